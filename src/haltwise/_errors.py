@@ -1,0 +1,15 @@
+"""The one exception for input that a user can mend."""
+
+
+class InputError(ValueError):
+    """Bad input: the message names the value, what was expected and the way out.
+
+    The command line prints the message alone and exits with code 2; a library user sees an
+    ordinary `ValueError`.
+    """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InputError(message)` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)

@@ -1,0 +1,19 @@
+"""Optional compiled accelerators, each with a plain PyTorch twin that says what it computes."""
+
+from haltwise._kernels.lstm import (
+    available,
+    implementation,
+    lstm_sequence,
+    lstm_step,
+    plain_lstm_sequence,
+    plain_lstm_step,
+)
+
+__all__ = [
+    "available",
+    "implementation",
+    "lstm_sequence",
+    "lstm_step",
+    "plain_lstm_sequence",
+    "plain_lstm_step",
+]

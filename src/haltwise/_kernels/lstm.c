@@ -1,0 +1,235 @@
+/* Stacked LSTM over many independent rows: forward, and backward with recomputation.
+ *
+ * Plain C11 with GNU vector types; called from lstm.py by ctypes. Reentrant, no global state.
+ * Every instance is compiled for its own instruction set and chosen at run time, so that a binary
+ * runs on any machine of its architecture.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Elements of two vectors of four, whose integer type is given. */
+#if defined(__clang__)
+#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(type, a, b, ...)                                                                   \
+    __builtin_shuffle(a, b, (type __attribute__((vector_size(4 * sizeof(type))))){__VA_ARGS__})
+#endif
+
+enum {
+    ALIGNMENT = 64,
+    WEIGHT_STEPS = 8,  /* steps of a weight-gradient product: its operands should stay in cache */
+    FLUSH_STEPS = 256, /* steps whose gradients are summed in lanes of the working precision */
+};
+
+typedef struct {
+    int64_t steps, rows, inputs, hidden, layers;
+    int64_t begin, end; /* rows of this call */
+} shape;
+
+static inline int64_t fan_in(const shape *s, int64_t layer)
+{
+    return layer ? s->hidden : s->inputs;
+}
+
+static int64_t weight_count(const shape *s)
+{
+    return 4 * s->hidden * (s->inputs + s->hidden + 2 * s->hidden * (s->layers - 1));
+}
+
+/* Aligned memory; `memory` is what to free. */
+static void *allocate(size_t bytes, void **memory)
+{
+    *memory = malloc(bytes + ALIGNMENT);
+    if (!*memory) return NULL;
+    return (void *)(((uintptr_t)*memory + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+}
+
+#define GENERIC_SELECT(type, mask, a, b) (type)(((mask) & (a)) | (~(mask) & (b)))
+
+/* Baseline: 128-bit vectors, which every supported architecture has. */
+#if defined(__x86_64__)
+#define BASE_TILE 2 /* 16 registers */
+#else
+#define BASE_TILE 4 /* 32 registers */
+#endif
+#define REAL float
+#define INT int32_t
+#define DOUBLE 0
+#define VBYTES 16
+#define NV BASE_TILE
+#define FT BASE_TILE
+#define FN(x) x##_base_f32
+#define TARGET
+#define VMAX(a, b) max_base_f32(a, b)
+#define VMIN(a, b) min_base_f32(a, b)
+#define RECIP(d) (1 / (d))
+typedef float generic_f32 __attribute__((vector_size(16)));
+typedef int32_t generic_i32 __attribute__((vector_size(16)));
+static inline generic_f32 max_base_f32(generic_f32 a, generic_f32 b)
+{
+    return GENERIC_SELECT(generic_f32, b < a, (generic_i32)a, (generic_i32)b);
+}
+static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
+{
+    return GENERIC_SELECT(generic_f32, a < b, (generic_i32)a, (generic_i32)b);
+}
+#include "lstm_impl.h"
+
+#define REAL double
+#define INT int64_t
+#define DOUBLE 1
+#define VBYTES 16
+#define NV BASE_TILE
+#define FT BASE_TILE
+#define FN(x) x##_base_f64
+#define TARGET
+#define VMAX(a, b) max_base_f64(a, b)
+#define VMIN(a, b) min_base_f64(a, b)
+#define RECIP(d) (1 / (d))
+typedef double generic_f64 __attribute__((vector_size(16)));
+typedef int64_t generic_i64 __attribute__((vector_size(16)));
+static inline generic_f64 max_base_f64(generic_f64 a, generic_f64 b)
+{
+    return GENERIC_SELECT(generic_f64, b < a, (generic_i64)a, (generic_i64)b);
+}
+static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
+{
+    return GENERIC_SELECT(generic_f64, a < b, (generic_i64)a, (generic_i64)b);
+}
+#include "lstm_impl.h"
+
+#if defined(__x86_64__)
+#define REAL float
+#define INT int32_t
+#define DOUBLE 0
+#define VBYTES 32
+#define NV 2
+#define FT 2
+#define FN(x) x##_avx2_f32
+#define TARGET __attribute__((target("avx2,fma")))
+#define VMAX(a, b) _mm256_max_ps(a, b)
+#define VMIN(a, b) _mm256_min_ps(a, b)
+#define RECIP(d) (1 / (d))
+#include "lstm_impl.h"
+
+#define REAL double
+#define INT int64_t
+#define DOUBLE 1
+#define VBYTES 32
+#define NV 2
+#define FT 2
+#define FN(x) x##_avx2_f64
+#define TARGET __attribute__((target("avx2,fma")))
+#define VMAX(a, b) _mm256_max_pd(a, b)
+#define VMIN(a, b) _mm256_min_pd(a, b)
+#define RECIP(d) (1 / (d))
+#include "lstm_impl.h"
+
+#define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+
+/* One Newton step on a 14-bit estimate; d must not be infinite. */
+static inline AVX512 __m512 reciprocal_avx512(__m512 d)
+{
+    __m512 estimate = _mm512_rcp14_ps(d);
+    __m512 error = _mm512_fnmadd_ps(d, estimate, _mm512_set1_ps(1));
+    return _mm512_fmadd_ps(estimate, error, estimate);
+}
+
+#define REAL float
+#define INT int32_t
+#define DOUBLE 0
+#define VBYTES 64
+#define NV 4
+#define FT 4
+#define FN(x) x##_avx512_f32
+#define TARGET AVX512
+#define VMAX(a, b) _mm512_max_ps(a, b)
+#define VMIN(a, b) _mm512_min_ps(a, b)
+#define RECIP(d) reciprocal_avx512(d)
+#include "lstm_impl.h"
+
+#define REAL double
+#define INT int64_t
+#define DOUBLE 1
+#define VBYTES 64
+#define NV 4
+#define FT 4
+#define FN(x) x##_avx512_f64
+#define TARGET AVX512
+#define VMAX(a, b) _mm512_max_pd(a, b)
+#define VMIN(a, b) _mm512_min_pd(a, b)
+#define RECIP(d) (1 / (d))
+#include "lstm_impl.h"
+#endif
+
+/* The best instruction set: 0 baseline, 1 AVX2, 2 AVX-512. */
+EXPORT int haltwise_lstm_isa(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+/* Both return 0, or 1 when out of memory. `isa` must not exceed the machine's.
+ *
+ * Layouts, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden]; outputs
+ * [steps, rows, hidden] or NULL; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden].
+ * grad_params is added to: per layer a weight, then a bias. Any other gradient may be NULL: zero
+ * if it comes in, not wanted if it goes out.
+ */
+#if defined(__x86_64__)
+#define DISPATCH(name, type, ...)                                                                  \
+    (isa == 2   ? name##_avx512_##type(__VA_ARGS__)                                                \
+     : isa == 1 ? name##_avx2_##type(__VA_ARGS__)                                                  \
+                : name##_base_##type(__VA_ARGS__))
+#else
+#define DISPATCH(name, type, ...) ((void)isa, name##_base_##type(__VA_ARGS__))
+#endif
+
+#define DEFINE(type, real)                                                                         \
+    EXPORT int haltwise_lstm_forward_##type(                                                       \
+        int isa, const shape *s, const real *inputs, const real *hidden, const real *cell,         \
+        const real *const *weights, const real *const *biases, real *outputs, real *hidden_out,    \
+        real *cell_out)                                                                            \
+    {                                                                                              \
+        return DISPATCH(forward, type, s, inputs, hidden, cell, weights, biases, outputs,          \
+                        hidden_out, cell_out);                                                     \
+    }                                                                                              \
+    EXPORT int haltwise_lstm_backward_##type(                                                      \
+        int isa, const shape *s, const real *inputs, const real *hidden, const real *cell,         \
+        const real *const *weights, const real *const *biases, const real *grad_outputs,           \
+        const real *grad_hidden_out, const real *grad_cell_out, real *grad_hidden,                 \
+        real *grad_cell, double *grad_params)                                                      \
+    {                                                                                              \
+        return DISPATCH(backward, type, s, inputs, hidden, cell, weights, biases, grad_outputs,    \
+                        grad_hidden_out, grad_cell_out, grad_hidden, grad_cell, grad_params);      \
+    }
+
+DEFINE(f32, float)
+DEFINE(f64, double)
+
+/* Not importable, but linkers that export an extension module's initialiser find one. */
+EXPORT void *PyInit__lstm(void);
+EXPORT void *PyInit__lstm(void) { return NULL; }

@@ -1,0 +1,380 @@
+"""Stacked LSTM over many independent rows, fused on the CPU, with a plain twin.
+
+R rows, I inputs, L layers of H units, K steps. A layer's weight is [4H, fan_in + H], the columns
+of its input first; gates lie in the order of `nn.LSTMCell`: input, forget, candidate, output.
+Hidden and cell states are [R, L, H].
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = [
+    "available",
+    "implementation",
+    "lstm_sequence",
+    "lstm_step",
+    "plain_lstm_sequence",
+    "plain_lstm_step",
+]
+
+_INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+_MIN_CHUNK, _MAX_CHUNKS = 512, 64  # rows of a thread's piece of work, and their number
+
+
+# ------------------------------------------------------------------------------ plain PyTorch
+
+
+def _plain_step(
+    inputs: Tensor,
+    hidden: Sequence[Tensor],
+    cell: Sequence[Tensor],
+    transposed: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One step on per-layer states; weights are [fan_in + H, 4H]."""
+    value = inputs
+    new_hidden, new_cell = [], []
+    for weight, bias, h, c in zip(transposed, biases, hidden, cell, strict=True):
+        gates = torch.addmm(bias, torch.cat((value, h), dim=1), weight)
+        enter, forget, candidate, leave = gates.chunk(4, dim=1)
+        new = forget.sigmoid() * c + enter.sigmoid() * candidate.tanh()
+        value = leave.sigmoid() * new.tanh()
+        new_hidden.append(value)
+        new_cell.append(new)
+    return new_hidden, new_cell
+
+
+def plain_lstm_step(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`lstm_step` in plain PyTorch, differentiable in everything."""
+    transposed = [weight.T for weight in weights]
+    new_hidden, new_cell = _plain_step(inputs, hidden.unbind(1), cell.unbind(1), transposed, biases)
+    return torch.stack(new_hidden, 1), torch.stack(new_cell, 1)
+
+
+def plain_lstm_sequence(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lstm_sequence` in plain PyTorch, differentiable in everything."""
+    transposed = [weight.T for weight in weights]
+    hiddens: Sequence[Tensor] = hidden.unbind(1)
+    cells: Sequence[Tensor] = cell.unbind(1)
+    outputs = []
+    for value in inputs.unbind(0):
+        hiddens, cells = _plain_step(value, hiddens, cells, transposed, biases)
+        outputs.append(hiddens[-1])
+    return torch.stack(outputs), torch.stack(tuple(hiddens), 1), torch.stack(tuple(cells), 1)
+
+
+# ------------------------------------------------------------------------------ compiled library
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in ("steps", "rows", "inputs", "hidden", "layers", "begin", "end")
+    )
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none."""
+    spec = importlib.util.find_spec("haltwise._kernels._lstm")
+    if spec is None or spec.origin is None:
+        return None, "the compiled kernel is not installed"
+    try:
+        library = ctypes.CDLL(spec.origin)
+        for suffix in _SUFFIX.values():
+            getattr(library, f"haltwise_lstm_forward_{suffix}").restype = ctypes.c_int
+            getattr(library, f"haltwise_lstm_backward_{suffix}").restype = ctypes.c_int
+        isa = library.haltwise_lstm_isa()
+    except (OSError, AttributeError) as error:
+        return None, f"the compiled kernel does not load: {error}"
+    return library, _INSTRUCTION_SETS[isa]
+
+
+def _forced_plain() -> bool:
+    return os.environ.get("HALTWISE_KERNEL", "").strip().lower() == "plain"
+
+
+def available() -> bool:
+    """Whether CPU tensors go through the compiled kernel."""
+    return not _forced_plain() and _load()[0] is not None
+
+
+def implementation() -> str:
+    """Which implementation runs on the CPU and why, for people to read."""
+    if _forced_plain():
+        return "plain PyTorch (HALTWISE_KERNEL=plain)"
+    library, detail = _load()
+    return f"plain PyTorch ({detail})" if library is None else f"compiled kernel ({detail})"
+
+
+def _fusable(inputs: Tensor, *others: Tensor) -> bool:
+    """Whether the compiled kernel serves these tensors."""
+    if not available() or inputs.dtype not in _SUFFIX or torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() and inputs.requires_grad:
+        return False  # the kernel takes inputs as constants
+    return all(
+        tensor.dtype == inputs.dtype
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        for tensor in (inputs, *others)
+    )
+
+
+def _check(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> None:
+    """Shapes of a sequence call: the kernel reads raw memory."""
+    steps, rows, fan_in = inputs.shape
+    _, num_layers, size = hidden.shape
+    assert steps >= 1
+    assert len(weights) == len(biases) == num_layers
+    assert hidden.shape == cell.shape == (rows, num_layers, size)
+    for weight, bias in zip(weights, biases, strict=True):
+        assert weight.shape == (4 * size, fan_in + size)
+        assert bias.shape == (4 * size,)
+        fan_in = size
+
+
+def _pointers(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _chunks(rows: int) -> list[tuple[int, int]]:
+    """Pieces of the rows; they depend on nothing else, so that results do not either."""
+    size = max(_MIN_CHUNK, -(-rows // _MAX_CHUNKS))
+    size = -(-size // 64) * 64  # whole blocks of the kernel
+    return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
+
+
+def _run(task: Callable[[int, int, int], int], chunks: Sequence[tuple[int, int]]) -> None:
+    """Run `task(index, begin, end)` on every chunk, on as many threads as PyTorch uses."""
+    arguments = [(index, begin, end) for index, (begin, end) in enumerate(chunks)]
+    workers = min(torch.get_num_threads(), len(chunks))
+    if workers > 1:  # ctypes releases the interpreter lock
+        with ThreadPoolExecutor(workers) as pool:
+            codes = list(pool.map(lambda chunk: task(*chunk), arguments))
+    else:
+        codes = [task(*chunk) for chunk in arguments]
+    if any(codes):
+        raise MemoryError("no memory for the LSTM kernel's scratch")
+
+
+def _forward(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    outputs: Tensor | None,
+    isa: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Final states; writes the top layer's outputs. All tensors are contiguous."""
+    library, _ = _load()
+    assert library is not None
+    if isa is None:
+        isa = library.haltwise_lstm_isa()
+    run = getattr(library, f"haltwise_lstm_forward_{_SUFFIX[inputs.dtype]}")
+    new_hidden, new_cell = torch.empty_like(hidden), torch.empty_like(cell)
+    steps, rows, num_inputs = inputs.shape
+    _, num_layers, size = hidden.shape
+    operands = (
+        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
+        _pointers(weights),
+        _pointers(biases),
+        *(_pointer(tensor) for tensor in (outputs, new_hidden, new_cell)),
+    )
+
+    def task(_: int, begin: int, end: int) -> int:
+        shape = _Shape(steps, rows, num_inputs, size, num_layers, begin, end)
+        code: int = run(isa, ctypes.byref(shape), *operands)
+        return code
+
+    _run(task, _chunks(rows))
+    return new_hidden, new_cell
+
+
+def _backward(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    grad_outputs: Tensor | None,
+    grad_new_hidden: Tensor | None,
+    grad_new_cell: Tensor | None,
+    *,
+    wants_hidden: bool = True,
+    wants_cell: bool = True,
+    isa: int | None = None,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """Gradients of the states, if wanted, and of every layer's weight and bias in turn."""
+    library, _ = _load()
+    assert library is not None
+    if isa is None:
+        isa = library.haltwise_lstm_isa()
+    run = getattr(library, f"haltwise_lstm_backward_{_SUFFIX[inputs.dtype]}")
+    grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+    grad_cell = torch.empty_like(cell) if wants_cell else None
+    steps, rows, num_inputs = inputs.shape
+    _, num_layers, size = hidden.shape
+    shapes = [tensor.shape for pair in zip(weights, biases, strict=True) for tensor in pair]
+    chunks = _chunks(rows)
+    grad_params = torch.zeros(
+        len(chunks), sum(shape.numel() for shape in shapes), dtype=torch.float64
+    )
+    operands = (
+        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
+        _pointers(weights),
+        _pointers(biases),
+        *(_pointer(tensor) for tensor in (grad_outputs, grad_new_hidden, grad_new_cell)),
+        *(_pointer(tensor) for tensor in (grad_hidden, grad_cell)),
+    )
+
+    def task(index: int, begin: int, end: int) -> int:
+        shape = _Shape(steps, rows, num_inputs, size, num_layers, begin, end)
+        own = _pointer(grad_params[index])  # summed in order below, whoever finishes first
+        code: int = run(isa, ctypes.byref(shape), *operands, own)
+        return code
+
+    _run(task, chunks)
+    flat = grad_params.sum(0).to(inputs.dtype)
+    pieces = torch.split(flat, [shape.numel() for shape in shapes])
+    return (
+        grad_hidden,
+        grad_cell,
+        [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)],
+    )
+
+
+@final
+class _Sequence(torch.autograd.Function):
+    """`lstm_sequence`; parameters come as weight, bias, weight, bias, ..."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, hidden: Tensor, cell: Tensor, *params: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, hidden, cell, *params_ = (
+            tensor.contiguous() for tensor in (inputs, hidden, cell, *params)
+        )
+        outputs = inputs.new_empty(*inputs.shape[:2], hidden.shape[2])
+        new_hidden, new_cell = _forward(inputs, hidden, cell, params_[::2], params_[1::2], outputs)
+        ctx.save_for_backward(inputs, hidden, cell, *params_)
+        ctx.set_materialize_grads(False)
+        return outputs, new_hidden, new_cell
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs, hidden, cell, *params = ctx.saved_tensors
+        grad_hidden, grad_cell, grad_params = _backward(
+            inputs,
+            hidden,
+            cell,
+            params[::2],
+            params[1::2],
+            *(None if grad is None else grad.contiguous() for grad in grads),
+            wants_hidden=ctx.needs_input_grad[1],
+            wants_cell=ctx.needs_input_grad[2],
+        )
+        return None, grad_hidden, grad_cell, *grad_params
+
+
+# ------------------------------------------------------------------------------ public operations
+
+
+def lstm_step(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """One step of a stacked LSTM, without a graph; the old state is left as it was.
+
+    Args:
+        inputs: Shape [R, I].
+        hidden: Shape [R, L, H].
+        cell: Shape [R, L, H].
+        weights: L tensors [4H, fan_in + H].
+        biases: L tensors [4H].
+
+    Returns:
+        Hidden and cell state after the step, each [R, L, H].
+    """
+    with torch.no_grad():
+        if not _fusable(inputs, hidden, cell, *weights, *biases):
+            return plain_lstm_step(inputs, hidden, cell, weights, biases)
+        sequence = inputs.contiguous().unsqueeze(0)
+        _check(sequence, hidden, cell, weights, biases)
+        return _forward(
+            sequence,
+            hidden.contiguous(),
+            cell.contiguous(),
+            [weight.contiguous() for weight in weights],
+            [bias.contiguous() for bias in biases],
+            None,
+        )
+
+
+def lstm_sequence(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """K steps of a stacked LSTM, differentiable once in the state and the parameters.
+
+    The backward recomputes the forward, so a graph holds no more than the arguments, whatever K.
+    Inputs are constants; should they require a gradient, the plain twin runs.
+
+    Args:
+        inputs: Shape [K, R, I].
+        hidden: Shape [R, L, H].
+        cell: Shape [R, L, H].
+        weights: L tensors [4H, fan_in + H].
+        biases: L tensors [4H].
+
+    Returns:
+        The top layer's outputs [K, R, H]; hidden and cell state after the last step, [R, L, H].
+    """
+    if not _fusable(inputs, hidden, cell, *weights, *biases):
+        return plain_lstm_sequence(inputs, hidden, cell, weights, biases)
+    _check(inputs, hidden, cell, weights, biases)
+    params = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
+    result: tuple[Tensor, Tensor, Tensor] = _Sequence.apply(  # type: ignore[no-untyped-call]
+        inputs, hidden, cell, *params
+    )
+    return result

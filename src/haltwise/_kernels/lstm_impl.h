@@ -1,0 +1,504 @@
+/* One instance of the stacked LSTM kernel, for one scalar type and one instruction set.
+ *
+ * Included by lstm.c once per instance, which defines:
+ *   REAL    float or double;        INT      an integer of the same width
+ *   DOUBLE  1 if REAL is double
+ *   VBYTES  bytes of a SIMD vector; NV       vectors of a row block
+ *   FT      features of a register tile in the backward products
+ *   FN(x)   the instance's name of x;        TARGET  its target attribute
+ *   VMAX, VMIN  of two vectors; the second operand where either is NaN
+ *   RECIP   1 / vector
+ *
+ * Rows lie in SIMD lanes: inside a block every feature is a row of BLOCK values ("plane"), so no
+ * operation mixes rows but the weight gradient's sum over them.
+ */
+
+#define LANES ((int64_t)(VBYTES / sizeof(REAL)))
+#define BLOCK ((int64_t)(NV * LANES))
+#define V FN(vector)
+#define IV FN(ivector)
+#define QUAD FN(quad)
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+typedef REAL V __attribute__((vector_size(VBYTES)));
+typedef INT IV __attribute__((vector_size(VBYTES)));
+typedef REAL QUAD __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL))));
+
+INLINE V FN(splat)(REAL value) { return value - (V){0}; }
+
+/* exp(y) - 1 = s q + (s - 1) and exp(y) = s q + s, with y = n ln 2 + r, s = 2^n and q =
+ * exp(r) - 1. |y| must stay below the range of normal exponents, or be NaN, which q keeps. */
+INLINE V FN(exp_parts)(V y, V *scale)
+{
+#if DOUBLE
+    const REAL magic = 6755399441055744.0 + 1023;
+    V t = y * (REAL)1.4426950408889634074 + magic;
+    V n = t - magic;
+    V r = y - n * (REAL)6.93145751953125e-1;
+    r = r - n * (REAL)1.42860682030941723212e-6;
+    *scale = (V)((IV)t << 52);
+    V p = r * (REAL)(1.0 / 6227020800.0) + (REAL)(1.0 / 479001600.0);
+    p = p * r + (REAL)(1.0 / 39916800.0);
+    p = p * r + (REAL)(1.0 / 3628800.0);
+    p = p * r + (REAL)(1.0 / 362880.0);
+    p = p * r + (REAL)(1.0 / 40320.0);
+    p = p * r + (REAL)(1.0 / 5040.0);
+    p = p * r + (REAL)(1.0 / 720.0);
+    p = p * r + (REAL)(1.0 / 120.0);
+    p = p * r + (REAL)(1.0 / 24.0);
+    p = p * r + (REAL)(1.0 / 6.0);
+    p = p * r + (REAL)0.5;
+#else
+    const REAL magic = 12582912.0f + 127; /* its low bits carry the biased exponent */
+    V t = y * 1.44269504088896341f + magic;
+    V n = t - magic;
+    V r = y - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    *scale = (V)((IV)t << 23);
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+#endif
+    return p * (r * r) + r;
+}
+
+INLINE V FN(sigmoid)(V x)
+{
+#if DOUBLE
+    const REAL range = 708;
+#else
+    const REAL range = 87;
+#endif
+    V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), -x));
+    V q = FN(exp_parts)(y, &s);
+    return RECIP(q * s + (s + 1));
+}
+
+INLINE V FN(tanh)(V x)
+{
+#if DOUBLE
+    const REAL range = 40;
+#else
+    const REAL range = 20;
+#endif
+    V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), x + x));
+    V q = FN(exp_parts)(y, &s);
+    V e = q * s + (s - 1); /* accurate where small, unlike exp(y) - 1 */
+    return e * RECIP(e + 2);
+}
+
+/* Four vectors of four, transposed; strides in scalars. */
+INLINE void FN(transpose)(REAL *dst, int64_t dst_stride, const REAL *src, int64_t src_stride)
+{
+    QUAD a = *(const QUAD *)src, b = *(const QUAD *)(src + src_stride);
+    QUAD c = *(const QUAD *)(src + 2 * src_stride), d = *(const QUAD *)(src + 3 * src_stride);
+    QUAD ab = SHUFFLE(INT, a, b, 0, 4, 1, 5), cd = SHUFFLE(INT, c, d, 0, 4, 1, 5);
+    *(QUAD *)dst = SHUFFLE(INT, ab, cd, 0, 1, 4, 5);
+    *(QUAD *)(dst + dst_stride) = SHUFFLE(INT, ab, cd, 2, 3, 6, 7);
+    ab = SHUFFLE(INT, a, b, 2, 6, 3, 7), cd = SHUFFLE(INT, c, d, 2, 6, 3, 7);
+    *(QUAD *)(dst + 2 * dst_stride) = SHUFFLE(INT, ab, cd, 0, 1, 4, 5);
+    *(QUAD *)(dst + 3 * dst_stride) = SHUFFLE(INT, ab, cd, 2, 3, 6, 7);
+}
+
+/* Rows of `src` into planes; the block's missing rows become zero. */
+INLINE void FN(gather)(REAL *dst, const REAL *src, int64_t stride, int64_t rows, int64_t width)
+{
+    int64_t quads = rows / 4 * 4, whole = width / 4 * 4;
+    for (int64_t b = 0; b < quads; b += 4)
+        for (int64_t f = 0; f < whole; f += 4)
+            FN(transpose)(dst + f * BLOCK + b, BLOCK, src + b * stride + f, stride);
+    for (int64_t f = 0; f < width; f++) {
+        for (int64_t b = f < whole ? quads : 0; b < rows; b++)
+            dst[f * BLOCK + b] = src[b * stride + f];
+        for (int64_t b = rows; b < BLOCK; b++) dst[f * BLOCK + b] = 0;
+    }
+}
+
+INLINE void FN(scatter)(REAL *dst, const REAL *src, int64_t stride, int64_t rows, int64_t width)
+{
+    int64_t quads = rows / 4 * 4, whole = width / 4 * 4;
+    for (int64_t b = 0; b < quads; b += 4)
+        for (int64_t f = 0; f < whole; f += 4)
+            FN(transpose)(dst + b * stride + f, stride, src + f * BLOCK + b, BLOCK);
+    for (int64_t b = 0; b < rows; b++)
+        for (int64_t f = b < quads ? whole : 0; f < width; f++)
+            dst[b * stride + f] = src[f * BLOCK + b];
+}
+
+/* Offsets, in scalars, of one time step's record and of the packed parameters. */
+typedef struct {
+    int64_t in, h, c, g, tc; /* inputs; hidden, cell, gates, tanh(cell) of layer 0 */
+    int64_t size;
+} FN(record);
+
+INLINE FN(record) FN(layout)(const shape *s, int save)
+{
+    FN(record) r;
+    int64_t units = s->layers * s->hidden * BLOCK;
+    r.in = 0;
+    r.h = s->inputs * BLOCK;
+    r.c = r.h + units;
+    r.g = r.c + units;
+    r.tc = r.g + (save ? 4 * units : 0);
+    r.size = r.tc + (save ? units : 0);
+    return r;
+}
+
+/* Weights as [layer][unit][feature][gate], biases behind as [layer][unit][gate]. */
+static void FN(pack)(const shape *s, const REAL *const *weights, const REAL *const *biases,
+                     REAL *packed, REAL *packed_bias)
+{
+    for (int64_t l = 0; l < s->layers; l++) {
+        int64_t width = fan_in(s, l) + s->hidden;
+        for (int64_t j = 0; j < s->hidden; j++) {
+            for (int64_t k = 0; k < width; k++)
+                for (int64_t g = 0; g < 4; g++)
+                    *packed++ = weights[l][(g * s->hidden + j) * width + k];
+            for (int64_t g = 0; g < 4; g++) *packed_bias++ = biases[l][g * s->hidden + j];
+        }
+    }
+}
+
+/* Transposed weights as [layer][feature tile][unit][gate][feature of the tile], zero-padded.
+ * Layer 0 leaves its inputs out: they have no gradient. */
+static void FN(pack_transposed)(const shape *s, const REAL *const *weights, REAL *packed)
+{
+    for (int64_t l = 0; l < s->layers; l++) {
+        int64_t width = fan_in(s, l) + s->hidden, skip = l ? 0 : s->inputs;
+        for (int64_t k = skip; k < width; k += FT)
+            for (int64_t j = 0; j < s->hidden; j++)
+                for (int64_t g = 0; g < 4; g++)
+                    for (int64_t i = 0; i < FT; i++)
+                        *packed++ =
+                            k + i < width ? weights[l][(g * s->hidden + j) * width + k + i] : 0;
+    }
+}
+
+INLINE void FN(multiply)(V acc[4][NV], const REAL *w, const REAL *x, int64_t width)
+{
+    for (int64_t k = 0; k < width; k++, w += 4, x += BLOCK) {
+        V value[NV];
+        UNROLL for (int v = 0; v < NV; v++) value[v] = *(const V *)(x + v * LANES);
+        UNROLL for (int g = 0; g < 4; g++) {
+            V weight = FN(splat)(w[g]);
+            UNROLL for (int v = 0; v < NV; v++) acc[g][v] += weight * value[v];
+        }
+    }
+}
+
+/* One layer, one step, one block: gates of a unit, then its activations straight from registers. */
+INLINE void FN(cell)(int save, int64_t width, int64_t hidden, const REAL *w, const REAL *bias,
+                     const REAL *x, const REAL *h_old, const REAL *c_old, REAL *h, REAL *c,
+                     REAL *gates, REAL *tc)
+{
+    for (int64_t j = 0; j < hidden; j++) {
+        V acc[4][NV];
+        UNROLL for (int g = 0; g < 4; g++)
+            UNROLL for (int v = 0; v < NV; v++) acc[g][v] = FN(splat)(bias[4 * j + g]);
+        FN(multiply)(acc, w, x, width);
+        w += 4 * width;
+        FN(multiply)(acc, w, h_old, hidden);
+        w += 4 * hidden;
+        /* Stage by stage: independent vectors next to each other hide each other's latency. */
+        UNROLL for (int v = 0; v < NV; v++) acc[0][v] = FN(sigmoid)(acc[0][v]);
+        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(sigmoid)(acc[1][v]);
+        UNROLL for (int v = 0; v < NV; v++) acc[2][v] = FN(tanh)(acc[2][v]);
+        if (save)
+            UNROLL for (int g = 0; g < 3; g++)
+                UNROLL for (int v = 0; v < NV; v++)
+                    *(V *)(gates + (4 * j + g) * BLOCK + v * LANES) = acc[g][v];
+        UNROLL for (int v = 0; v < NV; v++) {
+            int64_t at = j * BLOCK + v * LANES;
+            acc[1][v] = acc[1][v] * *(const V *)(c_old + at) + acc[0][v] * acc[2][v];
+            *(V *)(c + at) = acc[1][v];
+        }
+        UNROLL for (int v = 0; v < NV; v++) acc[3][v] = FN(sigmoid)(acc[3][v]);
+        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(tanh)(acc[1][v]);
+        UNROLL for (int v = 0; v < NV; v++) {
+            int64_t at = j * BLOCK + v * LANES;
+            *(V *)(h + at) = acc[3][v] * acc[1][v];
+            if (save) {
+                *(V *)(gates + (4 * j + 3) * BLOCK + v * LANES) = acc[3][v];
+                *(V *)(tc + at) = acc[1][v];
+            }
+        }
+    }
+}
+
+/* All layers of one step, from the record `old` into `new`, whose inputs are in place. */
+INLINE void FN(stack)(int save, const shape *s, const FN(record) *r, const REAL *w,
+                      const REAL *bias, const REAL *old, REAL *new)
+{
+    const int64_t plane = s->hidden * BLOCK;
+    for (int64_t l = 0; l < s->layers; l++) {
+        const REAL *x = l ? new + r->h + (l - 1) * plane : new + r->in;
+        FN(cell)(save, fan_in(s, l), s->hidden, w, bias, x, old + r->h + l * plane,
+                 old + r->c + l * plane, new + r->h + l * plane, new + r->c + l * plane,
+                 new + r->g + 4 * l * plane, new + r->tc + l * plane);
+        w += 4 * s->hidden * (fan_in(s, l) + s->hidden);
+        bias += 4 * s->hidden;
+    }
+}
+
+static TARGET int FN(forward)(const shape *s, const REAL *inputs, const REAL *hidden,
+                              const REAL *cell, const REAL *const *weights,
+                              const REAL *const *biases, REAL *outputs, REAL *hidden_out,
+                              REAL *cell_out)
+{
+    const FN(record) r = FN(layout)(s, 0);
+    const int64_t units = s->layers * s->hidden, top = (units - s->hidden) * BLOCK;
+    const int64_t num_weights = weight_count(s), num_biases = 4 * units;
+    void *memory;
+    REAL *buffer = allocate((2 * r.size + num_weights + num_biases) * sizeof(REAL), &memory);
+    if (!buffer) return 1;
+    REAL *w = buffer + 2 * r.size, *bias = w + num_weights;
+    FN(pack)(s, weights, biases, w, bias);
+    for (int64_t begin = s->begin; begin < s->end; begin += BLOCK) {
+        int64_t rows = s->end - begin < BLOCK ? s->end - begin : BLOCK;
+        REAL *old = buffer, *new = buffer + r.size;
+        FN(gather)(old + r.h, hidden + begin * units, units, rows, units);
+        FN(gather)(old + r.c, cell + begin * units, units, rows, units);
+        for (int64_t t = 0; t < s->steps; t++) {
+            FN(gather)(new + r.in, inputs + (t * s->rows + begin) * s->inputs, s->inputs, rows,
+                       s->inputs);
+            FN(stack)(0, s, &r, w, bias, old, new);
+            if (outputs)
+                FN(scatter)(outputs + (t * s->rows + begin) * s->hidden, new + r.h + top,
+                            s->hidden, rows, s->hidden);
+            REAL *swap = old;
+            old = new;
+            new = swap;
+        }
+        FN(scatter)(hidden_out + begin * units, old + r.h, units, rows, units);
+        FN(scatter)(cell_out + begin * units, old + r.c, units, rows, units);
+    }
+    free(memory);
+    return 0;
+}
+
+/* Gates' derivatives in place of the gates; sums them into `sums` ([unit][gate] vectors). */
+INLINE void FN(cell_backward)(int64_t hidden, const REAL *dh, REAL *dc, const REAL *c_old,
+                              REAL *gates, const REAL *tc, V *sums)
+{
+    for (int64_t j = 0; j < hidden; j++, gates += 4 * BLOCK, sums += 4) {
+        V total[4] = {sums[0], sums[1], sums[2], sums[3]};
+        UNROLL for (int v = 0; v < NV; v++) {
+            int64_t at = j * BLOCK + v * LANES;
+            V *i = (V *)(gates + v * LANES), *f = (V *)(gates + BLOCK + v * LANES);
+            V *g = (V *)(gates + 2 * BLOCK + v * LANES), *o = (V *)(gates + 3 * BLOCK + v * LANES);
+            V up = *(const V *)(dh + at), squashed = *(const V *)(tc + at);
+            V enter = *i, forget = *f, candidate = *g, leave = *o;
+            V down = *(const V *)(dc + at) + up * leave * (1 - squashed * squashed);
+            *(V *)(dc + at) = down * forget;
+            V di = down * candidate * (enter * (1 - enter));
+            V df = down * *(const V *)(c_old + at) * (forget * (1 - forget));
+            V dg = down * enter * (1 - candidate * candidate);
+            V dl = up * squashed * (leave * (1 - leave));
+            *i = di, *f = df, *g = dg, *o = dl;
+            total[0] += di, total[1] += df, total[2] += dg, total[3] += dl;
+        }
+        UNROLL for (int g = 0; g < 4; g++) sums[g] = total[g];
+    }
+}
+
+/* A feature tile of W^T dG: gates' derivatives ([4 hidden] planes) back to FT features. */
+INLINE void FN(multiply_transposed)(V acc[FT][NV], const REAL *w, const REAL *gates,
+                                    int64_t num_gates)
+{
+    UNROLL for (int i = 0; i < FT; i++)
+        UNROLL for (int v = 0; v < NV; v++) acc[i][v] = (V){0};
+    for (int64_t k = 0; k < num_gates; k++, w += FT, gates += BLOCK) {
+        V value[NV];
+        UNROLL for (int v = 0; v < NV; v++) value[v] = *(const V *)(gates + v * LANES);
+        UNROLL for (int i = 0; i < FT; i++) {
+            V weight = FN(splat)(w[i]);
+            UNROLL for (int v = 0; v < NV; v++) acc[i][v] += weight * value[v];
+        }
+    }
+}
+
+/* dG x^T of a layer over `steps` records into `sums` ([unit][feature][gate] vectors). */
+INLINE void FN(weight_gradient)(const shape *s, const FN(record) *r, int64_t l, const REAL *record,
+                                int64_t steps, V *sums)
+{
+    const int64_t plane = s->hidden * BLOCK, width = fan_in(s, l), all = width + s->hidden;
+    const REAL *x = l ? record + r->h + (l - 1) * plane : record + r->in;
+    const REAL *h = record - r->size + r->h + l * plane;
+    const REAL *gates = record + r->g + 4 * l * plane;
+    for (int64_t k = 0; k < all; k += FT) {
+        const REAL *feature[FT];
+        for (int64_t i = 0; i < FT; i++) {
+            int64_t at = k + i < all ? k + i : all - 1; /* the last tile's surplus is dropped */
+            feature[i] = at < width ? x + at * BLOCK : h + (at - width) * BLOCK;
+        }
+        for (int64_t j = 0; j < s->hidden; j++) {
+            V acc[FT][4];
+            UNROLL for (int i = 0; i < FT; i++)
+                UNROLL for (int g = 0; g < 4; g++) acc[i][g] = (V){0};
+            for (int64_t t = 0; t < steps; t++) {
+                const REAL *from = gates + 4 * j * BLOCK + t * r->size;
+                UNROLL for (int v = 0; v < NV; v++) {
+                    V value[4];
+                    UNROLL for (int g = 0; g < 4; g++)
+                        value[g] = *(const V *)(from + g * BLOCK + v * LANES);
+                    UNROLL for (int i = 0; i < FT; i++) {
+                        V other = *(const V *)(feature[i] + t * r->size + v * LANES);
+                        UNROLL for (int g = 0; g < 4; g++) acc[i][g] += value[g] * other;
+                    }
+                }
+            }
+            V *out = sums + 4 * (j * all + k);
+            UNROLL for (int i = 0; i < FT; i++)
+                if (k + i < all)
+                    UNROLL for (int g = 0; g < 4; g++) out[4 * i + g] += acc[i][g];
+        }
+    }
+}
+
+INLINE double FN(drain)(V *sum)
+{
+    REAL lanes[LANES];
+    memcpy(lanes, sum, sizeof lanes);
+    *sum = (V){0};
+    for (int64_t half = LANES / 2; half; half /= 2)
+        for (int64_t i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+/* Lane sums into the gradients ([4 hidden, width] then [4 hidden] per layer), which are double:
+ * there may be millions of addends. */
+static TARGET void FN(flush)(const shape *s, V *sums, V *bias_sums, double *grad)
+{
+    for (int64_t l = 0; l < s->layers; l++) {
+        int64_t width = fan_in(s, l) + s->hidden;
+        for (int64_t j = 0; j < s->hidden; j++) {
+            for (int64_t k = 0; k < width; k++)
+                for (int64_t g = 0; g < 4; g++)
+                    grad[(g * s->hidden + j) * width + k] += FN(drain)(sums++);
+            for (int64_t g = 0; g < 4; g++)
+                grad[4 * s->hidden * width + g * s->hidden + j] += FN(drain)(bias_sums++);
+        }
+        grad += 4 * s->hidden * (width + 1);
+    }
+}
+
+static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *hidden,
+                               const REAL *cell, const REAL *const *weights,
+                               const REAL *const *biases, const REAL *grad_outputs,
+                               const REAL *grad_hidden_out, const REAL *grad_cell_out,
+                               REAL *grad_hidden, REAL *grad_cell, double *grad_params)
+{
+    const FN(record) r = FN(layout)(s, 1);
+    const int64_t units = s->layers * s->hidden, plane = s->hidden * BLOCK;
+    const int64_t num_weights = weight_count(s), num_biases = 4 * units;
+    int64_t num_transposed = 0;
+    for (int64_t l = 0; l < s->layers; l++) {
+        int64_t width = (l ? s->hidden : 0) + s->hidden;
+        num_transposed += (width + FT - 1) / FT * FT * 4 * s->hidden;
+    }
+    /* Vectors first, so that all of them are aligned. */
+    const int64_t vectors = (num_weights + num_biases) * LANES + (s->steps + 1) * r.size +
+                         2 * units * BLOCK + plane;
+    void *memory;
+    REAL *buffer = allocate(
+        (vectors + num_weights + num_biases + num_transposed) * sizeof(REAL), &memory);
+    if (!buffer) return 1;
+    V *sums = (V *)buffer, *bias_sums = sums + num_weights;
+    REAL *records = (REAL *)(bias_sums + num_biases), *dh = records + (s->steps + 1) * r.size;
+    REAL *dc = dh + units * BLOCK, *spare = dc + units * BLOCK;
+    REAL *w = spare + plane, *bias = w + num_weights, *transposed = bias + num_biases;
+    memset(sums, 0, (num_weights + num_biases) * sizeof(V));
+    FN(pack)(s, weights, biases, w, bias);
+    FN(pack_transposed)(s, weights, transposed);
+    int64_t pending = 0; /* steps summed since the last flush */
+    for (int64_t begin = s->begin; begin < s->end; begin += BLOCK) {
+        int64_t rows = s->end - begin < BLOCK ? s->end - begin : BLOCK;
+        FN(gather)(records + r.h, hidden + begin * units, units, rows, units);
+        FN(gather)(records + r.c, cell + begin * units, units, rows, units);
+        for (int64_t t = 0; t < s->steps; t++) {
+            REAL *old = records + t * r.size, *new = old + r.size;
+            FN(gather)(new + r.in, inputs + (t * s->rows + begin) * s->inputs, s->inputs, rows,
+                       s->inputs);
+            FN(stack)(1, s, &r, w, bias, old, new);
+        }
+        if (grad_hidden_out)
+            FN(gather)(dh, grad_hidden_out + begin * units, units, rows, units);
+        else
+            memset(dh, 0, units * BLOCK * sizeof(REAL));
+        if (grad_cell_out)
+            FN(gather)(dc, grad_cell_out + begin * units, units, rows, units);
+        else
+            memset(dc, 0, units * BLOCK * sizeof(REAL));
+        for (int64_t t = s->steps - 1, done = 0; t >= 0; t--) {
+            REAL *old = records + t * r.size, *new = old + r.size;
+            if (grad_outputs) {
+                FN(gather)(spare, grad_outputs + (t * s->rows + begin) * s->hidden, s->hidden,
+                           rows, s->hidden);
+                V *to = (V *)(dh + (s->layers - 1) * plane);
+                for (int64_t i = 0; i < s->hidden * NV; i++) to[i] += ((V *)spare)[i];
+            }
+            const REAL *wt = transposed + num_transposed;
+            V *sum = bias_sums + num_biases;
+            for (int64_t l = s->layers - 1; l >= 0; l--) {
+                REAL *gates = new + r.g + 4 * l * plane;
+                int64_t below = l ? s->hidden : 0, width = below + s->hidden;
+                sum -= 4 * s->hidden;
+                FN(cell_backward)(s->hidden, dh + l * plane, dc + l * plane,
+                                  old + r.c + l * plane, gates, new + r.tc + l * plane, sum);
+                wt -= (width + FT - 1) / FT * FT * 4 * s->hidden;
+                for (int64_t k = 0; k < width; k += FT) {
+                    V acc[FT][NV];
+                    FN(multiply_transposed)(acc, wt + k * 4 * s->hidden, gates, 4 * s->hidden);
+                    UNROLL for (int i = 0; i < FT; i++) {
+                        if (k + i < below) {
+                            V *to = (V *)(dh + (l - 1) * plane + (k + i) * BLOCK);
+                            UNROLL for (int v = 0; v < NV; v++) to[v] += acc[i][v];
+                        } else if (k + i < width) {
+                            V *to = (V *)(dh + l * plane + (k + i - below) * BLOCK);
+                            UNROLL for (int v = 0; v < NV; v++) to[v] = acc[i][v];
+                        }
+                    }
+                }
+            }
+            if (++done == WEIGHT_STEPS || t == 0) {
+                V *to = sums;
+                for (int64_t l = 0; l < s->layers; l++) {
+                    FN(weight_gradient)(s, &r, l, new, done, to);
+                    to += 4 * s->hidden * (fan_in(s, l) + s->hidden);
+                }
+                done = 0;
+            }
+        }
+        if (grad_hidden)
+            FN(scatter)(grad_hidden + begin * units, dh, units, rows, units);
+        if (grad_cell)
+            FN(scatter)(grad_cell + begin * units, dc, units, rows, units);
+        pending += s->steps;
+        if (pending >= FLUSH_STEPS || begin + BLOCK >= s->end) {
+            FN(flush)(s, sums, bias_sums, grad_params);
+            pending = 0;
+        }
+    }
+    free(memory);
+    return 0;
+}
+
+#undef LANES
+#undef BLOCK
+#undef V
+#undef IV
+#undef QUAD
+#undef INLINE
+#undef REAL
+#undef INT
+#undef DOUBLE
+#undef VBYTES
+#undef NV
+#undef FT
+#undef FN
+#undef TARGET
+#undef VMAX
+#undef VMIN
+#undef RECIP

@@ -1,0 +1,27 @@
+"""`haltwise list`: what there is to train on and to use."""
+
+import click
+
+from haltwise import pretrained
+from haltwise.tasks import families
+
+__all__ = ["list_"]
+
+
+@click.command("list")
+def list_() -> None:
+    """List the families and the shipped optimizers."""
+    click.echo("Families (haltwise train FAMILY):")
+    for name, family in families().items():
+        click.echo(f"  {name:<22} {family.dim:>4} parameters  {_first_line(family)}")
+    click.echo("Shipped optimizers (haltwise evaluate NAME, haltwise.load(NAME)):")
+    for name in pretrained.names():
+        config = pretrained.read_card(name)["config"]
+        click.echo(
+            f"  {name:<22} family {config['family']}, {config['horizon']} steps, "
+            f"price {config['price']:g} per step, preset {config['preset']}"
+        )
+
+
+def _first_line(family: object) -> str:
+    return (type(family).__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,19 @@
+"""`haltwise report`: one self-contained page of what a run learned and how it was judged."""
+
+from pathlib import Path
+
+import click
+
+from haltwise import report as pages
+
+__all__ = ["report"]
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The page.  [default: RUN/report.html]"
+)
+def report(run: Path, out: Path | None) -> None:
+    """Write an HTML report of the evaluations in the directory RUN."""
+    click.echo(str(pages.write_report(run, out or run / "report.html")))

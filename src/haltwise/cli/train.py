@@ -1,0 +1,178 @@
+"""`haltwise train`: meta-train an optimizer on a family, with a live display."""
+
+import json
+import math
+import shlex
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Display
+
+from haltwise._errors import InputError, require
+from haltwise.training import PRESETS, Trainer, TrainingConfig
+
+__all__ = ["train"]
+
+
+@click.command()
+@click.argument("family", required=False)
+@click.option(
+    "--preset",
+    default="act",
+    show_default=True,
+    type=click.Choice(list(PRESETS)),
+    help="act: what works best; lstm: no halting; thesis: the thesis to the letter.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/FAMILY-PRESET]"
+)
+@click.option("--price", type=float, help="Price of a step, in units of the loss.")
+@click.option("--horizon", type=int, help="Steps of an unroll.")
+@click.option("--meta-steps", type=int, help="Updates of the optimizer's weights.")
+@click.option("--batch-size", type=int, help="Problems of a meta-step.")
+@click.option("--learning-rate", type=float, help="Of the meta-optimizer Adam.")
+@click.option("--continuation", type=float, help="Continuation of the horizon prior, in (0, 1).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of weights and problems.")
+@click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="Any other setting of the configuration, e.g. --set sum_weight=0.1.",
+)
+@click.option(
+    "--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory."
+)
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files as well.")
+def train(
+    family: str | None,
+    preset: str,
+    out: Path | None,
+    price: float | None,
+    horizon: int | None,
+    meta_steps: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    continuation: float | None,
+    seed: int,
+    threads: int | None,
+    settings: tuple[str, ...],
+    resume: Path | None,
+    tensorboard: bool,
+) -> None:
+    """Meta-train an optimizer on FAMILY (see `haltwise list`).
+
+    Ctrl-C stops at the end of the meta-step and leaves a checkpoint.
+    """
+    if threads is not None:
+        require(threads >= 1, f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    if resume is not None:
+        require(family is None, "--resume takes family and settings from the run; drop the rest")
+        trainer = Trainer.resume(resume, tensorboard=tensorboard)
+    else:
+        if family is None:
+            raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
+        config = TrainingConfig.from_preset(
+            preset,
+            family,
+            price=price,
+            horizon=horizon,
+            num_meta_steps=meta_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            continuation=continuation,
+            seed=seed,
+            **_parse(settings),
+        )
+        directory = out or Path("runs") / f"{family}-{preset}"
+        trainer = Trainer(config, directory, tensorboard=tensorboard, command=_command())
+    _train(trainer)
+
+
+def _command() -> str:
+    """The command as it was typed, for the card."""
+    return shlex.join(["haltwise", *sys.argv[1:]])
+
+
+def _parse(settings: tuple[str, ...]) -> dict[str, object]:
+    parsed: dict[str, object] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        require(bool(equals), f"--set takes NAME=JSON, got {setting!r}")
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            raise InputError(f"--set {name}: {value!r} is not JSON; strings need quotes") from None
+    return parsed
+
+
+def _train(trainer: Trainer) -> None:
+    console = Console(stderr=True)
+    interrupted = False
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+
+    previous = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with Display(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn(
+                "loss {task.fields[loss]}  J {task.fields[j]}  stops at {task.fields[stop]}"
+            ),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            refresh_per_second=4,
+        ) as display:
+            task = display.add_task(
+                "meta-training",
+                total=trainer.config.num_meta_steps,
+                completed=trainer.step,
+                loss="-",
+                j="-",
+                stop="-",
+            )
+            for progress in trainer.run():
+                display.update(
+                    task,
+                    completed=progress.step,
+                    loss=_number(progress.loss),
+                    j=_number(progress.price_adjusted_loss),
+                    stop=_number(progress.mean_halting_step),
+                )
+                if interrupted:
+                    break
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        trainer.save()
+        console.print(
+            f"Stopped after {trainer.step} meta-steps; go on with: "
+            f"haltwise train --resume {trainer.directory}",
+            soft_wrap=True,
+        )
+        raise KeyboardInterrupt
+    if trainer.num_nonfinite:
+        console.print(
+            f"{trainer.num_nonfinite} problems were left out because they were not finite."
+        )
+    click.echo(str(trainer.directory))
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4g}"

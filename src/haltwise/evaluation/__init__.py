@@ -1,0 +1,17 @@
+"""Honest figures: held-out problems, tuned opponents, both accounts of cost."""
+
+from haltwise.evaluation.evaluate import Contender, Evaluation, evaluate
+from haltwise.evaluation.statistics import Interval, captured_gain
+from haltwise.halting.accounts import Account, calibrate, costs, ends
+
+__all__ = [
+    "Account",
+    "Contender",
+    "Evaluation",
+    "Interval",
+    "calibrate",
+    "captured_gain",
+    "costs",
+    "ends",
+    "evaluate",
+]

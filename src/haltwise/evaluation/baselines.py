@@ -1,0 +1,110 @@
+"""The hand-designed opponents, their learning rates tuned on separate problems."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise.rules import SGD, Adam, RMSprop, Rule
+from haltwise.tasks import TaskBatch
+
+__all__ = [
+    "HAND_DESIGNED",
+    "LEARNING_RATES",
+    "TunedRule",
+    "lbfgs_curve",
+    "loss_curves",
+    "tune_rule",
+]
+
+HAND_DESIGNED: Mapping[str, Callable[[float], Rule]] = MappingProxyType(
+    {
+        "sgd": SGD,
+        "nesterov": lambda learning_rate: SGD(learning_rate, momentum=0.9, nesterov=True),
+        "rmsprop": RMSprop,
+        "adam": Adam,
+    }
+)
+
+LEARNING_RATES = tuple(10 ** (power / 6) for power in range(-30, 10))
+"""1e-5 to 32, six to a decade, apart by a factor of 1.47."""
+
+
+@final
+@dataclass(frozen=True)
+class TunedRule:
+    """A rule at its best learning rate.
+
+    Attributes:
+        rule: The rule.
+        learning_rate: Of `LEARNING_RATES`, that with the least mean excess over steps 1..T.
+        at_edge: Whether that is an end of the grid, so that a wider one might do better.
+    """
+
+    rule: Rule
+    learning_rate: float
+    at_edge: bool
+
+
+def loss_curves(rule: Rule, batch: TaskBatch, num_steps: int) -> Tensor:
+    """Excess loss at theta_0..theta_T, shape [B, T+1]."""
+    with torch.no_grad():
+        params, state, curves = batch.start, rule.init(batch.start), []
+        for step in range(num_steps):
+            seen = batch.evaluate(params, step)
+            curves.append(seen.excess)
+            update, _, state = rule.step(seen.grad, state)
+            params = params + update
+        curves.append(batch.evaluate(params, num_steps).excess)
+    return torch.stack(curves, 1)
+
+
+def tune_rule(make: Callable[[float], Rule], batch: TaskBatch, num_steps: int) -> TunedRule:
+    """The learning rate with the least mean excess over problems and steps 1..T on `batch`."""
+    scores = []
+    for learning_rate in LEARNING_RATES:
+        mean = loss_curves(make(learning_rate), batch, num_steps)[:, 1:].double().mean().item()
+        scores.append(math.inf if math.isnan(mean) else mean)
+    best = min(range(len(scores)), key=scores.__getitem__)
+    learning_rate = LEARNING_RATES[best]
+    return TunedRule(make(learning_rate), learning_rate, best in (0, len(scores) - 1))
+
+
+def lbfgs_curve(batch: TaskBatch, num_gradients: int) -> Tensor:
+    """Lowest excess seen after 0..num_gradients evaluations by L-BFGS, shape [B, num_gradients+1].
+
+    `torch.optim.LBFGS` with strong Wolfe line search, one problem at a time in float64; line
+    searches pay for every evaluation. On quadratics it is conjugate gradients, hence shown apart.
+    """
+    curves = []
+    for problem in range(batch.num_problems):
+        single = batch.select(torch.tensor([problem]))
+        params = single.start.double().clone().requires_grad_()
+        # The first evaluation is at theta_0 and buys the first move.
+        seen: list[float] = []
+        solver = torch.optim.LBFGS(
+            [params],
+            max_iter=num_gradients,
+            max_eval=num_gradients,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure(
+            single: TaskBatch = single, params: Tensor = params, seen: list[float] = seen
+        ) -> Tensor:
+            point = params.detach().to(single.start.dtype)
+            evaluation = single.evaluate(point, 0)
+            seen.append(evaluation.excess.item())
+            params.grad = evaluation.grad.to(params)
+            return evaluation.excess[0].double()
+
+        solver.step(closure)
+        seen = (seen + [seen[-1]] * num_gradients)[:num_gradients]
+        curves.append([seen[0], *torch.tensor(seen).cummin(0).values.tolist()])
+    return torch.tensor(curves, dtype=torch.float64)

@@ -1,0 +1,332 @@
+"""One held-out evaluation: every rule on the same problems, both accounts, everything counted."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from haltwise._errors import require
+from haltwise._random import stream
+from haltwise.evaluation.baselines import HAND_DESIGNED, lbfgs_curve, loss_curves, tune_rule
+from haltwise.evaluation.statistics import (
+    captured_gain,
+    lower_hull,
+    permuted_cost,
+    randomized_budget,
+)
+from haltwise.execution import Outcome, execute
+from haltwise.halting.accounts import Account, calibrate, costs, ends
+from haltwise.halting.head import AFTER, BEFORE
+from haltwise.halting.stopping import (
+    FixedBudget,
+    GradientNorm,
+    HazardThreshold,
+    Logistic,
+    Patience,
+    Plateau,
+    PosteriorMode,
+    StopRule,
+    Traces,
+    decisions,
+)
+from haltwise.optimizer import LearnedOptimizer
+from haltwise.tasks import TaskBatch, TaskFamily
+from haltwise.unroll import Trajectory, unroll
+
+__all__ = ["Contender", "Evaluation", "evaluate"]
+
+TUNED_RULES: Mapping[str, type[StopRule]] = {
+    "gradient_norm": GradientNorm,
+    "plateau": Plateau,
+    "patience": Patience,
+    "logistic": Logistic,
+}
+
+
+@final
+@dataclass(frozen=True)
+class Contender:
+    """A learned optimizer under a name, for the tables."""
+
+    name: str
+    optimizer: LearnedOptimizer
+
+
+@final
+@dataclass
+class Evaluation:
+    """What an evaluation measured.
+
+    Attributes:
+        summary: JSON: settings, tables, curves.
+        arrays: Per-problem data behind the summary.
+    """
+
+    summary: dict[str, Any]
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+
+def evaluate(
+    contender: Contender,
+    family: TaskFamily,
+    *,
+    family_name: str,
+    price: float,
+    horizon: int,
+    seed: int,
+    num_problems: int = 4096,
+    baseline: Contender | None = None,
+    others: tuple[Contender, ...] = (),
+    announce: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """Evaluate a self-stopping optimizer on held-out problems.
+
+    Test problems come from the stream (seed, "test"), those on which opponents are tuned from
+    (seed, "tune"); neither is used in meta-training, whose streams have other names.
+
+    Args:
+        contender: The optimizer, with a halting head.
+        family: What to draw problems from.
+        family_name: For the record.
+        price: c, in units of the loss.
+        horizon: T, steps allowed.
+        seed: Of the problems.
+        num_problems: n, for the test and again for the tuning.
+        baseline: The LSTM optimizer without halting, for the thesis' first objective.
+        others: Further self-stopping optimizers, reported beside the contender.
+        announce: Called with a sentence at the start of each part.
+
+    Raises:
+        InputError: A setting is impossible.
+    """
+    require(price > 0, f"price must be above 0, got {price}")
+    require(horizon >= 1, f"the horizon must be at least 1 step, got {horizon}")
+    require(num_problems >= 100, f"num_problems must be at least 100, got {num_problems}")
+    announce = announce or (lambda _: None)
+    announce(f"drawing {num_problems} test and {num_problems} tuning problems")
+    test = family.sample(num_problems, stream(seed, "test"))
+    tuning = family.sample(num_problems, stream(seed, "tune"))
+    prices = torch.full((num_problems,), price)
+
+    announce("unrolling the learned optimizers")
+    trajectory = unroll(contender.optimizer, test, horizon, prices)
+    tuning_trajectory = unroll(contender.optimizer, tuning, horizon, prices)
+    announce("tuning the stop rules")
+    stopping = _stopping(contender, trajectory, tuning_trajectory, price, seed)
+    summary: dict[str, Any] = {
+        "family": family_name,
+        "family_settings": asdict(family),
+        "optimizer": contender.name,
+        "price": price,
+        "seed": seed,
+        "num_problems": num_problems,
+        "horizon": horizon,
+        **stopping.summary,
+    }
+    announce("solving for real, halted problems leaving the batch")
+    summary["executed"] = _executed(contender.optimizer, test, prices, horizon)
+
+    announce("tuning the hand-designed optimizers")
+    curves = {contender.name: trajectory.excess}
+    summary["tuned_optimizers"] = {}
+    for name, make in HAND_DESIGNED.items():
+        tuned = tune_rule(make, tuning, horizon)
+        curves[name] = loss_curves(tuned.rule, test, horizon)
+        summary["tuned_optimizers"][name] = {
+            "learning_rate": tuned.learning_rate,
+            "at_edge_of_grid": tuned.at_edge,
+        }
+    if baseline is not None:
+        curves[baseline.name] = unroll(baseline.optimizer, test, horizon, prices).excess
+        summary["first_objective"] = _first_objective(
+            contender.name, summary, baseline.name, curves[baseline.name]
+        )
+    summary["comparisons"] = {}
+    for other in others:
+        other_test = unroll(other.optimizer, test, horizon, prices)
+        other_tuning = unroll(other.optimizer, tuning, horizon, prices)
+        curves[other.name] = other_test.excess
+        summary["comparisons"][other.name] = _stopping(
+            other, other_test, other_tuning, price, seed
+        ).summary
+    summary["curves"] = {
+        name: {
+            "mean": _json(excess.double().mean(0)),
+            "median": _json(excess.double().median(0).values),
+            "sum": excess[:, 1:].double().mean(0).sum().item(),
+            "num_nonfinite": int((~excess.isfinite().all(1)).sum()),
+        }
+        for name, excess in curves.items()
+    }
+    announce("running L-BFGS")
+    few = family.sample(min(64, num_problems), stream(seed, "test"), dtype=torch.float64)
+    summary["lbfgs"] = {
+        "num_problems": few.num_problems,
+        "mean_by_gradient_evaluations": _json(lbfgs_curve(few, horizon).mean(0)),
+    }
+    return Evaluation(summary, stopping.arrays)
+
+
+def _json(values: Tensor) -> list[float | None]:
+    """Numbers for JSON, which knows neither infinity nor NaN."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _stopping(
+    contender: Contender, trajectory: Trajectory, tuning: Trajectory, price: float, seed: int
+) -> Evaluation:
+    """Every stop rule on one optimizer's trajectories."""
+    test = _finite_traces(trajectory)
+    tune_on = _finite_traces(tuning)
+    table, tuning_table = costs(test.excess, price), costs(tune_on.excess, price)
+    best = table.min(1)
+    fixed = table.mean(0).min(0)
+    summary: dict[str, Any] = {
+        "num_nonfinite": trajectory.num_problems - test.num_problems,
+        "fixed_budget": int(fixed.indices),
+        **{name: {} for name in _BY_ACCOUNT},
+    }
+    arrays = {
+        **{item.name: getattr(test, item.name) for item in fields(test)},
+        "oracle": best.indices,
+    }
+    for account in Account:
+        key = account.value
+        rules = _learned_rules(contender.optimizer, account) | {
+            name: calibrate(kind.candidates(tune_on, tuning_table), tune_on, tuning_table, account)
+            for name, kind in TUNED_RULES.items()
+        }
+        stops = {
+            name: ends(decisions(rule, test), account, test.num_steps)
+            for name, rule in rules.items()
+        }
+        gains = {
+            name: asdict(captured_gain(table, end, stream(seed, "bootstrap", key)))
+            for name, end in stops.items()
+        }
+        summary["captured_gain"][key] = gains["rule"]
+        summary["captured_gain_by_rule"][key] = gains
+        summary["j"][key] = {
+            **{name: _mean_at(table, end) for name, end in stops.items()},
+            "oracle": best.values.double().mean().item(),
+            "fixed": fixed.values.item(),
+        }
+        summary["permuted_j"][key] = permuted_cost(table, stops["rule"])
+        summary["steps"][key] = {
+            name: _step_figures(test, end)
+            for name, end in {**stops, "oracle": best.indices}.items()
+        }
+        summary["stop_rules"][key] = {name: _settings(rule) for name, rule in rules.items()}
+        arrays |= {f"end.{key}.{name}": end for name, end in stops.items()}
+    summary["frontier"] = _frontier(contender.optimizer, test)
+    return Evaluation(summary, arrays)
+
+
+_BY_ACCOUNT = ("j", "captured_gain", "captured_gain_by_rule", "steps", "permuted_j", "stop_rules")
+
+
+def _finite_traces(trajectory: Trajectory) -> Traces:
+    return trajectory.select(trajectory.finite.nonzero().squeeze(1)).traces()
+
+
+def _learned_rules(optimizer: LearnedOptimizer, account: Account) -> dict[str, StopRule]:
+    """The optimizer's own stop rule and, where its head learned it, the thesis' mode rule."""
+    output = AFTER if account is Account.UPDATES else BEFORE
+    rules = {"rule": optimizer.stop_rule(output)}
+    if account is Account.GRADIENTS:
+        rules["rule_after_gradient"] = optimizer.stop_rule(AFTER)
+    if optimizer.card["config"]["posterior"] in ("softmax", "both"):
+        rules["posterior_mode"] = PosteriorMode(output)
+    return rules
+
+
+def _settings(rule: StopRule) -> dict[str, Any]:
+    """What a rule is, in JSON."""
+    return {"kind": type(rule).__name__, **vars(rule)}
+
+
+def _step_figures(test: Traces, end: Tensor) -> dict[str, float]:
+    initial = test.excess[:, :1]
+    share = test.excess.gather(1, end.unsqueeze(1)) / initial
+    return {
+        "mean": end.double().mean().item(),
+        "sd": end.double().std().item(),
+        "excess_at_stop": _mean_at(test.excess, end),
+        "share_at_horizon": (end == test.num_steps).double().mean().item(),
+        "share_within_5_percent_of_initial": (share <= 0.05).double().mean().item(),
+    }
+
+
+def _mean_at(table: Tensor, end: Tensor) -> float:
+    return table.gather(1, end.unsqueeze(1)).double().mean().item()
+
+
+def _frontier(optimizer: LearnedOptimizer, test: Traces) -> dict[str, Any]:
+    """Mean loss against steps: the hull of fixed budgets; the rule as its threshold varies."""
+    mean_loss = test.excess.double().mean(0)
+    own = optimizer.stop_rule(AFTER)
+    points = []
+    for shift in (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
+        if isinstance(own, HazardThreshold):
+            end = decisions(replace(own, threshold=own.threshold + shift), test)
+        else:
+            end = decisions(own, replace(test, increments=test.increments + shift))
+        steps = end.double().mean().item()
+        points.append(
+            {
+                "shift": shift,
+                "mean_steps": steps,
+                "mean_excess": _mean_at(test.excess, end),
+                "fixed_at_same_steps": randomized_budget(mean_loss, steps),
+            }
+        )
+    return {"hull": lower_hull(mean_loss), "rule": points}
+
+
+def _executed(
+    optimizer: LearnedOptimizer, test: TaskBatch, prices: Tensor, horizon: int
+) -> dict[str, Any]:
+    """Gradients really evaluated when halted problems leave the batch, and the time it took."""
+    started = time.perf_counter()
+    result = execute(optimizer, test, optimizer.stop_rule(BEFORE), prices, horizon)
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    execute(optimizer, test, FixedBudget(horizon), prices, horizon)
+    full_seconds = time.perf_counter() - started
+    excess = test.evaluate(result.params, 0).excess
+    counts = torch.bincount(result.outcome, minlength=len(Outcome)).tolist()
+    return {
+        "gradient_evaluations": int(result.num_gradients.sum()),
+        "gradient_evaluations_of_the_full_horizon": test.num_problems * horizon,
+        "mean_updates": result.num_updates.double().mean().item(),
+        "mean_excess": excess[excess.isfinite()].double().mean().item(),
+        "outcomes": {outcome.name.lower(): counts[outcome] for outcome in Outcome},
+        "seconds": seconds,
+        "seconds_of_the_full_horizon": full_seconds,
+    }
+
+
+def _first_objective(
+    name: str, summary: dict[str, Any], baseline_name: str, baseline: Tensor
+) -> dict[str, Any]:
+    """The thesis' first objective: less computation than the LSTM optimizer for equal loss."""
+    mean = baseline.double().mean(0)
+    result: dict[str, Any] = {"act": name, "lstm": baseline_name}
+    for account in Account:
+        steps = summary["steps"][account.value]["rule"]
+        cost, loss = steps["mean"], steps["excess_at_stop"]
+        low = int(cost)
+        high = min(low + 1, len(mean) - 1)
+        at_same_cost = ((1 - (cost - low)) * mean[low] + (cost - low) * mean[high]).item()
+        reached = (mean <= loss).nonzero()
+        result[account.value] = {
+            "act_cost": cost,
+            "act_excess": loss,
+            "lstm_excess_at_same_cost": at_same_cost,
+            "lstm_cost_for_equal_excess": int(reached[0]) if len(reached) else None,
+        }
+    return result

@@ -1,0 +1,55 @@
+"""Evaluations on disk: a JSON summary and the per-problem arrays behind it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from haltwise._errors import InputError
+from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
+from haltwise.evaluation.evaluate import Evaluation
+
+__all__ = ["load_records", "save_record"]
+
+
+def save_record(evaluation: Evaluation, directory: Path) -> Path:
+    """Write `evaluation-FAMILY-PRICE-SEED.json` and `.safetensors` into `directory`.
+
+    Returns:
+        The path of the JSON file.
+
+    Raises:
+        InputError: The directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot create {directory}: {error.strerror}; choose another directory with --out"
+        ) from error
+    summary = evaluation.summary
+    stem = f"evaluation-{summary['family']}-{summary['price']:g}-{summary['seed']}"
+    save_tensors(directory / f"{stem}.safetensors", evaluation.arrays, {"record": stem})
+    path = directory / f"{stem}.json"
+    write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+    return path
+
+
+def load_records(directory: Path) -> list[Evaluation]:
+    """Every evaluation in `directory`, in the order of file names.
+
+    Raises:
+        InputError: There is none, or a file is corrupt.
+    """
+    records = []
+    for path in sorted(directory.glob("evaluation-*.json")):
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON ({error}); evaluate again") from None
+        arrays, _ = load_tensors(path.with_suffix(".safetensors"))
+        records.append(Evaluation(summary, arrays))
+    if not records:
+        raise InputError(
+            f"{directory} holds no evaluation; run `haltwise evaluate {directory}` first"
+        )
+    return records

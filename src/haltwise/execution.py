@@ -1,0 +1,107 @@
+"""Solving for real: problems that halt leave the batch, so what they save is not computed."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise.halting.signals import log_rms
+from haltwise.halting.stopping import Seen, StopRule
+from haltwise.optimizer import LearnedOptimizer
+from haltwise.rules import select_state
+from haltwise.tasks import TaskBatch
+
+__all__ = ["Execution", "Outcome", "execute"]
+
+
+@final
+class Outcome(IntEnum):
+    """How a problem ended."""
+
+    HALTED = 0
+    """The stop rule ended it."""
+    OUT_OF_STEPS = 1
+    """It reached the last step allowed."""
+    NONFINITE = 2
+    """Its loss, gradient or update was not finite; its parameters are the last finite ones."""
+
+
+@final
+@dataclass(frozen=True)
+class Execution:
+    """What became of B problems.
+
+    Attributes:
+        params: Where each problem ended, shape [B, D].
+        num_updates: Updates applied, int64 [B].
+        num_gradients: Gradients evaluated, int64 [B].
+        outcome: `Outcome` values, int64 [B].
+    """
+
+    params: Tensor
+    num_updates: Tensor
+    num_gradients: Tensor
+    outcome: Tensor
+
+
+@torch.no_grad()
+def execute(
+    optimizer: LearnedOptimizer,
+    batch: TaskBatch,
+    stop: StopRule,
+    price: Tensor,
+    max_steps: int,
+    *,
+    apply_last_update: bool = True,
+) -> Execution:
+    """Run every problem until `stop` ends it, evaluating nothing for those that have ended.
+
+    Args:
+        optimizer: What moves the parameters.
+        batch: B problems.
+        stop: Decides at every step with the gradient there in hand.
+        price: c, shape [B].
+        max_steps: Gradients a problem may cost at most, at least 1.
+        apply_last_update: Whether the update of the last gradient, paid for already, is applied
+            (the account of gradients) or not (the account of updates).
+
+    Returns:
+        One outcome per problem; nothing is raised for a problem that goes wrong.
+    """
+    num_problems = batch.num_problems
+    active = torch.arange(num_problems, device=batch.start.device)
+    params, state = batch.start, optimizer.init(batch.start)
+    memory = stop.init(num_problems, batch.start)
+    final_params = batch.start.clone()
+    num_updates = torch.full_like(active, max_steps)
+    num_gradients = torch.full_like(active, max_steps)
+    outcome = torch.full_like(active, Outcome.OUT_OF_STEPS)
+    for step in range(max_steps):
+        loss, grad = batch.observe(params, step)
+        taken = optimizer.step(step, loss, grad, price, state)
+        moved = params + taken.update
+        finite = loss.isfinite() & grad.isfinite().all(1) & moved.isfinite().all(1)
+        halts, memory = stop.step(Seen(step, loss, log_rms(grad), *taken.halting), memory)
+        ended = halts | ~finite
+        if ended.any():
+            applies = finite & apply_last_update
+            final_params[active[ended]] = torch.where(applies.unsqueeze(1), moved, params)[ended]
+            num_updates[active[ended]] = step + applies[ended].long()
+            num_gradients[active[ended]] = step + 1
+            outcome[active[ended]] = torch.where(
+                finite[ended], int(Outcome.HALTED), int(Outcome.NONFINITE)
+            )
+            kept = (~ended).nonzero().squeeze(1)
+            if len(kept) == 0:
+                break
+            active, price, batch = active[kept], price[kept], batch.select(kept)
+            moved, memory = moved[kept], select_state(memory, kept)
+            state = select_state(taken.state, kept)
+        else:
+            state = taken.state
+        params = moved
+    else:
+        final_params[active] = params
+    return Execution(final_params, num_updates, num_gradients, outcome)

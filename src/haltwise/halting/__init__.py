@@ -1,0 +1,13 @@
+"""When computation should stop: priors, posteriors, the halting head and stop rules."""
+
+from haltwise.halting.head import AFTER, BEFORE, HaltingHead, HaltingOutput
+from haltwise.halting.priors import HorizonPrior, TruncatedGeometric
+
+__all__ = [
+    "AFTER",
+    "BEFORE",
+    "HaltingHead",
+    "HaltingOutput",
+    "HorizonPrior",
+    "TruncatedGeometric",
+]

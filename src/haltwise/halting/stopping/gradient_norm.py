@@ -1,0 +1,25 @@
+"""Stop where the gradient is small."""
+
+from dataclasses import dataclass
+from typing import Self, final
+
+from torch import Tensor
+
+from haltwise.halting.stopping.base import Seen, StopRule, Traces, quantile_grid
+
+__all__ = ["GradientNorm"]
+
+
+@final
+@dataclass(frozen=True)
+class GradientNorm(StopRule):
+    """Stop at the first t with log rms gradient <= log_tolerance."""
+
+    log_tolerance: float
+
+    def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return seen.log_grad_norm <= self.log_tolerance, memory
+
+    @classmethod
+    def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
+        return [cls(level) for level in quantile_grid(traces.log_grad_norm, 200)]

@@ -1,0 +1,37 @@
+"""Stop where the learned probability of stopping now is high enough."""
+
+from dataclasses import dataclass
+from typing import Self, final
+
+from torch import Tensor
+
+from haltwise.halting.head import AFTER
+from haltwise.halting.stopping.base import Seen, StopRule, Traces, quantile_grid
+
+__all__ = ["HazardThreshold"]
+
+
+@final
+@dataclass(frozen=True)
+class HazardThreshold(StopRule):
+    """Stop at the first t with log-odds of the hazard rho_t >= threshold.
+
+    The hazard weighs all that may still come, not only the next step, so it goes through stretches
+    where the loss rises for a while.
+
+    Args:
+        threshold: log-odds; 0 is rho = 1/2. Calibrated on separate problems.
+        output: `AFTER` or `BEFORE`, see `HaltingOutput`.
+    """
+
+    threshold: float = 0.0
+    output: int = AFTER
+
+    def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return seen.hazard_logits[:, self.output] >= self.threshold, memory
+
+    @classmethod
+    def candidates(cls, traces: Traces, costs: Tensor, output: int = AFTER) -> list[Self]:
+        del costs
+        logits = traces.hazard_logits[..., output]
+        return [cls(level, output) for level in quantile_grid(logits, 200)]

@@ -1,0 +1,30 @@
+"""Stop where the loss no longer falls."""
+
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from haltwise.halting.stopping.base import Seen, StopRule, Traces, quantile_grid
+
+__all__ = ["Plateau"]
+
+
+@final
+@dataclass(frozen=True)
+class Plateau(StopRule):
+    """Stop at the first t >= 1 with f(theta_{t-1}) - f(theta_t) <= tolerance."""
+
+    tolerance: float
+
+    def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
+        return {"last": like.new_full((num_problems,), torch.inf)}
+
+    def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return memory["last"] - seen.loss <= self.tolerance, {"last": seen.loss}
+
+    @classmethod
+    def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
+        gains = traces.loss[:, :-1] - traces.loss[:, 1:]
+        return [cls(level) for level in quantile_grid(gains, 200)]

@@ -1,0 +1,149 @@
+"""What meta-training minimises: functions of a trajectory's losses and halting logits."""
+
+import torch
+from torch import Tensor
+
+from haltwise._errors import require
+from haltwise.halting.priors import HorizonPrior
+
+__all__ = [
+    "DEFAULT_CONTINUATION",
+    "cumulative_logits",
+    "free_energy",
+    "halting_bound",
+    "stick_breaking_log_prob",
+    "sum_of_losses",
+]
+
+DEFAULT_CONTINUATION = 0.9
+"""Horizon prior when none is given: E[T] = 27.5, whatever the price (a choice, see `docs`)."""
+
+
+def sum_of_losses(losses: Tensor) -> Tensor:
+    """sum_{t=1..T} f(theta_t), the LSTM optimizer's loss (L2L; thesis Eq. 1).
+
+    Args:
+        losses: f(theta_0), ..., f(theta_T), shape [B, T+1].
+
+    Returns:
+        Shape [B].
+    """
+    return losses[:, 1:].sum(1)
+
+
+def cumulative_logits(increments: Tensor) -> Tensor:
+    """s_0 = 0, s_{t+1} = s_t + delta_t (thesis Eq. 9): shape [..., T] to [..., T+1]."""
+    return torch.nn.functional.pad(increments.cumsum(-1), (1, 0))
+
+
+def stick_breaking_log_prob(hazard_logits: Tensor) -> Tensor:
+    """Log q(t) = log rho_t + sum_{k<t} log(1 - rho_k), t = 0..T, with rho_T = 1.
+
+    Args:
+        hazard_logits: log-odds of rho_0..rho_{T-1}, shape [..., T].
+
+    Returns:
+        Shape [..., T+1]; sums to one in probability.
+    """
+    log_survival = torch.nn.functional.logsigmoid(-hazard_logits).cumsum(-1)  # log P(t > k)
+    reached = torch.nn.functional.pad(log_survival, (1, 0))
+    log_hazard = torch.nn.functional.pad(torch.nn.functional.logsigmoid(hazard_logits), (0, 1))
+    return reached + log_hazard
+
+
+def free_energy(losses: Tensor, log_prob: Tensor, *, price: Tensor, temperature: Tensor) -> Tensor:
+    """sum_t q(t) (f_t + c t + tau log q(t)), least at q(t) proportional to exp(-(f_t + c t)/tau).
+
+    Up to a constant it is minus the thesis' bound (Eq. 4) at one horizon with the prior
+    p(t) proportional to exp(-c t / tau).
+
+    Args:
+        losses: f_0..f_T, shape [B, T+1].
+        log_prob: log q(0)..log q(T), shape [B, T+1].
+        price: c, shape [B].
+        temperature: tau, shape [B].
+
+    Returns:
+        To be minimised, shape [B].
+    """
+    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
+    energy = losses + price.unsqueeze(1) * steps + temperature.unsqueeze(1) * log_prob
+    return (log_prob.exp() * energy).sum(1)
+
+
+def halting_bound(
+    losses: Tensor,
+    logits: Tensor,
+    *,
+    price: float | Tensor,
+    temperature: float | Tensor = 1.0,
+    horizon_weights: Tensor | None = None,
+) -> Tensor:
+    r"""The thesis' objective (Eq. 8 and 17) with its expectation over horizons taken exactly.
+
+    One unroll to T_max yields q(.|x, T) = softmax(s_0..s_T) for every horizon T at once:
+
+        bound = sum_T pi_T [ sum_{t<=T} q(t|x,T) (log p(x|t) - tau log q(t|x,T) / p(t|T)) ]
+
+    with log p(x|t) = -losses_t and p(t|T) truncated geometric of ratio r = exp(-price / tau). At
+    tau = 1 this is Eq. 8 with nu = exp(-2 price). The mean under q(.|x,T) is carried as a running
+    mean, so logits may differ by any amount without overflow.
+
+    Args:
+        losses: Negative log-likelihoods at theta_0..theta_T, shape [B, T+1].
+        logits: **Cumulative** logits s_0..s_T, shape [B, T+1].
+        price: c > 0, cost of a step in units of the loss; a number or shape [B].
+        temperature: tau > 0, in units of the loss; a number or shape [B].
+        horizon_weights: pi_0..pi_T >= 0, shape [T+1] or [B, T+1], sum one. By default the horizon
+            prior with continuation .9, its tail on T, independent of the price.
+
+    Returns:
+        The bound of each problem, to be **maximised**, shape [B].
+
+    Raises:
+        InputError: Shapes differ or are not [B, T+1], or a price or temperature is not positive.
+
+    Examples:
+        >>> losses = torch.tensor([[2.0, 1.0, 1.0]])
+        >>> halting_bound(losses, torch.zeros(1, 3), price=0.1).shape
+        torch.Size([1])
+    """
+    require(
+        losses.ndim == 2 and losses.shape == logits.shape,
+        "losses and logits must share one shape [batch, T+1], "
+        f"got {tuple(losses.shape)} and {tuple(logits.shape)}",
+    )
+    price, temperature = (
+        torch.as_tensor(value, dtype=losses.dtype, device=losses.device)
+        for value in (price, temperature)
+    )
+    require(bool((price > 0).all()), f"price must be above 0, got {price.min():g}")
+    require(
+        bool((temperature > 0).all()), f"temperature must be above 0, got {temperature.min():g}"
+    )
+    num_steps = losses.shape[1]
+    if horizon_weights is None:
+        continuation = torch.tensor(DEFAULT_CONTINUATION, dtype=losses.dtype, device=losses.device)
+        horizon_weights = HorizonPrior(continuation).weights(num_steps - 1)
+    require(
+        horizon_weights.shape[-1] == num_steps,
+        f"horizon_weights must have T+1 = {num_steps} entries, got {horizon_weights.shape[-1]}",
+    )
+
+    steps = torch.arange(num_steps, dtype=losses.dtype, device=losses.device)
+    price, temperature = price.reshape(-1, 1), temperature.reshape(-1, 1)  # [B or 1, 1]
+    log_ratio = -price / temperature
+    # b_t: what stopping at t is worth, before the normalizers of q and p that depend on T
+    worth = -losses + temperature * (
+        torch.log(-torch.expm1(log_ratio)) + steps * log_ratio - logits
+    )
+    log_total = torch.logcumsumexp(logits, dim=1)  # A_T
+    weight = torch.exp(logits - log_total)  # w_T = q(T|x,T)
+    mean = worth[:, 0]
+    means = [mean]
+    for step in range(1, num_steps):
+        mean = torch.lerp(mean, worth[:, step], weight[:, step])  # M_T
+        means.append(mean)
+    log_mass = torch.log(-torch.expm1((steps + 1) * log_ratio))  # log(1 - r^(T+1))
+    bounds = torch.stack(means, dim=1) + temperature * (log_total - log_mass)
+    return (horizon_weights * bounds).sum(1)

@@ -1,0 +1,170 @@
+"""A learned optimizer: an update rule and, beside it, a head that knows when to stop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise import rules
+from haltwise._errors import require
+from haltwise.halting.head import BEFORE, HaltingHead, HaltingOutput
+from haltwise.halting.signals import StepSignals, extract_features, init_features
+from haltwise.halting.stopping import HazardThreshold, PosteriorMode, StopRule
+from haltwise.rules import Rule, State
+
+__all__ = ["LearnedOptimizer", "OptimizerConfig", "OptimizerStep", "strip"]
+
+
+class OptimizerStep(NamedTuple):
+    """One step of a learned optimizer.
+
+    Attributes:
+        update: g_t, shape [B, D].
+        features: What the head saw besides the read-out, shape [B, F].
+        halting: What the head says, the prior's increments included.
+        state: For the next step.
+    """
+
+    update: Tensor
+    features: Tensor
+    halting: HaltingOutput
+    state: State
+
+
+@final
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """What a learned optimizer is made of, in plain JSON values."""
+
+    rule: str = "lstm"
+    """A name in `haltwise.rules.rules()`."""
+    rule_settings: dict[str, Any] = field(default_factory=dict)
+    head_width: int = 64
+    """Units of the halting head's two hidden layers; 0 for the thesis' linear read-out."""
+    head_features: bool = True
+    """Whether the head reads problem-level signals."""
+    head_readout: bool = True
+    """Whether the head reads the rule's pooled hidden state."""
+    temperature: float | None = None
+    """tau in units of the loss, or None: it follows the price."""
+    temperature_per_price: float = 1.0
+    """tau / c where `temperature` is None."""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "temperature_per_price"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} must be above 0, got {value}")
+        require(self.head_width >= 0, f"head_width must be at least 0, got {self.head_width}")
+        require(
+            self.head_features or self.head_readout,
+            "the halting head reads nothing: set head_features or head_readout",
+        )
+
+
+@final
+class LearnedOptimizer(nn.Module):
+    """Rule plus halting head; any rule will do, also a hand-designed one.
+
+    The state of both travels in one flat dictionary, so that a halted problem leaves the batch by
+    one `select_state`.
+
+    Args:
+        config: What to build.
+        generator: Draws the initial weights.
+    """
+
+    def __init__(self, config: OptimizerConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.card: Mapping[str, Any] = {}
+        """Where the weights come from; filled by `haltwise.load`."""
+        self.rule: Rule = rules.make(config.rule, config.rule_settings, generator)
+        self.head = HaltingHead(
+            self.rule.readout_size,
+            width=config.head_width,
+            use_features=config.head_features,
+            use_readout=config.head_readout,
+            generator=generator,
+        )
+
+    @classmethod
+    def from_weights(cls, config: OptimizerConfig, weights: dict[str, Tensor]) -> Self:
+        """An optimizer with given weights, ready for use.
+
+        Raises:
+            RuntimeError: The weights do not fit the configuration.
+        """
+        optimizer = cls(config)
+        optimizer.load_state_dict(weights)
+        return optimizer.eval().requires_grad_(False)
+
+    def stop_rule(self, output: int = BEFORE) -> StopRule:
+        """When to stop, as calibrated at the end of meta-training.
+
+        Args:
+            output: `BEFORE` or `AFTER`: whether a gradient is asked for only if it is worth its
+                price, or the decision falls when it is in hand.
+        """
+        if "thresholds" not in self.card:
+            return PosteriorMode(output)
+        return HazardThreshold(self.card["thresholds"][output], output)
+
+    def rule_parameters(self) -> list[nn.Parameter]:
+        """What can be learned of the rule: nothing if it is hand-designed."""
+        return list(self.rule.parameters()) if isinstance(self.rule, nn.Module) else []
+
+    def temperature(self, price: Tensor) -> Tensor:
+        """Tau of the posterior at price c [B], in units of the loss, shape [B]."""
+        if self.config.temperature is not None:
+            return torch.full_like(price, self.config.temperature)
+        return self.config.temperature_per_price * price
+
+    def log_ratio(self, price: Tensor) -> Tensor:
+        """Log r = -c / tau, the prior's increment of the logit, shape [B]."""
+        return -price / self.temperature(price)
+
+    def first_increment(self, price: Tensor) -> Tensor:
+        """The forecast of delta_0, made when nothing but the price [B] is known, shape [B]."""
+        return self.head.first(price) + self.log_ratio(price)
+
+    def init(self, params: Tensor) -> State:
+        """The state before the first step, for parameters [B, D]."""
+        return {
+            **{f"rule.{name}": value for name, value in self.rule.init(params).items()},
+            **{f"head.{name}": value for name, value in init_features(len(params), params).items()},
+        }
+
+    def step(
+        self, step: int, loss: Tensor, grad: Tensor, price: Tensor, state: State
+    ) -> OptimizerStep:
+        """The update and the halting increments at theta_t.
+
+        Args:
+            step: t.
+            loss: Observed loss, shape [B].
+            grad: Observed gradient, shape [B, D].
+            price: c, shape [B].
+            state: From `init` or the step before; left untouched.
+        """
+        update, readout, rule_state = self.rule.step(grad, strip(state, "rule."))
+        signals = StepSignals(step, loss.detach(), grad.detach(), update.detach())
+        features, memory = extract_features(signals, price, strip(state, "head."))
+        increments, hazard_logits = self.head.forward(features, readout)
+        return OptimizerStep(
+            update,
+            features,
+            HaltingOutput(increments + self.log_ratio(price).unsqueeze(-1), hazard_logits),
+            {
+                **{f"rule.{name}": value for name, value in rule_state.items()},
+                **{f"head.{name}": value for name, value in memory.items()},
+            },
+        )
+
+
+def strip(state: State, prefix: str) -> State:
+    """The entries whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }

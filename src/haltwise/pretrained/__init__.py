@@ -1,0 +1,87 @@
+"""Learned optimizers that come with the package, and those in run directories, by one name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from haltwise._discovery import unknown
+from haltwise._errors import InputError
+from haltwise.checkpoint import load_tensors
+from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+
+__all__ = ["load", "names", "read_card"]
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def names() -> list[str]:
+    """The names of the shipped optimizers."""
+    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+
+
+def _find(name_or_path: str | Path) -> Path:
+    """The weights file of a shipped name, a run directory or a file."""
+    if str(name_or_path) in names():
+        return _WEIGHTS / f"{name_or_path}.safetensors"
+    path = Path(name_or_path)
+    if path.is_dir():
+        best = path / "best.safetensors"
+        if not best.exists():
+            raise InputError(
+                f"{path} holds no weights yet: there is no {best}; train it further with "
+                f"`haltwise train --resume {path}`"
+            )
+        return best
+    if path.exists():
+        return path
+    raise InputError(
+        unknown(str(name_or_path), names(), "optimizer")
+        + " A run directory or a weights file will do as well."
+    )
+
+
+def read_card(name_or_path: str | Path) -> Mapping[str, Any]:
+    """The card alone: family, horizon, price, seed, metrics, command and time.
+
+    Raises:
+        InputError: There is no such optimizer, or its file is corrupt or foreign.
+    """
+    return _read(name_or_path)[1]
+
+
+def _read(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = _find(name_or_path)
+    tensors, card = load_tensors(path)
+    if not isinstance(card, dict) or "config" not in card:
+        raise InputError(f"{path} holds no optimizer; best.safetensors of a run does")
+    return tensors, card
+
+
+def load(name_or_path: str | Path) -> LearnedOptimizer:
+    """A trained optimizer, ready for use; its `card` says what it was trained for.
+
+    Args:
+        name_or_path: A shipped name (see `names`), a run directory or a weights file.
+
+    Returns:
+        The optimizer, its weights frozen.
+
+    Raises:
+        InputError: There is no such optimizer (near names are suggested), or its file is corrupt,
+            foreign or does not fit its own configuration.
+
+    Examples:
+        >>> optimizer = load("regression-2d")
+        >>> optimizer.card["config"]["family"]
+        'regression-2d'
+    """
+    tensors, card = _read(name_or_path)
+    try:
+        config = OptimizerConfig(**card["config"]["optimizer"])
+        optimizer = LearnedOptimizer.from_weights(config, tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"the weights of {name_or_path} do not fit their configuration: {error}"
+        ) from None
+    optimizer.card = card
+    return optimizer

@@ -1,0 +1,201 @@
+"""The page: everything said and drawn of a directory's records, in one file without requests."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from haltwise._errors import InputError
+from haltwise._version import __version__
+from haltwise.checkpoint import write_atomically
+from haltwise.evaluation import Evaluation
+from haltwise.evaluation.records import load_records
+from haltwise.pretrained import names, read_card
+from haltwise.report.figures import Panel, record_panels, training
+from haltwise.report.formats import num
+from haltwise.report.reading import get, number
+from haltwise.report.tables import (
+    Data,
+    Table,
+    comparison_table,
+    first_objective_table,
+    flatten,
+    overview_table,
+    rules_table,
+)
+from haltwise.report.words import Summary, first_objective, summarize
+from haltwise.runlog import read_log
+
+__all__ = ["write_report"]
+
+_HERE = Path(__file__).parent
+
+
+def write_report(run: Path, path: Path) -> Path:
+    """Write one HTML page about the evaluations in `run` and how it was trained.
+
+    The page holds everything it needs, plotly.js included: it makes no request, which its
+    content security policy enforces.
+
+    Args:
+        run: Directory with the records of `haltwise evaluate`, and the training log if there is
+            one.
+        path: Where the page goes.
+
+    Returns:
+        `path`.
+
+    Raises:
+        InputError: There is no record, a record is corrupt, or the page cannot be written.
+    """
+    records = load_records(run)
+    write_atomically(path, _render(run, records).encode())
+    return path
+
+
+@final
+@dataclass
+class _Embedded:
+    """Figures and numbers that travel as JSON, each under the identifier of its place."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, table: Table) -> dict[str, Any]:
+        """A table for the template."""
+        return {"table": table, "id": self._keep(table.data)}
+
+    def panel(self, panel: Panel) -> dict[str, Any]:
+        """A figure for the template."""
+        identifier = self._keep(panel.data)
+        figure = panel.figure.to_plotly_json()
+        figure["layout"].pop("template", None)
+        self.figures[identifier] = {"data": figure["data"], "layout": figure["layout"]}
+        return {"panel": panel, "id": identifier}
+
+    def _keep(self, data: Data) -> str:
+        identifier = f"data-{len(self.data) + 1}"
+        self.data[identifier] = {
+            "name": slug(data.name),
+            "columns": list(data.columns),
+            "rows": data.rows,
+        }
+        return identifier
+
+
+@final
+@dataclass(frozen=True)
+class _Section:
+    """One record as the template shows it."""
+
+    anchor: str
+    title: str
+    subtitle: str
+    words: Summary
+    rules: dict[str, Any]
+    panels: list[dict[str, Any]]
+    objective: list[str]
+    objective_table: dict[str, Any] | None
+    comparisons: dict[str, Any] | None
+    settings: list[tuple[str, str]]
+
+
+def _render(run: Path, records: Sequence[Evaluation]) -> str:
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    embedded = _Embedded()
+    sections = [_section(record, place, embedded) for place, record in enumerate(records, 1)]
+    overview = None
+    if len(records) > 1:
+        overview = embedded.table(overview_table(records, [section.anchor for section in sections]))
+    trained = training(read_log(run))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(
+        title=run.resolve().name,
+        overview=overview,
+        sections=sections,
+        training=None if trained is None else embedded.panel(trained),
+        card=_card(run, records),
+        version=__version__,
+        # Both come with the packages, not from records.
+        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704
+        embedded=Markup(to_json({"figures": embedded.figures, "data": embedded.data})),  # noqa: S704
+    )
+
+
+def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
+    summary = record.summary
+    price, seed = num(number(summary, "price")), get(summary, "seed")
+    stem = slug(f"{get(summary, 'family')}-{get(summary, 'price')}-{seed}")
+    objective_table = first_objective_table(record, stem)
+    comparisons = comparison_table(record, stem)
+    settings = {
+        key: summary.get(key)
+        for key in (
+            "optimizer", "family", "family_settings", "price", "seed", "num_problems", "horizon",
+            "fixed_budget", "tuned_rules", "tuned_optimizers",
+        )
+    }  # fmt: skip
+    known = {key: value for key, value in settings.items() if value is not None}
+    return _Section(
+        anchor=f"evaluation-{place}",
+        title=f"{get(summary, 'optimizer')} on {get(summary, 'family')}",
+        subtitle=f"price {price} per step, problems of seed {seed}",
+        words=summarize(record),
+        rules=embedded.table(rules_table(record, stem)),
+        panels=[embedded.panel(panel) for panel in record_panels(record, stem)],
+        objective=first_objective(record),
+        objective_table=None if objective_table is None else embedded.table(objective_table),
+        comparisons=None if comparisons is None else embedded.table(comparisons),
+        settings=flatten(known),
+    )
+
+
+def _card(run: Path, records: Sequence[Evaluation]) -> list[tuple[str, str]]:
+    """What the optimizer was trained for: its card, or else why there is none."""
+    weights = run / "best.safetensors"
+    shipped = {str(get(record.summary, "optimizer")) for record in records} & set(names())
+    sources = [weights] if weights.exists() else sorted(shipped)
+    lines = []
+    for source in sources:
+        try:
+            lines += flatten(read_card(source))
+        except InputError as error:
+            lines.append(("card", f"unreadable: {error}"))
+    return lines
+
+
+def slug(name: str) -> str:
+    """`name` as a file name: letters, digits, dots and hyphens."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:80] or "data"
+
+
+def to_json(value: object) -> str:
+    """JSON that no script element ends early, whatever its strings; not finite becomes null."""
+    text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value

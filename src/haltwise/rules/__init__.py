@@ -1,0 +1,46 @@
+"""Update rules. A new rule is one new file that defines `RULES`."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from haltwise import _discovery
+from haltwise._errors import InputError
+from haltwise.rules.base import Rule, RuleStep, State, select_state
+from haltwise.rules.hand_designed import SGD, Adam, RMSprop
+from haltwise.rules.lstm import LSTMRule
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "LSTMRule",
+    "RMSprop",
+    "Rule",
+    "RuleStep",
+    "State",
+    "make",
+    "rules",
+    "select_state",
+]
+
+
+def rules() -> Mapping[str, type[Rule]]:
+    """Every named rule: the table that configurations refer to and the generic tests walk."""
+    return _discovery.collect(sys.modules[__name__], "RULES")
+
+
+def make(name: str, settings: dict[str, Any], generator: torch.Generator | None = None) -> Rule:
+    """The rule called `name` with `settings`; `generator` draws the weights of a learned one.
+
+    Raises:
+        InputError: The name or a setting is unknown.
+    """
+    rule: type[Rule] = _discovery.lookup(rules(), name, "rule")
+    learned = {"generator": generator} if issubclass(rule, nn.Module) else {}
+    try:
+        return rule(**settings, **learned)
+    except TypeError as error:
+        raise InputError(f"rule {name!r} does not take the settings {settings}: {error}") from None

@@ -1,0 +1,67 @@
+"""How parameters move: pure `init` and `step`, for learned and hand-designed rules alike."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rule", "RuleStep", "State", "select_state"]
+
+State = dict[str, Tensor]
+"""What a rule carries from step to step; every tensor has the problems along dimension 0."""
+
+
+class RuleStep(NamedTuple):
+    """One step of a rule.
+
+    Attributes:
+        update: g_t, to be added to the parameters (thesis Eq. 1), shape [B, D].
+        readout: What a halting head may read of the rule's state, shape [B, R]; R may be 0.
+        state: The state for the next step.
+    """
+
+    update: Tensor
+    readout: Tensor
+    state: State
+
+
+class Rule(ABC):
+    """An update rule. Settings live in the object, state only in the `State` passed around."""
+
+    @property
+    @abstractmethod
+    def readout_size(self) -> int:
+        """R, the number of features a halting head may read."""
+
+    @abstractmethod
+    def init(self, params: Tensor) -> State:
+        """The state before the first step, for parameters of shape [B, D]."""
+
+    @abstractmethod
+    def step(self, grad: Tensor, state: State) -> RuleStep:
+        """The update for the gradient at theta_t, shape [B, D]. `state` is left untouched."""
+
+    def replay(self, grads: Tensor, state: State) -> RuleStep:
+        """`step` over K recorded gradients, differentiable in the rule's weights and the state.
+
+        Meta-training goes through here, so a rule that can do better than a loop overrides it.
+
+        Args:
+            grads: Gradients of K consecutive steps, constants, shape [B, K, D].
+            state: The state before the first of them.
+
+        Returns:
+            Updates [B, K, D], read-outs [B, K, R] and the state after the last step.
+        """
+        updates, readouts = [], []
+        for grad in grads.unbind(1):
+            update, readout, state = self.step(grad, state)
+            updates.append(update)
+            readouts.append(readout)
+        return RuleStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
+
+
+def select_state(state: State, index: Tensor) -> State:
+    """The state of the problems at `index` (int64 [K])."""
+    return {name: value.index_select(0, index) for name, value in state.items()}

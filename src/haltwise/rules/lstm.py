@@ -1,0 +1,146 @@
+"""The coordinatewise LSTM optimizer (Andrychowicz et al. 2016, "L2L"; thesis Eq. 2)."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._errors import require
+from haltwise._kernels import lstm_sequence, lstm_step
+from haltwise.rules.base import Rule, RuleStep, State
+
+__all__ = ["LSTMRule", "preprocess_gradient"]
+
+
+def preprocess_gradient(grad: Tensor, log_range: float = 10.0) -> Tensor:
+    """Scale-free features of a gradient: magnitude on a log scale, and sign (L2L, appendix A).
+
+        (log |g| / p, sign g)   where |g| >= exp(-p)
+        (-1, exp(p) g)          elsewhere
+
+    Args:
+        grad: Any shape [...].
+        log_range: p, the width of the logarithmic range in nats.
+
+    Returns:
+        Shape [..., 2].
+    """
+    threshold = math.exp(-log_range)
+    magnitude = grad.abs().clamp_min(threshold).log() / log_range
+    sign = (grad / threshold).clamp(-1, 1)  # both branches at once: sign g, or exp(p) g
+    return torch.stack((magnitude, sign), dim=-1)
+
+
+@final
+class LSTMRule(nn.Module, Rule):
+    """A stack of LSTM cells shared by all coordinates, each coordinate with a state of its own.
+
+    The gradient, a constant in meta-training, goes in; the update comes out. With
+    `shared_gradient`, a coordinate also reads the mean over the problem's coordinates of its
+    inputs, the least of L2L's ways ("global averaging") to let coordinates know of each other; the
+    rule stays independent of the number and the order of coordinates.
+
+    The read-out is the pair (a, b) with update = output_scale * a * exp(b): a fixed scale cannot
+    serve first steps and last corrections that differ by orders of magnitude.
+
+    Args:
+        hidden_size: H, units of a layer.
+        num_layers: Layers.
+        shared_gradient: Whether coordinates read the mean of the inputs.
+        output_scale: Size of the first updates.
+        generator: Draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        *,
+        shared_gradient: bool = False,
+        output_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        require(hidden_size >= 1, f"hidden_size must be at least 1, got {hidden_size}")
+        require(num_layers >= 1, f"num_layers must be at least 1, got {num_layers}")
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        self.shared_gradient, self.output_scale = shared_gradient, output_scale
+        num_inputs = 4 if shared_gradient else 2
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        bound = hidden_size**-0.5
+        for layer in range(num_layers):
+            fan_in = (num_inputs if layer == 0 else hidden_size) + hidden_size
+            weight = torch.empty(4 * hidden_size, fan_in).uniform_(
+                -bound, bound, generator=generator
+            )
+            bias = torch.zeros(4 * hidden_size)
+            bias[hidden_size : 2 * hidden_size] = 1.0  # forget gate: remember at first
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(bias))
+        self.readout_weight = nn.Parameter(
+            torch.empty(2, hidden_size).uniform_(-bound, bound, generator=generator)
+        )
+        self.readout_bias = nn.Parameter(torch.zeros(2))
+
+    @property
+    def readout_size(self) -> int:
+        return self.hidden_size
+
+    def init(self, params: Tensor) -> State:
+        zeros = params.new_zeros(*params.shape, self.num_layers, self.hidden_size)
+        return {"hidden": zeros, "cell": zeros}
+
+    def step(self, grad: Tensor, state: State) -> RuleStep:
+        if torch.is_grad_enabled():
+            updates, readouts, state = self.replay(grad.unsqueeze(1), state)
+            return RuleStep(updates.squeeze(1), readouts.squeeze(1), state)
+        inputs = self._inputs(grad).flatten(0, 1)
+        hidden, cell = lstm_step(
+            inputs,
+            state["hidden"].flatten(0, 1),
+            state["cell"].flatten(0, 1),
+            list(self.weights),
+            list(self.biases),
+        )
+        shape = state["hidden"].shape
+        hidden, cell = hidden.view(shape), cell.view(shape)
+        top = hidden[..., -1, :]
+        return RuleStep(self._update(top), top.mean(-2), {"hidden": hidden, "cell": cell})
+
+    def replay(self, grads: Tensor, state: State) -> RuleStep:
+        num_problems, num_steps, dim = grads.shape
+        # One flat batch of coordinates: a layer is one matrix product.
+        inputs = self._inputs(grads).transpose(0, 1).reshape(num_steps, num_problems * dim, -1)
+        outputs, hidden, cell = lstm_sequence(
+            inputs,
+            state["hidden"].flatten(0, 1),
+            state["cell"].flatten(0, 1),
+            list(self.weights),
+            list(self.biases),
+        )
+        top = outputs.view(num_steps, num_problems, dim, self.hidden_size).transpose(0, 1)
+        shape = state["hidden"].shape
+        return RuleStep(
+            self._update(top),
+            top.mean(-2),
+            {"hidden": hidden.view(shape), "cell": cell.view(shape)},
+        )
+
+    def _inputs(self, grad: Tensor) -> Tensor:
+        """What a coordinate reads, [..., D] to [..., D, I]."""
+        features = preprocess_gradient(grad)
+        if not self.shared_gradient:
+            return features
+        shared = preprocess_gradient(grad.mean(-1, keepdim=True))
+        return torch.cat((features, shared.expand_as(features)), dim=-1)
+
+    def _update(self, top: Tensor) -> Tensor:
+        """The update from the top layer's output, [..., D, H] to [..., D]."""
+        readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
+        direction, log_scale = readout.unbind(-1)
+        return self.output_scale * direction * log_scale.exp()
+
+
+RULES = {"lstm": LSTMRule}

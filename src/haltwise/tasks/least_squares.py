@@ -1,0 +1,96 @@
+"""Sums of squares of linear residuals, in a form whose cost and accuracy do not depend on N."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._errors import require
+from haltwise.tasks.base import Evaluation, Observation, TaskBatch
+
+__all__ = ["LeastSquaresBatch", "gaussian_regression"]
+
+
+@final
+@dataclass(frozen=True)
+class LeastSquaresBatch(TaskBatch):
+    """f(theta) = minimum + scale ||factor theta - target||^2, the second term reaching zero.
+
+    The excess loss is the quadratic form itself, never the difference of two large losses, and
+    the condition number is that of `factor`, not its square.
+    """
+
+    factor: Tensor
+    """Shape [B, M, D], M <= D rows suffice for any number of observations."""
+    target: Tensor
+    """Shape [B, M], in the range of `factor`."""
+    minimum: Tensor
+    """The least loss, shape [B]."""
+    scale: Tensor
+    """Weight of the squares, shape [B]."""
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return self.minimum
+
+    @property
+    def minimizer(self) -> Tensor:
+        solution: Tensor = torch.linalg.lstsq(self.factor, self.target.unsqueeze(-1)).solution
+        return solution.squeeze(-1)
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        loss, grad, _, _ = self.evaluate(params, step)
+        return Observation(loss, grad)
+
+    def evaluate(self, params: Tensor, step: int) -> Evaluation:
+        del step  # deterministic
+        residual = torch.baddbmm(-self.target.unsqueeze(-1), self.factor, params.unsqueeze(-1))
+        weighted = self.scale[:, None, None] * residual
+        excess = (weighted * residual).sum((-2, -1))
+        grad = 2 * torch.bmm(self.factor.mT, weighted).squeeze(-1)
+        return Evaluation(self.minimum + excess, grad, excess, grad)
+
+
+def gaussian_regression(
+    design: Tensor, observed: Tensor, count: Tensor, beta: float, start: Tensor
+) -> LeastSquaresBatch:
+    """Negative log-likelihood of linear regression with known noise (thesis Eq. 16-17).
+
+    f(theta) = beta/2 sum_n (y_n - x_n^T theta)^2 - N/2 log beta + N/2 log 2 pi, reduced once by a
+    singular value decomposition of the design to D residuals; every later step costs O(D^2).
+
+    Args:
+        design: Rows x_n, shape [B, N_max, D], float64; rows beyond a problem's count are zero.
+        observed: y_n, shape [B, N_max], float64; zero beyond the count.
+        count: N of each problem, shape [B].
+        beta: Noise precision, 1 / variance of y given x.
+        start: theta_0, shape [B, D].
+
+    Returns:
+        The batch, in float64.
+
+    Raises:
+        InputError: A value of `design` or `observed` is not finite.
+    """
+    for name, value in (("design", design), ("observations", observed)):
+        bad = int((~value.isfinite()).flatten(1).any(1).sum())
+        require(
+            bad == 0,
+            f"the {name} of {bad} of {len(value)} regressions hold NaN or infinity; "
+            "drop or impute those rows first",
+        )
+    left, singular, right = torch.linalg.svd(design, full_matrices=False)
+    cutoff = singular[:, :1] * max(design.shape[1:]) * torch.finfo(design.dtype).eps
+    kept = singular > cutoff  # a rank-deficient design leaves directions that do not matter
+    target = torch.where(kept, torch.einsum("bnm,bn->bm", left, observed), 0)
+    factor = torch.where(kept, singular, 0).unsqueeze(-1) * right
+    residual = observed - torch.einsum("bnm,bm->bn", left, target)
+    log_normalizer = 0.5 * count * (torch.log(torch.tensor(2 * torch.pi / beta)))
+    return LeastSquaresBatch(
+        start=start,
+        factor=factor,
+        target=target,
+        minimum=0.5 * beta * residual.square().sum(1) + log_normalizer,
+        scale=torch.full_like(log_normalizer, 0.5 * beta, dtype=design.dtype),
+    )

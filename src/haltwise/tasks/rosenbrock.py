@@ -1,0 +1,78 @@
+"""Rosenbrock's valley: a curved, badly scaled and non-convex problem."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from haltwise._errors import require
+from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
+
+__all__ = ["FAMILIES", "Rosenbrock", "RosenbrockBatch"]
+
+
+@final
+@dataclass(frozen=True)
+class RosenbrockBatch(TaskBatch):
+    """f(x) = sum_i b (x_{i+1} - x_i^2)^2 + (1 - x_i)^2, least at x = 1 with f = 0."""
+
+    steepness: Tensor
+    """b, shape [B]."""
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return torch.zeros_like(self.steepness)
+
+    @property
+    def minimizer(self) -> Tensor:
+        return torch.ones_like(self.start)
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        del step  # deterministic
+        left, right = params[:, :-1], params[:, 1:]
+        steepness = self.steepness.unsqueeze(1)
+        curve = right - left.square()
+        slope = 1 - left
+        loss = (steepness * curve.square() + slope.square()).sum(1)
+        grad = torch.zeros_like(params)
+        grad[:, :-1] = -4 * steepness * curve * left - 2 * slope
+        grad[:, 1:] += 2 * steepness * curve
+        return Observation(loss, grad)
+
+
+@final
+@dataclass(frozen=True)
+class Rosenbrock(TaskFamily):
+    """Starts from N(0, start_std^2); b is log-uniform on [min_steepness, max_steepness].
+
+    Source: H. H. Rosenbrock, Computer Journal 3 (1960), 175-184, where b = 100.
+    """
+
+    num_params: int = 2
+    min_steepness: float = 1.0
+    max_steepness: float = 100.0
+    start_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.num_params >= 2, f"num_params must be at least 2, got {self.num_params}")
+        require(
+            0 < self.min_steepness <= self.max_steepness,
+            "steepness needs 0 < min_steepness <= max_steepness, "
+            f"got {self.min_steepness} and {self.max_steepness}",
+        )
+
+    @property
+    def dim(self) -> int:
+        return self.num_params
+
+    def _sample(self, num_problems: int, generator: torch.Generator) -> RosenbrockBatch:
+        draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
+        ratio = self.max_steepness / self.min_steepness
+        return RosenbrockBatch(
+            start=self.start_std * torch.randn(num_problems, self.num_params, **draw),
+            steepness=self.min_steepness * ratio ** torch.rand(num_problems, **draw),
+        )
+
+
+FAMILIES = {"rosenbrock-2d": Rosenbrock()}

@@ -1,0 +1,143 @@
+"""Everything a training run depends on, in plain JSON values."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Literal, Self, final
+
+from haltwise import _discovery
+from haltwise._errors import InputError, require
+from haltwise.optimizer import OptimizerConfig
+
+__all__ = ["PRESETS", "TrainingConfig"]
+
+
+@final
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One meta-training run. The same configuration on the same machine gives the same weights."""
+
+    family: str = "regression-2d"
+    preset: str = "act"
+    """The preset it was made from, for the card."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    posterior: Literal["none", "softmax", "stick-breaking", "both"] = "both"
+    """`none`: the L2L sum of losses, no halting. `softmax`: the thesis' lower bound.
+    `stick-breaking`: the free energy of a causal hazard. `both`: their mean; the head speaks for
+    either, so the two can be compared on the same trajectories."""
+    horizon: int = 60
+    """T, steps of an unroll."""
+    price: float = 0.0527
+    """c, the default price of a step in units of the loss."""
+    price_range: float = 10.0
+    """Prices are drawn log-uniformly from price / price_range to price * price_range."""
+    continuation: float | None = 0.9
+    """nu of the horizon prior; None couples it to the price as the thesis does, exp(-2 c/tau)."""
+    horizons: Literal["exact", "sampled"] = "exact"
+    """Whether the expectation over horizons is exact or by one sample per problem."""
+    warmup: float = 0.2
+    """Share of the meta-steps, at the start, on the sum of losses alone."""
+    sum_weight: float = 0.03
+    """Weight of the mean loss over the horizon beside the bound, both in default prices."""
+    hazard_temperature: float = 0.5
+    """tau of the stick-breaking posterior, in prices."""
+    head_only: float = 0.25
+    """Share of the meta-steps, at the end, in which the rule is frozen and the head goes on."""
+
+    num_meta_steps: int = 3000
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    """Of Adam, decayed to 1 % by a cosine."""
+    clip_norm: float = 1.0
+    """Of the meta-gradient, for the rule and for the head apart."""
+    segment: int = 50
+    """Steps that are recomputed at once in the backward pass; bounds the memory."""
+    truncate: bool = False
+    """Whether the state's gradient is cut between segments."""
+    seed: int = 0
+    num_validation: int = 512
+    validate_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "num_meta_steps", "batch_size", "segment", "num_validation"):
+            require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
+            )
+        for name in ("price", "learning_rate", "clip_norm"):
+            require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
+        require(self.price_range >= 1, f"price_range must be at least 1, got {self.price_range}")
+        require(
+            self.continuation is None or 0 < self.continuation < 1,
+            f"continuation must lie strictly between 0 and 1, got {self.continuation}",
+        )
+        for name in ("warmup", "head_only"):
+            require(
+                0 <= getattr(self, name) <= 1,
+                f"{name} must lie in [0, 1], got {getattr(self, name)}",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes the same configuration."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            InputError: A setting is unknown or impossible.
+        """
+        try:
+            settings = dict(document)
+            settings["optimizer"] = OptimizerConfig(**settings["optimizer"])
+            return cls(**settings)
+        except (TypeError, KeyError) as error:
+            raise InputError(f"this is not a training configuration: {error}") from None
+
+    @classmethod
+    def from_preset(cls, preset: str, family: str, **changes: Any) -> Self:
+        """The preset's settings with the family's defaults and then `changes` applied.
+
+        Raises:
+            InputError: The preset is unknown or a setting is impossible.
+        """
+        make = _discovery.lookup(PRESETS, preset, "preset")
+        settings: dict[str, Any] = {**make, **FAMILY_DEFAULTS.get(family, {})}
+        settings |= {name: value for name, value in changes.items() if value is not None}
+        try:
+            return cls(family=family, preset=preset, **settings)
+        except TypeError as error:
+            known = [field.name for field in fields(cls)]
+            bad = [name for name in settings if name not in known]
+            raise InputError(
+                _discovery.unknown(bad[0], known, "setting") if bad else str(error)
+            ) from None
+
+    def with_optimizer(self, **changes: Any) -> Self:
+        """A copy with some settings of the optimizer replaced."""
+        return replace(self, optimizer=replace(self.optimizer, **changes))
+
+
+PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        # What works best.
+        "act": {},
+        # The LSTM optimizer of L2L: no halting head is trained.
+        "lstm": {"posterior": "none", "head_only": 0.0},
+        # The thesis to the letter: linear read-out of the pooled hidden state, tau = 1, one price,
+        # one horizon per problem from the p(T) that the price implies.
+        "thesis": {
+            "optimizer": OptimizerConfig(head_width=0, head_features=False, temperature=1.0),
+            "posterior": "softmax",
+            "head_only": 0.0,
+            "continuation": None,
+            "horizons": "sampled",
+            "price_range": 1.0,
+            "warmup": 0.0,
+            "sum_weight": 0.0,
+        },
+    }
+)
+
+FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType({})

@@ -1,0 +1,310 @@
+"""Rules equal `torch.optim`, `nn.LSTMCell` and L2L's formulas; all of them keep one contract."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from haltwise import rules
+from haltwise._errors import InputError
+from haltwise.rules import LSTMRule, Rule, RuleStep, State, select_state
+from haltwise.rules.lstm import preprocess_gradient
+
+DOUBLE = torch.float64
+B, D = 4, 3
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("sgd", {"learning_rate": 0.1}),
+    "momentum": ("sgd", {"learning_rate": 0.1, "momentum": 0.9}),
+    "nesterov": ("sgd", {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True}),
+    "rmsprop": ("rmsprop", {"learning_rate": 0.1, "decay": 0.9}),
+    "adam": ("adam", {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95}),
+    "lstm": ("lstm", {"hidden_size": 5}),
+    "lstm shared": ("lstm", {"hidden_size": 5, "num_layers": 1, "shared_gradient": True}),
+}
+
+
+def seeded(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=DOUBLE)
+
+
+def make(case: str) -> Rule:
+    name, settings = CASES[case]
+    rule = rules.make(name, settings, seeded())
+    return rule.double().requires_grad_(False) if isinstance(rule, nn.Module) else rule
+
+
+def run(rule: Rule, grads: Tensor, state: State | None = None) -> RuleStep:
+    """Every update [B, K, D] and read-out [B, K, R], by calling `step` once a gradient."""
+    state = rule.init(grads[:, 0]) if state is None else state
+    steps = []
+    for grad in grads.unbind(1):
+        steps.append(rule.step(grad, state))
+        state = steps[-1].state
+    updates, readouts = (torch.stack([step[i] for step in steps], 1) for i in (0, 1))
+    return RuleStep(updates, readouts, state)
+
+
+def assert_steps_close(found: RuleStep, expected: RuleStep, rtol: float = 1e-12) -> None:
+    assert_close(found.update, expected.update, rtol=rtol, atol=1e-14)
+    assert_close(found.readout, expected.readout, rtol=rtol, atol=1e-14)
+    assert_close(found.state, expected.state, rtol=rtol, atol=1e-14)
+
+
+def test_every_named_rule_is_tested_here() -> None:
+    assert {name for name, _ in CASES.values()} == set(rules.rules())
+
+
+@pytest.mark.parametrize("case", CASES)
+class TestContract:
+    """What every rule promises."""
+
+    def test_shapes_and_dtype(self, case: str) -> None:
+        rule, grad = make(case), randn(B, D)
+        state = rule.init(grad)
+        step = rule.step(grad, state)
+        assert step.update.shape == (B, D)
+        assert step.readout.shape == (B, rule.readout_size)
+        assert step.state.keys() == state.keys()
+        for name, value in step.state.items():
+            assert value.shape == state[name].shape
+            assert len(value) == B
+        assert {value.dtype for value in (*step[:2], *step.state.values())} == {DOUBLE}
+
+    def test_init_and_step_leave_their_arguments_alone(self, case: str) -> None:
+        rule, grads = make(case), randn(B, 3, D)
+        state = run(rule, grads).state
+        copies = {name: value.clone() for name, value in state.items()}
+        grad, params = randn(B, D, seed=2), randn(B, D, seed=3)
+        first = rule.step(grad, state)
+        rule.init(params)
+        assert all(torch.equal(value, copies[name]) for name, value in state.items())
+        assert torch.equal(grad, randn(B, D, seed=2))
+        assert torch.equal(params, randn(B, D, seed=3))
+        assert torch.equal(rule.step(grad, state).update, first.update)
+
+    def test_select_state_commutes_with_steps(self, case: str) -> None:
+        rule, grads, index = make(case), randn(B, 5, D), torch.tensor([2, 0, 2])
+        whole, half = run(rule, grads), run(rule, grads[:, :2])
+        part = run(rule, grads[index, 2:], select_state(half.state, index))
+        expected = RuleStep(
+            whole.update[index, 2:], whole.readout[index, 2:], select_state(whole.state, index)
+        )
+        assert_steps_close(part, expected)
+
+    def test_problems_do_not_mix(self, case: str) -> None:
+        rule, grads, others = make(case), randn(B, 3, D), [0, 2, 3]
+        clean = run(rule, grads)
+        grads[1, 1] = torch.nan
+        poisoned = run(rule, grads)
+        assert torch.equal(clean.update[others], poisoned.update[others])
+        assert torch.equal(clean.readout[others], poisoned.readout[others])
+
+    def test_permuting_problems_permutes_updates(self, case: str) -> None:
+        rule, grads, order = make(case), randn(B, 4, D), torch.tensor([2, 0, 3, 1])
+        whole = run(rule, grads)
+        expected = RuleStep(
+            whole.update[order], whole.readout[order], select_state(whole.state, order)
+        )
+        assert_steps_close(run(rule, grads[order]), expected)
+
+    def test_permuting_coordinates_permutes_updates_and_keeps_the_readout(self, case: str) -> None:
+        rule, grads, order = make(case), randn(B, 4, D), [2, 0, 1]
+        plain, permuted = run(rule, grads), run(rule, grads[..., order])
+        assert_close(permuted.update, plain.update[..., order], rtol=1e-12, atol=1e-14)
+        assert_close(permuted.readout, plain.readout, rtol=1e-12, atol=1e-14)
+
+    def test_replay_is_a_loop_of_steps(self, case: str) -> None:
+        rule, grads = make(case), randn(B, 6, D)
+        state = run(rule, randn(B, 2, D, seed=2)).state
+        assert_steps_close(rule.replay(grads, state), run(rule, grads, state))
+
+    def test_float32_agrees_with_float64(self, case: str) -> None:
+        rule, grads = make(case), randn(B, 10, D)
+        expected = run(rule, grads).update
+        single = rule.float() if isinstance(rule, nn.Module) else rule
+        found = run(single, grads.float()).update
+        assert found.dtype == torch.float32
+        assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "reference", "settings"),
+    [
+        ("sgd", torch.optim.SGD, {}),
+        ("momentum", torch.optim.SGD, {"momentum": 0.9}),
+        ("nesterov", torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        ("rmsprop", torch.optim.RMSprop, {"alpha": 0.9}),
+        ("adam", torch.optim.Adam, {"betas": (0.8, 0.95)}),
+    ],
+)
+def test_fifty_steps_on_a_quadratic_equal_torch_optim(
+    case: str, reference: type[torch.optim.Optimizer], settings: dict[str, Any]
+) -> None:
+    factor, start = randn(D, D), randn(1, D, seed=2)
+    hessian = factor.T @ factor / 4 + torch.eye(D, dtype=DOUBLE)
+    rule, params = make(case), start.clone()
+    state = rule.init(params)
+    twin = nn.Parameter(start.clone())
+    optimizer = reference([twin], lr=0.1, **settings)
+    for _ in range(50):
+        update, _, state = rule.step(params @ hessian, state)
+        params = params + update
+        twin.grad = twin.detach() @ hessian
+        optimizer.step()
+        assert_close(params, twin.detach(), rtol=0, atol=1e-12)
+    assert not torch.equal(params, start)
+
+
+def test_adam_counts_the_steps_of_each_problem() -> None:
+    rule, late = make("adam"), torch.tensor([0, 1])
+    old = run(rule, randn(2, 3, D)).state
+    fresh, grad = rule.init(randn(2, D)), randn(2, D, seed=3)
+    mixed = {name: torch.cat((old[name], fresh[name])) for name in old}
+    step = rule.step(torch.cat((grad, grad)), mixed)
+    assert torch.equal(step.update[late], rule.step(grad, old).update)
+    assert torch.equal(step.update[late + 2], rule.step(grad, fresh).update)
+
+
+# --- The LSTM rule -------------------------------------------------------------------------------
+
+
+def l2l_formula(gradient: float, log_range: float) -> tuple[float, float]:
+    """Andrychowicz et al. 2016, appendix A, as printed."""
+    if abs(gradient) >= math.exp(-log_range):
+        return math.log(abs(gradient)) / log_range, math.copysign(1, gradient)
+    return -1.0, math.exp(log_range) * gradient
+
+
+@pytest.mark.parametrize("log_range", [3.0, 10.0])
+def test_preprocessing_equals_the_two_branches_of_l2l(log_range: float) -> None:
+    magnitudes = torch.logspace(-30, 30, 301, dtype=DOUBLE)
+    grads = torch.cat((magnitudes, -magnitudes, torch.zeros(1, dtype=DOUBLE)))
+    expected = torch.tensor([l2l_formula(grad, log_range) for grad in grads.tolist()], dtype=DOUBLE)
+    assert_close(preprocess_gradient(grads, log_range), expected, rtol=1e-14, atol=1e-14)
+    assert torch.equal(
+        preprocess_gradient(grads.view(3, -1), log_range),
+        preprocess_gradient(grads, log_range).view(3, -1, 2),
+    )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_preprocessing_is_continuous_at_the_threshold(sign: int) -> None:
+    threshold = sign * math.exp(-10) * (1 + torch.tensor([-1e-9, 0, 1e-9], dtype=DOUBLE))
+    expected = torch.tensor([-1.0, sign], dtype=DOUBLE).expand(3, 2)
+    assert_close(preprocess_gradient(threshold), expected, rtol=0, atol=2e-9)
+
+
+@pytest.mark.parametrize("shared_gradient", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("hidden_size", [1, 5, 20])
+def test_lstm_rule_equals_a_stack_of_torch_cells(
+    hidden_size: int, num_layers: int, shared_gradient: bool
+) -> None:
+    rule = LSTMRule(
+        hidden_size,
+        num_layers,
+        shared_gradient=shared_gradient,
+        output_scale=0.3,
+        generator=seeded(),
+    ).double()
+    rule.requires_grad_(False)
+    rule.readout_bias += randn(2, seed=5)
+    cells = []
+    for weight, bias in zip(rule.weights, rule.biases, strict=True):
+        cell = nn.LSTMCell(weight.shape[1] - hidden_size, hidden_size, dtype=DOUBLE)
+        cell.requires_grad_(False)
+        bias.add_(randn(len(bias), seed=6))
+        for target, value in zip(
+            cell.parameters(),
+            (weight[:, :-hidden_size], weight[:, -hidden_size:], bias, 0 * bias),
+            strict=True,
+        ):
+            target.copy_(value)
+        cells.append(cell)
+
+    grads = randn(B, 5, D) * 10 ** randn(B, 5, D, seed=2)
+    found = run(rule, grads)
+    for problem in range(B):
+        zeros = (torch.zeros(1, hidden_size, dtype=DOUBLE),) * 2
+        memory = dict.fromkeys(itertools.product(range(D), range(num_layers)), zeros)
+        for step in range(5):
+            tops = []
+            for coordinate in range(D):
+                value = preprocess_gradient(grads[problem, step, coordinate]).view(1, 2)
+                if shared_gradient:
+                    mean = preprocess_gradient(grads[problem, step].mean()).view(1, 2)
+                    value = torch.cat((value, mean), 1)
+                for layer, cell in enumerate(cells):
+                    state = cell(value, memory[coordinate, layer])
+                    memory[coordinate, layer], value = state, state[0]
+                direction, log_scale = (rule.readout_weight @ value[0] + rule.readout_bias).tolist()
+                expected = 0.3 * direction * math.exp(log_scale)
+                assert abs(found.update[problem, step, coordinate] - expected) < 1e-12
+                tops.append(value[0])
+            assert_close(found.readout[problem, step], sum(tops) / D, rtol=1e-12, atol=1e-14)
+
+
+def test_lstm_weights_are_drawn_from_the_generator() -> None:
+    one, same, other = (LSTMRule(3, generator=seeded(seed)) for seed in (1, 1, 2))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name])
+        if "weight" in name:
+            assert not torch.equal(value, other.state_dict()[name])
+
+
+@pytest.mark.parametrize("case", ["lstm", "lstm shared"])
+def test_replay_is_differentiable_in_weights_and_state_like_the_loop(case: str) -> None:
+    rule, grads = make(case).requires_grad_(True), randn(B, 4, D)
+    shapes = {name: value.shape for name, value in rule.init(grads[:, 0]).items()}
+    first = {name: randn(*shape, seed=3).requires_grad_() for name, shape in shapes.items()}
+    inputs = [*rule.parameters(), *first.values()]
+
+    def gradients(function: Any) -> list[Tensor]:
+        update, readout, state = function(grads, first)
+        total = update.square().sum() + readout.sin().sum() + state["cell"].cos().sum()
+        return torch.autograd.grad(total, inputs)
+
+    found = gradients(rule.replay)
+    expected = gradients(lambda grads, state: run(rule, grads, state))
+    assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+# --- Settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("sgd", {"learning_rate": 0.0}, "learning_rate"),
+        ("sgd", {"learning_rate": -0.1}, "learning_rate"),
+        ("adam", {"learning_rate": math.nan}, "learning_rate"),
+        ("sgd", {}, "learning_rate"),
+        ("sgd", {"learning_rate": 0.1, "momentum": -0.5}, "momentum"),
+        ("sgd", {"learning_rate": 0.1, "nesterov": True}, "momentum"),
+        ("rmsprop", {"learning_rate": 0.1, "decay": 1.0}, "decay"),
+        ("rmsprop", {"learning_rate": 0.1, "epsilon": -1e-8}, "epsilon"),
+        ("adam", {"learning_rate": 0.1, "beta1": 1.0}, "beta1"),
+        ("adam", {"learning_rate": 0.1, "beta2": -0.1}, "beta2"),
+        ("adam", {"learning_rate": 0.1, "epsilon": -1e-8}, "epsilon"),
+        ("adam", {"learning_rate": 0.1, "momentum": 0.9}, "momentum"),
+        ("lstm", {"hidden_size": 0}, "hidden_size"),
+        ("lstm", {"num_layers": 0}, "num_layers"),
+        ("lstm", {"learning_rate": 0.1}, "learning_rate"),
+    ],
+)
+def test_bad_settings_are_refused(name: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        rules.make(name, settings)
+
+
+def test_an_unknown_rule_suggests_the_near_names() -> None:
+    with pytest.raises(InputError, match=r"unknown rule 'adan'; did you mean 'adam'\?"):
+        rules.make("adan", {})

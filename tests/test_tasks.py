@@ -1,0 +1,440 @@
+"""Every family keeps one contract; each loss equals its definition written without thought."""
+
+import dataclasses
+import json
+import math
+from types import ModuleType
+from unittest import mock
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.stats
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from haltwise import tasks
+from haltwise._errors import InputError
+from haltwise.tasks import TaskBatch, TaskFamily, diabetes, regression
+from haltwise.tasks.diabetes import Diabetes
+from haltwise.tasks.least_squares import gaussian_regression
+from haltwise.tasks.quadratic import Quadratic
+from haltwise.tasks.regression import LinearRegression, sample_design
+from haltwise.tasks.robust_regression import StudentTBatch, StudentTRegression
+from haltwise.tasks.rosenbrock import Rosenbrock, RosenbrockBatch
+
+B = 5
+DOUBLE = torch.float64
+
+
+def seeded(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=DOUBLE)
+
+
+def tensors(batch: TaskBatch) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+
+
+@pytest.fixture(params=sorted(tasks.families()))
+def family(request: pytest.FixtureRequest) -> TaskFamily:
+    return tasks.family(request.param)
+
+
+@pytest.fixture
+def batch(family: TaskFamily) -> TaskBatch:
+    return family.sample(B, seeded(), dtype=DOUBLE)
+
+
+@pytest.fixture
+def points(batch: TaskBatch) -> Tensor:
+    """Parameters of order one around the start."""
+    return batch.start + randn(*batch.start.shape, seed=2)
+
+
+class TestContract:
+    """What every family promises."""
+
+    def test_every_tensor_has_the_problems_first(self, family: TaskFamily) -> None:
+        batch = family.sample(B, seeded(), dtype=DOUBLE)
+        assert batch.start.shape == (batch.num_problems, batch.dim) == (B, family.dim)
+        for value in tensors(batch).values():
+            assert len(value) == B
+            assert value.isfinite().all()
+
+    def test_fields_are_json_values_that_make_the_family_again(self, family: TaskFamily) -> None:
+        document = json.loads(json.dumps(dataclasses.asdict(family)))
+        assert type(family)(**document) == family
+
+    def test_gradients_equal_five_point_differences(self, batch: TaskBatch, points: Tensor) -> None:
+        seen = batch.evaluate(points, 3)
+        step = 1e-3
+        for seed in range(3):
+            direction = randn(*points.shape, seed=10 + seed)
+            loss, excess = (
+                sum(
+                    factor * getattr(batch.evaluate(points + k * step * direction, 3), name)
+                    for k, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1))
+                )
+                / (12 * step)
+                for name in ("loss", "excess")
+            )
+            size = seen.grad.norm(dim=1) * direction.norm(dim=1)
+            assert (((seen.grad * direction).sum(1) - loss).abs() <= 1e-8 * size).all()
+            assert (((seen.excess_grad * direction).sum(1) - excess).abs() <= 1e-8 * size).all()
+
+    def test_gradients_equal_autograd(self, batch: TaskBatch, points: Tensor) -> None:
+        points.requires_grad_()
+        seen = batch.evaluate(points, 3)
+        for value, grad in ((seen.loss, seen.grad), (seen.excess, seen.excess_grad)):
+            (expected,) = torch.autograd.grad(value.sum(), points, retain_graph=True)
+            assert_close(grad, expected, rtol=1e-11, atol=1e-11)
+
+    def test_excess_is_loss_minus_reference(self, batch: TaskBatch, points: Tensor) -> None:
+        seen = batch.evaluate(points, 0)
+        assert_close(seen.excess, seen.loss - batch.reference_loss, rtol=1e-11, atol=1e-9)
+
+    def test_an_observation_is_the_visible_part_of_an_evaluation(
+        self, batch: TaskBatch, points: Tensor
+    ) -> None:
+        seen, observed = batch.evaluate(points, 2), batch.observe(points, 2)
+        assert torch.equal(seen.loss, observed.loss)
+        assert torch.equal(seen.grad, observed.grad)
+
+    def test_a_known_minimizer_is_one(self, batch: TaskBatch) -> None:
+        minimizer = batch.minimizer
+        if minimizer is None:
+            pytest.skip("the family knows no minimizer")
+        best, start = batch.evaluate(minimizer, 0), batch.evaluate(batch.start, 0)
+        assert (best.excess.abs() <= 1e-14 * start.excess).all()
+        assert (best.excess_grad.norm(dim=1) <= 1e-10 * start.grad.norm(dim=1)).all()
+        for exponent in range(-6, 3):
+            offset = 10.0**exponent * randn(*minimizer.shape, seed=exponent + 20)
+            assert (batch.evaluate(minimizer + offset, 0).excess > best.excess).all()
+
+    def test_float32_agrees_with_float64(
+        self, family: TaskFamily, batch: TaskBatch, points: Tensor
+    ) -> None:
+        single = family.sample(B, seeded(), dtype=torch.float32)
+        exact, found = batch.evaluate(points, 1), single.evaluate(points.float(), 1)
+        assert {value.dtype for value in (*found, *tensors(single).values())} == {torch.float32}
+        size = exact.excess_grad.norm(dim=1, keepdim=True)
+        assert ((found.excess_grad - exact.excess_grad).abs() <= 1e-4 * size).all()
+        assert_close(found.loss.double(), exact.loss, rtol=2e-5, atol=1e-5)
+        assert_close(found.excess.double(), exact.excess, rtol=2e-5, atol=1e-5)
+
+    def test_a_generator_gives_the_same_problems_in_every_dtype(self, family: TaskFamily) -> None:
+        one, other = seeded(7), seeded(7)
+        double = family.sample(B, one, dtype=DOUBLE)
+        single = family.sample(B, other, dtype=torch.float32)
+        assert torch.equal(one.get_state(), other.get_state())
+        assert not torch.equal(one.get_state(), seeded(7).get_state())
+        for name, value in tensors(double).items():
+            assert torch.equal(value.float(), getattr(single, name))
+
+    def test_select_commutes_with_evaluate(self, batch: TaskBatch, points: Tensor) -> None:
+        index = torch.tensor([3, 0, 3])
+        chosen = batch.select(index)
+        whole, part = batch.evaluate(points, 1), chosen.evaluate(points[index], 1)
+        for value, expected in zip(part, whole, strict=True):
+            assert_close(value, expected[index], rtol=1e-12, atol=1e-12)
+        assert torch.equal(chosen.reference_loss, batch.reference_loss[index])
+
+    def test_problems_do_not_mix(self, batch: TaskBatch, points: Tensor) -> None:
+        poisoned = points.clone()
+        poisoned[1] = torch.nan
+        others = torch.tensor([0, 2, 3, 4])
+        before, after = batch.evaluate(points, 1), batch.evaluate(poisoned, 1)
+        for value, expected in zip(after, before, strict=True):
+            assert torch.equal(value[others], expected[others])
+
+    def test_problems_differ(self, batch: TaskBatch) -> None:
+        assert batch.evaluate(batch.start, 0).loss.unique().numel() == B
+
+    def test_evaluation_leaves_its_arguments_alone(self, batch: TaskBatch, points: Tensor) -> None:
+        copy, first = points.clone(), batch.evaluate(points, 1)
+        assert all(map(torch.equal, batch.evaluate(points, 1), first))
+        assert torch.equal(copy, points)
+
+    def test_an_empty_batch_is_refused(self, family: TaskFamily) -> None:
+        with pytest.raises(InputError, match="at least 1 problem, got 0"):
+            family.sample(0, seeded())
+
+
+def test_an_unknown_family_suggests_the_near_names() -> None:
+    with pytest.raises(InputError, match="did you mean 'quadratic-10d'"):
+        tasks.family("quadratic10d")
+
+
+# --- Gaussian regression -------------------------------------------------------------------------
+
+
+def duplicated(design: Tensor) -> Tensor:
+    return design[..., [0, 0, 1, 1, 1]]
+
+
+def masked(design: Tensor) -> Tensor:
+    return design * (
+        torch.arange(design.shape[1])[:, None] < torch.tensor([1, 4, 7])[:, None, None]
+    )
+
+
+DESIGNS = {
+    "tall": randn(3, 30, 4),
+    "square": randn(3, 5, 5),
+    "fewer rows than columns": randn(3, 2, 6),
+    "rank-deficient": duplicated(randn(3, 9, 2)),
+    "ill-conditioned": randn(3, 12, 3) * torch.tensor([1.0, 1e-3, 1e3], dtype=DOUBLE),
+    "masked": masked(randn(3, 7, 3)),
+    "zero": torch.zeros(3, 4, 2, dtype=DOUBLE),
+}
+
+
+@pytest.mark.parametrize("beta", [0.25, 1.0, 9.0])
+@pytest.mark.parametrize("design", DESIGNS.values(), ids=DESIGNS)
+def test_regression_loss_is_the_thesis_negative_log_likelihood(design: Tensor, beta: float) -> None:
+    rows = design.abs().sum(-1) > 0
+    rows[:, 0] = True  # a zero row within the count counts
+    count = rows.sum(1).double()
+    observed = 3 * randn(*design.shape[:2], seed=4) * rows
+    start = torch.zeros(3, design.shape[2], dtype=DOUBLE)
+    batch = gaussian_regression(design, observed, count, beta, start)
+    scale = 1 / design.abs().amax((0, 1)).clamp_min(1)
+
+    def naive(params: Tensor) -> Tensor:
+        mean = (design * params[:, None, :]).sum(-1)
+        noise = torch.distributions.Normal(mean, torch.tensor(beta, dtype=DOUBLE).rsqrt())
+        return -(noise.log_prob(observed) * rows).sum(1)
+
+    for seed in (5, 6):
+        params = randn(*start.shape, seed=seed) * scale
+        assert_close(batch.evaluate(params, 0).loss, naive(params), rtol=1e-12, atol=1e-12)
+    least = naive(batch.minimizer)
+    assert_close(batch.reference_loss, least, rtol=1e-11, atol=1e-11)
+    assert (batch.evaluate(batch.minimizer, 0).grad.abs() * scale <= 1e-8).all()
+    for seed in (7, 8):
+        assert (naive(batch.minimizer + 0.1 * randn(*start.shape, seed=seed)) >= least).all()
+
+
+def test_float32_excess_near_the_minimum_survives_a_large_loss() -> None:
+    design, observed = randn(3, 200, 4), 1e3 * randn(3, 200, seed=2)
+    start = torch.zeros(3, 4, dtype=DOUBLE)
+    count = torch.full((3,), 200.0, dtype=DOUBLE)
+    exact = gaussian_regression(design, observed, count, 1.0, start)
+    near = exact.minimizer + 0.01 * randn(3, 4, seed=3)
+    single = dataclasses.replace(
+        exact, **{name: value.float() for name, value in tensors(exact).items()}
+    )
+    found, expected = single.evaluate(near.float(), 0), exact.evaluate(near, 0)
+    assert (exact.reference_loss / expected.excess > 1e7).all()
+    assert_close(found.excess.double(), expected.excess, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["design", "observations"])
+def test_nonfinite_data_are_refused(where: str, poison: float) -> None:
+    data = {"design": randn(3, 4, 2), "observations": randn(3, 4)}
+    data[where][1] = poison
+    with pytest.raises(InputError, match=f"{where} of 1 of 3 regressions"):
+        gaussian_regression(*data.values(), torch.full((3,), 4.0), 1.0, torch.zeros(3, 2))
+
+
+# --- Laws of the random problems -----------------------------------------------------------------
+
+
+def assert_law(values: Tensor, law: object) -> None:
+    """Kolmogorov-Smirnov with a fixed seed: fails for any law that is visibly another."""
+    assert scipy.stats.kstest(values.flatten().numpy(), law.cdf).pvalue > 1e-3
+
+
+def test_thesis_regression_draws_what_equation_15_says() -> None:
+    family = LinearRegression(alpha=1 / 16, beta=4.0)
+    design, truth, mask, count = family.draw(2000, seeded())
+    assert mask.all()
+    assert (count == 10).all()
+    assert (design[..., 0] == 1).all()
+    assert_law(design[..., 1], scipy.stats.uniform(-2, 4))
+    assert_law(truth, scipy.stats.norm(0, 4))
+
+
+def test_noise_has_precision_beta() -> None:
+    beta, rows = 4.0, 10
+    batch = LinearRegression(beta=beta).sample(3000, seeded(), dtype=DOUBLE)
+    normalizer = rows / 2 * math.log(2 * math.pi / beta)
+    assert_law(2 * (batch.reference_loss - normalizer), scipy.stats.chi2(rows - 2))
+
+
+def test_spread_is_a_log_normal_factor_of_all_columns_but_the_intercept() -> None:
+    settings = {"inputs": "normal", "intercept": True, "correlation": 0.0}
+    plain, spread = (
+        sample_design(3000, 6, 3, seeded(), spread=sigma, **settings) for sigma in (0.0, 0.7)
+    )
+    assert (spread[..., 0] == 1).all()
+    factor = spread[..., 1:] / plain[..., 1:]
+    assert_close(factor, factor[:, :1, :1].expand_as(factor), rtol=1e-12, atol=0)
+    assert_law(factor[:, 0, 0].log(), scipy.stats.norm(0, 0.7))
+
+
+def test_correlation_keeps_the_variance_and_ties_the_columns() -> None:
+    design = sample_design(
+        4000, 40, 3, seeded(), inputs="normal", intercept=False, spread=0.0, correlation=0.95
+    )
+    covariance = torch.einsum("bni,bnj->bij", design, design) / 40
+    assert_close(covariance.mean(0), torch.eye(3, dtype=DOUBLE), rtol=0, atol=0.03)
+    # In one problem, two columns share s cos(angle) of their variance, s ~ U(0, .95).
+    expected = 0.95**2 / 3 / 2 + 1 / 40  # E s^2 E cos^2, and the sampling error of 40 rows
+    assert abs(covariance[:, 0, 1].square().mean() - expected) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("family", "module"), [(LinearRegression, regression), (Diabetes, diabetes)]
+)
+def test_the_number_of_rows_is_log_uniform_and_no_row_is_drawn_twice(
+    family: type[TaskFamily], module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = mock.Mock(wraps=gaussian_regression)
+    monkeypatch.setattr(module, "gaussian_regression", spy)
+    low, high, num = 5, 40, 2000
+    family(min_observations=low, max_observations=high).sample(num, seeded())
+    design, observed, count = spy.call_args.args[:3]
+    for rows in ((design != 0).any(-1), observed != 0):
+        assert torch.equal(rows, torch.arange(high) < count[:, None])
+    edges = np.log(np.arange(low, high + 2))
+    expected = np.diff(edges) / (edges[-1] - edges[0]) * num
+    found = np.bincount(count.long().numpy(), minlength=high + 1)[low:]
+    assert scipy.stats.chisquare(found, expected).pvalue > 1e-3
+    for rows, length in zip(design[:50], count.long().tolist(), strict=False):
+        assert len(rows[:length].unique(dim=0)) == length
+
+
+def test_quadratics_follow_the_code_of_l2l() -> None:
+    batch = Quadratic().sample(300, seeded(), dtype=DOUBLE)
+    assert_law(batch.factor, scipy.stats.uniform())
+    assert_law(batch.target, scipy.stats.uniform())
+    assert_law(batch.start, scipy.stats.norm(0, 0.01))
+    params = randn(300, 10)
+    naive = ((batch.factor @ params.unsqueeze(-1)).squeeze(-1) - batch.target).square().sum(1)
+    assert_close(batch.evaluate(params, 0).loss, naive, rtol=1e-12, atol=0)
+
+
+# --- Rosenbrock ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_rosenbrock_is_the_textbook_function(dim: int) -> None:
+    params = 2 * randn(4, dim)
+    batch = RosenbrockBatch(params, torch.full((4,), 100.0, dtype=DOUBLE))
+    seen = batch.evaluate(params, 0)
+    assert_close(seen.loss.numpy(), scipy.optimize.rosen(params.T.numpy()), rtol=1e-13, atol=0)
+    assert_close(
+        seen.grad.T.numpy(), scipy.optimize.rosen_der(params.T.numpy()), rtol=1e-12, atol=0
+    )
+
+
+def test_rosenbrock_steepness_is_log_uniform() -> None:
+    steepness = Rosenbrock().sample(3000, seeded(), dtype=DOUBLE).steepness
+    assert_law(steepness, scipy.stats.loguniform(1, 100))
+
+
+# --- Student-t -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def robust() -> StudentTBatch:
+    return StudentTRegression(num_params=4, degrees=2.5, noise_scale=0.7).sample(
+        20, seeded(), dtype=DOUBLE
+    )
+
+
+def test_student_t_loss_is_the_negative_log_likelihood(robust: StudentTBatch) -> None:
+    params = randn(20, 4)
+    mean = (robust.design * params[:, None, :]).sum(-1)
+    degrees, scale = (torch.tensor(value, dtype=DOUBLE) for value in (2.5, 0.7))
+    noise = torch.distributions.StudentT(degrees, mean, scale)
+    expected = -noise.log_prob(robust.observed).sum(1)
+    assert_close(robust.evaluate(params, 0).loss, expected, rtol=1e-12, atol=0)
+
+
+def test_student_t_reference_is_a_minimum_that_scipy_finds(robust: StudentTBatch) -> None:
+    def minimum(index: int, start: Tensor) -> float:
+        problem = robust.select(torch.tensor([index]))
+
+        def function(params: np.ndarray) -> tuple[float, np.ndarray]:
+            loss, grad = problem.observe(torch.from_numpy(params)[None], 0)
+            return loss.item(), grad[0].numpy()
+
+        return scipy.optimize.minimize(function, start.numpy(), jac=True, tol=1e-9).fun
+
+    least_squares = torch.linalg.lstsq(robust.design, robust.observed.unsqueeze(-1)).solution
+    gaps = torch.tensor(
+        [
+            [minimum(i, start) - robust.reference[i].item() for start in starts]
+            for i, starts in enumerate(zip(least_squares.squeeze(-1), randn(20, 4), strict=True))
+        ]
+    )
+    assert (gaps.abs().amin(1) < 1e-7).float().mean() >= 0.9  # found again, but for rare problems
+    assert (gaps < -1e-7).any(1).float().mean() <= 0.1  # beaten in rare problems only
+
+
+def test_student_t_noise_has_its_degrees_of_freedom() -> None:
+    family = StudentTRegression(num_params=1, num_observations=1, num_reference_steps=0, alpha=1e12)
+    batch = family.sample(4000, seeded(), dtype=DOUBLE)
+    assert_law(batch.observed, scipy.stats.t(3.0))
+
+
+# --- Diabetes ------------------------------------------------------------------------------------
+
+
+def test_diabetes_is_standardised_and_solved_like_numpy_solves_it() -> None:
+    from sklearn.datasets import load_diabetes
+
+    family = Diabetes(min_observations=442, max_observations=442)  # all rows, in random order
+    batch = family.sample(2, seeded(), dtype=DOUBLE)
+    table, response = load_diabetes(return_X_y=True, scaled=False)
+    table, response = scipy.stats.zscore(table), scipy.stats.zscore(response)
+    solution, squares, _, _ = np.linalg.lstsq(table, response)
+    expected = torch.from_numpy(solution).expand(2, -1)
+    assert_close(batch.minimizer, expected, rtol=1e-9, atol=1e-9)
+    least = squares[0] / 2 + 442 / 2 * math.log(2 * math.pi)
+    assert_close(batch.reference_loss, torch.full((2,), least, dtype=DOUBLE), rtol=1e-12, atol=0)
+
+
+# --- Settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        (LinearRegression, {"num_params": 0}, "num_params"),
+        (LinearRegression, {"min_observations": 0}, "min_observations"),
+        (LinearRegression, {"max_observations": 9}, "10 and 9"),
+        (LinearRegression, {"alpha": 0.0}, "alpha"),
+        (LinearRegression, {"beta": -1.0}, "beta"),
+        (LinearRegression, {"beta": math.nan}, "beta"),
+        (LinearRegression, {"spread": -0.1}, "spread"),
+        (LinearRegression, {"correlation": 1.0}, "correlation"),
+        (LinearRegression, {"inputs": "gaussian"}, "inputs"),
+        (Quadratic, {"num_params": 0}, "num_params"),
+        (Quadratic, {"start_std": -1.0}, "start_std"),
+        (Rosenbrock, {"num_params": 1}, "num_params"),
+        (Rosenbrock, {"min_steepness": 0.0}, "steepness"),
+        (Rosenbrock, {"max_steepness": 0.5}, "steepness"),
+        (Rosenbrock, {"start_std": -1.0}, "start_std"),
+        (StudentTRegression, {"degrees": 0.0}, "degrees"),
+        (StudentTRegression, {"noise_scale": 0.0}, "noise_scale"),
+        (StudentTRegression, {"num_observations": 9}, "num_observations"),
+        (StudentTRegression, {"spread": -0.1}, "spread"),
+        (StudentTRegression, {"alpha": 0.0}, "alpha"),
+        (Diabetes, {"max_observations": 443}, "442"),
+        (Diabetes, {"beta": 0.0}, "beta"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(
+    family: type[TaskFamily], settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        family(**settings)
