@@ -34,5 +34,17 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kerne
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,tensorboard]"
 	touch $@
 
+# The shipped optimizers, each from one command; hours in all on 2 cores.
+WEIGHTS := src/haltwise/pretrained/weights
+SHIPPED := regression-2d regression-10d quadratic-10d
+weights: $(READY)
+	for family in $(SHIPPED); do for preset in act lstm thesis; do \
+	  case $$family-$$preset in regression-10d-thesis|quadratic-10d-thesis) continue ;; esac; \
+	  name=$$family; test $$preset = act || name=$$family-$$preset; \
+	  rm -rf runs/$$name; \
+	  $(BIN)/haltwise train $$family --preset $$preset --out runs/$$name --threads 1 || exit 1; \
+	  cp runs/$$name/best.safetensors $(WEIGHTS)/$$name.safetensors; \
+	done; done
+
 clean:
 	rm -rf $(VENV) build src/*.egg-info runs

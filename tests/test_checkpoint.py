@@ -1,7 +1,9 @@
 """Files are read back as written, or refused by name; a crash leaves the old one."""
 
+import errno
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import safetensors.torch
@@ -120,8 +122,9 @@ def test_what_is_no_safetensors_file_is_refused(path: Path, content: bytes) -> N
 
 
 def test_a_missing_file_is_refused(path: Path) -> None:
-    assert_refused(path)
-    assert_refused(path.parent / "missing" / "weights.safetensors")
+    for missing in (path, path.parent / "missing" / path.name):
+        with pytest.raises(InputError, match=f"there is no file {missing}"):
+            load_tensors(missing)
 
 
 def test_a_directory_is_refused(path: Path) -> None:
@@ -170,7 +173,17 @@ def test_a_read_only_directory_is_refused(path: Path) -> None:
     assert names(path.parent) == []
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_read_only_mount_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, to unlink is an error even where there is nothing to unlink."""
+    error = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(Path, "open", mock.Mock(side_effect=error))
+    monkeypatch.setattr(os, "unlink", mock.Mock(side_effect=error))
+    assert_not_written(path)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
 @pytest.mark.parametrize("where", ["fsync", "replace"])
 def test_a_crash_before_the_rename_leaves_the_old_file_alone(
     path: Path, where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +194,7 @@ def test_a_crash_before_the_rename_leaves_the_old_file_alone(
     def crash(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(*((os, "fsync") if where == "fsync" else (Path, "replace")), crash)
+    monkeypatch.setattr(os, where, crash)
     expected = InputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         save_tensors(path, tensors(), METADATA)
@@ -190,12 +203,11 @@ def test_a_crash_before_the_rename_leaves_the_old_file_alone(
 
 
 def test_content_is_on_disk_before_the_rename(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync") or fsync(file))
-    monkeypatch.setattr(
-        Path, "replace", lambda self, target: calls.append("replace") or replace(self, target)
-    )
+    calls = mock.Mock()
+    calls.fsync.side_effect = os.fsync
+    calls.replace.side_effect = os.replace
+    monkeypatch.setattr(os, "fsync", calls.fsync)
+    monkeypatch.setattr(os, "replace", calls.replace)
     write_atomically(path, b"content")
-    assert calls == ["fsync", "replace"]
+    assert [name for name, *_ in calls.mock_calls] == ["fsync", "replace"]
     assert path.read_bytes() == b"content"

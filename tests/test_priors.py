@@ -19,7 +19,7 @@ RATES = [0.01, 0.3, 0.5, 0.9, 0.99, 0.998]
 HORIZONS = [0, 1, 7, 60]
 
 
-def tensor(value: float | list[float]) -> Tensor:
+def tensor(value: object) -> Tensor:
     return torch.tensor(value, dtype=DOUBLE)
 
 
@@ -36,8 +36,8 @@ def horizon_probs(nu: float) -> np.ndarray:
 
 def truncated_probs(nu: float, horizon: int) -> np.ndarray:
     """p(t|T): r^t over its sum."""
-    powers = math.sqrt(nu) ** np.arange(horizon + 1)
-    return powers / powers.sum()
+    powers: np.ndarray = math.sqrt(nu) ** np.arange(horizon + 1)
+    return np.asarray(powers / powers.sum())
 
 
 def moments(probs: np.ndarray) -> tuple[float, float]:
@@ -165,7 +165,7 @@ def test_truncated_samples_follow_the_law(
 
 @pytest.mark.parametrize("make", [HorizonPrior, lambda nu: TruncatedGeometric(nu, 5)])
 def test_samples_repeat_with_the_generator_and_carry_no_graph(
-    make: Callable[[Tensor], Distribution],
+    make: Callable[[Tensor], HorizonPrior | TruncatedGeometric],
 ) -> None:
     law = make(tensor([0.2, 0.9]).requires_grad_())
     one, same = (law.sample((3,), torch.Generator().manual_seed(4)) for _ in range(2))

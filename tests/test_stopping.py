@@ -270,7 +270,7 @@ def test_a_fitted_logistic_rule_finds_the_step_that_pays(dtype: torch.dtype) -> 
     rate = torch.linspace(0.2, 1.5, 60, dtype=DOUBLE)[:, None]
     excess = (2 * randn(60, 1)).exp() * torch.exp(-rate * steps)
     outputs = randn(60, 30, 2, seed=2)
-    signal = (excess * (1 - torch.exp(-rate))).log()
+    signal = 0.01 * (excess * (1 - torch.exp(-rate))).log()  # no unit is better than another
     signals = excess + randn(60, 31, seed=3).abs(), excess, signal, outputs, outputs
     tuning, test = (Traces(*(value[half::2].to(dtype) for value in signals)) for half in (0, 1))
     table, test_table = costs(tuning.excess, price), costs(test.excess, price)

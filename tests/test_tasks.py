@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,7 +20,7 @@ from haltwise import tasks
 from haltwise._errors import InputError
 from haltwise.tasks import TaskBatch, TaskFamily, diabetes, regression
 from haltwise.tasks.diabetes import Diabetes
-from haltwise.tasks.least_squares import gaussian_regression
+from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 from haltwise.tasks.quadratic import Quadratic
 from haltwise.tasks.regression import LinearRegression, sample_design
 from haltwise.tasks.robust_regression import StudentTBatch, StudentTRegression
@@ -208,7 +210,8 @@ def test_regression_loss_is_the_thesis_negative_log_likelihood(design: Tensor, b
     def naive(params: Tensor) -> Tensor:
         mean = (design * params[:, None, :]).sum(-1)
         noise = torch.distributions.Normal(mean, torch.tensor(beta, dtype=DOUBLE).rsqrt())
-        return -(noise.log_prob(observed) * rows).sum(1)
+        log_prob: Tensor = noise.log_prob(observed)
+        return -(log_prob * rows).sum(1)
 
     for seed in (5, 6):
         params = randn(*start.shape, seed=seed) * scale
@@ -240,13 +243,15 @@ def test_nonfinite_data_are_refused(where: str, poison: float) -> None:
     data = {"design": randn(3, 4, 2), "observations": randn(3, 4)}
     data[where][1] = poison
     with pytest.raises(InputError, match=f"{where} of 1 of 3 regressions"):
-        gaussian_regression(*data.values(), torch.full((3,), 4.0), 1.0, torch.zeros(3, 2))
+        gaussian_regression(
+            data["design"], data["observations"], torch.full((3,), 4.0), 1.0, torch.zeros(3, 2)
+        )
 
 
 # --- Laws of the random problems -----------------------------------------------------------------
 
 
-def assert_law(values: Tensor, law: object) -> None:
+def assert_law(values: Tensor, law: Any) -> None:
     """Kolmogorov-Smirnov with a fixed seed: fails for any law that is visibly another."""
     assert scipy.stats.kstest(values.flatten().numpy(), law.cdf).pvalue > 1e-3
 
@@ -269,7 +274,7 @@ def test_noise_has_precision_beta() -> None:
 
 
 def test_spread_is_a_log_normal_factor_of_all_columns_but_the_intercept() -> None:
-    settings = {"inputs": "normal", "intercept": True, "correlation": 0.0}
+    settings: Any = {"inputs": "normal", "intercept": True, "correlation": 0.0}
     plain, spread = (
         sample_design(3000, 6, 3, seeded(), spread=sigma, **settings) for sigma in (0.0, 0.7)
     )
@@ -294,7 +299,7 @@ def test_correlation_keeps_the_variance_and_ties_the_columns() -> None:
     ("family", "module"), [(LinearRegression, regression), (Diabetes, diabetes)]
 )
 def test_the_number_of_rows_is_log_uniform_and_no_row_is_drawn_twice(
-    family: type[TaskFamily], module: ModuleType, monkeypatch: pytest.MonkeyPatch
+    family: Callable[..., TaskFamily], module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = mock.Mock(wraps=gaussian_regression)
     monkeypatch.setattr(module, "gaussian_regression", spy)
@@ -303,6 +308,7 @@ def test_the_number_of_rows_is_log_uniform_and_no_row_is_drawn_twice(
     design, observed, count = spy.call_args.args[:3]
     for rows in ((design != 0).any(-1), observed != 0):
         assert torch.equal(rows, torch.arange(high) < count[:, None])
+    assert (count.min(), count.max()) == (low, high)
     edges = np.log(np.arange(low, high + 2))
     expected = np.diff(edges) / (edges[-1] - edges[0]) * num
     found = np.bincount(count.long().numpy(), minlength=high + 1)[low:]
@@ -313,6 +319,7 @@ def test_the_number_of_rows_is_log_uniform_and_no_row_is_drawn_twice(
 
 def test_quadratics_follow_the_code_of_l2l() -> None:
     batch = Quadratic().sample(300, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, LeastSquaresBatch)
     assert_law(batch.factor, scipy.stats.uniform())
     assert_law(batch.target, scipy.stats.uniform())
     assert_law(batch.start, scipy.stats.norm(0, 0.01))
@@ -336,8 +343,9 @@ def test_rosenbrock_is_the_textbook_function(dim: int) -> None:
 
 
 def test_rosenbrock_steepness_is_log_uniform() -> None:
-    steepness = Rosenbrock().sample(3000, seeded(), dtype=DOUBLE).steepness
-    assert_law(steepness, scipy.stats.loguniform(1, 100))
+    batch = Rosenbrock().sample(3000, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, RosenbrockBatch)
+    assert_law(batch.steepness, scipy.stats.loguniform(1, 100))
 
 
 # --- Student-t -----------------------------------------------------------------------------------
@@ -345,9 +353,10 @@ def test_rosenbrock_steepness_is_log_uniform() -> None:
 
 @pytest.fixture(scope="module")
 def robust() -> StudentTBatch:
-    return StudentTRegression(num_params=4, degrees=2.5, noise_scale=0.7).sample(
-        20, seeded(), dtype=DOUBLE
-    )
+    family = StudentTRegression(num_params=4, degrees=2.5, noise_scale=0.7)
+    batch = family.sample(20, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, StudentTBatch)
+    return batch
 
 
 def test_student_t_loss_is_the_negative_log_likelihood(robust: StudentTBatch) -> None:
@@ -367,7 +376,7 @@ def test_student_t_reference_is_a_minimum_that_scipy_finds(robust: StudentTBatch
             loss, grad = problem.observe(torch.from_numpy(params)[None], 0)
             return loss.item(), grad[0].numpy()
 
-        return scipy.optimize.minimize(function, start.numpy(), jac=True, tol=1e-9).fun
+        return float(scipy.optimize.minimize(function, start.numpy(), jac=True, tol=1e-9).fun)
 
     least_squares = torch.linalg.lstsq(robust.design, robust.observed.unsqueeze(-1)).solution
     gaps = torch.tensor(
@@ -383,6 +392,7 @@ def test_student_t_reference_is_a_minimum_that_scipy_finds(robust: StudentTBatch
 def test_student_t_noise_has_its_degrees_of_freedom() -> None:
     family = StudentTRegression(num_params=1, num_observations=1, num_reference_steps=0, alpha=1e12)
     batch = family.sample(4000, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, StudentTBatch)
     assert_law(batch.observed, scipy.stats.t(3.0))
 
 

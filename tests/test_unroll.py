@@ -1,6 +1,6 @@
 """First-order meta-gradients against plain autograd; trajectories against a plain loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from haltwise.unroll import Trajectory, backpropagate, unroll
 
 DOUBLE = torch.float64
 B, D, T = 3, 4, 7
-LSTM = {"hidden_size": 3, "num_layers": 2, "output_scale": 0.3}
+LSTM = {"hidden_size": 3, "num_layers": 2, "output_scale": 0.3, "shared_gradient": False}
 
 
 def seeded(seed: int = 1) -> torch.Generator:
@@ -185,6 +185,8 @@ def tensors(trajectory: Trajectory) -> dict[str, Tensor]:
 def test_a_trajectory_is_what_a_plain_loop_records() -> None:
     optimizer, batch = make(), BATCHES["noisy"]
     trajectory = unroll(optimizer, batch, T, PRICE, segment=3)
+    assert trajectory.grad is not None
+    assert trajectory.excess_grad is not None
     params, state = batch.start, optimizer.init(batch.start)
     kept: list[State] = []
     for step in range(T + 1):
@@ -245,7 +247,7 @@ def test_a_problem_that_diverges_is_marked_and_leaves_the_others_bit_identical()
     start = batch.start.clone()
     start[1, 2] = torch.inf
     clean = unroll(optimizer, batch, T, PRICE, segment=3)
-    poisoned = unroll(optimizer, NoisyBatch(start, batch.center), T, PRICE, segment=3)
+    poisoned = unroll(optimizer, replace(batch, start=start), T, PRICE, segment=3)
     assert clean.finite.all()
     assert poisoned.finite.tolist() == [True, False, True]
     for name, value in tensors(clean).items():
@@ -296,7 +298,7 @@ def test_an_untrained_head_reproduces_the_prior() -> None:
     ],
 )
 def test_the_temperature_follows_the_price_unless_it_is_fixed(
-    settings: dict[str, float], temperature: Tensor
+    settings: dict[str, Any], temperature: Tensor
 ) -> None:
     optimizer = LearnedOptimizer(OptimizerConfig(rule_settings=LSTM, **settings))
     assert_close(optimizer.temperature(PRICE), temperature)

@@ -12,7 +12,7 @@ from rich.table import Table
 from haltwise import pretrained, tasks
 from haltwise._errors import require
 from haltwise.checkpoint import write_atomically
-from haltwise.evaluation import Contender
+from haltwise.evaluation import Account, Contender
 from haltwise.evaluation import evaluate as run_evaluation
 from haltwise.evaluation.records import save_record
 
@@ -36,7 +36,7 @@ __all__ = ["evaluate"]
 )
 @click.option(
     "--baseline",
-    help="LSTM optimizer without halting: a name, a run, or 'none'.  [default: NAME-lstm if shipped]",
+    help="LSTM optimizer without halting: a name, a run, or 'none'.  [default: NAME-lstm]",
 )
 @click.option(
     "--compare",
@@ -74,18 +74,17 @@ def evaluate(
         require(threads >= 1, f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     console = Console(stderr=True)
-    optimizer = pretrained.load(run_or_name)
-    config = optimizer.card["config"]
+    contender = _contender(run_or_name)
+    config = contender.optimizer.card["config"]
     require(
         config["posterior"] != "none",
         f"{run_or_name} has no trained halting head (preset {config['preset']}); evaluate a "
         "self-stopping optimizer and name this one with --baseline",
     )
     family_name = family or config["family"]
-    label = Path(run_or_name).name if run_or_name not in pretrained.names() else run_or_name
     with console.status("loading") as status:
         evaluation = run_evaluation(
-            Contender(label, optimizer),
+            contender,
             tasks.family(family_name),
             family_name=family_name,
             price=config["price"] if price is None else price,
@@ -93,54 +92,69 @@ def evaluate(
             seed=seed,
             num_problems=num_problems,
             baseline=_baseline(run_or_name, baseline),
-            others=tuple(Contender(name, pretrained.load(name)) for name in compare),
+            others=tuple(map(_contender, compare)),
             announce=status.update,
         )
-    directory = out or (
-        Path("runs") / run_or_name if run_or_name in pretrained.names() else _directory(run_or_name)
-    )
-    path = save_record(evaluation, directory)
+    path = save_record(evaluation, out or _directory(run_or_name))
     if json_path is not None:
         write_atomically(json_path, (json.dumps(evaluation.summary, indent=1) + "\n").encode())
-    Console().print(_table(evaluation.summary))
+    for account in Account:
+        Console().print(_table(evaluation.summary, account.value))
     click.echo(str(path))
 
 
-def _directory(run: str) -> Path:
-    path = Path(run)
+def _contender(name_or_path: str) -> Contender:
+    """The optimizer, called by its shipped name or the last part of its path."""
+    return Contender(Path(name_or_path).name, pretrained.load(name_or_path))
+
+
+def _directory(run_or_name: str) -> Path:
+    """Where the records go unless told otherwise."""
+    if run_or_name in pretrained.names():
+        return Path("runs") / run_or_name
+    path = Path(run_or_name)
     return path if path.is_dir() else path.parent
 
 
 def _baseline(run_or_name: str, baseline: str | None) -> Contender | None:
     if baseline == "none":
         return None
-    name = f"{run_or_name}-lstm" if baseline is None else baseline
-    if baseline is None and name not in pretrained.names():
-        return None
-    return Contender(name, pretrained.load(name))
+    if baseline is None:
+        baseline = f"{run_or_name}-lstm"
+        if baseline not in pretrained.names():
+            return None
+    contender = _contender(baseline)
+    posterior = contender.optimizer.card["config"]["posterior"]
+    require(
+        posterior == "none",
+        f"{baseline} halts by itself (posterior {posterior}), so it is no baseline without "
+        "halting; report it beside with --compare, or train one with --preset lstm",
+    )
+    return contender
 
 
-def _table(summary: dict[str, Any]) -> Table:
+def _table(summary: dict[str, Any], account: str) -> Table:
+    """J and captured gain of every rule in one account."""
     table = Table(
-        title=f"{summary['optimizer']} on {summary['family']}: "
-        f"price {summary['price']:g} per step, {summary['num_problems']} held-out problems",
-        caption="J = excess loss + price x cost; gain: 1 oracle, 0 best fixed budget",
+        title=f"{summary['optimizer']} on {summary['family']}: price {summary['price']:g} per "
+        f"step, cost counted in {account}",
+        title_justify="left",
+        caption="J: excess loss + price x cost. gain: 1 is the oracle, 0 the best fixed budget",
+        caption_justify="left",
     )
     table.add_column("stop rule")
-    for account in ("updates", "gradients"):
-        table.add_column(f"J ({account})", justify="right")
-        table.add_column("gain [95 %]", justify="right")
-        table.add_column("mean stop", justify="right")
-    names = ["rule", "gradient_norm", "plateau", "patience", "logistic", "fixed", "oracle"]
-    for name in names:
-        row = [name.replace("_", " ")]
-        for account in ("updates", "gradients"):
-            gain = summary["captured_gain_by_rule"][account].get(name)
-            steps = summary["steps"][account].get(name)
-            row += [
-                f"{summary['j'][account][name]:.4g}",
-                f"{gain['value']:.3f} [{gain['low']:.2f}, {gain['high']:.2f}]" if gain else "",
-                f"{steps['mean']:.1f}" if steps else f"{summary['fixed_budget']}",
-            ]
-        table.add_row(*row, style="bold" if name == "rule" else None)
+    for name in ("J", "gain", "95 % interval", "mean cost", "sd"):
+        table.add_column(name, justify="right")
+    for name, j in sorted(summary["j"][account].items(), key=lambda item: item[1]):
+        gain = summary["captured_gain_by_rule"][account].get(name)
+        steps = summary["steps"][account].get(name, {"mean": summary["fixed_budget"], "sd": 0})
+        table.add_row(
+            "learned (this optimizer's)" if name == "rule" else name.replace("_", " "),
+            f"{j:.4g}",
+            f"{gain['value']:.3f}" if gain else "",
+            f"[{gain['low']:.3f}, {gain['high']:.3f}]" if gain else "",
+            f"{steps['mean']:.1f}",
+            f"{steps['sd']:.1f}",
+            style="bold" if name == "rule" else None,
+        )
     return table

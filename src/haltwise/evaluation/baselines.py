@@ -106,5 +106,5 @@ def lbfgs_curve(batch: TaskBatch, num_gradients: int) -> Tensor:
 
         solver.step(closure)
         seen = (seen + [seen[-1]] * num_gradients)[:num_gradients]
-        curves.append([seen[0], *torch.tensor(seen).cummin(0).values.tolist()])
+        curves.append([seen[0], *torch.tensor(seen, dtype=torch.float64).cummin(0).values.tolist()])
     return torch.tensor(curves, dtype=torch.float64)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from haltwise._errors import require
 from haltwise._random import stream
+from haltwise._version import __version__
 from haltwise.evaluation.baselines import HAND_DESIGNED, lbfgs_curve, loss_curves, tune_rule
 from haltwise.evaluation.statistics import (
     captured_gain,
@@ -105,6 +106,11 @@ def evaluate(
     """
     require(price > 0, f"price must be above 0, got {price}")
     require(horizon >= 1, f"the horizon must be at least 1 step, got {horizon}")
+    names = [contender.name, *(other.name for other in (baseline, *others) if other)]
+    require(
+        len(set(names) | set(HAND_DESIGNED)) == len(names) + len(HAND_DESIGNED),
+        f"every optimizer needs a name of its own, got {', '.join(names)}",
+    )
     require(num_problems >= 100, f"num_problems must be at least 100, got {num_problems}")
     announce = announce or (lambda _: None)
     announce(f"drawing {num_problems} test and {num_problems} tuning problems")
@@ -125,6 +131,8 @@ def evaluate(
         "seed": seed,
         "num_problems": num_problems,
         "horizon": horizon,
+        "versions": {"haltwise": __version__, "torch": torch.__version__},
+        "num_threads": torch.get_num_threads(),
         **stopping.summary,
     }
     announce("solving for real, halted problems leaving the batch")
@@ -155,8 +163,8 @@ def evaluate(
         ).summary
     summary["curves"] = {
         name: {
-            "mean": _json(excess.double().mean(0)),
-            "median": _json(excess.double().median(0).values),
+            "mean": excess.double().mean(0),
+            "median": excess.double().median(0).values,
             "sum": excess[:, 1:].double().mean(0).sum().item(),
             "num_nonfinite": int((~excess.isfinite().all(1)).sum()),
         }
@@ -166,14 +174,20 @@ def evaluate(
     few = family.sample(min(64, num_problems), stream(seed, "test"), dtype=torch.float64)
     summary["lbfgs"] = {
         "num_problems": few.num_problems,
-        "mean_by_gradient_evaluations": _json(lbfgs_curve(few, horizon).mean(0)),
+        "mean_by_gradient_evaluations": lbfgs_curve(few, horizon).mean(0),
     }
-    return Evaluation(summary, stopping.arrays)
+    return Evaluation(_json(summary), stopping.arrays)
 
 
-def _json(values: Tensor) -> list[float | None]:
-    """Numbers for JSON, which knows neither infinity nor NaN."""
-    return [value if math.isfinite(value) else None for value in values.tolist()]
+def _json(value: Any) -> Any:
+    """A JSON value, None in place of infinity and NaN, which JSON does not know."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _stopping(

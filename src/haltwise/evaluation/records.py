@@ -1,6 +1,7 @@
 """Evaluations on disk: a JSON summary and the per-problem arrays behind it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ __all__ = ["load_records", "save_record"]
 
 
 def save_record(evaluation: Evaluation, directory: Path) -> Path:
-    """Write `evaluation-FAMILY-PRICE-SEED.json` and `.safetensors` into `directory`.
+    """Write `evaluation-OPTIMIZER-FAMILY-PRICE-SEED.json` and `.safetensors` into `directory`.
 
     Returns:
         The path of the JSON file.
@@ -27,7 +28,8 @@ def save_record(evaluation: Evaluation, directory: Path) -> Path:
             f"cannot create {directory}: {error.strerror}; choose another directory with --out"
         ) from error
     summary = evaluation.summary
-    stem = f"evaluation-{summary['family']}-{summary['price']:g}-{summary['seed']}"
+    parts = (summary["optimizer"], summary["family"], f"{summary['price']:g}", summary["seed"])
+    stem = re.sub(r"[^\w.+-]", "_", "-".join(["evaluation", *map(str, parts)]))
     save_tensors(directory / f"{stem}.safetensors", evaluation.arrays, {"record": stem})
     path = directory / f"{stem}.json"
     write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())

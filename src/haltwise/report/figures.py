@@ -10,18 +10,22 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from haltwise.evaluation import Account, Evaluation, ends
 from haltwise.evaluation.statistics import randomized_budget
-from haltwise.halting.head import BEFORE
+from haltwise.halting.head import AFTER, BEFORE
 from haltwise.report.formats import count, num, percent
-from haltwise.report.palette import GREY, INK, TUNED, label, optimizer_style, rule_colour
+from haltwise.report.palette import GREY, INK, SURFACE, TUNED, label, optimizer_style, rule_colour
 from haltwise.report.reading import (
     at_ends,
     finite,
     finite_list,
     get,
     initial_excess,
+    items,
+    mapping,
+    name_at,
     number,
     rank_correlation,
 )
@@ -78,10 +82,10 @@ def record_panels(record: Evaluation, stem: str) -> list[Panel]:
 def losses(record: Evaluation, stem: str) -> Panel | None:
     """Mean excess loss of every optimizer against steps, L-BFGS against gradient evaluations."""
     summary = record.summary
-    contender = str(get(summary, "optimizer"))
+    contender = name_at(summary, "optimizer")
     curves = {
         str(name): finite_list(summary, "curves", name, "mean")
-        for name in get(summary, "curves") or {}
+        for name in mapping(summary, "curves")
     }
     curves = {name: curve for name, curve in curves.items() if _known(curve)}
     if not curves:
@@ -135,7 +139,7 @@ def parts_of_j(record: Evaluation, stem: str, account: str) -> Panel | None:
     summary = record.summary
     price = number(summary, "price")
     entries = []
-    for name in get(summary, "j", account) or {}:
+    for name in mapping(summary, "j", account):
         values = measures(summary, account, name)
         j, steps = values[0], values[4]
         if j is None:
@@ -167,14 +171,20 @@ def parts_of_j(record: Evaluation, stem: str, account: str) -> Panel | None:
                                     "size": 6, "solidity": 0.35}},
                 hovertemplate="%{y}<br>%{x:.4g}<extra>%{fullData.name}</extra>",
             )  # fmt: skip
-    for name, entry in zip(names, entries, strict=True):
-        figure.add_annotation(
-            x=entry[1], y=name, text=num(entry[1]), xanchor="left", showarrow=False, xshift=4,
-        )  # fmt: skip
-    top = max(entry[1] for entry in entries)
     low = min(0.0, *(part or 0.0 for entry in entries for part in entry[1:]))
+    top = max(entry[1] for entry in entries)
+    # A rule far worse than those of interest would flatten them: its bar leaves the figure.
+    known = [entry[1] for entry in entries if entry[0] in {"rule", "fixed", "oracle"}]
+    limit = 1.4 * min(top, 2 * max(known)) if known and max(known) > 0 else 1.4 * max(top, -low)
+    for name, entry in zip(names, entries, strict=True):
+        cut = entry[1] > limit
+        figure.add_annotation(
+            x=limit if cut else entry[1], y=name, text=f"{num(entry[1])}{' →' if cut else ''}",
+            xanchor="right" if cut else "left", showarrow=False, xshift=-2 if cut else 4,
+            bgcolor=SURFACE if cut else None,
+        )  # fmt: skip
     figure.update_layout(barmode="relative", bargap=0.35, hovermode="closest")
-    figure.update_xaxes(range=[1.05 * low, 1.18 * top if top > 0 else 0.1 * abs(low)])
+    figure.update_xaxes(range=[1.05 * low, limit])
     ranked = sorted((e for e in entries if e[0] != "oracle"), key=lambda entry: entry[1])
     title = f"J of every rule, counted in {account}"
     places = [entry[0] for entry in ranked]
@@ -192,6 +202,8 @@ def parts_of_j(record: Evaluation, stem: str, account: str) -> Panel | None:
         "J = excess loss at the stop + price × cost. The best fixed budget and the oracle are "
         "chosen with hindsight on these very problems."
     )
+    if top > limit:
+        note += " A bar with an arrow is longer than the figure."
     rows = [(name, j, excess, paid) for name, j, excess, paid in reversed(entries)]
     data = Data(f"{stem}-j-{account}", ["rule", "j", "excess_at_stop", "price_times_cost"], rows)
     return Panel(title, note, figure, data, half=True)
@@ -267,24 +279,27 @@ def difficulty(record: Evaluation, stem: str) -> Panel | None:
 
 
 def posterior(record: Evaluation, stem: str) -> Panel | None:
-    """q(t|x,T) of some problems over the whole horizon, thesis Eq. 10."""
-    increments, stops = record.arrays.get("increments"), at_ends(record, "updates", "rule")
-    if increments is None or stops is None or increments.ndim != 3 or not len(stops):
+    """q(t|x,T) of some problems over the whole horizon, of the posterior that the rule reads."""
+    stops = at_ends(record, "updates", "rule")
+    kind, scores = _outputs(record, AFTER)
+    if scores is None or stops is None or not len(stops) or len(scores) != len(stops):
         return None
-    if len(increments) != len(stops):
-        return None
-    logits = torch.nn.functional.pad(increments[..., 0].double().cumsum(1), (1, 0))
-    usable = logits.isfinite().all(1).nonzero().squeeze(1)
+    if kind == "hazard":  # stick-breaking: q(t) = rho_t prod_{k<t} (1 - rho_k), rho_T = 1
+        survival = functional.pad(functional.logsigmoid(-scores).cumsum(1), (1, 0))
+        log_q = survival + functional.pad(functional.logsigmoid(scores), (0, 1))
+    else:  # thesis Eq. 10
+        log_q = functional.pad(scores.cumsum(1), (1, 0)).log_softmax(1)
+    usable = log_q.exp().isfinite().all(1).nonzero().squeeze(1)
     if not len(usable):
         return None
-    q, stops = logits[usable].softmax(1), stops[usable]
+    q, stops = log_q[usable].exp(), stops[usable]
     order = stops.argsort(stable=True)
     shown = order[torch.linspace(0, len(order) - 1, min(_MAX_ROWS, len(order))).round().long()]
     ranks = list(range(1, len(shown) + 1))
     figure = _figure("steps t", "problems, by halting step")
     figure.add_heatmap(
         z=[[round(value, 4) for value in row] for row in q[shown].tolist()], y=ranks,
-        x=list(range(q.shape[1])), zmin=0, zmax=round(max(q[shown].max().item(), 1e-6), 4),
+        x=list(range(q.shape[1])), zmin=0, zmax=round(max(q[shown].max().item(), 1e-4), 4),
         colorscale=[[0, "rgba(0,114,178,0)"], [1, "rgba(0,114,178,1)"]],
         colorbar={"title": {"text": "q(t|x,T)", "side": "right"}, "thickness": 10,
                   "outlinewidth": 0},
@@ -296,13 +311,21 @@ def posterior(record: Evaluation, stem: str) -> Panel | None:
         hovertemplate="problem %{y}<br>stops at t = %{x}<extra></extra>", showlegend=True,
     )  # fmt: skip
     figure.update_layout(hovermode="closest")
-    agreement = (q.argmax(1) == stops).double().mean().item()
-    title = (
-        f"The rule, which stops at the posterior’s first mode, stops at its highest one on "
-        f"{percent(agreement)} of the problems"
-    )
+    if kind == "hazard":
+        near = (torch.arange(q.shape[1]) - stops.unsqueeze(1)).abs() <= 2
+        title = (
+            f"On average, {percent((q * near).sum(1).mean().item())} of the halting posterior "
+            "lies within two steps of where the rule stops"
+        )
+    else:
+        agreement = (q.argmax(1) == stops).double().mean().item()
+        title = (
+            "The rule, which stops at the posterior’s first mode, stops at its highest one on "
+            f"{percent(agreement)} of the problems"
+        )
     note = (
-        f"q(t|x,T), the halting posterior over the whole horizon, of {len(shown)} of {len(q)} "
+        f"q(t|x,T), the halting posterior over the whole horizon"
+        f"{' (from the hazards)' if kind == 'hazard' else ''}, of {len(shown)} of {len(q)} "
         "problems spread evenly over the halting steps."
     )
     rows = [
@@ -313,24 +336,34 @@ def posterior(record: Evaluation, stem: str) -> Panel | None:
     return Panel(title, note, figure, Data(f"{stem}-posterior", columns, rows), half=True)
 
 
+def _outputs(record: Evaluation, output: int) -> tuple[str, Tensor | None]:
+    """What the learned rule reads, [n, T]: log-odds of the hazard, or increments of the logit."""
+    account = "updates" if output == AFTER else "gradients"
+    rule = get(record.summary, "stop_rules", account, "rule", "kind")
+    kind = "hazard" if rule == "HazardThreshold" else "mode"
+    values = record.arrays.get("hazard_logits" if kind == "hazard" else "increments")
+    usable = values is not None and values.ndim == 3 and values.shape[2] == 2
+    return kind, values[..., output].double() if values is not None and usable else None
+
+
 def frontier(record: Evaluation, stem: str) -> Panel | None:
     """Mean excess loss against mean cost: budgets, their hull, rules and the oracle."""
     summary = record.summary
     fixed = _fixed_budgets(record)
     if not _known(fixed):
         return None
-    hull = get(summary, "frontier", "hull")
-    hull = [t for t in hull if isinstance(t, int) and 0 <= t < len(fixed)] if hull else []
+    hull = items(summary, "frontier", "hull")
+    hull = [t for t in hull if isinstance(t, int) and 0 <= t < len(fixed)]
     varied = {
         "gradients": _varied_threshold(record),
         "updates": [
-            (number(p, "threshold"), number(p, "mean_steps"), number(p, "mean_excess"))
-            for p in get(summary, "frontier", "rule") or []
+            (_shift(p), number(p, "mean_steps"), number(p, "mean_excess"))
+            for p in items(summary, "frontier", "rule")
         ],
     }
     dots = {
         name: (values[4], values[6])
-        for name in (*TUNED, "oracle", "rule")  # the rule on top
+        for name in (*TUNED, "posterior_mode", "oracle", "rule")  # the rule on top
         for values in [measures(summary, "gradients", name)]
         if values[4] is not None and values[6] is not None
     }
@@ -354,7 +387,7 @@ def frontier(record: Evaluation, stem: str) -> Panel | None:
                   "dash": "solid" if account == "gradients" else "dash"},
             marker={"size": 5}, visible=True if account == "gradients" else "legendonly",
             customdata=[point[0] for point in points],
-            hovertemplate="threshold %{customdata:.3g}<br>mean cost %{x:.1f}<br>"
+            hovertemplate="threshold shifted by %{customdata:.3g}<br>mean cost %{x:.1f}<br>"
             "mean excess loss %{y:.3g}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     for name, (x, y) in dots.items():
@@ -381,28 +414,39 @@ def frontier(record: Evaluation, stem: str) -> Panel | None:
         "Counted in gradients; lower and further left is better. The dashed curve, shown by a "
         "click on its name, counts updates."
     )
-    columns = ["series", "threshold", "mean_cost", "mean_excess"]
+    columns = ["series", "threshold_shift", "mean_cost", "mean_excess"]
     return Panel(title, note, figure, Data(f"{stem}-frontier", columns, rows))
 
 
 _Point = tuple[float | None, float | None, float | None]
 
 
+def _shift(point: object) -> float | None:
+    shift = number(point, "shift")
+    return number(point, "threshold") if shift is None else shift
+
+
 def _varied_threshold(record: Evaluation) -> list[_Point]:
-    """The learned rule, deciding before the gradient, with other thresholds than 0."""
-    excess, increments = record.arrays.get("excess"), record.arrays.get("increments")
-    if excess is None or increments is None or excess.ndim != 2 or increments.ndim != 3:
+    """The learned rule, deciding before the gradient, with its threshold shifted."""
+    excess = record.arrays.get("excess")
+    kind, scores = _outputs(record, BEFORE)
+    if excess is None or scores is None or excess.ndim != 2 or not len(excess):
         return []
-    num_steps = increments.shape[1]
-    if excess.shape != (len(increments), num_steps + 1) or not len(excess):
+    num_steps = scores.shape[1]
+    if excess.shape != (len(scores), num_steps + 1):
         return []
+    if kind == "hazard":
+        own = number(record.summary, "stop_rules", "gradients", "rule", "threshold") or 0.0
+        margins = scores - own
+    else:
+        margins = -scores
     points: list[_Point] = []
-    for threshold in (-4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
-        halts = increments[..., BEFORE] <= threshold
+    for shift in (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
+        halts = margins >= shift
         first = torch.where(halts.any(1), halts.int().argmax(1), num_steps)
         end = ends(first, Account.GRADIENTS, num_steps)
         mean = excess.double().gather(1, end.unsqueeze(1)).mean().item()
-        points.append((threshold, end.double().mean().item(), finite(mean)))
+        points.append((shift, end.double().mean().item(), finite(mean)))
     return points
 
 
@@ -411,7 +455,7 @@ def _fixed_budgets(record: Evaluation) -> list[float | None]:
     excess = record.arrays.get("excess")
     if excess is not None and excess.ndim == 2 and len(excess):
         return finite_list({"mean": excess.double().mean(0).tolist()}, "mean")
-    return finite_list(record.summary, "curves", str(get(record.summary, "optimizer")), "mean")
+    return finite_list(record.summary, "curves", name_at(record.summary, "optimizer"), "mean")
 
 
 _TRAINING = (
@@ -479,7 +523,7 @@ def _log_axis(update: Callable[..., Any], *series: Sequence[float | None], **pla
     """Make an axis logarithmic if everything on it is positive, with a label a decade if many."""
     if _all_positive(*series):
         decades = max(_decades(values) for values in series if _known(values))
-        update(type="log", **({"dtick": 1} if decades >= 2 else {}), **place)
+        update(type="log", dtick=1 if decades >= 2 else "D2", **place)
 
 
 def _dress(figure: Any) -> None:
@@ -487,7 +531,13 @@ def _dress(figure: Any) -> None:
     figure.update_layout(
         template="none",
         margin={"l": 8, "r": 12, "t": 12, "b": 8},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "y": 1.02,
+            "yanchor": "bottom",
+            "xanchor": "left",
+        },
         hovermode="x unified",
         uirevision="keep",  # legend and zoom survive a change of theme
     )

@@ -2,7 +2,17 @@
 
 from haltwise.report.reading import Range
 
-__all__ = ["MISSING", "count", "interval", "joined", "num", "percent", "percent_range", "spread"]
+__all__ = [
+    "MISSING",
+    "count",
+    "interval",
+    "joined",
+    "num",
+    "percent",
+    "percent_range",
+    "plain",
+    "spread",
+]
 
 MISSING = "–"
 """Stands where a record has no number."""
@@ -25,6 +35,11 @@ def num(value: float | None) -> str:
     else:
         text = f"{value:#.3g}".rstrip(".")
     return text.replace("-", _MINUS)
+
+
+def plain(value: float | None) -> str:
+    """A setting, as it was given."""
+    return MISSING if value is None else f"{value:.6g}".replace("-", _MINUS)
 
 
 def count(value: float | None) -> str:

@@ -12,12 +12,13 @@
   const isDark = () => !printing && (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
 
   const colours = () => isDark()
-    ? { ink: "#e6e8eb", muted: "#a3abb5", grid: "#2b3138", surface: "#171b20", heat: "86,180,233" }
-    : { ink: "#1b1f24", muted: "#59636e", grid: "#e3e6ea", surface: "#ffffff", heat: "0,114,178" };
+    ? { ink: "#e6e8eb", muted: "#a3abb5", grid: "#2b3138", surface: "#171b20", blue: "#2f93d6", yellow: "#f0e442", heat: "86,180,233" }
+    : { ink: "#1b1f24", muted: "#59636e", grid: "#e3e6ea", surface: "#ffffff", blue: "#0072b2", yellow: "#c9bb00", heat: "0,114,178" };
 
-  // "#010101" in a figure means the colour of text, the heat map's blue that of the theme.
-  const themed = (figure, c) => JSON.parse(
-    JSON.stringify(figure).replaceAll("#010101", c.ink).replaceAll("rgba(0,114,178,", `rgba(${c.heat},`));
+  // "#010101" in a figure means the colour of text, "#020202" that of the ground; blue and yellow keep their contrast.
+  const themed = (figure, c) => JSON.parse(JSON.stringify(figure)
+    .replaceAll("#010101", c.ink).replaceAll("#020202", c.surface).replaceAll("#0072B2", c.blue).replaceAll("#F0E442", c.yellow)
+    .replaceAll("rgba(0,114,178,", `rgba(${c.heat},`));
 
   const draw = (div) => {
     const c = colours();
@@ -28,6 +29,7 @@
     const rows = Object.keys(layout).filter((key) => /^yaxis\d*$/.test(key)).length;
     const bars = data.some((trace) => trace.type === "bar");
     const base = (bars ? 320 : 340) + 150 * (rows - 1);
+    layout.width = printing ? Math.min(div.clientWidth, 660) : div.clientWidth;
     layout.height = base + (legend ? 40 : 0);
     layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: c.muted };
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
@@ -41,7 +43,7 @@
     const pointer = window.matchMedia("(hover: hover)").matches && !narrow;
     layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: c.muted, activecolor: c.ink };
     Plotly.react(div, data, layout, {
-      displaylogo: false, responsive: true, plotlyServerURL: "", showSendToCloud: false,
+      displaylogo: false, plotlyServerURL: "", showSendToCloud: false,
       displayModeBar: pointer ? "hover" : false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
       toImageButtonOptions: { format: "svg", filename: embedded.data[div.dataset.figure].name },
@@ -65,6 +67,15 @@
   }, { rootMargin: "600px" });
   for (const canvas of canvases) watcher.observe(canvas);
 
+  // Phones turn, windows are dragged: a figure keeps to its card.
+  const widths = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const box = target.querySelector(".main-svg");
+      if (drawn.has(target) && box && Math.abs(box.clientWidth - target.clientWidth) > 1) draw(target);
+    }
+  });
+  for (const canvas of canvases) widths.observe(canvas);
+
   const redraw = () => { for (const canvas of drawn) draw(canvas); };
   system.addEventListener("change", redraw);
   document.getElementById("theme").addEventListener("click", () => {
@@ -81,13 +92,11 @@
     for (const details of closed) details.open = true;
     for (const canvas of canvases) drawn.add(canvas);
     redraw();
-    for (const canvas of canvases) Plotly.relayout(canvas, { width: Math.min(canvas.clientWidth, 640) });
   });
   window.addEventListener("afterprint", () => {
     printing = false;
     for (const details of closed) details.open = false;
     redraw();
-    for (const canvas of canvases) Plotly.relayout(canvas, { autosize: true, width: null });
   });
 
   // RFC 4180; a leading = + - @ in a name would be a formula to a spreadsheet.

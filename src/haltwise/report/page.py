@@ -15,8 +15,8 @@ from haltwise.evaluation import Evaluation
 from haltwise.evaluation.records import load_records
 from haltwise.pretrained import names, read_card
 from haltwise.report.figures import Panel, record_panels, training
-from haltwise.report.formats import num
-from haltwise.report.reading import get, number
+from haltwise.report.formats import plain
+from haltwise.report.reading import name_at, number
 from haltwise.report.tables import (
     Data,
     Table,
@@ -138,21 +138,21 @@ def _render(run: Path, records: Sequence[Evaluation]) -> str:
 
 def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
     summary = record.summary
-    price, seed = num(number(summary, "price")), get(summary, "seed")
-    stem = slug(f"{get(summary, 'family')}-{get(summary, 'price')}-{seed}")
+    price, seed = plain(number(summary, "price")), plain(number(summary, "seed"))
+    stem = slug(f"{name_at(summary, 'family')}-{price}-{seed}")
     objective_table = first_objective_table(record, stem)
     comparisons = comparison_table(record, stem)
     settings = {
         key: summary.get(key)
         for key in (
             "optimizer", "family", "family_settings", "price", "seed", "num_problems", "horizon",
-            "fixed_budget", "tuned_rules", "tuned_optimizers",
+            "fixed_budget", "stop_rules", "tuned_rules", "tuned_optimizers",
         )
     }  # fmt: skip
     known = {key: value for key, value in settings.items() if value is not None}
     return _Section(
         anchor=f"evaluation-{place}",
-        title=f"{get(summary, 'optimizer')} on {get(summary, 'family')}",
+        title=f"{name_at(summary, 'optimizer')} on {name_at(summary, 'family')}",
         subtitle=f"price {price} per step, problems of seed {seed}",
         words=summarize(record),
         rules=embedded.table(rules_table(record, stem)),
@@ -167,7 +167,7 @@ def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
 def _card(run: Path, records: Sequence[Evaluation]) -> list[tuple[str, str]]:
     """What the optimizer was trained for: its card, or else why there is none."""
     weights = run / "best.safetensors"
-    shipped = {str(get(record.summary, "optimizer")) for record in records} & set(names())
+    shipped = {name_at(record.summary, "optimizer") for record in records} & set(names())
     sources = [weights] if weights.exists() else sorted(shipped)
     lines = []
     for source in sources:

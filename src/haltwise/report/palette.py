@@ -1,14 +1,25 @@
 """One colour and one name per rule and optimizer, the same on the whole page.
 
-The colours are those of Okabe and Ito (2008), distinct to colour-blind readers. `INK` is a
-stand-in that the page replaces by the text colour of its theme.
+The colours are those of Okabe and Ito (2008), distinct to colour-blind readers. `INK` and
+`SURFACE` stand for the page's colours of text and ground; on white the page darkens the yellow,
+on black it lightens the blue.
 """
 
 from typing import NamedTuple
 
-__all__ = ["ACCOUNTS", "GREY", "INK", "TUNED", "Style", "label", "optimizer_style", "rule_colour"]
+__all__ = [
+    "ACCOUNTS",
+    "GREY",
+    "INK",
+    "SURFACE",
+    "TUNED",
+    "Style",
+    "label",
+    "optimizer_style",
+    "rule_colour",
+]
 
-INK = "#010101"
+INK, SURFACE = "#010101", "#020202"
 
 ACCOUNTS = ("gradients", "updates")
 """The headline account first: users pay for gradients."""
@@ -16,13 +27,14 @@ ACCOUNTS = ("gradients", "updates")
 TUNED = ("gradient_norm", "plateau", "patience", "logistic")
 """Opponents tuned on separate problems."""
 
-_BLUE, _SKY, _ORANGE, _VERMILION, _GREEN, _PINK, GREY = (
-    "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C",
+_BLUE, _SKY, _ORANGE, _VERMILION, _GREEN, _PINK, _YELLOW, GREY = (
+    "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#8C8C8C",
 )  # fmt: skip
 
 _RULES = {
     "rule": ("learned rule", _BLUE),
     "rule_after_gradient": ("learned rule, after gradient", _SKY),
+    "posterior_mode": ("posterior mode (thesis)", _YELLOW),
     "gradient_norm": ("gradient norm", _ORANGE),
     "plateau": ("plateau", _PINK),
     "patience": ("patience", _GREEN),

@@ -16,6 +16,9 @@ __all__ = [
     "finite_list",
     "get",
     "initial_excess",
+    "items",
+    "mapping",
+    "name_at",
     "number",
     "paired_difference",
     "range_of",
@@ -40,6 +43,24 @@ def get(tree: object, *path: str) -> Any:
     return tree
 
 
+def mapping(tree: object, *path: str) -> Mapping[str, Any]:
+    """The mapping at `path`, empty where there is none."""
+    found = get(tree, *path)
+    return found if isinstance(found, Mapping) else {}
+
+
+def items(tree: object, *path: str) -> list[Any]:
+    """The list at `path`, empty where there is none."""
+    found = get(tree, *path)
+    return found if isinstance(found, list) else []
+
+
+def name_at(tree: object, *path: str) -> str:
+    """The name at `path`, or else that there is none."""
+    found = get(tree, *path)
+    return found if isinstance(found, str) else "unnamed"
+
+
 def finite(value: object) -> float | None:
     """`value` as a number, None where it is none or not finite."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -61,8 +82,7 @@ def range_of(tree: object, *path: str) -> Range | None:
 
 def finite_list(tree: object, *path: str) -> list[float | None]:
     """The list at `path`, what is not a finite number replaced by None."""
-    values = get(tree, *path)
-    return [finite(value) for value in values] if isinstance(values, list) else []
+    return [finite(value) for value in items(tree, *path)]
 
 
 def at_ends(record: Evaluation, account: str, rule: str) -> Tensor | None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from haltwise.evaluation import Evaluation
-from haltwise.report.formats import MISSING, interval, num, percent, spread
+from haltwise.report.formats import MISSING, interval, num, percent, plain, spread
 from haltwise.report.palette import ACCOUNTS, label
-from haltwise.report.reading import get, number, range_of
+from haltwise.report.reading import get, mapping, name_at, number, range_of
 
 __all__ = [
     "Data",
@@ -64,15 +64,15 @@ class Table:
 
 _MEASURES = ("j", "gain", "gain_low", "gain_high", "mean_stop", "sd_stop", "excess_at_stop")
 _ORDER = (
-    "rule", "rule_after_gradient", "logistic", "gradient_norm", "patience", "plateau", "fixed",
-    "oracle",
+    "rule", "rule_after_gradient", "posterior_mode", "logistic", "gradient_norm", "patience",
+    "plateau", "fixed", "oracle",
 )  # fmt: skip
 
 
 def rules_table(record: Evaluation, stem: str) -> Table:
     """J, captured gain and stops of every rule, in both accounts."""
     summary = record.summary
-    present = {name for account in ACCOUNTS for name in get(summary, "j", account) or {}}
+    present = {name for account in ACCOUNTS for name in mapping(summary, "j", account)}
     names = [name for name in _ORDER if name in present] + sorted(present - set(_ORDER))
     rows, raw = [], []
     for name in names:
@@ -127,9 +127,9 @@ def overview_table(records: Sequence[Evaluation], anchors: Sequence[str]) -> Tab
         values = measures(summary, "gradients", "rule")
         rows.append(
             [
-                f"{get(summary, 'optimizer')} on {get(summary, 'family')}",
-                num(number(summary, "price")),
-                str(get(summary, "seed") if get(summary, "seed") is not None else MISSING),
+                f"{name_at(summary, 'optimizer')} on {name_at(summary, 'family')}",
+                plain(number(summary, "price")),
+                plain(number(summary, "seed")),
                 interval(gain) or MISSING,
                 spread(values[4], values[5]),
                 percent(saved),
@@ -137,8 +137,8 @@ def overview_table(records: Sequence[Evaluation], anchors: Sequence[str]) -> Tab
         )
         raw.append(
             [
-                str(get(summary, "optimizer")),
-                str(get(summary, "family")),
+                name_at(summary, "optimizer"),
+                name_at(summary, "family"),
                 number(summary, "price"),
                 number(summary, "seed"),
                 *values,
@@ -211,8 +211,12 @@ def comparison_table(record: Evaluation, stem: str) -> Table | None:
     if not isinstance(others, Mapping) or not others:
         return None
     price = {"price": summary.get("price")}
-    entries = [(str(get(summary, "optimizer")), summary)]
-    entries += [(str(name), {**price, **other}) for name, other in others.items()]
+    entries = [(name_at(summary, "optimizer"), summary)]
+    entries += [
+        (str(name), {**price, **other})
+        for name, other in others.items()
+        if isinstance(other, Mapping)
+    ]
     rows, raw = [], []
     for name, entry in entries:
         cells: list[str] = [name]
@@ -253,7 +257,7 @@ def flatten(tree: object, prefix: str = "") -> list[tuple[str, str]]:
         return lines
     if isinstance(tree, float):
         shown = f"{tree:.6g}" if abs(tree) < float("inf") else MISSING
-    elif tree is None or tree == {}:
+    elif tree is None or tree in ({}, ""):
         shown = MISSING
     elif isinstance(tree, list):
         shown = ", ".join(text for entry in tree for _, text in flatten(entry))

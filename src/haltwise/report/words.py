@@ -11,10 +11,19 @@ from haltwise.report.formats import (
     num,
     percent,
     percent_range,
+    plain,
     spread,
 )
 from haltwise.report.palette import ACCOUNTS, TUNED, label
-from haltwise.report.reading import Range, get, number, paired_difference, range_of
+from haltwise.report.reading import (
+    Range,
+    get,
+    mapping,
+    name_at,
+    number,
+    paired_difference,
+    range_of,
+)
 from haltwise.report.tables import measures, saved_share
 
 __all__ = ["Summary", "Tile", "first_objective", "summarize"]
@@ -101,10 +110,11 @@ def _headline(record: Evaluation, gain: Range | None, verdict: str) -> str:
 
 def _setting(record: Evaluation) -> str:
     summary = record.summary
+    problems, horizon = (count(number(summary, key)) for key in ("num_problems", "horizon"))
     return (
-        f"{get(summary, 'optimizer')} solved {count(number(summary, 'num_problems'))} held-out "
-        f"problems of {get(summary, 'family')}, at most {count(number(summary, 'horizon'))} steps "
-        f"each, at a price of {num(number(summary, 'price'))} (units of loss) per step."
+        f"{name_at(summary, 'optimizer')} solved {problems} held-out problems of "
+        f"{name_at(summary, 'family')}, at most {horizon} steps each, at a price of "
+        f"{plain(number(summary, 'price'))} (units of loss) per step."
     )
 
 
@@ -121,6 +131,9 @@ def _outcome(record: Evaluation, account: str) -> str:
     if oracle[4] is not None:
         stops += f", the oracle after {spread(oracle[4], oracle[5])}"
     at = "" if excess is None else f" The mean excess loss at the stop is {num(excess)}."
+    solved = number(summary, "steps", account, "rule", "share_within_5_percent_of_initial")
+    if excess is not None and solved is not None:
+        at = f"{at[:-1]}; {percent(solved)} of the problems end with at most 5 % of the initial."
     costs = f" Loss and price come to J = {num(j)}"
     if fixed is not None and oracle[0] is not None:
         costs += (
@@ -257,7 +270,7 @@ def _warnings(record: Evaluation) -> list[str]:
         )
     edges = [
         str(name)
-        for name, entry in (get(summary, "tuned_optimizers") or {}).items()
+        for name, entry in mapping(summary, "tuned_optimizers").items()
         if get(entry, "at_edge_of_grid") is True
     ]
     if edges:
@@ -269,7 +282,7 @@ def _warnings(record: Evaluation) -> list[str]:
         )
     diverged = [
         f"{name} on {count(value)}"
-        for name in get(summary, "curves") or {}
+        for name in mapping(summary, "curves")
         if (value := number(summary, "curves", name, "num_nonfinite"))
     ]
     if diverged:
@@ -326,13 +339,13 @@ def first_objective(record: Evaluation) -> list[str]:
         needed = number(result, account, "lstm_cost_for_equal_excess")
         same = number(result, account, "lstm_excess_at_same_cost")
         text = (
-            f"Counted in {account}, {get(result, 'act')} reaches a mean excess loss of "
+            f"Counted in {account}, {name_at(result, 'act')} reaches a mean excess loss of "
             f"{num(excess)} at a mean cost of {cost:.1f}; "
         )
         if needed is None:
-            text += f"{get(result, 'lstm')}, which does not halt, never gets there"
+            text += f"{name_at(result, 'lstm')}, which does not halt, never gets there"
         else:
-            text += f"{get(result, 'lstm')}, which does not halt, needs {count(needed)}"
+            text += f"{name_at(result, 'lstm')}, which does not halt, needs {count(needed)}"
             share = 1 - cost / needed if needed else 0.0
             if needed and share > 0:
                 text += f", so {percent(share)} of the computation is saved"

@@ -57,7 +57,7 @@ class LSTMRule(nn.Module, Rule):
         hidden_size: int = 20,
         num_layers: int = 2,
         *,
-        shared_gradient: bool = False,
+        shared_gradient: bool = True,
         output_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:

@@ -38,7 +38,7 @@ class TrainingConfig:
     """Whether the expectation over horizons is exact or by one sample per problem."""
     warmup: float = 0.2
     """Share of the meta-steps, at the start, on the sum of losses alone."""
-    sum_weight: float = 0.03
+    sum_weight: float = 0.3
     """Weight of the mean loss over the horizon beside the bound, both in default prices."""
     hazard_temperature: float = 0.5
     """tau of the stick-breaking posterior, in prices."""
@@ -71,6 +71,12 @@ class TrainingConfig:
             self.continuation is None or 0 < self.continuation < 1,
             f"continuation must lie strictly between 0 and 1, got {self.continuation}",
         )
+        for name, choices in (
+            ("posterior", ("none", "softmax", "stick-breaking", "both")),
+            ("horizons", ("exact", "sampled")),
+        ):
+            value = getattr(self, name)
+            require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
         for name in ("warmup", "head_only"):
             require(
                 0 <= getattr(self, name) <= 1,
@@ -128,7 +134,12 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
         # The thesis to the letter: linear read-out of the pooled hidden state, tau = 1, one price,
         # one horizon per problem from the p(T) that the price implies.
         "thesis": {
-            "optimizer": OptimizerConfig(head_width=0, head_features=False, temperature=1.0),
+            "optimizer": OptimizerConfig(
+                rule_settings={"shared_gradient": False},
+                head_width=0,
+                head_features=False,
+                temperature=1.0,
+            ),
             "posterior": "softmax",
             "head_only": 0.0,
             "continuation": None,
@@ -140,4 +151,10 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
     }
 )
 
-FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType({})
+# What differs by family, whatever the preset: how long a problem takes and what a step is worth.
+FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "regression-2d": {"horizon": 40, "batch_size": 256},
+        "quadratic-10d": {"horizon": 100, "price": 0.003, "sum_weight": 1.0, "warmup": 0.3},
+    }
+)

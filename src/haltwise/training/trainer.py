@@ -213,7 +213,7 @@ class Trainer:
             *(torch.zeros_like(value) if value.grad is None else value.grad for value in halting)
         )
         for weight in self.optimizer.rule_parameters():
-            weight.requires_grad_(self._step < (1 - config.head_only) * config.num_meta_steps)
+            weight.requires_grad_(self._step < self._frozen_from)
         backpropagate(self.optimizer, trajectory, excess.grad, cotangent, truncate=config.truncate)
         for weights in (self.optimizer.rule_parameters(), list(self.optimizer.head.parameters())):
             norm = torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
@@ -223,8 +223,17 @@ class Trainer:
         self._adam.step()
         return loss.item()
 
+    @property
+    def _frozen_from(self) -> int:
+        """The meta-step from which on the rule is frozen."""
+        return round((1 - self.config.head_only) * self.config.num_meta_steps)
+
     def _learning_rate(self) -> float:
-        share = self._step / self.config.num_meta_steps
+        """A cosine from full to 1 %, once while the rule learns and once for the head alone."""
+        begin, end = 0, self._frozen_from
+        if self._step >= end:
+            begin, end = end, self.config.num_meta_steps
+        share = (self._step - begin) / max(end - begin, 1)
         return self.config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
     def _objective(

@@ -1,0 +1,6 @@
+"""`python -m haltwise`."""
+
+from haltwise.cli import main
+
+if __name__ == "__main__":
+    main()

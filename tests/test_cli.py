@@ -1,0 +1,121 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = (
+    "--meta-steps 6 --batch-size 8 --horizon 6 --threads 1 "
+    "--set num_validation=16 --set validate_every=2"
+).split()
+
+
+def haltwise(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "haltwise", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("cli")
+    result = haltwise("train", "regression-2d", "--out", "run", *TINY, cwd=directory)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "run"
+    return directory / "run"
+
+
+def test_train_evaluate_report(run: Path) -> None:
+    result = haltwise(
+        "evaluate", run, "--num-problems", 100, "--seed", 7, "--json", "out.json", cwd=run.parent
+    )
+    assert result.returncode == 0, result.stderr
+    assert "logistic" in result.stdout
+    summary = json.loads((run.parent / "out.json").read_text())
+    assert summary["family"] == "regression-2d"
+    assert summary["seed"] == 7
+    assert summary["num_problems"] == 100
+    result = haltwise("report", run, cwd=run.parent)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()).stat().st_size > 100_000
+
+
+def test_list_names_families_and_shipped_optimizers(tmp_path: Path) -> None:
+    result = haltwise("list", cwd=tmp_path)
+    assert result.returncode == 0
+    for name in ("regression-2d", "student-t-10d", "rosenbrock-2d", "diabetes"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "report", "list"])
+def test_help_is_there(command: str, tmp_path: Path) -> None:
+    result = haltwise(*command.split(), "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "Usage: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("train regresion-2d", "did you mean 'regression-2d'"),
+        ("train", "name a family"),
+        ("train regression-2d --price 0", "price must be above 0, got 0"),
+        ("train regression-2d --continuation 1.5", "continuation"),
+        ("train regression-2d --horizon 0", "horizon must be at least 1, got 0"),
+        ("train regression-2d --batch-size 0", "batch_size must be at least 1, got 0"),
+        ("train regression-2d --set nonsense=1", "unknown setting 'nonsense'"),
+        ("train regression-2d --set warmup=abc", "'abc' is not JSON"),
+        ("train --resume nowhere", "holds no run"),
+        ("evaluate regresion-2d", "unknown optimizer"),
+        ("evaluate foreign.txt", "corrupt or no safetensors"),
+        ("report nowhere", "haltwise evaluate"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(
+    arguments: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "foreign.txt").write_text("no weights")
+    result = haltwise(*arguments.split(), cwd=tmp_path)
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["foreign.txt"]  # nothing half-made
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = haltwise("train", "regression-2d", "--out", "file/run", *TINY, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "file/run" in result.stderr
+
+
+def test_interruption_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = ["train", "regression-2d", "--out", "run", *TINY, "--meta-steps", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "haltwise", *command],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.safetensors").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "haltwise train --resume run" in errors
+    assert "Traceback" not in errors

@@ -1,0 +1,118 @@
+"""Solving for real agrees with traces, and saves what it says it saves."""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import pytest
+import torch
+from torch import Tensor
+
+from haltwise._random import stream
+from haltwise.execution import Outcome, execute
+from haltwise.halting.head import AFTER, BEFORE
+from haltwise.halting.stopping import (
+    FixedBudget,
+    GradientNorm,
+    HazardThreshold,
+    Patience,
+    PosteriorMode,
+    StopRule,
+    decisions,
+)
+from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise.tasks import Observation, TaskBatch, family
+from haltwise.unroll import unroll
+
+STEPS, PROBLEMS = 12, 40
+
+
+@pytest.fixture
+def optimizer() -> LearnedOptimizer:
+    built = LearnedOptimizer(OptimizerConfig(), stream(0, "weights")).double()
+    for weight in built.head.parameters():  # a new head says the same of every problem
+        weight.data += 0.5 * torch.randn(weight.shape, generator=stream(1)).double()
+    return built.requires_grad_(False)
+
+
+@pytest.fixture
+def batch() -> TaskBatch:
+    return family("regression-2d").sample(PROBLEMS, stream(2), dtype=torch.float64)
+
+
+def median_hazard(optimizer: LearnedOptimizer, batch: TaskBatch) -> float:
+    price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
+    return float(unroll(optimizer, batch, STEPS, price).hazard_logits.median())
+
+
+@pytest.mark.parametrize("apply_last_update", [True, False])
+@pytest.mark.parametrize("kind", ["mode", "before", "norm", "patience", "hazard", "fixed"])
+def test_execution_ends_where_the_traces_say(
+    kind: str, apply_last_update: bool, optimizer: LearnedOptimizer, batch: TaskBatch
+) -> None:
+    rules: dict[str, StopRule] = {
+        "mode": PosteriorMode(AFTER),
+        "before": PosteriorMode(BEFORE),
+        "norm": GradientNorm(2.0),
+        "patience": Patience(2),
+        "hazard": HazardThreshold(median_hazard(optimizer, batch)),
+        "fixed": FixedBudget(5),
+    }
+    rule = rules[kind]
+    price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
+    trajectory = unroll(optimizer, batch, STEPS, price)
+    decided = decisions(rule, trajectory.traces())
+    result = execute(optimizer, batch, rule, price, STEPS, apply_last_update=apply_last_update)
+    halted = decided < STEPS
+    assert torch.equal(result.num_gradients, (decided + 1).clamp_max(STEPS))
+    updates = (decided + apply_last_update).clamp_max(STEPS)
+    assert torch.equal(result.num_updates, updates)
+    assert torch.equal(result.outcome == Outcome.HALTED, halted)
+    expected = trajectory.excess.gather(1, updates.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(batch.evaluate(result.params, 0).excess, expected)
+
+
+@final
+@dataclass(frozen=True)
+class Counting(TaskBatch):
+    """A task that counts how many gradients it was really asked for."""
+
+    inner: TaskBatch
+    calls: list[int]
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return self.inner.reference_loss
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        self.calls.append(len(params))
+        return self.inner.observe(params, step)
+
+    def select(self, index: Tensor) -> "Counting":
+        inner = self.inner.select(index)
+        return Counting(inner.start, inner, self.calls)
+
+
+def test_gradients_evaluated_are_gradients_counted(
+    optimizer: LearnedOptimizer, batch: TaskBatch
+) -> None:
+    counting = Counting(batch.start, batch, [])
+    price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
+    rule = HazardThreshold(median_hazard(optimizer, batch))
+    result = execute(optimizer, counting, rule, price, STEPS)
+    assert sum(counting.calls) == int(result.num_gradients.sum()) < PROBLEMS * STEPS
+
+
+def test_a_problem_that_goes_wrong_harms_no_other(
+    optimizer: LearnedOptimizer, batch: TaskBatch
+) -> None:
+    price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
+    rule = FixedBudget(6)
+    clean = execute(optimizer, batch, rule, price, STEPS)
+    target = batch.target.clone()  # type: ignore[attr-defined]
+    target[3] = torch.nan
+    result = execute(optimizer, replace(batch, target=target), rule, price, STEPS)  # type: ignore[call-arg]
+    assert result.outcome[3] == Outcome.NONFINITE
+    assert torch.equal(result.params[3], batch.start[3])
+    others = torch.arange(PROBLEMS) != 3
+    assert torch.equal(result.params[others], clean.params[others])
+    assert torch.equal(result.outcome[others], clean.outcome[others])
