@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-TINY = (
-    "--meta-steps 6 --batch-size 8 --horizon 6 --threads 1 "
-    "--set num_validation=16 --set validate_every=2"
-).split()
+TINY = [
+    *("--meta-steps", "6", "--batch-size", "8", "--horizon", "6", "--threads", "1"),
+    *("--set", "num_validation=16", "--set", "validate_every=2"),
+]
 
 
-def haltwise(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def haltwise(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "haltwise", *map(str, arguments)],
         cwd=cwd,

@@ -274,7 +274,7 @@ def test_noise_has_precision_beta() -> None:
 
 
 def test_spread_is_a_log_normal_factor_of_all_columns_but_the_intercept() -> None:
-    settings: Any = {"inputs": "normal", "intercept": True, "correlation": 0.0}
+    settings: Any = {"inputs": "normal", "intercept": True, "condition_decades": 0.0}
     plain, spread = (
         sample_design(3000, 6, 3, seeded(), spread=sigma, **settings) for sigma in (0.0, 0.7)
     )
@@ -284,15 +284,26 @@ def test_spread_is_a_log_normal_factor_of_all_columns_but_the_intercept() -> Non
     assert_law(factor[:, 0, 0].log(), scipy.stats.norm(0, 0.7))
 
 
-def test_correlation_keeps_the_variance_and_ties_the_columns() -> None:
-    design = sample_design(
-        4000, 40, 3, seeded(), inputs="normal", intercept=False, spread=0.0, correlation=0.95
+def test_condition_keeps_the_variance_and_ties_the_columns() -> None:
+    conditions = []
+    for decades in (0.0, 3.0):
+        settings: Any = {"inputs": "normal", "intercept": False, "condition_decades": decades}
+        design = sample_design(1000, 400, 3, seeded(), spread=0.0, **settings)
+        covariance = torch.einsum("bni,bnj->bij", design, design) / 400
+        assert_close(covariance.mean(0), torch.eye(3, dtype=DOUBLE), rtol=0, atol=0.03)
+        conditions.append(torch.linalg.cond(covariance))
+    assert conditions[0].max() < 2
+    # 10^(3 u) at the widest, of which unit columns take away a part.
+    assert 100 < conditions[1].max() < 3000
+    assert conditions[1].median() > 2
+
+
+def test_signal_decades_scale_the_true_parameters_alone() -> None:
+    plain, scaled = (
+        LinearRegression(signal_decades=decades).draw(2000, seeded()) for decades in (0.0, 1.0)
     )
-    covariance = torch.einsum("bni,bnj->bij", design, design) / 40
-    assert_close(covariance.mean(0), torch.eye(3, dtype=DOUBLE), rtol=0, atol=0.03)
-    # In one problem, two columns share s cos(angle) of their variance, s ~ U(0, .95).
-    expected = 0.95**2 / 3 / 2 + 1 / 40  # E s^2 E cos^2, and the sampling error of 40 rows
-    assert abs(covariance[:, 0, 1].square().mean() - expected) < 0.02
+    assert torch.equal(plain[0], scaled[0])
+    assert_law(-(scaled[1] / plain[1])[:, 0].log10(), scipy.stats.uniform())
 
 
 @pytest.mark.parametrize(
@@ -426,7 +437,8 @@ def test_diabetes_is_standardised_and_solved_like_numpy_solves_it() -> None:
         (LinearRegression, {"beta": -1.0}, "beta"),
         (LinearRegression, {"beta": math.nan}, "beta"),
         (LinearRegression, {"spread": -0.1}, "spread"),
-        (LinearRegression, {"correlation": 1.0}, "correlation"),
+        (LinearRegression, {"condition_decades": -1.0}, "condition_decades"),
+        (LinearRegression, {"signal_decades": -1.0}, "signal_decades"),
         (LinearRegression, {"inputs": "gaussian"}, "inputs"),
         (Quadratic, {"num_params": 0}, "num_params"),
         (Quadratic, {"start_std": -1.0}, "start_std"),

@@ -1,5 +1,7 @@
 """Tensors and JSON on disk: safetensors only, written whole or not at all."""
 
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +17,8 @@ from haltwise._errors import InputError
 
 __all__ = ["load_tensors", "save_tensors", "write_atomically"]
 
-_KEY = "haltwise"  # the one metadata entry, a JSON document
+_KEY = "haltwise"  # the metadata entry with the JSON document
+_DIGEST = "blake2b"  # and the one with the checksum
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -32,11 +35,13 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(
             f"cannot write {path}: {error.strerror}; free some space there or choose another "
             "directory"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after a success, or never made
+            temporary.unlink()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -49,7 +54,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
     }
-    write_atomically(path, save(own, {_KEY: json.dumps(metadata)}))
+    document = json.dumps(metadata)
+    write_atomically(path, save(own, {_KEY: document, _DIGEST: _digest(own, document)}))
+
+
+def _digest(tensors: Mapping[str, Tensor], document: str) -> str:
+    """A checksum of all that a file holds; safetensors has none of its own."""
+    digest = hashlib.blake2b(document.encode(), digest_size=16)
+    for name, value in sorted(tensors.items()):
+        digest.update(repr((name, value.dtype, tuple(value.shape))).encode())
+        digest.update(value.cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -60,10 +75,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            document = (file.metadata() or {}).get(_KEY)
+            header = file.metadata() or {}
+            document = header.get(_KEY)
             if document is None:
                 raise InputError(f"{path} is a safetensors file, but not one that haltwise wrote")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(document)  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _DIGEST in header and header[_DIGEST] != _digest(tensors, document):
+            raise ValueError("its checksum does not match")
+        return tensors, json.loads(document)
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except (SafetensorError, OSError, ValueError) as error:

@@ -86,8 +86,8 @@ def halting_bound(
         bound = sum_T pi_T [ sum_{t<=T} q(t|x,T) (log p(x|t) - tau log q(t|x,T) / p(t|T)) ]
 
     with log p(x|t) = -losses_t and p(t|T) truncated geometric of ratio r = exp(-price / tau). At
-    tau = 1 this is Eq. 8 with nu = exp(-2 price). The mean under q(.|x,T) is carried as a running
-    mean, so logits may differ by any amount without overflow.
+    tau = 1 this is Eq. 8 with nu = exp(-2 price). The mean under q(.|x,T) and its entropy are
+    carried from T to T + 1, so logits may differ by any amount without overflow or cancellation.
 
     Args:
         losses: Negative log-likelihoods at theta_0..theta_T, shape [B, T+1].
@@ -101,7 +101,9 @@ def halting_bound(
         The bound of each problem, to be **maximised**, shape [B].
 
     Raises:
-        InputError: Shapes differ or are not [B, T+1], or a price or temperature is not positive.
+        InputError: Shapes do not fit, a price or temperature is not positive, or the weights are
+            no distribution. A problem with NaN or infinite logits or losses is none: its bound is
+            not finite and the others are untouched.
 
     Examples:
         >>> losses = torch.tensor([[2.0, 1.0, 1.0]])
@@ -109,7 +111,7 @@ def halting_bound(
         torch.Size([1])
     """
     require(
-        losses.ndim == 2 and losses.shape == logits.shape,
+        losses.ndim == 2 and losses.shape[1] > 0 and losses.shape == logits.shape,
         "losses and logits must share one shape [batch, T+1], "
         f"got {tuple(losses.shape)} and {tuple(logits.shape)}",
     )
@@ -121,29 +123,44 @@ def halting_bound(
     require(
         bool((temperature > 0).all()), f"temperature must be above 0, got {temperature.min():g}"
     )
-    num_steps = losses.shape[1]
+    num_problems, num_steps = losses.shape
+    for name, value in (("price", price), ("temperature", temperature)):
+        require(
+            value.shape in ((), (num_problems,)),
+            f"{name} must be a number or of shape [{num_problems}], got {tuple(value.shape)}",
+        )
     if horizon_weights is None:
         continuation = torch.tensor(DEFAULT_CONTINUATION, dtype=losses.dtype, device=losses.device)
         horizon_weights = HorizonPrior(continuation).weights(num_steps - 1)
     require(
-        horizon_weights.shape[-1] == num_steps,
-        f"horizon_weights must have T+1 = {num_steps} entries, got {horizon_weights.shape[-1]}",
+        horizon_weights.shape in ((num_steps,), losses.shape),
+        f"horizon_weights must have the shape [{num_steps}] or {list(losses.shape)}, "
+        f"got {list(horizon_weights.shape)}",
+    )
+    require(
+        bool((horizon_weights >= 0).all())
+        and bool(((horizon_weights.sum(-1) - 1).abs() < 1e-3).all()),
+        "horizon_weights must be at least 0 and sum to one over the horizons",
     )
 
     steps = torch.arange(num_steps, dtype=losses.dtype, device=losses.device)
     price, temperature = price.reshape(-1, 1), temperature.reshape(-1, 1)  # [B or 1, 1]
     log_ratio = -price / temperature
-    # b_t: what stopping at t is worth, before the normalizers of q and p that depend on T
-    worth = -losses + temperature * (
-        torch.log(-torch.expm1(log_ratio)) + steps * log_ratio - logits
-    )
+    # What stopping at t is worth, before q's entropy and p's normalizer, which depend on T.
+    worth = -losses + temperature * (torch.log(-torch.expm1(log_ratio)) + steps * log_ratio)
+    # Step T joins the steps before it with odds exp(s_T - A_{T-1}): the entropy of q(.|x,T) is
+    # the joining's own plus that of the steps before. No difference of large logits is left over.
     log_total = torch.logcumsumexp(logits, dim=1)  # A_T
-    weight = torch.exp(logits - log_total)  # w_T = q(T|x,T)
-    mean = worth[:, 0]
-    means = [mean]
+    log_odds = logits[:, 1:] - log_total[:, :-1]
+    weight = torch.sigmoid(log_odds)  # w_T = q(T|x,T)
+    softplus = torch.nn.functional.softplus
+    entropy = weight * softplus(-log_odds) + torch.sigmoid(-log_odds) * softplus(log_odds)
+    entropy = temperature * entropy
+    value = worth[:, 0]
+    values = [value]
     for step in range(1, num_steps):
-        mean = torch.lerp(mean, worth[:, step], weight[:, step])  # M_T
-        means.append(mean)
+        value = torch.lerp(value, worth[:, step], weight[:, step - 1]) + entropy[:, step - 1]
+        values.append(value)
     log_mass = torch.log(-torch.expm1((steps + 1) * log_ratio))  # log(1 - r^(T+1))
-    bounds = torch.stack(means, dim=1) + temperature * (log_total - log_mass)
+    bounds = torch.stack(values, dim=1) - temperature * log_mass
     return (horizon_weights * bounds).sum(1)

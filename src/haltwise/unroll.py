@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from haltwise._errors import require
 from haltwise._tensors import map_tensors
 from haltwise.halting.head import HaltingOutput
 from haltwise.halting.signals import log_rms
@@ -98,6 +99,12 @@ def unroll(
     Returns:
         The trajectory.
     """
+    require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
+    require(segment is None or segment >= 1, f"segment must be at least 1, got {segment}")
+    require(
+        price.shape == (batch.num_problems,),
+        f"price must have the shape [{batch.num_problems}], got {list(price.shape)}",
+    )
     keep = segment is not None
     loss, excess, norm, increments, hazards, features, grads, excess_grads = ([] for _ in range(8))
     states: list[State] = []

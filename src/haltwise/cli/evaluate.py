@@ -146,15 +146,19 @@ def _table(summary: dict[str, Any], account: str) -> Table:
     for name in ("J", "gain", "95 % interval", "mean cost", "sd"):
         table.add_column(name, justify="right")
     for name, j in sorted(summary["j"][account].items(), key=lambda item: item[1]):
-        gain = summary["captured_gain_by_rule"][account].get(name)
+        gain = summary["captured_gain_by_rule"][account].get(name, {})
         steps = summary["steps"][account].get(name, {"mean": summary["fixed_budget"], "sd": 0})
         table.add_row(
             "learned (this optimizer's)" if name == "rule" else name.replace("_", " "),
             f"{j:.4g}",
-            f"{gain['value']:.3f}" if gain else "",
-            f"[{gain['low']:.3f}, {gain['high']:.3f}]" if gain else "",
+            _number(gain.get("value")),
+            f"[{_number(gain.get('low'))}, {_number(gain.get('high'))}]" if gain else "",
             f"{steps['mean']:.1f}",
             f"{steps['sd']:.1f}",
             style="bold" if name == "rule" else None,
         )
     return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -35,6 +35,28 @@ def _as_floating(value: Tensor | float) -> Tensor:
     return value if isinstance(value, Tensor) else torch.tensor(float(value))
 
 
+def _mean_part(x: Tensor) -> Tensor:
+    """1 / (exp(x) - 1) - 1/x for x > 0, by its series where the two would cancel."""
+    small = x.clamp_max(0.3)
+    square = small.square()
+    series = -0.5 + small / 12 * (
+        1 - square / 60 * (1 - square / 42 * (1 - square / 40 * (1 - 5 * square / 198)))
+    )
+    large = x.clamp_min(0.3)
+    return torch.where(x < 0.3, series, 1 / torch.expm1(large) - 1 / large)
+
+
+def _variance_part(x: Tensor) -> Tensor:
+    """exp(-x) / (1 - exp(-x))^2 - 1/x^2 = -(the derivative of `_mean_part`), likewise."""
+    square = x.clamp_max(0.3).square()
+    series = -1 / 12 + square / 240 * (
+        1 - 5 * square / 126 * (1 - 7 * square / 200 * (1 - square * 5 / 154))
+    )
+    large = x.clamp_min(0.3)
+    exact = torch.exp(-large) / torch.expm1(-large).square() - large.square().reciprocal()
+    return torch.where(x < 0.3, series, exact)
+
+
 @final
 class HorizonPrior(Distribution):
     """p(T), the law of the horizon under which p(t) is geometric (thesis Eq. 12-14).
@@ -61,7 +83,7 @@ class HorizonPrior(Distribution):
         super().__init__(self.continuation.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "HorizonPrior":
-        return HorizonPrior(self.continuation.expand(batch_shape), validate_args=False)
+        return HorizonPrior(self.continuation.expand(batch_shape), self._validate_args)
 
     @property
     def mean(self) -> Tensor:
@@ -100,6 +122,7 @@ class HorizonPrior(Distribution):
         tail = single.log_survival(steps[-1:])
         return torch.cat((log_weights[..., :-1], tail), -1).exp()
 
+    @torch.no_grad()
     def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
         """T, shape sample_shape + batch shape; torch's global generator unless one is given."""
         shape = self._extended_shape(sample_shape)
@@ -150,21 +173,20 @@ class TruncatedGeometric(Distribution):
         return TruncatedGeometric(
             self.continuation.expand(batch_shape),
             self.horizon.expand(batch_shape),
-            validate_args=False,
+            self._validate_args,
         )
 
     @property
     def mean(self) -> Tensor:
         """E[t] = r / (1 - r) - (T + 1) r^(T+1) / (1 - r^(T+1))."""
-        ratio, count = self._log_ratio.exp(), self.horizon + 1
-        return ratio / -torch.expm1(self._log_ratio) - count / torch.expm1(-count * self._log_ratio)
+        decay, count = -self._log_ratio, self.horizon + 1
+        return _mean_part(decay) - count * _mean_part(count * decay)
 
     @property
     def variance(self) -> Tensor:
-        """R / (1 - r)^2 - (T + 1)^2 r^(T+1) / (1 - r^(T+1))^2."""
-        ratio, count = self._log_ratio.exp(), self.horizon + 1
-        power = torch.exp(count * self._log_ratio)
-        return ratio / (1 - ratio).square() - count.square() * power / (1 - power).square()
+        """Var[t] = r / (1 - r)^2 - (T + 1)^2 r^(T+1) / (1 - r^(T+1))^2."""
+        decay, count = -self._log_ratio, self.horizon + 1
+        return _variance_part(decay) - count.square() * _variance_part(count * decay)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log p(t|T) for integers 0 <= t <= T; -inf beyond T if validation is off."""
@@ -180,8 +202,9 @@ class TruncatedGeometric(Distribution):
             -torch.expm1((self.horizon + 1) * self._log_ratio)
         )
 
+    @torch.no_grad()
     def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
-        """T by inversion, shape sample_shape + batch shape."""
+        """Steps t by inversion, shape sample_shape + batch shape."""
         shape = self._extended_shape(sample_shape)
         uniform = torch.rand(
             shape,

@@ -39,7 +39,7 @@ class StepSignals(NamedTuple):
 
 
 def log_rms(value: Tensor) -> Tensor:
-    """Natural logarithm of the root mean square over the last dimension, floored at 1e-30."""
+    """Natural logarithm of the root mean square over the last dimension, -103.6 if all are 0."""
     scale = value.abs().amax(-1).clamp_min(1e-30)  # 1e30 squared would overflow float32
     return (
         scale.log() + 0.5 * (value / scale.unsqueeze(-1)).square().mean(-1).clamp_min(1e-30).log()

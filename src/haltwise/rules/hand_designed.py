@@ -26,6 +26,12 @@ class HandDesignedRule(Rule):
         return 0
 
 
+def _require_share(rule: HandDesignedRule, *names: str) -> None:
+    for name in names:
+        value = getattr(rule, name)
+        require(0 <= value < 1, f"{name} must lie in [0, 1), got {value}")
+
+
 @final
 @dataclass(frozen=True)
 class SGD(HandDesignedRule):
@@ -33,6 +39,11 @@ class SGD(HandDesignedRule):
 
     momentum: float = 0.0
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_share(self, "momentum")
+        require(self.momentum > 0 or not self.nesterov, "nesterov needs a momentum above 0, got 0")
 
     def init(self, params: Tensor) -> State:
         return {"velocity": torch.zeros_like(params)} if self.momentum else {}
@@ -55,6 +66,11 @@ class RMSprop(HandDesignedRule):
     decay: float = 0.99
     epsilon: float = 1e-8
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_share(self, "decay")
+        require(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
+
     def init(self, params: Tensor) -> State:
         return {"second_moment": torch.zeros_like(params)}
 
@@ -72,6 +88,11 @@ class Adam(HandDesignedRule):
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_share(self, "beta1", "beta2")
+        require(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
 
     def init(self, params: Tensor) -> State:
         zeros = torch.zeros_like(params)

@@ -37,8 +37,8 @@ class LSTMRule(nn.Module, Rule):
     """A stack of LSTM cells shared by all coordinates, each coordinate with a state of its own.
 
     The gradient, a constant in meta-training, goes in; the update comes out. With
-    `shared_gradient`, a coordinate also reads the mean over the problem's coordinates of its
-    inputs, the least of L2L's ways ("global averaging") to let coordinates know of each other; the
+    `shared_gradient`, a coordinate also reads the problem's mean gradient, preprocessed likewise,
+    the least of L2L's ways ("global averaging") to let coordinates know of each other; the
     rule stays independent of the number and the order of coordinates.
 
     The read-out is the pair (a, b) with update = output_scale * a * exp(b): a fixed scale cannot
@@ -47,7 +47,7 @@ class LSTMRule(nn.Module, Rule):
     Args:
         hidden_size: H, units of a layer.
         num_layers: Layers.
-        shared_gradient: Whether coordinates read the mean of the inputs.
+        shared_gradient: Whether coordinates read the mean gradient.
         output_scale: Size of the first updates.
         generator: Draws the initial weights.
     """

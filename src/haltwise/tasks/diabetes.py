@@ -34,6 +34,7 @@ class Diabetes(TaskFamily):
             "N needs 1 <= min_observations <= max_observations <= 442 (the table's rows), "
             f"got {self.min_observations} and {self.max_observations}",
         )
+        require(self.beta > 0, f"beta must be above 0, got {self.beta}")
 
     @property
     def dim(self) -> int:

@@ -26,6 +26,7 @@ class Quadratic(TaskFamily):
 
     def __post_init__(self) -> None:
         require(self.num_params >= 1, f"num_params must be at least 1, got {self.num_params}")
+        require(self.start_std >= 0, f"start_std must be at least 0, got {self.start_std}")
 
     @property
     def dim(self) -> int:

@@ -22,7 +22,7 @@ def sample_design(
     inputs: Literal["uniform", "normal"],
     intercept: bool,
     spread: float,
-    correlation: float,
+    condition_decades: float,
 ) -> Tensor:
     """Random design matrices, shape [B, N, D], float64.
 
@@ -35,21 +35,22 @@ def sample_design(
         intercept: Whether the first column is the constant 1 (thesis Eq. 15).
         spread: sigma of the log-normal factor exp(sigma z), one z per problem, on all columns but
             the intercept: how much problems differ in difficulty.
-        correlation: Upper end of the share of variance, drawn per problem from U(0, correlation),
-            that the inputs draw from min(2, D) common factors.
+        condition_decades: How correlated inputs may be. The covariance of a row has eigenvalues
+            10^(-k u^2), u from U(0, 1) each and k from U(0, condition_decades) per problem, in a
+            random orthogonal basis; columns keep unit size. At 0 inputs are independent.
     """
     draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
     shape = (num_problems, num_rows, num_columns)
     design = (
         4 * torch.rand(shape, **draw) - 2 if inputs == "uniform" else torch.randn(shape, **draw)
     )
-    if correlation > 0:
-        num_factors = min(2, num_columns)
-        factors = torch.randn(num_problems, num_rows, num_factors, **draw)
-        loadings = torch.randn(num_problems, num_factors, num_columns, **draw)
-        loadings = loadings / loadings.norm(dim=1, keepdim=True)
-        share = correlation * torch.rand(num_problems, 1, 1, **draw)
-        design = (1 - share).sqrt() * design + share.sqrt() * (factors @ loadings)
+    if condition_decades > 0:
+        decades = condition_decades * torch.rand(num_problems, 1, **draw)
+        uniform = torch.rand(num_problems, num_columns, **draw)
+        square = torch.randn(num_problems, num_columns, num_columns, **draw)
+        basis = torch.linalg.qr(square).Q
+        mixing = 10 ** (-0.5 * decades * uniform.square()).unsqueeze(2) * basis.mT
+        design = design @ (mixing / mixing.norm(dim=1, keepdim=True))
     design = design * torch.exp(spread * torch.randn(num_problems, 1, 1, **draw))
     if intercept:
         design[..., 0] = 1
@@ -75,7 +76,9 @@ class LinearRegression(TaskFamily):
     inputs: Literal["uniform", "normal"] = "uniform"
     intercept: bool = True
     spread: float = 0.0
-    correlation: float = 0.0
+    condition_decades: float = 0.0
+    signal_decades: float = 0.0
+    """theta* is scaled by 10^(-u signal_decades), u from U(0, 1) per problem."""
 
     def __post_init__(self) -> None:
         require(self.num_params >= 1, f"num_params must be at least 1, got {self.num_params}")
@@ -86,10 +89,14 @@ class LinearRegression(TaskFamily):
         )
         for name in ("alpha", "beta"):
             require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
-        require(self.spread >= 0, f"spread must be at least 0, got {self.spread}")
         require(
-            0 <= self.correlation < 1, f"correlation must lie in [0, 1), got {self.correlation}"
+            self.inputs in ("uniform", "normal"),
+            f"inputs must be 'uniform' or 'normal', got {self.inputs!r}",
         )
+        for name in ("spread", "condition_decades", "signal_decades"):
+            require(
+                getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}"
+            )
 
     @property
     def dim(self) -> int:
@@ -112,9 +119,11 @@ class LinearRegression(TaskFamily):
             inputs=self.inputs,
             intercept=self.intercept,
             spread=self.spread,
-            correlation=self.correlation,
+            condition_decades=self.condition_decades,
         )
         truth = torch.randn(num_problems, self.num_params, **draw) / self.alpha**0.5
+        if self.signal_decades > 0:
+            truth = truth * 10 ** (-self.signal_decades * torch.rand(num_problems, 1, **draw))
         return design * mask.unsqueeze(-1), truth, mask, count
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> LeastSquaresBatch:
@@ -134,7 +143,8 @@ FAMILIES = {
         inputs="normal",
         intercept=False,
         spread=0.5,
-        correlation=0.95,
+        condition_decades=3.0,
+        signal_decades=1.0,
     ),
     "regression-10d-plain": LinearRegression(num_params=10, inputs="normal", intercept=False),
 }

@@ -56,6 +56,7 @@ class Rosenbrock(TaskFamily):
 
     def __post_init__(self) -> None:
         require(self.num_params >= 2, f"num_params must be at least 2, got {self.num_params}")
+        require(self.start_std >= 0, f"start_std must be at least 0, got {self.start_std}")
         require(
             0 < self.min_steepness <= self.max_steepness,
             "steepness needs 0 < min_steepness <= max_steepness, "

@@ -59,7 +59,7 @@ class Traces:
 
     @property
     def num_problems(self) -> int:
-        """N."""
+        """The number of problems, n."""
         return self.loss.shape[0]
 
     @property

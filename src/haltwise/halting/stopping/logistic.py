@@ -37,17 +37,20 @@ class Logistic(StopRule):
     def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
         from sklearn.linear_model import LogisticRegression
 
+        costs = costs.nan_to_num(torch.inf)  # a run that diverged is worth stopping before
         best_later = costs.flip(1).cummin(1).values.flip(1)[:, 1:]  # min over s > t
         label = (costs[:, :-1] <= best_later).flatten()
-        if label.all() or not label.any():
-            return [cls((0.0, 0.0, 0.0, 0.0), float(not label.any()))]
         loss, norm = traces.loss[:, :-1], traces.log_grad_norm[:, :-1]
         step = torch.arange(traces.num_steps, dtype=loss.dtype).expand_as(loss)
         inputs = _inputs(step, loss, norm).flatten(0, 1).double()
         # Bounded, so that a zero gradient (log of zero) does not ruin the fit.
         inputs = inputs.clamp(-100, 100)
+        known = inputs.isfinite().all(1)  # nothing is learned from a run that diverged
+        inputs, label = inputs[known], label[known]
+        if label.all() or not label.any():
+            return [cls((0.0, 0.0, 0.0, 0.0), float(not label.any()))]
         center, scale = inputs.mean(0), inputs.std(0).clamp_min(1e-12)
-        model = LogisticRegression(max_iter=500)
+        model = LogisticRegression(C=1e4, max_iter=500)
         model.fit(((inputs - center) / scale).numpy(), label.numpy())
         weights = torch.from_numpy(model.coef_[0]) / scale
         scores = inputs @ weights

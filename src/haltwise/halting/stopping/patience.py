@@ -34,5 +34,5 @@ class Patience(StopRule):
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
         gains = traces.loss[:, :-1] - traces.loss[:, 1:]
-        levels = [0.0, *quantile_grid(gains.clamp_min(0), 40)]
+        levels = sorted({0.0, *quantile_grid(gains.clamp_min(0), 40)})
         return [cls(length, level) for length in (1, 2, 3, 5, 8, 12) for level in levels]
