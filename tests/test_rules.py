@@ -203,21 +203,23 @@ def test_preprocessing_is_continuous_at_the_threshold(sign: int) -> None:
     assert_close(preprocess_gradient(threshold), expected, rtol=0, atol=2e-9)
 
 
+@pytest.mark.parametrize("direct_gradient", [False, True])
 @pytest.mark.parametrize("shared_gradient", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("hidden_size", [1, 5, 20])
 def test_lstm_rule_equals_a_stack_of_torch_cells(
-    hidden_size: int, num_layers: int, shared_gradient: bool
+    hidden_size: int, num_layers: int, shared_gradient: bool, direct_gradient: bool
 ) -> None:
     rule = LSTMRule(
         hidden_size,
         num_layers,
         shared_gradient=shared_gradient,
+        direct_gradient=direct_gradient,
         output_scale=0.3,
         generator=seeded(),
     ).double()
     rule.requires_grad_(False)
-    rule.readout_bias.add_(randn(2, seed=5))
+    rule.readout_bias.add_(randn(len(rule.readout_bias), seed=5))
     cells = []
     for weight, bias in zip(rule.weights, rule.biases, strict=True):
         cell = nn.LSTMCell(weight.shape[1] - hidden_size, hidden_size, dtype=DOUBLE)
@@ -246,11 +248,27 @@ def test_lstm_rule_equals_a_stack_of_torch_cells(
                 for layer, cell in enumerate(cells):
                     state = cell(value, memory[coordinate, layer])
                     memory[coordinate, layer], value = state, state[0]
-                direction, log_scale = (rule.readout_weight @ value[0] + rule.readout_bias).tolist()
+                direction, log_scale, *direct = (
+                    rule.readout_weight @ value[0] + rule.readout_bias
+                ).tolist()
+                if direct_gradient:
+                    grad = grads[problem, step]
+                    normalized = (grad / grad.square().mean().sqrt()).tolist()
+                    mean = sum(normalized) / D
+                    direction += direct[0] * (normalized[coordinate] - mean) + direct[1] * mean
                 expected = 0.3 * direction * math.exp(log_scale)
                 assert abs(found.update[problem, step, coordinate] - expected) < 1e-12
                 tops.append(value[0])
             assert_close(found.readout[problem, step], sum(tops) / D, rtol=1e-12, atol=1e-14)
+
+
+def test_a_gradient_of_zeros_moves_by_the_bias_path_alone() -> None:
+    rule = LSTMRule(4, generator=seeded())  # float32, where 1 / 0 would be infinite
+    update = rule.step(torch.zeros(2, 3), rule.init(torch.zeros(2, 3))).update
+    assert update.isfinite().all()
+    rule.readout_weight.data[0] = 0
+    update = rule.step(torch.zeros(2, 3), rule.init(torch.zeros(2, 3))).update
+    assert (update == 0).all()
 
 
 def test_lstm_weights_are_drawn_from_the_generator() -> None:

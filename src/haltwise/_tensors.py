@@ -1,4 +1,4 @@
-"""Dataclasses of tensors."""
+"""Small helpers for tensors and dataclasses of them."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["map_tensors"]
+__all__ = ["log_rms", "map_tensors"]
 
 Record = TypeVar("Record")
 
@@ -21,3 +21,11 @@ def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
     }
     copy: Record = replace(anything, **changed)
     return copy
+
+
+def log_rms(value: Tensor) -> Tensor:
+    """Natural logarithm of the root mean square over the last dimension, -103.6 if all are 0."""
+    scale = value.abs().amax(-1).clamp_min(1e-30)  # 1e30 squared would overflow float32
+    return (
+        scale.log() + 0.5 * (value / scale.unsqueeze(-1)).square().mean(-1).clamp_min(1e-30).log()
+    )

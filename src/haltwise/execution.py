@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise.halting.signals import log_rms
+from haltwise._tensors import log_rms
 from haltwise.halting.stopping import Seen, StopRule
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.rules import select_state

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from haltwise._errors import require
-from haltwise._tensors import map_tensors
+from haltwise._tensors import log_rms, map_tensors
 from haltwise.halting.head import HaltingOutput
-from haltwise.halting.signals import log_rms
 from haltwise.halting.stopping import Traces
 from haltwise.optimizer import LearnedOptimizer, strip
 from haltwise.rules import State, select_state

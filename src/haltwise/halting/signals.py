@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from haltwise._tensors import log_rms
+
 __all__ = [
     "NUM_FEATURES",
     "StepSignals",
     "blank_features",
     "extract_features",
     "init_features",
-    "log_rms",
 ]
 
 NUM_FEATURES = 16
@@ -36,14 +37,6 @@ class StepSignals(NamedTuple):
     loss: Tensor
     grad: Tensor
     update: Tensor
-
-
-def log_rms(value: Tensor) -> Tensor:
-    """Natural logarithm of the root mean square over the last dimension, -103.6 if all are 0."""
-    scale = value.abs().amax(-1).clamp_min(1e-30)  # 1e30 squared would overflow float32
-    return (
-        scale.log() + 0.5 * (value / scale.unsqueeze(-1)).square().mean(-1).clamp_min(1e-30).log()
-    )
 
 
 def init_features(num_problems: int, like: Tensor) -> dict[str, Tensor]:

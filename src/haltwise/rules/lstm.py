@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from haltwise._errors import require
 from haltwise._kernels import lstm_sequence, lstm_step
+from haltwise._tensors import log_rms
 from haltwise.rules.base import Rule, RuleStep, State
 
 __all__ = ["LSTMRule", "preprocess_gradient"]
@@ -36,13 +37,17 @@ def preprocess_gradient(grad: Tensor, log_range: float = 10.0) -> Tensor:
 class LSTMRule(nn.Module, Rule):
     """A stack of LSTM cells shared by all coordinates, each coordinate with a state of its own.
 
-    The gradient, a constant in meta-training, goes in; the update comes out. With
-    `shared_gradient`, a coordinate also reads the problem's mean gradient, preprocessed likewise,
-    the least of L2L's ways ("global averaging") to let coordinates know of each other; the
-    rule stays independent of the number and the order of coordinates.
+    The gradient, a constant in meta-training, goes in; the update comes out:
 
-    The read-out is the pair (a, b) with update = output_scale * a * exp(b): a fixed scale cannot
-    serve first steps and last corrections that differ by orders of magnitude.
+        g_t = output_scale * exp(b) * (a + k (n - mean n) + l mean n),   n = gamma_t / rms gamma_t
+
+    with (a, b, k, l) read out linearly of the top layer and root mean square and mean taken over
+    the problem's coordinates. L2L has a alone. exp(b) serves first steps and last corrections that
+    differ by orders of magnitude. k and l (`direct_gradient`) let the gradient through undistorted:
+    features on a log scale cannot carry the linear arithmetic that separates directions of
+    different curvature. With `shared_gradient` a coordinate also reads the problem's mean
+    gradient, preprocessed likewise, the least of L2L's ways ("global averaging") to let coordinates
+    know of each other. All of it is independent of the number and the order of coordinates.
 
     Args:
         hidden_size: H, units of a layer.
@@ -58,6 +63,7 @@ class LSTMRule(nn.Module, Rule):
         num_layers: int = 2,
         *,
         shared_gradient: bool = True,
+        direct_gradient: bool = True,
         output_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -65,8 +71,10 @@ class LSTMRule(nn.Module, Rule):
         require(hidden_size >= 1, f"hidden_size must be at least 1, got {hidden_size}")
         require(num_layers >= 1, f"num_layers must be at least 1, got {num_layers}")
         self.hidden_size, self.num_layers = hidden_size, num_layers
-        self.shared_gradient, self.output_scale = shared_gradient, output_scale
+        self.shared_gradient, self.direct_gradient = shared_gradient, direct_gradient
+        self.output_scale = output_scale
         num_inputs = 4 if shared_gradient else 2
+        num_outputs = 4 if direct_gradient else 2
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         bound = hidden_size**-0.5
@@ -80,9 +88,9 @@ class LSTMRule(nn.Module, Rule):
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
         self.readout_weight = nn.Parameter(
-            torch.empty(2, hidden_size).uniform_(-bound, bound, generator=generator)
+            torch.empty(num_outputs, hidden_size).uniform_(-bound, bound, generator=generator)
         )
-        self.readout_bias = nn.Parameter(torch.zeros(2))
+        self.readout_bias = nn.Parameter(torch.zeros(num_outputs))
 
     @property
     def readout_size(self) -> int:
@@ -107,7 +115,7 @@ class LSTMRule(nn.Module, Rule):
         shape = state["hidden"].shape
         hidden, cell = hidden.view(shape), cell.view(shape)
         top = hidden[..., -1, :]
-        return RuleStep(self._update(top), top.mean(-2), {"hidden": hidden, "cell": cell})
+        return RuleStep(self._update(top, grad), top.mean(-2), {"hidden": hidden, "cell": cell})
 
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         num_problems, num_steps, dim = grads.shape
@@ -123,7 +131,7 @@ class LSTMRule(nn.Module, Rule):
         top = outputs.view(num_steps, num_problems, dim, self.hidden_size).transpose(0, 1)
         shape = state["hidden"].shape
         return RuleStep(
-            self._update(top),
+            self._update(top, grads),
             top.mean(-2),
             {"hidden": hidden.view(shape), "cell": cell.view(shape)},
         )
@@ -136,10 +144,16 @@ class LSTMRule(nn.Module, Rule):
         shared = preprocess_gradient(grad.mean(-1, keepdim=True))
         return torch.cat((features, shared.expand_as(features)), dim=-1)
 
-    def _update(self, top: Tensor) -> Tensor:
-        """The update from the top layer's output, [..., D, H] to [..., D]."""
+    def _update(self, top: Tensor, grad: Tensor) -> Tensor:
+        """The update from the top layer's output [..., D, H] and the gradient [..., D]."""
         readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
-        direction, log_scale = readout.unbind(-1)
+        direction, log_scale = readout[..., 0], readout[..., 1]
+        if self.direct_gradient:
+            # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
+            normalized = grad * torch.exp(-log_rms(grad).clamp_min(-80)).unsqueeze(-1)
+            mean = normalized.mean(-1, keepdim=True)
+            own, shared = readout[..., 2], readout[..., 3]
+            direction = direction + own * (normalized - mean) + shared * mean
         return self.output_scale * direction * log_scale.exp()
 
 

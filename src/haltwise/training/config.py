@@ -135,7 +135,7 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
         # one horizon per problem from the p(T) that the price implies.
         "thesis": {
             "optimizer": OptimizerConfig(
-                rule_settings={"shared_gradient": False},
+                rule_settings={"shared_gradient": False, "direct_gradient": False},
                 head_width=0,
                 head_features=False,
                 temperature=1.0,
