@@ -11,7 +11,7 @@ from haltwise import rules
 from haltwise._errors import require
 from haltwise.halting.head import BEFORE, HaltingHead, HaltingOutput
 from haltwise.halting.signals import StepSignals, extract_features, init_features
-from haltwise.halting.stopping import HazardThreshold, PosteriorMode, StopRule
+from haltwise.halting.stopping import FixedBudget, HazardThreshold, PosteriorMode, StopRule
 from haltwise.rules import Rule, State
 
 __all__ = ["LearnedOptimizer", "OptimizerConfig", "OptimizerStep", "strip"]
@@ -107,6 +107,9 @@ class LearnedOptimizer(nn.Module):
             output: `BEFORE` or `AFTER`: whether a gradient is asked for only if it is worth its
                 price, or the decision falls when it is in hand.
         """
+        config = self.card.get("config", {})
+        if config.get("posterior") == "none":  # meta-trained without halting
+            return FixedBudget(config["horizon"])
         if "thresholds" not in self.card:
             return PosteriorMode(output)
         return HazardThreshold(self.card["thresholds"][output], output)

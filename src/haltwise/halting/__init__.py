@@ -1,6 +1,7 @@
 """When computation should stop: priors, posteriors, the halting head and stop rules."""
 
 from haltwise.halting.head import AFTER, BEFORE, HaltingHead, HaltingOutput
+from haltwise.halting.posteriors import SoftmaxPosterior
 from haltwise.halting.priors import HorizonPrior, TruncatedGeometric
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "HaltingHead",
     "HaltingOutput",
     "HorizonPrior",
+    "SoftmaxPosterior",
     "TruncatedGeometric",
 ]

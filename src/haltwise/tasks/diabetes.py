@@ -61,4 +61,8 @@ class Diabetes(TaskFamily):
         return gaussian_regression(design, observed, count, self.beta, start)
 
 
-FAMILIES = {"diabetes": Diabetes()}
+FAMILIES = {
+    "diabetes": Diabetes(),
+    "diabetes-large": Diabetes(min_observations=50),
+    "diabetes-small": Diabetes(max_observations=20),
+}

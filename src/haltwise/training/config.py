@@ -155,6 +155,6 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
 FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         "regression-2d": {"horizon": 40, "batch_size": 256},
-        "quadratic-10d": {"horizon": 100, "price": 0.003, "sum_weight": 1.0, "warmup": 0.3},
+        "quadratic-10d": {"horizon": 100, "price": 0.003, "sum_weight": 4.0, "warmup": 0.5},
     }
 )

@@ -1,0 +1,64 @@
+"""What ships in the wheel, and how a name becomes an optimizer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import haltwise
+from haltwise import InputError, pretrained
+from haltwise._random import stream
+from haltwise.checkpoint import load_tensors, save_tensors
+from haltwise.execution import Outcome, execute
+from haltwise.halting import BEFORE
+from haltwise.tasks import family
+
+SHIPPED = pretrained.names()
+
+
+def test_the_promised_optimizers_ship() -> None:
+    assert {"regression-2d", "regression-10d", "quadratic-10d"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_card_says_where_the_weights_come_from(name: str) -> None:
+    card = pretrained.read_card(name)
+    config = card["config"]
+    assert {"family", "horizon", "price", "seed", "preset"} <= set(config)
+    assert card["command"].startswith(f"haltwise train {config['family']} ")
+    assert card["seconds"] > 0
+    assert card["metrics"]["mean_loss"] > 0
+    assert ("thresholds" in card) == (config["posterior"] in ("both", "stick-breaking"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_optimizer_solves_its_family(name: str) -> None:
+    optimizer = haltwise.load(name)
+    config = optimizer.card["config"]
+    problems = family(config["family"]).sample(50, stream(0, "shipped"))
+    price = torch.full((50,), config["price"])
+    result = execute(optimizer, problems, optimizer.stop_rule(BEFORE), price, config["horizon"])
+    assert (result.outcome != Outcome.NONFINITE).all()
+    start, end = (problems.evaluate(p, 0).excess for p in (problems.start, result.params))
+    assert end.median() < 0.1 * start.median()
+
+
+def test_an_unknown_name_suggests_the_near_ones() -> None:
+    with pytest.raises(InputError, match="did you mean 'regression-2d'"):
+        haltwise.load("regresion-2d")
+
+
+def test_a_run_without_weights_yet_says_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no weights yet"):
+        haltwise.load(tmp_path)
+
+
+def test_files_that_hold_no_optimizer_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.zeros(2)}, {"step": 3})
+    with pytest.raises(InputError, match="holds no optimizer"):
+        haltwise.load(path)
+    tensors, card = load_tensors(pretrained._find("regression-2d"))
+    save_tensors(path, {**tensors, "surplus": torch.zeros(1)}, card)
+    with pytest.raises(InputError, match="do not fit their configuration"):
+        haltwise.load(path)
