@@ -1,6 +1,7 @@
 """The log of a run: one JSON object a line, and TensorBoard where it is wanted."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -35,7 +36,14 @@ class RunLog:
             self._writer = SummaryWriter(str(directory / "tensorboard"))
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; `record["step"]` is the meta-step it belongs to."""
+        """Append one record; `record["step"]` is the meta-step it belongs to.
+
+        NaN and infinity, which JSON does not know, are written as null.
+        """
+        record = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self._writer is not None:
