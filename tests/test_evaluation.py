@@ -21,6 +21,7 @@ from haltwise.evaluation.baselines import (
 )
 from haltwise.evaluation.records import load_records, save_record
 from haltwise.evaluation.statistics import lower_hull, permuted_cost, randomized_budget
+from haltwise.halting.accounts import paid, settle
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks import family
 
@@ -31,10 +32,9 @@ def table() -> Tensor:
 
 
 def test_oracle_captures_everything_and_the_best_fixed_budget_nothing(table: Tensor) -> None:
-    oracle = captured_gain(table, table.argmin(1), stream(1))
+    oracle = captured_gain(table, table.min(1).values, stream(1))
     assert oracle.value == oracle.low == oracle.high == pytest.approx(1)
-    fixed = torch.full((50,), int(table.mean(0).argmin()))
-    gain = captured_gain(table, fixed, stream(1))
+    gain = captured_gain(table, table[:, int(table.mean(0).argmin())], stream(1))
     assert gain.value == pytest.approx(0)
     assert gain.low < 0  # in a resample another budget may be the best
     assert gain.high == pytest.approx(0)
@@ -54,7 +54,8 @@ def test_captured_gain_interval_covers_what_it_should() -> None:
     truth, covered = gain(population, end), 0
     for trial in range(40):
         chosen = torch.randint(20_000, (200,), generator=stream(4, trial))
-        interval = captured_gain(population[chosen], end[chosen], stream(5, trial))
+        cost = population[chosen].gather(1, end[chosen].unsqueeze(1)).squeeze(1)
+        interval = captured_gain(population[chosen], cost, stream(5, trial))
         assert interval.value == pytest.approx(gain(population[chosen], end[chosen]))
         covered += interval.low <= truth <= interval.high
     assert covered >= 34
@@ -78,7 +79,24 @@ def test_the_last_update_is_free_only_where_gradients_are_counted() -> None:
     decided = torch.tensor([0, 3, 7])
     assert ends(decided, Account.UPDATES, 7).tolist() == [0, 3, 7]
     assert ends(decided, Account.GRADIENTS, 7).tolist() == [1, 4, 7]
+    assert ends(decided, Account.GRADIENTS, 7, hold=True).tolist() == [0, 3, 7]
+    assert paid(decided, Account.GRADIENTS, 7).tolist() == [1, 4, 7]
     assert costs(torch.zeros(1, 3), 0.5).tolist() == [[0.0, 0.5, 1.0]]
+
+
+@pytest.mark.parametrize("account", Account)
+@pytest.mark.parametrize("hold", [False, True])
+def test_settling_is_excess_where_it_ends_plus_price_times_what_was_paid(
+    account: Account, hold: bool, table: Tensor
+) -> None:
+    decided = torch.arange(50) % 9
+    found = settle(costs(table, 0.3), decided, account, price=0.3, hold=hold)
+    for problem, step in enumerate(decided.tolist()):
+        end, cost = step, step
+        if account is Account.GRADIENTS and step < 8:
+            cost = step + 1
+            end = step if hold else step + 1
+        assert found[problem] == pytest.approx(float(table[problem, end]) + 0.3 * cost)
 
 
 def test_learning_rates_are_a_fine_wide_grid() -> None:

@@ -14,6 +14,7 @@ import torch
 from haltwise import InputError
 from haltwise.evaluation import Evaluation
 from haltwise.evaluation.records import save_record
+from haltwise.halting.accounts import costs
 from haltwise.report import write_report
 from haltwise.report.figures import record_panels, training
 from haltwise.report.formats import num, percent
@@ -101,7 +102,10 @@ def make_record(name: str = "act", family: str = "regression-2d") -> Evaluation:
         "lbfgs": {"num_problems": 8, "mean_by_gradient_evaluations": [9.0, 1.0, 1e-30, None]},
     }
     arrays = {"excess": excess, "increments": increments, "oracle": best.indices}
-    arrays |= {f"end.{key}.{rule}": end for key in accounts for rule, end in ends.items()}
+    for key in accounts:
+        for rule, end in ends.items():
+            arrays[f"end.{key}.{rule}"] = end
+            arrays[f"j.{key}.{rule}"] = costs(excess, 0.1).gather(1, end.unsqueeze(1)).squeeze(1)
     return Evaluation(summary, arrays)
 
 
@@ -260,6 +264,7 @@ def test_words_when_the_rule_loses() -> None:
     bad = torch.zeros(NUM, dtype=torch.int64)
     for account in ("updates", "gradients"):
         record.arrays[f"end.{account}.rule"] = bad
+        record.arrays[f"j.{account}.rule"] = record.arrays["excess"][:, 0]
         summary["j"][account]["rule"] = record.arrays["excess"][:, 0].double().mean().item()
         summary["captured_gain_by_rule"][account]["rule"] = {
             "value": -3.0,

@@ -276,7 +276,9 @@ def test_a_fitted_logistic_rule_finds_the_step_that_pays(dtype: torch.dtype) -> 
     table, test_table = costs(tuning.excess, price), costs(test.excess, price)
 
     def tuned(rule: type[StopRule]) -> float:
-        best = calibrate(rule.candidates(tuning, table), tuning, table, Account.UPDATES)
+        best = calibrate(
+            rule.candidates(tuning, table), tuning, table, Account.UPDATES, price=1.0
+        ).rule
         return test_table.gather(1, decisions(best, test)[:, None]).mean().item()
 
     oracle, fixed = test_table.amin(1).mean().item(), tuned(FixedBudget)
@@ -337,4 +339,5 @@ def test_calibration_picks_the_candidate_that_costs_least(account: Account) -> N
         means.append(sum(COSTS[i, min(stop + shift, T)].item() for i, stop in enumerate(stops)))
     best = min(range(len(candidates)), key=means.__getitem__)
     assert 0 < best < len(candidates) - 1
-    assert calibrate(iter(candidates), TRACES, COSTS, account) == candidates[best]
+    policy = calibrate(iter(candidates), TRACES, COSTS, account, price=1.0)
+    assert policy.rule == candidates[best]

@@ -20,7 +20,15 @@ from haltwise.evaluation.statistics import (
     randomized_budget,
 )
 from haltwise.execution import Outcome, execute
-from haltwise.halting.accounts import Account, calibrate, costs, ends
+from haltwise.halting.accounts import (
+    Account,
+    Policy,
+    calibrate,
+    costs,
+    ends,
+    paid,
+    settle,
+)
 from haltwise.halting.head import AFTER, BEFORE
 from haltwise.halting.stopping import (
     FixedBudget,
@@ -210,32 +218,51 @@ def _stopping(
     }
     for account in Account:
         key = account.value
-        rules = _learned_rules(contender.optimizer, account) | {
-            name: calibrate(kind.candidates(tune_on, tuning_table), tune_on, tuning_table, account)
-            for name, kind in TUNED_RULES.items()
+        holds = (False, True) if account is Account.GRADIENTS else (False,)
+        policies = _learned_policies(contender.optimizer, account)
+        opponents = {
+            name: kind.candidates(tune_on, tuning_table) for name, kind in TUNED_RULES.items()
         }
-        stops = {
-            name: ends(decisions(rule, test), account, test.num_steps)
-            for name, rule in rules.items()
+        if _speaks_hazard(contender.optimizer):
+            opponents["rule_calibrated"] = [
+                candidate
+                for output in ((AFTER, BEFORE) if account is Account.GRADIENTS else (AFTER,))
+                for candidate in HazardThreshold.candidates(tune_on, tuning_table, output)
+            ]
+        policies |= {
+            name: calibrate(candidates, tune_on, tuning_table, account, price=price, holds=holds)
+            for name, candidates in opponents.items()
+        }
+        decided = {name: decisions(policy.rule, test) for name, policy in policies.items()}
+        j = {
+            name: settle(table, decided[name], account, price=price, hold=policy.hold)
+            for name, policy in policies.items()
         }
         gains = {
-            name: asdict(captured_gain(table, end, stream(seed, "bootstrap", key)))
-            for name, end in stops.items()
+            name: asdict(captured_gain(table, cost, stream(seed, "bootstrap", key)))
+            for name, cost in j.items()
         }
         summary["captured_gain"][key] = gains["rule"]
         summary["captured_gain_by_rule"][key] = gains
         summary["j"][key] = {
-            **{name: _mean_at(table, end) for name, end in stops.items()},
+            **{name: cost.double().mean().item() for name, cost in j.items()},
             "oracle": best.values.double().mean().item(),
             "fixed": fixed.values.item(),
         }
+        stops = {name: paid(step, account, test.num_steps) for name, step in decided.items()}
         summary["permuted_j"][key] = permuted_cost(table, stops["rule"])
         summary["steps"][key] = {
-            name: _step_figures(test, end)
-            for name, end in {**stops, "oracle": best.indices}.items()
+            name: _step_figures(
+                test, stops[name], ends(decided[name], account, test.num_steps, hold=policy.hold)
+            )
+            for name, policy in policies.items()
+        } | {"oracle": _step_figures(test, best.indices, best.indices)}
+        summary["stop_rules"][key] = {
+            name: {**_settings(policy.rule), "hold": policy.hold}
+            for name, policy in policies.items()
         }
-        summary["stop_rules"][key] = {name: _settings(rule) for name, rule in rules.items()}
-        arrays |= {f"end.{key}.{name}": end for name, end in stops.items()}
+        arrays |= {f"end.{key}.{name}": stop for name, stop in stops.items()}
+        arrays |= {f"j.{key}.{name}": cost for name, cost in j.items()}
     summary["frontier"] = _frontier(contender.optimizer, test)
     return Evaluation(summary, arrays)
 
@@ -247,15 +274,19 @@ def _finite_traces(trajectory: Trajectory) -> Traces:
     return trajectory.select(trajectory.finite.nonzero().squeeze(1)).traces()
 
 
-def _learned_rules(optimizer: LearnedOptimizer, account: Account) -> dict[str, StopRule]:
+def _speaks_hazard(optimizer: LearnedOptimizer) -> bool:
+    return optimizer.card["config"]["posterior"] in ("stick-breaking", "both")
+
+
+def _learned_policies(optimizer: LearnedOptimizer, account: Account) -> dict[str, Policy]:
     """The optimizer's own stop rule and, where its head learned it, the thesis' mode rule."""
     output = AFTER if account is Account.UPDATES else BEFORE
-    rules = {"rule": optimizer.stop_rule(output)}
+    policies = {"rule": Policy(optimizer.stop_rule(output))}
     if account is Account.GRADIENTS:
-        rules["rule_after_gradient"] = optimizer.stop_rule(AFTER)
+        policies["rule_after_gradient"] = Policy(optimizer.stop_rule(AFTER))
     if optimizer.card["config"]["posterior"] in ("softmax", "both"):
-        rules["posterior_mode"] = PosteriorMode(output)
-    return rules
+        policies["posterior_mode"] = Policy(PosteriorMode(output))
+    return policies
 
 
 def _settings(rule: StopRule) -> dict[str, Any]:
@@ -263,14 +294,15 @@ def _settings(rule: StopRule) -> dict[str, Any]:
     return {"kind": type(rule).__name__, **vars(rule)}
 
 
-def _step_figures(test: Traces, end: Tensor) -> dict[str, float]:
+def _step_figures(test: Traces, cost: Tensor, end: Tensor) -> dict[str, float]:
+    """Of stops that paid `cost` [n] and ended at theta_end [n]."""
     initial = test.excess[:, :1]
     share = test.excess.gather(1, end.unsqueeze(1)) / initial
     return {
-        "mean": end.double().mean().item(),
-        "sd": end.double().std().item(),
+        "mean": cost.double().mean().item(),
+        "sd": cost.double().std().item(),
         "excess_at_stop": _mean_at(test.excess, end),
-        "share_at_horizon": (end == test.num_steps).double().mean().item(),
+        "share_at_horizon": (cost == test.num_steps).double().mean().item(),
         "share_within_5_percent_of_initial": (share <= 0.05).double().mean().item(),
     }
 

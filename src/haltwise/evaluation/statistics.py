@@ -22,7 +22,7 @@ class Interval:
     high: float
 
 
-def captured_gain(table: Tensor, end: Tensor, generator: torch.Generator) -> Interval:
+def captured_gain(table: Tensor, cost: Tensor, generator: torch.Generator) -> Interval:
     """(J_fixed - J_rule) / (J_fixed - J_oracle), problems resampled in pairs.
 
     1 is the oracle, who knows each problem's future; 0 is the best fixed budget, chosen in
@@ -30,13 +30,13 @@ def captured_gain(table: Tensor, end: Tensor, generator: torch.Generator) -> Int
 
     Args:
         table: J of ending at each step, shape [n, T+1].
-        end: Where the rule ended, int64 [n].
+        cost: J of the rule, shape [n].
         generator: Draws the resamples.
     """
     table = table.double()
     num = len(table)
     columns = torch.column_stack(
-        (table, table.gather(1, end.unsqueeze(1)), table.min(1).values)
+        (table, cost.double(), table.min(1).values)
     )  # fixed budgets 0..T, rule, oracle
     # Multinomial counts of a resample, in blocks that keep memory flat.
     resampled = []

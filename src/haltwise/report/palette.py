@@ -34,6 +34,7 @@ _BLUE, _SKY, _ORANGE, _VERMILION, _GREEN, _PINK, _YELLOW, GREY = (
 _RULES = {
     "rule": ("learned rule", _BLUE),
     "rule_after_gradient": ("learned rule, after gradient", _SKY),
+    "rule_calibrated": ("learned rule, recalibrated", _SKY),
     "posterior_mode": ("posterior mode (thesis)", _YELLOW),
     "gradient_norm": ("gradient norm", _ORANGE),
     "plateau": ("plateau", _PINK),

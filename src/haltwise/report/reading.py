@@ -98,18 +98,12 @@ def initial_excess(record: Evaluation) -> Tensor | None:
 
 def paired_difference(record: Evaluation, account: str, first: str, second: str) -> Range | None:
     """J of `first` less J of `second`, problem by problem; the interval is the normal one."""
-    excess, price = record.arrays.get("excess"), number(record.summary, "price")
-    ends = [at_ends(record, account, rule) for rule in (first, second)]
-    if excess is None or price is None or len(excess) < 2:
+    costs = [record.arrays.get(f"j.{account}.{rule}") for rule in (first, second)]
+    if costs[0] is None or costs[1] is None or len(costs[0]) < 2:
         return None
-    costs = [
-        excess.double().gather(1, end.unsqueeze(1)).squeeze(1) + price * end.double()
-        for end in ends
-        if end is not None and len(end) == len(excess)
-    ]
-    if len(costs) < 2:
+    if len(costs[0]) != len(costs[1]):
         return None
-    difference = costs[0] - costs[1]
+    difference = costs[0].double() - costs[1].double()
     mean = difference.mean().item()
     half = 1.96 * difference.std().item() / math.sqrt(len(difference))
     if not math.isfinite(mean) or not math.isfinite(half):

@@ -64,8 +64,8 @@ class Table:
 
 _MEASURES = ("j", "gain", "gain_low", "gain_high", "mean_stop", "sd_stop", "excess_at_stop")
 _ORDER = (
-    "rule", "rule_after_gradient", "posterior_mode", "logistic", "gradient_norm", "patience",
-    "plateau", "fixed", "oracle",
+    "rule", "rule_calibrated", "rule_after_gradient", "posterior_mode", "logistic",
+    "gradient_norm", "patience", "plateau", "fixed", "oracle",
 )  # fmt: skip
 
 

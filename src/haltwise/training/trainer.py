@@ -356,7 +356,7 @@ class Trainer:
         thresholds = []
         for output, account in ((AFTER, Account.UPDATES), (BEFORE, Account.GRADIENTS)):
             candidates = HazardThreshold.candidates(merged, table, output)
-            rule = calibrate(candidates, merged, table, account)
+            rule = calibrate(candidates, merged, table, account, price=1.0).rule
             assert isinstance(rule, HazardThreshold)
             thresholds.append(rule.threshold)
         save_tensors(path, weights, {**card, "thresholds": thresholds})
