@@ -35,7 +35,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (InputError, MemoryError) as error:
+    except (InputError, MemoryError, OSError) as error:  # a full disk may strike anywhere
         click.echo(f"haltwise: {error}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
