@@ -11,6 +11,7 @@ from haltwise._random import stream
 from haltwise.checkpoint import load_tensors, save_tensors
 from haltwise.execution import Outcome, execute
 from haltwise.halting import BEFORE
+from haltwise.halting.signals import NUM_FEATURES
 from haltwise.tasks import family
 
 SHIPPED = pretrained.names()
@@ -41,6 +42,25 @@ def test_a_shipped_optimizer_solves_its_family(name: str) -> None:
     assert (result.outcome != Outcome.NONFINITE).all()
     start, end = (problems.evaluate(p, 0).excess for p in (problems.start, result.params))
     assert end.median() < 0.1 * start.median()
+
+
+@pytest.mark.parametrize("name", ["regression-2d", "regression-2d-thesis"])
+def test_a_head_from_before_holding_never_holds(name: str, tmp_path: Path) -> None:
+    """The same weights without what is said about holding load, and say the same of the rest."""
+    new = haltwise.load(name)
+    last = len(new.head.weights) - 1
+    spoken = (f"head.weights.{last}", f"head.biases.{last}")
+    tensors = {
+        key: value[:4] if key in spoken else value for key, value in new.state_dict().items()
+    }
+    save_tensors(tmp_path / "old.safetensors", tensors, dict(new.card))
+    old = haltwise.load(tmp_path / "old.safetensors")
+    features = torch.randn(7, NUM_FEATURES, generator=stream(1))
+    readout = torch.randn(7, old.rule.readout_size, generator=stream(2))
+    said, expected = old.head(features, readout), new.head(features, readout)
+    assert torch.equal(said.increments, expected.increments)
+    assert torch.equal(said.hazard_logits, expected.hazard_logits)
+    assert torch.equal(said.hold_logits, torch.full((7,), -2.0))
 
 
 def test_an_unknown_name_suggests_the_near_ones() -> None:

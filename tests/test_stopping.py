@@ -48,6 +48,7 @@ def make_traces(seed: int = 0) -> Traces:
         log_grad_norm=fall + randn(N, T + 1, seed=seed + 3),
         increments=fall[:-1, None] + randn(N, T, 2, seed=seed + 4),
         hazard_logits=-fall[:-1, None] + randn(N, T, 2, seed=seed + 5),
+        hold_logits=randn(N, T, seed=seed + 6),
     )
 
 
@@ -228,7 +229,7 @@ def curve(*losses: float) -> Traces:
     """One problem that ends with a loss no rule may see."""
     loss = torch.tensor([[*losses, -100.0]], dtype=DOUBLE)
     outputs = torch.zeros(1, len(losses), 2, dtype=DOUBLE)
-    return Traces(loss, loss, loss, outputs, outputs)
+    return Traces(loss, loss, loss, outputs, outputs, outputs[..., 0])
 
 
 @pytest.mark.parametrize(
@@ -269,9 +270,9 @@ def test_a_fitted_logistic_rule_finds_the_step_that_pays(dtype: torch.dtype) -> 
     steps, price = torch.arange(31, dtype=DOUBLE), 0.02
     rate = torch.linspace(0.2, 1.5, 60, dtype=DOUBLE)[:, None]
     excess = (2 * randn(60, 1)).exp() * torch.exp(-rate * steps)
-    outputs = randn(60, 30, 2, seed=2)
     signal = 0.01 * (excess * (1 - torch.exp(-rate))).log()  # no unit is better than another
-    signals = excess + randn(60, 31, seed=3).abs(), excess, signal, outputs, outputs
+    said = randn(60, 30, 2, seed=2)
+    signals = excess + randn(60, 31, seed=3).abs(), excess, signal, said, said, said[..., 0]
     tuning, test = (Traces(*(value[half::2].to(dtype) for value in signals)) for half in (0, 1))
     table, test_table = costs(tuning.excess, price), costs(test.excess, price)
 
@@ -309,7 +310,7 @@ def test_traces_yield_every_step_but_the_last() -> None:
         assert torch.equal(stacked, getattr(TRACES, name)[:, :T])
 
 
-@pytest.mark.parametrize("name", ["loss", "excess", "log_grad_norm", "increments", "hazard_logits"])
+@pytest.mark.parametrize("name", list(vars(TRACES)))
 def test_traces_of_unequal_shape_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="must have shapes"):
         replace(TRACES, **{name: getattr(TRACES, name)[:, :-1]})

@@ -70,7 +70,9 @@ def make(
 
 def cotangents() -> tuple[Tensor, HaltingOutput]:
     """Random derivatives with respect to the excess losses and to all that the head says."""
-    return randn(B, T + 1, seed=5), HaltingOutput(randn(B, T, 2, seed=6), randn(B, T, 2, seed=7))
+    return randn(B, T + 1, seed=5), HaltingOutput(
+        randn(B, T, 2, seed=6), randn(B, T, 2, seed=7), randn(B, T, seed=8)
+    )
 
 
 def gradients(optimizer: LearnedOptimizer) -> dict[str, Tensor]:
@@ -130,7 +132,7 @@ def test_meta_gradients_equal_autograd(variant: str, segment: int, truncate: boo
     assert_close(gradients(optimizer), expected, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(4))
 def test_each_cotangent_alone_equals_autograd_on_a_deterministic_task(part: int) -> None:
     optimizer, batch = make(), BATCHES["student-t"]
     excess, halting = cotangents()
@@ -204,6 +206,7 @@ def test_a_trajectory_is_what_a_plain_loop_records() -> None:
         assert torch.equal(trajectory.grad[:, step], seen.grad)
         assert torch.equal(trajectory.increments[:, step], taken.halting.increments)
         assert torch.equal(trajectory.hazard_logits[:, step], taken.halting.hazard_logits)
+        assert torch.equal(trajectory.hold_logits[:, step], taken.halting.hold_logits)
         assert torch.equal(trajectory.features[:, step], taken.features)
         params, state = params + taken.update, taken.state
     assert torch.equal(trajectory.params, params)

@@ -154,11 +154,11 @@ class LearnedOptimizer(nn.Module):
         update, readout, rule_state = self.rule.step(grad, strip(state, "rule."))
         signals = StepSignals(step, loss.detach(), grad.detach(), update.detach())
         features, memory = extract_features(signals, price, strip(state, "head."))
-        increments, hazard_logits = self.head.forward(features, readout)
+        said = self.head.forward(features, readout)
         return OptimizerStep(
             update,
             features,
-            HaltingOutput(increments + self.log_ratio(price).unsqueeze(-1), hazard_logits),
+            said._replace(increments=said.increments + self.log_ratio(price).unsqueeze(-1)),
             {
                 **{f"rule.{name}": value for name, value in rule_state.items()},
                 **{f"head.{name}": value for name, value in memory.items()},

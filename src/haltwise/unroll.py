@@ -32,6 +32,8 @@ class Trajectory:
     """Of the softmax posterior, said at theta_0..theta_{T-1}, shape [B, T, 2]."""
     hazard_logits: Tensor
     """Of the stick-breaking posterior, said at theta_0..theta_{T-1}, shape [B, T, 2]."""
+    hold_logits: Tensor
+    """log-odds that theta_t is better than theta_{t+1}, said at theta_t, shape [B, T]."""
     features: Tensor
     """What the head saw, shape [B, T, F]."""
     params: Tensor
@@ -62,12 +64,18 @@ class Trajectory:
         if self.excess_grad is not None:
             finite &= self.excess_grad.isfinite().flatten(1).all(1)
         finite &= self.hazard_logits.isfinite().flatten(1).all(1)
+        finite &= self.hold_logits.isfinite().all(1)
         return finite & self.features.isfinite().flatten(1).all(1)
 
     def traces(self) -> Traces:
         """What stop rules are fed with and judged by."""
         return Traces(
-            self.loss, self.excess, self.log_grad_norm, self.increments, self.hazard_logits
+            self.loss,
+            self.excess,
+            self.log_grad_norm,
+            self.increments,
+            self.hazard_logits,
+            self.hold_logits,
         )
 
     def select(self, index: Tensor) -> "Trajectory":
@@ -105,7 +113,8 @@ def unroll(
         f"price must have the shape [{batch.num_problems}], got {list(price.shape)}",
     )
     keep = segment is not None
-    loss, excess, norm, increments, hazards, features, grads, excess_grads = ([] for _ in range(8))
+    loss, excess, norm, features, grads, excess_grads = ([] for _ in range(6))
+    said: list[HaltingOutput] = []
     states: list[State] = []
     with torch.no_grad():
         params = batch.start
@@ -124,16 +133,17 @@ def unroll(
                 if step % segment == 0:
                     states.append(strip(state, "rule."))
             taken = optimizer.step(step, seen.loss, seen.grad, price, state)
-            increments.append(taken.halting.increments)
-            hazards.append(taken.halting.hazard_logits)
+            said.append(taken.halting)
             features.append(taken.features)
             params, state = params + taken.update, taken.state
     return Trajectory(
         loss=torch.stack(loss, 1),
         excess=torch.stack(excess, 1),
         log_grad_norm=torch.stack(norm, 1),
-        increments=torch.stack(increments, 1),
-        hazard_logits=torch.stack(hazards, 1),
+        **{
+            name: torch.stack([getattr(output, name) for output in said], 1)
+            for name in HaltingOutput._fields
+        },
         features=torch.stack(features, 1),
         params=params,
         grad=torch.stack(grads, 1) if keep else None,
@@ -162,8 +172,8 @@ def backpropagate(
         optimizer: The optimizer that made the trajectory, its weights unchanged since.
         trajectory: From `unroll` with a `segment`.
         excess_cotangent: w, derivative with respect to the excess loss, shape [B, T+1].
-        halting_cotangent: Derivatives with respect to the increments and the hazard logits, each
-            of shape [B, T, 2].
+        halting_cotangent: Derivatives with respect to what the head said, each in the shape of
+            the trajectory's field.
         truncate: Whether the state's gradient is cut between segments (truncated backpropagation
             through time). Even then an update answers for all later losses.
     """

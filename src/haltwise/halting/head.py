@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from haltwise.halting.signals import NUM_FEATURES, blank_features
 
-__all__ = ["AFTER", "BEFORE", "HaltingHead", "HaltingOutput"]
+__all__ = ["AFTER", "BEFORE", "NUM_OUTPUTS", "HaltingHead", "HaltingOutput"]
 
 AFTER, BEFORE = 0, 1
 """When a decision is made: with the gradient at theta_t in hand, or before it is paid for."""
@@ -24,13 +24,18 @@ class HaltingOutput(NamedTuple):
             own increment, in units of the temperature, shape [..., 2] (thesis Eq. 9).
         hazard_logits: log-odds of stopping there, given that it was reached: the stick-breaking
             posterior, shape [..., 2].
+        hold_logits: log-odds that theta_t is better than theta_{t+1}, for a stop at step t that
+            has paid for gamma_t: above 0 it holds, otherwise it takes the update; shape [...].
     """
 
     increments: Tensor
     hazard_logits: Tensor
+    hold_logits: Tensor
 
 
+NUM_OUTPUTS = 5
 _FIRST_HAZARD = -2.0  # log-odds; a new head goes on for about 8 steps
+_FIRST_HOLD = -2.0  # and takes the last update
 
 
 @final
@@ -39,7 +44,7 @@ class HaltingHead(nn.Module):
 
     Increments are relative to the prior: delta_t is log r + output with r = exp(-price / tau), so
     a new head, whose outputs are zero, reproduces the prior and starts at KL = 0. Hazards start
-    at `_FIRST_HAZARD`.
+    at `_FIRST_HAZARD`, holding at `_FIRST_HOLD`.
 
     Args:
         readout_size: R, what the rule offers.
@@ -62,7 +67,7 @@ class HaltingHead(nn.Module):
         self.readout_size = readout_size
         self.use_features, self.use_readout = use_features, use_readout
         size = NUM_FEATURES * use_features + readout_size * use_readout
-        sizes = [size, width, width, 4] if width else [size, 4]
+        sizes = [size, width, width, NUM_OUTPUTS] if width else [size, NUM_OUTPUTS]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(sizes):
@@ -85,4 +90,6 @@ class HaltingHead(nn.Module):
         for weight, bias in layers[:-1]:
             value = nn.functional.silu(nn.functional.linear(value, weight, bias))
         outputs = nn.functional.linear(value, *layers[-1])
-        return HaltingOutput(outputs[..., :2], outputs[..., 2:] + _FIRST_HAZARD)
+        return HaltingOutput(
+            outputs[..., :2], outputs[..., 2:4] + _FIRST_HAZARD, outputs[..., 4] + _FIRST_HOLD
+        )

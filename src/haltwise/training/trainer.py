@@ -204,6 +204,7 @@ class Trainer:
         halting = HaltingOutput(
             trajectory.increments.clone().requires_grad_(),
             trajectory.hazard_logits.clone().requires_grad_(),
+            trajectory.hold_logits.clone().requires_grad_(),
         )
         self._adam.zero_grad()
         loss = self._objective(excess, halting, price, generator).mean()

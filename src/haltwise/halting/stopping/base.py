@@ -23,6 +23,7 @@ class Seen(NamedTuple):
         increments: Of the softmax posterior, the prior's included, shape [B, 2]; see
             `HaltingOutput`.
         hazard_logits: Of the stick-breaking posterior, shape [B, 2].
+        hold_logits: log-odds that theta_t is better than theta_{t+1}, shape [B].
     """
 
     step: int
@@ -30,6 +31,7 @@ class Seen(NamedTuple):
     log_grad_norm: Tensor
     increments: Tensor
     hazard_logits: Tensor
+    hold_logits: Tensor
 
 
 @final
@@ -47,13 +49,16 @@ class Traces:
     """At theta_0..theta_{T-1}, shape [n, T, 2]."""
     hazard_logits: Tensor
     """At theta_0..theta_{T-1}, shape [n, T, 2]."""
+    hold_logits: Tensor
+    """At theta_0..theta_{T-1}, shape [n, T]."""
 
     def __post_init__(self) -> None:
         require(
             self.loss.shape == self.excess.shape == self.log_grad_norm.shape
             and self.increments.shape == self.hazard_logits.shape
-            and self.increments.shape == (self.num_problems, self.num_steps, 2),
-            "traces must have shapes [n, T+1], the head's outputs [n, T, 2]; got "
+            and self.increments.shape == (self.num_problems, self.num_steps, 2)
+            and self.hold_logits.shape == (self.num_problems, self.num_steps),
+            "traces must have shapes [n, T+1], the head's outputs [n, T, 2] and [n, T]; got "
             + ", ".join(str(tuple(getattr(self, field.name).shape)) for field in fields(self)),
         )
 
@@ -76,6 +81,7 @@ class Traces:
                 self.log_grad_norm[:, step],
                 self.increments[:, step],
                 self.hazard_logits[:, step],
+                self.hold_logits[:, step],
             )
 
 
