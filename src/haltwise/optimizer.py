@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from haltwise import rules
 from haltwise._errors import require
 from haltwise.halting.head import BEFORE, HaltingHead, HaltingOutput
-from haltwise.halting.signals import StepSignals, extract_features, init_features
+from haltwise.halting.signals import (
+    extract_features,
+    init_features,
+    init_signals,
+    measure_signals,
+)
 from haltwise.halting.stopping import FixedBudget, HazardThreshold, PosteriorMode, StopRule
 from haltwise.rules import Rule, State
 
@@ -22,13 +27,11 @@ class OptimizerStep(NamedTuple):
 
     Attributes:
         update: g_t, shape [B, D].
-        features: What the head saw besides the read-out, shape [B, F].
         halting: What the head says, the prior's increments included.
         state: For the next step.
     """
 
     update: Tensor
-    features: Tensor
     halting: HaltingOutput
     state: State
 
@@ -43,6 +46,8 @@ class OptimizerConfig:
     rule_settings: dict[str, Any] = field(default_factory=dict)
     head_width: int = 64
     """Units of the halting head's two hidden layers; 0 for the thesis' linear read-out."""
+    head_memory: int = 32
+    """Units of the LSTM by which the head remembers; 0 judges every step by itself."""
     head_features: bool = True
     """Whether the head reads problem-level signals."""
     head_readout: bool = True
@@ -56,7 +61,10 @@ class OptimizerConfig:
         for name in ("temperature", "temperature_per_price"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be above 0, got {value}")
-        require(self.head_width >= 0, f"head_width must be at least 0, got {self.head_width}")
+        for name in ("head_width", "head_memory"):
+            require(
+                getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}"
+            )
         require(
             self.head_features or self.head_readout,
             "the halting head reads nothing: set head_features or head_readout",
@@ -84,6 +92,7 @@ class LearnedOptimizer(nn.Module):
         self.head = HaltingHead(
             self.rule.readout_size,
             width=config.head_width,
+            memory=config.head_memory,
             use_features=config.head_features,
             use_readout=config.head_readout,
             generator=generator,
@@ -135,14 +144,16 @@ class LearnedOptimizer(nn.Module):
     def init(self, params: Tensor) -> State:
         """The state before the first step, for parameters [B, D]."""
         return {
-            **{f"rule.{name}": value for name, value in self.rule.init(params).items()},
-            **{f"head.{name}": value for name, value in init_features(len(params), params).items()},
+            **_under("rule.", self.rule.init(params)),
+            **_under("signals.", init_signals(params)),
+            **_under("features.", init_features(len(params), params)),
+            **_under("head.", self.head.init(len(params), params)),
         }
 
     def step(
         self, step: int, loss: Tensor, grad: Tensor, price: Tensor, state: State
     ) -> OptimizerStep:
-        """The update and the halting increments at theta_t.
+        """The update at theta_t and what the head says there, without a graph.
 
         Args:
             step: t.
@@ -151,19 +162,42 @@ class LearnedOptimizer(nn.Module):
             price: c, shape [B].
             state: From `init` or the step before; left untouched.
         """
-        update, readout, rule_state = self.rule.step(grad, strip(state, "rule."))
-        signals = StepSignals(step, loss.detach(), grad.detach(), update.detach())
-        features, memory = extract_features(signals, price, strip(state, "head."))
-        said = self.head.forward(features, readout)
-        return OptimizerStep(
-            update,
-            features,
-            said._replace(increments=said.increments + self.log_ratio(price).unsqueeze(-1)),
-            {
-                **{f"rule.{name}": value for name, value in rule_state.items()},
-                **{f"head.{name}": value for name, value in memory.items()},
-            },
-        )
+        with torch.no_grad():
+            update, readout, rule_state = self.rule.step(grad, strip(state, "rule."))
+            signals, last = measure_signals(step, loss, grad, update, strip(state, "signals."))
+            features, recent = extract_features(
+                signals.unsqueeze(1), price, strip(state, "features.")
+            )
+            said, memory = self.head.step(features.squeeze(1), readout, strip(state, "head."))
+        state = {
+            **_under("rule.", rule_state),
+            **_under("signals.", last),
+            **_under("features.", recent),
+            **_under("head.", memory),
+        }
+        return OptimizerStep(update, self._with_prior(said, price), state)
+
+    def speak(self, signals: Tensor, readouts: Tensor, price: Tensor) -> HaltingOutput:
+        """What the head says along whole trajectories, differentiable in its weights.
+
+        The updates do not depend on the price, so one recording serves every price.
+
+        Args:
+            signals: Of steps 0..T-1, shape [B, T, S]; see `haltwise.halting.signals`.
+            readouts: Of the rule, shape [B, T, R].
+            price: c, shape [B].
+        """
+        memory = init_features(len(price), signals)
+        features, _ = extract_features(signals, price, memory)
+        return self._with_prior(self.head(features, readouts), price)
+
+    def _with_prior(self, said: HaltingOutput, price: Tensor) -> HaltingOutput:
+        log_ratio = self.log_ratio(price).reshape(-1, *[1] * (said.increments.ndim - 1))
+        return said._replace(increments=said.increments + log_ratio)
+
+
+def _under(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": value for name, value in state.items()}
 
 
 def strip(state: State, prefix: str) -> State:

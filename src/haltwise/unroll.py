@@ -1,5 +1,6 @@
-"""T steps of a learned optimizer, and the gradient of any objective of them."""
+"""T steps of an optimizer, and the gradient of any objective of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -9,18 +10,22 @@ from torch import Tensor
 from haltwise._errors import require
 from haltwise._tensors import log_rms, map_tensors
 from haltwise.halting.head import HaltingOutput
+from haltwise.halting.signals import init_signals, measure_signals
 from haltwise.halting.stopping import Traces
-from haltwise.optimizer import LearnedOptimizer, strip
-from haltwise.rules import State, select_state
+from haltwise.optimizer import LearnedOptimizer
+from haltwise.rules import Rule, State, select_state
 from haltwise.tasks import TaskBatch
 
-__all__ = ["Trajectory", "backpropagate", "unroll"]
+__all__ = ["Recording", "Trajectory", "backpropagate", "record", "unroll"]
 
 
 @final
 @dataclass(frozen=True)
-class Trajectory:
-    """What B problems went through in T steps; no autograd graph hangs on it."""
+class Recording:
+    """What B problems went through in T steps of a rule; no autograd graph hangs on it.
+
+    Nothing in it depends on a price or on a halting head.
+    """
 
     loss: Tensor
     """Observed loss at theta_0..theta_T, shape [B, T+1]."""
@@ -28,14 +33,10 @@ class Trajectory:
     """Scored loss above the reference, shape [B, T+1]."""
     log_grad_norm: Tensor
     """log of the root mean square gradient at theta_0..theta_T, shape [B, T+1]."""
-    increments: Tensor
-    """Of the softmax posterior, said at theta_0..theta_{T-1}, shape [B, T, 2]."""
-    hazard_logits: Tensor
-    """Of the stick-breaking posterior, said at theta_0..theta_{T-1}, shape [B, T, 2]."""
-    hold_logits: Tensor
-    """log-odds that theta_t is better than theta_{t+1}, said at theta_t, shape [B, T]."""
-    features: Tensor
-    """What the head saw, shape [B, T, F]."""
+    signals: Tensor
+    """See `haltwise.halting.signals`, at theta_0..theta_{T-1}, shape [B, T, S]."""
+    readouts: Tensor
+    """What the rule offers a head to read, at theta_0..theta_{T-1}, shape [B, T, R]."""
     params: Tensor
     """theta_T, shape [B, D]."""
     grad: Tensor | None = None
@@ -60,31 +61,125 @@ class Trajectory:
     @property
     def finite(self) -> Tensor:
         """Which problems stayed finite throughout, bool [B]."""
-        finite = self.excess.isfinite().all(1) & self.increments.isfinite().flatten(1).all(1)
+        finite = self.excess.isfinite().all(1) & self.loss.isfinite().all(1)
         if self.excess_grad is not None:
             finite &= self.excess_grad.isfinite().flatten(1).all(1)
-        finite &= self.hazard_logits.isfinite().flatten(1).all(1)
-        finite &= self.hold_logits.isfinite().all(1)
-        return finite & self.features.isfinite().flatten(1).all(1)
+        finite &= self.readouts.isfinite().flatten(1).all(1)
+        return finite & self.signals.isfinite().flatten(1).all(1)
 
-    def traces(self) -> Traces:
-        """What stop rules are fed with and judged by."""
-        return Traces(
-            self.loss,
-            self.excess,
-            self.log_grad_norm,
-            self.increments,
-            self.hazard_logits,
-            self.hold_logits,
-        )
-
-    def select(self, index: Tensor) -> "Trajectory":
+    def select(self, index: Tensor) -> "Recording":
         """The problems at `index` (int64 [K])."""
         chosen = map_tensors(self, lambda value: value.index_select(0, index))
         states = tuple(select_state(state, index) for state in self.states)
         return replace(chosen, states=states)
 
 
+@final
+@dataclass(frozen=True)
+class Trajectory:
+    """A recording, and what a halting head says of it at a price."""
+
+    recording: Recording
+    price: Tensor
+    """c, shape [B]."""
+    halting: HaltingOutput
+    """Said at theta_0..theta_{T-1}: shapes [B, T, 2], [B, T, 2] and [B, T]."""
+
+    @property
+    def excess(self) -> Tensor:
+        """Scored loss above the reference, shape [B, T+1]."""
+        return self.recording.excess
+
+    @property
+    def num_problems(self) -> int:
+        """B."""
+        return self.recording.num_problems
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.recording.num_steps
+
+    @property
+    def finite(self) -> Tensor:
+        """Which problems stayed finite throughout, bool [B]."""
+        finite = self.recording.finite
+        for value in self.halting:
+            finite = finite & value.isfinite().flatten(1).all(1)
+        return finite
+
+    def traces(self) -> Traces:
+        """What stop rules are fed with and judged by."""
+        recording = self.recording
+        return Traces(
+            recording.loss, recording.excess, recording.log_grad_norm, *self.halting
+        )
+
+    def select(self, index: Tensor) -> "Trajectory":
+        """The problems at `index` (int64 [K])."""
+        return Trajectory(
+            self.recording.select(index),
+            self.price[index],
+            HaltingOutput(*(value[index] for value in self.halting)),
+        )
+
+
+@torch.no_grad()
+def record(
+    rule: Rule, batch: TaskBatch, num_steps: int, *, segment: int | None = None
+) -> Recording:
+    """Run T steps of any rule on every problem, without a graph.
+
+    Args:
+        rule: What moves the parameters, learned or not.
+        batch: B problems.
+        num_steps: T >= 1.
+        segment: If given, gradients and the rule's state at every `segment` steps are kept, as
+            `backpropagate` needs them.
+
+    Returns:
+        The recording.
+    """
+    require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
+    require(segment is None or segment >= 1, f"segment must be at least 1, got {segment}")
+    keep = segment is not None
+    loss, excess, norm, signals, readouts, grads, excess_grads = ([] for _ in range(7))
+    states: list[State] = []
+    params, state = batch.start, rule.init(batch.start)
+    memory = init_signals(params)
+    for step in range(num_steps + 1):
+        seen = batch.evaluate(params, step)
+        loss.append(seen.loss)
+        excess.append(seen.excess)
+        norm.append(log_rms(seen.grad))
+        if keep:
+            excess_grads.append(seen.excess_grad)
+        if step == num_steps:
+            break
+        if segment is not None:
+            grads.append(seen.grad)
+            if step % segment == 0:
+                states.append(state)
+        update, readout, state = rule.step(seen.grad, state)
+        signal, memory = measure_signals(step, seen.loss, seen.grad, update, memory)
+        signals.append(signal)
+        readouts.append(readout)
+        params = params + update
+    return Recording(
+        loss=torch.stack(loss, 1),
+        excess=torch.stack(excess, 1),
+        log_grad_norm=torch.stack(norm, 1),
+        signals=torch.stack(signals, 1),
+        readouts=torch.stack(readouts, 1),
+        params=params,
+        grad=torch.stack(grads, 1) if keep else None,
+        excess_grad=torch.stack(excess_grads, 1) if keep else None,
+        states=tuple(states),
+        segment=segment or 0,
+    )
+
+
+@torch.no_grad()
 def unroll(
     optimizer: LearnedOptimizer,
     batch: TaskBatch,
@@ -93,64 +188,25 @@ def unroll(
     *,
     segment: int | None = None,
 ) -> Trajectory:
-    """Run T steps on every problem, without a graph.
+    """Run T steps of a learned optimizer on every problem, without a graph.
 
     Args:
-        optimizer: What moves the parameters.
+        optimizer: What moves the parameters and speaks of halting.
         batch: B problems.
         num_steps: T >= 1.
         price: c, shape [B].
-        segment: If given, gradients and the rule's state at every `segment` steps are kept, as
-            `backpropagate` needs them.
+        segment: See `record`.
 
     Returns:
         The trajectory.
     """
-    require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
-    require(segment is None or segment >= 1, f"segment must be at least 1, got {segment}")
     require(
         price.shape == (batch.num_problems,),
         f"price must have the shape [{batch.num_problems}], got {list(price.shape)}",
     )
-    keep = segment is not None
-    loss, excess, norm, features, grads, excess_grads = ([] for _ in range(6))
-    said: list[HaltingOutput] = []
-    states: list[State] = []
-    with torch.no_grad():
-        params = batch.start
-        state = optimizer.init(params)
-        for step in range(num_steps + 1):
-            seen = batch.evaluate(params, step)
-            loss.append(seen.loss)
-            excess.append(seen.excess)
-            norm.append(log_rms(seen.grad))
-            if keep:
-                excess_grads.append(seen.excess_grad)
-            if step == num_steps:
-                break
-            if segment is not None:
-                grads.append(seen.grad)
-                if step % segment == 0:
-                    states.append(strip(state, "rule."))
-            taken = optimizer.step(step, seen.loss, seen.grad, price, state)
-            said.append(taken.halting)
-            features.append(taken.features)
-            params, state = params + taken.update, taken.state
-    return Trajectory(
-        loss=torch.stack(loss, 1),
-        excess=torch.stack(excess, 1),
-        log_grad_norm=torch.stack(norm, 1),
-        **{
-            name: torch.stack([getattr(output, name) for output in said], 1)
-            for name in HaltingOutput._fields
-        },
-        features=torch.stack(features, 1),
-        params=params,
-        grad=torch.stack(grads, 1) if keep else None,
-        excess_grad=torch.stack(excess_grads, 1) if keep else None,
-        states=tuple(states),
-        segment=segment or 0,
-    )
+    recording = record(optimizer.rule, batch, num_steps, segment=segment)
+    said = optimizer.speak(recording.signals, recording.readouts, price)
+    return Trajectory(recording, price, said)
 
 
 def backpropagate(
@@ -165,8 +221,8 @@ def backpropagate(
 
     The optimizee's gradients are constants (first-order meta-gradients, L2L), so an objective's
     gradient with respect to the update g_t is sum_{s>t} w_s gamma_s with w_s its derivative with
-    respect to the loss at theta_s: no graph of the optimizee is needed. Segments are recomputed
-    from their stored state, last first, so memory does not grow with T.
+    respect to the loss at theta_s: no graph of the optimizee is needed. Segments of the rule are
+    recomputed from their stored state, last first, so memory does not grow with T.
 
     Args:
         optimizer: The optimizer that made the trajectory, its weights unchanged since.
@@ -177,38 +233,45 @@ def backpropagate(
         truncate: Whether the state's gradient is cut between segments (truncated backpropagation
             through time). Even then an update answers for all later losses.
     """
-    assert trajectory.grad is not None
-    assert trajectory.excess_grad is not None
-    pull = excess_cotangent.unsqueeze(-1) * trajectory.excess_grad  # w_s gamma_s, [B, T+1, D]
-    update_cotangent = pull.flip(1).cumsum(1).flip(1)[:, 1:]  # sum over s > t, [B, T, D]
+    recording = trajectory.recording
+    assert recording.grad is not None
+    assert recording.excess_grad is not None
     learns = any(weight.requires_grad for weight in optimizer.rule_parameters())
+    readouts = recording.readouts.detach().requires_grad_(learns)
+    with torch.enable_grad():
+        said = optimizer.speak(recording.signals, readouts, trajectory.price)
+    _backward(said, halting_cotangent)
+    if not learns:
+        return
+    pull = excess_cotangent.unsqueeze(-1) * recording.excess_grad  # w_s gamma_s, [B, T+1, D]
+    update_cotangent = pull.flip(1).cumsum(1).flip(1)[:, 1:]  # sum over s > t, [B, T, D]
+    readout_cotangent = torch.zeros_like(readouts) if readouts.grad is None else readouts.grad
     state_cotangent: State = {}
-    for index in reversed(range(len(trajectory.states))):
-        begin = index * trajectory.segment
-        end = min(begin + trajectory.segment, trajectory.num_steps)
-        carried = learns and not truncate and begin > 0
+    for index in reversed(range(len(recording.states))):
+        begin = index * recording.segment
+        end = min(begin + recording.segment, recording.num_steps)
+        carried = not truncate and begin > 0
         first = {
             name: value.detach().requires_grad_(carried)
-            for name, value in trajectory.states[index].items()
+            for name, value in recording.states[index].items()
         }
-        updates, readouts, state = optimizer.rule.replay(trajectory.grad[:, begin:end], first)
-        outputs = optimizer.head(trajectory.features[:, begin:end], readouts)
-        roots = [updates, *outputs]
-        cotangents = [
-            cotangent[:, begin:end] for cotangent in (update_cotangent, *halting_cotangent)
-        ]
-        for name, cotangent in state_cotangent.items():
-            roots.append(state[name])
-            cotangents.append(cotangent)
-        torch.autograd.backward(
-            [root for root in roots if root.requires_grad],
+        updates, replayed, state = optimizer.rule.replay(recording.grad[:, begin:end], first)
+        _backward(
+            [updates, replayed, *(state[name] for name in state_cotangent)],
             [
-                cotangent
-                for root, cotangent in zip(roots, cotangents, strict=True)
-                if root.requires_grad
+                update_cotangent[:, begin:end],
+                readout_cotangent[:, begin:end],
+                *state_cotangent.values(),
             ],
         )
         if carried:
             state_cotangent = {
                 name: value.grad for name, value in first.items() if value.grad is not None
             }
+
+
+def _backward(roots: Sequence[Tensor], cotangents: Sequence[Tensor]) -> None:
+    """Backpropagate through those roots that have a graph."""
+    pairs = [pair for pair in zip(roots, cotangents, strict=True) if pair[0].requires_grad]
+    if pairs:
+        torch.autograd.backward(*map(list, zip(*pairs, strict=True)))

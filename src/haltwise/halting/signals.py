@@ -2,9 +2,10 @@
 
 None depends on the number of parameters or on their order, so a head serves problems of any size;
 gains are measured in prices, so a head serves any price. All are data: no gradient flows through.
-"""
 
-from typing import NamedTuple
+A step is first reduced to its *signals*, which know nothing of the price and can be recorded from
+any iterative process, then turned into *features* at a price. So one recording serves every price.
+"""
 
 import torch
 from torch import Tensor
@@ -13,39 +14,110 @@ from haltwise._tensors import log_rms
 
 __all__ = [
     "NUM_FEATURES",
-    "StepSignals",
+    "SIGNALS",
     "blank_features",
     "extract_features",
     "init_features",
+    "init_signals",
+    "measure_signals",
 ]
 
-NUM_FEATURES = 16
-_MEMORY = 0.8  # of the running means, in steps: 1 / (1 - .8) = 5
+SIGNALS = (
+    "step",  # t
+    "loss",  # f(theta_t)
+    "log_grad",  # log rms gamma_t
+    "log_update",  # log rms g_t
+    "gain",  # -<gamma_t, g_t>, what the update gains to first order
+    "bend",  # 1/2 kappa |g_t|^2, what curvature takes of it
+    "least_gain",  # 1/2 |gamma_t|^2 <s, y> / |y|^2, what is left to gain if gamma_t is stiff
+    "most_gain",  # 1/2 |gamma_t|^2 / kappa, if its curvature is that of the last step
+    "overshoot",  # -<gamma_t, g_{t-1}>: below 0 if the last step went too far
+    "log_curvature",  # log kappa
+    "descent_cosine",  # between -gamma_t and g_t
+    "grad_cosine",  # between gamma_t and gamma_{t-1}: about 0 if noise is all there is
+    "update_cosine",  # between g_t and g_{t-1}: -1 if the iterates swing
+)
+"""The columns of a step's signals. With s = g_{t-1} and y = gamma_t - gamma_{t-1}, the curvature
+along the last step is kappa = <s, y> / |s|^2; it and |y|^2 / <s, y> bound the two step lengths of
+Barzilai & Borwein (1988). Whatever looks back is 0 at the first step."""
+
+_NUM_CHANGING = 9  # features whose change since the last step is a feature, too
+NUM_FEATURES = 2 * _NUM_CHANGING + 8
+_TINY, _HUGE = 1e-30, 1e30  # squares of them are still finite in float64, quotients in float32
+_FLAT = 1e-8  # the least curvature told from none
+_FAR = 1e8  # the largest gain, in prices, told from infinite
 
 
-class StepSignals(NamedTuple):
-    """What is known of every problem once the gradient at theta_t has been seen.
+def init_signals(params: Tensor) -> dict[str, Tensor]:
+    """What `measure_signals` remembers, before the first step, for parameters [B, D]."""
+    zeros = torch.zeros_like(params)
+    return {"grad": zeros, "update": zeros}
 
-    Attributes:
+
+def measure_signals(
+    step: int, loss: Tensor, grad: Tensor, update: Tensor, memory: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The signals of step t and the memory for step t + 1.
+
+    Args:
         step: t, the same for all problems.
         loss: Observed loss at theta_t, shape [B].
         grad: Gradient at theta_t, shape [B, D].
         update: g_t, which would lead to theta_{t+1}, shape [B, D].
-    """
+        memory: From `init_signals` or the step before.
 
-    step: int
-    loss: Tensor
-    grad: Tensor
-    update: Tensor
+    Returns:
+        Signals [B, len(SIGNALS)] and the new memory.
+    """
+    last_grad, last_update = memory["grad"], memory["update"]
+    difference = grad - last_grad
+    secant = _dot(last_update, difference)  # <s, y>, above 0 where the loss is convex
+    grad_square, update_square = _dot(grad, grad), _dot(update, update)
+    last_update_square = _dot(last_update, last_update)
+    curvature = (secant / last_update_square.clamp_min(_TINY)).clamp(_FLAT, _HUGE)
+    inverse_curvature = (secant / _dot(difference, difference).clamp_min(_TINY)).clamp(0, 1 / _FLAT)
+    known = 0.0 if step == 0 else 1.0  # is there a step to look back at?
+    signals = torch.stack(
+        (
+            torch.full_like(loss, step),
+            loss,
+            log_rms(grad),
+            log_rms(update),
+            -_dot(grad, update),
+            known * 0.5 * curvature * update_square,
+            known * 0.5 * inverse_curvature * grad_square,
+            known * 0.5 * grad_square / curvature,
+            -_dot(grad, last_update),
+            known * curvature.log(),
+            -_cosine(grad, update),
+            _cosine(grad, last_grad),
+            _cosine(update, last_update),
+        ),
+        dim=-1,
+    )
+    return signals, {"grad": grad, "update": update}
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Over the last dimension, held within what float32 can multiply further."""
+    return (left * right).sum(-1).clamp(-_HUGE, _HUGE)
+
+
+def _cosine(left: Tensor, right: Tensor) -> Tensor:
+    """Over the last dimension; 0 if a vector is zero. Scaled first: squares might vanish."""
+    left, right = (
+        value / value.abs().amax(-1, keepdim=True).clamp_min(_TINY) for value in (left, right)
+    )
+    lengths = left.norm(dim=-1) * right.norm(dim=-1)
+    return (left * right).sum(-1) / lengths.clamp_min(_TINY)
 
 
 def init_features(num_problems: int, like: Tensor) -> dict[str, Tensor]:
-    """The memory of the features before the first step, in the dtype and device of `like`."""
+    """What `extract_features` remembers, before the first step."""
     return {
-        "previous": like.new_zeros(num_problems, 5),
-        "mean": like.new_zeros(num_problems, 3),
-        "lowest": like.new_full((num_problems,), torch.inf),
+        "previous": like.new_zeros(num_problems, _NUM_CHANGING),
         "last_loss": like.new_zeros(num_problems),
+        "lowest": like.new_full((num_problems,), torch.inf),
     }
 
 
@@ -58,47 +130,63 @@ def blank_features(price: Tensor) -> Tensor:
 
 
 def extract_features(
-    signals: StepSignals, price: Tensor, memory: dict[str, Tensor]
+    signals: Tensor, price: Tensor, memory: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Features of step t and the memory for step t + 1.
+    """Features of K consecutive steps at a price, and the memory for the step after them.
 
     Args:
-        signals: The step.
+        signals: Shape [B, K, len(SIGNALS)].
         price: c, shape [B].
-        memory: From `init_features` or the step before.
+        memory: From `init_features` or the call before.
 
     Returns:
-        Features [B, NUM_FEATURES], of order one, and the new memory.
+        Features [B, K, NUM_FEATURES], of order one, and the new memory.
     """
-    step, loss, grad, update = signals
-    first = step == 0
-    last_gain = torch.zeros_like(loss) if first else memory["last_loss"] - loss
-    lowest = torch.minimum(memory["lowest"], loss)
-    # What the update gains to first order, <-gamma_t, g_t>: a forecast the optimizer makes itself.
-    forecast = -(grad * update).sum(-1)
+    seen = dict(zip(SIGNALS, signals.unbind(-1), strict=True))
+    cost = price.unsqueeze(1)
+
+    def in_prices(gain: Tensor, largest: float = _FAR) -> Tensor:
+        return torch.asinh((gain / cost).clamp(-largest, largest)) / 4
+
+    loss = seen["loss"]
+    first = seen["step"] == 0
+    before = torch.cat((memory["last_loss"].unsqueeze(1), loss[:, :-1]), dim=1)
+    last_gain = torch.where(first, 0, before - loss)
+    lowest = torch.cat((memory["lowest"].unsqueeze(1), loss), dim=1).cummin(1).values[:, 1:]
     now = torch.stack(
         (
-            log_rms(grad) / 4,
-            log_rms(update) / 4,
-            torch.asinh(forecast / price) / 4,
-            torch.asinh(last_gain / price) / 4,
-            torch.asinh(loss / price) / 8,
+            seen["log_grad"] / 4,
+            seen["log_update"] / 4,
+            in_prices(loss, _HUGE) / 2,
+            in_prices(last_gain),
+            in_prices(seen["gain"]),
+            in_prices(seen["gain"] - seen["bend"]),
+            in_prices(seen["least_gain"]),
+            in_prices(seen["most_gain"]),
+            seen["log_curvature"] / 4,
         ),
         dim=-1,
     )
-    change = torch.zeros_like(now) if first else now - memory["previous"]
-    recent = now[:, [0, 2, 3]]
-    mean = recent if first else _MEMORY * memory["mean"] + (1 - _MEMORY) * recent
+    previous = torch.cat((memory["previous"].unsqueeze(1), now[:, :-1]), dim=1)
     features = torch.cat(
         (
             now,
-            change,
-            mean,
-            torch.asinh((loss - lowest) / price).unsqueeze(-1) / 4,
-            torch.full_like(loss, step).log1p().unsqueeze(-1) / 2,
-            price.log().unsqueeze(-1) / 2,
+            torch.where(first.unsqueeze(-1), 0, now - previous),
+            torch.stack(
+                (
+                    in_prices(loss - lowest),
+                    in_prices(lowest, _HUGE) / 2,
+                    in_prices(seen["overshoot"]),
+                    seen["descent_cosine"],
+                    seen["grad_cosine"],
+                    seen["update_cosine"],
+                    seen["step"].log1p() / 2,
+                    (cost.log() / 2).expand_as(loss),
+                ),
+                dim=-1,
+            ),
         ),
         dim=-1,
     )
-    memory = {"previous": now, "mean": mean, "lowest": lowest, "last_loss": loss}
+    memory = {"previous": now[:, -1], "last_loss": loss[:, -1], "lowest": lowest[:, -1]}
     return features, memory

@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from haltwise._discovery import unknown
 from haltwise._errors import InputError
 from haltwise.checkpoint import load_tensors
-from haltwise.halting.head import NUM_OUTPUTS
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 
 __all__ = ["load", "names", "read_card"]
@@ -57,18 +54,7 @@ def _read(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     tensors, card = load_tensors(path)
     if not isinstance(card, dict) or "config" not in card:
         raise InputError(f"{path} holds no optimizer; best.safetensors of a run does")
-    return _with_hold(tensors), card
-
-
-def _with_hold(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Upgrades a head that does not speak of holding yet: it never holds."""
-    heads = [name for name in tensors if name.startswith(("head.weights.", "head.biases."))]
-    last = max((name.rpartition(".")[2] for name in heads), default="")
-    upgraded = dict(tensors)
-    for name in heads:
-        if name.endswith(f".{last}") and len(tensors[name]) == NUM_OUTPUTS - 1:
-            upgraded[name] = torch.cat((tensors[name], torch.zeros_like(tensors[name][:1])))
-    return upgraded
+    return tensors, card
 
 
 def load(name_or_path: str | Path) -> LearnedOptimizer:
