@@ -306,6 +306,19 @@ def test_signal_decades_scale_the_true_parameters_alone() -> None:
     assert_law(-(scaled[1] / plain[1])[:, 0].log10(), scipy.stats.uniform())
 
 
+@pytest.mark.parametrize("intercept", [False, True])
+def test_the_spectral_norm_is_set_and_the_shape_of_the_problem_kept(intercept: bool) -> None:
+    settings: Any = {"num_params": 3, "max_observations": 30, "intercept": intercept}
+    plain, scaled = (
+        LinearRegression(spectral_norm=norm, **settings).draw(200, seeded()) for norm in (None, 5.0)
+    )
+    singular = [np.linalg.svd(design.numpy(), compute_uv=False) for design, *_ in (plain, scaled)]
+    assert_close(singular[1][:, 0], np.full(200, 5.0), rtol=1e-12, atol=0)
+    ratios = [value[:, 1:] / value[:, :1] for value in singular]
+    assert_close(ratios[0], ratios[1], rtol=1e-11, atol=0)
+    assert all(map(torch.equal, plain[1:], scaled[1:]))
+
+
 @pytest.mark.parametrize(
     ("family", "module"), [(LinearRegression, regression), (Diabetes, diabetes)]
 )
@@ -439,6 +452,7 @@ def test_diabetes_is_standardised_and_solved_like_numpy_solves_it() -> None:
         (LinearRegression, {"spread": -0.1}, "spread"),
         (LinearRegression, {"condition_decades": -1.0}, "condition_decades"),
         (LinearRegression, {"signal_decades": -1.0}, "signal_decades"),
+        (LinearRegression, {"spectral_norm": 0.0}, "spectral_norm"),
         (LinearRegression, {"inputs": "gaussian"}, "inputs"),
         (Quadratic, {"num_params": 0}, "num_params"),
         (Quadratic, {"start_std": -1.0}, "start_std"),
