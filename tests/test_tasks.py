@@ -1,6 +1,7 @@
 """Every family keeps one contract; each loss equals its definition written without thought."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,9 +19,16 @@ from torch.testing import assert_close
 
 from haltwise import tasks
 from haltwise._errors import InputError
-from haltwise.tasks import TaskBatch, TaskFamily, diabetes, regression
+from haltwise.tasks import (
+    TaskBatch,
+    TaskFamily,
+    diabetes,
+    minibatch_regression,
+    regression,
+)
 from haltwise.tasks.diabetes import Diabetes
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
+from haltwise.tasks.minibatch_regression import MinibatchRegression, MinibatchRegressionBatch
 from haltwise.tasks.quadratic import Quadratic
 from haltwise.tasks.regression import LinearRegression, sample_design
 from haltwise.tasks.robust_regression import StudentTBatch, StudentTRegression
@@ -28,6 +36,8 @@ from haltwise.tasks.rosenbrock import Rosenbrock, RosenbrockBatch
 
 B = 5
 DOUBLE = torch.float64
+MINIBATCH = frozenset({"regression-10d-noisy"})
+"""Families that are scored by what they do not show."""
 
 
 def seeded(seed: int = 1) -> torch.Generator:
@@ -96,9 +106,20 @@ class TestContract:
             (expected,) = torch.autograd.grad(value.sum(), points, retain_graph=True)
             assert_close(grad, expected, rtol=1e-11, atol=1e-11)
 
+    @pytest.mark.parametrize("family", sorted(tasks.families().keys() - MINIBATCH), indirect=True)
     def test_excess_is_loss_minus_reference(self, batch: TaskBatch, points: Tensor) -> None:
         seen = batch.evaluate(points, 0)
         assert_close(seen.excess, seen.loss - batch.reference_loss, rtol=1e-11, atol=1e-9)
+
+    @pytest.mark.parametrize("family", sorted(MINIBATCH), indirect=True)
+    def test_minibatches_change_what_is_seen_and_not_the_score(
+        self, batch: TaskBatch, points: Tensor
+    ) -> None:
+        now, then = batch.evaluate(points, 0), batch.evaluate(points, 10**6)
+        assert (now.loss != then.loss).all()
+        assert (now.grad != then.grad).any(1).all()
+        assert torch.equal(now.excess, then.excess)
+        assert torch.equal(now.excess_grad, then.excess_grad)
 
     def test_an_observation_is_the_visible_part_of_an_evaluation(
         self, batch: TaskBatch, points: Tensor
@@ -123,7 +144,8 @@ class TestContract:
     ) -> None:
         single = family.sample(B, seeded(), dtype=torch.float32)
         exact, found = batch.evaluate(points, 1), single.evaluate(points.float(), 1)
-        assert {value.dtype for value in (*found, *tensors(single).values())} == {torch.float32}
+        floating = filter(Tensor.is_floating_point, tensors(single).values())
+        assert {value.dtype for value in (*found, *floating)} == {torch.float32}
         size = exact.excess_grad.norm(dim=1, keepdim=True)
         assert ((found.excess_grad - exact.excess_grad).abs() <= 1e-4 * size).all()
         assert_close(found.loss.double(), exact.loss, rtol=2e-5, atol=1e-5)
@@ -136,7 +158,8 @@ class TestContract:
         assert torch.equal(one.get_state(), other.get_state())
         assert not torch.equal(one.get_state(), seeded(7).get_state())
         for name, value in tensors(double).items():
-            assert torch.equal(value.float(), getattr(single, name))
+            converted = value.float() if value.is_floating_point() else value
+            assert torch.equal(converted, getattr(single, name))
 
     def test_select_commutes_with_evaluate(self, batch: TaskBatch, points: Tensor) -> None:
         index = torch.tensor([3, 0, 3])
@@ -155,7 +178,7 @@ class TestContract:
             assert torch.equal(value[others], expected[others])
 
     def test_problems_differ(self, batch: TaskBatch) -> None:
-        assert batch.evaluate(batch.start, 0).loss.unique().numel() == B
+        assert batch.evaluate(batch.start + 1, 0).loss.unique().numel() == B
 
     def test_evaluation_leaves_its_arguments_alone(self, batch: TaskBatch, points: Tensor) -> None:
         copy, first = points.clone(), batch.evaluate(points, 1)
@@ -352,6 +375,82 @@ def test_quadratics_follow_the_code_of_l2l() -> None:
     assert_close(batch.evaluate(params, 0).loss, naive, rtol=1e-12, atol=0)
 
 
+# --- Minibatches ---------------------------------------------------------------------------------
+
+
+def every_subset(num_items: int, size: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Makes step t draw the t-th of all subsets, for every problem; says how many there are."""
+    subsets = torch.tensor(list(itertools.combinations(range(num_items), size)))
+
+    def draw(seed: Tensor, step: int, items: int, chosen: int) -> Tensor:
+        assert (items, chosen) == (num_items, size)
+        return subsets[step].expand(len(seed), -1)
+
+    for module in (minibatch_regression,):
+        monkeypatch.setattr(module, "random_subsets", draw)
+    return len(subsets)
+
+
+def assert_unbiased(batch: TaskBatch, loss: Callable[[Tensor], Tensor], num_steps: int) -> None:
+    """What is seen, averaged over `num_steps` steps, is `loss` and its gradient."""
+    params = (batch.start + randn(*batch.start.shape, seed=3)).requires_grad_()
+    expected = loss(params)
+    (grad,) = torch.autograd.grad(expected.sum(), params)
+    seen = [batch.observe(params.detach(), step) for step in range(num_steps)]
+    assert_close(torch.stack([one.loss for one in seen]).mean(0), expected, rtol=1e-12, atol=0)
+    assert_close(torch.stack([one.grad for one in seen]).mean(0), grad, rtol=1e-11, atol=1e-12)
+
+
+def minibatch_regression_batch(**settings: Any) -> MinibatchRegressionBatch:
+    batch = MinibatchRegression(**settings).sample(B, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, MinibatchRegressionBatch)
+    return batch
+
+
+def test_regression_minibatches_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = minibatch_regression_batch(num_params=4, num_observations=6, rows_per_step=2, beta=3.0)
+    num_subsets = every_subset(6, 2, monkeypatch)
+
+    def loss(params: Tensor) -> Tensor:
+        residual = batch.observed - torch.einsum("bnd,bd->bn", batch.design, params)
+        return 3.0 / 2 * 2 / 6 * residual.square().sum(1)
+
+    assert_unbiased(batch, loss, num_subsets)
+
+
+def test_regression_score_is_what_noise_free_minibatches_would_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = minibatch_regression_batch(num_params=4, num_observations=6, rows_per_step=3, beta=0.5)
+    clean = torch.einsum("bnd,bd->bn", batch.design, batch.truth)
+    noise_free = dataclasses.replace(batch, observed=clean)
+    num_subsets = every_subset(6, 3, monkeypatch)
+    assert_unbiased(noise_free, lambda params: batch.evaluate(params, 0).excess, num_subsets)
+
+
+def test_noisy_regression_is_scored_by_one_and_a_half_squared_errors() -> None:
+    batch = minibatch_regression_batch()
+    params = randn(B, 10)
+    error = torch.einsum("bnd,bd->bn", batch.design, params - batch.truth)
+    expected = 1.5 * error.square().mean(1)
+    assert_close(batch.evaluate(params, 0).excess, expected, rtol=1e-12, atol=0)
+
+
+def test_minibatch_regressions_draw_what_they_say() -> None:
+    family = MinibatchRegression(alpha=1 / 4, beta=4.0, spread=0.7)
+    batch = family.sample(2000, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, MinibatchRegressionBatch)
+    plain = dataclasses.replace(family, spread=0.0).sample(2000, seeded(), dtype=DOUBLE)
+    assert isinstance(plain, MinibatchRegressionBatch)
+    noise = batch.observed - torch.einsum("bnd,bd->bn", batch.design, batch.truth)
+    assert_law(noise, scipy.stats.norm(0, 0.5))
+    assert_law(batch.truth, scipy.stats.norm(0, 2))
+    assert_law(plain.design, scipy.stats.norm())
+    assert_law((batch.design / plain.design)[:, 0, 0].log(), scipy.stats.norm(0, 0.7))
+    assert batch.seed.unique().numel() == 2000
+    assert not batch.start.any()
+
+
 # --- Rosenbrock ----------------------------------------------------------------------------------
 
 
@@ -454,6 +553,10 @@ def test_diabetes_is_standardised_and_solved_like_numpy_solves_it() -> None:
         (LinearRegression, {"signal_decades": -1.0}, "signal_decades"),
         (LinearRegression, {"spectral_norm": 0.0}, "spectral_norm"),
         (LinearRegression, {"inputs": "gaussian"}, "inputs"),
+        (MinibatchRegression, {"num_params": 0}, "num_params"),
+        (MinibatchRegression, {"rows_per_step": 0}, "rows_per_step"),
+        (MinibatchRegression, {"rows_per_step": 11}, "num_observations = 10, got 11"),
+        (MinibatchRegression, {"beta": 0.0}, "beta"),
         (Quadratic, {"num_params": 0}, "num_params"),
         (Quadratic, {"start_std": -1.0}, "start_std"),
         (Rosenbrock, {"num_params": 1}, "num_params"),
