@@ -75,7 +75,8 @@ def codes(seeds: Tensor, steps: range) -> np.ndarray:
     table = np.full((5, 5), -1)
     for (first, second), index in ORDERED.items():
         table[first, second] = index
-    return table[drawn[..., 0], drawn[..., 1]].T
+    pairs: np.ndarray = table[drawn[..., 0], drawn[..., 1]].T
+    return pairs
 
 
 SEEDS = {

@@ -79,4 +79,5 @@ def random_subsets(seed: Tensor, step: int, num_items: int, size: int) -> Tensor
     """
     now = split_mix(seed, torch.full_like(seed, step))
     keys = split_mix(now.unsqueeze(1), torch.arange(num_items, device=seed.device))
-    return keys.topk(size, dim=1, largest=False).indices  # keys are distinct: no ties to break
+    subsets: Tensor = keys.topk(size, dim=1, largest=False).indices  # distinct keys: no ties
+    return subsets
