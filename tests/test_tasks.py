@@ -24,12 +24,14 @@ from haltwise.tasks import (
     TaskFamily,
     diabetes,
     logistic_regression,
+    matrix_factorization,
     minibatch_regression,
     regression,
 )
 from haltwise.tasks.diabetes import Diabetes
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 from haltwise.tasks.logistic_regression import LogisticRegression, LogisticRegressionBatch
+from haltwise.tasks.matrix_factorization import DigitFactorization, MatrixFactorizationBatch
 from haltwise.tasks.minibatch_regression import MinibatchRegression, MinibatchRegressionBatch
 from haltwise.tasks.quadratic import Quadratic
 from haltwise.tasks.regression import LinearRegression, sample_design
@@ -38,7 +40,7 @@ from haltwise.tasks.rosenbrock import Rosenbrock, RosenbrockBatch
 
 B = 5
 DOUBLE = torch.float64
-MINIBATCH = frozenset({"logistic-10d-noisy", "regression-10d-noisy"})
+MINIBATCH = frozenset({"factorization-digits-noisy", "logistic-10d-noisy", "regression-10d-noisy"})
 """Families that are scored by what they do not show."""
 
 
@@ -388,7 +390,7 @@ def every_subset(num_items: int, size: int, monkeypatch: pytest.MonkeyPatch) -> 
         assert (items, chosen) == (num_items, size)
         return subsets[step].expand(len(seed), -1)
 
-    for module in (minibatch_regression, logistic_regression):
+    for module in (minibatch_regression, logistic_regression, matrix_factorization):
         monkeypatch.setattr(module, "random_subsets", draw)
     return len(subsets)
 
@@ -464,7 +466,9 @@ def logistic(num_problems: int, **settings: Any) -> LogisticRegressionBatch:
 
 def penalized_log_loss(batch: LogisticRegressionBatch, params: Tensor) -> Tensor:
     logits = torch.einsum("bnd,bd->bn", batch.signed_design, params)
-    log_prob = torch.distributions.Bernoulli(logits=logits).log_prob(torch.ones_like(logits))
+    log_prob: Tensor = torch.distributions.Bernoulli(logits=logits).log_prob(
+        torch.ones_like(logits)
+    )
     return batch.penalty / 2 * params.square().sum(1) - log_prob.mean(1)
 
 
@@ -544,6 +548,88 @@ def test_logistic_labels_follow_the_model() -> None:
         likely = torch.sigmoid(inside.abs())
         deviation = (inside > 0).double().sum() - likely.sum()
         assert deviation.abs() <= 4 * (likely * (1 - likely)).sum().sqrt()
+
+
+# --- Matrix factorization ------------------------------------------------------------------------
+
+
+def factorization(num_problems: int, **settings: Any) -> MatrixFactorizationBatch:
+    batch = DigitFactorization(**settings).sample(num_problems, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, MatrixFactorizationBatch)
+    return batch
+
+
+def squared_error(batch: MatrixFactorizationBatch, params: Tensor) -> Tensor:
+    left, right = params.chunk(2, 1)  # square matrices: equal halves
+    size, rank = batch.matrix.shape[1], params.shape[1] // (2 * batch.matrix.shape[1])
+    product = left.reshape(-1, size, rank) @ right.reshape(-1, size, rank).mT
+    return 0.5 * (batch.matrix - product).square().sum((1, 2))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_factorization_loss_is_half_the_squared_error(rank: int) -> None:
+    batch = factorization(B, rank=rank)
+    params = randn(B, 16 * rank)
+    seen = batch.evaluate(params, 0)
+    assert_close(seen.loss, squared_error(batch, params), rtol=1e-12, atol=0)
+
+
+def test_factorization_takes_matrices_that_are_not_square() -> None:
+    matrix, left, right = randn(3, 5, 4), randn(3, 5, 2, seed=2), randn(3, 4, 2, seed=3)
+    zeros = torch.zeros(3, dtype=DOUBLE)
+    params = torch.cat([left.flatten(1), right.flatten(1)], 1)
+    batch = MatrixFactorizationBatch(params, matrix, zeros, zeros.long(), entries_per_step=20)
+    expected = 0.5 * (matrix - left @ right.mT).square().sum((1, 2))
+    assert_close(batch.observe(params, 0).loss, expected, rtol=1e-12, atol=0)
+    best = [0.5 * np.square(np.linalg.svd(one)[1][2:]).sum() for one in matrix.numpy()]
+    assert_close(batch.observe(batch.minimizer, 0).loss, torch.tensor(best), rtol=1e-12, atol=0)
+
+
+def test_factorization_minibatches_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = randn(B, 2, 3)
+    start, zeros = randn(B, 5, seed=2), torch.zeros(B, dtype=DOUBLE)
+    batch = MatrixFactorizationBatch(start, matrix, zeros, zeros.long(), entries_per_step=2)
+    num_subsets = every_subset(6, 2, monkeypatch)
+
+    def loss(params: Tensor) -> Tensor:
+        product = params[:, :2, None] * params[:, None, 2:]
+        return 0.5 * (matrix - product).square().sum((1, 2))
+
+    assert_unbiased(batch, loss, num_subsets)
+
+
+def test_factorization_is_scored_by_all_entries() -> None:
+    batch = factorization(B, entries_per_step=16)
+    params = randn(B, 32)
+    seen = batch.evaluate(params, 4)
+    expected = squared_error(batch, params) - batch.least
+    assert_close(seen.excess, expected, rtol=1e-12, atol=0)
+
+
+def test_scipy_finds_no_lower_factorization() -> None:
+    batch = factorization(12)
+    gaps = []
+    for index in range(12):
+        problem = batch.select(torch.tensor([index]))
+
+        def function(params: np.ndarray, problem: TaskBatch = problem) -> Any:
+            loss, grad = problem.observe(torch.from_numpy(params)[None], 0)
+            return loss.item(), grad[0].numpy()
+
+        start = problem.start[0].numpy()
+        found = scipy.optimize.minimize(function, start, jac=True, tol=1e-9, method="L-BFGS-B")
+        gaps.append(found.fun - problem.least.item())
+    assert np.abs(gaps).max() < 1e-6
+
+
+def test_factorized_images_are_those_of_the_table() -> None:
+    from sklearn.datasets import load_digits
+
+    batch = factorization(300, start_std=0.3)
+    table = {image.tobytes() for image in load_digits().images}
+    assert {(16 * image).numpy().tobytes() for image in batch.matrix} <= table
+    assert len(batch.matrix.unique(dim=0)) > 250
+    assert_law(batch.start, scipy.stats.norm(0, 0.3))
 
 
 # --- Rosenbrock ----------------------------------------------------------------------------------
@@ -652,6 +738,10 @@ def test_diabetes_is_standardised_and_solved_like_numpy_solves_it() -> None:
         (LogisticRegression, {"rows_per_step": 0}, "rows_per_step"),
         (LogisticRegression, {"rows_per_step": 201}, "num_observations = 200, got 201"),
         (LogisticRegression, {"penalty": 0.0}, "penalty"),
+        (DigitFactorization, {"rank": 0}, "rank"),
+        (DigitFactorization, {"rank": 9}, "rank"),
+        (DigitFactorization, {"entries_per_step": 65}, "entries_per_step"),
+        (DigitFactorization, {"start_std": 0.0}, "start_std"),
         (MinibatchRegression, {"num_params": 0}, "num_params"),
         (MinibatchRegression, {"rows_per_step": 0}, "rows_per_step"),
         (MinibatchRegression, {"rows_per_step": 11}, "num_observations = 10, got 11"),
