@@ -1,6 +1,7 @@
 """Every family keeps one contract; each loss equals its definition written without thought."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,9 +19,20 @@ from torch.testing import assert_close
 
 from haltwise import tasks
 from haltwise._errors import InputError
-from haltwise.tasks import TaskBatch, TaskFamily, diabetes, regression
+from haltwise.tasks import (
+    TaskBatch,
+    TaskFamily,
+    diabetes,
+    logistic_regression,
+    matrix_factorization,
+    minibatch_regression,
+    regression,
+)
 from haltwise.tasks.diabetes import Diabetes
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
+from haltwise.tasks.logistic_regression import LogisticRegression, LogisticRegressionBatch
+from haltwise.tasks.matrix_factorization import DigitFactorization, MatrixFactorizationBatch
+from haltwise.tasks.minibatch_regression import MinibatchRegression, MinibatchRegressionBatch
 from haltwise.tasks.quadratic import Quadratic
 from haltwise.tasks.regression import LinearRegression, sample_design
 from haltwise.tasks.robust_regression import StudentTBatch, StudentTRegression
@@ -28,6 +40,8 @@ from haltwise.tasks.rosenbrock import Rosenbrock, RosenbrockBatch
 
 B = 5
 DOUBLE = torch.float64
+MINIBATCH = frozenset({"factorization-digits-noisy", "logistic-10d-noisy", "regression-10d-noisy"})
+"""Families that are scored by what they do not show."""
 
 
 def seeded(seed: int = 1) -> torch.Generator:
@@ -96,9 +110,20 @@ class TestContract:
             (expected,) = torch.autograd.grad(value.sum(), points, retain_graph=True)
             assert_close(grad, expected, rtol=1e-11, atol=1e-11)
 
+    @pytest.mark.parametrize("family", sorted(tasks.families().keys() - MINIBATCH), indirect=True)
     def test_excess_is_loss_minus_reference(self, batch: TaskBatch, points: Tensor) -> None:
         seen = batch.evaluate(points, 0)
         assert_close(seen.excess, seen.loss - batch.reference_loss, rtol=1e-11, atol=1e-9)
+
+    @pytest.mark.parametrize("family", sorted(MINIBATCH), indirect=True)
+    def test_minibatches_change_what_is_seen_and_not_the_score(
+        self, batch: TaskBatch, points: Tensor
+    ) -> None:
+        now, then = batch.evaluate(points, 0), batch.evaluate(points, 10**6)
+        assert (now.loss != then.loss).all()
+        assert (now.grad != then.grad).any(1).all()
+        assert torch.equal(now.excess, then.excess)
+        assert torch.equal(now.excess_grad, then.excess_grad)
 
     def test_an_observation_is_the_visible_part_of_an_evaluation(
         self, batch: TaskBatch, points: Tensor
@@ -123,7 +148,8 @@ class TestContract:
     ) -> None:
         single = family.sample(B, seeded(), dtype=torch.float32)
         exact, found = batch.evaluate(points, 1), single.evaluate(points.float(), 1)
-        assert {value.dtype for value in (*found, *tensors(single).values())} == {torch.float32}
+        floating = filter(Tensor.is_floating_point, tensors(single).values())
+        assert {value.dtype for value in (*found, *floating)} == {torch.float32}
         size = exact.excess_grad.norm(dim=1, keepdim=True)
         assert ((found.excess_grad - exact.excess_grad).abs() <= 1e-4 * size).all()
         assert_close(found.loss.double(), exact.loss, rtol=2e-5, atol=1e-5)
@@ -136,7 +162,8 @@ class TestContract:
         assert torch.equal(one.get_state(), other.get_state())
         assert not torch.equal(one.get_state(), seeded(7).get_state())
         for name, value in tensors(double).items():
-            assert torch.equal(value.float(), getattr(single, name))
+            converted = value.float() if value.is_floating_point() else value
+            assert torch.equal(converted, getattr(single, name))
 
     def test_select_commutes_with_evaluate(self, batch: TaskBatch, points: Tensor) -> None:
         index = torch.tensor([3, 0, 3])
@@ -155,7 +182,7 @@ class TestContract:
             assert torch.equal(value[others], expected[others])
 
     def test_problems_differ(self, batch: TaskBatch) -> None:
-        assert batch.evaluate(batch.start, 0).loss.unique().numel() == B
+        assert batch.evaluate(batch.start + 1, 0).loss.unique().numel() == B
 
     def test_evaluation_leaves_its_arguments_alone(self, batch: TaskBatch, points: Tensor) -> None:
         copy, first = points.clone(), batch.evaluate(points, 1)
@@ -306,6 +333,19 @@ def test_signal_decades_scale_the_true_parameters_alone() -> None:
     assert_law(-(scaled[1] / plain[1])[:, 0].log10(), scipy.stats.uniform())
 
 
+@pytest.mark.parametrize("intercept", [False, True])
+def test_the_spectral_norm_is_set_and_the_shape_of_the_problem_kept(intercept: bool) -> None:
+    settings: Any = {"num_params": 3, "max_observations": 30, "intercept": intercept}
+    plain, scaled = (
+        LinearRegression(spectral_norm=norm, **settings).draw(200, seeded()) for norm in (None, 5.0)
+    )
+    singular = [np.linalg.svd(design.numpy(), compute_uv=False) for design, *_ in (plain, scaled)]
+    assert_close(singular[1][:, 0], np.full(200, 5.0), rtol=1e-12, atol=0)
+    ratios = [value[:, 1:] / value[:, :1] for value in singular]
+    assert_close(ratios[0], ratios[1], rtol=1e-11, atol=0)
+    assert all(map(torch.equal, plain[1:], scaled[1:]))
+
+
 @pytest.mark.parametrize(
     ("family", "module"), [(LinearRegression, regression), (Diabetes, diabetes)]
 )
@@ -337,6 +377,259 @@ def test_quadratics_follow_the_code_of_l2l() -> None:
     params = randn(300, 10)
     naive = ((batch.factor @ params.unsqueeze(-1)).squeeze(-1) - batch.target).square().sum(1)
     assert_close(batch.evaluate(params, 0).loss, naive, rtol=1e-12, atol=0)
+
+
+# --- Minibatches ---------------------------------------------------------------------------------
+
+
+def every_subset(num_items: int, size: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Makes step t draw the t-th of all subsets, for every problem; says how many there are."""
+    subsets = torch.tensor(list(itertools.combinations(range(num_items), size)))
+
+    def draw(seed: Tensor, step: int, items: int, chosen: int) -> Tensor:
+        assert (items, chosen) == (num_items, size)
+        return subsets[step].expand(len(seed), -1)
+
+    for module in (minibatch_regression, logistic_regression, matrix_factorization):
+        monkeypatch.setattr(module, "random_subsets", draw)
+    return len(subsets)
+
+
+def assert_unbiased(batch: TaskBatch, loss: Callable[[Tensor], Tensor], num_steps: int) -> None:
+    """What is seen, averaged over `num_steps` steps, is `loss` and its gradient."""
+    params = (batch.start + randn(*batch.start.shape, seed=3)).requires_grad_()
+    expected = loss(params)
+    (grad,) = torch.autograd.grad(expected.sum(), params)
+    seen = [batch.observe(params.detach(), step) for step in range(num_steps)]
+    assert_close(torch.stack([one.loss for one in seen]).mean(0), expected, rtol=1e-12, atol=0)
+    assert_close(torch.stack([one.grad for one in seen]).mean(0), grad, rtol=1e-11, atol=1e-12)
+
+
+def minibatch_regression_batch(**settings: Any) -> MinibatchRegressionBatch:
+    batch = MinibatchRegression(**settings).sample(B, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, MinibatchRegressionBatch)
+    return batch
+
+
+def test_regression_minibatches_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = minibatch_regression_batch(num_params=4, num_observations=6, rows_per_step=2, beta=3.0)
+    num_subsets = every_subset(6, 2, monkeypatch)
+
+    def loss(params: Tensor) -> Tensor:
+        residual = batch.observed - torch.einsum("bnd,bd->bn", batch.design, params)
+        return 3.0 / 2 * 2 / 6 * residual.square().sum(1)
+
+    assert_unbiased(batch, loss, num_subsets)
+
+
+def test_regression_score_is_what_noise_free_minibatches_would_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = minibatch_regression_batch(num_params=4, num_observations=6, rows_per_step=3, beta=0.5)
+    clean = torch.einsum("bnd,bd->bn", batch.design, batch.truth)
+    noise_free = dataclasses.replace(batch, observed=clean)
+    num_subsets = every_subset(6, 3, monkeypatch)
+    assert_unbiased(noise_free, lambda params: batch.evaluate(params, 0).excess, num_subsets)
+
+
+def test_noisy_regression_is_scored_by_one_and_a_half_squared_errors() -> None:
+    batch = minibatch_regression_batch()
+    params = randn(B, 10)
+    error = torch.einsum("bnd,bd->bn", batch.design, params - batch.truth)
+    expected = 1.5 * error.square().mean(1)
+    assert_close(batch.evaluate(params, 0).excess, expected, rtol=1e-12, atol=0)
+
+
+def test_minibatch_regressions_draw_what_they_say() -> None:
+    family = MinibatchRegression(alpha=1 / 4, beta=4.0, spread=0.7)
+    batch = family.sample(2000, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, MinibatchRegressionBatch)
+    plain = dataclasses.replace(family, spread=0.0).sample(2000, seeded(), dtype=DOUBLE)
+    assert isinstance(plain, MinibatchRegressionBatch)
+    noise = batch.observed - torch.einsum("bnd,bd->bn", batch.design, batch.truth)
+    assert_law(noise, scipy.stats.norm(0, 0.5))
+    assert_law(batch.truth, scipy.stats.norm(0, 2))
+    assert_law(plain.design, scipy.stats.norm())
+    assert_law((batch.design / plain.design)[:, 0, 0].log(), scipy.stats.norm(0, 0.7))
+    assert batch.seed.unique().numel() == 2000
+    assert not batch.start.any()
+
+
+# --- Logistic regression -------------------------------------------------------------------------
+
+
+def logistic(num_problems: int, **settings: Any) -> LogisticRegressionBatch:
+    batch = LogisticRegression(**settings).sample(num_problems, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, LogisticRegressionBatch)
+    return batch
+
+
+def penalized_log_loss(batch: LogisticRegressionBatch, params: Tensor) -> Tensor:
+    logits = torch.einsum("bnd,bd->bn", batch.signed_design, params)
+    log_prob: Tensor = torch.distributions.Bernoulli(logits=logits).log_prob(
+        torch.ones_like(logits)
+    )
+    return batch.penalty / 2 * params.square().sum(1) - log_prob.mean(1)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_logistic_loss_is_the_mean_negative_log_likelihood(size: float) -> None:
+    batch = logistic(B, rows_per_step=200, penalty=0.3)
+    params = size * randn(B, 10)
+    expected = penalized_log_loss(batch, params)
+    assert_close(batch.evaluate(params, 0).loss, expected, rtol=1e-12, atol=0)
+
+
+def test_logistic_minibatches_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = logistic(B, num_params=3, num_observations=6, rows_per_step=2, penalty=0.3)
+    num_subsets = every_subset(6, 2, monkeypatch)
+    assert_unbiased(batch, lambda params: penalized_log_loss(batch, params), num_subsets)
+
+
+def test_logistic_score_is_the_loss_of_all_observations() -> None:
+    noisy, whole = logistic(B), logistic(B, rows_per_step=200)
+    params = randn(B, 10)
+    seen, expected = noisy.evaluate(params, 4), whole.evaluate(params, 0)
+    assert_close(seen.excess, expected.excess, rtol=1e-12, atol=0)
+    assert_close(seen.excess_grad, expected.excess_grad, rtol=1e-12, atol=0)
+    assert (seen.loss != expected.loss).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"spread": 2.0, "alpha": 0.01, "penalty": 1e-4},  # separable classes, long designs
+        {"num_params": 30, "num_observations": 12, "rows_per_step": 3, "penalty": 1e-3},
+    ],
+)
+def test_scipy_and_scikit_learn_find_the_same_logistic_minimum(settings: dict[str, Any]) -> None:
+    from sklearn.linear_model import LogisticRegression as Solver
+
+    batch = logistic(8, **settings)
+    whole = dataclasses.replace(batch, rows_per_step=batch.signed_design.shape[1])
+    for index in range(8):
+        problem = whole.select(torch.tensor([index]))
+
+        def function(params: np.ndarray, problem: TaskBatch = problem) -> Any:
+            loss, grad = problem.observe(torch.from_numpy(params)[None], 0)
+            return loss.item(), grad[0].numpy()
+
+        found = scipy.optimize.minimize(
+            function, problem.start[0].numpy(), jac=True, method="BFGS", options={"gtol": 1e-7}
+        )
+        assert_close(found.fun, problem.least.item(), rtol=1e-8, atol=1e-12)
+        # A sign of its own for every other row, as the solver wants both classes.
+        signs = np.resize([1.0, -1.0], problem.signed_design.shape[1])
+        design = signs[:, None] * problem.signed_design[0].numpy()
+        weight = 1 / (batch.penalty * len(signs))
+        solver = Solver(C=weight, fit_intercept=False, solver="newton-cholesky", tol=1e-10)
+        solution = torch.from_numpy(solver.fit(design, signs).coef_)
+        assert_close(problem.best, solution, rtol=1e-5, atol=1e-6)
+
+
+def test_newton_ends_where_the_gradient_does() -> None:
+    batch = logistic(500, rows_per_step=200, spread=1.5)
+    start, end = (
+        batch.evaluate(params, 0).grad.norm(dim=1) for params in (batch.start, batch.best)
+    )
+    assert (end <= 2e-12 * start).all()
+
+
+def test_logistic_labels_follow_the_model() -> None:
+    family = LogisticRegression(num_params=1, num_observations=400, spread=0.0, alpha=1 / 9)
+    batch = family.sample(500, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, LogisticRegressionBatch)
+    _, truth, _, _ = family._regression().draw(500, seeded())
+    assert_law(truth, scipy.stats.norm(0, 3))
+    margin = batch.signed_design[..., 0] * truth  # y x theta*: its sign says if the label is likely
+    for low in range(4):
+        inside = margin[(margin.abs() >= low) & (margin.abs() < low + 1)]
+        likely = torch.sigmoid(inside.abs())
+        deviation = (inside > 0).double().sum() - likely.sum()
+        assert deviation.abs() <= 4 * (likely * (1 - likely)).sum().sqrt()
+
+
+# --- Matrix factorization ------------------------------------------------------------------------
+
+
+def factorization(num_problems: int, **settings: Any) -> MatrixFactorizationBatch:
+    batch = DigitFactorization(**settings).sample(num_problems, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, MatrixFactorizationBatch)
+    return batch
+
+
+def squared_error(batch: MatrixFactorizationBatch, params: Tensor) -> Tensor:
+    left, right = params.chunk(2, 1)  # square matrices: equal halves
+    size, rank = batch.matrix.shape[1], params.shape[1] // (2 * batch.matrix.shape[1])
+    product = left.reshape(-1, size, rank) @ right.reshape(-1, size, rank).mT
+    return 0.5 * (batch.matrix - product).square().sum((1, 2))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_factorization_loss_is_half_the_squared_error(rank: int) -> None:
+    batch = factorization(B, rank=rank)
+    params = randn(B, 16 * rank)
+    seen = batch.evaluate(params, 0)
+    assert_close(seen.loss, squared_error(batch, params), rtol=1e-12, atol=0)
+
+
+def test_factorization_takes_matrices_that_are_not_square() -> None:
+    matrix, left, right = randn(3, 5, 4), randn(3, 5, 2, seed=2), randn(3, 4, 2, seed=3)
+    zeros = torch.zeros(3, dtype=DOUBLE)
+    params = torch.cat([left.flatten(1), right.flatten(1)], 1)
+    batch = MatrixFactorizationBatch(params, matrix, zeros, zeros.long(), entries_per_step=20)
+    expected = 0.5 * (matrix - left @ right.mT).square().sum((1, 2))
+    assert_close(batch.observe(params, 0).loss, expected, rtol=1e-12, atol=0)
+    best = [0.5 * np.square(np.linalg.svd(one)[1][2:]).sum() for one in matrix.numpy()]
+    assert_close(batch.observe(batch.minimizer, 0).loss, torch.tensor(best), rtol=1e-12, atol=0)
+
+
+def test_factorization_minibatches_are_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = randn(B, 2, 3)
+    start, zeros = randn(B, 5, seed=2), torch.zeros(B, dtype=DOUBLE)
+    batch = MatrixFactorizationBatch(start, matrix, zeros, zeros.long(), entries_per_step=2)
+    num_subsets = every_subset(6, 2, monkeypatch)
+
+    def loss(params: Tensor) -> Tensor:
+        product = params[:, :2, None] * params[:, None, 2:]
+        return 0.5 * (matrix - product).square().sum((1, 2))
+
+    assert_unbiased(batch, loss, num_subsets)
+
+
+def test_factorization_is_scored_by_all_entries() -> None:
+    batch = factorization(B, entries_per_step=16)
+    params = randn(B, 32)
+    seen = batch.evaluate(params, 4)
+    expected = squared_error(batch, params) - batch.least
+    assert_close(seen.excess, expected, rtol=1e-12, atol=0)
+
+
+def test_scipy_finds_no_lower_factorization() -> None:
+    batch = factorization(12)
+    gaps = []
+    for index in range(12):
+        problem = batch.select(torch.tensor([index]))
+
+        def function(params: np.ndarray, problem: TaskBatch = problem) -> Any:
+            loss, grad = problem.observe(torch.from_numpy(params)[None], 0)
+            return loss.item(), grad[0].numpy()
+
+        start = problem.start[0].numpy()
+        found = scipy.optimize.minimize(function, start, jac=True, tol=1e-9, method="L-BFGS-B")
+        gaps.append(found.fun - problem.least.item())
+    assert np.abs(gaps).max() < 1e-6
+
+
+def test_factorized_images_are_those_of_the_table() -> None:
+    from sklearn.datasets import load_digits
+
+    batch = factorization(300, start_std=0.3)
+    table = {image.tobytes() for image in load_digits().images}
+    assert {(16 * image).numpy().tobytes() for image in batch.matrix} <= table
+    assert len(batch.matrix.unique(dim=0)) > 250
+    assert_law(batch.start, scipy.stats.norm(0, 0.3))
 
 
 # --- Rosenbrock ----------------------------------------------------------------------------------
@@ -439,7 +732,20 @@ def test_diabetes_is_standardised_and_solved_like_numpy_solves_it() -> None:
         (LinearRegression, {"spread": -0.1}, "spread"),
         (LinearRegression, {"condition_decades": -1.0}, "condition_decades"),
         (LinearRegression, {"signal_decades": -1.0}, "signal_decades"),
+        (LinearRegression, {"spectral_norm": 0.0}, "spectral_norm"),
         (LinearRegression, {"inputs": "gaussian"}, "inputs"),
+        (LogisticRegression, {"num_params": 0}, "num_params"),
+        (LogisticRegression, {"rows_per_step": 0}, "rows_per_step"),
+        (LogisticRegression, {"rows_per_step": 201}, "num_observations = 200, got 201"),
+        (LogisticRegression, {"penalty": 0.0}, "penalty"),
+        (DigitFactorization, {"rank": 0}, "rank"),
+        (DigitFactorization, {"rank": 9}, "rank"),
+        (DigitFactorization, {"entries_per_step": 65}, "entries_per_step"),
+        (DigitFactorization, {"start_std": 0.0}, "start_std"),
+        (MinibatchRegression, {"num_params": 0}, "num_params"),
+        (MinibatchRegression, {"rows_per_step": 0}, "rows_per_step"),
+        (MinibatchRegression, {"rows_per_step": 11}, "num_observations = 10, got 11"),
+        (MinibatchRegression, {"beta": 0.0}, "beta"),
         (Quadratic, {"num_params": 0}, "num_params"),
         (Quadratic, {"start_std": -1.0}, "start_std"),
         (Rosenbrock, {"num_params": 1}, "num_params"),

@@ -79,6 +79,9 @@ class LinearRegression(TaskFamily):
     condition_decades: float = 0.0
     signal_decades: float = 0.0
     """theta* is scaled by 10^(-u signal_decades), u from U(0, 1) per problem."""
+    spectral_norm: float | None = None
+    """If given, each design, its intercept too, is scaled to this largest singular value; the
+    loss then has the greatest curvature beta spectral_norm^2 in every problem."""
 
     def __post_init__(self) -> None:
         require(self.num_params >= 1, f"num_params must be at least 1, got {self.num_params}")
@@ -97,6 +100,10 @@ class LinearRegression(TaskFamily):
             require(
                 getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}"
             )
+        require(
+            self.spectral_norm is None or self.spectral_norm > 0,
+            f"spectral_norm must be above 0, or None to leave designs be, got {self.spectral_norm}",
+        )
 
     @property
     def dim(self) -> int:
@@ -124,7 +131,11 @@ class LinearRegression(TaskFamily):
         truth = torch.randn(num_problems, self.num_params, **draw) / self.alpha**0.5
         if self.signal_decades > 0:
             truth = truth * 10 ** (-self.signal_decades * torch.rand(num_problems, 1, **draw))
-        return design * mask.unsqueeze(-1), truth, mask, count
+        design = design * mask.unsqueeze(-1)
+        if self.spectral_norm is not None:
+            largest = torch.linalg.matrix_norm(design, 2)
+            design = design * (self.spectral_norm / largest)[:, None, None]
+        return design, truth, mask, count
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> LeastSquaresBatch:
         design, truth, mask, count = self.draw(num_problems, generator)
@@ -147,4 +158,7 @@ FAMILIES = {
         signal_decades=1.0,
     ),
     "regression-10d-plain": LinearRegression(num_params=10, inputs="normal", intercept=False),
+    "regression-10d-smooth": LinearRegression(
+        num_params=10, inputs="normal", intercept=False, spectral_norm=5.0
+    ),
 }

@@ -1,0 +1,163 @@
+"""Logistic regression, on all observations at every step or on minibatches of them."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._errors import require
+from haltwise._random import random_subsets
+from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
+from haltwise.tasks.regression import LinearRegression
+
+__all__ = ["FAMILIES", "LogisticRegression", "LogisticRegressionBatch"]
+
+
+@final
+@dataclass(frozen=True)
+class LogisticRegressionBatch(TaskBatch):
+    """f(theta) = 1/N sum_n log(1 + exp(-y_n x_n^T theta)) + penalty/2 ||theta||^2, y_n = +-1.
+
+    In nats per observation. Scored is f above its minimum; seen is the same mean, penalty
+    included, over K random observations, an unbiased estimate. At K = N the two are one.
+    """
+
+    signed_design: Tensor
+    """y_n x_n, shape [B, N, D]."""
+    best: Tensor
+    """The minimizer of f, shape [B, D]."""
+    least: Tensor
+    """f there, shape [B]."""
+    seed: Tensor
+    """The problem's own stream of minibatches, int64 [B]."""
+    rows_per_step: int
+    """K, drawn without replacement within a step and afresh at every step."""
+    penalty: float
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return self.least
+
+    @property
+    def minimizer(self) -> Tensor:
+        return self.best
+
+    @property
+    def _sees_all(self) -> bool:
+        return self.rows_per_step == self.signed_design.shape[1]
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        if self._sees_all:
+            return _penalized_loss(self.signed_design, params, self.penalty)
+        rows = random_subsets(self.seed, step, self.signed_design.shape[1], self.rows_per_step)
+        seen = torch.take_along_dim(self.signed_design, rows.unsqueeze(-1), 1)
+        return _penalized_loss(seen, params, self.penalty)
+
+    def evaluate(self, params: Tensor, step: int) -> Evaluation:
+        if self._sees_all:
+            return super().evaluate(params, step)
+        score, score_grad = _penalized_loss(self.signed_design, params, self.penalty)
+        return Evaluation(*self.observe(params, step), score - self.least, score_grad)
+
+
+def _penalized_loss(signed_design: Tensor, params: Tensor, penalty: float) -> Observation:
+    margin = torch.bmm(signed_design, params.unsqueeze(-1))
+    # Not `softplus`, which is rounded to a line beyond 20.
+    loss = -torch.nn.functional.logsigmoid(margin).mean((-2, -1))
+    pull = torch.bmm(signed_design.mT, torch.sigmoid(-margin)).squeeze(-1) / margin.shape[1]
+    return Observation(loss + 0.5 * penalty * params.square().sum(1), penalty * params - pull)
+
+
+def _newton(signed_design: Tensor, penalty: float) -> Tensor:
+    """The minimizers, shape [B, D]: Newton's method, steps halved until the gradient falls."""
+    num_problems, num_rows, dim = signed_design.shape
+    params = signed_design.new_zeros(num_problems, dim)
+    grad = _penalized_loss(signed_design, params, penalty).grad
+    tolerance = 1e-12 * grad.norm(dim=1)
+    ridge = penalty * torch.eye(dim, dtype=params.dtype)
+    for _ in range(100):  # 10 or so suffice
+        done = grad.norm(dim=1) <= tolerance
+        if done.all():
+            break
+        margin = torch.bmm(signed_design, params.unsqueeze(-1))
+        weight = torch.sigmoid(margin) * torch.sigmoid(-margin) / num_rows
+        hessian = torch.bmm(signed_design.mT, weight * signed_design) + ridge
+        direction = torch.linalg.solve(hessian, grad)
+        for halvings in range(20):
+            trial = params - 0.5**halvings * direction
+            trial_grad = _penalized_loss(signed_design, trial, penalty).grad
+            better = ~done & (trial_grad.norm(dim=1) < grad.norm(dim=1))
+            params = torch.where(better[:, None], trial, params)
+            grad = torch.where(better[:, None], trial_grad, grad)
+            done |= better
+            if done.all():
+                break
+    return params
+
+
+@final
+@dataclass(frozen=True)
+class LogisticRegression(TaskFamily):
+    """P(y_n = 1) = sigmoid(x_n^T theta*), x ~ s N(0, I), theta* ~ N(0, I / alpha).
+
+    ln s ~ N(0, spread^2), one s per problem: how far the classes lie apart. theta_0 = 0. The
+    penalty makes the minimum exist where the classes are separable; its default alpha/N makes the
+    minimizer the maximum a posteriori of theta*.
+    """
+
+    num_params: int = 10
+    num_observations: int = 200
+    rows_per_step: int = 10
+    spread: float = 0.5
+    alpha: float = 1.0
+    penalty: float = 0.005
+
+    def __post_init__(self) -> None:
+        self._regression()  # refuses what is wrong with the rest
+        require(
+            1 <= self.rows_per_step <= self.num_observations,
+            "rows_per_step must lie between 1 and num_observations "
+            f"= {self.num_observations}, got {self.rows_per_step}",
+        )
+        require(
+            self.penalty > 0,
+            f"penalty must be above 0, or a minimum may not exist, got {self.penalty}",
+        )
+
+    @property
+    def dim(self) -> int:
+        return self.num_params
+
+    def _regression(self) -> LinearRegression:
+        return LinearRegression(
+            num_params=self.num_params,
+            min_observations=self.num_observations,
+            max_observations=self.num_observations,
+            alpha=self.alpha,
+            inputs="normal",
+            intercept=False,
+            spread=self.spread,
+        )
+
+    def _sample(self, num_problems: int, generator: torch.Generator) -> LogisticRegressionBatch:
+        design, truth, mask, _ = self._regression().draw(num_problems, generator)
+        probability = torch.sigmoid(torch.einsum("bnd,bd->bn", design, truth))
+        uniform = torch.rand(mask.shape, generator=generator, dtype=torch.float64)
+        signed_design = torch.where(uniform < probability, 1.0, -1.0).unsqueeze(-1) * design
+        best = _newton(signed_design, self.penalty)
+        return LogisticRegressionBatch(
+            start=torch.zeros_like(truth),
+            signed_design=signed_design,
+            best=best,
+            least=_penalized_loss(signed_design, best, self.penalty).loss,
+            seed=torch.randint(2**63 - 1, (num_problems,), generator=generator),
+            rows_per_step=self.rows_per_step,
+            penalty=self.penalty,
+        )
+
+
+FAMILIES = {
+    "logistic-10d": LogisticRegression(rows_per_step=200),
+    "logistic-10d-noisy": LogisticRegression(),
+}
