@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from haltwise import rules
 from haltwise._errors import require
+from haltwise._tensors import add_prefix, strip
 from haltwise.halting.head import BEFORE, HaltingHead, HaltingOutput
 from haltwise.halting.signals import StepSignals, extract_features, init_features
 from haltwise.halting.stopping import FixedBudget, HazardThreshold, PosteriorMode, StopRule
 from haltwise.rules import Rule, State
 
-__all__ = ["LearnedOptimizer", "OptimizerConfig", "OptimizerStep", "strip"]
+__all__ = ["LearnedOptimizer", "OptimizerConfig", "OptimizerStep"]
 
 
 class OptimizerStep(NamedTuple):
@@ -135,8 +136,8 @@ class LearnedOptimizer(nn.Module):
     def init(self, params: Tensor) -> State:
         """The state before the first step, for parameters [B, D]."""
         return {
-            **{f"rule.{name}": value for name, value in self.rule.init(params).items()},
-            **{f"head.{name}": value for name, value in init_features(len(params), params).items()},
+            **add_prefix(self.rule.init(params), "rule."),
+            **add_prefix(init_features(len(params), params), "head."),
         }
 
     def step(
@@ -159,15 +160,5 @@ class LearnedOptimizer(nn.Module):
             update,
             features,
             said._replace(increments=said.increments + self.log_ratio(price).unsqueeze(-1)),
-            {
-                **{f"rule.{name}": value for name, value in rule_state.items()},
-                **{f"head.{name}": value for name, value in memory.items()},
-            },
+            {**add_prefix(rule_state, "rule."), **add_prefix(memory, "head.")},
         )
-
-
-def strip(state: State, prefix: str) -> State:
-    """The entries whose names begin with `prefix`, without it."""
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }

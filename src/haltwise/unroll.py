@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from haltwise._errors import require
-from haltwise._tensors import log_rms, map_tensors
+from haltwise._tensors import log_rms, map_tensors, strip
 from haltwise.halting.head import HaltingOutput
 from haltwise.halting.stopping import Traces
-from haltwise.optimizer import LearnedOptimizer, strip
+from haltwise.optimizer import LearnedOptimizer
 from haltwise.rules import State, select_state
 from haltwise.tasks import TaskBatch
 
