@@ -21,7 +21,8 @@ from haltwise.evaluation.baselines import (
 )
 from haltwise.evaluation.records import load_records, save_record
 from haltwise.evaluation.statistics import lower_hull, permuted_cost, randomized_budget
-from haltwise.halting.accounts import paid, settle
+from haltwise.halting.accounts import RECALLS, Recall, paid, settle
+from haltwise.halting.stopping import Traces
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks import family
 
@@ -77,25 +78,39 @@ def test_lower_hull_is_below_every_budget_and_convex() -> None:
 
 def test_the_last_update_is_free_only_where_gradients_are_counted() -> None:
     decided = torch.tensor([0, 3, 7])
-    assert ends(decided, Account.UPDATES, 7).tolist() == [0, 3, 7]
-    assert ends(decided, Account.GRADIENTS, 7).tolist() == [1, 4, 7]
-    assert ends(decided, Account.GRADIENTS, 7, hold=True).tolist() == [0, 3, 7]
+    traces = Traces(torch.zeros(3, 8), torch.zeros(3, 8))
+    assert ends(decided, traces, Recall.CURRENT).tolist() == [0, 3, 7]
+    assert ends(decided, traces, Recall.NEXT).tolist() == [1, 4, 7]
+    assert paid(decided, Account.UPDATES, 7).tolist() == [0, 3, 7]
     assert paid(decided, Account.GRADIENTS, 7).tolist() == [1, 4, 7]
     assert costs(torch.zeros(1, 3), 0.5).tolist() == [[0.0, 0.5, 1.0]]
 
 
 @pytest.mark.parametrize("account", Account)
-@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("recall", Recall)
 def test_settling_is_excess_where_it_ends_plus_price_times_what_was_paid(
-    account: Account, hold: bool, table: Tensor
+    account: Account, recall: Recall, table: Tensor
 ) -> None:
     decided = torch.arange(50) % 9
-    found = settle(costs(table, 0.3), decided, account, price=0.3, hold=hold)
+    loss = torch.randn(50, 9, generator=stream(8)).round()  # with ties
+    loss[3:9, :4] = torch.nan
+    hold = torch.randn(50, 8, generator=stream(9))
+    traces = Traces(loss, table, hold_logits=hold)
+    if recall not in RECALLS[account]:
+        with pytest.raises(InputError, match="cannot return"):
+            settle(traces, decided, account, recall, price=0.3)
+        return
+    found = settle(traces, decided, account, recall, price=0.3)
     for problem, step in enumerate(decided.tolist()):
-        end, cost = step, step
-        if account is Account.GRADIENTS and step < 8:
-            cost = step + 1
-            end = step if hold else step + 1
+        cost = min(step + 1, 8) if account is Account.GRADIENTS else step
+        end = step
+        if recall is Recall.NEXT or (
+            recall is Recall.LEARNED and (step == 8 or hold[problem, step] <= 0)
+        ):
+            end = min(step + 1, 8)
+        elif recall is Recall.BEST:
+            seen = [math.inf if math.isnan(x) else x for x in loss[problem].tolist()]
+            end = min(range(min(step, 7) + 1), key=seen.__getitem__)
         assert found[problem] == pytest.approx(float(table[problem, end]) + 0.3 * cost)
 
 

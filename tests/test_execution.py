@@ -9,6 +9,7 @@ from torch import Tensor
 
 from haltwise._random import stream
 from haltwise.execution import Outcome, execute
+from haltwise.halting.accounts import Recall, ends
 from haltwise.halting.head import AFTER, BEFORE
 from haltwise.halting.stopping import (
     FixedBudget,
@@ -16,8 +17,9 @@ from haltwise.halting.stopping import (
     HazardThreshold,
     Patience,
     PosteriorMode,
+    Sampling,
     StopRule,
-    decisions,
+    decisions_and_reasons,
 )
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks import Observation, TaskBatch, family
@@ -44,10 +46,12 @@ def median_hazard(optimizer: LearnedOptimizer, batch: TaskBatch) -> float:
     return float(unroll(optimizer, batch, STEPS, price).hazard_logits.median())
 
 
-@pytest.mark.parametrize("apply_last_update", [True, False])
-@pytest.mark.parametrize("kind", ["mode", "before", "norm", "patience", "hazard", "fixed"])
+@pytest.mark.parametrize("recall", Recall)
+@pytest.mark.parametrize(
+    "kind", ["mode", "before", "norm", "patience", "hazard", "fixed", "drawn", "any", "all"]
+)
 def test_execution_ends_where_the_traces_say(
-    kind: str, apply_last_update: bool, optimizer: LearnedOptimizer, batch: TaskBatch
+    kind: str, recall: Recall, optimizer: LearnedOptimizer, batch: TaskBatch
 ) -> None:
     rules: dict[str, StopRule] = {
         "mode": PosteriorMode(AFTER),
@@ -56,16 +60,22 @@ def test_execution_ends_where_the_traces_say(
         "patience": Patience(2),
         "hazard": HazardThreshold(median_hazard(optimizer, batch)),
         "fixed": FixedBudget(5),
+        "drawn": Sampling(3),
     }
+    rules["any"] = rules["norm"] | rules["patience"] | FixedBudget(9)
+    rules["all"] = rules["norm"] & (Sampling(3) | rules["patience"])
     rule = rules[kind]
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
     trajectory = unroll(optimizer, batch, STEPS, price)
-    decided = decisions(rule, trajectory.traces())
-    result = execute(optimizer, batch, rule, price, STEPS, apply_last_update=apply_last_update)
+    decided, reason = decisions_and_reasons(rule, trajectory.traces())
+    result = execute(optimizer, batch, rule, price, STEPS, recall=recall)
     halted = decided < STEPS
     assert torch.equal(result.num_gradients, (decided + 1).clamp_max(STEPS))
-    updates = (decided + apply_last_update).clamp_max(STEPS)
+    updates = ends(decided, trajectory.traces(), recall)
     assert torch.equal(result.num_updates, updates)
+    assert torch.equal(result.reason, reason)
+    assert torch.equal(result.reason >= 0, halted)
+    assert result.reasons == rule.reasons
     assert torch.equal(result.outcome == Outcome.HALTED, halted)
     expected = trajectory.excess.gather(1, updates.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(batch.evaluate(result.params, 0).excess, expected)
@@ -113,6 +123,7 @@ def test_a_problem_that_goes_wrong_harms_no_other(
     result = execute(optimizer, replace(batch, target=target), rule, price, STEPS)  # type: ignore[call-arg]
     assert result.outcome[3] == Outcome.NONFINITE
     assert torch.equal(result.params[3], batch.start[3])
+    assert result.reason[3] == -1
     others = torch.arange(PROBLEMS) != 3
     assert torch.equal(result.params[others], clean.params[others])
     assert torch.equal(result.outcome[others], clean.outcome[others])

@@ -3,16 +3,24 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from torch import Tensor
 
 from haltwise._errors import InputError
 from haltwise.halting import stopping
-from haltwise.halting.accounts import Account, calibrate, costs, ends
+from haltwise.halting.accounts import Account, Recall, calibrate, costs, ends, paid
 from haltwise.halting.head import AFTER, BEFORE
 from haltwise.halting.stopping import (
+    AllOf,
+    AnyOf,
+    CumulativeThreshold,
+    Drawdown,
     FixedBudget,
     GradientNorm,
     HazardThreshold,
@@ -20,11 +28,14 @@ from haltwise.halting.stopping import (
     Patience,
     Plateau,
     PosteriorMode,
+    Sampling,
     Seen,
     StopRule,
     Traces,
     decisions,
+    decisions_and_reasons,
 )
+from haltwise.rules import select_state
 
 DOUBLE = torch.float64
 N, T = 40, 12
@@ -63,12 +74,25 @@ CLASSES = [
 
 def settings(rule: type[StopRule]) -> list[StopRule]:
     """A spread of what the rule would try itself; a rule without settings, as it is."""
+    if rule in COMPOSED:
+        return COMPOSED[rule]
     try:
         found = rule.candidates(TRACES, COSTS)
     except NotImplementedError:
         return [rule()]
     return found[:: max(1, len(found) // 12)]
 
+
+COMPOSED: dict[type[StopRule], list[StopRule]] = {
+    AnyOf: [
+        Patience(3) | GradientNorm(-1.5) | FixedBudget(9),
+        HazardThreshold(3.0) | (Sampling(7) & Plateau(0.2)),
+    ],
+    AllOf: [
+        Patience(1) & GradientNorm(0.5),
+        (Sampling(7) | PosteriorMode(BEFORE)) & (Drawdown(0.1) | CumulativeThreshold(0.9)),
+    ],
+}
 
 every_rule = pytest.mark.parametrize("rule", CLASSES, ids=lambda rule: rule.__name__)
 
@@ -81,7 +105,7 @@ def test_decisions_are_those_of_a_loop_over_one_problem(rule: type[StopRule]) ->
     for setting in settings(rule):
         expected = []
         for i in range(N):
-            memory, stopped = setting.init(1, TRACES.loss), T
+            memory, stopped = select_state(setting.init(N, TRACES.loss), torch.tensor([i])), T
             for step in range(T):
                 signals = (getattr(TRACES, name)[i : i + 1, step] for name in Seen._fields[1:])
                 stop, memory = setting.step(Seen(step, *signals), memory)
@@ -116,6 +140,59 @@ def test_what_is_scored_is_never_seen(rule: type[StopRule]) -> None:
     blind = replace(TRACES, excess=TRACES.excess * math.nan)
     for setting in settings(rule):
         assert torch.equal(decisions(setting, blind), decisions(setting, TRACES))
+
+
+@every_rule
+def test_problems_that_leave_change_nothing_for_those_that_stay(rule: type[StopRule]) -> None:
+    for setting, leave_at in product(settings(rule), (1, T // 2)):
+        kept = randn(N, seed=leave_at).argsort()[: N // 3]
+        full, part = setting.init(N, TRACES.loss), None
+        for seen in TRACES:
+            if seen.step == leave_at:
+                part = select_state(full, kept)
+            stop, full = setting.step(seen, full)
+            if part is not None:
+                rest = Seen(seen.step, *(seen.signal(name)[kept] for name in Seen._fields[1:]))
+                fewer, part = setting.step(rest, part)
+                assert torch.equal(fewer, stop[kept])
+                assert torch.equal(setting.why(fewer, part), setting.why(stop, full)[kept])
+
+
+def composed(leaves: st.SearchStrategy[StopRule]) -> st.SearchStrategy[StopRule]:
+    pairs = st.tuples(leaves, leaves)
+    return pairs.map(lambda pair: pair[0] | pair[1]) | pairs.map(lambda pair: pair[0] & pair[1])
+
+
+any_rule = st.recursive(
+    st.sampled_from([setting for rule in CLASSES for setting in settings(rule)]),
+    composed,
+    max_leaves=3,
+)
+
+
+def said(rule: StopRule, traces: Traces) -> list[list[int]]:
+    """At every step, of every problem, the reason to stop or -1."""
+    memory, found = rule.init(traces.num_problems, traces.loss), []
+    for seen in traces:
+        stop, memory = rule.step(seen, memory)
+        found.append(torch.where(stop, rule.why(stop, memory), -1).tolist())
+    return found
+
+
+@given(rule=any_rule, step=st.integers(0, T - 1), seed=st.integers(0, 1000))
+def test_nothing_said_up_to_a_step_depends_on_what_comes_after_it(
+    rule: StopRule, step: int, seed: int
+) -> None:
+    scale = 10.0 ** (seed % 5 - 2)
+    altered = Traces(
+        **{
+            name: torch.cat(
+                (value[:, : step + 1], scale * randn(*value[:, step + 1 :].shape, seed=seed)), 1
+            )
+            for name, value in vars(TRACES).items()
+        }
+    )
+    assert said(rule, altered)[: step + 1] == said(rule, TRACES)[: step + 1]
 
 
 @every_rule
@@ -171,7 +248,7 @@ def fixed(rule: FixedBudget, i: int, t: int) -> bool:
 
 
 def gradient_norm(rule: GradientNorm, i: int, t: int) -> bool:
-    return TRACES.log_grad_norm[i, t].item() <= rule.log_tolerance
+    return TRACES.signal("log_grad_norm")[i, t].item() <= rule.log_tolerance
 
 
 def plateau(rule: Plateau, i: int, t: int) -> bool:
@@ -187,15 +264,34 @@ def patience(rule: Patience, i: int, t: int) -> bool:
 
 
 def mode(rule: PosteriorMode, i: int, t: int) -> bool:
-    return TRACES.increments[i, t, rule.output].item() <= 0
+    return TRACES.signal("increments")[i, t, rule.output].item() <= 0
 
 
 def hazard(rule: HazardThreshold, i: int, t: int) -> bool:
-    return TRACES.hazard_logits[i, t, rule.output].item() >= rule.threshold
+    return TRACES.signal("hazard_logits")[i, t, rule.output].item() >= rule.threshold
+
+
+def survival(i: int, t: int, output: int) -> float:
+    logits = TRACES.signal("hazard_logits")[i, : t + 1, output].tolist()
+    return math.prod(1 - 1 / (1 + math.exp(-logit)) for logit in logits)
+
+
+def cumulative(rule: CumulativeThreshold, i: int, t: int) -> bool:
+    return 1 - survival(i, t, rule.output) >= rule.level
+
+
+def sampling(rule: Sampling, i: int, t: int) -> bool:
+    uniform = torch.rand(N, generator=seeded(rule.seed), dtype=DOUBLE)[i].item()
+    return survival(i, t, rule.output) <= uniform
+
+
+def drawdown(rule: Drawdown, i: int, t: int) -> bool:
+    losses = TRACES.loss[i, : t + 1].tolist()
+    return losses[-1] > min(losses) + rule.tolerance
 
 
 def logistic(rule: Logistic, i: int, t: int) -> bool:
-    norm, loss = TRACES.log_grad_norm[i, t].item(), TRACES.loss[i, t].item()
+    norm, loss = TRACES.signal("log_grad_norm")[i, t].item(), TRACES.loss[i, t].item()
     inputs = (norm, math.asinh(loss), t, math.log1p(t))
     score = math.fsum(w * x for w, x in zip(rule.weights, inputs, strict=True))
     return score >= rule.threshold
@@ -210,6 +306,9 @@ def logistic(rule: Logistic, i: int, t: int) -> bool:
         ([Patience(n, level) for n in (1, 2, 5) for level in (0.0, 0.4)], patience),
         ([PosteriorMode(), PosteriorMode(AFTER), PosteriorMode(BEFORE)], mode),
         ([HazardThreshold(), HazardThreshold(-1.0, AFTER), HazardThreshold(1.0, BEFORE)], hazard),
+        ([CumulativeThreshold(p, o) for p in (0.1, 0.5, 0.95) for o in (0, 1)], cumulative),
+        ([Sampling(seed, o) for seed in (0, 5) for o in (AFTER, BEFORE)], sampling),
+        ([Drawdown(level) for level in (0.0, 0.5, 2.0)], drawdown),
         ([Logistic((-1.0, -0.5, 0.2, 0.1), level) for level in (-2.0, 0.0, 2.0)], logistic),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -251,10 +350,116 @@ def curve(*losses: float) -> Traces:
         (Plateau(0.0), (5, 4, 3, 2), 4),
         (Plateau(0.0), (math.inf, 5, 4), 3),
         (Plateau(10.0), (5, 4, 3), 1),  # never before two losses are known
+        (Drawdown(), (5, 4, 4, 3), 4),  # a standstill is no rise
+        (Drawdown(), (5, 4, 4.5), 2),
+        (Drawdown(1.0), (5, 4, 5, 3, 4.5), 4),
+        (Drawdown(1.0), (math.inf, 5, 4), 3),
+        (Drawdown(1.0), (5, math.nan, 4), 1),
+        (Drawdown(1.0), (5, math.inf, 4), 1),
     ],
 )
 def test_hand_made_curves(rule: StopRule, losses: tuple[float, ...], stop: int) -> None:
     assert decisions(rule, curve(*losses)).tolist() == [stop]
+
+
+# --- Sampling and the distribution function -------------------------------------------------------
+
+
+def test_sampled_stops_follow_the_learned_law() -> None:
+    """Chi-square of 20,000 stops against q(t), T's share last."""
+    num = 20_000
+    logits = torch.tensor([-3.0, -1.0, -2.0, 0.5, -4.0, -0.3], dtype=DOUBLE)
+    loss = torch.zeros(num, 7, dtype=DOUBLE)
+    hazards = torch.stack((logits, -logits), -1).expand(num, -1, -1)
+    traces = Traces(loss, loss, hazard_logits=hazards)
+    for seed, output in product((0, 1), (AFTER, BEFORE)):
+        counts = torch.bincount(decisions(Sampling(seed, output), traces), minlength=7)
+        rho = hazards[0, :, output].sigmoid()
+        reached = torch.cat((rho.new_ones(1), (1 - rho).cumprod(0)))
+        expected = num * reached * torch.cat((rho, rho.new_ones(1)))
+        assert ((counts - expected).square() / expected).sum() < 16.8  # p = .01, 6 degrees
+
+
+def test_different_seeds_draw_different_stops() -> None:
+    stops = [decisions(Sampling(seed), TRACES) for seed in range(3)]
+    assert not torch.equal(stops[0], stops[1])
+    assert torch.equal(stops[0], decisions(Sampling(0), TRACES))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, 2.0, math.nan])
+def test_levels_that_mean_nothing_are_refused(level: float) -> None:
+    with pytest.raises(InputError, match="strictly between 0 and 1"):
+        CumulativeThreshold(level)
+
+
+def test_extreme_hazards_neither_stop_too_soon_nor_overflow() -> None:
+    loss = torch.zeros(2, 4, dtype=torch.float32)
+    logits = torch.tensor([[-1e4, -1e4, 1e4], [-60.0, -60.0, -60.0]])
+    traces = Traces(loss, loss, hazard_logits=logits.unsqueeze(-1).expand(-1, -1, 2))
+    assert decisions(CumulativeThreshold(0.999), traces).tolist() == [2, 3]
+    for level, stop in ((1e-30, 0), (1e-26, 1), (1e-24, 3)):  # rho = 8.8e-27
+        assert decisions(CumulativeThreshold(level), traces).tolist() == [2, stop]
+
+
+# --- Composition ---------------------------------------------------------------------------------
+
+
+@hypothesis.settings(max_examples=25)
+@given(a=any_rule, b=any_rule, c=any_rule)
+def test_composed_rules_obey_the_laws_of_sets(a: StopRule, b: StopRule, c: StopRule) -> None:
+    def stops(rule: StopRule) -> Tensor:
+        return torch.tensor(said(rule, TRACES)) >= 0  # at every step, not only the first
+
+    first, second, third = stops(a), stops(b), stops(c)
+    assert torch.equal(stops(a | a), first)
+    assert torch.equal(stops(a & a), first)
+    assert torch.equal(stops(a | b), first | second)
+    assert torch.equal(stops(b | a), first | second)
+    assert torch.equal(stops(a & b), first & second)
+    assert torch.equal(stops(b & a), first & second)
+    assert torch.equal(stops((a | b) | c), first | second | third)
+    assert torch.equal(stops((a | b) & c), stops((a & c) | (b & c)))
+    earliest = torch.minimum(decisions(a, TRACES), decisions(b, TRACES))
+    assert torch.equal(decisions(a | b, TRACES), earliest)
+
+
+@given(a=any_rule, b=any_rule)
+def test_a_composed_rule_says_which_part_it_is_due_to(a: StopRule, b: StopRule) -> None:
+    alone = [said(a, TRACES), said(b, TRACES)]
+    for step, of_step in enumerate(said(a | b, TRACES)):
+        for i, reason in enumerate(of_step):
+            x, y = alone[0][step][i], alone[1][step][i]
+            due = a.reasons[x] if x >= 0 else b.reasons[y] if y >= 0 else None
+            assert (None if reason < 0 else (a | b).reasons[reason]) == due
+    for step, of_step in enumerate(said(a & b, TRACES)):
+        for i, reason in enumerate(of_step):
+            x, y = alone[0][step][i], alone[1][step][i]
+            due = f"{a.reasons[x]} and {b.reasons[y]}" if min(x, y) >= 0 else None
+            assert (None if reason < 0 else (a & b).reasons[reason]) == due
+
+
+def test_reasons_are_words_with_their_settings() -> None:
+    rule = GradientNorm(math.log(0.001)) | Patience(5, 0.1) | FixedBudget(40)
+    assert rule.reasons == (
+        "the gradient's rms is at most 0.001",
+        "the loss has not fallen by more than 0.1 for 5 steps",
+        "40 steps are done",
+    )
+
+
+@every_rule
+def test_every_rule_says_why(rule: type[StopRule]) -> None:
+    for setting in settings(rule):
+        decided, reason = decisions_and_reasons(setting, TRACES)
+        assert torch.equal(reason >= 0, decided < T)
+        assert int(reason.max()) < len(setting.reasons)
+        assert not any(type(setting).__name__ in words for words in setting.reasons)
+
+
+@pytest.mark.parametrize("rule", [AnyOf, AllOf])
+def test_composing_nothing_is_refused(rule: Callable[[tuple[StopRule, ...]], StopRule]) -> None:
+    with pytest.raises(InputError, match="at least one rule"):
+        rule(())
 
 
 # --- Tuning --------------------------------------------------------------------------------------
@@ -277,9 +482,8 @@ def test_a_fitted_logistic_rule_finds_the_step_that_pays(dtype: torch.dtype) -> 
     table, test_table = costs(tuning.excess, price), costs(test.excess, price)
 
     def tuned(rule: type[StopRule]) -> float:
-        best = calibrate(
-            rule.candidates(tuning, table), tuning, table, Account.UPDATES, price=1.0
-        ).rule
+        found = rule.candidates(tuning, table)
+        best = calibrate(found, tuning, Account.UPDATES, price=price).policy.rule
         return test_table.gather(1, decisions(best, test)[:, None]).mean().item()
 
     oracle, fixed = test_table.amin(1).mean().item(), tuned(FixedBudget)
@@ -294,7 +498,7 @@ def test_a_logistic_rule_with_one_label_always_or_never_stops(slope: float, stop
 
 
 def test_thresholds_need_a_finite_value() -> None:
-    hopeless = replace(TRACES, log_grad_norm=TRACES.log_grad_norm * math.nan)
+    hopeless = replace(TRACES, log_grad_norm=TRACES.signal("log_grad_norm") * math.nan)
     with pytest.raises(InputError, match="no finite value"):
         GradientNorm.candidates(hopeless, COSTS)
 
@@ -306,8 +510,46 @@ def test_traces_yield_every_step_but_the_last() -> None:
     steps = list(TRACES)
     assert [seen.step for seen in steps] == list(range(T))
     for name in Seen._fields[1:]:
-        stacked = torch.stack([getattr(seen, name) for seen in steps], 1)
-        assert torch.equal(stacked, getattr(TRACES, name)[:, :T])
+        stacked = torch.stack([seen.signal(name) for seen in steps], 1)
+        assert torch.equal(stacked, TRACES.signal(name)[:, :T])
+
+
+LOSSES_ALONE = Traces(TRACES.loss, TRACES.excess)
+NEEDS: dict[type[StopRule], str] = {
+    GradientNorm: "log_grad_norm",
+    Logistic: "log_grad_norm",
+    HazardThreshold: "hazard_logits",
+    CumulativeThreshold: "hazard_logits",
+    Sampling: "hazard_logits",
+    PosteriorMode: "increments",
+}
+
+
+@every_rule
+def test_losses_alone_will_do_unless_a_rule_says_what_it_lacks(rule: type[StopRule]) -> None:
+    if rule in COMPOSED:
+        return
+    setting = settings(rule)[0]
+    if rule not in NEEDS:
+        assert torch.equal(decisions(setting, LOSSES_ALONE), decisions(setting, TRACES))
+        assert rule.candidates(LOSSES_ALONE, COSTS) == rule.candidates(TRACES, COSTS)
+        return
+    with pytest.raises(InputError, match=f"{NEEDS[rule]} is needed"):
+        decisions(setting, LOSSES_ALONE)
+    with pytest.raises((InputError, NotImplementedError), match=f"{NEEDS[rule]}|nothing to tune"):
+        rule.candidates(LOSSES_ALONE, COSTS)
+
+
+def test_what_the_head_has_not_said_cannot_be_returned() -> None:
+    decided = torch.full((N,), 2)
+    with pytest.raises(InputError, match="hold_logits"):
+        ends(decided, LOSSES_ALONE, Recall.LEARNED)
+    assert ends(decided, LOSSES_ALONE, Recall.NEXT).tolist() == [3] * N
+
+
+def test_losses_must_be_a_matrix() -> None:
+    with pytest.raises(InputError, match="matrix"):
+        Traces(TRACES.loss[0], TRACES.loss[0])
 
 
 @pytest.mark.parametrize("name", list(vars(TRACES)))
@@ -321,8 +563,11 @@ def test_traces_of_unequal_shape_are_refused(name: str) -> None:
 
 def test_a_gradient_in_hand_is_paid_for_and_its_update_applied() -> None:
     decided = torch.tensor([0, 3, T - 1, T])
-    assert ends(decided, Account.UPDATES, T).tolist() == [0, 3, T - 1, T]
-    assert ends(decided, Account.GRADIENTS, T).tolist() == [1, 4, T, T]
+    traces = TRACES.select(torch.arange(4))
+    assert ends(decided, traces, Recall.CURRENT).tolist() == [0, 3, T - 1, T]
+    assert ends(decided, traces, Recall.NEXT).tolist() == [1, 4, T, T]
+    assert paid(decided, Account.UPDATES, T).tolist() == [0, 3, T - 1, T]
+    assert paid(decided, Account.GRADIENTS, T).tolist() == [1, 4, T, T]
 
 
 def test_costs_add_the_price_of_every_step() -> None:
@@ -340,5 +585,5 @@ def test_calibration_picks_the_candidate_that_costs_least(account: Account) -> N
         means.append(sum(COSTS[i, min(stop + shift, T)].item() for i, stop in enumerate(stops)))
     best = min(range(len(candidates)), key=means.__getitem__)
     assert 0 < best < len(candidates) - 1
-    policy = calibrate(iter(candidates), TRACES, COSTS, account, price=1.0)
-    assert policy.rule == candidates[best]
+    found = calibrate(iter(candidates), TRACES, account, price=0.2)
+    assert found.policy.rule == candidates[best]

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class CalibrationWarning(UserWarning):
+    """A calibration that was done, but hardly as meant: the message says why."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `InputError(message)` unless `condition` holds."""
     if not condition:

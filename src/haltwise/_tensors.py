@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["log_rms", "map_tensors"]
+__all__ = ["add_prefix", "log_rms", "map_tensors", "strip"]
 
 Record = TypeVar("Record")
 
@@ -21,6 +21,18 @@ def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
     }
     copy: Record = replace(anything, **changed)
     return copy
+
+
+def add_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The same entries under names that begin with `prefix`, so that states share a dictionary."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 def log_rms(value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._tensors import log_rms
+from haltwise.halting.accounts import Recall, takes_update
 from haltwise.halting.stopping import Seen, StopRule
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.rules import select_state
@@ -21,7 +22,7 @@ class Outcome(IntEnum):
     """How a problem ended."""
 
     HALTED = 0
-    """The stop rule ended it."""
+    """The stop rule ended it; see `Execution.reason`."""
     OUT_OF_STEPS = 1
     """It reached the last step allowed."""
     NONFINITE = 2
@@ -34,16 +35,20 @@ class Execution:
     """What became of B problems.
 
     Attributes:
-        params: Where each problem ended, shape [B, D].
-        num_updates: Updates applied, int64 [B].
+        params: What is returned of each problem, shape [B, D].
+        num_updates: The s of the theta_s returned, int64 [B].
         num_gradients: Gradients evaluated, int64 [B].
         outcome: `Outcome` values, int64 [B].
+        reason: Index into `reasons`: why the rule stopped it, -1 where it did not; int64 [B].
+        reasons: Why the rule may stop a problem, in words.
     """
 
     params: Tensor
     num_updates: Tensor
     num_gradients: Tensor
     outcome: Tensor
+    reason: Tensor
+    reasons: tuple[str, ...]
 
 
 @torch.no_grad()
@@ -54,7 +59,7 @@ def execute(
     price: Tensor,
     max_steps: int,
     *,
-    apply_last_update: bool = True,
+    recall: Recall = Recall.NEXT,
 ) -> Execution:
     """Run every problem until `stop` ends it, evaluating nothing for those that have ended.
 
@@ -64,8 +69,8 @@ def execute(
         stop: Decides at every step with the gradient there in hand.
         price: c, shape [B].
         max_steps: Gradients a problem may cost at most, at least 1.
-        apply_last_update: Whether the update of the last gradient, paid for already, is applied
-            (the account of gradients) or not (the account of updates).
+        recall: What is returned of a problem that stops. A problem out of steps ends with its
+            last update applied, or, with `Recall.BEST`, at the best parameters it observed.
 
     Returns:
         One outcome per problem; nothing is raised for a problem that goes wrong.
@@ -74,10 +79,12 @@ def execute(
     active = torch.arange(num_problems, device=batch.start.device)
     params, state = batch.start, optimizer.init(batch.start)
     memory = stop.init(num_problems, batch.start)
-    final_params = batch.start.clone()
-    num_updates = torch.full_like(active, max_steps)
+    final_params, lowest = batch.start.clone(), batch.start.new_full((num_problems,), torch.inf)
+    keeps_best = recall is Recall.BEST
+    num_updates = torch.full_like(active, 0 if keeps_best else max_steps)
     num_gradients = torch.full_like(active, max_steps)
     outcome = torch.full_like(active, Outcome.OUT_OF_STEPS)
+    reason = torch.full_like(active, -1)
     for step in range(max_steps):
         loss, grad = batch.observe(params, step)
         taken = optimizer.step(step, loss, grad, price, state)
@@ -85,14 +92,20 @@ def execute(
         finite = loss.isfinite() & grad.isfinite().all(1) & moved.isfinite().all(1)
         halts, memory = stop.step(Seen(step, loss, log_rms(grad), *taken.halting), memory)
         ended = halts | ~finite
+        if keeps_best:
+            better = loss < lowest[active]
+            index = active[better]
+            final_params[index], lowest[index] = params[better], loss[better]
+            num_updates[index] = step
         if ended.any():
-            applies = finite & apply_last_update
-            final_params[active[ended]] = torch.where(applies.unsqueeze(1), moved, params)[ended]
-            num_updates[active[ended]] = step + applies[ended].long()
-            num_gradients[active[ended]] = step + 1
-            outcome[active[ended]] = torch.where(
-                finite[ended], int(Outcome.HALTED), int(Outcome.NONFINITE)
-            )
+            index = active[ended]
+            if not keeps_best:
+                takes = finite & takes_update(recall, taken.halting.hold_logits, finite)
+                final_params[index] = torch.where(takes.unsqueeze(1), moved, params)[ended]
+                num_updates[index] = step + takes[ended].long()
+            num_gradients[index] = step + 1
+            outcome[index] = torch.where(finite[ended], int(Outcome.HALTED), int(Outcome.NONFINITE))
+            reason[index] = torch.where(finite, stop.why(halts, memory), -1)[ended]
             kept = (~ended).nonzero().squeeze(1)
             if len(kept) == 0:
                 break
@@ -103,5 +116,6 @@ def execute(
             state = taken.state
         params = moved
     else:
-        final_params[active] = params
-    return Execution(final_params, num_updates, num_gradients, outcome)
+        if not keeps_best:
+            final_params[active] = params
+    return Execution(final_params, num_updates, num_gradients, outcome, reason, stop.reasons)

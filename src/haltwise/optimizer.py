@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from haltwise import rules
 from haltwise._errors import require
+from haltwise._tensors import add_prefix, strip
 from haltwise.halting.head import BEFORE, HaltingHead, HaltingOutput
 from haltwise.halting.signals import (
     extract_features,
@@ -19,7 +20,7 @@ from haltwise.halting.signals import (
 from haltwise.halting.stopping import FixedBudget, HazardThreshold, PosteriorMode, StopRule
 from haltwise.rules import Rule, State
 
-__all__ = ["LearnedOptimizer", "OptimizerConfig", "OptimizerStep", "strip"]
+__all__ = ["LearnedOptimizer", "OptimizerConfig", "OptimizerStep"]
 
 
 class OptimizerStep(NamedTuple):
@@ -144,10 +145,10 @@ class LearnedOptimizer(nn.Module):
     def init(self, params: Tensor) -> State:
         """The state before the first step, for parameters [B, D]."""
         return {
-            **_under("rule.", self.rule.init(params)),
-            **_under("signals.", init_signals(params)),
-            **_under("features.", init_features(len(params), params)),
-            **_under("head.", self.head.init(len(params), params)),
+            **add_prefix(self.rule.init(params), "rule."),
+            **add_prefix(init_signals(params), "signals."),
+            **add_prefix(init_features(len(params), params), "features."),
+            **add_prefix(self.head.init(len(params), params), "head."),
         }
 
     def step(
@@ -170,10 +171,10 @@ class LearnedOptimizer(nn.Module):
             )
             said, memory = self.head.step(features.squeeze(1), readout, strip(state, "head."))
         state = {
-            **_under("rule.", rule_state),
-            **_under("signals.", last),
-            **_under("features.", recent),
-            **_under("head.", memory),
+            **add_prefix(rule_state, "rule."),
+            **add_prefix(last, "signals."),
+            **add_prefix(recent, "features."),
+            **add_prefix(memory, "head."),
         }
         return OptimizerStep(update, self._with_prior(said, price), state)
 
@@ -194,14 +195,3 @@ class LearnedOptimizer(nn.Module):
     def _with_prior(self, said: HaltingOutput, price: Tensor) -> HaltingOutput:
         log_ratio = self.log_ratio(price).reshape(-1, *[1] * (said.increments.ndim - 1))
         return said._replace(increments=said.increments + log_ratio)
-
-
-def _under(prefix: str, state: State) -> State:
-    return {f"{prefix}{name}": value for name, value in state.items()}
-
-
-def strip(state: State, prefix: str) -> State:
-    """The entries whose names begin with `prefix`, without it."""
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }

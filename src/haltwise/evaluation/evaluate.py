@@ -21,8 +21,10 @@ from haltwise.evaluation.statistics import (
 )
 from haltwise.execution import Outcome, execute
 from haltwise.halting.accounts import (
+    RECALLS,
     Account,
     Policy,
+    Recall,
     calibrate,
     costs,
     ends,
@@ -218,7 +220,7 @@ def _stopping(
     }
     for account in Account:
         key = account.value
-        holds = (False, True) if account is Account.GRADIENTS else (False,)
+        recalls = tuple(recall for recall in RECALLS[account] if recall is not Recall.LEARNED)
         policies = _learned_policies(contender.optimizer, account)
         opponents = {
             name: kind.candidates(tune_on, tuning_table) for name, kind in TUNED_RULES.items()
@@ -230,12 +232,12 @@ def _stopping(
                 for candidate in HazardThreshold.candidates(tune_on, tuning_table, output)
             ]
         policies |= {
-            name: calibrate(candidates, tune_on, tuning_table, account, price=price, holds=holds)
+            name: calibrate(candidates, tune_on, account, price=price, recalls=recalls).policy
             for name, candidates in opponents.items()
         }
         decided = {name: decisions(policy.rule, test) for name, policy in policies.items()}
         j = {
-            name: settle(table, decided[name], account, price=price, hold=policy.hold)
+            name: settle(test, decided[name], account, policy.recall, price=price)
             for name, policy in policies.items()
         }
         gains = {
@@ -252,13 +254,11 @@ def _stopping(
         stops = {name: paid(step, account, test.num_steps) for name, step in decided.items()}
         summary["permuted_j"][key] = permuted_cost(table, stops["rule"])
         summary["steps"][key] = {
-            name: _step_figures(
-                test, stops[name], ends(decided[name], account, test.num_steps, hold=policy.hold)
-            )
+            name: _step_figures(test, stops[name], ends(decided[name], test, policy.recall))
             for name, policy in policies.items()
         } | {"oracle": _step_figures(test, best.indices, best.indices)}
         summary["stop_rules"][key] = {
-            name: {**_settings(policy.rule), "hold": policy.hold}
+            name: {**_settings(policy.rule), "recall": policy.recall.value}
             for name, policy in policies.items()
         }
         arrays |= {f"end.{key}.{name}": stop for name, stop in stops.items()}
@@ -281,11 +281,12 @@ def _speaks_hazard(optimizer: LearnedOptimizer) -> bool:
 def _learned_policies(optimizer: LearnedOptimizer, account: Account) -> dict[str, Policy]:
     """The optimizer's own stop rule and, where its head learned it, the thesis' mode rule."""
     output = AFTER if account is Account.UPDATES else BEFORE
-    policies = {"rule": Policy(optimizer.stop_rule(output))}
+    recall = RECALLS[account][0]
+    policies = {"rule": Policy(optimizer.stop_rule(output), recall)}
     if account is Account.GRADIENTS:
-        policies["rule_after_gradient"] = Policy(optimizer.stop_rule(AFTER))
+        policies["rule_after_gradient"] = Policy(optimizer.stop_rule(AFTER), recall)
     if optimizer.card["config"]["posterior"] in ("softmax", "both"):
-        policies["posterior_mode"] = Policy(PosteriorMode(output))
+        policies["posterior_mode"] = Policy(PosteriorMode(output), recall)
     return policies
 
 
@@ -320,7 +321,7 @@ def _frontier(optimizer: LearnedOptimizer, test: Traces) -> dict[str, Any]:
         if isinstance(own, HazardThreshold):
             end = decisions(replace(own, threshold=own.threshold + shift), test)
         else:
-            end = decisions(own, replace(test, increments=test.increments + shift))
+            end = decisions(own, replace(test, increments=test.signal("increments") + shift))
         steps = end.double().mean().item()
         points.append(
             {

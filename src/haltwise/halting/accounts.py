@@ -1,25 +1,45 @@
-"""What a stop costs: two accounts, both always reported.
+"""What a stop costs, and what it returns.
 
-A rule that decides at theta_t has seen gamma_t, so it has paid for t + 1 gradients.
+A rule that decides at theta_t has seen gamma_t, so it has paid for t + 1 gradients. Two accounts,
+both always reported:
 
-- `UPDATES`: the cost is the number of updates applied; a stop at t returns theta_t at cost t.
-- `GRADIENTS`: the cost is the number of gradients evaluated. gamma_t is paid for, so its update
-  is free: a stop decided at t costs t + 1 and returns theta_{t+1}, or theta_t if the rule *holds*.
-  Holding pays where the loss oscillates: theta_t is known to be good, theta_{t+1} is not. A
-  decision made before the gradient at theta_{t+1} is requested uses just what is known after
-  gamma_t, so it lands on the same account; it is trained to look one step further.
+- `UPDATES`: the cost is the number of updates applied; a stop at t costs t.
+- `GRADIENTS`: the cost is the number of gradients evaluated; a stop at t costs t + 1. A decision
+  made before the gradient at theta_{t+1} is requested uses just what is known after gamma_t, so it
+  lands on the same account; it is trained to look one step further.
+
+What is returned is a `Recall`. gamma_t is paid for, so where gradients are counted its update is
+free; but where the loss oscillates theta_t is known to be good and theta_{t+1} is not.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
+from statistics import NormalDist
+from types import MappingProxyType
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from haltwise._errors import InputError, require
 from haltwise.halting.stopping import StopRule, Traces, decisions
 
-__all__ = ["Account", "Policy", "calibrate", "costs", "ends", "paid", "settle"]
+__all__ = [
+    "RECALLS",
+    "Account",
+    "Calibration",
+    "Policy",
+    "Recall",
+    "calibrate",
+    "costs",
+    "ends",
+    "paid",
+    "settle",
+    "stops_at_once",
+    "takes_update",
+]
 
 
 @final
@@ -31,17 +51,75 @@ class Account(Enum):
 
 
 @final
+class Recall(Enum):
+    """What a stop decided at theta_t returns."""
+
+    NEXT = "next"
+    """theta_{t+1}: the update of the gradient paid for already is applied."""
+    CURRENT = "current"
+    """theta_t."""
+    BEST = "best"
+    """The theta_s, s <= t, of lowest observed loss, as early stopping by patience is practised."""
+    LEARNED = "learned"
+    """theta_t where the head holds (`hold_logits` > 0), else theta_{t+1}."""
+
+
+RECALLS: Mapping[Account, tuple[Recall, ...]] = MappingProxyType(
+    {
+        Account.UPDATES: (Recall.CURRENT, Recall.BEST),
+        Account.GRADIENTS: (Recall.NEXT, Recall.CURRENT, Recall.BEST, Recall.LEARNED),
+    }
+)
+"""What may be returned at the cost of each account; the first is the default."""
+
+
+@final
 class Policy(NamedTuple):
-    """A stop rule, and whether it holds: returns theta_t without the last, free update."""
+    """A stop rule and what is returned where it stops."""
 
     rule: StopRule
-    hold: bool = False
+    recall: Recall
 
 
-def ends(decided: Tensor, account: Account, num_steps: int, *, hold: bool = False) -> Tensor:
-    """Updates applied by stops decided at steps [n] of at most `num_steps`, int64 [n]."""
-    keeps = account is Account.UPDATES or hold
-    return decided if keeps else (decided + 1).clamp_max(num_steps)
+@final
+@dataclass(frozen=True)
+class Calibration:
+    """The policy that was chosen, and what it reached on the problems it was chosen on."""
+
+    policy: Policy
+    account: Account
+    num_problems: int
+    mean_excess: float
+    mean_cost: float
+    """In the account's unit."""
+    excess_bound: float
+    """Upper end of the one-sided 95 % interval of the mean excess, by the normal law."""
+
+
+def takes_update(recall: Recall, hold_logits: Tensor | None, like: Tensor) -> Tensor:
+    """Whether a stop at theta_t returns theta_{t+1}, bool in the shape of `like`."""
+    if recall is not Recall.LEARNED:
+        return torch.full_like(like, recall is Recall.NEXT, dtype=torch.bool)
+    require(hold_logits is not None, "Recall.LEARNED needs hold_logits; record them or choose NEXT")
+    assert hold_logits is not None
+    return ~(hold_logits > 0)
+
+
+def ends(decided: Tensor, traces: Traces, recall: Recall) -> Tensor:
+    """The s of the theta_s returned by stops decided at steps [n], int64 [n].
+
+    Where a rule never stops (T), theta_T is returned; its loss was never observed, so `BEST`
+    chooses among theta_0..theta_{T-1}.
+    """
+    last = traces.num_steps - 1
+    if recall is Recall.BEST:
+        steps = torch.arange(traces.num_steps, device=decided.device)
+        unknown = (steps > decided.unsqueeze(1)) | traces.loss[:, :-1].isnan()
+        return traces.loss[:, :-1].masked_fill(unknown, torch.inf).argmin(1)
+    hold = traces.hold_logits
+    if hold is not None:
+        hold = hold.gather(1, decided.clamp_max(last).unsqueeze(1)).squeeze(1)
+    return torch.where(decided > last, decided, decided + takes_update(recall, hold, decided))
 
 
 def paid(decided: Tensor, account: Account, num_steps: int) -> Tensor:
@@ -55,48 +133,126 @@ def costs(excess: Tensor, price: float) -> Tensor:
 
 
 def settle(
-    table: Tensor, decided: Tensor, account: Account, *, price: float, hold: bool = False
+    traces: Traces, decided: Tensor, account: Account, recall: Recall, *, price: float
 ) -> Tensor:
-    """J of each problem, shape [n].
+    """J of each problem: the excess of what is returned + price * what was paid, shape [n].
 
     Args:
-        table: What ending at each step costs, shape [n, T+1]; see `costs`.
+        traces: The problems.
         decided: Steps at which the rule stopped, int64 [n].
         account: What is counted.
-        price: What a step costs in `table`.
-        hold: Whether the last, free update is left out.
+        recall: What is returned.
+        price: c, in units of the loss.
+
+    Raises:
+        InputError: What is to be returned costs more than the account counts.
     """
-    num_steps = table.shape[1] - 1
-    end = ends(decided, account, num_steps, hold=hold)
-    unused = paid(decided, account, num_steps) - end  # gradients paid for and not applied
-    return table.gather(1, end.unsqueeze(1)).squeeze(1) + price * unused
+    return _excess(traces, decided, account, recall) + price * paid(
+        decided, account, traces.num_steps
+    )
+
+
+def _excess(traces: Traces, decided: Tensor, account: Account, recall: Recall) -> Tensor:
+    """Of what is returned, shape [n]."""
+    require(
+        recall in RECALLS[account],
+        f"a stop cannot return {recall.value!r} at the cost of its {account.value}; choose "
+        + " or ".join(repr(choice.value) for choice in RECALLS[account]),
+    )
+    return traces.excess.gather(1, ends(decided, traces, recall).unsqueeze(1)).squeeze(1)
+
+
+def stops_at_once(traces: Traces, account: Account, price: float) -> bool:
+    """Whether in hindsight every problem is best stopped at step 0, whatever is returned then."""
+    first = torch.full_like(traces.excess[:, 0], torch.inf)
+    later = first
+    for step in range(traces.num_steps + 1):
+        decided = torch.full_like(traces.loss[:, 0], step, dtype=torch.int64)
+        for recall in set(RECALLS[account]) - {Recall.LEARNED}:  # it is one of the others
+            j = settle(traces, decided, account, recall, price=price)
+            if step == 0:
+                first = torch.minimum(first, j)
+            else:
+                later = torch.minimum(later, j)
+    return bool((first <= later).all())
 
 
 def calibrate(
     candidates: Iterable[StopRule],
     traces: Traces,
-    table: Tensor,
     account: Account,
     *,
-    price: float,
-    holds: tuple[bool, ...] = (False,),
-) -> Policy:
-    """The candidate whose stops cost least on average, on traces set aside for tuning.
+    price: float | None = None,
+    budget: float | None = None,
+    risk: float | None = None,
+    recalls: tuple[Recall, ...] | None = None,
+) -> Calibration:
+    """The candidate whose stops serve best on average, on traces set aside for tuning.
+
+    `risk` asks the mean excess to lie below it with 95 % confidence, by a one-sided normal bound
+    for each candidate. That is the idea of Learn then Test (Angelopoulos et al. 2021, arXiv
+    2110.01052) without its guarantee: it supposes many problems, a mean that is nearly normal,
+    and does not pay for having looked at many candidates.
 
     Args:
         candidates: Settings to try, at least one.
         traces: The tuning problems.
-        table: What ending at each step costs, shape [n, T+1]; see `costs`.
-        account: What a decision at step t leads to.
-        price: What a step costs in `table`.
-        holds: Whether to try holding, not holding, or both.
+        account: What is counted.
+        price: c, in units of the loss: least mean excess + c * cost.
+        budget: Least mean excess at a mean cost of at most this.
+        risk: Least mean cost at a mean excess of at most this.
+        recalls: What to try to return; the account's default alone if None.
+
+    Raises:
+        InputError: Not just one of price, budget and risk is given, or no candidate is within it.
     """
-    best, best_cost = None, torch.inf
-    for candidate in candidates:
-        decided = decisions(candidate, traces)
-        for hold in holds:
-            mean = settle(table, decided, account, price=price, hold=hold).mean().item()
-            if best is None or mean < best_cost:
-                best, best_cost = Policy(candidate, hold), mean
-    assert best is not None
-    return best
+    given = {"price": price, "budget": budget, "risk": risk}
+    named = [f"{name}={value:g}" for name, value in given.items() if value is not None]
+    require(
+        len(named) == 1,
+        f"give exactly one of price, budget and risk, got {', '.join(named) or 'none'}",
+    )
+    measured = [
+        _measure(Policy(candidate, recall), decided, traces, account)
+        for candidate in candidates
+        for decided in [decisions(candidate, traces)]
+        for recall in recalls or RECALLS[account][:1]
+    ]
+    if price is not None:
+        c = price
+        return min(measured, key=lambda m: _least(m.mean_excess + c * m.mean_cost))
+    if budget is not None:
+        within = [m for m in measured if m.mean_cost <= budget]
+        if not within:
+            raise InputError(
+                f"no candidate costs at most {budget:g} {account.value} on average; the least "
+                f"attainable is {min(m.mean_cost for m in measured):.4g}"
+            )
+        return min(within, key=lambda m: (_least(m.mean_excess), m.mean_cost))
+    assert risk is not None
+    within = [m for m in measured if m.excess_bound <= risk]
+    if not within:
+        raise InputError(
+            f"no candidate keeps the mean excess at or below {risk:g} with 95 % confidence; the "
+            f"lowest bound attainable is {min(_least(m.excess_bound) for m in measured):.4g}"
+        )
+    return min(within, key=lambda m: (m.mean_cost, m.mean_excess))
+
+
+def _measure(policy: Policy, decided: Tensor, traces: Traces, account: Account) -> Calibration:
+    excess = _excess(traces, decided, account, policy.recall).double()
+    num = len(excess)
+    mean, error = excess.mean().item(), excess.std(correction=0).item() / max(num - 1, 1) ** 0.5
+    return Calibration(
+        policy,
+        account,
+        num,
+        mean_excess=mean,
+        mean_cost=paid(decided, account, traces.num_steps).double().mean().item(),
+        excess_bound=mean + NormalDist().inv_cdf(0.95) * error,
+    )
+
+
+def _least(value: float) -> float:
+    """The value to minimise: what is not a number comes last."""
+    return math.inf if math.isnan(value) else value

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from haltwise.evaluation import Account, Evaluation, ends
+from haltwise.evaluation import Account, Evaluation
 from haltwise.evaluation.statistics import randomized_budget
+from haltwise.halting.accounts import paid
 from haltwise.halting.head import AFTER, BEFORE
 from haltwise.report.formats import count, num, percent
 from haltwise.report.palette import GREY, INK, SURFACE, TUNED, label, optimizer_style, rule_colour
@@ -444,7 +445,7 @@ def _varied_threshold(record: Evaluation) -> list[_Point]:
     for shift in (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
         halts = margins >= shift
         first = torch.where(halts.any(1), halts.int().argmax(1), num_steps)
-        end = ends(first, Account.GRADIENTS, num_steps)
+        end = paid(first, Account.GRADIENTS, num_steps)
         mean = excess.double().gather(1, end.unsqueeze(1)).mean().item()
         points.append((shift, end.double().mean().item(), finite(mean)))
     return points

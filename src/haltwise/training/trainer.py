@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -15,7 +15,7 @@ from haltwise._errors import InputError, require
 from haltwise._random import stream
 from haltwise._version import __version__
 from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
-from haltwise.halting.accounts import Account, calibrate, costs, ends
+from haltwise.halting.accounts import Account, Recall, calibrate, costs, ends
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
 from haltwise.halting.priors import HorizonPrior
 from haltwise.halting.stopping import HazardThreshold, PosteriorMode, Traces, decisions
@@ -334,7 +334,7 @@ class Trainer:
             if self.config.posterior == "softmax"
             else HazardThreshold(0.0, BEFORE)
         )
-        end = ends(decisions(rule, traces), Account.GRADIENTS, traces.num_steps)
+        end = ends(decisions(rule, traces), traces, Recall.NEXT)
         return table.gather(1, end.unsqueeze(1)).mean().item(), end.double().mean().item()
 
     def _calibrate(self) -> None:
@@ -343,21 +343,20 @@ class Trainer:
         weights, card = load_tensors(path)
         best = LearnedOptimizer.from_weights(self.config.optimizer, weights)
         problems = self.family.sample(_NUM_CALIBRATION, stream(self.config.seed, "calibration"))
-        traces, tables = [], []
+        traces = []
         for price in self._prices():
             prices = torch.full((_NUM_CALIBRATION,), price)
             trajectory = unroll(best, problems, self.config.horizon, prices)
             trajectory = trajectory.select(trajectory.finite.nonzero().squeeze(1))
-            traces.append(trajectory.traces())
-            tables.append(costs(trajectory.excess, price) / price)
+            traces.append(replace(trajectory.traces(), excess=trajectory.excess / price))
         merged = Traces(
             *(torch.cat([getattr(t, field.name) for t in traces]) for field in fields(Traces))
         )
-        table = torch.cat(tables)
+        table = costs(merged.excess, 1.0)
         thresholds = []
         for output, account in ((AFTER, Account.UPDATES), (BEFORE, Account.GRADIENTS)):
             candidates = HazardThreshold.candidates(merged, table, output)
-            rule = calibrate(candidates, merged, table, account, price=1.0).rule
+            rule = calibrate(candidates, merged, account, price=1.0).policy.rule
             assert isinstance(rule, HazardThreshold)
             thresholds.append(rule.threshold)
         save_tensors(path, weights, {**card, "thresholds": thresholds})

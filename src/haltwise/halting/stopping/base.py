@@ -1,16 +1,24 @@
-"""Stop rules: fed one step of a whole batch at a time, they answer which problems stop now."""
+"""Stop rules: fed one step of a whole batch at a time, they answer which problems stop, and why."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import NamedTuple, Self, final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
+from haltwise._errors import CalibrationWarning, InputError, require
+from haltwise._tensors import map_tensors
 
-__all__ = ["Seen", "StopRule", "Traces", "decisions"]
+if TYPE_CHECKING:
+    from haltwise.halting.accounts import Account, Calibration, Recall
+    from haltwise.halting.stopping.composition import AllOf, AnyOf
+
+__all__ = ["Seen", "StopRule", "Traces", "decisions", "decisions_and_reasons"]
+
+_NUM_NEEDED = 50  # problems, for a threshold
 
 
 class Seen(NamedTuple):
@@ -24,42 +32,74 @@ class Seen(NamedTuple):
             `HaltingOutput`.
         hazard_logits: Of the stick-breaking posterior, shape [B, 2].
         hold_logits: log-odds that theta_t is better than theta_{t+1}, shape [B].
+
+    All but the step and the loss are None where nobody knows them.
     """
 
     step: int
     loss: Tensor
-    log_grad_norm: Tensor
-    increments: Tensor
-    hazard_logits: Tensor
-    hold_logits: Tensor
+    log_grad_norm: Tensor | None = None
+    increments: Tensor | None = None
+    hazard_logits: Tensor | None = None
+    hold_logits: Tensor | None = None
+
+    def signal(self, name: str) -> Tensor:
+        """The field `name`; an `InputError` that says so where it is not known."""
+        return _known(self, name)
+
+
+def _known(record: "Seen | Traces", name: str) -> Tensor:
+    value = getattr(record, name)
+    if value is None:
+        raise InputError(
+            f"{name} is needed here, but these problems come without it; record it with the "
+            "losses, or choose a rule that needs the loss alone, such as Patience"
+        )
+    found: Tensor = value
+    return found
 
 
 @final
 @dataclass(frozen=True)
 class Traces:
-    """What n problems went through in T steps, and what each stop would have been worth."""
+    """What n problems went through in T steps, and what each stop would have been worth.
+
+    They may come from anybody's loop; what is not known is None, and a rule that needs it says so.
+    """
 
     loss: Tensor
     """Observed loss at theta_0..theta_T, shape [n, T+1]."""
     excess: Tensor
-    """Scored loss above the reference at theta_0..theta_T, shape [n, T+1]."""
-    log_grad_norm: Tensor
+    """Scored loss above the reference at theta_0..theta_T, shape [n, T+1]; the observed loss
+    itself where there is nothing better."""
+    log_grad_norm: Tensor | None = None
     """Shape [n, T+1]."""
-    increments: Tensor
+    increments: Tensor | None = None
     """At theta_0..theta_{T-1}, shape [n, T, 2]."""
-    hazard_logits: Tensor
+    hazard_logits: Tensor | None = None
     """At theta_0..theta_{T-1}, shape [n, T, 2]."""
-    hold_logits: Tensor
+    hold_logits: Tensor | None = None
     """At theta_0..theta_{T-1}, shape [n, T]."""
 
     def __post_init__(self) -> None:
+        require(self.loss.ndim == 2, f"losses must be a matrix [n, T+1], got {self.loss.ndim}-D")
+        per_step = (self.num_problems, self.num_steps)
+        expected = {
+            "excess": self.loss.shape,
+            "log_grad_norm": self.loss.shape,
+            "increments": (*per_step, 2),
+            "hazard_logits": (*per_step, 2),
+            "hold_logits": per_step,
+        }
+        shapes = {
+            name: tuple(value.shape)
+            for name in ("loss", *expected)
+            if (value := getattr(self, name)) is not None
+        }
         require(
-            self.loss.shape == self.excess.shape == self.log_grad_norm.shape
-            and self.increments.shape == self.hazard_logits.shape
-            and self.increments.shape == (self.num_problems, self.num_steps, 2)
-            and self.hold_logits.shape == (self.num_problems, self.num_steps),
+            all(shape == tuple(expected.get(name, shape)) for name, shape in shapes.items()),
             "traces must have shapes [n, T+1], the head's outputs [n, T, 2] and [n, T]; got "
-            + ", ".join(str(tuple(getattr(self, field.name).shape)) for field in fields(self)),
+            + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()),
         )
 
     @property
@@ -72,17 +112,29 @@ class Traces:
         """T."""
         return self.loss.shape[1] - 1
 
+    def signal(self, name: str) -> Tensor:
+        """The field `name`; an `InputError` that says so where it is not known."""
+        return _known(self, name)
+
+    def select(self, index: Tensor) -> "Traces":
+        """The problems at `index` (int64 [K])."""
+        return map_tensors(self, lambda value: value.index_select(0, index))
+
     def __iter__(self) -> Iterator[Seen]:
         """The steps 0..T-1, in order."""
         for step in range(self.num_steps):
             yield Seen(
                 step,
                 self.loss[:, step],
-                self.log_grad_norm[:, step],
-                self.increments[:, step],
-                self.hazard_logits[:, step],
-                self.hold_logits[:, step],
+                _at(self.log_grad_norm, step),
+                _at(self.increments, step),
+                _at(self.hazard_logits, step),
+                _at(self.hold_logits, step),
             )
+
+
+def _at(value: Tensor | None, step: int) -> Tensor | None:
+    return None if value is None else value[:, step]
 
 
 class StopRule(ABC):
@@ -91,7 +143,14 @@ class StopRule(ABC):
     A decision at step t uses nothing later than the gradient at theta_t. What it decides about
     (taking the update g_t, or asking for the gradient at theta_{t+1}) is the caller's affair:
     see `haltwise.halting.accounts`.
+
+    Rules compose: `a | b` stops where either does, `a & b` where both do at the same step.
     """
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it may stop a problem, in words."""
+        return (repr(self),)
 
     def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
         """The memory before the first step; tensors [num_problems, ...] in the dtype of `like`."""
@@ -101,6 +160,26 @@ class StopRule(ABC):
     @abstractmethod
     def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Which problems stop at this step, bool [B], and the memory for the next."""
+
+    def why(self, stop: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        """Which of `reasons` stops each problem, int64 [B]; meaningful where it stops.
+
+        Args:
+            stop: What `step` just said, bool [B].
+            memory: What it returned beside it.
+        """
+        del memory
+        return torch.zeros_like(stop, dtype=torch.int64)
+
+    def __or__(self, other: "StopRule") -> "AnyOf":
+        from haltwise.halting.stopping.composition import AnyOf
+
+        return AnyOf((self, other))
+
+    def __and__(self, other: "StopRule") -> "AllOf":
+        from haltwise.halting.stopping.composition import AllOf
+
+        return AllOf((self, other))
 
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
@@ -112,17 +191,99 @@ class StopRule(ABC):
         """
         raise NotImplementedError(f"{cls.__name__} has nothing to tune")
 
+    @classmethod
+    def calibrate(
+        cls,
+        traces: Traces,
+        *,
+        price: float | None = None,
+        budget: float | None = None,
+        risk: float | None = None,
+        account: "Account | None" = None,
+        recalls: "tuple[Recall, ...] | None" = None,
+        **settings: Any,
+    ) -> "Calibration":
+        """The setting of this rule that serves best on traces that were set aside for it.
+
+        Exactly one of `price`, `budget` and `risk` says what is wanted; see
+        `haltwise.halting.accounts.calibrate`, which chooses among the rule's `candidates`. Those
+        that are fitted to a price take, where none is given, the mean gain of a step.
+
+        Args:
+            traces: At least 50 problems. Those whose excess is not finite throughout are left
+                out, with a warning.
+            price: c: least mean excess + c * cost.
+            budget: Least mean excess at a mean cost of at most this.
+            risk: Least mean cost at a mean excess of at most this, with 95 % confidence.
+            account: What is counted; `Account.UPDATES` unless told otherwise.
+            recalls: What may be returned at a stop; `Recall.CURRENT` counting updates and
+                `Recall.NEXT` counting gradients unless told otherwise.
+            settings: For `candidates`, for instance `output=BEFORE`.
+
+        Raises:
+            InputError: Too few problems, or no candidate is within the budget or the risk.
+
+        Warns:
+            CalibrationWarning: Problems were left out, or the price is so high that every
+                problem is best stopped at once.
+        """
+        from haltwise.halting import accounts
+
+        account = account or accounts.Account.UPDATES
+        kept = traces.excess.isfinite().all(1).nonzero().squeeze(1)
+        if len(kept) < traces.num_problems:
+            warnings.warn(
+                f"{traces.num_problems - len(kept)} of {traces.num_problems} problems are left "
+                "out of the calibration: their excess loss is not finite at every step",
+                CalibrationWarning,
+                stacklevel=2,
+            )
+            traces = traces.select(kept)
+        require(
+            len(kept) >= _NUM_NEEDED,
+            f"calibration needs at least {_NUM_NEEDED} problems, got {len(kept)}; record more",
+        )
+        if price is not None and accounts.stops_at_once(traces, account, price):
+            warnings.warn(
+                f"at a price of {price:g} every one of the {len(kept)} problems is best stopped at "
+                f"its first step (cost counted in {account.value}): nothing is worth computing; "
+                "lower the price",
+                CalibrationWarning,
+                stacklevel=2,
+            )
+        mean = traces.excess.double().mean(0)
+        gain = (mean[0] - mean.min()).item() / max(traces.num_steps, 1)
+        table = accounts.costs(traces.excess, gain if price is None else price)
+        find: Any = cls.candidates
+        return accounts.calibrate(
+            find(traces, table, **settings),
+            traces,
+            account,
+            price=price,
+            budget=budget,
+            risk=risk,
+            recalls=recalls,
+        )
+
 
 def decisions(rule: StopRule, traces: Traces) -> Tensor:
     """The step of the first stop of each problem, T where it never stops; int64 [n]."""
+    return decisions_and_reasons(rule, traces)[0]
+
+
+def decisions_and_reasons(rule: StopRule, traces: Traces) -> tuple[Tensor, Tensor]:
+    """`decisions`, and which of `rule.reasons` each is due to, -1 where none is; int64 [n]."""
     memory = rule.init(traces.num_problems, traces.loss)
     stopped = torch.full(
         (traces.num_problems,), traces.num_steps, dtype=torch.int64, device=traces.loss.device
     )
+    reason = torch.full_like(stopped, -1)
     for seen in traces:
         stop, memory = rule.step(seen, memory)
-        stopped = torch.where(stop & (stopped == traces.num_steps), seen.step, stopped)
-    return stopped
+        first = stop & (stopped == traces.num_steps)
+        stopped = torch.where(first, seen.step, stopped)
+        reason = torch.where(first, rule.why(stop, memory), reason)
+    return stopped, reason
 
 
 def quantile_grid(values: Tensor, num: int) -> list[float]:

@@ -18,6 +18,10 @@ class FixedBudget(StopRule):
 
     budget: int
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (f"{self.budget} steps are done",)
+
     def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.full_like(seen.loss, seen.step >= self.budget, dtype=torch.bool), memory
 

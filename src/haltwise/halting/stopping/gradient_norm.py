@@ -1,5 +1,6 @@
 """Stop where the gradient is small."""
 
+import math
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -17,9 +18,13 @@ class GradientNorm(StopRule):
 
     log_tolerance: float
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (f"the gradient's rms is at most {math.exp(self.log_tolerance):.4g}",)
+
     def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return seen.log_grad_norm <= self.log_tolerance, memory
+        return seen.signal("log_grad_norm") <= self.log_tolerance, memory
 
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
-        return [cls(level) for level in quantile_grid(traces.log_grad_norm, 200)]
+        return [cls(level) for level in quantile_grid(traces.signal("log_grad_norm"), 200)]

@@ -27,11 +27,15 @@ class HazardThreshold(StopRule):
     threshold: float = 0.0
     output: int = AFTER
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (f"the log-odds of stopping now are at least {self.threshold:.4g}",)
+
     def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return seen.hazard_logits[:, self.output] >= self.threshold, memory
+        return seen.signal("hazard_logits")[:, self.output] >= self.threshold, memory
 
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor, output: int = AFTER) -> list[Self]:
         del costs
-        logits = traces.hazard_logits[..., output]
+        logits = traces.signal("hazard_logits")[..., output]
         return [cls(level, output) for level in quantile_grid(logits, 200)]

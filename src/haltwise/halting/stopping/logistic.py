@@ -28,9 +28,13 @@ class Logistic(StopRule):
     weights: tuple[float, float, float, float]
     threshold: float
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (f"the logistic score of gradient, loss and step is at least {self.threshold:.4g}",)
+
     def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         step = torch.full_like(seen.loss, seen.step)
-        inputs = _inputs(step, seen.loss, seen.log_grad_norm)
+        inputs = _inputs(step, seen.loss, seen.signal("log_grad_norm"))
         return inputs @ inputs.new_tensor(self.weights) >= self.threshold, memory
 
     @classmethod
@@ -40,7 +44,7 @@ class Logistic(StopRule):
         costs = costs.nan_to_num(torch.inf)  # a run that diverged is worth stopping before
         best_later = costs.flip(1).cummin(1).values.flip(1)[:, 1:]  # min over s > t
         label = (costs[:, :-1] <= best_later).flatten()
-        loss, norm = traces.loss[:, :-1], traces.log_grad_norm[:, :-1]
+        loss, norm = traces.loss[:, :-1], traces.signal("log_grad_norm")[:, :-1]
         step = torch.arange(traces.num_steps, dtype=loss.dtype).expand_as(loss)
         inputs = _inputs(step, loss, norm).flatten(0, 1).double()
         # Bounded, so that a zero gradient (log of zero) does not ruin the fit.

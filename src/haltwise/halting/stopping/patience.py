@@ -19,6 +19,12 @@ class Patience(StopRule):
     length: int
     tolerance: float = 0.0
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (
+            f"the loss has not fallen by more than {self.tolerance:.4g} for {self.length} steps",
+        )
+
     def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
         return {
             "lowest": like.new_full((num_problems,), torch.inf),

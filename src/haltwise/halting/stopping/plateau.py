@@ -18,6 +18,10 @@ class Plateau(StopRule):
 
     tolerance: float
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (f"the last step lowered the loss by no more than {self.tolerance:.4g}",)
+
     def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
         return {"last": like.new_full((num_problems,), torch.inf)}
 

@@ -26,5 +26,9 @@ class PosteriorMode(StopRule):
 
     output: int = AFTER
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return ("the next step is forecast to gain less than its price",)
+
     def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return seen.increments[:, self.output] <= 0, memory
+        return seen.signal("increments")[:, self.output] <= 0, memory
