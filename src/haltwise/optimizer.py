@@ -11,7 +11,13 @@ from haltwise import rules
 from haltwise._errors import require
 from haltwise.halting.head import BEFORE, HaltingHead, HaltingOutput
 from haltwise.halting.signals import StepSignals, extract_features, init_features
-from haltwise.halting.stopping import FixedBudget, HazardThreshold, PosteriorMode, StopRule
+from haltwise.halting.stopping import (
+    FixedBudget,
+    HazardThreshold,
+    PonderThreshold,
+    PosteriorMode,
+    StopRule,
+)
 from haltwise.rules import Rule, State
 
 __all__ = ["LearnedOptimizer", "OptimizerConfig", "OptimizerStep", "strip"]
@@ -110,6 +116,8 @@ class LearnedOptimizer(nn.Module):
         config = self.card.get("config", {})
         if config.get("posterior") == "none":  # meta-trained without halting
             return FixedBudget(config["horizon"])
+        if config.get("posterior") == "graves":
+            return PonderThreshold(output=output)
         if "thresholds" not in self.card:
             return PosteriorMode(output)
         return HazardThreshold(self.card["thresholds"][output], output)

@@ -23,7 +23,7 @@ class HaltingOutput(NamedTuple):
         increments: delta, the increment of the logit of the softmax posterior over the prior's
             own increment, in units of the temperature, shape [..., 2] (thesis Eq. 9).
         hazard_logits: log-odds of stopping there, given that it was reached: the stick-breaking
-            posterior, shape [..., 2].
+            posterior, shape [..., 2]. Of h where the optimizer was trained by Graves' ACT.
     """
 
     increments: Tensor

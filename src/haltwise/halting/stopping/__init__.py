@@ -7,6 +7,7 @@ from haltwise.halting.stopping.hazard_threshold import HazardThreshold
 from haltwise.halting.stopping.logistic import Logistic
 from haltwise.halting.stopping.patience import Patience
 from haltwise.halting.stopping.plateau import Plateau
+from haltwise.halting.stopping.ponder import PonderThreshold
 from haltwise.halting.stopping.posterior_mode import PosteriorMode
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Logistic",
     "Patience",
     "Plateau",
+    "PonderThreshold",
     "PosteriorMode",
     "Seen",
     "StopRule",
