@@ -51,6 +51,18 @@ def test_train_evaluate_report(run: Path) -> None:
     assert Path(result.stdout.strip()).stat().st_size > 100_000
 
 
+def test_the_posterior_is_chosen_by_name(tmp_path: Path) -> None:
+    command = ["train", "regression-2d", "--posterior", "graves", "--out", "run", *TINY]
+    result = haltwise(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert config["posterior"] == "graves"
+    result = haltwise("evaluate", "run", "--num-problems", 100, "--json", "out.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rules = json.loads((tmp_path / "out.json").read_text())["stop_rules"]
+    assert rules["gradients"]["rule"]["kind"] == "PonderThreshold"
+
+
 def test_list_names_families_and_shipped_optimizers(tmp_path: Path) -> None:
     result = haltwise("list", cwd=tmp_path)
     assert result.returncode == 0

@@ -10,8 +10,9 @@ import torch
 
 from haltwise import InputError, load
 from haltwise.checkpoint import load_tensors
+from haltwise.halting.stopping import HazardThreshold, PonderThreshold, PosteriorMode
 from haltwise.runlog import read_log
-from haltwise.training import PRESETS, Trainer, TrainingConfig
+from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 
 
 def tiny(preset: str = "act", **changes: object) -> TrainingConfig:
@@ -41,6 +42,19 @@ def test_every_preset_trains_and_its_weights_load(preset: str, tmp_path: Path) -
     assert optimizer.card["command"] == "haltwise train"
     assert ("thresholds" in optimizer.card) == (preset == "act")
     assert [record["step"] for record in read_log(tmp_path / "run")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("posterior", [name for name in POSTERIORS if name != "none"])
+def test_every_posterior_trains_the_head_and_stops_by_its_rule(
+    posterior: str, tmp_path: Path
+) -> None:
+    trainer = finish(Trainer(tiny(posterior=posterior, num_validation=64), tmp_path / "run"))
+    assert trainer.num_nonfinite == 0
+    last = trainer.optimizer.head.weights[-1]
+    assert bool(last[:2].any()) == (posterior in ("softmax", "both"))  # zero in a new head
+    assert bool(last[2:].any()) == (posterior != "softmax")
+    rules = {"softmax": PosteriorMode, "graves": PonderThreshold}
+    assert type(load(tmp_path / "run").stop_rule()) is rules.get(posterior, HazardThreshold)
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None:

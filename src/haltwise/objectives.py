@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from haltwise._errors import require
+from haltwise.halting.posteriors import GravesPosterior
+from haltwise.halting.posteriors.stick_breaking import stick_breaking_log_prob
 from haltwise.halting.priors import HorizonPrior
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "cumulative_logits",
     "free_energy",
     "halting_bound",
+    "ponder_objective",
     "stick_breaking_log_prob",
     "sum_of_losses",
 ]
@@ -36,39 +39,64 @@ def cumulative_logits(increments: Tensor) -> Tensor:
     return torch.nn.functional.pad(increments.cumsum(-1), (1, 0))
 
 
-def stick_breaking_log_prob(hazard_logits: Tensor) -> Tensor:
-    """Log q(t) = log rho_t + sum_{k<t} log(1 - rho_k), t = 0..T, with rho_T = 1.
-
-    Args:
-        hazard_logits: log-odds of rho_0..rho_{T-1}, shape [..., T].
-
-    Returns:
-        Shape [..., T+1]; sums to one in probability.
-    """
-    log_survival = torch.nn.functional.logsigmoid(-hazard_logits).cumsum(-1)  # log P(t > k)
-    reached = torch.nn.functional.pad(log_survival, (1, 0))
-    log_hazard = torch.nn.functional.pad(torch.nn.functional.logsigmoid(hazard_logits), (0, 1))
-    return reached + log_hazard
-
-
 def free_energy(losses: Tensor, log_prob: Tensor, *, price: Tensor, temperature: Tensor) -> Tensor:
     """sum_t q(t) (f_t + c t + tau log q(t)), least at q(t) proportional to exp(-(f_t + c t)/tau).
 
     Up to a constant it is minus the thesis' bound (Eq. 4) at one horizon with the prior
-    p(t) proportional to exp(-c t / tau).
+    p(t) proportional to exp(-c t / tau). PonderNet's E_q[f] + beta KL(q || geometric) is the
+    same at tau = beta, c = -beta log(1 - lambda_p).
 
     Args:
-        losses: f_0..f_T, shape [B, T+1].
+        losses: f_0..f_T, shape [B, T+1]; whatever stands where q is zero is not read.
         log_prob: log q(0)..log q(T), shape [B, T+1].
         price: c, shape [B].
         temperature: tau, shape [B].
 
     Returns:
         To be minimised, shape [B].
+
+    Raises:
+        InputError: Losses and posterior differ in shape.
     """
+    _check_losses(losses, log_prob)
     steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
-    energy = losses + price.unsqueeze(1) * steps + temperature.unsqueeze(1) * log_prob
-    return (log_prob.exp() * energy).sum(1)
+    log_q = torch.where(log_prob == -torch.inf, 0, log_prob)  # 0 log 0 = 0
+    energy = losses + price.unsqueeze(1) * steps + temperature.unsqueeze(1) * log_q
+    return _expectation(energy, log_prob)
+
+
+def ponder_objective(
+    losses: Tensor, posterior: GravesPosterior, *, price: float | Tensor
+) -> Tensor:
+    """sum_t p_t f_t + c (N + R): expected loss and ponder cost (Graves 2016).
+
+    Args:
+        losses: f_0..f_T, shape [B, T+1]; whatever stands where p is zero is not read.
+        posterior: p, with N and R.
+        price: c, Graves' time penalty, a number or shape [B].
+
+    Returns:
+        To be minimised, shape [B]. Its gradient leaves out that of N, which has none.
+
+    Raises:
+        InputError: Losses and posterior differ in shape.
+    """
+    log_prob = posterior.log_prob()
+    _check_losses(losses, log_prob)
+    return _expectation(losses, log_prob) + price * posterior.ponder_cost()
+
+
+def _check_losses(losses: Tensor, log_prob: Tensor) -> None:
+    require(
+        losses.ndim == 2 and losses.shape == log_prob.shape,
+        "losses and log_prob must share one shape [batch, T+1], "
+        f"got {tuple(losses.shape)} and {tuple(log_prob.shape)}",
+    )
+
+
+def _expectation(values: Tensor, log_prob: Tensor) -> Tensor:
+    """sum_t q(t) v_t, shape [B]; 0 for a step of probability zero, whatever its value."""
+    return (log_prob.exp() * torch.where(log_prob == -torch.inf, 0, values)).sum(1)
 
 
 def halting_bound(

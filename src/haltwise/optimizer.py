@@ -17,7 +17,13 @@ from haltwise.halting.signals import (
     init_signals,
     measure_signals,
 )
-from haltwise.halting.stopping import FixedBudget, HazardThreshold, PosteriorMode, StopRule
+from haltwise.halting.stopping import (
+    FixedBudget,
+    HazardThreshold,
+    PonderThreshold,
+    PosteriorMode,
+    StopRule,
+)
 from haltwise.rules import Rule, State
 
 __all__ = ["LearnedOptimizer", "OptimizerConfig", "OptimizerStep"]
@@ -120,6 +126,8 @@ class LearnedOptimizer(nn.Module):
         config = self.card.get("config", {})
         if config.get("posterior") == "none":  # meta-trained without halting
             return FixedBudget(config["horizon"])
+        if config.get("posterior") == "graves":
+            return PonderThreshold(output=output)
         if "thresholds" not in self.card:
             return PosteriorMode(output)
         return HazardThreshold(self.card["thresholds"][output], output)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Display
 
 from haltwise._errors import InputError, require
-from haltwise.training import PRESETS, Trainer, TrainingConfig
+from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 
 __all__ = ["train"]
 
@@ -31,6 +31,11 @@ __all__ = ["train"]
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/FAMILY-PRESET]"
+)
+@click.option(
+    "--posterior",
+    type=click.Choice(list(POSTERIORS)),
+    help="Over the halting step.  [default: the preset's]",
 )
 @click.option("--price", type=float, help="Price of a step, in units of the loss.")
 @click.option("--horizon", type=int, help="Steps of an unroll.")
@@ -55,6 +60,7 @@ def train(
     family: str | None,
     preset: str,
     out: Path | None,
+    posterior: str | None,
     price: float | None,
     horizon: int | None,
     meta_steps: int | None,
@@ -83,6 +89,7 @@ def train(
         config = TrainingConfig.from_preset(
             preset,
             family,
+            posterior=posterior,
             price=price,
             horizon=horizon,
             num_meta_steps=meta_steps,

@@ -321,7 +321,12 @@ def _frontier(optimizer: LearnedOptimizer, test: Traces) -> dict[str, Any]:
         if isinstance(own, HazardThreshold):
             end = decisions(replace(own, threshold=own.threshold + shift), test)
         else:
-            end = decisions(own, replace(test, increments=test.signal("increments") + shift))
+            shifted = replace(
+                test,
+                increments=test.signal("increments") + shift,
+                hazard_logits=test.signal("hazard_logits") + shift,
+            )
+            end = decisions(own, shifted)
         steps = end.double().mean().item()
         points.append(
             {

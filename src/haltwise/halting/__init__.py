@@ -1,15 +1,23 @@
 """When computation should stop: priors, posteriors, the halting head and stop rules."""
 
 from haltwise.halting.head import AFTER, BEFORE, HaltingHead, HaltingOutput
-from haltwise.halting.posteriors import SoftmaxPosterior
+from haltwise.halting.posteriors import (
+    GravesPosterior,
+    Posterior,
+    SoftmaxPosterior,
+    StickBreakingPosterior,
+)
 from haltwise.halting.priors import HorizonPrior, TruncatedGeometric
 
 __all__ = [
     "AFTER",
     "BEFORE",
+    "GravesPosterior",
     "HaltingHead",
     "HaltingOutput",
     "HorizonPrior",
+    "Posterior",
     "SoftmaxPosterior",
+    "StickBreakingPosterior",
     "TruncatedGeometric",
 ]

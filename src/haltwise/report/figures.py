@@ -341,6 +341,8 @@ def _outputs(record: Evaluation, output: int) -> tuple[str, Tensor | None]:
     """What the learned rule reads, [n, T]: log-odds of the hazard, or increments of the logit."""
     account = "updates" if output == AFTER else "gradients"
     rule = get(record.summary, "stop_rules", account, "rule", "kind")
+    if rule == "PonderThreshold":  # reads a sum, not a value
+        return "mode", None
     kind = "hazard" if rule == "HazardThreshold" else "mode"
     values = record.arrays.get("hazard_logits" if kind == "hazard" else "increments")
     usable = values is not None and values.ndim == 3 and values.shape[2] == 2

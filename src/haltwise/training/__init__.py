@@ -1,6 +1,7 @@
 """Meta-training of learned optimizers."""
 
 from haltwise.training.config import PRESETS, TrainingConfig
+from haltwise.training.objective import POSTERIORS
 from haltwise.training.trainer import Progress, Trainer
 
-__all__ = ["PRESETS", "Progress", "Trainer", "TrainingConfig"]
+__all__ = ["POSTERIORS", "PRESETS", "Progress", "Trainer", "TrainingConfig"]

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, final
 from haltwise import _discovery
 from haltwise._errors import InputError, require
 from haltwise.optimizer import OptimizerConfig
+from haltwise.training.objective import POSTERIORS
 
 __all__ = ["PRESETS", "TrainingConfig"]
 
@@ -22,10 +23,11 @@ class TrainingConfig:
     """The preset it was made from, for the card."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
-    posterior: Literal["none", "softmax", "stick-breaking", "both"] = "both"
+    posterior: str = "both"
     """`none`: the L2L sum of losses, no halting. `softmax`: the thesis' lower bound.
-    `stick-breaking`: the free energy of a causal hazard. `both`: their mean; the head speaks for
-    either, so the two can be compared on the same trajectories."""
+    `stick-breaking`: the free energy of a causal hazard. `graves`: expected loss and ponder cost
+    of adaptive computation time. `both`: the mean of softmax and stick-breaking; the head speaks
+    for either, so the two can be compared on the same trajectories."""
     horizon: int = 60
     """T, steps of an unroll."""
     price: float = 0.0527
@@ -72,7 +74,7 @@ class TrainingConfig:
             f"continuation must lie strictly between 0 and 1, got {self.continuation}",
         )
         for name, choices in (
-            ("posterior", ("none", "softmax", "stick-breaking", "both")),
+            ("posterior", POSTERIORS),
             ("horizons", ("exact", "sampled")),
         ):
             value = getattr(self, name)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import torch
-from torch import Tensor
 
 from haltwise._errors import InputError, require
 from haltwise._random import stream
@@ -17,25 +16,28 @@ from haltwise._version import __version__
 from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
 from haltwise.halting.accounts import Account, Recall, calibrate, costs, ends
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
-from haltwise.halting.priors import HorizonPrior
-from haltwise.halting.stopping import HazardThreshold, PosteriorMode, Traces, decisions
-from haltwise.objectives import (
-    cumulative_logits,
-    free_energy,
-    halting_bound,
-    stick_breaking_log_prob,
-    sum_of_losses,
+from haltwise.halting.stopping import (
+    HazardThreshold,
+    PonderThreshold,
+    PosteriorMode,
+    StopRule,
+    Traces,
+    decisions,
 )
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.runlog import RunLog
 from haltwise.tasks import family
 from haltwise.training.config import TrainingConfig
+from haltwise.training.objective import MetaObjective
 from haltwise.unroll import Trajectory, backpropagate, unroll
 
 __all__ = ["Progress", "Trainer"]
 
 _NUM_CALIBRATION = 4096
-_CERTAIN = 30.0  # log-odds
+_UNCALIBRATED: dict[str, StopRule] = {
+    "softmax": PosteriorMode(BEFORE),
+    "graves": PonderThreshold(output=BEFORE),
+}
 _CONFIG, _LAST, _BEST = "config.json", "last.safetensors", "best.safetensors"
 
 
@@ -134,6 +136,7 @@ class Trainer:
         self.config, self.directory = config, directory
         self.family = family(config.family)
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
+        self._objective = MetaObjective(config, self.optimizer)
         self._parameters = dict(self.optimizer.named_parameters())
         self._adam = torch.optim.Adam(self._parameters.values(), lr=config.learning_rate)
         self._validation = self.family.sample(
@@ -207,7 +210,8 @@ class Trainer:
             trajectory.hold_logits.clone().requires_grad_(),
         )
         self._adam.zero_grad()
-        loss = self._objective(excess, halting, price, generator).mean()
+        warm = self._step >= config.warmup * config.num_meta_steps
+        loss = self._objective(excess, halting, price, generator, warm=warm).mean()
         loss.backward()
         assert excess.grad is not None
         cotangent = HaltingOutput(
@@ -236,66 +240,6 @@ class Trainer:
             begin, end = end, self.config.num_meta_steps
         share = (self._step - begin) / max(end - begin, 1)
         return self.config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-
-    def _objective(
-        self, excess: Tensor, halting: HaltingOutput, price: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """What is minimised, per problem [B], in units of the default price."""
-        config = self.config
-        mean_loss = sum_of_losses(excess) / (config.horizon * config.price)
-        if config.posterior == "none" or self._step < config.warmup * config.num_meta_steps:
-            return mean_loss
-        terms = []
-        if config.posterior in ("softmax", "both"):
-            terms.append(self._negative_bound(excess, halting.increments, price, generator))
-        if config.posterior in ("stick-breaking", "both"):
-            terms.append(self._free_energy(excess, halting.hazard_logits, price))
-        return sum(terms) / len(terms) + config.sum_weight * mean_loss
-
-    def _free_energy(self, excess: Tensor, hazard_logits: Tensor, price: Tensor) -> Tensor:
-        """Of the stick-breaking posteriors of both times of decision, in prices, shape [B]."""
-        energies = [
-            free_energy(
-                excess,
-                stick_breaking_log_prob(_stream(hazard_logits, never, output)),
-                price=price,
-                temperature=self.config.hazard_temperature * price,
-            )
-            for output, never in ((AFTER, None), (BEFORE, torch.full_like(price, -_CERTAIN)))
-        ]
-        return sum(energies) / (len(energies) * price)
-
-    def _negative_bound(
-        self, excess: Tensor, increments: Tensor, price: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Of the softmax posteriors of both times of decision, in temperatures, shape [B]."""
-        temperature = self.optimizer.temperature(price)
-        weights = self._horizon_weights(price, temperature, generator)
-        bound = sum(
-            halting_bound(
-                excess,
-                cumulative_logits(_stream(increments, first, output)),
-                price=price,
-                temperature=temperature,
-                horizon_weights=weights,
-            )
-            for output, first in ((AFTER, None), (BEFORE, self.optimizer.first_increment(price)))
-        )
-        return -bound / (2 * temperature)
-
-    def _horizon_weights(
-        self, price: Tensor, temperature: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """pi_T, shape [T+1] or [B, T+1]."""
-        config = self.config
-        if config.continuation is None:
-            prior = HorizonPrior(torch.exp(-2 * price / temperature))
-        else:
-            prior = HorizonPrior(torch.full_like(price, config.continuation))
-        if config.horizons == "exact":
-            return prior.weights(config.horizon)
-        sampled = prior.sample(generator=generator).clamp_max(config.horizon).long()
-        return torch.nn.functional.one_hot(sampled, config.horizon + 1).to(price.dtype)
 
     def _validate(self) -> None:
         """Measure the validation problems and keep the weights if they are the best so far."""
@@ -329,11 +273,7 @@ class Trainer:
     def _adjusted_loss(self, trajectory: Trajectory, price: float) -> tuple[float, float]:
         """J and the mean step of stops decided before the gradient is paid for, not calibrated."""
         table, traces = costs(trajectory.excess, price), trajectory.traces()
-        rule = (
-            PosteriorMode(BEFORE)
-            if self.config.posterior == "softmax"
-            else HazardThreshold(0.0, BEFORE)
-        )
+        rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, BEFORE))
         end = ends(decisions(rule, traces), traces, Recall.NEXT)
         return table.gather(1, end.unsqueeze(1)).mean().item(), end.double().mean().item()
 
@@ -417,13 +357,3 @@ class Trainer:
         except (KeyError, RuntimeError, TypeError) as error:
             raise InputError(f"{path} does not belong to the run beside it: {error}") from None
         self._best_score = math.inf if best is None else best
-
-
-def _stream(values: Tensor, first: Tensor | None, output: int) -> Tensor:
-    """What is said about theta_0..theta_{T-1}, of values [B, T, 2] said there; shape [B, T].
-
-    `BEFORE` speaks of the step to come, so it starts with `first`, what is said about theta_0.
-    """
-    if first is None:
-        return values[..., output]
-    return torch.cat((first.unsqueeze(1), values[:, :-1, output]), dim=1)

@@ -16,6 +16,7 @@ from haltwise.halting.stopping.hazard_threshold import HazardThreshold
 from haltwise.halting.stopping.logistic import Logistic
 from haltwise.halting.stopping.patience import Patience
 from haltwise.halting.stopping.plateau import Plateau
+from haltwise.halting.stopping.ponder import PonderThreshold
 from haltwise.halting.stopping.posterior_mode import PosteriorMode
 from haltwise.halting.stopping.sampling import Sampling
 
@@ -30,6 +31,7 @@ __all__ = [
     "Logistic",
     "Patience",
     "Plateau",
+    "PonderThreshold",
     "PosteriorMode",
     "Sampling",
     "Seen",

@@ -1,0 +1,8 @@
+"""Posteriors over the halting step behind one interface: one file a posterior."""
+
+from haltwise.halting.posteriors.base import Posterior
+from haltwise.halting.posteriors.graves import GravesPosterior
+from haltwise.halting.posteriors.softmax import SoftmaxPosterior
+from haltwise.halting.posteriors.stick_breaking import StickBreakingPosterior
+
+__all__ = ["GravesPosterior", "Posterior", "SoftmaxPosterior", "StickBreakingPosterior"]
