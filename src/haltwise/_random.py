@@ -56,8 +56,7 @@ def split_mix(seed: Tensor, index: Tensor) -> Tensor:
     bits = seed + (index + 1) * _GAMMA  # int64 wraps modulo 2^64
     for shift, factor in _ROUNDS:
         bits = (bits ^ _shift_right(bits, shift)) * factor
-    bits = bits ^ _shift_right(bits, 31)
-    return bits
+    return bits ^ _shift_right(bits, 31)
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:

@@ -10,7 +10,9 @@ from haltwise.halting.priors import HorizonPrior
 
 __all__ = [
     "DEFAULT_CONTINUATION",
+    "continuation_value",
     "cumulative_logits",
+    "distillation",
     "free_energy",
     "halting_bound",
     "ponder_objective",
@@ -63,6 +65,61 @@ def free_energy(losses: Tensor, log_prob: Tensor, *, price: Tensor, temperature:
     log_q = torch.where(log_prob == -torch.inf, 0, log_prob)  # 0 log 0 = 0
     energy = losses + price.unsqueeze(1) * steps + temperature.unsqueeze(1) * log_q
     return _expectation(energy, log_prob)
+
+
+def distillation(
+    losses: Tensor, hazard_logits: Tensor, *, price: Tensor, temperature: Tensor
+) -> Tensor:
+    """Cross-entropy to the free energy's optimum Q(t), which is known after an unroll.
+
+    With Q(t) proportional to exp(-(f_t + c t)/tau) and S_t = sum_{s>=t} Q(s), the cross-entropy
+    -sum_t Q(t) log q(t) of the hazards rho is -sum_{t<T} [Q(t) log rho_t + S_{t+1} log(1 - rho_t)].
+
+    Args:
+        losses: f_0..f_T, shape [B, T+1]; data.
+        hazard_logits: log-odds of rho_0..rho_{T-1}, shape [B, T].
+        price: c, shape [B].
+        temperature: tau, shape [B].
+
+    Returns:
+        In nats, to be minimised, shape [B].
+    """
+    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
+    costs = losses.detach() + price.unsqueeze(1) * steps
+    optimum = (-costs / temperature.unsqueeze(1)).softmax(1)
+    return -(optimum * stick_breaking_log_prob(hazard_logits)).sum(1)
+
+
+def continuation_value(losses: Tensor, hazard_logits: Tensor, *, price: Tensor) -> Tensor:
+    """Squared error of a forecast of what going on costs more than stopping, in prices.
+
+    rho's log-odds v_t are read as (what the steps from t on will cost if the policy is followed
+    after t + 1, less f_t + c t) / c. The policy stops where v_t >= 0, so costs are collected
+    backwards from the horizon on the recorded trajectory (least-squares Monte Carlo, Longstaff &
+    Schwartz 2001, with the policy iterated as the forecast learns).
+
+    Args:
+        losses: f_0..f_T, shape [B, T+1]; data.
+        hazard_logits: v_0..v_{T-1}, shape [B, T].
+        price: c, shape [B].
+
+    Returns:
+        Mean over steps, shape [B]; errors beyond a price count linearly (Huber), and targets are
+        held within `_FARSIGHT` prices: beyond, the decision is clear.
+    """
+    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
+    costs = losses.detach() / price.unsqueeze(1) + steps
+    later = costs[:, -1]
+    targets = []
+    for step in reversed(range(hazard_logits.shape[1])):
+        targets.append(later - costs[:, step])
+        later = torch.where(hazard_logits[:, step].detach() >= 0, costs[:, step], later)
+    target = torch.stack(targets[::-1], 1).clamp(-_FARSIGHT, _FARSIGHT)
+    error = torch.nn.functional.huber_loss(hazard_logits, target, reduction="none")
+    return error.mean(1)
+
+
+_FARSIGHT = 10.0
 
 
 def ponder_objective(

@@ -111,9 +111,7 @@ class Trajectory:
     def traces(self) -> Traces:
         """What stop rules are fed with and judged by."""
         recording = self.recording
-        return Traces(
-            recording.loss, recording.excess, recording.log_grad_norm, *self.halting
-        )
+        return Traces(recording.loss, recording.excess, recording.log_grad_norm, *self.halting)
 
     def select(self, index: Tensor) -> "Trajectory":
         """The problems at `index` (int64 [K])."""

@@ -148,7 +148,7 @@ def _train(trainer: Trainer) -> None:
         ) as display:
             task = display.add_task(
                 "meta-training",
-                total=trainer.config.num_meta_steps,
+                total=trainer.num_steps,
                 completed=trainer.step,
                 loss="-",
                 j="-",

@@ -42,12 +42,15 @@ class TrainingConfig:
     """Share of the meta-steps, at the start, on the sum of losses alone."""
     sum_weight: float = 0.3
     """Weight of the mean loss over the horizon beside the bound, both in default prices."""
+    hazard_objective: Literal["free-energy", "distillation", "value"] = "free-energy"
+    """What the hazard is learned by; see `haltwise.objectives`."""
     hazard_temperature: float = 0.5
     """tau of the stick-breaking posterior, in prices."""
-    head_only: float = 0.25
-    """Share of the meta-steps, at the end, in which the rule is frozen and the head goes on."""
+    final_hazard_temperature: float = 0.2
+    """To which it falls while the head is trained by itself."""
 
-    num_meta_steps: int = 3000
+    num_meta_steps: int = 2500
+    """Steps that train rule and head together; a hand-designed rule has none."""
     batch_size: int = 128
     learning_rate: float = 3e-3
     """Of Adam, decayed to 1 % by a cosine."""
@@ -57,16 +60,29 @@ class TrainingConfig:
     """Steps that are recomputed at once in the backward pass; bounds the memory."""
     truncate: bool = False
     """Whether the state's gradient is cut between segments."""
+    head_steps: int = 4000
+    """Steps that train the head by itself, afterwards, on recorded problems of the final rule."""
+    num_recorded: int = 32768
+    """Problems recorded for it."""
+    head_batch_size: int = 512
     seed: int = 0
     num_validation: int = 512
     validate_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "num_meta_steps", "batch_size", "segment", "num_validation"):
-            require(
-                getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
-            )
-        for name in ("price", "learning_rate", "clip_norm"):
+        counts = dict.fromkeys(("horizon", "batch_size", "segment", "num_validation"), 1)
+        counts |= dict.fromkeys(("num_recorded", "head_batch_size", "validate_every"), 1)
+        counts |= dict.fromkeys(("num_meta_steps", "head_steps"), 0)
+        for name, least in counts.items():
+            value = getattr(self, name)
+            require(value >= least, f"{name} must be at least {least}, got {value}")
+        for name in (
+            "price",
+            "learning_rate",
+            "clip_norm",
+            "hazard_temperature",
+            "final_hazard_temperature",
+        ):
             require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         require(self.price_range >= 1, f"price_range must be at least 1, got {self.price_range}")
         require(
@@ -76,14 +92,11 @@ class TrainingConfig:
         for name, choices in (
             ("posterior", POSTERIORS),
             ("horizons", ("exact", "sampled")),
+            ("hazard_objective", ("free-energy", "distillation", "value")),
         ):
             value = getattr(self, name)
             require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        for name in ("warmup", "head_only"):
-            require(
-                0 <= getattr(self, name) <= 1,
-                f"{name} must lie in [0, 1], got {getattr(self, name)}",
-            )
+        require(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same configuration."""
@@ -132,18 +145,19 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
         # What works best.
         "act": {},
         # The LSTM optimizer of L2L: no halting head is trained.
-        "lstm": {"posterior": "none", "head_only": 0.0},
+        "lstm": {"posterior": "none", "head_steps": 0},
         # The thesis to the letter: linear read-out of the pooled hidden state, tau = 1, one price,
         # one horizon per problem from the p(T) that the price implies.
         "thesis": {
             "optimizer": OptimizerConfig(
                 rule_settings={"shared_gradient": False, "direct_gradient": False},
                 head_width=0,
+                head_memory=0,
                 head_features=False,
                 temperature=1.0,
             ),
             "posterior": "softmax",
-            "head_only": 0.0,
+            "head_steps": 0,
             "continuation": None,
             "horizons": "sampled",
             "price_range": 1.0,

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
 from haltwise.halting.posteriors import GravesPosterior
 from haltwise.halting.priors import HorizonPrior
 from haltwise.objectives import (
+    continuation_value,
     cumulative_logits,
+    distillation,
     free_energy,
     halting_bound,
     ponder_objective,
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from haltwise.training.config import TrainingConfig
 
 __all__ = ["POSTERIORS", "MetaObjective"]
-
-_CERTAIN = 30.0  # log-odds
 
 
 @final
@@ -47,50 +48,78 @@ class MetaObjective:
         excess: Tensor,
         halting: HaltingOutput,
         price: Tensor,
+        hazard_temperature: float,
         generator: torch.Generator,
-        *,
-        warm: bool,
     ) -> Tensor:
-        """The objective of each problem, shape [B].
+        """The objective of rule and head together, shape [B]; see `halting`."""
+        return self.halting(
+            excess, halting, price, hazard_temperature, generator
+        ) + self.config.sum_weight * self.losses(excess)
+
+    def losses(self, excess: Tensor) -> Tensor:
+        """The rule's alone: the mean loss over steps 1..T (L2L), shape [B]."""
+        return sum_of_losses(excess) / (self.config.horizon * self.config.price)
+
+    def halting(
+        self,
+        excess: Tensor,
+        halting: HaltingOutput,
+        price: Tensor,
+        hazard_temperature: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The head's alone, shape [B].
 
         Args:
             excess: Scored loss at theta_0..theta_T, shape [B, T+1].
-            halting: What the head said at theta_0..theta_{T-1}, each [B, T, 2]; finite.
+            halting: What the head said at theta_0..theta_{T-1}; finite.
             price: c, shape [B].
+            hazard_temperature: tau of the stick-breaking posterior, in prices.
             generator: Draws the horizons where they are sampled.
-            warm: Whether the warm-up is over; before, the losses count alone.
         """
         config = self.config
-        mean_loss = sum_of_losses(excess) / (config.horizon * config.price)
+        rollout = _Rollout(
+            config, self.optimizer, excess, halting, price, hazard_temperature * price, generator
+        )
         terms = POSTERIORS[config.posterior]
-        if not terms or not warm:
-            return mean_loss
-        rollout = _Rollout(config, self.optimizer, excess, halting, price, generator)
-        mean_term = torch.stack([term(rollout) for term in terms]).mean(0)
-        return mean_term + config.sum_weight * mean_loss
+        return torch.stack([term(rollout) for term in terms]).mean(0)
 
 
 class _Rollout(NamedTuple):
-    """What the terms of the objective are functions of; see `MetaObjective.__call__`."""
+    """What the terms of the objective are functions of; see `MetaObjective.halting`."""
 
     config: TrainingConfig
     optimizer: LearnedOptimizer
     excess: Tensor
     halting: HaltingOutput
     price: Tensor
+    hazard_temperature: Tensor
     generator: torch.Generator
 
-    def hazard_streams(self) -> list[Tensor]:
-        """Of both times of decision, [B, T]; nobody stops at theta_0 before a gradient is seen."""
-        never = torch.full_like(self.price, -_CERTAIN)
-        hazard_logits = self.halting.hazard_logits
-        return [_stream(hazard_logits, None, AFTER), _stream(hazard_logits, never, BEFORE)]
+    def stops(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """For both times of decision: losses [B, K+1] of stopping at each step, hazards [B, K].
+
+        Counting updates, a stop at t = 0..T returns theta_t. Counting gradients, one decided at
+        t = 0..T-1 has paid for gamma_t and returns theta_t with the head's probability of holding,
+        else theta_{t+1}; the entropy of that choice belongs to the posterior's.
+        """
+        _, hazard_logits, hold_logits = self.halting
+        log_hold, log_take = logsigmoid(hold_logits), logsigmoid(-hold_logits)
+        tau = self.hazard_temperature.unsqueeze(1)
+        returned = log_hold.exp() * (self.excess[:, :-1] + tau * log_hold) + log_take.exp() * (
+            self.excess[:, 1:] + tau * log_take
+        )
+        return (
+            (self.excess, hazard_logits[..., AFTER]),
+            (returned, hazard_logits[:, :-1, BEFORE]),
+        )
 
     def increment_streams(self) -> list[Tensor]:
         """Of both times of decision, [B, T]."""
-        first = self.optimizer.first_increment(self.price)
         increments = self.halting.increments
-        return [_stream(increments, None, AFTER), _stream(increments, first, BEFORE)]
+        # `BEFORE` speaks of the step to come; theta_0 is judged when only the price is known.
+        first = self.optimizer.first_increment(self.price).unsqueeze(1)
+        return [increments[..., AFTER], torch.cat((first, increments[:, :-1, BEFORE]), dim=1)]
 
 
 def _softmax(rollout: _Rollout) -> Tensor:
@@ -111,24 +140,42 @@ def _softmax(rollout: _Rollout) -> Tensor:
 
 
 def _stick_breaking(rollout: _Rollout) -> Tensor:
-    """The free energy of the causal hazard, in prices, shape [B]."""
-    energy = sum(
-        free_energy(
-            rollout.excess,
-            stick_breaking_log_prob(hazard_logits),
-            price=rollout.price,
-            temperature=rollout.config.hazard_temperature * rollout.price,
-        )
-        for hazard_logits in rollout.hazard_streams()
-    )
-    return energy / (2 * rollout.price)
+    """What the causal hazard is learned by, in prices, shape [B]."""
+    learn = _HAZARD_OBJECTIVES[rollout.config.hazard_objective]
+    return sum(learn(rollout, *stop) for stop in rollout.stops()) / 2
+
+
+def _free_energy(rollout: _Rollout, losses: Tensor, hazard_logits: Tensor) -> Tensor:
+    tau = rollout.hazard_temperature
+    log_prob = stick_breaking_log_prob(hazard_logits)
+    return free_energy(losses, log_prob, price=rollout.price, temperature=tau) / rollout.price
+
+
+def _distillation(rollout: _Rollout, losses: Tensor, hazard_logits: Tensor) -> Tensor:
+    tau = rollout.hazard_temperature
+    entropy = distillation(losses, hazard_logits, price=rollout.price, temperature=tau)
+    return entropy + _holding(rollout, losses)
+
+
+def _value(rollout: _Rollout, losses: Tensor, hazard_logits: Tensor) -> Tensor:
+    error = continuation_value(losses, hazard_logits, price=rollout.price)
+    return error + _holding(rollout, losses)
+
+
+def _holding(rollout: _Rollout, losses: Tensor) -> Tensor:
+    """By which holding is learned where the hazard's own objective takes losses as data."""
+    return losses.mean(1) / rollout.price
 
 
 def _graves(rollout: _Rollout) -> Tensor:
     """Expected loss and ponder cost (Graves 2016), in prices, shape [B]."""
+    _, halting_logits, _ = rollout.halting
     cost = sum(
-        ponder_objective(rollout.excess, GravesPosterior(halting_logits), price=rollout.price)
-        for halting_logits in rollout.hazard_streams()
+        ponder_objective(losses, GravesPosterior(logits), price=rollout.price)
+        for losses, logits in (
+            (rollout.excess, halting_logits[..., AFTER]),
+            (rollout.excess[:, 1:], halting_logits[:, :-1, BEFORE]),
+        )
     )
     return cost / (2 * rollout.price)
 
@@ -146,15 +193,10 @@ def _horizon_weights(rollout: _Rollout, temperature: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(sampled, config.horizon + 1).to(price.dtype)
 
 
-def _stream(values: Tensor, first: Tensor | None, output: int) -> Tensor:
-    """What is said about theta_0..theta_{T-1}, of values [B, T, 2] said there; shape [B, T].
-
-    `BEFORE` speaks of the step to come, so it starts with `first`, what is said about theta_0.
-    """
-    if first is None:
-        return values[..., output]
-    return torch.cat((first.unsqueeze(1), values[:, :-1, output]), dim=1)
-
+_HAZARD_OBJECTIVES: Mapping[str, Callable[[_Rollout, Tensor, Tensor], Tensor]] = MappingProxyType(
+    {"free-energy": _free_energy, "distillation": _distillation, "value": _value}
+)
+"""Each of the losses [B, K+1] of stopping at each step and the hazards [B, K], in prices, [B]."""
 
 POSTERIORS: Mapping[str, tuple[Callable[[_Rollout], Tensor], ...]] = MappingProxyType(
     {

@@ -1,4 +1,9 @@
-"""Meta-training: unroll, score, backpropagate, step; resumable at every validation."""
+"""Meta-training, resumable at every validation.
+
+First rule and head together: unroll, score, backpropagate, step. Then the head by itself, on
+recorded problems of the final rule, which costs no gradients of the optimizee. A hand-designed
+rule has nothing to learn, so its head goes straight to the second.
+"""
 
 import json
 import math
@@ -9,12 +14,13 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import torch
+from torch import Tensor
 
 from haltwise._errors import InputError, require
 from haltwise._random import stream
 from haltwise._version import __version__
 from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
-from haltwise.halting.accounts import Account, Recall, calibrate, costs, ends
+from haltwise.halting.accounts import Account, Recall, calibrate, costs, paid, settle
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
 from haltwise.halting.stopping import (
     HazardThreshold,
@@ -26,10 +32,10 @@ from haltwise.halting.stopping import (
 )
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.runlog import RunLog
-from haltwise.tasks import family
+from haltwise.tasks import TaskBatch, family
 from haltwise.training.config import TrainingConfig
 from haltwise.training.objective import MetaObjective
-from haltwise.unroll import Trajectory, backpropagate, unroll
+from haltwise.unroll import Recording, Trajectory, backpropagate, record, unroll
 
 __all__ = ["Progress", "Trainer"]
 
@@ -75,6 +81,7 @@ class Trainer:
     Args:
         config: What to train.
         directory: Created if missing.
+        device: Where to compute.
         tensorboard: Whether to write TensorBoard event files.
         command: What started the run, for the card.
 
@@ -87,10 +94,11 @@ class Trainer:
         config: TrainingConfig,
         directory: Path,
         *,
+        device: torch.device | str = "cpu",
         tensorboard: bool = False,
         command: str = "",
     ) -> None:
-        self._setup(config, directory)
+        self._setup(config, directory, device)
         require(
             not (directory / _CONFIG).exists(),
             f"{directory} holds a run already; resume it or choose another directory",
@@ -109,7 +117,13 @@ class Trainer:
         self._validate()
 
     @classmethod
-    def resume(cls, directory: Path, *, tensorboard: bool = False) -> Self:
+    def resume(
+        cls,
+        directory: Path,
+        *,
+        device: torch.device | str = "cpu",
+        tensorboard: bool = False,
+    ) -> Self:
         """The run in `directory`, at its last checkpoint.
 
         Raises:
@@ -123,7 +137,7 @@ class Trainer:
         except ValueError as error:
             raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
         trainer = cls.__new__(cls)
-        trainer._setup(TrainingConfig.from_json(document.get("config", {})), directory)
+        trainer._setup(TrainingConfig.from_json(document.get("config", {})), directory, device)
         trainer._command = document.get("command", "")
         trainer._log = RunLog(directory, tensorboard=tensorboard)
         if (directory / _LAST).exists():
@@ -132,19 +146,32 @@ class Trainer:
             trainer._validate()
         return trainer
 
-    def _setup(self, config: TrainingConfig, directory: Path) -> None:
-        self.config, self.directory = config, directory
+    def _setup(self, config: TrainingConfig, directory: Path, device: torch.device | str) -> None:
+        self.config, self.directory, self._device = config, directory, device
         self.family = family(config.family)
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
+        self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)
         self._parameters = dict(self.optimizer.named_parameters())
-        self._adam = torch.optim.Adam(self._parameters.values(), lr=config.learning_rate)
-        self._validation = self.family.sample(
-            config.num_validation, stream(config.seed, "validation")
-        )
+        self._num_joint_steps = config.num_meta_steps if self.optimizer.rule_parameters() else 0
+        self._validation = self._sample(config.num_validation, "validation")
         self._step, self._num_nonfinite, self._seconds = 0, 0, 0.0
         self._metrics: dict[str, float] = {}
         self._best_score = math.inf
+        self._recordings: dict[str, Recording] = {}
+        self._begin_phase(alone=False)
+
+    def _sample(self, num_problems: int, *path: str | int) -> TaskBatch:
+        generator = stream(self.config.seed, *path)
+        return self.family.sample(num_problems, generator, device=self._device)
+
+    def _begin_phase(self, *, alone: bool) -> None:
+        """Let rule and head learn, or the head alone."""
+        self._alone = alone
+        for weight in self.optimizer.rule_parameters():
+            weight.requires_grad_(not alone)
+        learning = [value for value in self._parameters.values() if value.requires_grad]
+        self._adam = torch.optim.Adam(learning, lr=self.config.learning_rate)
 
     @property
     def _hazard(self) -> bool:
@@ -160,22 +187,30 @@ class Trainer:
         """Problems left out so far because their loss or gradient was not finite."""
         return self._num_nonfinite
 
+    @property
+    def num_steps(self) -> int:
+        """Meta-steps of the whole run: those of rule and head together, then of the head alone."""
+        alone = 0 if self.config.posterior == "none" else self.config.head_steps
+        return self._num_joint_steps + alone
+
     def run(self) -> Iterator[Progress]:
         """Train to the end, yielding after every meta-step."""
         started = time.perf_counter()
-        while self._step < self.config.num_meta_steps:
-            loss = self._meta_step()
+        while self._step < self.num_steps:
+            if self._step >= self._num_joint_steps and not self._alone:
+                weights, _ = load_tensors(self.directory / _BEST)
+                self.optimizer.load_state_dict(weights)
+                self._begin_phase(alone=True)
+            loss = self._head_step() if self._alone else self._joint_step()
             self._step += 1
-            if (
-                self._step % self.config.validate_every == 0
-                or self._step == self.config.num_meta_steps
-            ):
+            ends = self._step in (self._num_joint_steps, self.num_steps)
+            if ends or self._step % self.config.validate_every == 0:
                 now = time.perf_counter()
                 self._seconds, started = self._seconds + now - started, now
                 self._validate()
                 self._log.write({"step": self._step, "loss": loss, **self._metrics})
                 self.save()
-                if self._step == self.config.num_meta_steps and self._hazard:
+                if self._step == self.num_steps and self._hazard:
                     self._calibrate()
             yield Progress(
                 self._step,
@@ -187,13 +222,16 @@ class Trainer:
             )
         self._log.close()
 
-    def _meta_step(self) -> float:
+    def _draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
+        exponent = 2 * torch.rand(num, generator=generator) - 1
+        return (self.config.price * self.config.price_range**exponent).to(self._device)
+
+    def _joint_step(self) -> float:
+        """One step of rule and head together, on fresh problems."""
         config = self.config
-        self._adam.param_groups[0]["lr"] = self._learning_rate()
         generator = stream(config.seed, "train", self._step)
-        batch = self.family.sample(config.batch_size, generator)
-        exponent = 2 * torch.rand(config.batch_size, generator=generator) - 1
-        price = config.price * config.price_range**exponent
+        batch = self.family.sample(config.batch_size, generator, device=self._device)
+        price = self._draw_prices(config.batch_size, generator)
         trajectory = unroll(self.optimizer, batch, config.horizon, price, segment=config.segment)
         finite = trajectory.finite
         if not finite.all():
@@ -201,102 +239,140 @@ class Trainer:
             index = finite.nonzero().squeeze(1)
             if len(index) == 0:
                 return math.nan
-            trajectory, price = trajectory.select(index), price[index]
+            trajectory = trajectory.select(index)
 
         excess = trajectory.excess.clone().requires_grad_()
-        halting = HaltingOutput(
-            trajectory.increments.clone().requires_grad_(),
-            trajectory.hazard_logits.clone().requires_grad_(),
-            trajectory.hold_logits.clone().requires_grad_(),
-        )
-        self._adam.zero_grad()
+        halting = HaltingOutput(*(value.clone().requires_grad_() for value in trajectory.halting))
         warm = self._step >= config.warmup * config.num_meta_steps
-        loss = self._objective(excess, halting, price, generator, warm=warm).mean()
+        if warm and config.posterior != "none":
+            tau = config.hazard_temperature
+            losses = self._objective(excess, halting, trajectory.price, tau, generator)
+        else:
+            losses = self._objective.losses(excess)
+        loss = losses.mean()
+        self._adam.zero_grad()
         loss.backward()
         assert excess.grad is not None
         cotangent = HaltingOutput(
             *(torch.zeros_like(value) if value.grad is None else value.grad for value in halting)
         )
-        for weight in self.optimizer.rule_parameters():
-            weight.requires_grad_(self._step < self._frozen_from)
         backpropagate(self.optimizer, trajectory, excess.grad, cotangent, truncate=config.truncate)
+        return self._update(loss, self._step, self._num_joint_steps)
+
+    def _head_step(self) -> float:
+        """One step of the head alone, on recorded problems."""
+        config = self.config
+        recording = self._recorded("recorded", config.num_recorded)
+        done = self._step - self._num_joint_steps
+        generator = stream(config.seed, "head", done)
+        size = config.head_batch_size
+        index = torch.randint(recording.num_problems, (size,), generator=generator)
+        chosen = recording.select(index.to(self._device))
+        price = self._draw_prices(size, generator)
+        cooling = config.final_hazard_temperature / config.hazard_temperature
+        tau = config.hazard_temperature * cooling ** (done / config.head_steps)
+        said = self.optimizer.speak(chosen.signals, chosen.readouts, price)
+        loss = self._objective.halting(chosen.excess, said, price, tau, generator).mean()
+        self._adam.zero_grad()
+        loss.backward()
+        return self._update(loss, done, config.head_steps)
+
+    def _update(self, loss: Tensor, step: int, num_steps: int) -> float:
+        """Adam, its rate decayed to 1 % by a cosine over each phase; the loss before the step."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        self._adam.param_groups[0]["lr"] = self.config.learning_rate * (0.01 + 0.99 * cosine)
         for weights in (self.optimizer.rule_parameters(), list(self.optimizer.head.parameters())):
-            norm = torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(weights, self.config.clip_norm)
             if not norm.isfinite():
-                self._num_nonfinite += config.batch_size
+                self._num_nonfinite += 1
                 return math.nan
         self._adam.step()
         return loss.item()
 
-    @property
-    def _frozen_from(self) -> int:
-        """The meta-step from which on the rule is frozen."""
-        return round((1 - self.config.head_only) * self.config.num_meta_steps)
+    def _recorded(self, name: str, num_problems: int) -> Recording:
+        """Problems of the stream `name`, recorded under the final rule, non-finite ones left out.
 
-    def _learning_rate(self) -> float:
-        """A cosine from full to 1 %, once while the rule learns and once for the head alone."""
-        begin, end = 0, self._frozen_from
-        if self._step >= end:
-            begin, end = end, self.config.num_meta_steps
-        share = (self._step - begin) / max(end - begin, 1)
-        return self.config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+        Raises:
+            InputError: None stayed finite.
+        """
+        if name not in self._recordings:
+            batch = self._sample(num_problems, name)
+            recording = record(self.optimizer.rule, batch, self.config.horizon)
+            finite = recording.finite.nonzero().squeeze(1)
+            require(
+                len(finite) > 0,
+                f"not one of {num_problems} problems of {self.config.family} stays finite for "
+                f"{self.config.horizon} steps; choose a smaller learning rate or horizon",
+            )
+            self._num_nonfinite += num_problems - len(finite)
+            self._recordings[name] = recording.select(finite)
+        return self._recordings[name]
 
     def _validate(self) -> None:
         """Measure the validation problems and keep the weights if they are the best so far."""
         config = self.config
-        trajectory = self._unroll_validation(config.price)
+        if self._alone:
+            recording = self._recorded("validation", config.num_validation)
+        else:
+            recording = record(self.optimizer.rule, self._validation, config.horizon)
         metrics = {
-            "mean_loss": trajectory.excess[:, 1:].mean().item(),
-            "final_loss": trajectory.excess[:, -1].mean().item(),
+            "mean_loss": recording.excess[:, 1:].mean().item(),
+            "final_loss": recording.excess[:, -1].mean().item(),
             "price_adjusted_loss": math.nan,
             "mean_halting_step": math.nan,
-            "learning_rate": self._learning_rate(),
             "nonfinite_problems": float(self._num_nonfinite),
         }
         score = metrics["mean_loss"] / config.price
         if config.posterior != "none":
-            adjusted, halting_step = self._adjusted_loss(trajectory, config.price)
+            prices = self._prices()
+            adjusted, halting_step = self._adjusted_loss(recording, config.price)
             metrics |= {"price_adjusted_loss": adjusted, "mean_halting_step": halting_step}
-            score = sum(
-                self._adjusted_loss(self._unroll_validation(price), price)[0] / price
-                for price in self._prices()
-            )
+            score = sum(self._adjusted_loss(recording, price)[0] / price for price in prices)
         self._metrics = metrics
-        if score < self._best_score and self._step >= config.warmup * config.num_meta_steps:
+        if score < self._best_score and self._step >= config.warmup * self._num_joint_steps:
             self._best_score = score
             save_tensors(self.directory / _BEST, self.optimizer.state_dict(), self.card())
 
-    def _unroll_validation(self, price: float) -> Trajectory:
-        prices = torch.full((self._validation.num_problems,), price)
-        return unroll(self.optimizer, self._validation, self.config.horizon, prices)
+    def _traces(self, optimizer: LearnedOptimizer, recording: Recording, price: float) -> Traces:
+        prices = torch.full_like(recording.loss[:, 0], price)
+        with torch.no_grad():
+            said = optimizer.speak(recording.signals, recording.readouts, prices)
+        return Trajectory(recording, prices, said).traces()
 
-    def _adjusted_loss(self, trajectory: Trajectory, price: float) -> tuple[float, float]:
-        """J and the mean step of stops decided before the gradient is paid for, not calibrated."""
-        table, traces = costs(trajectory.excess, price), trajectory.traces()
+    def _adjusted_loss(self, recording: Recording, price: float) -> tuple[float, float]:
+        """J and mean cost of stops decided before the gradient is paid for, not calibrated."""
+        traces = self._traces(self.optimizer, recording, price)
         rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, BEFORE))
-        end = ends(decisions(rule, traces), traces, Recall.NEXT)
-        return table.gather(1, end.unsqueeze(1)).mean().item(), end.double().mean().item()
+        recall = Recall.LEARNED if self._hazard else Recall.NEXT
+        decided = decisions(rule, traces)
+        j = settle(traces, decided, Account.GRADIENTS, recall, price=price)
+        cost = paid(decided, Account.GRADIENTS, traces.num_steps)
+        return j.mean().item(), cost.double().mean().item()
 
     def _calibrate(self) -> None:
         """Choose the hazard's thresholds on problems of their own; store them with the weights."""
         path = self.directory / _BEST
         weights, card = load_tensors(path)
-        best = LearnedOptimizer.from_weights(self.config.optimizer, weights)
-        problems = self.family.sample(_NUM_CALIBRATION, stream(self.config.seed, "calibration"))
+        best = LearnedOptimizer.from_weights(self.config.optimizer, weights).to(self._device)
+        problems = self._sample(_NUM_CALIBRATION, "calibration")
+        recording = record(best.rule, problems, self.config.horizon)
+        recording = recording.select(recording.finite.nonzero().squeeze(1))
         traces = []
         for price in self._prices():
-            prices = torch.full((_NUM_CALIBRATION,), price)
-            trajectory = unroll(best, problems, self.config.horizon, prices)
-            trajectory = trajectory.select(trajectory.finite.nonzero().squeeze(1))
-            traces.append(replace(trajectory.traces(), excess=trajectory.excess / price))
+            said = self._traces(best, recording, price)
+            traces.append(replace(said, excess=said.excess / price))
         merged = Traces(
             *(torch.cat([getattr(t, field.name) for t in traces]) for field in fields(Traces))
         )
         table = costs(merged.excess, 1.0)
         thresholds = []
-        for output, account in ((AFTER, Account.UPDATES), (BEFORE, Account.GRADIENTS)):
+        for output, account, recall in (
+            (AFTER, Account.UPDATES, Recall.CURRENT),
+            (BEFORE, Account.GRADIENTS, Recall.LEARNED),
+        ):
             candidates = HazardThreshold.candidates(merged, table, output)
-            rule = calibrate(candidates, merged, account, price=1.0).policy.rule
+            chosen = calibrate(candidates, merged, account, price=1.0, recalls=(recall,))
+            rule = chosen.policy.rule
             assert isinstance(rule, HazardThreshold)
             thresholds.append(rule.threshold)
         save_tensors(path, weights, {**card, "thresholds": thresholds})
@@ -328,6 +404,7 @@ class Trainer:
                 tensors[f"adam.{key}.{name}"] = moment
         metadata = {
             "step": self._step,
+            "alone": self._alone,
             "num_nonfinite": self._num_nonfinite,
             "seconds": self._seconds,
             "best_score": None if math.isinf(self._best_score) else self._best_score,
@@ -338,16 +415,17 @@ class Trainer:
     def _load(self, path: Path) -> None:
         tensors, metadata = load_tensors(path)
         try:
+            self._step, self._num_nonfinite = metadata["step"], metadata["num_nonfinite"]
+            self._begin_phase(alone=metadata["alone"])
             for name, value in self._parameters.items():
                 value.data.copy_(tensors[f"weights.{name}"])
                 moments = {
-                    key: tensors[f"adam.{key}.{name}"]
+                    key: tensors[f"adam.{key}.{name}"].to("cpu" if key == "step" else self._device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"adam.{key}.{name}" in tensors
                 }
                 if moments:
                     self._adam.state[value] = moments
-            self._step, self._num_nonfinite = metadata["step"], metadata["num_nonfinite"]
             self._seconds = metadata["seconds"]
             best = metadata["best_score"]
             self._metrics = {
