@@ -12,7 +12,7 @@ from haltwise.halting.head import HaltingOutput
 from haltwise.halting.stopping import Traces
 from haltwise.optimizer import LearnedOptimizer, strip
 from haltwise.rules import State, select_state
-from haltwise.tasks import TaskBatch
+from haltwise.tasks import Evaluation, TaskBatch
 
 __all__ = ["Trajectory", "backpropagate", "unroll"]
 
@@ -93,7 +93,8 @@ def unroll(
         num_steps: T >= 1.
         price: c, shape [B].
         segment: If given, gradients and the rule's state at every `segment` steps are kept, as
-            `backpropagate` needs them.
+            `backpropagate` needs them, and the excess is what meta-training minimises
+            (`TaskBatch.evaluate`); else it is what stopping is judged by (`TaskBatch.score`).
 
     Returns:
         The trajectory.
@@ -111,11 +112,11 @@ def unroll(
         params = batch.start
         state = optimizer.init(params)
         for step in range(num_steps + 1):
-            seen = batch.evaluate(params, step)
+            seen = batch.evaluate(params, step) if keep else batch.score(params, step)
             loss.append(seen.loss)
             excess.append(seen.excess)
             norm.append(log_rms(seen.grad))
-            if keep:
+            if isinstance(seen, Evaluation):
                 excess_grads.append(seen.excess_grad)
             if step == num_steps:
                 break
