@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from haltwise._errors import require
+from haltwise._errors import InputError, require
+from haltwise._random import stream
 from haltwise.tasks.base import Observation, Score, TaskBatch, TaskFamily
 
 __all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]
@@ -64,7 +65,7 @@ class Examples:
         return inputs, targets
 
 
-def minibatch_indices(stream: Tensor, step: int, batch_size: int, num_examples: int) -> Tensor:
+def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples: int) -> Tensor:
     """Which examples step t of each stream sees, drawn with replacement as in L2L's code.
 
     The t-th block of the SplitMix64 sequence that starts at the stream: a pure function of stream
@@ -73,7 +74,7 @@ def minibatch_indices(stream: Tensor, step: int, batch_size: int, num_examples: 
     Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
 
     Args:
-        stream: int64 [B].
+        streams: int64 [B].
         step: t.
         batch_size: Examples of a minibatch.
         num_examples: N < 2^31.
@@ -81,8 +82,8 @@ def minibatch_indices(stream: Tensor, step: int, batch_size: int, num_examples: 
     Returns:
         int64 [B, batch_size], in [0, N).
     """
-    counter = torch.arange(1, batch_size + 1, device=stream.device) + step * batch_size
-    mixed = stream.unsqueeze(1) + counter * _signed(0x9E3779B97F4A7C15)
+    counter = torch.arange(1, batch_size + 1, device=streams.device) + step * batch_size
+    mixed = streams.unsqueeze(1) + counter * _signed(0x9E3779B97F4A7C15)
     mixed = (mixed ^ _shift(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ _shift(mixed, 27)) * _signed(0x94D049BB133111EB)
     mixed = mixed ^ _shift(mixed, 31)
@@ -135,7 +136,7 @@ class ModuleTask(TaskFamily):
         train: What minibatches are drawn from.
         test: For `held_out`.
         batch_size: Examples of a minibatch.
-        num_score: Number of training examples, fixed and evenly spaced, whose mean loss is what
+        num_score: Number of training examples, a fixed random choice, whose mean loss is what
             stopping is judged by, and whose statistics normalise in evaluation mode; all if there
             are fewer.
         init: theta_0: "module" for the module's own scheme, or "normal" for N(0, init_std^2)
@@ -284,11 +285,18 @@ class ModuleTask(TaskFamily):
         """The loss of one problem in training mode, a scalar."""
         return self.loss(self.call(params, fixed, inputs)[0], targets)
 
-    def score_indices(self, device: torch.device) -> Tensor:
-        """The fixed training examples, int64 [num_score]."""
-        total = len(self.train)
-        count = min(self.num_score, total)
-        return torch.arange(count, device=device) * total // count
+    def score_examples(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the fixed training examples, each [num_score, ...]."""
+        if (device, dtype) not in self._score_examples:
+            # Not evenly spaced: every other image of MNIST is of another, harder origin.
+            order = torch.randperm(len(self.train), generator=stream(0, "score"))
+            index = order[: self.num_score].to(device)
+            self._score_examples[device, dtype] = self.train.take(index, dtype)
+        return self._score_examples[device, dtype]
+
+    @cached_property
+    def _score_examples(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]]:
+        return {}
 
 
 @final
@@ -331,9 +339,8 @@ class ModuleBatch(TaskBatch):
     def fixed_loss(self, params: Tensor) -> Tensor:
         """Mean loss on the task's `num_score` fixed training examples, shape [B]."""
         task = self.task
-        index = task.score_indices(params.device)
-        examples = task.train.take(index, params.dtype)
-        chunk = max(1, _MAX_CHUNK // len(index))
+        examples = task.score_examples(params.device, params.dtype)
+        chunk = max(1, _MAX_CHUNK // len(examples[1]))
         mapped = vmap(task.mean_loss, in_dims=(0, 0, None, None), chunk_size=chunk)
         loss: Tensor = mapped(params, self.fixed, *examples)
         return loss
@@ -348,8 +355,7 @@ class ModuleBatch(TaskBatch):
         task = self.task
         examples = task.train if split == "train" else task.test
         if examples is None:
-            require(False, "the task has no test examples: give ModuleTask `test`")
-            raise AssertionError
+            raise InputError("the task has no test examples: give ModuleTask `test`")
         fixed = self._with_statistics(params)
 
         def judge(
@@ -381,7 +387,7 @@ class ModuleBatch(TaskBatch):
         task = self.task
         if not any(name.endswith("running_mean") for name in task.buffer_names):
             return self.fixed
-        batches = task.score_indices(params.device).split(task.batch_size)
+        batches = task.score_examples(params.device, params.dtype)[0].split(task.batch_size)
         if len(batches) > 1 and len(batches[-1]) < task.batch_size:
             batches = batches[:-1]  # every batch counts the same
         mapped = vmap(
@@ -390,7 +396,7 @@ class ModuleBatch(TaskBatch):
         )
         sums: dict[str, Tensor] = {}
         for batch in batches:
-            seen = mapped(params, self.fixed, task.train.take(batch, params.dtype)[0])
+            seen = mapped(params, self.fixed, batch)
             for name, value in seen.items():
                 if value.is_floating_point():
                     sums[name] = sums.get(name, 0) + value
