@@ -1,7 +1,7 @@
 """Any `nn.Module` with a loss and minibatches as a family of problems."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, final
@@ -22,7 +22,8 @@ _NORMALISATIONS = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
-_MAX_CHUNK = 16384  # examples that go through the networks at once where nothing is learned
+_CPU_CHUNK = 256  # examples whose activations a cache holds
+_ACCELERATOR_CHUNK = 32768  # and so many that keep a GPU busy
 
 
 @final
@@ -256,6 +257,20 @@ class ModuleTask(TaskFamily):
         return tuple(name for name in (*parameters, *buffers) if name not in self.shapes)
 
     @cached_property
+    def _convolves(self) -> bool:
+        return any(isinstance(layer, nn.modules.conv._ConvNd) for layer in self._module.modules())
+
+    def at_once(self, num_examples: int, device: torch.device) -> int | None:
+        """How many problems of so many examples to map over at once; None for all.
+
+        On a CPU a grouped convolution, which is what mapping makes of a convolution, is slower
+        than one problem after the other.
+        """
+        if device.type == "cpu":
+            return 1 if self._convolves else None
+        return max(1, _ACCELERATOR_CHUNK // num_examples)
+
+    @cached_property
     def buffer_names(self) -> frozenset[str]:
         """Names of the module's buffers."""
         return frozenset(name for name, _ in self._module.named_buffers())
@@ -323,7 +338,8 @@ class ModuleBatch(TaskBatch):
 
     def observe(self, params: Tensor, step: int) -> Observation:
         """Loss and gradient on the minibatch of step t, in training mode."""
-        differentiate = vmap(grad_and_value(self.task.mean_loss))
+        at_once = self.task.at_once(self.task.batch_size, params.device)
+        differentiate = vmap(grad_and_value(self.task.mean_loss), chunk_size=at_once)
         grad, loss = differentiate(params, self.fixed, *self.minibatch(step))
         return Observation(loss, grad)
 
@@ -340,8 +356,8 @@ class ModuleBatch(TaskBatch):
         """Mean loss on the task's `num_score` fixed training examples, shape [B]."""
         task = self.task
         examples = task.score_examples(params.device, params.dtype)
-        chunk = max(1, _MAX_CHUNK // len(examples[1]))
-        mapped = vmap(task.mean_loss, in_dims=(0, 0, None, None), chunk_size=chunk)
+        at_once = task.at_once(len(examples[1]), params.device)
+        mapped = vmap(task.mean_loss, in_dims=(0, 0, None, None), chunk_size=at_once)
         loss: Tensor = mapped(params, self.fixed, *examples)
         return loss
 
@@ -367,9 +383,11 @@ class ModuleBatch(TaskBatch):
                 return loss, loss.new_full((), torch.nan)
             return loss, (outputs.argmax(1) == targets).to(loss.dtype).mean()
 
-        mapped = vmap(judge, in_dims=(0, 0, None, None))
+        chunk = _CPU_CHUNK if params.device.type == "cpu" else _ACCELERATOR_CHUNK // 16
+        at_once = task.at_once(chunk, params.device)
+        mapped = vmap(judge, in_dims=(0, 0, None, None), chunk_size=at_once)
         total = params.new_zeros(2, len(params), dtype=torch.float64)
-        for index in self._chunks(torch.arange(len(examples), device=params.device)):
+        for index in torch.arange(len(examples), device=params.device).split(chunk):
             found = mapped(params, fixed, *examples.take(index, params.dtype))
             total += len(index) / len(examples) * torch.stack(found).double()
         return HeldOut(*total.to(params.dtype))
@@ -377,10 +395,6 @@ class ModuleBatch(TaskBatch):
     def accuracy(self, params: Tensor, split: Literal["train", "test"] = "test") -> Tensor:
         """Share of a split's examples that are classified correctly, shape [B]."""
         return self.held_out(params, split).accuracy
-
-    def _chunks(self, index: Tensor) -> Iterator[Tensor]:
-        """Pieces of `index` small enough for B networks at once."""
-        return iter(index.split(max(1, _MAX_CHUNK // self.num_problems)))
 
     def _with_statistics(self, params: Tensor) -> dict[str, Tensor]:
         """`fixed`, its running statistics averaged over fixed training batches."""
@@ -393,6 +407,7 @@ class ModuleBatch(TaskBatch):
         mapped = vmap(
             lambda params, fixed, inputs: task.call(params, fixed, inputs)[1],
             in_dims=(0, 0, None),
+            chunk_size=task.at_once(task.batch_size, params.device),
         )
         sums: dict[str, Tensor] = {}
         for batch in batches:
