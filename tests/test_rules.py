@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from haltwise import rules
 from haltwise._errors import InputError
-from haltwise.rules import LSTMRule, Rule, RuleStep, State, select_state
+from haltwise.rules import LSTMRule, PartitionedRule, Rule, RuleStep, State, select_state
 from haltwise.rules.lstm import preprocess_gradient
 
 DOUBLE = torch.float64
@@ -25,6 +25,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("adam", {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95}),
     "lstm": ("lstm", {"hidden_size": 5, "shared_gradient": False}),
     "lstm shared": ("lstm", {"hidden_size": 5, "num_layers": 1, "shared_gradient": True}),
+    "partitioned": (
+        "partitioned",
+        {"sizes": [2, 1], "rules": [["lstm", {"hidden_size": 4}], ["adam", {"learning_rate": 0.1}]]},
+    ),
 }
 
 
@@ -117,7 +121,8 @@ class TestContract:
         assert_steps_close(run(rule, grads[order]), expected)
 
     def test_permuting_coordinates_permutes_updates_and_keeps_the_readout(self, case: str) -> None:
-        rule, grads, order = make(case), randn(B, 4, D), [2, 0, 1]
+        rule, grads = make(case), randn(B, 4, D)
+        order = [1, 0, 2] if case == "partitioned" else [2, 0, 1]  # within its groups alone
         plain, permuted = run(rule, grads), run(rule, grads[..., order])
         assert_close(permuted.update, plain.update[..., order], rtol=1e-12, atol=1e-14)
         assert_close(permuted.readout, plain.readout, rtol=1e-12, atol=1e-14)
@@ -172,6 +177,39 @@ def test_adam_counts_the_steps_of_each_problem() -> None:
     step = rule.step(torch.cat((grad, grad)), mixed)
     assert torch.equal(step.update[late], rule.step(grad, old).update)
     assert torch.equal(step.update[late + 2], rule.step(grad, fresh).update)
+
+
+# --- Rules of groups -----------------------------------------------------------------------------
+
+
+def test_each_group_is_moved_by_its_own_rule_alone() -> None:
+    rule, grads = make("partitioned"), randn(B, 5, D)
+    assert isinstance(rule, PartitionedRule)
+    found = run(rule, grads)
+    first, second = run(rule.rules[0], grads[..., :2]), run(rule.rules[1], grads[..., 2:])
+    assert torch.equal(found.update, torch.cat((first.update, second.update), -1))
+    assert torch.equal(found.readout, first.readout)  # Adam has none
+
+
+def test_the_weights_of_all_groups_are_trained_and_saved() -> None:
+    settings = {"sizes": [2, 1], "rules": [["lstm", {"hidden_size": 4}]] * 2}
+    rule = rules.make("partitioned", settings, seeded())
+    assert isinstance(rule, PartitionedRule)
+    single = LSTMRule(4, generator=seeded())
+    assert len(list(rule.parameters())) == 2 * len(list(single.parameters()))
+    updates, _, _ = rule.replay(randn(B, 3, D).float(), rule.init(randn(B, D).float()))
+    updates.square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in rule.parameters())
+    again = rules.make("partitioned", settings, seeded(2))
+    assert isinstance(again, PartitionedRule)
+    again.load_state_dict(rule.state_dict())
+    grads = randn(B, 3, D).float()
+    assert torch.equal(run(again, grads).update, run(rule, grads).update)
+
+
+def test_groups_that_do_not_fill_the_problem_are_refused() -> None:
+    with pytest.raises(InputError, match=r"\[2, 1\] sum to 3, but the problems have 4"):
+        make("partitioned").init(randn(B, 4))
 
 
 # --- The LSTM rule -------------------------------------------------------------------------------
@@ -319,6 +357,9 @@ def test_replay_is_differentiable_in_weights_and_state_like_the_loop(case: str) 
         ("lstm", {"hidden_size": 0}, "hidden_size"),
         ("lstm", {"num_layers": 0}, "num_layers"),
         ("lstm", {"learning_rate": 0.1}, "learning_rate"),
+        ("partitioned", {"sizes": [1], "rules": []}, "1 sizes and 0 rules"),
+        ("partitioned", {"sizes": [0], "rules": [["sgd", {"learning_rate": 1}]]}, "sizes"),
+        ("partitioned", {"sizes": [3], "rules": [["sgd", {}]]}, "learning_rate"),
     ],
 )
 def test_bad_settings_are_refused(name: str, settings: dict[str, Any], message: str) -> None:

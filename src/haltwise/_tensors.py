@@ -12,13 +12,19 @@ Record = TypeVar("Record")
 
 
 def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
-    """A copy of the dataclass `record` with `function` applied to every field that is a tensor."""
+    """A copy of the dataclass `record` with `function` applied to its tensors.
+
+    Those are the fields that are tensors and the values of those that are dictionaries of tensors;
+    any other field is shared with the copy.
+    """
     anything: Any = record
-    changed = {
-        field.name: function(value)
-        for field in fields(anything)
-        if isinstance(value := getattr(record, field.name), Tensor)
-    }
+    changed: dict[str, Any] = {}
+    for name in (field.name for field in fields(anything)):
+        value = getattr(record, name)
+        if isinstance(value, Tensor):
+            changed[name] = function(value)
+        elif isinstance(value, dict):
+            changed[name] = {key: function(entry) for key, entry in value.items()}
     copy: Record = replace(anything, **changed)
     return copy
 

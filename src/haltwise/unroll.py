@@ -14,7 +14,7 @@ from haltwise.halting.signals import init_signals, measure_signals
 from haltwise.halting.stopping import Traces
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.rules import Rule, State, select_state
-from haltwise.tasks import TaskBatch
+from haltwise.tasks import Evaluation, TaskBatch
 
 __all__ = ["Recording", "Trajectory", "backpropagate", "record", "unroll"]
 
@@ -133,7 +133,8 @@ def record(
         batch: B problems.
         num_steps: T >= 1.
         segment: If given, gradients and the rule's state at every `segment` steps are kept, as
-            `backpropagate` needs them.
+            `backpropagate` needs them, and the excess is what meta-training minimises
+            (`TaskBatch.evaluate`); else it is what stopping is judged by (`TaskBatch.score`).
 
     Returns:
         The recording.
@@ -146,11 +147,11 @@ def record(
     params, state = batch.start, rule.init(batch.start)
     memory = init_signals(params)
     for step in range(num_steps + 1):
-        seen = batch.evaluate(params, step)
+        seen = batch.evaluate(params, step) if keep else batch.score(params, step)
         loss.append(seen.loss)
         excess.append(seen.excess)
         norm.append(log_rms(seen.grad))
-        if keep:
+        if isinstance(seen, Evaluation):
             excess_grads.append(seen.excess_grad)
         if step == num_steps:
             break

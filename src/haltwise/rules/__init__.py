@@ -12,11 +12,13 @@ from haltwise._errors import InputError
 from haltwise.rules.base import Rule, RuleStep, State, select_state
 from haltwise.rules.hand_designed import SGD, Adam, RMSprop
 from haltwise.rules.lstm import LSTMRule
+from haltwise.rules.partitioned import PartitionedRule
 
 __all__ = [
     "SGD",
     "Adam",
     "LSTMRule",
+    "PartitionedRule",
     "RMSprop",
     "Rule",
     "RuleStep",

@@ -4,9 +4,17 @@ import sys
 from collections.abc import Mapping
 
 from haltwise import _discovery
-from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
+from haltwise.tasks.base import Evaluation, Observation, Score, TaskBatch, TaskFamily
 
-__all__ = ["Evaluation", "Observation", "TaskBatch", "TaskFamily", "families", "family"]
+__all__ = [
+    "Evaluation",
+    "Observation",
+    "Score",
+    "TaskBatch",
+    "TaskFamily",
+    "families",
+    "family",
+]
 
 
 def families() -> Mapping[str, TaskFamily]:

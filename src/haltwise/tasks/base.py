@@ -13,7 +13,7 @@ from torch import Tensor
 from haltwise._errors import require
 from haltwise._tensors import map_tensors
 
-__all__ = ["Evaluation", "Observation", "TaskBatch", "TaskFamily"]
+__all__ = ["Evaluation", "Observation", "Score", "TaskBatch", "TaskFamily"]
 
 
 class Observation(NamedTuple):
@@ -45,12 +45,28 @@ class Evaluation(NamedTuple):
     excess_grad: Tensor
 
 
+class Score(NamedTuple):
+    """An observation together with what stopping is judged by.
+
+    Attributes:
+        loss: The observed loss, shape [B].
+        grad: The observed gradient, shape [B, D].
+        excess: The judged loss above the problem's reference, shape [B].
+    """
+
+    loss: Tensor
+    grad: Tensor
+    excess: Tensor
+
+
 @dataclass(frozen=True)
 class TaskBatch(ABC):
     """B problems solved side by side.
 
-    Every tensor field has the problems along its first dimension; subclasses are frozen
-    dataclasses, so `select` is written once. Losses of distinct problems never mix.
+    Every tensor field, and every tensor in a field that is a dictionary, has the problems along
+    its first dimension; subclasses are frozen dataclasses, so `select` is written once. What all
+    problems share, a data set for instance, goes into a field of another kind. Losses of distinct
+    problems never mix.
     """
 
     start: Tensor
@@ -93,6 +109,15 @@ class TaskBatch(ABC):
         """
         loss, grad = self.observe(params, step)
         return Evaluation(loss, grad, loss - self.reference_loss, grad)
+
+    def score(self, params: Tensor, step: int) -> Score:
+        """`observe`, with the excess that stopping is judged by.
+
+        The same as that of `evaluate`, except where the loss that is differentiated is a noisy
+        estimate: an oracle that picks the best of many minibatch losses harvests their noise.
+        """
+        loss, grad, excess, _ = self.evaluate(params, step)
+        return Score(loss, grad, excess)
 
     def select(self, index: Tensor) -> Self:
         """The problems at `index` (int64 [K]) as a batch of their own."""

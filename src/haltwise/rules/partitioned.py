@@ -1,0 +1,104 @@
+"""A rule for each group of coordinates, as L2L's experiment on CIFAR-10 has."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._errors import require
+from haltwise.rules.base import Rule, RuleStep, State
+
+__all__ = ["PartitionedRule"]
+
+
+@final
+class PartitionedRule(nn.Module, Rule):
+    """Consecutive groups of coordinates, each moved by a rule of its own.
+
+    L2L gives the convolutions' weights one learned optimizer and everything else another. What a
+    rule pools over coordinates it pools over its group; read-outs are concatenated.
+
+    Args:
+        sizes: Coordinates of each group; their sum is D.
+        rules: Name and settings of each group's rule, as `haltwise.rules.make` takes them.
+        generator: Draws the weights of learned rules, group by group.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        rules: Sequence[tuple[str, dict[str, Any]]],
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        from haltwise.rules import make  # the table of rules, which has this one in it
+
+        super().__init__()
+        require(
+            len(sizes) == len(rules) > 0,
+            f"every group needs a size and a rule, got {len(sizes)} sizes and {len(rules)} rules",
+        )
+        require(
+            all(size >= 1 for size in sizes), f"sizes must be at least 1 each, got {list(sizes)}"
+        )
+        self.sizes = list(sizes)
+        self.rules = [make(name, settings, generator) for name, settings in rules]
+        # Makes the weights of the learned ones known to `parameters()` and `state_dict()`.
+        self.learned = nn.ModuleDict(
+            {str(i): rule for i, rule in enumerate(self.rules) if isinstance(rule, nn.Module)}
+        )
+
+    @property
+    def readout_size(self) -> int:
+        return sum(rule.readout_size for rule in self.rules)
+
+    def init(self, params: Tensor) -> State:
+        parts = self._split(params)
+        return _join([rule.init(part) for rule, part in zip(self.rules, parts, strict=True)])
+
+    def step(self, grad: Tensor, state: State) -> RuleStep:
+        return self._each("step", grad, state)
+
+    def replay(self, grads: Tensor, state: State) -> RuleStep:
+        return self._each("replay", grads, state)
+
+    def _each(self, method: str, grads: Tensor, state: State) -> RuleStep:
+        """`method` of every rule on its own coordinates."""
+        steps = [
+            getattr(rule, method)(part, _own(state, number))
+            for number, (rule, part) in enumerate(
+                zip(self.rules, self._split(grads), strict=True)
+            )
+        ]
+        return RuleStep(
+            torch.cat([step.update for step in steps], -1),
+            torch.cat([step.readout for step in steps], -1),
+            _join([step.state for step in steps]),
+        )
+
+    def _split(self, value: Tensor) -> tuple[Tensor, ...]:
+        require(
+            value.shape[-1] == sum(self.sizes),
+            f"the groups' sizes {self.sizes} sum to {sum(self.sizes)}, but the problems have "
+            f"{value.shape[-1]} parameters",
+        )
+        return value.split(self.sizes, -1)
+
+
+def _join(states: Sequence[State]) -> State:
+    return {
+        f"{number}.{name}": value
+        for number, state in enumerate(states)
+        for name, value in state.items()
+    }
+
+
+def _own(state: State, number: int) -> State:
+    prefix = f"{number}."
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+
+
+RULES = {"partitioned": PartitionedRule}

@@ -1,0 +1,77 @@
+"""The convolutional network of L2L on CIFAR-10, thesis experiment 3."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import nn
+
+from haltwise import data
+from haltwise._errors import require
+from haltwise.data import ImageData
+from haltwise.tasks.images import ImageClassification
+
+__all__ = ["FAMILIES", "CifarConvolutional"]
+
+
+@final
+@dataclass(frozen=True)
+class CifarConvolutional(ImageClassification):
+    """Three times 5 x 5 convolution, normalisation, ReLU and pooling, then two full layers.
+
+    Source: L2L's code (`problems.cifar10` with 16, 16, 16 channels and 32 units, as in its
+    "cifar-multi"): 2 x 2 maximum pooling, batch normalisation with an offset but no scale and
+    epsilon .001 (the defaults of its library), weights and biases from N(0, 0.01^2), offsets from
+    0, minibatches of 128, pixels / 255. Coordinates: the convolutions' weights first, then
+    everything else, which are the two groups L2L gives an optimizer each (`group_sizes`).
+    """
+
+    labels: str = "0123456789"
+    """The classes kept, each a digit; the network has as many outputs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            set(self.labels) <= set("0123456789")
+            and len(set(self.labels)) == len(self.labels) >= 2,
+            f"labels must be at least 2 distinct digits, got {self.labels!r}",
+        )
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return tuple(map(int, self.labels))
+
+    def group(self, name: str) -> int:
+        return 0 if name.startswith("convolution") and name.endswith(".weight") else 1
+
+    def make_module(self) -> nn.Module:
+        layers: dict[str, nn.Module] = {}
+        num_inputs = 3
+        for number in range(3):
+            layers[f"convolution{number}"] = nn.Conv2d(num_inputs, 16, 5, padding=2)
+            layers[f"normalisation{number}"] = nn.BatchNorm2d(16, eps=1e-3)
+            layers[f"rectifier{number}"] = nn.ReLU()
+            layers[f"pooling{number}"] = nn.MaxPool2d(2)
+            num_inputs = 16
+        layers |= {
+            "flatten": nn.Flatten(),
+            "hidden": nn.Linear(256, 32),
+            "normalisation3": nn.BatchNorm1d(32, eps=1e-3),
+            "rectifier3": nn.ReLU(),
+            "output": nn.Linear(32, len(self.classes)),
+        }
+        module = nn.Sequential()
+        for name, layer in layers.items():
+            module.add_module(name, layer)
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.weight.requires_grad_(False)
+        return module
+
+    def _load(self) -> ImageData:
+        return data.load("cifar10")
+
+
+FAMILIES = {
+    "cifar10-cnn": CifarConvolutional(),
+    "cifar-2": CifarConvolutional(labels="01"),
+    "cifar-5": CifarConvolutional(labels="01234"),
+}

@@ -1,0 +1,135 @@
+"""What families of image classifiers share."""
+
+import functools
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from haltwise._errors import require
+from haltwise.data import ImageData
+from haltwise.tasks.base import TaskFamily
+from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask
+
+__all__ = ["ImageClassification"]
+
+
+@dataclass(frozen=True)
+class ImageClassification(TaskFamily):
+    """Networks that classify images; the data are read when problems are drawn, not before.
+
+    The loss is the mean cross-entropy in nats, of a minibatch where it is observed and of
+    `num_score` fixed training images where stopping is judged.
+    """
+
+    batch_size: int = 128
+    num_score: int = 2000
+    init_std: float = 0.01
+    """theta_0 ~ N(0, init_std^2)."""
+    first_image: int = 0
+    """Training images before this position are left out: meta-training and evaluation may be
+    given different ones."""
+    num_images: int | None = None
+    """Training images from there on; None for all."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_score", "num_images"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        for name in ("init_std", "first_image"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must be at least 0, got {value}")
+
+    @abstractmethod
+    def make_module(self) -> nn.Module:
+        """The network, from bytes / white to logits."""
+
+    @abstractmethod
+    def _load(self) -> ImageData:
+        """The data, of the shape the network expects."""
+
+    def group(self, name: str) -> int:
+        """The group of a parameter (`ModuleTask`)."""
+        return 0
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The labels kept, in the order of the network's outputs."""
+        return tuple(range(10))
+
+    @property
+    def dim(self) -> int:
+        return sum(self.group_sizes)
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Coordinates of each group of parameters, in order."""
+        return _group_sizes(self)
+
+    def task(self) -> ModuleTask:
+        """The task with its data; the same object as long as the data are.
+
+        Raises:
+            InputError: There are no data, or they do not fit.
+        """
+        return _task(self, self._load())
+
+    def _sample(self, num_problems: int, generator: torch.Generator) -> ModuleBatch:
+        return self.task()._sample(num_problems, generator)
+
+
+@functools.lru_cache(maxsize=64)
+def _group_sizes(family: ImageClassification) -> tuple[int, ...]:
+    with torch.device("meta"):
+        module = family.make_module()
+    sizes: dict[int, int] = {}
+    for name, value in module.named_parameters():
+        if value.requires_grad:
+            group = family.group(name)
+            sizes[group] = sizes.get(group, 0) + value.numel()
+    return tuple(sizes[group] for group in sorted(sizes))
+
+
+@functools.lru_cache(maxsize=8)
+def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
+    """Cached, so that the data are copied to a device once and not with every batch."""
+    last = None if family.num_images is None else family.first_image + family.num_images
+    kept = slice(family.first_image, last)
+    total = len(data.train_labels)
+    require(
+        (last or family.first_image + 1) <= total,
+        f"first_image {family.first_image} and num_images {family.num_images} ask for more than "
+        f"the {total} training images there are",
+    )
+    train = _examples(data.train_images[kept], data.train_labels[kept], family, data.white)
+    test = _examples(data.test_images, data.test_labels, family, data.white)
+    return ModuleTask(
+        family.make_module,
+        nn.functional.cross_entropy,
+        train,
+        test,
+        batch_size=family.batch_size,
+        num_score=family.num_score,
+        init="normal",
+        init_std=family.init_std,
+        group=family.group,
+    )
+
+
+def _examples(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    family: ImageClassification,
+    white: int,
+) -> Examples:
+    """The examples of the family's classes, labelled 0, 1, ... in their order."""
+    number = np.full(256, -1)
+    number[list(family.classes)] = range(len(family.classes))
+    targets = number[labels]
+    kept = targets >= 0
+    return Examples(
+        torch.from_numpy(images[kept]), torch.from_numpy(targets[kept]), scale=1 / white
+    )

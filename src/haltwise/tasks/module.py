@@ -1,0 +1,418 @@
+"""Any `nn.Module` with a loss and minibatches as a family of problems."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from haltwise._errors import InputError, require
+from haltwise._random import stream
+from haltwise.tasks.base import Observation, Score, TaskBatch, TaskFamily
+
+__all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]
+
+_NORMALISATIONS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+_CPU_CHUNK = 256  # examples whose activations a cache holds
+_ACCELERATOR_CHUNK = 32768  # and so many that keep a GPU busy
+
+
+@final
+class Examples:
+    """N examples that all problems share; not a tensor, so that `select` leaves it alone.
+
+    Args:
+        inputs: Shape [N, ...]. Floating ones are cast to the dtype of the parameters.
+        targets: Shape [N, ...].
+        scale: If given, inputs are cast and multiplied by it as they are taken: images stay bytes
+            in memory.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, scale: float | None = None) -> None:
+        require(len(inputs) > 0, "a data set needs at least 1 example, got none")
+        require(
+            len(inputs) == len(targets),
+            f"inputs and targets must be as many, got {len(inputs)} and {len(targets)}",
+        )
+        self._on = {inputs.device: (inputs, targets)}
+        self._first, self._scale = inputs.device, scale
+
+    def __len__(self) -> int:
+        return len(self._on[self._first][1])
+
+    def take(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Inputs and targets at `index` (int64, shape [...]), on its device."""
+        if index.device not in self._on:
+            self._on[index.device] = tuple(
+                value.to(index.device) for value in self._on[self._first]
+            )
+        inputs, targets = (
+            value.index_select(0, index.flatten()).view(*index.shape, *value.shape[1:])
+            for value in self._on[index.device]
+        )
+        if self._scale is not None:
+            inputs = inputs.to(dtype).mul_(self._scale)
+        elif inputs.is_floating_point():
+            inputs = inputs.to(dtype)
+        return inputs, targets
+
+
+def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples: int) -> Tensor:
+    """Which examples step t of each stream sees, drawn with replacement as in L2L's code.
+
+    The t-th block of the SplitMix64 sequence that starts at the stream: a pure function of stream
+    and step, exact integers alike on every device, with no end and nothing to store. Probabilities
+    are uniform to N / 2^31.
+    Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
+
+    Args:
+        streams: int64 [B].
+        step: t.
+        batch_size: Examples of a minibatch.
+        num_examples: N < 2^31.
+
+    Returns:
+        int64 [B, batch_size], in [0, N).
+    """
+    counter = torch.arange(1, batch_size + 1, device=streams.device) + step * batch_size
+    mixed = streams.unsqueeze(1) + counter * _signed(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ _shift(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shift(mixed, 27)) * _signed(0x94D049BB133111EB)
+    mixed = mixed ^ _shift(mixed, 31)
+    return (_shift(mixed, 33) * num_examples) >> 31
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of an unsigned word; int64 products wrap around likewise."""
+    return word - 2**64
+
+
+def _shift(word: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right: the arithmetic one without the sign's copies."""
+    return (word >> bits) & (2 ** (64 - bits) - 1)
+
+
+class HeldOut(NamedTuple):
+    """How networks do on a whole split.
+
+    Attributes:
+        loss: Mean loss, shape [B].
+        accuracy: Share of examples whose largest output is the target's, shape [B].
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ModuleTask(TaskFamily):
+    """Training one network from random initialisations on random minibatches.
+
+    The problem's parameters are the trainable parameters of the module, flattened and
+    concatenated in the order of `named_parameters()`, after a stable sort by `group`. Frozen
+    parameters (`requires_grad=False`) and buffers are not among them; each problem has its own.
+
+    Observed is the loss of a minibatch with the module in training mode. It is pure: buffers that
+    a module writes to (running statistics) are copies, discarded afterwards. In evaluation mode
+    statistics of batch and instance normalisation are recomputed from fixed training examples
+    ("precise BN": Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3), so that
+    held-out losses are a function of the parameters alone.
+
+    A module must be deterministic: dropout is refused by `torch.func.vmap`. As it holds code and
+    data, a task of this class cannot be named on a card; the shipped families build one.
+
+    Args:
+        make_module: Makes the module, with its own random initialisation.
+        loss: Mean loss of a minibatch from (outputs, targets), a scalar.
+        train: What minibatches are drawn from.
+        test: For `held_out`.
+        batch_size: Examples of a minibatch.
+        num_score: Number of training examples, a fixed random choice, whose mean loss is what
+            stopping is judged by, and whose statistics normalise in evaluation mode; all if there
+            are fewer.
+        init: theta_0: "module" for the module's own scheme, or "normal" for N(0, init_std^2)
+            except in normalisation layers, which keep their own.
+        init_std: As said.
+        group: From a parameter's name to the number of its group; groups are consecutive.
+    """
+
+    make_module: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    train: Examples
+    test: Examples | None = None
+    batch_size: int = 128
+    num_score: int = 2000
+    init: Literal["normal", "module"] = "module"
+    init_std: float = 0.01
+    group: Callable[[str], int] = field(default=lambda name: 0)
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        require(self.num_score >= 1, f"num_score must be at least 1, got {self.num_score}")
+        require(self.init_std >= 0, f"init_std must be at least 0, got {self.init_std}")
+        require(
+            self.init in ("normal", "module"),
+            f"init must be 'normal' or 'module', got {self.init!r}",
+        )
+        require(self.dim > 0, "the module has no trainable parameter, so nothing to optimize")
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes of the trainable parameters by name, in the order of concatenation."""
+        named = {
+            name: value.shape
+            for name, value in self._module.named_parameters()
+            if value.requires_grad
+        }
+        return dict(sorted(named.items(), key=lambda item: self.group(item[0])))
+
+    @cached_property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Coordinates of each group, in order."""
+        sizes: dict[int, int] = {}
+        for name, shape in self.shapes.items():
+            sizes[self.group(name)] = sizes.get(self.group(name), 0) + shape.numel()
+        return tuple(sizes.values())
+
+    @property
+    def dim(self) -> int:
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    def views(self, params: Tensor) -> dict[str, Tensor]:
+        """Named views of flat parameters [..., D], each [..., *shape]."""
+        pieces = params.split([shape.numel() for shape in self.shapes.values()], dim=-1)
+        return {
+            name: piece.unflatten(-1, shape) if shape else piece.squeeze(-1)
+            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
+
+    @cached_property
+    def _module(self) -> nn.Module:
+        """In training mode; its own tensors give shapes only, and start networks without any."""
+        with torch.random.fork_rng(devices=[]):
+            module = self.make_module()
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._NormBase):
+                layer.momentum = 1.0  # running statistics are then those of the batch just seen
+        return module.train()
+
+    @cached_property
+    def _evaluated(self) -> nn.Module:
+        return copy.deepcopy(self._module).eval()
+
+    @cached_property
+    def _own_scheme(self) -> frozenset[str]:
+        """Names of the parameters that start by the module's scheme."""
+        if self.init == "module":
+            return frozenset(self.shapes)
+        return frozenset(
+            f"{path}.{name}" if path else name
+            for path, layer in self._module.named_modules()
+            if isinstance(layer, _NORMALISATIONS)
+            for name, _ in layer.named_parameters(recurse=False)
+        )
+
+    def _sample(self, num_problems: int, generator: torch.Generator) -> "ModuleBatch":
+        seeds = torch.randint(2**62, (2, num_problems), generator=generator)
+        start = self.init_std * torch.randn(
+            num_problems, self.dim, generator=generator, dtype=torch.float64
+        )
+        views = self.views(start)
+        fixed: dict[str, list[Tensor]] = {name: [] for name in self._fixed_names}
+        if fixed or self._own_scheme:
+            for problem, seed in enumerate(seeds[0].tolist()):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    module = self.make_module()
+                tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+                for name in self._own_scheme & views.keys():
+                    views[name][problem] = tensors[name].detach()
+                for name, values in fixed.items():
+                    values.append(tensors[name].detach().clone())
+        return ModuleBatch(
+            start=start,
+            fixed={
+                name: value.double() if value.is_floating_point() else value
+                for name, values in fixed.items()
+                for value in (torch.stack(values),)
+            },
+            stream=seeds[1],
+            task=self,
+        )
+
+    @cached_property
+    def _fixed_names(self) -> tuple[str, ...]:
+        parameters = dict(self._module.named_parameters())
+        buffers = dict(self._module.named_buffers())
+        return tuple(name for name in (*parameters, *buffers) if name not in self.shapes)
+
+    @cached_property
+    def _convolves(self) -> bool:
+        return any(isinstance(layer, nn.modules.conv._ConvNd) for layer in self._module.modules())
+
+    def at_once(self, num_examples: int, device: torch.device) -> int | None:
+        """How many problems of so many examples to map over at once; None for all.
+
+        On a CPU a grouped convolution, which is what mapping makes of a convolution, is slower
+        than one problem after the other.
+        """
+        if device.type == "cpu":
+            return 1 if self._convolves else None
+        return max(1, _ACCELERATOR_CHUNK // num_examples)
+
+    @cached_property
+    def buffer_names(self) -> frozenset[str]:
+        """Names of the module's buffers."""
+        return frozenset(name for name, _ in self._module.named_buffers())
+
+    def call(
+        self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, *, training: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs of one problem's network, and its buffers afterwards.
+
+        Args:
+            params: Shape [D].
+            fixed: Frozen parameters and buffers, left untouched.
+            inputs: Shape [N, ...].
+            training: The module's mode.
+        """
+        own = {
+            name: value.clone() if training and name in self.buffer_names else value
+            for name, value in fixed.items()
+        }
+        module = self._module if training else self._evaluated
+        outputs = functional_call(module, {**self.views(params), **own}, (inputs,))
+        return outputs, {name: own[name] for name in self.buffer_names}
+
+    def mean_loss(
+        self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    ) -> Tensor:
+        """The loss of one problem in training mode, a scalar."""
+        return self.loss(self.call(params, fixed, inputs)[0], targets)
+
+    def score_examples(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the fixed training examples, each [num_score, ...]."""
+        if (device, dtype) not in self._score_examples:
+            # Not evenly spaced: every other image of MNIST is of another, harder origin.
+            order = torch.randperm(len(self.train), generator=stream(0, "score"))
+            index = order[: self.num_score].to(device)
+            self._score_examples[device, dtype] = self.train.take(index, dtype)
+        return self._score_examples[device, dtype]
+
+    @cached_property
+    def _score_examples(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]]:
+        return {}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ModuleBatch(TaskBatch):
+    """B networks of one architecture, each with its own initialisation and minibatches."""
+
+    fixed: dict[str, Tensor]
+    """Frozen parameters and buffers by name, each [B, ...]."""
+    stream: Tensor
+    """Where each problem's minibatches come from (`minibatch_indices`), int64 [B]."""
+    task: ModuleTask
+    """What the problems share."""
+
+    @property
+    def reference_loss(self) -> Tensor:
+        """Zero, the least a loss of this kind can be."""
+        return self.start.new_zeros(self.num_problems)
+
+    def minibatch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of step t, each [B, batch_size, ...]."""
+        index = minibatch_indices(self.stream, step, self.task.batch_size, len(self.task.train))
+        return self.task.train.take(index, self.start.dtype)
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        """Loss and gradient on the minibatch of step t, in training mode."""
+        at_once = self.task.at_once(self.task.batch_size, params.device)
+        differentiate = vmap(grad_and_value(self.task.mean_loss), chunk_size=at_once)
+        grad, loss = differentiate(params, self.fixed, *self.minibatch(step))
+        return Observation(loss, grad)
+
+    def score(self, params: Tensor, step: int) -> Score:
+        """`observe`, with the mean loss on the fixed training examples as the excess.
+
+        Batches are normalised by the statistics of all those examples.
+        """
+        loss, grad = self.observe(params, step)
+        return Score(loss, grad, self.fixed_loss(params))
+
+    @torch.no_grad()
+    def fixed_loss(self, params: Tensor) -> Tensor:
+        """Mean loss on the task's `num_score` fixed training examples, shape [B]."""
+        task = self.task
+        examples = task.score_examples(params.device, params.dtype)
+        at_once = task.at_once(len(examples[1]), params.device)
+        mapped = vmap(task.mean_loss, in_dims=(0, 0, None, None), chunk_size=at_once)
+        loss: Tensor = mapped(params, self.fixed, *examples)
+        return loss
+
+    @torch.no_grad()
+    def held_out(self, params: Tensor, split: Literal["train", "test"] = "test") -> HeldOut:
+        """Loss and accuracy on all of a split, in evaluation mode, shape [B] each.
+
+        Raises:
+            InputError: The task has no test examples.
+        """
+        task = self.task
+        examples = task.train if split == "train" else task.test
+        if examples is None:
+            raise InputError("the task has no test examples: give ModuleTask `test`")
+        fixed = self._with_statistics(params)
+
+        def judge(
+            params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, targets: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            outputs, _ = task.call(params, fixed, inputs, training=False)
+            loss = task.loss(outputs, targets)
+            if targets.is_floating_point():
+                return loss, loss.new_full((), torch.nan)
+            return loss, (outputs.argmax(1) == targets).to(loss.dtype).mean()
+
+        chunk = _CPU_CHUNK if params.device.type == "cpu" else _ACCELERATOR_CHUNK // 16
+        at_once = task.at_once(chunk, params.device)
+        mapped = vmap(judge, in_dims=(0, 0, None, None), chunk_size=at_once)
+        total = params.new_zeros(2, len(params), dtype=torch.float64)
+        for index in torch.arange(len(examples), device=params.device).split(chunk):
+            found = mapped(params, fixed, *examples.take(index, params.dtype))
+            total += len(index) / len(examples) * torch.stack(found).double()
+        return HeldOut(*total.to(params.dtype))
+
+    def accuracy(self, params: Tensor, split: Literal["train", "test"] = "test") -> Tensor:
+        """Share of a split's examples that are classified correctly, shape [B]."""
+        return self.held_out(params, split).accuracy
+
+    def _with_statistics(self, params: Tensor) -> dict[str, Tensor]:
+        """`fixed`, its running statistics averaged over fixed training batches."""
+        task = self.task
+        if not any(name.endswith("running_mean") for name in task.buffer_names):
+            return self.fixed
+        batches = task.score_examples(params.device, params.dtype)[0].split(task.batch_size)
+        if len(batches) > 1 and len(batches[-1]) < task.batch_size:
+            batches = batches[:-1]  # every batch counts the same
+        mapped = vmap(
+            lambda params, fixed, inputs: task.call(params, fixed, inputs)[1],
+            in_dims=(0, 0, None),
+            chunk_size=task.at_once(task.batch_size, params.device),
+        )
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            seen = mapped(params, self.fixed, batch)
+            for name, value in seen.items():
+                if value.is_floating_point():
+                    sums[name] = sums.get(name, 0) + value
+        return self.fixed | {name: value / len(batches) for name, value in sums.items()}

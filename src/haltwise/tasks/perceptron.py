@@ -1,0 +1,76 @@
+"""Multilayer perceptrons on MNIST, on data in its format, and on scikit-learn's digits."""
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from torch import nn
+
+from haltwise import data
+from haltwise._errors import require
+from haltwise.data import ImageData
+from haltwise.tasks.images import ImageClassification
+
+__all__ = ["FAMILIES", "Perceptron"]
+
+_SIDE = {"mnist": 28, "digits": 8}
+
+
+@final
+@dataclass(frozen=True)
+class Perceptron(ImageClassification):
+    """A small fully connected network on small grey images, thesis experiment 2.
+
+    Parameters are W_1 (units x pixels), b_1, W_2, b_2, ... in this order. Source: L2L, section
+    3.2 and `problems.py` (20 sigmoid units, theta_0 ~ N(0, 0.01^2), minibatches of 128 drawn with
+    replacement, pixels / 255). The digits are UCI's test images as scikit-learn ships them, 1,437
+    of 1,797 for training by a fixed shuffle.
+    """
+
+    data: Literal["mnist", "digits"] = "mnist"
+    images: str = ""
+    """A directory with other images in the files of MNIST, for instance Fashion-MNIST."""
+    num_hidden: int = 20
+    num_layers: int = 1
+    """Hidden layers."""
+    activation: Literal["sigmoid", "relu"] = "sigmoid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_hidden", "num_layers"):
+            require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
+            )
+        require(self.data in _SIDE, f"data must be 'mnist' or 'digits', got {self.data!r}")
+        require(
+            self.activation in ("sigmoid", "relu"),
+            f"activation must be 'sigmoid' or 'relu', got {self.activation!r}",
+        )
+
+    def make_module(self) -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        num_inputs = _SIDE[self.data] ** 2
+        for _ in range(self.num_layers):
+            layers.append(nn.Linear(num_inputs, self.num_hidden))
+            layers.append(nn.Sigmoid() if self.activation == "sigmoid" else nn.ReLU())
+            num_inputs = self.num_hidden
+        return nn.Sequential(*layers, nn.Linear(num_inputs, len(self.classes)))
+
+    def _load(self) -> ImageData:
+        loaded = data.load_idx(self.images) if self.images else data.load(self.data)
+        side = _SIDE[self.data]
+        for images in (loaded.train_images, loaded.test_images):
+            require(
+                images.shape[1:] == (side, side),
+                f"{self.images or self.data} holds images of "
+                f"{' x '.join(map(str, images.shape[1:]))} pixels, expected {side} x {side}",
+            )
+        return loaded
+
+
+FAMILIES = {
+    "mnist-mlp": Perceptron(),
+    "mnist-mlp-relu": Perceptron(activation="relu"),
+    "mnist-mlp-40": Perceptron(num_hidden=40),
+    "mnist-mlp-2layer": Perceptron(num_layers=2),
+    "digits-mlp": Perceptron(data="digits"),
+}

@@ -1,0 +1,348 @@
+"""Networks as problems: plain autograd on one module at a time is the oracle."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.testing import assert_close
+
+from haltwise._errors import InputError
+from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
+
+DOUBLE = torch.float64
+B = 3
+
+
+class Tied(nn.Module):
+    """One weight used twice, one frozen, one not used at all, and a random constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Linear(6, 6).requires_grad_(False)
+        self.unused = nn.Parameter(torch.randn(2, 2))
+        self.scale = nn.Parameter(torch.randn(()))
+        self.register_buffer("features", torch.randn(6))
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.second(torch.tanh(self.first(inputs.flatten(1) + self.features)))
+        outputs: Tensor = self.out(torch.tanh(self.frozen(hidden)) * self.scale)
+        return outputs
+
+
+def perceptron() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 4))
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 2, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(6, 4),
+        nn.BatchNorm1d(4, affine=False, momentum=None),
+    )
+
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "perceptron": perceptron,
+    "tied, frozen and unused": Tied,
+    "convolution and normalisation": normalised,
+}
+
+
+def seeded(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def examples(num: int, seed: int) -> Examples:
+    generator = seeded(seed)
+    inputs = torch.randn(num, 1, 2, 3, generator=generator, dtype=DOUBLE)
+    return Examples(inputs, torch.randint(4, (num,), generator=generator))
+
+
+def make_task(module: str | Callable[[], nn.Module], **settings: Any) -> ModuleTask:
+    make = MODULES[module] if isinstance(module, str) else module
+    data = {"train": examples(50, 1), "test": examples(30, 2)}
+    return ModuleTask(
+        make,
+        nn.functional.cross_entropy,
+        **{"batch_size": 8, "num_score": 24, **data, **settings},
+    )
+
+
+def sample(task: ModuleTask, seed: int = 1, dtype: torch.dtype = DOUBLE) -> ModuleBatch:
+    batch = task.sample(B, seeded(seed), dtype=dtype)
+    assert isinstance(batch, ModuleBatch)
+    return batch
+
+
+def load(batch: ModuleBatch, problem: int, params: Tensor) -> nn.Module:
+    """One problem as a plain module."""
+    module = batch.task.make_module().double()
+    values = {name: view[problem] for name, view in batch.task.views(params).items()}
+    fixed = {name: value[problem] for name, value in batch.fixed.items()}
+    module.load_state_dict(values | fixed, strict=False)
+    return module.train()
+
+
+def flat_grad(batch: ModuleBatch, module: nn.Module) -> Tensor:
+    grads = dict(module.named_parameters())
+    return torch.cat(
+        [
+            (torch.zeros_like(grads[name]) if grads[name].grad is None else grads[name].grad)
+            .flatten()  # type: ignore[union-attr]
+            for name in batch.task.shapes
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", MODULES)
+class TestOracle:
+    def test_losses_and_gradients_equal_autograd_on_one_module_at_a_time(self, name: str) -> None:
+        batch = sample(make_task(name))
+        params = batch.start + 0.1 * torch.randn(batch.start.shape, generator=seeded(3))
+        for step in (0, 7):
+            seen = batch.evaluate(params, step)
+            assert torch.equal(seen.excess, seen.loss)
+            assert torch.equal(seen.excess_grad, seen.grad)
+            inputs, targets = batch.minibatch(step)
+            for problem in range(B):
+                module = load(batch, problem, params)
+                loss = nn.functional.cross_entropy(module(inputs[problem]), targets[problem])
+                loss.backward()
+                assert_close(seen.loss[problem], loss.detach(), rtol=1e-12, atol=1e-12)
+                expected = flat_grad(batch, module)
+                assert_close(seen.grad[problem], expected, rtol=1e-10, atol=1e-12)
+
+    def test_the_score_is_the_mean_loss_of_fixed_training_examples(self, name: str) -> None:
+        batch = sample(make_task(name, num_score=1000))  # all of them
+        scored, other = batch.score(batch.start, 0), batch.score(batch.start, 5)
+        assert torch.equal(scored.excess, other.excess)
+        assert not torch.equal(scored.loss, other.loss)
+        assert all(map(torch.equal, scored[:2], batch.observe(batch.start, 0)))
+        inputs, targets = batch.task.train.take(torch.arange(50), DOUBLE)
+        for problem in range(B):
+            outputs = load(batch, problem, batch.start)(inputs)
+            expected = nn.functional.cross_entropy(outputs, targets)
+            assert_close(scored.excess[problem], expected, rtol=1e-12, atol=1e-12)
+
+    def test_held_out_loss_and_accuracy_equal_those_of_a_plain_module(self, name: str) -> None:
+        batch = sample(make_task(name, num_score=16))
+        batches = batch.task.score_examples(torch.device("cpu"), DOUBLE)[0].split(8)
+        for split, data in (("train", batch.task.train), ("test", batch.task.test)):
+            assert data is not None
+            inputs, targets = data.take(torch.arange(len(data)), DOUBLE)
+            found = batch.held_out(batch.start, split)  # type: ignore[arg-type]
+            assert torch.equal(found.accuracy, batch.accuracy(batch.start, split))  # type: ignore[arg-type]
+            for problem in range(B):
+                module = load(batch, problem, batch.start)
+                for layer in module.modules():
+                    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                        layer.reset_running_stats()
+                        layer.momentum = None  # torch's cumulative average over what follows
+                for part in batches:
+                    module(part)
+                outputs = module.eval()(inputs)
+                accuracy = (outputs.argmax(1) == targets).double().mean()
+                loss = nn.functional.cross_entropy(outputs, targets)
+                assert_close(found.loss[problem], loss, rtol=1e-12, atol=1e-12)
+                assert_close(found.accuracy[problem], accuracy, rtol=1e-12, atol=1e-12)
+
+    def test_nothing_is_changed_by_an_evaluation(self, name: str) -> None:
+        batch = sample(make_task(name))
+        copies = {key: value.clone() for key, value in batch.fixed.items()}
+        first = batch.score(batch.start, 2)
+        batch.held_out(batch.start)
+        batch.observe(batch.start + 1, 3)
+        assert all(map(torch.equal, batch.score(batch.start, 2), first))
+        assert all(torch.equal(batch.fixed[key], value) for key, value in copies.items())
+
+    def test_selection_takes_state_and_minibatches_along(self, name: str) -> None:
+        batch, index = sample(make_task(name)), torch.tensor([2, 0, 2])
+        chosen = batch.select(index)
+        assert chosen.task is batch.task
+        for method in ("observe", "evaluate", "score"):
+            whole = getattr(batch, method)(batch.start, 4)
+            for value, expected in zip(getattr(chosen, method)(chosen.start, 4), whole, strict=True):
+                assert_close(value, expected[index], rtol=1e-12, atol=1e-12)
+        for value, expected in zip(
+            chosen.held_out(chosen.start), batch.held_out(batch.start), strict=True
+        ):
+            assert_close(value, expected[index], rtol=1e-12, atol=1e-12)
+
+    def test_problems_do_not_mix(self, name: str) -> None:
+        batch, others = sample(make_task(name)), [0, 2]
+        params = batch.start.clone()
+        params[1] = torch.nan
+        for method in ("observe", "score"):
+            clean, found = (getattr(batch, method)(at, 1) for at in (batch.start, params))
+            for value, expected in zip(found, clean, strict=True):
+                assert torch.equal(value[others], expected[others])
+
+    def test_a_generator_gives_the_same_problems_in_every_dtype(self, name: str) -> None:
+        state = torch.get_rng_state()
+        double, single = (sample(make_task(name), 7, dtype) for dtype in (DOUBLE, torch.float32))
+        assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+        assert torch.equal(double.start.float(), single.start)
+        assert torch.equal(double.stream, single.stream)
+        for key, value in double.fixed.items():
+            assert torch.equal(value.to(single.fixed[key].dtype), single.fixed[key])
+        exact, found = double.score(double.start, 1), single.score(single.start, 1)
+        for value, expected in zip(found, exact, strict=True):
+            assert_close(value.double(), expected, rtol=1e-3, atol=1e-5)
+
+    def test_bfloat16_works(self, name: str) -> None:
+        exact = sample(make_task(name))
+        half = sample(make_task(name), dtype=torch.bfloat16)
+        seen = half.score(half.start, 1)
+        assert {value.dtype for value in seen} == {torch.bfloat16}
+        assert_close(seen.loss.double(), exact.observe(exact.start, 1).loss, rtol=0.1, atol=0.1)
+        assert half.held_out(half.start).loss.isfinite().all()
+
+
+def test_parameters_are_concatenated_by_group_then_by_name() -> None:
+    task = make_task(perceptron, group=lambda name: int(name.endswith("bias")))
+    assert list(task.shapes) == ["1.weight", "3.weight", "1.bias", "3.bias"]
+    assert task.group_sizes == (50, 9)
+    assert task.dim == 59
+    flat = torch.arange(59.0)
+    views = task.views(flat)
+    assert torch.equal(torch.cat([view.flatten() for view in views.values()]), flat)
+    assert torch.equal(views["3.weight"], flat[30:50].view(4, 5))
+
+
+def test_frozen_unused_and_tied_parameters() -> None:
+    batch = sample(make_task(Tied))
+    assert not any(name.startswith("frozen") for name in batch.task.shapes)
+    assert {"frozen.weight", "frozen.bias", "features"} == set(batch.fixed)
+    assert "second.weight" not in batch.task.shapes  # tied: one coordinate, not two
+    for value in batch.fixed.values():  # fresh for every problem
+        assert len(value.unique(dim=0)) == B
+    grad = batch.task.views(batch.observe(batch.start, 0).grad)
+    assert (grad["unused"] == 0).all()
+    assert (grad["first.weight"] != 0).any()
+
+
+def test_theta_0_follows_the_strategy() -> None:
+    big = make_task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 300)), init="normal")
+    assert scipy.stats.kstest(sample(big).start.flatten(), scipy.stats.norm(0, 0.01).cdf)[1] > 1e-3
+    own = make_task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 300)))
+    bound = 6**-0.5
+    law = scipy.stats.uniform(-bound, 2 * bound)
+    assert scipy.stats.kstest(sample(own).start.flatten(), law.cdf)[1] > 1e-3
+    views = make_task(normalised, init="normal").views(
+        sample(make_task(normalised, init="normal")).start
+    )
+    assert (views["1.weight"] == 1).all()  # normalisation layers keep their own
+    assert (views["1.bias"] == 0).all()
+    assert 0 < views["0.weight"].abs().max() < 0.1
+
+
+# --- Minibatches ---------------------------------------------------------------------------------
+
+
+def splitmix64(state: int) -> int:
+    """Steele, Lea & Flood 2014 in integers of Python, as in Java's `SplittableRandom`."""
+    word = 2**64 - 1
+    mixed = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & word
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & word
+    return mixed ^ (mixed >> 31)
+
+
+def test_minibatches_are_splitmix64() -> None:
+    streams = torch.tensor([0, 1234567, 2**62 - 1])
+    for step in (0, 1, 499, 10**6):
+        found = minibatch_indices(streams, step, 5, 60000)
+        for stream, row in zip(streams.tolist(), found.tolist(), strict=True):
+            for slot, index in enumerate(row):
+                state = (stream + (step * 5 + slot + 1) * 0x9E3779B97F4A7C15) % 2**64
+                assert index == (splitmix64(state) >> 33) * 60000 >> 31
+    # The first number of the published sequence from the seed 1234567.
+    assert splitmix64((1234567 + 0x9E3779B97F4A7C15) % 2**64) == 6457827717110365317
+
+
+@pytest.mark.parametrize("num_examples", [1, 7, 1000])
+def test_minibatches_are_uniform_over_examples_steps_and_streams(num_examples: int) -> None:
+    streams = torch.randint(2**62, (20,), generator=seeded())
+    index = torch.stack([minibatch_indices(streams, t, 50, num_examples) for t in range(100)])
+    counts = torch.bincount(index.flatten(), minlength=num_examples)
+    assert len(counts) == num_examples
+    if num_examples > 1:
+        assert scipy.stats.chisquare(counts).pvalue > 1e-3
+        # Neighbours in slot, step and stream are independent.
+        for axis in range(3):
+            pairs = index.narrow(axis, 0, index.shape[axis] - 1), index.narrow(
+                axis, 1, index.shape[axis] - 1
+            )
+            correlation = scipy.stats.pearsonr(*(part.flatten().double() for part in pairs))
+            assert correlation.pvalue > 1e-3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_minibatches_are_the_same_on_a_gpu() -> None:
+    streams = torch.randint(2**62, (20,), generator=seeded())
+    for step in (0, 1, 499):
+        expected = minibatch_indices(streams, step, 128, 60000)
+        assert torch.equal(minibatch_indices(streams.cuda(), step, 128, 60000).cpu(), expected)
+
+
+def test_examples_are_shared_scaled_and_kept_as_bytes() -> None:
+    pixels = torch.arange(24, dtype=torch.uint8).view(4, 6)
+    data = Examples(pixels, torch.arange(4), scale=1 / 255)
+    inputs, targets = data.take(torch.tensor([[3, 0], [1, 1]]), DOUBLE)
+    assert_close(inputs, pixels[[3, 0, 1, 1]].view(2, 2, 6).double() / 255)
+    assert targets.tolist() == [[3, 0], [1, 1]]
+    tokens = Examples(pixels.long(), torch.arange(4))
+    assert tokens.take(torch.tensor([1]), DOUBLE)[0].dtype == torch.int64
+    assert pixels.max() == 23
+
+
+def test_regression_has_a_loss_and_no_accuracy() -> None:
+    inputs = torch.randn(20, 6, generator=seeded())
+    data = Examples(inputs, inputs[:, :2])
+    task = ModuleTask(lambda: nn.Linear(6, 2), nn.functional.mse_loss, data, data, batch_size=4)
+    batch = task.sample(B, seeded())
+    assert isinstance(batch, ModuleBatch)
+    found = batch.held_out(batch.start)
+    assert found.loss.isfinite().all()
+    assert found.accuracy.isnan().all()
+    outputs = functional_call(nn.Linear(6, 2), {k: v[0] for k, v in task.views(batch.start).items()}, (inputs,))
+    assert_close(found.loss[0], nn.functional.mse_loss(outputs, inputs[:, :2]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"num_score": 0}, "num_score"),
+        ({"init": "zeros"}, "init must be"),
+        ({"init_std": -1.0}, "init_std"),
+        ({"make_module": nn.Flatten}, "no trainable parameter"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    task = make_task(perceptron)
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(task, **settings)
+
+
+def test_a_task_without_test_examples_says_so() -> None:
+    batch = sample(make_task(perceptron, test=None))
+    with pytest.raises(InputError, match="no test examples"):
+        batch.held_out(batch.start)
+
+
+def test_examples_and_targets_must_be_as_many() -> None:
+    with pytest.raises(InputError, match="got 3 and 2"):
+        Examples(torch.zeros(3, 1), torch.zeros(2))
