@@ -9,16 +9,20 @@ from haltwise.evaluation import Evaluation
 from haltwise.report.figures.costs import frontier, parts_of_j
 from haltwise.report.figures.curves import losses, training
 from haltwise.report.figures.drawing import Panel
+from haltwise.report.figures.stopping import budgets, gains, reliability
 from haltwise.report.figures.stops import difficulty, posterior
 
 __all__ = [
     "Panel",
+    "budgets",
     "difficulty",
     "frontier",
+    "gains",
     "losses",
     "parts_of_j",
     "posterior",
     "record_panels",
+    "reliability",
     "training",
 ]
 
