@@ -14,12 +14,13 @@ import torch
 from haltwise import InputError
 from haltwise.evaluation import Evaluation
 from haltwise.evaluation.records import save_record
+from haltwise.evaluation.statistics import rank_correlation
 from haltwise.halting.accounts import costs
 from haltwise.report import write_report
 from haltwise.report.figures import record_panels, training
 from haltwise.report.formats import num, percent
 from haltwise.report.page import slug, to_json
-from haltwise.report.reading import Range, paired_difference, rank_correlation
+from haltwise.report.reading import Range, paired_difference
 from haltwise.report.tables import flatten, rules_table
 from haltwise.report.words import first_objective, summarize
 

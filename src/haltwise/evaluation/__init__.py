@@ -2,6 +2,7 @@
 
 from haltwise.evaluation.evaluate import Contender, Evaluation, evaluate
 from haltwise.evaluation.statistics import Interval, captured_gain
+from haltwise.evaluation.stopping import stopping_report
 from haltwise.halting.accounts import Account, calibrate, costs, ends
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "costs",
     "ends",
     "evaluate",
+    "stopping_report",
 ]

@@ -1,6 +1,5 @@
 """One held-out evaluation: every rule on the same problems, both accounts, everything counted."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,6 +11,7 @@ from torch import Tensor
 from haltwise._errors import require
 from haltwise._random import stream
 from haltwise._version import __version__
+from haltwise.evaluation._json import plain
 from haltwise.evaluation.baselines import HAND_DESIGNED, lbfgs_curve, loss_curves, tune_rule
 from haltwise.evaluation.statistics import (
     captured_gain,
@@ -19,6 +19,7 @@ from haltwise.evaluation.statistics import (
     permuted_cost,
     randomized_budget,
 )
+from haltwise.evaluation.stopping import MIN_PROBLEMS, stopping_report
 from haltwise.execution import Outcome, execute
 from haltwise.halting.accounts import (
     RECALLS,
@@ -186,18 +187,7 @@ def evaluate(
         "num_problems": few.num_problems,
         "mean_by_gradient_evaluations": lbfgs_curve(few, horizon).mean(0),
     }
-    return Evaluation(_json(summary), stopping.arrays)
-
-
-def _json(value: Any) -> Any:
-    """A JSON value, None in place of infinity and NaN, which JSON does not know."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return Evaluation(plain(summary), stopping.arrays)
 
 
 def _stopping(
@@ -253,6 +243,19 @@ def _stopping(
         }
         stops = {name: paid(step, account, test.num_steps) for name, step in decided.items()}
         summary["permuted_j"][key] = permuted_cost(table, stops["rule"])
+        if test.num_problems >= MIN_PROBLEMS:
+            output = AFTER if account is Account.UPDATES else BEFORE
+            summary["stopping_report"][key] = stopping_report(
+                test.excess,
+                decided["rule"],
+                price=price,
+                account=account,
+                hazards=test.hazard_logits[..., output].double().sigmoid()
+                if _speaks_hazard(contender.optimizer)
+                else None,
+                opponents=False,  # tuned above, on separate problems and with more to go by
+                generator=stream(seed, "stopping report", key),
+            )
         summary["steps"][key] = {
             name: _step_figures(test, stops[name], ends(decided[name], test, policy.recall))
             for name, policy in policies.items()
@@ -267,7 +270,10 @@ def _stopping(
     return Evaluation(summary, arrays)
 
 
-_BY_ACCOUNT = ("j", "captured_gain", "captured_gain_by_rule", "steps", "permuted_j", "stop_rules")
+_BY_ACCOUNT = (
+    "j", "captured_gain", "captured_gain_by_rule", "steps", "permuted_j", "stop_rules",
+    "stopping_report",
+)  # fmt: skip
 
 
 def _finite_traces(trajectory: Trajectory) -> Traces:

@@ -1,5 +1,5 @@
 """Records to one self-contained HTML page: words first, then tables, figures and provenance."""
 
-from haltwise.report.page import write_report
+from haltwise.report.page import write_report, write_stopping_report
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_stopping_report"]

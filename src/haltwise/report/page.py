@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -14,9 +14,24 @@ from haltwise.checkpoint import write_atomically
 from haltwise.evaluation import Evaluation
 from haltwise.evaluation.records import load_records
 from haltwise.pretrained import names, read_card
-from haltwise.report.figures import Panel, record_panels, training
+from haltwise.report.figures import (
+    Panel,
+    budgets,
+    gains,
+    record_panels,
+    reliability,
+    training,
+)
 from haltwise.report.formats import plain
-from haltwise.report.reading import name_at, number
+from haltwise.report.palette import ACCOUNTS
+from haltwise.report.reading import mapping, name_at, number
+from haltwise.report.stopping import (
+    contenders_table,
+    degeneracy_table,
+    notes,
+    seeds_table,
+    summarize_stopping,
+)
 from haltwise.report.tables import (
     Data,
     Table,
@@ -29,7 +44,7 @@ from haltwise.report.tables import (
 from haltwise.report.words import Summary, first_objective, summarize
 from haltwise.runlog import read_log
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_stopping_report"]
 
 _HERE = Path(__file__).parent
 
@@ -52,7 +67,53 @@ def write_report(run: Path, path: Path) -> Path:
         InputError: There is no record, a record is corrupt, or the page cannot be written.
     """
     records = load_records(run)
-    write_atomically(path, _render(run, records).encode())
+    embedded = _Embedded()
+    sections = [_section(record, place, embedded) for place, record in enumerate(records, 1)]
+    overview = None
+    if len(records) > 1:
+        overview = embedded.table(overview_table(records, [section.anchor for section in sections]))
+    trained = training(read_log(run))
+    page = _render(
+        run.resolve().name,
+        sections,
+        embedded,
+        overview=overview,
+        training=None if trained is None else embedded.panel(trained),
+        card=_card(run, records),
+    )
+    write_atomically(path, page.encode())
+    return path
+
+
+def write_stopping_report(report: Mapping[str, Any], path: Path, title: str) -> Path:
+    """Write one HTML page about a `haltwise.evaluation.stopping_report`.
+
+    Args:
+        report: What to show.
+        path: Where the page goes.
+        title: Its title, for instance the name of the file with the trajectories.
+
+    Returns:
+        `path`.
+
+    Raises:
+        InputError: The page cannot be written.
+    """
+    embedded, stem = _Embedded(), slug(title)
+    frontier, seeds = budgets(report, stem), seeds_table(report, stem)
+    long = {"frontier", "rows_left_out", "regret", "reliability", "seeds", "warnings"}
+    section = _Section(
+        anchor="stops",
+        title=title,
+        subtitle=f"price {plain(number(report, 'price'))} per step, {name_at(report, 'account')}",
+        words=summarize_stopping(report),
+        rules=embedded.table(contenders_table(report, stem)),
+        panels=[] if frontier is None else [embedded.panel(frontier)],
+        stopping=_stopping({name_at(report, "account"): report}, stem, embedded, said=True),
+        comparisons=None if seeds is None else embedded.table(seeds),
+        settings=flatten({key: value for key, value in report.items() if key not in long}),
+    )
+    write_atomically(path, _render(title, [section], embedded).encode())
     return path
 
 
@@ -97,23 +158,27 @@ class _Section:
     words: Summary
     rules: dict[str, Any]
     panels: list[dict[str, Any]]
-    objective: list[str]
-    objective_table: dict[str, Any] | None
     comparisons: dict[str, Any] | None
     settings: list[tuple[str, str]]
+    stopping: dict[str, Any] | None = None
+    objective: list[str] = field(default_factory=list)
+    objective_table: dict[str, Any] | None = None
 
 
-def _render(run: Path, records: Sequence[Evaluation]) -> str:
+def _render(
+    title: str,
+    sections: Sequence[_Section],
+    embedded: _Embedded,
+    *,
+    overview: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    card: Sequence[tuple[str, str]] | None = None,
+) -> str:
+    """The page; `card` is None where there is no optimizer, empty where its card is missing."""
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    embedded = _Embedded()
-    sections = [_section(record, place, embedded) for place, record in enumerate(records, 1)]
-    overview = None
-    if len(records) > 1:
-        overview = embedded.table(overview_table(records, [section.anchor for section in sections]))
-    trained = training(read_log(run))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -122,11 +187,11 @@ def _render(run: Path, records: Sequence[Evaluation]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.jinja").render(
-        title=run.resolve().name,
+        title=title,
         overview=overview,
         sections=sections,
-        training=None if trained is None else embedded.panel(trained),
-        card=_card(run, records),
+        training=training,
+        card=card,
         version=__version__,
         # Both come with the packages, not from records.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
@@ -157,11 +222,41 @@ def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
         words=summarize(record),
         rules=embedded.table(rules_table(record, stem)),
         panels=[embedded.panel(panel) for panel in record_panels(record, stem)],
+        stopping=_stopping(
+            {account: mapping(summary, "stopping_report", account) for account in ACCOUNTS},
+            stem,
+            embedded,
+        ),
         objective=first_objective(record),
         objective_table=None if objective_table is None else embedded.table(objective_table),
         comparisons=None if comparisons is None else embedded.table(comparisons),
         settings=flatten(known),
     )
+
+
+def _stopping(
+    reports: Mapping[str, Mapping[str, Any]], stem: str, embedded: _Embedded, *, said: bool = False
+) -> dict[str, Any] | None:
+    """How the stops vary, what they are worth at other prices, how reliable the hazard is.
+
+    Args:
+        reports: Stopping reports by account.
+        stem: Of the names of files.
+        embedded: Takes the figures and numbers.
+        said: Whether the sentences stand above already.
+    """
+    table = degeneracy_table(reports, stem)
+    panels = [gains(reports, stem), *(reliability(report, stem) for report in reports.values())]
+    shown = [embedded.panel(panel) for panel in panels if panel is not None]
+    if table is None and not shown:
+        return None
+    return {
+        "sentences": []
+        if said
+        else [note for report in reports.values() for note in notes(report)],
+        "table": None if table is None else embedded.table(table),
+        "panels": shown,
+    }
 
 
 def _card(run: Path, records: Sequence[Evaluation]) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from haltwise.evaluation import Evaluation
@@ -22,7 +21,6 @@ __all__ = [
     "number",
     "paired_difference",
     "range_of",
-    "rank_correlation",
 ]
 
 
@@ -109,18 +107,3 @@ def paired_difference(record: Evaluation, account: str, first: str, second: str)
     if not math.isfinite(mean) or not math.isfinite(half):
         return None
     return Range(mean, mean - half, mean + half)
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Spearman's rank correlation of two vectors [n], ties sharing their mean rank."""
-    usable = first.isfinite() & second.isfinite()
-    ranks = torch.stack([_ranks(values[usable]) for values in (first, second)])
-    if ranks.shape[1] < 3:
-        return None
-    return finite(torch.corrcoef(ranks)[0, 1].item())
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ranks: Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
-    return ranks[inverse]

@@ -26,7 +26,7 @@ from haltwise.report.reading import (
 )
 from haltwise.report.tables import measures, saved_share
 
-__all__ = ["Summary", "Tile", "first_objective", "summarize"]
+__all__ = ["Summary", "Tile", "first_objective", "summarize", "verdict_on"]
 
 
 @final
@@ -62,7 +62,7 @@ class Summary:
 def summarize(record: Evaluation) -> Summary:
     """Everything that is said of a record before its tables."""
     gain = range_of(record.summary, "captured_gain_by_rule", "gradients", "rule")
-    verdict = _verdict(gain)
+    verdict = verdict_on(gain)
     sentences = [
         _setting(record),
         _outcome(record, "gradients"),
@@ -81,7 +81,8 @@ def summarize(record: Evaluation) -> Summary:
     )
 
 
-def _verdict(gain: Range | None) -> str:
+def verdict_on(gain: Range | None) -> str:
+    """What the interval of a captured gain says."""
     if gain is None:
         return "unknown"
     return "gain" if gain.low > 0 else "loss" if gain.high < 0 else "unclear"

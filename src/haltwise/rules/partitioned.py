@@ -67,9 +67,7 @@ class PartitionedRule(nn.Module, Rule):
         """`method` of every rule on its own coordinates."""
         steps = [
             getattr(rule, method)(part, _own(state, number))
-            for number, (rule, part) in enumerate(
-                zip(self.rules, self._split(grads), strict=True)
-            )
+            for number, (rule, part) in enumerate(zip(self.rules, self._split(grads), strict=True))
         ]
         return RuleStep(
             torch.cat([step.update for step in steps], -1),
