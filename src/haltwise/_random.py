@@ -56,12 +56,12 @@ def split_mix(seed: Tensor, index: Tensor) -> Tensor:
     bits = seed + (index + 1) * _GAMMA  # int64 wraps modulo 2^64
     for shift, factor in _ROUNDS:
         bits = (bits ^ _shift_right(bits, shift)) * factor
-    bits = bits ^ _shift_right(bits, 31)
-    return bits
+    return bits ^ _shift_right(bits, 31)
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:
-    return (bits >> count) & (2 ** (64 - count) - 1)  # zeros come in, not the sign
+    shifted: Tensor = (bits >> count) & (2 ** (64 - count) - 1)  # zeros come in, not the sign
+    return shifted
 
 
 def random_subsets(seed: Tensor, step: int, num_items: int, size: int) -> Tensor:
