@@ -528,8 +528,16 @@ def test_scipy_and_scikit_learn_find_the_same_logistic_minimum(settings: dict[st
         assert_close(problem.best, solution, rtol=1e-5, atol=1e-6)
 
 
-def test_newton_ends_where_the_gradient_does() -> None:
-    batch = logistic(500, rows_per_step=200, spread=1.5)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_observations": 200, "rows_per_step": 200},
+        # Full steps overshoot here.
+        {"num_params": 2, "num_observations": 20, "rows_per_step": 20, "penalty": 1e-6},
+    ],
+)
+def test_newton_ends_where_the_gradient_does(settings: dict[str, Any]) -> None:
+    batch = logistic(500, spread=3.0, **settings)
     start, end = (
         batch.evaluate(params, 0).grad.norm(dim=1) for params in (batch.start, batch.best)
     )

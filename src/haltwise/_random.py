@@ -60,7 +60,8 @@ def split_mix(seed: Tensor, index: Tensor) -> Tensor:
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:
-    return (bits >> count) & (2 ** (64 - count) - 1)  # zeros come in, not the sign
+    shifted: Tensor = (bits >> count) & (2 ** (64 - count) - 1)  # zeros come in, not the sign
+    return shifted
 
 
 def random_subsets(seed: Tensor, step: int, num_items: int, size: int) -> Tensor:
