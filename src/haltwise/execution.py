@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from haltwise._tensors import log_rms
-from haltwise.halting.accounts import Recall, takes_update
-from haltwise.halting.stopping import Seen, StopRule
+from haltwise.halting.accounts import Policy, Recall, takes_update
+from haltwise.halting.stopping import Seen
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.rules import select_state
 from haltwise.tasks import TaskBatch
@@ -55,26 +55,25 @@ class Execution:
 def execute(
     optimizer: LearnedOptimizer,
     batch: TaskBatch,
-    stop: StopRule,
+    policy: Policy,
     price: Tensor,
     max_steps: int,
-    *,
-    recall: Recall = Recall.NEXT,
 ) -> Execution:
-    """Run every problem until `stop` ends it, evaluating nothing for those that have ended.
+    """Run every problem until its stop rule ends it, evaluating nothing for those that have ended.
 
     Args:
         optimizer: What moves the parameters.
         batch: B problems.
-        stop: Decides at every step with the gradient there in hand.
+        policy: When to stop, decided at every step with the gradient there in hand, and what to
+            return then; see `LearnedOptimizer.policy`. A problem out of steps ends with its last
+            update applied, or, with `Recall.BEST`, at the best parameters it observed.
         price: c, shape [B].
         max_steps: Gradients a problem may cost at most, at least 1.
-        recall: What is returned of a problem that stops. A problem out of steps ends with its
-            last update applied, or, with `Recall.BEST`, at the best parameters it observed.
 
     Returns:
         One outcome per problem; nothing is raised for a problem that goes wrong.
     """
+    stop, recall = policy
     num_problems = batch.num_problems
     active = torch.arange(num_problems, device=batch.start.device)
     params, state = batch.start, optimizer.init(batch.start)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from haltwise import rules
 from haltwise._errors import require
 from haltwise._tensors import add_prefix, strip
-from haltwise.halting.head import BEFORE, HaltingHead, HaltingOutput
+from haltwise.halting.accounts import RECALLS, Account, Policy, Recall
+from haltwise.halting.head import AFTER, BEFORE, HaltingHead, HaltingOutput
 from haltwise.halting.signals import (
     extract_features,
     init_features,
@@ -22,7 +23,6 @@ from haltwise.halting.stopping import (
     HazardThreshold,
     PonderThreshold,
     PosteriorMode,
-    StopRule,
 )
 from haltwise.rules import Rule, State
 
@@ -116,21 +116,24 @@ class LearnedOptimizer(nn.Module):
         optimizer.load_state_dict(weights)
         return optimizer.eval().requires_grad_(False)
 
-    def stop_rule(self, output: int = BEFORE) -> StopRule:
-        """When to stop, as calibrated at the end of meta-training.
+    def policy(self, account: Account = Account.GRADIENTS) -> Policy:
+        """When to stop and what to return then, as calibrated at the end of meta-training.
 
         Args:
-            output: `BEFORE` or `AFTER`: whether a gradient is asked for only if it is worth its
-                price, or the decision falls when it is in hand.
+            account: What is paid for. Where gradients are, one is asked for only if it is forecast
+                to be worth its price; where updates are, the decision falls with it in hand.
         """
+        output = AFTER if account is Account.UPDATES else BEFORE
+        default = RECALLS[account][0]
         config = self.card.get("config", {})
         if config.get("posterior") == "none":  # meta-trained without halting
-            return FixedBudget(config["horizon"])
+            return Policy(FixedBudget(config["horizon"]), default)
         if config.get("posterior") == "graves":
-            return PonderThreshold(output=output)
+            return Policy(PonderThreshold(output=output), default)
         if "thresholds" not in self.card:
-            return PosteriorMode(output)
-        return HazardThreshold(self.card["thresholds"][output], output)
+            return Policy(PosteriorMode(output), default)
+        learned = Recall.LEARNED if account is Account.GRADIENTS else default
+        return Policy(HazardThreshold(self.card["thresholds"][output], output), learned)
 
     def rule_parameters(self) -> list[nn.Parameter]:
         """What can be learned of the rule: nothing if it is hand-designed."""

@@ -287,12 +287,12 @@ def _speaks_hazard(optimizer: LearnedOptimizer) -> bool:
 def _learned_policies(optimizer: LearnedOptimizer, account: Account) -> dict[str, Policy]:
     """The optimizer's own stop rule and, where its head learned it, the thesis' mode rule."""
     output = AFTER if account is Account.UPDATES else BEFORE
-    recall = RECALLS[account][0]
-    policies = {"rule": Policy(optimizer.stop_rule(output), recall)}
+    policies = {"rule": optimizer.policy(account)}
     if account is Account.GRADIENTS:
-        policies["rule_after_gradient"] = Policy(optimizer.stop_rule(AFTER), recall)
+        after = optimizer.policy(Account.UPDATES).rule
+        policies["rule_after_gradient"] = Policy(after, policies["rule"].recall)
     if optimizer.card["config"]["posterior"] in ("softmax", "both"):
-        policies["posterior_mode"] = Policy(PosteriorMode(output), recall)
+        policies["posterior_mode"] = Policy(PosteriorMode(output), RECALLS[account][0])
     return policies
 
 
@@ -321,7 +321,7 @@ def _mean_at(table: Tensor, end: Tensor) -> float:
 def _frontier(optimizer: LearnedOptimizer, test: Traces) -> dict[str, Any]:
     """Mean loss against steps: the hull of fixed budgets; the rule as its threshold varies."""
     mean_loss = test.excess.double().mean(0)
-    own = optimizer.stop_rule(AFTER)
+    own = optimizer.policy(Account.UPDATES).rule
     points = []
     for shift in (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
         if isinstance(own, HazardThreshold):
@@ -350,10 +350,10 @@ def _executed(
 ) -> dict[str, Any]:
     """Gradients really evaluated when halted problems leave the batch, and the time it took."""
     started = time.perf_counter()
-    result = execute(optimizer, test, optimizer.stop_rule(BEFORE), prices, horizon)
+    result = execute(optimizer, test, optimizer.policy(), prices, horizon)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
-    execute(optimizer, test, FixedBudget(horizon), prices, horizon)
+    execute(optimizer, test, Policy(FixedBudget(horizon), Recall.NEXT), prices, horizon)
     full_seconds = time.perf_counter() - started
     excess = test.evaluate(result.params, 0).excess
     counts = torch.bincount(result.outcome, minlength=len(Outcome)).tolist()
