@@ -3,7 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import product
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,9 +15,9 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from haltwise._errors import InputError
+from haltwise._errors import CalibrationWarning, InputError
 from haltwise.halting import stopping
-from haltwise.halting.accounts import Account, Recall, calibrate, costs, ends, paid
+from haltwise.halting.accounts import RECALLS, Account, Recall, calibrate, costs, ends, paid
 from haltwise.halting.head import AFTER, BEFORE
 from haltwise.halting.stopping import (
     AllOf,
@@ -49,17 +52,17 @@ def randn(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=seeded(seed), dtype=DOUBLE)
 
 
-def make_traces(seed: int = 0) -> Traces:
+def make_traces(seed: int = 0, num: int = N) -> Traces:
     """Noisy, falling curves; every signal crosses every sensible threshold at some time."""
     fall = torch.linspace(2, -2, T + 1, dtype=DOUBLE)
-    loss = (fall + 0.7 * randn(N, T + 1, seed=seed + 1)).exp()
+    loss = (fall + 0.7 * randn(num, T + 1, seed=seed + 1)).exp()
     return Traces(
         loss=loss,
-        excess=loss + 0.1 * randn(N, T + 1, seed=seed + 2),
-        log_grad_norm=fall + randn(N, T + 1, seed=seed + 3),
-        increments=fall[:-1, None] + randn(N, T, 2, seed=seed + 4),
-        hazard_logits=-fall[:-1, None] + randn(N, T, 2, seed=seed + 5),
-        hold_logits=randn(N, T, seed=seed + 6),
+        excess=loss + 0.1 * randn(num, T + 1, seed=seed + 2),
+        log_grad_norm=fall + randn(num, T + 1, seed=seed + 3),
+        increments=fall[:-1, None] + randn(num, T, 2, seed=seed + 4),
+        hazard_logits=-fall[:-1, None] + randn(num, T, 2, seed=seed + 5),
+        hold_logits=randn(num, T, seed=seed + 6),
     )
 
 
@@ -286,7 +289,7 @@ def sampling(rule: Sampling, i: int, t: int) -> bool:
 
 
 def drawdown(rule: Drawdown, i: int, t: int) -> bool:
-    losses = TRACES.loss[i, : t + 1].tolist()
+    losses: list[float] = TRACES.loss[i, : t + 1].tolist()
     return losses[-1] > min(losses) + rule.tolerance
 
 
@@ -587,3 +590,149 @@ def test_calibration_picks_the_candidate_that_costs_least(account: Account) -> N
     assert 0 < best < len(candidates) - 1
     found = calibrate(iter(candidates), TRACES, account, price=0.2)
     assert found.policy.rule == candidates[best]
+
+
+# --- Calibration ---------------------------------------------------------------------------------
+
+MANY = make_traces(seed=9, num=72)
+TUNABLE = [rule for rule in CLASSES if rule not in (*COMPOSED, PosteriorMode, Sampling)]
+
+
+class Reached(NamedTuple):
+    """What a candidate reached, by plain loops."""
+
+    rule: StopRule
+    recall: Recall
+    excess: float
+    cost: float
+    bound: float
+
+
+@cache
+def stops_on_many(rule: StopRule) -> list[int]:
+    stops: list[int] = decisions(rule, MANY).tolist()
+    return stops
+
+
+@cache
+def reach(rule: StopRule, recall: Recall, account: Account) -> Reached:
+    losses, scored = MANY.loss.tolist(), MANY.excess.tolist()
+    hold = MANY.signal("hold_logits").tolist()
+    excess, cost = [], []
+    for i, t in enumerate(stops_on_many(rule)):
+        after = min(t + 1, T)
+        end = {
+            Recall.NEXT: after,
+            Recall.CURRENT: t,
+            Recall.BEST: min(range(min(t, T - 1) + 1), key=losses[i].__getitem__),
+            Recall.LEARNED: t if t < T and hold[i][t] > 0 else after,
+        }[recall]
+        excess.append(scored[i][end])
+        cost.append(after if account is Account.GRADIENTS else t)
+    bound = fmean(excess) + 1.6448536 * stdev(excess) / math.sqrt(len(excess))
+    return Reached(rule, recall, fmean(excess), fmean(cost), bound)
+
+
+@pytest.mark.parametrize("account", Account)
+@pytest.mark.parametrize("rule", TUNABLE, ids=lambda rule: rule.__name__)
+def test_calibration_is_brute_force_over_candidates(rule: type[StopRule], account: Account) -> None:
+    recalls = RECALLS[account]
+    gain = (MANY.excess.mean(0)[0] - MANY.excess.mean(0).min()).item() / T
+    for name, level in (("price", 0.3), ("budget", 6.0), ("risk", 1.2)):
+        table = costs(MANY.excess, level if name == "price" else gain)
+        tried = [
+            reach(setting, recall, account)
+            for setting in rule.candidates(MANY, table)
+            for recall in recalls
+        ]
+        if name == "price":
+            best = min(tried, key=lambda r: r.excess + 0.3 * r.cost)
+        elif name == "budget":
+            best = min((r for r in tried if r.cost <= 6), key=lambda r: (r.excess, r.cost))
+        else:
+            best = min((r for r in tried if r.bound <= 1.2), key=lambda r: (r.cost, r.excess))
+        found = rule.calibrate(MANY, account=account, recalls=recalls, **{name: level})
+        assert found.mean_excess == pytest.approx(best.excess)
+        assert found.mean_cost == pytest.approx(best.cost)
+        assert found.excess_bound == pytest.approx(best.bound)
+        assert (found.account, found.num_problems) == (account, 72)
+        again = reach(*found.policy, account)
+        assert (again.excess, again.cost) == pytest.approx((best.excess, best.cost))
+
+
+def test_a_rule_calibrates_the_output_it_is_told_to() -> None:
+    found = HazardThreshold.calibrate(MANY, price=0.3, account=Account.GRADIENTS, output=BEFORE)
+    assert isinstance(found.policy.rule, HazardThreshold)
+    assert found.policy.rule.output == BEFORE
+    assert found.policy.recall is Recall.NEXT
+    assert HazardThreshold.calibrate(MANY, price=0.3).policy.recall is Recall.CURRENT
+
+
+def test_the_risk_bound_holds_as_often_as_it_says() -> None:
+    """One candidate, fresh calibration problems each time: its true mean is above the bound in
+    one of twenty, so it is accepted at a risk just below the truth in one of twenty."""
+    loss = torch.zeros(200, 3, dtype=DOUBLE)
+    accepted = 0
+    for seed in range(400):
+        excess = randn(200, 3, seed=seed) + 1
+        bound = calibrate(
+            [FixedBudget(1)], Traces(loss, excess), Account.UPDATES, risk=math.inf
+        ).excess_bound
+        accepted += bound <= 1.0
+    assert 8 <= accepted <= 33  # 20 expected
+
+
+@pytest.mark.parametrize(
+    "wanted", [{}, {"price": 1.0, "budget": 2.0}, {"price": 1.0, "budget": 2.0, "risk": 3.0}]
+)
+def test_just_one_thing_can_be_wanted(wanted: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="exactly one of price, budget and risk"):
+        Patience.calibrate(MANY, **wanted)
+
+
+def test_too_few_problems_are_refused() -> None:
+    with pytest.raises(InputError, match="at least 50 problems, got 49"):
+        Patience.calibrate(MANY.select(torch.arange(49)), price=0.1)
+    assert Patience.calibrate(MANY.select(torch.arange(50)), price=0.1).num_problems == 50
+
+
+def test_what_no_candidate_reaches_is_refused_with_the_best_there_is() -> None:
+    least = min(reach(rule, Recall.NEXT, Account.GRADIENTS).cost for rule in [FixedBudget(0)])
+    with pytest.raises(InputError, match=f"at most 0.5 gradients .* attainable is {least:.4g}"):
+        FixedBudget.calibrate(MANY, budget=0.5, account=Account.GRADIENTS)
+    lowest = min(reach(FixedBudget(n), Recall.CURRENT, Account.UPDATES).bound for n in range(T + 1))
+    with pytest.raises(InputError, match=f"lowest bound attainable is {lowest:.4g}"):
+        FixedBudget.calibrate(MANY, risk=-1.0)
+
+
+def test_problems_that_diverged_are_left_out_and_counted() -> None:
+    excess = MANY.excess.clone()
+    excess[3, 5], excess[70, 12] = math.nan, math.inf
+    spoilt = replace(MANY, excess=excess)
+    kept = torch.tensor([i for i in range(72) if i not in (3, 70)])
+    with pytest.warns(CalibrationWarning, match="2 of 72 problems are left out"):
+        found = GradientNorm.calibrate(spoilt, price=0.3)
+    assert found == GradientNorm.calibrate(MANY.select(kept), price=0.3)
+    few = spoilt.select(torch.arange(50))
+    with (
+        pytest.warns(CalibrationWarning, match="1 of 50"),
+        pytest.raises(InputError, match="got 49"),
+    ):
+        GradientNorm.calibrate(few, price=0.3)
+
+
+@pytest.mark.parametrize(("account", "enough"), [(Account.UPDATES, 3), (Account.GRADIENTS, 2)])
+def test_a_price_at_which_nothing_is_worth_computing_is_warned_of(
+    account: Account, enough: float
+) -> None:
+    """The first step gains 3, every later one 2; the first gradient is paid for at any price."""
+    loss = (40.0 - 2 * torch.arange(13, dtype=DOUBLE)).expand(60, -1).clone()
+    loss[:, 0] += 1
+    traces = Traces(loss, loss)
+    with pytest.warns(CalibrationWarning, match="every one of the 60 problems is best stopped"):
+        found = FixedBudget.calibrate(traces, price=enough + 0.01, account=account)
+    assert found.policy.rule == FixedBudget(0)
+    found = FixedBudget.calibrate(traces, price=enough - 0.01, account=account)  # no warning
+    assert found.policy.rule != FixedBudget(0)
+    loss[7, 5] = -30.0  # one problem is worth going on for
+    FixedBudget.calibrate(traces, price=enough + 0.01, account=account)
