@@ -9,6 +9,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, final
@@ -83,6 +84,31 @@ def plain_lstm_sequence(
         hiddens, cells = _plain_step(value, hiddens, cells, transposed, biases)
         outputs.append(hiddens[-1])
     return torch.stack(outputs), torch.stack(tuple(hiddens), 1), torch.stack(tuple(cells), 1)
+
+
+# ------------------------------------------------------------------------------ accelerators
+
+
+def _library_lstm_sequence(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lstm_sequence` by the LSTM that PyTorch brings for the device (cuDNN on CUDA)."""
+    size = hidden.shape[2]
+    flat: list[Tensor] = []
+    for weight, bias in zip(weights, biases, strict=True):
+        of_input, of_hidden = weight.split((weight.shape[1] - size, size), dim=1)
+        flat += [of_input.contiguous(), of_hidden.contiguous(), bias, torch.zeros_like(bias)]
+    state = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())
+    with warnings.catch_warnings():  # that the weights are no single block, which costs a copy
+        warnings.filterwarnings("ignore", message="RNN module weights", category=UserWarning)
+        outputs, hidden, cell = torch.lstm(
+            inputs, state, flat, True, len(weights), 0.0, torch.is_grad_enabled(), False, False
+        )
+    return outputs, hidden.transpose(0, 1), cell.transpose(0, 1)
 
 
 # ------------------------------------------------------------------------------ compiled library
@@ -334,6 +360,11 @@ def lstm_step(
         Hidden and cell state after the step, each [R, L, H].
     """
     with torch.no_grad():
+        if inputs.is_cuda:
+            _, hidden, cell = _library_lstm_sequence(
+                inputs.unsqueeze(0), hidden, cell, weights, biases
+            )
+            return hidden, cell
         if not _fusable(inputs, hidden, cell, *weights, *biases):
             return plain_lstm_step(inputs, hidden, cell, weights, biases)
         sequence = inputs.contiguous().unsqueeze(0)
@@ -370,6 +401,8 @@ def lstm_sequence(
     Returns:
         The top layer's outputs [K, R, H]; hidden and cell state after the last step, [R, L, H].
     """
+    if inputs.is_cuda:
+        return _library_lstm_sequence(inputs, hidden, cell, weights, biases)
     if not _fusable(inputs, hidden, cell, *weights, *biases):
         return plain_lstm_sequence(inputs, hidden, cell, weights, biases)
     _check(inputs, hidden, cell, weights, biases)

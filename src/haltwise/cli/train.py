@@ -44,6 +44,9 @@ __all__ = ["train"]
 @click.option("--learning-rate", type=float, help="Of the meta-optimizer Adam.")
 @click.option("--continuation", type=float, help="Continuation of the horizon prior, in (0, 1).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and problems.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda or cuda:1."
+)
 @click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
 @click.option(
     "--set",
@@ -68,6 +71,7 @@ def train(
     learning_rate: float | None,
     continuation: float | None,
     seed: int,
+    device: str,
     threads: int | None,
     settings: tuple[str, ...],
     resume: Path | None,
@@ -82,7 +86,7 @@ def train(
         torch.set_num_threads(threads)
     if resume is not None:
         require(family is None, "--resume takes family and settings from the run; drop the rest")
-        trainer = Trainer.resume(resume, tensorboard=tensorboard)
+        trainer = Trainer.resume(resume, device=_device(device), tensorboard=tensorboard)
     else:
         if family is None:
             raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
@@ -100,8 +104,25 @@ def train(
             **_parse(settings),
         )
         directory = out or Path("runs") / f"{family}-{preset}"
-        trainer = Trainer(config, directory, tensorboard=tensorboard, command=_command())
+        trainer = Trainer(
+            config,
+            directory,
+            device=_device(device),
+            tensorboard=tensorboard,
+            command=_command(),
+        )
     _train(trainer)
+
+
+def _device(name: str) -> torch.device:
+    """The device called `name`, tried out."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}); use --device cpu") from None
+    return device
 
 
 def _command() -> str:

@@ -20,14 +20,14 @@ class PartitionedRule(nn.Module, Rule):
     rule pools over coordinates it pools over its group; read-outs are concatenated.
 
     Args:
-        sizes: Coordinates of each group; their sum is D.
+        sizes: Coordinates of each group; their sum is D. None, for the last, is all others.
         rules: Name and settings of each group's rule, as `haltwise.rules.make` takes them.
         generator: Draws the weights of learned rules, group by group.
     """
 
     def __init__(
         self,
-        sizes: Sequence[int],
+        sizes: Sequence[int | None],
         rules: Sequence[tuple[str, dict[str, Any]]],
         *,
         generator: torch.Generator | None = None,
@@ -40,7 +40,10 @@ class PartitionedRule(nn.Module, Rule):
             f"every group needs a size and a rule, got {len(sizes)} sizes and {len(rules)} rules",
         )
         require(
-            all(size >= 1 for size in sizes), f"sizes must be at least 1 each, got {list(sizes)}"
+            all(size >= 1 for size in sizes[:-1] if size is not None)
+            and None not in sizes[:-1]
+            and (sizes[-1] is None or sizes[-1] >= 1),
+            f"sizes must be at least 1 each, the last may be None, got {list(sizes)}",
         )
         self.sizes = list(sizes)
         self.rules = [make(name, settings, generator) for name, settings in rules]
@@ -76,12 +79,14 @@ class PartitionedRule(nn.Module, Rule):
         )
 
     def _split(self, value: Tensor) -> tuple[Tensor, ...]:
+        total = value.shape[-1]
+        first = [size for size in self.sizes[:-1] if size is not None]
+        last = self.sizes[-1] or total - sum(first)
         require(
-            value.shape[-1] == sum(self.sizes),
-            f"the groups' sizes {self.sizes} sum to {sum(self.sizes)}, but the problems have "
-            f"{value.shape[-1]} parameters",
+            last >= 1 and sum(first) + last == total,
+            f"groups of {self.sizes} coordinates do not make up {total} parameters",
         )
-        return value.split(self.sizes, -1)
+        return value.split([*first, last], -1)
 
 
 def _join(states: Sequence[State]) -> State:

@@ -67,11 +67,15 @@ class TrainingConfig:
     head_batch_size: int = 512
     seed: int = 0
     num_validation: int = 512
+    num_calibration: int = 4096
+    """Problems on which the hazard's thresholds are chosen."""
     validate_every: int = 100
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("horizon", "batch_size", "segment", "num_validation"), 1)
-        counts |= dict.fromkeys(("num_recorded", "head_batch_size", "validate_every"), 1)
+        counts |= dict.fromkeys(
+            ("num_recorded", "head_batch_size", "validate_every", "num_calibration"), 1
+        )
         counts |= dict.fromkeys(("num_meta_steps", "head_steps"), 0)
         for name, least in counts.items():
             value = getattr(self, name)
@@ -167,10 +171,28 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
     }
 )
 
+# Networks: a problem costs a thousand times more, so there are fewer of them. The rule learns by
+# the losses of the minibatches alone; what a step is worth is judged on many examples, and learned
+# by the head afterwards.
+_NETWORK: Mapping[str, Any] = {
+    "horizon": 100,
+    "price": 0.003,
+    "warmup": 1.0,
+    "batch_size": 8,
+    "segment": 20,
+    "num_validation": 16,
+    "num_recorded": 1024,
+    "num_calibration": 512,
+    "learning_rate": 1e-3,
+}
+
 # What differs by family, whatever the preset: how long a problem takes and what a step is worth.
 FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         "regression-2d": {"horizon": 40, "batch_size": 256},
         "quadratic-10d": {"horizon": 100, "price": 0.003, "sum_weight": 4.0, "warmup": 0.5},
+        "mnist-mlp": _NETWORK,
+        "digits-mlp": {**_NETWORK, "batch_size": 16},
+        "cifar10-cnn": _NETWORK,
     }
 )

@@ -39,7 +39,6 @@ from haltwise.unroll import Recording, Trajectory, backpropagate, record, unroll
 
 __all__ = ["Progress", "Trainer"]
 
-_NUM_CALIBRATION = 4096
 _UNCALIBRATED: dict[str, StopRule] = {
     "softmax": PosteriorMode(BEFORE),
     "graves": PonderThreshold(output=BEFORE),
@@ -200,6 +199,7 @@ class Trainer:
             if self._step >= self._num_joint_steps and not self._alone:
                 weights, _ = load_tensors(self.directory / _BEST)
                 self.optimizer.load_state_dict(weights)
+                self._best_score = math.inf  # what follows is scored apart
                 self._begin_phase(alone=True)
             loss = self._head_step() if self._alone else self._joint_step()
             self._step += 1
@@ -323,13 +323,14 @@ class Trainer:
             "nonfinite_problems": float(self._num_nonfinite),
         }
         score = metrics["mean_loss"] / config.price
-        if config.posterior != "none":
+        if config.posterior != "none" and (self._alone or config.warmup < 1):
             prices = self._prices()
             adjusted, halting_step = self._adjusted_loss(recording, config.price)
             metrics |= {"price_adjusted_loss": adjusted, "mean_halting_step": halting_step}
             score = sum(self._adjusted_loss(recording, price)[0] / price for price in prices)
         self._metrics = metrics
-        if score < self._best_score and self._step >= config.warmup * self._num_joint_steps:
+        warming = not self._alone and self._step < config.warmup * self._num_joint_steps
+        if score < self._best_score and (config.warmup == 1 or not warming):
             self._best_score = score
             save_tensors(self.directory / _BEST, self.optimizer.state_dict(), self.card())
 
@@ -354,7 +355,7 @@ class Trainer:
         path = self.directory / _BEST
         weights, card = load_tensors(path)
         best = LearnedOptimizer.from_weights(self.config.optimizer, weights).to(self._device)
-        problems = self._sample(_NUM_CALIBRATION, "calibration")
+        problems = self._sample(self.config.num_calibration, "calibration")
         recording = record(best.rule, problems, self.config.horizon)
         recording = recording.select(recording.finite.nonzero().squeeze(1))
         traces = []
