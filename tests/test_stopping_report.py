@@ -116,11 +116,14 @@ def test_dealt_at_random_is_the_mean_over_all_deals(account: Account) -> None:
     assert report["permutation"]["skill"]["value"] == pytest.approx(skill)
 
 
-def test_the_frontier_beats_every_mix_of_two_budgets() -> None:
+@pytest.mark.parametrize("rise", [0.0, 0.3])
+def test_the_frontier_beats_every_mix_of_two_budgets(rise: float) -> None:
     """A fine grid over pairs of budgets and their shares finds nothing better."""
-    report = judged()["frontier"]
+    losses = LOSSES + rise * (STEPS - 4).clamp_min(0)  # late steps may harm
+    stops = STOPS if rise == 0 else (STOPS + 3).clamp_max(T)
+    report = judged(losses, stops)["frontier"]
     loss, steps = report["mean_loss"]["value"], report["mean_steps"]["value"]
-    means = LOSSES.mean(0).tolist()
+    means = losses.mean(0).tolist()
     assert report["mean_loss_by_budget"] == pytest.approx(means)
     shares = torch.linspace(0, 1, 2001, dtype=DOUBLE)
     at_steps, for_loss = math.inf, math.inf
@@ -364,7 +367,6 @@ def test_the_same_generator_gives_the_same_report() -> None:
 
 @both_accounts
 def test_opponents_are_judged_where_they_were_not_tuned(account: Account) -> None:
-    """Two kinds of problem that need different settings, each half blind to its own."""
     report = judged(opponents=True, account=account)
     assert set(report["opponents"]) == {"fixed", "plateau", "patience"}
     rule = report["j"]["rule"]["value"]
