@@ -171,6 +171,12 @@ def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(tmp_path: Pa
         end = record.arrays[f"end.{account}.rule"]
         j = costs(record.arrays["excess"], 0.05).gather(1, end.unsqueeze(1)).double().mean()
         assert summary["j"][account]["rule"] == pytest.approx(float(j))
+        report = summary["stopping_report"][account]
+        for name in ("rule", "oracle", "fixed"):
+            assert report["j"][name]["value"] == pytest.approx(summary["j"][account][name])
+        gain = summary["captured_gain"][account]["value"]
+        assert report["captured_gain"]["value"] == pytest.approx(gain, abs=1e-6)
+        assert report["reliability"]["num_cases"] > 0
     assert {"family", "price", "seed", "num_problems"} <= set(summary)
     for curve in summary["curves"].values():
         assert len(curve["mean"]) == 9

@@ -102,7 +102,9 @@ def stopping_report(
 def _load(path: Path, needed: tuple[str, ...]) -> Mapping[str, NDArray[np.generic]]:
     """The arrays of an .npz file; nothing in it is ever executed."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, since numpy leaves broken archives open.
+        with path.open("rb") as content:
+            file = np.load(content, allow_pickle=False)
             require(
                 isinstance(file, np.lib.npyio.NpzFile),
                 f"{path} holds a single array; write an .npz file with numpy.savez",

@@ -169,6 +169,7 @@ def stopping_report(
     regrets = _interval(weighted_quantiles(regret, whole, levels), torch.cat(quantiles))
 
     mean_loss = losses.mean(0)
+    reachable = mean_loss.cummin(0).values
     budget = int(table.mean(0).argmin())
     oracle_sd, sd = oracle.double().std().item(), end.double().std().item()
     report: dict[str, Any] = {
@@ -203,7 +204,7 @@ def stopping_report(
         },
         "frontier": {
             "mean_loss_by_budget": mean_loss,
-            "hull": lower_hull(mean_loss.cummin(0).values),
+            "hull": [t for t in lower_hull(reachable) if mean_loss[t] == reachable[t]],
             "mean_steps": found["steps"],
             "mean_loss": found["loss"],
             **{name: found[name] for name in _FRONTIER},

@@ -251,9 +251,7 @@ def _stopping(
     if table is None and not shown:
         return None
     return {
-        "sentences": []
-        if said
-        else [note for report in reports.values() for note in notes(report)],
+        "sentences": [] if said else [" ".join(notes(report)) for report in reports.values()],
         "table": None if table is None else embedded.table(table),
         "panels": shown,
     }

@@ -67,7 +67,8 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         f"Seed {count(number(entry, 'seed'))} failed: {name_at(entry, 'reason')}."
         for entry in items(report, "seeds", "failures")
     ]
-    return [*map(str, items(report, "warnings")), *failed]
+    said = [entry for entry in items(report, "warnings") if isinstance(entry, str)]
+    return [*said, *failed]
 
 
 def _headline(report: Mapping[str, Any]) -> str:
@@ -301,8 +302,9 @@ def contenders_table(report: Mapping[str, Any], stem: str) -> Table:
         data=Data(f"{stem}-contenders", ["stops", *columns], raw),
         strong=0,
         note=(
-            "J: mean loss at the stop plus price times cost, lower is better. Cross-fitted: tuned on one half of the problems and judged on the other. "
-            "Below 0 in the last column, these stops are better."
+            "J: mean loss at the stop plus price times cost, lower is better. Cross-fitted: tuned "
+            "on one half of the problems and judged on the other. Below 0 in the last column, "
+            "these stops are better."
         ),
     )
 

@@ -51,7 +51,8 @@ def gains(reports: Mapping[str, Any], stem: str) -> Panel | None:
             )  # fmt: skip
     if not rows:
         return None
-    log_axis(figure.update_xaxes, [row[1] for row in rows])
+    shown = sorted({row[1] for row in rows})
+    figure.update_xaxes(type="log", tickvals=shown, ticktext=[num(price) for price in shown])
     figure.update_layout(hovermode="closest")
     figure.add_hline(y=0, line={"color": GREY, "width": 1, "dash": "dot"})
     figure.add_hline(y=1, line={"color": INK, "width": 1, "dash": "dot"})
@@ -60,7 +61,7 @@ def gains(reports: Mapping[str, Any], stem: str) -> Panel | None:
     if own is not None:
         worst, where = min((value, price) for _, price, value, *_ in rows)
         title = (
-            f"The stops, made for a price of {plain(own)}, capture least at {plain(where)}: "
+            f"The stops, made for a price of {plain(own)}, capture least at {num(where)}: "
             f"{signed(worst)}"
         )
     note = (
