@@ -15,11 +15,11 @@ import pytest
 import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import cifar_bytes, idx_bytes, write_cifar, write_mnist
 
 from haltwise import data
 from haltwise._errors import InputError
 from haltwise.data import files, store
-from image_files import cifar_bytes, idx_bytes, write_cifar, write_mnist
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ def test_labels_out_of_range_and_counts_that_differ_are_named(tmp_path: Path) ->
     wrong = LABELS.copy()
     wrong[3] = 10
     write_mnist(tmp_path / "a", (PIXELS, wrong), (PIXELS, LABELS))
-    with pytest.raises(InputError, match="train-labels.* holds the label 10, expected 0 to 9"):
+    with pytest.raises(InputError, match=r"train-labels.* holds the label 10, expected 0 to 9"):
         data.load_idx(tmp_path / "a")
     write_mnist(tmp_path / "b", (PIXELS, LABELS), (PIXELS, LABELS[:-1]))
     with pytest.raises(InputError, match=r"t10k-images.* holds 7 images and .* 6 labels"):
@@ -170,7 +170,7 @@ def test_a_wrong_cifar_label_is_named(tmp_path: Path) -> None:
     path = tmp_path / "test_batch.bin"
     images, labels = np.zeros((2, 3, 32, 32), np.uint8), np.array([1, 10], np.uint8)
     path.write_bytes(cifar_bytes(images, labels))
-    with pytest.raises(InputError, match="test_batch.bin holds the label 10, expected 0 to 9"):
+    with pytest.raises(InputError, match=r"test_batch.bin holds the label 10, expected 0 to 9"):
         files.read_cifar(path)
 
 
@@ -194,11 +194,13 @@ def test_any_bytes_are_read_or_refused(
 
 
 def test_no_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"no mnist data; set HALTWISE_DATA_DIR .*download\('mnist'"):
+    with pytest.raises(
+        InputError, match=r"no mnist data; set HALTWISE_DATA_DIR .*download\('mnist'"
+    ):
         data.load("mnist")
-    with pytest.raises(InputError, match="no data directory .*/missing; set HALTWISE_DATA_DIR"):
+    with pytest.raises(InputError, match=r"no data directory .*/missing; set HALTWISE_DATA_DIR"):
         data.load("cifar10", tmp_path / "missing")
-    with pytest.raises(InputError, match="neither data_batch_1.bin nor data_batch_1.bin.xz"):
+    with pytest.raises(InputError, match=r"neither data_batch_1.bin nor data_batch_1.bin.xz"):
         data.load("cifar10", tmp_path)
     with pytest.raises(InputError, match="unknown data set 'svhn'"):
         data.load("svhn")

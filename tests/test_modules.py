@@ -29,6 +29,7 @@ class Tied(nn.Module):
         self.frozen = nn.Linear(6, 6).requires_grad_(False)
         self.unused = nn.Parameter(torch.randn(2, 2))
         self.scale = nn.Parameter(torch.randn(()))
+        self.features: Tensor
         self.register_buffer("features", torch.randn(6))
         self.out = nn.Linear(6, 4)
 
@@ -100,8 +101,9 @@ def flat_grad(batch: ModuleBatch, module: nn.Module) -> Tensor:
     grads = dict(module.named_parameters())
     return torch.cat(
         [
-            (torch.zeros_like(grads[name]) if grads[name].grad is None else grads[name].grad)
-            .flatten()  # type: ignore[union-attr]
+            (
+                torch.zeros_like(grads[name]) if grads[name].grad is None else grads[name].grad
+            ).flatten()  # type: ignore[union-attr]
             for name in batch.task.shapes
         ]
     )
@@ -174,7 +176,9 @@ class TestOracle:
         assert chosen.task is batch.task
         for method in ("observe", "evaluate", "score"):
             whole = getattr(batch, method)(batch.start, 4)
-            for value, expected in zip(getattr(chosen, method)(chosen.start, 4), whole, strict=True):
+            for value, expected in zip(
+                getattr(chosen, method)(chosen.start, 4), whole, strict=True
+            ):
                 assert_close(value, expected[index], rtol=1e-12, atol=1e-12)
         for value, expected in zip(
             chosen.held_out(chosen.start), batch.held_out(batch.start), strict=True
@@ -282,8 +286,9 @@ def test_minibatches_are_uniform_over_examples_steps_and_streams(num_examples: i
         assert scipy.stats.chisquare(counts).pvalue > 1e-3
         # Neighbours in slot, step and stream are independent.
         for axis in range(3):
-            pairs = index.narrow(axis, 0, index.shape[axis] - 1), index.narrow(
-                axis, 1, index.shape[axis] - 1
+            pairs = (
+                index.narrow(axis, 0, index.shape[axis] - 1),
+                index.narrow(axis, 1, index.shape[axis] - 1),
             )
             correlation = scipy.stats.pearsonr(*(part.flatten().double() for part in pairs))
             assert correlation.pvalue > 1e-3
@@ -317,7 +322,9 @@ def test_regression_has_a_loss_and_no_accuracy() -> None:
     found = batch.held_out(batch.start)
     assert found.loss.isfinite().all()
     assert found.accuracy.isnan().all()
-    outputs = functional_call(nn.Linear(6, 2), {k: v[0] for k, v in task.views(batch.start).items()}, (inputs,))
+    outputs = functional_call(
+        nn.Linear(6, 2), {k: v[0] for k, v in task.views(batch.start).items()}, (inputs,)
+    )
     assert_close(found.loss[0], nn.functional.mse_loss(outputs, inputs[:, :2]))
 
 

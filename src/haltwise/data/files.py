@@ -63,8 +63,10 @@ def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
     magic, *shape = struct.unpack(f">{1 + num_dims}I", content[:start])
     if magic != _MAGIC[num_dims]:
         swapped = {value: _CONTENT[key] for key, value in _MAGIC.items()}.get(magic)
-        found = f"{swapped} (IDX magic {magic}); are the files swapped?" if swapped else (
-            f"the magic number {magic}"
+        found = (
+            f"{swapped} (IDX magic {magic}); are the files swapped?"
+            if swapped
+            else (f"the magic number {magic}")
         )
         raise InputError(f"{path}: expected {expected}, found {found}")
     size = math.prod(shape)

@@ -172,7 +172,7 @@ def _file(folder: Path, name: str, suffix: str, data_set: str) -> Path:
 
 @functools.lru_cache(maxsize=4)
 def _load_idx(folder: Path) -> ImageData:
-    splits = []
+    splits: list[NDArray[np.uint8]] = []
     for prefix in ("train", "t10k"):
         image_path, label_path = (
             _file(folder, f"{prefix}-{kind}-ubyte", ".gz", "mnist")
@@ -186,7 +186,8 @@ def _load_idx(folder: Path) -> ImageData:
         )
         require_labels(label_path, labels, 10)
         splits += [images, labels]
-    return ImageData(*splits)
+    train_images, train_labels, test_images, test_labels = splits
+    return ImageData(train_images, train_labels, test_images, test_labels)
 
 
 @functools.lru_cache(maxsize=2)

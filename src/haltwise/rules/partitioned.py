@@ -67,9 +67,7 @@ class PartitionedRule(nn.Module, Rule):
         """`method` of every rule on its own coordinates."""
         steps = [
             getattr(rule, method)(part, _own(state, number))
-            for number, (rule, part) in enumerate(
-                zip(self.rules, self._split(grads), strict=True)
-            )
+            for number, (rule, part) in enumerate(zip(self.rules, self._split(grads), strict=True))
         ]
         return RuleStep(
             torch.cat([step.update for step in steps], -1),
@@ -83,7 +81,8 @@ class PartitionedRule(nn.Module, Rule):
             f"the groups' sizes {self.sizes} sum to {sum(self.sizes)}, but the problems have "
             f"{value.shape[-1]} parameters",
         )
-        return value.split(self.sizes, -1)
+        parts: tuple[Tensor, ...] = value.split(self.sizes, -1)
+        return parts
 
 
 def _join(states: Sequence[State]) -> State:
