@@ -241,18 +241,38 @@ def test_a_partial_or_wrong_download_does_not_count(
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_a_download_is_found_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, labels = np.zeros((12, 3, 32, 32), np.uint8), np.zeros(12, np.uint8)
-    write_cifar(tmp_path / "served" / "cifar-10-batches-bin", images, labels)
+@pytest.mark.parametrize("cut", [0, 50, 3000, -200])
+def test_a_truncated_tar_is_named(tmp_path: Path, cut: int) -> None:
+    content = tar_of_cifar(tmp_path)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(content[:cut])
+    with pytest.raises(InputError, match=r"binary.tar.gz is truncated or corrupt"):
+        data.load("cifar10", tmp_path)
+
+
+def test_a_tar_without_a_batch_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(InputError, match=r"binary.tar.gz lacks data_batch_1.bin, .*test_batch"):
+        data.load("cifar10", tmp_path)
+
+
+def tar_of_cifar(folder: Path) -> bytes:
+    images = np.random.default_rng(1).integers(0, 256, (12, 3, 32, 32), np.uint8)
+    write_cifar(folder / "served" / "cifar-10-batches-bin", images, np.zeros(12, np.uint8))
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        tar.add(tmp_path / "served" / "cifar-10-batches-bin", "cifar-10-batches-bin")
+        tar.add(folder / "served" / "cifar-10-batches-bin", "cifar-10-batches-bin")
+    return archive.getvalue()
+
+
+def test_a_download_is_found_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tar_of_cifar(tmp_path)
     path = tmp_path / "served.tar.gz"
-    path.write_bytes(archive.getvalue())
+    path.write_bytes(content)
     (remote,) = store._REMOTE["cifar10"]
     whole = remote._replace(checksum=f"sha256:{pooch.file_hash(str(path))}")
     monkeypatch.setattr(store, "_REMOTE", {"cifar10": (whole,)})
-    serve(monkeypatch, {remote.name: archive.getvalue()})
+    serve(monkeypatch, {remote.name: content})
     folder = data.download("cifar10")
     assert folder == tmp_path / "cache" / "haltwise" / "cifar10"
     assert len(data.load("cifar10").train_images) == 10
