@@ -12,7 +12,9 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from haltwise._errors import InputError
+from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
+from haltwise.unroll import unroll
 
 DOUBLE = torch.float64
 B = 3
@@ -251,6 +253,20 @@ def test_theta_0_follows_the_strategy() -> None:
     assert (views["1.weight"] == 1).all()  # normalisation layers keep their own
     assert (views["1.bias"] == 0).all()
     assert 0 < views["0.weight"].abs().max() < 0.1
+
+
+def test_unrolls_are_trained_on_minibatches_and_judged_by_the_score() -> None:
+    batch, price = sample(make_task(perceptron)), torch.full((B,), 0.01, dtype=DOUBLE)
+    settings: dict[str, Any] = {"learning_rate": 0.1}
+    optimizer = LearnedOptimizer(OptimizerConfig("sgd", settings)).double()
+    trained = unroll(optimizer, batch, 3, price, segment=2)
+    judged = unroll(optimizer, batch, 3, price)
+    assert torch.equal(trained.excess, trained.loss)
+    assert torch.equal(judged.loss, trained.loss)
+    params = batch.start
+    for step in range(4):
+        assert torch.equal(judged.excess[:, step], batch.score(params, step).excess)
+        params = params - 0.1 * batch.observe(params, step).grad
 
 
 # --- Minibatches ---------------------------------------------------------------------------------
