@@ -1,8 +1,12 @@
 """What every test shares: one thread, explicit generators, no example database on disk."""
 
+from pathlib import Path
+
 import hypothesis
+import numpy as np
 import pytest
 import torch
+from image_files import write_cifar, write_mnist
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
@@ -15,3 +19,15 @@ hypothesis.settings.load_profile("oracle")
 def generator() -> torch.Generator:
     """A fresh stream for every test, so that no test depends on another."""
     return torch.Generator().manual_seed(20170524)
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with a few random images in the files of MNIST and CIFAR-10."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(1)
+    labels = np.arange(240, dtype=np.uint8) % 10
+    grey = random.integers(0, 256, (240, 28, 28), np.uint8)
+    write_mnist(folder / "mnist", (grey, labels), (grey[:20], labels[:20]))
+    write_cifar(folder / "cifar10", random.integers(0, 256, (240, 3, 32, 32), np.uint8), labels)
+    return folder

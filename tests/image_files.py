@@ -37,8 +37,6 @@ def write_cifar(folder: Path, images: Bytes, labels: Bytes, suffix: str = "") ->
     """Six files of equal size, the last of them the test batch."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
-    for name, part, label in zip(
-        names, np.split(images, 6), np.split(labels, 6), strict=True
-    ):
+    for name, part, label in zip(names, np.split(images, 6), np.split(labels, 6), strict=True):
         content = cifar_bytes(part, label)
         (folder / f"{name}{suffix}").write_bytes(lzma.compress(content) if suffix else content)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import lzma
+import os
 import struct
 import tarfile
 from collections.abc import Callable
@@ -15,11 +16,11 @@ import pytest
 import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import cifar_bytes, idx_bytes, write_cifar, write_mnist
 
 from haltwise import data
 from haltwise._errors import InputError
 from haltwise.data import files, store
-from image_files import cifar_bytes, idx_bytes, write_cifar, write_mnist
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +71,14 @@ def test_cifar_files_are_read_as_written(tmp_path: Path, suffix: str, folder: st
 
 
 def test_a_changed_file_is_not_read_from_the_cache(tmp_path: Path) -> None:
-    images, labels = np.zeros((12, 3, 32, 32), np.uint8), np.zeros(12, np.uint8)
-    write_cifar(tmp_path, images, labels, ".xz")
-    data.load("cifar10", tmp_path)
-    store._load_cifar.cache_clear()
-    write_cifar(tmp_path, images + 7, labels, ".xz")
-    assert (data.load("cifar10", tmp_path).train_images == 7).all()
+    random, labels = np.random.default_rng(1), np.zeros(12, np.uint8)
+    for time in (1, 2):
+        store._load_cifar.cache_clear()
+        images = random.integers(0, 256, (12, 3, 32, 32), np.uint8)  # incompressible: of one size
+        write_cifar(tmp_path, images, labels, ".xz")
+        for path in tmp_path.glob("*.xz"):
+            os.utime(path, (time, time))
+        assert np.array_equal(data.load("cifar10", tmp_path).train_images, images[:10])
 
 
 def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +151,7 @@ def test_labels_out_of_range_and_counts_that_differ_are_named(tmp_path: Path) ->
     wrong = LABELS.copy()
     wrong[3] = 10
     write_mnist(tmp_path / "a", (PIXELS, wrong), (PIXELS, LABELS))
-    with pytest.raises(InputError, match="train-labels.* holds the label 10, expected 0 to 9"):
+    with pytest.raises(InputError, match=r"train-labels.* holds the label 10, expected 0 to 9"):
         data.load_idx(tmp_path / "a")
     write_mnist(tmp_path / "b", (PIXELS, LABELS), (PIXELS, LABELS[:-1]))
     with pytest.raises(InputError, match=r"t10k-images.* holds 7 images and .* 6 labels"):
@@ -170,7 +173,7 @@ def test_a_wrong_cifar_label_is_named(tmp_path: Path) -> None:
     path = tmp_path / "test_batch.bin"
     images, labels = np.zeros((2, 3, 32, 32), np.uint8), np.array([1, 10], np.uint8)
     path.write_bytes(cifar_bytes(images, labels))
-    with pytest.raises(InputError, match="test_batch.bin holds the label 10, expected 0 to 9"):
+    with pytest.raises(InputError, match=r"test_batch.bin holds the label 10, expected 0 to 9"):
         files.read_cifar(path)
 
 
@@ -194,11 +197,13 @@ def test_any_bytes_are_read_or_refused(
 
 
 def test_no_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"no mnist data; set HALTWISE_DATA_DIR .*download\('mnist'"):
+    with pytest.raises(
+        InputError, match=r"no mnist data; set HALTWISE_DATA_DIR .*download\('mnist'"
+    ):
         data.load("mnist")
-    with pytest.raises(InputError, match="no data directory .*/missing; set HALTWISE_DATA_DIR"):
+    with pytest.raises(InputError, match=r"no data directory .*/missing; set HALTWISE_DATA_DIR"):
         data.load("cifar10", tmp_path / "missing")
-    with pytest.raises(InputError, match="neither data_batch_1.bin nor data_batch_1.bin.xz"):
+    with pytest.raises(InputError, match=r"neither data_batch_1.bin nor data_batch_1.bin.xz"):
         data.load("cifar10", tmp_path)
     with pytest.raises(InputError, match="unknown data set 'svhn'"):
         data.load("svhn")
@@ -239,18 +244,38 @@ def test_a_partial_or_wrong_download_does_not_count(
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def test_a_download_is_found_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, labels = np.zeros((12, 3, 32, 32), np.uint8), np.zeros(12, np.uint8)
-    write_cifar(tmp_path / "served" / "cifar-10-batches-bin", images, labels)
+@pytest.mark.parametrize("cut", [0, 50, 3000, -200])
+def test_a_truncated_tar_is_named(tmp_path: Path, cut: int) -> None:
+    content = tar_of_cifar(tmp_path)
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(content[:cut])
+    with pytest.raises(InputError, match=r"binary.tar.gz is truncated or corrupt"):
+        data.load("cifar10", tmp_path)
+
+
+def test_a_tar_without_a_batch_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(InputError, match=r"binary.tar.gz lacks data_batch_1.bin, .*test_batch"):
+        data.load("cifar10", tmp_path)
+
+
+def tar_of_cifar(folder: Path) -> bytes:
+    images = np.random.default_rng(1).integers(0, 256, (12, 3, 32, 32), np.uint8)
+    write_cifar(folder / "served" / "cifar-10-batches-bin", images, np.zeros(12, np.uint8))
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        tar.add(tmp_path / "served" / "cifar-10-batches-bin", "cifar-10-batches-bin")
+        tar.add(folder / "served" / "cifar-10-batches-bin", "cifar-10-batches-bin")
+    return archive.getvalue()
+
+
+def test_a_download_is_found_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tar_of_cifar(tmp_path)
     path = tmp_path / "served.tar.gz"
-    path.write_bytes(archive.getvalue())
+    path.write_bytes(content)
     (remote,) = store._REMOTE["cifar10"]
     whole = remote._replace(checksum=f"sha256:{pooch.file_hash(str(path))}")
     monkeypatch.setattr(store, "_REMOTE", {"cifar10": (whole,)})
-    serve(monkeypatch, {remote.name: archive.getvalue()})
+    serve(monkeypatch, {remote.name: content})
     folder = data.download("cifar10")
     assert folder == tmp_path / "cache" / "haltwise" / "cifar10"
     assert len(data.load("cifar10").train_images) == 10

@@ -12,7 +12,9 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from haltwise._errors import InputError
+from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
+from haltwise.unroll import unroll
 
 DOUBLE = torch.float64
 B = 3
@@ -29,6 +31,7 @@ class Tied(nn.Module):
         self.frozen = nn.Linear(6, 6).requires_grad_(False)
         self.unused = nn.Parameter(torch.randn(2, 2))
         self.scale = nn.Parameter(torch.randn(()))
+        self.features: Tensor
         self.register_buffer("features", torch.randn(6))
         self.out = nn.Linear(6, 4)
 
@@ -100,8 +103,9 @@ def flat_grad(batch: ModuleBatch, module: nn.Module) -> Tensor:
     grads = dict(module.named_parameters())
     return torch.cat(
         [
-            (torch.zeros_like(grads[name]) if grads[name].grad is None else grads[name].grad)
-            .flatten()  # type: ignore[union-attr]
+            (
+                torch.zeros_like(grads[name]) if grads[name].grad is None else grads[name].grad
+            ).flatten()  # type: ignore[union-attr]
             for name in batch.task.shapes
         ]
     )
@@ -174,7 +178,9 @@ class TestOracle:
         assert chosen.task is batch.task
         for method in ("observe", "evaluate", "score"):
             whole = getattr(batch, method)(batch.start, 4)
-            for value, expected in zip(getattr(chosen, method)(chosen.start, 4), whole, strict=True):
+            for value, expected in zip(
+                getattr(chosen, method)(chosen.start, 4), whole, strict=True
+            ):
                 assert_close(value, expected[index], rtol=1e-12, atol=1e-12)
         for value, expected in zip(
             chosen.held_out(chosen.start), batch.held_out(batch.start), strict=True
@@ -249,6 +255,20 @@ def test_theta_0_follows_the_strategy() -> None:
     assert 0 < views["0.weight"].abs().max() < 0.1
 
 
+def test_unrolls_are_trained_on_minibatches_and_judged_by_the_score() -> None:
+    batch, price = sample(make_task(perceptron)), torch.full((B,), 0.01, dtype=DOUBLE)
+    settings: dict[str, Any] = {"learning_rate": 0.1}
+    optimizer = LearnedOptimizer(OptimizerConfig("sgd", settings)).double()
+    trained = unroll(optimizer, batch, 3, price, segment=2)
+    judged = unroll(optimizer, batch, 3, price)
+    assert torch.equal(trained.excess, trained.loss)
+    assert torch.equal(judged.loss, trained.loss)
+    params = batch.start
+    for step in range(4):
+        assert torch.equal(judged.excess[:, step], batch.score(params, step).excess)
+        params = params - 0.1 * batch.observe(params, step).grad
+
+
 # --- Minibatches ---------------------------------------------------------------------------------
 
 
@@ -282,8 +302,9 @@ def test_minibatches_are_uniform_over_examples_steps_and_streams(num_examples: i
         assert scipy.stats.chisquare(counts).pvalue > 1e-3
         # Neighbours in slot, step and stream are independent.
         for axis in range(3):
-            pairs = index.narrow(axis, 0, index.shape[axis] - 1), index.narrow(
-                axis, 1, index.shape[axis] - 1
+            pairs = (
+                index.narrow(axis, 0, index.shape[axis] - 1),
+                index.narrow(axis, 1, index.shape[axis] - 1),
             )
             correlation = scipy.stats.pearsonr(*(part.flatten().double() for part in pairs))
             assert correlation.pvalue > 1e-3
@@ -317,7 +338,9 @@ def test_regression_has_a_loss_and_no_accuracy() -> None:
     found = batch.held_out(batch.start)
     assert found.loss.isfinite().all()
     assert found.accuracy.isnan().all()
-    outputs = functional_call(nn.Linear(6, 2), {k: v[0] for k, v in task.views(batch.start).items()}, (inputs,))
+    outputs = functional_call(
+        nn.Linear(6, 2), {k: v[0] for k, v in task.views(batch.start).items()}, (inputs,)
+    )
     assert_close(found.loss[0], nn.functional.mse_loss(outputs, inputs[:, :2]))
 
 

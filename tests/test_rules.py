@@ -27,7 +27,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm shared": ("lstm", {"hidden_size": 5, "num_layers": 1, "shared_gradient": True}),
     "partitioned": (
         "partitioned",
-        {"sizes": [2, 1], "rules": [["lstm", {"hidden_size": 4}], ["adam", {"learning_rate": 0.1}]]},
+        {
+            "sizes": [2, 1],
+            "rules": [["lstm", {"hidden_size": 4}], ["adam", {"learning_rate": 0.1}]],
+        },
     ),
 }
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import torch
+from image_files import write_mnist
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -28,11 +30,15 @@ from haltwise.tasks import (
     minibatch_regression,
     regression,
 )
+from haltwise.tasks.cifar10 import CifarConvolutional
 from haltwise.tasks.diabetes import Diabetes
+from haltwise.tasks.images import ImageClassification
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 from haltwise.tasks.logistic_regression import LogisticRegression, LogisticRegressionBatch
 from haltwise.tasks.matrix_factorization import DigitFactorization, MatrixFactorizationBatch
 from haltwise.tasks.minibatch_regression import MinibatchRegression, MinibatchRegressionBatch
+from haltwise.tasks.module import ModuleBatch
+from haltwise.tasks.perceptron import Perceptron
 from haltwise.tasks.quadratic import Quadratic
 from haltwise.tasks.regression import LinearRegression, sample_design
 from haltwise.tasks.robust_regression import StudentTBatch, StudentTRegression
@@ -56,9 +62,18 @@ def tensors(batch: TaskBatch) -> dict[str, Tensor]:
     return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
 
 
+@pytest.fixture(autouse=True)
+def images(tiny_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real formats, tiny files: no test needs real data."""
+    monkeypatch.setenv("HALTWISE_DATA_DIR", str(tiny_images))
+
+
 @pytest.fixture(params=sorted(tasks.families()))
 def family(request: pytest.FixtureRequest) -> TaskFamily:
-    return tasks.family(request.param)
+    found = tasks.family(request.param)
+    if isinstance(found, ImageClassification):
+        return dataclasses.replace(found, batch_size=6, num_score=20)
+    return found
 
 
 @pytest.fixture
@@ -88,7 +103,7 @@ class TestContract:
 
     def test_gradients_equal_five_point_differences(self, batch: TaskBatch, points: Tensor) -> None:
         seen = batch.evaluate(points, 3)
-        step = 1e-3
+        step = 1e-8 if isinstance(batch, ModuleBatch) else 1e-3  # rectifiers have kinks
         for seed in range(3):
             direction = randn(*points.shape, seed=10 + seed)
             loss, excess = (
@@ -148,8 +163,8 @@ class TestContract:
     ) -> None:
         single = family.sample(B, seeded(), dtype=torch.float32)
         exact, found = batch.evaluate(points, 1), single.evaluate(points.float(), 1)
-        floating = filter(Tensor.is_floating_point, tensors(single).values())
-        assert {value.dtype for value in (*found, *floating)} == {torch.float32}
+        values = (*found, *tensors(single).values())
+        assert {value.dtype for value in values if value.is_floating_point()} == {torch.float32}
         size = exact.excess_grad.norm(dim=1, keepdim=True)
         assert ((found.excess_grad - exact.excess_grad).abs() <= 1e-4 * size).all()
         assert_close(found.loss.double(), exact.loss, rtol=2e-5, atol=1e-5)
@@ -162,8 +177,19 @@ class TestContract:
         assert torch.equal(one.get_state(), other.get_state())
         assert not torch.equal(one.get_state(), seeded(7).get_state())
         for name, value in tensors(double).items():
-            converted = value.float() if value.is_floating_point() else value
-            assert torch.equal(converted, getattr(single, name))
+            expected = getattr(single, name)
+            assert torch.equal(value.to(expected.dtype), expected)
+
+    def test_a_score_is_an_observation_and_an_excess_of_the_problem(
+        self, batch: TaskBatch, points: Tensor
+    ) -> None:
+        scored, observed = batch.score(points, 2), batch.observe(points, 2)
+        assert torch.equal(scored.loss, observed.loss)
+        assert torch.equal(scored.grad, observed.grad)
+        chosen = batch.select(torch.tensor([4, 1])).score(points[[4, 1]], 2)
+        assert_close(chosen.excess, scored.excess[[4, 1]], rtol=1e-12, atol=1e-12)
+        if not isinstance(batch, ModuleBatch):  # what is observed is what counts
+            assert torch.equal(scored.excess, batch.evaluate(points, 2).excess)
 
     def test_select_commutes_with_evaluate(self, batch: TaskBatch, points: Tensor) -> None:
         index = torch.tensor([3, 0, 3])
@@ -192,6 +218,13 @@ class TestContract:
     def test_an_empty_batch_is_refused(self, family: TaskFamily) -> None:
         with pytest.raises(InputError, match="at least 1 problem, got 0"):
             family.sample(0, seeded())
+
+
+def test_listing_families_reads_no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HALTWISE_DATA_DIR", str(tmp_path))
+    assert all(family.dim >= 1 for family in tasks.families().values())
+    with pytest.raises(InputError, match=r"expected for mnist; set HALTWISE_DATA_DIR"):
+        tasks.family("mnist-mlp").sample(1, seeded())
 
 
 def test_an_unknown_family_suggests_the_near_names() -> None:
@@ -640,6 +673,95 @@ def test_factorized_images_are_those_of_the_table() -> None:
     assert_law(batch.start, scipy.stats.norm(0, 0.3))
 
 
+# --- Networks ------------------------------------------------------------------------------------
+
+
+def sample_images(family: TaskFamily) -> ModuleBatch:
+    batch = family.sample(B, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, ModuleBatch)
+    return batch
+
+
+def test_the_mnist_network_is_that_of_l2l() -> None:
+    batch = sample_images(tasks.family("mnist-mlp"))
+    assert_law(batch.start, scipy.stats.norm(0, 0.01))
+    params = 0.3 * randn(B, 784 * 20 + 20 + 20 * 10 + 10)
+    inputs, targets = batch.minibatch(3)
+    assert inputs.shape == (B, 128, 28, 28)
+    assert inputs.max() == 1  # pixels / 255
+    first, bias, second, other = params.split([784 * 20, 20, 200, 10], 1)
+    hidden = inputs.flatten(2) @ first.view(B, 20, 784).mT + bias.unsqueeze(1)
+    logits = torch.sigmoid(hidden) @ second.view(B, 10, 20).mT + other.unsqueeze(1)
+    expected = -logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).mean((1, 2))
+    assert_close(batch.evaluate(params, 3).loss, expected, rtol=1e-12, atol=0)
+
+
+def test_the_cifar_network_is_that_of_l2l() -> None:
+    family = dataclasses.replace(CifarConvolutional(), batch_size=6)
+    assert family.group_sizes == (3 * 16 * 25 + 2 * 16 * 16 * 25, 3 * 32 + 257 * 32 + 32 + 330)
+    batch = sample_images(family)
+    views = batch.task.views(batch.start)
+    assert list(views)[:3] == [f"convolution{number}.weight" for number in range(3)]
+    assert all((views[f"normalisation{number}.bias"] == 0).all() for number in range(4))
+    assert_law(batch.start[:, :14000], scipy.stats.norm(0, 0.01))
+
+    inputs, targets = batch.minibatch(0)
+    params = batch.start + 0.1 * randn(B, batch.dim)
+    for problem, loss in enumerate(batch.evaluate(params, 0).loss):
+        own = {name: view[problem] for name, view in batch.task.views(params).items()}
+        hidden = inputs[problem]
+
+        def normalised(value: Tensor, offset: Tensor) -> Tensor:
+            axes = [0, *range(2, value.dim())]
+            mean = value.mean(axes, keepdim=True)
+            scale = (value.var(axes, correction=0, keepdim=True) + 1e-3).sqrt()
+            return (value - mean) / scale + offset.view(-1, *[1] * (value.dim() - 2))
+
+        for layer in range(3):
+            name = f"convolution{layer}"
+            hidden = torch.conv2d(hidden, own[f"{name}.weight"], own[f"{name}.bias"], padding=2)
+            hidden = normalised(hidden, own[f"normalisation{layer}.bias"]).relu()
+            hidden = torch.max_pool2d(hidden, 2)
+        hidden = hidden.flatten(1) @ own["hidden.weight"].mT + own["hidden.bias"]
+        hidden = normalised(hidden, own["normalisation3.bias"]).relu()
+        logits = hidden @ own["output.weight"].mT + own["output.bias"]
+        assert_close(loss, torch.nn.functional.cross_entropy(logits, targets[problem]))
+
+
+def test_classes_left_out_are_neither_trained_on_nor_tested() -> None:
+    family = dataclasses.replace(CifarConvolutional(labels="72"), batch_size=64)
+    task = sample_images(family).task
+    whole = sample_images(CifarConvolutional()).task
+    assert task.test is not None
+    assert (len(task.train), len(task.test)) == (40, 8)
+    inputs, targets = task.train.take(torch.arange(40), DOUBLE)
+    everything, labels = whole.train.take(torch.arange(200), DOUBLE)
+    assert torch.equal(inputs, everything[(labels == 7) | (labels == 2)])
+    assert torch.equal(targets, (labels[(labels == 7) | (labels == 2)] == 2).long())
+
+
+def test_problems_may_be_given_their_share_of_the_images() -> None:
+    parts = [
+        sample_images(Perceptron(first_image=first, num_images=num)).task
+        for first, num in ((0, 100), (100, None), (0, None))
+    ]
+    assert [len(part.train) for part in parts] == [100, 140, 240]
+    inputs = [part.train.take(torch.arange(len(part.train)), DOUBLE)[0] for part in parts]
+    assert torch.equal(torch.cat(inputs[:2]), inputs[2])
+    for first, num in ((0, 241), (200, 41), (240, None)):
+        with pytest.raises(InputError, match=r"more than the 240 training images"):
+            Perceptron(first_image=first, num_images=num).sample(1, seeded())
+
+
+def test_other_images_of_the_same_format_may_be_given(tmp_path: Path) -> None:
+    white = np.full((3, 28, 28), 255, np.uint8), np.zeros(3, np.uint8)
+    write_mnist(tmp_path, white, white, suffix="")
+    batch = sample_images(Perceptron(images=str(tmp_path)))
+    assert (batch.minibatch(0)[0] == 1).all()
+    with pytest.raises(InputError, match=r"holds images of 28 x 28 pixels, expected 8 x 8"):
+        Perceptron(images=str(tmp_path), data="digits").sample(1, seeded())
+
+
 # --- Rosenbrock ----------------------------------------------------------------------------------
 
 
@@ -765,6 +887,18 @@ def test_diabetes_is_standardised_and_solved_like_numpy_solves_it() -> None:
         (StudentTRegression, {"num_observations": 9}, "num_observations"),
         (StudentTRegression, {"spread": -0.1}, "spread"),
         (StudentTRegression, {"alpha": 0.0}, "alpha"),
+        (Perceptron, {"num_hidden": 0}, "num_hidden"),
+        (Perceptron, {"num_layers": 0}, "num_layers"),
+        (Perceptron, {"activation": "tanh"}, "activation"),
+        (Perceptron, {"data": "svhn"}, "data must be"),
+        (Perceptron, {"batch_size": 0}, "batch_size"),
+        (Perceptron, {"num_score": 0}, "num_score"),
+        (Perceptron, {"num_images": 0}, "num_images"),
+        (Perceptron, {"first_image": -1}, "first_image"),
+        (Perceptron, {"init_std": -1.0}, "init_std"),
+        (CifarConvolutional, {"labels": "0"}, "labels"),
+        (CifarConvolutional, {"labels": "00"}, "labels"),
+        (CifarConvolutional, {"labels": "0a"}, "labels"),
         (Diabetes, {"max_observations": 443}, "442"),
         (Diabetes, {"beta": 0.0}, "beta"),
     ],

@@ -4,7 +4,9 @@ import gzip
 import lzma
 import math
 import struct
+import tarfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,15 @@ from numpy.typing import NDArray
 
 from haltwise._errors import InputError, require
 
-__all__ = ["CIFAR_RECORD", "read_bytes", "read_cifar", "read_idx", "require_labels"]
+__all__ = [
+    "CIFAR_RECORD",
+    "parse_cifar",
+    "read_bytes",
+    "read_cifar",
+    "read_cifar_tar",
+    "read_idx",
+    "require_labels",
+]
 
 _MAGIC = {1: 2049, 3: 2051}  # 0x08 for bytes, then the number of dimensions
 _CONTENT = {1: "labels", 3: "images"}
@@ -84,7 +94,11 @@ def read_cifar(path: Path) -> NDArray[np.uint8]:
     Raises:
         InputError: The size is not a whole number of records, or a label is above 9.
     """
-    content = read_bytes(path)
+    return parse_cifar(path, read_bytes(path))
+
+
+def parse_cifar(path: Path, content: bytes) -> NDArray[np.uint8]:
+    """`read_cifar` of what was read already; `path` is for the messages."""
     require(
         len(content) > 0 and len(content) % CIFAR_RECORD == 0,
         f"{path} has {len(content)} bytes, expected a multiple of {CIFAR_RECORD} (a label and "
@@ -93,6 +107,30 @@ def read_cifar(path: Path) -> NDArray[np.uint8]:
     records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR_RECORD)
     require_labels(path, records[:, 0], 10)
     return records
+
+
+def read_cifar_tar(path: Path, names: Sequence[str]) -> list[NDArray[np.uint8]]:
+    """`read_cifar` of files in a tar archive, `cifar-10-batches-bin/` in the original one.
+
+    Raises:
+        InputError: The archive is truncated or lacks a file, or a file is bad.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            members = {Path(name).name: name for name in archive.getnames()}
+            found = {
+                name: file.read()
+                for name in names
+                if name in members and (file := archive.extractfile(members[name]))
+            }
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise InputError(
+            f"{path} is truncated or corrupt ({error}): a whole tar archive was expected; "
+            "fetch it again"
+        ) from None
+    missing = [name for name in names if name not in found]
+    require(not missing, f"{path} lacks {', '.join(missing)}, expected {', '.join(names)}")
+    return [parse_cifar(path / name, found[name]) for name in names]
 
 
 def require_labels(path: Path, labels: NDArray[np.uint8], num_classes: int) -> None:

@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haltwise._errors import InputError, require
-from haltwise.data.files import CIFAR_RECORD, read_cifar, read_idx, require_labels
+from haltwise.data.files import (
+    CIFAR_RECORD,
+    read_cifar,
+    read_cifar_tar,
+    read_idx,
+    require_labels,
+)
 from haltwise.data.images import ImageData
 
 __all__ = ["DIRECTORY_VARIABLE", "download", "load", "load_idx"]
@@ -39,6 +45,8 @@ def _mnist(name: str, md5: str) -> _Remote:
     return _Remote(f"{name}.gz", tuple(f"{url}{name}.gz" for url in mirrors), f"md5:{md5}")
 
 
+_CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+
 _REMOTE: Mapping[str, tuple[_Remote, ...]] = MappingProxyType(
     {
         "mnist": (
@@ -49,8 +57,8 @@ _REMOTE: Mapping[str, tuple[_Remote, ...]] = MappingProxyType(
         ),
         "cifar10": (
             _Remote(
-                "cifar-10-binary.tar.gz",
-                ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+                _CIFAR_ARCHIVE,
+                (f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}",),
                 "md5:c32a1d4ab5d03f1284b67883e8d87530",
             ),
         ),
@@ -114,10 +122,8 @@ def _retrieve(remote: _Remote, folder: Path) -> None:
 
     faults = []
     for url in remote.mirrors:
-        # pooch writes under a temporary name and renames what has the right checksum.
-        processor = pooch.Untar(extract_dir=".") if remote.name.endswith(".tar.gz") else None
-        try:
-            pooch.retrieve(url, remote.checksum, remote.name, folder, processor=processor)
+        try:  # pooch writes under a temporary name and renames what has the right checksum
+            pooch.retrieve(url, remote.checksum, remote.name, folder)
         except (OSError, ValueError) as error:  # no network; another checksum
             faults.append(f"{url}: {error}")
         else:
@@ -172,7 +178,7 @@ def _file(folder: Path, name: str, suffix: str, data_set: str) -> Path:
 
 @functools.lru_cache(maxsize=4)
 def _load_idx(folder: Path) -> ImageData:
-    splits = []
+    splits: list[NDArray[np.uint8]] = []
     for prefix in ("train", "t10k"):
         image_path, label_path = (
             _file(folder, f"{prefix}-{kind}-ubyte", ".gz", "mnist")
@@ -186,7 +192,8 @@ def _load_idx(folder: Path) -> ImageData:
         )
         require_labels(label_path, labels, 10)
         splits += [images, labels]
-    return ImageData(*splits)
+    train_images, train_labels, test_images, test_labels = splits
+    return ImageData(train_images, train_labels, test_images, test_labels)
 
 
 @functools.lru_cache(maxsize=2)
@@ -194,9 +201,13 @@ def _load_cifar(folder: Path) -> ImageData:
     if not any((folder / f"{_CIFAR_FILES[0]}{suffix}").is_file() for suffix in ("", ".xz")):
         unpacked = folder / "cifar-10-batches-bin"  # as in the tar
         folder = unpacked if unpacked.is_dir() else folder
-    paths = [_file(folder, name, ".xz", "cifar10") for name in _CIFAR_FILES]
-    with ThreadPoolExecutor() as pool:  # unpacking takes seconds and releases the interpreter
-        *train, test = pool.map(_cached_cifar, paths)
+    archive = folder / _CIFAR_ARCHIVE
+    if archive.is_file():
+        *train, test = read_cifar_tar(archive, _CIFAR_FILES)
+    else:
+        paths = [_file(folder, name, ".xz", "cifar10") for name in _CIFAR_FILES]
+        with ThreadPoolExecutor() as pool:  # unpacking takes seconds and is done in parallel
+            *train, test = pool.map(_cached_cifar, paths)
     records = np.concatenate(train)
     images = [part[:, 1:].reshape(-1, 3, 32, 32) for part in (records, test)]
     return ImageData(images[0], records[:, 0], images[1], test[:, 0])

@@ -86,7 +86,8 @@ class PartitionedRule(nn.Module, Rule):
             last >= 1 and sum(first) + last == total,
             f"groups of {self.sizes} coordinates do not make up {total} parameters",
         )
-        return value.split([*first, last], -1)
+        parts: tuple[Tensor, ...] = value.split([*first, last], -1)
+        return parts
 
 
 def _join(states: Sequence[State]) -> State:

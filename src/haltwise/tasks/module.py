@@ -52,9 +52,8 @@ class Examples:
     def take(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Inputs and targets at `index` (int64, shape [...]), on its device."""
         if index.device not in self._on:
-            self._on[index.device] = tuple(
-                value.to(index.device) for value in self._on[self._first]
-            )
+            kept, labels = self._on[self._first]
+            self._on[index.device] = kept.to(index.device), labels.to(index.device)
         inputs, targets = (
             value.index_select(0, index.flatten()).view(*index.shape, *value.shape[1:])
             for value in self._on[index.device]
@@ -98,7 +97,8 @@ def _signed(word: int) -> int:
 
 def _shift(word: Tensor, bits: int) -> Tensor:
     """Logical shift to the right: the arithmetic one without the sign's copies."""
-    return (word >> bits) & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (word >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
 
 
 class HeldOut(NamedTuple):
@@ -154,7 +154,7 @@ class ModuleTask(TaskFamily):
     num_score: int = 2000
     init: Literal["normal", "module"] = "module"
     init_std: float = 0.01
-    group: Callable[[str], int] = field(default=lambda name: 0)
+    group: Callable[[str], int] = field(default=lambda _: 0)
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
