@@ -53,7 +53,7 @@ class LSTMRule(nn.Module, Rule):
         hidden_size: H, units of a layer.
         num_layers: Layers.
         shared_gradient: Whether coordinates read the mean gradient.
-        output_scale: Size of the first updates.
+        output_scale: Root mean square of the first updates.
         generator: Draws the initial weights.
     """
 
@@ -87,10 +87,14 @@ class LSTMRule(nn.Module, Rule):
             bias[hidden_size : 2 * hidden_size] = 1.0  # forget gate: remember at first
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
+        # A new rule is normalized gradient descent, disturbed a little: a beginning that gets
+        # somewhere on networks, too, where random updates only teach to keep still.
+        small = 0.1 * bound if direct_gradient else bound
         self.readout_weight = nn.Parameter(
-            torch.empty(num_outputs, hidden_size).uniform_(-bound, bound, generator=generator)
+            torch.empty(num_outputs, hidden_size).uniform_(-small, small, generator=generator)
         )
-        self.readout_bias = nn.Parameter(torch.zeros(num_outputs))
+        first = [0.0, 0.0, -1.0, -1.0] if direct_gradient else [0.0, 0.0]
+        self.readout_bias = nn.Parameter(torch.tensor(first))
 
     @property
     def readout_size(self) -> int:

@@ -175,6 +175,7 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
 # the losses of the minibatches alone; what a step is worth is judged on many examples, and learned
 # by the head afterwards.
 _NETWORK: Mapping[str, Any] = {
+    "optimizer": OptimizerConfig(rule_settings={"output_scale": 0.03}),
     "horizon": 100,
     "price": 0.003,
     "warmup": 1.0,
@@ -193,6 +194,17 @@ FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "quadratic-10d": {"horizon": 100, "price": 0.003, "sum_weight": 4.0, "warmup": 0.5},
         "mnist-mlp": _NETWORK,
         "digits-mlp": {**_NETWORK, "batch_size": 16},
-        "cifar10-cnn": _NETWORK,
+        # Convolution weights and everything else have an optimizer each, as in L2L.
+        "cifar10-cnn": {
+            **_NETWORK,
+            "optimizer": OptimizerConfig(
+                rule="partitioned",
+                rule_settings={
+                    "sizes": [14000, None],
+                    "rules": [["lstm", {"output_scale": 0.03}], ["lstm", {"output_scale": 0.03}]],
+                },
+            ),
+            "batch_size": 4,
+        },
     }
 )
