@@ -12,8 +12,11 @@ __all__ = ["list_"]
 def list_() -> None:
     """List the families and the shipped optimizers."""
     click.echo("Families (haltwise train FAMILY):")
-    for name, family in families().items():
-        click.echo(f"  {name:<22} {family.dim:>4} parameters  {_first_line(family)}")
+    known = families()
+    longest = max(map(len, known))
+    width = max(len(str(family.dim)) for family in known.values())
+    for name, family in known.items():
+        click.echo(f"  {name:<{longest}} {family.dim:>{width}} parameters  {_first_line(family)}")
     click.echo("Shipped optimizers (haltwise evaluate NAME, haltwise.load(NAME)):")
     for name in pretrained.names():
         config = pretrained.read_card(name)["config"]

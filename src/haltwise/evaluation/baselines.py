@@ -51,15 +51,15 @@ class TunedRule:
 
 
 def loss_curves(rule: Rule, batch: TaskBatch, num_steps: int) -> Tensor:
-    """Excess loss at theta_0..theta_T, shape [B, T+1]."""
+    """Excess at theta_0..theta_T by which stopping is judged, too, shape [B, T+1]."""
     with torch.no_grad():
         params, state, curves = batch.start, rule.init(batch.start), []
         for step in range(num_steps):
-            seen = batch.evaluate(params, step)
+            seen = batch.score(params, step)
             curves.append(seen.excess)
             update, _, state = rule.step(seen.grad, state)
             params = params + update
-        curves.append(batch.evaluate(params, num_steps).excess)
+        curves.append(batch.score(params, num_steps).excess)
     return torch.stack(curves, 1)
 
 

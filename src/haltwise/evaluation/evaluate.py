@@ -355,7 +355,7 @@ def _executed(
     started = time.perf_counter()
     execute(optimizer, test, Policy(FixedBudget(horizon), Recall.NEXT), prices, horizon)
     full_seconds = time.perf_counter() - started
-    excess = test.evaluate(result.params, 0).excess
+    excess = test.score(result.params, 0).excess
     counts = torch.bincount(result.outcome, minlength=len(Outcome)).tolist()
     return {
         "gradient_evaluations": int(result.num_gradients.sum()),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from haltwise._errors import InputError, require
-from haltwise._random import stream
+from haltwise._random import split_mix, stream
 from haltwise.tasks.base import Observation, Score, TaskBatch, TaskFamily
 
 __all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]
@@ -68,10 +68,8 @@ class Examples:
 def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples: int) -> Tensor:
     """Which examples step t of each stream sees, drawn with replacement as in L2L's code.
 
-    The t-th block of the SplitMix64 sequence that starts at the stream: a pure function of stream
-    and step, exact integers alike on every device, with no end and nothing to store. Probabilities
-    are uniform to N / 2^31.
-    Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
+    The t-th block of what `split_mix` puts out: a pure function of stream and step, exact integers
+    alike on every device, with no end and nothing to store. Probabilities are uniform to N / 2^31.
 
     Args:
         streams: int64 [B].
@@ -82,23 +80,9 @@ def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples:
     Returns:
         int64 [B, batch_size], in [0, N).
     """
-    counter = torch.arange(1, batch_size + 1, device=streams.device) + step * batch_size
-    mixed = streams.unsqueeze(1) + counter * _signed(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ _shift(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ _shift(mixed, 27)) * _signed(0x94D049BB133111EB)
-    mixed = mixed ^ _shift(mixed, 31)
-    return (_shift(mixed, 33) * num_examples) >> 31
-
-
-def _signed(word: int) -> int:
-    """The int64 with the bits of an unsigned word; int64 products wrap around likewise."""
-    return word - 2**64
-
-
-def _shift(word: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right: the arithmetic one without the sign's copies."""
-    shifted: Tensor = (word >> bits) & (2 ** (64 - bits) - 1)
-    return shifted
+    counter = torch.arange(batch_size, device=streams.device) + step * batch_size
+    bits = split_mix(streams.unsqueeze(1), counter)
+    return ((bits >> 33 & 2**31 - 1) * num_examples) >> 31
 
 
 class HeldOut(NamedTuple):
