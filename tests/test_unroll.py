@@ -6,14 +6,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, silu
 from torch.testing import assert_close
 
 from haltwise._errors import InputError
-from haltwise.halting.head import HaltingOutput
+from haltwise._kernels import plain_lstm_step
+from haltwise._tensors import strip
+from haltwise.halting.head import HaltingHead, HaltingOutput
+from haltwise.halting.signals import (
+    extract_features,
+    init_features,
+    init_signals,
+    measure_signals,
+)
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
-from haltwise.rules import State
+from haltwise.rules import Adam, State
 from haltwise.tasks import Evaluation, Observation, TaskBatch, family
-from haltwise.unroll import Trajectory, backpropagate, unroll
+from haltwise.unroll import Trajectory, backpropagate, record, unroll
 
 DOUBLE = torch.float64
 B, D, T = 3, 4, 7
@@ -59,7 +68,9 @@ def make(
 ) -> LearnedOptimizer:
     """An optimizer in float64 none of whose weights is zero, so that every path counts."""
     config = OptimizerConfig(
-        rule, LSTM if settings is None else settings, **{"head_width": 5, **head}
+        rule,
+        LSTM if settings is None else settings,
+        **{"head_width": 5, "head_memory": 4, **head},
     )
     optimizer = LearnedOptimizer(config, seeded()).double()
     with torch.no_grad():
@@ -84,6 +95,31 @@ def gradients(optimizer: LearnedOptimizer) -> dict[str, Tensor]:
     return found
 
 
+def spoken(
+    head: HaltingHead, features: Tensor, readout: Tensor, memory: dict[str, Tensor]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What the head says at one step, written out; its memory takes the read-out as data."""
+    inputs = torch.cat(
+        [features] * head.use_features + [readout] * head.use_readout,
+        dim=1,
+    )
+    value = inputs
+    if head.memory:
+        hidden, cell = plain_lstm_step(
+            inputs.detach(),
+            memory["hidden"],
+            memory["cell"],
+            list(head.memory_weights),
+            list(head.memory_biases),
+        )
+        memory, value = {"hidden": hidden, "cell": cell}, torch.cat((inputs, hidden[:, 0]), dim=1)
+    *layers, last = zip(head.weights, head.biases, strict=True)
+    for weight, bias in layers:
+        value = silu(linear(value, weight, bias))
+    value = linear(value, *last)
+    return [value[:, :2], value[:, 2:4] - 2, value[:, 4] - 2], memory
+
+
 def autograd_oracle(
     optimizer: LearnedOptimizer,
     batch: TaskBatch,
@@ -92,7 +128,9 @@ def autograd_oracle(
     cut_every: int | None = None,
 ) -> dict[str, Tensor]:
     """Differentiate through the optimizee; only what is fed to rule and head is detached."""
-    params, state, total = batch.start, optimizer.init(batch.start), torch.zeros((), dtype=DOUBLE)
+    params, state, total = batch.start, optimizer.rule.init(batch.start), torch.zeros(()).double()
+    last, recent = init_signals(params), init_features(B, params)
+    memory = optimizer.head.init(B, params)
     for step in range(T + 1):
         seen = batch.evaluate(params, step)
         total = total + (excess_weights[:, step] * seen.excess).sum()
@@ -100,22 +138,28 @@ def autograd_oracle(
             break
         if cut_every and step % cut_every == 0:
             state = {name: value.detach() for name, value in state.items()}
-        taken = optimizer.step(step, seen.loss.detach(), seen.grad.detach(), PRICE, state)
-        assert not taken.features.requires_grad
-        for weights, said in zip(halting_weights, taken.halting, strict=True):
-            total = total + (weights[:, step] * said).sum()
-        params, state = params + taken.update, taken.state
+        loss, grad = seen.loss.detach(), seen.grad.detach()
+        update, readout, state = optimizer.rule.step(grad, state)
+        signals, last = measure_signals(step, loss, grad, update.detach(), last)
+        features, recent = extract_features(signals.unsqueeze(1), PRICE, recent)
+        said, memory = spoken(optimizer.head, features.squeeze(1), readout, memory)
+        for weights, value in zip(halting_weights, said, strict=True):
+            total = total + (weights[:, step] * value).sum()
+        params = params + update
     total.backward()
     return gradients(optimizer)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "every step by itself": {"head_memory": 0},
     "shared gradient": {"settings": {**LSTM, "shared_gradient": True}},
+    "indirect gradient": {"settings": {**LSTM, "direct_gradient": False}},
     "one layer": {"settings": {**LSTM, "num_layers": 1}},
     "features alone": {"head_readout": False},
     "read-out alone": {"head_features": False},
-    "the thesis' linear head": {"head_features": False, "head_width": 0},
+    "a linear head that remembers": {"head_width": 0},
+    "the thesis' linear head": {"head_features": False, "head_width": 0, "head_memory": 0},
     "adam": {"rule": "adam", "settings": {"learning_rate": 0.1}},
     "gradient descent": {"rule": "sgd", "settings": {"learning_rate": 0.1}},
 }
@@ -127,6 +171,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_meta_gradients_equal_autograd(variant: str, segment: int, truncate: bool) -> None:
     optimizer, batch = make(**VARIANTS[variant]), BATCHES["noisy"]
     expected = autograd_oracle(optimizer, batch, *cotangents(), segment if truncate else None)
+    assert all(value.any() for value in expected.values())
     trajectory = unroll(optimizer, batch, T, PRICE, segment=segment)
     backpropagate(optimizer, trajectory, *cotangents(), truncate=truncate)
     assert_close(gradients(optimizer), expected, rtol=1e-10, atol=1e-11)
@@ -181,47 +226,95 @@ def test_the_gradient_of_a_selection_is_that_of_its_problems() -> None:
 
 
 def tensors(trajectory: Trajectory) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(trajectory).items() if isinstance(value, Tensor)}
+    """Every tensor of the trajectory by name; all but the last parameters run over steps."""
+    found = {"price": trajectory.price, **trajectory.halting._asdict()}
+    found |= vars(trajectory.recording)
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def test_a_trajectory_is_what_a_plain_loop_records() -> None:
-    optimizer, batch = make(), BATCHES["noisy"]
+@pytest.mark.parametrize("memory", [0, 4])
+def test_a_trajectory_is_what_a_plain_loop_records(memory: int) -> None:
+    optimizer, batch = make(head_memory=memory), BATCHES["noisy"]
     trajectory = unroll(optimizer, batch, T, PRICE, segment=3)
-    assert trajectory.grad is not None
-    assert trajectory.excess_grad is not None
+    recording = trajectory.recording
+    assert recording.grad is not None
+    assert recording.excess_grad is not None
     params, state = batch.start, optimizer.init(batch.start)
+    last = init_signals(params)
     kept: list[State] = []
     for step in range(T + 1):
         seen = batch.evaluate(params, step)
-        assert torch.equal(trajectory.loss[:, step], seen.loss)
-        assert torch.equal(trajectory.excess[:, step], seen.excess)
-        assert torch.equal(trajectory.excess_grad[:, step], seen.excess_grad)
+        assert torch.equal(recording.loss[:, step], seen.loss)
+        assert torch.equal(recording.excess[:, step], seen.excess)
+        assert torch.equal(recording.excess_grad[:, step], seen.excess_grad)
         rms = seen.grad.square().mean(1).sqrt()
-        assert_close(trajectory.log_grad_norm[:, step], rms.log(), rtol=1e-13, atol=1e-13)
+        assert_close(recording.log_grad_norm[:, step], rms.log(), rtol=1e-13, atol=1e-13)
         if step == T:
             break
-        kept += [state] * (step % 3 == 0)
+        kept += [strip(state, "rule.")] * (step % 3 == 0)
         with torch.no_grad():
-            taken = optimizer.step(step, seen.loss, seen.grad, PRICE, state)
-        assert torch.equal(trajectory.grad[:, step], seen.grad)
-        assert torch.equal(trajectory.increments[:, step], taken.halting.increments)
-        assert torch.equal(trajectory.hazard_logits[:, step], taken.halting.hazard_logits)
-        assert torch.equal(trajectory.hold_logits[:, step], taken.halting.hold_logits)
-        assert torch.equal(trajectory.features[:, step], taken.features)
+            update, readout, _ = optimizer.rule.step(seen.grad, strip(state, "rule."))
+        taken = optimizer.step(step, seen.loss, seen.grad, PRICE, state)
+        assert not taken.update.requires_grad
+        assert torch.equal(taken.update, update)
+        assert torch.equal(recording.grad[:, step], seen.grad)
+        assert torch.equal(recording.readouts[:, step], readout)
+        signals, last = measure_signals(step, seen.loss, seen.grad, update, last)
+        assert torch.equal(recording.signals[:, step], signals)
+        for name, said in taken.halting._asdict().items():
+            found = getattr(trajectory.halting, name)[:, step]
+            assert_close(found, said, rtol=1e-12, atol=1e-12)  # the memory is one kernel call
         params, state = params + taken.update, taken.state
-    assert torch.equal(trajectory.params, params)
-    assert len(trajectory.states) == len(kept) == 3
-    for found, expected in zip(trajectory.states, kept, strict=True):
-        assert all(torch.equal(value, expected[f"rule.{name}"]) for name, value in found.items())
-    assert (trajectory.num_problems, trajectory.num_steps, trajectory.segment) == (B, T, 3)
+    assert torch.equal(recording.params, params)
+    assert len(recording.states) == len(kept) == 3
+    for state, expected in zip(recording.states, kept, strict=True):
+        assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    assert (trajectory.num_problems, trajectory.num_steps, recording.segment) == (B, T, 3)
     assert not any(value.requires_grad for value in tensors(trajectory).values())
+
+
+def test_any_rule_is_recorded_and_a_head_may_read_it_at_every_price() -> None:
+    """What a hand-designed rule goes through, against its plain loop; prices alter what is said."""
+    rule, batch = Adam(0.1), BATCHES["student-t"]
+    recording = record(rule, batch, T)
+    params, state = batch.start, rule.init(batch.start)
+    for step in range(T):
+        seen = batch.score(params, step)
+        assert torch.equal(recording.loss[:, step], seen.loss)
+        assert torch.equal(recording.excess[:, step], seen.excess)
+        update, _, state = rule.step(seen.grad, state)
+        params = params + update
+    assert torch.equal(recording.params, params)
+    assert recording.readouts.shape == (B, T, 0)
+    assert recording.grad is recording.excess_grad is None
+    optimizer = make("adam", {"learning_rate": 0.1})
+    for price in (PRICE, 3 * PRICE):
+        with torch.no_grad():
+            said = optimizer.speak(recording.signals, recording.readouts, price)
+        expected = unroll(optimizer, batch, T, price).halting
+        assert all(map(torch.equal, said, expected))
+    assert not torch.equal(said.hazard_logits, unroll(optimizer, batch, T, PRICE).halting[1])
+
+
+def test_what_is_recorded_is_trained_on_with_segments_and_judged_without() -> None:
+    """Excess is the loss that is differentiated in one case, the score in the other."""
+    batch = family("regression-10d-noisy").sample(B, seeded(), dtype=DOUBLE)
+    rule = Adam(0.1)
+    training, judged = record(rule, batch, T, segment=3), record(rule, batch, T)
+    assert torch.equal(training.params, judged.params)
+    assert torch.equal(training.loss, judged.loss)
+    params = batch.start
+    for step in range(T):
+        assert torch.equal(judged.excess[:, step], batch.score(params, step).excess)
+        assert torch.equal(training.excess[:, step], batch.evaluate(params, step).excess)
+        params = record(rule, batch, step + 1).params
 
 
 def test_unrolling_repeats_bit_for_bit_whatever_is_kept() -> None:
     optimizer, batch = make(), BATCHES["student-t"]
     bare = unroll(optimizer, batch, T, PRICE)
-    assert bare.grad is bare.excess_grad is None
-    assert bare.states == ()
+    assert bare.recording.grad is bare.recording.excess_grad is None
+    assert bare.recording.states == ()
     for segment in (None, 1, 3):
         again = tensors(unroll(optimizer, batch, T, PRICE, segment=segment))
         assert all(torch.equal(value, again[name]) for name, value in tensors(bare).items())
@@ -231,8 +324,8 @@ def test_a_shorter_unroll_is_the_beginning_of_a_longer_one() -> None:
     optimizer, batch = make(), BATCHES["noisy"]
     short, long = (unroll(optimizer, batch, steps, PRICE, segment=2) for steps in (1, T))
     for name, value in tensors(short).items():
-        if name != "params":
-            assert torch.equal(value, tensors(long)[name][:, : value.shape[1]])
+        if name not in ("params", "price"):
+            assert_close(value, tensors(long)[name][:, : value.shape[1]], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("variant", ["plain", "shared gradient", "adam"])
@@ -241,8 +334,9 @@ def test_selecting_commutes_with_unrolling(variant: str) -> None:
     found = unroll(optimizer, batch, T, PRICE, segment=3).select(index)
     expected = unroll(optimizer, batch.select(index), T, PRICE[index], segment=3)
     assert_close(tensors(found), tensors(expected), rtol=1e-10, atol=1e-12)
-    assert_close(found.states, expected.states, rtol=1e-10, atol=1e-12)
-    assert found.segment == expected.segment
+    states = found.recording.states, expected.recording.states
+    assert_close(*states, rtol=1e-10, atol=1e-12)
+    assert found.recording.segment == expected.recording.segment
 
 
 def test_a_problem_that_diverges_is_marked_and_leaves_the_others_bit_identical() -> None:
@@ -259,8 +353,9 @@ def test_a_problem_that_diverges_is_marked_and_leaves_the_others_bit_identical()
 
 def test_traces_are_the_trajectory() -> None:
     trajectory = unroll(make(), BATCHES["noisy"], T, PRICE)
+    known = {**vars(trajectory.recording), **trajectory.halting._asdict()}
     for name, value in vars(trajectory.traces()).items():
-        assert value is getattr(trajectory, name)
+        assert value is known[name]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +383,8 @@ def test_an_untrained_head_reproduces_the_prior() -> None:
         OptimizerConfig(rule_settings=LSTM, temperature_per_price=0.5), seeded()
     ).double()
     trajectory = unroll(optimizer, BATCHES["noisy"], T, PRICE)
-    assert torch.equal(trajectory.increments, torch.full((B, T, 2), -2.0, dtype=DOUBLE))
+    increments = trajectory.halting.increments
+    assert torch.equal(increments, torch.full((B, T, 2), -2.0, dtype=DOUBLE))
     assert optimizer.first_increment(PRICE).tolist() == [-2.0] * B
 
 
