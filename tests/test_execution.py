@@ -9,7 +9,7 @@ from torch import Tensor
 
 from haltwise._random import stream
 from haltwise.execution import Outcome, execute
-from haltwise.halting.accounts import Recall, ends
+from haltwise.halting.accounts import Policy, Recall, ends
 from haltwise.halting.head import AFTER, BEFORE
 from haltwise.halting.stopping import (
     FixedBudget,
@@ -43,7 +43,7 @@ def batch() -> TaskBatch:
 
 def median_hazard(optimizer: LearnedOptimizer, batch: TaskBatch) -> float:
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
-    return float(unroll(optimizer, batch, STEPS, price).hazard_logits.median())
+    return float(unroll(optimizer, batch, STEPS, price).halting.hazard_logits.median())
 
 
 @pytest.mark.parametrize("recall", Recall)
@@ -68,7 +68,7 @@ def test_execution_ends_where_the_traces_say(
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
     trajectory = unroll(optimizer, batch, STEPS, price)
     decided, reason = decisions_and_reasons(rule, trajectory.traces())
-    result = execute(optimizer, batch, rule, price, STEPS, recall=recall)
+    result = execute(optimizer, batch, Policy(rule, recall), price, STEPS)
     halted = decided < STEPS
     assert torch.equal(result.num_gradients, (decided + 1).clamp_max(STEPS))
     updates = ends(decided, trajectory.traces(), recall)
@@ -108,7 +108,7 @@ def test_gradients_evaluated_are_gradients_counted(
     counting = Counting(batch.start, batch, [])
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
     rule = HazardThreshold(median_hazard(optimizer, batch))
-    result = execute(optimizer, counting, rule, price, STEPS)
+    result = execute(optimizer, counting, Policy(rule, Recall.NEXT), price, STEPS)
     assert sum(counting.calls) == int(result.num_gradients.sum()) < PROBLEMS * STEPS
 
 
@@ -116,11 +116,11 @@ def test_a_problem_that_goes_wrong_harms_no_other(
     optimizer: LearnedOptimizer, batch: TaskBatch
 ) -> None:
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
-    rule = FixedBudget(6)
-    clean = execute(optimizer, batch, rule, price, STEPS)
+    policy = Policy(FixedBudget(6), Recall.NEXT)
+    clean = execute(optimizer, batch, policy, price, STEPS)
     target = batch.target.clone()  # type: ignore[attr-defined]
     target[3] = torch.nan
-    result = execute(optimizer, replace(batch, target=target), rule, price, STEPS)  # type: ignore[call-arg]
+    result = execute(optimizer, replace(batch, target=target), policy, price, STEPS)  # type: ignore[call-arg]
     assert result.outcome[3] == Outcome.NONFINITE
     assert torch.equal(result.params[3], batch.start[3])
     assert result.reason[3] == -1
