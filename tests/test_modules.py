@@ -261,8 +261,8 @@ def test_unrolls_are_trained_on_minibatches_and_judged_by_the_score() -> None:
     optimizer = LearnedOptimizer(OptimizerConfig("sgd", settings)).double()
     trained = unroll(optimizer, batch, 3, price, segment=2)
     judged = unroll(optimizer, batch, 3, price)
-    assert torch.equal(trained.excess, trained.loss)
-    assert torch.equal(judged.loss, trained.loss)
+    assert torch.equal(trained.excess, trained.recording.loss)
+    assert torch.equal(judged.recording.loss, trained.recording.loss)
     params = batch.start
     for step in range(4):
         assert torch.equal(judged.excess[:, step], batch.score(params, step).excess)

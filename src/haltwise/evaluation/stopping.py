@@ -126,7 +126,7 @@ def stopping_report(
     end = paid(stops, account, num_steps)
     table = costs(losses, price)
     oracle = table.argmin(1)
-    cost = settle(table, stops, account, price=price)
+    cost = table.gather(1, end.unsqueeze(1)).squeeze(1)
     clusters = None if seeds is None else torch.unique(seeds, return_inverse=True)[1]
     if clusters is not None and int(clusters.max()) == 0:
         clusters = None  # one seed: nothing to resample but its problems
