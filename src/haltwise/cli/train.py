@@ -37,6 +37,9 @@ __all__ = ["train"]
     type=click.Choice(list(POSTERIORS)),
     help="Over the halting step.  [default: the preset's]",
 )
+@click.option(
+    "--rule", help="What moves the parameters.  [default: lstm; settings: --set rule_settings=JSON]"
+)
 @click.option("--price", type=float, help="Price of a step, in units of the loss.")
 @click.option("--horizon", type=int, help="Steps of an unroll.")
 @click.option("--meta-steps", type=int, help="Updates of the optimizer's weights.")
@@ -64,6 +67,7 @@ def train(
     preset: str,
     out: Path | None,
     posterior: str | None,
+    rule: str | None,
     price: float | None,
     horizon: int | None,
     meta_steps: int | None,
@@ -94,6 +98,7 @@ def train(
             preset,
             family,
             posterior=posterior,
+            rule=rule,
             price=price,
             horizon=horizon,
             num_meta_steps=meta_steps,

@@ -222,7 +222,14 @@ def _stopping(
                 for candidate in HazardThreshold.candidates(tune_on, tuning_table, output)
             ]
         policies |= {
-            name: calibrate(candidates, tune_on, account, price=price, recalls=recalls).policy
+            name: calibrate(
+                candidates,
+                tune_on,
+                account,
+                price=price,
+                # Only a head can say when to hold.
+                recalls=RECALLS[account] if name == "rule_calibrated" else recalls,
+            ).policy
             for name, candidates in opponents.items()
         }
         decided = {name: decisions(policy.rule, test) for name, policy in policies.items()}

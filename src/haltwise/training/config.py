@@ -124,16 +124,22 @@ class TrainingConfig:
     def from_preset(cls, preset: str, family: str, **changes: Any) -> Self:
         """The preset's settings with the family's defaults and then `changes` applied.
 
+        Changes may name settings of the optimizer, too: `rule="adam"`, `head_memory=0`.
+
         Raises:
             InputError: The preset is unknown or a setting is impossible.
         """
         make = _discovery.lookup(PRESETS, preset, "preset")
         settings: dict[str, Any] = {**make, **FAMILY_DEFAULTS.get(family, {})}
-        settings |= {name: value for name, value in changes.items() if value is not None}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        inner = {field.name for field in fields(OptimizerConfig)} & changes.keys()
+        optimizer = settings.get("optimizer", OptimizerConfig())
+        settings["optimizer"] = replace(optimizer, **{name: changes.pop(name) for name in inner})
+        settings |= changes
         try:
             return cls(family=family, preset=preset, **settings)
         except TypeError as error:
-            known = [field.name for field in fields(cls)]
+            known = [field.name for kind in (cls, OptimizerConfig) for field in fields(kind)]
             bad = [name for name in settings if name not in known]
             raise InputError(
                 _discovery.unknown(bad[0], known, "setting") if bad else str(error)
