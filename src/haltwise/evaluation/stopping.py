@@ -144,7 +144,7 @@ def stopping_report(
     if opponents:
         fold = _halves(num, clusters, generator)
         seen = losses if observed is None else observed.double()
-        columns["opponents"], tuned = _cross_fitted(seen, table, fold, account, price)
+        columns["opponents"], tuned = _cross_fitted(seen, losses, fold, account, price)
     if hazards is not None:
         cases = _cases(hazards.double(), table, account)
         columns |= cases
@@ -435,14 +435,15 @@ def _halves(num: int, clusters: Tensor | None, generator: torch.Generator) -> Te
 
 
 def _cross_fitted(
-    seen: Tensor, table: Tensor, fold: Tensor, account: Account, price: float
+    seen: Tensor, losses: Tensor, fold: Tensor, account: Account, price: float
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """J of opponents tuned on one half and judged on the other, [n, K]; their settings, [half]."""
 
     def traces(rows: Tensor) -> Traces:
         part = seen[rows].t().contiguous().t()  # rules read it step by step
-        return Traces(part, part)
+        return Traces(part, losses[rows])
 
+    table = costs(losses, price)
     result, settings = table.new_empty(len(table), len(_OPPONENTS)), []
     for half in (0, 1):
         tuning, test = (fold != half).nonzero().squeeze(1), (fold == half).nonzero().squeeze(1)
