@@ -30,6 +30,7 @@ from haltwise.halting.stopping import (
     Logistic,
     Patience,
     Plateau,
+    PonderThreshold,
     PosteriorMode,
     Sampling,
     Seen,
@@ -283,6 +284,11 @@ def cumulative(rule: CumulativeThreshold, i: int, t: int) -> bool:
     return 1 - survival(i, t, rule.output) >= rule.level
 
 
+def ponder(rule: PonderThreshold, i: int, t: int) -> bool:
+    logits = TRACES.signal("hazard_logits")[i, : t + 1, rule.output].tolist()
+    return math.fsum(1 / (1 + math.exp(-logit)) for logit in logits) >= 1 - rule.epsilon
+
+
 def sampling(rule: Sampling, i: int, t: int) -> bool:
     uniform = torch.rand(N, generator=seeded(rule.seed), dtype=DOUBLE)[i].item()
     return survival(i, t, rule.output) <= uniform
@@ -310,6 +316,7 @@ def logistic(rule: Logistic, i: int, t: int) -> bool:
         ([PosteriorMode(), PosteriorMode(AFTER), PosteriorMode(BEFORE)], mode),
         ([HazardThreshold(), HazardThreshold(-1.0, AFTER), HazardThreshold(1.0, BEFORE)], hazard),
         ([CumulativeThreshold(p, o) for p in (0.1, 0.5, 0.95) for o in (0, 1)], cumulative),
+        ([PonderThreshold(e, o) for e in (0.01, 0.5, 0.9) for o in (AFTER, BEFORE)], ponder),
         ([Sampling(seed, o) for seed in (0, 5) for o in (AFTER, BEFORE)], sampling),
         ([Drawdown(level) for level in (0.0, 0.5, 2.0)], drawdown),
         ([Logistic((-1.0, -0.5, 0.2, 0.1), level) for level in (-2.0, 0.0, 2.0)], logistic),
@@ -523,6 +530,7 @@ NEEDS: dict[type[StopRule], str] = {
     Logistic: "log_grad_norm",
     HazardThreshold: "hazard_logits",
     CumulativeThreshold: "hazard_logits",
+    PonderThreshold: "hazard_logits",
     Sampling: "hazard_logits",
     PosteriorMode: "increments",
 }
@@ -595,7 +603,9 @@ def test_calibration_picks_the_candidate_that_costs_least(account: Account) -> N
 # --- Calibration ---------------------------------------------------------------------------------
 
 MANY = make_traces(seed=9, num=72)
-TUNABLE = [rule for rule in CLASSES if rule not in (*COMPOSED, PosteriorMode, Sampling)]
+TUNABLE = [
+    rule for rule in CLASSES if rule not in (*COMPOSED, PonderThreshold, PosteriorMode, Sampling)
+]
 
 
 class Reached(NamedTuple):

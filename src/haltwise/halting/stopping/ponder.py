@@ -32,9 +32,13 @@ class PonderThreshold(StopRule):
     def __post_init__(self) -> None:
         require(0 < self.epsilon < 1, f"epsilon must lie in (0, 1), got {self.epsilon}")
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (f"the probabilities of halting sum up to at least {1 - self.epsilon:.4g}",)
+
     def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
         return {"total": like.new_zeros(num_problems)}
 
     def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        total = memory["total"] + seen.hazard_logits[:, self.output].sigmoid()
+        total = memory["total"] + seen.signal("hazard_logits")[:, self.output].sigmoid()
         return total >= 1 - self.epsilon, {"total": total}
