@@ -201,6 +201,7 @@ class Trainer:
                 self.optimizer.load_state_dict(weights)
                 self._best_score = math.inf  # what follows is scored apart
                 self._begin_phase(alone=True)
+                self.save()  # the best weights, from which it begins, are overwritten by its own
             loss = self._head_step() if self._alone else self._joint_step()
             self._step += 1
             ends = self._step in (self._num_joint_steps, self.num_steps)
