@@ -15,6 +15,7 @@ __all__ = [
     "distillation",
     "free_energy",
     "halting_bound",
+    "optimal_free_energy",
     "ponder_objective",
     "stick_breaking_log_prob",
     "sum_of_losses",
@@ -65,6 +66,24 @@ def free_energy(losses: Tensor, log_prob: Tensor, *, price: Tensor, temperature:
     log_q = torch.where(log_prob == -torch.inf, 0, log_prob)  # 0 log 0 = 0
     energy = losses + price.unsqueeze(1) * steps + temperature.unsqueeze(1) * log_q
     return _expectation(energy, log_prob)
+
+
+def optimal_free_energy(losses: Tensor, *, price: Tensor, temperature: Tensor) -> Tensor:
+    """The least free energy of any posterior, -tau log sum_t exp(-(f_t + c t)/tau).
+
+    A soft minimum: its gradient weighs the losses by the optimum Q(t), see `distillation`.
+
+    Args:
+        losses: f_0..f_T, shape [B, T+1].
+        price: c, shape [B].
+        temperature: tau, shape [B].
+
+    Returns:
+        Shape [B].
+    """
+    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
+    energy = losses + price.unsqueeze(1) * steps
+    return -temperature * (-energy / temperature.unsqueeze(1)).logsumexp(1)
 
 
 def distillation(

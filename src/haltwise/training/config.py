@@ -44,6 +44,9 @@ class TrainingConfig:
     """Weight of the mean loss over the horizon beside the bound, both in default prices."""
     hazard_objective: Literal["free-energy", "distillation", "value"] = "free-energy"
     """What the hazard is learned by; see `haltwise.objectives`."""
+    distilled: float = 0.3
+    """Share of the head's own steps, at the start, in which distillation stands in for the free
+    energy; beside the rule it always does."""
     hazard_temperature: float = 0.5
     """tau of the stick-breaking posterior, in prices."""
     final_hazard_temperature: float = 0.2
@@ -60,11 +63,11 @@ class TrainingConfig:
     """Steps that are recomputed at once in the backward pass; bounds the memory."""
     truncate: bool = False
     """Whether the state's gradient is cut between segments."""
-    head_steps: int = 4000
+    head_steps: int = 3000
     """Steps that train the head by itself, afterwards, on recorded problems of the final rule."""
     num_recorded: int = 32768
     """Problems recorded for it."""
-    head_batch_size: int = 512
+    head_batch_size: int = 256
     seed: int = 0
     num_validation: int = 512
     num_calibration: int = 4096
@@ -100,7 +103,9 @@ class TrainingConfig:
         ):
             value = getattr(self, name)
             require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
-        require(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
+        for name in ("warmup", "distilled"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same configuration."""

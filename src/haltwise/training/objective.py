@@ -19,6 +19,7 @@ from haltwise.objectives import (
     distillation,
     free_energy,
     halting_bound,
+    optimal_free_energy,
     ponder_objective,
     stick_breaking_log_prob,
     sum_of_losses,
@@ -52,9 +53,11 @@ class MetaObjective:
         generator: torch.Generator,
     ) -> Tensor:
         """The objective of rule and head together, shape [B]; see `halting`."""
-        return self.halting(
-            excess, halting, price, hazard_temperature, generator
-        ) + self.config.sum_weight * self.losses(excess)
+        losses = self.losses(excess)
+        if self.config.posterior == "none":
+            return losses
+        halts = self.halting(excess, halting, price, hazard_temperature, generator)
+        return halts + self.config.sum_weight * losses
 
     def losses(self, excess: Tensor) -> Tensor:
         """The rule's alone: the mean loss over steps 1..T (L2L), shape [B]."""
@@ -67,6 +70,8 @@ class MetaObjective:
         price: Tensor,
         hazard_temperature: float,
         generator: torch.Generator,
+        *,
+        distilled: bool = True,
     ) -> Tensor:
         """The head's alone, shape [B].
 
@@ -76,10 +81,21 @@ class MetaObjective:
             price: c, shape [B].
             hazard_temperature: tau of the stick-breaking posterior, in prices.
             generator: Draws the horizons where they are sampled.
+            distilled: Whether a hazard that learns by the free energy is distilled instead, which
+                it must be at first; see `_free_energy`.
         """
         config = self.config
         rollout = _Rollout(
-            config, self.optimizer, excess, halting, price, hazard_temperature * price, generator
+            config,
+            self.optimizer,
+            excess,
+            halting,
+            price,
+            hazard_temperature * price,
+            "distillation"
+            if distilled and config.hazard_objective == "free-energy"
+            else config.hazard_objective,
+            generator,
         )
         terms = POSTERIORS[config.posterior]
         return torch.stack([term(rollout) for term in terms]).mean(0)
@@ -94,6 +110,7 @@ class _Rollout(NamedTuple):
     halting: HaltingOutput
     price: Tensor
     hazard_temperature: Tensor
+    hazard_objective: str
     generator: torch.Generator
 
     def stops(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -141,30 +158,37 @@ def _softmax(rollout: _Rollout) -> Tensor:
 
 def _stick_breaking(rollout: _Rollout) -> Tensor:
     """What the causal hazard is learned by, in prices, shape [B]."""
-    learn = _HAZARD_OBJECTIVES[rollout.config.hazard_objective]
+    learn = _HAZARD_OBJECTIVES[rollout.hazard_objective]
     return sum(learn(rollout, *stop) for stop in rollout.stops()) / 2
 
 
 def _free_energy(rollout: _Rollout, losses: Tensor, hazard_logits: Tensor) -> Tensor:
+    """What stops really cost; only for a hazard that stops somewhere sensible already.
+
+    A new one stops at random, often where the loss is a thousand prices high. It learns within a
+    few steps never to stop at all, where the gradient vanishes (Chen et al. 2020 report the like).
+    """
     tau = rollout.hazard_temperature
     log_prob = stick_breaking_log_prob(hazard_logits)
     return free_energy(losses, log_prob, price=rollout.price, temperature=tau) / rollout.price
 
 
 def _distillation(rollout: _Rollout, losses: Tensor, hazard_logits: Tensor) -> Tensor:
+    """Cross-entropy to the optimum for the hazard, the optimum's free energy for all else."""
     tau = rollout.hazard_temperature
     entropy = distillation(losses, hazard_logits, price=rollout.price, temperature=tau)
-    return entropy + _holding(rollout, losses)
+    return entropy + _optimum(rollout, losses)
 
 
 def _value(rollout: _Rollout, losses: Tensor, hazard_logits: Tensor) -> Tensor:
+    """Regression for the hazard, the optimum's free energy for all else."""
     error = continuation_value(losses, hazard_logits, price=rollout.price)
-    return error + _holding(rollout, losses)
+    return error + _optimum(rollout, losses)
 
 
-def _holding(rollout: _Rollout, losses: Tensor) -> Tensor:
-    """By which holding is learned where the hazard's own objective takes losses as data."""
-    return losses.mean(1) / rollout.price
+def _optimum(rollout: _Rollout, losses: Tensor) -> Tensor:
+    tau = rollout.hazard_temperature
+    return optimal_free_energy(losses, price=rollout.price, temperature=tau) / rollout.price
 
 
 def _graves(rollout: _Rollout) -> Tensor:

@@ -245,11 +245,11 @@ class Trainer:
         excess = trajectory.excess.clone().requires_grad_()
         halting = HaltingOutput(*(value.clone().requires_grad_() for value in trajectory.halting))
         warm = self._step >= config.warmup * config.num_meta_steps
-        if warm and config.posterior != "none":
-            tau = config.hazard_temperature
-            losses = self._objective(excess, halting, trajectory.price, tau, generator)
-        else:
-            losses = self._objective.losses(excess)
+        losses = (
+            self._objective(excess, halting, trajectory.price, config.hazard_temperature, generator)
+            if warm
+            else self._objective.losses(excess)
+        )
         loss = losses.mean()
         self._adam.zero_grad()
         loss.backward()
@@ -273,7 +273,10 @@ class Trainer:
         cooling = config.final_hazard_temperature / config.hazard_temperature
         tau = config.hazard_temperature * cooling ** (done / config.head_steps)
         said = self.optimizer.speak(chosen.signals, chosen.readouts, price)
-        loss = self._objective.halting(chosen.excess, said, price, tau, generator).mean()
+        distilled = done < config.distilled * config.head_steps
+        loss = self._objective.halting(
+            chosen.excess, said, price, tau, generator, distilled=distilled
+        ).mean()
         self._adam.zero_grad()
         loss.backward()
         return self._update(loss, done, config.head_steps)
