@@ -13,6 +13,8 @@ import pytest
 TINY = [
     *("--meta-steps", "6", "--batch-size", "8", "--horizon", "6", "--threads", "1"),
     *("--set", "num_validation=16", "--set", "validate_every=2"),
+    *("--set", "head_steps=4", "--set", "num_recorded=16", "--set", "head_batch_size=8"),
+    *("--set", "num_calibration=32"),
 ]
 
 
@@ -68,6 +70,10 @@ def test_list_names_families_and_shipped_optimizers(tmp_path: Path) -> None:
     assert result.returncode == 0
     for name in ("regression-2d", "student-t-10d", "rosenbrock-2d", "diabetes"):
         assert name in result.stdout
+    columns = {
+        line.index(" parameters ") for line in result.stdout.splitlines() if " parameters " in line
+    }
+    assert len(columns) == 1
 
 
 @pytest.mark.parametrize("command", ["", "train", "evaluate", "report", "list"])

@@ -100,6 +100,24 @@ def reference(problem: Problem, function: Callable[..., Any]) -> tuple[list[Tens
     return [result.to(dtype) for result in results], [grad.to(dtype) for grad in grads]
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("rows", [1, 65])
+def test_pytorchs_own_lstm_equals_the_plain_twin(rows: int, steps: int, layers: int) -> None:
+    """What CUDA tensors go to (cuDNN there) runs on the CPU as well."""
+    problem = Problem(rows, 3, 5, layers, steps, torch.float64)
+    found = problem.solve(lstm._library_lstm_sequence)
+    expected = problem.solve(lstm.plain_lstm_sequence)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+    problem.inputs.requires_grad_()
+    gradients = [
+        torch.autograd.grad(function(*problem.arguments), problem.inputs, problem.cotangents)
+        for function in (lstm._library_lstm_sequence, lstm.plain_lstm_sequence)
+    ]
+    assert_close(*gradients)
+
+
 def test_the_plain_twin_is_a_stack_of_lstm_cells() -> None:
     problem = Problem(9, fan_in=3, size=5, layers=2, steps=4, dtype=torch.float64)
     cells = []

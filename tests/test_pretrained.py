@@ -1,5 +1,6 @@
 """What ships in the wheel, and how a name becomes an optimizer."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,9 @@ import torch
 import haltwise
 from haltwise import InputError, pretrained
 from haltwise._random import stream
-from haltwise.checkpoint import load_tensors, save_tensors
+from haltwise.checkpoint import save_tensors
 from haltwise.execution import Outcome, execute
-from haltwise.halting import BEFORE
-from haltwise.halting.signals import NUM_FEATURES
+from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks import family
 
 SHIPPED = pretrained.names()
@@ -38,29 +38,10 @@ def test_a_shipped_optimizer_solves_its_family(name: str) -> None:
     config = optimizer.card["config"]
     problems = family(config["family"]).sample(50, stream(0, "shipped"))
     price = torch.full((50,), config["price"])
-    result = execute(optimizer, problems, optimizer.stop_rule(BEFORE), price, config["horizon"])
+    result = execute(optimizer, problems, optimizer.policy(), price, config["horizon"])
     assert (result.outcome != Outcome.NONFINITE).all()
     start, end = (problems.evaluate(p, 0).excess for p in (problems.start, result.params))
     assert end.median() < 0.1 * start.median()
-
-
-@pytest.mark.parametrize("name", ["regression-2d", "regression-2d-thesis"])
-def test_a_head_from_before_holding_never_holds(name: str, tmp_path: Path) -> None:
-    """The same weights without what is said about holding load, and say the same of the rest."""
-    new = haltwise.load(name)
-    last = len(new.head.weights) - 1
-    spoken = (f"head.weights.{last}", f"head.biases.{last}")
-    tensors = {
-        key: value[:4] if key in spoken else value for key, value in new.state_dict().items()
-    }
-    save_tensors(tmp_path / "old.safetensors", tensors, dict(new.card))
-    old = haltwise.load(tmp_path / "old.safetensors")
-    features = torch.randn(7, NUM_FEATURES, generator=stream(1))
-    readout = torch.randn(7, old.rule.readout_size, generator=stream(2))
-    said, expected = old.head(features, readout), new.head(features, readout)
-    assert torch.equal(said.increments, expected.increments)
-    assert torch.equal(said.hazard_logits, expected.hazard_logits)
-    assert torch.equal(said.hold_logits, torch.full((7,), -2.0))
 
 
 def test_an_unknown_name_suggests_the_near_ones() -> None:
@@ -78,7 +59,13 @@ def test_files_that_hold_no_optimizer_are_refused(tmp_path: Path) -> None:
     save_tensors(path, {"a": torch.zeros(2)}, {"step": 3})
     with pytest.raises(InputError, match="holds no optimizer"):
         haltwise.load(path)
-    tensors, card = load_tensors(pretrained._find("regression-2d"))
-    save_tensors(path, {**tensors, "surplus": torch.zeros(1)}, card)
-    with pytest.raises(InputError, match="do not fit their configuration"):
-        haltwise.load(path)
+    config = OptimizerConfig(head_memory=3)
+    tensors = LearnedOptimizer(config, stream(0)).state_dict()
+    card = {"config": {"optimizer": asdict(config)}}
+    save_tensors(path, tensors, card)
+    assert haltwise.load(path).config == config
+    memoryless = {"config": {"optimizer": asdict(replace(config, head_memory=0))}}
+    for weights, said in (({**tensors, "surplus": torch.zeros(1)}, card), (tensors, memoryless)):
+        save_tensors(path, weights, said)
+        with pytest.raises(InputError, match="do not fit their configuration"):
+            haltwise.load(path)

@@ -100,7 +100,8 @@ def measure_signals(
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """Over the last dimension, held within what float32 can multiply further."""
-    return (left * right).sum(-1).clamp(-_HUGE, _HUGE)
+    products = (left * right).clamp(-_HUGE, _HUGE)  # infinities of both signs would sum to NaN
+    return products.sum(-1).clamp(-_HUGE, _HUGE)
 
 
 def _cosine(left: Tensor, right: Tensor) -> Tensor:
