@@ -1,7 +1,7 @@
 """One held-out evaluation: every rule on the same problems, both accounts, everything counted."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, final
 
@@ -13,6 +13,7 @@ from haltwise._random import stream
 from haltwise._version import __version__
 from haltwise.evaluation._json import plain
 from haltwise.evaluation.baselines import HAND_DESIGNED, lbfgs_curve, loss_curves, tune_rule
+from haltwise.evaluation.policies import choose_policies, speaks_hazard
 from haltwise.evaluation.statistics import (
     captured_gain,
     lower_hull,
@@ -22,11 +23,9 @@ from haltwise.evaluation.statistics import (
 from haltwise.evaluation.stopping import MIN_PROBLEMS, stopping_report
 from haltwise.execution import Outcome, execute
 from haltwise.halting.accounts import (
-    RECALLS,
     Account,
     Policy,
     Recall,
-    calibrate,
     costs,
     ends,
     paid,
@@ -35,12 +34,7 @@ from haltwise.halting.accounts import (
 from haltwise.halting.head import AFTER, BEFORE
 from haltwise.halting.stopping import (
     FixedBudget,
-    GradientNorm,
     HazardThreshold,
-    Logistic,
-    Patience,
-    Plateau,
-    PosteriorMode,
     StopRule,
     Traces,
     decisions,
@@ -50,13 +44,6 @@ from haltwise.tasks import TaskBatch, TaskFamily
 from haltwise.unroll import Trajectory, unroll
 
 __all__ = ["Contender", "Evaluation", "evaluate"]
-
-TUNED_RULES: Mapping[str, type[StopRule]] = {
-    "gradient_norm": GradientNorm,
-    "plateau": Plateau,
-    "patience": Patience,
-    "logistic": Logistic,
-}
 
 
 @final
@@ -196,7 +183,7 @@ def _stopping(
     """Every stop rule on one optimizer's trajectories."""
     test = _finite_traces(trajectory)
     tune_on = _finite_traces(tuning)
-    table, tuning_table = costs(test.excess, price), costs(tune_on.excess, price)
+    table = costs(test.excess, price)
     best = table.min(1)
     fixed = table.mean(0).min(0)
     summary: dict[str, Any] = {
@@ -210,28 +197,7 @@ def _stopping(
     }
     for account in Account:
         key = account.value
-        recalls = tuple(recall for recall in RECALLS[account] if recall is not Recall.LEARNED)
-        policies = _learned_policies(contender.optimizer, account)
-        opponents = {
-            name: kind.candidates(tune_on, tuning_table) for name, kind in TUNED_RULES.items()
-        }
-        if _speaks_hazard(contender.optimizer):
-            opponents["rule_calibrated"] = [
-                candidate
-                for output in ((AFTER, BEFORE) if account is Account.GRADIENTS else (AFTER,))
-                for candidate in HazardThreshold.candidates(tune_on, tuning_table, output)
-            ]
-        policies |= {
-            name: calibrate(
-                candidates,
-                tune_on,
-                account,
-                price=price,
-                # Only a head can say when to hold.
-                recalls=RECALLS[account] if name == "rule_calibrated" else recalls,
-            ).policy
-            for name, candidates in opponents.items()
-        }
+        policies = choose_policies(contender.optimizer, tune_on, account, price)
         decided = {name: decisions(policy.rule, test) for name, policy in policies.items()}
         j = {
             name: settle(test, decided[name], account, policy.recall, price=price)
@@ -258,7 +224,7 @@ def _stopping(
                 price=price,
                 account=account,
                 hazards=test.hazard_logits[..., output].double().sigmoid()
-                if _speaks_hazard(contender.optimizer)
+                if speaks_hazard(contender.optimizer)
                 else None,
                 opponents=False,  # tuned above, on separate problems and with more to go by
                 generator=stream(seed, "stopping report", key),
@@ -285,22 +251,6 @@ _BY_ACCOUNT = (
 
 def _finite_traces(trajectory: Trajectory) -> Traces:
     return trajectory.select(trajectory.finite.nonzero().squeeze(1)).traces()
-
-
-def _speaks_hazard(optimizer: LearnedOptimizer) -> bool:
-    return optimizer.card["config"]["posterior"] in ("stick-breaking", "both")
-
-
-def _learned_policies(optimizer: LearnedOptimizer, account: Account) -> dict[str, Policy]:
-    """The optimizer's own stop rule and, where its head learned it, the thesis' mode rule."""
-    output = AFTER if account is Account.UPDATES else BEFORE
-    policies = {"rule": optimizer.policy(account)}
-    if account is Account.GRADIENTS:
-        after = optimizer.policy(Account.UPDATES).rule
-        policies["rule_after_gradient"] = Policy(after, policies["rule"].recall)
-    if optimizer.card["config"]["posterior"] in ("softmax", "both"):
-        policies["posterior_mode"] = Policy(PosteriorMode(output), RECALLS[account][0])
-    return policies
 
 
 def _settings(rule: StopRule) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""`haltwise study`: stop rules over many seeds and prices."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from haltwise import pretrained, tasks
+from haltwise._errors import require
+from haltwise.checkpoint import write_atomically
+from haltwise.evaluation import study_stopping
+
+__all__ = ["study"]
+
+
+@click.command()
+@click.argument("run_or_name")
+@click.option("--family", help="Family to draw problems from.  [default: the one trained on]")
+@click.option(
+    "--price",
+    "prices",
+    type=float,
+    multiple=True,
+    help="Price of a step, in units of the loss; may be repeated.  [default: the card's]",
+)
+@click.option("--horizon", type=int, help="Steps allowed.  [default: the card's]")
+@click.option("--seeds", type=int, default=10, show_default=True, help="Number of seeds.")
+@click.option("--first-seed", type=int, default=1000, show_default=True, help="They count from it.")
+@click.option(
+    "--num-problems",
+    type=int,
+    default=2048,
+    show_default=True,
+    help="Test problems of a seed; as many again for tuning.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write all figures here."
+)
+@click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
+def study(
+    run_or_name: str,
+    family: str | None,
+    prices: tuple[float, ...],
+    horizon: int | None,
+    seeds: int,
+    first_seed: int,
+    num_problems: int,
+    json_path: Path | None,
+    threads: int | None,
+) -> None:
+    """Compare stop rules on the trajectories of RUN_OR_NAME, over seeds and prices.
+
+    Opponents and the learned rule's threshold are tuned on separate problems of each seed.
+    """
+    if threads is not None:
+        require(threads >= 1, f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    optimizer = pretrained.load(run_or_name)
+    config = optimizer.card["config"]
+    require(
+        config["posterior"] != "none",
+        f"{run_or_name} has no trained halting head (preset {config['preset']}); study a "
+        "self-stopping optimizer",
+    )
+    family_name = family or config["family"]
+    with Console(stderr=True).status("starting") as status:
+        results = study_stopping(
+            optimizer,
+            tasks.family(family_name),
+            prices=prices or (config["price"],),
+            horizon=config["horizon"] if horizon is None else horizon,
+            seeds=range(first_seed, first_seed + seeds),
+            num_problems=num_problems,
+            announce=status.update,
+        )
+    document = {"optimizer": Path(run_or_name).name, "family": family_name, "results": results}
+    if json_path is not None:
+        write_atomically(json_path, (json.dumps(document, indent=1) + "\n").encode())
+    Console().print(_table(document))
+
+
+def _table(document: dict[str, Any]) -> Table:
+    """Captured gain of the learned rule and of its strongest opponent."""
+    table = Table(
+        title=f"Captured gain of {document['optimizer']} on {document['family']}: mean over seeds",
+        title_justify="left",
+        caption="1 is the oracle, 0 the best fixed budget. margin: J of the best tuned opponent "
+        "less J of the calibrated rule, with its 95 % interval over seeds",
+        caption_justify="left",
+    )
+    for name in ("price", "cost counted in", "as trained", "calibrated", "best tuned opponent"):
+        table.add_column(name)
+    for name in ("margin", "failures"):
+        table.add_column(name, justify="right")
+    for result in document["results"]:
+        gains, margin = result["captured_gain"], result["margin"]
+        best = result["best_opponent"]
+        table.add_row(
+            f"{result['price']:g}",
+            result["account"],
+            _gain(gains["rule"]),
+            _gain(gains[result["learned"]]),
+            f"{_gain(gains[best])} {best.replace('_', ' ')}",
+            f"{margin['value']:.3g} [{margin['low']:.3g}, {margin['high']:.3g}]",
+            f"{len(result['failures'])} of {len(result['seeds'])}",
+        )
+    return table
+
+
+def _gain(figures: dict[str, float]) -> str:
+    return f"{figures['mean']:.3f} ± {figures['sd']:.3f}"

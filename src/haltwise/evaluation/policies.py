@@ -1,0 +1,76 @@
+"""The stop rules that are compared: the optimizer's own, and opponents tuned on other problems."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from haltwise.halting.accounts import RECALLS, Account, Policy, Recall, calibrate, costs
+from haltwise.halting.head import AFTER, BEFORE
+from haltwise.halting.stopping import (
+    GradientNorm,
+    HazardThreshold,
+    Logistic,
+    Patience,
+    Plateau,
+    PosteriorMode,
+    StopRule,
+    Traces,
+)
+from haltwise.optimizer import LearnedOptimizer
+
+__all__ = ["OPPONENTS", "choose_policies", "speaks_hazard"]
+
+OPPONENTS: Mapping[str, type[StopRule]] = MappingProxyType(
+    {
+        "gradient_norm": GradientNorm,
+        "plateau": Plateau,
+        "patience": Patience,
+        "logistic": Logistic,
+    }
+)
+"""Rules that need no learned head."""
+
+
+def speaks_hazard(optimizer: LearnedOptimizer) -> bool:
+    """Whether the head was trained as a hazard."""
+    return optimizer.card["config"]["posterior"] in ("stick-breaking", "both")
+
+
+def choose_policies(
+    optimizer: LearnedOptimizer, tuning: Traces, account: Account, price: float
+) -> dict[str, Policy]:
+    """Every policy by name, tuned on problems that nothing is judged on.
+
+    `rule` is the optimizer as it ships and `posterior_mode` the thesis' rule: neither is tuned
+    here. `rule_calibrated` has its threshold, its time of decision and what it returns chosen as
+    the opponents have theirs.
+
+    Args:
+        optimizer: Whose head spoke on the traces.
+        tuning: Traces of finite problems.
+        account: What is counted.
+        price: c, in units of the loss.
+    """
+    policies = {"rule": optimizer.policy(account)}
+    if account is Account.GRADIENTS:
+        after = optimizer.policy(Account.UPDATES).rule
+        policies["rule_after_gradient"] = Policy(after, policies["rule"].recall)
+    if optimizer.card["config"]["posterior"] in ("softmax", "both"):
+        output = AFTER if account is Account.UPDATES else BEFORE
+        policies["posterior_mode"] = Policy(PosteriorMode(output), RECALLS[account][0])
+    table = costs(tuning.excess, price)
+    candidates: dict[str, Sequence[StopRule]] = {
+        name: kind.candidates(tuning, table) for name, kind in OPPONENTS.items()
+    }
+    if speaks_hazard(optimizer):
+        outputs = (AFTER, BEFORE) if account is Account.GRADIENTS else (AFTER,)
+        candidates["rule_calibrated"] = [
+            candidate
+            for output in outputs
+            for candidate in HazardThreshold.candidates(tuning, table, output)
+        ]
+    without_head = tuple(recall for recall in RECALLS[account] if recall is not Recall.LEARNED)
+    for name, choices in candidates.items():
+        recalls = RECALLS[account] if name == "rule_calibrated" else without_head
+        chosen = calibrate(choices, tuning, account, price=price, recalls=recalls)
+        policies[name] = chosen.policy
+    return policies
