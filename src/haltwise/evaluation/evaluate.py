@@ -257,7 +257,7 @@ def _stopping(
                 decided["rule"],
                 price=price,
                 account=account,
-                hazards=test.hazard_logits[..., output].double().sigmoid()
+                hazards=test.signal("hazard_logits")[..., output].double().sigmoid()
                 if _speaks_hazard(contender.optimizer)
                 else None,
                 opponents=False,  # tuned above, on separate problems and with more to go by
