@@ -273,4 +273,5 @@ def _backward(roots: Sequence[Tensor], cotangents: Sequence[Tensor]) -> None:
     """Backpropagate through those roots that have a graph."""
     pairs = [pair for pair in zip(roots, cotangents, strict=True) if pair[0].requires_grad]
     if pairs:
-        torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+        roots, cotangents = zip(*pairs, strict=True)
+        torch.autograd.backward(roots, cotangents)

@@ -223,7 +223,7 @@ def _stopping(
                 decided["rule"],
                 price=price,
                 account=account,
-                hazards=test.hazard_logits[..., output].double().sigmoid()
+                hazards=test.signal("hazard_logits")[..., output].double().sigmoid()
                 if speaks_hazard(contender.optimizer)
                 else None,
                 opponents=False,  # tuned above, on separate problems and with more to go by

@@ -100,7 +100,8 @@ def measure_signals(
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """Over the last dimension, held within what float32 can multiply further."""
-    products = (left * right).clamp(-_HUGE, _HUGE)  # infinities of both signs would sum to NaN
+    # Products, too: infinities of both signs would sum to NaN.
+    products: Tensor = (left * right).clamp(-_HUGE, _HUGE)
     return products.sum(-1).clamp(-_HUGE, _HUGE)
 
 
@@ -110,7 +111,8 @@ def _cosine(left: Tensor, right: Tensor) -> Tensor:
         value / value.abs().amax(-1, keepdim=True).clamp_min(_TINY) for value in (left, right)
     )
     lengths = left.norm(dim=-1) * right.norm(dim=-1)
-    return (left * right).sum(-1) / lengths.clamp_min(_TINY)
+    cosine: Tensor = (left * right).sum(-1) / lengths.clamp_min(_TINY)
+    return cosine
 
 
 def init_features(num_problems: int, like: Tensor) -> dict[str, Tensor]:

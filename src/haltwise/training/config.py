@@ -185,7 +185,7 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
 # Networks: a problem costs a thousand times more, so there are fewer of them. The rule learns by
 # the losses of the minibatches alone; what a step is worth is judged on many examples, and learned
 # by the head afterwards.
-_NETWORK: Mapping[str, Any] = {
+_NETWORK: dict[str, Any] = {
     "optimizer": OptimizerConfig(rule_settings={"output_scale": 0.03}),
     "horizon": 100,
     "price": 0.003,

@@ -159,7 +159,7 @@ def _softmax(rollout: _Rollout) -> Tensor:
 def _stick_breaking(rollout: _Rollout) -> Tensor:
     """What the causal hazard is learned by, in prices, shape [B]."""
     learn = _HAZARD_OBJECTIVES[rollout.hazard_objective]
-    return sum(learn(rollout, *stop) for stop in rollout.stops()) / 2
+    return torch.stack([learn(rollout, *stop) for stop in rollout.stops()]).mean(0)
 
 
 def _free_energy(rollout: _Rollout, losses: Tensor, hazard_logits: Tensor) -> Tensor:
