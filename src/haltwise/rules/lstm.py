@@ -53,7 +53,10 @@ class LSTMRule(nn.Module, Rule):
         hidden_size: H, units of a layer.
         num_layers: Layers.
         shared_gradient: Whether coordinates read the mean gradient.
-        output_scale: Root mean square of the first updates.
+        initial_descent: Whether a new rule is normalized gradient descent, disturbed a little,
+            instead of random: a beginning that gets somewhere on networks, where random updates
+            only teach to keep still. Needs `direct_gradient`.
+        output_scale: Size of the first updates.
         generator: Draws the initial weights.
     """
 
@@ -64,12 +67,17 @@ class LSTMRule(nn.Module, Rule):
         *,
         shared_gradient: bool = True,
         direct_gradient: bool = True,
+        initial_descent: bool = False,
         output_scale: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         require(hidden_size >= 1, f"hidden_size must be at least 1, got {hidden_size}")
         require(num_layers >= 1, f"num_layers must be at least 1, got {num_layers}")
+        require(
+            direct_gradient or not initial_descent,
+            "initial_descent needs direct_gradient to be true",
+        )
         self.hidden_size, self.num_layers = hidden_size, num_layers
         self.shared_gradient, self.direct_gradient = shared_gradient, direct_gradient
         self.output_scale = output_scale
@@ -87,14 +95,13 @@ class LSTMRule(nn.Module, Rule):
             bias[hidden_size : 2 * hidden_size] = 1.0  # forget gate: remember at first
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
-        # A new rule is normalized gradient descent, disturbed a little: a beginning that gets
-        # somewhere on networks, too, where random updates only teach to keep still.
-        small = 0.1 * bound if direct_gradient else bound
+        small = 0.1 * bound if initial_descent else bound
         self.readout_weight = nn.Parameter(
             torch.empty(num_outputs, hidden_size).uniform_(-small, small, generator=generator)
         )
-        first = [0.0, 0.0, -1.0, -1.0] if direct_gradient else [0.0, 0.0]
-        self.readout_bias = nn.Parameter(torch.tensor(first))
+        self.readout_bias = nn.Parameter(torch.zeros(num_outputs))
+        if initial_descent:
+            nn.init.constant_(self.readout_bias[2:], -1.0)  # k = l = -1
 
     @property
     def readout_size(self) -> int:
