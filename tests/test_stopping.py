@@ -36,6 +36,7 @@ from haltwise.halting.stopping import (
     Seen,
     StopRule,
     Traces,
+    decide_all,
     decisions,
     decisions_and_reasons,
 )
@@ -120,6 +121,19 @@ def test_decisions_are_those_of_a_loop_over_one_problem(rule: type[StopRule]) ->
         found = decisions(setting, TRACES)
         assert found.dtype == torch.int64
         assert found.tolist() == expected
+
+
+@every_rule
+def test_many_settings_at_once_decide_as_each_alone(rule: type[StopRule]) -> None:
+    """Also mixed, so that those which share a statistic are not neighbours, and with NaN."""
+    loss = TRACES.loss.clone()
+    loss[3, 4:] = torch.nan
+    for traces in (TRACES, replace(TRACES, loss=loss)):
+        choices = [*settings(rule), *settings(GradientNorm), *settings(rule)[::-1]]
+        found = list(decide_all(choices, traces))
+        assert [setting for setting, _ in found] == choices
+        for setting, decided in found:
+            assert torch.equal(decided, decisions(setting, traces))
 
 
 @every_rule

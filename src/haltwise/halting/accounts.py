@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from haltwise._errors import InputError, require
-from haltwise.halting.stopping import StopRule, Traces, decisions
+from haltwise.halting.stopping import StopRule, Traces, decide_all
 
 __all__ = [
     "RECALLS",
@@ -214,8 +214,7 @@ def calibrate(
     )
     measured = [
         _measure(Policy(candidate, recall), decided, traces, account)
-        for candidate in candidates
-        for decided in [decisions(candidate, traces)]
+        for candidate, decided in decide_all(candidates, traces)
         for recall in recalls or RECALLS[account][:1]
     ]
     if price is not None:

@@ -4,6 +4,7 @@ from haltwise.halting.stopping.base import (
     Seen,
     StopRule,
     Traces,
+    decide_all,
     decisions,
     decisions_and_reasons,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Seen",
     "StopRule",
     "Traces",
+    "decide_all",
     "decisions",
     "decisions_and_reasons",
 ]

@@ -2,9 +2,9 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from haltwise.halting.accounts import Account, Calibration, Recall
     from haltwise.halting.stopping.composition import AllOf, AnyOf
 
-__all__ = ["Seen", "StopRule", "Traces", "decisions", "decisions_and_reasons"]
+__all__ = [
+    "LevelRule",
+    "Seen",
+    "StopRule",
+    "Traces",
+    "decide_all",
+    "decisions",
+    "decisions_and_reasons",
+]
 
 _NUM_NEEDED = 50  # problems, for a threshold
 
@@ -264,6 +272,59 @@ class StopRule(ABC):
             risk=risk,
             recalls=recalls,
         )
+
+
+class LevelRule(StopRule):
+    """A rule that stops at the first t at which some statistic reaches a level.
+
+    Settings that differ in nothing but the level share the statistic, so many levels are tried at
+    the cost of one; see `decide_all`.
+    """
+
+    level_setting: ClassVar[str]
+    """The field that holds the level; the only one of two settings that may differ."""
+
+    @property
+    def level(self) -> float:
+        """What the statistic must reach."""
+        value: float = getattr(self, self.level_setting)
+        return value
+
+    @abstractmethod
+    def statistic(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The statistic of each problem at this step, shape [B], and the memory for the next."""
+
+    @final
+    def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        statistic, memory = self.statistic(seen, memory)
+        return statistic >= self.level, memory
+
+
+def decide_all(rules: Iterable[StopRule], traces: Traces) -> Iterator[tuple[StopRule, Tensor]]:
+    """Each rule with its `decisions`, int64 [n]; those that differ in a level alone at once."""
+    shared: dict[object, Tensor] = {}
+    for rule in rules:
+        if not isinstance(rule, LevelRule):
+            yield rule, decisions(rule, traces)
+            continue
+        others = {**vars(rule), rule.level_setting: None}
+        key = (type(rule), *others.values())
+        if key not in shared:
+            shared = {key: _highest_so_far(rule, traces)}
+        yield rule, (shared[key] < rule.level).sum(0)
+
+
+def _highest_so_far(rule: LevelRule, traces: Traces) -> Tensor:
+    """The largest statistic at steps 0..t, shape [T, n]; -inf where there is none."""
+    memory = rule.init(traces.num_problems, traces.loss)
+    statistics = []
+    for seen in traces:
+        statistic, memory = rule.statistic(seen, memory)
+        statistics.append(statistic)
+    if not statistics:
+        return traces.loss.new_empty(0, traces.num_problems)
+    stacked = torch.stack(statistics)
+    return stacked.masked_fill(stacked.isnan(), -torch.inf).cummax(0).values
 
 
 def decisions(rule: StopRule, traces: Traces) -> Tensor:

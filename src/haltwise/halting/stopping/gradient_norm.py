@@ -6,24 +6,30 @@ from typing import Self, final
 
 from torch import Tensor
 
-from haltwise.halting.stopping.base import Seen, StopRule, Traces, quantile_grid
+from haltwise.halting.stopping.base import LevelRule, Seen, Traces, quantile_grid
 
 __all__ = ["GradientNorm"]
 
 
 @final
 @dataclass(frozen=True)
-class GradientNorm(StopRule):
+class GradientNorm(LevelRule):
     """Stop at the first t with log rms gradient <= log_tolerance."""
 
     log_tolerance: float
+
+    level_setting = "log_tolerance"
+
+    @property
+    def level(self) -> float:
+        return -self.log_tolerance
 
     @property
     def reasons(self) -> tuple[str, ...]:
         return (f"the gradient's rms is at most {math.exp(self.log_tolerance):.4g}",)
 
-    def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return seen.signal("log_grad_norm") <= self.log_tolerance, memory
+    def statistic(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return -seen.signal("log_grad_norm"), memory
 
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:

@@ -6,14 +6,14 @@ from typing import Self, final
 from torch import Tensor
 
 from haltwise.halting.head import AFTER
-from haltwise.halting.stopping.base import Seen, StopRule, Traces, quantile_grid
+from haltwise.halting.stopping.base import LevelRule, Seen, Traces, quantile_grid
 
 __all__ = ["HazardThreshold"]
 
 
 @final
 @dataclass(frozen=True)
-class HazardThreshold(StopRule):
+class HazardThreshold(LevelRule):
     """Stop at the first t with log-odds of the hazard rho_t >= threshold.
 
     The hazard weighs all that may still come, not only the next step, so it goes through stretches
@@ -27,12 +27,14 @@ class HazardThreshold(StopRule):
     threshold: float = 0.0
     output: int = AFTER
 
+    level_setting = "threshold"
+
     @property
     def reasons(self) -> tuple[str, ...]:
         return (f"the log-odds of stopping now are at least {self.threshold:.4g}",)
 
-    def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return seen.signal("hazard_logits")[:, self.output] >= self.threshold, memory
+    def statistic(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return seen.signal("hazard_logits")[:, self.output], memory
 
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor, output: int = AFTER) -> list[Self]:

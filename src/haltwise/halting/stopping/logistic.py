@@ -6,7 +6,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from haltwise.halting.stopping.base import Seen, StopRule, Traces, quantile_grid
+from haltwise.halting.stopping.base import LevelRule, Seen, Traces, quantile_grid
 
 __all__ = ["Logistic"]
 
@@ -18,7 +18,7 @@ def _inputs(step: Tensor, loss: Tensor, log_grad_norm: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class Logistic(StopRule):
+class Logistic(LevelRule):
     """Stop at the first t with weights . (log |gradient|, asinh loss, t, log(1+t)) >= threshold.
 
     Fitted by logistic regression to "no later step is worth its price", seen in hindsight on the
@@ -28,14 +28,16 @@ class Logistic(StopRule):
     weights: tuple[float, float, float, float]
     threshold: float
 
+    level_setting = "threshold"
+
     @property
     def reasons(self) -> tuple[str, ...]:
         return (f"the logistic score of gradient, loss and step is at least {self.threshold:.4g}",)
 
-    def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def statistic(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         step = torch.full_like(seen.loss, seen.step)
         inputs = _inputs(step, seen.loss, seen.signal("log_grad_norm"))
-        return inputs @ inputs.new_tensor(self.weights) >= self.threshold, memory
+        return inputs @ inputs.new_tensor(self.weights), memory
 
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:

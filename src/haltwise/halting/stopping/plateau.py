@@ -6,17 +6,23 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from haltwise.halting.stopping.base import Seen, StopRule, Traces, quantile_grid
+from haltwise.halting.stopping.base import LevelRule, Seen, Traces, quantile_grid
 
 __all__ = ["Plateau"]
 
 
 @final
 @dataclass(frozen=True)
-class Plateau(StopRule):
+class Plateau(LevelRule):
     """Stop at the first t >= 1 with f(theta_{t-1}) - f(theta_t) <= tolerance."""
 
     tolerance: float
+
+    level_setting = "tolerance"
+
+    @property
+    def level(self) -> float:
+        return -self.tolerance
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -25,8 +31,8 @@ class Plateau(StopRule):
     def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
         return {"last": like.new_full((num_problems,), torch.inf)}
 
-    def step(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return memory["last"] - seen.loss <= self.tolerance, {"last": seen.loss}
+    def statistic(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return seen.loss - memory["last"], {"last": seen.loss}
 
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:

@@ -1,0 +1,101 @@
+"""Studies over seeds: what they hold, and that their figures are those of single evaluations."""
+
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+import torch
+
+from haltwise import InputError, load
+from haltwise._random import stream
+from haltwise.evaluation import Account, costs, study_stopping
+from haltwise.evaluation.policies import OPPONENTS, choose_policies
+from haltwise.halting.accounts import settle
+from haltwise.halting.stopping import decisions
+from haltwise.optimizer import LearnedOptimizer
+from haltwise.tasks import family
+from haltwise.training import Trainer, TrainingConfig
+from haltwise.unroll import unroll
+
+
+@pytest.fixture(scope="module")
+def optimizer(tmp_path_factory: pytest.TempPathFactory) -> LearnedOptimizer:
+    """A head trained for a moment on gradient descent."""
+    directory: Path = tmp_path_factory.mktemp("study") / "run"
+    config = TrainingConfig.from_preset(
+        "act",
+        "regression-10d-smooth",
+        rule="sgd",
+        rule_settings={"learning_rate": 0.06},
+        horizon=12,
+        head_steps=30,
+        num_recorded=256,
+        num_validation=32,
+        num_calibration=128,
+        head_batch_size=32,
+    )
+    for _ in Trainer(config, directory).run():
+        pass
+    return load(directory)
+
+
+def test_its_figures_are_those_of_every_seed_by_itself(optimizer: LearnedOptimizer) -> None:
+    source, seeds = family("regression-10d-smooth"), [3, 8, 5]
+    results = study_stopping(
+        optimizer, source, prices=[0.05, 0.5], horizon=12, seeds=seeds, num_problems=120
+    )
+    assert [(result["price"], result["account"]) for result in results] == [
+        (price, account.value) for price in (0.05, 0.5) for account in Account
+    ]
+    for result in results:
+        price, account = result["price"], Account(result["account"])
+        gains: dict[str, list[float]] = {}
+        margins, worse = [], []
+        for seed in seeds:
+            test, tuning = (
+                unroll(
+                    optimizer, source.sample(120, stream(seed, name)), 12, torch.full((120,), price)
+                ).traces()
+                for name in ("test", "tune")
+            )
+            table = costs(test.excess, price).double()
+            fixed, oracle = table.mean(0).min().item(), table.min(1).values.mean().item()
+            j = {
+                name: settle(test, decisions(rule, test), account, recall, price=price)
+                .double()
+                .mean()
+                .item()
+                for name, (rule, recall) in choose_policies(
+                    optimizer, tuning, account, price
+                ).items()
+            }
+            for name, value in j.items():
+                gains.setdefault(name, []).append((fixed - value) / (fixed - oracle))
+            margins.append(j[result["best_opponent"]] - j["rule_calibrated"])
+            if j["rule_calibrated"] >= min(fixed, j[result["best_opponent"]]):
+                worse.append(seed)
+        for name, values in gains.items():
+            found = result["captured_gain"][name]
+            assert found["by_seed"] == pytest.approx(values, rel=1e-9)
+            assert found["mean"] == pytest.approx(fmean(values), rel=1e-9)
+            assert found["sd"] == pytest.approx(stdev(values), rel=1e-6)
+        means = {name: fmean(gains[name]) for name in OPPONENTS}
+        assert result["best_opponent"] == max(means, key=lambda name: means[name])
+        assert result["margin"]["value"] == pytest.approx(fmean(margins), rel=1e-9)
+        # Student's t with 2 degrees of freedom: 4.3027 standard errors
+        half = 4.302652729911275 * stdev(margins) / 3**0.5
+        assert result["margin"]["high"] - fmean(margins) == pytest.approx(half, rel=1e-9)
+        assert result["failures"] == worse
+
+
+def test_bad_input_is_refused(optimizer: LearnedOptimizer) -> None:
+    source = family("regression-10d-smooth")
+    for seeds, price, num, message in (
+        ([1], 0.1, 200, "at least 2 seeds, got 1"),
+        ([1, 2], 0.0, 200, "above 0, got 0"),
+        ([1, 2], 0.1, 99, "at least 100, got 99"),
+    ):
+        with pytest.raises(InputError, match=message):
+            study_stopping(
+                optimizer, source, prices=[price], horizon=5, seeds=seeds, num_problems=num
+            )
