@@ -204,3 +204,23 @@ def test_impossible_settings_are_refused(name: str, value: float) -> None:
 def test_a_directory_without_records_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="haltwise evaluate"):
         load_records(tmp_path)
+
+
+def test_the_report_judges_what_a_holding_head_returns() -> None:
+    contender = untrained()
+    contender.optimizer.head.biases[-1][4] = 6.0  # log-odds of holding
+    record = evaluate(
+        contender,
+        family("regression-2d"),
+        family_name="regression-2d",
+        price=0.05,
+        horizon=8,
+        seed=5,
+        num_problems=100,
+    )
+    decided = record.arrays["end.gradients.rule"] - 1
+    excess = record.arrays["excess"].gather(1, decided.unsqueeze(1)).squeeze(1)
+    j = (excess + 0.05 * (decided + 1))[decided < 7].double()
+    assert record.arrays["j.gradients.rule"][decided < 7].double().mean() == pytest.approx(j.mean())
+    report = record.summary["stopping_report"]["gradients"]
+    assert report["j"]["rule"]["value"] == pytest.approx(record.summary["j"]["gradients"]["rule"])

@@ -223,6 +223,7 @@ def _stopping(
                 decided["rule"],
                 price=price,
                 account=account,
+                returned=ends(decided["rule"], test, policies["rule"].recall),
                 hazards=test.signal("hazard_logits")[..., output].double().sigmoid()
                 if speaks_hazard(contender.optimizer)
                 else None,

@@ -55,6 +55,7 @@ def stopping_report(
     price: float,
     prices: Sequence[float] | None = None,
     account: Account = Account.UPDATES,
+    returned: Tensor | None = None,
     hazards: Tensor | None = None,
     observed: Tensor | None = None,
     seeds: Tensor | None = None,
@@ -96,6 +97,8 @@ def stopping_report(
             The stops stay as they are.
         account: `UPDATES`: a stop at t costs t and returns theta_t. `GRADIENTS`: it costs t + 1
             and returns theta_{t+1}. The oracle and fixed budgets pay for the steps they take.
+        returned: The s of the theta_s that each problem returns, integers [n], where that is not
+            what the account says: the last update was left out, or the best iterate kept.
         hazards: Probability of stopping at t given that it is reached, in [0, 1], shape [n, T].
         observed: What the opponents see in place of `losses`, shape [n, T+1].
         seeds: The run or seed to which each problem belongs, integers [n].
@@ -113,12 +116,13 @@ def stopping_report(
             `MIN_PROBLEMS` problems have finite losses.
     """
     prices = [factor * price for factor in _FACTORS] if prices is None else list(prices)
-    _check(losses, stops, price, prices, hazards, observed, seeds)
+    _check(losses, stops, price, prices, returned, hazards, observed, seeds)
     _check_seconds(seconds_per_step, seconds_per_decision)
     generator = stream(0, "stopping report") if generator is None else generator
     stops = stops.long()
     finite = losses.isfinite().all(1)
-    all_seeds, all_losses, all_ends = seeds, losses, paid(stops, account, losses.shape[1] - 1)
+    all_seeds, all_losses, all_paid = seeds, losses, paid(stops, account, losses.shape[1] - 1)
+    all_ends = all_paid if returned is None else returned.long()
     losses, stops, seeds = losses[finite].double(), stops[finite], _rows(seeds, finite)
     hazards, observed = _rows(hazards, finite), _rows(observed, finite)
     _check_hazards(hazards)
@@ -126,7 +130,8 @@ def stopping_report(
     end = paid(stops, account, num_steps)
     table = costs(losses, price)
     oracle = table.argmin(1)
-    cost = table.gather(1, end.unsqueeze(1)).squeeze(1)
+    loss = losses.gather(1, all_ends[finite].unsqueeze(1))
+    cost = loss.squeeze(1) + price * end.double()
     clusters = None if seeds is None else torch.unique(seeds, return_inverse=True)[1]
     if clusters is not None and int(clusters.max()) == 0:
         clusters = None  # one seed: nothing to resample but its problems
@@ -134,7 +139,7 @@ def stopping_report(
     # Everything that is averaged over problems, each [n, k].
     columns = {
         "losses": losses,
-        "loss": losses.gather(1, end.unsqueeze(1)),
+        "loss": loss,
         "steps": end.unsqueeze(1),
         "moments": torch.stack((end, end**2, oracle, oracle**2), 1),
         "ends": torch.nn.functional.one_hot(end, num_steps + 1),
@@ -170,8 +175,6 @@ def stopping_report(
 
     mean_loss = losses.mean(0)
     reachable = mean_loss.cummin(0).values
-    budget = int(table.mean(0).argmin())
-    oracle_sd, sd = oracle.double().std().item(), end.double().std().item()
     report: dict[str, Any] = {
         "account": account.value,
         "price": price,
@@ -184,7 +187,7 @@ def stopping_report(
         "rows_left_out": (~finite).nonzero().squeeze(1),
         "num_resamples": NUM_RESAMPLES,
         "resampled": "problems" if clusters is None else "seeds",
-        "fixed_budget": budget,
+        "fixed_budget": int(table.mean(0).argmin()),
         "j": {name: found[f"j.{name}"] for name in ("rule", "oracle", "fixed")},
         "captured_gain": found["gain"],
         "captured_gain_by_price": [
@@ -216,9 +219,9 @@ def stopping_report(
         },
         "degeneracy": {
             "mean": end.double().mean().item(),
-            "sd": sd,
+            "sd": end.double().std().item(),
             "oracle_mean": oracle.double().mean().item(),
-            "oracle_sd": oracle_sd,
+            "oracle_sd": oracle.double().std().item(),
             "sd_ratio": found["sd_ratio"],
             "rank_correlation": rank_correlation(end, oracle),
             "share_at_0": (end == 0).double().mean().item(),
@@ -236,7 +239,9 @@ def stopping_report(
             }
             for place, name in enumerate(_OPPONENTS if opponents else ())
         },
-        "seeds": None if all_seeds is None else _by_seed(all_losses, all_ends, all_seeds, price),
+        "seeds": None
+        if all_seeds is None
+        else _by_seed(all_losses, all_paid, all_ends, all_seeds, price),
         "seconds": None
         if seconds_per_step is None
         else {
@@ -262,6 +267,7 @@ def _check(
     stops: Tensor,
     price: float,
     prices: Sequence[float],
+    returned: Tensor | None,
     hazards: Tensor | None,
     observed: Tensor | None,
     seeds: Tensor | None,
@@ -274,6 +280,7 @@ def _check(
     num, num_steps = len(losses), losses.shape[1] - 1
     shapes = {
         "stops": (stops, [num]),
+        "returned": (returned, [num]),
         "hazards": (hazards, [num, num_steps]),
         "observed": (observed, [num, num_steps + 1]),
         "seeds": (seeds, [num]),
@@ -284,7 +291,7 @@ def _check(
             f"{name} must have shape {shape} to go with losses of shape {list(losses.shape)}, got "
             f"{list(value.shape) if value is not None else None}",
         )
-    for name, integers in (("stops", stops), ("seeds", seeds)):
+    for name, integers in (("stops", stops), ("returned", returned), ("seeds", seeds)):
         kind = None if integers is None else integers.dtype
         require(
             kind is None or not (kind.is_floating_point or kind.is_complex or kind == torch.bool),
@@ -304,6 +311,12 @@ def _check(
             f"stops must lie in 0..{num_steps}, got {int(stops[row])} in row {row}; a problem that "
             f"never stopped has {num_steps}",
         )
+        if returned is not None:
+            row = int(((returned < 0) | (returned > num_steps)).int().argmax())
+            require(
+                0 <= int(returned[row]) <= num_steps,
+                f"returned must lie in 0..{num_steps}, got {int(returned[row])} in row {row}",
+            )
     for each in (price, *prices):
         require(
             math.isfinite(each) and each > 0,
@@ -526,14 +539,16 @@ def _reliability(cases: Mapping[str, Tensor], found: Mapping[str, Any]) -> dict[
     }
 
 
-def _by_seed(losses: Tensor, end: Tensor, seeds: Tensor, price: float) -> dict[str, Any]:
+def _by_seed(
+    losses: Tensor, steps: Tensor, end: Tensor, seeds: Tensor, price: float
+) -> dict[str, Any]:
     """Each seed by itself, with its own best fixed budget; mean and sd over seeds; failures."""
     entries, failures = [], []
     for seed in torch.unique(seeds).tolist():
         rows = seeds == seed
         finite = losses[rows].isfinite().all(1)
         table = costs(losses[rows][finite].double(), price)
-        stop = end[rows][finite]
+        stop = steps[rows][finite]
         entry: dict[str, Any] = {
             "seed": seed,
             "num_problems": len(table),
@@ -543,7 +558,8 @@ def _by_seed(losses: Tensor, end: Tensor, seeds: Tensor, price: float) -> dict[s
             failures.append({"seed": seed, "reason": "every problem has a non-finite loss"})
             entries.append(entry)
             continue
-        rule = table.gather(1, stop.unsqueeze(1)).mean()
+        loss = losses[rows][finite].double().gather(1, end[rows][finite].unsqueeze(1)).squeeze(1)
+        rule = (loss + price * stop.double()).mean()
         fixed, oracle = table.mean(0).amin(), table.amin(1).mean()
         entry["j"] = rule.item()
         entry["fixed_j"] = fixed.item()
