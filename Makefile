@@ -8,7 +8,8 @@ READY := $(VENV)/.ready
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
-	$(BIN)/haltwise train regression-2d --out runs/demo --meta-steps 1200 --threads 1
+	$(BIN)/haltwise train regression-2d --out runs/demo --meta-steps 600 \
+	  --set head_steps=800 --set num_recorded=8192 --threads 1
 	$(BIN)/haltwise evaluate runs/demo --num-problems 2048
 	$(BIN)/haltwise report runs/demo
 
@@ -38,14 +39,19 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kerne
 SHIPPED := src/haltwise/pretrained/weights
 TRAIN := $(BIN)/haltwise train --threads 1
 weights: $(READY)
-	$(TRAIN) regression-2d --preset act --meta-steps 2500 --out runs/regression-2d
+	$(TRAIN) regression-2d --meta-steps 2000 --out runs/regression-2d
 	$(TRAIN) regression-2d --preset lstm --meta-steps 2000 --out runs/regression-2d-lstm
 	$(TRAIN) regression-2d --preset thesis --meta-steps 2000 --out runs/regression-2d-thesis
-	$(TRAIN) regression-10d --preset act --meta-steps 2500 --batch-size 256 --out runs/regression-10d
-	$(TRAIN) regression-10d --preset lstm --meta-steps 1500 --batch-size 256 --out runs/regression-10d-lstm
-	$(TRAIN) quadratic-10d --preset act --meta-steps 3000 --out runs/quadratic-10d
-	$(TRAIN) quadratic-10d --preset lstm --meta-steps 1500 --out runs/quadratic-10d-lstm
-	for run in runs/regression-* runs/quadratic-*; do \
+	$(TRAIN) regression-10d --meta-steps 800 --out runs/regression-10d
+	$(TRAIN) regression-10d --preset lstm --batch-size 128 --meta-steps 1000 \
+	  --set 'rule_settings={"initial_descent":true}' --out runs/regression-10d-lstm
+	$(TRAIN) regression-10d-plain --meta-steps 800 \
+	  --set 'rule_settings={"initial_descent":true}' --out runs/regression-10d-plain
+	$(TRAIN) student-t-10d --meta-steps 600 --out runs/student-t-10d
+	$(TRAIN) quadratic-10d --meta-steps 800 --set head_steps=2000 --out runs/quadratic-10d
+	$(TRAIN) quadratic-10d --preset lstm --meta-steps 1000 \
+	  --set 'rule_settings={"initial_descent":true}' --out runs/quadratic-10d-lstm
+	for run in runs/regression-* runs/quadratic-* runs/student-*; do \
 	  cp $$run/best.safetensors $(SHIPPED)/$$(basename $$run).safetensors; done
 
 clean:

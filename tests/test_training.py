@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from haltwise import InputError, load
-from haltwise.checkpoint import load_tensors
+from haltwise.checkpoint import load_tensors, save_tensors
 from haltwise.halting.accounts import costs
 from haltwise.halting.stopping import HazardThreshold, PonderThreshold, PosteriorMode
 from haltwise.optimizer import OptimizerConfig
@@ -51,6 +51,15 @@ def test_every_preset_trains_and_its_weights_load(preset: str, tmp_path: Path) -
     assert ("thresholds" in optimizer.card) == (preset == "act")
     steps = list(range(2, 15 if preset == "act" else 9, 2))  # rule and head, then the head alone
     assert [record["step"] for record in read_log(tmp_path / "run")] == steps
+
+
+def test_a_run_cut_just_before_its_calibration_is_calibrated_when_resumed(tmp_path: Path) -> None:
+    finish(Trainer(tiny(), tmp_path / "run"))
+    path = tmp_path / "run" / "best.safetensors"
+    weights, card = load_tensors(path)
+    save_tensors(path, weights, {key: card[key] for key in card if key != "thresholds"})
+    finish(Trainer.resume(tmp_path / "run"))
+    assert load_tensors(path)[1] == card
 
 
 @pytest.mark.parametrize("posterior", [name for name in POSTERIORS if name != "none"])

@@ -211,8 +211,6 @@ class Trainer:
                 self._validate()
                 self._log.write({"step": self._step, "loss": loss, **self._metrics})
                 self.save()
-                if self._step == self.num_steps and self._hazard:
-                    self._calibrate()
             yield Progress(
                 self._step,
                 loss,
@@ -221,6 +219,8 @@ class Trainer:
                 self._metrics["mean_loss"],
                 self._num_nonfinite,
             )
+        if self._hazard:
+            self._calibrate()
         self._log.close()
 
     def _draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
@@ -358,6 +358,8 @@ class Trainer:
         """Choose the hazard's thresholds on problems of their own; store them with the weights."""
         path = self.directory / _BEST
         weights, card = load_tensors(path)
+        if "thresholds" in card:  # the run had ended already
+            return
         best = LearnedOptimizer.from_weights(self.config.optimizer, weights).to(self._device)
         problems = self._sample(self.config.num_calibration, "calibration")
         recording = record(best.rule, problems, self.config.horizon)
