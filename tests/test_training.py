@@ -62,6 +62,22 @@ def test_a_run_cut_just_before_its_calibration_is_calibrated_when_resumed(tmp_pa
     assert load_tensors(path)[1] == card
 
 
+def test_a_head_is_trained_for_the_rule_of_another_run(tmp_path: Path) -> None:
+    source = finish(Trainer(tiny("lstm"), tmp_path / "lstm"))
+    trained = load_tensors(tmp_path / "lstm" / "best.safetensors")[0]
+    config = tiny(rule_from=str(tmp_path / "lstm"), num_meta_steps=0)
+    assert config.optimizer.rule_settings == source.config.optimizer.rule_settings
+    finish(Trainer(config, tmp_path / "act"))
+    weights = load_tensors(tmp_path / "act" / "best.safetensors")[0]
+    for name, value in trained.items():
+        assert torch.equal(weights[name], value) == name.startswith("rule."), name
+    with pytest.raises(InputError, match="other settings"):
+        Trainer(
+            replace(config, optimizer=OptimizerConfig(rule_settings={"hidden_size": 8})),
+            tmp_path / "other",
+        )
+
+
 @pytest.mark.parametrize("posterior", [name for name in POSTERIORS if name != "none"])
 def test_every_posterior_trains_the_head_and_stops_by_its_rule(
     posterior: str, tmp_path: Path

@@ -40,6 +40,10 @@ __all__ = ["train"]
 @click.option(
     "--rule", help="What moves the parameters.  [default: lstm; settings: --set rule_settings=JSON]"
 )
+@click.option(
+    "--rule-from",
+    help="Begin with the rule of a trained optimizer; with --meta-steps 0 only a head is trained.",
+)
 @click.option("--price", type=float, help="Price of a step, in units of the loss.")
 @click.option("--horizon", type=int, help="Steps of an unroll.")
 @click.option("--meta-steps", type=int, help="Updates of the optimizer's weights.")
@@ -68,6 +72,7 @@ def train(
     out: Path | None,
     posterior: str | None,
     rule: str | None,
+    rule_from: str | None,
     price: float | None,
     horizon: int | None,
     meta_steps: int | None,
@@ -99,6 +104,7 @@ def train(
             family,
             posterior=posterior,
             rule=rule,
+            rule_from=rule_from,
             price=price,
             horizon=horizon,
             num_meta_steps=meta_steps,

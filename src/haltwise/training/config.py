@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, Self, final
 
-from haltwise import _discovery
+from haltwise import _discovery, pretrained
 from haltwise._errors import InputError, require
 from haltwise.optimizer import OptimizerConfig
 from haltwise.training.objective import POSTERIORS
@@ -23,6 +23,9 @@ class TrainingConfig:
     """The preset it was made from, for the card."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
+    rule_from: str | None = None
+    """A shipped name, a run directory or a weights file: begin with the rule trained there. With
+    `num_meta_steps = 0` it stays as it is, and only a head is trained for it."""
     posterior: str = "both"
     """`none`: the L2L sum of losses, no halting. `softmax`: the thesis' lower bound.
     `stick-breaking`: the free energy of a causal hazard. `graves`: expected loss and ponder cost
@@ -137,6 +140,9 @@ class TrainingConfig:
         make = _discovery.lookup(PRESETS, preset, "preset")
         settings: dict[str, Any] = {**make, **FAMILY_DEFAULTS.get(family, {})}
         changes = {name: value for name, value in changes.items() if value is not None}
+        if changes.get("rule_from") is not None:
+            source = pretrained.load(changes["rule_from"]).config
+            changes |= {"rule": source.rule, "rule_settings": source.rule_settings}
         inner = {field.name for field in fields(OptimizerConfig)} & changes.keys()
         optimizer = settings.get("optimizer", OptimizerConfig())
         settings["optimizer"] = replace(optimizer, **{name: changes.pop(name) for name in inner})

@@ -16,6 +16,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
+from haltwise import pretrained
 from haltwise._errors import InputError, require
 from haltwise._random import stream
 from haltwise._version import __version__
@@ -149,6 +150,16 @@ class Trainer:
         self.config, self.directory, self._device = config, directory, device
         self.family = family(config.family)
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
+        if config.rule_from is not None:
+            source = pretrained.load(config.rule_from)
+            require(
+                source.config.rule == config.optimizer.rule
+                and source.config.rule_settings == config.optimizer.rule_settings,
+                f"the rule of {config.rule_from} has other settings than this run's; drop either",
+            )
+            if isinstance(self.optimizer.rule, torch.nn.Module):
+                assert isinstance(source.rule, torch.nn.Module)
+                self.optimizer.rule.load_state_dict(source.rule.state_dict())
         self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)
         self._parameters = dict(self.optimizer.named_parameters())
