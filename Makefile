@@ -48,9 +48,12 @@ weights: $(READY)
 	$(TRAIN) regression-10d-plain --meta-steps 800 \
 	  --set 'rule_settings={"initial_descent":true}' --out runs/regression-10d-plain
 	$(TRAIN) student-t-10d --meta-steps 600 --out runs/student-t-10d
-	$(TRAIN) quadratic-10d --meta-steps 800 --set head_steps=2000 --out runs/quadratic-10d
 	$(TRAIN) quadratic-10d --preset lstm --meta-steps 1000 \
 	  --set 'rule_settings={"initial_descent":true}' --out runs/quadratic-10d-lstm
+	$(TRAIN) quadratic-10d --rule-from runs/quadratic-10d-lstm --meta-steps 0 \
+	  --set head_steps=2000 --out runs/quadratic-10d
+	$(TRAIN) regression-2d --rule-from runs/regression-2d --meta-steps 0 --posterior softmax \
+	  --set head_memory=0 --set head_steps=1500 --out runs/regression-2d-mode
 	for run in runs/regression-* runs/quadratic-* runs/student-*; do \
 	  cp $$run/best.safetensors $(SHIPPED)/$$(basename $$run).safetensors; done
 

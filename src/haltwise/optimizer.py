@@ -131,7 +131,8 @@ class LearnedOptimizer(nn.Module):
         if config.get("posterior") == "graves":
             return Policy(PonderThreshold(output=output), default)
         if "thresholds" not in self.card:
-            return Policy(PosteriorMode(output), default)
+            min_steps = self.card.get("min_steps", (0, 0))[output]
+            return Policy(PosteriorMode(output, min_steps), default)
         learned = Recall.LEARNED if account is Account.GRADIENTS else default
         return Policy(HazardThreshold(self.card["thresholds"][output], output), learned)
 

@@ -56,7 +56,8 @@ def choose_policies(
         policies["rule_after_gradient"] = Policy(after, policies["rule"].recall)
     if optimizer.card["config"]["posterior"] in ("softmax", "both"):
         output = AFTER if account is Account.UPDATES else BEFORE
-        policies["posterior_mode"] = Policy(PosteriorMode(output), RECALLS[account][0])
+        min_steps = optimizer.card.get("min_steps", (0, 0))[output]
+        policies["posterior_mode"] = Policy(PosteriorMode(output, min_steps), RECALLS[account][0])
     table = costs(tuning.excess, price)
     candidates: dict[str, Sequence[StopRule]] = {
         name: kind.candidates(tuning, table) for name, kind in OPPONENTS.items()

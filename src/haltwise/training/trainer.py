@@ -21,7 +21,7 @@ from haltwise._errors import InputError, require
 from haltwise._random import stream
 from haltwise._version import __version__
 from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
-from haltwise.halting.accounts import Account, Recall, calibrate, costs, paid, settle
+from haltwise.halting.accounts import RECALLS, Account, Recall, calibrate, costs, paid, settle
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
 from haltwise.halting.stopping import (
     HazardThreshold,
@@ -230,7 +230,8 @@ class Trainer:
                 self._metrics["mean_loss"],
                 self._num_nonfinite,
             )
-        if self._hazard:
+        softmax = self.config.posterior == "softmax" and self.config.head_steps > 0
+        if self._hazard or softmax:
             self._calibrate()
         self._log.close()
 
@@ -366,10 +367,14 @@ class Trainer:
         return j.mean().item(), cost.double().mean().item()
 
     def _calibrate(self) -> None:
-        """Choose the hazard's thresholds on problems of their own; store them with the weights."""
+        """Choose what a stop rule leaves open on problems of their own; store it with the weights.
+
+        That is the hazard's threshold, or below how many steps the posterior's mode is not sought.
+        """
         path = self.directory / _BEST
         weights, card = load_tensors(path)
-        if "thresholds" in card:  # the run had ended already
+        setting, name = ("threshold", "thresholds") if self._hazard else ("min_steps", "min_steps")
+        if name in card:  # the run had ended already
             return
         best = LearnedOptimizer.from_weights(self.config.optimizer, weights).to(self._device)
         problems = self._sample(self.config.num_calibration, "calibration")
@@ -383,17 +388,15 @@ class Trainer:
             *(torch.cat([getattr(t, field.name) for t in traces]) for field in fields(Traces))
         )
         table = costs(merged.excess, 1.0)
-        thresholds = []
-        for output, account, recall in (
-            (AFTER, Account.UPDATES, Recall.CURRENT),
-            (BEFORE, Account.GRADIENTS, Recall.LEARNED),
-        ):
-            candidates = HazardThreshold.candidates(merged, table, output)
-            chosen = calibrate(candidates, merged, account, price=1.0, recalls=(recall,))
-            rule = chosen.policy.rule
-            assert isinstance(rule, HazardThreshold)
-            thresholds.append(rule.threshold)
-        save_tensors(path, weights, {**card, "thresholds": thresholds})
+        kind = HazardThreshold if self._hazard else PosteriorMode
+        chosen = []
+        for output, account in ((AFTER, Account.UPDATES), (BEFORE, Account.GRADIENTS)):
+            learned = self._hazard and account is Account.GRADIENTS
+            recall = Recall.LEARNED if learned else RECALLS[account][0]
+            candidates = kind.candidates(merged, table, output)
+            policy = calibrate(candidates, merged, account, price=1.0, recalls=(recall,)).policy
+            chosen.append(getattr(policy.rule, setting))
+        save_tensors(path, weights, {**card, name: chosen})
 
     def _prices(self) -> list[float]:
         """The prices that validation and calibration average over."""
