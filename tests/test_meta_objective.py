@@ -69,7 +69,7 @@ def free_energies(problem: int) -> tuple[float, float]:
 
 def test_the_free_energy_is_the_sum_over_stops_and_what_they_return() -> None:
     meta = objective(posterior="stick-breaking")
-    found = meta.halting(EXCESS, said(), PRICE, TAU, seeded())
+    found = meta.halting(EXCESS, said(), PRICE, TAU, seeded(), distilled=False)
     for problem in range(B):
         expected = sum(free_energies(problem)) / 2
         assert found[problem].item() == pytest.approx(expected, rel=1e-12)
@@ -81,11 +81,25 @@ def test_holding_is_least_at_the_tempered_better_of_both_ends() -> None:
     tau = (TAU * PRICE).unsqueeze(1)
     best = ((EXCESS[:, 1:] - EXCESS[:, :-1]) / tau).requires_grad_()
     meta = objective(posterior="stick-breaking")
-    value = meta.halting(EXCESS, output._replace(hold_logits=best), PRICE, TAU, seeded())
+    held = output._replace(hold_logits=best)
+    value = meta.halting(EXCESS, held, PRICE, TAU, seeded(), distilled=False)
     (slope,) = torch.autograd.grad(value.sum(), best)
     assert slope.abs().max() < 1e-10
-    other = meta.halting(EXCESS, output, PRICE, TAU, seeded())
+    other = meta.halting(EXCESS, output, PRICE, TAU, seeded(), distilled=False)
     assert (other > value).all()
+
+
+def optimum(losses: Tensor) -> Tensor:
+    """The least free energy of stopping at one of the steps, in prices: a soft minimum."""
+    steps = torch.arange(losses.shape[1], dtype=DOUBLE)
+    prices = (losses / PRICE.unsqueeze(1) + steps) / TAU
+    return -TAU * (-prices).exp().sum(1).log()
+
+
+def test_a_free_energy_is_distilled_first() -> None:
+    first = objective(posterior="stick-breaking").halting(EXCESS, said(), PRICE, TAU, seeded())
+    meta = objective(posterior="stick-breaking", hazard_objective="distillation")
+    assert torch.equal(first, meta.halting(EXCESS, said(), PRICE, TAU, seeded()))
 
 
 @pytest.mark.parametrize("name", ["distillation", "value"])
@@ -104,7 +118,7 @@ def test_the_other_objectives_of_the_hazard_learn_from_the_same_stops(name: str)
         else:
             temperature = TAU * PRICE
             expected += distillation(losses, logits, price=PRICE, temperature=temperature) / 2
-        expected += losses.mean(1) / PRICE / 2
+        expected += optimum(losses) / 2
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -113,7 +127,8 @@ def test_gradients_equal_finite_differences(posterior: str) -> None:
     meta = objective(posterior=posterior)
 
     def value(excess: Tensor, *output: Tensor) -> Tensor:
-        return meta.halting(excess, HaltingOutput(*output), PRICE, TAU, seeded())
+        said = HaltingOutput(*output)
+        return meta.halting(excess, said, PRICE, TAU, seeded(), distilled=False)
 
     leaves = [leaf.clone().requires_grad_() for leaf in (EXCESS, *said())]
     assert torch.autograd.gradcheck(value, leaves)
@@ -121,7 +136,7 @@ def test_gradients_equal_finite_differences(posterior: str) -> None:
 
 @pytest.mark.parametrize("name", ["distillation", "value"])
 def test_hazards_hear_how_to_stop_and_holding_what_is_better(name: str) -> None:
-    """The hazard's objective takes what a stop is worth as data; holding learns from its mean."""
+    """The hazard takes what a stop is worth as data; holding learns from the optimum."""
     meta = objective(posterior="stick-breaking", hazard_objective=name)
     increments, hazards, holds = said()
 
@@ -133,7 +148,7 @@ def test_hazards_hear_how_to_stop_and_holding_what_is_better(name: str) -> None:
     hold, tau = holds.sigmoid(), (TAU * PRICE).unsqueeze(1)
     entropy = hold * hold.log() + (1 - hold) * (1 - hold).log()
     returned = hold * EXCESS[:, :-1] + (1 - hold) * EXCESS[:, 1:] + tau * entropy
-    (expected,) = torch.autograd.grad((returned.mean(1) / PRICE / 2).sum(), holds)
+    (expected,) = torch.autograd.grad((optimum(returned) / 2).sum(), holds)
     assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 

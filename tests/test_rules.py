@@ -211,7 +211,7 @@ def test_the_weights_of_all_groups_are_trained_and_saved() -> None:
 
 
 def test_groups_that_do_not_fill_the_problem_are_refused() -> None:
-    with pytest.raises(InputError, match=r"\[2, 1\] sum to 3, but the problems have 4"):
+    with pytest.raises(InputError, match=r"\[2, 1\] coordinates do not make up 4"):
         make("partitioned").init(randn(B, 4))
 
 

@@ -225,7 +225,8 @@ def test_candidates_are_rules_that_differ(rule: type[StopRule]) -> None:
     stops = torch.stack([decisions(setting, TRACES) for setting in found])
     assert len(stops.unique(dim=0)) > T / 2
     assert stops.double().mean(1).max() > T - 2  # from hardly ever ...
-    assert stops.double().mean(1).min() < 3  # ... to nearly at once
+    if rule is not PosteriorMode:  # whose settings only put off the first mode
+        assert stops.double().mean(1).min() < 3  # ... to nearly at once
 
 
 @every_rule

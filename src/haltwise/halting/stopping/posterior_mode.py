@@ -40,4 +40,5 @@ class PosteriorMode(StopRule):
     @classmethod
     def candidates(cls, traces: Traces, costs: Tensor, output: int = AFTER) -> list[Self]:
         del costs
-        return [cls(output, min_steps) for min_steps in range(min(traces.num_steps, 10))]
+        traces.signal("increments")  # says so if they are missing
+        return [cls(output, min_steps) for min_steps in range(traces.num_steps + 1)]
