@@ -9,7 +9,7 @@ from torch import Tensor
 from haltwise._errors import require
 from haltwise._random import random_subsets
 from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
-from haltwise.tasks.regression import LinearRegression
+from haltwise.tasks.regression import LinearRegression, normal_regression
 
 __all__ = ["FAMILIES", "LogisticRegression", "LogisticRegressionBatch"]
 
@@ -130,14 +130,8 @@ class LogisticRegression(TaskFamily):
         return self.num_params
 
     def _regression(self) -> LinearRegression:
-        return LinearRegression(
-            num_params=self.num_params,
-            min_observations=self.num_observations,
-            max_observations=self.num_observations,
-            alpha=self.alpha,
-            inputs="normal",
-            intercept=False,
-            spread=self.spread,
+        return normal_regression(
+            self.num_params, self.num_observations, alpha=self.alpha, spread=self.spread
         )
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> LogisticRegressionBatch:

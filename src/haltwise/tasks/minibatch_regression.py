@@ -9,7 +9,7 @@ from torch import Tensor
 from haltwise._errors import require
 from haltwise._random import random_subsets
 from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
-from haltwise.tasks.regression import LinearRegression
+from haltwise.tasks.regression import LinearRegression, normal_regression
 
 __all__ = ["FAMILIES", "MinibatchRegression", "MinibatchRegressionBatch"]
 
@@ -89,15 +89,12 @@ class MinibatchRegression(TaskFamily):
         return self.num_params
 
     def _regression(self) -> LinearRegression:
-        return LinearRegression(
-            num_params=self.num_params,
-            min_observations=self.num_observations,
-            max_observations=self.num_observations,
+        return normal_regression(
+            self.num_params,
+            self.num_observations,
             alpha=self.alpha,
-            beta=self.beta,
-            inputs="normal",
-            intercept=False,
             spread=self.spread,
+            beta=self.beta,
         )
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> MinibatchRegressionBatch:

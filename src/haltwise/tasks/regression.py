@@ -10,7 +10,7 @@ from haltwise._errors import require
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 
-__all__ = ["FAMILIES", "LinearRegression", "sample_design"]
+__all__ = ["FAMILIES", "LinearRegression", "normal_regression", "sample_design"]
 
 
 def sample_design(
@@ -142,6 +142,33 @@ class LinearRegression(TaskFamily):
         noise = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
         observed = (torch.einsum("bnd,bd->bn", design, truth) + noise / self.beta**0.5) * mask
         return gaussian_regression(design, observed, count, self.beta, torch.zeros_like(truth))
+
+
+def normal_regression(
+    num_params: int, num_observations: int, *, alpha: float, spread: float, beta: float = 1.0
+) -> LinearRegression:
+    """The designs that other regressions share: N(0, 1) inputs, no intercept, one N for all.
+
+    Args:
+        num_params: D.
+        num_observations: N.
+        alpha: Precision of the true parameters.
+        spread: Of the problems' scales, see `sample_design`.
+        beta: Noise precision.
+
+    Raises:
+        InputError: A setting is impossible.
+    """
+    return LinearRegression(
+        num_params=num_params,
+        min_observations=num_observations,
+        max_observations=num_observations,
+        alpha=alpha,
+        beta=beta,
+        inputs="normal",
+        intercept=False,
+        spread=spread,
+    )
 
 
 FAMILIES = {

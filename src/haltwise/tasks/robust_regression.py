@@ -9,7 +9,7 @@ from torch import Tensor
 
 from haltwise._errors import require
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
-from haltwise.tasks.regression import LinearRegression
+from haltwise.tasks.regression import LinearRegression, normal_regression
 
 __all__ = ["FAMILIES", "StudentTBatch", "StudentTRegression"]
 
@@ -77,25 +77,19 @@ class StudentTRegression(TaskFamily):
             f"num_observations must be at least num_params = {self.num_params} for a reference "
             f"solution, got {self.num_observations}",
         )
-        self._gaussian()  # refuses what is wrong with the rest
+        self._regression()  # refuses what is wrong with the rest
 
     @property
     def dim(self) -> int:
         return self.num_params
 
-    def _gaussian(self) -> LinearRegression:
-        return LinearRegression(
-            num_params=self.num_params,
-            min_observations=self.num_observations,
-            max_observations=self.num_observations,
-            alpha=self.alpha,
-            inputs="normal",
-            intercept=False,
-            spread=self.spread,
+    def _regression(self) -> LinearRegression:
+        return normal_regression(
+            self.num_params, self.num_observations, alpha=self.alpha, spread=self.spread
         )
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> StudentTBatch:
-        design, truth, mask, _ = self._gaussian().draw(num_problems, generator)
+        design, truth, mask, _ = self._regression().draw(num_problems, generator)
         normal = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
         # chi^2_nu / nu as a Gamma drawn by inversion-free rejection inside torch
         gamma = torch._standard_gamma(
