@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from haltwise import InputError, load
+from haltwise import InputError, load, rules
 from haltwise.checkpoint import load_tensors, save_tensors
 from haltwise.halting.accounts import costs
 from haltwise.halting.stopping import HazardThreshold, PonderThreshold, PosteriorMode
@@ -71,11 +71,34 @@ def test_a_head_is_trained_for_the_rule_of_another_run(tmp_path: Path) -> None:
     weights = load_tensors(tmp_path / "act" / "best.safetensors")[0]
     for name, value in trained.items():
         assert torch.equal(weights[name], value) == name.startswith("rule."), name
+    (tmp_path / "lstm" / "best.safetensors").unlink()  # not needed any more
+    assert Trainer.resume(tmp_path / "act").step == 6
+    with pytest.raises(InputError, match="drop rule"):
+        tiny(rule_from="regression-2d-lstm", rule="adam")
+    finish(Trainer(tiny("lstm"), tmp_path / "again"))
+    config = replace(config, rule_from=str(tmp_path / "again"))
     with pytest.raises(InputError, match="other settings"):
         Trainer(
             replace(config, optimizer=OptimizerConfig(rule_settings={"hidden_size": 8})),
             tmp_path / "other",
         )
+
+
+def test_a_run_that_would_train_nothing_is_refused(tmp_path: Path) -> None:
+    config = tiny("lstm", rule="sgd", rule_settings={"learning_rate": 0.1})
+    with pytest.raises(InputError, match="nothing to train: rule sgd"):
+        Trainer(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("family", ["mnist-mlp", "digits-mlp", "cifar10-cnn"])
+def test_a_new_rule_for_networks_is_normalized_gradient_descent(family: str) -> None:
+    """Its updates have size .03 and oppose the gradient; random ones teach nothing but to rest."""
+    config = TrainingConfig.from_preset("lstm", family).optimizer
+    rule = rules.make(config.rule, config.rule_settings, torch.Generator().manual_seed(0))
+    grad = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(1))
+    update = rule.step(grad, rule.init(grad)).update
+    assert (torch.nn.functional.cosine_similarity(update, -grad) > 0.95).all()
+    assert update.square().mean().sqrt().item() == pytest.approx(0.03, rel=0.2)
 
 
 @pytest.mark.parametrize("posterior", [name for name in POSTERIORS if name != "none"])

@@ -140,7 +140,11 @@ class TrainingConfig:
         make = _discovery.lookup(PRESETS, preset, "preset")
         settings: dict[str, Any] = {**make, **FAMILY_DEFAULTS.get(family, {})}
         changes = {name: value for name, value in changes.items() if value is not None}
-        if changes.get("rule_from") is not None:
+        if "rule_from" in changes:
+            require(
+                not {"rule", "rule_settings"} & changes.keys(),
+                "rule_from brings its own rule and settings; drop rule and rule_settings",
+            )
             source = pretrained.load(changes["rule_from"]).config
             changes |= {"rule": source.rule, "rule_settings": source.rule_settings}
         inner = {field.name for field in fields(OptimizerConfig)} & changes.keys()
@@ -191,8 +195,9 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
 # Networks: a problem costs a thousand times more, so there are fewer of them. The rule learns by
 # the losses of the minibatches alone; what a step is worth is judged on many examples, and learned
 # by the head afterwards.
+_CAREFUL: dict[str, Any] = {"initial_descent": True, "output_scale": 0.03}
 _NETWORK: dict[str, Any] = {
-    "optimizer": OptimizerConfig(rule_settings={"output_scale": 0.03}),
+    "optimizer": OptimizerConfig(rule_settings=_CAREFUL),
     "horizon": 100,
     "price": 0.003,
     "warmup": 1.0,
@@ -218,7 +223,7 @@ FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType(
                 rule="partitioned",
                 rule_settings={
                     "sizes": [14000, None],
-                    "rules": [["lstm", {"output_scale": 0.03}], ["lstm", {"output_scale": 0.03}]],
+                    "rules": [["lstm", _CAREFUL], ["lstm", _CAREFUL]],
                 },
             ),
             "batch_size": 4,

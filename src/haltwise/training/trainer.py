@@ -114,7 +114,7 @@ class Trainer:
         document = json.dumps(run, indent=2) + "\n"
         write_atomically(directory / _CONFIG, document.encode())
         self._log = RunLog(directory, tensorboard=tensorboard)
-        self._validate()
+        self._begin()
 
     @classmethod
     def resume(
@@ -143,13 +143,33 @@ class Trainer:
         if (directory / _LAST).exists():
             trainer._load(directory / _LAST)
         else:
-            trainer._validate()
+            trainer._begin()
         return trainer
 
     def _setup(self, config: TrainingConfig, directory: Path, device: torch.device | str) -> None:
         self.config, self.directory, self._device = config, directory, device
         self.family = family(config.family)
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
+        self.optimizer.to(device)
+        self._objective = MetaObjective(config, self.optimizer)
+        self._parameters = dict(self.optimizer.named_parameters())
+        self._num_joint_steps = config.num_meta_steps if self.optimizer.rule_parameters() else 0
+        require(
+            self.num_steps >= 1,
+            f"there is nothing to train: rule {config.optimizer.rule} for "
+            f"{self._num_joint_steps} meta-steps, and posterior {config.posterior!r} with no step "
+            "for the head alone; train a head with --preset act, or set --meta-steps",
+        )
+        self._validation = self._sample(config.num_validation, "validation")
+        self._step, self._num_nonfinite, self._seconds = 0, 0, 0.0
+        self._metrics: dict[str, float] = {}
+        self._best_score = math.inf
+        self._recordings: dict[str, Recording] = {}
+        self._begin_phase(alone=False)
+
+    def _begin(self) -> None:
+        """Take over a trained rule, if that is wanted, and measure what there is to begin with."""
+        config = self.config
         if config.rule_from is not None:
             source = pretrained.load(config.rule_from)
             require(
@@ -157,19 +177,13 @@ class Trainer:
                 and source.config.rule_settings == config.optimizer.rule_settings,
                 f"the rule of {config.rule_from} has other settings than this run's; drop either",
             )
-            if isinstance(self.optimizer.rule, torch.nn.Module):
-                assert isinstance(source.rule, torch.nn.Module)
-                self.optimizer.rule.load_state_dict(source.rule.state_dict())
-        self.optimizer.to(device)
-        self._objective = MetaObjective(config, self.optimizer)
-        self._parameters = dict(self.optimizer.named_parameters())
-        self._num_joint_steps = config.num_meta_steps if self.optimizer.rule_parameters() else 0
-        self._validation = self._sample(config.num_validation, "validation")
-        self._step, self._num_nonfinite, self._seconds = 0, 0, 0.0
-        self._metrics: dict[str, float] = {}
-        self._best_score = math.inf
-        self._recordings: dict[str, Recording] = {}
-        self._begin_phase(alone=False)
+            trained = {
+                name: value
+                for name, value in source.state_dict().items()
+                if name.startswith("rule.")
+            }
+            self.optimizer.load_state_dict(trained, strict=False)
+        self._validate()
 
     def _sample(self, num_problems: int, *path: str | int) -> TaskBatch:
         generator = stream(self.config.seed, *path)
