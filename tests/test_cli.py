@@ -53,6 +53,28 @@ def test_train_evaluate_report(run: Path) -> None:
     assert Path(result.stdout.strip()).stat().st_size > 100_000
 
 
+def test_a_study_shows_both_accounts_and_writes_every_figure(tmp_path: Path) -> None:
+    options = ["--seeds", 2, "--num-problems", 100, "--horizon", 8, "--json", "out.json"]
+    result = haltwise("study", "regression-2d", *options, "--price", 0.3, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["optimizer"] == document["family"] == "regression-2d"
+    assert [entry["account"] for entry in document["results"]] == ["updates", "gradients"]
+    for entry in document["results"]:
+        assert f"cost counted in {entry['account']}" in result.stdout
+        assert f"{entry['captured_gain']['rule']['mean']:.3f}" in result.stdout
+
+
+def test_a_head_is_trained_for_a_rule_named_on_the_command_line(tmp_path: Path) -> None:
+    rule = ["--rule", "adam", "--set", 'rule_settings={"learning_rate": 0.15}']
+    result = haltwise("train", "regression-2d", *rule, "--out", "run", *TINY, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    optimizer = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["optimizer"]
+    assert optimizer["rule"] == "adam"
+    assert optimizer["rule_settings"] == {"learning_rate": 0.15}
+    assert (tmp_path / "run" / "best.safetensors").exists()
+
+
 def test_the_posterior_is_chosen_by_name(tmp_path: Path) -> None:
     command = ["train", "regression-2d", "--posterior", "graves", "--out", "run", *TINY]
     result = haltwise(*command, cwd=tmp_path)

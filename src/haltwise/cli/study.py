@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from haltwise import pretrained, tasks
 from haltwise._errors import require
 from haltwise.checkpoint import write_atomically
-from haltwise.evaluation import study_stopping
+from haltwise.evaluation import Account, study_stopping
 
 __all__ = ["study"]
 
@@ -80,32 +81,35 @@ def study(
     document = {"optimizer": Path(run_or_name).name, "family": family_name, "results": results}
     if json_path is not None:
         write_atomically(json_path, (json.dumps(document, indent=1) + "\n").encode())
-    Console().print(_table(document))
+    for account in Account:
+        Console().print(_table(document, account.value))
 
 
-def _table(document: dict[str, Any]) -> Table:
-    """Captured gain of the learned rule and of its strongest opponent."""
+def _table(document: dict[str, Any], account: str) -> Table:
+    """Captured gain of the learned rule and of its strongest opponent; fits 80 columns."""
     table = Table(
-        title=f"Captured gain of {document['optimizer']} on {document['family']}: mean over seeds",
+        title=f"{document['optimizer']} on {document['family']}: captured gain, cost counted in "
+        f"{account}",
         title_justify="left",
-        caption="1 is the oracle, 0 the best fixed budget. margin: J of the best tuned opponent "
-        "less J of the calibrated rule, with its 95 % interval over seeds",
+        caption="mean ± sd over seeds; 1 is the oracle, 0 the best fixed budget. margin: J of the "
+        "best tuned opponent less J of the calibrated rule, with its 95 % interval over seeds",
         caption_justify="left",
+        box=SIMPLE_HEAD,
     )
-    for name in ("price", "cost counted in", "as trained", "calibrated", "best tuned opponent"):
-        table.add_column(name)
-    for name in ("margin", "failures"):
+    table.add_column("price")
+    for name in ("trained", "calibrated", "best opponent", "margin", "failed"):
         table.add_column(name, justify="right")
     for result in document["results"]:
+        if result["account"] != account:
+            continue
         gains, margin = result["captured_gain"], result["margin"]
         best = result["best_opponent"]
         table.add_row(
             f"{result['price']:g}",
-            result["account"],
-            _gain(gains["rule"]),
+            f"{gains['rule']['mean']:.3f}",
             _gain(gains[result["learned"]]),
-            f"{_gain(gains[best])} {best.replace('_', ' ')}",
-            f"{margin['value']:.3g} [{margin['low']:.3g}, {margin['high']:.3g}]",
+            f"{_gain(gains[best])}\n{best.replace('_', ' ')}",
+            f"{margin['value']:.3g}\n[{margin['low']:.3g}, {margin['high']:.3g}]",
             f"{len(result['failures'])} of {len(result['seeds'])}",
         )
     return table

@@ -45,4 +45,6 @@ def make(name: str, settings: dict[str, Any], generator: torch.Generator | None 
     try:
         return rule(**settings, **learned)
     except TypeError as error:
-        raise InputError(f"rule {name!r} does not take the settings {settings}: {error}") from None
+        raise InputError(
+            f"rule {name!r} does not take the settings {settings}: {error}; see rule_settings"
+        ) from None
