@@ -11,6 +11,7 @@ from torch import Tensor
 from haltwise._errors import require
 from haltwise._random import stream
 from haltwise.evaluation._json import plain
+from haltwise.evaluation.cross_fitting import OPPONENTS, cross_fitted, halves
 from haltwise.evaluation.statistics import (
     NUM_RESAMPLES,
     Interval,
@@ -24,14 +25,7 @@ from haltwise.evaluation.statistics import (
     resamples,
     weighted_quantiles,
 )
-from haltwise.halting.accounts import RECALLS, Account, calibrate, costs, paid, settle
-from haltwise.halting.stopping import (
-    Patience,
-    Plateau,
-    StopRule,
-    Traces,
-    decisions,
-)
+from haltwise.halting.accounts import Account, costs, paid
 
 __all__ = ["MIN_PROBLEMS", "stopping_report"]
 
@@ -42,10 +36,6 @@ _FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99)
 _NUM_BINS = 10
 _FEW_SEEDS = 5
-_TUNED: Mapping[str, type[StopRule]] = {"plateau": Plateau, "patience": Patience}
-"""Rules that see nothing but losses."""
-_OPPONENTS = ("fixed", *_TUNED)
-_FIRST_LOOK, _SHORTLIST = 1000, 20
 
 
 def stopping_report(
@@ -147,9 +137,9 @@ def stopping_report(
     }
     tuned: list[dict[str, Any]] = []
     if opponents:
-        fold = _halves(num, clusters, generator)
+        fold = halves(num, clusters, generator)
         seen = losses if observed is None else observed.double()
-        columns["opponents"], tuned = _cross_fitted(seen, losses, fold, account, price)
+        columns["opponents"], tuned = cross_fitted(seen, losses, fold, account, price)
     if hazards is not None:
         cases = _cases(hazards.double(), table, account)
         columns |= cases
@@ -237,7 +227,7 @@ def stopping_report(
                 "captured_gain": found["gain.opponents"][place],
                 "settings": [chosen[name] for chosen in tuned],
             }
-            for place, name in enumerate(_OPPONENTS if opponents else ())
+            for place, name in enumerate(OPPONENTS if opponents else ())
         },
         "seeds": None
         if all_seeds is None
@@ -435,62 +425,6 @@ def _interval(value: Tensor, spread: Tensor) -> Any:
         return asdict(Interval(math.nan, math.nan, math.nan))
     known = spread[spread.isfinite()]  # a few resamples may leave a ratio undefined
     return asdict(interval(value.item(), known))
-
-
-def _halves(num: int, clusters: Tensor | None, generator: torch.Generator) -> Tensor:
-    """A random half 0 or 1 for each problem, every seed's problems shared out evenly; [n]."""
-    order = torch.randperm(num, generator=generator)
-    if clusters is not None:
-        order = order[clusters[order].argsort(stable=True)]
-    fold = torch.empty(num, dtype=torch.int64)
-    fold[order] = torch.arange(num) % 2
-    return fold
-
-
-def _cross_fitted(
-    seen: Tensor, losses: Tensor, fold: Tensor, account: Account, price: float
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """J of opponents tuned on one half and judged on the other, [n, K]; their settings, [half]."""
-
-    def traces(rows: Tensor) -> Traces:
-        part = seen[rows].t().contiguous().t()  # rules read it step by step
-        return Traces(part, losses[rows])
-
-    table = costs(losses, price)
-    result, settings = table.new_empty(len(table), len(_OPPONENTS)), []
-    for half in (0, 1):
-        tuning, test = (fold != half).nonzero().squeeze(1), (fold == half).nonzero().squeeze(1)
-        tune_on, judge_on = traces(tuning), traces(test)
-        budget = int(table[tuning].mean(0).argmin())
-        result[test, 0] = table[test, budget]
-        chosen: dict[str, Any] = {"fixed": {"budget": budget}}
-        for place, (name, kind) in enumerate(_TUNED.items(), start=1):
-            candidates = _shortlist(
-                kind.candidates(tune_on, table[tuning]),
-                traces(tuning[:_FIRST_LOOK]),
-                account,
-                price,
-            )
-            rule = calibrate(candidates, tune_on, account, price=price).policy.rule
-            result[test, place] = _settled(rule, judge_on, account, price)
-            chosen[name] = dict(vars(rule))
-        settings.append(chosen)
-    return result, settings
-
-
-def _shortlist(
-    candidates: Sequence[StopRule], traces: Traces, account: Account, price: float
-) -> list[StopRule]:
-    """The candidates that are best on a part of the tuning problems: the rest only take time."""
-    mean = [_settled(rule, traces, account, price).mean().item() for rule in candidates]
-    best = sorted(range(len(candidates)), key=mean.__getitem__)[:_SHORTLIST]
-    return [candidates[place] for place in best]
-
-
-def _settled(rule: StopRule, traces: Traces, account: Account, price: float) -> Tensor:
-    """J of each problem, what the account returns by default being returned, [n]."""
-    decided = decisions(rule, traces)
-    return settle(traces, decided, account, RECALLS[account][0], price=price)
 
 
 def _cases(hazards: Tensor, table: Tensor, account: Account) -> dict[str, Tensor]:
