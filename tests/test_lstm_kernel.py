@@ -116,6 +116,9 @@ def test_pytorchs_own_lstm_equals_the_plain_twin(rows: int, steps: int, layers: 
         for function in (lstm._library_lstm_sequence, lstm.plain_lstm_sequence)
     ]
     assert_close(*gradients)
+    with torch.no_grad():
+        step = problem.inputs[0], *problem.arguments[1:]
+        assert_close(lstm._library_lstm_step(*step), lstm.plain_lstm_step(*step))
 
 
 def test_the_plain_twin_is_a_stack_of_lstm_cells() -> None:

@@ -89,6 +89,25 @@ def plain_lstm_sequence(
 # ------------------------------------------------------------------------------ accelerators
 
 
+def _library_lstm_step(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`lstm_step` by the cell that PyTorch brings: two products and one pass a layer."""
+    new_hidden, new_cell = torch.empty_like(hidden), torch.empty_like(cell)
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        of_input, of_hidden = weight.split((weight.shape[1] - hidden.shape[2], hidden.shape[2]), 1)
+        state = (hidden[:, layer], cell[:, layer])
+        inputs, new_cell[:, layer] = torch.lstm_cell(
+            inputs, state, of_input, of_hidden, bias, torch.zeros_like(bias)
+        )
+        new_hidden[:, layer] = inputs
+    return new_hidden, new_cell
+
+
 def _library_lstm_sequence(
     inputs: Tensor,
     hidden: Tensor,
@@ -361,10 +380,7 @@ def lstm_step(
     """
     with torch.no_grad():
         if inputs.is_cuda:
-            _, hidden, cell = _library_lstm_sequence(
-                inputs.unsqueeze(0), hidden, cell, weights, biases
-            )
-            return hidden, cell
+            return _library_lstm_step(inputs, hidden, cell, weights, biases)
         if not _fusable(inputs, hidden, cell, *weights, *biases):
             return plain_lstm_step(inputs, hidden, cell, weights, biases)
         sequence = inputs.contiguous().unsqueeze(0)

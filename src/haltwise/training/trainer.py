@@ -20,6 +20,7 @@ from haltwise import pretrained
 from haltwise._errors import InputError, require
 from haltwise._random import stream
 from haltwise._version import __version__
+from haltwise.capture import CapturedUnroll
 from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
 from haltwise.halting.accounts import RECALLS, Account, Recall, calibrate, costs, paid, settle
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
@@ -36,7 +37,7 @@ from haltwise.runlog import RunLog
 from haltwise.tasks import TaskBatch, family
 from haltwise.training.config import TrainingConfig
 from haltwise.training.objective import MetaObjective
-from haltwise.unroll import Recording, Trajectory, backpropagate, record, unroll
+from haltwise.unroll import Recording, Trajectory, backpropagate, record
 
 __all__ = ["Progress", "Trainer"]
 
@@ -152,6 +153,7 @@ class Trainer:
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)
+        self._unroll = CapturedUnroll(self.optimizer, config.horizon, config.segment)
         self._parameters = dict(self.optimizer.named_parameters())
         self._num_joint_steps = config.num_meta_steps if self.optimizer.rule_parameters() else 0
         require(
@@ -259,7 +261,7 @@ class Trainer:
         generator = stream(config.seed, "train", self._step)
         batch = self.family.sample(config.batch_size, generator, device=self._device)
         price = self._draw_prices(config.batch_size, generator)
-        trajectory = unroll(self.optimizer, batch, config.horizon, price, segment=config.segment)
+        trajectory = self._unroll(batch, price)
         finite = trajectory.finite
         if not finite.all():
             self._num_nonfinite += int((~finite).sum())
@@ -300,9 +302,11 @@ class Trainer:
         tau = config.hazard_temperature * cooling ** (done / config.head_steps)
         said = self.optimizer.speak(chosen.signals, chosen.readouts, price)
         distilled = done < config.distilled * config.head_steps
-        loss = self._objective.halting(
+        losses = self._objective.halting(
             chosen.excess, said, price, tau, generator, distilled=distilled
-        ).mean()
+        )
+        # In prices alone, where steps are cheap and many errors are large and drown the rest.
+        loss = (losses * (price / config.price).sqrt()).mean()
         self._adam.zero_grad()
         loss.backward()
         return self._update(loss, done, config.head_steps)
