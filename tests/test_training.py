@@ -71,6 +71,13 @@ def test_a_head_is_trained_for_the_rule_of_another_run(tmp_path: Path) -> None:
     weights = load_tensors(tmp_path / "act" / "best.safetensors")[0]
     for name, value in trained.items():
         assert torch.equal(weights[name], value) == name.startswith("rule."), name
+    again = tiny(
+        rule_from=str(tmp_path / "lstm"), head_from=str(tmp_path / "act"), num_meta_steps=0
+    )
+    begun = Trainer(again, tmp_path / "head").optimizer.state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in weights.items())
+    with pytest.raises(InputError, match="has other settings"):
+        Trainer(replace(again, optimizer=OptimizerConfig(head_memory=3)), tmp_path / "odd")
     (tmp_path / "lstm" / "best.safetensors").unlink()  # not needed any more
     assert Trainer.resume(tmp_path / "act").step == 6
     with pytest.raises(InputError, match="drop rule"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -66,6 +66,15 @@ class Recording:
             finite &= self.excess_grad.isfinite().flatten(1).all(1)
         finite &= self.readouts.isfinite().flatten(1).all(1)
         return finite & self.signals.isfinite().flatten(1).all(1)
+
+    @staticmethod
+    def join(recordings: Sequence["Recording"]) -> "Recording":
+        """The problems of all in order, without what only `backpropagate` needs."""
+        names = ("loss", "excess", "log_grad_norm", "signals", "readouts", "params")
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in recordings]) for name in names
+        }
+        return Recording(**joined)
 
     def select(self, index: Tensor) -> "Recording":
         """The problems at `index` (int64 [K])."""

@@ -44,6 +44,7 @@ __all__ = ["train"]
     "--rule-from",
     help="Begin with the rule of a trained optimizer; with --meta-steps 0 only a head is trained.",
 )
+@click.option("--head-from", help="Begin with the halting head of a trained optimizer.")
 @click.option("--price", type=float, help="Price of a step, in units of the loss.")
 @click.option("--horizon", type=int, help="Steps of an unroll.")
 @click.option("--meta-steps", type=int, help="Updates of the optimizer's weights.")
@@ -73,6 +74,7 @@ def train(
     posterior: str | None,
     rule: str | None,
     rule_from: str | None,
+    head_from: str | None,
     price: float | None,
     horizon: int | None,
     meta_steps: int | None,
@@ -105,6 +107,7 @@ def train(
             posterior=posterior,
             rule=rule,
             rule_from=rule_from,
+            head_from=head_from,
             price=price,
             horizon=horizon,
             num_meta_steps=meta_steps,

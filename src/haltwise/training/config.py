@@ -10,7 +10,7 @@ from haltwise._errors import InputError, require
 from haltwise.optimizer import OptimizerConfig
 from haltwise.training.objective import POSTERIORS
 
-__all__ = ["PRESETS", "TrainingConfig"]
+__all__ = ["PARTS", "PRESETS", "TrainingConfig"]
 
 
 @final
@@ -26,6 +26,8 @@ class TrainingConfig:
     rule_from: str | None = None
     """A shipped name, a run directory or a weights file: begin with the rule trained there. With
     `num_meta_steps = 0` it stays as it is, and only a head is trained for it."""
+    head_from: str | None = None
+    """Likewise for the halting head, which must read the same of the rule."""
     posterior: str = "both"
     """`none`: the L2L sum of losses, no halting. `softmax`: the thesis' lower bound.
     `stick-breaking`: the free energy of a causal hazard. `graves`: expected loss and ponder cost
@@ -140,13 +142,15 @@ class TrainingConfig:
         make = _discovery.lookup(PRESETS, preset, "preset")
         settings: dict[str, Any] = {**make, **FAMILY_DEFAULTS.get(family, {})}
         changes = {name: value for name, value in changes.items() if value is not None}
-        if "rule_from" in changes:
-            require(
-                not {"rule", "rule_settings"} & changes.keys(),
-                "rule_from brings its own rule and settings; drop rule and rule_settings",
-            )
-            source = pretrained.load(changes["rule_from"]).config
-            changes |= {"rule": source.rule, "rule_settings": source.rule_settings}
+        for part, names in PARTS.items():
+            origin = changes.get(f"{part}_from")
+            if origin is not None:
+                require(
+                    not set(names) & changes.keys(),
+                    f"{part}_from brings its own settings; drop {' and '.join(names)}",
+                )
+                source = pretrained.load(origin).config
+                changes |= {name: getattr(source, name) for name in names}
         inner = {field.name for field in fields(OptimizerConfig)} & changes.keys()
         optimizer = settings.get("optimizer", OptimizerConfig())
         settings["optimizer"] = replace(optimizer, **{name: changes.pop(name) for name in inner})
@@ -164,6 +168,14 @@ class TrainingConfig:
         """A copy with some settings of the optimizer replaced."""
         return replace(self, optimizer=replace(self.optimizer, **changes))
 
+
+PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "rule": ("rule", "rule_settings"),
+        "head": ("head_width", "head_memory", "head_features", "head_readout"),
+    }
+)
+"""What the settings of an optimizer describe: the parts that `rule_from` and `head_from` name."""
 
 PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {

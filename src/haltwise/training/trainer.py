@@ -35,7 +35,7 @@ from haltwise.halting.stopping import (
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.runlog import RunLog
 from haltwise.tasks import TaskBatch, family
-from haltwise.training.config import TrainingConfig
+from haltwise.training.config import PARTS, TrainingConfig
 from haltwise.training.objective import MetaObjective
 from haltwise.unroll import Recording, Trajectory, backpropagate, record
 
@@ -45,6 +45,8 @@ _UNCALIBRATED: dict[str, StopRule] = {
     "softmax": PosteriorMode(BEFORE),
     "graves": PonderThreshold(output=BEFORE),
 }
+_ERROR_EXPONENT = 0.75
+_RECORDED_COORDINATES = 2**20  # that are recorded at once: their state fills some 300 MiB
 _CONFIG, _LAST, _BEST = "config.json", "last.safetensors", "best.safetensors"
 
 
@@ -171,21 +173,28 @@ class Trainer:
 
     def _begin(self) -> None:
         """Take over a trained rule, if that is wanted, and measure what there is to begin with."""
-        config = self.config
-        if config.rule_from is not None:
-            source = pretrained.load(config.rule_from)
-            require(
-                source.config.rule == config.optimizer.rule
-                and source.config.rule_settings == config.optimizer.rule_settings,
-                f"the rule of {config.rule_from} has other settings than this run's; drop either",
-            )
-            trained = {
-                name: value
-                for name, value in source.state_dict().items()
-                if name.startswith("rule.")
-            }
-            self.optimizer.load_state_dict(trained, strict=False)
+        for part in PARTS:
+            name = getattr(self.config, f"{part}_from")
+            if name is not None:
+                self._take_over(name, part)
         self._validate()
+
+    def _take_over(self, name: str, part: str) -> None:
+        """Begin with the weights of the rule or head of `name`."""
+        source = pretrained.load(name)
+        trained = {
+            key: value for key, value in source.state_dict().items() if key.startswith(f"{part}.")
+        }
+        own = [key for key in self._parameters if key.startswith(f"{part}.")]
+        require(
+            all(
+                getattr(source.config, setting) == getattr(self.config.optimizer, setting)
+                for setting in PARTS[part]
+            )
+            and all(trained[key].shape == self._parameters[key].shape for key in own),
+            f"the {part} of {name} has other settings than this run's; drop either",
+        )
+        self.optimizer.load_state_dict(trained, strict=False)
 
     def _sample(self, num_problems: int, *path: str | int) -> TaskBatch:
         generator = stream(self.config.seed, *path)
@@ -305,8 +314,9 @@ class Trainer:
         losses = self._objective.halting(
             chosen.excess, said, price, tau, generator, distilled=distilled
         )
-        # In prices alone, where steps are cheap and many errors are large and drown the rest.
-        loss = (losses * (price / config.price).sqrt()).mean()
+        # Errors count prices, and are the more of them the lower the price: at a hundredth some
+        # thirty times, which would drown the rest.
+        loss = (losses * (price / config.price) ** _ERROR_EXPONENT).mean()
         self._adam.zero_grad()
         loss.backward()
         return self._update(loss, done, config.head_steps)
@@ -331,7 +341,13 @@ class Trainer:
         """
         if name not in self._recordings:
             batch = self._sample(num_problems, name)
-            recording = record(self.optimizer.rule, batch, self.config.horizon)
+            index = torch.arange(num_problems, device=self._device)
+            recording = Recording.join(
+                [
+                    record(self.optimizer.rule, batch.select(part), self.config.horizon)
+                    for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim))
+                ]
+            )
             finite = recording.finite.nonzero().squeeze(1)
             require(
                 len(finite) > 0,
@@ -368,15 +384,15 @@ class Trainer:
             self._best_score = score
             save_tensors(self.directory / _BEST, self.optimizer.state_dict(), self.card())
 
-    def _traces(self, optimizer: LearnedOptimizer, recording: Recording, price: float) -> Traces:
+    def _traces(self, recording: Recording, price: float) -> Traces:
         prices = torch.full_like(recording.loss[:, 0], price)
         with torch.no_grad():
-            said = optimizer.speak(recording.signals, recording.readouts, prices)
+            said = self.optimizer.speak(recording.signals, recording.readouts, prices)
         return Trajectory(recording, prices, said).traces()
 
     def _adjusted_loss(self, recording: Recording, price: float) -> tuple[float, float]:
         """J and mean cost of stops decided before the gradient is paid for, not calibrated."""
-        traces = self._traces(self.optimizer, recording, price)
+        traces = self._traces(recording, price)
         rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, BEFORE))
         recall = Recall.LEARNED if self._hazard else Recall.NEXT
         decided = decisions(rule, traces)
@@ -394,13 +410,11 @@ class Trainer:
         setting, name = ("threshold", "thresholds") if self._hazard else ("min_steps", "min_steps")
         if name in card:  # the run had ended already
             return
-        best = LearnedOptimizer.from_weights(self.config.optimizer, weights).to(self._device)
-        problems = self._sample(self.config.num_calibration, "calibration")
-        recording = record(best.rule, problems, self.config.horizon)
-        recording = recording.select(recording.finite.nonzero().squeeze(1))
+        self.optimizer.load_state_dict(weights)
+        recording = self._recorded("calibration", self.config.num_calibration)
         traces = []
         for price in self._prices():
-            said = self._traces(best, recording, price)
+            said = self._traces(recording, price)
             traces.append(replace(said, excess=said.excess / price))
         merged = Traces(
             *(torch.cat([getattr(t, field.name) for t in traces]) for field in fields(Traces))
