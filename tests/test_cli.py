@@ -65,6 +65,26 @@ def test_a_study_shows_both_accounts_and_writes_every_figure(tmp_path: Path) -> 
         assert f"{entry['captured_gain']['rule']['mean']:.3f}" in result.stdout
 
 
+def test_heads_of_one_rule_are_compared_and_reported(tmp_path: Path) -> None:
+    rule = ["--rule-from", "regression-2d", "--meta-steps", 0]
+    trained = haltwise("train", "regression-2d", "--out", "run", *TINY, *rule, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    sizes = ["--num-problems", 100, "--horizon", 8]
+    assert haltwise("evaluate", "run", *sizes, cwd=tmp_path).returncode == 0
+    command = ["study", "run", "--head", "shipped=regression-2d", "--seeds", 2, *sizes]
+    result = haltwise(*command, "--json", "run/heads.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Heads on regression-2d" in result.stdout
+    assert "shipped" in result.stdout
+    heads = json.loads((tmp_path / "run" / "heads.json").read_text())["results"][0]["heads"]
+    page = haltwise("report", "run", cwd=tmp_path)
+    assert page.returncode == 0, page.stderr
+    text = Path(tmp_path / page.stdout.strip()).read_text(encoding="utf-8")
+    assert "What the parts of a halting head are worth" in text
+    assert f"{heads['shipped']['captured_gain']['mean']:.3f} ±" in text
+    assert haltwise("study", "run", "--head", "shipped", cwd=tmp_path).returncode == 2
+
+
 def test_a_head_is_trained_for_a_rule_named_on_the_command_line(tmp_path: Path) -> None:
     rule = ["--rule", "adam", "--set", 'rule_settings={"learning_rate": 0.15}']
     result = haltwise("train", "regression-2d", *rule, "--out", "run", *TINY, cwd=tmp_path)

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 import torch
 
 from haltwise import InputError, load
 from haltwise._random import stream
-from haltwise.evaluation import Account, costs, study_stopping
+from haltwise.evaluation import Account, costs, study_heads, study_stopping
 from haltwise.evaluation.policies import OPPONENTS, choose_policies
+from haltwise.evaluation.study import AFTER_GRADIENT
 from haltwise.halting.accounts import settle
 from haltwise.halting.stopping import decisions
-from haltwise.optimizer import LearnedOptimizer
+from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks import family
 from haltwise.training import Trainer, TrainingConfig
 from haltwise.unroll import unroll
@@ -79,8 +81,8 @@ def test_its_figures_are_those_of_every_seed_by_itself(optimizer: LearnedOptimiz
             assert found["by_seed"] == pytest.approx(values, rel=1e-9)
             assert found["mean"] == pytest.approx(fmean(values), rel=1e-9)
             assert found["sd"] == pytest.approx(stdev(values), rel=1e-6)
-        means = {name: fmean(gains[name]) for name in OPPONENTS}
-        assert result["best_opponent"] == max(means, key=lambda name: means[name])
+        means = {name: result["j"][name] for name in OPPONENTS}
+        assert result["best_opponent"] == min(means, key=lambda name: means[name])
         assert result["margin"]["value"] == pytest.approx(fmean(margins), rel=1e-9)
         # Student's t with 2 degrees of freedom: 4.3027 standard errors
         half = 4.302652729911275 * stdev(margins) / 3**0.5
@@ -99,3 +101,26 @@ def test_bad_input_is_refused(optimizer: LearnedOptimizer) -> None:
             study_stopping(
                 optimizer, source, prices=[price], horizon=5, seeds=seeds, num_problems=num
             )
+
+
+def test_heads_are_compared_on_the_same_trajectories(optimizer: LearnedOptimizer) -> None:
+    source, seeds = family("regression-10d-smooth"), [3, 8]
+    settings: dict[str, Any] = {"prices": [0.05], "horizon": 12, "num_problems": 120}
+    settings["seeds"] = seeds
+    alone = study_stopping(optimizer, source, **settings)
+    new = LearnedOptimizer(optimizer.config)  # says what the priors say
+    new.card = optimizer.card
+    results = study_heads({"trained": optimizer, "new": new}, source, **settings)
+    for single, result in zip(alone, results, strict=True):
+        gains = single["captured_gain"]
+        trained, untrained = result["heads"]["trained"], result["heads"]["new"]
+        assert trained["captured_gain"] == gains[single["learned"]]
+        assert trained["difference"] == {"value": 0, "low": 0, "high": 0}
+        assert untrained["captured_gain"]["mean"] < trained["captured_gain"]["mean"]
+        assert untrained["difference"]["value"] > 0
+        if result["account"] == "gradients":
+            after = result["heads"][AFTER_GRADIENT]
+            assert after["captured_gain"] == gains["rule_after_gradient"]
+    other = LearnedOptimizer(OptimizerConfig("sgd", {"learning_rate": 0.05}))
+    with pytest.raises(InputError, match="trajectories of one rule"):
+        study_heads({"one": optimizer, "other": other}, source, **settings)

@@ -13,13 +13,20 @@ from rich.table import Table
 from haltwise import pretrained, tasks
 from haltwise._errors import require
 from haltwise.checkpoint import write_atomically
-from haltwise.evaluation import Account, study_stopping
+from haltwise.evaluation import Account, study_heads, study_stopping
 
 __all__ = ["study"]
 
 
 @click.command()
 @click.argument("run_or_name")
+@click.option(
+    "--head",
+    "others",
+    multiple=True,
+    metavar="NAME=RUN",
+    help="Compare with the halting head of RUN, trained for the same rule; may be repeated.",
+)
 @click.option("--family", help="Family to draw problems from.  [default: the one trained on]")
 @click.option(
     "--price",
@@ -44,6 +51,7 @@ __all__ = ["study"]
 @click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
 def study(
     run_or_name: str,
+    others: tuple[str, ...],
     family: str | None,
     prices: tuple[float, ...],
     horizon: int | None,
@@ -55,7 +63,9 @@ def study(
 ) -> None:
     """Compare stop rules on the trajectories of RUN_OR_NAME, over seeds and prices.
 
-    Opponents and the learned rule's threshold are tuned on separate problems of each seed.
+    Opponents and the learned rule's threshold are tuned on separate problems of each seed. With
+    --head, heads are compared instead, each calibrated likewise; written to RUN/heads.json, they
+    are shown by `haltwise report RUN`.
     """
     if threads is not None:
         require(threads >= 1, f"--threads must be at least 1, got {threads}")
@@ -67,22 +77,48 @@ def study(
         f"{run_or_name} has no trained halting head (preset {config['preset']}); study a "
         "self-stopping optimizer",
     )
+    heads = {Path(run_or_name).name: optimizer}
+    for entry in others:
+        name, equals, run = entry.partition("=")
+        require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
+        heads[name] = pretrained.load(run)
     family_name = family or config["family"]
     with Console(stderr=True).status("starting") as status:
-        results = study_stopping(
-            optimizer,
-            tasks.family(family_name),
-            prices=prices or (config["price"],),
-            horizon=config["horizon"] if horizon is None else horizon,
-            seeds=range(first_seed, first_seed + seeds),
-            num_problems=num_problems,
-            announce=status.update,
+        arguments: dict[str, Any] = {
+            "family": tasks.family(family_name),
+            "prices": prices or (config["price"],),
+            "horizon": config["horizon"] if horizon is None else horizon,
+            "seeds": range(first_seed, first_seed + seeds),
+            "num_problems": num_problems,
+            "announce": status.update,
+        }
+        results = (
+            study_heads(heads, **arguments) if others else study_stopping(optimizer, **arguments)
         )
     document = {"optimizer": Path(run_or_name).name, "family": family_name, "results": results}
     if json_path is not None:
         write_atomically(json_path, (json.dumps(document, indent=1) + "\n").encode())
     for account in Account:
-        Console().print(_table(document, account.value))
+        Console().print((_heads_table if others else _table)(document, account.value))
+
+
+def _heads_table(document: dict[str, Any], account: str) -> Table:
+    """Captured gain of every head, a column a price."""
+    results = [result for result in document["results"] if result["account"] == account]
+    table = Table(
+        title=f"Heads on {document['family']}: captured gain, cost counted in {account}",
+        title_justify="left",
+        caption="mean ± sd over seeds; 1 is the oracle, 0 the best fixed budget",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("head")
+    for result in results:
+        table.add_column(f"price {result['price']:g}", justify="right")
+    for name in results[0]["heads"]:
+        gains = [_gain(result["heads"][name]["captured_gain"]) for result in results]
+        table.add_row(name, *gains)
+    return table
 
 
 def _table(document: dict[str, Any], account: str) -> Table:
@@ -106,7 +142,7 @@ def _table(document: dict[str, Any], account: str) -> Table:
         best = result["best_opponent"]
         table.add_row(
             f"{result['price']:g}",
-            f"{gains['rule']['mean']:.3f}",
+            _number(gains["rule"]["mean"]),
             _gain(gains[result["learned"]]),
             f"{_gain(gains[best])}\n{best.replace('_', ' ')}",
             f"{margin['value']:.3g}\n[{margin['low']:.3g}, {margin['high']:.3g}]",
@@ -115,5 +151,10 @@ def _table(document: dict[str, Any], account: str) -> Table:
     return table
 
 
-def _gain(figures: dict[str, float]) -> str:
-    return f"{figures['mean']:.3f} ± {figures['sd']:.3f}"
+def _gain(figures: dict[str, Any]) -> str:
+    return f"{_number(figures['mean'])} ± {_number(figures['sd'])}"
+
+
+def _number(value: float | None) -> str:
+    """None where stopping at one step is best for every problem, so that nothing can be gained."""
+    return "-" if value is None else f"{value:.3f}"

@@ -3,7 +3,7 @@
 from haltwise.evaluation.evaluate import Contender, Evaluation, evaluate
 from haltwise.evaluation.statistics import Interval, captured_gain
 from haltwise.evaluation.stopping import stopping_report
-from haltwise.evaluation.study import study_stopping
+from haltwise.evaluation.study import study_heads, study_stopping
 from haltwise.halting.accounts import Account, calibrate, costs, ends
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "ends",
     "evaluate",
     "stopping_report",
+    "study_heads",
     "study_stopping",
 ]

@@ -36,7 +36,11 @@ def speaks_hazard(optimizer: LearnedOptimizer) -> bool:
 
 
 def choose_policies(
-    optimizer: LearnedOptimizer, tuning: Traces, account: Account, price: float
+    optimizer: LearnedOptimizer,
+    tuning: Traces,
+    account: Account,
+    price: float,
+    opponents: Mapping[str, type[StopRule]] = OPPONENTS,
 ) -> dict[str, Policy]:
     """Every policy by name, tuned on problems that nothing is judged on.
 
@@ -49,6 +53,7 @@ def choose_policies(
         tuning: Traces of finite problems.
         account: What is counted.
         price: c, in units of the loss.
+        opponents: Rules to compare with, by name.
     """
     policies = {"rule": optimizer.policy(account)}
     if account is Account.GRADIENTS:
@@ -60,7 +65,7 @@ def choose_policies(
         policies["posterior_mode"] = Policy(PosteriorMode(output, min_steps), RECALLS[account][0])
     table = costs(tuning.excess, price)
     candidates: dict[str, Sequence[StopRule]] = {
-        name: kind.candidates(tuning, table) for name, kind in OPPONENTS.items()
+        name: kind.candidates(tuning, table) for name, kind in opponents.items()
     }
     if speaks_hazard(optimizer):
         outputs = (AFTER, BEFORE) if account is Account.GRADIENTS else (AFTER,)

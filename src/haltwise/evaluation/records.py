@@ -9,7 +9,10 @@ from haltwise._errors import InputError
 from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
 from haltwise.evaluation.evaluate import Evaluation
 
-__all__ = ["load_records", "save_record"]
+__all__ = ["HEADS", "load_heads", "load_records", "save_record"]
+
+HEADS = "heads.json"
+"""Where `haltwise study --head` is told to write for the report to show it."""
 
 
 def save_record(evaluation: Evaluation, directory: Path) -> Path:
@@ -55,3 +58,19 @@ def load_records(directory: Path) -> list[Evaluation]:
             f"{directory} holds no evaluation; run `haltwise evaluate {directory}` first"
         )
     return records
+
+
+def load_heads(directory: Path) -> dict[str, Any]:
+    """What `haltwise study --head` wrote into `directory`, empty if it did not.
+
+    Raises:
+        InputError: The file is corrupt.
+    """
+    path = directory / HEADS
+    if not path.exists():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); study again") from None
+    return document if isinstance(document, dict) else {}

@@ -1,8 +1,7 @@
-"""Stop rules over many seeds and prices, on the trajectories of one optimizer."""
+"""Stop rules, or heads, over many seeds and prices, on the trajectories of one rule."""
 
 import math
-from collections.abc import Callable, Sequence
-from statistics import fmean, stdev
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +12,17 @@ from haltwise.evaluation._json import plain
 from haltwise.evaluation.policies import OPPONENTS, choose_policies
 from haltwise.evaluation.statistics import gain
 from haltwise.halting.accounts import Account, costs, settle
-from haltwise.halting.stopping import Traces, decisions
+from haltwise.halting.stopping import StopRule, Traces, decisions
 from haltwise.optimizer import LearnedOptimizer
+from haltwise.rules import Rule
 from haltwise.tasks import TaskFamily
 from haltwise.unroll import Recording, Trajectory, record
 
-__all__ = ["study_stopping"]
+__all__ = ["AFTER_GRADIENT", "study_heads", "study_stopping"]
+
+AFTER_GRADIENT = "the same, deciding after the gradient"
+
+_Cell = tuple[float, Account]
 
 
 def study_stopping(
@@ -55,27 +59,17 @@ def study_stopping(
     Raises:
         InputError: A setting is impossible, or no problem of a seed stays finite.
     """
-    require(len(seeds) >= 2, f"a study needs at least 2 seeds, got {len(seeds)}")
-    require(num_problems >= 100, f"num_problems must be at least 100, got {num_problems}")
-    require(min(prices) > 0, f"every price must be above 0, got {min(prices)}")
-    figures: dict[tuple[float, Account], list[dict[str, Any]]] = {
-        (price, account): [] for price in prices for account in Account
-    }
+    figures: dict[_Cell, list[dict[str, Any]]] = {}
     left_out = 0
-    for seed in seeds:
+    for seed in _checked(seeds, prices, num_problems):
         announce(f"seed {seed}")
-        recordings = []
-        for name in ("test", "tune"):
-            batch = family.sample(num_problems, stream(seed, name))
-            recording = record(optimizer.rule, batch, horizon)
-            finite = recording.finite.nonzero().squeeze(1)
-            left_out += num_problems - len(finite)
-            require(len(finite) > 0, f"no problem of seed {seed} stays finite")
-            recordings.append(recording.select(finite))
+        recordings, lost = _record(optimizer.rule, family, seed, num_problems, horizon)
+        left_out += lost
         for price in prices:
             test, tuning = (_traces(optimizer, recording, price) for recording in recordings)
             for account in Account:
-                figures[price, account].append(_by_rule(optimizer, test, tuning, account, price))
+                found = _by_rule(optimizer, test, tuning, account, price, OPPONENTS)
+                figures.setdefault((price, account), []).append(found)
     return [
         {
             "price": price,
@@ -89,6 +83,112 @@ def study_stopping(
     ]
 
 
+def study_heads(
+    heads: Mapping[str, LearnedOptimizer],
+    family: TaskFamily,
+    *,
+    prices: Sequence[float],
+    horizon: int,
+    seeds: Sequence[int],
+    num_problems: int = 2048,
+    announce: Callable[[str], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Captured gain of several heads on the same trajectories, each calibrated on others.
+
+    Args:
+        heads: By name, all beside the same rule.
+        family: See `study_stopping`, as all that follows.
+        prices: c.
+        horizon: T.
+        seeds: At least 2.
+        num_problems: n per seed.
+        announce: Called with a sentence.
+
+    Returns:
+        One entry per price and account: for each head the captured gain by seed, its mean and
+        standard deviation over seeds, and how much higher its J is than the first head's, mean
+        over seeds with its 95 % interval by Student's t. Where gradients are counted, the first
+        head is judged a second time, deciding after the gradient is paid for (`AFTER_GRADIENT`).
+
+    Raises:
+        InputError: A setting is impossible, or the heads do not share a rule.
+    """
+    first, *others = heads.values()
+    require(
+        all(_same_rule(first, other) for other in others),
+        "heads are compared on the trajectories of one rule, but these have several",
+    )
+    found: dict[_Cell, dict[str, list[tuple[float, float]]]] = {}
+    for seed in _checked(seeds, prices, num_problems):
+        announce(f"seed {seed}")
+        recordings, _ = _record(first.rule, family, seed, num_problems, horizon)
+        for price in prices:
+            for name, head in heads.items():
+                test, tuning = (_traces(head, recording, price) for recording in recordings)
+                for account in Account:
+                    figures = _by_rule(head, test, tuning, account, price, {})
+                    chosen = {name: _learned(figures)}
+                    if head is first and account is Account.GRADIENTS:
+                        chosen[AFTER_GRADIENT] = "rule_after_gradient"
+                    cell = found.setdefault((price, account), {})
+                    for key, rule in chosen.items():
+                        pair = figures["captured_gain"][rule], figures["j"][rule]
+                        cell.setdefault(key, []).append(pair)
+    results = []
+    for (price, account), cell in found.items():
+        base = next(iter(cell.values()))
+        summary = {
+            name: {
+                "captured_gain": _spread([value for value, _ in pairs]),
+                "difference": _student_interval(
+                    [j - best for (_, j), (_, best) in zip(pairs, base, strict=True)]
+                ),
+            }
+            for name, pairs in cell.items()
+        }
+        results.append(
+            {
+                "price": price,
+                "account": account.value,
+                "seeds": list(seeds),
+                "num_problems": num_problems,
+                "heads": plain(summary),
+            }
+        )
+    return results
+
+
+def _same_rule(one: LearnedOptimizer, other: LearnedOptimizer) -> bool:
+    weights, others = (
+        {k: v for k, v in optimizer.state_dict().items() if k.startswith("rule.")}
+        for optimizer in (one, other)
+    )
+    settings, rest = (
+        (optimizer.config.rule, optimizer.config.rule_settings) for optimizer in (one, other)
+    )
+    return settings == rest and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def _checked(seeds: Sequence[int], prices: Sequence[float], num_problems: int) -> Sequence[int]:
+    require(len(seeds) >= 2, f"a study needs at least 2 seeds, got {len(seeds)}")
+    require(num_problems >= 100, f"num_problems must be at least 100, got {num_problems}")
+    require(min(prices) > 0, f"every price must be above 0, got {min(prices)}")
+    return seeds
+
+
+def _record(
+    rule: Rule, family: TaskFamily, seed: int, num_problems: int, horizon: int
+) -> tuple[list[Recording], int]:
+    """The seed's test and tuning problems, and how many were left out as not finite."""
+    recordings = []
+    for name in ("test", "tune"):
+        recording = record(rule, family.sample(num_problems, stream(seed, name)), horizon)
+        finite = recording.finite.nonzero().squeeze(1)
+        require(len(finite) > 0, f"no problem of seed {seed} stays finite")
+        recordings.append(recording.select(finite))
+    return recordings, 2 * num_problems - sum(part.num_problems for part in recordings)
+
+
 @torch.no_grad()
 def _traces(optimizer: LearnedOptimizer, recording: Recording, price: float) -> Traces:
     prices = torch.full_like(recording.loss[:, 0], price)
@@ -97,7 +197,12 @@ def _traces(optimizer: LearnedOptimizer, recording: Recording, price: float) -> 
 
 
 def _by_rule(
-    optimizer: LearnedOptimizer, test: Traces, tuning: Traces, account: Account, price: float
+    optimizer: LearnedOptimizer,
+    test: Traces,
+    tuning: Traces,
+    account: Account,
+    price: float,
+    opponents: Mapping[str, type[StopRule]],
 ) -> dict[str, Any]:
     """Mean J and captured gain of every rule on one seed's test problems."""
     table = costs(test.excess, price).double()
@@ -107,7 +212,8 @@ def _by_rule(
         "captured_gain": {},
         "stop_sd": {"oracle": table.argmin(1).double().std().item()},
     }
-    for name, policy in choose_policies(optimizer, tuning, account, price).items():
+    policies = choose_policies(optimizer, tuning, account, price, opponents)
+    for name, policy in policies.items():
         decided = decisions(policy.rule, test)
         j = settle(test, decided, account, policy.recall, price=price).double().mean()
         result["j"][name] = j.item()
@@ -116,14 +222,22 @@ def _by_rule(
     return result
 
 
+def _learned(figures: dict[str, Any]) -> str:
+    """The name of the head's own rule: calibrated like its opponents, where it can be."""
+    return "rule_calibrated" if "rule_calibrated" in figures["captured_gain"] else "rule"
+
+
 def _summary(by_seed: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-    names = list(by_seed[0]["captured_gain"])
-    rules = {}
-    for name in names:
-        gains = [figures["captured_gain"][name] for figures in by_seed]
-        rules[name] = {"by_seed": gains, "mean": fmean(gains), "sd": stdev(gains)}
-    learned = "rule_calibrated" if "rule_calibrated" in names else "rule"
-    best = max(OPPONENTS, key=lambda name: rules[name]["mean"])
+    rules = {
+        name: _spread([figures["captured_gain"][name] for figures in by_seed])
+        for name in by_seed[0]["captured_gain"]
+    }
+    means = {
+        key: {name: _spread([f[key][name] for f in by_seed])["mean"] for name in by_seed[0][key]}
+        for key in ("j", "stop_sd")
+    }
+    learned = _learned(by_seed[0])
+    best = min(OPPONENTS, key=lambda name: means["j"][name])
     margins = [figures["j"][best] - figures["j"][learned] for figures in by_seed]
     failures = [
         seed
@@ -133,13 +247,7 @@ def _summary(by_seed: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     summary: dict[str, Any] = plain(
         {
             "captured_gain": rules,
-            "j": {
-                name: fmean(figures["j"][name] for figures in by_seed) for name in by_seed[0]["j"]
-            },
-            "stop_sd": {
-                name: fmean(figures["stop_sd"][name] for figures in by_seed)
-                for name in by_seed[0]["stop_sd"]
-            },
+            **means,
             "learned": learned,
             "best_opponent": best,
             "margin": _student_interval(margins),
@@ -149,10 +257,16 @@ def _summary(by_seed: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     return summary
 
 
+def _spread(values: list[float]) -> dict[str, Any]:
+    """Values by seed, their mean and standard deviation; NaN where one is undefined."""
+    column = torch.tensor(values, dtype=torch.float64)
+    return {"by_seed": values, "mean": column.mean().item(), "sd": column.std().item()}
+
+
 def _student_interval(values: list[float]) -> dict[str, float]:
     """The mean of independent values with its 95 % interval by Student's t."""
     from scipy.stats import t
 
-    center = fmean(values)
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    center, sd = (_spread(values)[key] for key in ("mean", "sd"))
+    half = float(t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
     return {"value": center, "low": center - half, "high": center + half}

@@ -12,7 +12,7 @@ from haltwise._errors import InputError
 from haltwise._version import __version__
 from haltwise.checkpoint import write_atomically
 from haltwise.evaluation import Evaluation
-from haltwise.evaluation.records import load_records
+from haltwise.evaluation.records import load_heads, load_records
 from haltwise.pretrained import names, read_card
 from haltwise.report.figures import (
     Panel,
@@ -38,6 +38,7 @@ from haltwise.report.tables import (
     comparison_table,
     first_objective_table,
     flatten,
+    heads_table,
     overview_table,
     rules_table,
 )
@@ -56,8 +57,8 @@ def write_report(run: Path, path: Path) -> Path:
     content security policy enforces.
 
     Args:
-        run: Directory with the records of `haltwise evaluate`, and the training log if there is
-            one.
+        run: Directory with the records of `haltwise evaluate`; with the training log and what
+            `haltwise study --head` wrote to heads.json, if there is any.
         path: Where the page goes.
 
     Returns:
@@ -72,12 +73,14 @@ def write_report(run: Path, path: Path) -> Path:
     overview = None
     if len(records) > 1:
         overview = embedded.table(overview_table(records, [section.anchor for section in sections]))
-    trained = training(read_log(run))
+    trained, study = training(read_log(run)), load_heads(run)
+    heads = [table for account in ACCOUNTS if (table := heads_table(study, account))]
     page = _render(
         run.resolve().name,
         sections,
         embedded,
         overview=overview,
+        heads=[embedded.table(table) for table in heads],
         training=None if trained is None else embedded.panel(trained),
         card=_card(run, records),
     )
@@ -171,6 +174,7 @@ def _render(
     embedded: _Embedded,
     *,
     overview: dict[str, Any] | None = None,
+    heads: Sequence[dict[str, Any]] = (),
     training: dict[str, Any] | None = None,
     card: Sequence[tuple[str, str]] | None = None,
 ) -> str:
@@ -190,6 +194,7 @@ def _render(
         title=title,
         overview=overview,
         sections=sections,
+        heads=heads,
         training=training,
         card=card,
         version=__version__,

@@ -7,7 +7,7 @@ from typing import Any, final
 from haltwise.evaluation import Evaluation
 from haltwise.report.formats import MISSING, interval, num, percent, plain, spread
 from haltwise.report.palette import ACCOUNTS, label
-from haltwise.report.reading import get, mapping, name_at, number, range_of
+from haltwise.report.reading import get, items, mapping, name_at, number, range_of
 
 __all__ = [
     "Data",
@@ -15,6 +15,7 @@ __all__ = [
     "comparison_table",
     "first_objective_table",
     "flatten",
+    "heads_table",
     "overview_table",
     "rules_table",
 ]
@@ -264,3 +265,40 @@ def flatten(tree: object, prefix: str = "") -> list[tuple[str, str]]:
     else:
         shown = str(tree)
     return [(prefix, shown)]
+
+
+def heads_table(study: Mapping[str, Any], account: str) -> Table | None:
+    """Captured gain of heads that share a rule, a column a price; None where there are none."""
+    results = [entry for entry in items(study, "results") if name_at(entry, "account") == account]
+    names = list(mapping(results[0], "heads")) if results else []
+    if not names:
+        return None
+    rows, raw = [], []
+    for name in names:
+        cells, numbers = [name], []
+        for entry in results:
+            mean, sd = (number(entry, "heads", name, "captured_gain", k) for k in ("mean", "sd"))
+            more = range_of(entry, "heads", name, "difference")
+            cells.append(MISSING if mean is None or sd is None else f"{mean:.3f} ± {sd:.3f}")
+            numbers += [mean, sd, *(more or (None, None, None))]
+        rows.append(cells)
+        raw.append([name, *numbers])
+    prices = [plain(number(entry, "price")) for entry in results]
+    measures = ("gain", "sd", "j_above_first", "j_above_first_low", "j_above_first_high")
+    seeds = len(items(results[0], "seeds"))
+    return Table(
+        title=f"Captured gain of heads on {name_at(study, 'family')}, counted in {account}",
+        columns=["head", *(f"price {price}" for price in prices)],
+        rows=rows,
+        data=Data(
+            f"heads-{account}",
+            ["head", *(f"{measure}_{price}" for price in prices for measure in measures)],
+            raw,
+        ),
+        strong=0,
+        note=(
+            f"Mean ± standard deviation over {seeds} seeds of problems; 1 is the oracle, 0 the "
+            "best fixed budget. All heads judge the same trajectories; each threshold was "
+            "calibrated on separate problems."
+        ),
+    )
