@@ -25,6 +25,7 @@ from haltwise.halting.accounts import RECALLS, Recall, paid, settle
 from haltwise.halting.stopping import Traces
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks import family
+from haltwise.tasks.module import ModuleBatch
 
 
 @pytest.fixture
@@ -127,7 +128,9 @@ def test_a_tuned_rule_is_the_best_of_the_grid(name: str) -> None:
         (mean, rate)
         for rate in LEARNING_RATES
         if not math.isnan(
-            mean := float(loss_curves(HAND_DESIGNED[name](rate), batch, 10)[:, 1:].double().mean())
+            mean := float(
+                loss_curves(HAND_DESIGNED[name](rate), batch, 10).excess[:, 1:].double().mean()
+            )
         )
     )
     assert tuned.learning_rate == best[1]
@@ -188,7 +191,7 @@ def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(tmp_path: Pa
     assert torch.equal(loaded.arrays["excess"], record.arrays["excess"])
 
 
-@pytest.mark.parametrize(("name", "value"), [("price", 0.0), ("horizon", 0), ("num_problems", 99)])
+@pytest.mark.parametrize(("name", "value"), [("price", 0.0), ("horizon", 0), ("num_problems", 31)])
 def test_impossible_settings_are_refused(name: str, value: float) -> None:
     settings = {"price": 0.1, "horizon": 5, "num_problems": 100, name: value}
     with pytest.raises(InputError, match=name):
@@ -224,3 +227,43 @@ def test_the_report_judges_what_a_holding_head_returns() -> None:
     assert record.arrays["j.gradients.rule"][decided < 7].double().mean() == pytest.approx(j.mean())
     report = record.summary["stopping_report"]["gradients"]
     assert report["j"]["rule"]["value"] == pytest.approx(record.summary["j"]["gradients"]["rule"])
+
+
+def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
+    """The means stand beside what a loop over the problems by hand gives."""
+    optimizer = LearnedOptimizer(
+        OptimizerConfig(rule_settings={"initial_descent": True, "output_scale": 0.03}), stream(0)
+    ).requires_grad_(False)
+    optimizer.card = {"config": {"posterior": "both"}, "thresholds": [0.0, 0.0]}
+    digits = family("digits-mlp")
+    summary = evaluate(
+        Contender("mine", optimizer),
+        digits,
+        family_name="digits-mlp",
+        price=0.01,
+        horizon=3,
+        seed=5,
+        num_problems=32,
+    ).summary
+    assert "lbfgs" not in summary  # its line search cannot work on minibatches
+    batch = digits.sample(32, stream(5, "test"))
+    assert isinstance(batch, ModuleBatch)
+    params, state, seen = batch.start, optimizer.rule.init(batch.start), []
+    with torch.no_grad():
+        for step in range(4):
+            loss, grad = batch.observe(params, step)
+            seen.append(float(loss.double().mean()))
+            if step < 3:
+                update, _, state = optimizer.rule.step(grad, state)
+                params = params + update
+    assert summary["curves"]["mine"]["observed"] == pytest.approx(seen, rel=1e-5)
+    assert batch.task.test is not None
+    inputs, targets = batch.task.test.take(torch.arange(360), torch.float32)
+    right = []
+    for problem in params:
+        outputs, _ = batch.task.call(problem, {}, inputs)
+        right.append(float((outputs.argmax(1) == targets).double().mean()))
+    found = summary["held_out"]["mine"]
+    assert found["accuracy"] == pytest.approx(sum(right) / 32, rel=1e-5)
+    assert set(summary["held_out"]) == {"mine", *HAND_DESIGNED}
+    assert summary["executed"]["held_out"]["loss"] > 0

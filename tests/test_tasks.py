@@ -134,6 +134,7 @@ class TestContract:
     def test_minibatches_change_what_is_seen_and_not_the_score(
         self, batch: TaskBatch, points: Tensor
     ) -> None:
+        assert batch.stochastic
         now, then = batch.evaluate(points, 0), batch.evaluate(points, 10**6)
         assert (now.loss != then.loss).all()
         assert (now.grad != then.grad).any(1).all()

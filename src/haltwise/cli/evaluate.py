@@ -18,6 +18,8 @@ from haltwise.evaluation.records import save_record
 
 __all__ = ["evaluate"]
 
+_COORDINATES = 2**18  # of all test problems together, unless told otherwise
+
 
 @click.command()
 @click.argument("run_or_name")
@@ -30,9 +32,7 @@ __all__ = ["evaluate"]
 @click.option(
     "--num-problems",
     type=int,
-    default=4096,
-    show_default=True,
-    help="Test problems; as many again for tuning.",
+    help="Test problems; as many again for tuning.  [default: 4096, for networks down to 64]",
 )
 @click.option(
     "--baseline",
@@ -58,7 +58,7 @@ def evaluate(
     price: float | None,
     horizon: int | None,
     seed: int,
-    num_problems: int,
+    num_problems: int | None,
     baseline: str | None,
     compare: tuple[str, ...],
     out: Path | None,
@@ -82,10 +82,13 @@ def evaluate(
         "self-stopping optimizer and name this one with --baseline",
     )
     family_name = family or config["family"]
+    drawn = tasks.family(family_name)
+    if num_problems is None:
+        num_problems = min(4096, max(64, _COORDINATES // drawn.dim))
     with console.status("loading") as status:
         evaluation = run_evaluation(
             contender,
-            tasks.family(family_name),
+            drawn,
             family_name=family_name,
             price=config["price"] if price is None else price,
             horizon=config["horizon"] if horizon is None else horizon,

@@ -15,6 +15,7 @@ from haltwise.tasks import TaskBatch
 __all__ = [
     "HAND_DESIGNED",
     "LEARNING_RATES",
+    "Curves",
     "TunedRule",
     "lbfgs_curve",
     "loss_curves",
@@ -33,6 +34,8 @@ HAND_DESIGNED: Mapping[str, Callable[[float], Rule]] = MappingProxyType(
 LEARNING_RATES = tuple(10 ** (power / 6) for power in range(-30, 10))
 """1e-5 to 32, six to a decade, apart by a factor of 1.47."""
 
+_LEAST_PROBLEMS, _TUNING_COORDINATES = 4, 2**18
+
 
 @final
 @dataclass(frozen=True)
@@ -50,24 +53,49 @@ class TunedRule:
     at_edge: bool
 
 
-def loss_curves(rule: Rule, batch: TaskBatch, num_steps: int) -> Tensor:
-    """Excess at theta_0..theta_T by which stopping is judged, too, shape [B, T+1]."""
-    with torch.no_grad():
-        params, state, curves = batch.start, rule.init(batch.start), []
-        for step in range(num_steps):
-            seen = batch.score(params, step)
-            curves.append(seen.excess)
-            update, _, state = rule.step(seen.grad, state)
-            params = params + update
-        curves.append(batch.score(params, num_steps).excess)
-    return torch.stack(curves, 1)
+@final
+@dataclass(frozen=True)
+class Curves:
+    """What B problems went through in T steps of a rule.
+
+    Attributes:
+        excess: At theta_0..theta_T, by which stopping is judged, too, shape [B, T+1].
+        observed: The losses seen there, of minibatches where the task is stochastic.
+        params: theta_T, shape [B, D].
+    """
+
+    excess: Tensor
+    observed: Tensor
+    params: Tensor
+
+
+@torch.no_grad()
+def loss_curves(rule: Rule, batch: TaskBatch, num_steps: int) -> Curves:
+    """T steps of `rule` on every problem."""
+    params, state, seen = batch.start, rule.init(batch.start), []
+    for step in range(num_steps):
+        seen.append(batch.score(params, step))
+        update, _, state = rule.step(seen[-1].grad, state)
+        params = params + update
+    seen.append(batch.score(params, num_steps))
+    return Curves(
+        torch.stack([score.excess for score in seen], 1),
+        torch.stack([score.loss for score in seen], 1),
+        params,
+    )
 
 
 def tune_rule(make: Callable[[float], Rule], batch: TaskBatch, num_steps: int) -> TunedRule:
-    """The learning rate with the least mean excess over problems and steps 1..T on `batch`."""
+    """The learning rate with the least mean excess over problems and steps 1..T on `batch`.
+
+    Of large problems, a few are enough: a rate that is right for one network is for the next.
+    """
+    few = min(batch.num_problems, max(_LEAST_PROBLEMS, _TUNING_COORDINATES // batch.dim))
+    batch = batch.select(torch.arange(few, device=batch.start.device))
     scores = []
     for learning_rate in LEARNING_RATES:
-        mean = loss_curves(make(learning_rate), batch, num_steps)[:, 1:].double().mean().item()
+        excess = loss_curves(make(learning_rate), batch, num_steps).excess
+        mean = excess[:, 1:].double().mean().item()
         scores.append(math.inf if math.isnan(mean) else mean)
     best = min(range(len(scores)), key=scores.__getitem__)
     learning_rate = LEARNING_RATES[best]

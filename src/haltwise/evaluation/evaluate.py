@@ -12,7 +12,13 @@ from haltwise._errors import require
 from haltwise._random import stream
 from haltwise._version import __version__
 from haltwise.evaluation._json import plain
-from haltwise.evaluation.baselines import HAND_DESIGNED, lbfgs_curve, loss_curves, tune_rule
+from haltwise.evaluation.baselines import (
+    HAND_DESIGNED,
+    Curves,
+    lbfgs_curve,
+    loss_curves,
+    tune_rule,
+)
 from haltwise.evaluation.policies import choose_policies, speaks_hazard
 from haltwise.evaluation.statistics import (
     captured_gain,
@@ -41,7 +47,8 @@ from haltwise.halting.stopping import (
 )
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.tasks import TaskBatch, TaskFamily
-from haltwise.unroll import Trajectory, unroll
+from haltwise.tasks.module import ModuleBatch
+from haltwise.unroll import Recording, Trajectory, unroll
 
 __all__ = ["Contender", "Evaluation", "evaluate"]
 
@@ -109,7 +116,7 @@ def evaluate(
         len(set(names) | set(HAND_DESIGNED)) == len(names) + len(HAND_DESIGNED),
         f"every optimizer needs a name of its own, got {', '.join(names)}",
     )
-    require(num_problems >= 100, f"num_problems must be at least 100, got {num_problems}")
+    require(num_problems >= 32, f"num_problems must be at least 32, got {num_problems}")
     announce = announce or (lambda _: None)
     announce(f"drawing {num_problems} test and {num_problems} tuning problems")
     test = family.sample(num_problems, stream(seed, "test"))
@@ -137,7 +144,7 @@ def evaluate(
     summary["executed"] = _executed(contender.optimizer, test, prices, horizon)
 
     announce("tuning the hand-designed optimizers")
-    curves = {contender.name: trajectory.excess}
+    curves = {contender.name: _curves(trajectory.recording)}
     summary["tuned_optimizers"] = {}
     for name, make in HAND_DESIGNED.items():
         tuned = tune_rule(make, tuning, horizon)
@@ -147,34 +154,60 @@ def evaluate(
             "at_edge_of_grid": tuned.at_edge,
         }
     if baseline is not None:
-        curves[baseline.name] = unroll(baseline.optimizer, test, horizon, prices).excess
+        curves[baseline.name] = loss_curves(baseline.optimizer.rule, test, horizon)
         summary["first_objective"] = _first_objective(
-            contender.name, summary, baseline.name, curves[baseline.name]
+            contender.name, summary, baseline.name, curves[baseline.name].excess
         )
     summary["comparisons"] = {}
     for other in others:
         other_test = unroll(other.optimizer, test, horizon, prices)
         other_tuning = unroll(other.optimizer, tuning, horizon, prices)
-        curves[other.name] = other_test.excess
+        curves[other.name] = _curves(other_test.recording)
         summary["comparisons"][other.name] = _stopping(
             other, other_test, other_tuning, price, seed
         ).summary
-    summary["curves"] = {
-        name: {
-            "mean": excess.double().mean(0),
-            "median": excess.double().median(0).values,
-            "sum": excess[:, 1:].double().mean(0).sum().item(),
-            "num_nonfinite": int((~excess.isfinite().all(1)).sum()),
+    summary["curves"] = {name: _curve_figures(curve) for name, curve in curves.items()}
+    if isinstance(test, ModuleBatch) and test.task.test is not None:
+        announce("classifying the test examples")
+        summary["held_out"] = {
+            name: _held_out(test, curve.params) for name, curve in curves.items()
         }
-        for name, excess in curves.items()
-    }
-    announce("running L-BFGS")
-    few = family.sample(min(64, num_problems), stream(seed, "test"), dtype=torch.float64)
-    summary["lbfgs"] = {
-        "num_problems": few.num_problems,
-        "mean_by_gradient_evaluations": lbfgs_curve(few, horizon).mean(0),
-    }
+    if not test.stochastic:
+        announce("running L-BFGS")
+        few = family.sample(min(64, num_problems), stream(seed, "test"), dtype=torch.float64)
+        summary["lbfgs"] = {
+            "num_problems": few.num_problems,
+            "mean_by_gradient_evaluations": lbfgs_curve(few, horizon).mean(0),
+        }
     return Evaluation(plain(summary), stopping.arrays)
+
+
+def _curves(recording: Recording) -> Curves:
+    return Curves(recording.excess, recording.loss, recording.params)
+
+
+def _curve_figures(curves: Curves) -> dict[str, Any]:
+    excess, observed = curves.excess.double(), curves.observed.double()
+    return {
+        "mean": excess.mean(0),
+        "median": excess.median(0).values,
+        "low": excess.quantile(0.05, 0),
+        "high": excess.quantile(0.95, 0),
+        "sum": excess[:, 1:].mean(0).sum().item(),
+        "observed": observed.mean(0),
+        "num_nonfinite": int((~excess.isfinite().all(1)).sum()),
+    }
+
+
+def _held_out(batch: ModuleBatch, params: Tensor) -> dict[str, float]:
+    """Loss and accuracy on the test examples, mean and standard deviation over problems."""
+    loss, accuracy = (value.double() for value in batch.held_out(params))
+    return {
+        "loss": loss.mean().item(),
+        "loss_sd": loss.std().item(),
+        "accuracy": accuracy.mean().item(),
+        "accuracy_sd": accuracy.std().item(),
+    }
 
 
 def _stopping(
@@ -314,6 +347,11 @@ def _executed(
     execute(optimizer, test, Policy(FixedBudget(horizon), Recall.NEXT), prices, horizon)
     full_seconds = time.perf_counter() - started
     excess = test.score(result.params, 0).excess
+    held_out = (
+        {"held_out": _held_out(test, result.params)}
+        if isinstance(test, ModuleBatch) and test.task.test is not None
+        else {}
+    )
     counts = torch.bincount(result.outcome, minlength=len(Outcome)).tolist()
     return {
         "gradient_evaluations": int(result.num_gradients.sum()),
@@ -321,6 +359,7 @@ def _executed(
         "mean_updates": result.num_updates.double().mean().item(),
         "mean_excess": excess[excess.isfinite()].double().mean().item(),
         "outcomes": {outcome.name.lower(): counts[outcome] for outcome in Outcome},
+        **held_out,
         "seconds": seconds,
         "seconds_of_the_full_horizon": full_seconds,
     }

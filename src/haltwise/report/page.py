@@ -39,6 +39,7 @@ from haltwise.report.tables import (
     first_objective_table,
     flatten,
     heads_table,
+    learning_table,
     overview_table,
     rules_table,
 )
@@ -166,6 +167,7 @@ class _Section:
     stopping: dict[str, Any] | None = None
     objective: list[str] = field(default_factory=list)
     objective_table: dict[str, Any] | None = None
+    learning: dict[str, Any] | None = None
 
 
 def _render(
@@ -211,7 +213,7 @@ def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
     price, seed = plain(number(summary, "price")), plain(number(summary, "seed"))
     stem = slug(f"{name_at(summary, 'family')}-{price}-{seed}")
     objective_table = first_objective_table(record, stem)
-    comparisons = comparison_table(record, stem)
+    comparisons, learning = comparison_table(record, stem), learning_table(record, stem)
     settings = {
         key: summary.get(key)
         for key in (
@@ -235,6 +237,7 @@ def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
         objective=first_objective(record),
         objective_table=None if objective_table is None else embedded.table(objective_table),
         comparisons=None if comparisons is None else embedded.table(comparisons),
+        learning=None if learning is None else embedded.table(learning),
         settings=flatten(known),
     )
 

@@ -7,7 +7,15 @@ from typing import Any, final
 from haltwise.evaluation import Evaluation
 from haltwise.report.formats import MISSING, interval, num, percent, plain, spread
 from haltwise.report.palette import ACCOUNTS, label
-from haltwise.report.reading import get, items, mapping, name_at, number, range_of
+from haltwise.report.reading import (
+    finite_list,
+    get,
+    items,
+    mapping,
+    name_at,
+    number,
+    range_of,
+)
 
 __all__ = [
     "Data",
@@ -16,6 +24,7 @@ __all__ = [
     "first_objective_table",
     "flatten",
     "heads_table",
+    "learning_table",
     "overview_table",
     "rules_table",
 ]
@@ -265,6 +274,38 @@ def flatten(tree: object, prefix: str = "") -> list[tuple[str, str]]:
     else:
         shown = str(tree)
     return [(prefix, shown)]
+
+
+def learning_table(record: Evaluation, stem: str) -> Table | None:
+    """How networks learn without stopping: losses seen, and test examples classified."""
+    summary = record.summary
+    names = [str(name) for name in mapping(summary, "held_out")]
+    if not names:
+        return None
+    rows, raw = [], []
+    for name in names:
+        seen = [loss for loss in finite_list(summary, "curves", name, "observed")[1:] if loss]
+        rate = number(summary, "tuned_optimizers", name, "learning_rate")
+        accuracy, sd = (number(summary, "held_out", name, k) for k in ("accuracy", "accuracy_sd"))
+        total, last = (sum(seen), sum(seen[-5:]) / len(seen[-5:])) if seen else (None, None)
+        share = MISSING if accuracy is None else f"{accuracy:.4f} ± {sd or 0:.4f}"
+        rows.append([name, MISSING if rate is None else num(rate), num(last), num(total), share])
+        raw.append([name, rate, last, total, accuracy, sd])
+    return Table(
+        title="Learning without stopping",
+        columns=["optimizer", "learning rate", "last loss", "sum of losses", "test accuracy"],
+        rows=rows,
+        data=Data(
+            f"{stem}-learning",
+            ["optimizer", "learning_rate", "last_loss", "sum", "accuracy", "accuracy_sd"],
+            raw,
+        ),
+        note=(
+            "Losses are those of the minibatches as they come, mean over problems: of the last "
+            "five steps, and summed over all. Accuracy on all test examples after the last step, "
+            "mean ± standard deviation over problems. Learning rates were tuned on other problems."
+        ),
+    )
 
 
 def heads_table(study: Mapping[str, Any], account: str) -> Table | None:

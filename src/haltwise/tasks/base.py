@@ -92,6 +92,11 @@ class TaskBatch(ABC):
         """A point of least loss, shape [B, D], or None where none is known."""
         return None
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether the loss observed at given parameters depends on the step."""
+        return False
+
     @abstractmethod
     def observe(self, params: Tensor, step: int) -> Observation:
         """Loss and gradient as the optimizer sees them.

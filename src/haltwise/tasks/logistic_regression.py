@@ -44,18 +44,18 @@ class LogisticRegressionBatch(TaskBatch):
         return self.best
 
     @property
-    def _sees_all(self) -> bool:
-        return self.rows_per_step == self.signed_design.shape[1]
+    def stochastic(self) -> bool:
+        return self.rows_per_step < self.signed_design.shape[1]
 
     def observe(self, params: Tensor, step: int) -> Observation:
-        if self._sees_all:
+        if not self.stochastic:
             return _penalized_loss(self.signed_design, params, self.penalty)
         rows = random_subsets(self.seed, step, self.signed_design.shape[1], self.rows_per_step)
         seen = torch.take_along_dim(self.signed_design, rows.unsqueeze(-1), 1)
         return _penalized_loss(seen, params, self.penalty)
 
     def evaluate(self, params: Tensor, step: int) -> Evaluation:
-        if self._sees_all:
+        if not self.stochastic:
             return super().evaluate(params, step)
         score, score_grad = _penalized_loss(self.signed_design, params, self.penalty)
         return Evaluation(*self.observe(params, step), score - self.least, score_grad)

@@ -49,8 +49,12 @@ class MatrixFactorizationBatch(TaskBatch):
     def _num_entries(self) -> int:
         return self.matrix[0].numel()
 
+    @property
+    def stochastic(self) -> bool:
+        return self.entries_per_step < self._num_entries
+
     def observe(self, params: Tensor, step: int) -> Observation:
-        if self.entries_per_step == self._num_entries:
+        if not self.stochastic:
             return self._weighted_loss(params, None)
         entries = random_subsets(self.seed, step, self._num_entries, self.entries_per_step)
         weight = torch.zeros_like(self.matrix).flatten(1)
@@ -58,7 +62,7 @@ class MatrixFactorizationBatch(TaskBatch):
         return self._weighted_loss(params, weight.view_as(self.matrix))
 
     def evaluate(self, params: Tensor, step: int) -> Evaluation:
-        if self.entries_per_step == self._num_entries:
+        if not self.stochastic:
             return super().evaluate(params, step)
         score, score_grad = self._weighted_loss(params, None)
         return Evaluation(*self.observe(params, step), score - self.least, score_grad)

@@ -41,6 +41,10 @@ class MinibatchRegressionBatch(TaskBatch):
         return torch.zeros_like(self.observed[:, 0])
 
     @property
+    def stochastic(self) -> bool:
+        return self.rows_per_step < self.design.shape[1]
+
+    @property
     def minimizer(self) -> Tensor:
         return self.truth
 

@@ -315,6 +315,10 @@ class ModuleBatch(TaskBatch):
         """Zero, the least a loss of this kind can be."""
         return self.start.new_zeros(self.num_problems)
 
+    @property
+    def stochastic(self) -> bool:
+        return True
+
     def minibatch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of step t, each [B, batch_size, ...]."""
         index = minibatch_indices(self.stream, step, self.task.batch_size, len(self.task.train))

@@ -8,6 +8,7 @@ import torch
 from haltwise.evaluation import Evaluation
 from haltwise.report.figures.drawing import (
     Panel,
+    add_band,
     add_line,
     all_positive,
     any_known,
@@ -45,12 +46,18 @@ def losses(record: Evaluation, stem: str) -> Panel | None:
     rows: list[Sequence[Cell]] = []
     for position, (name, curve) in enumerate(curves.items()):
         style = optimizer_style(name, contender, position)
+        lowest, highest = (finite_list(summary, "curves", name, key) for key in ("low", "high"))
+        if all_positive(lowest) and len(lowest) == len(highest) == len(curve):
+            add_band(figure, name, lowest, highest, style.colour)
         add_line(figure, name, range(len(curve)), curve, style.colour, style.dash, style.width)
         medians = finite_list(summary, "curves", name, "median")
         medians += [None] * (len(curve) - len(medians))
         rows += [(name, t, curve[t], medians[t]) for t in range(len(curve))]
     lbfgs = finite_list(summary, "lbfgs", "mean_by_gradient_evaluations")
-    note = "Without stopping; SGD, Nesterov, RMSprop and Adam at learning rates tuned apart."
+    note = (
+        "Without stopping; bands hold 90 % of the problems. SGD, Nesterov, RMSprop and Adam at "
+        "learning rates tuned apart."
+    )
     if any_known(lbfgs):
         few = number(summary, "lbfgs", "num_problems")
         add_line(

@@ -13,6 +13,7 @@ from haltwise.report.tables import Data
 
 __all__ = [
     "Panel",
+    "add_band",
     "add_line",
     "all_positive",
     "any_known",
@@ -100,9 +101,23 @@ def add_line(
     place = {} if row is None else {"row": row, "col": 1}
     figure.add_scatter(
         x=list(x), y=[rounded(value) for value in y], mode=mode, name=html.escape(name),
+        legendgroup=html.escape(name),
         line={"color": colour, "dash": dash, "width": width}, marker={"size": 6},
         hovertemplate="%{y:.4g}" if row is None and mode == "lines" else "%{x:.4g}: %{y:.4g}",
         **place,
+    )  # fmt: skip
+
+
+def add_band(
+    figure: Any, name: str, low: Sequence[float | None], high: Sequence[float | None], colour: str
+) -> None:
+    """Shade what lies between two curves; it comes and goes with the curve called `name`."""
+    steps = list(range(len(low)))
+    figure.add_scatter(
+        x=[*steps, *reversed(steps)],
+        y=[rounded(value) for value in (*high, *reversed(low))],
+        fill="toself", fillcolor=colour, opacity=0.15, mode="none", hoverinfo="skip",
+        legendgroup=html.escape(name), showlegend=False,
     )  # fmt: skip
 
 
