@@ -65,6 +65,32 @@ def test_a_study_shows_both_accounts_and_writes_every_figure(tmp_path: Path) -> 
         assert f"{entry['captured_gain']['rule']['mean']:.3f}" in result.stdout
 
 
+def test_a_family_is_changed_and_the_run_remembers(tmp_path: Path) -> None:
+    changed = ["--family-set", "num_hidden=5", "--family-set", "num_score=7"]
+    options = [*changed, "--out", "run", *TINY, "--set", "num_recorded=8"]
+    result = haltwise("train", "digits-mlp", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    sizes = ["--num-problems", 32, "--horizon", 2, "--json", "out.json"]
+    result = haltwise("evaluate", "run", *sizes, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "out.json").read_text())
+    assert summary["family_settings"]["num_hidden"] == 5
+    assert 0 <= summary["held_out"]["adam"]["accuracy"] <= 1
+    page = haltwise("report", "run", cwd=tmp_path)
+    assert page.returncode == 0, page.stderr
+    assert "Learning without stopping" in (tmp_path / page.stdout.strip()).read_text("utf-8")
+    for option, sentence in (
+        (["--family-set", "width=5"], "unknown setting of digits-mlp 'width'"),
+        (["--family-set", "num_hidden"], "--family-set takes NAME=JSON"),
+        (["--images", tmp_path / "none"], "none has neither train-images"),
+    ):
+        result = haltwise(
+            "train", "mnist-mlp" if "--images" in option else "digits-mlp", *option, cwd=tmp_path
+        )
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert sentence in result.stderr
+
+
 def test_heads_of_one_rule_are_compared_and_reported(tmp_path: Path) -> None:
     rule = ["--rule-from", "regression-2d", "--meta-steps", 0]
     trained = haltwise("train", "regression-2d", "--out", "run", *TINY, *rule, cwd=tmp_path)

@@ -198,10 +198,10 @@ def test_any_bytes_are_read_or_refused(
 
 def test_no_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        InputError, match=r"no mnist data; set HALTWISE_DATA_DIR .*download\('mnist'"
+        InputError, match=r"no mnist data; name a directory .*HALTWISE_DATA_DIR.*download\('mnist'"
     ):
         data.load("mnist")
-    with pytest.raises(InputError, match=r"no data directory .*/missing; set HALTWISE_DATA_DIR"):
+    with pytest.raises(InputError, match=r"no data directory .*/missing; name a directory"):
         data.load("cifar10", tmp_path / "missing")
     with pytest.raises(InputError, match=r"neither data_batch_1.bin nor data_batch_1.bin.xz"):
         data.load("cifar10", tmp_path)

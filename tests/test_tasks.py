@@ -224,7 +224,7 @@ class TestContract:
 def test_listing_families_reads_no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HALTWISE_DATA_DIR", str(tmp_path))
     assert all(family.dim >= 1 for family in tasks.families().values())
-    with pytest.raises(InputError, match=r"expected for mnist; set HALTWISE_DATA_DIR"):
+    with pytest.raises(InputError, match=r"expected for mnist; name a directory"):
         tasks.family("mnist-mlp").sample(1, seeded())
 
 

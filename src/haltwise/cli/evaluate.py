@@ -9,9 +9,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from haltwise import pretrained, tasks
+from haltwise import pretrained
 from haltwise._errors import require
 from haltwise.checkpoint import write_atomically
+from haltwise.cli.options import data_directory, family_of
+from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import Account, Contender
 from haltwise.evaluation import evaluate as run_evaluation
 from haltwise.evaluation.records import save_record
@@ -51,6 +53,8 @@ _COORDINATES = 2**18  # of all test problems together, unless told otherwise
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write the summary here, too."
 )
+@family_settings_option
+@data_directory
 @click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
 def evaluate(
     run_or_name: str,
@@ -64,6 +68,7 @@ def evaluate(
     out: Path | None,
     json_path: Path | None,
     threads: int | None,
+    family_settings: dict[str, Any],
 ) -> None:
     """Evaluate RUN_OR_NAME on held-out problems beside tuned opponents.
 
@@ -82,7 +87,7 @@ def evaluate(
         "self-stopping optimizer and name this one with --baseline",
     )
     family_name = family or config["family"]
-    drawn = tasks.family(family_name)
+    drawn = family_of(config, family, family_settings)
     if num_problems is None:
         num_problems = min(4096, max(64, _COORDINATES // drawn.dim))
     with console.status("loading") as status:

@@ -10,9 +10,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from haltwise import pretrained, tasks
+from haltwise import pretrained
 from haltwise._errors import require
 from haltwise.checkpoint import write_atomically
+from haltwise.cli.options import data_directory, family_of
+from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import Account, study_heads, study_stopping
 
 __all__ = ["study"]
@@ -48,6 +50,8 @@ __all__ = ["study"]
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write all figures here."
 )
+@family_settings_option
+@data_directory
 @click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
 def study(
     run_or_name: str,
@@ -60,6 +64,7 @@ def study(
     num_problems: int,
     json_path: Path | None,
     threads: int | None,
+    family_settings: dict[str, Any],
 ) -> None:
     """Compare stop rules on the trajectories of RUN_OR_NAME, over seeds and prices.
 
@@ -85,7 +90,7 @@ def study(
     family_name = family or config["family"]
     with Console(stderr=True).status("starting") as status:
         arguments: dict[str, Any] = {
-            "family": tasks.family(family_name),
+            "family": family_of(config, family, family_settings),
             "prices": prices or (config["price"],),
             "horizon": config["horizon"] if horizon is None else horizon,
             "seeds": range(first_seed, first_seed + seeds),

@@ -1,12 +1,12 @@
 """`haltwise train`: meta-train an optimizer on a family, with a live display."""
 
-import json
 import math
 import shlex
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 import torch
@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Display
 
 from haltwise._errors import InputError, require
+from haltwise.cli.options import data_directory, parse_settings
+from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 
 __all__ = ["train"]
@@ -66,6 +68,8 @@ __all__ = ["train"]
 @click.option(
     "--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory."
 )
+@family_settings_option
+@data_directory
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files as well.")
 def train(
     family: str | None,
@@ -85,6 +89,7 @@ def train(
     device: str,
     threads: int | None,
     settings: tuple[str, ...],
+    family_settings: dict[str, Any],
     resume: Path | None,
     tensorboard: bool,
 ) -> None:
@@ -115,7 +120,8 @@ def train(
             learning_rate=learning_rate,
             continuation=continuation,
             seed=seed,
-            **_parse(settings),
+            family_settings=family_settings or None,
+            **parse_settings(settings),
         )
         directory = out or Path("runs") / f"{family}-{preset}"
         trainer = Trainer(
@@ -142,18 +148,6 @@ def _device(name: str) -> torch.device:
 def _command() -> str:
     """The command as it was typed, for the card."""
     return shlex.join(["haltwise", *sys.argv[1:]])
-
-
-def _parse(settings: tuple[str, ...]) -> dict[str, object]:
-    parsed: dict[str, object] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        require(bool(equals), f"--set takes NAME=JSON, got {setting!r}")
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            raise InputError(f"--set {name}: {value!r} is not JSON; strings need quotes") from None
-    return parsed
 
 
 def _train(trainer: Trainer) -> None:

@@ -4,6 +4,6 @@ Nothing is loaded, let alone downloaded, before it is asked for.
 """
 
 from haltwise.data.images import ImageData
-from haltwise.data.store import download, load, load_idx
+from haltwise.data.store import DIRECTORY_VARIABLE, download, load, load_idx
 
-__all__ = ["ImageData", "download", "load", "load_idx"]
+__all__ = ["DIRECTORY_VARIABLE", "ImageData", "download", "load", "load_idx"]

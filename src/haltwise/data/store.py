@@ -160,8 +160,8 @@ def _find(name: str, directory: Path | str | None) -> Path:
 
 def _ways_out(name: str) -> str:
     return (
-        f"set {DIRECTORY_VARIABLE} to a directory that holds {name}/, or fetch the data once with "
-        f"haltwise.data.download({name!r}) (needs haltwise[data] and a network)"
+        f"name a directory that holds {name}/ by --data-dir or {DIRECTORY_VARIABLE}, or fetch the "
+        f"data once with haltwise.data.download({name!r}) (needs haltwise[data] and a network)"
     )
 
 

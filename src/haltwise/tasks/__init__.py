@@ -2,8 +2,11 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
 
 from haltwise import _discovery
+from haltwise._errors import require
 from haltwise.tasks.base import Evaluation, Observation, Score, TaskBatch, TaskFamily
 
 __all__ = [
@@ -22,15 +25,18 @@ def families() -> Mapping[str, TaskFamily]:
     return _discovery.collect(sys.modules[__name__], "FAMILIES")
 
 
-def family(name: str) -> TaskFamily:
-    """The family called `name`.
+def family(name: str, settings: Mapping[str, Any] | None = None) -> TaskFamily:
+    """The family called `name`, some of its settings replaced.
 
     Raises:
-        InputError: There is none; near names are suggested.
+        InputError: There is none, or no such setting; near names are suggested.
 
     Examples:
         >>> family("quadratic-10d").dim
         10
     """
     found: TaskFamily = _discovery.lookup(families(), name, "family")
-    return found
+    known = [field.name for field in fields(found)]
+    for setting in settings or {}:
+        require(setting in known, _discovery.unknown(setting, known, f"setting of {name}"))
+    return replace(found, **settings) if settings else found

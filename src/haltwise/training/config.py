@@ -19,6 +19,8 @@ class TrainingConfig:
     """One meta-training run. The same configuration on the same machine gives the same weights."""
 
     family: str = "regression-2d"
+    family_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the family that differ from its own."""
     preset: str = "act"
     """The preset it was made from, for the card."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -151,7 +151,7 @@ class Trainer:
 
     def _setup(self, config: TrainingConfig, directory: Path, device: torch.device | str) -> None:
         self.config, self.directory, self._device = config, directory, device
-        self.family = family(config.family)
+        self.family = family(config.family, config.family_settings)
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)

@@ -1,0 +1,84 @@
+"""Options that several commands share."""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from haltwise._errors import InputError, require
+from haltwise.data import DIRECTORY_VARIABLE
+from haltwise.tasks import TaskFamily, family
+
+__all__ = ["data_directory", "family_of", "family_settings", "parse_settings"]
+
+_Command = Callable[..., None]
+
+
+def data_directory(command: _Command) -> _Command:
+    """`--data-dir`, for this process what the environment variable is for all."""
+
+    def remember(_: click.Context, __: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            os.environ[DIRECTORY_VARIABLE] = str(value)
+
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        expose_value=False,
+        callback=remember,
+        help=f"Where mnist/ and cifar10/ lie.  [default: ${DIRECTORY_VARIABLE}]",
+    )(command)
+
+
+def family_settings(command: _Command) -> _Command:
+    """`--family-set` and `--images`, handed over together as `family_settings`."""
+
+    @functools.wraps(command)  # options below it included
+    def collect(images: Path | None, family_set: tuple[str, ...], **others: Any) -> None:
+        settings = parse_settings(family_set, "--family-set")
+        if images is not None:
+            settings["images"] = str(images)
+        command(family_settings=settings, **others)
+
+    collect = click.option(
+        "--family-set",
+        multiple=True,
+        metavar="NAME=JSON",
+        help="A setting of the family, e.g. --family-set num_hidden=40; may be repeated.",
+    )(collect)
+    return click.option(
+        "--images",
+        type=click.Path(path_type=Path),
+        help="A directory with other 28 x 28 images in the files of MNIST.",
+    )(collect)
+
+
+def family_of(
+    trained: Mapping[str, Any], name: str | None, settings: Mapping[str, Any]
+) -> TaskFamily:
+    """The family called `name`, or else the one trained on, as it was then; with `settings`."""
+    own = trained.get("family_settings", {}) if name is None else {}
+    return family(name or trained["family"], {**own, **settings})
+
+
+def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str, Any]:
+    """NAME=JSON pairs as a dictionary.
+
+    Raises:
+        InputError: One is no such pair.
+    """
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        require(bool(equals), f"{option} takes NAME=JSON, got {setting!r}")
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            raise InputError(
+                f"{option} {name}: {value!r} is not JSON; strings need quotes"
+            ) from None
+    return parsed
