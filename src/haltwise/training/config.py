@@ -134,7 +134,7 @@ class TrainingConfig:
 
     @classmethod
     def from_preset(cls, preset: str, family: str, **changes: Any) -> Self:
-        """The preset's settings with the family's defaults and then `changes` applied.
+        """The family's defaults with the preset's settings and then `changes` applied.
 
         Changes may name settings of the optimizer, too: `rule="adam"`, `head_memory=0`.
 
@@ -142,7 +142,7 @@ class TrainingConfig:
             InputError: The preset is unknown or a setting is impossible.
         """
         make = _discovery.lookup(PRESETS, preset, "preset")
-        settings: dict[str, Any] = {**make, **FAMILY_DEFAULTS.get(family, {})}
+        settings: dict[str, Any] = {**FAMILY_DEFAULTS.get(family, {}), **make}
         changes = {name: value for name, value in changes.items() if value is not None}
         for part, names in PARTS.items():
             origin = changes.get(f"{part}_from")
@@ -215,15 +215,17 @@ _NETWORK: dict[str, Any] = {
     "horizon": 100,
     "price": 0.003,
     "warmup": 1.0,
+    "posterior": "stick-breaking",
+    "num_meta_steps": 1500,
     "batch_size": 8,
     "segment": 20,
-    "num_validation": 16,
-    "num_recorded": 1024,
-    "num_calibration": 512,
-    "learning_rate": 1e-3,
+    "num_validation": 32,
+    "num_recorded": 640,
+    "num_calibration": 192,
+    "validate_every": 50,
 }
 
-# What differs by family, whatever the preset: how long a problem takes and what a step is worth.
+# What differs by family: how long a problem takes and what a step is worth.
 FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         "regression-2d": {"horizon": 40, "batch_size": 256},
