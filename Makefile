@@ -40,12 +40,8 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kerne
 SHIPPED := src/haltwise/pretrained/weights
 DEVICE ?= cpu
 TRAIN := $(BIN)/haltwise train --threads 1
-HEAD := --meta-steps 0 --posterior stick-breaking
-LONG := $(HEAD) --set head_memory=64 --set head_width=128 --set head_steps=7000 \
+LONG := --meta-steps 0 --posterior stick-breaking --set head_memory=64 --set head_width=128 --set head_steps=7000 \
   --set head_batch_size=1024 --set num_recorded=98304 --device $(DEVICE)
-# Goes on with a head, on other problems.
-FINE := $(HEAD) --set head_steps=2500 --set head_batch_size=512 --set num_recorded=65536 \
-  --learning-rate 0.001 --set hazard_temperature=0.2 --set distilled=0 --seed 1
 weights: $(READY)
 	$(TRAIN) regression-2d --meta-steps 2000 --out runs/regression-2d
 	$(TRAIN) regression-2d --preset lstm --meta-steps 2000 --out runs/regression-2d-lstm
@@ -55,13 +51,10 @@ weights: $(READY)
 	  --set 'rule_settings={"initial_descent":true}' --out runs/regression-10d-lstm
 	$(TRAIN) regression-10d-plain --meta-steps 800 \
 	  --set 'rule_settings={"initial_descent":true}' --out runs/plain-rule
-	$(TRAIN) regression-10d-plain --rule-from runs/plain-rule $(LONG) --out runs/plain-long
-	$(TRAIN) regression-10d-plain --rule-from runs/plain-rule --head-from runs/plain-long \
-	  $(FINE) --out runs/regression-10d-plain
+	$(TRAIN) regression-10d-plain --rule-from runs/plain-rule $(LONG) \
+	  --out runs/regression-10d-plain
 	$(TRAIN) student-t-10d --meta-steps 600 --out runs/t-rule
-	$(TRAIN) student-t-10d --rule-from runs/t-rule $(LONG) --out runs/t-long
-	$(TRAIN) student-t-10d --rule-from runs/t-rule --head-from runs/t-long $(FINE) \
-	  --out runs/student-t-10d
+	$(TRAIN) student-t-10d --rule-from runs/t-rule $(LONG) --out runs/student-t-10d
 	$(TRAIN) quadratic-10d --preset lstm --meta-steps 1000 \
 	  --set 'rule_settings={"initial_descent":true}' --out runs/quadratic-10d-lstm
 	$(TRAIN) quadratic-10d --rule-from runs/quadratic-10d-lstm --meta-steps 0 \
@@ -70,6 +63,7 @@ weights: $(READY)
 	  --set head_memory=0 --set head_steps=1500 --out runs/regression-2d-mode
 	$(TRAIN) mnist-mlp --preset lstm --device $(DEVICE) --out runs/mnist-mlp-lstm
 	$(TRAIN) mnist-mlp --rule-from runs/mnist-mlp-lstm --meta-steps 0 --set head_steps=2500 \
+	  --set validate_every=250 --set num_validation=64 \
 	  --out runs/mnist-mlp
 	for run in runs/regression-* runs/quadratic-* runs/student-* runs/mnist-*; do \
 	  cp $$run/best.safetensors $(SHIPPED)/$$(basename $$run).safetensors; done

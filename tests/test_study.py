@@ -95,7 +95,7 @@ def test_bad_input_is_refused(optimizer: LearnedOptimizer) -> None:
     for seeds, price, num, message in (
         ([1], 0.1, 200, "at least 2 seeds, got 1"),
         ([1, 2], 0.0, 200, "above 0, got 0"),
-        ([1, 2], 0.1, 99, "at least 100, got 99"),
+        ([1, 2], 0.1, 31, "at least 32, got 31"),
     ):
         with pytest.raises(InputError, match=message):
             study_stopping(

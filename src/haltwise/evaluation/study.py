@@ -171,7 +171,7 @@ def _same_rule(one: LearnedOptimizer, other: LearnedOptimizer) -> bool:
 
 def _checked(seeds: Sequence[int], prices: Sequence[float], num_problems: int) -> Sequence[int]:
     require(len(seeds) >= 2, f"a study needs at least 2 seeds, got {len(seeds)}")
-    require(num_problems >= 100, f"num_problems must be at least 100, got {num_problems}")
+    require(num_problems >= 32, f"num_problems must be at least 32, got {num_problems}")
     require(min(prices) > 0, f"every price must be above 0, got {min(prices)}")
     return seeds
 

@@ -45,7 +45,6 @@ _UNCALIBRATED: dict[str, StopRule] = {
     "softmax": PosteriorMode(BEFORE),
     "graves": PonderThreshold(output=BEFORE),
 }
-_ERROR_EXPONENT = 0.75
 _RECORDED_COORDINATES = 2**20  # that are recorded at once: their state fills some 300 MiB
 _CONFIG, _LAST, _BEST = "config.json", "last.safetensors", "best.safetensors"
 
@@ -314,9 +313,9 @@ class Trainer:
         losses = self._objective.halting(
             chosen.excess, said, price, tau, generator, distilled=distilled
         )
-        # Errors count prices, and are the more of them the lower the price: at a hundredth some
-        # thirty times, which would drown the rest.
-        loss = (losses * (price / config.price) ** _ERROR_EXPONENT).mean()
+        # Errors count prices, and are the more of them the lower the price: some twenty times
+        # from one end of the range to the other, which would drown the rest.
+        loss = (losses * (price / config.price).sqrt()).mean()
         self._adam.zero_grad()
         loss.backward()
         return self._update(loss, done, config.head_steps)
