@@ -13,6 +13,7 @@ Three fixed steps reach about .98, so there is little to save, and they learn ha
 Extrapolation fails: .50 to .59 against .49 to .52 at fixed steps, where chance is .5.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import cache
@@ -26,8 +27,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from haltwise.halting import GravesPosterior, StickBreakingPosterior, stopping
 from haltwise.objectives import cumulative_logits, free_energy, halting_bound, ponder_objective
 
-TEMPERATURE = 0.5  # in prices
-GROWTH = 0.4  # share of the updates in which inputs and steps grow to their full number
+TEMPERATURE = 1.0  # in prices
+GROWTH = 0.4  # share of the updates in which inputs grow to their full number of entries
+WARM_UP = 0.7  # share of the updates in which every step is asked for the answer
 BATCH, LEARNING_RATE, NUM_TEST = 128, 0.01, 20_000
 
 
@@ -109,31 +111,55 @@ def sample(
     return inputs.float(), ((inputs == 1).sum(1) % 2).float(), count.squeeze(1)
 
 
-@cache
-def train(halting: Halting | None, num_steps: int, most: int, settings: Settings) -> Ponderer:
-    """A network that halts within `num_steps` steps, or always takes so many; 1..most entries."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    model = Ponderer(settings.size, settings.width, generator)
-    adam = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    for update in range(settings.updates):
+def learn(
+    model: Ponderer,
+    objective: Callable[[Tensor, Tensor], Tensor],
+    updates: range,
+    num_steps: int,
+    most: int,
+    settings: Settings,
+) -> None:
+    """Some of the updates, of an objective of losses and halting logits; 1..most entries."""
+    generator = torch.Generator().manual_seed(settings.seed + updates.start)
+    adam = torch.optim.Adam(model.parameters())
+    for update in updates:
         done = update / settings.updates
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1, 2 * (1 - done))
-        # Few entries first; and few steps, which grow with the inputs.
-        hardest = min(most, 1 + int(done / GROWTH * most))
-        steps = min(num_steps, 2 + int(done / GROWTH * (num_steps - 1))) if halting else num_steps
+        hardest = min(most, 1 + int(done / GROWTH * most))  # few entries first
         inputs, target, _ = sample(BATCH, settings.size, 1, hardest, generator)
-        answers, halting_logits = model(inputs, steps)
+        answers, halting_logits = model(inputs, num_steps)
         losses = binary_cross_entropy_with_logits(
             answers, target.unsqueeze(1).expand_as(answers), reduction="none"
         )
-        objective = losses[:, -1]
-        if halting is not None:
-            price = torch.full_like(target, halting.price * max(done**2, 0.01))
-            objective = halting.objective(losses, halting_logits, price)
         adam.zero_grad()
-        objective.mean().backward()
+        objective(losses, halting_logits).mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
+
+
+@cache
+def warm_up(num_steps: int, most: int, settings: Settings) -> Ponderer:
+    """What every network that takes up to `num_steps` steps begins as: each step shall answer."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    model = Ponderer(settings.size, settings.width, generator)
+    updates = range(int(WARM_UP * settings.updates))
+    learn(model, lambda losses, _: losses.mean(1), updates, num_steps, most, settings)
+    return model
+
+
+@cache
+def train(halting: Halting | None, num_steps: int, most: int, settings: Settings) -> Ponderer:
+    """A network that halts within `num_steps` steps, or one that always takes so many."""
+    model = copy.deepcopy(warm_up(num_steps, most, settings))
+
+    def objective(losses: Tensor, halting_logits: Tensor) -> Tensor:
+        if halting is None:
+            return losses[:, -1]
+        price = torch.full_like(losses[:, 0], halting.price)
+        return halting.objective(losses, halting_logits, price)
+
+    updates = range(int(WARM_UP * settings.updates), settings.updates)
+    learn(model, objective, updates, num_steps, most, settings)
     return model
 
 
@@ -169,8 +195,9 @@ def main(full: bool, seed: int, updates: int | None, threads: int) -> None:
     torch.set_num_threads(threads)
     settings = Settings(64, 128, 10, 200_000, seed) if full else Settings(16, 64, 3, 5000, seed)
     settings = settings if updates is None else settings._replace(updates=updates)
-    click.echo(" " * 29 + "   mean steps          accuracy        fixed, same mean")
-    click.echo(f"{'task':15}{'posterior':14}" + "  all easy hard" + "   all  easy  hard" * 2)
+    headings = ("mean steps", "accuracy", "trained for it", "cut there")
+    click.echo(" " * 29 + "".join(f"{heading:>17} " for heading in headings))
+    click.echo(f"{'task':15}{'posterior':14}" + "   all  easy  hard" * 4)
     tasks = {
         "interpolation": (settings.size, 1),
         "extrapolation": (settings.size // 2, settings.size // 2 + 1),
@@ -179,15 +206,17 @@ def main(full: bool, seed: int, updates: int | None, threads: int) -> None:
         for name, halting in POSTERIORS.items():
             model = train(halting, settings.max_steps, most, settings)
             steps, accuracy = measure(model, halting, settings.max_steps, low, settings)
-            # Equal mean compute: between the networks of the whole numbers around the mean.
             around = math.floor(steps[0]), math.ceil(steps[0])
-            below, above = (
-                measure(train(None, number, most, settings), None, number, low, settings)[1]
-                for number in around
-            )
-            fixed = below.lerp(above, steps[0] - around[0])
-            cells = [f"{value:5.2f}" for value in steps.tolist()]
-            cells += [f"{value:6.3f}" for value in (*accuracy.tolist(), *fixed.tolist())]
+            # Equal mean compute: either of the whole numbers around the mean, at random.
+            trained = [train(None, number, most, settings) for number in around]
+            columns = [steps, accuracy]
+            for networks in (trained, (model, model)):
+                below, above = (
+                    measure(network, None, number, low, settings)[1]
+                    for network, number in zip(networks, around, strict=True)
+                )
+                columns.append(below.lerp(above, steps[0] - around[0]))
+            cells = [f"{value:6.3f}" for column in columns for value in column.tolist()]
             click.echo(f"{task:15}{name:14}" + "".join(cells))
 
 

@@ -46,5 +46,5 @@ def test_parity_prints_a_line_for_every_posterior_and_task(
     for row in rows:
         steps, *shares = map(float, (row[2], *row[5:]))
         assert 1 <= steps <= 4
-        assert len(shares) == 6
+        assert len(shares) == 9
         assert all(0 <= share <= 1 for share in shares)
