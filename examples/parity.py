@@ -15,12 +15,16 @@ Extrapolation fails: .50 to .59 against .49 to .52 at fixed steps, where chance 
 
 import copy
 import math
-from collections.abc import Callable
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import click
 import torch
+from scipy.stats import t
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -185,12 +189,38 @@ def measure(
     return steps, accuracy
 
 
+def study(settings: Settings) -> Iterator[tuple[str, str, Tensor]]:
+    """Task, posterior and a row [4, 3]: steps, accuracy, and twice that of fixed steps.
+
+    Fixed are networks that were trained for it, and the same network cut there.
+    """
+    tasks = {
+        "interpolation": (settings.size, 1),
+        "extrapolation": (settings.size // 2, settings.size // 2 + 1),
+    }
+    for (task, (most, low)), (name, halting) in product(tasks.items(), POSTERIORS.items()):
+        model = train(halting, settings.max_steps, most, settings)
+        row = [*measure(model, halting, settings.max_steps, low, settings)]
+        mean = row[0][0]
+        around = math.floor(mean), math.ceil(mean)
+        # Equal mean compute: either of the whole numbers around the mean, at random.
+        trained = [train(None, number, most, settings) for number in around]
+        for networks in (trained, (model, model)):
+            below, above = (
+                measure(network, None, number, low, settings)[1]
+                for network, number in zip(networks, around, strict=True)
+            )
+            row.append(below.lerp(above, mean - around[0]))
+        yield task, name, torch.stack(row)
+
+
 @click.command()
 @click.option("--full", is_flag=True, help="64 entries instead of 16: many hours.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights and inputs.")
+@click.option("--seed", default=0, show_default=True, help="Of weights and inputs; the first.")
+@click.option("--num-seeds", default=1, show_default=True, help="Seeds, one after another.")
 @click.option("--updates", type=int, help="Of each network.  [default: 5000; 200000 with --full]")
-@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads.")
-def main(full: bool, seed: int, updates: int | None, threads: int) -> None:
+@click.option("--threads", default=1, show_default=True, help="CPU threads.")
+def main(full: bool, seed: int, num_seeds: int, updates: int | None, threads: int) -> None:
     """Accuracy against mean steps on the parity task, beside networks that never halt."""
     torch.set_num_threads(threads)
     settings = Settings(64, 128, 10, 200_000, seed) if full else Settings(16, 64, 3, 5000, seed)
@@ -198,26 +228,18 @@ def main(full: bool, seed: int, updates: int | None, threads: int) -> None:
     headings = ("mean steps", "accuracy", "trained for it", "cut there")
     click.echo(" " * 29 + "".join(f"{heading:>17} " for heading in headings))
     click.echo(f"{'task':15}{'posterior':14}" + "   all  easy  hard" * 4)
-    tasks = {
-        "interpolation": (settings.size, 1),
-        "extrapolation": (settings.size // 2, settings.size // 2 + 1),
-    }
-    for task, (most, low) in tasks.items():
-        for name, halting in POSTERIORS.items():
-            model = train(halting, settings.max_steps, most, settings)
-            steps, accuracy = measure(model, halting, settings.max_steps, low, settings)
-            around = math.floor(steps[0]), math.ceil(steps[0])
-            # Equal mean compute: either of the whole numbers around the mean, at random.
-            trained = [train(None, number, most, settings) for number in around]
-            columns = [steps, accuracy]
-            for networks in (trained, (model, model)):
-                below, above = (
-                    measure(network, None, number, low, settings)[1]
-                    for network, number in zip(networks, around, strict=True)
-                )
-                columns.append(below.lerp(above, steps[0] - around[0]))
-            cells = [f"{value:6.3f}" for column in columns for value in column.tolist()]
-            click.echo(f"{task:15}{name:14}" + "".join(cells))
+    margins: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for each in range(seed, seed + num_seeds):
+        for task, name, row in study(settings._replace(seed=each)):
+            cells = "".join(f"{value:6.3f}" for value in row.flatten().tolist())
+            click.echo(f"{task:15}{name:14}" + cells)
+            margins[task, name].append((row[1, 0] - row[2, 0]).item())
+    for (task, name), margin in margins.items() if num_seeds > 1 else ():
+        # 95 % by Student's law: few seeds, nearly normal means.
+        mean, half = statistics.fmean(margin), t.ppf(0.975, num_seeds - 1)
+        half *= statistics.stdev(margin) / num_seeds**0.5
+        wins = sum(value > 0 for value in margin)
+        click.echo(f"{task:15}{name:14} wins {wins} of {num_seeds}, {mean:+.3f} +- {half:.3f}")
 
 
 if __name__ == "__main__":
