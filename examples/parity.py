@@ -4,7 +4,7 @@ Every posterior goes on from the same warm-up, in which each step learns to answ
 the same mean number of steps: networks trained for a fixed number of steps, whose last answer alone
 counts, with as many updates; and the network itself, cut there. Interpolation, accuracy at mean
 steps, and in brackets that of the network itself when cut at the same mean, for the seeds 0 and 1,
-on which the prices were chosen:
+on which the method was developed:
 
     softmax         .929 at 1.94 (.891)  .934 at 1.98 (.902)
     stick-breaking  .932 at 1.98 (.908)  .928 at 1.99 (.908)
