@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types layers unit weights clean
+.PHONY: demo test lint types layers unit bench weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -27,6 +27,9 @@ layers: $(READY)
 
 unit: $(READY)
 	$(BIN)/pytest -n auto
+
+bench: $(READY)  ## What halting saves, in gradients and in seconds.
+	$(BIN)/python benchmarks/halting_saves.py
 
 # An environment that exists is brought up to date; what already satisfies the constraints, such
 # as a PyTorch build for your GPU, is kept.

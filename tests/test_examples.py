@@ -35,9 +35,16 @@ def test_parity_prints_a_line_for_every_posterior_and_task(
     parity: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parity, "NUM_TEST", 200)
-    result = CliRunner().invoke(parity.main, ["--updates", "4"], catch_exceptions=False)
+    arguments = ["--updates", "4", "--num-seeds", "2"]
+    result = CliRunner().invoke(parity.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    rows = [line.split() for line in result.output.splitlines()[2:]]
+    lines = [line.split() for line in result.output.splitlines()[2:]]
+    rows, summaries = lines[:12], lines[12:]
+    for task, posterior, *_, mean, _, half in summaries:
+        both = [float(row[5]) - float(row[8]) for row in rows if row[:2] == [task, posterior]]
+        assert float(mean) == pytest.approx(sum(both) / 2, abs=2e-3)
+        assert float(half) == pytest.approx(12.706 * abs(both[0] - both[1]) / 2, abs=2e-2)
+    assert len(summaries) == 6
     assert {(task, posterior) for task, posterior, *_ in rows} == {
         (task, posterior)
         for task in ("interpolation", "extrapolation")
@@ -46,5 +53,5 @@ def test_parity_prints_a_line_for_every_posterior_and_task(
     for row in rows:
         steps, *shares = map(float, (row[2], *row[5:]))
         assert 1 <= steps <= 4
-        assert len(shares) == 6
+        assert len(shares) == 9
         assert all(0 <= share <= 1 for share in shares)

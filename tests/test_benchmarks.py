@@ -1,0 +1,86 @@
+"""What the benchmark counts is what the traces say; how long it takes is nobody's business here."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import haltwise
+from haltwise._random import stream
+from haltwise.halting.stopping import decisions
+from haltwise.tasks import TaskBatch, family
+from haltwise.unroll import record, unroll
+
+NUM_PROBLEMS, PRICE = 4096, 0.0527
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "halting_saves.py"
+    spec = importlib.util.spec_from_file_location("halting_saves", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def optimizer() -> haltwise.LearnedOptimizer:
+    return haltwise.load("regression-2d").double()
+
+
+@pytest.fixture(scope="module")
+def batch() -> TaskBatch:
+    return family("regression-2d").sample(NUM_PROBLEMS, stream(3), dtype=torch.float64)
+
+
+def test_gradients_executed_are_the_sum_of_halting_steps(
+    bench: ModuleType, optimizer: haltwise.LearnedOptimizer, batch: TaskBatch
+) -> None:
+    full, own, no_head, fixed = bench.compare(optimizer, batch, PRICE, repetitions=1)
+    horizon = optimizer.card["config"]["horizon"]
+    price = torch.full((NUM_PROBLEMS,), PRICE, dtype=torch.float64)
+    traces = unroll(optimizer, batch, horizon, price).traces()
+    decided = decisions(optimizer.policy().rule, traces)
+    # A stop decided at step t has seen t + 1 gradients.
+    assert own.executed == own.steps == int((decided + 1).clamp_max(horizon).sum())
+    assert own.executed - int(decided.sum()) <= NUM_PROBLEMS
+    assert no_head.executed == own.executed
+    assert full.executed == NUM_PROBLEMS * horizon
+    assert own.executed < fixed.executed < full.executed
+    budget = fixed.executed // NUM_PROBLEMS
+    mean = traces.excess.mean(0)
+    assert mean[budget] <= own.excess < mean[budget - 1]
+    assert fixed.excess == pytest.approx(float(mean[budget]))
+
+
+def test_a_rule_alone_runs_as_far_as_it_is_told(
+    bench: ModuleType, optimizer: haltwise.LearnedOptimizer, batch: TaskBatch
+) -> None:
+    few = batch.select(torch.arange(30))
+    steps = torch.arange(30) % 6
+    params = bench.run(optimizer.rule, few, steps)
+    for step in range(6):
+        reached = few.start if step == 0 else record(optimizer.rule, few, step).params
+        torch.testing.assert_close(params[steps == step], reached[steps == step])
+
+
+def test_dear_gradients_are_those_of_the_same_losses(bench: ModuleType, batch: TaskBatch) -> None:
+    params = torch.randn(batch.start.shape, generator=stream(4), dtype=torch.float64)
+    dear = bench.widen(batch, 17)
+    assert dear.factor.shape == (NUM_PROBLEMS, 17, 2)
+    torch.testing.assert_close(dear.evaluate(params, 0), batch.evaluate(params, 0))
+
+
+def test_the_benchmark_prints_both_tables(bench: ModuleType) -> None:
+    arguments = ["regression-2d", "--num-problems", "64", "--num-rows", "5", "--repetitions", "1"]
+    result = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.output.count("own policy") == 2
+    result = CliRunner().invoke(bench.main, ["student-t-10d"])
+    assert result.exit_code == 2
+    assert "regression" in result.output
