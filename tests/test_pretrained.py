@@ -36,12 +36,17 @@ def test_a_card_says_where_the_weights_come_from(name: str) -> None:
 def test_a_shipped_optimizer_solves_its_family(name: str) -> None:
     optimizer = haltwise.load(name)
     config = optimizer.card["config"]
-    problems = family(config["family"]).sample(50, stream(0, "shipped"))
-    price = torch.full((50,), config["price"])
+    source = family(config["family"])
+    num = min(50, max(2, 2**15 // source.dim))
+    try:
+        problems = source.sample(num, stream(0, "shipped"))
+    except InputError as error:
+        pytest.skip(str(error))  # no images here
+    price = torch.full((num,), config["price"])
     result = execute(optimizer, problems, optimizer.policy(), price, config["horizon"])
     assert (result.outcome != Outcome.NONFINITE).all()
     start, end = (problems.evaluate(p, 0).excess for p in (problems.start, result.params))
-    assert end.median() < 0.1 * start.median()
+    assert end.median() < (0.25 if problems.stochastic else 0.1) * start.median()
 
 
 def test_an_unknown_name_suggests_the_near_ones() -> None:
