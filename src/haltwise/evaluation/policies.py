@@ -46,7 +46,7 @@ def choose_policies(
 
     `rule` is the optimizer as it ships and `posterior_mode` the thesis' rule: neither is tuned
     here. `rule_calibrated` has its threshold, its time of decision and what it returns chosen as
-    the opponents have theirs.
+    the opponents have theirs; `rule_after_gradient` likewise, but pays for a gradient first.
 
     Args:
         optimizer: Whose head spoke on the traces.
@@ -56,9 +56,6 @@ def choose_policies(
         opponents: Rules to compare with, by name.
     """
     policies = {"rule": optimizer.policy(account)}
-    if account is Account.GRADIENTS:
-        after = optimizer.policy(Account.UPDATES).rule
-        policies["rule_after_gradient"] = Policy(after, policies["rule"].recall)
     if optimizer.card["config"]["posterior"] in ("softmax", "both"):
         output = AFTER if account is Account.UPDATES else BEFORE
         min_steps = optimizer.card.get("min_steps", (0, 0))[output]
@@ -69,14 +66,13 @@ def choose_policies(
     }
     if speaks_hazard(optimizer):
         outputs = (AFTER, BEFORE) if account is Account.GRADIENTS else (AFTER,)
-        candidates["rule_calibrated"] = [
-            candidate
-            for output in outputs
-            for candidate in HazardThreshold.candidates(tuning, table, output)
-        ]
+        spoken = {output: HazardThreshold.candidates(tuning, table, output) for output in outputs}
+        candidates["rule_calibrated"] = [rule for rules in spoken.values() for rule in rules]
+        if account is Account.GRADIENTS:
+            candidates["rule_after_gradient"] = spoken[AFTER]
     without_head = tuple(recall for recall in RECALLS[account] if recall is not Recall.LEARNED)
     for name, choices in candidates.items():
-        recalls = RECALLS[account] if name == "rule_calibrated" else without_head
+        recalls = without_head if name in opponents else RECALLS[account]
         chosen = calibrate(choices, tuning, account, price=price, recalls=recalls)
         policies[name] = chosen.policy
     return policies

@@ -108,7 +108,8 @@ def study_heads(
         One entry per price and account: for each head the captured gain by seed, its mean and
         standard deviation over seeds, and how much higher its J is than the first head's, mean
         over seeds with its 95 % interval by Student's t. Where gradients are counted, the first
-        head is judged a second time, deciding after the gradient is paid for (`AFTER_GRADIENT`).
+        head is judged a second time if it is a hazard, deciding after the gradient is paid for
+        (`AFTER_GRADIENT`).
 
     Raises:
         InputError: A setting is impossible, or the heads do not share a rule.
@@ -128,7 +129,7 @@ def study_heads(
                 for account in Account:
                     figures = _by_rule(head, test, tuning, account, price, {})
                     chosen = {name: _learned(figures)}
-                    if head is first and account is Account.GRADIENTS:
+                    if head is first and "rule_after_gradient" in figures["captured_gain"]:
                         chosen[AFTER_GRADIENT] = "rule_after_gradient"
                     cell = found.setdefault((price, account), {})
                     for key, rule in chosen.items():
