@@ -1,4 +1,17 @@
-"""One regression per group of a table: thousands of small problems from CSV, and back to CSV."""
+"""One regression per group of a table: thousands of small problems from CSV, and back to CSV.
+
+All ways are compared at equal mean loss. L-BFGS is batched here (PyTorch's is not); a test holds it
+against SciPy's. Defaults, least squares on 1,850 groups, about a minute of one core:
+
+                 mean excess   median evaluations  seconds  us a step
+    haltwise          0.8299   0.5262        19.2     0.94       16.0
+    Adam              0.8126   0.5232        48.3     1.10        2.8
+    L-BFGS            0.7359   0.4405         9.7     0.33        7.9
+    closed form      -0.0000   0.0000         0.0     0.07       40.2
+
+So a learned optimizer pays against Adam once an evaluation costs more than 5.9 us, and never where
+L-BFGS or a closed form will do.
+"""
 
 import csv
 import math
@@ -437,7 +450,10 @@ def contest(name: str, family: Family, table: Table) -> list[Result]:
     results = [measure(title, way, problem, reference) for title, way in ways]
     start = (problem.observe_loss(problem.start, 0).double() - reference).mean().item()
     click.echo(f"\n{name}: {problem.num_problems} groups, {problem.dim} parameters each;")
-    click.echo(f"mean loss above the minimum {start:.4g} at the start\n")
+    own = results[0]
+    each = own.seconds / problem.num_problems - own.overhead
+    click.echo(f"mean loss above the minimum {start:.4g} at the start;")
+    click.echo(f"an evaluation costs {1e6 * each / own.evaluations:.3g} us\n")
     click.echo(
         f"{'':12}{'mean excess':>12}{'median':>9}{'evaluations':>12}{'seconds':>9}{'us a step':>11}"
     )
