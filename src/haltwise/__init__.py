@@ -2,7 +2,21 @@
 
 from haltwise._errors import InputError
 from haltwise._version import __version__
+from haltwise.execution import Outcome
+from haltwise.minimization import minimize
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.pretrained import load
+from haltwise.solving import Solution, solve
+from haltwise.tasks.function import FunctionBatch
 
-__all__ = ["InputError", "LearnedOptimizer", "__version__", "load"]
+__all__ = [
+    "FunctionBatch",
+    "InputError",
+    "LearnedOptimizer",
+    "Outcome",
+    "Solution",
+    "__version__",
+    "load",
+    "minimize",
+    "solve",
+]

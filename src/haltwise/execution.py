@@ -1,5 +1,6 @@
 """Solving for real: problems that halt leave the batch, so what they save is not computed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import final
@@ -11,7 +12,7 @@ from haltwise._tensors import log_rms
 from haltwise.halting.accounts import Policy, Recall, takes_update
 from haltwise.halting.stopping import Seen
 from haltwise.optimizer import LearnedOptimizer
-from haltwise.rules import select_state
+from haltwise.rules import State, select_state
 from haltwise.tasks import TaskBatch
 
 __all__ = ["Execution", "Outcome", "execute"]
@@ -58,6 +59,9 @@ def execute(
     policy: Policy,
     price: Tensor,
     max_steps: int,
+    *,
+    memory: State | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Execution:
     """Run every problem until its stop rule ends it, evaluating nothing for those that have ended.
 
@@ -69,6 +73,8 @@ def execute(
             update applied, or, with `Recall.BEST`, at the best parameters it observed.
         price: c, shape [B].
         max_steps: Gradients a problem may cost at most, at least 1.
+        memory: Of the stop rule, for a part of a larger batch; its own beginning if None.
+        watch: Told at every step which problems run (int64 [K]) and their observed losses [K].
 
     Returns:
         One outcome per problem; nothing is raised for a problem that goes wrong.
@@ -77,7 +83,7 @@ def execute(
     num_problems = batch.num_problems
     active = torch.arange(num_problems, device=batch.start.device)
     params, state = batch.start, optimizer.init(batch.start)
-    memory = stop.init(num_problems, batch.start)
+    memory = stop.init(num_problems, batch.start) if memory is None else memory
     final_params, lowest = batch.start.clone(), batch.start.new_full((num_problems,), torch.inf)
     keeps_best = recall is Recall.BEST
     num_updates = torch.full_like(active, 0 if keeps_best else max_steps)
@@ -86,6 +92,8 @@ def execute(
     reason = torch.full_like(active, -1)
     for step in range(max_steps):
         loss, grad = batch.observe(params, step)
+        if watch is not None:
+            watch(active, loss)
         taken = optimizer.step(step, loss, grad, price, state)
         moved = params + taken.update
         finite = loss.isfinite() & grad.isfinite().all(1) & moved.isfinite().all(1)

@@ -106,6 +106,10 @@ class TaskBatch(ABC):
             step: t, the number of updates applied so far; picks the minibatch of stochastic tasks.
         """
 
+    def observe_loss(self, params: Tensor, step: int) -> Tensor:
+        """The loss of `observe`, shape [B], for a task that knows it for less than the gradient."""
+        return self.observe(params, step).loss
+
     def evaluate(self, params: Tensor, step: int) -> Evaluation:
         """`observe`, with the excess loss that counts and its gradient.
 

@@ -1,0 +1,125 @@
+"""Anybody's own problems: a loss that PyTorch differentiates, and the data of each problem."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._errors import InputError, require
+from haltwise._random import stream
+from haltwise.tasks.base import Observation, TaskBatch
+
+__all__ = ["FunctionBatch"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FunctionBatch(TaskBatch):
+    """B problems by one function: `loss(params [K, D], **data)` gives their losses, shape [K].
+
+    The function is asked about any K of the problems: those that have halted leave the batch. So
+    what belongs to each problem comes as data, selected along with the parameters, and no loss
+    may depend on another problem's row. A function of a single problem will do under `torch.vmap`.
+
+    Examples:
+        >>> def loss(params, x, y):  # K exponential decays
+        ...     return (y - params[:, :1] * torch.exp(-params[:, 1:] * x)).square().sum(1)
+        >>> x = torch.rand(100, 8)
+        >>> decays = FunctionBatch(torch.ones(100, 2), loss, {"x": x, "y": torch.exp(-x)})
+        >>> decays.observe(decays.start, 0).loss.shape
+        torch.Size([100])
+    """
+
+    loss: Callable[..., Tensor]
+    """Differentiable by autograd in its first argument, [K, D]; gives [K]."""
+    data: dict[str, Tensor] = field(default_factory=dict)
+    """What it takes by keyword, each [B, ...]."""
+
+    @property
+    def reference_loss(self) -> Tensor:
+        """Zero: nobody knows the least loss."""
+        return self.start.new_zeros(self.num_problems)
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        """Loss and gradient, the latter by automatic differentiation.
+
+        Raises:
+            InputError: The loss has the wrong shape or type, or does not depend on the parameters.
+        """
+        with torch.enable_grad():
+            leaf = params.detach().requires_grad_()
+            loss = self._losses(leaf)
+            grad = None
+            if loss.requires_grad:
+                (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
+        if grad is None:
+            raise InputError(
+                "the loss has no gradient in its parameters; compute it from them by PyTorch "
+                "alone, without NumPy, .item() or .detach()"
+            )
+        return Observation(loss.detach(), grad)
+
+    @torch.no_grad()
+    def observe_loss(self, params: Tensor, step: int) -> Tensor:
+        return self._losses(params)
+
+    def _losses(self, params: Tensor) -> Tensor:
+        loss = self.loss(params, **self.data)
+        require(
+            isinstance(loss, Tensor) and loss.shape == params.shape[:1],
+            f"the loss must give one value per problem, a tensor of shape [{len(params)}] for "
+            f"parameters of shape {list(params.shape)}; got "
+            + (f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)),
+        )
+        require(
+            loss.dtype == params.dtype,
+            f"the loss comes in {loss.dtype} for parameters in {params.dtype}; "
+            "give start and data the same dtype",
+        )
+        return loss
+
+    def check(self) -> None:
+        """See on a few problems whether the function keeps its promises.
+
+        Raises:
+            InputError: Data of the wrong length, a function that fails on a part of the problems,
+                or a loss that is not the same when its problem stands alone.
+        """
+        for name, value in self.data.items():
+            require(
+                isinstance(value, Tensor) and value.shape[:1] == self.start.shape[:1],
+                f"data[{name!r}] must be a tensor with the {self.num_problems} problems along its "
+                "first dimension, got "
+                + (f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)),
+            )
+        index = torch.tensor([0, self.num_problems // 2, self.num_problems - 1]).unique()
+        some = self.select(index.to(self.start.device))
+        # Where all start alike, a loss that compares them is at rest; so each goes its own way.
+        away = 0.01 * torch.rand(some.start.shape, generator=stream(0, "check")).to(some.start)
+        params = torch.where(some.start == 0, away, some.start * (1 + away))
+        together = self._try(some, params)
+        tolerance = torch.finfo(params.dtype).eps ** 0.5
+        for number, problem in enumerate(index.tolist()):
+            row = torch.tensor([number], device=params.device)
+            alone = self._try(some.select(row), params[row])
+            for own, beside in zip(alone, together, strict=True):
+                size = own.abs().nan_to_num().amax().item()
+                require(
+                    torch.allclose(own, beside[row], tolerance, tolerance * size, equal_nan=True),
+                    f"the loss of problem {problem} or its gradient changes with the problems "
+                    "beside it; each loss must be a function of its own row of parameters and data "
+                    "alone, and not random",
+                )
+
+    def _try(self, part: "FunctionBatch", params: Tensor) -> Observation:
+        try:
+            return part.observe(params, 0)
+        except InputError:
+            raise
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the loss fails for {len(params)} of the {self.num_problems} problems ({error}); "
+                "it must take any part of them, so what belongs to each problem must come in `data`"
+            ) from error
