@@ -36,7 +36,13 @@ import haltwise
 from haltwise import InputError
 from haltwise._tensors import map_tensors
 from haltwise.execution import execute
-from haltwise.halting import AFTER, GravesPosterior, SoftmaxPosterior, StickBreakingPosterior
+from haltwise.halting import (
+    AFTER,
+    GravesPosterior,
+    Posterior,
+    SoftmaxPosterior,
+    StickBreakingPosterior,
+)
 from haltwise.halting.accounts import Policy, Recall
 from haltwise.halting.stopping import Seen
 from haltwise.optimizer import OptimizerConfig
@@ -144,7 +150,7 @@ def advance(
     for step in range(first, first + num_steps):
         optimizer.zero_grad()
         loss = loss_of(model, step, dtype)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         if isinstance(optimizer, LearnedOptimizer):
             optimizer.step(loss=loss)
         else:
@@ -198,7 +204,7 @@ class TestConformance:
         for _ in range(40):
             optimizer.zero_grad()
             loss = (model(inputs)[:, :1] - inputs.sum(1, keepdim=True)).square().sum() / 2
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < 0.1 * losses[0]
@@ -280,7 +286,7 @@ class TestConformance:
     def test_layouts_do_not_matter(self, name: str, kind: str) -> None:
         (plain,) = given_grads((3, 4, 2, 2))
         assert plain.grad is not None
-        lay_out = {
+        lay_out: Callable[[Tensor], Tensor] = {
             "transposed": lambda x: x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
             "strided": lambda x: torch.stack((x, x), -1)[..., 0],
             "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -303,7 +309,7 @@ class TestConformance:
         for step in range(3):
             for model, optimizer, sign in ((up, ascending, -1), (down, descending, 1)):
                 optimizer.zero_grad()
-                (sign * loss_of(model, step)).backward()
+                torch.autograd.backward(sign * loss_of(model, step))
                 optimizer.step()
         assert torch.equal(flat(up), flat(down))
 
@@ -316,13 +322,13 @@ class TestConformance:
             assert torch.is_grad_enabled()
             optimizer.zero_grad()
             loss = loss_of(model, len(calls))
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             calls.append(loss)
             return loss
 
         with torch.no_grad():
             for step in range(3):
-                returned = optimizer.step(closure)  # type: ignore[arg-type]
+                returned: Any = optimizer.step(closure)  # type: ignore[arg-type]
                 assert returned is calls[-1]
                 assert len(calls) == step + 1
                 assert not torch.is_grad_enabled()
@@ -458,7 +464,7 @@ class TestConformance:
     def test_gradients_may_be_clipped(self, name: str) -> None:
         model = Model()
         optimizer = ALL[name](model.parameters())
-        loss_of(model).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss_of(model))
         clip_grad_norm_(model.parameters(), 1e-3)
         optimizer.step()
         assert all(param.isfinite().all() for param in model.parameters())
@@ -470,7 +476,7 @@ class TestConformance:
         for step in range(4):
             optimizer.zero_grad()
             loss = loss_of(model, step)
-            scaler.scale(loss).backward()
+            torch.autograd.backward(scaler.scale(loss))
             if step == 2:
                 assert model.second.weight.grad is not None
                 model.second.weight.grad[0, 1] = torch.inf
@@ -504,7 +510,7 @@ class TestConformance:
     def test_compiled_models_and_compiled_steps(self, name: str) -> None:
         model, twin = Model(), Model()
         optimizer, reference = ALL[name](model.parameters()), ALL[name](twin.parameters())
-        compiled = torch.compile(model, backend="eager")
+        compiled: Any = torch.compile(model, backend="eager")
 
         def train(step: int) -> None:
             advance(compiled, optimizer, 1, first=step)
@@ -514,8 +520,8 @@ class TestConformance:
             advance(twin, reference, 1, first=step)
         assert_close(flat(model), flat(twin), rtol=1e-4, atol=1e-5)
         around = torch.compile(optimizer.step, backend="eager")
-        loss_of(model).backward()  # type: ignore[no-untyped-call]
-        loss_of(twin).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss_of(model))
+        torch.autograd.backward(loss_of(twin))
         around()
         reference.step()
         assert_close(flat(model), flat(twin), rtol=1e-4, atol=1e-5)
@@ -595,6 +601,13 @@ WEIGHTS: dict[str, Callable[[], haltwise.LearnedOptimizer]] = {
 }
 
 
+def posterior(kind: str, said: Tensor) -> Posterior:
+    """Of what the head said at steps 0..T-1, shape [1, T]."""
+    if kind == "softmax":
+        return SoftmaxPosterior(torch.cat((torch.zeros_like(said[:, :1]), said.cumsum(1)), 1))
+    return GravesPosterior(said) if kind == "graves" else StickBreakingPosterior(said)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 3, 1000])
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_steps_equal_those_on_the_flat_problem(weights: str, chunk_size: int) -> None:
@@ -625,14 +638,7 @@ def test_steps_equal_those_on_the_flat_problem(weights: str, chunk_size: int) ->
         stopped = stopped or bool(stop)
         assert optimizer.should_stop == stopped
         assert optimizer.steps_taken == step + 1
-        spoken = torch.stack(said, 1)
-        expected = {
-            "softmax": lambda s=spoken: SoftmaxPosterior(
-                torch.cat((torch.zeros(1, 1, dtype=DOUBLE), s.cumsum(1)), 1)
-            ),
-            "graves": lambda s=spoken: GravesPosterior(s),
-            "both": lambda s=spoken: StickBreakingPosterior(s),
-        }[kind]()
+        expected = posterior(kind, torch.stack(said, 1))
         (found,) = optimizer.halting_posterior
         assert type(found) is type(expected)
         assert_close(found.log_prob(), expected.log_prob(), rtol=1e-8, atol=1e-8)
@@ -742,12 +748,11 @@ def test_weight_decay_is_decoupled() -> None:
 
 def test_each_group_is_a_problem_with_weights_of_its_own() -> None:
     model, twin = Model(), Model()
-    both = LearnedOptimizer(
-        [
-            {"params": model.first.parameters(), "weights": tiny(seed=1), "price": 0.5},
-            {"params": [model.second.weight, model.scale], "weights": "regression-10d"},
-        ]
-    )  # the default is not even looked at
+    groups: list[dict[str, Any]] = [
+        {"params": model.first.parameters(), "weights": tiny(seed=1), "price": 0.5},
+        {"params": [model.second.weight, model.scale], "weights": "regression-10d"},
+    ]
+    both = LearnedOptimizer(groups, "there is no such default, nor need of it")
     apart = (
         LearnedOptimizer(twin.first.parameters(), tiny(seed=1), price=0.5),
         LearnedOptimizer([twin.second.weight, twin.scale], "regression-10d"),
@@ -757,7 +762,7 @@ def test_each_group_is_a_problem_with_weights_of_its_own() -> None:
         advance(model, both, 1, first=step)
         loss = loss_of(twin, step)
         twin.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         for own in apart:
             own.step(loss=loss)
         assert torch.equal(flat(model), flat(twin))
@@ -791,7 +796,7 @@ def test_maximizing_halts_as_minimizing_the_negative() -> None:
         for model, optimizer, sign in ((up, ascending, -1), (down, descending, 1)):
             optimizer.zero_grad()
             loss = sign * loss_of(model, step)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step(loss=loss)
     found, expected = ascending.halting_posterior[0], descending.halting_posterior[0]
     assert torch.equal(found.log_prob(), expected.log_prob())
@@ -881,7 +886,7 @@ def test_without_the_loss_it_does_not_pretend_to_know() -> None:
     (param,) = given_grads((3,))
     optimizer = LearnedOptimizer([param], "regression-10d")
     assert optimizer.should_stop is False
-    assert optimizer.halting_posterior == ()
+    assert len(optimizer.halting_posterior) == 0
     optimizer.step(loss=3.0)
     assert optimizer.halting_posterior[0].horizon == 1
     optimizer.step()
@@ -913,7 +918,7 @@ def test_weights_that_cannot_halt_say_so(
 def test_a_price_given_replaces_that_of_meta_training() -> None:
     problem = family("regression-10d").sample(1, seeded())
 
-    def steps(**options: float) -> int:
+    def steps(**options: Any) -> int:
         param = nn.Parameter(problem.start[0].clone())
         optimizer = LearnedOptimizer([param], "regression-10d", **options)
         while not optimizer.should_stop:
@@ -939,7 +944,7 @@ def test_a_loss_that_is_no_number_is_refused(loss: Tensor) -> None:
 def test_sparse_gradients_are_refused() -> None:
     layer = nn.Embedding(4, 2, sparse=True)
     optimizer = LearnedOptimizer(layer.named_parameters(), "regression-10d")
-    layer(torch.tensor([1, 2])).sum().backward()
+    torch.autograd.backward(layer(torch.tensor([1, 2])).sum())
     with pytest.raises(
         InputError, match=r"gradient of parameter 'weight' is sparse .*sparse=False"
     ):
