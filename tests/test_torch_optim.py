@@ -868,14 +868,22 @@ def test_steps_that_are_not_finite_may_raise_and_change_nothing() -> None:
     assert_same(optimizer.state_dict(), state)
 
 
-def test_an_update_that_overflows_is_dropped() -> None:
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_an_update_that_overflows_is_dropped(nonfinite: str) -> None:
     (param,) = given_grads((3,))
-    optimizer = LearnedOptimizer([param], tiny("sgd", learning_rate=1e30))
+    learned = tiny("sgd", learning_rate=1e30)
+    optimizer = LearnedOptimizer([param], learned, nonfinite=nonfinite)
     assert param.grad is not None
     param.grad *= 1e20
-    optimizer.step(loss=1.0)
+    if nonfinite == "raise":
+        with pytest.raises(InputError, match="an update is not finite at step 0; lower lr"):
+            optimizer.step(loss=1.0)
+    else:
+        optimizer.step(loss=1.0)
     assert torch.equal(param, randn(3, seed=0))
-    assert (optimizer.num_skipped, optimizer.steps_taken) == (1, 0)
+    assert (optimizer.num_skipped, optimizer.steps_taken) == (int(nonfinite == "skip"), 0)
+    kept = [value for value in optimizer.state[param].values() if isinstance(value, Tensor)]
+    assert all(value.isfinite().all() for value in kept)
     param.grad *= 1e-50
     optimizer.step(loss=1.0)
     assert param.isfinite().all()
@@ -886,9 +894,9 @@ def test_without_the_loss_it_does_not_pretend_to_know() -> None:
     (param,) = given_grads((3,))
     optimizer = LearnedOptimizer([param], "regression-10d")
     assert optimizer.should_stop is False
-    assert len(optimizer.halting_posterior) == 0
+    assert [each.horizon for each in optimizer.halting_posterior] == []
     optimizer.step(loss=3.0)
-    assert optimizer.halting_posterior[0].horizon == 1
+    assert [each.horizon for each in optimizer.halting_posterior] == [1]
     optimizer.step()
     optimizer.step(loss=2.0)
     for ask in ("should_stop", "halting_posterior"):
@@ -1034,12 +1042,13 @@ def test_a_state_is_a_copy_on_both_ways() -> None:
     assert torch.equal(flat(model), flat(twin))
 
 
-def test_the_digest_depends_on_the_weights_alone() -> None:
+def test_the_digest_is_of_all_that_moving_and_stopping_depend_on() -> None:
     def digest(learned: haltwise.LearnedOptimizer | str) -> str:
         found: str = LearnedOptimizer(given_grads((2,)), learned).param_groups[0]["digest"]
         return found
 
-    assert digest(tiny(seed=1)) == digest(tiny(seed=1, price=3.0)) != digest(tiny(seed=2))
+    others = tiny(seed=2), tiny(price=3.0), tiny(posterior="softmax"), tiny(hidden_size=4)
+    assert len({digest(tiny()), digest(tiny()), *map(digest, others)}) == 5
     assert digest("regression-10d") == digest(haltwise.load("regression-10d"))
 
 

@@ -85,9 +85,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         maximize: Whether the loss is to be increased.
         price: c, what a step must gain, in units of the loss; None is what the weights were
             meta-trained for.
-        nonfinite: What becomes of a step whose loss, gradients or updates are not finite: "skip"
-            leaves everything as it was and counts it in `num_skipped`, "raise" leaves everything
-            as it was and raises.
+        nonfinite: What becomes of a step whose loss or gradients are not finite: it changes
+            nothing, and "skip" counts it in `num_skipped`, "raise" raises. So with an update that
+            overflows, except that the optimizer has seen its gradient.
         chunk_size: Coordinates moved at once; more is faster on an accelerator and takes memory.
 
     Raises:
@@ -146,8 +146,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         # Their own copy: meta-training may go on.
         learned = copy.deepcopy(weights) if module else pretrained.load(weights)
         group["weights"] = "LearnedOptimizer" if module else str(weights)
-        document = json.dumps(asdict(learned.config), sort_keys=True)
-        group["digest"] = digest(learned.state_dict(), document)
+        group["digest"] = _digest(learned)
         super().add_param_group(group)
         self._learned.setdefault(group["digest"], learned.eval().requires_grad_(False))
         try:
@@ -242,20 +241,22 @@ class LearnedOptimizer(torch.optim.Optimizer):
         problems = [found for group in self.param_groups if (found := self._survey(group))]
         pooled = [value for _, _, parts in problems for part in parts for value in part.pooled]
         known = [] if loss is None else [loss]
-        if not self._accept(problems, [*pooled, *known], "the loss or a gradient is"):
+        if not _are_finite([*pooled, *known]):
+            self._reject(problems, "the loss or a gradient is")
             return
         heard = [self._move(problem) for problem in problems]
-        squares = [products[:, 1, 1] for _, products in heard]
-        finite = self._accept(problems, squares, "an update is")
-        for problem, (readout, products) in zip(problems, heard, strict=True):
-            for param in (param for part in problem.parts for param in part.params):
-                update = self.state[param]["signals.update"]
-                if finite:
-                    param.add_(update.view(param.shape))
-                else:
-                    update.zero_()
+        finite = _are_finite([products[:, 1, 1] for _, products in heard])
+        for param in (param for *_, parts in problems for part in parts for param in part.params):
+            update = self.state[param]["signals.update"]
             if finite:
-                self._hear(problem, loss, readout, products)
+                param.add_(update.view(param.shape))
+            else:
+                update.zero_()
+        if not finite:
+            self._reject(problems, "an update is")
+            return
+        for problem, (readout, products) in zip(problems, heard, strict=True):
+            self._hear(problem, loss, readout, products)
 
     def _survey(self, group: Group) -> _Problem | None:
         """The group's tensors that have a gradient, and what is pooled of it."""
@@ -284,30 +285,24 @@ class LearnedOptimizer(torch.optim.Optimizer):
             ],
         )
 
-    def _accept(self, problems: list[_Problem], values: list[Tensor], what: str) -> bool:
-        """Whether all `values` are finite; counts or raises if not."""
-        if not values:
-            return True
-        device = values[0].device
-        finite = torch.cat([value.to(device).isfinite().reshape(-1) for value in values])
-        if finite.all():
-            return True
-        if self.nonfinite == "raise":
-            culprits = (
-                _name(group, number)
-                for group, *_ in problems
-                for number, param in enumerate(group["params"])
-                if param.grad is not None and not param.grad.isfinite().all()
-            )
-            first = next(culprits, None)
-            where = f" (first in the gradient of {first})" if first else ""
-            raise InputError(
-                f"{what} not finite at step {self.steps_taken}{where}; lower lr, or skip such "
-                "steps by nonfinite='skip'"
-            )
-        for problem in problems:
-            problem.record["skipped"] += 1
-        return False
+    def _reject(self, problems: list[_Problem], what: str) -> None:
+        """Count a step in which something was not finite, or raise."""
+        if self.nonfinite == "skip":
+            for problem in problems:
+                problem.record["skipped"] += 1
+            return
+        culprits = (
+            _name(group, number)
+            for group, *_ in problems
+            for number, param in enumerate(group["params"])
+            if param.grad is not None and not param.grad.isfinite().all()
+        )
+        first = next(culprits, None)
+        where = f" (first in the gradient of {first})" if first else ""
+        raise InputError(
+            f"{what} not finite at step {self.steps_taken}{where}; lower lr, or skip such steps "
+            "by nonfinite='skip'"
+        )
 
     def _move(self, problem: _Problem) -> tuple[Tensor, Tensor]:
         """Advance the group's states; the head's read-out [1, R] and products [1, 5, 5]."""
@@ -542,11 +537,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._casts = {}  # made when needed
 
 
+def _digest(learned: haltwise.optimizer.LearnedOptimizer) -> str:
+    """A checksum of all that moving and stopping depend on."""
+    config = learned.card.get("config", {})
+    said = [config.get(name) for name in ("posterior", "price", "horizon")]
+    said += [learned.card.get(name) for name in ("thresholds", "min_steps")]
+    return digest(learned.state_dict(), json.dumps([asdict(learned.config), *said], sort_keys=True))
+
+
 def _name(group: Group, number: int) -> str:
     """A parameter in words."""
     shape = list(group["params"][number].shape)
     names = group.get("param_names")
     return f"parameter {names[number]!r}" if names else f"parameter {number} of shape {shape}"
+
+
+def _are_finite(values: list[Tensor]) -> bool:
+    """Of any device, in one transfer."""
+    flat = [value.to(values[0].device).reshape(-1) for value in values]
+    return not flat or bool(torch.cat(flat).isfinite().all())
 
 
 def _num_coordinates(params: Iterable[Tensor]) -> int:
