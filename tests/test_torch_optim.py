@@ -734,6 +734,26 @@ def test_extreme_gradients_leave_everything_finite(scale: float) -> None:
     assert optimizer.halting_posterior[0].log_prob().isfinite().all()
 
 
+def test_a_state_of_several_dtypes_goes_on_bit_by_bit() -> None:
+    kinds = torch.bfloat16, torch.float32, DOUBLE
+    model = nn.ParameterList([given_grads((4,), dtype=dtype)[0] for dtype in kinds])
+    twin = nn.ParameterList([given_grads((4,), dtype=dtype)[0] for dtype in kinds])
+    optimizer = LearnedOptimizer(model, "regression-10d")
+    for step in range(3):
+        optimizer.step(loss=3.0 - step)
+    other = LearnedOptimizer(twin, "regression-10d")
+    other.load_state_dict(optimizer.state_dict())
+    twin.load_state_dict(model.state_dict())
+    assert_same(other.state_dict(), optimizer.state_dict())
+    for own in (optimizer, other):
+        own.step(loss=0.1)
+    assert_same(other.state_dict(), optimizer.state_dict())
+    assert_same([*twin.state_dict().values()], [*model.state_dict().values()])
+    (found,) = other.halting_posterior
+    assert found.log_prob().dtype == DOUBLE
+    assert found.horizon == 4
+
+
 def test_weight_decay_is_decoupled() -> None:
     (param,), (plain,) = given_grads((5,), dtype=DOUBLE), given_grads((5,), dtype=DOUBLE)
     decayed = OURS["in chunks"]([param], lr=0.5, weight_decay=0.1)

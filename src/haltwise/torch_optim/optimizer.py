@@ -6,7 +6,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -328,14 +328,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 )
                 total = total + moved.readout.to(device)
                 products = products + moved.products.to(device)
-            readouts[leaf] = total / sum(param.numel() for param in params)
+            readouts[leaf] = total / _num_coordinates(params)
         rules = leaves(self._learned[group["digest"]].rule, _num_coordinates(group["params"]))
-        silent = (  # no coordinate of theirs has a gradient
-            products.new_zeros(1, rule.readout_size) for rule, _ in rules
-        )
-        return torch.cat(
-            [readouts.get(leaf, none) for leaf, none in enumerate(silent)], 1
-        ), products
+        for leaf, (rule, _) in enumerate(rules):  # those without a gradient say nothing
+            readouts.setdefault(leaf, products.new_zeros(1, rule.readout_size))
+        return torch.cat([readouts[leaf] for leaf in range(len(rules))], 1), products
 
     def _leaf(self, group: Group, param: Tensor, leaf: int) -> Rule:
         rule = self._cast(group, param).rule
@@ -355,8 +352,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         record["heard"] += 1
         if record["heard"] < record["step"] or price is None or self._kind(group) == "none":
             return
-        params = [param for part in parts for param in part.params]
-        like = next((param for param in params if param.dtype == torch.float64), params[0])
+        like = _head_of(group)
         learned = self._cast(group, like)
         value = loss.to(like.device, working_dtype(like)).reshape(1)
         if group["maximize"]:
@@ -367,7 +363,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             record["rule"] = policy.rule.init(1, value)
             record["said"] = value.new_empty(1, 0)
             record["stop"] = torch.zeros_like(value, dtype=torch.bool)
-        dim = _num_coordinates(params)
+        dim = sum(_num_coordinates(part.params) for part in parts)
+        products = products.to(like.device)
         signals = combine_products(step, value.to(products), products, dim).to(value)
         said, record["head"] = learned.hear(
             signals, readout.to(value), torch.full_like(value, price), record["head"]
@@ -522,11 +519,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 )
 
     def _restore(self, given: dict[str, Any]) -> None:
-        keys = chain.from_iterable(group["params"] for group in given["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(keys, params, strict=True):
-            if key in given["state"]:
-                self.state[param] = _copy_to(param, given["state"][key])
+        for group, other in zip(self.param_groups, given["param_groups"], strict=True):
+            for param, key in zip(group["params"], other["params"], strict=True):
+                if key in given["state"]:
+                    self.state[param] = _copy_to(param, given["state"][key])
+            for param, key in zip(group["params"][:1], other["params"], strict=False):
+                if "group" in given["state"].get(key, {}):
+                    record = given["state"][key]["group"]
+                    self.state[param]["group"] = _copy_to(_head_of(group), record)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("nonfinite", "chunk_size", "_learned")
@@ -535,6 +535,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._casts = {}  # made when needed
+
+
+def _head_of(group: Group) -> Tensor:
+    """The parameter whose device and precision the group's halting head takes."""
+    params: list[Tensor] = group["params"]
+    return next((param for param in params if param.dtype == torch.float64), params[0])
 
 
 def _digest(learned: haltwise.optimizer.LearnedOptimizer) -> str:
