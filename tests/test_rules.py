@@ -12,7 +12,15 @@ from torch.testing import assert_close
 
 from haltwise import rules
 from haltwise._errors import InputError
-from haltwise.rules import LSTMRule, PartitionedRule, Rule, RuleStep, State, select_state
+from haltwise.rules import (
+    LSTMRule,
+    PartitionedRule,
+    Pooled,
+    Rule,
+    RuleStep,
+    State,
+    select_state,
+)
 from haltwise.rules.lstm import preprocess_gradient
 
 DOUBLE = torch.float64
@@ -58,6 +66,10 @@ def run(rule: Rule, grads: Tensor, state: State | None = None) -> RuleStep:
         updates.append(update)
         readouts.append(readout)
     return RuleStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
+
+
+def pooled_of(grad: Tensor) -> Pooled:
+    return Pooled(grad.mean(1), grad.square().mean(1).log() / 2)
 
 
 def assert_steps_close(found: RuleStep, expected: RuleStep, rtol: float = 1e-12) -> None:
@@ -134,6 +146,31 @@ class TestContract:
         rule, grads = make(case), randn(B, 6, D)
         state = run(rule, randn(B, 2, D, seed=2)).state
         assert_steps_close(rule.replay(grads, state), run(rule, grads, state))
+
+    def test_steps_on_some_coordinates_make_up_a_step_on_all(self, case: str) -> None:
+        rule, grads = make(case), randn(B, 3, D)
+        if case == "partitioned":
+            with pytest.raises(InputError, match="as a whole only; give it a method `step_some`"):
+                rule.step_some(grads[:, 0], rule.init(grads[:, 0]), pooled_of(grads[:, 0]))
+            return
+        state, grad = run(rule, grads).state, randn(B, D, seed=2)
+        whole = rule.step(grad, state)
+        updates, readouts = [], []
+        for span in (slice(0, 1), slice(1, D)):
+            old = {
+                name: value[:, span] if value.shape[1] == D else value
+                for name, value in state.items()
+            }
+            step = rule.step_some(grad[:, span], old, pooled_of(grad))
+            updates.append(step.update)
+            readouts.append(step.readout * step.update.shape[1])
+            new = {
+                name: value[:, span] if value.shape[1] == D else value
+                for name, value in whole.state.items()
+            }
+            assert_close(step.state, new, rtol=1e-12, atol=1e-14)
+        assert_close(torch.cat(updates, 1), whole.update, rtol=1e-12, atol=1e-14)
+        assert_close(sum(readouts) / D, whole.readout, rtol=1e-12, atol=1e-14)
 
     def test_float32_agrees_with_float64(self, case: str) -> None:
         rule, grads = make(case), randn(B, 10, D)

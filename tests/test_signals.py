@@ -16,10 +16,12 @@ from haltwise.halting.signals import (
     NUM_FEATURES,
     SIGNALS,
     blank_features,
+    combine_products,
     extract_features,
     init_features,
     init_signals,
     measure_signals,
+    sum_products,
 )
 
 DOUBLE = torch.float64
@@ -44,6 +46,33 @@ def measured(losses: Tensor, grads: Tensor, updates: Tensor) -> Tensor:
         )
         found.append(signals)
     return torch.stack(found, 1)
+
+
+@given(scale=st.floats(-20, 20), zeros=st.sets(st.integers(0, T - 1)))
+def test_products_add_up_to_the_signals_of_the_whole(scale: float, zeros: set[int]) -> None:
+    losses = randn(B, T)
+    grads, updates = 10**scale * randn(B, T, D, seed=2), randn(B, T, D, seed=3)
+    for step in zeros:
+        grads[:, step] = 0
+        updates[:, step] = 0
+    memory = init_signals(grads[:, 0])
+    for step in range(T):
+        grad, update = grads[:, step], updates[:, step]
+        products = sum(
+            sum_products(
+                grad[:, span], update[:, span], {name: v[:, span] for name, v in memory.items()}
+            )
+            for span in (slice(0, 1), slice(1, D))
+        )
+        signals, memory = measure_signals(step, losses[:, step], grad, update, memory)
+        found = combine_products(step, losses[:, step], torch.as_tensor(products), D)
+        assert_close(found, signals, rtol=1e-9, atol=1e-11)
+
+
+def test_products_beyond_all_numbers_leave_the_signals_finite() -> None:
+    grad, update = torch.full((1, D), 1e200, dtype=DOUBLE), torch.full((1, D), -1e200, dtype=DOUBLE)
+    products = sum_products(grad, update, {"grad": update, "update": grad})
+    assert combine_products(1, torch.ones(1, dtype=DOUBLE), products, D).isfinite().all()
 
 
 def features_of(signals: Tensor, price: Tensor) -> Tensor:

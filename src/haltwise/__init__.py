@@ -1,5 +1,6 @@
 """Learned optimizers for PyTorch that know when to stop."""
 
+from haltwise import torch_optim
 from haltwise._errors import InputError
 from haltwise._version import __version__
 from haltwise.execution import Outcome
@@ -19,4 +20,5 @@ __all__ = [
     "load",
     "minimize",
     "solve",
+    "torch_optim",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from haltwise._errors import InputError
 
-__all__ = ["load_tensors", "save_tensors", "write_atomically"]
+__all__ = ["digest", "load_tensors", "save_tensors", "write_atomically"]
 
 _KEY = "haltwise"  # the metadata entry with the JSON document
 _DIGEST = "blake2b"  # and the one with the checksum
@@ -55,16 +55,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         for name, value in tensors.items()
     }
     document = json.dumps(metadata)
-    write_atomically(path, save(own, {_KEY: document, _DIGEST: _digest(own, document)}))
+    write_atomically(path, save(own, {_KEY: document, _DIGEST: digest(own, document)}))
 
 
-def _digest(tensors: Mapping[str, Tensor], document: str) -> str:
+def digest(tensors: Mapping[str, Tensor], document: str) -> str:
     """A checksum of all that a file holds; safetensors has none of its own."""
-    digest = hashlib.blake2b(document.encode(), digest_size=16)
+    checksum = hashlib.blake2b(document.encode(), digest_size=16)
     for name, value in sorted(tensors.items()):
-        digest.update(repr((name, value.dtype, tuple(value.shape))).encode())
-        digest.update(value.cpu().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        checksum.update(repr((name, value.dtype, tuple(value.shape))).encode())
+        checksum.update(value.cpu().flatten().view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -80,7 +80,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if document is None:
                 raise InputError(f"{path} is a safetensors file, but not one that haltwise wrote")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _DIGEST in header and header[_DIGEST] != _digest(tensors, document):
+        if _DIGEST in header and header[_DIGEST] != digest(tensors, document):
             raise ValueError("its checksum does not match")
         return tensors, json.loads(document)
     except FileNotFoundError:

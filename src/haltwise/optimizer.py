@@ -159,8 +159,14 @@ class LearnedOptimizer(nn.Module):
         return {
             **add_prefix(self.rule.init(params), "rule."),
             **add_prefix(init_signals(params), "signals."),
-            **add_prefix(init_features(len(params), params), "features."),
-            **add_prefix(self.head.init(len(params), params), "head."),
+            **self.init_halting(len(params), params),
+        }
+
+    def init_halting(self, num_problems: int, like: Tensor) -> State:
+        """What `hear` remembers, before the first step, in the dtype and device of `like`."""
+        return {
+            **add_prefix(init_features(num_problems, like), "features."),
+            **add_prefix(self.head.init(num_problems, like), "head."),
         }
 
     def step(
@@ -178,17 +184,32 @@ class LearnedOptimizer(nn.Module):
         with torch.no_grad():
             update, readout, rule_state = self.rule.step(grad, strip(state, "rule."))
             signals, last = measure_signals(step, loss, grad, update, strip(state, "signals."))
-            features, recent = extract_features(
-                signals.unsqueeze(1), price, strip(state, "features.")
-            )
-            said, memory = self.head.step(features.squeeze(1), readout, strip(state, "head."))
+            said, memory = self.hear(signals, readout, price, state)
         state = {
             **add_prefix(rule_state, "rule."),
             **add_prefix(last, "signals."),
+            **memory,
+        }
+        return OptimizerStep(update, said, state)
+
+    @torch.no_grad()
+    def hear(
+        self, signals: Tensor, readout: Tensor, price: Tensor, state: State
+    ) -> tuple[HaltingOutput, State]:
+        """What the head says of one step, without a graph, and what it remembers of it.
+
+        Args:
+            signals: Shape [B, S].
+            readout: Of the rule, shape [B, R].
+            price: c, shape [B].
+            state: From `init_halting` or the step before; other entries are not read.
+        """
+        features, recent = extract_features(signals.unsqueeze(1), price, strip(state, "features."))
+        said, memory = self.head.step(features.squeeze(1), readout, strip(state, "head."))
+        return self._with_prior(said, price), {
             **add_prefix(recent, "features."),
             **add_prefix(memory, "head."),
         }
-        return OptimizerStep(update, self._with_prior(said, price), state)
 
     def speak(self, signals: Tensor, readouts: Tensor, price: Tensor) -> HaltingOutput:
         """What the head says along whole trajectories, differentiable in its weights.

@@ -7,6 +7,9 @@ A step is first reduced to its *signals*, which know nothing of the price and ca
 any iterative process, then turned into *features* at a price. So one recording serves every price.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,10 +19,12 @@ __all__ = [
     "NUM_FEATURES",
     "SIGNALS",
     "blank_features",
+    "combine_products",
     "extract_features",
     "init_features",
     "init_signals",
     "measure_signals",
+    "sum_products",
 ]
 
 SIGNALS = (
@@ -54,6 +59,23 @@ def init_signals(params: Tensor) -> dict[str, Tensor]:
     return {"grad": zeros, "update": zeros}
 
 
+class _Measured(NamedTuple):
+    """What the signals are made of, each of shape [B]; s and y as said of `SIGNALS`."""
+
+    log_grad: Tensor
+    log_update: Tensor
+    grad_square: Tensor
+    update_square: Tensor
+    last_update_square: Tensor
+    difference_square: Tensor  # |y|^2
+    secant: Tensor  # <s, y>, above 0 where the loss is convex
+    grad_update: Tensor
+    grad_last_update: Tensor
+    grad_update_cosine: Tensor
+    grad_cosine: Tensor
+    update_cosine: Tensor
+
+
 def measure_signals(
     step: int, loss: Tensor, grad: Tensor, update: Tensor, memory: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,31 +93,101 @@ def measure_signals(
     """
     last_grad, last_update = memory["grad"], memory["update"]
     difference = grad - last_grad
-    secant = _dot(last_update, difference)  # <s, y>, above 0 where the loss is convex
-    grad_square, update_square = _dot(grad, grad), _dot(update, update)
-    last_update_square = _dot(last_update, last_update)
-    curvature = (secant / last_update_square.clamp_min(_TINY)).clamp(_FLAT, _HUGE)
-    inverse_curvature = (secant / _dot(difference, difference).clamp_min(_TINY)).clamp(0, 1 / _FLAT)
+    measured = _Measured(
+        log_grad=log_rms(grad),
+        log_update=log_rms(update),
+        grad_square=_dot(grad, grad),
+        update_square=_dot(update, update),
+        last_update_square=_dot(last_update, last_update),
+        difference_square=_dot(difference, difference),
+        secant=_dot(last_update, difference),
+        grad_update=_dot(grad, update),
+        grad_last_update=_dot(grad, last_update),
+        grad_update_cosine=_cosine(grad, update),
+        grad_cosine=_cosine(grad, last_grad),
+        update_cosine=_cosine(update, last_update),
+    )
+    return _signals(step, loss, measured), {"grad": grad, "update": update}
+
+
+def sum_products(grad: Tensor, update: Tensor, memory: dict[str, Tensor]) -> Tensor:
+    """Inner products that add up over coordinates, to measure a problem part by part.
+
+    Args:
+        grad: Of some of the coordinates, shape [B, K].
+        update: Likewise.
+        memory: Of these coordinates, see `measure_signals`.
+
+    Returns:
+        Products of all pairs of gamma_t, g_t, y, g_{t-1} and gamma_{t-1}, in the dtype of the
+        arguments, which had better be float64; shape [B, 5, 5].
+    """
+    last_grad, last_update = memory["grad"], memory["update"]
+    vectors = torch.stack((grad, update, grad - last_grad, last_update, last_grad), dim=-2)
+    return vectors @ vectors.mT
+
+
+def combine_products(step: int, loss: Tensor, products: Tensor, dim: int) -> Tensor:
+    """The signals of step t from the sum of `sum_products` over all coordinates.
+
+    Args:
+        step: t.
+        loss: Observed loss, shape [B].
+        products: The sum, shape [B, 5, 5].
+        dim: D, the number of all coordinates.
+
+    Returns:
+        What `measure_signals` says, in the dtype of the loss, shape [B, len(SIGNALS)].
+    """
+    largest = torch.finfo(products.dtype).max
+    squares = products.diagonal(dim1=-2, dim2=-1).clamp_max(largest)
+    # Roots first: a product of two squares might vanish.
+    lengths = squares.sqrt().clamp_min(_TINY)
+    cosines = (products / lengths.unsqueeze(-1) / lengths.unsqueeze(-2)).clamp(-1, 1)
+    held = products.nan_to_num(_HUGE, _HUGE, -_HUGE).clamp(-_HUGE, _HUGE)
+    # The floor is that of `log_rms`.
+    logs = (squares / dim).log().clamp_min(3 * math.log(_TINY)) / 2
+    measured = _Measured(
+        log_grad=logs[:, 0],
+        log_update=logs[:, 1],
+        grad_square=held[:, 0, 0],
+        update_square=held[:, 1, 1],
+        last_update_square=held[:, 3, 3],
+        difference_square=held[:, 2, 2],
+        secant=held[:, 2, 3],
+        grad_update=held[:, 0, 1],
+        grad_last_update=held[:, 0, 3],
+        grad_update_cosine=cosines[:, 0, 1].nan_to_num(0),
+        grad_cosine=cosines[:, 0, 4].nan_to_num(0),
+        update_cosine=cosines[:, 1, 3].nan_to_num(0),
+    )
+    return _signals(step, loss.to(products.dtype), measured).to(loss.dtype)
+
+
+def _signals(step: int, loss: Tensor, measured: _Measured) -> Tensor:
+    """The columns, shape [B, len(SIGNALS)]."""
+    secant, grad_square = measured.secant, measured.grad_square
+    curvature = (secant / measured.last_update_square.clamp_min(_TINY)).clamp(_FLAT, _HUGE)
+    inverse_curvature = (secant / measured.difference_square.clamp_min(_TINY)).clamp(0, 1 / _FLAT)
     known = 0.0 if step == 0 else 1.0  # is there a step to look back at?
-    signals = torch.stack(
+    return torch.stack(
         (
             torch.full_like(loss, step),
             loss,
-            log_rms(grad),
-            log_rms(update),
-            -_dot(grad, update),
-            known * 0.5 * curvature * update_square,
+            measured.log_grad,
+            measured.log_update,
+            -measured.grad_update,
+            known * 0.5 * curvature * measured.update_square,
             known * 0.5 * inverse_curvature * grad_square,
             known * 0.5 * grad_square / curvature,
-            -_dot(grad, last_update),
+            -measured.grad_last_update,
             known * curvature.log(),
-            -_cosine(grad, update),
-            _cosine(grad, last_grad),
-            _cosine(update, last_update),
+            -measured.grad_update_cosine,
+            measured.grad_cosine,
+            measured.update_cosine,
         ),
         dim=-1,
     )
-    return signals, {"grad": grad, "update": update}
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

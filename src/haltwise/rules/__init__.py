@@ -9,7 +9,7 @@ from torch import nn
 
 from haltwise import _discovery
 from haltwise._errors import InputError
-from haltwise.rules.base import Rule, RuleStep, State, select_state
+from haltwise.rules.base import Pooled, Rule, RuleStep, State, select_state
 from haltwise.rules.hand_designed import SGD, Adam, RMSprop
 from haltwise.rules.lstm import LSTMRule
 from haltwise.rules.partitioned import PartitionedRule
@@ -19,6 +19,7 @@ __all__ = [
     "Adam",
     "LSTMRule",
     "PartitionedRule",
+    "Pooled",
     "RMSprop",
     "Rule",
     "RuleStep",

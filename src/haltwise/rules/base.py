@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Rule", "RuleStep", "State", "select_state"]
+from haltwise._errors import InputError
+
+__all__ = ["Pooled", "Rule", "RuleStep", "State", "select_state"]
 
 State = dict[str, Tensor]
 """What a rule carries from step to step; every tensor has the problems along dimension 0."""
@@ -26,6 +28,18 @@ class RuleStep(NamedTuple):
     state: State
 
 
+class Pooled(NamedTuple):
+    """What of a gradient is pooled over all of a problem's coordinates.
+
+    Attributes:
+        mean: Shape [B].
+        log_rms: log of the root mean square, shape [B].
+    """
+
+    mean: Tensor
+    log_rms: Tensor
+
+
 class Rule(ABC):
     """An update rule. Settings live in the object, state only in the `State` passed around."""
 
@@ -41,6 +55,25 @@ class Rule(ABC):
     @abstractmethod
     def step(self, grad: Tensor, state: State) -> RuleStep:
         """The update for the gradient at theta_t, shape [B, D]. `state` is left untouched."""
+
+    def step_some(self, grad: Tensor, state: State, pooled: Pooled) -> RuleStep:
+        """`step` on some of the coordinates only, for problems too large to move at once.
+
+        Args:
+            grad: Of K of the problem's D coordinates, shape [B, K].
+            state: Of these coordinates.
+            pooled: Of the whole gradient.
+
+        Returns:
+            Their updates [B, K], the read-out's mean over them and their state.
+
+        Raises:
+            InputError: The rule has no such method.
+        """
+        del grad, state, pooled
+        raise InputError(
+            f"{type(self).__name__} moves a problem as a whole only; give it a method `step_some`"
+        )
 
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         """`step` over K recorded gradients, differentiable in the rule's weights and the state.

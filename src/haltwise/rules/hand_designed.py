@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._errors import require
-from haltwise.rules.base import Rule, RuleStep, State
+from haltwise.rules.base import Pooled, Rule, RuleStep, State
 
 __all__ = ["SGD", "Adam", "HandDesignedRule", "RMSprop"]
 
@@ -24,6 +24,9 @@ class HandDesignedRule(Rule):
     @property
     def readout_size(self) -> int:
         return 0
+
+    def step_some(self, grad: Tensor, state: State, pooled: Pooled) -> RuleStep:
+        return self.step(grad, state)  # coordinates know nothing of each other
 
 
 def _require_share(rule: HandDesignedRule, *names: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from haltwise._errors import require
 from haltwise._kernels import lstm_sequence, lstm_step
 from haltwise._tensors import log_rms
-from haltwise.rules.base import Rule, RuleStep, State
+from haltwise.rules.base import Pooled, Rule, RuleStep, State
 
 __all__ = ["LSTMRule", "preprocess_gradient"]
 
@@ -115,7 +115,15 @@ class LSTMRule(nn.Module, Rule):
         if torch.is_grad_enabled():
             updates, readouts, state = self.replay(grad.unsqueeze(1), state)
             return RuleStep(updates.squeeze(1), readouts.squeeze(1), state)
-        inputs = self._inputs(grad).flatten(0, 1)
+        return self._step(grad, state)
+
+    @torch.no_grad()
+    def step_some(self, grad: Tensor, state: State, pooled: Pooled) -> RuleStep:
+        return self._step(grad, state, pooled)
+
+    def _step(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> RuleStep:
+        """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
+        inputs = self._inputs(grad, pooled).flatten(0, 1)
         hidden, cell = lstm_step(
             inputs,
             state["hidden"].flatten(0, 1),
@@ -126,7 +134,8 @@ class LSTMRule(nn.Module, Rule):
         shape = state["hidden"].shape
         hidden, cell = hidden.view(shape), cell.view(shape)
         top = hidden[..., -1, :]
-        return RuleStep(self._update(top, grad), top.mean(-2), {"hidden": hidden, "cell": cell})
+        state = {"hidden": hidden, "cell": cell}
+        return RuleStep(self._update(top, grad, pooled), top.mean(-2), state)
 
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         num_problems, num_steps, dim = grads.shape
@@ -147,22 +156,28 @@ class LSTMRule(nn.Module, Rule):
             {"hidden": hidden.view(shape), "cell": cell.view(shape)},
         )
 
-    def _inputs(self, grad: Tensor) -> Tensor:
+    def _inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
         """What a coordinate reads, [..., D] to [..., D, I]."""
         features = preprocess_gradient(grad)
         if not self.shared_gradient:
             return features
-        shared = preprocess_gradient(grad.mean(-1, keepdim=True))
+        mean = grad.mean(-1, keepdim=True) if pooled is None else pooled.mean.unsqueeze(-1)
+        shared = preprocess_gradient(mean)
         return torch.cat((features, shared.expand_as(features)), dim=-1)
 
-    def _update(self, top: Tensor, grad: Tensor) -> Tensor:
+    def _update(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
         """The update from the top layer's output [..., D, H] and the gradient [..., D]."""
         readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
         direction, log_scale = readout[..., 0], readout[..., 1]
         if self.direct_gradient:
             # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
-            normalized = grad * torch.exp(-log_rms(grad).clamp_min(-80)).unsqueeze(-1)
-            mean = normalized.mean(-1, keepdim=True)
+            log_length = log_rms(grad) if pooled is None else pooled.log_rms
+            inverse = torch.exp(-log_length.clamp_min(-80)).unsqueeze(-1)
+            normalized = grad * inverse
+            if pooled is None:
+                mean = normalized.mean(-1, keepdim=True)
+            else:
+                mean = pooled.mean.unsqueeze(-1) * inverse
             own, shared = readout[..., 2], readout[..., 3]
             direction = direction + own * (normalized - mean) + shared * mean
         return self.output_scale * direction * log_scale.exp()

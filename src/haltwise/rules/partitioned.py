@@ -79,15 +79,22 @@ class PartitionedRule(nn.Module, Rule):
         )
 
     def _split(self, value: Tensor) -> tuple[Tensor, ...]:
-        total = value.shape[-1]
-        first = [size for size in self.sizes[:-1] if size is not None]
-        last = self.sizes[-1] or total - sum(first)
-        require(
-            last >= 1 and sum(first) + last == total,
-            f"groups of {self.sizes} coordinates do not make up {total} parameters",
-        )
-        parts: tuple[Tensor, ...] = value.split([*first, last], -1)
+        parts: tuple[Tensor, ...] = value.split(self.sizes_of(value.shape[-1]), -1)
         return parts
+
+    def sizes_of(self, dim: int) -> list[int]:
+        """Coordinates of each group in a problem of `dim`.
+
+        Raises:
+            InputError: The groups do not make up so many.
+        """
+        first = [size for size in self.sizes[:-1] if size is not None]
+        last = self.sizes[-1] or dim - sum(first)
+        require(
+            last >= 1 and sum(first) + last == dim,
+            f"groups of {self.sizes} coordinates do not make up {dim} parameters",
+        )
+        return [*first, last]
 
 
 def _join(states: Sequence[State]) -> State:
