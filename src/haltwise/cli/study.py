@@ -86,6 +86,7 @@ def study(
     for entry in others:
         name, equals, run = entry.partition("=")
         require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
+        require(name not in heads, f"two heads are called {name!r}; choose another NAME in --head")
         heads[name] = pretrained.load(run)
     family_name = family or config["family"]
     with Console(stderr=True).status("starting") as status:
