@@ -46,7 +46,7 @@ from haltwise.report.tables import (
 from haltwise.report.words import Summary, first_objective, summarize
 from haltwise.runlog import read_log
 
-__all__ = ["write_report", "write_stopping_report"]
+__all__ = ["render", "slug", "write_report", "write_stopping_report"]
 
 _HERE = Path(__file__).parent
 
@@ -181,6 +181,27 @@ def _render(
     card: Sequence[tuple[str, str]] | None = None,
 ) -> str:
     """The page; `card` is None where there is no optimizer, empty where its card is missing."""
+    return render(
+        "page",
+        title=title,
+        embedded={"figures": embedded.figures, "data": embedded.data},
+        overview=overview,
+        sections=sections,
+        heads=heads,
+        training=training,
+        card=card,
+    )
+
+
+def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any) -> str:
+    """The template `name` with its script, plotly.js and all it draws embedded.
+
+    Args:
+        name: Of the files `NAME.html.jinja` and `NAME.js`.
+        title: Of the page.
+        embedded: What the script reads; `data` holds what can be downloaded.
+        values: What else the template names.
+    """
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -192,19 +213,19 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(
+    script = "".join(
+        (_HERE / f"{each}.js").read_text(encoding="utf-8") for each in ("common", name)
+    )
+    return environment.get_template(f"{name}.html.jinja").render(
         title=title,
-        overview=overview,
-        sections=sections,
-        heads=heads,
-        training=training,
-        card=card,
+        embedded=embedded,
         version=__version__,
-        # Both come with the packages, not from records.
+        # All of it comes with the packages or is escaped, nothing from records as it stands.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup(script),  # noqa: S704
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704
-        embedded=Markup(to_json({"figures": embedded.figures, "data": embedded.data})),  # noqa: S704
+        json=Markup(to_json(embedded)),  # noqa: S704
+        **values,
     )
 
 
