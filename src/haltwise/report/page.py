@@ -111,6 +111,7 @@ def write_stopping_report(report: Mapping[str, Any], path: Path, title: str) -> 
         title=title,
         subtitle=f"price {plain(number(report, 'price'))} per step, {name_at(report, 'account')}",
         words=summarize_stopping(report),
+        numbers=embedded.numbers(report, stem),
         rules=embedded.table(contenders_table(report, stem)),
         panels=[] if frontier is None else [embedded.panel(frontier)],
         stopping=_stopping({name_at(report, "account"): report}, stem, embedded, said=True),
@@ -141,6 +142,10 @@ class _Embedded:
         self.figures[identifier] = {"data": figure["data"], "layout": figure["layout"]}
         return {"panel": panel, "id": identifier}
 
+    def numbers(self, tree: Mapping[str, Any], stem: str) -> str:
+        """Everything that was recorded, a line a number."""
+        return self._keep(Data(f"{stem}-summary", ["name", "value"], flatten(tree)))
+
     def _keep(self, data: Data) -> str:
         identifier = f"data-{len(self.data) + 1}"
         self.data[identifier] = {
@@ -160,6 +165,8 @@ class _Section:
     title: str
     subtitle: str
     words: Summary
+    numbers: str
+    """Where the numbers behind the words are embedded."""
     rules: dict[str, Any]
     panels: list[dict[str, Any]]
     comparisons: dict[str, Any] | None
@@ -248,6 +255,7 @@ def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
         title=f"{name_at(summary, 'optimizer')} on {name_at(summary, 'family')}",
         subtitle=f"price {price} per step, problems of seed {seed}",
         words=summarize(record),
+        numbers=embedded.numbers(summary, stem),
         rules=embedded.table(rules_table(record, stem)),
         panels=[embedded.panel(panel) for panel in record_panels(record, stem)],
         stopping=_stopping(
