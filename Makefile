@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types layers unit docs bench weights clean
+.PHONY: demo test lint types layers unit docs figure bench weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -31,6 +31,9 @@ unit: $(READY)
 docs: $(READY)  ## The documentation site in build/docs; all its examples and notebooks are executed.
 	$(BIN)/pytest docs README.md
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+
+figure: $(READY)  ## The README's figure.
+	$(BIN)/python examples/frontier.py docs/_static/frontier.svg
 
 bench: $(READY)  ## What halting saves, in gradients and in seconds.
 	$(BIN)/python benchmarks/halting_saves.py
