@@ -25,7 +25,7 @@ def fences(page: Path, language: str) -> list[str]:
 def test_every_equation_that_a_docstring_names_exists() -> None:
     theory = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
     labels = set(re.findall(r"^\$\$ \(([a-z-]+)\)$", theory, re.MULTILINE))
-    named = {}
+    named: dict[str, Path] = {}
     for path in (ROOT / "src").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         found = REFERENCE.findall(text)
