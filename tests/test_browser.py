@@ -23,10 +23,9 @@ BROWSER = next(
     ),
     None,
 )
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="there is no Chromium to look at the pages with"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="there is no Chromium to look at the pages with"
+)
 
 # Runs before the page: what goes wrong, and what is downloaded, is written down.
 WATCH = """<script>
