@@ -38,7 +38,7 @@ class Recording:
     readouts: Tensor
     """What the rule offers a head to read, at theta_0..theta_{T-1}, shape [B, T, R]."""
     params: Tensor
-    """theta_T, shape [B, D]."""
+    """theta_T, shape [B, D]; [B, 0] where problems of several sizes were joined."""
     grad: Tensor | None = None
     """Observed gradients at theta_0..theta_{T-1}, shape [B, T, D], if kept."""
     excess_grad: Tensor | None = None
@@ -71,6 +71,9 @@ class Recording:
     def join(recordings: Sequence["Recording"]) -> "Recording":
         """The problems of all in order, without what only `backpropagate` needs."""
         names = ("loss", "excess", "log_grad_norm", "signals", "readouts", "params")
+        dims = {part.params.shape[1] for part in recordings}
+        if len(dims) > 1:
+            recordings = [replace(part, params=part.params[:, :0]) for part in recordings]
         joined: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in recordings]) for name in names
         }

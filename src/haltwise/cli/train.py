@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Display
 
 from haltwise._errors import InputError, require
-from haltwise.cli.options import data_directory, parse_settings
+from haltwise.cli.options import data_directory, device_option, parse_settings
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 
@@ -54,9 +54,7 @@ __all__ = ["train"]
 @click.option("--learning-rate", type=float, help="Of the meta-optimizer Adam.")
 @click.option("--continuation", type=float, help="Continuation of the horizon prior, in (0, 1).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and problems.")
-@click.option(
-    "--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda or cuda:1."
-)
+@device_option
 @click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
 @click.option(
     "--set",
@@ -86,7 +84,7 @@ def train(
     learning_rate: float | None,
     continuation: float | None,
     seed: int,
-    device: str,
+    device: torch.device,
     threads: int | None,
     settings: tuple[str, ...],
     family_settings: dict[str, Any],
@@ -102,7 +100,7 @@ def train(
         torch.set_num_threads(threads)
     if resume is not None:
         require(family is None, "--resume takes family and settings from the run; drop the rest")
-        trainer = Trainer.resume(resume, device=_device(device), tensorboard=tensorboard)
+        trainer = Trainer.resume(resume, device=device, tensorboard=tensorboard)
     else:
         if family is None:
             raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
@@ -127,22 +125,11 @@ def train(
         trainer = Trainer(
             config,
             directory,
-            device=_device(device),
+            device=device,
             tensorboard=tensorboard,
             command=_command(),
         )
     _train(trainer)
-
-
-def _device(name: str) -> torch.device:
-    """The device called `name`, tried out."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}); use --device cpu") from None
-    return device
 
 
 def _command() -> str:

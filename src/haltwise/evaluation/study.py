@@ -1,16 +1,19 @@
 """Stop rules, or heads, over many seeds and prices, on the trajectories of one rule."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from haltwise._errors import require
 from haltwise._random import stream
+from haltwise._tensors import map_tensors
 from haltwise.evaluation._json import plain
 from haltwise.evaluation.policies import OPPONENTS, choose_policies
-from haltwise.evaluation.statistics import gain
+from haltwise.evaluation.statistics import gain, rank_correlation
 from haltwise.halting.accounts import Account, costs, settle
 from haltwise.halting.stopping import StopRule, Traces, decisions
 from haltwise.optimizer import LearnedOptimizer
@@ -27,12 +30,13 @@ _Cell = tuple[float, Account]
 
 def study_stopping(
     optimizer: LearnedOptimizer,
-    family: TaskFamily,
+    families: Sequence[TaskFamily],
     *,
     prices: Sequence[float],
     horizon: int,
     seeds: Sequence[int],
     num_problems: int = 2048,
+    device: torch.device | str = "cpu",
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Captured gain of every stop rule, seed by seed; see `captured_gain` and `choose_policies`.
@@ -42,19 +46,21 @@ def study_stopping(
 
     Args:
         optimizer: With a trained head; its rule may be hand-designed.
-        family: What to draw problems from.
+        families: What to draw problems from, as many from each.
         prices: c, in units of the loss.
         horizon: T, steps allowed.
         seeds: At least 2.
         num_problems: n per seed, for the test and again for tuning.
+        device: Where problems are solved.
         announce: Called with a sentence at the start of each seed.
 
     Returns:
         One entry per price and account: for each rule the captured gain by seed, its mean and
-        standard deviation over seeds; the best tuned opponent; the margin to it, J of the opponent
-        less J of the calibrated rule, mean over seeds with its 95 % interval by Student's t; and
-        the failures: seeds in which the calibrated rule is worse than the best fixed budget or
-        than that opponent.
+        standard deviation over seeds, and means over seeds of J, of the standard deviation of the
+        step it stops at and of that step's rank correlation with the oracle's; the best tuned
+        opponent; the margin to it, J of the opponent less J of the calibrated rule, mean over
+        seeds with its 95 % interval by Student's t; and the failures: seeds in which the
+        calibrated rule is worse than the best fixed budget or than that opponent.
 
     Raises:
         InputError: A setting is impossible, or no problem of a seed stays finite.
@@ -63,7 +69,7 @@ def study_stopping(
     left_out = 0
     for seed in _checked(seeds, prices, num_problems):
         announce(f"seed {seed}")
-        recordings, lost = _record(optimizer.rule, family, seed, num_problems, horizon)
+        recordings, lost = _record(optimizer.rule, families, seed, num_problems, horizon, device)
         left_out += lost
         for price in prices:
             test, tuning = (_traces(optimizer, recording, price) for recording in recordings)
@@ -85,23 +91,25 @@ def study_stopping(
 
 def study_heads(
     heads: Mapping[str, LearnedOptimizer],
-    family: TaskFamily,
+    families: Sequence[TaskFamily],
     *,
     prices: Sequence[float],
     horizon: int,
     seeds: Sequence[int],
     num_problems: int = 2048,
+    device: torch.device | str = "cpu",
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Captured gain of several heads on the same trajectories, each calibrated on others.
 
     Args:
         heads: By name, all beside the same rule.
-        family: See `study_stopping`, as all that follows.
+        families: See `study_stopping`, as all that follows.
         prices: c.
         horizon: T.
         seeds: At least 2.
         num_problems: n per seed.
+        device: Where problems are solved.
         announce: Called with a sentence.
 
     Returns:
@@ -122,7 +130,7 @@ def study_heads(
     found: dict[_Cell, dict[str, list[tuple[float, float]]]] = {}
     for seed in _checked(seeds, prices, num_problems):
         announce(f"seed {seed}")
-        recordings, _ = _record(first.rule, family, seed, num_problems, horizon)
+        recordings, _ = _record(first.rule, families, seed, num_problems, horizon, device)
         for price in prices:
             for name, head in heads.items():
                 test, tuning = (_traces(head, recording, price) for recording in recordings)
@@ -178,16 +186,28 @@ def _checked(seeds: Sequence[int], prices: Sequence[float], num_problems: int) -
 
 
 def _record(
-    rule: Rule, family: TaskFamily, seed: int, num_problems: int, horizon: int
+    rule: Rule,
+    families: Sequence[TaskFamily],
+    seed: int,
+    num_problems: int,
+    horizon: int,
+    device: torch.device | str,
 ) -> tuple[list[Recording], int]:
     """The seed's test and tuning problems, and how many were left out as not finite."""
+    share = num_problems // len(families)
+    if isinstance(rule, nn.Module):
+        rule = copy.deepcopy(rule).to(device)
     recordings = []
     for name in ("test", "tune"):
-        recording = record(rule, family.sample(num_problems, stream(seed, name)), horizon)
+        parts = [
+            record(rule, family.sample(share, stream(seed, name), device=device), horizon)
+            for family in families
+        ]
+        recording = map_tensors(Recording.join(parts), Tensor.cpu)
         finite = recording.finite.nonzero().squeeze(1)
         require(len(finite) > 0, f"no problem of seed {seed} stays finite")
         recordings.append(recording.select(finite))
-    return recordings, 2 * num_problems - sum(part.num_problems for part in recordings)
+    return recordings, 2 * share * len(families) - sum(part.num_problems for part in recordings)
 
 
 @torch.no_grad()
@@ -207,11 +227,12 @@ def _by_rule(
 ) -> dict[str, Any]:
     """Mean J and captured gain of every rule on one seed's test problems."""
     table = costs(test.excess, price).double()
-    fixed, oracle = table.mean(0).min(), table.min(1).values.mean()
+    fixed, oracle, oracle_stop = table.mean(0).min(), table.min(1).values.mean(), table.argmin(1)
     result: dict[str, Any] = {
         "j": {"fixed": fixed.item(), "oracle": oracle.item()},
         "captured_gain": {},
-        "stop_sd": {"oracle": table.argmin(1).double().std().item()},
+        "stop_sd": {"oracle": oracle_stop.double().std().item()},
+        "rank_correlation": {},
     }
     policies = choose_policies(optimizer, tuning, account, price, opponents)
     for name, policy in policies.items():
@@ -220,6 +241,8 @@ def _by_rule(
         result["j"][name] = j.item()
         result["captured_gain"][name] = gain(fixed, j, oracle).item()
         result["stop_sd"][name] = decided.double().std().item()
+        correlation = rank_correlation(decided, oracle_stop)
+        result["rank_correlation"][name] = math.nan if correlation is None else correlation
     return result
 
 
@@ -235,7 +258,7 @@ def _summary(by_seed: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     }
     means = {
         key: {name: _spread([f[key][name] for f in by_seed])["mean"] for name in by_seed[0][key]}
-        for key in ("j", "stop_sd")
+        for key in ("j", "stop_sd", "rank_correlation")
     }
     learned = _learned(by_seed[0])
     best = min(OPPONENTS, key=lambda name: means["j"][name])

@@ -21,6 +21,9 @@ class TrainingConfig:
     family: str = "regression-2d"
     family_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the family that differ from its own."""
+    mixed_with: list[str] = field(default_factory=list)
+    """Further families, by name, whose problems the head learns from, too, as many of each; the
+    rule is trained on `family` alone."""
     preset: str = "act"
     """The preset it was made from, for the card."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -58,6 +61,10 @@ class TrainingConfig:
     """tau of the stick-breaking posterior, in prices."""
     final_hazard_temperature: float = 0.2
     """To which it falls while the head is trained by itself."""
+    price_exponent: float = 0.5
+    """Errors of the head count prices, and are the more of them the lower the price: some twenty
+    times from one end of the range to the other, which would drown the rest. They are weighed by
+    (c / price)^price_exponent: 0 favours low prices, 1 high ones."""
 
     num_meta_steps: int = 2500
     """Steps that train rule and head together; a hand-designed rule has none."""

@@ -151,6 +151,7 @@ class Trainer:
     def _setup(self, config: TrainingConfig, directory: Path, device: torch.device | str) -> None:
         self.config, self.directory, self._device = config, directory, device
         self.family = family(config.family, config.family_settings)
+        self._mixed_with = {name: family(name) for name in config.mixed_with}
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)
@@ -313,9 +314,7 @@ class Trainer:
         losses = self._objective.halting(
             chosen.excess, said, price, tau, generator, distilled=distilled
         )
-        # Errors count prices, and are the more of them the lower the price: some twenty times
-        # from one end of the range to the other, which would drown the rest.
-        loss = (losses * (price / config.price).sqrt()).mean()
+        loss = (losses * (price / config.price) ** config.price_exponent).mean()
         self._adam.zero_grad()
         loss.backward()
         return self._update(loss, done, config.head_steps)
@@ -339,11 +338,16 @@ class Trainer:
             InputError: None stayed finite.
         """
         if name not in self._recordings:
-            batch = self._sample(num_problems, name)
-            index = torch.arange(num_problems, device=self._device)
+            share = max(1, num_problems // (1 + len(self._mixed_with)))
+            batches = [self._sample(share, name)]
+            for other, drawn in self._mixed_with.items():
+                generator = stream(self.config.seed, name, other)
+                batches.append(drawn.sample(share, generator, device=self._device))
+            index = torch.arange(share, device=self._device)
             recording = Recording.join(
                 [
                     record(self.optimizer.rule, batch.select(part), self.config.horizon)
+                    for batch in batches
                     for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim))
                 ]
             )
