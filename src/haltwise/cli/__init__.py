@@ -9,6 +9,7 @@ from haltwise._version import __version__
 from haltwise.cli.evaluate import evaluate
 from haltwise.cli.list import list_
 from haltwise.cli.report import report
+from haltwise.cli.reproduce import reproduce
 from haltwise.cli.stopping_report import stopping_report
 from haltwise.cli.study import study
 from haltwise.cli.train import train
@@ -26,7 +27,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, study, report, stopping_report, list_):
+for command in (train, evaluate, study, report, reproduce, stopping_report, list_):
     cli.add_command(command)
 
 

@@ -16,7 +16,9 @@ HEADS = "heads.json"
 
 
 def save_record(evaluation: Evaluation, directory: Path) -> Path:
-    """Write `evaluation-OPTIMIZER-FAMILY-PRICE-SEED.json` and `.safetensors` into `directory`.
+    """Write an evaluation into `directory`.
+
+    As `evaluation-OPTIMIZER-FAMILY-PRICE-HORIZON-SEED.json` and `.safetensors`.
 
     Returns:
         The path of the JSON file.
@@ -31,8 +33,9 @@ def save_record(evaluation: Evaluation, directory: Path) -> Path:
             f"cannot create {directory}: {error.strerror}; choose another directory with --out"
         ) from error
     summary = evaluation.summary
-    parts = (summary["optimizer"], summary["family"], f"{summary['price']:g}", summary["seed"])
-    stem = re.sub(r"[^\w.+-]", "_", "-".join(["evaluation", *map(str, parts)]))
+    parts = [f"{summary['price']:g}", summary["horizon"], summary["seed"]]
+    named = ["evaluation", summary["optimizer"], summary["family"], *map(str, parts)]
+    stem = re.sub(r"[^\w.+-]", "_", "-".join(named))
     save_tensors(directory / f"{stem}.safetensors", evaluation.arrays, {"record": stem})
     path = directory / f"{stem}.json"
     write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
