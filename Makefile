@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types layers unit bench weights clean
+.PHONY: demo test lint types layers unit docs figure bench weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -28,6 +28,13 @@ layers: $(READY)
 unit: $(READY)
 	$(BIN)/pytest -n auto
 
+docs: $(READY)  ## The documentation site in build/docs; all its examples and notebooks are executed.
+	$(BIN)/pytest docs README.md
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+
+figure: $(READY)  ## The README's figure.
+	$(BIN)/python examples/frontier.py docs/_static/frontier.svg
+
 bench: $(READY)  ## What halting saves, in gradients and in seconds.
 	$(BIN)/python benchmarks/halting_saves.py
 
@@ -35,7 +42,7 @@ bench: $(READY)  ## What halting saves, in gradients and in seconds.
 # as a PyTorch build for your GPU, is kept.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kernels/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,tensorboard]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,tensorboard]"
 	touch $@
 
 # The shipped optimizers, each from one command or a few: some three hours on 2 cores. With a GPU

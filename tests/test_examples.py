@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 from click.testing import CliRunner
 
 import haltwise
+from haltwise import tasks
+from haltwise._random import stream
 from haltwise.execution import execute
 from haltwise.halting.accounts import Policy, Recall
 
@@ -136,3 +139,21 @@ def test_a_regression_per_group_goes_from_csv_to_csv(
     assert residual @ residual < 1.2 * least
     squares = residual @ residual / (2 * per_group.NOISE**2)
     assert float(rows[3]["loss"]) == pytest.approx(squares, rel=1e-3)
+
+
+def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
+    frontier = load_example("frontier")
+    found = frontier.measure("regression-2d", 64, 7)
+    optimizer = haltwise.load("regression-2d")
+    problems = tasks.family("regression-2d").sample(64, stream(7, "test"))
+    price = torch.full((64,), frontier.PRICES[frontier.MIDDLE])
+    run = execute(optimizer, problems, optimizer.policy(), price, max_steps=40)
+    spent, excess = found.learned[frontier.MIDDLE]
+    assert spent == pytest.approx(run.num_gradients.double().mean().item())
+    reached = problems.observe(run.params, 0).loss - problems.reference_loss
+    assert excess == pytest.approx(reached.double().mean().item(), rel=1e-3)
+    result = CliRunner().invoke(frontier.main, [str(tmp_path / "f.svg"), "--num-problems", "64"])
+    assert result.exit_code == 0, result.output
+    drawing = ElementTree.parse(tmp_path / "f.svg").getroot()
+    assert drawing.tag.endswith("svg")
+    assert "gradients a problem" in (drawing[0].text or "")

@@ -12,6 +12,7 @@ from haltwise._errors import require
 from haltwise._tensors import add_prefix, strip
 from haltwise.halting.accounts import RECALLS, Account, Policy, Recall
 from haltwise.halting.head import AFTER, BEFORE, HaltingHead, HaltingOutput
+from haltwise.halting.posteriors import stop_rules
 from haltwise.halting.signals import (
     extract_features,
     init_features,
@@ -130,6 +131,9 @@ class LearnedOptimizer(nn.Module):
             return Policy(FixedBudget(config["horizon"]), default)
         if config.get("posterior") == "graves":
             return Policy(PonderThreshold(output=output), default)
+        brought = stop_rules().get(config.get("posterior", ""))
+        if brought is not None:
+            return Policy(brought(output), default)
         if "thresholds" not in self.card:
             min_steps = self.card.get("min_steps", (0, 0))[output]
             return Policy(PosteriorMode(output, min_steps), default)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from torch import Tensor
+
 from haltwise._errors import InputError
 
 __all__ = ["RunLog", "read_log"]
@@ -13,7 +15,7 @@ __all__ = ["RunLog", "read_log"]
 
 @final
 class RunLog:
-    """Appends records to `log.jsonl`; scalars also go to TensorBoard if asked for.
+    """Appends records to `log.jsonl`; scalars also go to TensorBoard if asked for, with histograms.
 
     Args:
         directory: The run directory.
@@ -50,6 +52,11 @@ class RunLog:
             for name, value in record.items():
                 if name != "step" and isinstance(value, (int, float)):
                     self._writer.add_scalar(name, value, record["step"])
+
+    def write_histogram(self, name: str, values: Tensor, step: int) -> None:
+        """How `values`, shape [n], are spread after meta-step `step`; for TensorBoard alone."""
+        if self._writer is not None:
+            self._writer.add_histogram(name, values, step)
 
     def close(self) -> None:
         """Flush what is pending."""

@@ -7,6 +7,7 @@ import click
 from haltwise._errors import InputError
 from haltwise._version import __version__
 from haltwise.cli.evaluate import evaluate
+from haltwise.cli.explore import explore
 from haltwise.cli.list import list_
 from haltwise.cli.report import report
 from haltwise.cli.reproduce import reproduce
@@ -27,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, study, report, reproduce, stopping_report, list_):
+for command in (train, evaluate, study, report, reproduce, explore, stopping_report, list_):
     cli.add_command(command)
 
 

@@ -68,7 +68,11 @@ __all__ = ["train"]
 )
 @family_settings_option
 @data_directory
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files as well.")
+@click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Write TensorBoard event files as well, with histograms of the halting steps.",
+)
 def train(
     family: str | None,
     preset: str,

@@ -46,7 +46,7 @@ from haltwise.report.tables import (
 from haltwise.report.words import Summary, first_objective, summarize
 from haltwise.runlog import read_log
 
-__all__ = ["write_report", "write_stopping_report"]
+__all__ = ["render", "slug", "write_report", "write_stopping_report"]
 
 _HERE = Path(__file__).parent
 
@@ -111,6 +111,7 @@ def write_stopping_report(report: Mapping[str, Any], path: Path, title: str) -> 
         title=title,
         subtitle=f"price {plain(number(report, 'price'))} per step, {name_at(report, 'account')}",
         words=summarize_stopping(report),
+        numbers=embedded.numbers(report, stem),
         rules=embedded.table(contenders_table(report, stem)),
         panels=[] if frontier is None else [embedded.panel(frontier)],
         stopping=_stopping({name_at(report, "account"): report}, stem, embedded, said=True),
@@ -141,6 +142,10 @@ class _Embedded:
         self.figures[identifier] = {"data": figure["data"], "layout": figure["layout"]}
         return {"panel": panel, "id": identifier}
 
+    def numbers(self, tree: Mapping[str, Any], stem: str) -> str:
+        """Everything that was recorded, a line a number."""
+        return self._keep(Data(f"{stem}-summary", ["name", "value"], flatten(tree)))
+
     def _keep(self, data: Data) -> str:
         identifier = f"data-{len(self.data) + 1}"
         self.data[identifier] = {
@@ -160,6 +165,8 @@ class _Section:
     title: str
     subtitle: str
     words: Summary
+    numbers: str
+    """Where the numbers behind the words are embedded."""
     rules: dict[str, Any]
     panels: list[dict[str, Any]]
     comparisons: dict[str, Any] | None
@@ -181,6 +188,27 @@ def _render(
     card: Sequence[tuple[str, str]] | None = None,
 ) -> str:
     """The page; `card` is None where there is no optimizer, empty where its card is missing."""
+    return render(
+        "page",
+        title=title,
+        embedded={"figures": embedded.figures, "data": embedded.data},
+        overview=overview,
+        sections=sections,
+        heads=heads,
+        training=training,
+        card=card,
+    )
+
+
+def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any) -> str:
+    """The template `name` with its script, plotly.js and all it draws embedded.
+
+    Args:
+        name: Of the files `NAME.html.jinja` and `NAME.js`.
+        title: Of the page.
+        embedded: What the script reads; `data` holds what can be downloaded.
+        values: What else the template names.
+    """
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -192,19 +220,19 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(
+    script = "".join(
+        (_HERE / f"{each}.js").read_text(encoding="utf-8") for each in ("common", name)
+    )
+    return environment.get_template(f"{name}.html.jinja").render(
         title=title,
-        overview=overview,
-        sections=sections,
-        heads=heads,
-        training=training,
-        card=card,
+        embedded=embedded,
         version=__version__,
-        # Both come with the packages, not from records.
+        # All of it comes with the packages or is escaped, nothing from records as it stands.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup(script),  # noqa: S704
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704
-        embedded=Markup(to_json({"figures": embedded.figures, "data": embedded.data})),  # noqa: S704
+        json=Markup(to_json(embedded)),  # noqa: S704
+        **values,
     )
 
 
@@ -227,6 +255,7 @@ def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
         title=f"{name_at(summary, 'optimizer')} on {name_at(summary, 'family')}",
         subtitle=f"price {price} per step, problems of seed {seed}",
         words=summarize(record),
+        numbers=embedded.numbers(summary, stem),
         rules=embedded.table(rules_table(record, stem)),
         panels=[embedded.panel(panel) for panel in record_panels(record, stem)],
         stopping=_stopping(

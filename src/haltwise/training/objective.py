@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
-from haltwise.halting.posteriors import GravesPosterior
+from haltwise.halting.posteriors import GravesPosterior, objectives
 from haltwise.halting.priors import HorizonPrior
 from haltwise.objectives import (
     continuation_value,
@@ -229,6 +229,8 @@ POSTERIORS: Mapping[str, tuple[Callable[[_Rollout], Tensor], ...]] = MappingProx
         "stick-breaking": (_stick_breaking,),
         "graves": (_graves,),
         "both": (_softmax, _stick_breaking),
+        **{name: (term,) for name, term in objectives().items()},
     }
 )
-"""By what halting is learned: the mean of these terms, each of both times of decision."""
+"""By what halting is learned: the mean of these terms, each of both times of decision. Files of
+`haltwise.halting.posteriors` may bring more."""

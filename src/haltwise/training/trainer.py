@@ -167,6 +167,7 @@ class Trainer:
         self._validation = self._sample(config.num_validation, "validation")
         self._step, self._num_nonfinite, self._seconds = 0, 0, 0.0
         self._metrics: dict[str, float] = {}
+        self._halting_steps: Tensor | None = None
         self._best_score = math.inf
         self._recordings: dict[str, Recording] = {}
         self._begin_phase(alone=False)
@@ -246,6 +247,8 @@ class Trainer:
                 self._seconds, started = self._seconds + now - started, now
                 self._validate()
                 self._log.write({"step": self._step, "loss": loss, **self._metrics})
+                if self._halting_steps is not None:
+                    self._log.write_histogram("halting_step", self._halting_steps, self._step)
                 self.save()
             yield Progress(
                 self._step,
@@ -378,8 +381,12 @@ class Trainer:
         score = metrics["mean_loss"] / config.price
         if config.posterior != "none" and (self._alone or config.warmup < 1):
             prices = self._prices()
-            adjusted, halting_step = self._adjusted_loss(recording, config.price)
-            metrics |= {"price_adjusted_loss": adjusted, "mean_halting_step": halting_step}
+            adjusted, steps = self._adjusted_loss(recording, config.price)
+            metrics |= {
+                "price_adjusted_loss": adjusted,
+                "mean_halting_step": steps.double().mean().item(),
+            }
+            self._halting_steps = steps
             score = sum(self._adjusted_loss(recording, price)[0] / price for price in prices)
         self._metrics = metrics
         warming = not self._alone and self._step < config.warmup * self._num_joint_steps
@@ -393,15 +400,15 @@ class Trainer:
             said = self.optimizer.speak(recording.signals, recording.readouts, prices)
         return Trajectory(recording, prices, said).traces()
 
-    def _adjusted_loss(self, recording: Recording, price: float) -> tuple[float, float]:
-        """J and mean cost of stops decided before the gradient is paid for, not calibrated."""
+    def _adjusted_loss(self, recording: Recording, price: float) -> tuple[float, Tensor]:
+        """J and costs [n] of stops decided before the gradient is paid for, not calibrated."""
         traces = self._traces(recording, price)
         rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, BEFORE))
         recall = Recall.LEARNED if self._hazard else Recall.NEXT
         decided = decisions(rule, traces)
         j = settle(traces, decided, Account.GRADIENTS, recall, price=price)
         cost = paid(decided, Account.GRADIENTS, traces.num_steps)
-        return j.mean().item(), cost.double().mean().item()
+        return j.mean().item(), cost
 
     def _calibrate(self) -> None:
         """Choose what a stop rule leaves open on problems of their own; store it with the weights.

@@ -79,11 +79,11 @@ def parts_of_j(record: Evaluation, stem: str, account: str) -> Panel | None:
     known = [entry[1] for entry in entries if entry[0] in {"rule", "fixed", "oracle"}]
     limit = 1.4 * min(top, 2 * max(known)) if known and max(known) > 0 else 1.4 * max(top, -low)
     for name, entry in zip(names, entries, strict=True):
-        cut = entry[1] > limit
+        cut, inside = entry[1] > limit, entry[1] > 0.75 * limit  # phones have no room beside it
         figure.add_annotation(
-            x=limit if cut else entry[1], y=name, text=f"{num(entry[1])}{' →' if cut else ''}",
-            xanchor="right" if cut else "left", showarrow=False, xshift=-2 if cut else 4,
-            bgcolor=SURFACE if cut else None,
+            x=min(entry[1], limit), y=name, text=f"{num(entry[1])}{' →' if cut else ''}",
+            xanchor="right" if inside else "left", showarrow=False, xshift=-2 if inside else 4,
+            bgcolor=SURFACE if inside else None,
         )  # fmt: skip
     figure.update_layout(barmode="relative", bargap=0.35, hovermode="closest")
     figure.update_xaxes(range=[1.05 * low, limit])

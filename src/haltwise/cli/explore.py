@@ -1,0 +1,56 @@
+"""`haltwise explore`: see a problem being solved, with a slider for the price."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from haltwise import pretrained
+from haltwise import report as pages
+from haltwise.cli.options import family_of
+from haltwise.cli.options import family_settings as family_settings_option
+
+__all__ = ["explore"]
+
+
+@click.command()
+@click.argument("run_or_name", default="regression-2d")
+@click.option("--family", help="Family to draw problems from.  [default: the one trained on]")
+@click.option("--seed", type=int, default=2026, show_default=True, help="Of the problems.")
+@click.option(
+    "--num-problems", type=int, default=5, show_default=True, help="Problems to choose from."
+)
+@click.option("--horizon", type=int, help="Steps drawn.  [default: the card's]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("explore.html"),
+    show_default=True,
+    help="The page.",
+)
+@family_settings_option
+def explore(
+    run_or_name: str,
+    family: str | None,
+    seed: int,
+    num_problems: int,
+    horizon: int | None,
+    out: Path,
+    family_settings: dict[str, Any],
+) -> None:
+    """Write a page on which problems with two parameters are solved by RUN_OR_NAME.
+
+    Contours and path, q(t|x,T), hazard and delta_t as the steps advance, and where it would have
+    stopped at any price.
+    """
+    config = pretrained.read_card(run_or_name)["config"]
+    page = pages.write_explorer(
+        run_or_name,
+        family_of(config, family, family_settings),
+        out,
+        family_name=family or config["family"],
+        seed=seed,
+        num_problems=num_problems,
+        num_steps=horizon,
+    )
+    click.echo(str(page))
