@@ -123,7 +123,5 @@ def meta_gradient(workload: Workload) -> Tensor:
     )
     assert excess.grad is not None
     truncate = workload.segment < workload.num_steps
-    backpropagate(
-        optimizer, trajectory, excess.grad, HaltingOutput(*cotangents), truncate=truncate
-    )
+    backpropagate(optimizer, trajectory, excess.grad, HaltingOutput(*cotangents), truncate=truncate)
     return loss.detach()

@@ -42,6 +42,9 @@ enum {
 typedef struct {
     int64_t steps, rows, inputs, hidden, layers;
     int64_t begin, end; /* rows of this call */
+    int64_t outputs;    /* of the read-out: 2 or 4 */
+    int64_t group;      /* rows that share an entry of grad_pooled; divides `rows` */
+    double scale;       /* of the updates */
 } shape;
 
 static inline int64_t fan_in(const shape *s, int64_t layer)
@@ -121,8 +124,8 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define INT int32_t
 #define DOUBLE 0
 #define VBYTES 32
-#define NV 2
-#define FT 2
+#define NV 3
+#define FT 4
 #define FN(x) x##_avx2_f32
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_ps(a, b)
@@ -134,8 +137,8 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define INT int64_t
 #define DOUBLE 1
 #define VBYTES 32
-#define NV 2
-#define FT 2
+#define NV 3
+#define FT 4
 #define FN(x) x##_avx2_f64
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_pd(a, b)
@@ -194,10 +197,17 @@ EXPORT int haltwise_lstm_isa(void)
 
 /* Both return 0, or 1 when out of memory. `isa` must not exceed the machine's.
  *
- * Layouts, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden]; outputs
- * [steps, rows, hidden] or NULL; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden].
- * grad_params is added to: per layer a weight, then a bias. Any other gradient may be NULL: zero
- * if it comes in, not wanted if it goes out.
+ * Layouts, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden], which may be
+ * replaced in place; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden]; outputs
+ * [steps, rows, hidden] or NULL.
+ *
+ * Updates [steps, rows] are read out of the top layer if not NULL: scale exp(b) (a + k n + l m)
+ * with (a, b, k, l) = weights[layers] h + biases[layers], [outputs, hidden] and [outputs], and
+ * (n, m) the basis [steps, rows, 2], NULL for zeros. grad_pooled [steps, rows / group, hidden] is the gradient of
+ * the top layer's sums over the rows of a group.
+ *
+ * grad_params is added to: per layer a weight, then a bias; at last, where there are grad_updates,
+ * the read-out. Any other gradient may be NULL: zero if it comes in, not wanted if it goes out.
  */
 #if defined(__x86_64__)
 #define DISPATCH(name, type, ...)                                                                  \
@@ -211,20 +221,22 @@ EXPORT int haltwise_lstm_isa(void)
 #define DEFINE(type, real)                                                                         \
     EXPORT int haltwise_lstm_forward_##type(                                                       \
         int isa, const shape *s, const real *inputs, const real *hidden, const real *cell,         \
-        const real *const *weights, const real *const *biases, real *outputs, real *hidden_out,    \
-        real *cell_out)                                                                            \
+        const real *const *weights, const real *const *biases, const real *basis,                  \
+        real *outputs, real *updates, real *hidden_out, real *cell_out)                            \
     {                                                                                              \
-        return DISPATCH(forward, type, s, inputs, hidden, cell, weights, biases, outputs,          \
-                        hidden_out, cell_out);                                                     \
+        return DISPATCH(forward, type, s, inputs, hidden, cell, weights, biases, basis, outputs,   \
+                        updates, hidden_out, cell_out);                                            \
     }                                                                                              \
     EXPORT int haltwise_lstm_backward_##type(                                                      \
         int isa, const shape *s, const real *inputs, const real *hidden, const real *cell,         \
-        const real *const *weights, const real *const *biases, const real *grad_outputs,           \
-        const real *grad_hidden_out, const real *grad_cell_out, real *grad_hidden,                 \
-        real *grad_cell, double *grad_params)                                                      \
+        const real *const *weights, const real *const *biases, const real *basis,                  \
+        const real *grad_outputs, const real *grad_updates,                                        \
+        const real *grad_pooled, const real *grad_hidden_out, const real *grad_cell_out,           \
+        real *grad_hidden, real *grad_cell, double *grad_params)                                   \
     {                                                                                              \
-        return DISPATCH(backward, type, s, inputs, hidden, cell, weights, biases, grad_outputs,    \
-                        grad_hidden_out, grad_cell_out, grad_hidden, grad_cell, grad_params);      \
+        return DISPATCH(backward, type, s, inputs, hidden, cell, weights, biases, basis,           \
+                        grad_outputs, grad_updates, grad_pooled, grad_hidden_out, grad_cell_out,   \
+                        grad_hidden, grad_cell, grad_params);                                      \
     }
 
 DEFINE(f32, float)

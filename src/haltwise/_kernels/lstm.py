@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -20,19 +20,49 @@ from torch.autograd.function import once_differentiable
 
 __all__ = [
     "available",
+    "ReadOut",
     "implementation",
+    "lstm_gradient",
     "lstm_sequence",
     "lstm_step",
+    "lstm_update",
     "plain_lstm_sequence",
     "plain_lstm_step",
+    "read_out",
 ]
 
 _INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-_MIN_CHUNK, _MAX_CHUNKS = 512, 64  # rows of a thread's piece of work, and their number
+_MIN_CHUNK, _MAX_CHUNKS = 576, 64  # rows of a thread's piece of work, and their number
+_WHOLE_BLOCKS = 192  # rows: a multiple of the blocks of every instance of the kernel
+_PLAIN_CHUNK = 2048  # rows whose graph fits a cache
+
+
+@final
+class ReadOut(NamedTuple):
+    """Updates from the top layer: scale exp(b) (a + k n + l m), (a, b, k, l) = weight h + bias.
+
+    Attributes:
+        weight: Shape [O, H]; O is 2 where k and l are zero, else 4.
+        bias: Shape [O].
+        scale: As said.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: float
 
 
 # ------------------------------------------------------------------------------ plain PyTorch
+
+
+def read_out(top: Tensor, basis: Tensor | None, readout: ReadOut) -> Tensor:
+    """Updates [...] of the top layer's outputs [..., H] and the basis (n, m), [..., 2]."""
+    values = torch.nn.functional.linear(top, readout.weight, readout.bias)
+    direction = values[..., 0]
+    if basis is not None:
+        direction = direction + (values[..., 2:] * basis).sum(-1)
+    return readout.scale * direction * values[..., 1].exp()
 
 
 def _plain_step(
@@ -134,9 +164,12 @@ def _library_lstm_sequence(
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in ("steps", "rows", "inputs", "hidden", "layers", "begin", "end")
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in "steps rows inputs hidden layers begin end outputs group".split()
+        ),
+        ("scale", ctypes.c_double),
     )
 
 
@@ -218,7 +251,7 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 def _chunks(rows: int) -> list[tuple[int, int]]:
     """Pieces of the rows; they depend on nothing else, so that results do not either."""
     size = max(_MIN_CHUNK, -(-rows // _MAX_CHUNKS))
-    size = -(-size // 64) * 64  # whole blocks of the kernel
+    size = -(-size // _WHOLE_BLOCKS) * _WHOLE_BLOCKS
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 
@@ -235,6 +268,49 @@ def _run(task: Callable[[int, int, int], int], chunks: Sequence[tuple[int, int]]
         raise MemoryError("no memory for the LSTM kernel's scratch")
 
 
+def _call(
+    function: str,
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *others: Tensor | None,
+    readout: ReadOut | None,
+    group: int = 1,
+    sums: Tensor | None = None,
+    isa: int | None,
+) -> None:
+    """Run `haltwise_lstm_{function}` on contiguous tensors; every chunk has its row of `sums`."""
+    library, _ = _load()
+    assert library is not None
+    if isa is None:
+        isa = library.haltwise_lstm_isa()
+    run = getattr(library, f"haltwise_lstm_{function}_{_SUFFIX[inputs.dtype]}")
+    steps, rows, num_inputs = inputs.shape
+    _, num_layers, size = hidden.shape
+    num_outputs, scale = 0, 1.0
+    if readout is not None:
+        weights, biases = [*weights, readout.weight], [*biases, readout.bias]
+        num_outputs, scale = len(readout.bias), readout.scale
+    operands = (
+        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
+        _pointers(weights),
+        _pointers(biases),
+        *(_pointer(tensor) for tensor in others),
+    )
+
+    def task(index: int, begin: int, end: int) -> int:
+        shape = _Shape(
+            steps, rows, num_inputs, size, num_layers, begin, end, num_outputs, group, scale
+        )
+        own = () if sums is None else (_pointer(sums[index]),)
+        code: int = run(isa, ctypes.byref(shape), *operands, *own)
+        return code
+
+    _run(task, _chunks(rows))
+
+
 def _forward(
     inputs: Tensor,
     hidden: Tensor,
@@ -243,29 +319,31 @@ def _forward(
     biases: Sequence[Tensor],
     outputs: Tensor | None,
     isa: int | None = None,
+    *,
+    readout: ReadOut | None = None,
+    basis: Tensor | None = None,
+    updates: Tensor | None = None,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Final states; writes the top layer's outputs. All tensors are contiguous."""
-    library, _ = _load()
-    assert library is not None
-    if isa is None:
-        isa = library.haltwise_lstm_isa()
-    run = getattr(library, f"haltwise_lstm_forward_{_SUFFIX[inputs.dtype]}")
-    new_hidden, new_cell = torch.empty_like(hidden), torch.empty_like(cell)
-    steps, rows, num_inputs = inputs.shape
-    _, num_layers, size = hidden.shape
-    operands = (
-        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
-        _pointers(weights),
-        _pointers(biases),
-        *(_pointer(tensor) for tensor in (outputs, new_hidden, new_cell)),
+    """Final states; writes the top layer's outputs and the updates. All tensors are contiguous."""
+    new_hidden, new_cell = (
+        (hidden, cell) if in_place else (torch.empty_like(hidden), torch.empty_like(cell))
     )
-
-    def task(_: int, begin: int, end: int) -> int:
-        shape = _Shape(steps, rows, num_inputs, size, num_layers, begin, end)
-        code: int = run(isa, ctypes.byref(shape), *operands)
-        return code
-
-    _run(task, _chunks(rows))
+    _call(
+        "forward",
+        inputs,
+        hidden,
+        cell,
+        weights,
+        biases,
+        basis,
+        outputs,
+        updates,
+        new_hidden,
+        new_cell,
+        readout=readout,
+        isa=isa,
+    )
     return new_hidden, new_cell
 
 
@@ -281,39 +359,47 @@ def _backward(
     *,
     wants_hidden: bool = True,
     wants_cell: bool = True,
+    readout: ReadOut | None = None,
+    basis: Tensor | None = None,
+    grad_updates: Tensor | None = None,
+    grad_pooled: Tensor | None = None,
     isa: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """Gradients of the states, if wanted, and of every layer's weight and bias in turn."""
-    library, _ = _load()
-    assert library is not None
-    if isa is None:
-        isa = library.haltwise_lstm_isa()
-    run = getattr(library, f"haltwise_lstm_backward_{_SUFFIX[inputs.dtype]}")
+    """Gradients of the states, if wanted, and of every layer's weight and bias in turn.
+
+    The read-out counts as the last layer. `grad_pooled` [K, P, H] is that of sums over the rows
+    of P groups.
+    """
     grad_hidden = torch.empty_like(hidden) if wants_hidden else None
     grad_cell = torch.empty_like(cell) if wants_cell else None
-    steps, rows, num_inputs = inputs.shape
-    _, num_layers, size = hidden.shape
     shapes = [tensor.shape for pair in zip(weights, biases, strict=True) for tensor in pair]
-    chunks = _chunks(rows)
-    grad_params = torch.zeros(
-        len(chunks), sum(shape.numel() for shape in shapes), dtype=torch.float64
+    if readout is not None:
+        shapes += [readout.weight.shape, readout.bias.shape]
+    rows = inputs.shape[1]
+    sums = torch.zeros(
+        len(_chunks(rows)), sum(shape.numel() for shape in shapes), dtype=torch.float64
     )
-    operands = (
-        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
-        _pointers(weights),
-        _pointers(biases),
-        *(_pointer(tensor) for tensor in (grad_outputs, grad_new_hidden, grad_new_cell)),
-        *(_pointer(tensor) for tensor in (grad_hidden, grad_cell)),
+    _call(
+        "backward",
+        inputs,
+        hidden,
+        cell,
+        weights,
+        biases,
+        basis,
+        grad_outputs,
+        grad_updates,
+        grad_pooled,
+        grad_new_hidden,
+        grad_new_cell,
+        grad_hidden,
+        grad_cell,
+        readout=readout,
+        group=1 if grad_pooled is None else rows // grad_pooled.shape[1],
+        sums=sums,
+        isa=isa,
     )
-
-    def task(index: int, begin: int, end: int) -> int:
-        shape = _Shape(steps, rows, num_inputs, size, num_layers, begin, end)
-        own = _pointer(grad_params[index])  # summed in order below, whoever finishes first
-        code: int = run(isa, ctypes.byref(shape), *operands, own)
-        return code
-
-    _run(task, chunks)
-    flat = grad_params.sum(0).to(inputs.dtype)
+    flat = sums.sum(0).to(inputs.dtype)  # in order, whoever finished first
     pieces = torch.split(flat, [shape.numel() for shape in shapes])
     return (
         grad_hidden,
@@ -427,3 +513,150 @@ def lstm_sequence(
         inputs, hidden, cell, *params
     )
     return result
+
+
+def lstm_update(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    readout: ReadOut,
+    basis: Tensor | None,
+    *,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lstm_step` and the updates read out of it, without a graph.
+
+    Args:
+        inputs: Shape [R, I].
+        hidden: Shape [R, L, H].
+        cell: Shape [R, L, H].
+        weights: L tensors [4H, fan_in + H].
+        biases: L tensors [4H].
+        readout: How updates are read out.
+        basis: (n, m), shape [R, 2]; None where the read-out has two outputs.
+        in_place: Whether the new state may take the place of the old.
+
+    Returns:
+        Updates [R]; hidden and cell state after the step, each [R, L, H].
+    """
+    with torch.no_grad():
+        if not _fusable(inputs, hidden, cell, *weights, *biases):
+            hidden, cell = lstm_step(inputs, hidden, cell, weights, biases)
+            return read_out(hidden[:, -1], basis, readout), hidden, cell
+        sequence = inputs.contiguous().unsqueeze(0)
+        _check(sequence, hidden, cell, weights, biases)
+        updates = torch.empty_like(inputs[:, 0])
+        hidden, cell = _forward(
+            sequence,
+            hidden.contiguous(),
+            cell.contiguous(),
+            [weight.contiguous() for weight in weights],
+            [bias.contiguous() for bias in biases],
+            None,
+            readout=_contiguous(readout),
+            basis=None if basis is None else basis.contiguous(),
+            updates=updates,
+            in_place=in_place,
+        )
+        return updates, hidden, cell
+
+
+def lstm_gradient(
+    inputs: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    readout: ReadOut,
+    basis: Tensor | None,
+    grad_updates: Tensor,
+    grad_pooled: Tensor,
+    grad_hidden: Tensor | None,
+    grad_cell: Tensor | None,
+    *,
+    wants_state: bool,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """Backward of K steps of `lstm_update` that are forgotten but for the state before them.
+
+    The steps are recomputed. P groups of R / P consecutive rows each are pooled by their sum.
+
+    Args:
+        inputs: Constants, shape [K, R, I].
+        hidden: Shape [R, L, H].
+        cell: Shape [R, L, H].
+        weights: L tensors [4H, fan_in + H].
+        biases: L tensors [4H].
+        readout: How updates are read out.
+        basis: (n, m), constants, shape [K, R, 2]; None where the read-out has two outputs.
+        grad_updates: Of the updates, shape [K, R].
+        grad_pooled: Of the sums of the top layer's outputs over a group, shape [K, P, H].
+        grad_hidden: Of the state after the last step, shape [R, L, H], None for zero.
+        grad_cell: Likewise.
+        wants_state: Whether the gradient of the state before the steps is wanted.
+
+    Returns:
+        Gradients of that state, if wanted; and of every layer's weight and bias in turn, the
+        read-out's last.
+    """
+    rows, group = inputs.shape[1], inputs.shape[1] // grad_pooled.shape[1]
+    operands = (inputs, hidden, cell, *weights, *biases, *readout[:2])
+    with torch.no_grad():
+        if _fusable(*operands):
+            _check(inputs, hidden, cell, weights, biases)
+            hidden, cell = hidden.contiguous(), cell.contiguous()
+            return _backward(
+                inputs.contiguous(),
+                hidden,
+                cell,
+                [weight.contiguous() for weight in weights],
+                [bias.contiguous() for bias in biases],
+                None,
+                None if grad_hidden is None else grad_hidden.contiguous(),
+                None if grad_cell is None else grad_cell.contiguous(),
+                wants_hidden=wants_state,
+                wants_cell=wants_state,
+                readout=_contiguous(readout),
+                basis=None if basis is None else basis.contiguous(),
+                grad_updates=grad_updates.contiguous(),
+                grad_pooled=grad_pooled.contiguous(),
+            )
+    params = [
+        tensor.detach().requires_grad_()
+        for pair in (*zip(weights, biases, strict=True), readout[:2])
+        for tensor in pair
+    ]
+    sums = [torch.zeros_like(param) for param in params]
+    grad_states = [torch.empty_like(hidden) for _ in range(2)] if wants_state else []
+    chunk = rows if inputs.is_cuda else _PLAIN_CHUNK
+    for begin in range(0, rows, chunk):
+        span = slice(begin, min(begin + chunk, rows))
+        state = [value[span].detach().requires_grad_(wants_state) for value in (hidden, cell)]
+        with torch.enable_grad():
+            top, *last = lstm_sequence(inputs[:, span], *state, params[:-2:2], params[1:-2:2])
+            updates = read_out(
+                top,
+                None if basis is None else basis[:, span],
+                ReadOut(params[-2], params[-1], readout.scale),
+            )
+        groups = torch.arange(span.start, span.stop, device=inputs.device) // group
+        roots = [(updates, grad_updates[:, span]), (top, grad_pooled[:, groups])]
+        for root, grad in zip(last, (grad_hidden, grad_cell), strict=True):
+            if grad is not None:
+                roots.append((root, grad[span]))
+        own = torch.autograd.grad(
+            [root for root, _ in roots],
+            [*params, *state] if wants_state else params,
+            [grad for _, grad in roots],
+        )
+        for total, grad in zip(sums, own, strict=False):
+            total += grad
+        for total, grad in zip(grad_states, own[len(params) :], strict=True):
+            total[span] = grad
+    grad_hidden, grad_cell = grad_states if wants_state else (None, None)
+    return grad_hidden, grad_cell, sums
+
+
+def _contiguous(readout: ReadOut) -> ReadOut:
+    return readout._replace(weight=readout.weight.contiguous(), bias=readout.bias.contiguous())

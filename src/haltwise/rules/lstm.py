@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._errors import require
-from haltwise._kernels import lstm_sequence, lstm_step
+from haltwise._kernels import ReadOut, lstm_gradient, lstm_sequence, lstm_update, read_out
 from haltwise._tensors import log_rms
 from haltwise.rules.base import Pooled, Rule, RuleStep, State
 
 __all__ = ["LSTMRule", "preprocess_gradient"]
+
+_CHUNK = 2**18  # coordinate-steps whose inputs exist at once in the backward: 6 MB
 
 
 def preprocess_gradient(grad: Tensor, log_range: float = 10.0) -> Tensor:
@@ -108,8 +110,8 @@ class LSTMRule(nn.Module, Rule):
         return self.hidden_size
 
     def init(self, params: Tensor) -> State:
-        zeros = params.new_zeros(*params.shape, self.num_layers, self.hidden_size)
-        return {"hidden": zeros, "cell": zeros}
+        shape = (*params.shape, self.num_layers, self.hidden_size)
+        return {"hidden": params.new_zeros(shape), "cell": params.new_zeros(shape)}
 
     def step(self, grad: Tensor, state: State) -> RuleStep:
         if torch.is_grad_enabled():
@@ -121,40 +123,93 @@ class LSTMRule(nn.Module, Rule):
     def step_some(self, grad: Tensor, state: State, pooled: Pooled) -> RuleStep:
         return self._step(grad, state, pooled)
 
-    def _step(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> RuleStep:
+    @torch.no_grad()
+    def advance(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> RuleStep:
+        return self._step(grad, state, pooled, in_place=True)
+
+    def _step(
+        self, grad: Tensor, state: State, pooled: Pooled | None = None, *, in_place: bool = False
+    ) -> RuleStep:
         """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
-        inputs = self._inputs(grad, pooled).flatten(0, 1)
-        hidden, cell = lstm_step(
-            inputs,
+        inputs, basis = self._inputs(grad, pooled), self._basis(grad, pooled)
+        update, hidden, cell = lstm_update(
+            inputs.flatten(0, 1),
             state["hidden"].flatten(0, 1),
             state["cell"].flatten(0, 1),
-            list(self.weights),
-            list(self.biases),
+            [*self.weights],
+            [*self.biases],
+            self._readout,
+            None if basis is None else basis.flatten(0, 1),
+            in_place=in_place,
         )
         shape = state["hidden"].shape
         hidden, cell = hidden.view(shape), cell.view(shape)
-        top = hidden[..., -1, :]
-        state = {"hidden": hidden, "cell": cell}
-        return RuleStep(self._update(top, grad, pooled), top.mean(-2), state)
+        readout = hidden[..., -1, :].mean(-2)
+        return RuleStep(update.view(grad.shape), readout, {"hidden": hidden, "cell": cell})
 
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         num_problems, num_steps, dim = grads.shape
+        basis = self._basis(grads)
         # One flat batch of coordinates: a layer is one matrix product.
-        inputs = self._inputs(grads).transpose(0, 1).reshape(num_steps, num_problems * dim, -1)
         outputs, hidden, cell = lstm_sequence(
-            inputs,
+            _by_step(self._inputs(grads)),
             state["hidden"].flatten(0, 1),
             state["cell"].flatten(0, 1),
-            list(self.weights),
-            list(self.biases),
+            [*self.weights],
+            [*self.biases],
         )
         top = outputs.view(num_steps, num_problems, dim, self.hidden_size).transpose(0, 1)
         shape = state["hidden"].shape
         return RuleStep(
-            self._update(top, grads),
+            read_out(top, basis, self._readout),
             top.mean(-2),
             {"hidden": hidden.view(shape), "cell": cell.view(shape)},
         )
+
+    @torch.no_grad()
+    def backpropagate(
+        self, grads: Tensor, state: State, cotangents: RuleStep, *, wants_state: bool
+    ) -> State:
+        num_problems, num_steps, dim = grads.shape
+        pooled = Pooled(grads.mean(-1), log_rms(grads))
+        of_mean = (cotangents.readout / dim).transpose(0, 1)
+        found: list[State] = []
+        for piece in torch.arange(dim).split(max(1, _CHUNK // (num_problems * num_steps))):
+            span = slice(int(piece[0]), int(piece[-1]) + 1)
+            some = grads[..., span]
+            basis = self._basis(some, pooled)
+            of_state = {name: value[:, span] for name, value in cotangents.state.items()}
+            first = {name: value[:, span] for name, value in state.items()}
+            hidden, cell, weights = lstm_gradient(
+                _by_step(self._inputs(some, pooled)),
+                first["hidden"].flatten(0, 1),
+                first["cell"].flatten(0, 1),
+                [*self.weights],
+                [*self.biases],
+                self._readout,
+                None if basis is None else _by_step(basis),
+                cotangents.update[..., span].transpose(0, 1).flatten(1),
+                of_mean,
+                *(
+                    of_state[name].flatten(0, 1) if name in of_state else None
+                    for name in ("hidden", "cell")
+                ),
+                wants_state=wants_state,
+            )
+            pairs = zip(self.weights, self.biases, strict=True)
+            learned = [weight for pair in pairs for weight in pair]
+            learned += [self.readout_weight, self.readout_bias]
+            for weight, grad in zip(learned, weights, strict=True):
+                if weight.requires_grad:
+                    weight.grad = grad if weight.grad is None else weight.grad + grad
+            if hidden is not None and cell is not None:
+                shape = first["hidden"].shape
+                found.append({"hidden": hidden.view(shape), "cell": cell.view(shape)})
+        return {name: torch.cat([part[name] for part in found], 1) for name in state if found}
+
+    @property
+    def _readout(self) -> ReadOut:
+        return ReadOut(self.readout_weight, self.readout_bias, self.output_scale)
 
     def _inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
         """What a coordinate reads, [..., D] to [..., D, I]."""
@@ -165,22 +220,24 @@ class LSTMRule(nn.Module, Rule):
         shared = preprocess_gradient(mean)
         return torch.cat((features, shared.expand_as(features)), dim=-1)
 
-    def _update(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """The update from the top layer's output [..., D, H] and the gradient [..., D]."""
-        readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
-        direction, log_scale = readout[..., 0], readout[..., 1]
-        if self.direct_gradient:
-            # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
-            log_length = log_rms(grad) if pooled is None else pooled.log_rms
-            inverse = torch.exp(-log_length.clamp_min(-80)).unsqueeze(-1)
-            normalized = grad * inverse
-            if pooled is None:
-                mean = normalized.mean(-1, keepdim=True)
-            else:
-                mean = pooled.mean.unsqueeze(-1) * inverse
-            own, shared = readout[..., 2], readout[..., 3]
-            direction = direction + own * (normalized - mean) + shared * mean
-        return self.output_scale * direction * log_scale.exp()
+    def _basis(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor | None:
+        """What k and l multiply, (n - mean n, mean n), [..., D] to [..., D, 2]."""
+        if not self.direct_gradient:
+            return None
+        # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
+        log_length = log_rms(grad) if pooled is None else pooled.log_rms
+        inverse = torch.exp(-log_length.clamp_min(-80)).unsqueeze(-1)
+        normalized = grad * inverse
+        if pooled is None:
+            mean = normalized.mean(-1, keepdim=True)
+        else:
+            mean = pooled.mean.unsqueeze(-1) * inverse
+        return torch.stack((normalized - mean, mean.expand_as(normalized)), -1)
+
+
+def _by_step(value: Tensor) -> Tensor:
+    """[B, K, D, F] to [K, B D, F]."""
+    return value.transpose(0, 1).flatten(1, 2)
 
 
 RULES = {"lstm": LSTMRule}
