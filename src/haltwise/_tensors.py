@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 __all__ = ["add_prefix", "log_rms", "map_tensors", "strip", "widened"]

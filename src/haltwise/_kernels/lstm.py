@@ -8,6 +8,7 @@ Hidden and cell states are [R, L, H].
 import ctypes
 import functools
 import importlib.util
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,49 +21,20 @@ from torch.autograd.function import once_differentiable
 
 __all__ = [
     "available",
-    "ReadOut",
     "implementation",
-    "lstm_gradient",
     "lstm_sequence",
     "lstm_step",
-    "lstm_update",
     "plain_lstm_sequence",
     "plain_lstm_step",
-    "read_out",
 ]
 
 _INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _MIN_CHUNK, _MAX_CHUNKS = 576, 64  # rows of a thread's piece of work, and their number
 _WHOLE_BLOCKS = 192  # rows: a multiple of the blocks of every instance of the kernel
-_PLAIN_CHUNK = 2048  # rows whose graph fits a cache
-
-
-@final
-class ReadOut(NamedTuple):
-    """Updates from the top layer: scale exp(b) (a + k n + l m), (a, b, k, l) = weight h + bias.
-
-    Attributes:
-        weight: Shape [O, H]; O is 2 where k and l are zero, else 4.
-        bias: Shape [O].
-        scale: As said.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    scale: float
 
 
 # ------------------------------------------------------------------------------ plain PyTorch
-
-
-def read_out(top: Tensor, basis: Tensor | None, readout: ReadOut) -> Tensor:
-    """Updates [...] of the top layer's outputs [..., H] and the basis (n, m), [..., 2]."""
-    values = torch.nn.functional.linear(top, readout.weight, readout.bias)
-    direction = values[..., 0]
-    if basis is not None:
-        direction = direction + (values[..., 2:] * basis).sum(-1)
-    return readout.scale * direction * values[..., 1].exp()
 
 
 def _plain_step(
@@ -169,7 +141,7 @@ class _Shape(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in "steps rows inputs hidden layers begin end outputs group".split()
         ),
-        ("scale", ctypes.c_double),
+        *((name, ctypes.c_double) for name in ("scale", "log_range", "threshold")),
     )
 
 
@@ -190,6 +162,14 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     return library, _INSTRUCTION_SETS[isa]
 
 
+@functools.cache
+def _isa() -> int:
+    library, _ = _load()
+    assert library is not None
+    isa: int = library.haltwise_lstm_isa()
+    return isa
+
+
 def _forced_plain() -> bool:
     return os.environ.get("HALTWISE_KERNEL", "").strip().lower() == "plain"
 
@@ -207,7 +187,7 @@ def implementation() -> str:
     return f"plain PyTorch ({detail})" if library is None else f"compiled kernel ({detail})"
 
 
-def _fusable(inputs: Tensor, *others: Tensor) -> bool:
+def fusable(inputs: Tensor, *others: Tensor) -> bool:
     """Whether the compiled kernel serves these tensors."""
     if not available() or inputs.dtype not in _SUFFIX or torch.compiler.is_compiling():
         return False
@@ -268,47 +248,85 @@ def _run(task: Callable[[int, int, int], int], chunks: Sequence[tuple[int, int]]
         raise MemoryError("no memory for the LSTM kernel's scratch")
 
 
-def _call(
+@final
+class Gradients(NamedTuple):
+    """What stands in the place of inputs where the kernel moves a problem's coordinates.
+
+    Attributes:
+        grads: Shape [K, R].
+        pooled: Mean and inverse root mean square of each problem's, shape [K, P, 2].
+        num_inputs: Features of a gradient, 2 or 4.
+        weight: Of the read-out, shape [O, H].
+        bias: Of the read-out, shape [O].
+        scale: Of the updates.
+        log_range: Of the features.
+    """
+
+    grads: Tensor
+    pooled: Tensor
+    num_inputs: int
+    weight: Tensor
+    bias: Tensor
+    scale: float
+    log_range: float
+
+
+def call(
     function: str,
-    inputs: Tensor,
+    inputs: Tensor | Gradients,
     hidden: Tensor,
     cell: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     *others: Tensor | None,
-    readout: ReadOut | None,
-    group: int = 1,
     sums: Tensor | None = None,
-    isa: int | None,
+    isa: int | None = None,
 ) -> None:
     """Run `haltwise_lstm_{function}` on contiguous tensors; every chunk has its row of `sums`."""
     library, _ = _load()
     assert library is not None
     if isa is None:
-        isa = library.haltwise_lstm_isa()
-    run = getattr(library, f"haltwise_lstm_{function}_{_SUFFIX[inputs.dtype]}")
-    steps, rows, num_inputs = inputs.shape
-    _, num_layers, size = hidden.shape
-    num_outputs, scale = 0, 1.0
-    if readout is not None:
-        weights, biases = [*weights, readout.weight], [*biases, readout.bias]
-        num_outputs, scale = len(readout.bias), readout.scale
+        isa = _isa()
+    run = getattr(library, f"haltwise_lstm_{function}_{_SUFFIX[hidden.dtype]}")
+    rows, num_layers, size = hidden.shape
+    grads = pooled = None
+    if isinstance(inputs, Gradients):
+        grads, pooled, num_inputs, weight, bias, *numbers = inputs
+        weights, biases = [*weights, weight], [*biases, bias]
+        steps, num_outputs, group = len(grads), len(bias), rows // pooled.shape[1] if rows else 1
+        numbers.append(math.exp(-inputs.log_range))
+        inputs = None
+    else:
+        steps, _, num_inputs = inputs.shape
+        num_outputs, group, numbers = 0, 1, []
     operands = (
         *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
         _pointers(weights),
         _pointers(biases),
-        *(_pointer(tensor) for tensor in others),
+        *(_pointer(tensor) for tensor in (grads, pooled, *others)),
     )
 
     def task(index: int, begin: int, end: int) -> int:
         shape = _Shape(
-            steps, rows, num_inputs, size, num_layers, begin, end, num_outputs, group, scale
+            steps, rows, num_inputs, size, num_layers, begin, end, num_outputs, group, *numbers
         )
         own = () if sums is None else (_pointer(sums[index]),)
         code: int = run(isa, ctypes.byref(shape), *operands, *own)
         return code
 
     _run(task, _chunks(rows))
+
+
+def pool(grads: Tensor, num_groups: int) -> Tensor:
+    """Mean and inverse root mean square of P groups of the gradients [K, R], shape [K, P, 2]."""
+    library, _ = _load()
+    assert library is not None
+    steps, rows = grads.shape
+    pooled = grads.new_empty(steps, num_groups, 2)
+    shape = _Shape(steps=steps, rows=rows, group=rows // num_groups if rows else 1)
+    run = getattr(library, f"haltwise_lstm_pool_{_SUFFIX[grads.dtype]}")
+    run(ctypes.byref(shape), _pointer(grads), _pointer(pooled))
+    return pooled
 
 
 def _forward(
@@ -319,32 +337,38 @@ def _forward(
     biases: Sequence[Tensor],
     outputs: Tensor | None,
     isa: int | None = None,
-    *,
-    readout: ReadOut | None = None,
-    basis: Tensor | None = None,
-    updates: Tensor | None = None,
-    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Final states; writes the top layer's outputs and the updates. All tensors are contiguous."""
-    new_hidden, new_cell = (
-        (hidden, cell) if in_place else (torch.empty_like(hidden), torch.empty_like(cell))
-    )
-    _call(
-        "forward",
-        inputs,
-        hidden,
-        cell,
-        weights,
-        biases,
-        basis,
-        outputs,
-        updates,
-        new_hidden,
-        new_cell,
-        readout=readout,
-        isa=isa,
-    )
-    return new_hidden, new_cell
+    """Final states; writes the top layer's outputs. All tensors are contiguous."""
+    new = torch.empty_like(hidden), torch.empty_like(cell)
+    call("forward", inputs, hidden, cell, weights, biases, outputs, None, *new, isa=isa)
+    return new
+
+
+def backward(
+    inputs: Tensor | Gradients,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *grads: Tensor | None,
+    wants_state: bool = True,
+    isa: int | None = None,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """Gradients of the states, if wanted, and of every layer's weight and bias in turn.
+
+    The read-out counts as the last layer. `grads` are those of the top layer's outputs, the
+    updates, the sums of the outputs over each problem, and the last states; None for zero.
+    """
+    layers = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
+    if isinstance(inputs, Gradients):
+        layers += [inputs.weight, inputs.bias]
+    sizes = [tensor.numel() for tensor in layers]
+    state = [torch.empty_like(value) if wants_state else None for value in (hidden, cell)]
+    sums = torch.zeros(len(_chunks(len(hidden))), sum(sizes), dtype=torch.float64)
+    call("backward", inputs, hidden, cell, weights, biases, *grads, *state, sums=sums, isa=isa)
+    flat = sums.sum(0).to(hidden.dtype)  # in order, whoever finished first
+    pieces = zip(torch.split(flat, sizes), layers, strict=True)
+    return *state, [piece.view(layer.shape) for piece, layer in pieces]
 
 
 def _backward(
@@ -357,54 +381,23 @@ def _backward(
     grad_new_hidden: Tensor | None,
     grad_new_cell: Tensor | None,
     *,
-    wants_hidden: bool = True,
-    wants_cell: bool = True,
-    readout: ReadOut | None = None,
-    basis: Tensor | None = None,
-    grad_updates: Tensor | None = None,
-    grad_pooled: Tensor | None = None,
+    wants_state: bool = True,
     isa: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """Gradients of the states, if wanted, and of every layer's weight and bias in turn.
-
-    The read-out counts as the last layer. `grad_pooled` [K, P, H] is that of sums over the rows
-    of P groups.
-    """
-    grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-    grad_cell = torch.empty_like(cell) if wants_cell else None
-    shapes = [tensor.shape for pair in zip(weights, biases, strict=True) for tensor in pair]
-    if readout is not None:
-        shapes += [readout.weight.shape, readout.bias.shape]
-    rows = inputs.shape[1]
-    sums = torch.zeros(
-        len(_chunks(rows)), sum(shape.numel() for shape in shapes), dtype=torch.float64
-    )
-    _call(
-        "backward",
+    """`backward` of a sequence."""
+    return backward(
         inputs,
         hidden,
         cell,
         weights,
         biases,
-        basis,
         grad_outputs,
-        grad_updates,
-        grad_pooled,
+        None,
+        None,
         grad_new_hidden,
         grad_new_cell,
-        grad_hidden,
-        grad_cell,
-        readout=readout,
-        group=1 if grad_pooled is None else rows // grad_pooled.shape[1],
-        sums=sums,
+        wants_state=wants_state,
         isa=isa,
-    )
-    flat = sums.sum(0).to(inputs.dtype)  # in order, whoever finished first
-    pieces = torch.split(flat, [shape.numel() for shape in shapes])
-    return (
-        grad_hidden,
-        grad_cell,
-        [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)],
     )
 
 
@@ -436,8 +429,7 @@ class _Sequence(torch.autograd.Function):
             params[::2],
             params[1::2],
             *(None if grad is None else grad.contiguous() for grad in grads),
-            wants_hidden=ctx.needs_input_grad[1],
-            wants_cell=ctx.needs_input_grad[2],
+            wants_state=any(ctx.needs_input_grad[1:3]),
         )
         return None, grad_hidden, grad_cell, *grad_params
 
@@ -467,7 +459,7 @@ def lstm_step(
     with torch.no_grad():
         if inputs.is_cuda:
             return _library_lstm_step(inputs, hidden, cell, weights, biases)
-        if not _fusable(inputs, hidden, cell, *weights, *biases):
+        if not fusable(inputs, hidden, cell, *weights, *biases):
             return plain_lstm_step(inputs, hidden, cell, weights, biases)
         sequence = inputs.contiguous().unsqueeze(0)
         _check(sequence, hidden, cell, weights, biases)
@@ -505,7 +497,7 @@ def lstm_sequence(
     """
     if inputs.is_cuda:
         return _library_lstm_sequence(inputs, hidden, cell, weights, biases)
-    if not _fusable(inputs, hidden, cell, *weights, *biases):
+    if not fusable(inputs, hidden, cell, *weights, *biases):
         return plain_lstm_sequence(inputs, hidden, cell, weights, biases)
     _check(inputs, hidden, cell, weights, biases)
     params = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
@@ -513,150 +505,3 @@ def lstm_sequence(
         inputs, hidden, cell, *params
     )
     return result
-
-
-def lstm_update(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    readout: ReadOut,
-    basis: Tensor | None,
-    *,
-    in_place: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`lstm_step` and the updates read out of it, without a graph.
-
-    Args:
-        inputs: Shape [R, I].
-        hidden: Shape [R, L, H].
-        cell: Shape [R, L, H].
-        weights: L tensors [4H, fan_in + H].
-        biases: L tensors [4H].
-        readout: How updates are read out.
-        basis: (n, m), shape [R, 2]; None where the read-out has two outputs.
-        in_place: Whether the new state may take the place of the old.
-
-    Returns:
-        Updates [R]; hidden and cell state after the step, each [R, L, H].
-    """
-    with torch.no_grad():
-        if not _fusable(inputs, hidden, cell, *weights, *biases):
-            hidden, cell = lstm_step(inputs, hidden, cell, weights, biases)
-            return read_out(hidden[:, -1], basis, readout), hidden, cell
-        sequence = inputs.contiguous().unsqueeze(0)
-        _check(sequence, hidden, cell, weights, biases)
-        updates = torch.empty_like(inputs[:, 0])
-        hidden, cell = _forward(
-            sequence,
-            hidden.contiguous(),
-            cell.contiguous(),
-            [weight.contiguous() for weight in weights],
-            [bias.contiguous() for bias in biases],
-            None,
-            readout=_contiguous(readout),
-            basis=None if basis is None else basis.contiguous(),
-            updates=updates,
-            in_place=in_place,
-        )
-        return updates, hidden, cell
-
-
-def lstm_gradient(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    readout: ReadOut,
-    basis: Tensor | None,
-    grad_updates: Tensor,
-    grad_pooled: Tensor,
-    grad_hidden: Tensor | None,
-    grad_cell: Tensor | None,
-    *,
-    wants_state: bool,
-) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """Backward of K steps of `lstm_update` that are forgotten but for the state before them.
-
-    The steps are recomputed. P groups of R / P consecutive rows each are pooled by their sum.
-
-    Args:
-        inputs: Constants, shape [K, R, I].
-        hidden: Shape [R, L, H].
-        cell: Shape [R, L, H].
-        weights: L tensors [4H, fan_in + H].
-        biases: L tensors [4H].
-        readout: How updates are read out.
-        basis: (n, m), constants, shape [K, R, 2]; None where the read-out has two outputs.
-        grad_updates: Of the updates, shape [K, R].
-        grad_pooled: Of the sums of the top layer's outputs over a group, shape [K, P, H].
-        grad_hidden: Of the state after the last step, shape [R, L, H], None for zero.
-        grad_cell: Likewise.
-        wants_state: Whether the gradient of the state before the steps is wanted.
-
-    Returns:
-        Gradients of that state, if wanted; and of every layer's weight and bias in turn, the
-        read-out's last.
-    """
-    rows, group = inputs.shape[1], inputs.shape[1] // grad_pooled.shape[1]
-    operands = (inputs, hidden, cell, *weights, *biases, *readout[:2])
-    with torch.no_grad():
-        if _fusable(*operands):
-            _check(inputs, hidden, cell, weights, biases)
-            hidden, cell = hidden.contiguous(), cell.contiguous()
-            return _backward(
-                inputs.contiguous(),
-                hidden,
-                cell,
-                [weight.contiguous() for weight in weights],
-                [bias.contiguous() for bias in biases],
-                None,
-                None if grad_hidden is None else grad_hidden.contiguous(),
-                None if grad_cell is None else grad_cell.contiguous(),
-                wants_hidden=wants_state,
-                wants_cell=wants_state,
-                readout=_contiguous(readout),
-                basis=None if basis is None else basis.contiguous(),
-                grad_updates=grad_updates.contiguous(),
-                grad_pooled=grad_pooled.contiguous(),
-            )
-    params = [
-        tensor.detach().requires_grad_()
-        for pair in (*zip(weights, biases, strict=True), readout[:2])
-        for tensor in pair
-    ]
-    sums = [torch.zeros_like(param) for param in params]
-    grad_states = [torch.empty_like(hidden) for _ in range(2)] if wants_state else []
-    chunk = rows if inputs.is_cuda else _PLAIN_CHUNK
-    for begin in range(0, rows, chunk):
-        span = slice(begin, min(begin + chunk, rows))
-        state = [value[span].detach().requires_grad_(wants_state) for value in (hidden, cell)]
-        with torch.enable_grad():
-            top, *last = lstm_sequence(inputs[:, span], *state, params[:-2:2], params[1:-2:2])
-            updates = read_out(
-                top,
-                None if basis is None else basis[:, span],
-                ReadOut(params[-2], params[-1], readout.scale),
-            )
-        groups = torch.arange(span.start, span.stop, device=inputs.device) // group
-        roots = [(updates, grad_updates[:, span]), (top, grad_pooled[:, groups])]
-        for root, grad in zip(last, (grad_hidden, grad_cell), strict=True):
-            if grad is not None:
-                roots.append((root, grad[span]))
-        own = torch.autograd.grad(
-            [root for root, _ in roots],
-            [*params, *state] if wants_state else params,
-            [grad for _, grad in roots],
-        )
-        for total, grad in zip(sums, own, strict=False):
-            total += grad
-        for total, grad in zip(grad_states, own[len(params) :], strict=True):
-            total[span] = grad
-    grad_hidden, grad_cell = grad_states if wants_state else (None, None)
-    return grad_hidden, grad_cell, sums
-
-
-def _contiguous(readout: ReadOut) -> ReadOut:
-    return readout._replace(weight=readout.weight.contiguous(), bias=readout.bias.contiguous())

@@ -104,6 +104,34 @@ INLINE V FN(exp)(V x)
     return q * s + s;
 }
 
+/* Of positive normal numbers: log(2^e m) = e ln 2 + 2 artanh((m - 1) / (m + 1)), m about 1. */
+INLINE V FN(log)(V x)
+{
+#if DOUBLE
+    const INT half = 0x3fe6a09e667f3bcd, bits = 52;
+    enum { TERMS = 12 };
+#else
+    const INT half = 0x3f3504f3, bits = 23; /* sqrt(1/2) */
+    enum { TERMS = 5 };
+#endif
+    IV e = ((IV)x - half) >> bits;
+    V m = (V)((IV)x - (e << bits));
+    V ratio = (m - 1) / (m + 1), square = ratio * ratio;
+    V p = FN(splat)((REAL)1 / (2 * TERMS + 1));
+    UNROLL for (int k = TERMS - 1; k >= 0; k--) p = p * square + (REAL)1 / (2 * k + 1);
+    return __builtin_convertvector(e, V) * (REAL)0.69314718055994530942 + 2 * ratio * p;
+}
+
+/* L2L's features of a gradient: magnitude on a log scale, and sign; an infinity becomes NaN. */
+INLINE void FN(preprocess)(const shape *s, V grad, V *magnitude, V *sign)
+{
+    V size = VMAX(-grad, grad), least = FN(splat)((REAL)s->threshold);
+    V poison = grad * 0;
+    *magnitude = FN(log)(VMAX(least, size)) * (REAL)(1 / s->log_range) + poison;
+    V scaled = grad * (REAL)(1 / s->threshold);
+    *sign = VMIN(FN(splat)(1), VMAX(FN(splat)(-1), scaled)) + poison;
+}
+
 /* Four vectors of four, transposed; strides in scalars. */
 INLINE void FN(transpose)(REAL *dst, int64_t dst_stride, const REAL *src, int64_t src_stride)
 {
@@ -265,6 +293,54 @@ INLINE void FN(stack)(int save, const shape *s, const FN(record) *r, const REAL 
     }
 }
 
+/* A block's inputs, two or four planes, and basis, two planes, from its `rows` gradients on and the
+ * (mean, 1 / root mean square) of every group's. */
+INLINE void FN(features)(const shape *s, const REAL *grad, const REAL *pooled, int64_t begin,
+                         int64_t rows, REAL *in, REAL *basis)
+{
+    V values[3][NV];
+    memset(values, 0, sizeof values);
+    REAL *own = (REAL *)values[0], *mean = (REAL *)values[1], *inverse = (REAL *)values[2];
+    memcpy(own, grad, rows * sizeof(REAL));
+    int64_t group = begin / s->group, left = (group + 1) * s->group - begin;
+    for (int64_t b = 0; b < rows; b++, left--) {
+        if (left == 0) group++, left = s->group;
+        mean[b] = pooled[2 * group], inverse[b] = pooled[2 * group + 1];
+    }
+    UNROLL for (int v = 0; v < NV; v++) {
+        V *to = (V *)(in + v * LANES), *shared = (V *)(in + 2 * BLOCK + v * LANES);
+        FN(preprocess)(s, values[0][v], to, to + NV);
+        if (s->inputs == 4) FN(preprocess)(s, values[1][v], shared, shared + NV);
+        V level = values[1][v] * values[2][v];
+        *(V *)(basis + v * LANES) = values[0][v] * values[2][v] - level;
+        *(V *)(basis + BLOCK + v * LANES) = level;
+    }
+}
+
+#ifdef POOL /* one instance a type will do */
+/* (mean, 1 / root mean square) of every group of `grads` [steps, rows]. */
+static void FN(pool)(const shape *s, const REAL *grads, REAL *pooled)
+{
+    for (const REAL *end = grads + s->steps * s->rows; grads < end; grads += s->group) {
+        REAL largest = (REAL)1e-30; /* whose square is still a number */
+        for (int64_t i = 0; i < s->group; i++) {
+            REAL size = grads[i] < 0 ? -grads[i] : grads[i];
+            largest = size > largest ? size : largest;
+        }
+        double sum = 0, squares = 0, inverse = 1.0 / largest;
+        for (int64_t i = 0; i < s->group; i++) {
+            double scaled = grads[i] * inverse;
+            sum += grads[i], squares += scaled * scaled;
+        }
+        double mean_square = squares / s->group;
+        /* The floor keeps gradients of all zeros at zero. */
+        double rms = largest * sqrt(mean_square < 1e-30 ? 1e-30 : mean_square);
+        *pooled++ = (REAL)(sum / s->group);
+        *pooled++ = (REAL)(1 / (rms < 1.8048513878454153e-35 ? 1.8048513878454153e-35 : rms));
+    }
+}
+#endif
+
 /* The update u = e (a + k n + l m) of a block and its factors a + k n + l m and e = scale exp(b),
  * with (a, b, k, l) read out of the top layer's `h` and (n, m) the two planes of `basis`. */
 INLINE void FN(read_out)(const shape *s, const REAL *readout, const REAL *h, const REAL *basis,
@@ -284,8 +360,8 @@ INLINE void FN(read_out)(const shape *s, const REAL *readout, const REAL *h, con
 
 static TARGET int FN(forward)(const shape *s, const REAL *inputs, const REAL *hidden,
                               const REAL *cell, const REAL *const *weights,
-                              const REAL *const *biases, const REAL *basis, REAL *outputs,
-                              REAL *updates, REAL *hidden_out, REAL *cell_out)
+                              const REAL *const *biases, const REAL *grads, const REAL *pooled,
+                              REAL *outputs, REAL *updates, REAL *hidden_out, REAL *cell_out)
 {
     const FN(record) r = FN(layout)(s, 0);
     const int64_t units = s->layers * s->hidden, top = (units - s->hidden) * BLOCK;
@@ -297,7 +373,6 @@ static TARGET int FN(forward)(const shape *s, const REAL *inputs, const REAL *hi
     if (!buffer) return 1;
     REAL *planes = buffer + 2 * r.size; /* two of the basis, one of the updates */
     REAL *w = planes + 3 * BLOCK, *bias = w + num_weights, *reader = bias + num_biases;
-    memset(planes, 0, 2 * BLOCK * sizeof(REAL));
     FN(pack)(s, weights, biases, w, bias);
     if (updates) FN(pack_readout)(s, weights[s->layers], biases[s->layers], reader);
     for (int64_t begin = s->begin; begin < s->end; begin += BLOCK) {
@@ -306,16 +381,18 @@ static TARGET int FN(forward)(const shape *s, const REAL *inputs, const REAL *hi
         FN(gather)(old + r.h, hidden + begin * units, units, rows, units);
         FN(gather)(old + r.c, cell + begin * units, units, rows, units);
         for (int64_t t = 0; t < s->steps; t++) {
-            FN(gather)(new + r.in, inputs + (t * s->rows + begin) * s->inputs, s->inputs, rows,
-                       s->inputs);
+            int64_t at = t * s->rows + begin;
+            if (grads)
+                FN(features)(s, grads + at, pooled + 2 * (t * s->rows / s->group), begin, rows,
+                             new + r.in, planes);
+            else
+                FN(gather)(new + r.in, inputs + at * s->inputs, s->inputs, rows, s->inputs);
             FN(stack)(0, s, &r, w, bias, old, new);
             if (outputs)
-                FN(scatter)(outputs + (t * s->rows + begin) * s->hidden, new + r.h + top,
+                FN(scatter)(outputs + at * s->hidden, new + r.h + top,
                             s->hidden, rows, s->hidden);
             if (updates) {
                 V direction[NV], length[NV];
-                int64_t at = t * s->rows + begin;
-                if (basis) FN(gather)(planes, basis + 2 * at, 2, rows, 2);
                 FN(read_out)(s, reader, new + r.h + top, planes, direction, length);
                 V *update = (V *)(planes + 2 * BLOCK);
                 UNROLL for (int v = 0; v < NV; v++) update[v] = direction[v] * length[v];
@@ -473,9 +550,9 @@ INLINE void FN(read_out_backward)(const shape *s, const REAL *readout, const REA
 
 static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *hidden,
                                const REAL *cell, const REAL *const *weights,
-                               const REAL *const *biases, const REAL *basis,
-                               const REAL *grad_outputs, const REAL *grad_updates,
-                               const REAL *grad_pooled, const REAL *grad_hidden_out, const REAL *grad_cell_out,
+                               const REAL *const *biases, const REAL *grads,
+                               const REAL *pooled, const REAL *grad_outputs, const REAL *grad_updates,
+                               const REAL *grad_sums, const REAL *grad_hidden_out, const REAL *grad_cell_out,
                                REAL *grad_hidden, REAL *grad_cell, double *grad_params)
 {
     const FN(record) r = FN(layout)(s, 1);
@@ -489,18 +566,18 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
     /* Vectors first, so that all of them are aligned. */
     const int64_t num_sums = num_weights + num_biases + 4 * (s->hidden + 1);
     const int64_t vectors =
-        num_sums * LANES + (s->steps + 1) * r.size + 2 * units * BLOCK + plane + 3 * BLOCK;
+        num_sums * LANES + (s->steps + 1) * r.size +
+        (2 * units + s->hidden + 1 + 2 * s->steps) * BLOCK;
     void *memory;
     REAL *buffer = allocate((vectors + num_sums + num_transposed) * sizeof(REAL), &memory);
     if (!buffer) return 1;
     V *sums = (V *)buffer, *bias_sums = sums + num_weights, *readout_sums = bias_sums + num_biases;
     REAL *records = (REAL *)(sums + num_sums), *dh = records + (s->steps + 1) * r.size;
     REAL *dc = dh + units * BLOCK, *spare = dc + units * BLOCK;
-    REAL *planes = spare + plane; /* two of the basis, one of the updates' derivatives */
-    REAL *w = planes + 3 * BLOCK, *bias = w + num_weights, *reader = bias + num_biases;
+    REAL *basis = spare + plane + BLOCK; /* two planes a step */
+    REAL *w = basis + 2 * s->steps * BLOCK, *bias = w + num_weights, *reader = bias + num_biases;
     REAL *transposed = reader + 4 * (s->hidden + 1);
     memset(sums, 0, num_sums * sizeof(V));
-    memset(planes, 0, 2 * BLOCK * sizeof(REAL));
     FN(pack)(s, weights, biases, w, bias);
     if (grad_updates) FN(pack_readout)(s, weights[s->layers], biases[s->layers], reader);
     FN(pack_transposed)(s, weights, transposed);
@@ -511,8 +588,12 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
         FN(gather)(records + r.c, cell + begin * units, units, rows, units);
         for (int64_t t = 0; t < s->steps; t++) {
             REAL *old = records + t * r.size, *new = old + r.size;
-            FN(gather)(new + r.in, inputs + (t * s->rows + begin) * s->inputs, s->inputs, rows,
-                       s->inputs);
+            int64_t at = t * s->rows + begin;
+            if (grads)
+                FN(features)(s, grads + at, pooled + 2 * (t * s->rows / s->group), begin, rows,
+                             new + r.in, basis + 2 * t * BLOCK);
+            else
+                FN(gather)(new + r.in, inputs + at * s->inputs, s->inputs, rows, s->inputs);
             FN(stack)(1, s, &r, w, bias, old, new);
         }
         if (grad_hidden_out)
@@ -533,14 +614,13 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
             }
             const int64_t top = (s->layers - 1) * plane, at = t * s->rows + begin;
             if (grad_updates) {
-                if (basis) FN(gather)(planes, basis + 2 * at, 2, rows, 2);
-                FN(gather)(planes + 2 * BLOCK, grad_updates + at, 1, rows, 1);
-                FN(read_out_backward)(s, reader, new + r.h + top, planes, planes + 2 * BLOCK,
+                FN(gather)(spare, grad_updates + at, 1, rows, 1);
+                FN(read_out_backward)(s, reader, new + r.h + top, basis + 2 * t * BLOCK, spare,
                                       dh + top, readout_sums);
             }
-            if (grad_pooled)
+            if (grad_sums)
                 for (int64_t b = 0; b < rows; b++) {
-                    const REAL *from = grad_pooled + (at + b) / s->group * s->hidden;
+                    const REAL *from = grad_sums + (at + b) / s->group * s->hidden;
                     for (int64_t j = 0; j < s->hidden; j++) dh[top + j * BLOCK + b] += from[j];
                 }
             const REAL *wt = transposed + num_transposed;
@@ -606,3 +686,4 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
 #undef VMAX
 #undef VMIN
 #undef RECIP
+#undef POOL

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._errors import InputError
+from haltwise._kernels import Pooled
 
 __all__ = ["Pooled", "Rule", "RuleStep", "State", "select_state"]
 
@@ -26,18 +27,6 @@ class RuleStep(NamedTuple):
     update: Tensor
     readout: Tensor
     state: State
-
-
-class Pooled(NamedTuple):
-    """What of a gradient is pooled over all of a problem's coordinates.
-
-    Attributes:
-        mean: Shape [B].
-        log_rms: log of the root mean square, shape [B].
-    """
-
-    mean: Tensor
-    log_rms: Tensor
 
 
 class Rule(ABC):

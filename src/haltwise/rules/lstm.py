@@ -1,38 +1,16 @@
 """The coordinatewise LSTM optimizer (Andrychowicz et al. 2016, "L2L"; thesis Eq. 2)."""
 
-import math
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from haltwise._errors import require
-from haltwise._kernels import ReadOut, lstm_gradient, lstm_sequence, lstm_update, read_out
+from haltwise._kernels import Coordinatewise, lstm_sequence, preprocess_gradient
 from haltwise._tensors import log_rms
 from haltwise.rules.base import Pooled, Rule, RuleStep, State
 
 __all__ = ["LSTMRule", "preprocess_gradient"]
-
-_CHUNK = 2**18  # coordinate-steps whose inputs exist at once in the backward: 6 MB
-
-
-def preprocess_gradient(grad: Tensor, log_range: float = 10.0) -> Tensor:
-    """Scale-free features of a gradient: magnitude on a log scale, and sign (L2L, appendix A).
-
-        (log |g| / p, sign g)   where |g| >= exp(-p)
-        (-1, exp(p) g)          elsewhere
-
-    Args:
-        grad: Any shape [...].
-        log_range: p, the width of the logarithmic range in nats.
-
-    Returns:
-        Shape [..., 2].
-    """
-    threshold = math.exp(-log_range)
-    magnitude = grad.abs().clamp_min(threshold).log() / log_range
-    sign = (grad / threshold).clamp(-1, 1)  # both branches at once: sign g, or exp(p) g
-    return torch.stack((magnitude, sign), dim=-1)
 
 
 @final
@@ -131,113 +109,61 @@ class LSTMRule(nn.Module, Rule):
         self, grad: Tensor, state: State, pooled: Pooled | None = None, *, in_place: bool = False
     ) -> RuleStep:
         """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
-        inputs, basis = self._inputs(grad, pooled), self._basis(grad, pooled)
-        update, hidden, cell = lstm_update(
-            inputs.flatten(0, 1),
-            state["hidden"].flatten(0, 1),
-            state["cell"].flatten(0, 1),
-            [*self.weights],
-            [*self.biases],
-            self._readout,
-            None if basis is None else basis.flatten(0, 1),
-            in_place=in_place,
+        update, hidden, cell = self._coordinatewise.step(
+            grad, state["hidden"], state["cell"], pooled, in_place=in_place
         )
-        shape = state["hidden"].shape
-        hidden, cell = hidden.view(shape), cell.view(shape)
         readout = hidden[..., -1, :].mean(-2)
-        return RuleStep(update.view(grad.shape), readout, {"hidden": hidden, "cell": cell})
+        return RuleStep(update, readout, {"hidden": hidden, "cell": cell})
 
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         num_problems, num_steps, dim = grads.shape
-        basis = self._basis(grads)
+        own = self._coordinatewise
         # One flat batch of coordinates: a layer is one matrix product.
         outputs, hidden, cell = lstm_sequence(
-            _by_step(self._inputs(grads)),
+            own.inputs(grads).transpose(0, 1).flatten(1, 2),
             state["hidden"].flatten(0, 1),
             state["cell"].flatten(0, 1),
-            [*self.weights],
-            [*self.biases],
+            own.weights,
+            own.biases,
         )
         top = outputs.view(num_steps, num_problems, dim, self.hidden_size).transpose(0, 1)
         shape = state["hidden"].shape
         return RuleStep(
-            read_out(top, basis, self._readout),
+            own.read_out(top, grads),
             top.mean(-2),
             {"hidden": hidden.view(shape), "cell": cell.view(shape)},
         )
 
-    @torch.no_grad()
     def backpropagate(
         self, grads: Tensor, state: State, cotangents: RuleStep, *, wants_state: bool
     ) -> State:
-        num_problems, num_steps, dim = grads.shape
-        pooled = Pooled(grads.mean(-1), log_rms(grads))
-        of_mean = (cotangents.readout / dim).transpose(0, 1)
-        found: list[State] = []
-        for piece in torch.arange(dim).split(max(1, _CHUNK // (num_problems * num_steps))):
-            span = slice(int(piece[0]), int(piece[-1]) + 1)
-            some = grads[..., span]
-            basis = self._basis(some, pooled)
-            of_state = {name: value[:, span] for name, value in cotangents.state.items()}
-            first = {name: value[:, span] for name, value in state.items()}
-            hidden, cell, weights = lstm_gradient(
-                _by_step(self._inputs(some, pooled)),
-                first["hidden"].flatten(0, 1),
-                first["cell"].flatten(0, 1),
-                [*self.weights],
-                [*self.biases],
-                self._readout,
-                None if basis is None else _by_step(basis),
-                cotangents.update[..., span].transpose(0, 1).flatten(1),
-                of_mean,
-                *(
-                    of_state[name].flatten(0, 1) if name in of_state else None
-                    for name in ("hidden", "cell")
-                ),
-                wants_state=wants_state,
-            )
-            pairs = zip(self.weights, self.biases, strict=True)
-            learned = [weight for pair in pairs for weight in pair]
-            learned += [self.readout_weight, self.readout_bias]
-            for weight, grad in zip(learned, weights, strict=True):
-                if weight.requires_grad:
-                    weight.grad = grad if weight.grad is None else weight.grad + grad
-            if hidden is not None and cell is not None:
-                shape = first["hidden"].shape
-                found.append({"hidden": hidden.view(shape), "cell": cell.view(shape)})
-        return {name: torch.cat([part[name] for part in found], 1) for name in state if found}
+        hidden, cell, found = self._coordinatewise.gradient(
+            grads,
+            state["hidden"],
+            state["cell"],
+            Pooled(grads.mean(-1), log_rms(grads)),
+            cotangents.update,
+            cotangents.readout / grads.shape[-1],
+            cotangents.state.get("hidden"),
+            cotangents.state.get("cell"),
+            wants_state=wants_state,
+        )
+        learned = [layer for pair in zip(self.weights, self.biases, strict=True) for layer in pair]
+        learned += [self.readout_weight, self.readout_bias]
+        for weight, grad in zip(learned, found, strict=True):
+            if weight.requires_grad:
+                weight.grad = grad if weight.grad is None else weight.grad + grad
+        return {} if hidden is None or cell is None else {"hidden": hidden, "cell": cell}
 
     @property
-    def _readout(self) -> ReadOut:
-        return ReadOut(self.readout_weight, self.readout_bias, self.output_scale)
-
-    def _inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """What a coordinate reads, [..., D] to [..., D, I]."""
-        features = preprocess_gradient(grad)
-        if not self.shared_gradient:
-            return features
-        mean = grad.mean(-1, keepdim=True) if pooled is None else pooled.mean.unsqueeze(-1)
-        shared = preprocess_gradient(mean)
-        return torch.cat((features, shared.expand_as(features)), dim=-1)
-
-    def _basis(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor | None:
-        """What k and l multiply, (n - mean n, mean n), [..., D] to [..., D, 2]."""
-        if not self.direct_gradient:
-            return None
-        # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
-        log_length = log_rms(grad) if pooled is None else pooled.log_rms
-        inverse = torch.exp(-log_length.clamp_min(-80)).unsqueeze(-1)
-        normalized = grad * inverse
-        if pooled is None:
-            mean = normalized.mean(-1, keepdim=True)
-        else:
-            mean = pooled.mean.unsqueeze(-1) * inverse
-        return torch.stack((normalized - mean, mean.expand_as(normalized)), -1)
-
-
-def _by_step(value: Tensor) -> Tensor:
-    """[B, K, D, F] to [K, B D, F]."""
-    return value.transpose(0, 1).flatten(1, 2)
+    def _coordinatewise(self) -> Coordinatewise:
+        return Coordinatewise(
+            [*self.weights],
+            [*self.biases],
+            self.readout_weight,
+            self.readout_bias,
+            self.output_scale,
+        )
 
 
 RULES = {"lstm": LSTMRule}
