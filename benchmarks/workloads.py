@@ -112,7 +112,7 @@ def meta_gradient(workload: Workload) -> Tensor:
     """Haltwise's way: forward and backward of a whole unroll into `.grad`; the objective."""
     optimizer, price = workload.optimizer, workload.price
     trajectory = unroll(
-        optimizer, workload.batch, workload.num_steps, price, segment=workload.segment
+        optimizer, workload.batch, workload.num_steps, price, segment=workload.segment, graph=True
     )
     excess = trajectory.excess.clone().requires_grad_()
     halting = HaltingOutput(*(value.clone().requires_grad_() for value in trajectory.halting))

@@ -95,6 +95,10 @@ class Trajectory:
     """c, shape [B]."""
     halting: HaltingOutput
     """Said at theta_0..theta_{T-1}: shapes [B, T, 2], [B, T, 2] and [B, T]."""
+    spoken: HaltingOutput | None = None
+    """`halting` with its graph, if kept: `backpropagate` will then not run the head again."""
+    heard: Tensor | None = None
+    """The read-outs [B, T, R] at the root of that graph."""
 
     @property
     def excess(self) -> Tensor:
@@ -125,7 +129,7 @@ class Trajectory:
         return Traces(recording.loss, recording.excess, recording.log_grad_norm, *self.halting)
 
     def select(self, index: Tensor) -> "Trajectory":
-        """The problems at `index` (int64 [K])."""
+        """The problems at `index` (int64 [K]), without a graph."""
         return Trajectory(
             self.recording.select(index),
             self.price[index],
@@ -212,8 +216,9 @@ def unroll(
     price: Tensor,
     *,
     segment: int | None = None,
+    graph: bool = False,
 ) -> Trajectory:
-    """Run T steps of a learned optimizer on every problem, without a graph.
+    """Run T steps of a learned optimizer on every problem.
 
     Args:
         optimizer: What moves the parameters and speaks of halting.
@@ -221,6 +226,8 @@ def unroll(
         num_steps: T >= 1.
         price: c, shape [B].
         segment: See `record`.
+        graph: Whether the head's graph is kept, for one call of `backpropagate`; the rule never
+            has one.
 
     Returns:
         The trajectory.
@@ -230,8 +237,23 @@ def unroll(
         f"price must have the shape [{batch.num_problems}], got {list(price.shape)}",
     )
     recording = record(optimizer.rule, batch, num_steps, segment=segment)
-    said = optimizer.speak(recording.signals, recording.readouts, price)
-    return Trajectory(recording, price, said)
+    if not graph:
+        return Trajectory(
+            recording, price, optimizer.speak(recording.signals, recording.readouts, price)
+        )
+    spoken, heard = _speak(optimizer, recording, price)
+    said = HaltingOutput(*(value.detach() for value in spoken))
+    return Trajectory(recording, price, said, spoken, heard)
+
+
+def _speak(
+    optimizer: LearnedOptimizer, recording: Recording, price: Tensor
+) -> tuple[HaltingOutput, Tensor]:
+    """What the head says, with a graph that reaches down to the read-outs, which are returned."""
+    learns = any(weight.requires_grad for weight in optimizer.rule_parameters())
+    heard = recording.readouts.detach().requires_grad_(learns)
+    with torch.enable_grad():
+        return optimizer.speak(recording.signals, heard, price), heard
 
 
 def backpropagate(
@@ -261,14 +283,13 @@ def backpropagate(
     recording = trajectory.recording
     assert recording.grad is not None
     assert recording.excess_grad is not None
-    learns = any(weight.requires_grad for weight in optimizer.rule_parameters())
-    readouts = recording.readouts.detach().requires_grad_(learns)
-    with torch.enable_grad():
-        said = optimizer.speak(recording.signals, readouts, trajectory.price)
-    _backward(said, halting_cotangent)
-    if not learns:
+    spoken, heard = trajectory.spoken, trajectory.heard
+    if spoken is None or heard is None:
+        spoken, heard = _speak(optimizer, recording, trajectory.price)
+    _backward(spoken, halting_cotangent)
+    if not heard.requires_grad:  # the rule has nothing to learn
         return
-    readout_cotangent = torch.zeros_like(readouts) if readouts.grad is None else readouts.grad
+    of_readouts = torch.zeros_like(heard) if heard.grad is None else heard.grad
     later = torch.zeros_like(recording.params)  # sum of w_s gamma_s over s behind the segment
     of_state: State = {}
     for index in reversed(range(len(recording.states))):
@@ -281,7 +302,7 @@ def backpropagate(
         of_state = optimizer.rule.backpropagate(
             recording.grad[:, begin:end],
             recording.states[index],
-            RuleStep(of_updates, readout_cotangent[:, begin:end], of_state),
+            RuleStep(of_updates, of_readouts[:, begin:end], of_state),
             wants_state=not truncate and begin > 0,
         )
 

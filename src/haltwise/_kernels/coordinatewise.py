@@ -216,7 +216,7 @@ class Coordinatewise(NamedTuple):
         wants_state: bool,
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
         """`gradient` by autograd, in chunks of coordinates so that its graph stays small."""
-        num_problems, num_steps, dim = grads.shape
+        num_problems, _, dim = grads.shape
         params = [
             tensor.detach().requires_grad_()
             for pair in (*zip(self.weights, self.biases, strict=True), (self.weight, self.bias))
@@ -248,7 +248,7 @@ class Coordinatewise(NamedTuple):
                     values.append(value[:, span].flatten(0, 1))
             own = torch.autograd.grad(roots, [*params, *state] if wants_state else params, values)
             for total, grad in zip(sums, own, strict=False):
-                total += grad
+                total.add_(grad)
             for value, grad in zip(found, own[len(params) :], strict=True):
                 value[:, span] = grad.unflatten(0, (num_problems, -1))
         of_first_hidden, of_first_cell = found if wants_state else (None, None)

@@ -135,12 +135,12 @@ def _library_lstm_sequence(
 # ------------------------------------------------------------------------------ compiled library
 
 
+_INTEGERS = ("steps", "rows", "inputs", "hidden", "layers", "begin", "end", "outputs", "group")
+
+
 class _Shape(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in "steps rows inputs hidden layers begin end outputs group".split()
-        ),
+        *((name, ctypes.c_int64) for name in _INTEGERS),
         *((name, ctypes.c_double) for name in ("scale", "log_range", "threshold")),
     )
 

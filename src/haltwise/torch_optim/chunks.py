@@ -118,7 +118,7 @@ def move(
     for grad in _gradients(param, chunk_size, maximize=maximize):
         span = slice(begin, begin + grad.shape[1])
         old = {name: _part(value, span, size) for name, value in own.items()}
-        step = rule.step_some(grad, old, pooled)
+        step = rule.advance(grad, old, pooled)
         update = lr * step.update
         if values is not None:
             update -= lr * weight_decay * values[:, span].to(dtype)
@@ -129,7 +129,8 @@ def move(
         )
         for name, value in step.state.items():
             if own[name].shape[1] == size:
-                old[name].copy_(value)
+                if value.data_ptr() != old[name].data_ptr():
+                    old[name].copy_(value)
             else:
                 of_tensor[name] = value  # every chunk begins with the old one
         memory["grad"].copy_(grad)
