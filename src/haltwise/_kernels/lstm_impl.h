@@ -67,19 +67,21 @@ INLINE V FN(exp_parts)(V y, V *scale)
     return p * (r * r) + r;
 }
 
-INLINE V FN(sigmoid)(V x)
+/* 1 / sigmoid(x), at most exp(60) in float and exp(600) in double. */
+INLINE V FN(inverse_sigmoid)(V x)
 {
 #if DOUBLE
-    const REAL range = 708;
+    const REAL range = 600;
 #else
-    const REAL range = 87;
+    const REAL range = 60;
 #endif
     V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), -x));
     V q = FN(exp_parts)(y, &s);
-    return RECIP(q * s + (s + 1));
+    return q * s + (s + 1);
 }
 
-INLINE V FN(tanh)(V x)
+/* e with tanh(x) = e / (e + 2): exp(2 x) - 1, accurate where small. */
+INLINE V FN(tanh_part)(V x)
 {
 #if DOUBLE
     const REAL range = 40;
@@ -88,8 +90,7 @@ INLINE V FN(tanh)(V x)
 #endif
     V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), x + x));
     V q = FN(exp_parts)(y, &s);
-    V e = q * s + (s - 1); /* accurate where small, unlike exp(y) - 1 */
-    return e * RECIP(e + 2);
+    return q * s + (s - 1);
 }
 
 INLINE V FN(exp)(V x)
@@ -252,27 +253,34 @@ INLINE void FN(cell)(int save, int64_t width, int64_t hidden, const REAL *w, con
         w += 4 * width;
         FN(multiply)(acc, w, h_old, hidden);
         w += 4 * hidden;
-        /* Stage by stage: independent vectors next to each other hide each other's latency. */
-        UNROLL for (int v = 0; v < NV; v++) acc[0][v] = FN(sigmoid)(acc[0][v]);
-        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(sigmoid)(acc[1][v]);
-        UNROLL for (int v = 0; v < NV; v++) acc[2][v] = FN(tanh)(acc[2][v]);
-        if (save)
-            UNROLL for (int g = 0; g < 3; g++)
-                UNROLL for (int v = 0; v < NV; v++)
-                    *(V *)(gates + (4 * j + g) * BLOCK + v * LANES) = acc[g][v];
+        /* Stage by stage: independent vectors next to each other hide each other's latency. A
+         * sigmoid and a tanh that are multiplied share a division. */
+        V e[NV], share[NV];
+        UNROLL for (int v = 0; v < NV; v++) acc[0][v] = FN(inverse_sigmoid)(acc[0][v]);
+        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(inverse_sigmoid)(acc[1][v]);
+        UNROLL for (int v = 0; v < NV; v++) e[v] = FN(tanh_part)(acc[2][v]);
+        UNROLL for (int v = 0; v < NV; v++) acc[3][v] = FN(inverse_sigmoid)(acc[3][v]);
+        UNROLL for (int v = 0; v < NV; v++) share[v] = RECIP(acc[0][v] * (e[v] + 2));
+        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = RECIP(acc[1][v]);
         UNROLL for (int v = 0; v < NV; v++) {
             int64_t at = j * BLOCK + v * LANES;
-            acc[1][v] = acc[1][v] * *(const V *)(c_old + at) + acc[0][v] * acc[2][v];
+            REAL *gate = gates + 4 * j * BLOCK + v * LANES;
+            if (save) {
+                *(V *)gate = (e[v] + 2) * share[v];
+                *(V *)(gate + BLOCK) = acc[1][v];
+                *(V *)(gate + 2 * BLOCK) = acc[0][v] * (e[v] * share[v]);
+            }
+            acc[1][v] = acc[1][v] * *(const V *)(c_old + at) + e[v] * share[v];
             *(V *)(c + at) = acc[1][v];
         }
-        UNROLL for (int v = 0; v < NV; v++) acc[3][v] = FN(sigmoid)(acc[3][v]);
-        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(tanh)(acc[1][v]);
+        UNROLL for (int v = 0; v < NV; v++) e[v] = FN(tanh_part)(acc[1][v]);
+        UNROLL for (int v = 0; v < NV; v++) share[v] = RECIP(acc[3][v] * (e[v] + 2));
         UNROLL for (int v = 0; v < NV; v++) {
             int64_t at = j * BLOCK + v * LANES;
-            *(V *)(h + at) = acc[3][v] * acc[1][v];
+            *(V *)(h + at) = e[v] * share[v];
             if (save) {
-                *(V *)(gates + (4 * j + 3) * BLOCK + v * LANES) = acc[3][v];
-                *(V *)(tc + at) = acc[1][v];
+                *(V *)(gates + (4 * j + 3) * BLOCK + v * LANES) = (e[v] + 2) * share[v];
+                *(V *)(tc + at) = acc[3][v] * (e[v] * share[v]);
             }
         }
     }
