@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["add_prefix", "log_rms", "map_tensors", "strip"]
+__all__ = ["add_prefix", "log_rms", "map_tensors", "strip", "widened"]
 
 Record = TypeVar("Record")
 
@@ -47,3 +47,8 @@ def log_rms(value: Tensor) -> Tensor:
     return (
         scale.log() + 0.5 * (value / scale.unsqueeze(-1)).square().mean(-1).clamp_min(1e-30).log()
     )
+
+
+def widened(value: Tensor) -> Tensor:
+    """As float64, where the device has it: MPS has not."""
+    return value if value.device.type == "mps" else value.double()

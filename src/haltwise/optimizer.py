@@ -174,7 +174,14 @@ class LearnedOptimizer(nn.Module):
         }
 
     def step(
-        self, step: int, loss: Tensor, grad: Tensor, price: Tensor, state: State
+        self,
+        step: int,
+        loss: Tensor,
+        grad: Tensor,
+        price: Tensor,
+        state: State,
+        *,
+        in_place: bool = False,
     ) -> OptimizerStep:
         """The update at theta_t and what the head says there, without a graph.
 
@@ -183,10 +190,12 @@ class LearnedOptimizer(nn.Module):
             loss: Observed loss, shape [B].
             grad: Observed gradient, shape [B, D].
             price: c, shape [B].
-            state: From `init` or the step before; left untouched.
+            state: From `init` or the step before; left untouched unless `in_place`.
+            in_place: Whether the new state may take the memory of the old.
         """
         with torch.no_grad():
-            update, readout, rule_state = self.rule.step(grad, strip(state, "rule."))
+            move = self.rule.advance if in_place else self.rule.step
+            update, readout, rule_state = move(grad, strip(state, "rule."))
             signals, last = measure_signals(step, loss, grad, update, strip(state, "signals."))
             said, memory = self.hear(signals, readout, price, state)
         state = {
