@@ -21,6 +21,9 @@ class TrainingConfig:
     family: str = "regression-2d"
     family_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the family that differ from its own."""
+    runs: str | None = None
+    """A directory of recorded runs of a training loop, in place of a family: only a head is
+    trained, see `train_monitor`. The `horizon` is then that of the runs."""
     preset: str = "act"
     """The preset it was made from, for the card."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
