@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import haltwise
+from haltwise._errors import CalibrationWarning
 from haltwise.execution import execute
 from haltwise.halting.accounts import Policy, Recall
 
@@ -136,3 +138,17 @@ def test_a_regression_per_group_goes_from_csv_to_csv(
     assert residual @ residual < 1.2 * least
     squares = residual @ residual / (2 * per_group.NOISE**2)
     assert float(rows[3]["loss"]) == pytest.approx(squares, rel=1e-3)
+
+
+def test_a_loop_is_recorded_and_stopped() -> None:
+    example = load_example("stop_your_own_loop")
+    arguments = ["--runs", "60", "--test-runs", "32", "--rounds", "6", "--head-steps", "5"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # so few runs
+        result = CliRunner().invoke(example.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    table = {line[:14].strip(): line[14:].split() for line in lines[2:]}
+    assert {"oracle", "learned", "patience", "best fixed"} < set(table)
+    # What was stopped for real cost what the recordings said it would.
+    assert float(lines[0].split()[-1]) == pytest.approx(float(table["learned"][0]), abs=2e-4)

@@ -2,8 +2,12 @@
 
 import copy
 import itertools
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,7 @@ from haltwise.checkpoint import load_tensors, save_tensors
 from haltwise.evaluation import study_runs
 from haltwise.execution import Outcome, execute
 from haltwise.halting.accounts import Account
-from haltwise.halting.head import BEFORE
+from haltwise.halting.head import BEFORE, HaltingOutput
 from haltwise.halting.signals import SIGNALS
 from haltwise.halting.stopping import decisions
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
@@ -101,10 +105,10 @@ def test_it_records_what_a_batch_records(
     assert found.reads == "gradients"
     assert found.recording.num_steps == 6  # the last score is the last loss, which nothing follows
     assert_close(found.recording.signals, expected.signals[:, :6], rtol=1e-3, atol=1e-4)
-    close: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
-    assert_close(found.recording.loss, expected.loss[:, :7], **close)
-    assert_close(found.recording.excess, expected.loss[:, 1:], **close)  # what a stop leaves behind
-    assert_close(found.recording.log_grad_norm, expected.log_grad_norm[:, :7], **close)
+    close = partial(assert_close, rtol=1e-4, atol=1e-4)
+    close(found.recording.loss, expected.loss[:, :7])
+    close(found.recording.excess, expected.loss[:, 1:])  # what a stop leaves behind
+    close(found.recording.log_grad_norm, expected.log_grad_norm[:, :7])
 
 
 # --------------------------------------------------------------------------- a loop of one's own
@@ -122,7 +126,7 @@ class Decay:
         self.param = nn.Parameter(torch.ones(1))
 
     def loss(self, step: int) -> float:
-        return self.floor + self.height * self.share**step
+        return float(self.floor + self.height * self.share**step)
 
     def step(self, step: int) -> float:
         """Move as gradient descent on a theta^2 / 2 would; the loss before."""
@@ -147,7 +151,7 @@ def drive(monitor: HaltingMonitor, seed: int, num: int = 32, *, scored: bool = F
 def record_runs(directory: Path, seeds: range, **changes: bool) -> Path:
     monitor = HaltingMonitor.recording(directory)
     for seed in seeds:
-        drive(monitor, seed, **changes)  # type: ignore[arg-type]
+        drive(monitor, seed, **changes)
     return directory
 
 
@@ -165,8 +169,9 @@ def trained(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_when_to_stop_and_beats_tuned_rules(
     runs: Path, trained: Path, tmp_path: Path
 ) -> None:
-    test = RecordedRuns.load(record_runs(tmp_path, range(1000, 1200))).recording
-    found = study_runs(load(trained), test, RecordedRuns.load(runs).recording, price=0.02)
+    held_out = RecordedRuns.load(record_runs(tmp_path, range(1000, 1200)))
+    found = study_runs(load(trained), held_out, RecordedRuns.load(runs), price=0.02)
+    test = held_out.recording
     assert found["captured_gain"]["rule"] > 0.98 > found["captured_gain"]["patience"]
     assert found["difference"]["patience"]["low"] > 0
     # J is what it says it is, and the loop stops where the batch does.
@@ -182,7 +187,7 @@ def test_it_learns_when_to_stop_and_beats_tuned_rules(
 
 
 @torch.no_grad()
-def _said(weights: Path, recording: Recording) -> haltwise.optimizer.HaltingOutput:
+def _said(weights: Path, recording: Recording) -> HaltingOutput:
     prices = torch.full((recording.num_problems,), 0.02)
     return load(weights).speak(recording.signals, recording.readouts, prices)
 
@@ -209,6 +214,67 @@ def test_scores_are_learned_from_and_not_needed_to_stop(tmp_path: Path) -> None:
     assert (with_scores.num_steps, without.num_steps) == (31, 30)
     assert_close(with_scores.excess[:, :31], without.excess)
     assert torch.equal(with_scores.signals[:, :30], without.signals)
+
+
+def test_a_loop_may_keep_its_best_state(tmp_path: Path) -> None:
+    """What a stop is worth is then the score of the round whose loss is the lowest so far."""
+    losses = [3.0, 2.0, 2.0, 4.0, 1.0, 5.0]
+    scores = [30.0, 20.0, 21.0, 40.0, 10.0, 50.0]
+    with HaltingMonitor.recording(tmp_path) as monitor:
+        improved = []
+        for loss, score in zip(losses, scores, strict=True):
+            monitor.update(loss, score=score)
+            improved.append(monitor.improved)
+    assert improved == [True, True, False, False, True, False]
+    runs = RecordedRuns.load(tmp_path)
+    assert runs.recording.excess.tolist() == [scores]
+    assert runs.keeping_best().recording.excess.tolist() == [[30, 20, 20, 20, 10, 10]]
+    brute = [scores[min(range(t + 1), key=losses.__getitem__)] for t in range(6)]
+    assert runs.keeping_best().recording.excess.tolist() == [brute]
+
+
+def test_gradients_may_be_seen_before_the_loss_is_known(trained: Path) -> None:
+    at_once, apart = HaltingMonitor(trained), HaltingMonitor(trained)
+    runs = Decay(7), Decay(7)
+    at_once.start([runs[0].param])
+    apart.start([runs[1].param])
+    for step in range(31):
+        at_once.update(runs[0].step(step), [runs[0].param])
+        loss = runs[1].step(step)
+        apart.look([runs[1].param])
+        runs[1].param.grad = None
+        apart.update(loss)
+        assert at_once.reason == apart.reason
+        if at_once.should_stop:
+            break
+    assert at_once.should_stop
+
+
+def test_the_command_line_trains_and_judges_a_monitor(runs: Path, tmp_path: Path) -> None:
+    test = record_runs(tmp_path / "test", range(1000, 1060))
+    options = ["--test-runs", test, "--json", "x.json", "--set", "head_steps=20", "--keeps-best"]
+    command = ["train-monitor", runs, "--price", 0.02, "--out", "m", "--threads", 1, *options]
+    result = haltwise_command(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "patience" in result.stdout
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["num_runs"] == 60
+    assert f"{found['j']['rule']:.4g}" in result.stdout
+    assert found["policies"]["rule"].startswith("Policy(rule=HazardThreshold")
+    assert HaltingMonitor(tmp_path / "m").steps == 0
+    resumed = haltwise_command("train", "--resume", "m", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    for other in ("evaluate", "study"):
+        refused = haltwise_command(other, "m", cwd=tmp_path)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert "recorded runs" in refused.stderr
+
+
+def haltwise_command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "haltwise", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
 
 
 def test_the_dearer_a_round_the_sooner_it_stops(trained: Path) -> None:
@@ -433,16 +499,18 @@ def test_bad_calls_are_refused(trained: Path, tmp_path: Path) -> None:
     other = HaltingMonitor(trained, price=0.5).state_dict()
     with pytest.raises(InputError, match="taken with other weights"):
         monitor.load_state_dict(other)
+    recorder = HaltingMonitor.recording(tmp_path)
+    a_loop(recorder, score=1.0)
     with pytest.raises(InputError, match="some with"):
-        recorder = HaltingMonitor.recording(tmp_path)
-        a_loop(recorder, score=1.0)
         a_loop(recorder)
     drive(HaltingMonitor.recording(tmp_path, name="a"), 0)
-    with pytest.raises(InputError, match="there is a run .*a.safetensors already"):
+    with pytest.raises(InputError, match=r"there is a run .*a\.safetensors already"):
         drive(HaltingMonitor.recording(tmp_path, name="a"), 0)
-    with pytest.raises(RuntimeError), HaltingMonitor.recording(tmp_path / "none") as recorder:
-        a_loop(recorder)
-        raise RuntimeError
+    with (
+        pytest.raises(InputError, match="single number"),
+        HaltingMonitor.recording(tmp_path / "none") as recorder,
+    ):
+        _ = a_loop(recorder), a_loop(recorder, loss="high")
     assert not (tmp_path / "none").exists()  # half a run is no run
 
 

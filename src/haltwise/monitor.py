@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -54,8 +55,8 @@ class HaltingMonitor:
 
     It remembers three numbers a parameter, in the precision of the parameters: where they were, the
     last gradient and the last update. Give it a part of them, such as the last layer, to take less,
-    or no model at all and it sees the loss alone. Where several processes train one model, give each
-    the same loss, or they stop apart; parameters sharded over processes are not supported.
+    or no model at all and it sees the loss alone. Where several processes train one model, give
+    each the same loss, or they stop apart; parameters sharded over processes are not supported.
 
     Args:
         weights: What `train_monitor` wrote, or a run or optimizer whose rule is hand-designed.
@@ -89,8 +90,8 @@ class HaltingMonitor:
         )
         require(
             learned.rule.readout_size == 0,
-            f"{name} reads the hidden state of its own optimizer, so it cannot judge another; train "
-            "a monitor on recorded runs of this loop with haltwise train-monitor",
+            f"{name} reads the hidden state of its own optimizer, so it cannot judge another; "
+            "train a monitor on recorded runs of this loop with haltwise train-monitor",
         )
         price = config["price"] if price is None else price
         require(price > 0, f"price must be above 0, got {price}")
@@ -132,6 +133,7 @@ class HaltingMonitor:
             self.close()
             self._reads = None
         self._steps, self._reason = 0, None
+        self._lowest, self._improved = math.inf, False
         self._memory: list[dict[str, Tensor]] | None = None
         self._products: Tensor | None = None
         self._head: dict[str, Tensor] = {}
@@ -159,6 +161,14 @@ class HaltingMonitor:
         it was trained on.
         """
         return self._reason is not None
+
+    @property
+    def improved(self) -> bool:
+        """Whether the last round observed the lowest loss so far.
+
+        A loop that keeps its best state copies its model then; train its monitor with `keeps_best`.
+        """
+        return self._improved
 
     @torch.no_grad()
     def look(self, model: Model) -> None:
@@ -213,7 +223,8 @@ class HaltingMonitor:
             InputError: The loss is no single number, or this call does not fit those before it or
                 the runs that were trained on.
         """
-        value = torch.tensor([_number(loss, "loss")], dtype=torch.float64)
+        number = _number(loss, "loss")
+        value = torch.tensor([number], dtype=torch.float64)
         if model is not None:
             self.look(model)
         elif self._products is None:
@@ -238,6 +249,8 @@ class HaltingMonitor:
         elif not self.should_stop:
             self._decide(signals, finite=finite)
         self._steps += 1
+        self._improved = number < self._lowest
+        self._lowest = number if self._improved else self._lowest
 
     def _decide(self, signals: Tensor, *, finite: bool) -> None:
         assert self._learned is not None
@@ -324,7 +337,8 @@ class HaltingMonitor:
 
 
 _STATE = (
-    "steps", "reason", "reads", "memory", "products", "head", "rule", "signals", "scores",
+    "steps", "reason", "lowest", "improved", "reads", "memory", "products", "head", "rule",
+    "signals", "scores",
 )  # fmt: skip
 
 
@@ -337,8 +351,8 @@ def _parameters(model: Model) -> list[Tensor]:
     for param in params:
         require(
             param.layout == torch.strided and param.is_floating_point(),
-            f"a parameter of shape {list(param.shape)} is a {param.layout} tensor of {param.dtype}; "
-            "the monitor sees dense, real ones: give it a list without this one",
+            f"a parameter of shape {list(param.shape)} is a {param.layout} tensor of "
+            f"{param.dtype}; the monitor sees dense, real ones: give it a list without this one",
         )
     return params
 

@@ -12,6 +12,7 @@ from haltwise.cli.report import report
 from haltwise.cli.stopping_report import stopping_report
 from haltwise.cli.study import study
 from haltwise.cli.train import train
+from haltwise.cli.train_monitor import train_monitor
 
 __all__ = ["cli", "main"]
 
@@ -26,7 +27,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, study, report, stopping_report, list_):
+for command in (train, train_monitor, evaluate, study, report, stopping_report, list_):
     cli.add_command(command)
 
 

@@ -14,6 +14,7 @@ from haltwise.evaluation.statistics import gain
 from haltwise.halting.accounts import Account, costs, settle
 from haltwise.halting.stopping import StopRule, Traces, decisions
 from haltwise.optimizer import LearnedOptimizer
+from haltwise.recorded_runs import RecordedRuns
 from haltwise.rules import Rule
 from haltwise.tasks import TaskFamily
 from haltwise.unroll import Recording, Trajectory, record
@@ -160,7 +161,7 @@ def study_heads(
 
 
 def study_runs(
-    monitor: LearnedOptimizer, test: Recording, tuning: Recording, *, price: float
+    monitor: LearnedOptimizer, test: RecordedRuns, tuning: RecordedRuns, *, price: float
 ) -> dict[str, Any]:
     """The stops of a monitor on recorded runs, beside those of opponents tuned on other runs.
 
@@ -173,18 +174,23 @@ def study_runs(
     Returns:
         For each rule its mean J = score + price * rounds, its captured gain and the standard
         deviation of its stops; for each opponent how much higher its J is than the monitor's, with
-        the normal 95 % interval over runs.
+        the normal 95 % interval over runs. All go back to the best state if the monitor's loop
+        does.
 
     Raises:
         InputError: The price is impossible, or the runs have another length.
     """
     require(price > 0, f"price must be above 0, got {price}")
+    pair = [test, tuning]
+    if monitor.card["config"].get("keeps_best"):
+        pair = [runs.keeping_best() for runs in pair]
+    lengths = [runs.recording.num_steps for runs in pair]
     require(
-        test.num_steps == tuning.num_steps,
-        f"the runs to judge by have {test.num_steps} steps, those to tune on {tuning.num_steps}; "
-        "record them alike",
+        lengths[0] == lengths[1],
+        f"the runs to judge by have {lengths[0]} steps, those to tune on {lengths[1]}; record them "
+        "alike",
     )
-    traces, others = (_traces(monitor, recording, price) for recording in (test, tuning))
+    traces, others = (_traces(monitor, runs.recording, price) for runs in pair)
     found = _by_rule(monitor, traces, others, Account.UPDATES, price, OPPONENTS)
     by_run = found.pop("j_by_problem")
     found["difference"] = {}
@@ -197,7 +203,7 @@ def study_runs(
             "low": center - half,
             "high": center + half,
         }
-    result: dict[str, Any] = plain({"price": price, "num_runs": test.num_problems, **found})
+    result: dict[str, Any] = plain({"price": price, "num_runs": traces.num_problems, **found})
     return result
 
 

@@ -19,7 +19,7 @@ _SETTINGS: dict[str, Any] = {
     "head_memory": 16,
     "price_range": 3.0,
     "num_meta_steps": 0,
-    "head_steps": 1500,
+    "head_steps": 1000,
     "head_batch_size": 128,
     "validate_every": 100,
 }
@@ -69,7 +69,7 @@ def train_monitor(
         price: See `monitor_config`, as all but the device.
         horizon: T.
         device: Where to train.
-        settings: For instance `seed=1`.
+        settings: For instance `keeps_best=True`, for a loop that goes back to its best state.
 
     Returns:
         The run directory, to give to `HaltingMonitor`.

@@ -174,6 +174,7 @@ class Trainer:
         self._recordings: dict[str, Recording] = {}
         if config.runs is not None:
             runs = RecordedRuns.load(config.runs, config.horizon)
+            runs = runs.keeping_best() if config.keeps_best else runs
             self._reads = runs.reads
             self._recordings = {
                 name: map_tensors(part, lambda value: value.to(device))
