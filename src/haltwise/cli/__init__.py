@@ -14,6 +14,7 @@ from haltwise.cli.reproduce import reproduce
 from haltwise.cli.stopping_report import stopping_report
 from haltwise.cli.study import study
 from haltwise.cli.train import train
+from haltwise.cli.train_monitor import train_monitor
 
 __all__ = ["cli", "main"]
 
@@ -28,7 +29,18 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, study, report, reproduce, explore, stopping_report, list_):
+_COMMANDS = (
+    train,
+    train_monitor,
+    evaluate,
+    study,
+    report,
+    reproduce,
+    explore,
+    stopping_report,
+    list_,
+)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

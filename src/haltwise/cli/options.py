@@ -92,6 +92,11 @@ def family_of(
     trained: Mapping[str, Any], name: str | None, settings: Mapping[str, Any]
 ) -> TaskFamily:
     """The family called `name`, or else the one trained on, as it was then; with `settings`."""
+    require(
+        trained.get("runs") is None or name is not None,
+        "this monitor was trained on recorded runs, and there is no family to draw others from; "
+        "judge it by haltwise train-monitor with --test-runs",
+    )
     own = trained.get("family_settings", {}) if name is None else {}
     return family(name or trained["family"], {**own, **settings})
 

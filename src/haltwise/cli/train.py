@@ -19,7 +19,7 @@ from haltwise.cli.options import data_directory, device_option, parse_settings
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 
-__all__ = ["train"]
+__all__ = ["run_trainer", "train"]
 
 
 @click.command()
@@ -133,7 +133,7 @@ def train(
             tensorboard=tensorboard,
             command=_command(),
         )
-    _train(trainer)
+    run_trainer(trainer)
 
 
 def _command() -> str:
@@ -141,7 +141,8 @@ def _command() -> str:
     return shlex.join(["haltwise", *sys.argv[1:]])
 
 
-def _train(trainer: Trainer) -> None:
+def run_trainer(trainer: Trainer) -> None:
+    """Train to the end, or to Ctrl-C, with a live display; the run directory goes to stdout."""
     console = Console(stderr=True)
     interrupted = False
 

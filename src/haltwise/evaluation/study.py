@@ -17,11 +17,12 @@ from haltwise.evaluation.statistics import gain, rank_correlation
 from haltwise.halting.accounts import Account, costs, settle
 from haltwise.halting.stopping import StopRule, Traces, decisions
 from haltwise.optimizer import LearnedOptimizer
+from haltwise.recorded_runs import RecordedRuns
 from haltwise.rules import Rule
 from haltwise.tasks import TaskFamily
 from haltwise.unroll import Recording, Trajectory, record
 
-__all__ = ["AFTER_GRADIENT", "study_heads", "study_stopping"]
+__all__ = ["AFTER_GRADIENT", "study_heads", "study_runs", "study_stopping"]
 
 AFTER_GRADIENT = "the same, deciding after the gradient"
 
@@ -167,6 +168,53 @@ def study_heads(
     return results
 
 
+def study_runs(
+    monitor: LearnedOptimizer, test: RecordedRuns, tuning: RecordedRuns, *, price: float
+) -> dict[str, Any]:
+    """The stops of a monitor on recorded runs, beside those of opponents tuned on other runs.
+
+    Args:
+        monitor: What `haltwise.training.train_monitor` wrote, loaded.
+        test: Runs that nothing was learned or tuned on.
+        tuning: On which opponents choose their settings, and whether to return the best state seen.
+        price: c, in units of the score.
+
+    Returns:
+        For each rule its mean J = score + price * rounds, its captured gain and the standard
+        deviation of its stops; for each opponent how much higher its J is than the monitor's, with
+        the normal 95 % interval over runs. All go back to the best state if the monitor's loop
+        does.
+
+    Raises:
+        InputError: The price is impossible, or the runs have another length.
+    """
+    require(price > 0, f"price must be above 0, got {price}")
+    pair = [test, tuning]
+    if monitor.card["config"].get("keeps_best"):
+        pair = [runs.keeping_best() for runs in pair]
+    lengths = [runs.recording.num_steps for runs in pair]
+    require(
+        lengths[0] == lengths[1],
+        f"the runs to judge by have {lengths[0]} steps, those to tune on {lengths[1]}; record them "
+        "alike",
+    )
+    traces, others = (_traces(monitor, runs.recording, price) for runs in pair)
+    found = _by_rule(monitor, traces, others, Account.UPDATES, price, OPPONENTS)
+    by_run = found.pop("j_by_problem")
+    found["difference"] = {}
+    for name in OPPONENTS:
+        difference = by_run[name] - by_run["rule"]
+        half = 1.96 * difference.std().item() / len(difference) ** 0.5
+        center = difference.mean().item()
+        found["difference"][name] = {
+            "value": center,
+            "low": center - half,
+            "high": center + half,
+        }
+    result: dict[str, Any] = plain({"price": price, "num_runs": traces.num_problems, **found})
+    return result
+
+
 def _same_rule(one: LearnedOptimizer, other: LearnedOptimizer) -> bool:
     weights, others = (
         {k: v for k, v in optimizer.state_dict().items() if k.startswith("rule.")}
@@ -233,11 +281,16 @@ def _by_rule(
         "captured_gain": {},
         "stop_sd": {"oracle": oracle_stop.double().std().item()},
         "rank_correlation": {},
+        "j_by_problem": {},
+        "policies": {},
     }
     policies = choose_policies(optimizer, tuning, account, price, opponents)
     for name, policy in policies.items():
         decided = decisions(policy.rule, test)
-        j = settle(test, decided, account, policy.recall, price=price).double().mean()
+        each = settle(test, decided, account, policy.recall, price=price).double()
+        j = each.mean()
+        result["j_by_problem"][name] = each
+        result["policies"][name] = repr(policy)
         result["j"][name] = j.item()
         result["captured_gain"][name] = gain(fixed, j, oracle).item()
         result["stop_sd"][name] = decided.double().std().item()

@@ -1,15 +1,17 @@
 """Learned optimizers that come with the package, and those in run directories, by one name."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from haltwise._discovery import unknown
 from haltwise._errors import InputError
-from haltwise.checkpoint import load_tensors
+from haltwise.checkpoint import digest, load_tensors
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 
-__all__ = ["load", "names", "read_card"]
+__all__ = ["fingerprint", "load", "names", "read_card"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -85,3 +87,13 @@ def load(name_or_path: str | Path) -> LearnedOptimizer:
         ) from None
     optimizer.card = card
     return optimizer
+
+
+def fingerprint(optimizer: LearnedOptimizer) -> str:
+    """A checksum of all that moving and stopping depend on."""
+    config = optimizer.card.get("config", {})
+    said = [config.get(name) for name in ("posterior", "price", "horizon")]
+    said += [optimizer.card.get(name) for name in ("thresholds", "min_steps")]
+    return digest(
+        optimizer.state_dict(), json.dumps([asdict(optimizer.config), *said], sort_keys=True)
+    )

@@ -24,6 +24,11 @@ class TrainingConfig:
     mixed_with: list[str] = field(default_factory=list)
     """Further families, by name, whose problems the head learns from, too, as many of each; the
     rule is trained on `family` alone."""
+    runs: str | None = None
+    """A directory of recorded runs of a training loop, in place of a family: only a head is
+    trained, see `train_monitor`. The `horizon` is then that of the runs."""
+    keeps_best: bool = False
+    """Whether that loop keeps the state of the lowest observed loss, not the last."""
     preset: str = "act"
     """The preset it was made from, for the card."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -19,6 +19,7 @@ from torch import Tensor
 from haltwise import pretrained
 from haltwise._errors import InputError, require
 from haltwise._random import stream
+from haltwise._tensors import map_tensors
 from haltwise._version import __version__
 from haltwise.capture import CapturedUnroll
 from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
@@ -33,6 +34,7 @@ from haltwise.halting.stopping import (
     decisions,
 )
 from haltwise.optimizer import LearnedOptimizer
+from haltwise.recorded_runs import RecordedRuns
 from haltwise.runlog import RunLog
 from haltwise.tasks import TaskBatch, family
 from haltwise.training.config import PARTS, TrainingConfig
@@ -150,7 +152,8 @@ class Trainer:
 
     def _setup(self, config: TrainingConfig, directory: Path, device: torch.device | str) -> None:
         self.config, self.directory, self._device = config, directory, device
-        self.family = family(config.family, config.family_settings)
+        if config.runs is None:
+            self.family = family(config.family, config.family_settings)
         self._mixed_with = {name: family(name) for name in config.mixed_with}
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
@@ -164,12 +167,21 @@ class Trainer:
             f"{self._num_joint_steps} meta-steps, and posterior {config.posterior!r} with no step "
             "for the head alone; train a head with --preset act, or set --meta-steps",
         )
-        self._validation = self._sample(config.num_validation, "validation")
+        if config.runs is None:
+            self._validation = self._sample(config.num_validation, "validation")
         self._step, self._num_nonfinite, self._seconds = 0, 0, 0.0
         self._metrics: dict[str, float] = {}
         self._halting_steps: Tensor | None = None
         self._best_score = math.inf
         self._recordings: dict[str, Recording] = {}
+        if config.runs is not None:
+            runs = RecordedRuns.load(config.runs, config.horizon)
+            runs = runs.keeping_best() if config.keeps_best else runs
+            self._reads = runs.reads
+            self._recordings = {
+                name: map_tensors(part, lambda value: value.to(device))
+                for name, part in runs.split(config.seed).items()
+            }
         self._begin_phase(alone=False)
 
     def _begin(self) -> None:
@@ -367,7 +379,7 @@ class Trainer:
     def _validate(self) -> None:
         """Measure the validation problems and keep the weights if they are the best so far."""
         config = self.config
-        if self._alone:
+        if self._alone or config.runs is not None:
             recording = self._recorded("validation", config.num_validation)
         else:
             recording = record(self.optimizer.rule, self._validation, config.horizon)
@@ -401,8 +413,15 @@ class Trainer:
         return Trajectory(recording, prices, said).traces()
 
     def _adjusted_loss(self, recording: Recording, price: float) -> tuple[float, Tensor]:
-        """J and costs [n] of stops decided before the gradient is paid for, not calibrated."""
+        """J and costs [n] of stops decided before the gradient is paid for, not calibrated.
+
+        Of a recorded loop, that stops where it is.
+        """
         traces = self._traces(recording, price)
+        if self.config.runs is not None:
+            decided = decisions(HazardThreshold(0.0, AFTER), traces)
+            j = settle(traces, decided, Account.UPDATES, Recall.CURRENT, price=price)
+            return j.mean().item(), decided
         rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, BEFORE))
         recall = Recall.LEARNED if self._hazard else Recall.NEXT
         decided = decisions(rule, traces)
@@ -449,7 +468,11 @@ class Trainer:
         """What was trained, on what and for how long; stored beside the weights."""
         return {
             "config": self.config.to_json(),
-            "family_settings": asdict(self.family),
+            **(
+                {"family_settings": asdict(self.family)}
+                if self.config.runs is None
+                else {"reads": self._reads}
+            ),
             "command": self._command,
             "meta_step": self._step,
             "seconds": round(self._seconds, 1),
