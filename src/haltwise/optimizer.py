@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from haltwise import rules
 from haltwise._errors import require
 from haltwise._tensors import add_prefix, strip
+from haltwise._types import require_types
 from haltwise.halting.accounts import RECALLS, Account, Policy, Recall
 from haltwise.halting.head import AFTER, BEFORE, HaltingHead, HaltingOutput
 from haltwise.halting.signals import (
@@ -65,6 +66,7 @@ class OptimizerConfig:
     """tau / c where `temperature` is None."""
 
     def __post_init__(self) -> None:
+        require_types(type(self).__init__, vars(self))
         for name in ("temperature", "temperature_per_price"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be above 0, got {value}")

@@ -3,5 +3,6 @@
 from haltwise.training.config import PRESETS, TrainingConfig
 from haltwise.training.objective import POSTERIORS
 from haltwise.training.trainer import Progress, Trainer
+from haltwise.training.workers import Workers
 
-__all__ = ["POSTERIORS", "PRESETS", "Progress", "Trainer", "TrainingConfig"]
+__all__ = ["POSTERIORS", "PRESETS", "Progress", "Trainer", "TrainingConfig", "Workers"]
