@@ -12,7 +12,8 @@ from test_training import assert_same_run, by_adam, finish, tiny
 
 from haltwise import InputError
 from haltwise._errors import CheckpointWarning
-from haltwise.checkpoint import load_tensors, require_like, save_tensors
+from haltwise._tensors import require_like
+from haltwise.checkpoint import load_tensors, save_tensors
 from haltwise.runlog import read_log
 from haltwise.tasks import TaskBatch
 from haltwise.tasks.least_squares import LeastSquaresBatch

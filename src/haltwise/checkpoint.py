@@ -23,7 +23,6 @@ __all__ = [
     "digest",
     "load_tensors",
     "read_json",
-    "require_like",
     "save_tensors",
     "write_atomically",
 ]
@@ -83,21 +82,6 @@ def read_json(path: Path) -> dict[str, Any]:
     require(isinstance(document, dict), f"{path} holds no JSON object; restore it from a copy")
     result: dict[str, Any] = document
     return result
-
-
-def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that differ from `expected` in names, shapes or dtypes, or are not finite.
-
-    Raises:
-        InputError: The first difference.
-    """
-    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
-    require(not missing, f"there is no tensor {min(missing, default='')}")
-    require(not surplus, f"there is a tensor {min(surplus, default='')} too many")
-    for name, value in expected.items():
-        one, other = ((t.dtype, list(t.shape)) for t in (found[name], value))
-        require(one == other, f"{name} is {one[0]} {one[1]} instead of {other[0]} {other[1]}")
-        require(bool(found[name].isfinite().all()), f"{name} holds NaN or infinity")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -22,10 +22,9 @@ from torch import Tensor
 from haltwise import pretrained
 from haltwise._errors import InputError, require
 from haltwise._random import stream
-from haltwise._tensors import add_prefix, strip
+from haltwise._tensors import add_prefix, require_like, strip
 from haltwise._version import __version__
 from haltwise.capture import CapturedUnroll
-from haltwise.checkpoint import require_like
 from haltwise.halting.accounts import RECALLS, Account, Recall, calibrate, costs, paid, settle
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
 from haltwise.halting.stopping import (
@@ -687,6 +686,7 @@ class Trainer:
         tensors = add_prefix(now.tensors, "now.")
         metadata: dict[str, Any] = {
             **self._identity(),
+            "command": self._command,
             "now": _to_json(now),
             "left_out": self._left_out,
             "skipped": [self._num_skipped, self._skipped_in_a_row],
@@ -727,6 +727,7 @@ class Trainer:
             written = TrainingConfig.from_json(metadata["config"]).to_json()
             settings = {"config": written, "family_settings": metadata["family_settings"]}
             _refuse_drift(self.directory, json.loads(json.dumps(settings)), self._identity())
+            self._command = metadata["command"]
             self._begin_phase(alone=metadata["now"]["alone"])
             states = {
                 name: self._from_json(metadata[name], strip(tensors, f"{name}."))
