@@ -1,10 +1,12 @@
 """The command line: one file a command."""
 
 import sys
+import warnings
+from typing import TextIO
 
 import click
 
-from haltwise._errors import InputError
+from haltwise._errors import CheckpointWarning, InputError
 from haltwise._version import __version__
 from haltwise.cli.evaluate import evaluate
 from haltwise.cli.explore import explore
@@ -46,6 +48,7 @@ for command in _COMMANDS:
 
 def main() -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
+    warnings.showwarning = _show_warning
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
@@ -57,3 +60,17 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("haltwise: interrupted", err=True)
         sys.exit(130)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One sentence, without the line of code that gave it."""
+    del filename, lineno, file, line
+    kind = "" if issubclass(category, CheckpointWarning) else f"{category.__name__}: "
+    click.echo(f"haltwise: warning: {kind}{message}", err=True)

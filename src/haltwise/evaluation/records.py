@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from haltwise._errors import InputError
-from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
+from haltwise.checkpoint import load_tensors, read_json, save_tensors, write_atomically
 from haltwise.evaluation.evaluate import Evaluation
 
 __all__ = ["HEADS", "load_heads", "load_records", "save_record"]
@@ -50,10 +50,7 @@ def load_records(directory: Path) -> list[Evaluation]:
     """
     records = []
     for path in sorted(directory.glob("evaluation-*.json")):
-        try:
-            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}); evaluate again") from None
+        summary = read_json(path)
         arrays, _ = load_tensors(path.with_suffix(".safetensors"))
         records.append(Evaluation(summary, arrays))
     if not records:
@@ -72,8 +69,4 @@ def load_heads(directory: Path) -> dict[str, Any]:
     path = directory / HEADS
     if not path.exists():
         return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); study again") from None
-    return document if isinstance(document, dict) else {}
+    return read_json(path)

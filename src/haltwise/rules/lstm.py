@@ -53,7 +53,7 @@ class LSTMRule(nn.Module, Rule):
     ) -> None:
         super().__init__()
         require(hidden_size >= 1, f"hidden_size must be at least 1, got {hidden_size}")
-        require(num_layers >= 1, f"num_layers must be at least 1, got {num_layers}")
+        require(1 <= num_layers <= 64, f"num_layers must lie between 1 and 64, got {num_layers}")
         require(
             direct_gradient or not initial_descent,
             "initial_descent needs direct_gradient to be true",

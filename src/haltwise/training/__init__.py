@@ -4,6 +4,7 @@ from haltwise.training.config import PRESETS, TrainingConfig
 from haltwise.training.monitor import monitor_config, train_monitor
 from haltwise.training.objective import POSTERIORS
 from haltwise.training.trainer import Progress, Trainer
+from haltwise.training.workers import Workers
 
 __all__ = [
     "POSTERIORS",
@@ -11,6 +12,7 @@ __all__ = [
     "Progress",
     "Trainer",
     "TrainingConfig",
+    "Workers",
     "monitor_config",
     "train_monitor",
 ]
