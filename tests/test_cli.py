@@ -150,7 +150,7 @@ def test_list_names_families_and_shipped_optimizers(tmp_path: Path) -> None:
     assert len(columns) == 1
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "report", "list"])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "report", "explore", "list"])
 def test_help_is_there(command: str, tmp_path: Path) -> None:
     result = haltwise(*command.split(), "--help", cwd=tmp_path)
     assert result.returncode == 0

@@ -1,7 +1,11 @@
 """The documentation keeps its promises: equations exist, examples run, commands are accepted."""
 
+import doctest
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -81,3 +85,59 @@ def test_commands_on_a_page_are_accepted(page: Path) -> None:
             )
             if numeric and isinstance(value, str) and not value.isupper():
                 parameter.type.convert(value, parameter, context)
+
+
+RECIPES = {"own-family": "tasks", "own-rule": "rules", "own-posterior": "halting/posteriors"}
+USE_RECIPES = """
+import sys
+from pathlib import Path
+import haltwise
+from haltwise import rules, tasks
+from haltwise.halting import posteriors
+for package in (tasks, rules, posteriors):  # as if the files lay there
+    inner = package.__name__.removeprefix("haltwise.").replace(".", "/")
+    package.__path__.append(str(Path(sys.argv[1]) / inner))
+from haltwise.halting.stopping import HazardThreshold
+from haltwise.training import Trainer, TrainingConfig
+tiny = dict(num_meta_steps=4, head_steps=4, validate_every=4, num_recorded=64, num_validation=64,
+            num_calibration=64, batch_size=8, head_batch_size=8, horizon=8)
+for name, family, changes in (
+    ("family", "valley-5d", {}),
+    ("rule", "regression-2d", {"rule": "lion", "rule_settings": {"learning_rate": 0.05}}),
+    ("posterior", "regression-2d", {"posterior": "cumulative"}),
+):
+    config = TrainingConfig.from_preset("act", family, **changes, **tiny)
+    trainer = Trainer(config, Path(sys.argv[1]) / name)
+    *_, last = trainer.run()
+    optimizer = haltwise.load(trainer.directory)
+    problems = tasks.family(family).sample(8, __import__("torch").Generator().manual_seed(0))
+    solution = haltwise.solve(problems, optimizer)
+    assert isinstance(optimizer.policy().rule, HazardThreshold), optimizer.policy()
+    print(name, len(solution.params))
+"""
+
+
+def test_each_recipe_is_one_file(tmp_path: Path) -> None:
+    for page, folder in RECIPES.items():
+        text = (ROOT / "docs/howto" / f"{page}.md").read_text(encoding="utf-8")
+        blocks = fences(ROOT / "docs/howto" / f"{page}.md", "python")
+        named = re.search(rf"src/haltwise/{folder}/(\w+)\.py", text)
+        assert named
+        examples = doctest.DocTestParser().get_examples("".join(blocks))
+        last = max(
+            place
+            for place, example in enumerate(examples)
+            if re.match(r"[A-Z_]+ = ", example.source)
+        )
+        code = [example.source for example in examples[: last + 1] if not example.want]
+        path = tmp_path / folder / f"{named[1]}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(code), encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-c", USE_RECIPES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.stdout.split() == ["family", "8", "rule", "8", "posterior", "8"], run.stderr

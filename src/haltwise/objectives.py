@@ -28,6 +28,8 @@ DEFAULT_CONTINUATION = 0.9
 def sum_of_losses(losses: Tensor) -> Tensor:
     """sum_{t=1..T} f(theta_t), the LSTM optimizer's loss (L2L; thesis Eq. 1).
 
+    See docs/theory.md, Eq. (sum).
+
     Args:
         losses: f(theta_0), ..., f(theta_T), shape [B, T+1].
 
@@ -38,13 +40,17 @@ def sum_of_losses(losses: Tensor) -> Tensor:
 
 
 def cumulative_logits(increments: Tensor) -> Tensor:
-    """s_0 = 0, s_{t+1} = s_t + delta_t (thesis Eq. 9): shape [..., T] to [..., T+1]."""
+    """s_0 = 0, s_{t+1} = s_t + delta_t (thesis Eq. 9): shape [..., T] to [..., T+1].
+
+    See docs/theory.md, Eq. (logits).
+    """
     return torch.nn.functional.pad(increments.cumsum(-1), (1, 0))
 
 
 def free_energy(losses: Tensor, log_prob: Tensor, *, price: Tensor, temperature: Tensor) -> Tensor:
     """sum_t q(t) (f_t + c t + tau log q(t)), least at q(t) proportional to exp(-(f_t + c t)/tau).
 
+    See docs/theory.md, Eqs. (free-energy) and (target).
     Up to a constant it is minus the thesis' bound (Eq. 4) at one horizon with the prior
     p(t) proportional to exp(-c t / tau). PonderNet's E_q[f] + beta KL(q || geometric) is the
     same at tau = beta, c = -beta log(1 - lambda_p).
@@ -72,6 +78,7 @@ def optimal_free_energy(losses: Tensor, *, price: Tensor, temperature: Tensor) -
     """The least free energy of any posterior, -tau log sum_t exp(-(f_t + c t)/tau).
 
     A soft minimum: its gradient weighs the losses by the optimum Q(t), see `distillation`.
+    See docs/theory.md, Eq. (target).
 
     Args:
         losses: f_0..f_T, shape [B, T+1].
@@ -93,6 +100,7 @@ def distillation(
 
     With Q(t) proportional to exp(-(f_t + c t)/tau) and S_t = sum_{s>=t} Q(s), the cross-entropy
     -sum_t Q(t) log q(t) of the hazards rho is -sum_{t<T} [Q(t) log rho_t + S_{t+1} log(1 - rho_t)].
+    See docs/theory.md, Eq. (distillation).
 
     Args:
         losses: f_0..f_T, shape [B, T+1]; data.
@@ -115,7 +123,8 @@ def continuation_value(losses: Tensor, hazard_logits: Tensor, *, price: Tensor) 
     rho's log-odds v_t are read as (what the steps from t on will cost if the policy is followed
     after t + 1, less f_t + c t) / c. The policy stops where v_t >= 0, so costs are collected
     backwards from the horizon on the recorded trajectory (least-squares Monte Carlo, Longstaff &
-    Schwartz 2001, with the policy iterated as the forecast learns).
+    Schwartz 2001, with the policy iterated as the forecast learns). See
+    docs/theory.md, Eq. (value).
 
     Args:
         losses: f_0..f_T, shape [B, T+1]; data.
@@ -145,6 +154,8 @@ def ponder_objective(
     losses: Tensor, posterior: GravesPosterior, *, price: float | Tensor
 ) -> Tensor:
     """sum_t p_t f_t + c (N + R): expected loss and ponder cost (Graves 2016).
+
+    See docs/theory.md, Eq. (ponder).
 
     Args:
         losses: f_0..f_T, shape [B, T+1]; whatever stands where p is zero is not read.
@@ -192,6 +203,7 @@ def halting_bound(
     with log p(x|t) = -losses_t and p(t|T) truncated geometric of ratio r = exp(-price / tau). At
     tau = 1 this is Eq. 8 with nu = exp(-2 price). The mean under q(.|x,T) and its entropy are
     carried from T to T + 1, so logits may differ by any amount without overflow or cancellation.
+    See docs/theory.md, Eqs. (bound) and (running).
 
     Args:
         losses: Negative log-likelihoods at theta_0..theta_T, shape [B, T+1].

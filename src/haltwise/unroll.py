@@ -273,6 +273,7 @@ def backpropagate(
     gradient with respect to the update g_t is sum_{s>t} w_s gamma_s with w_s its derivative with
     respect to the loss at theta_s: no graph of the optimizee is needed. Segments of the rule are
     recomputed from their stored state, last first, so memory does not grow with T.
+    See docs/theory.md, Eq. (meta-gradient).
 
     Args:
         optimizer: The optimizer that made the trajectory, its weights unchanged since.

@@ -58,7 +58,8 @@ def stopping_report(
 
     J is the loss where a problem ends plus price times cost. The *oracle* ends each problem at its
     least J, seen in hindsight; the *best fixed budget* is one number of steps for all, chosen in
-    hindsight. *Captured gain* is (J_fixed - J_rule) / (J_fixed - J_oracle).
+    hindsight. *Captured gain* is (J_fixed - J_rule) / (J_fixed - J_oracle),
+    docs/theory.md, Eq. (captured-gain).
 
     Every estimate with `value`, `low` and `high` has a 95 % percentile bootstrap interval (Efron
     and Tibshirani 1993, chapter 13) from the same resamples of problems, so that differences are

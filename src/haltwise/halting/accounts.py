@@ -137,6 +137,8 @@ def settle(
 ) -> Tensor:
     """J of each problem: the excess of what is returned + price * what was paid, shape [n].
 
+    See docs/theory.md, Eq. (cost).
+
     Args:
         traces: The problems.
         decided: Steps at which the rule stopped, int64 [n].

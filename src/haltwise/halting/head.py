@@ -23,7 +23,8 @@ class HaltingOutput(NamedTuple):
 
     Attributes:
         increments: delta, the increment of the logit of the softmax posterior over the prior's
-            own increment, in units of the temperature, shape [..., 2] (thesis Eq. 9).
+            own increment, in units of the temperature, shape [..., 2] (thesis Eq. 9);
+            docs/theory.md, Eq. (logits).
         hazard_logits: log-odds of stopping there, given that it was reached: the stick-breaking
             posterior, shape [..., 2]. Of h where the optimizer was trained by Graves' ACT.
         hold_logits: log-odds that theta_t is better than theta_{t+1}, for a stop at step t that

@@ -7,7 +7,8 @@ With continuation probability nu and r = sqrt(nu),
     p(t | T) = (1 - r) r^t / (1 - r^(T+1)),   0 <= t <= T
 
 and sum_{T >= t} p(t|T) p(T) = (1 - r)(1 - nu) r^t sum_{T >= t} r^T = (1 - nu) r^(2t) = p(t).
-The thesis prints p(t|T) without the factor r^t (Eq. 14); then it does not sum to one.
+The thesis prints p(t|T) without the factor r^t (Eq. 14); then it does not sum to one. The proof is
+in docs/theory.md, Eqs. (prior), (horizon), (conditional) and (marginal).
 """
 
 from typing import Any, ClassVar, final
@@ -61,6 +62,8 @@ def _variance_part(x: Tensor) -> Tensor:
 class HorizonPrior(Distribution):
     """p(T), the law of the horizon under which p(t) is geometric (thesis Eq. 12-14).
 
+    See docs/theory.md, Eq. (horizon).
+
     p(T) = r^T (1 - r^(T+1)) (1 - nu), T = 0, 1, ...; it is the law of the sum of two independent
     geometric variables with ratios r and nu, which is how samples are drawn.
 
@@ -106,7 +109,7 @@ class HorizonPrior(Distribution):
         return value * self._log_ratio + survives + torch.log1p(-self.continuation)
 
     def log_survival(self, value: Tensor) -> Tensor:
-        """Log P(T >= n) = n log r + log(1 + r - r^(n+1))."""
+        """Log P(T >= n) = n log r + log(1 + r - r^(n+1)); docs/theory.md, Eq. (tail)."""
         value = value.to(self.continuation.dtype)
         ratio = self._log_ratio.exp()
         return value * self._log_ratio + torch.log1p(
@@ -136,6 +139,8 @@ class HorizonPrior(Distribution):
 @final
 class TruncatedGeometric(Distribution):
     """p(t | T) = (1 - r) r^t / (1 - r^(T+1)) on 0..T, r = sqrt(nu) (thesis Eq. 14, mended).
+
+    See docs/theory.md, Eq. (conditional).
 
     Args:
         continuation: nu in (0, 1), any batch shape. The per-step ratio is sqrt(nu).

@@ -19,7 +19,8 @@ class RuleStep(NamedTuple):
     """One step of a rule.
 
     Attributes:
-        update: g_t, to be added to the parameters (thesis Eq. 1), shape [B, D].
+        update: g_t, to be added to the parameters (thesis Eq. 1), shape [B, D];
+            docs/theory.md, Eq. (update).
         readout: What a halting head may read of the rule's state, shape [B, R]; R may be 0.
         state: The state for the next step.
     """

@@ -21,13 +21,14 @@ class LSTMRule(nn.Module, Rule):
 
         g_t = output_scale * exp(b) * (a + k (n - mean n) + l mean n),   n = gamma_t / rms gamma_t
 
-    with (a, b, k, l) read out linearly of the top layer and root mean square and mean taken over
-    the problem's coordinates. L2L has a alone. exp(b) serves first steps and last corrections that
-    differ by orders of magnitude. k and l (`direct_gradient`) let the gradient through undistorted:
-    features on a log scale cannot carry the linear arithmetic that separates directions of
-    different curvature. With `shared_gradient` a coordinate also reads the problem's mean
-    gradient, preprocessed likewise, the least of L2L's ways ("global averaging") to let coordinates
-    know of each other. All of it is independent of the number and the order of coordinates.
+    (docs/theory.md, Eq. (rule)) with (a, b, k, l) read out linearly of the top layer and root mean
+    square and mean taken over the problem's coordinates. L2L has a alone. exp(b) serves first steps
+    and last corrections that differ by orders of magnitude. k and l (`direct_gradient`) let the
+    gradient through undistorted: features on a log scale cannot carry the linear arithmetic that
+    separates directions of different curvature. With `shared_gradient` a coordinate also reads the
+    problem's mean gradient, preprocessed likewise, the least of L2L's ways ("global averaging") to
+    let coordinates know of each other. All of it is independent of the number and the order of
+    coordinates.
 
     Args:
         hidden_size: H, units of a layer.

@@ -59,6 +59,8 @@ def gaussian_regression(
 ) -> LeastSquaresBatch:
     """Negative log-likelihood of linear regression with known noise (thesis Eq. 16-17).
 
+    See docs/theory.md, Eq. (likelihood).
+
     f(theta) = beta/2 sum_n (y_n - x_n^T theta)^2 - N/2 log beta + N/2 log 2 pi, reduced once by a
     singular value decomposition of the design to D residuals; every later step costs O(D^2).
 

@@ -118,7 +118,8 @@ class _Rollout(NamedTuple):
 
         Counting updates, a stop at t = 0..T returns theta_t. Counting gradients, one decided at
         t = 0..T-1 has paid for gamma_t and returns theta_t with the head's probability of holding,
-        else theta_{t+1}; the entropy of that choice belongs to the posterior's.
+        else theta_{t+1}; the entropy of that choice belongs to the posterior's,
+        docs/theory.md, Eq. (hold).
         """
         _, hazard_logits, hold_logits = self.halting
         log_hold, log_take = logsigmoid(hold_logits), logsigmoid(-hold_logits)

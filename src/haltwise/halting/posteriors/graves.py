@@ -22,7 +22,8 @@ class GravesPosterior(Posterior):
     """p_t = h_t for t < N and the remainder R at N, with h_t = sigmoid(logit_t).
 
     N is the first step with h_0 + .. + h_N >= 1 - epsilon, or T; R = 1 - sum_{t<N} h_t. Graves
-    counts his steps from 1; here t, and so N, counts the steps taken before halting.
+    counts his steps from 1; here t, and so N, counts the steps taken before halting;
+    docs/theory.md, Eq. (act).
 
     The probabilities are differentiable except where N jumps; N itself has no gradient.
 

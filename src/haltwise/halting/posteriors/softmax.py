@@ -18,6 +18,8 @@ __all__ = ["SoftmaxPosterior"]
 class SoftmaxPosterior(Posterior):
     """q(t | x, T) = softmax(s_0..s_T)_t, zero beyond T (thesis Eq. 10).
 
+    See docs/theory.md, Eq. (softmax).
+
     Attributes:
         logits: Cumulative logits s_0..s_T, shape [B, T+1]; -inf gives a step probability zero.
         horizons: The problems' own T, int64 [B]; see `Posterior`.

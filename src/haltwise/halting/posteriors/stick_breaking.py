@@ -29,6 +29,8 @@ def stick_breaking_log_prob(hazard_logits: Tensor) -> Tensor:
 class StickBreakingPosterior(Posterior):
     """q(t) = rho_t prod_{k<t} (1 - rho_k), rho_T = 1 (PonderNet; what is left falls on T).
 
+    See docs/theory.md, Eq. (hazard).
+
     Attributes:
         hazard_logits: log-odds of rho_0..rho_{T-1}, shape [B, T].
         horizons: The problems' own T, int64 [B]; see `Posterior`.

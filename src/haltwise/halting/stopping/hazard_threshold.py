@@ -16,6 +16,8 @@ __all__ = ["HazardThreshold"]
 class HazardThreshold(LevelRule):
     """Stop at the first t with log-odds of the hazard rho_t >= threshold.
 
+    See docs/theory.md, Eq. (threshold).
+
     The hazard weighs all that may still come, not only the next step, so it goes through stretches
     where the loss rises for a while.
 

@@ -17,7 +17,8 @@ class PosteriorMode(StopRule):
     """Stop at the first t >= min_steps with delta_t <= 0.
 
     For a fixed trajectory the bound is largest at delta_t = (log p(x|t+1) - log p(x|t) - c)/tau:
-    the rule stops when the forecast gain of a step no longer pays its price.
+    the rule stops when the forecast gain of a step no longer pays its price,
+    docs/theory.md, Eq. (gain).
 
     Args:
         output: `AFTER` to decide on delta_t with the gradient at theta_t in hand, `BEFORE` to
