@@ -4,7 +4,7 @@ The same maths as Haltwise: the rule's features and read-out, the halting head, 
 meta-gradients, a state cut every `segment` steps. One graph holds it all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -63,6 +63,12 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
+def _stacked(cells: list[nn.LSTMCell]) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of the cells' weights, input and hidden side by side, and of their biases."""
+    weights = [torch.cat((cell.weight_ih.grad, cell.weight_hh.grad), 1) for cell in cells]
+    return weights, [cell.bias_ih.grad for cell in cells]
+
+
 @final
 class NaiveOptimizer(nn.Module):
     """A copy of the workload's learned optimizer, made of PyTorch's own modules."""
@@ -78,12 +84,28 @@ class NaiveOptimizer(nn.Module):
         layers = list(map(_linear, head.weights, head.biases))
         self.perceptron = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
 
-    def gradients(self) -> Iterator[Tensor]:
-        """The gradients, in the order and the shapes of the learned optimizer's parameters."""
-        cells = [*self.cells]
-        yield from (torch.cat((cell.weight_ih.grad, cell.weight_hh.grad), 1) for cell in cells)
-        yield from (cell.bias_ih.grad for cell in cells)
-        yield from ()
+    def gradients(self) -> list[Tensor]:
+        """Gradients in the order and the shapes of the learned optimizer's parameters."""
+        weights, biases = _stacked([*self.cells])
+        memory_weights, memory_biases = _stacked([self.head_cell])
+        layers = [layer for layer in self.perceptron if isinstance(layer, nn.Linear)]
+        found = [
+            *weights,
+            *biases,
+            self.readout.weight.grad,
+            self.readout.bias.grad,
+            *memory_weights,
+            *memory_biases,
+            *(layer.weight.grad for layer in layers),
+            *(layer.bias.grad for layer in layers),
+        ]
+        own = [name for name, _ in self.workload.optimizer.named_parameters()]
+        order = ["rule.weights", "rule.biases", "rule.readout_weight", "rule.readout_bias"]
+        order += [f"head.{name}" for name in ("memory_weights", "memory_biases")]
+        order += ["head.weights", "head.biases"]
+        ranked = sorted(own, key=lambda name: next(i for i, o in enumerate(order) if o in name))
+        by_name = dict(zip(ranked, found, strict=True))
+        return [by_name[name] for name in own]
 
     def update(
         self, grad: Tensor, states: list[tuple[Tensor, Tensor]]
