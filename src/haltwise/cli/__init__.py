@@ -13,6 +13,7 @@ from haltwise.cli.list import list_
 from haltwise.cli.report import report
 from haltwise.cli.stopping_report import stopping_report
 from haltwise.cli.study import study
+from haltwise.cli.sweep import sweep
 from haltwise.cli.train import train
 
 __all__ = ["cli", "main"]
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (train, evaluate, study, report, stopping_report, list_):
+for command in (train, sweep, evaluate, study, report, stopping_report, list_):
     cli.add_command(command)
 
 
