@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types layers unit docs figure bench weights clean
+.PHONY: demo test lint types layers unit docs figure bench faults weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -37,6 +37,9 @@ figure: $(READY)  ## The README's figure.
 
 bench: $(READY)  ## What halting saves, in gradients and in seconds.
 	$(BIN)/python benchmarks/halting_saves.py
+
+faults: $(READY)  ## Kills, full disks, damaged and fuzzed files: counted, and nothing lost.
+	$(BIN)/python benchmarks/faults.py
 
 # An environment that exists is brought up to date; what already satisfies the constraints, such
 # as a PyTorch build for your GPU, is kept.

@@ -15,6 +15,7 @@ from haltwise.cli.report import report
 from haltwise.cli.reproduce import reproduce
 from haltwise.cli.stopping_report import stopping_report
 from haltwise.cli.study import study
+from haltwise.cli.sweep import sweep
 from haltwise.cli.train import train
 from haltwise.cli.train_monitor import train_monitor
 
@@ -34,6 +35,7 @@ def cli() -> None:
 _COMMANDS = (
     train,
     train_monitor,
+    sweep,
     evaluate,
     study,
     report,
