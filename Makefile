@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types layers unit docs figure bench weights clean
+.PHONY: demo test lint types layers unit docs figure bench faults weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -38,6 +38,9 @@ figure: $(READY)  ## The README's figure.
 bench: $(READY)  ## What halting saves, in gradients and in seconds.
 	$(BIN)/python benchmarks/halting_saves.py
 
+faults: $(READY)  ## Kills, full disks, damaged and fuzzed files: counted, and nothing lost.
+	$(BIN)/python benchmarks/faults.py
+
 # An environment that exists is brought up to date; what already satisfies the constraints, such
 # as a PyTorch build for your GPU, is kept.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kernels/*.[ch])
@@ -50,13 +53,15 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kerne
 SHIPPED := src/haltwise/pretrained/weights
 DEVICE ?= cpu
 TRAIN := $(BIN)/haltwise train --threads 1
+EARLY := --set price_exponent=0
 LONG := --meta-steps 0 --posterior stick-breaking --set head_memory=64 --set head_width=128 --set head_steps=7000 \
   --set head_batch_size=1024 --set num_recorded=98304 --device $(DEVICE)
+WIDE := $(LONG) --set head_memory=128 --set head_width=256
 weights: $(READY)
-	$(TRAIN) regression-2d --meta-steps 2000 --out runs/regression-2d
+	$(TRAIN) regression-2d --meta-steps 2000 $(EARLY) --out runs/regression-2d
 	$(TRAIN) regression-2d --preset lstm --meta-steps 2000 --out runs/regression-2d-lstm
 	$(TRAIN) regression-2d --preset thesis --meta-steps 2000 --out runs/regression-2d-thesis
-	$(TRAIN) regression-10d --meta-steps 800 --out runs/regression-10d
+	$(TRAIN) regression-10d --meta-steps 800 $(EARLY) --out runs/regression-10d
 	$(TRAIN) regression-10d --preset lstm --batch-size 128 --meta-steps 1000 \
 	  --set 'rule_settings={"initial_descent":true}' --out runs/regression-10d-lstm
 	$(TRAIN) regression-10d-plain --meta-steps 800 \
@@ -68,14 +73,25 @@ weights: $(READY)
 	$(TRAIN) quadratic-10d --preset lstm --meta-steps 1000 \
 	  --set 'rule_settings={"initial_descent":true}' --out runs/quadratic-10d-lstm
 	$(TRAIN) quadratic-10d --rule-from runs/quadratic-10d-lstm --meta-steps 0 \
-	  --set head_steps=2000 --out runs/quadratic-10d
+	  --set head_steps=2000 $(EARLY) --out runs/quadratic-10d
 	$(TRAIN) regression-2d --rule-from runs/regression-2d --meta-steps 0 --posterior softmax \
-	  --set head_memory=0 --set head_steps=1500 --out runs/regression-2d-mode
+	  --set head_memory=0 --set head_steps=1500 $(EARLY) --out runs/regression-2d-mode
 	$(TRAIN) mnist-mlp --preset lstm --device $(DEVICE) --out runs/mnist-mlp-lstm
 	$(TRAIN) mnist-mlp --rule-from runs/mnist-mlp-lstm --meta-steps 0 --set head_steps=2500 \
 	  --set validate_every=250 --set num_validation=64 \
 	  --out runs/mnist-mlp
-	for run in runs/regression-* runs/quadratic-* runs/student-* runs/mnist-*; do \
+	$(TRAIN) regression-10d-plain --rule adam --set 'rule_settings={"learning_rate":0.15,"beta2":0.95}' \
+	  $(WIDE) --set price_exponent=0.25 --out runs/regression-10d-plain-adam
+	$(TRAIN) regression-10d-noisy --rule adam --set 'rule_settings={"learning_rate":0.2,"beta2":0.95}' \
+	  $(LONG) --out runs/regression-10d-noisy-adam
+	$(TRAIN) regression-10d-smooth --rule sgd --set 'rule_settings={"learning_rate":0.06}' \
+	  $(LONG) --set head_steps=4000 --set price_exponent=0 --out runs/regression-10d-smooth-sgd
+	$(TRAIN) cifar10-cnn --preset lstm --device $(DEVICE) --meta-steps 1250 --set num_validation=8 \
+	  --out runs/cifar10-cnn-lstm
+	$(TRAIN) cifar10-cnn --rule-from runs/cifar10-cnn-lstm --meta-steps 0 --device $(DEVICE) \
+	  --set num_recorded=160 --set num_calibration=64 --set num_validation=16 \
+	  --set head_steps=1500 --set validate_every=250 --out runs/cifar10-cnn
+	for run in runs/regression-* runs/quadratic-* runs/student-* runs/mnist-* runs/cifar10-*; do \
 	  cp $$run/best.safetensors $(SHIPPED)/$$(basename $$run).safetensors; done
 
 clean:

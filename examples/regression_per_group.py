@@ -86,13 +86,31 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, noise: float) -> Table:
-    """Read a CSV file with a header: first the group, last y, columns of numbers between."""
+    """Read a CSV file with a header: first the group, last y, columns of numbers between.
+
+    Raises:
+        haltwise.InputError: It is no such table; the message names the line.
+    """
     rows: dict[str, list[list[float]]] = {}
-    with path.open(newline="") as file:
-        reader = csv.reader(file)
-        names = next(reader)
-        for group, *numbers in reader:
-            rows.setdefault(group, []).append([float(number) for number in numbers])
+    names: list[str] = []
+    line = 0
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for group, *numbers in csv.reader(file):
+                line += 1
+                if not names:
+                    names = [group, *numbers]
+                    continue
+                if len(numbers) != len(names) - 1:
+                    raise ValueError(f"{len(numbers)} numbers for {len(names) - 1} columns")
+                values = [float(number) for number in numbers]
+                if not all(abs(value) < 1e30 for value in values):  # also false for NaN
+                    raise ValueError("NaN, infinity or a number beyond 1e30")
+                rows.setdefault(group, []).append(values)
+        if len(names) < 3 or sum(map(len, rows.values())) < 2:
+            raise ValueError("a group, columns of numbers and y are needed, and two rows of them")
+    except (OSError, ValueError, csv.Error) as error:
+        raise haltwise.InputError(f"{path} cannot be read, line {line}: {error}") from None
     tables = [torch.tensor(table, dtype=torch.float64) for table in rows.values()]
     every = torch.cat(tables)
     mean, scale = every.mean(0), every.std(0)

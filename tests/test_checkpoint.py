@@ -202,12 +202,14 @@ def test_a_crash_before_the_rename_leaves_the_old_file_alone(
     assert names(path.parent) == [path.name]
 
 
-def test_content_is_on_disk_before_the_rename(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_on_disk_before_the_rename_and_the_rename_after_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = mock.Mock()
     calls.fsync.side_effect = os.fsync
     calls.replace.side_effect = os.replace
     monkeypatch.setattr(os, "fsync", calls.fsync)
     monkeypatch.setattr(os, "replace", calls.replace)
     write_atomically(path, b"content")
-    assert [name for name, *_ in calls.mock_calls] == ["fsync", "replace"]
+    assert [name for name, *_ in calls.mock_calls] == ["fsync", "replace", "fsync"]
     assert path.read_bytes() == b"content"

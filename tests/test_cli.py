@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+from haltwise.cli import cli
+from haltwise.cli.options import parse_settings
+from haltwise.training import TrainingConfig
 
 TINY = [
     *("--meta-steps", "6", "--batch-size", "8", "--horizon", "6", "--threads", "1"),
@@ -198,7 +203,7 @@ def test_interruption_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) 
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.safetensors").exists():
+    while not list((tmp_path / "run").glob("checkpoints/step-*.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
@@ -206,3 +211,42 @@ def test_interruption_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) 
     assert process.returncode == 130
     assert "haltwise train --resume run" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("experiment", ["regression", "mnist", "cifar10"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_command_of_an_experiment_is_one(
+    experiment: str, quick: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--dry-run", "--threads", "1", *(["--quick"] if quick else [])]
+    cli.main(["reproduce", experiment, "--out", str(tmp_path), *options], standalone_mode=False)
+    out, err = capfd.readouterr()
+    first, *steps = err.splitlines()
+    assert first.startswith(f"{experiment} takes ")
+    assert out.strip() == str(tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+    for number, step in enumerate(steps, start=1):
+        place, typed = step.split(" ", 1)
+        program, name, *arguments = shlex.split(typed)
+        assert (place, program) == (f"[{number}/{len(steps)}]", "haltwise")
+        made = cli.commands[name].make_context(name, arguments).params
+        if name == "train":
+            parsed = parse_settings(made["settings"])
+            given = {"rule_from": None} if made["rule_from"] else {}
+            TrainingConfig.from_preset(made["preset"], made["family"], **{**parsed, **given})
+
+
+def test_an_experiment_goes_on_where_it_was(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lstm").mkdir()
+    (tmp_path / "lstm" / "config.json").write_text("{}")
+    (tmp_path / "price-0.0101.json").write_text("{}")
+    arguments = ["reproduce", "regression", "--out", str(tmp_path)]
+    cli.main([*arguments, "--dry-run"], standalone_mode=False)
+    steps = capfd.readouterr().err.splitlines()
+    assert steps[1] == "[1/7] haltwise train --resume lstm --device cpu"
+    assert steps[4] == "[4/7] price-0.0101.json is there"
+    result = haltwise(*arguments, cwd=tmp_path)  # the first step fails, and so does the whole
+    assert result.returncode == 2
+    assert "[2/7]" not in result.stderr

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 import haltwise
 from haltwise import tasks
+from haltwise._errors import CalibrationWarning
 from haltwise._random import stream
 from haltwise.execution import execute
 from haltwise.halting.accounts import Policy, Recall
@@ -157,3 +159,17 @@ def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
     drawing = ElementTree.parse(tmp_path / "f.svg").getroot()
     assert drawing.tag.endswith("svg")
     assert "gradients a problem" in (drawing[0].text or "")
+
+
+def test_a_loop_is_recorded_and_stopped() -> None:
+    example = load_example("stop_your_own_loop")
+    arguments = ["--runs", "60", "--test-runs", "32", "--rounds", "6", "--head-steps", "5"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # so few runs
+        result = CliRunner().invoke(example.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    table = {line[:14].strip(): line[14:].split() for line in lines[2:]}
+    assert {"oracle", "learned", "patience", "best fixed"} < set(table)
+    # What was stopped for real cost what the recordings said it would.
+    assert float(lines[0].split()[-1]) == pytest.approx(float(table["learned"][0]), abs=2e-4)

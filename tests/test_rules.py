@@ -79,7 +79,8 @@ def assert_steps_close(found: RuleStep, expected: RuleStep, rtol: float = 1e-12)
 
 
 def test_every_named_rule_is_tested_here() -> None:
-    assert {name for name, _ in CASES.values()} == set(rules.rules())
+    runs = set(rules.rules()) - {"foreign"}  # that one only refuses, see test_monitor.py
+    assert {name for name, _ in CASES.values()} == runs
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,11 +1,13 @@
 """Studies over seeds: what they hold, and that their figures are those of single evaluations."""
 
+from dataclasses import fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from haltwise import InputError, load
 from haltwise._random import stream
@@ -13,7 +15,7 @@ from haltwise.evaluation import Account, costs, study_heads, study_stopping
 from haltwise.evaluation.policies import OPPONENTS, choose_policies
 from haltwise.evaluation.study import AFTER_GRADIENT
 from haltwise.halting.accounts import settle
-from haltwise.halting.stopping import decisions
+from haltwise.halting.stopping import Traces, decisions
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks import family
 from haltwise.training import Trainer, TrainingConfig
@@ -44,7 +46,7 @@ def optimizer(tmp_path_factory: pytest.TempPathFactory) -> LearnedOptimizer:
 def test_its_figures_are_those_of_every_seed_by_itself(optimizer: LearnedOptimizer) -> None:
     source, seeds = family("regression-10d-smooth"), [3, 8, 5]
     results = study_stopping(
-        optimizer, source, prices=[0.05, 0.5], horizon=12, seeds=seeds, num_problems=120
+        optimizer, [source], prices=[0.05, 0.5], horizon=12, seeds=seeds, num_problems=120
     )
     assert [(result["price"], result["account"]) for result in results] == [
         (price, account.value) for price in (0.05, 0.5) for account in Account
@@ -99,7 +101,7 @@ def test_bad_input_is_refused(optimizer: LearnedOptimizer) -> None:
     ):
         with pytest.raises(InputError, match=message):
             study_stopping(
-                optimizer, source, prices=[price], horizon=5, seeds=seeds, num_problems=num
+                optimizer, [source], prices=[price], horizon=5, seeds=seeds, num_problems=num
             )
 
 
@@ -107,10 +109,10 @@ def test_heads_are_compared_on_the_same_trajectories(optimizer: LearnedOptimizer
     source, seeds = family("regression-10d-smooth"), [3, 8]
     settings: dict[str, Any] = {"prices": [0.05], "horizon": 12, "num_problems": 120}
     settings["seeds"] = seeds
-    alone = study_stopping(optimizer, source, **settings)
+    alone = study_stopping(optimizer, [source], **settings)
     new = LearnedOptimizer(optimizer.config)  # says what the priors say
     new.card = optimizer.card
-    results = study_heads({"trained": optimizer, "new": new}, source, **settings)
+    results = study_heads({"trained": optimizer, "new": new}, [source], **settings)
     for single, result in zip(alone, results, strict=True):
         gains = single["captured_gain"]
         trained, untrained = result["heads"]["trained"], result["heads"]["new"]
@@ -123,4 +125,39 @@ def test_heads_are_compared_on_the_same_trajectories(optimizer: LearnedOptimizer
             assert after["captured_gain"] == gains["rule_after_gradient"]
     other = LearnedOptimizer(OptimizerConfig("sgd", {"learning_rate": 0.05}))
     with pytest.raises(InputError, match="trajectories of one rule"):
-        study_heads({"one": optimizer, "other": other}, source, **settings)
+        study_heads({"one": optimizer, "other": other}, [source], **settings)
+
+
+def test_families_are_pooled(optimizer: LearnedOptimizer) -> None:
+    sources = [family("regression-10d-smooth"), family("regression-2d")]
+    (result, _) = study_stopping(
+        optimizer, sources, prices=[0.05], horizon=12, seeds=[3, 8], num_problems=121
+    )
+    gains, correlations = [], []
+    for seed in (3, 8):
+        test, tuning = (
+            [
+                unroll(
+                    optimizer, source.sample(60, stream(seed, name)), 12, torch.full((60,), 0.05)
+                )
+                for source in sources
+            ]
+            for name in ("test", "tune")
+        )
+        traces, tune_on = (
+            Traces(
+                *(torch.cat([getattr(t.traces(), f.name) for t in part]) for f in fields(Traces))
+            )
+            for part in (test, tuning)
+        )
+        table = costs(traces.excess, 0.05).double()
+        fixed, best = table.mean(0).min().item(), table.min(1)
+        policies = choose_policies(optimizer, tune_on, Account.UPDATES, 0.05)
+        rule, recall = policies["gradient_norm"]
+        stops = decisions(rule, traces)
+        j = settle(traces, stops, Account.UPDATES, recall, price=0.05).double().mean().item()
+        gains.append((fixed - j) / (fixed - best.values.mean().item()))
+        correlations.append(spearmanr(stops, best.indices).statistic)
+    assert result["captured_gain"]["gradient_norm"]["by_seed"] == pytest.approx(gains)
+    found = result["rank_correlation"]["gradient_norm"]
+    assert found == pytest.approx(fmean(correlations))

@@ -16,6 +16,7 @@ from haltwise.halting.stopping import HazardThreshold, PonderThreshold, Posterio
 from haltwise.optimizer import OptimizerConfig
 from haltwise.runlog import read_log
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
+from haltwise.training.directory import RunDirectory
 
 
 def tiny(preset: str = "act", **changes: object) -> TrainingConfig:
@@ -144,15 +145,18 @@ def interrupt(directory: Path, after: int, *, saves: bool) -> None:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """The last checkpoint with Adam's moments, the best weights, their card, and the log."""
-    for name in ("last", "best"):
-        (tensors, card), (others, other_card) = (
-            load_tensors(directory / f"{name}.safetensors") for directory in (one, other)
-        )
+    files = [
+        (RunDirectory(directory, 1).checkpoints()[0][1], directory / "best.safetensors")
+        for directory in (one, other)
+    ]
+    for paths in zip(*files, strict=True):
+        (tensors, card), (others, other_card) = map(load_tensors, paths)
         assert tensors.keys() == others.keys()
         for key, value in tensors.items():
-            assert torch.equal(value, others[key]), (name, key)
+            assert torch.equal(value, others[key]), (paths, key)
         for document in (card, other_card):
             document.pop("seconds")
+            document.get("best", {}).pop("seconds", None)
         assert card == other_card
     logs = [
         [{key: entry[key] for key in entry if key != "time"} for entry in read_log(directory)]
@@ -277,7 +281,7 @@ def test_nonfinite_problems_are_left_out_and_counted(tmp_path: Path) -> None:
             return replace(batch, target=target)  # type: ignore[call-arg]
 
     trainer.family = Broken()  # type: ignore[assignment]
-    trainer._joint_step()
+    trainer._meta_step()
     assert trainer.num_nonfinite == 1
     recording = trainer._recorded("recorded", 24)
     assert recording.num_problems == 23

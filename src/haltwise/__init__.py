@@ -5,6 +5,7 @@ from haltwise._errors import InputError
 from haltwise._version import __version__
 from haltwise.execution import Outcome
 from haltwise.minimization import minimize
+from haltwise.monitor import HaltingMonitor
 from haltwise.optimizer import LearnedOptimizer
 from haltwise.pretrained import load
 from haltwise.solving import Solution, solve
@@ -12,6 +13,7 @@ from haltwise.tasks.function import FunctionBatch
 
 __all__ = [
     "FunctionBatch",
+    "HaltingMonitor",
     "InputError",
     "LearnedOptimizer",
     "Outcome",

@@ -13,6 +13,10 @@ class CalibrationWarning(UserWarning):
     """A calibration that was done, but hardly as meant: the message says why."""
 
 
+class CheckpointWarning(UserWarning):
+    """A run goes on, but not quite from where or as it was left: the message says why."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `InputError(message)` unless `condition` holds."""
     if not condition:

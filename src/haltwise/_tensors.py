@@ -1,12 +1,14 @@
 """Small helpers for tensors and dataclasses of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-__all__ = ["add_prefix", "log_rms", "map_tensors", "strip"]
+from haltwise._errors import require
+
+__all__ = ["add_prefix", "log_rms", "map_tensors", "require_like", "strip", "widened"]
 
 Record = TypeVar("Record")
 
@@ -47,3 +49,22 @@ def log_rms(value: Tensor) -> Tensor:
     return (
         scale.log() + 0.5 * (value / scale.unsqueeze(-1)).square().mean(-1).clamp_min(1e-30).log()
     )
+
+
+def widened(value: Tensor) -> Tensor:
+    """As float64, where the device has it: MPS has not."""
+    return value if value.device.type == "mps" else value.double()
+
+
+def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that differ from `expected` in names, shapes or dtypes.
+
+    Raises:
+        InputError: The first difference.
+    """
+    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
+    require(not missing, f"there is no tensor {min(missing, default='')}")
+    require(not surplus, f"there is a tensor {min(surplus, default='')} too many")
+    for name, value in expected.items():
+        one, other = ((t.dtype, list(t.shape)) for t in (found[name], value))
+        require(one == other, f"{name} is {one[0]} {one[1]} instead of {other[0]} {other[1]}")

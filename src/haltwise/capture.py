@@ -41,7 +41,7 @@ class CapturedUnroll:
     def __call__(self, batch: TaskBatch, price: Tensor) -> Trajectory:
         """The trajectory, valid until the next call."""
         if not batch.start.is_cuda:
-            return unroll(self._optimizer, batch, price=price, **self._arguments)
+            return unroll(self._optimizer, batch, price=price, graph=True, **self._arguments)
         if self._graph is None:
             self._capture(batch, price)
         else:

@@ -1,4 +1,8 @@
-"""Tensors and JSON on disk: safetensors only, written whole or not at all."""
+"""Tensors and JSON on disk: safetensors only, written whole or not at all.
+
+Nothing is ever unpickled, and nothing in a file is used before its checksum, names, shapes and
+dtypes are known to be right.
+"""
 
 import contextlib
 import hashlib
@@ -9,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from haltwise._errors import InputError
+from haltwise._errors import InputError, require
 
-__all__ = ["digest", "load_tensors", "save_tensors", "write_atomically"]
+__all__ = [
+    "digest",
+    "load_tensors",
+    "read_json",
+    "save_tensors",
+    "write_atomically",
+]
 
 _KEY = "haltwise"  # the metadata entry with the JSON document
 _DIGEST = "blake2b"  # and the one with the checksum
@@ -34,6 +44,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_directory(path.parent)
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; free some space there or choose another "
@@ -42,6 +53,35 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone after a success, or never made
             temporary.unlink()
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power cut, where the platform can."""
+    with contextlib.suppress(OSError):  # Windows opens no directories, some mounts sync none
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: There is no such file, or it cannot be read, or is no JSON object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
+    require(isinstance(document, dict), f"{path} holds no JSON object; restore it from a copy")
+    result: dict[str, Any] = document
+    return result
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -74,20 +114,27 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: There is no such file, or it is corrupt, or not one of ours.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            document = header.get(_KEY)
-            if document is None:
-                raise InputError(f"{path} is a safetensors file, but not one that haltwise wrote")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if _DIGEST in header and header[_DIGEST] != digest(tensors, document):
+        # Not mapped: a file that changes or shrinks later would change the tensors, or kill us.
+        content = path.read_bytes()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header = header.get("__metadata__", {})
+        document = header.get(_KEY)
+        if document is None:
+            raise InputError(f"{path} is a safetensors file, but not one that haltwise wrote")
+        if header.get(_DIGEST) != digest(tensors, document):
             raise ValueError("its checksum does not match")
-        return tensors, json.loads(document)
+        metadata = json.loads(document)
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata is no JSON object")
+        return tensors, metadata
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
         raise InputError(
             f"{path} is corrupt or no safetensors file ({error}); restore it from a copy or train "
             "again"

@@ -94,7 +94,7 @@ def execute(
         loss, grad = batch.observe(params, step)
         if watch is not None:
             watch(active, loss)
-        taken = optimizer.step(step, loss, grad, price, state)
+        taken = optimizer.step(step, loss, grad, price, state, in_place=True)
         moved = params + taken.update
         finite = loss.isfinite() & grad.isfinite().all(1) & moved.isfinite().all(1)
         halts, memory = stop.step(Seen(step, loss, log_rms(grad), *taken.halting), memory)

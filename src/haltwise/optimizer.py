@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from haltwise import rules
 from haltwise._errors import require
-from haltwise._tensors import add_prefix, strip
+from haltwise._tensors import add_prefix, require_like, strip
+from haltwise._types import require_types
 from haltwise.halting.accounts import RECALLS, Account, Policy, Recall
 from haltwise.halting.head import AFTER, BEFORE, HaltingHead, HaltingOutput
 from haltwise.halting.posteriors import stop_rules
@@ -66,6 +67,7 @@ class OptimizerConfig:
     """tau / c where `temperature` is None."""
 
     def __post_init__(self) -> None:
+        require_types(type(self).__init__, vars(self))
         for name in ("temperature", "temperature_per_price"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be above 0, got {value}")
@@ -111,10 +113,14 @@ class LearnedOptimizer(nn.Module):
         """An optimizer with given weights, ready for use.
 
         Raises:
-            RuntimeError: The weights do not fit the configuration.
+            InputError: The weights do not fit the configuration, or are not finite.
         """
-        optimizer = cls(config)
-        optimizer.load_state_dict(weights)
+        with torch.device("meta"):  # whatever sizes it names, nothing is allocated
+            optimizer = cls(config)
+        require_like(weights, optimizer.state_dict())
+        for name, value in weights.items():
+            require(bool(value.isfinite().all()), f"{name} holds NaN or infinity")
+        optimizer.load_state_dict(weights, assign=True)
         return optimizer.eval().requires_grad_(False)
 
     def policy(self, account: Account = Account.GRADIENTS) -> Policy:
@@ -174,7 +180,14 @@ class LearnedOptimizer(nn.Module):
         }
 
     def step(
-        self, step: int, loss: Tensor, grad: Tensor, price: Tensor, state: State
+        self,
+        step: int,
+        loss: Tensor,
+        grad: Tensor,
+        price: Tensor,
+        state: State,
+        *,
+        in_place: bool = False,
     ) -> OptimizerStep:
         """The update at theta_t and what the head says there, without a graph.
 
@@ -183,10 +196,12 @@ class LearnedOptimizer(nn.Module):
             loss: Observed loss, shape [B].
             grad: Observed gradient, shape [B, D].
             price: c, shape [B].
-            state: From `init` or the step before; left untouched.
+            state: From `init` or the step before; left untouched unless `in_place`.
+            in_place: Whether the new state may take the memory of the old.
         """
         with torch.no_grad():
-            update, readout, rule_state = self.rule.step(grad, strip(state, "rule."))
+            move = self.rule.advance if in_place else self.rule.step
+            update, readout, rule_state = move(grad, strip(state, "rule."))
             signals, last = measure_signals(step, loss, grad, update, strip(state, "signals."))
             said, memory = self.hear(signals, readout, price, state)
         state = {

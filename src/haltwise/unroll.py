@@ -10,13 +10,15 @@ from torch import Tensor
 from haltwise._errors import require
 from haltwise._tensors import log_rms, map_tensors
 from haltwise.halting.head import HaltingOutput
-from haltwise.halting.signals import init_signals, measure_signals
+from haltwise.halting.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.halting.stopping import Traces
 from haltwise.optimizer import LearnedOptimizer
-from haltwise.rules import Rule, State, select_state
+from haltwise.rules import Rule, RuleStep, State, select_state
 from haltwise.tasks import Evaluation, TaskBatch
 
 __all__ = ["Recording", "Trajectory", "backpropagate", "record", "unroll"]
+
+_MEASURED = 2**16  # coordinate-steps whose signals are measured at once: they fill a cache
 
 
 @final
@@ -38,7 +40,7 @@ class Recording:
     readouts: Tensor
     """What the rule offers a head to read, at theta_0..theta_{T-1}, shape [B, T, R]."""
     params: Tensor
-    """theta_T, shape [B, D]."""
+    """theta_T, shape [B, D]; [B, 0] where problems of several sizes were joined."""
     grad: Tensor | None = None
     """Observed gradients at theta_0..theta_{T-1}, shape [B, T, D], if kept."""
     excess_grad: Tensor | None = None
@@ -71,6 +73,9 @@ class Recording:
     def join(recordings: Sequence["Recording"]) -> "Recording":
         """The problems of all in order, without what only `backpropagate` needs."""
         names = ("loss", "excess", "log_grad_norm", "signals", "readouts", "params")
+        dims = {part.params.shape[1] for part in recordings}
+        if len(dims) > 1:
+            recordings = [replace(part, params=part.params[:, :0]) for part in recordings]
         joined: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in recordings]) for name in names
         }
@@ -93,6 +98,10 @@ class Trajectory:
     """c, shape [B]."""
     halting: HaltingOutput
     """Said at theta_0..theta_{T-1}: shapes [B, T, 2], [B, T, 2] and [B, T]."""
+    spoken: HaltingOutput | None = None
+    """`halting` with its graph, if kept: `backpropagate` will then not run the head again."""
+    heard: Tensor | None = None
+    """The read-outs [B, T, R] at the root of that graph."""
 
     @property
     def excess(self) -> Tensor:
@@ -123,7 +132,7 @@ class Trajectory:
         return Traces(recording.loss, recording.excess, recording.log_grad_norm, *self.halting)
 
     def select(self, index: Tensor) -> "Trajectory":
-        """The problems at `index` (int64 [K])."""
+        """The problems at `index` (int64 [K]), without a graph."""
         return Trajectory(
             self.recording.select(index),
             self.price[index],
@@ -151,37 +160,52 @@ def record(
     require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
     require(segment is None or segment >= 1, f"segment must be at least 1, got {segment}")
     keep = segment is not None
-    loss, excess, norm, signals, readouts, grads, excess_grads = ([] for _ in range(7))
+    loss, excess, signals, readouts = ([] for _ in range(4))
     states: list[State] = []
     params, state = batch.start, rule.init(batch.start)
-    memory = init_signals(params)
+    memory, grads, updates = init_signals(params), [], []
+    shape = (batch.num_problems, num_steps + 1, batch.dim)
+    excess_grads = params.new_empty(shape if keep else 0)
+    kept_grads = excess_grads[:, :-1] if keep else excess_grads  # for most tasks they are the same
     for step in range(num_steps + 1):
         seen = batch.evaluate(params, step) if keep else batch.score(params, step)
         loss.append(seen.loss)
         excess.append(seen.excess)
-        norm.append(log_rms(seen.grad))
         if isinstance(seen, Evaluation):
-            excess_grads.append(seen.excess_grad)
+            excess_grads[:, step] = seen.excess_grad
+            if seen.grad is not seen.excess_grad:
+                if kept_grads.data_ptr() == excess_grads.data_ptr():
+                    kept_grads = kept_grads.clone()
+                if step < num_steps:
+                    kept_grads[:, step] = seen.grad
         if step == num_steps:
             break
-        if segment is not None:
-            grads.append(seen.grad)
-            if step % segment == 0:
-                states.append(state)
-        update, readout, state = rule.step(seen.grad, state)
-        signal, memory = measure_signals(step, seen.loss, seen.grad, update, memory)
-        signals.append(signal)
+        if segment is not None and step % segment == 0:
+            states.append(state)
+            update, readout, state = rule.step(seen.grad, state)
+        else:
+            update, readout, state = rule.advance(seen.grad, state)
+        grads.append(seen.grad)
+        updates.append(update)
         readouts.append(readout)
         params = params + update
+        if len(grads) * params.numel() >= _MEASURED or step == num_steps - 1:
+            past = [torch.stack(values, 1) for values in (loss[-len(grads) :], grads, updates)]
+            measured, memory = measure_sequence(len(loss) - len(grads), *past, memory)
+            signals.append(measured)
+            grads, updates = [], []
+    last = log_rms(seen.grad)
     return Recording(
         loss=torch.stack(loss, 1),
         excess=torch.stack(excess, 1),
-        log_grad_norm=torch.stack(norm, 1),
-        signals=torch.stack(signals, 1),
+        log_grad_norm=torch.cat(
+            (*(part[..., SIGNALS.index("log_grad")] for part in signals), last.unsqueeze(1)), 1
+        ),
+        signals=torch.cat(signals, 1),
         readouts=torch.stack(readouts, 1),
         params=params,
-        grad=torch.stack(grads, 1) if keep else None,
-        excess_grad=torch.stack(excess_grads, 1) if keep else None,
+        grad=kept_grads if keep else None,
+        excess_grad=excess_grads if keep else None,
         states=tuple(states),
         segment=segment or 0,
     )
@@ -195,8 +219,9 @@ def unroll(
     price: Tensor,
     *,
     segment: int | None = None,
+    graph: bool = False,
 ) -> Trajectory:
-    """Run T steps of a learned optimizer on every problem, without a graph.
+    """Run T steps of a learned optimizer on every problem.
 
     Args:
         optimizer: What moves the parameters and speaks of halting.
@@ -204,6 +229,8 @@ def unroll(
         num_steps: T >= 1.
         price: c, shape [B].
         segment: See `record`.
+        graph: Whether the head's graph is kept, for one call of `backpropagate`; the rule never
+            has one.
 
     Returns:
         The trajectory.
@@ -213,8 +240,23 @@ def unroll(
         f"price must have the shape [{batch.num_problems}], got {list(price.shape)}",
     )
     recording = record(optimizer.rule, batch, num_steps, segment=segment)
-    said = optimizer.speak(recording.signals, recording.readouts, price)
-    return Trajectory(recording, price, said)
+    if not graph:
+        return Trajectory(
+            recording, price, optimizer.speak(recording.signals, recording.readouts, price)
+        )
+    spoken, heard = _speak(optimizer, recording, price)
+    said = HaltingOutput(*(value.detach() for value in spoken))
+    return Trajectory(recording, price, said, spoken, heard)
+
+
+def _speak(
+    optimizer: LearnedOptimizer, recording: Recording, price: Tensor
+) -> tuple[HaltingOutput, Tensor]:
+    """What the head says, with a graph that reaches down to the read-outs, which are returned."""
+    learns = any(weight.requires_grad for weight in optimizer.rule_parameters())
+    heard = recording.readouts.detach().requires_grad_(learns)
+    with torch.enable_grad():
+        return optimizer.speak(recording.signals, heard, price), heard
 
 
 def backpropagate(
@@ -245,38 +287,28 @@ def backpropagate(
     recording = trajectory.recording
     assert recording.grad is not None
     assert recording.excess_grad is not None
-    learns = any(weight.requires_grad for weight in optimizer.rule_parameters())
-    readouts = recording.readouts.detach().requires_grad_(learns)
-    with torch.enable_grad():
-        said = optimizer.speak(recording.signals, readouts, trajectory.price)
-    _backward(said, halting_cotangent)
-    if not learns:
+    spoken, heard = trajectory.spoken, trajectory.heard
+    if spoken is None or heard is None:
+        spoken, heard = _speak(optimizer, recording, trajectory.price)
+    _backward(spoken, halting_cotangent)
+    if not heard.requires_grad:  # the rule has nothing to learn
         return
-    pull = excess_cotangent.unsqueeze(-1) * recording.excess_grad  # w_s gamma_s, [B, T+1, D]
-    update_cotangent = pull.flip(1).cumsum(1).flip(1)[:, 1:]  # sum over s > t, [B, T, D]
-    readout_cotangent = torch.zeros_like(readouts) if readouts.grad is None else readouts.grad
-    state_cotangent: State = {}
+    of_readouts = torch.zeros_like(heard) if heard.grad is None else heard.grad
+    later = torch.zeros_like(recording.params)  # sum of w_s gamma_s over s behind the segment
+    of_state: State = {}
     for index in reversed(range(len(recording.states))):
         begin = index * recording.segment
         end = min(begin + recording.segment, recording.num_steps)
-        carried = not truncate and begin > 0
-        first = {
-            name: value.detach().requires_grad_(carried)
-            for name, value in recording.states[index].items()
-        }
-        updates, replayed, state = optimizer.rule.replay(recording.grad[:, begin:end], first)
-        _backward(
-            [updates, replayed, *(state[name] for name in state_cotangent)],
-            [
-                update_cotangent[:, begin:end],
-                readout_cotangent[:, begin:end],
-                *state_cotangent.values(),
-            ],
+        behind = slice(begin + 1, end + 1)
+        pull = excess_cotangent[:, behind].unsqueeze(-1) * recording.excess_grad[:, behind]
+        of_updates = pull.flip(1).cumsum_(1).flip(1).add_(later.unsqueeze(1))
+        later = of_updates[:, 0]
+        of_state = optimizer.rule.backpropagate(
+            recording.grad[:, begin:end],
+            recording.states[index],
+            RuleStep(of_updates, of_readouts[:, begin:end], of_state),
+            wants_state=not truncate and begin > 0,
         )
-        if carried:
-            state_cotangent = {
-                name: value.grad for name, value in first.items() if value.grad is not None
-            }
 
 
 def _backward(roots: Sequence[Tensor], cotangents: Sequence[Tensor]) -> None:

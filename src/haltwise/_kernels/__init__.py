@@ -1,5 +1,6 @@
 """Optional compiled accelerators, each with a plain PyTorch twin that says what it computes."""
 
+from haltwise._kernels.coordinatewise import Coordinatewise, Pooled, preprocess_gradient
 from haltwise._kernels.lstm import (
     available,
     implementation,
@@ -10,10 +11,13 @@ from haltwise._kernels.lstm import (
 )
 
 __all__ = [
+    "Coordinatewise",
+    "Pooled",
     "available",
     "implementation",
     "lstm_sequence",
     "lstm_step",
     "plain_lstm_sequence",
     "plain_lstm_step",
+    "preprocess_gradient",
 ]

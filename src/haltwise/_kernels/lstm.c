@@ -5,6 +5,7 @@
  * runs on any machine of its architecture.
  */
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,10 @@ enum {
 typedef struct {
     int64_t steps, rows, inputs, hidden, layers;
     int64_t begin, end; /* rows of this call */
+    int64_t outputs;    /* of the read-out: 2 or 4 */
+    int64_t group;      /* rows whose gradients are pooled, a problem's; divides `rows` */
+    double scale;       /* of the updates */
+    double log_range, threshold; /* of the features of a gradient, exp(-log_range) */
 } shape;
 
 static inline int64_t fan_in(const shape *s, int64_t layer)
@@ -77,6 +82,7 @@ static void *allocate(size_t bytes, void **memory)
 #define NV BASE_TILE
 #define FT BASE_TILE
 #define FN(x) x##_base_f32
+#define POOL
 #define TARGET
 #define VMAX(a, b) max_base_f32(a, b)
 #define VMIN(a, b) min_base_f32(a, b)
@@ -100,6 +106,7 @@ static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
 #define NV BASE_TILE
 #define FT BASE_TILE
 #define FN(x) x##_base_f64
+#define POOL
 #define TARGET
 #define VMAX(a, b) max_base_f64(a, b)
 #define VMIN(a, b) min_base_f64(a, b)
@@ -121,8 +128,8 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define INT int32_t
 #define DOUBLE 0
 #define VBYTES 32
-#define NV 2
-#define FT 2
+#define NV 3
+#define FT 4
 #define FN(x) x##_avx2_f32
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_ps(a, b)
@@ -134,8 +141,8 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define INT int64_t
 #define DOUBLE 1
 #define VBYTES 32
-#define NV 2
-#define FT 2
+#define NV 3
+#define FT 4
 #define FN(x) x##_avx2_f64
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_pd(a, b)
@@ -194,10 +201,19 @@ EXPORT int haltwise_lstm_isa(void)
 
 /* Both return 0, or 1 when out of memory. `isa` must not exceed the machine's.
  *
- * Layouts, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden]; outputs
- * [steps, rows, hidden] or NULL; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden].
- * grad_params is added to: per layer a weight, then a bias. Any other gradient may be NULL: zero
- * if it comes in, not wanted if it goes out.
+ * Layouts, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden], which may be
+ * replaced in place; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden]; outputs
+ * [steps, rows, hidden] or NULL.
+ *
+ * With gradients `grads` [steps, rows] in the place of inputs, their features are the inputs: L2L's
+ * of the gradient and, if inputs is 4, of its group's mean; `pooled` [steps, rows / group, 2] is from
+ * haltwise_lstm_pool. Then updates [steps, rows] are read out of the top layer: scale exp(b)
+ * (a + k n + l m) with (a, b, k, l) = weights[layers] h + biases[layers], [outputs, hidden] and
+ * [outputs], n + m the gradient and m its mean over the group, divided by its root mean square.
+ * grad_sums [steps, rows / group, hidden] is the gradient of the top layer's sums over a group.
+ *
+ * grad_params is added to: per layer a weight, then a bias; at last, where there are grad_updates,
+ * the read-out. Any other gradient may be NULL: zero if it comes in, not wanted if it goes out.
  */
 #if defined(__x86_64__)
 #define DISPATCH(name, type, ...)                                                                  \
@@ -211,20 +227,26 @@ EXPORT int haltwise_lstm_isa(void)
 #define DEFINE(type, real)                                                                         \
     EXPORT int haltwise_lstm_forward_##type(                                                       \
         int isa, const shape *s, const real *inputs, const real *hidden, const real *cell,         \
-        const real *const *weights, const real *const *biases, real *outputs, real *hidden_out,    \
-        real *cell_out)                                                                            \
+        const real *const *weights, const real *const *biases, const real *grads,                  \
+        const real *pooled, real *outputs, real *updates, real *hidden_out, real *cell_out)        \
     {                                                                                              \
-        return DISPATCH(forward, type, s, inputs, hidden, cell, weights, biases, outputs,          \
-                        hidden_out, cell_out);                                                     \
+        return DISPATCH(forward, type, s, inputs, hidden, cell, weights, biases, grads, pooled,    \
+                        outputs, updates, hidden_out, cell_out);                                   \
     }                                                                                              \
     EXPORT int haltwise_lstm_backward_##type(                                                      \
         int isa, const shape *s, const real *inputs, const real *hidden, const real *cell,         \
-        const real *const *weights, const real *const *biases, const real *grad_outputs,           \
-        const real *grad_hidden_out, const real *grad_cell_out, real *grad_hidden,                 \
-        real *grad_cell, double *grad_params)                                                      \
+        const real *const *weights, const real *const *biases, const real *grads,                  \
+        const real *pooled, const real *grad_outputs, const real *grad_updates,                    \
+        const real *grad_sums, const real *grad_hidden_out, const real *grad_cell_out,             \
+        real *grad_hidden, real *grad_cell, double *grad_params)                                   \
     {                                                                                              \
-        return DISPATCH(backward, type, s, inputs, hidden, cell, weights, biases, grad_outputs,    \
-                        grad_hidden_out, grad_cell_out, grad_hidden, grad_cell, grad_params);      \
+        return DISPATCH(backward, type, s, inputs, hidden, cell, weights, biases, grads, pooled,   \
+                        grad_outputs, grad_updates, grad_sums, grad_hidden_out, grad_cell_out,     \
+                        grad_hidden, grad_cell, grad_params);                                      \
+    }                                                                                              \
+    EXPORT void haltwise_lstm_pool_##type(const shape *s, const real *grads, real *pooled)         \
+    {                                                                                              \
+        pool_base_##type(s, grads, pooled);                                                        \
     }
 
 DEFINE(f32, float)

@@ -8,11 +8,12 @@ Hidden and cell states are [R, L, H].
 import ctypes
 import functools
 import importlib.util
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ __all__ = [
 
 _INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-_MIN_CHUNK, _MAX_CHUNKS = 512, 64  # rows of a thread's piece of work, and their number
+_MIN_CHUNK, _MAX_CHUNKS = 576, 64  # rows of a thread's piece of work, and their number
+_WHOLE_BLOCKS = 192  # rows: a multiple of the blocks of every instance of the kernel
 
 
 # ------------------------------------------------------------------------------ plain PyTorch
@@ -133,10 +135,13 @@ def _library_lstm_sequence(
 # ------------------------------------------------------------------------------ compiled library
 
 
+_INTEGERS = ("steps", "rows", "inputs", "hidden", "layers", "begin", "end", "outputs", "group")
+
+
 class _Shape(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in ("steps", "rows", "inputs", "hidden", "layers", "begin", "end")
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _INTEGERS),
+        *((name, ctypes.c_double) for name in ("scale", "log_range", "threshold")),
     )
 
 
@@ -157,6 +162,14 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     return library, _INSTRUCTION_SETS[isa]
 
 
+@functools.cache
+def _isa() -> int:
+    library, _ = _load()
+    assert library is not None
+    isa: int = library.haltwise_lstm_isa()
+    return isa
+
+
 def _forced_plain() -> bool:
     return os.environ.get("HALTWISE_KERNEL", "").strip().lower() == "plain"
 
@@ -174,7 +187,7 @@ def implementation() -> str:
     return f"plain PyTorch ({detail})" if library is None else f"compiled kernel ({detail})"
 
 
-def _fusable(inputs: Tensor, *others: Tensor) -> bool:
+def fusable(inputs: Tensor, *others: Tensor) -> bool:
     """Whether the compiled kernel serves these tensors."""
     if not available() or inputs.dtype not in _SUFFIX or torch.compiler.is_compiling():
         return False
@@ -218,7 +231,7 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 def _chunks(rows: int) -> list[tuple[int, int]]:
     """Pieces of the rows; they depend on nothing else, so that results do not either."""
     size = max(_MIN_CHUNK, -(-rows // _MAX_CHUNKS))
-    size = -(-size // 64) * 64  # whole blocks of the kernel
+    size = -(-size // _WHOLE_BLOCKS) * _WHOLE_BLOCKS
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 
@@ -235,6 +248,87 @@ def _run(task: Callable[[int, int, int], int], chunks: Sequence[tuple[int, int]]
         raise MemoryError("no memory for the LSTM kernel's scratch")
 
 
+@final
+class Gradients(NamedTuple):
+    """What stands in the place of inputs where the kernel moves a problem's coordinates.
+
+    Attributes:
+        grads: Shape [K, R].
+        pooled: Mean and inverse root mean square of each problem's, shape [K, P, 2].
+        num_inputs: Features of a gradient, 2 or 4.
+        weight: Of the read-out, shape [O, H].
+        bias: Of the read-out, shape [O].
+        scale: Of the updates.
+        log_range: Of the features.
+    """
+
+    grads: Tensor
+    pooled: Tensor
+    num_inputs: int
+    weight: Tensor
+    bias: Tensor
+    scale: float
+    log_range: float
+
+
+def call(
+    function: str,
+    inputs: Tensor | Gradients,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *others: Tensor | None,
+    sums: Tensor | None = None,
+    isa: int | None = None,
+) -> None:
+    """Run `haltwise_lstm_{function}` on contiguous tensors; every chunk has its row of `sums`."""
+    library, _ = _load()
+    assert library is not None
+    if isa is None:
+        isa = _isa()
+    run = getattr(library, f"haltwise_lstm_{function}_{_SUFFIX[hidden.dtype]}")
+    rows, num_layers, size = hidden.shape
+    grads = pooled = None
+    if isinstance(inputs, Gradients):
+        grads, pooled, num_inputs, weight, bias, *numbers = inputs
+        weights, biases = [*weights, weight], [*biases, bias]
+        steps, num_outputs, group = len(grads), len(bias), rows // pooled.shape[1] if rows else 1
+        numbers.append(math.exp(-inputs.log_range))
+        inputs = None
+    else:
+        steps, _, num_inputs = inputs.shape
+        num_outputs, group, numbers = 0, 1, []
+    operands = (
+        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
+        _pointers(weights),
+        _pointers(biases),
+        *(_pointer(tensor) for tensor in (grads, pooled, *others)),
+    )
+
+    def task(index: int, begin: int, end: int) -> int:
+        shape = _Shape(
+            steps, rows, num_inputs, size, num_layers, begin, end, num_outputs, group, *numbers
+        )
+        own = () if sums is None else (_pointer(sums[index]),)
+        code: int = run(isa, ctypes.byref(shape), *operands, *own)
+        return code
+
+    _run(task, _chunks(rows))
+
+
+def pool(grads: Tensor, num_groups: int) -> Tensor:
+    """Mean and inverse root mean square of P groups of the gradients [K, R], shape [K, P, 2]."""
+    library, _ = _load()
+    assert library is not None
+    steps, rows = grads.shape
+    pooled = grads.new_empty(steps, num_groups, 2)
+    shape = _Shape(steps=steps, rows=rows, group=rows // num_groups if rows else 1)
+    run = getattr(library, f"haltwise_lstm_pool_{_SUFFIX[grads.dtype]}")
+    run(ctypes.byref(shape), _pointer(grads), _pointer(pooled))
+    return pooled
+
+
 def _forward(
     inputs: Tensor,
     hidden: Tensor,
@@ -245,28 +339,36 @@ def _forward(
     isa: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Final states; writes the top layer's outputs. All tensors are contiguous."""
-    library, _ = _load()
-    assert library is not None
-    if isa is None:
-        isa = library.haltwise_lstm_isa()
-    run = getattr(library, f"haltwise_lstm_forward_{_SUFFIX[inputs.dtype]}")
-    new_hidden, new_cell = torch.empty_like(hidden), torch.empty_like(cell)
-    steps, rows, num_inputs = inputs.shape
-    _, num_layers, size = hidden.shape
-    operands = (
-        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
-        _pointers(weights),
-        _pointers(biases),
-        *(_pointer(tensor) for tensor in (outputs, new_hidden, new_cell)),
-    )
+    new = torch.empty_like(hidden), torch.empty_like(cell)
+    call("forward", inputs, hidden, cell, weights, biases, outputs, None, *new, isa=isa)
+    return new
 
-    def task(_: int, begin: int, end: int) -> int:
-        shape = _Shape(steps, rows, num_inputs, size, num_layers, begin, end)
-        code: int = run(isa, ctypes.byref(shape), *operands)
-        return code
 
-    _run(task, _chunks(rows))
-    return new_hidden, new_cell
+def backward(
+    inputs: Tensor | Gradients,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *grads: Tensor | None,
+    wants_state: bool = True,
+    isa: int | None = None,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """Gradients of the states, if wanted, and of every layer's weight and bias in turn.
+
+    The read-out counts as the last layer. `grads` are those of the top layer's outputs, the
+    updates, the sums of the outputs over each problem, and the last states; None for zero.
+    """
+    layers = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
+    if isinstance(inputs, Gradients):
+        layers += [inputs.weight, inputs.bias]
+    sizes = [tensor.numel() for tensor in layers]
+    state = [torch.empty_like(value) if wants_state else None for value in (hidden, cell)]
+    sums = torch.zeros(len(_chunks(len(hidden))), sum(sizes), dtype=torch.float64)
+    call("backward", inputs, hidden, cell, weights, biases, *grads, *state, sums=sums, isa=isa)
+    flat = sums.sum(0).to(hidden.dtype)  # in order, whoever finished first
+    pieces = zip(torch.split(flat, sizes), layers, strict=True)
+    return *state, [piece.view(layer.shape) for piece, layer in pieces]
 
 
 def _backward(
@@ -279,46 +381,23 @@ def _backward(
     grad_new_hidden: Tensor | None,
     grad_new_cell: Tensor | None,
     *,
-    wants_hidden: bool = True,
-    wants_cell: bool = True,
+    wants_state: bool = True,
     isa: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """Gradients of the states, if wanted, and of every layer's weight and bias in turn."""
-    library, _ = _load()
-    assert library is not None
-    if isa is None:
-        isa = library.haltwise_lstm_isa()
-    run = getattr(library, f"haltwise_lstm_backward_{_SUFFIX[inputs.dtype]}")
-    grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-    grad_cell = torch.empty_like(cell) if wants_cell else None
-    steps, rows, num_inputs = inputs.shape
-    _, num_layers, size = hidden.shape
-    shapes = [tensor.shape for pair in zip(weights, biases, strict=True) for tensor in pair]
-    chunks = _chunks(rows)
-    grad_params = torch.zeros(
-        len(chunks), sum(shape.numel() for shape in shapes), dtype=torch.float64
-    )
-    operands = (
-        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
-        _pointers(weights),
-        _pointers(biases),
-        *(_pointer(tensor) for tensor in (grad_outputs, grad_new_hidden, grad_new_cell)),
-        *(_pointer(tensor) for tensor in (grad_hidden, grad_cell)),
-    )
-
-    def task(index: int, begin: int, end: int) -> int:
-        shape = _Shape(steps, rows, num_inputs, size, num_layers, begin, end)
-        own = _pointer(grad_params[index])  # summed in order below, whoever finishes first
-        code: int = run(isa, ctypes.byref(shape), *operands, own)
-        return code
-
-    _run(task, chunks)
-    flat = grad_params.sum(0).to(inputs.dtype)
-    pieces = torch.split(flat, [shape.numel() for shape in shapes])
-    return (
-        grad_hidden,
-        grad_cell,
-        [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)],
+    """`backward` of a sequence."""
+    return backward(
+        inputs,
+        hidden,
+        cell,
+        weights,
+        biases,
+        grad_outputs,
+        None,
+        None,
+        grad_new_hidden,
+        grad_new_cell,
+        wants_state=wants_state,
+        isa=isa,
     )
 
 
@@ -350,8 +429,7 @@ class _Sequence(torch.autograd.Function):
             params[::2],
             params[1::2],
             *(None if grad is None else grad.contiguous() for grad in grads),
-            wants_hidden=ctx.needs_input_grad[1],
-            wants_cell=ctx.needs_input_grad[2],
+            wants_state=any(ctx.needs_input_grad[1:3]),
         )
         return None, grad_hidden, grad_cell, *grad_params
 
@@ -381,7 +459,7 @@ def lstm_step(
     with torch.no_grad():
         if inputs.is_cuda:
             return _library_lstm_step(inputs, hidden, cell, weights, biases)
-        if not _fusable(inputs, hidden, cell, *weights, *biases):
+        if not fusable(inputs, hidden, cell, *weights, *biases):
             return plain_lstm_step(inputs, hidden, cell, weights, biases)
         sequence = inputs.contiguous().unsqueeze(0)
         _check(sequence, hidden, cell, weights, biases)
@@ -419,7 +497,7 @@ def lstm_sequence(
     """
     if inputs.is_cuda:
         return _library_lstm_sequence(inputs, hidden, cell, weights, biases)
-    if not _fusable(inputs, hidden, cell, *weights, *biases):
+    if not fusable(inputs, hidden, cell, *weights, *biases):
         return plain_lstm_sequence(inputs, hidden, cell, weights, biases)
     _check(inputs, hidden, cell, weights, biases)
     params = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]

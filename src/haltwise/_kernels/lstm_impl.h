@@ -15,6 +15,9 @@
 
 #define LANES ((int64_t)(VBYTES / sizeof(REAL)))
 #define BLOCK ((int64_t)(NV * LANES))
+#ifndef WT
+#define WT 2
+#endif
 #define V FN(vector)
 #define IV FN(ivector)
 #define QUAD FN(quad)
@@ -64,19 +67,21 @@ INLINE V FN(exp_parts)(V y, V *scale)
     return p * (r * r) + r;
 }
 
-INLINE V FN(sigmoid)(V x)
+/* 1 / sigmoid(x), at most exp(60) in float and exp(600) in double. */
+INLINE V FN(inverse_sigmoid)(V x)
 {
 #if DOUBLE
-    const REAL range = 708;
+    const REAL range = 600;
 #else
-    const REAL range = 87;
+    const REAL range = 60;
 #endif
     V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), -x));
     V q = FN(exp_parts)(y, &s);
-    return RECIP(q * s + (s + 1));
+    return q * s + (s + 1);
 }
 
-INLINE V FN(tanh)(V x)
+/* e with tanh(x) = e / (e + 2): exp(2 x) - 1, accurate where small. */
+INLINE V FN(tanh_part)(V x)
 {
 #if DOUBLE
     const REAL range = 40;
@@ -85,8 +90,47 @@ INLINE V FN(tanh)(V x)
 #endif
     V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), x + x));
     V q = FN(exp_parts)(y, &s);
-    V e = q * s + (s - 1); /* accurate where small, unlike exp(y) - 1 */
-    return e * RECIP(e + 2);
+    return q * s + (s - 1);
+}
+
+INLINE V FN(exp)(V x)
+{
+#if DOUBLE
+    const REAL range = 708;
+#else
+    const REAL range = 87;
+#endif
+    V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), x));
+    V q = FN(exp_parts)(y, &s);
+    return q * s + s;
+}
+
+/* Of positive normal numbers: log(2^e m) = e ln 2 + 2 artanh((m - 1) / (m + 1)), m about 1. */
+INLINE V FN(log)(V x)
+{
+#if DOUBLE
+    const INT half = 0x3fe6a09e667f3bcd, bits = 52;
+    enum { TERMS = 12 };
+#else
+    const INT half = 0x3f3504f3, bits = 23; /* sqrt(1/2) */
+    enum { TERMS = 5 };
+#endif
+    IV e = ((IV)x - half) >> bits;
+    V m = (V)((IV)x - (e << bits));
+    V ratio = (m - 1) / (m + 1), square = ratio * ratio;
+    V p = FN(splat)((REAL)1 / (2 * TERMS + 1));
+    UNROLL for (int k = TERMS - 1; k >= 0; k--) p = p * square + (REAL)1 / (2 * k + 1);
+    return __builtin_convertvector(e, V) * (REAL)0.69314718055994530942 + 2 * ratio * p;
+}
+
+/* L2L's features of a gradient: magnitude on a log scale, and sign; an infinity becomes NaN. */
+INLINE void FN(preprocess)(const shape *s, V grad, V *magnitude, V *sign)
+{
+    V size = VMAX(-grad, grad), least = FN(splat)((REAL)s->threshold);
+    V poison = grad * 0;
+    *magnitude = FN(log)(VMAX(least, size)) * (REAL)(1 / s->log_range) + poison;
+    V scaled = grad * (REAL)(1 / s->threshold);
+    *sign = VMIN(FN(splat)(1), VMAX(FN(splat)(-1), scaled)) + poison;
 }
 
 /* Four vectors of four, transposed; strides in scalars. */
@@ -176,6 +220,14 @@ static void FN(pack_transposed)(const shape *s, const REAL *const *weights, REAL
     }
 }
 
+/* The read-out as [feature][output], bias last, missing outputs zero. */
+static void FN(pack_readout)(const shape *s, const REAL *weight, const REAL *bias, REAL *packed)
+{
+    for (int64_t j = 0; j <= s->hidden; j++)
+        for (int64_t o = 0; o < 4; o++)
+            *packed++ = o >= s->outputs ? 0 : j < s->hidden ? weight[o * s->hidden + j] : bias[o];
+}
+
 INLINE void FN(multiply)(V acc[4][NV], const REAL *w, const REAL *x, int64_t width)
 {
     for (int64_t k = 0; k < width; k++, w += 4, x += BLOCK) {
@@ -201,27 +253,34 @@ INLINE void FN(cell)(int save, int64_t width, int64_t hidden, const REAL *w, con
         w += 4 * width;
         FN(multiply)(acc, w, h_old, hidden);
         w += 4 * hidden;
-        /* Stage by stage: independent vectors next to each other hide each other's latency. */
-        UNROLL for (int v = 0; v < NV; v++) acc[0][v] = FN(sigmoid)(acc[0][v]);
-        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(sigmoid)(acc[1][v]);
-        UNROLL for (int v = 0; v < NV; v++) acc[2][v] = FN(tanh)(acc[2][v]);
-        if (save)
-            UNROLL for (int g = 0; g < 3; g++)
-                UNROLL for (int v = 0; v < NV; v++)
-                    *(V *)(gates + (4 * j + g) * BLOCK + v * LANES) = acc[g][v];
+        /* Stage by stage: independent vectors next to each other hide each other's latency. A
+         * sigmoid and a tanh that are multiplied share a division. */
+        V e[NV], share[NV];
+        UNROLL for (int v = 0; v < NV; v++) acc[0][v] = FN(inverse_sigmoid)(acc[0][v]);
+        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(inverse_sigmoid)(acc[1][v]);
+        UNROLL for (int v = 0; v < NV; v++) e[v] = FN(tanh_part)(acc[2][v]);
+        UNROLL for (int v = 0; v < NV; v++) acc[3][v] = FN(inverse_sigmoid)(acc[3][v]);
+        UNROLL for (int v = 0; v < NV; v++) share[v] = RECIP(acc[0][v] * (e[v] + 2));
+        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = RECIP(acc[1][v]);
         UNROLL for (int v = 0; v < NV; v++) {
             int64_t at = j * BLOCK + v * LANES;
-            acc[1][v] = acc[1][v] * *(const V *)(c_old + at) + acc[0][v] * acc[2][v];
+            REAL *gate = gates + 4 * j * BLOCK + v * LANES;
+            if (save) {
+                *(V *)gate = (e[v] + 2) * share[v];
+                *(V *)(gate + BLOCK) = acc[1][v];
+                *(V *)(gate + 2 * BLOCK) = acc[0][v] * (e[v] * share[v]);
+            }
+            acc[1][v] = acc[1][v] * *(const V *)(c_old + at) + e[v] * share[v];
             *(V *)(c + at) = acc[1][v];
         }
-        UNROLL for (int v = 0; v < NV; v++) acc[3][v] = FN(sigmoid)(acc[3][v]);
-        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(tanh)(acc[1][v]);
+        UNROLL for (int v = 0; v < NV; v++) e[v] = FN(tanh_part)(acc[1][v]);
+        UNROLL for (int v = 0; v < NV; v++) share[v] = RECIP(acc[3][v] * (e[v] + 2));
         UNROLL for (int v = 0; v < NV; v++) {
             int64_t at = j * BLOCK + v * LANES;
-            *(V *)(h + at) = acc[3][v] * acc[1][v];
+            *(V *)(h + at) = e[v] * share[v];
             if (save) {
-                *(V *)(gates + (4 * j + 3) * BLOCK + v * LANES) = acc[3][v];
-                *(V *)(tc + at) = acc[1][v];
+                *(V *)(gates + (4 * j + 3) * BLOCK + v * LANES) = (e[v] + 2) * share[v];
+                *(V *)(tc + at) = acc[3][v] * (e[v] * share[v]);
             }
         }
     }
@@ -242,31 +301,111 @@ INLINE void FN(stack)(int save, const shape *s, const FN(record) *r, const REAL 
     }
 }
 
+/* A block's inputs, two or four planes, and basis, two planes, from its `rows` gradients on and the
+ * (mean, 1 / root mean square) of every group's. */
+INLINE void FN(features)(const shape *s, const REAL *grad, const REAL *pooled, int64_t begin,
+                         int64_t rows, REAL *in, REAL *basis)
+{
+    V values[3][NV];
+    memset(values, 0, sizeof values);
+    REAL *own = (REAL *)values[0], *mean = (REAL *)values[1], *inverse = (REAL *)values[2];
+    memcpy(own, grad, rows * sizeof(REAL));
+    int64_t group = begin / s->group, left = (group + 1) * s->group - begin;
+    for (int64_t b = 0; b < rows; b++, left--) {
+        if (left == 0) group++, left = s->group;
+        mean[b] = pooled[2 * group], inverse[b] = pooled[2 * group + 1];
+    }
+    UNROLL for (int v = 0; v < NV; v++) {
+        V *to = (V *)(in + v * LANES), *shared = (V *)(in + 2 * BLOCK + v * LANES);
+        FN(preprocess)(s, values[0][v], to, to + NV);
+        if (s->inputs == 4) FN(preprocess)(s, values[1][v], shared, shared + NV);
+        V level = values[1][v] * values[2][v];
+        *(V *)(basis + v * LANES) = values[0][v] * values[2][v] - level;
+        *(V *)(basis + BLOCK + v * LANES) = level;
+    }
+}
+
+#ifdef POOL /* one instance a type will do */
+/* (mean, 1 / root mean square) of every group of `grads` [steps, rows]. */
+static void FN(pool)(const shape *s, const REAL *grads, REAL *pooled)
+{
+    for (const REAL *end = grads + s->steps * s->rows; grads < end; grads += s->group) {
+        REAL largest = (REAL)1e-30; /* whose square is still a number */
+        for (int64_t i = 0; i < s->group; i++) {
+            REAL size = grads[i] < 0 ? -grads[i] : grads[i];
+            largest = size > largest ? size : largest;
+        }
+        double sum = 0, squares = 0, inverse = 1.0 / largest;
+        for (int64_t i = 0; i < s->group; i++) {
+            double scaled = grads[i] * inverse;
+            sum += grads[i], squares += scaled * scaled;
+        }
+        double mean_square = squares / s->group;
+        /* The floor keeps gradients of all zeros at zero. */
+        double rms = largest * sqrt(mean_square < 1e-30 ? 1e-30 : mean_square);
+        *pooled++ = (REAL)(sum / s->group);
+        *pooled++ = (REAL)(1 / (rms < 1.8048513878454153e-35 ? 1.8048513878454153e-35 : rms));
+    }
+}
+#endif
+
+/* The update u = e (a + k n + l m) of a block and its factors a + k n + l m and e = scale exp(b),
+ * with (a, b, k, l) read out of the top layer's `h` and (n, m) the two planes of `basis`. */
+INLINE void FN(read_out)(const shape *s, const REAL *readout, const REAL *h, const REAL *basis,
+                         V direction[NV], V length[NV])
+{
+    V acc[4][NV];
+    UNROLL for (int o = 0; o < 4; o++)
+        UNROLL for (int v = 0; v < NV; v++) acc[o][v] = FN(splat)(readout[4 * s->hidden + o]);
+    FN(multiply)(acc, readout, h, s->hidden);
+    UNROLL for (int v = 0; v < NV; v++) {
+        V n = *(const V *)(basis + v * LANES), m = *(const V *)(basis + BLOCK + v * LANES);
+        direction[v] = acc[0][v] + acc[2][v] * n + acc[3][v] * m;
+        V root = FN(exp)(acc[1][v] * (REAL)0.5); /* whose square may overflow, as it should */
+        length[v] = root * root * (REAL)s->scale;
+    }
+}
+
 static TARGET int FN(forward)(const shape *s, const REAL *inputs, const REAL *hidden,
                               const REAL *cell, const REAL *const *weights,
-                              const REAL *const *biases, REAL *outputs, REAL *hidden_out,
-                              REAL *cell_out)
+                              const REAL *const *biases, const REAL *grads, const REAL *pooled,
+                              REAL *outputs, REAL *updates, REAL *hidden_out, REAL *cell_out)
 {
     const FN(record) r = FN(layout)(s, 0);
     const int64_t units = s->layers * s->hidden, top = (units - s->hidden) * BLOCK;
     const int64_t num_weights = weight_count(s), num_biases = 4 * units;
     void *memory;
-    REAL *buffer = allocate((2 * r.size + num_weights + num_biases) * sizeof(REAL), &memory);
+    REAL *buffer = allocate(
+        (2 * r.size + 3 * BLOCK + num_weights + num_biases + 4 * (s->hidden + 1)) * sizeof(REAL),
+        &memory);
     if (!buffer) return 1;
-    REAL *w = buffer + 2 * r.size, *bias = w + num_weights;
+    REAL *planes = buffer + 2 * r.size; /* two of the basis, one of the updates */
+    REAL *w = planes + 3 * BLOCK, *bias = w + num_weights, *reader = bias + num_biases;
     FN(pack)(s, weights, biases, w, bias);
+    if (updates) FN(pack_readout)(s, weights[s->layers], biases[s->layers], reader);
     for (int64_t begin = s->begin; begin < s->end; begin += BLOCK) {
         int64_t rows = s->end - begin < BLOCK ? s->end - begin : BLOCK;
         REAL *old = buffer, *new = buffer + r.size;
         FN(gather)(old + r.h, hidden + begin * units, units, rows, units);
         FN(gather)(old + r.c, cell + begin * units, units, rows, units);
         for (int64_t t = 0; t < s->steps; t++) {
-            FN(gather)(new + r.in, inputs + (t * s->rows + begin) * s->inputs, s->inputs, rows,
-                       s->inputs);
+            int64_t at = t * s->rows + begin;
+            if (grads)
+                FN(features)(s, grads + at, pooled + 2 * (t * s->rows / s->group), begin, rows,
+                             new + r.in, planes);
+            else
+                FN(gather)(new + r.in, inputs + at * s->inputs, s->inputs, rows, s->inputs);
             FN(stack)(0, s, &r, w, bias, old, new);
             if (outputs)
-                FN(scatter)(outputs + (t * s->rows + begin) * s->hidden, new + r.h + top,
+                FN(scatter)(outputs + at * s->hidden, new + r.h + top,
                             s->hidden, rows, s->hidden);
+            if (updates) {
+                V direction[NV], length[NV];
+                FN(read_out)(s, reader, new + r.h + top, planes, direction, length);
+                V *update = (V *)(planes + 2 * BLOCK);
+                UNROLL for (int v = 0; v < NV; v++) update[v] = direction[v] * length[v];
+                memcpy(updates + at, update, rows * sizeof(REAL));
+            }
             REAL *swap = old;
             old = new;
             new = swap;
@@ -327,15 +466,15 @@ INLINE void FN(weight_gradient)(const shape *s, const FN(record) *r, int64_t l, 
     const REAL *x = l ? record + r->h + (l - 1) * plane : record + r->in;
     const REAL *h = record - r->size + r->h + l * plane;
     const REAL *gates = record + r->g + 4 * l * plane;
-    for (int64_t k = 0; k < all; k += FT) {
-        const REAL *feature[FT];
-        for (int64_t i = 0; i < FT; i++) {
+    for (int64_t k = 0; k < all; k += WT) {
+        const REAL *feature[WT];
+        for (int64_t i = 0; i < WT; i++) {
             int64_t at = k + i < all ? k + i : all - 1; /* the last tile's surplus is dropped */
             feature[i] = at < width ? x + at * BLOCK : h + (at - width) * BLOCK;
         }
         for (int64_t j = 0; j < s->hidden; j++) {
-            V acc[FT][4];
-            UNROLL for (int i = 0; i < FT; i++)
+            V acc[WT][4];
+            UNROLL for (int i = 0; i < WT; i++)
                 UNROLL for (int g = 0; g < 4; g++) acc[i][g] = (V){0};
             for (int64_t t = 0; t < steps; t++) {
                 const REAL *from = gates + 4 * j * BLOCK + t * r->size;
@@ -343,14 +482,14 @@ INLINE void FN(weight_gradient)(const shape *s, const FN(record) *r, int64_t l, 
                     V value[4];
                     UNROLL for (int g = 0; g < 4; g++)
                         value[g] = *(const V *)(from + g * BLOCK + v * LANES);
-                    UNROLL for (int i = 0; i < FT; i++) {
+                    UNROLL for (int i = 0; i < WT; i++) {
                         V other = *(const V *)(feature[i] + t * r->size + v * LANES);
                         UNROLL for (int g = 0; g < 4; g++) acc[i][g] += value[g] * other;
                     }
                 }
             }
             V *out = sums + 4 * (j * all + k);
-            UNROLL for (int i = 0; i < FT; i++)
+            UNROLL for (int i = 0; i < WT; i++)
                 if (k + i < all)
                     UNROLL for (int g = 0; g < 4; g++) out[4 * i + g] += acc[i][g];
         }
@@ -369,7 +508,7 @@ INLINE double FN(drain)(V *sum)
 
 /* Lane sums into the gradients ([4 hidden, width] then [4 hidden] per layer), which are double:
  * there may be millions of addends. */
-static TARGET void FN(flush)(const shape *s, V *sums, V *bias_sums, double *grad)
+static TARGET void FN(flush)(const shape *s, V *sums, V *bias_sums, V *readout_sums, double *grad)
 {
     for (int64_t l = 0; l < s->layers; l++) {
         int64_t width = fan_in(s, l) + s->hidden;
@@ -382,12 +521,46 @@ static TARGET void FN(flush)(const shape *s, V *sums, V *bias_sums, double *grad
         }
         grad += 4 * s->hidden * (width + 1);
     }
+    for (int64_t j = 0; readout_sums && j <= s->hidden; j++, readout_sums += 4)
+        for (int64_t o = 0; o < s->outputs; o++)
+            grad[j < s->hidden ? o * s->hidden + j : s->outputs * s->hidden + o] +=
+                FN(drain)(readout_sums + o);
+}
+
+/* Derivatives of the updates ([BLOCK]) back to the top layer's `h`, added to `dh`, and to the
+ * read-out, summed into `sums` ([hidden + 1][output] vectors). */
+INLINE void FN(read_out_backward)(const shape *s, const REAL *readout, const REAL *h,
+                                  const REAL *basis, const REAL *grad, REAL *dh, V *sums)
+{
+    V direction[NV], length[NV], dz[4][NV];
+    FN(read_out)(s, readout, h, basis, direction, length);
+    UNROLL for (int v = 0; v < NV; v++) {
+        dz[0][v] = *(const V *)(grad + v * LANES) * length[v];
+        dz[1][v] = dz[0][v] * direction[v];
+        dz[2][v] = dz[0][v] * *(const V *)(basis + v * LANES);
+        dz[3][v] = dz[0][v] * *(const V *)(basis + BLOCK + v * LANES);
+    }
+    for (int64_t j = 0; j < s->hidden; j++, readout += 4, sums += 4, h += BLOCK, dh += BLOCK) {
+        V total[4] = {sums[0], sums[1], sums[2], sums[3]};
+        UNROLL for (int v = 0; v < NV; v++) {
+            V value = *(const V *)(h + v * LANES), down = *(V *)(dh + v * LANES);
+            UNROLL for (int o = 0; o < 4; o++) {
+                down += readout[o] * dz[o][v];
+                total[o] += value * dz[o][v];
+            }
+            *(V *)(dh + v * LANES) = down;
+        }
+        UNROLL for (int o = 0; o < 4; o++) sums[o] = total[o];
+    }
+    UNROLL for (int o = 0; o < 4; o++)
+        UNROLL for (int v = 0; v < NV; v++) sums[o] += dz[o][v];
 }
 
 static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *hidden,
                                const REAL *cell, const REAL *const *weights,
-                               const REAL *const *biases, const REAL *grad_outputs,
-                               const REAL *grad_hidden_out, const REAL *grad_cell_out,
+                               const REAL *const *biases, const REAL *grads,
+                               const REAL *pooled, const REAL *grad_outputs, const REAL *grad_updates,
+                               const REAL *grad_sums, const REAL *grad_hidden_out, const REAL *grad_cell_out,
                                REAL *grad_hidden, REAL *grad_cell, double *grad_params)
 {
     const FN(record) r = FN(layout)(s, 1);
@@ -399,18 +572,22 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
         num_transposed += (width + FT - 1) / FT * FT * 4 * s->hidden;
     }
     /* Vectors first, so that all of them are aligned. */
-    const int64_t vectors = (num_weights + num_biases) * LANES + (s->steps + 1) * r.size +
-                         2 * units * BLOCK + plane;
+    const int64_t num_sums = num_weights + num_biases + 4 * (s->hidden + 1);
+    const int64_t vectors =
+        num_sums * LANES + (s->steps + 1) * r.size +
+        (2 * units + s->hidden + 1 + 2 * s->steps) * BLOCK;
     void *memory;
-    REAL *buffer = allocate(
-        (vectors + num_weights + num_biases + num_transposed) * sizeof(REAL), &memory);
+    REAL *buffer = allocate((vectors + num_sums + num_transposed) * sizeof(REAL), &memory);
     if (!buffer) return 1;
-    V *sums = (V *)buffer, *bias_sums = sums + num_weights;
-    REAL *records = (REAL *)(bias_sums + num_biases), *dh = records + (s->steps + 1) * r.size;
+    V *sums = (V *)buffer, *bias_sums = sums + num_weights, *readout_sums = bias_sums + num_biases;
+    REAL *records = (REAL *)(sums + num_sums), *dh = records + (s->steps + 1) * r.size;
     REAL *dc = dh + units * BLOCK, *spare = dc + units * BLOCK;
-    REAL *w = spare + plane, *bias = w + num_weights, *transposed = bias + num_biases;
-    memset(sums, 0, (num_weights + num_biases) * sizeof(V));
+    REAL *basis = spare + plane + BLOCK; /* two planes a step */
+    REAL *w = basis + 2 * s->steps * BLOCK, *bias = w + num_weights, *reader = bias + num_biases;
+    REAL *transposed = reader + 4 * (s->hidden + 1);
+    memset(sums, 0, num_sums * sizeof(V));
     FN(pack)(s, weights, biases, w, bias);
+    if (grad_updates) FN(pack_readout)(s, weights[s->layers], biases[s->layers], reader);
     FN(pack_transposed)(s, weights, transposed);
     int64_t pending = 0; /* steps summed since the last flush */
     for (int64_t begin = s->begin; begin < s->end; begin += BLOCK) {
@@ -419,8 +596,12 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
         FN(gather)(records + r.c, cell + begin * units, units, rows, units);
         for (int64_t t = 0; t < s->steps; t++) {
             REAL *old = records + t * r.size, *new = old + r.size;
-            FN(gather)(new + r.in, inputs + (t * s->rows + begin) * s->inputs, s->inputs, rows,
-                       s->inputs);
+            int64_t at = t * s->rows + begin;
+            if (grads)
+                FN(features)(s, grads + at, pooled + 2 * (t * s->rows / s->group), begin, rows,
+                             new + r.in, basis + 2 * t * BLOCK);
+            else
+                FN(gather)(new + r.in, inputs + at * s->inputs, s->inputs, rows, s->inputs);
             FN(stack)(1, s, &r, w, bias, old, new);
         }
         if (grad_hidden_out)
@@ -439,6 +620,17 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
                 V *to = (V *)(dh + (s->layers - 1) * plane);
                 for (int64_t i = 0; i < s->hidden * NV; i++) to[i] += ((V *)spare)[i];
             }
+            const int64_t top = (s->layers - 1) * plane, at = t * s->rows + begin;
+            if (grad_updates) {
+                FN(gather)(spare, grad_updates + at, 1, rows, 1);
+                FN(read_out_backward)(s, reader, new + r.h + top, basis + 2 * t * BLOCK, spare,
+                                      dh + top, readout_sums);
+            }
+            if (grad_sums)
+                for (int64_t b = 0; b < rows; b++) {
+                    const REAL *from = grad_sums + (at + b) / s->group * s->hidden;
+                    for (int64_t j = 0; j < s->hidden; j++) dh[top + j * BLOCK + b] += from[j];
+                }
             const REAL *wt = transposed + num_transposed;
             V *sum = bias_sums + num_biases;
             for (int64_t l = s->layers - 1; l >= 0; l--) {
@@ -477,7 +669,7 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
             FN(scatter)(grad_cell + begin * units, dc, units, rows, units);
         pending += s->steps;
         if (pending >= FLUSH_STEPS || begin + BLOCK >= s->end) {
-            FN(flush)(s, sums, bias_sums, grad_params);
+            FN(flush)(s, sums, bias_sums, grad_updates ? readout_sums : NULL, grad_params);
             pending = 0;
         }
     }
@@ -502,3 +694,4 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
 #undef VMAX
 #undef VMIN
 #undef RECIP
+#undef POOL

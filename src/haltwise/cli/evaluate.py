@@ -12,7 +12,7 @@ from rich.table import Table
 from haltwise import pretrained
 from haltwise._errors import require
 from haltwise.checkpoint import write_atomically
-from haltwise.cli.options import data_directory, family_of
+from haltwise.cli.options import data_directory, device_option, family_of
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import Account, Contender
 from haltwise.evaluation import evaluate as run_evaluation
@@ -55,6 +55,7 @@ _COORDINATES = 2**18  # of all test problems together, unless told otherwise
 )
 @family_settings_option
 @data_directory
+@device_option
 @click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
 def evaluate(
     run_or_name: str,
@@ -67,6 +68,7 @@ def evaluate(
     compare: tuple[str, ...],
     out: Path | None,
     json_path: Path | None,
+    device: torch.device,
     threads: int | None,
     family_settings: dict[str, Any],
 ) -> None:
@@ -101,6 +103,7 @@ def evaluate(
             num_problems=num_problems,
             baseline=_baseline(run_or_name, baseline),
             others=tuple(map(_contender, compare)),
+            device=device,
             announce=status.update,
         )
     path = save_record(evaluation, out or _directory(run_or_name))

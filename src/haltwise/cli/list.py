@@ -18,10 +18,12 @@ def list_() -> None:
     for name, family in known.items():
         click.echo(f"  {name:<{longest}} {family.dim:>{width}} parameters  {_first_line(family)}")
     click.echo("Shipped optimizers (haltwise evaluate NAME, haltwise.load(NAME)):")
-    for name in pretrained.names():
+    shipped = pretrained.names()
+    longest = max(map(len, shipped))
+    for name in shipped:
         config = pretrained.read_card(name)["config"]
         click.echo(
-            f"  {name:<22} family {config['family']}, {config['horizon']} steps, "
+            f"  {name:<{longest}} family {config['family']}, {config['horizon']} steps, "
             f"price {config['price']:g} per step, preset {config['preset']}"
         )
 

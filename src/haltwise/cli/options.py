@@ -3,17 +3,25 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from haltwise._errors import InputError, require
 from haltwise.data import DIRECTORY_VARIABLE
 from haltwise.tasks import TaskFamily, family
 
-__all__ = ["data_directory", "family_of", "family_settings", "parse_settings"]
+__all__ = [
+    "data_directory",
+    "device_option",
+    "families_of",
+    "family_of",
+    "family_settings",
+    "parse_settings",
+]
 
 _Command = Callable[..., None]
 
@@ -31,6 +39,29 @@ def data_directory(command: _Command) -> _Command:
         expose_value=False,
         callback=remember,
         help=f"Where mnist/ and cifar10/ lie.  [default: ${DIRECTORY_VARIABLE}]",
+    )(command)
+
+
+def device_option(command: _Command) -> _Command:
+    """`--device`, tried out."""
+
+    def tried(_: click.Context, __: click.Parameter, name: str) -> torch.device:
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"--device {name} cannot be used ({reason}); use --device cpu"
+            ) from None
+        return device
+
+    return click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        callback=tried,
+        help="Where to compute, e.g. cuda or cuda:1.",
     )(command)
 
 
@@ -61,8 +92,23 @@ def family_of(
     trained: Mapping[str, Any], name: str | None, settings: Mapping[str, Any]
 ) -> TaskFamily:
     """The family called `name`, or else the one trained on, as it was then; with `settings`."""
+    require(
+        trained.get("runs") is None or name is not None,
+        "this monitor was trained on recorded runs, and there is no family to draw others from; "
+        "judge it by haltwise train-monitor with --test-runs",
+    )
     own = trained.get("family_settings", {}) if name is None else {}
     return family(name or trained["family"], {**own, **settings})
+
+
+def families_of(
+    trained: Mapping[str, Any], names: Sequence[str], settings: Mapping[str, Any]
+) -> list[TaskFamily]:
+    """The families called `names`, or else all that were trained on; with `settings`."""
+    if names:
+        return [family(name, dict(settings)) for name in names]
+    others = [family(name, dict(settings)) for name in trained.get("mixed_with", ())]
+    return [family_of(trained, None, settings), *others]
 
 
 def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from haltwise import pretrained
 from haltwise._errors import require
 from haltwise.checkpoint import write_atomically
-from haltwise.cli.options import data_directory, family_of
+from haltwise.cli.options import data_directory, device_option, families_of
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import Account, study_heads, study_stopping
 
@@ -29,7 +29,13 @@ __all__ = ["study"]
     metavar="NAME=RUN",
     help="Compare with the halting head of RUN, trained for the same rule; may be repeated.",
 )
-@click.option("--family", help="Family to draw problems from.  [default: the one trained on]")
+@click.option(
+    "--family",
+    "families",
+    multiple=True,
+    help="Family to draw problems from; may be repeated, as many from each.  [default: what it was "
+    "trained on]",
+)
 @click.option(
     "--price",
     "prices",
@@ -52,17 +58,19 @@ __all__ = ["study"]
 )
 @family_settings_option
 @data_directory
+@device_option
 @click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
 def study(
     run_or_name: str,
     others: tuple[str, ...],
-    family: str | None,
+    families: tuple[str, ...],
     prices: tuple[float, ...],
     horizon: int | None,
     seeds: int,
     first_seed: int,
     num_problems: int,
     json_path: Path | None,
+    device: torch.device,
     threads: int | None,
     family_settings: dict[str, Any],
 ) -> None:
@@ -88,20 +96,25 @@ def study(
         require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
         require(name not in heads, f"two heads are called {name!r}; choose another NAME in --head")
         heads[name] = pretrained.load(run)
-    family_name = family or config["family"]
+    names = families or (config["family"], *config.get("mixed_with", ()))
     with Console(stderr=True).status("starting") as status:
         arguments: dict[str, Any] = {
-            "family": family_of(config, family, family_settings),
+            "families": families_of(config, families, family_settings),
             "prices": prices or (config["price"],),
             "horizon": config["horizon"] if horizon is None else horizon,
             "seeds": range(first_seed, first_seed + seeds),
             "num_problems": num_problems,
+            "device": device,
             "announce": status.update,
         }
         results = (
             study_heads(heads, **arguments) if others else study_stopping(optimizer, **arguments)
         )
-    document = {"optimizer": Path(run_or_name).name, "family": family_name, "results": results}
+    document = {
+        "optimizer": Path(run_or_name).name,
+        "family": " + ".join(names),
+        "results": results,
+    }
     if json_path is not None:
         write_atomically(json_path, (json.dumps(document, indent=1) + "\n").encode())
     for account in Account:

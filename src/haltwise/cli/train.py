@@ -1,6 +1,7 @@
 """`haltwise train`: meta-train an optimizer on a family, with a live display."""
 
 import math
+import os
 import shlex
 import signal
 import sys
@@ -15,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Display
 
 from haltwise._errors import InputError, require
-from haltwise.cli.options import data_directory, parse_settings
+from haltwise.cli.options import data_directory, device_option, parse_settings
 from haltwise.cli.options import family_settings as family_settings_option
-from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
+from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig, Workers
 
-__all__ = ["train"]
+__all__ = ["run_trainer", "train"]
 
 
 @click.command()
@@ -54,9 +55,7 @@ __all__ = ["train"]
 @click.option("--learning-rate", type=float, help="Of the meta-optimizer Adam.")
 @click.option("--continuation", type=float, help="Continuation of the horizon prior, in (0, 1).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and problems.")
-@click.option(
-    "--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda or cuda:1."
-)
+@device_option
 @click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
 @click.option(
     "--set",
@@ -67,6 +66,18 @@ __all__ = ["train"]
 )
 @click.option(
     "--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory."
+)
+@click.option(
+    "--continue",
+    "go_on",
+    is_flag=True,
+    help="Go on if the run directory holds this very run already; implied when torchrun restarts.",
+)
+@click.option(
+    "--shards",
+    type=int,
+    help="Virtual shards of a batch, at least as many as workers; see docs/scaling.md.  "
+    "[default: 1]",
 )
 @family_settings_option
 @data_directory
@@ -90,63 +101,63 @@ def train(
     learning_rate: float | None,
     continuation: float | None,
     seed: int,
-    device: str,
+    device: torch.device,
     threads: int | None,
     settings: tuple[str, ...],
     family_settings: dict[str, Any],
     resume: Path | None,
+    go_on: bool,
+    shards: int | None,
     tensorboard: bool,
 ) -> None:
     """Meta-train an optimizer on FAMILY (see `haltwise list`).
 
-    Ctrl-C stops at the end of the meta-step and leaves a checkpoint.
+    Ctrl-C stops at the end of the meta-step and leaves a checkpoint. Several workers share a run:
+    torchrun --nproc-per-node 4 -m haltwise train FAMILY --shards 4.
     """
     if threads is not None:
         require(threads >= 1, f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     if resume is not None:
         require(family is None, "--resume takes family and settings from the run; drop the rest")
-        trainer = Trainer.resume(resume, device=_device(device), tensorboard=tensorboard)
+        where = _place(device, tensorboard)
+        run_trainer(Trainer.resume(resume, **where), where["workers"])
+        return
+    if family is None:
+        raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
+    config = TrainingConfig.from_preset(
+        preset,
+        family,
+        posterior=posterior,
+        rule=rule,
+        rule_from=rule_from,
+        head_from=head_from,
+        price=price,
+        horizon=horizon,
+        num_meta_steps=meta_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        continuation=continuation,
+        seed=seed,
+        num_shards=shards,
+        family_settings=family_settings or None,
+        **parse_settings(settings),
+    )
+    directory = out or Path("runs") / f"{family}-{preset}"
+    go_on = go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    where = _place(device, tensorboard)
+    if go_on and (directory / "config.json").exists():
+        trainer = Trainer.resume(directory, config=config, **where)
     else:
-        if family is None:
-            raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
-        config = TrainingConfig.from_preset(
-            preset,
-            family,
-            posterior=posterior,
-            rule=rule,
-            rule_from=rule_from,
-            head_from=head_from,
-            price=price,
-            horizon=horizon,
-            num_meta_steps=meta_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            continuation=continuation,
-            seed=seed,
-            family_settings=family_settings or None,
-            **parse_settings(settings),
-        )
-        directory = out or Path("runs") / f"{family}-{preset}"
-        trainer = Trainer(
-            config,
-            directory,
-            device=_device(device),
-            tensorboard=tensorboard,
-            command=_command(),
-        )
-    _train(trainer)
+        trainer = Trainer(config, directory, command=_command(), **where)
+    run_trainer(trainer, where["workers"])
 
 
-def _device(name: str) -> torch.device:
-    """The device called `name`, tried out."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}); use --device cpu") from None
-    return device
+def _place(device: torch.device, tensorboard: bool) -> dict[str, Any]:
+    """Where to train, and with whom."""
+    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return {"device": device, "tensorboard": tensorboard, "workers": Workers.join(device)}
 
 
 def _command() -> str:
@@ -154,16 +165,19 @@ def _command() -> str:
     return shlex.join(["haltwise", *sys.argv[1:]])
 
 
-def _train(trainer: Trainer) -> None:
-    console = Console(stderr=True)
-    interrupted = False
+def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
+    """Train to the end, or to Ctrl-C, with a live display; the run directory goes to stdout."""
+    workers = workers or Workers()
+    console = Console(stderr=True, quiet=not workers.is_first)
+    asked = False
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        nonlocal interrupted
-        if interrupted:
+        nonlocal asked
+        if asked:
             raise KeyboardInterrupt
-        interrupted = True
+        asked = True
+        trainer.interrupt()
 
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
@@ -187,6 +201,7 @@ def _train(trainer: Trainer) -> None:
                 j="-",
                 stop="-",
             )
+            rollbacks = 0
             for progress in trainer.run():
                 display.update(
                     task,
@@ -195,12 +210,16 @@ def _train(trainer: Trainer) -> None:
                     j=_number(progress.price_adjusted_loss),
                     stop=_number(progress.mean_halting_step),
                 )
-                if interrupted:
-                    break
+                if progress.num_rollbacks > rollbacks:
+                    console.print(
+                        f"Training diverged: back to meta-step {progress.step}, the learning rate "
+                        "lowered."
+                    )
+                rollbacks = progress.num_rollbacks
     finally:
         signal.signal(signal.SIGINT, previous)
-    if interrupted:
-        trainer.save()
+    workers.leave()
+    if trainer.interrupted:
         console.print(
             f"Stopped after {trainer.step} meta-steps; go on with: "
             f"haltwise train --resume {trainer.directory}",
@@ -211,7 +230,12 @@ def _train(trainer: Trainer) -> None:
         console.print(
             f"{trainer.num_nonfinite} problems were left out because they were not finite."
         )
-    click.echo(str(trainer.directory))
+    if trainer.num_skipped:
+        console.print(
+            f"{trainer.num_skipped} meta-steps were skipped because their gradient was not finite."
+        )
+    if workers.is_first:
+        click.echo(str(trainer.directory))
 
 
 def _number(value: float) -> str:

@@ -117,13 +117,15 @@ def read_cifar_tar(path: Path, names: Sequence[str]) -> list[NDArray[np.uint8]]:
     """
     try:
         with tarfile.open(path) as archive:
-            members = {Path(name).name: name for name in archive.getnames()}
+            members = {  # links could lead anywhere
+                Path(member.name).name: member for member in archive if member.isreg()
+            }
             found = {
                 name: file.read()
                 for name in names
                 if name in members and (file := archive.extractfile(members[name]))
             }
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         raise InputError(
             f"{path} is truncated or corrupt ({error}): a whole tar archive was expected; "
             "fetch it again"

@@ -3,7 +3,7 @@
 from haltwise.evaluation.evaluate import Contender, Evaluation, evaluate
 from haltwise.evaluation.statistics import Interval, captured_gain
 from haltwise.evaluation.stopping import stopping_report
-from haltwise.evaluation.study import study_heads, study_stopping
+from haltwise.evaluation.study import study_heads, study_runs, study_stopping
 from haltwise.halting.accounts import Account, calibrate, costs, ends
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "evaluate",
     "stopping_report",
     "study_heads",
+    "study_runs",
     "study_stopping",
 ]

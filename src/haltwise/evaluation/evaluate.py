@@ -10,6 +10,7 @@ from torch import Tensor
 
 from haltwise._errors import require
 from haltwise._random import stream
+from haltwise._tensors import map_tensors
 from haltwise._version import __version__
 from haltwise.evaluation._json import plain
 from haltwise.evaluation.baselines import (
@@ -87,6 +88,7 @@ def evaluate(
     num_problems: int = 4096,
     baseline: Contender | None = None,
     others: tuple[Contender, ...] = (),
+    device: torch.device | str = "cpu",
     announce: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Evaluate a self-stopping optimizer on held-out problems.
@@ -104,6 +106,7 @@ def evaluate(
         num_problems: n, for the test and again for the tuning.
         baseline: The LSTM optimizer without halting, for the thesis' first objective.
         others: Further self-stopping optimizers, reported beside the contender.
+        device: Where problems are solved; the optimizers are moved there.
         announce: Called with a sentence at the start of each part.
 
     Raises:
@@ -119,9 +122,12 @@ def evaluate(
     require(num_problems >= 32, f"num_problems must be at least 32, got {num_problems}")
     announce = announce or (lambda _: None)
     announce(f"drawing {num_problems} test and {num_problems} tuning problems")
-    test = family.sample(num_problems, stream(seed, "test"))
-    tuning = family.sample(num_problems, stream(seed, "tune"))
-    prices = torch.full((num_problems,), price)
+    test = family.sample(num_problems, stream(seed, "test"), device=device)
+    tuning = family.sample(num_problems, stream(seed, "tune"), device=device)
+    prices = torch.full((num_problems,), price, device=device)
+    for each in (contender, baseline, *others):
+        if each is not None:
+            each.optimizer.to(device)
 
     announce("unrolling the learned optimizers")
     trajectory = unroll(contender.optimizer, test, horizon, prices)
@@ -138,6 +144,7 @@ def evaluate(
         "horizon": horizon,
         "versions": {"haltwise": __version__, "torch": torch.__version__},
         "num_threads": torch.get_num_threads(),
+        "device": str(device),
         **stopping.summary,
     }
     announce("solving for real, halted problems leaving the batch")
@@ -284,7 +291,9 @@ _BY_ACCOUNT = (
 
 
 def _finite_traces(trajectory: Trajectory) -> Traces:
-    return trajectory.select(trajectory.finite.nonzero().squeeze(1)).traces()
+    """Of the problems that stayed finite, on the CPU: few numbers, many small operations."""
+    finite = trajectory.select(trajectory.finite.nonzero().squeeze(1))
+    return map_tensors(finite.traces(), Tensor.cpu)
 
 
 def _settings(rule: StopRule) -> dict[str, Any]:

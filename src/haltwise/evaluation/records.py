@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from haltwise._errors import InputError
-from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
+from haltwise.checkpoint import load_tensors, read_json, save_tensors, write_atomically
 from haltwise.evaluation.evaluate import Evaluation
 
 __all__ = ["HEADS", "load_heads", "load_records", "save_record"]
@@ -16,7 +16,9 @@ HEADS = "heads.json"
 
 
 def save_record(evaluation: Evaluation, directory: Path) -> Path:
-    """Write `evaluation-OPTIMIZER-FAMILY-PRICE-SEED.json` and `.safetensors` into `directory`.
+    """Write an evaluation into `directory`.
+
+    As `evaluation-OPTIMIZER-FAMILY-PRICE-HORIZON-SEED.json` and `.safetensors`.
 
     Returns:
         The path of the JSON file.
@@ -31,8 +33,9 @@ def save_record(evaluation: Evaluation, directory: Path) -> Path:
             f"cannot create {directory}: {error.strerror}; choose another directory with --out"
         ) from error
     summary = evaluation.summary
-    parts = (summary["optimizer"], summary["family"], f"{summary['price']:g}", summary["seed"])
-    stem = re.sub(r"[^\w.+-]", "_", "-".join(["evaluation", *map(str, parts)]))
+    parts = [f"{summary['price']:g}", summary["horizon"], summary["seed"]]
+    named = ["evaluation", summary["optimizer"], summary["family"], *map(str, parts)]
+    stem = re.sub(r"[^\w.+-]", "_", "-".join(named))
     save_tensors(directory / f"{stem}.safetensors", evaluation.arrays, {"record": stem})
     path = directory / f"{stem}.json"
     write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
@@ -47,10 +50,7 @@ def load_records(directory: Path) -> list[Evaluation]:
     """
     records = []
     for path in sorted(directory.glob("evaluation-*.json")):
-        try:
-            summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}); evaluate again") from None
+        summary = read_json(path)
         arrays, _ = load_tensors(path.with_suffix(".safetensors"))
         records.append(Evaluation(summary, arrays))
     if not records:
@@ -69,8 +69,4 @@ def load_heads(directory: Path) -> dict[str, Any]:
     path = directory / HEADS
     if not path.exists():
         return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); study again") from None
-    return document if isinstance(document, dict) else {}
+    return read_json(path)

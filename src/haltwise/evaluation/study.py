@@ -1,24 +1,28 @@
 """Stop rules, or heads, over many seeds and prices, on the trajectories of one rule."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from haltwise._errors import require
 from haltwise._random import stream
+from haltwise._tensors import map_tensors
 from haltwise.evaluation._json import plain
 from haltwise.evaluation.policies import OPPONENTS, choose_policies
-from haltwise.evaluation.statistics import gain
+from haltwise.evaluation.statistics import gain, rank_correlation
 from haltwise.halting.accounts import Account, costs, settle
 from haltwise.halting.stopping import StopRule, Traces, decisions
 from haltwise.optimizer import LearnedOptimizer
+from haltwise.recorded_runs import RecordedRuns
 from haltwise.rules import Rule
 from haltwise.tasks import TaskFamily
 from haltwise.unroll import Recording, Trajectory, record
 
-__all__ = ["AFTER_GRADIENT", "study_heads", "study_stopping"]
+__all__ = ["AFTER_GRADIENT", "study_heads", "study_runs", "study_stopping"]
 
 AFTER_GRADIENT = "the same, deciding after the gradient"
 
@@ -27,12 +31,13 @@ _Cell = tuple[float, Account]
 
 def study_stopping(
     optimizer: LearnedOptimizer,
-    family: TaskFamily,
+    families: Sequence[TaskFamily],
     *,
     prices: Sequence[float],
     horizon: int,
     seeds: Sequence[int],
     num_problems: int = 2048,
+    device: torch.device | str = "cpu",
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Captured gain of every stop rule, seed by seed; see `captured_gain` and `choose_policies`.
@@ -42,19 +47,21 @@ def study_stopping(
 
     Args:
         optimizer: With a trained head; its rule may be hand-designed.
-        family: What to draw problems from.
+        families: What to draw problems from, as many from each.
         prices: c, in units of the loss.
         horizon: T, steps allowed.
         seeds: At least 2.
         num_problems: n per seed, for the test and again for tuning.
+        device: Where problems are solved.
         announce: Called with a sentence at the start of each seed.
 
     Returns:
         One entry per price and account: for each rule the captured gain by seed, its mean and
-        standard deviation over seeds; the best tuned opponent; the margin to it, J of the opponent
-        less J of the calibrated rule, mean over seeds with its 95 % interval by Student's t; and
-        the failures: seeds in which the calibrated rule is worse than the best fixed budget or
-        than that opponent.
+        standard deviation over seeds, and means over seeds of J, of the standard deviation of the
+        step it stops at and of that step's rank correlation with the oracle's; the best tuned
+        opponent; the margin to it, J of the opponent less J of the calibrated rule, mean over
+        seeds with its 95 % interval by Student's t; and the failures: seeds in which the
+        calibrated rule is worse than the best fixed budget or than that opponent.
 
     Raises:
         InputError: A setting is impossible, or no problem of a seed stays finite.
@@ -63,7 +70,7 @@ def study_stopping(
     left_out = 0
     for seed in _checked(seeds, prices, num_problems):
         announce(f"seed {seed}")
-        recordings, lost = _record(optimizer.rule, family, seed, num_problems, horizon)
+        recordings, lost = _record(optimizer.rule, families, seed, num_problems, horizon, device)
         left_out += lost
         for price in prices:
             test, tuning = (_traces(optimizer, recording, price) for recording in recordings)
@@ -85,23 +92,25 @@ def study_stopping(
 
 def study_heads(
     heads: Mapping[str, LearnedOptimizer],
-    family: TaskFamily,
+    families: Sequence[TaskFamily],
     *,
     prices: Sequence[float],
     horizon: int,
     seeds: Sequence[int],
     num_problems: int = 2048,
+    device: torch.device | str = "cpu",
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Captured gain of several heads on the same trajectories, each calibrated on others.
 
     Args:
         heads: By name, all beside the same rule.
-        family: See `study_stopping`, as all that follows.
+        families: See `study_stopping`, as all that follows.
         prices: c.
         horizon: T.
         seeds: At least 2.
         num_problems: n per seed.
+        device: Where problems are solved.
         announce: Called with a sentence.
 
     Returns:
@@ -122,7 +131,7 @@ def study_heads(
     found: dict[_Cell, dict[str, list[tuple[float, float]]]] = {}
     for seed in _checked(seeds, prices, num_problems):
         announce(f"seed {seed}")
-        recordings, _ = _record(first.rule, family, seed, num_problems, horizon)
+        recordings, _ = _record(first.rule, families, seed, num_problems, horizon, device)
         for price in prices:
             for name, head in heads.items():
                 test, tuning = (_traces(head, recording, price) for recording in recordings)
@@ -159,6 +168,53 @@ def study_heads(
     return results
 
 
+def study_runs(
+    monitor: LearnedOptimizer, test: RecordedRuns, tuning: RecordedRuns, *, price: float
+) -> dict[str, Any]:
+    """The stops of a monitor on recorded runs, beside those of opponents tuned on other runs.
+
+    Args:
+        monitor: What `haltwise.training.train_monitor` wrote, loaded.
+        test: Runs that nothing was learned or tuned on.
+        tuning: On which opponents choose their settings, and whether to return the best state seen.
+        price: c, in units of the score.
+
+    Returns:
+        For each rule its mean J = score + price * rounds, its captured gain and the standard
+        deviation of its stops; for each opponent how much higher its J is than the monitor's, with
+        the normal 95 % interval over runs. All go back to the best state if the monitor's loop
+        does.
+
+    Raises:
+        InputError: The price is impossible, or the runs have another length.
+    """
+    require(price > 0, f"price must be above 0, got {price}")
+    pair = [test, tuning]
+    if monitor.card["config"].get("keeps_best"):
+        pair = [runs.keeping_best() for runs in pair]
+    lengths = [runs.recording.num_steps for runs in pair]
+    require(
+        lengths[0] == lengths[1],
+        f"the runs to judge by have {lengths[0]} steps, those to tune on {lengths[1]}; record them "
+        "alike",
+    )
+    traces, others = (_traces(monitor, runs.recording, price) for runs in pair)
+    found = _by_rule(monitor, traces, others, Account.UPDATES, price, OPPONENTS)
+    by_run = found.pop("j_by_problem")
+    found["difference"] = {}
+    for name in OPPONENTS:
+        difference = by_run[name] - by_run["rule"]
+        half = 1.96 * difference.std().item() / len(difference) ** 0.5
+        center = difference.mean().item()
+        found["difference"][name] = {
+            "value": center,
+            "low": center - half,
+            "high": center + half,
+        }
+    result: dict[str, Any] = plain({"price": price, "num_runs": traces.num_problems, **found})
+    return result
+
+
 def _same_rule(one: LearnedOptimizer, other: LearnedOptimizer) -> bool:
     weights, others = (
         {k: v for k, v in optimizer.state_dict().items() if k.startswith("rule.")}
@@ -178,16 +234,28 @@ def _checked(seeds: Sequence[int], prices: Sequence[float], num_problems: int) -
 
 
 def _record(
-    rule: Rule, family: TaskFamily, seed: int, num_problems: int, horizon: int
+    rule: Rule,
+    families: Sequence[TaskFamily],
+    seed: int,
+    num_problems: int,
+    horizon: int,
+    device: torch.device | str,
 ) -> tuple[list[Recording], int]:
     """The seed's test and tuning problems, and how many were left out as not finite."""
+    share = num_problems // len(families)
+    if isinstance(rule, nn.Module):
+        rule = copy.deepcopy(rule).to(device)
     recordings = []
     for name in ("test", "tune"):
-        recording = record(rule, family.sample(num_problems, stream(seed, name)), horizon)
+        parts = [
+            record(rule, family.sample(share, stream(seed, name), device=device), horizon)
+            for family in families
+        ]
+        recording = map_tensors(Recording.join(parts), Tensor.cpu)
         finite = recording.finite.nonzero().squeeze(1)
         require(len(finite) > 0, f"no problem of seed {seed} stays finite")
         recordings.append(recording.select(finite))
-    return recordings, 2 * num_problems - sum(part.num_problems for part in recordings)
+    return recordings, 2 * share * len(families) - sum(part.num_problems for part in recordings)
 
 
 @torch.no_grad()
@@ -207,19 +275,27 @@ def _by_rule(
 ) -> dict[str, Any]:
     """Mean J and captured gain of every rule on one seed's test problems."""
     table = costs(test.excess, price).double()
-    fixed, oracle = table.mean(0).min(), table.min(1).values.mean()
+    fixed, oracle, oracle_stop = table.mean(0).min(), table.min(1).values.mean(), table.argmin(1)
     result: dict[str, Any] = {
         "j": {"fixed": fixed.item(), "oracle": oracle.item()},
         "captured_gain": {},
-        "stop_sd": {"oracle": table.argmin(1).double().std().item()},
+        "stop_sd": {"oracle": oracle_stop.double().std().item()},
+        "rank_correlation": {},
+        "j_by_problem": {},
+        "policies": {},
     }
     policies = choose_policies(optimizer, tuning, account, price, opponents)
     for name, policy in policies.items():
         decided = decisions(policy.rule, test)
-        j = settle(test, decided, account, policy.recall, price=price).double().mean()
+        each = settle(test, decided, account, policy.recall, price=price).double()
+        j = each.mean()
+        result["j_by_problem"][name] = each
+        result["policies"][name] = repr(policy)
         result["j"][name] = j.item()
         result["captured_gain"][name] = gain(fixed, j, oracle).item()
         result["stop_sd"][name] = decided.double().std().item()
+        correlation = rank_correlation(decided, oracle_stop)
+        result["rank_correlation"][name] = math.nan if correlation is None else correlation
     return result
 
 
@@ -235,7 +311,7 @@ def _summary(by_seed: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     }
     means = {
         key: {name: _spread([f[key][name] for f in by_seed])["mean"] for name in by_seed[0][key]}
-        for key in ("j", "stop_sd")
+        for key in ("j", "stop_sd", "rank_correlation")
     }
     learned = _learned(by_seed[0])
     best = min(OPPONENTS, key=lambda name: means["j"][name])

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from haltwise._tensors import log_rms
+from haltwise._tensors import widened
 
 __all__ = [
     "NUM_FEATURES",
@@ -23,6 +23,7 @@ __all__ = [
     "extract_features",
     "init_features",
     "init_signals",
+    "measure_sequence",
     "measure_signals",
     "sum_products",
 ]
@@ -60,7 +61,7 @@ def init_signals(params: Tensor) -> dict[str, Tensor]:
 
 
 class _Measured(NamedTuple):
-    """What the signals are made of, each of shape [B]; s and y as said of `SIGNALS`."""
+    """What the signals are made of, each of the loss' shape; s and y as said of `SIGNALS`."""
 
     log_grad: Tensor
     log_update: Tensor
@@ -77,37 +78,49 @@ class _Measured(NamedTuple):
 
 
 def measure_signals(
-    step: int, loss: Tensor, grad: Tensor, update: Tensor, memory: dict[str, Tensor]
+    step: int | Tensor, loss: Tensor, grad: Tensor, update: Tensor, memory: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The signals of step t and the memory for step t + 1.
 
     Args:
-        step: t, the same for all problems.
-        loss: Observed loss at theta_t, shape [B].
-        grad: Gradient at theta_t, shape [B, D].
-        update: g_t, which would lead to theta_{t+1}, shape [B, D].
-        memory: From `init_signals` or the step before.
+        step: t, the same for all problems; or of every entry of `loss`.
+        loss: Observed loss at theta_t, shape [B] or [..., K], of K steps.
+        grad: Gradient at theta_t, shape [B, D] or [..., K, D].
+        update: g_t, which would lead to theta_{t+1}, in the shape of `grad`.
+        memory: From `init_signals` or the step before, in the shape of `grad`.
 
     Returns:
-        Signals [B, len(SIGNALS)] and the new memory.
+        Signals [..., len(SIGNALS)] and the new memory.
     """
-    last_grad, last_update = memory["grad"], memory["update"]
-    difference = grad - last_grad
-    measured = _Measured(
-        log_grad=log_rms(grad),
-        log_update=log_rms(update),
-        grad_square=_dot(grad, grad),
-        update_square=_dot(update, update),
-        last_update_square=_dot(last_update, last_update),
-        difference_square=_dot(difference, difference),
-        secant=_dot(last_update, difference),
-        grad_update=_dot(grad, update),
-        grad_last_update=_dot(grad, last_update),
-        grad_update_cosine=_cosine(grad, update),
-        grad_cosine=_cosine(grad, last_grad),
-        update_cosine=_cosine(update, last_update),
+    products = sum_products(
+        widened(grad), widened(update), {name: widened(value) for name, value in memory.items()}
     )
-    return _signals(step, loss, measured), {"grad": grad, "update": update}
+    signals = combine_products(step, loss, products, grad.shape[-1])
+    return signals, {"grad": grad, "update": update}
+
+
+def measure_sequence(
+    first: int, losses: Tensor, grads: Tensor, updates: Tensor, memory: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`measure_signals` of K consecutive steps at once.
+
+    Args:
+        first: The first of them.
+        losses: Shape [B, K].
+        grads: Shape [B, K, D].
+        updates: Shape [B, K, D].
+        memory: From `init_signals` or the steps before.
+
+    Returns:
+        Signals [B, K, len(SIGNALS)] and the new memory.
+    """
+    last = {
+        name: torch.cat((memory[name].unsqueeze(1), now[:, :-1]), 1)
+        for name, now in (("grad", grads), ("update", updates))
+    }
+    steps = torch.arange(first, first + losses.shape[1], device=losses.device)
+    signals, _ = measure_signals(steps, losses, grads, updates, last)
+    return signals, {"grad": grads[:, -1], "update": updates[:, -1]}
 
 
 def sum_products(grad: Tensor, update: Tensor, memory: dict[str, Tensor]) -> Tensor:
@@ -120,24 +133,24 @@ def sum_products(grad: Tensor, update: Tensor, memory: dict[str, Tensor]) -> Ten
 
     Returns:
         Products of all pairs of gamma_t, g_t, y, g_{t-1} and gamma_{t-1}, in the dtype of the
-        arguments, which had better be float64; shape [B, 5, 5].
+        arguments, which had better be float64; shape [..., 5, 5].
     """
     last_grad, last_update = memory["grad"], memory["update"]
     vectors = torch.stack((grad, update, grad - last_grad, last_update, last_grad), dim=-2)
     return vectors @ vectors.mT
 
 
-def combine_products(step: int, loss: Tensor, products: Tensor, dim: int) -> Tensor:
+def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: int) -> Tensor:
     """The signals of step t from the sum of `sum_products` over all coordinates.
 
     Args:
-        step: t.
-        loss: Observed loss, shape [B].
-        products: The sum, shape [B, 5, 5].
+        step: t, one for all or of every entry of `loss`.
+        loss: Observed loss, shape [B] or [..., K].
+        products: The sum, shape [..., 5, 5].
         dim: D, the number of all coordinates.
 
     Returns:
-        What `measure_signals` says, in the dtype of the loss, shape [B, len(SIGNALS)].
+        What `measure_signals` says, in the dtype of the loss, shape [..., len(SIGNALS)].
     """
     largest = torch.finfo(products.dtype).max
     squares = products.diagonal(dim1=-2, dim2=-1).clamp_max(largest)
@@ -148,31 +161,36 @@ def combine_products(step: int, loss: Tensor, products: Tensor, dim: int) -> Ten
     # The floor is that of `log_rms`.
     logs = (squares / dim).log().clamp_min(3 * math.log(_TINY)) / 2
     measured = _Measured(
-        log_grad=logs[:, 0],
-        log_update=logs[:, 1],
-        grad_square=held[:, 0, 0],
-        update_square=held[:, 1, 1],
-        last_update_square=held[:, 3, 3],
-        difference_square=held[:, 2, 2],
-        secant=held[:, 2, 3],
-        grad_update=held[:, 0, 1],
-        grad_last_update=held[:, 0, 3],
-        grad_update_cosine=cosines[:, 0, 1].nan_to_num(0),
-        grad_cosine=cosines[:, 0, 4].nan_to_num(0),
-        update_cosine=cosines[:, 1, 3].nan_to_num(0),
+        log_grad=logs[..., 0],
+        log_update=logs[..., 1],
+        grad_square=held[..., 0, 0],
+        update_square=held[..., 1, 1],
+        last_update_square=held[..., 3, 3],
+        difference_square=held[..., 2, 2],
+        secant=held[..., 2, 3],
+        grad_update=held[..., 0, 1],
+        grad_last_update=held[..., 0, 3],
+        grad_update_cosine=cosines[..., 0, 1].nan_to_num(0),
+        grad_cosine=cosines[..., 0, 4].nan_to_num(0),
+        update_cosine=cosines[..., 1, 3].nan_to_num(0),
     )
     return _signals(step, loss.to(products.dtype), measured).to(loss.dtype)
 
 
-def _signals(step: int, loss: Tensor, measured: _Measured) -> Tensor:
-    """The columns, shape [B, len(SIGNALS)]."""
+def _signals(step: int | Tensor, loss: Tensor, measured: _Measured) -> Tensor:
+    """The columns, shape [..., len(SIGNALS)]."""
+    # Whether there is a step to look back at.
+    known: Tensor | float
+    if isinstance(step, Tensor):
+        known, steps = (step > 0).to(loss.dtype), step.to(loss.dtype).expand_as(loss)
+    else:
+        known, steps = float(step > 0), torch.full_like(loss, step)
     secant, grad_square = measured.secant, measured.grad_square
     curvature = (secant / measured.last_update_square.clamp_min(_TINY)).clamp(_FLAT, _HUGE)
     inverse_curvature = (secant / measured.difference_square.clamp_min(_TINY)).clamp(0, 1 / _FLAT)
-    known = 0.0 if step == 0 else 1.0  # is there a step to look back at?
     return torch.stack(
         (
-            torch.full_like(loss, step),
+            steps,
             loss,
             measured.log_grad,
             measured.log_update,
@@ -188,23 +206,6 @@ def _signals(step: int, loss: Tensor, measured: _Measured) -> Tensor:
         ),
         dim=-1,
     )
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Over the last dimension, held within what float32 can multiply further."""
-    # Products, too: infinities of both signs would sum to NaN.
-    products: Tensor = (left * right).clamp(-_HUGE, _HUGE)
-    return products.sum(-1).clamp(-_HUGE, _HUGE)
-
-
-def _cosine(left: Tensor, right: Tensor) -> Tensor:
-    """Over the last dimension; 0 if a vector is zero. Scaled first: squares might vanish."""
-    left, right = (
-        value / value.abs().amax(-1, keepdim=True).clamp_min(_TINY) for value in (left, right)
-    )
-    lengths = left.norm(dim=-1) * right.norm(dim=-1)
-    cosine: Tensor = (left * right).sum(-1) / lengths.clamp_min(_TINY)
-    return cosine
 
 
 def init_features(num_problems: int, like: Tensor) -> dict[str, Tensor]:

@@ -1,15 +1,19 @@
 """Learned optimizers that come with the package, and those in run directories, by one name."""
 
+import json
+import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from haltwise._discovery import unknown
-from haltwise._errors import InputError
-from haltwise.checkpoint import load_tensors
+from haltwise._errors import InputError, require
+from haltwise._types import require_types
+from haltwise.checkpoint import digest, load_tensors
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 
-__all__ = ["load", "names", "read_card"]
+__all__ = ["fingerprint", "load", "names", "read_card"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -79,9 +83,39 @@ def load(name_or_path: str | Path) -> LearnedOptimizer:
     try:
         config = OptimizerConfig(**card["config"]["optimizer"])
         optimizer = LearnedOptimizer.from_weights(config, tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+        require_types(_check_card, {**card["config"], **card})
+        _check_card(**{name: card[name] for name in ("thresholds", "min_steps") if name in card})
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"the weights of {name_or_path} do not fit their configuration: {error}"
         ) from None
     optimizer.card = card
     return optimizer
+
+
+def fingerprint(optimizer: LearnedOptimizer) -> str:
+    """A checksum of all that moving and stopping depend on."""
+    config = optimizer.card.get("config", {})
+    said = [config.get(name) for name in ("posterior", "price", "horizon")]
+    said += [optimizer.card.get(name) for name in ("thresholds", "min_steps")]
+    return digest(
+        optimizer.state_dict(), json.dumps([asdict(optimizer.config), *said], sort_keys=True)
+    )
+
+
+def _check_card(
+    thresholds: list[Any] | None = None,
+    min_steps: list[Any] | None = None,
+    family: str = "",
+    family_settings: dict[str, Any] | None = None,
+    posterior: str = "",
+    preset: str = "",
+    horizon: int = 1,
+    price: float = 1.0,
+) -> None:
+    """What is done by the numbers on a card, of the types that are annotated here."""
+    del family, family_settings, posterior, preset, horizon, price
+    for name, kind, pair in (("thresholds", float, thresholds), ("min_steps", int, min_steps)):
+        if pair is not None:
+            right = len(pair) == 2 and all(isinstance(value, (int, kind)) for value in pair)
+            require(right and all(map(math.isfinite, pair)), f"{name} are {pair}")

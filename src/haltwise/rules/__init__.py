@@ -9,6 +9,7 @@ from torch import nn
 
 from haltwise import _discovery
 from haltwise._errors import InputError
+from haltwise._types import require_types
 from haltwise.rules.base import Pooled, Rule, RuleStep, State, select_state
 from haltwise.rules.hand_designed import SGD, Adam, RMSprop
 from haltwise.rules.lstm import LSTMRule
@@ -43,6 +44,7 @@ def make(name: str, settings: dict[str, Any], generator: torch.Generator | None 
     """
     rule: type[Rule] = _discovery.lookup(rules(), name, "rule")
     learned = {"generator": generator} if issubclass(rule, nn.Module) else {}
+    require_types(rule.__init__, settings)
     try:
         return rule(**settings, **learned)
     except TypeError as error:

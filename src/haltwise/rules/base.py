@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._errors import InputError
+from haltwise._kernels import Pooled
 
 __all__ = ["Pooled", "Rule", "RuleStep", "State", "select_state"]
 
@@ -27,18 +28,6 @@ class RuleStep(NamedTuple):
     update: Tensor
     readout: Tensor
     state: State
-
-
-class Pooled(NamedTuple):
-    """What of a gradient is pooled over all of a problem's coordinates.
-
-    Attributes:
-        mean: Shape [B].
-        log_rms: log of the root mean square, shape [B].
-    """
-
-    mean: Tensor
-    log_rms: Tensor
 
 
 class Rule(ABC):
@@ -76,6 +65,16 @@ class Rule(ABC):
             f"{type(self).__name__} moves a problem as a whole only; give it a method `step_some`"
         )
 
+    def advance(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> RuleStep:
+        """`step`, or `step_some` if `pooled` is given, that may take the memory of `state`.
+
+        Without a graph; the state is not to be used again.
+        """
+        with torch.no_grad():
+            if pooled is None:
+                return self.step(grad, state)
+            return self.step_some(grad, state, pooled)
+
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         """`step` over K recorded gradients, differentiable in the rule's weights and the state.
 
@@ -94,6 +93,38 @@ class Rule(ABC):
             updates.append(update)
             readouts.append(readout)
         return RuleStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
+
+    def backpropagate(
+        self, grads: Tensor, state: State, cotangents: RuleStep, *, wants_state: bool
+    ) -> State:
+        """Backward of `replay`, into `.grad` of the rule's weights.
+
+        Args:
+            grads: As `replay` takes them.
+            state: Likewise.
+            cotangents: Derivatives with respect to what `replay` returns; entries of the state
+                that are missing are zero.
+            wants_state: Whether the derivatives with respect to `state` are wanted.
+
+        Returns:
+            These derivatives, where they are not zero; nothing if they are not wanted.
+        """
+        first = {
+            name: value.detach().requires_grad_(wants_state and value.is_floating_point())
+            for name, value in state.items()
+        }
+        with torch.enable_grad():
+            replayed = self.replay(grads, first)
+        pairs = [
+            (replayed.update, cotangents.update),
+            (replayed.readout, cotangents.readout),
+            *((replayed.state[name], value) for name, value in cotangents.state.items()),
+        ]
+        pairs = [pair for pair in pairs if pair[0].requires_grad]
+        if pairs:
+            roots, values = zip(*pairs, strict=True)
+            torch.autograd.backward(roots, values)
+        return {name: value.grad for name, value in first.items() if value.grad is not None}
 
 
 def select_state(state: State, index: Tensor) -> State:

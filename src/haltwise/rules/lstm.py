@@ -1,36 +1,16 @@
 """The coordinatewise LSTM optimizer (Andrychowicz et al. 2016, "L2L"; thesis Eq. 2)."""
 
-import math
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from haltwise._errors import require
-from haltwise._kernels import lstm_sequence, lstm_step
+from haltwise._kernels import Coordinatewise, lstm_sequence, preprocess_gradient
 from haltwise._tensors import log_rms
 from haltwise.rules.base import Pooled, Rule, RuleStep, State
 
 __all__ = ["LSTMRule", "preprocess_gradient"]
-
-
-def preprocess_gradient(grad: Tensor, log_range: float = 10.0) -> Tensor:
-    """Scale-free features of a gradient: magnitude on a log scale, and sign (L2L, appendix A).
-
-        (log |g| / p, sign g)   where |g| >= exp(-p)
-        (-1, exp(p) g)          elsewhere
-
-    Args:
-        grad: Any shape [...].
-        log_range: p, the width of the logarithmic range in nats.
-
-    Returns:
-        Shape [..., 2].
-    """
-    threshold = math.exp(-log_range)
-    magnitude = grad.abs().clamp_min(threshold).log() / log_range
-    sign = (grad / threshold).clamp(-1, 1)  # both branches at once: sign g, or exp(p) g
-    return torch.stack((magnitude, sign), dim=-1)
 
 
 @final
@@ -74,7 +54,7 @@ class LSTMRule(nn.Module, Rule):
     ) -> None:
         super().__init__()
         require(hidden_size >= 1, f"hidden_size must be at least 1, got {hidden_size}")
-        require(num_layers >= 1, f"num_layers must be at least 1, got {num_layers}")
+        require(1 <= num_layers <= 64, f"num_layers must lie between 1 and 64, got {num_layers}")
         require(
             direct_gradient or not initial_descent,
             "initial_descent needs direct_gradient to be true",
@@ -109,8 +89,8 @@ class LSTMRule(nn.Module, Rule):
         return self.hidden_size
 
     def init(self, params: Tensor) -> State:
-        zeros = params.new_zeros(*params.shape, self.num_layers, self.hidden_size)
-        return {"hidden": zeros, "cell": zeros}
+        shape = (*params.shape, self.num_layers, self.hidden_size)
+        return {"hidden": params.new_zeros(shape), "cell": params.new_zeros(shape)}
 
     def step(self, grad: Tensor, state: State) -> RuleStep:
         if torch.is_grad_enabled():
@@ -122,66 +102,69 @@ class LSTMRule(nn.Module, Rule):
     def step_some(self, grad: Tensor, state: State, pooled: Pooled) -> RuleStep:
         return self._step(grad, state, pooled)
 
-    def _step(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> RuleStep:
+    @torch.no_grad()
+    def advance(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> RuleStep:
+        return self._step(grad, state, pooled, in_place=True)
+
+    def _step(
+        self, grad: Tensor, state: State, pooled: Pooled | None = None, *, in_place: bool = False
+    ) -> RuleStep:
         """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
-        inputs = self._inputs(grad, pooled).flatten(0, 1)
-        hidden, cell = lstm_step(
-            inputs,
-            state["hidden"].flatten(0, 1),
-            state["cell"].flatten(0, 1),
-            list(self.weights),
-            list(self.biases),
+        update, hidden, cell = self._coordinatewise.step(
+            grad, state["hidden"], state["cell"], pooled, in_place=in_place
         )
-        shape = state["hidden"].shape
-        hidden, cell = hidden.view(shape), cell.view(shape)
-        top = hidden[..., -1, :]
-        state = {"hidden": hidden, "cell": cell}
-        return RuleStep(self._update(top, grad, pooled), top.mean(-2), state)
+        readout = hidden[..., -1, :].mean(-2)
+        return RuleStep(update, readout, {"hidden": hidden, "cell": cell})
 
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         num_problems, num_steps, dim = grads.shape
+        own = self._coordinatewise
         # One flat batch of coordinates: a layer is one matrix product.
-        inputs = self._inputs(grads).transpose(0, 1).reshape(num_steps, num_problems * dim, -1)
         outputs, hidden, cell = lstm_sequence(
-            inputs,
+            own.inputs(grads).transpose(0, 1).flatten(1, 2),
             state["hidden"].flatten(0, 1),
             state["cell"].flatten(0, 1),
-            list(self.weights),
-            list(self.biases),
+            own.weights,
+            own.biases,
         )
         top = outputs.view(num_steps, num_problems, dim, self.hidden_size).transpose(0, 1)
         shape = state["hidden"].shape
         return RuleStep(
-            self._update(top, grads),
+            own.read_out(top, grads),
             top.mean(-2),
             {"hidden": hidden.view(shape), "cell": cell.view(shape)},
         )
 
-    def _inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """What a coordinate reads, [..., D] to [..., D, I]."""
-        features = preprocess_gradient(grad)
-        if not self.shared_gradient:
-            return features
-        mean = grad.mean(-1, keepdim=True) if pooled is None else pooled.mean.unsqueeze(-1)
-        shared = preprocess_gradient(mean)
-        return torch.cat((features, shared.expand_as(features)), dim=-1)
+    def backpropagate(
+        self, grads: Tensor, state: State, cotangents: RuleStep, *, wants_state: bool
+    ) -> State:
+        hidden, cell, found = self._coordinatewise.gradient(
+            grads,
+            state["hidden"],
+            state["cell"],
+            Pooled(grads.mean(-1), log_rms(grads)),
+            cotangents.update,
+            cotangents.readout / grads.shape[-1],
+            cotangents.state.get("hidden"),
+            cotangents.state.get("cell"),
+            wants_state=wants_state,
+        )
+        learned = [layer for pair in zip(self.weights, self.biases, strict=True) for layer in pair]
+        learned += [self.readout_weight, self.readout_bias]
+        for weight, grad in zip(learned, found, strict=True):
+            if weight.requires_grad:
+                weight.grad = grad if weight.grad is None else weight.grad + grad
+        return {} if hidden is None or cell is None else {"hidden": hidden, "cell": cell}
 
-    def _update(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """The update from the top layer's output [..., D, H] and the gradient [..., D]."""
-        readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
-        direction, log_scale = readout[..., 0], readout[..., 1]
-        if self.direct_gradient:
-            # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
-            log_length = log_rms(grad) if pooled is None else pooled.log_rms
-            inverse = torch.exp(-log_length.clamp_min(-80)).unsqueeze(-1)
-            normalized = grad * inverse
-            if pooled is None:
-                mean = normalized.mean(-1, keepdim=True)
-            else:
-                mean = pooled.mean.unsqueeze(-1) * inverse
-            own, shared = readout[..., 2], readout[..., 3]
-            direction = direction + own * (normalized - mean) + shared * mean
-        return self.output_scale * direction * log_scale.exp()
+    @property
+    def _coordinatewise(self) -> Coordinatewise:
+        return Coordinatewise(
+            [*self.weights],
+            [*self.biases],
+            self.readout_weight,
+            self.readout_bias,
+            self.output_scale,
+        )
 
 
 RULES = {"lstm": LSTMRule}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._errors import require
-from haltwise.rules.base import Rule, RuleStep, State
+from haltwise.rules.base import Pooled, Rule, RuleStep, State
 
 __all__ = ["PartitionedRule"]
 
@@ -65,6 +65,34 @@ class PartitionedRule(nn.Module, Rule):
 
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         return self._each("replay", grads, state)
+
+    def advance(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> RuleStep:
+        if pooled is not None:
+            return super().advance(grad, state, pooled)
+        return self._each("advance", grad, state)
+
+    def backpropagate(
+        self, grads: Tensor, state: State, cotangents: RuleStep, *, wants_state: bool
+    ) -> State:
+        sizes = [rule.readout_size for rule in self.rules]
+        parts = zip(
+            self.rules,
+            self._split(grads),
+            self._split(cotangents.update),
+            cotangents.readout.split(sizes, -1),
+            strict=True,
+        )
+        return _join(
+            [
+                rule.backpropagate(
+                    grad,
+                    _own(state, number),
+                    RuleStep(update, readout, _own(cotangents.state, number)),
+                    wants_state=wants_state,
+                )
+                for number, (rule, grad, update, readout) in enumerate(parts)
+            ]
+        )
 
     def _each(self, method: str, grads: Tensor, state: State) -> RuleStep:
         """`method` of every rule on its own coordinates."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from haltwise import _discovery
 from haltwise._errors import require
+from haltwise._types import require_types
 from haltwise.tasks.base import Evaluation, Observation, Score, TaskBatch, TaskFamily
 
 __all__ = [
@@ -39,4 +40,5 @@ def family(name: str, settings: Mapping[str, Any] | None = None) -> TaskFamily:
     known = [field.name for field in fields(found)]
     for setting in settings or {}:
         require(setting in known, _discovery.unknown(setting, known, f"setting of {name}"))
+    require_types(type(found).__init__, settings or {})
     return replace(found, **settings) if settings else found

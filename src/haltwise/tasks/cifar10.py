@@ -25,6 +25,8 @@ class CifarConvolutional(ImageClassification):
     everything else, which are the two groups L2L gives an optimizer each (`group_sizes`).
     """
 
+    num_score: int = 500
+    """Fewer than for a perceptron: judged at every step, they cost more than its minibatch."""
     labels: str = "0123456789"
     """The classes kept, each a digit; the network has as many outputs."""
 

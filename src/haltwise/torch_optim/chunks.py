@@ -11,7 +11,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from haltwise._tensors import add_prefix, log_rms, strip
+from haltwise._tensors import add_prefix, log_rms, strip, widened
 from haltwise.halting.signals import init_signals, sum_products
 from haltwise.rules import PartitionedRule, Pooled, Rule, State
 
@@ -21,11 +21,6 @@ __all__ = ["Moved", "init_state", "leaves", "move", "pool", "working_dtype"]
 def working_dtype(param: Tensor) -> torch.dtype:
     """In which a tensor is moved and its state kept: float32, or float64 if it is."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-def _wide(value: Tensor) -> Tensor:
-    """As float64, which MPS has not."""
-    return value if value.device.type == "mps" else value.double()
 
 
 def leaves(rule: Rule, dim: int) -> list[tuple[Rule, int]]:
@@ -53,8 +48,8 @@ def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> Pooled
     sums, logs, num = [], [], 0
     for param in params:
         for grad in _gradients(param, chunk_size, maximize=maximize):
-            sums.append(grad.sum(1, dtype=_wide(grad[:, :0]).dtype))
-            logs.append(2 * _wide(log_rms(grad)) + math.log(grad.shape[1]))
+            sums.append(grad.sum(1, dtype=widened(grad[:, :0]).dtype))
+            logs.append(2 * widened(log_rms(grad)) + math.log(grad.shape[1]))
             num += grad.shape[1]
     device = sums[0].device  # a model may be spread over several
     total = torch.stack([value.to(device) for value in sums]).sum(0)
@@ -123,18 +118,19 @@ def move(
     for grad in _gradients(param, chunk_size, maximize=maximize):
         span = slice(begin, begin + grad.shape[1])
         old = {name: _part(value, span, size) for name, value in own.items()}
-        step = rule.step_some(grad, old, pooled)
+        step = rule.advance(grad, old, pooled)
         update = lr * step.update
         if values is not None:
             update -= lr * weight_decay * values[:, span].to(dtype)
         memory = {name: value[:, span] for name, value in last.items()}
-        readout = readout + _wide(step.readout) * grad.shape[1]
+        readout = readout + widened(step.readout) * grad.shape[1]
         products = products + sum_products(
-            _wide(grad), _wide(update), {name: _wide(value) for name, value in memory.items()}
+            widened(grad), widened(update), {name: widened(value) for name, value in memory.items()}
         )
         for name, value in step.state.items():
             if own[name].shape[1] == size:
-                old[name].copy_(value)
+                if value.data_ptr() != old[name].data_ptr():
+                    old[name].copy_(value)
             else:
                 of_tensor[name] = value  # every chunk begins with the old one
         memory["grad"].copy_(grad)

@@ -2,10 +2,8 @@
 
 import contextlib
 import copy
-import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -18,7 +16,6 @@ from torch.optim.optimizer import ParamsT
 import haltwise.optimizer
 from haltwise import pretrained
 from haltwise._errors import InputError, require
-from haltwise.checkpoint import digest
 from haltwise.halting import (
     AFTER,
     GravesPosterior,
@@ -146,7 +143,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         # Their own copy: meta-training may go on.
         learned = copy.deepcopy(weights) if module else pretrained.load(weights)
         group["weights"] = "LearnedOptimizer" if module else str(weights)
-        group["digest"] = _digest(learned)
+        group["digest"] = pretrained.fingerprint(learned)
         super().add_param_group(group)
         self._learned.setdefault(group["digest"], learned.eval().requires_grad_(False))
         try:
@@ -541,14 +538,6 @@ def _head_of(group: Group) -> Tensor:
     """The parameter whose device and precision the group's halting head takes."""
     params: list[Tensor] = group["params"]
     return next((param for param in params if param.dtype == torch.float64), params[0])
-
-
-def _digest(learned: haltwise.optimizer.LearnedOptimizer) -> str:
-    """A checksum of all that moving and stopping depend on."""
-    config = learned.card.get("config", {})
-    said = [config.get(name) for name in ("posterior", "price", "horizon")]
-    said += [learned.card.get(name) for name in ("thresholds", "min_steps")]
-    return digest(learned.state_dict(), json.dumps([asdict(learned.config), *said], sort_keys=True))
 
 
 def _name(group: Group, number: int) -> str:

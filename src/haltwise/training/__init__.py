@@ -1,7 +1,18 @@
 """Meta-training of learned optimizers."""
 
 from haltwise.training.config import PRESETS, TrainingConfig
+from haltwise.training.monitor import monitor_config, train_monitor
 from haltwise.training.objective import POSTERIORS
 from haltwise.training.trainer import Progress, Trainer
+from haltwise.training.workers import Workers
 
-__all__ = ["POSTERIORS", "PRESETS", "Progress", "Trainer", "TrainingConfig"]
+__all__ = [
+    "POSTERIORS",
+    "PRESETS",
+    "Progress",
+    "Trainer",
+    "TrainingConfig",
+    "Workers",
+    "monitor_config",
+    "train_monitor",
+]

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, final
 
 from haltwise import _discovery, pretrained
 from haltwise._errors import InputError, require
+from haltwise._types import require_types
 from haltwise.optimizer import OptimizerConfig
 from haltwise.training.objective import POSTERIORS
 
@@ -21,6 +22,14 @@ class TrainingConfig:
     family: str = "regression-2d"
     family_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the family that differ from its own."""
+    mixed_with: list[str] = field(default_factory=list)
+    """Further families, by name, whose problems the head learns from, too, as many of each; the
+    rule is trained on `family` alone."""
+    runs: str | None = None
+    """A directory of recorded runs of a training loop, in place of a family: only a head is
+    trained, see `train_monitor`. The `horizon` is then that of the runs."""
+    keeps_best: bool = False
+    """Whether that loop keeps the state of the lowest observed loss, not the last."""
     preset: str = "act"
     """The preset it was made from, for the card."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -58,6 +67,10 @@ class TrainingConfig:
     """tau of the stick-breaking posterior, in prices."""
     final_hazard_temperature: float = 0.2
     """To which it falls while the head is trained by itself."""
+    price_exponent: float = 0.5
+    """Errors of the head count prices, and are the more of them the lower the price: some twenty
+    times from one end of the range to the other, which would drown the rest. They are weighed by
+    (c / price)^price_exponent: 0 favours low prices, 1 high ones."""
 
     num_meta_steps: int = 2500
     """Steps that train rule and head together; a hand-designed rule has none."""
@@ -80,13 +93,24 @@ class TrainingConfig:
     num_calibration: int = 4096
     """Problems on which the hazard's thresholds are chosen."""
     validate_every: int = 100
+    num_shards: int = 1
+    """Virtual shards of a batch, each drawn and differentiated by itself, summed in their order.
+    The weights depend on it, but not on how many workers share them. One is fastest for one
+    worker; W workers need W at least."""
+    num_checkpoints: int = 3
+    """That are kept, so that one may be corrupt."""
+    max_rollbacks: int = 3
+    """How often a training that diverges goes back to its last good checkpoint, each time with
+    .3 of the learning rate, before it is given up."""
 
     def __post_init__(self) -> None:
+        require_types(type(self).__init__, vars(self))
         counts = dict.fromkeys(("horizon", "batch_size", "segment", "num_validation"), 1)
         counts |= dict.fromkeys(
             ("num_recorded", "head_batch_size", "validate_every", "num_calibration"), 1
         )
-        counts |= dict.fromkeys(("num_meta_steps", "head_steps"), 0)
+        counts |= dict.fromkeys(("num_shards", "num_checkpoints"), 1)
+        counts |= dict.fromkeys(("num_meta_steps", "head_steps", "max_rollbacks"), 0)
         for name, least in counts.items():
             value = getattr(self, name)
             require(value >= least, f"{name} must be at least {least}, got {value}")
@@ -113,6 +137,12 @@ class TrainingConfig:
         for name in ("warmup", "distilled"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
+        for name in ("batch_size", "head_batch_size", "num_recorded"):
+            value = getattr(self, name)
+            require(
+                value % self.num_shards == 0,
+                f"{name} must be a multiple of num_shards = {self.num_shards}, got {value}",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same configuration."""
@@ -129,7 +159,9 @@ class TrainingConfig:
             settings = dict(document)
             settings["optimizer"] = OptimizerConfig(**settings["optimizer"])
             return cls(**settings)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"this is not a training configuration: {error}") from None
 
     @classmethod

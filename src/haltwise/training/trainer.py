@@ -3,6 +3,9 @@
 First rule and head together: unroll, score, backpropagate, step. Then the head by itself, on
 recorded problems of the final rule, which costs no gradients of the optimizee. A hand-designed
 rule has nothing to learn, so its head goes straight to the second.
+
+Every random stream is a function of the seed, the step and the virtual shard, and the gradients of
+the shards are summed in their order: neither interruptions nor the number of workers change a bit.
 """
 
 import json
@@ -11,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -19,9 +22,9 @@ from torch import Tensor
 from haltwise import pretrained
 from haltwise._errors import InputError, require
 from haltwise._random import stream
+from haltwise._tensors import add_prefix, map_tensors, require_like, strip
 from haltwise._version import __version__
 from haltwise.capture import CapturedUnroll
-from haltwise.checkpoint import load_tensors, save_tensors, write_atomically
 from haltwise.halting.accounts import RECALLS, Account, Recall, calibrate, costs, paid, settle
 from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
 from haltwise.halting.stopping import (
@@ -33,10 +36,13 @@ from haltwise.halting.stopping import (
     decisions,
 )
 from haltwise.optimizer import LearnedOptimizer
+from haltwise.recorded_runs import RecordedRuns
 from haltwise.runlog import RunLog
 from haltwise.tasks import TaskBatch, family
 from haltwise.training.config import PARTS, TrainingConfig
+from haltwise.training.directory import Checkpoint, RunDirectory, differences
 from haltwise.training.objective import MetaObjective
+from haltwise.training.workers import Workers
 from haltwise.unroll import Recording, Trajectory, backpropagate, record
 
 __all__ = ["Progress", "Trainer"]
@@ -46,7 +52,20 @@ _UNCALIBRATED: dict[str, StopRule] = {
     "graves": PonderThreshold(output=BEFORE),
 }
 _RECORDED_COORDINATES = 2**20  # that are recorded at once: their state fills some 300 MiB
-_CONFIG, _LAST, _BEST = "config.json", "last.safetensors", "best.safetensors"
+_DIVERGED = 100  # times what a problem starts from that it has got worse by
+_SKIPPED = 20  # meta-steps in a row without a finite gradient are a divergence, too
+_ROLLBACK_FACTOR = 0.3  # of the learning rate
+
+
+class _State(NamedTuple):
+    """What a meta-step begins from."""
+
+    step: int
+    alone: bool
+    diverged: bool
+    metrics: dict[str, float]
+    tensors: dict[str, Tensor]
+    """Copies of the weights and of Adam's moments."""
 
 
 @final
@@ -62,6 +81,8 @@ class Progress:
         mean_halting_step: On the same problems.
         mean_loss: Mean excess loss over steps 1..T on the validation problems.
         num_nonfinite: Problems left out so far because their loss or gradient was not finite.
+        num_skipped: Meta-steps without an update, for the meta-gradient was not finite.
+        num_rollbacks: Returns to the last good state in this phase, since training had diverged.
     """
 
     step: int
@@ -70,6 +91,8 @@ class Progress:
     mean_halting_step: float
     mean_loss: float
     num_nonfinite: int
+    num_skipped: int
+    num_rollbacks: int
 
 
 @final
@@ -86,6 +109,7 @@ class Trainer:
         device: Where to compute.
         tensorboard: Whether to write TensorBoard event files.
         command: What started the run, for the card.
+        workers: The processes that share the run; they need one file system.
 
     Raises:
         InputError: The family is unknown, or the directory holds a run already or is not writable.
@@ -99,58 +123,87 @@ class Trainer:
         device: torch.device | str = "cpu",
         tensorboard: bool = False,
         command: str = "",
+        workers: Workers | None = None,
     ) -> None:
-        self._setup(config, directory, device)
-        require(
-            not (directory / _CONFIG).exists(),
-            f"{directory} holds a run already; resume it or choose another directory",
-        )
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot create {directory}: {error.strerror}; choose another directory"
-            ) from error
+        self._setup(config, directory, device, workers)
+        held = RunDirectory.holds_run(directory)
+        self._workers.wait()  # until all have looked
+        require(not held, f"{directory} holds a run already; resume it or choose another directory")
         self._command = command
-        run = {"config": config.to_json(), "command": command}
-        document = json.dumps(run, indent=2) + "\n"
-        write_atomically(directory / _CONFIG, document.encode())
-        self._log = RunLog(directory, tensorboard=tensorboard)
         self._begin()
+        if self._workers.is_first:
+            self._files.create({"config": config.to_json(), "command": command})
+            self._log = RunLog(directory, tensorboard=tensorboard)
 
     @classmethod
     def resume(
         cls,
         directory: Path,
         *,
+        config: TrainingConfig | None = None,
         device: torch.device | str = "cpu",
         tensorboard: bool = False,
+        workers: Workers | None = None,
     ) -> Self:
         """The run in `directory`, at its last checkpoint.
 
+        Args:
+            directory: Of the run.
+            config: If given, what the run must be of.
+            device: Where to compute.
+            tensorboard: Whether to write TensorBoard event files.
+            workers: The processes that share the run.
+
+        Warns:
+            CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
+
         Raises:
-            InputError: There is no run, or its files are corrupt.
+            InputError: There is no run, its files are corrupt, or it is of another configuration.
         """
-        path = directory / _CONFIG
+        document = RunDirectory.read(directory)
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except OSError:
-            raise InputError(f"{directory} holds no run: there is no {path}") from None
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
+            written = TrainingConfig.from_json(document.get("config", {}))
+        except InputError as error:
+            raise InputError(f"the config.json of {directory} is damaged: {error}") from None
+        if config is not None:
+            _refuse_drift(directory, written.to_json(), config.to_json())
         trainer = cls.__new__(cls)
-        trainer._setup(TrainingConfig.from_json(document.get("config", {})), directory, device)
-        trainer._command = document.get("command", "")
-        trainer._log = RunLog(directory, tensorboard=tensorboard)
-        if (directory / _LAST).exists():
-            trainer._load(directory / _LAST)
-        else:
+        trainer._setup(written, directory, device, workers)
+        trainer._command = str(document.get("command", ""))
+        first = trainer._workers.is_first
+        newest = None
+        if first:
+            trainer._files.clean()
+            newest = trainer._files.newest()
+        step = torch.tensor(-1 if newest is None else newest[0], device=device)
+        trainer._workers.follow_first(step)
+        if not first and step >= 0:
+            newest = trainer._files.load(int(step))
+        num_records = 0
+        if newest is None:
             trainer._begin()
+        else:
+            num_records = trainer._restore(newest[1])
+        if first:
+            trainer._log = RunLog(
+                directory, tensorboard=tensorboard, keep=num_records, step=trainer._step
+            )
         return trainer
 
-    def _setup(self, config: TrainingConfig, directory: Path, device: torch.device | str) -> None:
+    def _setup(
+        self,
+        config: TrainingConfig,
+        directory: Path,
+        device: torch.device | str,
+        workers: Workers | None,
+    ) -> None:
         self.config, self.directory, self._device = config, directory, device
-        self.family = family(config.family, config.family_settings)
+        self._workers = workers or Workers()
+        self._shards = self._workers.shards(config.num_shards)
+        self._files = RunDirectory(directory, config.num_checkpoints)
+        if config.runs is None:
+            self.family = family(config.family, config.family_settings)
+        self._mixed_with = {name: family(name) for name in config.mixed_with}
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)
@@ -163,12 +216,26 @@ class Trainer:
             f"{self._num_joint_steps} meta-steps, and posterior {config.posterior!r} with no step "
             "for the head alone; train a head with --preset act, or set --meta-steps",
         )
-        self._validation = self._sample(config.num_validation, "validation")
-        self._step, self._num_nonfinite, self._seconds = 0, 0, 0.0
+        if config.runs is None:
+            self._validation = self._sample(config.num_validation, "validation")
+        self._step, self._seconds = 0, 0.0
+        self._left_out: dict[str, int] = {}  # problems that were not finite, by stream
+        self._num_skipped, self._skipped_in_a_row = 0, 0
         self._metrics: dict[str, float] = {}
         self._halting_steps: Tensor | None = None
-        self._best_score = math.inf
-        self._recordings: dict[str, Recording] = {}
+        self._best: Checkpoint | None = None
+        self._best_score = (math.inf, math.inf)  # problems that failed, then the score itself
+        self._is_exported = True
+        self._recordings: dict[tuple[str | int, ...], Recording] = {}
+        self._interrupt, self.interrupted = False, False
+        if config.runs is not None:
+            runs = RecordedRuns.load(config.runs, config.horizon)
+            runs = runs.keeping_best() if config.keeps_best else runs
+            self._reads = runs.reads
+            self._recordings = {
+                (name,): map_tensors(part, lambda value: value.to(device))
+                for name, part in runs.split(config.seed).items()
+            }
         self._begin_phase(alone=False)
 
     def _begin(self) -> None:
@@ -178,6 +245,7 @@ class Trainer:
             if name is not None:
                 self._take_over(name, part)
         self._validate()
+        self._good = self._snapshot()
 
     def _take_over(self, name: str, part: str) -> None:
         """Begin with the weights of the rule or head of `name`."""
@@ -202,11 +270,11 @@ class Trainer:
 
     def _begin_phase(self, *, alone: bool) -> None:
         """Let rule and head learn, or the head alone."""
-        self._alone = alone
+        self._alone, self._num_rollbacks = alone, 0
         for weight in self.optimizer.rule_parameters():
             weight.requires_grad_(not alone)
-        learning = [value for value in self._parameters.values() if value.requires_grad]
-        self._adam = torch.optim.Adam(learning, lr=self.config.learning_rate)
+        self._learning = [value for value in self._parameters.values() if value.requires_grad]
+        self._adam = torch.optim.Adam(self._learning, lr=self.config.learning_rate)
 
     @property
     def _hazard(self) -> bool:
@@ -220,7 +288,12 @@ class Trainer:
     @property
     def num_nonfinite(self) -> int:
         """Problems left out so far because their loss or gradient was not finite."""
-        return self._num_nonfinite
+        return sum(self._left_out.values())
+
+    @property
+    def num_skipped(self) -> int:
+        """Meta-steps without an update so far, for the meta-gradient was not finite."""
+        return self._num_skipped
 
     @property
     def num_steps(self) -> int:
@@ -228,26 +301,34 @@ class Trainer:
         alone = 0 if self.config.posterior == "none" else self.config.head_steps
         return self._num_joint_steps + alone
 
+    def interrupt(self) -> None:
+        """Have `run` end after the meta-step it is in, with a checkpoint, at every worker."""
+        self._interrupt = True
+
     def run(self) -> Iterator[Progress]:
-        """Train to the end, yielding after every meta-step."""
+        """Train to the end, yielding after every meta-step.
+
+        Raises:
+            InputError: Training diverges again and again, or nothing can be written.
+        """
         started = time.perf_counter()
-        while self._step < self.num_steps:
+        while self._step < self.num_steps and not self.interrupted:
             if self._step >= self._num_joint_steps and not self._alone:
-                weights, _ = load_tensors(self.directory / _BEST)
-                self.optimizer.load_state_dict(weights)
-                self._best_score = math.inf  # what follows is scored apart
-                self._begin_phase(alone=True)
-                self.save()  # the best weights, from which it begins, are overwritten by its own
-            loss = self._head_step() if self._alone else self._joint_step()
+                self._go_on_alone()
+            loss = self._meta_step()
             self._step += 1
             ends = self._step in (self._num_joint_steps, self.num_steps)
             if ends or self._step % self.config.validate_every == 0:
                 now = time.perf_counter()
                 self._seconds, started = self._seconds + now - started, now
                 self._validate()
-                self._log.write({"step": self._step, "loss": loss, **self._metrics})
-                if self._halting_steps is not None:
-                    self._log.write_histogram("halting_step", self._halting_steps, self._step)
+                if self._diverged and not self._good.diverged:
+                    self._roll_back()
+                else:
+                    self._good = self._snapshot()
+                    self._write_log({"step": self._step, "loss": loss, **self._metrics})
+                    if self._workers.is_first and self._halting_steps is not None:
+                        self._log.write_histogram("halting_step", self._halting_steps, self._step)
                 self.save()
             yield Progress(
                 self._step,
@@ -255,30 +336,127 @@ class Trainer:
                 self._metrics["price_adjusted_loss"],
                 self._metrics["mean_halting_step"],
                 self._metrics["mean_loss"],
-                self._num_nonfinite,
+                self.num_nonfinite,
+                self._num_skipped,
+                self._num_rollbacks,
             )
-        softmax = self.config.posterior == "softmax" and self.config.head_steps > 0
-        if self._hazard or softmax:
+        if self.interrupted:
+            self.save()
+        elif self._hazard or (self.config.posterior == "softmax" and self.config.head_steps > 0):
             self._calibrate()
-        self._log.close()
+        if self._workers.is_first:
+            self._log.close()
+
+    def _go_on_alone(self) -> None:
+        """Freeze the best rule; what follows is scored apart."""
+        if self._best is None:
+            raise InputError(
+                f"not one of {self.config.num_validation} problems of {self.config.family} stays "
+                f"finite for {self.config.horizon} steps; choose a smaller learning rate or horizon"
+            )
+        self.optimizer.load_state_dict(self._best[0])
+        self._best_score = (math.inf, math.inf)
+        self._begin_phase(alone=True)
+        self._skipped_in_a_row = 0
+        self._good = self._snapshot()
+
+    def _roll_back(self) -> None:
+        """Return to the last good state, to go on with a lower learning rate.
+
+        Raises:
+            InputError: That has been tried as often as it may.
+        """
+        tried = self.config.learning_rate * _ROLLBACK_FACTOR**self._num_rollbacks
+        require(
+            self._num_rollbacks < self.config.max_rollbacks,
+            f"meta-training diverged at step {self._step}, now with learning rate {tried:g} after "
+            f"{self._num_rollbacks} rollbacks; the best weights so far are kept in "
+            f"{self.directory}; begin again with a lower --learning-rate or --horizon",
+        )
+        self._num_rollbacks += 1
+        self._write_log(
+            {
+                "step": self._step,
+                "event": "rollback",
+                "to_step": self._good.step,
+                "learning_rate": tried * _ROLLBACK_FACTOR,
+            }
+        )
+        self._take_up(self._good)
+        self._skipped_in_a_row = 0
+
+    def _write_log(self, entry: dict[str, Any]) -> None:
+        if self._workers.is_first:
+            self._log.write(entry)
+
+    def _stream(self, shard: int, *path: str | int) -> torch.Generator:
+        """The generator of a virtual shard; a single one needs no number."""
+        return stream(self.config.seed, *path, *([shard] if self.config.num_shards > 1 else []))
 
     def _draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
         exponent = 2 * torch.rand(num, generator=generator) - 1
         return (self.config.price * self.config.price_range**exponent).to(self._device)
 
-    def _joint_step(self) -> float:
-        """One step of rule and head together, on fresh problems."""
+    def _meta_step(self) -> float:
+        """One step on the gradients of all virtual shards; the loss before it, per problem."""
         config = self.config
-        generator = stream(config.seed, "train", self._step)
-        batch = self.family.sample(config.batch_size, generator, device=self._device)
-        price = self._draw_prices(config.batch_size, generator)
+        differentiate = self._head_shard if self._alone else self._joint_shard
+        num_problems = config.head_batch_size if self._alone else config.batch_size
+        sizes = [weight.numel() for weight in self._learning]
+        # A row a shard: gradients, whether each weight has one, and four numbers.
+        rows = torch.zeros(config.num_shards, sum(sizes) + len(sizes) + 4, device=self._device)
+        for shard in self._shards:
+            self._adam.zero_grad()
+            loss, num_used, num_left_out = differentiate(shard)
+            gradients = [weight.grad for weight in self._learning]
+            rows[shard] = torch.cat(
+                [
+                    *(
+                        weight.new_zeros(weight.numel()) if gradient is None else gradient.flatten()
+                        for weight, gradient in zip(self._learning, gradients, strict=True)
+                    ),
+                    rows.new_tensor([gradient is not None for gradient in gradients]),
+                    loss.reshape(1),
+                    rows.new_tensor([num_used, num_left_out, self._interrupt]),
+                ]
+            )
+        self._workers.sum(rows)
+        total = torch.zeros_like(rows[0])
+        for row in rows:  # one order of summation, whoever filled the rows
+            total = total + row
+        *present, loss_value, used, left_out, interrupts = total[sum(sizes) :].tolist()
+        self.interrupted = interrupts > 0
+        if self._alone:
+            self._left_out["recorded"] = int(left_out)
+        else:
+            self._left_out["train"] = self._left_out.get("train", 0) + int(left_out)
+        if used < num_problems:
+            total = total * (num_problems / max(used, 1))
+            loss_value *= num_problems / used if used else math.nan
+        for weight, gradient, there in zip(
+            self._learning, total[: sum(sizes)].split(sizes), present, strict=True
+        ):
+            weight.grad = gradient.view_as(weight) if there else None
+        return self._update(loss_value)
+
+    def _joint_shard(self, shard: int) -> tuple[Tensor, int, int]:
+        """Differentiate rule and head together on fresh problems.
+
+        Returns:
+            The sum of the problems' losses over the size of the whole batch, and how many of them
+            were used and left out.
+        """
+        config = self.config
+        size = config.batch_size // config.num_shards
+        generator = self._stream(shard, "train", self._step)
+        batch = self.family.sample(size, generator, device=self._device)
+        price = self._draw_prices(size, generator)
         trajectory = self._unroll(batch, price)
         finite = trajectory.finite
         if not finite.all():
-            self._num_nonfinite += int((~finite).sum())
             index = finite.nonzero().squeeze(1)
             if len(index) == 0:
-                return math.nan
+                return price.new_zeros(()), 0, size
             trajectory = trajectory.select(index)
 
         excess = trajectory.excess.clone().requires_grad_()
@@ -289,23 +467,24 @@ class Trainer:
             if warm
             else self._objective.losses(excess)
         )
-        loss = losses.mean()
-        self._adam.zero_grad()
+        loss = losses.sum() / config.batch_size
         loss.backward()
         assert excess.grad is not None
         cotangent = HaltingOutput(
             *(torch.zeros_like(value) if value.grad is None else value.grad for value in halting)
         )
         backpropagate(self.optimizer, trajectory, excess.grad, cotangent, truncate=config.truncate)
-        return self._update(loss, self._step, self._num_joint_steps)
+        return loss.detach(), len(losses), size - len(losses)
 
-    def _head_step(self) -> float:
-        """One step of the head alone, on recorded problems."""
+    def _head_shard(self, shard: int) -> tuple[Tensor, int, int]:
+        """Differentiate the head alone on recorded problems; see `_joint_shard`."""
         config = self.config
-        recording = self._recorded("recorded", config.num_recorded)
+        num_recorded = config.num_recorded // config.num_shards
+        path = (shard,) if config.num_shards > 1 else ()
+        recording = self._recorded("recorded", num_recorded, *path)
         done = self._step - self._num_joint_steps
-        generator = stream(config.seed, "head", done)
-        size = config.head_batch_size
+        generator = self._stream(shard, "head", done)
+        size = config.head_batch_size // config.num_shards
         index = torch.randint(recording.num_problems, (size,), generator=generator)
         chosen = recording.select(index.to(self._device))
         price = self._draw_prices(size, generator)
@@ -316,37 +495,57 @@ class Trainer:
         losses = self._objective.halting(
             chosen.excess, said, price, tau, generator, distilled=distilled
         )
-        # Errors count prices, and are the more of them the lower the price: some twenty times
-        # from one end of the range to the other, which would drown the rest.
-        loss = (losses * (price / config.price).sqrt()).mean()
-        self._adam.zero_grad()
+        weighed = losses * (price / config.price) ** config.price_exponent
+        loss = weighed.sum() / config.head_batch_size
         loss.backward()
-        return self._update(loss, done, config.head_steps)
+        return loss.detach(), size, num_recorded - recording.num_problems
 
-    def _update(self, loss: Tensor, step: int, num_steps: int) -> float:
-        """Adam, its rate decayed to 1 % by a cosine over each phase; the loss before the step."""
+    def _update(self, loss: float) -> float:
+        """Adam, its rate decayed to 1 % by a cosine over each phase; NaN if it was skipped."""
+        config = self.config
+        step, num_steps = (
+            (self._step - self._num_joint_steps, config.head_steps)
+            if self._alone
+            else (self._step, self._num_joint_steps)
+        )
         cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
-        self._adam.param_groups[0]["lr"] = self.config.learning_rate * (0.01 + 0.99 * cosine)
-        for weights in (self.optimizer.rule_parameters(), list(self.optimizer.head.parameters())):
-            norm = torch.nn.utils.clip_grad_norm_(weights, self.config.clip_norm)
-            if not norm.isfinite():
-                self._num_nonfinite += 1
-                return math.nan
+        rate = config.learning_rate * _ROLLBACK_FACTOR**self._num_rollbacks
+        self._adam.param_groups[0]["lr"] = rate * (0.01 + 0.99 * cosine)
+        norms = [
+            torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
+            for weights in (
+                self.optimizer.rule_parameters(),
+                list(self.optimizer.head.parameters()),
+            )
+        ]
+        if not (math.isfinite(loss) and all(norm.isfinite() for norm in norms)):
+            self._num_skipped += 1
+            self._skipped_in_a_row += 1
+            return math.nan
+        self._skipped_in_a_row = 0
         self._adam.step()
-        return loss.item()
+        return loss
 
-    def _recorded(self, name: str, num_problems: int) -> Recording:
+    def _recorded(self, name: str, num_problems: int, *path: int) -> Recording:
         """Problems of the stream `name`, recorded under the final rule, non-finite ones left out.
 
         Raises:
             InputError: None stayed finite.
         """
-        if name not in self._recordings:
-            batch = self._sample(num_problems, name)
-            index = torch.arange(num_problems, device=self._device)
+        key: tuple[str | int, ...] = (name, *path)
+        if self.config.runs is not None:
+            return self._recordings[(name,)]
+        if key not in self._recordings:
+            share = max(1, num_problems // (1 + len(self._mixed_with)))
+            batches = [self._sample(share, *key)]
+            for other, drawn in self._mixed_with.items():
+                generator = stream(self.config.seed, *key, other)
+                batches.append(drawn.sample(share, generator, device=self._device))
+            index = torch.arange(share, device=self._device)
             recording = Recording.join(
                 [
                     record(self.optimizer.rule, batch.select(part), self.config.horizon)
+                    for batch in batches
                     for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim))
                 ]
             )
@@ -356,26 +555,37 @@ class Trainer:
                 f"not one of {num_problems} problems of {self.config.family} stays finite for "
                 f"{self.config.horizon} steps; choose a smaller learning rate or horizon",
             )
-            self._num_nonfinite += num_problems - len(finite)
-            self._recordings[name] = recording.select(finite)
-        return self._recordings[name]
+            self._recordings[key] = recording.select(finite)
+            if not path:  # else all workers together know
+                self._left_out[name] = num_problems - len(finite)
+        return self._recordings[key]
 
     def _validate(self) -> None:
         """Measure the validation problems and keep the weights if they are the best so far."""
         config = self.config
-        if self._alone:
+        diverged = self._skipped_in_a_row >= _SKIPPED or not all(
+            bool(weight.isfinite().all()) for weight in self._parameters.values()
+        )
+        if self._alone or config.runs is not None:
             recording = self._recorded("validation", config.num_validation)
         else:
             recording = record(self.optimizer.rule, self._validation, config.horizon)
+            worse = recording.excess[:, 1:].mean(1) - recording.excess[:, 0]
+            bearable = worse <= _DIVERGED * recording.excess[:, 0].abs()  # false for NaN
+            diverged = diverged or bool(bearable.float().mean() < 0.5)
+            recording = recording.select(recording.finite.nonzero().squeeze(1))
+            self._left_out["validation"] = config.num_validation - recording.num_problems
         metrics = {
             "mean_loss": recording.excess[:, 1:].mean().item(),
             "final_loss": recording.excess[:, -1].mean().item(),
             "price_adjusted_loss": math.nan,
             "mean_halting_step": math.nan,
-            "nonfinite_problems": float(self._num_nonfinite),
+            "nonfinite_problems": float(self.num_nonfinite),
+            "skipped_steps": float(self._num_skipped),
         }
         score = metrics["mean_loss"] / config.price
-        if config.posterior != "none" and (self._alone or config.warmup < 1):
+        speaks = config.posterior != "none" and (self._alone or config.warmup < 1)
+        if speaks and recording.num_problems > 0:
             prices = self._prices()
             adjusted, steps = self._adjusted_loss(recording, config.price)
             metrics |= {
@@ -385,10 +595,25 @@ class Trainer:
             self._halting_steps = steps
             score = sum(self._adjusted_loss(recording, price)[0] / price for price in prices)
         self._metrics = metrics
+        judged = torch.tensor([score, diverged], dtype=torch.float64, device=self._device)
+        moments = [
+            value
+            for state in self._adam.state.values()
+            for key, value in state.items()
+            if key != "step"
+        ]
+        # Replicas are equal to the bit on machines of one type, and kept together on others.
+        self._workers.follow_first(
+            judged, *(weight.data for weight in self._parameters.values()), *moments
+        )
+        score, self._diverged = judged[0].item(), bool(judged[1])
+        ranked = (self._left_out.get("validation", 0), score)
         warming = not self._alone and self._step < config.warmup * self._num_joint_steps
-        if score < self._best_score and (config.warmup == 1 or not warming):
-            self._best_score = score
-            save_tensors(self.directory / _BEST, self.optimizer.state_dict(), self.card())
+        counts = math.isfinite(score) and (config.warmup == 1 or not warming)
+        if counts and not self._diverged and ranked < self._best_score:
+            self._best_score, self._is_exported = ranked, False
+            weights = {name: value.clone() for name, value in self.optimizer.state_dict().items()}
+            self._best = weights, self.card()
 
     def _traces(self, recording: Recording, price: float) -> Traces:
         prices = torch.full_like(recording.loss[:, 0], price)
@@ -397,8 +622,15 @@ class Trainer:
         return Trajectory(recording, prices, said).traces()
 
     def _adjusted_loss(self, recording: Recording, price: float) -> tuple[float, Tensor]:
-        """J and costs [n] of stops decided before the gradient is paid for, not calibrated."""
+        """J and costs [n] of stops decided before the gradient is paid for, not calibrated.
+
+        Of a recorded loop, that stops where it is.
+        """
         traces = self._traces(recording, price)
+        if self.config.runs is not None:
+            decided = decisions(HazardThreshold(0.0, AFTER), traces)
+            j = settle(traces, decided, Account.UPDATES, Recall.CURRENT, price=price)
+            return j.mean().item(), decided
         rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, BEFORE))
         recall = Recall.LEARNED if self._hazard else Recall.NEXT
         decided = decisions(rule, traces)
@@ -411,8 +643,8 @@ class Trainer:
 
         That is the hazard's threshold, or below how many steps the posterior's mode is not sought.
         """
-        path = self.directory / _BEST
-        weights, card = load_tensors(path)
+        assert self._best is not None
+        weights, card = self._best
         setting, name = ("threshold", "thresholds") if self._hazard else ("min_steps", "min_steps")
         if name in card:  # the run had ended already
             return
@@ -434,7 +666,8 @@ class Trainer:
             candidates = kind.candidates(merged, table, output)
             policy = calibrate(candidates, merged, account, price=1.0, recalls=(recall,)).policy
             chosen.append(getattr(policy.rule, setting))
-        save_tensors(path, weights, {**card, name: chosen})
+        self._best, self._is_exported = (weights, {**card, name: chosen}), False
+        self.save()
 
     def _prices(self) -> list[float]:
         """The prices that validation and calibration average over."""
@@ -445,52 +678,167 @@ class Trainer:
         """What was trained, on what and for how long; stored beside the weights."""
         return {
             "config": self.config.to_json(),
-            "family_settings": asdict(self.family),
+            **(
+                {"family_settings": asdict(self.family)}
+                if self.config.runs is None
+                else {"reads": self._reads}
+            ),
             "command": self._command,
             "meta_step": self._step,
             "seconds": round(self._seconds, 1),
-            "metrics": {
-                name: None if math.isnan(value) else value for name, value in self._metrics.items()
-            },
+            "metrics": _finite_only(self._metrics),
             "versions": {"haltwise": __version__, "torch": torch.__version__},
         }
 
-    def save(self) -> None:
-        """Write the checkpoint that `resume` reads: weights, Adam's moments and the counters."""
-        tensors = {f"weights.{name}": value for name, value in self._parameters.items()}
+    def _snapshot(self) -> _State:
+        tensors = add_prefix(dict(self._parameters), "weights.")
         for name, value in self._parameters.items():
             for key, moment in self._adam.state.get(value, {}).items():
                 tensors[f"adam.{key}.{name}"] = moment
-        metadata = {
-            "step": self._step,
-            "alone": self._alone,
-            "num_nonfinite": self._num_nonfinite,
-            "seconds": self._seconds,
-            "best_score": None if math.isinf(self._best_score) else self._best_score,
-            "metrics": self.card()["metrics"],
-        }
-        save_tensors(self.directory / _LAST, tensors, metadata)
+        copies = {name: value.detach().clone() for name, value in tensors.items()}
+        return _State(self._step, self._alone, self._diverged, self._metrics, copies)
 
-    def _load(self, path: Path) -> None:
-        tensors, metadata = load_tensors(path)
-        try:
-            self._step, self._num_nonfinite = metadata["step"], metadata["num_nonfinite"]
-            self._begin_phase(alone=metadata["alone"])
-            for name, value in self._parameters.items():
-                value.data.copy_(tensors[f"weights.{name}"])
-                moments = {
-                    key: tensors[f"adam.{key}.{name}"].to("cpu" if key == "step" else self._device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"adam.{key}.{name}" in tensors
+    def _take_up(self, state: _State) -> None:
+        """Go on from there; the phase is begun already."""
+        self._step, self._diverged, self._metrics = state.step, state.diverged, state.metrics
+        self._adam.state.clear()
+        for name, value in self._parameters.items():
+            value.data.copy_(state.tensors[f"weights.{name}"])
+            if f"adam.step.{name}" in state.tensors:
+                self._adam.state[value] = {
+                    key: state.tensors[f"adam.{key}.{name}"].clone() for key in _MOMENTS
                 }
-                if moments:
-                    self._adam.state[value] = moments
-            self._seconds = metadata["seconds"]
-            best = metadata["best_score"]
-            self._metrics = {
-                name: math.nan if value is None else value
-                for name, value in metadata["metrics"].items()
+
+    def save(self) -> None:
+        """Write the checkpoint that `resume` reads, and the best weights for use.
+
+        Raises:
+            InputError: The directory cannot be written; the checkpoint before is still good.
+        """
+        if not self._workers.is_first:
+            return
+        good = self._good.step == self._step
+        now = self._good if good else self._snapshot()
+        tensors = add_prefix(now.tensors, "now.")
+        metadata: dict[str, Any] = {
+            **self._identity(),
+            "command": self._command,
+            "now": _to_json(now),
+            "left_out": self._left_out,
+            "skipped": [self._num_skipped, self._skipped_in_a_row],
+            "num_rollbacks": self._num_rollbacks,
+            "seconds": self._seconds,
+            "num_records": self._log.num_records,
+            "best_score": None if math.isinf(self._best_score[1]) else self._best_score,
+        }
+        if not good:
+            tensors |= add_prefix(self._good.tensors, "good.")
+            metadata["good"] = _to_json(self._good)
+        if self._best is not None:
+            tensors |= add_prefix(self._best[0], "best.")
+            metadata["best"] = self._best[1]
+        self._files.save(self._step, (tensors, metadata))
+        self._export()
+
+    def _export(self) -> None:
+        if self._best is not None and not self._is_exported:
+            self._files.export(self._best)
+            self._is_exported = True
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint belongs to."""
+        document: dict[str, Any] = json.loads(
+            json.dumps({"config": self.config.to_json(), "family_settings": asdict(self.family)})
+        )
+        return document
+
+    def _restore(self, checkpoint: Checkpoint) -> int:
+        """Take up a checkpoint; how many records the log had then.
+
+        Raises:
+            InputError: It is of another configuration, or its tensors do not fit.
+        """
+        tensors, metadata = checkpoint
+        try:
+            written = TrainingConfig.from_json(metadata["config"]).to_json()
+            settings = {"config": written, "family_settings": metadata["family_settings"]}
+            _refuse_drift(self.directory, json.loads(json.dumps(settings)), self._identity())
+            self._command = metadata["command"]
+            self._begin_phase(alone=metadata["now"]["alone"])
+            states = {
+                name: self._from_json(metadata[name], strip(tensors, f"{name}."))
+                for name in ("now", "good")
+                if name in metadata
             }
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise InputError(f"{path} does not belong to the run beside it: {error}") from None
-        self._best_score = math.inf if best is None else best
+            self._take_up(states["now"])
+            self._good = states.get("good", states["now"])
+            self._left_out = dict(metadata["left_out"])
+            self._num_skipped, self._skipped_in_a_row = metadata["skipped"]
+            self._num_rollbacks, self._seconds = metadata["num_rollbacks"], metadata["seconds"]
+            if metadata["best_score"] is not None:
+                failed, score = metadata["best_score"]
+                self._best_score = (failed, score)
+            if "best" in metadata:
+                best = strip(tensors, "best.")
+                require_like(best, self.optimizer.state_dict())
+                self._best = best, metadata["best"]
+                self._is_exported = _same(self._best, self._files.exported())
+                if self._workers.is_first:
+                    self._export()
+            num_records: int = metadata["num_records"]
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"the checkpoint in {self.directory} does not belong to the run: {error!r}"
+            ) from None
+        return num_records
+
+    def _from_json(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> _State:
+        like = add_prefix(dict(self._parameters), "weights.")
+        for name, value in self._parameters.items():
+            if f"adam.step.{name}" in tensors:
+                like[f"adam.step.{name}"] = torch.zeros(())
+                like |= {f"adam.{key}.{name}": value for key in _MOMENTS[1:]}
+        require_like(tensors, like)
+        placed = {
+            name: value if name.startswith("adam.step.") else value.to(self._device)
+            for name, value in tensors.items()
+        }
+        metrics = {
+            name: math.nan if value is None else value
+            for name, value in document["metrics"].items()
+        }
+        return _State(document["step"], document["alone"], document["diverged"], metrics, placed)
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _to_json(state: _State) -> dict[str, Any]:
+    """All but the tensors; JSON knows no NaN."""
+    document = state._asdict()
+    del document["tensors"]
+    document["metrics"] = _finite_only(state.metrics)
+    return document
+
+
+def _finite_only(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _same(one: Checkpoint, other: Checkpoint | None) -> bool:
+    return (
+        other is not None
+        and one[1] == other[1]
+        and one[0].keys() == other[0].keys()
+        and all(torch.equal(value.cpu(), other[0][name]) for name, value in one[0].items())
+    )
+
+
+def _refuse_drift(directory: Path, written: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with a run under another configuration than it began with."""
+    found = differences(written, json.loads(json.dumps(now)))
+    require(
+        not found,
+        f"{directory} holds a run of another configuration ({'; '.join(found)}); go on with its "
+        "own by --resume, or choose another directory",
+    )

@@ -1,0 +1,271 @@
+"""The coordinatewise LSTM optimizer on flat coordinates, fused on the CPU, with a plain twin.
+
+P problems of D coordinates each make R = P D rows; K steps. What a row reads are features of its
+gradient; its update is read out of the top layer:
+
+    g = scale exp(b) (a + k (n - mean n) + l mean n),   n = gamma / rms gamma
+
+with (a, b, k, l) = weight h + bias, and means over the problem's coordinates.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._kernels import lstm
+from haltwise._tensors import log_rms
+
+__all__ = ["Coordinatewise", "Pooled", "preprocess_gradient"]
+
+_PLAIN_CHUNK = 2048  # rows whose graph fits a cache
+
+
+class Pooled(NamedTuple):
+    """What of a gradient is pooled over all of a problem's coordinates.
+
+    Attributes:
+        mean: Shape [B].
+        log_rms: log of the root mean square, shape [B].
+    """
+
+    mean: Tensor
+    log_rms: Tensor
+
+
+def preprocess_gradient(grad: Tensor, log_range: float = 10.0) -> Tensor:
+    """Scale-free features of a gradient: magnitude on a log scale, and sign (L2L, appendix A).
+
+        (log |g| / p, sign g)   where |g| >= exp(-p)
+        (-1, exp(p) g)          elsewhere
+
+    Args:
+        grad: Any shape [...].
+        log_range: p, the width of the logarithmic range in nats.
+
+    Returns:
+        Shape [..., 2].
+    """
+    threshold = math.exp(-log_range)
+    magnitude = grad.abs().clamp_min(threshold).log() / log_range
+    sign = (grad / threshold).clamp(-1, 1)  # both branches at once: sign g, or exp(p) g
+    return torch.stack((magnitude, sign), dim=-1)
+
+
+@final
+class Coordinatewise(NamedTuple):
+    """The weights.
+
+    Attributes:
+        weights: L tensors [4H, fan_in + H].
+        biases: L tensors [4H].
+        weight: Of the read-out, shape [4, H], or [2, H] where k and l are zero.
+        bias: Of the read-out, shape [4] or [2].
+        scale: As said above.
+    """
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    weight: Tensor
+    bias: Tensor
+    scale: float
+
+    @property
+    def shared(self) -> bool:
+        """Whether a coordinate also reads the mean gradient."""
+        return self.weights[0].shape[1] - self.weights[0].shape[0] // 4 == 4
+
+    @property
+    def direct(self) -> bool:
+        """Whether the gradient reaches the update undistorted."""
+        return len(self.bias) == 4
+
+    def inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
+        """What a coordinate reads, [..., D] to [..., D, I]; `pooled` if `grad` is not all of it."""
+        features = preprocess_gradient(grad)
+        if not self.shared:
+            return features
+        mean = grad.mean(-1, keepdim=True) if pooled is None else pooled.mean.unsqueeze(-1)
+        shared = preprocess_gradient(mean)
+        return torch.cat((features, shared.expand_as(features)), dim=-1)
+
+    def read_out(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
+        """The update from the top layer's output [..., D, H] and the gradient [..., D]."""
+        readout = nn.functional.linear(top, self.weight, self.bias)
+        direction, log_scale = readout[..., 0], readout[..., 1]
+        if self.direct:
+            # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
+            log_length = log_rms(grad) if pooled is None else pooled.log_rms
+            inverse = torch.exp(-log_length.clamp_min(-80)).unsqueeze(-1)
+            normalized = grad * inverse
+            if pooled is None:
+                mean = normalized.mean(-1, keepdim=True)
+            else:
+                mean = pooled.mean.unsqueeze(-1) * inverse
+            own, shared = readout[..., 2], readout[..., 3]
+            direction = direction + own * (normalized - mean) + shared * mean
+        return self.scale * direction * log_scale.exp()
+
+    @torch.no_grad()
+    def step(
+        self,
+        grad: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        pooled: Pooled | None = None,
+        *,
+        in_place: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step, without a graph.
+
+        Args:
+            grad: Shape [P, D].
+            hidden: Shape [P, D, L, H].
+            cell: Shape [P, D, L, H].
+            pooled: Of the whole gradient, if `grad` is not all of it.
+            in_place: Whether the new state may take the place of the old.
+
+        Returns:
+            Updates [P, D]; the state after the step.
+        """
+        if not self._fusable(grad, hidden, cell):
+            flat = hidden.flatten(0, 1), cell.flatten(0, 1)
+            inputs = self.inputs(grad, pooled).flatten(0, 1)
+            flat = lstm.lstm_step(inputs, *flat, self.weights, self.biases)
+            hidden, cell = (value.view(hidden.shape) for value in flat)
+            return self.read_out(hidden[..., -1, :], grad, pooled), hidden, cell
+        grad, hidden, cell = grad.contiguous(), hidden.contiguous(), cell.contiguous()
+        new = (hidden, cell) if in_place else (torch.empty_like(hidden), torch.empty_like(cell))
+        updates = torch.empty_like(grad)
+        flat = hidden.view(-1, *hidden.shape[2:]), cell.view(-1, *cell.shape[2:])
+        gradients = self._gradients(grad.view(1, -1), len(grad), pooled)
+        lstm.call("forward", gradients, *flat, self.weights, self.biases, None, updates, *new)
+        return updates, *new
+
+    @torch.no_grad()
+    def gradient(
+        self,
+        grads: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        pooled: Pooled,
+        of_updates: Tensor,
+        of_sums: Tensor,
+        of_hidden: Tensor | None,
+        of_cell: Tensor | None,
+        *,
+        wants_state: bool,
+    ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+        """Backward of K steps that are forgotten but for the state before them: recomputed.
+
+        Args:
+            grads: Constants, shape [P, K, D].
+            hidden: Before the first step, shape [P, D, L, H].
+            cell: Likewise.
+            pooled: Of the whole gradients, each [P, K].
+            of_updates: Derivatives with respect to the updates, shape [P, K, D].
+            of_sums: Of the sums of the top layer's outputs over coordinates, shape [P, K, H].
+            of_hidden: Of the state after the last step, shape [P, D, L, H], None for zero.
+            of_cell: Likewise.
+            wants_state: Whether the derivatives of the state before the steps are wanted.
+
+        Returns:
+            Those, if wanted; and of every layer's weight and bias in turn, the read-out's last.
+        """
+        if not self._fusable(grads, hidden, cell):
+            return self._plain_gradient(
+                grads, hidden, cell, pooled, of_updates, of_sums, of_hidden, of_cell, wants_state
+            )
+        num_problems, num_steps, _ = grads.shape
+        flat = (
+            None if value is None else value.flatten(0, 1).contiguous()
+            for value in (hidden, cell, of_hidden, of_cell)
+        )
+        first_hidden, first_cell, last_hidden, last_cell = flat
+        assert first_hidden is not None
+        assert first_cell is not None
+        by_step = Pooled(*(value.T for value in pooled))
+        of_state = lstm.backward(
+            self._gradients(grads.transpose(0, 1).reshape(num_steps, -1), num_problems, by_step),
+            first_hidden,
+            first_cell,
+            self.weights,
+            self.biases,
+            None,
+            of_updates.transpose(0, 1).contiguous(),
+            of_sums.transpose(0, 1).contiguous(),
+            last_hidden,
+            last_cell,
+            wants_state=wants_state,
+        )
+        found = (None if value is None else value.view(hidden.shape) for value in of_state[:2])
+        return *found, of_state[2]
+
+    def _plain_gradient(
+        self,
+        grads: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        pooled: Pooled,
+        of_updates: Tensor,
+        of_sums: Tensor,
+        of_hidden: Tensor | None,
+        of_cell: Tensor | None,
+        wants_state: bool,
+    ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+        """`gradient` by autograd, in chunks of coordinates so that its graph stays small."""
+        num_problems, _, dim = grads.shape
+        params = [
+            tensor.detach().requires_grad_()
+            for pair in (*zip(self.weights, self.biases, strict=True), (self.weight, self.bias))
+            for tensor in pair
+        ]
+        twin = self._replace(
+            weights=params[:-2:2], biases=params[1:-2:2], weight=params[-2], bias=params[-1]
+        )
+        sums = [torch.zeros_like(param) for param in params]
+        found = [torch.empty_like(hidden) for _ in range(2)] if wants_state else []
+        chunk = dim if grads.is_cuda else max(1, _PLAIN_CHUNK // num_problems)
+        for begin in range(0, dim, chunk):
+            span = slice(begin, begin + chunk)
+            some = grads[..., span]
+            state = [
+                value[:, span].flatten(0, 1).requires_grad_(wants_state)
+                for value in (hidden.detach(), cell.detach())
+            ]
+            inputs = twin.inputs(some, pooled).transpose(0, 1).flatten(1, 2)
+            with torch.enable_grad():
+                outputs, *last = lstm.lstm_sequence(inputs, *state, twin.weights, twin.biases)
+                top = outputs.unflatten(1, (num_problems, -1)).transpose(0, 1)
+                updates = twin.read_out(top, some, pooled)
+            roots = [updates, top]
+            values = [of_updates[..., span], of_sums.unsqueeze(2).expand_as(top)]
+            for root, value in zip(last, (of_hidden, of_cell), strict=True):
+                if value is not None:
+                    roots.append(root)
+                    values.append(value[:, span].flatten(0, 1))
+            own = torch.autograd.grad(roots, [*params, *state] if wants_state else params, values)
+            for total, grad in zip(sums, own, strict=False):
+                total.add_(grad)
+            for value, grad in zip(found, own[len(params) :], strict=True):
+                value[:, span] = grad.unflatten(0, (num_problems, -1))
+        of_first_hidden, of_first_cell = found if wants_state else (None, None)
+        return of_first_hidden, of_first_cell, sums
+
+    def _fusable(self, grad: Tensor, hidden: Tensor, cell: Tensor) -> bool:
+        tensors = (hidden, cell, *self.weights, *self.biases, self.weight, self.bias)
+        return lstm.fusable(grad, *tensors) and all(
+            tensor.is_contiguous() for tensor in tensors[2:]
+        )
+
+    def _gradients(self, grads: Tensor, num_problems: int, pooled: Pooled | None) -> lstm.Gradients:
+        """For the kernel: `grads` [K, R], `pooled` [K, P]."""
+        if pooled is None:
+            values = lstm.pool(grads, num_problems)
+        else:
+            inverse = torch.exp(-pooled.log_rms.clamp_min(-80))
+            values = torch.stack((pooled.mean, inverse), -1).view(len(grads), num_problems, 2)
+        num_inputs = 4 if self.shared else 2
+        return lstm.Gradients(grads, values, num_inputs, self.weight, self.bias, self.scale, 10.0)

@@ -1,0 +1,48 @@
+"""A little of every part of benchmarks/faults.py, in a process that has run no backward pass."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+QUICK = {"kills": 3, "full-disks": 3, "damaged": 4, "locked": 3, "fuzzed": 160}
+
+
+def faults(*arguments: object, sabotage: str = "") -> subprocess.CompletedProcess[str]:
+    argv = json.dumps([str(FAULTS), *map(str, arguments)])
+    code = f"{sabotage}\nimport runpy, sys\nsys.argv = {argv}\n"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def only(**numbers: int) -> list[object]:
+    sizes = dict.fromkeys(QUICK, 0) | numbers
+    return [part for name, number in sizes.items() for part in (f"--{name}", number)]
+
+
+def test_nothing_is_lost() -> None:
+    result = faults(*only(**QUICK))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("0 lost, 0 differing") == len(QUICK)
+
+
+def test_the_harness_sees_what_is_broken() -> None:
+    """Files that are renamed before they are whole."""
+    sabotage = (
+        "import os, pathlib, haltwise.checkpoint as c\n"
+        "def careless(path, content):\n"
+        "    with pathlib.Path(path).open('wb') as file:\n"
+        "        file.write(content[:-1]); file.flush(); os.fsync(file.fileno())\n"
+        "c.write_atomically = careless"
+    )
+    result = faults(*only(kills=3), sabotage=sabotage)
+    assert result.returncode == 1, result.stdout + result.stderr

@@ -1,0 +1,156 @@
+"""One run shared by several workers: the same bits, whoever does what, and whoever dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import assert_same_run, finish, tiny
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+
+from haltwise import InputError
+from haltwise.checkpoint import load_tensors
+from haltwise.runlog import read_log
+from haltwise.tasks.least_squares import LeastSquaresBatch
+from haltwise.training import Trainer, TrainingConfig, Workers
+
+
+def sharded(preset: str = "act", **changes: object) -> TrainingConfig:
+    return tiny(preset, **{"num_shards": 4, **changes})
+
+
+def work(rank: int, size: int, directory: Path, steps: int, interrupted: bool) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{directory}.{steps}.meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    workers = Workers(rank, size)
+    begun = (directory / "config.json").exists()
+    workers.wait()
+    trainer = (
+        Trainer.resume(directory, workers=workers)
+        if begun
+        else Trainer(sharded(), directory, workers=workers)
+    )
+    for progress in trainer.run():
+        if progress.step == steps and rank == size - 1:
+            trainer.interrupt()
+    assert trainer.interrupted == interrupted
+    workers.leave()
+
+
+def together(size: int, directory: Path, steps: int = 10**9) -> None:
+    arguments = (size, directory, steps, steps < 10**9)
+    spawn(work, arguments, nprocs=size)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("alone") / "run"
+    finish(Trainer(sharded(), directory))
+    return directory
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_any_number_of_workers_gives_the_same_bits(size: int, alone: Path, tmp_path: Path) -> None:
+    together(size, tmp_path / "run")
+    assert_same_run(alone, tmp_path / "run")
+
+
+def test_workers_stop_together_and_others_go_on(alone: Path, tmp_path: Path) -> None:
+    """Interrupted by the last of two, gone on with by three, and by one again."""
+    together(2, tmp_path / "run", steps=5)
+    together(3, tmp_path / "run", steps=11)
+    finish(Trainer.resume(tmp_path / "run"))
+    assert_same_run(alone, tmp_path / "run")
+
+
+def test_the_number_of_shards_is_part_of_the_recipe(alone: Path, tmp_path: Path) -> None:
+    finish(Trainer(sharded(num_shards=2), tmp_path))
+    one, other = (load_tensors(path / "best.safetensors")[0] for path in (alone, tmp_path))
+    assert not torch.equal(one["rule.readout_weight"], other["rule.readout_weight"])
+
+
+def test_the_gradient_is_the_mean_over_all_finite_problems(tmp_path: Path) -> None:
+    """Of shards that hold 4 and no finite problems, those of the first count in full."""
+    trainer = Trainer(sharded("lstm", num_shards=2), tmp_path)
+    seen: list[torch.Tensor] = []
+
+    def look(loss: float) -> float:
+        seen.extend(weight.grad for weight in trainer._learning if weight.grad is not None)
+        return loss
+
+    trainer._update = look  # type: ignore[method-assign]
+    trainer._adam.zero_grad()
+    loss, used, left_out = trainer._joint_shard(0)
+    assert (used, left_out) == (4, 0)
+    expected = [2 * weight.grad for weight in trainer._learning if weight.grad is not None]
+    family = trainer.family
+
+    class Half:
+        calls = 0
+
+        def sample(self, *arguments: object, **settings: object) -> object:
+            self.calls += 1
+            batch = family.sample(*arguments, **settings)  # type: ignore[arg-type]
+            assert isinstance(batch, LeastSquaresBatch)
+            broken = torch.full_like(batch.target, torch.nan)
+            return batch if self.calls == 1 else replace(batch, target=broken)
+
+    trainer.family = Half()  # type: ignore[assignment]
+    assert trainer._meta_step() == pytest.approx(2 * loss.item())
+    assert trainer.num_nonfinite == 4
+    for gradient, other in zip(seen, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_more_workers_than_shards_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="4 workers share 1 virtual shards"):
+        Trainer(tiny(), tmp_path / "run", workers=Workers(0, 4))
+    with pytest.raises(InputError, match="batch_size must be a multiple of num_shards = 3"):
+        sharded(num_shards=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_restarts_from_the_last_checkpoint_when_a_worker_dies(tmp_path: Path) -> None:
+    options = [
+        *("regression-2d", "--preset", "lstm", "--meta-steps", "60", "--batch-size", "8"),
+        *("--horizon", "6", "--shards", "2", "--threads", "1"),
+        *("--set", "num_validation=16", "--set", "validate_every=5"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", "2", "--max-restarts", "2"]
+    process = subprocess.Popen(
+        [*launcher, "-m", "haltwise", "train", *options, "--out", "shared"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("shared/checkpoints/step-*")):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    subprocess.run(
+        [sys.executable, "-m", "haltwise", "train", *options, "--out", "alone"],
+        cwd=tmp_path,
+        check=True,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    weights = [load_tensors(tmp_path / run / "best.safetensors")[0] for run in ("shared", "alone")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    steps = [record["step"] for record in read_log(tmp_path / "shared")]
+    assert steps == [*range(5, 61, 5)]
