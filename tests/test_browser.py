@@ -66,7 +66,8 @@ const report = async (look) => {
 
 REPORT = """
 const canvases = [...document.querySelectorAll(".canvas")];
-await wait(1500);
+const blank = (canvas) => !canvas.querySelector(".main-svg");
+for (let tries = 0; tries < 60 && canvases.some(blank); tries += 1) await wait(250);
 const sizes = canvases.map((canvas) => {
   const box = canvas.querySelector(".main-svg")?.getBoundingClientRect();
   return box ? [box.width, box.height, canvas.clientWidth] : null;
