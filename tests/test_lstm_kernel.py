@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from haltwise import _kernels
-from haltwise._kernels import lstm
+from haltwise._kernels import Coordinatewise, Pooled, lstm
+from haltwise._tensors import log_rms
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = tuple(TOLERANCE)
@@ -358,3 +359,120 @@ def test_inputs_that_require_a_gradient_get_it() -> None:
         for function in (lstm.lstm_sequence, lstm.plain_lstm_sequence)
     ]
     assert_close(*grads)
+
+
+# --- The coordinatewise optimizer ---------------------------------------------------------------
+
+
+class Moves:
+    """Random arguments of a step and of its gradient: P problems of D coordinates, K steps."""
+
+    def __init__(
+        self, sizes: tuple[int, int, int], kind: tuple[int, int, int, int], dtype: torch.dtype
+    ) -> None:
+        problems, dim, steps = sizes
+        layers, size, num_inputs, num_outputs = kind
+        generator = torch.Generator().manual_seed(problems + 7 * dim + 31 * steps + size)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        fan_in = [num_inputs, *[size] * (layers - 1)]
+        self.rule = Coordinatewise(
+            [normal(4 * size, width + size) * (size + 3) ** -0.5 for width in fan_in],
+            [0.3 * normal(4 * size) for _ in range(layers)],
+            normal(num_outputs, size) * size**-0.5,
+            0.3 * normal(num_outputs),
+            0.7,
+        )
+        # Of all sizes, below the features' threshold and zero as well.
+        self.grads = normal(problems, steps, dim) * 10 ** (4 * normal(problems, steps, 1))
+        self.grads[0, 0] = 0
+        shape = (problems, dim, layers, size)
+        self.state = normal(*shape).tanh(), normal(*shape)
+        self.pooled = Pooled(self.grads.mean(-1), log_rms(self.grads))
+        self.cotangents = (
+            normal(problems, steps, dim),
+            normal(problems, steps, size),
+            normal(*shape),
+            normal(*shape),
+        )
+
+    def solve(self, *, in_place: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Updates and states of all steps; gradients of states and weights."""
+        state, found = tuple(value.clone() for value in self.state), []
+        for step, grad in enumerate(self.grads.unbind(1)):
+            pooled = Pooled(*(value[:, step] for value in self.pooled)) if step % 2 else None
+            update, *state = self.rule.step(grad, *state, pooled, in_place=in_place)
+            found += [update, *(value.clone() for value in state)]
+        *states, params = self.rule.gradient(
+            self.grads, *self.state, self.pooled, *self.cotangents, wants_state=True
+        )
+        return found, [*states, *params]
+
+
+MOVES: tuple[tuple[tuple[int, int, int], tuple[int, int, int, int]], ...] = (
+    ((1, 1, 1), (1, 1, 2, 2)),
+    ((3, 5, 4), (2, 20, 4, 4)),
+    ((40, 2, 7), (2, 20, 4, 4)),
+    ((1, 700, 3), (2, 20, 4, 4)),
+    ((7, 100, 2), (3, 6, 2, 4)),
+    ((2, 33, 5), (1, 9, 4, 2)),
+)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("sizes", "kind"), MOVES)
+def test_moves_agree_with_the_plain_twin(
+    sizes: tuple[int, int, int],
+    kind: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact, moves = Moves(sizes, kind, torch.float64), Moves(sizes, kind, dtype)
+    found, grads = moves.solve()
+    in_place, _ = moves.solve(in_place=True)
+    assert all(torch.equal(*pair) for pair in zip(found, in_place, strict=True))
+    monkeypatch.setenv("HALTWISE_KERNEL", "plain")
+    if dtype == torch.float32:  # of the very same numbers
+        exact.rule = moves.rule._replace(
+            weights=[value.double() for value in moves.rule.weights],
+            biases=[value.double() for value in moves.rule.biases],
+            weight=moves.rule.weight.double(),
+            bias=moves.rule.bias.double(),
+        )
+        exact.grads, exact.state = (
+            moves.grads.double(),
+            tuple(value.double() for value in moves.state),
+        )
+        exact.pooled = Pooled(exact.grads.mean(-1), log_rms(exact.grads))
+        exact.cotangents = tuple(value.double() for value in moves.cotangents)
+    expected, expected_grads = exact.solve()
+    assert_close(found, [value.to(dtype) for value in expected])
+    assert_close(grads, [value.to(dtype) for value in expected_grads])
+
+
+@needs_library
+@pytest.mark.usefixtures("one_thread")
+def test_a_move_is_the_same_on_any_number_of_threads() -> None:
+    moves = Moves((1, 9001, 2), (2, 6, 4, 4), torch.float32)
+    alone = moves.solve()
+    torch.set_num_threads(3)
+    together = moves.solve()
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+@needs_library
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_poisoned_problem_is_not_finite_and_leaves_the_others_alone(poison: float) -> None:
+    moves = Moves((5, 20, 3), (2, 20, 4, 4), torch.float64)
+    before, _ = moves.solve()
+    moves.grads[1, 0, 3] = poison
+    moves.pooled = Pooled(moves.grads.mean(-1), log_rms(moves.grads))
+    after, _ = moves.solve()
+    others = torch.tensor([0, 2, 3, 4])
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one[others], other[others])
+    assert not after[0][1].isfinite().any()

@@ -190,8 +190,14 @@ def record(
         readouts.append(readout)
         params = params + update
         if len(grads) * params.numel() >= _MEASURED or step == num_steps - 1:
-            past = [torch.stack(values, 1) for values in (loss[-len(grads) :], grads, updates)]
-            measured, memory = measure_sequence(len(loss) - len(grads), *past, memory)
+            first = len(loss) - len(grads)
+            measured, memory = measure_sequence(
+                first,
+                torch.stack(loss[first:], 1),
+                torch.stack(grads, 1),
+                torch.stack(updates, 1),
+                memory,
+            )
             signals.append(measured)
             grads, updates = [], []
     last = log_rms(seen.grad)

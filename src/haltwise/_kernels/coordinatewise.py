@@ -187,7 +187,7 @@ class Coordinatewise(NamedTuple):
         assert first_hidden is not None
         assert first_cell is not None
         by_step = Pooled(*(value.T for value in pooled))
-        of_state = lstm.backward(
+        of_first_hidden, of_first_cell, found = lstm.backward(
             self._gradients(grads.transpose(0, 1).reshape(num_steps, -1), num_problems, by_step),
             first_hidden,
             first_cell,
@@ -200,8 +200,10 @@ class Coordinatewise(NamedTuple):
             last_cell,
             wants_state=wants_state,
         )
-        found = (None if value is None else value.view(hidden.shape) for value in of_state[:2])
-        return *found, of_state[2]
+        if of_first_hidden is not None and of_first_cell is not None:
+            of_first_hidden = of_first_hidden.view(hidden.shape)
+            of_first_cell = of_first_cell.view(hidden.shape)
+        return of_first_hidden, of_first_cell, found
 
     def _plain_gradient(
         self,
@@ -237,7 +239,9 @@ class Coordinatewise(NamedTuple):
             ]
             inputs = twin.inputs(some, pooled).transpose(0, 1).flatten(1, 2)
             with torch.enable_grad():
-                outputs, *last = lstm.lstm_sequence(inputs, *state, twin.weights, twin.biases)
+                outputs, *last = lstm.lstm_sequence(
+                    inputs, state[0], state[1], twin.weights, twin.biases
+                )
                 top = outputs.unflatten(1, (num_problems, -1)).transpose(0, 1)
                 updates = twin.read_out(top, some, pooled)
             roots = [updates, top]

@@ -31,6 +31,7 @@ __all__ = [
 _INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _MIN_CHUNK, _MAX_CHUNKS = 576, 64  # rows of a thread's piece of work, and their number
+_SMALL = 2**13  # row-steps, some 2 ms, that one thread does alone
 _WHOLE_BLOCKS = 192  # rows: a multiple of the blocks of every instance of the kernel
 
 
@@ -235,17 +236,37 @@ def _chunks(rows: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 
-def _run(task: Callable[[int, int, int], int], chunks: Sequence[tuple[int, int]]) -> None:
-    """Run `task(index, begin, end)` on every chunk, on as many threads as PyTorch uses."""
-    arguments = [(index, begin, end) for index, (begin, end) in enumerate(chunks)]
-    workers = min(torch.get_num_threads(), len(chunks))
-    if workers > 1:  # ctypes releases the interpreter lock
-        with ThreadPoolExecutor(workers) as pool:
-            codes = list(pool.map(lambda chunk: task(*chunk), arguments))
-    else:
-        codes = [task(*chunk) for chunk in arguments]
+def _run(task: Callable[[int, int, int], int], rows: int, steps: int) -> None:
+    """Run `task(index, begin, end)` on every piece, on as many threads as PyTorch uses.
+
+    The caller works, too, and waits for no thread that has not begun: on a busy machine helpers
+    may come late or never, and then it has done the work by itself.
+    """
+    chunks = _chunks(rows)
+    todo, codes = list(enumerate(chunks)), []
+
+    def work() -> None:
+        while todo:
+            try:
+                index, (begin, end) = todo.pop()
+            except IndexError:  # another thread was faster
+                return
+            codes.append(task(index, begin, end))  # without the interpreter's lock
+
+    small = rows * steps < _SMALL
+    num_helpers = 0 if small else min(torch.get_num_threads(), len(chunks)) - 1
+    helpers = [_pool(num_helpers).submit(work) for _ in range(num_helpers)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
     if any(codes):
         raise MemoryError("no memory for the LSTM kernel's scratch")
+
+
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="haltwise")
 
 
 @final
@@ -290,17 +311,19 @@ def call(
     run = getattr(library, f"haltwise_lstm_{function}_{_SUFFIX[hidden.dtype]}")
     rows, num_layers, size = hidden.shape
     grads = pooled = None
+    plain: Tensor | None = None
+    numbers: list[float] = []
     if isinstance(inputs, Gradients):
-        grads, pooled, num_inputs, weight, bias, *numbers = inputs
+        grads, pooled, num_inputs, weight, bias = inputs[:5]
         weights, biases = [*weights, weight], [*biases, bias]
         steps, num_outputs, group = len(grads), len(bias), rows // pooled.shape[1] if rows else 1
-        numbers.append(math.exp(-inputs.log_range))
-        inputs = None
+        numbers = [inputs.scale, inputs.log_range, math.exp(-inputs.log_range)]
     else:
+        plain = inputs
         steps, _, num_inputs = inputs.shape
-        num_outputs, group, numbers = 0, 1, []
+        num_outputs, group = 0, 1
     operands = (
-        *(_pointer(tensor) for tensor in (inputs, hidden, cell)),
+        *(_pointer(tensor) for tensor in (plain, hidden, cell)),
         _pointers(weights),
         _pointers(biases),
         *(_pointer(tensor) for tensor in (grads, pooled, *others)),
@@ -314,7 +337,7 @@ def call(
         code: int = run(isa, ctypes.byref(shape), *operands, *own)
         return code
 
-    _run(task, _chunks(rows))
+    _run(task, rows, steps)
 
 
 def pool(grads: Tensor, num_groups: int) -> Tensor:
@@ -363,12 +386,26 @@ def backward(
     if isinstance(inputs, Gradients):
         layers += [inputs.weight, inputs.bias]
     sizes = [tensor.numel() for tensor in layers]
-    state = [torch.empty_like(value) if wants_state else None for value in (hidden, cell)]
+    of_hidden, of_cell = (
+        torch.empty_like(value) if wants_state else None for value in (hidden, cell)
+    )
     sums = torch.zeros(len(_chunks(len(hidden))), sum(sizes), dtype=torch.float64)
-    call("backward", inputs, hidden, cell, weights, biases, *grads, *state, sums=sums, isa=isa)
+    call(
+        "backward",
+        inputs,
+        hidden,
+        cell,
+        weights,
+        biases,
+        *grads,
+        of_hidden,
+        of_cell,
+        sums=sums,
+        isa=isa,
+    )
     flat = sums.sum(0).to(hidden.dtype)  # in order, whoever finished first
     pieces = zip(torch.split(flat, sizes), layers, strict=True)
-    return *state, [piece.view(layer.shape) for piece, layer in pieces]
+    return of_hidden, of_cell, [piece.view(layer.shape) for piece, layer in pieces]
 
 
 def _backward(
