@@ -16,6 +16,7 @@ from haltwise.checkpoint import write_atomically
 from haltwise.cli.options import data_directory, family_of
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import Account, study_heads, study_stopping
+from haltwise.tasks import label
 
 __all__ = ["study"]
 
@@ -88,7 +89,7 @@ def study(
         require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
         require(name not in heads, f"two heads are called {name!r}; choose another NAME in --head")
         heads[name] = pretrained.load(run)
-    family_name = family or config["family"]
+    family_name = label(family or config["family"])
     with Console(stderr=True).status("starting") as status:
         arguments: dict[str, Any] = {
             "family": family_of(config, family, family_settings),

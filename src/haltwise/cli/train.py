@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
 
+from haltwise import pretrained
 from haltwise._errors import InputError, require
 from haltwise.cli.options import data_directory, parse_settings
 from haltwise.cli.options import family_settings as family_settings_option
+from haltwise.tasks import label
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 
 __all__ = ["run_trainer", "train"]
@@ -93,7 +95,9 @@ def train(
     resume: Path | None,
     tensorboard: bool,
 ) -> None:
-    """Meta-train an optimizer on FAMILY (see `haltwise list`).
+    """Meta-train an optimizer on FAMILY.
+
+    FAMILY is a name (see `haltwise list`) or one of your own, PATH.py:NAME, whose file is executed.
 
     Ctrl-C stops at the end of the meta-step and leaves a checkpoint.
     """
@@ -102,7 +106,9 @@ def train(
         torch.set_num_threads(threads)
     if resume is not None:
         require(family is None, "--resume takes family and settings from the run; drop the rest")
-        trainer = Trainer.resume(resume, device=_device(device), tensorboard=tensorboard)
+        trainer = Trainer.resume(
+            pretrained.run_directory(resume), device=_device(device), tensorboard=tensorboard
+        )
     else:
         if family is None:
             raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
@@ -123,7 +129,7 @@ def train(
             family_settings=family_settings or None,
             **parse_settings(settings),
         )
-        directory = out or Path("runs") / f"{family}-{preset}"
+        directory = out or Path("runs") / f"{label(family)}-{preset}"
         trainer = Trainer(
             config,
             directory,

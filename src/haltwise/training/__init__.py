@@ -3,6 +3,7 @@
 from haltwise.training.config import PRESETS, TrainingConfig
 from haltwise.training.monitor import monitor_config, train_monitor
 from haltwise.training.objective import POSTERIORS
+from haltwise.training.run import train
 from haltwise.training.trainer import Progress, Trainer
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "monitor_config",
+    "train",
     "train_monitor",
 ]
