@@ -17,6 +17,7 @@ from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import Account, Contender
 from haltwise.evaluation import evaluate as run_evaluation
 from haltwise.evaluation.records import save_record
+from haltwise.tasks import label
 
 __all__ = ["evaluate"]
 
@@ -88,7 +89,7 @@ def evaluate(
         f"{run_or_name} has no trained halting head (preset {config['preset']}); evaluate a "
         "self-stopping optimizer and name this one with --baseline",
     )
-    family_name = family or config["family"]
+    family_name = label(family or config["family"])
     drawn = family_of(config, family, family_settings)
     if num_problems is None:
         num_problems = min(4096, max(64, _COORDINATES // drawn.dim))
@@ -123,8 +124,7 @@ def _directory(run_or_name: str) -> Path:
     """Where the records go unless told otherwise."""
     if run_or_name in pretrained.names():
         return Path("runs") / run_or_name
-    path = Path(run_or_name)
-    return path if path.is_dir() else path.parent
+    return pretrained.run_directory(run_or_name)
 
 
 def _baseline(run_or_name: str, baseline: str | None) -> Contender | None:

@@ -16,6 +16,7 @@ from haltwise.checkpoint import write_atomically
 from haltwise.cli.options import data_directory, device_option, families_of
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import Account, study_heads, study_stopping
+from haltwise.tasks import label
 
 __all__ = ["study"]
 
@@ -96,7 +97,8 @@ def study(
         require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
         require(name not in heads, f"two heads are called {name!r}; choose another NAME in --head")
         heads[name] = pretrained.load(run)
-    names = families or (config["family"], *config.get("mixed_with", ()))
+    named = families or (config["family"], *config.get("mixed_with", ()))
+    names = [label(name) for name in named]
     with Console(stderr=True).status("starting") as status:
         arguments: dict[str, Any] = {
             "families": families_of(config, families, family_settings),

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
 
+from haltwise import pretrained
 from haltwise._errors import InputError, require
 from haltwise.cli.options import data_directory, device_option, parse_settings
 from haltwise.cli.options import family_settings as family_settings_option
+from haltwise.tasks import label
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig, Workers
 
 __all__ = ["run_trainer", "train"]
@@ -110,7 +112,9 @@ def train(
     shards: int | None,
     tensorboard: bool,
 ) -> None:
-    """Meta-train an optimizer on FAMILY (see `haltwise list`).
+    """Meta-train an optimizer on FAMILY.
+
+    FAMILY is a name (see `haltwise list`) or one of your own, PATH.py:NAME, whose file is executed.
 
     Ctrl-C stops at the end of the meta-step and leaves a checkpoint. Several workers share a run:
     torchrun --nproc-per-node 4 -m haltwise train FAMILY --shards 4.
@@ -121,7 +125,7 @@ def train(
     if resume is not None:
         require(family is None, "--resume takes family and settings from the run; drop the rest")
         where = _place(device, tensorboard)
-        run_trainer(Trainer.resume(resume, **where), where["workers"])
+        run_trainer(Trainer.resume(pretrained.run_directory(resume), **where), where["workers"])
         return
     if family is None:
         raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
@@ -143,7 +147,7 @@ def train(
         family_settings=family_settings or None,
         **parse_settings(settings),
     )
-    directory = out or Path("runs") / f"{family}-{preset}"
+    directory = out or Path("runs") / f"{label(family)}-{preset}"
     go_on = go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     where = _place(device, tensorboard)
     if go_on and (directory / "config.json").exists():

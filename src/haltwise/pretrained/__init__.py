@@ -13,7 +13,7 @@ from haltwise._types import require_types
 from haltwise.checkpoint import digest, load_tensors
 from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 
-__all__ = ["fingerprint", "load", "names", "read_card"]
+__all__ = ["fingerprint", "load", "names", "read_card", "run_directory"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -23,11 +23,21 @@ def names() -> list[str]:
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
 
+def run_directory(name_or_path: str | Path) -> Path:
+    """Where a run lies: a directory, that of a weights file, or a name in `runs/`."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path.parent
+    named = Path("runs") / path
+    return named if named.is_dir() and not path.exists() else path
+
+
 def _find(name_or_path: str | Path) -> Path:
     """The weights file of a shipped name, a run directory or a file."""
     if str(name_or_path) in names():
         return _WEIGHTS / f"{name_or_path}.safetensors"
     path = Path(name_or_path)
+    path = path if path.is_file() else run_directory(path)
     if path.is_dir():
         best = path / "best.safetensors"
         if not best.exists():
@@ -40,7 +50,7 @@ def _find(name_or_path: str | Path) -> Path:
         return path
     raise InputError(
         unknown(str(name_or_path), names(), "optimizer")
-        + " A run directory or a weights file will do as well."
+        + " A run directory, its name in runs/ or a weights file will do as well."
     )
 
 
@@ -65,7 +75,8 @@ def load(name_or_path: str | Path) -> LearnedOptimizer:
     """A trained optimizer, ready for use; its `card` says what it was trained for.
 
     Args:
-        name_or_path: A shipped name (see `names`), a run directory or a weights file.
+        name_or_path: A shipped name (see `names`), a run directory, the name of one in `runs/`
+            under the working directory, or a weights file.
 
     Returns:
         The optimizer, its weights frozen.

@@ -9,6 +9,7 @@ from haltwise import _discovery
 from haltwise._errors import require
 from haltwise._types import require_types
 from haltwise.tasks.base import Evaluation, Observation, Score, TaskBatch, TaskFamily
+from haltwise.tasks.files import family_from_file, is_file, label, resolve, whereabouts
 
 __all__ = [
     "Evaluation",
@@ -18,6 +19,9 @@ __all__ = [
     "TaskFamily",
     "families",
     "family",
+    "label",
+    "resolve",
+    "whereabouts",
 ]
 
 
@@ -29,14 +33,22 @@ def families() -> Mapping[str, TaskFamily]:
 def family(name: str, settings: Mapping[str, Any] | None = None) -> TaskFamily:
     """The family called `name`, some of its settings replaced.
 
+    Args:
+        name: In `families`, or PATH.py:NAME for one of your own; only then is the file executed.
+        settings: Those that are to differ.
+
     Raises:
-        InputError: There is none, or no such setting; near names are suggested.
+        InputError: There is none, or no such setting, and near names are suggested; or the file
+            does not run.
 
     Examples:
         >>> family("quadratic-10d").dim
         10
     """
-    found: TaskFamily = _discovery.lookup(families(), name, "family")
+    if is_file(name):
+        return family_from_file(name, settings)
+    own = "" if not name.endswith(".py") else f"To use a file, name the family in it: {name}:NAME."
+    found: TaskFamily = _discovery.lookup(families(), name, "family", own)
     known = [field.name for field in fields(found)]
     for setting in settings or {}:
         require(setting in known, _discovery.unknown(setting, known, f"setting of {name}"))

@@ -3,6 +3,7 @@
 from haltwise.training.config import PRESETS, TrainingConfig
 from haltwise.training.monitor import monitor_config, train_monitor
 from haltwise.training.objective import POSTERIORS
+from haltwise.training.run import train
 from haltwise.training.trainer import Progress, Trainer
 from haltwise.training.workers import Workers
 
@@ -14,5 +15,6 @@ __all__ = [
     "TrainingConfig",
     "Workers",
     "monitor_config",
+    "train",
     "train_monitor",
 ]

@@ -9,6 +9,7 @@ from haltwise import _discovery, pretrained
 from haltwise._errors import InputError, require
 from haltwise._types import require_types
 from haltwise.optimizer import OptimizerConfig
+from haltwise.tasks import resolve
 from haltwise.training.objective import POSTERIORS
 
 __all__ = ["PARTS", "PRESETS", "TrainingConfig"]
@@ -20,6 +21,7 @@ class TrainingConfig:
     """One meta-training run. The same configuration on the same machine gives the same weights."""
 
     family: str = "regression-2d"
+    """A name in `haltwise.tasks.families()`, or PATH.py:NAME."""
     family_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the family that differ from its own."""
     mixed_with: list[str] = field(default_factory=list)
@@ -190,7 +192,7 @@ class TrainingConfig:
         settings["optimizer"] = replace(optimizer, **{name: changes.pop(name) for name in inner})
         settings |= changes
         try:
-            return cls(family=family, preset=preset, **settings)
+            return cls(family=resolve(family), preset=preset, **settings)
         except TypeError as error:
             known = [field.name for kind in (cls, OptimizerConfig) for field in fields(kind)]
             bad = [name for name in settings if name not in known]

@@ -1,0 +1,70 @@
+"""A family of one's own: exponential decays, each with the two numbers that fit it best.
+
+On the command line:
+
+    haltwise train examples/my_family.py:Decays --price 0.02 --horizon 40 --meta-steps 300
+    haltwise evaluate Decays-act
+    haltwise diagnose Decays-act
+
+Or by running this file, a few minutes on one core.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+import haltwise
+from haltwise.tasks import TaskFamily
+from haltwise.training import train
+
+
+def misfit(params: Tensor, time: Tensor, signal: Tensor) -> Tensor:
+    """Negative log-likelihood of K decays: parameters [K, 2], times and signals [K, N]."""
+    height, rate = params.exp().unsqueeze(-1).unbind(1)
+    return (signal - height * torch.exp(-rate * time)).square().sum(1) / (2 * 0.1**2)
+
+
+@dataclass(frozen=True)
+class Decays(TaskFamily):
+    """Signals a exp(-b t) + noise of .1, seen at random times; log a and log b are sought."""
+
+    num_observations: int = 20
+
+    @property
+    def dim(self) -> int:
+        return 2
+
+    def _sample(self, num_problems: int, generator: torch.Generator) -> haltwise.FunctionBatch:
+        shape = (num_problems, self.num_observations)
+        time = 3 * torch.rand(shape, generator=generator, dtype=torch.float64)
+        truth = 0.5 * torch.randn(num_problems, 2, 1, generator=generator, dtype=torch.float64)
+        noise = 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)
+        height, rate = truth.exp().unbind(1)
+        signal = height * torch.exp(-rate * time) + noise
+        start = torch.zeros(num_problems, 2, dtype=torch.float64)
+        return haltwise.FunctionBatch(start, misfit, {"time": time, "signal": signal})
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/decays"))
+@click.option("--meta-steps", type=int, default=300, show_default=True)
+@click.option("--head-steps", type=int, default=800, show_default=True)
+@click.option("--recorded", type=int, default=8192, show_default=True, help="Problems.")
+def main(out: Path, meta_steps: int, head_steps: int, recorded: int) -> None:
+    """Meta-train an optimizer for decays and fit a thousand others."""
+    torch.set_num_threads(1)
+    settings = {"num_meta_steps": meta_steps, "head_steps": head_steps, "num_recorded": recorded}
+    run = train(Decays(), out, price=0.02, horizon=40, **settings)
+    problems = Decays().sample(1000, torch.Generator().manual_seed(1))
+    solution = haltwise.solve(problems, optimizer=run)
+    start = problems.observe_loss(problems.start, 0).mean()
+    steps = solution.num_gradients.double()
+    click.echo(f"mean loss {start:.2f} at the start, {solution.loss.mean():.2f} at the stop")
+    click.echo(f"{steps.mean():.1f} ± {steps.std():.1f} gradients of at most 40")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Families from a user's file, and runs found by their names."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from in_process import haltwise
+from test_cli import TINY
+from test_examples import load_example
+
+from haltwise import InputError, load, solve
+from haltwise.tasks import family, label
+from haltwise.training import train
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "my_family.py"
+
+HEAD = """\
+from dataclasses import dataclass
+import torch, haltwise
+from haltwise.tasks import TaskFamily, TaskBatch
+
+"""
+GOOD = (
+    HEAD
+    + """
+def bowl(params, center):
+    return (params - center).square().sum(1)
+
+@dataclass(frozen=True)
+class Bowls(TaskFamily):
+    size: int = 3
+
+    @property
+    def dim(self):
+        return self.size
+
+    def _sample(self, num_problems, generator):
+        center = torch.randn(num_problems, self.size, generator=generator, dtype=torch.float64)
+        return haltwise.FunctionBatch(torch.zeros_like(center), bowl, {"center": center})
+
+big = Bowls(5)
+other = 7
+"""
+)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD)
+    return path
+
+
+def test_a_class_or_an_instance_with_settings(file: Path) -> None:
+    for name, settings, dim in (("Bowls", {}, 3), ("Bowls", {"size": 4}, 4), ("big", {}, 5)):
+        found = family(f"{file}:{name}", settings)
+        assert found.dim == dim
+        batch = found.sample(6, torch.Generator().manual_seed(0))
+        assert batch.start.shape == (6, dim)
+    assert label(f"{file}:Bowls") == "Bowls"
+    assert label("regression-2d") == "regression-2d"
+
+
+def without(text: str) -> str:
+    assert text in GOOD
+    return GOOD.replace(text, "")
+
+
+def instead(text: str, other: str) -> str:
+    assert text in GOOD
+    return GOOD.replace(text, other)
+
+
+SAMPLE = GOOD[GOOD.index("    def _sample") : GOOD.index("big =")]
+CASES = {
+    "syntax": (instead("big = Bowls(5)", "big = ("), r"mine\.py, line 21: SyntaxError"),
+    "import": ("import nothing_of_the_kind\n", r"mine\.py, line 1: ModuleNotFoundError: No module"),
+    "import deeper": (
+        GOOD + "def f():\n    return 1 / 0\nf()\n",
+        r"mine\.py, line 24: ZeroDivisionError",
+    ),
+    "exit": ("raise SystemExit(3)\n", r"mine\.py, line 1: SystemExit: 3"),
+    "missing": (
+        instead("Bowls(", "Bawls(").replace("big", "big"),
+        "defines no Bowls; it has Bawls",
+    ),
+    "empty": ("", r"defines no Bowls; write `class Bowls\(haltwise\.tasks\.TaskFamily\)"),
+    "no family": (
+        instead("class Bowls(TaskFamily)", "class Bowls"),
+        r"line 9: Bowls is no family of problems; write",
+    ),
+    "no method": (
+        without(SAMPLE).replace("big = Bowls(5)", ""),
+        r"line 9: Bowls lacks _sample; write `def _sample\(self, num_problems, generator\):`",
+    ),
+    "no batch": (
+        instead("return haltwise.FunctionBatch", "return (lambda *x: 3)"),
+        r"line 9: Bowls\._sample must return a TaskBatch .*, got int",
+    ),
+    "batch lacks": (
+        HEAD
+        + "class Batch(TaskBatch):\n    pass\n"
+        + GOOD[len(HEAD) :].replace("haltwise.FunctionBatch(", "Batch("),
+        r"line 5: Batch lacks observe and reference_loss; write `def observe",
+    ),
+    "shape": (instead("sum(1)", "sum()"), r"line \d+: InputError: the loss must give one value"),
+    "dim": (instead("self.size\n\n", "0\n\n"), r"line 9: Bowls\.dim must be a number"),
+    "start": (
+        instead("return self.size", "return self.size + 1"),
+        r"start of 2 problems of Bowls must have shape \[2, 4\], got \[2, 3\]",
+    ),
+    "random": (instead("generator=generator, ", ""), r"draws other problems from the same gener"),
+    "json": (instead("size: int = 3", "size: object = torch.int8"), r"line 9: TypeError"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_file_that_will_not_do_is_told_what_to_write(case: str, tmp_path: Path) -> None:
+    text, sentence = CASES[case]
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=sentence) as caught:
+        family(f"{path}:Bowls")
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert str(tmp_path) not in sys.path
+
+
+def test_other_things_in_a_file_are_no_families(file: Path) -> None:
+    for name, sentence in (
+        ("other", "other is no family"),
+        ("Nothing", "defines no Nothing; it has Bowls"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            family(f"{file}:{name}")
+    with pytest.raises(InputError, match="unknown setting of Bowls 'sise'; did you mean 'size'"):
+        family(f"{file}:Bowls", {"sise": 3})
+    with pytest.raises(InputError, match="there is no file"):
+        family(f"{file.parent}/none.py:Bowls")
+    with pytest.raises(InputError, match=r"name the family in it: mine\.py:NAME"):
+        family("mine.py")
+
+
+def test_a_file_is_executed_only_when_it_is_named_so(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("raise RuntimeError('executed')\n")
+    for name in (str(path), f"{path}:", "mine", str(path.with_suffix(""))):
+        with pytest.raises(InputError, match="unknown family"):
+            family(name)
+
+
+def test_a_run_remembers_its_file_and_every_command_finds_it(file: Path, tmp_path: Path) -> None:
+    result = haltwise("train", "mine.py:Bowls", "--family-set", "size=2", *TINY, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "runs/Bowls-act"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert load(tmp_path / "runs" / "Bowls-act").card["config"]["family"] == f"{file}:Bowls"
+    run = Path("..") / "runs" / "Bowls-act"
+    sizes = ["--num-problems", 40, "--horizon", 4, "--threads", 1]
+    for command in (
+        ["evaluate", run, *sizes],
+        ["evaluate", run, "--family", f"{file}:big", *sizes],
+        ["study", run, "--seeds", 2, *sizes],
+        ["report", run],
+        ["train", "--resume", run],
+    ):
+        done = haltwise(*command, cwd=elsewhere)
+        assert done.returncode == 0, (command, done.stderr)
+        assert str(file) not in done.stdout  # called by its short name
+    page = (tmp_path / "runs" / "Bowls-act" / "report.html").read_text("utf-8")
+    assert " on Bowls" in page
+    file.rename(tmp_path / "moved.py")
+    done = haltwise("evaluate", run, *sizes, cwd=elsewhere)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"there is no file {file}" in done.stderr
+    done = haltwise("evaluate", run, "--family", "../moved.py:Bowls", *sizes, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_is_found_by_its_name_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`runs/NAME` under the working directory, unless NAME is shipped or a path."""
+    weights = Path(load.__code__.co_filename).parent / "weights" / "regression-2d.safetensors"
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    shutil.copy(weights, run / "best.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert load("mine").card == load("regression-2d").card
+    problems = family("regression-2d").sample(3, torch.Generator().manual_seed(0))
+    assert solve(problems, "mine").loss.shape == (3,)
+    sizes = ["--num-problems", 40, "--horizon", 4, "--threads", 1]
+    for command in (
+        ["evaluate", "mine", "--compare", "regression-2d-thesis", *sizes],
+        ["study", "regression-2d", "--head", "m=mine", "--seeds", 2, *sizes],
+        ["report", "mine"],
+        ["train", "regression-2d", "--rule-from", "mine", "--out", "x", *TINY],
+        ["train", "--resume", "x"],
+    ):
+        done = haltwise(*command, cwd=tmp_path)
+        assert done.returncode == 0, (command, done.stderr)
+    assert (run / "report.html").exists()
+    (tmp_path / "mine").mkdir()  # a path comes first
+    with pytest.raises(InputError, match="mine holds no weights yet"):
+        load("mine")
+
+
+def test_the_library_trains_a_family_of_ones_own(tmp_path: Path) -> None:
+    example = load_example("my_family")
+    arguments = ["--meta-steps", "4", "--head-steps", "4", "--recorded", "64"]
+    result = CliRunner().invoke(
+        example.main, [*arguments, "--out", str(tmp_path / "run")], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert "gradients of at most 40" in result.output
+    card = load(tmp_path / "run").card
+    assert card["config"]["family"] == f"{EXAMPLE}:Decays"
+    assert card["family_settings"] == {"num_observations": 20}
+
+    class Local(example.Decays):  # type: ignore[misc, name-defined]
+        pass
+
+    with pytest.raises(InputError, match=r"must be defined at the top of a \.py file"):
+        train(Local(), tmp_path / "other")
+
+
+def test_the_example_says_no_more_than_it_needs() -> None:
+    """The library in under 15 lines: what stands in `main` besides its options."""
+    text = EXAMPLE.read_text().partition("threads(1)\n")[2].partition("\n\n\nif __name__")[0]
+    assert len(text.strip().splitlines()) < 15
+    command = EXAMPLE.read_text().partition("    haltwise train ")[2].splitlines()[0]
+    assert "my_family.py:Decays" in command
