@@ -17,6 +17,7 @@ from haltwise.tasks import family
 from haltwise.tasks.function import FunctionBatch
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 from haltwise.training import Trainer
+from haltwise.training.problems import FamilyProblems
 from haltwise.unroll import record
 
 NUM_PROBLEMS, HORIZON, PRICE = 24, 12, 0.05
@@ -92,7 +93,8 @@ def test_meta_training_leaves_out_or_skips_what_is_not_finite_and_counts_it(
         def sample(self, *arguments: object, **settings: object) -> LeastSquaresBatch:
             return EVILS[evil]()
 
-    trainer.family = Spoiled()  # type: ignore[assignment]
+    assert isinstance(trainer.problems, FamilyProblems)
+    trainer.problems.family = Spoiled()  # type: ignore[assignment]
     before = {name: value.clone() for name, value in trainer.optimizer.state_dict().items()}
     loss = trainer._meta_step()
     after = trainer.optimizer.state_dict()
@@ -117,7 +119,8 @@ def test_the_meta_gradient_of_the_others_is_that_without_the_bad(tmp_path: Path)
             def sample(self, *_: object, spoiled: bool = spoiled, **__: object) -> object:
                 return EVILS["NaN"]() if spoiled else problems().select(GOOD)
 
-        trainer.family = Fixed()  # type: ignore[assignment]
+        assert isinstance(trainer.problems, FamilyProblems)
+        trainer.problems.family = Fixed()  # type: ignore[assignment]
         if spoiled:
             trainer._draw_prices = lambda *_: torch.full((NUM_PROBLEMS,), PRICE)  # type: ignore[method-assign]
         trainer._meta_step()

@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from haltwise import InputError, load, rules
+from haltwise._random import stream
 from haltwise.checkpoint import load_tensors, save_tensors
 from haltwise.halting.accounts import costs
 from haltwise.halting.stopping import HazardThreshold, PonderThreshold, PosteriorMode
 from haltwise.optimizer import OptimizerConfig
 from haltwise.runlog import read_log
+from haltwise.tasks import family
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 from haltwise.training.directory import RunDirectory
+from haltwise.training.problems import FamilyProblems
+from haltwise.unroll import record
 
 
 def tiny(preset: str = "act", **changes: object) -> TrainingConfig:
@@ -269,7 +273,8 @@ def test_a_head_learns_when_to_stop_a_rule_that_learns_nothing(
 
 def test_nonfinite_problems_are_left_out_and_counted(tmp_path: Path) -> None:
     trainer = Trainer(tiny(), tmp_path)
-    sample = trainer.family.sample
+    assert isinstance(trainer.problems, FamilyProblems)
+    sample = trainer.problems.family.sample
 
     class Broken:
         """The family with one problem of a batch made NaN."""
@@ -280,7 +285,7 @@ def test_nonfinite_problems_are_left_out_and_counted(tmp_path: Path) -> None:
             target[0] = math.nan
             return replace(batch, target=target)  # type: ignore[call-arg]
 
-    trainer.family = Broken()  # type: ignore[assignment]
+    trainer.problems.family = Broken()  # type: ignore[assignment]
     trainer._meta_step()
     assert trainer.num_nonfinite == 1
     recording = trainer._recorded("recorded", 24)
@@ -334,3 +339,29 @@ def test_configurations_survive_json() -> None:
     assert TrainingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(InputError, match="did you mean 'horizon'"):
         tiny(horizn=3)
+
+
+def test_a_head_learns_from_several_families_in_equal_parts(tmp_path: Path) -> None:
+    config = tiny(mixed_with=["regression-10d-smooth", "rosenbrock-2d"])
+    trainer = Trainer(config, tmp_path)
+    found = trainer._recorded("recorded", 24)
+    assert found.num_problems == 24
+    assert found.params.shape == (24, 0)  # of several sizes
+    rule = trainer.optimizer.rule
+    for place, (name, path) in enumerate(
+        (
+            (config.family, ()),
+            ("regression-10d-smooth", ("regression-10d-smooth",)),
+            ("rosenbrock-2d", ("rosenbrock-2d",)),
+        )
+    ):
+        batch = family(name).sample(8, stream(config.seed, "recorded", *path))
+        alone = record(rule, batch, config.horizon)
+        rows = slice(8 * place, 8 * place + 8)
+        torch.testing.assert_close(found.excess[rows], alone.excess)
+        torch.testing.assert_close(found.signals[rows], alone.signals)
+
+
+def test_an_unknown_family_in_a_mixture_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'regression-2d'"):
+        Trainer(tiny(mixed_with=["regresion-2d"]), tmp_path)

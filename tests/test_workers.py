@@ -19,6 +19,7 @@ from haltwise.checkpoint import load_tensors
 from haltwise.runlog import read_log
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.training import Trainer, TrainingConfig, Workers
+from haltwise.training.problems import FamilyProblems
 
 
 def sharded(preset: str = "act", **changes: object) -> TrainingConfig:
@@ -90,7 +91,8 @@ def test_the_gradient_is_the_mean_over_all_finite_problems(tmp_path: Path) -> No
     loss, used, left_out = trainer._joint_shard(0)
     assert (used, left_out) == (4, 0)
     expected = [2 * weight.grad for weight in trainer._learning if weight.grad is not None]
-    family = trainer.family
+    assert isinstance(trainer.problems, FamilyProblems)
+    family = trainer.problems.family
 
     class Half:
         calls = 0
@@ -102,7 +104,7 @@ def test_the_gradient_is_the_mean_over_all_finite_problems(tmp_path: Path) -> No
             broken = torch.full_like(batch.target, torch.nan)
             return batch if self.calls == 1 else replace(batch, target=broken)
 
-    trainer.family = Half()  # type: ignore[assignment]
+    trainer.problems.family = Half()  # type: ignore[assignment]
     assert trainer._meta_step() == pytest.approx(2 * loss.item())
     assert trainer.num_nonfinite == 4
     for gradient, other in zip(seen, expected, strict=True):

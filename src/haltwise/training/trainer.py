@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, final
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from haltwise import pretrained
 from haltwise._errors import InputError, require
 from haltwise._random import stream
-from haltwise._tensors import add_prefix, map_tensors, require_like, strip
+from haltwise._tensors import add_prefix, require_like, strip
 from haltwise._version import __version__
 from haltwise.capture import CapturedUnroll
 from haltwise.halting.accounts import RECALLS, Account, Recall, calibrate, costs, paid, settle
@@ -36,12 +36,11 @@ from haltwise.halting.stopping import (
     decisions,
 )
 from haltwise.optimizer import LearnedOptimizer
-from haltwise.recorded_runs import RecordedRuns
 from haltwise.runlog import RunLog
-from haltwise.tasks import TaskBatch, family
 from haltwise.training.config import PARTS, TrainingConfig
 from haltwise.training.directory import Checkpoint, RunDirectory, differences
 from haltwise.training.objective import MetaObjective
+from haltwise.training.problems import problems_of
 from haltwise.training.workers import Workers
 from haltwise.unroll import Recording, Trajectory, backpropagate, record
 
@@ -51,7 +50,6 @@ _UNCALIBRATED: dict[str, StopRule] = {
     "softmax": PosteriorMode(BEFORE),
     "graves": PonderThreshold(output=BEFORE),
 }
-_RECORDED_COORDINATES = 2**20  # that are recorded at once: their state fills some 300 MiB
 _DIVERGED = 100  # times what a problem starts from that it has got worse by
 _SKIPPED = 20  # meta-steps in a row without a finite gradient are a divergence, too
 _ROLLBACK_FACTOR = 0.3  # of the learning rate
@@ -201,9 +199,7 @@ class Trainer:
         self._workers = workers or Workers()
         self._shards = self._workers.shards(config.num_shards)
         self._files = RunDirectory(directory, config.num_checkpoints)
-        if config.runs is None:
-            self.family = family(config.family, config.family_settings)
-        self._mixed_with = {name: family(name) for name in config.mixed_with}
+        self.problems = problems_of(config, device)
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)
@@ -216,8 +212,8 @@ class Trainer:
             f"{self._num_joint_steps} meta-steps, and posterior {config.posterior!r} with no step "
             "for the head alone; train a head with --preset act, or set --meta-steps",
         )
-        if config.runs is None:
-            self._validation = self._sample(config.num_validation, "validation")
+        generator = stream(config.seed, "validation")
+        self._validation = self.problems.sample(config.num_validation, generator)
         self._step, self._seconds = 0, 0.0
         self._left_out: dict[str, int] = {}  # problems that were not finite, by stream
         self._num_skipped, self._skipped_in_a_row = 0, 0
@@ -228,14 +224,6 @@ class Trainer:
         self._is_exported = True
         self._recordings: dict[tuple[str | int, ...], Recording] = {}
         self._interrupt, self.interrupted = False, False
-        if config.runs is not None:
-            runs = RecordedRuns.load(config.runs, config.horizon)
-            runs = runs.keeping_best() if config.keeps_best else runs
-            self._reads = runs.reads
-            self._recordings = {
-                (name,): map_tensors(part, lambda value: value.to(device))
-                for name, part in runs.split(config.seed).items()
-            }
         self._begin_phase(alone=False)
 
     def _begin(self) -> None:
@@ -263,10 +251,6 @@ class Trainer:
             f"the {part} of {name} has other settings than this run's; drop either",
         )
         self.optimizer.load_state_dict(trained, strict=False)
-
-    def _sample(self, num_problems: int, *path: str | int) -> TaskBatch:
-        generator = stream(self.config.seed, *path)
-        return self.family.sample(num_problems, generator, device=self._device)
 
     def _begin_phase(self, *, alone: bool) -> None:
         """Let rule and head learn, or the head alone."""
@@ -449,7 +433,8 @@ class Trainer:
         config = self.config
         size = config.batch_size // config.num_shards
         generator = self._stream(shard, "train", self._step)
-        batch = self.family.sample(size, generator, device=self._device)
+        batch = self.problems.sample(size, generator)
+        assert batch is not None
         price = self._draw_prices(size, generator)
         trajectory = self._unroll(batch, price)
         finite = trajectory.finite
@@ -533,22 +518,8 @@ class Trainer:
             InputError: None stayed finite.
         """
         key: tuple[str | int, ...] = (name, *path)
-        if self.config.runs is not None:
-            return self._recordings[(name,)]
         if key not in self._recordings:
-            share = max(1, num_problems // (1 + len(self._mixed_with)))
-            batches = [self._sample(share, *key)]
-            for other, drawn in self._mixed_with.items():
-                generator = stream(self.config.seed, *key, other)
-                batches.append(drawn.sample(share, generator, device=self._device))
-            index = torch.arange(share, device=self._device)
-            recording = Recording.join(
-                [
-                    record(self.optimizer.rule, batch.select(part), self.config.horizon)
-                    for batch in batches
-                    for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim))
-                ]
-            )
+            recording = self.problems.record(self.optimizer.rule, name, num_problems, *path)
             finite = recording.finite.nonzero().squeeze(1)
             require(
                 len(finite) > 0,
@@ -557,7 +528,7 @@ class Trainer:
             )
             self._recordings[key] = recording.select(finite)
             if not path:  # else all workers together know
-                self._left_out[name] = num_problems - len(finite)
+                self._left_out[name] = recording.num_problems - len(finite)
         return self._recordings[key]
 
     def _validate(self) -> None:
@@ -566,7 +537,7 @@ class Trainer:
         diverged = self._skipped_in_a_row >= _SKIPPED or not all(
             bool(weight.isfinite().all()) for weight in self._parameters.values()
         )
-        if self._alone or config.runs is not None:
+        if self._alone or self._validation is None:
             recording = self._recorded("validation", config.num_validation)
         else:
             recording = record(self.optimizer.rule, self._validation, config.horizon)
@@ -622,21 +593,13 @@ class Trainer:
         return Trajectory(recording, prices, said).traces()
 
     def _adjusted_loss(self, recording: Recording, price: float) -> tuple[float, Tensor]:
-        """J and costs [n] of stops decided before the gradient is paid for, not calibrated.
-
-        Of a recorded loop, that stops where it is.
-        """
+        """J and costs [n] of stops that are not calibrated."""
+        output, account, recall = self.problems.stops
         traces = self._traces(recording, price)
-        if self.config.runs is not None:
-            decided = decisions(HazardThreshold(0.0, AFTER), traces)
-            j = settle(traces, decided, Account.UPDATES, Recall.CURRENT, price=price)
-            return j.mean().item(), decided
-        rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, BEFORE))
-        recall = Recall.LEARNED if self._hazard else Recall.NEXT
+        rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, output))
         decided = decisions(rule, traces)
-        j = settle(traces, decided, Account.GRADIENTS, recall, price=price)
-        cost = paid(decided, Account.GRADIENTS, traces.num_steps)
-        return j.mean().item(), cost
+        j = settle(traces, decided, account, recall, price=price)
+        return j.mean().item(), paid(decided, account, traces.num_steps)
 
     def _calibrate(self) -> None:
         """Choose what a stop rule leaves open on problems of their own; store it with the weights.
@@ -678,11 +641,7 @@ class Trainer:
         """What was trained, on what and for how long; stored beside the weights."""
         return {
             "config": self.config.to_json(),
-            **(
-                {"family_settings": asdict(self.family)}
-                if self.config.runs is None
-                else {"reads": self._reads}
-            ),
+            **self.problems.description,
             "command": self._command,
             "meta_step": self._step,
             "seconds": round(self._seconds, 1),
@@ -748,7 +707,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint belongs to."""
         document: dict[str, Any] = json.loads(
-            json.dumps({"config": self.config.to_json(), "family_settings": asdict(self.family)})
+            json.dumps({"config": self.config.to_json(), **self.problems.description})
         )
         return document
 
@@ -761,7 +720,8 @@ class Trainer:
         tensors, metadata = checkpoint
         try:
             written = TrainingConfig.from_json(metadata["config"]).to_json()
-            settings = {"config": written, "family_settings": metadata["family_settings"]}
+            described = {name: metadata[name] for name in self.problems.description}
+            settings = {"config": written, **described}
             _refuse_drift(self.directory, json.loads(json.dumps(settings)), self._identity())
             self._command = metadata["command"]
             self._begin_phase(alone=metadata["now"]["alone"])
