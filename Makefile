@@ -28,7 +28,9 @@ layers: $(READY)
 unit: $(READY)
 	$(BIN)/pytest -n auto
 
-bench: $(READY)  ## What halting saves, in gradients and in seconds.
+bench: $(READY)  ## Speed, memory, break-even and what halting saves; tables, JSON, plot in runs/bench.
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/break_even.py
 	$(BIN)/python benchmarks/halting_saves.py
 
 # An environment that exists is brought up to date; what already satisfies the constraints, such
