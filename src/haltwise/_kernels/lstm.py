@@ -274,9 +274,10 @@ def one_thread() -> Iterator[None]:
 
     A parallel operation waits for all of its threads. On a busy machine one of them is often not
     running, and a pass of half a millisecond over a few thousand numbers then takes thirty.
+    Without the kernel, parallel operations are all there is, and nothing is changed.
     """
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or not available():
         yield
         return
     token = _granted.set(threads)
