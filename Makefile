@@ -35,7 +35,9 @@ docs: $(READY)  ## The documentation site in build/docs; all its examples and no
 figure: $(READY)  ## The README's figure.
 	$(BIN)/python examples/frontier.py docs/_static/frontier.svg
 
-bench: $(READY)  ## What halting saves, in gradients and in seconds.
+bench: $(READY)  ## Speed, memory, break-even and what halting saves; tables, JSON, plot in runs/bench.
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/break_even.py
 	$(BIN)/python benchmarks/halting_saves.py
 
 faults: $(READY)  ## Kills, full disks, damaged and fuzzed files: counted, and nothing lost.

@@ -124,7 +124,9 @@ def _features(
     return jnp.concatenate((now, change, jnp.stack(rest, -1)), -1), (now, loss, lowest)
 
 
-def meta_gradient(workload: Workload, *, checkpoint: bool) -> Callable[[], list[np.ndarray]]:
+def meta_gradient(  # noqa: PLR0915
+    workload: Workload, *, checkpoint: bool
+) -> Callable[[], list[np.ndarray]]:
     """A function of nothing: the gradients, blocked on, in the order of the optimizer's weights."""
     batch, num_steps, segment = workload.batch, workload.num_steps, workload.segment
     price, start = jnp.asarray(_numpy(workload.price)), jnp.asarray(_numpy(batch.start))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -400,15 +401,18 @@ class Moves:
 
     def solve(self, *, in_place: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """Updates and states of all steps; gradients of states and weights."""
-        state, found = tuple(value.clone() for value in self.state), []
+        (hidden, cell), found = (value.clone() for value in self.state), []
         for step, grad in enumerate(self.grads.unbind(1)):
-            pooled = Pooled(*(value[:, step] for value in self.pooled)) if step % 2 else None
-            update, *state = self.rule.step(grad, *state, pooled, in_place=in_place)
-            found += [update, *(value.clone() for value in state)]
-        *states, params = self.rule.gradient(
+            mean, size = (value[:, step] for value in self.pooled)
+            pooled = Pooled(mean, size) if step % 2 else None
+            update, hidden, cell = self.rule.step(grad, hidden, cell, pooled, in_place=in_place)
+            found += [update, hidden.clone(), cell.clone()]
+        of_hidden, of_cell, params = self.rule.gradient(
             self.grads, *self.state, self.pooled, *self.cotangents, wants_state=True
         )
-        return found, [*states, *params]
+        assert of_hidden is not None
+        assert of_cell is not None
+        return found, [of_hidden, of_cell, *params]
 
 
 MOVES: tuple[tuple[tuple[int, int, int], tuple[int, int, int, int]], ...] = (
@@ -442,12 +446,12 @@ def test_moves_agree_with_the_plain_twin(
             weight=moves.rule.weight.double(),
             bias=moves.rule.bias.double(),
         )
-        exact.grads, exact.state = (
-            moves.grads.double(),
-            tuple(value.double() for value in moves.state),
-        )
+        exact.grads = moves.grads.double()
+        hidden, cell = (value.double() for value in moves.state)
+        exact.state = hidden, cell
         exact.pooled = Pooled(exact.grads.mean(-1), log_rms(exact.grads))
-        exact.cotangents = tuple(value.double() for value in moves.cotangents)
+        updates, sums, hidden, cell = (value.double() for value in moves.cotangents)
+        exact.cotangents = updates, sums, hidden, cell
     expected, expected_grads = exact.solve()
     assert_close(found, [value.to(dtype) for value in expected])
     assert_close(grads, [value.to(dtype) for value in expected_grads])
@@ -462,6 +466,31 @@ def test_a_move_is_the_same_on_any_number_of_threads() -> None:
     together = moves.solve()
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+@needs_library
+@pytest.mark.usefixtures("one_thread")
+def test_one_thread_is_for_pytorch_alone_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    pool = lstm._pool
+
+    def watched(threads: int) -> ThreadPoolExecutor:
+        asked.append(threads)
+        return pool(threads)
+
+    @lstm.one_thread()
+    def fail() -> None:
+        assert torch.get_num_threads() == 1
+        moves.rule.step(moves.grads[:, 0], *moves.state)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(lstm, "_pool", watched)
+    moves = Moves((1, 9001, 1), (1, 3, 4, 4), torch.float32)
+    torch.set_num_threads(3)
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert torch.get_num_threads() == 3
+    assert asked == [2, 2]
 
 
 @needs_library

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from haltwise import rules
 from haltwise._errors import require
+from haltwise._kernels import one_thread
 from haltwise._tensors import add_prefix, require_like, strip
 from haltwise._types import require_types
 from haltwise.halting.accounts import RECALLS, Account, Policy, Recall
@@ -199,7 +200,7 @@ class LearnedOptimizer(nn.Module):
             state: From `init` or the step before; left untouched unless `in_place`.
             in_place: Whether the new state may take the memory of the old.
         """
-        with torch.no_grad():
+        with torch.no_grad(), one_thread():
             move = self.rule.advance if in_place else self.rule.step
             update, readout, rule_state = move(grad, strip(state, "rule."))
             signals, last = measure_signals(step, loss, grad, update, strip(state, "signals."))

@@ -6,6 +6,7 @@ from haltwise._kernels.lstm import (
     implementation,
     lstm_sequence,
     lstm_step,
+    one_thread,
     plain_lstm_sequence,
     plain_lstm_step,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "implementation",
     "lstm_sequence",
     "lstm_step",
+    "one_thread",
     "plain_lstm_sequence",
     "plain_lstm_step",
     "preprocess_gradient",

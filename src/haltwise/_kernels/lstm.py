@@ -11,8 +11,10 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, final
 
 import torch
@@ -24,6 +26,7 @@ __all__ = [
     "implementation",
     "lstm_sequence",
     "lstm_step",
+    "one_thread",
     "plain_lstm_sequence",
     "plain_lstm_step",
 ]
@@ -254,7 +257,8 @@ def _run(task: Callable[[int, int, int], int], rows: int, steps: int) -> None:
             codes.append(task(index, begin, end))  # without the interpreter's lock
 
     small = rows * steps < _SMALL
-    num_helpers = 0 if small else min(torch.get_num_threads(), len(chunks)) - 1
+    threads = _granted.get() or torch.get_num_threads()
+    num_helpers = 0 if small else min(threads, len(chunks)) - 1
     helpers = [_pool(num_helpers).submit(work) for _ in range(num_helpers)]
     work()
     for helper in helpers:
@@ -262,6 +266,30 @@ def _run(task: Callable[[int, int, int], int], rows: int, steps: int) -> None:
             helper.result()
     if any(codes):
         raise MemoryError("no memory for the LSTM kernel's scratch")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's own operations on one thread within; the kernel still uses as many as it may.
+
+    A parallel operation waits for all of its threads. On a busy machine one of them is often not
+    running, and a pass of half a millisecond over a few thousand numbers then takes thirty.
+    Without the kernel, parallel operations are all there is, and nothing is changed.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or not available():
+        yield
+        return
+    token = _granted.set(threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _granted.reset(token)
+
+
+_granted: ContextVar[int | None] = ContextVar("haltwise_threads", default=None)
 
 
 @functools.cache

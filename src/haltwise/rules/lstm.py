@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._errors import require
-from haltwise._kernels import Coordinatewise, lstm_sequence, preprocess_gradient
+from haltwise._kernels import Coordinatewise, lstm_sequence, one_thread, preprocess_gradient
 from haltwise._tensors import log_rms
 from haltwise.rules.base import Pooled, Rule, RuleStep, State
 
@@ -106,6 +106,7 @@ class LSTMRule(nn.Module, Rule):
     def advance(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> RuleStep:
         return self._step(grad, state, pooled, in_place=True)
 
+    @one_thread()
     def _step(
         self, grad: Tensor, state: State, pooled: Pooled | None = None, *, in_place: bool = False
     ) -> RuleStep:

@@ -11,6 +11,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from haltwise._kernels import one_thread
 from haltwise._tensors import add_prefix, log_rms, strip, widened
 from haltwise.halting.signals import init_signals, sum_products
 from haltwise.rules import PartitionedRule, Pooled, Rule, State
@@ -43,6 +44,7 @@ def _gradients(param: Tensor, chunk_size: int, *, maximize: bool) -> Iterator[Te
         yield -grad if maximize else grad
 
 
+@one_thread()
 def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> Pooled:
     """What is pooled of the gradients of `params`, each [1]; NaN or infinite if one of them is."""
     sums, logs, num = [], [], 0
@@ -85,6 +87,7 @@ class Moved(NamedTuple):
     """See `sum_products`, shape [1, 5, 5]."""
 
 
+@one_thread()
 def move(
     rule: Rule,
     param: Tensor,
