@@ -6,6 +6,7 @@ import click
 
 from haltwise._errors import InputError
 from haltwise._version import __version__
+from haltwise.cli.diagnose import diagnose
 from haltwise.cli.evaluate import evaluate
 from haltwise.cli.list import list_
 from haltwise.cli.report import report
@@ -27,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (train, train_monitor, evaluate, study, report, stopping_report, list_):
+for command in (train, train_monitor, evaluate, study, report, stopping_report, diagnose, list_):
     cli.add_command(command)
 
 

@@ -137,6 +137,25 @@ class LSTMRule(nn.Module, Rule):
         state = {"hidden": hidden, "cell": cell}
         return RuleStep(self._update(top, grad, pooled), top.mean(-2), state)
 
+    @torch.no_grad()
+    def gate_logits(self, grad: Tensor, state: State) -> Tensor:
+        """What the gates' nonlinearities are applied to at a step, for a look inside.
+
+        Args:
+            grad: Shape [B, D].
+            state: Before the step.
+
+        Returns:
+            Of the input, forget, candidate and output gates, shape [B, D, L, 4, H].
+        """
+        value, after = self._inputs(grad), self._step(grad, state).state["hidden"]
+        logits = []
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            inputs = torch.cat((value, state["hidden"][..., layer, :]), dim=-1)
+            logits.append(nn.functional.linear(inputs, weight, bias))
+            value = after[..., layer, :]
+        return torch.stack(logits, -2).unflatten(-1, (4, self.hidden_size))
+
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         num_problems, num_steps, dim = grads.shape
         # One flat batch of coordinates: a layer is one matrix product.
