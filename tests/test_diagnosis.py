@@ -138,7 +138,7 @@ def test_gradients_that_vanish_or_are_not_finite(optimizer: LearnedOptimizer) ->
     rule = optimizer.rule
     assert isinstance(rule, LSTMRule)
     dead = copy.deepcopy(optimizer)
-    dead.rule.readout_weight.data.zero_()  # type: ignore[attr-defined, operator, union-attr]
+    dict(dead.named_parameters())["rule.readout_weight"].data.zero_()
     dead.head.weights[0].data.zero_()
     report = look(dead)
     where = {f["where"] for f in report["findings"] if f["name"] == "vanishing gradient"}

@@ -154,7 +154,8 @@ class LSTMRule(nn.Module, Rule):
             inputs = torch.cat((value, state["hidden"][..., layer, :]), dim=-1)
             logits.append(nn.functional.linear(inputs, weight, bias))
             value = after[..., layer, :]
-        return torch.stack(logits, -2).unflatten(-1, (4, self.hidden_size))
+        stacked: Tensor = torch.stack(logits, -2).unflatten(-1, (4, self.hidden_size))
+        return stacked
 
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         num_problems, num_steps, dim = grads.shape
