@@ -3,11 +3,22 @@
 A small network is trained by Adam to tell digits, from 30 to 600 of them and at learning rates of
 .0005 to .05, as a search over settings would. A round is five minibatches and a look at 150 other
 digits; the copy that does best on these is kept, and judged on 1,047 more. A round must gain .01
-nats. Recorded are 240 runs of 61 rounds, from which `haltwise.training.train_monitor` learns when
-to stop and on which the opponents are tuned. All see the same loss; patience and plateau nothing
-else, the others gradients as well. On 100 further runs (2 cores shared, RUNTIME):
+nats. All rules see the same loss; patience and plateau nothing else, the others gradients as well;
+the opponents are tuned on all recorded runs. J, the loss kept plus the price of the rounds, on 100
+further runs (`--runs 240 --test-runs 100`, four minutes of a busy core; the default is smaller), and
+how much more it is than that of the learned rule, with its 95 % interval:
 
-RESULTS
+                     J  captured gain
+    oracle       .9827
+    learned      1.007  .842 (.889 when trained on the same runs with other rounding: J = .9998)
+    logistic     1.002  .873    -.0047 [-.0206, .0113]
+    grad. norm   1.008  .834     .0012 [-.0153, .0178]
+    patience     1.047  .579     .0402 [.0090, .0715]
+    plateau      1.079  .370     .0721 [.0346, .1097]
+    best fixed   1.136
+
+So it is better than tuned patience, and as good as a tuned logistic rule on loss, gradient norm and
+round: 240 runs do not tell these two apart.
 """
 
 import tempfile
@@ -23,7 +34,7 @@ from haltwise.evaluation import study_runs
 from haltwise.recorded_runs import RecordedRuns
 from haltwise.training import train_monitor
 
-NUM_ROUNDS, STEPS, BATCH, PRICE = 51, 5, 32, 0.01
+NUM_ROUNDS, STEPS, BATCH, PRICE = 61, 5, 32, 0.01
 
 Digits = tuple[Tensor, Tensor]
 
@@ -46,7 +57,7 @@ def fit(digits: Digits, seed: int, monitor: haltwise.HaltingMonitor, num_rounds:
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     for param in model.parameters():
         nn.init.uniform_(param, -0.15, 0.15, generator=generator)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.0005 * 100**rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0005 * 100**rate, fused=True)
 
     kept = float("nan")
     monitor.start(model)
@@ -70,8 +81,8 @@ def fit(digits: Digits, seed: int, monitor: haltwise.HaltingMonitor, num_rounds:
 
 
 @click.command()
-@click.option("--runs", type=int, default=180, show_default=True, help="To learn from.")
-@click.option("--test-runs", type=int, default=80, show_default=True)
+@click.option("--runs", type=int, default=160, show_default=True, help="To learn from.")
+@click.option("--test-runs", type=int, default=60, show_default=True)
 @click.option("--rounds", type=int, default=NUM_ROUNDS, show_default=True, help="Of a run.")
 @click.option("--head-steps", type=int, default=1000, show_default=True, help="Of training.")
 @click.option("--seed", type=int, default=0, show_default=True)

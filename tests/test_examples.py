@@ -163,7 +163,7 @@ def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
 
 def test_a_loop_is_recorded_and_stopped() -> None:
     example = load_example("stop_your_own_loop")
-    arguments = ["--runs", "60", "--test-runs", "32", "--rounds", "6", "--head-steps", "5"]
+    arguments = ["--runs", "40", "--test-runs", "12", "--rounds", "5", "--head-steps", "3"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # so few runs
         result = CliRunner().invoke(example.main, arguments, catch_exceptions=False)

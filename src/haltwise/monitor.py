@@ -80,9 +80,10 @@ class HaltingMonitor:
     def __init__(
         self, weights: str | Path | LearnedOptimizer, *, price: float | None = None
     ) -> None:
-        given = isinstance(weights, LearnedOptimizer)
-        learned = copy.deepcopy(weights) if given else pretrained.load(weights)
-        name = "these weights" if given else str(weights)
+        if isinstance(weights, LearnedOptimizer):
+            learned, name = copy.deepcopy(weights), "these weights"
+        else:
+            learned, name = pretrained.load(weights), str(weights)
         config = learned.card.get("config", {})
         require(
             config.get("posterior", "none") != "none",
@@ -106,6 +107,7 @@ class HaltingMonitor:
         self._limit = config["horizon"] + recorded
         self._reads: Reads | None = learned.card.get("reads", "gradients")
         self._directory: Path | None = None
+        self._name: str | None = None
         self.start()
 
     @classmethod
@@ -132,7 +134,8 @@ class HaltingMonitor:
         if self._directory is not None:
             self.close()
             self._reads = None
-        self._steps, self._reason = 0, None
+        self._steps = 0
+        self._reason: str | None = None
         self._lowest, self._improved = math.inf, False
         self._memory: list[dict[str, Tensor]] | None = None
         self._products: Tensor | None = None

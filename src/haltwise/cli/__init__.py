@@ -8,6 +8,7 @@ import click
 
 from haltwise._errors import CheckpointWarning, InputError
 from haltwise._version import __version__
+from haltwise.cli.diagnose import diagnose
 from haltwise.cli.evaluate import evaluate
 from haltwise.cli.explore import explore
 from haltwise.cli.list import list_
@@ -41,6 +42,7 @@ _COMMANDS = (
     report,
     reproduce,
     explore,
+    diagnose,
     stopping_report,
     list_,
 )

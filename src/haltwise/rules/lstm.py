@@ -117,6 +117,26 @@ class LSTMRule(nn.Module, Rule):
         readout = hidden[..., -1, :].mean(-2)
         return RuleStep(update, readout, {"hidden": hidden, "cell": cell})
 
+    @torch.no_grad()
+    def gate_logits(self, grad: Tensor, state: State) -> Tensor:
+        """What the gates' nonlinearities are applied to at a step, for a look inside.
+
+        Args:
+            grad: Shape [B, D].
+            state: Before the step.
+
+        Returns:
+            Of the input, forget, candidate and output gates, shape [B, D, L, 4, H].
+        """
+        value, after = self._inputs(grad), self._step(grad, state).state["hidden"]
+        logits = []
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            inputs = torch.cat((value, state["hidden"][..., layer, :]), dim=-1)
+            logits.append(nn.functional.linear(inputs, weight, bias))
+            value = after[..., layer, :]
+        stacked: Tensor = torch.stack(logits, -2).unflatten(-1, (4, self.hidden_size))
+        return stacked
+
     def replay(self, grads: Tensor, state: State) -> RuleStep:
         num_problems, num_steps, dim = grads.shape
         own = self._coordinatewise
