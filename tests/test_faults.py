@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and reads /proc")
 FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 QUICK = {"kills": 3, "full-disks": 3, "damaged": 4, "locked": 3, "fuzzed": 160}
 
