@@ -222,6 +222,7 @@ class Trainer:
         self._best_score = (math.inf, math.inf)  # problems that failed, then the score itself
         self._is_exported = True
         self._recordings: dict[tuple[str | int, ...], Recording] = {}
+        self._num_left_out: dict[tuple[str | int, ...], int] = {}  # of each recording
         self._interrupt, self.interrupted = False, False
         self._begin_phase(alone=False)
 
@@ -484,7 +485,7 @@ class Trainer:
         # from one end of the range to the other, which would drown the rest.
         loss = (losses * (price / config.price).sqrt()).sum() / config.head_batch_size
         loss.backward()
-        return loss.detach(), size, num_recorded - recording.num_problems
+        return loss.detach(), size, self._num_left_out.get(("recorded", *path), 0)
 
     def _update(self, loss: float) -> float:
         """Adam, its rate decayed to 1 % by a cosine over each phase; NaN if it was skipped."""
@@ -535,6 +536,7 @@ class Trainer:
                 f"{self.config.horizon} steps; choose a smaller learning rate or horizon",
             )
             self._recordings[key] = recording.select(finite)
+            self._num_left_out[key] = num_problems - len(finite)
             if not path:  # else all workers together know
                 self._left_out[name] = num_problems - len(finite)
         return self._recordings[key]
@@ -582,7 +584,7 @@ class Trainer:
             judged, *(weight.data for weight in self._parameters.values()), *moments
         )
         score, self._diverged = judged[0].item(), bool(judged[1])
-        ranked = (self._left_out["validation"], score)
+        ranked = (self._left_out.get("validation", 0), score)
         warming = not self._alone and self._step < config.warmup * self._num_joint_steps
         counts = math.isfinite(score) and (config.warmup == 1 or not warming)
         if counts and not self._diverged and ranked < self._best_score:
