@@ -748,6 +748,7 @@ class Traces:
         self.path = root / "t.npz"
         self.runner = CliRunner()
 
+    @np.errstate(all="ignore")  # a cast may overflow
     def read(self, data: st.DataObject) -> bool:
         num, steps = data.draw(st.integers(0, 70)), data.draw(st.integers(0, 4))
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and reads /proc")
 FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
 QUICK = {"kills": 3, "full-disks": 3, "damaged": 4, "locked": 3, "fuzzed": 160}
 
@@ -35,14 +38,22 @@ def test_nothing_is_lost() -> None:
     assert result.stdout.count("0 lost, 0 differing") == len(QUICK)
 
 
-def test_the_harness_sees_what_is_broken() -> None:
-    """Files that are renamed before they are whole."""
-    sabotage = (
-        "import os, pathlib, haltwise.checkpoint as c\n"
-        "def careless(path, content):\n"
-        "    with pathlib.Path(path).open('wb') as file:\n"
-        "        file.write(content[:-1]); file.flush(); os.fsync(file.fileno())\n"
-        "c.write_atomically = careless"
-    )
-    result = faults(*only(kills=3), sabotage=sabotage)
+CARELESS_WRITER = """
+import os, pathlib, haltwise.checkpoint as c
+def careless(path, content):
+    with pathlib.Path(path).open("wb") as file:
+        file.write(content[:-1])
+        file.flush()
+        os.fsync(file.fileno())
+c.write_atomically = careless
+"""
+CARELESS_READER = "import haltwise.data.files as files; files.require = lambda *_: None"
+
+
+@pytest.mark.parametrize(
+    ("part", "number", "sabotage"),
+    [("kills", 2, CARELESS_WRITER), ("fuzzed", 120, CARELESS_READER)],
+)
+def test_the_harness_sees_what_is_broken(part: str, number: int, sabotage: str) -> None:
+    result = faults(*only(**{part: number}), sabotage=sabotage)
     assert result.returncode == 1, result.stdout + result.stderr

@@ -64,6 +64,15 @@ def test_a_run_without_one_good_checkpoint_is_refused(tmp_path: Path) -> None:
         Trainer.resume(tmp_path)
 
 
+def test_checkpoints_that_nobody_may_list_are_not_taken_for_none(tmp_path: Path) -> None:
+    """To begin anew would overwrite them; a file in place of the directory stands for the lock."""
+    leave(tmp_path, 5)
+    (tmp_path / "checkpoints").rename(tmp_path / "away")
+    (tmp_path / "checkpoints").write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot read .*checkpoints"):
+        Trainer.resume(tmp_path)
+
+
 def test_weights_for_use_are_restored_from_the_checkpoint(tmp_path: Path) -> None:
     finish(Trainer(tiny(), tmp_path))
     best = tmp_path / "best.safetensors"

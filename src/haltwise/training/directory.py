@@ -74,11 +74,21 @@ class RunDirectory:
         write_atomically(self.path / _CONFIG, (json.dumps(document, indent=2) + "\n").encode())
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """Steps and files of the checkpoints, the newest first."""
+        """Steps and files of the checkpoints, the newest first.
+
+        Raises:
+            InputError: Nobody may look; to begin anew would be to lose them.
+        """
+        try:
+            paths = list((self.path / _CHECKPOINTS).iterdir())  # a glob would hide the error
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(
+                f"cannot read {self.path / _CHECKPOINTS}: {error.strerror}; mend its permissions"
+            ) from None
         found = [
-            (int(match[1]), path)
-            for path in (self.path / _CHECKPOINTS).glob("step-*")
-            if (match := _CHECKPOINT.fullmatch(path.name))
+            (int(match[1]), path) for path in paths if (match := _CHECKPOINT.fullmatch(path.name))
         ]
         return sorted(found, reverse=True)
 

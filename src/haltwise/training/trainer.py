@@ -223,6 +223,7 @@ class Trainer:
         self._best_score = (math.inf, math.inf)  # problems that failed, then the score itself
         self._is_exported = True
         self._recordings: dict[tuple[str | int, ...], Recording] = {}
+        self._num_left_out: dict[tuple[str | int, ...], int] = {}  # of each recording
         self._interrupt, self.interrupted = False, False
         self._begin_phase(alone=False)
 
@@ -483,7 +484,7 @@ class Trainer:
         weighed = losses * (price / config.price) ** config.price_exponent
         loss = weighed.sum() / config.head_batch_size
         loss.backward()
-        return loss.detach(), size, num_recorded - recording.num_problems
+        return loss.detach(), size, self._num_left_out.get(("recorded", *path), 0)
 
     def _update(self, loss: float) -> float:
         """Adam, its rate decayed to 1 % by a cosine over each phase; NaN if it was skipped."""
@@ -527,6 +528,7 @@ class Trainer:
                 f"{self.config.horizon} steps; choose a smaller learning rate or horizon",
             )
             self._recordings[key] = recording.select(finite)
+            self._num_left_out[key] = num_problems - len(finite)
             if not path:  # else all workers together know
                 self._left_out[name] = recording.num_problems - len(finite)
         return self._recordings[key]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Self, final
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, distributed
 from haltwise._errors import InputError, require
 
 __all__ = ["Workers"]
+
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+_PATIENCE = timedelta(minutes=30)  # the first may record or calibrate while others wait
 
 
 @final
@@ -41,12 +45,23 @@ class Workers:
         try:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            store, rank, size = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
+            # The store outlives a restart: names of its own, or gloo would call the dead.
+            names = distributed.PrefixStore(  # type: ignore[attr-defined]
+                os.environ.get(_RESTARTS, "0"), store
+            )
+            distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=names,
+                rank=rank,
+                world_size=size,
+                timeout=_PATIENCE,
+            )
         except (RuntimeError, ValueError) as error:
             raise InputError(
                 f"the {size} workers cannot join: {_line(error)}; start them with torchrun"
             ) from None
-        return cls(distributed.get_rank(), size)
+        return cls(rank, size)
 
     @property
     def is_first(self) -> bool:
