@@ -5,7 +5,7 @@ A small network is trained by Adam to tell digits, from 30 to 600 of them and at
 digits; the copy that does best on these is kept, and judged on 1,047 more. A round must gain .01
 nats. All rules see the same loss; patience and plateau nothing else, the others gradients as well;
 the opponents are tuned on all recorded runs. J, the loss kept plus the price of the rounds, on 100
-further runs (`--runs 240 --test-runs 100`, four minutes of a busy core; the default is smaller), and
+further runs (`--runs 240 --test-runs 100`, four minutes of a busy core; the default is less), and
 how much more it is than that of the learned rule, with its 95 % interval:
 
                      J  captured gain
