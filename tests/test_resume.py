@@ -174,16 +174,16 @@ def test_counts_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
 
 def blight(trainer: Trainer) -> None:
     """Make every fifth problem NaN."""
-    sample = trainer._sample
+    sample = trainer.problems.sample
 
-    def blighted(num_problems: int, *path: str | int) -> TaskBatch:
-        batch = sample(num_problems, *path)
+    def blighted(num_problems: int, generator: torch.Generator) -> TaskBatch:
+        batch = sample(num_problems, generator)
         assert isinstance(batch, LeastSquaresBatch)
         target = batch.target.clone()
         target[::5] = math.nan
         return replace(batch, target=target)
 
-    trainer._sample = blighted  # type: ignore[method-assign]
+    trainer.problems.sample = blighted  # type: ignore[method-assign]
 
 
 # --- Divergence ----------------------------------------------------------------------------------

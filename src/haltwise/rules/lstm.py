@@ -128,7 +128,8 @@ class LSTMRule(nn.Module, Rule):
         Returns:
             Of the input, forget, candidate and output gates, shape [B, D, L, 4, H].
         """
-        value, after = self._inputs(grad), self._step(grad, state).state["hidden"]
+        value = self._coordinatewise.inputs(grad)
+        after = self._step(grad, state).state["hidden"]
         logits = []
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             inputs = torch.cat((value, state["hidden"][..., layer, :]), dim=-1)

@@ -528,9 +528,9 @@ class Trainer:
                 f"{self.config.horizon} steps; choose a smaller learning rate or horizon",
             )
             self._recordings[key] = recording.select(finite)
-            self._num_left_out[key] = num_problems - len(finite)
+            self._num_left_out[key] = recording.num_problems - len(finite)
             if not path:  # else all workers together know
-                self._left_out[name] = recording.num_problems - len(finite)
+                self._left_out[name] = self._num_left_out[key]
         return self._recordings[key]
 
     def _validate(self) -> None:
