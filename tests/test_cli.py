@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from haltwise import _kernels
 from haltwise.cli import cli
 from haltwise.cli.options import parse_settings
 from haltwise.training import TrainingConfig
@@ -250,3 +251,12 @@ def test_an_experiment_goes_on_where_it_was(
     result = haltwise(*arguments, cwd=tmp_path)  # the first step fails, and so does the whole
     assert result.returncode == 2
     assert "[2/7]" not in result.stderr
+
+
+def test_info_says_which_kernel_runs(tmp_path: Path) -> None:
+    result = haltwise("info", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    assert {name.strip(): value.strip() for name, value in rows.items()}["LSTM on CPUs"] == (
+        _kernels.implementation()
+    )

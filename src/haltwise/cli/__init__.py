@@ -11,6 +11,7 @@ from haltwise._version import __version__
 from haltwise.cli.diagnose import diagnose
 from haltwise.cli.evaluate import evaluate
 from haltwise.cli.explore import explore
+from haltwise.cli.info import info
 from haltwise.cli.list import list_
 from haltwise.cli.report import report
 from haltwise.cli.reproduce import reproduce
@@ -45,6 +46,7 @@ _COMMANDS = (
     diagnose,
     stopping_report,
     list_,
+    info,
 )
 for command in _COMMANDS:
     cli.add_command(command)

@@ -1,0 +1,33 @@
+"""`haltwise info`: what runs here, for a look and for bug reports."""
+
+import os
+import platform
+
+import click
+import torch
+
+from haltwise import _kernels
+from haltwise._version import __version__
+from haltwise.data import DIRECTORY_VARIABLE
+
+__all__ = ["info"]
+
+
+@click.command()
+def info() -> None:
+    """Say which versions, kernel, threads and devices are in use."""
+    rows = {
+        "haltwise": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "LSTM on CPUs": _kernels.implementation(),
+        "CPU threads": str(torch.get_num_threads()),
+        "CUDA": ", ".join(
+            torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
+        )
+        or "none",
+        "data": os.environ.get(DIRECTORY_VARIABLE) or f"not set ({DIRECTORY_VARIABLE})",
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        click.echo(f"{name:<{width}}  {value}")
