@@ -20,6 +20,7 @@ from haltwise.cli import cli
 project = "Haltwise"
 author = "The Haltwise developers"
 release = haltwise.__version__
+html_show_copyright = False
 html_title = f"Haltwise {release}"
 html_theme = "furo"
 html_static_path = ["_static"]

@@ -1,5 +1,6 @@
 """One run shared by several workers: the same bits, whoever does what, and whoever dies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -160,3 +161,30 @@ def test_torchrun_restarts_from_the_last_checkpoint_when_a_worker_dies(tmp_path:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     steps = [record["step"] for record in read_log(tmp_path / "shared")]
     assert steps == [*range(5, 61, 5)]
+
+
+def test_evaluation_by_two_workers_is_that_of_one(tmp_path: Path) -> None:
+    options = ["regression-2d", "--num-problems", "64", "--horizon", "6", "--threads", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    summaries = []
+    for name, start in (
+        ("alone", [sys.executable]),
+        ("shared", [*launcher, "--nproc-per-node", "2"]),
+    ):
+        call = [*start, "-m", "haltwise", "evaluate", *options, "--json", f"{name}.json"]
+        done = subprocess.run(
+            [*call, "--out", name],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("evaluation-") == 1  # one worker speaks
+        summaries.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    for summary in summaries:
+        for seconds in ("seconds", "seconds_of_the_full_horizon"):
+            summary["executed"].pop(seconds)
+    assert summaries[0] == summaries[1]

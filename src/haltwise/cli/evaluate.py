@@ -12,7 +12,7 @@ from rich.table import Table
 from haltwise import pretrained
 from haltwise._errors import require
 from haltwise.checkpoint import write_atomically
-from haltwise.cli.options import data_directory, device_option, family_of
+from haltwise.cli.options import data_directory, device_option, family_of, joined
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import Account, Contender
 from haltwise.evaluation import evaluate as run_evaluation
@@ -76,12 +76,13 @@ def evaluate(
     """Evaluate RUN_OR_NAME on held-out problems beside tuned opponents.
 
     J is the excess loss at the stop plus price times cost. Cost is counted in updates applied and
-    in gradients evaluated.
+    in gradients evaluated. Workers started by torchrun share the tuning of learning rates.
     """
     if threads is not None:
         require(threads >= 1, f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    console = Console(stderr=True)
+    device, workers = joined(device)
+    console = Console(stderr=True, quiet=not workers.is_first)
     contender = _contender(run_or_name)
     config = contender.optimizer.card["config"]
     require(
@@ -105,8 +106,12 @@ def evaluate(
             baseline=_baseline(run_or_name, baseline),
             others=tuple(map(_contender, compare)),
             device=device,
+            workers=workers,
             announce=status.update,
         )
+    workers.leave()
+    if not workers.is_first:
+        return
     path = save_record(evaluation, out or _directory(run_or_name))
     if json_path is not None:
         write_atomically(json_path, (json.dumps(evaluation.summary, indent=1) + "\n").encode())

@@ -13,6 +13,7 @@ import torch
 from haltwise._errors import InputError, require
 from haltwise.data import DIRECTORY_VARIABLE
 from haltwise.tasks import TaskFamily, family
+from haltwise.workers import Workers
 
 __all__ = [
     "data_directory",
@@ -20,6 +21,7 @@ __all__ = [
     "families_of",
     "family_of",
     "family_settings",
+    "joined",
     "parse_settings",
 ]
 
@@ -63,6 +65,13 @@ def device_option(command: _Command) -> _Command:
         callback=tried,
         help="Where to compute, e.g. cuda or cuda:1.",
     )(command)
+
+
+def joined(device: torch.device) -> tuple[torch.device, Workers]:
+    """This process's own device, and the workers it is one of, if torchrun started several."""
+    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device, Workers.join(device)
 
 
 def family_settings(command: _Command) -> _Command:

@@ -17,7 +17,7 @@ from rich.progress import Progress as Display
 
 from haltwise import pretrained
 from haltwise._errors import InputError, require
-from haltwise.cli.options import data_directory, device_option, parse_settings
+from haltwise.cli.options import data_directory, device_option, joined, parse_settings
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.tasks import label
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig, Workers
@@ -159,9 +159,8 @@ def train(
 
 def _place(device: torch.device, tensorboard: bool) -> dict[str, Any]:
     """Where to train, and with whom."""
-    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return {"device": device, "tensorboard": tensorboard, "workers": Workers.join(device)}
+    device, workers = joined(device)
+    return {"device": device, "tensorboard": tensorboard, "workers": workers}
 
 
 def _command() -> str:

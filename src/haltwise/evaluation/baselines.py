@@ -9,8 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from haltwise._tensors import widened
 from haltwise.rules import SGD, Adam, RMSprop, Rule
 from haltwise.tasks import TaskBatch
+from haltwise.workers import Workers
 
 __all__ = [
     "HAND_DESIGNED",
@@ -85,18 +87,23 @@ def loss_curves(rule: Rule, batch: TaskBatch, num_steps: int) -> Curves:
     )
 
 
-def tune_rule(make: Callable[[float], Rule], batch: TaskBatch, num_steps: int) -> TunedRule:
+def tune_rule(
+    make: Callable[[float], Rule], batch: TaskBatch, num_steps: int, workers: Workers | None = None
+) -> TunedRule:
     """The learning rate with the least mean excess over problems and steps 1..T on `batch`.
 
     Of large problems, a few are enough: a rate that is right for one network is for the next.
+    Workers try different rates and find the same one.
     """
+    workers = workers or Workers()
     few = min(batch.num_problems, max(_LEAST_PROBLEMS, _TUNING_COORDINATES // batch.dim))
     batch = batch.select(torch.arange(few, device=batch.start.device))
-    scores = []
-    for learning_rate in LEARNING_RATES:
-        excess = loss_curves(make(learning_rate), batch, num_steps).excess
-        mean = excess[:, 1:].double().mean().item()
-        scores.append(math.inf if math.isnan(mean) else mean)
+    found = widened(batch.start.new_zeros(len(LEARNING_RATES)))
+    for place in workers.share(len(LEARNING_RATES)):
+        excess = loss_curves(make(LEARNING_RATES[place]), batch, num_steps).excess
+        found[place] = widened(excess[:, 1:]).mean().nan_to_num(math.inf, math.inf)
+    workers.sum(found)
+    scores = found.tolist()
     best = min(range(len(scores)), key=scores.__getitem__)
     learning_rate = LEARNING_RATES[best]
     return TunedRule(make(learning_rate), learning_rate, best in (0, len(scores) - 1))

@@ -50,6 +50,7 @@ from haltwise.optimizer import LearnedOptimizer
 from haltwise.tasks import TaskBatch, TaskFamily
 from haltwise.tasks.module import ModuleBatch
 from haltwise.unroll import Recording, Trajectory, unroll
+from haltwise.workers import Workers
 
 __all__ = ["Contender", "Evaluation", "evaluate"]
 
@@ -89,6 +90,7 @@ def evaluate(
     baseline: Contender | None = None,
     others: tuple[Contender, ...] = (),
     device: torch.device | str = "cpu",
+    workers: Workers | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Evaluate a self-stopping optimizer on held-out problems.
@@ -107,6 +109,8 @@ def evaluate(
         baseline: The LSTM optimizer without halting, for the thesis' first objective.
         others: Further self-stopping optimizers, reported beside the contender.
         device: Where problems are solved; the optimizers are moved there.
+        workers: The processes that share the tuning of learning rates, which costs the most; all
+            find the same.
         announce: Called with a sentence at the start of each part.
 
     Raises:
@@ -154,7 +158,7 @@ def evaluate(
     curves = {contender.name: _curves(trajectory.recording)}
     summary["tuned_optimizers"] = {}
     for name, make in HAND_DESIGNED.items():
-        tuned = tune_rule(make, tuning, horizon)
+        tuned = tune_rule(make, tuning, horizon, workers)
         curves[name] = loss_curves(tuned.rule, test, horizon)
         summary["tuned_optimizers"][name] = {
             "learning_rate": tuned.learning_rate,

@@ -5,7 +5,7 @@ from haltwise.training.monitor import monitor_config, train_monitor
 from haltwise.training.objective import POSTERIORS
 from haltwise.training.run import train
 from haltwise.training.trainer import Progress, Trainer
-from haltwise.training.workers import Workers
+from haltwise.workers import Workers
 
 __all__ = [
     "POSTERIORS",

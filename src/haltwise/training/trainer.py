@@ -41,8 +41,8 @@ from haltwise.training.config import PARTS, TrainingConfig
 from haltwise.training.directory import Checkpoint, RunDirectory, differences
 from haltwise.training.objective import MetaObjective
 from haltwise.training.problems import problems_of
-from haltwise.training.workers import Workers
 from haltwise.unroll import Recording, Trajectory, backpropagate, record
+from haltwise.workers import Workers
 
 __all__ = ["Progress", "Trainer"]
 

@@ -1,4 +1,4 @@
-"""The processes of one meta-training run, and what they tell each other."""
+"""The processes that share a training or an evaluation, and what they tell each other."""
 
 import os
 from collections.abc import Callable
@@ -80,6 +80,10 @@ class Workers:
             f"train with --shards {self.size} or a multiple of it",
         )
         return range(self.rank, num_shards, self.size)
+
+    def share(self, num_jobs: int) -> range:
+        """The jobs of `num_jobs` that are this worker's."""
+        return range(self.rank, num_jobs, self.size)
 
     def sum(self, values: Tensor) -> None:
         """Replace `values` by its sum over the workers.
