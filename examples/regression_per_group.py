@@ -224,7 +224,16 @@ class AdamMethod:
     def init(self, params: Tensor) -> dict[str, Tensor]:
         return self.rule.init(params)
 
-    def step(self, step: int, loss: Tensor, grad: Tensor, price: Tensor, state: Any) -> Any:
+    def step(
+        self,
+        step: int,
+        loss: Tensor,
+        grad: Tensor,
+        price: Tensor,
+        state: Any,
+        *,
+        in_place: bool = False,
+    ) -> Any:
         update, _, state = self.rule.step(grad, state)
         return OptimizerStep(update, SILENT, state)
 
@@ -251,7 +260,16 @@ class LBFGS:
             "grad": torch.zeros_like(params),
         }
 
-    def step(self, step: int, loss: Tensor, grad: Tensor, price: Tensor, state: Any) -> Any:
+    def step(
+        self,
+        step: int,
+        loss: Tensor,
+        grad: Tensor,
+        price: Tensor,
+        state: Any,
+        *,
+        in_place: bool = False,
+    ) -> Any:
         s, y, moved = state["s"], state["y"], state["moved"]
         slope = (state["grad"] * moved).sum(1)
         fine = loss <= state["loss"] + 1e-4 * slope

@@ -128,7 +128,12 @@ class _Drifting(LSTMRule):  # type: ignore[misc]
         self.after, self.calls = after, 0
 
     def step(self, grad: torch.Tensor, state: Any) -> Any:
-        step = super().step(grad, state)
+        return self._later(super().step(grad, state))
+
+    def advance(self, grad: torch.Tensor, state: Any, pooled: Any = None) -> Any:
+        return self._later(super().advance(grad, state, pooled))
+
+    def _later(self, step: Any) -> Any:
         self.calls += 1
         wrong = self.calls > 2 * self.after  # the unroll comes first, then the longer walk
         return step._replace(update=step.update + 1.0) if wrong else step

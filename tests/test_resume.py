@@ -250,7 +250,15 @@ def test_rollbacks_are_the_same_after_an_interruption(
 def test_meta_steps_without_a_finite_gradient_are_skipped_and_counted(tmp_path: Path) -> None:
     trainer = Trainer(tiny("lstm"), tmp_path)
     before = {name: value.clone() for name, value in trainer.optimizer.state_dict().items()}
-    trainer._learning[0].register_hook(lambda grad: torch.full_like(grad, math.inf))
+    differentiate, weight = trainer._joint_shard, trainer._learning[0]
+
+    def spoiled(shard: int) -> tuple[torch.Tensor, int, int]:
+        found = differentiate(shard)
+        assert weight.grad is not None
+        weight.grad.fill_(math.inf)
+        return found
+
+    trainer._joint_shard = spoiled  # type: ignore[method-assign]
     assert math.isnan(trainer._meta_step())
     assert trainer.num_skipped == 1
     assert trainer.num_nonfinite == 0

@@ -603,6 +603,7 @@ def test_words_follow_the_figures() -> None:
 
 def test_records_show_their_stopping_reports(tmp_path: Path) -> None:
     summary: dict[str, Any] = {"optimizer": "act", "family": "f", "price": PRICE, "seed": 1}
+    summary["horizon"] = T
     summary["stopping_report"] = {
         account.value: judged(account=account, hazards=HAZARDS) for account in Account
     }
