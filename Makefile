@@ -88,12 +88,17 @@ weights: $(READY)
 	  $(LONG) --out runs/regression-10d-noisy-adam
 	$(TRAIN) regression-10d-smooth --rule sgd --set 'rule_settings={"learning_rate":0.06}' \
 	  $(LONG) --set head_steps=4000 --set price_exponent=0 --out runs/regression-10d-smooth-sgd
+	$(TRAIN) digits-mlp --preset lstm --rule-from mnist-mlp-lstm --batch-size 8 --meta-steps 400 \
+	  --learning-rate 0.001 --set num_validation=16 --out runs/digits-mlp-lstm
+	$(TRAIN) digits-mlp --rule-from runs/digits-mlp-lstm --meta-steps 0 --set head_steps=2500 \
+	  --set num_recorded=2048 --set num_calibration=512 --set validate_every=250 \
+	  --set num_validation=128 --out runs/digits-mlp
 	$(TRAIN) cifar10-cnn --preset lstm --device $(DEVICE) --meta-steps 1250 --set num_validation=8 \
 	  --out runs/cifar10-cnn-lstm
 	$(TRAIN) cifar10-cnn --rule-from runs/cifar10-cnn-lstm --meta-steps 0 --device $(DEVICE) \
 	  --set num_recorded=160 --set num_calibration=64 --set num_validation=16 \
 	  --set head_steps=1500 --set validate_every=250 --out runs/cifar10-cnn
-	for run in runs/regression-* runs/quadratic-* runs/student-* runs/mnist-* runs/cifar10-*; do \
+	for run in runs/regression-* runs/quadratic-* runs/student-* runs/mnist-* runs/digits-* runs/cifar10-*; do \
 	  cp $$run/best.safetensors $(SHIPPED)/$$(basename $$run).safetensors; done
 
 clean:

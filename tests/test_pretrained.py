@@ -15,7 +15,7 @@ from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
 from haltwise.tasks import family
 
 SHIPPED = pretrained.names()
-LEFT = {"mnist-mlp": 0.25, "regression-10d-noisy": 0.25, "cifar10-cnn": 0.7}
+LEFT = {"mnist-mlp": 0.25, "digits-mlp": 0.25, "regression-10d-noisy": 0.25, "cifar10-cnn": 0.7}
 """What noise and 100 steps leave of the initial loss."""
 
 
