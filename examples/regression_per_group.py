@@ -4,13 +4,13 @@ All ways are compared at equal mean loss. L-BFGS is batched here (PyTorch's is n
 against SciPy's. Defaults, least squares on 1,850 groups, about a minute of one core:
 
                  mean excess   median evaluations  seconds  us a step
-    haltwise          0.8299   0.5262        19.2     0.94       16.0
-    Adam              0.8126   0.5232        48.3     1.10        2.8
-    L-BFGS            0.7359   0.4405         9.7     0.33        7.9
-    closed form      -0.0000   0.0000         0.0     0.07       40.2
+    haltwise          0.8290   0.5296        19.2     0.91       14.6
+    Adam              0.8126   0.5232        48.3     1.10        2.6
+    L-BFGS            0.7359   0.4405         9.7     0.31        6.9
+    closed form      -0.0000   0.0000         0.0     0.08       42.2
 
 The last column is the overhead over evaluating the loss and its gradient. So a learned optimizer
-pays against Adam once an evaluation costs more than 5.9 us (24 us with Student-t noise), and never
+pays against Adam once an evaluation costs more than 5.3 us (107 us with Student-t noise), and never
 where L-BFGS or a closed form will do.
 """
 
