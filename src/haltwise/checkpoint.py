@@ -22,6 +22,7 @@ from haltwise._errors import InputError, require
 __all__ = [
     "digest",
     "load_tensors",
+    "make_directory",
     "read_json",
     "save_tensors",
     "write_atomically",
@@ -29,6 +30,20 @@ __all__ = [
 
 _KEY = "haltwise"  # the metadata entry with the JSON document
 _DIGEST = "blake2b"  # and the one with the checksum
+
+
+def make_directory(path: Path) -> None:
+    """Create `path` and what lies above it, if missing.
+
+    Raises:
+        InputError: It cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot create {path}: {error.strerror}; choose another directory"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -11,9 +11,9 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from haltwise._errors import CalibrationWarning, InputError, require
+from haltwise._errors import CalibrationWarning, require
 from haltwise._random import stream
-from haltwise.checkpoint import load_tensors, save_tensors
+from haltwise.checkpoint import load_tensors, make_directory, save_tensors
 from haltwise.halting.signals import SIGNALS
 from haltwise.unroll import Recording
 
@@ -48,12 +48,7 @@ def save_run(
     Raises:
         InputError: It cannot be written, or there is one of that name.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot create {directory}: {error.strerror}; choose another directory"
-        ) from error
+    make_directory(directory)
     number = sum(1 for _ in directory.glob("*.safetensors"))
     # Processes may record at the same time.
     path = directory / f"{name or f'{number:06}-{os.getpid()}'}.safetensors"

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from haltwise import pretrained
 from haltwise._errors import InputError, require
-from haltwise.checkpoint import write_atomically
+from haltwise.checkpoint import make_directory, write_atomically
+from haltwise.tasks import label
 
 __all__ = ["sweep"]
 
@@ -58,13 +59,8 @@ def sweep(
     require(jobs >= 1, f"--jobs must be at least 1, got {jobs}")
     taken = {"--out", "--seed", "--price", "--resume", "--continue"} & set(options)
     require(not taken, f"a sweep sets {', '.join(sorted(taken))} itself; drop it")
-    directory = out or Path("runs") / f"{family}-sweep"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot create {directory}: {error.strerror}; choose another directory with --out"
-        ) from None
+    directory = out or Path("runs") / f"{label(family)}-sweep"
+    make_directory(directory)
     todo = [
         _Job(
             f"seed-{seed}" + (f"-price-{price:g}" if price is not None else ""),

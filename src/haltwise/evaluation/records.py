@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from haltwise._errors import InputError
-from haltwise.checkpoint import load_tensors, read_json, save_tensors, write_atomically
+from haltwise.checkpoint import (
+    load_tensors,
+    make_directory,
+    read_json,
+    save_tensors,
+    write_atomically,
+)
 from haltwise.evaluation.evaluate import Evaluation
 
 __all__ = ["HEADS", "load_heads", "load_records", "save_record"]
@@ -26,12 +32,7 @@ def save_record(evaluation: Evaluation, directory: Path) -> Path:
     Raises:
         InputError: The directory cannot be written.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot create {directory}: {error.strerror}; choose another directory with --out"
-        ) from error
+    make_directory(directory)
     summary = evaluation.summary
     parts = [f"{summary['price']:g}", summary["horizon"], summary["seed"]]
     named = ["evaluation", summary["optimizer"], summary["family"], *map(str, parts)]

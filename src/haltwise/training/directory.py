@@ -20,7 +20,13 @@ from typing import Any, final
 from torch import Tensor
 
 from haltwise._errors import CheckpointWarning, InputError, require
-from haltwise.checkpoint import load_tensors, read_json, save_tensors, write_atomically
+from haltwise.checkpoint import (
+    load_tensors,
+    make_directory,
+    read_json,
+    save_tensors,
+    write_atomically,
+)
 
 __all__ = ["RunDirectory", "differences"]
 
@@ -65,12 +71,7 @@ class RunDirectory:
         Raises:
             InputError: The directory cannot be written.
         """
-        try:
-            (self.path / _CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot create {self.path}: {error.strerror}; choose another directory"
-            ) from error
+        make_directory(self.path / _CHECKPOINTS)
         write_atomically(self.path / _CONFIG, (json.dumps(document, indent=2) + "\n").encode())
 
     def checkpoints(self) -> list[tuple[int, Path]]:
