@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,31 @@ _NORMALISATIONS = (
 )
 _CPU_CHUNK = 256  # examples whose activations a cache holds
 _ACCELERATOR_CHUNK = 32768  # and so many that keep a GPU busy
+
+
+def _problem(args: tuple[Any, ...], index: int) -> list[Any]:
+    """Of arguments that are tensors or dictionaries of them, those of one problem."""
+    return [
+        {name: value[index] for name, value in arg.items()} if isinstance(arg, dict) else arg[index]
+        for arg in args
+    ]
+
+
+def _stacked(results: list[Any]) -> Any:
+    """Tensors, or tuples and dictionaries of them, one a problem, side by side."""
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.stack(results)
+    if isinstance(first, dict):
+        return {name: _stacked([result[name] for result in results]) for name in first}
+    return tuple(map(_stacked, map(list, zip(*results, strict=True))))
+
+
+def _channels_last(value: Any) -> Any:
+    """Images with their channels together; anything else as it is."""
+    if isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point():
+        return value.contiguous(memory_format=torch.channels_last)
+    return value
 
 
 @final
@@ -244,15 +269,34 @@ class ModuleTask(TaskFamily):
     def _convolves(self) -> bool:
         return any(isinstance(layer, nn.modules.conv._ConvNd) for layer in self._module.modules())
 
-    def at_once(self, num_examples: int, device: torch.device) -> int | None:
-        """How many problems of so many examples to map over at once; None for all.
+    def mapped(
+        self, function: Callable[..., Any], *args: Any, shared: tuple[Tensor, ...] = ()
+    ) -> Any:
+        """What `function` returns of every problem's `args` and then `shared`, stacked.
 
-        On a CPU a grouped convolution, which is what mapping makes of a convolution, is slower
-        than one problem after the other.
+        On a CPU a grouped convolution, which is what mapping makes of a convolution, takes twice
+        as long as one problem after the other, and images whose channels lie together take less.
+
+        Args:
+            function: Of tensors and dictionaries of tensors to tensors and tuples and
+                dictionaries of them.
+            args: Each of B problems, the last of examples if there are no shared ones.
+            shared: Examples that are the same for all, the inputs first.
         """
-        if device.type == "cpu":
-            return 1 if self._convolves else None
-        return max(1, _ACCELERATOR_CHUNK // num_examples)
+        inputs = shared[0] if shared else args[-2]
+        if inputs.device.type == "cpu" and self._convolves:
+            shared = tuple(map(_channels_last, shared))
+            results = [
+                function(*(_channels_last(part) for part in _problem(args, index)), *shared)
+                for index in range(len(args[0]))
+            ]
+            return _stacked(results)
+        num_examples = len(shared[0]) if shared else inputs.shape[1]
+        at_once = None
+        if inputs.device.type != "cpu":
+            at_once = max(1, _ACCELERATOR_CHUNK // num_examples)
+        in_dims = (*[0] * len(args), *[None] * len(shared))
+        return vmap(function, in_dims=in_dims, chunk_size=at_once)(*args, *shared)
 
     @cached_property
     def buffer_names(self) -> frozenset[str]:
@@ -326,9 +370,8 @@ class ModuleBatch(TaskBatch):
 
     def observe(self, params: Tensor, step: int) -> Observation:
         """Loss and gradient on the minibatch of step t, in training mode."""
-        at_once = self.task.at_once(self.task.batch_size, params.device)
-        differentiate = vmap(grad_and_value(self.task.mean_loss), chunk_size=at_once)
-        grad, loss = differentiate(params, self.fixed, *self.minibatch(step))
+        differentiate = grad_and_value(self.task.mean_loss)
+        grad, loss = self.task.mapped(differentiate, params, self.fixed, *self.minibatch(step))
         return Observation(loss, grad)
 
     def score(self, params: Tensor, step: int) -> Score:
@@ -344,9 +387,7 @@ class ModuleBatch(TaskBatch):
         """Mean loss on the task's `num_score` fixed training examples, shape [B]."""
         task = self.task
         examples = task.score_examples(params.device, params.dtype)
-        at_once = task.at_once(len(examples[1]), params.device)
-        mapped = vmap(task.mean_loss, in_dims=(0, 0, None, None), chunk_size=at_once)
-        loss: Tensor = mapped(params, self.fixed, *examples)
+        loss: Tensor = task.mapped(task.mean_loss, params, self.fixed, shared=examples)
         return loss
 
     @torch.no_grad()
@@ -372,11 +413,9 @@ class ModuleBatch(TaskBatch):
             return loss, (outputs.argmax(1) == targets).to(loss.dtype).mean()
 
         chunk = _CPU_CHUNK if params.device.type == "cpu" else _ACCELERATOR_CHUNK // 16
-        at_once = task.at_once(chunk, params.device)
-        mapped = vmap(judge, in_dims=(0, 0, None, None), chunk_size=at_once)
         total = params.new_zeros(2, len(params), dtype=torch.float64)
         for index in torch.arange(len(examples), device=params.device).split(chunk):
-            found = mapped(params, fixed, *examples.take(index, params.dtype))
+            found = task.mapped(judge, params, fixed, shared=examples.take(index, params.dtype))
             total += len(index) / len(examples) * torch.stack(found).double()
         return HeldOut(*total.to(params.dtype))
 
@@ -392,14 +431,13 @@ class ModuleBatch(TaskBatch):
         batches = task.score_examples(params.device, params.dtype)[0].split(task.batch_size)
         if len(batches) > 1 and len(batches[-1]) < task.batch_size:
             batches = batches[:-1]  # every batch counts the same
-        mapped = vmap(
-            lambda params, fixed, inputs: task.call(params, fixed, inputs)[1],
-            in_dims=(0, 0, None),
-            chunk_size=task.at_once(task.batch_size, params.device),
-        )
+
+        def buffers(params: Tensor, fixed: dict[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
+            return task.call(params, fixed, inputs)[1]
+
         sums: dict[str, Tensor] = {}
         for batch in batches:
-            seen = mapped(params, self.fixed, batch)
+            seen = task.mapped(buffers, params, self.fixed, shared=(batch,))
             for name, value in seen.items():
                 if value.is_floating_point():
                     sums[name] = sums.get(name, 0) + value
