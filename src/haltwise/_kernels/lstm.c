@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+#define LOG2E 1.4426950408889634074
+
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else
@@ -36,6 +38,7 @@
 
 enum {
     ALIGNMENT = 64,
+    MAX_CHAINS = 4, /* vectors that are exponentiated side by side */
     WEIGHT_STEPS = 8,  /* steps of a weight-gradient product: its operands should stay in cache */
     FLUSH_STEPS = 256, /* steps whose gradients are summed in lanes of the working precision */
 };
@@ -130,6 +133,7 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define VBYTES 32
 #define NV 3
 #define FT 4
+#define WT 3 /* with four gates each, and 16 registers */
 #define FN(x) x##_avx2_f32
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_ps(a, b)
@@ -143,6 +147,7 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define VBYTES 32
 #define NV 3
 #define FT 4
+#define WT 3 /* with four gates each, and 16 registers */
 #define FN(x) x##_avx2_f64
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_pd(a, b)

@@ -5,6 +5,7 @@
  *   DOUBLE  1 if REAL is double
  *   VBYTES  bytes of a SIMD vector; NV       vectors of a row block
  *   FT      features of a register tile in the backward products
+ *   WT      features of one in the products of weight gradients, 2 if not defined
  *   FN(x)   the instance's name of x;        TARGET  its target attribute
  *   VMAX, VMIN  of two vectors; the second operand where either is NaN
  *   RECIP   1 / vector
@@ -29,80 +30,49 @@ typedef REAL QUAD __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(R
 
 INLINE V FN(splat)(REAL value) { return value - (V){0}; }
 
-/* exp(y) - 1 = s q + (s - 1) and exp(y) = s q + s, with y = n ln 2 + r, s = 2^n and q =
- * exp(r) - 1. |y| must stay below the range of normal exponents, or be NaN, which q keeps. */
-INLINE V FN(exp_parts)(V y, V *scale)
+/* 2^(k x) - 1 = s q + (s - 1) and 2^(k x) = s q + s of `num` vectors x, which q replaces, with a
+ * factor k each; k x = n + f, s = 2^n, |f| <= 1/2, q = 2^f - 1. |k x| must stay below the range of
+ * normal exponents, or be NaN, which q keeps. Stage by stage: chains next to each other hide each
+ * other's latency. */
+INLINE void FN(exp2_parts)(int num, V *x, const REAL *factor, V *scale)
 {
 #if DOUBLE
+    static const REAL series[] = {/* ln(2)^k / k! */
+        1.3691488853904128880e-12, 2.5678435993488205142e-11, 4.4455382718708114976e-10,
+        7.0549116208011233299e-9, 1.0178086009239699728e-7, 1.3215486790144309488e-6,
+        1.5252733804059840280e-5, 1.5403530393381609954e-4, 1.3333558146428443423e-3,
+        9.6181291076284771620e-3, 5.5504108664821579953e-2, 2.4022650695910071233e-1,
+        6.9314718055994530942e-1};
     const REAL magic = 6755399441055744.0 + 1023;
-    V t = y * (REAL)1.4426950408889634074 + magic;
-    V n = t - magic;
-    V r = y - n * (REAL)6.93145751953125e-1;
-    r = r - n * (REAL)1.42860682030941723212e-6;
-    *scale = (V)((IV)t << 52);
-    V p = r * (REAL)(1.0 / 6227020800.0) + (REAL)(1.0 / 479001600.0);
-    p = p * r + (REAL)(1.0 / 39916800.0);
-    p = p * r + (REAL)(1.0 / 3628800.0);
-    p = p * r + (REAL)(1.0 / 362880.0);
-    p = p * r + (REAL)(1.0 / 40320.0);
-    p = p * r + (REAL)(1.0 / 5040.0);
-    p = p * r + (REAL)(1.0 / 720.0);
-    p = p * r + (REAL)(1.0 / 120.0);
-    p = p * r + (REAL)(1.0 / 24.0);
-    p = p * r + (REAL)(1.0 / 6.0);
-    p = p * r + (REAL)0.5;
+    enum { MANTISSA = 52 };
 #else
+    static const REAL series[] = {/* of Chebyshev's points: 2^y to 5e-8 */
+        1.54531629e-4f, 1.33908634e-3f, 9.61808256e-3f, 5.55035711e-2f, 2.402265076e-1f,
+        6.93147188e-1f};
     const REAL magic = 12582912.0f + 127; /* its low bits carry the biased exponent */
-    V t = y * 1.44269504088896341f + magic;
-    V n = t - magic;
-    V r = y - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    *scale = (V)((IV)t << 23);
-    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
+    enum { MANTISSA = 23 };
 #endif
-    return p * (r * r) + r;
+    V p[MAX_CHAINS];
+    UNROLL for (int i = 0; i < num; i++) p[i] = x[i] * factor[i] + magic;
+    UNROLL for (int i = 0; i < num; i++) scale[i] = (V)((IV)p[i] << MANTISSA);
+    UNROLL for (int i = 0; i < num; i++) x[i] = x[i] * factor[i] - (p[i] - magic);
+    UNROLL for (int i = 0; i < num; i++) p[i] = x[i] * series[0] + series[1];
+    UNROLL for (size_t k = 2; k < sizeof series / sizeof *series; k++)
+        UNROLL for (int i = 0; i < num; i++) p[i] = p[i] * x[i] + series[k];
+    UNROLL for (int i = 0; i < num; i++) x[i] = x[i] * p[i];
 }
 
-/* 1 / sigmoid(x), at most exp(60) in float and exp(600) in double. */
-INLINE V FN(inverse_sigmoid)(V x)
+INLINE V FN(clamp)(V x, REAL range)
 {
-#if DOUBLE
-    const REAL range = 600;
-#else
-    const REAL range = 60;
-#endif
-    V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), -x));
-    V q = FN(exp_parts)(y, &s);
-    return q * s + (s + 1);
-}
-
-/* e with tanh(x) = e / (e + 2): exp(2 x) - 1, accurate where small. */
-INLINE V FN(tanh_part)(V x)
-{
-#if DOUBLE
-    const REAL range = 40;
-#else
-    const REAL range = 20;
-#endif
-    V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), x + x));
-    V q = FN(exp_parts)(y, &s);
-    return q * s + (s - 1);
+    return VMIN(FN(splat)(range), VMAX(FN(splat)(-range), x));
 }
 
 INLINE V FN(exp)(V x)
 {
-#if DOUBLE
-    const REAL range = 708;
-#else
-    const REAL range = 87;
-#endif
-    V s, y = VMIN(FN(splat)(range), VMAX(FN(splat)(-range), x));
-    V q = FN(exp_parts)(y, &s);
-    return q * s + s;
+    const REAL factor = (REAL)LOG2E;
+    V scale, q = FN(clamp)(x, DOUBLE ? 708 : 87);
+    FN(exp2_parts)(1, &q, &factor, &scale);
+    return q * scale + scale;
 }
 
 /* Of positive normal numbers: log(2^e m) = e ln 2 + 2 artanh((m - 1) / (m + 1)), m about 1. */
@@ -185,7 +155,7 @@ INLINE FN(record) FN(layout)(const shape *s, int save)
     r.h = s->inputs * BLOCK;
     r.c = r.h + units;
     r.g = r.c + units;
-    r.tc = r.g + (save ? 4 * units : 0);
+    r.tc = r.g + 4 * (save ? units : s->hidden * BLOCK);
     r.size = r.tc + (save ? units : 0);
     return r;
 }
@@ -240,11 +210,16 @@ INLINE void FN(multiply)(V acc[4][NV], const REAL *w, const REAL *x, int64_t wid
     }
 }
 
-/* One layer, one step, one block: gates of a unit, then its activations straight from registers. */
+/* One layer, one step, one block: all units' sums first, then their activations. A sigmoid
+ * 1 / (1 + exp(-x)) and a tanh e / (e + 2), e = exp(2 x) - 1, that are multiplied share a division. */
 INLINE void FN(cell)(int save, int64_t width, int64_t hidden, const REAL *w, const REAL *bias,
                      const REAL *x, const REAL *h_old, const REAL *c_old, REAL *h, REAL *c,
                      REAL *gates, REAL *tc)
 {
+    const REAL twice = (REAL)(2 * LOG2E);
+    const REAL gate_factors[4] = {-LOG2E, -LOG2E, twice, -LOG2E};
+    const REAL cell_factors[MAX_CHAINS] = {twice, twice, twice, twice};
+    const REAL range = DOUBLE ? 600 : 60, steep = DOUBLE ? 20 : 10; /* where a float is saturated */
     for (int64_t j = 0; j < hidden; j++) {
         V acc[4][NV];
         UNROLL for (int g = 0; g < 4; g++)
@@ -253,34 +228,43 @@ INLINE void FN(cell)(int save, int64_t width, int64_t hidden, const REAL *w, con
         w += 4 * width;
         FN(multiply)(acc, w, h_old, hidden);
         w += 4 * hidden;
-        /* Stage by stage: independent vectors next to each other hide each other's latency. A
-         * sigmoid and a tanh that are multiplied share a division. */
-        V e[NV], share[NV];
-        UNROLL for (int v = 0; v < NV; v++) acc[0][v] = FN(inverse_sigmoid)(acc[0][v]);
-        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = FN(inverse_sigmoid)(acc[1][v]);
-        UNROLL for (int v = 0; v < NV; v++) e[v] = FN(tanh_part)(acc[2][v]);
-        UNROLL for (int v = 0; v < NV; v++) acc[3][v] = FN(inverse_sigmoid)(acc[3][v]);
-        UNROLL for (int v = 0; v < NV; v++) share[v] = RECIP(acc[0][v] * (e[v] + 2));
-        UNROLL for (int v = 0; v < NV; v++) acc[1][v] = RECIP(acc[1][v]);
-        UNROLL for (int v = 0; v < NV; v++) {
-            int64_t at = j * BLOCK + v * LANES;
-            REAL *gate = gates + 4 * j * BLOCK + v * LANES;
+        UNROLL for (int g = 0; g < 4; g++)
+            UNROLL for (int v = 0; v < NV; v++)
+                *(V *)(gates + (4 * j + g) * BLOCK + v * LANES) = acc[g][v];
+    }
+    for (int64_t j = 0; j < hidden; j++, gates += 4 * BLOCK) {
+        for (int64_t v = 0; v < BLOCK; v += LANES) {
+            REAL *gate = gates + v;
+            V y[4], s[4];
+            UNROLL for (int g = 0; g < 4; g++)
+                y[g] = FN(clamp)(*(const V *)(gate + g * BLOCK), g == 2 ? steep : range);
+            FN(exp2_parts)(4, y, gate_factors, s);
+            UNROLL for (int g = 0; g < 4; g++) y[g] = y[g] * s[g] + (g == 2 ? s[g] - 1 : s[g] + 1);
+            V share = RECIP(y[0] * (y[2] + 2)), forget = RECIP(y[1]), entering = y[2] * share;
+            *(V *)(c + j * BLOCK + v) = forget * *(const V *)(c_old + j * BLOCK + v) + entering;
+            *(V *)(gate + 3 * BLOCK) = y[3]; /* inverse */
             if (save) {
-                *(V *)gate = (e[v] + 2) * share[v];
-                *(V *)(gate + BLOCK) = acc[1][v];
-                *(V *)(gate + 2 * BLOCK) = acc[0][v] * (e[v] * share[v]);
+                *(V *)gate = (y[2] + 2) * share;
+                *(V *)(gate + BLOCK) = forget;
+                *(V *)(gate + 2 * BLOCK) = y[0] * entering;
             }
-            acc[1][v] = acc[1][v] * *(const V *)(c_old + at) + e[v] * share[v];
-            *(V *)(c + at) = acc[1][v];
         }
-        UNROLL for (int v = 0; v < NV; v++) e[v] = FN(tanh_part)(acc[1][v]);
-        UNROLL for (int v = 0; v < NV; v++) share[v] = RECIP(acc[3][v] * (e[v] + 2));
+    }
+    gates -= 4 * hidden * BLOCK;
+    for (int64_t j = 0; j < hidden; j++) {
+        REAL *leave = gates + (4 * j + 3) * BLOCK;
+        V y[NV], s[NV];
+        UNROLL for (int v = 0; v < NV; v++)
+            y[v] = FN(clamp)(*(const V *)(c + j * BLOCK + v * LANES), steep);
+        FN(exp2_parts)(NV, y, cell_factors, s);
         UNROLL for (int v = 0; v < NV; v++) {
             int64_t at = j * BLOCK + v * LANES;
-            *(V *)(h + at) = e[v] * share[v];
+            V e = y[v] * s[v] + (s[v] - 1), inverse = *(V *)(leave + v * LANES);
+            V share = RECIP(inverse * (e + 2));
+            *(V *)(h + at) = e * share;
             if (save) {
-                *(V *)(gates + (4 * j + 3) * BLOCK + v * LANES) = (e[v] + 2) * share[v];
-                *(V *)(tc + at) = acc[3][v] * (e[v] * share[v]);
+                *(V *)(leave + v * LANES) = (e + 2) * share;
+                *(V *)(tc + at) = inverse * (e * share);
             }
         }
     }
@@ -295,7 +279,7 @@ INLINE void FN(stack)(int save, const shape *s, const FN(record) *r, const REAL 
         const REAL *x = l ? new + r->h + (l - 1) * plane : new + r->in;
         FN(cell)(save, fan_in(s, l), s->hidden, w, bias, x, old + r->h + l * plane,
                  old + r->c + l * plane, new + r->h + l * plane, new + r->c + l * plane,
-                 new + r->g + 4 * l * plane, new + r->tc + l * plane);
+                 new + r->g + (save ? 4 * l * plane : 0), new + r->tc + l * plane);
         w += 4 * s->hidden * (fan_in(s, l) + s->hidden);
         bias += 4 * s->hidden;
     }
@@ -689,6 +673,7 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
 #undef VBYTES
 #undef NV
 #undef FT
+#undef WT
 #undef FN
 #undef TARGET
 #undef VMAX
