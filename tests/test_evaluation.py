@@ -11,7 +11,7 @@ from torch import Tensor
 
 from haltwise import InputError
 from haltwise._random import stream
-from haltwise.evaluation import Account, Contender, captured_gain, costs, ends, evaluate
+from haltwise.evaluation import Account, Contender, baselines, captured_gain, costs, ends, evaluate
 from haltwise.evaluation.baselines import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -120,16 +120,21 @@ def test_learning_rates_are_a_fine_wide_grid() -> None:
     assert all(b / a <= 2 for a, b in itertools.pairwise(LEARNING_RATES))
 
 
+@pytest.mark.parametrize("num_problems", [10, 30])
 @pytest.mark.parametrize("name", HAND_DESIGNED)
-def test_a_tuned_rule_is_the_best_of_the_grid(name: str) -> None:
-    batch = family("quadratic-10d").sample(20, stream(0))
+def test_a_tuned_rule_is_the_best_of_the_grid(
+    monkeypatch: pytest.MonkeyPatch, name: str, num_problems: int
+) -> None:
+    monkeypatch.setattr(baselines, "_TUNING_COORDINATES", 100)  # ten problems are enough
+    batch = family("quadratic-10d").sample(num_problems, stream(0))
     tuned = tune_rule(HAND_DESIGNED[name], batch, 10)
+    some = batch.select(torch.arange(10))
     best = min(
         (mean, rate)
         for rate in LEARNING_RATES
         if not math.isnan(
             mean := float(
-                loss_curves(HAND_DESIGNED[name](rate), batch, 10).excess[:, 1:].double().mean()
+                loss_curves(HAND_DESIGNED[name](rate), some, 10).excess[:, 1:].double().mean()
             )
         )
     )
