@@ -138,8 +138,10 @@ class Coordinatewise(NamedTuple):
         if not self._fusable(grad, hidden, cell):
             flat = hidden.flatten(0, 1), cell.flatten(0, 1)
             inputs = self.inputs(grad, pooled).flatten(0, 1)
-            advance = lstm.lstm_step if grad.is_cuda else fast_lstm_step
-            flat = advance(inputs, *flat, self.weights, self.biases)
+            if grad.is_cuda:
+                flat = lstm.lstm_step(inputs, *flat, self.weights, self.biases)
+            else:
+                flat = fast_lstm_step(inputs, *flat, self.weights, self.biases, in_place=in_place)
             hidden, cell = (value.view(hidden.shape) for value in flat)
             return self.read_out(hidden[..., -1, :], grad, pooled), hidden, cell
         grad, hidden, cell = grad.contiguous(), hidden.contiguous(), cell.contiguous()

@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["PlainSequence", "Stack", "empty_states", "pieces", "plain_lstm_sequence", "plain_lstm_step"]
+__all__ = [
+    "PlainSequence",
+    "Stack",
+    "empty_states",
+    "pieces",
+    "plain_lstm_sequence",
+    "plain_lstm_step",
+]
 
-_MAX_ROWS, _MIN_ROWS = 1000, 200  # of a piece; not powers of two, whose strides share cache lines
-_SCRATCH = 2**22  # numbers of a piece's tape, 16 MiB in single precision, that it should not exceed
+_MAX_ROWS, _MIN_ROWS = 2000, 500  # of a piece: fewer cost calls, more cost memory
+_SCRATCH = 2**23  # numbers of a tape, 32 MiB in single precision, not to be exceeded by much
 
 
 # ------------------------------------------------------------------------------ differentiable
@@ -119,9 +126,9 @@ class _Layer:
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.size = size = len(bias) // 4
-        self.scale = bias.new_tensor([1, 1, -2, 1]).repeat_interleave(size).unsqueeze(1)
         self.weight = torch.cat((weight[:, :-size], bias.unsqueeze(1), weight[:, -size:]), 1)
-        self.weight *= self.scale
+        self.candidate = slice(2 * size, 3 * size)
+        self.weight[self.candidate].mul_(-2)
         self.of_weight = torch.zeros_like(self.weight.T)  # in the layout that adds up fastest
         self.operands = weight.new_empty(0, 0, 0)
 
@@ -164,7 +171,8 @@ class _Layer:
             self.hidden[-1].zero_()
         else:
             self.hidden[-1].copy_(of_hidden)
-        weight = (self.scale * self.weight).T
+        weight = self.weight.clone().T
+        weight[:, self.candidate].mul_(-2)  # d(1 - 2 s)/ds, where `of_candidate` needs it
         of_gates = torch.empty_like(self.gates[0])
         of_enter, of_forget, of_candidate, of_leave = of_gates.unbind(0)
         of_sums = of_gates.flatten(0, 1)
@@ -177,7 +185,7 @@ class _Layer:
             torch.addcmul(of_new, of_new, step.squashed, value=-2, out=of_leave)
             torch.addcmul(of_cell, of_cell, step.candidate, value=-2, out=of_enter)
             torch.mul(of_cell, step.cell, out=of_forget)
-            torch.mul(of_cell, step.enter, out=of_candidate)  # the -2 is in `weight`
+            torch.mul(of_cell, step.enter, out=of_candidate)  # -2 times: in `weight`
             of_cell.mul_(step.forget)
             chain(of_gates, step.gates, grad_input=of_gates)
             self.of_weight.addmm_(step.operand, of_sums.T)
@@ -185,7 +193,8 @@ class _Layer:
 
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Of weight and bias, summed over all calls of `backward`."""
-        found = self.of_weight.T * self.scale.square()
+        found = self.of_weight.T.clone()
+        found[self.candidate].mul_(4)  # -2 of the weights, and -2 left out above
         of_input, of_bias, of_hidden = found.tensor_split((-self.size - 1, -self.size), dim=1)
         return torch.cat((of_input, of_hidden), 1), of_bias.squeeze(1)
 
@@ -232,12 +241,11 @@ class Stack:
             cells.insert(0, cell)
         return _rows_first([layer.hidden[0] for layer in self.layers]), _rows_first(cells)
 
-    def state(self) -> tuple[Tensor, Tensor]:
-        """Hidden and cell states after the last step, each [R, L, H]."""
-        return (
-            _rows_first([layer.hidden[-1] for layer in self.layers]),
-            _rows_first([layer.cells[-1] for layer in self.layers]),
-        )
+    def read_state(self, hidden: Tensor, cell: Tensor) -> None:
+        """Write the states after the last step to `hidden` and `cell`, each [R, L, H]."""
+        for index, layer in enumerate(self.layers):
+            hidden[:, index] = layer.hidden[-1].T
+            cell[:, index] = layer.cells[-1].T
 
     def gradients(self) -> list[Tensor]:
         """Of every layer's weight and bias in turn, summed over all calls of `backward`."""
@@ -281,12 +289,17 @@ def fast_lstm_step(
     cell: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
+    *,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`plain_lstm_step` without a graph."""
-    stack, (new_hidden, new_cell) = Stack(weights, biases), empty_states(hidden)
+    """`plain_lstm_step` without a graph; `in_place` if the new state may replace the old."""
+    stack = Stack(weights, biases)
+    # Always with the rows last: what is summed over them then has the same bits.
+    in_place = in_place and all(v.permute(1, 2, 0).is_contiguous() for v in (hidden, cell))
+    new_hidden, new_cell = (hidden, cell) if in_place else empty_states(hidden)
     for _, rows in pieces(weights, 1, 1, len(hidden)):
         stack.forward(inputs[rows].T.unsqueeze(0), hidden[rows], cell[rows])
-        new_hidden[rows], new_cell[rows] = stack.state()
+        stack.read_state(new_hidden[rows], new_cell[rows])
     return new_hidden, new_cell
 
 
@@ -306,7 +319,7 @@ class PlainSequence(torch.autograd.Function):
         for _, rows in pieces(params[::2], len(inputs), 1, len(hidden)):
             top = stack.forward(inputs[:, rows].transpose(1, 2), hidden[rows], cell[rows])
             outputs[:, rows] = top[:, 1:].transpose(1, 2)
-            new_hidden[rows], new_cell[rows] = stack.state()
+            stack.read_state(new_hidden[rows], new_cell[rows])
         return outputs, new_hidden, new_cell
 
     @staticmethod
