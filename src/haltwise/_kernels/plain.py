@@ -5,6 +5,8 @@ The fast one moves pieces of the rows, small enough for a cache, and keeps them 
 then blocks of memory and weights stand on the left of a product.
 """
 
+import functools
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, final
 
@@ -109,75 +111,114 @@ class _Step(NamedTuple):
 
 
 @final
-class _Layer:
-    """The tape of K steps of a layer on R rows, and the gradient of its weights.
-
-    As tanh x = 1 - 2 sigmoid(-2 x), a candidate whose weights are scaled by -2 takes the sigmoid
-    that all gates take, in one pass and at a quarter of the time of PyTorch's tanh.
+class _Tape:
+    """What a layer went through in K steps on R rows.
 
     Attributes:
         operands: (input, 1, hidden) before every step, and (-, 1, hidden) after the last, shape
             [K+1, I + 1 + H, R].
         hidden: That part of them, shape [K+1, H, R].
         cells: Likewise, shape [K+1, H, R].
-        gates: Their sigmoids, shape [K, 4, H, R].
-        squashed: sigmoid(-2 c) of the new cell state, shape [K, H, R].
+        steps: The same and more, step by step.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, num_steps: int, fan_in: int, size: int, num_rows: int, like: Tensor) -> None:
+        self.shape = num_steps, fan_in, size, num_rows
+        self.operands = like.new_empty(num_steps + 1, fan_in + 1 + size, num_rows)
+        self.hidden = self.operands[:, -size:]
+        self.cells = like.new_empty(num_steps + 1, size, num_rows)
+        gates = like.new_empty(num_steps, 4, size, num_rows)
+        squashed = like.new_empty(num_steps, size, num_rows)
+        before, after = slice(None, -1), slice(1, None)
+        fields = (
+            *(self.operands[before], self.cells[before], self.cells[after], self.hidden[after]),
+            *(squashed, gates.flatten(1, 2), gates, *gates.unbind(1)),
+        )
+        self.steps = [_Step(*views) for views in zip(*(f.unbind(0) for f in fields), strict=True)]
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_tape(
+    owner: tuple[int, int], fan_in: int, size: int, num_rows: int, dtype: torch.dtype, device: str
+) -> _Tape:
+    """The tape of one step, which a thread's layer may reuse: a new one costs as much as a step."""
+    del owner
+    with torch.inference_mode(False):  # or it would serve there alone
+        like = torch.empty((), dtype=dtype, device=device)
+        return _Tape(1, fan_in, size, num_rows, like)
+
+
+@final
+class _Layer:
+    """The weights of a layer, their gradient, and a tape.
+
+    As tanh x = 1 - 2 sigmoid(-2 x), a candidate whose weights are scaled by -2 takes the sigmoid
+    that all gates take, in one pass and at a quarter of the time of PyTorch's tanh.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, index: int) -> None:
         self.size = size = len(bias) // 4
+        self.index = index
         self.weight = torch.cat((weight[:, :-size], bias.unsqueeze(1), weight[:, -size:]), 1)
         self.candidate = slice(2 * size, 3 * size)
         self.weight[self.candidate].mul_(-2)
         self.of_weight = torch.zeros_like(self.weight.T)  # in the layout that adds up fastest
-        self.operands = weight.new_empty(0, 0, 0)
+        self._tape: _Tape | None = None
 
-    def reserve(self, num_steps: int, num_rows: int) -> None:
+    @property
+    def tape(self) -> _Tape:
+        """Of the last run."""
+        assert self._tape is not None
+        return self._tape
+
+    def _reserve(self, num_steps: int, num_rows: int) -> None:
         """Make room, unless there is."""
-        shape = num_steps + 1, self.weight.shape[1], num_rows
-        if self.operands.shape == shape:
-            return
-        self.operands = self.weight.new_empty(shape)
-        self.hidden = self.operands[:, -self.size :]
-        self.cells = self.weight.new_empty(num_steps + 1, self.size, num_rows)
-        self.gates = self.weight.new_empty(num_steps, 4, self.size, num_rows)
-        self.squashed = self.weight.new_empty(num_steps, self.size, num_rows)
-        before, after = slice(None, -1), slice(1, None)
-        fields = (
-            *(self.operands[before], self.cells[before], self.cells[after], self.hidden[after]),
-            *(self.squashed, self.gates.flatten(1, 2), self.gates, *self.gates.unbind(1)),
-        )
-        self.steps = [_Step(*views) for views in zip(*(f.unbind(0) for f in fields), strict=True)]
+        fan_in, like = self.weight.shape[1] - 1 - self.size, self.weight
+        if num_steps == 1:
+            owner, device = (threading.get_ident(), self.index), str(like.device)
+            self._tape = _kept_tape(owner, fan_in, self.size, num_rows, like.dtype, device)
+        elif self._tape is None or self._tape.shape != (num_steps, fan_in, self.size, num_rows):
+            self._tape = _Tape(num_steps, fan_in, self.size, num_rows, like)
 
-    def forward(self) -> None:
-        """Fill the tape from the inputs and the state before the first step."""
-        self.operands[:, -self.size - 1] = 1  # anew: `backward` writes there
-        for step in self.steps:
+    def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+        """Fill the tape from inputs [K, I, R] and states [H, R]; (1, h) of all, [K, 1 + H, R]."""
+        self._reserve(len(inputs), inputs.shape[2])
+        tape = self.tape
+        tape.operands[:-1, : -self.size - 1] = inputs
+        tape.operands[:, -self.size - 1] = 1
+        tape.hidden[0] = hidden
+        tape.cells[0] = cell
+        for step in tape.steps:
             torch.mm(self.weight, step.operand, out=step.sums).sigmoid_()
             torch.addcmul(step.enter, step.enter, step.candidate, value=-2, out=step.new_cell)
             step.new_cell.addcmul_(step.forget, step.cell)  # c' = f c + i (1 - 2 candidate)
             torch.mul(step.new_cell, -2, out=step.squashed).sigmoid_()
             torch.addcmul(step.leave, step.leave, step.squashed, value=-2, out=step.new_hidden)
+        return tape.operands[1:, -self.size - 1 :]
 
-    def backward(self, of_outputs: Tensor, of_hidden: Tensor | None, of_cell: Tensor) -> None:
-        """Add to `of_weight`; operands give way to their gradients, `of_cell` to the first one's.
+    def backward(
+        self, of_outputs: Tensor, of_hidden: Tensor | None, of_cell: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Add to `of_weight`; operands give way to their gradients.
 
         Args:
             of_outputs: Shape [K, H, R].
             of_hidden: Of the last hidden state, shape [H, R], None for zero.
-            of_cell: Of the last cell state, shape [H, R].
+            of_cell: Of the last cell state, likewise.
+
+        Returns:
+            Of the inputs [K, I, R] and the first states [H, R].
         """
-        if of_hidden is None:
-            self.hidden[-1].zero_()
-        else:
-            self.hidden[-1].copy_(of_hidden)
+        tape = self.tape
+        tape.hidden[-1] = 0 if of_hidden is None else of_hidden
+        of_cell = torch.zeros_like(tape.cells[0]) if of_cell is None else of_cell.clone()
         weight = self.weight.clone().T
         weight[:, self.candidate].mul_(-2)  # d(1 - 2 s)/ds, where `of_candidate` needs it
-        of_gates = torch.empty_like(self.gates[0])
+        of_gates = torch.empty_like(tape.steps[0].gates)
         of_enter, of_forget, of_candidate, of_leave = of_gates.unbind(0)
         of_sums = of_gates.flatten(0, 1)
         chain = torch.ops.aten.sigmoid_backward.grad_input
-        for step, of_output in zip(self.steps[::-1], of_outputs.unbind(0)[::-1], strict=True):
+        for step, of_output in zip(tape.steps[::-1], of_outputs.unbind(0)[::-1], strict=True):
             of_new = step.new_hidden.add_(of_output)
             # h = o (1 - 2 s) with s = sigmoid(-2 c'), so dh/dc' = 4 o s (1 - s)
             chain(torch.mul(of_new, step.leave, out=of_enter), step.squashed, grad_input=of_enter)
@@ -190,6 +231,7 @@ class _Layer:
             chain(of_gates, step.gates, grad_input=of_gates)
             self.of_weight.addmm_(step.operand, of_sums.T)
             torch.mm(weight, of_sums, out=step.operand)
+        return tape.operands[:-1, : -self.size - 1], tape.hidden[0], of_cell
 
     def gradients(self) -> tuple[Tensor, Tensor]:
         """Of weight and bias, summed over all calls of `backward`."""
@@ -204,7 +246,8 @@ class Stack:
     """The tapes of all layers; one stack serves piece after piece of the rows."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-        self.layers = [_Layer(*pair) for pair in zip(weights, biases, strict=True)]
+        pairs = zip(weights, biases, strict=True)
+        self.layers = [_Layer(*pair, index) for index, pair in enumerate(pairs)]
 
     def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
         """Run K steps on inputs [K, I, R] from states [R, L, H].
@@ -212,15 +255,10 @@ class Stack:
         Returns:
             (1, h) of the top layer, shape [K, 1 + H, R], until the stack runs again.
         """
-        num_steps, _, num_rows = inputs.shape
         for layer, h, c in zip(self.layers, hidden.unbind(1), cell.unbind(1), strict=True):
-            layer.reserve(num_steps, num_rows)
-            layer.operands[:-1, : -layer.size - 1] = inputs
-            layer.hidden[0] = h.T
-            layer.cells[0] = c.T
-            layer.forward()
-            inputs = layer.hidden[1:]
-        return layer.operands[1:, -layer.size - 1 :]
+            top = layer.forward(inputs, h.T, c.T)
+            inputs = top[:, 1:]
+        return top
 
     def backward(
         self, of_outputs: Tensor, of_hidden: Tensor | None, of_cell: Tensor | None
@@ -230,22 +268,19 @@ class Stack:
         Returns:
             Those of the first states, each [R, L, H].
         """
-        cells = []
+        states = []
         for index, layer in reversed([*enumerate(self.layers)]):
-            last = None if of_hidden is None else of_hidden[:, index].T
-            cell = torch.zeros_like(layer.cells[0])
-            if of_cell is not None:
-                cell.copy_(of_cell[:, index].T)
-            layer.backward(of_outputs, last, cell)
-            of_outputs = layer.operands[:-1, : -layer.size - 1]
-            cells.insert(0, cell)
-        return _rows_first([layer.hidden[0] for layer in self.layers]), _rows_first(cells)
+            own = (None if value is None else value[:, index].T for value in (of_hidden, of_cell))
+            of_outputs, *first = layer.backward(of_outputs, *own)
+            states.append(first)
+        hidden, cell = (_rows_first(layers[::-1]) for layers in zip(*states, strict=True))
+        return hidden, cell
 
     def read_state(self, hidden: Tensor, cell: Tensor) -> None:
         """Write the states after the last step to `hidden` and `cell`, each [R, L, H]."""
         for index, layer in enumerate(self.layers):
-            hidden[:, index] = layer.hidden[-1].T
-            cell[:, index] = layer.cells[-1].T
+            hidden[:, index] = layer.tape.hidden[-1].T
+            cell[:, index] = layer.tape.cells[-1].T
 
     def gradients(self) -> list[Tensor]:
         """Of every layer's weight and bias in turn, summed over all calls of `backward`."""
