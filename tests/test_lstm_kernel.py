@@ -531,6 +531,12 @@ def test_plain_moves_agree_with_autograd(
     expected, expected_grads = autograd_oracle(moves, (True, True))
     assert_close(found, [value.to(dtype) for value in expected])
     assert_close(grads, [value.to(dtype) for value in expected_grads])
+    of_hidden, of_cell, params = moves.rule._library_gradient(  # CUDA's
+        moves.grads, *moves.state, moves.pooled, *moves.cotangents, wants_state=True
+    )
+    assert of_hidden is not None
+    assert of_cell is not None
+    assert_close([of_hidden, of_cell, *params], grads)
     for kept in ((False, False), (True, False), (False, True)):
         states = [
             value if keep else None for value, keep in zip(moves.cotangents[2:], kept, strict=True)

@@ -242,8 +242,8 @@ class Coordinatewise(NamedTuple):
             (of_readout,) = torch.autograd.grad(updates, readout, _of(of_updates, piece))
             of_weight += (of_readout @ top.mT).sum(0)
             of_top = self.weight.T @ of_readout
-            by_problem = of_sums[piece[0]].permute(1, 2, 0).unsqueeze(-1)
-            of_top.unflatten(2, (len(some), -1)).add_(by_problem)
+            of_every = of_sums[piece[0]].permute(1, 2, 0).unsqueeze(-1)
+            of_top.unflatten(2, (len(some), -1)).add_(of_every)
             of_first = stack.backward(
                 of_top,
                 *(None if v is None else v[piece].flatten(0, 1) for v in (of_hidden, of_cell)),
@@ -280,7 +280,9 @@ class Coordinatewise(NamedTuple):
         ]
         inputs = twin.inputs(grads, pooled).transpose(0, 1).flatten(1, 2)
         with torch.enable_grad():
-            outputs, *last = lstm.lstm_sequence(inputs, *state, twin.weights, twin.biases)
+            outputs, *last = lstm.lstm_sequence(
+                inputs, state[0], state[1], twin.weights, twin.biases
+            )
             top = outputs.unflatten(1, (num_problems, -1)).transpose(0, 1)
             updates = twin.read_out(top, grads, pooled)
         roots = [updates, top]
@@ -290,8 +292,11 @@ class Coordinatewise(NamedTuple):
                 roots.append(root)
                 values.append(value.flatten(0, 1))
         own = torch.autograd.grad(roots, [*params, *state] if wants_state else params, values)
-        found = [value.view(hidden.shape) for value in own[len(params) :]] or [None, None]
-        return *found, list(own[: len(params)])
+        found = list(own[: len(params)])
+        if not wants_state:
+            return None, None, found
+        of_first_hidden, of_first_cell = (value.view(hidden.shape) for value in own[len(params) :])
+        return of_first_hidden, of_first_cell, found
 
     def _fusable(self, grad: Tensor, hidden: Tensor, cell: Tensor) -> bool:
         tensors = (hidden, cell, *self.weights, *self.biases, self.weight, self.bias)

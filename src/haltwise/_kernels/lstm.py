@@ -513,9 +513,9 @@ def lstm_sequence(
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and inputs.requires_grad):
         return plain_lstm_sequence(inputs, hidden, cell, weights, biases)
     _check(inputs, hidden, cell, weights, biases)
-    fused = fusable(inputs, hidden, cell, *weights, *biases)
+    own = _Sequence if fusable(inputs, hidden, cell, *weights, *biases) else PlainSequence
     params = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    result: tuple[Tensor, Tensor, Tensor] = (_Sequence if fused else PlainSequence).apply(  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor, Tensor] = own.apply(  # type: ignore[no-untyped-call]
         inputs, hidden, cell, *params
     )
     return result
