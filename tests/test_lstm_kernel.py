@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from haltwise import _kernels
 from haltwise._kernels import Coordinatewise, Pooled, lstm
+from haltwise._kernels import plain as lstm_plain
 from haltwise._tensors import log_rms
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = tuple(TOLERANCE)
 
 needs_library = pytest.mark.skipif(
-    lstm._load()[0] is None, reason=f"runs {_kernels.implementation()}"
+    not _kernels.available(), reason=f"runs {_kernels.implementation()}"
 )
 
 
@@ -189,6 +190,42 @@ def test_every_instruction_set_agrees(dtype: torch.dtype, isa: int) -> None:
         results, grads = reference(problem, lstm.plain_lstm_sequence)
         assert_close([outputs, *states], results)
         assert_close([grad_hidden, grad_cell, *params[::2], *params[1::2]], grads)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiled kernel, and on so few rows at once that most make several pieces."""
+    monkeypatch.setenv("HALTWISE_KERNEL", "plain")
+    monkeypatch.setattr(lstm_plain, "_MAX_ROWS", 30)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 7, 20])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_gradient_by_hand_agrees_with_autograd(
+    dtype: torch.dtype, size: int, layers: int
+) -> None:
+    for rows, fan_in, steps in itertools.product((1, 77), (1, 4), (1, 5, 20)):
+        problem = Problem(rows, fan_in, size, layers, steps, dtype)
+        found = problem.solve(lstm.lstm_sequence)
+        expected = reference(problem, lstm.plain_lstm_sequence)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert_close(ours, theirs)
+    empty = Problem(0, 4, size, layers, 5, dtype).solve(lstm.lstm_sequence)
+    assert not any(grad.any() for grad in empty[1])
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("which", range(3))
+def test_the_gradient_by_hand_of_one_result(which: int) -> None:
+    problem = Problem(70, dtype=torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in problem.leaves]
+    found, expected = (
+        torch.autograd.grad(function(*problem.arguments)[which].square().sum(), leaves)
+        for function in (lstm.lstm_sequence, lstm.plain_lstm_sequence)
+    )
+    assert_close(found, expected)
 
 
 @needs_library
@@ -455,6 +492,68 @@ def test_moves_agree_with_the_plain_twin(
     expected, expected_grads = exact.solve()
     assert_close(found, [value.to(dtype) for value in expected])
     assert_close(grads, [value.to(dtype) for value in expected_grads])
+
+
+def autograd_oracle(moves: Moves, kept: Sequence[bool]) -> tuple[list[Tensor], list[Tensor]]:
+    """What `Moves.solve` finds in float64, and its gradient, without that of states not `kept`."""
+    rule, grads = moves.rule, moves.grads.double()
+    layers = [*zip(rule.weights, rule.biases, strict=True), (rule.weight, rule.bias)]
+    params = [value.double().requires_grad_() for layer in layers for value in layer]
+    exact = rule._replace(
+        weights=params[:-2:2], biases=params[1:-2:2], weight=params[-2], bias=params[-1]
+    )
+    leaves = [value.double().requires_grad_() for value in moves.state]
+    hidden, cell = leaves
+    found, tops = [], []
+    for grad in grads.unbind(1):
+        inputs = exact.inputs(grad).flatten(0, 1)
+        state = hidden.flatten(0, 1), cell.flatten(0, 1)
+        state = lstm.plain_lstm_step(inputs, *state, exact.weights, exact.biases)
+        hidden, cell = (value.view(hidden.shape) for value in state)
+        found += [exact.read_out(hidden[..., -1, :], grad), hidden, cell]
+        tops.append(hidden[..., -1, :].sum(1))
+    roots = [torch.stack(found[::3], 1), torch.stack(tops, 1), hidden, cell]
+    last = [value * keep for value, keep in zip(moves.cotangents[2:], kept, strict=True)]
+    cotangents = [value.double() for value in (*moves.cotangents[:2], *last)]
+    return found, list(torch.autograd.grad(roots, [*leaves, *params], cotangents))
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("sizes", "kind"), MOVES)
+def test_plain_moves_agree_with_autograd(
+    sizes: tuple[int, int, int], kind: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    moves = Moves(sizes, kind, dtype)
+    found, grads = moves.solve()
+    in_place, _ = moves.solve(in_place=True)
+    assert all(torch.equal(*pair) for pair in zip(found, in_place, strict=True))
+    expected, expected_grads = autograd_oracle(moves, (True, True))
+    assert_close(found, [value.to(dtype) for value in expected])
+    assert_close(grads, [value.to(dtype) for value in expected_grads])
+    of_hidden, of_cell, params = moves.rule._library_gradient(  # CUDA's
+        moves.grads, *moves.state, moves.pooled, *moves.cotangents, wants_state=True
+    )
+    assert of_hidden is not None
+    assert of_cell is not None
+    assert_close([of_hidden, of_cell, *params], grads)
+    for kept in ((False, False), (True, False), (False, True)):
+        states = [
+            value if keep else None for value, keep in zip(moves.cotangents[2:], kept, strict=True)
+        ]
+        _, expected_grads = autograd_oracle(moves, kept)
+        for wants_state in (True, False):
+            *of_state, params = moves.rule.gradient(
+                moves.grads,
+                *moves.state,
+                moves.pooled,
+                *moves.cotangents[:2],
+                *states,
+                wants_state=wants_state,
+            )
+            own = [value for value in of_state if value is not None] + params
+            assert len(own) == len(params) + 2 * wants_state
+            assert_close(own, [value.to(dtype) for value in expected_grads[-len(own) :]])
 
 
 @needs_library

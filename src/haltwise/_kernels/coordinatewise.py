@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._kernels import lstm
+from haltwise._kernels.plain import Stack, empty_states, fast_lstm_step, pieces
 from haltwise._tensors import log_rms
 
 __all__ = ["Coordinatewise", "Pooled", "preprocess_gradient"]
-
-_PLAIN_CHUNK = 2048  # rows whose graph fits a cache
 
 
 class Pooled(NamedTuple):
@@ -94,7 +93,13 @@ class Coordinatewise(NamedTuple):
     def read_out(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
         """The update from the top layer's output [..., D, H] and the gradient [..., D]."""
         readout = nn.functional.linear(top, self.weight, self.bias)
-        direction, log_scale = readout[..., 0], readout[..., 1]
+        return self._update(readout.unbind(-1), grad, pooled)
+
+    def _update(
+        self, readout: Sequence[Tensor], grad: Tensor, pooled: Pooled | None = None
+    ) -> Tensor:
+        """The update from what was read out, (a, b) or (a, b, k, l), each [..., D]."""
+        direction, log_scale = readout[:2]
         if self.direct:
             # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
             log_length = log_rms(grad) if pooled is None else pooled.log_rms
@@ -104,7 +109,7 @@ class Coordinatewise(NamedTuple):
                 mean = normalized.mean(-1, keepdim=True)
             else:
                 mean = pooled.mean.unsqueeze(-1) * inverse
-            own, shared = readout[..., 2], readout[..., 3]
+            own, shared = readout[2:]
             direction = direction + own * (normalized - mean) + shared * mean
         return self.scale * direction * log_scale.exp()
 
@@ -133,7 +138,10 @@ class Coordinatewise(NamedTuple):
         if not self._fusable(grad, hidden, cell):
             flat = hidden.flatten(0, 1), cell.flatten(0, 1)
             inputs = self.inputs(grad, pooled).flatten(0, 1)
-            flat = lstm.lstm_step(inputs, *flat, self.weights, self.biases)
+            if grad.is_cuda:
+                flat = lstm.lstm_step(inputs, *flat, self.weights, self.biases)
+            else:
+                flat = fast_lstm_step(inputs, *flat, self.weights, self.biases, in_place=in_place)
             hidden, cell = (value.view(hidden.shape) for value in flat)
             return self.read_out(hidden[..., -1, :], grad, pooled), hidden, cell
         grad, hidden, cell = grad.contiguous(), hidden.contiguous(), cell.contiguous()
@@ -175,7 +183,8 @@ class Coordinatewise(NamedTuple):
             Those, if wanted; and of every layer's weight and bias in turn, the read-out's last.
         """
         if not self._fusable(grads, hidden, cell):
-            return self._plain_gradient(
+            own = self._library_gradient if grads.is_cuda else self._plain_gradient
+            return own(
                 grads, hidden, cell, pooled, of_updates, of_sums, of_hidden, of_cell, wants_state
             )
         num_problems, num_steps, _ = grads.shape
@@ -217,8 +226,47 @@ class Coordinatewise(NamedTuple):
         of_cell: Tensor | None,
         wants_state: bool,
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """`gradient` by autograd, in chunks of coordinates so that its graph stays small."""
-        num_problems, _, dim = grads.shape
+        """`gradient` by hand but for the few numbers that are read out."""
+        stack = Stack(self.weights, self.biases)
+        weight = torch.cat((self.bias.unsqueeze(1), self.weight), 1)  # on (1, h)
+        of_weight = torch.zeros_like(weight)
+        found = empty_states(hidden) if wants_state else (None, None)
+        for piece in pieces(self.weights, grads.shape[1], len(grads), grads.shape[2]):
+            some, part = _of(grads, piece), Pooled(*(value[piece[0]] for value in pooled))
+            inputs = self.inputs(some, part).permute(1, 3, 0, 2).flatten(2)
+            top = stack.forward(inputs, hidden[piece].flatten(0, 1), cell[piece].flatten(0, 1))
+            readout = weight @ top
+            with torch.enable_grad():
+                by_problem = readout.requires_grad_().unflatten(2, (len(some), -1))
+                updates = self._update(by_problem.permute(1, 2, 0, 3).unbind(0), some, part)
+            (of_readout,) = torch.autograd.grad(updates, readout, _of(of_updates, piece))
+            of_weight += (of_readout @ top.mT).sum(0)
+            of_top = self.weight.T @ of_readout
+            of_every = of_sums[piece[0]].permute(1, 2, 0).unsqueeze(-1)
+            of_top.unflatten(2, (len(some), -1)).add_(of_every)
+            of_first = stack.backward(
+                of_top,
+                *(None if v is None else v[piece].flatten(0, 1) for v in (of_hidden, of_cell)),
+            )
+            for value, own in zip(found, of_first, strict=True):
+                if value is not None:
+                    value[piece] = own.unflatten(0, (len(some), -1))
+        return *found, [*stack.gradients(), of_weight[:, 1:], of_weight[:, 0]]
+
+    def _library_gradient(
+        self,
+        grads: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        pooled: Pooled,
+        of_updates: Tensor,
+        of_sums: Tensor,
+        of_hidden: Tensor | None,
+        of_cell: Tensor | None,
+        wants_state: bool,
+    ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+        """`gradient` by autograd through the LSTM that PyTorch brings for the device."""
+        num_problems = len(grads)
         params = [
             tensor.detach().requires_grad_()
             for pair in (*zip(self.weights, self.biases, strict=True), (self.weight, self.bias))
@@ -227,36 +275,28 @@ class Coordinatewise(NamedTuple):
         twin = self._replace(
             weights=params[:-2:2], biases=params[1:-2:2], weight=params[-2], bias=params[-1]
         )
-        sums = [torch.zeros_like(param) for param in params]
-        found = [torch.empty_like(hidden) for _ in range(2)] if wants_state else []
-        chunk = dim if grads.is_cuda else max(1, _PLAIN_CHUNK // num_problems)
-        for begin in range(0, dim, chunk):
-            span = slice(begin, begin + chunk)
-            some = grads[..., span]
-            state = [
-                value[:, span].flatten(0, 1).requires_grad_(wants_state)
-                for value in (hidden.detach(), cell.detach())
-            ]
-            inputs = twin.inputs(some, pooled).transpose(0, 1).flatten(1, 2)
-            with torch.enable_grad():
-                outputs, *last = lstm.lstm_sequence(
-                    inputs, state[0], state[1], twin.weights, twin.biases
-                )
-                top = outputs.unflatten(1, (num_problems, -1)).transpose(0, 1)
-                updates = twin.read_out(top, some, pooled)
-            roots = [updates, top]
-            values = [of_updates[..., span], of_sums.unsqueeze(2).expand_as(top)]
-            for root, value in zip(last, (of_hidden, of_cell), strict=True):
-                if value is not None:
-                    roots.append(root)
-                    values.append(value[:, span].flatten(0, 1))
-            own = torch.autograd.grad(roots, [*params, *state] if wants_state else params, values)
-            for total, grad in zip(sums, own, strict=False):
-                total.add_(grad)
-            for value, grad in zip(found, own[len(params) :], strict=True):
-                value[:, span] = grad.unflatten(0, (num_problems, -1))
-        of_first_hidden, of_first_cell = found if wants_state else (None, None)
-        return of_first_hidden, of_first_cell, sums
+        state = [
+            value.detach().flatten(0, 1).requires_grad_(wants_state) for value in (hidden, cell)
+        ]
+        inputs = twin.inputs(grads, pooled).transpose(0, 1).flatten(1, 2)
+        with torch.enable_grad():
+            outputs, *last = lstm.lstm_sequence(
+                inputs, state[0], state[1], twin.weights, twin.biases
+            )
+            top = outputs.unflatten(1, (num_problems, -1)).transpose(0, 1)
+            updates = twin.read_out(top, grads, pooled)
+        roots = [updates, top]
+        values = [of_updates, of_sums.unsqueeze(2).expand_as(top)]
+        for root, value in zip(last, (of_hidden, of_cell), strict=True):
+            if value is not None:
+                roots.append(root)
+                values.append(value.flatten(0, 1))
+        own = torch.autograd.grad(roots, [*params, *state] if wants_state else params, values)
+        found = list(own[: len(params)])
+        if not wants_state:
+            return None, None, found
+        of_first_hidden, of_first_cell = (value.view(hidden.shape) for value in own[len(params) :])
+        return of_first_hidden, of_first_cell, found
 
     def _fusable(self, grad: Tensor, hidden: Tensor, cell: Tensor) -> bool:
         tensors = (hidden, cell, *self.weights, *self.biases, self.weight, self.bias)
@@ -273,3 +313,8 @@ class Coordinatewise(NamedTuple):
             values = torch.stack((pooled.mean, inverse), -1).view(len(grads), num_problems, 2)
         num_inputs = 4 if self.shared else 2
         return lstm.Gradients(grads, values, num_inputs, self.weight, self.bias, self.scale, 10.0)
+
+
+def _of(values: Tensor, piece: tuple[slice, slice]) -> Tensor:
+    """A piece of [P, K, D]."""
+    return values[piece[0], :, piece[1]]

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from haltwise._kernels.plain import PlainSequence, plain_lstm_sequence, plain_lstm_step
+
 __all__ = [
     "available",
     "implementation",
@@ -36,60 +38,6 @@ _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _MIN_CHUNK, _MAX_CHUNKS = 576, 64  # rows of a thread's piece of work, and their number
 _SMALL = 2**13  # row-steps, some 2 ms, that one thread does alone
 _WHOLE_BLOCKS = 192  # rows: a multiple of the blocks of every instance of the kernel
-
-
-# ------------------------------------------------------------------------------ plain PyTorch
-
-
-def _plain_step(
-    inputs: Tensor,
-    hidden: Sequence[Tensor],
-    cell: Sequence[Tensor],
-    transposed: Sequence[Tensor],
-    biases: Sequence[Tensor],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """One step on per-layer states; weights are [fan_in + H, 4H]."""
-    value = inputs
-    new_hidden, new_cell = [], []
-    for weight, bias, h, c in zip(transposed, biases, hidden, cell, strict=True):
-        gates = torch.addmm(bias, torch.cat((value, h), dim=1), weight)
-        enter, forget, candidate, leave = gates.chunk(4, dim=1)
-        new = forget.sigmoid() * c + enter.sigmoid() * candidate.tanh()
-        value = leave.sigmoid() * new.tanh()
-        new_hidden.append(value)
-        new_cell.append(new)
-    return new_hidden, new_cell
-
-
-def plain_lstm_step(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """`lstm_step` in plain PyTorch, differentiable in everything."""
-    transposed = [weight.T for weight in weights]
-    new_hidden, new_cell = _plain_step(inputs, hidden.unbind(1), cell.unbind(1), transposed, biases)
-    return torch.stack(new_hidden, 1), torch.stack(new_cell, 1)
-
-
-def plain_lstm_sequence(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`lstm_sequence` in plain PyTorch, differentiable in everything."""
-    transposed = [weight.T for weight in weights]
-    hiddens: Sequence[Tensor] = hidden.unbind(1)
-    cells: Sequence[Tensor] = cell.unbind(1)
-    outputs = []
-    for value in inputs.unbind(0):
-        hiddens, cells = _plain_step(value, hiddens, cells, transposed, biases)
-        outputs.append(hiddens[-1])
-    return torch.stack(outputs), torch.stack(tuple(hiddens), 1), torch.stack(tuple(cells), 1)
 
 
 # ------------------------------------------------------------------------------ accelerators
@@ -562,11 +510,12 @@ def lstm_sequence(
     """
     if inputs.is_cuda:
         return _library_lstm_sequence(inputs, hidden, cell, weights, biases)
-    if not fusable(inputs, hidden, cell, *weights, *biases):
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and inputs.requires_grad):
         return plain_lstm_sequence(inputs, hidden, cell, weights, biases)
     _check(inputs, hidden, cell, weights, biases)
+    own = _Sequence if fusable(inputs, hidden, cell, *weights, *biases) else PlainSequence
     params = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-    result: tuple[Tensor, Tensor, Tensor] = _Sequence.apply(  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor, Tensor] = own.apply(  # type: ignore[no-untyped-call]
         inputs, hidden, cell, *params
     )
     return result
