@@ -162,6 +162,7 @@ def record(
     keep = segment is not None
     loss, excess, signals, readouts = ([] for _ in range(4))
     states: list[State] = []
+    rule = rule.settled()
     params, state = batch.start, rule.init(batch.start)
     memory, grads, updates = init_signals(params), [], []
     shape = (batch.num_problems, num_steps + 1, batch.dim)

@@ -1,6 +1,6 @@
 """Optional compiled accelerators, each with a plain PyTorch twin that says what it computes."""
 
-from haltwise._kernels.coordinatewise import Coordinatewise, Pooled, preprocess_gradient
+from haltwise._kernels.coordinatewise import Coordinatewise, Mover, Pooled, preprocess_gradient
 from haltwise._kernels.lstm import (
     available,
     implementation,
@@ -13,6 +13,7 @@ from haltwise._kernels.lstm import (
 
 __all__ = [
     "Coordinatewise",
+    "Mover",
     "Pooled",
     "available",
     "implementation",

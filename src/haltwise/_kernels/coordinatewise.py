@@ -21,6 +21,8 @@ from haltwise._tensors import log_rms
 
 __all__ = ["Coordinatewise", "Pooled", "preprocess_gradient"]
 
+_LOG_RANGE = 10.0  # of the features
+
 
 class Pooled(NamedTuple):
     """What of a gradient is pooled over all of a problem's coordinates.
@@ -34,7 +36,7 @@ class Pooled(NamedTuple):
     log_rms: Tensor
 
 
-def preprocess_gradient(grad: Tensor, log_range: float = 10.0) -> Tensor:
+def preprocess_gradient(grad: Tensor, log_range: float = _LOG_RANGE) -> Tensor:
     """Scale-free features of a gradient: magnitude on a log scale, and sign (L2L, appendix A).
 
         (log |g| / p, sign g)   where |g| >= exp(-p)
@@ -135,22 +137,31 @@ class Coordinatewise(NamedTuple):
         Returns:
             Updates [P, D]; the state after the step.
         """
-        if not self._fusable(grad, hidden, cell):
-            flat = hidden.flatten(0, 1), cell.flatten(0, 1)
-            inputs = self.inputs(grad, pooled).flatten(0, 1)
-            if grad.is_cuda:
-                flat = lstm.lstm_step(inputs, *flat, self.weights, self.biases)
-            else:
-                flat = fast_lstm_step(inputs, *flat, self.weights, self.biases, in_place=in_place)
-            hidden, cell = (value.view(hidden.shape) for value in flat)
-            return self.read_out(hidden[..., -1, :], grad, pooled), hidden, cell
-        grad, hidden, cell = grad.contiguous(), hidden.contiguous(), cell.contiguous()
-        new = (hidden, cell) if in_place else (torch.empty_like(hidden), torch.empty_like(cell))
-        updates = torch.empty_like(grad)
-        flat = hidden.view(-1, *hidden.shape[2:]), cell.view(-1, *cell.shape[2:])
-        gradients = self._gradients(grad.view(1, -1), len(grad), pooled)
-        lstm.call("forward", gradients, *flat, self.weights, self.biases, None, updates, *new)
-        return updates, *new
+        update, _, hidden, cell = self.mover().step(grad, hidden, cell, pooled, in_place=in_place)
+        return update, hidden, cell
+
+    def mover(self) -> "Mover":
+        """For many steps; valid for as long as the weights stay where they are."""
+        params = (*self.weights, *self.biases, self.weight, self.bias)
+        fits = lstm.fusable(self.weight, *params) and all(p.is_contiguous() for p in params)
+        return Mover(self, lstm.Move(*self, _LOG_RANGE) if fits else None)
+
+    def _plain_step(
+        self,
+        grad: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        pooled: Pooled | None,
+        in_place: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        flat = hidden.flatten(0, 1), cell.flatten(0, 1)
+        inputs = self.inputs(grad, pooled).flatten(0, 1)
+        if grad.is_cuda:
+            flat = lstm.lstm_step(inputs, *flat, self.weights, self.biases)
+        else:
+            flat = fast_lstm_step(inputs, *flat, self.weights, self.biases, in_place=in_place)
+        hidden, cell = (value.view(hidden.shape) for value in flat)
+        return self.read_out(hidden[..., -1, :], grad, pooled), hidden, cell
 
     @torch.no_grad()
     def gradient(
@@ -187,7 +198,7 @@ class Coordinatewise(NamedTuple):
             return own(
                 grads, hidden, cell, pooled, of_updates, of_sums, of_hidden, of_cell, wants_state
             )
-        num_problems, num_steps, _ = grads.shape
+        num_steps = grads.shape[1]
         flat = (
             None if value is None else value.flatten(0, 1).contiguous()
             for value in (hidden, cell, of_hidden, of_cell)
@@ -197,7 +208,7 @@ class Coordinatewise(NamedTuple):
         assert first_cell is not None
         by_step = Pooled(*(value.T for value in pooled))
         of_first_hidden, of_first_cell, found = lstm.backward(
-            self._gradients(grads.transpose(0, 1).reshape(num_steps, -1), num_problems, by_step),
+            self._gradients(grads.transpose(0, 1).reshape(num_steps, -1), by_step),
             first_hidden,
             first_cell,
             self.weights,
@@ -304,15 +315,51 @@ class Coordinatewise(NamedTuple):
             tensor.is_contiguous() for tensor in tensors[2:]
         )
 
-    def _gradients(self, grads: Tensor, num_problems: int, pooled: Pooled | None) -> lstm.Gradients:
+    def _gradients(self, grads: Tensor, pooled: Pooled) -> lstm.Gradients:
         """For the kernel: `grads` [K, R], `pooled` [K, P]."""
-        if pooled is None:
-            values = lstm.pool(grads, num_problems)
-        else:
-            inverse = torch.exp(-pooled.log_rms.clamp_min(-80))
-            values = torch.stack((pooled.mean, inverse), -1).view(len(grads), num_problems, 2)
         num_inputs = 4 if self.shared else 2
-        return lstm.Gradients(grads, values, num_inputs, self.weight, self.bias, self.scale, 10.0)
+        return lstm.Gradients(
+            grads, _levels(pooled), num_inputs, self.weight, self.bias, self.scale, _LOG_RANGE
+        )
+
+
+def _levels(pooled: Pooled) -> Tensor:
+    """Mean and inverse root mean square, as the kernel reads them, [...] to [..., 2]."""
+    return torch.stack((pooled.mean, torch.exp(-pooled.log_rms.clamp_min(-80))), -1)
+
+
+@final
+class Mover(NamedTuple):
+    """Steps of a `Coordinatewise` without a graph."""
+
+    own: Coordinatewise
+    kernel: lstm.Move | None
+    """None where the weights do not fit it."""
+
+    def step(
+        self,
+        grad: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        pooled: Pooled | None = None,
+        *,
+        in_place: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`Coordinatewise.step`, and the means of the top layer's outputs.
+
+        Returns:
+            Updates [P, D], means [P, H], the state after the step.
+        """
+        if self.kernel is None or not lstm.fusable(self.own.weight, grad, hidden, cell):
+            update, hidden, cell = self.own._plain_step(grad, hidden, cell, pooled, in_place)
+            return update, hidden[..., -1, :].mean(-2), hidden, cell
+        return self.kernel(
+            grad.contiguous(),
+            hidden.contiguous(),
+            cell.contiguous(),
+            None if pooled is None else _levels(pooled),
+            in_place=in_place,
+        )
 
 
 def _of(values: Tensor, piece: tuple[slice, slice]) -> Tensor:

@@ -215,7 +215,8 @@ EXPORT int haltwise_lstm_isa(void)
  * haltwise_lstm_pool. Then updates [steps, rows] are read out of the top layer: scale exp(b)
  * (a + k n + l m) with (a, b, k, l) = weights[layers] h + biases[layers], [outputs, hidden] and
  * [outputs], n + m the gradient and m its mean over the group, divided by its root mean square.
- * grad_sums [steps, rows / group, hidden] is the gradient of the top layer's sums over a group.
+ * grad_sums [steps, rows / group, hidden] is the gradient of the top layer's sums over a group;
+ * haltwise_lstm_mean writes that layer's means over every group, [rows / group, hidden].
  *
  * grad_params is added to: per layer a weight, then a bias; at last, where there are grad_updates,
  * the read-out. Any other gradient may be NULL: zero if it comes in, not wanted if it goes out.
@@ -252,6 +253,10 @@ EXPORT int haltwise_lstm_isa(void)
     EXPORT void haltwise_lstm_pool_##type(const shape *s, const real *grads, real *pooled)         \
     {                                                                                              \
         pool_base_##type(s, grads, pooled);                                                        \
+    }                                                                                              \
+    EXPORT void haltwise_lstm_mean_##type(const shape *s, const real *hidden, real *means)         \
+    {                                                                                              \
+        mean_base_##type(s, hidden, means);                                                        \
     }
 
 DEFINE(f32, float)

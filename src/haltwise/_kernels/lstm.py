@@ -8,6 +8,7 @@ Hidden and cell states are [R, L, H].
 import ctypes
 import functools
 import importlib.util
+import itertools
 import math
 import os
 import warnings
@@ -97,6 +98,10 @@ class _Shape(ctypes.Structure):
     )
 
 
+_POINTERS = {"forward": 12, "backward": 16, "pool": 3, "mean": 3}
+"""The library's functions and how many pointers they take, that to the shape first."""
+
+
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or why there is none."""
@@ -105,9 +110,11 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, "the compiled kernel is not installed"
     try:
         library = ctypes.CDLL(spec.origin)
-        for suffix in _SUFFIX.values():
-            getattr(library, f"haltwise_lstm_forward_{suffix}").restype = ctypes.c_int
-            getattr(library, f"haltwise_lstm_backward_{suffix}").restype = ctypes.c_int
+        for suffix, (name, num_pointers) in itertools.product(_SUFFIX.values(), _POINTERS.items()):
+            function = getattr(library, f"haltwise_lstm_{name}_{suffix}")
+            with_isa = [ctypes.c_int] * (name in ("forward", "backward"))
+            function.argtypes = [*with_isa, *[ctypes.c_void_p] * num_pointers]
+            function.restype = ctypes.c_int if with_isa else None
         isa = library.haltwise_lstm_isa()
     except (OSError, AttributeError) as error:
         return None, f"the compiled kernel does not load: {error}"
@@ -176,8 +183,8 @@ def _pointers(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
     return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _chunks(rows: int) -> list[tuple[int, int]]:
@@ -316,16 +323,87 @@ def call(
     _run(task, rows, steps)
 
 
-def pool(grads: Tensor, num_groups: int) -> Tensor:
-    """Mean and inverse root mean square of P groups of the gradients [K, R], shape [K, P, 2]."""
-    library, _ = _load()
-    assert library is not None
-    steps, rows = grads.shape
-    pooled = grads.new_empty(steps, num_groups, 2)
-    shape = _Shape(steps=steps, rows=rows, group=rows // num_groups if rows else 1)
-    run = getattr(library, f"haltwise_lstm_pool_{_SUFFIX[grads.dtype]}")
-    run(ctypes.byref(shape), _pointer(grads), _pointer(pooled))
-    return pooled
+@final
+class Move:
+    """One step of gradients at a time, without a graph: what all steps share is prepared once.
+
+    Valid for as long as the weights stay where they are; nothing in it changes.
+
+    Args:
+        weights: L tensors [4H, fan_in + H], contiguous like all others.
+        biases: L tensors [4H].
+        weight: As `Gradients` has it.
+        bias: Likewise.
+        scale: Likewise.
+        log_range: Likewise.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        weight: Tensor,
+        bias: Tensor,
+        scale: float,
+        log_range: float,
+    ) -> None:
+        library, _ = _load()
+        assert library is not None
+        self._kept = [*weights, weight], [*biases, bias]
+        self._weights, self._biases = (_pointers(tensors) for tensors in self._kept)
+        self._pool, self._forward, self._mean = (
+            getattr(library, f"haltwise_lstm_{name}_{_SUFFIX[weight.dtype]}")
+            for name in ("pool", "forward", "mean")
+        )
+        self._isa, self._size = _isa(), weight.shape[1]
+        num_inputs = weights[0].shape[1] - self._size
+        self._layers = num_inputs, self._size, len(weights)
+        self._numbers = scale, log_range, math.exp(-log_range)
+
+    def __call__(
+        self,
+        grad: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        pooled: Tensor | None = None,
+        *,
+        in_place: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Contiguous [P, D], [P, D, L, H] twice and, unless it is of `grad` alone, [P, 2].
+
+        Returns:
+            Updates [P, D], the top layer's means [P, H] and the new states [P, D, L, H], which
+            take the place of the old ones if asked to.
+        """
+        num_groups, group = grad.shape
+        rows = num_groups * group
+        updates, means = torch.empty_like(grad), grad.new_empty(num_groups, self._size)
+        new = (hidden, cell) if in_place else (torch.empty_like(hidden), torch.empty_like(cell))
+
+        def shape(begin: int, end: int) -> _Shape:
+            num_outputs = len(self._kept[1][-1])
+            return _Shape(
+                1, rows, *self._layers, begin, end, num_outputs, max(group, 1), *self._numbers
+            )
+
+        whole = ctypes.byref(shape(0, rows))
+        if pooled is None:
+            pooled = grad.new_empty(num_groups, 2)
+            self._pool(whole, grad.data_ptr(), pooled.data_ptr())
+        operands = (
+            None,
+            *(hidden.data_ptr(), cell.data_ptr(), self._weights, self._biases),
+            *(grad.data_ptr(), pooled.data_ptr(), None, updates.data_ptr()),
+            *(new[0].data_ptr(), new[1].data_ptr()),
+        )
+
+        def task(_: int, begin: int, end: int) -> int:
+            code: int = self._forward(self._isa, ctypes.byref(shape(begin, end)), *operands)
+            return code
+
+        _run(task, rows, 1)
+        self._mean(whole, new[0].data_ptr(), means.data_ptr())
+        return updates, means, *new
 
 
 def _forward(

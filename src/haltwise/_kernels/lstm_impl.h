@@ -331,6 +331,27 @@ static void FN(pool)(const shape *s, const REAL *grads, REAL *pooled)
         *pooled++ = (REAL)(1 / (rms < 1.8048513878454153e-35 ? 1.8048513878454153e-35 : rms));
     }
 }
+
+/* Means of the top layer's `hidden` [rows, layers, hidden] over every group. */
+static void FN(mean)(const shape *s, const REAL *hidden, REAL *means)
+{
+    enum { WIDTH = 8 }; /* units whose sums, in double for there may be millions, stay in registers */
+    const int64_t units = s->layers * s->hidden;
+    hidden += units - s->hidden;
+    for (int64_t begin = 0; begin < s->rows; begin += s->group, means += s->hidden)
+        for (int64_t j = 0; j < s->hidden; j += WIDTH) {
+            const REAL *from = hidden + begin * units + j;
+            int64_t width = s->hidden - j < WIDTH ? s->hidden - j : WIDTH;
+            double sums[WIDTH] = {0};
+            if (width == WIDTH)
+                for (int64_t i = 0; i < s->group; i++, from += units)
+                    UNROLL for (int k = 0; k < WIDTH; k++) sums[k] += from[k];
+            else
+                for (int64_t i = 0; i < s->group; i++, from += units)
+                    for (int64_t k = 0; k < width; k++) sums[k] += from[k];
+            for (int64_t k = 0; k < width; k++) means[j + k] = (REAL)(sums[k] / s->group);
+        }
+}
 #endif
 
 /* The update u = e (a + k n + l m) of a block and its factors a + k n + l m and e = scale exp(b),

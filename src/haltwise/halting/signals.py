@@ -47,6 +47,8 @@ SIGNALS = (
 along the last step is kappa = <s, y> / |s|^2; it and |y|^2 / <s, y> bound the two step lengths of
 Barzilai & Borwein (1988). Whatever looks back is 0 at the first step."""
 
+_PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (2, 3), (0, 3), (0, 1), (0, 4), (1, 3))
+"""Which of the products of `sum_products` are used; squares come first, cosines' last."""
 _NUM_CHANGING = 9  # features whose change since the last step is a feature, too
 NUM_FEATURES = 2 * _NUM_CHANGING + 8
 _TINY, _HUGE = 1e-30, 1e30  # squares of them are still finite in float64, quotients in float32
@@ -152,33 +154,37 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
     Returns:
         What `measure_signals` says, in the dtype of the loss, shape [..., len(SIGNALS)].
     """
-    largest = torch.finfo(products.dtype).max
-    squares = products.diagonal(dim1=-2, dim2=-1).clamp_max(largest)
+    # Planes of one product each: few operations, on contiguous memory.
+    planes = torch.stack([products[..., i, j] for i, j in _PAIRS])
+    squares = planes[:5].clamp_max(torch.finfo(products.dtype).max)
     # Roots first: a product of two squares might vanish.
-    lengths = squares.sqrt().clamp_min(_TINY)
-    cosines = (products / lengths.unsqueeze(-1) / lengths.unsqueeze(-2)).clamp(-1, 1)
-    held = products.nan_to_num(_HUGE, _HUGE, -_HUGE).clamp(-_HUGE, _HUGE)
+    grad, update, _, last_update, last_grad = squares.sqrt().clamp_min_(_TINY)
+    cosines = planes[7:].clone()
+    cosines /= torch.stack((grad, grad, update))
+    cosines /= torch.stack((update, last_grad, last_update))
+    cosines.clamp_(-1, 1).nan_to_num_(0)
+    held = planes[:8].nan_to_num(_HUGE, _HUGE, -_HUGE).clamp_(-_HUGE, _HUGE)
     # The floor is that of `log_rms`.
-    logs = (squares / dim).log().clamp_min(3 * math.log(_TINY)) / 2
+    logs = (squares[:2] / dim).log_().clamp_min_(3 * math.log(_TINY)).div_(2)
     measured = _Measured(
-        log_grad=logs[..., 0],
-        log_update=logs[..., 1],
-        grad_square=held[..., 0, 0],
-        update_square=held[..., 1, 1],
-        last_update_square=held[..., 3, 3],
-        difference_square=held[..., 2, 2],
-        secant=held[..., 2, 3],
-        grad_update=held[..., 0, 1],
-        grad_last_update=held[..., 0, 3],
-        grad_update_cosine=cosines[..., 0, 1].nan_to_num(0),
-        grad_cosine=cosines[..., 0, 4].nan_to_num(0),
-        update_cosine=cosines[..., 1, 3].nan_to_num(0),
+        log_grad=logs[0],
+        log_update=logs[1],
+        grad_square=held[0],
+        update_square=held[1],
+        last_update_square=held[3],
+        difference_square=held[2],
+        secant=held[5],
+        grad_update=held[7],
+        grad_last_update=held[6],
+        grad_update_cosine=cosines[0],
+        grad_cosine=cosines[1],
+        update_cosine=cosines[2],
     )
-    return _signals(step, loss.to(products.dtype), measured).to(loss.dtype)
+    return _signals(step, loss.to(products.dtype), measured).to(loss.dtype).movedim(0, -1)
 
 
 def _signals(step: int | Tensor, loss: Tensor, measured: _Measured) -> Tensor:
-    """The columns, shape [..., len(SIGNALS)]."""
+    """The columns as planes, shape [len(SIGNALS), ...]."""
     # Whether there is a step to look back at.
     known: Tensor | float
     if isinstance(step, Tensor):
@@ -203,8 +209,7 @@ def _signals(step: int | Tensor, loss: Tensor, measured: _Measured) -> Tensor:
             -measured.grad_update_cosine,
             measured.grad_cosine,
             measured.update_cosine,
-        ),
-        dim=-1,
+        )
     )
 
 
@@ -238,51 +243,53 @@ def extract_features(
     Returns:
         Features [B, K, NUM_FEATURES], of order one, and the new memory.
     """
-    seen = dict(zip(SIGNALS, signals.unbind(-1), strict=True))
+    seen = dict(zip(SIGNALS, signals.movedim(-1, 0), strict=True))
     cost = price.unsqueeze(1)
-
-    def in_prices(gain: Tensor, largest: float = _FAR) -> Tensor:
-        return torch.asinh((gain / cost).clamp(-largest, largest)) / 4
-
     loss = seen["loss"]
     first = seen["step"] == 0
     before = torch.cat((memory["last_loss"].unsqueeze(1), loss[:, :-1]), dim=1)
-    last_gain = torch.where(first, 0, before - loss)
     lowest = torch.cat((memory["lowest"].unsqueeze(1), loss), dim=1).cummin(1).values[:, 1:]
+    gains = torch.stack(
+        (
+            loss,
+            lowest,
+            (before - loss).masked_fill_(first, 0),
+            seen["gain"],
+            seen["gain"] - seen["bend"],
+            seen["least_gain"],
+            seen["most_gain"],
+            loss - lowest,
+            seen["overshoot"],
+        )
+    ).div_(cost)
+    gains[:2].clamp_(-_HUGE, _HUGE)
+    gains[2:].clamp_(-_FAR, _FAR)
+    gains.asinh_().div_(4)
+    gains[:2].div_(2)
+    # Planes of one feature each.
     now = torch.stack(
         (
             seen["log_grad"] / 4,
             seen["log_update"] / 4,
-            in_prices(loss, _HUGE) / 2,
-            in_prices(last_gain),
-            in_prices(seen["gain"]),
-            in_prices(seen["gain"] - seen["bend"]),
-            in_prices(seen["least_gain"]),
-            in_prices(seen["most_gain"]),
+            gains[0],
+            *gains[2:7],
             seen["log_curvature"] / 4,
-        ),
-        dim=-1,
+        )
     )
-    previous = torch.cat((memory["previous"].unsqueeze(1), now[:, :-1]), dim=1)
-    features = torch.cat(
+    previous = torch.cat((memory["previous"].T.unsqueeze(-1), now[..., :-1]), dim=-1)
+    others = torch.stack(
         (
-            now,
-            torch.where(first.unsqueeze(-1), 0, now - previous),
-            torch.stack(
-                (
-                    in_prices(loss - lowest),
-                    in_prices(lowest, _HUGE) / 2,
-                    in_prices(seen["overshoot"]),
-                    seen["descent_cosine"],
-                    seen["grad_cosine"],
-                    seen["update_cosine"],
-                    seen["step"].log1p() / 2,
-                    (cost.log() / 2).expand_as(loss),
-                ),
-                dim=-1,
-            ),
-        ),
-        dim=-1,
+            gains[7],
+            gains[1],
+            gains[8],
+            seen["descent_cosine"],
+            seen["grad_cosine"],
+            seen["update_cosine"],
+            seen["step"].log1p() / 2,
+            (cost.log() / 2).expand_as(loss),
+        )
     )
-    memory = {"previous": now[:, -1], "last_loss": loss[:, -1], "lowest": lowest[:, -1]}
+    change = (now - previous).masked_fill_(first, 0)
+    features = torch.cat((now, change, others)).movedim(0, -1)
+    memory = {"previous": now[..., -1].T, "last_loss": loss[:, -1], "lowest": lowest[:, -1]}
     return features, memory

@@ -38,6 +38,13 @@ class Rule(ABC):
     def readout_size(self) -> int:
         """R, the number of features a halting head may read."""
 
+    def settled(self) -> "Rule":
+        """The same rule for many steps during which its weights are neither changed nor moved.
+
+        Whatever such steps share may be prepared here once; to be dropped when they are over.
+        """
+        return self
+
     @abstractmethod
     def init(self, params: Tensor) -> State:
         """The state before the first step, for parameters of shape [B, D]."""

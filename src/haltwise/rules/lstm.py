@@ -1,12 +1,19 @@
 """The coordinatewise LSTM optimizer (Andrychowicz et al. 2016, "L2L"; thesis Eq. 2)."""
 
+import copy
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from haltwise._errors import require
-from haltwise._kernels import Coordinatewise, lstm_sequence, one_thread, preprocess_gradient
+from haltwise._kernels import (
+    Coordinatewise,
+    Mover,
+    lstm_sequence,
+    one_thread,
+    preprocess_gradient,
+)
 from haltwise._tensors import log_rms
 from haltwise.rules.base import Pooled, Rule, RuleStep, State
 
@@ -84,6 +91,8 @@ class LSTMRule(nn.Module, Rule):
         if initial_descent:
             nn.init.constant_(self.readout_bias[2:], -1.0)  # k = l = -1
 
+    _mover: Mover | None = None  # made once where the weights are settled
+
     @property
     def readout_size(self) -> int:
         return self.hidden_size
@@ -91,6 +100,11 @@ class LSTMRule(nn.Module, Rule):
     def init(self, params: Tensor) -> State:
         shape = (*params.shape, self.num_layers, self.hidden_size)
         return {"hidden": params.new_zeros(shape), "cell": params.new_zeros(shape)}
+
+    def settled(self) -> "LSTMRule":
+        twin = copy.copy(self)
+        twin._mover = self._coordinatewise.mover()
+        return twin
 
     def step(self, grad: Tensor, state: State) -> RuleStep:
         if torch.is_grad_enabled():
@@ -111,10 +125,10 @@ class LSTMRule(nn.Module, Rule):
         self, grad: Tensor, state: State, pooled: Pooled | None = None, *, in_place: bool = False
     ) -> RuleStep:
         """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
-        update, hidden, cell = self._coordinatewise.step(
+        mover = self._mover or self._coordinatewise.mover()
+        update, readout, hidden, cell = mover.step(
             grad, state["hidden"], state["cell"], pooled, in_place=in_place
         )
-        readout = hidden[..., -1, :].mean(-2)
         return RuleStep(update, readout, {"hidden": hidden, "cell": cell})
 
     @torch.no_grad()

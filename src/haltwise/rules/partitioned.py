@@ -1,5 +1,6 @@
 """A rule for each group of coordinates, as L2L's experiment on CIFAR-10 has."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -55,6 +56,11 @@ class PartitionedRule(nn.Module, Rule):
     @property
     def readout_size(self) -> int:
         return sum(rule.readout_size for rule in self.rules)
+
+    def settled(self) -> "PartitionedRule":
+        twin = copy.copy(self)
+        twin.rules = [rule.settled() for rule in self.rules]
+        return twin
 
     def init(self, params: Tensor) -> State:
         parts = self._split(params)

@@ -47,10 +47,12 @@ class LeastSquaresBatch(TaskBatch):
 
     def evaluate(self, params: Tensor, step: int) -> Evaluation:
         del step  # deterministic
-        residual = torch.baddbmm(-self.target.unsqueeze(-1), self.factor, params.unsqueeze(-1))
-        weighted = self.scale[:, None, None] * residual
-        excess = (weighted * residual).sum((-2, -1))
-        grad = 2 * torch.bmm(self.factor.mT, weighted).squeeze(-1)
+        # Few operations: on small problems, dispatching them is what takes the time.
+        column = params.unsqueeze(-1)
+        residual = torch.baddbmm(self.target.unsqueeze(-1), self.factor, column, beta=-1)
+        weighted = residual * self.scale.view(-1, 1, 1)
+        excess = torch.bmm(weighted.mT, residual).view(-1)
+        grad = torch.baddbmm(column, self.factor.mT, weighted, beta=0, alpha=2).squeeze(-1)
         return Evaluation(self.minimum + excess, grad, excess, grad)
 
 
