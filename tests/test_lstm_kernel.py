@@ -343,6 +343,12 @@ def test_steps_make_a_sequence() -> None:
 
 
 @needs_library
+def test_the_caller_keeps_its_subnormal_numbers() -> None:
+    problem = Problem(70)
+    problem.solve(lstm.lstm_sequence)
+    assert (torch.tensor([1e-30]) * 1e-10).item() > 0
+
+
 def test_strided_arguments_serve() -> None:
     problem = Problem(70, dtype=torch.float64)
     expected = problem.solve(lstm.lstm_sequence)

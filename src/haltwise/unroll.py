@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._errors import require
-from haltwise._tensors import log_rms, map_tensors
+from haltwise._tensors import log_rms, map_tensors, without_traces
 from haltwise.halting.head import HaltingOutput
 from haltwise.halting.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.halting.stopping import Traces
@@ -165,8 +165,8 @@ def record(
     rule = rule.settled()
     params, state = batch.start, rule.init(batch.start)
     memory, grads, updates = init_signals(params), [], []
-    shape = (batch.num_problems, num_steps + 1, batch.dim)
-    excess_grads = params.new_empty(shape if keep else 0)
+    shape = (num_steps + 1, batch.num_problems, batch.dim)  # a step is written at a time
+    excess_grads = params.new_empty(shape).transpose(0, 1) if keep else params.new_empty(0)
     kept_grads = excess_grads[:, :-1] if keep else excess_grads  # for most tasks they are the same
     for step in range(num_steps + 1):
         seen = batch.evaluate(params, step) if keep else batch.score(params, step)
@@ -313,7 +313,7 @@ def backpropagate(
         of_state = optimizer.rule.backpropagate(
             recording.grad[:, begin:end],
             recording.states[index],
-            RuleStep(of_updates, of_readouts[:, begin:end], of_state),
+            RuleStep(without_traces(of_updates, 0, 1, 2), of_readouts[:, begin:end], of_state),
             wants_state=not truncate and begin > 0,
         )
 

@@ -52,6 +52,7 @@ def preprocess_gradient(grad: Tensor, log_range: float = _LOG_RANGE) -> Tensor:
     threshold = math.exp(-log_range)
     magnitude = grad.abs().clamp_min(threshold).log() / log_range
     sign = (grad / threshold).clamp(-1, 1)  # both branches at once: sign g, or exp(p) g
+    sign = nn.functional.hardshrink(sign, 1e-20)  # subnormals would slow down what reads it
     return torch.stack((magnitude, sign), dim=-1)
 
 

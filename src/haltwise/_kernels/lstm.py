@@ -194,13 +194,20 @@ def _chunks(rows: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
 
 
-def _run(task: Callable[[int, int, int], int], rows: int, steps: int) -> None:
+def _run(
+    task: Callable[[int, int, int], int], rows: int, steps: int, *, adds_up: bool = False
+) -> None:
     """Run `task(index, begin, end)` on every piece, on as many threads as PyTorch uses.
+
+    If nothing adds up over the rows, a single thread takes all of them at once: every call packs
+    the weights anew.
 
     The caller works, too, and waits for no thread that has not begun: on a busy machine helpers
     may come late or never, and then it has done the work by itself.
     """
-    chunks = _chunks(rows)
+    small = rows * steps < _SMALL
+    threads = 1 if small else _granted.get() or torch.get_num_threads()
+    chunks = _chunks(rows) if adds_up or threads > 1 else [(0, rows)]
     todo, codes = list(enumerate(chunks)), []
 
     def work() -> None:
@@ -211,9 +218,7 @@ def _run(task: Callable[[int, int, int], int], rows: int, steps: int) -> None:
                 return
             codes.append(task(index, begin, end))  # without the interpreter's lock
 
-    small = rows * steps < _SMALL
-    threads = _granted.get() or torch.get_num_threads()
-    num_helpers = 0 if small else min(threads, len(chunks)) - 1
+    num_helpers = min(threads, len(chunks)) - 1
     helpers = [_pool(num_helpers).submit(work) for _ in range(num_helpers)]
     work()
     for helper in helpers:
@@ -320,7 +325,7 @@ def call(
         code: int = run(isa, ctypes.byref(shape), *operands, *own)
         return code
 
-    _run(task, rows, steps)
+    _run(task, rows, steps, adds_up=sums is not None)
 
 
 @final

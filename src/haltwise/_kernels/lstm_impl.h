@@ -23,6 +23,7 @@
 #define IV FN(ivector)
 #define QUAD FN(quad)
 #define INLINE static inline __attribute__((always_inline)) TARGET
+#define APART static __attribute__((noinline)) TARGET /* has all registers to itself */
 
 typedef REAL V __attribute__((vector_size(VBYTES)));
 typedef INT IV __attribute__((vector_size(VBYTES)));
@@ -117,7 +118,7 @@ INLINE void FN(transpose)(REAL *dst, int64_t dst_stride, const REAL *src, int64_
 }
 
 /* Rows of `src` into planes; the block's missing rows become zero. */
-INLINE void FN(gather)(REAL *dst, const REAL *src, int64_t stride, int64_t rows, int64_t width)
+APART void FN(gather)(REAL *dst, const REAL *src, int64_t stride, int64_t rows, int64_t width)
 {
     int64_t quads = rows / 4 * 4, whole = width / 4 * 4;
     for (int64_t b = 0; b < quads; b += 4)
@@ -130,7 +131,7 @@ INLINE void FN(gather)(REAL *dst, const REAL *src, int64_t stride, int64_t rows,
     }
 }
 
-INLINE void FN(scatter)(REAL *dst, const REAL *src, int64_t stride, int64_t rows, int64_t width)
+APART void FN(scatter)(REAL *dst, const REAL *src, int64_t stride, int64_t rows, int64_t width)
 {
     int64_t quads = rows / 4 * 4, whole = width / 4 * 4;
     for (int64_t b = 0; b < quads; b += 4)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from haltwise._errors import require
 from haltwise._kernels import lstm_sequence, lstm_step
+from haltwise._tensors import without_traces
 from haltwise.halting.signals import NUM_FEATURES, blank_features
 
 __all__ = ["AFTER", "BEFORE", "HaltingHead", "HaltingOutput"]
@@ -120,18 +121,20 @@ class HaltingHead(nn.Module):
 
         The memory takes the hidden states as data: gradients reach them from the perceptron alone.
         """
-        inputs = self._inputs(features, readouts)
-        if not self.memory:
-            return self._speak(inputs, inputs[..., :0])
-        state = self.init(len(inputs), inputs)
-        remembered, _, _ = lstm_sequence(
-            inputs.detach().transpose(0, 1),
-            state["hidden"],
-            state["cell"],
-            [*self.memory_weights],
-            [*self.memory_biases],
-        )
-        return self._speak(inputs, remembered.transpose(0, 1))
+        # Steps first, as the memory wants them.
+        inputs = self._inputs(features.transpose(0, 1), readouts.transpose(0, 1))
+        remembered = inputs[..., :0]
+        if self.memory:
+            state = self.init(len(features), inputs)
+            remembered, _, _ = lstm_sequence(
+                inputs.detach(),
+                state["hidden"],
+                state["cell"],
+                [*self.memory_weights],
+                [*self.memory_biases],
+            )
+        said = self._speak(inputs, remembered)
+        return HaltingOutput(*(value.transpose(0, 1) for value in said))
 
     def _inputs(self, features: Tensor, readout: Tensor) -> Tensor:
         used = [features] * self.use_features + [readout] * self.use_readout
@@ -143,6 +146,9 @@ class HaltingHead(nn.Module):
         for weight, bias in layers[:-1]:
             value = nn.functional.silu(nn.functional.linear(value, weight, bias))
         outputs = nn.functional.linear(value, *layers[-1])
+        if outputs.requires_grad:
+            # What is said long after the stop hardly counts.
+            outputs.register_hook(lambda grad: without_traces(grad, *range(grad.ndim - 1)))
         return HaltingOutput(
             outputs[..., :2], outputs[..., 2:4] + _FIRST_HAZARD, outputs[..., 4] + _FIRST_HOLD
         )
