@@ -344,7 +344,10 @@ def test_configurations_survive_json() -> None:
 def test_a_head_learns_from_several_families_in_equal_parts(tmp_path: Path) -> None:
     config = tiny(mixed_with=["regression-10d-smooth", "rosenbrock-2d"])
     trainer = Trainer(config, tmp_path)
+    told: list[tuple[int, int]] = []
+    trainer.report_recording = lambda *done: told.append(done)
     found = trainer._recorded("recorded", 24)
+    assert told == [(8, 24), (16, 24), (24, 24)]
     assert found.num_problems == 24
     assert found.params.shape == (24, 0)  # of several sizes
     rule = trainer.optimizer.rule

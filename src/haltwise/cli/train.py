@@ -204,6 +204,14 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
                 j="-",
                 stop="-",
             )
+            recording = display.add_task(
+                "recording", total=None, visible=False, loss="-", j="-", stop="-"
+            )
+
+            def report(done: int, total: int) -> None:
+                display.update(recording, completed=done, total=total, visible=done < total)
+
+            trainer.report_recording = report
             rollbacks = 0
             for progress in trainer.run():
                 display.update(

@@ -1,6 +1,7 @@
 """What a run learns from: problems of families, or recorded runs of somebody's loop."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple, final
 
@@ -17,9 +18,12 @@ from haltwise.tasks import TaskBatch, family
 from haltwise.training.config import TrainingConfig
 from haltwise.unroll import Recording, record
 
-__all__ = ["FamilyProblems", "Problems", "RecordedProblems", "Stops", "problems_of"]
+__all__ = ["FamilyProblems", "Problems", "RecordedProblems", "Report", "Stops", "problems_of"]
 
-_RECORDED_COORDINATES = 2**20  # that are recorded at once: their state fills some 300 MiB
+Report = Callable[[int, int], None]
+"""What is told how many of how many problems are done."""
+
+_RECORDED_COORDINATES = 2**18  # that are recorded at once: their state fills some 80 MiB
 
 
 class Stops(NamedTuple):
@@ -45,7 +49,9 @@ class Problems(ABC):
         """Fresh problems; None where all there is was recorded."""
 
     @abstractmethod
-    def record(self, rule: Rule, name: str, num_problems: int, *path: int) -> Recording:
+    def record(
+        self, rule: Rule, name: str, num_problems: int, *path: int, report: Report | None = None
+    ) -> Recording:
         """What problems went through, whether they stayed finite or not.
 
         Args:
@@ -53,6 +59,7 @@ class Problems(ABC):
             name: Of the stream: recorded, validation or calibration.
             num_problems: How many are wanted; of what was recorded there are as many as there are.
             path: Further down the stream.
+            report: Told how far it is, where that takes long.
         """
 
 
@@ -78,7 +85,9 @@ class FamilyProblems(Problems):
     def sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
         return self.family.sample(num_problems, generator, device=self._device)
 
-    def record(self, rule: Rule, name: str, num_problems: int, *path: int) -> Recording:
+    def record(
+        self, rule: Rule, name: str, num_problems: int, *path: int, report: Report | None = None
+    ) -> Recording:
         share = max(1, num_problems // (1 + len(self._mixed_with)))
         key: tuple[str | int, ...] = (name, *path)
         batches = [self.sample(share, stream(self._seed, *key))]
@@ -87,13 +96,15 @@ class FamilyProblems(Problems):
                 mixed.sample(share, stream(self._seed, *key, other), device=self._device)
             )
         index = torch.arange(share, device=self._device)
-        return Recording.join(
-            [
-                record(rule, batch.select(part), self._horizon)
-                for batch in batches
-                for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim))
-            ]
-        )
+        recordings: list[Recording] = []
+        done = 0
+        for batch in batches:
+            for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim)):
+                recordings.append(record(rule, batch.select(part), self._horizon))
+                done += len(part)
+                if report is not None:
+                    report(done, share * len(batches))
+        return Recording.join(recordings)
 
 
 @final
@@ -126,7 +137,9 @@ class RecordedProblems(Problems):
     def sample(self, num_problems: int, generator: torch.Generator) -> None:
         return None
 
-    def record(self, rule: Rule, name: str, num_problems: int, *path: int) -> Recording:
+    def record(
+        self, rule: Rule, name: str, num_problems: int, *path: int, report: Report | None = None
+    ) -> Recording:
         return self._parts[name]
 
 

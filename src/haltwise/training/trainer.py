@@ -40,7 +40,7 @@ from haltwise.runlog import RunLog
 from haltwise.training.config import PARTS, TrainingConfig
 from haltwise.training.directory import Checkpoint, RunDirectory, differences
 from haltwise.training.objective import MetaObjective
-from haltwise.training.problems import problems_of
+from haltwise.training.problems import Report, problems_of
 from haltwise.unroll import Recording, Trajectory, backpropagate, record
 from haltwise.workers import Workers
 
@@ -99,7 +99,8 @@ class Trainer:
 
     `run()` yields progress after every meta-step and may be left at any time; what was done up to
     the last checkpoint is kept, and `Trainer.resume` goes on from there to the same weights that
-    an uninterrupted run reaches.
+    an uninterrupted run reaches. Recording the problems that a head learns from may take long
+    between two of these steps: `report_recording`, if set, is told how many are done.
 
     Args:
         config: What to train.
@@ -200,6 +201,7 @@ class Trainer:
         self._shards = self._workers.shards(config.num_shards)
         self._files = RunDirectory(directory, config.num_checkpoints)
         self.problems = problems_of(config, device)
+        self.report_recording: Report | None = None
         self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)
@@ -520,7 +522,9 @@ class Trainer:
         """
         key: tuple[str | int, ...] = (name, *path)
         if key not in self._recordings:
-            recording = self.problems.record(self.optimizer.rule, name, num_problems, *path)
+            recording = self.problems.record(
+                self.optimizer.rule, name, num_problems, *path, report=self.report_recording
+            )
             finite = recording.finite.nonzero().squeeze(1)
             require(
                 len(finite) > 0,
