@@ -689,6 +689,7 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
 #undef IV
 #undef QUAD
 #undef INLINE
+#undef APART
 #undef REAL
 #undef INT
 #undef DOUBLE
