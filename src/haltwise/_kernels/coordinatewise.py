@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._kernels import lstm
-from haltwise._kernels.plain import Stack, empty_states, fast_lstm_step, pieces
+from haltwise._kernels.plain import Stack, empty_states, pieces
 from haltwise._tensors import log_rms
 
 __all__ = ["Coordinatewise", "Pooled", "preprocess_gradient"]
@@ -145,24 +145,9 @@ class Coordinatewise(NamedTuple):
         """For many steps; valid for as long as the weights stay where they are."""
         params = (*self.weights, *self.biases, self.weight, self.bias)
         fits = lstm.fusable(self.weight, *params) and all(p.is_contiguous() for p in params)
-        return Mover(self, lstm.Move(*self, _LOG_RANGE) if fits else None)
-
-    def _plain_step(
-        self,
-        grad: Tensor,
-        hidden: Tensor,
-        cell: Tensor,
-        pooled: Pooled | None,
-        in_place: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        flat = hidden.flatten(0, 1), cell.flatten(0, 1)
-        inputs = self.inputs(grad, pooled).flatten(0, 1)
-        if grad.is_cuda:
-            flat = lstm.lstm_step(inputs, *flat, self.weights, self.biases)
-        else:
-            flat = fast_lstm_step(inputs, *flat, self.weights, self.biases, in_place=in_place)
-        hidden, cell = (value.view(hidden.shape) for value in flat)
-        return self.read_out(hidden[..., -1, :], grad, pooled), hidden, cell
+        if fits:
+            return Mover(self, lstm.Move(*self, _LOG_RANGE))
+        return Mover(self, None if self.weight.is_cuda else Stack(self.weights, self.biases))
 
     @torch.no_grad()
     def gradient(
@@ -334,8 +319,8 @@ class Mover(NamedTuple):
     """Steps of a `Coordinatewise` without a graph."""
 
     own: Coordinatewise
-    kernel: lstm.Move | None
-    """None where the weights do not fit it."""
+    prepared: lstm.Move | Stack | None
+    """The kernel where the weights fit it, else its plain twin; None for a device's own LSTM."""
 
     def step(
         self,
@@ -351,16 +336,25 @@ class Mover(NamedTuple):
         Returns:
             Updates [P, D], means [P, H], the state after the step.
         """
-        if self.kernel is None or not lstm.fusable(self.own.weight, grad, hidden, cell):
-            update, hidden, cell = self.own._plain_step(grad, hidden, cell, pooled, in_place)
-            return update, hidden[..., -1, :].mean(-2), hidden, cell
-        return self.kernel(
-            grad.contiguous(),
-            hidden.contiguous(),
-            cell.contiguous(),
-            None if pooled is None else _levels(pooled),
-            in_place=in_place,
-        )
+        if isinstance(self.prepared, lstm.Move) and lstm.fusable(
+            self.own.weight, grad, hidden, cell
+        ):
+            return self.prepared(
+                grad.contiguous(),
+                hidden.contiguous(),
+                cell.contiguous(),
+                None if pooled is None else _levels(pooled),
+                in_place=in_place,
+            )
+        inputs = self.own.inputs(grad, pooled).flatten(0, 1)
+        flat = hidden.flatten(0, 1), cell.flatten(0, 1)
+        if isinstance(self.prepared, Stack):
+            flat = self.prepared.step(inputs, *flat, in_place=in_place)
+        else:
+            flat = lstm.lstm_step(inputs, *flat, self.own.weights, self.own.biases)
+        hidden, cell = (value.view(hidden.shape) for value in flat)
+        top = hidden[..., -1, :]
+        return self.own.read_out(top, grad, pooled), top.mean(-2), hidden, cell
 
 
 def _of(values: Tensor, piece: tuple[slice, slice]) -> Tensor:

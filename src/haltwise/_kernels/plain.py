@@ -245,7 +245,9 @@ class _Layer:
 class Stack:
     """The tapes of all layers; one stack serves piece after piece of the rows."""
 
+    @torch.no_grad()
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        self._weights = weights
         pairs = zip(weights, biases, strict=True)
         self.layers = [_Layer(*pair, index) for index, pair in enumerate(pairs)]
 
@@ -275,6 +277,18 @@ class Stack:
             states.append(first)
         hidden, cell = (_rows_first(layers[::-1]) for layers in zip(*states, strict=True))
         return hidden, cell
+
+    def step(
+        self, inputs: Tensor, hidden: Tensor, cell: Tensor, *, in_place: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """`plain_lstm_step` without a graph; `in_place` if the new state may replace the old."""
+        # Always with the rows last: what is summed over them then has the same bits.
+        in_place = in_place and all(v.permute(1, 2, 0).is_contiguous() for v in (hidden, cell))
+        new_hidden, new_cell = (hidden, cell) if in_place else empty_states(hidden)
+        for _, rows in pieces(self._weights, 1, 1, len(hidden)):
+            self.forward(inputs[rows].T.unsqueeze(0), hidden[rows], cell[rows])
+            self.read_state(new_hidden[rows], new_cell[rows])
+        return new_hidden, new_cell
 
     def read_state(self, hidden: Tensor, cell: Tensor) -> None:
         """Write the states after the last step to `hidden` and `cell`, each [R, L, H]."""
@@ -316,26 +330,6 @@ def _split(total: int, size: int) -> list[slice]:
         return []
     size = -(-total // -(-total // size))
     return [slice(begin, min(begin + size, total)) for begin in range(0, total, size)]
-
-
-def fast_lstm_step(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    *,
-    in_place: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`plain_lstm_step` without a graph; `in_place` if the new state may replace the old."""
-    stack = Stack(weights, biases)
-    # Always with the rows last: what is summed over them then has the same bits.
-    in_place = in_place and all(v.permute(1, 2, 0).is_contiguous() for v in (hidden, cell))
-    new_hidden, new_cell = (hidden, cell) if in_place else empty_states(hidden)
-    for _, rows in pieces(weights, 1, 1, len(hidden)):
-        stack.forward(inputs[rows].T.unsqueeze(0), hidden[rows], cell[rows])
-        stack.read_state(new_hidden[rows], new_cell[rows])
-    return new_hidden, new_cell
 
 
 @final
