@@ -82,6 +82,11 @@ weights: $(READY)
 	$(TRAIN) mnist-mlp --rule-from runs/mnist-mlp-lstm --meta-steps 0 --set head_steps=2500 \
 	  --set validate_every=250 --set num_validation=64 \
 	  --out runs/mnist-mlp
+	$(TRAIN) mnist-mlp --rule-from mnist-mlp-lstm --meta-steps 0 \
+	  --set 'mixed_with=["mnist-mlp-relu","mnist-mlp-40","mnist-mlp-2layer"]' \
+	  --set head_memory=64 --set head_width=128 --set head_steps=4000 --set num_recorded=2400 \
+	  --set num_calibration=320 --set num_validation=96 --set validate_every=250 \
+	  --out runs/mnist-mlp-mixture
 	$(TRAIN) regression-10d-plain --rule adam --set 'rule_settings={"learning_rate":0.15,"beta2":0.95}' \
 	  $(WIDE) --set price_exponent=0.25 --out runs/regression-10d-plain-adam
 	$(TRAIN) regression-10d-noisy --rule adam --set 'rule_settings={"learning_rate":0.2,"beta2":0.95}' \
