@@ -8,6 +8,7 @@ that of a process of its own, above what it held before.
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -128,8 +129,11 @@ def compare(ways: dict[str, Way], rounds: int) -> dict[str, Timing]:
 
 
 def _peak() -> float:
-    """MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Of this process, in MiB; `ru_maxrss` would count what its parent held, too."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) / 1024
 
 
 def _own_memory(name: str, segment: int, way: str) -> float:

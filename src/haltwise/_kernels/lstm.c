@@ -171,6 +171,7 @@ static inline AVX512 __m512 reciprocal_avx512(__m512 d)
 #define VBYTES 64
 #define NV 4
 #define FT 4
+#define WT 6 /* with four gates each, and 32 registers */
 #define FN(x) x##_avx512_f32
 #define TARGET AVX512
 #define VMAX(a, b) _mm512_max_ps(a, b)
@@ -184,6 +185,7 @@ static inline AVX512 __m512 reciprocal_avx512(__m512 d)
 #define VBYTES 64
 #define NV 4
 #define FT 4
+#define WT 6 /* with four gates each, and 32 registers */
 #define FN(x) x##_avx512_f64
 #define TARGET AVX512
 #define VMAX(a, b) _mm512_max_pd(a, b)
