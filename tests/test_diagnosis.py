@@ -127,6 +127,9 @@ class _Drifting(LSTMRule):  # type: ignore[misc]
         self.load_state_dict(rule.state_dict())
         self.after, self.calls = after, 0
 
+    def settled(self) -> "_Drifting":
+        return self  # a copy would count for itself
+
     def step(self, grad: torch.Tensor, state: Any) -> Any:
         return self._later(super().step(grad, state))
 
