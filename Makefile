@@ -50,7 +50,7 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kerne
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,tensorboard]"
 	touch $@
 
-# The shipped optimizers, each from one command or a few: some three hours on 2 cores. With a GPU
+# The shipped optimizers, each from one command or a few: some four hours on 2 cores. With a GPU
 # (make weights DEVICE=cuda) the long heads take minutes, and networks are best left to one.
 SHIPPED := src/haltwise/pretrained/weights
 DEVICE ?= cpu

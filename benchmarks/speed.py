@@ -307,7 +307,7 @@ def main(
         click.echo(_own_memory(name, int(segment), way))
         return
     torch.set_num_threads(1)
-    # Vanishing gradients make the naive way slower on some processors, up to 2.5 times: not ours to
+    # Vanishing gradients make the naive way up to four times slower on some processors: not ours to
     # count. Haltwise needs no such setting, JAX makes it by itself.
     torch.set_flush_denormal(True)
     results: dict[str, Any] = {

@@ -349,6 +349,7 @@ def test_the_caller_keeps_its_subnormal_numbers() -> None:
     assert (torch.tensor([1e-30]) * 1e-10).item() > 0
 
 
+@needs_library
 def test_strided_arguments_serve() -> None:
     problem = Problem(70, dtype=torch.float64)
     expected = problem.solve(lstm.lstm_sequence)
@@ -443,13 +444,14 @@ class Moves:
         )
 
     def solve(self, *, in_place: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """Updates and states of all steps; gradients of states and weights."""
+        """Updates, means and states of all steps; gradients of states and weights."""
         (hidden, cell), found = (value.clone() for value in self.state), []
+        mover = self.rule.mover()
         for step, grad in enumerate(self.grads.unbind(1)):
             mean, size = (value[:, step] for value in self.pooled)
             pooled = Pooled(mean, size) if step % 2 else None
-            update, hidden, cell = self.rule.step(grad, hidden, cell, pooled, in_place=in_place)
-            found += [update, hidden.clone(), cell.clone()]
+            update, top, hidden, cell = mover.step(grad, hidden, cell, pooled, in_place=in_place)
+            found += [update, top, hidden.clone(), cell.clone()]
         of_hidden, of_cell, params = self.rule.gradient(
             self.grads, *self.state, self.pooled, *self.cotangents, wants_state=True
         )
@@ -516,9 +518,10 @@ def autograd_oracle(moves: Moves, kept: Sequence[bool]) -> tuple[list[Tensor], l
         state = hidden.flatten(0, 1), cell.flatten(0, 1)
         state = lstm.plain_lstm_step(inputs, *state, exact.weights, exact.biases)
         hidden, cell = (value.view(hidden.shape) for value in state)
-        found += [exact.read_out(hidden[..., -1, :], grad), hidden, cell]
-        tops.append(hidden[..., -1, :].sum(1))
-    roots = [torch.stack(found[::3], 1), torch.stack(tops, 1), hidden, cell]
+        top = hidden[..., -1, :]
+        found += [exact.read_out(top, grad), top.mean(1), hidden, cell]
+        tops.append(top.sum(1))
+    roots = [torch.stack(found[::4], 1), torch.stack(tops, 1), hidden, cell]
     last = [value * keep for value, keep in zip(moves.cotangents[2:], kept, strict=True)]
     cotangents = [value.double() for value in (*moves.cotangents[:2], *last)]
     return found, list(torch.autograd.grad(roots, [*leaves, *params], cotangents))
@@ -586,7 +589,7 @@ def test_one_thread_is_for_pytorch_alone_and_ends(monkeypatch: pytest.MonkeyPatc
     @lstm.one_thread()
     def fail() -> None:
         assert torch.get_num_threads() == 1
-        moves.rule.step(moves.grads[:, 0], *moves.state)
+        moves.rule.mover().step(moves.grads[:, 0], *moves.state)
         raise ZeroDivisionError
 
     monkeypatch.setattr(lstm, "_pool", watched)

@@ -116,33 +116,8 @@ class Coordinatewise(NamedTuple):
             direction = direction + own * (normalized - mean) + shared * mean
         return self.scale * direction * log_scale.exp()
 
-    @torch.no_grad()
-    def step(
-        self,
-        grad: Tensor,
-        hidden: Tensor,
-        cell: Tensor,
-        pooled: Pooled | None = None,
-        *,
-        in_place: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step, without a graph.
-
-        Args:
-            grad: Shape [P, D].
-            hidden: Shape [P, D, L, H].
-            cell: Shape [P, D, L, H].
-            pooled: Of the whole gradient, if `grad` is not all of it.
-            in_place: Whether the new state may take the place of the old.
-
-        Returns:
-            Updates [P, D]; the state after the step.
-        """
-        update, _, hidden, cell = self.mover().step(grad, hidden, cell, pooled, in_place=in_place)
-        return update, hidden, cell
-
     def mover(self) -> "Mover":
-        """For many steps; valid for as long as the weights stay where they are."""
+        """For one step or many; valid while the weights are neither changed nor moved."""
         params = (*self.weights, *self.biases, self.weight, self.bias)
         fits = lstm.fusable(self.weight, *params) and all(p.is_contiguous() for p in params)
         if fits:
@@ -322,6 +297,7 @@ class Mover(NamedTuple):
     prepared: lstm.Move | Stack | None
     """The kernel where the weights fit it, else its plain twin; None for a device's own LSTM."""
 
+    @torch.no_grad()
     def step(
         self,
         grad: Tensor,
@@ -331,10 +307,17 @@ class Mover(NamedTuple):
         *,
         in_place: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`Coordinatewise.step`, and the means of the top layer's outputs.
+        """One step, without a graph.
+
+        Args:
+            grad: Shape [P, D].
+            hidden: Shape [P, D, L, H].
+            cell: Shape [P, D, L, H].
+            pooled: Of the whole gradient, if `grad` is not all of it.
+            in_place: Whether the new state may take the place of the old.
 
         Returns:
-            Updates [P, D], means [P, H], the state after the step.
+            Updates [P, D]; the top layer's means over coordinates [P, H]; the state after the step.
         """
         if isinstance(self.prepared, lstm.Move) and lstm.fusable(
             self.own.weight, grad, hidden, cell

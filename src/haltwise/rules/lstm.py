@@ -48,6 +48,8 @@ class LSTMRule(nn.Module, Rule):
         generator: Draws the initial weights.
     """
 
+    _mover: Mover | None = None  # made once where the weights are settled
+
     def __init__(
         self,
         hidden_size: int = 20,
@@ -90,8 +92,6 @@ class LSTMRule(nn.Module, Rule):
         self.readout_bias = nn.Parameter(torch.zeros(num_outputs))
         if initial_descent:
             nn.init.constant_(self.readout_bias[2:], -1.0)  # k = l = -1
-
-    _mover: Mover | None = None  # made once where the weights are settled
 
     @property
     def readout_size(self) -> int:
