@@ -52,7 +52,7 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kerne
 
 # The shipped optimizers, each from one command or a few: some four hours on 2 cores. With a GPU
 # (make weights DEVICE=cuda) the long heads take minutes, and networks are best left to one.
-SHIPPED := src/haltwise/pretrained/weights
+SHIPPED := src/haltwise/models/weights
 DEVICE ?= cpu
 TRAIN := $(BIN)/haltwise train --threads 1
 EARLY := --set price_exponent=0

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 import haltwise
-from haltwise._random import stream
-from haltwise._tensors import log_rms
+from haltwise._core.random import stream
+from haltwise._core.tensors import log_rms
 from haltwise.evaluation.baselines import LEARNING_RATES
-from haltwise.halting.stopping import GradientNorm, Patience, Plateau, Seen, StopRule, decide_all
-from haltwise.halting.stopping.base import Traces
-from haltwise.rules import Adam, Rule, select_state
+from haltwise.stop_rules import GradientNorm, Patience, Plateau, StepObservation, StopRule, decide_all
+from haltwise.stop_rules.base import Traces
+from haltwise.update_rules import Adam, UpdateRule, select_state
 from haltwise.tasks import Observation, TaskBatch, family
-from haltwise.unroll import record
+from haltwise.rollout.record import record
 
 
 @final
@@ -68,7 +68,7 @@ class Opponent(NamedTuple):
     @torch.no_grad()
     def solve(self, batch: TaskBatch, max_steps: int) -> Tensor:
         """Parameters [B, D]; the update of the last gradient is applied."""
-        rule: Rule = Adam(self.learning_rate)
+        rule: UpdateRule = Adam(self.learning_rate)
         assert self.stop is not None
         active, params, state = (
             torch.arange(batch.num_problems),
@@ -81,7 +81,7 @@ class Opponent(NamedTuple):
             update, _, state = rule.step(grad, state)
             params = params + update
             norm = log_rms(grad) if isinstance(self.stop, GradientNorm) else None
-            halts, memory = self.stop.step(Seen(step, loss, norm), memory)
+            halts, memory = self.stop.step(StepObservation(step, loss, norm), memory)
             if halts.any():
                 final_params[active[halts]] = params[halts]
                 kept = (~halts).nonzero().squeeze(1)

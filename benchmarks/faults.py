@@ -41,14 +41,15 @@ import torch
 from click.testing import CliRunner
 from hypothesis import strategies as st
 
-from haltwise import InputError, pretrained
-from haltwise._errors import CheckpointWarning
-from haltwise.checkpoint import digest, load_tensors
+from haltwise.models import loading
+from haltwise import InputError
+from haltwise._core.errors import CheckpointWarning
+from haltwise._core.files import digest, load_tensors
 from haltwise.cli.stopping_report import stopping_report
-from haltwise.data.files import CIFAR_RECORD, read_cifar, read_cifar_tar, read_idx
-from haltwise.runlog import read_log
+from haltwise.datasets.files import CIFAR_RECORD, read_cifar, read_cifar_tar, read_idx
+from haltwise.training.run.log import read_log
 from haltwise.training import Trainer, TrainingConfig
-from haltwise.training.directory import RunDirectory
+from haltwise.training.run.directory import RunDirectory
 
 EXPECTED = (InputError, MemoryError, OSError)  # what the command line shows as one sentence
 CONFIG = TrainingConfig.from_preset(
@@ -571,13 +572,13 @@ class Weights:
 
     def __init__(self, root: Path) -> None:
         self.path = root / "weights.safetensors"
-        self.content = (pretrained._WEIGHTS / "regression-2d-thesis.safetensors").read_bytes()
+        self.content = (loading._WEIGHTS / "regression-2d-thesis.safetensors").read_bytes()
         self.path.write_bytes(self.content)
         self.tensors, self.card = load_tensors(self.path)
 
     def read(self, data: st.DataObject) -> bool:
         self.path.write_bytes(mutated(data, self.content))
-        optimizer = pretrained.load(self.path)
+        optimizer = loading.load(self.path)
         weights = optimizer.state_dict()
         return optimizer.card == self.card and all(
             torch.equal(value, weights[name]) for name, value in self.tensors.items()
@@ -612,7 +613,7 @@ class Resealed(Weights):
         document = json.dumps(card)
         header = {"haltwise": document, "blake2b": digest(tensors, document)}
         self.path.write_bytes(safetensors.torch.save(tensors, header))
-        optimizer = pretrained.load(self.path)
+        optimizer = loading.load(self.path)
         params = torch.ones(3, 2)
         step = optimizer.step(
             0, torch.ones(3), params, torch.full((3,), 0.05), optimizer.init(params)

@@ -22,13 +22,13 @@ from rich.table import Table
 from torch import Tensor
 
 import haltwise
-from haltwise._random import stream
-from haltwise.execution import execute
-from haltwise.optimizer import LearnedOptimizer
-from haltwise.rules import Rule, select_state
+from haltwise._core.random import stream
+from haltwise.rollout.early_exit import execute
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.update_rules import UpdateRule, select_state
 from haltwise.tasks import Observation, TaskBatch, family
 from haltwise.tasks.least_squares import LeastSquaresBatch
-from haltwise.unroll import record
+from haltwise.rollout.record import record
 
 
 @final
@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
 
 @torch.no_grad()
-def run(rule: Rule, batch: TaskBatch, num_steps: Tensor) -> Tensor:
+def run(rule: UpdateRule, batch: TaskBatch, num_steps: Tensor) -> Tensor:
     """Parameters [B, D] after `num_steps` [B] steps of a rule; who is done leaves the batch."""
     active = torch.arange(batch.num_problems)
     params, state, final_params = batch.start, rule.init(batch.start), batch.start.clone()
@@ -93,7 +93,7 @@ def widen(batch: LeastSquaresBatch, num_rows: int) -> LeastSquaresBatch:
 
 
 def compare(
-    optimizer: LearnedOptimizer, batch: TaskBatch, price: float, repetitions: int
+    optimizer: OptimizerModel, batch: TaskBatch, price: float, repetitions: int
 ) -> list[Row]:
     """The full horizon, the policy, its schedule without the head, the budget of equal loss."""
     horizon, num_problems = optimizer.card["config"]["horizon"], batch.num_problems

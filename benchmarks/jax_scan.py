@@ -55,7 +55,7 @@ def _cell(weight: Array, bias: Array, x: Array, h: Array, c: Array) -> tuple[Arr
 
 
 def _signals(t: Array, loss: Array, vectors: Array) -> Array:
-    """Columns of `haltwise.halting.signals.SIGNALS` from gamma_t, g_t, y, g_{t-1}, gamma_{t-1}."""
+    """Columns of `haltwise.processes.signals.SIGNALS` from gamma_t, g_t, y, g_{t-1}, gamma_{t-1}."""
     products = jnp.clip(vectors @ jnp.swapaxes(vectors, -1, -2), -_HUGE, _HUGE)
     dim = vectors.shape[-1]
     lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(products, axis1=-2, axis2=-1), _TINY))
@@ -86,7 +86,7 @@ def _signals(t: Array, loss: Array, vectors: Array) -> Array:
 def _features(
     seen: Array, price: Array, memory: tuple[Array, Array, Array]
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    """`haltwise.halting.signals.extract_features` of one step."""
+    """`haltwise.processes.signals.extract_features` of one step."""
     previous, last_loss, lowest = memory
     t, loss = seen[:, 0], seen[:, 1]
     first = t == 0

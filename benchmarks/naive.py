@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from workloads import Workload, objective
 
-from haltwise.halting.head import HaltingOutput
-from haltwise.halting.signals import (
+from haltwise.halting.halter import HaltingOutput
+from haltwise.processes.signals import (
     extract_features,
     init_features,
     init_signals,
     measure_signals,
 )
-from haltwise.rules.lstm import preprocess_gradient
+from haltwise.update_rules.lstm import preprocess_gradient
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.tasks.module import ModuleBatch
 

@@ -27,7 +27,7 @@ from torch import nn
 from workloads import Workload
 
 from haltwise._kernels import implementation
-from haltwise.torch_optim import LearnedOptimizer
+from haltwise.interfaces.torch_optim import LearnedOptimizer
 
 Way = Callable[[], object]
 AGREEMENT = 1e-6  # relative, of ten steps in double precision: later ones amplify rounding

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import haltwise
-from haltwise._random import stream
-from haltwise.halting.head import AFTER, HaltingOutput
-from haltwise.objectives import free_energy, stick_breaking_log_prob, sum_of_losses
-from haltwise.optimizer import LearnedOptimizer
+from haltwise._core.random import stream
+from haltwise.halting.halter import AFTER, HaltingOutput
+from haltwise.halting.objectives import free_energy, stick_breaking_log_prob, sum_of_losses
+from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.tasks import TaskBatch, family
 from haltwise.tasks.module import Examples, ModuleTask
-from haltwise.unroll import backpropagate, unroll
+from haltwise.rollout.record import backpropagate, unroll
 
 __all__ = ["NAMES", "Workload", "make", "meta_gradient", "objective", "zero_grad"]
 
@@ -32,7 +32,7 @@ class Workload:
     """One meta-gradient: what is unrolled, how far and cut where."""
 
     name: str
-    optimizer: LearnedOptimizer
+    optimizer: OptimizerModel
     batch: TaskBatch
     num_steps: int
     segment: int

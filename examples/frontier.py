@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import haltwise
-from haltwise._random import stream
-from haltwise.checkpoint import write_atomically
+from haltwise._core.random import stream
+from haltwise._core.files import write_atomically
 from haltwise.evaluation.statistics import budget_for_loss
-from haltwise.halting.accounts import Account, costs, ends, paid
-from haltwise.halting.stopping import decisions
+from haltwise.stop_rules.accounts import CostUnit, costs, returned_steps, steps_charged
+from haltwise.stop_rules import decisions
 from haltwise.tasks import family
-from haltwise.unroll import unroll
+from haltwise.rollout.record import unroll
 
 PRICES = [0.0527 * 10 ** (exponent / 6) for exponent in range(-6, 7)]
 MIDDLE = 6
@@ -41,7 +41,7 @@ def measure(name: str, num_problems: int, seed: int) -> Frontier:
     optimizer = haltwise.load(name)
     config = optimizer.card["config"]
     problems = family(config["family"]).sample(num_problems, stream(seed, "test"))
-    rule, recall = optimizer.policy(Account.GRADIENTS)
+    rule, recall = optimizer.policy(CostUnit.GRADIENTS)
     learned, oracle = [], []
     excess = torch.empty(0)
     for price in PRICES:
@@ -49,8 +49,8 @@ def measure(name: str, num_problems: int, seed: int) -> Frontier:
         traces = unroll(optimizer, problems, config["horizon"], prices).traces()
         excess = traces.excess.double()
         stops = decisions(rule, traces)
-        spent = paid(stops, Account.GRADIENTS, traces.num_steps)
-        learned.append(_means(spent, excess, ends(stops, traces, recall)))
+        spent = steps_charged(stops, CostUnit.GRADIENTS, traces.num_steps)
+        learned.append(_means(spent, excess, returned_steps(stops, traces, recall)))
         best = costs(excess, price).argmin(1)
         oracle.append(_means(best, excess, best))
     mean = excess.mean(0)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from haltwise.halting import GravesPosterior, StickBreakingPosterior, stopping
-from haltwise.objectives import cumulative_logits, free_energy, halting_bound, ponder_objective
+from haltwise.halting.objectives import cumulative_logits, free_energy, halting_bound, ponder_objective
 
 TEMPERATURE = 1.0  # in prices
 GROWTH = 0.4  # share of the updates in which inputs grow to their full number of entries

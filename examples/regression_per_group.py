@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 import haltwise
-from haltwise.execution import execute
-from haltwise.halting.accounts import Account, Policy, Recall, ends, paid
-from haltwise.halting.head import HaltingOutput
-from haltwise.halting.stopping import GradientNorm, Plateau, Seen, Traces, decide_all
-from haltwise.halting.stopping.base import LevelRule, quantile_grid
-from haltwise.optimizer import OptimizerStep
-from haltwise.rules import Adam
+from haltwise.rollout.early_exit import execute
+from haltwise.stop_rules.accounts import CostUnit, StopPolicy, ReturnedIterate, returned_steps, steps_charged
+from haltwise.halting.halter import HaltingOutput
+from haltwise.stop_rules import GradientNorm, Plateau, StepObservation, Traces, decide_all
+from haltwise.stop_rules.base import LevelRule, quantile_grid
+from haltwise.models.optimizer_model import ModelStep
+from haltwise.update_rules import Adam
 from haltwise.tasks import Observation, TaskBatch
 
 NUM_COLUMNS = 9  # and an intercept: the shipped optimizers were trained on 10 parameters
@@ -235,7 +235,7 @@ class AdamMethod:
         in_place: bool = False,
     ) -> Any:
         update, _, state = self.rule.step(grad, state)
-        return OptimizerStep(update, SILENT, state)
+        return ModelStep(update, SILENT, state)
 
 
 class LBFGS:
@@ -287,7 +287,7 @@ class LBFGS:
             "loss": torch.where(fine, loss, state["loss"]),
             "grad": torch.where(fine[:, None], grad, state["grad"]),
         }
-        return OptimizerStep(torch.where(fine[:, None], trial, trial - moved), SILENT, state)
+        return ModelStep(torch.where(fine[:, None], trial, trial - moved), SILENT, state)
 
     def _direction(self, grad: Tensor, s: Tensor, y: Tensor) -> Tensor:
         """Minus the inverse Hessian times the gradient, by the two loops."""
@@ -336,7 +336,7 @@ class SmallGradient(LevelRule):
     def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
         return {"lowest": like.new_full((num_problems,), torch.inf)}
 
-    def statistic(self, seen: Seen, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def statistic(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         smallness = -seen.signal("log_grad_norm")
         lowest = torch.minimum(seen.loss, memory["lowest"])
         return torch.where(seen.loss <= lowest, smallness, -torch.inf), {"lowest": lowest}
@@ -351,7 +351,7 @@ class Tuned(NamedTuple):
     """A method, the stop rule it needs least evaluations with, and their mean."""
 
     method: Any
-    policy: Policy | None
+    policy: StopPolicy | None
     evaluations: float
 
 
@@ -368,13 +368,13 @@ def tune(methods: Iterable[Any], problem: TaskBatch, reference: Tensor, target: 
             for rule in kind.candidates(traces, traces.excess)
         ]
         for rule, decided in decide_all(candidates, traces):
-            cost = paid(decided, Account.GRADIENTS, MAX_STEPS).double().mean().item()
+            cost = steps_charged(decided, CostUnit.GRADIENTS, MAX_STEPS).double().mean().item()
             if cost >= best.evaluations:
                 continue
-            for recall in (Recall.NEXT, Recall.CURRENT, Recall.BEST):
-                end = ends(decided, traces, recall).unsqueeze(1)
+            for recall in (ReturnedIterate.NEXT, ReturnedIterate.CURRENT, ReturnedIterate.BEST):
+                end = returned_steps(decided, traces, recall).unsqueeze(1)
                 if traces.excess.gather(1, end).mean().item() <= target:
-                    best = Tuned(method, Policy(rule, recall), cost)
+                    best = Tuned(method, StopPolicy(rule, recall), cost)
                     break
     return best
 
@@ -441,7 +441,7 @@ def best_known(family: Family, table: Table, groups: slice) -> Tensor:
     params = closed_form(problem)
     if family.loss is squares:
         return problem.observe_loss(params, 0)
-    policy, method = Policy(GradientNorm(1e-8), Recall.BEST), cast("Any", LBFGS())
+    policy, method = StopPolicy(GradientNorm(1e-8), ReturnedIterate.BEST), cast("Any", LBFGS())
     minima = []
     for start in (params, torch.zeros_like(params)):
         near = haltwise.FunctionBatch(start, family.loss, problem.data)
@@ -478,7 +478,7 @@ def contest(name: str, family: Family, table: Table) -> list[Result]:
         else:
             method, policy = tuned.method, tuned.policy
 
-            def run(p: TaskBatch, method: Any = method, policy: Policy = policy) -> Tensor:
+            def run(p: TaskBatch, method: Any = method, policy: StopPolicy = policy) -> Tensor:
                 return execute(method, p, policy, p.start[:, 0], MAX_STEPS).params
 
             ways.append((title, run))

@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 
 import haltwise
 from haltwise.evaluation import study_runs
-from haltwise.recorded_runs import RecordedRuns
+from haltwise.recordings.runs import RecordedRuns
 from haltwise.training import train_monitor
 
 NUM_ROUNDS, STEPS, BATCH, PRICE = 61, 5, 32, 0.01

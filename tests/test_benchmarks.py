@@ -9,10 +9,10 @@ import torch
 from click.testing import CliRunner
 
 import haltwise
-from haltwise._random import stream
-from haltwise.halting.stopping import decisions
+from haltwise._core.random import stream
+from haltwise.stop_rules import decisions
 from haltwise.tasks import TaskBatch, family
-from haltwise.unroll import record, unroll
+from haltwise.rollout.record import record, unroll
 
 NUM_PROBLEMS, PRICE = 4096, 0.0527
 
@@ -29,7 +29,7 @@ def bench() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def optimizer() -> haltwise.LearnedOptimizer:
+def optimizer() -> haltwise.OptimizerModel:
     return haltwise.load("regression-2d").double()
 
 
@@ -39,7 +39,7 @@ def batch() -> TaskBatch:
 
 
 def test_gradients_executed_are_the_sum_of_halting_steps(
-    bench: ModuleType, optimizer: haltwise.LearnedOptimizer, batch: TaskBatch
+    bench: ModuleType, optimizer: haltwise.OptimizerModel, batch: TaskBatch
 ) -> None:
     full, own, no_head, fixed = bench.compare(optimizer, batch, PRICE, repetitions=1)
     horizon = optimizer.card["config"]["horizon"]
@@ -59,7 +59,7 @@ def test_gradients_executed_are_the_sum_of_halting_steps(
 
 
 def test_a_rule_alone_runs_as_far_as_it_is_told(
-    bench: ModuleType, optimizer: haltwise.LearnedOptimizer, batch: TaskBatch
+    bench: ModuleType, optimizer: haltwise.OptimizerModel, batch: TaskBatch
 ) -> None:
     few = batch.select(torch.arange(30))
     steps = torch.arange(30) % 6

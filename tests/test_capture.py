@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from haltwise._tensors import map_tensors
-from haltwise.capture import CapturedUnroll
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise._core.tensors import map_tensors
+from haltwise.rollout.cuda_graph import CapturedUnroll
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import family
-from haltwise.unroll import unroll
+from haltwise.rollout.record import unroll
 
 DEVICES = [
     "cpu",
@@ -24,7 +24,7 @@ def test_agrees_with_unroll_on_batch_after_batch_and_with_weights_that_change(
     device: str, name: str
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    optimizer = LearnedOptimizer(OptimizerConfig(), generator).to(device)
+    optimizer = OptimizerModel(ModelConfig(), generator).to(device)
     captured = CapturedUnroll(optimizer, 6, 4)
     for scale in (1.0, 1.0, 1.1):
         with torch.no_grad():
@@ -45,6 +45,6 @@ def test_leaves_the_batch_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     batch = family("regression-2d").sample(2, generator)
     before = map_tensors(batch, torch.clone)
-    optimizer = LearnedOptimizer(OptimizerConfig(), generator)
+    optimizer = OptimizerModel(ModelConfig(), generator)
     CapturedUnroll(optimizer, 3, 2)(batch, torch.ones(2))
     torch.testing.assert_close(batch.start, before.start)

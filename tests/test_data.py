@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import cifar_bytes, idx_bytes, write_cifar, write_mnist
 
-from haltwise import data
-from haltwise._errors import InputError
-from haltwise.data import files, store
+from haltwise import datasets as data
+from haltwise._core.errors import InputError
+from haltwise.datasets import files, store
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from in_process import haltwise
 from torch import nn
 
 from haltwise import InputError, LearnedOptimizer, load
-from haltwise.diagnosis import diagnose
-from haltwise.rules import LSTMRule
+from haltwise.evaluation.diagnosis import diagnose
+from haltwise.update_rules import LSTMRule
 from haltwise.tasks import family
 
 NAME = "regression-2d"

@@ -92,12 +92,13 @@ USE_RECIPES = """
 import sys
 from pathlib import Path
 import haltwise
-from haltwise import rules, tasks
+from haltwise import update_rules as rules
+from haltwise import tasks
 from haltwise.halting import posteriors
 for package in (tasks, rules, posteriors):  # as if the files lay there
     inner = package.__name__.removeprefix("haltwise.").replace(".", "/")
     package.__path__.append(str(Path(sys.argv[1]) / inner))
-from haltwise.halting.stopping import HazardThreshold
+from haltwise.stop_rules import HazardThreshold
 from haltwise.training import Trainer, TrainingConfig
 tiny = dict(num_meta_steps=4, head_steps=4, validate_every=4, num_recorded=64, num_validation=64,
             num_calibration=64, batch_size=8, head_batch_size=8, horizon=8)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from haltwise import InputError
-from haltwise._random import stream
-from haltwise.evaluation import Account, Contender, baselines, captured_gain, costs, ends, evaluate
+from haltwise._core.random import stream
+from haltwise.evaluation import CostUnit, Contender, baselines, captured_gain, costs, returned_steps, evaluate
 from haltwise.evaluation.baselines import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -21,9 +21,9 @@ from haltwise.evaluation.baselines import (
 )
 from haltwise.evaluation.records import load_records, save_record
 from haltwise.evaluation.statistics import lower_hull, permuted_cost, randomized_budget
-from haltwise.halting.accounts import RECALLS, Recall, paid, settle
-from haltwise.halting.stopping import Traces
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise.stop_rules.accounts import RETURNABLE, ReturnedIterate, steps_charged, total_cost
+from haltwise.stop_rules import Traces
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import family
 from haltwise.tasks.module import ModuleBatch
 
@@ -80,36 +80,36 @@ def test_lower_hull_is_below_every_budget_and_convex() -> None:
 def test_the_last_update_is_free_only_where_gradients_are_counted() -> None:
     decided = torch.tensor([0, 3, 7])
     traces = Traces(torch.zeros(3, 8), torch.zeros(3, 8))
-    assert ends(decided, traces, Recall.CURRENT).tolist() == [0, 3, 7]
-    assert ends(decided, traces, Recall.NEXT).tolist() == [1, 4, 7]
-    assert paid(decided, Account.UPDATES, 7).tolist() == [0, 3, 7]
-    assert paid(decided, Account.GRADIENTS, 7).tolist() == [1, 4, 7]
+    assert returned_steps(decided, traces, ReturnedIterate.CURRENT).tolist() == [0, 3, 7]
+    assert returned_steps(decided, traces, ReturnedIterate.NEXT).tolist() == [1, 4, 7]
+    assert steps_charged(decided, CostUnit.UPDATES, 7).tolist() == [0, 3, 7]
+    assert steps_charged(decided, CostUnit.GRADIENTS, 7).tolist() == [1, 4, 7]
     assert costs(torch.zeros(1, 3), 0.5).tolist() == [[0.0, 0.5, 1.0]]
 
 
-@pytest.mark.parametrize("account", Account)
-@pytest.mark.parametrize("recall", Recall)
+@pytest.mark.parametrize("account", CostUnit)
+@pytest.mark.parametrize("recall", ReturnedIterate)
 def test_settling_is_excess_where_it_ends_plus_price_times_what_was_paid(
-    account: Account, recall: Recall, table: Tensor
+    account: CostUnit, recall: ReturnedIterate, table: Tensor
 ) -> None:
     decided = torch.arange(50) % 9
     loss = torch.randn(50, 9, generator=stream(8)).round()  # with ties
     loss[3:9, :4] = torch.nan
     hold = torch.randn(50, 8, generator=stream(9))
     traces = Traces(loss, table, hold_logits=hold)
-    if recall not in RECALLS[account]:
+    if recall not in RETURNABLE[account]:
         with pytest.raises(InputError, match="cannot return"):
-            settle(traces, decided, account, recall, price=0.3)
+            total_cost(traces, decided, account, recall, price=0.3)
         return
-    found = settle(traces, decided, account, recall, price=0.3)
+    found = total_cost(traces, decided, account, recall, price=0.3)
     for problem, step in enumerate(decided.tolist()):
-        cost = min(step + 1, 8) if account is Account.GRADIENTS else step
+        cost = min(step + 1, 8) if account is CostUnit.GRADIENTS else step
         end = step
-        if recall is Recall.NEXT or (
-            recall is Recall.LEARNED and (step == 8 or hold[problem, step] <= 0)
+        if recall is ReturnedIterate.NEXT or (
+            recall is ReturnedIterate.LEARNED and (step == 8 or hold[problem, step] <= 0)
         ):
             end = min(step + 1, 8)
-        elif recall is Recall.BEST:
+        elif recall is ReturnedIterate.BEST:
             seen = [math.inf if math.isnan(x) else x for x in loss[problem].tolist()]
             end = min(range(min(step, 7) + 1), key=seen.__getitem__)
         assert found[problem] == pytest.approx(float(table[problem, end]) + 0.3 * cost)
@@ -152,7 +152,7 @@ def test_lbfgs_solves_a_quadratic_within_the_budget_it_is_charged_for() -> None:
 
 
 def untrained(posterior: str = "both") -> Contender:
-    optimizer = LearnedOptimizer(OptimizerConfig(), stream(0)).requires_grad_(False)
+    optimizer = OptimizerModel(ModelConfig(), stream(0)).requires_grad_(False)
     optimizer.card = {"config": {"posterior": posterior}, "thresholds": [0.0, -2.5]}
     return Contender(posterior, optimizer)
 
@@ -236,8 +236,8 @@ def test_the_report_judges_what_a_holding_head_returns() -> None:
 
 def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
     """The means stand beside what a loop over the problems by hand gives."""
-    optimizer = LearnedOptimizer(
-        OptimizerConfig(rule_settings={"initial_descent": True, "output_scale": 0.03}), stream(0)
+    optimizer = OptimizerModel(
+        ModelConfig(rule_settings={"initial_descent": True, "output_scale": 0.03}), stream(0)
     ).requires_grad_(False)
     optimizer.card = {"config": {"posterior": "both"}, "thresholds": [0.0, 0.0]}
     digits = family("digits-mlp")

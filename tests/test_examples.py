@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 import haltwise
 from haltwise import tasks
-from haltwise._errors import CalibrationWarning
-from haltwise._random import stream
-from haltwise.execution import execute
-from haltwise.halting.accounts import Policy, Recall
+from haltwise._core.errors import CalibrationWarning
+from haltwise._core.random import stream
+from haltwise.rollout.early_exit import execute
+from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate
 
 
 def load_example(name: str) -> ModuleType:
@@ -88,7 +88,7 @@ def test_the_batched_lbfgs_finds_what_scipy_finds(
     table = per_group.read_table(path, per_group.NOISE)
     for family in per_group.FAMILIES.values():
         problem = per_group.make_problem(family, table, slice(None), torch.float64)
-        policy = Policy(per_group.SmallGradient(12.0), Recall.BEST)
+        policy = StopPolicy(per_group.SmallGradient(12.0), ReturnedIterate.BEST)
         run = execute(per_group.LBFGS(), problem, policy, problem.start[:, 0], 200)
         num_evaluations = 0
         for number in range(6):

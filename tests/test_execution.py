@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from haltwise._random import stream
-from haltwise.execution import Outcome, execute
-from haltwise.halting.accounts import Policy, Recall, ends
-from haltwise.halting.head import AFTER, BEFORE
-from haltwise.halting.stopping import (
+from haltwise._core.random import stream
+from haltwise.rollout.early_exit import Outcome, execute
+from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate, returned_steps
+from haltwise.halting.halter import AFTER, BEFORE
+from haltwise.stop_rules import (
     FixedBudget,
     GradientNorm,
     HazardThreshold,
@@ -21,16 +21,16 @@ from haltwise.halting.stopping import (
     StopRule,
     decisions_and_reasons,
 )
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import Observation, TaskBatch, family
-from haltwise.unroll import unroll
+from haltwise.rollout.record import unroll
 
 STEPS, PROBLEMS = 12, 40
 
 
 @pytest.fixture
-def optimizer() -> LearnedOptimizer:
-    built = LearnedOptimizer(OptimizerConfig(), stream(0, "weights")).double()
+def optimizer() -> OptimizerModel:
+    built = OptimizerModel(ModelConfig(), stream(0, "weights")).double()
     for weight in built.head.parameters():  # a new head says the same of every problem
         weight.data += 0.5 * torch.randn(weight.shape, generator=stream(1)).double()
     return built.requires_grad_(False)
@@ -41,17 +41,17 @@ def batch() -> TaskBatch:
     return family("regression-2d").sample(PROBLEMS, stream(2), dtype=torch.float64)
 
 
-def median_hazard(optimizer: LearnedOptimizer, batch: TaskBatch) -> float:
+def median_hazard(optimizer: OptimizerModel, batch: TaskBatch) -> float:
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
     return float(unroll(optimizer, batch, STEPS, price).halting.hazard_logits.median())
 
 
-@pytest.mark.parametrize("recall", Recall)
+@pytest.mark.parametrize("recall", ReturnedIterate)
 @pytest.mark.parametrize(
     "kind", ["mode", "before", "norm", "patience", "hazard", "fixed", "drawn", "any", "all"]
 )
 def test_execution_ends_where_the_traces_say(
-    kind: str, recall: Recall, optimizer: LearnedOptimizer, batch: TaskBatch
+    kind: str, recall: ReturnedIterate, optimizer: OptimizerModel, batch: TaskBatch
 ) -> None:
     rules: dict[str, StopRule] = {
         "mode": PosteriorMode(AFTER),
@@ -68,10 +68,10 @@ def test_execution_ends_where_the_traces_say(
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
     trajectory = unroll(optimizer, batch, STEPS, price)
     decided, reason = decisions_and_reasons(rule, trajectory.traces())
-    result = execute(optimizer, batch, Policy(rule, recall), price, STEPS)
+    result = execute(optimizer, batch, StopPolicy(rule, recall), price, STEPS)
     halted = decided < STEPS
     assert torch.equal(result.num_gradients, (decided + 1).clamp_max(STEPS))
-    updates = ends(decided, trajectory.traces(), recall)
+    updates = returned_steps(decided, trajectory.traces(), recall)
     assert torch.equal(result.num_updates, updates)
     assert torch.equal(result.reason, reason)
     assert torch.equal(result.reason >= 0, halted)
@@ -103,20 +103,20 @@ class Counting(TaskBatch):
 
 
 def test_gradients_evaluated_are_gradients_counted(
-    optimizer: LearnedOptimizer, batch: TaskBatch
+    optimizer: OptimizerModel, batch: TaskBatch
 ) -> None:
     counting = Counting(batch.start, batch, [])
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
     rule = HazardThreshold(median_hazard(optimizer, batch))
-    result = execute(optimizer, counting, Policy(rule, Recall.NEXT), price, STEPS)
+    result = execute(optimizer, counting, StopPolicy(rule, ReturnedIterate.NEXT), price, STEPS)
     assert sum(counting.calls) == int(result.num_gradients.sum()) < PROBLEMS * STEPS
 
 
 def test_a_problem_that_goes_wrong_harms_no_other(
-    optimizer: LearnedOptimizer, batch: TaskBatch
+    optimizer: OptimizerModel, batch: TaskBatch
 ) -> None:
     price = torch.full((PROBLEMS,), 0.05, dtype=torch.float64)
-    policy = Policy(FixedBudget(6), Recall.NEXT)
+    policy = StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)
     clean = execute(optimizer, batch, policy, price, STEPS)
     target = batch.target.clone()  # type: ignore[attr-defined]
     target[3] = torch.nan

@@ -7,10 +7,10 @@ import torch
 
 import haltwise
 from haltwise import InputError, tasks
-from haltwise._random import stream
-from haltwise.execution import execute
-from haltwise.halting.accounts import Account
-from haltwise.halting.head import AFTER
+from haltwise._core.random import stream
+from haltwise.rollout.early_exit import execute
+from haltwise.stop_rules.accounts import CostUnit
+from haltwise.halting.halter import AFTER
 from haltwise.report import write_explorer
 from haltwise.report.explorer import explore
 
@@ -26,7 +26,7 @@ def test_stops_are_those_of_an_execution(name: str) -> None:
     stops = []
     for place in (0, 15, 30):
         price = torch.full((6,), shown["prices"][place], dtype=torch.float64)
-        run = execute(optimizer, problems, optimizer.policy(Account.UPDATES), price, HORIZON)
+        run = execute(optimizer, problems, optimizer.policy(CostUnit.UPDATES), price, HORIZON)
         at = [problem["at"][place] for problem in shown["problems"]]
         halted = run.outcome == haltwise.Outcome.HALTED
         returned = torch.tensor([each["returned"] for each in at])

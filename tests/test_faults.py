@@ -39,7 +39,7 @@ def test_nothing_is_lost() -> None:
 
 
 CARELESS_WRITER = """
-import os, pathlib, haltwise.checkpoint as c
+import os, pathlib, haltwise._core.files as c
 def careless(path, content):
     with pathlib.Path(path).open("wb") as file:
         file.write(content[:-1])
@@ -47,7 +47,7 @@ def careless(path, content):
         os.fsync(file.fileno())
 c.write_atomically = careless
 """
-CARELESS_READER = "import haltwise.data.files as files; files.require = lambda *_: None"
+CARELESS_READER = "import haltwise.datasets.files as files; files.require = lambda *_: None"
 
 
 @pytest.mark.parametrize(

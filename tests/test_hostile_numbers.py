@@ -11,14 +11,14 @@ from test_training import tiny
 from torch import Tensor
 
 import haltwise
-from haltwise._random import stream
-from haltwise.execution import Outcome, execute
+from haltwise._core.random import stream
+from haltwise.rollout.early_exit import Outcome, execute
 from haltwise.tasks import family
 from haltwise.tasks.function import FunctionBatch
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 from haltwise.training import Trainer
 from haltwise.training.problems import FamilyProblems
-from haltwise.unroll import record
+from haltwise.rollout.record import record
 
 NUM_PROBLEMS, HORIZON, PRICE = 24, 12, 0.05
 BAD = torch.tensor([1, 7, 8, 23])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise import HaltingMonitor
-from haltwise.recorded_runs import RecordedRuns
+from haltwise.recordings.runs import RecordedRuns
 from haltwise.training import train_monitor
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # their own
@@ -98,7 +98,7 @@ class TestLightning:
 
     def callback(self, *arguments: Any, **settings: Any) -> Any:
         pytest.importorskip("lightning")
-        from haltwise.integrations.lightning import HaltingCallback
+        from haltwise.interfaces.lightning import HaltingCallback
 
         return HaltingCallback(*arguments, **settings)
 
@@ -182,7 +182,7 @@ class TestTransformers:
 
     def callback(self, *arguments: Any, **settings: Any) -> Any:
         pytest.importorskip("transformers")
-        from haltwise.integrations.transformers import HaltingCallback
+        from haltwise.interfaces.transformers import HaltingCallback
 
         return HaltingCallback(*arguments, **settings)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
-from haltwise.objectives import continuation_value, distillation
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise.halting.halter import AFTER, BEFORE, HaltingOutput
+from haltwise.halting.objectives import continuation_value, distillation
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.training import POSTERIORS, TrainingConfig
 from haltwise.training.objective import MetaObjective
 
@@ -35,7 +35,7 @@ def said() -> HaltingOutput:
 def objective(**settings: object) -> MetaObjective:
     changes = {"horizon": T, "price": 0.3, **settings}
     config = replace(TrainingConfig(), **changes)  # type: ignore[arg-type]
-    return MetaObjective(config, LearnedOptimizer(OptimizerConfig(), seeded()).double())
+    return MetaObjective(config, OptimizerModel(ModelConfig(), seeded()).double())
 
 
 EXCESS = 3 * randn(B, T + 1, seed=5).exp()

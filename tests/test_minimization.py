@@ -11,8 +11,8 @@ import torch
 
 import haltwise
 from haltwise import FunctionBatch, InputError, Outcome
-from haltwise.halting.accounts import Policy, Recall
-from haltwise.halting.stopping import FixedBudget
+from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate
+from haltwise.stop_rules import FixedBudget
 
 RANDOM = np.random.default_rng(5)
 DESIGN, TARGET = RANDOM.normal(size=(30, 10)), RANDOM.normal(size=30)
@@ -109,7 +109,7 @@ def test_callbacks_see_every_iterate(through: str) -> None:
         told.append((intermediate_result.x, intermediate_result.fun))
 
     def run(callback: Callable[..., Any]) -> Any:
-        settings: dict[str, Any] = {"stop": Policy(FixedBudget(6), Recall.NEXT)}
+        settings: dict[str, Any] = {"stop": StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)}
         if through == "direct":
             return haltwise.minimize(both, START, jac=True, callback=callback, **settings)
         return scipy.optimize.minimize(
@@ -134,7 +134,7 @@ def test_a_callback_may_stop_it(last: int) -> None:
         if len(seen) == last:
             raise StopIteration
 
-    stop = Policy(FixedBudget(6), Recall.NEXT)
+    stop = StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)
     result = haltwise.minimize(both, START, jac=True, callback=callback, stop=stop)
     assert (result.nit, result.status, result.success) == (last, 99, False)
     np.testing.assert_array_equal(result.x, seen[-1])
@@ -216,6 +216,6 @@ def test_a_missing_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_loss_that_was_observed_is_not_evaluated_again() -> None:
-    result = haltwise.minimize(both, START, jac=True, stop=Policy(FixedBudget(3), Recall.BEST))
+    result = haltwise.minimize(both, START, jac=True, stop=StopPolicy(FixedBudget(3), ReturnedIterate.BEST))
     assert result.fun == pytest.approx(value(result.x))
     assert result.nfev == result.njev == 4

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
-from haltwise._errors import InputError
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise._core.errors import InputError
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
-from haltwise.unroll import unroll
+from haltwise.rollout.record import unroll
 
 DOUBLE = torch.float64
 B = 3
@@ -258,7 +258,7 @@ def test_theta_0_follows_the_strategy() -> None:
 def test_unrolls_are_trained_on_minibatches_and_judged_by_the_score() -> None:
     batch, price = sample(make_task(perceptron)), torch.full((B,), 0.01, dtype=DOUBLE)
     settings: dict[str, Any] = {"learning_rate": 0.1}
-    optimizer = LearnedOptimizer(OptimizerConfig("sgd", settings)).double()
+    optimizer = OptimizerModel(ModelConfig("sgd", settings)).double()
     trained = unroll(optimizer, batch, 3, price, segment=2)
     judged = unroll(optimizer, batch, 3, price)
     assert torch.equal(trained.excess, trained.recording.loss)

@@ -14,30 +14,31 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-import haltwise.monitor
-from haltwise import HaltingMonitor, InputError, load, rules
-from haltwise._errors import CalibrationWarning
-from haltwise.checkpoint import load_tensors, save_tensors
+import haltwise.interfaces.monitor
+from haltwise import update_rules as rules
+from haltwise import HaltingMonitor, InputError, load
+from haltwise._core.errors import CalibrationWarning
+from haltwise._core.files import load_tensors, save_tensors
 from haltwise.evaluation import study_runs
-from haltwise.execution import Outcome, execute
-from haltwise.halting.accounts import Account
-from haltwise.halting.head import BEFORE, HaltingOutput
-from haltwise.halting.signals import SIGNALS
-from haltwise.halting.stopping import decisions
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
-from haltwise.recorded_runs import FEWEST_RUNS, RecordedRuns
+from haltwise.rollout.early_exit import Outcome, execute
+from haltwise.stop_rules.accounts import CostUnit
+from haltwise.halting.halter import BEFORE, HaltingOutput
+from haltwise.processes.signals import SIGNALS
+from haltwise.stop_rules import decisions
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
+from haltwise.recordings.runs import FEWEST_RUNS, RecordedRuns
 from haltwise.tasks import TaskBatch, family
 from haltwise.training import Trainer, train_monitor
-from haltwise.unroll import Recording, Trajectory, record, unroll
+from haltwise.rollout.record import Recording, Trajectory, record, unroll
 
 RATE = 0.15
 
 
-def adam_with_a_head(horizon: int = 20, seed: int = 0) -> LearnedOptimizer:
+def adam_with_a_head(horizon: int = 20, seed: int = 0) -> OptimizerModel:
     """Adam beside a head that says random things; nobody trained it."""
-    config = OptimizerConfig(rule="adam", rule_settings={"learning_rate": RATE})
+    config = ModelConfig(rule="adam", rule_settings={"learning_rate": RATE})
     generator = torch.Generator().manual_seed(seed)
-    optimizer = LearnedOptimizer(config, generator)
+    optimizer = OptimizerModel(config, generator)
     optimizer.head.weights[-1].data.normal_(generator=generator)
     optimizer.card = {
         "config": {"posterior": "stick-breaking", "price": 0.05, "horizon": horizon},
@@ -91,7 +92,7 @@ def test_it_decides_as_execute_does(problems: TaskBatch) -> None:
 def test_it_records_what_a_batch_records(
     problems: TaskBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(haltwise.monitor, "_CHUNK", 3)
+    monkeypatch.setattr(haltwise.interfaces.monitor, "_CHUNK", 3)
     for problem in range(24):
         with HaltingMonitor.recording(tmp_path, name=f"{problem:03}") as monitor:
             loop = steps_of(problems, problem)
@@ -176,7 +177,7 @@ def test_it_learns_when_to_stop_and_beats_tuned_rules(
     # J is what it says it is, and the loop stops where the batch does.
     monitor, costs = HaltingMonitor(trained), []
     traces = Trajectory(test, torch.full((60,), 0.02), _said(trained, test)).traces()
-    expected = decisions(load(trained).policy(Account.UPDATES).rule, traces)
+    expected = decisions(load(trained).policy(CostUnit.UPDATES).rule, traces)
     for seed, decided in zip(range(1000, 1060), expected.tolist(), strict=True):
         stopped = drive(monitor, seed)
         assert stopped == decided + 1
@@ -259,7 +260,7 @@ def test_the_command_line_trains_and_judges_a_monitor(runs: Path, tmp_path: Path
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["num_runs"] == 60
     assert f"{found['j']['rule']:.4g}" in result.stdout
-    assert found["policies"]["rule"].startswith("Policy(rule=HazardThreshold")
+    assert found["policies"]["rule"].startswith("StopPolicy(rule=HazardThreshold")
     assert HaltingMonitor(tmp_path / "m").steps == 0
     resumed = in_process.haltwise("train", "--resume", "m", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

@@ -12,9 +12,9 @@ from scipy.special import log_softmax
 from torch import Tensor
 from torch.testing import assert_close
 
-from haltwise._errors import InputError
+from haltwise._core.errors import InputError
 from haltwise.halting.priors import HorizonPrior
-from haltwise.objectives import (
+from haltwise.halting.objectives import (
     DEFAULT_CONTINUATION,
     continuation_value,
     cumulative_logits,

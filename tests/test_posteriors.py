@@ -21,8 +21,8 @@ from haltwise.halting import (
     StickBreakingPosterior,
     TruncatedGeometric,
 )
-from haltwise.halting.stopping import PonderThreshold, Traces, decisions
-from haltwise.objectives import free_energy, ponder_objective
+from haltwise.stop_rules import PonderThreshold, Traces, decisions
+from haltwise.halting.objectives import free_energy, ponder_objective
 
 DOUBLE = torch.float64
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 import haltwise
-from haltwise import InputError, pretrained
-from haltwise._random import stream
-from haltwise.checkpoint import save_tensors
-from haltwise.execution import Outcome, execute
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise.models import loading
+from haltwise import InputError
+from haltwise._core.random import stream
+from haltwise._core.files import save_tensors
+from haltwise.rollout.early_exit import Outcome, execute
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import family
 
-SHIPPED = pretrained.names()
+SHIPPED = loading.names()
 LEFT = {"mnist-mlp": 0.25, "digits-mlp": 0.25, "regression-10d-noisy": 0.25, "cifar10-cnn": 0.7}
 """What noise and 100 steps leave of the initial loss."""
 
@@ -25,7 +26,7 @@ def test_the_promised_optimizers_ship() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_card_says_where_the_weights_come_from(name: str) -> None:
-    card = pretrained.read_card(name)
+    card = loading.read_card(name)
     config = card["config"]
     assert {"family", "horizon", "price", "seed", "preset"} <= set(config)
     assert card["command"].startswith(f"haltwise train {config['family']} ")
@@ -66,8 +67,8 @@ def test_files_that_hold_no_optimizer_are_refused(tmp_path: Path) -> None:
     save_tensors(path, {"a": torch.zeros(2)}, {"step": 3})
     with pytest.raises(InputError, match="holds no optimizer"):
         haltwise.load(path)
-    config = OptimizerConfig(head_memory=3)
-    tensors = LearnedOptimizer(config, stream(0)).state_dict()
+    config = ModelConfig(head_memory=3)
+    tensors = OptimizerModel(config, stream(0)).state_dict()
     card = {"config": {"optimizer": asdict(config)}}
     save_tensors(path, tensors, card)
     assert haltwise.load(path).config == config

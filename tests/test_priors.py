@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.testing import assert_close
 
-from haltwise._errors import InputError
+from haltwise._core.errors import InputError
 from haltwise.halting.priors import HorizonPrior, TruncatedGeometric
 
 DOUBLE = torch.float64

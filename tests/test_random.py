@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from haltwise._random import random_subsets, split_mix
+from haltwise._core.random import random_subsets, split_mix
 
 MASK = 2**64 - 1
 

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from haltwise import rules
-from haltwise._errors import InputError
-from haltwise.rules import (
+from haltwise import update_rules as rules
+from haltwise._core.errors import InputError
+from haltwise.update_rules import (
     LSTMRule,
     PartitionedRule,
     Pooled,
-    Rule,
-    RuleStep,
+    UpdateRule,
+    UpdateStep,
     State,
     select_state,
 )
-from haltwise.rules.lstm import preprocess_gradient
+from haltwise.update_rules.lstm import preprocess_gradient
 
 DOUBLE = torch.float64
 B, D = 4, 3
@@ -51,13 +51,13 @@ def randn(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=seeded(seed), dtype=DOUBLE)
 
 
-def make(case: str) -> Rule:
+def make(case: str) -> UpdateRule:
     name, settings = CASES[case]
     rule = rules.make(name, settings, seeded())
     return rule.double().requires_grad_(False) if isinstance(rule, nn.Module) else rule
 
 
-def run(rule: Rule, grads: Tensor, state: State | None = None) -> RuleStep:
+def run(rule: UpdateRule, grads: Tensor, state: State | None = None) -> UpdateStep:
     """Every update [B, K, D] and read-out [B, K, R], by calling `step` once a gradient."""
     state = rule.init(grads[:, 0]) if state is None else state
     updates, readouts = [], []
@@ -65,14 +65,14 @@ def run(rule: Rule, grads: Tensor, state: State | None = None) -> RuleStep:
         update, readout, state = rule.step(grad, state)
         updates.append(update)
         readouts.append(readout)
-    return RuleStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
+    return UpdateStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
 
 
 def pooled_of(grad: Tensor) -> Pooled:
     return Pooled(grad.mean(1), grad.square().mean(1).log() / 2)
 
 
-def assert_steps_close(found: RuleStep, expected: RuleStep, rtol: float = 1e-12) -> None:
+def assert_steps_close(found: UpdateStep, expected: UpdateStep, rtol: float = 1e-12) -> None:
     assert_close(found.update, expected.update, rtol=rtol, atol=1e-14)
     assert_close(found.readout, expected.readout, rtol=rtol, atol=1e-14)
     assert_close(found.state, expected.state, rtol=rtol, atol=1e-14)
@@ -115,7 +115,7 @@ class TestContract:
         rule, grads, index = make(case), randn(B, 5, D), torch.tensor([2, 0, 2])
         whole, half = run(rule, grads), run(rule, grads[:, :2])
         part = run(rule, grads[index, 2:], select_state(half.state, index))
-        expected = RuleStep(
+        expected = UpdateStep(
             whole.update[index, 2:], whole.readout[index, 2:], select_state(whole.state, index)
         )
         assert_steps_close(part, expected)
@@ -131,7 +131,7 @@ class TestContract:
     def test_permuting_problems_permutes_updates(self, case: str) -> None:
         rule, grads, order = make(case), randn(B, 4, D), torch.tensor([2, 0, 3, 1])
         whole = run(rule, grads)
-        expected = RuleStep(
+        expected = UpdateStep(
             whole.update[order], whole.readout[order], select_state(whole.state, order)
         )
         assert_steps_close(run(rule, grads[order]), expected)
@@ -367,7 +367,7 @@ def test_replay_is_differentiable_in_weights_and_state_like_the_loop(case: str) 
     first = {name: randn(*shape, seed=3).requires_grad_() for name, shape in shapes.items()}
     inputs = [*rule.parameters(), *first.values()]
 
-    def gradients(function: Callable[[Tensor, State], RuleStep]) -> tuple[Tensor, ...]:
+    def gradients(function: Callable[[Tensor, State], UpdateStep]) -> tuple[Tensor, ...]:
         update, readout, state = function(grads, first)
         total = update.square().sum() + readout.sin().sum() + state["cell"].cos().sum()
         return torch.autograd.grad(total, inputs)

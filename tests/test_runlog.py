@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from haltwise.runlog import RunLog, read_log
+from haltwise.training.run.log import RunLog, read_log
 from haltwise.training import Trainer, TrainingConfig
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from haltwise.halting.head import BEFORE, HaltingHead
-from haltwise.halting.signals import (
+from haltwise.halting.halter import BEFORE, Halter
+from haltwise.processes.signals import (
     NUM_FEATURES,
     SIGNALS,
     blank_features,
@@ -355,8 +355,8 @@ HEADS: dict[str, dict[str, Any]] = {
 every_head = pytest.mark.parametrize("settings", HEADS.values(), ids=HEADS)
 
 
-def head_of(settings: dict[str, Any]) -> HaltingHead:
-    head = HaltingHead(READOUT, **{"width": 5, **settings}, generator=seeded()).double()
+def head_of(settings: dict[str, Any]) -> Halter:
+    head = Halter(READOUT, **{"width": 5, **settings}, generator=seeded()).double()
     for index, weight in enumerate(head.parameters()):  # a new head's outputs are constant
         weight.data += 0.3 * randn(*weight.shape, seed=index)
     return head.requires_grad_(False)
@@ -409,7 +409,7 @@ def test_the_first_word_is_spoken_with_the_price_alone(settings: dict[str, Any])
 
 
 def test_a_new_head_says_the_same_of_everything() -> None:
-    head = HaltingHead(READOUT, generator=seeded()).double()
+    head = Halter(READOUT, generator=seeded()).double()
     said = head(randn(B, T, NUM_FEATURES), randn(B, T, READOUT, seed=2))
     assert not said.increments.any()
     assert (said.hazard_logits == -2).all()
@@ -417,7 +417,7 @@ def test_a_new_head_says_the_same_of_everything() -> None:
 
 
 def test_hidden_states_hear_from_the_perceptron_alone() -> None:
-    """Through the memory nothing flows back to what it read, as `HaltingHead.forward` says."""
+    """Through the memory nothing flows back to what it read, as `Halter.forward` says."""
     head = head_of({"memory": 6, "width": 0}).requires_grad_()
     features, readouts = randn(B, T, NUM_FEATURES), randn(B, T, READOUT, seed=2).requires_grad_()
     said = head(features, readouts)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import haltwise
 from haltwise import FunctionBatch, InputError, Outcome
-from haltwise._random import stream
-from haltwise.execution import execute
-from haltwise.halting.accounts import Policy, Recall
-from haltwise.halting.stopping import FixedBudget, GradientNorm, HazardThreshold, Patience, Sampling
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise._core.random import stream
+from haltwise.rollout.early_exit import execute
+from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate
+from haltwise.stop_rules import FixedBudget, GradientNorm, HazardThreshold, Patience, Sampling
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import TaskBatch, family
 
 PROBLEMS = 12
@@ -49,7 +49,7 @@ def batch() -> TaskBatch:
 
 
 def alone(
-    optimizer: LearnedOptimizer, batch: TaskBatch, policy: Policy, price: float
+    optimizer: OptimizerModel, batch: TaskBatch, policy: StopPolicy, price: float
 ) -> dict[str, Any]:
     """The slow twin: one problem, step by step, nothing shared with `execute` but the rules."""
     params, state = batch.start, optimizer.init(batch.start)
@@ -60,7 +60,7 @@ def alone(
         losses.append(loss.item())
         update, said, state = optimizer.step(step, loss, grad, prices, state)
         stop, memory = policy.rule.step(
-            haltwise.halting.stopping.Seen(step, loss, grad.square().mean(1).sqrt().log(), *said),
+            haltwise.stop_rules.StepObservation(step, loss, grad.square().mean(1).sqrt().log(), *said),
             memory,
         )
         if stop:
@@ -68,13 +68,13 @@ def alone(
         params = params + update
         seen.append(params)
     taken = step + 1
-    if policy.recall is Recall.BEST:
+    if policy.recall is ReturnedIterate.BEST:
         best = min(range(taken), key=losses.__getitem__)
         params, steps = seen[best], best
     elif not stop:
         steps = taken
-    elif policy.recall is Recall.NEXT or (
-        policy.recall is Recall.LEARNED and not said.hold_logits > 0
+    elif policy.recall is ReturnedIterate.NEXT or (
+        policy.recall is ReturnedIterate.LEARNED and not said.hold_logits > 0
     ):
         params, steps = params + update, taken
     else:
@@ -94,9 +94,9 @@ def alone(
     [
         None,
         GradientNorm(0.5),
-        Policy(Patience(3), Recall.BEST),
-        Policy(FixedBudget(7), Recall.CURRENT),
-        Policy(HazardThreshold(-3.0), Recall.LEARNED),
+        StopPolicy(Patience(3), ReturnedIterate.BEST),
+        StopPolicy(FixedBudget(7), ReturnedIterate.CURRENT),
+        StopPolicy(HazardThreshold(-3.0), ReturnedIterate.LEARNED),
     ],
     ids=repr,
 )
@@ -107,7 +107,7 @@ def test_solving_equals_a_slow_loop(
 ) -> None:
     problem: TaskBatch = request.getfixturevalue(kind)
     optimizer = haltwise.load("regression-10d").double()
-    policy = Policy(stop, Recall.NEXT) if isinstance(stop, GradientNorm) else stop
+    policy = StopPolicy(stop, ReturnedIterate.NEXT) if isinstance(stop, GradientNorm) else stop
     policy = policy or optimizer.policy()
     solution = haltwise.solve(problem, stop=stop, history=True, chunk_size=chunk_size)
     assert solution.history is not None
@@ -249,7 +249,7 @@ def test_a_step_on_the_batch_evaluates_no_more_than_it_says(least_squares: Funct
 
 
 def test_weights_come_by_path_too(tmp_path: Path, batch: TaskBatch) -> None:
-    source = Path(haltwise.pretrained.__file__).parent / "weights" / "regression-10d.safetensors"
+    source = Path(haltwise.models.loading.__file__).parent / "weights" / "regression-10d.safetensors"
     path = tmp_path / "best.safetensors"
     path.write_bytes(source.read_bytes())
     named = haltwise.solve(batch)
@@ -333,9 +333,9 @@ def test_problems_that_will_not_do(make: Callable[[], Any], said: str) -> None:
         ({"price": torch.ones(3)}, r"shape \[12\], got shape \[3\]"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
-        ({"optimizer": LearnedOptimizer(OptimizerConfig())}, "no card that says its price; give"),
+        ({"optimizer": OptimizerModel(ModelConfig())}, "no card that says its price; give"),
         (
-            {"optimizer": LearnedOptimizer(OptimizerConfig()), "price": 0.1},
+            {"optimizer": OptimizerModel(ModelConfig()), "price": 0.1},
             "no card that says its horizon; give max_steps",
         ),
     ],

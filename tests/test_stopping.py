@@ -15,11 +15,11 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from haltwise._errors import CalibrationWarning, InputError
+from haltwise._core.errors import CalibrationWarning, InputError
 from haltwise.halting import stopping
-from haltwise.halting.accounts import RECALLS, Account, Recall, calibrate, costs, ends, paid
-from haltwise.halting.head import AFTER, BEFORE
-from haltwise.halting.stopping import (
+from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, ReturnedIterate, calibrate, costs, returned_steps, steps_charged
+from haltwise.halting.halter import AFTER, BEFORE
+from haltwise.stop_rules import (
     AllOf,
     AnyOf,
     CumulativeThreshold,
@@ -33,14 +33,14 @@ from haltwise.halting.stopping import (
     PonderThreshold,
     PosteriorMode,
     Sampling,
-    Seen,
+    StepObservation,
     StopRule,
     Traces,
     decide_all,
     decisions,
     decisions_and_reasons,
 )
-from haltwise.rules import select_state
+from haltwise.update_rules import select_state
 
 DOUBLE = torch.float64
 N, T = 40, 12
@@ -112,8 +112,8 @@ def test_decisions_are_those_of_a_loop_over_one_problem(rule: type[StopRule]) ->
         for i in range(N):
             memory, stopped = select_state(setting.init(N, TRACES.loss), torch.tensor([i])), T
             for step in range(T):
-                signals = (getattr(TRACES, name)[i : i + 1, step] for name in Seen._fields[1:])
-                stop, memory = setting.step(Seen(step, *signals), memory)
+                signals = (getattr(TRACES, name)[i : i + 1, step] for name in StepObservation._fields[1:])
+                stop, memory = setting.step(StepObservation(step, *signals), memory)
                 if stop.item():
                     stopped = step
                     break
@@ -170,7 +170,7 @@ def test_problems_that_leave_change_nothing_for_those_that_stay(rule: type[StopR
                 part = select_state(full, kept)
             stop, full = setting.step(seen, full)
             if part is not None:
-                rest = Seen(seen.step, *(seen.signal(name)[kept] for name in Seen._fields[1:]))
+                rest = StepObservation(seen.step, *(seen.signal(name)[kept] for name in StepObservation._fields[1:]))
                 fewer, part = setting.step(rest, part)
                 assert torch.equal(fewer, stop[kept])
                 assert torch.equal(setting.why(fewer, part), setting.why(stop, full)[kept])
@@ -508,7 +508,7 @@ def test_a_fitted_logistic_rule_finds_the_step_that_pays(dtype: torch.dtype) -> 
 
     def tuned(rule: type[StopRule]) -> float:
         found = rule.candidates(tuning, table)
-        best = calibrate(found, tuning, Account.UPDATES, price=price).policy.rule
+        best = calibrate(found, tuning, CostUnit.UPDATES, price=price).policy.rule
         return test_table.gather(1, decisions(best, test)[:, None]).mean().item()
 
     oracle, fixed = test_table.amin(1).mean().item(), tuned(FixedBudget)
@@ -534,7 +534,7 @@ def test_thresholds_need_a_finite_value() -> None:
 def test_traces_yield_every_step_but_the_last() -> None:
     steps = list(TRACES)
     assert [seen.step for seen in steps] == list(range(T))
-    for name in Seen._fields[1:]:
+    for name in StepObservation._fields[1:]:
         stacked = torch.stack([seen.signal(name) for seen in steps], 1)
         assert torch.equal(stacked, TRACES.signal(name)[:, :T])
 
@@ -569,8 +569,8 @@ def test_losses_alone_will_do_unless_a_rule_says_what_it_lacks(rule: type[StopRu
 def test_what_the_head_has_not_said_cannot_be_returned() -> None:
     decided = torch.full((N,), 2)
     with pytest.raises(InputError, match="hold_logits"):
-        ends(decided, LOSSES_ALONE, Recall.LEARNED)
-    assert ends(decided, LOSSES_ALONE, Recall.NEXT).tolist() == [3] * N
+        returned_steps(decided, LOSSES_ALONE, ReturnedIterate.LEARNED)
+    assert returned_steps(decided, LOSSES_ALONE, ReturnedIterate.NEXT).tolist() == [3] * N
 
 
 def test_losses_must_be_a_matrix() -> None:
@@ -590,10 +590,10 @@ def test_traces_of_unequal_shape_are_refused(name: str) -> None:
 def test_a_gradient_in_hand_is_paid_for_and_its_update_applied() -> None:
     decided = torch.tensor([0, 3, T - 1, T])
     traces = TRACES.select(torch.arange(4))
-    assert ends(decided, traces, Recall.CURRENT).tolist() == [0, 3, T - 1, T]
-    assert ends(decided, traces, Recall.NEXT).tolist() == [1, 4, T, T]
-    assert paid(decided, Account.UPDATES, T).tolist() == [0, 3, T - 1, T]
-    assert paid(decided, Account.GRADIENTS, T).tolist() == [1, 4, T, T]
+    assert returned_steps(decided, traces, ReturnedIterate.CURRENT).tolist() == [0, 3, T - 1, T]
+    assert returned_steps(decided, traces, ReturnedIterate.NEXT).tolist() == [1, 4, T, T]
+    assert steps_charged(decided, CostUnit.UPDATES, T).tolist() == [0, 3, T - 1, T]
+    assert steps_charged(decided, CostUnit.GRADIENTS, T).tolist() == [1, 4, T, T]
 
 
 def test_costs_add_the_price_of_every_step() -> None:
@@ -601,10 +601,10 @@ def test_costs_add_the_price_of_every_step() -> None:
     assert table.tolist() == [[5, 3.5, 3], [1, 1.5, 1]]
 
 
-@pytest.mark.parametrize("account", Account)
-def test_calibration_picks_the_candidate_that_costs_least(account: Account) -> None:
+@pytest.mark.parametrize("account", CostUnit)
+def test_calibration_picks_the_candidate_that_costs_least(account: CostUnit) -> None:
     candidates = [GradientNorm(level / 2) for level in range(-8, 8)]
-    shift = account is Account.GRADIENTS
+    shift = account is CostUnit.GRADIENTS
     means = []
     for candidate in candidates:
         stops = decisions(candidate, TRACES).tolist()
@@ -627,7 +627,7 @@ class Reached(NamedTuple):
     """What a candidate reached, by plain loops."""
 
     rule: StopRule
-    recall: Recall
+    recall: ReturnedIterate
     excess: float
     cost: float
     bound: float
@@ -640,28 +640,28 @@ def stops_on_many(rule: StopRule) -> list[int]:
 
 
 @cache
-def reach(rule: StopRule, recall: Recall, account: Account) -> Reached:
+def reach(rule: StopRule, recall: ReturnedIterate, account: CostUnit) -> Reached:
     losses, scored = MANY.loss.tolist(), MANY.excess.tolist()
     hold = MANY.signal("hold_logits").tolist()
     excess, cost = [], []
     for i, t in enumerate(stops_on_many(rule)):
         after = min(t + 1, T)
         end = {
-            Recall.NEXT: after,
-            Recall.CURRENT: t,
-            Recall.BEST: min(range(min(t, T - 1) + 1), key=losses[i].__getitem__),
-            Recall.LEARNED: t if t < T and hold[i][t] > 0 else after,
+            ReturnedIterate.NEXT: after,
+            ReturnedIterate.CURRENT: t,
+            ReturnedIterate.BEST: min(range(min(t, T - 1) + 1), key=losses[i].__getitem__),
+            ReturnedIterate.LEARNED: t if t < T and hold[i][t] > 0 else after,
         }[recall]
         excess.append(scored[i][end])
-        cost.append(after if account is Account.GRADIENTS else t)
+        cost.append(after if account is CostUnit.GRADIENTS else t)
     bound = fmean(excess) + 1.6448536 * stdev(excess) / math.sqrt(len(excess))
     return Reached(rule, recall, fmean(excess), fmean(cost), bound)
 
 
-@pytest.mark.parametrize("account", Account)
+@pytest.mark.parametrize("account", CostUnit)
 @pytest.mark.parametrize("rule", TUNABLE, ids=lambda rule: rule.__name__)
-def test_calibration_is_brute_force_over_candidates(rule: type[StopRule], account: Account) -> None:
-    recalls = RECALLS[account]
+def test_calibration_is_brute_force_over_candidates(rule: type[StopRule], account: CostUnit) -> None:
+    recalls = RETURNABLE[account]
     gain = (MANY.excess.mean(0)[0] - MANY.excess.mean(0).min()).item() / T
     for name, level in (("price", 0.3), ("budget", 6.0), ("risk", 1.2)):
         table = costs(MANY.excess, level if name == "price" else gain)
@@ -686,11 +686,11 @@ def test_calibration_is_brute_force_over_candidates(rule: type[StopRule], accoun
 
 
 def test_a_rule_calibrates_the_output_it_is_told_to() -> None:
-    found = HazardThreshold.calibrate(MANY, price=0.3, account=Account.GRADIENTS, output=BEFORE)
+    found = HazardThreshold.calibrate(MANY, price=0.3, account=CostUnit.GRADIENTS, output=BEFORE)
     assert isinstance(found.policy.rule, HazardThreshold)
     assert found.policy.rule.output == BEFORE
-    assert found.policy.recall is Recall.NEXT
-    assert HazardThreshold.calibrate(MANY, price=0.3).policy.recall is Recall.CURRENT
+    assert found.policy.recall is ReturnedIterate.NEXT
+    assert HazardThreshold.calibrate(MANY, price=0.3).policy.recall is ReturnedIterate.CURRENT
 
 
 def test_the_risk_bound_holds_as_often_as_it_says() -> None:
@@ -701,7 +701,7 @@ def test_the_risk_bound_holds_as_often_as_it_says() -> None:
     for seed in range(400):
         excess = randn(200, 3, seed=seed) + 1
         bound = calibrate(
-            [FixedBudget(1)], Traces(loss, excess), Account.UPDATES, risk=math.inf
+            [FixedBudget(1)], Traces(loss, excess), CostUnit.UPDATES, risk=math.inf
         ).excess_bound
         accepted += bound <= 1.0
     assert 8 <= accepted <= 33  # 20 expected
@@ -722,10 +722,10 @@ def test_too_few_problems_are_refused() -> None:
 
 
 def test_what_no_candidate_reaches_is_refused_with_the_best_there_is() -> None:
-    least = min(reach(rule, Recall.NEXT, Account.GRADIENTS).cost for rule in [FixedBudget(0)])
+    least = min(reach(rule, ReturnedIterate.NEXT, CostUnit.GRADIENTS).cost for rule in [FixedBudget(0)])
     with pytest.raises(InputError, match=f"at most 0.5 gradients .* attainable is {least:.4g}"):
-        FixedBudget.calibrate(MANY, budget=0.5, account=Account.GRADIENTS)
-    lowest = min(reach(FixedBudget(n), Recall.CURRENT, Account.UPDATES).bound for n in range(T + 1))
+        FixedBudget.calibrate(MANY, budget=0.5, account=CostUnit.GRADIENTS)
+    lowest = min(reach(FixedBudget(n), ReturnedIterate.CURRENT, CostUnit.UPDATES).bound for n in range(T + 1))
     with pytest.raises(InputError, match=f"lowest bound attainable is {lowest:.4g}"):
         FixedBudget.calibrate(MANY, risk=-1.0)
 
@@ -746,9 +746,9 @@ def test_problems_that_diverged_are_left_out_and_counted() -> None:
         GradientNorm.calibrate(few, price=0.3)
 
 
-@pytest.mark.parametrize(("account", "enough"), [(Account.UPDATES, 3), (Account.GRADIENTS, 2)])
+@pytest.mark.parametrize(("account", "enough"), [(CostUnit.UPDATES, 3), (CostUnit.GRADIENTS, 2)])
 def test_a_price_at_which_nothing_is_worth_computing_is_warned_of(
-    account: Account, enough: float
+    account: CostUnit, enough: float
 ) -> None:
     """The first step gains 3, every later one 2; the first gradient is paid for at any price."""
     loss = (40.0 - 2 * torch.arange(13, dtype=DOUBLE)).expand(60, -1).clone()

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from haltwise import InputError
-from haltwise._random import stream
+from haltwise._core.random import stream
 from haltwise.cli import main
-from haltwise.evaluation import Account, Evaluation, stopping_report
+from haltwise.evaluation import CostUnit, Evaluation, stopping_report
 from haltwise.evaluation.records import save_record
 from haltwise.evaluation.statistics import (
     NUM_RESAMPLES,
@@ -57,18 +57,18 @@ def judged(losses: Tensor = LOSSES, stops: Tensor = STOPS, **settings: Any) -> d
     return stopping_report(losses, stops, **settings)
 
 
-def ended(decided: int, account: Account) -> int:
-    return decided if account is Account.UPDATES else min(decided + 1, T)
+def ended(decided: int, account: CostUnit) -> int:
+    return decided if account is CostUnit.UPDATES else min(decided + 1, T)
 
 
-both_accounts = pytest.mark.parametrize("account", Account)
+both_accounts = pytest.mark.parametrize("account", CostUnit)
 
 
 # --- Every figure by brute force -----------------------------------------------------------------
 
 
 @both_accounts
-def test_j_gain_and_regret_are_those_of_a_loop(account: Account) -> None:
+def test_j_gain_and_regret_are_those_of_a_loop(account: CostUnit) -> None:
     report = judged(account=account)
     ends = [ended(stop, account) for stop in STOPS.tolist()]
     rule = [TABLE[i, end].item() for i, end in enumerate(ends)]
@@ -92,7 +92,7 @@ def test_j_gain_and_regret_are_those_of_a_loop(account: Account) -> None:
 
 
 @both_accounts
-def test_gains_at_other_prices(account: Account) -> None:
+def test_gains_at_other_prices(account: CostUnit) -> None:
     report = judged(account=account, prices=[0.02, 0.5])
     for entry, price in zip(report["captured_gain_by_price"], (0.02, 0.5), strict=True):
         assert entry["price"] == price
@@ -107,7 +107,7 @@ def test_gains_at_other_prices(account: Account) -> None:
 
 
 @both_accounts
-def test_dealt_at_random_is_the_mean_over_all_deals(account: Account) -> None:
+def test_dealt_at_random_is_the_mean_over_all_deals(account: CostUnit) -> None:
     report = judged(account=account)
     ends = [ended(stop, account) for stop in STOPS.tolist()]
     dealt = sum(TABLE[i, end].item() for i in range(N) for end in ends) / N**2
@@ -158,7 +158,7 @@ def test_budget_for_loss_inverts_randomized_budget() -> None:
 
 
 @both_accounts
-def test_degeneracy(account: Account) -> None:
+def test_degeneracy(account: CostUnit) -> None:
     from scipy.stats import spearmanr
 
     report = judged(account=account)["degeneracy"]
@@ -173,12 +173,12 @@ def test_degeneracy(account: Account) -> None:
 
 
 @both_accounts
-def test_reliability_counts_what_the_oracle_reaches(account: Account) -> None:
+def test_reliability_counts_what_the_oracle_reaches(account: CostUnit) -> None:
     report = judged(account=account, hazards=HAZARDS)["reliability"]
     cases: dict[int, list[tuple[int, float, bool]]] = {}
     for i in range(N):
         # The decisions 0, 1, ... and what each leads to; the last is forced.
-        options = [TABLE[i, t].item() for t in range(account is Account.GRADIENTS, T + 1)]
+        options = [TABLE[i, t].item() for t in range(account is CostUnit.GRADIENTS, T + 1)]
         best = options.index(min(options))
         for t in range(min(best + 1, len(options) - 1)):
             hazard = HAZARDS[i, t].item()
@@ -221,7 +221,7 @@ def test_a_true_hazard_is_reliable() -> None:
 
 
 @both_accounts
-def test_seconds_count_every_question(account: Account) -> None:
+def test_seconds_count_every_question(account: CostUnit) -> None:
     report = judged(account=account, seconds_per_step=2.0, seconds_per_decision=0.5)
     used = []
     for stop in STOPS.tolist():
@@ -366,7 +366,7 @@ def test_the_same_generator_gives_the_same_report() -> None:
 
 
 @both_accounts
-def test_opponents_are_judged_where_they_were_not_tuned(account: Account) -> None:
+def test_opponents_are_judged_where_they_were_not_tuned(account: CostUnit) -> None:
     report = judged(opponents=True, account=account)
     assert set(report["opponents"]) == {"fixed", "plateau", "patience"}
     rule = report["j"]["rule"]["value"]
@@ -505,7 +505,7 @@ def test_the_command_writes_what_the_call_returns(command: Command, tmp_path: Pa
         STOPS,
         price=PRICE,
         prices=[0.05, 0.2],
-        account=Account.GRADIENTS,
+        account=CostUnit.GRADIENTS,
         hazards=HAZARDS,
         seeds=SEEDS,
         seconds_per_step=0.01,
@@ -605,13 +605,13 @@ def test_records_show_their_stopping_reports(tmp_path: Path) -> None:
     summary: dict[str, Any] = {"optimizer": "act", "family": "f", "price": PRICE, "seed": 1}
     summary["horizon"] = T
     summary["stopping_report"] = {
-        account.value: judged(account=account, hazards=HAZARDS) for account in Account
+        account.value: judged(account=account, hazards=HAZARDS) for account in CostUnit
     }
     save_record(Evaluation(summary, {}), tmp_path)
     text = text_of(write_report(tmp_path, tmp_path / "report.html"))
     assert "Do the stops vary as the oracle’s do?" in text
     assert "Captured gain" in text or "capture least at" in text
-    for account in Account:
+    for account in CostUnit:
         assert f"Counted in {account.value}, the hazard is off by" in text
 
 

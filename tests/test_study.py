@@ -10,20 +10,20 @@ import torch
 from scipy.stats import spearmanr
 
 from haltwise import InputError, load
-from haltwise._random import stream
-from haltwise.evaluation import Account, costs, study_heads, study_stopping
+from haltwise._core.random import stream
+from haltwise.evaluation import CostUnit, costs, study_heads, study_stopping
 from haltwise.evaluation.policies import OPPONENTS, choose_policies
 from haltwise.evaluation.study import AFTER_GRADIENT
-from haltwise.halting.accounts import settle
-from haltwise.halting.stopping import Traces, decisions
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
+from haltwise.stop_rules.accounts import total_cost
+from haltwise.stop_rules import Traces, decisions
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import family
 from haltwise.training import Trainer, TrainingConfig
-from haltwise.unroll import unroll
+from haltwise.rollout.record import unroll
 
 
 @pytest.fixture(scope="module")
-def optimizer(tmp_path_factory: pytest.TempPathFactory) -> LearnedOptimizer:
+def optimizer(tmp_path_factory: pytest.TempPathFactory) -> OptimizerModel:
     """A head trained for a moment on gradient descent."""
     directory: Path = tmp_path_factory.mktemp("study") / "run"
     config = TrainingConfig.from_preset(
@@ -43,16 +43,16 @@ def optimizer(tmp_path_factory: pytest.TempPathFactory) -> LearnedOptimizer:
     return load(directory)
 
 
-def test_its_figures_are_those_of_every_seed_by_itself(optimizer: LearnedOptimizer) -> None:
+def test_its_figures_are_those_of_every_seed_by_itself(optimizer: OptimizerModel) -> None:
     source, seeds = family("regression-10d-smooth"), [3, 8, 5]
     results = study_stopping(
         optimizer, [source], prices=[0.05, 0.5], horizon=12, seeds=seeds, num_problems=120
     )
     assert [(result["price"], result["account"]) for result in results] == [
-        (price, account.value) for price in (0.05, 0.5) for account in Account
+        (price, account.value) for price in (0.05, 0.5) for account in CostUnit
     ]
     for result in results:
-        price, account = result["price"], Account(result["account"])
+        price, account = result["price"], CostUnit(result["account"])
         gains: dict[str, list[float]] = {}
         margins, worse = [], []
         for seed in seeds:
@@ -65,7 +65,7 @@ def test_its_figures_are_those_of_every_seed_by_itself(optimizer: LearnedOptimiz
             table = costs(test.excess, price).double()
             fixed, oracle = table.mean(0).min().item(), table.min(1).values.mean().item()
             j = {
-                name: settle(test, decisions(rule, test), account, recall, price=price)
+                name: total_cost(test, decisions(rule, test), account, recall, price=price)
                 .double()
                 .mean()
                 .item()
@@ -92,7 +92,7 @@ def test_its_figures_are_those_of_every_seed_by_itself(optimizer: LearnedOptimiz
         assert result["failures"] == worse
 
 
-def test_bad_input_is_refused(optimizer: LearnedOptimizer) -> None:
+def test_bad_input_is_refused(optimizer: OptimizerModel) -> None:
     source = family("regression-10d-smooth")
     for seeds, price, num, message in (
         ([1], 0.1, 200, "at least 2 seeds, got 1"),
@@ -105,12 +105,12 @@ def test_bad_input_is_refused(optimizer: LearnedOptimizer) -> None:
             )
 
 
-def test_heads_are_compared_on_the_same_trajectories(optimizer: LearnedOptimizer) -> None:
+def test_heads_are_compared_on_the_same_trajectories(optimizer: OptimizerModel) -> None:
     source, seeds = family("regression-10d-smooth"), [3, 8]
     settings: dict[str, Any] = {"prices": [0.05], "horizon": 12, "num_problems": 120}
     settings["seeds"] = seeds
     alone = study_stopping(optimizer, [source], **settings)
-    new = LearnedOptimizer(optimizer.config)  # says what the priors say
+    new = OptimizerModel(optimizer.config)  # says what the priors say
     new.card = optimizer.card
     results = study_heads({"trained": optimizer, "new": new}, [source], **settings)
     for single, result in zip(alone, results, strict=True):
@@ -123,12 +123,12 @@ def test_heads_are_compared_on_the_same_trajectories(optimizer: LearnedOptimizer
         if result["account"] == "gradients":
             after = result["heads"][AFTER_GRADIENT]
             assert after["captured_gain"] == gains["rule_after_gradient"]
-    other = LearnedOptimizer(OptimizerConfig("sgd", {"learning_rate": 0.05}))
+    other = OptimizerModel(ModelConfig("sgd", {"learning_rate": 0.05}))
     with pytest.raises(InputError, match="trajectories of one rule"):
         study_heads({"one": optimizer, "other": other}, [source], **settings)
 
 
-def test_families_are_pooled(optimizer: LearnedOptimizer) -> None:
+def test_families_are_pooled(optimizer: OptimizerModel) -> None:
     sources = [family("regression-10d-smooth"), family("regression-2d")]
     (result, _) = study_stopping(
         optimizer, sources, prices=[0.05], horizon=12, seeds=[3, 8], num_problems=121
@@ -152,10 +152,10 @@ def test_families_are_pooled(optimizer: LearnedOptimizer) -> None:
         )
         table = costs(traces.excess, 0.05).double()
         fixed, best = table.mean(0).min().item(), table.min(1)
-        policies = choose_policies(optimizer, tune_on, Account.UPDATES, 0.05)
+        policies = choose_policies(optimizer, tune_on, CostUnit.UPDATES, 0.05)
         rule, recall = policies["gradient_norm"]
         stops = decisions(rule, traces)
-        j = settle(traces, stops, Account.UPDATES, recall, price=0.05).double().mean().item()
+        j = total_cost(traces, stops, CostUnit.UPDATES, recall, price=0.05).double().mean().item()
         gains.append((fixed - j) / (fixed - best.values.mean().item()))
         correlations.append(spearmanr(stops, best.indices).statistic)
     assert result["captured_gain"]["gradient_norm"]["by_seed"] == pytest.approx(gains)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from haltwise import tasks
-from haltwise._errors import InputError
+from haltwise._core.errors import InputError
 from haltwise.tasks import (
     TaskBatch,
     TaskFamily,

@@ -34,8 +34,8 @@ from torch.testing import assert_close
 
 import haltwise
 from haltwise import InputError
-from haltwise._tensors import map_tensors
-from haltwise.execution import execute
+from haltwise._core.tensors import map_tensors
+from haltwise.rollout.early_exit import execute
 from haltwise.halting import (
     AFTER,
     GravesPosterior,
@@ -43,12 +43,12 @@ from haltwise.halting import (
     SoftmaxPosterior,
     StickBreakingPosterior,
 )
-from haltwise.halting.accounts import Policy, Recall
-from haltwise.halting.stopping import Seen
-from haltwise.optimizer import OptimizerConfig
+from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate
+from haltwise.stop_rules import StepObservation
+from haltwise.models.optimizer_model import ModelConfig
 from haltwise.tasks import family
-from haltwise.torch_optim import LearnedOptimizer
-from haltwise.unroll import unroll
+from haltwise.interfaces.torch_optim import LearnedOptimizer
+from haltwise.rollout.record import unroll
 
 DOUBLE = torch.float64
 Factory = Callable[..., torch.optim.Optimizer]
@@ -68,11 +68,11 @@ def tiny(
     price: float | None = 0.05,
     seed: int = 1,
     **settings: Any,
-) -> haltwise.LearnedOptimizer:
+) -> haltwise.OptimizerModel:
     """A random optimizer whose head has something to say."""
     settings = settings or ({"hidden_size": 3} if rule == "lstm" else {"learning_rate": 0.1})
-    config = OptimizerConfig(rule, settings, head_width=5, head_memory=4)
-    optimizer = haltwise.LearnedOptimizer(config, seeded(seed))
+    config = ModelConfig(rule, settings, head_width=5, head_memory=4)
+    optimizer = haltwise.OptimizerModel(config, seeded(seed))
     nn.init.normal_(optimizer.head.weights[-1], std=0.5, generator=seeded(seed))
     card: dict[str, Any] = {"horizon": 7}
     if posterior is not None:
@@ -584,7 +584,7 @@ def test_distributed_data_parallel(name: str) -> None:
 
 # --- Ours is the library's optimizer -------------------------------------------------------------
 
-WEIGHTS: dict[str, Callable[[], haltwise.LearnedOptimizer]] = {
+WEIGHTS: dict[str, Callable[[], haltwise.OptimizerModel]] = {
     "shipped": lambda: haltwise.load("regression-10d"),
     "thesis": lambda: haltwise.load("regression-2d-thesis"),
     "mode": lambda: haltwise.load("regression-2d-mode"),
@@ -633,7 +633,7 @@ def test_steps_equal_those_on_the_flat_problem(weights: str, chunk_size: int) ->
         kind = config["posterior"]
         words = halting.increments if kind == "softmax" else halting.hazard_logits
         said.append(words[:, AFTER])
-        seen = Seen(step, loss.detach().view(1), None, *halting)
+        seen = StepObservation(step, loss.detach().view(1), None, *halting)
         stop, memory = rule.step(seen, memory)
         stopped = stopped or bool(stop)
         assert optimizer.should_stop == stopped
@@ -651,7 +651,7 @@ def test_it_stops_after_as_many_gradients_as_execute_and_moves_as_unroll(name: s
     problems = map_tensors(family(config["family"]).sample(6, seeded()), Tensor.double)
     learned = copy.deepcopy(learned).double()
     price = torch.full((6,), config["price"], dtype=DOUBLE)
-    policy = Policy(learned.policy().rule, Recall.NEXT)
+    policy = StopPolicy(learned.policy().rule, ReturnedIterate.NEXT)
     result = execute(learned, problems, policy, price, config["horizon"])
     whole = unroll(learned, problems, 10, price).recording.params
     for problem in range(6):
@@ -933,7 +933,7 @@ def test_without_the_loss_it_does_not_pretend_to_know() -> None:
     ],
 )
 def test_weights_that_cannot_halt_say_so(
-    learned: Callable[[], haltwise.LearnedOptimizer], said: str
+    learned: Callable[[], haltwise.OptimizerModel], said: str
 ) -> None:
     (param,) = given_grads((3,))
     optimizer = LearnedOptimizer([param], learned())
@@ -1063,7 +1063,7 @@ def test_a_state_is_a_copy_on_both_ways() -> None:
 
 
 def test_the_digest_is_of_all_that_moving_and_stopping_depend_on() -> None:
-    def digest(learned: haltwise.LearnedOptimizer | str) -> str:
+    def digest(learned: haltwise.OptimizerModel | str) -> str:
         found: str = LearnedOptimizer(given_grads((2,)), learned).param_groups[0]["digest"]
         return found
 
@@ -1100,7 +1100,7 @@ def test_state_is_made_at_the_first_step_and_as_large_as_documented() -> None:
 
 _PEAK = """
 import torch
-from haltwise.torch_optim import LearnedOptimizer
+from haltwise.interfaces.torch_optim import LearnedOptimizer
 
 torch.set_num_threads(1)
 

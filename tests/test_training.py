@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from haltwise import InputError, load, rules
-from haltwise._random import stream
-from haltwise.checkpoint import load_tensors, save_tensors
-from haltwise.halting.accounts import costs
-from haltwise.halting.stopping import HazardThreshold, PonderThreshold, PosteriorMode
-from haltwise.optimizer import OptimizerConfig
-from haltwise.runlog import read_log
+from haltwise import update_rules as rules
+from haltwise import InputError, load
+from haltwise._core.random import stream
+from haltwise._core.files import load_tensors, save_tensors
+from haltwise.stop_rules.accounts import costs
+from haltwise.stop_rules import HazardThreshold, PonderThreshold, PosteriorMode
+from haltwise.models.optimizer_model import ModelConfig
+from haltwise.training.run.log import read_log
 from haltwise.tasks import family
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
-from haltwise.training.directory import RunDirectory
+from haltwise.training.run.directory import RunDirectory
 from haltwise.training.problems import FamilyProblems
-from haltwise.unroll import record
+from haltwise.rollout.record import record
 
 
 def tiny(preset: str = "act", **changes: object) -> TrainingConfig:
@@ -82,7 +83,7 @@ def test_a_head_is_trained_for_the_rule_of_another_run(tmp_path: Path) -> None:
     begun = Trainer(again, tmp_path / "head").optimizer.state_dict()
     assert all(torch.equal(begun[name], value) for name, value in weights.items())
     with pytest.raises(InputError, match="has other settings"):
-        Trainer(replace(again, optimizer=OptimizerConfig(head_memory=3)), tmp_path / "odd")
+        Trainer(replace(again, optimizer=ModelConfig(head_memory=3)), tmp_path / "odd")
     (tmp_path / "lstm" / "best.safetensors").unlink()  # not needed any more
     assert Trainer.resume(tmp_path / "act").step == 6
     with pytest.raises(InputError, match="drop rule"):
@@ -91,7 +92,7 @@ def test_a_head_is_trained_for_the_rule_of_another_run(tmp_path: Path) -> None:
     config = replace(config, rule_from=str(tmp_path / "again"))
     with pytest.raises(InputError, match="other settings"):
         Trainer(
-            replace(config, optimizer=OptimizerConfig(rule_settings={"hidden_size": 8})),
+            replace(config, optimizer=ModelConfig(rule_settings={"hidden_size": 8})),
             tmp_path / "other",
         )
 
@@ -233,7 +234,7 @@ def test_the_rule_is_frozen_at_its_best_while_the_head_goes_on(tmp_path: Path) -
 
 
 def by_adam(**changes: object) -> TrainingConfig:
-    optimizer = OptimizerConfig("adam", {"learning_rate": 0.3})
+    optimizer = ModelConfig("adam", {"learning_rate": 0.3})
     return replace(tiny(), optimizer=optimizer, **changes)  # type: ignore[arg-type]
 
 

@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 from torch.testing import assert_close
 
-from haltwise._errors import InputError
+from haltwise._core.errors import InputError
 from haltwise._kernels import plain_lstm_step
-from haltwise._tensors import strip
-from haltwise.halting.head import HaltingHead, HaltingOutput
-from haltwise.halting.signals import (
+from haltwise._core.tensors import sub_state
+from haltwise.halting.halter import Halter, HaltingOutput
+from haltwise.processes.signals import (
     extract_features,
     init_features,
     init_signals,
     measure_signals,
 )
-from haltwise.optimizer import LearnedOptimizer, OptimizerConfig
-from haltwise.rules import Adam, State
+from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
+from haltwise.update_rules import Adam, State
 from haltwise.tasks import Evaluation, Observation, TaskBatch, family
-from haltwise.unroll import Trajectory, backpropagate, record, unroll
+from haltwise.rollout.record import Trajectory, backpropagate, record, unroll
 
 DOUBLE = torch.float64
 B, D, T = 3, 4, 7
@@ -65,14 +65,14 @@ PRICE = torch.tensor([0.05, 0.3, 2.0], dtype=DOUBLE)
 
 def make(
     rule: str = "lstm", settings: dict[str, Any] | None = None, **head: Any
-) -> LearnedOptimizer:
+) -> OptimizerModel:
     """An optimizer in float64 none of whose weights is zero, so that every path counts."""
-    config = OptimizerConfig(
+    config = ModelConfig(
         rule,
         LSTM if settings is None else settings,
         **{"head_width": 5, "head_memory": 4, **head},
     )
-    optimizer = LearnedOptimizer(config, seeded()).double()
+    optimizer = OptimizerModel(config, seeded()).double()
     with torch.no_grad():
         for index, weight in enumerate(optimizer.parameters()):
             weight.add_(randn(*weight.shape, seed=index), alpha=0.2)
@@ -86,7 +86,7 @@ def cotangents() -> tuple[Tensor, HaltingOutput]:
     )
 
 
-def gradients(optimizer: LearnedOptimizer) -> dict[str, Tensor]:
+def gradients(optimizer: OptimizerModel) -> dict[str, Tensor]:
     found = {
         name: torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
         for name, weight in optimizer.named_parameters()
@@ -96,7 +96,7 @@ def gradients(optimizer: LearnedOptimizer) -> dict[str, Tensor]:
 
 
 def spoken(
-    head: HaltingHead, features: Tensor, readout: Tensor, memory: dict[str, Tensor]
+    head: Halter, features: Tensor, readout: Tensor, memory: dict[str, Tensor]
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """What the head says at one step, written out; its memory takes the read-out as data."""
     inputs = torch.cat(
@@ -121,7 +121,7 @@ def spoken(
 
 
 def autograd_oracle(
-    optimizer: LearnedOptimizer,
+    optimizer: OptimizerModel,
     batch: TaskBatch,
     excess_weights: Tensor,
     halting_weights: HaltingOutput,
@@ -251,9 +251,9 @@ def test_a_trajectory_is_what_a_plain_loop_records(memory: int) -> None:
         assert_close(recording.log_grad_norm[:, step], rms.log(), rtol=1e-13, atol=1e-13)
         if step == T:
             break
-        kept += [strip(state, "rule.")] * (step % 3 == 0)
+        kept += [sub_state(state, "rule.")] * (step % 3 == 0)
         with torch.no_grad():
-            update, readout, _ = optimizer.rule.step(seen.grad, strip(state, "rule."))
+            update, readout, _ = optimizer.rule.step(seen.grad, sub_state(state, "rule."))
         taken = optimizer.step(step, seen.loss, seen.grad, PRICE, state)
         assert not taken.update.requires_grad
         assert torch.equal(taken.update, update)
@@ -379,8 +379,8 @@ def test_bad_arguments_are_refused(
 
 
 def test_an_untrained_head_reproduces_the_prior() -> None:
-    optimizer = LearnedOptimizer(
-        OptimizerConfig(rule_settings=LSTM, temperature_per_price=0.5), seeded()
+    optimizer = OptimizerModel(
+        ModelConfig(rule_settings=LSTM, temperature_per_price=0.5), seeded()
     ).double()
     trajectory = unroll(optimizer, BATCHES["noisy"], T, PRICE)
     increments = trajectory.halting.increments
@@ -399,14 +399,14 @@ def test_an_untrained_head_reproduces_the_prior() -> None:
 def test_the_temperature_follows_the_price_unless_it_is_fixed(
     settings: dict[str, Any], temperature: Tensor
 ) -> None:
-    optimizer = LearnedOptimizer(OptimizerConfig(rule_settings=LSTM, **settings))
+    optimizer = OptimizerModel(ModelConfig(rule_settings=LSTM, **settings))
     assert_close(optimizer.temperature(PRICE), temperature)
     assert_close(optimizer.log_ratio(PRICE), -PRICE / temperature)
 
 
 def test_given_weights_make_the_same_optimizer_frozen() -> None:
     optimizer = make()
-    twin = LearnedOptimizer.from_weights(optimizer.config, optimizer.float().state_dict())
+    twin = OptimizerModel.from_weights(optimizer.config, optimizer.float().state_dict())
     assert not any(weight.requires_grad for weight in twin.parameters())
     batch = family("quadratic-10d").sample(2, seeded())
     price = torch.tensor([0.1, 0.2])

@@ -16,8 +16,8 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from haltwise import InputError
-from haltwise.checkpoint import load_tensors
-from haltwise.runlog import read_log
+from haltwise._core.files import load_tensors
+from haltwise.training.run.log import read_log
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.training import Trainer, TrainingConfig, Workers
 from haltwise.training.problems import FamilyProblems

@@ -1,14 +1,14 @@
-"""Learned optimizers for PyTorch that know when to stop."""
+"""Stop any iterative process when its next step is not worth its price."""
 
-from haltwise import torch_optim
-from haltwise._errors import InputError
-from haltwise._version import __version__
-from haltwise.execution import Outcome
-from haltwise.minimization import minimize
-from haltwise.monitor import HaltingMonitor
-from haltwise.optimizer import LearnedOptimizer
-from haltwise.pretrained import load
-from haltwise.solving import Solution, solve
+from haltwise._core.errors import InputError
+from haltwise._core.version import __version__
+from haltwise.interfaces.monitor import HaltingMonitor
+from haltwise.interfaces.scipy import minimize
+from haltwise.interfaces.solve import Solution, solve
+from haltwise.interfaces.torch_optim import LearnedOptimizer
+from haltwise.models.loading import load
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.rollout.early_exit import Outcome
 from haltwise.tasks.function import FunctionBatch
 
 __all__ = [
@@ -16,11 +16,11 @@ __all__ = [
     "HaltingMonitor",
     "InputError",
     "LearnedOptimizer",
+    "OptimizerModel",
     "Outcome",
     "Solution",
     "__version__",
     "load",
     "minimize",
     "solve",
-    "torch_optim",
 ]

@@ -6,8 +6,8 @@ from typing import TextIO
 
 import click
 
-from haltwise._errors import CheckpointWarning, InputError
-from haltwise._version import __version__
+from haltwise._core.errors import CheckpointWarning, InputError
+from haltwise._core.version import __version__
 from haltwise.cli.diagnose import diagnose
 from haltwise.cli.evaluate import evaluate
 from haltwise.cli.explore import explore

@@ -8,13 +8,13 @@ import click
 import torch
 from rich.console import Console
 
-from haltwise import pretrained
-from haltwise._errors import require
-from haltwise.checkpoint import write_atomically
+from haltwise.models import loading
+from haltwise._core.errors import require
+from haltwise._core.files import write_atomically
 from haltwise.cli.options import data_directory, family_of
 from haltwise.cli.options import family_settings as family_settings_option
-from haltwise.diagnosis import diagnose as look_at
-from haltwise.evaluation._json import plain
+from haltwise.evaluation.diagnosis import diagnose as look_at
+from haltwise._core.json import plain
 
 __all__ = ["diagnose"]
 
@@ -53,7 +53,7 @@ def diagnose(
     if threads is not None:
         require(threads >= 1, f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    optimizer = pretrained.load(run_or_name)
+    optimizer = loading.load(run_or_name)
     drawn = family_of(optimizer.card["config"], family, family_settings)
     num = min(128, max(8, _COORDINATES // drawn.dim)) if num_problems is None else num_problems
     with Console(stderr=True).status("looking"):

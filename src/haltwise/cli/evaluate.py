@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from haltwise import pretrained
-from haltwise._errors import require
-from haltwise.checkpoint import write_atomically
+from haltwise.models import loading
+from haltwise._core.errors import require
+from haltwise._core.files import write_atomically
 from haltwise.cli.options import data_directory, device_option, family_of, joined
 from haltwise.cli.options import family_settings as family_settings_option
-from haltwise.evaluation import Account, Contender
+from haltwise.evaluation import CostUnit, Contender
 from haltwise.evaluation import evaluate as run_evaluation
 from haltwise.evaluation.records import save_record
 from haltwise.tasks import label
@@ -115,21 +115,21 @@ def evaluate(
     path = save_record(evaluation, out or _directory(run_or_name))
     if json_path is not None:
         write_atomically(json_path, (json.dumps(evaluation.summary, indent=1) + "\n").encode())
-    for account in Account:
+    for account in CostUnit:
         Console().print(_table(evaluation.summary, account.value))
     click.echo(str(path))
 
 
 def _contender(name_or_path: str) -> Contender:
     """The optimizer, called by its shipped name or the last part of its path."""
-    return Contender(Path(name_or_path).name, pretrained.load(name_or_path))
+    return Contender(Path(name_or_path).name, loading.load(name_or_path))
 
 
 def _directory(run_or_name: str) -> Path:
     """Where the records go unless told otherwise."""
-    if run_or_name in pretrained.names():
+    if run_or_name in loading.names():
         return Path("runs") / run_or_name
-    return pretrained.run_directory(run_or_name)
+    return loading.run_directory(run_or_name)
 
 
 def _baseline(run_or_name: str, baseline: str | None) -> Contender | None:
@@ -137,7 +137,7 @@ def _baseline(run_or_name: str, baseline: str | None) -> Contender | None:
         return None
     if baseline is None:
         baseline = f"{run_or_name}-lstm"
-        if baseline not in pretrained.names():
+        if baseline not in loading.names():
             return None
     contender = _contender(baseline)
     posterior = contender.optimizer.card["config"]["posterior"]

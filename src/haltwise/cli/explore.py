@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from haltwise import pretrained
+from haltwise.models import loading
 from haltwise import report as pages
 from haltwise.cli.options import family_of
 from haltwise.cli.options import family_settings as family_settings_option
@@ -43,7 +43,7 @@ def explore(
     Contours and path, q(t|x,T), hazard and delta_t as the steps advance, and where it would have
     stopped at any price.
     """
-    config = pretrained.read_card(run_or_name)["config"]
+    config = loading.read_card(run_or_name)["config"]
     page = pages.write_explorer(
         run_or_name,
         family_of(config, family, family_settings),

@@ -7,8 +7,8 @@ import click
 import torch
 
 from haltwise import _kernels
-from haltwise._version import __version__
-from haltwise.data import DIRECTORY_VARIABLE
+from haltwise._core.version import __version__
+from haltwise.datasets import DIRECTORY_VARIABLE
 
 __all__ = ["info"]
 

@@ -2,7 +2,7 @@
 
 import click
 
-from haltwise import pretrained
+from haltwise.models import loading
 from haltwise.tasks import families
 
 __all__ = ["list_"]
@@ -18,10 +18,10 @@ def list_() -> None:
     for name, family in known.items():
         click.echo(f"  {name:<{longest}} {family.dim:>{width}} parameters  {_first_line(family)}")
     click.echo("Shipped optimizers (haltwise evaluate NAME, haltwise.load(NAME)):")
-    shipped = pretrained.names()
+    shipped = loading.names()
     longest = max(map(len, shipped))
     for name in shipped:
-        config = pretrained.read_card(name)["config"]
+        config = loading.read_card(name)["config"]
         click.echo(
             f"  {name:<{longest}} family {config['family']}, {config['horizon']} steps, "
             f"price {config['price']:g} per step, preset {config['preset']}"

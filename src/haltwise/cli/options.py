@@ -10,10 +10,10 @@ from typing import Any
 import click
 import torch
 
-from haltwise._errors import InputError, require
-from haltwise.data import DIRECTORY_VARIABLE
+from haltwise._core.errors import InputError, require
+from haltwise.datasets import DIRECTORY_VARIABLE
 from haltwise.tasks import TaskFamily, family
-from haltwise.workers import Workers
+from haltwise._core.workers import Workers
 
 __all__ = [
     "data_directory",

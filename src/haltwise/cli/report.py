@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from haltwise import pretrained
+from haltwise.models import loading
 from haltwise import report as pages
 
 __all__ = ["report"]
@@ -17,5 +17,5 @@ __all__ = ["report"]
 )
 def report(run: Path, out: Path | None) -> None:
     """Write an HTML report of the evaluations in the directory RUN."""
-    run = pretrained.run_directory(run)
+    run = loading.run_directory(run)
     click.echo(str(pages.write_report(run, out or run / "report.html")))

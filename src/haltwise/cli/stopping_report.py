@@ -14,9 +14,9 @@ from rich.table import Table
 from torch import Tensor
 
 from haltwise import report as pages
-from haltwise._errors import InputError, require
-from haltwise.checkpoint import write_atomically
-from haltwise.evaluation import Account
+from haltwise._core.errors import InputError, require
+from haltwise._core.files import write_atomically
+from haltwise.evaluation import CostUnit
 from haltwise.evaluation import stopping_report as judge
 from haltwise.report.stopping import conclusion, contenders_table, degeneracy_table, warnings
 from haltwise.report.tables import Table as Contents
@@ -34,9 +34,9 @@ __all__ = ["stopping_report"]
 )
 @click.option(
     "--account",
-    default=Account.UPDATES.value,
+    default=CostUnit.UPDATES.value,
     show_default=True,
-    type=click.Choice([account.value for account in Account]),
+    type=click.Choice([account.value for account in CostUnit]),
     help="updates: a stop at t costs t. gradients: it costs t + 1 and ends at theta_{t+1}.",
 )
 @click.option(
@@ -78,7 +78,7 @@ def stopping_report(
         _integers(arrays, "stops"),
         price=price,
         prices=None if prices is None else _prices(prices),
-        account=Account(account),
+        account=CostUnit(account),
         hazards=_numbers(arrays, "hazards") if "hazards" in arrays else None,
         observed=_numbers(arrays, "observed") if "observed" in arrays else None,
         seeds=_integers(arrays, seed_array or "seeds") if seed_array or "seeds" in arrays else None,

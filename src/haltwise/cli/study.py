@@ -10,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from haltwise import pretrained
-from haltwise._errors import require
-from haltwise.checkpoint import write_atomically
+from haltwise.models import loading
+from haltwise._core.errors import require
+from haltwise._core.files import write_atomically
 from haltwise.cli.options import data_directory, device_option, families_of
 from haltwise.cli.options import family_settings as family_settings_option
-from haltwise.evaluation import Account, study_heads, study_stopping
+from haltwise.evaluation import CostUnit, study_heads, study_stopping
 from haltwise.tasks import label
 
 __all__ = ["study"]
@@ -84,7 +84,7 @@ def study(
     if threads is not None:
         require(threads >= 1, f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    optimizer = pretrained.load(run_or_name)
+    optimizer = loading.load(run_or_name)
     config = optimizer.card["config"]
     require(
         config["posterior"] != "none",
@@ -96,7 +96,7 @@ def study(
         name, equals, run = entry.partition("=")
         require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
         require(name not in heads, f"two heads are called {name!r}; choose another NAME in --head")
-        heads[name] = pretrained.load(run)
+        heads[name] = loading.load(run)
     named = families or (config["family"], *config.get("mixed_with", ()))
     names = [label(name) for name in named]
     with Console(stderr=True).status("starting") as status:
@@ -119,7 +119,7 @@ def study(
     }
     if json_path is not None:
         write_atomically(json_path, (json.dumps(document, indent=1) + "\n").encode())
-    for account in Account:
+    for account in CostUnit:
         Console().print((_heads_table if others else _table)(document, account.value))
 
 

@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from haltwise import pretrained
-from haltwise._errors import InputError, require
-from haltwise.checkpoint import make_directory, write_atomically
+from haltwise.models import loading
+from haltwise._core.errors import InputError, require
+from haltwise._core.files import make_directory, write_atomically
 from haltwise.tasks import label
 
 __all__ = ["sweep"]
@@ -101,7 +101,7 @@ def _run(job: _Job, directory: Path) -> dict[str, Any]:
         said = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
         return result | {"error": said[-1]}
     try:
-        return result | {"metrics": pretrained.read_card(run)["metrics"]}
+        return result | {"metrics": loading.read_card(run)["metrics"]}
     except InputError as error:
         return result | {"error": str(error)}
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
 
-from haltwise import pretrained
-from haltwise._errors import InputError, require
+from haltwise.models import loading
+from haltwise._core.errors import InputError, require
 from haltwise.cli.options import data_directory, device_option, joined, parse_settings
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.tasks import label
@@ -125,7 +125,7 @@ def train(
     if resume is not None:
         require(family is None, "--resume takes family and settings from the run; drop the rest")
         where = _place(device, tensorboard)
-        run_trainer(Trainer.resume(pretrained.run_directory(resume), **where), where["workers"])
+        run_trainer(Trainer.resume(loading.run_directory(resume), **where), where["workers"])
         return
     if family is None:
         raise InputError("name a family, or a run with --resume; `haltwise list` shows both")

@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from haltwise import pretrained
-from haltwise._errors import require
-from haltwise.checkpoint import write_atomically
+from haltwise.models import loading
+from haltwise._core.errors import require
+from haltwise._core.files import write_atomically
 from haltwise.cli.options import parse_settings
 from haltwise.cli.train import run_trainer
 from haltwise.evaluation import study_runs
-from haltwise.recorded_runs import RecordedRuns
+from haltwise.recordings.runs import RecordedRuns
 from haltwise.training import Trainer, monitor_config
 
 __all__ = ["train_monitor"]
@@ -81,7 +81,7 @@ def train_monitor(
     run_trainer(Trainer(config, directory, command=command))
     if test is not None:
         tuning = RecordedRuns.load(runs, config.horizon)
-        found = study_runs(pretrained.load(directory), test, tuning, price=price)
+        found = study_runs(loading.load(directory), test, tuning, price=price)
         Console().print(_table(found))
         if json_path is not None:
             write_atomically(json_path, (json.dumps(found, indent=1) + "\n").encode())

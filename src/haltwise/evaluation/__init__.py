@@ -4,17 +4,17 @@ from haltwise.evaluation.evaluate import Contender, Evaluation, evaluate
 from haltwise.evaluation.statistics import Interval, captured_gain
 from haltwise.evaluation.stopping import stopping_report
 from haltwise.evaluation.study import study_heads, study_runs, study_stopping
-from haltwise.halting.accounts import Account, calibrate, costs, ends
+from haltwise.stop_rules.accounts import CostUnit, calibrate, costs, returned_steps
 
 __all__ = [
-    "Account",
+    "CostUnit",
     "Contender",
     "Evaluation",
     "Interval",
     "calibrate",
     "captured_gain",
     "costs",
-    "ends",
+    "returned_steps",
     "evaluate",
     "stopping_report",
     "study_heads",

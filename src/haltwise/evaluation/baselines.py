@@ -9,10 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._tensors import widened
-from haltwise.rules import SGD, Adam, RMSprop, Rule
+from haltwise._core.tensors import widened
+from haltwise.update_rules import SGD, Adam, RMSprop, UpdateRule
 from haltwise.tasks import TaskBatch
-from haltwise.workers import Workers
+from haltwise._core.workers import Workers
 
 __all__ = [
     "HAND_DESIGNED",
@@ -24,7 +24,7 @@ __all__ = [
     "tune_rule",
 ]
 
-HAND_DESIGNED: Mapping[str, Callable[[float], Rule]] = MappingProxyType(
+HAND_DESIGNED: Mapping[str, Callable[[float], UpdateRule]] = MappingProxyType(
     {
         "sgd": SGD,
         "nesterov": lambda learning_rate: SGD(learning_rate, momentum=0.9, nesterov=True),
@@ -50,7 +50,7 @@ class TunedRule:
         at_edge: Whether that is an end of the grid, so that a wider one might do better.
     """
 
-    rule: Rule
+    rule: UpdateRule
     learning_rate: float
     at_edge: bool
 
@@ -72,7 +72,7 @@ class Curves:
 
 
 @torch.no_grad()
-def loss_curves(rule: Rule, batch: TaskBatch, num_steps: int) -> Curves:
+def loss_curves(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Curves:
     """T steps of `rule` on every problem."""
     params, state, seen = batch.start, rule.init(batch.start), []
     for step in range(num_steps):
@@ -88,7 +88,7 @@ def loss_curves(rule: Rule, batch: TaskBatch, num_steps: int) -> Curves:
 
 
 def tune_rule(
-    make: Callable[[float], Rule], batch: TaskBatch, num_steps: int, workers: Workers | None = None
+    make: Callable[[float], UpdateRule], batch: TaskBatch, num_steps: int, workers: Workers | None = None
 ) -> TunedRule:
     """The learning rate with the least mean excess over problems and steps 1..T on `batch`.
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haltwise.halting.accounts import RECALLS, Account, calibrate, costs, settle
-from haltwise.halting.stopping import Patience, Plateau, StopRule, Traces, decide_all
+from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, calibrate, costs, total_cost
+from haltwise.stop_rules import Patience, Plateau, StopRule, Traces, decide_all
 
 __all__ = ["OPPONENTS", "cross_fitted", "halves"]
 
@@ -35,7 +35,7 @@ def halves(num: int, clusters: Tensor | None, generator: torch.Generator) -> Ten
 
 
 def cross_fitted(
-    seen: Tensor, losses: Tensor, half: Tensor, account: Account, price: float
+    seen: Tensor, losses: Tensor, half: Tensor, account: CostUnit, price: float
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """J of every opponent on every problem, each tuned on the half that the problem is not in.
 
@@ -75,11 +75,11 @@ def cross_fitted(
     return result, settings
 
 
-def _settled(rules: Sequence[StopRule], traces: Traces, account: Account, price: float) -> Tensor:
+def _settled(rules: Sequence[StopRule], traces: Traces, account: CostUnit, price: float) -> Tensor:
     """J of each rule and problem, the account's default being returned, [len(rules), n]."""
     return torch.stack(
         [
-            settle(traces, decided, account, RECALLS[account][0], price=price)
+            total_cost(traces, decided, account, RETURNABLE[account][0], price=price)
             for _, decided in decide_all(rules, traces)
         ]
     )

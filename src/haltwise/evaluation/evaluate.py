@@ -8,11 +8,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
-from haltwise._random import stream
-from haltwise._tensors import map_tensors
-from haltwise._version import __version__
-from haltwise.evaluation._json import plain
+from haltwise._core.errors import require
+from haltwise._core.random import stream
+from haltwise._core.tensors import map_tensors
+from haltwise._core.version import __version__
+from haltwise._core.json import plain
 from haltwise.evaluation.baselines import (
     HAND_DESIGNED,
     Curves,
@@ -28,29 +28,29 @@ from haltwise.evaluation.statistics import (
     randomized_budget,
 )
 from haltwise.evaluation.stopping import MIN_PROBLEMS, stopping_report
-from haltwise.execution import Outcome, execute
-from haltwise.halting.accounts import (
-    Account,
-    Policy,
-    Recall,
+from haltwise.rollout.early_exit import Outcome, execute
+from haltwise.stop_rules.accounts import (
+    CostUnit,
+    StopPolicy,
+    ReturnedIterate,
     costs,
-    ends,
-    paid,
-    settle,
+    returned_steps,
+    steps_charged,
+    total_cost,
 )
-from haltwise.halting.head import AFTER, BEFORE
-from haltwise.halting.stopping import (
+from haltwise.halting.halter import AFTER, BEFORE
+from haltwise.stop_rules import (
     FixedBudget,
     HazardThreshold,
     StopRule,
     Traces,
     decisions,
 )
-from haltwise.optimizer import LearnedOptimizer
+from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.tasks import TaskBatch, TaskFamily
 from haltwise.tasks.module import ModuleBatch
-from haltwise.unroll import Recording, Trajectory, unroll
-from haltwise.workers import Workers
+from haltwise.rollout.record import Recording, Trajectory, unroll
+from haltwise._core.workers import Workers
 
 __all__ = ["Contender", "Evaluation", "evaluate"]
 
@@ -61,7 +61,7 @@ class Contender:
     """A learned optimizer under a name, for the tables."""
 
     name: str
-    optimizer: LearnedOptimizer
+    optimizer: OptimizerModel
 
 
 @final
@@ -239,12 +239,12 @@ def _stopping(
         **{item.name: getattr(test, item.name) for item in fields(test)},
         "oracle": best.indices,
     }
-    for account in Account:
+    for account in CostUnit:
         key = account.value
         policies = choose_policies(contender.optimizer, tune_on, account, price)
         decided = {name: decisions(policy.rule, test) for name, policy in policies.items()}
         j = {
-            name: settle(test, decided[name], account, policy.recall, price=price)
+            name: total_cost(test, decided[name], account, policy.recall, price=price)
             for name, policy in policies.items()
         }
         gains = {
@@ -258,16 +258,16 @@ def _stopping(
             "oracle": best.values.double().mean().item(),
             "fixed": fixed.values.item(),
         }
-        stops = {name: paid(step, account, test.num_steps) for name, step in decided.items()}
+        stops = {name: steps_charged(step, account, test.num_steps) for name, step in decided.items()}
         summary["permuted_j"][key] = permuted_cost(table, stops["rule"])
         if test.num_problems >= MIN_PROBLEMS:
-            output = AFTER if account is Account.UPDATES else BEFORE
+            output = AFTER if account is CostUnit.UPDATES else BEFORE
             summary["stopping_report"][key] = stopping_report(
                 test.excess,
                 decided["rule"],
                 price=price,
                 account=account,
-                returned=ends(decided["rule"], test, policies["rule"].recall),
+                returned=returned_steps(decided["rule"], test, policies["rule"].recall),
                 hazards=test.signal("hazard_logits")[..., output].double().sigmoid()
                 if speaks_hazard(contender.optimizer)
                 else None,
@@ -275,7 +275,7 @@ def _stopping(
                 generator=stream(seed, "stopping report", key),
             )
         summary["steps"][key] = {
-            name: _step_figures(test, stops[name], ends(decided[name], test, policy.recall))
+            name: _step_figures(test, stops[name], returned_steps(decided[name], test, policy.recall))
             for name, policy in policies.items()
         } | {"oracle": _step_figures(test, best.indices, best.indices)}
         summary["stop_rules"][key] = {
@@ -322,10 +322,10 @@ def _mean_at(table: Tensor, end: Tensor) -> float:
     return table.gather(1, end.unsqueeze(1)).double().mean().item()
 
 
-def _frontier(optimizer: LearnedOptimizer, test: Traces) -> dict[str, Any]:
+def _frontier(optimizer: OptimizerModel, test: Traces) -> dict[str, Any]:
     """Mean loss against steps: the hull of fixed budgets; the rule as its threshold varies."""
     mean_loss = test.excess.double().mean(0)
-    own = optimizer.policy(Account.UPDATES).rule
+    own = optimizer.policy(CostUnit.UPDATES).rule
     points = []
     for shift in (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
         if isinstance(own, HazardThreshold):
@@ -350,14 +350,14 @@ def _frontier(optimizer: LearnedOptimizer, test: Traces) -> dict[str, Any]:
 
 
 def _executed(
-    optimizer: LearnedOptimizer, test: TaskBatch, prices: Tensor, horizon: int
+    optimizer: OptimizerModel, test: TaskBatch, prices: Tensor, horizon: int
 ) -> dict[str, Any]:
     """Gradients really evaluated when halted problems leave the batch, and the time it took."""
     started = time.perf_counter()
     result = execute(optimizer, test, optimizer.policy(), prices, horizon)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
-    execute(optimizer, test, Policy(FixedBudget(horizon), Recall.NEXT), prices, horizon)
+    execute(optimizer, test, StopPolicy(FixedBudget(horizon), ReturnedIterate.NEXT), prices, horizon)
     full_seconds = time.perf_counter() - started
     excess = test.score(result.params, 0).excess
     held_out = (
@@ -384,7 +384,7 @@ def _first_objective(
     """The thesis' first objective: less computation than the LSTM optimizer for equal loss."""
     mean = baseline.double().mean(0)
     result: dict[str, Any] = {"act": name, "lstm": baseline_name}
-    for account in Account:
+    for account in CostUnit:
         steps = summary["steps"][account.value]["rule"]
         cost, loss = steps["mean"], steps["excess_at_stop"]
         low = int(cost)

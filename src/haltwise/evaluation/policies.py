@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from haltwise.halting.accounts import RECALLS, Account, Policy, Recall, calibrate, costs
-from haltwise.halting.head import AFTER, BEFORE
-from haltwise.halting.stopping import (
+from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, StopPolicy, ReturnedIterate, calibrate, costs
+from haltwise.halting.halter import AFTER, BEFORE
+from haltwise.stop_rules import (
     GradientNorm,
     HazardThreshold,
     Logistic,
@@ -15,7 +15,7 @@ from haltwise.halting.stopping import (
     StopRule,
     Traces,
 )
-from haltwise.optimizer import LearnedOptimizer
+from haltwise.models.optimizer_model import OptimizerModel
 
 __all__ = ["OPPONENTS", "choose_policies", "speaks_hazard"]
 
@@ -30,18 +30,18 @@ OPPONENTS: Mapping[str, type[StopRule]] = MappingProxyType(
 """Rules that need no learned head."""
 
 
-def speaks_hazard(optimizer: LearnedOptimizer) -> bool:
+def speaks_hazard(optimizer: OptimizerModel) -> bool:
     """Whether the head was trained as a hazard."""
     return optimizer.card["config"]["posterior"] in ("stick-breaking", "both")
 
 
 def choose_policies(
-    optimizer: LearnedOptimizer,
+    optimizer: OptimizerModel,
     tuning: Traces,
-    account: Account,
+    account: CostUnit,
     price: float,
     opponents: Mapping[str, type[StopRule]] = OPPONENTS,
-) -> dict[str, Policy]:
+) -> dict[str, StopPolicy]:
     """Every policy by name, tuned on problems that nothing is judged on.
 
     `rule` is the optimizer as it ships and `posterior_mode` the thesis' rule: neither is tuned
@@ -57,22 +57,22 @@ def choose_policies(
     """
     policies = {"rule": optimizer.policy(account)}
     if optimizer.card["config"]["posterior"] in ("softmax", "both"):
-        output = AFTER if account is Account.UPDATES else BEFORE
+        output = AFTER if account is CostUnit.UPDATES else BEFORE
         min_steps = optimizer.card.get("min_steps", (0, 0))[output]
-        policies["posterior_mode"] = Policy(PosteriorMode(output, min_steps), RECALLS[account][0])
+        policies["posterior_mode"] = StopPolicy(PosteriorMode(output, min_steps), RETURNABLE[account][0])
     table = costs(tuning.excess, price)
     candidates: dict[str, Sequence[StopRule]] = {
         name: kind.candidates(tuning, table) for name, kind in opponents.items()
     }
     if speaks_hazard(optimizer):
-        outputs = (AFTER, BEFORE) if account is Account.GRADIENTS else (AFTER,)
+        outputs = (AFTER, BEFORE) if account is CostUnit.GRADIENTS else (AFTER,)
         spoken = {output: HazardThreshold.candidates(tuning, table, output) for output in outputs}
         candidates["rule_calibrated"] = [rule for rules in spoken.values() for rule in rules]
-        if account is Account.GRADIENTS:
+        if account is CostUnit.GRADIENTS:
             candidates["rule_after_gradient"] = spoken[AFTER]
-    without_head = tuple(recall for recall in RECALLS[account] if recall is not Recall.LEARNED)
+    without_head = tuple(recall for recall in RETURNABLE[account] if recall is not ReturnedIterate.LEARNED)
     for name, choices in candidates.items():
-        recalls = without_head if name in opponents else RECALLS[account]
+        recalls = without_head if name in opponents else RETURNABLE[account]
         chosen = calibrate(choices, tuning, account, price=price, recalls=recalls)
         policies[name] = chosen.policy
     return policies

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from haltwise._errors import InputError
-from haltwise.checkpoint import (
+from haltwise._core.errors import InputError
+from haltwise._core.files import (
     load_tensors,
     make_directory,
     read_json,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
-from haltwise._random import stream
-from haltwise.evaluation._json import plain
+from haltwise._core.errors import require
+from haltwise._core.random import stream
+from haltwise._core.json import plain
 from haltwise.evaluation.cross_fitting import OPPONENTS, cross_fitted, halves
 from haltwise.evaluation.statistics import (
     NUM_RESAMPLES,
@@ -25,7 +25,7 @@ from haltwise.evaluation.statistics import (
     resamples,
     weighted_quantiles,
 )
-from haltwise.halting.accounts import Account, costs, paid
+from haltwise.stop_rules.accounts import CostUnit, costs, steps_charged
 
 __all__ = ["MIN_PROBLEMS", "stopping_report"]
 
@@ -44,7 +44,7 @@ def stopping_report(
     *,
     price: float,
     prices: Sequence[float] | None = None,
-    account: Account = Account.UPDATES,
+    account: CostUnit = CostUnit.UPDATES,
     returned: Tensor | None = None,
     hazards: Tensor | None = None,
     observed: Tensor | None = None,
@@ -112,13 +112,13 @@ def stopping_report(
     generator = stream(0, "stopping report") if generator is None else generator
     stops = stops.long()
     finite = losses.isfinite().all(1)
-    all_seeds, all_losses, all_paid = seeds, losses, paid(stops, account, losses.shape[1] - 1)
+    all_seeds, all_losses, all_paid = seeds, losses, steps_charged(stops, account, losses.shape[1] - 1)
     all_ends = all_paid if returned is None else returned.long()
     losses, stops, seeds = losses[finite].double(), stops[finite], _rows(seeds, finite)
     hazards, observed = _rows(hazards, finite), _rows(observed, finite)
     _check_hazards(hazards)
     num, num_steps = len(losses), losses.shape[1] - 1
-    end = paid(stops, account, num_steps)
+    end = steps_charged(stops, account, num_steps)
     table = costs(losses, price)
     oracle = table.argmin(1)
     loss = losses.gather(1, all_ends[finite].unsqueeze(1))
@@ -428,9 +428,9 @@ def _interval(value: Tensor, spread: Tensor) -> Any:
     return asdict(interval(value.item(), known))
 
 
-def _cases(hazards: Tensor, table: Tensor, account: Account) -> dict[str, Tensor]:
+def _cases(hazards: Tensor, table: Tensor, account: CostUnit) -> dict[str, Tensor]:
     """Per problem and bin: cases that the oracle reaches, its stops there, sums of hazards."""
-    if account is Account.GRADIENTS:
+    if account is CostUnit.GRADIENTS:
         # A decision at t ends at t + 1; at T - 1 both answers end at T.
         table, hazards = table[:, 1:], hazards[:, :-1]
     stop = table.argmin(1, keepdim=True)

@@ -8,29 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from haltwise._errors import require
-from haltwise._random import stream
-from haltwise._tensors import map_tensors
-from haltwise.evaluation._json import plain
+from haltwise._core.errors import require
+from haltwise._core.random import stream
+from haltwise._core.tensors import map_tensors
+from haltwise._core.json import plain
 from haltwise.evaluation.policies import OPPONENTS, choose_policies
 from haltwise.evaluation.statistics import gain, rank_correlation
-from haltwise.halting.accounts import Account, costs, settle
-from haltwise.halting.stopping import StopRule, Traces, decisions
-from haltwise.optimizer import LearnedOptimizer
-from haltwise.recorded_runs import RecordedRuns
-from haltwise.rules import Rule
+from haltwise.stop_rules.accounts import CostUnit, costs, total_cost
+from haltwise.stop_rules import StopRule, Traces, decisions
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.recordings.runs import RecordedRuns
+from haltwise.update_rules import UpdateRule
 from haltwise.tasks import TaskFamily
-from haltwise.unroll import Recording, Trajectory, record
+from haltwise.rollout.record import Recording, Trajectory, record
 
 __all__ = ["AFTER_GRADIENT", "study_heads", "study_runs", "study_stopping"]
 
 AFTER_GRADIENT = "the same, deciding after the gradient"
 
-_Cell = tuple[float, Account]
+_Cell = tuple[float, CostUnit]
 
 
 def study_stopping(
-    optimizer: LearnedOptimizer,
+    optimizer: OptimizerModel,
     families: Sequence[TaskFamily],
     *,
     prices: Sequence[float],
@@ -74,7 +74,7 @@ def study_stopping(
         left_out += lost
         for price in prices:
             test, tuning = (_traces(optimizer, recording, price) for recording in recordings)
-            for account in Account:
+            for account in CostUnit:
                 found = _by_rule(optimizer, test, tuning, account, price, OPPONENTS)
                 figures.setdefault((price, account), []).append(found)
     return [
@@ -91,7 +91,7 @@ def study_stopping(
 
 
 def study_heads(
-    heads: Mapping[str, LearnedOptimizer],
+    heads: Mapping[str, OptimizerModel],
     families: Sequence[TaskFamily],
     *,
     prices: Sequence[float],
@@ -135,7 +135,7 @@ def study_heads(
         for price in prices:
             for name, head in heads.items():
                 test, tuning = (_traces(head, recording, price) for recording in recordings)
-                for account in Account:
+                for account in CostUnit:
                     figures = _by_rule(head, test, tuning, account, price, {})
                     chosen = {name: _learned(figures)}
                     if head is first and "rule_after_gradient" in figures["captured_gain"]:
@@ -169,7 +169,7 @@ def study_heads(
 
 
 def study_runs(
-    monitor: LearnedOptimizer, test: RecordedRuns, tuning: RecordedRuns, *, price: float
+    monitor: OptimizerModel, test: RecordedRuns, tuning: RecordedRuns, *, price: float
 ) -> dict[str, Any]:
     """The stops of a monitor on recorded runs, beside those of opponents tuned on other runs.
 
@@ -199,7 +199,7 @@ def study_runs(
         "alike",
     )
     traces, others = (_traces(monitor, runs.recording, price) for runs in pair)
-    found = _by_rule(monitor, traces, others, Account.UPDATES, price, OPPONENTS)
+    found = _by_rule(monitor, traces, others, CostUnit.UPDATES, price, OPPONENTS)
     by_run = found.pop("j_by_problem")
     found["difference"] = {}
     for name in OPPONENTS:
@@ -215,7 +215,7 @@ def study_runs(
     return result
 
 
-def _same_rule(one: LearnedOptimizer, other: LearnedOptimizer) -> bool:
+def _same_rule(one: OptimizerModel, other: OptimizerModel) -> bool:
     weights, others = (
         {k: v for k, v in optimizer.state_dict().items() if k.startswith("rule.")}
         for optimizer in (one, other)
@@ -234,7 +234,7 @@ def _checked(seeds: Sequence[int], prices: Sequence[float], num_problems: int) -
 
 
 def _record(
-    rule: Rule,
+    rule: UpdateRule,
     families: Sequence[TaskFamily],
     seed: int,
     num_problems: int,
@@ -259,17 +259,17 @@ def _record(
 
 
 @torch.no_grad()
-def _traces(optimizer: LearnedOptimizer, recording: Recording, price: float) -> Traces:
+def _traces(optimizer: OptimizerModel, recording: Recording, price: float) -> Traces:
     prices = torch.full_like(recording.loss[:, 0], price)
     said = optimizer.speak(recording.signals, recording.readouts, prices)
     return Trajectory(recording, prices, said).traces()
 
 
 def _by_rule(
-    optimizer: LearnedOptimizer,
+    optimizer: OptimizerModel,
     test: Traces,
     tuning: Traces,
-    account: Account,
+    account: CostUnit,
     price: float,
     opponents: Mapping[str, type[StopRule]],
 ) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def _by_rule(
     policies = choose_policies(optimizer, tuning, account, price, opponents)
     for name, policy in policies.items():
         decided = decisions(policy.rule, test)
-        each = settle(test, decided, account, policy.recall, price=price).double()
+        each = total_cost(test, decided, account, policy.recall, price=price).double()
         j = each.mean()
         result["j_by_problem"][name] = each
         result["policies"][name] = repr(policy)

@@ -1,6 +1,6 @@
 """When computation should stop: priors, posteriors, the halting head and stop rules."""
 
-from haltwise.halting.head import AFTER, BEFORE, HaltingHead, HaltingOutput
+from haltwise.halting.halter import AFTER, BEFORE, Halter, HaltingOutput
 from haltwise.halting.posteriors import (
     GravesPosterior,
     Posterior,
@@ -13,7 +13,7 @@ __all__ = [
     "AFTER",
     "BEFORE",
     "GravesPosterior",
-    "HaltingHead",
+    "Halter",
     "HaltingOutput",
     "HorizonPrior",
     "Posterior",

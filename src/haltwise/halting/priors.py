@@ -19,7 +19,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.kl import register_kl
 from torch.distributions.utils import broadcast_all
 
-from haltwise._errors import require
+from haltwise._core.errors import require
 
 __all__ = ["HorizonPrior", "TruncatedGeometric"]
 

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haltwise import pretrained
-from haltwise._errors import require
-from haltwise._random import stream
-from haltwise.checkpoint import write_atomically
-from haltwise.halting.accounts import Account, costs, ends
-from haltwise.halting.head import AFTER
-from haltwise.halting.stopping import FixedBudget, HazardThreshold, PonderThreshold, decisions
-from haltwise.optimizer import LearnedOptimizer
+from haltwise.models import loading
+from haltwise._core.errors import require
+from haltwise._core.random import stream
+from haltwise._core.files import write_atomically
+from haltwise.stop_rules.accounts import CostUnit, costs, returned_steps
+from haltwise.halting.halter import AFTER
+from haltwise.stop_rules import FixedBudget, HazardThreshold, PonderThreshold, decisions
+from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.report.page import render, slug
 from haltwise.tasks import TaskBatch, TaskFamily
-from haltwise.unroll import record, unroll
+from haltwise.rollout.record import record, unroll
 
 __all__ = ["explore", "write_explorer"]
 
@@ -79,7 +79,7 @@ def write_explorer(
         InputError: The problems have not two parameters, the optimizer does not stop by a halting
             head, no problem stays finite, or the page cannot be written.
     """
-    learned = pretrained.load(optimizer)
+    learned = loading.load(optimizer)
     horizon = learned.card["config"]["horizon"] if num_steps is None else num_steps
     generator = stream(seed, "explore")
     document = explore(learned, family, generator, num_problems=num_problems, num_steps=horizon)
@@ -135,7 +135,7 @@ def write_explorer(
 
 
 def explore(
-    optimizer: LearnedOptimizer,
+    optimizer: OptimizerModel,
     family: TaskFamily,
     generator: torch.Generator,
     *,
@@ -144,7 +144,7 @@ def explore(
 ) -> dict[str, Any]:
     """What the explorer draws, as JSON values.
 
-    Decisions fall with the gradient at theta_t in hand and return theta_t (`Account.UPDATES`), as
+    Decisions fall with the gradient at theta_t in hand and return theta_t (`CostUnit.UPDATES`), as
     in the thesis, so that q(t|x,T), delta_t and the loss share their steps.
 
     Args:
@@ -166,7 +166,7 @@ def explore(
         family.dim == 2, f"only problems with 2 parameters can be drawn, these have {family.dim}"
     )
     require(1 <= num_problems <= 20, f"num_problems must lie in 1..20, got {num_problems}")
-    policy = optimizer.policy(Account.UPDATES)
+    policy = optimizer.policy(CostUnit.UPDATES)
     require(
         not isinstance(policy.rule, (FixedBudget, PonderThreshold)),
         "the explorer needs a halting head with a softmax or stick-breaking posterior; choose an "
@@ -197,7 +197,7 @@ def explore(
         trajectory = unroll(optimizer, batch, num_steps, column)
         traces = trajectory.traces()
         decided = decisions(policy.rule, traces)
-        returned = ends(decided, traces, policy.recall)
+        returned = returned_steps(decided, traces, policy.recall)
         oracle = costs(excess, price).argmin(1)
         said = trajectory.halting
         tau = optimizer.temperature(column).unsqueeze(1)
@@ -226,7 +226,7 @@ def explore(
     }
 
 
-def _paths(optimizer: LearnedOptimizer, batch: TaskBatch, num_steps: int) -> Tensor:
+def _paths(optimizer: OptimizerModel, batch: TaskBatch, num_steps: int) -> Tensor:
     """theta_0..theta_T, shape [B, T+1, 2]."""
     params, state = batch.start, optimizer.rule.init(batch.start)
     paths = [params]

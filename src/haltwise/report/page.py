@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from haltwise._errors import InputError
-from haltwise._version import __version__
-from haltwise.checkpoint import write_atomically
+from haltwise._core.errors import InputError
+from haltwise._core.version import __version__
+from haltwise._core.files import write_atomically
 from haltwise.evaluation import Evaluation
 from haltwise.evaluation.records import load_heads, load_records
-from haltwise.pretrained import names, read_card
+from haltwise.models.loading import names, read_card
 from haltwise.report.figures import (
     Panel,
     budgets,
@@ -44,7 +44,7 @@ from haltwise.report.tables import (
     rules_table,
 )
 from haltwise.report.words import Summary, first_objective, summarize
-from haltwise.runlog import read_log
+from haltwise.training.run.log import read_log
 
 __all__ = ["render", "slug", "write_report", "write_stopping_report"]
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from haltwise import _discovery
-from haltwise._errors import require
-from haltwise._types import require_types
+from haltwise._core import discovery as _discovery
+from haltwise._core.errors import require
+from haltwise._core.settings import require_types
 from haltwise.tasks.base import Evaluation, Observation, Score, TaskBatch, TaskFamily
 from haltwise.tasks.files import family_from_file, is_file, label, resolve, whereabouts
 

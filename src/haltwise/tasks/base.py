@@ -10,8 +10,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
-from haltwise._tensors import map_tensors
+from haltwise._core.errors import require
+from haltwise._core.tensors import map_tensors
 
 __all__ = ["Evaluation", "Observation", "Score", "TaskBatch", "TaskFamily"]
 

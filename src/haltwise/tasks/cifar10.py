@@ -5,9 +5,9 @@ from typing import final
 
 from torch import nn
 
-from haltwise import data
-from haltwise._errors import require
-from haltwise.data import ImageData
+from haltwise import datasets
+from haltwise._core.errors import require
+from haltwise.datasets import ImageData
 from haltwise.tasks.images import ImageClassification
 
 __all__ = ["FAMILIES", "CifarConvolutional"]
@@ -69,7 +69,7 @@ class CifarConvolutional(ImageClassification):
         return module
 
     def _load(self) -> ImageData:
-        return data.load("cifar10")
+        return datasets.load("cifar10")
 
 
 FAMILIES = {

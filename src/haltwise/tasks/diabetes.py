@@ -5,7 +5,7 @@ from typing import Any, final
 
 import torch
 
-from haltwise._errors import require
+from haltwise._core.errors import require
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haltwise import _discovery
-from haltwise._errors import InputError, require
-from haltwise._random import stream
+from haltwise._core import discovery as _discovery
+from haltwise._core.errors import InputError, require
+from haltwise._core.random import stream
 from haltwise.tasks.base import TaskBatch, TaskFamily
 
 __all__ = ["family_from_file", "is_file", "label", "resolve", "whereabouts"]

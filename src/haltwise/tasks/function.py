@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._errors import InputError, require
-from haltwise._random import stream
+from haltwise._core.errors import InputError, require
+from haltwise._core.random import stream
 from haltwise.tasks.base import Observation, TaskBatch
 
 __all__ = ["FunctionBatch"]

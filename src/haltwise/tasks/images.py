@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from haltwise._errors import require
-from haltwise.data import ImageData
+from haltwise._core.errors import require
+from haltwise.datasets import ImageData
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask
 

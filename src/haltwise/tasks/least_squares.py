@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
+from haltwise._core.errors import require
 from haltwise.tasks.base import Evaluation, Observation, TaskBatch
 
 __all__ = ["LeastSquaresBatch", "gaussian_regression"]

@@ -6,8 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
-from haltwise._random import random_subsets
+from haltwise._core.errors import require
+from haltwise._core.random import random_subsets
 from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
 from haltwise.tasks.regression import LinearRegression, normal_regression
 

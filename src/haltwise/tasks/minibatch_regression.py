@@ -6,8 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
-from haltwise._random import random_subsets
+from haltwise._core.errors import require
+from haltwise._core.random import random_subsets
 from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
 from haltwise.tasks.regression import LinearRegression, normal_regression
 
@@ -17,7 +17,7 @@ __all__ = ["FAMILIES", "MinibatchRegression", "MinibatchRegressionBatch"]
 @final
 @dataclass(frozen=True)
 class MinibatchRegressionBatch(TaskBatch):
-    """Seen: beta/2 sum over K random rows of (y_n - x_n^T theta)^2, and its gradient.
+    """StepObservation: beta/2 sum over K random rows of (y_n - x_n^T theta)^2, and its gradient.
 
     Scored: the same, expected over the rows, with theta* in place of the noisy answers,
     beta/2 K/N sum_n (x_n^T (theta - theta*))^2, which is least, 0, at theta*. Fitting the noise

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from haltwise._errors import InputError, require
-from haltwise._random import split_mix, stream
+from haltwise._core.errors import InputError, require
+from haltwise._core.random import split_mix, stream
 from haltwise.tasks.base import Observation, Score, TaskBatch, TaskFamily
 
 __all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]

@@ -5,9 +5,9 @@ from typing import Literal, final
 
 from torch import nn
 
-from haltwise import data
-from haltwise._errors import require
-from haltwise.data import ImageData
+from haltwise import datasets
+from haltwise._core.errors import require
+from haltwise.datasets import ImageData
 from haltwise.tasks.images import ImageClassification
 
 __all__ = ["FAMILIES", "Perceptron"]
@@ -56,7 +56,7 @@ class Perceptron(ImageClassification):
         return nn.Sequential(*layers, nn.Linear(num_inputs, len(self.classes)))
 
     def _load(self) -> ImageData:
-        loaded = data.load_idx(self.images) if self.images else data.load(self.data)
+        loaded = datasets.load_idx(self.images) if self.images else datasets.load(self.data)
         side = _SIDE[self.data]
         for images in (loaded.train_images, loaded.test_images):
             require(

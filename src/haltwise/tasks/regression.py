@@ -6,7 +6,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
+from haltwise._core.errors import require
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 

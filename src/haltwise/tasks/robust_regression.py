@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
+from haltwise._core.errors import require
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 from haltwise.tasks.regression import LinearRegression, normal_regression
 

@@ -6,7 +6,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from haltwise._errors import require
+from haltwise._core.errors import require
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 
 __all__ = ["FAMILIES", "Rosenbrock", "RosenbrockBatch"]

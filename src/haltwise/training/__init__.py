@@ -3,9 +3,9 @@
 from haltwise.training.config import PRESETS, TrainingConfig
 from haltwise.training.monitor import monitor_config, train_monitor
 from haltwise.training.objective import POSTERIORS
-from haltwise.training.run import train
+from haltwise.training.train import train
 from haltwise.training.trainer import Progress, Trainer
-from haltwise.workers import Workers
+from haltwise._core.workers import Workers
 
 __all__ = [
     "POSTERIORS",

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, Self, final
 
-from haltwise import _discovery, pretrained
-from haltwise._errors import InputError, require
-from haltwise._types import require_types
-from haltwise.optimizer import OptimizerConfig
+from haltwise._core import discovery as _discovery
+from haltwise.models import loading
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import require_types
+from haltwise.models.optimizer_model import ModelConfig
 from haltwise.tasks import resolve
 from haltwise.training.objective import POSTERIORS
 
@@ -34,7 +35,7 @@ class TrainingConfig:
     """Whether that loop keeps the state of the lowest observed loss, not the last."""
     preset: str = "act"
     """The preset it was made from, for the card."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: ModelConfig = field(default_factory=ModelConfig)
 
     rule_from: str | None = None
     """A shipped name, a run directory or a weights file: begin with the rule trained there. With
@@ -61,7 +62,7 @@ class TrainingConfig:
     sum_weight: float = 0.3
     """Weight of the mean loss over the horizon beside the bound, both in default prices."""
     hazard_objective: Literal["free-energy", "distillation", "value"] = "free-energy"
-    """What the hazard is learned by; see `haltwise.objectives`."""
+    """What the hazard is learned by; see `haltwise.halting.objectives`."""
     distilled: float = 0.3
     """Share of the head's own steps, at the start, in which distillation stands in for the free
     energy; beside the rule it always does."""
@@ -159,7 +160,7 @@ class TrainingConfig:
         """
         try:
             settings = dict(document)
-            settings["optimizer"] = OptimizerConfig(**settings["optimizer"])
+            settings["optimizer"] = ModelConfig(**settings["optimizer"])
             return cls(**settings)
         except (TypeError, KeyError, ValueError) as error:
             if isinstance(error, InputError):
@@ -185,16 +186,16 @@ class TrainingConfig:
                     not set(names) & changes.keys(),
                     f"{part}_from brings its own settings; drop {' and '.join(names)}",
                 )
-                source = pretrained.load(origin).config
+                source = loading.load(origin).config
                 changes |= {name: getattr(source, name) for name in names}
-        inner = {field.name for field in fields(OptimizerConfig)} & changes.keys()
-        optimizer = settings.get("optimizer", OptimizerConfig())
+        inner = {field.name for field in fields(ModelConfig)} & changes.keys()
+        optimizer = settings.get("optimizer", ModelConfig())
         settings["optimizer"] = replace(optimizer, **{name: changes.pop(name) for name in inner})
         settings |= changes
         try:
             return cls(family=resolve(family), preset=preset, **settings)
         except TypeError as error:
-            known = [field.name for kind in (cls, OptimizerConfig) for field in fields(kind)]
+            known = [field.name for kind in (cls, ModelConfig) for field in fields(kind)]
             bad = [name for name in settings if name not in known]
             raise InputError(
                 _discovery.unknown(bad[0], known, "setting") if bad else str(error)
@@ -222,7 +223,7 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
         # The thesis to the letter: linear read-out of the pooled hidden state, tau = 1, one price,
         # one horizon per problem from the p(T) that the price implies.
         "thesis": {
-            "optimizer": OptimizerConfig(
+            "optimizer": ModelConfig(
                 rule_settings={"shared_gradient": False, "direct_gradient": False},
                 head_width=0,
                 head_memory=0,
@@ -245,7 +246,7 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
 # by the head afterwards.
 _CAREFUL: dict[str, Any] = {"initial_descent": True, "output_scale": 0.03}
 _NETWORK: dict[str, Any] = {
-    "optimizer": OptimizerConfig(rule_settings=_CAREFUL),
+    "optimizer": ModelConfig(rule_settings=_CAREFUL),
     "horizon": 100,
     "price": 0.003,
     "warmup": 1.0,
@@ -269,7 +270,7 @@ FAMILY_DEFAULTS: Mapping[str, dict[str, Any]] = MappingProxyType(
         # Convolution weights and everything else have an optimizer each, as in L2L.
         "cifar10-cnn": {
             **_NETWORK,
-            "optimizer": OptimizerConfig(
+            "optimizer": ModelConfig(
                 rule="partitioned",
                 rule_settings={
                     "sizes": [14000, None],

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from haltwise.recorded_runs import RecordedRuns
+from haltwise.recordings.runs import RecordedRuns
 from haltwise.training.config import TrainingConfig
 from haltwise.training.trainer import Trainer
 
@@ -34,7 +34,7 @@ def monitor_config(
         runs: The directory of the recordings.
         price: c, what a round must gain, in units of the score.
         horizon: T, rounds after the first; the shortest run's if None.
-        settings: Others of `TrainingConfig` and `OptimizerConfig`.
+        settings: Others of `TrainingConfig` and `ModelConfig`.
 
     Raises:
         InputError: There are no such runs, or a setting is impossible.

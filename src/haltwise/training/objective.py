@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
+from haltwise.halting.halter import AFTER, BEFORE, HaltingOutput
 from haltwise.halting.posteriors import GravesPosterior, objectives
 from haltwise.halting.priors import HorizonPrior
-from haltwise.objectives import (
+from haltwise.halting.objectives import (
     continuation_value,
     cumulative_logits,
     distillation,
@@ -24,7 +24,7 @@ from haltwise.objectives import (
     stick_breaking_log_prob,
     sum_of_losses,
 )
-from haltwise.optimizer import LearnedOptimizer
+from haltwise.models.optimizer_model import OptimizerModel
 
 if TYPE_CHECKING:
     from haltwise.training.config import TrainingConfig
@@ -41,7 +41,7 @@ class MetaObjective:
         optimizer: Whose head speaks of theta_0 before anything is known.
     """
 
-    def __init__(self, config: TrainingConfig, optimizer: LearnedOptimizer) -> None:
+    def __init__(self, config: TrainingConfig, optimizer: OptimizerModel) -> None:
         self.config, self.optimizer = config, optimizer
 
     def __call__(
@@ -105,7 +105,7 @@ class _Rollout(NamedTuple):
     """What the terms of the objective are functions of; see `MetaObjective.halting`."""
 
     config: TrainingConfig
-    optimizer: LearnedOptimizer
+    optimizer: OptimizerModel
     excess: Tensor
     halting: HaltingOutput
     price: Tensor

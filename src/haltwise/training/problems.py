@@ -8,15 +8,15 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from haltwise._random import stream
-from haltwise._tensors import map_tensors
-from haltwise.halting.accounts import Account, Recall
-from haltwise.halting.head import AFTER, BEFORE
-from haltwise.recorded_runs import RecordedRuns
-from haltwise.rules import Rule
+from haltwise._core.random import stream
+from haltwise._core.tensors import map_tensors
+from haltwise.stop_rules.accounts import CostUnit, ReturnedIterate
+from haltwise.halting.halter import AFTER, BEFORE
+from haltwise.recordings.runs import RecordedRuns
+from haltwise.update_rules import UpdateRule
 from haltwise.tasks import TaskBatch, family
 from haltwise.training.config import TrainingConfig
-from haltwise.unroll import Recording, record
+from haltwise.rollout.record import Recording, record
 
 __all__ = ["FamilyProblems", "Problems", "RecordedProblems", "Report", "Stops", "problems_of"]
 
@@ -30,8 +30,8 @@ class Stops(NamedTuple):
     """How stops are judged in training: when decided, how counted, what is returned."""
 
     output: int
-    account: Account
-    recall: Recall
+    account: CostUnit
+    recall: ReturnedIterate
 
 
 class Problems(ABC):
@@ -50,7 +50,7 @@ class Problems(ABC):
 
     @abstractmethod
     def record(
-        self, rule: Rule, name: str, num_problems: int, *path: int, report: Report | None = None
+        self, rule: UpdateRule, name: str, num_problems: int, *path: int, report: Report | None = None
     ) -> Recording:
         """What problems went through, whether they stayed finite or not.
 
@@ -76,7 +76,7 @@ class FamilyProblems(Problems):
         self._mixed_with = {name: family(name) for name in config.mixed_with}
         self._horizon, self._seed, self._device = config.horizon, config.seed, device
         learned = config.posterior in ("stick-breaking", "both")
-        self.stops = Stops(BEFORE, Account.GRADIENTS, Recall.LEARNED if learned else Recall.NEXT)
+        self.stops = Stops(BEFORE, CostUnit.GRADIENTS, ReturnedIterate.LEARNED if learned else ReturnedIterate.NEXT)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class FamilyProblems(Problems):
         return self.family.sample(num_problems, generator, device=self._device)
 
     def record(
-        self, rule: Rule, name: str, num_problems: int, *path: int, report: Report | None = None
+        self, rule: UpdateRule, name: str, num_problems: int, *path: int, report: Report | None = None
     ) -> Recording:
         share = max(1, num_problems // (1 + len(self._mixed_with)))
         key: tuple[str | int, ...] = (name, *path)
@@ -115,7 +115,7 @@ class RecordedProblems(Problems):
         InputError: There are no such runs, or too few.
     """
 
-    stops = Stops(AFTER, Account.UPDATES, Recall.CURRENT)
+    stops = Stops(AFTER, CostUnit.UPDATES, ReturnedIterate.CURRENT)
 
     def __init__(self, config: TrainingConfig, device: torch.device | str) -> None:
         assert config.runs is not None
@@ -138,7 +138,7 @@ class RecordedProblems(Problems):
         return None
 
     def record(
-        self, rule: Rule, name: str, num_problems: int, *path: int, report: Report | None = None
+        self, rule: UpdateRule, name: str, num_problems: int, *path: int, report: Report | None = None
     ) -> Recording:
         return self._parts[name]
 

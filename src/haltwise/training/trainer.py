@@ -19,15 +19,15 @@ from typing import Any, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from haltwise import pretrained
-from haltwise._errors import InputError, require
-from haltwise._random import stream
-from haltwise._tensors import add_prefix, require_like, strip
-from haltwise._version import __version__
-from haltwise.capture import CapturedUnroll
-from haltwise.halting.accounts import RECALLS, Account, Recall, calibrate, costs, paid, settle
-from haltwise.halting.head import AFTER, BEFORE, HaltingOutput
-from haltwise.halting.stopping import (
+from haltwise.models import loading
+from haltwise._core.errors import InputError, require
+from haltwise._core.random import stream
+from haltwise._core.tensors import nested_state, require_like, sub_state
+from haltwise._core.version import __version__
+from haltwise.rollout.cuda_graph import CapturedUnroll
+from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, ReturnedIterate, calibrate, costs, steps_charged, total_cost
+from haltwise.halting.halter import AFTER, BEFORE, HaltingOutput
+from haltwise.stop_rules import (
     HazardThreshold,
     PonderThreshold,
     PosteriorMode,
@@ -35,14 +35,14 @@ from haltwise.halting.stopping import (
     Traces,
     decisions,
 )
-from haltwise.optimizer import LearnedOptimizer
-from haltwise.runlog import RunLog
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.training.run.log import RunLog
 from haltwise.training.config import PARTS, TrainingConfig
-from haltwise.training.directory import Checkpoint, RunDirectory, differences
+from haltwise.training.run.directory import Checkpoint, RunDirectory, differences
 from haltwise.training.objective import MetaObjective
 from haltwise.training.problems import Report, problems_of
-from haltwise.unroll import Recording, Trajectory, backpropagate, record
-from haltwise.workers import Workers
+from haltwise.rollout.record import Recording, Trajectory, backpropagate, record
+from haltwise._core.workers import Workers
 
 __all__ = ["Progress", "Trainer"]
 
@@ -202,7 +202,7 @@ class Trainer:
         self._files = RunDirectory(directory, config.num_checkpoints)
         self.problems = problems_of(config, device)
         self.report_recording: Report | None = None
-        self.optimizer = LearnedOptimizer(config.optimizer, stream(config.seed, "weights"))
+        self.optimizer = OptimizerModel(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
         self._objective = MetaObjective(config, self.optimizer)
         self._unroll = CapturedUnroll(self.optimizer, config.horizon, config.segment)
@@ -240,7 +240,7 @@ class Trainer:
 
     def _take_over(self, name: str, part: str) -> None:
         """Begin with the weights of the rule or head of `name`."""
-        source = pretrained.load(name)
+        source = loading.load(name)
         trained = {
             key: value for key, value in source.state_dict().items() if key.startswith(f"{part}.")
         }
@@ -604,8 +604,8 @@ class Trainer:
         traces = self._traces(recording, price)
         rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, output))
         decided = decisions(rule, traces)
-        j = settle(traces, decided, account, recall, price=price)
-        return j.mean().item(), paid(decided, account, traces.num_steps)
+        j = total_cost(traces, decided, account, recall, price=price)
+        return j.mean().item(), steps_charged(decided, account, traces.num_steps)
 
     def _calibrate(self) -> None:
         """Choose what a stop rule leaves open on problems of their own; store it with the weights.
@@ -629,9 +629,9 @@ class Trainer:
         table = costs(merged.excess, 1.0)
         kind = HazardThreshold if self._hazard else PosteriorMode
         chosen = []
-        for output, account in ((AFTER, Account.UPDATES), (BEFORE, Account.GRADIENTS)):
-            learned = self._hazard and account is Account.GRADIENTS
-            recall = Recall.LEARNED if learned else RECALLS[account][0]
+        for output, account in ((AFTER, CostUnit.UPDATES), (BEFORE, CostUnit.GRADIENTS)):
+            learned = self._hazard and account is CostUnit.GRADIENTS
+            recall = ReturnedIterate.LEARNED if learned else RETURNABLE[account][0]
             candidates = kind.candidates(merged, table, output)
             policy = calibrate(candidates, merged, account, price=1.0, recalls=(recall,)).policy
             chosen.append(getattr(policy.rule, setting))
@@ -656,7 +656,7 @@ class Trainer:
         }
 
     def _snapshot(self) -> _State:
-        tensors = add_prefix(dict(self._parameters), "weights.")
+        tensors = nested_state(dict(self._parameters), "weights.")
         for name, value in self._parameters.items():
             for key, moment in self._adam.state.get(value, {}).items():
                 tensors[f"adam.{key}.{name}"] = moment
@@ -684,7 +684,7 @@ class Trainer:
             return
         good = self._good.step == self._step
         now = self._good if good else self._snapshot()
-        tensors = add_prefix(now.tensors, "now.")
+        tensors = nested_state(now.tensors, "now.")
         metadata: dict[str, Any] = {
             **self._identity(),
             "command": self._command,
@@ -697,10 +697,10 @@ class Trainer:
             "best_score": None if math.isinf(self._best_score[1]) else self._best_score,
         }
         if not good:
-            tensors |= add_prefix(self._good.tensors, "good.")
+            tensors |= nested_state(self._good.tensors, "good.")
             metadata["good"] = _to_json(self._good)
         if self._best is not None:
-            tensors |= add_prefix(self._best[0], "best.")
+            tensors |= nested_state(self._best[0], "best.")
             metadata["best"] = self._best[1]
         self._files.save(self._step, (tensors, metadata))
         self._export()
@@ -732,7 +732,7 @@ class Trainer:
             self._command = metadata["command"]
             self._begin_phase(alone=metadata["now"]["alone"])
             states = {
-                name: self._from_json(metadata[name], strip(tensors, f"{name}."))
+                name: self._from_json(metadata[name], sub_state(tensors, f"{name}."))
                 for name in ("now", "good")
                 if name in metadata
             }
@@ -745,7 +745,7 @@ class Trainer:
                 failed, score = metadata["best_score"]
                 self._best_score = (failed, score)
             if "best" in metadata:
-                best = strip(tensors, "best.")
+                best = sub_state(tensors, "best.")
                 require_like(best, self.optimizer.state_dict())
                 self._best = best, metadata["best"]
                 self._is_exported = _same(self._best, self._files.exported())
@@ -759,7 +759,7 @@ class Trainer:
         return num_records
 
     def _from_json(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> _State:
-        like = add_prefix(dict(self._parameters), "weights.")
+        like = nested_state(dict(self._parameters), "weights.")
         for name, value in self._parameters.items():
             if f"adam.step.{name}" in tensors:
                 like[f"adam.step.{name}"] = torch.zeros(())

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from haltwise import _discovery
+from haltwise._core import discovery as _discovery
 from haltwise.halting.posteriors.base import Posterior
 from haltwise.halting.posteriors.graves import GravesPosterior
 from haltwise.halting.posteriors.softmax import SoftmaxPosterior
 from haltwise.halting.posteriors.stick_breaking import StickBreakingPosterior
 
 if TYPE_CHECKING:
-    from haltwise.halting.stopping import StopRule
+    from haltwise.stop_rules import StopRule
 
 __all__ = [
     "GravesPosterior",

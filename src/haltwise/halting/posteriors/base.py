@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from haltwise._errors import InputError, require
+from haltwise._core.errors import InputError, require
 from haltwise.halting.priors import TruncatedGeometric
 
 __all__ = ["Posterior", "check"]

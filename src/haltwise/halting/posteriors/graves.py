@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
-from haltwise._errors import require
+from haltwise._core.errors import require
 from haltwise.halting.posteriors.base import Posterior, check
 
 __all__ = ["DEFAULT_EPSILON", "GravesPosterior"]

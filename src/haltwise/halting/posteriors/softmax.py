@@ -7,7 +7,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from haltwise._errors import InputError
+from haltwise._core.errors import InputError
 from haltwise.halting.posteriors.base import Posterior, check
 
 __all__ = ["SoftmaxPosterior"]

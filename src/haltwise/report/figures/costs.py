@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from haltwise.evaluation import Account, Evaluation
+from haltwise.evaluation import CostUnit, Evaluation
 from haltwise.evaluation.statistics import randomized_budget
-from haltwise.halting.accounts import paid
-from haltwise.halting.head import BEFORE
+from haltwise.stop_rules.accounts import steps_charged
+from haltwise.halting.halter import BEFORE
 from haltwise.report.figures.drawing import (
     Panel,
     add_line,
@@ -209,7 +209,7 @@ def _varied_threshold(record: Evaluation) -> list[_Point]:
     for shift in (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
         halts = margins >= shift
         first = torch.where(halts.any(1), halts.int().argmax(1), num_steps)
-        end = paid(first, Account.GRADIENTS, num_steps)
+        end = steps_charged(first, CostUnit.GRADIENTS, num_steps)
         mean = excess.double().gather(1, end.unsqueeze(1)).mean().item()
         points.append((shift, end.double().mean().item(), finite(mean)))
     return points

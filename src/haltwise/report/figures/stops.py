@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from haltwise.evaluation import Evaluation
 from haltwise.evaluation.statistics import rank_correlation
-from haltwise.halting.head import AFTER
+from haltwise.halting.halter import AFTER
 from haltwise.report.figures.drawing import Panel, log_axis, new_figure, signed, significant
 from haltwise.report.formats import percent
 from haltwise.report.palette import label, rule_colour

@@ -1,0 +1,156 @@
+"""Tensors and JSON on disk: safetensors only, written whole or not at all.
+
+Nothing is ever unpickled, and nothing in a file is used before its checksum, names, shapes and
+dtypes are known to be right.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from haltwise._core.errors import InputError, require
+
+__all__ = [
+    "digest",
+    "load_tensors",
+    "make_directory",
+    "read_json",
+    "save_tensors",
+    "write_atomically",
+]
+
+_KEY = "haltwise"  # the metadata entry with the JSON document
+_DIGEST = "blake2b"  # and the one with the checksum
+
+
+def make_directory(path: Path) -> None:
+    """Create `path` and what lies above it, if missing.
+
+    Raises:
+        InputError: It cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot create {path}: {error.strerror}; choose another directory"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name, flush it to disk and rename it to `path`.
+
+    Raises:
+        InputError: The directory is full, read-only or missing; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_directory(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}; free some space there or choose another "
+            "directory"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after a success, or never made
+            temporary.unlink()
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make renames in `directory` survive a power cut, where the platform can."""
+    with contextlib.suppress(OSError):  # Windows opens no directories, some mounts sync none
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: There is no such file, or it cannot be read, or is no JSON object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
+    require(isinstance(document, dict), f"{path} holds no JSON object; restore it from a copy")
+    result: dict[str, Any] = document
+    return result
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON document to one safetensors file, atomically.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    own = {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    document = json.dumps(metadata)
+    write_atomically(path, save(own, {_KEY: document, _DIGEST: digest(own, document)}))
+
+
+def digest(tensors: Mapping[str, Tensor], document: str) -> str:
+    """A checksum of all that a file holds; safetensors has none of its own."""
+    checksum = hashlib.blake2b(document.encode(), digest_size=16)
+    for name, value in sorted(tensors.items()):
+        checksum.update(repr((name, value.dtype, tuple(value.shape))).encode())
+        checksum.update(value.cpu().flatten().view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the JSON document of a file that `save_tensors` wrote.
+
+    Raises:
+        InputError: There is no such file, or it is corrupt, or not one of ours.
+    """
+    try:
+        # Not mapped: a file that changes or shrinks later would change the tensors, or kill us.
+        content = path.read_bytes()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header = header.get("__metadata__", {})
+        document = header.get(_KEY)
+        if document is None:
+            raise InputError(f"{path} is a safetensors file, but not one that haltwise wrote")
+        if header.get(_DIGEST) != digest(tensors, document):
+            raise ValueError("its checksum does not match")
+        metadata = json.loads(document)
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata is no JSON object")
+        return tensors, metadata
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is corrupt or no safetensors file ({error}); restore it from a copy or train "
+            "again"
+        ) from None

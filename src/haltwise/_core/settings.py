@@ -1,0 +1,56 @@
+"""Settings that come from JSON, checked against the annotations of what takes them."""
+
+import math
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from haltwise._core.errors import require
+
+__all__ = ["require_types"]
+
+_LARGEST = 2**63 - 1
+
+
+def require_types(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    """Refuse settings whose type is not the one that `function` is annotated with.
+
+    A whole number passes for a real one; names that it does not have are left to others.
+
+    Args:
+        function: A constructor, say.
+        settings: By name.
+
+    Raises:
+        InputError: One is of another type, or a number is infinite, NaN or beyond 64 bits.
+
+    Examples:
+        >>> def train(horizon: int, price: float = 1.0): ...
+        >>> require_types(train, {"horizon": 2.5})
+        Traceback (most recent call last):
+        haltwise._core.errors.InputError: horizon must be int, got 2.5
+    """
+    hints = get_type_hints(function)
+    for name, value in settings.items():
+        if name in hints:
+            hint = hints[name]
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            require(
+                _fits(value, hint), f"{name} must be {wanted.replace('typing.', '')}, got {value!r}"
+            )
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint in (int, float):
+        kinds = (int,) if hint is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
+    return isinstance(value, origin or hint)

@@ -1,0 +1,92 @@
+"""Small helpers for tensors and dataclasses of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import require
+
+__all__ = [
+    "nested_state",
+    "log_rms",
+    "map_tensors",
+    "require_like",
+    "sub_state",
+    "widened",
+    "flush_negligible",
+]
+
+Record = TypeVar("Record")
+
+
+def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
+    """A copy of the dataclass `record` with `function` applied to its tensors.
+
+    Those are the fields that are tensors and the values of those that are dictionaries of tensors;
+    any other field is shared with the copy.
+    """
+    anything: Any = record
+    changed: dict[str, Any] = {}
+    for name in (field.name for field in fields(anything)):
+        value = getattr(record, name)
+        if isinstance(value, Tensor):
+            changed[name] = function(value)
+        elif isinstance(value, dict):
+            changed[name] = {key: function(entry) for key, entry in value.items()}
+    copy: Record = replace(anything, **changed)
+    return copy
+
+
+def nested_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The same entries under names that begin with `prefix`, so that states share a dictionary."""
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def sub_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
+
+
+def log_rms(value: Tensor) -> Tensor:
+    """Natural logarithm of the root mean square over the last dimension, -103.6 if all are 0."""
+    scale = value.abs().amax(-1).clamp_min(1e-30)  # 1e30 squared would overflow float32
+    return (
+        scale.log() + 0.5 * (value / scale.unsqueeze(-1)).square().mean(-1).clamp_min(1e-30).log()
+    )
+
+
+def flush_negligible(value: Tensor, *dims: int) -> Tensor:
+    """Zeros for entries that a sum over `dims` cannot feel, below eps^2 of the largest there.
+
+    What fades away ends among the subnormal numbers, with which some processors take a hundred
+    times as long.
+    """
+    if value.numel() == 0:
+        return value
+    size = value.abs()
+    least = size.amax(dims, keepdim=True) * torch.finfo(value.dtype).eps ** 2
+    return value.masked_fill(size < least, 0)
+
+
+def widened(value: Tensor) -> Tensor:
+    """As float64, where the device has it: MPS has not."""
+    return value if value.device.type == "mps" else value.double()
+
+
+def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that differ from `expected` in names, shapes or dtypes.
+
+    Raises:
+        InputError: The first difference.
+    """
+    missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
+    require(not missing, f"there is no tensor {min(missing, default='')}")
+    require(not surplus, f"there is a tensor {min(surplus, default='')} too many")
+    for name, value in expected.items():
+        one, other = ((t.dtype, list(t.shape)) for t in (found[name], value))
+        require(one == other, f"{name} is {one[0]} {one[1]} instead of {other[0]} {other[1]}")

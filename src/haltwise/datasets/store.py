@@ -1,0 +1,252 @@
+"""Where data sets lie, and how to get them."""
+
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haltwise._core.errors import InputError, require
+from haltwise.datasets.files import (
+    CIFAR_RECORD,
+    read_cifar,
+    read_cifar_tar,
+    read_idx,
+    require_labels,
+)
+from haltwise.datasets.images import ImageData
+
+__all__ = ["DIRECTORY_VARIABLE", "download", "load", "load_idx"]
+
+DIRECTORY_VARIABLE = "HALTWISE_DATA_DIR"
+"""Names the directory that holds `mnist/` and `cifar10/`."""
+
+
+class _Remote(NamedTuple):
+    """A file to be downloaded: mirrors in the order they are tried, and its checksum."""
+
+    name: str
+    mirrors: tuple[str, ...]
+    checksum: str
+
+
+def _mnist(name: str, md5: str) -> _Remote:
+    mirrors = (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    )
+    return _Remote(f"{name}.gz", tuple(f"{url}{name}.gz" for url in mirrors), f"md5:{md5}")
+
+
+_CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
+
+_REMOTE: Mapping[str, tuple[_Remote, ...]] = MappingProxyType(
+    {
+        "mnist": (
+            _mnist("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+            _mnist("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432"),
+            _mnist("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3"),
+            _mnist("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c"),
+        ),
+        "cifar10": (
+            _Remote(
+                _CIFAR_ARCHIVE,
+                (f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}",),
+                "md5:c32a1d4ab5d03f1284b67883e8d87530",
+            ),
+        ),
+    }
+)
+_CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
+
+
+def load(name: str, directory: Path | str | None = None) -> ImageData:
+    """The data set `name`: of scikit-learn, a directory, or an earlier download.
+
+    Args:
+        name: "digits", "mnist" or "cifar10".
+        directory: Holds a folder `name`, or the files themselves; by default the environment
+            variable `HALTWISE_DATA_DIR`, then what `download` fetched.
+
+    Returns:
+        The data, read once a process.
+
+    Raises:
+        InputError: There is none, or a file is bad.
+    """
+    if name == "digits":
+        return _load_digits()
+    folder = _find(name, directory)
+    return _load_cifar(folder) if name == "cifar10" else load_idx(folder)
+
+
+def load_idx(directory: Path | str) -> ImageData:
+    """Images of the MNIST file names from any directory, gzipped or not, with 10 classes.
+
+    Raises:
+        InputError: A file is missing or bad.
+    """
+    return _load_idx(Path(directory).absolute())
+
+
+def download(name: str) -> Path:
+    """Fetch "mnist" or "cifar10" into the user's cache directory, with checksums.
+
+    A file counts only once it is whole and its checksum is right.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: No mirror could be reached, or a checksum is wrong, or pooch is not installed.
+    """
+    require(name in _REMOTE, f"there is no download of {name!r}, expected one of {list(_REMOTE)}")
+    cache = _cache_directory()
+    if cache is None:
+        raise InputError("downloading needs pooch: install haltwise[data]")
+    folder = cache / name
+    for remote in _REMOTE[name]:
+        _retrieve(remote, folder)
+    return folder
+
+
+def _retrieve(remote: _Remote, folder: Path) -> None:
+    import pooch
+
+    faults = []
+    for url in remote.mirrors:
+        try:  # pooch writes under a temporary name and renames what has the right checksum
+            pooch.retrieve(url, remote.checksum, remote.name, folder)
+        except (OSError, ValueError) as error:  # no network; another checksum
+            faults.append(f"{url}: {error}")
+        else:
+            return
+    raise InputError(
+        f"cannot download {remote.name} with checksum {remote.checksum} ({'; '.join(faults)}); "
+        f"get it by other means and set {DIRECTORY_VARIABLE} to the directory that holds "
+        f"{folder.name}/"
+    )
+
+
+def _cache_directory() -> Path | None:
+    """The user's cache directory, None without pooch, which knows the platform's."""
+    try:
+        import pooch
+    except ModuleNotFoundError:
+        return None
+    return Path(pooch.os_cache("haltwise"))
+
+
+def _find(name: str, directory: Path | str | None) -> Path:
+    """The folder of the data set."""
+    require(name in _REMOTE, f"unknown data set {name!r}, expected digits, mnist or cifar10")
+    directory = directory or os.environ.get(DIRECTORY_VARIABLE)
+    if directory:
+        folder = Path(directory).absolute()
+        require(folder.is_dir(), f"there is no data directory {folder}; {_ways_out(name)}")
+        return folder / name if (folder / name).is_dir() else folder
+    cache = _cache_directory()
+    if cache is not None and (cache / name).is_dir():
+        return cache / name
+    raise InputError(f"there is no {name} data; {_ways_out(name)}")
+
+
+def _ways_out(name: str) -> str:
+    return (
+        f"name a directory that holds {name}/ by --data-dir or {DIRECTORY_VARIABLE}, or fetch the "
+        f"data once with haltwise.datasets.download({name!r}) (needs haltwise[data] and a network)"
+    )
+
+
+def _file(folder: Path, name: str, suffix: str, data_set: str) -> Path:
+    """`name` in `folder`, or the same with a suffix."""
+    for path in (folder / name, folder / f"{name}{suffix}"):
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{folder} has neither {name} nor {name}{suffix}, expected for {data_set}; "
+        f"{_ways_out(data_set)}"
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _load_idx(folder: Path) -> ImageData:
+    splits: list[NDArray[np.uint8]] = []
+    for prefix in ("train", "t10k"):
+        image_path, label_path = (
+            _file(folder, f"{prefix}-{kind}-ubyte", ".gz", "mnist")
+            for kind in ("images-idx3", "labels-idx1")
+        )
+        images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
+        require(
+            len(images) == len(labels),
+            f"{image_path} holds {len(images)} images and {label_path} {len(labels)} labels, "
+            "expected as many",
+        )
+        require_labels(label_path, labels, 10)
+        splits += [images, labels]
+    train_images, train_labels, test_images, test_labels = splits
+    return ImageData(train_images, train_labels, test_images, test_labels)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_cifar(folder: Path) -> ImageData:
+    if not any((folder / f"{_CIFAR_FILES[0]}{suffix}").is_file() for suffix in ("", ".xz")):
+        unpacked = folder / "cifar-10-batches-bin"  # as in the tar
+        folder = unpacked if unpacked.is_dir() else folder
+    archive = folder / _CIFAR_ARCHIVE
+    if archive.is_file():
+        *train, test = read_cifar_tar(archive, _CIFAR_FILES)
+    else:
+        paths = [_file(folder, name, ".xz", "cifar10") for name in _CIFAR_FILES]
+        with ThreadPoolExecutor() as pool:  # unpacking takes seconds and is done in parallel
+            *train, test = pool.map(_cached_cifar, paths)
+    records = np.concatenate(train)
+    images = [part[:, 1:].reshape(-1, 3, 32, 32) for part in (records, test)]
+    return ImageData(images[0], records[:, 0], images[1], test[:, 0])
+
+
+def _cached_cifar(path: Path) -> NDArray[np.uint8]:
+    """`read_cifar`, unpacked only once: the unpacked form is kept in the user's cache."""
+    cache = _cache_directory()
+    if path.suffix != ".xz" or cache is None:
+        return read_cifar(path)
+    status = path.stat()
+    key = hashlib.sha256(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
+    kept = cache / "unpacked" / f"{key.hexdigest()[:32]}.bin"
+    if kept.is_file() and kept.stat().st_size % CIFAR_RECORD == 0:
+        return read_cifar(kept)
+    records = read_cifar(path)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+            file.write(records.data)
+        Path(file.name).replace(kept)
+    except OSError:
+        pass  # a cache that cannot be written costs time only
+    return records
+
+
+@functools.lru_cache(maxsize=1)
+def _load_digits() -> ImageData:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8).astype(np.uint8)
+    # The order follows the writers and the classes, so a split needs a fixed shuffle.
+    order = np.random.RandomState(0).permutation(len(images))
+    train, test = order[:1437], order[1437:]
+    return ImageData(
+        images[train],
+        labels[train].astype(np.uint8),
+        images[test],
+        labels[test].astype(np.uint8),
+        white=16,
+    )

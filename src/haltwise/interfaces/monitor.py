@@ -1,0 +1,400 @@
+"""When to stop anybody's training loop, learned on recorded runs of it."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise.models import loading
+from haltwise._core.errors import InputError, require
+from haltwise.stop_rules.accounts import CostUnit, StopPolicy
+from haltwise.processes.signals import SIGNALS, combine_products, sum_products
+from haltwise.stop_rules import StepObservation
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.recordings.runs import Reads, save_run
+
+__all__ = ["HaltingMonitor"]
+
+_CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
+
+Model = nn.Module | Iterable[Tensor]
+
+
+@final
+class HaltingMonitor:
+    """Watches a training loop, whatever its optimizer, and says when it is not worth going on.
+
+    First record runs of the loop, some hundreds, each of them longer than it ought to be:
+
+        with HaltingMonitor.recording("runs") as monitor:
+            for step in range(100):
+                ...  # loss.backward(), optimizer.step()
+                monitor.update(loss, model)
+
+    then learn from them, `haltwise train-monitor runs --price 0.01 --out stopper` or
+    `haltwise.training.train_monitor`, then stop:
+
+        monitor = HaltingMonitor("stopper")
+        for step in range(100):
+            ...
+            monitor.update(loss, model)
+            if monitor.should_stop:
+                break
+
+    Call `update` once a round, which may be a step, an epoch or whatever lies between two decisions
+    and is paid for by the price: after the optimizer's step and before gradients are cleared. It
+    must be called in the same way when recording and when stopping. `start` before the first step
+    shows the monitor the parameters from which it sets out; without it the first update counts as
+    zero.
+
+    It remembers three numbers a parameter, in the precision of the parameters: where they were, the
+    last gradient and the last update. Give it a part of them, such as the last layer, to take less,
+    or no model at all and it sees the loss alone. Where several processes train one model, give
+    each the same loss, or they stop apart; parameters sharded over processes are not supported.
+
+    Args:
+        weights: What `train_monitor` wrote, or a run or optimizer whose rule is hand-designed.
+        price: c, what a round must gain, in units of the score; None is what was trained for.
+
+    Raises:
+        InputError: There are no such weights, or they do not say when to stop.
+
+    Examples:
+        >>> import tempfile
+        >>> model = nn.Linear(3, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with HaltingMonitor.recording(folder) as monitor:
+        ...         monitor.start(model)
+        ...         for _ in range(5):
+        ...             monitor.update(1.0, model)
+        ...     monitor.steps, monitor.should_stop, len(list(Path(folder).iterdir()))
+        (5, False, 1)
+    """
+
+    def __init__(
+        self, weights: str | Path | OptimizerModel, *, price: float | None = None
+    ) -> None:
+        if isinstance(weights, OptimizerModel):
+            learned, name = copy.deepcopy(weights), "these weights"
+        else:
+            learned, name = loading.load(weights), str(weights)
+        config = learned.card.get("config", {})
+        require(
+            config.get("posterior", "none") != "none",
+            f"{name} were trained without halting; train some with haltwise train-monitor",
+        )
+        require(
+            learned.rule.readout_size == 0,
+            f"{name} reads the hidden state of its own optimizer, so it cannot judge another; "
+            "train a monitor on recorded runs of this loop with haltwise train-monitor",
+        )
+        price = config["price"] if price is None else price
+        require(price > 0, f"price must be above 0, got {price}")
+        self._learned: OptimizerModel | None = learned.eval().requires_grad_(False)
+        self._price = torch.tensor([float(price)])
+        recorded = config.get("runs") is not None
+        # A stop at call t leaves the loop where it is then: t rounds after the first decision, the
+        # account of updates. Where no loop was recorded, it was trained for asking beforehand.
+        self._policy: StopPolicy | None = learned.policy(
+            CostUnit.UPDATES if recorded else CostUnit.GRADIENTS
+        )
+        self._limit = config["horizon"] + recorded
+        self._reads: Reads | None = learned.card.get("reads", "gradients")
+        self._directory: Path | None = None
+        self._name: str | None = None
+        self.start()
+
+    @classmethod
+    def recording(cls, directory: str | Path, *, name: str | None = None) -> Self:
+        """A monitor that never stops but writes what it sees to a file in `directory`.
+
+        Args:
+            directory: Created if missing.
+            name: Of the file; numbered if None. Runs are sorted by it.
+        """
+        monitor = cls.__new__(cls)
+        monitor._learned = monitor._policy = monitor._reads = None
+        monitor._directory, monitor._name = Path(directory), name
+        monitor._signals = []
+        monitor.start()
+        return monitor
+
+    def start(self, model: Model | None = None) -> None:
+        """Begin a run, at the parameters as they are; a run recorded before it is written.
+
+        Args:
+            model: As in `update`, or None: the first update is then taken for zero.
+        """
+        if self._directory is not None:
+            self.close()
+            self._reads = None
+        self._steps = 0
+        self._reason: str | None = None
+        self._lowest, self._improved = math.inf, False
+        self._memory: list[dict[str, Tensor]] | None = None
+        self._products: Tensor | None = None
+        self._head: dict[str, Tensor] = {}
+        self._rule: dict[str, Tensor] = {}
+        self._signals: list[Tensor] = []
+        self._scores: list[float] = []
+        if model is not None and self._reads != "loss":
+            self._memory = [_first(param) for param in _parameters(model)]
+
+    @property
+    def steps(self) -> int:
+        """Rounds seen, the calls of `update`."""
+        return self._steps
+
+    @property
+    def reason(self) -> str | None:
+        """Why it should stop, in words; None while it should not."""
+        return self._reason
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether another round is not worth its price; once so, it stays so. Never if recording.
+
+        Also where a loss, gradient or update was not finite, and where the run is as long as those
+        it was trained on.
+        """
+        return self._reason is not None
+
+    @property
+    def improved(self) -> bool:
+        """Whether the last round observed the lowest loss so far.
+
+        A loop that keeps its best state copies its model then; train its monitor with `keeps_best`.
+        """
+        return self._improved
+
+    @torch.no_grad()
+    def look(self, model: Model) -> None:
+        """Take parameters and gradients now; the next `update` is given the loss alone.
+
+        For loops in which the loss is known only after the gradients are gone.
+        """
+        params = _parameters(model)
+        if self._reads is None:
+            seen = any(param.grad is not None for param in params)
+            self._reads = "gradients" if seen else "updates"
+        if self._reads == "loss":
+            return
+        if self._memory is None:
+            self._memory = [_first(param) for param in params]
+        require(
+            [param.numel() for param in params] == [len(m["params"]) for m in self._memory],
+            f"the model has other parameters than at the last call: {len(params)} tensors of "
+            f"{sum(param.numel() for param in params)} entries, not {len(self._memory)} of "
+            f"{sum(len(m['params']) for m in self._memory)}; give start() and every update() the "
+            "same ones, frozen or not",
+        )
+        require(
+            self._reads == "updates" or any(param.grad is not None for param in params),
+            "no parameter has a gradient, but gradients were seen before; call update() after the "
+            "optimizer's step and before the gradients are cleared",
+        )
+        total = torch.zeros(1, 5, 5, dtype=torch.float64)
+        for param, memory in zip(params, self._memory, strict=True):
+            total += _measure(param, memory, with_gradient=self._reads == "gradients").cpu()
+        self._products = total
+
+    @torch.no_grad()
+    def update(
+        self,
+        loss: Tensor | float,
+        model: Model | None = None,
+        *,
+        score: Tensor | float | None = None,
+    ) -> None:
+        """See one round.
+
+        Args:
+            loss: That was observed in it, a single number; averaged over processes, if several.
+            model: A module, of which the parameters that are not frozen are seen, or tensors; None
+                to go by the loss alone. Its gradients are those of this round, the parameters those
+                after it.
+            score: When recording, what a stop now is judged by, for instance the loss on separate
+                examples; the loss of the next round if None. Not looked at when stopping.
+
+        Raises:
+            InputError: The loss is no single number, or this call does not fit those before it or
+                the runs that were trained on.
+        """
+        number = _number(loss, "loss")
+        value = torch.tensor([number], dtype=torch.float64)
+        if model is not None:
+            self.look(model)
+        elif self._products is None:
+            require(
+                self._reads in (None, "loss"),
+                "no model was given, but parameters were seen before; give every update() the model"
+                if self._learned is None or self._steps
+                else f"the recorded runs had {self._reads}, but no model was given; give update() "
+                "the model, or record without one",
+            )
+            self._reads = "loss"
+        products, self._products = self._products, None
+        if products is None:
+            products, dim = torch.zeros(1, 5, 5, dtype=torch.float64), 1
+        else:
+            assert self._memory is not None
+            dim = sum(len(memory["params"]) for memory in self._memory)
+        signals = combine_products(self._steps, value, products, dim).float()
+        finite = bool(value.isfinite().all() and products.isfinite().all())
+        if self._directory is not None:
+            self._record(signals if finite else torch.full_like(signals, torch.nan), score)
+        elif not self.should_stop:
+            self._decide(signals, finite=finite)
+        self._steps += 1
+        self._improved = number < self._lowest
+        self._lowest = number if self._improved else self._lowest
+
+    def _decide(self, signals: Tensor, *, finite: bool) -> None:
+        assert self._learned is not None
+        assert self._policy is not None
+        if not finite:
+            self._reason = "the loss, a gradient or an update is not finite"
+            return
+        loss = signals[:, SIGNALS.index("loss")]
+        rule = self._policy.rule
+        if self._steps == 0:
+            self._head = self._learned.init_halter(1, signals)
+            self._rule = rule.init(1, signals)
+        said, self._head = self._learned.hear(
+            signals, signals.new_empty(1, 0), self._price, self._head
+        )
+        seen = StepObservation(self._steps, loss, signals[:, SIGNALS.index("log_grad")], *said)
+        stop, self._rule = rule.step(seen, self._rule)
+        if stop:
+            self._reason = rule.reasons[int(rule.why(stop, self._rule))]
+        elif self._steps + 1 >= self._limit:
+            self._reason = f"it was trained on runs of {self._limit} rounds"
+
+    # ---------------------------------------------------------------------------------- recording
+
+    def _record(self, signals: Tensor, score: Tensor | float | None) -> None:
+        require(
+            (score is not None) == bool(self._scores) or self._steps == 0,
+            "some rounds of this run came with a score and some without; give every update() one",
+        )
+        self._signals.append(signals)
+        if score is not None:
+            self._scores.append(_number(score, "score"))
+
+    def close(self) -> None:
+        """Write the run that was recorded; nothing if there is none or it is written."""
+        if self._directory is None or not self._signals:
+            return
+        assert self._reads is not None
+        scores = torch.tensor(self._scores) if self._scores else None
+        save_run(self._directory, torch.cat(self._signals), scores, self._reads, self._name)
+        self._signals, self._scores = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:  # half a run teaches the wrong thing
+            self.close()
+
+    # -------------------------------------------------------------------------------- persistence
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of all that the run depends on, to go on exactly; tensors and plain values."""
+        own = {name: getattr(self, f"_{name}") for name in _STATE}
+        return copy.deepcopy({"digest": self._digest(), **own})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            InputError: It is no monitor's state, or that of one with other weights.
+        """
+        require(
+            set(state) == {"digest", *_STATE},
+            "this is no state of a HaltingMonitor; load what its state_dict() gave",
+        )
+        require(
+            state["digest"] == self._digest(),
+            "the state was taken with other weights, or by a monitor that recorded; build this one "
+            "in the same way",
+        )
+        for name in _STATE:
+            setattr(self, f"_{name}", copy.deepcopy(state[name]))
+
+    def _digest(self) -> str | None:
+        if self._learned is None:
+            return None
+        return f"{loading.fingerprint(self._learned)} at {self._price.item():g}"
+
+
+_STATE = (
+    "steps", "reason", "lowest", "improved", "reads", "memory", "products", "head", "rule",
+    "signals", "scores",
+)  # fmt: skip
+
+
+def _parameters(model: Model) -> list[Tensor]:
+    found = model.parameters() if isinstance(model, nn.Module) else model
+    params = [param for param in found if param.requires_grad and param.numel()]
+    require(
+        len(params) > 0, "the model has no parameter that is not frozen; give the monitor others"
+    )
+    for param in params:
+        require(
+            param.layout == torch.strided and param.is_floating_point(),
+            f"a parameter of shape {list(param.shape)} is a {param.layout} tensor of "
+            f"{param.dtype}; the monitor sees dense, real ones: give it a list without this one",
+        )
+    return params
+
+
+def _first(param: Tensor) -> dict[str, Tensor]:
+    """What is remembered of a parameter before the first round."""
+    flat = param.detach().reshape(-1)
+    return {
+        "params": flat.clone(),
+        "grad": torch.zeros_like(flat),
+        "update": torch.zeros_like(flat),
+    }
+
+
+def _measure(param: Tensor, memory: dict[str, Tensor], *, with_gradient: bool) -> Tensor:
+    """The products of one tensor, float64 [1, 5, 5]; its memory is advanced."""
+    grad = param.grad if with_gradient else None
+    if grad is not None and grad.layout != torch.strided:
+        grad = grad.to_dense()
+    values = param.detach().reshape(-1)
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    products = torch.zeros(1, 5, 5, dtype=wide, device=values.device)
+    for span in _spans(len(values)):
+        old = {name: value[span].to(wide).unsqueeze(0) for name, value in memory.items()}
+        now = values[span].to(wide).unsqueeze(0)
+        new = torch.zeros_like(now) if grad is None else grad.reshape(1, -1)[:, span].to(wide)
+        update = now - old["params"]
+        products += sum_products(new, update, {name: old[name] for name in ("grad", "update")})
+        for name, value in (("params", now), ("grad", new), ("update", update)):
+            memory[name][span].copy_(value.squeeze(0))
+    return products
+
+
+def _spans(size: int) -> Iterator[slice]:
+    return (slice(begin, begin + _CHUNK) for begin in range(0, size, _CHUNK))
+
+
+def _number(value: Tensor | float, what: str) -> float:
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        return float(value)
+    shape = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    raise InputError(f"the {what} must be a single number, got {shape}; take its mean")

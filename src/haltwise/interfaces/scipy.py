@@ -1,0 +1,237 @@
+"""One function at a time, in the manner of `scipy.optimize.minimize`."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import InputError, require
+from haltwise.rollout.early_exit import Outcome
+from haltwise.stop_rules.accounts import StopPolicy
+from haltwise.stop_rules import StopRule
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.interfaces.solve import solve
+from haltwise.tasks import Observation, TaskBatch
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from scipy.optimize import OptimizeResult
+
+__all__ = ["minimize"]
+
+_MESSAGES = {
+    Outcome.HALTED: "Halted by the stop rule.",
+    Outcome.OUT_OF_STEPS: "Maximum number of iterations has been exceeded; raise maxiter.",
+    Outcome.NONFINITE: "The function, its gradient or an update is not finite.",
+}
+_CALLBACK_STOP = 99  # SciPy's own number and sentence
+_CALLBACK_MESSAGE = "`callback` raised `StopIteration`."
+
+
+def minimize(
+    fun: Callable[..., Any],
+    x0: "ArrayLike",
+    args: Any = (),
+    *,
+    jac: Callable[..., Any] | bool | str | None = None,
+    callback: Callable[..., Any] | None = None,
+    optimizer: str | Path | OptimizerModel = "regression-10d",
+    stop: StopRule | StopPolicy | None = None,
+    price: float | None = None,
+    maxiter: int | None = None,
+    **unsupported: Any,
+) -> "OptimizeResult":
+    """Minimise a function of NumPy arrays by a learned optimizer that stops by itself.
+
+    Also a `method` for SciPy: `scipy.optimize.minimize(fun, x0, jac=True,
+    method=haltwise.minimize, options={"optimizer": "quadratic-10d"})`. For many problems at once
+    `haltwise.solve` is far quicker.
+
+    Args:
+        fun: `fun(x, *args)` gives the value, with `jac=True` the value and the gradient.
+        x0: Where to start, shape [n]; all is computed in float64.
+        args: More arguments of `fun` and `jac`; one that is no tuple stands for itself.
+        jac: `jac(x, *args)` gives the gradient [n]; True if `fun` does; None or "2-point" for
+            forward differences, which cost n + 1 values of `fun` each.
+        callback: Called after each update with the new x, or with an `OptimizeResult` (x and fun)
+            if its one parameter is called `intermediate_result`; may raise `StopIteration`.
+        optimizer: As for `haltwise.solve`, which this calls.
+        stop: As there.
+        price: As there.
+        maxiter: Gradients at most; the optimizer's horizon if None.
+        unsupported: Whatever else SciPy knows (bounds, constraints, hess, tol ...) is refused,
+            unless it is None or empty.
+
+    Returns:
+        x, fun, success (whether it halted by itself), status (an `Outcome`; 99 if the callback
+        stopped it), message, nit (updates that led to x), nfev and njev.
+
+    Raises:
+        InputError: An argument is no good, or SciPy is missing.
+
+    Examples:
+        >>> result = minimize(lambda x: (x - 0.5) @ (x - 0.5), [0.0] * 10, jac=lambda x: 2 * x - 1)
+        >>> result.success, bool(result.fun < 0.1)
+        (True, True)
+    """
+    try:
+        from scipy.optimize import OptimizeResult
+    except ImportError as error:
+        raise InputError(
+            "haltwise.minimize needs SciPy: pip install 'haltwise[scipy]' (haltwise.solve does "
+            "without)"
+        ) from error
+    for name, setting in unsupported.items():
+        require(
+            setting is None
+            or setting is False
+            or (isinstance(setting, tuple | list | dict) and not setting),
+            f"haltwise.minimize knows no {name}; leave it out, or choose another method of "
+            "scipy.optimize.minimize"
+            if name != "tol"
+            else "haltwise.minimize has no tolerance to set: it stops by itself, the later the "
+            "lower the `price`; leave tol out",
+        )
+    objective = _Objective(fun, jac, args if isinstance(args, tuple) else (args,))
+    start = np.atleast_1d(np.asarray(x0))
+    require(
+        start.ndim == 1 and start.dtype.kind in "biuf" and start.size > 0,
+        f"x0 must be a vector of real numbers, got shape {start.shape} of {start.dtype}",
+    )
+    batch = _FunctionOfArrays(
+        torch.from_numpy(start.astype(np.float64)).unsqueeze(0), objective, _report(callback)
+    )
+    try:
+        solution = solve(batch, optimizer, stop, price=price, max_steps=maxiter)
+        x, value = solution.params[0].numpy(), solution.loss.item()
+        steps, status = int(solution.steps), int(solution.outcome)
+        message = _MESSAGES[Outcome(status)]
+        if steps == solution.num_gradients:  # theta_s was never observed, so not reported
+            batch.report(steps, x, value)
+    except _CallbackStop as stopped:
+        x, value, steps = stopped.x, stopped.value, stopped.step
+        status, message = _CALLBACK_STOP, _CALLBACK_MESSAGE
+    return OptimizeResult(
+        x=x,
+        fun=value,
+        success=status == Outcome.HALTED,
+        status=status,
+        message=message,
+        nit=steps,
+        nfev=objective.num_values,
+        njev=objective.num_gradients,
+    )
+
+
+@final
+class _Objective:
+    """A function of arrays and its gradient, counted."""
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        jac: Callable[..., Any] | bool | str | None,
+        args: tuple[Any, ...],
+    ) -> None:
+        require(
+            callable(jac) or jac in (None, True, False, "2-point"),
+            f"jac must be a function, True, None or '2-point', got {jac!r}",
+        )
+        self._fun, self._jac, self._args = fun, jac, args
+        self.num_values = self.num_gradients = 0
+
+    def value(self, x: "NDArray[np.float64]") -> float:
+        self.num_values += 1
+        found = self._fun(x.copy(), *self._args)
+        return _number(found[0] if self._jac is True else found)
+
+    def value_and_gradient(self, x: "NDArray[np.float64]") -> tuple[float, "NDArray[np.float64]"]:
+        if self._jac is True:
+            self.num_values += 1
+            value, gradient = self._fun(x.copy(), *self._args)
+        else:
+            value = self.value(x)
+            gradient = self._gradient(x)
+        self.num_gradients += 1
+        gradient = np.asarray(gradient, dtype=np.float64)
+        require(
+            gradient.shape == x.shape,
+            f"the gradient must have the shape of x, {x.shape}, got {gradient.shape}",
+        )
+        return _number(value), gradient
+
+    def _gradient(self, x: "NDArray[np.float64]") -> Any:
+        if callable(self._jac):
+            return self._jac(x.copy(), *self._args)
+        from scipy.optimize import approx_fprime
+
+        return approx_fprime(x, self.value)
+
+
+def _number(value: Any) -> float:
+    array = np.asarray(value)
+    require(
+        array.size == 1 and array.dtype.kind in "biuf",
+        f"fun must return one real number, got shape {array.shape} of {array.dtype}",
+    )
+    return float(array.item())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _FunctionOfArrays(TaskBatch):
+    """A batch of one problem."""
+
+    objective: _Objective
+    report: Callable[[int, "NDArray[np.float64]", float], None]
+    """Told t, theta_t and the loss there for t >= 1."""
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return self.start.new_zeros(1)
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        x = params[0].numpy()
+        value, gradient = self.objective.value_and_gradient(x)
+        if step > 0:
+            self.report(step, x, value)
+        return Observation(params.new_tensor([value]), torch.from_numpy(gradient).unsqueeze(0))
+
+    def observe_loss(self, params: Tensor, step: int) -> Tensor:
+        return params.new_tensor([self.objective.value(params[0].numpy())])
+
+
+@final
+class _CallbackStop(Exception):  # noqa: N818
+    """The callback raised `StopIteration` at theta_t."""
+
+    def __init__(self, step: int, x: "NDArray[np.float64]", value: float) -> None:
+        super().__init__()
+        self.step, self.x, self.value = step, x, value
+
+
+def _report(
+    callback: Callable[..., Any] | None,
+) -> Callable[[int, "NDArray[np.float64]", float], None]:
+    """What tells SciPy's kind of callback of an iterate."""
+    if callback is None:
+        return lambda *_: None
+    whole = set(inspect.signature(callback).parameters) == {"intermediate_result"}
+
+    def report(step: int, x: "NDArray[np.float64]", value: float) -> None:
+        from scipy.optimize import OptimizeResult
+
+        try:
+            if whole:
+                callback(intermediate_result=OptimizeResult(x=x.copy(), fun=value))
+            else:
+                callback(x.copy())
+        except StopIteration:
+            raise _CallbackStop(step, x.copy(), value) from None
+
+    return report

@@ -1,0 +1,148 @@
+"""One step of a rule on tensors of any shape: in place, and chunk by chunk to bound its memory.
+
+Two passes over the gradients: the first pools what coordinates know of each other, the second
+moves them. Sums run in float64.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from haltwise._kernels import one_thread
+from haltwise._core.tensors import nested_state, log_rms, sub_state, widened
+from haltwise.processes.signals import init_signals, sum_products
+from haltwise.update_rules import PartitionedRule, Pooled, UpdateRule, State
+
+__all__ = ["Moved", "init_state", "leaves", "move", "pool", "working_dtype"]
+
+
+def working_dtype(param: Tensor) -> torch.dtype:
+    """In which a tensor is moved and its state kept: float32, or float64 if it is."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def leaves(rule: UpdateRule, dim: int) -> list[tuple[UpdateRule, int]]:
+    """The rules that move consecutive ranges of `dim` coordinates, and the sizes of these.
+
+    Raises:
+        InputError: The ranges do not make up so many.
+    """
+    if not isinstance(rule, PartitionedRule):
+        return [(rule, dim)]
+    pairs = zip(rule.rules, rule.sizes_of(dim), strict=True)
+    return [leaf for own, size in pairs for leaf in leaves(own, size)]
+
+
+def _gradients(param: Tensor, chunk_size: int, *, maximize: bool) -> Iterator[Tensor]:
+    """The gradient to descend, in pieces [1, K] of at most `chunk_size`."""
+    assert param.grad is not None
+    for piece in param.grad.detach().reshape(1, -1).split(chunk_size, 1):
+        grad = piece.to(working_dtype(param))
+        yield -grad if maximize else grad
+
+
+@one_thread()
+def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> Pooled:
+    """What is pooled of the gradients of `params`, each [1]; NaN or infinite if one of them is."""
+    sums, logs, num = [], [], 0
+    for param in params:
+        for grad in _gradients(param, chunk_size, maximize=maximize):
+            sums.append(grad.sum(1, dtype=widened(grad[:, :0]).dtype))
+            logs.append(2 * widened(log_rms(grad)) + math.log(grad.shape[1]))
+            num += grad.shape[1]
+    device = sums[0].device  # a model may be spread over several
+    total = torch.stack([value.to(device) for value in sums]).sum(0)
+    squares = torch.stack([value.to(device) for value in logs]).logsumexp(0)
+    return Pooled(total / num, (squares - math.log(num)) / 2)
+
+
+def init_state(rule: UpdateRule, param: Tensor) -> State:
+    """What is remembered of a tensor of N entries, before its first step.
+
+    Entries of shape [1, N, ...] belong to its coordinates, others to the tensor.
+    """
+    like = param.new_zeros((), dtype=working_dtype(param)).expand(1, param.numel())
+    fresh = {
+        **nested_state(rule.init(like), "rule."),
+        **nested_state(init_signals(like), "signals."),
+    }
+    state: State = {}
+    for name, value in fresh.items():
+        # Rules may begin with one tensor of zeros for all; ours are written to.
+        shared = any(value.data_ptr() == other.data_ptr() for other in state.values())
+        state[name] = value.clone(memory_format=torch.contiguous_format) if shared else value
+    return state
+
+
+@final
+class Moved(NamedTuple):
+    """What the halting head needs to know of the coordinates moved; sums over them."""
+
+    readout: Tensor
+    """Shape [1, R]."""
+    products: Tensor
+    """See `sum_products`, shape [1, 5, 5]."""
+
+
+@one_thread()
+def move(
+    rule: UpdateRule,
+    param: Tensor,
+    state: State,
+    pooled: Pooled,
+    *,
+    lr: float,
+    weight_decay: float,
+    maximize: bool,
+    chunk_size: int,
+) -> Moved:
+    """Advance the state of a tensor in place; its displacement is left in `signals.update`.
+
+    Args:
+        rule: In the tensor's working dtype and on its device.
+        param: With a gradient; left untouched.
+        state: From `init_state`.
+        pooled: Over all coordinates of the rule.
+        lr: Multiplies the update.
+        weight_decay: Decoupled; multiplied by `lr`.
+        maximize: Whether the gradient is to be ascended.
+        chunk_size: Coordinates moved at once.
+    """
+    size, dtype = param.numel(), working_dtype(param)
+    pooled = Pooled(*(value.to(param.device, dtype) for value in pooled))
+    values = param.detach().reshape(1, -1) if weight_decay else None
+    own, last = sub_state(state, "rule."), sub_state(state, "signals.")
+    of_tensor: State = {}
+    readout = products = torch.zeros((), device=param.device)
+    begin = 0
+    for grad in _gradients(param, chunk_size, maximize=maximize):
+        span = slice(begin, begin + grad.shape[1])
+        old = {name: _part(value, span, size) for name, value in own.items()}
+        step = rule.advance(grad, old, pooled)
+        update = lr * step.update
+        if values is not None:
+            update -= lr * weight_decay * values[:, span].to(dtype)
+        memory = {name: value[:, span] for name, value in last.items()}
+        readout = readout + widened(step.readout) * grad.shape[1]
+        products = products + sum_products(
+            widened(grad), widened(update), {name: widened(value) for name, value in memory.items()}
+        )
+        for name, value in step.state.items():
+            if own[name].shape[1] == size:
+                if value.data_ptr() != old[name].data_ptr():
+                    old[name].copy_(value)
+            else:
+                of_tensor[name] = value  # every chunk begins with the old one
+        memory["grad"].copy_(grad)
+        memory["update"].copy_(update)
+        begin = span.stop
+    for name, value in of_tensor.items():
+        own[name].copy_(value)
+    return Moved(readout, products)
+
+
+def _part(value: Tensor, span: slice, size: int) -> Tensor:
+    return value[:, span] if value.shape[1] == size else value

@@ -1,0 +1,577 @@
+"""A learned optimizer behind the interface of `torch.optim`."""
+
+import contextlib
+import copy
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import ParamsT
+
+import haltwise.models.optimizer_model
+from haltwise.models import loading
+from haltwise._core.errors import InputError, require
+from haltwise.halting import (
+    AFTER,
+    GravesPosterior,
+    Posterior,
+    SoftmaxPosterior,
+    StickBreakingPosterior,
+)
+from haltwise.processes.signals import SIGNALS, combine_products
+from haltwise.stop_rules import StepObservation
+from haltwise.update_rules import Pooled, UpdateRule
+from haltwise.interfaces.torch_optim.chunks import init_state, leaves, move, pool, working_dtype
+
+__all__ = ["LearnedOptimizer"]
+
+_NONFINITE = ("skip", "raise")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+Weights = str | Path | haltwise.models.optimizer_model.OptimizerModel
+Group = dict[str, Any]
+Record = dict[str, Any]
+
+
+class _Part(NamedTuple):
+    """What one leaf of a group's rule moves at this step."""
+
+    leaf: int
+    params: list[Tensor]
+    pooled: Pooled
+
+
+class _Problem(NamedTuple):
+    """A group at this step."""
+
+    group: Group
+    record: Record
+    parts: list[_Part]
+
+
+@final
+class LearnedOptimizer(torch.optim.Optimizer):
+    """A meta-trained optimizer that moves `nn.Parameter`s and says when to stop.
+
+    Each parameter group is one problem: what the rule pools over coordinates (scale and mean of
+    the gradient) and what the halting head judges is taken over the group's tensors together, so
+    two groups of half the parameters do not move as one group of all. Tensors without a gradient
+    are left out of a step: they neither move nor count.
+
+    Halting reads the loss. Pass it to every step, as `step(loss=loss)` or through a closure; the
+    same, averaged loss on every process if there are several, or they will stop apart. Without it
+    the parameters move all the same, but `should_stop` and `halting_posterior` are refused.
+
+    State is kept in float32, in float64 for float64 parameters: 8 L H + 8 bytes a parameter in
+    float32 for an LSTM of L layers of H units, so 328 for the usual two of 20. A step needs,
+    besides, memory for `chunk_size` coordinates. Parameters that are sharded over processes are
+    not supported: each would normalise by its own shard.
+
+    Args:
+        params: Tensors, named tensors or groups, as any `torch.optim.Optimizer` takes them.
+        weights: A shipped name, a run directory, a weights file or an optimizer. A group may have
+            its own.
+        lr: Multiplies the update; 1 is what was meta-trained. For schedulers.
+        weight_decay: Decoupled, as in AdamW: a step takes `lr * weight_decay * param` off a
+            parameter, beside the learned update, which does not see it.
+        maximize: Whether the loss is to be increased.
+        price: c, what a step must gain, in units of the loss; None is what the weights were
+            meta-trained for.
+        nonfinite: What becomes of a step whose loss or gradients are not finite: it changes
+            nothing, and "skip" counts it in `num_skipped`, "raise" raises. So with an update that
+            overflows, except that the optimizer has seen its gradient.
+        chunk_size: Coordinates moved at once; more is faster on an accelerator and takes memory.
+
+    Raises:
+        InputError: A setting or a parameter is impossible, or there are no such weights.
+
+    Examples:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = LearnedOptimizer(model.parameters(), weights="regression-10d")
+        >>> loss = model(torch.ones(5, 3)).square().sum()
+        >>> loss.backward()
+        >>> optimizer.step(loss=loss)
+        >>> optimizer.steps_taken
+        1
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        weights: Weights = "mnist-mlp",
+        *,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        price: float | None = None,
+        nonfinite: str = "skip",
+        chunk_size: int = 16384,
+    ) -> None:
+        require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
+        require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
+        self.nonfinite = nonfinite
+        self.chunk_size = chunk_size
+        self._learned: dict[str, haltwise.models.optimizer_model.OptimizerModel] = {}
+        self._casts: dict[object, haltwise.models.optimizer_model.OptimizerModel] = {}
+        defaults = {
+            "weights": weights,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "price": price,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, a problem of its own that begins at its step 0.
+
+        Args:
+            param_group: `params`, and any of `weights`, `lr`, `weight_decay`, `maximize` and
+                `price` that are to differ; left untouched.
+
+        Raises:
+            InputError: A setting or a parameter is impossible, or the weights do not fit.
+        """
+        group = dict(param_group)
+        weights = group.get("weights", self.defaults["weights"])
+        module = isinstance(weights, haltwise.models.optimizer_model.OptimizerModel)
+        # Their own copy: meta-training may go on.
+        learned = copy.deepcopy(weights) if module else loading.load(weights)
+        group["weights"] = "LearnedOptimizer" if module else str(weights)
+        group["digest"] = loading.fingerprint(learned)
+        super().add_param_group(group)
+        self._learned.setdefault(group["digest"], learned.eval().requires_grad_(False))
+        try:
+            self._check(group)
+        except InputError:
+            self.param_groups.pop()
+            raise
+
+    def _check(self, group: Group) -> None:
+        for name in ("lr", "weight_decay"):
+            require(group[name] >= 0, f"{name} must be at least 0, got {group[name]}")
+        price = group["price"]
+        require(price is None or price > 0, f"price must be above 0, got {price}")
+        for number, param in enumerate(group["params"]):
+            require(
+                param.dtype in _DTYPES and param.layout == torch.strided,
+                f"{_name(group, number)} is a {param.layout} tensor of {param.dtype}; only dense "
+                "tensors of real floating-point numbers can be optimized (view complex ones by "
+                "torch.view_as_real)",
+            )
+        self._leaf_of_each(group)
+
+    def _leaf_of_each(self, group: Group) -> list[int]:
+        """Which of the rule's leaves moves each of the group's parameters."""
+        sizes = [param.numel() for param in group["params"]]
+        if not sizes:
+            return []
+        rule, name = self._learned[group["digest"]].rule, group["weights"]
+        try:
+            ends = list(accumulate(size for _, size in leaves(rule, sum(sizes))))
+        except InputError as error:
+            raise InputError(
+                f"the weights {name!r} do not fit this parameter group: {error}; give them the "
+                "parameters they were meta-trained for, without frozen ones"
+            ) from None
+        found = []
+        for number, end in enumerate(accumulate(sizes)):
+            leaf = bisect_left(ends, end)
+            begin = ends[leaf - 1] if leaf else 0
+            require(
+                end - sizes[number] >= begin,
+                f"the weights {name!r} have another rule from coordinate {begin} on, which lies "
+                f"within {_name(group, number)}; order the parameters as in meta-training",
+            )
+            found.append(leaf)
+        return found
+
+    def _cast(self, group: Group, like: Tensor) -> haltwise.models.optimizer_model.OptimizerModel:
+        """The group's weights where `like` is, in its working dtype."""
+        dtype = working_dtype(like)
+        key = group["digest"], like.device, dtype
+        if key not in self._casts:
+            self._casts[key] = copy.deepcopy(self._learned[group["digest"]]).to(like.device, dtype)
+        return self._casts[key]
+
+    # --------------------------------------------------------------------------------- stepping
+
+    @_disable_dynamo
+    def step(  # type: ignore[override]
+        self,
+        closure: Callable[[], Tensor | float] | None = None,
+        *,
+        loss: Tensor | float | None = None,
+    ) -> Tensor | float | None:
+        """Apply one update.
+
+        Args:
+            closure: Clears the gradients, computes them anew and returns the loss.
+            loss: The loss that the gradients are of, where there is no closure.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            InputError: A gradient is sparse, something is not finite and `nonfinite` is "raise",
+                or the loss is no single number or given twice.
+        """
+        returned = None
+        if closure is not None:
+            require(loss is None, "give step() a closure or a loss, not both")
+            with torch.enable_grad():
+                returned = loss = closure()
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            for device in {
+                param.device.type for group in self.param_groups for param in group["params"]
+            }:
+                stack.enter_context(torch.autocast(device, enabled=False))
+            self._step(None if loss is None else _as_scalar(loss))
+        return returned
+
+    def _step(self, loss: Tensor | None) -> None:
+        problems = [found for group in self.param_groups if (found := self._survey(group))]
+        pooled = [value for _, _, parts in problems for part in parts for value in part.pooled]
+        known = [] if loss is None else [loss]
+        if not _are_finite([*pooled, *known]):
+            self._reject(problems, "the loss or a gradient is")
+            return
+        heard = [self._move(problem) for problem in problems]
+        finite = _are_finite([products[:, 1, 1] for _, products in heard])
+        for param in (param for *_, parts in problems for part in parts for param in part.params):
+            update = self.state[param]["signals.update"]
+            if finite:
+                param.add_(update.view(param.shape))
+            else:
+                update.zero_()
+        if not finite:
+            self._reject(problems, "an update is")
+            return
+        for problem, (readout, products) in zip(problems, heard, strict=True):
+            self._hear(problem, loss, readout, products)
+
+    def _survey(self, group: Group) -> _Problem | None:
+        """The group's tensors that have a gradient, and what is pooled of it."""
+        params: list[Tensor] = group["params"]
+        by_leaf: dict[int, list[Tensor]] = {}
+        for number, (param, leaf) in enumerate(zip(params, self._leaf_of_each(group), strict=True)):
+            if param.grad is None or param.numel() == 0:
+                continue
+            require(
+                param.grad.layout == torch.strided,
+                f"the gradient of {_name(group, number)} is sparse ({param.grad.layout}), which "
+                "learned optimizers do not support; make it dense, as by sparse=False of an "
+                "embedding",
+            )
+            by_leaf.setdefault(leaf, []).append(param)
+        if not by_leaf:
+            return None
+        fresh = {"step": 0, "skipped": 0, "heard": 0}
+        record = self.state[params[0]].setdefault("group", fresh)
+        return _Problem(
+            group,
+            record,
+            [
+                _Part(leaf, own, pool(own, self.chunk_size, maximize=group["maximize"]))
+                for leaf, own in by_leaf.items()
+            ],
+        )
+
+    def _reject(self, problems: list[_Problem], what: str) -> None:
+        """Count a step in which something was not finite, or raise."""
+        if self.nonfinite == "skip":
+            for problem in problems:
+                problem.record["skipped"] += 1
+            return
+        culprits = (
+            _name(group, number)
+            for group, *_ in problems
+            for number, param in enumerate(group["params"])
+            if param.grad is not None and not param.grad.isfinite().all()
+        )
+        first = next(culprits, None)
+        where = f" (first in the gradient of {first})" if first else ""
+        raise InputError(
+            f"{what} not finite at step {self.steps_taken}{where}; lower lr, or skip such steps "
+            "by nonfinite='skip'"
+        )
+
+    def _move(self, problem: _Problem) -> tuple[Tensor, Tensor]:
+        """Advance the group's states; the head's read-out [1, R] and products [1, 5, 5]."""
+        group, _, parts = problem
+        device = parts[0].params[0].device
+        readouts, products = {}, torch.zeros((), device=device)
+        for leaf, params, pooled in parts:
+            total = torch.zeros((), device=device)
+            for param in params:
+                rule = self._leaf(group, param, leaf)
+                state = self.state[param]
+                if "signals.grad" not in state:
+                    state.update(init_state(rule, param))
+                moved = move(
+                    rule,
+                    param,
+                    state,
+                    pooled,
+                    lr=float(group["lr"]),
+                    weight_decay=group["weight_decay"],
+                    maximize=group["maximize"],
+                    chunk_size=self.chunk_size,
+                )
+                total = total + moved.readout.to(device)
+                products = products + moved.products.to(device)
+            readouts[leaf] = total / _num_coordinates(params)
+        rules = leaves(self._learned[group["digest"]].rule, _num_coordinates(group["params"]))
+        for leaf, (rule, _) in enumerate(rules):  # those without a gradient say nothing
+            readouts.setdefault(leaf, products.new_zeros(1, rule.readout_size))
+        return torch.cat([readouts[leaf] for leaf in range(len(rules))], 1), products
+
+    def _leaf(self, group: Group, param: Tensor, leaf: int) -> UpdateRule:
+        rule = self._cast(group, param).rule
+        return leaves(rule, _num_coordinates(group["params"]))[leaf][0]
+
+    # ---------------------------------------------------------------------------------- halting
+
+    def _hear(
+        self, problem: _Problem, loss: Tensor | None, readout: Tensor, products: Tensor
+    ) -> None:
+        """Note the step, and what the head says of it if it can say anything."""
+        group, record, parts = problem
+        step, price = record["step"], self._price(group)
+        record["step"] += 1
+        if loss is None:
+            return
+        record["heard"] += 1
+        if record["heard"] < record["step"] or price is None or self._kind(group) == "none":
+            return
+        like = _head_of(group)
+        learned = self._cast(group, like)
+        value = loss.to(like.device, working_dtype(like)).reshape(1)
+        if group["maximize"]:
+            value = -value
+        policy = learned.policy()
+        if step == 0:
+            record["head"] = learned.init_halter(1, value)
+            record["rule"] = policy.rule.init(1, value)
+            record["said"] = value.new_empty(1, 0)
+            record["stop"] = torch.zeros_like(value, dtype=torch.bool)
+        dim = sum(_num_coordinates(part.params) for part in parts)
+        products = products.to(like.device)
+        signals = combine_products(step, value.to(products), products, dim).to(value)
+        said, record["head"] = learned.hear(
+            signals, readout.to(value), torch.full_like(value, price), record["head"]
+        )
+        seen = StepObservation(step, value, signals[:, SIGNALS.index("log_grad")], *said)
+        stop, record["rule"] = policy.rule.step(seen, record["rule"])
+        record["stop"] = record["stop"] | stop
+        words = said.increments if self._kind(group) == "softmax" else said.hazard_logits
+        record["said"] = torch.cat((record["said"], words[:, AFTER : AFTER + 1]), 1)
+
+    @property
+    def steps_taken(self) -> int:
+        """Updates applied, t; of the group that has seen most."""
+        return max((record["step"] for _, record in self._records()), default=0)
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps skipped because something was not finite."""
+        return max((record["skipped"] for _, record in self._records()), default=0)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether every group has asked to stop, at the last step or before; its update is applied.
+
+        The decision is about the next gradient: it is forecast not to be worth its price.
+
+        Raises:
+            InputError: Nobody knows: a step came without the loss, or the weights were
+                meta-trained without halting or come without a price.
+        """
+        stops = [record["stop"] for _, record in self._heard()]
+        return bool(stops) and all(map(bool, stops))
+
+    @property
+    def halting_posterior(self) -> tuple[Posterior, ...]:
+        """q(t | x, T) over 0..T, T the steps taken, of each group that has taken one.
+
+        Each is a batch of one problem, of the kind that the weights were meta-trained with, as
+        theta_0..theta_{T-1} were judged with their gradients in hand. It is a stream: every step
+        makes a longer one.
+
+        Raises:
+            InputError: As `should_stop`.
+        """
+        return tuple(self._posterior(group, record["said"]) for group, record in self._heard())
+
+    def _posterior(self, group: Group, said: Tensor) -> Posterior:
+        kind = self._kind(group)
+        if kind == "softmax":
+            return SoftmaxPosterior(torch.nn.functional.pad(said.cumsum(1), (1, 0)))
+        return GravesPosterior(said) if kind == "graves" else StickBreakingPosterior(said)
+
+    def _kind(self, group: Group) -> str:
+        config = self._learned[group["digest"]].card.get("config", {})
+        kind: str = config.get("posterior", "softmax")
+        return kind
+
+    def _price(self, group: Group) -> float | None:
+        config = self._learned[group["digest"]].card.get("config", {})
+        price: float | None = config.get("price") if group["price"] is None else group["price"]
+        return price
+
+    def _records(self) -> Iterator[tuple[Group, Record]]:
+        """The groups that have seen a gradient, and what is remembered of each.
+
+        It is kept with a group's first parameter, as L-BFGS keeps its memory.
+        """
+        for group in self.param_groups:
+            for param in group["params"][:1]:
+                if "group" in self.state.get(param, {}):
+                    yield group, self.state[param]["group"]
+
+    def _heard(self) -> list[tuple[Group, Record]]:
+        """The groups that have taken a step, if halting is known of all of them."""
+        moved = [(group, record) for group, record in self._records() if record["step"]]
+        for group, record in moved:
+            name = group["weights"]
+            require(
+                self._kind(group) != "none",
+                f"the weights {name!r} were meta-trained without halting and never ask to stop; "
+                "choose others or end the loop yourself",
+            )
+            require(
+                self._price(group) is not None,
+                f"the weights {name!r} come without a price, so when to stop is unknown; give the "
+                "optimizer a price, in units of the loss",
+            )
+            require(
+                record["heard"] == record["step"],
+                f"when to stop is judged from the loss, which {record['step'] - record['heard']} "
+                f"of {record['step']} steps came without; pass it to every step, as "
+                "step(loss=loss) or through a closure",
+            )
+        return moved
+
+    # ------------------------------------------------------------------------------ persistence
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state, so later steps leave it as it is; the weights' digest is in it."""
+        return copy.deepcopy(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken, with the same weights.
+
+        Args:
+            state_dict: From `state_dict`; copied.
+
+        Raises:
+            InputError: It is another kind of optimizer's, its weights are others or its tensors
+                have other sizes.
+            ValueError: It has other parameter groups.
+        """
+        taken: list[dict[str, Any]] = []
+
+        def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+            taken.append(given)
+            self._check_state(given)
+
+        # Last before, first after: whatever hooks of the user's do is respected. In between,
+        # PyTorch casts states to the dtype of their parameters, which would not be exact.
+        before = self.register_load_state_dict_pre_hook(check)
+        after = self.register_load_state_dict_post_hook(
+            lambda _: self._restore(taken[-1]), prepend=True
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _check_state(self, given: dict[str, Any]) -> None:
+        """Raise unless `given` fits weights and parameters; PyTorch checks their numbers."""
+        for own, other in zip(self.param_groups, given["param_groups"], strict=False):
+            require(
+                "digest" in other,
+                "this state is not that of a learned optimizer; load one that "
+                "haltwise.interfaces.torch_optim.LearnedOptimizer.state_dict() gave",
+            )
+            require(
+                own["digest"] == other["digest"],
+                f"the state was taken with the weights {other['weights']!r} of digest "
+                f"{other['digest'][:12]}, but this optimizer has {own['weights']!r} of digest "
+                f"{own['digest'][:12]}; build it with the same weights",
+            )
+            for number, param in enumerate(own["params"][: len(other["params"])]):
+                state = given["state"].get(other["params"][number], {})
+                size = state["signals.grad"].numel() if "signals.grad" in state else param.numel()
+                require(
+                    size == param.numel(),
+                    f"the state of {_name(own, number)} is for {size} entries, but it has "
+                    f"{param.numel()}; build the optimizer for the same model",
+                )
+
+    def _restore(self, given: dict[str, Any]) -> None:
+        for group, other in zip(self.param_groups, given["param_groups"], strict=True):
+            for param, key in zip(group["params"], other["params"], strict=True):
+                if key in given["state"]:
+                    self.state[param] = _copy_to(param, given["state"][key])
+            for param, key in zip(group["params"][:1], other["params"], strict=False):
+                if "group" in given["state"].get(key, {}):
+                    record = given["state"][key]["group"]
+                    self.state[param]["group"] = _copy_to(_head_of(group), record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("nonfinite", "chunk_size", "_learned")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._casts = {}  # made when needed
+
+
+def _head_of(group: Group) -> Tensor:
+    """The parameter whose device and precision the group's halting head takes."""
+    params: list[Tensor] = group["params"]
+    return next((param for param in params if param.dtype == torch.float64), params[0])
+
+
+def _name(group: Group, number: int) -> str:
+    """A parameter in words."""
+    shape = list(group["params"][number].shape)
+    names = group.get("param_names")
+    return f"parameter {names[number]!r}" if names else f"parameter {number} of shape {shape}"
+
+
+def _are_finite(values: list[Tensor]) -> bool:
+    """Of any device, in one transfer."""
+    flat = [value.to(values[0].device).reshape(-1) for value in values]
+    return not flat or bool(torch.cat(flat).isfinite().all())
+
+
+def _num_coordinates(params: Iterable[Tensor]) -> int:
+    return sum(param.numel() for param in params)
+
+
+def _as_scalar(loss: Tensor | float) -> Tensor:
+    value = torch.as_tensor(loss).detach()
+    require(
+        value.numel() == 1 and not value.is_complex(),
+        f"the loss must be a single real number, got {value.dtype} of shape {list(value.shape)}; "
+        "take its mean",
+    )
+    return value.reshape(())
+
+
+def _copy_to(param: Tensor, value: Any) -> Any:
+    """A deep copy where `param` is, numbers in its working dtype."""
+    if isinstance(value, Tensor):
+        dtype = working_dtype(param) if value.is_floating_point() else value.dtype
+        return value.to(param.device, dtype, copy=True)
+    if isinstance(value, dict):
+        return {name: _copy_to(param, entry) for name, entry in value.items()}
+    return value

@@ -1,0 +1,108 @@
+"""Stopping a Hugging Face `Trainer`: `pip install 'haltwise[transformers]'`."""
+
+from typing import Any, final
+
+from torch import nn
+
+from haltwise._core.errors import require
+from haltwise.interfaces.monitor import HaltingMonitor
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError:
+    raise ImportError(
+        "transformers is not installed: pip install 'haltwise[transformers]'"
+    ) from None
+
+__all__ = ["HaltingCallback"]
+
+
+@final
+class HaltingCallback(TrainerCallback):  # type: ignore[misc]
+    """Lets a `HaltingMonitor` record a Hugging Face training, or end it.
+
+    A round lies between two logs of the training loss (`logging_steps`), or between two evaluations
+    if a metric is named. The monitor looks at parameters and gradients at every step of the
+    optimizer; its state is not in the checkpoints, so a resumed training is judged from there on.
+
+    Args:
+        monitor: One that stops, or `HaltingMonitor.recording(...)`, which is closed at the end of
+            the training.
+        metric: Of the evaluation, as `"eval_loss"`: it is then the loss of the round.
+        score: Of the evaluation, too: what a stop is judged by, for recording.
+    """
+
+    def __init__(
+        self, monitor: HaltingMonitor, metric: str | None = None, *, score: str | None = None
+    ) -> None:
+        require(score is None or metric is not None, "a score needs a metric beside it; name both")
+        self.monitor = monitor
+        self._metric, self._score = metric, score
+        self._moved = False  # since the last round
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        self.monitor.start(model)
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        self.monitor.look(model)
+        self._moved = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        # The last log, of the whole run, has no loss.
+        if self._moved and self._metric is None and "loss" in logs:
+            self._update(control, logs["loss"], None)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        if self._moved and self._metric is not None:
+            score = None if self._score is None else _measured(metrics, self._score)
+            self._update(control, _measured(metrics, self._metric), score)
+
+    def _update(self, control: TrainerControl, loss: float, score: float | None) -> None:
+        self.monitor.update(loss, score=score)
+        self._moved = False
+        control.should_training_stop |= self.monitor.should_stop
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.monitor.close()
+
+
+def _measured(metrics: dict[str, float], name: str) -> float:
+    require(
+        name in metrics,
+        f"the evaluation has no {name!r}, but {', '.join(sorted(metrics))}; name one of these",
+    )
+    return metrics[name]

@@ -1,0 +1,1 @@
+"""What is trained and loaded: halting models, optimizer models and their cards."""

@@ -1,0 +1,1 @@
+"""What is stopped: anything that advances a batch of items step by step."""

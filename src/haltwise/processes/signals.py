@@ -1,0 +1,295 @@
+"""What a halting head sees of a step: a few numbers per problem, in units of the price.
+
+None depends on the number of parameters or on their order, so a head serves problems of any size;
+gains are measured in prices, so a head serves any price. All are data: no gradient flows through.
+
+A step is first reduced to its *signals*, which know nothing of the price and can be recorded from
+any iterative process, then turned into *features* at a price. So one recording serves every price.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from haltwise._core.tensors import widened
+
+__all__ = [
+    "NUM_FEATURES",
+    "SIGNALS",
+    "blank_features",
+    "combine_products",
+    "extract_features",
+    "init_features",
+    "init_signals",
+    "measure_sequence",
+    "measure_signals",
+    "sum_products",
+]
+
+SIGNALS = (
+    "step",  # t
+    "loss",  # f(theta_t)
+    "log_grad",  # log rms gamma_t
+    "log_update",  # log rms g_t
+    "gain",  # -<gamma_t, g_t>, what the update gains to first order
+    "bend",  # 1/2 kappa |g_t|^2, what curvature takes of it
+    "least_gain",  # 1/2 |gamma_t|^2 <s, y> / |y|^2, what is left to gain if gamma_t is stiff
+    "most_gain",  # 1/2 |gamma_t|^2 / kappa, if its curvature is that of the last step
+    "overshoot",  # -<gamma_t, g_{t-1}>: below 0 if the last step went too far
+    "log_curvature",  # log kappa
+    "descent_cosine",  # between -gamma_t and g_t
+    "grad_cosine",  # between gamma_t and gamma_{t-1}: about 0 if noise is all there is
+    "update_cosine",  # between g_t and g_{t-1}: -1 if the iterates swing
+)
+"""The columns of a step's signals. With s = g_{t-1} and y = gamma_t - gamma_{t-1}, the curvature
+along the last step is kappa = <s, y> / |s|^2; it and |y|^2 / <s, y> bound the two step lengths of
+Barzilai & Borwein (1988). Whatever looks back is 0 at the first step."""
+
+_PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (2, 3), (0, 3), (0, 1), (0, 4), (1, 3))
+"""Which of the products of `sum_products` are used; squares come first, cosines' last."""
+_NUM_CHANGING = 9  # features whose change since the last step is a feature, too
+NUM_FEATURES = 2 * _NUM_CHANGING + 8
+_TINY, _HUGE = 1e-30, 1e30  # squares of them are still finite in float64, quotients in float32
+_FLAT = 1e-8  # the least curvature told from none
+_FAR = 1e8  # the largest gain, in prices, told from infinite
+
+
+def init_signals(params: Tensor) -> dict[str, Tensor]:
+    """What `measure_signals` remembers, before the first step, for parameters [B, D]."""
+    zeros = torch.zeros_like(params)
+    return {"grad": zeros, "update": zeros}
+
+
+class _Measured(NamedTuple):
+    """What the signals are made of, each of the loss' shape; s and y as said of `SIGNALS`."""
+
+    log_grad: Tensor
+    log_update: Tensor
+    grad_square: Tensor
+    update_square: Tensor
+    last_update_square: Tensor
+    difference_square: Tensor  # |y|^2
+    secant: Tensor  # <s, y>, above 0 where the loss is convex
+    grad_update: Tensor
+    grad_last_update: Tensor
+    grad_update_cosine: Tensor
+    grad_cosine: Tensor
+    update_cosine: Tensor
+
+
+def measure_signals(
+    step: int | Tensor, loss: Tensor, grad: Tensor, update: Tensor, memory: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The signals of step t and the memory for step t + 1.
+
+    Args:
+        step: t, the same for all problems; or of every entry of `loss`.
+        loss: Observed loss at theta_t, shape [B] or [..., K], of K steps.
+        grad: Gradient at theta_t, shape [B, D] or [..., K, D].
+        update: g_t, which would lead to theta_{t+1}, in the shape of `grad`.
+        memory: From `init_signals` or the step before, in the shape of `grad`.
+
+    Returns:
+        Signals [..., len(SIGNALS)] and the new memory.
+    """
+    products = sum_products(
+        widened(grad), widened(update), {name: widened(value) for name, value in memory.items()}
+    )
+    signals = combine_products(step, loss, products, grad.shape[-1])
+    return signals, {"grad": grad, "update": update}
+
+
+def measure_sequence(
+    first: int, losses: Tensor, grads: Tensor, updates: Tensor, memory: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`measure_signals` of K consecutive steps at once.
+
+    Args:
+        first: The first of them.
+        losses: Shape [B, K].
+        grads: Shape [B, K, D].
+        updates: Shape [B, K, D].
+        memory: From `init_signals` or the steps before.
+
+    Returns:
+        Signals [B, K, len(SIGNALS)] and the new memory.
+    """
+    last = {
+        name: torch.cat((memory[name].unsqueeze(1), now[:, :-1]), 1)
+        for name, now in (("grad", grads), ("update", updates))
+    }
+    steps = torch.arange(first, first + losses.shape[1], device=losses.device)
+    signals, _ = measure_signals(steps, losses, grads, updates, last)
+    return signals, {"grad": grads[:, -1], "update": updates[:, -1]}
+
+
+def sum_products(grad: Tensor, update: Tensor, memory: dict[str, Tensor]) -> Tensor:
+    """Inner products that add up over coordinates, to measure a problem part by part.
+
+    Args:
+        grad: Of some of the coordinates, shape [B, K].
+        update: Likewise.
+        memory: Of these coordinates, see `measure_signals`.
+
+    Returns:
+        Products of all pairs of gamma_t, g_t, y, g_{t-1} and gamma_{t-1}, in the dtype of the
+        arguments, which had better be float64; shape [..., 5, 5].
+    """
+    last_grad, last_update = memory["grad"], memory["update"]
+    vectors = torch.stack((grad, update, grad - last_grad, last_update, last_grad), dim=-2)
+    return vectors @ vectors.mT
+
+
+def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: int) -> Tensor:
+    """The signals of step t from the sum of `sum_products` over all coordinates.
+
+    Args:
+        step: t, one for all or of every entry of `loss`.
+        loss: Observed loss, shape [B] or [..., K].
+        products: The sum, shape [..., 5, 5].
+        dim: D, the number of all coordinates.
+
+    Returns:
+        What `measure_signals` says, in the dtype of the loss, shape [..., len(SIGNALS)].
+    """
+    # Planes of one product each: few operations, on contiguous memory.
+    planes = torch.stack([products[..., i, j] for i, j in _PAIRS])
+    squares = planes[:5].clamp_max(torch.finfo(products.dtype).max)
+    # Roots first: a product of two squares might vanish.
+    grad, update, _, last_update, last_grad = squares.sqrt().clamp_min_(_TINY)
+    cosines = planes[7:].clone()
+    cosines /= torch.stack((grad, grad, update))
+    cosines /= torch.stack((update, last_grad, last_update))
+    cosines.clamp_(-1, 1).nan_to_num_(0)
+    held = planes[:8].nan_to_num(_HUGE, _HUGE, -_HUGE).clamp_(-_HUGE, _HUGE)
+    # The floor is that of `log_rms`.
+    logs = (squares[:2] / dim).log_().clamp_min_(3 * math.log(_TINY)).div_(2)
+    measured = _Measured(
+        log_grad=logs[0],
+        log_update=logs[1],
+        grad_square=held[0],
+        update_square=held[1],
+        last_update_square=held[3],
+        difference_square=held[2],
+        secant=held[5],
+        grad_update=held[7],
+        grad_last_update=held[6],
+        grad_update_cosine=cosines[0],
+        grad_cosine=cosines[1],
+        update_cosine=cosines[2],
+    )
+    return _signals(step, loss.to(products.dtype), measured).to(loss.dtype).movedim(0, -1)
+
+
+def _signals(step: int | Tensor, loss: Tensor, measured: _Measured) -> Tensor:
+    """The columns as planes, shape [len(SIGNALS), ...]."""
+    # Whether there is a step to look back at.
+    known: Tensor | float
+    if isinstance(step, Tensor):
+        known, steps = (step > 0).to(loss.dtype), step.to(loss.dtype).expand_as(loss)
+    else:
+        known, steps = float(step > 0), torch.full_like(loss, step)
+    secant, grad_square = measured.secant, measured.grad_square
+    curvature = (secant / measured.last_update_square.clamp_min(_TINY)).clamp(_FLAT, _HUGE)
+    inverse_curvature = (secant / measured.difference_square.clamp_min(_TINY)).clamp(0, 1 / _FLAT)
+    return torch.stack(
+        (
+            steps,
+            loss,
+            measured.log_grad,
+            measured.log_update,
+            -measured.grad_update,
+            known * 0.5 * curvature * measured.update_square,
+            known * 0.5 * inverse_curvature * grad_square,
+            known * 0.5 * grad_square / curvature,
+            -measured.grad_last_update,
+            known * curvature.log(),
+            -measured.grad_update_cosine,
+            measured.grad_cosine,
+            measured.update_cosine,
+        )
+    )
+
+
+def init_features(num_problems: int, like: Tensor) -> dict[str, Tensor]:
+    """What `extract_features` remembers, before the first step."""
+    return {
+        "previous": like.new_zeros(num_problems, _NUM_CHANGING),
+        "last_loss": like.new_zeros(num_problems),
+        "lowest": like.new_full((num_problems,), torch.inf),
+    }
+
+
+def blank_features(price: Tensor) -> Tensor:
+    """Features before anything is known, [B, NUM_FEATURES]: only the price, and no step yet."""
+    features = price.new_zeros(len(price), NUM_FEATURES)
+    features[:, -2] = -1.0
+    features[:, -1] = price.log() / 2
+    return features
+
+
+def extract_features(
+    signals: Tensor, price: Tensor, memory: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features of K consecutive steps at a price, and the memory for the step after them.
+
+    Args:
+        signals: Shape [B, K, len(SIGNALS)].
+        price: c, shape [B].
+        memory: From `init_features` or the call before.
+
+    Returns:
+        Features [B, K, NUM_FEATURES], of order one, and the new memory.
+    """
+    seen = dict(zip(SIGNALS, signals.movedim(-1, 0), strict=True))
+    cost = price.unsqueeze(1)
+    loss = seen["loss"]
+    first = seen["step"] == 0
+    before = torch.cat((memory["last_loss"].unsqueeze(1), loss[:, :-1]), dim=1)
+    lowest = torch.cat((memory["lowest"].unsqueeze(1), loss), dim=1).cummin(1).values[:, 1:]
+    gains = torch.stack(
+        (
+            loss,
+            lowest,
+            (before - loss).masked_fill_(first, 0),
+            seen["gain"],
+            seen["gain"] - seen["bend"],
+            seen["least_gain"],
+            seen["most_gain"],
+            loss - lowest,
+            seen["overshoot"],
+        )
+    ).div_(cost)
+    gains[:2].clamp_(-_HUGE, _HUGE)
+    gains[2:].clamp_(-_FAR, _FAR)
+    gains.asinh_().div_(4)
+    gains[:2].div_(2)
+    # Planes of one feature each.
+    now = torch.stack(
+        (
+            seen["log_grad"] / 4,
+            seen["log_update"] / 4,
+            gains[0],
+            *gains[2:7],
+            seen["log_curvature"] / 4,
+        )
+    )
+    previous = torch.cat((memory["previous"].T.unsqueeze(-1), now[..., :-1]), dim=-1)
+    others = torch.stack(
+        (
+            gains[7],
+            gains[1],
+            gains[8],
+            seen["descent_cosine"],
+            seen["grad_cosine"],
+            seen["update_cosine"],
+            seen["step"].log1p() / 2,
+            (cost.log() / 2).expand_as(loss),
+        )
+    )
+    change = (now - previous).masked_fill_(first, 0)
+    features = torch.cat((now, change, others)).movedim(0, -1)
+    memory = {"previous": now[..., -1].T, "last_loss": loss[:, -1], "lowest": lowest[:, -1]}
+    return features, memory

@@ -1,0 +1,223 @@
+"""Runs of anybody's training loop on disk: a few numbers a step, one file a run."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import CalibrationWarning, require
+from haltwise._core.random import stream
+from haltwise._core.files import load_tensors, make_directory, save_tensors
+from haltwise.processes.signals import SIGNALS
+from haltwise.rollout.record import Recording
+
+__all__ = ["FEWEST_RUNS", "Reads", "RecordedRuns", "save_run"]
+
+Reads = Literal["loss", "updates", "gradients"]
+"""What was seen of a run: the loss alone, parameters too, or their gradients as well."""
+
+FEWEST_RUNS = 40
+"""With fewer, nothing is learned that holds for another run."""
+
+_FEW_RUNS = 100  # with 60, a tuned logistic rule was as good in examples/stop_your_own_loop.py
+_SHARES = {"recorded": 0.65, "validation": 0.1, "calibration": 0.25}  # of the runs
+_KIND = "recorded run"
+
+
+def save_run(
+    directory: Path, signals: Tensor, scores: Tensor | None, reads: Reads, name: str | None = None
+) -> Path:
+    """Write one run to a file of its own in `directory`, which is created if missing.
+
+    Args:
+        directory: Where the runs lie.
+        signals: Of each of n calls; see `haltwise.processes.signals`; shape [n, len(SIGNALS)].
+        scores: What stopping there is judged by, shape [n]; the next call's loss if None.
+        reads: What the signals were taken from.
+        name: Of the file; numbered if None.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: It cannot be written, or there is one of that name.
+    """
+    make_directory(directory)
+    number = sum(1 for _ in directory.glob("*.safetensors"))
+    # Processes may record at the same time.
+    path = directory / f"{name or f'{number:06}-{os.getpid()}'}.safetensors"
+    require(not path.exists(), f"there is a run {path} already; choose another name")
+    tensors = {"signals": signals} | ({} if scores is None else {"scores": scores})
+    save_tensors(path, tensors, {"kind": _KIND, "signals": list(SIGNALS), "reads": reads})
+    return path
+
+
+@final
+@dataclass(frozen=True)
+class RecordedRuns:
+    """Runs of one loop, cut to one length.
+
+    Call t = 0..T of the loop is step t. What a stop there is worth, the recording's `excess`, is
+    the score given with it; where none was given it is the loss that the next call observed, that
+    of the parameters which a stop leaves behind.
+    """
+
+    recording: Recording
+    reads: Reads
+
+    @classmethod
+    def load(cls, directory: str | Path, horizon: int | None = None) -> "RecordedRuns":
+        """The runs in `directory`, in the order of their names.
+
+        Args:
+            directory: With the files that `save_run` wrote.
+            horizon: T; runs that are shorter are left out. That of the shortest run if None.
+
+        Raises:
+            InputError: No runs, a foreign or corrupt file, runs that were recorded in different
+                ways, or none as long as that.
+
+        Warns:
+            CalibrationWarning: Runs were left out because they are shorter or not finite.
+        """
+        paths = sorted(Path(directory).glob("*.safetensors"))
+        require(
+            len(paths) > 0,
+            f"there are no recorded runs in {directory}; record some with "
+            "haltwise.HaltingMonitor.recording(DIRECTORY)",
+        )
+        runs = [_load_run(path) for path in paths]
+        for (path, one), (other_path, other) in pairwise(zip(paths, runs, strict=True)):
+            require(
+                one.how == other.how,
+                f"{path} was recorded with {one.how}, {other_path} with {other.how}; record all "
+                "runs in the same way",
+            )
+        lengths = [run.num_steps for run in runs]
+        if horizon is None:
+            horizon = min(lengths)
+            shortest = paths[lengths.index(horizon)]
+            require(
+                horizon >= 2,
+                f"{shortest} holds too few calls of update to learn from; remove it or give a "
+                "horizon",
+            )
+        kept = [run for run in runs if run.num_steps >= horizon]
+        require(
+            len(kept) > 0,
+            f"no run in {directory} has {horizon} steps; the longest has {max(lengths)}",
+        )
+        recording = _cut(kept, horizon)
+        finite = recording.finite.nonzero().squeeze(1)
+        for number, why in (
+            (len(runs) - len(kept), f"have fewer than {horizon} steps"),
+            (len(kept) - len(finite), "have a loss, a score or a signal that is not finite"),
+        ):
+            if number:
+                warnings.warn(
+                    f"{number} of {len(runs)} runs are left out: they {why}",
+                    CalibrationWarning,
+                    stacklevel=2,
+                )
+        require(len(finite) > 0, f"no run in {directory} stays finite for {horizon} steps")
+        return cls(recording.select(finite), kept[0].reads)
+
+    def keeping_best(self) -> "RecordedRuns":
+        """The same where a stop leaves not the last state, but that of the lowest loss observed.
+
+        Such a loop keeps a copy of its model after every round that improves the loss.
+        """
+        loss = self.recording.loss
+        # Of equal losses the first: it is the copy that was made.
+        new = torch.ones_like(loss, dtype=torch.bool)
+        new[:, 1:] = loss[:, 1:] < loss.cummin(1).values[:, :-1]
+        steps = torch.arange(loss.shape[1]).expand_as(loss)
+        best = torch.where(new, steps, 0).cummax(1).values
+        return replace(
+            self, recording=replace(self.recording, excess=self.recording.excess.gather(1, best))
+        )
+
+    def split(self, seed: int) -> dict[str, Recording]:
+        """The runs for training, for choosing the weights and for calibration, at random.
+
+        Raises:
+            InputError: There are fewer than `FEWEST_RUNS`.
+
+        Warns:
+            CalibrationWarning: There are so few that little can be learned.
+        """
+        num = self.recording.num_problems
+        require(
+            num >= FEWEST_RUNS,
+            f"{num} runs are too few to learn when to stop: at least {FEWEST_RUNS} are needed and "
+            f"{_FEW_RUNS} or more are better; record more",
+        )
+        if num < _FEW_RUNS:
+            warnings.warn(
+                f"{num} runs are few: a simple rule that is tuned may serve as well; {_FEW_RUNS} "
+                "or more are better",
+                CalibrationWarning,
+                stacklevel=2,
+            )
+        order = torch.randperm(num, generator=stream(seed, "runs"))
+        sizes = [round(share * num) for share in _SHARES.values()]
+        parts = order.split([num - sum(sizes[1:]), *sizes[1:]])
+        return {
+            name: self.recording.select(part) for name, part in zip(_SHARES, parts, strict=True)
+        }
+
+
+@final
+@dataclass(frozen=True)
+class _Run:
+    signals: Tensor  # [n, S]
+    scores: Tensor  # [T + 1]
+    reads: Reads
+    scored: bool
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.scores) - 1
+
+    @property
+    def how(self) -> str:
+        return f"{self.reads} seen and {'scores' if self.scored else 'no scores'}"
+
+
+def _load_run(path: Path) -> _Run:
+    tensors, card = load_tensors(path)
+    require(
+        isinstance(card, dict) and card.get("kind") == _KIND and card.get("reads") in _READS,
+        f"{path} is no recorded run; keep other files out of that directory",
+    )
+    require(
+        card["signals"] == list(SIGNALS),
+        f"{path} was recorded by a version with other signals; record it again",
+    )
+    signals = tensors["signals"]
+    losses = signals[:, SIGNALS.index("loss")]
+    scores = tensors.get("scores", losses[1:])
+    return _Run(signals, scores, card["reads"], "scores" in tensors)
+
+
+_READS = get_args(Reads)
+
+
+def _cut(runs: Sequence[_Run], num_steps: int) -> Recording:
+    signals = torch.stack([run.signals[: num_steps + 1] for run in runs])
+    seen = dict(zip(SIGNALS, signals.unbind(-1), strict=True))
+    return Recording(
+        loss=seen["loss"],
+        excess=torch.stack([run.scores[: num_steps + 1] for run in runs]),
+        log_grad_norm=seen["log_grad"],
+        signals=signals[:, :num_steps],
+        readouts=signals.new_empty(len(runs), num_steps, 0),
+        params=signals.new_empty(len(runs), 0),
+    )

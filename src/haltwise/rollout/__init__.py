@@ -1,0 +1,1 @@
+"""Run processes: recorded for training, with early exit in use."""

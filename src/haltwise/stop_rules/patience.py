@@ -1,0 +1,44 @@
+"""Stop when the loss has not improved for a while (early stopping)."""
+
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+
+from haltwise.stop_rules.base import StepObservation, StopRule, Traces, quantile_grid
+
+__all__ = ["Patience"]
+
+
+@final
+@dataclass(frozen=True)
+class Patience(StopRule):
+    """Stop when the lowest loss has not fallen by more than `tolerance` for `length` steps."""
+
+    length: int
+    tolerance: float = 0.0
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (
+            f"the loss has not fallen by more than {self.tolerance:.4g} for {self.length} steps",
+        )
+
+    def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
+        return {
+            "lowest": like.new_full((num_problems,), torch.inf),
+            "waited": torch.zeros(num_problems, dtype=torch.int64, device=like.device),
+        }
+
+    def step(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        improved = seen.loss < memory["lowest"] - self.tolerance
+        waited = torch.where(improved, 0, memory["waited"] + 1)
+        lowest = torch.where(improved, seen.loss, memory["lowest"])
+        return waited >= self.length, {"lowest": lowest, "waited": waited}
+
+    @classmethod
+    def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
+        gains = traces.loss[:, :-1] - traces.loss[:, 1:]
+        levels = sorted({0.0, *quantile_grid(gains.clamp_min(0), 40)})
+        return [cls(length, level) for length in (1, 2, 3, 5, 8, 12) for level in levels]

@@ -1,0 +1,202 @@
+"""The directory of a run: what was asked for, the last checkpoints, the best weights.
+
+    config.json                         written once, first of all
+    checkpoints/step-00000100.safetensors   whole states, the last few of them
+    best.safetensors                    the weights to use, with their card
+    log.jsonl
+
+A checkpoint holds all that the others are made of, the best weights too, so one good checkpoint
+is enough to go on exactly; `best.safetensors` is only a copy for use.
+"""
+
+import contextlib
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor
+
+from haltwise._core.errors import CheckpointWarning, InputError, require
+from haltwise._core.files import (
+    load_tensors,
+    make_directory,
+    read_json,
+    save_tensors,
+    write_atomically,
+)
+
+__all__ = ["RunDirectory", "differences"]
+
+_CONFIG, _CHECKPOINTS, _BEST = "config.json", "checkpoints", "best.safetensors"
+_CHECKPOINT = re.compile(r"step-(\d{8,18})\.safetensors", re.ASCII)
+_LEFTOVER = ".*.tmp"  # of a process that was killed while it wrote
+
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors and a JSON document."""
+
+
+@final
+class RunDirectory:
+    """Reads and writes one run; every file in it has a fixed name, so none lies elsewhere.
+
+    Args:
+        path: The directory.
+        keep: Checkpoints that are kept, at least 1.
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path, self.keep = path, keep
+
+    @staticmethod
+    def holds_run(path: Path) -> bool:
+        """Whether there is a run."""
+        return (path / _CONFIG).exists()
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """What `create` wrote.
+
+        Raises:
+            InputError: There is no run, or its file is corrupt.
+        """
+        require(RunDirectory.holds_run(path), f"{path} holds no run: there is no {path / _CONFIG}")
+        return read_json(path / _CONFIG)
+
+    def create(self, document: Mapping[str, Any]) -> None:
+        """Begin a run.
+
+        Raises:
+            InputError: The directory cannot be written.
+        """
+        make_directory(self.path / _CHECKPOINTS)
+        write_atomically(self.path / _CONFIG, (json.dumps(document, indent=2) + "\n").encode())
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Steps and files of the checkpoints, the newest first.
+
+        Raises:
+            InputError: Nobody may look; to begin anew would be to lose them.
+        """
+        try:
+            paths = list((self.path / _CHECKPOINTS).iterdir())  # a glob would hide the error
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise InputError(
+                f"cannot read {self.path / _CHECKPOINTS}: {error.strerror}; mend its permissions"
+            ) from None
+        found = [
+            (int(match[1]), path) for path in paths if (match := _CHECKPOINT.fullmatch(path.name))
+        ]
+        return sorted(found, reverse=True)
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint of `step`; those of later steps, and old ones, are removed.
+
+        Later ones are there after a rollback. They go first: whichever is the newest at any
+        instant lies on the one path that the run takes.
+
+        Raises:
+            InputError: The directory cannot be written; the checkpoints before are still there.
+        """
+        for other, path in self.checkpoints():
+            if other > step:
+                self._remove(path)
+        with contextlib.suppress(OSError):  # if it cannot be made, writing says so
+            (self.path / _CHECKPOINTS).mkdir(exist_ok=True)
+        save_tensors(self._at(step), *checkpoint)
+        for _, path in self.checkpoints()[self.keep :]:
+            self._remove(path)
+
+    def newest(self) -> tuple[int, Checkpoint] | None:
+        """The newest checkpoint that is whole, and its step; None if there never was one.
+
+        Warns:
+            CheckpointWarning: A corrupt one was passed over.
+
+        Raises:
+            InputError: All of them are corrupt.
+        """
+        faults = []
+        for step, path in self.checkpoints():
+            try:
+                return step, load_tensors(path)
+            except InputError as error:
+                faults.append(str(error))
+                warnings.warn(
+                    f"passed over a checkpoint and took the one before: {error}",
+                    CheckpointWarning,
+                    stacklevel=2,
+                )
+        require(
+            not faults,
+            f"no checkpoint of {self.path} can be read ({'; '.join(faults)}); remove "
+            f"{self.path / _CHECKPOINTS} to begin anew",
+        )
+        return None
+
+    def load(self, step: int) -> tuple[int, Checkpoint]:
+        """The checkpoint of `step`, which another worker has found good.
+
+        Raises:
+            InputError: It is not there or corrupt.
+        """
+        return step, load_tensors(self._at(step))
+
+    def _at(self, step: int) -> Path:
+        return self.path / _CHECKPOINTS / f"step-{step:08d}.safetensors"
+
+    def export(self, best: Checkpoint) -> None:
+        """Write the weights for use.
+
+        Raises:
+            InputError: The directory cannot be written.
+        """
+        save_tensors(self.path / _BEST, *best)
+
+    def exported(self) -> Checkpoint | None:
+        """The weights for use, None where they are missing or corrupt."""
+        try:
+            return load_tensors(self.path / _BEST)
+        except InputError:
+            return None
+
+    def clean(self) -> None:
+        """Remove what killed processes left half written."""
+        for directory in (self.path, self.path / _CHECKPOINTS):
+            for path in directory.glob(_LEFTOVER):
+                self._remove(path)
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        with contextlib.suppress(OSError):  # a file too many does no harm
+            path.unlink()
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two JSON documents differ, `name: old -> new` each; names are dotted.
+
+    Examples:
+        >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": None})
+        ['a.c: 2 -> 3', 'd: nothing -> None']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for name in sorted({*old, *new}):
+            inner = f"{path}.{name}" if path else name
+            one, other = (side.get(name, _NOTHING) for side in (old, new))
+            found += differences(one, other, inner)
+        return found
+    same = type(old) is type(new) or {type(old), type(new)} <= {int, float}
+    return [] if same and old == new else [f"{path}: {old!r} -> {new!r}"]
+
+
+class _Nothing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_NOTHING = _Nothing()

@@ -1,0 +1,109 @@
+"""The log of a run: one JSON object a line, and TensorBoard where it is wanted."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor
+
+from haltwise._core.errors import InputError
+from haltwise._core.files import write_atomically
+
+__all__ = ["RunLog", "read_log"]
+
+
+@final
+class RunLog:
+    """Appends records to `log.jsonl`; scalars also go to TensorBoard if asked for, with histograms.
+
+    Args:
+        directory: The run directory.
+        tensorboard: Whether to write event files (needs the package `tensorboard`).
+        keep: If given, records of an interrupted run that are kept; it goes on after them.
+        step: At which it goes on.
+
+    Raises:
+        InputError: TensorBoard is asked for and not installed, or the log cannot be written.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tensorboard: bool = False,
+        keep: int | None = None,
+        step: int | None = None,
+    ) -> None:
+        self._path = directory / "log.jsonl"
+        self._writer = None
+        self.num_records = 0
+        """Written so far, those kept included."""
+        if keep is not None:
+            kept = read_log(directory)[:keep]
+            lines = "".join(f"{json.dumps(record)}\n" for record in kept)
+            write_atomically(self._path, lines.encode())
+            self.num_records = len(kept)
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError(
+                    "TensorBoard is not installed: pip install 'haltwise[tensorboard]'"
+                ) from None
+            self._writer = SummaryWriter(
+                str(directory / "tensorboard"), purge_step=None if step is None else step + 1
+            )
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; `record["step"]` is the meta-step it belongs to.
+
+        NaN and infinity, which JSON does not know, are written as null.
+
+        Raises:
+            InputError: The log cannot be written.
+        """
+        record = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+        self.num_records += 1
+        if self._writer is not None:
+            for name, value in record.items():
+                if name != "step" and isinstance(value, (int, float)):
+                    self._writer.add_scalar(name, value, record["step"])
+
+    def write_histogram(self, name: str, values: Tensor, step: int) -> None:
+        """How `values`, shape [n], are spread after meta-step `step`; for TensorBoard alone."""
+        if self._writer is not None:
+            self._writer.add_histogram(name, values, step)
+
+    def close(self) -> None:
+        """Flush what is pending."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    """The records of a run, a torn last line (a killed process) left out."""
+    path = directory / "log.jsonl"
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

@@ -1,0 +1,37 @@
+"""Somebody else's optimizer, of which only recordings are known."""
+
+from dataclasses import dataclass
+from typing import NoReturn, final
+
+from torch import Tensor
+
+from haltwise._core.errors import InputError
+from haltwise.update_rules.base import UpdateRule, UpdateStep, State
+
+__all__ = ["ForeignRule"]
+
+
+@final
+@dataclass(frozen=True)
+class ForeignRule(UpdateRule):
+    """Stands where nothing is known of what moves the parameters; it cannot be run."""
+
+    @property
+    def readout_size(self) -> int:
+        return 0
+
+    def init(self, params: Tensor) -> State:
+        _refuse()
+
+    def step(self, grad: Tensor, state: State) -> UpdateStep:
+        _refuse()
+
+
+def _refuse() -> NoReturn:
+    raise InputError(
+        "these weights know when to stop a training loop, but not how to move parameters; use "
+        "them by haltwise.HaltingMonitor in that loop"
+    )
+
+
+RULES = {"foreign": ForeignRule}

@@ -1,0 +1,207 @@
+"""The coordinatewise LSTM optimizer (Andrychowicz et al. 2016, "L2L"; thesis Eq. 2)."""
+
+import copy
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._core.errors import require
+from haltwise._kernels import (
+    Coordinatewise,
+    Mover,
+    lstm_sequence,
+    one_thread,
+    preprocess_gradient,
+)
+from haltwise._core.tensors import log_rms
+from haltwise.update_rules.base import Pooled, UpdateRule, UpdateStep, State
+
+__all__ = ["LSTMRule", "preprocess_gradient"]
+
+
+@final
+class LSTMRule(nn.Module, UpdateRule):
+    """A stack of LSTM cells shared by all coordinates, each coordinate with a state of its own.
+
+    The gradient, a constant in meta-training, goes in; the update comes out:
+
+        g_t = output_scale * exp(b) * (a + k (n - mean n) + l mean n),   n = gamma_t / rms gamma_t
+
+    (docs/theory.md, Eq. (rule)) with (a, b, k, l) read out linearly of the top layer and root mean
+    square and mean taken over the problem's coordinates. L2L has a alone. exp(b) serves first steps
+    and last corrections that differ by orders of magnitude. k and l (`direct_gradient`) let the
+    gradient through undistorted: features on a log scale cannot carry the linear arithmetic that
+    separates directions of different curvature. With `shared_gradient` a coordinate also reads the
+    problem's mean gradient, preprocessed likewise, the least of L2L's ways ("global averaging") to
+    let coordinates know of each other. All of it is independent of the number and the order of
+    coordinates.
+
+    Args:
+        hidden_size: H, units of a layer.
+        num_layers: Layers.
+        shared_gradient: Whether coordinates read the mean gradient.
+        initial_descent: Whether a new rule is normalized gradient descent, disturbed a little,
+            instead of random: a beginning that gets somewhere on networks, where random updates
+            only teach to keep still. Needs `direct_gradient`.
+        output_scale: Size of the first updates.
+        generator: Draws the initial weights.
+    """
+
+    _mover: Mover | None = None  # made once where the weights are settled
+
+    def __init__(
+        self,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        *,
+        shared_gradient: bool = True,
+        direct_gradient: bool = True,
+        initial_descent: bool = False,
+        output_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        require(hidden_size >= 1, f"hidden_size must be at least 1, got {hidden_size}")
+        require(1 <= num_layers <= 64, f"num_layers must lie between 1 and 64, got {num_layers}")
+        require(
+            direct_gradient or not initial_descent,
+            "initial_descent needs direct_gradient to be true",
+        )
+        self.hidden_size, self.num_layers = hidden_size, num_layers
+        self.shared_gradient, self.direct_gradient = shared_gradient, direct_gradient
+        self.output_scale = output_scale
+        num_inputs = 4 if shared_gradient else 2
+        num_outputs = 4 if direct_gradient else 2
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        bound = hidden_size**-0.5
+        for layer in range(num_layers):
+            fan_in = (num_inputs if layer == 0 else hidden_size) + hidden_size
+            weight = torch.empty(4 * hidden_size, fan_in).uniform_(
+                -bound, bound, generator=generator
+            )
+            bias = torch.zeros(4 * hidden_size)
+            bias[hidden_size : 2 * hidden_size] = 1.0  # forget gate: remember at first
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(bias))
+        small = 0.1 * bound if initial_descent else bound
+        self.readout_weight = nn.Parameter(
+            torch.empty(num_outputs, hidden_size).uniform_(-small, small, generator=generator)
+        )
+        self.readout_bias = nn.Parameter(torch.zeros(num_outputs))
+        if initial_descent:
+            nn.init.constant_(self.readout_bias[2:], -1.0)  # k = l = -1
+
+    @property
+    def readout_size(self) -> int:
+        return self.hidden_size
+
+    def init(self, params: Tensor) -> State:
+        shape = (*params.shape, self.num_layers, self.hidden_size)
+        return {"hidden": params.new_zeros(shape), "cell": params.new_zeros(shape)}
+
+    def settled(self) -> "LSTMRule":
+        twin = copy.copy(self)
+        twin._mover = self._coordinatewise.mover()
+        return twin
+
+    def step(self, grad: Tensor, state: State) -> UpdateStep:
+        if torch.is_grad_enabled():
+            updates, readouts, state = self.replay(grad.unsqueeze(1), state)
+            return UpdateStep(updates.squeeze(1), readouts.squeeze(1), state)
+        return self._step(grad, state)
+
+    @torch.no_grad()
+    def step_some(self, grad: Tensor, state: State, pooled: Pooled) -> UpdateStep:
+        return self._step(grad, state, pooled)
+
+    @torch.no_grad()
+    def advance(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> UpdateStep:
+        return self._step(grad, state, pooled, in_place=True)
+
+    @one_thread()
+    def _step(
+        self, grad: Tensor, state: State, pooled: Pooled | None = None, *, in_place: bool = False
+    ) -> UpdateStep:
+        """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
+        mover = self._mover or self._coordinatewise.mover()
+        update, readout, hidden, cell = mover.step(
+            grad, state["hidden"], state["cell"], pooled, in_place=in_place
+        )
+        return UpdateStep(update, readout, {"hidden": hidden, "cell": cell})
+
+    @torch.no_grad()
+    def gate_logits(self, grad: Tensor, state: State) -> Tensor:
+        """What the gates' nonlinearities are applied to at a step, for a look inside.
+
+        Args:
+            grad: Shape [B, D].
+            state: Before the step.
+
+        Returns:
+            Of the input, forget, candidate and output gates, shape [B, D, L, 4, H].
+        """
+        value = self._coordinatewise.inputs(grad)
+        after = self._step(grad, state).state["hidden"]
+        logits = []
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            inputs = torch.cat((value, state["hidden"][..., layer, :]), dim=-1)
+            logits.append(nn.functional.linear(inputs, weight, bias))
+            value = after[..., layer, :]
+        stacked: Tensor = torch.stack(logits, -2).unflatten(-1, (4, self.hidden_size))
+        return stacked
+
+    def replay(self, grads: Tensor, state: State) -> UpdateStep:
+        num_problems, num_steps, dim = grads.shape
+        own = self._coordinatewise
+        # One flat batch of coordinates: a layer is one matrix product.
+        outputs, hidden, cell = lstm_sequence(
+            own.inputs(grads).transpose(0, 1).flatten(1, 2),
+            state["hidden"].flatten(0, 1),
+            state["cell"].flatten(0, 1),
+            own.weights,
+            own.biases,
+        )
+        top = outputs.view(num_steps, num_problems, dim, self.hidden_size).transpose(0, 1)
+        shape = state["hidden"].shape
+        return UpdateStep(
+            own.read_out(top, grads),
+            top.mean(-2),
+            {"hidden": hidden.view(shape), "cell": cell.view(shape)},
+        )
+
+    def backpropagate(
+        self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
+    ) -> State:
+        hidden, cell, found = self._coordinatewise.gradient(
+            grads,
+            state["hidden"],
+            state["cell"],
+            Pooled(grads.mean(-1), log_rms(grads)),
+            cotangents.update,
+            cotangents.readout / grads.shape[-1],
+            cotangents.state.get("hidden"),
+            cotangents.state.get("cell"),
+            wants_state=wants_state,
+        )
+        learned = [layer for pair in zip(self.weights, self.biases, strict=True) for layer in pair]
+        learned += [self.readout_weight, self.readout_bias]
+        for weight, grad in zip(learned, found, strict=True):
+            if weight.requires_grad:
+                weight.grad = grad if weight.grad is None else weight.grad + grad
+        return {} if hidden is None or cell is None else {"hidden": hidden, "cell": cell}
+
+    @property
+    def _coordinatewise(self) -> Coordinatewise:
+        # Iterating over a ParameterList takes ten times as long.
+        weights, biases = (
+            [value for value in layers._parameters.values() if value is not None]
+            for layers in (self.weights, self.biases)
+        )
+        return Coordinatewise(
+            weights, biases, self.readout_weight, self.readout_bias, self.output_scale
+        )
+
+
+RULES = {"lstm": LSTMRule}
