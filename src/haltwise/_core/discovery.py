@@ -9,7 +9,7 @@ from typing import Any
 
 from haltwise._core.errors import InputError
 
-__all__ = ["collect", "lookup"]
+__all__ = ["collect", "find", "lookup", "unknown"]
 
 
 def collect(package: ModuleType, attribute: str) -> Mapping[str, Any]:
@@ -47,6 +47,33 @@ def lookup(table: Mapping[str, Any], name: str, kind: str, hint: str = "") -> An
     if name in table:
         return table[name]
     raise InputError(unknown(name, table, kind) + (f" {hint}" if hint else ""))
+
+
+def find(table: Mapping[str, Any], name: str, kind: str, own: Iterable[type] = ()) -> Any:
+    """`table[name]`, or a class that the caller brings for a name PATH.py:NAME.
+
+    Code that a file of weights names is never executed, so whoever uses weights that were trained
+    with a class of their own hands that class over.
+
+    Args:
+        table: From name to entry.
+        name: A name in the table, or PATH.py:NAME.
+        kind: What the entries are, for the message.
+        own: Classes of the caller's, taken by their `__name__`.
+
+    Raises:
+        InputError: There is none; near names are suggested.
+    """
+    wanted = name.rpartition(":")[2]
+    for brought in own:
+        if brought.__name__ == wanted:
+            return brought
+    if name not in table and ":" in name:
+        raise InputError(
+            f"these weights were trained with the {kind} {name}; import its class and give it, as "
+            f"in haltwise.load(..., own=[{wanted}])"
+        )
+    return lookup(table, name, kind)
 
 
 def unknown(name: str, names: Iterable[str], kind: str) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "log_rms",
     "map_tensors",
     "require_like",
+    "select_state",
     "sub_state",
     "widened",
     "flush_negligible",
@@ -90,3 +91,8 @@ def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     for name, value in expected.items():
         one, other = ((t.dtype, list(t.shape)) for t in (found[name], value))
         require(one == other, f"{name} is {one[0]} {one[1]} instead of {other[0]} {other[1]}")
+
+
+def select_state(state: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """The entries of a state that belong to the items at `index` (int64 [K])."""
+    return {name: value.index_select(0, index) for name, value in state.items()}

@@ -15,9 +15,9 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from haltwise._core.tensors import log_rms
 from haltwise._kernels import lstm
 from haltwise._kernels.plain import Stack, empty_states, pieces
-from haltwise._core.tensors import log_rms
 
 __all__ = ["Coordinatewise", "Pooled", "preprocess_gradient"]
 

@@ -88,7 +88,10 @@ def loss_curves(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Curves:
 
 
 def tune_rule(
-    make: Callable[[float], UpdateRule], batch: TaskBatch, num_steps: int, workers: Workers | None = None
+    make: Callable[[float], UpdateRule],
+    batch: TaskBatch,
+    num_steps: int,
+    workers: Workers | None = None,
 ) -> TunedRule:
     """The learning rate with the least mean excess over problems and steps 1..T on `batch`.
 

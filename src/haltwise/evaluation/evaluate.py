@@ -258,7 +258,9 @@ def _stopping(
             "oracle": best.values.double().mean().item(),
             "fixed": fixed.values.item(),
         }
-        stops = {name: steps_charged(step, account, test.num_steps) for name, step in decided.items()}
+        stops = {
+            name: steps_charged(step, account, test.num_steps) for name, step in decided.items()
+        }
         summary["permuted_j"][key] = permuted_cost(table, stops["rule"])
         if test.num_problems >= MIN_PROBLEMS:
             output = AFTER if account is CostUnit.UPDATES else BEFORE
@@ -275,7 +277,9 @@ def _stopping(
                 generator=stream(seed, "stopping report", key),
             )
         summary["steps"][key] = {
-            name: _step_figures(test, stops[name], returned_steps(decided[name], test, policy.recall))
+            name: _step_figures(
+                test, stops[name], returned_steps(decided[name], test, policy.recall)
+            )
             for name, policy in policies.items()
         } | {"oracle": _step_figures(test, best.indices, best.indices)}
         summary["stop_rules"][key] = {
@@ -357,7 +361,9 @@ def _executed(
     result = execute(optimizer, test, optimizer.policy(), prices, horizon)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
-    execute(optimizer, test, StopPolicy(FixedBudget(horizon), ReturnedIterate.NEXT), prices, horizon)
+    execute(
+        optimizer, test, StopPolicy(FixedBudget(horizon), ReturnedIterate.NEXT), prices, horizon
+    )
     full_seconds = time.perf_counter() - started
     excess = test.score(result.params, 0).excess
     held_out = (

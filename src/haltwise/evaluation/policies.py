@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, StopPolicy, ReturnedIterate, calibrate, costs
+from haltwise.stop_rules.accounts import (
+    RETURNABLE,
+    CostUnit,
+    StopPolicy,
+    ReturnedIterate,
+    calibrate,
+    costs,
+)
 from haltwise.halting.halter import AFTER, BEFORE
 from haltwise.stop_rules import (
     GradientNorm,
@@ -59,7 +66,9 @@ def choose_policies(
     if optimizer.card["config"]["posterior"] in ("softmax", "both"):
         output = AFTER if account is CostUnit.UPDATES else BEFORE
         min_steps = optimizer.card.get("min_steps", (0, 0))[output]
-        policies["posterior_mode"] = StopPolicy(PosteriorMode(output, min_steps), RETURNABLE[account][0])
+        policies["posterior_mode"] = StopPolicy(
+            PosteriorMode(output, min_steps), RETURNABLE[account][0]
+        )
     table = costs(tuning.excess, price)
     candidates: dict[str, Sequence[StopRule]] = {
         name: kind.candidates(tuning, table) for name, kind in opponents.items()
@@ -70,7 +79,9 @@ def choose_policies(
         candidates["rule_calibrated"] = [rule for rules in spoken.values() for rule in rules]
         if account is CostUnit.GRADIENTS:
             candidates["rule_after_gradient"] = spoken[AFTER]
-    without_head = tuple(recall for recall in RETURNABLE[account] if recall is not ReturnedIterate.LEARNED)
+    without_head = tuple(
+        recall for recall in RETURNABLE[account] if recall is not ReturnedIterate.LEARNED
+    )
     for name, choices in candidates.items():
         recalls = without_head if name in opponents else RETURNABLE[account]
         chosen = calibrate(choices, tuning, account, price=price, recalls=recalls)

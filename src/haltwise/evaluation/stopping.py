@@ -112,7 +112,11 @@ def stopping_report(
     generator = stream(0, "stopping report") if generator is None else generator
     stops = stops.long()
     finite = losses.isfinite().all(1)
-    all_seeds, all_losses, all_paid = seeds, losses, steps_charged(stops, account, losses.shape[1] - 1)
+    all_seeds, all_losses, all_paid = (
+        seeds,
+        losses,
+        steps_charged(stops, account, losses.shape[1] - 1),
+    )
     all_ends = all_paid if returned is None else returned.long()
     losses, stops, seeds = losses[finite].double(), stops[finite], _rows(seeds, finite)
     hazards, observed = _rows(hazards, finite), _rows(observed, finite)

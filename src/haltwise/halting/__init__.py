@@ -1,6 +1,15 @@
-"""When computation should stop: priors, posteriors, the halting head and stop rules."""
+"""When a process should stop: features, halter, methods, posteriors, objectives, the session."""
 
-from haltwise.halting.halter import AFTER, BEFORE, Halter, HaltingOutput
+from haltwise.halting.halter import Halter, HalterSettings
+from haltwise.halting.methods import (
+    Graves,
+    HaltingExamples,
+    HaltingMethod,
+    NoHalting,
+    Softmax,
+    StickBreaking,
+    methods,
+)
 from haltwise.halting.posteriors import (
     GravesPosterior,
     Posterior,
@@ -8,16 +17,24 @@ from haltwise.halting.posteriors import (
     StickBreakingPosterior,
 )
 from haltwise.halting.priors import HorizonPrior, TruncatedGeometric
+from haltwise.halting.session import Decision, HaltingSession
 
 __all__ = [
-    "AFTER",
-    "BEFORE",
+    "Decision",
+    "Graves",
     "GravesPosterior",
     "Halter",
-    "HaltingOutput",
+    "HalterSettings",
+    "HaltingExamples",
+    "HaltingMethod",
+    "HaltingSession",
     "HorizonPrior",
+    "NoHalting",
     "Posterior",
+    "Softmax",
     "SoftmaxPosterior",
+    "StickBreaking",
     "StickBreakingPosterior",
     "TruncatedGeometric",
+    "methods",
 ]

@@ -1,157 +1,179 @@
-"""The halting head: from what is known of a step to the increment of the halting logit."""
+"""The halter: a small network from halting features to the raw outputs of a halting method."""
 
 import itertools
-from typing import NamedTuple, final
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from haltwise._core.discovery import lookup
 from haltwise._core.errors import require
-from haltwise._kernels import lstm_sequence, lstm_step
-from haltwise._core.tensors import flush_negligible
-from haltwise.processes.signals import NUM_FEATURES, blank_features
+from haltwise._core.settings import require_types
+from haltwise._core.tensors import flush_negligible, nested_state, sub_state
+from haltwise._kernels import lstm_sequence, lstm_step, one_thread
+from haltwise.halting.features import FeatureSet, feature_sets
 
-__all__ = ["AFTER", "BEFORE", "Halter", "HaltingOutput"]
+__all__ = ["Halter", "HalterSettings"]
 
-AFTER, BEFORE = 0, 1
-"""When a decision is made: with the gradient at theta_t in hand, or before it is paid for."""
-
-
-class HaltingOutput(NamedTuple):
-    """What a head says at step t, for both times of decision: index `AFTER` or `BEFORE`.
-
-    `AFTER` is about theta_t; `BEFORE` is about theta_{t+1}, whose gradient is not known yet.
-
-    Attributes:
-        increments: delta, the increment of the logit of the softmax posterior over the prior's
-            own increment, in units of the temperature, shape [..., 2] (thesis Eq. 9);
-            docs/theory.md, Eq. (logits).
-        hazard_logits: log-odds of stopping there, given that it was reached: the stick-breaking
-            posterior, shape [..., 2]. Of h where the optimizer was trained by Graves' ACT.
-        hold_logits: log-odds that theta_t is better than theta_{t+1}, for a stop at step t that
-            has paid for gamma_t: above 0 it holds, otherwise it takes the update; shape [...].
-    """
-
-    increments: Tensor
-    hazard_logits: Tensor
-    hold_logits: Tensor
+State = dict[str, Tensor]
 
 
-_NUM_OUTPUTS = 5
-_FIRST_HAZARD = -2.0  # log-odds; a new head goes on for about 8 steps
-_FIRST_HOLD = -2.0  # and takes the last update
+@final
+@dataclass(frozen=True)
+class HalterSettings:
+    """The shape of a halter."""
+
+    width: int = 64
+    """Units of the two hidden layers; 0 for a linear read-out, as in the thesis."""
+    memory: int = 32
+    """Units of the LSTM by which past steps are remembered; 0 judges every step by itself."""
+    features: str = "optimization"
+    """Kind of features read, a name in `haltwise.halting.features.feature_sets()`; "none" for the
+    process' own read-out alone."""
+    readout: bool = True
+    """Whether the process' read-out, such as a rule's pooled hidden state, is read."""
+
+    def __post_init__(self) -> None:
+        require_types(type(self).__init__, vars(self))
+        for name in ("width", "memory"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must be at least 0, got {value}")
+        require(
+            self.features != "none" or self.readout,
+            "the halter reads nothing: choose a kind of features, or let it read the read-out",
+        )
+        if self.features != "none":
+            lookup(feature_sets(), self.features, "kind of features")
+
+    def make_features(self) -> FeatureSet | None:
+        """The features read, None for the read-out alone."""
+        return None if self.features == "none" else feature_sets()[self.features]
 
 
 @final
 class Halter(nn.Module):
-    """A small network that reads a step and speaks for two posteriors over the halting step.
+    """A perceptron that reads a step, and an LSTM over the steps that remembers.
 
-    An LSTM over the steps remembers; a perceptron reads the step and that memory. Where the loss
-    is noisy or swings, the past says more than any one step.
-
-    Increments are relative to the prior: delta_t is log r + output with r = exp(-price / tau), so
-    a new head, whose outputs are zero, reproduces the prior and starts at KL = 0. Hazards start
-    at `_FIRST_HAZARD`, holding at `_FIRST_HOLD`.
+    Where the loss is noisy or swings, the past says more than any one step. Raw outputs are zero
+    in a new halter, so that a method starts from its prior.
 
     Args:
-        readout_size: R, what the rule offers.
-        width: Units of the two hidden layers; 0 makes the head the thesis' linear read-out.
-        memory: Units of the LSTM; 0 makes every step be judged by itself.
-        use_features: Whether the problem-level features are read.
-        use_readout: Whether the rule's pooled hidden state is read.
+        settings: Its shape.
+        readout_size: R, what the process shows of its inner state.
+        num_outputs: Raw outputs a step, K.
         generator: Draws the initial weights.
     """
 
     def __init__(
         self,
+        settings: HalterSettings,
         readout_size: int,
-        *,
-        width: int = 64,
-        memory: int = 32,
-        use_features: bool = True,
-        use_readout: bool = True,
+        num_outputs: int,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.readout_size, self.memory = readout_size, memory
-        self.use_features, self.use_readout = use_features, use_readout
-        num_inputs = NUM_FEATURES * use_features + readout_size * use_readout
-        require(num_inputs > 0, "the halting head reads nothing: this rule has no hidden state")
+        self.settings, self.readout_size = settings, readout_size
+        self.features = settings.make_features()
+        num_features = 0 if self.features is None else self.features.num_features
+        num_inputs = num_features + readout_size * settings.readout
+        require(num_inputs > 0, "the halter reads nothing: this process has no read-out")
+        width, memory = settings.width, settings.memory
         self.memory_weights = nn.ParameterList()
         self.memory_biases = nn.ParameterList()
         if memory:
             self.memory_weights.append(_uniform(4 * memory, num_inputs + memory, generator))
             self.memory_biases.append(nn.Parameter(torch.zeros(4 * memory)))
-        sizes = [num_inputs + memory, *([width, width] if width else []), _NUM_OUTPUTS]
+        sizes = [num_inputs + memory, *([width, width] if width else []), num_outputs]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(sizes):
             self.weights.append(_uniform(fan_out, fan_in, generator))
             self.biases.append(nn.Parameter(torch.zeros(fan_out)))
-        nn.init.zeros_(self.weights[-1])  # a new head says what the priors say
+        nn.init.zeros_(self.weights[-1])
 
-    def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
+    def init(self, num_items: int, like: Tensor) -> State:
         """The memory before the first step, in the dtype and device of `like`."""
-        if not self.memory:
-            return {}
-        zeros = like.new_zeros(num_problems, 1, self.memory)
-        return {"hidden": zeros, "cell": zeros}
+        state: State = {}
+        if self.features is not None:
+            state |= nested_state(self.features.init(num_items, like), "features.")
+        if self.settings.memory:
+            zeros = like.new_zeros(num_items, 1, self.settings.memory)
+            state |= {"hidden": zeros, "cell": zeros}
+        return state
 
-    def first(self, price: Tensor) -> Tensor:
-        """The `BEFORE` increment for theta_0, when only the price [B] is known, shape [B]."""
-        features = blank_features(price)
+    def initial(self, price: Tensor) -> Tensor:
+        """Raw outputs before step 0, when only the price [B] is known, shape [B, K]."""
+        features = price.new_zeros(len(price), 0)
+        if self.features is not None:
+            features = self.features.blank(price)
         readout = price.new_zeros(len(price), self.readout_size)
-        memory = price.new_zeros(len(price), self.memory)
-        return self._speak(self._inputs(features, readout), memory).increments[:, BEFORE]
+        remembered = price.new_zeros(len(price), self.settings.memory)
+        return self._read_out(self._inputs(features, readout), remembered)
 
+    @torch.no_grad()
+    @one_thread()
     def step(
-        self, features: Tensor, readout: Tensor, state: dict[str, Tensor]
-    ) -> tuple[HaltingOutput, dict[str, Tensor]]:
-        """What features [B, F] and pooled hidden state [B, R] say, without a graph."""
-        inputs = self._inputs(features, readout)
-        if not self.memory:
-            return self._speak(inputs, inputs[:, :0]), state
+        self, signals: Tensor, readout: Tensor, price: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        """Raw outputs of one step [B, K], without a graph, and the memory for the next.
+
+        Args:
+            signals: Shape [B, S].
+            readout: Shape [B, R].
+            price: c, shape [B].
+            state: From `init` or the step before.
+        """
+        features, after = self._extract(signals.unsqueeze(1), price, state)
+        inputs = self._inputs(features.squeeze(1), readout)
+        if not self.settings.memory:
+            return self._read_out(inputs, inputs[:, :0]), after
         hidden, cell = lstm_step(
             inputs, state["hidden"], state["cell"], [*self.memory_weights], [*self.memory_biases]
         )
-        return self._speak(inputs, hidden[:, 0]), {"hidden": hidden, "cell": cell}
+        return self._read_out(inputs, hidden[:, 0]), {**after, "hidden": hidden, "cell": cell}
 
-    def forward(self, features: Tensor, readouts: Tensor) -> HaltingOutput:
-        """What T steps say, from the first: features [B, T, F], pooled hidden states [B, T, R].
+    def forward(self, signals: Tensor, readouts: Tensor, price: Tensor) -> Tensor:
+        """Raw outputs of T steps from the first, differentiable, shape [B, T, K].
 
-        The memory takes the hidden states as data: gradients reach them from the perceptron alone.
+        The memory takes its inputs as data: gradients reach read-outs from the perceptron alone.
+
+        Args:
+            signals: Shape [B, T, S].
+            readouts: Shape [B, T, R].
+            price: c, shape [B].
         """
+        features, _ = self._extract(signals, price, self.init(len(signals), signals))
         # Steps first, as the memory wants them.
         inputs = self._inputs(features.transpose(0, 1), readouts.transpose(0, 1))
         remembered = inputs[..., :0]
-        if self.memory:
-            state = self.init(len(features), inputs)
+        if self.settings.memory:
+            zeros = inputs.new_zeros(len(signals), 1, self.settings.memory)
             remembered, _, _ = lstm_sequence(
-                inputs.detach(),
-                state["hidden"],
-                state["cell"],
-                [*self.memory_weights],
-                [*self.memory_biases],
+                inputs.detach(), zeros, zeros, [*self.memory_weights], [*self.memory_biases]
             )
-        said = self._speak(inputs, remembered)
-        return HaltingOutput(*(value.transpose(0, 1) for value in said))
+        return self._read_out(inputs, remembered).transpose(0, 1)
+
+    def _extract(self, signals: Tensor, price: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.features is None:
+            return signals[..., :0], {}
+        features, recent = self.features.extract(signals, price, sub_state(state, "features."))
+        return features, nested_state(recent, "features.")
 
     def _inputs(self, features: Tensor, readout: Tensor) -> Tensor:
-        used = [features] * self.use_features + [readout] * self.use_readout
+        used = [features] * (self.features is not None) + [readout] * self.settings.readout
         return torch.cat(used, dim=-1)
 
-    def _speak(self, inputs: Tensor, remembered: Tensor) -> HaltingOutput:
+    def _read_out(self, inputs: Tensor, remembered: Tensor) -> Tensor:
         value = torch.cat((inputs, remembered), dim=-1)
         layers = list(zip(self.weights, self.biases, strict=True))
         for weight, bias in layers[:-1]:
             value = nn.functional.silu(nn.functional.linear(value, weight, bias))
         outputs = nn.functional.linear(value, *layers[-1])
         if outputs.requires_grad:
-            # What is said long after the stop hardly counts.
+            # Outputs long after the stop hardly count.
             outputs.register_hook(lambda grad: flush_negligible(grad, *range(grad.ndim - 1)))
-        return HaltingOutput(
-            outputs[..., :2], outputs[..., 2:4] + _FIRST_HAZARD, outputs[..., 4] + _FIRST_HOLD
-        )
+        return outputs
 
 
 def _uniform(fan_out: int, fan_in: int, generator: torch.Generator | None) -> nn.Parameter:

@@ -1,4 +1,4 @@
-"""When to stop anybody's training loop, learned on recorded runs of it."""
+"""A monitor that stops a training loop, learned on recorded runs of it."""
 
 import contextlib
 import copy
@@ -11,13 +11,16 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from haltwise.models import loading
 from haltwise._core.errors import InputError, require
-from haltwise.stop_rules.accounts import CostUnit, StopPolicy
-from haltwise.processes.signals import SIGNALS, combine_products, sum_products
-from haltwise.stop_rules import StepObservation
+from haltwise.halting.session import HaltingSession
+from haltwise.models.files import fingerprint
+from haltwise.models.halting_model import HaltingModel
+from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.recordings.runs import Reads, save_run
+from haltwise.processes.observation import Observed, StepObservation
+from haltwise.processes.signals import SIGNALS, combine_products, sum_products
+from haltwise.recordings.runs import save_run
+from haltwise.stop_rules import CostUnit, StopPolicy
 
 __all__ = ["HaltingMonitor"]
 
@@ -78,34 +81,33 @@ class HaltingMonitor:
     """
 
     def __init__(
-        self, weights: str | Path | OptimizerModel, *, price: float | None = None
+        self, weights: str | Path | HaltingModel | OptimizerModel, *, price: float | None = None
     ) -> None:
         if isinstance(weights, OptimizerModel):
-            learned, name = copy.deepcopy(weights), "these weights"
+            weights = weights.halting
+        if isinstance(weights, HaltingModel):
+            model, name = copy.deepcopy(weights), "these weights"
         else:
-            learned, name = loading.load(weights), str(weights)
-        config = learned.card.get("config", {})
+            model, name = load_halting(weights), str(weights)
+        card = model.card
         require(
-            config.get("posterior", "none") != "none",
+            model.halts,
             f"{name} were trained without halting; train some with haltwise train-monitor",
         )
         require(
-            learned.rule.readout_size == 0,
+            model.readout_size == 0,
             f"{name} reads the hidden state of its own optimizer, so it cannot judge another; "
             "train a monitor on recorded runs of this loop with haltwise train-monitor",
         )
-        price = config["price"] if price is None else price
+        price = card.price if price is None else price
         require(price > 0, f"price must be above 0, got {price}")
-        self._learned: OptimizerModel | None = learned.eval().requires_grad_(False)
+        self._model: HaltingModel | None = model.eval().requires_grad_(False)
         self._price = torch.tensor([float(price)])
-        recorded = config.get("runs") is not None
-        # A stop at call t leaves the loop where it is then: t rounds after the first decision, the
-        # account of updates. Where no loop was recorded, it was trained for asking beforehand.
-        self._policy: StopPolicy | None = learned.policy(
-            CostUnit.UPDATES if recorded else CostUnit.GRADIENTS
-        )
-        self._limit = config["horizon"] + recorded
-        self._reads: Reads | None = learned.card.get("reads", "gradients")
+        # A stop at call t leaves a recorded loop where it is then, t rounds after the first
+        # decision: it counts updates. Other models were trained for asking before the gradient.
+        self._policy: StopPolicy | None = model.policy()
+        self._limit = card.horizon + (card.unit is CostUnit.UPDATES)
+        self._observed: Observed | None = card.observed
         self._directory: Path | None = None
         self._name: str | None = None
         self.start()
@@ -119,7 +121,7 @@ class HaltingMonitor:
             name: Of the file; numbered if None. Runs are sorted by it.
         """
         monitor = cls.__new__(cls)
-        monitor._learned = monitor._policy = monitor._reads = None
+        monitor._model = monitor._policy = monitor._observed = None
         monitor._directory, monitor._name = Path(directory), name
         monitor._signals = []
         monitor.start()
@@ -133,17 +135,18 @@ class HaltingMonitor:
         """
         if self._directory is not None:
             self.close()
-            self._reads = None
+            self._observed = None
         self._steps = 0
         self._reason: str | None = None
         self._lowest, self._improved = math.inf, False
         self._memory: list[dict[str, Tensor]] | None = None
         self._products: Tensor | None = None
-        self._head: dict[str, Tensor] = {}
-        self._rule: dict[str, Tensor] = {}
+        self._session: HaltingSession | None = None
+        if self._model is not None and self._policy is not None:
+            self._session = HaltingSession(self._policy, self._price, self._model)
         self._signals: list[Tensor] = []
         self._scores: list[float] = []
-        if model is not None and self._reads != "loss":
+        if model is not None and self._observed != "loss":
             self._memory = [_first(param) for param in _parameters(model)]
 
     @property
@@ -180,10 +183,10 @@ class HaltingMonitor:
         For loops in which the loss is known only after the gradients are gone.
         """
         params = _parameters(model)
-        if self._reads is None:
+        if self._observed is None:
             seen = any(param.grad is not None for param in params)
-            self._reads = "gradients" if seen else "updates"
-        if self._reads == "loss":
+            self._observed = "gradients" if seen else "updates"
+        if self._observed == "loss":
             return
         if self._memory is None:
             self._memory = [_first(param) for param in params]
@@ -195,13 +198,13 @@ class HaltingMonitor:
             "same ones, frozen or not",
         )
         require(
-            self._reads == "updates" or any(param.grad is not None for param in params),
+            self._observed == "updates" or any(param.grad is not None for param in params),
             "no parameter has a gradient, but gradients were seen before; call update() after the "
             "optimizer's step and before the gradients are cleared",
         )
         total = torch.zeros(1, 5, 5, dtype=torch.float64)
         for param, memory in zip(params, self._memory, strict=True):
-            total += _measure(param, memory, with_gradient=self._reads == "gradients").cpu()
+            total += _measure(param, memory, with_gradient=self._observed == "gradients").cpu()
         self._products = total
 
     @torch.no_grad()
@@ -232,13 +235,13 @@ class HaltingMonitor:
             self.look(model)
         elif self._products is None:
             require(
-                self._reads in (None, "loss"),
+                self._observed in (None, "loss"),
                 "no model was given, but parameters were seen before; give every update() the model"
-                if self._learned is None or self._steps
-                else f"the recorded runs had {self._reads}, but no model was given; give update() "
+                if self._model is None or self._steps
+                else f"the recorded runs had {self._observed}, but no model was given; give update() "
                 "the model, or record without one",
             )
-            self._reads = "loss"
+            self._observed = "loss"
         products, self._products = self._products, None
         if products is None:
             products, dim = torch.zeros(1, 5, 5, dtype=torch.float64), 1
@@ -256,23 +259,19 @@ class HaltingMonitor:
         self._lowest = number if self._improved else self._lowest
 
     def _decide(self, signals: Tensor, *, finite: bool) -> None:
-        assert self._learned is not None
-        assert self._policy is not None
+        assert self._session is not None
         if not finite:
             self._reason = "the loss, a gradient or an update is not finite"
             return
-        loss = signals[:, SIGNALS.index("loss")]
-        rule = self._policy.rule
-        if self._steps == 0:
-            self._head = self._learned.init_halter(1, signals)
-            self._rule = rule.init(1, signals)
-        said, self._head = self._learned.hear(
-            signals, signals.new_empty(1, 0), self._price, self._head
+        observation = StepObservation(
+            self._steps,
+            signals[:, SIGNALS.index("loss")],
+            signals[:, SIGNALS.index("log_grad")],
+            signals,
         )
-        seen = StepObservation(self._steps, loss, signals[:, SIGNALS.index("log_grad")], *said)
-        stop, self._rule = rule.step(seen, self._rule)
-        if stop:
-            self._reason = rule.reasons[int(rule.why(stop, self._rule))]
+        decision = self._session.observe(observation)
+        if decision.stop:
+            self._reason = self._session.explain(decision, step_name="round")
         elif self._steps + 1 >= self._limit:
             self._reason = f"it was trained on runs of {self._limit} rounds"
 
@@ -291,9 +290,9 @@ class HaltingMonitor:
         """Write the run that was recorded; nothing if there is none or it is written."""
         if self._directory is None or not self._signals:
             return
-        assert self._reads is not None
+        assert self._observed is not None
         scores = torch.tensor(self._scores) if self._scores else None
-        save_run(self._directory, torch.cat(self._signals), scores, self._reads, self._name)
+        save_run(self._directory, torch.cat(self._signals), scores, self._observed, self._name)
         self._signals, self._scores = [], []
 
     def __enter__(self) -> Self:
@@ -313,7 +312,8 @@ class HaltingMonitor:
     def state_dict(self) -> dict[str, Any]:
         """A copy of all that the run depends on, to go on exactly; tensors and plain values."""
         own = {name: getattr(self, f"_{name}") for name in _STATE}
-        return copy.deepcopy({"digest": self._digest(), **own})
+        session = None if self._session is None else self._session.state()
+        return copy.deepcopy({"digest": self._digest(), "session": session, **own})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -322,7 +322,7 @@ class HaltingMonitor:
             InputError: It is no monitor's state, or that of one with other weights.
         """
         require(
-            set(state) == {"digest", *_STATE},
+            set(state) == {"digest", "session", *_STATE},
             "this is no state of a HaltingMonitor; load what its state_dict() gave",
         )
         require(
@@ -332,16 +332,20 @@ class HaltingMonitor:
         )
         for name in _STATE:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
+        if self._model is not None and self._policy is not None:
+            self._session = HaltingSession(self._policy, self._price, self._model)
+            if state["session"]:
+                self._session.restore(copy.deepcopy(state["session"]))
 
     def _digest(self) -> str | None:
-        if self._learned is None:
+        if self._model is None:
             return None
-        return f"{loading.fingerprint(self._learned)} at {self._price.item():g}"
+        return f"{fingerprint(self._model)} at {self._price.item():g}"
 
 
 _STATE = (
-    "steps", "reason", "lowest", "improved", "reads", "memory", "products", "head", "rule",
-    "signals", "scores",
+    "steps", "reason", "lowest", "improved", "observed", "memory", "products", "signals",
+    "scores",
 )  # fmt: skip
 
 

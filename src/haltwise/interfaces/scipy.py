@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise.rollout.early_exit import Outcome
-from haltwise.stop_rules.accounts import StopPolicy
-from haltwise.stop_rules import StopRule
-from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.interfaces.solve import solve
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.rollout.early_exit import Outcome
+from haltwise.stop_rules import StopPolicy, StopRule
 from haltwise.tasks import Observation, TaskBatch
 
 if TYPE_CHECKING:

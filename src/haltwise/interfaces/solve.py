@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise.rollout.early_exit import Execution, execute
-from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, StopPolicy
-from haltwise.stop_rules import StopRule
-from haltwise.models.optimizer_model import OptimizerModel
+from haltwise._core.tensors import select_state
+from haltwise.halting.session import HaltingSession
 from haltwise.models.loading import load
-from haltwise.update_rules import State, select_state
-from haltwise.tasks import TaskBatch
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.processes.optimization import OptimizationProcess
+from haltwise.rollout.early_exit import Execution, run_until_halted
+from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
+from haltwise.tasks.base import TaskBatch
 from haltwise.tasks.function import FunctionBatch
 
 __all__ = ["Solution", "solve"]
@@ -38,6 +39,9 @@ class Solution:
         outcome: `haltwise.Outcome` values, int64 [B]: HALTED by the stop rule, OUT_OF_STEPS, or
             NONFINITE where a loss, gradient or update was not finite; the parameters are then the
             last finite ones.
+        reason: Index into `reasons` of what stopped each problem, -1 where the rule did not;
+            int64 [B].
+        reasons: Why a problem may be stopped, in words.
         history: If asked for, the loss at theta_t in column t, NaN where it was never evaluated,
             shape [B, max(num_gradients)].
     """
@@ -47,6 +51,8 @@ class Solution:
     steps: Tensor
     num_gradients: Tensor
     outcome: Tensor
+    reason: Tensor
+    reasons: tuple[str, ...]
     history: Tensor | None = None
 
 
@@ -71,7 +77,7 @@ def solve(
         problem: The batch, for instance a `haltwise.FunctionBatch` of your own loss.
         optimizer: A shipped name, a run directory, a weights file or the optimizer itself.
         stop: When to stop, as a policy or as a rule, which then returns the last update applied.
-            The optimizer's own policy in the account of gradients if None.
+            The optimizer's own policy, gradients being counted, if None.
         price: What a gradient must earn, in units of the loss, one for all or [B]; what the
             optimizer was meta-trained for if None.
         max_steps: Gradients a problem may cost at most; the optimizer's horizon if None.
@@ -96,10 +102,11 @@ def solve(
     """
     _check(problem)
     start = problem.start
-    learned = _ready(optimizer, start)
-    policy = _policy(learned, stop)
-    prices = _prices(learned, price, start)
-    num_steps = _horizon(learned, max_steps)
+    model = _ready(optimizer, start)
+    policy = _policy(model, stop)
+    prices = _prices(model, price, start)
+    num_steps = model.card.horizon if max_steps is None else max_steps
+    require(num_steps >= 1, f"max_steps must be at least 1, got {num_steps}")
     if chunk_size is None:
         chunk_size = max(1, _CHUNK.get(start.device.type, _ACCELERATOR_CHUNK) // problem.dim)
     require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
@@ -107,7 +114,7 @@ def solve(
     memory = policy.rule.init(problem.num_problems, start)
     parts = [
         _solve_chunk(
-            learned,
+            model,
             problem if chunk_size >= problem.num_problems else problem.select(index),
             policy,
             prices[index],
@@ -126,22 +133,24 @@ def solve(
             ]
         )
     return Solution(
-        params=torch.cat([run.params for run, _, _ in parts]),
+        params=torch.cat([run.result for run, _, _ in parts]),
         loss=torch.cat([loss for _, loss, _ in parts]),
         steps=torch.cat([run.num_updates for run, _, _ in parts]),
         num_gradients=torch.cat([run.num_gradients for run, _, _ in parts]),
         outcome=torch.cat([run.outcome for run, _, _ in parts]),
+        reason=torch.cat([run.reason for run, _, _ in parts]),
+        reasons=policy.rule.reasons,
         history=kept,
     )
 
 
 def _solve_chunk(
-    optimizer: OptimizerModel,
+    model: OptimizerModel,
     batch: TaskBatch,
     policy: StopPolicy,
     price: Tensor,
     max_steps: int,
-    memory: State,
+    memory: dict[str, Tensor],
 ) -> tuple[Execution, Tensor, Tensor]:
     """The execution, the loss of what it returns [B] and those it saw [B, T], NaN where none."""
     columns: list[Tensor] = []
@@ -149,7 +158,8 @@ def _solve_chunk(
     def watch(running: Tensor, loss: Tensor) -> None:
         columns.append(torch.full_like(price, torch.nan).index_copy_(0, running, loss))
 
-    run = execute(optimizer, batch, policy, price, max_steps, memory=memory, watch=watch)
+    session = HaltingSession(policy, price, model.halting, memory)
+    run = run_until_halted(OptimizationProcess(model.rule, batch), session, max_steps, watch=watch)
     losses = torch.stack(columns, 1)
     # theta_s was observed if s < num_gradients; if not, each s is a step of its own.
     seen = run.num_updates.clamp_max(losses.shape[1] - 1).unsqueeze(1)
@@ -157,7 +167,7 @@ def _solve_chunk(
     unseen = run.num_updates == run.num_gradients
     for step in run.num_updates[unseen].unique().tolist():
         index = (unseen & (run.num_updates == step)).nonzero().squeeze(1)
-        loss[index] = batch.select(index).observe_loss(run.params[index], step)
+        loss[index] = batch.select(index).observe_loss(run.result[index], step)
     return run, loss, losses
 
 
@@ -191,15 +201,15 @@ def _ready(optimizer: str | Path | OptimizerModel, like: Tensor) -> OptimizerMod
     """The optimizer in the dtype and on the device of `like`; the caller's own is left as it is."""
     if not isinstance(optimizer, OptimizerModel):
         return load(optimizer).to(like)
-    weight = next(optimizer.parameters())
+    weight = next(optimizer.parameters(), like)
     if (weight.dtype, weight.device) == (like.dtype, like.device):
         return optimizer
     return copy.deepcopy(optimizer).to(like)
 
 
-def _policy(optimizer: OptimizerModel, stop: StopRule | StopPolicy | None) -> StopPolicy:
+def _policy(model: OptimizerModel, stop: StopRule | StopPolicy | None) -> StopPolicy:
     if stop is None:
-        return optimizer.policy(CostUnit.GRADIENTS)
+        return model.policy(CostUnit.GRADIENTS)
     if isinstance(stop, StopPolicy):
         return stop
     require(
@@ -210,16 +220,8 @@ def _policy(optimizer: OptimizerModel, stop: StopRule | StopPolicy | None) -> St
     return StopPolicy(stop, RETURNABLE[CostUnit.GRADIENTS][0])
 
 
-def _trained_for(optimizer: OptimizerModel, name: str, argument: str) -> float:
-    config = optimizer.card.get("config", {})
-    require(name in config, f"this optimizer has no card that says its {name}; give {argument}")
-    value: float = config[name]
-    return value
-
-
-def _prices(optimizer: OptimizerModel, price: float | Tensor | None, like: Tensor) -> Tensor:
-    if price is None:
-        price = _trained_for(optimizer, "price", "price")
+def _prices(model: OptimizerModel, price: float | Tensor | None, like: Tensor) -> Tensor:
+    price = model.card.price if price is None else price
     given = torch.as_tensor(price, dtype=like.dtype, device=like.device)
     require(
         given.ndim == 0 or given.shape == like.shape[:1],
@@ -232,10 +234,3 @@ def _prices(optimizer: OptimizerModel, price: float | Tensor | None, like: Tenso
         "gradient must earn, in units of the loss",
     )
     return given.expand(len(like))
-
-
-def _horizon(optimizer: OptimizerModel, max_steps: int | None) -> int:
-    if max_steps is None:
-        max_steps = int(_trained_for(optimizer, "horizon", "max_steps"))
-    require(max_steps >= 1, f"max_steps must be at least 1, got {max_steps}")
-    return max_steps

@@ -1,39 +1,40 @@
-"""Learned optimizers that come with the package, and those in run directories, by one name."""
+"""Models by name: those that come with the package, and those in run directories."""
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from haltwise._core.discovery import unknown
-from haltwise._core.errors import InputError, require
-from haltwise._core.settings import require_types
-from haltwise._core.files import digest, load_tensors
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
+from haltwise._core.errors import InputError
+from haltwise.models.card import Card
+from haltwise.models.files import Model, read_card, read_model
+from haltwise.models.halting_model import HaltingModel
+from haltwise.models.optimizer_model import OptimizerModel
 
-__all__ = ["fingerprint", "load", "names", "read_card", "run_directory"]
+__all__ = ["card_of", "find", "load", "load_halting", "names", "run_directory"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def names() -> list[str]:
-    """The names of the shipped optimizers."""
+    """The names of the shipped models."""
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
 
-def run_directory(name_or_path: str | Path) -> Path:
-    """Where a run lies: a directory, that of a weights file, or a name in `runs/`."""
+def run_directory(name_or_path: str | Path, runs: Path = Path("runs")) -> Path:
+    """Where a run lies: a directory, that of a weights file, or a name in `runs`."""
     path = Path(name_or_path)
     if path.is_file():
         return path.parent
-    named = Path("runs") / path
+    named = runs / path
     return named if named.is_dir() and not path.exists() else path
 
 
-def _find(name_or_path: str | Path) -> Path:
-    """The weights file of a shipped name, a run directory or a file."""
+def find(name_or_path: str | Path) -> Path:
+    """The weights file of a shipped name, a run directory, its name in runs/, or a file.
+
+    Raises:
+        InputError: There is none; near names are suggested.
+    """
     if str(name_or_path) in names():
         return _WEIGHTS / f"{name_or_path}.safetensors"
     path = Path(name_or_path)
@@ -54,79 +55,46 @@ def _find(name_or_path: str | Path) -> Path:
     )
 
 
-def read_card(name_or_path: str | Path) -> Mapping[str, Any]:
-    """The card alone: family, horizon, price, seed, metrics, command and time.
-
-    Raises:
-        InputError: There is no such optimizer, or its file is corrupt or foreign.
-    """
-    return _read(name_or_path)[1]
+def card_of(name_or_path: str | Path, own: Iterable[type] = ()) -> Card:
+    """The card alone; see `load`."""
+    return read_card(find(name_or_path), own)
 
 
-def _read(name_or_path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    path = _find(name_or_path)
-    tensors, card = load_tensors(path)
-    if not isinstance(card, dict) or "config" not in card:
-        raise InputError(f"{path} holds no optimizer; best.safetensors of a run does")
-    return tensors, card
-
-
-def load(name_or_path: str | Path) -> OptimizerModel:
-    """A trained optimizer, ready for use; its `card` says what it was trained for.
+def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
+    """A trained optimizer model, ready for use; its `card` says what it was trained for.
 
     Args:
         name_or_path: A shipped name (see `names`), a run directory, the name of one in `runs/`
             under the working directory, or a weights file.
+        own: Classes of your own that the card may name, such as a halting method from a file;
+            code that a file of weights names is never executed.
 
     Returns:
-        The optimizer, its weights frozen.
+        The model, its weights frozen.
 
     Raises:
-        InputError: There is no such optimizer (near names are suggested), or its file is corrupt,
-            foreign or does not fit its own configuration.
+        InputError: There is no such model (near names are suggested), its file is corrupt, foreign
+            or does not fit its card, or it knows when to stop a loop but not how to move
+            parameters.
 
     Examples:
-        >>> optimizer = load("regression-2d")
-        >>> optimizer.card["config"]["family"]
-        'regression-2d'
+        >>> load("regression-2d").card.horizon
+        40
     """
-    tensors, card = _read(name_or_path)
-    try:
-        config = ModelConfig(**card["config"]["optimizer"])
-        optimizer = OptimizerModel.from_weights(config, tensors)
-        require_types(_check_card, {**card["config"], **card})
-        _check_card(**{name: card[name] for name in ("thresholds", "min_steps") if name in card})
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+    model = _load(name_or_path, own)
+    if not isinstance(model, OptimizerModel):
         raise InputError(
-            f"the weights of {name_or_path} do not fit their configuration: {error}"
-        ) from None
-    optimizer.card = card
-    return optimizer
+            f"{name_or_path} knows when to stop a training loop, but not how to move parameters; "
+            "use it by haltwise.HaltingMonitor in that loop"
+        )
+    return model
 
 
-def fingerprint(optimizer: OptimizerModel) -> str:
-    """A checksum of all that moving and stopping depend on."""
-    config = optimizer.card.get("config", {})
-    said = [config.get(name) for name in ("posterior", "price", "horizon")]
-    said += [optimizer.card.get(name) for name in ("thresholds", "min_steps")]
-    return digest(
-        optimizer.state_dict(), json.dumps([asdict(optimizer.config), *said], sort_keys=True)
-    )
+def load_halting(name_or_path: str | Path, own: Iterable[type] = ()) -> HaltingModel:
+    """A trained halting model, with or without an update rule beside it; see `load`."""
+    model = _load(name_or_path, own)
+    return model.halting if isinstance(model, OptimizerModel) else model
 
 
-def _check_card(
-    thresholds: list[Any] | None = None,
-    min_steps: list[Any] | None = None,
-    family: str = "",
-    family_settings: dict[str, Any] | None = None,
-    posterior: str = "",
-    preset: str = "",
-    horizon: int = 1,
-    price: float = 1.0,
-) -> None:
-    """What is done by the numbers on a card, of the types that are annotated here."""
-    del family, family_settings, posterior, preset, horizon, price
-    for name, kind, pair in (("thresholds", float, thresholds), ("min_steps", int, min_steps)):
-        if pair is not None:
-            right = len(pair) == 2 and all(isinstance(value, (int, kind)) for value in pair)
-            require(right and all(map(math.isfinite, pair)), f"{name} are {pair}")
+def _load(name_or_path: str | Path, own: Iterable[type]) -> Model:
+    return read_model(find(name_or_path), own)

@@ -1,10 +1,8 @@
-"""What a halting head sees of a step: a few numbers per problem, in units of the price.
+"""The signals of a step: a few numbers per problem, from which halting features are made.
 
-None depends on the number of parameters or on their order, so a head serves problems of any size;
-gains are measured in prices, so a head serves any price. All are data: no gradient flows through.
-
-A step is first reduced to its *signals*, which know nothing of the price and can be recorded from
-any iterative process, then turned into *features* at a price. So one recording serves every price.
+None depends on the number of parameters or on their order, so a halting model serves problems of
+any size. They know nothing of the price, so one recording serves every price. All are data: no
+gradient flows through them.
 """
 
 import math
@@ -16,13 +14,10 @@ from torch import Tensor
 from haltwise._core.tensors import widened
 
 __all__ = [
-    "NUM_FEATURES",
     "SIGNALS",
-    "blank_features",
     "combine_products",
-    "extract_features",
-    "init_features",
     "init_signals",
+    "loss_signals",
     "measure_sequence",
     "measure_signals",
     "sum_products",
@@ -49,11 +44,8 @@ Barzilai & Borwein (1988). Whatever looks back is 0 at the first step."""
 
 _PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (2, 3), (0, 3), (0, 1), (0, 4), (1, 3))
 """Which of the products of `sum_products` are used; squares come first, cosines' last."""
-_NUM_CHANGING = 9  # features whose change since the last step is a feature, too
-NUM_FEATURES = 2 * _NUM_CHANGING + 8
 _TINY, _HUGE = 1e-30, 1e30  # squares of them are still finite in float64, quotients in float32
 _FLAT = 1e-8  # the least curvature told from none
-_FAR = 1e8  # the largest gain, in prices, told from infinite
 
 
 def init_signals(params: Tensor) -> dict[str, Tensor]:
@@ -213,83 +205,7 @@ def _signals(step: int | Tensor, loss: Tensor, measured: _Measured) -> Tensor:
     )
 
 
-def init_features(num_problems: int, like: Tensor) -> dict[str, Tensor]:
-    """What `extract_features` remembers, before the first step."""
-    return {
-        "previous": like.new_zeros(num_problems, _NUM_CHANGING),
-        "last_loss": like.new_zeros(num_problems),
-        "lowest": like.new_full((num_problems,), torch.inf),
-    }
-
-
-def blank_features(price: Tensor) -> Tensor:
-    """Features before anything is known, [B, NUM_FEATURES]: only the price, and no step yet."""
-    features = price.new_zeros(len(price), NUM_FEATURES)
-    features[:, -2] = -1.0
-    features[:, -1] = price.log() / 2
-    return features
-
-
-def extract_features(
-    signals: Tensor, price: Tensor, memory: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Features of K consecutive steps at a price, and the memory for the step after them.
-
-    Args:
-        signals: Shape [B, K, len(SIGNALS)].
-        price: c, shape [B].
-        memory: From `init_features` or the call before.
-
-    Returns:
-        Features [B, K, NUM_FEATURES], of order one, and the new memory.
-    """
-    seen = dict(zip(SIGNALS, signals.movedim(-1, 0), strict=True))
-    cost = price.unsqueeze(1)
-    loss = seen["loss"]
-    first = seen["step"] == 0
-    before = torch.cat((memory["last_loss"].unsqueeze(1), loss[:, :-1]), dim=1)
-    lowest = torch.cat((memory["lowest"].unsqueeze(1), loss), dim=1).cummin(1).values[:, 1:]
-    gains = torch.stack(
-        (
-            loss,
-            lowest,
-            (before - loss).masked_fill_(first, 0),
-            seen["gain"],
-            seen["gain"] - seen["bend"],
-            seen["least_gain"],
-            seen["most_gain"],
-            loss - lowest,
-            seen["overshoot"],
-        )
-    ).div_(cost)
-    gains[:2].clamp_(-_HUGE, _HUGE)
-    gains[2:].clamp_(-_FAR, _FAR)
-    gains.asinh_().div_(4)
-    gains[:2].div_(2)
-    # Planes of one feature each.
-    now = torch.stack(
-        (
-            seen["log_grad"] / 4,
-            seen["log_update"] / 4,
-            gains[0],
-            *gains[2:7],
-            seen["log_curvature"] / 4,
-        )
-    )
-    previous = torch.cat((memory["previous"].T.unsqueeze(-1), now[..., :-1]), dim=-1)
-    others = torch.stack(
-        (
-            gains[7],
-            gains[1],
-            gains[8],
-            seen["descent_cosine"],
-            seen["grad_cosine"],
-            seen["update_cosine"],
-            seen["step"].log1p() / 2,
-            (cost.log() / 2).expand_as(loss),
-        )
-    )
-    change = (now - previous).masked_fill_(first, 0)
-    features = torch.cat((now, change, others)).movedim(0, -1)
-    memory = {"previous": now[..., -1].T, "last_loss": loss[:, -1], "lowest": lowest[:, -1]}
-    return features, memory
+def loss_signals(step: int, loss: Tensor) -> Tensor:
+    """The signals of a step of which the loss [B] alone is known, shape [B, len(SIGNALS)]."""
+    products = loss.new_zeros(len(loss), 5, 5, dtype=widened(loss[:0]).dtype)
+    return combine_products(step, loss, products, 1)

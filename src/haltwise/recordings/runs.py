@@ -1,4 +1,4 @@
-"""Runs of anybody's training loop on disk: a few numbers a step, one file a run."""
+"""Recorded runs of a training loop on disk: a few numbers a step, one file a run."""
 
 import os
 import warnings
@@ -6,21 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, final, get_args
+from typing import final, get_args
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import CalibrationWarning, require
-from haltwise._core.random import stream
 from haltwise._core.files import load_tensors, make_directory, save_tensors
+from haltwise._core.random import stream
+from haltwise.processes.observation import Observed
 from haltwise.processes.signals import SIGNALS
-from haltwise.rollout.record import Recording
+from haltwise.processes.trajectory import Trajectory
 
-__all__ = ["FEWEST_RUNS", "Reads", "RecordedRuns", "save_run"]
-
-Reads = Literal["loss", "updates", "gradients"]
-"""What was seen of a run: the loss alone, parameters too, or their gradients as well."""
+__all__ = ["FEWEST_RUNS", "RecordedRuns", "save_run"]
 
 FEWEST_RUNS = 40
 """With fewer, nothing is learned that holds for another run."""
@@ -31,7 +29,11 @@ _KIND = "recorded run"
 
 
 def save_run(
-    directory: Path, signals: Tensor, scores: Tensor | None, reads: Reads, name: str | None = None
+    directory: Path,
+    signals: Tensor,
+    scores: Tensor | None,
+    observed: Observed,
+    name: str | None = None,
 ) -> Path:
     """Write one run to a file of its own in `directory`, which is created if missing.
 
@@ -39,7 +41,7 @@ def save_run(
         directory: Where the runs lie.
         signals: Of each of n calls; see `haltwise.processes.signals`; shape [n, len(SIGNALS)].
         scores: What stopping there is judged by, shape [n]; the next call's loss if None.
-        reads: What the signals were taken from.
+        observed: What the signals were taken from.
         name: Of the file; numbered if None.
 
     Returns:
@@ -54,7 +56,7 @@ def save_run(
     path = directory / f"{name or f'{number:06}-{os.getpid()}'}.safetensors"
     require(not path.exists(), f"there is a run {path} already; choose another name")
     tensors = {"signals": signals} | ({} if scores is None else {"scores": scores})
-    save_tensors(path, tensors, {"kind": _KIND, "signals": list(SIGNALS), "reads": reads})
+    save_tensors(path, tensors, {"kind": _KIND, "signals": list(SIGNALS), "observed": observed})
     return path
 
 
@@ -68,8 +70,8 @@ class RecordedRuns:
     of the parameters which a stop leaves behind.
     """
 
-    recording: Recording
-    reads: Reads
+    trajectory: Trajectory
+    observed: Observed
 
     @classmethod
     def load(cls, directory: str | Path, horizon: int | None = None) -> "RecordedRuns":
@@ -113,8 +115,8 @@ class RecordedRuns:
             len(kept) > 0,
             f"no run in {directory} has {horizon} steps; the longest has {max(lengths)}",
         )
-        recording = _cut(kept, horizon)
-        finite = recording.finite.nonzero().squeeze(1)
+        trajectory = _cut(kept, horizon)
+        finite = trajectory.finite.nonzero().squeeze(1)
         for number, why in (
             (len(runs) - len(kept), f"have fewer than {horizon} steps"),
             (len(kept) - len(finite), "have a loss, a score or a signal that is not finite"),
@@ -126,24 +128,24 @@ class RecordedRuns:
                     stacklevel=2,
                 )
         require(len(finite) > 0, f"no run in {directory} stays finite for {horizon} steps")
-        return cls(recording.select(finite), kept[0].reads)
+        return cls(trajectory.select(finite), kept[0].observed)
 
     def keeping_best(self) -> "RecordedRuns":
         """The same where a stop leaves not the last state, but that of the lowest loss observed.
 
         Such a loop keeps a copy of its model after every round that improves the loss.
         """
-        loss = self.recording.loss
+        loss = self.trajectory.loss
         # Of equal losses the first: it is the copy that was made.
         new = torch.ones_like(loss, dtype=torch.bool)
         new[:, 1:] = loss[:, 1:] < loss.cummin(1).values[:, :-1]
         steps = torch.arange(loss.shape[1]).expand_as(loss)
         best = torch.where(new, steps, 0).cummax(1).values
         return replace(
-            self, recording=replace(self.recording, excess=self.recording.excess.gather(1, best))
+            self, trajectory=replace(self.trajectory, excess=self.trajectory.excess.gather(1, best))
         )
 
-    def split(self, seed: int) -> dict[str, Recording]:
+    def split(self, seed: int) -> dict[str, Trajectory]:
         """The runs for training, for choosing the weights and for calibration, at random.
 
         Raises:
@@ -152,7 +154,7 @@ class RecordedRuns:
         Warns:
             CalibrationWarning: There are so few that little can be learned.
         """
-        num = self.recording.num_problems
+        num = self.trajectory.num_items
         require(
             num >= FEWEST_RUNS,
             f"{num} runs are too few to learn when to stop: at least {FEWEST_RUNS} are needed and "
@@ -169,7 +171,7 @@ class RecordedRuns:
         sizes = [round(share * num) for share in _SHARES.values()]
         parts = order.split([num - sum(sizes[1:]), *sizes[1:]])
         return {
-            name: self.recording.select(part) for name, part in zip(_SHARES, parts, strict=True)
+            name: self.trajectory.select(part) for name, part in zip(_SHARES, parts, strict=True)
         }
 
 
@@ -178,7 +180,7 @@ class RecordedRuns:
 class _Run:
     signals: Tensor  # [n, S]
     scores: Tensor  # [T + 1]
-    reads: Reads
+    observed: Observed
     scored: bool
 
     @property
@@ -188,13 +190,13 @@ class _Run:
 
     @property
     def how(self) -> str:
-        return f"{self.reads} seen and {'scores' if self.scored else 'no scores'}"
+        return f"{self.observed} seen and {'scores' if self.scored else 'no scores'}"
 
 
 def _load_run(path: Path) -> _Run:
     tensors, card = load_tensors(path)
     require(
-        isinstance(card, dict) and card.get("kind") == _KIND and card.get("reads") in _READS,
+        isinstance(card, dict) and card.get("kind") == _KIND and card.get("observed") in _OBSERVED,
         f"{path} is no recorded run; keep other files out of that directory",
     )
     require(
@@ -204,20 +206,18 @@ def _load_run(path: Path) -> _Run:
     signals = tensors["signals"]
     losses = signals[:, SIGNALS.index("loss")]
     scores = tensors.get("scores", losses[1:])
-    return _Run(signals, scores, card["reads"], "scores" in tensors)
+    return _Run(signals, scores, card["observed"], "scores" in tensors)
 
 
-_READS = get_args(Reads)
+_OBSERVED = get_args(Observed)
 
 
-def _cut(runs: Sequence[_Run], num_steps: int) -> Recording:
+def _cut(runs: Sequence[_Run], num_steps: int) -> Trajectory:
     signals = torch.stack([run.signals[: num_steps + 1] for run in runs])
     seen = dict(zip(SIGNALS, signals.unbind(-1), strict=True))
-    return Recording(
+    return Trajectory(
         loss=seen["loss"],
         excess=torch.stack([run.scores[: num_steps + 1] for run in runs]),
         log_grad_norm=seen["log_grad"],
         signals=signals[:, :num_steps],
-        readouts=signals.new_empty(len(runs), num_steps, 0),
-        params=signals.new_empty(len(runs), 0),
     )

@@ -1,1 +1,20 @@
-"""Run processes: recorded for training, with early exit in use."""
+"""Run processes: recorded, unrolled for meta-training, with early exit in use."""
+
+from haltwise.rollout.cuda_graph import CapturedUnroll
+from haltwise.rollout.early_exit import Execution, Outcome, run_until_halted
+from haltwise.rollout.record import Tape, record, record_process, record_tape
+from haltwise.rollout.unroll import Unroll, backpropagate, unroll
+
+__all__ = [
+    "CapturedUnroll",
+    "Execution",
+    "Outcome",
+    "Tape",
+    "Unroll",
+    "backpropagate",
+    "record",
+    "record_process",
+    "record_tape",
+    "run_until_halted",
+    "unroll",
+]

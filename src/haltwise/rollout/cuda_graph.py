@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.tensors import map_tensors
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.tasks import TaskBatch
-from haltwise.rollout.record import Trajectory, unroll
+from haltwise.rollout.unroll import Unroll, unroll
+from haltwise.tasks.base import TaskBatch
 
 __all__ = ["CapturedUnroll"]
 
@@ -23,25 +23,25 @@ class CapturedUnroll:
 
     T steps of a network are thousands of small kernels, which take longer to launch one by one
     than to run. The first batch is run and captured, later ones are copied into its place. The
-    optimizer's weights are read where they lie, so they may be trained in between.
+    model's weights are read where they lie, so they may be trained in between.
 
     On a CPU it is `unroll`.
 
     Args:
-        optimizer: What moves the parameters and speaks of halting.
+        model: What moves the parameters and judges halting.
         num_steps: T >= 1.
-        segment: See `record`.
+        segment: See `record_tape`.
     """
 
-    def __init__(self, optimizer: OptimizerModel, num_steps: int, segment: int) -> None:
-        self._arguments: dict[str, Any] = {"num_steps": num_steps, "segment": segment}
-        self._optimizer = optimizer
+    def __init__(self, model: OptimizerModel, num_steps: int, segment: int) -> None:
+        self._num_steps, self._segment = num_steps, segment
+        self._model = model
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, batch: TaskBatch, price: Tensor) -> Trajectory:
-        """The trajectory, valid until the next call."""
+    def __call__(self, batch: TaskBatch, price: Tensor) -> Unroll:
+        """The unroll, valid until the next call."""
         if not batch.start.is_cuda:
-            return unroll(self._optimizer, batch, price=price, graph=True, **self._arguments)
+            return self._run(batch, price, graph=True)
         if self._graph is None:
             self._capture(batch, price)
         else:
@@ -50,7 +50,7 @@ class CapturedUnroll:
             self._price.copy_(price)
         assert self._graph is not None
         self._graph.replay()
-        return self._trajectory
+        return self._unrolled
 
     def _capture(self, batch: TaskBatch, price: Tensor) -> None:
         self._batch, self._price = map_tensors(batch, torch.clone), price.clone()
@@ -58,14 +58,16 @@ class CapturedUnroll:
         aside.wait_stream(torch.cuda.current_stream(batch.start.device))
         with torch.cuda.stream(aside):
             for _ in range(_WARMUPS):
-                self._run()
+                self._run(self._batch, self._price)
         torch.cuda.current_stream(batch.start.device).wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._trajectory = self._run()
+            self._unrolled = self._run(self._batch, self._price)
 
-    def _run(self) -> Trajectory:
-        return unroll(self._optimizer, self._batch, price=self._price, **self._arguments)
+    def _run(self, batch: TaskBatch, price: Tensor, *, graph: bool = False) -> Unroll:
+        return unroll(
+            self._model, batch, self._num_steps, price, segment=self._segment, graph=graph
+        )
 
 
 def _tensors(batch: TaskBatch) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Solving for real: problems that halt leave the batch, so what they save is not computed."""
+"""Early exit: items that halt leave the batch, so what they save is not computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,43 +8,41 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import log_rms
-from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate, takes_update
-from haltwise.stop_rules import StepObservation
-from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.update_rules import State, select_state
-from haltwise.tasks import TaskBatch
+from haltwise._core.tensors import select_state
+from haltwise.halting.session import HaltingSession
+from haltwise.processes.base import Process
+from haltwise.stop_rules import ReturnedIterate
 
-__all__ = ["Execution", "Outcome", "execute"]
+__all__ = ["Execution", "Outcome", "run_until_halted"]
 
 
 @final
 class Outcome(IntEnum):
-    """How a problem ended."""
+    """How an item ended."""
 
     HALTED = 0
     """The stop rule ended it; see `Execution.reason`."""
     OUT_OF_STEPS = 1
     """It reached the last step allowed."""
     NONFINITE = 2
-    """Its loss, gradient or update was not finite; its parameters are the last finite ones."""
+    """Its loss, gradient or next iterate was not finite; the last finite one is returned."""
 
 
 @final
 @dataclass(frozen=True)
 class Execution:
-    """What became of B problems.
+    """What became of B items.
 
     Attributes:
-        params: What is returned of each problem, shape [B, D].
+        result: What is returned of each item, shape [B, ...].
         num_updates: The s of the theta_s returned, int64 [B].
-        num_gradients: Gradients evaluated, int64 [B].
+        num_gradients: Steps evaluated, each with a gradient where there are any, int64 [B].
         outcome: `Outcome` values, int64 [B].
         reason: Index into `reasons`: why the rule stopped it, -1 where it did not; int64 [B].
-        reasons: Why the rule may stop a problem, in words.
+        reasons: Why the rule may stop an item, in words.
     """
 
-    params: Tensor
+    result: Tensor
     num_updates: Tensor
     num_gradients: Tensor
     outcome: Tensor
@@ -53,76 +51,72 @@ class Execution:
 
 
 @torch.no_grad()
-def execute(
-    optimizer: OptimizerModel,
-    batch: TaskBatch,
-    policy: StopPolicy,
-    price: Tensor,
+def run_until_halted(
+    process: Process,
+    session: HaltingSession,
     max_steps: int,
     *,
-    memory: State | None = None,
     watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Execution:
-    """Run every problem until its stop rule ends it, evaluating nothing for those that have ended.
+    """Run every item until its session stops it, evaluating nothing for those that have ended.
 
     Args:
-        optimizer: What moves the parameters.
-        batch: B problems.
-        policy: When to stop, decided at every step with the gradient there in hand, and what to
-            return then; see `OptimizerModel.policy`. A problem out of steps ends with its last
-            update applied, or, with `ReturnedIterate.BEST`, at the best parameters it observed.
-        price: c, shape [B].
-        max_steps: Gradients a problem may cost at most, at least 1.
-        memory: Of the stop rule, for a part of a larger batch; its own beginning if None.
-        watch: Told at every step which problems run (int64 [K]) and their observed losses [K].
+        process: B items.
+        session: When to stop and what to return. An item out of steps ends with its last update
+            applied, or, with `ReturnedIterate.BEST`, at the best iterate it observed.
+        max_steps: Steps an item may cost at most, at least 1.
+        watch: Called at every step with the items that run (int64 [K]) and their losses [K].
 
     Returns:
-        One outcome per problem; nothing is raised for a problem that goes wrong.
+        One outcome per item; nothing is raised for an item that goes wrong.
     """
-    stop, recall = policy
-    num_problems = batch.num_problems
-    active = torch.arange(num_problems, device=batch.start.device)
-    params, state = batch.start, optimizer.init(batch.start)
-    memory = stop.init(num_problems, batch.start) if memory is None else memory
-    final_params, lowest = batch.start.clone(), batch.start.new_full((num_problems,), torch.inf)
-    keeps_best = recall is ReturnedIterate.BEST
+    state = process.init()
+    current = process.result(state)
+    active = torch.arange(process.num_items, device=current.device)
+    final_result = current.clone()
+    lowest: Tensor | None = None
+    keeps_best = session.policy.returns is ReturnedIterate.BEST
     num_updates = torch.full_like(active, 0 if keeps_best else max_steps)
     num_gradients = torch.full_like(active, max_steps)
     outcome = torch.full_like(active, Outcome.OUT_OF_STEPS)
     reason = torch.full_like(active, -1)
     for step in range(max_steps):
-        loss, grad = batch.observe(params, step)
+        observation, after = process.step(step, state)
+        loss = observation.loss
         if watch is not None:
             watch(active, loss)
-        taken = optimizer.step(step, loss, grad, price, state, in_place=True)
-        moved = params + taken.update
-        finite = loss.isfinite() & grad.isfinite().all(1) & moved.isfinite().all(1)
-        halts, memory = stop.step(StepObservation(step, loss, log_rms(grad), *taken.halting), memory)
-        ended = halts | ~finite
+        moved = process.result(after)
+        finite = loss.isfinite() & moved.isfinite().flatten(1).all(1)
+        if observation.log_grad_norm is not None:
+            finite &= observation.log_grad_norm.isfinite()
+        decision = session.observe(observation)
+        ended = decision.stop | ~finite
         if keeps_best:
+            if lowest is None:
+                lowest = torch.full_like(loss, torch.inf)
             better = loss < lowest[active]
             index = active[better]
-            final_params[index], lowest[index] = params[better], loss[better]
+            final_result[index], lowest[index] = current[better], loss[better]
             num_updates[index] = step
         if ended.any():
             index = active[ended]
             if not keeps_best:
-                takes = finite & takes_update(recall, taken.halting.hold_logits, finite)
-                final_params[index] = torch.where(takes.unsqueeze(1), moved, params)[ended]
+                takes = finite & decision.takes_update
+                chosen = takes.view(-1, *[1] * (moved.ndim - 1))
+                final_result[index] = torch.where(chosen, moved, current)[ended]
                 num_updates[index] = step + takes[ended].long()
             num_gradients[index] = step + 1
             outcome[index] = torch.where(finite[ended], int(Outcome.HALTED), int(Outcome.NONFINITE))
-            reason[index] = torch.where(finite, stop.why(halts, memory), -1)[ended]
+            reason[index] = torch.where(finite, decision.reason, -1)[ended]
             kept = (~ended).nonzero().squeeze(1)
             if len(kept) == 0:
                 break
-            active, price, batch = active[kept], price[kept], batch.select(kept)
-            moved, memory = moved[kept], select_state(memory, kept)
-            state = select_state(taken.state, kept)
-        else:
-            state = taken.state
-        params = moved
+            active, process = active[kept], process.select(kept)
+            after = select_state(after, kept)
+            moved = process.result(after)
+            session.select(kept)
+        state, current = after, moved
     else:
         if not keeps_best:
-            final_params[active] = params
-    return Execution(final_params, num_updates, num_gradients, outcome, reason, stop.reasons)
+            final_result[active] = current
+    return Execution(final_result, num_updates, num_gradients, outcome, reason, session.reasons)

@@ -1,44 +1,77 @@
-"""When to stop: one file a rule."""
+"""Stop rules, one file each, and what their stops cost.
 
+A new rule is one file with a frozen dataclass and `STOP_RULES`, from its name to the class.
+"""
+
+import sys
+from collections.abc import Mapping
+
+from haltwise._core import discovery
 from haltwise.stop_rules.base import (
-    StepObservation,
+    AllOf,
+    AnyOf,
+    DecisionTime,
+    LevelRule,
     StopRule,
-    Traces,
     decide_all,
     decisions,
     decisions_and_reasons,
 )
-from haltwise.stop_rules.composition import AllOf, AnyOf
-from haltwise.stop_rules.cumulative_threshold import CumulativeThreshold
-from haltwise.stop_rules.drawdown import Drawdown
+from haltwise.stop_rules.calibration import Calibration, calibrate, choose
+from haltwise.stop_rules.cost import (
+    costs,
+    returned_steps,
+    steps_charged,
+    stops_at_once,
+    takes_update,
+    total_cost,
+)
 from haltwise.stop_rules.fixed_budget import FixedBudget
 from haltwise.stop_rules.gradient_norm import GradientNorm
 from haltwise.stop_rules.hazard_threshold import HazardThreshold
 from haltwise.stop_rules.logistic import Logistic
 from haltwise.stop_rules.patience import Patience
 from haltwise.stop_rules.plateau import Plateau
+from haltwise.stop_rules.policy import RETURNABLE, CostUnit, ReturnedIterate, StopPolicy
 from haltwise.stop_rules.ponder import PonderThreshold
 from haltwise.stop_rules.posterior_mode import PosteriorMode
 from haltwise.stop_rules.sampling import Sampling
 
 __all__ = [
+    "RETURNABLE",
     "AllOf",
     "AnyOf",
-    "CumulativeThreshold",
-    "Drawdown",
+    "Calibration",
+    "CostUnit",
+    "DecisionTime",
     "FixedBudget",
     "GradientNorm",
     "HazardThreshold",
+    "LevelRule",
     "Logistic",
     "Patience",
     "Plateau",
     "PonderThreshold",
     "PosteriorMode",
+    "ReturnedIterate",
     "Sampling",
-    "StepObservation",
+    "StopPolicy",
     "StopRule",
-    "Traces",
+    "calibrate",
+    "choose",
+    "costs",
     "decide_all",
     "decisions",
     "decisions_and_reasons",
+    "returned_steps",
+    "steps_charged",
+    "stop_rules",
+    "stops_at_once",
+    "takes_update",
+    "total_cost",
 ]
+
+
+def stop_rules() -> Mapping[str, type[StopRule]]:
+    """Every named stop rule: what cards name and generic tests walk."""
+    return discovery.collect(sys.modules[__name__], "STOP_RULES")

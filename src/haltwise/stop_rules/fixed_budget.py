@@ -6,7 +6,9 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from haltwise.stop_rules.base import StepObservation, StopRule, Traces
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules.base import Memory, StopRule
 
 __all__ = ["FixedBudget"]
 
@@ -22,9 +24,14 @@ class FixedBudget(StopRule):
     def reasons(self) -> tuple[str, ...]:
         return (f"{self.budget} steps are done",)
 
-    def step(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return torch.full_like(seen.loss, seen.step >= self.budget, dtype=torch.bool), memory
+    def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        return torch.full_like(
+            observation.loss, observation.step >= self.budget, dtype=torch.bool
+        ), memory
 
     @classmethod
-    def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
-        return [cls(budget) for budget in range(traces.num_steps + 1)]
+    def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
+        return [cls(budget) for budget in range(trajectory.num_steps + 1)]
+
+
+STOP_RULES = {"fixed-budget": FixedBudget}

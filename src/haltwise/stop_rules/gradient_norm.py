@@ -6,7 +6,9 @@ from typing import Self, final
 
 from torch import Tensor
 
-from haltwise.stop_rules.base import LevelRule, StepObservation, Traces, quantile_grid
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules.base import LevelRule, Memory, quantile_grid
 
 __all__ = ["GradientNorm"]
 
@@ -28,9 +30,12 @@ class GradientNorm(LevelRule):
     def reasons(self) -> tuple[str, ...]:
         return (f"the gradient's rms is at most {math.exp(self.log_tolerance):.4g}",)
 
-    def statistic(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return -seen.signal("log_grad_norm"), memory
+    def statistic(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        return -observation.known("log_grad_norm"), memory
 
     @classmethod
-    def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
-        return [cls(level) for level in quantile_grid(traces.signal("log_grad_norm"), 200)]
+    def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
+        return [cls(level) for level in quantile_grid(trajectory.known("log_grad_norm"), 200)]
+
+
+STOP_RULES = {"gradient-norm": GradientNorm}

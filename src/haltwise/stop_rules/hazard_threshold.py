@@ -1,12 +1,13 @@
-"""Stop where the learned probability of stopping now is high enough."""
+"""Stop where the learned probability of stopping now reaches a threshold."""
 
 from dataclasses import dataclass
 from typing import Self, final
 
 from torch import Tensor
 
-from haltwise.halting.halter import AFTER
-from haltwise.stop_rules.base import LevelRule, StepObservation, Traces, quantile_grid
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules.base import DecisionTime, LevelRule, Memory, quantile_grid
 
 __all__ = ["HazardThreshold"]
 
@@ -23,23 +24,31 @@ class HazardThreshold(LevelRule):
 
     Args:
         threshold: log-odds; 0 is rho = 1/2. Calibrated on separate problems.
-        output: `AFTER` or `BEFORE`, see `HaltingOutput`.
+        time: Which of the two hazards is read.
     """
 
     threshold: float = 0.0
-    output: int = AFTER
+    time: DecisionTime = DecisionTime.AFTER_GRADIENT
 
     level_setting = "threshold"
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        return (f"the log-odds of stopping now are at least {self.threshold:.4g}",)
+        return ("going on is forecast to gain less than its price",)
 
-    def statistic(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return seen.signal("hazard_logits")[:, self.output], memory
+    def statistic(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        return observation.known("hazard_logits")[:, self.time], memory
 
     @classmethod
-    def candidates(cls, traces: Traces, costs: Tensor, output: int = AFTER) -> list[Self]:
+    def candidates(
+        cls,
+        trajectory: Trajectory,
+        costs: Tensor,
+        time: DecisionTime = DecisionTime.AFTER_GRADIENT,
+    ) -> list[Self]:
         del costs
-        logits = traces.signal("hazard_logits")[..., output]
-        return [cls(level, output) for level in quantile_grid(logits, 200)]
+        logits = trajectory.known("hazard_logits")[..., time]
+        return [cls(level, time) for level in quantile_grid(logits, 200)]
+
+
+STOP_RULES = {"hazard-threshold": HazardThreshold}

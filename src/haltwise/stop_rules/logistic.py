@@ -6,7 +6,9 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from haltwise.stop_rules.base import LevelRule, StepObservation, Traces, quantile_grid
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules.base import LevelRule, Memory, quantile_grid
 
 __all__ = ["Logistic"]
 
@@ -34,20 +36,20 @@ class Logistic(LevelRule):
     def reasons(self) -> tuple[str, ...]:
         return (f"the logistic score of gradient, loss and step is at least {self.threshold:.4g}",)
 
-    def statistic(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        step = torch.full_like(seen.loss, seen.step)
-        inputs = _inputs(step, seen.loss, seen.signal("log_grad_norm"))
+    def statistic(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        step = torch.full_like(observation.loss, observation.step)
+        inputs = _inputs(step, observation.loss, observation.known("log_grad_norm"))
         return inputs @ inputs.new_tensor(self.weights), memory
 
     @classmethod
-    def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
+    def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
         from sklearn.linear_model import LogisticRegression
 
         costs = costs.nan_to_num(torch.inf)  # a run that diverged is worth stopping before
         best_later = costs.flip(1).cummin(1).values.flip(1)[:, 1:]  # min over s > t
         label = (costs[:, :-1] <= best_later).flatten()
-        loss, norm = traces.loss[:, :-1], traces.signal("log_grad_norm")[:, :-1]
-        step = torch.arange(traces.num_steps, dtype=loss.dtype).expand_as(loss)
+        loss, norm = trajectory.loss[:, :-1], trajectory.known("log_grad_norm")[:, :-1]
+        step = torch.arange(trajectory.num_steps, dtype=loss.dtype).expand_as(loss)
         inputs = _inputs(step, loss, norm).flatten(0, 1).double()
         # Bounded, so that a zero gradient (log of zero) does not ruin the fit.
         inputs = inputs.clamp(-100, 100)
@@ -61,3 +63,6 @@ class Logistic(LevelRule):
         weights = torch.from_numpy(model.coef_[0]) / scale
         scores = inputs @ weights
         return [cls(tuple(weights.tolist()), level) for level in quantile_grid(scores, 200)]
+
+
+STOP_RULES = {"logistic": Logistic}

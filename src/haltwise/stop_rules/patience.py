@@ -6,7 +6,9 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from haltwise.stop_rules.base import StepObservation, StopRule, Traces, quantile_grid
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules.base import Memory, StopRule, quantile_grid
 
 __all__ = ["Patience"]
 
@@ -25,20 +27,23 @@ class Patience(StopRule):
             f"the loss has not fallen by more than {self.tolerance:.4g} for {self.length} steps",
         )
 
-    def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
+    def init(self, num_items: int, like: Tensor) -> Memory:
         return {
-            "lowest": like.new_full((num_problems,), torch.inf),
-            "waited": torch.zeros(num_problems, dtype=torch.int64, device=like.device),
+            "lowest": like.new_full((num_items,), torch.inf),
+            "waited": torch.zeros(num_items, dtype=torch.int64, device=like.device),
         }
 
-    def step(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        improved = seen.loss < memory["lowest"] - self.tolerance
+    def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        improved = observation.loss < memory["lowest"] - self.tolerance
         waited = torch.where(improved, 0, memory["waited"] + 1)
-        lowest = torch.where(improved, seen.loss, memory["lowest"])
+        lowest = torch.where(improved, observation.loss, memory["lowest"])
         return waited >= self.length, {"lowest": lowest, "waited": waited}
 
     @classmethod
-    def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
-        gains = traces.loss[:, :-1] - traces.loss[:, 1:]
+    def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
+        gains = trajectory.loss[:, :-1] - trajectory.loss[:, 1:]
         levels = sorted({0.0, *quantile_grid(gains.clamp_min(0), 40)})
         return [cls(length, level) for length in (1, 2, 3, 5, 8, 12) for level in levels]
+
+
+STOP_RULES = {"patience": Patience}

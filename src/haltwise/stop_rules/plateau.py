@@ -6,7 +6,9 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from haltwise.stop_rules.base import LevelRule, StepObservation, Traces, quantile_grid
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules.base import LevelRule, Memory, quantile_grid
 
 __all__ = ["Plateau"]
 
@@ -28,13 +30,16 @@ class Plateau(LevelRule):
     def reasons(self) -> tuple[str, ...]:
         return (f"the last step lowered the loss by no more than {self.tolerance:.4g}",)
 
-    def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
-        return {"last": like.new_full((num_problems,), torch.inf)}
+    def init(self, num_items: int, like: Tensor) -> Memory:
+        return {"last": like.new_full((num_items,), torch.inf)}
 
-    def statistic(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return seen.loss - memory["last"], {"last": seen.loss}
+    def statistic(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        return observation.loss - memory["last"], {"last": observation.loss}
 
     @classmethod
-    def candidates(cls, traces: Traces, costs: Tensor) -> list[Self]:
-        gains = traces.loss[:, :-1] - traces.loss[:, 1:]
+    def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
+        gains = trajectory.loss[:, :-1] - trajectory.loss[:, 1:]
         return [cls(level) for level in quantile_grid(gains, 200)]
+
+
+STOP_RULES = {"plateau": Plateau}

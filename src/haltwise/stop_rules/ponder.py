@@ -6,11 +6,13 @@ from typing import final
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise.halting.halter import AFTER
-from haltwise.halting.posteriors.graves import DEFAULT_EPSILON
-from haltwise.stop_rules.base import StepObservation, StopRule
+from haltwise.processes.observation import StepObservation
+from haltwise.stop_rules.base import DecisionTime, Memory, StopRule
 
-__all__ = ["PonderThreshold"]
+__all__ = ["DEFAULT_EPSILON", "PonderThreshold"]
+
+DEFAULT_EPSILON = 0.01
+"""Graves' own."""
 
 
 @final
@@ -23,11 +25,11 @@ class PonderThreshold(StopRule):
 
     Args:
         epsilon: In (0, 1).
-        output: `AFTER` or `BEFORE`, see `HaltingOutput`, whose hazard logits are those of h.
+        time: Which of the two halting probabilities is read.
     """
 
     epsilon: float = DEFAULT_EPSILON
-    output: int = AFTER
+    time: DecisionTime = DecisionTime.AFTER_GRADIENT
 
     def __post_init__(self) -> None:
         require(0 < self.epsilon < 1, f"epsilon must lie in (0, 1), got {self.epsilon}")
@@ -36,9 +38,12 @@ class PonderThreshold(StopRule):
     def reasons(self) -> tuple[str, ...]:
         return (f"the probabilities of halting sum up to at least {1 - self.epsilon:.4g}",)
 
-    def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
-        return {"total": like.new_zeros(num_problems)}
+    def init(self, num_items: int, like: Tensor) -> Memory:
+        return {"total": like.new_zeros(num_items)}
 
-    def step(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        total = memory["total"] + seen.signal("hazard_logits")[:, self.output].sigmoid()
+    def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        total = memory["total"] + observation.known("halting_logits")[:, self.time].sigmoid()
         return total >= 1 - self.epsilon, {"total": total}
+
+
+STOP_RULES = {"ponder-threshold": PonderThreshold}

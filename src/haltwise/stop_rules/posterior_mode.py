@@ -1,12 +1,13 @@
-"""The thesis' open question answered: stop at the first local mode of the posterior."""
+"""Stop at the first local mode of the posterior (the thesis' open question, answered)."""
 
 from dataclasses import dataclass
 from typing import Self, final
 
 from torch import Tensor
 
-from haltwise.halting.halter import AFTER
-from haltwise.stop_rules.base import StepObservation, StopRule, Traces
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules.base import DecisionTime, Memory, StopRule
 
 __all__ = ["PosteriorMode"]
 
@@ -21,25 +22,33 @@ class PosteriorMode(StopRule):
     docs/theory.md, Eq. (gain).
 
     Args:
-        output: `AFTER` to decide on delta_t with the gradient at theta_t in hand, `BEFORE` to
-            decide on the forecast of delta_{t+1} before the gradient at theta_{t+1} is paid for.
+        time: Whether delta_t is read with the gradient at theta_t in hand, or the forecast of
+            delta_{t+1} before the gradient at theta_{t+1} is paid for.
         min_steps: Below which the prior is zero; the thesis' Eq. 16-17 sum from 1. Large first
             steps may raise the loss before it falls, and the rule looks no further than one.
     """
 
-    output: int = AFTER
+    time: DecisionTime = DecisionTime.AFTER_GRADIENT
     min_steps: int = 0
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        return ("the next step is forecast to gain less than its price",)
+        return ("another step is forecast to gain less than its price",)
 
-    def step(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        stop = seen.signal("increments")[:, self.output] <= 0
-        return stop & (seen.step >= self.min_steps), memory
+    def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        stop = observation.known("increments")[:, self.time] <= 0
+        return stop & (observation.step >= self.min_steps), memory
 
     @classmethod
-    def candidates(cls, traces: Traces, costs: Tensor, output: int = AFTER) -> list[Self]:
+    def candidates(
+        cls,
+        trajectory: Trajectory,
+        costs: Tensor,
+        time: DecisionTime = DecisionTime.AFTER_GRADIENT,
+    ) -> list[Self]:
         del costs
-        traces.signal("increments")  # says so if they are missing
-        return [cls(output, min_steps) for min_steps in range(traces.num_steps + 1)]
+        trajectory.known("increments")  # says so if they are missing
+        return [cls(time, min_steps) for min_steps in range(trajectory.num_steps + 1)]
+
+
+STOP_RULES = {"posterior-mode": PosteriorMode}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from haltwise.halting.halter import AFTER
-from haltwise.stop_rules.base import StepObservation, StopRule
+from haltwise.processes.observation import StepObservation
+from haltwise.stop_rules.base import DecisionTime, Memory, StopRule
 
 __all__ = ["Sampling"]
 
@@ -25,25 +25,28 @@ class Sampling(StopRule):
 
     Args:
         seed: Of the draws.
-        output: `AFTER` or `BEFORE`, see `HaltingOutput`.
+        time: Which of the two hazards is read.
     """
 
     seed: int = 0
-    output: int = AFTER
+    time: DecisionTime = DecisionTime.AFTER_GRADIENT
 
     @property
     def reasons(self) -> tuple[str, ...]:
         return (f"it was drawn with the learned probability (seed {self.seed})",)
 
-    def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
+    def init(self, num_items: int, like: Tensor) -> Memory:
         generator = torch.Generator().manual_seed(self.seed)
-        uniform = torch.rand(num_problems, generator=generator, dtype=like.dtype)
+        uniform = torch.rand(num_items, generator=generator, dtype=like.dtype)
         return {
             "log_uniform": uniform.log().to(like.device),
-            "log_survival": like.new_zeros(num_problems),
+            "log_survival": like.new_zeros(num_items),
         }
 
-    def step(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = seen.signal("hazard_logits")[:, self.output]
+    def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        logits = observation.known("hazard_logits")[:, self.time]
         log_survival = memory["log_survival"] + logsigmoid(-logits)
         return log_survival <= memory["log_uniform"], {**memory, "log_survival": log_survival}
+
+
+STOP_RULES = {"sampling": Sampling}

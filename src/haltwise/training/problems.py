@@ -50,7 +50,12 @@ class Problems(ABC):
 
     @abstractmethod
     def record(
-        self, rule: UpdateRule, name: str, num_problems: int, *path: int, report: Report | None = None
+        self,
+        rule: UpdateRule,
+        name: str,
+        num_problems: int,
+        *path: int,
+        report: Report | None = None,
     ) -> Recording:
         """What problems went through, whether they stayed finite or not.
 
@@ -76,7 +81,9 @@ class FamilyProblems(Problems):
         self._mixed_with = {name: family(name) for name in config.mixed_with}
         self._horizon, self._seed, self._device = config.horizon, config.seed, device
         learned = config.posterior in ("stick-breaking", "both")
-        self.stops = Stops(BEFORE, CostUnit.GRADIENTS, ReturnedIterate.LEARNED if learned else ReturnedIterate.NEXT)
+        self.stops = Stops(
+            BEFORE, CostUnit.GRADIENTS, ReturnedIterate.LEARNED if learned else ReturnedIterate.NEXT
+        )
 
     @property
     def description(self) -> dict[str, Any]:
@@ -86,7 +93,12 @@ class FamilyProblems(Problems):
         return self.family.sample(num_problems, generator, device=self._device)
 
     def record(
-        self, rule: UpdateRule, name: str, num_problems: int, *path: int, report: Report | None = None
+        self,
+        rule: UpdateRule,
+        name: str,
+        num_problems: int,
+        *path: int,
+        report: Report | None = None,
     ) -> Recording:
         share = max(1, num_problems // (1 + len(self._mixed_with)))
         key: tuple[str | int, ...] = (name, *path)
@@ -138,7 +150,12 @@ class RecordedProblems(Problems):
         return None
 
     def record(
-        self, rule: UpdateRule, name: str, num_problems: int, *path: int, report: Report | None = None
+        self,
+        rule: UpdateRule,
+        name: str,
+        num_problems: int,
+        *path: int,
+        report: Report | None = None,
     ) -> Recording:
         return self._parts[name]
 

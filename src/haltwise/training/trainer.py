@@ -25,7 +25,15 @@ from haltwise._core.random import stream
 from haltwise._core.tensors import nested_state, require_like, sub_state
 from haltwise._core.version import __version__
 from haltwise.rollout.cuda_graph import CapturedUnroll
-from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, ReturnedIterate, calibrate, costs, steps_charged, total_cost
+from haltwise.stop_rules.accounts import (
+    RETURNABLE,
+    CostUnit,
+    ReturnedIterate,
+    calibrate,
+    costs,
+    steps_charged,
+    total_cost,
+)
 from haltwise.halting.halter import AFTER, BEFORE, HaltingOutput
 from haltwise.stop_rules import (
     HazardThreshold,

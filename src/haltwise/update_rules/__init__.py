@@ -1,7 +1,7 @@
 """Update rules. A new rule is one new file that defines `RULES`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 from haltwise._core import discovery as _discovery
 from haltwise._core.errors import InputError
 from haltwise._core.settings import require_types
-from haltwise.update_rules.base import Pooled, UpdateRule, UpdateStep, State, select_state
+from haltwise.update_rules.base import Pooled, State, UpdateRule, UpdateStep, select_state
 from haltwise.update_rules.hand_designed import SGD, Adam, RMSprop
 from haltwise.update_rules.lstm import LSTMRule
 from haltwise.update_rules.partitioned import PartitionedRule
@@ -36,13 +36,18 @@ def rules() -> Mapping[str, type[UpdateRule]]:
     return _discovery.collect(sys.modules[__name__], "RULES")
 
 
-def make(name: str, settings: dict[str, Any], generator: torch.Generator | None = None) -> UpdateRule:
+def make(
+    name: str,
+    settings: dict[str, Any],
+    generator: torch.Generator | None = None,
+    own: Iterable[type] = (),
+) -> UpdateRule:
     """The rule called `name` with `settings`; `generator` draws the weights of a learned one.
 
     Raises:
         InputError: The name or a setting is unknown.
     """
-    rule: type[UpdateRule] = _discovery.lookup(rules(), name, "rule")
+    rule: type[UpdateRule] = _discovery.find(rules(), name, "rule", own)
     learned = {"generator": generator} if issubclass(rule, nn.Module) else {}
     require_types(rule.__init__, settings)
     try:

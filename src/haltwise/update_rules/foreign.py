@@ -6,7 +6,7 @@ from typing import NoReturn, final
 from torch import Tensor
 
 from haltwise._core.errors import InputError
-from haltwise.update_rules.base import UpdateRule, UpdateStep, State
+from haltwise.update_rules.base import State, UpdateRule, UpdateStep
 
 __all__ = ["ForeignRule"]
 

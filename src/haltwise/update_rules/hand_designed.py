@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise.update_rules.base import Pooled, UpdateRule, UpdateStep, State
+from haltwise.update_rules.base import Pooled, State, UpdateRule, UpdateStep
 
 __all__ = ["SGD", "Adam", "HandDesignedRule", "RMSprop"]
 

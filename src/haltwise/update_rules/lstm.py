@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
+from haltwise._core.tensors import log_rms
 from haltwise._kernels import (
     Coordinatewise,
     Mover,
@@ -14,8 +15,7 @@ from haltwise._kernels import (
     one_thread,
     preprocess_gradient,
 )
-from haltwise._core.tensors import log_rms
-from haltwise.update_rules.base import Pooled, UpdateRule, UpdateStep, State
+from haltwise.update_rules.base import Pooled, State, UpdateRule, UpdateStep
 
 __all__ = ["LSTMRule", "preprocess_gradient"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
-from haltwise.update_rules.base import Pooled, UpdateRule, UpdateStep, State
+from haltwise.update_rules.base import Pooled, State, UpdateRule, UpdateStep
 
 __all__ = ["PartitionedRule"]
 

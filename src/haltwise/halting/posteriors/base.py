@@ -1,4 +1,4 @@
-"""What every posterior over the halting step answers."""
+"""The contract of a posterior over the halting step."""
 
 from abc import ABC, abstractmethod
 
@@ -12,19 +12,12 @@ __all__ = ["Posterior", "check"]
 
 
 class Posterior(ABC):
-    """q(t | x), the law of the halting step t = 0..T of a batch of B problems.
-
-    Horizons of a batch may differ: `horizons`, int64 [B], are the problems' own T. What was said
-    at or beyond them is not read. Beyond its own horizon a problem has probability, survival and
-    hazard zero, and its other values are those of the shorter problem alone.
-    """
-
-    horizons: Tensor | None
+    """q(t | x), the law of the halting step t = 0..T of a batch of B items."""
 
     @property
     @abstractmethod
     def horizon(self) -> int:
-        """T, the longest that a horizon of the batch can be."""
+        """T."""
 
     @abstractmethod
     def log_prob(self) -> Tensor:
@@ -64,21 +57,13 @@ class Posterior(ABC):
             nu.shape in ((), log_prob.shape[:1]),
             f"continuation must be a number or of shape [{len(log_prob)}], got {list(nu.shape)}",
         )
-        own = self.horizon if self.horizons is None else self.horizons.unsqueeze(1)
-        prior = TruncatedGeometric(nu.reshape(-1, 1), own, validate_args=False)
+        prior = TruncatedGeometric(nu.reshape(-1, 1), self.horizon, validate_args=False)
         ratio = torch.where(log_prob == -torch.inf, 0, log_prob - prior.log_prob(steps))
         return (log_prob.exp() * ratio).sum(1)  # 0 log 0 = 0
 
-    def _own(self, values: Tensor) -> Tensor:
-        """`values` [B, T+1] up to the problems' own horizons, -inf beyond."""
-        if self.horizons is None:
-            return values
-        steps = torch.arange(self.horizon + 1, device=values.device)
-        return torch.where(steps <= self.horizons.unsqueeze(1), values, -torch.inf)
-
 
 def check(posterior: Posterior, name: str, logits: Tensor, shape: str) -> None:
-    """Raise `InputError` unless logits and horizons are possible.
+    """Raise `InputError` unless logits are possible.
 
     Args:
         posterior: Whose logits they are.
@@ -97,16 +82,3 @@ def check(posterior: Posterior, name: str, logits: Tensor, shape: str) -> None:
             f"{name} must be numbers or -inf, got {logits[problem, step].item()} at problem "
             f"{problem}, step {step}; leave out problems that diverged"
         )
-    horizons = posterior.horizons
-    if horizons is None:
-        return
-    require(
-        horizons.dtype == torch.int64 and horizons.shape == logits.shape[:1],
-        f"horizons must be int64 [{len(logits)}], got {horizons.dtype} {list(horizons.shape)}",
-    )
-    beyond = horizons[(horizons < 0) | (horizons > posterior.horizon)]
-    require(
-        len(beyond) == 0,
-        f"horizons must lie in 0..{posterior.horizon}, the steps that {name} reach, "
-        f"got {beyond[:1].tolist()}",
-    )

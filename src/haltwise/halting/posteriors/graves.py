@@ -9,11 +9,9 @@ from torch.nn.functional import logsigmoid, pad
 
 from haltwise._core.errors import require
 from haltwise.halting.posteriors.base import Posterior, check
+from haltwise.stop_rules.ponder import DEFAULT_EPSILON
 
-__all__ = ["DEFAULT_EPSILON", "GravesPosterior"]
-
-DEFAULT_EPSILON = 0.01
-"""Graves' own."""
+__all__ = ["GravesPosterior"]
 
 
 @final
@@ -30,15 +28,13 @@ class GravesPosterior(Posterior):
     Attributes:
         halting_logits: log-odds of h_0..h_{T-1}, shape [B, T].
         epsilon: In (0, 1): what is left of the unit to let a single step halt.
-        horizons: The problems' own T, int64 [B]; see `Posterior`.
 
     Raises:
-        InputError: A shape, a logit (NaN, +inf), epsilon or a horizon is impossible.
+        InputError: A shape, a logit (NaN, +inf) or epsilon is impossible.
     """
 
     halting_logits: Tensor
     epsilon: float = DEFAULT_EPSILON
-    horizons: Tensor | None = None
 
     def __post_init__(self) -> None:
         check(self, "halting_logits", self.halting_logits, "[batch, T]")
@@ -51,8 +47,7 @@ class GravesPosterior(Posterior):
     def halting_step(self) -> Tensor:
         """N, int64 [B]."""
         short = self.halting_logits.detach().sigmoid().cumsum(1) < 1 - self.epsilon
-        num_short = short.sum(1)
-        return num_short if self.horizons is None else num_short.minimum(self.horizons)
+        return short.sum(1)
 
     def remainder(self) -> Tensor:
         """R, shape [B]; above epsilon."""

@@ -22,19 +22,16 @@ class SoftmaxPosterior(Posterior):
 
     Attributes:
         logits: Cumulative logits s_0..s_T, shape [B, T+1]; -inf gives a step probability zero.
-        horizons: The problems' own T, int64 [B]; see `Posterior`.
 
     Raises:
-        InputError: A shape, a logit (NaN, +inf, a problem without a finite one) or a horizon is
-            impossible.
+        InputError: A shape or a logit (NaN, +inf, a problem without a finite one) is impossible.
     """
 
     logits: Tensor
-    horizons: Tensor | None = None
 
     def __post_init__(self) -> None:
         check(self, "logits", self.logits, "[batch, T+1]")
-        empty = (self._own(self.logits) == -torch.inf).all(1)
+        empty = (self.logits == -torch.inf).all(1)
         if empty.any():
             raise InputError(
                 f"problem {empty.int().argmax().item()} has no finite logit; give it one"
@@ -45,7 +42,7 @@ class SoftmaxPosterior(Posterior):
         """q(. | x, T = t) at t = 0, 1, ... as increments delta_0, delta_1, ... come in.
 
         Args:
-            increments: Each of shape [B], for instance `HaltingOutput.increments[:, AFTER]`.
+            increments: Each of shape [B], for instance the output `increments[:, DecisionTime.AFTER_GRADIENT]`.
             like: A tensor [B] of the dtype and device wanted.
 
         Yields:
@@ -62,4 +59,4 @@ class SoftmaxPosterior(Posterior):
         return self.logits.shape[1] - 1
 
     def log_prob(self) -> Tensor:
-        return self._own(self.logits).log_softmax(1)
+        return self.logits.log_softmax(1)

@@ -33,14 +33,12 @@ class StickBreakingPosterior(Posterior):
 
     Attributes:
         hazard_logits: log-odds of rho_0..rho_{T-1}, shape [B, T].
-        horizons: The problems' own T, int64 [B]; see `Posterior`.
 
     Raises:
-        InputError: A shape, a logit (NaN, +inf) or a horizon is impossible.
+        InputError: A shape or a logit (NaN, +inf) is impossible.
     """
 
     hazard_logits: Tensor
-    horizons: Tensor | None = None
 
     def __post_init__(self) -> None:
         check(self, "hazard_logits", self.hazard_logits, "[batch, T]")
@@ -53,10 +51,7 @@ class StickBreakingPosterior(Posterior):
         return self.log_survival() + self.log_hazard()
 
     def log_survival(self) -> Tensor:
-        return self._own(pad(logsigmoid(-self.hazard_logits).cumsum(1), (1, 0)))
+        return pad(logsigmoid(-self.hazard_logits).cumsum(1), (1, 0))
 
     def log_hazard(self) -> Tensor:
-        log_hazard = pad(logsigmoid(self.hazard_logits), (0, 1))
-        if self.horizons is not None:
-            log_hazard = log_hazard.scatter(1, self.horizons.unsqueeze(1), 0.0)
-        return self._own(log_hazard)
+        return pad(logsigmoid(self.hazard_logits), (0, 1))

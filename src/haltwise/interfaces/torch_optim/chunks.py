@@ -11,10 +11,10 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from haltwise._core.tensors import log_rms, nested_state, sub_state, widened
 from haltwise._kernels import one_thread
-from haltwise._core.tensors import nested_state, log_rms, sub_state, widened
 from haltwise.processes.signals import init_signals, sum_products
-from haltwise.update_rules import PartitionedRule, Pooled, UpdateRule, State
+from haltwise.update_rules import PartitionedRule, Pooled, State, UpdateRule
 
 __all__ = ["Moved", "init_state", "leaves", "move", "pool", "working_dtype"]
 

@@ -13,27 +13,31 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-import haltwise.models.optimizer_model
-from haltwise.models import loading
 from haltwise._core.errors import InputError, require
-from haltwise.halting import (
-    AFTER,
-    GravesPosterior,
-    Posterior,
-    SoftmaxPosterior,
-    StickBreakingPosterior,
+from haltwise.halting.posteriors import Posterior
+from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.torch_optim.chunks import (
+    init_state,
+    leaves,
+    move,
+    pool,
+    working_dtype,
 )
+from haltwise.models.files import fingerprint
+from haltwise.models.halting_model import HaltingModel
+from haltwise.models.loading import load
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
-from haltwise.stop_rules import StepObservation
+from haltwise.stop_rules import CostUnit, DecisionTime
 from haltwise.update_rules import Pooled, UpdateRule
-from haltwise.interfaces.torch_optim.chunks import init_state, leaves, move, pool, working_dtype
 
 __all__ = ["LearnedOptimizer"]
 
 _NONFINITE = ("skip", "raise")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-Weights = str | Path | haltwise.models.optimizer_model.OptimizerModel
+Weights = str | Path | OptimizerModel
 Group = dict[str, Any]
 Record = dict[str, Any]
 
@@ -116,8 +120,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
         self.nonfinite = nonfinite
         self.chunk_size = chunk_size
-        self._learned: dict[str, haltwise.models.optimizer_model.OptimizerModel] = {}
-        self._casts: dict[object, haltwise.models.optimizer_model.OptimizerModel] = {}
+        self._models: dict[str, OptimizerModel] = {}
+        self._casts: dict[object, OptimizerModel] = {}
         defaults = {
             "weights": weights,
             "lr": lr,
@@ -139,13 +143,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         group = dict(param_group)
         weights = group.get("weights", self.defaults["weights"])
-        module = isinstance(weights, haltwise.models.optimizer_model.OptimizerModel)
-        # Their own copy: meta-training may go on.
-        learned = copy.deepcopy(weights) if module else loading.load(weights)
-        group["weights"] = "LearnedOptimizer" if module else str(weights)
-        group["digest"] = loading.fingerprint(learned)
+        module = isinstance(weights, OptimizerModel)
+        # A copy: meta-training may go on.
+        model = copy.deepcopy(weights) if module else load(weights)
+        group["weights"] = "OptimizerModel" if module else str(weights)
+        group["digest"] = fingerprint(model)
         super().add_param_group(group)
-        self._learned.setdefault(group["digest"], learned.eval().requires_grad_(False))
+        self._models.setdefault(group["digest"], model.eval().requires_grad_(False))
         try:
             self._check(group)
         except InputError:
@@ -171,7 +175,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         sizes = [param.numel() for param in group["params"]]
         if not sizes:
             return []
-        rule, name = self._learned[group["digest"]].rule, group["weights"]
+        rule, name = self._models[group["digest"]].rule, group["weights"]
         try:
             ends = list(accumulate(size for _, size in leaves(rule, sum(sizes))))
         except InputError as error:
@@ -191,12 +195,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             found.append(leaf)
         return found
 
-    def _cast(self, group: Group, like: Tensor) -> haltwise.models.optimizer_model.OptimizerModel:
+    def _cast(self, group: Group, like: Tensor) -> OptimizerModel:
         """The group's weights where `like` is, in its working dtype."""
         dtype = working_dtype(like)
         key = group["digest"], like.device, dtype
         if key not in self._casts:
-            self._casts[key] = copy.deepcopy(self._learned[group["digest"]]).to(like.device, dtype)
+            self._casts[key] = copy.deepcopy(self._models[group["digest"]]).to(like.device, dtype)
         return self._casts[key]
 
     # --------------------------------------------------------------------------------- stepping
@@ -241,8 +245,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not _are_finite([*pooled, *known]):
             self._reject(problems, "the loss or a gradient is")
             return
-        heard = [self._move(problem) for problem in problems]
-        finite = _are_finite([products[:, 1, 1] for _, products in heard])
+        moved = [self._move(problem) for problem in problems]
+        finite = _are_finite([products[:, 1, 1] for _, products in moved])
         for param in (param for *_, parts in problems for part in parts for param in part.params):
             update = self.state[param]["signals.update"]
             if finite:
@@ -252,8 +256,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not finite:
             self._reject(problems, "an update is")
             return
-        for problem, (readout, products) in zip(problems, heard, strict=True):
-            self._hear(problem, loss, readout, products)
+        for problem, (readout, products) in zip(problems, moved, strict=True):
+            self._judge(problem, loss, readout, products)
 
     def _survey(self, group: Group) -> _Problem | None:
         """The group's tensors that have a gradient, and what is pooled of it."""
@@ -271,7 +275,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             by_leaf.setdefault(leaf, []).append(param)
         if not by_leaf:
             return None
-        fresh = {"step": 0, "skipped": 0, "heard": 0}
+        fresh = {"step": 0, "skipped": 0, "judged": 0}
         record = self.state[params[0]].setdefault("group", fresh)
         return _Problem(
             group,
@@ -326,7 +330,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 total = total + moved.readout.to(device)
                 products = products + moved.products.to(device)
             readouts[leaf] = total / _num_coordinates(params)
-        rules = leaves(self._learned[group["digest"]].rule, _num_coordinates(group["params"]))
+        rules = leaves(self._models[group["digest"]].rule, _num_coordinates(group["params"]))
         for leaf, (rule, _) in enumerate(rules):  # those without a gradient say nothing
             readouts.setdefault(leaf, products.new_zeros(1, rule.readout_size))
         return torch.cat([readouts[leaf] for leaf in range(len(rules))], 1), products
@@ -337,40 +341,45 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     # ---------------------------------------------------------------------------------- halting
 
-    def _hear(
+    def _judge(
         self, problem: _Problem, loss: Tensor | None, readout: Tensor, products: Tensor
     ) -> None:
-        """Note the step, and what the head says of it if it can say anything."""
+        """Note the step, and decide whether another is worth its price, if that can be known."""
         group, record, parts = problem
         step, price = record["step"], self._price(group)
         record["step"] += 1
         if loss is None:
             return
-        record["heard"] += 1
-        if record["heard"] < record["step"] or price is None or self._kind(group) == "none":
+        record["judged"] += 1
+        if record["judged"] < record["step"] or not self._halting(group).halts:
             return
         like = _head_of(group)
-        learned = self._cast(group, like)
+        halting = self._cast(group, like).halting
         value = loss.to(like.device, working_dtype(like)).reshape(1)
         if group["maximize"]:
             value = -value
-        policy = learned.policy()
-        if step == 0:
-            record["head"] = learned.init_halter(1, value)
-            record["rule"] = policy.rule.init(1, value)
-            record["said"] = value.new_empty(1, 0)
-            record["stop"] = torch.zeros_like(value, dtype=torch.bool)
         dim = sum(_num_coordinates(part.params) for part in parts)
         products = products.to(like.device)
         signals = combine_products(step, value.to(products), products, dim).to(value)
-        said, record["head"] = learned.hear(
-            signals, readout.to(value), torch.full_like(value, price), record["head"]
+        session = HaltingSession(
+            halting.policy(CostUnit.GRADIENTS), torch.full_like(value, price), halting
         )
-        seen = StepObservation(step, value, signals[:, SIGNALS.index("log_grad")], *said)
-        stop, record["rule"] = policy.rule.step(seen, record["rule"])
-        record["stop"] = record["stop"] | stop
-        words = said.increments if self._kind(group) == "softmax" else said.hazard_logits
-        record["said"] = torch.cat((record["said"], words[:, AFTER : AFTER + 1]), 1)
+        if step:
+            session.restore(record["session"])
+        decision = session.observe(
+            StepObservation(
+                step, value, signals[:, SIGNALS.index("log_grad")], signals, readout.to(value)
+            )
+        )
+        record["session"] = session.state()
+        record["stop"] = decision.stop | record.get("stop", False)
+        outputs = decision.observation.outputs
+        record["outputs"] = {
+            name: torch.cat((record["outputs"][name], new.unsqueeze(1)), 1)
+            if step
+            else new.unsqueeze(1)
+            for name, new in outputs.items()
+        }
 
     @property
     def steps_taken(self) -> int:
@@ -389,10 +398,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         The decision is about the next gradient: it is forecast not to be worth its price.
 
         Raises:
-            InputError: Nobody knows: a step came without the loss, or the weights were
-                meta-trained without halting or come without a price.
+            InputError: It is not known: a step came without the loss, or the weights were
+                meta-trained without halting.
         """
-        stops = [record["stop"] for _, record in self._heard()]
+        stops = [record["stop"] for _, record in self._judged()]
         return bool(stops) and all(map(bool, stops))
 
     @property
@@ -406,23 +415,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             InputError: As `should_stop`.
         """
-        return tuple(self._posterior(group, record["said"]) for group, record in self._heard())
+        return tuple(
+            self._halting(group).method.posterior(record["outputs"], DecisionTime.AFTER_GRADIENT)
+            for group, record in self._judged()
+        )
 
-    def _posterior(self, group: Group, said: Tensor) -> Posterior:
-        kind = self._kind(group)
-        if kind == "softmax":
-            return SoftmaxPosterior(torch.nn.functional.pad(said.cumsum(1), (1, 0)))
-        return GravesPosterior(said) if kind == "graves" else StickBreakingPosterior(said)
+    def _halting(self, group: Group) -> HaltingModel:
+        return self._models[group["digest"]].halting
 
-    def _kind(self, group: Group) -> str:
-        config = self._learned[group["digest"]].card.get("config", {})
-        kind: str = config.get("posterior", "softmax")
-        return kind
-
-    def _price(self, group: Group) -> float | None:
-        config = self._learned[group["digest"]].card.get("config", {})
-        price: float | None = config.get("price") if group["price"] is None else group["price"]
-        return price
+    def _price(self, group: Group) -> float:
+        price: float | None = group["price"]
+        return self._halting(group).card.price if price is None else price
 
     def _records(self) -> Iterator[tuple[Group, Record]]:
         """The groups that have seen a gradient, and what is remembered of each.
@@ -434,24 +437,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if "group" in self.state.get(param, {}):
                     yield group, self.state[param]["group"]
 
-    def _heard(self) -> list[tuple[Group, Record]]:
+    def _judged(self) -> list[tuple[Group, Record]]:
         """The groups that have taken a step, if halting is known of all of them."""
         moved = [(group, record) for group, record in self._records() if record["step"]]
         for group, record in moved:
             name = group["weights"]
             require(
-                self._kind(group) != "none",
+                self._halting(group).halts,
                 f"the weights {name!r} were meta-trained without halting and never ask to stop; "
                 "choose others or end the loop yourself",
             )
             require(
-                self._price(group) is not None,
-                f"the weights {name!r} come without a price, so when to stop is unknown; give the "
-                "optimizer a price, in units of the loss",
-            )
-            require(
-                record["heard"] == record["step"],
-                f"when to stop is judged from the loss, which {record['step'] - record['heard']} "
+                record["judged"] == record["step"],
+                f"when to stop is judged from the loss, which {record['step'] - record['judged']} "
                 f"of {record['step']} steps came without; pass it to every step, as "
                 "step(loss=loss) or through a closure",
             )
@@ -498,7 +496,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             require(
                 "digest" in other,
                 "this state is not that of a learned optimizer; load one that "
-                "haltwise.interfaces.torch_optim.LearnedOptimizer.state_dict() gave",
+                "haltwise.LearnedOptimizer.state_dict() gave",
             )
             require(
                 own["digest"] == other["digest"],
@@ -526,7 +524,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     self.state[param]["group"] = _copy_to(_head_of(group), record)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("nonfinite", "chunk_size", "_learned")
+        own = ("nonfinite", "chunk_size", "_models")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

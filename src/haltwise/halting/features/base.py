@@ -1,0 +1,43 @@
+"""The contract of a kind of halting features."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+__all__ = ["FeatureSet"]
+
+
+class FeatureSet(ABC):
+    """From the signals of steps to numbers of order one that a halter reads, at a price.
+
+    Signals know nothing of the price (`haltwise.processes.signals`), features do: what can be
+    gained is measured in prices, so that one halter serves every price.
+    """
+
+    @property
+    @abstractmethod
+    def num_features(self) -> int:
+        """F."""
+
+    @abstractmethod
+    def init(self, num_items: int, like: Tensor) -> dict[str, Tensor]:
+        """The memory before the first step, in the dtype and device of `like`."""
+
+    @abstractmethod
+    def extract(
+        self, signals: Tensor, price: Tensor, memory: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Extract the features of K consecutive steps.
+
+        Args:
+            signals: Shape [B, K, S].
+            price: c, in units of the loss, shape [B].
+            memory: From `init` or the call before.
+
+        Returns:
+            Features [B, K, F] and the memory for the step after them.
+        """
+
+    @abstractmethod
+    def blank(self, price: Tensor) -> Tensor:
+        """Features before the first step, when only the price [B] is known, shape [B, F]."""

@@ -1,0 +1,152 @@
+"""The online loop: observe a step, ask the halting model, apply the stop rule, remember."""
+
+from typing import NamedTuple, Protocol, final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.tensors import nested_state, select_state, sub_state
+from haltwise.halting.methods import HaltingMethod
+from haltwise.processes.observation import StepObservation
+from haltwise.stop_rules import StopPolicy, takes_update
+
+__all__ = ["Decision", "HaltingSession", "Halts"]
+
+State = dict[str, Tensor]
+
+
+class Halts(Protocol):
+    """What a session asks of a halting model; see `haltwise.models.HaltingModel`."""
+
+    method: HaltingMethod
+
+    def init(self, num_items: int, like: Tensor) -> State:
+        """The memory before the first step."""
+
+    def step(
+        self, signals: Tensor | None, readout: Tensor | None, price: Tensor, state: State
+    ) -> tuple[dict[str, Tensor], State]:
+        """Outputs at one step by name, and the memory for the next."""
+
+
+class Decision(NamedTuple):
+    """What was decided about B items at one step.
+
+    Attributes:
+        stop: Which items stop, bool [B].
+        reason: Index into `HaltingSession.reasons`, -1 where an item goes on; int64 [B].
+        takes_update: Whether a stop here returns the next iterate, bool [B].
+        observation: What was known, the halting model's outputs included.
+    """
+
+    stop: Tensor
+    reason: Tensor
+    takes_update: Tensor
+    observation: StepObservation
+
+
+@final
+class HaltingSession:
+    """B items that are watched from their first step on, and stopped apart.
+
+    The one loop behind `haltwise.solve`, the torch optimizer, the monitor and the callbacks: each
+    of them only observes and obeys.
+
+    Args:
+        policy: When to stop and what to return.
+        price: c, in units of the loss, shape [B].
+        model: The halting model whose outputs the policy's rule reads; None for a rule that needs
+            what the process shows alone.
+        memory: Of the stop rule, for a part of a larger batch; its own beginning if None.
+
+    Examples:
+        >>> from haltwise.stop_rules import Patience, ReturnedIterate
+        >>> policy = StopPolicy(Patience(2), ReturnedIterate.CURRENT)
+        >>> session = HaltingSession(policy, torch.tensor([0.1]))
+        >>> losses = [1.0, 0.5, 0.5, 0.5]
+        >>> seen = (StepObservation(t, torch.tensor([loss])) for t, loss in enumerate(losses))
+        >>> [bool(session.observe(step).stop) for step in seen]
+        [False, False, False, True]
+    """
+
+    def __init__(
+        self,
+        policy: StopPolicy,
+        price: Tensor,
+        model: Halts | None = None,
+        memory: State | None = None,
+    ) -> None:
+        self.policy, self.price = policy, price
+        self._model = model
+        self._rule_memory = memory
+        self._model_memory: State | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why an item may stop, in words."""
+        return self.policy.rule.reasons
+
+    @torch.no_grad()
+    def observe(self, observation: StepObservation) -> Decision:
+        """Decide which items stop at this step; steps must come in order, from 0 on."""
+        rule, loss = self.policy.rule, observation.loss
+        if self._rule_memory is None:
+            self._rule_memory = rule.init(len(loss), loss)
+        if self._model is not None:
+            if self._model_memory is None:
+                self._model_memory = self._model.init(len(loss), loss)
+            outputs, self._model_memory = self._model.step(
+                observation.signals, observation.readout, self.price, self._model_memory
+            )
+            observation = observation._replace(outputs=outputs)
+        stop, self._rule_memory = rule.step(observation, self._rule_memory)
+        return Decision(
+            stop,
+            torch.where(stop, rule.why(stop, self._rule_memory), -1),
+            takes_update(self.policy.returns, observation.outputs.get("hold_logits"), stop),
+            observation,
+        )
+
+    def explain(self, decision: Decision, item: int = 0, step_name: str = "step") -> str:
+        """Say in a sentence why an item stops, with the forecast where the method has one.
+
+        Args:
+            decision: From `observe`, at which the item stops.
+            item: Its index.
+            step_name: What the host calls a step.
+        """
+        reason = self.reasons[int(decision.reason[item])]
+        if self._model is None:
+            return reason
+        gains = self._model.method.forecast_gain(
+            decision.observation.outputs, self.policy.rule, self.price
+        )
+        if gains is None:
+            return reason
+        gain, price = gains[item].item(), self.price[item].item()
+        if gain < 0:
+            return f"another {step_name} is forecast to lose {-gain:.2g}, at a price of {price:.2g}"
+        return (
+            f"another {step_name} is forecast to gain {gain:.2g}, less than its price of "
+            f"{price:.2g}"
+        )
+
+    def select(self, index: Tensor) -> None:
+        """Go on with the items at `index` (int64 [K]) alone."""
+        self.price = self.price[index]
+        if self._rule_memory is not None:
+            self._rule_memory = select_state(self._rule_memory, index)
+        if self._model_memory is not None:
+            self._model_memory = select_state(self._model_memory, index)
+
+    def state(self) -> State:
+        """All that later decisions depend on beside the model, the policy and the price."""
+        return {
+            **nested_state(self._rule_memory or {}, "rule."),
+            **nested_state(self._model_memory or {}, "model."),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on where `state` was taken after a step or more."""
+        self._rule_memory = sub_state(state, "rule.")
+        self._model_memory = sub_state(state, "model.")

@@ -1,0 +1,191 @@
+"""The card of a halting model: all that its use depends on beside its weights, typed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Self, final, get_type_hints
+
+from haltwise._core.discovery import find
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import require_types
+from haltwise.halting.halter import HalterSettings
+from haltwise.halting.methods import HaltingMethod, methods
+from haltwise.processes.observation import Observed
+from haltwise.stop_rules import (
+    CostUnit,
+    DecisionTime,
+    ReturnedIterate,
+    StopPolicy,
+    StopRule,
+    stop_rules,
+)
+from haltwise.stop_rules.base import AllOf, AnyOf
+
+__all__ = ["Card", "Choice", "make_method"]
+
+_COMPOSED: Mapping[str, type[AnyOf] | type[AllOf]] = MappingProxyType(
+    {"any-of": AnyOf, "all-of": AllOf}
+)
+_FORMAT = 2
+
+
+@final
+@dataclass(frozen=True)
+class Choice:
+    """A named thing and the settings that differ from its own."""
+
+    name: str
+    """A name in its table, or PATH.py:NAME."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings by name, plain JSON values."""
+
+    def __post_init__(self) -> None:
+        require_types(type(self).__init__, vars(self))
+
+
+def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
+    """The halting method of a choice.
+
+    Args:
+        choice: Its name and settings.
+        own: Classes of the caller's that names on cards may mean, by their `__name__`.
+
+    Raises:
+        InputError: There is no such method, or a setting is impossible.
+    """
+    kind: type[HaltingMethod] = find(methods(), choice.name, "halting method", own)
+    require_types(kind.__init__, choice.settings)
+    try:
+        return kind(**choice.settings)
+    except TypeError as error:
+        raise InputError(
+            f"halting method {choice.name!r} does not take the settings {choice.settings}: {error}"
+        ) from None
+
+
+@final
+@dataclass(frozen=True)
+class Card:
+    """What a halting model is made of, what it was trained for, and how it stops.
+
+    Examples:
+        >>> card = Card(method=Choice("stick-breaking"), price=0.1, horizon=40)
+        >>> Card.from_json(card.to_json()) == card
+        True
+    """
+
+    method: Choice
+    """The halting method."""
+    price: float
+    """c, the price of a step that it was trained for, in units of the loss."""
+    horizon: int
+    """T, the steps of the trajectories it was trained on."""
+    rule: Choice | None = None
+    """The update rule; None for a model that only stops."""
+    halter: HalterSettings = field(default_factory=HalterSettings)
+    """The shape of the halter."""
+    price_range: float = 1.0
+    """Prices from price / price_range to price * price_range were seen in training."""
+    policies: Mapping[CostUnit, StopPolicy] = field(default_factory=dict)
+    """Calibrated policies; where a unit is missing, training was interrupted before."""
+    unit: CostUnit = CostUnit.GRADIENTS
+    """What the host pays for: a recorded loop counts its rounds as updates."""
+    observed: Observed = "gradients"
+    """What was observed of the process; a host must show as much."""
+    keeps_best: bool = False
+    """Whether the recorded loop goes back to its best state at the end."""
+    family: Choice | None = None
+    """The family of problems it was trained on; None for recorded runs."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from, for people: training settings, command, steps, seconds,
+    metrics and versions. Nothing is decided by it."""
+
+    def __post_init__(self) -> None:
+        require(self.price > 0, f"the card's price must be above 0, got {self.price}")
+        require(self.horizon >= 1, f"the card's horizon must be at least 1, got {self.horizon}")
+        require(
+            self.price_range >= 1,
+            f"the card's price_range must be at least 1, got {self.price_range}",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes the same card."""
+        document = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name in ("method", "rule", "halter", "family"):
+            value = document[name]
+            document[name] = None if value is None else asdict(value)
+        document["unit"] = self.unit.value
+        document["provenance"] = dict(self.provenance)
+        document["policies"] = {
+            unit.value: {"rule": _rule_to_json(policy.rule), "returns": policy.returns.value}
+            for unit, policy in self.policies.items()
+        }
+        return {"format": _FORMAT, **document}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], own: Iterable[type] = ()) -> Self:
+        """The card that `to_json` wrote; every value is checked.
+
+        Args:
+            document: JSON.
+            own: Classes of the caller's that the card may name, see `haltwise.load`.
+
+        Raises:
+            InputError: It is no card, of another format, or a value is impossible.
+        """
+        try:
+            given = dict(document)
+            require(
+                given.pop("format", None) == _FORMAT,
+                "the card is of another format; train the weights again with this version",
+            )
+            for name, kind in (
+                ("method", Choice),
+                ("rule", Choice),
+                ("family", Choice),
+                ("halter", HalterSettings),
+            ):
+                given[name] = None if given[name] is None else kind(**given[name])
+            given["unit"] = CostUnit(given["unit"])
+            given["policies"] = {
+                CostUnit(unit): StopPolicy(
+                    _rule_from_json(policy["rule"], own), ReturnedIterate(policy["returns"])
+                )
+                for unit, policy in given["policies"].items()
+            }
+            plain = ("price", "horizon", "price_range", "observed", "keeps_best", "provenance")
+            require_types(cls.__init__, {name: given[name] for name in plain})
+            return cls(**given)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"this is not the card of a halting model: {error!r}") from None
+
+
+def _rule_to_json(rule: StopRule) -> dict[str, Any]:
+    for name, composed in _COMPOSED.items():
+        if isinstance(rule, composed):
+            return {"kind": name, "rules": [_rule_to_json(part) for part in rule.rules]}
+    names = {kind: name for name, kind in stop_rules().items()}
+    name = names.get(type(rule), f"own:{type(rule).__name__}")
+    settings = {
+        key: value.name.lower() if isinstance(value, DecisionTime) else value
+        for key, value in vars(rule).items()
+    }
+    return {"kind": name, **settings}
+
+
+def _rule_from_json(document: Mapping[str, Any], own: Iterable[type]) -> StopRule:
+    settings = dict(document)
+    name = settings.pop("kind")
+    if name in _COMPOSED:
+        return _COMPOSED[name](tuple(_rule_from_json(part, own) for part in settings["rules"]))
+    kind: type[StopRule] = find(stop_rules(), name, "stop rule", own)
+    hints = get_type_hints(kind.__init__)
+    for key, value in settings.items():
+        if hints.get(key) is DecisionTime:
+            settings[key] = DecisionTime[str(value).upper()]
+        elif isinstance(value, list):
+            settings[key] = tuple(value)
+    require_types(kind.__init__, settings)
+    return kind(**settings)

@@ -1,0 +1,88 @@
+"""Models on disk: weights and a card in one safetensors file, never unpickled."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import InputError, require
+from haltwise._core.files import digest, load_tensors, save_tensors
+from haltwise._core.tensors import require_like
+from haltwise.models.card import Card
+from haltwise.models.halting_model import HaltingModel
+from haltwise.models.optimizer_model import OptimizerModel
+
+__all__ = ["Model", "build_model", "fingerprint", "read_card", "read_model", "save_model"]
+
+Model = OptimizerModel | HaltingModel
+
+
+def build_model(
+    card: Card, generator: torch.Generator | None = None, own: Iterable[type] = ()
+) -> Model:
+    """A new model: an optimizer model if the card names an update rule, else a halting model."""
+    kind = HaltingModel if card.rule is None else OptimizerModel
+    return (
+        HaltingModel(card, 0, generator, own)
+        if kind is HaltingModel
+        else OptimizerModel(card, generator, own)
+    )
+
+
+def save_model(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
+    """Write weights, a model's `state_dict()`, and their card, atomically.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    save_tensors(path, weights, {"card": card.to_json()})
+
+
+def read_card(path: Path, own: Iterable[type] = ()) -> Card:
+    """The card of a file that `save_model` wrote.
+
+    Raises:
+        InputError: There is no such file, or it is corrupt or foreign.
+    """
+    return Card.from_json(_read(path)[1], own)
+
+
+def read_model(path: Path, own: Iterable[type] = ()) -> Model:
+    """The model of a file that `save_model` wrote, ready for use, its weights frozen.
+
+    Args:
+        path: The file.
+        own: Classes of the caller's that the card may name.
+
+    Raises:
+        InputError: There is no such file, or it is corrupt, foreign or does not fit its card.
+    """
+    tensors, document = _read(path)
+    try:
+        card = Card.from_json(document, own)
+        with torch.device("meta"):  # whatever sizes it names, nothing is allocated
+            model = build_model(card, own=own)
+        require_like(tensors, model.state_dict())
+        for name, value in tensors.items():
+            require(bool(value.isfinite().all()), f"{name} holds NaN or infinity")
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"the weights of {path} do not fit their card: {error}") from None
+    model.load_state_dict(tensors, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, metadata = load_tensors(path)
+    if not isinstance(metadata.get("card"), dict):
+        raise InputError(f"{path} holds no model; best.safetensors of a run does")
+    return tensors, metadata["card"]
+
+
+def fingerprint(model: Model) -> str:
+    """A checksum of all that moving and stopping depend on."""
+    document = model.card.to_json()
+    del document["provenance"]
+    return digest(model.state_dict(), json.dumps(document, sort_keys=True))

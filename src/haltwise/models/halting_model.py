@@ -1,0 +1,125 @@
+"""A halting model: a halter, its method and its card; it stands alone."""
+
+from collections.abc import Iterable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._core.errors import InputError, require
+from haltwise.halting.halter import Halter
+from haltwise.halting.methods import HaltingMethod
+from haltwise.models.card import Card, make_method
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules import CostUnit, StopPolicy
+
+__all__ = ["HaltingModel"]
+
+State = dict[str, Tensor]
+
+
+@final
+class HaltingModel(nn.Module):
+    """What knows when to stop a process, whatever advances it.
+
+    Args:
+        card: What to build, and how it stops.
+        readout_size: R, what the process shows of its inner state.
+        generator: Draws the initial weights.
+        own: Classes of the caller's that the card may name.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        readout_size: int = 0,
+        generator: torch.Generator | None = None,
+        own: Iterable[type] = (),
+    ) -> None:
+        super().__init__()
+        self.card = card
+        self.method: HaltingMethod = make_method(card.method, own)
+        self.halter: Halter | None = None
+        if self.method.num_outputs:
+            self.halter = Halter(card.halter, readout_size, self.method.num_outputs, generator)
+
+    @property
+    def halts(self) -> bool:
+        """Whether it learned anything about halting."""
+        return self.halter is not None
+
+    @property
+    def readout_size(self) -> int:
+        """R, the read-out that a process must show."""
+        return 0 if self.halter is None else self.halter.readout_size
+
+    def policy(self, unit: CostUnit | None = None) -> StopPolicy:
+        """When to stop and what to return then, as calibrated at the end of training.
+
+        Args:
+            unit: What is paid for; the host's own if None. Where gradients are, one is asked for
+                only if it is forecast to be worth its price.
+
+        Raises:
+            InputError: Training was interrupted before halting was calibrated.
+        """
+        unit = self.card.unit if unit is None else unit
+        found = self.card.policies.get(unit)
+        if found is None:
+            raise InputError(
+                "these weights do not know when to stop yet: their training ended before the stop "
+                "rule was calibrated; finish it with haltwise train --resume, or give a stop rule"
+            )
+        return found
+
+    def init(self, num_items: int, like: Tensor) -> State:
+        """The memory before the first step, in the dtype and device of `like`."""
+        return {} if self.halter is None else self.halter.init(num_items, like)
+
+    def step(
+        self, signals: Tensor | None, readout: Tensor | None, price: Tensor, state: State
+    ) -> tuple[dict[str, Tensor], State]:
+        """Outputs at one step by name, without a graph, and the memory for the next.
+
+        Args:
+            signals: Shape [B, S].
+            readout: Shape [B, R].
+            price: c, shape [B].
+            state: From `init` or the step before.
+        """
+        if self.halter is None:
+            return {}, state
+        require(signals is not None, "the halting model reads signals, but the process shows none")
+        assert signals is not None
+        readout = signals.new_empty(len(signals), 0) if readout is None else readout
+        raw, state = self.halter.step(signals, readout, price, state)
+        return self.method.outputs(raw, price), state
+
+    def forward(self, signals: Tensor, readouts: Tensor, price: Tensor) -> dict[str, Tensor]:
+        """Outputs along whole trajectories by name, differentiable, shapes [B, T, ...].
+
+        What a process shows does not depend on the price, so one recording serves every price.
+
+        Args:
+            signals: Of steps 0..T-1, shape [B, T, S].
+            readouts: Shape [B, T, R].
+            price: c, shape [B].
+        """
+        if self.halter is None:
+            return {}
+        return self.method.outputs(self.halter(signals, readouts, price), price)
+
+    def initial(self, price: Tensor) -> dict[str, Tensor]:
+        """Outputs before step 0, when nothing but the price [B] is known, shapes [B, ...]."""
+        return {} if self.halter is None else self.method.outputs(self.halter.initial(price), price)
+
+    @torch.no_grad()
+    def attach(self, trajectory: Trajectory, price: float | Tensor) -> Trajectory:
+        """The trajectory with this model's outputs at a price, a number or shape [B]."""
+        first = trajectory.loss[:, 0]
+        prices = price if isinstance(price, Tensor) else torch.full_like(first, price)
+        assert trajectory.signals is not None
+        readouts = trajectory.readouts
+        if readouts is None:
+            readouts = trajectory.signals.new_empty(*trajectory.signals.shape[:2], 0)
+        return trajectory.with_outputs(self(trajectory.signals, readouts, prices))

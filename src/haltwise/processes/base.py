@@ -1,0 +1,114 @@
+"""The contract of a process, and of a distribution over processes."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.signals import loss_signals
+
+__all__ = ["Process", "ProcessFamily", "ProcessStep", "State", "StepObservation"]
+
+State = dict[str, Tensor]
+"""What a process carries from step to step; every tensor has the items along dimension 0."""
+
+
+class ProcessStep(NamedTuple):
+    """One step of a process.
+
+    Attributes:
+        observation: What is seen at step t.
+        state: The state at step t + 1.
+    """
+
+    observation: StepObservation
+    state: State
+
+
+class Process(ABC):
+    """B items that advance side by side, one step at a time, and may be stopped apart.
+
+    An update rule on a batch of tasks is one (`OptimizationProcess`); so is a recurrent cell on
+    tokens, a residual stage on images, a sampler, a solver. Items never influence each other.
+
+    Examples:
+        Newton's iteration for square roots, each step's loss the error of the square:
+
+        >>> class Roots(Process):
+        ...     def __init__(self, numbers):
+        ...         self.numbers = numbers  # [B]
+        ...     @property
+        ...     def num_items(self):
+        ...         return len(self.numbers)
+        ...     def init(self):
+        ...         return {"root": torch.ones_like(self.numbers)}
+        ...     def step(self, step, state):
+        ...         root = state["root"]
+        ...         loss = (root * root - self.numbers).abs()
+        ...         new = (root + self.numbers / root) / 2
+        ...         return ProcessStep(self.observe(step, loss), {"root": new})
+        ...     def result(self, state):
+        ...         return state["root"].unsqueeze(1)
+        ...     def select(self, index):
+        ...         return Roots(self.numbers[index])
+        >>> Roots(torch.tensor([4.0, 9.0])).num_items
+        2
+    """
+
+    @property
+    @abstractmethod
+    def num_items(self) -> int:
+        """B."""
+
+    @abstractmethod
+    def init(self) -> State:
+        """The state at step 0."""
+
+    @abstractmethod
+    def step(self, step: int, state: State) -> ProcessStep:
+        """Observe step t and advance to step t + 1.
+
+        Args:
+            step: t.
+            state: At step t. Its memory may be taken for the new state, as long as `result` of
+                it stays what it is.
+        """
+
+    @abstractmethod
+    def result(self, state: State) -> Tensor:
+        """What an item returns if it stops in this state, shape [B, ...]."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> Self:
+        """The items at `index` (int64 [K]) as a process of their own."""
+
+    def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
+        """What stopping in this state is judged by, shape [B]; the observed loss by default."""
+        del state, step
+        return observation.loss
+
+    def observe(self, step: int, loss: Tensor) -> StepObservation:
+        """An observation of the loss alone, with its signals, for processes without gradients."""
+        return StepObservation(step, loss, signals=loss_signals(step, loss))
+
+
+@dataclass(frozen=True)
+class ProcessFamily(ABC):
+    """A distribution over processes, from which a halting model learns.
+
+    Subclasses are frozen dataclasses whose fields are plain JSON values.
+    """
+
+    @abstractmethod
+    def sample(
+        self,
+        num_items: int,
+        generator: torch.Generator,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Process:
+        """Draw a process of `num_items` independent items."""

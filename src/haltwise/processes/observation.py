@@ -1,0 +1,63 @@
+"""What is known at one step of a process."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from haltwise._core.errors import InputError
+
+__all__ = ["NO_OUTPUTS", "Observed", "StepObservation", "known"]
+
+Observed = Literal["loss", "updates", "gradients"]
+"""What is observed of a loop: the loss alone, parameters too, or their gradients as well."""
+
+NO_OUTPUTS: Mapping[str, Tensor] = MappingProxyType({})
+"""Where no halting model has been asked."""
+
+
+class StepObservation(NamedTuple):
+    """What is known of B items at step t, before anybody decides whether to go on.
+
+    A process fills in what it shows; a halting session adds what the halting model puts out. All
+    but the step and the loss are optional: a stop rule that needs more says so by `known`.
+
+    Attributes:
+        step: t, the number of steps taken so far.
+        loss: Observed loss at step t, shape [B].
+        log_grad_norm: Natural logarithm of the root mean square gradient, shape [B].
+        signals: What halting features are made of, see `haltwise.processes.signals`, shape [B, S].
+        readout: What the process shows a halting model of its inner state, shape [B, R].
+        outputs: What the halting model puts out by name, shapes [B, ...].
+    """
+
+    step: int
+    loss: Tensor
+    log_grad_norm: Tensor | None = None
+    signals: Tensor | None = None
+    readout: Tensor | None = None
+    outputs: Mapping[str, Tensor] = NO_OUTPUTS
+
+    def known(self, name: str) -> Tensor:
+        """The field or output `name`.
+
+        Raises:
+            InputError: It is not known here.
+        """
+        return known(self, name)
+
+
+def known(record: Any, name: str) -> Tensor:
+    """The field or output `name` of an observation or a trajectory.
+
+    Raises:
+        InputError: The record comes without it.
+    """
+    value = record.outputs.get(name, getattr(record, name, None))
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"{name} is needed here, but these problems come without it; record it with the "
+            "losses, or choose a rule that needs the loss alone, such as Patience"
+        )
+    return value

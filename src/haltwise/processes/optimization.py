@@ -1,0 +1,69 @@
+"""An update rule on a batch of tasks, as a process."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.tensors import log_rms, nested_state, sub_state
+from haltwise._kernels import one_thread
+from haltwise.processes.base import Process, ProcessStep, State
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.signals import init_signals, measure_signals
+from haltwise.tasks.base import TaskBatch
+from haltwise.update_rules.base import UpdateRule
+
+__all__ = ["OptimizationProcess"]
+
+
+@final
+class OptimizationProcess(Process):
+    """B problems moved by an update rule: theta_{t+1} = theta_t + g_t (thesis Eq. 1).
+
+    Args:
+        rule: What moves the parameters; learned or not.
+        batch: B problems.
+    """
+
+    def __init__(self, rule: UpdateRule, batch: TaskBatch) -> None:
+        self.rule, self.batch = rule, batch
+
+    @property
+    def num_items(self) -> int:
+        return self.batch.num_problems
+
+    def init(self) -> State:
+        start = self.batch.start
+        return {
+            "params": start,
+            **nested_state(self.rule.init(start), "rule."),
+            **nested_state(init_signals(start), "signals."),
+        }
+
+    @torch.no_grad()
+    def step(self, step: int, state: State) -> ProcessStep:
+        params = state["params"]
+        loss, grad = self.batch.observe(params, step)
+        with one_thread():
+            update, readout, rule_state = self.rule.advance(grad, sub_state(state, "rule."))
+            signals, last = measure_signals(step, loss, grad, update, sub_state(state, "signals."))
+        # Any entry of the gradient that is not finite must show, also where its norm is finite.
+        norm = torch.where(grad.isfinite().all(1), log_rms(grad), torch.nan)
+        observation = StepObservation(step, loss, norm, signals, readout)
+        return ProcessStep(
+            observation,
+            {
+                "params": params + update,
+                **nested_state(rule_state, "rule."),
+                **nested_state(last, "signals."),
+            },
+        )
+
+    def result(self, state: State) -> Tensor:
+        return state["params"]
+
+    def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
+        return self.batch.score(state["params"], step).excess
+
+    def select(self, index: Tensor) -> "OptimizationProcess":
+        return OptimizationProcess(self.rule, self.batch.select(index))

@@ -1,0 +1,142 @@
+"""The one record of what a process went through."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import require
+from haltwise._core.tensors import map_tensors
+from haltwise.processes.observation import StepObservation, known
+
+__all__ = ["Trajectory"]
+
+
+@final
+@dataclass(frozen=True)
+class Trajectory:
+    """What B items went through in T steps, and what a stop at each step would have been worth.
+
+    It may come from a process of this package or from any loop: a matrix of losses is enough, and
+    what is not known is None. No autograd graph hangs on it, and nothing but `outputs` depends on
+    a price or on a halting model.
+
+    Examples:
+        >>> losses = torch.tensor([[3.0, 2.0, 1.5]])
+        >>> Trajectory(losses, losses).num_steps
+        2
+    """
+
+    loss: Tensor
+    """Observed loss at steps 0..T, shape [B, T+1]."""
+    excess: Tensor
+    """Scored loss above the reference at steps 0..T, shape [B, T+1]; the observed loss itself
+    where there is nothing better."""
+    log_grad_norm: Tensor | None = None
+    """Natural logarithm of the root mean square gradient at steps 0..T, shape [B, T+1]."""
+    signals: Tensor | None = None
+    """See `haltwise.processes.signals`, at steps 0..T-1, shape [B, T, S]."""
+    readouts: Tensor | None = None
+    """What the process shows of its inner state at steps 0..T-1, shape [B, T, R]."""
+    final: Tensor | None = None
+    """What is returned at step T, shape [B, D]; [B, 0] where problems of several sizes joined."""
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    """What a halting model puts out at steps 0..T-1, by name, shapes [B, T, ...]."""
+
+    def __post_init__(self) -> None:
+        require(self.loss.ndim == 2, f"losses must be a matrix [n, T+1], got {self.loss.ndim}-D")
+        expected = dict.fromkeys(("excess", "log_grad_norm"), tuple(self.loss.shape))
+        shapes = {
+            name: tuple(value.shape)
+            for name in ("loss", *expected)
+            if (value := getattr(self, name)) is not None
+        }
+        per_step = {
+            name: tuple(value.shape)
+            for name, value in {
+                "signals": self.signals,
+                "readouts": self.readouts,
+                **self.outputs,
+            }.items()
+            if value is not None
+        }
+        require(
+            all(shape == expected.get(name, shape) for name, shape in shapes.items())
+            and all(shape[:2] == (self.num_items, self.num_steps) for shape in per_step.values()),
+            "a trajectory must have losses of shape [n, T+1], signals and outputs of [n, T, ...]; "
+            "got "
+            + ", ".join(f"{name} {list(shape)}" for name, shape in {**shapes, **per_step}.items()),
+        )
+
+    @property
+    def num_items(self) -> int:
+        """B."""
+        return self.loss.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.loss.shape[1] - 1
+
+    @property
+    def finite(self) -> Tensor:
+        """Which items stayed finite throughout, bool [B]."""
+        finite = self.excess.isfinite().all(1) & self.loss.isfinite().all(1)
+        for value in (self.readouts, self.signals, *self.outputs.values()):
+            if value is not None:
+                finite = finite & value.isfinite().flatten(1).all(1)
+        return finite
+
+    def known(self, name: str) -> Tensor:
+        """The field or output `name`.
+
+        Raises:
+            InputError: It is not known here.
+        """
+        return known(self, name)
+
+    def with_outputs(self, outputs: Mapping[str, Tensor]) -> "Trajectory":
+        """A copy with the outputs of a halting model."""
+        return replace(self, outputs=dict(outputs))
+
+    def select(self, index: Tensor) -> "Trajectory":
+        """The items at `index` (int64 [K])."""
+        return map_tensors(self, lambda value: value.index_select(0, index))
+
+    @staticmethod
+    def join(parts: Sequence["Trajectory"]) -> "Trajectory":
+        """The items of all parts in order; what one of them lacks is left out."""
+        if len({None if part.final is None else part.final.shape[1:] for part in parts}) > 1:
+            parts = [
+                part if part.final is None else replace(part, final=part.final.flatten(1)[:, :0])
+                for part in parts
+            ]
+        joined: dict[str, Any] = {}
+        for item in fields(Trajectory):
+            values = [getattr(part, item.name) for part in parts]
+            if item.name == "outputs":
+                names = (
+                    values[0].keys() if all(v.keys() == values[0].keys() for v in values) else ()
+                )
+                joined["outputs"] = {name: torch.cat([v[name] for v in values]) for name in names}
+            elif all(value is not None for value in values):
+                joined[item.name] = torch.cat(values)
+        return Trajectory(**joined)
+
+    def __iter__(self) -> Iterator[StepObservation]:
+        """The observations of steps 0..T-1, in order."""
+        for step in range(self.num_steps):
+            yield StepObservation(
+                step,
+                self.loss[:, step],
+                _at(self.log_grad_norm, step),
+                _at(self.signals, step),
+                _at(self.readouts, step),
+                {name: value[:, step] for name, value in self.outputs.items()},
+            )
+
+
+def _at(value: Tensor | None, step: int) -> Tensor | None:
+    return None if value is None else value[:, step]

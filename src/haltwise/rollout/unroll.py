@@ -1,0 +1,154 @@
+"""T steps of an optimizer model, and the meta-gradient of any objective of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import require
+from haltwise._core.tensors import flush_negligible, select_state
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.processes.trajectory import Trajectory
+from haltwise.rollout.record import Tape, record_tape
+from haltwise.tasks.base import TaskBatch
+from haltwise.update_rules.base import State, UpdateStep
+
+__all__ = ["Unroll", "backpropagate", "unroll"]
+
+
+@final
+@dataclass(frozen=True)
+class Unroll:
+    """A tape, and what the halting model puts out along it at a price."""
+
+    tape: Tape
+    trajectory: Trajectory
+    """That of the tape, with the outputs, detached."""
+    price: Tensor
+    """c, shape [B]."""
+    outputs: Mapping[str, Tensor] | None = None
+    """The outputs with their graph, if kept: `backpropagate` will not run the halter again."""
+    readouts: Tensor | None = None
+    """The read-outs [B, T, R] at the root of that graph."""
+
+    def select(self, index: Tensor) -> "Unroll":
+        """The problems at `index` (int64 [K]), without a graph."""
+        tape = replace(
+            self.tape,
+            trajectory=self.tape.trajectory.select(index),
+            grad=self.tape.grad.index_select(0, index),
+            excess_grad=self.tape.excess_grad.index_select(0, index),
+            states=tuple(select_state(state, index) for state in self.tape.states),
+        )
+        return Unroll(tape, self.trajectory.select(index), self.price[index])
+
+    @property
+    def finite(self) -> Tensor:
+        """Which problems stayed finite throughout, bool [B]."""
+        return self.trajectory.finite & self.tape.excess_grad.isfinite().flatten(1).all(1)
+
+
+@torch.no_grad()
+def unroll(
+    model: OptimizerModel,
+    batch: TaskBatch,
+    num_steps: int,
+    price: Tensor,
+    *,
+    segment: int,
+    graph: bool = False,
+) -> Unroll:
+    """Run T steps of an optimizer model on every problem, for meta-training.
+
+    Args:
+        model: What moves the parameters and judges halting.
+        batch: B problems.
+        num_steps: T >= 1.
+        price: c, shape [B].
+        segment: See `record_tape`.
+        graph: Whether the halter's graph is kept, for one call of `backpropagate`; the rule never
+            has one.
+    """
+    require(
+        price.shape == (batch.num_problems,),
+        f"price must have the shape [{batch.num_problems}], got {list(price.shape)}",
+    )
+    tape = record_tape(model.rule, batch, num_steps, segment)
+    if not graph:
+        return Unroll(tape, model.halting.attach(tape.trajectory, price), price)
+    outputs, readouts = _outputs(model, tape.trajectory, price)
+    detached = {name: value.detach() for name, value in outputs.items()}
+    return Unroll(tape, tape.trajectory.with_outputs(detached), price, outputs, readouts)
+
+
+def _outputs(
+    model: OptimizerModel, trajectory: Trajectory, price: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Outputs with a graph that reaches down to the read-outs, which are returned beside them."""
+    assert trajectory.signals is not None
+    assert trajectory.readouts is not None
+    learns = any(weight.requires_grad for weight in model.rule_parameters())
+    readouts = trajectory.readouts.detach().requires_grad_(learns)
+    with torch.enable_grad():
+        return model.halting(trajectory.signals, readouts, price), readouts
+
+
+def backpropagate(
+    model: OptimizerModel,
+    unrolled: Unroll,
+    excess_cotangent: Tensor,
+    output_cotangents: Mapping[str, Tensor],
+    *,
+    truncate: bool = False,
+) -> None:
+    """Add the meta-gradient of an objective to `.grad` of the model's parameters.
+
+    The optimizee's gradients are constants (first-order meta-gradients, L2L), so an objective's
+    gradient with respect to the update g_t is sum_{s>t} w_s gamma_s with w_s its derivative with
+    respect to the loss at theta_s: no graph of the optimizee is needed. Segments of the rule are
+    recomputed from their stored state, last first, so memory does not grow with T.
+    See docs/theory.md, Eq. (meta-gradient).
+
+    Args:
+        model: The model that was unrolled, its weights unchanged since.
+        unrolled: From `unroll`.
+        excess_cotangent: w, derivative with respect to the excess loss, shape [B, T+1].
+        output_cotangents: Derivatives with respect to the halting model's outputs, by name.
+        truncate: Whether the state's gradient is cut between segments (truncated backpropagation
+            through time). Even then an update answers for all later losses.
+    """
+    tape = unrolled.tape
+    outputs, readouts = unrolled.outputs, unrolled.readouts
+    if outputs is None or readouts is None:
+        outputs, readouts = _outputs(model, tape.trajectory, unrolled.price)
+    names = list(outputs)
+    _backward([outputs[name] for name in names], [output_cotangents[name] for name in names])
+    if not readouts.requires_grad:  # the rule has nothing to learn
+        return
+    of_readouts = torch.zeros_like(readouts) if readouts.grad is None else readouts.grad
+    assert tape.trajectory.final is not None
+    later = torch.zeros_like(tape.trajectory.final)  # sum of w_s gamma_s over s behind the segment
+    of_state: State = {}
+    for index in reversed(range(len(tape.states))):
+        begin = index * tape.segment
+        end = min(begin + tape.segment, tape.trajectory.num_steps)
+        behind = slice(begin + 1, end + 1)
+        pull = excess_cotangent[:, behind].unsqueeze(-1) * tape.excess_grad[:, behind]
+        of_updates = pull.flip(1).cumsum_(1).flip(1).add_(later.unsqueeze(1))
+        later = of_updates[:, 0]
+        of_state = model.rule.backpropagate(
+            tape.grad[:, begin:end],
+            tape.states[index],
+            UpdateStep(flush_negligible(of_updates, 0, 1, 2), of_readouts[:, begin:end], of_state),
+            wants_state=not truncate and begin > 0,
+        )
+
+
+def _backward(roots: Sequence[Tensor], cotangents: Sequence[Tensor]) -> None:
+    """Backpropagate through those roots that have a graph."""
+    pairs = [pair for pair in zip(roots, cotangents, strict=True) if pair[0].requires_grad]
+    if pairs:
+        roots, cotangents = zip(*pairs, strict=True)
+        torch.autograd.backward(roots, cotangents)

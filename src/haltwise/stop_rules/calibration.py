@@ -1,0 +1,197 @@
+"""The choice of a stop policy on trajectories that were set aside for it."""
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, final
+
+from torch import Tensor
+
+from haltwise._core.errors import CalibrationWarning, InputError, require
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules.base import StopRule, decide_all
+from haltwise.stop_rules.cost import costs, returned_excess, steps_charged, stops_at_once
+from haltwise.stop_rules.policy import RETURNABLE, CostUnit, ReturnedIterate, StopPolicy
+
+__all__ = ["Calibration", "calibrate", "choose"]
+
+_NUM_NEEDED = 50  # problems, for a threshold
+
+
+@final
+@dataclass(frozen=True)
+class Calibration:
+    """The policy that was chosen, and what it reached on the problems it was chosen on."""
+
+    policy: StopPolicy
+    unit: CostUnit
+    num_items: int
+    mean_excess: float
+    mean_cost: float
+    """In the unit of cost."""
+    excess_bound: float
+    """Upper end of the one-sided 95 % interval of the mean excess, by the normal law."""
+
+
+def calibrate(
+    rule: type[StopRule],
+    trajectory: Trajectory,
+    *,
+    price: float | None = None,
+    budget: float | None = None,
+    risk: float | None = None,
+    unit: CostUnit = CostUnit.UPDATES,
+    returns: tuple[ReturnedIterate, ...] | None = None,
+    **settings: Any,
+) -> Calibration:
+    """Choose the setting of a stop rule that serves best on trajectories set aside for it.
+
+    Exactly one of `price`, `budget` and `risk` says what is wanted; see `choose`, which chooses
+    among the rule's `candidates`. Those that are fitted to a price take, where none is given, the
+    mean gain of a step.
+
+    Args:
+        rule: The class, for instance `Patience`.
+        trajectory: At least 50 items. Those whose excess is not finite throughout are left out,
+            with a warning.
+        price: c: least mean excess + c * cost.
+        budget: Least mean excess at a mean cost of at most this.
+        risk: Least mean cost at a mean excess of at most this, with 95 % confidence.
+        unit: What is counted.
+        returns: What may be returned at a stop; the unit's default if None.
+        settings: For `candidates`, for instance `time=DecisionTime.BEFORE_GRADIENT`.
+
+    Raises:
+        InputError: Too few items, or no candidate is within the budget or the risk.
+
+    Warns:
+        CalibrationWarning: Items were left out, or the price is so high that every item is best
+            stopped at once.
+
+    Examples:
+        >>> import torch
+        >>> from haltwise.stop_rules import Patience
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> noise = torch.randn(200, 30, generator=generator)
+        >>> losses = torch.linspace(3, 0, 30).clamp_min(1) + 0.01 * noise
+        >>> calibrate(Patience, Trajectory(losses, losses), price=0.05).policy.rule.length >= 1
+        True
+    """
+    kept = trajectory.excess.isfinite().all(1).nonzero().squeeze(1)
+    if len(kept) < trajectory.num_items:
+        warnings.warn(
+            f"{trajectory.num_items - len(kept)} of {trajectory.num_items} problems are left out of "
+            "the calibration: their excess loss is not finite at every step",
+            CalibrationWarning,
+            stacklevel=2,
+        )
+        trajectory = trajectory.select(kept)
+    require(
+        len(kept) >= _NUM_NEEDED,
+        f"calibration needs at least {_NUM_NEEDED} problems, got {len(kept)}; record more",
+    )
+    if price is not None and stops_at_once(trajectory, unit, price):
+        warnings.warn(
+            f"at a price of {price:g} every one of the {len(kept)} problems is best stopped at its "
+            f"first step (cost counted in {unit.value}): nothing is worth computing; lower the "
+            "price",
+            CalibrationWarning,
+            stacklevel=2,
+        )
+    mean = trajectory.excess.double().mean(0)
+    gain = (mean[0] - mean.min()).item() / max(trajectory.num_steps, 1)
+    table = costs(trajectory.excess, gain if price is None else price)
+    candidates: Any = rule.candidates
+    return choose(
+        candidates(trajectory, table, **settings),
+        trajectory,
+        unit,
+        price=price,
+        budget=budget,
+        risk=risk,
+        returns=returns,
+    )
+
+
+def choose(
+    candidates: Iterable[StopRule],
+    trajectory: Trajectory,
+    unit: CostUnit,
+    *,
+    price: float | None = None,
+    budget: float | None = None,
+    risk: float | None = None,
+    returns: tuple[ReturnedIterate, ...] | None = None,
+) -> Calibration:
+    """Choose the candidate whose stops serve best on average.
+
+    `risk` asks the mean excess to lie below it with 95 % confidence, by a one-sided normal bound
+    for each candidate. That is the idea of Learn then Test (Angelopoulos et al. 2021, arXiv
+    2110.01052) without its guarantee: it supposes many problems, a mean that is nearly normal,
+    and does not pay for having looked at many candidates.
+
+    Args:
+        candidates: Settings to try, at least one.
+        trajectory: The tuning problems.
+        unit: What is counted.
+        price: c, in units of the loss: least mean excess + c * cost.
+        budget: Least mean excess at a mean cost of at most this.
+        risk: Least mean cost at a mean excess of at most this.
+        returns: What to try to return; the unit's default alone if None.
+
+    Raises:
+        InputError: Not just one of price, budget and risk is given, or no candidate is within it.
+    """
+    given = {"price": price, "budget": budget, "risk": risk}
+    named = [f"{name}={value:g}" for name, value in given.items() if value is not None]
+    require(
+        len(named) == 1,
+        f"give exactly one of price, budget and risk, got {', '.join(named) or 'none'}",
+    )
+    measured = [
+        _measure(StopPolicy(candidate, iterate), decided, trajectory, unit)
+        for candidate, decided in decide_all(candidates, trajectory)
+        for iterate in returns or RETURNABLE[unit][:1]
+    ]
+    if price is not None:
+        c = price
+        return min(measured, key=lambda m: _least(m.mean_excess + c * m.mean_cost))
+    if budget is not None:
+        within = [m for m in measured if m.mean_cost <= budget]
+        if not within:
+            raise InputError(
+                f"no candidate costs at most {budget:g} {unit.value} on average; the least "
+                f"attainable is {min(m.mean_cost for m in measured):.4g}"
+            )
+        return min(within, key=lambda m: (_least(m.mean_excess), m.mean_cost))
+    assert risk is not None
+    within = [m for m in measured if m.excess_bound <= risk]
+    if not within:
+        raise InputError(
+            f"no candidate keeps the mean excess at or below {risk:g} with 95 % confidence; the "
+            f"lowest bound attainable is {min(_least(m.excess_bound) for m in measured):.4g}"
+        )
+    return min(within, key=lambda m: (m.mean_cost, m.mean_excess))
+
+
+def _measure(
+    policy: StopPolicy, decided: Tensor, trajectory: Trajectory, unit: CostUnit
+) -> Calibration:
+    excess = returned_excess(trajectory, decided, unit, policy.returns).double()
+    num = len(excess)
+    mean, error = excess.mean().item(), excess.std(correction=0).item() / max(num - 1, 1) ** 0.5
+    return Calibration(
+        policy,
+        unit,
+        num,
+        mean_excess=mean,
+        mean_cost=steps_charged(decided, unit, trajectory.num_steps).double().mean().item(),
+        excess_bound=mean + NormalDist().inv_cdf(0.95) * error,
+    )
+
+
+def _least(value: float) -> float:
+    """The value to minimise: what is not a number comes last."""
+    return math.inf if math.isnan(value) else value
