@@ -11,9 +11,9 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
 from haltwise.tasks import TaskFamily, family
-from haltwise._core.workers import Workers
 
 __all__ = [
     "data_directory",
@@ -23,6 +23,7 @@ __all__ = [
     "family_settings",
     "joined",
     "parse_settings",
+    "threads_option",
 ]
 
 _Command = Callable[..., None]
@@ -64,6 +65,23 @@ def device_option(command: _Command) -> _Command:
         show_default=True,
         callback=tried,
         help="Where to compute, e.g. cuda or cuda:1.",
+    )(command)
+
+
+def threads_option(command: _Command) -> _Command:
+    """`--threads`, set at once."""
+
+    def set_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
+        if value is not None:
+            require(value >= 1, f"--threads must be at least 1, got {value}")
+            torch.set_num_threads(value)
+
+    return click.option(
+        "--threads",
+        type=int,
+        expose_value=False,
+        callback=set_threads,
+        help="CPU threads.  [default: PyTorch's]",
     )(command)
 
 

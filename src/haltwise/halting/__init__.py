@@ -8,7 +8,7 @@ from haltwise.halting.methods import (
     NoHalting,
     Softmax,
     StickBreaking,
-    methods,
+    halting_methods,
 )
 from haltwise.halting.posteriors import (
     GravesPosterior,
@@ -36,5 +36,5 @@ __all__ = [
     "StickBreaking",
     "StickBreakingPosterior",
     "TruncatedGeometric",
-    "methods",
+    "halting_methods",
 ]

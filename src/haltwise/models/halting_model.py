@@ -118,8 +118,8 @@ class HaltingModel(nn.Module):
         """The trajectory with this model's outputs at a price, a number or shape [B]."""
         first = trajectory.loss[:, 0]
         prices = price if isinstance(price, Tensor) else torch.full_like(first, price)
-        assert trajectory.signals is not None
-        readouts = trajectory.readouts
-        if readouts is None:
-            readouts = trajectory.signals.new_empty(*trajectory.signals.shape[:2], 0)
-        return trajectory.with_outputs(self(trajectory.signals, readouts, prices))
+        if self.halter is None:
+            return trajectory
+        return trajectory.with_outputs(
+            self(trajectory.known("signals"), trajectory.shown_readouts(), prices)
+        )

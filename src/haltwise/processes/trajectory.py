@@ -97,6 +97,12 @@ class Trajectory:
         """
         return known(self, name)
 
+    def shown_readouts(self) -> Tensor:
+        """The read-outs, empty where the process shows none, shape [B, T, R]."""
+        if self.readouts is not None:
+            return self.readouts
+        return self.loss.new_empty(self.num_items, self.num_steps, 0)
+
     def with_outputs(self, outputs: Mapping[str, Tensor]) -> "Trajectory":
         """A copy with the outputs of a halting model."""
         return replace(self, outputs=dict(outputs))

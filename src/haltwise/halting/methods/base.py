@@ -59,6 +59,11 @@ class HaltingMethod(ABC):
     """Whether the objective reads what is put out before step 0."""
 
     @property
+    def needs_calibration(self) -> bool:
+        """Whether the stop rule has a setting that is chosen on calibration problems."""
+        return False
+
+    @property
     def num_outputs(self) -> int:
         """Raw numbers that the halter puts out at a step."""
         return sum(self.output_sizes.values())

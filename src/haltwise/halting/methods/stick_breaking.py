@@ -69,6 +69,10 @@ class StickBreaking(HaltingMethod):
             0 <= self.distilled <= 1, f"distilled must lie between 0 and 1, got {self.distilled}"
         )
 
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
     def outputs(self, raw: Tensor, price: Tensor) -> dict[str, Tensor]:
         return {name: value + _FIRST_LOGIT for name, value in self.split(raw).items()}
 
