@@ -11,8 +11,11 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.plugins import load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
+from haltwise.models.files import own_names
+from haltwise.models.loading import find
 from haltwise.tasks import TaskFamily, family
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "family_of",
     "family_settings",
     "joined",
+    "own_of",
     "parse_settings",
     "threads_option",
 ]
@@ -155,3 +159,11 @@ def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str
                 f"{option} {name}: {value!r} is not JSON; strings need quotes"
             ) from None
     return parsed
+
+
+def own_of(name: str | Path) -> list[type]:
+    """The classes of a user's own that weights name by PATH.py:NAME; their files are executed.
+
+    A command is given the name of weights that its user trusts; `haltwise.load` executes nothing.
+    """
+    return [load_object(own, object, "class") for own in own_names(find(name))]

@@ -8,6 +8,7 @@ from typing import Any, Self, final, get_type_hints
 from haltwise._core.discovery import find
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
+from haltwise._core.plugins import whereabouts
 from haltwise._core.settings import require_types
 from haltwise.halting.halter import HalterSettings
 from haltwise.halting.methods import HaltingMethod, halting_methods
@@ -154,7 +155,7 @@ def _rule_to_json(rule: StopRule) -> dict[str, Any]:
         if isinstance(rule, composed):
             return {"kind": name, "rules": [_rule_to_json(part) for part in rule.rules]}
     names = {kind: name for name, kind in stop_rules().items()}
-    name = names.get(type(rule), f"own:{type(rule).__name__}")
+    name = names[type(rule)] if type(rule) in names else whereabouts(rule)
     settings = {
         key: value.name.lower() if isinstance(value, DecisionTime) else value
         for key, value in vars(rule).items()
