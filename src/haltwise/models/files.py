@@ -1,9 +1,10 @@
 """Models on disk: weights and a card in one safetensors file, never unpickled."""
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +17,19 @@ from haltwise.models.card import Card
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 
-__all__ = ["Model", "build_model", "fingerprint", "own_names", "read_card", "read_model", "save_model"]
+__all__ = [
+    "Model",
+    "build_model",
+    "fingerprint",
+    "own_names",
+    "placed",
+    "read_card",
+    "read_model",
+    "save_model",
+]
 
 Model = OptimizerModel | HaltingModel
+AnyModel = TypeVar("AnyModel", OptimizerModel, HaltingModel)
 
 
 def build_model(
@@ -31,6 +42,14 @@ def build_model(
         if kind is HaltingModel
         else OptimizerModel(card, generator, own)
     )
+
+
+def placed(model: AnyModel, like: Tensor) -> AnyModel:
+    """The model in the dtype and on the device of `like`; a copy, unless it is there already."""
+    weight = next(model.parameters(), like)
+    if (weight.dtype, weight.device) == (like.dtype, like.device):
+        return model
+    return copy.deepcopy(model).to(like)
 
 
 def save_model(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:

@@ -243,6 +243,8 @@ class Trainer:
         if self.settings.halter_from is not None:
             _take_over(self.settings.halter_from, "halter", load_halting, self._halting.halter)
         self._validate()
+        if self._phase.name == "halting":  # an untrained halter is no contender
+            self._best_score = (math.inf, math.inf)
         self._good = self._snapshot()
 
     def _begin_phase(self, phase: Phase) -> None:
