@@ -54,7 +54,7 @@ def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
 @final
 @dataclass(frozen=True)
 class Card:
-    """What a halting model is made of, what it was trained for, and how it stops.
+    """The make of a halting model, the setting it was trained for, and its stop policies.
 
     Examples:
         >>> card = Card(method=Choice("stick-breaking"), price=0.1, horizon=40)

@@ -145,7 +145,7 @@ def _stops(examples: HaltingExamples, tau: Tensor) -> tuple[tuple[Tensor, Tensor
 
 
 def _free_energy(losses: Tensor, hazard_logits: Tensor, price: Tensor, tau: Tensor) -> Tensor:
-    """What stops really cost; only for a hazard that stops somewhere sensible already.
+    """The true cost of stops; only for a hazard that stops somewhere sensible already.
 
     A new one stops at random, often where the loss is a thousand prices high. It learns within a
     few steps never to stop at all, where the gradient vanishes (Chen et al. 2020 report the like).
