@@ -131,12 +131,12 @@ def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
     for document in documents:
         for name, value in document.items():
             below = merged.get(name)
-            if isinstance(value, str) and isinstance(below, Mapping) and "name" in below:
-                value = {"name": value}
-            if isinstance(value, Mapping) and isinstance(below, Mapping) and "name" not in value:
-                merged[name] = merge(below, value)
+            is_choice = isinstance(below, Mapping) and "name" in below
+            above = {"name": value} if is_choice and isinstance(value, str) else value
+            if isinstance(above, Mapping) and isinstance(below, Mapping) and "name" not in above:
+                merged[name] = merge(below, above)
             else:
-                merged[name] = value
+                merged[name] = above
     return merged
 
 

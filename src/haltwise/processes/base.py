@@ -86,7 +86,7 @@ class Process(ABC):
         """The items at `index` (int64 [K]) as a process of their own."""
 
     def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
-        """The loss by which a stop in this state is judged, shape [B]; the observed one by default."""
+        """The loss that a stop in this state is judged by, shape [B]; the observed one by default."""
         del state, step
         return observation.loss
 

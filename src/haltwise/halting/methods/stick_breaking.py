@@ -1,4 +1,4 @@
-"""A causal hazard, trained on its free energy (PonderNet, Banino et al. 2021, at low temperature)."""
+"""A causal hazard, trained on its free energy at a low temperature (PonderNet, Banino 2021)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
