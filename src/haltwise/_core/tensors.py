@@ -10,13 +10,13 @@ from torch import Tensor
 from haltwise._core.errors import require
 
 __all__ = [
-    "nested_state",
+    "flush_negligible",
     "log_rms",
     "map_tensors",
+    "nested_state",
     "require_like",
     "sub_state",
     "widened",
-    "flush_negligible",
 ]
 
 Record = TypeVar("Record")

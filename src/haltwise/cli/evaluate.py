@@ -17,7 +17,7 @@ from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import CostUnit, Contender
 from haltwise.evaluation import evaluate as run_evaluation
 from haltwise.evaluation.records import save_record
-from haltwise.tasks import label
+from haltwise._core.plugins import label
 
 __all__ = ["evaluate"]
 
@@ -69,6 +69,7 @@ def evaluate(
     compare: tuple[str, ...],
     out: Path | None,
     json_path: Path | None,
+    data_dir: Path | None,
     device: torch.device,
     threads: int | None,
     family_settings: dict[str, Any],
@@ -91,7 +92,7 @@ def evaluate(
         "self-stopping optimizer and name this one with --baseline",
     )
     family_name = label(family or config["family"])
-    drawn = family_of(config, family, family_settings)
+    drawn = family_of(config, family, family_settings, data_dir)
     if num_problems is None:
         num_problems = min(4096, max(64, _COORDINATES // drawn.dim))
     with console.status("loading") as status:

@@ -16,7 +16,7 @@ from haltwise._core.files import write_atomically
 from haltwise.cli.options import data_directory, device_option, families_of
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import CostUnit, study_heads, study_stopping
-from haltwise.tasks import label
+from haltwise._core.plugins import label
 
 __all__ = ["study"]
 
@@ -71,6 +71,7 @@ def study(
     first_seed: int,
     num_problems: int,
     json_path: Path | None,
+    data_dir: Path | None,
     device: torch.device,
     threads: int | None,
     family_settings: dict[str, Any],
@@ -101,7 +102,7 @@ def study(
     names = [label(name) for name in named]
     with Console(stderr=True).status("starting") as status:
         arguments: dict[str, Any] = {
-            "families": families_of(config, families, family_settings),
+            "families": families_of(config, families, family_settings, data_dir),
             "prices": prices or (config["price"],),
             "horizon": config["horizon"] if horizon is None else horizon,
             "seeds": range(first_seed, first_seed + seeds),

@@ -16,7 +16,7 @@ from rich.table import Table
 from haltwise.models import loading
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import make_directory, write_atomically
-from haltwise.tasks import label
+from haltwise._core.plugins import label
 
 __all__ = ["sweep"]
 

@@ -19,7 +19,7 @@ from haltwise.models import loading
 from haltwise._core.errors import InputError, require
 from haltwise.cli.options import data_directory, device_option, joined, parse_settings
 from haltwise.cli.options import family_settings as family_settings_option
-from haltwise.tasks import label
+from haltwise._core.plugins import label
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig, Workers
 
 __all__ = ["run_trainer", "train"]
@@ -107,6 +107,7 @@ def train(
     threads: int | None,
     settings: tuple[str, ...],
     family_settings: dict[str, Any],
+    data_dir: Path | None,
     resume: Path | None,
     go_on: bool,
     shards: int | None,
@@ -124,7 +125,7 @@ def train(
         torch.set_num_threads(threads)
     if resume is not None:
         require(family is None, "--resume takes family and settings from the run; drop the rest")
-        where = _place(device, tensorboard)
+        where = _place(device, tensorboard, data_dir)
         run_trainer(Trainer.resume(loading.run_directory(resume), **where), where["workers"])
         return
     if family is None:
@@ -149,7 +150,7 @@ def train(
     )
     directory = out or Path("runs") / f"{label(family)}-{preset}"
     go_on = go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    where = _place(device, tensorboard)
+    where = _place(device, tensorboard, data_dir)
     if go_on and (directory / "config.json").exists():
         trainer = Trainer.resume(directory, config=config, **where)
     else:
@@ -157,15 +158,27 @@ def train(
     run_trainer(trainer, where["workers"])
 
 
-def _place(device: torch.device, tensorboard: bool) -> dict[str, Any]:
+def _place(device: torch.device, tensorboard: bool, data_dir: Path | None) -> dict[str, Any]:
     """Where to train, and with whom."""
     device, workers = joined(device)
-    return {"device": device, "tensorboard": tensorboard, "workers": workers}
+    return {
+        "device": device,
+        "tensorboard": tensorboard,
+        "workers": workers,
+        "data_dir": data_dir,
+    }
 
 
 def _command() -> str:
-    """The command as it was typed, for the card."""
-    return shlex.join(["haltwise", *sys.argv[1:]])
+    """Quote the command as it was typed, for the card; `--data-dir` is left out."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--data-dir":
+            next(words, None)
+        elif not word.startswith("--data-dir="):
+            kept.append(word)
+    return shlex.join(["haltwise", *kept])
 
 
 def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:

@@ -14,7 +14,7 @@ from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.stop_rules import Traces
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.update_rules import UpdateRule, UpdateStep, State, select_state
-from haltwise.tasks import Evaluation, TaskBatch
+from haltwise.tasks import DifferentiatedScore, TaskBatch
 
 __all__ = ["Recording", "Trajectory", "backpropagate", "record", "unroll"]
 
@@ -172,7 +172,7 @@ def record(
         seen = batch.evaluate(params, step) if keep else batch.score(params, step)
         loss.append(seen.loss)
         excess.append(seen.excess)
-        if isinstance(seen, Evaluation):
+        if isinstance(seen, DifferentiatedScore):
             excess_grads[:, step] = seen.excess_grad
             if seen.grad is not seen.excess_grad:
                 if kept_grads.data_ptr() == excess_grads.data_ptr():

@@ -10,7 +10,7 @@ from haltwise.models import loading
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import require_types
 from haltwise.models.optimizer_model import ModelConfig
-from haltwise.tasks import resolve
+from haltwise._core.plugins import resolve
 from haltwise.training.objective import POSTERIORS
 
 __all__ = ["PARTS", "PRESETS", "TrainingConfig"]

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
@@ -71,9 +72,14 @@ class FamilyProblems(Problems):
         InputError: A family is unknown, or has no such settings.
     """
 
-    def __init__(self, config: TrainingConfig, device: torch.device | str) -> None:
-        self.family = family(config.family, config.family_settings)
-        self._mixed_with = {name: family(name) for name in config.mixed_with}
+    def __init__(
+        self,
+        config: TrainingConfig,
+        device: torch.device | str,
+        data_dir: Path | str | None = None,
+    ) -> None:
+        self.family = family(config.family, config.family_settings, data_dir=data_dir)
+        self._mixed_with = {name: family(name, data_dir=data_dir) for name in config.mixed_with}
         self._horizon, self._seed, self._device = config.horizon, config.seed, device
         learned = config.posterior in ("stick-breaking", "both")
         self.stops = Stops(BEFORE, CostUnit.GRADIENTS, ReturnedIterate.LEARNED if learned else ReturnedIterate.NEXT)
@@ -143,6 +149,10 @@ class RecordedProblems(Problems):
         return self._parts[name]
 
 
-def problems_of(config: TrainingConfig, device: torch.device | str) -> Problems:
+def problems_of(
+    config: TrainingConfig, device: torch.device | str, data_dir: Path | str | None = None
+) -> Problems:
     """What a run of this configuration learns from."""
-    return (FamilyProblems if config.runs is None else RecordedProblems)(config, device)
+    if config.runs is not None:
+        return RecordedProblems(config, device)
+    return FamilyProblems(config, device, data_dir)

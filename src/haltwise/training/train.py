@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from haltwise.tasks import TaskFamily, whereabouts
+from haltwise._core.plugins import whereabouts
+from haltwise.tasks import TaskFamily
 from haltwise.training.config import TrainingConfig
 from haltwise.training.trainer import Trainer
 
@@ -19,6 +20,7 @@ def train(
     *,
     preset: str = "act",
     device: torch.device | str = "cpu",
+    data_dir: str | Path | None = None,
     **settings: Any,
 ) -> Path:
     """Meta-train an optimizer; what `haltwise train` does, without a display.
@@ -30,6 +32,7 @@ def train(
         directory: Of the run, created if missing.
         preset: A name in `PRESETS`.
         device: Where to compute.
+        data_dir: See `haltwise.tasks.family`; by default that of a family of your own.
         settings: Of `TrainingConfig` and `ModelConfig`, for instance `price=0.1`.
 
     Returns:
@@ -40,8 +43,12 @@ def train(
     """
     if isinstance(family, TaskFamily):
         settings = {"family_settings": asdict(family), **settings}
+        data_dir = data_dir or family.data_dir
         family = whereabouts(family)
     config = TrainingConfig.from_preset(preset, family, **settings)
-    for _ in Trainer(config, Path(directory), device=device, command=f"train({family!r})").run():
+    trainer = Trainer(
+        config, Path(directory), device=device, command=f"train({family!r})", data_dir=data_dir
+    )
+    for _ in trainer.run():
         pass
     return Path(directory)

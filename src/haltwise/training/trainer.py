@@ -109,6 +109,7 @@ class Trainer:
         tensorboard: Whether to write TensorBoard event files.
         command: What started the run, for the card.
         workers: The processes that share the run; they need one file system.
+        data_dir: Directory of the family's data files, see `haltwise.tasks.family`.
 
     Raises:
         InputError: The family is unknown, or the directory holds a run already or is not writable.
@@ -123,8 +124,9 @@ class Trainer:
         tensorboard: bool = False,
         command: str = "",
         workers: Workers | None = None,
+        data_dir: Path | str | None = None,
     ) -> None:
-        self._setup(config, directory, device, workers)
+        self._setup(config, directory, device, workers, data_dir)
         held = RunDirectory.holds_run(directory)
         self._workers.wait()  # until all have looked
         require(not held, f"{directory} holds a run already; resume it or choose another directory")
@@ -143,6 +145,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         tensorboard: bool = False,
         workers: Workers | None = None,
+        data_dir: Path | str | None = None,
     ) -> Self:
         """The run in `directory`, at its last checkpoint.
 
@@ -152,6 +155,7 @@ class Trainer:
             device: Where to compute.
             tensorboard: Whether to write TensorBoard event files.
             workers: The processes that share the run.
+            data_dir: Directory of the family's data files.
 
         Warns:
             CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
@@ -167,7 +171,7 @@ class Trainer:
         if config is not None:
             _refuse_drift(directory, written.to_json(), config.to_json())
         trainer = cls.__new__(cls)
-        trainer._setup(written, directory, device, workers)
+        trainer._setup(written, directory, device, workers, data_dir)
         trainer._command = str(document.get("command", ""))
         first = trainer._workers.is_first
         newest = None
@@ -195,12 +199,13 @@ class Trainer:
         directory: Path,
         device: torch.device | str,
         workers: Workers | None,
+        data_dir: Path | str | None,
     ) -> None:
         self.config, self.directory, self._device = config, directory, device
         self._workers = workers or Workers()
         self._shards = self._workers.shards(config.num_shards)
         self._files = RunDirectory(directory, config.num_checkpoints)
-        self.problems = problems_of(config, device)
+        self.problems = problems_of(config, device, data_dir)
         self.report_recording: Report | None = None
         self.optimizer = OptimizerModel(config.optimizer, stream(config.seed, "weights"))
         self.optimizer.to(device)
