@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_a_reproduction_hands_it_to_its_commands(tmp_path: Path) -> None:
 
 
 def test_the_library_takes_it(tiny_images: Path, tmp_path: Path) -> None:
-    tiny = {"num_meta_steps": 2, "batch_size": 2, "horizon": 2, "num_validation": 2}
+    tiny: dict[str, Any] = {"num_meta_steps": 2, "batch_size": 2, "horizon": 2, "num_validation": 2}
     tiny |= {"head_steps": 2, "num_recorded": 4, "head_batch_size": 2, "num_calibration": 2}
     run = train("mnist-mlp", tmp_path / "run", data_dir=tiny_images, **tiny)
     bound = tasks.family("mnist-mlp", data_dir=tiny_images)
