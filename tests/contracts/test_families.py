@@ -321,7 +321,7 @@ class DrawnInItsDtype(Bowls):
     ) -> TaskBatch:
         if num_problems == 0:
             raise InputError("a batch needs a problem")
-        return self.make(torch.randn(num_problems, 2, generator=generator, dtype=dtype))
+        return self.make(torch.rand(num_problems, 2, generator=generator, dtype=dtype))
 
 
 @dataclass(frozen=True)
