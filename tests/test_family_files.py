@@ -60,6 +60,7 @@ def test_a_class_or_an_instance_with_settings(file: Path) -> None:
         batch = found.sample(6, torch.Generator().manual_seed(0))
         assert batch.start.shape == (6, dim)
 
+
 def instead(text: str, other: str) -> str:
     assert text in GOOD
     return GOOD.replace(text, other)

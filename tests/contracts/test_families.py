@@ -57,6 +57,24 @@ def test_excess_is_loss_minus_reference_unless_it_is_not_observed(
         assert_close(now.excess, now.loss - batch.reference_loss, rtol=1e-11, atol=1e-9)
 
 
+def test_single_precision_and_minimizers_are_accurate(family: TaskFamily) -> None:
+    """More strictly than is asked of families in general."""
+    batch = family.sample(5, torch.Generator().manual_seed(1), dtype=torch.float64)
+    single = family.sample(5, torch.Generator().manual_seed(1))
+    params = batch.start + torch.randn(
+        batch.start.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
+    exact, found = batch.evaluate(params, 1), single.evaluate(params.float(), 1)
+    size = exact.excess_grad.norm(dim=1, keepdim=True)
+    assert ((found.excess_grad - exact.excess_grad).abs() <= 1e-4 * size).all()
+    assert_close(found.loss.double(), exact.loss, rtol=2e-5, atol=1e-5)
+    assert_close(found.excess.double(), exact.excess, rtol=2e-5, atol=1e-5)
+    if batch.minimizer is not None:
+        best, start = batch.evaluate(batch.minimizer, 0), batch.evaluate(batch.start, 0)
+        assert (best.excess.abs() <= 1e-14 * start.excess).all()
+        assert (best.excess_grad.norm(dim=1) <= 1e-10 * start.grad.norm(dim=1)).all()
+
+
 def test_listing_families_reads_no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HALTWISE_DATA_DIR", str(tmp_path))
     assert all(family.dim >= 1 for family in tasks.families().values())
