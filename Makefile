@@ -41,7 +41,7 @@ bench: $(READY)  ## Speed, memory, break-even and what halting saves; tables, JS
 	$(BIN)/python benchmarks/halting_saves.py
 
 faults: $(READY)  ## Kills, full disks, damaged and fuzzed files: counted, and nothing lost.
-	$(BIN)/python benchmarks/faults.py
+	PYTHONPATH=tests $(BIN)/python -m faults
 
 # An environment that exists is brought up to date; what already satisfies the constraints, such
 # as a PyTorch build for your GPU, is kept.

@@ -21,7 +21,7 @@ from haltwise.processes.signals import (
 )
 from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.update_rules import Adam, State
-from haltwise.tasks import Evaluation, Observation, TaskBatch, family
+from haltwise.tasks import DifferentiatedScore, Observation, TaskBatch, family
 from haltwise.rollout.record import Trajectory, backpropagate, record, unroll
 
 DOUBLE = torch.float64
@@ -51,9 +51,9 @@ class NoisyBatch(TaskBatch):
         error, curvature = params - self.center, 1 + randn(D, seed=step).square()
         return Observation((curvature * error.square()).sum(1) / 2, curvature * error)
 
-    def evaluate(self, params: Tensor, step: int) -> Evaluation:
+    def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
         error = params - self.center
-        return Evaluation(*self.observe(params, step), (error**4).sum(1), 4 * error**3)
+        return DifferentiatedScore(*self.observe(params, step), (error**4).sum(1), 4 * error**3)
 
 
 BATCHES = {

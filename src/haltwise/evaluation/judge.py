@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from haltwise._core.errors import require
 from haltwise.evaluation.records import (
     Bin,
     Frontier,
