@@ -216,6 +216,8 @@ def test_a_missing_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_loss_that_was_observed_is_not_evaluated_again() -> None:
-    result = haltwise.minimize(both, START, jac=True, stop=StopPolicy(FixedBudget(3), ReturnedIterate.BEST))
+    result = haltwise.minimize(
+        both, START, jac=True, stop=StopPolicy(FixedBudget(3), ReturnedIterate.BEST)
+    )
     assert result.fun == pytest.approx(value(result.x))
     assert result.nfev == result.njev == 4

@@ -60,7 +60,9 @@ def alone(
         losses.append(loss.item())
         update, said, state = optimizer.step(step, loss, grad, prices, state)
         stop, memory = policy.rule.step(
-            haltwise.stop_rules.StepObservation(step, loss, grad.square().mean(1).sqrt().log(), *said),
+            haltwise.stop_rules.StepObservation(
+                step, loss, grad.square().mean(1).sqrt().log(), *said
+            ),
             memory,
         )
         if stop:
@@ -249,7 +251,9 @@ def test_a_step_on_the_batch_evaluates_no_more_than_it_says(least_squares: Funct
 
 
 def test_weights_come_by_path_too(tmp_path: Path, batch: TaskBatch) -> None:
-    source = Path(haltwise.models.loading.__file__).parent / "weights" / "regression-10d.safetensors"
+    source = (
+        Path(haltwise.models.loading.__file__).parent / "weights" / "regression-10d.safetensors"
+    )
     path = tmp_path / "best.safetensors"
     path.write_bytes(source.read_bytes())
     named = haltwise.solve(batch)

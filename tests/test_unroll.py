@@ -63,9 +63,7 @@ BATCHES = {
 PRICE = torch.tensor([0.05, 0.3, 2.0], dtype=DOUBLE)
 
 
-def make(
-    rule: str = "lstm", settings: dict[str, Any] | None = None, **head: Any
-) -> OptimizerModel:
+def make(rule: str = "lstm", settings: dict[str, Any] | None = None, **head: Any) -> OptimizerModel:
     """An optimizer in float64 none of whose weights is zero, so that every path counts."""
     config = ModelConfig(
         rule,

@@ -110,11 +110,16 @@ def _check_refusals(method: HaltingMethod) -> None:
         "policy": lambda: method.policy(CostUnit.UPDATES),
     }
     for name, ask in asks.items():
+        answer = "an answer"
         try:
             ask()
         except InputError:
             continue
-        raise AssertionError(f"a method without outputs must refuse {name} by InputError")
+        except Exception as error:
+            answer = repr(error)
+        raise AssertionError(
+            f"a method without outputs must refuse {name} by InputError, got {answer}"
+        )
 
 
 def _check_outputs(method: HaltingMethod, examples: HaltingExamples) -> None:

@@ -156,15 +156,20 @@ def _pairs(run: _Run, other: _Run) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _check_selection(process: Process, run: _Run, tolerance: float) -> None:
-    index = torch.tensor([process.num_items - 1, 0], device=run.results[0].device)
-    part = process.select(index)
-    expect(part.num_items == 2, f"2 selected items are a process of {part.num_items}")
-    expect_items(part.init(), 2, "the state of a selection")
-    for name, one, alone in _pairs(run, _run(part, len(run.scores))):
+    last = process.num_items - 1
+    for items in ([last, 0], [0]):
+        index = torch.tensor(items, device=run.results[0].device)
+        part = process.select(index)
         expect(
-            _close(one[index], alone, tolerance),
-            f"{name} of an item among others is not what it is in a selection",
+            part.num_items == len(items),
+            f"a selection of {len(items)} items is a process of {part.num_items}",
         )
+        expect_items(part.init(), len(items), "the state of a selection")
+        for name, whole, alone in _pairs(run, _run(part, len(run.scores))):
+            expect(
+                _close(whole[index], alone, tolerance),
+                f"{name} of an item among others is not what it is in a selection",
+            )
 
 
 def _check_early_exit(process: Process, run: _Run, policy: StopPolicy, tolerance: float) -> None:
