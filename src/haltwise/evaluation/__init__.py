@@ -7,15 +7,15 @@ from haltwise.evaluation.study import study_heads, study_runs, study_stopping
 from haltwise.stop_rules.accounts import CostUnit, calibrate, costs, returned_steps
 
 __all__ = [
-    "CostUnit",
     "Contender",
+    "CostUnit",
     "Evaluation",
     "Interval",
     "calibrate",
     "captured_gain",
     "costs",
-    "returned_steps",
     "evaluate",
+    "returned_steps",
     "stopping_report",
     "study_heads",
     "study_runs",

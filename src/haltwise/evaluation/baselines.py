@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from haltwise._core.tensors import widened
-from haltwise.update_rules import SGD, Adam, RMSprop, UpdateRule
-from haltwise.tasks import TaskBatch
 from haltwise._core.workers import Workers
+from haltwise.tasks import TaskBatch
+from haltwise.update_rules import SGD, Adam, RMSprop, UpdateRule
 
 __all__ = [
     "HAND_DESIGNED",

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, calibrate, costs, total_cost
 from haltwise.stop_rules import Patience, Plateau, StopRule, Traces, decide_all
+from haltwise.stop_rules.accounts import RETURNABLE, CostUnit, calibrate, costs, total_cost
 
 __all__ = ["OPPONENTS", "cross_fitted", "halves"]
 

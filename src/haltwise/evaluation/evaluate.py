@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.json import plain
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
 from haltwise._core.version import __version__
-from haltwise._core.json import plain
+from haltwise._core.workers import Workers
 from haltwise.evaluation.baselines import (
     HAND_DESIGNED,
     Curves,
@@ -28,17 +29,10 @@ from haltwise.evaluation.statistics import (
     randomized_budget,
 )
 from haltwise.evaluation.stopping import MIN_PROBLEMS, stopping_report
-from haltwise.rollout.early_exit import Outcome, execute
-from haltwise.stop_rules.accounts import (
-    CostUnit,
-    StopPolicy,
-    ReturnedIterate,
-    costs,
-    returned_steps,
-    steps_charged,
-    total_cost,
-)
 from haltwise.halting.halter import AFTER, BEFORE
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.rollout.early_exit import Outcome, execute
+from haltwise.rollout.record import Recording, Trajectory, unroll
 from haltwise.stop_rules import (
     FixedBudget,
     HazardThreshold,
@@ -46,11 +40,17 @@ from haltwise.stop_rules import (
     Traces,
     decisions,
 )
-from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.stop_rules.accounts import (
+    CostUnit,
+    ReturnedIterate,
+    StopPolicy,
+    costs,
+    returned_steps,
+    steps_charged,
+    total_cost,
+)
 from haltwise.tasks import TaskBatch, TaskFamily
 from haltwise.tasks.module import ModuleBatch
-from haltwise.rollout.record import Recording, Trajectory, unroll
-from haltwise._core.workers import Workers
 
 __all__ = ["Contender", "Evaluation", "evaluate"]
 

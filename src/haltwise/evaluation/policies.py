@@ -3,15 +3,8 @@
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from haltwise.stop_rules.accounts import (
-    RETURNABLE,
-    CostUnit,
-    StopPolicy,
-    ReturnedIterate,
-    calibrate,
-    costs,
-)
 from haltwise.halting.halter import AFTER, BEFORE
+from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.stop_rules import (
     GradientNorm,
     HazardThreshold,
@@ -22,7 +15,14 @@ from haltwise.stop_rules import (
     StopRule,
     Traces,
 )
-from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.stop_rules.accounts import (
+    RETURNABLE,
+    CostUnit,
+    ReturnedIterate,
+    StopPolicy,
+    calibrate,
+    costs,
+)
 
 __all__ = ["OPPONENTS", "choose_policies", "speaks_hazard"]
 

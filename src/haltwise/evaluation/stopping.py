@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.random import stream
 from haltwise._core.json import plain
+from haltwise._core.random import stream
 from haltwise.evaluation.cross_fitting import OPPONENTS, cross_fitted, halves
 from haltwise.evaluation.statistics import (
     NUM_RESAMPLES,

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
+from haltwise._core.json import plain
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
-from haltwise._core.json import plain
 from haltwise.evaluation.policies import OPPONENTS, choose_policies
 from haltwise.evaluation.statistics import gain, rank_correlation
-from haltwise.stop_rules.accounts import CostUnit, costs, total_cost
-from haltwise.stop_rules import StopRule, Traces, decisions
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.recordings.runs import RecordedRuns
-from haltwise.update_rules import UpdateRule
-from haltwise.tasks import TaskFamily
 from haltwise.rollout.record import Recording, Trajectory, record
+from haltwise.stop_rules import StopRule, Traces, decisions
+from haltwise.stop_rules.accounts import CostUnit, costs, total_cost
+from haltwise.tasks import TaskFamily
+from haltwise.update_rules import UpdateRule
 
 __all__ = ["AFTER_GRADIENT", "study_heads", "study_runs", "study_stopping"]
 
