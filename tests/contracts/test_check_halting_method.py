@@ -140,6 +140,12 @@ class TriesNumbers(Sound):
         return [0.5]
 
 
+class NeedsWhatItDoesNotOffer(Sound):
+    @property
+    def needs_calibration(self) -> bool:
+        return True
+
+
 class ReturnsWhatIsNotPaidFor(Sound):
     def returns(self, unit: CostUnit) -> ReturnedIterate:
         return ReturnedIterate.NEXT
@@ -189,6 +195,7 @@ class IsNoOneButHalts(Sound):
         (StopsByAnotherMethod(), "must need nothing but losses and .* increments is needed"),
         (StopsByTheGradient(), "must need nothing but losses and .* log_grad_norm is needed"),
         (TriesNumbers(), "0.5 is no StopRule"),
+        (NeedsWhatItDoesNotOffer(), "needs calibration must offer candidates"),
         (ReturnsWhatIsNotPaidFor(), "which is not returnable at the cost of updates"),
         (HasAPolicyOfNothing(), "the policy of updates has no stop rule but None"),
         (ForecastsTheOpposite(), "must stop where the forecast gain is below the price"),

@@ -16,7 +16,7 @@ from haltwise.halting import (
     NoHalting,
     Softmax,
     StickBreaking,
-    methods,
+    halting_methods,
 )
 from haltwise.models import Card, Choice, HaltingModel
 from haltwise.stop_rules import CostUnit, DecisionTime, ReturnedIterate
@@ -24,7 +24,7 @@ from haltwise.testing import check_halting_method
 
 HOLD = ("hold_logits",)  # distilled and forecast hazards take what is returned as data
 VARIANTS: dict[str, tuple[HaltingMethod, tuple[str, ...]]] = {
-    **{name: (kind(), ()) for name, kind in methods().items()},
+    **{name: (kind(), ()) for name, kind in halting_methods().items()},
     "distillation": (StickBreaking("distillation"), HOLD),
     "value": (StickBreaking("value"), HOLD),
     "at a constant temperature": (StickBreaking(temperature=2.0, final_temperature=2.0), ()),
@@ -44,7 +44,7 @@ def test_a_method_keeps_its_contract(name: str) -> None:
 @every_method
 def test_a_model_of_it_puts_out_the_same_step_by_step_as_at_once(name: str) -> None:
     method, _ = VARIANTS[name]
-    kinds = {kind: table_name for table_name, kind in methods().items()}
+    kinds = {kind: table_name for table_name, kind in halting_methods().items()}
     choice = Choice(kinds[type(method)], json.loads(json.dumps(asdict(method))))
     model = HaltingModel(Card(choice, price=0.1, horizon=T), 2, seeded()).double()
     assert model.method == method

@@ -1,14 +1,15 @@
 """What every process must satisfy: update rules on tasks, and a loop without gradients."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from draws import DOUBLE, seeded
-from square_roots import Roots
 
 from haltwise import update_rules
-from haltwise.processes import OptimizationProcess
+from haltwise._core.plugins import load_object
+from haltwise.processes import OptimizationProcess, ProcessFamily
 from haltwise.tasks import family
 from haltwise.testing import check_process
 
@@ -22,6 +23,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rules": [["lstm", {"hidden_size": 3}], ["adam", {"learning_rate": 0.05}]],
     },
 }
+
+
+def own_family() -> ProcessFamily:
+    """Newton's iteration for square roots."""
+    file = Path(__file__).parent.parent / "own" / "own_process.py"
+    kind: Any = load_object(f"{file}:SquareRoots", ProcessFamily, "process family")
+    made: ProcessFamily = kind()
+    return made
 
 
 def process(rule: str, name: str, dtype: torch.dtype) -> OptimizationProcess:
@@ -40,4 +49,4 @@ def test_an_update_rule_on_a_task_is_a_process(rule: str, name: str, dtype: torc
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_a_loop_without_gradients_is_a_process(dtype: torch.dtype) -> None:
-    check_process(Roots(torch.linspace(0.5, 40, 6, dtype=dtype)), tolerance=0)
+    check_process(own_family().sample(6, seeded(), dtype=dtype), tolerance=0)

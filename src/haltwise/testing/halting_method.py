@@ -34,7 +34,8 @@ def check_halting_method(method: HaltingMethod, *, detached: Collection[str] = (
     - The posterior is a distribution over 0..T at both times of decision, whatever the outputs.
     - The objective is finite, one number an item, which depends on that item alone; its gradient
       with respect to the outputs is that of finite differences, the random numbers being fixed.
-    - Rules and candidates are stop rules that need nothing but losses and the method's outputs.
+    - Rules and candidates are stop rules that need nothing but losses and the method's outputs,
+      and there are candidates if they are needed.
     - A policy returns what is returnable at the cost of its unit.
     - Hazards are probabilities, and a forecast gain is above the price where the rule goes on and
       not above it where it stops.
@@ -222,7 +223,12 @@ def _check_rules(method: HaltingMethod, examples: HaltingExamples) -> None:
     trajectory = _trajectory(examples)
     table = costs(examples.excess, 0.1)
     for time in DecisionTime:
-        for rule in (method.rule(time), *method.candidates(trajectory, table, time)):
+        candidates = method.candidates(trajectory, table, time)
+        expect(
+            len(candidates) > 0 or not method.needs_calibration,
+            "a method that needs calibration must offer candidates",
+        )
+        for rule in (method.rule(time), *candidates):
             expect(isinstance(rule, StopRule), f"{rule!r} is no StopRule")
             try:
                 decided = decisions(rule, trajectory)
