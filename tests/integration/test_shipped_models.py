@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import haltwise
-from haltwise.models import loading
 from haltwise import InputError
-from haltwise._core.random import stream
 from haltwise._core.files import save_tensors
+from haltwise._core.random import stream
+from haltwise.models import loading
+from haltwise.models.optimizer_model import ModelConfig, OptimizerModel
 from haltwise.rollout.early_exit import Outcome, execute
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import family
 
 SHIPPED = loading.names()
