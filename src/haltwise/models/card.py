@@ -128,7 +128,8 @@ class Card:
                 ("family", Choice),
                 ("halter", HalterSettings),
             ):
-                given[name] = None if given[name] is None else kind(**given[name])
+                missing = given[name] is None and name in ("rule", "family")
+                given[name] = None if missing else kind(**given[name])
             given["unit"] = CostUnit(given["unit"])
             given["policies"] = {
                 CostUnit(unit): StopPolicy(

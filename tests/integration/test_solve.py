@@ -2,23 +2,33 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from draws import DOUBLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_runs import plain_run
 from torch import Tensor
 
 import haltwise
-from haltwise import FunctionBatch, InputError, Outcome
+from haltwise import FunctionBatch, Outcome
 from haltwise._core.random import stream
-from haltwise.rollout.early_exit import execute
-from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate
-from haltwise.stop_rules import FixedBudget, GradientNorm, HazardThreshold, Patience, Sampling
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
+from haltwise.halting import HaltingSession
+from haltwise.models import loading
+from haltwise.processes import OptimizationProcess
+from haltwise.rollout import run_until_halted
+from haltwise.stop_rules import (
+    FixedBudget,
+    GradientNorm,
+    HazardThreshold,
+    Patience,
+    ReturnedIterate,
+    Sampling,
+    StopPolicy,
+)
 from haltwise.tasks import TaskBatch, family
 
 PROBLEMS = 12
@@ -48,47 +58,6 @@ def batch() -> TaskBatch:
     return family("regression-10d").sample(PROBLEMS, stream(2), dtype=torch.float64)
 
 
-def alone(
-    optimizer: OptimizerModel, batch: TaskBatch, policy: StopPolicy, price: float
-) -> dict[str, Any]:
-    """The slow twin: one problem, step by step, nothing shared with `execute` but the rules."""
-    params, state = batch.start, optimizer.init(batch.start)
-    memory = policy.rule.init(1, params)
-    prices, losses, seen = params.new_full((1,), price), [], [params]
-    for step in range(60):
-        loss, grad = batch.observe(params, step)
-        losses.append(loss.item())
-        update, said, state = optimizer.step(step, loss, grad, prices, state)
-        stop, memory = policy.rule.step(
-            haltwise.stop_rules.StepObservation(step, loss, grad.square().mean(1).sqrt().log(), *said),
-            memory,
-        )
-        if stop:
-            break
-        params = params + update
-        seen.append(params)
-    taken = step + 1
-    if policy.recall is ReturnedIterate.BEST:
-        best = min(range(taken), key=losses.__getitem__)
-        params, steps = seen[best], best
-    elif not stop:
-        steps = taken
-    elif policy.recall is ReturnedIterate.NEXT or (
-        policy.recall is ReturnedIterate.LEARNED and not said.hold_logits > 0
-    ):
-        params, steps = params + update, taken
-    else:
-        steps = step
-    return {
-        "params": params[0],
-        "loss": batch.observe(params, steps).loss[0],
-        "steps": steps,
-        "num_gradients": taken,
-        "outcome": int(Outcome.HALTED if stop else Outcome.OUT_OF_STEPS),
-        "history": torch.tensor(losses, dtype=torch.float64),
-    }
-
-
 @pytest.mark.parametrize(
     "stop",
     [
@@ -106,22 +75,20 @@ def test_solving_equals_a_slow_loop(
     kind: str, chunk_size: int | None, stop: Any, request: pytest.FixtureRequest
 ) -> None:
     problem: TaskBatch = request.getfixturevalue(kind)
-    optimizer = haltwise.load("regression-10d").double()
+    model = haltwise.load("regression-10d").double()
     policy = StopPolicy(stop, ReturnedIterate.NEXT) if isinstance(stop, GradientNorm) else stop
-    policy = policy or optimizer.policy()
+    policy = policy or model.policy()
     solution = haltwise.solve(problem, stop=stop, history=True, chunk_size=chunk_size)
     assert solution.history is not None
     assert solution.history.shape == (PROBLEMS, solution.num_gradients.max())
     for number in range(PROBLEMS):
-        single = problem.select(torch.tensor([number]))
-        expected = alone(optimizer, single, policy, 0.0527)
-        seen = expected.pop("history")
+        expected = plain_run(model, problem, number, policy, 0.0527, 60)
+        seen = torch.tensor(expected.losses, dtype=DOUBLE)
         torch.testing.assert_close(solution.history[number, : len(seen)], seen)
         assert solution.history[number, len(seen) :].isnan().all()
-        for name, value in expected.items():
-            torch.testing.assert_close(
-                getattr(solution, name)[number], torch.as_tensor(value), msg=f"{name} of {number}"
-            )
+        for name in ("params", "loss", "steps", "num_gradients", "outcome"):
+            found, value = getattr(solution, name)[number], getattr(expected, name)
+            torch.testing.assert_close(found, torch.as_tensor(value), msg=f"{name} of {number}")
 
 
 @settings(max_examples=12)
@@ -141,12 +108,13 @@ def test_chunks_change_nothing(chunk_size: int, seed: int) -> None:
         )
 
 
-def test_solving_is_executing(batch: TaskBatch) -> None:
-    optimizer = haltwise.load("regression-10d").double()
+def test_solving_is_running_the_process_until_it_halts(batch: TaskBatch) -> None:
+    model = haltwise.load("regression-10d").double()
     price = torch.linspace(0.01, 0.3, PROBLEMS).double()
-    run = execute(optimizer, batch, optimizer.policy(), price, 9)
-    solution = haltwise.solve(batch, optimizer, price=price, max_steps=9)
-    assert torch.equal(solution.params, run.params)
+    session = HaltingSession(model.policy(), price, model.halting)
+    run = run_until_halted(OptimizationProcess(model.rule, batch), session, 9)
+    solution = haltwise.solve(batch, model, price=price, max_steps=9)
+    assert torch.equal(solution.params, run.result)
     assert torch.equal(solution.steps, run.num_updates)
     assert torch.equal(solution.num_gradients, run.num_gradients)
     assert torch.equal(solution.outcome, run.outcome)
@@ -249,7 +217,7 @@ def test_a_step_on_the_batch_evaluates_no_more_than_it_says(least_squares: Funct
 
 
 def test_weights_come_by_path_too(tmp_path: Path, batch: TaskBatch) -> None:
-    source = Path(haltwise.models.loading.__file__).parent / "weights" / "regression-10d.safetensors"
+    source = Path(loading.__file__).parent / "weights" / "regression-10d.safetensors"
     path = tmp_path / "best.safetensors"
     path.write_bytes(source.read_bytes())
     named = haltwise.solve(batch)
@@ -267,81 +235,3 @@ def test_importing_stays_cheap() -> None:
 def test_nothing_is_shown(batch: TaskBatch, capfd: pytest.CaptureFixture[str]) -> None:
     haltwise.solve(batch)
     assert capfd.readouterr() == ("", "")
-
-
-ONES = torch.ones(5, 2)
-
-
-def centred(params: Tensor) -> Tensor:
-    return (params - params.mean(0)).square().sum(1)
-
-
-def noisy(params: Tensor) -> Tensor:
-    return params.square().sum(1) * torch.rand((), generator=NOISE)
-
-
-NOISE = torch.Generator().manual_seed(0)
-OUTSIDE = torch.arange(5.0)
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda: ONES, "must be a TaskBatch, got Tensor; make one of a loss"),
-        (lambda: FunctionBatch(ONES[0], centred), r"shape \[B, D\].*got shape \[2\]"),
-        (lambda: FunctionBatch(ONES[:0], centred), r"got shape \[0, 2\]"),
-        (lambda: FunctionBatch([[1.0]], centred), "got list"),  # type: ignore[arg-type]
-        (lambda: FunctionBatch(ONES.long(), centred), r"got torch.int64; convert"),
-        (lambda: FunctionBatch(ONES.half(), centred), r"got torch.float16; convert"),
-        (
-            lambda: FunctionBatch(torch.where(OUTSIDE[:, None] > 2, torch.nan, ONES), centred),
-            "NaN or infinity in 2 of 5 problems, first in problem 3",
-        ),
-        (lambda: FunctionBatch(ONES, centred), "problem 0 or its gradient changes with"),
-        (lambda: FunctionBatch(ONES, lambda p: p.square().sum(1) / len(p)), "problem 0 or"),
-        (lambda: FunctionBatch(ONES, noisy), "and not random"),
-        (lambda: FunctionBatch(ONES, lambda p: p.square().sum()), r"shape \[3\].*got shape \[\]"),
-        (lambda: FunctionBatch(ONES, lambda p: p.square()), r"got shape \[3, 2\]"),
-        (lambda: FunctionBatch(ONES, lambda p: 3.0), "got 3.0"),  # type: ignore[arg-type,return-value]
-        (lambda: FunctionBatch(ONES, lambda p: p.double().sum(1)), "torch.float64 for param"),
-        (lambda: FunctionBatch(ONES, lambda p: p.detach().sum(1)), "no gradient in its param"),
-        (
-            lambda: FunctionBatch(ONES, lambda p: p.sum(1) * OUTSIDE),
-            "fails for 3 of the 5 problems",
-        ),
-        (
-            lambda: FunctionBatch(ONES, lambda p, x: x.sum(1), {"x": ONES[:4]}),
-            r"data\['x'\] must be a tensor with the 5 problems .* got shape \[4, 2\]",
-        ),
-        (
-            lambda: FunctionBatch(ONES, lambda p, x: p.sum(1), {"x": 3}),  # type: ignore[dict-item]
-            r"data\['x'\] .* got 3",
-        ),
-    ],
-)
-def test_problems_that_will_not_do(make: Callable[[], Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        haltwise.solve(make())
-
-
-@pytest.mark.parametrize(
-    ("given_settings", "said"),
-    [
-        ({"optimizer": "regresion-10d"}, "did you mean 'regression-10d'"),
-        ({"stop": 5}, "stop must be a StopRule"),
-        ({"price": 0.0}, "above 0 and finite, got 0"),
-        ({"price": torch.ones(3)}, r"shape \[12\], got shape \[3\]"),
-        ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"chunk_size": 0}, "chunk_size must be at least 1"),
-        ({"optimizer": OptimizerModel(ModelConfig())}, "no card that says its price; give"),
-        (
-            {"optimizer": OptimizerModel(ModelConfig()), "price": 0.1},
-            "no card that says its horizon; give max_steps",
-        ),
-    ],
-)
-def test_settings_that_will_not_do(
-    given_settings: dict[str, Any], said: str, batch: TaskBatch
-) -> None:
-    with pytest.raises(InputError, match=said):
-        haltwise.solve(batch, **given_settings)

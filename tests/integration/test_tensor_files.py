@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import InputError
+from haltwise import InputError
 from haltwise._core.files import load_tensors, save_tensors, write_atomically
 
 METADATA = {"step": 3, "name": "é", "nested": {"loss": [1.5, None, True]}}

@@ -11,8 +11,7 @@ import torch
 
 import haltwise
 from haltwise import FunctionBatch, InputError, Outcome
-from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate
-from haltwise.stop_rules import FixedBudget
+from haltwise.stop_rules import FixedBudget, ReturnedIterate, StopPolicy
 
 RANDOM = np.random.default_rng(5)
 DESIGN, TARGET = RANDOM.normal(size=(30, 10)), RANDOM.normal(size=30)
@@ -174,7 +173,7 @@ def test_basins_can_be_hopped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"bounds": [(0, 1)] * 10}, "knows no bounds"),
         ({"bounds": scipy.optimize.Bounds(0, 1)}, "knows no bounds"),
@@ -186,15 +185,15 @@ def test_basins_can_be_hopped() -> None:
         ({"options": {"optimizer": "nobody"}}, "unknown optimizer 'nobody'"),
     ],
 )
-def test_what_scipy_knows_and_this_does_not(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_scipy_knows_and_this_does_not(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         scipy.optimize.minimize(both, START, jac=True, method=haltwise.minimize, **settings)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         haltwise.minimize(both, START, jac=True, **settings.get("options", settings))
 
 
 @pytest.mark.parametrize(
-    ("fun", "x0", "jac", "said"),
+    ("fun", "x0", "jac", "message"),
     [
         (both, np.zeros((2, 5)), True, r"a vector of real numbers, got shape \(2, 5\)"),
         (both, START + 1j, True, "got shape .* of complex128"),
@@ -204,8 +203,8 @@ def test_what_scipy_knows_and_this_does_not(settings: dict[str, Any], said: str)
         (value, START, "cs", "jac must be a function, True, None or '2-point', got 'cs'"),
     ],
 )
-def test_functions_that_will_not_do(fun: Any, x0: Any, jac: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_functions_that_will_not_do(fun: Any, x0: Any, jac: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         haltwise.minimize(fun, x0, jac=jac)
 
 
@@ -216,6 +215,8 @@ def test_a_missing_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_loss_that_was_observed_is_not_evaluated_again() -> None:
-    result = haltwise.minimize(both, START, jac=True, stop=StopPolicy(FixedBudget(3), ReturnedIterate.BEST))
+    result = haltwise.minimize(
+        both, START, jac=True, stop=StopPolicy(FixedBudget(3), ReturnedIterate.BEST)
+    )
     assert result.fun == pytest.approx(value(result.x))
     assert result.nfev == result.njev == 4
