@@ -36,7 +36,7 @@ def rules() -> Mapping[str, type[UpdateRule]]:
 
 def make(
     name: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     generator: torch.Generator | None = None,
     own: Iterable[type] = (),
 ) -> UpdateRule:
