@@ -10,7 +10,7 @@ from torch.nn.functional import linear, silu
 from torch.testing import assert_close
 
 from haltwise._core.errors import InputError
-from haltwise._kernels import plain_lstm_step
+from haltwise._kernels import reference_lstm_step
 from haltwise._core.tensors import sub_state
 from haltwise.halting.halter import Halter, HaltingOutput
 from haltwise.processes.signals import (
@@ -105,7 +105,7 @@ def spoken(
     )
     value = inputs
     if head.memory:
-        hidden, cell = plain_lstm_step(
+        hidden, cell = reference_lstm_step(
             inputs.detach(),
             memory["hidden"],
             memory["cell"],
@@ -139,7 +139,7 @@ def autograd_oracle(
         if cut_every and step % cut_every == 0:
             state = {name: value.detach() for name, value in state.items()}
         loss, grad = seen.loss.detach(), seen.grad.detach()
-        update, readout, state = optimizer.rule.step(grad, state)
+        update, readout, state = optimizer.rule.update(grad, state)
         signals, last = measure_signals(step, loss, grad, update.detach(), last)
         features, recent = extract_features(signals.unsqueeze(1), PRICE, recent)
         said, memory = spoken(optimizer.head, features.squeeze(1), readout, memory)
@@ -253,7 +253,7 @@ def test_a_trajectory_is_what_a_plain_loop_records(memory: int) -> None:
             break
         kept += [sub_state(state, "rule.")] * (step % 3 == 0)
         with torch.no_grad():
-            update, readout, _ = optimizer.rule.step(seen.grad, sub_state(state, "rule."))
+            update, readout, _ = optimizer.rule.update(seen.grad, sub_state(state, "rule."))
         taken = optimizer.step(step, seen.loss, seen.grad, PRICE, state)
         assert not taken.update.requires_grad
         assert torch.equal(taken.update, update)
@@ -282,7 +282,7 @@ def test_any_rule_is_recorded_and_a_head_may_read_it_at_every_price() -> None:
         seen = batch.score(params, step)
         assert torch.equal(recording.loss[:, step], seen.loss)
         assert torch.equal(recording.excess[:, step], seen.excess)
-        update, _, state = rule.step(seen.grad, state)
+        update, _, state = rule.update(seen.grad, state)
         params = params + update
     assert torch.equal(recording.params, params)
     assert recording.readouts.shape == (B, T, 0)

@@ -77,7 +77,7 @@ def loss_curves(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Curves:
     params, state, seen = batch.start, rule.init(batch.start), []
     for step in range(num_steps):
         seen.append(batch.score(params, step))
-        update, _, state = rule.step(seen[-1].grad, state)
+        update, _, state = rule.update(seen[-1].grad, state)
         params = params + update
     seen.append(batch.score(params, num_steps))
     return Curves(

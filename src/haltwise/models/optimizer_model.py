@@ -27,7 +27,7 @@ from haltwise.stop_rules import (
     PonderThreshold,
     PosteriorMode,
 )
-from haltwise.update_rules import UpdateRule, State
+from haltwise.update_rules import State, UpdateRule, update_
 
 __all__ = ["OptimizerModel", "ModelConfig", "ModelStep"]
 
@@ -201,8 +201,13 @@ class OptimizerModel(nn.Module):
             in_place: Whether the new state may take the memory of the old.
         """
         with torch.no_grad(), one_thread():
-            move = self.rule.advance if in_place else self.rule.step
-            update, readout, rule_state = move(grad, sub_state(state, "rule."))
+            rule_state = sub_state(state, "rule.")
+            taken = (
+                update_(self.rule, grad, rule_state)
+                if in_place
+                else self.rule.update(grad, rule_state)
+            )
+            update, readout, rule_state = taken
             signals, last = measure_signals(step, loss, grad, update, sub_state(state, "signals."))
             said, memory = self.hear(signals, readout, price, state)
         state = {

@@ -7,13 +7,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from haltwise import update_rules
 from haltwise._core.errors import require
 from haltwise._core.tensors import log_rms, map_tensors, flush_negligible
 from haltwise.halting.halter import HaltingOutput
 from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.stop_rules import Traces
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.update_rules import UpdateRule, UpdateStep, State, select_state
+from haltwise.update_rules import State, UpdateRule, UpdateStep, prepare, select_state, update_
 from haltwise.tasks import Evaluation, TaskBatch
 
 __all__ = ["Recording", "Trajectory", "backpropagate", "record", "unroll"]
@@ -162,7 +163,7 @@ def record(
     keep = segment is not None
     loss, excess, signals, readouts = ([] for _ in range(4))
     states: list[State] = []
-    rule = rule.settled()
+    rule = prepare(rule)
     params, state = batch.start, rule.init(batch.start)
     memory, grads, updates = init_signals(params), [], []
     shape = (num_steps + 1, batch.num_problems, batch.dim)  # a step is written at a time
@@ -183,9 +184,9 @@ def record(
             break
         if segment is not None and step % segment == 0:
             states.append(state)
-            update, readout, state = rule.step(seen.grad, state)
+            update, readout, state = rule.update(seen.grad, state)
         else:
-            update, readout, state = rule.advance(seen.grad, state)
+            update, readout, state = update_(rule, seen.grad, state)
         grads.append(seen.grad)
         updates.append(update)
         readouts.append(readout)
@@ -310,7 +311,8 @@ def backpropagate(
         pull = excess_cotangent[:, behind].unsqueeze(-1) * recording.excess_grad[:, behind]
         of_updates = pull.flip(1).cumsum_(1).flip(1).add_(later.unsqueeze(1))
         later = of_updates[:, 0]
-        of_state = optimizer.rule.backpropagate(
+        of_state = update_rules.backpropagate(
+            optimizer.rule,
             recording.grad[:, begin:end],
             recording.states[index],
             UpdateStep(flush_negligible(of_updates, 0, 1, 2), of_readouts[:, begin:end], of_state),

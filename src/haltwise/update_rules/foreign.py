@@ -1,4 +1,4 @@
-"""Somebody else's optimizer, of which only recordings are known."""
+"""A placeholder for an optimizer of which only recordings are known."""
 
 from dataclasses import dataclass
 from typing import NoReturn, final
@@ -6,7 +6,7 @@ from typing import NoReturn, final
 from torch import Tensor
 
 from haltwise._core.errors import InputError
-from haltwise.update_rules.base import UpdateRule, UpdateStep, State
+from haltwise.update_rules.base import State, UpdateRule, UpdateStep
 
 __all__ = ["ForeignRule"]
 
@@ -14,16 +14,12 @@ __all__ = ["ForeignRule"]
 @final
 @dataclass(frozen=True)
 class ForeignRule(UpdateRule):
-    """Stands where nothing is known of what moves the parameters; it cannot be run."""
-
-    @property
-    def readout_size(self) -> int:
-        return 0
+    """Takes the place of a rule where it is not known what moves the parameters; cannot be run."""
 
     def init(self, params: Tensor) -> State:
         _refuse()
 
-    def step(self, grad: Tensor, state: State) -> UpdateStep:
+    def update(self, grad: Tensor, state: State) -> UpdateStep:
         _refuse()
 
 

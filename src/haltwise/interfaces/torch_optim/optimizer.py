@@ -25,7 +25,7 @@ from haltwise.halting import (
 )
 from haltwise.processes.signals import SIGNALS, combine_products
 from haltwise.stop_rules import StepObservation
-from haltwise.update_rules import Pooled, UpdateRule
+from haltwise.update_rules import PooledGradient, UpdateRule
 from haltwise.interfaces.torch_optim.chunks import init_state, leaves, move, pool, working_dtype
 
 __all__ = ["LearnedOptimizer"]
@@ -43,7 +43,7 @@ class _Part(NamedTuple):
 
     leaf: int
     params: list[Tensor]
-    pooled: Pooled
+    pooled: PooledGradient
 
 
 class _Problem(NamedTuple):
