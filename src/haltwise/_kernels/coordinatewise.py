@@ -76,6 +76,23 @@ class Coordinatewise(NamedTuple):
         """Whether the gradient reaches the update undistorted, by k and l."""
         return len(self.readout_bias) == 4
 
+    def require_operands(self, grads: Tensor, hidden: Tensor, cell: Tensor) -> tuple[int, ...]:
+        """Refuse gradients [P, D] or [P, K, D] and states [P, D, L, H] that do not fit each other.
+
+        Returns:
+            The state's shape.
+
+        Raises:
+            InputError: Shapes, dtypes or devices differ, or a tensor is not a plain one.
+        """
+        like = self.readout_bias
+        shape = grads.shape if grads.ndim == 3 else require_dims("the gradient", grads, "PD")
+        state_shape = shape[0], shape[-1], len(self.biases), self.readout_weight.shape[-1]
+        require_operand("the gradient", grads, shape, like.dtype, like.device)
+        require_operand("the hidden state", hidden, state_shape, like.dtype, like.device)
+        require_operand("the cell state", cell, state_shape, like.dtype, like.device)
+        return state_shape
+
     def inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
         """What each coordinate reads.
 
@@ -157,14 +174,10 @@ class Coordinatewise(NamedTuple):
                 plain one.
         """
         num_problems, num_steps, dim = require_dims("the gradients", grads, "PKD")
-        num_layers, size = len(self.biases), self.readout_weight.shape[-1]
-        state_shape = num_problems, dim, num_layers, size
-        like = self.readout_bias
+        state_shape = self.require_operands(grads, hidden, cell)
+        like, size = self.readout_bias, state_shape[-1]
         _require_pooled(pooled, (num_problems, num_steps), like)
         for name, tensor, shape in (
-            ("the gradients", grads, (num_problems, num_steps, dim)),
-            ("the hidden state", hidden, state_shape),
-            ("the cell state", cell, state_shape),
             ("the updates' derivative", d_updates, (num_problems, num_steps, dim)),
             ("the read-outs' derivative", d_sums, (num_problems, num_steps, size)),
             ("the hidden state's derivative", d_hidden, state_shape),
@@ -211,7 +224,6 @@ class Coordinatewise(NamedTuple):
         wants_state: bool,
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
         """`backpropagate` through whatever LSTM runs where the compiled kernel does not."""
-        num_problems = len(grads)
         layers = zip(self.weights, self.biases, strict=True)
         params = [
             tensor.detach().requires_grad_()
@@ -227,7 +239,7 @@ class Coordinatewise(NamedTuple):
         inputs = twin.inputs(grads, pooled).transpose(0, 1).flatten(1, 2)
         with torch.enable_grad():
             outputs, *last = lstm_sequence(inputs, state[0], state[1], twin.weights, twin.biases)
-            top = outputs.unflatten(1, (num_problems, -1)).transpose(0, 1)
+            top = outputs.unflatten(1, hidden.shape[:2]).transpose(0, 1)
             updates = twin.read_out(top, grads, pooled)
         roots = [updates, top]
         cotangents = [d_updates, d_sums.unsqueeze(2).expand_as(top)]
@@ -303,11 +315,7 @@ class FusedStep:
         if self._layers is not None:
             levels = None if pooled is None else _levels(pooled)
             return native.step(self._layers, grad, hidden, cell, levels, in_place=in_place)
-        num_problems, dim = require_dims("the gradient", grad, "PD")
-        state_shape = num_problems, dim, len(own.biases), own.readout_weight.shape[-1]
-        require_operand("the gradient", grad, (num_problems, dim), like.dtype, like.device)
-        require_operand("the hidden state", hidden, state_shape, like.dtype, like.device)
-        require_operand("the cell state", cell, state_shape, like.dtype, like.device)
+        state_shape = own.require_operands(grad, hidden, cell)
         inputs = own.inputs(grad, pooled).flatten(0, 1)
         flat = lstm_step(inputs, hidden.flatten(0, 1), cell.flatten(0, 1), own.weights, own.biases)
         hidden, cell = (value.view(state_shape) for value in flat)

@@ -41,6 +41,7 @@ class UpdateRule(ABC):
     `haltwise.update_rules.capabilities`. `haltwise.testing.check_update_rule` checks the contract.
 
     Examples:
+        >>> import torch
         >>> class SignDescent(UpdateRule):
         ...     def init(self, params):
         ...         return {}

@@ -171,8 +171,9 @@ class LSTMRule(
         return stacked
 
     def replay(self, grads: Tensor, state: State) -> UpdateStep:
-        num_problems, num_steps, dim = grads.shape
         own = self._coordinatewise
+        own.require_operands(grads, state["hidden"], state["cell"])
+        num_problems, num_steps, dim = grads.shape
         # One flat batch of coordinates: a layer is one matrix product.
         outputs, hidden, cell = lstm_sequence(
             own.inputs(grads).transpose(0, 1).flatten(1, 2),
@@ -192,7 +193,9 @@ class LSTMRule(
     def backpropagate(
         self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
     ) -> State:
-        hidden, cell, found = self._coordinatewise.backpropagate(
+        own = self._coordinatewise
+        own.require_operands(grads, state["hidden"], state["cell"])
+        hidden, cell, found = own.backpropagate(
             grads,
             state["hidden"],
             state["cell"],
