@@ -234,7 +234,7 @@ class AdamMethod:
         *,
         in_place: bool = False,
     ) -> Any:
-        update, _, state = self.rule.step(grad, state)
+        update, _, state = self.rule.update(grad, state)
         return ModelStep(update, SILENT, state)
 
 

@@ -142,9 +142,7 @@ def cross_fit(
 
 
 def _returnable(unit: CostUnit, *, holds: bool = False) -> tuple[ReturnedIterate, ...]:
-    return tuple(
-        each for each in RETURNABLE[unit] if holds or each is not ReturnedIterate.LEARNED
-    )
+    return tuple(each for each in RETURNABLE[unit] if holds or each is not ReturnedIterate.LEARNED)
 
 
 def _halves(num: int, generator: torch.Generator, groups: Tensor | None) -> Tensor:

@@ -140,7 +140,7 @@ def _walk(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> dict[str, Any]:
         if step < num_steps // 2:
             for name, share in _saturated(rule, seen.grad, state):
                 saturated.setdefault(name, []).append(share)
-        update, _, state = rule.step(seen.grad, state)
+        update, _, state = rule.update(seen.grad, state)
         if step < num_steps // 2:
             for key, value in zip(scales, (seen.grad, update, params), strict=True):
                 parts = value.split(sizes, 1)

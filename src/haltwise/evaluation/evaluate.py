@@ -130,9 +130,7 @@ def evaluate(
     stops = {unit: judged.stops for unit, judged in stopping[name].items()}
     records = {key: _curve(curve, test, stops) for key, curve in curves.items()}
     for key, rule in tuned.items():
-        records[key] = replace(
-            records[key], learning_rate=rule.learning_rate, at_edge=rule.at_edge
-        )
+        records[key] = replace(records[key], learning_rate=rule.learning_rate, at_edge=rule.at_edge)
     return Evaluation(
         EvaluationRecord(
             optimizer=name,

@@ -354,7 +354,9 @@ def _read(hint: Any, value: Any, path: str) -> Any:
         known = {name: _read(hints[name], entry, f"{path}.{name}") for name, entry in value.items()}
         return hint(**known)  # type: ignore[operator]
     elif origin is dict:
-        return {_read(inner[0], k, path): _read(inner[1], v, f"{path}.{k}") for k, v in value.items()}
+        return {
+            _read(inner[0], k, path): _read(inner[1], v, f"{path}.{k}") for k, v in value.items()
+        }
     elif origin is list:
         return [_read(inner[0], entry, path) for entry in value]
     elif origin is tuple:

@@ -232,7 +232,7 @@ def _paths(optimizer: OptimizerModel, batch: TaskBatch, num_steps: int) -> Tenso
     paths = [params]
     with torch.no_grad():
         for step in range(num_steps):
-            update, _, state = optimizer.rule.step(batch.observe(params, step).grad, state)
+            update, _, state = optimizer.rule.update(batch.observe(params, step).grad, state)
             params = params + update
             paths.append(params)
     return torch.stack(paths, 1)
