@@ -87,7 +87,7 @@ def test_commands_on_a_page_are_accepted(page: Path) -> None:
                 parameter.type.convert(value, parameter, context)
 
 
-RECIPES = {"own-family": "tasks", "own-rule": "rules", "own-posterior": "halting/posteriors"}
+RECIPES = {"own-family": "tasks", "own-rule": "update_rules", "own-posterior": "halting/posteriors"}
 USE_RECIPES = """
 import sys
 from pathlib import Path
