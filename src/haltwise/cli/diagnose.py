@@ -42,6 +42,7 @@ def diagnose(
     num_problems: int | None,
     seed: int,
     json_path: Path | None,
+    data_dir: Path | None,
     threads: int | None,
     family_settings: dict[str, Any],
 ) -> None:
@@ -54,7 +55,7 @@ def diagnose(
         require(threads >= 1, f"--threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     optimizer = loading.load(run_or_name)
-    drawn = family_of(optimizer.card["config"], family, family_settings)
+    drawn = family_of(optimizer.card["config"], family, family_settings, data_dir)
     num = min(128, max(8, _COORDINATES // drawn.dim)) if num_problems is None else num_problems
     with Console(stderr=True).status("looking"):
         report = plain(

@@ -34,18 +34,11 @@ _Command = Callable[..., None]
 
 
 def data_directory(command: _Command) -> _Command:
-    """`--data-dir`, for this process what the environment variable is for all."""
-
-    def remember(_: click.Context, __: click.Parameter, value: Path | None) -> None:
-        if value is not None:
-            os.environ[DIRECTORY_VARIABLE] = str(value)
-
+    """Add `--data-dir`, which is passed on as `data_dir`."""
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
-        expose_value=False,
-        callback=remember,
-        help=f"Where mnist/ and cifar10/ lie.  [default: ${DIRECTORY_VARIABLE}]",
+        help=f"Directory that holds mnist/ and cifar10/.  [default: ${DIRECTORY_VARIABLE}]",
     )(command)
 
 
@@ -120,7 +113,10 @@ def family_settings(command: _Command) -> _Command:
 
 
 def family_of(
-    trained: Mapping[str, Any], name: str | None, settings: Mapping[str, Any]
+    trained: Mapping[str, Any],
+    name: str | None,
+    settings: Mapping[str, Any],
+    data_dir: Path | None = None,
 ) -> TaskFamily:
     """The family called `name`, or else the one trained on, as it was then; with `settings`."""
     require(
@@ -129,17 +125,20 @@ def family_of(
         "judge it by haltwise train-monitor with --test-runs",
     )
     own = trained.get("family_settings", {}) if name is None else {}
-    return family(name or trained["family"], {**own, **settings})
+    return family(name or trained["family"], {**own, **settings}, data_dir=data_dir)
 
 
 def families_of(
-    trained: Mapping[str, Any], names: Sequence[str], settings: Mapping[str, Any]
+    trained: Mapping[str, Any],
+    names: Sequence[str],
+    settings: Mapping[str, Any],
+    data_dir: Path | None,
 ) -> list[TaskFamily]:
     """The families called `names`, or else all that were trained on; with `settings`."""
-    if names:
-        return [family(name, dict(settings)) for name in names]
-    others = [family(name, dict(settings)) for name in trained.get("mixed_with", ())]
-    return [family_of(trained, None, settings), *others]
+    others = [
+        family(name, settings, data_dir=data_dir) for name in names or trained.get("mixed_with", ())
+    ]
+    return others if names else [family_of(trained, None, settings, data_dir), *others]
 
 
 def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str, Any]:

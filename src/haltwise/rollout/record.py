@@ -11,7 +11,7 @@ from haltwise._core.tensors import log_rms
 from haltwise.processes.base import Process, State
 from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.processes.trajectory import Trajectory
-from haltwise.tasks.base import Evaluation, TaskBatch
+from haltwise.tasks.base import DifferentiatedScore, TaskBatch
 from haltwise.update_rules.base import UpdateRule
 
 __all__ = ["Tape", "record", "record_process", "record_tape"]
@@ -126,7 +126,7 @@ def _record(
         seen = batch.evaluate(params, step) if keep else batch.score(params, step)
         loss.append(seen.loss)
         excess.append(seen.excess)
-        if isinstance(seen, Evaluation):
+        if isinstance(seen, DifferentiatedScore):
             excess_grads[:, step] = seen.excess_grad
             if seen.grad is not seen.excess_grad:
                 if kept_grads.data_ptr() == excess_grads.data_ptr():

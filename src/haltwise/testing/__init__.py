@@ -1,11 +1,11 @@
-"""The contracts as public checks: what a rule, a method or a process of your own must satisfy.
+"""Public checks of contracts: what a family, a rule, a method or a process of one's own must keep.
 
-Each check raises `AssertionError` with a sentence that says what is wrong, so it is a test of one
-line: `check_stop_rule(MyRule())`.
+Each raises an `AssertionError` that says in a sentence what is wrong.
 """
 
+from haltwise.testing.family import check_family
 from haltwise.testing.halting_method import check_halting_method
 from haltwise.testing.process import check_process
 from haltwise.testing.stop_rule import check_stop_rule
 
-__all__ = ["check_halting_method", "check_process", "check_stop_rule"]
+__all__ = ["check_family", "check_halting_method", "check_process", "check_stop_rule"]
