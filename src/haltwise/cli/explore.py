@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from haltwise._core.plugins import label
 from haltwise.models import loading
 from haltwise import report as pages
 from haltwise.cli.options import family_of
@@ -48,7 +49,7 @@ def explore(
         run_or_name,
         family_of(config, family, family_settings),
         out,
-        family_name=family or config["family"],
+        family_name=label(family or config["family"]),
         seed=seed,
         num_problems=num_problems,
         num_steps=horizon,
