@@ -10,14 +10,14 @@ from torch import Tensor
 from haltwise._core.errors import require
 
 __all__ = [
-    "nested_state",
+    "flush_negligible",
     "log_rms",
     "map_tensors",
+    "nested_state",
     "require_like",
     "select_state",
     "sub_state",
     "widened",
-    "flush_negligible",
 ]
 
 Record = TypeVar("Record")
@@ -75,7 +75,7 @@ def flush_negligible(value: Tensor, *dims: int) -> Tensor:
 
 
 def widened(value: Tensor) -> Tensor:
-    """As float64, where the device has it: MPS has not."""
+    """Convert to float64, where the device has it: MPS does not."""
     return value if value.device.type == "mps" else value.double()
 
 

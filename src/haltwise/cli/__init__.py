@@ -1,55 +1,83 @@
-"""The command line: one file a command."""
+"""The command line: one file a command, imported when it is used."""
 
+import importlib
 import sys
 import warnings
-from typing import TextIO
+from collections.abc import Mapping
+from typing import NamedTuple, TextIO, final
 
 import click
 
 from haltwise._core.errors import CheckpointWarning, InputError
 from haltwise._core.version import __version__
-from haltwise.cli.diagnose import diagnose
-from haltwise.cli.evaluate import evaluate
-from haltwise.cli.explore import explore
-from haltwise.cli.info import info
-from haltwise.cli.list import list_
-from haltwise.cli.report import report
-from haltwise.cli.reproduce import reproduce
-from haltwise.cli.stopping_report import stopping_report
-from haltwise.cli.study import study
-from haltwise.cli.sweep import sweep
-from haltwise.cli.train import train
-from haltwise.cli.train_monitor import train_monitor
 
 __all__ = ["cli", "main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Command(NamedTuple):
+    """Where a command lies, and what it does in a few words."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+_COMMANDS: Mapping[str, Mapping[str, _Command]] = {
+    "Train": {
+        "train": _Command("train", "train", "Train an optimizer that knows when to stop."),
+        "train-monitor": _Command(
+            "train_monitor", "train_monitor", "Learn when to stop a loop from recorded runs of it."
+        ),
+    },
+    "Judge": {
+        "evaluate": _Command(
+            "evaluate", "evaluate", "Evaluate an optimizer on held-out problems, baselines beside."
+        ),
+        "study": _Command("study", "study", "Compare stop rules over seeds and prices."),
+        "stopping-report": _Command(
+            "stopping_report", "stopping_report", "Judge stops that are given with their losses."
+        ),
+        "diagnose": _Command("diagnose", "diagnose", "Find out why a training does not learn."),
+    },
+    "Look": {
+        "report": _Command("report", "report", "Write a run and its evaluations as one page."),
+        "explore": _Command("explore", "explore", "Watch a problem being solved at any price."),
+        "list": _Command("list", "list_", "List families and shipped weights."),
+        "info": _Command("info", "info", "Say what runs here: versions, devices, kernels."),
+    },
+}
+
+
+@final
+class _LazyGroup(click.Group):
+    """Commands that are imported when they are used: `--version` and `--help` need no PyTorch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in _COMMANDS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for section in _COMMANDS.values():
+            if cmd_name in section:
+                place = section[cmd_name]
+                module = importlib.import_module(f"haltwise.cli.{place.module}")
+                command: click.Command = getattr(module, place.attribute)
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, section in _COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, place.help) for name, place in section.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="haltwise")
 def cli() -> None:
-    """Learned optimizers that know when to stop.
+    """Stop any iterative process when its next step is not worth its price.
 
     Losses are in the units of the family (nats for regression), prices are losses per step, steps
     are updates of the optimizee's parameters, meta-steps are updates of the optimizer's weights.
     """
-
-
-_COMMANDS = (
-    train,
-    train_monitor,
-    sweep,
-    evaluate,
-    study,
-    report,
-    reproduce,
-    explore,
-    diagnose,
-    stopping_report,
-    list_,
-    info,
-)
-for command in _COMMANDS:
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ import click
 import torch
 from rich.console import Console
 
-from haltwise.models import loading
 from haltwise._core.errors import require
 from haltwise._core.files import write_atomically
+from haltwise._core.json import plain
 from haltwise.cli.options import data_directory, family_of
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation.diagnosis import diagnose as look_at
-from haltwise._core.json import plain
+from haltwise.models import loading
 
 __all__ = ["diagnose"]
 

@@ -9,14 +9,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from haltwise.models import loading
 from haltwise._core.errors import require
 from haltwise._core.files import write_atomically
 from haltwise.cli.options import data_directory, device_option, family_of, joined
 from haltwise.cli.options import family_settings as family_settings_option
-from haltwise.evaluation import CostUnit, Contender
+from haltwise.evaluation import Contender, CostUnit
 from haltwise.evaluation import evaluate as run_evaluation
 from haltwise.evaluation.records import save_record
+from haltwise.models import loading
 from haltwise.tasks import label
 
 __all__ = ["evaluate"]

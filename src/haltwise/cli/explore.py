@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from haltwise.models import loading
 from haltwise import report as pages
 from haltwise.cli.options import family_of
 from haltwise.cli.options import family_settings as family_settings_option
+from haltwise.models import loading
 
 __all__ = ["explore"]
 

@@ -2,7 +2,7 @@
 
 import click
 
-from haltwise.models import loading
+from haltwise.models.loading import card_of, names
 from haltwise.tasks import families
 
 __all__ = ["list_"]
@@ -10,21 +10,22 @@ __all__ = ["list_"]
 
 @click.command("list")
 def list_() -> None:
-    """List the families and the shipped optimizers."""
+    """List the families and the shipped weights."""
     click.echo("Families (haltwise train FAMILY):")
     known = families()
     longest = max(map(len, known))
     width = max(len(str(family.dim)) for family in known.values())
     for name, family in known.items():
         click.echo(f"  {name:<{longest}} {family.dim:>{width}} parameters  {_first_line(family)}")
-    click.echo("Shipped optimizers (haltwise evaluate NAME, haltwise.load(NAME)):")
-    shipped = loading.names()
+    click.echo("Shipped weights (haltwise evaluate NAME, haltwise.load(NAME)):")
+    shipped = names()
     longest = max(map(len, shipped))
     for name in shipped:
-        config = loading.read_card(name)["config"]
+        card = card_of(name)
+        family = "recorded runs" if card.family is None else card.family.name
         click.echo(
-            f"  {name:<{longest}} family {config['family']}, {config['horizon']} steps, "
-            f"price {config['price']:g} per step, preset {config['preset']}"
+            f"  {name:<{longest}} family {family}, {card.horizon} steps, "
+            f"price {card.price:g} per step, halting {card.method.name}"
         )
 
 

@@ -11,9 +11,12 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
-from haltwise.datasets import DIRECTORY_VARIABLE
-from haltwise.tasks import TaskFamily, family
+from haltwise._core.plugins import load_object
 from haltwise._core.workers import Workers
+from haltwise.datasets import DIRECTORY_VARIABLE
+from haltwise.models.files import own_names
+from haltwise.models.loading import find
+from haltwise.tasks import TaskFamily, family
 
 __all__ = [
     "data_directory",
@@ -22,7 +25,9 @@ __all__ = [
     "family_of",
     "family_settings",
     "joined",
+    "own_of",
     "parse_settings",
+    "threads_option",
 ]
 
 _Command = Callable[..., None]
@@ -64,6 +69,23 @@ def device_option(command: _Command) -> _Command:
         show_default=True,
         callback=tried,
         help="Where to compute, e.g. cuda or cuda:1.",
+    )(command)
+
+
+def threads_option(command: _Command) -> _Command:
+    """`--threads`, set at once."""
+
+    def set_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
+        if value is not None:
+            require(value >= 1, f"--threads must be at least 1, got {value}")
+            torch.set_num_threads(value)
+
+    return click.option(
+        "--threads",
+        type=int,
+        expose_value=False,
+        callback=set_threads,
+        help="CPU threads.  [default: PyTorch's]",
     )(command)
 
 
@@ -137,3 +159,11 @@ def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str
                 f"{option} {name}: {value!r} is not JSON; strings need quotes"
             ) from None
     return parsed
+
+
+def own_of(name: str | Path) -> list[type]:
+    """The classes of a user's own that weights name by PATH.py:NAME; their files are executed.
+
+    A command is given the name of weights that its user trusts; `haltwise.load` executes nothing.
+    """
+    return [load_object(own, object, "class") for own in own_names(find(name))]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from haltwise.models import loading
 from haltwise import report as pages
+from haltwise.models import loading
 
 __all__ = ["report"]
 

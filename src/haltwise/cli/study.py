@@ -10,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from haltwise.models import loading
 from haltwise._core.errors import require
 from haltwise._core.files import write_atomically
 from haltwise.cli.options import data_directory, device_option, families_of
 from haltwise.cli.options import family_settings as family_settings_option
 from haltwise.evaluation import CostUnit, study_heads, study_stopping
+from haltwise.models import loading
 from haltwise.tasks import label
 
 __all__ = ["study"]

@@ -13,9 +13,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from haltwise.models import loading
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import make_directory, write_atomically
+from haltwise.models import loading
 from haltwise.tasks import label
 
 __all__ = ["sweep"]

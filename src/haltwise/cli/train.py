@@ -1,10 +1,12 @@
-"""`haltwise train`: meta-train an optimizer on a family, with a live display."""
+"""`haltwise train`: train a model that knows when to stop, with progress."""
 
 import math
 import os
 import shlex
 import signal
 import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,56 +17,54 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
 
-from haltwise.models import loading
 from haltwise._core.errors import InputError, require
-from haltwise.cli.options import data_directory, device_option, joined, parse_settings
-from haltwise.cli.options import family_settings as family_settings_option
-from haltwise.tasks import label
-from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig, Workers
+from haltwise._core.nested_settings import merge
+from haltwise._core.plugins import label
+from haltwise._core.workers import Workers
+from haltwise.cli.options import data_directory, device_option, joined, threads_option
+from haltwise.cli.settings import SettingsCommand, Table, collect, read_config
+from haltwise.halting.methods import halting_methods
+from haltwise.models.loading import run_directory
+from haltwise.tasks import families, training_defaults
+from haltwise.training import PRESETS, Progress, Trainer, TrainingSettings, estimators
+from haltwise.update_rules import rules
 
-__all__ = ["run_trainer", "train"]
+__all__ = ["TABLES", "command_line", "run_trainer", "train"]
+
+TABLES: Mapping[str, Table] = {
+    "family": families,
+    "rule": rules,
+    "method": halting_methods,
+    "joint.estimator": estimators,
+}
+"""Tables of the choices among the settings."""
 
 
-@click.command()
+def _defaults(family: str | None, preset: str) -> Mapping[str, Any]:
+    return merge(training_defaults().get(family or "", {}), PRESETS.get(preset, {}))
+
+
+@click.command(
+    cls=SettingsCommand,
+    settings=TrainingSettings,
+    defaults=_defaults,
+    tables=TABLES,
+    excluded=("preset", "runs", "keeps_best"),
+)
 @click.argument("family", required=False)
 @click.option(
     "--preset",
-    default="act",
-    show_default=True,
     type=click.Choice(list(PRESETS)),
-    help="act: what works best; lstm: no halting; thesis: the thesis to the letter.",
+    help="act: what works best; lstm: no halting; thesis: the thesis to the letter.  "
+    "[default: act]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="TOML file of settings; those on the command line go over it.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/FAMILY-PRESET]"
-)
-@click.option(
-    "--posterior",
-    type=click.Choice(list(POSTERIORS)),
-    help="Over the halting step.  [default: the preset's]",
-)
-@click.option(
-    "--rule", help="What moves the parameters.  [default: lstm; settings: --set rule_settings=JSON]"
-)
-@click.option(
-    "--rule-from",
-    help="Begin with the rule of a trained optimizer; with --meta-steps 0 only a head is trained.",
-)
-@click.option("--head-from", help="Begin with the halting head of a trained optimizer.")
-@click.option("--price", type=float, help="Price of a step, in units of the loss.")
-@click.option("--horizon", type=int, help="Steps of an unroll.")
-@click.option("--meta-steps", type=int, help="Updates of the optimizer's weights.")
-@click.option("--batch-size", type=int, help="Problems of a meta-step.")
-@click.option("--learning-rate", type=float, help="Of the meta-optimizer Adam.")
-@click.option("--continuation", type=float, help="Continuation of the horizon prior, in (0, 1).")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights and problems.")
-@device_option
-@click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="Any other setting of the configuration, e.g. --set sum_weight=0.1.",
 )
 @click.option(
     "--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory."
@@ -75,85 +75,65 @@ __all__ = ["run_trainer", "train"]
     is_flag=True,
     help="Go on if the run directory holds this very run already; implied when torchrun restarts.",
 )
-@click.option(
-    "--shards",
-    type=int,
-    help="Virtual shards of a batch, at least as many as workers; see docs/scaling.md.  "
-    "[default: 1]",
-)
-@family_settings_option
+@device_option
+@threads_option
 @data_directory
 @click.option(
     "--tensorboard",
     is_flag=True,
     help="Write TensorBoard event files as well, with histograms of the halting steps.",
 )
-def train(
-    family: str | None,
-    preset: str,
-    out: Path | None,
-    posterior: str | None,
-    rule: str | None,
-    rule_from: str | None,
-    head_from: str | None,
-    price: float | None,
-    horizon: int | None,
-    meta_steps: int | None,
-    batch_size: int | None,
-    learning_rate: float | None,
-    continuation: float | None,
-    seed: int,
-    device: torch.device,
-    threads: int | None,
-    settings: tuple[str, ...],
-    family_settings: dict[str, Any],
-    resume: Path | None,
-    go_on: bool,
-    shards: int | None,
-    tensorboard: bool,
-) -> None:
-    """Meta-train an optimizer on FAMILY.
+def train(**arguments: Any) -> None:
+    """Train a model that knows when to stop on FAMILY, with the update rule that it stops.
 
     FAMILY is a name (see `haltwise list`) or one of your own, PATH.py:NAME, whose file is executed.
+    The settings of a rule, method, family or estimator are options, too: name it, and --help
+    lists them, as in `haltwise train FAMILY --rule adam --help`.
 
     Ctrl-C stops at the end of the meta-step and leaves a checkpoint. Several workers share a run:
-    torchrun --nproc-per-node 4 -m haltwise train FAMILY --shards 4.
+    torchrun --nproc-per-node 4 -m haltwise train FAMILY --run.num-shards 4.
     """
-    if threads is not None:
-        require(threads >= 1, f"--threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    settings, others = collect(arguments, TABLES)
+    _train(settings, **others)
+
+
+def _train(
+    settings: dict[str, Any],
+    *,
+    family: str | None,
+    preset: str | None,
+    config: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    go_on: bool,
+    device: torch.device,
+    tensorboard: bool,
+) -> None:
     if resume is not None:
-        require(family is None, "--resume takes family and settings from the run; drop the rest")
+        require(
+            family is None and config is None,
+            "--resume takes family and settings from the run; drop the rest",
+        )
         where = _place(device, tensorboard)
-        run_trainer(Trainer.resume(loading.run_directory(resume), **where), where["workers"])
+        run_trainer(Trainer.resume(run_directory(resume), **where), where["workers"])
         return
+    written = read_config(config)
+    preset = preset or str(written.pop("preset", "act"))
+    own = written.get("family")
+    named = own if isinstance(own, str) else (own or {}).get("name")
+    family = family or named
     if family is None:
         raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
-    config = TrainingConfig.from_preset(
-        preset,
-        family,
-        posterior=posterior,
-        rule=rule,
-        rule_from=rule_from,
-        head_from=head_from,
-        price=price,
-        horizon=horizon,
-        num_meta_steps=meta_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        continuation=continuation,
-        seed=seed,
-        num_shards=shards,
-        family_settings=family_settings or None,
-        **parse_settings(settings),
-    )
+    if isinstance(own, str):
+        del written["family"]
+    chosen = TrainingSettings.from_preset(preset, family, written, settings)
     directory = out or Path("runs") / f"{label(family)}-{preset}"
     go_on = go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     where = _place(device, tensorboard)
     if go_on and (directory / "config.json").exists():
-        trainer = Trainer.resume(directory, config=config, **where)
+        trainer = Trainer.resume(directory, settings=chosen, **where)
     else:
-        trainer = Trainer(config, directory, command=_command(), **where)
+        trainer = Trainer(chosen, directory, command=command_line(), **where)
     run_trainer(trainer, where["workers"])
 
 
@@ -163,13 +143,13 @@ def _place(device: torch.device, tensorboard: bool) -> dict[str, Any]:
     return {"device": device, "tensorboard": tensorboard, "workers": workers}
 
 
-def _command() -> str:
+def command_line() -> str:
     """The command as it was typed, for the card."""
     return shlex.join(["haltwise", *sys.argv[1:]])
 
 
 def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
-    """Train to the end, or to Ctrl-C, with a live display; the run directory goes to stdout."""
+    """Train to the end, or to Ctrl-C or SIGTERM, with progress; the run directory goes to stdout."""
     workers = workers or Workers()
     console = Console(stderr=True, quiet=not workers.is_first)
     asked = False
@@ -182,53 +162,15 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
         asked = True
         trainer.interrupt()
 
-    previous = signal.signal(signal.SIGINT, interrupt)
+    previous = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        with Display(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn(
-                "loss {task.fields[loss]}  J {task.fields[j]}  stops at {task.fields[stop]}"
-            ),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            refresh_per_second=4,
-        ) as display:
-            task = display.add_task(
-                "meta-training",
-                total=trainer.num_steps,
-                completed=trainer.step,
-                loss="-",
-                j="-",
-                stop="-",
-            )
-            recording = display.add_task(
-                "recording", total=None, visible=False, loss="-", j="-", stop="-"
-            )
-
-            def report(done: int, total: int) -> None:
-                display.update(recording, completed=done, total=total, visible=done < total)
-
-            trainer.report_recording = report
-            rollbacks = 0
-            for progress in trainer.run():
-                display.update(
-                    task,
-                    completed=progress.step,
-                    loss=_number(progress.loss),
-                    j=_number(progress.price_adjusted_loss),
-                    stop=_number(progress.mean_halting_step),
-                )
-                if progress.num_rollbacks > rollbacks:
-                    console.print(
-                        f"Training diverged: back to meta-step {progress.step}, the learning rate "
-                        "lowered."
-                    )
-                rollbacks = progress.num_rollbacks
+        follow = _follow_display if console.is_terminal else _follow_lines
+        follow(trainer, console)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     workers.leave()
     if trainer.interrupted:
         console.print(
@@ -247,6 +189,71 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
         )
     if workers.is_first:
         click.echo(str(trainer.directory))
+
+
+def _follow_lines(trainer: Trainer, console: Console) -> None:
+    """A plain line now and then, where nobody watches a terminal."""
+    every, last = 10.0, time.monotonic()
+
+    def now(sentence: Callable[[], str]) -> None:
+        nonlocal last
+        if time.monotonic() - last >= every:
+            last = time.monotonic()
+            console.print(sentence(), soft_wrap=True, highlight=False)
+
+    trainer.report_recording(lambda done, total: now(lambda: f"recorded {done} of {total}"))
+    rollbacks = 0
+    for progress in trainer.run():
+        now(
+            lambda progress=progress: (  # type: ignore[misc]
+                f"meta-step {progress.step} of {trainer.num_steps}: "
+                + ", ".join(f"{name} {value}" for name, value in _figures(progress).items())
+            )
+        )
+        rollbacks = _tell_rollback(console, progress, rollbacks)
+
+
+def _follow_display(trainer: Trainer, console: Console) -> None:
+    with Display(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        refresh_per_second=4,
+    ) as display:
+        task = display.add_task(
+            "meta-training", total=trainer.num_steps, completed=trainer.step, figures=""
+        )
+        recording = display.add_task("recording", total=None, visible=False, figures="")
+
+        def report(done: int, total: int) -> None:
+            display.update(recording, completed=done, total=total, visible=done < total)
+
+        trainer.report_recording(report)
+        rollbacks = 0
+        for progress in trainer.run():
+            figures = "  ".join(f"{name} {value}" for name, value in _figures(progress).items())
+            display.update(task, completed=progress.step, figures=figures)
+            rollbacks = _tell_rollback(console, progress, rollbacks)
+
+
+def _tell_rollback(console: Console, progress: Progress, known: int) -> int:
+    if progress.num_rollbacks > known:
+        console.print(
+            f"Training diverged: back to meta-step {progress.step}, the learning rate lowered."
+        )
+    return progress.num_rollbacks
+
+
+def _figures(progress: Progress) -> dict[str, str]:
+    return {
+        "loss": _number(progress.loss),
+        "J": _number(progress.price_adjusted_loss),
+        "stops at": _number(progress.mean_halting_step),
+    }
 
 
 def _number(value: float) -> str:

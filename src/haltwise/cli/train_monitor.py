@@ -1,31 +1,40 @@
-"""`haltwise train-monitor`: from recorded runs of somebody's loop to what stops it."""
+"""`haltwise train-monitor`: from recorded runs of a loop to what stops it."""
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from haltwise.models import loading
-from haltwise._core.errors import require
 from haltwise._core.files import write_atomically
-from haltwise.cli.options import parse_settings
-from haltwise.cli.train import run_trainer
+from haltwise.cli.options import threads_option
+from haltwise.cli.settings import SettingsCommand, collect
+from haltwise.cli.train import TABLES, command_line, run_trainer
 from haltwise.evaluation import study_runs
+from haltwise.models.loading import load_halting
 from haltwise.recordings.runs import RecordedRuns
-from haltwise.training import Trainer, monitor_config
+from haltwise.training import Trainer, TrainingSettings, monitor_settings
+from haltwise.training.train import MONITOR_DEFAULTS
 
 __all__ = ["train_monitor"]
 
 
-@click.command("train-monitor")
+@click.command(
+    "train-monitor",
+    cls=SettingsCommand,
+    settings=TrainingSettings,
+    defaults=lambda family, preset: MONITOR_DEFAULTS,
+    tables={"method": TABLES["method"]},
+    excluded=(
+        *("family", "mixed_with", "preset", "runs", "keeps_best", "rule", "rule_from", "price"),
+        *("horizon", "joint.num_steps", "joint.batch_size", "joint.warmup", "joint.sum_weight"),
+        "joint.estimator",
+    ),
+)
 @click.argument("runs", type=click.Path(path_type=Path))
-@click.option("--price", type=float, required=True, help="Of a round, in units of the score.")
+@click.option("--price", type=float, required=True, help="Price of a round, in units of the score.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RUNS-monitor]"
 )
@@ -39,15 +48,7 @@ __all__ = ["train_monitor"]
     help="Other recorded runs, on which it is judged beside tuned rules.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write figures here.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights and the split.")
-@click.option("--threads", type=int, help="CPU threads.  [default: PyTorch's]")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="Any other setting of the configuration, e.g. --set head_steps=3000.",
-)
+@threads_option
 def train_monitor(
     runs: Path,
     price: float,
@@ -56,32 +57,22 @@ def train_monitor(
     keeps_best: bool,
     test_runs: Path | None,
     json_path: Path | None,
-    seed: int,
-    threads: int | None,
-    settings: tuple[str, ...],
+    **arguments: Any,
 ) -> None:
     """Learn from the recordings in the directory RUNS when to stop such a loop.
 
     haltwise.HaltingMonitor.recording writes them, haltwise.HaltingMonitor stops by what is learned.
     """
-    if threads is not None:
-        require(threads >= 1, f"--threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
-    config = monitor_config(
-        runs,
-        price=price,
-        horizon=horizon,
-        keeps_best=keeps_best,
-        seed=seed,
-        **parse_settings(settings),
+    changes, _ = collect(arguments, ("method",))
+    settings = monitor_settings(
+        runs, price=price, horizon=horizon, keeps_best=keeps_best, **changes
     )
-    test = None if test_runs is None else RecordedRuns.load(test_runs, config.horizon)
+    test = None if test_runs is None else RecordedRuns.load(test_runs, settings.horizon)
     directory = out or Path("runs") / f"{runs.resolve().name}-monitor"
-    command = shlex.join(["haltwise", *sys.argv[1:]])
-    run_trainer(Trainer(config, directory, command=command))
+    run_trainer(Trainer(settings, directory, command=command_line()))
     if test is not None:
-        tuning = RecordedRuns.load(runs, config.horizon)
-        found = study_runs(loading.load(directory), test, tuning, price=price)
+        tuning = RecordedRuns.load(runs, settings.horizon)
+        found = study_runs(load_halting(directory), test, tuning, price=price)
         Console().print(_table(found))
         if json_path is not None:
             write_atomically(json_path, (json.dumps(found, indent=1) + "\n").encode())

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import stream
-from haltwise.stop_rules.accounts import CostUnit, costs
 from haltwise.halting.halter import AFTER, HaltingOutput
-from haltwise.halting.posteriors import GravesPosterior, SoftmaxPosterior, StickBreakingPosterior
-from haltwise.stop_rules import decisions
 from haltwise.halting.objectives import cumulative_logits
+from haltwise.halting.posteriors import GravesPosterior, SoftmaxPosterior, StickBreakingPosterior
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.update_rules import LSTMRule, PartitionedRule, UpdateRule, State
+from haltwise.rollout.record import Trajectory, backpropagate, unroll
+from haltwise.stop_rules import decisions
+from haltwise.stop_rules.accounts import CostUnit, costs
 from haltwise.tasks import TaskBatch, TaskFamily
 from haltwise.tasks.module import ModuleBatch
 from haltwise.training import TrainingConfig
 from haltwise.training.objective import MetaObjective
-from haltwise.rollout.record import Trajectory, backpropagate, unroll
+from haltwise.update_rules import LSTMRule, PartitionedRule, State, UpdateRule
 
 __all__ = ["Finding", "diagnose"]
 

@@ -1,4 +1,4 @@
-"""When a process should stop: features, halter, methods, posteriors, objectives, the session."""
+"""Halting of a process: features, halter, methods, posteriors, objectives, the session."""
 
 from haltwise.halting.halter import Halter, HalterSettings
 from haltwise.halting.methods import (
@@ -8,7 +8,7 @@ from haltwise.halting.methods import (
     NoHalting,
     Softmax,
     StickBreaking,
-    methods,
+    halting_methods,
 )
 from haltwise.halting.posteriors import (
     GravesPosterior,
@@ -36,5 +36,5 @@ __all__ = [
     "StickBreaking",
     "StickBreakingPosterior",
     "TruncatedGeometric",
-    "methods",
+    "halting_methods",
 ]

@@ -16,7 +16,7 @@ State = dict[str, Tensor]
 
 
 class Halts(Protocol):
-    """What a session asks of a halting model; see `haltwise.models.HaltingModel`."""
+    """The part of a halting model that a session uses; see `haltwise.models.HaltingModel`."""
 
     method: HaltingMethod
 
@@ -30,7 +30,7 @@ class Halts(Protocol):
 
 
 class Decision(NamedTuple):
-    """What was decided about B items at one step.
+    """A decision about B items at one step.
 
     Attributes:
         stop: Which items stop, bool [B].
@@ -83,7 +83,7 @@ class HaltingSession:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why an item may stop, in words."""
+        """Possible reasons of a stop, in words."""
         return self.policy.rule.reasons
 
     @torch.no_grad()

@@ -7,9 +7,11 @@ from typing import Any, Self, final, get_type_hints
 
 from haltwise._core.discovery import find
 from haltwise._core.errors import InputError, require
+from haltwise._core.nested_settings import Choice
+from haltwise._core.plugins import whereabouts
 from haltwise._core.settings import require_types
 from haltwise.halting.halter import HalterSettings
-from haltwise.halting.methods import HaltingMethod, methods
+from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.processes.observation import Observed
 from haltwise.stop_rules import (
     CostUnit,
@@ -29,20 +31,6 @@ _COMPOSED: Mapping[str, type[AnyOf] | type[AllOf]] = MappingProxyType(
 _FORMAT = 2
 
 
-@final
-@dataclass(frozen=True)
-class Choice:
-    """A named thing and the settings that differ from its own."""
-
-    name: str
-    """A name in its table, or PATH.py:NAME."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Settings by name, plain JSON values."""
-
-    def __post_init__(self) -> None:
-        require_types(type(self).__init__, vars(self))
-
-
 def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
     """The halting method of a choice.
 
@@ -53,7 +41,7 @@ def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
     Raises:
         InputError: There is no such method, or a setting is impossible.
     """
-    kind: type[HaltingMethod] = find(methods(), choice.name, "halting method", own)
+    kind: type[HaltingMethod] = find(halting_methods(), choice.name, "halting method", own)
     require_types(kind.__init__, choice.settings)
     try:
         return kind(**choice.settings)
@@ -66,7 +54,7 @@ def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
 @final
 @dataclass(frozen=True)
 class Card:
-    """What a halting model is made of, what it was trained for, and how it stops.
+    """The make of a halting model, the setting it was trained for, and its stop policies.
 
     Examples:
         >>> card = Card(method=Choice("stick-breaking"), price=0.1, horizon=40)
@@ -167,7 +155,7 @@ def _rule_to_json(rule: StopRule) -> dict[str, Any]:
         if isinstance(rule, composed):
             return {"kind": name, "rules": [_rule_to_json(part) for part in rule.rules]}
     names = {kind: name for name, kind in stop_rules().items()}
-    name = names.get(type(rule), f"own:{type(rule).__name__}")
+    name = names[type(rule)] if type(rule) in names else whereabouts(rule)
     settings = {
         key: value.name.lower() if isinstance(value, DecisionTime) else value
         for key, value in vars(rule).items()

@@ -17,7 +17,7 @@ __all__ = ["Trajectory"]
 @final
 @dataclass(frozen=True)
 class Trajectory:
-    """What B items went through in T steps, and what a stop at each step would have been worth.
+    """The course of B items over T steps, with the value of a stop at each step.
 
     It may come from a process of this package or from any loop: a matrix of losses is enough, and
     what is not known is None. No autograd graph hangs on it, and nothing but `outputs` depends on
@@ -96,6 +96,12 @@ class Trajectory:
             InputError: It is not known here.
         """
         return known(self, name)
+
+    def shown_readouts(self) -> Tensor:
+        """The read-outs, empty where the process shows none, shape [B, T, R]."""
+        if self.readouts is not None:
+            return self.readouts
+        return self.loss.new_empty(self.num_items, self.num_steps, 0)
 
     def with_outputs(self, outputs: Mapping[str, Tensor]) -> "Trajectory":
         """A copy with the outputs of a halting model."""

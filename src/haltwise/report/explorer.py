@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haltwise.models import loading
 from haltwise._core.errors import require
-from haltwise._core.random import stream
 from haltwise._core.files import write_atomically
-from haltwise.stop_rules.accounts import CostUnit, costs, returned_steps
+from haltwise._core.random import stream
 from haltwise.halting.halter import AFTER
-from haltwise.stop_rules import FixedBudget, HazardThreshold, PonderThreshold, decisions
+from haltwise.models import loading
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.report.page import render, slug
-from haltwise.tasks import TaskBatch, TaskFamily
 from haltwise.rollout.record import record, unroll
+from haltwise.stop_rules import FixedBudget, HazardThreshold, PonderThreshold, decisions
+from haltwise.stop_rules.accounts import CostUnit, costs, returned_steps
+from haltwise.tasks import TaskBatch, TaskFamily
 
 __all__ = ["explore", "write_explorer"]
 

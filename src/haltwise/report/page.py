@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, final
 
 from haltwise._core.errors import InputError
-from haltwise._core.version import __version__
 from haltwise._core.files import write_atomically
+from haltwise._core.version import __version__
 from haltwise.evaluation import Evaluation
 from haltwise.evaluation.records import load_heads, load_records
 from haltwise.models.loading import names, read_card

@@ -18,7 +18,7 @@ __all__ = ["Execution", "Outcome", "run_until_halted"]
 
 @final
 class Outcome(IntEnum):
-    """How an item ended."""
+    """The way an item ended."""
 
     HALTED = 0
     """The stop rule ended it; see `Execution.reason`."""
@@ -31,7 +31,7 @@ class Outcome(IntEnum):
 @final
 @dataclass(frozen=True)
 class Execution:
-    """What became of B items.
+    """Results of B items.
 
     Attributes:
         result: What is returned of each item, shape [B, ...].

@@ -21,6 +21,7 @@ __all__ = [
     "family",
     "label",
     "resolve",
+    "training_defaults",
     "whereabouts",
 ]
 
@@ -54,3 +55,8 @@ def family(name: str, settings: Mapping[str, Any] | None = None) -> TaskFamily:
         require(setting in known, _discovery.unknown(setting, known, f"setting of {name}"))
     require_types(type(found).__init__, settings or {})
     return replace(found, **settings) if settings else found
+
+
+def training_defaults() -> Mapping[str, Mapping[str, Any]]:
+    """Training settings by family that differ from the general ones, as nested objects."""
+    return _discovery.collect(sys.modules[__name__], "TRAINING_DEFAULTS")

@@ -7,10 +7,11 @@ from torch import nn
 
 from haltwise import datasets
 from haltwise._core.errors import require
+from haltwise._core.nested_settings import merge
 from haltwise.datasets import ImageData
-from haltwise.tasks.images import ImageClassification
+from haltwise.tasks.images import CAREFUL_LSTM, NETWORK_DEFAULTS, ImageClassification
 
-__all__ = ["FAMILIES", "CifarConvolutional"]
+__all__ = ["FAMILIES", "TRAINING_DEFAULTS", "CifarConvolutional"]
 
 
 @final
@@ -76,4 +77,21 @@ FAMILIES = {
     "cifar10-cnn": CifarConvolutional(),
     "cifar-2": CifarConvolutional(labels="01"),
     "cifar-5": CifarConvolutional(labels="01234"),
+}
+
+# Convolution weights and everything else have an optimizer each, as in L2L.
+TRAINING_DEFAULTS = {
+    "cifar10-cnn": merge(
+        NETWORK_DEFAULTS,
+        {
+            "rule": {
+                "name": "partitioned",
+                "settings": {
+                    "sizes": [14000, None],
+                    "rules": [["lstm", CAREFUL_LSTM], ["lstm", CAREFUL_LSTM]],
+                },
+            },
+            "joint": {"batch_size": 4},
+        },
+    )
 }

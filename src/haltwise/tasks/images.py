@@ -3,6 +3,7 @@
 import functools
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from haltwise.datasets import ImageData
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask
 
-__all__ = ["ImageClassification"]
+__all__ = ["CAREFUL_LSTM", "NETWORK_DEFAULTS", "ImageClassification"]
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,25 @@ def _examples(
     return Examples(
         torch.from_numpy(images[kept]), torch.from_numpy(targets[kept]), scale=1 / white
     )
+
+
+CAREFUL_LSTM = {"initial_descent": True, "output_scale": 0.03}
+"""Settings of an LSTM rule that begins as normalized gradient descent with small steps."""
+
+# A problem costs a thousand times more than a regression, so there are fewer of them. The rule
+# learns by the losses of the minibatches alone; what a step is worth is judged on many examples,
+# and learned by the halter afterwards.
+NETWORK_DEFAULTS: dict[str, Any] = {
+    "rule": {"name": "lstm", "settings": CAREFUL_LSTM},
+    "horizon": 100,
+    "price": 0.003,
+    "joint": {
+        "num_steps": 1500,
+        "batch_size": 8,
+        "warmup": 1.0,
+        "estimator": {"name": "pathwise", "settings": {"segment": 20}},
+    },
+    "halting": {"num_recorded": 640},
+    "validation": {"every": 50, "num_problems": 32, "num_calibration": 192},
+}
+"""Training settings that families of networks share."""

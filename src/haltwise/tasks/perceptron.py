@@ -7,10 +7,11 @@ from torch import nn
 
 from haltwise import datasets
 from haltwise._core.errors import require
+from haltwise._core.nested_settings import merge
 from haltwise.datasets import ImageData
-from haltwise.tasks.images import ImageClassification
+from haltwise.tasks.images import NETWORK_DEFAULTS, ImageClassification
 
-__all__ = ["FAMILIES", "Perceptron"]
+__all__ = ["FAMILIES", "TRAINING_DEFAULTS", "Perceptron"]
 
 _SIDE = {"mnist": 28, "digits": 8}
 
@@ -73,4 +74,9 @@ FAMILIES = {
     "mnist-mlp-40": Perceptron(num_hidden=40),
     "mnist-mlp-2layer": Perceptron(num_layers=2),
     "digits-mlp": Perceptron(data="digits"),
+}
+
+TRAINING_DEFAULTS = {
+    "mnist-mlp": NETWORK_DEFAULTS,
+    "digits-mlp": merge(NETWORK_DEFAULTS, {"joint": {"batch_size": 16}}),
 }

@@ -9,7 +9,7 @@ from haltwise._core.errors import require
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch
 
-__all__ = ["FAMILIES", "Quadratic"]
+__all__ = ["FAMILIES", "TRAINING_DEFAULTS", "Quadratic"]
 
 
 @final
@@ -45,3 +45,11 @@ class Quadratic(TaskFamily):
 
 
 FAMILIES = {"quadratic-10d": Quadratic()}
+
+TRAINING_DEFAULTS = {
+    "quadratic-10d": {
+        "horizon": 100,
+        "price": 0.003,
+        "joint": {"sum_weight": 4.0, "warmup": 0.5},
+    }
+}

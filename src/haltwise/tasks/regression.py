@@ -10,7 +10,13 @@ from haltwise._core.errors import require
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 
-__all__ = ["FAMILIES", "LinearRegression", "normal_regression", "sample_design"]
+__all__ = [
+    "FAMILIES",
+    "TRAINING_DEFAULTS",
+    "LinearRegression",
+    "normal_regression",
+    "sample_design",
+]
 
 
 def sample_design(
@@ -189,3 +195,5 @@ FAMILIES = {
         num_params=10, inputs="normal", intercept=False, spectral_norm=5.0
     ),
 }
+
+TRAINING_DEFAULTS = {"regression-2d": {"horizon": 40, "joint": {"batch_size": 256}}}

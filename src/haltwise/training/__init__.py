@@ -1,20 +1,19 @@
-"""Meta-training of learned optimizers."""
+"""Training of halting models and of the update rules beside them."""
 
-from haltwise.training.config import PRESETS, TrainingConfig
-from haltwise.training.monitor import monitor_config, train_monitor
-from haltwise.training.objective import POSTERIORS
-from haltwise.training.train import train
+from haltwise.training.gradients import GradientEstimator, Pathwise, estimators
+from haltwise.training.settings import PRESETS, TrainingSettings
+from haltwise.training.train import monitor_settings, train, train_monitor
 from haltwise.training.trainer import Progress, Trainer
-from haltwise._core.workers import Workers
 
 __all__ = [
-    "POSTERIORS",
     "PRESETS",
+    "GradientEstimator",
+    "Pathwise",
     "Progress",
     "Trainer",
-    "TrainingConfig",
-    "Workers",
-    "monitor_config",
+    "TrainingSettings",
+    "estimators",
+    "monitor_settings",
     "train",
     "train_monitor",
 ]

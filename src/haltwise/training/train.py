@@ -1,36 +1,53 @@
 """A whole training run in one call."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from haltwise.tasks import TaskFamily, whereabouts
-from haltwise.training.config import TrainingConfig
+from haltwise._core.nested_settings import merge
+from haltwise._core.plugins import whereabouts
+from haltwise.halting.methods import HaltingMethod, halting_methods
+from haltwise.processes.base import ProcessFamily
+from haltwise.recordings.runs import RecordedRuns
+from haltwise.tasks import TaskFamily
+from haltwise.training.settings import TrainingSettings
 from haltwise.training.trainer import Trainer
+from haltwise.update_rules import UpdateRule, rules
 
-__all__ = ["train"]
+__all__ = ["MONITOR_DEFAULTS", "monitor_settings", "train", "train_monitor"]
+
+# Some hundreds of runs are all there is: a smaller halter, fewer steps.
+MONITOR_DEFAULTS: dict[str, Any] = {
+    "rule": {"name": "none"},
+    "halter": {"width": 32, "memory": 16},
+    "price_range": 3.0,
+    "halting": {"num_steps": 1000, "batch_size": 128},
+}
+"""Settings that differ where a monitor is learned."""
 
 
 def train(
-    family: str | TaskFamily,
+    family: str | TaskFamily | ProcessFamily,
     directory: str | Path,
     *,
     preset: str = "act",
     device: torch.device | str = "cpu",
     **settings: Any,
 ) -> Path:
-    """Meta-train an optimizer; what `haltwise train` does, without a display.
+    """Train a model that knows when to stop; what `haltwise train` does, without a display.
 
     Args:
-        family: A name, PATH.py:NAME, or a family of your own whose class stands at the top of a
-            file, which is executed again: what it is to do only as a script belongs under
-            `if __name__ == "__main__":`.
+        family: A name, PATH.py:NAME, or a family of your own, of problems or of processes, whose
+            class stands at the top of a file, which is executed again: what it is to do only as a
+            script belongs under `if __name__ == "__main__":`.
         directory: Of the run, created if missing.
         preset: A name in `PRESETS`.
         device: Where to compute.
-        settings: Of `TrainingConfig` and `ModelConfig`, for instance `price=0.1`.
+        settings: Of `TrainingSettings`, sections as dictionaries: `price=0.1`,
+            `joint={"num_steps": 500}`; `rule` and `method` also as an instance.
 
     Returns:
         The run directory, which `haltwise.load`, `haltwise.solve` and all others take.
@@ -38,10 +55,89 @@ def train(
     Raises:
         InputError: A setting is impossible, or the directory holds a run already.
     """
-    if isinstance(family, TaskFamily):
-        settings = {"family_settings": asdict(family), **settings}
+    changes = {name: _plain(name, value) for name, value in settings.items()}
+    if isinstance(family, TaskFamily | ProcessFamily):
+        changes = merge({"family": {"settings": asdict(family)}}, changes)
+        if isinstance(family, ProcessFamily):
+            changes = merge({"rule": {"name": "none"}, "price_range": 3.0}, changes)
         family = whereabouts(family)
-    config = TrainingConfig.from_preset(preset, family, **settings)
-    for _ in Trainer(config, Path(directory), device=device, command=f"train({family!r})").run():
+    chosen = TrainingSettings.from_preset(preset, family, changes)
+    for _ in Trainer(chosen, Path(directory), device=device, command=f"train({family!r})").run():
+        pass
+    return Path(directory)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A rule or method that was given as an instance, as its name and settings."""
+    tables: dict[str, tuple[type, Mapping[str, type]]] = {
+        "rule": (UpdateRule, rules()),
+        "method": (HaltingMethod, halting_methods()),
+    }
+    if name not in tables or not isinstance(value, tables[name][0]) or not is_dataclass(value):
+        return value
+    known = {kind: key for key, kind in tables[name][1].items()}
+    kind = type(value)
+    return {
+        "name": known[kind] if kind in known else whereabouts(kind),
+        "settings": asdict(value),  # type: ignore[call-overload]
+    }
+
+
+def monitor_settings(
+    runs: str | Path, *, price: float, horizon: int | None = None, **settings: Any
+) -> TrainingSettings:
+    """What `train_monitor` trains.
+
+    Args:
+        runs: The directory of the recordings.
+        price: c, what a round must gain, in units of the score.
+        horizon: T, rounds after the first; the shortest run's if None.
+        settings: Others of `TrainingSettings`, sections as dictionaries.
+
+    Raises:
+        InputError: There are no such runs, or a setting is impossible.
+    """
+    recorded = RecordedRuns.load(runs, horizon)
+    own = {
+        "runs": str(Path(runs).resolve()),
+        "price": price,
+        "horizon": recorded.trajectory.num_steps,
+    }
+    return TrainingSettings.from_preset("act", "recorded-runs", MONITOR_DEFAULTS, own, settings)
+
+
+def train_monitor(
+    runs: str | Path,
+    directory: str | Path,
+    *,
+    price: float,
+    horizon: int | None = None,
+    device: torch.device | str = "cpu",
+    **settings: Any,
+) -> Path:
+    """Learn when to stop a loop from recorded runs of it; for `haltwise.HaltingMonitor`.
+
+    Of the runs 65 % teach the halter, 10 % choose its weights and 25 % its threshold.
+
+    Args:
+        runs: The directory in which `HaltingMonitor.recording` wrote them.
+        directory: The run directory, created if missing.
+        price: See `monitor_settings`, as all but the device.
+        horizon: T.
+        device: Where to train.
+        settings: For instance `keeps_best=True`, for a loop that goes back to its best state.
+
+    Returns:
+        The run directory, to give to `HaltingMonitor`.
+
+    Raises:
+        InputError: Too few runs, or a setting or a file is no good.
+
+    Warns:
+        CalibrationWarning: Few runs, or some that were left out.
+    """
+    chosen = monitor_settings(runs, price=price, horizon=horizon, **settings)
+    command = f"train_monitor({str(runs)!r}, price={price:g})"
+    for _ in Trainer(chosen, Path(directory), device=device, command=command).run():
         pass
     return Path(directory)

@@ -1,8 +1,8 @@
-"""Meta-training, resumable at every validation.
+"""Training, resumable at every validation.
 
-First rule and head together: unroll, score, backpropagate, step. Then the head by itself, on
-recorded problems of the final rule, which costs no gradients of the optimizee. A hand-designed
-rule has nothing to learn, so its head goes straight to the second.
+First update rule and halter together: unroll, score, backpropagate, step. Then the halter by
+itself, on recorded trajectories of the final rule, which costs no gradients of the optimizee. A
+hand-designed rule has nothing to learn, so its halter goes straight to the second phase.
 
 Every random stream is a function of the seed, the step and the virtual shard, and the gradients of
 the shards are summed in their order: neither interruptions nor the number of workers change a bit.
@@ -11,67 +11,45 @@ the shards are summed in their order: neither interruptions nor the number of wo
 import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
 
-from haltwise.models import loading
 from haltwise._core.errors import InputError, require
+from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
 from haltwise._core.tensors import nested_state, require_like, sub_state
 from haltwise._core.version import __version__
-from haltwise.rollout.cuda_graph import CapturedUnroll
-from haltwise.stop_rules.accounts import (
-    RETURNABLE,
-    CostUnit,
-    ReturnedIterate,
-    calibrate,
-    costs,
-    steps_charged,
-    total_cost,
-)
-from haltwise.halting.halter import AFTER, BEFORE, HaltingOutput
-from haltwise.stop_rules import (
-    HazardThreshold,
-    PonderThreshold,
-    PosteriorMode,
-    StopRule,
-    Traces,
-    decisions,
-)
-from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.training.run.log import RunLog
-from haltwise.training.config import PARTS, TrainingConfig
-from haltwise.training.run.directory import Checkpoint, RunDirectory, differences
-from haltwise.training.objective import MetaObjective
-from haltwise.training.problems import Report, problems_of
-from haltwise.rollout.record import Recording, Trajectory, backpropagate, record
 from haltwise._core.workers import Workers
+from haltwise.models.card import Card
+from haltwise.models.files import build_model
+from haltwise.models.loading import load, load_halting
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.stop_rules import RETURNABLE, CostUnit, FixedBudget, StopPolicy
+from haltwise.training.gradients import estimators
+from haltwise.training.objective import MetaObjective
+from haltwise.training.optimization import MetaAdam
+from haltwise.training.own import make_own, own_classes
+from haltwise.training.phases import HaltingPhase, JointPhase, Phase, halting_of
+from haltwise.training.recordings import Recordings
+from haltwise.training.run.directory import Checkpoint, RunDirectory, differences
+from haltwise.training.run.log import RunLog
+from haltwise.training.run.state import TrainingState, finite_only
+from haltwise.training.settings import TrainingSettings
+from haltwise.training.sources import Report, source_of
+from haltwise.training.validation import calibrate_policies, validate
 
 __all__ = ["Progress", "Trainer"]
 
-_UNCALIBRATED: dict[str, StopRule] = {
-    "softmax": PosteriorMode(BEFORE),
-    "graves": PonderThreshold(output=BEFORE),
-}
-_DIVERGED = 100  # times what a problem starts from that it has got worse by
 _SKIPPED = 20  # meta-steps in a row without a finite gradient are a divergence, too
 _ROLLBACK_FACTOR = 0.3  # of the learning rate
 
-
-class _State(NamedTuple):
-    """What a meta-step begins from."""
-
-    step: int
-    alone: bool
-    diverged: bool
-    metrics: dict[str, float]
-    tensors: dict[str, Tensor]
-    """Copies of the weights and of Adam's moments."""
+Best = tuple[dict[str, Tensor], Card]
+"""The best weights so far and their card."""
 
 
 @final
@@ -83,7 +61,7 @@ class Progress:
         step: Meta-steps done.
         loss: The objective on the last batch, per problem.
         price_adjusted_loss: J = excess loss at the stop + price * steps on the validation
-            problems at the default price, of the last validation; NaN where no head is trained.
+            problems at the default price, of the last validation; NaN where no halting is learned.
         mean_halting_step: On the same problems.
         mean_loss: Mean excess loss over steps 1..T on the validation problems.
         num_nonfinite: Problems left out so far because their loss or gradient was not finite.
@@ -103,15 +81,14 @@ class Progress:
 
 @final
 class Trainer:
-    """One meta-training run and its directory.
+    """One training run and its directory.
 
     `run()` yields progress after every meta-step and may be left at any time; what was done up to
     the last checkpoint is kept, and `Trainer.resume` goes on from there to the same weights that
-    an uninterrupted run reaches. Recording the problems that a head learns from may take long
-    between two of these steps: `report_recording`, if set, is told how many are done.
+    an uninterrupted run reaches.
 
     Args:
-        config: What to train.
+        settings: What to train.
         directory: Created if missing.
         device: Where to compute.
         tensorboard: Whether to write TensorBoard event files.
@@ -124,7 +101,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: TrainingConfig,
+        settings: TrainingSettings,
         directory: Path,
         *,
         device: torch.device | str = "cpu",
@@ -132,14 +109,14 @@ class Trainer:
         command: str = "",
         workers: Workers | None = None,
     ) -> None:
-        self._setup(config, directory, device, workers)
+        self._set_up(settings, directory, device, workers)
         held = RunDirectory.holds_run(directory)
         self._workers.wait()  # until all have looked
         require(not held, f"{directory} holds a run already; resume it or choose another directory")
         self._command = command
         self._begin()
         if self._workers.is_first:
-            self._files.create({"config": config.to_json(), "command": command})
+            self._files.create({"settings": settings.to_json(), "command": command})
             self._log = RunLog(directory, tensorboard=tensorboard)
 
     @classmethod
@@ -147,7 +124,7 @@ class Trainer:
         cls,
         directory: Path,
         *,
-        config: TrainingConfig | None = None,
+        settings: TrainingSettings | None = None,
         device: torch.device | str = "cpu",
         tensorboard: bool = False,
         workers: Workers | None = None,
@@ -156,7 +133,7 @@ class Trainer:
 
         Args:
             directory: Of the run.
-            config: If given, what the run must be of.
+            settings: If given, what the run must be of.
             device: Where to compute.
             tensorboard: Whether to write TensorBoard event files.
             workers: The processes that share the run.
@@ -165,17 +142,17 @@ class Trainer:
             CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
 
         Raises:
-            InputError: There is no run, its files are corrupt, or it is of another configuration.
+            InputError: There is no run, its files are corrupt, or it is of other settings.
         """
         document = RunDirectory.read(directory)
         try:
-            written = TrainingConfig.from_json(document.get("config", {}))
+            written = TrainingSettings.from_json(document.get("settings", {}))
         except InputError as error:
             raise InputError(f"the config.json of {directory} is damaged: {error}") from None
-        if config is not None:
-            _refuse_drift(directory, written.to_json(), config.to_json())
+        if settings is not None:
+            _refuse_drift(directory, written.to_json(), settings.to_json())
         trainer = cls.__new__(cls)
-        trainer._setup(written, directory, device, workers)
+        trainer._set_up(written, directory, device, workers)
         trainer._command = str(document.get("command", ""))
         first = trainer._workers.is_first
         newest = None
@@ -197,88 +174,102 @@ class Trainer:
             )
         return trainer
 
-    def _setup(
+    def _set_up(
         self,
-        config: TrainingConfig,
+        settings: TrainingSettings,
         directory: Path,
         device: torch.device | str,
         workers: Workers | None,
     ) -> None:
-        self.config, self.directory, self._device = config, directory, device
+        self.settings, self.directory, self._device = settings, directory, device
         self._workers = workers or Workers()
-        self._shards = self._workers.shards(config.num_shards)
-        self._files = RunDirectory(directory, config.num_checkpoints)
-        self.problems = problems_of(config, device)
-        self.report_recording: Report | None = None
-        self.optimizer = OptimizerModel(config.optimizer, stream(config.seed, "weights"))
-        self.optimizer.to(device)
-        self._objective = MetaObjective(config, self.optimizer)
-        self._unroll = CapturedUnroll(self.optimizer, config.horizon, config.segment)
-        self._parameters = dict(self.optimizer.named_parameters())
-        self._num_joint_steps = config.num_meta_steps if self.optimizer.rule_parameters() else 0
+        self._shards = self._workers.shards(settings.run.num_shards)
+        self._files = RunDirectory(directory, settings.run.num_checkpoints)
+        self.source = source_of(settings, device)
+        self._own = own_classes(settings)
+        self.model = build_model(self._blank_card(), stream(settings.seed, "weights"), self._own)
+        self.model.to(device)
+        self._halting = halting_of(self.model)
+        self._parameters = dict(self.model.named_parameters())
+        self._recordings = Recordings(settings, self.source, self.model)
+        self._phases = self._make_phases()
         require(
             self.num_steps >= 1,
-            f"there is nothing to train: rule {config.optimizer.rule} for "
-            f"{self._num_joint_steps} meta-steps, and posterior {config.posterior!r} with no step "
-            "for the head alone; train a head with --preset act, or set --meta-steps",
+            f"there is nothing to train: rule {settings.rule.name} has no weights or no joint "
+            f"meta-steps, and method {settings.method.name!r} no steps for a halter alone; train "
+            "a halter with --preset act, or set --joint.num-steps",
         )
-        generator = stream(config.seed, "validation")
-        self._validation = self.problems.sample(config.num_validation, generator)
+        generator = stream(settings.seed, "validation")
+        self._validation = self.source.sample(settings.validation.num_problems, generator)
         self._step, self._seconds = 0, 0.0
         self._left_out: dict[str, int] = {}  # problems that were not finite, by stream
         self._num_skipped, self._skipped_in_a_row = 0, 0
+        self._diverged = False
         self._metrics: dict[str, float] = {}
         self._halting_steps: Tensor | None = None
-        self._best: Checkpoint | None = None
+        self._best: Best | None = None
         self._best_score = (math.inf, math.inf)  # problems that failed, then the score itself
         self._is_exported = True
-        self._recordings: dict[tuple[str | int, ...], Recording] = {}
-        self._num_left_out: dict[tuple[str | int, ...], int] = {}  # of each recording
         self._interrupt, self.interrupted = False, False
-        self._begin_phase(alone=False)
+        self._begin_phase(self._phases[0])
+
+    def _make_phases(self) -> list[Phase]:
+        """The phases in order; the first may have no steps."""
+        settings, device = self.settings, self._device
+        objective = MetaObjective(
+            self._halting,
+            horizon=settings.horizon,
+            price=settings.price,
+            sum_weight=settings.joint.sum_weight,
+        )
+        phases: list[Phase] = []
+        if self._rule_parameters() and settings.joint.num_steps:
+            assert isinstance(self.model, OptimizerModel)
+            choice = settings.joint.estimator
+            estimator = make_own(estimators(), choice, "gradient estimator", self._own)
+            bound = estimator.bind(self.model, settings.horizon)
+            phases.append(JointPhase(settings, device, self.source, objective, bound))
+        phases.append(HaltingPhase(settings, device, self.model, objective, self._recordings))
+        return phases
+
+    def _rule_parameters(self) -> list[torch.nn.Parameter]:
+        return self.model.rule_parameters() if isinstance(self.model, OptimizerModel) else []
 
     def _begin(self) -> None:
-        """Take over a trained rule, if that is wanted, and measure what there is to begin with."""
-        for part in PARTS:
-            name = getattr(self.config, f"{part}_from")
-            if name is not None:
-                self._take_over(name, part)
+        """Take over trained parts, if that is wanted, and measure what there is to begin with."""
+        if self.settings.rule_from is not None:
+            assert isinstance(self.model, OptimizerModel)
+            _take_over(self.settings.rule_from, "rule", load, self.model.rule)
+        if self.settings.halter_from is not None:
+            _take_over(self.settings.halter_from, "halter", load_halting, self._halting.halter)
         self._validate()
+        if self._phase.name == "halting":  # an untrained halter is no contender
+            self._best_score = (math.inf, math.inf)
         self._good = self._snapshot()
 
-    def _take_over(self, name: str, part: str) -> None:
-        """Begin with the weights of the rule or head of `name`."""
-        source = loading.load(name)
-        trained = {
-            key: value for key, value in source.state_dict().items() if key.startswith(f"{part}.")
-        }
-        own = [key for key in self._parameters if key.startswith(f"{part}.")]
-        require(
-            all(
-                getattr(source.config, setting) == getattr(self.config.optimizer, setting)
-                for setting in PARTS[part]
-            )
-            and all(trained[key].shape == self._parameters[key].shape for key in own),
-            f"the {part} of {name} has other settings than this run's; drop either",
+    def _begin_phase(self, phase: Phase) -> None:
+        """Let those parameters learn that the phase trains."""
+        self._phase, self._num_rollbacks = phase, 0
+        for weight in self._rule_parameters():
+            weight.requires_grad_(phase.name == "joint")
+        halter = self._halting.halter
+        self._adam = MetaAdam(
+            self.settings.adam,
+            [self._rule_parameters(), [] if halter is None else list(halter.parameters())],
+            [value for value in self._parameters.values() if value.requires_grad],
         )
-        self.optimizer.load_state_dict(trained, strict=False)
 
-    def _begin_phase(self, *, alone: bool) -> None:
-        """Let rule and head learn, or the head alone."""
-        self._alone, self._num_rollbacks = alone, 0
-        for weight in self.optimizer.rule_parameters():
-            weight.requires_grad_(not alone)
-        self._learning = [value for value in self._parameters.values() if value.requires_grad]
-        self._adam = torch.optim.Adam(self._learning, lr=self.config.learning_rate)
-
-    @property
-    def _hazard(self) -> bool:
-        return self.config.posterior in ("stick-breaking", "both")
+    # ---------------------------------------------------------------------------------- progress
 
     @property
     def step(self) -> int:
         """Meta-steps done."""
         return self._step
+
+    @property
+    def num_steps(self) -> int:
+        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
+        return sum(phase.num_steps for phase in self._phases)
 
     @property
     def num_nonfinite(self) -> int:
@@ -290,15 +281,15 @@ class Trainer:
         """Meta-steps without an update so far, for the meta-gradient was not finite."""
         return self._num_skipped
 
-    @property
-    def num_steps(self) -> int:
-        """Meta-steps of the whole run: those of rule and head together, then of the head alone."""
-        alone = 0 if self.config.posterior == "none" else self.config.head_steps
-        return self._num_joint_steps + alone
+    def report_recording(self, report: Report) -> None:
+        """Have the progress of recordings, which may take long, reported to a function."""
+        self._recordings.report = report
 
     def interrupt(self) -> None:
         """Have `run` end after the meta-step it is in, with a checkpoint, at every worker."""
         self._interrupt = True
+
+    # -------------------------------------------------------------------------------------- loop
 
     def run(self) -> Iterator[Progress]:
         """Train to the end, yielding after every meta-step.
@@ -308,12 +299,12 @@ class Trainer:
         """
         started = time.perf_counter()
         while self._step < self.num_steps and not self.interrupted:
-            if self._step >= self._num_joint_steps and not self._alone:
-                self._go_on_alone()
+            if self._phase is not self._phases[-1] and self._done >= self._phase.num_steps:
+                self._go_on()
             loss = self._meta_step()
             self._step += 1
-            ends = self._step in (self._num_joint_steps, self.num_steps)
-            if ends or self._step % self.config.validate_every == 0:
+            ends = self._done == self._phase.num_steps
+            if ends or self._step % self.settings.validation.every == 0:
                 now = time.perf_counter()
                 self._seconds, started = self._seconds + now - started, now
                 self._validate()
@@ -337,21 +328,24 @@ class Trainer:
             )
         if self.interrupted:
             self.save()
-        elif self._hazard or (self.config.posterior == "softmax" and self.config.head_steps > 0):
+        else:
             self._calibrate()
         if self._workers.is_first:
             self._log.close()
 
-    def _go_on_alone(self) -> None:
-        """Freeze the best rule; what follows is scored apart."""
+    @property
+    def _done(self) -> int:
+        """Steps of the present phase that are done."""
+        before = self._phases[: self._phases.index(self._phase)]
+        return self._step - sum(phase.num_steps for phase in before)
+
+    def _go_on(self) -> None:
+        """Freeze the best rule for the next phase, which is scored apart."""
         if self._best is None:
-            raise InputError(
-                f"not one of {self.config.num_validation} problems of {self.config.family} stays "
-                f"finite for {self.config.horizon} steps; choose a smaller learning rate or horizon"
-            )
-        self.optimizer.load_state_dict(self._best[0])
+            raise InputError(self._recordings.none_finite(self.settings.validation.num_problems))
+        self.model.load_state_dict(self._best[0])
         self._best_score = (math.inf, math.inf)
-        self._begin_phase(alone=True)
+        self._begin_phase(self._phases[self._phases.index(self._phase) + 1])
         self._skipped_in_a_row = 0
         self._good = self._snapshot()
 
@@ -361,12 +355,12 @@ class Trainer:
         Raises:
             InputError: That has been tried as often as it may.
         """
-        tried = self.config.learning_rate * _ROLLBACK_FACTOR**self._num_rollbacks
+        tried = self.settings.adam.learning_rate * _ROLLBACK_FACTOR**self._num_rollbacks
         require(
-            self._num_rollbacks < self.config.max_rollbacks,
+            self._num_rollbacks < self.settings.run.max_rollbacks,
             f"meta-training diverged at step {self._step}, now with learning rate {tried:g} after "
             f"{self._num_rollbacks} rollbacks; the best weights so far are kept in "
-            f"{self.directory}; begin again with a lower --learning-rate or --horizon",
+            f"{self.directory}; begin again with a lower --adam.learning-rate or --horizon",
         )
         self._num_rollbacks += 1
         self._write_log(
@@ -384,203 +378,80 @@ class Trainer:
         if self._workers.is_first:
             self._log.write(entry)
 
-    def _stream(self, shard: int, *path: str | int) -> torch.Generator:
-        """The generator of a virtual shard; a single one needs no number."""
-        return stream(self.config.seed, *path, *([shard] if self.config.num_shards > 1 else []))
-
-    def _draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
-        exponent = 2 * torch.rand(num, generator=generator) - 1
-        return (self.config.price * self.config.price_range**exponent).to(self._device)
-
     def _meta_step(self) -> float:
         """One step on the gradients of all virtual shards; the loss before it, per problem."""
-        config = self.config
-        differentiate = self._head_shard if self._alone else self._joint_shard
-        num_problems = config.head_batch_size if self._alone else config.batch_size
-        sizes = [weight.numel() for weight in self._learning]
+        phase, learning = self._phase, self._adam.learning
+        sizes = [weight.numel() for weight in learning]
         # A row a shard: gradients, whether each weight has one, and four numbers.
-        rows = torch.zeros(config.num_shards, sum(sizes) + len(sizes) + 4, device=self._device)
+        num_shards = self.settings.run.num_shards
+        rows = torch.zeros(num_shards, sum(sizes) + len(sizes) + 4, device=self._device)
         for shard in self._shards:
             self._adam.zero_grad()
-            loss, num_used, num_left_out = differentiate(shard)
-            gradients = [weight.grad for weight in self._learning]
+            result = phase.differentiate(shard, self._done)
+            gradients = [weight.grad for weight in learning]
             rows[shard] = torch.cat(
                 [
                     *(
                         weight.new_zeros(weight.numel()) if gradient is None else gradient.flatten()
-                        for weight, gradient in zip(self._learning, gradients, strict=True)
+                        for weight, gradient in zip(learning, gradients, strict=True)
                     ),
                     rows.new_tensor([gradient is not None for gradient in gradients]),
-                    loss.reshape(1),
-                    rows.new_tensor([num_used, num_left_out, self._interrupt]),
+                    result.loss.reshape(1),
+                    rows.new_tensor([result.num_used, result.num_left_out, self._interrupt]),
                 ]
             )
         self._workers.sum(rows)
         total = torch.zeros_like(rows[0])
         for row in rows:  # one order of summation, whoever filled the rows
             total = total + row
-        *present, loss_value, used, left_out, interrupts = total[sum(sizes) :].tolist()
+        *present, loss, used, left_out, interrupts = total[sum(sizes) :].tolist()
         self.interrupted = interrupts > 0
-        if self._alone:
-            self._left_out["recorded"] = int(left_out)
-        else:
-            self._left_out["train"] = self._left_out.get("train", 0) + int(left_out)
-        if used < num_problems:
-            total = total * (num_problems / max(used, 1))
-            loss_value *= num_problems / used if used else math.nan
+        counted = self._left_out.get(phase.left_out_name, 0) if phase.counts_anew else 0
+        self._left_out[phase.left_out_name] = counted + int(left_out)
+        if used < phase.batch_size:
+            total = total * (phase.batch_size / max(used, 1))
+            loss *= phase.batch_size / used if used else math.nan
         for weight, gradient, there in zip(
-            self._learning, total[: sum(sizes)].split(sizes), present, strict=True
+            learning, total[: sum(sizes)].split(sizes), present, strict=True
         ):
             weight.grad = gradient.view_as(weight) if there else None
-        return self._update(loss_value)
+        factor = _ROLLBACK_FACTOR**self._num_rollbacks
+        if self._adam.step(loss, self._done, phase.num_steps, factor):
+            self._skipped_in_a_row = 0
+            return float(loss)
+        self._num_skipped += 1
+        self._skipped_in_a_row += 1
+        return math.nan
 
-    def _joint_shard(self, shard: int) -> tuple[Tensor, int, int]:
-        """Differentiate rule and head together on fresh problems.
-
-        Returns:
-            The sum of the problems' losses over the size of the whole batch, and how many of them
-            were used and left out.
-        """
-        config = self.config
-        size = config.batch_size // config.num_shards
-        generator = self._stream(shard, "train", self._step)
-        batch = self.problems.sample(size, generator)
-        assert batch is not None
-        price = self._draw_prices(size, generator)
-        trajectory = self._unroll(batch, price)
-        finite = trajectory.finite
-        if not finite.all():
-            index = finite.nonzero().squeeze(1)
-            if len(index) == 0:
-                return price.new_zeros(()), 0, size
-            trajectory = trajectory.select(index)
-
-        excess = trajectory.excess.clone().requires_grad_()
-        halting = HaltingOutput(*(value.clone().requires_grad_() for value in trajectory.halting))
-        warm = self._step >= config.warmup * config.num_meta_steps
-        losses = (
-            self._objective(excess, halting, trajectory.price, config.hazard_temperature, generator)
-            if warm
-            else self._objective.losses(excess)
-        )
-        loss = losses.sum() / config.batch_size
-        loss.backward()
-        assert excess.grad is not None
-        cotangent = HaltingOutput(
-            *(torch.zeros_like(value) if value.grad is None else value.grad for value in halting)
-        )
-        backpropagate(self.optimizer, trajectory, excess.grad, cotangent, truncate=config.truncate)
-        return loss.detach(), len(losses), size - len(losses)
-
-    def _head_shard(self, shard: int) -> tuple[Tensor, int, int]:
-        """Differentiate the head alone on recorded problems; see `_joint_shard`."""
-        config = self.config
-        num_recorded = config.num_recorded // config.num_shards
-        path = (shard,) if config.num_shards > 1 else ()
-        recording = self._recorded("recorded", num_recorded, *path)
-        done = self._step - self._num_joint_steps
-        generator = self._stream(shard, "head", done)
-        size = config.head_batch_size // config.num_shards
-        index = torch.randint(recording.num_problems, (size,), generator=generator)
-        chosen = recording.select(index.to(self._device))
-        price = self._draw_prices(size, generator)
-        cooling = config.final_hazard_temperature / config.hazard_temperature
-        tau = config.hazard_temperature * cooling ** (done / config.head_steps)
-        said = self.optimizer.speak(chosen.signals, chosen.readouts, price)
-        distilled = done < config.distilled * config.head_steps
-        losses = self._objective.halting(
-            chosen.excess, said, price, tau, generator, distilled=distilled
-        )
-        weighed = losses * (price / config.price) ** config.price_exponent
-        loss = weighed.sum() / config.head_batch_size
-        loss.backward()
-        return loss.detach(), size, self._num_left_out.get(("recorded", *path), 0)
-
-    def _update(self, loss: float) -> float:
-        """Adam, its rate decayed to 1 % by a cosine over each phase; NaN if it was skipped."""
-        config = self.config
-        step, num_steps = (
-            (self._step - self._num_joint_steps, config.head_steps)
-            if self._alone
-            else (self._step, self._num_joint_steps)
-        )
-        cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
-        rate = config.learning_rate * _ROLLBACK_FACTOR**self._num_rollbacks
-        self._adam.param_groups[0]["lr"] = rate * (0.01 + 0.99 * cosine)
-        norms = [
-            torch.nn.utils.clip_grad_norm_(weights, config.clip_norm)
-            for weights in (
-                self.optimizer.rule_parameters(),
-                list(self.optimizer.head.parameters()),
-            )
-        ]
-        if not (math.isfinite(loss) and all(norm.isfinite() for norm in norms)):
-            self._num_skipped += 1
-            self._skipped_in_a_row += 1
-            return math.nan
-        self._skipped_in_a_row = 0
-        self._adam.step()
-        return loss
-
-    def _recorded(self, name: str, num_problems: int, *path: int) -> Recording:
-        """Problems of the stream `name`, recorded under the final rule, non-finite ones left out.
-
-        Raises:
-            InputError: None stayed finite.
-        """
-        key: tuple[str | int, ...] = (name, *path)
-        if key not in self._recordings:
-            recording = self.problems.record(
-                self.optimizer.rule, name, num_problems, *path, report=self.report_recording
-            )
-            finite = recording.finite.nonzero().squeeze(1)
-            require(
-                len(finite) > 0,
-                f"not one of {num_problems} problems of {self.config.family} stays finite for "
-                f"{self.config.horizon} steps; choose a smaller learning rate or horizon",
-            )
-            self._recordings[key] = recording.select(finite)
-            self._num_left_out[key] = recording.num_problems - len(finite)
-            if not path:  # else all workers together know
-                self._left_out[name] = self._num_left_out[key]
-        return self._recordings[key]
+    # -------------------------------------------------------------------- validation, calibration
 
     def _validate(self) -> None:
         """Measure the validation problems and keep the weights if they are the best so far."""
-        config = self.config
+        settings, joint = self.settings, self._phase.name == "joint"
         diverged = self._skipped_in_a_row >= _SKIPPED or not all(
             bool(weight.isfinite().all()) for weight in self._parameters.values()
         )
-        if self._alone or self._validation is None:
-            recording = self._recorded("validation", config.num_validation)
-        else:
-            recording = record(self.optimizer.rule, self._validation, config.horizon)
-            worse = recording.excess[:, 1:].mean(1) - recording.excess[:, 0]
-            bearable = worse <= _DIVERGED * recording.excess[:, 0].abs()  # false for NaN
-            diverged = diverged or bool(bearable.float().mean() < 0.5)
-            recording = recording.select(recording.finite.nonzero().squeeze(1))
-            self._left_out["validation"] = config.num_validation - recording.num_problems
-        metrics = {
-            "mean_loss": recording.excess[:, 1:].mean().item(),
-            "final_loss": recording.excess[:, -1].mean().item(),
-            "price_adjusted_loss": math.nan,
-            "mean_halting_step": math.nan,
+        found = validate(
+            settings,
+            self.model,
+            self._recordings,
+            self._validation if joint else None,
+            self.source.unit,
+            judges_halting=not joint or settings.joint.warmup < 1,
+        )
+        num_left_out = found.num_left_out
+        if num_left_out is None:
+            num_left_out = self._recordings.num_left_out[("validation",)]
+        self._left_out["validation"] = num_left_out
+        self._metrics = {
+            **found.metrics,
             "nonfinite_problems": float(self.num_nonfinite),
             "skipped_steps": float(self._num_skipped),
         }
-        score = metrics["mean_loss"] / config.price
-        speaks = config.posterior != "none" and (self._alone or config.warmup < 1)
-        if speaks and recording.num_problems > 0:
-            prices = self._prices()
-            adjusted, steps = self._adjusted_loss(recording, config.price)
-            metrics |= {
-                "price_adjusted_loss": adjusted,
-                "mean_halting_step": steps.double().mean().item(),
-            }
-            self._halting_steps = steps
-            score = sum(self._adjusted_loss(recording, price)[0] / price for price in prices)
-        self._metrics = metrics
-        judged = torch.tensor([score, diverged], dtype=torch.float64, device=self._device)
+        self._halting_steps = found.halting_steps
+        judged = torch.tensor(
+            [found.score, diverged or found.diverged], dtype=torch.float64, device=self._device
+        )
         moments = [
             value
             for state in self._adam.state.values()
@@ -592,95 +463,88 @@ class Trainer:
             judged, *(weight.data for weight in self._parameters.values()), *moments
         )
         score, self._diverged = judged[0].item(), bool(judged[1])
-        ranked = (self._left_out.get("validation", 0), score)
-        warming = not self._alone and self._step < config.warmup * self._num_joint_steps
-        counts = math.isfinite(score) and (config.warmup == 1 or not warming)
+        ranked = (self._left_out["validation"], score)
+        warmup = settings.joint.warmup
+        warming = joint and self._step < warmup * self._phase.num_steps
+        counts = math.isfinite(score) and (warmup == 1 or not warming)
         if counts and not self._diverged and ranked < self._best_score:
             self._best_score, self._is_exported = ranked, False
-            weights = {name: value.clone() for name, value in self.optimizer.state_dict().items()}
-            self._best = weights, self.card()
-
-    def _traces(self, recording: Recording, price: float) -> Traces:
-        prices = torch.full_like(recording.loss[:, 0], price)
-        with torch.no_grad():
-            said = self.optimizer.speak(recording.signals, recording.readouts, prices)
-        return Trajectory(recording, prices, said).traces()
-
-    def _adjusted_loss(self, recording: Recording, price: float) -> tuple[float, Tensor]:
-        """J and costs [n] of stops that are not calibrated."""
-        output, account, recall = self.problems.stops
-        traces = self._traces(recording, price)
-        rule = _UNCALIBRATED.get(self.config.posterior, HazardThreshold(0.0, output))
-        decided = decisions(rule, traces)
-        j = total_cost(traces, decided, account, recall, price=price)
-        return j.mean().item(), steps_charged(decided, account, traces.num_steps)
+            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self._best = weights, self._card()
 
     def _calibrate(self) -> None:
-        """Choose what a stop rule leaves open on problems of their own; store it with the weights.
-
-        That is the hazard's threshold, or below how many steps the posterior's mode is not sought.
-        """
-        assert self._best is not None
-        weights, card = self._best
-        setting, name = ("threshold", "thresholds") if self._hazard else ("min_steps", "min_steps")
-        if name in card:  # the run had ended already
+        """Calibrate the stop policies for the best weights and store them on their card."""
+        if self._best is None:
             return
-        self.optimizer.load_state_dict(weights)
-        recording = self._recorded("calibration", self.config.num_calibration)
-        traces = []
-        for price in self._prices():
-            said = self._traces(recording, price)
-            traces.append(replace(said, excess=said.excess / price))
-        merged = Traces(
-            *(torch.cat([getattr(t, field.name) for t in traces]) for field in fields(Traces))
-        )
-        table = costs(merged.excess, 1.0)
-        kind = HazardThreshold if self._hazard else PosteriorMode
-        chosen = []
-        for output, account in ((AFTER, CostUnit.UPDATES), (BEFORE, CostUnit.GRADIENTS)):
-            learned = self._hazard and account is CostUnit.GRADIENTS
-            recall = ReturnedIterate.LEARNED if learned else RETURNABLE[account][0]
-            candidates = kind.candidates(merged, table, output)
-            policy = calibrate(candidates, merged, account, price=1.0, recalls=(recall,)).policy
-            chosen.append(getattr(policy.rule, setting))
-        self._best, self._is_exported = (weights, {**card, name: chosen}), False
+        weights, card = self._best
+        if card.policies:  # nothing was left open, or the run had ended already
+            return
+        self.model.load_state_dict(weights)
+        policies = calibrate_policies(self.settings, self.model, self._recordings)
+        recorded = {
+            name[0]: num for name, num in self._recordings.num_left_out.items() if len(name) == 1
+        }
+        self._left_out["calibration"] = recorded.get("calibration", 0)
+        self._best, self._is_exported = (weights, replace(card, policies=policies)), False
         self.save()
 
-    def _prices(self) -> list[float]:
-        """The prices that validation and calibration average over."""
-        spread = self.config.price_range**0.75
-        return sorted({self.config.price / spread, self.config.price, self.config.price * spread})
+    def _blank_card(self) -> Card:
+        """What the model is made of and trained for."""
+        settings = self.settings
+        rule = None if settings.rule.name == "none" else settings.rule
+        return Card(
+            method=settings.method,
+            price=settings.price,
+            horizon=settings.horizon,
+            rule=rule,
+            halter=settings.halter,
+            price_range=settings.price_range,
+            unit=self.source.unit,
+            observed=self.source.observed,
+            keeps_best=settings.keeps_best,
+            family=None
+            if settings.runs is not None
+            else Choice(settings.family.name, self.source.description["family_settings"]),
+        )
 
-    def card(self) -> dict[str, Any]:
-        """What was trained, on what and for how long; stored beside the weights."""
-        return {
-            "config": self.config.to_json(),
-            **self.problems.description,
-            "command": self._command,
-            "meta_step": self._step,
-            "seconds": round(self._seconds, 1),
-            "metrics": _finite_only(self._metrics),
-            "versions": {"haltwise": __version__, "torch": torch.__version__},
-        }
+    def _card(self) -> Card:
+        """The card of the weights as they are, before calibration."""
+        settings = self.settings
+        policies: Mapping[CostUnit, StopPolicy] = {}
+        if not self._halting.halts:
+            budget = FixedBudget(settings.horizon)
+            policies = {unit: StopPolicy(budget, RETURNABLE[unit][0]) for unit in CostUnit}
+        elif not self._halting.method.needs_calibration:
+            policies = {unit: self._halting.method.policy(unit) for unit in CostUnit}
+        return replace(
+            self.model.card,
+            policies=policies,
+            provenance={
+                "settings": settings.to_json(),
+                "command": self._command,
+                "meta_step": self._step,
+                "seconds": round(self._seconds, 1),
+                "metrics": finite_only(self._metrics),
+                "versions": {"haltwise": __version__, "torch": torch.__version__},
+            },
+        )
 
-    def _snapshot(self) -> _State:
-        tensors = nested_state(dict(self._parameters), "weights.")
-        for name, value in self._parameters.items():
-            for key, moment in self._adam.state.get(value, {}).items():
-                tensors[f"adam.{key}.{name}"] = moment
-        copies = {name: value.detach().clone() for name, value in tensors.items()}
-        return _State(self._step, self._alone, self._diverged, self._metrics, copies)
+    # ------------------------------------------------------------------------------- persistence
 
-    def _take_up(self, state: _State) -> None:
+    def _snapshot(self) -> TrainingState:
+        return TrainingState.take(
+            self._step,
+            self._phase.name,
+            diverged=self._diverged,
+            metrics=self._metrics,
+            parameters=self._parameters,
+            adam=self._adam,
+        )
+
+    def _take_up(self, state: TrainingState) -> None:
         """Go on from there; the phase is begun already."""
         self._step, self._diverged, self._metrics = state.step, state.diverged, state.metrics
-        self._adam.state.clear()
-        for name, value in self._parameters.items():
-            value.data.copy_(state.tensors[f"weights.{name}"])
-            if f"adam.step.{name}" in state.tensors:
-                self._adam.state[value] = {
-                    key: state.tensors[f"adam.{key}.{name}"].clone() for key in _MOMENTS
-                }
+        state.put(self._parameters, self._adam)
 
     def save(self) -> None:
         """Write the checkpoint that `resume` reads, and the best weights for use.
@@ -696,7 +560,7 @@ class Trainer:
         metadata: dict[str, Any] = {
             **self._identity(),
             "command": self._command,
-            "now": _to_json(now),
+            "now": now.to_json(),
             "left_out": self._left_out,
             "skipped": [self._num_skipped, self._skipped_in_a_row],
             "num_rollbacks": self._num_rollbacks,
@@ -706,22 +570,22 @@ class Trainer:
         }
         if not good:
             tensors |= nested_state(self._good.tensors, "good.")
-            metadata["good"] = _to_json(self._good)
+            metadata["good"] = self._good.to_json()
         if self._best is not None:
             tensors |= nested_state(self._best[0], "best.")
-            metadata["best"] = self._best[1]
+            metadata["best"] = self._best[1].to_json()
         self._files.save(self._step, (tensors, metadata))
         self._export()
 
     def _export(self) -> None:
         if self._best is not None and not self._is_exported:
-            self._files.export(self._best)
+            self._files.export(*self._best)
             self._is_exported = True
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint belongs to."""
         document: dict[str, Any] = json.loads(
-            json.dumps({"config": self.config.to_json(), **self.problems.description})
+            json.dumps({"settings": self.settings.to_json(), **self.source.description})
         )
         return document
 
@@ -729,18 +593,21 @@ class Trainer:
         """Take up a checkpoint; how many records the log had then.
 
         Raises:
-            InputError: It is of another configuration, or its tensors do not fit.
+            InputError: It is of other settings, or its tensors do not fit.
         """
         tensors, metadata = checkpoint
         try:
-            written = TrainingConfig.from_json(metadata["config"]).to_json()
-            described = {name: metadata[name] for name in self.problems.description}
-            settings = {"config": written, **described}
-            _refuse_drift(self.directory, json.loads(json.dumps(settings)), self._identity())
+            written = TrainingSettings.from_json(metadata["settings"]).to_json()
+            described = {name: metadata[name] for name in self.source.description}
+            identity = {"settings": written, **described}
+            _refuse_drift(self.directory, json.loads(json.dumps(identity)), self._identity())
             self._command = metadata["command"]
-            self._begin_phase(alone=metadata["now"]["alone"])
+            names = {phase.name: phase for phase in self._phases}
+            self._begin_phase(names[metadata["now"]["phase"]])
             states = {
-                name: self._from_json(metadata[name], sub_state(tensors, f"{name}."))
+                name: TrainingState.from_json(
+                    metadata[name], sub_state(tensors, f"{name}."), self._parameters, self._device
+                )
                 for name in ("now", "good")
                 if name in metadata
             }
@@ -754,9 +621,9 @@ class Trainer:
                 self._best_score = (failed, score)
             if "best" in metadata:
                 best = sub_state(tensors, "best.")
-                require_like(best, self.optimizer.state_dict())
-                self._best = best, metadata["best"]
-                self._is_exported = _same(self._best, self._files.exported())
+                require_like(best, self.model.state_dict())
+                self._best = best, Card.from_json(metadata["best"], self._own)
+                self._is_exported = self._files.holds(*self._best)
                 if self._workers.is_first:
                     self._export()
             num_records: int = metadata["num_records"]
@@ -766,53 +633,26 @@ class Trainer:
             ) from None
         return num_records
 
-    def _from_json(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> _State:
-        like = nested_state(dict(self._parameters), "weights.")
-        for name, value in self._parameters.items():
-            if f"adam.step.{name}" in tensors:
-                like[f"adam.step.{name}"] = torch.zeros(())
-                like |= {f"adam.{key}.{name}": value for key in _MOMENTS[1:]}
-        require_like(tensors, like)
-        placed = {
-            name: value if name.startswith("adam.step.") else value.to(self._device)
-            for name, value in tensors.items()
-        }
-        metrics = {
-            name: math.nan if value is None else value
-            for name, value in document["metrics"].items()
-        }
-        return _State(document["step"], document["alone"], document["diverged"], metrics, placed)
 
-
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-def _to_json(state: _State) -> dict[str, Any]:
-    """All but the tensors; JSON knows no NaN."""
-    document = state._asdict()
-    del document["tensors"]
-    document["metrics"] = _finite_only(state.metrics)
-    return document
-
-
-def _finite_only(metrics: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def _same(one: Checkpoint, other: Checkpoint | None) -> bool:
-    return (
-        other is not None
-        and one[1] == other[1]
-        and one[0].keys() == other[0].keys()
-        and all(torch.equal(value.cpu(), other[0][name]) for name, value in one[0].items())
-    )
+def _take_over(name: str, part: str, load: Any, own: Any) -> None:
+    """Begin with the weights of the rule or halter of `name`."""
+    source = load(name)
+    trained = getattr(source, part)
+    if isinstance(own, torch.nn.Module):
+        weights = trained.state_dict()
+        require(
+            weights.keys() == own.state_dict().keys()
+            and all(weights[key].shape == value.shape for key, value in own.state_dict().items()),
+            f"the {part} of {name} has other settings than this run's; drop either",
+        )
+        own.load_state_dict(weights)
 
 
 def _refuse_drift(directory: Path, written: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with a run under another configuration than it began with."""
+    """Refuse to go on with a run under other settings than it began with."""
     found = differences(written, json.loads(json.dumps(now)))
     require(
         not found,
-        f"{directory} holds a run of another configuration ({'; '.join(found)}); go on with its "
-        "own by --resume, or choose another directory",
+        f"{directory} holds a run of other settings ({'; '.join(found)}); go on with its own by "
+        "--resume, or choose another directory",
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from haltwise._core.errors import InputError
 from haltwise._kernels import Pooled
 
-__all__ = ["Pooled", "UpdateRule", "UpdateStep", "State", "select_state"]
+__all__ = ["Pooled", "State", "UpdateRule", "UpdateStep", "select_state"]
 
 State = dict[str, Tensor]
 """What a rule carries from step to step; every tensor has the problems along dimension 0."""

@@ -20,10 +20,10 @@ __all__ = [
     "NoHalting",
     "Softmax",
     "StickBreaking",
-    "methods",
+    "halting_methods",
 ]
 
 
-def methods() -> Mapping[str, type[HaltingMethod]]:
+def halting_methods() -> Mapping[str, type[HaltingMethod]]:
     """Every named method: what settings and cards name and generic tests walk."""
     return discovery.collect(sys.modules[__name__], "METHODS")

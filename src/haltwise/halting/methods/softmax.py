@@ -40,6 +40,8 @@ class Softmax(HaltingMethod):
     does, exp(-2 c / tau)."""
     horizons: Literal["exact", "sampled"] = "exact"
     """Whether the expectation over horizons is exact or by one sample per problem."""
+    calibrated: bool = True
+    """Whether the step below which the mode is not sought is chosen on calibration problems."""
 
     output_sizes: ClassVar[Mapping[str, int]] = MappingProxyType({"increments": 2})
     has_initial: ClassVar[bool] = True
@@ -54,6 +56,10 @@ class Softmax(HaltingMethod):
             self.horizons in ("exact", "sampled"),
             f"horizons must be one of exact, sampled, got {self.horizons!r}",
         )
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.calibrated
 
     def outputs(self, raw: Tensor, price: Tensor) -> dict[str, Tensor]:
         log_ratio = -price / self._temperature(price)  # log r, the prior's increment of the logit
@@ -97,7 +103,7 @@ class Softmax(HaltingMethod):
     def forecast_gain(
         self, outputs: Mapping[str, Tensor], rule: StopRule, price: Tensor
     ) -> Tensor | None:
-        """tau delta_t + c, docs/theory.md, Eq. (gain)."""
+        """Tau delta_t + c, docs/theory.md, Eq. (gain)."""
         if not isinstance(rule, PosteriorMode):
             return None
         return self._temperature(price) * outputs["increments"][..., rule.time] + price

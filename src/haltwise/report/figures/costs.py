@@ -8,7 +8,6 @@ import torch
 
 from haltwise.evaluation import CostUnit, Evaluation
 from haltwise.evaluation.statistics import randomized_budget
-from haltwise.stop_rules.accounts import steps_charged
 from haltwise.halting.halter import BEFORE
 from haltwise.report.figures.drawing import (
     Panel,
@@ -32,6 +31,7 @@ from haltwise.report.reading import (
     number,
 )
 from haltwise.report.tables import Cell, Data, measures
+from haltwise.stop_rules.accounts import steps_charged
 
 __all__ = ["frontier", "parts_of_j"]
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from haltwise._core.errors import CheckpointWarning, InputError, require
@@ -27,6 +28,8 @@ from haltwise._core.files import (
     save_tensors,
     write_atomically,
 )
+from haltwise.models.card import Card
+from haltwise.models.files import save_model
 
 __all__ = ["RunDirectory", "differences"]
 
@@ -149,20 +152,25 @@ class RunDirectory:
     def _at(self, step: int) -> Path:
         return self.path / _CHECKPOINTS / f"step-{step:08d}.safetensors"
 
-    def export(self, best: Checkpoint) -> None:
+    def export(self, weights: Mapping[str, Tensor], card: Card) -> None:
         """Write the weights for use.
 
         Raises:
             InputError: The directory cannot be written.
         """
-        save_tensors(self.path / _BEST, *best)
+        save_model(self.path / _BEST, weights, card)
 
-    def exported(self) -> Checkpoint | None:
-        """The weights for use, None where they are missing or corrupt."""
+    def holds(self, weights: Mapping[str, Tensor], card: Card) -> bool:
+        """Whether the weights for use are these; false where they are missing or corrupt."""
         try:
-            return load_tensors(self.path / _BEST)
+            found, document = load_tensors(self.path / _BEST)
         except InputError:
-            return None
+            return False
+        return (
+            document == json.loads(json.dumps({"card": card.to_json()}))
+            and found.keys() == weights.keys()
+            and all(torch.equal(value.cpu(), found[name]) for name, value in weights.items())
+        )
 
     def clean(self) -> None:
         """Remove what killed processes left half written."""

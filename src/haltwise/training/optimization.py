@@ -1,0 +1,67 @@
+"""The meta-optimizer: Adam with a cosine, clipped, skipping what is not finite."""
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise.training.settings import AdamSettings
+
+__all__ = ["MOMENTS", "MetaAdam"]
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam remembers of a parameter."""
+
+
+@final
+class MetaAdam:
+    """Adam on the parameters that learn in a phase, its rate decayed to 1 % by a cosine.
+
+    Args:
+        settings: Learning rate and clipping.
+        groups: Parameters that are clipped together; those without gradients do not learn.
+        learning: The parameters that learn, in order.
+    """
+
+    def __init__(
+        self,
+        settings: AdamSettings,
+        groups: Sequence[list[nn.Parameter]],
+        learning: Sequence[nn.Parameter],
+    ) -> None:
+        self._settings, self._groups = settings, groups
+        self.learning = list(learning)
+        self._adam = torch.optim.Adam(self.learning, lr=settings.learning_rate)
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+        """Moments by parameter, to be saved and restored."""
+        state: dict[Tensor, dict[str, Tensor]] = self._adam.state
+        return state
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self._adam.zero_grad()
+
+    def step(self, loss: float, step: int, num_steps: int, factor: float) -> bool:
+        """Update the parameters by their gradients, clipped; whether everything was finite.
+
+        Args:
+            loss: The objective there.
+            step: Steps of the phase that are done.
+            num_steps: Steps of the phase.
+            factor: Multiplies the learning rate.
+        """
+        cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        rate = self._settings.learning_rate * factor
+        self._adam.param_groups[0]["lr"] = rate * (0.01 + 0.99 * cosine)
+        norms = [
+            torch.nn.utils.clip_grad_norm_(weights, self._settings.clip_norm)
+            for weights in self._groups
+        ]
+        if not (math.isfinite(loss) and all(norm.isfinite() for norm in norms)):
+            return False
+        self._adam.step()
+        return True

@@ -1,0 +1,304 @@
+"""Everything a training run depends on: typed, nested settings of plain JSON values.
+
+The docstring of a field is its help on the command line, where `joint.batch_size` is the option
+`--joint.batch-size`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Self, final
+
+from haltwise._core import discovery
+from haltwise._core.errors import require
+from haltwise._core.nested_settings import Choice, build, merge
+from haltwise.halting.halter import HalterSettings
+from haltwise.models.loading import load, load_halting
+from haltwise.tasks import resolve, training_defaults
+
+__all__ = [
+    "PRESETS",
+    "AdamSettings",
+    "HaltingPhaseSettings",
+    "JointPhaseSettings",
+    "RunSettings",
+    "TrainingSettings",
+    "ValidationSettings",
+]
+
+
+@final
+@dataclass(frozen=True)
+class JointPhaseSettings:
+    """The first phase: update rule and halter are trained together. A hand-designed rule has none.
+
+    The update rule learns by the mean loss over the horizon, the halter by its method's objective.
+    """
+
+    num_steps: int = 2500
+    """Meta-steps."""
+    batch_size: int = 128
+    """Problems of a meta-step."""
+    warmup: float = 0.2
+    """Share of the meta-steps, at the start, on the sum of losses alone."""
+    sum_weight: float = 0.3
+    """Weight of the mean loss over the horizon beside the halting objective, both in prices."""
+    estimator: Choice = field(default_factory=lambda: Choice("pathwise"))
+    """Gradient estimator, a name in `haltwise.training.gradients.estimators()`."""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, num_steps=0, batch_size=1)
+        _require_shares(self, "warmup")
+
+
+@final
+@dataclass(frozen=True)
+class HaltingPhaseSettings:
+    """The second phase: the halter alone, on recorded trajectories of the final update rule."""
+
+    num_steps: int = 3000
+    """Steps of the halter."""
+    num_recorded: int = 32768
+    """Trajectories recorded for it."""
+    batch_size: int = 256
+    """Trajectories of a step."""
+    price_exponent: float = 0.5
+    """Exponent e of the weight (c / price)^e of an item at price c. Errors of the halter count
+    prices, so they grow as the price falls: 0 favours low prices, 1 high ones."""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, num_steps=0, num_recorded=1, batch_size=1)
+
+
+@final
+@dataclass(frozen=True)
+class AdamSettings:
+    """The meta-optimizer, Adam."""
+
+    learning_rate: float = 3e-3
+    """Learning rate, decayed to 1 % by a cosine over each phase."""
+    clip_norm: float = 1.0
+    """Norm to which meta-gradients are clipped, for the rule and for the halter apart."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "learning_rate", "clip_norm")
+
+
+@final
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Problems of their own, by which weights are kept and stop rules calibrated."""
+
+    every: int = 100
+    """Meta-steps between validations; each leaves a checkpoint."""
+    num_problems: int = 512
+    """Validation problems, by which the best weights are chosen."""
+    num_calibration: int = 4096
+    """Calibration problems, on which the stop rule's thresholds are chosen."""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, every=1, num_problems=1, num_calibration=1)
+
+
+@final
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run is divided, kept and saved from divergence."""
+
+    num_shards: int = 1
+    """Virtual shards of a batch, each drawn and differentiated by itself, summed in their order:
+    the weights depend on it, but not on how many workers share them. W workers need W at least."""
+    num_checkpoints: int = 3
+    """Number of recent checkpoints to keep, so that a corrupt one does no harm."""
+    max_rollbacks: int = 3
+    """How often a training that diverges returns to its last good checkpoint, each time with .3 of
+    the learning rate, before it is given up."""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, num_shards=1, num_checkpoints=1, max_rollbacks=0)
+
+
+@final
+@dataclass(frozen=True)
+class TrainingSettings:
+    """One training run. The same settings on the same machine give the same weights."""
+
+    family: Choice = field(default_factory=lambda: Choice("regression-2d"))
+    """Family of problems, a name in `haltwise.tasks.families()`, or PATH.py:NAME; also a family of
+    processes."""
+    mixed_with: list[str] = field(default_factory=list)
+    """Further families whose problems the halter learns from, as many of each; the rule is trained
+    on `family` alone."""
+    runs: str | None = None
+    """Directory of recorded runs of a training loop, in place of a family: only a halter is
+    trained, see `train_monitor`. The horizon is then that of the runs."""
+    keeps_best: bool = False
+    """Whether that loop keeps the state of the lowest observed loss, not the last."""
+    preset: str = "act"
+    """Preset that the settings were made from, for the card."""
+    rule: Choice = field(default_factory=lambda: Choice("lstm"))
+    """Update rule, a name in `haltwise.update_rules.rules()`; "none" for processes."""
+    halter: HalterSettings = field(default_factory=HalterSettings)
+    """The shape of the halter."""
+    method: Choice = field(default_factory=lambda: Choice("stick-breaking"))
+    """Halting method, a name in `haltwise.halting.halting_methods()`; "none" learns no halting."""
+    rule_from: str | None = None
+    """Shipped name, run directory or weights file whose update rule to begin with. With
+    `joint.num_steps = 0` it stays as it is, and only a halter is trained for it."""
+    halter_from: str | None = None
+    """Shipped name, run directory or weights file whose halter to begin with; it must read the
+    same of the rule."""
+    horizon: int = 60
+    """Steps of an unroll, T."""
+    price: float = 0.0527
+    """Default price of a step, c, in units of the loss."""
+    price_range: float = 10.0
+    """Prices are drawn log-uniformly from price / price_range to price * price_range."""
+    joint: JointPhaseSettings = field(default_factory=JointPhaseSettings)
+    """The phase that trains update rule and halter together."""
+    halting: HaltingPhaseSettings = field(default_factory=HaltingPhaseSettings)
+    """The phase that trains the halter by itself."""
+    adam: AdamSettings = field(default_factory=AdamSettings)
+    """The meta-optimizer."""
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    """Validation and calibration."""
+    run: RunSettings = field(default_factory=RunSettings)
+    """Shards, checkpoints and rollbacks."""
+    seed: int = 0
+    """Random seed."""
+
+    def __post_init__(self) -> None:
+        _require_counts(self, horizon=1)
+        _require_positive(self, "price")
+        require(self.price_range >= 1, f"price_range must be at least 1, got {self.price_range}")
+        for name, size in (
+            ("joint.batch_size", self.joint.batch_size),
+            ("halting.batch_size", self.halting.batch_size),
+            ("halting.num_recorded", self.halting.num_recorded),
+        ):
+            require(
+                size % self.run.num_shards == 0,
+                f"{name} must be a multiple of run.num_shards = {self.run.num_shards}, got {size}",
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes the same settings."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The settings that `to_json` wrote.
+
+        Raises:
+            InputError: A setting is unknown or impossible.
+        """
+        return build(cls, document)
+
+    @classmethod
+    def from_preset(cls, preset: str, family: str, *changes: Mapping[str, Any]) -> Self:
+        """The family's defaults with the preset's settings and then `changes` laid over them.
+
+        Args:
+            preset: A name in `PRESETS`.
+            family: A name, or PATH.py:NAME.
+            changes: Nested objects, the later ones on top.
+
+        Raises:
+            InputError: The preset is unknown or a setting is impossible.
+
+        Examples:
+            >>> TrainingSettings.from_preset("act", "regression-2d", {"price": 0.1}).horizon
+            40
+        """
+        chosen = discovery.lookup(PRESETS, preset, "preset")
+        asked = merge(*changes)
+        settings = merge(
+            {"family": {"name": resolve(family), "settings": {}}, "preset": preset},
+            training_defaults().get(family, {}),
+            chosen,
+            _taken_over(asked),
+            asked,
+        )
+        for name in ("rule", "method"):
+            if isinstance(settings.get(name), str):
+                settings[name] = {"name": settings[name]}
+            if "name" in settings.get(name, {}):
+                settings[name]["name"] = resolve(settings[name]["name"])
+        return cls.from_json(_named(settings))
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the default name wherever a choice comes with settings alone."""
+    for name, default in (("rule", "lstm"), ("method", "stick-breaking")):
+        if name in settings and "name" not in settings[name]:
+            settings[name] = {"name": default, **settings[name]}
+    return settings
+
+
+def _taken_over(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that come with a rule or a halter of other weights."""
+    brought: dict[str, Any] = {}
+    for part, names in (("rule", ("rule",)), ("halter", ("halter", "method"))):
+        origin = asked.get(f"{part}_from")
+        if origin is None:
+            continue
+        clash = [name for name in names if name in asked]
+        require(not clash, f"{part}_from brings its own settings; drop {' and '.join(clash)}")
+        if part == "rule":
+            rule = load(origin).card.rule
+            assert rule is not None
+            brought["rule"] = asdict(rule)
+        else:
+            card = load_halting(origin).card
+            brought |= {"halter": asdict(card.halter), "method": asdict(card.method)}
+    return brought
+
+
+def _require_counts(settings: object, **least: int) -> None:
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        require(value >= bound, f"{name} must be at least {bound}, got {value}")
+
+
+def _require_positive(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(value > 0, f"{name} must be above 0, got {value}")
+
+
+def _require_shares(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
+
+
+PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        # What works best.
+        "act": {},
+        # The LSTM optimizer of L2L: no halting is trained.
+        "lstm": {"method": {"name": "none"}, "halting": {"num_steps": 0}},
+        # The thesis to the letter: linear read-out of the pooled hidden state, tau = 1, one price,
+        # one horizon per problem from the p(T) that the price implies.
+        "thesis": {
+            "rule": {
+                "name": "lstm",
+                "settings": {"shared_gradient": False, "direct_gradient": False},
+            },
+            "halter": {"width": 0, "memory": 0, "features": "none"},
+            "method": {
+                "name": "softmax",
+                "settings": {
+                    "temperature": 1.0,
+                    "continuation": None,
+                    "horizons": "sampled",
+                    "calibrated": False,
+                },
+            },
+            "halting": {"num_steps": 0},
+            "price_range": 1.0,
+            "joint": {"warmup": 0.0, "sum_weight": 0.0},
+        },
+    }
+)
+"""Settings by preset, laid over the family's defaults."""
