@@ -13,8 +13,8 @@ from torch import nn
 
 from haltwise import InputError, LearnedOptimizer, load
 from haltwise.evaluation.diagnosis import diagnose
-from haltwise.update_rules import LSTMRule
 from haltwise.tasks import family
+from haltwise.update_rules import LSTMRule
 
 NAME = "regression-2d"
 

@@ -13,13 +13,13 @@ import pytest
 import scipy.optimize
 import torch
 from click.testing import CliRunner
+from haltwise.stop_rules.accounts import ReturnedIterate, StopPolicy
 
 import haltwise
 from haltwise import tasks
 from haltwise._core.errors import CalibrationWarning
 from haltwise._core.random import stream
 from haltwise.rollout.early_exit import execute
-from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate
 
 
 def load_example(name: str) -> ModuleType:

@@ -5,12 +5,14 @@ from typing import final
 
 import pytest
 import torch
+from haltwise.stop_rules.accounts import ReturnedIterate, StopPolicy, returned_steps
 from torch import Tensor
 
 from haltwise._core.random import stream
-from haltwise.rollout.early_exit import Outcome, execute
-from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate, returned_steps
 from haltwise.halting.halter import AFTER, BEFORE
+from haltwise.models.optimizer_model import ModelConfig, OptimizerModel
+from haltwise.rollout.early_exit import Outcome, execute
+from haltwise.rollout.record import unroll
 from haltwise.stop_rules import (
     FixedBudget,
     GradientNorm,
@@ -21,9 +23,7 @@ from haltwise.stop_rules import (
     StopRule,
     decisions_and_reasons,
 )
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import Observation, TaskBatch, family
-from haltwise.rollout.record import unroll
 
 STEPS, PROBLEMS = 12, 40
 

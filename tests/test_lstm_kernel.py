@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from haltwise import _kernels
+from haltwise._core.tensors import log_rms
 from haltwise._kernels import Coordinatewise, Pooled, lstm
 from haltwise._kernels import plain as lstm_plain
-from haltwise._core.tensors import log_rms
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = tuple(TOLERANCE)

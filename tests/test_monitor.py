@@ -11,25 +11,25 @@ from pathlib import Path
 import in_process
 import pytest
 import torch
+from haltwise.stop_rules.accounts import CostUnit
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import haltwise.interfaces.monitor
-from haltwise import update_rules as rules
 from haltwise import HaltingMonitor, InputError, load
+from haltwise import update_rules as rules
 from haltwise._core.errors import CalibrationWarning
 from haltwise._core.files import load_tensors, save_tensors
 from haltwise.evaluation import study_runs
-from haltwise.rollout.early_exit import Outcome, execute
-from haltwise.stop_rules.accounts import CostUnit
 from haltwise.halting.halter import BEFORE, HaltingOutput
+from haltwise.models.optimizer_model import ModelConfig, OptimizerModel
 from haltwise.processes.signals import SIGNALS
-from haltwise.stop_rules import decisions
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.recordings.runs import FEWEST_RUNS, RecordedRuns
+from haltwise.rollout.early_exit import Outcome, execute
+from haltwise.rollout.record import Recording, Trajectory, record, unroll
+from haltwise.stop_rules import decisions
 from haltwise.tasks import TaskBatch, family
 from haltwise.training import Trainer, train_monitor
-from haltwise.rollout.record import Recording, Trajectory, record, unroll
 
 RATE = 0.15
 

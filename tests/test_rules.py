@@ -16,9 +16,9 @@ from haltwise.update_rules import (
     LSTMRule,
     PartitionedRule,
     Pooled,
+    State,
     UpdateRule,
     UpdateStep,
-    State,
     select_state,
 )
 from haltwise.update_rules.lstm import preprocess_gradient

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from haltwise.stop_rules.accounts import ReturnedIterate, StopPolicy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -35,7 +36,6 @@ from torch.testing import assert_close
 import haltwise
 from haltwise import InputError
 from haltwise._core.tensors import map_tensors
-from haltwise.rollout.early_exit import execute
 from haltwise.halting import (
     AFTER,
     GravesPosterior,
@@ -43,12 +43,12 @@ from haltwise.halting import (
     SoftmaxPosterior,
     StickBreakingPosterior,
 )
-from haltwise.stop_rules.accounts import StopPolicy, ReturnedIterate
-from haltwise.stop_rules import StepObservation
-from haltwise.models.optimizer_model import ModelConfig
-from haltwise.tasks import family
 from haltwise.interfaces.torch_optim import LearnedOptimizer
+from haltwise.models.optimizer_model import ModelConfig
+from haltwise.rollout.early_exit import execute
 from haltwise.rollout.record import unroll
+from haltwise.stop_rules import StepObservation
+from haltwise.tasks import family
 
 DOUBLE = torch.float64
 Factory = Callable[..., torch.optim.Optimizer]

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from haltwise import update_rules as rules
-from haltwise import InputError, load
-from haltwise._core.random import stream
-from haltwise._core.files import load_tensors, save_tensors
 from haltwise.stop_rules.accounts import costs
-from haltwise.stop_rules import HazardThreshold, PonderThreshold, PosteriorMode
+from haltwise.training.problems import FamilyProblems
+
+from haltwise import InputError, load
+from haltwise import update_rules as rules
+from haltwise._core.files import load_tensors, save_tensors
+from haltwise._core.random import stream
 from haltwise.models.optimizer_model import ModelConfig
-from haltwise.training.run.log import read_log
+from haltwise.rollout.record import record
+from haltwise.stop_rules import HazardThreshold, PonderThreshold, PosteriorMode
 from haltwise.tasks import family
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 from haltwise.training.run.directory import RunDirectory
-from haltwise.training.problems import FamilyProblems
-from haltwise.rollout.record import record
+from haltwise.training.run.log import read_log
 
 
 def tiny(preset: str = "act", **changes: object) -> TrainingConfig:

@@ -45,6 +45,7 @@ def diagnose(
     num_problems: int | None,
     seed: int,
     json_path: Path | None,
+    data_dir: Path | None,
     family_settings: dict[str, Any],
 ) -> None:
     """Find out why RUN_OR_NAME does not learn, and what to do about it.
@@ -53,7 +54,7 @@ def diagnose(
     and what happens beyond the horizon, on problems that nothing was trained on.
     """
     model = loading.load(run_or_name, own_of(run_or_name))
-    drawn = family_of(model.card, family, family_settings)
+    drawn = family_of(model.card, family, family_settings, data_dir)
     num = min(128, max(8, _COORDINATES // drawn.dim)) if num_problems is None else num_problems
     with Console(stderr=True).status("looking"):
         found = look_at(model, drawn, price=price, horizon=horizon, num_problems=num, seed=seed)

@@ -77,6 +77,7 @@ def evaluate(
     compare: tuple[str, ...],
     out: Path | None,
     json_path: Path | None,
+    data_dir: Path | None,
     device: torch.device,
     family_settings: dict[str, Any],
 ) -> None:
@@ -95,7 +96,7 @@ def evaluate(
         require(key not in models, f"every optimizer needs a name of its own, got {key} twice")
         models[key] = loading.load(name, own_of(name))
     card = models[model_name(run_or_name)].card
-    drawn = family_of(card, family, family_settings)
+    drawn = family_of(card, family, family_settings, data_dir)
     if num_problems is None:
         num_problems = min(4096, max(64, _COORDINATES // drawn.dim))
     with Console(stderr=True, quiet=not workers.is_first).status("loading") as status:

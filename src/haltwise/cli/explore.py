@@ -43,6 +43,7 @@ def explore(
     num_problems: int,
     horizon: int | None,
     out: Path,
+    data_dir: Path | None,
     family_settings: dict[str, Any],
 ) -> None:
     """Write a page on which problems with two parameters are solved by RUN_OR_NAME.
@@ -51,7 +52,7 @@ def explore(
     would have stopped at any price.
     """
     model = loading.load(run_or_name, own_of(run_or_name))
-    drawn = family_of(model.card, family, family_settings)
+    drawn = family_of(model.card, family, family_settings, data_dir)
     page = pages.write_explorer(
         model,
         drawn,

@@ -11,13 +11,13 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.plugins import load_object
+from haltwise._core.plugins import label, load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
 from haltwise.models.card import Card
 from haltwise.models.files import own_names
 from haltwise.models.loading import find
-from haltwise.tasks import TaskFamily, family, label
+from haltwise.tasks import TaskFamily, family
 
 __all__ = [
     "data_directory",
@@ -36,18 +36,11 @@ _Command = Callable[..., None]
 
 
 def data_directory(command: _Command) -> _Command:
-    """`--data-dir`, for this process what the environment variable is for all."""
-
-    def remember(_: click.Context, __: click.Parameter, value: Path | None) -> None:
-        if value is not None:
-            os.environ[DIRECTORY_VARIABLE] = str(value)
-
+    """Add `--data-dir`, which is passed on as `data_dir`."""
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
-        expose_value=False,
-        callback=remember,
-        help=f"Where mnist/ and cifar10/ lie.  [default: ${DIRECTORY_VARIABLE}]",
+        help=f"Directory that holds mnist/ and cifar10/.  [default: ${DIRECTORY_VARIABLE}]",
     )(command)
 
 
@@ -121,16 +114,18 @@ def family_settings(command: _Command) -> _Command:
     )(collect)
 
 
-def family_of(card: Card, name: str | None, settings: Mapping[str, Any]) -> TaskFamily:
+def family_of(
+    card: Card, name: str | None, settings: Mapping[str, Any], data_dir: Path | None
+) -> TaskFamily:
     """The family called `name`, or else the one trained on, as it was then; with `settings`."""
     if name is not None:
-        return family(name, settings)
+        return family(name, settings, data_dir=data_dir)
     if card.family is None:
         raise InputError(
             "this model was trained on recorded runs, and there is no family to draw others from; "
             "judge it by haltwise train-monitor with --test-runs"
         )
-    return family(card.family.name, {**card.family.settings, **settings})
+    return family(card.family.name, {**card.family.settings, **settings}, data_dir=data_dir)
 
 
 def family_name(card: Card, name: str | None) -> str:

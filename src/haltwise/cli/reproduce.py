@@ -164,6 +164,7 @@ def reproduce(
     quick: bool,
     out: Path | None,
     dry_run: bool,
+    data_dir: Path | None,
     device: torch.device,
     threads: int | None,
 ) -> None:
@@ -176,6 +177,8 @@ def reproduce(
     directory = out or Path("runs") / f"reproduce-{experiment}"
     click.echo(f"{experiment} takes {plan.quick if quick else plan.full}.", err=True)
     computing = ["--device", str(device), *(["--threads", str(threads)] if threads else [])]
+    if data_dir is not None:
+        computing += ["--data-dir", str(data_dir.absolute())]
     for number, step in enumerate(plan.steps, start=1):
         command = _command(step, directory, computing, quick=quick)
         typed = shlex.join(["haltwise", *command]) if command else f"{step.product} is there"

@@ -78,6 +78,7 @@ def study(
     first_seed: int,
     num_problems: int,
     json_path: Path | None,
+    data_dir: Path | None,
     device: torch.device,
     family_settings: dict[str, Any],
 ) -> None:
@@ -97,7 +98,7 @@ def study(
         record = run_study(
             models,
             {
-                family_name(card, name): family_of(card, name, family_settings)
+                family_name(card, name): family_of(card, name, family_settings, data_dir)
                 for name in families or (None,)
             },
             prices=prices or (card.price,),

@@ -107,6 +107,7 @@ def _train(
     resume: Path | None,
     go_on: bool,
     device: torch.device,
+    data_dir: Path | None,
     tensorboard: bool,
 ) -> None:
     if resume is not None:
@@ -114,7 +115,7 @@ def _train(
             family is None and config is None,
             "--resume takes family and settings from the run; drop the rest",
         )
-        where = _place(device, tensorboard)
+        where = _place(device, tensorboard, data_dir)
         run_trainer(Trainer.resume(run_directory(resume), **where), where["workers"])
         return
     written = read_config(config)
@@ -129,7 +130,7 @@ def _train(
     chosen = TrainingSettings.from_preset(preset, family, written, settings)
     directory = out or Path("runs") / f"{label(family)}-{preset}"
     go_on = go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    where = _place(device, tensorboard)
+    where = _place(device, tensorboard, data_dir)
     if go_on and (directory / "config.json").exists():
         trainer = Trainer.resume(directory, settings=chosen, **where)
     else:
@@ -137,15 +138,27 @@ def _train(
     run_trainer(trainer, where["workers"])
 
 
-def _place(device: torch.device, tensorboard: bool) -> dict[str, Any]:
+def _place(device: torch.device, tensorboard: bool, data_dir: Path | None) -> dict[str, Any]:
     """Where to train, and with whom."""
     device, workers = joined(device)
-    return {"device": device, "tensorboard": tensorboard, "workers": workers}
+    return {
+        "device": device,
+        "tensorboard": tensorboard,
+        "workers": workers,
+        "data_dir": data_dir,
+    }
 
 
 def command_line() -> str:
-    """The command as it was typed, for the card."""
-    return shlex.join(["haltwise", *sys.argv[1:]])
+    """Quote the command as it was typed, for the card; `--data-dir` is left out."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--data-dir":
+            next(words, None)
+        elif not word.startswith("--data-dir="):
+            kept.append(word)
+    return shlex.join(["haltwise", *kept])
 
 
 def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:

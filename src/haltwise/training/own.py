@@ -4,10 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from haltwise._core import plugins
-from haltwise._core.discovery import find
-from haltwise._core.errors import InputError
+from haltwise._core.discovery import configure, find_known
 from haltwise._core.nested_settings import Choice
-from haltwise._core.settings import require_types
 from haltwise.halting.methods import HaltingMethod
 from haltwise.training.gradients import GradientEstimator
 from haltwise.training.settings import TrainingSettings
@@ -40,11 +38,4 @@ def make_own(table: Mapping[str, Any], choice: Choice, what: str, own: Iterable[
     Raises:
         InputError: There is none, or a setting is impossible.
     """
-    kind = find(table, choice.name, what, own)
-    require_types(kind.__init__, choice.settings)
-    try:
-        return kind(**choice.settings)
-    except TypeError as error:
-        raise InputError(
-            f"{what} {choice.name!r} does not take the settings {dict(choice.settings)}: {error}"
-        ) from None
+    return configure(find_known(table, choice.name, what, own), choice.settings, choice.name)

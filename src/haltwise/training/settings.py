@@ -12,9 +12,10 @@ from typing import Any, Self, final
 from haltwise._core import discovery
 from haltwise._core.errors import require
 from haltwise._core.nested_settings import Choice, build, merge
+from haltwise._core.plugins import resolve
 from haltwise.halting.halter import HalterSettings
 from haltwise.models.loading import load, load_halting
-from haltwise.tasks import resolve, training_defaults
+from haltwise.tasks import training_defaults
 
 __all__ = [
     "PRESETS",

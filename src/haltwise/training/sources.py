@@ -2,16 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from haltwise._core import plugins
+from haltwise._core.discovery import configure
 from haltwise._core.errors import require
 from haltwise._core.random import stream
-from haltwise._core.settings import require_types
 from haltwise._core.tensors import map_tensors
 from haltwise.models.files import Model
 from haltwise.models.optimizer_model import OptimizerModel
@@ -76,10 +77,14 @@ class FamilySource(Source):
     unit = CostUnit.GRADIENTS
 
     def __init__(
-        self, own: TaskFamily, settings: TrainingSettings, device: torch.device | str
+        self,
+        own: TaskFamily,
+        settings: TrainingSettings,
+        device: torch.device | str,
+        data_dir: Path | str | None = None,
     ) -> None:
         self.family = own
-        self._mixed_with = {name: family(name) for name in settings.mixed_with}
+        self._mixed_with = {name: family(name, data_dir=data_dir) for name in settings.mixed_with}
         self._horizon, self._seed, self._device = settings.horizon, settings.seed, device
 
     @property
@@ -174,8 +179,10 @@ class RecordedSource(Source):
         return self._parts[name]
 
 
-def source_of(settings: TrainingSettings, device: torch.device | str) -> Source:
-    """What a run of these settings learns from.
+def source_of(
+    settings: TrainingSettings, device: torch.device | str, data_dir: Path | str | None = None
+) -> Source:
+    """The source that a run of these settings learns from.
 
     Raises:
         InputError: A family is unknown, or there are no such runs.
@@ -184,10 +191,9 @@ def source_of(settings: TrainingSettings, device: torch.device | str) -> Source:
         return RecordedSource(settings, device)
     name, own = settings.family.name, settings.family.settings
     if plugins.is_file(name):
-        found = plugins.load_object(name, object, "family")
-        if isinstance(found, ProcessFamily):
-            return ProcessSource(replace(found, **own), settings, device)
-        if isinstance(found, type) and issubclass(found, ProcessFamily):
-            require_types(found.__init__, own)
-            return ProcessSource(found(**own), settings, device)
-    return FamilySource(family(name, own), settings, device)
+        brought = plugins.load_object(name, object, "family")
+        kind = brought if isinstance(brought, type) else type(brought)
+        if issubclass(kind, ProcessFamily):
+            return ProcessSource(configure(brought, own, name), settings, device)
+    found = family(name, own, data_dir=data_dir)
+    return FamilySource(found, settings, device, data_dir)

@@ -94,6 +94,7 @@ class Trainer:
         tensorboard: Whether to write TensorBoard event files.
         command: What started the run, for the card.
         workers: The processes that share the run; they need one file system.
+        data_dir: Directory of the family's data files, see `haltwise.tasks.family`.
 
     Raises:
         InputError: The family is unknown, or the directory holds a run already or is not writable.
@@ -108,8 +109,9 @@ class Trainer:
         tensorboard: bool = False,
         command: str = "",
         workers: Workers | None = None,
+        data_dir: Path | str | None = None,
     ) -> None:
-        self._set_up(settings, directory, device, workers)
+        self._set_up(settings, directory, device, workers, data_dir)
         held = RunDirectory.holds_run(directory)
         self._workers.wait()  # until all have looked
         require(not held, f"{directory} holds a run already; resume it or choose another directory")
@@ -128,6 +130,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         tensorboard: bool = False,
         workers: Workers | None = None,
+        data_dir: Path | str | None = None,
     ) -> Self:
         """The run in `directory`, at its last checkpoint.
 
@@ -137,6 +140,7 @@ class Trainer:
             device: Where to compute.
             tensorboard: Whether to write TensorBoard event files.
             workers: The processes that share the run.
+            data_dir: Directory of the family's data files.
 
         Warns:
             CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
@@ -152,7 +156,7 @@ class Trainer:
         if settings is not None:
             _refuse_drift(directory, written.to_json(), settings.to_json())
         trainer = cls.__new__(cls)
-        trainer._set_up(written, directory, device, workers)
+        trainer._set_up(written, directory, device, workers, data_dir)
         trainer._command = str(document.get("command", ""))
         first = trainer._workers.is_first
         newest = None
@@ -180,12 +184,13 @@ class Trainer:
         directory: Path,
         device: torch.device | str,
         workers: Workers | None,
+        data_dir: Path | str | None,
     ) -> None:
         self.settings, self.directory, self._device = settings, directory, device
         self._workers = workers or Workers()
         self._shards = self._workers.shards(settings.run.num_shards)
         self._files = RunDirectory(directory, settings.run.num_checkpoints)
-        self.source = source_of(settings, device)
+        self.source = source_of(settings, device, data_dir)
         self._own = own_classes(settings)
         self.model = build_model(self._blank_card(), stream(settings.seed, "weights"), self._own)
         self.model.to(device)
