@@ -1,15 +1,22 @@
 """Tables that grow by adding a file: no registry to edit, no import-time side effect."""
 
+import contextlib
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass, replace
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from haltwise._core.errors import InputError
+from haltwise._core import plugins
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import require_types
 
-__all__ = ["collect", "find", "lookup", "unknown"]
+__all__ = ["collect", "configure", "find", "lookup", "unknown"]
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def collect(package: ModuleType, attribute: str) -> Mapping[str, Any]:
@@ -74,6 +81,58 @@ def find(table: Mapping[str, Any], name: str, kind: str, own: Iterable[type] = (
             f"in haltwise.load(..., own=[{wanted}])"
         )
     return lookup(table, name, kind)
+
+
+def configure(entry: Any, settings: Mapping[str, Any], name: str, **others: Any) -> Any:
+    """Make an instance with `settings`, which are checked against the annotations.
+
+    Args:
+        entry: What `find` gave: a class, which is called with the settings, or an instance of a
+            dataclass, of which a copy with these settings is made.
+        settings: Values by name, from JSON.
+        name: What `find` was asked for.
+        others: Further arguments for a class, which are no settings: a generator, for instance.
+
+    Raises:
+        InputError: A setting is unknown (near names are suggested), missing, impossible or of
+            another type, or a class from a user's file raises an exception.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Descent:
+        ...     learning_rate: float
+        >>> configure(Descent, {"learning_rate": 0.1}, "descent")
+        Descent(learning_rate=0.1)
+        >>> configure(Descent, {}, "descent")
+        Traceback (most recent call last):
+        haltwise._core.errors.InputError: descent needs the setting learning_rate
+    """
+    is_class = isinstance(entry, type)
+    maker = entry if is_class else type(entry)
+    title = plugins.label(name)
+    require(
+        is_class or is_dataclass(entry) or not settings,
+        f"{title} is an instance of a class that is no dataclass, so it takes no settings; name "
+        "its class",
+    )
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(maker).parameters.items()
+        if key not in others and parameter.kind not in _VARIABLE
+    }
+    for setting in settings:
+        require(bool(parameters), f"{title} takes no settings, got {setting!r}")
+        require(setting in parameters, unknown(setting, parameters, f"setting of {title}"))
+    require_types(maker.__init__, settings)
+    for key, parameter in parameters.items():
+        required = is_class and parameter.default is parameter.empty
+        require(not required or key in settings, f"{title} needs the setting {key}")
+    in_file = plugins.is_file(name)
+    with plugins.place(name, maker).errors() if in_file else contextlib.nullcontext():
+        if is_class:
+            return entry(**settings, **others)
+        return replace(entry, **settings) if settings else entry
 
 
 def unknown(name: str, names: Iterable[str], kind: str) -> str:

@@ -85,15 +85,28 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         cli(standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"haltwise: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (InputError, MemoryError, OSError) as error:  # a full disk may strike anywhere
         click.echo(f"haltwise: {error}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        click.echo(f"haltwise: out of memory; ask for fewer problems at once: {error}", err=True)
+        sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("haltwise: interrupted", err=True)
         sys.exit(130)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch could not allocate memory, for which CPUs have no exception of their own."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _show_warning(

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Self, final, get_type_hints
 
-from haltwise._core.discovery import find
+from haltwise._core.discovery import configure, find
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
+from haltwise._core.plugins import label
 from haltwise._core.settings import require_types
 from haltwise.halting.halter import HalterSettings
 from haltwise.halting.methods import HaltingMethod, halting_methods
@@ -40,14 +41,9 @@ def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
     Raises:
         InputError: There is no such method, or a setting is impossible.
     """
-    kind: type[HaltingMethod] = find(halting_methods(), choice.name, "halting method", own)
-    require_types(kind.__init__, choice.settings)
-    try:
-        return kind(**choice.settings)
-    except TypeError as error:
-        raise InputError(
-            f"halting method {choice.name!r} does not take the settings {choice.settings}: {error}"
-        ) from None
+    kind = find(halting_methods(), choice.name, "halting method", own)
+    method: HaltingMethod = configure(kind, choice.settings, label(choice.name))
+    return method
 
 
 @final

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from haltwise._core import discovery as _discovery
-from haltwise._core.errors import InputError
-from haltwise._core.settings import require_types
+from haltwise._core.plugins import label as _label
 from haltwise.update_rules.base import Pooled, State, UpdateRule, UpdateStep, select_state
 from haltwise.update_rules.hand_designed import SGD, Adam, RMSprop
 from haltwise.update_rules.lstm import LSTMRule
@@ -38,7 +37,7 @@ def rules() -> Mapping[str, type[UpdateRule]]:
 
 def make(
     name: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
     generator: torch.Generator | None = None,
     own: Iterable[type] = (),
 ) -> UpdateRule:
@@ -47,12 +46,7 @@ def make(
     Raises:
         InputError: The name or a setting is unknown.
     """
-    rule: type[UpdateRule] = _discovery.find(rules(), name, "rule", own)
-    learned = {"generator": generator} if issubclass(rule, nn.Module) else {}
-    require_types(rule.__init__, settings)
-    try:
-        return rule(**settings, **learned)
-    except TypeError as error:
-        raise InputError(
-            f"rule {name!r} does not take the settings {settings}: {error}; see rule_settings"
-        ) from None
+    kind = _discovery.find(rules(), name, "update rule", own)
+    learned = {"generator": generator} if issubclass(kind, nn.Module) else {}
+    rule: UpdateRule = _discovery.configure(kind, settings, _label(name), **learned)
+    return rule
