@@ -80,11 +80,15 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line; bad input ends with one sentence and exit code 2."""
+def main(command: click.Command = cli) -> None:
+    """Run a command line; bad input ends with one sentence and exit code 2.
+
+    Args:
+        command: The command; a program of its own may give another than `haltwise`.
+    """
     warnings.showwarning = _show_warning
     try:
-        cli(standalone_mode=False)
+        command(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)

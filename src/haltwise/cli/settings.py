@@ -57,8 +57,7 @@ class SettingOption(click.Option):
 
     def __init__(self, leaf: Leaf) -> None:
         self.path = leaf.path
-        shown = leaf.default if isinstance(leaf.default, str) else str(leaf.default).lower()
-        note = "required" if leaf.required else f"default: {shown}"
+        note = "required" if leaf.required else f"default: {_shown(leaf.default)}"
         kind = SettingType(leaf.hint)
         super().__init__(
             [f"--{leaf.path.replace('_', '-')}", f"setting__{leaf.path.replace('.', '__')}"],
@@ -155,7 +154,9 @@ def _choice_leaves(leaf: Leaf, below: Mapping[str, Any], typed: Typed) -> Iterat
         if "name" not in choice:
             return
     else:
-        yield replace(leaf, hint=str, default=name)
+        table = CHOICES[leaf.path].table()
+        text = f"{leaf.help} Names: {', '.join(table)}."
+        yield replace(leaf, hint=str, default=name, help=text)
         other = typed.options.get(f"--{leaf.path}", name)
         name, settings = other, settings if other == name else {}
     for own in settings_of(leaf.path, name):
@@ -164,6 +165,13 @@ def _choice_leaves(leaf: Leaf, below: Mapping[str, Any], typed: Typed) -> Iterat
             yield replace(own, default=settings[field], required=False)
         else:
             yield own
+
+
+def _shown(default: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(default, list):
+        return ",".join(map(str, default)) or "none"
+    return (default or "empty") if isinstance(default, str) else str(default).lower()
 
 
 def _find(tree: Mapping[str, Any], path: Sequence[str], default: Any) -> Any:

@@ -43,7 +43,7 @@ class JointPhaseSettings:
     sum_weight: float = 0.3
     """Weight of the mean loss over the horizon beside the halting objective, both in prices."""
     estimator: Choice = field(default_factory=lambda: Choice("pathwise"))
-    """Gradient estimator, a name in `haltwise.training.gradients.estimators()`."""
+    """Gradient estimator, a name in its table or PATH.py:NAME."""
 
     def __post_init__(self) -> None:
         _check(self, at_least={"num_steps": 0, "batch_size": 1})
@@ -136,11 +136,11 @@ class TrainingSettings:
     preset: str = "act"
     """Preset that the settings were made from, for the card."""
     rule: Choice = field(default_factory=lambda: Choice("lstm"))
-    """Update rule, a name in `haltwise.update_rules.rules()`; "none" for processes."""
+    """Update rule, a name in its table or PATH.py:NAME; "none" for processes."""
     halter: HalterSettings = field(default_factory=HalterSettings)
     """The shape of the halter."""
     method: Choice = field(default_factory=lambda: Choice("stick-breaking"))
-    """Halting method, a name in `haltwise.halting.halting_methods()`; "none" learns no halting."""
+    """Halting method, a name in its table or PATH.py:NAME; "none" learns no halting."""
     rule_from: str | None = None
     """Shipped name, run directory or weights file whose update rule to begin with. With
     `joint.num_steps = 0` it stays as it is, and only a halter is trained for it."""
