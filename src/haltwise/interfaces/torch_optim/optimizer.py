@@ -30,7 +30,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
 from haltwise.stop_rules import CostUnit, DecisionTime
-from haltwise.update_rules import Pooled, UpdateRule
+from haltwise.update_rules import PooledGradient, UpdateRule
 
 __all__ = ["LearnedOptimizer"]
 
@@ -47,7 +47,7 @@ class _Part(NamedTuple):
 
     leaf: int
     params: list[Tensor]
-    pooled: Pooled
+    pooled: PooledGradient
 
 
 class _Problem(NamedTuple):
