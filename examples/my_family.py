@@ -53,7 +53,9 @@ class Decays(TaskFamily):
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/decays"))
 @click.option("--joint-steps", default=300, show_default=True, help="Update rule and halter.")
 @click.option("--halting-steps", default=800, show_default=True, help="The halter alone.")
-@click.option("--num-recorded", default=8192, show_default=True, help="Trajectories it learns from.")
+@click.option(
+    "--num-recorded", default=8192, show_default=True, help="Trajectories it learns from."
+)
 def main(out: Path, joint_steps: int, halting_steps: int, num_recorded: int) -> None:
     """Meta-train an optimizer for decays and fit a thousand others."""
     torch.set_num_threads(1)

@@ -29,7 +29,13 @@ from torch import Tensor
 
 import haltwise
 from haltwise.rollout.early_exit import execute
-from haltwise.stop_rules.accounts import CostUnit, StopPolicy, ReturnedIterate, returned_steps, steps_charged
+from haltwise.stop_rules.accounts import (
+    CostUnit,
+    StopPolicy,
+    ReturnedIterate,
+    returned_steps,
+    steps_charged,
+)
 from haltwise.halting.halter import HaltingOutput
 from haltwise.stop_rules import GradientNorm, Plateau, StepObservation, Traces, decide_all
 from haltwise.stop_rules.base import LevelRule, quantile_grid
@@ -336,7 +342,9 @@ class SmallGradient(LevelRule):
     def init(self, num_problems: int, like: Tensor) -> dict[str, Tensor]:
         return {"lowest": like.new_full((num_problems,), torch.inf)}
 
-    def statistic(self, seen: StepObservation, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def statistic(
+        self, seen: StepObservation, memory: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         smallness = -seen.signal("log_grad_norm")
         lowest = torch.minimum(seen.loss, memory["lowest"])
         return torch.where(seen.loss <= lowest, smallness, -torch.inf), {"lowest": lowest}

@@ -4,9 +4,9 @@ Adam trains small networks to tell digits apart, on 30 to 600 digits and at lear
 to .05, as a search over settings would. A round is five minibatches and an evaluation on 150 other
 digits; the copy that does best on these is kept, and judged on 1,047 more. A round must gain .01
 nats. All stop rules observe the same loss, patience and plateau nothing else, the others gradients
-as well; the baselines are tuned on all recorded runs. J, the loss of the copy kept plus the price of
-the rounds, on 100 further runs (`--runs 240 --test-runs 100`, four minutes of a busy core; the
-default is less), and its difference to that of the learned rule, with a 95 % interval:
+as well; the baselines are tuned on all recorded runs. J is the loss of the copy kept plus the price
+of the rounds. On 100 further runs (`--runs 240 --test-runs 100`, four minutes of a busy core; the
+default is less), with the difference to J of the learned rule and its 95 % interval:
 
                      J  captured gain
     oracle       .9827
