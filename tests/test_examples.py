@@ -1,6 +1,5 @@
 """The examples run, on settings so small that they learn nothing."""
 
-import csv
 import importlib.util
 import sys
 import warnings
@@ -8,12 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-import scipy.optimize
 import torch
 from click.testing import CliRunner
-from haltwise.stop_rules.accounts import ReturnedIterate, StopPolicy
 
 import haltwise
 from haltwise import tasks
@@ -36,11 +32,6 @@ def load_example(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def parity() -> ModuleType:
     return load_example("parity")
-
-
-@pytest.fixture(scope="module")
-def per_group() -> ModuleType:
-    return load_example("regression_per_group")
 
 
 def test_parity_inputs_are_what_they_say(parity: ModuleType, generator: torch.Generator) -> None:
@@ -78,69 +69,6 @@ def test_parity_prints_a_line_for_every_posterior_and_task(
         assert 1 <= steps <= 4
         assert len(shares) == 9
         assert all(0 <= share <= 1 for share in shares)
-
-
-def test_the_batched_lbfgs_finds_what_scipy_finds(
-    per_group: ModuleType, tmp_path: Path, generator: torch.Generator
-) -> None:
-    path = tmp_path / "table.csv"
-    per_group.draw_table(path, 6, generator)
-    table = per_group.read_table(path, per_group.NOISE)
-    for family in per_group.FAMILIES.values():
-        problem = per_group.make_problem(family, table, slice(None), torch.float64)
-        policy = StopPolicy(per_group.SmallGradient(12.0), ReturnedIterate.BEST)
-        run = execute(per_group.LBFGS(), problem, policy, problem.start[:, 0], 200)
-        num_evaluations = 0
-        for number in range(6):
-            single = problem.select(torch.tensor([number]))
-
-            def both(
-                x: np.ndarray, single: haltwise.FunctionBatch = single
-            ) -> tuple[float, object]:
-                seen = single.observe(torch.from_numpy(x)[None], 0)
-                return seen.loss.item(), seen.grad[0].numpy()
-
-            found = scipy.optimize.minimize(
-                both, np.zeros(10), jac=True, method="L-BFGS-B", options={"gtol": 1e-5, "ftol": 0}
-            )
-            num_evaluations += found.nfev
-            assert problem.observe_loss(run.params, 0)[number].item() == pytest.approx(
-                found.fun, rel=1e-8
-            )
-        assert run.num_gradients.sum() < 1.3 * num_evaluations  # no strawman
-    x, y = problem.data["x"][0].numpy(), problem.data["y"][0].numpy()
-    expected = np.linalg.lstsq(x, y, rcond=None)[0]
-    np.testing.assert_allclose(per_group.closed_form(problem)[0].numpy(), expected, atol=1e-8)
-
-
-def test_a_regression_per_group_goes_from_csv_to_csv(
-    per_group: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(per_group, "LEARNING_RATES", (0.3,))
-    monkeypatch.setattr(per_group, "MAX_STEPS", 40)
-    out = tmp_path / "coefficients.csv"
-    arguments = ["--groups", "16", "--out", str(out)]
-    result = CliRunner().invoke(per_group.main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    assert "least squares: 12 groups, 10 parameters each" in result.output
-    assert "Against closed form it never pays." in result.output
-    with out.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["group"] for row in rows] == [f"g{number:05}" for number in range(16)]
-    # The table was drawn with seed 0; its least squares fit, in its own units, is near.
-    path = tmp_path / "table.csv"
-    per_group.draw_table(path, 16, torch.Generator().manual_seed(0))
-    with path.open(newline="") as file:
-        table = [row for row in csv.reader(file) if row[0] == "g00003"]
-    numbers = np.array([row[1:] for row in table], float)
-    design = np.column_stack((np.ones(len(numbers)), numbers[:, :-1]))
-    columns = ["intercept", *(f"x{number}" for number in range(1, 10))]
-    coefficients = np.array([float(rows[3][name]) for name in columns])
-    residual = numbers[:, -1] - design @ coefficients
-    least = np.linalg.lstsq(design, numbers[:, -1], rcond=None)[1].item()
-    assert residual @ residual < 1.2 * least
-    squares = residual @ residual / (2 * per_group.NOISE**2)
-    assert float(rows[3]["loss"]) == pytest.approx(squares, rel=1e-3)
 
 
 def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _check_rule(
         grad = batch.observe(params, step).grad
         for gate, share in _saturated(rule, grad, state):
             saturated.setdefault(gate, []).append(share)
-        update, _, state = rule.step(grad, state)
+        update, _, state = rule.update(grad, state)
         params = params + update
         if step not in (0, num_steps - 1):
             continue

@@ -20,7 +20,7 @@ from haltwise.evaluation.records import (
     CurveRecord,
     EvaluationRecord,
     ExecutionRecord,
-    HeldOut,
+    HeldOutRecord,
     StoppingRecord,
 )
 from haltwise.halting.session import HaltingSession
@@ -247,12 +247,12 @@ def _run(
     return run, time.perf_counter() - started
 
 
-def _held_out(batch: TaskBatch, params: Tensor) -> HeldOut | None:
+def _held_out(batch: TaskBatch, params: Tensor) -> HeldOutRecord | None:
     """Networks on the test examples, if there are any."""
     if not isinstance(batch, ModuleBatch) or batch.task.test is None:
         return None
     loss, accuracy = (value.double() for value in batch.held_out(params))
-    return HeldOut(
+    return HeldOutRecord(
         loss.mean().item(), loss.std().item(), accuracy.mean().item(), accuracy.std().item()
     )
 

@@ -21,7 +21,7 @@ __all__ = [
     "EvaluationRecord",
     "ExecutionRecord",
     "Frontier",
-    "HeldOut",
+    "HeldOutRecord",
     "Interval",
     "OverSeeds",
     "Reliability",
@@ -137,7 +137,7 @@ class StoppingRecord:
 
 @final
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutRecord:
     """Networks on the test examples, mean and standard deviation over problems."""
 
     loss: float
@@ -160,7 +160,7 @@ class CurveRecord:
     observed: list[float]
     """Mean of the losses seen, of minibatches where the task is stochastic."""
     num_nonfinite: int
-    held_out: HeldOut | None
+    held_out: HeldOutRecord | None
     learning_rate: float = math.nan
     """Where it was tuned."""
     at_edge: bool = False
@@ -177,7 +177,7 @@ class ExecutionRecord:
     seconds: float
     seconds_fixed: float
     outcomes: dict[str, int]
-    held_out: HeldOut | None
+    held_out: HeldOutRecord | None
 
 
 @final
