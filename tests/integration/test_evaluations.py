@@ -46,7 +46,11 @@ def untrained(method: str = "stick-breaking", **settings: Any) -> OptimizerModel
 
 
 def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(tmp_path: Path) -> None:
-    models = {"mine": load("regression-2d"), "lstm": untrained("none"), "thesis": load("regression-2d-thesis")}
+    models = {
+        "mine": load("regression-2d"),
+        "lstm": untrained("none"),
+        "thesis": load("regression-2d-thesis"),
+    }
     found = evaluate(
         models,
         family("regression-2d"),
@@ -140,7 +144,7 @@ def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
             loss, grad = batch.observe(params, step)
             seen.append(float(loss.double().mean()))
             if step < 3:
-                update, _, state = model.rule.step(grad, state)
+                update, _, state = model.rule.update(grad, state)
                 params = params + update
     assert record.curves["mine"].observed == pytest.approx(seen, rel=1e-5)
     assert batch.task.test is not None

@@ -67,7 +67,9 @@ def test_its_figures_are_those_of_every_seed_by_itself(model: OptimizerModel) ->
             table = costs(test.excess, price).double()
             j.setdefault("fixed", []).append(table.mean(0).min().item())
             j.setdefault("oracle", []).append(table.min(1).values.mean().item())
-            for name, (rule, returns) in choose_policies(model.halting, tuning, unit, price).items():
+            for name, (rule, returns) in choose_policies(
+                model.halting, tuning, unit, price
+            ).items():
                 own = total_cost(test, decisions(rule, test), unit, returns, price=price)
                 j.setdefault(name, []).append(own.double().mean().item())
         assert set(cell.rules) == set(j)

@@ -9,7 +9,7 @@ from stopping_cases import DOUBLE, GROUPS, LOSSES, PRICE, STEPS, N, T, judged
 
 from haltwise._core.random import stream
 from haltwise.evaluation import optimizers
-from haltwise.evaluation.baselines import BASELINES, cross_fit, tune_baselines
+from haltwise.evaluation.baselines import BASELINES, _halves, cross_fit, tune_baselines
 from haltwise.evaluation.optimizers import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -41,7 +41,9 @@ def noisy(num: int = 300, seed: int = 0) -> Trajectory:
     excess = 4 * torch.exp(-rate * STEPS) + 0.3 * torch.rand(
         num, T + 1, generator=stream(seed, "excess"), dtype=DOUBLE
     )
-    norm = excess.log() + 0.1 * torch.randn(num, T + 1, generator=stream(seed, "norm"), dtype=DOUBLE)
+    norm = excess.log() + 0.1 * torch.randn(
+        num, T + 1, generator=stream(seed, "norm"), dtype=DOUBLE
+    )
     return Trajectory(excess.clone(), excess, log_grad_norm=norm)
 
 
@@ -86,13 +88,12 @@ def test_cross_fitted_stops_come_from_the_rule_tuned_on_the_other_half(unit: Cos
         torch.testing.assert_close(found["patience"].j(PRICE)[judged_on], j)
 
 
-def test_groups_are_shared_out_evenly() -> None:
-    found = cross_fit(Trajectory(LOSSES, LOSSES), CostUnit.UPDATES, PRICE, stream(1), GROUPS - 10)
-    fixed = found["fixed_tuned"].cost
-    budgets = fixed.unique()
-    if len(budgets) == 2:  # two halves with budgets of their own tell which item is in which
-        for group in range(6):
-            assert (fixed[GROUPS - 10 == group] == budgets[0]).sum() == 5
+def test_halves_are_halves_of_every_group() -> None:
+    half = _halves(N, stream(1), GROUPS - 10)
+    assert half.sum() == N // 2
+    for group in range(10, 16):
+        assert half[group == GROUPS].sum() == 5
+    assert not torch.equal(half, _halves(N, stream(2), GROUPS - 10))
 
 
 def test_cross_fitting_pays_for_what_hindsight_does_not() -> None:
@@ -181,5 +182,3 @@ def test_lbfgs_solves_a_quadratic_within_the_budget_it_is_charged_for() -> None:
     assert torch.equal(curve[:, 0], curve[:, 1])  # the first evaluation is at theta_0
     assert (curve.diff(dim=1) <= 0).all()
     assert (curve[:, -1] < 1e-9 * curve[:, 0]).all()
-
-

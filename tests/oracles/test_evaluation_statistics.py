@@ -56,7 +56,9 @@ def test_the_jackknife_leaves_out_one_item_at_a_time() -> None:
     error = math.sqrt(3 / 4 * sum((value - mean) ** 2 for value in left_out))
     half = stats.t.ppf(0.975, 3) * error
     value = (columns[:, 0].mean() / columns[:, 1].mean()).item()
-    assert (found.value, found.low, found.high) == pytest.approx((value, value - half, value + half))
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (value, value - half, value + half)
+    )
 
 
 def test_the_interval_of_a_captured_gain_covers_what_it_should() -> None:

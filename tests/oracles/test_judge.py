@@ -99,7 +99,7 @@ def test_no_mix_of_two_budgets_beats_the_frontier(rise: float) -> None:
     found, means = record.frontier, losses.mean(0).tolist()
     assert found.mean_excess == pytest.approx(means)
     shares, needed = torch.linspace(0, 1, 2001, dtype=DOUBLE), math.inf
-    below = {t: math.inf for t in range(T + 1)}  # the least mean loss of mixes that cost t
+    below = dict.fromkeys(range(T + 1), math.inf)  # the least mean loss of mixes that cost t
     for a, b in itertools.combinations(range(T + 1), 2):
         steps, loss = a + shares * (b - a), means[a] + shares * (means[b] - means[a])
         if (loss <= record.stops.mean_excess).any():
@@ -136,7 +136,9 @@ def test_reliability_counts_what_the_oracle_reaches(unit: CostUnit) -> None:
     assert found.num_cases == total
     error = 0.0
     for place, entry in zip(sorted(cases), found.bins, strict=True):
-        hazard, frequency = (sum(column) / len(cases[place]) for column in zip(*cases[place], strict=True))
+        hazard, frequency = (
+            sum(column) / len(cases[place]) for column in zip(*cases[place], strict=True)
+        )
         assert entry.num_cases == len(cases[place])
         assert entry.mean_hazard == pytest.approx(hazard)
         assert entry.frequency.value == pytest.approx(frequency)
