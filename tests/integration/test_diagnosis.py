@@ -140,7 +140,7 @@ def test_no_descent_and_drift(model: OptimizerModel) -> None:
     assert found.figures["share that rises beyond the horizon"] > 0.4  # it works against it
 
 
-class _Drifting(UpdateRule, nn.Module):  # type: ignore[misc]
+class _Drifting(UpdateRule, nn.Module):
     """Moves as another rule does, but goes wrong after so many steps."""
 
     def __init__(self, rule: LSTMRule, after: int) -> None:

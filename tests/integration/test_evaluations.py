@@ -171,7 +171,12 @@ def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], sentence: str) -> None:
-    given = {"models": {"mine": untrained()}, "price": 0.1, "horizon": 5, "num_problems": 100}
+    given: dict[str, Any] = {
+        "models": {"mine": untrained()},
+        "price": 0.1,
+        "horizon": 5,
+        "num_problems": 100,
+    }
     given |= settings
     with pytest.raises(InputError, match=sentence):
         evaluate(family=family("regression-2d"), family_name="x", seed=0, **given)
@@ -218,13 +223,14 @@ def test_damaged_records_are_refused_in_a_sentence(tmp_path: Path) -> None:
     found = make_evaluation()
     path = save_evaluation(found.record, found.arrays, tmp_path)
     document = load_tensors(path)[1]["evaluation"]
-    for change in (
+    changes: list[dict[str, Any]] = [
         {"price": "dear"},
         {"curves": []},
         {"seed": True},
         {"unknown": 1},
         {"stopping": {"seconds": {}}},
-    ):
+    ]
+    for change in changes:
         save_tensors(path, found.arrays, {"evaluation": document | change})
         with pytest.raises(InputError, match="no EvaluationRecord"):
             load_evaluations(tmp_path)

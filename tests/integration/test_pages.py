@@ -20,6 +20,7 @@ from haltwise.evaluation.records import load_evaluations, save_evaluation
 from haltwise.report import figures, tables, write_report, write_stopping_report
 from haltwise.report.formats import Share, Spread, num, percent, text
 from haltwise.report.page import slug
+from haltwise.report.palette import label
 from haltwise.report.tables import flatten, rules_table
 from haltwise.report.words import summarize_evaluation
 from haltwise.stop_rules import CostUnit
@@ -112,7 +113,7 @@ def test_tables_hold_the_figures_of_the_record() -> None:
     data = table.data
     for row in data["rows"]:
         values = dict(zip(data["columns"], row, strict=True))
-        (name,) = (key for key in stopping.rules if tables.label(key) == values["stop rule"])
+        (name,) = (key for key in stopping.rules if label(key) == values["stop rule"])
         found = stopping.rules[name]
         assert values["J"] == found.j.value
         assert values["cost"] == found.mean_cost
@@ -121,7 +122,7 @@ def test_tables_hold_the_figures_of_the_record() -> None:
             assert values["captured gain, low"] == found.gain.low
     assert table.rows[table.strong or 0][0] == "learned rule"
     texts = table.texts
-    assert [row[1] for row in texts] == [num(row[1]) for row in data["rows"]]  # type: ignore[arg-type]
+    assert [row[1] for row in texts] == [num(row[1]) for row in data["rows"]]
 
 
 def test_parts_of_j_add_up_and_the_ranking_is_true() -> None:

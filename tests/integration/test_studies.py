@@ -74,18 +74,18 @@ def test_its_figures_are_those_of_every_seed_by_itself(model: OptimizerModel) ->
                 j.setdefault(name, []).append(own.double().mean().item())
         assert set(cell.rules) == set(j)
         for name, values in j.items():
-            rule = cell.rules[name]
-            assert rule.j == pytest.approx(values, rel=1e-6)
+            shown = cell.rules[name]
+            assert shown.j == pytest.approx(values, rel=1e-6)
             gains = [
                 (fixed - value) / (fixed - oracle)
                 for value, fixed, oracle in zip(values, j["fixed"], j["oracle"], strict=True)
             ]
-            assert rule.gain == pytest.approx(gains, rel=1e-4, abs=1e-5)
+            assert shown.gain == pytest.approx(gains, rel=1e-4, abs=1e-5)
             margins = [a - b for a, b in zip(values, j["calibrated"], strict=True)]
-            assert rule.difference.value == pytest.approx(fmean(margins), abs=1e-6)
+            assert shown.difference.value == pytest.approx(fmean(margins), abs=1e-6)
             # Student's t with 2 degrees of freedom: 4.3027 standard errors
             half = 4.302652729911275 * stdev(margins) / 3**0.5
-            assert rule.difference.high - rule.difference.value == pytest.approx(half, abs=1e-6)
+            assert shown.difference.high - shown.difference.value == pytest.approx(half, abs=1e-6)
         assert cell.judged == "calibrated"
         best = min(BASELINES, key=lambda name: fmean(j[name]))
         assert cell.best_baseline == best
