@@ -1,4 +1,4 @@
-"""Pages are run in an empty directory that holds the file which the page tells the reader to write."""
+"""Pages run in an empty directory that holds the file which a recipe tells the reader to write."""
 
 from pathlib import Path
 

@@ -15,7 +15,6 @@ import haltwise
 from haltwise import tasks
 from haltwise._core.errors import CalibrationWarning
 from haltwise._core.random import stream
-from haltwise.rollout.early_exit import execute
 
 
 def load_example(name: str) -> ModuleType:
@@ -74,13 +73,12 @@ def test_parity_prints_a_line_for_every_posterior_and_task(
 def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
     frontier = load_example("frontier")
     found = frontier.measure("regression-2d", 64, 7)
-    optimizer = haltwise.load("regression-2d")
     problems = tasks.family("regression-2d").sample(64, stream(7, "test"))
-    price = torch.full((64,), frontier.PRICES[frontier.MIDDLE])
-    run = execute(optimizer, problems, optimizer.policy(), price, max_steps=40)
-    spent, excess = found.learned[frontier.MIDDLE]
-    assert spent == pytest.approx(run.num_gradients.double().mean().item())
-    reached = problems.observe(run.params, 0).loss - problems.reference_loss
+    price = frontier.PRICES[frontier.MIDDLE]
+    solution = haltwise.solve(problems, "regression-2d", price=price, max_steps=40)
+    cost, excess = found.learned[frontier.MIDDLE]
+    assert cost == pytest.approx(solution.num_gradients.double().mean().item())
+    reached = solution.loss - problems.reference_loss
     assert excess == pytest.approx(reached.double().mean().item(), rel=1e-3)
     result = CliRunner().invoke(frontier.main, [str(tmp_path / "f.svg"), "--num-problems", "64"])
     assert result.exit_code == 0, result.output
@@ -89,15 +87,25 @@ def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
     assert "gradients a problem" in (drawing[0].text or "")
 
 
+def test_a_family_from_a_file_is_trained_on_and_solved(tmp_path: Path) -> None:
+    arguments = ["--out", str(tmp_path / "run"), "--joint-steps", "2"]
+    arguments += ["--halting-steps", "2", "--num-recorded", "64"]
+    example = load_example("my_family")
+    result = CliRunner().invoke(example.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "gradients of at most 40" in result.output
+    assert haltwise.load(tmp_path / "run").card.family is not None
+
+
 def test_a_loop_is_recorded_and_stopped() -> None:
     example = load_example("stop_your_own_loop")
-    arguments = ["--runs", "40", "--test-runs", "12", "--rounds", "5", "--head-steps", "3"]
+    arguments = ["--runs", "40", "--test-runs", "12", "--rounds", "5", "--halting-steps", "3"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # so few runs
         result = CliRunner().invoke(example.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     lines = result.output.splitlines()
     table = {line[:14].strip(): line[14:].split() for line in lines[2:]}
-    assert {"oracle", "learned", "patience", "best fixed"} < set(table)
-    # What was stopped for real cost what the recordings said it would.
+    assert {"oracle", "learned", "patience", "fixed"} < set(table)
+    # Runs that were stopped cost what the recordings forecast.
     assert float(lines[0].split()[-1]) == pytest.approx(float(table["learned"][0]), abs=2e-4)
