@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from haltwise.training.run.log import RunLog, read_log
 from haltwise.training import Trainer, TrainingConfig
+from haltwise.training.run.log import RunLog, read_log
 
 
 def test_records_come_back_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
