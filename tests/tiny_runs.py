@@ -26,6 +26,7 @@ __all__ = [
     "haltwise",
     "leave",
     "sabotage",
+    "timeless",
     "tiny",
 ]
 
@@ -106,14 +107,14 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert tensors.keys() == others.keys()
         for key, value in tensors.items():
             assert torch.equal(value, others[key]), (paths, key)
-        assert _timeless(document) == _timeless(other_document)
+        assert timeless(document) == timeless(other_document)
     assert read_log(one) == read_log(other)
 
 
-def _timeless(document: Any) -> Any:
+def timeless(document: Any) -> Any:
     """A JSON document without what the clock says."""
     if isinstance(document, dict):
-        return {key: _timeless(value) for key, value in document.items() if key != "seconds"}
+        return {key: timeless(value) for key, value in document.items() if key != "seconds"}
     return document
 
 
