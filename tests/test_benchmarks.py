@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 import haltwise
 from haltwise._core.random import stream
+from haltwise.rollout.record import record, unroll
 from haltwise.stop_rules import decisions
 from haltwise.tasks import TaskBatch, family
-from haltwise.rollout.record import record, unroll
 
 NUM_PROBLEMS, PRICE = 4096, 0.0527
 

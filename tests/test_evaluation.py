@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from haltwise.stop_rules.accounts import RETURNABLE, ReturnedIterate, steps_charged, total_cost
 from torch import Tensor
 
 from haltwise import InputError
 from haltwise._core.random import stream
-from haltwise.evaluation import CostUnit, Contender, baselines, captured_gain, costs, returned_steps, evaluate
+from haltwise.evaluation import (
+    Contender,
+    CostUnit,
+    baselines,
+    captured_gain,
+    costs,
+    evaluate,
+    returned_steps,
+)
 from haltwise.evaluation.baselines import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -21,9 +30,8 @@ from haltwise.evaluation.baselines import (
 )
 from haltwise.evaluation.records import load_records, save_record
 from haltwise.evaluation.statistics import lower_hull, permuted_cost, randomized_budget
-from haltwise.stop_rules.accounts import RETURNABLE, ReturnedIterate, steps_charged, total_cost
+from haltwise.models.optimizer_model import ModelConfig, OptimizerModel
 from haltwise.stop_rules import Traces
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import family
 from haltwise.tasks.module import ModuleBatch
 
@@ -259,7 +267,7 @@ def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
             loss, grad = batch.observe(params, step)
             seen.append(float(loss.double().mean()))
             if step < 3:
-                update, _, state = optimizer.rule.step(grad, state)
+                update, _, state = optimizer.rule.update(grad, state)
                 params = params + update
     assert summary["curves"]["mine"]["observed"] == pytest.approx(seen, rel=1e-5)
     assert batch.task.test is not None

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from haltwise.stop_rules.accounts import CostUnit
 
 import haltwise
 from haltwise import InputError, tasks
 from haltwise._core.random import stream
-from haltwise.rollout.early_exit import execute
-from haltwise.stop_rules.accounts import CostUnit
 from haltwise.halting.halter import AFTER
 from haltwise.report import write_explorer
 from haltwise.report.explorer import explore
+from haltwise.rollout.early_exit import execute
 
 HORIZON = 12
 

@@ -12,9 +12,9 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from haltwise._core.errors import InputError
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
-from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
+from haltwise.models.optimizer_model import ModelConfig, OptimizerModel
 from haltwise.rollout.record import unroll
+from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
 
 DOUBLE = torch.float64
 B = 3

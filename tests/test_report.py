@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from haltwise.stop_rules.accounts import costs
 
 from haltwise import InputError
 from haltwise.evaluation import Evaluation
 from haltwise.evaluation.records import save_record
 from haltwise.evaluation.statistics import rank_correlation
-from haltwise.stop_rules.accounts import costs
 from haltwise.report import write_report
 from haltwise.report.figures import record_panels, training
 from haltwise.report.formats import num, percent

@@ -12,13 +12,13 @@ from test_training import assert_same_run, by_adam, finish, tiny
 
 from haltwise import InputError
 from haltwise._core.errors import CheckpointWarning
-from haltwise._core.tensors import require_like
 from haltwise._core.files import load_tensors, save_tensors
-from haltwise.training.run.log import read_log
+from haltwise._core.tensors import require_like
 from haltwise.tasks import TaskBatch
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.training import Trainer
 from haltwise.training.run.directory import RunDirectory, differences
+from haltwise.training.run.log import read_log
 
 
 def leave(directory: Path, after: int) -> RunDirectory:

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from haltwise.evaluation.policies import OPPONENTS, choose_policies
+from haltwise.stop_rules.accounts import total_cost
 from scipy.stats import spearmanr
 
 from haltwise import InputError, load
 from haltwise._core.random import stream
 from haltwise.evaluation import CostUnit, costs, study_heads, study_stopping
-from haltwise.evaluation.policies import OPPONENTS, choose_policies
 from haltwise.evaluation.study import AFTER_GRADIENT
-from haltwise.stop_rules.accounts import total_cost
+from haltwise.models.optimizer_model import ModelConfig, OptimizerModel
+from haltwise.rollout.record import unroll
 from haltwise.stop_rules import Traces, decisions
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
 from haltwise.tasks import family
 from haltwise.training import Trainer, TrainingConfig
-from haltwise.rollout.record import unroll
 
 
 @pytest.fixture(scope="module")

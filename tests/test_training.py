@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from haltwise import update_rules as rules
-from haltwise import InputError, load
-from haltwise._core.random import stream
-from haltwise._core.files import load_tensors, save_tensors
 from haltwise.stop_rules.accounts import costs
-from haltwise.stop_rules import HazardThreshold, PonderThreshold, PosteriorMode
+from haltwise.training.problems import FamilyProblems
+
+from haltwise import InputError, load
+from haltwise import update_rules as rules
+from haltwise._core.files import load_tensors, save_tensors
+from haltwise._core.random import stream
 from haltwise.models.optimizer_model import ModelConfig
-from haltwise.training.run.log import read_log
+from haltwise.rollout.record import record
+from haltwise.stop_rules import HazardThreshold, PonderThreshold, PosteriorMode
 from haltwise.tasks import family
 from haltwise.training import POSTERIORS, PRESETS, Trainer, TrainingConfig
 from haltwise.training.run.directory import RunDirectory
-from haltwise.training.problems import FamilyProblems
-from haltwise.rollout.record import record
+from haltwise.training.run.log import read_log
 
 
 def tiny(preset: str = "act", **changes: object) -> TrainingConfig:
@@ -109,7 +109,7 @@ def test_a_new_rule_for_networks_is_normalized_gradient_descent(family: str) -> 
     config = TrainingConfig.from_preset("lstm", family).optimizer
     rule = rules.make(config.rule, config.rule_settings, torch.Generator().manual_seed(0))
     grad = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(1))
-    update = rule.step(grad, rule.init(grad)).update
+    update = rule.update(grad, rule.init(grad)).update
     assert (torch.nn.functional.cosine_similarity(update, -grad) > 0.95).all()
     assert update.square().mean().sqrt().item() == pytest.approx(0.03, rel=0.2)
 

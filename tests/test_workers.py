@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from haltwise.training.problems import FamilyProblems
 from test_training import assert_same_run, finish, tiny
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from haltwise import InputError
 from haltwise._core.files import load_tensors
-from haltwise.training.run.log import read_log
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.training import Trainer, TrainingConfig, Workers
-from haltwise.training.problems import FamilyProblems
+from haltwise.training.run.log import read_log
 
 
 def sharded(preset: str = "act", **changes: object) -> TrainingConfig:

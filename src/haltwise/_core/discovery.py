@@ -1,15 +1,22 @@
 """Tables that grow by adding a file: no registry to edit, no import-time side effect."""
 
+import contextlib
 import difflib
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass, replace
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from haltwise._core.errors import InputError
+from haltwise._core import plugins
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import require_types
 
-__all__ = ["collect", "find", "lookup", "unknown"]
+__all__ = ["collect", "configure", "find", "find_known", "lookup", "unknown"]
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def collect(package: ModuleType, attribute: str) -> Mapping[str, Any]:
@@ -35,49 +42,123 @@ def collect(package: ModuleType, attribute: str) -> Mapping[str, Any]:
     return MappingProxyType(table)
 
 
-def lookup(table: Mapping[str, Any], name: str, kind: str, hint: str = "") -> Any:
-    """`table[name]`, or an `InputError` that suggests the near names.
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """Look up `name`, or raise an `InputError` that suggests near names.
 
     Args:
         table: From name to entry.
         name: What the user asked for.
-        kind: What the entries are, for the message: `"family"`.
-        hint: A further way out, appended to the message.
+        what: A noun for an entry in messages, for instance "preset".
     """
     if name in table:
         return table[name]
-    raise InputError(unknown(name, table, kind) + (f" {hint}" if hint else ""))
+    raise InputError(unknown(name, table, what))
 
 
-def find(table: Mapping[str, Any], name: str, kind: str, own: Iterable[type] = ()) -> Any:
-    """`table[name]`, or a class that the caller brings for a name PATH.py:NAME.
+def find(table: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
+    """Look up a class or an instance in a table, or take it from a user's file.
+
+    Args:
+        table: From name to entry.
+        name: A name in the table, or PATH.py:NAME; only then is a file executed.
+        kind: What an entry is a subclass or an instance of.
+        what: A noun for an entry in messages, for instance "update rule".
+
+    Returns:
+        The entry, to be given settings by `configure`.
+
+    Raises:
+        InputError: The name is unknown (near names are suggested), or the file does not define an
+            object of this kind.
+    """
+    if plugins.is_file(name):
+        return plugins.load_object(name, kind, what)
+    if name not in table and name.endswith(".py"):
+        raise InputError(f"{name} does not say which {what} of the file to use; name {name}:NAME")
+    return lookup(table, name, what)
+
+
+def find_known(table: Mapping[str, Any], name: str, what: str, own: Iterable[type] = ()) -> Any:
+    """Look up a name on a card: in a table, or among classes that the caller hands over.
 
     Code that a file of weights names is never executed, so whoever uses weights that were trained
-    with a class of their own hands that class over.
+    with a class of their own brings that class.
 
     Args:
         table: From name to entry.
         name: A name in the table, or PATH.py:NAME.
-        kind: What the entries are, for the message.
+        what: A noun for an entry in messages.
         own: Classes of the caller's, taken by their `__name__`.
 
     Raises:
         InputError: There is none; near names are suggested.
     """
-    wanted = name.rpartition(":")[2]
+    wanted = plugins.label(name)
     for brought in own:
         if brought.__name__ == wanted:
             return brought
-    if name not in table and ":" in name:
+    if plugins.is_file(name):
         raise InputError(
-            f"these weights were trained with the {kind} {name}; import its class and give it, as "
+            f"these weights were trained with the {what} {name}; import its class and give it, as "
             f"in haltwise.load(..., own=[{wanted}])"
         )
-    return lookup(table, name, kind)
+    return lookup(table, name, what)
 
 
-def unknown(name: str, names: Iterable[str], kind: str) -> str:
-    """The sentence that says `name` is not among `names` and which come near."""
+def configure(entry: Any, settings: Mapping[str, Any], name: str, **others: Any) -> Any:
+    """Make an instance with `settings`, which are checked against the annotations.
+
+    Args:
+        entry: What `find` gave: a class, which is called with the settings, or an instance of a
+            dataclass, of which a copy with these settings is made.
+        settings: Values by name, from JSON.
+        name: What `find` was asked for.
+        others: Further arguments for a class, which are no settings: a generator, for instance.
+
+    Raises:
+        InputError: A setting is unknown (near names are suggested), missing, impossible or of
+            another type, or a class from a user's file raises an exception.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Descent:
+        ...     learning_rate: float
+        >>> configure(Descent, {"learning_rate": 0.1}, "descent")
+        Descent(learning_rate=0.1)
+        >>> configure(Descent, {}, "descent")
+        Traceback (most recent call last):
+        haltwise._core.errors.InputError: descent needs the setting learning_rate
+    """
+    is_class = isinstance(entry, type)
+    maker = entry if is_class else type(entry)
+    title = plugins.label(name)
+    require(
+        is_class or is_dataclass(entry) or not settings,
+        f"{title} is an instance of a class that is no dataclass, so it takes no settings; name "
+        "its class",
+    )
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(maker).parameters.items()
+        if key not in others and parameter.kind not in _VARIABLE
+    }
+    for setting in settings:
+        require(bool(parameters), f"{title} takes no settings, got {setting!r}")
+        require(setting in parameters, unknown(setting, parameters, f"setting of {title}"))
+    require_types(maker.__init__, settings)
+    for key, parameter in parameters.items():
+        required = is_class and parameter.default is parameter.empty
+        require(not required or key in settings, f"{title} needs the setting {key}")
+    in_file = plugins.is_file(name)
+    with plugins.place(name, maker).errors() if in_file else contextlib.nullcontext():
+        if is_class:
+            return entry(**settings, **others)
+        return replace(entry, **settings) if settings else entry
+
+
+def unknown(name: str, names: Iterable[str], what: str) -> str:
+    """Word the message that `name` is not among `names`, with the near ones."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
-    return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"

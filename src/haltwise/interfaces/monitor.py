@@ -101,8 +101,8 @@ class HaltingMonitor:
         )
         price = card.price if price is None else price
         require(price > 0, f"price must be above 0, got {price}")
-        self._model: HaltingModel | None = model.eval().requires_grad_(False)
         self._price = torch.tensor([float(price)])
+        self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
         # A stop at call t leaves a recorded loop where it is then, t rounds after the first
         # decision: it counts updates. Other models were trained for asking before the gradient.
         self._policy: StopPolicy | None = model.policy()

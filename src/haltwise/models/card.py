@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Self, final, get_type_hints
 
-from haltwise._core.discovery import find
+from haltwise._core.discovery import configure, find_known
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
 from haltwise._core.plugins import whereabouts
@@ -41,14 +41,9 @@ def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
     Raises:
         InputError: There is no such method, or a setting is impossible.
     """
-    kind: type[HaltingMethod] = find(halting_methods(), choice.name, "halting method", own)
-    require_types(kind.__init__, choice.settings)
-    try:
-        return kind(**choice.settings)
-    except TypeError as error:
-        raise InputError(
-            f"halting method {choice.name!r} does not take the settings {choice.settings}: {error}"
-        ) from None
+    kind = find_known(halting_methods(), choice.name, "halting method", own)
+    made: HaltingMethod = configure(kind, choice.settings, choice.name)
+    return made
 
 
 @final
@@ -133,7 +128,8 @@ class Card:
                 ("family", Choice),
                 ("halter", HalterSettings),
             ):
-                given[name] = None if given[name] is None else kind(**given[name])
+                missing = given[name] is None and name in ("rule", "family")
+                given[name] = None if missing else kind(**given[name])
             given["unit"] = CostUnit(given["unit"])
             given["policies"] = {
                 CostUnit(unit): StopPolicy(
@@ -168,7 +164,7 @@ def _rule_from_json(document: Mapping[str, Any], own: Iterable[type]) -> StopRul
     name = settings.pop("kind")
     if name in _COMPOSED:
         return _COMPOSED[name](tuple(_rule_from_json(part, own) for part in settings["rules"]))
-    kind: type[StopRule] = find(stop_rules(), name, "stop rule", own)
+    kind: type[StopRule] = find_known(stop_rules(), name, "stop rule", own)
     hints = get_type_hints(kind.__init__)
     for key, value in settings.items():
         if hints.get(key) is DecisionTime:

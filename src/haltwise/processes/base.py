@@ -86,7 +86,13 @@ class Process(ABC):
         """The items at `index` (int64 [K]) as a process of their own."""
 
     def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
-        """The loss that a stop in this state is judged by, shape [B]; the observed one by default."""
+        """The loss that a stop in this state is judged by, shape [B]; the observed one by default.
+
+        Args:
+            state: At step t, after `step` took it: only what `result` needs is sure to be there.
+            step: t.
+            observation: Of this step.
+        """
         del state, step
         return observation.loss
 

@@ -1,26 +1,9 @@
 (() => {
-  const { problems, prices, threshold, forecasts } = embedded;
+  const { problems, prices } = embedded;
   const byId = (id) => document.getElementById(id);
   const [problemBox, priceBox, stepBox] = ["problem", "price", "step"].map(byId);
   const fixed = (value, digits = 3) => Number(value.toPrecision(digits)).toString().replace("-", "−").replace(/e\+?/, " × 10^");
   const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
-
-  // q(k | x, T = t), k = 0..t: what is left falls on t (stick-breaking), or softmax(s_0..s_t).
-  const posterior = (at, t) => {
-    if (at.hazard) {
-      let left = 1;
-      const q = [];
-      for (let k = 0; k < t; k += 1) { q.push(left * at.hazard[k]); left *= 1 - at.hazard[k]; }
-      return [...q, left];
-    }
-    let s = 0;
-    const logits = [0];
-    for (let k = 0; k < t; k += 1) { s += at.forecast[k] * at.prices_per_temperature; logits.push(s); }
-    const top = Math.max(...logits);
-    const mass = logits.map((value) => Math.exp(value - top));
-    const sum = mass.reduce((a, b) => a + b, 0);
-    return mass.map((value) => value / sum);
-  };
 
   const axis = (title, more = {}) => ({ title: { text: title, standoff: 8 }, automargin: true, zeroline: false, exponentformat: "power", ...more });
   const plot = (id, data, layout) => {
@@ -51,17 +34,20 @@
     byId("price-shown").textContent = fixed(price);
     byId("step-shown").textContent = `${t} of ${last}`;
 
+    // Only where the minimum is known is an excess loss a distance from it.
+    const level = (k) => contours.minimizer ? `${fixed(excess[k])} above the minimum` : `at an excess loss of ${fixed(excess[k])}`;
     byId("headline").textContent = stops
-      ? `At a price of ${fixed(price)} per step it stops after ${count(at.stop, "step")}, ${fixed(excess[at.returned])} above the minimum`
+      ? `At a price of ${fixed(price)} per step it stops after ${count(at.stop, "step")}, ${level(at.returned)}`
       : `At a price of ${fixed(price)} per step it takes all ${last} steps`;
-    byId("sentence").textContent = `In hindsight the best stop is after ${count(at.oracle, "step")}: loss and price then come to ${fixed(cost(at.oracle))}, here to ${fixed(excess[at.returned] + price * at.stop)}. `
+    byId("sentence").textContent = (stops ? `It stops because ${at.reason}. ` : "")
+      + `In hindsight the best stop is after ${count(at.oracle, "step")}: excess loss and price then come to ${fixed(cost(at.oracle))}, here to ${fixed(excess[at.returned] + price * at.stop)}. `
       + (t < at.stop ? `At step ${t} it goes on.` : `By step ${t} it has stopped${t > at.stop ? "; what follows is not computed in use" : ""}.`);
 
     const upTo = path.slice(0, t + 1);
     const taken = Math.min(t, at.stop);
     byId("path-title").textContent = t >= at.stop && stops
       ? `It has stopped, ${count(last - at.stop, "step")} before the end`
-      : `After ${count(t, "step")} the loss is ${fixed(excess[t])} above the minimum`;
+      : `After ${count(t, "step")} it is ${level(t)}`;
     plot("path", [
       { type: "contour", x: contours.x, y: contours.y, z: contours.z, ncontours: 18, showscale: true, hoverinfo: "skip",
         contours: { coloring: "heatmap" }, colorscale: [[0, "rgba(0,114,178,0)"], [1, "rgba(0,114,178,0.5)"]], line: { width: 0.6, color: GREY },
@@ -85,7 +71,7 @@
       { x: [t], y: [Math.max(excess[t], floor)], name: "now", mode: "markers", marker: { size: 12, symbol: "circle-open", color: INK, line: { width: 2.4 } }, hoverinfo: "skip" },
     ], { xaxis: axis("steps t"), yaxis: axis("excess loss", { type: "log" }), shapes: [line(at.stop, VERMILION, "solid")] });
 
-    const q = posterior(at, t);
+    const q = at.posterior[t];
     const before = q.slice(0, Math.min(at.stop, t) + 1).reduce((a, b) => a + b, 0);
     const best = q.indexOf(Math.max(...q));
     byId("posterior-title").textContent = t < at.stop
@@ -95,20 +81,18 @@
       { type: "bar", x: q.map((_, k) => k), y: q, name: "q(t|x,T)", marker: { color: BLUE }, hovertemplate: "t = %{x}<br>q = %{y:.3f}<extra></extra>" },
       ...(at.hazard ? [
         { x: steps.slice(0, Math.min(t + 1, last)), y: at.hazard.slice(0, t + 1), name: "hazard ρ", mode: "lines+markers", line: { color: "#E69F00", width: 2 }, marker: { size: 5, symbol: "diamond" }, hovertemplate: "t = %{x}<br>ρ = %{y:.3f}<extra></extra>" },
-        { x: [0, last], y: [threshold, threshold], name: "stops at", mode: "lines", line: { color: GREY, dash: "dash", width: 1.4 }, hoverinfo: "skip" },
       ] : []),
     ], { xaxis: axis("steps t", { range: [-0.6, last + 0.6] }), yaxis: axis("probability", { range: [0, 1.03] }), bargap: 0.25, shapes: [line(at.stop, VERMILION, "solid")] });
 
-    if (!byId("increment")) return;
-    const brought = steps.slice(0, last).map((k) => (excess[k] - excess[k + 1]) / price - 1);
+    if (!byId("forecast")) return;
+    const brought = steps.slice(0, last).map((k) => (excess[k] - excess[k + 1]) / price);
     const now = Math.min(t, last - 1);
-    const low = at.forecast[now] <= 0;
-    byId("increment-title").textContent = `At step ${now} the next step is forecast to gain ${low ? "less" : "more"} than its price (${fixed(at.forecast[now], 2)} prices; it brought ${fixed(brought[now], 2)})`;
-    plot("increment", [
+    byId("forecast-title").textContent = `At step ${now} one more step is forecast to gain ${fixed(at.forecast[now], 2)} prices; it brought ${fixed(brought[now], 2)}`;
+    plot("forecast", [
       { x: steps.slice(0, last), y: brought, name: "what the step brought", mode: "lines+markers", line: { color: GREY, dash: "dash" }, marker: { size: 4 }, hovertemplate: "t = %{x}<br>%{y:.3g}<extra></extra>" },
-      { x: steps.slice(0, now + 1), y: at.forecast.slice(0, now + 1), name: "δ, what the head forecast", mode: "lines+markers", line: { color: BLUE, width: 2 }, marker: { size: 6 }, hovertemplate: "t = %{x}<br>δ = %{y:.3g}<extra></extra>" },
-    ], { xaxis: axis("steps t", { range: [-0.6, last + 0.6] }), yaxis: axis("gain less price, in prices", { range: [-4, 10] }),
-      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: INK, width: 1 } }, line(at.stop, VERMILION, "solid")] });
+      { x: steps.slice(0, now + 1), y: at.forecast.slice(0, now + 1), name: "what it was forecast to bring", mode: "lines+markers", line: { color: BLUE, width: 2 }, marker: { size: 6 }, hovertemplate: "t = %{x}<br>%{y:.3g}<extra></extra>" },
+    ], { xaxis: axis("steps t", { range: [-0.6, last + 0.6] }), yaxis: axis("gain, in prices", { range: [-3, 10] }),
+      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: INK, width: 1 } }, line(at.stop, VERMILION, "solid")] });
   };
 
   let timer = 0;

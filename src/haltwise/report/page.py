@@ -1,49 +1,28 @@
-"""The page: everything said and drawn of a directory's records, in one file without requests."""
+"""The page: the words, tables and figures of records, in one file that makes no request."""
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from torch import Tensor
+
 from haltwise._core.errors import InputError
 from haltwise._core.files import write_atomically
+from haltwise._core.json import to_json
 from haltwise._core.version import __version__
-from haltwise.evaluation import Evaluation
-from haltwise.evaluation.records import load_heads, load_records
-from haltwise.models.loading import names, read_card
-from haltwise.report.figures import (
-    Panel,
-    budgets,
-    gains,
-    record_panels,
-    reliability,
-    training,
-)
+from haltwise.evaluation import EvaluationRecord, StoppingRecord
+from haltwise.evaluation.records import load_evaluations, load_study
+from haltwise.models.files import read_card
+from haltwise.models.loading import card_of, names
+from haltwise.report import figures, tables
+from haltwise.report.drawing import Panel
 from haltwise.report.formats import plain
-from haltwise.report.palette import ACCOUNTS
-from haltwise.report.reading import mapping, name_at, number
-from haltwise.report.stopping import (
-    contenders_table,
-    degeneracy_table,
-    notes,
-    seeds_table,
-    summarize_stopping,
-)
-from haltwise.report.tables import (
-    Data,
-    Table,
-    comparison_table,
-    first_objective_table,
-    flatten,
-    heads_table,
-    learning_table,
-    overview_table,
-    rules_table,
-)
-from haltwise.report.words import Summary, first_objective, summarize
+from haltwise.report.tables import Table, flatten
+from haltwise.report.words import Summary, summarize, summarize_evaluation
+from haltwise.stop_rules import CostUnit
 from haltwise.training.run.log import read_log
 
 __all__ = ["render", "slug", "write_report", "write_stopping_report"]
@@ -59,7 +38,7 @@ def write_report(run: Path, path: Path) -> Path:
 
     Args:
         run: Directory with the records of `haltwise evaluate`; with the training log and what
-            `haltwise study --head` wrote to heads.json, if there is any.
+            `haltwise study --json` wrote to study.json, if there is any.
         path: Where the page goes.
 
     Returns:
@@ -68,32 +47,32 @@ def write_report(run: Path, path: Path) -> Path:
     Raises:
         InputError: There is no record, a record is corrupt, or the page cannot be written.
     """
-    records = load_records(run)
-    embedded = _Embedded()
-    sections = [_section(record, place, embedded) for place, record in enumerate(records, 1)]
-    overview = None
+    evaluations = load_evaluations(run)
+    sections = [
+        _section(record, arrays, place) for place, (record, arrays) in enumerate(evaluations, 1)
+    ]
+    records = [record for record, _ in evaluations]
     if len(records) > 1:
-        overview = embedded.table(overview_table(records, [section.anchor for section in sections]))
-    trained, study = training(read_log(run)), load_heads(run)
-    heads = [table for account in ACCOUNTS if (table := heads_table(study, account))]
-    page = _render(
-        run.resolve().name,
-        sections,
-        embedded,
-        overview=overview,
-        heads=[embedded.table(table) for table in heads],
-        training=None if trained is None else embedded.panel(trained),
-        card=_card(run, records),
-    )
+        anchors = [section.anchor for section in sections]
+        sections.insert(0, _Section("overview", [tables.overview_table(records, anchors)]))
+    study = load_study(run)
+    if study is not None:
+        shown = [tables.study_table(study, unit) for unit in CostUnit]
+        prose = [sentence for unit in CostUnit for sentence in tables.margins(study, unit)]
+        sections.append(_Section("study", shown, title="Over seeds", prose=prose))
+    trained = figures.training(read_log(run))
+    if trained:
+        sections.append(_Section("training", trained, title="Training"))
+    page = _render(run.resolve().name, sections, _cards(run, records))
     write_atomically(path, page.encode())
     return path
 
 
-def write_stopping_report(report: Mapping[str, Any], path: Path, title: str) -> Path:
+def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Path:
     """Write one HTML page about a `haltwise.evaluation.stopping_report`.
 
     Args:
-        report: What to show.
+        record: What to show.
         path: Where the page goes.
         title: Its title, for instance the name of the file with the trajectories.
 
@@ -103,101 +82,107 @@ def write_stopping_report(report: Mapping[str, Any], path: Path, title: str) -> 
     Raises:
         InputError: The page cannot be written.
     """
-    embedded, stem = _Embedded(), slug(title)
-    frontier, seeds = budgets(report, stem), seeds_table(report, stem)
-    long = {"frontier", "rows_left_out", "regret", "reliability", "seeds", "warnings"}
     section = _Section(
-        anchor="stops",
+        "stops",
+        [
+            tables.rules_table(record),
+            figures.frontier(record),
+            figures.parts_of_j(record),
+            figures.reliability(record),
+        ],
         title=title,
-        subtitle=f"price {plain(number(report, 'price'))} per step, {name_at(report, 'account')}",
-        words=summarize_stopping(report),
-        numbers=embedded.numbers(report, stem),
-        rules=embedded.table(contenders_table(report, stem)),
-        panels=[] if frontier is None else [embedded.panel(frontier)],
-        stopping=_stopping({name_at(report, "account"): report}, stem, embedded, said=True),
-        comparisons=None if seeds is None else embedded.table(seeds),
-        settings=flatten({key: value for key, value in report.items() if key not in long}),
+        subtitle=f"price {plain(record.price)} per step, {record.unit.value}",
+        words=summarize(record),
+        numbers=flatten(to_json(record)),
     )
-    write_atomically(path, _render(title, [section], embedded).encode())
+    write_atomically(path, _render(title, [section], []).encode())
     return path
-
-
-@final
-@dataclass
-class _Embedded:
-    """Figures and numbers that travel as JSON, each under the identifier of its place."""
-
-    figures: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-
-    def table(self, table: Table) -> dict[str, Any]:
-        """A table for the template."""
-        return {"table": table, "id": self._keep(table.data)}
-
-    def panel(self, panel: Panel) -> dict[str, Any]:
-        """A figure for the template."""
-        identifier = self._keep(panel.data)
-        figure = panel.figure.to_plotly_json()
-        figure["layout"].pop("template", None)
-        self.figures[identifier] = {"data": figure["data"], "layout": figure["layout"]}
-        return {"panel": panel, "id": identifier}
-
-    def numbers(self, tree: Mapping[str, Any], stem: str) -> str:
-        """Everything that was recorded, a line a number."""
-        return self._keep(Data(f"{stem}-summary", ["name", "value"], flatten(tree)))
-
-    def _keep(self, data: Data) -> str:
-        identifier = f"data-{len(self.data) + 1}"
-        self.data[identifier] = {
-            "name": slug(data.name),
-            "columns": list(data.columns),
-            "rows": data.rows,
-        }
-        return identifier
 
 
 @final
 @dataclass(frozen=True)
 class _Section:
-    """One record as the template shows it."""
+    """A part of the page: words, then tables and figures in order."""
 
     anchor: str
-    title: str
-    subtitle: str
-    words: Summary
-    numbers: str
-    """Where the numbers behind the words are embedded."""
-    rules: dict[str, Any]
-    panels: list[dict[str, Any]]
-    comparisons: dict[str, Any] | None
-    settings: list[tuple[str, str]]
-    stopping: dict[str, Any] | None = None
-    objective: list[str] = field(default_factory=list)
-    objective_table: dict[str, Any] | None = None
-    learning: dict[str, Any] | None = None
+    parts: Sequence[Table | Panel | None]
+    title: str = ""
+    subtitle: str = ""
+    words: Summary | None = None
+    prose: Sequence[str] = ()
+    numbers: Sequence[tuple[str, str]] = ()
+    """Everything that was recorded, for a CSV file."""
+    settings: Sequence[tuple[str, str]] = ()
+    """Those of an evaluation, for the end of the page."""
 
 
-def _render(
-    title: str,
-    sections: Sequence[_Section],
-    embedded: _Embedded,
-    *,
-    overview: dict[str, Any] | None = None,
-    heads: Sequence[dict[str, Any]] = (),
-    training: dict[str, Any] | None = None,
-    card: Sequence[tuple[str, str]] | None = None,
-) -> str:
-    """The page; `card` is None where there is no optimizer, empty where its card is missing."""
-    return render(
-        "page",
-        title=title,
-        embedded={"figures": embedded.figures, "data": embedded.data},
-        overview=overview,
-        sections=sections,
-        heads=heads,
-        training=training,
-        card=card,
+def _section(record: EvaluationRecord, arrays: Mapping[str, Tensor], place: int) -> _Section:
+    document = to_json(record)
+    names = ("family_settings", "seed", "num_problems", "horizon", "price", "environment")
+    first, second = (record.stopping[unit] for unit in (CostUnit.GRADIENTS, CostUnit.UPDATES))
+    return _Section(
+        f"evaluation-{place}",
+        [
+            tables.rules_table(first),
+            tables.rules_table(second),
+            figures.frontier(first),
+            figures.parts_of_j(first),
+            figures.parts_of_j(second),
+            figures.difficulty(record, arrays),
+            figures.posterior(record, arrays),
+            figures.reliability(first),
+            figures.reliability(second),
+            figures.losses(record),
+            tables.optimizers_table(record),
+            tables.learning_table(record),
+            tables.others_table(record),
+        ],
+        title=f"{record.optimizer} on {record.family}",
+        subtitle=f"price {plain(record.price)} per step, problems of seed {record.seed}",
+        words=summarize_evaluation(record),
+        numbers=flatten(document),
+        settings=flatten({name: document[name] for name in names}),
     )
+
+
+def _cards(run: Path, records: Sequence[EvaluationRecord]) -> list[tuple[str, str]]:
+    """What the model was trained for: its card, or else why there is none."""
+    weights = run / "best.safetensors"
+    shipped = sorted({record.optimizer for record in records} & set(names()))
+    lines = []
+    for source in [weights] if weights.exists() else shipped:
+        try:
+            card = read_card(source) if isinstance(source, Path) else card_of(source)
+            lines += flatten(card.to_json())
+        except InputError as error:
+            lines.append(("card", f"unreadable: {error}"))
+    return lines
+
+
+def _render(title: str, sections: Sequence[_Section], card: Sequence[tuple[str, str]]) -> str:
+    embedded: dict[str, Any] = {"figures": {}, "data": {}}
+
+    def keep(name: str, data: Mapping[str, Any]) -> str:
+        identifier = f"data-{len(embedded['data']) + 1}"
+        embedded["data"][identifier] = {"name": slug(name), **data}
+        return identifier
+
+    shown = []
+    for section in sections:
+        parts = []
+        for part in section.parts:
+            if isinstance(part, Table):
+                parts.append(
+                    {"table": part, "id": keep(f"{section.anchor}-{part.title}", part.data)}
+                )
+            elif part is not None:
+                identifier = keep(f"{section.anchor}-{part.title}", part.plot.data)
+                embedded["figures"][identifier] = part.plot.figure()
+                parts.append({"panel": part, "id": identifier})
+        numbers = {"columns": ["name", "value"], "rows": section.numbers}
+        identifier = keep(f"{section.anchor}-numbers", numbers) if section.numbers else ""
+        shown.append({"section": section, "parts": parts, "numbers": identifier})
+    return render("page", title=title, embedded=embedded, shown=shown, card=card)
 
 
 def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any) -> str:
@@ -231,81 +216,9 @@ def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any)
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
         script=Markup(script),  # noqa: S704
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704
-        json=Markup(to_json(embedded)),  # noqa: S704
+        json=Markup(_script_json(embedded)),  # noqa: S704
         **values,
     )
-
-
-def _section(record: Evaluation, place: int, embedded: _Embedded) -> _Section:
-    summary = record.summary
-    price, seed = plain(number(summary, "price")), plain(number(summary, "seed"))
-    stem = slug(f"{name_at(summary, 'family')}-{price}-{seed}")
-    objective_table = first_objective_table(record, stem)
-    comparisons, learning = comparison_table(record, stem), learning_table(record, stem)
-    settings = {
-        key: summary.get(key)
-        for key in (
-            "optimizer", "family", "family_settings", "price", "seed", "num_problems", "horizon",
-            "fixed_budget", "stop_rules", "tuned_rules", "tuned_optimizers",
-        )
-    }  # fmt: skip
-    known = {key: value for key, value in settings.items() if value is not None}
-    return _Section(
-        anchor=f"evaluation-{place}",
-        title=f"{name_at(summary, 'optimizer')} on {name_at(summary, 'family')}",
-        subtitle=f"price {price} per step, problems of seed {seed}",
-        words=summarize(record),
-        numbers=embedded.numbers(summary, stem),
-        rules=embedded.table(rules_table(record, stem)),
-        panels=[embedded.panel(panel) for panel in record_panels(record, stem)],
-        stopping=_stopping(
-            {account: mapping(summary, "stopping_report", account) for account in ACCOUNTS},
-            stem,
-            embedded,
-        ),
-        objective=first_objective(record),
-        objective_table=None if objective_table is None else embedded.table(objective_table),
-        comparisons=None if comparisons is None else embedded.table(comparisons),
-        learning=None if learning is None else embedded.table(learning),
-        settings=flatten(known),
-    )
-
-
-def _stopping(
-    reports: Mapping[str, Mapping[str, Any]], stem: str, embedded: _Embedded, *, said: bool = False
-) -> dict[str, Any] | None:
-    """How the stops vary, what they are worth at other prices, how reliable the hazard is.
-
-    Args:
-        reports: Stopping reports by account.
-        stem: Of the names of files.
-        embedded: Takes the figures and numbers.
-        said: Whether the sentences stand above already.
-    """
-    table = degeneracy_table(reports, stem)
-    panels = [gains(reports, stem), *(reliability(report, stem) for report in reports.values())]
-    shown = [embedded.panel(panel) for panel in panels if panel is not None]
-    if table is None and not shown:
-        return None
-    return {
-        "sentences": [] if said else [" ".join(notes(report)) for report in reports.values()],
-        "table": None if table is None else embedded.table(table),
-        "panels": shown,
-    }
-
-
-def _card(run: Path, records: Sequence[Evaluation]) -> list[tuple[str, str]]:
-    """What the optimizer was trained for: its card, or else why there is none."""
-    weights = run / "best.safetensors"
-    shipped = {name_at(record.summary, "optimizer") for record in records} & set(names())
-    sources = [weights] if weights.exists() else sorted(shipped)
-    lines = []
-    for source in sources:
-        try:
-            lines += flatten(read_card(source))
-        except InputError as error:
-            lines.append(("card", f"unreadable: {error}"))
-    return lines
 
 
 def slug(name: str) -> str:
@@ -313,19 +226,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:80] or "data"
 
 
-def to_json(value: object) -> str:
+def _script_json(value: object) -> str:
     """JSON that no script element ends early, whatever its strings; not finite becomes null."""
-    text = json.dumps(_finite(value), allow_nan=False, separators=(",", ":"))
+    shown = json.dumps(to_json(value), allow_nan=False, separators=(",", ":"))
     for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return value
+        shown = shown.replace(character, f"\\u{ord(character):04x}")
+    return shown

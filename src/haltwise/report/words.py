@@ -1,32 +1,17 @@
-"""Records to sentences. Each is chosen by the figures, none claims what they do not show."""
+"""Records in sentences. Each is chosen by the figures, none claims what they do not show."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-from haltwise.evaluation import Evaluation
-from haltwise.report.formats import (
-    count,
-    joined,
-    num,
-    percent,
-    percent_range,
-    plain,
-    spread,
-)
-from haltwise.report.palette import ACCOUNTS, TUNED, label
-from haltwise.report.reading import (
-    Range,
-    get,
-    mapping,
-    name_at,
-    number,
-    paired_difference,
-    range_of,
-)
-from haltwise.report.tables import measures, saved_share
+from haltwise.evaluation import EvaluationRecord, Interval, StoppingRecord
+from haltwise.evaluation.baselines import BASELINES
+from haltwise.report.formats import between, joined, num, percent, plain, text
+from haltwise.report.palette import label
+from haltwise.stop_rules import CostUnit
 
-__all__ = ["Summary", "Tile", "first_objective", "summarize", "verdict_on"]
+__all__ = ["Summary", "Tile", "describe", "summarize", "summarize_evaluation"]
 
 
 @final
@@ -42,324 +27,239 @@ class Tile:
 @final
 @dataclass(frozen=True)
 class Summary:
-    """A record in words.
-
-    Attributes:
-        verdict: `gain`, `loss`, `unclear` or `unknown`, by the interval in gradients.
-        headline: The verdict in a sentence.
-        sentences: What was saved, at what loss, how surely, against whom.
-        warnings: What to keep in mind.
-        tiles: The numbers of the headline.
-    """
+    """A record in words."""
 
     verdict: str
+    """`gain`, `loss`, `unclear` or `unknown`, by the interval of the captured gain."""
     headline: str
     sentences: list[str]
     warnings: list[str]
     tiles: list[Tile]
 
 
-def summarize(record: Evaluation) -> Summary:
-    """Everything that is said of a record before its tables."""
-    gain = range_of(record.summary, "captured_gain_by_rule", "gradients", "rule")
-    verdict = verdict_on(gain)
-    sentences = [
-        _setting(record),
-        _outcome(record, "gradients"),
-        _outcome(record, "updates"),
-        *(_opponent(record, account) for account in ACCOUNTS),
-        _against_fixed(record),
-        _skill(record),
-        _executed(record),
-    ]
-    return Summary(
-        verdict,
-        _headline(record, gain, verdict),
-        [sentence for sentence in sentences if sentence],
-        _warnings(record),
-        _tiles(record, gain),
+def summarize(record: StoppingRecord) -> Summary:
+    """All that is said of stops before their tables."""
+    gain = record.stops.gain
+    verdict = _side(gain, "gain", "loss", "unclear")
+    headline = {
+        "gain": f"The stops capture {percent(gain.value)} of what hindsight could gain over the "
+        "best fixed budget.",
+        "loss": "The stops lose to the best fixed budget.",
+        "unclear": "The stops cannot be told from the best fixed budget.",
+        "unknown": "The captured gain is undefined here.",
+    }
+    return Summary(verdict, headline[verdict], describe(record), _warnings(record), _tiles(record))
+
+
+def summarize_evaluation(record: EvaluationRecord) -> Summary:
+    """All that is said of an evaluation before its tables; gradients first, users pay for them."""
+    first, second = (record.stopping[unit] for unit in (CostUnit.GRADIENTS, CostUnit.UPDATES))
+    found = summarize(first)
+    setting = (
+        f"{record.optimizer} solved {record.num_problems:,} held-out problems of {record.family}, "
+        f"at most {record.horizon} steps each, at a price of {plain(record.price)} (units of loss) "
+        "per step."
     )
-
-
-def verdict_on(gain: Range | None) -> str:
-    """What the interval of a captured gain says."""
-    if gain is None:
-        return "unknown"
-    return "gain" if gain.low > 0 else "loss" if gain.high < 0 else "unclear"
-
-
-def _headline(record: Evaluation, gain: Range | None, verdict: str) -> str:
-    summary = record.summary
-    if gain is None:
-        rule, fixed = (number(summary, "j", "gradients", name) for name in ("rule", "fixed"))
-        if rule is None or fixed is None:
-            return "The record holds no J to judge the stops by."
-        side = "below" if rule < fixed else "above" if rule > fixed else "equal to"
-        return (
-            f"J is {num(rule)}, {side} the best fixed budget’s {num(fixed)}; the record does not "
-            "say how sure that is."
-        )
-    if verdict == "gain":
-        return (
-            f"Stopping itself captures {percent(gain.value)} of what hindsight could gain over "
-            "the best fixed budget."
-        )
-    if verdict == "loss":
-        return "Stopping itself loses to the best fixed budget here."
-    return "Stopping itself cannot be told from the best fixed budget here."
-
-
-def _setting(record: Evaluation) -> str:
-    summary = record.summary
-    problems, horizon = (count(number(summary, key)) for key in ("num_problems", "horizon"))
-    return (
-        f"{name_at(summary, 'optimizer')} solved {problems} held-out problems of "
-        f"{name_at(summary, 'family')}, at most {horizon} steps each, at a price of "
-        f"{plain(number(summary, 'price'))} (units of loss) per step."
-    )
-
-
-def _outcome(record: Evaluation, account: str) -> str:
-    """What the rule cost and captured in one account."""
-    summary = record.summary
-    j, _, _, _, mean, sd, excess = measures(summary, account, "rule")
-    oracle = measures(summary, account, "oracle")
-    fixed = number(summary, "j", account, "fixed")
-    gain = range_of(summary, "captured_gain_by_rule", account, "rule")
-    if j is None:
-        return ""
-    stops = f"Counted in {account}, it stops after {spread(mean, sd)} (mean ± standard deviation)"
-    if oracle[4] is not None:
-        stops += f", the oracle after {spread(oracle[4], oracle[5])}"
-    at = "" if excess is None else f" The mean excess loss at the stop is {num(excess)}."
-    solved = number(summary, "steps", account, "rule", "share_within_5_percent_of_initial")
-    if excess is not None and solved is not None:
-        at = f"{at[:-1]}; {percent(solved)} of the problems end with at most 5 % of the initial."
-    costs = f" Loss and price come to J = {num(j)}"
-    if fixed is not None and oracle[0] is not None:
-        costs += (
-            f", against {num(fixed)} for the best fixed budget and {num(oracle[0])} for the oracle"
-        )
-    captured = "."
-    if gain is not None:
-        captured = (
-            f": a captured gain of {percent(gain.value)} (95 % interval {percent_range(gain)})"
-        )
-        captured += ", worse than that budget." if gain.high < 0 else "."
-    return stops + "." + at + costs + captured
-
-
-def _opponent(record: Evaluation, account: str) -> str:
-    """The learned rule beside the best of the tuned ones."""
-    summary = record.summary
-    rule = number(summary, "j", account, "rule")
-    tuned = {name: number(summary, "j", account, name) for name in TUNED}
-    known = {name: value for name, value in tuned.items() if value is not None}
-    if rule is None or not known:
-        return ""
-    best = min(known, key=lambda name: known[name])
-    theirs = known[best]
-    difference = paired_difference(record, account, "rule", best)
-    who = (
-        f"{label(best)}, the best of the {len(known)} rules tuned on separate problems"
-        if len(known) > 1
-        else f"{label(best)}, tuned on separate problems"
-    )
-    place = f"counted in {account}"
-    against = f"J {num(rule)} against {num(theirs)}"
-    if difference is None:
-        relation = "below" if rule < theirs else "above" if rule > theirs else "equal to"
-        return f"Its J, {num(rule)} {place}, is {relation} the {num(theirs)} of {who}."
-    sure = f"paired difference {_signed_range(difference)}"
-    if difference.high < 0:
-        return f"It beats {who}, {place}: {against} ({sure})."
-    if difference.low > 0:
-        return f"It is beaten by {who}, {place}: {against} ({sure})."
-    return f"It cannot be told from {who}, {place}: {against} ({sure})."
-
-
-def _signed_range(value: Range) -> str:
-    return f"{num(value.value)} [{num(value.low)}, {num(value.high)}], 95 %"
-
-
-def _against_fixed(record: Evaluation) -> str:
-    """Cost and loss apart, in the headline account."""
-    rule = measures(record.summary, "gradients", "rule")
-    fixed = measures(record.summary, "gradients", "fixed")
-    cost, budget, excess, fixed_excess = rule[4], fixed[4], rule[6], fixed[6]
-    if cost is None or not budget or excess is None or fixed_excess is None:
-        return ""
-    share = cost / budget - 1
-    amount = (
-        f"{percent(-share)} fewer gradients than"
-        if share < 0
-        else f"{percent(share)} more gradients than"
-        if share > 0
-        else "as many gradients as"
-    )
-    relation = (
-        "a lower" if excess < fixed_excess else "a higher" if excess > fixed_excess else "the same"
-    )
-    return (
-        f"It makes {amount} the best fixed budget of {count(budget)}, and ends at {relation} mean "
-        f"excess loss: {num(excess)} against {num(fixed_excess)}."
-    )
-
-
-def _skill(record: Evaluation) -> str:
-    """What is left when the stops are dealt to the problems at random."""
-    shuffled = number(record.summary, "permuted_j", "gradients")
-    rule = number(record.summary, "j", "gradients", "rule")
-    if shuffled is None or rule is None:
-        return ""
-    text = f"With the same stops dealt to the problems at random, J would be {num(shuffled)}"
-    if shuffled > rule:
-        return f"{text}: {num(shuffled - rule)} of J is owed to knowing which problem is which."
-    return f"{text}: fitting the stops to the problems gains nothing."
-
-
-def _executed(record: Evaluation) -> str:
-    """Gradients really evaluated, and seconds."""
-    executed = get(record.summary, "executed")
-    used = number(executed, "gradient_evaluations")
-    full = number(executed, "gradient_evaluations_of_the_full_horizon")
-    share = saved_share(record.summary)
-    if used is None or full is None or share is None:
-        return ""
-    text = (
-        "Solved for real, halted problems leaving the batch, that was "
-        f"{count(used)} gradient evaluations of the full horizon’s {count(full)}"
-    )
-    text += f", {percent(share)} fewer" if share > 0 else ", none saved"
-    seconds = number(executed, "seconds")
-    full_seconds = number(executed, "seconds_of_the_full_horizon")
-    if seconds is not None and full_seconds is not None:
-        faster = seconds < full_seconds
-        text += (
-            f", in {num(seconds)} s instead of {num(full_seconds)} s"
-            if faster
-            else (
-                f", yet it took {num(seconds)} s, no less than the full horizon’s "
-                f"{num(full_seconds)} s"
-            )
-        )
-    outcomes = get(executed, "outcomes")
-    if isinstance(outcomes, Mapping):
-        phrases = {
-            "halted": "halted by themselves",
-            "out_of_steps": "ran out of steps",
-            "nonfinite": "ended non-finite",
-        }
-        parts = [
-            f"{count(value)} {phrases.get(str(name), str(name).replace('_', ' '))}"
-            for name in outcomes
-            if (value := number(outcomes, name))
-        ]
-        if parts:
-            return f"{text}. Of the problems, {joined(parts)}."
-    return f"{text}."
-
-
-def _warnings(record: Evaluation) -> list[str]:
-    summary = record.summary
-    warnings = []
-    lost = number(summary, "num_nonfinite")
-    if lost:
-        warnings.append(
-            f"{count(lost)} problems met a loss or gradient that was not finite and are left out "
-            "of every J and gain."
-        )
-    edges = [
-        str(name)
-        for name, entry in mapping(summary, "tuned_optimizers").items()
-        if get(entry, "at_edge_of_grid") is True
-    ]
-    if edges:
-        one = len(edges) == 1
-        warnings.append(
-            f"The tuned learning rate{'' if one else 's'} of {joined(edges)} "
-            f"{'lies' if one else 'lie'} at the edge of the grid: {'it' if one else 'they'} might "
-            "do better."
-        )
+    edges = [name for name, curve in record.curves.items() if curve.at_edge]
     diverged = [
-        f"{name} on {count(value)}"
-        for name in mapping(summary, "curves")
-        if (value := number(summary, "curves", name, "num_nonfinite"))
+        f"{name} on {curve.num_nonfinite:,}"
+        for name, curve in record.curves.items()
+        if curve.num_nonfinite
     ]
+    warnings = list(found.warnings)
+    if edges:
+        warnings.append(
+            f"The tuned learning rate of {joined(edges)} lies at the edge of the grid: a wider one "
+            "might do better."
+        )
     if diverged:
         warnings.append(f"Losses that were not finite: {joined(diverged)} problems.")
-    horizon = number(summary, "steps", "gradients", "rule", "share_at_horizon")
-    if horizon is not None and horizon > 0.05:
-        warnings.append(
-            f"{percent(horizon)} of the problems used the whole horizon: a longer one may change "
-            "the figures."
-        )
-    oracle = number(summary, "steps", "gradients", "oracle", "share_at_horizon")
-    if oracle is not None and oracle > 0.05:
-        warnings.append(
-            f"Even the oracle uses the whole horizon on {percent(oracle)} of the problems: at this "
-            "price the horizon is short."
-        )
-    return warnings
+    sentences = [setting, *found.sentences, _execution(record), *describe(second)[:3]]
+    return Summary(found.verdict, found.headline, sentences, warnings, found.tiles)
 
 
-def _tiles(record: Evaluation, gain: Range | None) -> list[Tile]:
-    summary = record.summary
-    updates = range_of(summary, "captured_gain_by_rule", "updates", "rule")
-    rule, oracle = (measures(summary, "gradients", name) for name in ("rule", "oracle"))
-    fixed = measures(summary, "gradients", "fixed")
-    tiles = []
-    if gain is not None:
-        detail = f"95 %: {percent_range(gain)}"
-        if updates is not None:
-            detail += f"; in updates {percent(updates.value)}"
-        tiles.append(Tile(percent(gain.value), "captured gain, in gradients", detail))
-    share = saved_share(summary)
-    if share is not None:
-        used = number(summary, "executed", "gradient_evaluations")
-        tiles.append(
-            Tile(percent(share), "gradients saved of the full horizon", f"{count(used)} evaluated")
-        )
-    if rule[4] is not None:
-        other = f"oracle {spread(oracle[4], oracle[5])}" if oracle[4] is not None else ""
-        tiles.append(Tile(spread(rule[4], rule[5]), "gradients until the stop", other))
-    if rule[6] is not None:
-        other = f"best fixed budget {num(fixed[6])}" if fixed[6] is not None else ""
-        tiles.append(Tile(num(rule[6]), "mean excess loss at the stop", other))
-    return tiles
+def describe(record: StoppingRecord) -> list[str]:
+    """Cost, saving, the best baseline, variation, skill, regret, reliability: a sentence each."""
+    sentences = (_outcome, _saved, _baseline, _variation, _skill, _regret, _reliability)
+    return [found for sentence in sentences if (found := sentence(record))]
 
 
-def first_objective(record: Evaluation) -> list[str]:
-    """The thesis' first objective: less computation than the LSTM optimizer for equal loss."""
-    result: Any = get(record.summary, "first_objective")
-    sentences = []
-    for account in ACCOUNTS:
-        cost, excess = (number(result, account, key) for key in ("act_cost", "act_excess"))
-        if cost is None or excess is None:
-            continue
-        needed = number(result, account, "lstm_cost_for_equal_excess")
-        same = number(result, account, "lstm_excess_at_same_cost")
-        text = (
-            f"Counted in {account}, {name_at(result, 'act')} reaches a mean excess loss of "
-            f"{num(excess)} at a mean cost of {cost:.1f}; "
+def _side(interval: Interval, above: str, below: str, unclear: str) -> str:
+    """A word for an interval above 0, below 0 or around it; "unknown" if undefined."""
+    if math.isnan(interval.low):
+        return "unknown"
+    return above if interval.low > 0 else below if interval.high < 0 else unclear
+
+
+def _outcome(record: StoppingRecord) -> str:
+    fixed, oracle, gain = record.rules["fixed"], record.rules["oracle"], record.stops.gain
+    sentence = (
+        f"Counted in {record.unit.value}, loss and price come to J = {num(record.stops.j.value)}, "
+        f"against {num(fixed.j.value)} for the best fixed budget, {record.fixed_budget}, and "
+        f"{num(oracle.j.value)} for the oracle"
+    )
+    if math.isnan(gain.value):
+        return f"{sentence}."
+    sure = between(gain, share=True)
+    return f"{sentence}: a captured gain of {percent(gain.value)} (95 % interval {sure})."
+
+
+def _saved(record: StoppingRecord) -> str:
+    """Cost of fixed budgets of equal loss, against the cost of the stops."""
+    stops, unit, found = record.stops, record.unit.value, record.frontier
+    needed, saved = found.cost_for_equal_excess, found.saved
+    sentence = (
+        f"They take {num(stops.mean_cost)} {unit} on average to a mean excess loss of "
+        f"{num(stops.mean_excess)}; "
+    )
+    if math.isnan(needed):
+        sentence += f"no fixed budget of up to {record.num_steps} has so low a loss"
+    else:
+        sentence += f"budgets mixed at random need {num(needed)} for that"
+    sure, least = between(saved, share=True), "at least " if math.isnan(needed) else ""
+    ends = {
+        "more": f", so {least}{percent(saved.value)} of the {unit} are saved ({sure}).",
+        "less": f", so nothing is saved: they take more ({percent(saved.value)}, {sure}).",
+        "unclear": f", so it is not sure that anything is saved: {percent(saved.value)} ({sure}).",
+        "unknown": ".",
+    }
+    return sentence + ends[_side(saved, "more", "less", "unclear")]
+
+
+def _baseline(record: StoppingRecord) -> str:
+    """The stops beside the best of the tuned rules."""
+    tuned = [name for name in record.rules if name in {"fixed_tuned", *BASELINES}]
+    if not tuned:
+        return ""
+    best = min(tuned, key=lambda name: record.rules[name].j.value)
+    found = record.rules[best]
+    words = {
+        "better": "They beat",
+        "worse": "They are beaten by",
+        "unclear": "They cannot be told from",
+        "unknown": "Beside them stands",
+    }
+    return (
+        f"{words[_side(found.difference, 'better', 'worse', 'unclear')]} the best of {len(tuned)} "
+        f"rules tuned on other problems, {label(best)}: its J is {num(found.j.value)}, a "
+        f"difference of {text(found.difference)}."
+    )
+
+
+def _variation(record: StoppingRecord) -> str:
+    """Whether the stops vary as the oracle's do; if not, they are a fixed budget in disguise."""
+    own, oracle = record.stops, record.rules["oracle"]
+    return (
+        f"They stop after {num(own.mean_cost)} ± {num(own.sd_cost)} (mean ± standard deviation), "
+        f"the oracle after {num(oracle.mean_cost)} ± {num(oracle.sd_cost)}; item by item, the rank "
+        f"correlation is {num(own.rank_correlation)}."
+    )
+
+
+def _skill(record: StoppingRecord) -> str:
+    """The same stops dealt to the problems at random."""
+    words = {
+        "some": "{} is owed to knowing which problem is which.",
+        "harm": "fitting the stops to the problems harms, by {}.",
+        "unclear": "no skill in telling problems apart is sure ({}).",
+        "unknown": "that is {} more.",
+    }
+    side = words[_side(record.skill, "some", "harm", "unclear")]
+    return (
+        f"The same stops dealt to the problems at random would cost J = {num(record.permuted_j)}: "
+        + side.format(text(record.skill))
+    )
+
+
+def _regret(record: StoppingRecord) -> str:
+    more, quantiles = record.rules["oracle"].difference, record.regret_quantiles
+    mean = Interval(-more.value, -more.high, -more.low)
+    return (
+        f"The oracle’s J is lower by {text(mean)} on average; by at most {num(quantiles['0.5'])} "
+        f"on half of the problems, by at most {num(quantiles['0.95'])} on 95 % of them."
+    )
+
+
+def _reliability(record: StoppingRecord) -> str:
+    found = record.reliability
+    if found is None:
+        return ""
+    return (
+        f"Of the {found.num_cases:,} steps that the oracle reaches it stops at "
+        f"{percent(found.frequency)}; the hazard says {percent(found.mean_hazard)} on average and "
+        f"is off by {num(found.error)} (expected calibration error)."
+    )
+
+
+def _execution(record: EvaluationRecord) -> str:
+    """Gradients really evaluated, and seconds."""
+    found = record.execution
+    sentence = (
+        "Solved for real, halted problems leaving the batch, that was "
+        f"{found.num_gradients:,} gradient evaluations in {num(found.seconds)} s; the best fixed "
+        f"budget takes {found.num_gradients_fixed:,} in {num(found.seconds_fixed)} s"
+    )
+    phrases = {
+        "halted": "halted by themselves",
+        "out_of_steps": "ran out of steps",
+        "nonfinite": "ended non-finite",
+    }
+    parts = [f"{count:,} {phrases[name]}" for name, count in found.outcomes.items() if count]
+    return f"{sentence}. Of the problems, {joined(parts)}."
+
+
+def _warnings(record: StoppingRecord) -> list[str]:
+    """What a reader must know before believing the figures."""
+    price, found = plain(record.price), []
+    if record.oracle_share_at_0 == 1:
+        found.append(
+            f"At a price of {price} stopping at step 0 is best for every problem, so there is "
+            "nothing to learn about when to stop; choose a lower price."
         )
-        if needed is None:
-            text += f"{name_at(result, 'lstm')}, which does not halt, never gets there"
-        else:
-            text += f"{name_at(result, 'lstm')}, which does not halt, needs {count(needed)}"
-            share = 1 - cost / needed if needed else 0.0
-            if needed and share > 0:
-                text += f", so {percent(share)} of the computation is saved"
-            elif (needed and share < 0) or not needed:
-                text += ", so nothing is saved"
-            else:
-                text += ", just as much"
-        text += "."
-        if same is not None:
-            relation = "lower" if excess < same else "higher" if excess > same else "equal"
-            text += (
-                f" At equal cost the LSTM optimizer’s excess loss is {num(same)}; that of the "
-                f"self-stopping one is {relation}."
+    elif record.oracle_share_at_horizon == 1:
+        found.append(
+            f"At a price of {price} using all {record.num_steps} steps is best for every problem, "
+            "so there is nothing to learn about when to stop; choose a higher price or record more "
+            "steps."
+        )
+    elif math.isnan(record.stops.gain.value):
+        found.append(
+            f"At a price of {price} one fixed budget is as good as the oracle, so the captured "
+            "gain is undefined."
+        )
+    if record.num_left_out:
+        found.append(
+            f"{record.num_left_out:,} problems met a loss or gradient that was not finite and are "
+            "left out of every figure."
+        )
+    if record.stops.sd_cost == 0:
+        found.append("Every stop is the same step: this is a fixed budget.")
+    for whose, share in (
+        ("The stops use", record.stops.share_at_horizon),
+        ("Even the oracle uses", record.oracle_share_at_horizon),
+    ):
+        if share > 0.05:
+            found.append(
+                f"{whose} the whole horizon on {percent(share)} of the problems: at this price the "
+                "horizon is short."
             )
-        sentences.append(text)
-    return sentences
+    return found
+
+
+def _tiles(record: StoppingRecord) -> list[Tile]:
+    stops, oracle, unit = record.stops, record.rules["oracle"], record.unit.value
+    shares: Sequence[tuple[str, Interval]] = (
+        (f"captured gain, in {unit}", stops.gain),
+        (f"{unit} saved at equal loss", record.frontier.saved),
+    )
+    tiles = [
+        Tile(percent(found.value), name, f"95 %: {between(found, share=True)}")
+        for name, found in shares
+        if not math.isnan(found.value)
+    ]
+    cost = f"{stops.mean_cost:.1f} ± {stops.sd_cost:.1f}"
+    detail = f"oracle {oracle.mean_cost:.1f} ± {oracle.sd_cost:.1f}"
+    tiles.append(Tile(cost, f"{unit} until the stop", detail))
+    fixed = f"best fixed budget {num(record.rules['fixed'].mean_excess)}"
+    tiles.append(Tile(num(stops.mean_excess), "mean excess loss at the stop", fixed))
+    return tiles

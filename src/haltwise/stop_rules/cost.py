@@ -80,9 +80,10 @@ def total_cost(
     Raises:
         InputError: What is to be returned costs more than the unit counts.
     """
-    return returned_excess(trajectory, decided, unit, returns) + price * steps_charged(
-        decided, unit, trajectory.num_steps
-    )
+    excess = returned_excess(trajectory, decided, unit, returns)
+    # In the precision of the losses: a number times int64 is float32.
+    charged = steps_charged(decided, unit, trajectory.num_steps).to(excess.dtype)
+    return excess + price * charged
 
 
 def returned_excess(
