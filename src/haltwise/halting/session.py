@@ -119,9 +119,8 @@ class HaltingSession:
         Raises:
             InputError: The item goes on.
         """
-        require(
-            bool(decision.stop[item]), f"item {item} goes on at step {decision.observation.step}"
-        )
+        step = decision.observation.step
+        require(bool(decision.stop[item]), f"item {item} goes on at step {step}")
         reason = self.reasons[int(decision.reason[item])]
         if self._model is None:
             return reason

@@ -238,8 +238,8 @@ class HaltingMonitor:
                 self._observed in (None, "loss"),
                 "no model was given, but parameters were seen before; give every update() the model"
                 if self._model is None or self._steps
-                else f"the recorded runs had {self._observed}, but no model was given; give update() "
-                "the model, or record without one",
+                else f"the recorded runs had {self._observed}, but no model was given; give "
+                "update() the model, or record without one",
             )
             self._observed = "loss"
         products, self._products = self._products, None

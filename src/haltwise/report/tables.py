@@ -61,10 +61,15 @@ class Table:
         """Headings and rows of a CSV file."""
         cells = list(zip(*self.rows, strict=True))
         heads = [columns_of(*pair) for pair in zip(self.columns, cells, strict=True)]
-        return {
-            "columns": [head for part in heads for head in part],
-            "rows": [[value for cell in row for value in raw(cell)] for row in self.rows],
-        }
+        rows = [
+            [
+                value
+                for part, cell in zip(heads, row, strict=True)
+                for value in ([None] * len(part) if cell is None else raw(cell))
+            ]
+            for row in self.rows
+        ]
+        return {"columns": [head for part in heads for head in part], "rows": rows}
 
 
 def rules_table(record: StoppingRecord, *, wide: bool = True) -> Table:
