@@ -6,9 +6,13 @@ from typing import Any
 import click
 
 from haltwise import report as pages
-from haltwise.cli.options import family_of
+from haltwise import tasks
+from haltwise._core.errors import InputError
+from haltwise._core.plugins import label
 from haltwise.cli.options import family_settings as family_settings_option
+from haltwise.cli.options import own_of
 from haltwise.models import loading
+from haltwise.models.card import Choice
 
 __all__ = ["explore"]
 
@@ -38,17 +42,23 @@ def explore(
     out: Path,
     family_settings: dict[str, Any],
 ) -> None:
-    """Write a page on which problems with two parameters are solved by RUN_OR_NAME.
+    """Write a page on which problems are solved by RUN_OR_NAME.
 
-    Contours and path, q(t|x,T), hazard and delta_t as the steps advance, and where it would have
-    stopped at any price.
+    Loss, halting posterior, hazard and forecast as the steps advance, contours and path where a
+    problem has two parameters, and where it would have stopped at any price.
     """
-    config = loading.read_card(run_or_name)["config"]
+    model = loading.load(run_or_name, own_of(run_or_name))
+    drawn = model.card.family if family is None else Choice(family)
+    if drawn is None:
+        raise InputError(
+            f"{run_or_name} was trained on recorded runs; say by --family what problems to draw"
+        )
     page = pages.write_explorer(
-        run_or_name,
-        family_of(config, family, family_settings),
+        model,
+        tasks.family(drawn.name, {**drawn.settings, **family_settings}),
         out,
-        family_name=family or config["family"],
+        name=Path(run_or_name).name,
+        family_name=label(drawn.name),
         seed=seed,
         num_problems=num_problems,
         num_steps=horizon,

@@ -79,7 +79,7 @@
 
     const q = at.posterior;
     const sum = (values) => values.reduce((a, b) => a + b, 0);
-    title("posterior", `${Math.round(100 * sum(q.slice(0, at.stop + 1)))} % of the posterior lies at or before the stop, ${Math.round(100 * sum(q.slice(0, t + 1)))} % at or before step ${t}`);
+    title("posterior", `${Math.round(100 * sum(q.slice(0, at.stop + 1)))} % of the posterior lies at or before the stop${t === at.stop ? "" : `, ${Math.round(100 * sum(q.slice(0, t + 1)))} % at or before step ${t}`}`);
     plot("posterior", [
       { type: "bar", x: steps, y: q, name: "q(t)", marker: { color: BLUE, opacity: steps.map((k) => (k <= t ? 1 : 0.35)) }, hovertemplate: "t = %{x}<br>q = %{y:.3f}<extra></extra>" },
       ...(at.hazard ? [

@@ -9,12 +9,14 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.files import write_atomically
 from haltwise._core.random import stream
+from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
+from haltwise.processes.trajectory import Trajectory
 from haltwise.report.formats import rounded, short
 from haltwise.report.page import render
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit, DecisionTime, costs
+from haltwise.stop_rules import CostUnit, DecisionTime, StopPolicy, costs
 from haltwise.stop_rules.base import decisions_and_reasons
 from haltwise.stop_rules.cost import returned_steps
 from haltwise.tasks.base import TaskBatch, TaskFamily
@@ -24,7 +26,7 @@ __all__ = ["explore", "write_explorer"]
 _NUM_PRICES, _GRID = 31, 56
 _DECADES = 7.0  # below the highest loss drawn, all contours are one colour
 _NOTES = {
-    "path": "Contours of log₁₀ of the loss, {above}; a star is returned.",
+    "path": "Contours of log₁₀ of the loss above {reference}; the star is returned.",
     "loss": "Excess loss after t updates, alone and with the price of the steps; the line marks "
     "the stop.",
     "posterior": "q(t) is the halting posterior over all steps drawn; the hazard, where the method "
@@ -67,18 +69,15 @@ def write_explorer(
     generator = stream(seed, "explore")
     document = explore(model, family, generator, num_problems=num_problems, num_steps=horizon)
     first = document["problems"][0]
-    known = first["contours"] is not None and first["contours"]["minimizer"] is not None
-    above = "above its minimum" if known else "above the lowest value drawn"
-    missing = {
-        name
-        for name, value in (
-            ("path", first["contours"]),
-            ("posterior", first["at"][0]["posterior"]),
-            ("forecast", first["at"][0]["forecast"]),
-        )
-        if value is None
-    }
-    notes = {key: note.format(above=above) for key, note in _NOTES.items() if key not in missing}
+    notes = dict(_NOTES)
+    if first["contours"] is None:
+        del notes["path"]
+    else:
+        known = first["contours"]["minimizer"] is not None
+        reference = "its minimum" if known else "the lowest value drawn"
+        notes["path"] = notes["path"].format(reference=reference)
+    if first["at"][0]["forecast"] is None:
+        del notes["forecast"]
     title = f"{short(name)} on {short(family_name)}"
     words = (
         f"Problems of seed {seed}. Decisions are made with the gradient at θ_t in hand: a stop at "
@@ -130,48 +129,51 @@ def explore(
     kept = recorded.finite.nonzero().squeeze(1)
     require(len(kept) > 0, f"none of {num_problems} problems stays finite for {num_steps} steps")
     batch, recorded = batch.select(kept), recorded.select(kept)
-    problems = [
-        {"excess": _plain(recorded.excess[place]), "path": None, "contours": None, "at": []}
-        for place in range(len(kept))
+    problems: list[dict[str, Any]] = [
+        {"excess": _plain(excess), "path": None, "contours": None, "at": []}
+        for excess in recorded.excess
     ]
     if family.dim == 2:
         for place, path in enumerate(_paths(model, batch, num_steps)):
-            problem = batch.select(torch.tensor([place]))
-            problems[place] |= {"path": path.tolist(), "contours": _contours(problem, path)}
+            contours = _contours(batch.select(torch.tensor([place])), path)
+            problems[place] |= {"path": path.tolist(), "contours": contours}
     prices = _prices(model.card.price, model.card.price_range)
-    time, method, rule = DecisionTime.AFTER_GRADIENT, model.halting.method, policy.rule
     for price in prices:
-        trajectory = model.halting.attach(recorded, price)
-        decided, reason = decisions_and_reasons(rule, trajectory)
-        returned = returned_steps(decided, trajectory, policy.returns)
-        oracle = costs(recorded.excess, price).argmin(1)
-        column = torch.full_like(recorded.excess[:, 0], price)
-        outputs = trajectory.outputs
-        shown = {
-            "posterior": method.posterior(outputs, time).log_prob().exp(),
-            "hazard": method.hazards(outputs, time),
-        }
-        steps = [
-            method.forecast_gain({key: value[:, t] for key, value in outputs.items()}, rule, column)
-            for t in range(num_steps)
-        ]
-        gains = [gain / price for gain in steps if gain is not None]
-        shown["forecast"] = torch.stack(gains, 1) if gains else None
-        for place, problem in enumerate(problems):
-            why = int(reason[place])
-            problem["at"].append(
-                {
-                    "stop": int(decided[place]),
-                    "returned": int(returned[place]),
-                    "oracle": int(oracle[place]),
-                    "reason": rule.reasons[why] if why >= 0 else "",
-                    **{
-                        key: None if value is None else _plain(value[place])
-                        for key, value in shown.items()
-                    },
-                }
-            )
-    return {"prices": prices, "rule": short(repr(rule)), "problems": problems, "figures": {}}
+        stops = _stops(model.halting, policy, model.halting.attach(recorded, price), price)
+        for problem, found in zip(problems, stops, strict=True):
+            problem["at"].append(found)
+    rule = short(repr(policy.rule))
+    return {"prices": prices, "rule": rule, "problems": problems, "figures": {}}
+
+
+def _stops(
+    model: HaltingModel, policy: StopPolicy, trajectory: Trajectory, price: float
+) -> list[dict[str, Any]]:
+    """Where and why each problem stops at a price, and what the model puts out on the way."""
+    rule, method, outputs = policy.rule, model.method, trajectory.outputs
+    decided, reason = decisions_and_reasons(rule, trajectory)
+    found: dict[str, list[Any]] = {
+        "stop": decided.tolist(),
+        "returned": returned_steps(decided, trajectory, policy.returns).tolist(),
+        "oracle": costs(trajectory.excess, price).argmin(1).tolist(),
+        "reason": [(*rule.reasons, "")[index] for index in reason.tolist()],  # "" at -1
+    }
+    prices = torch.full_like(trajectory.excess[:, 0], price)
+    gains = [
+        method.forecast_gain({name: value[:, t] for name, value in outputs.items()}, rule, prices)
+        for t in range(trajectory.num_steps)
+    ]
+    known = [gain / price for gain in gains if gain is not None]
+    time = DecisionTime.AFTER_GRADIENT
+    curves = {
+        "posterior": method.posterior(outputs, time).log_prob().exp(),
+        "hazard": method.hazards(outputs, time),
+        "forecast": torch.stack(known, 1) if known else None,
+    }
+    for name, values in curves.items():
+        missing = [None] * trajectory.num_items
+        found[name] = missing if values is None else [_plain(row) for row in values]
+    return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
 
 
 def _prices(middle: float, spread: float) -> list[float]:

@@ -71,10 +71,11 @@ def frontier(record: StoppingRecord, stem: str) -> Figure:
     drawn = [budgets.mean_excess, [stops.mean_excess for stops in record.rules.values()]]
     _log(figure.update_yaxes, *drawn)
     theirs = mixed_excess(budgets, own.mean_cost)
+    side = "below" if own.mean_excess < theirs else "not below"
     return Figure(
         f"{stem}-frontier",
-        f"For {num(own.mean_cost)} {unit} on average the excess is {num(own.mean_excess)} where "
-        f"{name} stops, {_compared(own.mean_excess, theirs)} fixed budgets mixed at random",
+        f"For {num(own.mean_cost)} {unit} on average the stops leave a mean excess of "
+        f"{num(own.mean_excess)}, {side} the {num(theirs)} of fixed budgets mixed at random",
         "Lower and further left is better. The diamond is the policy judged, as it ships; its "
         "other settings return what it returns.",
         figure,
@@ -114,8 +115,8 @@ def parts_of_j(record: StoppingRecord, stem: str) -> Figure:
     figure.update_xaxes(range=[1.1 * least, most + 0.3 * (most - least)])
     return Figure(
         f"{stem}-parts",
-        f"Excess and price add up to J = {num(own)} where {rule_name(record.judged)} stops, to "
-        f"{num(fixed)} for the best fixed budget and to {num(record.rules['oracle'].j.value)} for "
+        f"Excess and price add up to J = {num(own)} for the stops judged, to {num(fixed)} "
+        f"for the best fixed budget and to {num(record.rules['oracle'].j.value)} for "
         "the oracle",
         f"Solid: excess loss at the stop; hatched: price × {record.unit.value}. A bar with an "
         "arrow is longer than the figure.",
@@ -252,9 +253,7 @@ def training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
     steps = [entry["step"] for entry in entries]
     for row, (title, (values, colour)) in enumerate(series.items(), 1):
         place = {"row": row, "col": 1}
-        _line(
-            figure, title, values, Line(colour, "solid", 2), steps, mode="lines+markers", **place
-        )
+        _line(figure, title, values, Line(colour, "solid", 2), steps, mode="lines+markers", **place)
         figure.update_yaxes(title_text=title, automargin=True, **place)
         _log(figure.update_yaxes, values, **place)
     figure.update_layout(showlegend=False)
@@ -313,9 +312,7 @@ def _line(
     )
 
 
-def _band(
-    figure: Any, name: str, low: Sequence[float], high: Sequence[float], colour: str
-) -> None:
+def _band(figure: Any, name: str, low: Sequence[float], high: Sequence[float], colour: str) -> None:
     """Shade what lies between two curves; it comes and goes with the line called `name`."""
     steps = list(range(len(low)))
     figure.add_scatter(
@@ -340,8 +337,3 @@ def _gap(high: float, low: float) -> float:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _compared(own: float, theirs: float) -> str:
-    side = "below" if own < theirs else "above" if own > theirs else "equal to"
-    return f"{side} the {num(theirs)} of"

@@ -61,7 +61,10 @@ class Table:
 
     def embedded(self) -> dict[str, Any]:
         """What is downloaded; an interval takes three columns."""
-        wide = [any(isinstance(value, Interval) for value in each) for each in zip(*self.rows)]
+        wide = [
+            any(isinstance(value, Interval) for value in values)
+            for values in zip(*self.rows, strict=True)
+        ]
         columns: list[str] = []
         for column, three in zip(self.columns, wide, strict=True):
             ends = ("", " (low)", " (high)") if three else ("",)

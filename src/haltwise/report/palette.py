@@ -28,10 +28,10 @@ BLUE, _SKY, _ORANGE, VERMILION, _GREEN, _PINK, _YELLOW, GREY = (
 )  # fmt: skip
 
 _RULES = {
-    "learned": ("learned", BLUE),
+    "learned": ("learned rule", BLUE),
     "given": ("these stops", BLUE),
-    "calibrated": ("learned, recalibrated", _SKY),
-    "after_gradient": ("learned, decides after the gradient", _YELLOW),
+    "calibrated": ("learned rule, recalibrated", _SKY),
+    "after_gradient": ("learned rule, after the gradient", _YELLOW),
     "gradient_norm": ("gradient norm", _ORANGE),
     "plateau": ("plateau", _PINK),
     "patience": ("patience", _GREEN),

@@ -74,9 +74,7 @@ def write_report(run: Path, path: Path, own: Iterable[type] = ()) -> Path:
     return write_page(path, run.resolve().name, parts)
 
 
-def _cards(
-    run: Path, records: list[EvaluationRecord], own: Iterable[type]
-) -> dict[str, Card]:
+def _cards(run: Path, records: list[EvaluationRecord], own: Iterable[type]) -> dict[str, Card]:
     """The card of the weights in the directory, or of the shipped models evaluated in it."""
     if (run / "best.safetensors").exists():
         return {run.resolve().name: card_of(run, own)}
@@ -182,7 +180,9 @@ def _evaluation(record: EvaluationRecord, arrays: Mapping[str, Tensor], place: i
 
 def _executed(record: EvaluationRecord) -> str:
     run = record.execution
-    outcomes = [f"{count(number)} {name.replace('_', ' ')}" for name, number in run.outcomes.items()]
+    outcomes = [
+        f"{count(number)} {name.replace('_', ' ')}" for name, number in run.outcomes.items()
+    ]
     text = (
         f"Solved for real, halted problems leaving the batch: {count(run.num_gradients)} gradients "
         f"in {num(run.seconds)} s, where the best fixed budget takes "
@@ -201,8 +201,8 @@ def _warnings(record: EvaluationRecord) -> list[str]:
     for name, curve in record.curves.items():
         if curve.at_edge:
             found.append(
-                f"The learning rate of {name}, {as_given(curve.learning_rate)}, lies at the edge of "
-                "the grid: a wider one might serve it better."
+                f"The learning rate of {name}, {as_given(curve.learning_rate)}, lies at the edge "
+                "of the grid: a wider one might serve it better."
             )
     lost = {short(name): curve.num_nonfinite for name, curve in record.curves.items()}
     diverged = [f"{name} on {count(number)}" for name, number in lost.items() if number]
@@ -350,5 +350,7 @@ def _over(values: list[float]) -> tuple[float, float]:
 def _provenance(run: Path, cards: Mapping[str, Card]) -> list[Section]:
     trained = training(read_log(run))
     blocks: list[Any] = [] if trained is None else [trained]
-    blocks += [Facts(f"Card of {short(name)}", facts(card.to_json())) for name, card in cards.items()]
+    blocks += [
+        Facts(f"Card of {short(name)}", facts(card.to_json())) for name, card in cards.items()
+    ]
     return [Section(anchor="training", title="Training", blocks=blocks)] if blocks else []

@@ -9,7 +9,16 @@ from torch import Tensor
 from haltwise.evaluation import StoppingRecord
 from haltwise.evaluation.baselines import BASELINES
 from haltwise.report.figures import frontier, mixed_excess, parts_of_j, reliability, stop_steps
-from haltwise.report.formats import as_given, count, interval, num, percent, percent_estimate, percent_interval, slug
+from haltwise.report.formats import (
+    as_given,
+    count,
+    interval,
+    num,
+    percent,
+    percent_estimate,
+    percent_interval,
+    slug,
+)
 from haltwise.report.page import Column, Figure, Section, Table, Tile, write_page
 from haltwise.report.palette import rule_name
 
@@ -81,7 +90,9 @@ def headline(record: StoppingRecord) -> str:
         found = f"Stopping captures {percent(gain.value)} of what hindsight could gain"
         return f"{found} over the best fixed budget{beside}"
     if gain.high < 0:
-        return f"The best fixed budget is better: the captured gain is {percent(gain.value)}{beside}"
+        return (
+            f"The best fixed budget is better: the captured gain is {percent(gain.value)}{beside}"
+        )
     sure = f"{percent(gain.value)}, {percent_interval(gain)}"
     return f"Stopping cannot be told from the best fixed budget: captured gain {sure}{beside}"
 
@@ -166,7 +177,8 @@ def rules_table(record: StoppingRecord, stem: str) -> Table:
         ],
         rows,
         note="J and excess in units of the loss, lower is better; ± is the standard deviation. "
-        "Brackets hold 95 % intervals; differences are paired. Baselines are tuned on other problems than they are judged on.",
+        "Brackets hold 95 % intervals; differences are paired. Baselines are tuned on other "
+        "problems than they are judged on.",
         strong=0,
     )
 
@@ -208,7 +220,8 @@ def _saved(record: StoppingRecord) -> str:
         change = f"at least {percent(budgets.saved.value)} are saved"
     sure = f"95 % interval {percent_interval(budgets.saved)}"
     if budgets.saved.low <= 0 <= budgets.saved.high:
-        return f"{text}: it is not sure that anything is saved ({percent(budgets.saved.value)}, {sure})."
+        found = percent(budgets.saved.value)
+        return f"{text}: it is not sure that anything is saved ({found}, {sure})."
     return f"{text}: {change} ({sure})."
 
 
