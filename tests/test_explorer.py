@@ -1,95 +1,127 @@
 """What the explorer shows is what an execution does, problem by problem and price by price."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from haltwise.stop_rules.accounts import CostUnit
 
 import haltwise
 from haltwise import InputError, tasks
 from haltwise._core.random import stream
-from haltwise.halting.halter import AFTER
+from haltwise.halting.session import HaltingSession
+from haltwise.processes.optimization import OptimizationProcess
 from haltwise.report import write_explorer
 from haltwise.report.explorer import explore
-from haltwise.rollout.early_exit import execute
+from haltwise.rollout.early_exit import Outcome, run_until_halted
+from haltwise.stop_rules import CostUnit
 
 HORIZON = 12
 
 
+def shown_of(name: str, family: str, num_problems: int) -> tuple[dict[str, Any], Any, Any]:
+    """What is shown, the model, and the problems it is shown on, all in float64."""
+    drawn = tasks.family(family)
+    shown = explore(
+        haltwise.load(name), drawn, stream(5, "x"), num_problems=num_problems, num_steps=HORIZON
+    )
+    problems = drawn.sample(num_problems, stream(5, "x"), dtype=torch.float64)
+    return shown, haltwise.load(name).double(), problems
+
+
 @pytest.mark.parametrize("name", ["regression-2d", "regression-2d-mode"])
 def test_stops_are_those_of_an_execution(name: str) -> None:
-    family = tasks.family("regression-2d")
-    shown = explore(haltwise.load(name), family, stream(5, "x"), num_problems=6, num_steps=HORIZON)
-    optimizer = haltwise.load(name).double()
-    problems = family.sample(6, stream(5, "x"), dtype=torch.float64)
+    shown, model, problems = shown_of(name, "regression-2d", 6)
     stops = []
     for place in (0, 15, 30):
         price = torch.full((6,), shown["prices"][place], dtype=torch.float64)
-        run = execute(optimizer, problems, optimizer.policy(CostUnit.UPDATES), price, HORIZON)
+        session = HaltingSession(model.policy(CostUnit.UPDATES), price, model.halting)
+        run = run_until_halted(OptimizationProcess(model.rule, problems), session, HORIZON)
         at = [problem["at"][place] for problem in shown["problems"]]
-        halted = run.outcome == haltwise.Outcome.HALTED
         returned = torch.tensor([each["returned"] for each in at])
+        halted = run.outcome == Outcome.HALTED
         assert (returned == torch.where(halted, run.num_updates, HORIZON)).all()
-        ended = torch.stack(
-            [
-                torch.tensor(problem["path"], dtype=torch.float64)[each["returned"]]
-                for problem, each in zip(shown["problems"], at, strict=True)
-            ]
-        )
-        torch.testing.assert_close(ended, run.params)
+        assert [bool(each["reason"]) for each in at] == halted.tolist()
+        ended = [
+            problem["path"][step] for problem, step in zip(shown["problems"], returned, strict=True)
+        ]
+        torch.testing.assert_close(torch.tensor(ended, dtype=torch.float64), run.result)
         stops.append(returned.double().mean())
     assert stops[0] > stops[-1]  # the dearer, the earlier
 
 
-def test_the_head_is_quoted_step_by_step() -> None:
-    family = tasks.family("regression-2d")
-    optimizer = haltwise.load("regression-2d")
-    shown = explore(optimizer, family, stream(6, "x"), num_problems=3, num_steps=HORIZON)
-    optimizer = haltwise.load("regression-2d").double()
-    problems = family.sample(3, stream(6, "x"), dtype=torch.float64)
+@pytest.mark.parametrize("name", ["regression-2d", "regression-2d-mode"])
+def test_outputs_are_those_of_a_session(name: str) -> None:
+    shown, model, problems = shown_of(name, "regression-2d", 3)
     price = torch.full((3,), shown["prices"][20], dtype=torch.float64)
-    params, state = problems.start, optimizer.init(problems.start)
+    policy = model.policy(CostUnit.UPDATES)
+    session = HaltingSession(policy, price, model.halting)
+    process = OptimizationProcess(model.rule, problems)
+    state = process.init()
     for step in range(HORIZON):
-        loss, grad = problems.observe(params, step)
-        update, halting, state = optimizer.step(step, loss, grad, price, state)
-        for place, problem in enumerate(shown["problems"]):
-            at = problem["at"][20]
-            hazard = halting.hazard_logits[place, AFTER].sigmoid().item()
-            forecast = halting.increments[place, AFTER].item()  # tau is the price here
-            assert at["hazard"][step] == pytest.approx(hazard)
-            assert at["forecast"][step] * at["prices_per_temperature"] == pytest.approx(forecast)
-            assert problem["path"][step] == pytest.approx(params[place].tolist())
-        params = params + update
+        observation, state = process.step(step, state)
+        outputs = session.observe(observation).observation.outputs
+        gains = model.halting.method.forecast_gain(outputs, policy.rule, price) / price
+        at = [problem["at"][20] for problem in shown["problems"]]
+        assert [each["forecast"][step] for each in at] == pytest.approx(gains.tolist(), rel=1e-4)
+        if "hazard_logits" in outputs:
+            hazards = outputs["hazard_logits"][:, 0].sigmoid().tolist()
+            assert [each["hazard"][step] for each in at] == pytest.approx(hazards, rel=1e-4)
+    assert all(sum(each["posterior"]) == pytest.approx(1, abs=1e-4) for each in at)
 
 
 def test_contours_are_the_excess_loss() -> None:
-    family = tasks.family("rosenbrock-2d")
-    optimizer = haltwise.load("regression-2d")
-    shown = explore(optimizer, family, stream(7, "x"), num_problems=1, num_steps=HORIZON)
-    steepness = family.sample(1, stream(7, "x"), dtype=torch.float64).steepness.item()  # type: ignore[attr-defined]
-    contours = shown["problems"][0]["contours"]
+    shown, _, problems = shown_of("regression-2d", "rosenbrock-2d", 1)
+    (problem,) = shown["problems"]
+    contours, steepness = problem["contours"], problems.steepness.item()
     assert contours["minimizer"] == [1, 1]
     for row, second in enumerate(contours["y"]):
         for column, first in enumerate(contours["x"]):
             value = steepness * (second - first**2) ** 2 + (1 - first) ** 2
             if value > 1e-2:
                 expected = torch.tensor(value).log10().item()
-                assert contours["z"][row][column] == pytest.approx(expected, abs=6e-3)
+                assert contours["z"][row][column] == pytest.approx(expected, abs=1e-3)
     for place, axis in enumerate("xy"):
-        for point in (*shown["problems"][0]["path"], contours["minimizer"]):
+        for point in (*problem["path"], contours["minimizer"]):
             assert contours[axis][0] < point[place] < contours[axis][-1]
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "expected"),
-    [
-        ("regression-10d", "regression-10d", "2 parameters can be drawn, these have 10"),
-        ("regression-2d-lstm", "regression-2d", "needs a halting head"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(
-    name: str, family: str, expected: str, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=expected):
-        write_explorer(name, tasks.family(family), tmp_path / "x.html", family_name=family)
+def test_problems_of_any_size_are_explored(tmp_path: Path) -> None:
+    page = write_explorer(
+        haltwise.load("regression-10d"),
+        tasks.family("regression-10d"),
+        tmp_path / "x.html",
+        name="/home/someone/runs/mine",
+        family_name="regression-10d",
+        num_problems=2,
+        num_steps=HORIZON,
+    ).read_text(encoding="utf-8")
+    assert "<h1>mine on regression-10d</h1>" in page
+    assert "/home/someone" not in page
+    assert 'id="posterior"' in page
+    assert 'id="path"' not in page
+
+
+def test_methods_without_forecasts_are_explored(tmp_path: Path, monkeypatch: Any) -> None:
+    model = haltwise.load("regression-2d")
+    method = model.halting.method
+    bare = SimpleNamespace(
+        posterior=method.posterior,
+        outputs=method.outputs,
+        hazards=lambda outputs, time: None,
+        forecast_gain=lambda outputs, rule, price: None,
+    )
+    monkeypatch.setattr(model.halting, "method", bare)
+    family = tasks.family("regression-2d")
+    page = write_explorer(
+        model, family, tmp_path / "x.html", name="mine", family_name="x", num_steps=HORIZON
+    ).read_text(encoding="utf-8")
+    assert 'id="posterior"' in page
+    assert 'id="forecast"' not in page
+
+
+def test_optimizers_that_never_stop_are_refused(tmp_path: Path) -> None:
+    model, family = haltwise.load("regression-2d-lstm"), tasks.family("regression-2d")
+    with pytest.raises(InputError, match="trained without halting"):
+        write_explorer(model, family, tmp_path / "x.html", name="x", family_name="y")

@@ -1,463 +1,421 @@
-"""The page: self-contained, safe against hostile names, and true to its records."""
+"""The report: self-contained, safe against hostile names, and true to its records."""
 
-import copy
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from haltwise.stop_rules.accounts import costs
+from reported_runs import (
+    HORIZON,
+    NAME,
+    PRICE,
+    judged_stops,
+    small_evaluation,
+    small_study,
+    write_run,
+)
 
 from haltwise import InputError
-from haltwise.evaluation import Evaluation
-from haltwise.evaluation.records import save_record
-from haltwise.evaluation.statistics import rank_correlation
-from haltwise.report import write_report
-from haltwise.report.figures import record_panels, training
-from haltwise.report.formats import num, percent
-from haltwise.report.page import slug, to_json
-from haltwise.report.reading import Range, paired_difference
-from haltwise.report.tables import flatten, rules_table
-from haltwise.report.words import first_objective, summarize
+from haltwise.evaluation import Evaluation, Interval, StoppingRecord
+from haltwise.evaluation.records import STUDY, to_json
+from haltwise.report import write_report, write_stopping_report
+from haltwise.report.figures import frontier, loss_curves, parts_of_j, reliability, training
+from haltwise.report.formats import facts, joined, num, percent, short, slug
+from haltwise.report.page import Column, Table
+from haltwise.report.stopping import headline, sentences, verdict
+from haltwise.stop_rules import CostUnit
 
-PRICE, STEPS, NUM = 0.1, 6, 40
+GRADIENTS = CostUnit.GRADIENTS
 HOSTILE = "<script>alert(1)</script>"
-RULES = ("rule", "gradient_norm", "logistic")
-
-
-def make_record(name: str = "act", family: str = "regression-2d") -> Evaluation:
-    """A record that is small and consistent: every figure follows from its arrays."""
-    generator = torch.Generator().manual_seed(3)
-    scale = torch.rand(NUM, 1, generator=generator) * 20 + 1
-    excess = scale * 0.4 ** torch.arange(STEPS + 1)
-    table = excess.double() + PRICE * torch.arange(STEPS + 1)
-    best = table.min(1)
-    ends = {
-        "rule": best.indices,
-        "gradient_norm": (best.indices + 1).clamp_max(STEPS),
-        "logistic": (best.indices - 2).clamp_min(0),
-    }
-    increments = torch.rand(NUM, STEPS, 2, generator=generator) - 0.4
-    fixed = table.mean(0).min(0)
-
-    def mean(values: torch.Tensor, end: torch.Tensor) -> float:
-        return values.double().gather(1, end.unsqueeze(1)).mean().item()
-
-    def gain(end: torch.Tensor) -> dict[str, float]:
-        value = (fixed.values.item() - mean(table, end)) / (
-            fixed.values.item() - best.values.mean().item()
-        )
-        return {"value": value, "low": value - 0.05, "high": value + 0.05}
-
-    accounts = ("updates", "gradients")
-    steps = {
-        rule: {
-            "mean": end.double().mean().item(),
-            "sd": end.double().std().item(),
-            "excess_at_stop": mean(excess, end),
-            "share_at_horizon": 0.0,
-        }
-        for rule, end in {**ends, "oracle": best.indices}.items()
-    }
-    j = {rule: mean(table, end) for rule, end in ends.items()}
-    j |= {"oracle": best.values.mean().item(), "fixed": fixed.values.item()}
-    gains = {rule: gain(end) for rule, end in ends.items()}
-    summary: dict[str, Any] = {
-        "family": family,
-        "family_settings": {"num_params": 2},
-        "optimizer": name,
-        "price": PRICE,
-        "seed": 7,
-        "num_problems": NUM,
-        "horizon": STEPS,
-        "num_nonfinite": 0,
-        "fixed_budget": int(fixed.indices),
-        "j": {key: dict(j) for key in accounts},
-        "captured_gain": dict.fromkeys(accounts, gains["rule"]),
-        "captured_gain_by_rule": {key: copy.deepcopy(gains) for key in accounts},
-        "steps": {key: copy.deepcopy(steps) for key in accounts},
-        "permuted_j": dict.fromkeys(accounts, j["rule"] + 0.5),
-        "frontier": {
-            "hull": list(range(STEPS + 1)),
-            "rule": [
-                {"shift": 0.0, "mean_steps": 3.0, "mean_excess": 0.5, "fixed_at_same_steps": 0.9}
-            ],
-        },
-        "executed": {
-            "gradient_evaluations": 150,
-            "gradient_evaluations_of_the_full_horizon": NUM * STEPS,
-            "outcomes": {"halted": NUM, "out_of_steps": 0, "nonfinite": 0},
-            "seconds": 0.5,
-            "seconds_of_the_full_horizon": 1.0,
-        },
-        "tuned_optimizers": {"adam": {"learning_rate": 0.1, "at_edge_of_grid": False}},
-        "comparisons": {},
-        "curves": {
-            key: {"mean": excess.double().mean(0).tolist(), "median": [1.0] * (STEPS + 1)}
-            for key in (name, "adam")
-        },
-        "lbfgs": {"num_problems": 8, "mean_by_gradient_evaluations": [9.0, 1.0, 1e-30, None]},
-    }
-    arrays = {"excess": excess, "increments": increments, "oracle": best.indices}
-    for key in accounts:
-        for rule, end in ends.items():
-            arrays[f"end.{key}.{rule}"] = end
-            arrays[f"j.{key}.{rule}"] = costs(excess, 0.1).gather(1, end.unsqueeze(1)).squeeze(1)
-    return Evaluation(summary, arrays)
+VOID = {"meta", "link", "circle", "path"}
 
 
 class Page(HTMLParser):
-    """Tags, visible text and the scripts of a page."""
+    """Tags, visible text and scripts of a page; elements must be closed in order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
         self.words: list[str] = []
-        self._inside = ""
+        self._open: list[str] = []
         self.feed(path.read_text(encoding="utf-8"))
+        assert self._open == []
+        self.text = re.sub(r"[ \n]+", " ", " ".join(self.words))
+        self.embedded: Any = json.loads(self.scripts[0])
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self._inside = tag
+        if tag not in VOID:
+            self._open.append(tag)
         if tag == "script":
             self.scripts.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
+        if tag not in VOID:
+            assert self._open.pop() == tag, self.getpos()
 
     def handle_data(self, data: str) -> None:
-        if self._inside == "script":
+        if self._open[-1:] == ["script"]:
             self.scripts[-1] += data
-        elif self._inside != "style":
+        elif self._open[-1:] != ["style"]:
             self.words.append(data)
 
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
+    def values(self, attribute: str) -> list[str]:
+        """Every value of an attribute."""
+        return [value for _, each in self.tags if (value := each.get(attribute))]
 
-    @property
-    def embedded(self) -> Any:
-        return json.loads(self.scripts[0])
-
-
-def page_of(directory: Path, *records: Evaluation) -> Page:
-    for record in records:
-        save_record(record, directory)
-    return Page(write_report(directory, directory / "report.html"))
+    def column(self, table: str, name: str) -> list[Any]:
+        """A column of what is downloaded of a table."""
+        found = next(each for key, each in self.embedded["tables"].items() if table in key)
+        return [row[found["columns"].index(name)] for row in found["rows"]]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
-    directory = tmp_path_factory.mktemp("run")
-    log = [{"step": s, "loss": 9.0 / s, "price_adjusted_loss": 3.0 / s} for s in (1, 2)]
-    text = "\n".join(json.dumps(entry) for entry in log)
-    (directory / "log.jsonl").write_text(text + '\n{"step": 3, "lo', encoding="utf-8")
-    return page_of(directory, make_record())
+    run = write_run(tmp_path_factory.mktemp("pages") / "my-run")
+    (run / STUDY).write_text(json.dumps(to_json(small_study())), encoding="utf-8")
+    return Page(write_report(run, run / "report.html"))
+
+
+def page_of(evaluation: Evaluation, directory: Path) -> Page:
+    run = write_run(directory / "run", evaluation)
+    return Page(write_report(run, run / "report.html"))
+
+
+def changed(**changes: Any) -> Evaluation:
+    evaluation = small_evaluation()
+    return Evaluation(replace(evaluation.record, **changes), evaluation.arrays)
+
+
+def judged(**changes: Any) -> StoppingRecord:
+    """The evaluation's record in gradients with other figures of the stops judged."""
+    record = small_evaluation().record.stopping[GRADIENTS]
+    return replace(record, rules=record.rules | {"learned": replace(record.stops, **changes)})
+
+
+# ------------------------------------------------------------------------------------ the page
 
 
 def test_page_makes_no_request(page: Page) -> None:
-    fetching = {"src", "href", "srcset", "data", "action", "poster", "background", "formaction"}
     links = [
-        value
-        for _, attributes in page.tags
-        for name, value in attributes.items()
-        if name in fetching and value
+        link for name in ("src", "href", "action", "data", "poster") for link in page.values(name)
     ]
     assert all(link.startswith(("#", "data:")) for link in links)
-    policy = [a["content"] for t, a in page.tags if a.get("http-equiv")]
+    policy = [each["content"] for _, each in page.tags if each.get("http-equiv")]
     assert "default-src 'none'" in str(policy[0])
     assert sum("plotly.js v" in script[:500] for script in page.scripts) == 1
     assert not re.search(r"@import|url\(", "".join(page.scripts[2:]))
 
 
-def test_page_has_every_figure_and_its_numbers(page: Page) -> None:
-    figures = {a["data-figure"] for _, a in page.tags if "data-figure" in a}
-    assert figures == set(page.embedded["figures"])
-    assert len(figures) == 7  # six of the record, one of the training log
-    buttons = {a["data-csv"] for _, a in page.tags if "data-csv" in a}
-    assert buttons == set(page.embedded["data"])
-    for data in page.embedded["data"].values():
-        assert data["rows"]
-        assert all(len(row) == len(data["columns"]) for row in data["rows"])
+def test_page_can_be_used_without_seeing_or_pointing(page: Page) -> None:
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert set(page.values("aria-labelledby")) <= set(ids)
+    assert {link[1:] for link in page.values("href") if link[0] == "#"} <= set(ids)
+    for tag, attributes in page.tags:
+        classes = (attributes.get("class") or "").split()
+        if tag == "button" or "canvas" in classes or "scroll" in classes:
+            assert attributes.get("aria-label"), attributes
+        if "scroll" in classes:
+            assert attributes["tabindex"] == "0"
+        if tag == "th":
+            assert attributes["scope"] in ("row", "col")
+    assert ("html", {"lang": "en"}) in page.tags
 
 
-def test_page_shows_no_nan(page: Page) -> None:
-    words = re.findall(r"[A-Za-z]+", page.text)
-    assert not {"nan", "NaN", "None", "inf", "Infinity", "Undefined"} & set(words)
+def test_every_figure_and_table_has_data(page: Page) -> None:
+    assert set(page.values("data-figure")) == set(page.embedded["figures"])
+    assert len(page.embedded["figures"]) == 6  # five of the evaluation, one of the training log
+    drawn = page.embedded["figures"] | page.embedded["tables"]
+    assert set(page.values("data-csv")) == set(drawn)
+    for figure in page.embedded["figures"].values():
+        named = [trace for trace in figure["data"] if trace.get("name")]
+        assert named
+        assert all(len(trace["x"]) == len(trace["y"]) > 0 for trace in named)
+    for table in page.embedded["tables"].values():
+        assert table["rows"]
+        assert all(len(row) == len(table["columns"]) for row in table["rows"])
 
 
-def test_csv_equals_the_summary() -> None:
-    record = make_record()
-    data = rules_table(record, "x").data
-    for row in data.rows:
-        values = dict(zip(data.columns, row, strict=True))
-        rule = str(values["rule"])
-        for account in ("updates", "gradients"):
-            assert values[f"{account}_j"] == record.summary["j"][account][rule]
-            if rule in RULES:
-                gain = record.summary["captured_gain_by_rule"][account][rule]
-                assert values[f"{account}_gain_low"] == gain["low"]
-                steps = record.summary["steps"][account][rule]
-                assert values[f"{account}_sd_stop"] == steps["sd"]
+def test_rules_are_shown_as_recorded(page: Page) -> None:
+    for unit, record in small_evaluation().record.stopping.items():
+        table = f"rules-{unit.value}"
+        names = page.column(table, "stop rule")
+        assert names[0] == "learned"
+        assert set(names) == set(record.rules)
+        for row, name in enumerate(names):
+            stops = record.rules[name]
+            shown = {
+                "J": stops.j.value,
+                "J (low)": stops.j.low,
+                "captured gain": stops.gain.value,
+                "captured gain (high)": stops.gain.high,
+                "mean cost": stops.mean_cost,
+                "excess at the stop": stops.mean_excess,
+                "at the horizon": stops.share_at_horizon,
+            }
+            found = [page.column(table, column)[row] for column in shown]
+            assert found == pytest.approx(list(shown.values()), rel=1e-5)
+            assert f"{num(stops.j.value)} [{num(stops.j.low)}, {num(stops.j.high)}]" in page.text
 
 
-def test_parts_of_j_add_up() -> None:
-    panels = record_panels(make_record(), "x")
-    for name, j, excess, paid in panels[0].data.rows:
-        assert isinstance(j, float), name
-        assert excess is not None
-        assert paid is not None
-        assert float(excess) + float(paid) == pytest.approx(j)
-
-
-@pytest.mark.parametrize("where", ["optimizer", "family", "curve", "comparison", "rule"])
-def test_hostile_names_stay_text(where: str, tmp_path: Path) -> None:
-    record = make_record(HOSTILE if where == "optimizer" else "act")
-    if where == "family":
-        # A family's name is part of the file's, which cannot hold a slash.
-        save_record(record, tmp_path)
-        path = next(tmp_path.glob("*.json"))
-        path.write_text(json.dumps(record.summary | {"family": HOSTILE}), encoding="utf-8")
-        page = Page(write_report(tmp_path, tmp_path / "report.html"))
-    else:
-        summary = record.summary
-        if where == "curve":
-            summary["curves"][HOSTILE] = summary["curves"]["adam"]
-        elif where == "comparison":
-            summary["comparisons"][HOSTILE] = copy.deepcopy(summary)
-        elif where == "rule":
-            for account in summary["j"]:
-                summary["j"][account][HOSTILE] = 5.0
-        page = page_of(tmp_path, record)
-    assert sum(tag == "script" for tag, _ in page.tags) == 3
-    assert page.embedded  # the JSON was not ended early
-    document = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert HOSTILE not in document
-    legends = [
-        str(trace.get("name"))
-        for figure in page.embedded["figures"].values()
-        for trace in figure["data"]
-    ]
-    assert not any("<" in name for name in legends)  # plotly reads names as HTML
-    if where != "curve":
-        assert HOSTILE in page.text
-
-
-def test_words_when_the_rule_wins() -> None:
-    words = summarize(make_record())
-    text = " ".join(words.sentences)
-    assert words.verdict == "gain"
-    assert words.headline.startswith("Stopping itself captures 100")
-    assert "It beats gradient norm, the best of the 2 rules" in text
-    assert "fewer" in text
-    assert "0.500 s instead of 1.00 s" in text
-    assert not words.warnings
-
-
-def test_words_when_the_rule_loses() -> None:
-    record = make_record()
-    summary = record.summary
-    bad = torch.zeros(NUM, dtype=torch.int64)
-    for account in ("updates", "gradients"):
-        record.arrays[f"end.{account}.rule"] = bad
-        record.arrays[f"j.{account}.rule"] = record.arrays["excess"][:, 0]
-        summary["j"][account]["rule"] = record.arrays["excess"][:, 0].double().mean().item()
-        summary["captured_gain_by_rule"][account]["rule"] = {
-            "value": -3.0,
-            "low": -4.0,
-            "high": -2.0,
-        }
-        summary["steps"][account]["rule"] |= {"mean": 6.0, "excess_at_stop": 11.0}
-        summary["permuted_j"][account] = 0.0
-    summary["executed"] |= {"gradient_evaluations": NUM * STEPS, "seconds": 2.0}
-    words = summarize(record)
-    text = " ".join(words.sentences)
-    assert words.verdict == "loss"
-    assert "loses" in words.headline
-    assert "It is beaten by gradient norm" in text
-    assert "beats" not in text
-    assert "worse than that budget" in text
-    assert "a higher mean excess loss" in text
-    assert "gains nothing" in text
-    assert "none saved" in text
-    assert "yet it took 2.00 s" in text
-    assert "fewer" not in text
-    panel = record_panels(record, "x")[0]
-    assert "4th of 4" in panel.title
-
-
-def test_words_when_nothing_is_sure() -> None:
-    record = make_record()
-    gain = {"value": 0.02, "low": -0.1, "high": 0.1}
-    record.summary["captured_gain_by_rule"]["gradients"]["rule"] = gain
-    words = summarize(record)
-    assert words.verdict == "unclear"
-    assert "cannot be told from" in words.headline
-
-
-def test_warnings_name_what_is_wrong() -> None:
-    record = make_record()
-    record.summary["num_nonfinite"] = 3
-    record.summary["tuned_optimizers"]["adam"]["at_edge_of_grid"] = True
-    record.summary["curves"]["adam"]["num_nonfinite"] = 2
-    record.summary["steps"]["gradients"]["rule"]["share_at_horizon"] = 0.4
-    warnings = " ".join(summarize(record).warnings)
-    assert "3 problems met" in warnings
-    assert "adam lies at the edge" in warnings
-    assert "adam on 2 problems" in warnings
-    assert "40" in warnings
-
-
-def test_first_objective_in_words() -> None:
-    record = make_record()
-    record.summary["first_objective"] = {
-        "act": "act",
-        "lstm": "lstm",
-        "gradients": {
-            "act_cost": 5.0,
-            "act_excess": 0.5,
-            "lstm_excess_at_same_cost": 0.8,
-            "lstm_cost_for_equal_excess": 10,
-        },
-        "updates": {
-            "act_cost": 5.0,
-            "act_excess": 0.5,
-            "lstm_excess_at_same_cost": 0.2,
-            "lstm_cost_for_equal_excess": 4,
-        },
-    }
-    gradients, updates = first_objective(record)
-    assert "needs 10" in gradients
-    assert f"so {percent(0.5)} of the computation is saved" in gradients
-    assert "is lower" in gradients
-    assert "so nothing is saved" in updates
-    assert "is higher" in updates
-    record.summary["first_objective"]["gradients"]["lstm_cost_for_equal_excess"] = None
-    assert "never gets there" in first_objective(record)[0]
-
-
-def prune(tree: Any) -> list[tuple[str, ...]]:
-    """The path of every entry of nested dictionaries."""
-    paths: list[tuple[str, ...]] = []
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        paths += [(key,), *((key, *rest) for rest in prune(value))]
-    return paths
-
-
-@pytest.mark.parametrize("replacement", ["missing", None, math.nan])
-def test_incomplete_records_are_shown_as_far_as_they_go(replacement: object) -> None:
-    whole = make_record()
-    for path in prune(whole.summary):
-        record = Evaluation(copy.deepcopy(whole.summary), whole.arrays)
-        parent = record.summary
-        for key in path[:-1]:
-            parent = parent[key]
-        if replacement == "missing":
-            del parent[path[-1]]
-        else:
-            parent[path[-1]] = replacement
-        words = summarize(record)
-        first_objective(record)
-        rules_table(record, "x")
-        said = " ".join([words.headline, *words.sentences, *words.warnings])
-        assert not {"nan", "None"} & set(re.findall(r"\w+", said)), path
-        if len(path) == 1 and replacement == "missing":
-            assert "NaN" not in to_json([p.data.rows for p in record_panels(record, "x")]), path
-
-
-def test_figures_of_records_without_arrays() -> None:
-    record = make_record()
-    record.arrays.clear()
-    panels = record_panels(record, "x")
-    assert len(panels) == 4
-    assert record_panels(Evaluation({}, {}), "x") == []
-
-
-def test_figures_of_a_hazard() -> None:
-    record = make_record()
-    rule = {"kind": "HazardThreshold", "threshold": 0.5, "output": 1}
-    record.summary["stop_rules"] = {"updates": {"rule": rule}, "gradients": {"rule": rule}}
-    generator = torch.Generator().manual_seed(1)
-    record.arrays["hazard_logits"] = torch.randn(NUM, STEPS, 2, generator=generator)
-    posterior = next(p for p in record_panels(record, "x") if p.data.name == "x-posterior")
-    assert "hazards" in posterior.note
-    for row in posterior.data.rows:
-        numbers = [value for value in row[2:] if isinstance(value, float)]
-        assert sum(numbers) == pytest.approx(1, abs=1e-4)
-
-
-def test_figures_with_infinite_numbers() -> None:
-    record = make_record()
-    record.arrays["excess"][0, 3] = math.inf
-    record.arrays["increments"][1] = math.nan
-    record.summary["curves"]["adam"]["mean"][2] = None
-    text = to_json(
-        [(p.figure.to_plotly_json()["data"], p.data.rows) for p in record_panels(record, "x")]
+def test_key_figures_come_first(page: Page) -> None:
+    record = small_evaluation().record.stopping[GRADIENTS]
+    first = page.text[: page.text.index("Stop rules")]
+    for share in (record.stops.gain, record.frontier.saved):
+        assert percent(share.value) in first
+    best = min(
+        (record.rules[name] for name in ("gradient_norm", "plateau", "patience", "logistic")),
+        key=lambda stops: stops.j.value,
     )
-    assert "NaN" not in text
-    assert "Infinity" not in text
+    assert percent(best.gain.value) in first
+    assert f"best fixed budget {record.fixed_budget}" in first
+    assert f"{small_evaluation().record.execution.num_gradients:,} gradients" in first
 
 
-def test_several_records_on_one_page(tmp_path: Path) -> None:
-    other = make_record(family="diabetes")
-    other.summary["price"] = 0.0101
-    page = page_of(tmp_path, make_record(), other)
-    assert "2 evaluations" in page.text
-    anchors = {a["href"] for t, a in page.tags if t == "a"}
-    assert anchors == {f"#{a['id']}" for t, a in page.tags if t == "section" and "id" in a}
-    assert sum("plotly.js v" in script[:500] for script in page.scripts) == 1
+def test_optimizers_are_shown_as_recorded(page: Page) -> None:
+    record = small_evaluation().record
+    assert page.column("optimizers", "optimizer") == list(record.curves)
+    sums = page.column("optimizers", f"sum of mean excess, steps 1 to {HORIZON}")
+    expected = [sum(curve.mean[1:]) for curve in record.curves.values()]
+    assert sums == pytest.approx(expected, rel=1e-5)
+    other = record.others["regression-2d-mode"][GRADIENTS].stops.j.value
+    j = page.column("optimizers", "J of its own stops")
+    assert j[:2] == pytest.approx([record.stopping[GRADIENTS].stops.j.value, other], rel=1e-5)
+    assert j[2:] == [None] * 5  # they never stop
 
 
-def test_empty_directory(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no evaluation"):
+def test_study_is_shown_as_recorded(page: Page) -> None:
+    study = small_study()
+    table = next(table for name, table in page.embedded["tables"].items() if name == "study")
+    for row, cell in zip(table["rows"], study.cells, strict=True):
+        values = dict(zip(table["columns"], row, strict=True))
+        own, best = cell.rules[cell.judged], cell.rules[cell.best_baseline]
+        assert values["J"] == pytest.approx(sum(own.j) / 2, rel=1e-5)
+        more = values["its J above the learned rule’s (low)"]
+        assert more == pytest.approx(best.difference.low, rel=1e-5)
+        assert values["seeds failed"] == len(cell.failures)
+    failures = sum(len(cell.failures) for cell in study.cells)
+    assert f"in {4 - failures} of 4 trials" in page.text
+
+
+def test_card_and_training_are_shown(page: Page) -> None:
+    assert "my-run moves parameters by lstm and learned by stick-breaking" in page.text
+    assert "Training took 300 meta-steps" in page.text
+    assert "went from 0.0300 to 0.0100" in page.text
+    assert "method.name" in page.text
+    assert "nan" not in re.findall(r"\w+", page.text.lower())
+
+
+def test_directories_without_evaluations_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="haltwise evaluate"):
         write_report(tmp_path, tmp_path / "report.html")
 
 
-def test_unreadable_card_is_said_not_raised(tmp_path: Path) -> None:
-    (tmp_path / "best.safetensors").write_bytes(b"broken")
-    assert "unreadable" in page_of(tmp_path, make_record()).text
+@pytest.mark.parametrize("where", ["optimizer", "family", "curve", "rule", "setting"])
+def test_hostile_names_stay_text(where: str, tmp_path: Path) -> None:
+    record = small_evaluation().record
+    stopping = record.stopping[GRADIENTS]
+    rules = stopping.rules | {HOSTILE: stopping.rules["patience"]}
+    curves = record.curves | {HOSTILE: record.curves["adam"]}
+    changes: dict[str, dict[str, Any]] = {
+        "optimizer": {"optimizer": HOSTILE},
+        "family": {"family": HOSTILE},
+        "curve": {"curves": curves},
+        "rule": {"stopping": record.stopping | {GRADIENTS: replace(stopping, rules=rules)}},
+        "setting": {"family_settings": {HOSTILE: HOSTILE}},
+    }
+    page = page_of(changed(**changes[where]), tmp_path)
+    assert len(page.scripts) == 3
+    assert HOSTILE not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    traces = [trace for each in page.embedded["figures"].values() for trace in each["data"]]
+    assert not any("<" in (trace.get("name") or "") for trace in traces)  # read as HTML
+    assert "alert(1)" in page.text
 
 
-def test_training_needs_two_points() -> None:
+def test_paths_are_shortened_to_names(tmp_path: Path) -> None:
+    own = "/home/someone/work/mine.py:Mine"
+    settings = {"images": "/data/secret/mnist", "ratio": "1/2"}
+    page = page_of(
+        changed(optimizer="/runs/secret/x", family=own, family_settings=settings), tmp_path
+    )
+    assert "x on mine.py:Mine" in page.text
+    assert "1/2" in page.text
+    assert not re.search(r"/home|secret", json.dumps(page.embedded) + page.text)
+
+
+def test_missing_numbers_are_dashes(tmp_path: Path) -> None:
+    record = small_evaluation().record
+    nowhere = Interval(math.nan, math.nan, math.nan)
+    stops = {
+        unit: replace(
+            each,
+            rules={
+                name: replace(stops, gain=nowhere, rank_correlation=math.nan)
+                for name, stops in each.rules.items()
+            },
+        )
+        for unit, each in record.stopping.items()
+    }
+    page = page_of(changed(stopping=stops), tmp_path)
+    assert "nothing can be gained" in page.text
+    assert not {"nan", "None", "inf"} & set(re.findall(r"\w+", page.text))
+
+
+# --------------------------------------------------------------------------- words and figures
+
+
+@pytest.mark.parametrize(
+    ("gain", "colour", "said"),
+    [
+        (Interval(0.8, 0.7, 0.9), "gain", "captures 80"),
+        (Interval(-0.8, -0.9, -0.7), "loss", "best fixed budget is better"),
+        (Interval(0.1, -0.1, 0.3), "unclear", "cannot be told from"),
+    ],
+)
+def test_headline_follows_the_interval(gain: Interval, colour: str, said: str) -> None:
+    record = judged(gain=gain)
+    assert verdict(record) == colour
+    assert said in headline(record)
+
+
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        (Interval(0.25, 0.2, 0.3), "25 % are saved"),
+        (Interval(-0.25, -0.3, -0.2), "these take 25 % more"),
+        (Interval(0.05, -0.1, 0.2), "not sure that anything is saved"),
+    ],
+)
+def test_savings_are_against_budgets_of_equal_excess(saved: Interval, said: str) -> None:
+    record = small_evaluation().record.stopping[GRADIENTS]
+    record = replace(record, frontier=replace(record.frontier, saved=saved))
+    text = " ".join(sentences(record)).replace("\N{NARROW NO-BREAK SPACE}", " ")
+    assert said in text
+    if min(record.frontier.mean_excess) <= record.stops.mean_excess:
+        assert f"need {num(record.frontier.cost_for_equal_excess)} gradients" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "said"),
+    [(0.5, "They beat"), (-1.5, "They are beaten by"), (-0.5, "They cannot be told")],
+)
+def test_the_best_baseline_is_named(low: float, said: str) -> None:
+    record = small_evaluation().record.stopping[GRADIENTS]
+    more = Interval(low + 0.5, low, low + 1)
+    best = replace(record.rules["patience"], j=Interval(0, 0, 0), difference=more)
+    text = " ".join(sentences(replace(record, rules=record.rules | {"patience": best})))
+    assert re.search(f"{said}.* patience, the best of 4", text)
+
+
+def test_frontier_agrees_with_its_own_point() -> None:
+    record = small_evaluation().record.stopping[GRADIENTS]
+    drawn = {trace.name: trace for trace in frontier(record, "x").figure.data}
+    settings = drawn["learned rule, other settings"]
+    assert list(zip(settings.x, settings.y, strict=True)) == [
+        pytest.approx(point, rel=1e-5) for point in record.frontier.settings
+    ]
+    assert drawn["fixed budgets"].y == pytest.approx(record.frontier.mean_excess, rel=1e-5)
+    own = drawn["learned rule"]
+    assert (own.x[0], own.y[0]) == pytest.approx(
+        (record.stops.mean_cost, record.stops.mean_excess), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(("factor", "side"), [(0.5, " below the"), (2.0, " not below the")])
+def test_frontier_title_compares_with_mixed_budgets(factor: float, side: str) -> None:
+    record = small_evaluation().record.stopping[GRADIENTS]
+    cost, budgets = 3, record.frontier
+    assert cost in budgets.hull
+    theirs = budgets.mean_excess[cost]
+    figure = frontier(judged(mean_cost=float(cost), mean_excess=factor * theirs), "x")
+    assert f"{side} {num(theirs)} of fixed budgets" in figure.title
+
+
+def test_parts_add_up_to_j() -> None:
+    record = small_evaluation().record.stopping[GRADIENTS]
+    excess, price = parts_of_j(record, "x").figure.data
+    sums = sorted(a + b for a, b in zip(excess.x, price.x, strict=True))
+    assert sums == pytest.approx(sorted(each.j.value for each in record.rules.values()), rel=1e-4)
+
+
+def test_loss_title_is_true_beside_every_curve() -> None:
+    record = small_evaluation().record
+    better = [*record.lbfgs[:-1], 1e-30]
+    assert "1.0e−30, by L-BFGS" in loss_curves(replace(record, lbfgs=better), "x").title
+    own = replace(record.curves[NAME], mean=[*record.curves[NAME].mean[:-1], 1e-31])
+    alone = replace(record, lbfgs=better, curves=record.curves | {NAME: own})
+    assert "1.0e−31, the lowest of 8 optimizers" in loss_curves(alone, "x").title
+
+
+def test_reliability_is_drawn_where_there_are_hazards() -> None:
+    record = judged_stops()
+    figure = reliability(record, "x")
+    assert figure is not None
+    assert record.reliability is not None
+    assert list(figure.figure.data[1].y) == [
+        pytest.approx(each.frequency.value, rel=1e-5) for each in record.reliability.bins
+    ]
+    assert num(record.reliability.error) in figure.title
+    assert reliability(replace(record, reliability=None), "x") is None
+
+
+def test_training_needs_a_log() -> None:
     assert training([]) is None
-    assert training([{"step": 1, "loss": math.nan}, {"step": 2}]) is None
-    panel = training([{"step": s, "price_adjusted_loss": v} for s, v in ((1, 2.0), (2, 5.0))])
-    assert panel is not None
-    assert "the lowest was 2.00 at meta-step 1" in panel.title
+    assert training([{"step": 1, "loss": 1.0}]) is None
+    rising = training([{"step": n, "price_adjusted_loss": n / 8} for n in (2, 1, 3)])
+    assert rising is not None
+    assert rising.title.endswith("went from 0.250 to 0.375, its lowest was 0.125")
 
 
-def test_paired_difference() -> None:
-    record = make_record()
-    difference = paired_difference(record, "gradients", "rule", "gradient_norm")
-    j = record.summary["j"]["gradients"]
-    assert difference is not None
-    assert difference.value == pytest.approx(j["rule"] - j["gradient_norm"])
-    assert difference.low < difference.value < difference.high
-    assert paired_difference(record, "gradients", "rule", "unknown") is None
+def test_warnings_name_what_is_wrong(tmp_path: Path) -> None:
+    record = small_evaluation().record
+    adam = replace(record.curves["adam"], at_edge=True, num_nonfinite=2)
+    stopping = {unit: replace(each, num_left_out=3) for unit, each in record.stopping.items()}
+    text = page_of(changed(curves=record.curves | {"adam": adam}, stopping=stopping), tmp_path).text
+    assert "3 problems did not stay finite" in text
+    assert "learning rate of adam" in text
+    assert "adam on 2 problems" in text
 
 
-def test_rank_correlation_shares_ties() -> None:
-    from scipy.stats import spearmanr
+def test_stops_of_others_have_a_page(tmp_path: Path) -> None:
+    record = judged_stops()
+    page = Page(write_stopping_report(record, tmp_path / "stops.html", f"mine {HOSTILE}"))
+    assert len(page.scripts) == 3
+    assert f"price {PRICE} per step, counted in updates" in page.text
+    assert percent(record.stops.gain.value) in page.text
+    assert page.column("rules", "stop rule")[0] == "given"
+    assert page.column("rules", "J")[0] == pytest.approx(record.stops.j.value, rel=1e-5)
+    assert len(page.embedded["figures"]) == 3
+    assert "the best of 3 baselines" in page.text  # without gradients: two rules and a budget
 
-    first = torch.tensor([1.0, 2.0, 2.0, 4.0, 0.0, math.nan], dtype=torch.float64)
-    second = torch.tensor([3.0, 3.0, 1.0, 5.0, 0.0, 1.0], dtype=torch.float64)
-    expected = spearmanr(first[:5].numpy(), second[:5].numpy()).statistic
-    assert rank_correlation(first, second) == pytest.approx(expected)
+
+# ------------------------------------------------------------------------------------- formats
+
+
+def test_an_interval_takes_three_columns() -> None:
+    rows = [["a", Interval(1.0, 0.5, math.inf)], ["b", None]]
+    table = Table("x", "x", [Column("name", str), Column("J", None)], rows)
+    assert table.embedded() == {
+        "columns": ["name", "J", "J (low)", "J (high)"],
+        "rows": [["a", 1.0, 0.5, None], ["b", None, None, None]],
+    }
+    assert (table.headings, table.cells) == (["name"], [["a"], ["b"]])
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "–"), (0.0, "0"), (0.0527, "0.0527"), (11.2019, "11.2"), (999.7, "1,000"),
+        (math.nan, "–"), (0.0, "0"), (0.0527, "0.0527"), (11.2019, "11.2"), (999.7, "1,000"),
         (8984.0, "8,984"), (-0.5, "−0.500"), (2.2e-30, "2.2e−30"), (123.4, "123"), (1e9, "1.0e+09"),
     ],
 )  # fmt: skip
-def test_num(value: float | None, text: str) -> None:
+def test_num(value: float, text: str) -> None:
     assert num(value) == text
 
 
@@ -465,15 +423,12 @@ def test_num(value: float | None, text: str) -> None:
     ("value", "text"), [(0.86, "86"), (0.998, "99.8"), (-0.004, "−0.4"), (1.0, "100"), (0.0, "0")]
 )
 def test_percent_never_rounds_to_none_or_all(value: float, text: str) -> None:
-    assert percent(value).startswith(f"{text}\N{NARROW NO-BREAK SPACE}")
+    assert percent(value) == f"{text}\N{NARROW NO-BREAK SPACE}%"
 
 
-def test_small_helpers() -> None:
+def test_names_and_facts() -> None:
     assert slug(f"{HOSTILE}../../etc") == "script-alert-1-script-..-..-etc"
-    assert json.loads(to_json({"a": [HOSTILE, math.nan]})) == {"a": [HOSTILE, None]}
-    assert flatten({"a": {"b": [1, 2.5], "c": {}}, "d": None}) == [
-        ("a.b", "1, 2.5"),
-        ("a.c", "–"),
-        ("d", "–"),
-    ]
-    assert Range(1, 0, 2).value == 1
+    assert short("python /a/b/c.py --x=/d/e runs/f and/or") == "python c.py --x=e runs/f and/or"
+    assert (joined(["a"]), joined(["a", "b", "c"])) == ("a", "a, b and c")
+    tree = {"a": {"b": [1, 2.5], "c": []}, "d": None, "e": "/x/y"}
+    assert facts(tree) == [("a.b", "1, 2.5"), ("a.c", "–"), ("d", "–"), ("e", "y")]
