@@ -87,16 +87,14 @@ def test_contours_are_the_excess_loss() -> None:
             assert contours[axis][0] < point[place] < contours[axis][-1]
 
 
+def page_of(model: haltwise.OptimizerModel, family: str, path: Path) -> str:
+    drawn, name = tasks.family(family), "/home/someone/runs/mine"
+    path = write_explorer(model, drawn, path, name=name, family_name=family, num_steps=HORIZON)
+    return path.read_text(encoding="utf-8")
+
+
 def test_problems_of_any_size_are_explored(tmp_path: Path) -> None:
-    page = write_explorer(
-        haltwise.load("regression-10d"),
-        tasks.family("regression-10d"),
-        tmp_path / "x.html",
-        name="/home/someone/runs/mine",
-        family_name="regression-10d",
-        num_problems=2,
-        num_steps=HORIZON,
-    ).read_text(encoding="utf-8")
+    page = page_of(haltwise.load("regression-10d"), "regression-10d", tmp_path / "x.html")
     assert "<h1>mine on regression-10d</h1>" in page
     assert "/home/someone" not in page
     assert 'id="posterior"' in page
@@ -113,15 +111,11 @@ def test_methods_without_forecasts_are_explored(tmp_path: Path, monkeypatch: Any
         forecast_gain=lambda outputs, rule, price: None,
     )
     monkeypatch.setattr(model.halting, "method", bare)
-    family = tasks.family("regression-2d")
-    page = write_explorer(
-        model, family, tmp_path / "x.html", name="mine", family_name="x", num_steps=HORIZON
-    ).read_text(encoding="utf-8")
+    page = page_of(model, "regression-2d", tmp_path / "x.html")
     assert 'id="posterior"' in page
     assert 'id="forecast"' not in page
 
 
 def test_optimizers_that_never_stop_are_refused(tmp_path: Path) -> None:
-    model, family = haltwise.load("regression-2d-lstm"), tasks.family("regression-2d")
     with pytest.raises(InputError, match="trained without halting"):
-        write_explorer(model, family, tmp_path / "x.html", name="x", family_name="y")
+        page_of(haltwise.load("regression-2d-lstm"), "regression-2d", tmp_path / "x.html")
