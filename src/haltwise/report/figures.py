@@ -76,8 +76,10 @@ def frontier(record: StoppingRecord, stem: str) -> Figure:
         f"{stem}-frontier",
         f"For {num(own.mean_cost)} {unit} on average the stops leave a mean excess of "
         f"{num(own.mean_excess)}, {side} the {num(theirs)} of fixed budgets mixed at random",
-        "Lower and further left is better. The diamond is the policy judged, as it ships; its "
-        "other settings return what it returns.",
+        "Lower and further left is better. The diamond is the policy judged"
+        + (
+            ", as it ships; its other settings return what it returns." if budgets.settings else "."
+        ),
         figure,
     )
 
@@ -181,9 +183,9 @@ def reliability(record: StoppingRecord, stem: str) -> Figure | None:
     figure.update_yaxes(range=[-0.02, 1.02])
     return Figure(
         f"{stem}-reliability",
-        f"Hazards are off by {num(found.error)} on average: they add up to "
-        f"{percent(found.mean_hazard)} of the steps reached, the oracle stops at "
-        f"{percent(found.frequency)}",
+        f"Hazards are off by {num(found.error)} on average: their mean is "
+        f"{percent(found.mean_hazard)}, and the oracle stops at {percent(found.frequency)} of the "
+        "steps it reaches",
         f"{count(found.num_cases)} steps that the oracle reaches, by hazard in tenths; bars are "
         "95 % intervals.",
         figure,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -143,12 +144,14 @@ def rules_table(record: StoppingRecord, stem: str) -> Table:
     order.sort(key=lambda rule: rule != record.judged)
     rows = []
     for rule in order:
-        stops = record.rules[rule]
+        stops, gain = record.rules[rule], record.rules[rule].gain
+        if rule in ("fixed", "oracle"):  # 0 and 1 by definition
+            gain = replace(gain, low=math.nan, high=math.nan)
         rows.append(
             [
                 rule,
                 stops.j,
-                stops.gain,
+                gain,
                 None if rule == record.judged else stops.difference,
                 stops.mean_cost,
                 stops.sd_cost,
