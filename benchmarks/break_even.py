@@ -78,7 +78,7 @@ class Opponent(NamedTuple):
         memory, final_params = self.stop.init(batch.num_problems, batch.start), batch.start.clone()
         for step in range(max_steps):
             loss, grad = batch.observe(params, step)
-            update, _, state = rule.step(grad, state)
+            update, _, state = rule.update(grad, state)
             params = params + update
             norm = log_rms(grad) if isinstance(self.stop, GradientNorm) else None
             halts, memory = self.stop.step(StepObservation(step, loss, norm), memory)

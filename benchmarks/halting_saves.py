@@ -79,7 +79,7 @@ def run(rule: UpdateRule, batch: TaskBatch, num_steps: Tensor) -> Tensor:
             kept = goes_on.nonzero().squeeze(1)
             active, num_steps, params = active[kept], num_steps[kept], params[kept]
             batch, state = batch.select(kept), select_state(state, kept)
-        update, _, state = rule.step(batch.observe(params, step).grad, state)
+        update, _, state = rule.update(batch.observe(params, step).grad, state)
         params = params + update
     final_params[active] = params
     return final_params

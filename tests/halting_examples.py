@@ -24,17 +24,22 @@ def outputs() -> dict[str, Tensor]:
 
 
 def examples(**changes: Tensor | float | None) -> HaltingExamples:
-    """Examples at the end of training; changes are outputs by name, `excess` or `progress`."""
+    """Examples at the end of training.
+
+    Args:
+        changes: Outputs by name, `excess`, `progress`, or `initial` increments.
+    """
     excess = changes.pop("excess", EXCESS)
+    initial = changes.pop("initial", randn(B, 2, seed=9))
     progress = changes.pop("progress", 1.0)
     assert isinstance(excess, Tensor)
+    assert isinstance(initial, Tensor)
     assert not isinstance(progress, Tensor)
     found = outputs()
     for name, value in changes.items():
         assert isinstance(value, Tensor)
         found[name] = value
-    initial = {"increments": randn(B, 2, seed=9)}
-    return HaltingExamples(excess, found, initial, PRICE, progress, seeded())
+    return HaltingExamples(excess, found, {"increments": initial}, PRICE, progress, seeded())
 
 
 def objective(method: HaltingMethod, **changes: Tensor | float | None) -> Tensor:

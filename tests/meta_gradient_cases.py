@@ -109,4 +109,4 @@ def cotangents(model: OptimizerModel) -> tuple[Tensor, dict[str, Tensor]]:
 
 def step_rule(rule: UpdateRule, grad: Tensor, state: dict[str, Tensor]) -> UpdateStep:
     """One step of an update rule."""
-    return rule.step(grad, state)
+    return rule.update(grad, state)

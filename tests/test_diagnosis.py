@@ -81,7 +81,7 @@ def test_gate_logits_are_what_the_cell_applies_its_nonlinearities_to() -> None:
         enter, forget, candidate, leave = logits.unbind(-2)
         cell = forget.sigmoid() * state["cell"] + enter.sigmoid() * candidate.tanh()
         with torch.no_grad():
-            state = rule.step(grad, state).state
+            state = rule.update(grad, state).state
         torch.testing.assert_close(cell, state["cell"])
         torch.testing.assert_close(leave.sigmoid() * cell.tanh(), state["hidden"])
 
@@ -127,14 +127,14 @@ class _Drifting(LSTMRule):  # type: ignore[misc]
         self.load_state_dict(rule.state_dict())
         self.after, self.calls = after, 0
 
-    def settled(self) -> "_Drifting":
+    def prepare(self) -> "_Drifting":
         return self  # a copy would count for itself
 
-    def step(self, grad: torch.Tensor, state: Any) -> Any:
-        return self._later(super().step(grad, state))
+    def update(self, grad: torch.Tensor, state: Any) -> Any:
+        return self._later(super().update(grad, state))
 
-    def advance(self, grad: torch.Tensor, state: Any, pooled: Any = None) -> Any:
-        return self._later(super().advance(grad, state, pooled))
+    def update_(self, grad: torch.Tensor, state: Any) -> Any:
+        return self._later(super().update_(grad, state))
 
     def _later(self, step: Any) -> Any:
         self.calls += 1

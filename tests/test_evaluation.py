@@ -267,7 +267,7 @@ def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
             loss, grad = batch.observe(params, step)
             seen.append(float(loss.double().mean()))
             if step < 3:
-                update, _, state = optimizer.rule.step(grad, state)
+                update, _, state = optimizer.rule.update(grad, state)
                 params = params + update
     assert summary["curves"]["mine"]["observed"] == pytest.approx(seen, rel=1e-5)
     assert batch.task.test is not None

@@ -20,9 +20,10 @@ from reported_runs import (
 )
 
 from haltwise import InputError
+from haltwise._core.json import to_json
 from haltwise.evaluation import Evaluation, Interval, StoppingRecord
 from haltwise.evaluation.baselines import BASELINES
-from haltwise.evaluation.records import STUDY, to_json
+from haltwise.evaluation.records import STUDY
 from haltwise.report import write_report, write_stopping_report
 from haltwise.report.figures import frontier, loss_curves, parts_of_j, reliability, training
 from haltwise.report.formats import facts, joined, num, percent, short, slug
@@ -151,9 +152,13 @@ def test_rules_are_shown_as_recorded(page: Page) -> None:
         assert set(names) == set(record.rules)
         for row, name in enumerate(names):
             stops = record.rules[name]
-            shown = {"J": stops.j.value, "J (low)": stops.j.low, "captured gain": stops.gain.value}
+            shown: dict[str, float | None] = {
+                "J": stops.j.value,
+                "J (low)": stops.j.low,
+                "captured gain": stops.gain.value,
+            }
             gain_high = None if name in ("fixed", "oracle") else stops.gain.high
-            shown |= {"captured gain (high)": gain_high, "mean cost": stops.mean_cost}
+            shown |= {"captured gain (high)": gain_high, "cost": stops.mean_cost}
             shown |= {"excess at the stop": stops.mean_excess}
             shown |= {"at the horizon": stops.share_at_horizon}
             found = [page.column(table, column)[row] for column in shown]

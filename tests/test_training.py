@@ -109,7 +109,7 @@ def test_a_new_rule_for_networks_is_normalized_gradient_descent(family: str) -> 
     config = TrainingConfig.from_preset("lstm", family).optimizer
     rule = rules.make(config.rule, config.rule_settings, torch.Generator().manual_seed(0))
     grad = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(1))
-    update = rule.step(grad, rule.init(grad)).update
+    update = rule.update(grad, rule.init(grad)).update
     assert (torch.nn.functional.cosine_similarity(update, -grad) > 0.95).all()
     assert update.square().mean().sqrt().item() == pytest.approx(0.03, rel=0.2)
 

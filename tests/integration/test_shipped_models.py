@@ -12,7 +12,14 @@ from haltwise._core.files import save_tensors
 from haltwise._core.random import stream
 from haltwise.halting import HalterSettings
 from haltwise.models import Card, Choice, load_halting, loading, save_model
-from haltwise.stop_rules import RETURNABLE, CostUnit, FixedBudget, HazardThreshold, PosteriorMode
+from haltwise.stop_rules import (
+    RETURNABLE,
+    CostUnit,
+    FixedBudget,
+    HazardThreshold,
+    PosteriorMode,
+    StopRule,
+)
 from haltwise.tasks import family
 
 SHIPPED = loading.names()
@@ -37,7 +44,11 @@ def test_a_card_says_where_the_weights_come_from(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_card_says_how_to_stop_at_the_cost_of_either_unit(name: str) -> None:
     card = loading.card_of(name)
-    kinds = {"stick-breaking": HazardThreshold, "softmax": PosteriorMode, "none": FixedBudget}
+    kinds: dict[str, type[StopRule]] = {
+        "stick-breaking": HazardThreshold,
+        "softmax": PosteriorMode,
+        "none": FixedBudget,
+    }
     assert set(card.policies) == set(CostUnit)
     for unit, (rule, returns) in card.policies.items():
         assert type(rule) is kinds[card.method.name]

@@ -4,25 +4,27 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from haltwise.update_rules import State, UpdateRule, UpdateStep
+from haltwise.update_rules import (
+    PooledGradient,
+    State,
+    SupportsChunks,
+    UpdateRule,
+    UpdateStep,
+)
 
 
 @dataclass(frozen=True)
-class SignDescent(UpdateRule):
+class SignDescent(UpdateRule, SupportsChunks):
     """g_t = -size * sign gamma_t."""
 
     size: float = 0.25
     """Size of every step."""
 
-    @property
-    def readout_size(self) -> int:
-        return 0
-
     def init(self, params: Tensor) -> State:
         return {}
 
-    def step(self, grad: Tensor, state: State) -> UpdateStep:
-        return UpdateStep(-self.size * grad.sign(), grad.new_empty(len(grad), 0), {})
+    def update(self, grad: Tensor, state: State) -> UpdateStep:
+        return UpdateStep.without_readout(-self.size * grad.sign(), {})
 
-    def step_some(self, grad: Tensor, state: State, pooled: object) -> UpdateStep:
-        return self.step(grad, state)
+    def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
+        return self.update(grad, state)

@@ -4,18 +4,19 @@ A field's docstring, the string literal behind it, is its help on the command li
 setting is described in one place.
 """
 
-import ast
+import contextlib
+import difflib
 import inspect
-import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, final, get_type_hints
 
 from haltwise._core.discovery import unknown
 from haltwise._core.errors import InputError, require
+from haltwise._core.setting_help import setting_help
 from haltwise._core.settings import require_types
 
-__all__ = ["Choice", "Leaf", "build", "field_help", "leaves", "merge"]
+__all__ = ["Choice", "Leaf", "build", "checked", "class_leaves", "leaves", "merge"]
 
 Settings = TypeVar("Settings")
 
@@ -50,66 +51,139 @@ class Leaf:
     hint: Any
     """Its annotation."""
     default: Any
+    """None where it is required."""
     help: str
+    required: bool = False
 
 
-def build(kind: type[Settings], document: Mapping[str, Any], path: str = "") -> Settings:
-    """The dataclass `kind` from a JSON object, nested ones from nested objects.
+def build(kind: type[Settings], document: Mapping[str, Any]) -> Settings:
+    """Make the dataclass `kind` of a JSON object, nested ones of nested objects.
 
     Args:
         kind: A dataclass; missing fields take their defaults.
-        document: By field name. A `Choice` may be given as its name alone.
-        path: Of the object within the whole, for messages.
+        document: Values by field name; see `checked`. A `Choice` with settings alone is of its
+            default name.
 
     Raises:
         InputError: A name is unknown (near ones are suggested), or a value is impossible.
 
     Examples:
-        >>> build(Choice, {"name": "adam", "settings": {"learning_rate": 0.1}}).name
-        'adam'
+        >>> @dataclass(frozen=True)
+        ... class Budget:
+        ...     num_steps: int = 10
+        >>> build(Budget, {"num_steps": 20})
+        Budget(num_steps=20)
+    """
+    return _make(kind, checked(kind, document), "")
+
+
+def checked(kind: type[Any], document: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Check the names and types of nested settings, in which nothing is filled in.
+
+    Args:
+        kind: The dataclass of the settings.
+        document: Values by field name. A section is an object or an instance of its class, a
+            `Choice` an object with a name, settings or both, an instance, or its name alone.
+        path: Where the document lies within the whole, for messages.
+
+    Returns:
+        The document with an object for every section and every choice, ready to be merged.
+
+    Raises:
+        InputError: A name is unknown (near ones are suggested), or a value is of another type.
+
+    Examples:
+        >>> checked(Leaf, {"path": "rule", "halp": ""})
+        Traceback (most recent call last):
+        haltwise._core.errors.InputError: unknown setting 'halp'; did you mean 'help'?
     """
     hints = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    given: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in document.items():
         whole = f"{path}{name}"
-        require(name in known, unknown(whole, [f"{path}{key}" for key in known], "setting"))
-        given[name] = _value(hints[name], value, whole)
-    if kind is not Choice:
-        plain = {
-            name: value
-            for name, value in given.items()
-            if not is_dataclass(value) and _inner(hints[name]) is None
-        }
-        try:
-            require_types(kind.__init__, plain)
-        except InputError as error:
-            raise InputError(f"{path}{error}") from None
-    missing = [
-        field.name
-        for field in fields(kind)  # type: ignore[arg-type]
-        if field.default is MISSING
-        and field.default_factory is MISSING
-        and field.name not in given
-        and kind is not Choice
-    ]
-    require(not missing, f"{path}{missing[0] if missing else ''} is missing")
-    return kind(**given)
+        require(name in hints, _unknown(kind, whole, path))
+        section = _section(hints[name])
+        if section is None or value is None:
+            with _errors_below(path, {name: value}):
+                require_types(kind.__init__, {name: value})
+            found[name] = value
+            continue
+        given = asdict(value) if isinstance(value, section) else value
+        if section is Choice:
+            found[name] = _checked_choice(given, whole)
+        else:
+            _require_object(given, whole)
+            found[name] = checked(section, given, f"{whole}.")
+    return found
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
-    inner = _inner(hint)
-    if inner is None or value is None or isinstance(value, inner):
-        return value
-    if inner is Choice and isinstance(value, str):
-        return Choice(value)
+def _checked_choice(value: Any, path: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"name": value}
+    _require_object(value, path)
+    for key in value:
+        require(
+            key in ("name", "settings"),
+            f"unknown setting '{path}.{key}'; the settings of what {path} names belong into "
+            f"'{path}.settings'",
+        )
+    name, settings = value.get("name", ""), value.get("settings", {})
+    require(isinstance(name, str), f"{path}.name must be str, got {name!r}")
+    _require_object(settings, f"{path}.settings")
+    return dict(value)
+
+
+def _require_object(value: Any, path: str) -> None:
     require(
         isinstance(value, Mapping), f"{path} must be an object of settings by name, got {value!r}"
     )
-    return build(inner, value, f"{path}.")
 
 
-def _inner(hint: Any) -> type[Any] | None:
+def _unknown(kind: type[Any], whole: str, path: str) -> str:
+    """The sentence that a setting is unknown; those near may lie deeper in the tree."""
+    siblings = [f"{path}{item.name}" for item in fields(kind)]
+    known = [*siblings, *(leaf.path for leaf in leaves(kind, path))]
+    near = difflib.get_close_matches(whole, known, n=1, cutoff=0.4)
+    return unknown(whole, dict.fromkeys(known if near else siblings), "setting")
+
+
+def _make(kind: type[Settings], document: Mapping[str, Any], path: str) -> Settings:
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        if item.name not in document:
+            require(not _is_required(item), f"{path}{item.name} is missing")
+            continue
+        value, section = document[item.name], _section(hints[item.name])
+        if section is Choice and value is not None:
+            value = _make_choice(value, item, f"{path}{item.name}")
+        elif section is not None and value is not None:
+            value = _make(section, value, f"{path}{item.name}.")
+        given[item.name] = value
+    with _errors_below(path, given):
+        return kind(**given)
+
+
+def _make_choice(value: Mapping[str, Any], item: Field[Any], path: str) -> Choice:
+    if "name" in value:
+        return Choice(**value)
+    default = None if item.default_factory is MISSING else item.default_factory()
+    require(default is not None, f"{path}.name is missing")
+    assert default is not None
+    return Choice(default.name, {**default.settings, **value.get("settings", {})})
+
+
+@contextlib.contextmanager
+def _errors_below(path: str, names: Mapping[str, Any]) -> Iterator[None]:
+    """Have errors about one of the settings `names` name it by its whole path."""
+    try:
+        yield
+    except InputError as error:
+        about = str(error).partition(" ")[0] in names
+        raise InputError(f"{path if about else ''}{error}") from None
+
+
+def _section(hint: Any) -> type[Any] | None:
     """The dataclass that a hint names, alone or beside None."""
     for part in getattr(hint, "__args__", None) or (hint,):
         if isinstance(part, type) and is_dataclass(part):
@@ -117,8 +191,12 @@ def _inner(hint: Any) -> type[Any] | None:
     return None
 
 
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
 def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested objects laid over each other, the later ones on top.
+    """Lay nested objects over each other, the later ones on top.
 
     An object with a `name` (a `Choice`) replaces the one below as a whole, settings included; one
     without adds to its settings.
@@ -126,50 +204,57 @@ def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
     Examples:
         >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
         {'a': {'b': 1, 'c': 3}}
+        >>> merge({"a": {"name": "x", "settings": {"b": 1}}}, {"a": {"name": "y"}})
+        {'a': {'name': 'y'}}
     """
     merged: dict[str, Any] = {}
     for document in documents:
         for name, value in document.items():
             below = merged.get(name)
-            is_choice = isinstance(below, Mapping) and "name" in below
-            above = {"name": value} if is_choice and isinstance(value, str) else value
-            if isinstance(above, Mapping) and isinstance(below, Mapping) and "name" not in above:
-                merged[name] = merge(below, above)
+            if isinstance(value, Mapping) and isinstance(below, Mapping) and "name" not in value:
+                merged[name] = merge(below, value)
             else:
-                merged[name] = above
+                merged[name] = value
     return merged
 
 
 def leaves(kind: type[Any], path: str = "") -> Iterator[Leaf]:
-    """Every setting below a dataclass, in order; a `Choice` counts as one."""
-    hints, helps = get_type_hints(kind), field_help(kind)
-    for field in fields(kind):
-        inner = _inner(hints[field.name])
-        if inner is not None and inner is not Choice:
-            yield from leaves(inner, f"{path}{field.name}.")
+    """List every setting below a dataclass, in order; a `Choice` counts as one."""
+    hints, helps = get_type_hints(kind), setting_help(kind)
+    for item in fields(kind):
+        whole, section = f"{path}{item.name}", _section(hints[item.name])
+        if section is not None and section is not Choice:
+            yield from leaves(section, f"{whole}.")
             continue
-        default = field.default
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
-        yield Leaf(f"{path}{field.name}", hints[field.name], default, helps.get(field.name, ""))
+        default = None if item.default is MISSING else item.default
+        if item.default_factory is not MISSING:
+            default = item.default_factory()
+        yield Leaf(whole, hints[item.name], default, helps.get(item.name, ""), _is_required(item))
 
 
-def field_help(kind: type[Any]) -> dict[str, str]:
-    """The docstrings of a dataclass' fields, each on one line; none where there is no source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(kind))
-    except (OSError, TypeError):
-        return {}
-    body = ast.parse(source).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-            and isinstance(text.value.value, str)
-        ):
-            found[field.target.id] = " ".join(text.value.value.split())
-    return found
+def class_leaves(found: Any, path: str) -> Iterator[Leaf]:
+    """List the settings of what a table names.
+
+    Args:
+        found: A class, whose constructor takes the settings (a `generator` is none), or an
+            instance of a dataclass, whose values are the defaults.
+        path: Where they lie, for instance `rule.`.
+    """
+    kind = found if isinstance(found, type) else type(found)
+    if not isinstance(found, type):
+        for leaf in leaves(kind, path):
+            default = getattr(found, leaf.path.removeprefix(path))
+            yield Leaf(leaf.path, leaf.hint, default, leaf.help)
+        return
+    if is_dataclass(kind):
+        yield from leaves(kind, path)
+        return
+    constructor = inspect.signature(kind)
+    hints, helps = get_type_hints(vars(kind)["__init__"]), setting_help(kind)
+    for name, parameter in constructor.parameters.items():
+        is_variable = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if name == "generator" or is_variable:
+            continue
+        required = parameter.default is parameter.empty
+        default = None if required else parameter.default
+        yield Leaf(f"{path}{name}", hints.get(name, str), default, helps.get(name, ""), required)

@@ -49,8 +49,14 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is Literal:
         return value in get_args(hint)
     if hint in (int, float):
-        kinds = (int,) if hint is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            return False
-        return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
+        return _fits_number(value, hint)
+    if origin is list and isinstance(value, list):
+        return all(_fits(element, get_args(hint)[0]) for element in value)
     return isinstance(value, origin or hint)
+
+
+def _fits_number(value: object, hint: type) -> bool:
+    kinds = (int,) if hint is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        return False
+    return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)

@@ -77,7 +77,7 @@ class Workers:
         require(
             self.size <= num_shards,
             f"{self.size} workers share {num_shards} virtual shards, so some had nothing to do; "
-            f"train with --shards {self.size} or a multiple of it",
+            f"train with --run.num-shards {self.size} or a multiple of it",
         )
         return range(self.rank, num_shards, self.size)
 

@@ -80,20 +80,37 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line; bad input ends with one sentence and exit code 2."""
+def main(command: click.Command = cli) -> None:
+    """Run a command line; bad input ends with one sentence and exit code 2.
+
+    Args:
+        command: The command; a program of its own may give another than `haltwise`.
+    """
     warnings.showwarning = _show_warning
     try:
-        cli(standalone_mode=False)
-    except click.ClickException as error:
+        command(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"haltwise: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (InputError, MemoryError, OSError) as error:  # a full disk may strike anywhere
         click.echo(f"haltwise: {error}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        click.echo(f"haltwise: out of memory; ask for fewer problems at once: {error}", err=True)
+        sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("haltwise: interrupted", err=True)
         sys.exit(130)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch could not allocate memory, for which CPUs have no exception of their own."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _show_warning(

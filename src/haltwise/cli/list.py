@@ -1,4 +1,6 @@
-"""`haltwise list`: what there is to train on and to use."""
+"""`haltwise list`: the families to train on and the shipped weights."""
+
+from collections.abc import Sequence
 
 import click
 
@@ -12,21 +14,30 @@ __all__ = ["list_"]
 def list_() -> None:
     """List the families and the shipped weights."""
     click.echo("Families (haltwise train FAMILY):")
-    known = families()
-    longest = max(map(len, known))
-    width = max(len(str(family.dim)) for family in known.values())
-    for name, family in known.items():
-        click.echo(f"  {name:<{longest}} {family.dim:>{width}} parameters  {_first_line(family)}")
+    described: dict[str, list[Sequence[str]]] = {}
+    for name, family in families().items():
+        rows = described.setdefault(_first_line(family), [])
+        rows.append((name, f"{family.dim} parameters"))
+    width = max(len(name) for rows in described.values() for name, _ in rows)
+    for description, rows in described.items():
+        click.echo(f"  {description}")
+        for name, size in rows:
+            click.echo(f"    {name:<{width}}  {size:>16}")
     click.echo("Shipped weights (haltwise evaluate NAME, haltwise.load(NAME)):")
-    shipped = names()
-    longest = max(map(len, shipped))
-    for name in shipped:
-        card = card_of(name)
-        family = "recorded runs" if card.family is None else card.family.name
-        click.echo(
-            f"  {name:<{longest}} family {family}, {card.horizon} steps, "
-            f"price {card.price:g} per step, halting {card.method.name}"
-        )
+    _echo_table([("name", "family", "steps", "price", "halting"), *map(_row, names())])
+
+
+def _row(name: str) -> Sequence[str]:
+    card = card_of(name)
+    family = "recorded runs" if card.family is None else card.family.name
+    return (name, family, str(card.horizon), f"{card.price:g}", card.method.name)
+
+
+def _echo_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo(f"  {line}".rstrip())
 
 
 def _first_line(family: object) -> str:

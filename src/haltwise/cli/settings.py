@@ -1,124 +1,123 @@
 """Options made of typed settings: a field's docstring is its help, its annotation its type."""
 
-import inspect
-import re
 import tomllib
-import types
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Union, final, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, final
 
 import click
 
-from haltwise._core import plugins
 from haltwise._core.errors import InputError
-from haltwise._core.nested_settings import Choice, Leaf, field_help, leaves, merge
+from haltwise._core.nested_settings import Choice, Leaf, checked, leaves
+from haltwise.cli.values import NONE, SettingType
+from haltwise.training import TrainingSettings
+from haltwise.training.choices import CHOICES, settings_of
 
-__all__ = ["SettingsCommand", "Table", "collect"]
+__all__ = ["SettingsCommand", "Typed", "read_config"]
 
-Table = Callable[[], Mapping[str, Any]]
-"""From the name of a choice to its class, or to an instance."""
-
-_PREFIX, _DOT = "setting__", "__"  # a parameter's name must be an identifier
+_OPTIONS = "haltwise.setting_options"
 
 
 @final
-class _Value(click.ParamType[Any]):
-    """A value of an annotated type, as it is typed in a shell."""
+class Typed(NamedTuple):
+    """A command line before it is parsed: the options are not known yet, only that they are.
 
-    def __init__(self, hint: Any) -> None:
-        self._hint = hint
-        self.name = _words(hint)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            found = _parse(value, self._hint)
-            return _NONE if found is None else found
-        except ValueError:
-            self.fail(f"{value!r} is no {self.name}", param, ctx)
-
-
-def _words(hint: Any) -> str:
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return "|".join(_words(part) for part in parts)
-    if origin is Literal:
-        return "|".join(map(str, parts))
-    names = {int: "integer", float: "number", str: "text", bool: "true|false", type(None): "none"}
-    return names.get(hint, "list" if origin is list else "value")
-
-
-def _parse(text: str, hint: Any) -> Any:
-    """A typed value; lists have commas between, and "none" is None.
-
-    Raises:
-        ValueError: The text is no such value.
+    Attributes:
+        options: Values by option, the last of each, those of flags left out.
+        arguments: Positional arguments.
     """
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        for part in parts:
-            try:
-                return _parse(text, part)
-            except ValueError:
-                continue
-        raise ValueError(text)
-    if origin is Literal:
-        for part in parts:
-            if str(part) == text:
-                return part
-        raise ValueError(text)
-    if hint is type(None):
-        if text.lower() == "none":
-            return None
-        raise ValueError(text)
-    if hint is bool:
-        found = {"true": True, "false": False}.get(text.lower())
-        if found is None:
-            raise ValueError(text)
-        return found
-    if hint in (int, float, str):
-        return hint(text)
-    if origin is list:
-        return [_parse(part, parts[0]) for part in text.split(",") if part]
-    raise ValueError(text)  # nested values come in a --config file
+
+    options: Mapping[str, str]
+    arguments: Sequence[str]
+
+    @classmethod
+    def scan(cls, args: Sequence[str], flags: frozenset[str]) -> "Typed":
+        """Tell options from arguments, where every option but the `flags` takes one value."""
+        options, arguments = {}, []
+        words = iter(args)
+        for word in words:
+            if not word.startswith("-"):
+                arguments.append(word)
+            elif "=" in word:
+                name, _, value = word.partition("=")
+                options[name] = value
+            elif word not in flags:
+                options[word] = next(words, "")
+        return cls(options, arguments)
 
 
-class SettingsCommand(click.Command):
-    """A command whose options are the leaves of a settings class.
-
-    The settings of a choice (a rule, a method, ...) are options as well: those of what the command
-    line and its `--config` file name, or else of the defaults.
+@final
+class SettingOption(click.Option):
+    """An option for one setting.
 
     Args:
-        settings: The class of the settings.
-        defaults: From the positional argument to nested settings under the command line's.
-        tables: From the path of a choice to its table.
-        excluded: Paths that are no options.
+        leaf: The setting, with the default that is shown.
+    """
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.path = leaf.path
+        note = "required" if leaf.required else f"default: {_shown(leaf.default)}"
+        kind = SettingType(leaf.hint)
+        super().__init__(
+            [f"--{leaf.path.replace('_', '-')}", f"setting__{leaf.path.replace('.', '__')}"],
+            type=kind,
+            metavar=kind.name if "|" in kind.name else kind.name.upper(),
+            help=f"{leaf.help.replace('`', '')}  [{note}]",
+        )
+
+    @property
+    def section(self) -> str:
+        """Path of the section that it belongs to, empty at the top."""
+        return self.path.rpartition(".")[0]
+
+
+@final
+class SettingsCommand(click.Command):
+    """A command whose options are settings, handed to its function as nested `settings`.
+
+    The settings of a choice (a rule, a method, ...) are options as well: those of what the command
+    line names, or else the settings below it.
+
+    Args:
+        sections: Paths of the settings and sections that are options.
+        below: From the command line to nested settings that its options go over.
     """
 
     def __init__(
         self,
         *args: Any,
-        settings: type[Any],
-        defaults: Callable[[str | None, str], Mapping[str, Any]],
-        tables: Mapping[str, Table],
-        excluded: tuple[str, ...] = (),
+        sections: Sequence[str],
+        below: Callable[[Typed], Mapping[str, Any]],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._settings, self._defaults = settings, defaults
-        self._tables, self._excluded = tables, excluded
-        self._typed: list[str] = []
+        self._sections, self._below = sections, below
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        self._typed = list(args)
+        options = [param for param in super().get_params(ctx) if isinstance(param, click.Option)]
+        flags = frozenset(name for option in options if option.is_flag for name in option.opts)
+        typed = Typed.scan(args, flags)
+        ctx.meta[_OPTIONS] = [SettingOption(leaf) for leaf in self._leaves(typed)]
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), *self._options()]
+        return [*super().get_params(ctx), *ctx.meta.get(_OPTIONS, ())]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        nested: dict[str, Any] = {}
+        for option in ctx.meta[_OPTIONS]:
+            value = ctx.params.pop(option.name)
+            if value is None:
+                continue
+            path = option.path
+            if path in CHOICES:
+                path = f"{path}.name"
+            elif option.section in CHOICES:
+                path = f"{option.section}.settings.{path.rpartition('.')[2]}"
+            _put(nested, path.split("."), None if value is NONE else value)
+        ctx.params["settings"] = nested
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options of each section under a heading of its own."""
@@ -126,177 +125,89 @@ class SettingsCommand(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None:
-                path = (param.name or "").removeprefix(_PREFIX).replace(_DOT, ".")
-                is_setting = (param.name or "").startswith(_PREFIX)
-                section = path.rpartition(".")[0] if is_setting else ""
-                name = "Options" if not is_setting else f"Settings {section}".strip()
-                sections.setdefault(name, []).append(record)
-        for name, rows in sections.items():
-            with formatter.section(name):
-                formatter.write_dl(rows)
+                title = "Options"
+                if isinstance(param, SettingOption):
+                    title = f"Settings of {param.section}" if param.section else "Settings"
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
-    def _options(self) -> Iterator[click.Option]:
-        known = self._below()
-        for leaf in leaves(self._settings):
-            if leaf.path in self._excluded:
+    def _leaves(self, typed: Typed) -> Iterator[Leaf]:
+        """The settings that are options; their defaults are those below the command line."""
+        below = self._below(typed)
+        for leaf in leaves(TrainingSettings):
+            if not any(f"{leaf.path}.".startswith(f"{section}.") for section in self._sections):
                 continue
-            below = known
-            for part in leaf.path.split("."):
-                below = below.get(part, {}) if isinstance(below, Mapping) else {}
-            if leaf.hint is not Choice:
-                default = leaf.default if below == {} else below
-                yield _option(leaf, default)
-                continue
-            choice = below if isinstance(below, Mapping) else {"name": below}
-            name = choice.get("name", leaf.default.name)
-            if leaf.path != "family":
-                text = Leaf(leaf.path, str, None, leaf.help)
-                yield _option(text, name)
-            given = choice.get("settings", {})
-            for own in _own_leaves(self._tables[leaf.path](), name, leaf.path):
-                field = own.path.rpartition(".")[2]
-                yield _option(own, given.get(field, own.default))
+            if leaf.hint is Choice:
+                yield from _choice_leaves(leaf, below, typed)
+            else:
+                yield replace(leaf, default=_find(below, leaf.path.split("."), leaf.default))
 
-    def _below(self) -> dict[str, Any]:
-        """What lies under the options: defaults, the configuration file, and choices named."""
-        named: dict[str, Any] = {}
-        for path in self._tables:
-            value = _typed_value(self._typed, f"--{path.replace('_', '-')}")
-            if value is not None:
-                named = merge(named, _nest(path, {"name": value, "settings": {}}))
-        config = read_config(_typed_value(self._typed, "--config"))
-        preset = _typed_value(self._typed, "--preset") or str(config.get("preset", "act"))
-        family = next((arg for arg in self._typed if not arg.startswith("-")), None)
-        family = family if family is not None and self._is_family(family) else None
-        if family is None and "family" in config:
-            own = config["family"]
-            family = own if isinstance(own, str) else own.get("name")
-        try:
-            below = merge(self._defaults(family, preset), config, named)
-        except InputError:
-            return merge(config, named)
-        if family is not None:
-            settings = below.get("family", {})
-            settings = settings.get("settings", {}) if isinstance(settings, Mapping) else {}
-            below["family"] = {"name": family, "settings": settings}
-        return below
 
-    def _is_family(self, text: str) -> bool:
-        return text in self._tables["family"]() or plugins.is_file(text)
+def _choice_leaves(leaf: Leaf, below: Mapping[str, Any], typed: Typed) -> Iterator[Leaf]:
+    """A choice, and the settings of what it names; a family is an argument instead."""
+    choice = _find(below, leaf.path.split("."), {})
+    settings = choice.get("settings", {})
+    name = choice.get("name", leaf.default.name)
+    if leaf.path == "family":
+        if "name" not in choice:
+            return
+    else:
+        table = CHOICES[leaf.path].table()
+        text = f"{leaf.help} Names: {', '.join(table)}."
+        yield replace(leaf, hint=str, default=name, help=text)
+        other = typed.options.get(f"--{leaf.path}", name)
+        name, settings = other, settings if other == name else {}
+    for own in settings_of(leaf.path, name):
+        field = own.path.rpartition(".")[2]
+        if field in settings:
+            yield replace(own, default=settings[field], required=False)
+        else:
+            yield own
+
+
+def _shown(default: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(default, list):
+        return ",".join(map(str, default)) or "none"
+    return (default or "empty") if isinstance(default, str) else str(default).lower()
+
+
+def _find(tree: Mapping[str, Any], path: Sequence[str], default: Any) -> Any:
+    """What lies at a path in nested objects, or else the default."""
+    for part in path:
+        if not isinstance(tree, Mapping) or part not in tree:
+            return default
+        tree = tree[part]
+    return tree
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a value at a path in nested objects."""
+    *sections, name = path
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[name] = value
 
 
 def read_config(path: str | Path | None) -> dict[str, Any]:
-    """The nested settings of a TOML file.
+    """Read nested training settings from a TOML file; None holds none.
 
     Raises:
-        InputError: There is no such file, or it is no TOML.
+        InputError: There is no such file, it is not TOML, or a setting in it is unknown or of
+            another type.
     """
     if path is None:
         return {}
     try:
         with Path(path).open("rb") as file:
-            return tomllib.load(file)
+            document = tomllib.load(file)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path} is not TOML: {error}; fix that line") from None
-
-
-def collect(
-    values: Mapping[str, Any], choices: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A command's arguments, divided into settings as nested objects and all else.
-
-    Args:
-        values: By parameter name.
-        choices: Paths of the choices, such as `rule`.
-    """
-    nested: dict[str, Any] = {}
-    others: dict[str, Any] = {}
-    for key, value in values.items():
-        if not key.startswith(_PREFIX):
-            others[key] = value
-            continue
-        if value is None:
-            continue
-        path = key.removeprefix(_PREFIX).replace(_DOT, ".")
-        section, _, name = path.rpartition(".")
-        plain = None if value is _NONE else value
-        if path in choices:
-            nested = merge(_nest(path, {"name": plain, "settings": {}}), nested)
-        elif section in choices:
-            nested = merge(nested, _nest(f"{section}.settings.{name}", plain))
-        else:
-            nested = merge(nested, _nest(path, plain))
-    return nested, others
-
-
-_NONE = object()  # typed, unlike an option that was left out
-
-
-def _nest(path: str, value: Any) -> dict[str, Any]:
-    for part in reversed(path.split(".")):
-        value = {part: value}
-    return value  # type: ignore[no-any-return]
-
-
-def _typed_value(args: list[str], option: str) -> str | None:
-    for position, arg in enumerate(args):
-        if arg == option and position + 1 < len(args):
-            return args[position + 1]
-        if arg.startswith(f"{option}="):
-            return arg.partition("=")[2]
-    return None
-
-
-def _option(leaf: Leaf, default: Any) -> click.Option:
-    shown = "none" if default is None else str(default).lower()
-    if isinstance(default, str):
-        shown = default
-    return click.Option(
-        [f"--{leaf.path.replace('_', '-')}", _PREFIX + leaf.path.replace(".", _DOT)],
-        type=_Value(leaf.hint),
-        help=f"{leaf.help.replace('`', '')}  [default: {shown}]",
-    )
-
-
-def _own_leaves(table: Mapping[str, Any], name: str, path: str) -> Iterator[Leaf]:
-    """The settings of what a choice names, below PATH or PATH.settings."""
-    found = table.get(name)
-    if found is None and plugins.is_file(name):
-        found = plugins.load_object(name, object, "setting")
-    if found is None:
-        return
-    kind = found if isinstance(found, type) else type(found)
-    hints = get_type_hints(kind.__init__)
-    helps = field_help(kind) if is_dataclass(kind) else _argument_help(kind)
-    if is_dataclass(kind):
-        for base in kind.__mro__[1:]:
-            if is_dataclass(base):
-                helps = {**field_help(base), **helps}
-        for field in fields(kind):
-            default = field.default if isinstance(found, type) else getattr(found, field.name)
-            default = None if default is MISSING else default
-            yield Leaf(
-                f"{path}.{field.name}", hints[field.name], default, helps.get(field.name, "")
-            )
-        return
-    for name_, parameter in inspect.signature(kind.__init__).parameters.items():
-        if name_ in ("self", "generator"):
-            continue
-        default = None if parameter.default is inspect.Parameter.empty else parameter.default
-        yield Leaf(f"{path}.{name_}", hints.get(name_, str), default, helps.get(name_, ""))
-
-
-def _argument_help(kind: type[Any]) -> dict[str, str]:
-    """The help of a constructor's arguments, from the Args section of the class' docstring."""
-    text = inspect.getdoc(kind) or ""
-    _, _, section = text.partition("Args:\n")
-    section = section.partition("\n\n")[0]
-    entries = re.split(r"\n(?=    \w+: )", f"\n{section}")
-    found = {}
-    for entry in entries:
-        name, colon, rest = entry.strip().partition(": ")
-        if colon:
-            found[name] = " ".join(rest.split())
-    return found
+    try:
+        return checked(TrainingSettings, document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

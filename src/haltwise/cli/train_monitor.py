@@ -1,22 +1,21 @@
 """`haltwise train-monitor`: from recorded runs of a loop to what stops it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from haltwise._core.files import write_atomically
 from haltwise.cli.options import threads_option
-from haltwise.cli.settings import SettingsCommand, collect
-from haltwise.cli.train import TABLES, command_line, run_trainer
-from haltwise.evaluation import study_runs
+from haltwise.cli.printing import print_table, write_json
+from haltwise.cli.progress import run_trainer
+from haltwise.cli.settings import SettingsCommand
+from haltwise.cli.train import command_line
+from haltwise.evaluation import judge_runs
 from haltwise.models.loading import load_halting
 from haltwise.recordings.runs import RecordedRuns
-from haltwise.training import Trainer, TrainingSettings, monitor_settings
-from haltwise.training.train import MONITOR_DEFAULTS
+from haltwise.report.stopping import rules_table, sentences
+from haltwise.training import Trainer, monitor_settings
+from haltwise.training.presets import MONITOR_DEFAULTS
 
 __all__ = ["train_monitor"]
 
@@ -24,14 +23,18 @@ __all__ = ["train_monitor"]
 @click.command(
     "train-monitor",
     cls=SettingsCommand,
-    settings=TrainingSettings,
-    defaults=lambda family, preset: MONITOR_DEFAULTS,
-    tables={"method": TABLES["method"]},
-    excluded=(
-        *("family", "mixed_with", "preset", "runs", "keeps_best", "rule", "rule_from", "price"),
-        *("horizon", "joint.num_steps", "joint.batch_size", "joint.warmup", "joint.sum_weight"),
-        "joint.estimator",
+    sections=(
+        *("halter", "method", "halter_from", "price_range", "halting.num_steps"),
+        *(
+            "halting.batch_size",
+            "halting.price_exponent",
+            "adam",
+            "validation.every",
+            "run",
+            "seed",
+        ),
     ),
+    below=lambda _: MONITOR_DEFAULTS,
 )
 @click.argument("runs", type=click.Path(path_type=Path))
 @click.option("--price", type=float, required=True, help="Price of a round, in units of the score.")
@@ -50,6 +53,7 @@ __all__ = ["train_monitor"]
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write figures here.")
 @threads_option
 def train_monitor(
+    settings: dict[str, Any],
     runs: Path,
     price: float,
     out: Path | None,
@@ -57,47 +61,19 @@ def train_monitor(
     keeps_best: bool,
     test_runs: Path | None,
     json_path: Path | None,
-    **arguments: Any,
 ) -> None:
     """Learn from the recordings in the directory RUNS when to stop such a loop.
 
     haltwise.HaltingMonitor.recording writes them, haltwise.HaltingMonitor stops by what is learned.
     """
-    changes, _ = collect(arguments, ("method",))
-    settings = monitor_settings(
-        runs, price=price, horizon=horizon, keeps_best=keeps_best, **changes
-    )
-    test = None if test_runs is None else RecordedRuns.load(test_runs, settings.horizon)
+    chosen = monitor_settings(runs, price=price, horizon=horizon, keeps_best=keeps_best, **settings)
+    test = None if test_runs is None else RecordedRuns.load(test_runs, chosen.horizon)
     directory = out or Path("runs") / f"{runs.resolve().name}-monitor"
-    run_trainer(Trainer(settings, directory, command=command_line()))
+    run_trainer(Trainer(chosen, directory, command=command_line()))
     if test is not None:
-        tuning = RecordedRuns.load(runs, settings.horizon)
-        found = study_runs(load_halting(directory), test, tuning, price=price)
-        Console().print(_table(found))
+        tuning = RecordedRuns.load(runs, chosen.horizon)
+        record = judge_runs(load_halting(directory), test, tuning, price=price)
+        print_table(rules_table(record, wide=False))
+        click.echo(" ".join(sentences(record)[:3]))
         if json_path is not None:
-            write_atomically(json_path, (json.dumps(found, indent=1) + "\n").encode())
-
-
-def _table(found: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{found['num_runs']} test runs: price {found['price']:g} per round",
-        title_justify="left",
-        caption="J: score + price x rounds. gain: 1 is the oracle, 0 the best fixed budget. more "
-        "than learned: J less that of the learned rule, 95 % interval",
-        caption_justify="left",
-    )
-    table.add_column("stop rule")
-    for name in ("J", "gain", "more than learned"):
-        table.add_column(name, justify="right")
-    named = {"rule": "learned", "rule_calibrated": "learned, calibrated like the others"}
-    for name, j in sorted(found["j"].items(), key=lambda item: item[1]):
-        gain = found["captured_gain"].get(name)
-        more = found["difference"].get(name)
-        table.add_row(
-            named.get(name, name.replace("_", " ")),
-            f"{j:.4g}",
-            "" if gain is None else f"{gain:.3f}",
-            f"{more['value']:.3g} [{more['low']:.3g}, {more['high']:.3g}]" if more else "",
-            style="bold" if name == "rule" else None,
-        )
-    return table
+            write_json(json_path, record)

@@ -127,7 +127,7 @@ def cross_fit(
     rows = [(half == side).nonzero().squeeze(1) for side in (0, 1)]
     for tuned_on, judged_on in (rows, reversed(rows)):
         tuning, test = trajectory.select(tuned_on), trajectory.select(judged_on)
-        rules = {"fixed_tuned": FixedBudget, **BASELINES}
+        rules: dict[str, type[StopRule]] = {"fixed_tuned": FixedBudget, **BASELINES}
         for name, policy in tune_baselines(tuning, unit, price, rules).items():
             parts.setdefault(name, []).append(Stops.by(policy, test, unit))
     back = torch.cat((rows[1], rows[0])).argsort()
@@ -142,9 +142,7 @@ def cross_fit(
 
 
 def _returnable(unit: CostUnit, *, holds: bool = False) -> tuple[ReturnedIterate, ...]:
-    return tuple(
-        each for each in RETURNABLE[unit] if holds or each is not ReturnedIterate.LEARNED
-    )
+    return tuple(each for each in RETURNABLE[unit] if holds or each is not ReturnedIterate.LEARNED)
 
 
 def _halves(num: int, generator: torch.Generator, groups: Tensor | None) -> Tensor:

@@ -20,8 +20,7 @@ from haltwise.evaluation.records import (
     CurveRecord,
     EvaluationRecord,
     ExecutionRecord,
-    HeldOut,
-    StopFigures,
+    HeldOutRecord,
     StoppingRecord,
 )
 from haltwise.halting.session import HaltingSession
@@ -127,12 +126,11 @@ def evaluate(
         num_lbfgs = min(_NUM_LBFGS, num_problems)
         few = family.sample(num_lbfgs, stream(seed, "test"), dtype=torch.float64)
         lbfgs = lbfgs_curve(few, horizon).mean(0).tolist()
-    stops = {unit: judged.stops for unit, judged in stopping[name].items()}
-    records = {key: _curve(curve, test, stops) for key, curve in curves.items()}
-    for key, rule in tuned.items():
-        records[key] = replace(
-            records[key], learning_rate=rule.learning_rate, at_edge=rule.at_edge
-        )
+    records = {key: _curve(curve, test) for key, curve in curves.items()}
+    records |= {
+        key: replace(records[key], learning_rate=rule.learning_rate, at_edge=rule.at_edge)
+        for key, rule in tuned.items()
+    }
     return Evaluation(
         EvaluationRecord(
             optimizer=name,
@@ -229,15 +227,12 @@ def _execute(
     run, seconds = _run(model, test, prices, model.policy(), horizon)
     never = StopPolicy(FixedBudget(horizon), ReturnedIterate.NEXT)
     seconds_fixed = _run(model, test, prices, never, budget)[1] if budget else 0.0
-    excess = test.score(run.result, 0).excess
     counts = torch.bincount(run.outcome, minlength=len(Outcome)).tolist()
     return ExecutionRecord(
         num_gradients=int(run.num_gradients.sum()),
         num_gradients_fixed=test.num_problems * budget,
         seconds=seconds,
         seconds_fixed=seconds_fixed,
-        mean_updates=run.num_updates.double().mean().item(),
-        mean_excess=excess[excess.isfinite()].double().mean().item(),
         outcomes={outcome.name.lower(): counts[outcome] for outcome in Outcome},
         held_out=_held_out(test, run.result),
     )
@@ -252,40 +247,25 @@ def _run(
     return run, time.perf_counter() - started
 
 
-def _held_out(batch: TaskBatch, params: Tensor) -> HeldOut | None:
+def _held_out(batch: TaskBatch, params: Tensor) -> HeldOutRecord | None:
     """Networks on the test examples, if there are any."""
     if not isinstance(batch, ModuleBatch) or batch.task.test is None:
         return None
     loss, accuracy = (value.double() for value in batch.held_out(params))
-    return HeldOut(
+    return HeldOutRecord(
         loss.mean().item(), loss.std().item(), accuracy.mean().item(), accuracy.std().item()
     )
 
 
-def _curve(
-    curve: Trajectory, test: TaskBatch, stops: Mapping[CostUnit, StopFigures]
-) -> CurveRecord:
+def _curve(curve: Trajectory, test: TaskBatch) -> CurveRecord:
     excess = curve.excess.double().cpu()
     assert curve.final is not None
-    mean = excess.mean(0)
-    reached = {unit: (mean <= own.mean_excess).nonzero() for unit, own in stops.items()}
     return CurveRecord(
-        mean=mean.tolist(),
+        mean=excess.mean(0).tolist(),
         median=excess.median(0).values.tolist(),
         low=excess.quantile(0.05, 0).tolist(),
         high=excess.quantile(0.95, 0).tolist(),
         observed=curve.loss.double().mean(0).tolist(),
         num_nonfinite=int((~excess.isfinite().all(1)).sum()),
         held_out=_held_out(test, curve.final),
-        excess_at_equal_cost={unit: _between(mean, own.mean_cost) for unit, own in stops.items()},
-        cost_for_equal_excess={
-            unit: int(steps[0]) if len(steps) else None for unit, steps in reached.items()
-        },
     )
-
-
-def _between(mean: Tensor, cost: float) -> float:
-    """The mean curve at a cost between two steps."""
-    low = int(cost)
-    high = min(low + 1, len(mean) - 1)
-    return ((1 - (cost - low)) * mean[low] + (cost - low) * mean[high]).item()

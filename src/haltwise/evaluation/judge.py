@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from torch.nn.functional import one_hot
 from haltwise.evaluation.records import (
     Bin,
     Frontier,
-    GroupFigures,
     Reliability,
     StopFigures,
     StoppingRecord,
@@ -21,7 +20,6 @@ from haltwise.evaluation.statistics import (
     captured_gain,
     jackknife,
     least_mix,
-    permuted_cost,
     rank_correlation,
 )
 from haltwise.processes.trajectory import Trajectory
@@ -128,7 +126,6 @@ def judge(
         regret_quantiles=_quantiles(own.j(price) - table.amin(1)),
         **_against_budgets(excess, own, price, groups, settings or []),
         reliability=None if hazards is None else _reliability(hazards, table, unit, groups),
-        groups=[] if groups is None else list(_by_group(table, own, price, groups)),
     )
 
 
@@ -203,37 +200,33 @@ def _against_budgets(
     price: float,
     groups: Tensor | None,
     settings: list[tuple[float, float]],
-) -> dict[str, object]:
-    """The stops beside budgets mixed at random, and beside the same stops dealt at random."""
+) -> dict[str, Any]:
+    """The stops beside the same stops dealt at random, and beside budgets mixed at random."""
     num = excess.shape[1]
     steps = torch.arange(num, dtype=torch.float64).unsqueeze(0)
     own = torch.stack((stops.excess.double(), stops.cost.double()), 1)
     columns = torch.cat((excess, one_hot(stops.cost, num).double(), own), 1)
 
     def statistics(means: Tensor) -> Tensor:
-        curve, ends, loss, cost = means.split((num, num, 1, 1), 1)
-        loss, cost = loss.squeeze(1), cost.squeeze(1)
-        permuted = permuted_cost(curve + price * steps, ends)
-        needed = least_mix(curve, steps.expand_as(curve), loss).clamp_max(num - 1)
-        return torch.stack((permuted - loss - price * cost, 1 - cost / needed), 1)
+        curve, ends, own = means.split((num, num, 2), 1)
+        loss, cost = own.unbind(1)
+        permuted = ((curve + price * steps) * ends).sum(1)  # the mean over all deals, exactly
+        needed = least_mix(curve, steps.expand_as(curve), loss)
+        saved = 1 - cost / needed.clamp_max(num - 1)
+        needed = torch.where(needed.isfinite(), needed, torch.nan)
+        return torch.stack((permuted - loss - price * cost, saved, permuted, needed), 1)
 
-    skill, saved = jackknife(statistics, columns, groups)
-    curve, ends = columns.mean(0, keepdim=True).split((num, num + 2), 1)
-    at_cost = least_mix(steps, curve, ends[:, -1])
-    needed = least_mix(curve, steps, ends[:, -2])
-    each = steps.squeeze(0)
-    hull = least_mix(steps.expand(num, num), curve.expand(num, num), each)
+    skill, saved, permuted, needed = jackknife(statistics, columns, groups)
+    mean = excess.mean(0).expand(num, num)
+    hull = least_mix(steps.expand(num, num), mean, steps.squeeze(0))
     frontier = Frontier(
-        mean_excess=curve.squeeze(0).tolist(),
-        hull=(hull == curve.squeeze(0)).nonzero().flatten().tolist(),
-        excess_at_equal_cost=at_cost.item(),
-        cost_for_equal_excess=needed.clamp_max(num - 1).item(),
-        reached=bool(needed.isfinite()),
+        mean_excess=mean[0].tolist(),
+        hull=(hull == mean[0]).nonzero().flatten().tolist(),
+        cost_for_equal_excess=needed.value,
         saved=saved,
         settings=settings,
     )
-    permuted = permuted_cost(curve + price * steps, ends[:, :num]).item()
-    return {"permuted_j": permuted, "skill": skill, "frontier": frontier}
+    return {"permuted_j": permuted.value, "skill": skill, "frontier": frontier}
 
 
 def _reliability(
@@ -269,24 +262,3 @@ def _reliability(
             if count[k] > 0
         ],
     )
-
-
-def _by_group(table: Tensor, stops: Stops, price: float, groups: Tensor) -> Iterable[GroupFigures]:
-    j = stops.j(price)
-    for group in range(int(groups.max()) + 1):
-        rows = groups == group
-        fixed, rule, oracle = (
-            table[rows].mean(0).amin(),
-            j[rows].mean(),
-            table[rows].amin(1).mean(),
-        )
-        yield GroupFigures(
-            group=group,
-            num_items=int(rows.sum()),
-            num_left_out=0,
-            j=rule.item(),
-            fixed_j=fixed.item(),
-            oracle_j=oracle.item(),
-            gain=captured_gain(fixed, rule, oracle).item(),
-            mean_cost=stops.cost[rows].double().mean().item(),
-        )

@@ -57,7 +57,7 @@ def loss_curves(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Trajector
     params, state, scores = batch.start, rule.init(batch.start), []
     for step in range(num_steps):
         scores.append(batch.score(params, step))
-        update, _, state = rule.step(scores[-1].grad, state)
+        update, _, state = rule.update(scores[-1].grad, state)
         params = params + update
     scores.append(batch.score(params, num_steps))
     return Trajectory(

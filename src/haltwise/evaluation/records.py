@@ -1,22 +1,17 @@
-"""What evaluations measure, as dataclasses, and their files.
-
-Every record converts to JSON and back by `to_json` and `from_json`; numbers that are not finite,
-which JSON does not know, are null there and NaN again when read.
-"""
+"""The typed records of evaluations, and their files."""
 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, final, get_args, get_origin, get_type_hints
+from typing import Any, final
 
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import require
 from haltwise._core.files import load_tensors, make_directory, read_json, save_tensors
+from haltwise._core.json import from_json, to_json
 from haltwise.evaluation.statistics import Interval
 from haltwise.stop_rules import CostUnit
 
@@ -26,8 +21,7 @@ __all__ = [
     "EvaluationRecord",
     "ExecutionRecord",
     "Frontier",
-    "GroupFigures",
-    "HeldOut",
+    "HeldOutRecord",
     "Interval",
     "OverSeeds",
     "Reliability",
@@ -35,19 +29,13 @@ __all__ = [
     "StoppingRecord",
     "StudyCell",
     "StudyRecord",
-    "from_json",
     "load_evaluations",
     "load_study",
     "save_evaluation",
-    "to_json",
 ]
 
-Record = TypeVar("Record")
-
 STUDY = "study.json"
-"""Where `haltwise study --json` must write for the report of a run to show it."""
-
-# --------------------------------------------------------------------------------- stopping
+"""The file of a run's directory in which its report looks for what `haltwise study` wrote."""
 
 
 @final
@@ -76,21 +64,17 @@ class StopFigures:
 @final
 @dataclass(frozen=True)
 class Frontier:
-    """Excess against cost: budgets, mixtures of budgets, and the stops judged beside them."""
+    """Excess against cost: budgets, budgets mixed at random, and the stops beside them."""
 
     mean_excess: list[float]
     """Of ending at each step 0..T."""
     hull: list[int]
     """Budgets that no mixture of others beats."""
-    excess_at_equal_cost: float
-    """Least mean excess of budgets mixed at random that cost what the stops cost."""
     cost_for_equal_excess: float
-    """Least mean cost of budgets mixed at random with the excess of the stops; T if none has."""
-    reached: bool
-    """Whether any has."""
+    """Least mean cost of mixed budgets with the excess of the stops; NaN if none comes so low."""
     saved: Interval
-    """Share of `cost_for_equal_excess` that the stops save."""
-    settings: list[tuple[float, float]] = field(default_factory=list)
+    """Share of that cost, or of T if none comes so low, that the stops save."""
+    settings: list[tuple[float, float]]
     """Mean cost and mean excess of the judged rule's other settings."""
 
 
@@ -108,7 +92,7 @@ class Bin:
 @final
 @dataclass(frozen=True)
 class Reliability:
-    """How far the hazards are probabilities of the oracle's stops (Guo et al. 2017, section 2)."""
+    """Hazards beside the frequency of the oracle's stops (Guo et al. 2017, section 2)."""
 
     num_cases: int
     mean_hazard: float
@@ -116,26 +100,6 @@ class Reliability:
     error: float
     """Expected calibration error over the bins."""
     bins: list[Bin]
-
-
-@final
-@dataclass(frozen=True)
-class GroupFigures:
-    """One group by itself, with its own best fixed budget."""
-
-    group: int
-    num_items: int
-    num_left_out: int
-    j: float = math.nan
-    fixed_j: float = math.nan
-    oracle_j: float = math.nan
-    gain: float = math.nan
-    mean_cost: float = math.nan
-
-    @property
-    def failed(self) -> bool:
-        """Whether a fixed budget is better, or nothing stayed finite."""
-        return not self.j <= self.fixed_j + 1e-12 * abs(self.fixed_j)
 
 
 @final
@@ -161,29 +125,19 @@ class StoppingRecord:
     skill: Interval
     """What they owe to telling items apart: that J less their own."""
     regret_quantiles: dict[str, float]
-    """J less the oracle's, at most that much on such a share of the items."""
+    """J less the oracle's: on such a share of the items at most that much."""
     frontier: Frontier
-    reliability: Reliability | None = None
-    groups: list[GroupFigures] = field(default_factory=list)
+    reliability: Reliability | None
 
     @property
     def stops(self) -> StopFigures:
         """The figures of the stops judged."""
         return self.rules[self.judged]
 
-    def best(self, names: list[str] | None = None) -> str:
-        """The rule of lowest J among `names`, or among all but those judged in hindsight."""
-        hindsight = ("fixed", "oracle")
-        names = [name for name in self.rules if name not in hindsight] if names is None else names
-        return min(names, key=lambda name: self.rules[name].j.value)
-
-
-# -------------------------------------------------------------------------------- evaluation
-
 
 @final
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutRecord:
     """Networks on the test examples, mean and standard deviation over problems."""
 
     loss: float
@@ -206,31 +160,24 @@ class CurveRecord:
     observed: list[float]
     """Mean of the losses seen, of minibatches where the task is stochastic."""
     num_nonfinite: int
+    held_out: HeldOutRecord | None
     learning_rate: float = math.nan
     """Where it was tuned."""
     at_edge: bool = False
     """Whether that lies at the edge of the grid, so that a wider one might do better."""
-    held_out: HeldOut | None = None
-    excess_at_equal_cost: dict[CostUnit, float] = field(default_factory=dict)
-    """Mean excess at the mean cost of the stops judged."""
-    cost_for_equal_excess: dict[CostUnit, int | None] = field(default_factory=dict)
-    """First step of a mean excess as low as theirs; None if there is none."""
 
 
 @final
 @dataclass(frozen=True)
 class ExecutionRecord:
-    """Problems solved for real, those that halt leaving the batch."""
+    """Problems solved for real, those that halt leaving the batch; beside the best budget."""
 
     num_gradients: int
     num_gradients_fixed: int
-    """Of the best fixed budget."""
     seconds: float
     seconds_fixed: float
-    mean_updates: float
-    mean_excess: float
     outcomes: dict[str, int]
-    held_out: HeldOut | None
+    held_out: HeldOutRecord | None
 
 
 @final
@@ -253,13 +200,10 @@ class EvaluationRecord:
     """By optimizer; that of the evaluated one first."""
     others: dict[str, dict[CostUnit, StoppingRecord]]
     """Further self-stopping optimizers on the same problems."""
-    lbfgs: list[float] = field(default_factory=list)
+    lbfgs: list[float]
     """L-BFGS' mean lowest excess after so many gradients; empty where it cannot work."""
-    num_lbfgs: int = 0
+    num_lbfgs: int
     """Problems it was run on."""
-
-
-# ------------------------------------------------------------------------------------ studies
 
 
 @final
@@ -310,74 +254,15 @@ class StudyRecord:
     cells: list[StudyCell]
 
 
-# --------------------------------------------------------------------------------------- JSON
-
-
-def to_json(value: Any) -> Any:
-    """JSON of a record; see `from_json`."""
-    if is_dataclass(value):
-        return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(to_json(key)): to_json(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(entry) for entry in value]
-    if isinstance(value, Enum):
-        return value.value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def from_json(kind: type[Record], document: Any) -> Record:
-    """The record of class `kind` that `to_json` wrote; every value is checked.
-
-    Raises:
-        InputError: It is no such record.
-    """
-    try:
-        found: Record = _read(kind, document, "the record")
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"this is no {kind.__name__} of this version ({error}); write it again"
-        ) from None
-    return found
-
-
-def _read(hint: Any, value: Any, path: str) -> Any:
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if hint is float:
-        hint, value = (int, float), math.nan if value is None else value
-    elif NoneType in inner:
-        return None if value is None else _read(inner[0], value, path)
-    elif is_dataclass(hint):
-        hints = get_type_hints(hint)
-        known = {name: _read(hints[name], entry, f"{path}.{name}") for name, entry in value.items()}
-        return hint(**known)  # type: ignore[operator]
-    elif origin is dict:
-        return {_read(inner[0], k, path): _read(inner[1], v, f"{path}.{k}") for k, v in value.items()}
-    elif origin is list:
-        return [_read(inner[0], entry, path) for entry in value]
-    elif origin is tuple:
-        return tuple(_read(each, entry, path) for each, entry in zip(inner, value, strict=True))
-    elif issubclass(hint, Enum):
-        return hint(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise TypeError(f"{path} must not be {value!r}")
-    return value
-
-
-# --------------------------------------------------------------------------------------- files
-
-
 def save_evaluation(
     record: EvaluationRecord, arrays: Mapping[str, Tensor], directory: Path
 ) -> Path:
-    """Write an evaluation and the arrays behind it to one file, so that they cannot be mixed up.
+    """Write an evaluation and its arrays to one file, so that nothing can mix up two.
 
     Args:
         record: What was measured.
         arrays: See `haltwise.evaluation.Evaluation`.
-        directory: Created if missing; the file is
+        directory: Created if missing. The file is
             `evaluation-OPTIMIZER-FAMILY-PRICE-HORIZON-SEED.safetensors`.
 
     Returns:

@@ -13,7 +13,6 @@ __all__ = [
     "captured_gain",
     "jackknife",
     "least_mix",
-    "permuted_cost",
     "rank_correlation",
 ]
 
@@ -92,18 +91,6 @@ def captured_gain(fixed: Tensor, rule: Tensor, oracle: Tensor) -> Tensor:
     room = fixed - oracle
     exists = room > 1e-12 * torch.maximum(fixed.abs(), oracle.abs())
     return torch.where(exists, (fixed - rule) / room, torch.nan)
-
-
-def permuted_cost(table: Tensor, steps: Tensor) -> Tensor:
-    """Mean J if stops are dealt to the items at random: the mean over all permutations, exactly.
-
-    The difference to the J of the stops is what they owe to telling items apart.
-
-    Args:
-        table: Mean J of ending at each step, shape [R, T+1].
-        steps: Share of the items that end there, shape [R, T+1].
-    """
-    return (table * steps).sum(1)
 
 
 def least_mix(limited: Tensor, wanted: Tensor, limit: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Judge somebody else's stops, from a matrix of losses and the stops alone."""
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from haltwise._core.errors import require
 from haltwise._core.random import stream
 from haltwise.evaluation.baselines import cross_fit
 from haltwise.evaluation.judge import Stops, judge
-from haltwise.evaluation.records import GroupFigures, StoppingRecord
+from haltwise.evaluation.records import StoppingRecord
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import CostUnit, steps_charged
 
@@ -75,18 +74,14 @@ def stopping_report(
     cost = steps_charged(stops.long(), unit, losses.shape[1] - 1)
     ends = cost if returned is None else returned.long()
     excess = losses.double().gather(1, ends.unsqueeze(1)).squeeze(1)
-    finite = losses.isfinite().all(1)
-    if observed is not None:
-        finite &= ~observed.isinf().any(1)
-    rows = finite.nonzero().squeeze(1)
+    rows = losses.isfinite().all(1).nonzero().squeeze(1)
     seen = (losses if observed is None else observed)[rows].double()
     trajectory = Trajectory(seen, losses[rows].double())
-    labels = None if groups is None else torch.unique(groups[rows], return_inverse=True)
-    inner = None if labels is None else labels[1]
+    inner = None if groups is None else torch.unique(groups[rows], return_inverse=True)[1]
     given = {"given": Stops(excess[rows], cost[rows])}
     if baselines:
         given |= cross_fit(trajectory, unit, price, generator, inner)
-    record = judge(
+    return judge(
         trajectory,
         given,
         unit,
@@ -95,15 +90,6 @@ def stopping_report(
         hazards=None if hazards is None else hazards[rows],
         num_left_out=len(losses) - len(rows),
     )
-    if groups is None or labels is None:
-        return record
-    judged = dict(zip(labels[0].tolist(), record.groups, strict=True))
-    lost = {int(group): int((groups[~finite] == group).sum()) for group in groups.unique()}
-    named = [
-        replace(judged.get(group, GroupFigures(group, 0, 0)), group=group, num_left_out=number)
-        for group, number in lost.items()
-    ]
-    return replace(record, groups=named)
 
 
 def _check(

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import require
 from haltwise._core.tensors import nested_state, select_state, sub_state
 from haltwise.halting.methods import HaltingMethod
 from haltwise.processes.observation import StepObservation
@@ -114,7 +115,12 @@ class HaltingSession:
             decision: From `observe`, at which the item stops.
             item: Its index.
             step_name: What the host calls a step.
+
+        Raises:
+            InputError: The item goes on.
         """
+        step = decision.observation.step
+        require(bool(decision.stop[item]), f"item {item} goes on at step {step}")
         reason = self.reasons[int(decision.reason[item])]
         if self._model is None:
             return reason

@@ -64,9 +64,10 @@ def run(
         halting.card.price if price is None else price, dtype=like.dtype, device=like.device
     )
     require(
-        prices.shape in ((), (process.num_items,)) and bool((prices > 0).all()),
-        f"price must be above 0, one number or one per item, shape [{process.num_items}], got "
-        f"{price}",
+        prices.shape in ((), (process.num_items,))
+        and bool(((prices > 0) & prices.isfinite()).all()),
+        "price must be above 0 and finite, one number or one per item, shape "
+        f"[{process.num_items}], got {price}",
     )
     steps = halting.card.horizon if max_steps is None else max_steps
     require(steps >= 1, f"max_steps must be at least 1, got {steps}")

@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from haltwise.evaluation import Interval
 
 __all__ = [
     "MISSING",
+    "Spread",
     "as_given",
     "count",
     "facts",
@@ -18,9 +19,11 @@ __all__ = [
     "percent",
     "percent_estimate",
     "percent_interval",
+    "percent_spread",
     "rounded",
     "short",
     "slug",
+    "spread",
 ]
 
 MISSING = "–"
@@ -28,6 +31,13 @@ MISSING = "–"
 
 _SPACE = "\N{NARROW NO-BREAK SPACE}"
 _DIRECTORY = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
+
+
+class Spread(NamedTuple):
+    """A mean and a standard deviation."""
+
+    mean: float
+    sd: float
 
 
 def num(value: float) -> str:
@@ -74,6 +84,16 @@ def interval(value: Interval) -> str:
     if not math.isfinite(value.low + value.high):
         return num(value.value)
     return f"{num(value.value)} [{num(value.low)}, {num(value.high)}]"
+
+
+def spread(value: Spread) -> str:
+    """A mean with its standard deviation: 8.10 ± 3.50."""
+    return f"{num(value.mean)} ± {num(value.sd)}"
+
+
+def percent_spread(value: Spread) -> str:
+    """A mean share with its standard deviation, in percentage points: 95 ± 2 %."""
+    return f"{_hundredths(value.mean)} ± {percent(value.sd)}"
 
 
 def joined(words: Sequence[str]) -> str:

@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, final
 
 from haltwise._core.files import write_atomically
 from haltwise._core.version import __version__
 from haltwise.evaluation import Interval
-from haltwise.report.formats import MISSING, num, rounded
+from haltwise.report.formats import MISSING, Spread, num, rounded
 
 __all__ = ["Column", "Facts", "Figure", "Section", "Table", "Tile", "render", "write_page"]
 
@@ -60,20 +61,24 @@ class Table:
         ]
 
     def embedded(self) -> dict[str, Any]:
-        """What is downloaded; an interval takes three columns."""
-        wide = [
-            any(isinstance(value, Interval) for value in values)
+        """What is downloaded; an interval takes three columns, a spread two."""
+        kinds = [
+            next((type(value) for value in values if value is not None), float)
             for values in zip(*self.rows, strict=True)
         ]
-        columns: list[str] = []
-        for column, three in zip(self.columns, wide, strict=True):
-            ends = ("", " (low)", " (high)") if three else ("",)
-            columns += [f"{column.heading}{end}" for end in ends]
-        rows = [
-            [part for value, three in zip(row, wide, strict=True) for part in _parts(value, three)]
-            for row in self.rows
-        ]
-        return {"columns": columns, "rows": rows}
+        ends = [_ENDS.get(kind, ("",)) for kind in kinds]
+        pairs = zip(self.columns, ends, strict=True)
+        return {
+            "columns": [f"{column.heading}{end}" for column, each in pairs for end in each],
+            "rows": [
+                [
+                    part
+                    for value, each in zip(row, ends, strict=True)
+                    for part in _parts(value, each)
+                ]
+                for row in self.rows
+            ],
+        }
 
 
 @final
@@ -186,12 +191,19 @@ def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any)
     )
 
 
-def _parts(value: Any, three: bool) -> list[Any]:
+_ENDS: Mapping[type, tuple[str, ...]] = MappingProxyType(
+    {Interval: ("", " (low)", " (high)"), Spread: ("", " (±)")}
+)
+"""What the columns of a value of several numbers are called beside its heading."""
+
+
+def _parts(value: Any, ends: tuple[str, ...]) -> list[Any]:
+    if value is None:
+        return [None] * len(ends)
     if isinstance(value, Interval):
-        return [rounded(part) for part in (value.value, value.low, value.high)]
-    if three:
-        return [None, None, None]
-    return [rounded(value) if isinstance(value, float) else value]
+        value = (value.value, value.low, value.high)
+    parts = value if isinstance(value, tuple) else (value,)
+    return [rounded(part) if isinstance(part, float) else part for part in parts]
 
 
 def _json(value: Any) -> str:

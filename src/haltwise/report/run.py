@@ -5,15 +5,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from haltwise.evaluation import EvaluationRecord, StudyRecord
+from haltwise.evaluation import EvaluationRecord
 from haltwise.evaluation.records import load_evaluations, load_study
 from haltwise.models.card import Card
 from haltwise.models.loading import card_of, names
 from haltwise.report.figures import loss_curves, training
 from haltwise.report.formats import (
+    Spread,
     as_given,
     count,
     facts,
@@ -24,18 +25,19 @@ from haltwise.report.formats import (
     percent_estimate,
     short,
     slug,
+    spread,
 )
 from haltwise.report.page import Column, Facts, Section, Table, write_page
-from haltwise.report.palette import rule_name
 from haltwise.report.stopping import (
     headline,
-    left_out,
     rules_table,
     sentences,
     stopping_figures,
     tiles,
     verdict,
+    warnings,
 )
+from haltwise.report.studies import study_section
 from haltwise.stop_rules import CostUnit
 from haltwise.training.run.log import read_log
 
@@ -68,7 +70,7 @@ def write_report(run: Path, path: Path, own: Iterable[type] = ()) -> Path:
     parts = [
         _overview(cards, [record for record, _ in evaluations], sections),
         *sections,
-        *([] if study is None else [_study(study)]),
+        *([] if study is None else [study_section(study)]),
         *_provenance(run, cards),
     ]
     return write_page(path, run.resolve().name, parts)
@@ -99,7 +101,7 @@ def _overview(
                 record.seed,
                 stops.gain,
                 saved,
-                stops.mean_cost,
+                Spread(stops.mean_cost, stops.sd_cost),
                 stopping.fixed_budget,
             ]
         )
@@ -113,7 +115,7 @@ def _overview(
             Column("seed", str),
             Column("captured gain", percent_estimate),
             Column("saved at equal excess", percent_estimate),
-            Column("mean cost"),
+            Column("cost", spread),
             Column("best fixed budget", count),
         ],
         rows,
@@ -197,7 +199,7 @@ def _executed(record: EvaluationRecord) -> str:
 
 
 def _warnings(record: EvaluationRecord) -> list[str]:
-    found = left_out(record.stopping[_UNIT])
+    found = warnings(record.stopping[_UNIT])
     for name, curve in record.curves.items():
         if curve.at_edge:
             found.append(
@@ -214,25 +216,25 @@ def _warnings(record: EvaluationRecord) -> list[str]:
 def _optimizers(record: EvaluationRecord, stem: str) -> Table:
     """Every optimizer: its losses if nothing stops it, its own stops if it has any."""
     stopping = {record.optimizer: record.stopping, **record.others}
-    rows = []
+    own = record.stopping[_UNIT].stops
+    rows: list[list[Any]] = []
     for name, curve in record.curves.items():
         stops = stopping[name][_UNIT].stops if name in stopping else None
-        needed = curve.cost_for_equal_excess[_UNIT]
+        reached = (step for step, mean in enumerate(curve.mean) if mean <= own.mean_excess)
         rows.append(
             [
                 short(name),
                 None if math.isnan(curve.learning_rate) else curve.learning_rate,
                 math.fsum(curve.mean[1:]),
                 curve.mean[-1],
-                curve.excess_at_equal_cost[_UNIT],
-                None if needed is None else needed,
+                float(np.interp(own.mean_cost, range(len(curve.mean)), curve.mean)),
+                next(reached, None),
                 None if stops is None else stops.j,
-                None if stops is None else stops.mean_cost,
+                None if stops is None else Spread(stops.mean_cost, stops.sd_cost),
                 None if stops is None else stops.gain,
                 None if curve.held_out is None else curve.held_out.accuracy,
             ]
         )
-    own = record.stopping[_UNIT].stops
     last = Column("test accuracy", percent if any(row[-1] is not None for row in rows) else None)
     return Table(
         f"{stem}-optimizers",
@@ -245,7 +247,7 @@ def _optimizers(record: EvaluationRecord, stem: str) -> Table:
             Column(f"mean excess after {num(own.mean_cost)} steps"),
             Column(f"steps to a mean excess of {num(own.mean_excess)}", count),
             Column("J of its own stops", interval),
-            Column(f"their mean cost, {_UNIT.value}"),
+            Column(f"their cost, {_UNIT.value}", spread),
             Column("their captured gain", percent_estimate),
             last,
         ],
@@ -256,95 +258,6 @@ def _optimizers(record: EvaluationRecord, stem: str) -> Table:
         "gain of each is over its own best fixed budget.",
         strong=0,
     )
-
-
-def _study(record: StudyRecord) -> Section:
-    """Every price and unit in a line, and every rule in another table."""
-    cells, rules = [], []
-    for cell in record.cells:
-        own, best = cell.rules[cell.judged], cell.rules[cell.best_baseline]
-        where = f"price {as_given(cell.price)}, {cell.unit.value}"
-        cells.append(
-            [
-                where,
-                *_over(own.j),
-                *_over(own.gain),
-                rule_name(cell.best_baseline),
-                *_over(best.gain),
-                best.difference,
-                len(cell.failures),
-            ]
-        )
-        rules += [
-            [
-                f"{where}: {rule_name(rule)}",
-                *_over(each.j),
-                *_over(each.gain),
-                each.difference,
-                each.stop_sd,
-                each.rank_correlation,
-            ]
-            for rule, each in cell.rules.items()
-        ]
-    failures = sum(len(cell.failures) for cell in record.cells)
-    trials = len(record.cells) * len(record.seeds)
-    spread = [
-        Column("J"),
-        Column("its ±"),
-        Column("captured gain", percent),
-        Column("the gain’s ±", percent),
-    ]
-    title = (
-        f"{short(record.optimizer)} is below the best fixed budget and the best tuned baseline in "
-        f"{trials - failures} of {trials} trials"
-    )
-    return Section(
-        anchor="study",
-        title=f"Study of {short(record.optimizer)} on {short(record.family)}",
-        subtitle=f"{len(record.seeds)} seeds of {count(record.num_problems)} problems, up to "
-        f"{record.horizon} steps",
-        headline=title,
-        warnings=[f"{count(record.num_left_out)} problems did not stay finite."]
-        if record.num_left_out
-        else [],
-        blocks=[
-            Table(
-                "study",
-                "The learned rule beside the best tuned baseline",
-                [
-                    Column("price and unit of cost", str),
-                    *spread,
-                    Column("best baseline", str),
-                    Column("its captured gain", percent),
-                    Column("that gain’s ±", percent),
-                    Column("its J above the learned rule’s", interval),
-                    Column("seeds failed", count),
-                ],
-                cells,
-                note="± is the standard deviation over seeds of problems; one training each. A "
-                "seed fails where the learned rule is not below the best fixed budget and that "
-                "baseline.",
-            ),
-            Table(
-                "study-rules",
-                "Every stop rule",
-                [
-                    Column("price, unit of cost and rule", str),
-                    *spread,
-                    Column("J above the learned rule’s", interval),
-                    Column("standard deviation of the cost"),
-                    Column("rank correlation with the oracle’s"),
-                ],
-                rules,
-            ),
-        ],
-    )
-
-
-def _over(values: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds."""
-    found = torch.tensor(values, dtype=torch.float64)
-    return found.mean().item(), found.std().item()
 
 
 def _provenance(run: Path, cards: Mapping[str, Card]) -> list[Section]:

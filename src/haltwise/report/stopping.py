@@ -11,6 +11,7 @@ from haltwise.evaluation import StoppingRecord
 from haltwise.evaluation.baselines import BASELINES
 from haltwise.report.figures import frontier, mixed_excess, parts_of_j, reliability, stop_steps
 from haltwise.report.formats import (
+    Spread,
     as_given,
     count,
     interval,
@@ -19,6 +20,7 @@ from haltwise.report.formats import (
     percent_estimate,
     percent_interval,
     slug,
+    spread,
 )
 from haltwise.report.page import Column, Figure, Section, Table, Tile, write_page
 from haltwise.report.palette import rule_name
@@ -31,6 +33,7 @@ __all__ = [
     "stopping_figures",
     "tiles",
     "verdict",
+    "warnings",
     "write_stopping_report",
 ]
 
@@ -60,7 +63,7 @@ def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Pat
         verdict=verdict(record),
         tiles=tiles(record),
         sentences=sentences(record),
-        warnings=left_out(record),
+        warnings=warnings(record),
         blocks=[rules_table(record, stem), *stopping_figures(record, stem)],
     )
     return write_page(path, title, [section])
@@ -132,14 +135,20 @@ def sentences(record: StoppingRecord) -> list[str]:
     return [outcome, _saved(record), *_opponent(record), _skill(record), _regret(record)]
 
 
-def left_out(record: StoppingRecord) -> list[str]:
+def warnings(record: StoppingRecord) -> list[str]:
     """A warning if items were left out."""
     lost = record.num_left_out
     return [f"{count(lost)} problems did not stay finite and are left out."] if lost else []
 
 
-def rules_table(record: StoppingRecord, stem: str) -> Table:
-    """Every rule in one unit of cost, the judged one first, then by J."""
+def rules_table(record: StoppingRecord, stem: str = "", *, wide: bool = True) -> Table:
+    """Every rule in one unit of cost, the judged one first, then by J.
+
+    Args:
+        record: The stops judged.
+        stem: Of the table's name.
+        wide: Whether there is room for all columns, which a terminal lacks.
+    """
     order = sorted(record.rules, key=lambda rule: record.rules[rule].j.value)
     order.sort(key=lambda rule: rule != record.judged)
     rows = []
@@ -153,8 +162,7 @@ def rules_table(record: StoppingRecord, stem: str) -> Table:
                 stops.j,
                 gain,
                 None if rule == record.judged else stops.difference,
-                stops.mean_cost,
-                stops.sd_cost,
+                Spread(stops.mean_cost, stops.sd_cost),
                 stops.mean_excess,
                 stops.share_at_horizon,
                 stops.share_solved,
@@ -164,18 +172,17 @@ def rules_table(record: StoppingRecord, stem: str) -> Table:
         )
     return Table(
         f"{stem}-rules-{record.unit.value}",
-        f"Stop rules, counted in {record.unit.value}",
+        f"Stop rules at a price of {as_given(record.price)}, counted in {record.unit.value}",
         [
             Column("stop rule", rule_name),
             Column("J", interval),
             Column("captured gain", percent_estimate),
-            Column(f"J above {rule_name(record.judged)}", interval),
-            Column("mean cost"),
-            Column("cost, ±"),
-            Column("excess at the stop"),
-            Column("at the horizon", percent),
-            Column("solved", percent),
-            Column("rank correlation with the oracle’s"),
+            Column(f"J above {rule_name(record.judged)}", interval if wide else None),
+            Column("cost", spread),
+            Column("excess at the stop", num if wide else None),
+            Column("at the horizon", percent if wide else None),
+            Column("solved", percent if wide else None),
+            Column("rank correlation with the oracle’s", num if wide else None),
             Column("policy", None),
         ],
         rows,

@@ -12,7 +12,7 @@ from haltwise.processes.base import Process, State
 from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.processes.trajectory import Trajectory
 from haltwise.tasks.base import DifferentiatedScore, TaskBatch
-from haltwise.update_rules.base import UpdateRule
+from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["Tape", "record", "record_process", "record_tape"]
 
@@ -116,7 +116,7 @@ def _record(
     keep = segment is not None
     loss, excess, signals, readouts = ([] for _ in range(4))
     states: list[State] = []
-    rule = rule.settled()
+    rule = prepare(rule)
     params, state = batch.start, rule.init(batch.start)
     memory, grads, updates = init_signals(params), [], []
     shape = (num_steps + 1, batch.num_problems, batch.dim)  # a step is written at a time
@@ -137,9 +137,9 @@ def _record(
             break
         if segment is not None and step % segment == 0:
             states.append(state)
-            update, readout, state = rule.step(seen.grad, state)
+            update, readout, state = rule.update(seen.grad, state)
         else:
-            update, readout, state = rule.advance(seen.grad, state)
+            update, readout, state = update_(rule, seen.grad, state)
         grads.append(seen.grad)
         updates.append(update)
         readouts.append(readout)

@@ -18,7 +18,7 @@ class Quadratic(TaskFamily):
     """f(theta) = ||W theta - y||^2 with W [D, D] and y [D] from U(0, 1).
 
     Parameters [D], theta_0 ~ N(0, start_std^2). Source: arXiv 1606.04474, section 3.1. The paper
-    says Gaussian, but its code draws uniforms, and its published figures agree with the code.
+    states Gaussian, but its code draws uniforms, and its published figures agree with the code.
     """
 
     num_params: int = 10

@@ -1,7 +1,8 @@
 """Training of halting models and of the update rules beside them."""
 
 from haltwise.training.gradients import GradientEstimator, Pathwise, estimators
-from haltwise.training.settings import PRESETS, TrainingSettings
+from haltwise.training.presets import PRESETS
+from haltwise.training.settings import TrainingSettings
 from haltwise.training.train import monitor_settings, train, train_monitor
 from haltwise.training.trainer import Progress, Trainer
 

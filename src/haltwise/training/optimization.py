@@ -12,7 +12,7 @@ from haltwise.training.settings import AdamSettings
 __all__ = ["MOMENTS", "MetaAdam"]
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam remembers of a parameter."""
+"""Names of Adam's state of a parameter."""
 
 
 @final
@@ -41,22 +41,17 @@ class MetaAdam:
         state: dict[Tensor, dict[str, Tensor]] = self._adam.state
         return state
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        self._adam.zero_grad()
-
-    def step(self, loss: float, step: int, num_steps: int, factor: float) -> bool:
+    def step(self, loss: float, step: int, num_steps: int, learning_rate: float) -> bool:
         """Update the parameters by their gradients, clipped; whether everything was finite.
 
         Args:
             loss: The objective there.
             step: Steps of the phase that are done.
             num_steps: Steps of the phase.
-            factor: Multiplies the learning rate.
+            learning_rate: Adam's, before the cosine.
         """
         cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
-        rate = self._settings.learning_rate * factor
-        self._adam.param_groups[0]["lr"] = rate * (0.01 + 0.99 * cosine)
+        self._adam.param_groups[0]["lr"] = learning_rate * (0.01 + 0.99 * cosine)
         norms = [
             torch.nn.utils.clip_grad_norm_(weights, self._settings.clip_norm)
             for weights in self._groups

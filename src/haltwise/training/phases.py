@@ -1,6 +1,7 @@
 """The phases of a training: what one meta-step differentiates."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple, final
 
 import torch
@@ -20,7 +21,7 @@ __all__ = ["HaltingPhase", "JointPhase", "Phase", "ShardResult", "halting_of"]
 
 
 class ShardResult(NamedTuple):
-    """What came of differentiating one virtual shard.
+    """The result of differentiating one virtual shard.
 
     Attributes:
         loss: Sum of the items' losses over the size of the whole meta-step.
@@ -39,7 +40,12 @@ def halting_of(model: Model) -> HaltingModel:
 
 
 class Phase(ABC):
-    """A stretch of meta-steps with one objective."""
+    """A stretch of meta-steps with one objective.
+
+    Args:
+        settings: Settings of the run.
+        device: Where to compute.
+    """
 
     name: str
     num_steps: int
@@ -47,7 +53,7 @@ class Phase(ABC):
     left_out_name: str
     """Stream under which items that were not finite are counted."""
     counts_anew: bool
-    """Whether a meta-step counts other items than the one before."""
+    """Whether every meta-step leaves out items of its own, which add up."""
 
     def __init__(self, settings: TrainingSettings, device: torch.device | str) -> None:
         self.settings, self._device = settings, device
@@ -57,7 +63,7 @@ class Phase(ABC):
         """Add the gradient of a virtual shard to the model's `.grad`.
 
         Args:
-            shard: Its number.
+            shard: Number of the shard.
             step: Steps of this phase that are done.
         """
 
@@ -98,18 +104,12 @@ class JointPhase(Phase):
         price = self._draw_prices(size, generator)
         warm = step >= joint.warmup * joint.num_steps
 
-        def objective(excess: Tensor, outputs: dict[str, Tensor], price: Tensor) -> Tensor:
+        def objective(excess: Tensor, outputs: Mapping[str, Tensor], price: Tensor) -> Tensor:
             if warm:
                 return self._objective.joint(excess, outputs, price, generator)
             return self._objective.losses(excess)
 
-        estimate = self._estimator.accumulate(
-            batch,
-            price,
-            objective,
-            joint.batch_size,
-            generator,  # type: ignore[arg-type]
-        )
+        estimate = self._estimator.accumulate(batch, price, objective, joint.batch_size, generator)
         losses = estimate.losses
         return ShardResult(losses.sum() / joint.batch_size, len(losses), estimate.num_left_out)
 

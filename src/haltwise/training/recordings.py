@@ -1,4 +1,4 @@
-"""The trajectories that a halter learns from, recorded once and kept."""
+"""The trajectories that a halter learns from, each stream of them recorded once."""
 
 from typing import final
 
@@ -13,7 +13,13 @@ __all__ = ["Recordings"]
 
 @final
 class Recordings:
-    """Trajectories of the final update rule by stream, those that are not finite left out."""
+    """Trajectories of the final update rule by stream, without those that are not finite.
+
+    Args:
+        settings: Settings of the run.
+        source: Source of the trajectories.
+        model: The model, whose update rule must be final at the first call of `take`.
+    """
 
     def __init__(self, settings: TrainingSettings, source: Source, model: Model) -> None:
         self._settings, self._source, self._model = settings, source, model
@@ -25,6 +31,11 @@ class Recordings:
 
     def take(self, name: str, num_items: int, *path: int) -> Trajectory:
         """The trajectories of a stream, recorded at the first call.
+
+        Args:
+            name: Name of the stream: recorded, validation or calibration.
+            num_items: Number of items to record.
+            path: The rest of the stream's path.
 
         Raises:
             InputError: None stayed finite.
@@ -39,7 +50,7 @@ class Recordings:
         return self._kept[key]
 
     def none_finite(self, num_items: int) -> str:
-        """The sentence that says that no problem stayed finite."""
+        """Word the message that no problem stayed finite."""
         settings = self._settings
         what = f"problems of {settings.family.name}" if settings.runs is None else "recorded runs"
         return (

@@ -4,21 +4,19 @@ The docstring of a field is its help on the command line, where `joint.batch_siz
 `--joint.batch-size`.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self, final
 
-from haltwise._core import discovery
+from haltwise._core import plugins
 from haltwise._core.errors import require
-from haltwise._core.nested_settings import Choice, build, merge
-from haltwise._core.plugins import resolve
+from haltwise._core.nested_settings import Choice, build, checked, merge
+from haltwise._core.settings import require_types
 from haltwise.halting.halter import HalterSettings
-from haltwise.models.loading import load, load_halting
-from haltwise.tasks import training_defaults
+from haltwise.training.presets import default_settings
+from haltwise.training.transfer import brought_settings
 
 __all__ = [
-    "PRESETS",
     "AdamSettings",
     "HaltingPhaseSettings",
     "JointPhaseSettings",
@@ -45,11 +43,11 @@ class JointPhaseSettings:
     sum_weight: float = 0.3
     """Weight of the mean loss over the horizon beside the halting objective, both in prices."""
     estimator: Choice = field(default_factory=lambda: Choice("pathwise"))
-    """Gradient estimator, a name in `haltwise.training.gradients.estimators()`."""
+    """Gradient estimator, a name in its table or PATH.py:NAME."""
 
     def __post_init__(self) -> None:
-        _require_counts(self, num_steps=0, batch_size=1)
-        _require_shares(self, "warmup")
+        _check(self, at_least={"num_steps": 0, "batch_size": 1})
+        require(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
 
 
 @final
@@ -68,7 +66,7 @@ class HaltingPhaseSettings:
     prices, so they grow as the price falls: 0 favours low prices, 1 high ones."""
 
     def __post_init__(self) -> None:
-        _require_counts(self, num_steps=0, num_recorded=1, batch_size=1)
+        _check(self, at_least={"num_steps": 0, "num_recorded": 1, "batch_size": 1})
 
 
 @final
@@ -82,7 +80,7 @@ class AdamSettings:
     """Norm to which meta-gradients are clipped, for the rule and for the halter apart."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "learning_rate", "clip_norm")
+        _check(self, above_zero=("learning_rate", "clip_norm"))
 
 
 @final
@@ -98,7 +96,7 @@ class ValidationSettings:
     """Calibration problems, on which the stop rule's thresholds are chosen."""
 
     def __post_init__(self) -> None:
-        _require_counts(self, every=1, num_problems=1, num_calibration=1)
+        _check(self, at_least={"every": 1, "num_problems": 1, "num_calibration": 1})
 
 
 @final
@@ -116,7 +114,7 @@ class RunSettings:
     the learning rate, before it is given up."""
 
     def __post_init__(self) -> None:
-        _require_counts(self, num_shards=1, num_checkpoints=1, max_rollbacks=0)
+        _check(self, at_least={"num_shards": 1, "num_checkpoints": 1, "max_rollbacks": 0})
 
 
 @final
@@ -138,11 +136,11 @@ class TrainingSettings:
     preset: str = "act"
     """Preset that the settings were made from, for the card."""
     rule: Choice = field(default_factory=lambda: Choice("lstm"))
-    """Update rule, a name in `haltwise.update_rules.rules()`; "none" for processes."""
+    """Update rule, a name in its table or PATH.py:NAME; "none" for processes."""
     halter: HalterSettings = field(default_factory=HalterSettings)
     """The shape of the halter."""
     method: Choice = field(default_factory=lambda: Choice("stick-breaking"))
-    """Halting method, a name in `haltwise.halting.halting_methods()`; "none" learns no halting."""
+    """Halting method, a name in its table or PATH.py:NAME; "none" learns no halting."""
     rule_from: str | None = None
     """Shipped name, run directory or weights file whose update rule to begin with. With
     `joint.num_steps = 0` it stays as it is, and only a halter is trained for it."""
@@ -169,8 +167,7 @@ class TrainingSettings:
     """Random seed."""
 
     def __post_init__(self) -> None:
-        _require_counts(self, horizon=1)
-        _require_positive(self, "price")
+        _check(self, at_least={"horizon": 1}, above_zero=("price",))
         require(self.price_range >= 1, f"price_range must be at least 1, got {self.price_range}")
         for name, size in (
             ("joint.batch_size", self.joint.batch_size),
@@ -211,95 +208,44 @@ class TrainingSettings:
             >>> TrainingSettings.from_preset("act", "regression-2d", {"price": 0.1}).horizon
             40
         """
-        chosen = discovery.lookup(PRESETS, preset, "preset")
-        asked = merge(*changes)
+        asked = merge(*(checked(cls, document) for document in changes))
         settings = merge(
-            {"family": {"name": resolve(family), "settings": {}}, "preset": preset},
-            training_defaults().get(family, {}),
-            chosen,
-            _taken_over(asked),
+            {"family": {"name": family}},
+            default_settings(preset, family),
             asked,
+            brought_settings(asked),
+            {"preset": preset},
         )
-        for name in ("rule", "method"):
-            if isinstance(settings.get(name), str):
-                settings[name] = {"name": settings[name]}
-            if "name" in settings.get(name, {}):
-                settings[name]["name"] = resolve(settings[name]["name"])
-        return cls.from_json(_named(settings))
+        made = cls.from_json(settings)
+        return replace(
+            made,
+            family=_located(made.family),
+            rule=_located(made.rule),
+            method=_located(made.method),
+            joint=replace(made.joint, estimator=_located(made.joint.estimator)),
+            mixed_with=[plugins.resolve(name) for name in made.mixed_with],
+        )
 
 
-def _named(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the default name wherever a choice comes with settings alone."""
-    for name, default in (("rule", "lstm"), ("method", "stick-breaking")):
-        if name in settings and "name" not in settings[name]:
-            settings[name] = {"name": default, **settings[name]}
-    return settings
+def _located(choice: Choice) -> Choice:
+    """The choice with the path of PATH.py:NAME absolute, so that it is found from anywhere."""
+    return Choice(plugins.resolve(choice.name), choice.settings)
 
 
-def _taken_over(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that come with a rule or a halter of other weights."""
-    brought: dict[str, Any] = {}
-    for part, names in (("rule", ("rule",)), ("halter", ("halter", "method"))):
-        origin = asked.get(f"{part}_from")
-        if origin is None:
-            continue
-        clash = [name for name in names if name in asked]
-        require(not clash, f"{part}_from brings its own settings; drop {' and '.join(clash)}")
-        if part == "rule":
-            rule = load(origin).card.rule
-            assert rule is not None
-            brought["rule"] = asdict(rule)
-        else:
-            card = load_halting(origin).card
-            brought |= {"halter": asdict(card.halter), "method": asdict(card.method)}
-    return brought
+def _check(
+    settings: Any, *, at_least: Mapping[str, int] | None = None, above_zero: Sequence[str] = ()
+) -> None:
+    """Refuse settings of another type, or out of bounds.
 
-
-def _require_counts(settings: object, **least: int) -> None:
-    for name, bound in least.items():
+    Args:
+        settings: A dataclass.
+        at_least: The least value of integers by name.
+        above_zero: Names of positive numbers.
+    """
+    require_types(type(settings).__init__, vars(settings))
+    for name, bound in (at_least or {}).items():
         value = getattr(settings, name)
         require(value >= bound, f"{name} must be at least {bound}, got {value}")
-
-
-def _require_positive(settings: object, *names: str) -> None:
-    for name in names:
+    for name in above_zero:
         value = getattr(settings, name)
         require(value > 0, f"{name} must be above 0, got {value}")
-
-
-def _require_shares(settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
-
-
-PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
-    {
-        # What works best.
-        "act": {},
-        # The LSTM optimizer of L2L: no halting is trained.
-        "lstm": {"method": {"name": "none"}, "halting": {"num_steps": 0}},
-        # The thesis to the letter: linear read-out of the pooled hidden state, tau = 1, one price,
-        # one horizon per problem from the p(T) that the price implies.
-        "thesis": {
-            "rule": {
-                "name": "lstm",
-                "settings": {"shared_gradient": False, "direct_gradient": False},
-            },
-            "halter": {"width": 0, "memory": 0, "features": "none"},
-            "method": {
-                "name": "softmax",
-                "settings": {
-                    "temperature": 1.0,
-                    "continuation": None,
-                    "horizons": "sampled",
-                    "calibrated": False,
-                },
-            },
-            "halting": {"num_steps": 0},
-            "price_range": 1.0,
-            "joint": {"warmup": 0.0, "sum_weight": 0.0},
-        },
-    }
-)
-"""Settings by preset, laid over the family's defaults."""

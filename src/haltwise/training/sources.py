@@ -1,4 +1,4 @@
-"""What a run learns from: problems of families, processes, or recorded runs of a loop."""
+"""The sources of what a run learns from: problems, processes, or recorded runs of a loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,9 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from haltwise._core import plugins
-from haltwise._core.discovery import configure
 from haltwise._core.errors import require
+from haltwise._core.files import digest
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
 from haltwise.models.files import Model
@@ -23,6 +22,7 @@ from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout.record import record, record_process
 from haltwise.stop_rules import CostUnit
 from haltwise.tasks import TaskBatch, TaskFamily, family
+from haltwise.training.families import find_family
 from haltwise.training.settings import TrainingSettings
 
 __all__ = ["FamilySource", "ProcessSource", "RecordedSource", "Report", "Source", "source_of"]
@@ -30,11 +30,11 @@ __all__ = ["FamilySource", "ProcessSource", "RecordedSource", "Report", "Source"
 Report = Callable[[int, int], None]
 """Called with how many of how many problems are recorded."""
 
-_RECORDED_COORDINATES = 2**18  # that are recorded at once: their state fills some 80 MiB
+_RECORDED_COORDINATES = 2**18  # recorded at once: their state fills some 80 MiB
 
 
 class Source(ABC):
-    """Where the trajectories of a run come from."""
+    """The source of a run's trajectories."""
 
     unit: CostUnit
     """What a stop is charged for."""
@@ -44,7 +44,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What identifies the source beside the settings, as JSON."""
+        """What identifies the source beside the settings, as JSON values by name."""
 
     def sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch | None:
         """Draw fresh problems for the update rule; None where there is no rule to train."""
@@ -58,11 +58,11 @@ class Source(ABC):
         """Record trajectories, whether they stay finite or not.
 
         Args:
-            model: Whose update rule moves the parameters.
+            model: The model, whose update rule moves the parameters.
             name: Name of the stream: recorded, validation or calibration.
-            num_items: How many are wanted; of recorded runs there are as many as there are.
-            path: Further down the stream.
-            report: Called with the progress, where that takes long.
+            num_items: Number of items wanted; recorded runs are as many as there are.
+            path: The rest of the stream's path.
+            report: Called with the progress, where recording takes long.
         """
 
 
@@ -71,7 +71,7 @@ class FamilySource(Source):
     """Problems of a family, and recordings of those that it is mixed with.
 
     Raises:
-        InputError: A family is unknown, or has no such settings.
+        InputError: A family to mix with is unknown, or there is no update rule.
     """
 
     unit = CostUnit.GRADIENTS
@@ -83,6 +83,11 @@ class FamilySource(Source):
         device: torch.device | str,
         data_dir: Path | str | None = None,
     ) -> None:
+        require(
+            settings.rule.name != "none",
+            f"problems of {settings.family.name} are moved by an update rule, and rule is none; "
+            "name one",
+        )
         self.family = own
         self._mixed_with = {name: family(name, data_dir=data_dir) for name in settings.mixed_with}
         self._horizon, self._seed, self._device = settings.horizon, settings.seed, device
@@ -119,7 +124,11 @@ class FamilySource(Source):
 
 @final
 class ProcessSource(Source):
-    """Processes of a family that nothing but halting is learned for."""
+    """Processes of a family: only when to halt them is learned.
+
+    Raises:
+        InputError: The settings name an update rule.
+    """
 
     unit = CostUnit.UPDATES
     observed: Observed = "loss"
@@ -127,10 +136,7 @@ class ProcessSource(Source):
     def __init__(
         self, own: ProcessFamily, settings: TrainingSettings, device: torch.device | str
     ) -> None:
-        require(
-            not settings.mixed_with,
-            "mixed_with mixes families of problems; a family of processes stands alone",
-        )
+        _require_no_rule(settings, "processes move by themselves")
         self.family = own
         self._horizon, self._seed, self._device = settings.horizon, settings.seed, device
 
@@ -148,7 +154,7 @@ class ProcessSource(Source):
 
 @final
 class RecordedSource(Source):
-    """Runs of a loop that were recorded before; a stop leaves the loop where it is.
+    """Recorded runs of a loop; a stop leaves the loop where it is.
 
     Raises:
         InputError: There are no such runs, or too few.
@@ -158,9 +164,13 @@ class RecordedSource(Source):
 
     def __init__(self, settings: TrainingSettings, device: torch.device | str) -> None:
         assert settings.runs is not None
+        _require_no_rule(settings, "recorded runs have been moved already")
         runs = RecordedRuns.load(settings.runs, settings.horizon)
         runs = runs.keeping_best() if settings.keeps_best else runs
         self.observed = runs.observed
+        recorded = vars(runs.trajectory)
+        tensors = {name: value for name, value in recorded.items() if isinstance(value, Tensor)}
+        self._digest = digest(tensors, "")
 
         def place(value: Tensor) -> Tensor:
             return value.to(device)
@@ -171,7 +181,7 @@ class RecordedSource(Source):
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"observed": self.observed}
+        return {"observed": self.observed, "recordings": self._digest}
 
     def record(
         self, model: Model, name: str, num_items: int, *path: int, report: Report | None = None
@@ -182,18 +192,23 @@ class RecordedSource(Source):
 def source_of(
     settings: TrainingSettings, device: torch.device | str, data_dir: Path | str | None = None
 ) -> Source:
-    """The source that a run of these settings learns from.
+    """Make the source that settings name.
 
     Raises:
-        InputError: A family is unknown, or there are no such runs.
+        InputError: A family is unknown, there are no such runs, or other settings do not fit.
     """
     if settings.runs is not None:
         return RecordedSource(settings, device)
-    name, own = settings.family.name, settings.family.settings
-    if plugins.is_file(name):
-        brought = plugins.load_object(name, object, "family")
-        kind = brought if isinstance(brought, type) else type(brought)
-        if issubclass(kind, ProcessFamily):
-            return ProcessSource(configure(brought, own, name), settings, device)
-    found = family(name, own, data_dir=data_dir)
-    return FamilySource(found, settings, device, data_dir)
+    own = find_family(settings.family, data_dir)
+    if isinstance(own, ProcessFamily):
+        return ProcessSource(own, settings, device)
+    return FamilySource(own, settings, device, data_dir)
+
+
+def _require_no_rule(settings: TrainingSettings, why: str) -> None:
+    """Refuse settings of what an update rule and its problems would need."""
+    require(
+        settings.rule.name == "none",
+        f"{why}, so there is no update rule to train; drop rule {settings.rule.name!r}",
+    )
+    require(not settings.mixed_with, f"{why}; drop mixed_with, which names families of problems")

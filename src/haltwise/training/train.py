@@ -7,26 +7,17 @@ from typing import Any
 
 import torch
 
-from haltwise._core.nested_settings import merge
 from haltwise._core.plugins import whereabouts
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.processes.base import ProcessFamily
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.tasks import TaskFamily
+from haltwise.training.presets import MONITOR_DEFAULTS
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.trainer import Trainer
 from haltwise.update_rules import UpdateRule, rules
 
-__all__ = ["MONITOR_DEFAULTS", "monitor_settings", "train", "train_monitor"]
-
-# Some hundreds of runs are all there is: a smaller halter, fewer steps.
-MONITOR_DEFAULTS: dict[str, Any] = {
-    "rule": {"name": "none"},
-    "halter": {"width": 32, "memory": 16},
-    "price_range": 3.0,
-    "halting": {"num_steps": 1000, "batch_size": 128},
-}
-"""Settings that differ where a monitor is learned."""
+__all__ = ["monitor_settings", "train", "train_monitor"]
 
 
 def train(
@@ -44,12 +35,13 @@ def train(
         family: A name, PATH.py:NAME, or a family of your own, of problems or of processes, whose
             class stands at the top of a file, which is executed again: what it is to do only as a
             script belongs under `if __name__ == "__main__":`.
-        directory: Of the run, created if missing.
+        directory: Directory of the run, created if missing.
         preset: A name in `PRESETS`.
         device: Where to compute.
         data_dir: See `haltwise.tasks.family`; by default that of a family of your own.
-        settings: Of `TrainingSettings`, sections as dictionaries: `price=0.1`,
-            `joint={"num_steps": 500}`; `rule` and `method` also as an instance.
+        settings: Settings of `TrainingSettings`, sections as dictionaries: `price=0.1`,
+            `joint={"num_steps": 500}`; `rule` and `method` by name, with settings as in
+            `rule={"name": "adam", "settings": {"learning_rate": 0.1}}`, or as an instance.
 
     Returns:
         The run directory, which `haltwise.load`, `haltwise.solve` and all others take.
@@ -59,9 +51,7 @@ def train(
     """
     changes = {name: _plain(name, value) for name, value in settings.items()}
     if isinstance(family, TaskFamily | ProcessFamily):
-        changes = merge({"family": {"settings": asdict(family)}}, changes)
-        if isinstance(family, ProcessFamily):
-            changes = merge({"rule": {"name": "none"}, "price_range": 3.0}, changes)
+        changes = {"family": {"settings": asdict(family)}, **changes}
         if isinstance(family, TaskFamily):
             data_dir = data_dir or family.data_dir
         family = whereabouts(family)
@@ -75,31 +65,31 @@ def train(
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A rule or method that was given as an instance, as its name and settings."""
+    """Replace a rule or method that is given as an instance by its name and settings."""
     tables: dict[str, tuple[type, Mapping[str, type]]] = {
         "rule": (UpdateRule, rules()),
         "method": (HaltingMethod, halting_methods()),
     }
-    if name not in tables or not isinstance(value, tables[name][0]) or not is_dataclass(value):
+    if name not in tables:
         return value
-    known = {kind: key for key, kind in tables[name][1].items()}
-    kind = type(value)
-    return {
-        "name": known[kind] if kind in known else whereabouts(kind),
-        "settings": asdict(value),  # type: ignore[call-overload]
-    }
+    kind, table = tables[name]
+    if not isinstance(value, kind) or not is_dataclass(value) or isinstance(value, type):
+        return value
+    known = {entry: key for key, entry in table.items()}
+    name = known[type(value)] if type(value) in known else whereabouts(value)
+    return {"name": name, "settings": asdict(value)}
 
 
 def monitor_settings(
     runs: str | Path, *, price: float, horizon: int | None = None, **settings: Any
 ) -> TrainingSettings:
-    """What `train_monitor` trains.
+    """Make the settings of `train_monitor`.
 
     Args:
-        runs: The directory of the recordings.
+        runs: Directory of the recordings.
         price: c, what a round must gain, in units of the score.
         horizon: T, rounds after the first; the shortest run's if None.
-        settings: Others of `TrainingSettings`, sections as dictionaries.
+        settings: Further settings of `TrainingSettings`, sections as dictionaries.
 
     Raises:
         InputError: There are no such runs, or a setting is impossible.
@@ -127,12 +117,13 @@ def train_monitor(
     Of the runs 65 % teach the halter, 10 % choose its weights and 25 % its threshold.
 
     Args:
-        runs: The directory in which `HaltingMonitor.recording` wrote them.
-        directory: The run directory, created if missing.
-        price: See `monitor_settings`, as all but the device.
-        horizon: T.
-        device: Where to train.
-        settings: For instance `keeps_best=True`, for a loop that goes back to its best state.
+        runs: Directory in which `HaltingMonitor.recording` wrote them.
+        directory: Directory of the run, created if missing.
+        price: c, what a round must gain, in units of the score.
+        horizon: T, rounds after the first; the shortest run's if None.
+        device: Where to compute.
+        settings: Further settings, for instance `keeps_best=True`, for a loop that goes back to
+            its best state.
 
     Returns:
         The run directory, to give to `HaltingMonitor`.

@@ -11,8 +11,8 @@ the shards are summed in their order: neither interruptions nor the number of wo
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -20,63 +20,24 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
 from haltwise._core.tensors import nested_state, require_like, sub_state
-from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
 from haltwise.models.card import Card
-from haltwise.models.files import build_model
-from haltwise.models.loading import load, load_halting
-from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.stop_rules import RETURNABLE, CostUnit, FixedBudget, StopPolicy
-from haltwise.training.gradients import estimators
-from haltwise.training.objective import MetaObjective
-from haltwise.training.optimization import MetaAdam
-from haltwise.training.own import make_own, own_classes
-from haltwise.training.phases import HaltingPhase, JointPhase, Phase, halting_of
-from haltwise.training.recordings import Recordings
+from haltwise.models.files import Model
+from haltwise.training.best import UNRANKED, Best, trained_card
+from haltwise.training.choices import own_classes
+from haltwise.training.learner import Learner
+from haltwise.training.progress import Progress
 from haltwise.training.run.directory import Checkpoint, RunDirectory, differences
 from haltwise.training.run.log import RunLog
-from haltwise.training.run.state import TrainingState, finite_only
+from haltwise.training.run.state import Counters, TrainingState
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import Report, source_of
+from haltwise.training.transfer import begin_from
 from haltwise.training.validation import calibrate_policies, validate
 
 __all__ = ["Progress", "Trainer"]
-
-_SKIPPED = 20  # meta-steps in a row without a finite gradient are a divergence, too
-_ROLLBACK_FACTOR = 0.3  # of the learning rate
-
-Best = tuple[dict[str, Tensor], Card]
-"""The best weights so far and their card."""
-
-
-@final
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands after a meta-step.
-
-    Attributes:
-        step: Meta-steps done.
-        loss: The objective on the last batch, per problem.
-        price_adjusted_loss: J = excess loss at the stop + price * steps on the validation
-            problems at the default price, of the last validation; NaN where no halting is learned.
-        mean_halting_step: On the same problems.
-        mean_loss: Mean excess loss over steps 1..T on the validation problems.
-        num_nonfinite: Problems left out so far because their loss or gradient was not finite.
-        num_skipped: Meta-steps without an update, for the meta-gradient was not finite.
-        num_rollbacks: Returns to the last good state in this phase, since training had diverged.
-    """
-
-    step: int
-    loss: float
-    price_adjusted_loss: float
-    mean_halting_step: float
-    mean_loss: float
-    num_nonfinite: int
-    num_skipped: int
-    num_rollbacks: int
 
 
 @final
@@ -97,7 +58,8 @@ class Trainer:
         data_dir: Directory of the family's data files, see `haltwise.tasks.family`.
 
     Raises:
-        InputError: The family is unknown, or the directory holds a run already or is not writable.
+        InputError: A setting is impossible, or the directory holds a run already or cannot be
+            written.
     """
 
     def __init__(
@@ -112,9 +74,8 @@ class Trainer:
         data_dir: Path | str | None = None,
     ) -> None:
         self._set_up(settings, directory, device, workers, data_dir)
-        held = RunDirectory.holds_run(directory)
+        RunDirectory.require_free(directory)
         self._workers.wait()  # until all have looked
-        require(not held, f"{directory} holds a run already; resume it or choose another directory")
         self._command = command
         self._begin()
         if self._workers.is_first:
@@ -132,11 +93,11 @@ class Trainer:
         workers: Workers | None = None,
         data_dir: Path | str | None = None,
     ) -> Self:
-        """The run in `directory`, at its last checkpoint.
+        """Take up the run in `directory` at its last checkpoint.
 
         Args:
-            directory: Of the run.
-            settings: If given, what the run must be of.
+            directory: Directory of the run.
+            settings: If given, the settings that the run must have.
             device: Where to compute.
             tensorboard: Whether to write TensorBoard event files.
             workers: The processes that share the run.
@@ -146,7 +107,8 @@ class Trainer:
             CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
 
         Raises:
-            InputError: There is no run, its files are corrupt, or it is of other settings.
+            InputError: There is no run, its files are corrupt, it is of other settings, or another
+                process trains it.
         """
         document = RunDirectory.read(directory)
         try:
@@ -161,6 +123,7 @@ class Trainer:
         first = trainer._workers.is_first
         newest = None
         if first:
+            trainer._files.lock()
             trainer._files.clean()
             newest = trainer._files.newest()
         step = torch.tensor(-1 if newest is None else newest[0], device=device)
@@ -174,7 +137,7 @@ class Trainer:
             num_records = trainer._restore(newest[1])
         if first:
             trainer._log = RunLog(
-                directory, tensorboard=tensorboard, keep=num_records, step=trainer._step
+                directory, tensorboard=tensorboard, keep=num_records, step=trainer.step
             )
         return trainer
 
@@ -188,110 +151,61 @@ class Trainer:
     ) -> None:
         self.settings, self.directory, self._device = settings, directory, device
         self._workers = workers or Workers()
-        self._shards = self._workers.shards(settings.run.num_shards)
         self._files = RunDirectory(directory, settings.run.num_checkpoints)
         self.source = source_of(settings, device, data_dir)
         self._own = own_classes(settings)
-        self.model = build_model(self._blank_card(), stream(settings.seed, "weights"), self._own)
-        self.model.to(device)
-        self._halting = halting_of(self.model)
-        self._parameters = dict(self.model.named_parameters())
-        self._recordings = Recordings(settings, self.source, self.model)
-        self._phases = self._make_phases()
-        require(
-            self.num_steps >= 1,
-            f"there is nothing to train: rule {settings.rule.name} has no weights or no joint "
-            f"meta-steps, and method {settings.method.name!r} no steps for a halter alone; train "
-            "a halter with --preset act, or set --joint.num-steps",
-        )
+        self._learner = Learner(settings, self.source, self._own, device, self._workers)
         generator = stream(settings.seed, "validation")
         self._validation = self.source.sample(settings.validation.num_problems, generator)
-        self._step, self._seconds = 0, 0.0
-        self._left_out: dict[str, int] = {}  # problems that were not finite, by stream
-        self._num_skipped, self._skipped_in_a_row = 0, 0
         self._diverged = False
         self._metrics: dict[str, float] = {}
         self._halting_steps: Tensor | None = None
         self._best: Best | None = None
-        self._best_score = (math.inf, math.inf)  # problems that failed, then the score itself
+        self._best_rank = UNRANKED  # problems that failed, then the score itself
         self._is_exported = True
         self._interrupt, self.interrupted = False, False
-        self._begin_phase(self._phases[0])
-
-    def _make_phases(self) -> list[Phase]:
-        """The phases in order; the first may have no steps."""
-        settings, device = self.settings, self._device
-        objective = MetaObjective(
-            self._halting,
-            horizon=settings.horizon,
-            price=settings.price,
-            sum_weight=settings.joint.sum_weight,
-        )
-        phases: list[Phase] = []
-        if self._rule_parameters() and settings.joint.num_steps:
-            assert isinstance(self.model, OptimizerModel)
-            choice = settings.joint.estimator
-            estimator = make_own(estimators(), choice, "gradient estimator", self._own)
-            bound = estimator.bind(self.model, settings.horizon)
-            phases.append(JointPhase(settings, device, self.source, objective, bound))
-        phases.append(HaltingPhase(settings, device, self.model, objective, self._recordings))
-        return phases
-
-    def _rule_parameters(self) -> list[torch.nn.Parameter]:
-        return self.model.rule_parameters() if isinstance(self.model, OptimizerModel) else []
 
     def _begin(self) -> None:
-        """Take over trained parts, if that is wanted, and measure what there is to begin with."""
-        if self.settings.rule_from is not None:
-            assert isinstance(self.model, OptimizerModel)
-            _take_over(self.settings.rule_from, "rule", load, self.model.rule)
-        if self.settings.halter_from is not None:
-            _take_over(self.settings.halter_from, "halter", load_halting, self._halting.halter)
+        """Copy trained parts, if that is wanted, and measure what there is to begin with."""
+        begin_from(self.model, self.settings.rule_from, self.settings.halter_from, self._own)
         self._validate()
-        if self._phase.name == "halting":  # an untrained halter is no contender
-            self._best_score = (math.inf, math.inf)
+        if self._learner.phase.name == "halting":  # an untrained halter is no contender
+            self._best_rank = UNRANKED
         self._good = self._snapshot()
-
-    def _begin_phase(self, phase: Phase) -> None:
-        """Let those parameters learn that the phase trains."""
-        self._phase, self._num_rollbacks = phase, 0
-        for weight in self._rule_parameters():
-            weight.requires_grad_(phase.name == "joint")
-        halter = self._halting.halter
-        self._adam = MetaAdam(
-            self.settings.adam,
-            [self._rule_parameters(), [] if halter is None else list(halter.parameters())],
-            [value for value in self._parameters.values() if value.requires_grad],
-        )
 
     # ---------------------------------------------------------------------------------- progress
 
     @property
+    def model(self) -> Model:
+        """The model as trained so far."""
+        return self._learner.model
+
+    @property
     def step(self) -> int:
         """Meta-steps done."""
-        return self._step
+        return self._learner.step
 
     @property
     def num_steps(self) -> int:
         """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
-        return sum(phase.num_steps for phase in self._phases)
+        return self._learner.num_steps
 
     @property
     def num_nonfinite(self) -> int:
         """Problems left out so far because their loss or gradient was not finite."""
-        return sum(self._left_out.values())
+        return sum(self._learner.counters.left_out.values())
 
     @property
     def num_skipped(self) -> int:
         """Meta-steps without an update so far, for the meta-gradient was not finite."""
-        return self._num_skipped
+        return self._learner.counters.num_skipped
 
     def report_recording(self, report: Report) -> None:
-        """Have the progress of recordings, which may take long, reported to a function."""
-        self._recordings.report = report
+        """Call a function with the progress of recordings, which may take long."""
+        self._learner.recordings.report = report
 
     def interrupt(self) -> None:
-        """Have `run` end after the meta-step it is in, with a checkpoint, at every worker."""
+        """End `run` after the meta-step it is in, with a checkpoint, at every worker."""
         self._interrupt = True
 
     # -------------------------------------------------------------------------------------- loop
@@ -302,35 +216,30 @@ class Trainer:
         Raises:
             InputError: Training diverges again and again, or nothing can be written.
         """
-        started = time.perf_counter()
-        while self._step < self.num_steps and not self.interrupted:
-            if self._phase is not self._phases[-1] and self._done >= self._phase.num_steps:
-                self._go_on()
-            loss = self._meta_step()
-            self._step += 1
-            ends = self._done == self._phase.num_steps
-            if ends or self._step % self.settings.validation.every == 0:
+        if self._workers.is_first:
+            self._files.lock()
+        try:
+            yield from self._run()
+        finally:
+            self._files.unlock()
+
+    def _run(self) -> Iterator[Progress]:
+        learner, started = self._learner, time.perf_counter()
+        while self.step < self.num_steps and not self.interrupted:
+            if learner.phase is not learner.phases[-1] and self._phase_ends():
+                self._begin_next_phase()
+            loss, self.interrupted = learner.meta_step(interrupt=self._interrupt)
+            if self._phase_ends() or self.step % self.settings.validation.every == 0:
                 now = time.perf_counter()
-                self._seconds, started = self._seconds + now - started, now
+                learner.counters.seconds += now - started
+                started = now
                 self._validate()
                 if self._diverged and not self._good.diverged:
                     self._roll_back()
                 else:
-                    self._good = self._snapshot()
-                    self._write_log({"step": self._step, "loss": loss, **self._metrics})
-                    if self._workers.is_first and self._halting_steps is not None:
-                        self._log.write_histogram("halting_step", self._halting_steps, self._step)
+                    self._keep(loss)
                 self.save()
-            yield Progress(
-                self._step,
-                loss,
-                self._metrics["price_adjusted_loss"],
-                self._metrics["mean_halting_step"],
-                self._metrics["mean_loss"],
-                self.num_nonfinite,
-                self._num_skipped,
-                self._num_rollbacks,
-            )
+            yield self._progress(loss)
         if self.interrupted:
             self.save()
         else:
@@ -338,21 +247,37 @@ class Trainer:
         if self._workers.is_first:
             self._log.close()
 
-    @property
-    def _done(self) -> int:
-        """Steps of the present phase that are done."""
-        before = self._phases[: self._phases.index(self._phase)]
-        return self._step - sum(phase.num_steps for phase in before)
+    def _progress(self, loss: float) -> Progress:
+        return Progress(
+            self.step,
+            loss,
+            self._metrics["price_adjusted_loss"],
+            self._metrics["mean_halting_step"],
+            self._metrics["mean_loss"],
+            self.num_nonfinite,
+            self.num_skipped,
+            self._learner.counters.num_rollbacks,
+        )
 
-    def _go_on(self) -> None:
+    def _phase_ends(self) -> bool:
+        return self._learner.num_done == self._learner.phase.num_steps
+
+    def _begin_next_phase(self) -> None:
         """Freeze the best rule for the next phase, which is scored apart."""
+        learner = self._learner
         if self._best is None:
-            raise InputError(self._recordings.none_finite(self.settings.validation.num_problems))
-        self.model.load_state_dict(self._best[0])
-        self._best_score = (math.inf, math.inf)
-        self._begin_phase(self._phases[self._phases.index(self._phase) + 1])
-        self._skipped_in_a_row = 0
+            raise InputError(learner.recordings.none_finite(self.settings.validation.num_problems))
+        self.model.load_state_dict(self._best.weights)
+        self._best_rank = UNRANKED
+        learner.begin_phase(learner.phases[learner.phases.index(learner.phase) + 1])
         self._good = self._snapshot()
+
+    def _keep(self, loss: float) -> None:
+        """Take the state as the last good one, and log it."""
+        self._good = self._snapshot()
+        self._write_log({"step": self.step, "loss": loss, **self._metrics})
+        if self._workers.is_first and self._halting_steps is not None:
+            self._log.write_histogram("halting_step", self._halting_steps, self.step)
 
     def _roll_back(self) -> None:
         """Return to the last good state, to go on with a lower learning rate.
@@ -360,122 +285,67 @@ class Trainer:
         Raises:
             InputError: That has been tried as often as it may.
         """
-        tried = self.settings.adam.learning_rate * _ROLLBACK_FACTOR**self._num_rollbacks
+        learner, diverged_at = self._learner, self.step
+        num_rollbacks = learner.counters.num_rollbacks
         require(
-            self._num_rollbacks < self.settings.run.max_rollbacks,
-            f"meta-training diverged at step {self._step}, now with learning rate {tried:g} after "
-            f"{self._num_rollbacks} rollbacks; the best weights so far are kept in "
-            f"{self.directory}; begin again with a lower --adam.learning-rate or --horizon",
+            num_rollbacks < self.settings.run.max_rollbacks,
+            f"meta-training diverged at step {diverged_at}, now with learning rate "
+            f"{learner.learning_rate:g} after {num_rollbacks} rollbacks; the best weights so far "
+            f"are kept in {self.directory}; begin again with a lower --adam.learning-rate or "
+            "--horizon",
         )
-        self._num_rollbacks += 1
+        learner.roll_back(self._good)
+        self._diverged, self._metrics = self._good.diverged, self._good.metrics
         self._write_log(
             {
-                "step": self._step,
+                "step": diverged_at,
                 "event": "rollback",
                 "to_step": self._good.step,
-                "learning_rate": tried * _ROLLBACK_FACTOR,
+                "learning_rate": learner.learning_rate,
             }
         )
-        self._take_up(self._good)
-        self._skipped_in_a_row = 0
 
     def _write_log(self, entry: dict[str, Any]) -> None:
         if self._workers.is_first:
             self._log.write(entry)
 
-    def _meta_step(self) -> float:
-        """One step on the gradients of all virtual shards; the loss before it, per problem."""
-        phase, learning = self._phase, self._adam.learning
-        sizes = [weight.numel() for weight in learning]
-        # A row a shard: gradients, whether each weight has one, and four numbers.
-        num_shards = self.settings.run.num_shards
-        rows = torch.zeros(num_shards, sum(sizes) + len(sizes) + 4, device=self._device)
-        for shard in self._shards:
-            self._adam.zero_grad()
-            result = phase.differentiate(shard, self._done)
-            gradients = [weight.grad for weight in learning]
-            rows[shard] = torch.cat(
-                [
-                    *(
-                        weight.new_zeros(weight.numel()) if gradient is None else gradient.flatten()
-                        for weight, gradient in zip(learning, gradients, strict=True)
-                    ),
-                    rows.new_tensor([gradient is not None for gradient in gradients]),
-                    result.loss.reshape(1),
-                    rows.new_tensor([result.num_used, result.num_left_out, self._interrupt]),
-                ]
-            )
-        self._workers.sum(rows)
-        total = torch.zeros_like(rows[0])
-        for row in rows:  # one order of summation, whoever filled the rows
-            total = total + row
-        *present, loss, used, left_out, interrupts = total[sum(sizes) :].tolist()
-        self.interrupted = interrupts > 0
-        counted = self._left_out.get(phase.left_out_name, 0) if phase.counts_anew else 0
-        self._left_out[phase.left_out_name] = counted + int(left_out)
-        if used < phase.batch_size:
-            total = total * (phase.batch_size / max(used, 1))
-            loss *= phase.batch_size / used if used else math.nan
-        for weight, gradient, there in zip(
-            learning, total[: sum(sizes)].split(sizes), present, strict=True
-        ):
-            weight.grad = gradient.view_as(weight) if there else None
-        factor = _ROLLBACK_FACTOR**self._num_rollbacks
-        if self._adam.step(loss, self._done, phase.num_steps, factor):
-            self._skipped_in_a_row = 0
-            return float(loss)
-        self._num_skipped += 1
-        self._skipped_in_a_row += 1
-        return math.nan
-
     # -------------------------------------------------------------------- validation, calibration
 
     def _validate(self) -> None:
         """Measure the validation problems and keep the weights if they are the best so far."""
-        settings, joint = self.settings, self._phase.name == "joint"
-        diverged = self._skipped_in_a_row >= _SKIPPED or not all(
-            bool(weight.isfinite().all()) for weight in self._parameters.values()
-        )
+        settings, learner = self.settings, self._learner
+        joint, warmup = learner.phase.name == "joint", settings.joint.warmup
         found = validate(
             settings,
             self.model,
-            self._recordings,
+            learner.recordings,
             self._validation if joint else None,
             self.source.unit,
-            judges_halting=not joint or settings.joint.warmup < 1,
+            judges_halting=not joint or warmup < 1,
         )
-        num_left_out = found.num_left_out
-        if num_left_out is None:
-            num_left_out = self._recordings.num_left_out[("validation",)]
-        self._left_out["validation"] = num_left_out
+        learner.counters.left_out["validation"] = found.num_left_out
         self._metrics = {
             **found.metrics,
             "nonfinite_problems": float(self.num_nonfinite),
-            "skipped_steps": float(self._num_skipped),
+            "skipped_steps": float(self.num_skipped),
         }
         self._halting_steps = found.halting_steps
-        judged = torch.tensor(
-            [found.score, diverged or found.diverged], dtype=torch.float64, device=self._device
-        )
-        moments = [
-            value
-            for state in self._adam.state.values()
-            for key, value in state.items()
-            if key != "step"
-        ]
-        # Replicas are equal to the bit on machines of one type, and kept together on others.
-        self._workers.follow_first(
-            judged, *(weight.data for weight in self._parameters.values()), *moments
-        )
-        score, self._diverged = judged[0].item(), bool(judged[1])
-        ranked = (self._left_out["validation"], score)
-        warmup = settings.joint.warmup
-        warming = joint and self._step < warmup * self._phase.num_steps
+        score, diverged = learner.agree(found.score, learner.is_diverging or found.diverged)
+        self._diverged = bool(diverged)
+        rank = (found.num_left_out, score)
+        warming = joint and self.step < warmup * learner.phase.num_steps
         counts = math.isfinite(score) and (warmup == 1 or not warming)
-        if counts and not self._diverged and ranked < self._best_score:
-            self._best_score, self._is_exported = ranked, False
-            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self._best = weights, self._card()
+        if counts and not self._diverged and rank < self._best_rank:
+            self._best_rank, self._is_exported = rank, False
+            card = trained_card(
+                self.model,
+                settings,
+                command=self._command,
+                meta_step=self.step,
+                seconds=learner.counters.seconds,
+                metrics=self._metrics,
+            )
+            self._best = Best.of(self.model, card)
 
     def _calibrate(self) -> None:
         """Calibrate the stop policies for the best weights and store them on their card."""
@@ -485,71 +355,17 @@ class Trainer:
         if card.policies:  # nothing was left open, or the run had ended already
             return
         self.model.load_state_dict(weights)
-        policies = calibrate_policies(self.settings, self.model, self._recordings)
-        recorded = {
-            name[0]: num for name, num in self._recordings.num_left_out.items() if len(name) == 1
-        }
-        self._left_out["calibration"] = recorded.get("calibration", 0)
-        self._best, self._is_exported = (weights, replace(card, policies=policies)), False
+        recordings = self._learner.recordings
+        policies = calibrate_policies(self.settings, self.model, recordings)
+        num_left_out = recordings.num_left_out[("calibration",)]
+        self._learner.counters.left_out["calibration"] = num_left_out
+        self._best, self._is_exported = Best(weights, replace(card, policies=policies)), False
         self.save()
-
-    def _blank_card(self) -> Card:
-        """What the model is made of and trained for."""
-        settings = self.settings
-        rule = None if settings.rule.name == "none" else settings.rule
-        return Card(
-            method=settings.method,
-            price=settings.price,
-            horizon=settings.horizon,
-            rule=rule,
-            halter=settings.halter,
-            price_range=settings.price_range,
-            unit=self.source.unit,
-            observed=self.source.observed,
-            keeps_best=settings.keeps_best,
-            family=None
-            if settings.runs is not None
-            else Choice(settings.family.name, self.source.description["family_settings"]),
-        )
-
-    def _card(self) -> Card:
-        """The card of the weights as they are, before calibration."""
-        settings = self.settings
-        policies: Mapping[CostUnit, StopPolicy] = {}
-        if not self._halting.halts:
-            budget = FixedBudget(settings.horizon)
-            policies = {unit: StopPolicy(budget, RETURNABLE[unit][0]) for unit in CostUnit}
-        elif not self._halting.method.needs_calibration:
-            policies = {unit: self._halting.method.policy(unit) for unit in CostUnit}
-        return replace(
-            self.model.card,
-            policies=policies,
-            provenance={
-                "settings": settings.to_json(),
-                "command": self._command,
-                "meta_step": self._step,
-                "seconds": round(self._seconds, 1),
-                "metrics": finite_only(self._metrics),
-                "versions": {"haltwise": __version__, "torch": torch.__version__},
-            },
-        )
 
     # ------------------------------------------------------------------------------- persistence
 
     def _snapshot(self) -> TrainingState:
-        return TrainingState.take(
-            self._step,
-            self._phase.name,
-            diverged=self._diverged,
-            metrics=self._metrics,
-            parameters=self._parameters,
-            adam=self._adam,
-        )
-
-    def _take_up(self, state: TrainingState) -> None:
-        """Go on from there; the phase is begun already."""
-        self._step, self._diverged, self._metrics = state.step, state.diverged, state.metrics
-        state.put(self._parameters, self._adam)
+        return self._learner.snapshot(diverged=self._diverged, metrics=self._metrics)
 
     def save(self) -> None:
         """Write the checkpoint that `resume` reads, and the best weights for use.
@@ -559,27 +375,24 @@ class Trainer:
         """
         if not self._workers.is_first:
             return
-        good = self._good.step == self._step
+        good = self._good.step == self.step
         now = self._good if good else self._snapshot()
         tensors = nested_state(now.tensors, "now.")
         metadata: dict[str, Any] = {
             **self._identity(),
             "command": self._command,
             "now": now.to_json(),
-            "left_out": self._left_out,
-            "skipped": [self._num_skipped, self._skipped_in_a_row],
-            "num_rollbacks": self._num_rollbacks,
-            "seconds": self._seconds,
+            "counters": asdict(self._learner.counters),
             "num_records": self._log.num_records,
-            "best_score": None if math.isinf(self._best_score[1]) else self._best_score,
+            "best_rank": None if self._best_rank == UNRANKED else self._best_rank,
         }
         if not good:
             tensors |= nested_state(self._good.tensors, "good.")
             metadata["good"] = self._good.to_json()
         if self._best is not None:
-            tensors |= nested_state(self._best[0], "best.")
-            metadata["best"] = self._best[1].to_json()
-        self._files.save(self._step, (tensors, metadata))
+            tensors |= nested_state(self._best.weights, "best.")
+            metadata["best"] = self._best.card.to_json()
+        self._files.save(self.step, (tensors, metadata))
         self._export()
 
     def _export(self) -> None:
@@ -588,14 +401,17 @@ class Trainer:
             self._is_exported = True
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint belongs to."""
+        """What a checkpoint belongs to, as a JSON object."""
         document: dict[str, Any] = json.loads(
             json.dumps({"settings": self.settings.to_json(), **self.source.description})
         )
         return document
 
     def _restore(self, checkpoint: Checkpoint) -> int:
-        """Take up a checkpoint; how many records the log had then.
+        """Take up a checkpoint.
+
+        Returns:
+            The number of records that the log had then.
 
         Raises:
             InputError: It is of other settings, or its tensors do not fit.
@@ -607,27 +423,28 @@ class Trainer:
             identity = {"settings": written, **described}
             _refuse_drift(self.directory, json.loads(json.dumps(identity)), self._identity())
             self._command = metadata["command"]
-            names = {phase.name: phase for phase in self._phases}
-            self._begin_phase(names[metadata["now"]["phase"]])
+            learner = self._learner
+            names = {phase.name: phase for phase in learner.phases}
+            learner.begin_phase(names[metadata["now"]["phase"]])
             states = {
                 name: TrainingState.from_json(
-                    metadata[name], sub_state(tensors, f"{name}."), self._parameters, self._device
+                    metadata[name], sub_state(tensors, f"{name}."), learner.parameters, self._device
                 )
                 for name in ("now", "good")
                 if name in metadata
             }
-            self._take_up(states["now"])
-            self._good = states.get("good", states["now"])
-            self._left_out = dict(metadata["left_out"])
-            self._num_skipped, self._skipped_in_a_row = metadata["skipped"]
-            self._num_rollbacks, self._seconds = metadata["num_rollbacks"], metadata["seconds"]
-            if metadata["best_score"] is not None:
-                failed, score = metadata["best_score"]
-                self._best_score = (failed, score)
+            now = states["now"]
+            learner.take_up(now)
+            learner.counters = Counters(**metadata["counters"])
+            self._diverged, self._metrics = now.diverged, now.metrics
+            self._good = states.get("good", now)
+            if metadata["best_rank"] is not None:
+                failed, score = metadata["best_rank"]
+                self._best_rank = (failed, score)
             if "best" in metadata:
                 best = sub_state(tensors, "best.")
                 require_like(best, self.model.state_dict())
-                self._best = best, Card.from_json(metadata["best"], self._own)
+                self._best = Best(best, Card.from_json(metadata["best"], self._own))
                 self._is_exported = self._files.holds(*self._best)
                 if self._workers.is_first:
                     self._export()
@@ -637,20 +454,6 @@ class Trainer:
                 f"the checkpoint in {self.directory} does not belong to the run: {error!r}"
             ) from None
         return num_records
-
-
-def _take_over(name: str, part: str, load: Any, own: Any) -> None:
-    """Begin with the weights of the rule or halter of `name`."""
-    source = load(name)
-    trained = getattr(source, part)
-    if isinstance(own, torch.nn.Module):
-        weights = trained.state_dict()
-        require(
-            weights.keys() == own.state_dict().keys()
-            and all(weights[key].shape == value.shape for key, value in own.state_dict().items()),
-            f"the {part} of {name} has other settings than this run's; drop either",
-        )
-        own.load_state_dict(weights)
 
 
 def _refuse_drift(directory: Path, written: dict[str, Any], now: dict[str, Any]) -> None:

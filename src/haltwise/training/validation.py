@@ -28,27 +28,27 @@ from haltwise.training.settings import TrainingSettings
 
 __all__ = ["Validated", "calibrate_policies", "validate", "validation_prices"]
 
-_DIVERGED = 100  # times what a problem starts from that it has got worse by
+_DIVERGED = 100  # times the loss at the start, by which a problem has got worse
 
 
 @final
 @dataclass(frozen=True)
 class Validated:
-    """What a validation measured.
+    """The result of a validation.
 
     Attributes:
         metrics: Mean and final excess loss, J and mean halting step at the default price; NaN
             where no halting is learned.
-        score: What weights are ranked by, lower is better; counted in prices.
-        diverged: Whether most problems got worse than bearable.
-        num_left_out: Validation problems that were not finite; None if counted elsewhere.
+        score: Rank of the weights, in prices; lower is better.
+        diverged: Whether most problems ended far above their start.
+        num_left_out: Validation problems left out because they were not finite.
         halting_steps: Charged steps of the stops at the default price, shape [n].
     """
 
     metrics: dict[str, float]
     score: float
     diverged: bool
-    num_left_out: int | None
+    num_left_out: int
     halting_steps: Tensor | None
 
 
@@ -64,16 +64,17 @@ def validate(
     """Measure a model on the validation problems.
 
     Args:
-        settings: Of the run.
-        model: As trained so far.
-        recordings: Where validation trajectories come from once the rule is final.
-        batch: Validation problems, while the rule still learns.
+        settings: Settings of the run.
+        model: The model as trained so far.
+        recordings: Validation trajectories, once the rule is final.
+        batch: Validation problems, while the rule still learns; else None.
         unit: What a stop is charged for.
         judges_halting: Whether weights are ranked by their stops, not by the mean loss.
     """
-    diverged, num_left_out = False, None
+    diverged = False
     if batch is None:
         trajectory = recordings.take("validation", settings.validation.num_problems)
+        num_left_out = recordings.num_left_out[("validation",)]
     else:
         assert isinstance(model, OptimizerModel)
         trajectory = record(model.rule, batch, settings.horizon)
@@ -124,7 +125,10 @@ def validation_prices(settings: TrainingSettings) -> list[float]:
 def calibrate_policies(
     settings: TrainingSettings, model: Model, recordings: Recordings
 ) -> Mapping[CostUnit, StopPolicy]:
-    """Choose what the method's rules leave open, on problems of their own, for each unit of cost."""
+    """Choose the stop policy of each unit of cost, on the calibration problems.
+
+    A policy serves every price: it is chosen by the mean cost in prices at the validation prices.
+    """
     halting = halting_of(model)
     recorded = recordings.take("calibration", settings.validation.num_calibration)
     parts = []

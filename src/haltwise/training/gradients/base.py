@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
     """What a gradient was estimated from.
 
     Attributes:
-        losses: The objective of each problem used, shape [K].
+        losses: The objective of each problem used, shape [n].
         num_left_out: Problems left out because they were not finite.
     """
 

@@ -1,9 +1,10 @@
-"""The directory of a run: what was asked for, the last checkpoints, the best weights.
+"""The directory of a run: its settings, the last checkpoints, the best weights.
 
-    config.json                         written once, first of all
+    config.json                             written once, first of all
     checkpoints/step-00000100.safetensors   whole states, the last few of them
-    best.safetensors                    the weights to use, with their card
+    best.safetensors                        the weights to use, with their card
     log.jsonl
+    .lock                                   held while a process trains here
 
 A checkpoint holds all that the others are made of, the best weights too, so one good checkpoint
 is enough to go on exactly; `best.safetensors` is only a copy for use.
@@ -30,10 +31,12 @@ from haltwise._core.files import (
 )
 from haltwise.models.card import Card
 from haltwise.models.files import save_model
+from haltwise.training.run.lock import RunLock
 
 __all__ = ["RunDirectory", "differences"]
 
 _CONFIG, _CHECKPOINTS, _BEST = "config.json", "checkpoints", "best.safetensors"
+_LOCK = ".lock"
 _CHECKPOINT = re.compile(r"step-(\d{8,18})\.safetensors", re.ASCII)
 _LEFTOVER = ".*.tmp"  # of a process that was killed while it wrote
 
@@ -47,11 +50,12 @@ class RunDirectory:
 
     Args:
         path: The directory.
-        keep: Checkpoints that are kept, at least 1.
+        keep: Number of checkpoints to keep, at least 1.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path, self.keep = path, keep
+        self._lock = RunLock(path / _LOCK)
 
     @staticmethod
     def holds_run(path: Path) -> bool:
@@ -59,8 +63,26 @@ class RunDirectory:
         return (path / _CONFIG).exists()
 
     @staticmethod
+    def require_free(path: Path) -> None:
+        """Refuse a directory that holds a run, or what is left of one.
+
+        Raises:
+            InputError: There is a run, or weights that it would overwrite.
+        """
+        require(
+            not RunDirectory.holds_run(path),
+            f"{path} holds a run already; resume it or choose another directory",
+        )
+        left = [path / name for name in (_BEST, _CHECKPOINTS) if (path / name).exists()]
+        require(
+            not left,
+            f"{path} holds no run, for there is no {path / _CONFIG}, but {left[0] if left else ''} "
+            "would be overwritten; move it or choose another directory",
+        )
+
+    @staticmethod
     def read(path: Path) -> dict[str, Any]:
-        """What `create` wrote.
+        """Read what `create` wrote.
 
         Raises:
             InputError: There is no run, or its file is corrupt.
@@ -69,19 +91,34 @@ class RunDirectory:
         return read_json(path / _CONFIG)
 
     def create(self, document: Mapping[str, Any]) -> None:
-        """Begin a run.
+        """Begin a run, which is locked; see `lock`.
 
         Raises:
-            InputError: The directory cannot be written.
+            InputError: The directory cannot be written, or another process has begun one there.
         """
+        make_directory(self.path)
+        self.lock()
+        self.require_free(self.path)
         make_directory(self.path / _CHECKPOINTS)
         write_atomically(self.path / _CONFIG, (json.dumps(document, indent=2) + "\n").encode())
+
+    def lock(self) -> None:
+        """Keep other processes from training here, until `unlock` or the end of this one.
+
+        Raises:
+            InputError: One does.
+        """
+        self._lock.take(f"{self.path} is being trained by another process; wait for it or end it")
+
+    def unlock(self) -> None:
+        """Let others train here."""
+        self._lock.release()
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Steps and files of the checkpoints, the newest first.
 
         Raises:
-            InputError: Nobody may look; to begin anew would be to lose them.
+            InputError: They cannot be listed; to begin anew would be to lose them.
         """
         try:
             paths = list((self.path / _CHECKPOINTS).iterdir())  # a glob would hide the error
@@ -89,7 +126,7 @@ class RunDirectory:
             return []
         except OSError as error:
             raise InputError(
-                f"cannot read {self.path / _CHECKPOINTS}: {error.strerror}; mend its permissions"
+                f"cannot read {self.path / _CHECKPOINTS}: {error.strerror}; correct its permissions"
             ) from None
         found = [
             (int(match[1]), path) for path in paths if (match := _CHECKPOINT.fullmatch(path.name))
@@ -115,10 +152,10 @@ class RunDirectory:
             self._remove(path)
 
     def newest(self) -> tuple[int, Checkpoint] | None:
-        """The newest checkpoint that is whole, and its step; None if there never was one.
+        """Load the newest checkpoint that is whole, and its step; None if there never was one.
 
         Warns:
-            CheckpointWarning: A corrupt one was passed over.
+            CheckpointWarning: A corrupt one was skipped.
 
         Raises:
             InputError: All of them are corrupt.
@@ -142,7 +179,7 @@ class RunDirectory:
         return None
 
     def load(self, step: int) -> tuple[int, Checkpoint]:
-        """The checkpoint of `step`, which another worker has found good.
+        """Load the checkpoint of `step`, which another worker has found good.
 
         Raises:
             InputError: It is not there or corrupt.
@@ -185,7 +222,7 @@ class RunDirectory:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two JSON documents differ, `name: old -> new` each; names are dotted.
+    """List where two JSON documents differ, `name: old -> new` each; names are dotted.
 
     Examples:
         >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": None})

@@ -1,7 +1,8 @@
-"""What a meta-step begins from, and how it is written to a checkpoint."""
+"""The state of a run: what the next meta-step begins from, and what was counted so far."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, final
 
 import torch
@@ -10,12 +11,29 @@ from torch import Tensor, nn
 from haltwise._core.tensors import require_like
 from haltwise.training.optimization import MOMENTS, MetaAdam
 
-__all__ = ["TrainingState", "finite_only"]
+__all__ = ["Counters", "TrainingState", "finite_only"]
+
+
+@final
+@dataclass
+class Counters:
+    """What a run counts, over interruptions and rollbacks; changed in place."""
+
+    seconds: float = 0.0
+    """Time spent on meta-steps."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Problems left out because they were not finite, by stream."""
+    num_skipped: int = 0
+    """Meta-steps without an update, for the meta-gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """The last of them."""
+    num_rollbacks: int = 0
+    """Returns to the last good state in the present phase."""
 
 
 @final
 class TrainingState(NamedTuple):
-    """Where a training stands after a validation: enough to go on to the same bits.
+    """The state after a validation: enough to go on to the same bits.
 
     Attributes:
         step: Meta-steps done.
@@ -42,7 +60,7 @@ class TrainingState(NamedTuple):
         parameters: Mapping[str, nn.Parameter],
         adam: MetaAdam,
     ) -> Self:
-        """A copy of where a training stands."""
+        """Copy the state of a training."""
         tensors: dict[str, Tensor] = {
             f"weights.{name}": value for name, value in parameters.items()
         }
@@ -63,7 +81,7 @@ class TrainingState(NamedTuple):
                 }
 
     def to_json(self) -> dict[str, Any]:
-        """All but the tensors; JSON knows no NaN."""
+        """Everything but the tensors as a JSON object, which knows no NaN."""
         document = self._asdict()
         del document["tensors"]
         document["metrics"] = finite_only(self.metrics)
@@ -77,7 +95,7 @@ class TrainingState(NamedTuple):
         parameters: Mapping[str, nn.Parameter],
         device: torch.device | str,
     ) -> Self:
-        """The state that `to_json` and `tensors` were written of.
+        """Make the state that `to_json` and `tensors` were written of.
 
         Raises:
             InputError: The tensors do not fit the parameters.
@@ -100,5 +118,5 @@ class TrainingState(NamedTuple):
 
 
 def finite_only(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON values, None for NaN and infinity."""
+    """Replace NaN and infinity, which JSON does not know, by None."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -1,0 +1,78 @@
+"""Presets and other defaults: nested settings that lie under those of a command or a call."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from haltwise._core import discovery
+from haltwise._core.nested_settings import merge
+from haltwise.tasks import training_defaults
+from haltwise.training.families import is_process_family
+
+__all__ = ["MONITOR_DEFAULTS", "PRESETS", "default_settings"]
+
+
+def default_settings(preset: str, family: str | None) -> dict[str, Any]:
+    """The settings that lie under those of a command or a call, as nested objects.
+
+    Args:
+        preset: A name in `PRESETS`.
+        family: A name, or PATH.py:NAME, whose file is executed; None where there is none yet.
+
+    Raises:
+        InputError: The preset is unknown, or a file does not run.
+    """
+    chosen = discovery.lookup(PRESETS, preset, "preset")
+    if family is None:
+        return merge(chosen)
+    if is_process_family(family):
+        return merge(chosen, PROCESS_DEFAULTS)
+    return merge(training_defaults().get(family, {}), chosen)
+
+
+PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        # What works best.
+        "act": {},
+        # The LSTM optimizer of L2L: no halting is trained.
+        "lstm": {"method": {"name": "none"}, "halting": {"num_steps": 0}},
+        # The thesis to the letter: linear read-out of the pooled hidden state, tau = 1, one price,
+        # one horizon per problem from the p(T) that the price implies.
+        "thesis": {
+            "rule": {
+                "name": "lstm",
+                "settings": {"shared_gradient": False, "direct_gradient": False},
+            },
+            "halter": {"width": 0, "memory": 0, "features": "none"},
+            "method": {
+                "name": "softmax",
+                "settings": {
+                    "temperature": 1.0,
+                    "continuation": None,
+                    "horizons": "sampled",
+                    "calibrated": False,
+                },
+            },
+            "halting": {"num_steps": 0},
+            "price_range": 1.0,
+            "joint": {"warmup": 0.0, "sum_weight": 0.0},
+        },
+    }
+)
+"""Settings by preset, laid over the family's defaults."""
+
+PROCESS_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"rule": {"name": "none"}, "price_range": 3.0}
+)
+"""Settings that differ where processes are stopped: they move by themselves."""
+
+# Some hundreds of runs are all there is: a smaller halter, fewer steps.
+MONITOR_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "rule": {"name": "none"},
+        "halter": {"width": 32, "memory": 16},
+        "price_range": 3.0,
+        "halting": {"num_steps": 1000, "batch_size": 128},
+    }
+)
+"""Settings that differ where a monitor is trained."""

@@ -1,0 +1,85 @@
+"""The gradient of a meta-step: the sum over its virtual shards, whoever differentiates them."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._core.workers import Workers
+from haltwise.training.phases import Phase, ShardResult
+
+__all__ = ["MetaGradient", "differentiate_shards"]
+
+_NUMBERS = 4  # of a shard beside its gradient: loss, items used and left out, whether to interrupt
+
+
+class MetaGradient(NamedTuple):
+    """What a meta-step's gradient was taken of; the gradient itself lies in `.grad`.
+
+    Attributes:
+        loss: The objective per problem used, NaN if none was.
+        num_left_out: Problems left out because they were not finite.
+        interrupted: Whether any worker is to end the run.
+    """
+
+    loss: float
+    num_left_out: int
+    interrupted: bool
+
+
+def differentiate_shards(
+    phase: Phase,
+    step: int,
+    learning: Sequence[nn.Parameter],
+    workers: Workers,
+    num_shards: int,
+    *,
+    interrupt: bool = False,
+) -> MetaGradient:
+    """Set `.grad` of the parameters to the gradient of a whole meta-step.
+
+    Every shard fills a row of its own, and the rows are added in their order: the sum does not
+    depend, to the bit, on how many workers share the shards. Problems left out are made up for by
+    those used.
+
+    Args:
+        phase: The phase, which differentiates a shard.
+        step: Steps of the phase that are done.
+        learning: The parameters that learn.
+        workers: The processes that share the run.
+        num_shards: Virtual shards.
+        interrupt: Whether this worker is to end the run.
+    """
+    sizes = [weight.numel() for weight in learning]
+    # The gradients, whether each weight has one, and the numbers.
+    width = sum(sizes) + len(sizes) + _NUMBERS
+    rows = learning[0].new_zeros(num_shards, width)
+    for shard in workers.shards(num_shards):
+        for weight in learning:
+            weight.grad = None
+        rows[shard] = _row(phase.differentiate(shard, step), learning, interrupt)
+    workers.sum(rows)
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total = total + row
+    *present, loss, used, left_out, interrupts = total[sum(sizes) :].tolist()
+    if used < phase.batch_size:
+        total = total * (phase.batch_size / max(used, 1))
+        loss *= phase.batch_size / used if used else math.nan
+    gradients = total[: sum(sizes)].split(sizes)
+    for weight, gradient, there in zip(learning, gradients, present, strict=True):
+        weight.grad = gradient.view_as(weight) if there else None
+    return MetaGradient(float(loss), int(left_out), interrupts > 0)
+
+
+def _row(result: ShardResult, learning: Sequence[nn.Parameter], interrupt: bool) -> Tensor:
+    gradients = [weight.grad for weight in learning]
+    flat = [
+        weight.new_zeros(weight.numel()) if gradient is None else gradient.flatten()
+        for weight, gradient in zip(learning, gradients, strict=True)
+    ]
+    present = result.loss.new_tensor([gradient is not None for gradient in gradients])
+    numbers = result.loss.new_tensor([result.num_used, result.num_left_out, interrupt])
+    return torch.cat([*flat, present, result.loss.reshape(1), numbers])
