@@ -257,7 +257,8 @@ def training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
         place = {"row": row, "col": 1}
         _line(figure, title, values, Line(colour, "solid", 2), steps, mode="lines+markers", **place)
         figure.update_yaxes(title_text=title, automargin=True, **place)
-        _log(figure.update_yaxes, values, **place)
+        if title != _LOGGED[-1][1]:
+            _log(figure.update_yaxes, values, **place)
     figure.update_layout(showlegend=False)
     figure.update_xaxes(title_text="meta-steps", automargin=True, row=len(series), col=1)
     title = f"Training took {count(steps[-1])} meta-steps"
