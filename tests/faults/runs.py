@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_runs import timeless, tiny
 
 from faults.processes import events, fork
 from faults.tally import Tally
@@ -15,7 +16,6 @@ from haltwise._core.files import load_tensors
 from haltwise.training import Trainer
 from haltwise.training.run.directory import RunDirectory
 from haltwise.training.run.log import read_log
-from tiny_runs import timeless, tiny
 
 SETTINGS = tiny()
 
