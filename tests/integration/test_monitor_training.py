@@ -1,5 +1,6 @@
 """A monitor learned from recorded runs: better than tuned rules, on little, and resumable."""
 
+import json
 from pathlib import Path
 
 import in_process
@@ -105,6 +106,7 @@ def test_the_command_line_judges_a_monitor_on_other_runs(
     command = ["train-monitor", recorded_runs, "--price", 0.02, "--out", "m", "--threads", 1]
     result = in_process.haltwise(*command, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "60 test runs" in result.stdout
     assert "patience" in result.stdout
-    assert (tmp_path / "x.json").exists()
+    found = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert (found["num_items"], found["price"]) == (60, 0.02)
+    assert f"{found['rules'][found['judged']]['j']['value']:.3g}" in result.stdout
