@@ -1,4 +1,4 @@
-"""A new family, rule, stop rule, method, process and estimator are one file each, outside the package.
+"""Family, rule, stop rule, method, process and estimator of one's own: one file each, outside.
 
 Each is driven through every face that it concerns, and every face must show *its* behaviour.
 """
@@ -39,7 +39,7 @@ METHOD, STOP = f"{OWN / 'own_method.py'}:AlwaysThird", f"{OWN / 'own_stop_rule.p
 PROCESS = f"{OWN / 'own_process.py'}:SquareRoots"
 ESTIMATOR = f"{OWN / 'own_estimator.py'}:Scaled"
 
-TINY = {
+TINY: dict[str, Any] = {
     "horizon": 8,
     "price": 0.1,
     "joint": {"num_steps": 6, "batch_size": 8},
