@@ -36,8 +36,8 @@ def stopping_report(
 
     J is the loss where an item ends plus price times cost. The *oracle* ends each item at its least
     J, seen in hindsight; the *best fixed budget* is one number of steps for all, chosen in
-    hindsight. *Captured gain* is (J_fixed - J) / (J_fixed - J_oracle), docs/theory.md,
-    Eq. (captured-gain).
+    hindsight. *Captured gain* is (J_fixed - J) / (J_fixed - J_oracle),
+    docs/theory.md, Eq. (captured-gain).
 
     Baselines (a fixed budget, a plateau, patience in length and tolerance) are cross-fitted: tuned
     on one half of the items and judged on the other, and the other way round. Like the stops
