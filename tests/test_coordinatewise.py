@@ -12,6 +12,7 @@ from haltwise._core.tensors import log_rms
 from haltwise._kernels import (
     Coordinatewise,
     FusedStep,
+    coordinatewise,
     lstm,
     native,
     one_thread,
@@ -45,6 +46,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
             pytest.skip(f"runs {_kernels.implementation()}")
         return name
     monkeypatch.setenv("HALTWISE_KERNEL", "plain")
+    monkeypatch.setattr(coordinatewise, "_MAX_ROW_STEPS", 30)  # most cases then take several turns
     if name == "device":
         monkeypatch.setattr(lstm, "reference_lstm_step", lstm._device_lstm_step)
         monkeypatch.setattr(lstm, "reference_lstm_sequence", lstm._device_lstm_sequence)

@@ -23,6 +23,7 @@ from haltwise._kernels.operands import require_dims, require_operand
 __all__ = ["Coordinatewise", "FusedStep", "preprocess_gradient"]
 
 _LOG_RANGE = 10.0  # of the features
+_MAX_ROW_STEPS = 2**15  # of a graph on the CPU: some 70 MiB
 
 Pooled = tuple[Tensor, Tensor]
 """Mean and log root mean square of a gradient over all of a problem's coordinates."""
@@ -223,7 +224,11 @@ class Coordinatewise(NamedTuple):
         *,
         wants_state: bool,
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """`backpropagate` through whatever LSTM runs where the compiled kernel does not."""
+        """`backpropagate` through the LSTM that runs where the compiled kernel does not.
+
+        Coordinates are independent but for what is pooled, so on a CPU they take turns, and the
+        graph stays small.
+        """
         layers = zip(self.weights, self.biases, strict=True)
         params = [
             tensor.detach().requires_grad_()
@@ -233,26 +238,36 @@ class Coordinatewise(NamedTuple):
         twin = Coordinatewise(
             params[:-2:2], params[1:-2:2], params[-2], params[-1], scale=self.scale
         )
-        state = [
-            value.detach().flatten(0, 1).requires_grad_(wants_state) for value in (hidden, cell)
-        ]
-        inputs = twin.inputs(grads, pooled).transpose(0, 1).flatten(1, 2)
-        with torch.enable_grad():
-            outputs, *last = lstm_sequence(inputs, state[0], state[1], twin.weights, twin.biases)
-            top = outputs.unflatten(1, hidden.shape[:2]).transpose(0, 1)
-            updates = twin.read_out(top, grads, pooled)
-        roots = [updates, top]
-        cotangents = [d_updates, d_sums.unsqueeze(2).expand_as(top)]
-        for root, value in zip(last, (d_hidden, d_cell), strict=True):
-            if value is not None:
-                roots.append(root)
-                cotangents.append(value.flatten(0, 1))
-        leaves = [*params, *state] if wants_state else params
-        found = list(torch.autograd.grad(roots, leaves, cotangents))
-        if not wants_state:
-            return None, None, found
-        *d_params, d_first_hidden, d_first_cell = found
-        return d_first_hidden.view(hidden.shape), d_first_cell.view(cell.shape), d_params
+        d_first = [torch.zeros_like(value) if wants_state else None for value in (hidden, cell)]
+        num_problems, num_steps, dim = grads.shape
+        width = dim if grads.is_cuda else 1 + _MAX_ROW_STEPS // max(num_problems * num_steps, 1)
+        for begin in range(0, dim, width):
+            some = slice(begin, begin + width)
+            grad, shape = grads[..., some], hidden[:, some].shape
+            state = [
+                value[:, some].detach().flatten(0, 1).requires_grad_(wants_state)
+                for value in (hidden, cell)
+            ]
+            inputs = twin.inputs(grad, pooled).transpose(0, 1).flatten(1, 2)
+            with torch.enable_grad():
+                outputs, *last = lstm_sequence(
+                    inputs, state[0], state[1], twin.weights, twin.biases
+                )
+                top = outputs.unflatten(1, shape[:2]).transpose(0, 1)
+                updates = twin.read_out(top, grad, pooled)
+            roots = [updates, top]
+            cotangents = [d_updates[..., some], d_sums.unsqueeze(2).expand_as(top)]
+            for root, value in zip(last, (d_hidden, d_cell), strict=True):
+                if value is not None:
+                    roots.append(root)
+                    cotangents.append(value[:, some].flatten(0, 1))
+            leaves = [*params, *state] if wants_state else params
+            torch.autograd.backward(roots, cotangents, inputs=leaves)
+            for whole, part in zip(d_first, state, strict=True):
+                if whole is not None and part.grad is not None:
+                    whole[:, some] = part.grad.view(shape)
+        d_params = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        return d_first[0], d_first[1], d_params
 
     def _layers(self) -> native.Layers:
         """For the compiled kernel."""
@@ -282,7 +297,6 @@ class FusedStep:
             self._layers.pin()
         return self
 
-    @torch.no_grad()
     def __call__(
         self,
         grad: Tensor,
@@ -308,13 +322,19 @@ class FusedStep:
             InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a
                 plain one.
         """
-        own = self._optimizer
-        like = own.readout_bias
         if pooled is not None:
-            _require_pooled(pooled, grad.shape[:1], like)
-        if self._layers is not None:
-            levels = None if pooled is None else _levels(pooled)
-            return native.step(self._layers, grad, hidden, cell, levels, in_place=in_place)
+            _require_pooled(pooled, grad.shape[:1], self._optimizer.readout_bias)
+        if self._layers is None:
+            return self._by_operations(grad, hidden, cell, pooled)
+        levels = None if pooled is None else _levels(pooled)
+        return native.step(self._layers, grad, hidden, cell, levels, in_place=in_place)
+
+    @torch.no_grad()
+    def _by_operations(
+        self, grad: Tensor, hidden: Tensor, cell: Tensor, pooled: Pooled | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A step by PyTorch's operations."""
+        own = self._optimizer
         state_shape = own.require_operands(grad, hidden, cell)
         inputs = own.inputs(grad, pooled).flatten(0, 1)
         flat = lstm_step(inputs, hidden.flatten(0, 1), cell.flatten(0, 1), own.weights, own.biases)

@@ -145,7 +145,7 @@ def _operand(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dty
         span = tensor.numel() if in_order else _span(tensor)
         end = (tensor.storage_offset() + span) * tensor.itemsize
         if span == 0 or (tensor.data_ptr() and tensor.untyped_storage().nbytes() >= end):
-            return tensor if in_order else tensor.resolve_neg().contiguous()
+            return tensor if in_order else tensor.detach().resolve_neg().contiguous()
     except RuntimeError:  # a wrapper of torch.func has no storage
         pass
     raise InputError(
@@ -241,7 +241,9 @@ class Layers:
             self._weights.append(_operand("the read-out's weight", weight, shape, dtype))
             self._biases.append(_operand("the read-out's bias", bias, shape[:1], dtype))
             self._numbers = scale, log_range, math.exp(-log_range)
-        self.weights, self.biases = _pointers(self._weights), _pointers(self._biases)
+        pointers = [tensor.data_ptr() for tensor in (*self._weights, *self._biases)]
+        self.weights = (ctypes.c_void_p * len(pointers))(*pointers)
+        self.biases = ctypes.byref(self.weights, ctypes.sizeof(self.weights) // 2)
         self._pinned: list[tuple[UntypedStorage, int]] = []
 
     @property
@@ -270,10 +272,6 @@ class Layers:
             *(steps, rows, self.num_inputs, self.size, self.num_layers),
             *(begin, end, self.num_outputs, group, *self._numbers),
         )
-
-
-def _pointers(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from haltwise.cli.sweep import sweep
 from test_cli import TINY, haltwise
 
 from haltwise import InputError
-from haltwise.cli.sweep import sweep
 
 
 def test_failures_are_reported_and_the_rest_is_done_once(tmp_path: Path) -> None:

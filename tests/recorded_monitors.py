@@ -1,4 +1,4 @@
-"""Recorded runs, and a monitor that learned from them, for all tests of one worker."""
+"""Recorded runs, and a monitor that learned from them, fixtures for all tests of one worker."""
 
 import warnings
 from pathlib import Path
