@@ -1,5 +1,6 @@
 """A monitor learned from recorded runs: better than tuned rules, on little, and resumable."""
 
+import json
 from pathlib import Path
 
 import in_process
@@ -9,7 +10,8 @@ from loops import Decay, drive, record_runs
 
 from haltwise import HaltingMonitor
 from haltwise._core.files import load_tensors
-from haltwise.evaluation import judge_runs
+from haltwise._core.json import from_json
+from haltwise.evaluation import StoppingRecord, judge_runs
 from haltwise.models import load_halting
 from haltwise.models.loading import card_of
 from haltwise.recordings.runs import RecordedRuns
