@@ -132,6 +132,8 @@ def test_models_are_compared_on_the_same_trajectories(model: OptimizerModel) -> 
     other = OptimizerModel(
         Card(Choice("stick-breaking"), 0.05, STEPS, rule=Choice("sgd", {"learning_rate": 0.05}))
     )
+    with pytest.raises(InputError, match="logistic is the name of a stop rule"):
+        study({"one": model, "logistic": new}, source, **settings)
     with pytest.raises(InputError, match="trajectories of one update rule"):
         study({"one": model, "other": other}, source, **settings)
 

@@ -71,6 +71,9 @@ def test_a_tuned_baseline_is_the_best_of_its_candidates_and_of_what_it_may_retur
 def test_baselines_that_need_gradients_are_left_out_where_there_are_none() -> None:
     losses = Trajectory(LOSSES, LOSSES)
     assert set(tune_baselines(losses, CostUnit.UPDATES, PRICE)) == {"plateau", "patience"}
+    constant = Trajectory(LOSSES, LOSSES, log_grad_norm=torch.full_like(LOSSES, -103.0))
+    found = set(tune_baselines(constant, CostUnit.UPDATES, PRICE))
+    assert found == {"plateau", "patience", "logistic"}
 
 
 @both_units

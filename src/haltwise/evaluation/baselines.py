@@ -99,7 +99,7 @@ def tune_baselines(
             rule.candidates(tuning, table), tuning, unit, price=price, returns=_returnable(unit)
         ).policy
         for name, rule in rules.items()
-        if name not in _NEED_GRADIENTS or tuning.log_grad_norm is not None
+        if _shows_enough(tuning, name)
     }
 
 
@@ -139,6 +139,14 @@ def cross_fit(
         )
         for name, both in parts.items()
     }
+
+
+def _shows_enough(trajectory: Trajectory, name: str) -> bool:
+    """Whether a baseline has what it reads; a norm that never varies stands for no gradients."""
+    norm = trajectory.log_grad_norm
+    if norm is None:
+        return name not in _NEED_GRADIENTS
+    return name != "gradient_norm" or bool((norm != norm[0, 0]).any())
 
 
 def _returnable(unit: CostUnit, *, holds: bool = False) -> tuple[ReturnedIterate, ...]:

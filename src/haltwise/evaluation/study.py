@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from haltwise.tasks.base import TaskFamily
 from haltwise.update_rules import UpdateRule
 
 __all__ = ["judge_runs", "study"]
+
+
+_NAMES = ("learned", "calibrated", "after_gradient", "fixed", "oracle")
 
 
 def study(
@@ -63,6 +67,8 @@ def study(
     for name, model in models.items():
         require(model.halting.halts, f"{name} was trained without halting; study another")
     first, *others = models.values()
+    taken = sorted({*list(models)[1:]} & {*_NAMES, *BASELINES})
+    require(not taken, f"{', '.join(taken)} is the name of a stop rule; choose another")
     require(
         all(_same_rule(first, other) for other in others),
         "halting models are compared on the trajectories of one update rule, but these have "
@@ -199,13 +205,9 @@ def _over_seeds(records: list[StoppingRecord], seeds: list[int]) -> StudyCell:
                 j=values.tolist(),
                 gain=[each.rules[name].gain.value for each in records],
                 difference=difference[name],
-                stop_sd=_mean([each.rules[name].sd_cost for each in records]),
-                rank_correlation=_mean([each.rules[name].rank_correlation for each in records]),
+                stop_sd=fmean([each.rules[name].sd_cost for each in records]),
+                rank_correlation=fmean([each.rules[name].rank_correlation for each in records]),
             )
             for name, values in j.items()
         },
     )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
