@@ -10,6 +10,7 @@ import torch
 
 from haltwise._core.files import load_tensors
 from haltwise._core.nested_settings import merge
+from haltwise.models import OptimizerModel
 from haltwise.training import Trainer, TrainingSettings
 from haltwise.training.run.directory import RunDirectory
 from haltwise.training.run.log import read_log
@@ -83,13 +84,14 @@ def diverging(directory: Path, after: int, times: int) -> Trainer:
 
 def sabotage(trainer: Trainer, after: int, times: int) -> Trainer:
     """Have the weights of a run explode at a step, before it was rolled back so often."""
-    learner = trainer._learner
+    learner, model = trainer._learner, trainer.model
+    assert isinstance(model, OptimizerModel)
     step = learner.meta_step
 
     def explode(*, interrupt: bool) -> tuple[float, bool]:
         found = step(interrupt=interrupt)
         if learner.step == after and learner.counters.num_rollbacks < times:
-            trainer.model.rule_parameters()[0].data.fill_(1e30)
+            model.rule_parameters()[0].data.fill_(1e30)
         return found
 
     learner.meta_step = explode  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ Each is driven through every face that it concerns, and every face must show *it
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -224,7 +225,7 @@ def test_a_process_is_learned_and_stopped(tmp_path: Path) -> None:
     oracle, fixed = table.min(1).values.mean(), table.mean(0).min()
     assert (fixed - j.mean()) / (fixed - oracle) > 0.8
     roots = executed.result.squeeze(1)
-    assert ((roots**2 - drawn.numbers).abs() < 10).all()  # type: ignore[attr-defined]
+    assert ((roots**2 - drawn.numbers).abs() < 10).all()
 
     again = model.attach(trajectory, 1.0)
     policy = model.policy()
