@@ -26,6 +26,7 @@ __all__ = [
     "finish",
     "haltwise",
     "leave",
+    "optimizer",
     "sabotage",
     "timeless",
     "tiny",
@@ -65,6 +66,12 @@ def finish(trainer: Trainer) -> Trainer:
     return trainer
 
 
+def optimizer(trainer: Trainer) -> OptimizerModel:
+    """The model of a trainer that trains an update rule."""
+    assert isinstance(trainer.model, OptimizerModel)
+    return trainer.model
+
+
 def leave(directory: Path, after: int, settings: TrainingSettings | None = None) -> RunDirectory:
     """Make a run whose process vanished after so many steps."""
     for progress in Trainer(settings or tiny(), directory).run():
@@ -84,8 +91,7 @@ def diverging(directory: Path, after: int, times: int) -> Trainer:
 
 def sabotage(trainer: Trainer, after: int, times: int) -> Trainer:
     """Have the weights of a run explode at a step, before it was rolled back so often."""
-    learner, model = trainer._learner, trainer.model
-    assert isinstance(model, OptimizerModel)
+    learner, model = trainer._learner, optimizer(trainer)
     step = learner.meta_step
 
     def explode(*, interrupt: bool) -> tuple[float, bool]:

@@ -210,7 +210,7 @@ def test_a_stop_rule_is_kept_on_a_card(sign_descent: OptimizerModel) -> None:
 
 def test_a_process_is_learned_and_stopped(tmp_path: Path) -> None:
     # A step costs 1 in units of |x^2 - a|: large numbers are worth many steps, small ones few.
-    longer = {"price": 1.0, "horizon": 20, "rule": "none"}
+    longer: dict[str, Any] = {"price": 1.0, "horizon": 20, "rule": "none"}
     longer |= {"halting": {"num_steps": 300, "num_recorded": 2048, "batch_size": 128}}
     longer |= {"validation": {"every": 100, "num_problems": 256, "num_calibration": 1024}}
     run = train(PROCESS, tmp_path / "run", **longer)
