@@ -4,7 +4,7 @@
     python experiments/measure_coverage.py --quick
 
 The truth is the captured gain of a pool of recorded problems, as if it were the whole family;
-samples are drawn from the pool with replacement. Beside the jackknife interval that the package uses
+samples are drawn from the pool with replacement. Beside the jackknife interval of the package
 stands the percentile bootstrap that it replaced.
 """
 

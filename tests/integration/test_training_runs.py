@@ -101,8 +101,8 @@ class Halved(UpdateRule):
     def init(self, params):
         return {}
 
-    def step(self, grad, state):
-        return SGD(self.rate / 2).step(grad, state)
+    def update(self, grad, state):
+        return SGD(self.rate / 2).update(grad, state)
 
 pathlib.Path(__file__ + ".executed").write_text("x")
 """
