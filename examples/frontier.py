@@ -163,7 +163,7 @@ def main(path: Path, optimizer: str, num_problems: int, seed: int) -> None:
     """Write the figure to PATH and its numbers to the terminal."""
     frontier = measure(optimizer, num_problems, seed)
     caption = (
-        f"{optimizer}, {num_problems:,} held-out problems, seed {seed}; a point a price, "
+        f"{optimizer}, {num_problems:,} held-out problems, seed {seed}; one point per price, "
         f"{PRICES[0]:.3g} to {PRICES[-1]:.3g} nats a gradient"
     )
     write_atomically(path, draw(frontier, caption).encode())

@@ -3,9 +3,9 @@
     python experiments/measure_coverage.py                 # some ten minutes on one core
     python experiments/measure_coverage.py --quick
 
-The truth is the captured gain of a pool of recorded problems, as if it were the whole family; samples
-are drawn from the pool with replacement. Beside the jackknife interval that the package uses stands
-the percentile bootstrap that it replaced.
+The truth is the captured gain of a pool of recorded problems, as if it were the whole family;
+samples are drawn from the pool with replacement. Beside the jackknife interval that the package uses
+stands the percentile bootstrap that it replaced.
 """
 
 import sys

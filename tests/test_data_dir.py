@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from in_process import haltwise
-from test_cli import TINY
+from tiny_runs import TINY_OPTIONS as TINY
 
 from haltwise import InputError, load, tasks
 from haltwise.tasks.module import ModuleBatch
@@ -54,14 +54,14 @@ def test_it_is_no_setting_of_the_family(tiny_images: Path) -> None:
         tasks.family("mnist-mlp", {"data_dir": str(tiny_images)})
 
 
-SMALL = ["--set", "num_calibration=8", "--set", "segment=4", "--family-set", "num_score=20"]
+SMALL = ["--validation.num-calibration", "8", "--family.num-score", "20"]
 FEW: list[object] = ["--family", "mnist-mlp-40", "--num-problems", 32, "--horizon", 2]
 FEW += ["--family-set", "batch_size=2", "--family-set", "num_hidden=2"]
 
 
 def test_commands_hand_it_on_and_leave_it_off_the_card(tiny_images: Path, tmp_path: Path) -> None:
     before = os.environ["HALTWISE_DATA_DIR"]
-    mixed = ["--set", 'mixed_with=["mnist-mlp"]']
+    mixed = ["--mixed-with", '["mnist-mlp"]']
     for command in (
         ["train", "digits-mlp", *TINY, *SMALL, *mixed, "--out", "run"],
         ["train", "--resume", "run"],
@@ -76,7 +76,7 @@ def test_commands_hand_it_on_and_leave_it_off_the_card(tiny_images: Path, tmp_pa
         done = haltwise(*command, "--data-dir", tiny_images, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)
     assert os.environ["HALTWISE_DATA_DIR"] == before
-    card = json.dumps(dict(load(tmp_path / "run").card))
+    card = json.dumps(load(tmp_path / "run").card.to_json())
     assert str(tiny_images) not in card + (tmp_path / "run" / "config.json").read_text()
 
 
@@ -87,25 +87,22 @@ def test_the_command_on_the_card_is_the_typed_one_without_it(
         words = ["train", "regression-2d", *option, *TINY, "--out", f"run-{len(option)}"]
         monkeypatch.setattr("sys.argv", ["haltwise", *words])
         assert haltwise(*words, cwd=tmp_path).returncode == 0
-        typed = load(tmp_path / words[-1]).card["command"]
-        assert typed.startswith("haltwise train regression-2d --meta-steps 6 ")
-
-
-def test_a_reproduction_hands_it_to_its_commands(tmp_path: Path) -> None:
-    done = haltwise("reproduce", "mnist", "--dry-run", "--data-dir", "images", cwd=tmp_path)
-    assert done.returncode == 0
-    steps = [line for line in done.stderr.splitlines() if line.startswith("[")]
-    assert all(f"--data-dir {tmp_path}/images" in step for step in steps[:-1])
-    assert "data-dir" not in steps[-1]  # the report reads none
+        typed = load(tmp_path / words[-1]).card.provenance["command"]
+        assert typed.startswith("haltwise train regression-2d --joint.num-steps 6 ")
 
 
 def test_the_library_takes_it(tiny_images: Path, tmp_path: Path) -> None:
-    tiny: dict[str, Any] = {"num_meta_steps": 2, "batch_size": 2, "horizon": 2, "num_validation": 2}
-    tiny |= {"head_steps": 2, "num_recorded": 4, "head_batch_size": 2, "num_calibration": 2}
+    tiny: dict[str, Any] = {
+        "horizon": 2,
+        "joint": {"num_steps": 2, "batch_size": 2},
+        "halting": {"num_steps": 2, "num_recorded": 4, "batch_size": 2},
+        "validation": {"num_problems": 2, "num_calibration": 2},
+    }
     run = train("mnist-mlp", tmp_path / "run", data_dir=tiny_images, **tiny)
     bound = tasks.family("mnist-mlp", data_dir=tiny_images)
-    again = train(bound, tmp_path / "again", rule_from=str(run), **tiny | {"num_meta_steps": 0})
-    assert str(tiny_images) not in json.dumps(dict(load(again).card))
+    alone = {"joint": {"num_steps": 0, "batch_size": 2}}
+    again = train(bound, tmp_path / "again", rule_from=str(run), **tiny | alone)
+    assert str(tiny_images) not in json.dumps(load(again).card.to_json())
 
 
 def test_nothing_in_the_package_writes_to_the_environment() -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from in_process import haltwise
-from test_cli import TINY
 from test_examples import load_example
+from tiny_runs import TINY_OPTIONS as TINY
 
 from haltwise import InputError, load, solve
+from haltwise.models import Choice
 from haltwise.tasks import family
 from haltwise.training import train
 
@@ -125,12 +126,12 @@ def test_other_things_in_a_file_are_no_families(file: Path) -> None:
 
 
 def test_a_run_remembers_its_file_and_every_command_finds_it(file: Path, tmp_path: Path) -> None:
-    result = haltwise("train", "mine.py:Bowls", "--family-set", "size=2", *TINY, cwd=tmp_path)
+    result = haltwise("train", "mine.py:Bowls", "--family.size", 2, *TINY, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "runs/Bowls-act"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert load(tmp_path / "runs" / "Bowls-act").card["config"]["family"] == f"{file}:Bowls"
+    assert load(tmp_path / "runs" / "Bowls-act").card.family == Choice(f"{file}:Bowls", {"size": 2})
     run = Path("..") / "runs" / "Bowls-act"
     sizes = ["--num-problems", 40, "--horizon", 4, "--threads", 1]
     for command in (
@@ -183,15 +184,14 @@ def test_a_run_is_found_by_its_name_everywhere(
 
 def test_the_library_trains_a_family_of_ones_own(tmp_path: Path) -> None:
     example = load_example("my_family")
-    arguments = ["--meta-steps", "4", "--head-steps", "4", "--recorded", "64"]
+    arguments = ["--joint-steps", "4", "--halting-steps", "4", "--recorded", "64"]
     result = CliRunner().invoke(
         example.main, [*arguments, "--out", str(tmp_path / "run")], catch_exceptions=False
     )
     assert result.exit_code == 0
     assert "gradients of at most 40" in result.output
     card = load(tmp_path / "run").card
-    assert card["config"]["family"] == f"{EXAMPLE}:Decays"
-    assert card["family_settings"] == {"num_observations": 20}
+    assert card.family == Choice(f"{EXAMPLE}:Decays", {"num_observations": 20})
 
     class Local(example.Decays):  # type: ignore[misc, name-defined]
         pass

@@ -1,10 +1,11 @@
-"""A new family, rule, stop rule, method, process and estimator are one file each, outside the package.
+"""Family, rule, stop rule, method, process and estimator of one's own: one file each, outside.
 
 Each is driven through every face that it concerns, and every face must show *its* behaviour.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ METHOD, STOP = f"{OWN / 'own_method.py'}:AlwaysThird", f"{OWN / 'own_stop_rule.p
 PROCESS = f"{OWN / 'own_process.py'}:SquareRoots"
 ESTIMATOR = f"{OWN / 'own_estimator.py'}:Scaled"
 
-TINY = {
+TINY: dict[str, Any] = {
     "horizon": 8,
     "price": 0.1,
     "joint": {"num_steps": 6, "batch_size": 8},
@@ -209,7 +210,7 @@ def test_a_stop_rule_is_kept_on_a_card(sign_descent: OptimizerModel) -> None:
 
 def test_a_process_is_learned_and_stopped(tmp_path: Path) -> None:
     # A step costs 1 in units of |x^2 - a|: large numbers are worth many steps, small ones few.
-    longer = {"price": 1.0, "horizon": 20, "rule": "none"}
+    longer: dict[str, Any] = {"price": 1.0, "horizon": 20, "rule": "none"}
     longer |= {"halting": {"num_steps": 300, "num_recorded": 2048, "batch_size": 128}}
     longer |= {"validation": {"every": 100, "num_problems": 256, "num_calibration": 1024}}
     run = train(PROCESS, tmp_path / "run", **longer)
@@ -224,7 +225,7 @@ def test_a_process_is_learned_and_stopped(tmp_path: Path) -> None:
     oracle, fixed = table.min(1).values.mean(), table.mean(0).min()
     assert (fixed - j.mean()) / (fixed - oracle) > 0.8
     roots = executed.result.squeeze(1)
-    assert ((roots**2 - drawn.numbers).abs() < 10).all()  # type: ignore[attr-defined]
+    assert ((roots**2 - drawn.numbers).abs() < 10).all()
 
     again = model.attach(trajectory, 1.0)
     policy = model.policy()

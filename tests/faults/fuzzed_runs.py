@@ -2,8 +2,9 @@
 
 import contextlib
 import json
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -11,9 +12,14 @@ from hypothesis import strategies as st
 
 import haltwise
 from faults.mutations import mutated, warped
-from faults.runs import CONFIG
+from faults.runs import SETTINGS
+from haltwise import InputError
 from haltwise._core.files import digest, load_tensors
-from haltwise.training import TrainingConfig
+from haltwise.models import Card
+from haltwise.processes import OptimizationProcess
+from haltwise.rollout import record_process
+from haltwise.tasks import family
+from haltwise.training import TrainingSettings
 from haltwise.training.run.directory import RunDirectory
 
 _WEIGHTS = Path(haltwise.__file__).parent / "models" / "weights"
@@ -28,13 +34,13 @@ class Weights:
         self.path = root / "weights.safetensors"
         self.content = (_WEIGHTS / "regression-2d-thesis.safetensors").read_bytes()
         self.path.write_bytes(self.content)
-        self.tensors, self.card = load_tensors(self.path)
+        self.tensors, self.document = load_tensors(self.path)
 
     def read(self, data: st.DataObject) -> bool:
         self.path.write_bytes(mutated(data, self.content))
         optimizer = haltwise.load(self.path)
         weights = optimizer.state_dict()
-        return optimizer.card == self.card and all(
+        return optimizer.card == Card.from_json(self.document["card"]) and all(
             torch.equal(value, weights[name]) for name, value in self.tensors.items()
         )
 
@@ -45,9 +51,9 @@ class Resealed(Weights):
     name = "weights with a right checksum"
 
     def read(self, data: st.DataObject) -> bool:
-        card, tensors = self.card, dict(self.tensors)
+        content, tensors = self.document, dict(self.tensors)
         if data.draw(st.booleans()):
-            card = warped(data, card)
+            content = warped(data, content)
         else:
             name = data.draw(st.sampled_from(sorted(tensors)))
             change = data.draw(st.integers(0, 6))
@@ -64,17 +70,17 @@ class Resealed(Weights):
                     value.flatten()[:1].clone(),
                     torch.full_like(value, float("nan")),
                 )[change - 2]
-        document = json.dumps(card)
+        document = json.dumps(content)
         header = {"haltwise": document, "blake2b": digest(tensors, document)}
         self.path.write_bytes(safetensors.torch.save(tensors, header))
         optimizer = haltwise.load(self.path)
-        params = torch.ones(3, 2)
-        step = optimizer.step(
-            0, torch.ones(3), params, torch.full((3,), 0.05), optimizer.init(params)
-        )
-        with contextlib.suppress(KeyError):  # a card may say nothing of halting
+        batch = family("regression-2d").sample(3, torch.Generator().manual_seed(0))
+        trajectory = record_process(OptimizationProcess(optimizer.rule, batch), 2)
+        optimizer.halting.attach(trajectory, 0.05)
+        with contextlib.suppress(InputError):  # a card may say nothing of halting
             optimizer.policy()
-        return bool(step.update.isfinite().all())
+        assert trajectory.final is not None
+        return bool(trajectory.final.isfinite().all())
 
 
 class Configurations:
@@ -85,7 +91,7 @@ class Configurations:
     def __init__(self, root: Path) -> None:
         self.path = root / "run" / "config.json"
         self.path.parent.mkdir()
-        self.document = {"config": CONFIG.to_json(), "command": ""}
+        self.document = {"settings": SETTINGS.to_json(), "command": ""}
 
     def read(self, data: st.DataObject) -> bool:
         if data.draw(st.booleans()):
@@ -94,13 +100,20 @@ class Configurations:
             content = json.dumps(warped(data, self.document)).encode()
         self.path.write_bytes(content)
         document = RunDirectory.read(self.path.parent)
-        config = TrainingConfig.from_json(document.get("config", {}))
-        return (
-            all(
-                type(value) is type(getattr(CONFIG, name))
-                or (isinstance(value, int) and isinstance(getattr(CONFIG, name), float))
-                or name in ("rule_from", "head_from", "continuation")
-                for name, value in vars(config).items()
-            )
-            and TrainingConfig.from_json(json.loads(json.dumps(asdict(config)))) == config
+        settings = TrainingSettings.from_json(document.get("settings", {}))
+        again = TrainingSettings.from_json(json.loads(json.dumps(settings.to_json())))
+        return again == settings and _same_types(settings, SETTINGS)
+
+
+def _same_types(found: Any, right: Any) -> bool:
+    """Whether all values of nested settings are of the types of those that are right."""
+    if is_dataclass(right):
+        return type(found) is type(right) and all(
+            item.name in _OPTIONAL
+            or _same_types(getattr(found, item.name), getattr(right, item.name))
+            for item in fields(right)
         )
+    return type(found) is type(right) or (isinstance(found, int) and isinstance(right, float))
+
+
+_OPTIONAL = ("runs", "rule_from", "halter_from", "rule", "method")

@@ -8,35 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_runs import timeless, tiny
 
 from faults.processes import events, fork
 from faults.tally import Tally
 from haltwise._core.files import load_tensors
-from haltwise.training import Trainer, TrainingConfig
+from haltwise.training import Trainer
 from haltwise.training.run.directory import RunDirectory
 from haltwise.training.run.log import read_log
 
-CONFIG = TrainingConfig.from_preset(
-    "act",
-    "regression-2d",
-    num_meta_steps=8,
-    batch_size=8,
-    horizon=6,
-    segment=4,
-    num_validation=16,
-    validate_every=2,
-    warmup=0.25,
-    head_steps=6,
-    num_recorded=24,
-    head_batch_size=8,
-    num_calibration=32,
-)
+SETTINGS = tiny()
 
 
 def advance(directory: Path) -> None:
     """Begin the run or resume it, and train to its end."""
-    begun = (directory / "config.json").exists()
-    trainer = Trainer.resume(directory, config=CONFIG) if begun else Trainer(CONFIG, directory)
+    if (directory / "config.json").exists():
+        trainer = Trainer.resume(directory, settings=SETTINGS)
+    else:
+        trainer = Trainer(SETTINGS, directory)
     for _ in trainer.run():
         pass
 
@@ -47,9 +36,7 @@ def state(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"log": read_log(directory)}
     for name, file in (("checkpoint", path), ("best", directory / "best.safetensors")):
         tensors, metadata = load_tensors(file)
-        metadata.pop("seconds", None)
-        metadata.get("best", {}).pop("seconds", None)
-        found[name] = metadata
+        found[name] = timeless(metadata)
         found[f"{name} tensors"] = {
             key: (str(value.dtype), value.shape, value.flatten().view(torch.uint8).tolist())
             for key, value in tensors.items()

@@ -10,8 +10,7 @@ from loops import Decay, drive, record_runs
 
 from haltwise import HaltingMonitor
 from haltwise._core.files import load_tensors
-from haltwise._core.json import from_json
-from haltwise.evaluation import StoppingRecord, judge_runs
+from haltwise.evaluation import judge_runs
 from haltwise.models import load_halting
 from haltwise.models.loading import card_of
 from haltwise.recordings.runs import RecordedRuns
@@ -107,7 +106,7 @@ def test_the_command_line_judges_a_monitor_on_other_runs(
     command = ["train-monitor", recorded_runs, "--price", 0.02, "--out", "m", "--threads", 1]
     result = in_process.haltwise(*command, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "J at a price of 0.02, cost counted in updates" in result.stdout
-    record = from_json(StoppingRecord, json.loads((tmp_path / "x.json").read_text()))
-    assert record.num_items == 60
-    assert {"learned", "patience", "fixed", "oracle"} <= set(record.rules)
+    assert "patience" in result.stdout
+    found = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert (found["num_items"], found["price"]) == (60, 0.02)
+    assert f"{found['rules'][found['judged']]['j']['value']:.3g}" in result.stdout

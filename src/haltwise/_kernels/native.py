@@ -3,7 +3,7 @@
 The kernel reads and writes raw memory. No pointer reaches it but that of a tensor which `_operand`
 has checked or `_empty` has made.
 
-P problems of D coordinates make R = P D rows; I inputs, L layers of H units, K steps. A layer's
+B problems of D coordinates make N = B D rows; I inputs, L layers of H units, T steps. A layer's
 weight is [4H, fan_in + H], the columns of its input first; gates lie in the order of
 `nn.LSTMCell`: input, forget, candidate, output. All tensors are row-major.
 """
@@ -357,17 +357,17 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
 def forward(
     layers: Layers, inputs: Tensor, hidden: Tensor, cell: Tensor, *, isa: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run K steps.
+    """Run T steps.
 
     Args:
         layers: The parameters.
-        inputs: Shape [K, R, I].
-        hidden: Shape [R, L, H].
-        cell: Shape [R, L, H].
+        inputs: Shape [T, N, I].
+        hidden: Shape [N, L, H].
+        cell: Shape [N, L, H].
         isa: Instruction set, an index of `INSTRUCTION_SETS`; the best of the machine by default.
 
     Returns:
-        The top layer's outputs [K, R, H]; the states after the last step, [R, L, H].
+        The top layer's outputs [T, N, H]; the states after the last step, [N, L, H].
 
     Raises:
         InputError: An argument is not a plain CPU tensor of its shape and of the weights' dtype.
@@ -403,20 +403,20 @@ def step(
 
     Args:
         layers: The parameters, with a read-out.
-        grad: Shape [P, D].
-        hidden: Shape [P, D, L, H].
-        cell: Shape [P, D, L, H].
-        pooled: Mean and inverse root mean square of the whole gradient, shape [P, 2], if `grad`
+        grad: Shape [B, D].
+        hidden: Shape [B, D, L, H].
+        cell: Shape [B, D, L, H].
+        pooled: Mean and inverse root mean square of the whole gradient, shape [B, 2], if `grad`
             is not all of it.
         in_place: Whether the new state may take the place of the old.
 
     Returns:
-        Updates [P, D]; the top layer's means over coordinates [P, H]; the state after the step.
+        Updates [B, D]; the top layer's means over coordinates [B, H]; the state after the step.
 
     Raises:
         InputError: See `forward`.
     """
-    dtype, (num_problems, dim) = layers.dtype, require_dims("the gradient", grad, "PD")
+    dtype, (num_problems, dim) = layers.dtype, require_dims("the gradient", grad, "BD")
     state_shape = num_problems, dim, layers.num_layers, layers.size
     grad = _operand("the gradient", grad, (num_problems, dim), dtype)
     hidden = _operand("the hidden state", hidden, state_shape, dtype)
@@ -449,14 +449,14 @@ def step(
 
 
 class Cotangents(NamedTuple):
-    """Derivatives with respect to what K steps return; None for zero.
+    """Derivatives with respect to what T steps return; None for zero.
 
     Attributes:
-        outputs: Of the top layer's outputs, shape [K, R, H].
-        updates: Of the updates, shape [K, R].
-        sums: Of the sums of the outputs over each problem's coordinates, shape [K, P, H].
-        hidden: Of the hidden state after the last step, shape [R, L, H].
-        cell: Of the cell state after the last step, shape [R, L, H].
+        outputs: Of the top layer's outputs, shape [T, N, H].
+        updates: Of the updates, shape [T, N].
+        sums: Of the sums of the outputs over each problem's coordinates, shape [T, B, H].
+        hidden: Of the hidden state after the last step, shape [N, L, H].
+        cell: Of the cell state after the last step, shape [N, L, H].
     """
 
     outputs: Tensor | None = None
@@ -488,7 +488,7 @@ def backward(
         isa: See `forward`.
 
     Returns:
-        Derivatives of the states [R, L, H], None unless wanted; of `layers.parameters`.
+        Derivatives of the states [N, L, H], None unless wanted; of `layers.parameters`.
 
     Raises:
         InputError: See `forward`.
@@ -510,14 +510,14 @@ def backward_from_gradients(
     *,
     wants_state: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-    """Backpropagate through K calls of `step`, which are recomputed.
+    """Backpropagate through T calls of `step`, which are recomputed.
 
     Args:
         layers: As `step` takes them.
-        grads: Shape [K, R]; constants.
-        pooled: Mean and inverse root mean square of each gradient, shape [K, P, 2].
-        hidden: Before the first step, shape [R, L, H].
-        cell: Before the first step, shape [R, L, H].
+        grads: Shape [T, N]; constants.
+        pooled: Mean and inverse root mean square of each gradient, shape [T, B, 2].
+        hidden: Before the first step, shape [N, L, H].
+        cell: Before the first step, shape [N, L, H].
         cotangents: Of updates, sums and states.
         wants_state: Whether the derivatives of the states are wanted.
 
@@ -527,9 +527,9 @@ def backward_from_gradients(
     Raises:
         InputError: See `forward`.
     """
-    steps, rows = require_dims("the gradients", grads, "KR")
+    steps, rows = require_dims("the gradients", grads, "TN")
     require(steps >= 1, "a sequence needs at least 1 step, got 0")
-    num_problems = require_dims("the pooled gradients", pooled, "KP2")[1]
+    num_problems = require_dims("the pooled gradients", pooled, "TB2")[1]
     require(
         rows % num_problems == 0 if num_problems else rows == 0,
         f"{rows} coordinates cannot belong to {num_problems} problems of one size",
@@ -594,7 +594,7 @@ def _backward(
 def _sequence_operands(
     layers: Layers, inputs: Tensor, hidden: Tensor, cell: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    steps, rows, _ = require_dims("the inputs", inputs, "KRI")
+    steps, rows, _ = require_dims("the inputs", inputs, "TNI")
     require(steps >= 1, "a sequence needs at least 1 step, got 0")
     state_shape = rows, layers.num_layers, layers.size
     return (

@@ -50,7 +50,7 @@ _COMMANDS: Mapping[str, Mapping[str, _Command]] = {
 
 @final
 class _LazyGroup(click.Group):
-    """Commands that are imported when they are used: `--version` and `--help` need no PyTorch."""
+    """Commands that are imported when they are used: none waits for the libraries of others."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for section in _COMMANDS.values() for name in section]
@@ -98,14 +98,14 @@ def main(command: click.Command = cli) -> None:
     except (InputError, MemoryError, OSError) as error:  # a full disk may strike anywhere
         click.echo(f"haltwise: {error}", err=True)
         sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("haltwise: interrupted", err=True)
+        sys.exit(130)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
         click.echo(f"haltwise: out of memory; ask for fewer problems at once: {error}", err=True)
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("haltwise: interrupted", err=True)
-        sys.exit(130)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -23,8 +23,7 @@ from haltwise.cli.printing import print_table, write_json
 from haltwise.evaluation import evaluate as run_evaluation
 from haltwise.evaluation.records import save_evaluation
 from haltwise.models import loading
-from haltwise.report.tables import rules_table
-from haltwise.report.words import describe
+from haltwise.report.stopping import rules_table, sentences
 
 __all__ = ["evaluate"]
 
@@ -124,5 +123,5 @@ def evaluate(
         write_json(json_path, record)
     for stopping in record.stopping.values():
         print_table(rules_table(stopping, wide=False))
-        click.echo(" ".join(describe(stopping)[:3]) + "\n")
+        click.echo(" ".join(sentences(stopping)[:3]) + "\n")
     click.echo(str(path))

@@ -9,7 +9,7 @@ from rich.table import Table as Terminal
 
 from haltwise._core.files import write_atomically
 from haltwise._core.json import to_json
-from haltwise.report.tables import Table
+from haltwise.report.page import Table
 
 __all__ = ["print_table", "write_json"]
 
@@ -17,9 +17,9 @@ __all__ = ["print_table", "write_json"]
 def print_table(table: Table) -> None:
     """Print a table of a report, its title above and its note below."""
     shown = Terminal(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, column in enumerate(table.columns):
+    for place, column in enumerate(table.headings):
         shown.add_column(column, justify="right" if place else "left", no_wrap=place > 0)
-    for place, row in enumerate(table.texts):
+    for place, row in enumerate(table.cells):
         shown.add_row(*row, style="bold" if place == table.strong else None)
     console = Console()
     console.print(table.title, style="bold", markup=False, highlight=False)

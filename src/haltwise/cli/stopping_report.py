@@ -14,8 +14,7 @@ from haltwise import report as pages
 from haltwise._core.errors import InputError, require
 from haltwise.cli.printing import print_table, write_json
 from haltwise.evaluation import stopping_report as judge
-from haltwise.report.tables import rules_table
-from haltwise.report.words import summarize
+from haltwise.report.stopping import headline, rules_table, sentences, warnings
 from haltwise.stop_rules import CostUnit
 
 __all__ = ["stopping_report"]
@@ -63,9 +62,8 @@ def stopping_report(
     if html_path is not None:
         pages.write_stopping_report(record, html_path, traces.stem)
     print_table(rules_table(record, wide=False))
-    found = summarize(record)
-    click.echo(" ".join((found.headline, *found.sentences)))
-    for warning in found.warnings:
+    click.echo(" ".join((f"{headline(record)}.", *sentences(record))))
+    for warning in warnings(record):
         click.echo(f"Warning: {warning}")
 
 

@@ -21,7 +21,7 @@ from haltwise.cli.options import (
 from haltwise.cli.printing import print_table, write_json
 from haltwise.evaluation import study as run_study
 from haltwise.models import loading
-from haltwise.report.tables import margins, study_table
+from haltwise.report.studies import margins, study_table
 from haltwise.stop_rules import CostUnit
 
 __all__ = ["study"]

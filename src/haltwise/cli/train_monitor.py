@@ -13,8 +13,7 @@ from haltwise.cli.train import command_line
 from haltwise.evaluation import judge_runs
 from haltwise.models.loading import load_halting
 from haltwise.recordings.runs import RecordedRuns
-from haltwise.report.tables import rules_table
-from haltwise.report.words import describe
+from haltwise.report.stopping import rules_table, sentences
 from haltwise.training import Trainer, monitor_settings
 from haltwise.training.presets import MONITOR_DEFAULTS
 
@@ -75,6 +74,6 @@ def train_monitor(
         tuning = RecordedRuns.load(runs, chosen.horizon)
         record = judge_runs(load_halting(directory), test, tuning, price=price)
         print_table(rules_table(record, wide=False))
-        click.echo(" ".join(describe(record)[:3]))
+        click.echo(" ".join(sentences(record)[:3]))
         if json_path is not None:
             write_json(json_path, record)

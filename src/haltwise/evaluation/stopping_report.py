@@ -36,7 +36,7 @@ def stopping_report(
 
     J is the loss where an item ends plus price times cost. The *oracle* ends each item at its least
     J, seen in hindsight; the *best fixed budget* is one number of steps for all, chosen in
-    hindsight. *Captured gain* is (J_fixed - J) / (J_fixed - J_oracle),
+    hindsight. *Captured gain* is (J_fixed - J) / (J_fixed - J_oracle), see
     docs/theory.md, Eq. (captured-gain).
 
     Baselines (a fixed budget, a plateau, patience in length and tolerance) are cross-fitted: tuned

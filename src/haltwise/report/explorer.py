@@ -1,4 +1,4 @@
-"""The explorer: two-parameter problems seen being solved, at any price, on one page."""
+"""The explorer: problems watched being solved, at any price, on one page."""
 
 from pathlib import Path
 from typing import Any
@@ -9,28 +9,30 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.files import write_atomically
 from haltwise._core.random import stream
-from haltwise.halting.methods import HaltingMethod
-from haltwise.halting.session import HaltingSession
+from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.trajectory import Trajectory
-from haltwise.report.page import render, slug
+from haltwise.report.formats import rounded, short
+from haltwise.report.page import render
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit, costs, returned_steps
+from haltwise.stop_rules import CostUnit, DecisionTime, StopPolicy, costs
+from haltwise.stop_rules.base import decisions_and_reasons
+from haltwise.stop_rules.cost import returned_steps
 from haltwise.tasks.base import TaskBatch, TaskFamily
 
 __all__ = ["explore", "write_explorer"]
 
-_NUM_PRICES, _GRID = 21, 56
+_NUM_PRICES, _GRID = 31, 56
 _DECADES = 7.0  # below the highest loss drawn, all contours are one colour
-_PANELS = {
-    "path": "Contours of log₁₀ of the excess loss, in units of the loss; a star is returned.",
+_NOTES = {
+    "path": "Contours of log₁₀ of the loss above {reference}; the star is returned.",
     "loss": "Excess loss after t updates, alone and with the price of the steps; the line marks "
     "the stop.",
-    "posterior": "q(t|x,T) with the horizon T at the present step: what is left falls on T. The "
-    "hazard is the probability of stopping now, given that one has come this far.",
-    "forecast": "What one more step is forecast to gain, in prices, and what it brought; below 1 "
-    "it is not worth its price. The axis ends at 10 prices.",
+    "posterior": "q(t) is the halting posterior over all steps drawn; the hazard, where the method "
+    "has one, is the probability of stopping now, given that one has come this far.",
+    "forecast": "What another step is forecast to gain, and what it brought, in prices: below 1 it "
+    "is not worth its price. The axis ends at 10 prices.",
 }
 
 
@@ -48,8 +50,8 @@ def write_explorer(
     """Write one HTML page on which problems are solved step by step.
 
     Args:
-        model: An optimizer model that halts, by whatever method.
-        family: Of problems with two parameters.
+        model: An optimizer model that halts.
+        family: Of problems; those of two parameters are drawn with their contours.
         path: Where the page goes; it holds everything and makes no request.
         name: Of the model, for the page.
         family_name: For the page.
@@ -61,18 +63,27 @@ def write_explorer(
         `path`.
 
     Raises:
-        InputError: The problems have not two parameters, the model does not halt, no problem stays
-            finite, or the page cannot be written.
+        InputError: The model does not halt, no problem stays finite, or the page cannot be written.
     """
     horizon = model.card.horizon if num_steps is None else num_steps
     generator = stream(seed, "explore")
     document = explore(model, family, generator, num_problems=num_problems, num_steps=horizon)
-    document |= {"optimizer": name, "family": family_name, "seed": seed}
-    document["data"] = _downloads(document, slug(f"{name}-{family_name}-{seed}"))
-    panels = {
-        key: note for key, note in _PANELS.items() if key != "forecast" or _forecasts(document)
-    }
-    page = render("explorer", title=f"{name} on {family_name}", embedded=document, panels=panels)
+    first = document["problems"][0]
+    notes = dict(_NOTES)
+    if first["contours"] is None:
+        del notes["path"]
+    else:
+        known = first["contours"]["minimizer"] is not None
+        reference = "its minimum" if known else "the lowest value drawn"
+        notes["path"] = notes["path"].format(reference=reference)
+    if first["at"][0]["forecast"] is None:
+        del notes["forecast"]
+    title = f"{short(name)} on {short(family_name)}"
+    words = (
+        f"Problems of seed {seed}. Decisions are made with the gradient at θ_t in hand: a stop at "
+        f"t costs t updates. It stops by {document['rule']}."
+    )
+    page = render("explorer", title=title, embedded=document, panels=notes, words=words)
     write_atomically(path, page.encode())
     return path
 
@@ -87,105 +98,93 @@ def explore(
 ) -> dict[str, Any]:
     """What the explorer draws, as JSON values.
 
-    Decisions fall with the gradient at theta_t in hand and updates are counted, as in the thesis,
-    so that the posterior, the forecast and the loss share their steps.
+    Cost is counted in updates, so that posterior, forecast and loss share their steps.
 
     Args:
         model: An optimizer model that halts.
-        family: Of problems with two parameters.
+        family: Of problems.
         generator: Draws the problems.
         num_problems: How many, 1 to 20.
         num_steps: T >= 1.
 
     Returns:
-        `prices`, and of every problem its `path`, its `excess` loss, its contours and, at every
-        price, where it stops, why, and what the halting model puts out on the way. Problems that
-        do not stay finite are left out.
+        `prices`, and of every problem its `excess` loss and, where it has two parameters, its
+        `path` and `contours`; at every price, where and why it stops, the posterior, the hazards
+        and the forecasts, the latter None where the method has none. Problems that do not stay
+        finite are left out.
 
     Raises:
         InputError: See `write_explorer`.
     """
-    require(
-        family.dim == 2, f"only problems with 2 parameters can be drawn, these have {family.dim}"
-    )
     require(1 <= num_problems <= 20, f"num_problems must lie in 1..20, got {num_problems}")
     require(
         model.halting.halts,
-        "these weights were trained without halting; explore others, such as regression-2d",
+        "this model was trained without halting, so there are no stops to explore; choose another, "
+        "such as regression-2d",
     )
-    model = model.double()
+    policy = model.policy(CostUnit.UPDATES)
     batch = family.sample(num_problems, generator, dtype=torch.float64)
-    trajectory = record(model.rule, batch, num_steps)
-    kept = trajectory.finite.nonzero().squeeze(1)
+    model = model.double()
+    recorded = record(model.rule, batch, num_steps)
+    kept = recorded.finite.nonzero().squeeze(1)
     require(len(kept) > 0, f"none of {num_problems} problems stays finite for {num_steps} steps")
-    batch, trajectory = batch.select(kept), trajectory.select(kept)
-    paths = _paths(OptimizationProcess(model.rule, batch), num_steps)
-    middle, spread = model.card.price, model.card.price_range
+    batch, recorded = batch.select(kept), recorded.select(kept)
+    problems: list[dict[str, Any]] = [
+        {"excess": _plain(excess), "path": None, "contours": None, "at": []}
+        for excess in recorded.excess
+    ]
+    if family.dim == 2:
+        for place, path in enumerate(_paths(model, batch, num_steps)):
+            contours = _contours(batch.select(torch.tensor([place])), path)
+            problems[place] |= {"path": path.tolist(), "contours": contours}
+    prices = _prices(model.card.price, model.card.price_range)
+    for price in prices:
+        stops = _stops(model.halting, policy, model.halting.attach(recorded, price), price)
+        for problem, found in zip(problems, stops, strict=True):
+            problem["at"].append(found)
+    rule = short(repr(policy.rule))
+    return {"prices": prices, "rule": rule, "problems": problems, "figures": {}}
+
+
+def _stops(
+    model: HaltingModel, policy: StopPolicy, trajectory: Trajectory, price: float
+) -> list[dict[str, Any]]:
+    """Where and why each problem stops at a price, and what the model puts out on the way."""
+    rule, method, outputs = policy.rule, model.method, trajectory.outputs
+    decided, reason = decisions_and_reasons(rule, trajectory)
+    found: dict[str, list[Any]] = {
+        "stop": decided.tolist(),
+        "returned": returned_steps(decided, trajectory, policy.returns).tolist(),
+        "oracle": costs(trajectory.excess, price).argmin(1).tolist(),
+        "reason": [(*rule.reasons, "")[index] for index in reason.tolist()],  # "" at -1
+    }
+    prices = torch.full_like(trajectory.excess[:, 0], price)
+    gains = [
+        method.forecast_gain({name: value[:, t] for name, value in outputs.items()}, rule, prices)
+        for t in range(trajectory.num_steps)
+    ]
+    known = [gain / price for gain in gains if gain is not None]
+    time = DecisionTime.AFTER_GRADIENT
+    curves = {
+        "posterior": method.posterior(outputs, time).log_prob().exp(),
+        "hazard": method.hazards(outputs, time),
+        "forecast": torch.stack(known, 1) if known else None,
+    }
+    for name, values in curves.items():
+        missing = [None] * trajectory.num_items
+        found[name] = missing if values is None else [_plain(row) for row in values]
+    return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
+
+
+def _prices(middle: float, spread: float) -> list[float]:
+    """The prices of the slider: those that were seen in training, and some more around one."""
     exponents = torch.linspace(-1, 1, _NUM_PRICES if spread > 1 else 1).tolist()
-    prices = [float(f"{middle * spread**exponent:.3g}") for exponent in exponents]
-    at_prices = [_at_price(model, trajectory, price) for price in prices]
-    problems = [
-        {
-            "path": paths[place].tolist(),
-            "excess": trajectory.excess[place].tolist(),
-            "contours": _contours(batch.select(torch.tensor([place])), paths[place]),
-            "at": [at_price[place] for at_price in at_prices],
-        }
-        for place in range(len(kept))
-    ]
-    return {"prices": prices, "problems": problems}
+    return [float(f"{middle * spread**exponent:.3g}") for exponent in exponents]
 
 
-@torch.no_grad()
-def _at_price(model: OptimizerModel, trajectory: Trajectory, price: float) -> list[dict[str, Any]]:
-    """Stops, and what the halting model puts out, of every problem."""
-    halting, unit = model.halting, CostUnit.UPDATES
-    policy, time = halting.policy(unit), unit.decision_time
-    prices = torch.full_like(trajectory.loss[:, 0], price)
-    attached = halting.attach(trajectory, price)
-    session = HaltingSession(policy, prices, halting)
-    decided, reasons, forecasts = _decide(session, trajectory, halting.method)
-    returned = returned_steps(decided, attached, policy.returns)
-    oracle = costs(trajectory.excess, price).argmin(1)
-    hazards = halting.method.hazards(attached.outputs, time)
-    laws = []  # with the horizon at every step
-    for step in range(1, trajectory.num_steps + 1):
-        so_far = {name: value[:, :step] for name, value in attached.outputs.items()}
-        laws.append(halting.method.posterior(so_far, time).log_prob().exp())
-    return [
-        {
-            "stop": int(decided[place]),
-            "reason": reasons[place],
-            "returned": int(returned[place]),
-            "oracle": int(oracle[place]),
-            "hazard": None if hazards is None else _round(hazards[place]),
-            "forecast": None if forecasts is None else _round(forecasts[place] / price),
-            "posterior": [[1.0], *(_round(law[place]) for law in laws)],
-        }
-        for place in range(trajectory.num_items)
-    ]
-
-
-def _decide(
-    session: HaltingSession, trajectory: Trajectory, method: HaltingMethod
-) -> tuple[Tensor, list[str], Tensor | None]:
-    """The first stop of each problem with its reason, and the forecast gains [B, T] if any."""
-    decided = torch.full_like(trajectory.loss[:, 0], trajectory.num_steps, dtype=torch.int64)
-    reasons, forecasts = [""] * trajectory.num_items, []
-    for observation in trajectory:
-        decision = session.observe(observation)
-        first = decision.stop & (decided == trajectory.num_steps)
-        decided = torch.where(first, observation.step, decided)
-        for place in first.nonzero().flatten().tolist():
-            reasons[place] = session.explain(decision, place)
-        outputs = decision.observation.outputs
-        forecasts.append(method.forecast_gain(outputs, session.policy.rule, session.price))
-    known = [gain for gain in forecasts if gain is not None]
-    return decided, reasons, torch.stack(known, 1) if len(known) == len(forecasts) else None
-
-
-def _paths(process: OptimizationProcess, num_steps: int) -> Tensor:
+def _paths(model: OptimizerModel, batch: TaskBatch, num_steps: int) -> Tensor:
     """theta_0..theta_T, shape [B, T+1, 2]."""
+    process = OptimizationProcess(model.rule, batch)
     state = process.init()
     paths = [process.result(state)]
     for step in range(num_steps):
@@ -195,53 +194,31 @@ def _paths(process: OptimizationProcess, num_steps: int) -> Tensor:
 
 
 def _contours(problem: TaskBatch, path: Tensor) -> dict[str, Any]:
-    """log10 of the excess loss on a grid around the path of one problem."""
+    """log10 of the loss on a grid around the path of one problem.
+
+    It is measured from the problem's minimum, or from the lowest value drawn where none is known.
+    """
     points = path if problem.minimizer is None else torch.cat((path, problem.minimizer))
     low, high = points.amin(0), points.amax(0)
     room = 0.15 * (high - low).clamp_min(0.2 * (high - low).amax().clamp_min(1e-3))
-    axes = [
-        torch.linspace(float(low[axis] - room[axis]), float(high[axis] + room[axis]), _GRID)
-        for axis in range(2)
-    ]
-    grid = torch.cartesian_prod(*axes).to(path)
+    first, second = (
+        torch.linspace(float(start), float(end), _GRID)
+        for start, end in zip(low - room, high + room, strict=True)
+    )
+    grid = torch.cartesian_prod(first, second).to(path)
     same = problem.select(torch.zeros(len(grid), dtype=torch.int64))
     excess = same.score(grid, 0).excess
-    height = excess.clamp_min(float(excess.max()) * 10**-_DECADES).log10().view(_GRID, _GRID).T
+    if problem.minimizer is None:
+        excess = excess - excess.amin()
+    lowest = float(excess.max()) * 10**-_DECADES
+    height = excess.clamp_min(lowest).log10().view(_GRID, _GRID).T
     return {
-        "x": _round(axes[0], 5),
-        "y": _round(axes[1], 5),
-        "z": [_round(row) for row in height],
+        "x": _plain(first),
+        "y": _plain(second),
+        "z": [_plain(row) for row in height],
         "minimizer": None if problem.minimizer is None else problem.minimizer[0].tolist(),
     }
 
 
-def _round(values: Tensor, digits: int = 3) -> list[float]:
-    return [round(value, digits) for value in values.tolist()]
-
-
-def _forecasts(document: dict[str, Any]) -> bool:
-    return document["problems"][0]["at"][0]["forecast"] is not None
-
-
-def _downloads(document: dict[str, Any], stem: str) -> dict[str, Any]:
-    """The numbers of the panels as CSV files."""
-    paths, stops = [], []
-    for place, problem in enumerate(document["problems"], 1):
-        steps = zip(problem["path"], problem["excess"], strict=True)
-        paths += [(place, t, *params, excess) for t, (params, excess) in enumerate(steps)]
-        stops += [
-            (place, price, at["stop"], at["returned"], at["oracle"], at["reason"])
-            for price, at in zip(document["prices"], problem["at"], strict=True)
-        ]
-    return {
-        "paths": {
-            "name": f"{stem}-paths",
-            "columns": ["problem", "step", "theta_0", "theta_1", "excess_loss"],
-            "rows": paths,
-        },
-        "stops": {
-            "name": f"{stem}-stops",
-            "columns": ["problem", "price", "stop", "returned", "oracle_stop", "reason"],
-            "rows": stops,
-        },
-    }
+def _plain(values: Tensor) -> list[float | None]:
+    return [rounded(value) for value in values.tolist()]

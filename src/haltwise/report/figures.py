@@ -1,272 +1,342 @@
-"""Records as figures. Every title says what was found, and stays true beside all that is drawn."""
+"""Records as figures; names are escaped, since plotly reads legends and hover texts as HTML."""
 
+import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from haltwise.evaluation import EvaluationRecord, StoppingRecord
-from haltwise.evaluation.statistics import rank_correlation
-from haltwise.report.drawing import Panel, Plot
-from haltwise.report.formats import num, percent
+from haltwise.evaluation.records import Frontier
+from haltwise.report.formats import count, num, percent, rounded, short
+from haltwise.report.page import Figure
 from haltwise.report.palette import (
     BLUE,
-    GREEN,
     GREY,
     INK,
+    SURFACE,
     VERMILION,
-    colour,
-    label,
-    style,
+    Line,
+    optimizer_line,
+    rule_colour,
+    rule_name,
 )
-from haltwise.stop_rules import CostUnit
 
-__all__ = ["difficulty", "frontier", "losses", "parts_of_j", "posterior", "reliability", "training"]
+__all__ = [
+    "frontier",
+    "loss_curves",
+    "mixed_excess",
+    "parts_of_j",
+    "reliability",
+    "stop_steps",
+    "training",
+]
 
-_MAX_POINTS, _MAX_ROWS, _NUM_BINS = 1500, 40, 8
-_HINDSIGHT = ("fixed", "oracle")
+
+def mixed_excess(budgets: Frontier, cost: float) -> float:
+    """The least mean excess of budgets mixed at random that cost as much on average."""
+    return float(np.interp(cost, budgets.hull, [budgets.mean_excess[t] for t in budgets.hull]))
 
 
-def parts_of_j(record: StoppingRecord) -> Panel:
-    """J of every rule, as excess loss at the stop plus price times cost."""
-    names = sorted(record.rules, key=lambda name: -record.rules[name].j.value)  # from the bottom
-    known = max(record.rules[name].j.value for name in (record.judged, *_HINDSIGHT))
-    worst = record.rules[names[0]].j.value
-    limit = 1.4 * min(worst, 2 * known) if known > 0 else None
-    plot = Plot("J, units of loss", "")
-    labels, colours = [label(name) for name in names], [colour(name) for name in names]
-    rules = [record.rules[name] for name in names]
-    plot.bars("excess loss at the stop", [rule.mean_excess for rule in rules], labels, colours, "")
-    paid = [record.price * rule.mean_cost for rule in rules]
-    plot.bars(f"price x {record.unit.value}", paid, labels, colours, "/")
-    if limit is not None:
-        plot.layout["xaxis"]["range"] = [min(0.0, *(rule.mean_excess for rule in rules)), limit]
-    ranked = [name for name in reversed(names) if name not in _HINDSIGHT]
-    place, best = ranked.index(record.judged), record.rules[ranked[0]].j.value
-    own = record.stops.j.value
-    title = f"J is {num(own)} for the {label(record.judged)}, the lowest of {len(ranked)} rules"
-    if place:
-        title = (
-            f"J is {num(own)} for the {label(record.judged)}, place {place + 1} of {len(ranked)}; "
-            f"the lowest is {num(best)}, {label(ranked[0])}"
-        )
-    note = (
-        f"Counted in {record.unit.value}. The best fixed budget and the oracle, chosen in "
-        "hindsight, are not ranked."
+def frontier(record: StoppingRecord, stem: str) -> Figure:
+    """Mean excess against mean cost: budgets, the judged rule's settings, and every rule."""
+    budgets, own, unit = record.frontier, record.stops, record.unit.value
+    figure = _figure(f"mean cost, {unit}", "mean excess loss")
+    _line(figure, "fixed budgets", budgets.mean_excess, Line(GREY, "dot", 1.5))
+    hull = [budgets.mean_excess[t] for t in budgets.hull]
+    _line(figure, "budgets mixed at random", hull, Line(GREY, "solid", 2), budgets.hull)
+    name = rule_name(record.judged)
+    if budgets.settings:
+        costs, settings = zip(*budgets.settings, strict=True)
+        _line(
+            figure, f"{name}, other settings", settings, Line(BLUE, "solid", 2.5), costs,
+            mode="lines+markers", marker={"size": 5},
+        )  # fmt: skip
+    symbols = {"oracle": "star", "fixed": "square", record.judged: "diamond"}
+    order = sorted(record.rules, key=lambda rule: rule == record.judged)  # that one on top
+    for rule in order:
+        stops = record.rules[rule]
+        symbol = symbols.get(rule, "circle")
+        figure.add_scatter(
+            x=[rounded(stops.mean_cost)], y=[rounded(stops.mean_excess)], mode="markers",
+            name=html.escape(rule_name(rule)),
+            marker={"color": rule_colour(rule), "symbol": symbol,
+                    "size": 10 if symbol == "circle" else 14},
+            hovertemplate="cost %{x:.4g}<br>excess %{y:.4g}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    figure.update_layout(hovermode="closest")
+    drawn = [budgets.mean_excess, [stops.mean_excess for stops in record.rules.values()]]
+    _log(figure.update_yaxes, *drawn)
+    theirs = mixed_excess(budgets, own.mean_cost)
+    side = "below" if own.mean_excess < theirs else "not below"
+    return Figure(
+        f"{stem}-frontier",
+        f"For {num(own.mean_cost)} {unit} on average the stops leave a mean excess of "
+        f"{num(own.mean_excess)}, {side} the {num(theirs)} of fixed budgets mixed at random",
+        "Lower and further left is better. The diamond is the policy judged"
+        + (
+            ", as it ships; its other settings return what it returns." if budgets.settings else "."
+        ),
+        figure,
     )
-    if limit is not None and worst > limit:
-        note += " Bars that leave the figure are longer."
-    return Panel(title, note, plot, half=True)
 
 
-def frontier(record: StoppingRecord) -> Panel:
-    """Mean excess loss against mean cost: budgets, mixtures of them, rules and the oracle."""
-    found, stops, unit = record.frontier, record.stops, record.unit.value
-    curve = found.mean_excess
-    plot = Plot(f"mean cost, {unit}", "mean excess loss", log="y")
-    plot.curve("fixed budgets", range(len(curve)), curve, GREY, dash="dot", width=1.5)
-    plot.curve("budgets mixed at random", found.hull, [curve[t] for t in found.hull], GREY)
-    if found.settings:
-        cost, excess = zip(*found.settings, strict=True)
-        name = f"{label(record.judged)}, other settings"
-        plot.curve(name, cost, excess, colour(record.judged), mode="lines+markers", size=4)
-    for name in reversed(record.rules):  # the stops judged on top
-        rule = record.rules[name]
-        marks = {record.judged: ("diamond", 13), "oracle": ("star", 14)}
-        symbol, size = marks.get(name, ("circle", 10))
-        plot.curve(
-            label(name),
-            [rule.mean_cost],
-            [rule.mean_excess],
-            colour(name),
-            mode="markers",
-            symbol=symbol,
-            size=size,
-        )
-    needed = found.cost_for_equal_excess
-    least = f"for that, fixed budgets mixed at random need {num(needed)}"
-    if math.isnan(needed):
-        least = f"no fixed budget of up to {record.num_steps} comes so low"
-    title = (
-        f"{num(stops.mean_cost)} {unit} on average to a mean excess loss of "
-        f"{num(stops.mean_excess)}; {least}"
+def parts_of_j(record: StoppingRecord, stem: str) -> Figure:
+    """J of every rule: excess at the stop, and the price of what was charged."""
+    rules = sorted(record.rules, key=lambda rule: -record.rules[rule].j.value)  # from the bottom
+    figures = [record.rules[rule] for rule in rules]
+    names = [html.escape(rule_name(rule)) for rule in rules]
+    colours = [rule_colour(rule) for rule in rules]
+    figure = _figure("J, units of the loss", "")
+    parts = {
+        "excess loss": ([each.mean_excess for each in figures], ""),
+        f"price × {record.unit.value}": ([record.price * each.mean_cost for each in figures], "/"),
+    }
+    for name, (values, shape) in parts.items():
+        figure.add_bar(
+            x=list(map(rounded, values)), y=names, orientation="h", name=name,
+            marker={"color": colours, "line": {"width": 1, "color": colours},
+                    "pattern": {"shape": shape, "fillmode": "replace", "size": 6,
+                                "fgcolor": colours, "solidity": 0.35}},
+            hovertemplate="%{y}<br>%{x:.4g}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    own, fixed = record.stops.j.value, record.rules["fixed"].j.value
+    # A rule far worse than those of interest would flatten them: its bar leaves the figure.
+    most = min(max(each.j.value for each in figures), 2 * max(own, fixed))
+    least = min(0.0, *(each.mean_excess for each in figures))
+    for name, each in zip(names, figures, strict=True):
+        beyond = each.j.value > most
+        figure.add_annotation(
+            x=min(each.j.value, most), y=name, text=num(each.j.value) + " →" * beyond,
+            xanchor="left", xshift=4, showarrow=False, bgcolor=SURFACE if beyond else None,
+        )  # fmt: skip
+    figure.update_layout(barmode="relative", bargap=0.35, hovermode="closest", showlegend=False)
+    figure.update_xaxes(range=[1.1 * least, most + 0.3 * (most - least)])
+    return Figure(
+        f"{stem}-parts",
+        f"Excess and price add up to J = {num(own)} for the stops judged, to {num(fixed)} "
+        f"for the best fixed budget and to {num(record.rules['oracle'].j.value)} for "
+        "the oracle",
+        f"Solid: excess loss at the stop; hatched: price × {record.unit.value}. A bar with an "
+        "arrow is longer than the figure.",
+        figure,
+        half=True,
     )
-    note = "Lower and further left is better. A mixture may take fewer steps than it is allowed."
-    return Panel(title, note, plot)
 
 
-def reliability(record: StoppingRecord) -> Panel | None:
-    """How often the oracle stops where the hazard is so high."""
+def stop_steps(record: StoppingRecord, costs: Mapping[str, Tensor], stem: str) -> Figure:
+    """How many items end at each cost, where the judged rule and the oracle stop.
+
+    Args:
+        record: The stops judged.
+        costs: What each item was charged, int64 [n], by rule.
+        stem: Of the figure's name.
+    """
+    unit = record.unit.value
+    figure = _figure(f"cost, {unit}", "share of the problems")
+    for rule, steps in costs.items():
+        shares = torch.bincount(steps.long(), minlength=record.num_steps + 1) / len(steps)
+        figure.add_bar(
+            x=list(range(len(shares))), y=list(map(rounded, shares.tolist())),
+            name=html.escape(rule_name(rule)), marker={"color": rule_colour(rule)},
+            hovertemplate="%{y:.1%}",
+        )  # fmt: skip
+    figure.update_layout(barmode="group", bargap=0.15)
+    figure.update_yaxes(tickformat=".0%")
+    own, oracle = record.stops, record.rules["oracle"]
+    return Figure(
+        f"{stem}-stops",
+        f"Stops vary by {num(own.sd_cost)} {unit} around {num(own.mean_cost)}, the oracle’s by "
+        f"{num(oracle.sd_cost)} around {num(oracle.mean_cost)}; rank correlation "
+        f"{num(own.rank_correlation)}",
+        "Stops that do not vary are a fixed budget in disguise. The oracle sees every problem’s "
+        "future.",
+        figure,
+        half=True,
+    )
+
+
+def reliability(record: StoppingRecord, stem: str) -> Figure | None:
+    """How often the oracle stops where the hazard is so high; None without hazards."""
     found = record.reliability
-    if found is None or not found.bins:
+    if found is None:
         return None
-    plot = Plot("mean hazard", "share at which the oracle stops")
-    plot.curve("perfectly reliable", [0, 1], [0, 1], GREY, dash="dot", width=1.5)
-    frequency = [each.frequency for each in found.bins]
-    plot.curve(
-        "hazard",
-        [each.mean_hazard for each in found.bins],
-        [each.value for each in frequency],
-        colour(record.judged),
-        mode="lines+markers",
-        size=8,
-        intervals=frequency,
-        text=[f"{each.num_cases:,} cases" for each in found.bins],
-        hovertemplate="mean hazard %{x:.3f}<br>the oracle stops at %{y:.3f}<br>%{text}"
-        "<extra></extra>",
+    figure = _figure("hazard: probability of stopping now", "share at which the oracle stops")
+    _line(figure, "perfect", [0, 1], Line(GREY, "dot", 1.5))
+    figure.add_scatter(
+        x=[rounded(each.mean_hazard) for each in found.bins],
+        y=[rounded(each.frequency.value) for each in found.bins],
+        error_y={
+            "array": [_gap(each.frequency.high, each.frequency.value) for each in found.bins],
+            "arrayminus": [_gap(each.frequency.value, each.frequency.low) for each in found.bins],
+            "color": BLUE,
+        },
+        customdata=[each.num_cases for each in found.bins],
+        mode="lines+markers", name="hazards", line={"color": BLUE, "width": 2},
+        hovertemplate="hazard %{x:.3f}<br>oracle %{y:.3f}<br>%{customdata} cases<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(range=[0, 1])
+    figure.update_yaxes(range=[-0.02, 1.02])
+    return Figure(
+        f"{stem}-reliability",
+        f"Hazards are off by {num(found.error)} on average: their mean is "
+        f"{percent(found.mean_hazard)}, and the oracle stops at {percent(found.frequency)} of the "
+        "steps it reaches",
+        f"{count(found.num_cases)} steps that the oracle reaches, by hazard in tenths; bars are "
+        "95 % intervals.",
+        figure,
+        half=True,
     )
-    for axis in ("xaxis", "yaxis"):
-        plot.layout[axis]["range"] = [-0.02, 1.02]
-    title = f"Counted in {record.unit.value}, the hazard is off by {num(found.error)} on average"
-    note = (
-        f"Of the {found.num_cases:,} steps that the oracle reaches, in ten bins of the hazard: how "
-        "often it stops there, with 95 % intervals. The mean distance from the diagonal is the "
-        "expected calibration error."
-    )
-    return Panel(title, note, plot, half=True)
 
 
-def difficulty(record: EvaluationRecord, arrays: Mapping[str, Tensor]) -> Panel | None:
-    """Cost of the stops against how far each problem has to go."""
-    unit = CostUnit.GRADIENTS
-    stops = arrays[f"cost.{unit.value}.{record.stopping[unit].judged}"]
-    start, oracle = arrays["excess"][:, 0].double(), arrays["oracle"]
-    usable = (start > 0).nonzero().squeeze(1)
-    if len(usable) < _NUM_BINS:
-        return None
-    start, sides = start[usable], {"learned": stops[usable], "oracle": oracle[usable]}
-    plot = Plot("initial excess loss", f"{unit.value} until the stop", log="x")
-    shown = torch.linspace(0, len(start) - 1, min(_MAX_POINTS, len(start))).round().long()
-    for name, opacity in (("oracle", 0.25), ("learned", 0.35)):
-        x, y = start[shown].tolist(), sides[name][shown].tolist()
-        plot.curve(label(name), x, y, colour(name), mode="markers", size=5, opacity=opacity)
-    bins = start.argsort().tensor_split(_NUM_BINS)
-    for name, dash in (("oracle", "dot"), ("learned", "solid")):
-        x = [start[part].log().mean().exp().item() for part in bins]
-        y = [sides[name][part].double().mean().item() for part in bins]
-        plot.curve(
-            f"{label(name)}, mean", x, y, colour(name), mode="lines+markers", dash=dash, width=3
-        )
-    plot.layout["yaxis"]["rangemode"] = "tozero"
-    own, best = (rank_correlation(start, sides[name]) for name in ("learned", "oracle"))
-    found = "How far away a problem starts hardly changes where it stops"
-    if abs(own) > 0.1:
-        more = "more" if own > 0 else "fewer"
-        found = f"Problems that start further away get {more} steps"
-    title = f"{found} (rank correlation {num(own)}; the oracle’s {num(best)})"
-    note = (
-        f"{len(shown)} of {len(start)} problems; lines are means over {_NUM_BINS} equal groups by "
-        "initial excess loss."
-    )
-    return Panel(title, note, plot, half=True)
-
-
-def posterior(record: EvaluationRecord, arrays: Mapping[str, Tensor]) -> Panel | None:
-    """The halting posterior of some problems over the whole horizon."""
-    q, unit = arrays["posterior"], CostUnit.UPDATES
-    stops = arrays[f"cost.{unit.value}.{record.stopping[unit].judged}"]
-    if not len(q):
-        return None
-    order = stops.argsort(stable=True)
-    shown = order[torch.linspace(0, len(order) - 1, min(_MAX_ROWS, len(order))).round().long()]
-    plot = Plot("steps t", "problems, by halting step")
-    plot.heat_map(q[shown].tolist(), "q(t|x,T)")
-    plot.curve(
-        "the rule stops here",
-        stops[shown].tolist(),
-        range(1, len(shown) + 1),
-        VERMILION,
-        mode="markers",
-        symbol="circle-open",
-        size=7,
-        showlegend=True,
-    )
-    near = (torch.arange(q.shape[1]) - stops.unsqueeze(1)).abs() <= 2
-    title = (
-        f"On average, {percent((q.double() * near).sum(1).mean().item())} of the halting posterior "
-        "lies within two steps of where the rule stops"
-    )
-    note = (
-        f"q(t|x,T), the halting posterior over the whole horizon, of {len(shown)} of {len(q)} "
-        "problems spread evenly over the halting steps; cost counted in updates."
-    )
-    return Panel(title, note, plot, half=True)
-
-
-def losses(record: EvaluationRecord) -> Panel:
-    """Mean excess loss of every optimizer against steps, L-BFGS against gradient evaluations."""
-    plot = Plot("steps", "mean excess loss", log="y")
-    for position, (name, curve) in enumerate(record.curves.items()):
-        look = style(name, position)
-        if min(curve.low) > 0:
-            plot.band(name, curve.low, curve.high, look.colour)
-        steps = range(len(curve.mean))
-        plot.curve(name, steps, curve.mean, look.colour, dash=look.dash, width=look.width)
-    note = (
-        "Without stopping; bands hold 90 % of the problems. SGD, Nesterov, RMSprop and Adam at "
-        "learning rates tuned on other problems."
-    )
-    last = {name: curve.mean[-1] for name, curve in record.curves.items()}
-    ranked = sorted(last, key=lambda name: torch.inf if math.isnan(last[name]) else last[name])
-    best, own = ranked[0], record.optimizer
-    title = (
-        f"Of {len(ranked)} optimizers that take a gradient a step, {best} has the lowest excess "
-        f"loss after {record.horizon} steps, {num(last[best])}"
-    )
-    if best != own:
-        title += f"; {own} has {num(last[own])}"
+def loss_curves(record: EvaluationRecord, stem: str) -> Figure:
+    """Mean excess of every optimizer if nothing stops it."""
+    figure = _figure("steps", "mean excess loss")
+    means = {short(name): curve.mean for name, curve in record.curves.items()}
+    own, *_ = means
+    for place, (name, curve) in enumerate(record.curves.items()):
+        style = optimizer_line(name, place)
+        if place == 0 and min(curve.low) > 0:
+            _band(figure, own, curve.low, curve.high, style.colour)
+        _line(figure, short(name), curve.mean, style)
+    note = f"Nothing is stopped; the band holds 90 % of the problems of {own}."
+    if _log(figure.update_yaxes, *means.values()):
+        # L-BFGS reaches 1e-30 on quadratics, diverging curves 1e30: both would flatten the rest.
+        known = [value for curve in means.values() for value in curve if math.isfinite(value)]
+        top = min(max(known), 10 * max(means[own]))
+        figure.update_yaxes(range=[math.log10(min(known)) - 0.5, math.log10(top) + 0.2])
+        note += " A curve may leave the figure."
     if record.lbfgs:
-        lowest = [value if value > 0 else None for value in record.lbfgs]
-        plot.curve("L-BFGS (x: gradients)", range(len(lowest)), lowest, INK, dash="dot")
+        means["L-BFGS"] = record.lbfgs
+        _line(figure, "L-BFGS", record.lbfgs, Line(INK, "dot", 2))
         note += (
-            f" L-BFGS, dotted, on {record.num_lbfgs} of the problems in double precision, counted "
-            "in the gradients of its line search; it may leave the figure below."
+            f" L-BFGS is counted in the gradients of its line search, on {record.num_lbfgs} of the "
+            "problems in double precision."
         )
-        if record.lbfgs[-1] < last[best]:
-            title += "; L-BFGS, with a line search, comes lower still"
-    # L-BFGS reaches 1e-30 on quadratics, diverging curves 1e30: both would flatten the rest.
-    values = torch.tensor([value for curve in record.curves.values() for value in curve.mean])
-    top = torch.tensor(max(record.curves[own].mean))
-    values = values[values.isfinite()]
-    if len(values) and (values > 0).all() and top.isfinite():
-        low, high, ceiling = (v.log10().item() for v in (values.min(), values.max(), top))
-        plot.layout["yaxis"]["range"] = [low - 0.5, min(high + 0.3, ceiling + 1)]
-        if high > ceiling + 1:
-            note += " Curves that leave the figure above diverge."
-    return Panel(title, note, plot)
+    last = {name: curve[-1] for name, curve in means.items() if math.isfinite(curve[-1])}
+    best = min(last, key=lambda each: last[each], default=own)
+    title = f"After {record.horizon} steps the mean excess of {own} is {num(means[own][-1])}"
+    if best == own:
+        title += f", the lowest of {len(means)} optimizers"
+    else:
+        title += f"; the lowest of {len(means)} optimizers is {num(last[best])}, by {best}"
+    return Figure(f"{stem}-losses", title, note, figure, half=True)
 
 
-_TRAINING = (
+_LOGGED = (
     ("loss", "objective", BLUE),
     ("price_adjusted_loss", "J, validation", VERMILION),
-    ("mean_halting_step", "mean stop, steps", GREEN),
+    ("mean_halting_step", "mean stop", "#009E73"),
 )
 
 
-def training(log: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """What the training log tells: the objective, J and the mean halting step."""
-    panels = []
-    for key, name, shade in _TRAINING:
-        known = [
-            (entry["step"], entry[key])
-            for entry in log
-            if isinstance(entry.get("step"), int) and isinstance(entry.get(key), (int, float))
-        ]
-        if len(known) < 2:
-            continue
-        steps, values = zip(*known, strict=True)
-        plot = Plot("meta-steps", name, log="y" if key != "mean_halting_step" else "")
-        plot.curve(name, steps, values, shade, mode="lines+markers", size=5)
-        title = f"Training: {name}, from {num(values[0])} to {num(values[-1])}"
-        note = ""
-        if key == "price_adjusted_loss":
-            best = min(values)
-            where = steps[values.index(best)]
-            title += f"; its lowest is {num(best)}, at meta-step {where:,}"
-            note = "Excess loss at the stop plus price x cost, mean over both ways to decide."
-        elif key == "loss":
-            note = "In units of its own: it compares only within a phase of the run."
-        panels.append(Panel(title, note, plot, half=True))
-    return panels
+def training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The objective, J and the mean stop in training; None if fewer than two entries were logged.
+
+    Args:
+        log: See `haltwise.training.run.log.read_log`.
+    """
+    from plotly.subplots import make_subplots
+
+    entries = [entry for entry in log if isinstance(entry.get("step"), int)]
+    series = {
+        title: ([_number(entry.get(key)) for entry in entries], colour)
+        for key, title, colour in _LOGGED
+    }
+    series = {title: each for title, each in series.items() if any(map(math.isfinite, each[0]))}
+    if len(entries) < 2 or not series:
+        return None
+    figure = make_subplots(rows=len(series), cols=1, shared_xaxes=True, vertical_spacing=0.07)
+    _dress(figure)
+    steps = [entry["step"] for entry in entries]
+    for row, (title, (values, colour)) in enumerate(series.items(), 1):
+        place = {"row": row, "col": 1}
+        _line(figure, title, values, Line(colour, "solid", 2), steps, mode="lines+markers", **place)
+        figure.update_yaxes(title_text=title, automargin=True, **place)
+        if title != _LOGGED[-1][1]:
+            _log(figure.update_yaxes, values, **place)
+    figure.update_layout(showlegend=False)
+    figure.update_xaxes(title_text="meta-steps", automargin=True, row=len(series), col=1)
+    title = f"Training took {count(steps[-1])} meta-steps"
+    judged = [value for value in series.get(_LOGGED[1][1], ([], ""))[0] if math.isfinite(value)]
+    if judged:
+        title += f"; J on validation problems went from {num(judged[0])} to {num(judged[-1])}"
+        title += f", its lowest was {num(min(judged))}" if min(judged) < judged[-1] else ""
+    note = "The objective has units of its own, which differ between the phases of training."
+    return Figure("training", title, note, figure)
+
+
+# ------------------------------------------------------------------------------------- drawing
+
+
+def _figure(x_title: str, y_title: str) -> Any:
+    from plotly.graph_objects import Figure as Drawing
+
+    figure = Drawing()
+    _dress(figure)
+    figure.update_xaxes(title_text=x_title, automargin=True)
+    figure.update_yaxes(title_text=y_title, automargin=True)
+    return figure
+
+
+def _dress(figure: Any) -> None:
+    """What all figures share; colours of text and grid are the page's affair."""
+    figure.update_layout(
+        template="none",
+        margin={"l": 8, "r": 12, "t": 12, "b": 8},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
+        hovermode="x unified",
+        uirevision="keep",  # legend and zoom survive a change of theme
+    )
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(zeroline=False, title_standoff=8, exponentformat="power")
+
+
+def _line(
+    figure: Any,
+    name: str,
+    y: Sequence[float],
+    line: Line,
+    x: Sequence[float] | None = None,
+    **more: Any,
+) -> None:
+    figure.add_scatter(
+        x=list(range(len(y)) if x is None else map(rounded, x)),
+        y=list(map(rounded, y)),
+        name=html.escape(name),
+        legendgroup=html.escape(name),
+        line={"color": line.colour, "dash": line.dash, "width": line.width},
+        hovertemplate="%{y:.4g}",
+        **({"mode": "lines"} | more),
+    )
+
+
+def _band(figure: Any, name: str, low: Sequence[float], high: Sequence[float], colour: str) -> None:
+    """Shade what lies between two curves; it comes and goes with the line called `name`."""
+    steps = list(range(len(low)))
+    figure.add_scatter(
+        x=[*steps, *reversed(steps)], y=list(map(rounded, (*high, *reversed(low)))),
+        fill="toself", fillcolor=colour, opacity=0.15, mode="none", hoverinfo="skip",
+        legendgroup=html.escape(name), showlegend=False,
+    )  # fmt: skip
+
+
+def _log(update: Callable[..., Any], *series: Sequence[float], **place: int) -> bool:
+    """Make an axis logarithmic if all that is finite on it is positive; say whether."""
+    known = [value for values in series for value in values if math.isfinite(value)]
+    positive = bool(known) and min(known) > 0
+    if positive:
+        update(type="log", dtick=1 if max(known) > 100 * min(known) else "D2", **place)
+    return positive
+
+
+def _gap(high: float, low: float) -> float:
+    return rounded(high - low) or 0.0
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan

@@ -1,197 +1,169 @@
-"""The page: the words, tables and figures of records, in one file that makes no request."""
+"""Pages: sections of words, tables and figures in one HTML file that makes no request."""
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, final
 
-from torch import Tensor
-
-from haltwise._core.errors import InputError
 from haltwise._core.files import write_atomically
-from haltwise._core.json import to_json
 from haltwise._core.version import __version__
-from haltwise.evaluation import EvaluationRecord, StoppingRecord
-from haltwise.evaluation.records import load_evaluations, load_study
-from haltwise.models.files import read_card
-from haltwise.models.loading import card_of, names
-from haltwise.report import figures, tables
-from haltwise.report.drawing import Panel
-from haltwise.report.formats import plain
-from haltwise.report.tables import Table, flatten
-from haltwise.report.words import Summary, summarize, summarize_evaluation
-from haltwise.stop_rules import CostUnit
-from haltwise.training.run.log import read_log
+from haltwise.evaluation import Interval
+from haltwise.report.formats import MISSING, Spread, num, rounded
 
-__all__ = ["render", "slug", "write_report", "write_stopping_report"]
+__all__ = ["Column", "Facts", "Figure", "Section", "Table", "Tile", "render", "write_page"]
 
 _HERE = Path(__file__).parent
 
 
-def write_report(run: Path, path: Path) -> Path:
-    """Write one HTML page about the evaluations in `run` and how it was trained.
+class Column(NamedTuple):
+    """A column of a table: its heading, and how its values are shown."""
 
-    The page holds everything it needs, plotly.js included: it makes no request, which its
-    content security policy enforces.
-
-    Args:
-        run: Directory with the records of `haltwise evaluate`; with the training log and what
-            `haltwise study --json` wrote to study.json, if there is any.
-        path: Where the page goes.
-
-    Returns:
-        `path`.
-
-    Raises:
-        InputError: There is no record, a record is corrupt, or the page cannot be written.
-    """
-    evaluations = load_evaluations(run)
-    sections = [
-        _section(record, arrays, place) for place, (record, arrays) in enumerate(evaluations, 1)
-    ]
-    records = [record for record, _ in evaluations]
-    if len(records) > 1:
-        anchors = [section.anchor for section in sections]
-        sections.insert(0, _Section("overview", [tables.overview_table(records, anchors)]))
-    study = load_study(run)
-    if study is not None:
-        shown = [tables.study_table(study, unit) for unit in CostUnit]
-        prose = [sentence for unit in CostUnit for sentence in tables.margins(study, unit)]
-        sections.append(_Section("study", shown, title="Over seeds", prose=prose))
-    trained = figures.training(read_log(run))
-    if trained:
-        sections.append(_Section("training", trained, title="Training"))
-    page = _render(run.resolve().name, sections, _cards(run, records))
-    write_atomically(path, page.encode())
-    return path
-
-
-def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Path:
-    """Write one HTML page about a `haltwise.evaluation.stopping_report`.
-
-    Args:
-        record: What to show.
-        path: Where the page goes.
-        title: Its title, for instance the name of the file with the trajectories.
-
-    Returns:
-        `path`.
-
-    Raises:
-        InputError: The page cannot be written.
-    """
-    section = _Section(
-        "stops",
-        [
-            tables.rules_table(record),
-            figures.frontier(record),
-            figures.parts_of_j(record),
-            figures.reliability(record),
-        ],
-        title=title,
-        subtitle=f"price {plain(record.price)} per step, {record.unit.value}",
-        words=summarize(record),
-        numbers=flatten(to_json(record)),
-    )
-    write_atomically(path, _render(title, [section], []).encode())
-    return path
+    heading: str
+    show: Callable[[Any], str] | None = num
+    """None for what is downloaded but not shown."""
 
 
 @final
 @dataclass(frozen=True)
-class _Section:
-    """A part of the page: words, then tables and figures in order."""
+class Table:
+    """Values that are shown rounded and downloaded in full."""
+
+    name: str
+    """Of the file that is downloaded, unique on its page."""
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
+    """A row a thing, its name first; None where a value is missing."""
+    note: str = ""
+    strong: int | None = None
+    """The row to stress."""
+    links: Sequence[str] = ()
+    """Where the names of the rows lead."""
+    kind: ClassVar[str] = "table"
+
+    @property
+    def headings(self) -> list[str]:
+        """The headings of the columns shown."""
+        return [column.heading for column in self.columns if column.show]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The values shown."""
+        return [
+            [
+                MISSING if value is None else column.show(value)
+                for value, column in zip(row, self.columns, strict=True)
+                if column.show
+            ]
+            for row in self.rows
+        ]
+
+    def embedded(self) -> dict[str, Any]:
+        """What is downloaded; an interval takes three columns, a spread two."""
+        kinds = [
+            next((type(value) for value in values if value is not None), float)
+            for values in zip(*self.rows, strict=True)
+        ]
+        ends = [_ENDS.get(kind, ("",)) for kind in kinds]
+        pairs = zip(self.columns, ends, strict=True)
+        return {
+            "columns": [f"{column.heading}{end}" for column, each in pairs for end in each],
+            "rows": [
+                [
+                    part
+                    for value, each in zip(row, ends, strict=True)
+                    for part in _parts(value, each)
+                ]
+                for row in self.rows
+            ],
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Figure:
+    """A figure whose title says what it shows, and stays true beside every line in it."""
+
+    name: str
+    """Of the file that is downloaded, unique on its page."""
+    title: str
+    note: str
+    figure: Any
+    """A `plotly.graph_objects.Figure`."""
+    half: bool = False
+    """Whether it may share a line with another on wide screens."""
+    kind: ClassVar[str] = "figure"
+
+    def embedded(self) -> dict[str, Any]:
+        """What plotly.js draws and what is downloaded."""
+        document = self.figure.to_plotly_json()
+        document["layout"].pop("template", None)
+        return {"data": document["data"], "layout": document["layout"]}
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """Settings by name, folded away until asked for."""
+
+    title: str
+    lines: Sequence[tuple[str, str]]
+    kind: ClassVar[str] = "facts"
+
+
+@final
+@dataclass(frozen=True)
+class Tile:
+    """A key figure."""
+
+    value: str
+    name: str
+    detail: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Section:
+    """A part of a page."""
 
     anchor: str
-    parts: Sequence[Table | Panel | None]
-    title: str = ""
+    title: str
     subtitle: str = ""
-    words: Summary | None = None
-    prose: Sequence[str] = ()
-    numbers: Sequence[tuple[str, str]] = ()
-    """Everything that was recorded, for a CSV file."""
-    settings: Sequence[tuple[str, str]] = ()
-    """Those of an evaluation, for the end of the page."""
+    headline: str = ""
+    """The finding, in a sentence."""
+    verdict: str = "unclear"
+    """`gain`, `loss` or `unclear`: its colour."""
+    tiles: Sequence[Tile] = ()
+    sentences: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    blocks: Sequence[Table | Figure | Facts] = field(default_factory=list)
 
 
-def _section(record: EvaluationRecord, arrays: Mapping[str, Tensor], place: int) -> _Section:
-    document = to_json(record)
-    names = ("family_settings", "seed", "num_problems", "horizon", "price", "environment")
-    first, second = (record.stopping[unit] for unit in (CostUnit.GRADIENTS, CostUnit.UPDATES))
-    return _Section(
-        f"evaluation-{place}",
-        [
-            tables.rules_table(first),
-            tables.rules_table(second),
-            figures.frontier(first),
-            figures.parts_of_j(first),
-            figures.parts_of_j(second),
-            figures.difficulty(record, arrays),
-            figures.posterior(record, arrays),
-            figures.reliability(first),
-            figures.reliability(second),
-            figures.losses(record),
-            tables.optimizers_table(record),
-            tables.learning_table(record),
-            tables.others_table(record),
-        ],
-        title=f"{record.optimizer} on {record.family}",
-        subtitle=f"price {plain(record.price)} per step, problems of seed {record.seed}",
-        words=summarize_evaluation(record),
-        numbers=flatten(document),
-        settings=flatten({name: document[name] for name in names}),
-    )
+def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
+    """Write a page of sections, the figures' definitions below them.
 
-
-def _cards(run: Path, records: Sequence[EvaluationRecord]) -> list[tuple[str, str]]:
-    """What the model was trained for: its card, or else why there is none."""
-    weights = run / "best.safetensors"
-    shipped = sorted({record.optimizer for record in records} & set(names()))
-    lines = []
-    for source in [weights] if weights.exists() else shipped:
-        try:
-            card = read_card(source) if isinstance(source, Path) else card_of(source)
-            lines += flatten(card.to_json())
-        except InputError as error:
-            lines.append(("card", f"unreadable: {error}"))
-    return lines
-
-
-def _render(title: str, sections: Sequence[_Section], card: Sequence[tuple[str, str]]) -> str:
-    embedded: dict[str, Any] = {"figures": {}, "data": {}}
-
-    def keep(name: str, data: Mapping[str, Any]) -> str:
-        identifier = f"data-{len(embedded['data']) + 1}"
-        embedded["data"][identifier] = {"name": slug(name), **data}
-        return identifier
-
-    shown = []
-    for section in sections:
-        parts = []
-        for part in section.parts:
-            if isinstance(part, Table):
-                parts.append(
-                    {"table": part, "id": keep(f"{section.anchor}-{part.title}", part.data)}
-                )
-            elif part is not None:
-                identifier = keep(f"{section.anchor}-{part.title}", part.plot.data)
-                embedded["figures"][identifier] = part.plot.figure()
-                parts.append({"panel": part, "id": identifier})
-        numbers = {"columns": ["name", "value"], "rows": section.numbers}
-        identifier = keep(f"{section.anchor}-numbers", numbers) if section.numbers else ""
-        shown.append({"section": section, "parts": parts, "numbers": identifier})
-    return render("page", title=title, embedded=embedded, shown=shown, card=card)
+    Raises:
+        InputError: The page cannot be written.
+    """
+    blocks = [block for section in sections for block in section.blocks]
+    tables = {block.name: block.embedded() for block in blocks if isinstance(block, Table)}
+    figures = {block.name: block.embedded() for block in blocks if isinstance(block, Figure)}
+    embedded = {"tables": tables, "figures": figures}
+    assert len(tables) + len(figures) == sum(not isinstance(block, Facts) for block in blocks)
+    page = render("page", title=title, embedded=embedded, sections=sections)
+    write_atomically(path, page.encode())
+    return path
 
 
 def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any) -> str:
-    """The template `name` with its script, plotly.js and all it draws embedded.
+    """The template `NAME.html.jinja` with `NAME.js`, plotly.js and all it draws embedded.
 
     Args:
-        name: Of the files `NAME.html.jinja` and `NAME.js`.
+        name: Of the template and its script.
         title: Of the page.
-        embedded: What the script reads; `data` holds what can be downloaded.
+        embedded: What the script reads, as JSON values.
         values: What else the template names.
     """
     import jinja2
@@ -205,30 +177,38 @@ def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any)
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = "".join(
-        (_HERE / f"{each}.js").read_text(encoding="utf-8") for each in ("common", name)
-    )
+    scripts = [(_HERE / f"{each}.js").read_text(encoding="utf-8") for each in ("common", name)]
     return environment.get_template(f"{name}.html.jinja").render(
         title=title,
         embedded=embedded,
         version=__version__,
         # All of it comes with the packages or is escaped, nothing from records as it stands.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup(script),  # noqa: S704
+        script=Markup("".join(scripts)),  # noqa: S704
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704
-        json=Markup(_script_json(embedded)),  # noqa: S704
+        json=Markup(_json(embedded)),  # noqa: S704
         **values,
     )
 
 
-def slug(name: str) -> str:
-    """`name` as a file name: letters, digits, dots and hyphens."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:80] or "data"
+_ENDS: Mapping[type, tuple[str, ...]] = MappingProxyType(
+    {Interval: ("", " (low)", " (high)"), Spread: ("", " (±)")}
+)
+"""What the columns of a value of several numbers are called beside its heading."""
 
 
-def _script_json(value: object) -> str:
-    """JSON that no script element ends early, whatever its strings; not finite becomes null."""
-    shown = json.dumps(to_json(value), allow_nan=False, separators=(",", ":"))
+def _parts(value: Any, ends: tuple[str, ...]) -> list[Any]:
+    if value is None:
+        return [None] * len(ends)
+    if isinstance(value, Interval):
+        value = (value.value, value.low, value.high)
+    parts = value if isinstance(value, tuple) else (value,)
+    return [rounded(part) if isinstance(part, float) else part for part in parts]
+
+
+def _json(value: Any) -> str:
+    """JSON that no script element ends early, whatever its strings."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
-        shown = shown.replace(character, f"\\u{ord(character):04x}")
-    return shown
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

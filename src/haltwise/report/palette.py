@@ -1,4 +1,4 @@
-"""One colour and one name per rule and optimizer, the same on the whole page.
+"""One colour and one name per stop rule and optimizer, the same on every page.
 
 The colours are those of Okabe and Ito (2008), distinct to colour-blind readers. `INK` and
 `SURFACE` stand for the page's colours of text and ground; on white the page darkens the yellow,
@@ -7,29 +7,42 @@ on black it lightens the blue.
 
 from typing import NamedTuple
 
-__all__ = ["BLUE", "GREEN", "GREY", "INK", "VERMILION", "Style", "colour", "label", "style"]
+from haltwise.report.formats import short
 
-INK = "#010101"
-BLUE, SKY, ORANGE, VERMILION, GREEN, PINK, YELLOW, GREY = (
+__all__ = [
+    "BLUE",
+    "GREY",
+    "INK",
+    "SURFACE",
+    "VERMILION",
+    "Line",
+    "optimizer_line",
+    "rule_colour",
+    "rule_name",
+]
+
+INK, SURFACE = "#010101", "#020202"
+
+BLUE, _SKY, _ORANGE, VERMILION, _GREEN, _PINK, _YELLOW, GREY = (
     "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#8C8C8C",
 )  # fmt: skip
 
 _RULES = {
     "learned": ("learned rule", BLUE),
-    "calibrated": ("learned rule, recalibrated", SKY),
-    "after_gradient": ("learned rule, after gradient", SKY),
-    "given": ("given stops", BLUE),
-    "gradient_norm": ("gradient norm", ORANGE),
-    "plateau": ("plateau", PINK),
-    "patience": ("patience", GREEN),
+    "given": ("these stops", BLUE),
+    "calibrated": ("learned rule, recalibrated", _SKY),
+    "after_gradient": ("learned rule, after the gradient", _YELLOW),
+    "gradient_norm": ("gradient norm", _ORANGE),
+    "plateau": ("plateau", _PINK),
+    "patience": ("patience", _GREEN),
     "logistic": ("logistic", VERMILION),
-    "fixed_tuned": ("fixed budget, tuned", YELLOW),
+    "fixed_tuned": ("fixed budget, tuned", GREY),
     "fixed": ("best fixed budget (hindsight)", GREY),
     "oracle": ("oracle (hindsight)", INK),
 }
 
 
-class Style(NamedTuple):
+class Line(NamedTuple):
     """How a curve is drawn."""
 
     colour: str
@@ -38,27 +51,26 @@ class Style(NamedTuple):
 
 
 _OPTIMIZERS = {
-    "sgd": Style(ORANGE, "solid", 1.6),
-    "nesterov": Style(VERMILION, "dash", 1.6),
-    "rmsprop": Style(PINK, "dashdot", 1.6),
-    "adam": Style(GREEN, "longdash", 1.6),
+    "sgd": Line(_ORANGE, "solid", 1.6),
+    "nesterov": Line(VERMILION, "dash", 1.6),
+    "rmsprop": Line(_PINK, "dashdot", 1.6),
+    "adam": Line(_GREEN, "longdash", 1.6),
 }
+_DASHES = ("solid", "dash", "dashdot")
 
 
-def label(rule: str) -> str:
-    """The name of a rule in tables and legends."""
-    return _RULES[rule][0] if rule in _RULES else rule.replace("_", " ")
+def rule_name(rule: str) -> str:
+    """What a stop rule is called in tables and legends."""
+    return _RULES[rule][0] if rule in _RULES else short(rule).replace("_", " ")
 
 
-def colour(rule: str) -> str:
-    """The colour of a rule."""
-    return _RULES[rule][1] if rule in _RULES else GREY
+def rule_colour(rule: str) -> str:
+    """The colour of a stop rule."""
+    return _RULES[rule][1] if rule in _RULES else _YELLOW
 
 
-def style(optimizer: str, position: int) -> Style:
-    """The line of an optimizer; `position` tells further learned ones apart, 0 is evaluated."""
-    if optimizer in _OPTIMIZERS:
-        return _OPTIMIZERS[optimizer]
-    if position == 0:
-        return Style(BLUE, "solid", 3)
-    return Style((SKY, GREY, INK)[position % 3], ("solid", "dash", "dashdot")[position % 3], 2)
+def optimizer_line(name: str, place: int) -> Line:
+    """The line of an optimizer, the one evaluated at place 0."""
+    if place == 0:
+        return Line(BLUE, "solid", 3)
+    return _OPTIMIZERS.get(name) or Line((_SKY, GREY, INK)[place % 3], _DASHES[place % 3], 2)

@@ -1,0 +1,266 @@
+"""A judged set of stops, in words, tiles, a table and figures."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from haltwise.evaluation import StoppingRecord
+from haltwise.evaluation.baselines import BASELINES
+from haltwise.report.figures import frontier, mixed_excess, parts_of_j, reliability, stop_steps
+from haltwise.report.formats import (
+    Spread,
+    as_given,
+    count,
+    interval,
+    num,
+    percent,
+    percent_estimate,
+    percent_interval,
+    slug,
+    spread,
+)
+from haltwise.report.page import Column, Figure, Section, Table, Tile, write_page
+from haltwise.report.palette import rule_name
+
+__all__ = [
+    "best_baseline",
+    "headline",
+    "rules_table",
+    "sentences",
+    "stopping_figures",
+    "tiles",
+    "verdict",
+    "warnings",
+    "write_stopping_report",
+]
+
+_TUNED = ("fixed_tuned", *BASELINES)
+
+
+def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Path:
+    """Write one HTML page about stops that were judged, whoever made them.
+
+    Args:
+        record: From `haltwise.evaluation.stopping_report`.
+        path: Where the page goes; it holds everything and makes no request.
+        title: Its title, for instance the name of the file with the stops.
+
+    Returns:
+        `path`.
+
+    Raises:
+        InputError: The page cannot be written.
+    """
+    stem = slug(title)
+    section = Section(
+        anchor="stops",
+        title=title,
+        subtitle=f"price {as_given(record.price)} per step, counted in {record.unit.value}",
+        headline=headline(record),
+        verdict=verdict(record),
+        tiles=tiles(record),
+        sentences=sentences(record),
+        warnings=warnings(record),
+        blocks=[rules_table(record, stem), *stopping_figures(record, stem)],
+    )
+    return write_page(path, title, [section])
+
+
+def best_baseline(record: StoppingRecord) -> str | None:
+    """The tuned baseline of lowest J; None if there is none."""
+    known = [name for name in _TUNED if name in record.rules]
+    return min(known, key=lambda name: record.rules[name].j.value, default=None)
+
+
+def verdict(record: StoppingRecord) -> str:
+    """`gain`, `loss` or `unclear`, by the interval of the captured gain."""
+    gain = record.stops.gain
+    return "gain" if gain.low > 0 else "loss" if gain.high < 0 else "unclear"
+
+
+def headline(record: StoppingRecord) -> str:
+    """The captured gain in a sentence, that of the best tuned baseline beside it."""
+    gain, best = record.stops.gain, best_baseline(record)
+    if not math.isfinite(gain.value):
+        return "The best fixed budget is as good as the oracle: nothing can be gained here"
+    beside = ""
+    if best is not None:
+        theirs = percent(record.rules[best].gain.value)
+        beside = f"; {rule_name(best)}, the best of the tuned baselines, captures {theirs}"
+    if gain.low > 0:
+        found = f"Stopping captures {percent(gain.value)} of what hindsight could gain"
+        return f"{found} over the best fixed budget{beside}"
+    if gain.high < 0:
+        return (
+            f"The best fixed budget is better: the captured gain is {percent(gain.value)}{beside}"
+        )
+    sure = f"{percent(gain.value)}, {percent_interval(gain)}"
+    return f"Stopping cannot be told from the best fixed budget: captured gain {sure}{beside}"
+
+
+def tiles(record: StoppingRecord) -> list[Tile]:
+    """The key figures."""
+    own, saved, best = record.stops, record.frontier.saved, best_baseline(record)
+    found = [
+        Tile(percent(own.gain.value), "captured gain", f"95 %: {percent_interval(own.gain)}"),
+        Tile(
+            percent(saved.value),
+            f"of the {record.unit.value} saved against fixed budgets of equal excess",
+            f"95 %: {percent_interval(saved)}",
+        ),
+        Tile(
+            f"{num(own.mean_cost)} ± {num(own.sd_cost)}",
+            f"{record.unit.value} until the stop",
+            f"best fixed budget {record.fixed_budget}",
+        ),
+    ]
+    if best is not None:
+        gain = record.rules[best].gain
+        detail = f"captured by {rule_name(best)}, 95 %: {percent_interval(gain)}"
+        found.insert(1, Tile(percent(gain.value), "best tuned baseline", detail))
+    return found
+
+
+def sentences(record: StoppingRecord) -> list[str]:
+    """What the stops cost, what they save, whom they beat and what they know."""
+    own, oracle = record.stops, record.rules["oracle"]
+    outcome = (
+        f"Counted in {record.unit.value}, excess and price come to J = {interval(own.j)}, against "
+        f"{num(record.rules['fixed'].j.value)} for the best fixed budget, {record.fixed_budget}, "
+        f"and {num(oracle.j.value)} for the oracle, on {count(record.num_items)} problems."
+    )
+    return [outcome, _saved(record), *_opponent(record), _skill(record), _regret(record)]
+
+
+def warnings(record: StoppingRecord) -> list[str]:
+    """A warning if items were left out."""
+    lost = record.num_left_out
+    return [f"{count(lost)} problems did not stay finite and are left out."] if lost else []
+
+
+def rules_table(record: StoppingRecord, stem: str = "", *, wide: bool = True) -> Table:
+    """Every rule in one unit of cost, the judged one first, then by J.
+
+    Args:
+        record: The stops judged.
+        stem: Of the table's name.
+        wide: Whether there is room for all columns, which a terminal lacks.
+    """
+    order = sorted(record.rules, key=lambda rule: record.rules[rule].j.value)
+    order.sort(key=lambda rule: rule != record.judged)
+    rows = []
+    for rule in order:
+        stops, gain = record.rules[rule], record.rules[rule].gain
+        if rule in ("fixed", "oracle"):  # 0 and 1 by definition
+            gain = replace(gain, low=math.nan, high=math.nan)
+        rows.append(
+            [
+                rule,
+                stops.j,
+                gain,
+                None if rule == record.judged else stops.difference,
+                Spread(stops.mean_cost, stops.sd_cost),
+                stops.mean_excess,
+                stops.share_at_horizon,
+                stops.share_solved,
+                stops.rank_correlation,
+                stops.policy,
+            ]
+        )
+    return Table(
+        f"{stem}-rules-{record.unit.value}",
+        f"Stop rules at a price of {as_given(record.price)}, counted in {record.unit.value}",
+        [
+            Column("stop rule", rule_name),
+            Column("J", interval),
+            Column("captured gain", percent_estimate),
+            Column(f"J above {rule_name(record.judged)}", interval if wide else None),
+            Column("cost", spread),
+            Column("excess at the stop", num if wide else None),
+            Column("at the horizon", percent if wide else None),
+            Column("solved", percent if wide else None),
+            Column("rank correlation with the oracle’s", num if wide else None),
+            Column("policy", None),
+        ],
+        rows,
+        note="J and excess in units of the loss, lower is better; ± is the standard deviation. "
+        "Brackets hold 95 % intervals; differences are paired. Baselines are tuned on other "
+        "problems than they are judged on.",
+        strong=0,
+    )
+
+
+def stopping_figures(
+    record: StoppingRecord, stem: str, costs: Mapping[str, Tensor] | None = None
+) -> list[Figure]:
+    """The figures of one unit of cost.
+
+    Args:
+        record: The stops judged.
+        stem: Of the figures' names.
+        costs: What each item was charged by the judged rule and the oracle, where it is known.
+    """
+    figures = [
+        frontier(record, stem),
+        parts_of_j(record, stem),
+        stop_steps(record, costs, stem) if costs else None,
+        reliability(record, stem),
+    ]
+    return [figure for figure in figures if figure is not None]
+
+
+def _saved(record: StoppingRecord) -> str:
+    """The cost that budgets need for equal excess, beside that of the stops."""
+    own, budgets, unit = record.stops, record.frontier, record.unit.value
+    text = (
+        f"They take {num(own.mean_cost)} {unit} on average to a mean excess of "
+        f"{num(own.mean_excess)}, at which budgets mixed at random that cost as much stand at "
+        f"{num(mixed_excess(budgets, own.mean_cost))}; "
+    )
+    # NaN where the excess of the last step is not as low.
+    if min(budgets.mean_excess) <= own.mean_excess:
+        text += f"for equal excess such budgets need {num(budgets.cost_for_equal_excess)} {unit}"
+        share = percent(abs(budgets.saved.value))
+        change = f"{share} are saved" if budgets.saved.value >= 0 else f"these take {share} more"
+    else:
+        text += f"no fixed budget of up to {record.num_steps} comes so low"
+        change = f"at least {percent(budgets.saved.value)} are saved"
+    sure = f"95 % interval {percent_interval(budgets.saved)}"
+    if budgets.saved.low <= 0 <= budgets.saved.high:
+        found = percent(budgets.saved.value)
+        return f"{text}: it is not sure that anything is saved ({found}, {sure})."
+    return f"{text}: {change} ({sure})."
+
+
+def _opponent(record: StoppingRecord) -> list[str]:
+    best = best_baseline(record)
+    if best is None:
+        return []
+    name, more = rule_name(best), record.rules[best].difference
+    number = sum(rule in record.rules for rule in _TUNED)
+    who = f"{name}, the best of {number} baselines tuned on other problems"
+    change = interval(more)
+    if more.low > 0:
+        return [f"They beat {who}: its J is higher by {change}."]
+    if more.high < 0:
+        return [f"They are beaten by {who}: its J less theirs is {change}."]
+    return [f"They cannot be told from {who}: its J less theirs is {change}."]
+
+
+def _skill(record: StoppingRecord) -> str:
+    text = f"Dealt to the problems at random, the same stops would cost {num(record.permuted_j)}: "
+    change = interval(record.skill)
+    if record.skill.low > 0:
+        return f"{text}telling problems apart lowers J by {change}."
+    if record.skill.high < 0:
+        return f"{text}fitting the stops to the problems does harm, J less that is {change}."
+    return f"{text}it is not sure that they tell problems apart ({change})."
+
+
+def _regret(record: StoppingRecord) -> str:
+    found = record.regret_quantiles
+    shares = [f"{num(found[level])} on {percent(float(level))}" for level in found]
+    return f"J is above the oracle’s by at most {', '.join(shares)} of the problems."

@@ -1,0 +1,211 @@
+"""Which weights are kept and which policies calibrated, against brute force."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import by_adam, finish, optimizer, tiny
+from torch import Tensor
+
+from haltwise import load
+from haltwise._core.random import stream
+from haltwise.models import HaltingModel
+from haltwise.models.loading import card_of
+from haltwise.processes import Trajectory
+from haltwise.rollout import record
+from haltwise.stop_rules import CostUnit, HazardThreshold, ReturnedIterate
+from haltwise.tasks import family
+from haltwise.training import Trainer, TrainingSettings
+from haltwise.training import trainer as trainer_module
+from haltwise.training.validation import Validated, validate, validation_prices
+
+SIZE = 64
+
+
+def settings_of(**changes: object) -> TrainingSettings:
+    sizes = {"num_problems": SIZE, "num_calibration": SIZE, "every": 80}
+    halting = {"num_steps": 80, "num_recorded": 256, "batch_size": 128}
+    return by_adam(
+        horizon=20, price=0.5, price_range=16.0, validation=sizes, halting=halting, **changes
+    )
+
+
+def brute_force(
+    model: HaltingModel, recorded: Trajectory, price: float, threshold: float, unit: CostUnit
+) -> tuple[float, float]:
+    """Mean J and mean cost of stopping at the first hazard at a threshold, item by item."""
+    known = model.attach(recorded, price)
+    hazards = known.outputs["hazard_logits"][..., unit.decision_time].tolist()
+    holds, excess = known.outputs["hold_logits"].tolist(), known.excess.tolist()
+    total = cost = 0.0
+    for i in range(recorded.num_items):
+        stops = [t for t, logit in enumerate(hazards[i]) if logit >= threshold]
+        stop = stops[0] if stops else recorded.num_steps
+        if unit is CostUnit.UPDATES:
+            end, paid = stop, stop
+        else:  # the gradient at theta_t is paid for, and its update free
+            paid = min(stop + 1, recorded.num_steps)
+            held = stop < recorded.num_steps and holds[i][stop] > 0
+            end = stop if held else min(stop + 1, recorded.num_steps)
+        total += excess[i][end] + price * paid
+        cost += paid
+    return total / recorded.num_items, cost / recorded.num_items
+
+
+def recordings(settings: TrainingSettings, model: object, name: str) -> Trajectory:
+    batch = family(settings.family.name).sample(SIZE, stream(settings.seed, name))
+    return record(model.rule, batch, settings.horizon)  # type: ignore[attr-defined]
+
+
+def test_prices_of_validation_lie_within_those_of_training() -> None:
+    """price / range^(3/4), price and price * range^(3/4): 16^(3/4) is 8."""
+    assert validation_prices(settings_of()) == pytest.approx([0.0625, 0.5, 4.0])
+    assert validation_prices(by_adam(price_range=1.0)) == pytest.approx([0.0527])
+
+
+def in_prices(model: HaltingModel, recorded: Trajectory, threshold: float, unit: CostUnit) -> float:
+    """What calibration minimises: the mean over the three prices of J in prices."""
+    return sum(
+        brute_force(model, recorded, price, threshold, unit)[0] / price
+        for price in (0.0625, 0.5, 4.0)
+    )
+
+
+@pytest.mark.parametrize("unit", CostUnit)
+def test_thresholds_are_best_on_the_calibration_problems(unit: CostUnit, tmp_path: Path) -> None:
+    """No other candidate is better there; on the validation problems another one would be."""
+    settings = settings_of()
+    finish(Trainer(settings, tmp_path))
+    model = load(tmp_path)
+    policy = model.policy(unit)
+    assert isinstance(policy.rule, HazardThreshold)
+    learned = unit is CostUnit.GRADIENTS
+    assert policy.returns is (ReturnedIterate.LEARNED if learned else ReturnedIterate.CURRENT)
+    assert policy.rule.time is unit.decision_time
+
+    def candidates(name: str) -> tuple[Trajectory, Sequence[float]]:
+        recorded = recordings(settings, model, name)
+        logits = torch.stack(
+            [
+                model.halting.attach(recorded, price).outputs["hazard_logits"]
+                for price in (0.0625, 0.5, 4.0)
+            ]
+        )
+        flat = logits[..., unit.decision_time].flatten().double().sort().values
+        return recorded, flat[torch.linspace(0, len(flat) - 1, 200).round().long()].tolist()
+
+    recorded, thresholds = candidates("calibration")
+    assert policy.rule.threshold in thresholds
+    chosen = in_prices(model.halting, recorded, policy.rule.threshold, unit)
+    others = {level: in_prices(model.halting, recorded, level, unit) for level in thresholds}
+    assert chosen == pytest.approx(min(others.values()), rel=1e-6)
+    recorded, thresholds = candidates("validation")
+    there = min(thresholds, key=lambda level: in_prices(model.halting, recorded, level, unit))
+    assert there != policy.rule.threshold
+
+
+@pytest.mark.parametrize("unit", CostUnit)
+def test_weights_are_judged_by_their_stops_at_three_prices(unit: CostUnit, tmp_path: Path) -> None:
+    settings = settings_of()
+    trainer = finish(Trainer(settings, tmp_path))
+    model, learner = trainer.model, trainer._learner
+    found = validate(settings, model, learner.recordings, None, unit, judges_halting=True)
+    recorded = recordings(settings, model, "validation")
+    j, cost = brute_force(learner.halting, recorded, 0.5, 0.0, unit)
+    assert found.metrics["price_adjusted_loss"] == pytest.approx(j, rel=1e-5)
+    assert found.metrics["mean_halting_step"] == pytest.approx(cost, rel=1e-6)
+    assert found.metrics["mean_loss"] == pytest.approx(recorded.excess[:, 1:].mean().item())
+    assert found.score == pytest.approx(in_prices(learner.halting, recorded, 0.0, unit), rel=1e-5)
+
+
+def test_without_halting_weights_are_judged_by_the_mean_loss(tmp_path: Path) -> None:
+    settings = tiny("lstm")
+    trainer = Trainer(settings, tmp_path)
+    batch = trainer.source.sample(SIZE, stream(3, "any"))
+    learner = trainer._learner
+    found = validate(
+        settings, trainer.model, learner.recordings, batch, CostUnit.UPDATES, judges_halting=True
+    )
+    assert batch is not None
+    mean = record(optimizer(trainer).rule, batch, settings.horizon).excess[:, 1:].mean().item()
+    assert found.score == pytest.approx(mean / settings.price)
+    assert math.isnan(found.metrics["price_adjusted_loss"])
+
+
+def judged(score: float, num_left_out: int = 0, *, diverged: bool = False) -> Validated:
+    metrics = dict.fromkeys(
+        ("mean_loss", "final_loss", "price_adjusted_loss", "mean_halting_step"), score
+    )
+    return Validated(metrics, score, diverged, num_left_out, None)
+
+
+def best_step(
+    judgements: Sequence[Validated], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **joint: float
+) -> int:
+    """The meta-step of the weights kept, when validations 0, 1, ... are judged like this."""
+    script = iter(judgements)
+    monkeypatch.setattr(trainer_module, "validate", lambda *_, **__: next(script))
+    schedule = {"joint": {"num_steps": len(judgements) - 1, "warmup": 0.0, **joint}}
+    finish(Trainer(tiny("lstm", schedule, validation={"every": 1}), tmp_path))
+    step: int = card_of(tmp_path).provenance["meta_step"]
+    return step
+
+
+def test_weights_that_fail_on_fewer_problems_are_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [judged(9, 3), judged(1, 1), judged(5), judged(6), judged(0.1, 2), judged(5)]
+    assert best_step(found, tmp_path, monkeypatch) == 2
+
+
+def test_of_those_that_fail_alike_the_lowest_score_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [judged(9), judged(5), judged(math.nan), judged(4), judged(7)]
+    assert best_step(found, tmp_path, monkeypatch) == 3
+
+
+def test_what_diverged_is_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [judged(9), judged(5), judged(1, diverged=True), judged(6), judged(7)]
+    assert best_step(found, tmp_path, monkeypatch, num_steps=3) == 1
+
+
+def test_weights_count_after_the_warmup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [judged(1), judged(2), judged(5), judged(4), judged(6)]
+    assert best_step(found, tmp_path, monkeypatch, warmup=0.5) == 3
+
+
+def losses_that(change: Tensor) -> Trajectory:
+    return Trajectory(change, change)
+
+
+def test_a_rule_diverges_where_most_problems_end_far_above_their_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than 100 times what they start from, in the mean over the steps."""
+    settings = tiny("lstm")
+    trainer = Trainer(settings, tmp_path)
+    batch = trainer.source.sample(4, stream(3, "any"))
+    for factors, diverged in (
+        ([100.0, 100.0, 200.0, 200.0], False),
+        ([100.0, 102.0, 200.0, 200.0], True),
+        ([1.0, 1.0, math.nan, math.inf], False),
+        ([1.0, math.nan, math.nan, math.inf], True),
+    ):
+        loss = torch.ones(4, 7) * torch.tensor([[f] for f in factors])
+        loss[:, 0] = 1.0
+        trajectory = losses_that(loss)
+        monkeypatch.setattr(
+            "haltwise.training.validation.record", lambda *_, found=trajectory: found
+        )
+        found = validate(
+            settings,
+            trainer.model,
+            trainer._learner.recordings,
+            batch,
+            CostUnit.UPDATES,
+            judges_halting=False,
+        )
+        assert found.diverged == diverged
