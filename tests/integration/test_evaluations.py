@@ -248,8 +248,8 @@ def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path) -> None:
     assert to_json(saved) == to_json(record)
     assert {"regression-2d", "regression-2d-lstm"} < set(record.curves)
     for unit, stopping in record.stopping.items():
-        assert f"cost counted in {unit.value}" in done.stdout
-        assert f"{stopping.stops.gain.value:#.3g}" in done.stdout
+        assert f"counted in {unit.value}" in done.stdout
+        assert f"{stopping.stops.j.value:#.3g}" in done.stdout
     alone = haltwise("evaluate", "regression-2d-lstm", *options, cwd=tmp_path)
     assert alone.returncode == 2
     assert "without halting" in alone.stderr

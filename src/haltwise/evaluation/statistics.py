@@ -40,12 +40,11 @@ def jackknife(
     has it at one degree of freedom less than there are items or groups. Of the mean of independent
     values, such as one a seed, it is the ordinary t interval. Nothing is random.
 
-    Measured coverage of captured gains by 1,000 samples each (`experiments/measure_coverage.py`):
-    of 256 to 4,096 problems 93 to 96 % on quadratics and where Adam oscillates or sees
-    minibatches. On 2-parameter regression, where one problem in a thousand carries a twelfth of
-    all there is to gain, 94 to 95 % counting updates; counting gradients 89 % of 256, 92 % of 1,024
-    and 93 % of 4,096 problems, where the percentile bootstrap has 79 and 84 % of the first two. Of
-    40 problems 86 to 96 %.
+    Measured coverage of captured gains, 1,000 samples each (`experiments/measure_coverage.py`): of
+    256 and 1,024 problems 94 to 96 % on quadratics and where Adam oscillates or sees minibatches
+    (the percentile bootstrap: 90 to 96 %). On 2-parameter regression, where one problem in a
+    thousand carries a twelfth of all there is to gain, 95 % counting updates (94 to 95 %), but 87
+    and 91 % counting gradients (77 and 84 %). Of 40 problems 87 to 97 % (73 to 92 %).
 
     Args:
         statistic: From means [R, k] to statistics [R, m], row by row.

@@ -19,7 +19,6 @@ __all__ = [
     "percent",
     "percent_estimate",
     "percent_interval",
-    "percent_spread",
     "rounded",
     "short",
     "slug",
@@ -89,11 +88,6 @@ def interval(value: Interval) -> str:
 def spread(value: Spread) -> str:
     """A mean with its standard deviation: 8.10 ± 3.50."""
     return f"{num(value.mean)} ± {num(value.sd)}"
-
-
-def percent_spread(value: Spread) -> str:
-    """A mean share with its standard deviation, in percentage points: 95 ± 2 %."""
-    return f"{_hundredths(value.mean)} ± {percent(value.sd)}"
 
 
 def joined(words: Sequence[str]) -> str:
