@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types layers unit docs figure bench faults weights clean
+.PHONY: demo check test lint types layers fast unit docs figure bench faults weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -12,6 +12,8 @@ demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a
 	  --halting.num-steps 800 --halting.num-recorded 8192 --threads 1
 	$(BIN)/haltwise evaluate runs/demo --num-problems 2048
 	$(BIN)/haltwise report runs/demo
+
+check: lint types layers fast  ## For every change: lint, types, layers, contracts and oracles.
 
 test: lint types layers unit  ## Everything that continuous integration checks.
 
@@ -24,6 +26,9 @@ types: $(READY)
 
 layers: $(READY)
 	$(BIN)/lint-imports
+
+fast: $(READY)
+	$(BIN)/pytest -n auto tests/contracts tests/oracles
 
 unit: $(READY)
 	$(BIN)/pytest -n auto
@@ -41,7 +46,7 @@ bench: $(READY)  ## Speed, memory, break-even and what halting saves; tables, JS
 	$(BIN)/python benchmarks/halting_saves.py
 
 faults: $(READY)  ## Kills, full disks, damaged and fuzzed files: counted, and nothing lost.
-	$(BIN)/python benchmarks/faults.py
+	PYTHONPATH=tests $(BIN)/python -m faults
 
 # An environment that exists is brought up to date; what already satisfies the constraints, such
 # as a PyTorch build for your GPU, is kept.

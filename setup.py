@@ -14,7 +14,7 @@ setup(
             depends=["src/haltwise/_kernels/lstm_impl.h"],
             extra_compile_args=[] if sys.platform == "win32" else [*FLAGS, "-fvisibility=hidden"],
             libraries=[] if sys.platform == "win32" else ["m"],
-            optional=True,  # without a compiler the package runs on its plain PyTorch twin
+            optional=True,  # without a compiler the package runs on its reference in PyTorch
         )
     ]
 )

@@ -21,13 +21,13 @@ from torch import Tensor
 
 import haltwise
 from haltwise._core.random import stream
-from haltwise._core.tensors import log_rms
-from haltwise.evaluation.baselines import LEARNING_RATES
-from haltwise.stop_rules import GradientNorm, Patience, Plateau, StepObservation, StopRule, decide_all
-from haltwise.stop_rules.base import Traces
-from haltwise.update_rules import Adam, UpdateRule, select_state
+from haltwise._core.tensors import log_rms, select_state
+from haltwise.evaluation.optimizers import LEARNING_RATES
+from haltwise.processes import StepObservation
+from haltwise.rollout import record
+from haltwise.stop_rules import GradientNorm, Patience, Plateau, StopRule, decide_all
 from haltwise.tasks import Observation, TaskBatch, family
-from haltwise.rollout.record import record
+from haltwise.update_rules import Adam, UpdateRule
 
 
 @final
@@ -78,7 +78,7 @@ class Opponent(NamedTuple):
         memory, final_params = self.stop.init(batch.num_problems, batch.start), batch.start.clone()
         for step in range(max_steps):
             loss, grad = batch.observe(params, step)
-            update, _, state = rule.step(grad, state)
+            update, _, state = rule.update(grad, state)
             params = params + update
             norm = log_rms(grad) if isinstance(self.stop, GradientNorm) else None
             halts, memory = self.stop.step(StepObservation(step, loss, norm), memory)
@@ -99,19 +99,19 @@ def tune(batch: TaskBatch, max_steps: int, target: float) -> Opponent:
     for rate in LEARNING_RATES:
         if not 1e-2 < rate < 4:
             continue
-        seen = record(Adam(rate), batch, max_steps)
-        if not seen.finite.all():
+        trajectory = record(Adam(rate), batch, max_steps)
+        if not trajectory.finite.all():
             continue
-        traces = Traces(seen.loss, seen.excess, seen.log_grad_norm)
+        excess = trajectory.excess
         rules = [
             rule
             for kind in (GradientNorm, Plateau, Patience)
-            for rule in kind.candidates(traces, traces.excess)
+            for rule in kind.candidates(trajectory, excess)
         ]
-        for rule, decided in decide_all(rules, traces):
+        for rule, decided in decide_all(rules, trajectory):
             end = (decided + 1).clamp_max(max_steps)
             gradients = end.double().mean().item()
-            if gradients < least and traces.excess.gather(1, end[:, None]).mean() <= target:
+            if gradients < least and excess.gather(1, end[:, None]).mean() <= target:
                 best, least = Opponent(rate, rule), gradients
     return best
 
@@ -129,7 +129,7 @@ def main(
     """The break-even cost of a gradient for the shipped optimizer NAME."""
     torch.set_num_threads(1)
     optimizer = haltwise.load(name)
-    source = family(optimizer.card["config"]["family"])
+    source = family(optimizer.card.family.name)
     tuning = source.sample(num_tuning, stream(2026, "tune"))
     test = source.sample(num_problems, stream(2026, "test"))
 

@@ -2,8 +2,8 @@
 
 A shipped optimizer solves the same problems to its full horizon, until its own policy stops it, and
 for the fixed budget of equal loss: the least number of steps whose mean excess is no higher. Full
-and fixed run without the halting head; so does the policy's schedule, repeated as if an oracle had
-said when each problem stops, and what it saves of the policy's time is the price of the head.
+and fixed run without the halting model; so does the policy's schedule, repeated as if an oracle had
+said when each problem stops, and what it saves of the policy's time is the price of the model.
 
 Gradients are cheap at first, those of a sum of squares reduced to D residuals; then dear: the very
 same losses, of many residuals.
@@ -23,12 +23,14 @@ from torch import Tensor
 
 import haltwise
 from haltwise._core.random import stream
-from haltwise.rollout.early_exit import execute
-from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.update_rules import UpdateRule, select_state
+from haltwise._core.tensors import select_state
+from haltwise.halting import HaltingSession
+from haltwise.models import OptimizerModel
+from haltwise.processes import OptimizationProcess
+from haltwise.rollout import Execution, record, run_until_halted
 from haltwise.tasks import Observation, TaskBatch, family
 from haltwise.tasks.least_squares import LeastSquaresBatch
-from haltwise.rollout.record import record
+from haltwise.update_rules import UpdateRule
 
 
 @final
@@ -79,7 +81,7 @@ def run(rule: UpdateRule, batch: TaskBatch, num_steps: Tensor) -> Tensor:
             kept = goes_on.nonzero().squeeze(1)
             active, num_steps, params = active[kept], num_steps[kept], params[kept]
             batch, state = batch.select(kept), select_state(state, kept)
-        update, _, state = rule.step(batch.observe(params, step).grad, state)
+        update, _, state = rule.update(batch.observe(params, step).grad, state)
         params = params + update
     final_params[active] = params
     return final_params
@@ -95,25 +97,29 @@ def widen(batch: LeastSquaresBatch, num_rows: int) -> LeastSquaresBatch:
 def compare(
     optimizer: OptimizerModel, batch: TaskBatch, price: float, repetitions: int
 ) -> list[Row]:
-    """The full horizon, the policy, its schedule without the head, the budget of equal loss."""
-    horizon, num_problems = optimizer.card["config"]["horizon"], batch.num_problems
+    """The full horizon, the policy, its schedule without the model, the budget of equal loss."""
+    horizon, num_problems = optimizer.card.horizon, batch.num_problems
     prices = batch.start.new_full((num_problems,), price)
-    policy = optimizer.policy()
-    solved = execute(optimizer, batch, policy, prices, horizon)
-    excess = batch.score(solved.params, 0).excess.mean()
+
+    def solve_by_policy(task: TaskBatch) -> Execution:
+        session = HaltingSession(optimizer.policy(), prices, optimizer.halting)
+        return run_until_halted(OptimizationProcess(optimizer.rule, task), session, horizon)
+
+    solved = solve_by_policy(batch)
+    excess = batch.score(solved.result, 0).excess.mean()
     equal = record(optimizer.rule, batch, horizon).excess.mean(0) <= excess
     budget = int(equal.int().argmax()) if equal.any() else horizon
     full = torch.full_like(solved.num_gradients, horizon)
     ends = {
         "full horizon": full,
         "own policy": solved.num_gradients,
-        "  without the head": solved.num_gradients,
+        "  without the model": solved.num_gradients,
         f"{budget} fixed steps": torch.full_like(full, budget),
     }
 
     def solver(way: str, end: Tensor) -> Callable[[TaskBatch], Tensor]:
         if way == "own policy":
-            return lambda task: execute(optimizer, task, policy, prices, horizon).params
+            return lambda task: solve_by_policy(task).result
         return lambda task: run(optimizer.rule, task, end)
 
     solvers = {way: solver(way, end) for way, end in ends.items()}
@@ -134,10 +140,10 @@ def compare(
 
 def drawn(title: str, rows: list[Row]) -> Table:
     """A table of the rows, their seconds also as shares of the full horizon's."""
-    full, own, no_head, _ = rows
-    head = 1 - no_head.seconds / own.seconds
+    full, own, alone, _ = rows
+    share = 1 - alone.seconds / own.seconds
     table = Table(title=title, title_justify="left", caption_justify="left")
-    table.caption = f"The head took {head:.0%} of the policy's time."
+    table.caption = f"The halting model took {share:.0%} of the policy's time."
     for name in ("", "gradients", "sum of steps", "excess", "seconds", "of full"):
         table.add_column(name, justify="right" if name else "left")
     for row in rows:
@@ -170,10 +176,10 @@ def main(
     """Gradients and seconds that halting saves the shipped optimizer NAME, of a regression."""
     torch.set_num_threads(threads)
     optimizer = haltwise.load(name)
-    batch = family(optimizer.card["config"]["family"]).sample(num_problems, stream(2026, "test"))
+    batch = family(optimizer.card.family.name).sample(num_problems, stream(2026, "test"))
     if not isinstance(batch, LeastSquaresBatch):
         raise click.BadParameter(f"{name} solves no sums of squares; choose regression-10d")
-    price = optimizer.card["config"]["price"] if price is None else price
+    price = optimizer.card.price if price is None else price
     console = Console()
     for title, task in {
         f"{name}, {batch.factor.shape[1]} residuals a gradient": batch,

@@ -1,6 +1,6 @@
 """The same meta-gradient by hand in JAX: one jitted `lax.scan`, optionally checkpointed.
 
-Optional: `pip install jax`. Losses, features, head and objective are those of `naive.py`.
+Optional: `pip install jax`. Losses, features, halter and objective are those of `naive.py`.
 """
 
 import os
@@ -29,14 +29,16 @@ def _numpy(value: object) -> np.ndarray:
 
 
 def _weights(workload: Workload) -> Weights:
-    rule, head = workload.optimizer.rule, workload.optimizer.head
+    rule, halter = workload.optimizer.rule, workload.optimizer.halting.halter
     return {
         "weights": [jnp.asarray(_numpy(w)) for w in rule.weights],
         "biases": [jnp.asarray(_numpy(b)) for b in rule.biases],
         "readout": [jnp.asarray(_numpy(v)) for v in (rule.readout_weight, rule.readout_bias)],
-        "memory": [jnp.asarray(_numpy(v)) for v in (head.memory_weights[0], head.memory_biases[0])],
-        "head_weights": [jnp.asarray(_numpy(w)) for w in head.weights],
-        "head_biases": [jnp.asarray(_numpy(b)) for b in head.biases],
+        "memory": [
+            jnp.asarray(_numpy(v)) for v in (halter.memory_weights[0], halter.memory_biases[0])
+        ],
+        "halter_weights": [jnp.asarray(_numpy(w)) for w in halter.weights],
+        "halter_biases": [jnp.asarray(_numpy(b)) for b in halter.biases],
     }
 
 
@@ -55,7 +57,7 @@ def _cell(weight: Array, bias: Array, x: Array, h: Array, c: Array) -> tuple[Arr
 
 
 def _signals(t: Array, loss: Array, vectors: Array) -> Array:
-    """Columns of `haltwise.processes.signals.SIGNALS` from gamma_t, g_t, y, g_{t-1}, gamma_{t-1}."""
+    """The columns of `SIGNALS` from gamma_t, g_t, y, g_{t-1} and gamma_{t-1}."""
     products = jnp.clip(vectors @ jnp.swapaxes(vectors, -1, -2), -_HUGE, _HUGE)
     dim = vectors.shape[-1]
     lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(products, axis1=-2, axis2=-1), _TINY))
@@ -86,7 +88,7 @@ def _signals(t: Array, loss: Array, vectors: Array) -> Array:
 def _features(
     seen: Array, price: Array, memory: tuple[Array, Array, Array]
 ) -> tuple[Array, tuple[Array, Array, Array]]:
-    """`haltwise.processes.signals.extract_features` of one step."""
+    """`haltwise.halting.features.optimization` of one step."""
     previous, last_loss, lowest = memory
     t, loss = seen[:, 0], seen[:, 1]
     first = t == 0
@@ -190,7 +192,7 @@ def meta_gradient(  # noqa: PLR0915
         heard = jnp.concatenate((features, pooled), -1)
         memory = _cell(*weights["memory"], jax.lax.stop_gradient(heard), *memory)
         said = jnp.concatenate((heard, memory[0]), -1)
-        layers = list(zip(weights["head_weights"], weights["head_biases"], strict=True))
+        layers = list(zip(weights["halter_weights"], weights["halter_biases"], strict=True))
         for w, b in layers[:-1]:
             said = jax.nn.silu(said @ w.T + b)
         said = said @ layers[-1][0].T + layers[-1][1]
@@ -214,7 +216,7 @@ def meta_gradient(  # noqa: PLR0915
         carry, (losses, said) = jax.lax.scan(body, carry, (steps, examples))
         final = loss_of(carry[0], jax.tree.map(lambda value: value[-1], data))
         losses = jnp.concatenate((losses, final[None])).T
-        logits = said[..., 2].T - 2
+        logits = said[..., 0].T - 2
         survival = jnp.cumsum(jax.nn.log_sigmoid(-logits), -1)
         log_prob = jnp.pad(survival, ((0, 0), (1, 0))) + jnp.pad(
             jax.nn.log_sigmoid(logits), ((0, 0), (0, 1))
@@ -227,6 +229,6 @@ def meta_gradient(  # noqa: PLR0915
 
     def run() -> list[np.ndarray]:
         found = jax.block_until_ready(differentiate(weights))
-        return [np.asarray(found["weights"][0]), np.asarray(found["head_weights"][0])]
+        return [np.asarray(found["weights"][0]), np.asarray(found["halter_weights"][0])]
 
     return run

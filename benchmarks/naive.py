@@ -1,6 +1,6 @@
 """The way of every public PyTorch version: `nn.LSTMCell`, step by step, through autograd.
 
-The same maths as Haltwise: the rule's features and read-out, the halting head, first-order
+The same maths as Haltwise: the rule's features and read-out, the halter, first-order
 meta-gradients, a state cut every `segment` steps. One graph holds it all.
 """
 
@@ -11,14 +11,9 @@ import torch
 from torch import Tensor, nn
 from workloads import Workload, objective
 
-from haltwise.halting.halter import HaltingOutput
-from haltwise.processes.signals import (
-    extract_features,
-    init_features,
-    init_signals,
-    measure_signals,
-)
-from haltwise.update_rules.lstm import preprocess_gradient
+from haltwise._kernels import preprocess_gradient
+from haltwise.halting.features.optimization import OptimizationFeatures
+from haltwise.processes.signals import init_signals, measure_signals
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.tasks.module import ModuleBatch
 
@@ -77,18 +72,19 @@ class NaiveOptimizer(nn.Module):
     def __init__(self, workload: Workload) -> None:
         super().__init__()
         self.workload, self.loss = workload, _loss(workload)
-        rule, head = workload.optimizer.rule, workload.optimizer.head
+        rule, halter = workload.optimizer.rule, workload.optimizer.halting.halter
         self.output_scale = rule.output_scale
         self.cells = nn.ModuleList(map(_cell, rule.weights, rule.biases))
         self.readout = _linear(rule.readout_weight, rule.readout_bias)
-        self.head_cell = _cell(head.memory_weights[0], head.memory_biases[0])
-        layers = list(map(_linear, head.weights, head.biases))
+        self.features = OptimizationFeatures()
+        self.memory_cell = _cell(halter.memory_weights[0], halter.memory_biases[0])
+        layers = list(map(_linear, halter.weights, halter.biases))
         self.perceptron = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
 
     def gradients(self) -> list[Tensor]:
         """Gradients in the order and the shapes of the learned optimizer's parameters."""
         weights, biases = _stacked([*self.cells])
-        memory_weights, memory_biases = _stacked([self.head_cell])
+        memory_weights, memory_biases = _stacked([self.memory_cell])
         layers = [layer for layer in self.perceptron if isinstance(layer, nn.Linear)]
         found = [
             *weights,
@@ -102,8 +98,8 @@ class NaiveOptimizer(nn.Module):
         ]
         own = [name for name, _ in self.workload.optimizer.named_parameters()]
         order = ["rule.weights", "rule.biases", "rule.readout_weight", "rule.readout_bias"]
-        order += [f"head.{name}" for name in ("memory_weights", "memory_biases")]
-        order += ["head.weights", "head.biases"]
+        order += [f"halter.{name}" for name in ("memory_weights", "memory_biases")]
+        order += ["halter.weights", "halter.biases"]
         ranked = sorted(own, key=lambda name: next(i for i, o in enumerate(order) if o in name))
         by_name = dict(zip(ranked, found, strict=True))
         return [by_name[name] for name in own]
@@ -126,8 +122,8 @@ class NaiveOptimizer(nn.Module):
         return update, value.unflatten(0, grad.shape).mean(1), new
 
     def speak(self, inputs: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Raw outputs [B, 5] of the head and its new memory."""
-        memory = self.head_cell(inputs.detach(), memory)
+        """Raw outputs [B, 3] of the halter and its new memory."""
+        memory = self.memory_cell(inputs.detach(), memory)
         return self.perceptron(torch.cat((inputs, memory[0]), -1)), memory
 
     def meta_gradient(self) -> Tensor:
@@ -137,9 +133,12 @@ class NaiveOptimizer(nn.Module):
         num_problems, dim = params.shape
         zeros = params.new_zeros(num_problems * dim, self.cells[0].hidden_size)
         states = [(zeros, zeros) for _ in self.cells]
-        zeros = params.new_zeros(num_problems, self.head_cell.hidden_size)
+        zeros = params.new_zeros(num_problems, self.memory_cell.hidden_size)
         memory = (zeros, zeros)
-        signal_memory, feature_memory = init_signals(params), init_features(num_problems, params)
+        signal_memory, feature_memory = (
+            init_signals(params),
+            self.features.init(num_problems, params),
+        )
         params.requires_grad_()
         losses, said = [], []
         for step in range(work.num_steps):
@@ -154,15 +153,14 @@ class NaiveOptimizer(nn.Module):
                 signals, signal_memory = measure_signals(
                     step, observed, grad, update.detach(), signal_memory
                 )
-                features, feature_memory = extract_features(
+                features, feature_memory = self.features.extract(
                     signals.unsqueeze(1), price, feature_memory
                 )
             outputs, memory = self.speak(torch.cat((features[:, 0], readout), -1), memory)
             said.append(outputs)
             params = params + update
         losses.append(self.loss(params, work.num_steps))
-        outputs = torch.stack(said, 1)
-        halting = HaltingOutput(outputs[..., :2], outputs[..., 2:4] - 2, outputs[..., 4] - 2)
-        objective_ = objective(torch.stack(losses, 1), halting, price)
+        hazard_logits = torch.stack(said, 1)[..., :2] - 2
+        objective_ = objective(torch.stack(losses, 1), hazard_logits, price)
         objective_.backward()
         return objective_.detach()

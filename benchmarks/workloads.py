@@ -5,6 +5,7 @@ perceptron of 15,910 parameters, minibatches of 128, truncation 20. T = 100, two
 with the shipped weights, the halting head on.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 import haltwise
 from haltwise._core.random import stream
-from haltwise.halting.halter import AFTER, HaltingOutput
 from haltwise.halting.objectives import free_energy, stick_breaking_log_prob, sum_of_losses
-from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.models import OptimizerModel
+from haltwise.rollout import backpropagate, unroll
+from haltwise.stop_rules import DecisionTime
 from haltwise.tasks import TaskBatch, family
 from haltwise.tasks.module import Examples, ModuleTask
-from haltwise.rollout.record import backpropagate, unroll
 
 __all__ = ["NAMES", "Workload", "make", "meta_gradient", "objective", "zero_grad"]
 
@@ -96,9 +97,9 @@ def make(
     return Workload(name, optimizer, batch, num_steps, segment or truncation)
 
 
-def objective(excess: Tensor, halting: HaltingOutput, price: Tensor) -> Tensor:
+def objective(excess: Tensor, hazard_logits: Tensor, price: Tensor) -> Tensor:
     """Mean loss over the steps plus the free energy of the causal hazard, a scalar."""
-    log_prob = stick_breaking_log_prob(halting.hazard_logits[..., AFTER])
+    log_prob = stick_breaking_log_prob(hazard_logits[..., DecisionTime.AFTER_GRADIENT])
     halts = free_energy(excess, log_prob, price=price, temperature=price)
     return (sum_of_losses(excess) / (excess.shape[1] - 1) + halts).mean()
 
@@ -111,17 +112,21 @@ def zero_grad(workload: Workload) -> None:
 def meta_gradient(workload: Workload) -> Tensor:
     """Haltwise's way: forward and backward of a whole unroll into `.grad`; the objective."""
     optimizer, price = workload.optimizer, workload.price
-    trajectory = unroll(
+    unrolled = unroll(
         optimizer, workload.batch, workload.num_steps, price, segment=workload.segment, graph=True
     )
+    trajectory = unrolled.trajectory
     excess = trajectory.excess.clone().requires_grad_()
-    halting = HaltingOutput(*(value.clone().requires_grad_() for value in trajectory.halting))
-    loss = objective(excess, halting, price)
+    outputs: Mapping[str, Tensor] = {
+        name: value.clone().requires_grad_() for name, value in trajectory.outputs.items()
+    }
+    loss = objective(excess, outputs["hazard_logits"], price)
     loss.backward()
-    cotangents = (
-        torch.zeros_like(value) if value.grad is None else value.grad for value in halting
-    )
+    cotangents = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad
+        for name, value in outputs.items()
+    }
     assert excess.grad is not None
     truncate = workload.segment < workload.num_steps
-    backpropagate(optimizer, trajectory, excess.grad, HaltingOutput(*cotangents), truncate=truncate)
+    backpropagate(optimizer, unrolled, excess.grad, cotangents, truncate=truncate)
     return loss.detach()

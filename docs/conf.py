@@ -26,7 +26,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["haltwise.css"]
 exclude_patterns = ["_static"]
-# Types in signatures name what two classes are called: haltwise has two LearnedOptimizers.
+# A name in a signature is that of its public entry (haltwise.solve) and that of its module's.
 suppress_warnings = ["ref.python"]
 
 extensions = [
@@ -156,7 +156,7 @@ def _write_reference(app: Sphinx) -> None:
         ]
         parts = [f"# {package}", _directive("automodule", package, ", ".join(own))]
         if package == "haltwise":
-            parts.append(_directive("autoexception", "haltwise.InputError"))
+            parts += [_public_entry(name) for name in haltwise.__all__ if name != "__version__"]
         for module in modules:
             parts += [
                 f"## {module.removeprefix('haltwise.')}",
@@ -164,10 +164,8 @@ def _write_reference(app: Sphinx) -> None:
             ]
         _write(folder / f"{package}.md", "\n\n".join(parts) + "\n")
     parts = ["# Commands"]
-    context = click.Context(cli, info_name="haltwise", max_content_width=80)
-    for name, command in sorted(cli.commands.items()):
-        inner = click.Context(command, parent=context, info_name=name, max_content_width=80)
-        parts += [f"## haltwise {name}", f"```text\n{command.get_help(inner)}\n```"]
+    for name in cli.list_commands(click.Context(cli)):
+        parts += [f"## haltwise {name}", f"```text\n{_command_help(name)}\n```"]
     _write(folder / "commands.md", "\n\n".join(parts) + "\n")
     contents = "```{toctree}\n:maxdepth: 2\n:glob:\n\n*\n```"
     _write(folder / "index.md", f"# API and commands\n\n{contents}\n")
@@ -175,6 +173,35 @@ def _write_reference(app: Sphinx) -> None:
 
 def _name(module: pkgutil.ModuleInfo) -> str:
     return module.name
+
+
+def _public_entry(name: str) -> str:
+    """What `haltwise` exports, which is imported when it is used: a line and where to read on."""
+    found = getattr(haltwise, name)
+    if found.__module__.startswith("haltwise._"):  # documented nowhere else
+        return _directive("autoexception", f"haltwise.{name}")
+    kind = "class" if isinstance(found, type) else "function"
+    place = f"{found.__module__}.{name}"
+    summary = (found.__doc__ or "").partition("\n")[0]
+    return (
+        f"```{{eval-rst}}\n.. py:{kind}:: haltwise.{name}\n\n"
+        f"   {_escape(summary)} See :py:{_ROLES[kind]}:`{place}`.\n```"
+    )
+
+
+_ROLES = {"class": "class", "function": "func"}
+
+
+def _command_help(name: str) -> str:
+    """The help of a command; its options depend on what is typed, here nothing."""
+    parent = click.Context(cli, info_name="haltwise", max_content_width=80)
+    command = cli.get_command(parent, name)
+    assert command is not None
+    context = click.Context(
+        command, parent=parent, info_name=name, max_content_width=80, resilient_parsing=True
+    )
+    command.parse_args(context, [])
+    return command.get_help(context)
 
 
 def _directive(kind: str, name: str, members: str = "") -> str:

@@ -1,7 +1,8 @@
 """The README's figure: stopping by itself against fixed budgets, as one SVG for light and dark.
 
-4,096 problems are solved once, without stopping. Then every price says where each would have
-stopped, which costs nothing more: price by price a point, mean excess loss against mean gradients.
+4,096 problems are recorded once, without stopping. At every price the halting model then says where
+each would have stopped, which costs no further gradient: a point for each price, mean excess loss
+against mean gradients.
 """
 
 import html
@@ -10,17 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-import torch
-from torch import Tensor
 
 import haltwise
-from haltwise._core.random import stream
 from haltwise._core.files import write_atomically
-from haltwise.evaluation.statistics import budget_for_loss
-from haltwise.stop_rules.accounts import CostUnit, costs, returned_steps, steps_charged
-from haltwise.stop_rules import decisions
+from haltwise._core.random import stream
+from haltwise.evaluation import Stops, judge
+from haltwise.rollout import record
+from haltwise.stop_rules import CostUnit
 from haltwise.tasks import family
-from haltwise.rollout.record import unroll
 
 PRICES = [0.0527 * 10 ** (exponent / 6) for exponent in range(-6, 7)]
 MIDDLE = 6
@@ -37,29 +35,24 @@ class Frontier(NamedTuple):
 
 
 def measure(name: str, num_problems: int, seed: int) -> Frontier:
-    """Solve problems that the optimizer has never seen, and stop them at every price."""
-    optimizer = haltwise.load(name)
-    config = optimizer.card["config"]
-    problems = family(config["family"]).sample(num_problems, stream(seed, "test"))
-    rule, recall = optimizer.policy(CostUnit.GRADIENTS)
-    learned, oracle = [], []
-    excess = torch.empty(0)
+    """Judge the stops of an optimizer at every price, on problems that it has never seen."""
+    model, unit = haltwise.load(name), CostUnit.GRADIENTS
+    card = model.card
+    assert card.family is not None
+    problems = family(card.family.name).sample(num_problems, stream(seed, "test"))
+    trajectory = record(model.rule, problems, card.horizon)
+    records = []
     for price in PRICES:
-        prices = torch.full((num_problems,), price)
-        traces = unroll(optimizer, problems, config["horizon"], prices).traces()
-        excess = traces.excess.double()
-        stops = decisions(rule, traces)
-        spent = steps_charged(stops, CostUnit.GRADIENTS, traces.num_steps)
-        learned.append(_means(spent, excess, returned_steps(stops, traces, recall)))
-        best = costs(excess, price).argmin(1)
-        oracle.append(_means(best, excess, best))
-    mean = excess.mean(0)
-    fixed = [(float(step), loss) for step, loss in enumerate(mean.tolist())]
-    return Frontier(learned, oracle, fixed, budget_for_loss(mean, learned[MIDDLE][1]))
-
-
-def _means(spent: Tensor, excess: Tensor, end: Tensor) -> tuple[float, float]:
-    return spent.double().mean().item(), excess.gather(1, end.unsqueeze(1)).mean().item()
+        judged = model.halting.attach(trajectory, price)
+        stops = {"learned": Stops.by(model.policy(unit), judged, unit)}
+        records.append(judge(judged, stops, unit, price=price))
+    learned, oracle = (
+        [(found.rules[rule].mean_cost, found.rules[rule].mean_excess) for found in records]
+        for rule in ("learned", "oracle")
+    )
+    frontier = records[MIDDLE].frontier
+    fixed = [(float(step), excess) for step, excess in enumerate(frontier.mean_excess)]
+    return Frontier(learned, oracle, fixed, frontier.cost_for_equal_excess)
 
 
 WIDTH, HEIGHT = 760, 400
@@ -170,7 +163,7 @@ def main(path: Path, optimizer: str, num_problems: int, seed: int) -> None:
     """Write the figure to PATH and its numbers to the terminal."""
     frontier = measure(optimizer, num_problems, seed)
     caption = (
-        f"{optimizer}, {num_problems:,} held-out problems, seed {seed}; a point a price, "
+        f"{optimizer}, {num_problems:,} held-out problems, seed {seed}; one point per price, "
         f"{PRICES[0]:.3g} to {PRICES[-1]:.3g} nats a gradient"
     )
     write_atomically(path, draw(frontier, caption).encode())

@@ -1,12 +1,12 @@
-"""A family of one's own: exponential decays, each with the two numbers that fit it best.
+"""A family from a file: exponential decays, whose two parameters are fitted.
 
 On the command line:
 
-    haltwise train examples/my_family.py:Decays --price 0.02 --horizon 40 --meta-steps 300
+    haltwise train examples/my_family.py:Decays --price 0.02 --horizon 40 --joint.num-steps 300
     haltwise evaluate Decays-act
     haltwise diagnose Decays-act
 
-Or by running this file, a few minutes on one core.
+Or run this file, a few minutes on one core.
 """
 
 from dataclasses import dataclass
@@ -29,9 +29,10 @@ def misfit(params: Tensor, time: Tensor, signal: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Decays(TaskFamily):
-    """Signals a exp(-b t) + noise of .1, seen at random times; log a and log b are sought."""
+    """Signals a exp(-b t) + noise of .1 at random times; log a and log b are fitted."""
 
     num_observations: int = 20
+    """Times at which a signal is measured."""
 
     @property
     def dim(self) -> int:
@@ -50,14 +51,22 @@ class Decays(TaskFamily):
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/decays"))
-@click.option("--meta-steps", type=int, default=300, show_default=True)
-@click.option("--head-steps", type=int, default=800, show_default=True)
-@click.option("--recorded", type=int, default=8192, show_default=True, help="Problems.")
-def main(out: Path, meta_steps: int, head_steps: int, recorded: int) -> None:
+@click.option("--joint-steps", default=300, show_default=True, help="Update rule and halter.")
+@click.option("--halting-steps", default=800, show_default=True, help="The halter alone.")
+@click.option(
+    "--num-recorded", default=8192, show_default=True, help="Trajectories it learns from."
+)
+def main(out: Path, joint_steps: int, halting_steps: int, num_recorded: int) -> None:
     """Meta-train an optimizer for decays and fit a thousand others."""
     torch.set_num_threads(1)
-    settings = {"num_meta_steps": meta_steps, "head_steps": head_steps, "num_recorded": recorded}
-    run = train(Decays(), out, price=0.02, horizon=40, **settings)
+    run = train(
+        Decays(),
+        out,
+        price=0.02,
+        horizon=40,
+        joint={"num_steps": joint_steps},
+        halting={"num_steps": halting_steps, "num_recorded": num_recorded},
+    )
     problems = Decays().sample(1000, torch.Generator().manual_seed(1))
     solution = haltwise.solve(problems, optimizer=run)
     start = problems.observe_loss(problems.start, 0).mean()

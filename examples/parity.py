@@ -1,18 +1,18 @@
-"""Graves' parity task: halting around a plain recurrent cell, with three posteriors.
+"""Graves' parity task: halting of a plain recurrent cell, with three posteriors.
 
-Every posterior goes on from the same warm-up, in which each step learns to answer. Two opponents at
-the same mean number of steps: networks trained for a fixed number of steps, whose last answer
-alone counts, with as many updates; and the network itself, cut there. Interpolation on the held-out
+Every posterior goes on from the same warm-up, in which each step learns to answer. Two baselines at
+the same mean number of steps: networks trained for a fixed number of steps, whose last answer alone
+counts, with as many updates; and the network itself, cut off there. Interpolation on the held-out
 seeds 5 and 6 (`--seed 5 --num-seeds 2`, some 3 minutes of one core each), accuracy at mean steps,
-and in brackets that of the two opponents:
+and in brackets that of the two baselines:
 
     softmax         .954 at 2.13 (.881, .860)  .978 at 2.28 (.946, .854)
     stick-breaking  .968 at 2.11 (.879, .852)  .992 at 2.45 (.953, .872)
     graves          .856 at 2.15 (.883, .758)  .938 at 2.60 (.959, .800)
 
 So all are better than the same network at a fixed number of steps of equal mean, and all but
-Graves' than networks trained for it. Extrapolation, to more entries than were seen, fails for all:
-.46 to .49 where chance is .5.
+Graves' than networks trained for it. Extrapolation, to more entries than were seen in training,
+fails for all: .46 to .49 where chance is .5.
 """
 
 import copy
@@ -30,17 +30,30 @@ from scipy.stats import t
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from haltwise.halting import GravesPosterior, StickBreakingPosterior, stopping
-from haltwise.halting.objectives import cumulative_logits, free_energy, halting_bound, ponder_objective
+from haltwise.halting import GravesPosterior, StickBreakingPosterior
+from haltwise.halting.objectives import (
+    cumulative_logits,
+    free_energy,
+    halting_bound,
+    ponder_objective,
+)
+from haltwise.processes import Trajectory
+from haltwise.stop_rules import (
+    HazardThreshold,
+    PonderThreshold,
+    PosteriorMode,
+    StopRule,
+    decisions,
+)
 
 TEMPERATURE = 1.0  # in prices
 GROWTH = 0.4  # share of the updates in which inputs grow to their full number of entries
-WARM_UP = 0.5  # share of the updates in which every step is asked for the answer
+WARM_UP = 0.5  # share of the updates in which every step must answer
 BATCH, LEARNING_RATE, NUM_TEST = 128, 0.01, 20_000
 
 
 class Ponderer(nn.Module):
-    """A cell that reads the same vector at every step and says what it thinks of it."""
+    """A cell that reads the same vector at every step, with an answer and a halting logit."""
 
     def __init__(self, size: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -85,19 +98,21 @@ class Halting(NamedTuple):
     """A way to halt: what is minimised, when to stop, and the price of a step in nats."""
 
     objective: Callable[[Tensor, Tensor, Tensor], Tensor]
-    rule: stopping.StopRule
+    rule: StopRule
+    output: str
+    """Name under which the stop rule reads the halting logits."""
     price: float
 
 
 POSTERIORS = {
-    "softmax": Halting(softmax, stopping.PosteriorMode(), 0.1),
-    "stick-breaking": Halting(stick_breaking, stopping.HazardThreshold(), 0.1),
-    "graves": Halting(graves, stopping.PonderThreshold(), 0.1),
+    "softmax": Halting(softmax, PosteriorMode(), "increments", 0.1),
+    "stick-breaking": Halting(stick_breaking, HazardThreshold(), "hazard_logits", 0.1),
+    "graves": Halting(graves, PonderThreshold(), "halting_logits", 0.1),
 }
 
 
 class Settings(NamedTuple):
-    """Of a study."""
+    """Settings of a study."""
 
     size: int
     width: int
@@ -109,7 +124,7 @@ class Settings(NamedTuple):
 def sample(
     num: int, size: int, low: int, high: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors [num, size] with low..high entries +-1, the parity of their ones, the counts."""
+    """Draw vectors [num, size] with low..high entries +-1, the parity of their ones, the counts."""
     count = torch.randint(low, high + 1, (num, 1), generator=generator)
     order = torch.rand(num, size, generator=generator).argsort(1).argsort(1)
     sign = 2 * torch.randint(0, 2, (num, size), generator=generator) - 1
@@ -125,7 +140,7 @@ def learn(
     most: int,
     settings: Settings,
 ) -> None:
-    """Some of the updates, of an objective of losses and halting logits; 1..most entries."""
+    """Take some of the updates, on an objective of losses and halting logits; 1..most entries."""
     generator = torch.Generator().manual_seed(settings.seed + updates.start)
     adam = torch.optim.Adam(model.parameters())
     for update in updates:
@@ -144,14 +159,14 @@ def learn(
 
 
 def begin(settings: Settings) -> Ponderer:
-    """A new network."""
+    """Make a new network."""
     generator = torch.Generator().manual_seed(settings.seed)
     return Ponderer(settings.size, settings.width, generator)
 
 
 @cache
 def train_fixed(num_steps: int, most: int, settings: Settings) -> Ponderer:
-    """A network that always takes `num_steps` steps: its last answer alone counts."""
+    """Train a network that always takes `num_steps` steps: its last answer alone counts."""
     model = begin(settings)
     updates = range(settings.updates)
     learn(model, lambda losses, _: losses[:, -1], updates, num_steps, most, settings)
@@ -160,7 +175,7 @@ def train_fixed(num_steps: int, most: int, settings: Settings) -> Ponderer:
 
 @cache
 def warm_up(most: int, settings: Settings) -> Ponderer:
-    """What all posteriors go on from: every step shall answer.
+    """Train the network that all posteriors go on from: every step must answer.
 
     Hazards that learn together with the answers make a step useless by never stopping there.
     """
@@ -171,7 +186,7 @@ def warm_up(most: int, settings: Settings) -> Ponderer:
 
 
 def train(halting: Halting, most: int, settings: Settings) -> Ponderer:
-    """A network that halts; as many updates in all as one that never does."""
+    """Train a network that halts, with as many updates in all as one that never does."""
     model = copy.deepcopy(warm_up(most, settings))
 
     def objective(losses: Tensor, halting_logits: Tensor) -> Tensor:
@@ -187,17 +202,17 @@ def train(halting: Halting, most: int, settings: Settings) -> Ponderer:
 def measure(
     model: Ponderer, halting: Halting | None, num_steps: int, low: int, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """Steps and accuracy on held-out inputs of low..size entries; all, easy and hard ones; [3]."""
+    """Measure steps and accuracy on held-out inputs of low..size entries: all, easy, hard; [3]."""
     generator = torch.Generator().manual_seed(settings.seed + 1_000_000)
     inputs, target, count = sample(NUM_TEST, settings.size, low, settings.size, generator)
     answers, logits = model(inputs, num_steps)
     stop = torch.full_like(count, num_steps - 1)
     if halting is not None:
-        spoken = -logits if halting.objective is softmax else logits
-        spoken = spoken[:, :-1, None].expand(-1, -1, 2)  # both times of decision alike
+        outputs = -logits if halting.objective is softmax else logits
+        outputs = outputs[:, :-1, None].expand(-1, -1, 2)  # the same for both times of decision
         blank = torch.zeros_like(answers)
-        traces = stopping.Traces(blank, blank, blank, spoken, spoken)
-        stop = stopping.decisions(halting.rule, traces)
+        trajectory = Trajectory(blank, blank, outputs={halting.output: outputs})
+        stop = decisions(halting.rule, trajectory)
     right = (answers.gather(1, stop.unsqueeze(1)).squeeze(1) > 0) == (target > 0.5)
     easy = count <= (low + settings.size) // 2
     both = torch.stack((stop + 1, right)).double()
@@ -206,9 +221,9 @@ def measure(
 
 
 def study(settings: Settings) -> Iterator[tuple[str, str, Tensor]]:
-    """Task, posterior and a row [4, 3]: steps, accuracy, and twice that of fixed steps.
+    """Yield task, posterior and a row [4, 3]: steps, accuracy, and that of two baselines.
 
-    Fixed are networks that were trained for it, and the same network cut there.
+    These are networks trained for a fixed number of steps, and the same network cut off there.
     """
     tasks = {
         "interpolation": (settings.size, 1),
@@ -232,16 +247,18 @@ def study(settings: Settings) -> Iterator[tuple[str, str, Tensor]]:
 
 @click.command()
 @click.option("--full", is_flag=True, help="64 entries instead of 16: many hours.")
-@click.option("--seed", default=0, show_default=True, help="Of weights and inputs; the first.")
-@click.option("--num-seeds", default=1, show_default=True, help="Seeds, one after another.")
-@click.option("--updates", type=int, help="Of each network.  [default: 5000; 200000 with --full]")
+@click.option("--seed", default=0, show_default=True, help="First seed of weights and inputs.")
+@click.option("--num-seeds", default=1, show_default=True, help="Number of seeds.")
+@click.option(
+    "--updates", type=int, help="Updates of each network.  [default: 5000; 200000 with --full]"
+)
 @click.option("--threads", default=1, show_default=True, help="CPU threads.")
 def main(full: bool, seed: int, num_seeds: int, updates: int | None, threads: int) -> None:
-    """Accuracy against mean steps on the parity task, beside networks that never halt."""
+    """Print accuracy and mean steps on the parity task, beside networks that never halt."""
     torch.set_num_threads(threads)
     settings = Settings(64, 128, 10, 200_000, seed) if full else Settings(16, 64, 3, 5000, seed)
     settings = settings if updates is None else settings._replace(updates=updates)
-    headings = ("mean steps", "accuracy", "trained for it", "cut there")
+    headings = ("mean steps", "accuracy", "trained for it", "cut off there")
     click.echo(" " * 29 + "".join(f"{heading:>17} " for heading in headings))
     click.echo(f"{'task':15}{'posterior':14}" + "   all  easy  hard" * 4)
     margins: defaultdict[tuple[str, str], list[float]] = defaultdict(list)

@@ -1,12 +1,12 @@
 """When to stop a plain PyTorch loop, learned from recorded runs of it.
 
-A small network is trained by Adam to tell digits, from 30 to 600 of them and at learning rates of
-.0005 to .05, as a search over settings would. A round is five minibatches and a look at 150 other
+Adam trains small networks to tell digits apart, on 30 to 600 digits and at learning rates of .0005
+to .05, as a search over settings would. A round is five minibatches and an evaluation on 150 other
 digits; the copy that does best on these is kept, and judged on 1,047 more. A round must gain .01
-nats. All rules see the same loss; patience and plateau nothing else, the others gradients as well;
-the opponents are tuned on all recorded runs. J, the loss kept plus the price of the rounds, on 100
-further runs (`--runs 240 --test-runs 100`, four minutes of a busy core; the default is less), and
-how much more it is than that of the learned rule, with its 95 % interval:
+nats. All stop rules observe the same loss, patience and plateau nothing else, the others gradients
+as well; the baselines are tuned on all recorded runs. J is the loss of the copy kept plus the price
+of the rounds. On 100 further runs (`--runs 240 --test-runs 100`, four minutes of a busy core; the
+default is less), with the difference to J of the learned rule and its 95 % interval:
 
                      J  captured gain
     oracle       .9827
@@ -18,7 +18,7 @@ how much more it is than that of the learned rule, with its 95 % interval:
     best fixed   1.136
 
 So it is better than tuned patience, and as good as a tuned logistic rule on loss, gradient norm and
-round: 240 runs do not tell these two apart.
+round: 240 runs are too few to tell these two apart.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import haltwise
-from haltwise.evaluation import study_runs
+from haltwise.evaluation import judge_runs
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.training import train_monitor
 
@@ -81,12 +81,12 @@ def fit(digits: Digits, seed: int, monitor: haltwise.HaltingMonitor, num_rounds:
 
 
 @click.command()
-@click.option("--runs", type=int, default=160, show_default=True, help="To learn from.")
-@click.option("--test-runs", type=int, default=60, show_default=True)
-@click.option("--rounds", type=int, default=NUM_ROUNDS, show_default=True, help="Of a run.")
-@click.option("--head-steps", type=int, default=1000, show_default=True, help="Of training.")
-@click.option("--seed", type=int, default=0, show_default=True)
-def main(runs: int, test_runs: int, rounds: int, head_steps: int, seed: int) -> None:
+@click.option("--runs", default=160, show_default=True, help="Runs to learn from.")
+@click.option("--test-runs", default=60, show_default=True, help="Runs to stop.")
+@click.option("--rounds", default=NUM_ROUNDS, show_default=True, help="Rounds of a run.")
+@click.option("--halting-steps", default=1000, show_default=True, help="Steps of the halter.")
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
+def main(runs: int, test_runs: int, rounds: int, halting_steps: int, seed: int) -> None:
     """Record runs, learn from them when to stop, and stop others."""
     torch.set_num_threads(1)
     digits = load_digits()
@@ -105,7 +105,7 @@ def main(runs: int, test_runs: int, rounds: int, head_steps: int, seed: int) -> 
             folder / "monitor",
             price=PRICE,
             keeps_best=True,
-            head_steps=head_steps,
+            halting={"num_steps": halting_steps},
             seed=seed,
         )
 
@@ -117,17 +117,13 @@ def main(runs: int, test_runs: int, rounds: int, head_steps: int, seed: int) -> 
         click.echo(f"stopped for real, mean loss + {PRICE} x rounds: {sum(costs) / len(costs):.4f}")
 
         test, tuning = (RecordedRuns.load(folder / part) for part in ("test", "train"))
-        optimizer = haltwise.load(folder / "monitor")
-        found = study_runs(optimizer, test, tuning, price=PRICE)
+        model = haltwise.load_halting(folder / "monitor")
+        rules = judge_runs(model, test, tuning, price=PRICE).rules
     click.echo(f"{'':14}{'J':>8}{'captured gain':>15}   more than learned")
-    named = {"rule": "learned", "fixed": "best fixed"}
-    for rule in ("oracle", "rule", "logistic", "patience", "gradient_norm", "plateau", "fixed"):
-        gain, more = found["captured_gain"].get(rule), found["difference"].get(rule)
-        click.echo(
-            f"{named.get(rule, rule.replace('_', ' ')):14}{found['j'][rule]:8.4f}"
-            + (f"{gain:15.3f}" if gain is not None else "")
-            + (f"   {more['value']:.4f} [{more['low']:.4f}, {more['high']:.4f}]" if more else "")
-        )
+    for name in ("oracle", "learned", "logistic", "patience", "gradient_norm", "plateau", "fixed"):
+        own = rules[name]
+        more = f"{own.difference.value:.4f} [{own.difference.low:.4f}, {own.difference.high:.4f}]"
+        click.echo(f"{name:14}{own.j.value:8.4f}{own.gain.value:15.3f}   {more}")
 
 
 if __name__ == "__main__":

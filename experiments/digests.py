@@ -61,9 +61,7 @@ def _network() -> tuple[torch.nn.Module, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(64, 10, generator=generator)
     y = (x[:, 0] > 0).long()
-    model = torch.nn.Sequential(
-        torch.nn.Linear(10, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2)
-    )
+    model = torch.nn.Sequential(torch.nn.Linear(10, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2))
     for param in model.parameters():
         param.data.normal_(std=0.3, generator=generator)
     return model, x, y

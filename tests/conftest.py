@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from image_files import write_cifar, write_mnist
+from recorded_monitors import recorded_runs, sgd_stopper, stopper
+
+__all__ = ["generator", "recorded_runs", "sgd_stopper", "stopper", "tiny_images"]
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(

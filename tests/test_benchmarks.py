@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 import haltwise
 from haltwise._core.random import stream
+from haltwise.rollout import record
 from haltwise.stop_rules import decisions
 from haltwise.tasks import TaskBatch, family
-from haltwise.rollout.record import record, unroll
 
 NUM_PROBLEMS, PRICE = 4096, 0.0527
 
@@ -41,19 +41,18 @@ def batch() -> TaskBatch:
 def test_gradients_executed_are_the_sum_of_halting_steps(
     bench: ModuleType, optimizer: haltwise.OptimizerModel, batch: TaskBatch
 ) -> None:
-    full, own, no_head, fixed = bench.compare(optimizer, batch, PRICE, repetitions=1)
-    horizon = optimizer.card["config"]["horizon"]
-    price = torch.full((NUM_PROBLEMS,), PRICE, dtype=torch.float64)
-    traces = unroll(optimizer, batch, horizon, price).traces()
-    decided = decisions(optimizer.policy().rule, traces)
+    full, own, alone, fixed = bench.compare(optimizer, batch, PRICE, repetitions=1)
+    horizon = optimizer.card.horizon
+    trajectory = optimizer.halting.attach(record(optimizer.rule, batch, horizon), PRICE)
+    decided = decisions(optimizer.policy().rule, trajectory)
     # A stop decided at step t has seen t + 1 gradients.
     assert own.executed == own.steps == int((decided + 1).clamp_max(horizon).sum())
     assert own.executed - int(decided.sum()) <= NUM_PROBLEMS
-    assert no_head.executed == own.executed
+    assert alone.executed == own.executed
     assert full.executed == NUM_PROBLEMS * horizon
     assert own.executed < fixed.executed < full.executed
     budget = fixed.executed // NUM_PROBLEMS
-    mean = traces.excess.mean(0)
+    mean = trajectory.excess.mean(0)
     assert mean[budget] <= own.excess < mean[budget - 1]
     assert fixed.excess == pytest.approx(float(mean[budget]))
 
@@ -65,7 +64,7 @@ def test_a_rule_alone_runs_as_far_as_it_is_told(
     steps = torch.arange(30) % 6
     params = bench.run(optimizer.rule, few, steps)
     for step in range(6):
-        reached = few.start if step == 0 else record(optimizer.rule, few, step).params
+        reached = few.start if step == 0 else record(optimizer.rule, few, step).known("final")
         torch.testing.assert_close(params[steps == step], reached[steps == step])
 
 

@@ -1,29 +1,22 @@
 """The documentation keeps its promises: equations exist, examples run, commands are accepted."""
 
-import doctest
+import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
+from pages import PAGES, ROOT, fences, recipe
 
+import haltwise.testing
 from haltwise.cli import cli
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if "api" not in path.parts
-)
 REFERENCE = re.compile(r"docs/theory\.md, Eqs?\. ((?:\([a-z-]+\)(?:, | and )?)+)")
-
-
-def fences(page: Path, language: str) -> list[str]:
-    """The blocks of code of one language on a page."""
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def test_every_equation_that_a_docstring_names_exists() -> None:
@@ -53,87 +46,137 @@ def test_no_two_equations_share_a_label() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_on_a_page_is_a_doctest(page: Path) -> None:
-    for block in fences(page, "python"):
+    for block in fences(page.read_text(encoding="utf-8"), "python"):
         assert block.startswith(">>>"), f"nobody runs this: {block[:60]!r}"
+
+
+# -------------------------------------------------------------------------------------- commands
 
 
 def commands(page: Path) -> list[str]:
     """Every `haltwise ...` that a page shows, in blocks and in the text."""
     text = page.read_text(encoding="utf-8")
-    blocks = "\n".join(fences(page, "sh")).replace("\\\n", " ")
-    lines = [line.strip() for line in blocks.splitlines()]
+    blocks = "\n".join(fences(text, "sh")).replace("\\\n", " ")
+    lines = [" ".join(line.split()) for line in blocks.splitlines()]
     inline = [" ".join(code.split()) for code in re.findall(r"(?<!`)`(haltwise [^`]+)`(?!`)", text)]
-    return [line for line in (*lines, *inline) if line.startswith("haltwise ")]
+    found = [re.sub(r".* -m haltwise ", "haltwise ", line) for line in lines]
+    return [line for line in (*found, *inline) if line.startswith("haltwise ")]
+
+
+def accept(line: str) -> None:
+    """Parse a command line as a shell would hand it over; words in capitals are placeholders."""
+    _, name, *words = shlex.split(line, comments=True)
+    words = [word for word in words if word not in ("...", "…", "--help")]
+    words = ["regression-2d" if word == "FAMILY" else word for word in words]
+    context = click.Context(cli, info_name="haltwise")
+    command = cli.get_command(context, name)
+    assert command is not None, f"no such command: {line}"
+    # Which options there are depends on what is typed.
+    command.parse_args(click.Context(command, parent=context, resilient_parsing=True), [*words])
+    inner = click.Context(command, info_name=name, parent=context)
+    parsed, left, _ = command.make_parser(inner).parse_args([*words])
+    assert not left, f"{line}: {left}"
+    for parameter in command.get_params(inner):
+        value = parsed.get(parameter.name or "")
+        if isinstance(value, str) and not value.isupper() and isinstance(parameter, click.Option):
+            parameter.type.convert(value, parameter, inner)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_on_a_page_are_accepted(page: Path) -> None:
+def test_commands_on_a_page_are_accepted(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = recipe(page)
+    if found is not None:
+        (tmp_path / found.name).write_text(found.code, encoding="utf-8")
+    monkeypatch.chdir(ROOT if found is None else tmp_path)
     for line in commands(page):
-        _, *words = shlex.split(line, comments=True)
-        name, words = words[0], [word for word in words[1:] if word not in ("...", "…")]
-        assert name in cli.commands, f"{page.name}: no such command: {line}"
-        command = cli.commands[name]
-        context = click.Context(command, info_name=name, resilient_parsing=True)
-        parsed, left, _ = command.make_parser(context).parse_args(list(words))
-        assert not left, f"{page.name}: {line}: {left}"
-        for parameter in command.params:
-            value = parsed.get(parameter.name or "")
-            if isinstance(parameter.type, click.Choice) and value in parameter.type.choices:
-                continue
-            numeric = isinstance(
-                parameter.type, (click.types.IntParamType, click.types.FloatParamType)
-            )
-            if numeric and isinstance(value, str) and not value.isupper():
-                parameter.type.convert(value, parameter, context)
+        try:
+            accept(line)
+        except click.ClickException as error:
+            raise AssertionError(f"{page.name}: {line}: {error.format_message()}") from None
 
 
-RECIPES = {"own-family": "tasks", "own-rule": "rules", "own-posterior": "halting/posteriors"}
+def test_a_command_that_does_not_exist_is_found() -> None:
+    for line in ("haltwise train regression-2d --no-such-option 1", "haltwise evaluate a b"):
+        with pytest.raises((click.ClickException, AssertionError)):
+            accept(line)
+    with pytest.raises(click.ClickException):
+        accept("haltwise train regression-2d --joint.num-steps many")
+
+
+# --------------------------------------------------------------------------------------- recipes
+
 USE_RECIPES = """
 import sys
 from pathlib import Path
+import torch
 import haltwise
-from haltwise import update_rules as rules
-from haltwise import tasks
-from haltwise.halting import posteriors
-for package in (tasks, rules, posteriors):  # as if the files lay there
-    inner = package.__name__.removeprefix("haltwise.").replace(".", "/")
-    package.__path__.append(str(Path(sys.argv[1]) / inner))
-from haltwise.stop_rules import HazardThreshold
-from haltwise.training import Trainer, TrainingConfig
-tiny = dict(num_meta_steps=4, head_steps=4, validate_every=4, num_recorded=64, num_validation=64,
-            num_calibration=64, batch_size=8, head_batch_size=8, horizon=8)
+from haltwise import stop_rules, tasks, training, update_rules
+from haltwise.halting import methods
+from haltwise.training import gradients, train
+
+folder = Path(sys.argv[1])
+for package, name in (
+    (tasks, "valley"),
+    (update_rules, "lion"),
+    (stop_rules, "small_change"),
+    (methods, "survival"),
+    (gradients, "evolution"),
+):  # as if the files lay in the package
+    package.__path__.append(str(folder / name))
+
+tiny = {
+    "horizon": 8,
+    "joint": {"num_steps": 4, "batch_size": 8},
+    "halting": {"num_steps": 4, "num_recorded": 64, "batch_size": 8},
+    "validation": {"every": 4, "num_problems": 64, "num_calibration": 64},
+}
+lion = {"name": "lion", "settings": {"learning_rate": 0.05}}
+evolution = {**tiny["joint"], "estimator": "evolution"}
 for name, family, changes in (
-    ("family", "valley-5d", {}),
-    ("rule", "regression-2d", {"rule": "lion", "rule_settings": {"learning_rate": 0.05}}),
-    ("posterior", "regression-2d", {"posterior": "cumulative"}),
+    ("valley", "valley-5d", {}),
+    ("lion", "regression-2d", {"rule": lion}),
+    ("survival", "regression-2d", {"method": "survival"}),
+    ("evolution", "regression-2d", {"joint": evolution}),
 ):
-    config = TrainingConfig.from_preset("act", family, **changes, **tiny)
-    trainer = Trainer(config, Path(sys.argv[1]) / name)
-    *_, last = trainer.run()
-    optimizer = haltwise.load(trainer.directory)
-    problems = tasks.family(family).sample(8, __import__("torch").Generator().manual_seed(0))
-    solution = haltwise.solve(problems, optimizer)
-    assert isinstance(optimizer.policy().rule, HazardThreshold), optimizer.policy()
-    print(name, len(solution.params))
+    run = train(family, folder / f"run-{name}", **{**tiny, **changes})
+    model = haltwise.load(run)
+    problems = tasks.family(family).sample(8, torch.Generator().manual_seed(0))
+    solution = haltwise.solve(problems, model)
+    chosen = {
+        "valley": model.card.family.name,
+        "lion": type(model.rule).__name__,
+        "survival": type(model.halting.method).__name__,
+        "evolution": gradients.estimators()["evolution"].__name__,
+    }[name]
+    print(name, chosen, len(solution.params))
+
+rule = stop_rules.stop_rules()["small-change"](0.5)
+solution = haltwise.solve(problems, "regression-2d", stop=rule)
+print("small_change", solution.reasons[0].split()[0], len(solution.params))
+
+place = f"{folder / 'k_means' / 'k_means.py'}:Clouds"
+run = train(place, folder / "run-k-means", rule="none", **tiny)
+model = haltwise.load_halting(run)
+clouds = haltwise._core.plugins.load_object(place, haltwise.processes.ProcessFamily, "process")
+found = haltwise.run(clouds().sample(8, torch.Generator().manual_seed(0)), model)
+print("k_means", type(model.method).__name__, len(found.result))
 """
 
 
 def test_each_recipe_is_one_file(tmp_path: Path) -> None:
-    for page, folder in RECIPES.items():
-        text = (ROOT / "docs/howto" / f"{page}.md").read_text(encoding="utf-8")
-        blocks = fences(ROOT / "docs/howto" / f"{page}.md", "python")
-        named = re.search(rf"src/haltwise/{folder}/(\w+)\.py", text)
-        assert named
-        examples = doctest.DocTestParser().get_examples("".join(blocks))
-        last = max(
-            place
-            for place, example in enumerate(examples)
-            if re.match(r"[A-Z_]+ = ", example.source)
-        )
-        code = [example.source for example in examples[: last + 1] if not example.want]
-        path = tmp_path / folder / f"{named[1]}.py"
-        path.parent.mkdir(parents=True)
-        path.write_text("".join(code), encoding="utf-8")
+    names = set()
+    for page in PAGES:
+        found = recipe(page)
+        if found is not None:
+            names.add(found.name)
+            path = tmp_path / found.name.removesuffix(".py") / found.name
+            path.parent.mkdir()
+            path.write_text(found.code, encoding="utf-8")
+    assert names == {
+        "valley.py", "lion.py", "small_change.py", "survival.py", "k_means.py", "evolution.py",
+    }  # fmt: skip
     run = subprocess.run(
         [sys.executable, "-c", USE_RECIPES, str(tmp_path)],
         capture_output=True,
@@ -141,4 +184,63 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert run.stdout.split() == ["family", "8", "rule", "8", "posterior", "8"], run.stderr
+    assert run.stdout.splitlines() == [
+        "valley valley-5d 8",
+        "lion Lion 8",
+        "survival Survival 8",
+        "evolution Evolution 8",
+        "small_change the 8",
+        "k_means StickBreaking 8",
+    ], run.stderr
+
+
+# ---------------------------------------------------------------------------------- architecture
+
+
+def load_drawing() -> ModuleType:
+    path = ROOT / "docs/drawing/architecture.py"
+    spec = importlib.util.spec_from_file_location("architecture_drawing", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_the_architecture_is_todays() -> None:
+    drawing = load_drawing()
+    committed = drawing.PICTURE.read_text(encoding="utf-8")
+    assert committed == drawing.draw(), "run python docs/drawing/architecture.py"
+
+
+def test_only_arrows_that_follow_from_others_are_left_out() -> None:
+    arrows = {"a": {"b", "c", "d"}, "b": {"c"}, "c": set(), "d": {"c"}}
+    assert load_drawing().essential(arrows) == [("a", "b"), ("a", "d"), ("b", "c"), ("d", "c")]
+
+
+def test_where_a_new_thing_goes_is_where_such_things_are() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    section = text.partition("## Where a new thing goes")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if re.match(r"\| [a-z ]+ \| `", line)
+    ]
+    assert len(rows) >= 10
+    for thing, path, table, check, _ in rows:
+        place = ROOT / "src/haltwise" / path.strip("`")
+        assert (place.parent / "__init__.py").exists(), thing
+        assert place.stem == "NAME" or place.exists(), thing
+        if table:
+            name = table.split("`")[1]
+            files = [file.read_text(encoding="utf-8") for file in place.parent.glob("*.py")]
+            assert any(f"\n{name}" in text for text in files), f"{thing}: nothing defines {name}"
+        if check:
+            assert check.strip("`") in haltwise.testing.__all__, thing
+
+
+def test_the_files_to_read_first_are_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\d\. `([\w/]+\.py)`", text, re.MULTILINE)
+    assert len(named) == 6
+    assert [name for name in named if not (ROOT / "src/haltwise" / name).exists()] == []

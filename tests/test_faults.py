@@ -1,4 +1,4 @@
-"""A little of every part of benchmarks/faults.py, in a process that has run no backward pass."""
+"""A little of every part of the fault harness, in a process that has run no backward pass."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and reads /proc")
-FAULTS = Path(__file__).parents[1] / "benchmarks" / "faults.py"
+TESTS = Path(__file__).parent
 QUICK = {"kills": 3, "full-disks": 3, "damaged": 4, "locked": 3, "fuzzed": 160}
 
 
 def faults(*arguments: object, sabotage: str = "") -> subprocess.CompletedProcess[str]:
-    argv = json.dumps([str(FAULTS), *map(str, arguments)])
-    code = f"{sabotage}\nimport runpy, sys\nsys.argv = {argv}\n"
-    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    argv = json.dumps(["faults", *map(str, arguments)])
+    code = f"{sabotage}\nimport runpy, sys\nsys.argv = {argv}\nsys.path.insert(0, {str(TESTS)!r})\n"
+    code += "runpy.run_module('faults', run_name='__main__', alter_sys=True)"
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

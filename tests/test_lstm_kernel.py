@@ -1,8 +1,7 @@
-"""The fused LSTM kernel against its plain twin, and the twin against `nn.LSTMCell`."""
+"""The compiled LSTM against its reference, and the reference against `nn.LSTMCell`."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise import _kernels
-from haltwise._kernels import Coordinatewise, Pooled, lstm
-from haltwise._kernels import plain as lstm_plain
-from haltwise._core.tensors import log_rms
+from haltwise._kernels import lstm, native, reference_lstm_sequence, reference_lstm_step
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = tuple(TOLERANCE)
@@ -89,8 +86,10 @@ def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         assert error <= TOLERANCE[one.dtype], f"relative error {error:.1e}"
 
 
-def reference(problem: Problem, function: Callable[..., Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """The plain twin in float64 arithmetic, rounded to the problem's type at the end."""
+def exact_solution(
+    problem: Problem, function: Callable[..., Any]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The reference in float64 arithmetic, rounded to the problem's type at the end."""
     dtype = problem.inputs.dtype
     exact = Problem.__new__(Problem)
     exact.inputs, exact.hidden, exact.cell = (
@@ -106,25 +105,25 @@ def reference(problem: Problem, function: Callable[..., Any]) -> tuple[list[Tens
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 @pytest.mark.parametrize("rows", [1, 65])
-def test_pytorchs_own_lstm_equals_the_plain_twin(rows: int, steps: int, layers: int) -> None:
+def test_pytorchs_own_lstm_equals_the_reference(rows: int, steps: int, layers: int) -> None:
     """What CUDA tensors go to (cuDNN there) runs on the CPU as well."""
     problem = Problem(rows, 3, 5, layers, steps, torch.float64)
-    found = problem.solve(lstm._library_lstm_sequence)
-    expected = problem.solve(lstm.plain_lstm_sequence)
+    found = problem.solve(lstm._device_lstm_sequence)
+    expected = problem.solve(reference_lstm_sequence)
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
     problem.inputs.requires_grad_()
     gradients = [
         torch.autograd.grad(function(*problem.arguments), problem.inputs, problem.cotangents)
-        for function in (lstm._library_lstm_sequence, lstm.plain_lstm_sequence)
+        for function in (lstm._device_lstm_sequence, reference_lstm_sequence)
     ]
     assert_close(*gradients)
     with torch.no_grad():
         step = problem.inputs[0], *problem.arguments[1:]
-        assert_close(lstm._library_lstm_step(*step), lstm.plain_lstm_step(*step))
+        assert_close(lstm._device_lstm_step(*step), reference_lstm_step(*step))
 
 
-def test_the_plain_twin_is_a_stack_of_lstm_cells() -> None:
+def test_the_reference_is_a_stack_of_lstm_cells() -> None:
     problem = Problem(9, fan_in=3, size=5, layers=2, steps=4, dtype=torch.float64)
     cells = []
     for weight, bias in zip(problem.weights, problem.biases, strict=True):
@@ -145,11 +144,11 @@ def test_the_plain_twin_is_a_stack_of_lstm_cells() -> None:
                 hidden[layer], memory[layer] = cell(below, (hidden[layer], memory[layer]))
             outputs.append(hidden[-1])
     expected = [torch.stack(outputs), torch.stack(hidden, 1), torch.stack(memory, 1)]
-    assert_close(lstm.plain_lstm_sequence(*problem.arguments), expected)
+    assert_close(reference_lstm_sequence(*problem.arguments), expected)
     step = problem.inputs[0], *problem.arguments[1:]
     assert_close(
-        lstm.plain_lstm_step(*step),
-        lstm.plain_lstm_sequence(problem.inputs[:1], *problem.arguments[1:])[1:],
+        reference_lstm_step(*step),
+        reference_lstm_sequence(problem.inputs[:1], *problem.arguments[1:])[1:],
     )
 
 
@@ -157,75 +156,40 @@ def test_the_plain_twin_is_a_stack_of_lstm_cells() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 7, 20, 33])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_kernel_agrees_with_the_plain_twin(dtype: torch.dtype, size: int, layers: int) -> None:
+def test_the_kernel_agrees_with_the_reference(dtype: torch.dtype, size: int, layers: int) -> None:
     for rows, fan_in, steps in itertools.product((1, 64, 77), (1, 2, 4), (1, 5, 40)):
         problem = Problem(rows, fan_in, size, layers, steps, dtype)
         found = problem.solve(lstm.lstm_sequence)
-        # Over 40 steps the twin's own rounding in float32 nears the tolerance.
-        expected = reference(problem, lstm.plain_lstm_sequence)
+        # Over 40 steps the reference's own rounding in float32 nears the tolerance.
+        expected = exact_solution(problem, reference_lstm_sequence)
         for ours, theirs in zip(found, expected, strict=True):
             assert_close(ours, theirs)
         with torch.no_grad():
             step = problem.inputs[0], *problem.arguments[1:]
-            assert_close(lstm.lstm_step(*step), lstm.plain_lstm_step(*step))
+            assert_close(lstm.lstm_step(*step), reference_lstm_step(*step))
 
 
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("isa", range(len(lstm._INSTRUCTION_SETS)))
+@pytest.mark.parametrize("isa", range(len(native.INSTRUCTION_SETS)))
 def test_every_instruction_set_agrees(dtype: torch.dtype, isa: int) -> None:
-    library, _ = lstm._load()
-    assert library is not None
-    if isa > library.haltwise_lstm_isa():
-        pytest.skip(f"this machine has no {lstm._INSTRUCTION_SETS[isa]}")
+    if isa > native.library().isa:
+        pytest.skip(f"this machine has no {native.INSTRUCTION_SETS[isa]}")
     for rows, size in ((1, 3), (77, 20), (700, 5)):
         problem = Problem(rows, 2, size, 2, 20, dtype)
-        outputs = torch.empty(20, rows, size, dtype=dtype)
-        states = lstm._forward(*problem.arguments, outputs, isa)
-        grad_hidden, grad_cell, params = lstm._backward(
-            *problem.arguments, *problem.cotangents, isa=isa
+        inputs, hidden, cell, weights, biases = problem.arguments
+        layers = native.Layers(weights, biases)
+        found = native.forward(layers, inputs, hidden, cell, isa=isa)
+        outputs, *states = problem.cotangents
+        cotangents = native.Cotangents(outputs, None, None, *states)
+        grad_hidden, grad_cell, params = native.backward(
+            layers, inputs, hidden, cell, cotangents, isa=isa
         )
         assert grad_hidden is not None
         assert grad_cell is not None
-        results, grads = reference(problem, lstm.plain_lstm_sequence)
-        assert_close([outputs, *states], results)
+        results, grads = exact_solution(problem, reference_lstm_sequence)
+        assert_close(found, results)
         assert_close([grad_hidden, grad_cell, *params[::2], *params[1::2]], grads)
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the compiled kernel, and on so few rows at once that most make several pieces."""
-    monkeypatch.setenv("HALTWISE_KERNEL", "plain")
-    monkeypatch.setattr(lstm_plain, "_MAX_ROWS", 30)
-
-
-@pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1, 7, 20])
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_the_gradient_by_hand_agrees_with_autograd(
-    dtype: torch.dtype, size: int, layers: int
-) -> None:
-    for rows, fan_in, steps in itertools.product((1, 77), (1, 4), (1, 5, 20)):
-        problem = Problem(rows, fan_in, size, layers, steps, dtype)
-        found = problem.solve(lstm.lstm_sequence)
-        expected = reference(problem, lstm.plain_lstm_sequence)
-        for ours, theirs in zip(found, expected, strict=True):
-            assert_close(ours, theirs)
-    empty = Problem(0, 4, size, layers, 5, dtype).solve(lstm.lstm_sequence)
-    assert not any(grad.any() for grad in empty[1])
-
-
-@pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("which", range(3))
-def test_the_gradient_by_hand_of_one_result(which: int) -> None:
-    problem = Problem(70, dtype=torch.float64)
-    leaves = [tensor.requires_grad_() for tensor in problem.leaves]
-    found, expected = (
-        torch.autograd.grad(function(*problem.arguments)[which].square().sum(), leaves)
-        for function in (lstm.lstm_sequence, lstm.plain_lstm_sequence)
-    )
-    assert_close(found, expected)
 
 
 @needs_library
@@ -246,7 +210,7 @@ def test_gradients_of_one_result_and_of_parameters_alone(which: int) -> None:
     params = [tensor.requires_grad_() for tensor in (*problem.weights, *problem.biases)]
     grads = [
         torch.autograd.grad(function(*problem.arguments)[which].square().sum(), params)
-        for function in (lstm.lstm_sequence, lstm.plain_lstm_sequence)
+        for function in (lstm.lstm_sequence, reference_lstm_sequence)
     ]
     assert_close(*grads)
 
@@ -259,7 +223,7 @@ def test_a_poisoned_row_leaves_the_others_bit_identical(dtype: torch.dtype, pois
     poisoned.inputs[2, 11] = poison
     others = torch.arange(70) != 11
     before, after = clean.solve(lstm.lstm_sequence), poisoned.solve(lstm.lstm_sequence)
-    expected = poisoned.solve(lstm.plain_lstm_sequence)[0]
+    expected = poisoned.solve(reference_lstm_sequence)[0]
     for one, other, plain in zip(before[0], after[0], expected, strict=True):
         dim = one.dim() - 2 if one is before[0][0] else 0
         index = others.nonzero().squeeze(1)
@@ -275,7 +239,7 @@ def test_extreme_gate_inputs_stay_finite_and_right(dtype: torch.dtype) -> None:
     problem = Problem(70, dtype=dtype, scale=1e4)
     results, grads = problem.solve(lstm.lstm_sequence)
     assert all(tensor.isfinite().all() for tensor in (*results, *grads))
-    expected, expected_grads = reference(problem, lstm.plain_lstm_sequence)
+    expected, expected_grads = exact_solution(problem, reference_lstm_sequence)
     assert_close(results, expected)
     if dtype == torch.float64:  # in float32, 1 - tanh^2 of a saturated cell is all rounding
         assert_close(grads, expected_grads)
@@ -359,7 +323,7 @@ def test_strided_arguments_serve() -> None:
     problem.cotangents[0] = problem.cotangents[0][:, :1].expand(-1, 70, -1)
     found = problem.solve(lstm.lstm_sequence)
     assert_close(found[0], expected[0])
-    assert_close(found[1], problem.solve(lstm.plain_lstm_sequence)[1])
+    assert_close(found[1], problem.solve(reference_lstm_sequence)[1])
 
 
 @needs_library
@@ -386,13 +350,29 @@ def test_no_rows() -> None:
     assert not any(grad.any() for grad in grads)
 
 
-def test_the_environment_forces_the_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_forces_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HALTWISE_KERNEL", "plain")
     assert not _kernels.available()
-    assert "plain" in _kernels.implementation()
+    assert _kernels.implementation() == "plain PyTorch (HALTWISE_KERNEL=plain)"
+    problem = Problem(5)
+    for found, expected in zip(
+        problem.solve(lstm.lstm_sequence), problem.solve(reference_lstm_sequence), strict=True
+    ):
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    step = problem.inputs[0], *problem.arguments[1:]
+    assert all(map(torch.equal, lstm.lstm_step(*step), reference_lstm_step(*step)))
+
+
+def test_without_the_library_the_reference_runs_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HALTWISE_KERNEL", raising=False)
+    monkeypatch.setattr(native, "_load", lambda: "the compiled kernel is not installed")
+    assert not _kernels.available()
+    assert _kernels.implementation() == "plain PyTorch (the compiled kernel is not installed)"
     problem = Problem(5)
     assert_close(
-        lstm.lstm_sequence(*problem.arguments), lstm.plain_lstm_sequence(*problem.arguments)
+        lstm.lstm_sequence(*problem.arguments), reference_lstm_sequence(*problem.arguments)
     )
 
 
@@ -401,215 +381,6 @@ def test_inputs_that_require_a_gradient_get_it() -> None:
     problem.inputs.requires_grad_()
     grads = [
         torch.autograd.grad(function(*problem.arguments)[0].square().sum(), problem.inputs)
-        for function in (lstm.lstm_sequence, lstm.plain_lstm_sequence)
+        for function in (lstm.lstm_sequence, reference_lstm_sequence)
     ]
     assert_close(*grads)
-
-
-# --- The coordinatewise optimizer ---------------------------------------------------------------
-
-
-class Moves:
-    """Random arguments of a step and of its gradient: P problems of D coordinates, K steps."""
-
-    def __init__(
-        self, sizes: tuple[int, int, int], kind: tuple[int, int, int, int], dtype: torch.dtype
-    ) -> None:
-        problems, dim, steps = sizes
-        layers, size, num_inputs, num_outputs = kind
-        generator = torch.Generator().manual_seed(problems + 7 * dim + 31 * steps + size)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-        fan_in = [num_inputs, *[size] * (layers - 1)]
-        self.rule = Coordinatewise(
-            [normal(4 * size, width + size) * (size + 3) ** -0.5 for width in fan_in],
-            [0.3 * normal(4 * size) for _ in range(layers)],
-            normal(num_outputs, size) * size**-0.5,
-            0.3 * normal(num_outputs),
-            0.7,
-        )
-        # Of all sizes, below the features' threshold and zero as well.
-        self.grads = normal(problems, steps, dim) * 10 ** (4 * normal(problems, steps, 1))
-        self.grads[0, 0] = 0
-        shape = (problems, dim, layers, size)
-        self.state = normal(*shape).tanh(), normal(*shape)
-        self.pooled = Pooled(self.grads.mean(-1), log_rms(self.grads))
-        self.cotangents = (
-            normal(problems, steps, dim),
-            normal(problems, steps, size),
-            normal(*shape),
-            normal(*shape),
-        )
-
-    def solve(self, *, in_place: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-        """Updates, means and states of all steps; gradients of states and weights."""
-        (hidden, cell), found = (value.clone() for value in self.state), []
-        mover = self.rule.mover()
-        for step, grad in enumerate(self.grads.unbind(1)):
-            mean, size = (value[:, step] for value in self.pooled)
-            pooled = Pooled(mean, size) if step % 2 else None
-            update, top, hidden, cell = mover.step(grad, hidden, cell, pooled, in_place=in_place)
-            found += [update, top, hidden.clone(), cell.clone()]
-        of_hidden, of_cell, params = self.rule.gradient(
-            self.grads, *self.state, self.pooled, *self.cotangents, wants_state=True
-        )
-        assert of_hidden is not None
-        assert of_cell is not None
-        return found, [of_hidden, of_cell, *params]
-
-
-MOVES: tuple[tuple[tuple[int, int, int], tuple[int, int, int, int]], ...] = (
-    ((1, 1, 1), (1, 1, 2, 2)),
-    ((3, 5, 4), (2, 20, 4, 4)),
-    ((40, 2, 7), (2, 20, 4, 4)),
-    ((1, 700, 3), (2, 20, 4, 4)),
-    ((7, 100, 2), (3, 6, 2, 4)),
-    ((2, 33, 5), (1, 9, 4, 2)),
-)
-
-
-@needs_library
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("sizes", "kind"), MOVES)
-def test_moves_agree_with_the_plain_twin(
-    sizes: tuple[int, int, int],
-    kind: tuple[int, int, int, int],
-    dtype: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    exact, moves = Moves(sizes, kind, torch.float64), Moves(sizes, kind, dtype)
-    found, grads = moves.solve()
-    in_place, _ = moves.solve(in_place=True)
-    assert all(torch.equal(*pair) for pair in zip(found, in_place, strict=True))
-    monkeypatch.setenv("HALTWISE_KERNEL", "plain")
-    if dtype == torch.float32:  # of the very same numbers
-        exact.rule = moves.rule._replace(
-            weights=[value.double() for value in moves.rule.weights],
-            biases=[value.double() for value in moves.rule.biases],
-            weight=moves.rule.weight.double(),
-            bias=moves.rule.bias.double(),
-        )
-        exact.grads = moves.grads.double()
-        hidden, cell = (value.double() for value in moves.state)
-        exact.state = hidden, cell
-        exact.pooled = Pooled(exact.grads.mean(-1), log_rms(exact.grads))
-        updates, sums, hidden, cell = (value.double() for value in moves.cotangents)
-        exact.cotangents = updates, sums, hidden, cell
-    expected, expected_grads = exact.solve()
-    assert_close(found, [value.to(dtype) for value in expected])
-    assert_close(grads, [value.to(dtype) for value in expected_grads])
-
-
-def autograd_oracle(moves: Moves, kept: Sequence[bool]) -> tuple[list[Tensor], list[Tensor]]:
-    """What `Moves.solve` finds in float64, and its gradient, without that of states not `kept`."""
-    rule, grads = moves.rule, moves.grads.double()
-    layers = [*zip(rule.weights, rule.biases, strict=True), (rule.weight, rule.bias)]
-    params = [value.double().requires_grad_() for layer in layers for value in layer]
-    exact = rule._replace(
-        weights=params[:-2:2], biases=params[1:-2:2], weight=params[-2], bias=params[-1]
-    )
-    leaves = [value.double().requires_grad_() for value in moves.state]
-    hidden, cell = leaves
-    found, tops = [], []
-    for grad in grads.unbind(1):
-        inputs = exact.inputs(grad).flatten(0, 1)
-        state = hidden.flatten(0, 1), cell.flatten(0, 1)
-        state = lstm.plain_lstm_step(inputs, *state, exact.weights, exact.biases)
-        hidden, cell = (value.view(hidden.shape) for value in state)
-        top = hidden[..., -1, :]
-        found += [exact.read_out(top, grad), top.mean(1), hidden, cell]
-        tops.append(top.sum(1))
-    roots = [torch.stack(found[::4], 1), torch.stack(tops, 1), hidden, cell]
-    last = [value * keep for value, keep in zip(moves.cotangents[2:], kept, strict=True)]
-    cotangents = [value.double() for value in (*moves.cotangents[:2], *last)]
-    return found, list(torch.autograd.grad(roots, [*leaves, *params], cotangents))
-
-
-@pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("sizes", "kind"), MOVES)
-def test_plain_moves_agree_with_autograd(
-    sizes: tuple[int, int, int], kind: tuple[int, int, int, int], dtype: torch.dtype
-) -> None:
-    moves = Moves(sizes, kind, dtype)
-    found, grads = moves.solve()
-    in_place, _ = moves.solve(in_place=True)
-    assert all(torch.equal(*pair) for pair in zip(found, in_place, strict=True))
-    expected, expected_grads = autograd_oracle(moves, (True, True))
-    assert_close(found, [value.to(dtype) for value in expected])
-    assert_close(grads, [value.to(dtype) for value in expected_grads])
-    of_hidden, of_cell, params = moves.rule._library_gradient(  # CUDA's
-        moves.grads, *moves.state, moves.pooled, *moves.cotangents, wants_state=True
-    )
-    assert of_hidden is not None
-    assert of_cell is not None
-    assert_close([of_hidden, of_cell, *params], grads)
-    for kept in ((False, False), (True, False), (False, True)):
-        states = [
-            value if keep else None for value, keep in zip(moves.cotangents[2:], kept, strict=True)
-        ]
-        _, expected_grads = autograd_oracle(moves, kept)
-        for wants_state in (True, False):
-            *of_state, params = moves.rule.gradient(
-                moves.grads,
-                *moves.state,
-                moves.pooled,
-                *moves.cotangents[:2],
-                *states,
-                wants_state=wants_state,
-            )
-            own = [value for value in of_state if value is not None] + params
-            assert len(own) == len(params) + 2 * wants_state
-            assert_close(own, [value.to(dtype) for value in expected_grads[-len(own) :]])
-
-
-@needs_library
-@pytest.mark.usefixtures("one_thread")
-def test_a_move_is_the_same_on_any_number_of_threads() -> None:
-    moves = Moves((1, 9001, 2), (2, 6, 4, 4), torch.float32)
-    alone = moves.solve()
-    torch.set_num_threads(3)
-    together = moves.solve()
-    for one, other in zip(alone, together, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
-
-
-@needs_library
-@pytest.mark.usefixtures("one_thread")
-def test_one_thread_is_for_pytorch_alone_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    pool = lstm._pool
-
-    def watched(threads: int) -> ThreadPoolExecutor:
-        asked.append(threads)
-        return pool(threads)
-
-    @lstm.one_thread()
-    def fail() -> None:
-        assert torch.get_num_threads() == 1
-        moves.rule.mover().step(moves.grads[:, 0], *moves.state)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(lstm, "_pool", watched)
-    moves = Moves((1, 9001, 1), (1, 3, 4, 4), torch.float32)
-    torch.set_num_threads(3)
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert torch.get_num_threads() == 3
-    assert asked == [2, 2]
-
-
-@needs_library
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_poisoned_problem_is_not_finite_and_leaves_the_others_alone(poison: float) -> None:
-    moves = Moves((5, 20, 3), (2, 20, 4, 4), torch.float64)
-    before, _ = moves.solve()
-    moves.grads[1, 0, 3] = poison
-    moves.pooled = Pooled(moves.grads.mean(-1), log_rms(moves.grads))
-    after, _ = moves.solve()
-    others = torch.tensor([0, 2, 3, 4])
-    for one, other in zip(before, after, strict=True):
-        assert torch.equal(one[others], other[others])
-    assert not after[0][1].isfinite().any()

@@ -12,9 +12,9 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from haltwise._core.errors import InputError
-from haltwise.models.optimizer_model import OptimizerModel, ModelConfig
+from haltwise.rollout import record, record_tape
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
-from haltwise.rollout.record import unroll
+from haltwise.update_rules import SGD
 
 DOUBLE = torch.float64
 B = 3
@@ -256,13 +256,11 @@ def test_theta_0_follows_the_strategy() -> None:
 
 
 def test_unrolls_are_trained_on_minibatches_and_judged_by_the_score() -> None:
-    batch, price = sample(make_task(perceptron)), torch.full((B,), 0.01, dtype=DOUBLE)
-    settings: dict[str, Any] = {"learning_rate": 0.1}
-    optimizer = OptimizerModel(ModelConfig("sgd", settings)).double()
-    trained = unroll(optimizer, batch, 3, price, segment=2)
-    judged = unroll(optimizer, batch, 3, price)
-    assert torch.equal(trained.excess, trained.recording.loss)
-    assert torch.equal(judged.recording.loss, trained.recording.loss)
+    batch = sample(make_task(perceptron))
+    trained = record_tape(SGD(0.1), batch, 3, segment=2).trajectory
+    judged = record(SGD(0.1), batch, 3)
+    assert torch.equal(trained.excess, trained.loss)
+    assert torch.equal(judged.loss, trained.loss)
     params = batch.start
     for step in range(4):
         assert torch.equal(judged.excess[:, step], batch.score(params, step).excess)

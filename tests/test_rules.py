@@ -12,14 +12,21 @@ from torch.testing import assert_close
 
 from haltwise import update_rules as rules
 from haltwise._core.errors import InputError
+from haltwise.rollout.record import record_tape
+from haltwise.tasks import family
+from haltwise.testing import check_update_rule
 from haltwise.update_rules import (
     LSTMRule,
     PartitionedRule,
-    Pooled,
+    PooledGradient,
+    State,
     UpdateRule,
     UpdateStep,
-    State,
-    select_state,
+    backpropagate,
+    prepare,
+    replay,
+    update_,
+    update_chunk,
 )
 from haltwise.update_rules.lstm import preprocess_gradient
 
@@ -58,18 +65,14 @@ def make(case: str) -> UpdateRule:
 
 
 def run(rule: UpdateRule, grads: Tensor, state: State | None = None) -> UpdateStep:
-    """Every update [B, K, D] and read-out [B, K, R], by calling `step` once a gradient."""
+    """Every update [B, K, D] and read-out [B, K, R], by calling `update` once a gradient."""
     state = rule.init(grads[:, 0]) if state is None else state
     updates, readouts = [], []
     for grad in grads.unbind(1):
-        update, readout, state = rule.step(grad, state)
+        update, readout, state = rule.update(grad, state)
         updates.append(update)
         readouts.append(readout)
     return UpdateStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
-
-
-def pooled_of(grad: Tensor) -> Pooled:
-    return Pooled(grad.mean(1), grad.square().mean(1).log() / 2)
 
 
 def assert_steps_close(found: UpdateStep, expected: UpdateStep, rtol: float = 1e-12) -> None:
@@ -87,38 +90,9 @@ def test_every_named_rule_is_tested_here() -> None:
 class TestContract:
     """What every rule promises."""
 
-    def test_shapes_and_dtype(self, case: str) -> None:
-        rule, grad = make(case), randn(B, D)
-        state = rule.init(grad)
-        step = rule.step(grad, state)
-        assert step.update.shape == (B, D)
-        assert step.readout.shape == (B, rule.readout_size)
-        assert step.state.keys() == state.keys()
-        for name, value in step.state.items():
-            assert value.shape == state[name].shape
-            assert len(value) == B
-        assert {value.dtype for value in (*step[:2], *step.state.values())} == {DOUBLE}
-
-    def test_init_and_step_leave_their_arguments_alone(self, case: str) -> None:
-        rule, grads = make(case), randn(B, 3, D)
-        state = run(rule, grads).state
-        copies = {name: value.clone() for name, value in state.items()}
-        grad, params = randn(B, D, seed=2), randn(B, D, seed=3)
-        first = rule.step(grad, state)
-        rule.init(params)
-        assert all(torch.equal(value, copies[name]) for name, value in state.items())
-        assert torch.equal(grad, randn(B, D, seed=2))
-        assert torch.equal(params, randn(B, D, seed=3))
-        assert torch.equal(rule.step(grad, state).update, first.update)
-
-    def test_select_state_commutes_with_steps(self, case: str) -> None:
-        rule, grads, index = make(case), randn(B, 5, D), torch.tensor([2, 0, 2])
-        whole, half = run(rule, grads), run(rule, grads[:, :2])
-        part = run(rule, grads[index, 2:], select_state(half.state, index))
-        expected = UpdateStep(
-            whole.update[index, 2:], whole.readout[index, 2:], select_state(whole.state, index)
-        )
-        assert_steps_close(part, expected)
+    def test_the_public_check_passes(self, case: str) -> None:
+        for dim in (D, 1) if case != "partitioned" else (D,):
+            check_update_rule(make(case), dim=dim)
 
     def test_problems_do_not_mix(self, case: str) -> None:
         rule, grads, others = make(case), randn(B, 3, D), [0, 2, 3]
@@ -127,14 +101,6 @@ class TestContract:
         poisoned = run(rule, grads)
         assert torch.equal(clean.update[others], poisoned.update[others])
         assert torch.equal(clean.readout[others], poisoned.readout[others])
-
-    def test_permuting_problems_permutes_updates(self, case: str) -> None:
-        rule, grads, order = make(case), randn(B, 4, D), torch.tensor([2, 0, 3, 1])
-        whole = run(rule, grads)
-        expected = UpdateStep(
-            whole.update[order], whole.readout[order], select_state(whole.state, order)
-        )
-        assert_steps_close(run(rule, grads[order]), expected)
 
     def test_permuting_coordinates_permutes_updates_and_keeps_the_readout(self, case: str) -> None:
         rule, grads = make(case), randn(B, 4, D)
@@ -146,32 +112,7 @@ class TestContract:
     def test_replay_is_a_loop_of_steps(self, case: str) -> None:
         rule, grads = make(case), randn(B, 6, D)
         state = run(rule, randn(B, 2, D, seed=2)).state
-        assert_steps_close(rule.replay(grads, state), run(rule, grads, state))
-
-    def test_steps_on_some_coordinates_make_up_a_step_on_all(self, case: str) -> None:
-        rule, grads = make(case), randn(B, 3, D)
-        if case == "partitioned":
-            with pytest.raises(InputError, match="as a whole only; give it a method `step_some`"):
-                rule.step_some(grads[:, 0], rule.init(grads[:, 0]), pooled_of(grads[:, 0]))
-            return
-        state, grad = run(rule, grads).state, randn(B, D, seed=2)
-        whole = rule.step(grad, state)
-        updates, readouts = [], []
-        for span in (slice(0, 1), slice(1, D)):
-            old = {
-                name: value[:, span] if value.shape[1] == D else value
-                for name, value in state.items()
-            }
-            step = rule.step_some(grad[:, span], old, pooled_of(grad))
-            updates.append(step.update)
-            readouts.append(step.readout * step.update.shape[1])
-            new = {
-                name: value[:, span] if value.shape[1] == D else value
-                for name, value in whole.state.items()
-            }
-            assert_close(step.state, new, rtol=1e-12, atol=1e-14)
-        assert_close(torch.cat(updates, 1), whole.update, rtol=1e-12, atol=1e-14)
-        assert_close(sum(readouts) / D, whole.readout, rtol=1e-12, atol=1e-14)
+        assert_steps_close(replay(rule, grads, state), run(rule, grads, state))
 
     def test_float32_agrees_with_float64(self, case: str) -> None:
         rule, grads = make(case), randn(B, 10, D)
@@ -180,6 +121,39 @@ class TestContract:
         found = run(single, grads.float()).update
         assert found.dtype == torch.float32
         assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rule_of_two_functions_serves_every_host_but_chunks() -> None:
+    rule = ScaledDescent()
+    assert rule.readout_size == 0
+    check_update_rule(rule)
+    grads = randn(B, 5, D)
+    state = rule.init(grads[:, 0])
+    assert prepare(rule) is rule
+    assert torch.equal(update_(rule, grads[:, 0], state).update, -0.01 * grads[:, 0])
+    cotangents = UpdateStep(randn(B, 5, D, seed=2), grads.new_empty(B, 5, 0), {})
+    assert backpropagate(rule, grads, state, cotangents, wants_state=True) == {}
+    expected = -(grads * cotangents.update).sum()
+    assert_close(rule.scale.grad, expected, rtol=1e-12, atol=0)
+    with pytest.raises(InputError, match=r"ScaledDescent moves all coordinates .* `update_chunk`"):
+        update_chunk(rule, grads[:, 0], state, PooledGradient.of(grads[:, 0]))
+    batch = family("regression-2d").sample(B, seeded())
+    recording = record_tape(rule, batch, num_steps=4, segment=2).trajectory
+    assert (recording.excess[:, -1] < recording.excess[:, 0]).all()
+
+
+class ScaledDescent(nn.Module, UpdateRule):
+    """Gradient descent with a learned rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.01, dtype=DOUBLE))
+
+    def init(self, params: Tensor) -> State:
+        return {}
+
+    def update(self, grad: Tensor, state: State) -> UpdateStep:
+        return UpdateStep.without_readout(-self.scale.to(grad.dtype) * grad, state)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +176,7 @@ def test_fifty_steps_on_a_quadratic_equal_torch_optim(
     twin = nn.Parameter(start.clone())
     optimizer = reference([twin], lr=0.1, **settings)
     for _ in range(50):
-        update, _, state = rule.step(params @ hessian, state)
+        update, _, state = rule.update(params @ hessian, state)
         params = params + update
         twin.grad = twin.detach() @ hessian
         optimizer.step()
@@ -215,9 +189,9 @@ def test_adam_counts_the_steps_of_each_problem() -> None:
     old = run(rule, randn(2, 3, D)).state
     fresh, grad = rule.init(randn(2, D)), randn(2, D, seed=3)
     mixed = {name: torch.cat((old[name], fresh[name])) for name in old}
-    step = rule.step(torch.cat((grad, grad)), mixed)
-    assert torch.equal(step.update[late], rule.step(grad, old).update)
-    assert torch.equal(step.update[late + 2], rule.step(grad, fresh).update)
+    step = rule.update(torch.cat((grad, grad)), mixed)
+    assert torch.equal(step.update[late], rule.update(grad, old).update)
+    assert torch.equal(step.update[late + 2], rule.update(grad, fresh).update)
 
 
 # --- Rules of groups -----------------------------------------------------------------------------
@@ -238,7 +212,7 @@ def test_the_weights_of_all_groups_are_trained_and_saved() -> None:
     assert isinstance(rule, PartitionedRule)
     single = LSTMRule(4, generator=seeded())
     assert len(list(rule.parameters())) == 2 * len(list(single.parameters()))
-    updates, _, _ = rule.replay(randn(B, 3, D).float(), rule.init(randn(B, D).float()))
+    updates, _, _ = replay(rule, randn(B, 3, D).float(), rule.init(randn(B, D).float()))
     updates.square().sum().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in rule.parameters())
     again = rules.make("partitioned", settings, seeded(2))
@@ -343,10 +317,10 @@ def test_lstm_rule_equals_a_stack_of_torch_cells(
 
 def test_a_gradient_of_zeros_moves_by_the_bias_path_alone() -> None:
     rule = LSTMRule(4, generator=seeded())  # float32, where 1 / 0 would be infinite
-    update = rule.step(torch.zeros(2, 3), rule.init(torch.zeros(2, 3))).update
+    update = rule.update(torch.zeros(2, 3), rule.init(torch.zeros(2, 3))).update
     assert update.isfinite().all()
     rule.readout_weight.data[0] = 0
-    update = rule.step(torch.zeros(2, 3), rule.init(torch.zeros(2, 3))).update
+    update = rule.update(torch.zeros(2, 3), rule.init(torch.zeros(2, 3))).update
     assert (update == 0).all()
 
 
@@ -372,7 +346,7 @@ def test_replay_is_differentiable_in_weights_and_state_like_the_loop(case: str) 
         total = update.square().sum() + readout.sin().sum() + state["cell"].cos().sum()
         return torch.autograd.grad(total, inputs)
 
-    found = gradients(rule.replay)
+    found = gradients(lambda grads, state: replay(rule, grads, state))
     expected = gradients(lambda grads, state: run(rule, grads, state))
     assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
@@ -409,5 +383,5 @@ def test_bad_settings_are_refused(name: str, settings: dict[str, Any], message: 
 
 
 def test_an_unknown_rule_suggests_the_near_names() -> None:
-    with pytest.raises(InputError, match=r"unknown rule 'adan'; did you mean 'adam'\?"):
+    with pytest.raises(InputError, match=r"unknown update rule 'adan'; did you mean 'adam'\?"):
         rules.make("adan", {})

@@ -10,6 +10,7 @@ import torch
 
 from haltwise._core.files import load_tensors
 from haltwise._core.nested_settings import merge
+from haltwise.models import OptimizerModel
 from haltwise.training import Trainer, TrainingSettings
 from haltwise.training.run.directory import RunDirectory
 from haltwise.training.run.log import read_log
@@ -25,7 +26,9 @@ __all__ = [
     "finish",
     "haltwise",
     "leave",
+    "optimizer",
     "sabotage",
+    "timeless",
     "tiny",
 ]
 
@@ -63,6 +66,12 @@ def finish(trainer: Trainer) -> Trainer:
     return trainer
 
 
+def optimizer(trainer: Trainer) -> OptimizerModel:
+    """The model of a trainer that trains an update rule."""
+    assert isinstance(trainer.model, OptimizerModel)
+    return trainer.model
+
+
 def leave(directory: Path, after: int, settings: TrainingSettings | None = None) -> RunDirectory:
     """Make a run whose process vanished after so many steps."""
     for progress in Trainer(settings or tiny(), directory).run():
@@ -82,13 +91,13 @@ def diverging(directory: Path, after: int, times: int) -> Trainer:
 
 def sabotage(trainer: Trainer, after: int, times: int) -> Trainer:
     """Have the weights of a run explode at a step, before it was rolled back so often."""
-    learner = trainer._learner
+    learner, model = trainer._learner, optimizer(trainer)
     step = learner.meta_step
 
     def explode(*, interrupt: bool) -> tuple[float, bool]:
         found = step(interrupt=interrupt)
         if learner.step == after and learner.counters.num_rollbacks < times:
-            trainer.model.rule_parameters()[0].data.fill_(1e30)
+            model.rule_parameters()[0].data.fill_(1e30)
         return found
 
     learner.meta_step = explode  # type: ignore[method-assign]
@@ -106,14 +115,14 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert tensors.keys() == others.keys()
         for key, value in tensors.items():
             assert torch.equal(value, others[key]), (paths, key)
-        assert _timeless(document) == _timeless(other_document)
+        assert timeless(document) == timeless(other_document)
     assert read_log(one) == read_log(other)
 
 
-def _timeless(document: Any) -> Any:
+def timeless(document: Any) -> Any:
     """A JSON document without what the clock says."""
     if isinstance(document, dict):
-        return {key: _timeless(value) for key, value in document.items() if key != "seconds"}
+        return {key: timeless(value) for key, value in document.items() if key != "seconds"}
     return document
 
 

@@ -1,18 +1,27 @@
 """Stop any iterative process when its next step is not worth its price."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from haltwise._core.errors import InputError
 from haltwise._core.version import __version__
-from haltwise.interfaces.monitor import HaltingMonitor
-from haltwise.interfaces.scipy import minimize
-from haltwise.interfaces.solve import Solution, solve
-from haltwise.interfaces.torch_optim import LearnedOptimizer
-from haltwise.models.loading import load
-from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.rollout.early_exit import Outcome
-from haltwise.tasks.function import FunctionBatch
+
+if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no PyTorch
+    from haltwise.interfaces.monitor import HaltingMonitor
+    from haltwise.interfaces.run import run
+    from haltwise.interfaces.scipy import minimize
+    from haltwise.interfaces.solve import Solution, solve
+    from haltwise.interfaces.torch_optim import LearnedOptimizer
+    from haltwise.models.halting_model import HaltingModel
+    from haltwise.models.loading import load, load_halting
+    from haltwise.models.optimizer_model import OptimizerModel
+    from haltwise.rollout.early_exit import Execution, Outcome
+    from haltwise.tasks.function import FunctionBatch
 
 __all__ = [
+    "Execution",
     "FunctionBatch",
+    "HaltingModel",
     "HaltingMonitor",
     "InputError",
     "LearnedOptimizer",
@@ -21,6 +30,34 @@ __all__ = [
     "Solution",
     "__version__",
     "load",
+    "load_halting",
     "minimize",
+    "run",
     "solve",
 ]
+
+_PLACES = {
+    "Execution": "rollout.early_exit",
+    "FunctionBatch": "tasks.function",
+    "HaltingModel": "models.halting_model",
+    "HaltingMonitor": "interfaces.monitor",
+    "LearnedOptimizer": "interfaces.torch_optim",
+    "OptimizerModel": "models.optimizer_model",
+    "Outcome": "rollout.early_exit",
+    "Solution": "interfaces.solve",
+    "load": "models.loading",
+    "load_halting": "models.loading",
+    "minimize": "interfaces.scipy",
+    "run": "interfaces.run",
+    "solve": "interfaces.solve",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"haltwise.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'haltwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

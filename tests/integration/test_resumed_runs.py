@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from haltwise.training.run.log import read_log
 from haltwise.training.sources import FamilySource
 
 
-def broken_off(directory: Path, after: int, *, saves: bool, **changes: object) -> None:
+def broken_off(directory: Path, after: int, *, saves: bool, **changes: Any) -> None:
     """Leave a run as a signal does, or a power cut."""
     trainer = Trainer(tiny(**changes), directory)
     for progress in trainer.run():
@@ -334,6 +336,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     """Neither begun twice at once nor gone on with while it is trained; freed when it ends."""
     one = Trainer(tiny(), tmp_path / "run")
     steps = one.run()
+    assert isinstance(steps, Generator)
     next(steps)
     with pytest.raises(InputError, match="is being trained by another process"):
         Trainer.resume(tmp_path / "run")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from haltwise.training import Trainer, TrainingConfig
+from haltwise.training import Trainer, TrainingSettings
 from haltwise.training.run.log import RunLog, read_log
 
 
@@ -34,11 +34,16 @@ def test_tensorboard_gets_how_halting_steps_are_spread(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = TrainingConfig.from_preset(
-        "act", "regression-2d", num_meta_steps=4, head_steps=4, validate_every=4, num_recorded=64,
-        num_validation=64, num_calibration=64, batch_size=8, head_batch_size=8, warmup=0.0,
-    )  # fmt: skip
-    trainer = Trainer(config, tmp_path / "run", tensorboard=True)
+    settings = TrainingSettings.from_preset(
+        "act",
+        "regression-2d",
+        {
+            "joint": {"num_steps": 4, "batch_size": 8, "warmup": 0.0},
+            "halting": {"num_steps": 4, "num_recorded": 64, "batch_size": 8},
+            "validation": {"every": 4, "num_problems": 64, "num_calibration": 64},
+        },
+    )
+    trainer = Trainer(settings, tmp_path / "run", tensorboard=True)
     *_, last = trainer.run()
     folder = str(tmp_path / "run" / "tensorboard")
     events = EventAccumulator(folder, size_guidance={"histograms": 0}).Reload()
@@ -47,4 +52,4 @@ def test_tensorboard_gets_how_halting_steps_are_spread(tmp_path: Path) -> None:
     spread = histograms[-1].histogram_value
     assert spread.num == 64
     assert spread.sum / 64 == pytest.approx(last.mean_halting_step)
-    assert 1 <= spread.min <= spread.max <= config.horizon
+    assert 1 <= spread.min <= spread.max <= settings.horizon

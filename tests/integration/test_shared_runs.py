@@ -11,20 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from haltwise.training.problems import FamilyProblems
-from test_training import assert_same_run, finish, tiny
+from tiny_runs import assert_same_run, finish, tiny
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from haltwise import InputError
 from haltwise._core.files import load_tensors
+from haltwise._core.workers import Workers
 from haltwise.tasks.least_squares import LeastSquaresBatch
-from haltwise.training import Trainer, TrainingConfig, Workers
+from haltwise.training import Trainer, TrainingSettings
 from haltwise.training.run.log import read_log
+from haltwise.training.sharding import differentiate_shards
+from haltwise.training.sources import FamilySource
 
 
-def sharded(preset: str = "act", **changes: object) -> TrainingConfig:
-    return tiny(preset, **{"num_shards": 4, **changes})
+def sharded(preset: str = "act", num_shards: int = 4) -> TrainingSettings:
+    return tiny(preset, run={"num_shards": num_shards})
 
 
 def work(rank: int, size: int, directory: Path, steps: int, interrupted: bool) -> None:
@@ -81,19 +83,13 @@ def test_the_number_of_shards_is_part_of_the_recipe(alone: Path, tmp_path: Path)
 def test_the_gradient_is_the_mean_over_all_finite_problems(tmp_path: Path) -> None:
     """Of shards that hold 4 and no finite problems, those of the first count in full."""
     trainer = Trainer(sharded("lstm", num_shards=2), tmp_path)
-    seen: list[torch.Tensor] = []
-
-    def look(loss: float) -> float:
-        seen.extend(weight.grad for weight in trainer._learning if weight.grad is not None)
-        return loss
-
-    trainer._update = look  # type: ignore[method-assign]
-    trainer._adam.zero_grad()
-    loss, used, left_out = trainer._joint_shard(0)
-    assert (used, left_out) == (4, 0)
-    expected = [2 * weight.grad for weight in trainer._learning if weight.grad is not None]
-    assert isinstance(trainer.problems, FamilyProblems)
-    family = trainer.problems.family
+    learner = trainer._learner
+    weights = learner.adam.learning
+    result = learner.phase.differentiate(0, 0)
+    assert (result.num_used, result.num_left_out) == (4, 0)
+    expected = [None if weight.grad is None else 2 * weight.grad for weight in weights]
+    assert isinstance(trainer.source, FamilySource)
+    family = trainer.source.family
 
     class Half:
         calls = 0
@@ -105,17 +101,18 @@ def test_the_gradient_is_the_mean_over_all_finite_problems(tmp_path: Path) -> No
             broken = torch.full_like(batch.target, torch.nan)
             return batch if self.calls == 1 else replace(batch, target=broken)
 
-    trainer.problems.family = Half()  # type: ignore[assignment]
-    assert trainer._meta_step() == pytest.approx(2 * loss.item())
-    assert trainer.num_nonfinite == 4
-    for gradient, other in zip(seen, expected, strict=True):
-        torch.testing.assert_close(gradient, other)
+    trainer.source.family = Half()  # type: ignore[assignment]
+    found = differentiate_shards(learner.phase, 0, weights, Workers(), 2)
+    assert found.loss == pytest.approx(2 * result.loss.item())
+    assert found.num_left_out == 4
+    for weight, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
 
 
 def test_more_workers_than_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="4 workers share 1 virtual shards"):
         Trainer(tiny(), tmp_path / "run", workers=Workers(0, 4))
-    with pytest.raises(InputError, match="batch_size must be a multiple of num_shards = 3"):
+    with pytest.raises(InputError, match=r"must be a multiple of run\.num_shards = 3"):
         sharded(num_shards=3)
     assert not (tmp_path / "run").exists()
 
@@ -123,9 +120,9 @@ def test_more_workers_than_shards_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for workers in /proc")
 def test_torchrun_restarts_from_the_last_checkpoint_when_a_worker_dies(tmp_path: Path) -> None:
     options = [
-        *("regression-2d", "--preset", "lstm", "--meta-steps", "60", "--batch-size", "8"),
-        *("--horizon", "6", "--shards", "2", "--threads", "1"),
-        *("--set", "num_validation=16", "--set", "validate_every=5"),
+        *("regression-2d", "--preset", "lstm", "--joint.num-steps", "60"),
+        *("--joint.batch-size", "8", "--horizon", "6", "--run.num-shards", "2", "--threads", "1"),
+        *("--validation.num-problems", "16", "--validation.every", "5"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -185,6 +182,6 @@ def test_evaluation_by_two_workers_is_that_of_one(tmp_path: Path) -> None:
         assert done.stdout.count("evaluation-") == 1  # one worker speaks
         summaries.append(json.loads((tmp_path / f"{name}.json").read_text()))
     for summary in summaries:
-        for seconds in ("seconds", "seconds_of_the_full_horizon"):
-            summary["executed"].pop(seconds)
+        for seconds in ("seconds", "seconds_fixed"):
+            summary["execution"].pop(seconds)
     assert summaries[0] == summaries[1]

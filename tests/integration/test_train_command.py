@@ -78,7 +78,7 @@ def test_a_rule_method_and_estimator_are_chosen_by_name(tmp_path: Path) -> None:
 
 def test_a_halter_begins_from_another(tmp_path: Path) -> None:
     options = ["--halter-from", "regression-2d-mode", "--rule-from", "regression-2d"]
-    options += ["--joint.num-steps", 0]
+    options += ["--joint.num-steps", "0"]
     done = run_here("train", "regression-2d", *TINY_OPTIONS, *options, "--out=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     settings, shipped = settings_of(tmp_path / "run"), load("regression-2d-mode").card

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import ALL, JOINT, by_adam, finish, tiny
+from tiny_runs import ALL, JOINT, by_adam, finish, optimizer, tiny
 
 from haltwise import InputError, load
 from haltwise import update_rules as rules
@@ -101,8 +101,8 @@ class Halved(UpdateRule):
     def init(self, params):
         return {}
 
-    def step(self, grad, state):
-        return SGD(self.rate / 2).step(grad, state)
+    def update(self, grad, state):
+        return SGD(self.rate / 2).update(grad, state)
 
 pathlib.Path(__file__ + ".executed").write_text("x")
 """
@@ -140,7 +140,7 @@ def test_a_new_rule_for_networks_is_normalized_gradient_descent(name: str) -> No
     chosen = TrainingSettings.from_preset("lstm", name).rule
     rule = rules.make(chosen.name, chosen.settings, torch.Generator().manual_seed(0))
     grad = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(1))
-    update = rule.step(grad, rule.init(grad)).update
+    update = rule.update(grad, rule.init(grad)).update
     assert (torch.nn.functional.cosine_similarity(update, -grad) > 0.95).all()
     assert update.square().mean().sqrt().item() == pytest.approx(0.03, rel=0.2)
 
@@ -151,7 +151,7 @@ def test_every_method_trains_the_halter_and_stops_by_its_rule(name: str, tmp_pat
         Trainer(tiny("act", {"validation": {"num_problems": 64}}, method=name), tmp_path / "run")
     )
     assert trainer.num_nonfinite == 0
-    halter = trainer.model.halting.halter
+    halter = optimizer(trainer).halting.halter
     assert halter is not None
     assert bool(halter.weights[-1].any())  # zero in a new halter
     kinds = {"softmax": PosteriorMode, "graves": PonderThreshold, "stick-breaking": HazardThreshold}
@@ -176,7 +176,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert batch is not None
 
     def mean_loss() -> float:
-        return record(trainer.model.rule, batch, 6).excess[:, 1:].mean().item()
+        return record(optimizer(trainer).rule, batch, 6).excess[:, 1:].mean().item()
 
     before = mean_loss()
     finish(trainer)
@@ -292,7 +292,7 @@ def test_a_halter_learns_from_several_families_in_equal_parts(tmp_path: Path) ->
         )
     ):
         batch = family(name).sample(8, stream(settings.seed, "recorded", *path))
-        alone = record(trainer.model.rule, batch, settings.horizon)
+        alone = record(optimizer(trainer).rule, batch, settings.horizon)
         rows = slice(8 * place, 8 * place + 8)
         torch.testing.assert_close(found.excess[rows], alone.excess)
         torch.testing.assert_close(found.known("signals")[rows], alone.known("signals"))

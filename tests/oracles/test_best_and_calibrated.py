@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import by_adam, finish, tiny
+from tiny_runs import by_adam, finish, optimizer, tiny
 from torch import Tensor
 
 from haltwise import load
@@ -129,7 +129,7 @@ def test_without_halting_weights_are_judged_by_the_mean_loss(tmp_path: Path) -> 
         settings, trainer.model, learner.recordings, batch, CostUnit.UPDATES, judges_halting=True
     )
     assert batch is not None
-    mean = record(trainer.model.rule, batch, settings.horizon).excess[:, 1:].mean().item()
+    mean = record(optimizer(trainer).rule, batch, settings.horizon).excess[:, 1:].mean().item()
     assert found.score == pytest.approx(mean / settings.price)
     assert math.isnan(found.metrics["price_adjusted_loss"])
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from haltwise._core.random import stream
 from haltwise._core.workers import Workers
 from haltwise.halting.methods import HaltingExamples
+from haltwise.models import OptimizerModel
 from haltwise.rollout import record
 from haltwise.rollout.unroll import unroll
 from haltwise.tasks import family
@@ -92,6 +93,7 @@ def test_the_halter_s_errors_are_weighed_by_a_power_of_the_price(exponent: float
     gradient = {name: weight.grad for name, weight in learner.parameters.items()}
 
     batch = family("regression-2d").sample(24, stream(0, "recorded"))
+    assert isinstance(learner.model, OptimizerModel)
     recorded = record(learner.model.rule, batch, settings.horizon)
     generator = stream(0, "head", step)
     index = torch.randint(24, (size,), generator=generator)
@@ -126,6 +128,7 @@ def test_the_rule_learns_by_its_losses_and_then_beside_the_halter(warm: bool) ->
     settings = tiny()
     learner = learner_of(settings)
     phase, model = learner.phases[0], learner.model
+    assert isinstance(model, OptimizerModel)
     step = 2 if warm else 1  # of 8, a quarter of which is warmup
     found = phase.differentiate(0, step)
     generator = stream(0, "train", step)

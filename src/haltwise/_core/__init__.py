@@ -1,1 +1,1 @@
-"""What every room needs: errors, settings, streams, tensors, files, workers."""
+"""Shared foundations: errors, settings, random streams, tensors, files, workers."""

@@ -14,7 +14,7 @@ from haltwise._core import plugins
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import require_types
 
-__all__ = ["collect", "configure", "find", "lookup", "unknown"]
+__all__ = ["collect", "configure", "find", "find_known", "lookup", "unknown"]
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -42,45 +42,67 @@ def collect(package: ModuleType, attribute: str) -> Mapping[str, Any]:
     return MappingProxyType(table)
 
 
-def lookup(table: Mapping[str, Any], name: str, kind: str, hint: str = "") -> Any:
-    """`table[name]`, or an `InputError` that suggests the near names.
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """Look up `name`, or raise an `InputError` that suggests near names.
 
     Args:
         table: From name to entry.
         name: What the user asked for.
-        kind: What the entries are, for the message: `"family"`.
-        hint: A further way out, appended to the message.
+        what: A noun for an entry in messages, for instance "preset".
     """
     if name in table:
         return table[name]
-    raise InputError(unknown(name, table, kind) + (f" {hint}" if hint else ""))
+    raise InputError(unknown(name, table, what))
 
 
-def find(table: Mapping[str, Any], name: str, kind: str, own: Iterable[type] = ()) -> Any:
-    """`table[name]`, or a class that the caller brings for a name PATH.py:NAME.
+def find(table: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
+    """Look up a class or an instance in a table, or take it from a user's file.
+
+    Args:
+        table: From name to entry.
+        name: A name in the table, or PATH.py:NAME; only then is a file executed.
+        kind: What an entry is a subclass or an instance of.
+        what: A noun for an entry in messages, for instance "update rule".
+
+    Returns:
+        The entry, to be given settings by `configure`.
+
+    Raises:
+        InputError: The name is unknown (near names are suggested), or the file does not define an
+            object of this kind.
+    """
+    if plugins.is_file(name):
+        return plugins.load_object(name, kind, what)
+    if name not in table and name.endswith(".py"):
+        raise InputError(f"{name} does not say which {what} of the file to use; name {name}:NAME")
+    return lookup(table, name, what)
+
+
+def find_known(table: Mapping[str, Any], name: str, what: str, own: Iterable[type] = ()) -> Any:
+    """Look up a name on a card: in a table, or among classes that the caller hands over.
 
     Code that a file of weights names is never executed, so whoever uses weights that were trained
-    with a class of their own hands that class over.
+    with a class of their own brings that class.
 
     Args:
         table: From name to entry.
         name: A name in the table, or PATH.py:NAME.
-        kind: What the entries are, for the message.
+        what: A noun for an entry in messages.
         own: Classes of the caller's, taken by their `__name__`.
 
     Raises:
         InputError: There is none; near names are suggested.
     """
-    wanted = name.rpartition(":")[2]
+    wanted = plugins.label(name)
     for brought in own:
         if brought.__name__ == wanted:
             return brought
-    if name not in table and ":" in name:
+    if plugins.is_file(name):
         raise InputError(
-            f"these weights were trained with the {kind} {name}; import its class and give it, as "
+            f"these weights were trained with the {what} {name}; import its class and give it, as "
             f"in haltwise.load(..., own=[{wanted}])"
         )
-    return lookup(table, name, kind)
+    return lookup(table, name, what)
 
 
 def configure(entry: Any, settings: Mapping[str, Any], name: str, **others: Any) -> Any:
@@ -135,8 +157,8 @@ def configure(entry: Any, settings: Mapping[str, Any], name: str, **others: Any)
         return replace(entry, **settings) if settings else entry
 
 
-def unknown(name: str, names: Iterable[str], kind: str) -> str:
-    """The sentence that says `name` is not among `names` and which come near."""
+def unknown(name: str, names: Iterable[str], what: str) -> str:
+    """Word the message that `name` is not among `names`, with the near ones."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
-    return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"

@@ -97,6 +97,7 @@ def checked(kind: type[Any], document: Mapping[str, Any], path: str = "") -> dic
         Traceback (most recent call last):
         haltwise._core.errors.InputError: unknown setting 'halp'; did you mean 'help'?
     """
+    _require_object(document, path.rstrip(".") or "the settings")
     hints = get_type_hints(kind)
     found: dict[str, Any] = {}
     for name, value in document.items():

@@ -1,4 +1,4 @@
-"""Settings that come from JSON, checked against the annotations of what takes them."""
+"""Types of settings from JSON, checked against the annotations of what takes them."""
 
 import math
 import types
@@ -13,16 +13,16 @@ _LARGEST = 2**63 - 1
 
 
 def require_types(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
-    """Refuse settings whose type is not the one that `function` is annotated with.
+    """Check that settings have the types that `function` is annotated with.
 
-    A whole number passes for a real one; names that it does not have are left to others.
+    An integer is accepted as a float. Names that `function` does not have are ignored.
 
     Args:
-        function: A constructor, say.
-        settings: By name.
+        function: What takes the settings, for instance a constructor.
+        settings: Values by name, from JSON.
 
     Raises:
-        InputError: One is of another type, or a number is infinite, NaN or beyond 64 bits.
+        InputError: A setting is of another type, or a number is infinite, NaN or beyond 64 bits.
 
     Examples:
         >>> def train(horizon: int, price: float = 1.0): ...

@@ -75,7 +75,7 @@ def flush_negligible(value: Tensor, *dims: int) -> Tensor:
 
 
 def widened(value: Tensor) -> Tensor:
-    """As float64, where the device has it: MPS has not."""
+    """Convert to float64, where the device has it: MPS does not."""
     return value if value.device.type == "mps" else value.double()
 
 

@@ -1,26 +1,19 @@
-"""Optional compiled accelerators, each with a plain PyTorch twin that says what it computes."""
+"""The LSTM of learned optimizers and halting heads, with a compiled kernel and its reference."""
 
-from haltwise._kernels.coordinatewise import Coordinatewise, Mover, Pooled, preprocess_gradient
-from haltwise._kernels.lstm import (
-    available,
-    implementation,
-    lstm_sequence,
-    lstm_step,
-    one_thread,
-    plain_lstm_sequence,
-    plain_lstm_step,
-)
+from haltwise._kernels.coordinatewise import Coordinatewise, FusedStep, preprocess_gradient
+from haltwise._kernels.lstm import lstm_sequence, lstm_step
+from haltwise._kernels.native import available, implementation, one_thread
+from haltwise._kernels.reference import reference_lstm_sequence, reference_lstm_step
 
 __all__ = [
     "Coordinatewise",
-    "Mover",
-    "Pooled",
+    "FusedStep",
     "available",
     "implementation",
     "lstm_sequence",
     "lstm_step",
     "one_thread",
-    "plain_lstm_sequence",
-    "plain_lstm_step",
     "preprocess_gradient",
+    "reference_lstm_sequence",
+    "reference_lstm_step",
 ]

@@ -1,7 +1,7 @@
-"""The coordinatewise LSTM optimizer on flat coordinates, fused on the CPU, with a plain twin.
+"""The coordinatewise LSTM optimizer on flat coordinates, fused on the CPU.
 
-P problems of D coordinates each make R = P D rows; K steps. What a row reads are features of its
-gradient; its update is read out of the top layer:
+B problems of D coordinates each make N = B D rows; L layers of H units, T steps. A row reads
+features of its gradient; its update is read out of the top layer:
 
     g = scale exp(b) (a + k (n - mean n) + l mean n),   n = gamma / rms gamma
 
@@ -10,30 +10,23 @@ with (a, b, k, l) = weight h + bias, and means over the problem's coordinates.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from haltwise._core.tensors import log_rms
-from haltwise._kernels import lstm
-from haltwise._kernels.plain import Stack, empty_states, pieces
+from haltwise._kernels import native
+from haltwise._kernels.lstm import lstm_sequence, lstm_step
+from haltwise._kernels.operands import require_dims, require_operand
 
-__all__ = ["Coordinatewise", "Pooled", "preprocess_gradient"]
+__all__ = ["Coordinatewise", "FusedStep", "preprocess_gradient"]
 
 _LOG_RANGE = 10.0  # of the features
+_MAX_ROW_STEPS = 2**15  # of a graph on the CPU: some 70 MiB
 
-
-class Pooled(NamedTuple):
-    """What of a gradient is pooled over all of a problem's coordinates.
-
-    Attributes:
-        mean: Shape [B].
-        log_rms: log of the root mean square, shape [B].
-    """
-
-    mean: Tensor
-    log_rms: Tensor
+Pooled = tuple[Tensor, Tensor]
+"""Mean and log root mean square of a gradient over all of a problem's coordinates."""
 
 
 def preprocess_gradient(grad: Tensor, log_range: float = _LOG_RANGE) -> Tensor:
@@ -58,247 +51,253 @@ def preprocess_gradient(grad: Tensor, log_range: float = _LOG_RANGE) -> Tensor:
 
 @final
 class Coordinatewise(NamedTuple):
-    """The weights.
+    """The optimizer's parameters.
 
     Attributes:
         weights: L tensors [4H, fan_in + H].
         biases: L tensors [4H].
-        weight: Of the read-out, shape [4, H], or [2, H] where k and l are zero.
-        bias: Of the read-out, shape [4] or [2].
-        scale: As said above.
+        readout_weight: Shape [4, H], or [2, H] where k and l are zero.
+        readout_bias: Shape [4] or [2].
+        scale: Factor of the updates.
     """
 
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
-    weight: Tensor
-    bias: Tensor
+    readout_weight: Tensor
+    readout_bias: Tensor
     scale: float
 
     @property
-    def shared(self) -> bool:
+    def reads_mean(self) -> bool:
         """Whether a coordinate also reads the mean gradient."""
         return self.weights[0].shape[1] - self.weights[0].shape[0] // 4 == 4
 
     @property
-    def direct(self) -> bool:
-        """Whether the gradient reaches the update undistorted."""
-        return len(self.bias) == 4
+    def passes_gradient(self) -> bool:
+        """Whether the gradient reaches the update undistorted, by k and l."""
+        return len(self.readout_bias) == 4
+
+    def require_operands(self, grads: Tensor, hidden: Tensor, cell: Tensor) -> tuple[int, ...]:
+        """Refuse gradients [B, D] or [B, T, D] and states [B, D, L, H] that do not fit each other.
+
+        Returns:
+            The state's shape.
+
+        Raises:
+            InputError: Shapes, dtypes or devices differ, or a tensor is not a plain one.
+        """
+        like = self.readout_bias
+        shape = grads.shape if grads.ndim == 3 else require_dims("the gradient", grads, "BD")
+        state_shape = shape[0], shape[-1], len(self.biases), self.readout_weight.shape[-1]
+        require_operand("the gradient", grads, shape, like.dtype, like.device)
+        require_operand("the hidden state", hidden, state_shape, like.dtype, like.device)
+        require_operand("the cell state", cell, state_shape, like.dtype, like.device)
+        return state_shape
 
     def inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """What a coordinate reads, [..., D] to [..., D, I]; `pooled` if `grad` is not all of it."""
+        """What each coordinate reads.
+
+        Args:
+            grad: Shape [..., D].
+            pooled: Of the whole gradient, each [...], if `grad` is not all of it.
+
+        Returns:
+            Shape [..., D, I].
+        """
         features = preprocess_gradient(grad)
-        if not self.shared:
+        if not self.reads_mean:
             return features
-        mean = grad.mean(-1, keepdim=True) if pooled is None else pooled.mean.unsqueeze(-1)
+        mean = grad.mean(-1, keepdim=True) if pooled is None else pooled[0].unsqueeze(-1)
         shared = preprocess_gradient(mean)
         return torch.cat((features, shared.expand_as(features)), dim=-1)
 
     def read_out(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """The update from the top layer's output [..., D, H] and the gradient [..., D]."""
-        readout = nn.functional.linear(top, self.weight, self.bias)
-        return self._update(readout.unbind(-1), grad, pooled)
+        """The update.
 
-    def _update(
-        self, readout: Sequence[Tensor], grad: Tensor, pooled: Pooled | None = None
-    ) -> Tensor:
-        """The update from what was read out, (a, b) or (a, b, k, l), each [..., D]."""
-        direction, log_scale = readout[:2]
-        if self.direct:
+        Args:
+            top: The top layer's output, shape [..., D, H].
+            grad: Shape [..., D].
+            pooled: Of the whole gradient, each [...], if `grad` is not all of it.
+
+        Returns:
+            Shape [..., D].
+        """
+        readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
+        direction, log_scale, *direct = readout.unbind(-1)
+        if self.passes_gradient:
             # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
-            log_length = log_rms(grad) if pooled is None else pooled.log_rms
+            log_length = log_rms(grad) if pooled is None else pooled[1]
             inverse = torch.exp(-log_length.clamp_min(-80)).unsqueeze(-1)
             normalized = grad * inverse
             if pooled is None:
                 mean = normalized.mean(-1, keepdim=True)
             else:
-                mean = pooled.mean.unsqueeze(-1) * inverse
-            own, shared = readout[2:]
+                mean = pooled[0].unsqueeze(-1) * inverse
+            own, shared = direct
             direction = direction + own * (normalized - mean) + shared * mean
         return self.scale * direction * log_scale.exp()
 
-    def mover(self) -> "Mover":
-        """For one step or many; valid while the weights are neither changed nor moved."""
-        params = (*self.weights, *self.biases, self.weight, self.bias)
-        fits = lstm.fusable(self.weight, *params) and all(p.is_contiguous() for p in params)
-        if fits:
-            return Mover(self, lstm.Move(*self, _LOG_RANGE))
-        return Mover(self, None if self.weight.is_cuda else Stack(self.weights, self.biases))
-
     @torch.no_grad()
-    def gradient(
+    def backpropagate(
         self,
         grads: Tensor,
         hidden: Tensor,
         cell: Tensor,
         pooled: Pooled,
-        of_updates: Tensor,
-        of_sums: Tensor,
-        of_hidden: Tensor | None,
-        of_cell: Tensor | None,
+        d_updates: Tensor,
+        d_sums: Tensor,
+        d_hidden: Tensor | None = None,
+        d_cell: Tensor | None = None,
         *,
         wants_state: bool,
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """Backward of K steps that are forgotten but for the state before them: recomputed.
+        """Backpropagate through T steps, which are recomputed from the state before them.
 
         Args:
-            grads: Constants, shape [P, K, D].
-            hidden: Before the first step, shape [P, D, L, H].
-            cell: Likewise.
-            pooled: Of the whole gradients, each [P, K].
-            of_updates: Derivatives with respect to the updates, shape [P, K, D].
-            of_sums: Of the sums of the top layer's outputs over coordinates, shape [P, K, H].
-            of_hidden: Of the state after the last step, shape [P, D, L, H], None for zero.
-            of_cell: Likewise.
-            wants_state: Whether the derivatives of the state before the steps are wanted.
+            grads: Constants, shape [B, T, D].
+            hidden: Before the first step, shape [B, D, L, H].
+            cell: Before the first step, shape [B, D, L, H].
+            pooled: Of the whole gradients, each [B, T].
+            d_updates: Derivatives with respect to the updates, shape [B, T, D].
+            d_sums: With respect to the sums of the top layer's outputs over coordinates, shape
+                [B, T, H].
+            d_hidden: With respect to the hidden state after the last step, shape [B, D, L, H];
+                None for zero.
+            d_cell: With respect to the cell state after the last step, likewise.
+            wants_state: Whether derivatives with respect to the first state are wanted.
 
         Returns:
-            Those, if wanted; and of every layer's weight and bias in turn, the read-out's last.
+            Derivatives with respect to the first hidden and cell state, None unless wanted; and
+            with respect to every layer's weight and bias in turn, those of the read-out last.
+
+        Raises:
+            InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a
+                plain one.
         """
-        if not self._fusable(grads, hidden, cell):
-            own = self._library_gradient if grads.is_cuda else self._plain_gradient
-            return own(
-                grads, hidden, cell, pooled, of_updates, of_sums, of_hidden, of_cell, wants_state
+        num_problems, num_steps, dim = require_dims("the gradients", grads, "BTD")
+        state_shape = self.require_operands(grads, hidden, cell)
+        like, size = self.readout_bias, state_shape[-1]
+        _require_pooled(pooled, (num_problems, num_steps), like)
+        for name, tensor, shape in (
+            ("the updates' derivative", d_updates, (num_problems, num_steps, dim)),
+            ("the read-outs' derivative", d_sums, (num_problems, num_steps, size)),
+            ("the hidden state's derivative", d_hidden, state_shape),
+            ("the cell state's derivative", d_cell, state_shape),
+        ):
+            if tensor is not None:
+                require_operand(name, tensor, shape, like.dtype, like.device)
+        if not native.serves(self.readout_bias):
+            return self._backpropagate_by_autograd(
+                *(grads, hidden, cell, pooled, d_updates, d_sums, d_hidden, d_cell),
+                wants_state=wants_state,
             )
-        num_steps = grads.shape[1]
-        flat = (
-            None if value is None else value.flatten(0, 1).contiguous()
-            for value in (hidden, cell, of_hidden, of_cell)
-        )
-        first_hidden, first_cell, last_hidden, last_cell = flat
-        assert first_hidden is not None
-        assert first_cell is not None
-        by_step = Pooled(*(value.T for value in pooled))
-        of_first_hidden, of_first_cell, found = lstm.backward(
-            self._gradients(grads.transpose(0, 1).reshape(num_steps, -1), by_step),
-            first_hidden,
-            first_cell,
-            self.weights,
-            self.biases,
-            None,
-            of_updates.transpose(0, 1).contiguous(),
-            of_sums.transpose(0, 1).contiguous(),
-            last_hidden,
-            last_cell,
+        mean, log_size = pooled
+        d_first_hidden, d_first_cell, d_params = native.backward_from_gradients(
+            self._layers(),
+            grads.transpose(0, 1).reshape(num_steps, -1),
+            _levels((mean.T, log_size.T)),
+            hidden.flatten(0, 1),
+            cell.flatten(0, 1),
+            native.Cotangents(
+                updates=d_updates.transpose(0, 1).reshape(num_steps, -1),
+                sums=d_sums.transpose(0, 1),
+                hidden=None if d_hidden is None else d_hidden.flatten(0, 1),
+                cell=None if d_cell is None else d_cell.flatten(0, 1),
+            ),
             wants_state=wants_state,
         )
-        if of_first_hidden is not None and of_first_cell is not None:
-            of_first_hidden = of_first_hidden.view(hidden.shape)
-            of_first_cell = of_first_cell.view(hidden.shape)
-        return of_first_hidden, of_first_cell, found
+        if d_first_hidden is not None and d_first_cell is not None:
+            d_first_hidden = d_first_hidden.view(state_shape)
+            d_first_cell = d_first_cell.view(state_shape)
+        return d_first_hidden, d_first_cell, d_params
 
-    def _plain_gradient(
+    def _backpropagate_by_autograd(
         self,
         grads: Tensor,
         hidden: Tensor,
         cell: Tensor,
         pooled: Pooled,
-        of_updates: Tensor,
-        of_sums: Tensor,
-        of_hidden: Tensor | None,
-        of_cell: Tensor | None,
+        d_updates: Tensor,
+        d_sums: Tensor,
+        d_hidden: Tensor | None,
+        d_cell: Tensor | None,
+        *,
         wants_state: bool,
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """`gradient` by hand but for the few numbers that are read out."""
-        stack = Stack(self.weights, self.biases)
-        weight = torch.cat((self.bias.unsqueeze(1), self.weight), 1)  # on (1, h)
-        of_weight = torch.zeros_like(weight)
-        found = empty_states(hidden) if wants_state else (None, None)
-        for piece in pieces(self.weights, grads.shape[1], len(grads), grads.shape[2]):
-            some, part = _of(grads, piece), Pooled(*(value[piece[0]] for value in pooled))
-            inputs = self.inputs(some, part).permute(1, 3, 0, 2).flatten(2)
-            top = stack.forward(inputs, hidden[piece].flatten(0, 1), cell[piece].flatten(0, 1))
-            readout = weight @ top
-            with torch.enable_grad():
-                by_problem = readout.requires_grad_().unflatten(2, (len(some), -1))
-                updates = self._update(by_problem.permute(1, 2, 0, 3).unbind(0), some, part)
-            (of_readout,) = torch.autograd.grad(updates, readout, _of(of_updates, piece))
-            of_weight += (of_readout @ top.mT).sum(0)
-            of_top = self.weight.T @ of_readout
-            of_every = of_sums[piece[0]].permute(1, 2, 0).unsqueeze(-1)
-            of_top.unflatten(2, (len(some), -1)).add_(of_every)
-            of_first = stack.backward(
-                of_top,
-                *(None if v is None else v[piece].flatten(0, 1) for v in (of_hidden, of_cell)),
-            )
-            for value, own in zip(found, of_first, strict=True):
-                if value is not None:
-                    value[piece] = own.unflatten(0, (len(some), -1))
-        return *found, [*stack.gradients(), of_weight[:, 1:], of_weight[:, 0]]
+        """`backpropagate` through the LSTM that runs where the compiled kernel does not.
 
-    def _library_gradient(
-        self,
-        grads: Tensor,
-        hidden: Tensor,
-        cell: Tensor,
-        pooled: Pooled,
-        of_updates: Tensor,
-        of_sums: Tensor,
-        of_hidden: Tensor | None,
-        of_cell: Tensor | None,
-        wants_state: bool,
-    ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """`gradient` by autograd through the LSTM that PyTorch brings for the device."""
-        num_problems = len(grads)
+        Coordinates are independent but for what is pooled, so on a CPU they take turns, and the
+        graph stays small.
+        """
+        layers = zip(self.weights, self.biases, strict=True)
         params = [
             tensor.detach().requires_grad_()
-            for pair in (*zip(self.weights, self.biases, strict=True), (self.weight, self.bias))
+            for pair in (*layers, (self.readout_weight, self.readout_bias))
             for tensor in pair
         ]
-        twin = self._replace(
-            weights=params[:-2:2], biases=params[1:-2:2], weight=params[-2], bias=params[-1]
+        twin = Coordinatewise(
+            params[:-2:2], params[1:-2:2], params[-2], params[-1], scale=self.scale
         )
-        state = [
-            value.detach().flatten(0, 1).requires_grad_(wants_state) for value in (hidden, cell)
-        ]
-        inputs = twin.inputs(grads, pooled).transpose(0, 1).flatten(1, 2)
-        with torch.enable_grad():
-            outputs, *last = lstm.lstm_sequence(
-                inputs, state[0], state[1], twin.weights, twin.biases
-            )
-            top = outputs.unflatten(1, (num_problems, -1)).transpose(0, 1)
-            updates = twin.read_out(top, grads, pooled)
-        roots = [updates, top]
-        values = [of_updates, of_sums.unsqueeze(2).expand_as(top)]
-        for root, value in zip(last, (of_hidden, of_cell), strict=True):
-            if value is not None:
-                roots.append(root)
-                values.append(value.flatten(0, 1))
-        own = torch.autograd.grad(roots, [*params, *state] if wants_state else params, values)
-        found = list(own[: len(params)])
-        if not wants_state:
-            return None, None, found
-        of_first_hidden, of_first_cell = (value.view(hidden.shape) for value in own[len(params) :])
-        return of_first_hidden, of_first_cell, found
+        d_first = [torch.zeros_like(value) if wants_state else None for value in (hidden, cell)]
+        num_problems, num_steps, dim = grads.shape
+        width = dim if grads.is_cuda else 1 + _MAX_ROW_STEPS // max(num_problems * num_steps, 1)
+        for begin in range(0, dim, width):
+            some = slice(begin, begin + width)
+            grad, shape = grads[..., some], hidden[:, some].shape
+            state = [
+                value[:, some].detach().flatten(0, 1).requires_grad_(wants_state)
+                for value in (hidden, cell)
+            ]
+            inputs = twin.inputs(grad, pooled).transpose(0, 1).flatten(1, 2)
+            with torch.enable_grad():
+                outputs, *last = lstm_sequence(
+                    inputs, state[0], state[1], twin.weights, twin.biases
+                )
+                top = outputs.unflatten(1, shape[:2]).transpose(0, 1)
+                updates = twin.read_out(top, grad, pooled)
+            roots = [updates, top]
+            cotangents = [d_updates[..., some], d_sums.unsqueeze(2).expand_as(top)]
+            for root, value in zip(last, (d_hidden, d_cell), strict=True):
+                if value is not None:
+                    roots.append(root)
+                    cotangents.append(value[:, some].flatten(0, 1))
+            leaves = [*params, *state] if wants_state else params
+            torch.autograd.backward(roots, cotangents, inputs=leaves)
+            for whole, part in zip(d_first, state, strict=True):
+                if whole is not None and part.grad is not None:
+                    whole[:, some] = part.grad.view(shape)
+        d_params = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        return d_first[0], d_first[1], d_params
 
-    def _fusable(self, grad: Tensor, hidden: Tensor, cell: Tensor) -> bool:
-        tensors = (hidden, cell, *self.weights, *self.biases, self.weight, self.bias)
-        return lstm.fusable(grad, *tensors) and all(
-            tensor.is_contiguous() for tensor in tensors[2:]
-        )
-
-    def _gradients(self, grads: Tensor, pooled: Pooled) -> lstm.Gradients:
-        """For the kernel: `grads` [K, R], `pooled` [K, P]."""
-        num_inputs = 4 if self.shared else 2
-        return lstm.Gradients(
-            grads, _levels(pooled), num_inputs, self.weight, self.bias, self.scale, _LOG_RANGE
-        )
-
-
-def _levels(pooled: Pooled) -> Tensor:
-    """Mean and inverse root mean square, as the kernel reads them, [...] to [..., 2]."""
-    return torch.stack((pooled.mean, torch.exp(-pooled.log_rms.clamp_min(-80))), -1)
+    def _layers(self) -> native.Layers:
+        """For the compiled kernel."""
+        readout = native.Readout(self.readout_weight, self.readout_bias, self.scale, _LOG_RANGE)
+        return native.Layers(self.weights, self.biases, readout)
 
 
 @final
-class Mover(NamedTuple):
-    """Steps of a `Coordinatewise` without a graph."""
+class FusedStep:
+    """Steps of a `Coordinatewise` optimizer without a graph; what they share is prepared once.
 
-    own: Coordinatewise
-    prepared: lstm.Move | Stack | None
-    """The kernel where the weights fit it, else its plain twin; None for a device's own LSTM."""
+    Args:
+        optimizer: The parameters, whose values may change between steps.
 
-    @torch.no_grad()
-    def step(
+    Raises:
+        InputError: They do not fit each other.
+    """
+
+    def __init__(self, optimizer: Coordinatewise) -> None:
+        self._optimizer = optimizer
+        fused = native.serves(optimizer.readout_bias)
+        self._layers = optimizer._layers() if fused else None
+
+    def pin(self) -> Self:
+        """The same, for steps at a later time; the parameters' memory is kept and watched."""
+        if self._layers is not None:
+            self._layers.pin()
+        return self
+
+    def __call__(
         self,
         grad: Tensor,
         hidden: Tensor,
@@ -307,39 +306,49 @@ class Mover(NamedTuple):
         *,
         in_place: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One step, without a graph.
+        """Take one step.
 
         Args:
-            grad: Shape [P, D].
-            hidden: Shape [P, D, L, H].
-            cell: Shape [P, D, L, H].
-            pooled: Of the whole gradient, if `grad` is not all of it.
-            in_place: Whether the new state may take the place of the old.
+            grad: Shape [B, D].
+            hidden: Shape [B, D, L, H].
+            cell: Shape [B, D, L, H].
+            pooled: Of the whole gradient, each [B], if `grad` is not all of it.
+            in_place: Whether the new state may take the memory of the old.
 
         Returns:
-            Updates [P, D]; the top layer's means over coordinates [P, H]; the state after the step.
+            Updates [B, D]; the top layer's means over coordinates [B, H]; the state after the step.
+
+        Raises:
+            InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a
+                plain one.
         """
-        if isinstance(self.prepared, lstm.Move) and lstm.fusable(
-            self.own.weight, grad, hidden, cell
-        ):
-            return self.prepared(
-                grad.contiguous(),
-                hidden.contiguous(),
-                cell.contiguous(),
-                None if pooled is None else _levels(pooled),
-                in_place=in_place,
-            )
-        inputs = self.own.inputs(grad, pooled).flatten(0, 1)
-        flat = hidden.flatten(0, 1), cell.flatten(0, 1)
-        if isinstance(self.prepared, Stack):
-            flat = self.prepared.step(inputs, *flat, in_place=in_place)
-        else:
-            flat = lstm.lstm_step(inputs, *flat, self.own.weights, self.own.biases)
-        hidden, cell = (value.view(hidden.shape) for value in flat)
+        if pooled is not None:
+            _require_pooled(pooled, grad.shape[:1], self._optimizer.readout_bias)
+        if self._layers is None:
+            return self._by_operations(grad, hidden, cell, pooled)
+        levels = None if pooled is None else _levels(pooled)
+        return native.step(self._layers, grad, hidden, cell, levels, in_place=in_place)
+
+    @torch.no_grad()
+    def _by_operations(
+        self, grad: Tensor, hidden: Tensor, cell: Tensor, pooled: Pooled | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A step by PyTorch's operations."""
+        own = self._optimizer
+        state_shape = own.require_operands(grad, hidden, cell)
+        inputs = own.inputs(grad, pooled).flatten(0, 1)
+        flat = lstm_step(inputs, hidden.flatten(0, 1), cell.flatten(0, 1), own.weights, own.biases)
+        hidden, cell = (value.view(state_shape) for value in flat)
         top = hidden[..., -1, :]
-        return self.own.read_out(top, grad, pooled), top.mean(-2), hidden, cell
+        return own.read_out(top, grad, pooled), top.mean(-2), hidden, cell
 
 
-def _of(values: Tensor, piece: tuple[slice, slice]) -> Tensor:
-    """A piece of [P, K, D]."""
-    return values[piece[0], :, piece[1]]
+def _require_pooled(pooled: Pooled, shape: tuple[int, ...], like: Tensor) -> None:
+    for name, value in zip(("mean", "log_rms"), pooled, strict=True):
+        require_operand(f"the gradient's {name}", value, shape, like.dtype, like.device)
+
+
+def _levels(pooled: Pooled) -> Tensor:
+    """Mean and inverse root mean square, as the kernel reads them, [...] to [..., 2]."""
+    mean, log_size = pooled
+    return torch.stack((mean, torch.exp(-log_size.clamp_min(-80))), -1)

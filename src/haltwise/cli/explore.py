@@ -6,8 +6,14 @@ from typing import Any
 import click
 
 from haltwise import report as pages
-from haltwise.cli.options import family_of
-from haltwise.cli.options import family_settings as family_settings_option
+from haltwise.cli.options import (
+    data_directory,
+    family_name,
+    family_of,
+    family_settings,
+    model_name,
+    own_of,
+)
 from haltwise.models import loading
 
 __all__ = ["explore"]
@@ -16,7 +22,7 @@ __all__ = ["explore"]
 @click.command()
 @click.argument("run_or_name", default="regression-2d")
 @click.option("--family", help="Family to draw problems from.  [default: the one trained on]")
-@click.option("--seed", type=int, default=2026, show_default=True, help="Of the problems.")
+@click.option("--seed", type=int, default=2026, show_default=True, help="Seed of the problems.")
 @click.option(
     "--num-problems", type=int, default=5, show_default=True, help="Problems to choose from."
 )
@@ -28,7 +34,8 @@ __all__ = ["explore"]
     show_default=True,
     help="The page.",
 )
-@family_settings_option
+@family_settings
+@data_directory
 def explore(
     run_or_name: str,
     family: str | None,
@@ -36,19 +43,22 @@ def explore(
     num_problems: int,
     horizon: int | None,
     out: Path,
+    data_dir: Path | None,
     family_settings: dict[str, Any],
 ) -> None:
     """Write a page on which problems with two parameters are solved by RUN_OR_NAME.
 
-    Contours and path, q(t|x,T), hazard and delta_t as the steps advance, and where it would have
-    stopped at any price.
+    Contours and path, q(t|x,T), hazard and forecast as the steps advance, and where and why it
+    would have stopped at any price.
     """
-    config = loading.read_card(run_or_name)["config"]
+    model = loading.load(run_or_name, own_of(run_or_name))
+    drawn = family_of(model.card, family, family_settings, data_dir)
     page = pages.write_explorer(
-        run_or_name,
-        family_of(config, family, family_settings),
+        model,
+        drawn,
         out,
-        family_name=family or config["family"],
+        name=model_name(run_or_name),
+        family_name=family_name(model.card, family),
         seed=seed,
         num_problems=num_problems,
         num_steps=horizon,

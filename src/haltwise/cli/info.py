@@ -1,6 +1,5 @@
 """`haltwise info`: what runs here, for a look and for bug reports."""
 
-import os
 import platform
 
 import click
@@ -8,7 +7,7 @@ import torch
 
 from haltwise import _kernels
 from haltwise._core.version import __version__
-from haltwise.datasets import DIRECTORY_VARIABLE
+from haltwise.datasets import DIRECTORY_VARIABLE, default_directory
 
 __all__ = ["info"]
 
@@ -26,7 +25,7 @@ def info() -> None:
             torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
         )
         or "none",
-        "data": os.environ.get(DIRECTORY_VARIABLE) or f"not set ({DIRECTORY_VARIABLE})",
+        "data": str(default_directory() or f"not set ({DIRECTORY_VARIABLE})"),
     }
     width = max(map(len, rows))
     for name, value in rows.items():

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,23 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.plugins import label, load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
+from haltwise.models.card import Card
+from haltwise.models.files import own_names
+from haltwise.models.loading import find
 from haltwise.tasks import TaskFamily, family
 
 __all__ = [
     "data_directory",
     "device_option",
-    "families_of",
+    "family_name",
     "family_of",
     "family_settings",
     "joined",
+    "model_name",
+    "own_of",
     "parse_settings",
     "threads_option",
 ]
@@ -30,18 +36,11 @@ _Command = Callable[..., None]
 
 
 def data_directory(command: _Command) -> _Command:
-    """`--data-dir`, for this process what the environment variable is for all."""
-
-    def remember(_: click.Context, __: click.Parameter, value: Path | None) -> None:
-        if value is not None:
-            os.environ[DIRECTORY_VARIABLE] = str(value)
-
+    """Add `--data-dir`, which is passed on as `data_dir`."""
     return click.option(
         "--data-dir",
         type=click.Path(path_type=Path),
-        expose_value=False,
-        callback=remember,
-        help=f"Where mnist/ and cifar10/ lie.  [default: ${DIRECTORY_VARIABLE}]",
+        help=f"Directory that holds mnist/ and cifar10/.  [default: ${DIRECTORY_VARIABLE}]",
     )(command)
 
 
@@ -116,26 +115,28 @@ def family_settings(command: _Command) -> _Command:
 
 
 def family_of(
-    trained: Mapping[str, Any], name: str | None, settings: Mapping[str, Any]
+    card: Card, name: str | None, settings: Mapping[str, Any], data_dir: Path | None
 ) -> TaskFamily:
     """The family called `name`, or else the one trained on, as it was then; with `settings`."""
-    require(
-        trained.get("runs") is None or name is not None,
-        "this monitor was trained on recorded runs, and there is no family to draw others from; "
-        "judge it by haltwise train-monitor with --test-runs",
-    )
-    own = trained.get("family_settings", {}) if name is None else {}
-    return family(name or trained["family"], {**own, **settings})
+    if name is not None:
+        return family(name, settings, data_dir=data_dir)
+    if card.family is None:
+        raise InputError(
+            "this model was trained on recorded runs, and there is no family to draw others from; "
+            "judge it by haltwise train-monitor with --test-runs"
+        )
+    return family(card.family.name, {**card.family.settings, **settings}, data_dir=data_dir)
 
 
-def families_of(
-    trained: Mapping[str, Any], names: Sequence[str], settings: Mapping[str, Any]
-) -> list[TaskFamily]:
-    """The families called `names`, or else all that were trained on; with `settings`."""
-    if names:
-        return [family(name, dict(settings)) for name in names]
-    others = [family(name, dict(settings)) for name in trained.get("mixed_with", ())]
-    return [family_of(trained, None, settings), *others]
+def family_name(card: Card, name: str | None) -> str:
+    """The short name of the family that `family_of` gives."""
+    return label(name or ("" if card.family is None else card.family.name))
+
+
+def model_name(run_or_name: str) -> str:
+    """The name under which a model appears: as it ships, or that of its run directory."""
+    path = Path(run_or_name)
+    return path.resolve().parent.name if path.is_file() else path.resolve().name
 
 
 def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str, Any]:
@@ -155,3 +156,11 @@ def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str
                 f"{option} {name}: {value!r} is not JSON; strings need quotes"
             ) from None
     return parsed
+
+
+def own_of(name: str | Path) -> list[type]:
+    """The classes of a user's own that weights name by PATH.py:NAME; their files are executed.
+
+    A command is given the name of weights that its user trusts; `haltwise.load` executes nothing.
+    """
+    return [load_object(own, object, "class") for own in own_names(find(name))]

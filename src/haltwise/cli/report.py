@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from haltwise import report as pages
+from haltwise.cli.options import own_of
 from haltwise.models import loading
 
 __all__ = ["report"]
@@ -18,4 +19,5 @@ __all__ = ["report"]
 def report(run: Path, out: Path | None) -> None:
     """Write an HTML report of the evaluations in the directory RUN."""
     run = loading.run_directory(run)
-    click.echo(str(pages.write_report(run, out or run / "report.html")))
+    own = own_of(run) if (run / "best.safetensors").exists() else ()
+    click.echo(str(pages.write_report(run, out or run / "report.html", own)))

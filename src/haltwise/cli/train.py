@@ -104,6 +104,7 @@ def train(
     resume: Path | None,
     go_on: bool,
     device: torch.device,
+    data_dir: Path | None,
     tensorboard: bool,
 ) -> None:
     """Train a model that knows when to stop on FAMILY, with the update rule that it stops.
@@ -128,7 +129,7 @@ def train(
             if value
         ]
         require(not given, f"--resume takes its settings from the run; drop {' and '.join(given)}")
-        where = _place(device, tensorboard)
+        where = _place(device, tensorboard, data_dir)
         run_trainer(Trainer.resume(run_directory(resume), **where), where["workers"])
         return
     asked = _asked(family, preset, config)
@@ -140,7 +141,7 @@ def train(
     chosen = TrainingSettings.from_preset(asked.preset, asked.family, asked.settings, settings)
     directory = out or Path("runs") / f"{label(asked.family)}-{asked.preset}"
     go_on = go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    where = _place(device, tensorboard)
+    where = _place(device, tensorboard, data_dir)
     if go_on and (directory / "config.json").exists():
         trainer = Trainer.resume(directory, settings=chosen, **where)
     else:
@@ -148,12 +149,24 @@ def train(
     run_trainer(trainer, where["workers"])
 
 
-def _place(device: torch.device, tensorboard: bool) -> dict[str, Any]:
+def _place(device: torch.device, tensorboard: bool, data_dir: Path | None) -> dict[str, Any]:
     """Where to train, and with whom."""
     device, workers = joined(device)
-    return {"device": device, "tensorboard": tensorboard, "workers": workers}
+    return {
+        "device": device,
+        "tensorboard": tensorboard,
+        "workers": workers,
+        "data_dir": data_dir,
+    }
 
 
 def command_line() -> str:
-    """The command as it was typed, for the card."""
-    return shlex.join(["haltwise", *sys.argv[1:]])
+    """Quote the command as it was typed, for the card; `--data-dir` is left out."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--data-dir":
+            next(words, None)
+        elif not word.startswith("--data-dir="):
+            kept.append(word)
+    return shlex.join(["haltwise", *kept])

@@ -1,20 +1,19 @@
 """`haltwise train-monitor`: from recorded runs of a loop to what stops it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from haltwise._core.files import write_atomically
 from haltwise.cli.options import threads_option
+from haltwise.cli.printing import print_table, write_json
 from haltwise.cli.progress import run_trainer
 from haltwise.cli.settings import SettingsCommand
 from haltwise.cli.train import command_line
+from haltwise.evaluation import judge_runs
 from haltwise.models.loading import load_halting
 from haltwise.recordings.runs import RecordedRuns
+from haltwise.report.stopping import rules_table, sentences
 from haltwise.training import Trainer, monitor_settings
 from haltwise.training.presets import MONITOR_DEFAULTS
 
@@ -72,35 +71,9 @@ def train_monitor(
     directory = out or Path("runs") / f"{runs.resolve().name}-monitor"
     run_trainer(Trainer(chosen, directory, command=command_line()))
     if test is not None:
-        from haltwise.evaluation import study_runs  # heavy, and seldom wanted
-
         tuning = RecordedRuns.load(runs, chosen.horizon)
-        found = study_runs(load_halting(directory), test, tuning, price=price)
-        Console().print(_table(found))
+        record = judge_runs(load_halting(directory), test, tuning, price=price)
+        print_table(rules_table(record, wide=False))
+        click.echo(" ".join(sentences(record)[:3]))
         if json_path is not None:
-            write_atomically(json_path, (json.dumps(found, indent=1) + "\n").encode())
-
-
-def _table(found: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{found['num_runs']} test runs: price {found['price']:g} per round",
-        title_justify="left",
-        caption="J: score + price x rounds. gain: 1 is the oracle, 0 the best fixed budget. more "
-        "than learned: J less that of the learned rule, 95 % interval",
-        caption_justify="left",
-    )
-    table.add_column("stop rule")
-    for name in ("J", "gain", "more than learned"):
-        table.add_column(name, justify="right")
-    named = {"rule": "learned", "rule_calibrated": "learned, calibrated like the others"}
-    for name, j in sorted(found["j"].items(), key=lambda item: item[1]):
-        gain = found["captured_gain"].get(name)
-        more = found["difference"].get(name)
-        table.add_row(
-            named.get(name, name.replace("_", " ")),
-            f"{j:.4g}",
-            "" if gain is None else f"{gain:.3f}",
-            f"{more['value']:.3g} [{more['low']:.3g}, {more['high']:.3g}]" if more else "",
-            style="bold" if name == "rule" else None,
-        )
-    return table
+            write_json(json_path, record)

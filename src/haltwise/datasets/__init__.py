@@ -1,9 +1,22 @@
-"""Image data sets: read from a directory of yours, or downloaded on request.
+"""Image data sets, read from a directory or downloaded on request.
 
-Nothing is loaded, let alone downloaded, before it is asked for.
+Nothing is loaded before `load` is called, and nothing is downloaded before `download` is.
 """
 
 from haltwise.datasets.images import ImageData
-from haltwise.datasets.store import DIRECTORY_VARIABLE, download, load, load_idx
+from haltwise.datasets.store import (
+    DIRECTORY_VARIABLE,
+    default_directory,
+    download,
+    load,
+    load_idx,
+)
 
-__all__ = ["DIRECTORY_VARIABLE", "ImageData", "download", "load", "load_idx"]
+__all__ = [
+    "DIRECTORY_VARIABLE",
+    "ImageData",
+    "default_directory",
+    "download",
+    "load",
+    "load_idx",
+]

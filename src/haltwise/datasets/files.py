@@ -1,4 +1,4 @@
-"""Readers of the file formats; every fault of a file is one sentence that names it."""
+"""Readers of the file formats; whatever is wrong with a file is one sentence that names it."""
 
 import gzip
 import lzma
@@ -27,11 +27,11 @@ __all__ = [
 _MAGIC = {1: 2049, 3: 2051}  # 0x08 for bytes, then the number of dimensions
 _CONTENT = {1: "labels", 3: "images"}
 CIFAR_RECORD = 1 + 3 * 32 * 32
-"""Bytes of a CIFAR-10 record: the label, then red, green and blue planes."""
+"""Size of a CIFAR-10 record in bytes: the label, then red, green and blue planes."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content, unpacked if its name ends in `.gz` or `.xz`.
+    """Read a file, decompressed if its name ends in `.gz` or `.xz`.
 
     Raises:
         InputError: The file is missing, truncated or corrupt.
@@ -53,14 +53,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
-    """Bytes of an IDX file, plain or gzipped.
+    """Read an IDX file, plain or gzipped.
 
     Args:
         path: The file.
         num_dims: 3 for images [N, height, width], 1 for labels [N].
 
     Raises:
-        InputError: It is no IDX file of that kind, or its size is not the one its header says.
+        InputError: It is no IDX file of that kind, or its size is not the one in its header.
     """
     content = read_bytes(path)
     start = 4 + 4 * num_dims
@@ -82,14 +82,14 @@ def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
     size = math.prod(shape)
     require(
         len(content) - start == size,
-        f"{path} has {len(content) - start} bytes after its header, which says "
+        f"{path} has {len(content) - start} bytes after its header, which gives "
         f"{' x '.join(map(str, shape))} = {size}; it is truncated or not an IDX file",
     )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def read_cifar(path: Path) -> NDArray[np.uint8]:
-    """Records of a CIFAR-10 binary file, plain or `.xz`, shape [N, 3073]: label, then pixels.
+    """Read a CIFAR-10 binary file, plain or `.xz`: records [N, 3073] of label and pixels.
 
     Raises:
         InputError: The size is not a whole number of records, or a label is above 9.
@@ -98,7 +98,7 @@ def read_cifar(path: Path) -> NDArray[np.uint8]:
 
 
 def parse_cifar(path: Path, content: bytes) -> NDArray[np.uint8]:
-    """`read_cifar` of what was read already; `path` is for the messages."""
+    """Parse the content of a file as `read_cifar` does; `path` is for the messages."""
     require(
         len(content) > 0 and len(content) % CIFAR_RECORD == 0,
         f"{path} has {len(content)} bytes, expected a multiple of {CIFAR_RECORD} (a label and "
@@ -110,7 +110,7 @@ def parse_cifar(path: Path, content: bytes) -> NDArray[np.uint8]:
 
 
 def read_cifar_tar(path: Path, names: Sequence[str]) -> list[NDArray[np.uint8]]:
-    """`read_cifar` of files in a tar archive, `cifar-10-batches-bin/` in the original one.
+    """Read CIFAR-10 files of a tar archive, in `cifar-10-batches-bin/` in the original one.
 
     Raises:
         InputError: The archive is truncated or lacks a file, or a file is bad.

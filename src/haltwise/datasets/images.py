@@ -1,4 +1,4 @@
-"""What every image data set is once it is read."""
+"""The common form of image data sets."""
 
 from dataclasses import dataclass
 from typing import final

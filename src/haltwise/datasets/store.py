@@ -1,4 +1,4 @@
-"""Where data sets lie, and how to get them."""
+"""Where data sets are stored, and how to get them."""
 
 import functools
 import hashlib
@@ -23,14 +23,14 @@ from haltwise.datasets.files import (
 )
 from haltwise.datasets.images import ImageData
 
-__all__ = ["DIRECTORY_VARIABLE", "download", "load", "load_idx"]
+__all__ = ["DIRECTORY_VARIABLE", "default_directory", "download", "load", "load_idx"]
 
 DIRECTORY_VARIABLE = "HALTWISE_DATA_DIR"
-"""Names the directory that holds `mnist/` and `cifar10/`."""
+"""The environment variable that names the default directory."""
 
 
 class _Remote(NamedTuple):
-    """A file to be downloaded: mirrors in the order they are tried, and its checksum."""
+    """A file to be downloaded: mirrors in the order in which they are tried, and its checksum."""
 
     name: str
     mirrors: tuple[str, ...]
@@ -68,18 +68,18 @@ _CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_b
 
 
 def load(name: str, directory: Path | str | None = None) -> ImageData:
-    """The data set `name`: of scikit-learn, a directory, or an earlier download.
+    """Read the data set `name` from scikit-learn, a directory or an earlier download.
 
     Args:
         name: "digits", "mnist" or "cifar10".
-        directory: Holds a folder `name`, or the files themselves; by default the environment
-            variable `HALTWISE_DATA_DIR`, then what `download` fetched.
+        directory: Holds a folder `name`, or the files themselves; by default
+            `default_directory()`, then the cache that `download` writes to.
 
     Returns:
-        The data, read once a process.
+        The data, read once per process.
 
     Raises:
-        InputError: There is none, or a file is bad.
+        InputError: There is no such data set, or a file is missing or bad.
     """
     if name == "digits":
         return _load_digits()
@@ -87,8 +87,14 @@ def load(name: str, directory: Path | str | None = None) -> ImageData:
     return _load_cifar(folder) if name == "cifar10" else load_idx(folder)
 
 
+def default_directory() -> Path | None:
+    """Look up the directory that holds `mnist/` and `cifar10/` in `HALTWISE_DATA_DIR`."""
+    directory = os.environ.get(DIRECTORY_VARIABLE)
+    return Path(directory) if directory else None
+
+
 def load_idx(directory: Path | str) -> ImageData:
-    """Images of the MNIST file names from any directory, gzipped or not, with 10 classes.
+    """Read images of 10 classes from files named as those of MNIST, gzipped or not.
 
     Raises:
         InputError: A file is missing or bad.
@@ -99,10 +105,10 @@ def load_idx(directory: Path | str) -> ImageData:
 def download(name: str) -> Path:
     """Fetch "mnist" or "cifar10" into the user's cache directory, with checksums.
 
-    A file counts only once it is whole and its checksum is right.
+    A file is kept only if it is whole and its checksum is right.
 
     Returns:
-        The folder.
+        The directory of the files.
 
     Raises:
         InputError: No mirror could be reached, or a checksum is wrong, or pooch is not installed.
@@ -136,7 +142,7 @@ def _retrieve(remote: _Remote, folder: Path) -> None:
 
 
 def _cache_directory() -> Path | None:
-    """The user's cache directory, None without pooch, which knows the platform's."""
+    """Find the user's cache directory; None without pooch, which knows the platform's."""
     try:
         import pooch
     except ModuleNotFoundError:
@@ -145,9 +151,9 @@ def _cache_directory() -> Path | None:
 
 
 def _find(name: str, directory: Path | str | None) -> Path:
-    """The folder of the data set."""
+    """Find the folder of the data set."""
     require(name in _REMOTE, f"unknown data set {name!r}, expected digits, mnist or cifar10")
-    directory = directory or os.environ.get(DIRECTORY_VARIABLE)
+    directory = directory or default_directory()
     if directory:
         folder = Path(directory).absolute()
         require(folder.is_dir(), f"there is no data directory {folder}; {_ways_out(name)}")
@@ -160,13 +166,14 @@ def _find(name: str, directory: Path | str | None) -> Path:
 
 def _ways_out(name: str) -> str:
     return (
-        f"name a directory that holds {name}/ by --data-dir or {DIRECTORY_VARIABLE}, or fetch the "
-        f"data once with haltwise.datasets.download({name!r}) (needs haltwise[data] and a network)"
+        f"name a directory that holds {name}/ by --data-dir, data_dir or {DIRECTORY_VARIABLE}, or "
+        f"fetch the data once with haltwise.datasets.download({name!r}) (needs haltwise[data] and "
+        "a network)"
     )
 
 
 def _file(folder: Path, name: str, suffix: str, data_set: str) -> Path:
-    """`name` in `folder`, or the same with a suffix."""
+    """Find `name` in `folder`, with or without the suffix."""
     for path in (folder / name, folder / f"{name}{suffix}"):
         if path.is_file():
             return path
@@ -188,7 +195,7 @@ def _load_idx(folder: Path) -> ImageData:
         require(
             len(images) == len(labels),
             f"{image_path} holds {len(images)} images and {label_path} {len(labels)} labels, "
-            "expected as many",
+            "expected equal numbers",
         )
         require_labels(label_path, labels, 10)
         splits += [images, labels]
@@ -199,14 +206,14 @@ def _load_idx(folder: Path) -> ImageData:
 @functools.lru_cache(maxsize=2)
 def _load_cifar(folder: Path) -> ImageData:
     if not any((folder / f"{_CIFAR_FILES[0]}{suffix}").is_file() for suffix in ("", ".xz")):
-        unpacked = folder / "cifar-10-batches-bin"  # as in the tar
+        unpacked = folder / "cifar-10-batches-bin"  # as in the original archive
         folder = unpacked if unpacked.is_dir() else folder
     archive = folder / _CIFAR_ARCHIVE
     if archive.is_file():
         *train, test = read_cifar_tar(archive, _CIFAR_FILES)
     else:
         paths = [_file(folder, name, ".xz", "cifar10") for name in _CIFAR_FILES]
-        with ThreadPoolExecutor() as pool:  # unpacking takes seconds and is done in parallel
+        with ThreadPoolExecutor() as pool:  # decompression takes seconds
             *train, test = pool.map(_cached_cifar, paths)
     records = np.concatenate(train)
     images = [part[:, 1:].reshape(-1, 3, 32, 32) for part in (records, test)]
@@ -214,7 +221,7 @@ def _load_cifar(folder: Path) -> ImageData:
 
 
 def _cached_cifar(path: Path) -> NDArray[np.uint8]:
-    """`read_cifar`, unpacked only once: the unpacked form is kept in the user's cache."""
+    """Read a CIFAR-10 file, decompressed only once: the result is kept in the user's cache."""
     cache = _cache_directory()
     if path.suffix != ".xz" or cache is None:
         return read_cifar(path)

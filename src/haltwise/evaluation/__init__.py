@@ -1,23 +1,21 @@
-"""Honest figures: held-out problems, tuned opponents, both accounts of cost."""
+"""Judging stops: held-out items, tuned baselines, both units of cost, honest intervals."""
 
-from haltwise.evaluation.evaluate import Contender, Evaluation, evaluate
-from haltwise.evaluation.statistics import Interval, captured_gain
-from haltwise.evaluation.stopping import stopping_report
-from haltwise.evaluation.study import study_heads, study_runs, study_stopping
-from haltwise.stop_rules.accounts import CostUnit, calibrate, costs, returned_steps
+from haltwise.evaluation.evaluate import Evaluation, evaluate
+from haltwise.evaluation.judge import Stops, judge
+from haltwise.evaluation.records import EvaluationRecord, Interval, StoppingRecord, StudyRecord
+from haltwise.evaluation.stopping_report import stopping_report
+from haltwise.evaluation.study import judge_runs, study
 
 __all__ = [
-    "Contender",
-    "CostUnit",
     "Evaluation",
+    "EvaluationRecord",
     "Interval",
-    "calibrate",
-    "captured_gain",
-    "costs",
+    "StoppingRecord",
+    "Stops",
+    "StudyRecord",
     "evaluate",
-    "returned_steps",
+    "judge",
+    "judge_runs",
     "stopping_report",
-    "study_heads",
-    "study_runs",
-    "study_stopping",
+    "study",
 ]

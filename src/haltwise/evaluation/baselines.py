@@ -1,158 +1,163 @@
-"""The hand-designed opponents, their learning rates tuned on separate problems."""
+"""Baselines that stops are compared with: simple stop rules, tuned as the learned ones are.
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+What may be returned at a stop is offered to all alike; but the learned iterate, which only a
+halting model knows, is not theirs.
+"""
+
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import final
 
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import widened
-from haltwise._core.workers import Workers
-from haltwise.tasks import TaskBatch
-from haltwise.update_rules import SGD, Adam, RMSprop, UpdateRule
-
-__all__ = [
-    "HAND_DESIGNED",
-    "LEARNING_RATES",
-    "Curves",
-    "TunedRule",
-    "lbfgs_curve",
-    "loss_curves",
-    "tune_rule",
-]
-
-HAND_DESIGNED: Mapping[str, Callable[[float], UpdateRule]] = MappingProxyType(
-    {
-        "sgd": SGD,
-        "nesterov": lambda learning_rate: SGD(learning_rate, momentum=0.9, nesterov=True),
-        "rmsprop": RMSprop,
-        "adam": Adam,
-    }
+from haltwise.evaluation.judge import Stops
+from haltwise.models.halting_model import HaltingModel
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules import (
+    RETURNABLE,
+    CostUnit,
+    DecisionTime,
+    FixedBudget,
+    GradientNorm,
+    Logistic,
+    Patience,
+    Plateau,
+    ReturnedIterate,
+    StopPolicy,
+    StopRule,
+    choose,
+    costs,
 )
 
-LEARNING_RATES = tuple(10 ** (power / 6) for power in range(-30, 10))
-"""1e-5 to 32, six to a decade, apart by a factor of 1.47."""
+__all__ = ["BASELINES", "choose_policies", "cross_fit", "tune_baselines"]
 
-_LEAST_PROBLEMS, _TUNING_COORDINATES = 4, 2**18
+BASELINES: Mapping[str, type[StopRule]] = MappingProxyType(
+    {
+        "gradient_norm": GradientNorm,
+        "plateau": Plateau,
+        "patience": Patience,
+        "logistic": Logistic,
+    }
+)
+"""Rules that need no halting model."""
+
+_NEED_GRADIENTS = ("gradient_norm", "logistic")
 
 
-@final
-@dataclass(frozen=True)
-class TunedRule:
-    """A rule at its best learning rate.
+def choose_policies(
+    model: HaltingModel,
+    tuning: Trajectory,
+    unit: CostUnit,
+    price: float,
+    baselines: Mapping[str, type[StopRule]] = BASELINES,
+) -> dict[str, StopPolicy]:
+    """Every policy by name, tuned on items that nothing is judged on.
 
-    Attributes:
-        rule: The rule.
-        learning_rate: Of `LEARNING_RATES`, that with the least mean excess over steps 1..T.
-        at_edge: Whether that is an end of the grid, so that a wider one might do better.
+    `learned` is the model's own policy as it ships. `calibrated` has its setting, its time of
+    decision and what it returns chosen as the baselines have theirs; `after_gradient` too, but it
+    pays for a gradient before it decides. Both are missing where the method leaves nothing open.
+
+    Args:
+        model: The halting model whose outputs the trajectory has.
+        tuning: Items that stayed finite.
+        unit: What is counted.
+        price: c, in units of the loss.
+        baselines: Rules to tune beside it, by name.
     """
+    policies = {"learned": model.policy(unit)}
+    table = costs(tuning.excess, price)
+    natural = unit.decision_time
+    after = model.method.candidates(tuning, table, DecisionTime.AFTER_GRADIENT)
+    candidates = {"calibrated": list(after)}
+    if natural is not DecisionTime.AFTER_GRADIENT:
+        candidates["calibrated"] += model.method.candidates(tuning, table, natural)
+        candidates["after_gradient"] = list(after)
+    returns = _returnable(unit, holds="hold_logits" in tuning.outputs)
+    for name, rules in candidates.items():
+        if rules:
+            policies[name] = choose(rules, tuning, unit, price=price, returns=returns).policy
+    return policies | tune_baselines(tuning, unit, price, baselines)
 
-    rule: UpdateRule
-    learning_rate: float
-    at_edge: bool
 
+def tune_baselines(
+    tuning: Trajectory,
+    unit: CostUnit,
+    price: float,
+    rules: Mapping[str, type[StopRule]] = BASELINES,
+) -> dict[str, StopPolicy]:
+    """The baselines that the trajectory shows enough for, their settings of least J.
 
-@final
-@dataclass(frozen=True)
-class Curves:
-    """What B problems went through in T steps of a rule.
-
-    Attributes:
-        excess: At theta_0..theta_T, by which stopping is judged, too, shape [B, T+1].
-        observed: The losses seen there, of minibatches where the task is stochastic.
-        params: theta_T, shape [B, D].
+    Args:
+        tuning: Items that stayed finite.
+        unit: What is counted.
+        price: c, in units of the loss.
+        rules: By name.
     """
-
-    excess: Tensor
-    observed: Tensor
-    params: Tensor
-
-
-@torch.no_grad()
-def loss_curves(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Curves:
-    """T steps of `rule` on every problem."""
-    params, state, seen = batch.start, rule.init(batch.start), []
-    for step in range(num_steps):
-        seen.append(batch.score(params, step))
-        update, _, state = rule.step(seen[-1].grad, state)
-        params = params + update
-    seen.append(batch.score(params, num_steps))
-    return Curves(
-        torch.stack([score.excess for score in seen], 1),
-        torch.stack([score.loss for score in seen], 1),
-        params,
-    )
+    table = costs(tuning.excess, price)
+    return {
+        name: choose(
+            rule.candidates(tuning, table), tuning, unit, price=price, returns=_returnable(unit)
+        ).policy
+        for name, rule in rules.items()
+        if _shows_enough(tuning, name)
+    }
 
 
-def tune_rule(
-    make: Callable[[float], UpdateRule],
-    batch: TaskBatch,
-    num_steps: int,
-    workers: Workers | None = None,
-) -> TunedRule:
-    """The learning rate with the least mean excess over problems and steps 1..T on `batch`.
+def cross_fit(
+    trajectory: Trajectory,
+    unit: CostUnit,
+    price: float,
+    generator: torch.Generator,
+    groups: Tensor | None = None,
+) -> dict[str, Stops]:
+    """The stops of a fixed budget and of the baselines on all items, none tuned where it is judged.
 
-    Of large problems, a few are enough: a rate that is right for one network is for the next. There
-    every fourth rate is tried, then those around the best one, closer twice: a mean excess has one
-    valley. Workers try different rates and find the same one.
+    Items are split into two halves at random, each rule is tuned on one and judged on the other,
+    and the other way round.
+
+    Args:
+        trajectory: n items that stayed finite.
+        unit: What is counted.
+        price: c, in units of the loss.
+        generator: Draws the halves.
+        groups: The group 0..G-1 of each item, int64 [n]; every group is shared out evenly.
     """
-    workers = workers or Workers()
-    few = min(batch.num_problems, max(_LEAST_PROBLEMS, _TUNING_COORDINATES // batch.dim))
-    strides = (1,) if few == batch.num_problems else (4, 2, 1)
-    batch = batch.select(torch.arange(few, device=batch.start.device))
-    scores: dict[int, float] = {}
-    for stride in strides:
-        if scores:
-            best = min(scores, key=scores.__getitem__)
-            places = [p for p in (best - stride, best + stride) if 0 <= p < len(LEARNING_RATES)]
-        else:
-            places = list(range(0, len(LEARNING_RATES), stride))
-        found = widened(batch.start.new_zeros(len(places)))
-        for number in workers.share(len(places)):
-            rule = make(LEARNING_RATES[places[number]])
-            excess = loss_curves(rule, batch, num_steps).excess
-            found[number] = widened(excess[:, 1:]).mean().nan_to_num(math.inf, math.inf)
-        workers.sum(found)
-        scores |= zip(places, found.tolist(), strict=True)
-    best = min(scores, key=scores.__getitem__)
-    learning_rate = LEARNING_RATES[best]
-    return TunedRule(make(learning_rate), learning_rate, best in (0, len(LEARNING_RATES) - 1))
-
-
-def lbfgs_curve(batch: TaskBatch, num_gradients: int) -> Tensor:
-    """Lowest excess seen after 0..num_gradients evaluations by L-BFGS, shape [B, num_gradients+1].
-
-    `torch.optim.LBFGS` with strong Wolfe line search, one problem at a time in float64; line
-    searches pay for every evaluation. On quadratics it is conjugate gradients, hence shown apart.
-    """
-    curves = []
-    for problem in range(batch.num_problems):
-        single = batch.select(torch.tensor([problem]))
-        params = single.start.double().clone().requires_grad_()
-        # The first evaluation is at theta_0 and buys the first move.
-        seen: list[float] = []
-        solver = torch.optim.LBFGS(
-            [params],
-            max_iter=num_gradients,
-            max_eval=num_gradients,
-            tolerance_grad=0.0,
-            tolerance_change=0.0,
-            line_search_fn="strong_wolfe",
+    half = _halves(trajectory.num_items, generator, groups)
+    parts: dict[str, list[Stops]] = {}
+    rows = [(half == side).nonzero().squeeze(1) for side in (0, 1)]
+    for tuned_on, judged_on in (rows, reversed(rows)):
+        tuning, test = trajectory.select(tuned_on), trajectory.select(judged_on)
+        rules: dict[str, type[StopRule]] = {"fixed_tuned": FixedBudget, **BASELINES}
+        for name, policy in tune_baselines(tuning, unit, price, rules).items():
+            parts.setdefault(name, []).append(Stops.by(policy, test, unit))
+    back = torch.cat((rows[1], rows[0])).argsort()
+    return {
+        name: Stops(
+            torch.cat([stops.excess for stops in both])[back],
+            torch.cat([stops.cost for stops in both])[back],
+            "; on the other half ".join(stops.policy for stops in both),
         )
+        for name, both in parts.items()
+    }
 
-        def closure(
-            single: TaskBatch = single, params: Tensor = params, seen: list[float] = seen
-        ) -> Tensor:
-            point = params.detach().to(single.start.dtype)
-            evaluation = single.evaluate(point, 0)
-            seen.append(evaluation.excess.item())
-            params.grad = evaluation.grad.to(params)
-            return evaluation.excess[0].double()
 
-        solver.step(closure)
-        seen = (seen + [seen[-1]] * num_gradients)[:num_gradients]
-        curves.append([seen[0], *torch.tensor(seen, dtype=torch.float64).cummin(0).values.tolist()])
-    return torch.tensor(curves, dtype=torch.float64)
+def _shows_enough(trajectory: Trajectory, name: str) -> bool:
+    """Whether a baseline has what it reads; a norm that never varies stands for no gradients."""
+    norm = trajectory.log_grad_norm
+    if norm is None:
+        return name not in _NEED_GRADIENTS
+    return name != "gradient_norm" or bool((norm != norm[0, 0]).any())
+
+
+def _returnable(unit: CostUnit, *, holds: bool = False) -> tuple[ReturnedIterate, ...]:
+    return tuple(each for each in RETURNABLE[unit] if holds or each is not ReturnedIterate.LEARNED)
+
+
+def _halves(num: int, generator: torch.Generator, groups: Tensor | None) -> Tensor:
+    """A random half, 0 or 1, for each of `num` items, int64 [num]."""
+    order = torch.randperm(num, generator=generator)
+    if groups is not None:
+        order = order[groups[order].argsort(stable=True)]
+    half = torch.empty(num, dtype=torch.int64)
+    half[order] = torch.arange(num) % 2
+    return half

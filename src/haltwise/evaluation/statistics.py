@@ -1,8 +1,7 @@
-"""How good stops are, from the table of costs and the steps at which problems ended."""
+"""The one kind of interval, and the few statistics that stops are judged by."""
 
-import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -10,180 +9,131 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "NUM_RESAMPLES",
     "Interval",
-    "budget_for_loss",
     "captured_gain",
-    "gain",
-    "interval",
-    "lower_hull",
-    "permuted_cost",
-    "randomized_budget",
+    "jackknife",
+    "least_mix",
     "rank_correlation",
-    "resamples",
-    "weighted_quantiles",
 ]
 
-NUM_RESAMPLES = 2000
-_BLOCK = 2_000_000  # entries of a block of resamples, which keeps memory flat
+_LEVEL = 0.95
+_BLOCK = 2**16  # entries of a temporary, which then stays in a cache
 
 
 @final
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the ends of its 95 % bootstrap interval over problems."""
+    """An estimate and the ends of its 95 % interval, see `jackknife`; NaN where undefined."""
 
     value: float
     low: float
     high: float
 
 
-def resamples(
-    num: int, generator: torch.Generator, clusters: Tensor | None = None
-) -> Iterator[Tensor]:
-    """Bootstrap resamples as weights: how often each problem is drawn, in blocks [R, num].
+def jackknife(
+    statistic: Callable[[Tensor], Tensor], columns: Tensor, groups: Tensor | None = None
+) -> list[Interval]:
+    """Statistics of means, each with its 95 % interval by the jackknife and Student's t.
 
-    Weights serve every figure of a report, so all its comparisons are paired.
+    The standard error comes from what the statistic is when one item, or one whole group, is left
+    out (Efron and Tibshirani 1993, Eq. 11.5); the interval spans as many of them as Student's t
+    has it at one degree of freedom less than there are items or groups. Of the mean of independent
+    values, such as one a seed, it is the ordinary t interval. Nothing is random.
+
+    Measured coverage of captured gains by 1,000 samples each (`experiments/measure_coverage.py`):
+    of 256 to 4,096 problems 93 to 96 % on quadratics and where Adam oscillates or sees
+    minibatches. On 2-parameter regression, where one problem in a thousand carries a twelfth of
+    all there is to gain, 94 to 95 % counting updates; counting gradients 89 % of 256, 92 % of 1,024
+    and 93 % of 4,096 problems, where the percentile bootstrap has 79 and 84 % of the first two. Of
+    40 problems 86 to 96 %.
 
     Args:
-        num: Problems, n.
-        generator: Draws the resamples, `NUM_RESAMPLES` in all.
-        clusters: The cluster 0..S-1 of each problem, int64 [n]. Clusters are then drawn whole (the
-            cluster bootstrap: Davison and Hinkley 1997, section 3.8), since problems of one run
-            are alike.
+        statistic: From means [R, k] to statistics [R, m], row by row.
+        columns: What is averaged, an item a row, float64 [n, k].
+        groups: The group 0..G-1 of each item, int64 [n], where items of one group are alike.
+
+    Returns:
+        m intervals, their ends NaN if there is but one group or item.
     """
-    units = num if clusters is None else int(clusters.max()) + 1
-    size = max(1, _BLOCK // num)
-    for start in range(0, NUM_RESAMPLES, size):
-        rows = min(size, NUM_RESAMPLES - start)
-        drawn = torch.randint(units, (rows, units), generator=generator)
-        drawn += units * torch.arange(rows).unsqueeze(1)
-        counts = torch.bincount(drawn.flatten(), minlength=rows * units).view(rows, units)
-        yield (counts if clusters is None else counts[:, clusters]).double()
+    num = len(columns)
+    sizes, totals = torch.ones(num, dtype=columns.dtype), columns
+    if groups is not None:
+        sizes = torch.bincount(groups).to(columns.dtype)
+        totals = columns.new_zeros(len(sizes), columns.shape[1]).index_add_(0, groups, columns)
+    values = statistic(columns.mean(0, keepdim=True))[0].tolist()
+    if len(sizes) < 2:
+        return [Interval(value, math.nan, math.nan) for value in values]
+    without = (columns.sum(0) - totals) / (num - sizes).unsqueeze(1)
+    left_out = statistic(without)
+    degrees = len(sizes) - 1
+    error = left_out.std(0, correction=0) * math.sqrt(degrees)
+    half = (_student(degrees) * error).tolist()
+    return [Interval(v, v - h, v + h) for v, h in zip(values, half, strict=True)]
 
 
-def interval(value: float, spread: Tensor) -> Interval:
-    """`value` with the central 95 % of its resampled values [R]."""
-    levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(spread, levels).tolist()
-    return Interval(value, low, high)
+def _student(degrees: int) -> float:
+    """The quantile of Student's t that leaves half of what is not covered above it."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + _LEVEL) / 2))
 
 
-def gain(fixed: Tensor, rule: Tensor, oracle: Tensor) -> Tensor:
-    """(J_fixed - J_rule) / (J_fixed - J_oracle); NaN where the budget is as good as the oracle."""
+def captured_gain(fixed: Tensor, rule: Tensor, oracle: Tensor) -> Tensor:
+    """(J_fixed - J_rule) / (J_fixed - J_oracle), docs/theory.md, Eq. (captured-gain).
+
+    1 is the oracle, who knows each item's future; 0 the best fixed budget, chosen in hindsight.
+    NaN where that budget is as good as the oracle.
+
+    Args:
+        fixed: Mean J of the best fixed budget, any shape.
+        rule: Mean J of the stops judged, of a shape that broadcasts with it.
+        oracle: Least mean J, of the shape of `fixed`.
+    """
     room = fixed - oracle
     exists = room > 1e-12 * torch.maximum(fixed.abs(), oracle.abs())
     return torch.where(exists, (fixed - rule) / room, torch.nan)
 
 
-def captured_gain(table: Tensor, cost: Tensor, generator: torch.Generator) -> Interval:
-    """(J_fixed - J_rule) / (J_fixed - J_oracle), problems resampled in pairs.
+def least_mix(limited: Tensor, wanted: Tensor, limit: Tensor) -> Tensor:
+    """The least mean of one quantity over mixtures of budgets that keep the mean of another low.
 
-    1 is the oracle, who knows each problem's future; 0 is the best fixed budget, chosen in
-    hindsight (again in every resample). Negative: worse than no rule at all.
-
-    Args:
-        table: J of ending at each step, shape [n, T+1].
-        cost: J of the rule, shape [n].
-        generator: Draws the resamples.
-    """
-    table, num = table.double(), len(table)
-    columns = torch.column_stack(
-        (table, cost.double(), table.min(1).values)
-    )  # fixed budgets 0..T, rule, oracle
-
-    def of(means: Tensor) -> Tensor:
-        return gain(means[:, :-2].min(1).values, means[:, -2], means[:, -1])
-
-    spread = torch.cat([of(weights @ columns / num) for weights in resamples(num, generator)])
-    return interval(of(columns.mean(0, keepdim=True)).item(), spread.nan_to_num(0.0))
-
-
-def weighted_quantiles(values: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
-    """The least of `values` [n] with at least a share of `levels` [L] of the weight at or below.
+    A mixture deals two budgets to the items at random, so its means lie on the line between
+    theirs. With steps limited and the loss wanted, this is the lower convex hull of (steps, loss);
+    with loss limited and steps wanted its inverse.
 
     Args:
-        values: Shape [n].
-        weights: Shape [R, n], not negative.
-        levels: Shape [L], in (0, 1].
+        limited: Of every budget, shape [R, T+1].
+        wanted: Of every budget, shape [R, T+1].
+        limit: What the mean of `limited` may be at most, shape [R].
 
     Returns:
-        Shape [R, L].
+        Shape [R]; infinity where no budget keeps within the limit.
     """
-    order = values.argsort()
-    below = weights[:, order].cumsum(1)
-    # Less a little, for levels whose product with the total is not exact.
-    place = torch.searchsorted(below, below[:, -1:] * levels * (1 - 1e-12))
-    return values[order][place]
+    rows = max(1, _BLOCK // limited.shape[1] ** 2)
+    parts = zip(limited.split(rows), wanted.split(rows), limit.split(rows), strict=True)
+    return torch.cat([_least_mix(*part) for part in parts])
 
 
-def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Spearman's rank correlation of two vectors [n], ties sharing their mean rank."""
+def _least_mix(limited: Tensor, wanted: Tensor, limit: Tensor) -> Tensor:
+    bound = limit.unsqueeze(1)
+    within = limited <= bound
+    pure = wanted.masked_fill(~within, torch.inf).amin(1)
+    # Every pair of a budget within the limit and one beyond it, mixed to meet the limit.
+    share = (bound - limited).unsqueeze(2) / (limited.unsqueeze(1) - limited.unsqueeze(2))
+    mixed = wanted.unsqueeze(2) + share * (wanted.unsqueeze(1) - wanted.unsqueeze(2))
+    pairs = within.unsqueeze(2) & ~within.unsqueeze(1)
+    return torch.minimum(pure, mixed.masked_fill(~pairs, torch.inf).flatten(1).amin(1))
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation of two vectors [n], ties sharing their mean rank; NaN if none."""
     usable = first.isfinite() & second.isfinite()
-    ranks = torch.stack([_ranks(values[usable]) for values in (first, second)])
-    if ranks.shape[1] < 3:
-        return None
-    value = torch.corrcoef(ranks)[0, 1].item()
-    return value if math.isfinite(value) else None
+    if int(usable.sum()) < 3:
+        return math.nan
+    return torch.corrcoef(torch.stack([_ranks(v[usable]) for v in (first, second)]))[0, 1].item()
 
 
 def _ranks(values: Tensor) -> Tensor:
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     ranks: Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
     return ranks[inverse]
-
-
-def permuted_cost(table: Tensor, end: Tensor) -> float:
-    """Mean J if the rule's stops are dealt to the problems at random, exactly (no sampling).
-
-    The difference to the rule's own J is skill that depends on the problem; what is left beside
-    the best fixed budget is only the shape of the distribution of stops.
-    """
-    counts = torch.bincount(end, minlength=table.shape[1]).to(table.dtype)
-    return (table.mean(0) @ counts / len(end)).item()
-
-
-def lower_hull(mean_loss: Tensor) -> list[int]:
-    """Budgets on the lower convex hull of (budget, mean loss), in increasing order.
-
-    Mixing two budgets at random over problems reaches every point between them.
-
-    Args:
-        mean_loss: Mean loss of ending at each step, shape [T+1].
-    """
-    hull: list[int] = []
-    values = mean_loss.tolist()
-    for step, value in enumerate(values):
-        while len(hull) >= 2:
-            first, second = hull[-2], hull[-1]
-            slope = (value - values[first]) / (step - first)
-            if values[second] < values[first] + slope * (second - first):
-                break
-            hull.pop()
-        hull.append(step)
-    return hull
-
-
-def randomized_budget(mean_loss: Tensor, mean_cost: float) -> float:
-    """Least mean loss of budgets mixed at random with a mean cost of `mean_cost`."""
-    hull = lower_hull(mean_loss)
-    for left, right in itertools.pairwise(hull):
-        if left <= mean_cost <= right:
-            share = (mean_cost - left) / (right - left)
-            return ((1 - share) * mean_loss[left] + share * mean_loss[right]).item()
-    return mean_loss[hull[-1]].item()
-
-
-def budget_for_loss(mean_loss: Tensor, loss: float) -> float:
-    """Least mean cost of budgets mixed at random whose mean loss is at most `loss`.
-
-    The inverse of `randomized_budget`; infinity where no budget has so low a loss.
-    """
-    hull = lower_hull(mean_loss)
-    if mean_loss[0] <= loss:
-        return 0.0
-    for left, right in itertools.pairwise(hull):
-        high, low = mean_loss[left].item(), mean_loss[right].item()
-        if low <= loss:
-            return left + (right - left) * (high - loss) / (high - low)
-    return math.inf

@@ -1,4 +1,4 @@
-"""When a process should stop: features, halter, methods, posteriors, objectives, the session."""
+"""Halting of a process: features, halter, methods, posteriors, objectives, the session."""
 
 from haltwise.halting.halter import Halter, HalterSettings
 from haltwise.halting.methods import (

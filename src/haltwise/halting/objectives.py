@@ -1,4 +1,4 @@
-"""What meta-training minimises: functions of a trajectory's losses and halting logits."""
+"""Objectives of training, all minimised but the bound: functions of losses and logits."""
 
 import torch
 from torch import Tensor

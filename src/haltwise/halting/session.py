@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import require
 from haltwise._core.tensors import nested_state, select_state, sub_state
 from haltwise.halting.methods import HaltingMethod
 from haltwise.processes.observation import StepObservation
@@ -16,7 +17,7 @@ State = dict[str, Tensor]
 
 
 class Halts(Protocol):
-    """What a session asks of a halting model; see `haltwise.models.HaltingModel`."""
+    """The part of a halting model that a session uses; see `haltwise.models.HaltingModel`."""
 
     method: HaltingMethod
 
@@ -30,7 +31,7 @@ class Halts(Protocol):
 
 
 class Decision(NamedTuple):
-    """What was decided about B items at one step.
+    """A decision about B items at one step.
 
     Attributes:
         stop: Which items stop, bool [B].
@@ -83,7 +84,7 @@ class HaltingSession:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why an item may stop, in words."""
+        """Possible reasons of a stop, in words."""
         return self.policy.rule.reasons
 
     @torch.no_grad()
@@ -114,7 +115,12 @@ class HaltingSession:
             decision: From `observe`, at which the item stops.
             item: Its index.
             step_name: What the host calls a step.
+
+        Raises:
+            InputError: The item goes on.
         """
+        step = decision.observation.step
+        require(bool(decision.stop[item]), f"item {item} goes on at step {step}")
         reason = self.reasons[int(decision.reason[item])]
         if self._model is None:
             return reason

@@ -101,8 +101,8 @@ class HaltingMonitor:
         )
         price = card.price if price is None else price
         require(price > 0, f"price must be above 0, got {price}")
-        self._model: HaltingModel | None = model.eval().requires_grad_(False)
         self._price = torch.tensor([float(price)])
+        self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
         # A stop at call t leaves a recorded loop where it is then, t rounds after the first
         # decision: it counts updates. Other models were trained for asking before the gradient.
         self._policy: StopPolicy | None = model.policy()
@@ -238,8 +238,8 @@ class HaltingMonitor:
                 self._observed in (None, "loss"),
                 "no model was given, but parameters were seen before; give every update() the model"
                 if self._model is None or self._steps
-                else f"the recorded runs had {self._observed}, but no model was given; give update() "
-                "the model, or record without one",
+                else f"the recorded runs had {self._observed}, but no model was given; give "
+                "update() the model, or record without one",
             )
             self._observed = "loss"
         products, self._products = self._products, None

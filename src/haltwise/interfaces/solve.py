@@ -1,6 +1,5 @@
 """Thousands of problems in one call: each runs until it is not worth another gradient."""
 
-import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.tensors import select_state
 from haltwise.halting.session import HaltingSession
+from haltwise.models.files import placed
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
@@ -102,7 +102,8 @@ def solve(
     """
     _check(problem)
     start = problem.start
-    model = _ready(optimizer, start)
+    given = optimizer if isinstance(optimizer, OptimizerModel) else load(optimizer)
+    model = placed(given, start)
     policy = _policy(model, stop)
     prices = _prices(model, price, start)
     num_steps = model.card.horizon if max_steps is None else max_steps
@@ -195,16 +196,6 @@ def _check(problem: TaskBatch) -> None:
     )
     if isinstance(problem, FunctionBatch):
         problem.check()
-
-
-def _ready(optimizer: str | Path | OptimizerModel, like: Tensor) -> OptimizerModel:
-    """The optimizer in the dtype and on the device of `like`; the caller's own is left as it is."""
-    if not isinstance(optimizer, OptimizerModel):
-        return load(optimizer).to(like)
-    weight = next(optimizer.parameters(), like)
-    if (weight.dtype, weight.device) == (like.dtype, like.device):
-        return optimizer
-    return copy.deepcopy(optimizer).to(like)
 
 
 def _policy(model: OptimizerModel, stop: StopRule | StopPolicy | None) -> StopPolicy:

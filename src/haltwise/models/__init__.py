@@ -1,4 +1,4 @@
-"""What is trained and loaded: halting models, optimizer models and their cards."""
+"""Models that are trained and loaded: halting models, optimizer models and their cards."""
 
 from haltwise.models.card import Card, Choice
 from haltwise.models.files import fingerprint, read_model, save_model

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Self, final, get_type_hints
 
-from haltwise._core.discovery import configure, find
+from haltwise._core.discovery import configure, find_known
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
-from haltwise._core.plugins import label
+from haltwise._core.plugins import whereabouts
 from haltwise._core.settings import require_types
 from haltwise.halting.halter import HalterSettings
 from haltwise.halting.methods import HaltingMethod, halting_methods
@@ -41,15 +41,15 @@ def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
     Raises:
         InputError: There is no such method, or a setting is impossible.
     """
-    kind = find(halting_methods(), choice.name, "halting method", own)
-    method: HaltingMethod = configure(kind, choice.settings, label(choice.name))
-    return method
+    kind = find_known(halting_methods(), choice.name, "halting method", own)
+    made: HaltingMethod = configure(kind, choice.settings, choice.name)
+    return made
 
 
 @final
 @dataclass(frozen=True)
 class Card:
-    """What a halting model is made of, what it was trained for, and how it stops.
+    """The make of a halting model, the setting it was trained for, and its stop policies.
 
     Examples:
         >>> card = Card(method=Choice("stick-breaking"), price=0.1, horizon=40)
@@ -128,7 +128,8 @@ class Card:
                 ("family", Choice),
                 ("halter", HalterSettings),
             ):
-                given[name] = None if given[name] is None else kind(**given[name])
+                missing = given[name] is None and name in ("rule", "family")
+                given[name] = None if missing else kind(**given[name])
             given["unit"] = CostUnit(given["unit"])
             given["policies"] = {
                 CostUnit(unit): StopPolicy(
@@ -150,7 +151,7 @@ def _rule_to_json(rule: StopRule) -> dict[str, Any]:
         if isinstance(rule, composed):
             return {"kind": name, "rules": [_rule_to_json(part) for part in rule.rules]}
     names = {kind: name for name, kind in stop_rules().items()}
-    name = names.get(type(rule), f"own:{type(rule).__name__}")
+    name = names[type(rule)] if type(rule) in names else whereabouts(rule)
     settings = {
         key: value.name.lower() if isinstance(value, DecisionTime) else value
         for key, value in vars(rule).items()
@@ -163,7 +164,7 @@ def _rule_from_json(document: Mapping[str, Any], own: Iterable[type]) -> StopRul
     name = settings.pop("kind")
     if name in _COMPOSED:
         return _COMPOSED[name](tuple(_rule_from_json(part, own) for part in settings["rules"]))
-    kind: type[StopRule] = find(stop_rules(), name, "stop rule", own)
+    kind: type[StopRule] = find_known(stop_rules(), name, "stop rule", own)
     hints = get_type_hints(kind.__init__)
     for key, value in settings.items():
         if hints.get(key) is DecisionTime:

@@ -1,23 +1,35 @@
 """Models on disk: weights and a card in one safetensors file, never unpickled."""
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import digest, load_tensors, save_tensors
+from haltwise._core.plugins import is_file
 from haltwise._core.tensors import require_like
 from haltwise.models.card import Card
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 
-__all__ = ["Model", "build_model", "fingerprint", "read_card", "read_model", "save_model"]
+__all__ = [
+    "Model",
+    "build_model",
+    "fingerprint",
+    "own_names",
+    "placed",
+    "read_card",
+    "read_model",
+    "save_model",
+]
 
 Model = OptimizerModel | HaltingModel
+AnyModel = TypeVar("AnyModel", OptimizerModel, HaltingModel)
 
 
 def build_model(
@@ -30,6 +42,14 @@ def build_model(
         if kind is HaltingModel
         else OptimizerModel(card, generator, own)
     )
+
+
+def placed(model: AnyModel, like: Tensor) -> AnyModel:
+    """The model in the dtype and on the device of `like`; a copy, unless it is there already."""
+    weight = next(model.parameters(), like)
+    if (weight.dtype, weight.device) == (like.dtype, like.device):
+        return model
+    return copy.deepcopy(model).to(like)
 
 
 def save_model(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
@@ -72,6 +92,25 @@ def read_model(path: Path, own: Iterable[type] = ()) -> Model:
         raise InputError(f"the weights of {path} do not fit their card: {error}") from None
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def own_names(path: Path) -> list[str]:
+    """The classes PATH.py:NAME that a card names, whose code `read_model` does not execute."""
+    names: list[str] = []
+
+    def look(document: Any) -> None:
+        if isinstance(document, Mapping):
+            for key, value in document.items():
+                if key in ("name", "kind") and isinstance(value, str) and is_file(value):
+                    names.append(value)
+                elif key not in ("provenance", "family"):
+                    look(value)
+        elif isinstance(document, list):
+            for value in document:
+                look(value)
+
+    look(_read(path)[1])
+    return list(dict.fromkeys(names))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 
 @final
 class HaltingModel(nn.Module):
-    """What knows when to stop a process, whatever advances it.
+    """A model that decides when to stop a process, whatever advances it.
 
     Args:
         card: What to build, and how it stops.
@@ -50,11 +50,11 @@ class HaltingModel(nn.Module):
 
     @property
     def readout_size(self) -> int:
-        """R, the read-out that a process must show."""
+        """R, the size of the read-out that a process must show."""
         return 0 if self.halter is None else self.halter.readout_size
 
     def policy(self, unit: CostUnit | None = None) -> StopPolicy:
-        """When to stop and what to return then, as calibrated at the end of training.
+        """The policy calibrated at the end of training: a stop rule and the iterate it returns.
 
         Args:
             unit: What is paid for; the host's own if None. Where gradients are, one is asked for

@@ -21,7 +21,7 @@ def names() -> list[str]:
 
 
 def run_directory(name_or_path: str | Path, runs: Path = Path("runs")) -> Path:
-    """Where a run lies: a directory, that of a weights file, or a name in `runs`."""
+    """The directory of a run: a path, that of a weights file, or a name in `runs`."""
     path = Path(name_or_path)
     if path.is_file():
         return path.parent

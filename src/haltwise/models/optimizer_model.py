@@ -45,7 +45,7 @@ class OptimizerModel(nn.Module):
 
     @property
     def card(self) -> Card:
-        """What it was trained for, and how it stops."""
+        """The card of the halting model."""
         return self.halting.card
 
     def policy(self, unit: CostUnit | None = None) -> StopPolicy:
@@ -53,5 +53,5 @@ class OptimizerModel(nn.Module):
         return self.halting.policy(unit)
 
     def rule_parameters(self) -> list[nn.Parameter]:
-        """What can be learned of the rule: nothing if it is hand-designed."""
+        """The learnable parameters of the rule: none if it is hand-designed."""
         return list(self.rule.parameters()) if isinstance(self.rule, nn.Module) else []

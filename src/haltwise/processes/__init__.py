@@ -1,4 +1,4 @@
-"""What is stopped: anything that advances a batch of items step by step and shows what it sees."""
+"""Processes: anything that advances a batch of items step by step and shows observations."""
 
 from haltwise.processes.base import Process, ProcessFamily, ProcessStep, StepObservation
 from haltwise.processes.optimization import OptimizationProcess

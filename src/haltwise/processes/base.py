@@ -79,14 +79,20 @@ class Process(ABC):
 
     @abstractmethod
     def result(self, state: State) -> Tensor:
-        """What an item returns if it stops in this state, shape [B, ...]."""
+        """The result of each item if it stops in this state, shape [B, ...]."""
 
     @abstractmethod
     def select(self, index: Tensor) -> Self:
         """The items at `index` (int64 [K]) as a process of their own."""
 
     def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
-        """What stopping in this state is judged by, shape [B]; the observed loss by default."""
+        """The loss that a stop in this state is judged by, shape [B]; the observed one by default.
+
+        Args:
+            state: At step t, after `step` took it: only what `result` needs is sure to be there.
+            step: t.
+            observation: Of this step.
+        """
         del state, step
         return observation.loss
 

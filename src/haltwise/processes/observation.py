@@ -1,4 +1,4 @@
-"""What is known at one step of a process."""
+"""The observation of one step of a process."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,7 +18,7 @@ NO_OUTPUTS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class StepObservation(NamedTuple):
-    """What is known of B items at step t, before anybody decides whether to go on.
+    """The knowledge of B items at step t on which the decision to go on is based.
 
     A process fills in what it shows; a halting session adds what the halting model puts out. All
     but the step and the loss are optional: a stop rule that needs more says so by `known`.

@@ -11,7 +11,7 @@ from haltwise.processes.base import Process, ProcessStep, State
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import init_signals, measure_signals
 from haltwise.tasks.base import TaskBatch
-from haltwise.update_rules.base import UpdateRule
+from haltwise.update_rules import UpdateRule, update_
 
 __all__ = ["OptimizationProcess"]
 
@@ -45,7 +45,7 @@ class OptimizationProcess(Process):
         params = state["params"]
         loss, grad = self.batch.observe(params, step)
         with one_thread():
-            update, readout, rule_state = self.rule.advance(grad, sub_state(state, "rule."))
+            update, readout, rule_state = update_(self.rule, grad, sub_state(state, "rule."))
             signals, last = measure_signals(step, loss, grad, update, sub_state(state, "signals."))
         # Any entry of the gradient that is not finite must show, also where its norm is finite.
         norm = torch.where(grad.isfinite().all(1), log_rms(grad), torch.nan)

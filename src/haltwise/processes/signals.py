@@ -49,13 +49,13 @@ _FLAT = 1e-8  # the least curvature told from none
 
 
 def init_signals(params: Tensor) -> dict[str, Tensor]:
-    """What `measure_signals` remembers, before the first step, for parameters [B, D]."""
+    """The memory of `measure_signals` before the first step, for parameters [B, D]."""
     zeros = torch.zeros_like(params)
     return {"grad": zeros, "update": zeros}
 
 
 class _Measured(NamedTuple):
-    """What the signals are made of, each of the loss' shape; s and y as said of `SIGNALS`."""
+    """Ingredients of the signals, each of the loss' shape; s and y as defined at `SIGNALS`."""
 
     log_grad: Tensor
     log_update: Tensor

@@ -17,7 +17,7 @@ __all__ = ["Trajectory"]
 @final
 @dataclass(frozen=True)
 class Trajectory:
-    """What B items went through in T steps, and what a stop at each step would have been worth.
+    """The course of B items over T steps, with the value of a stop at each step.
 
     It may come from a process of this package or from any loop: a matrix of losses is enough, and
     what is not known is None. No autograd graph hangs on it, and nothing but `outputs` depends on

@@ -46,10 +46,17 @@ const field = (value) => {
   const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 };
+// Every figure is a table of its named series.
+const series = ({ data }) => ({
+  columns: ["series", "x", "y"],
+  rows: data.filter((trace) => trace.name && trace.x && trace.visible !== false)
+    .flatMap((trace) => Array.from(trace.x, (x, k) => [trace.name, x, trace.y[k]])),
+});
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-csv]");
   if (!button) return;
-  const { name, columns, rows } = embedded.data[button.dataset.csv];
+  const name = button.dataset.csv;
+  const { columns, rows } = embedded.tables?.[name] ?? series(embedded.figures[name]);
   const csv = [columns, ...rows].map((row) => row.map(field).join(",")).join("\r\n") + "\r\n";
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([csv], { type: "text/csv;charset=utf-8" }));

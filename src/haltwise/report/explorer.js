@@ -1,30 +1,15 @@
 (() => {
-  const { problems, prices, threshold, forecasts } = embedded;
+  const { problems, prices, figures } = embedded;
   const byId = (id) => document.getElementById(id);
   const [problemBox, priceBox, stepBox] = ["problem", "price", "step"].map(byId);
-  const fixed = (value, digits = 3) => Number(value.toPrecision(digits)).toString().replace("-", "−").replace(/e\+?/, " × 10^");
+  const fixed = (value, digits = 3) => Number((value ?? NaN).toPrecision(digits)).toString().replace("-", "−").replace(/e\+?/, " × 10^");
   const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
-
-  // q(k | x, T = t), k = 0..t: what is left falls on t (stick-breaking), or softmax(s_0..s_t).
-  const posterior = (at, t) => {
-    if (at.hazard) {
-      let left = 1;
-      const q = [];
-      for (let k = 0; k < t; k += 1) { q.push(left * at.hazard[k]); left *= 1 - at.hazard[k]; }
-      return [...q, left];
-    }
-    let s = 0;
-    const logits = [0];
-    for (let k = 0; k < t; k += 1) { s += at.forecast[k] * at.prices_per_temperature; logits.push(s); }
-    const top = Math.max(...logits);
-    const mass = logits.map((value) => Math.exp(value - top));
-    const sum = mass.reduce((a, b) => a + b, 0);
-    return mass.map((value) => value / sum);
-  };
 
   const axis = (title, more = {}) => ({ title: { text: title, standoff: 8 }, automargin: true, zeroline: false, exponentformat: "power", ...more });
   const plot = (id, data, layout) => {
     const div = byId(id);
+    if (!div) return;
+    figures[id] = { data }; // for downloads
     const c = colours();
     const figure = themed({ data, layout }, c);
     Object.assign(figure.layout, {
@@ -35,6 +20,7 @@
     dress(figure.layout, c);
     Plotly.react(div, figure.data, figure.layout, { displaylogo: false, displayModeBar: false, plotlyServerURL: "", showSendToCloud: false });
   };
+  const title = (id, text) => { byId(`${id}-title`).textContent = text; };
   const line = (x, name, dash) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: name, width: 1.6, dash } });
   const BLUE = "#0072B2", VERMILION = "#D55E00", GREY = "#8C8C8C", INK = "#010101";
 
@@ -42,7 +28,7 @@
     const problem = problems[+problemBox.value];
     const price = prices[+priceBox.value];
     const at = problem.at[+priceBox.value];
-    const last = problem.path.length - 1;
+    const last = problem.excess.length - 1;
     const t = +stepBox.value;
     const { excess, path, contours } = problem;
     const stops = at.stop < last;
@@ -52,63 +38,64 @@
     byId("step-shown").textContent = `${t} of ${last}`;
 
     byId("headline").textContent = stops
-      ? `At a price of ${fixed(price)} per step it stops after ${count(at.stop, "step")}, ${fixed(excess[at.returned])} above the minimum`
+      ? `At a price of ${fixed(price)} per step it stops after ${count(at.stop, "step")}, at an excess loss of ${fixed(excess[at.returned])}`
       : `At a price of ${fixed(price)} per step it takes all ${last} steps`;
     byId("sentence").textContent = `In hindsight the best stop is after ${count(at.oracle, "step")}: loss and price then come to ${fixed(cost(at.oracle))}, here to ${fixed(excess[at.returned] + price * at.stop)}. `
-      + (t < at.stop ? `At step ${t} it goes on.` : `By step ${t} it has stopped${t > at.stop ? "; what follows is not computed in use" : ""}.`);
+      + (t < at.stop ? `At step ${t} it goes on.` : `By step ${t} it has stopped${t > at.stop ? "; what follows is not computed in use" : ""}.`)
+      + (at.reason ? ` It stops since ${at.reason}.` : "");
 
-    const upTo = path.slice(0, t + 1);
     const taken = Math.min(t, at.stop);
-    byId("path-title").textContent = t >= at.stop && stops
-      ? `It has stopped, ${count(last - at.stop, "step")} before the end`
-      : `After ${count(t, "step")} the loss is ${fixed(excess[t])} above the minimum`;
-    plot("path", [
-      { type: "contour", x: contours.x, y: contours.y, z: contours.z, ncontours: 18, showscale: true, hoverinfo: "skip",
-        contours: { coloring: "heatmap" }, colorscale: [[0, "rgba(0,114,178,0)"], [1, "rgba(0,114,178,0.5)"]], line: { width: 0.6, color: GREY },
-        colorbar: { title: { text: "log₁₀ excess", side: "right" }, thickness: 8, outlinewidth: 0, len: 0.9 } },
-      { x: upTo.slice(taken).map((p) => p[0]), y: upTo.slice(taken).map((p) => p[1]), mode: "lines+markers", name: "not taken",
-        line: { color: GREY, dash: "dot", width: 1.5 }, marker: { size: 4 }, hoverinfo: "skip", visible: t > taken },
-      { x: upTo.slice(0, taken + 1).map((p) => p[0]), y: upTo.slice(0, taken + 1).map((p) => p[1]), mode: "lines+markers", name: "steps",
-        line: { color: INK, width: 2 }, marker: { size: 6 }, text: upTo.map((_, k) => `t = ${k}<br>excess ${fixed(excess[k])}`), hovertemplate: "%{text}<extra></extra>" },
-      { x: [path[at.returned][0]], y: [path[at.returned][1]], mode: "markers", name: "stops here", marker: { symbol: "star", size: 15, color: VERMILION, line: { color: "#020202", width: 1 } }, hoverinfo: "skip" },
-      ...(contours.minimizer ? [{ x: [contours.minimizer[0]], y: [contours.minimizer[1]], mode: "markers", name: "minimum", marker: { symbol: "x-thin", size: 10, line: { width: 2, color: "#009E73" } }, hoverinfo: "skip" }] : []),
-    ], { xaxis: axis("θ₀", { range: [contours.x[0], contours.x.at(-1)] }), yaxis: axis("θ₁", { range: [contours.y[0], contours.y.at(-1)] }) });
+    if (path) {
+      const upTo = path.slice(0, t + 1);
+      const drawn = (points, name, more) => ({ x: points.map((p) => p[0]), y: points.map((p) => p[1]), name, ...more });
+      title("path", t >= at.stop && stops
+        ? `It has stopped, ${count(last - at.stop, "step")} before the end`
+        : `After ${count(t, "step")} the excess loss is ${fixed(excess[t])}`);
+      plot("path", [
+        { type: "contour", x: contours.x, y: contours.y, z: contours.z, ncontours: 18, showscale: true, hoverinfo: "skip",
+          contours: { coloring: "heatmap" }, colorscale: [[0, "rgba(0,114,178,0)"], [1, "rgba(0,114,178,0.5)"]], line: { width: 0.6, color: GREY },
+          colorbar: { title: { text: "log₁₀ loss", side: "right" }, thickness: 8, outlinewidth: 0, len: 0.9 } },
+        drawn(upTo.slice(taken), "not taken", { mode: "lines+markers", line: { color: GREY, dash: "dot", width: 1.5 }, marker: { size: 4 }, hoverinfo: "skip", visible: t > taken }),
+        drawn(upTo.slice(0, taken + 1), "steps", { mode: "lines+markers", line: { color: INK, width: 2 }, marker: { size: 6 },
+          text: upTo.map((_, k) => `t = ${k}<br>excess ${fixed(excess[k])}`), hovertemplate: "%{text}<extra></extra>" }),
+        drawn([path[at.returned]], "returned", { mode: "markers", marker: { symbol: "star", size: 15, color: VERMILION, line: { color: "#020202", width: 1 } }, hoverinfo: "skip" }),
+        ...(contours.minimizer ? [drawn([contours.minimizer], "minimum", { mode: "markers", marker: { symbol: "x-thin", size: 10, line: { width: 2, color: "#009E73" } }, hoverinfo: "skip" })] : []),
+      ], { xaxis: axis("θ₀", { range: [contours.x[0], contours.x.at(-1)] }), yaxis: axis("θ₁", { range: [contours.y[0], contours.y.at(-1)] }) });
+    }
 
     const steps = excess.map((_, k) => k);
-    byId("loss-title").textContent = gained > 0
-      ? `Going on to the end would gain ${fixed(gained)} for ${fixed(price * (last - at.stop))} in steps`
-      : "Going on to the end would gain nothing";
+    title("loss", stops
+      ? `Going on to the end would ${gained > 0 ? "gain" : "lose"} ${fixed(Math.abs(gained))}, for ${fixed(price * (last - at.stop))} in steps`
+      : `It went to the end, to an excess loss of ${fixed(excess[at.returned])}`);
+    // Rounding may leave a minimum slightly negative; where no minimum is known much lies below 0.
     const floor = Math.max(...excess) * 1e-9;
+    const log = Math.min(...excess) > -floor;
+    const seen = (value) => (log ? Math.max(value, floor) : value);
     plot("loss", [
-      { x: steps, y: excess.map((value) => Math.max(value, floor)), name: "excess loss", mode: "lines+markers", line: { color: BLUE, width: 2 }, marker: { size: 5 }, hovertemplate: "t = %{x}<br>%{y:.4g}<extra></extra>" },
-      { x: steps, y: steps.map((k) => Math.max(cost(k), floor)), name: "with the price of the steps", line: { color: GREY, dash: "dash", width: 1.6 }, mode: "lines", hovertemplate: "t = %{x}<br>%{y:.4g}<extra></extra>" },
-      { x: [t], y: [Math.max(excess[t], floor)], name: "now", mode: "markers", marker: { size: 12, symbol: "circle-open", color: INK, line: { width: 2.4 } }, hoverinfo: "skip" },
-    ], { xaxis: axis("steps t"), yaxis: axis("excess loss", { type: "log" }), shapes: [line(at.stop, VERMILION, "solid")] });
+      { x: steps, y: excess.map(seen), name: "excess loss", mode: "lines+markers", line: { color: BLUE, width: 2 }, marker: { size: 5 }, hovertemplate: "t = %{x}<br>%{y:.4g}<extra></extra>" },
+      { x: steps, y: steps.map((k) => seen(cost(k))), name: "with the price of the steps", line: { color: GREY, dash: "dash", width: 1.6 }, mode: "lines", hovertemplate: "t = %{x}<br>%{y:.4g}<extra></extra>" },
+      { x: [t], y: [seen(excess[t])], name: "now", mode: "markers", marker: { size: 12, symbol: "circle-open", color: INK, line: { width: 2.4 } }, hoverinfo: "skip" },
+    ], { xaxis: axis("steps t"), yaxis: axis("excess loss", { type: log ? "log" : "linear" }), shapes: [line(at.stop, VERMILION, "solid")] });
 
-    const q = posterior(at, t);
-    const before = q.slice(0, Math.min(at.stop, t) + 1).reduce((a, b) => a + b, 0);
-    const best = q.indexOf(Math.max(...q));
-    byId("posterior-title").textContent = t < at.stop
-      ? `With the horizon at ${t}, ${Math.round(100 * q[t])} % of the posterior lies on the last step: it goes on`
-      : `With the horizon at ${t}, the posterior is highest at step ${best}; ${Math.round(100 * before)} % lies at or before the stop`;
+    const q = at.posterior;
+    const sum = (values) => values.reduce((a, b) => a + b, 0);
+    title("posterior", `${Math.round(100 * sum(q.slice(0, at.stop + 1)))} % of the posterior lies at or before the stop${t === at.stop ? "" : `, ${Math.round(100 * sum(q.slice(0, t + 1)))} % at or before step ${t}`}`);
     plot("posterior", [
-      { type: "bar", x: q.map((_, k) => k), y: q, name: "q(t|x,T)", marker: { color: BLUE }, hovertemplate: "t = %{x}<br>q = %{y:.3f}<extra></extra>" },
+      { type: "bar", x: steps, y: q, name: "q(t)", marker: { color: BLUE, opacity: steps.map((k) => (k <= t ? 1 : 0.35)) }, hovertemplate: "t = %{x}<br>q = %{y:.3f}<extra></extra>" },
       ...(at.hazard ? [
-        { x: steps.slice(0, Math.min(t + 1, last)), y: at.hazard.slice(0, t + 1), name: "hazard ρ", mode: "lines+markers", line: { color: "#E69F00", width: 2 }, marker: { size: 5, symbol: "diamond" }, hovertemplate: "t = %{x}<br>ρ = %{y:.3f}<extra></extra>" },
-        { x: [0, last], y: [threshold, threshold], name: "stops at", mode: "lines", line: { color: GREY, dash: "dash", width: 1.4 }, hoverinfo: "skip" },
+        { x: steps.slice(0, Math.min(t + 1, last)), y: at.hazard.slice(0, t + 1), name: "hazard", mode: "lines+markers", line: { color: "#E69F00", width: 2 }, marker: { size: 5, symbol: "diamond" }, hovertemplate: "t = %{x}<br>hazard = %{y:.3f}<extra></extra>" },
       ] : []),
     ], { xaxis: axis("steps t", { range: [-0.6, last + 0.6] }), yaxis: axis("probability", { range: [0, 1.03] }), bargap: 0.25, shapes: [line(at.stop, VERMILION, "solid")] });
 
-    if (!byId("increment")) return;
-    const brought = steps.slice(0, last).map((k) => (excess[k] - excess[k + 1]) / price - 1);
+    if (!at.forecast) return;
+    const brought = steps.slice(0, last).map((k) => (excess[k] - excess[k + 1]) / price);
     const now = Math.min(t, last - 1);
-    const low = at.forecast[now] <= 0;
-    byId("increment-title").textContent = `At step ${now} the next step is forecast to gain ${low ? "less" : "more"} than its price (${fixed(at.forecast[now], 2)} prices; it brought ${fixed(brought[now], 2)})`;
-    plot("increment", [
+    title("forecast", `At step ${now} another step is forecast to gain ${fixed(at.forecast[now], 2)} prices; it brought ${fixed(brought[now], 2)}`);
+    plot("forecast", [
       { x: steps.slice(0, last), y: brought, name: "what the step brought", mode: "lines+markers", line: { color: GREY, dash: "dash" }, marker: { size: 4 }, hovertemplate: "t = %{x}<br>%{y:.3g}<extra></extra>" },
-      { x: steps.slice(0, now + 1), y: at.forecast.slice(0, now + 1), name: "δ, what the head forecast", mode: "lines+markers", line: { color: BLUE, width: 2 }, marker: { size: 6 }, hovertemplate: "t = %{x}<br>δ = %{y:.3g}<extra></extra>" },
-    ], { xaxis: axis("steps t", { range: [-0.6, last + 0.6] }), yaxis: axis("gain less price, in prices", { range: [-4, 10] }),
-      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: INK, width: 1 } }, line(at.stop, VERMILION, "solid")] });
+      { x: steps.slice(0, now + 1), y: at.forecast.slice(0, now + 1), name: "forecast", mode: "lines+markers", line: { color: BLUE, width: 2 }, marker: { size: 6 }, hovertemplate: "t = %{x}<br>%{y:.3g}<extra></extra>" },
+    ], { xaxis: axis("steps t", { range: [-0.6, last + 0.6] }), yaxis: axis("gain, in prices", { range: [-3, 10] }),
+      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, line: { color: INK, width: 1 } }, line(at.stop, VERMILION, "solid")] });
   };
 
   let timer = 0;
@@ -127,7 +114,7 @@
   problemBox.addEventListener("change", atStop);
   priceBox.addEventListener("input", atStop);
   stepBox.addEventListener("input", () => redraw());
-  new ResizeObserver(() => redraw()).observe(byId("path"));
+  new ResizeObserver(() => redraw()).observe(byId("loss"));
   priceBox.value = Math.floor(prices.length / 2);
   const stopsAt = problems.map((problem) => problem.at[+priceBox.value].stop);
   problemBox.value = stopsAt.indexOf(Math.max(...stopsAt)); // the one with most to be seen

@@ -1,85 +1,149 @@
-"""Numbers as readers see them."""
+"""Numbers and names as readers see them."""
 
-from haltwise.report.reading import Range
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from haltwise.evaluation import Interval
 
 __all__ = [
     "MISSING",
+    "Spread",
+    "as_given",
     "count",
+    "facts",
     "interval",
     "joined",
     "num",
     "percent",
-    "percent_range",
-    "plain",
+    "percent_estimate",
+    "percent_interval",
+    "percent_spread",
+    "rounded",
+    "short",
+    "slug",
     "spread",
 ]
 
 MISSING = "–"
-"""Stands where a record has no number."""
+"""Stands where there is no number."""
 
 _SPACE = "\N{NARROW NO-BREAK SPACE}"
-_MINUS = "\N{MINUS SIGN}"
+_DIRECTORY = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
 
 
-def num(value: float | None) -> str:
+class Spread(NamedTuple):
+    """A mean and a standard deviation."""
+
+    mean: float
+    sd: float
+
+
+def num(value: float) -> str:
     """Three significant digits: 0.0527, 11.2, 8,984, 2.1e-30."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return MISSING
+    if size == 0:
+        return "0"
+    if size < 1e-4 or size >= 1e7:
+        return _minus(f"{value:.1e}")
+    return _minus(f"{value:,.0f}" if size >= 999.5 else f"{value:#.3g}".rstrip("."))
+
+
+def as_given(value: float) -> str:
+    """A setting, as it was given."""
+    return _minus(f"{value:.6g}")
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands parted."""
+    return _minus(f"{value:,.0f}") if math.isfinite(value) else MISSING
+
+
+def percent(value: float) -> str:
+    """A share: 86 %."""
+    return f"{_hundredths(value)}{_SPACE}%" if math.isfinite(value) else MISSING
+
+
+def percent_interval(value: Interval) -> str:
+    """The ends of the interval of a share: 81 to 90 %."""
+    return f"{_hundredths(value.low)} to {_hundredths(value.high)}{_SPACE}%"
+
+
+def percent_estimate(value: Interval) -> str:
+    """A share with its interval: 86 % [81, 90]."""
+    if not math.isfinite(value.low + value.high):
+        return percent(value.value)
+    return f"{percent(value.value)} [{_hundredths(value.low)}, {_hundredths(value.high)}]"
+
+
+def interval(value: Interval) -> str:
+    """An estimate with its interval: 0.860 [0.812, 0.901]."""
+    if not math.isfinite(value.low + value.high):
+        return num(value.value)
+    return f"{num(value.value)} [{num(value.low)}, {num(value.high)}]"
+
+
+def spread(value: Spread) -> str:
+    """A mean with its standard deviation: 8.10 ± 3.50."""
+    return f"{num(value.mean)} ± {num(value.sd)}"
+
+
+def percent_spread(value: Spread) -> str:
+    """A mean share with its standard deviation, in percentage points: 95 ± 2 %."""
+    return f"{_hundredths(value.mean)} ± {percent(value.sd)}"
+
+
+def joined(words: Sequence[str]) -> str:
+    """Words in a sentence: a, b and c."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def rounded(value: float) -> float | None:
+    """Six digits, enough for a drawing; None if not finite, which JSON does not know."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def short(text: str) -> str:
+    """Text with only the last part of every absolute path in it."""
+    return _DIRECTORY.sub("", text)
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name: letters, digits, dots and hyphens."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:80] or "data"
+
+
+def facts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as lines of names and values."""
+    lines = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            lines += facts(value, f"{name}.")
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        lines.append((name, ", ".join(map(_fact, values)) or MISSING))
+    return lines
+
+
+def _fact(value: Any) -> str:
     if value is None:
         return MISSING
-    size = abs(value)
-    if size >= 999.5 and size < 1e7:
-        text = f"{value:,.0f}"
-    elif size == 0:
-        text = "0"
-    elif size < 1e-4 or size >= 1e7:
-        text = f"{value:.1e}"
-    else:
-        text = f"{value:#.3g}".rstrip(".")
-    return text.replace("-", _MINUS)
-
-
-def plain(value: float | None) -> str:
-    """A setting, as it was given."""
-    return MISSING if value is None else f"{value:.6g}".replace("-", _MINUS)
-
-
-def count(value: float | None) -> str:
-    """A whole number with its thousands parted."""
-    return MISSING if value is None else f"{value:,.0f}".replace("-", _MINUS)
+    return as_given(value) if isinstance(value, float) else short(str(value))
 
 
 def _hundredths(value: float) -> str:
     """Percentage points, with a decimal where rounding would claim none or all."""
+    if not math.isfinite(value):
+        return MISSING
     points = 100 * value
     near = 0 < abs(points) < 0.995 or 99 < abs(points) < 100
     text = f"{points:.1f}" if near else f"{points:.0f}"
-    return ("0" if float(text) == 0 else text).replace("-", _MINUS)
+    return "0" if float(text) == 0 else _minus(text)
 
 
-def percent(value: float | None) -> str:
-    """A share: 86 %."""
-    return MISSING if value is None else f"{_hundredths(value)}{_SPACE}%"
-
-
-def percent_range(value: Range) -> str:
-    """The ends of an interval of shares."""
-    return f"{_hundredths(value.low)} to {_hundredths(value.high)}{_SPACE}%"
-
-
-def interval(value: Range | None) -> str:
-    """An estimate with its interval: 0.86 [0.81, 0.90]."""
-    if value is None:
-        return ""
-    parts = [f"{part:.2f}".replace("-", _MINUS) for part in value]
-    return f"{parts[0]} [{parts[1]}, {parts[2]}]"
-
-
-def spread(mean: float | None, sd: float | None) -> str:
-    """Mean and standard deviation: 17.5 ± 8.4."""
-    if mean is None:
-        return MISSING
-    return f"{mean:.1f}" if sd is None else f"{mean:.1f} ± {sd:.1f}"
-
-
-def joined(words: list[str]) -> str:
-    """a, b and c."""
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")

@@ -18,7 +18,7 @@
       displaylogo: false, plotlyServerURL: "", showSendToCloud: false,
       displayModeBar: pointer ? "hover" : false,
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-      toImageButtonOptions: { format: "svg", filename: embedded.data[div.dataset.figure].name },
+      toImageButtonOptions: { format: "svg", filename: div.dataset.figure },
     }).then(() => {
       // The legend stands above the plot and takes what it needs, however many lines that is.
       const box = div.querySelector(".legend .bg");

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import require
 from haltwise._core.tensors import select_state
 from haltwise.halting.session import HaltingSession
 from haltwise.processes.base import Process
@@ -18,7 +19,7 @@ __all__ = ["Execution", "Outcome", "run_until_halted"]
 
 @final
 class Outcome(IntEnum):
-    """How an item ended."""
+    """The way an item ended."""
 
     HALTED = 0
     """The stop rule ended it; see `Execution.reason`."""
@@ -31,7 +32,7 @@ class Outcome(IntEnum):
 @final
 @dataclass(frozen=True)
 class Execution:
-    """What became of B items.
+    """Results of B items.
 
     Attributes:
         result: What is returned of each item, shape [B, ...].
@@ -69,7 +70,11 @@ def run_until_halted(
 
     Returns:
         One outcome per item; nothing is raised for an item that goes wrong.
+
+    Raises:
+        InputError: `max_steps` is below 1.
     """
+    require(max_steps >= 1, f"max_steps must be at least 1, got {max_steps}")
     state = process.init()
     current = process.result(state)
     active = torch.arange(process.num_items, device=current.device)

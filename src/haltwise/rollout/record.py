@@ -11,8 +11,8 @@ from haltwise._core.tensors import log_rms
 from haltwise.processes.base import Process, State
 from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.processes.trajectory import Trajectory
-from haltwise.tasks.base import Evaluation, TaskBatch
-from haltwise.update_rules.base import UpdateRule
+from haltwise.tasks.base import DifferentiatedScore, TaskBatch
+from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["Tape", "record", "record_process", "record_tape"]
 
@@ -51,12 +51,14 @@ def record_process(process: Process, num_steps: int) -> Trajectory:
     """
     require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
     state = process.init()
-    loss, excess, signals, readouts = ([] for _ in range(4))
+    loss, excess, norms, signals, readouts = ([] for _ in range(5))
     for step in range(num_steps + 1):
         before = state
         observation, state = process.step(step, before)
         loss.append(observation.loss)
         excess.append(process.score(before, step, observation))
+        if observation.log_grad_norm is not None:
+            norms.append(observation.log_grad_norm)
         if step == num_steps:
             break
         require(
@@ -71,6 +73,7 @@ def record_process(process: Process, num_steps: int) -> Trajectory:
     return Trajectory(
         loss=torch.stack(loss, 1),
         excess=torch.stack(excess, 1),
+        log_grad_norm=torch.stack(norms, 1) if norms else None,
         signals=torch.stack(signals, 1),
         readouts=torch.stack(readouts, 1) if readouts else None,
         final=process.result(before),
@@ -113,7 +116,7 @@ def _record(
     keep = segment is not None
     loss, excess, signals, readouts = ([] for _ in range(4))
     states: list[State] = []
-    rule = rule.settled()
+    rule = prepare(rule)
     params, state = batch.start, rule.init(batch.start)
     memory, grads, updates = init_signals(params), [], []
     shape = (num_steps + 1, batch.num_problems, batch.dim)  # a step is written at a time
@@ -123,7 +126,7 @@ def _record(
         seen = batch.evaluate(params, step) if keep else batch.score(params, step)
         loss.append(seen.loss)
         excess.append(seen.excess)
-        if isinstance(seen, Evaluation):
+        if isinstance(seen, DifferentiatedScore):
             excess_grads[:, step] = seen.excess_grad
             if seen.grad is not seen.excess_grad:
                 if kept_grads.data_ptr() == excess_grads.data_ptr():
@@ -134,9 +137,9 @@ def _record(
             break
         if segment is not None and step % segment == 0:
             states.append(state)
-            update, readout, state = rule.step(seen.grad, state)
+            update, readout, state = rule.update(seen.grad, state)
         else:
-            update, readout, state = rule.advance(seen.grad, state)
+            update, readout, state = update_(rule, seen.grad, state)
         grads.append(seen.grad)
         updates.append(update)
         readouts.append(readout)

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from haltwise import update_rules
 from haltwise._core.errors import require
 from haltwise._core.tensors import flush_negligible, select_state
 from haltwise.models.optimizer_model import OptimizerModel
@@ -138,7 +139,8 @@ def backpropagate(
         pull = excess_cotangent[:, behind].unsqueeze(-1) * tape.excess_grad[:, behind]
         of_updates = pull.flip(1).cumsum_(1).flip(1).add_(later.unsqueeze(1))
         later = of_updates[:, 0]
-        of_state = model.rule.backpropagate(
+        of_state = update_rules.backpropagate(
+            model.rule,
             tape.grad[:, begin:end],
             tape.states[index],
             UpdateStep(flush_negligible(of_updates, 0, 1, 2), of_readouts[:, begin:end], of_state),

@@ -33,7 +33,7 @@ Memory = dict[str, Tensor]
 
 @final
 class DecisionTime(IntEnum):
-    """When a decision is made; indexes the last dimension of a halting model's outputs."""
+    """The time of a decision; indexes the last dimension of a halting model's outputs."""
 
     AFTER_GRADIENT = 0
     """About theta_t, with the gradient there in hand."""
@@ -53,7 +53,7 @@ class StopRule(ABC):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it may stop an item, in words."""
+        """Possible reasons of a stop, in words."""
         return (repr(self),)
 
     def init(self, num_items: int, like: Tensor) -> Memory:
@@ -104,7 +104,7 @@ class LevelRule(StopRule):
 
     @property
     def level(self) -> float:
-        """What the statistic must reach."""
+        """The level that the statistic must reach."""
         value: float = getattr(self, self.level_setting)
         return value
 
@@ -131,7 +131,7 @@ def _init_parts(rules: tuple[StopRule, ...], num_items: int, like: Tensor) -> Me
 def _step_parts(
     rules: tuple[StopRule, ...], observation: StepObservation, memory: Memory
 ) -> tuple[Tensor, Tensor, Memory]:
-    """Of every rule whether it stops (bool) and why (int64), each [number of rules, B]."""
+    """Whether each rule stops (bool) and why (int64), each [number of rules, B]."""
     stops, whys = [], []
     after: Memory = {}
     for index, rule in enumerate(rules):

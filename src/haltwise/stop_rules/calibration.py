@@ -82,8 +82,8 @@ def calibrate(
     kept = trajectory.excess.isfinite().all(1).nonzero().squeeze(1)
     if len(kept) < trajectory.num_items:
         warnings.warn(
-            f"{trajectory.num_items - len(kept)} of {trajectory.num_items} problems are left out of "
-            "the calibration: their excess loss is not finite at every step",
+            f"{trajectory.num_items - len(kept)} of {trajectory.num_items} problems are left out "
+            "of the calibration: their excess loss is not finite at every step",
             CalibrationWarning,
             stacklevel=2,
         )

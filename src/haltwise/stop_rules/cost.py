@@ -1,4 +1,4 @@
-"""What stops cost, and what they return."""
+"""The cost of stops, and the iterates that they return."""
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ def returned_steps(decided: Tensor, trajectory: Trajectory, returns: ReturnedIte
 
 
 def steps_charged(decided: Tensor, unit: CostUnit, num_steps: int) -> Tensor:
-    """What stops decided at steps [n] of at most `num_steps` cost, in the unit of cost."""
+    """The cost of stops decided at steps [n] of at most `num_steps`, in the unit of cost."""
     return decided if unit is CostUnit.UPDATES else (decided + 1).clamp_max(num_steps)
 
 
@@ -80,9 +80,10 @@ def total_cost(
     Raises:
         InputError: What is to be returned costs more than the unit counts.
     """
-    return returned_excess(trajectory, decided, unit, returns) + price * steps_charged(
-        decided, unit, trajectory.num_steps
-    )
+    excess = returned_excess(trajectory, decided, unit, returns)
+    # In the precision of the losses: a number times int64 is float32.
+    charged = steps_charged(decided, unit, trajectory.num_steps).to(excess.dtype)
+    return excess + price * charged
 
 
 def returned_excess(

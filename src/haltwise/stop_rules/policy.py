@@ -1,4 +1,4 @@
-"""When a decision is made, what it is charged for and what it returns.
+"""Stop policies: a stop rule, the unit of its cost and the iterate that it returns.
 
 A rule that decides at theta_t with its gradient in hand has paid for t + 1 gradients. Two units of
 cost, both always reported:
@@ -24,7 +24,7 @@ __all__ = ["RETURNABLE", "CostUnit", "ReturnedIterate", "StopPolicy"]
 
 @final
 class CostUnit(Enum):
-    """What is counted."""
+    """The unit in which cost is counted."""
 
     UPDATES = "updates"
     GRADIENTS = "gradients"
@@ -38,7 +38,7 @@ class CostUnit(Enum):
 
 @final
 class ReturnedIterate(Enum):
-    """What a stop decided at theta_t returns."""
+    """The iterate that a stop decided at theta_t returns."""
 
     NEXT = "next"
     """theta_{t+1}: the update of the gradient paid for already is applied."""

@@ -1,10 +1,13 @@
-"""What a problem to be optimized ("optimizee") must offer.
+"""What a problem to be optimized ("optimizee") and a family of them must offer.
 
-Shape legend used throughout: B problems, D parameters of one problem, T steps.
+Shape legend used throughout: B problems, D parameters of one problem, T steps, N observations or
+examples of a problem, M of them in a minibatch.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
@@ -13,11 +16,11 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.tensors import map_tensors
 
-__all__ = ["Evaluation", "Observation", "Score", "TaskBatch", "TaskFamily"]
+__all__ = ["DifferentiatedScore", "Observation", "Score", "TaskBatch", "TaskFamily"]
 
 
 class Observation(NamedTuple):
-    """What an optimizer may see at one step.
+    """What an optimizer observes at one step.
 
     Attributes:
         loss: The loss at the parameters, shape [B].
@@ -28,8 +31,8 @@ class Observation(NamedTuple):
     grad: Tensor
 
 
-class Evaluation(NamedTuple):
-    """An observation together with what the step is judged by.
+class DifferentiatedScore(NamedTuple):
+    """An observation with the excess loss that meta-training minimises.
 
     Attributes:
         loss: The observed loss, shape [B].
@@ -46,7 +49,7 @@ class Evaluation(NamedTuple):
 
 
 class Score(NamedTuple):
-    """An observation together with what stopping is judged by.
+    """An observation with the excess loss that stopping is judged by.
 
     Attributes:
         loss: The observed loss, shape [B].
@@ -99,7 +102,7 @@ class TaskBatch(ABC):
 
     @abstractmethod
     def observe(self, params: Tensor, step: int) -> Observation:
-        """Loss and gradient as the optimizer sees them.
+        """Compute loss and gradient as the optimizer observes them.
 
         Args:
             params: theta_t, shape [B, D].
@@ -107,35 +110,36 @@ class TaskBatch(ABC):
         """
 
     def observe_loss(self, params: Tensor, step: int) -> Tensor:
-        """The loss of `observe`, shape [B], for a task that knows it for less than the gradient."""
+        """Compute the loss of `observe` alone, shape [B], where that costs less than a gradient."""
         return self.observe(params, step).loss
 
-    def evaluate(self, params: Tensor, step: int) -> Evaluation:
-        """`observe`, with the excess loss that counts and its gradient.
+    def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
+        """Compute `observe`, and the excess loss that meta-training minimises with its gradient.
 
         The default serves deterministic tasks whose loss minus reference is accurate enough;
         a task with a better-conditioned form of the difference overrides it.
         """
         loss, grad = self.observe(params, step)
-        return Evaluation(loss, grad, loss - self.reference_loss, grad)
+        return DifferentiatedScore(loss, grad, loss - self.reference_loss, grad)
 
     def score(self, params: Tensor, step: int) -> Score:
-        """`observe`, with the excess that stopping is judged by.
+        """Compute `observe`, and the excess loss that stopping is judged by.
 
-        The same as that of `evaluate`, except where the loss that is differentiated is a noisy
-        estimate: an oracle that picks the best of many minibatch losses harvests their noise.
+        It is a function of the parameters alone. The same as that of `evaluate`, except where the
+        loss that is differentiated is a noisy estimate: an oracle that picks the best of many
+        minibatch losses harvests their noise.
         """
         loss, grad, excess, _ = self.evaluate(params, step)
         return Score(loss, grad, excess)
 
     def select(self, index: Tensor) -> Self:
-        """The problems at `index` (int64 [K]) as a batch of their own."""
+        """Take the problems at `index`, int64 [any number of them], as a batch of their own."""
         return map_tensors(self, lambda value: value.index_select(0, index))
 
 
 @dataclass(frozen=True)
 class TaskFamily(ABC):
-    """A distribution over problems: what an optimizer is meta-trained on.
+    """A distribution over problems, on which an optimizer is meta-trained.
 
     Subclasses are frozen dataclasses whose fields are plain JSON values, so that a family can be
     written on a card and made again from it.
@@ -149,6 +153,22 @@ class TaskFamily(ABC):
     @abstractmethod
     def _sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
         """Draw problems in float64 on the CPU."""
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Directory of data files, for families that read any; None for the default."""
+        directory: Path | None = vars(self).get("_data_dir")
+        return directory
+
+    def with_data_dir(self, directory: Path | str) -> Self:
+        """Copy the family, to read its data from `directory`.
+
+        That is no field: the copy equals the original, and no card holds it. `dataclasses.replace`
+        therefore drops it, so change fields first.
+        """
+        bound = copy.copy(self)
+        object.__setattr__(bound, "_data_dir", Path(directory))  # the class is frozen
+        return bound
 
     def sample(
         self,
@@ -167,13 +187,13 @@ class TaskFamily(ABC):
             num_problems: B, at least 1.
             generator: CPU generator; advanced by the call.
             dtype: Floating type of the batch.
-            device: Where the batch lies.
+            device: Where the batch is stored.
 
         Returns:
             The batch, its tensors of `dtype` on `device`.
 
         Raises:
-            InputError: `num_problems` is below 1.
+            InputError: `num_problems` is below 1, or data files are missing or bad.
         """
         require(num_problems >= 1, f"a batch needs at least 1 problem, got {num_problems}")
         batch = self._sample(num_problems, generator)

@@ -17,19 +17,21 @@ __all__ = ["FAMILIES", "TRAINING_DEFAULTS", "CifarConvolutional"]
 @final
 @dataclass(frozen=True)
 class CifarConvolutional(ImageClassification):
-    """Three times 5 x 5 convolution, normalisation, ReLU and pooling, then two full layers.
+    """Three times 5 x 5 convolution, normalisation, ReLU and pooling, then two dense layers.
 
     Source: L2L's code (`problems.cifar10` with 16, 16, 16 channels and 32 units, as in its
     "cifar-multi"): 2 x 2 maximum pooling, batch normalisation with an offset but no scale and
     epsilon .001 (the defaults of its library), weights and biases from N(0, 0.01^2), offsets from
-    0, minibatches of 128, pixels / 255. Coordinates: the convolutions' weights first, then
-    everything else, which are the two groups L2L gives an optimizer each (`group_sizes`).
+    0, minibatches of 128, pixels / 255, inputs [3, 32, 32]. Parameters [D = 22,682]: the
+    convolutions' weights first, then everything else, the two groups to which L2L gives an
+    optimizer each (`group_sizes`).
     """
 
     num_score: int = 500
-    """Fewer than for a perceptron: judged at every step, they cost more than its minibatch."""
+    """Training images that stopping is judged by: fewer than for a perceptron, as they are
+    evaluated at every step and cost more than the minibatch."""
     labels: str = "0123456789"
-    """The classes kept, each a digit; the network has as many outputs."""
+    """The classes kept, each a digit; the network has one output for each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +72,7 @@ class CifarConvolutional(ImageClassification):
         return module
 
     def _load(self) -> ImageData:
-        return datasets.load("cifar10")
+        return datasets.load("cifar10", self.data_dir)
 
 
 FAMILIES = {

@@ -1,4 +1,4 @@
-"""Anybody's own problems: a loss that PyTorch differentiates, and the data of each problem."""
+"""Problems given by one function: a loss that PyTorch differentiates, and data per problem."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,14 +17,15 @@ __all__ = ["FunctionBatch"]
 @final
 @dataclass(frozen=True, eq=False)
 class FunctionBatch(TaskBatch):
-    """B problems by one function: `loss(params [K, D], **data)` gives their losses, shape [K].
+    """B problems given by one function: `loss(params [B, D], **data)` returns losses [B].
 
-    The function is asked about any K of the problems: those that have halted leave the batch. So
-    what belongs to each problem comes as data, selected along with the parameters, and no loss
-    may depend on another problem's row. A function of a single problem will do under `torch.vmap`.
+    The function is called with any number of the problems, as those that have halted leave the
+    batch. So what belongs to each problem is passed as data, selected along with the parameters,
+    and no loss may depend on another problem's row. A function of a single problem can be wrapped
+    by `torch.vmap`.
 
     Examples:
-        >>> def loss(params, x, y):  # K exponential decays
+        >>> def loss(params, x, y):  # exponential decays
         ...     return (y - params[:, :1] * torch.exp(-params[:, 1:] * x)).square().sum(1)
         >>> x = torch.rand(100, 8)
         >>> decays = FunctionBatch(torch.ones(100, 2), loss, {"x": x, "y": torch.exp(-x)})
@@ -33,17 +34,17 @@ class FunctionBatch(TaskBatch):
     """
 
     loss: Callable[..., Tensor]
-    """Differentiable by autograd in its first argument, [K, D]; gives [K]."""
+    """From parameters [B, D] and data to losses [B], differentiable in its first argument."""
     data: dict[str, Tensor] = field(default_factory=dict)
-    """What it takes by keyword, each [B, ...]."""
+    """Its keyword arguments, each [B, ...]."""
 
     @property
     def reference_loss(self) -> Tensor:
-        """Zero: nobody knows the least loss."""
+        """Zero, as the least loss is unknown."""
         return self.start.new_zeros(self.num_problems)
 
     def observe(self, params: Tensor, step: int) -> Observation:
-        """Loss and gradient, the latter by automatic differentiation.
+        """Compute loss and gradient, the latter by automatic differentiation.
 
         Raises:
             InputError: The loss has the wrong shape or type, or does not depend on the parameters.
@@ -69,23 +70,23 @@ class FunctionBatch(TaskBatch):
         loss = self.loss(params, **self.data)
         require(
             isinstance(loss, Tensor) and loss.shape == params.shape[:1],
-            f"the loss must give one value per problem, a tensor of shape [{len(params)}] for "
+            f"the loss must return one value per problem, a tensor of shape [{len(params)}] for "
             f"parameters of shape {list(params.shape)}; got "
             + (f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)),
         )
         require(
             loss.dtype == params.dtype,
-            f"the loss comes in {loss.dtype} for parameters in {params.dtype}; "
+            f"the loss has dtype {loss.dtype} for parameters of {params.dtype}; "
             "give start and data the same dtype",
         )
         return loss
 
     def check(self) -> None:
-        """See on a few problems whether the function keeps its promises.
+        """Try the function on a few problems, together and alone.
 
         Raises:
-            InputError: Data of the wrong length, a function that fails on a part of the problems,
-                or a loss that is not the same when its problem stands alone.
+            InputError: Data have the wrong length, the function fails on a subset of the problems,
+                or a loss changes with the problems beside it.
         """
         for name, value in self.data.items():
             require(
@@ -96,7 +97,7 @@ class FunctionBatch(TaskBatch):
             )
         index = torch.tensor([0, self.num_problems // 2, self.num_problems - 1]).unique()
         some = self.select(index.to(self.start.device))
-        # Where all start alike, a loss that compares them is at rest; so each goes its own way.
+        # Between problems with equal starts, a loss that compares them may have no gradient.
         away = 0.01 * torch.rand(some.start.shape, generator=stream(0, "check")).to(some.start)
         params = torch.where(some.start == 0, away, some.start * (1 + away))
         together = self._try(some, params)
@@ -121,5 +122,5 @@ class FunctionBatch(TaskBatch):
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise InputError(
                 f"the loss fails for {len(params)} of the {self.num_problems} problems ({error}); "
-                "it must take any part of them, so what belongs to each problem must come in `data`"
+                "it must take any subset of them, so what belongs to a problem must come in `data`"
             ) from error

@@ -1,4 +1,4 @@
-"""What families of image classifiers share."""
+"""The base class of families of image classifiers."""
 
 import functools
 from abc import abstractmethod
@@ -22,19 +22,22 @@ __all__ = ["CAREFUL_LSTM", "NETWORK_DEFAULTS", "ImageClassification"]
 class ImageClassification(TaskFamily):
     """Networks that classify images; the data are read when problems are drawn, not before.
 
-    The loss is the mean cross-entropy in nats, of a minibatch where it is observed and of
-    `num_score` fixed training images where stopping is judged.
+    Parameters [D]: the network's, flattened. The loss is the mean cross-entropy in nats, of a
+    minibatch where it is observed and of `num_score` fixed training images where stopping is
+    judged.
     """
 
     batch_size: int = 128
+    """Images of a minibatch."""
     num_score: int = 2000
+    """Training images that stopping is judged by."""
     init_std: float = 0.01
     """theta_0 ~ N(0, init_std^2)."""
     first_image: int = 0
-    """Training images before this position are left out: meta-training and evaluation may be
-    given different ones."""
+    """Position of the first training image used, so that meta-training and evaluation can use
+    different ones."""
     num_images: int | None = None
-    """Training images from there on; None for all."""
+    """Number of training images from there on; None for all."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_score", "num_images"):
@@ -46,14 +49,14 @@ class ImageClassification(TaskFamily):
 
     @abstractmethod
     def make_module(self) -> nn.Module:
-        """The network, from bytes / white to logits."""
+        """Make the network, from pixels in [0, 1] to logits."""
 
     @abstractmethod
     def _load(self) -> ImageData:
-        """The data, of the shape the network expects."""
+        """Read the data, in the shape that the network expects."""
 
     def group(self, name: str) -> int:
-        """The group of a parameter (`ModuleTask`)."""
+        """Number of the group of the parameter called `name` (see `ModuleTask`)."""
         return 0
 
     @property
@@ -67,11 +70,11 @@ class ImageClassification(TaskFamily):
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
-        """Coordinates of each group of parameters, in order."""
+        """Number of coordinates of each group of parameters, in order."""
         return _group_sizes(self)
 
     def task(self) -> ModuleTask:
-        """The task with its data; the same object as long as the data are.
+        """Make the task with its data; the same object as long as the data are the same.
 
         Raises:
             InputError: There are no data, or they do not fit.
@@ -103,7 +106,7 @@ def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
     require(
         (last or family.first_image + 1) <= total,
         f"first_image {family.first_image} and num_images {family.num_images} ask for more than "
-        f"the {total} training images there are",
+        f"the {total} training images that there are",
     )
     train = _examples(data.train_images[kept], data.train_labels[kept], family, data.white)
     test = _examples(data.test_images, data.test_labels, family, data.white)
@@ -126,7 +129,7 @@ def _examples(
     family: ImageClassification,
     white: int,
 ) -> Examples:
-    """The examples of the family's classes, labelled 0, 1, ... in their order."""
+    """Take the examples of the family's classes, labelled 0, 1, ... in their order."""
     number = np.full(256, -1)
     number[list(family.classes)] = range(len(family.classes))
     targets = number[labels]

@@ -1,4 +1,4 @@
-"""Sums of squares of linear residuals, in a form whose cost and accuracy do not depend on N."""
+"""Sums of squares of linear residuals, at a cost and accuracy that do not depend on N."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise.tasks.base import Evaluation, Observation, TaskBatch
+from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch
 
 __all__ = ["LeastSquaresBatch", "gaussian_regression"]
 
@@ -23,9 +23,9 @@ class LeastSquaresBatch(TaskBatch):
     """
 
     factor: Tensor
-    """Shape [B, M, D], M <= D rows suffice for any number of observations."""
+    """Shape [B, N, D]; N <= D rows suffice for any number of observations."""
     target: Tensor
-    """Shape [B, M], in the range of `factor`."""
+    """Shape [B, N], in the range of `factor`."""
     minimum: Tensor
     """The least loss, shape [B]."""
     scale: Tensor
@@ -45,7 +45,7 @@ class LeastSquaresBatch(TaskBatch):
         loss, grad, _, _ = self.evaluate(params, step)
         return Observation(loss, grad)
 
-    def evaluate(self, params: Tensor, step: int) -> Evaluation:
+    def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
         del step  # deterministic
         # Few operations: on small problems, dispatching them is what takes the time.
         column = params.unsqueeze(-1)
@@ -53,13 +53,13 @@ class LeastSquaresBatch(TaskBatch):
         weighted = residual * self.scale.view(-1, 1, 1)
         excess = torch.bmm(weighted.mT, residual).view(-1)
         grad = torch.baddbmm(column, self.factor.mT, weighted, beta=0, alpha=2).squeeze(-1)
-        return Evaluation(self.minimum + excess, grad, excess, grad)
+        return DifferentiatedScore(self.minimum + excess, grad, excess, grad)
 
 
 def gaussian_regression(
     design: Tensor, observed: Tensor, count: Tensor, beta: float, start: Tensor
 ) -> LeastSquaresBatch:
-    """Negative log-likelihood of linear regression with known noise (thesis Eq. 16-17).
+    """Make linear regressions: negative log-likelihood with known noise (thesis Eq. 16-17).
 
     See docs/theory.md, Eq. (likelihood).
 
@@ -67,8 +67,8 @@ def gaussian_regression(
     singular value decomposition of the design to D residuals; every later step costs O(D^2).
 
     Args:
-        design: Rows x_n, shape [B, N_max, D], float64; rows beyond a problem's count are zero.
-        observed: y_n, shape [B, N_max], float64; zero beyond the count.
+        design: Rows x_n, shape [B, max N, D], float64; rows beyond a problem's count are zero.
+        observed: y_n, shape [B, max N], float64; zero beyond the count.
         count: N of each problem, shape [B].
         beta: Noise precision, 1 / variance of y given x.
         start: theta_0, shape [B, D].

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import random_subsets
-from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
+from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch, TaskFamily
 from haltwise.tasks.regression import LinearRegression, normal_regression
 
 __all__ = ["FAMILIES", "LogisticRegression", "LogisticRegressionBatch"]
@@ -19,8 +19,8 @@ __all__ = ["FAMILIES", "LogisticRegression", "LogisticRegressionBatch"]
 class LogisticRegressionBatch(TaskBatch):
     """f(theta) = 1/N sum_n log(1 + exp(-y_n x_n^T theta)) + penalty/2 ||theta||^2, y_n = +-1.
 
-    In nats per observation. Scored is f above its minimum; seen is the same mean, penalty
-    included, over K random observations, an unbiased estimate. At K = N the two are one.
+    In nats per observation. The score is f above its minimum. The observed loss is the same mean,
+    penalty included, over M random observations: an unbiased estimate, and f itself if M = N.
     """
 
     signed_design: Tensor
@@ -30,10 +30,11 @@ class LogisticRegressionBatch(TaskBatch):
     least: Tensor
     """f there, shape [B]."""
     seed: Tensor
-    """The problem's own stream of minibatches, int64 [B]."""
+    """Seed of each problem's minibatches, int64 [B]."""
     rows_per_step: int
-    """K, drawn without replacement within a step and afresh at every step."""
+    """M, drawn without replacement within a step and afresh at every step."""
     penalty: float
+    """Weight of the squared norm of theta."""
 
     @property
     def reference_loss(self) -> Tensor:
@@ -54,11 +55,11 @@ class LogisticRegressionBatch(TaskBatch):
         seen = torch.take_along_dim(self.signed_design, rows.unsqueeze(-1), 1)
         return _penalized_loss(seen, params, self.penalty)
 
-    def evaluate(self, params: Tensor, step: int) -> Evaluation:
+    def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
         if not self.stochastic:
             return super().evaluate(params, step)
         score, score_grad = _penalized_loss(self.signed_design, params, self.penalty)
-        return Evaluation(*self.observe(params, step), score - self.least, score_grad)
+        return DifferentiatedScore(*self.observe(params, step), score - self.least, score_grad)
 
 
 def _penalized_loss(signed_design: Tensor, params: Tensor, penalty: float) -> Observation:
@@ -70,7 +71,7 @@ def _penalized_loss(signed_design: Tensor, params: Tensor, penalty: float) -> Ob
 
 
 def _newton(signed_design: Tensor, penalty: float) -> Tensor:
-    """The minimizers, shape [B, D]: Newton's method, steps halved until the gradient falls."""
+    """Find the minimizers, [B, D], by Newton's method, steps halved until the gradient falls."""
     num_problems, num_rows, dim = signed_design.shape
     params = signed_design.new_zeros(num_problems, dim)
     grad = _penalized_loss(signed_design, params, penalty).grad
@@ -101,9 +102,11 @@ def _newton(signed_design: Tensor, penalty: float) -> Tensor:
 class LogisticRegression(TaskFamily):
     """P(y_n = 1) = sigmoid(x_n^T theta*), x ~ s N(0, I), theta* ~ N(0, I / alpha).
 
-    ln s ~ N(0, spread^2), one s per problem: how far the classes lie apart. theta_0 = 0. The
-    penalty makes the minimum exist where the classes are separable; its default alpha/N makes the
-    minimizer the maximum a posteriori of theta*.
+    ln s ~ N(0, spread^2), one s per problem: how far the classes lie apart. Parameters [D],
+    theta_0 = 0. The penalty makes the minimum exist where the classes are separable; its default
+    alpha/N makes the minimizer the maximum a posteriori of theta* (Bishop 2006, "Pattern
+    Recognition and Machine Learning", section 4.5). Source: the designs of the thesis' regression
+    with a logistic likelihood.
     """
 
     num_params: int = 10
@@ -114,7 +117,7 @@ class LogisticRegression(TaskFamily):
     penalty: float = 0.005
 
     def __post_init__(self) -> None:
-        self._regression()  # refuses what is wrong with the rest
+        self._regression()  # checks the other settings
         require(
             1 <= self.rows_per_step <= self.num_observations,
             "rows_per_step must lie between 1 and num_observations "

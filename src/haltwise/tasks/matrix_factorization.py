@@ -1,4 +1,4 @@
-"""Images as products of two thin matrices: not convex, flat at first, its minimum known."""
+"""Images as products of two thin matrices: not convex, flat at first, with a known minimum."""
 
 from dataclasses import dataclass
 from typing import final
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import random_subsets
-from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
+from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch, TaskFamily
 
 __all__ = ["FAMILIES", "DigitFactorization", "MatrixFactorizationBatch"]
 
@@ -16,22 +16,22 @@ __all__ = ["FAMILIES", "DigitFactorization", "MatrixFactorizationBatch"]
 @final
 @dataclass(frozen=True)
 class MatrixFactorizationBatch(TaskBatch):
-    """f(U, V) = 1/2 ||A - U V^T||^2, U [R, k] and V [C, k], in this order in theta.
+    """f(U, V) = 1/2 ||A - U V^T||^2, U [rows, rank] and V [columns, rank], in this order in theta.
 
-    All local minima are global, half the squares of the singular values beyond the k-th (Eckart &
-    Young 1936; Baldi & Hornik 1989); the rest are saddles, one of them at 0. Scored is f above its
-    minimum; seen is an unbiased estimate, RC/K times the sum over K random entries of A, as in
-    collaborative filtering. At K = RC the two are one.
+    All local minima are global, half the squares of the singular values beyond the rank (Eckart &
+    Young 1936; Baldi & Hornik 1989); the other stationary points are saddles, one of them at 0. The
+    score is f above its minimum. The observed loss is an unbiased estimate, N/M times the sum over
+    M random ones of the N entries of A, as in collaborative filtering; f itself if M = N.
     """
 
     matrix: Tensor
-    """A, shape [B, R, C]."""
+    """A, shape [B, rows, columns]."""
     least: Tensor
     """The minimum, shape [B]."""
     seed: Tensor
-    """The problem's own stream of minibatches, int64 [B]."""
+    """Seed of each problem's minibatches, int64 [B]."""
     entries_per_step: int
-    """K, drawn without replacement within a step and afresh at every step."""
+    """M, drawn without replacement within a step and afresh at every step."""
 
     @property
     def reference_loss(self) -> Tensor:
@@ -61,11 +61,11 @@ class MatrixFactorizationBatch(TaskBatch):
         weight = weight.scatter(1, entries, self._num_entries / self.entries_per_step)
         return self._weighted_loss(params, weight.view_as(self.matrix))
 
-    def evaluate(self, params: Tensor, step: int) -> Evaluation:
+    def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
         if not self.stochastic:
             return super().evaluate(params, step)
         score, score_grad = self._weighted_loss(params, None)
-        return Evaluation(*self.observe(params, step), score - self.least, score_grad)
+        return DifferentiatedScore(*self.observe(params, step), score - self.least, score_grad)
 
     def _weighted_loss(self, params: Tensor, weight: Tensor | None) -> Observation:
         num_rows, num_columns = self.matrix.shape[1:]
@@ -82,9 +82,10 @@ class MatrixFactorizationBatch(TaskBatch):
 @final
 @dataclass(frozen=True)
 class DigitFactorization(TaskFamily):
-    """One 8 x 8 image of a handwritten digit a problem, intensities scaled to [0, 1].
+    """One 8 x 8 image of a handwritten digit per problem, intensities scaled to [0, 1].
 
-    theta_0 ~ N(0, start_std^2): near the saddle at 0, which a small start takes long to leave.
+    Parameters [D = 16 rank], theta_0 ~ N(0, start_std^2): near the saddle at 0, which a small start
+    takes long to leave.
     Source: the 1,797 images of scikit-learn's `load_digits` (Alpaydin & Kaynak 1998, UCI).
     """
 

@@ -1,4 +1,4 @@
-"""Linear regression on minibatches: what is seen is noisy, and what counts is never seen."""
+"""Linear regression on minibatches: observations are noisy, the score is not observed."""
 
 from dataclasses import dataclass
 from typing import final
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import random_subsets
-from haltwise.tasks.base import Evaluation, Observation, TaskBatch, TaskFamily
+from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch, TaskFamily
 from haltwise.tasks.regression import LinearRegression, normal_regression
 
 __all__ = ["FAMILIES", "MinibatchRegression", "MinibatchRegressionBatch"]
@@ -17,11 +17,11 @@ __all__ = ["FAMILIES", "MinibatchRegression", "MinibatchRegressionBatch"]
 @final
 @dataclass(frozen=True)
 class MinibatchRegressionBatch(TaskBatch):
-    """StepObservation: beta/2 sum over K random rows of (y_n - x_n^T theta)^2, and its gradient.
+    """f_t(theta) = beta/2 sum over M random rows of (y_n - x_n^T theta)^2.
 
-    Scored: the same, expected over the rows, with theta* in place of the noisy answers,
-    beta/2 K/N sum_n (x_n^T (theta - theta*))^2, which is least, 0, at theta*. Fitting the noise
-    costs: where N is small, the scored loss falls and then rises again.
+    The score is its expectation over the rows, with the noise-free x_n^T theta* in place of y_n:
+    beta/2 M/N sum_n (x_n^T (theta - theta*))^2, which has its minimum 0 at theta*. Fitting the
+    noise costs: where N is small, the score falls and then rises again.
     """
 
     design: Tensor
@@ -31,10 +31,11 @@ class MinibatchRegressionBatch(TaskBatch):
     truth: Tensor
     """theta*, shape [B, D]."""
     seed: Tensor
-    """The problem's own stream of minibatches, int64 [B]."""
+    """Seed of each problem's minibatches, int64 [B]."""
     rows_per_step: int
-    """K, drawn without replacement within a step and afresh at every step."""
+    """M, drawn without replacement within a step and afresh at every step."""
     beta: float
+    """Noise precision."""
 
     @property
     def reference_loss(self) -> Tensor:
@@ -56,12 +57,12 @@ class MinibatchRegressionBatch(TaskBatch):
         loss = 0.5 * self.beta * residual.square().sum((-2, -1))
         return Observation(loss, self.beta * torch.bmm(design.mT, residual).squeeze(-1))
 
-    def evaluate(self, params: Tensor, step: int) -> Evaluation:
+    def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
         error = torch.bmm(self.design, (params - self.truth).unsqueeze(-1))
         weighted = self.beta * self.rows_per_step / self.design.shape[1] * error
         excess = 0.5 * (weighted * error).sum((-2, -1))
         excess_grad = torch.bmm(self.design.mT, weighted).squeeze(-1)
-        return Evaluation(*self.observe(params, step), excess, excess_grad)
+        return DifferentiatedScore(*self.observe(params, step), excess, excess_grad)
 
 
 @final
@@ -69,8 +70,9 @@ class MinibatchRegressionBatch(TaskBatch):
 class MinibatchRegression(TaskFamily):
     """y_n = x_n^T theta* + eps, x ~ s N(0, I), theta* ~ N(0, I / alpha), eps ~ N(0, 1 / beta).
 
-    ln s ~ N(0, spread^2), one s per problem. theta_0 = 0. The N observations of a problem are
-    drawn once; every step sees `rows_per_step` of them.
+    ln s ~ N(0, spread^2), one s per problem. Parameters [D], theta_0 = 0. The N observations of a
+    problem are drawn once; every step observes `rows_per_step` of them. Source: the thesis'
+    regression (Eq. 15-17), observed on minibatches.
     """
 
     num_params: int = 10
@@ -81,7 +83,7 @@ class MinibatchRegression(TaskFamily):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        self._regression()  # refuses what is wrong with the rest
+        self._regression()  # checks the other settings
         require(
             1 <= self.rows_per_step <= self.num_observations,
             "rows_per_step must lie between 1 and num_observations "

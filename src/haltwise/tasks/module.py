@@ -23,11 +23,11 @@ _NORMALISATIONS = (
     nn.RMSNorm,
 )
 _CPU_CHUNK = 256  # examples whose activations a cache holds
-_ACCELERATOR_CHUNK = 32768  # and so many that keep a GPU busy
+_ACCELERATOR_CHUNK = 32768  # examples that keep a GPU busy
 
 
 def _problem(args: tuple[Any, ...], index: int) -> list[Any]:
-    """Of arguments that are tensors or dictionaries of them, those of one problem."""
+    """Take one problem's part of arguments that are tensors or dictionaries of them."""
     return [
         {name: value[index] for name, value in arg.items()} if isinstance(arg, dict) else arg[index]
         for arg in args
@@ -35,7 +35,7 @@ def _problem(args: tuple[Any, ...], index: int) -> list[Any]:
 
 
 def _stacked(results: list[Any]) -> Any:
-    """Tensors, or tuples and dictionaries of them, one a problem, side by side."""
+    """Stack the problems' results: tensors, or tuples and dictionaries of them."""
     first = results[0]
     if isinstance(first, Tensor):
         return torch.stack(results)
@@ -45,7 +45,7 @@ def _stacked(results: list[Any]) -> Any:
 
 
 def _channels_last(value: Any) -> Any:
-    """Images with their channels together; anything else as it is."""
+    """Store images with their channels last; return anything else as it is."""
     if isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point():
         return value.contiguous(memory_format=torch.channels_last)
     return value
@@ -53,12 +53,12 @@ def _channels_last(value: Any) -> Any:
 
 @final
 class Examples:
-    """N examples that all problems share; not a tensor, so that `select` leaves it alone.
+    """N examples that all problems share; not a tensor, so that `select` leaves it as it is.
 
     Args:
         inputs: Shape [N, ...]. Floating ones are cast to the dtype of the parameters.
         targets: Shape [N, ...].
-        scale: If given, inputs are cast and multiplied by it as they are taken: images stay bytes
+        scale: If given, inputs are cast and multiplied by it in `take`, so that images stay bytes
             in memory.
     """
 
@@ -66,7 +66,7 @@ class Examples:
         require(len(inputs) > 0, "a data set needs at least 1 example, got none")
         require(
             len(inputs) == len(targets),
-            f"inputs and targets must be as many, got {len(inputs)} and {len(targets)}",
+            f"inputs and targets must be equal in number, got {len(inputs)} and {len(targets)}",
         )
         self._on = {inputs.device: (inputs, targets)}
         self._first, self._scale = inputs.device, scale
@@ -75,7 +75,7 @@ class Examples:
         return len(self._on[self._first][1])
 
     def take(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Inputs and targets at `index` (int64, shape [...]), on its device."""
+        """Take inputs and targets at `index` (int64, shape [...]), on its device."""
         if index.device not in self._on:
             kept, labels = self._on[self._first]
             self._on[index.device] = kept.to(index.device), labels.to(index.device)
@@ -91,19 +91,20 @@ class Examples:
 
 
 def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples: int) -> Tensor:
-    """Which examples step t of each stream sees, drawn with replacement as in L2L's code.
+    """Draw the examples of step t of each stream, with replacement as in L2L's code.
 
-    The t-th block of what `split_mix` puts out: a pure function of stream and step, exact integers
-    alike on every device, with no end and nothing to store. Probabilities are uniform to N / 2^31.
+    The t-th block of the output of `split_mix`: a pure function of stream and step, the same
+    integers on every device, without end and with nothing to store. Probabilities are uniform to
+    N / 2^31.
 
     Args:
-        streams: int64 [B].
+        streams: Seed of each problem's minibatches, int64 [B].
         step: t.
-        batch_size: Examples of a minibatch.
+        batch_size: M, examples of a minibatch.
         num_examples: N < 2^31.
 
     Returns:
-        int64 [B, batch_size], in [0, N).
+        Indices of examples, int64 [B, M], in [0, N).
     """
     counter = torch.arange(batch_size, device=streams.device) + step * batch_size
     bits = split_mix(streams.unsqueeze(1), counter)
@@ -111,11 +112,12 @@ def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples:
 
 
 class HeldOut(NamedTuple):
-    """How networks do on a whole split.
+    """Performance of networks on a whole split.
 
     Attributes:
         loss: Mean loss, shape [B].
-        accuracy: Share of examples whose largest output is the target's, shape [B].
+        accuracy: Share of examples whose largest output is the target's, shape [B]; NaN if targets
+            are floating.
     """
 
     loss: Tensor
@@ -125,33 +127,33 @@ class HeldOut(NamedTuple):
 @final
 @dataclass(frozen=True, eq=False)
 class ModuleTask(TaskFamily):
-    """Training one network from random initialisations on random minibatches.
+    """Training of one network architecture from random initialisations on random minibatches.
 
     The problem's parameters are the trainable parameters of the module, flattened and
     concatenated in the order of `named_parameters()`, after a stable sort by `group`. Frozen
     parameters (`requires_grad=False`) and buffers are not among them; each problem has its own.
 
-    Observed is the loss of a minibatch with the module in training mode. It is pure: buffers that
-    a module writes to (running statistics) are copies, discarded afterwards. In evaluation mode
-    statistics of batch and instance normalisation are recomputed from fixed training examples
+    The observed loss is that of a minibatch with the module in training mode. It is pure: buffers
+    that a module writes to (running statistics) are copies, discarded afterwards. In evaluation
+    mode statistics of batch and instance normalisation are recomputed from fixed training examples
     ("precise BN": Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3), so that
     held-out losses are a function of the parameters alone.
 
     A module must be deterministic: dropout is refused by `torch.func.vmap`. As it holds code and
     data, a task of this class cannot be named on a card; the shipped families build one.
+    Source: section 3 of L2L (Andrychowicz et al. 2016), for any module.
 
     Args:
         make_module: Makes the module, with its own random initialisation.
         loss: Mean loss of a minibatch from (outputs, targets), a scalar.
-        train: What minibatches are drawn from.
-        test: For `held_out`.
+        train: Examples that minibatches are drawn from.
+        test: Examples for `held_out`.
         batch_size: Examples of a minibatch.
-        num_score: Number of training examples, a fixed random choice, whose mean loss is what
-            stopping is judged by, and whose statistics normalise in evaluation mode; all if there
-            are fewer.
+        num_score: Number of training examples, a fixed random choice, whose mean loss stopping is
+            judged by, and whose statistics normalise in evaluation mode; all if there are fewer.
         init: theta_0: "module" for the module's own scheme, or "normal" for N(0, init_std^2)
             except in normalisation layers, which keep their own.
-        init_std: As said.
+        init_std: Standard deviation of theta_0 if `init` is "normal".
         group: From a parameter's name to the number of its group; groups are consecutive.
     """
 
@@ -187,7 +189,7 @@ class ModuleTask(TaskFamily):
 
     @cached_property
     def group_sizes(self) -> tuple[int, ...]:
-        """Coordinates of each group, in order."""
+        """Number of coordinates of each group, in order."""
         sizes: dict[int, int] = {}
         for name, shape in self.shapes.items():
             sizes[self.group(name)] = sizes.get(self.group(name), 0) + shape.numel()
@@ -207,12 +209,12 @@ class ModuleTask(TaskFamily):
 
     @cached_property
     def _module(self) -> nn.Module:
-        """In training mode; its own tensors give shapes only, and start networks without any."""
+        """The module in training mode, used for its shapes; every problem has its own tensors."""
         with torch.random.fork_rng(devices=[]):
             module = self.make_module()
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._NormBase):
-                layer.momentum = 1.0  # running statistics are then those of the batch just seen
+                layer.momentum = 1.0  # running statistics are then those of the last batch
         return module.train()
 
     @cached_property
@@ -272,15 +274,16 @@ class ModuleTask(TaskFamily):
     def mapped(
         self, function: Callable[..., Any], *args: Any, shared: tuple[Tensor, ...] = ()
     ) -> Any:
-        """What `function` returns of every problem's `args` and then `shared`, stacked.
+        """Map `function` over the problems and stack what it returns.
 
-        On a CPU a grouped convolution, which is what mapping makes of a convolution, takes twice
-        as long as one problem after the other, and images whose channels lie together take less.
+        On a CPU a grouped convolution, which is what `vmap` makes of a convolution, takes twice
+        as long as one problem after the other, and channels last take less.
 
         Args:
-            function: Of tensors and dictionaries of tensors to tensors and tuples and
-                dictionaries of them.
-            args: Each of B problems, the last of examples if there are no shared ones.
+            function: From one problem's part of `args` and then all of `shared`, to a tensor or
+                to tuples and dictionaries of tensors.
+            args: Tensors, or dictionaries of them, [B, ...]; inputs and targets come last if none
+                are shared.
             shared: Examples that are the same for all, the inputs first.
         """
         inputs = shared[0] if shared else args[-2]
@@ -306,11 +309,11 @@ class ModuleTask(TaskFamily):
     def call(
         self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, *, training: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Outputs of one problem's network, and its buffers afterwards.
+        """Run one problem's network; return its outputs, and its buffers afterwards.
 
         Args:
             params: Shape [D].
-            fixed: Frozen parameters and buffers, left untouched.
+            fixed: Frozen parameters and buffers, not modified.
             inputs: Shape [N, ...].
             training: The module's mode.
         """
@@ -325,13 +328,13 @@ class ModuleTask(TaskFamily):
     def mean_loss(
         self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, targets: Tensor
     ) -> Tensor:
-        """The loss of one problem in training mode, a scalar."""
+        """Compute the loss of one problem in training mode, a scalar."""
         return self.loss(self.call(params, fixed, inputs)[0], targets)
 
     def score_examples(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the fixed training examples, each [num_score, ...]."""
+        """Take inputs and targets of the fixed training examples, each [num_score, ...]."""
         if (device, dtype) not in self._score_examples:
-            # Not evenly spaced: every other image of MNIST is of another, harder origin.
+            # Not evenly spaced: every other image of MNIST has another, harder origin.
             order = torch.randperm(len(self.train), generator=stream(0, "score"))
             index = order[: self.num_score].to(device)
             self._score_examples[device, dtype] = self.train.take(index, dtype)
@@ -350,9 +353,9 @@ class ModuleBatch(TaskBatch):
     fixed: dict[str, Tensor]
     """Frozen parameters and buffers by name, each [B, ...]."""
     stream: Tensor
-    """Where each problem's minibatches come from (`minibatch_indices`), int64 [B]."""
+    """Seed of each problem's minibatches (`minibatch_indices`), int64 [B]."""
     task: ModuleTask
-    """What the problems share."""
+    """Architecture and data, shared by the problems."""
 
     @property
     def reference_loss(self) -> Tensor:
@@ -364,18 +367,18 @@ class ModuleBatch(TaskBatch):
         return True
 
     def minibatch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of step t, each [B, batch_size, ...]."""
+        """Take inputs and targets of step t, each [B, batch_size, ...]."""
         index = minibatch_indices(self.stream, step, self.task.batch_size, len(self.task.train))
         return self.task.train.take(index, self.start.dtype)
 
     def observe(self, params: Tensor, step: int) -> Observation:
-        """Loss and gradient on the minibatch of step t, in training mode."""
+        """Compute loss and gradient on the minibatch of step t, in training mode."""
         differentiate = grad_and_value(self.task.mean_loss)
         grad, loss = self.task.mapped(differentiate, params, self.fixed, *self.minibatch(step))
         return Observation(loss, grad)
 
     def score(self, params: Tensor, step: int) -> Score:
-        """`observe`, with the mean loss on the fixed training examples as the excess.
+        """Compute `observe`, and the mean loss on the fixed training examples as the excess.
 
         Batches are normalised by the statistics of all those examples.
         """
@@ -384,7 +387,7 @@ class ModuleBatch(TaskBatch):
 
     @torch.no_grad()
     def fixed_loss(self, params: Tensor) -> Tensor:
-        """Mean loss on the task's `num_score` fixed training examples, shape [B]."""
+        """Compute the mean loss on the `num_score` fixed training examples, shape [B]."""
         task = self.task
         examples = task.score_examples(params.device, params.dtype)
         loss: Tensor = task.mapped(task.mean_loss, params, self.fixed, shared=examples)
@@ -392,7 +395,7 @@ class ModuleBatch(TaskBatch):
 
     @torch.no_grad()
     def held_out(self, params: Tensor, split: Literal["train", "test"] = "test") -> HeldOut:
-        """Loss and accuracy on all of a split, in evaluation mode, shape [B] each.
+        """Compute loss and accuracy on all of a split, in evaluation mode, shape [B] each.
 
         Raises:
             InputError: The task has no test examples.
@@ -420,11 +423,11 @@ class ModuleBatch(TaskBatch):
         return HeldOut(*total.to(params.dtype))
 
     def accuracy(self, params: Tensor, split: Literal["train", "test"] = "test") -> Tensor:
-        """Share of a split's examples that are classified correctly, shape [B]."""
+        """Compute the share of a split's examples that are classified correctly, shape [B]."""
         return self.held_out(params, split).accuracy
 
     def _with_statistics(self, params: Tensor) -> dict[str, Tensor]:
-        """`fixed`, its running statistics averaged over fixed training batches."""
+        """Take `fixed`, its running statistics averaged over fixed training batches."""
         task = self.task
         if not any(name.endswith("running_mean") for name in task.buffer_names):
             return self.fixed

@@ -21,10 +21,10 @@ _SIDE = {"mnist": 28, "digits": 8}
 class Perceptron(ImageClassification):
     """A small fully connected network on small grey images, thesis experiment 2.
 
-    Parameters are W_1 (units x pixels), b_1, W_2, b_2, ... in this order. Source: L2L, section
-    3.2 and `problems.py` (20 sigmoid units, theta_0 ~ N(0, 0.01^2), minibatches of 128 drawn with
-    replacement, pixels / 255). The digits are UCI's test images as scikit-learn ships them, 1,437
-    of 1,797 for training by a fixed shuffle.
+    Parameters [D] are W_1 [units, pixels], b_1 [units], W_2, b_2, ... in this order. Source: L2L,
+    section 3.2 and `problems.py` (20 sigmoid units, theta_0 ~ N(0, 0.01^2), minibatches of 128
+    drawn with replacement, pixels / 255). The digits are UCI's test images as scikit-learn ships
+    them, 1,437 of 1,797 for training by a fixed shuffle.
     """
 
     data: Literal["mnist", "digits"] = "mnist"
@@ -32,7 +32,7 @@ class Perceptron(ImageClassification):
     """A directory with other images in the files of MNIST, for instance Fashion-MNIST."""
     num_hidden: int = 20
     num_layers: int = 1
-    """Hidden layers."""
+    """Number of hidden layers."""
     activation: Literal["sigmoid", "relu"] = "sigmoid"
 
     def __post_init__(self) -> None:
@@ -57,7 +57,11 @@ class Perceptron(ImageClassification):
         return nn.Sequential(*layers, nn.Linear(num_inputs, len(self.classes)))
 
     def _load(self) -> ImageData:
-        loaded = datasets.load_idx(self.images) if self.images else datasets.load(self.data)
+        loaded = (
+            datasets.load_idx(self.images)
+            if self.images
+            else datasets.load(self.data, self.data_dir)
+        )
         side = _SIDE[self.data]
         for images in (loaded.train_images, loaded.test_images):
             require(

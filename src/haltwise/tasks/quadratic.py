@@ -1,4 +1,4 @@
-"""Random quadratics of Andrychowicz et al. 2016 ("L2L"): the replication check."""
+"""Random quadratics of Andrychowicz et al. 2016 ("L2L"), for replication."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -17,8 +17,8 @@ __all__ = ["FAMILIES", "TRAINING_DEFAULTS", "Quadratic"]
 class Quadratic(TaskFamily):
     """f(theta) = ||W theta - y||^2 with W [D, D] and y [D] from U(0, 1).
 
-    The paper says Gaussian, its code draws uniforms; the code is followed, as its published
-    figures are (arXiv 1606.04474, section 3.1). theta_0 ~ N(0, start_std^2).
+    Parameters [D], theta_0 ~ N(0, start_std^2). Source: arXiv 1606.04474, section 3.1. The paper
+    states Gaussian, but its code draws uniforms, and its published figures agree with the code.
     """
 
     num_params: int = 10

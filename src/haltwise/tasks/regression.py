@@ -30,14 +30,14 @@ def sample_design(
     spread: float,
     condition_decades: float,
 ) -> Tensor:
-    """Random design matrices, shape [B, N, D], float64.
+    """Draw design matrices, shape [B, N, D], float64.
 
     Args:
         num_problems: B.
         num_rows: N.
         num_columns: D.
         generator: CPU generator.
-        inputs: Law of an input before scaling: U(-2, 2) or N(0, 1).
+        inputs: Distribution of an input before scaling: U(-2, 2) or N(0, 1).
         intercept: Whether the first column is the constant 1 (thesis Eq. 15).
         spread: sigma of the log-normal factor exp(sigma z), one z per problem, on all columns but
             the intercept: how much problems differ in difficulty.
@@ -69,8 +69,9 @@ class LinearRegression(TaskFamily):
     """y_n = x_n^T theta* + eps, theta* ~ N(0, I / alpha), eps ~ N(0, 1 / beta) (Eq. 15-17).
 
     The loss is the negative log-likelihood of the noisy y, summed over the N observations, with
-    its constants. theta_0 = 0. The thesis leaves the law of xi and N open; the defaults are those
-    of its author's later code where it states them.
+    its constants. Parameters [D], theta_0 = 0. Source: the thesis, section 5.1. It leaves the
+    distribution of x and N open; the defaults are those of its author's later code where it states
+    them.
     """
 
     num_params: int = 2
@@ -78,7 +79,9 @@ class LinearRegression(TaskFamily):
     """N is log-uniform on [min_observations, max_observations], per problem."""
     max_observations: int = 10
     alpha: float = 1.0
+    """Precision of theta*."""
     beta: float = 1.0
+    """Noise precision."""
     inputs: Literal["uniform", "normal"] = "uniform"
     intercept: bool = True
     spread: float = 0.0
@@ -108,7 +111,7 @@ class LinearRegression(TaskFamily):
             )
         require(
             self.spectral_norm is None or self.spectral_norm > 0,
-            f"spectral_norm must be above 0, or None to leave designs be, got {self.spectral_norm}",
+            f"spectral_norm must be above 0, or None to scale none, got {self.spectral_norm}",
         )
 
     @property
@@ -118,7 +121,7 @@ class LinearRegression(TaskFamily):
     def draw(
         self, num_problems: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Design [B, N, D], true parameters [B, D], row mask [B, N] and counts N [B], float64."""
+        """Draw design [B, N, D], theta* [B, D], row mask [B, N] and counts N [B], float64."""
         draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
         low, high = self.min_observations, self.max_observations
         ratio = (high + 1) / low
@@ -153,13 +156,13 @@ class LinearRegression(TaskFamily):
 def normal_regression(
     num_params: int, num_observations: int, *, alpha: float, spread: float, beta: float = 1.0
 ) -> LinearRegression:
-    """The designs that other regressions share: N(0, 1) inputs, no intercept, one N for all.
+    """Make the family whose designs other regressions share: N(0, 1) inputs, no intercept, one N.
 
     Args:
         num_params: D.
         num_observations: N.
         alpha: Precision of the true parameters.
-        spread: Of the problems' scales, see `sample_design`.
+        spread: sigma of the problems' scales, see `sample_design`.
         beta: Noise precision.
 
     Raises:

@@ -53,19 +53,22 @@ class StudentTBatch(TaskBatch):
 @final
 @dataclass(frozen=True)
 class StudentTRegression(TaskFamily):
-    """Linear regression whose noise is s times Student-t with nu degrees of freedom.
+    """Linear regression with Student-t noise of scale s and nu degrees of freedom.
 
-    The loss has no closed-form minimum and may have several; the reference is the end of
-    `num_reference_steps` of expectation maximisation (iteratively reweighted least squares, Lange,
-    Little & Taylor 1989) started at the true parameters. Excess losses can therefore be slightly
-    negative in the rare problem with a better minimum elsewhere.
+    Parameters [D], theta_0 = 0. The loss has no closed-form minimum and may have several; the
+    reference is the end of `num_reference_steps` of expectation maximisation (iteratively
+    reweighted least squares) started at the true parameters. Excess losses can therefore be
+    slightly negative in the rare problem with a better minimum elsewhere. Source: Lange, Little &
+    Taylor 1989, "Robust statistical modeling using the t distribution".
     """
 
     num_params: int = 10
     num_observations: int = 20
     alpha: float = 1.0
     degrees: float = 3.0
+    """nu."""
     noise_scale: float = 1.0
+    """s."""
     spread: float = 0.0
     num_reference_steps: int = 200
 
@@ -77,7 +80,7 @@ class StudentTRegression(TaskFamily):
             f"num_observations must be at least num_params = {self.num_params} for a reference "
             f"solution, got {self.num_observations}",
         )
-        self._regression()  # refuses what is wrong with the rest
+        self._regression()  # checks the other settings
 
     @property
     def dim(self) -> int:

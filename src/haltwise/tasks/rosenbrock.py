@@ -15,7 +15,7 @@ __all__ = ["FAMILIES", "Rosenbrock", "RosenbrockBatch"]
 @final
 @dataclass(frozen=True)
 class RosenbrockBatch(TaskBatch):
-    """f(x) = sum_i b (x_{i+1} - x_i^2)^2 + (1 - x_i)^2, least at x = 1 with f = 0."""
+    """f(x) = sum_i b (x_{i+1} - x_i^2)^2 + (1 - x_i)^2, with its minimum 0 at x = 1."""
 
     steepness: Tensor
     """b, shape [B]."""
@@ -44,9 +44,10 @@ class RosenbrockBatch(TaskBatch):
 @final
 @dataclass(frozen=True)
 class Rosenbrock(TaskFamily):
-    """Starts from N(0, start_std^2); b is log-uniform on [min_steepness, max_steepness].
+    """Rosenbrock functions whose b is log-uniform on [min_steepness, max_steepness].
 
-    Source: H. H. Rosenbrock, Computer Journal 3 (1960), 175-184, where b = 100.
+    Parameters [D], theta_0 ~ N(0, start_std^2). Source: H. H. Rosenbrock, Computer Journal 3
+    (1960), 175-184, where b = 100.
     """
 
     num_params: int = 2

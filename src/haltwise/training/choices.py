@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, final
 
 from haltwise._core import plugins
-from haltwise._core.discovery import configure, find, lookup
+from haltwise._core.discovery import configure, find_known, lookup
 from haltwise._core.nested_settings import Choice, Leaf, class_leaves
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.tasks import families
@@ -81,6 +81,6 @@ def make_estimator(choice: Choice, own: list[type]) -> GradientEstimator:
     Raises:
         InputError: There is none, or a setting is impossible.
     """
-    found = find(estimators(), choice.name, CHOICES["joint.estimator"].noun, own)
+    found = find_known(estimators(), choice.name, CHOICES["joint.estimator"].noun, own)
     made: GradientEstimator = configure(found, choice.settings, choice.name)
     return made

@@ -1,5 +1,7 @@
 """The family that a run learns from: of problems or of processes, named or from a file."""
 
+from pathlib import Path
+
 from haltwise._core import plugins
 from haltwise._core.discovery import configure
 from haltwise._core.nested_settings import Choice
@@ -21,15 +23,19 @@ def is_process_family(name: str) -> bool:
     return issubclass(found if isinstance(found, type) else type(found), ProcessFamily)
 
 
-def find_family(choice: Choice) -> TaskFamily | ProcessFamily:
+def find_family(choice: Choice, data_dir: Path | str | None = None) -> TaskFamily | ProcessFamily:
     """Make the family that a choice names.
+
+    Args:
+        choice: Its name and settings.
+        data_dir: Directory of the family's data files, see `haltwise.tasks.family`.
 
     Raises:
         InputError: There is none, or no such setting, and near names are suggested; or the file
             does not run.
     """
     if not is_process_family(choice.name):
-        return family(choice.name, choice.settings)
+        return family(choice.name, choice.settings, data_dir=data_dir)
     found = plugins.load_object(choice.name, ProcessFamily, "family of processes")
     made: ProcessFamily = configure(found, choice.settings, choice.name)
     return made

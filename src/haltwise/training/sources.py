@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -76,7 +77,11 @@ class FamilySource(Source):
     unit = CostUnit.GRADIENTS
 
     def __init__(
-        self, own: TaskFamily, settings: TrainingSettings, device: torch.device | str
+        self,
+        own: TaskFamily,
+        settings: TrainingSettings,
+        device: torch.device | str,
+        data_dir: Path | str | None = None,
     ) -> None:
         require(
             settings.rule.name != "none",
@@ -84,7 +89,7 @@ class FamilySource(Source):
             "name one",
         )
         self.family = own
-        self._mixed_with = {name: family(name) for name in settings.mixed_with}
+        self._mixed_with = {name: family(name, data_dir=data_dir) for name in settings.mixed_with}
         self._horizon, self._seed, self._device = settings.horizon, settings.seed, device
 
     @property
@@ -184,7 +189,9 @@ class RecordedSource(Source):
         return self._parts[name]
 
 
-def source_of(settings: TrainingSettings, device: torch.device | str) -> Source:
+def source_of(
+    settings: TrainingSettings, device: torch.device | str, data_dir: Path | str | None = None
+) -> Source:
     """Make the source that settings name.
 
     Raises:
@@ -192,10 +199,10 @@ def source_of(settings: TrainingSettings, device: torch.device | str) -> Source:
     """
     if settings.runs is not None:
         return RecordedSource(settings, device)
-    own = find_family(settings.family)
+    own = find_family(settings.family, data_dir)
     if isinstance(own, ProcessFamily):
         return ProcessSource(own, settings, device)
-    return FamilySource(own, settings, device)
+    return FamilySource(own, settings, device, data_dir)
 
 
 def _require_no_rule(settings: TrainingSettings, why: str) -> None:

@@ -26,6 +26,7 @@ def train(
     *,
     preset: str = "act",
     device: torch.device | str = "cpu",
+    data_dir: str | Path | None = None,
     **settings: Any,
 ) -> Path:
     """Train a model that knows when to stop; what `haltwise train` does, without a display.
@@ -37,6 +38,7 @@ def train(
         directory: Directory of the run, created if missing.
         preset: A name in `PRESETS`.
         device: Where to compute.
+        data_dir: See `haltwise.tasks.family`; by default that of a family of your own.
         settings: Settings of `TrainingSettings`, sections as dictionaries: `price=0.1`,
             `joint={"num_steps": 500}`; `rule` and `method` by name, with settings as in
             `rule={"name": "adam", "settings": {"learning_rate": 0.1}}`, or as an instance.
@@ -50,9 +52,14 @@ def train(
     changes = {name: _plain(name, value) for name, value in settings.items()}
     if isinstance(family, TaskFamily | ProcessFamily):
         changes = {"family": {"settings": asdict(family)}, **changes}
+        if isinstance(family, TaskFamily):
+            data_dir = data_dir or family.data_dir
         family = whereabouts(family)
     chosen = TrainingSettings.from_preset(preset, family, changes)
-    for _ in Trainer(chosen, Path(directory), device=device, command=f"train({family!r})").run():
+    trainer = Trainer(
+        chosen, Path(directory), device=device, command=f"train({family!r})", data_dir=data_dir
+    )
+    for _ in trainer.run():
         pass
     return Path(directory)
 

@@ -55,6 +55,7 @@ class Trainer:
         tensorboard: Whether to write TensorBoard event files.
         command: What started the run, for the card.
         workers: The processes that share the run; they need one file system.
+        data_dir: Directory of the family's data files, see `haltwise.tasks.family`.
 
     Raises:
         InputError: A setting is impossible, or the directory holds a run already or cannot be
@@ -70,8 +71,9 @@ class Trainer:
         tensorboard: bool = False,
         command: str = "",
         workers: Workers | None = None,
+        data_dir: Path | str | None = None,
     ) -> None:
-        self._set_up(settings, directory, device, workers)
+        self._set_up(settings, directory, device, workers, data_dir)
         RunDirectory.require_free(directory)
         self._workers.wait()  # until all have looked
         self._command = command
@@ -89,6 +91,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         tensorboard: bool = False,
         workers: Workers | None = None,
+        data_dir: Path | str | None = None,
     ) -> Self:
         """Take up the run in `directory` at its last checkpoint.
 
@@ -98,6 +101,7 @@ class Trainer:
             device: Where to compute.
             tensorboard: Whether to write TensorBoard event files.
             workers: The processes that share the run.
+            data_dir: Directory of the family's data files.
 
         Warns:
             CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
@@ -115,7 +119,7 @@ class Trainer:
         if settings is not None:
             _refuse_drift(directory, written.to_json(), settings.to_json())
         trainer = cls.__new__(cls)
-        trainer._set_up(written, directory, device, workers)
+        trainer._set_up(written, directory, device, workers, data_dir)
         trainer._command = str(document.get("command", ""))
         first = trainer._workers.is_first
         newest = None
@@ -144,11 +148,12 @@ class Trainer:
         directory: Path,
         device: torch.device | str,
         workers: Workers | None,
+        data_dir: Path | str | None,
     ) -> None:
         self.settings, self.directory, self._device = settings, directory, device
         self._workers = workers or Workers()
         self._files = RunDirectory(directory, settings.run.num_checkpoints)
-        self.source = source_of(settings, device)
+        self.source = source_of(settings, device, data_dir)
         self._own = own_classes(settings)
         self._learner = Learner(settings, self.source, self._own, device, self._workers)
         generator = stream(settings.seed, "validation")
@@ -165,6 +170,8 @@ class Trainer:
         """Copy trained parts, if that is wanted, and measure what there is to begin with."""
         begin_from(self.model, self.settings.rule_from, self.settings.halter_from, self._own)
         self._validate()
+        if self._learner.phase.name == "halting":  # an untrained halter is no contender
+            self._best_rank = UNRANKED
         self._good = self._snapshot()
 
     # ---------------------------------------------------------------------------------- progress

@@ -1,27 +1,47 @@
-"""A rule for each group of coordinates, as L2L's experiment on CIFAR-10 has."""
+"""A rule for each group of coordinates, as in L2L's experiment on CIFAR-10."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
-from haltwise.update_rules.base import Pooled, State, UpdateRule, UpdateStep
+from haltwise._core.tensors import nested_state, sub_state
+from haltwise.update_rules.base import State, UpdateRule, UpdateStep
+from haltwise.update_rules.capabilities import (
+    SupportsBackpropagation,
+    SupportsInPlace,
+    SupportsPreparation,
+    SupportsReplay,
+    backpropagate,
+    prepare,
+    replay,
+    update_,
+)
+from haltwise.update_rules.table import make
 
 __all__ = ["PartitionedRule"]
 
 
 @final
-class PartitionedRule(nn.Module, UpdateRule):
+class PartitionedRule(
+    nn.Module,
+    UpdateRule,
+    SupportsPreparation,
+    SupportsInPlace,
+    SupportsReplay,
+    SupportsBackpropagation,
+):
     """Consecutive groups of coordinates, each moved by a rule of its own.
 
-    L2L gives the convolutions' weights one learned optimizer and everything else another. What a
-    rule pools over coordinates it pools over its group; read-outs are concatenated.
+    L2L gives the convolutions' weights one learned optimizer and all other parameters another.
+    What a rule pools over coordinates it pools over its group; read-outs are concatenated. A host
+    that moves chunks of coordinates asks each group's own rule.
 
     Args:
-        sizes: Coordinates of each group; their sum is D. None, for the last, is all others.
+        sizes: Number of coordinates of each group, D in total. The last may be None: all others.
         rules: Name and settings of each group's rule, as `haltwise.update_rules.make` takes them.
         generator: Draws the weights of learned rules, group by group.
     """
@@ -33,8 +53,6 @@ class PartitionedRule(nn.Module, UpdateRule):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        from haltwise.update_rules import make  # the table of rules, which has this one in it
-
         super().__init__()
         require(
             len(sizes) == len(rules) > 0,
@@ -48,7 +66,7 @@ class PartitionedRule(nn.Module, UpdateRule):
         )
         self.sizes = list(sizes)
         self.rules = [make(name, settings, generator) for name, settings in rules]
-        # Makes the weights of the learned ones known to `parameters()` and `state_dict()`.
+        # Registers the weights of learned rules with `parameters()` and `state_dict()`.
         self.learned = nn.ModuleDict(
             {str(i): rule for i, rule in enumerate(self.rules) if isinstance(rule, nn.Module)}
         )
@@ -57,25 +75,23 @@ class PartitionedRule(nn.Module, UpdateRule):
     def readout_size(self) -> int:
         return sum(rule.readout_size for rule in self.rules)
 
-    def settled(self) -> "PartitionedRule":
+    def prepare(self) -> "PartitionedRule":
         twin = copy.copy(self)
-        twin.rules = [rule.settled() for rule in self.rules]
+        twin.rules = [prepare(rule) for rule in self.rules]
         return twin
 
     def init(self, params: Tensor) -> State:
         parts = self._split(params)
-        return _join([rule.init(part) for rule, part in zip(self.rules, parts, strict=True)])
+        return _nested(rule.init(part) for rule, part in zip(self.rules, parts, strict=True))
 
-    def step(self, grad: Tensor, state: State) -> UpdateStep:
-        return self._each("step", grad, state)
+    def update(self, grad: Tensor, state: State) -> UpdateStep:
+        return self._each(lambda rule, grad, state: rule.update(grad, state), grad, state)
+
+    def update_(self, grad: Tensor, state: State) -> UpdateStep:
+        return self._each(update_, grad, state)
 
     def replay(self, grads: Tensor, state: State) -> UpdateStep:
-        return self._each("replay", grads, state)
-
-    def advance(self, grad: Tensor, state: State, pooled: Pooled | None = None) -> UpdateStep:
-        if pooled is not None:
-            return super().advance(grad, state, pooled)
-        return self._each("advance", grad, state)
+        return self._each(replay, grads, state)
 
     def backpropagate(
         self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
@@ -88,28 +104,32 @@ class PartitionedRule(nn.Module, UpdateRule):
             cotangents.readout.split(sizes, -1),
             strict=True,
         )
-        return _join(
-            [
-                rule.backpropagate(
-                    grad,
-                    _own(state, number),
-                    UpdateStep(update, readout, _own(cotangents.state, number)),
-                    wants_state=wants_state,
-                )
-                for number, (rule, grad, update, readout) in enumerate(parts)
-            ]
+        return _nested(
+            backpropagate(
+                rule,
+                grad,
+                sub_state(state, f"{number}."),
+                UpdateStep(update, readout, sub_state(cotangents.state, f"{number}.")),
+                wants_state=wants_state,
+            )
+            for number, (rule, grad, update, readout) in enumerate(parts)
         )
 
-    def _each(self, method: str, grads: Tensor, state: State) -> UpdateStep:
-        """`method` of every rule on its own coordinates."""
+    def _each(
+        self,
+        function: Callable[[UpdateRule, Tensor, State], UpdateStep],
+        grads: Tensor,
+        state: State,
+    ) -> UpdateStep:
+        """`function` of every rule, its coordinates and its state."""
         steps = [
-            getattr(rule, method)(part, _own(state, number))
+            function(rule, part, sub_state(state, f"{number}."))
             for number, (rule, part) in enumerate(zip(self.rules, self._split(grads), strict=True))
         ]
         return UpdateStep(
             torch.cat([step.update for step in steps], -1),
             torch.cat([step.readout for step in steps], -1),
-            _join([step.state for step in steps]),
+            _nested(step.state for step in steps),
         )
 
     def _split(self, value: Tensor) -> tuple[Tensor, ...]:
@@ -117,10 +137,10 @@ class PartitionedRule(nn.Module, UpdateRule):
         return parts
 
     def sizes_of(self, dim: int) -> list[int]:
-        """Coordinates of each group in a problem of `dim`.
+        """Number of coordinates of each group in a problem of `dim` coordinates.
 
         Raises:
-            InputError: The groups do not make up so many.
+            InputError: The groups do not make up `dim` coordinates.
         """
         first = [size for size in self.sizes[:-1] if size is not None]
         last = self.sizes[-1] or dim - sum(first)
@@ -131,18 +151,12 @@ class PartitionedRule(nn.Module, UpdateRule):
         return [*first, last]
 
 
-def _join(states: Sequence[State]) -> State:
+def _nested(states: Iterable[State]) -> State:
+    """The states of all groups in one, each under its group's number."""
     return {
-        f"{number}.{name}": value
+        name: value
         for number, state in enumerate(states)
-        for name, value in state.items()
-    }
-
-
-def _own(state: State, number: int) -> State:
-    prefix = f"{number}."
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+        for name, value in nested_state(state, f"{number}.").items()
     }
 
 

@@ -24,7 +24,7 @@ __all__ = ["HaltingExamples", "HaltingMethod", "require_positive"]
 
 
 class HaltingExamples(NamedTuple):
-    """What a halting objective is a function of: plain tensors of B items and T steps.
+    """Arguments of a halting objective: plain tensors of B items and T steps.
 
     Attributes:
         excess: Scored loss at steps 0..T, shape [B, T+1].
@@ -91,14 +91,14 @@ class HaltingMethod(ABC):
 
     @abstractmethod
     def objective(self, examples: HaltingExamples) -> Tensor:
-        """What is minimised, in prices, shape [B]."""
+        """The objective to be minimised, in prices, shape [B]."""
 
     @abstractmethod
     def rule(self, time: DecisionTime) -> StopRule:
         """The stop rule before anything is calibrated."""
 
     def returns(self, unit: CostUnit) -> ReturnedIterate:
-        """What a stop returns at the cost of this unit; the unit's default."""
+        """The iterate that a stop returns at the cost of this unit; the unit's default."""
         return RETURNABLE[unit][0]
 
     def policy(self, unit: CostUnit) -> StopPolicy:
@@ -129,7 +129,7 @@ class HaltingMethod(ABC):
     def forecast_gain(
         self, outputs: Mapping[str, Tensor], rule: StopRule, price: Tensor
     ) -> Tensor | None:
-        """What another step is forecast to gain, in units of the loss, shape [B]; None if unknown.
+        """Forecast gain of another step, in units of the loss, shape [B]; None if unknown.
 
         Stopping is right where it is below the price.
         """

@@ -1,4 +1,4 @@
-"""A causal hazard, trained on its free energy (PonderNet, Banino et al. 2021, at low temperature)."""
+"""A causal hazard, trained on its free energy at a low temperature (PonderNet, Banino 2021)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +145,7 @@ def _stops(examples: HaltingExamples, tau: Tensor) -> tuple[tuple[Tensor, Tensor
 
 
 def _free_energy(losses: Tensor, hazard_logits: Tensor, price: Tensor, tau: Tensor) -> Tensor:
-    """What stops really cost; only for a hazard that stops somewhere sensible already.
+    """The true cost of stops; only for a hazard that stops somewhere sensible already.
 
     A new one stops at random, often where the loss is a thousand prices high. It learns within a
     few steps never to stop at all, where the gradient vanishes (Chen et al. 2020 report the like).

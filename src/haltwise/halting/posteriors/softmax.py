@@ -42,7 +42,8 @@ class SoftmaxPosterior(Posterior):
         """q(. | x, T = t) at t = 0, 1, ... as increments delta_0, delta_1, ... come in.
 
         Args:
-            increments: Each of shape [B], for instance the output `increments[:, DecisionTime.AFTER_GRADIENT]`.
+            increments: Each of shape [B], for instance a column of the output
+                `increments`.
             like: A tensor [B] of the dtype and device wanted.
 
         Yields:

@@ -14,9 +14,15 @@ from torch import Tensor
 from haltwise._core.tensors import log_rms, nested_state, sub_state, widened
 from haltwise._kernels import one_thread
 from haltwise.processes.signals import init_signals, sum_products
-from haltwise.update_rules import PartitionedRule, Pooled, State, UpdateRule
+from haltwise.update_rules import (
+    PartitionedRule,
+    PooledGradient,
+    State,
+    UpdateRule,
+    update_chunk,
+)
 
-__all__ = ["Moved", "init_state", "leaves", "move", "pool", "working_dtype"]
+__all__ = ["UpdateStatistics", "init_state", "leaves", "move", "pool", "working_dtype"]
 
 
 def working_dtype(param: Tensor) -> torch.dtype:
@@ -45,7 +51,7 @@ def _gradients(param: Tensor, chunk_size: int, *, maximize: bool) -> Iterator[Te
 
 
 @one_thread()
-def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> Pooled:
+def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> PooledGradient:
     """What is pooled of the gradients of `params`, each [1]; NaN or infinite if one of them is."""
     sums, logs, num = [], [], 0
     for param in params:
@@ -56,7 +62,7 @@ def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> Pooled
     device = sums[0].device  # a model may be spread over several
     total = torch.stack([value.to(device) for value in sums]).sum(0)
     squares = torch.stack([value.to(device) for value in logs]).logsumexp(0)
-    return Pooled(total / num, (squares - math.log(num)) / 2)
+    return PooledGradient(total / num, (squares - math.log(num)) / 2)
 
 
 def init_state(rule: UpdateRule, param: Tensor) -> State:
@@ -78,7 +84,7 @@ def init_state(rule: UpdateRule, param: Tensor) -> State:
 
 
 @final
-class Moved(NamedTuple):
+class UpdateStatistics(NamedTuple):
     """What the halting head needs to know of the coordinates moved; sums over them."""
 
     readout: Tensor
@@ -92,13 +98,13 @@ def move(
     rule: UpdateRule,
     param: Tensor,
     state: State,
-    pooled: Pooled,
+    pooled: PooledGradient,
     *,
     lr: float,
     weight_decay: float,
     maximize: bool,
     chunk_size: int,
-) -> Moved:
+) -> UpdateStatistics:
     """Advance the state of a tensor in place; its displacement is left in `signals.update`.
 
     Args:
@@ -112,7 +118,7 @@ def move(
         chunk_size: Coordinates moved at once.
     """
     size, dtype = param.numel(), working_dtype(param)
-    pooled = Pooled(*(value.to(param.device, dtype) for value in pooled))
+    pooled = PooledGradient(*(value.to(param.device, dtype) for value in pooled))
     values = param.detach().reshape(1, -1) if weight_decay else None
     own, last = sub_state(state, "rule."), sub_state(state, "signals.")
     of_tensor: State = {}
@@ -121,7 +127,7 @@ def move(
     for grad in _gradients(param, chunk_size, maximize=maximize):
         span = slice(begin, begin + grad.shape[1])
         old = {name: _part(value, span, size) for name, value in own.items()}
-        step = rule.advance(grad, old, pooled)
+        step = update_chunk(rule, grad, old, pooled)
         update = lr * step.update
         if values is not None:
             update -= lr * weight_decay * values[:, span].to(dtype)
@@ -141,7 +147,7 @@ def move(
         begin = span.stop
     for name, value in of_tensor.items():
         own[name].copy_(value)
-    return Moved(readout, products)
+    return UpdateStatistics(readout, products)
 
 
 def _part(value: Tensor, span: slice, size: int) -> Tensor:

@@ -30,7 +30,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
 from haltwise.stop_rules import CostUnit, DecisionTime
-from haltwise.update_rules import Pooled, UpdateRule
+from haltwise.update_rules import PooledGradient, UpdateRule
 
 __all__ = ["LearnedOptimizer"]
 
@@ -47,7 +47,7 @@ class _Part(NamedTuple):
 
     leaf: int
     params: list[Tensor]
-    pooled: Pooled
+    pooled: PooledGradient
 
 
 class _Problem(NamedTuple):
@@ -351,7 +351,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if loss is None:
             return
         record["judged"] += 1
-        if record["judged"] < record["step"] or not self._halting(group).halts:
+        if record["judged"] < record["step"] or not self._knows_when_to_stop(group):
             return
         like = _head_of(group)
         halting = self._cast(group, like).halting
@@ -423,6 +423,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _halting(self, group: Group) -> HaltingModel:
         return self._models[group["digest"]].halting
 
+    def _knows_when_to_stop(self, group: Group) -> bool:
+        halting = self._halting(group)
+        return halting.halts and CostUnit.GRADIENTS in halting.card.policies
+
     def _price(self, group: Group) -> float:
         price: float | None = group["price"]
         return self._halting(group).card.price if price is None else price
@@ -447,6 +451,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"the weights {name!r} were meta-trained without halting and never ask to stop; "
                 "choose others or end the loop yourself",
             )
+            self._halting(group).policy(CostUnit.GRADIENTS)  # says so if none was calibrated
             require(
                 record["judged"] == record["step"],
                 f"when to stop is judged from the loss, which {record['step'] - record['judged']} "

@@ -1,0 +1,36 @@
+"""Tables on the terminal, and records in JSON files."""
+
+import json
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Terminal
+
+from haltwise._core.files import write_atomically
+from haltwise._core.json import to_json
+from haltwise.report.page import Table
+
+__all__ = ["print_table", "write_json"]
+
+
+def print_table(table: Table) -> None:
+    """Print a table of a report, its title above and its note below."""
+    shown = Terminal(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, column in enumerate(table.headings):
+        shown.add_column(column, justify="right" if place else "left", no_wrap=place > 0)
+    for place, row in enumerate(table.cells):
+        shown.add_row(*row, style="bold" if place == table.strong else None)
+    console = Console()
+    console.print(table.title, style="bold", markup=False, highlight=False)
+    console.print(shown)
+    console.print(table.note, style="dim", markup=False, highlight=False)
+
+
+def write_json(path: Path, record: object) -> None:
+    """Write a record as JSON, atomically.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    write_atomically(path, (json.dumps(to_json(record), indent=1) + "\n").encode())

@@ -1,0 +1,18 @@
+"""Public checks of contracts: what a family, a rule, a method or a process of one's own must keep.
+
+Each raises an `AssertionError` that says in a sentence what is wrong.
+"""
+
+from haltwise.testing.family import check_family
+from haltwise.testing.halting_method import check_halting_method
+from haltwise.testing.process import check_process
+from haltwise.testing.stop_rule import check_stop_rule
+from haltwise.testing.update_rule import check_update_rule
+
+__all__ = [
+    "check_family",
+    "check_halting_method",
+    "check_process",
+    "check_stop_rule",
+    "check_update_rule",
+]

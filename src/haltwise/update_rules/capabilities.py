@@ -1,0 +1,201 @@
+"""What an update rule may offer beyond its contract, and the functions by which hosts ask for it.
+
+A rule inherits the capabilities it has. Hosts call the functions of this module, which fall back
+to `UpdateRule.update` where a capability is missing:
+
+| capability | function | without it |
+|---|---|---|
+| `SupportsPreparation` | `prepare` | the rule itself |
+| `SupportsInPlace` | `update_` | `update`, in new memory |
+| `SupportsChunks` | `update_chunk` | refused |
+| `SupportsReplay` | `replay` | a loop over `update` |
+| `SupportsBackpropagation` | `backpropagate` | autograd through `replay` |
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import InputError
+from haltwise.update_rules.base import PooledGradient, State, UpdateRule, UpdateStep
+
+__all__ = [
+    "SupportsBackpropagation",
+    "SupportsChunks",
+    "SupportsInPlace",
+    "SupportsPreparation",
+    "SupportsReplay",
+    "backpropagate",
+    "backpropagate_by_autograd",
+    "prepare",
+    "replay",
+    "replay_by_loop",
+    "update_",
+    "update_chunk",
+]
+
+
+# ------------------------------------------------------------------------------ capabilities
+
+
+class SupportsPreparation(ABC):
+    """A rule that can share work among many steps."""
+
+    @abstractmethod
+    def prepare(self) -> UpdateRule:
+        """See `haltwise.update_rules.prepare`."""
+
+
+class SupportsInPlace(ABC):
+    """A rule that can write its new state into the memory of the old one."""
+
+    @abstractmethod
+    def update_(self, grad: Tensor, state: State) -> UpdateStep:
+        """See `haltwise.update_rules.update_`."""
+
+
+class SupportsChunks(ABC):
+    """A rule that can move a problem's coordinates in chunks."""
+
+    @abstractmethod
+    def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
+        """See `haltwise.update_rules.update_chunk`."""
+
+
+class SupportsReplay(ABC):
+    """A rule that can repeat many steps faster than by a loop."""
+
+    @abstractmethod
+    def replay(self, grads: Tensor, state: State) -> UpdateStep:
+        """See `haltwise.update_rules.replay`."""
+
+
+class SupportsBackpropagation(ABC):
+    """A rule that can backpropagate through many steps faster than autograd."""
+
+    @abstractmethod
+    def backpropagate(
+        self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
+    ) -> State:
+        """See `haltwise.update_rules.backpropagate`."""
+
+
+# ------------------------------------------------------------------------------ functions
+
+
+def prepare(rule: UpdateRule) -> UpdateRule:
+    """The same rule for many steps, between which its weights are neither replaced nor moved.
+
+    What these steps share is computed once. Drop the prepared rule when they are done.
+    """
+    return rule.prepare() if isinstance(rule, SupportsPreparation) else rule
+
+
+@torch.no_grad()
+def update_(rule: UpdateRule, grad: Tensor, state: State) -> UpdateStep:
+    """`rule.update` without a graph, which may take the memory of `state`.
+
+    Args:
+        rule: The rule.
+        grad: Shape [B, D].
+        state: From `init` or the step before; not to be used again.
+    """
+    if isinstance(rule, SupportsInPlace):
+        return rule.update_(grad, state)
+    return rule.update(grad, state)
+
+
+@torch.no_grad()
+def update_chunk(
+    rule: UpdateRule, grad: Tensor, state: State, pooled: PooledGradient
+) -> UpdateStep:
+    """`update_` of some of a problem's coordinates, for problems too large to move at once.
+
+    Args:
+        rule: The rule.
+        grad: Of N of the problem's D coordinates, shape [B, N].
+        state: Of these coordinates; not to be used again.
+        pooled: Statistics of the whole gradient, each [B].
+
+    Returns:
+        Updates [B, N], the read-out's mean over these coordinates, and their state.
+
+    Raises:
+        InputError: The rule does not support chunks.
+    """
+    if not isinstance(rule, SupportsChunks):
+        raise InputError(
+            f"{type(rule).__name__} moves all coordinates of a problem at once only; to move them "
+            "in chunks it needs a method `update_chunk` (haltwise.update_rules.SupportsChunks)"
+        )
+    return rule.update_chunk(grad, state, pooled)
+
+
+def replay(rule: UpdateRule, grads: Tensor, state: State) -> UpdateStep:
+    """T steps on recorded gradients, differentiable in the rule's weights and the state.
+
+    Args:
+        rule: The rule.
+        grads: Gradients of T consecutive steps, constants, shape [B, T, D].
+        state: The state before the first of them.
+
+    Returns:
+        Updates [B, T, D], read-outs [B, T, R] and the state after the last step.
+    """
+    if isinstance(rule, SupportsReplay):
+        return rule.replay(grads, state)
+    return replay_by_loop(rule, grads, state)
+
+
+def replay_by_loop(rule: UpdateRule, grads: Tensor, state: State) -> UpdateStep:
+    """`replay` by T calls of `rule.update`."""
+    updates, readouts = [], []
+    for grad in grads.unbind(1):
+        update, readout, state = rule.update(grad, state)
+        updates.append(update)
+        readouts.append(readout)
+    return UpdateStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
+
+
+def backpropagate(
+    rule: UpdateRule, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
+) -> State:
+    """Backpropagate through `replay`, into `.grad` of the rule's weights.
+
+    Args:
+        rule: The rule.
+        grads: As `replay` takes them.
+        state: As `replay` takes it.
+        cotangents: Derivatives with respect to what `replay` returns; entries missing from the
+            state are zero.
+        wants_state: Whether derivatives with respect to `state` are wanted.
+
+    Returns:
+        These derivatives; an entry may be missing where it is zero. Empty unless wanted.
+    """
+    if isinstance(rule, SupportsBackpropagation):
+        return rule.backpropagate(grads, state, cotangents, wants_state=wants_state)
+    return backpropagate_by_autograd(rule, grads, state, cotangents, wants_state=wants_state)
+
+
+def backpropagate_by_autograd(
+    rule: UpdateRule, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
+) -> State:
+    """`backpropagate` by PyTorch's autograd through `replay`."""
+    first = {
+        name: value.detach().requires_grad_(wants_state and value.is_floating_point())
+        for name, value in state.items()
+    }
+    with torch.enable_grad():
+        replayed = replay(rule, grads, first)
+    pairs = [
+        (replayed.update, cotangents.update),
+        (replayed.readout, cotangents.readout),
+        *((replayed.state[name], value) for name, value in cotangents.state.items()),
+    ]
+    pairs = [pair for pair in pairs if pair[0].requires_grad]
+    if pairs:
+        roots, values = zip(*pairs, strict=True)
+        torch.autograd.backward(roots, values)
+    return {name: value.grad for name, value in first.items() if value.grad is not None}

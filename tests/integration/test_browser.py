@@ -1,0 +1,196 @@
+"""Pages as a browser shows them: Chromium without a window."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reported_runs import write_run
+
+import haltwise
+from haltwise.report import write_explorer, write_report
+from haltwise.tasks import family
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((path for name in _NAMES if (path := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="there is no Chromium to look at the pages with"
+)
+
+# Runs before the page: what goes wrong, and what is downloaded, is written down.
+WATCH = """<script>
+const seen = { errors: [], downloads: [] };
+addEventListener("error", (event) => seen.errors.push(String(event.message)));
+addEventListener("unhandledrejection", (event) => seen.errors.push(String(event.reason)));
+addEventListener("securitypolicyviolation", (event) => seen.errors.push(event.blockedURI));
+for (const kind of ["error", "warn"]) {
+  console[kind] = (...words) => seen.errors.push(words.join(" "));
+}
+URL.createObjectURL = (blob) => {
+  blob.text().then((text) => seen.downloads.push(text));
+  return "#";
+};
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+const press = async (element) => {
+  const { left, top, width, height } = element.getBoundingClientRect();
+  const at = { bubbles: true, clientX: left + width / 2, clientY: top + height / 2, view: window };
+  element.dispatchEvent(new MouseEvent("mousedown", at));
+  element.dispatchEvent(new MouseEvent("mouseup", at));
+  await wait(500);  // Plotly waits whether a click becomes a double one
+};
+const report = async (look) => {
+  await wait(300);
+  try {
+    Object.assign(seen, await look());
+  } catch (error) {
+    seen.errors.push(String(error.stack));
+  }
+  seen.requests = performance.getEntriesByType("resource").map(({ name }) => name)
+    .filter((name) => !/^(data|blob):/.test(name));
+  const shown = document.createElement("pre");
+  shown.id = "seen";
+  shown.textContent = JSON.stringify(seen);
+  document.body.append(shown);
+};
+</script>"""
+
+REPORT = """
+const canvases = [...document.querySelectorAll(".canvas")];
+const blank = (canvas) => !canvas.querySelector(".main-svg");
+for (let tries = 0; tries < 60 && canvases.some(blank); tries += 1) await wait(250);
+const sizes = canvases.map((canvas) => {
+  const box = canvas.querySelector(".main-svg")?.getBoundingClientRect();
+  return box ? [box.width, box.height, canvas.clientWidth] : null;
+});
+const visible = (div) => div._fullData.filter((trace) => trace.visible === true).length;
+const toggles = [];
+for (const canvas of canvases) {
+  const toggle = canvas.querySelector(".legendtoggle");
+  if (!toggle) continue;
+  const before = visible(canvas);
+  await press(toggle);
+  toggles.push([before, visible(canvas)]);
+}
+for (const button of document.querySelectorAll("[data-csv]")) button.click();
+const ground = () => getComputedStyle(document.body).backgroundColor;
+const first = ground();
+document.getElementById("theme").click();
+await wait(1000);
+const overflow = document.documentElement.scrollWidth - innerWidth;
+const csv = document.querySelectorAll("[data-csv]").length;
+return { sizes, toggles, width: innerWidth, overflow, grounds: [first, ground()], csv };
+"""
+
+EXPLORER = """
+const byId = (id) => document.getElementById(id);
+const states = [];
+for (const price of [0, byId("price").max]) {
+  byId("price").value = price;
+  byId("price").dispatchEvent(new Event("input"));
+  await wait(100);
+  const headline = byId("headline").textContent;
+  states.push([+byId("price-shown").textContent, +byId("step").value, headline]);
+}
+byId("step").value = byId("step").max;
+byId("step").dispatchEvent(new Event("input"));
+const sums = [byId("posterior")._fullData[0].y.reduce((a, b) => a + b, 0)];
+byId("play").click();
+await wait(1200);
+const played = +byId("step").value;
+for (const button of document.querySelectorAll("[data-csv]")) button.click();
+await wait(1000);
+const canvases = [...document.querySelectorAll(".canvas")];
+const drawn = canvases.map((canvas) => canvas.querySelectorAll(".main-svg").length > 0);
+const overflow = document.documentElement.scrollWidth - innerWidth;
+return { states, sums, played, drawn, overflow, width: innerWidth };
+"""
+
+
+def look(page: Path, script: str, folder: Path, width: int = 1280) -> dict[str, Any]:
+    """What `script` returns on the page, and what went wrong there."""
+    text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + WATCH, 1)
+    end = f"<script>report(async () => {{ {script} }});</script></body>"
+    watched = folder / "watched.html"
+    watched.write_text(end.join(text.rsplit("</body>", 1)), encoding="utf-8")
+    assert BROWSER is not None
+    run = subprocess.run(
+        [
+            BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--proxy-server=127.0.0.1:9",  # where nothing listens: nothing gets out
+            f"--user-data-dir={folder / 'profile'}",
+            f"--window-size={width},12000",  # all of the page is in view
+            "--virtual-time-budget=60000", "--dump-dom", watched.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=180, check=True,
+    )  # fmt: skip
+    found = re.search(r'<pre id="seen">(.*?)</pre>', run.stdout, re.DOTALL)
+    assert found, run.stdout[-500:]
+    seen: dict[str, Any] = json.loads(html.unescape(found[1]))
+    return seen
+
+
+@pytest.fixture(scope="session")
+def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_run(tmp_path_factory.mktemp("report"))
+    return write_report(folder, folder / "report.html")
+
+
+@pytest.mark.parametrize("width", [500, 1280])  # narrower windows Chromium refuses
+def test_the_report_works_in_a_browser(width: int, report_page: Path, tmp_path: Path) -> None:
+    seen = look(report_page, REPORT, tmp_path, width)
+    assert seen["errors"] == []
+    assert seen["requests"] == []
+    assert len(seen["sizes"]) >= 5
+    for wide, high, card in seen["sizes"]:
+        assert min(wide, high) >= 200
+        assert abs(wide - card) <= 1
+    assert len(seen["toggles"]) >= 3
+    assert all(after < before for before, after in seen["toggles"])
+    assert seen["width"] == width
+    assert seen["overflow"] <= 0
+    assert len(set(seen["grounds"])) == 2
+    assert len(seen["downloads"]) == seen["csv"] >= 6
+    for text in seen["downloads"]:
+        header, *rows = text.strip().split("\r\n")
+        assert len(rows) >= 1
+        assert "," in header
+
+
+def test_the_explorer_works_in_a_browser(tmp_path: Path) -> None:
+    page = write_explorer(
+        haltwise.load("regression-2d"),
+        family("regression-2d"),
+        tmp_path / "explore.html",
+        name="regression-2d",
+        family_name="regression-2d",
+        num_problems=2,
+        num_steps=12,
+    )
+    seen = look(page, EXPLORER, tmp_path, 500)
+    assert seen["errors"] == []
+    assert seen["requests"] == []
+    (cheap, late, first), (dear, early, second) = seen["states"]
+    assert cheap < dear
+    assert late >= early
+    assert first != second
+    assert seen["sums"] == [pytest.approx(1, abs=1e-4)]
+    assert 1 <= seen["played"] <= 4  # from the end it begins again
+    assert seen["drawn"] == [True] * 4
+    assert seen["overflow"] <= 0
+    assert len(seen["downloads"]) == 4
+
+
+def test_the_watch_sees_requests_and_errors(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<html><head></head><body><img src='http://elsewhere.invalid/x.png'>"
+        "<script>nothing.here()</script></body></html>"
+    )
+    seen = look(page, "await wait(500); return {};", tmp_path)
+    assert any("nothing is not defined" in error for error in seen["errors"])
+    assert seen["requests"] == ["http://elsewhere.invalid/x.png"]

@@ -1,0 +1,163 @@
+"""Running with early exit agrees with recorded trajectories, and saves what it says it saves."""
+
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import pytest
+import torch
+from draws import DOUBLE
+from random_models import random_model
+from stop_rule_cases import AFTER, BEFORE
+from torch import Tensor
+
+from haltwise import InputError
+from haltwise._core.random import stream
+from haltwise.halting import HalterSettings, HaltingSession
+from haltwise.models import OptimizerModel
+from haltwise.processes import OptimizationProcess, Trajectory
+from haltwise.rollout import Execution, Outcome, record, run_until_halted
+from haltwise.stop_rules import (
+    FixedBudget,
+    GradientNorm,
+    HazardThreshold,
+    Patience,
+    PosteriorMode,
+    ReturnedIterate,
+    Sampling,
+    StopPolicy,
+    StopRule,
+    decisions_and_reasons,
+    returned_steps,
+)
+from haltwise.tasks import TaskBatch, family
+
+STEPS, PROBLEMS, PRICE = 12, 40, 0.05
+
+
+def model_of(method: str) -> OptimizerModel:
+    model = random_model(method=method, halter=HalterSettings(), hidden_size=20)
+    return model.double().requires_grad_(False)
+
+
+@pytest.fixture
+def batch() -> TaskBatch:
+    return family("regression-2d").sample(PROBLEMS, stream(2), dtype=DOUBLE)
+
+
+def judged(model: OptimizerModel, batch: TaskBatch) -> Trajectory:
+    return model.halting.attach(record(model.rule, batch, STEPS), PRICE)
+
+
+def execute(model: OptimizerModel, batch: TaskBatch, policy: StopPolicy) -> Execution:
+    prices = torch.full((batch.num_problems,), PRICE, dtype=batch.start.dtype)
+    session = HaltingSession(policy, prices, model.halting)
+    return run_until_halted(OptimizationProcess(model.rule, batch), session, STEPS)
+
+
+def rules_of(method: str, trajectory: Trajectory) -> dict[str, StopRule]:
+    """Rules that stop some problems early and others late."""
+    norm, patience = GradientNorm(2.0), Patience(2)
+    if method == "softmax":
+        return {"mode": PosteriorMode(AFTER), "before": PosteriorMode(BEFORE)}
+    median = trajectory.known("hazard_logits").median().item()
+    return {
+        "hazard": HazardThreshold(median),
+        "norm": norm,
+        "patience": patience,
+        "fixed": FixedBudget(5),
+        "drawn": Sampling(3),
+        "any": norm | patience | FixedBudget(9),
+        "all": norm & (Sampling(3) | patience),
+    }
+
+
+CASES = [
+    (method, kind, returns)
+    for method, kinds in (
+        ("softmax", ("mode", "before")),
+        ("stick-breaking", ("hazard", "norm", "patience", "fixed", "drawn", "any", "all")),
+    )
+    for kind in kinds
+    for returns in ReturnedIterate
+    if method != "softmax" or returns is not ReturnedIterate.LEARNED
+]
+
+
+@pytest.mark.parametrize(("method", "kind", "returns"), CASES)
+def test_it_ends_where_the_recorded_trajectory_says(
+    method: str, kind: str, returns: ReturnedIterate, batch: TaskBatch
+) -> None:
+    model = model_of(method)
+    trajectory = judged(model, batch)
+    rule = rules_of(method, trajectory)[kind]
+    decided, reason = decisions_and_reasons(rule, trajectory)
+    result = execute(model, batch, StopPolicy(rule, returns))
+    halted = decided < STEPS
+    assert torch.equal(result.num_gradients, (decided + 1).clamp_max(STEPS))
+    updates = returned_steps(decided, trajectory, returns)
+    assert torch.equal(result.num_updates, updates)
+    assert torch.equal(result.reason, reason)
+    assert torch.equal(result.reason >= 0, halted)
+    assert result.reasons == rule.reasons
+    assert torch.equal(result.outcome == Outcome.HALTED, halted)
+    expected = trajectory.excess.gather(1, updates.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(batch.evaluate(result.result, 0).excess, expected)
+
+
+def test_the_learned_iterate_of_a_method_that_learns_none_is_refused(batch: TaskBatch) -> None:
+    policy = StopPolicy(PosteriorMode(AFTER), ReturnedIterate.LEARNED)
+    with pytest.raises(InputError, match="needs hold_logits"):
+        execute(model_of("softmax"), batch, policy)
+
+
+@final
+@dataclass(frozen=True)
+class Counting(TaskBatch):
+    """A task that counts how many gradients it was really asked for."""
+
+    inner: TaskBatch
+    calls: list[int]
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return self.inner.reference_loss
+
+    def observe(self, params: Tensor, step: int) -> Any:
+        self.calls.append(len(params))
+        return self.inner.observe(params, step)
+
+    def select(self, index: Tensor) -> "Counting":
+        inner = self.inner.select(index)
+        return Counting(inner.start, inner, self.calls)
+
+
+def test_gradients_evaluated_are_gradients_counted(batch: TaskBatch) -> None:
+    model = model_of("stick-breaking")
+    counting = Counting(batch.start, batch, [])
+    rule = rules_of("stick-breaking", judged(model, batch))["hazard"]
+    result = execute(model, counting, StopPolicy(rule, ReturnedIterate.NEXT))
+    assert sum(counting.calls) == int(result.num_gradients.sum()) < PROBLEMS * STEPS
+
+
+def test_a_problem_that_goes_wrong_harms_no_other(batch: TaskBatch) -> None:
+    model, spoilt = model_of("stick-breaking"), 3
+    policy = StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)
+    clean = execute(model, batch, policy)
+    known: Any = batch
+    target = known.target.clone()
+    target[spoilt] = torch.nan
+    result = execute(model, replace(known, target=target), policy)
+    assert result.outcome[spoilt] == Outcome.NONFINITE
+    assert torch.equal(result.result[spoilt], batch.start[spoilt])
+    assert result.reason[spoilt] == -1
+    others = torch.arange(PROBLEMS) != spoilt
+    assert torch.equal(result.result[others], clean.result[others])
+    assert torch.equal(result.outcome[others], clean.outcome[others])
+
+
+def test_running_no_step_is_refused(batch: TaskBatch) -> None:
+    model = model_of("stick-breaking")
+    policy = StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)
+    session = HaltingSession(policy, torch.ones(PROBLEMS, dtype=DOUBLE))
+    with pytest.raises(InputError, match="max_steps must be at least 1, got 0"):
+        run_until_halted(OptimizationProcess(model.rule, batch), session, 0)

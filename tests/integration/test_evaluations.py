@@ -1,0 +1,258 @@
+"""Held-out evaluations: what they hold, that they survive the disk, and what they refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluation_cases import make_evaluation
+from in_process import haltwise
+
+from haltwise import InputError, OptimizerModel, load
+from haltwise._core.files import load_tensors, save_tensors
+from haltwise._core.json import from_json, to_json
+from haltwise._core.random import stream
+from haltwise.evaluation import EvaluationRecord, evaluate
+from haltwise.evaluation.optimizers import HAND_DESIGNED
+from haltwise.evaluation.records import load_evaluations, save_evaluation
+from haltwise.halting import HalterSettings
+from haltwise.models import Card, Choice
+from haltwise.stop_rules import CostUnit, HazardThreshold, ReturnedIterate, StopPolicy, costs
+from haltwise.tasks import family
+from haltwise.tasks.module import ModuleBatch
+
+
+def untrained(method: str = "stick-breaking", **settings: Any) -> OptimizerModel:
+    """A new model whose hazard stops at -2 log-odds, where it begins."""
+    policies = {
+        unit: StopPolicy(HazardThreshold(-2.0, unit.decision_time), returns)
+        for unit, returns in (
+            (CostUnit.UPDATES, ReturnedIterate.CURRENT),
+            (CostUnit.GRADIENTS, ReturnedIterate.LEARNED),
+        )
+    }
+    card = Card(
+        method=Choice(method),
+        price=0.05,
+        horizon=8,
+        rule=Choice("lstm", settings),
+        halter=HalterSettings(),
+        policies={} if method == "none" else policies,
+        family=Choice("regression-2d"),
+    )
+    return OptimizerModel(card, stream(0)).requires_grad_(False)
+
+
+def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(tmp_path: Path) -> None:
+    models = {
+        "mine": load("regression-2d"),
+        "lstm": untrained("none"),
+        "thesis": load("regression-2d-thesis"),
+    }
+    found = evaluate(
+        models,
+        family("regression-2d"),
+        family_name="regression-2d",
+        price=0.05,
+        horizon=8,
+        seed=5,
+        num_problems=100,
+    )
+    record, excess = found.record, found.arrays["excess"].double()
+    table = costs(excess, 0.05)
+    for unit, stopping in record.stopping.items():
+        rules = {"learned", "calibrated", "gradient_norm", "plateau", "patience", "logistic"}
+        rules |= {"fixed", "oracle"} | ({"after_gradient"} if unit is CostUnit.GRADIENTS else set())
+        assert set(stopping.rules) == rules
+        assert stopping.judged == "learned"
+        for name, figures in stopping.rules.items():
+            assert figures.j.value >= stopping.rules["oracle"].j.value - 1e-9, name
+            if name in ("fixed", "oracle"):
+                continue
+            key = f"{unit.value}.{name}"
+            j = found.arrays[f"j.{key}"]
+            assert figures.j.value == pytest.approx(j.mean().item())
+            mean_cost = found.arrays[f"cost.{key}"].double().mean().item()
+            assert figures.mean_cost == pytest.approx(mean_cost)
+            assert figures.mean_excess == pytest.approx(figures.j.value - 0.05 * mean_cost)
+        assert stopping.rules["fixed"].j.value == pytest.approx(table.mean(0).min().item())
+        assert stopping.rules["oracle"].j.value == pytest.approx(table.amin(1).mean().item())
+        assert stopping.reliability is not None
+        assert stopping.frontier.settings
+    cost = found.arrays["cost.updates.learned"]
+    at_stop = excess.gather(1, cost.unsqueeze(1)).squeeze(1)
+    own = record.stopping[CostUnit.UPDATES].stops
+    assert own.mean_excess == pytest.approx(at_stop.mean().item())
+    assert found.arrays["posterior"].sum(1) == pytest.approx(torch.ones(100), abs=1e-4)
+    assert set(record.curves) == {*models, *HAND_DESIGNED}
+    assert set(record.others) == {"thesis"}
+    assert "calibrated" in record.others["thesis"][CostUnit.UPDATES].rules
+    assert all(len(curve.mean) == 9 for curve in record.curves.values())
+    gradients = record.stopping[CostUnit.GRADIENTS]
+    spent = int(found.arrays["cost.gradients.learned"].sum())
+    assert record.execution.num_gradients == spent
+    assert record.execution.num_gradients_fixed == 100 * gradients.fixed_budget
+    assert sum(record.execution.outcomes.values()) == 100
+    save_evaluation(record, found.arrays, tmp_path)
+    ((loaded, arrays),) = load_evaluations(tmp_path)
+    assert to_json(loaded) == to_json(record)
+    assert all(torch.equal(value, found.arrays[name]) for name, value in arrays.items())
+
+
+def test_the_iterate_that_a_holding_model_returns_is_judged() -> None:
+    model = untrained()
+    assert model.halting.halter is not None
+    model.halting.halter.biases[-1][2] = 8.0  # log-odds of holding
+    found = evaluate(
+        {"mine": model},
+        family("regression-2d"),
+        family_name="regression-2d",
+        price=0.05,
+        horizon=8,
+        seed=5,
+        num_problems=100,
+    )
+    cost = found.arrays["cost.gradients.learned"]
+    stopped = cost < 8
+    assert stopped.any()
+    excess = found.arrays["excess"].gather(1, (cost - 1).unsqueeze(1)).squeeze(1)
+    expected = excess.double() + 0.05 * cost
+    torch.testing.assert_close(found.arrays["j.gradients.learned"][stopped], expected[stopped])
+
+
+def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
+    """The means stand beside what a loop over the problems by hand gives."""
+    model = untrained(initial_descent=True, output_scale=0.03)
+    digits = family("digits-mlp")
+    record = evaluate(
+        {"mine": model},
+        digits,
+        family_name="digits-mlp",
+        price=0.01,
+        horizon=3,
+        seed=5,
+        num_problems=32,
+    ).record
+    assert record.lbfgs == []  # its line search cannot work on minibatches
+    batch = digits.sample(32, stream(5, "test"))
+    assert isinstance(batch, ModuleBatch)
+    params, state, seen = batch.start, model.rule.init(batch.start), []
+    with torch.no_grad():
+        for step in range(4):
+            loss, grad = batch.observe(params, step)
+            seen.append(float(loss.double().mean()))
+            if step < 3:
+                update, _, state = model.rule.update(grad, state)
+                params = params + update
+    assert record.curves["mine"].observed == pytest.approx(seen, rel=1e-5)
+    assert batch.task.test is not None
+    inputs, targets = batch.task.test.take(torch.arange(360), torch.float32)
+    right = []
+    for problem in params:
+        outputs, _ = batch.task.call(problem, {}, inputs)
+        right.append(float((outputs.argmax(1) == targets).double().mean()))
+    found = record.curves["mine"].held_out
+    assert found is not None
+    assert found.accuracy == pytest.approx(sum(right) / 32, rel=1e-5)
+    assert record.execution.held_out is not None
+    assert record.execution.held_out.loss > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"price": 0.0}, "price must be above 0, got 0"),
+        ({"horizon": 0}, "at least 1 step, got 0"),
+        ({"num_problems": 31}, "num_problems must be at least 32, got 31"),
+        ({"models": {"adam": untrained()}}, "adam is the name of a hand-designed"),
+        ({"models": {"lstm": untrained("none")}}, "lstm was trained without halting"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    given: dict[str, Any] = {
+        "models": {"mine": untrained()},
+        "price": 0.1,
+        "horizon": 5,
+        "num_problems": 100,
+    }
+    given |= settings
+    with pytest.raises(InputError, match=sentence):
+        evaluate(family=family("regression-2d"), family_name="x", seed=0, **given)
+
+
+# ----------------------------------------------------------------------------------------- files
+
+
+def test_a_directory_without_records_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="haltwise evaluate"):
+        load_evaluations(tmp_path)
+
+
+def test_a_kill_leaves_one_evaluation_or_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever writing the second ends, the record found belongs to the arrays found."""
+    first = make_evaluation()
+    second = replace(
+        first,
+        record=replace(first.record, num_problems=NUM_OTHER),
+        arrays={**first.arrays, "excess": first.arrays["excess"] + 1},
+    )
+    path = save_evaluation(first.record, first.arrays, tmp_path)
+
+    def killed(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_evaluation(second.record, second.arrays, tmp_path)
+    for expected in (first, second):
+        ((record, arrays),) = load_evaluations(tmp_path)
+        assert record.num_problems == expected.record.num_problems
+        assert torch.equal(arrays["excess"], expected.arrays["excess"])
+        assert save_evaluation(second.record, second.arrays, tmp_path) == path
+
+
+NUM_OTHER = 41
+
+
+def test_damaged_records_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    found = make_evaluation()
+    path = save_evaluation(found.record, found.arrays, tmp_path)
+    document = load_tensors(path)[1]["evaluation"]
+    changes: list[dict[str, Any]] = [
+        {"price": "dear"},
+        {"curves": []},
+        {"seed": True},
+        {"unknown": 1},
+        {"stopping": {"seconds": {}}},
+    ]
+    for change in changes:
+        save_tensors(path, found.arrays, {"evaluation": document | change})
+        with pytest.raises(InputError, match="no EvaluationRecord"):
+            load_evaluations(tmp_path)
+    del document["horizon"]
+    with pytest.raises(InputError, match="horizon"):
+        from_json(EvaluationRecord, document)
+
+
+def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path) -> None:
+    options = ["--num-problems", 64, "--horizon", 8, "--seed", 7, "--json", "out.json"]
+    done = haltwise("evaluate", "regression-2d", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = from_json(EvaluationRecord, json.loads((tmp_path / "out.json").read_text()))
+    ((saved, _),) = load_evaluations(tmp_path / "runs" / "regression-2d")
+    assert to_json(saved) == to_json(record)
+    assert {"regression-2d", "regression-2d-lstm"} < set(record.curves)
+    for unit, stopping in record.stopping.items():
+        assert f"cost counted in {unit.value}" in done.stdout
+        assert f"{stopping.stops.gain.value:#.3g}" in done.stdout
+    alone = haltwise("evaluate", "regression-2d-lstm", *options, cwd=tmp_path)
+    assert alone.returncode == 2
+    assert "without halting" in alone.stderr
+    twice = haltwise("evaluate", "regression-2d", "--compare", "regression-2d", cwd=tmp_path)
+    assert twice.returncode == 2
+    assert "a name of its own" in twice.stderr

@@ -1,0 +1,222 @@
+"""`haltwise.minimize` against SciPy's calling convention and `haltwise.solve`."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+
+import haltwise
+from haltwise import FunctionBatch, InputError, Outcome
+from haltwise.stop_rules import FixedBudget, ReturnedIterate, StopPolicy
+
+RANDOM = np.random.default_rng(5)
+DESIGN, TARGET = RANDOM.normal(size=(30, 10)), RANDOM.normal(size=30)
+START = 0.1 * RANDOM.normal(size=10)
+
+
+def value(x: Any) -> Any:
+    residual = DESIGN @ x - TARGET
+    return residual @ residual / 2
+
+
+def gradient(x: Any) -> Any:
+    return DESIGN.T @ (DESIGN @ x - TARGET)
+
+
+def both(x: Any) -> Any:
+    return value(x), gradient(x)
+
+
+def test_minimize_is_solve_for_one_problem() -> None:
+    design, target = torch.from_numpy(DESIGN), torch.from_numpy(TARGET)
+
+    def loss(params: torch.Tensor) -> torch.Tensor:
+        return (params @ design.T - target).square().sum(1) / 2
+
+    solution = haltwise.solve(FunctionBatch(torch.from_numpy(START)[None], loss))
+    result = haltwise.minimize(value, START, jac=gradient)
+    assert result.x.dtype == np.float64
+    np.testing.assert_allclose(result.x, solution.params[0].numpy(), rtol=1e-9)
+    assert result.fun == pytest.approx(value(result.x), rel=1e-12)
+    assert result.fun == pytest.approx(solution.loss.item(), rel=1e-12)
+    assert (result.nit, result.njev) == (solution.steps.item(), solution.num_gradients.item())
+    assert result.success
+    assert result.status == Outcome.HALTED
+    assert result.nfev == result.njev + (result.nit == result.njev)
+    least = value(np.linalg.lstsq(DESIGN, TARGET, rcond=None)[0])
+    assert result.fun - least < 0.05 * (value(START) - least)
+
+
+@pytest.mark.parametrize("jac", [gradient, True, None])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "quadratic-10d", "price": 0.1}])
+def test_scipy_s_route_is_the_direct_one(jac: Any, options: dict[str, Any]) -> None:
+    fun = both if jac is True else value
+    direct = haltwise.minimize(fun, START, jac=jac, **options)
+    routed = scipy.optimize.minimize(fun, START, jac=jac, method=haltwise.minimize, options=options)
+    assert isinstance(routed, scipy.optimize.OptimizeResult)
+    assert set(routed) == set(direct)
+    for name in ("x", "fun", "success", "status", "message", "nit", "nfev", "njev"):
+        np.testing.assert_array_equal(routed[name], direct[name])
+
+
+def test_forward_differences_come_near_the_gradient() -> None:
+    exact, differences = (haltwise.minimize(value, START, jac=jac) for jac in (gradient, None))
+    assert differences.nit == exact.nit
+    np.testing.assert_allclose(differences.x, exact.x, atol=1e-5)
+    assert differences.nfev == exact.nfev + 11 * exact.njev
+    same = haltwise.minimize(value, START, jac="2-point")
+    np.testing.assert_array_equal(same.x, differences.x)
+
+
+def test_counts_are_calls() -> None:
+    calls = {"value": 0, "gradient": 0}
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: Any, scale: float) -> Any:
+            calls[name] += 1
+            return scale * function(x)
+
+        return call
+
+    result = haltwise.minimize(
+        counted("value", value), list(START), 2.0, jac=counted("gradient", gradient)
+    )
+    assert (result.nfev, result.njev) == (calls["value"], calls["gradient"])
+    assert result.fun == pytest.approx(2 * value(result.x))
+
+
+def test_a_function_may_spoil_its_argument() -> None:
+    def spoiling(x: Any) -> Any:
+        found = both(x)
+        x[:] = np.nan
+        return found
+
+    expected = haltwise.minimize(both, START, jac=True)
+    np.testing.assert_array_equal(haltwise.minimize(spoiling, START, jac=True).x, expected.x)
+
+
+@pytest.mark.parametrize("through", ["direct", "scipy"])
+def test_callbacks_see_every_iterate(through: str) -> None:
+    seen: list[Any] = []
+    told: list[tuple[Any, float]] = []
+
+    def whole(intermediate_result: Any) -> None:
+        told.append((intermediate_result.x, intermediate_result.fun))
+
+    def run(callback: Callable[..., Any]) -> Any:
+        settings: dict[str, Any] = {"stop": StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)}
+        if through == "direct":
+            return haltwise.minimize(both, START, jac=True, callback=callback, **settings)
+        return scipy.optimize.minimize(
+            both, START, jac=True, method=haltwise.minimize, callback=callback, options=settings
+        )
+
+    result = run(seen.append)
+    assert len(seen) == result.nit == 7
+    np.testing.assert_array_equal(seen[-1], result.x)
+    assert run(whole).nit == 7
+    for x, (other, fun) in zip(seen, told, strict=True):
+        np.testing.assert_array_equal(x, other)
+        assert fun == pytest.approx(value(x))
+
+
+@pytest.mark.parametrize("last", [1, 4, 7])
+def test_a_callback_may_stop_it(last: int) -> None:
+    seen: list[Any] = []
+
+    def callback(xk: Any) -> None:
+        seen.append(xk)
+        if len(seen) == last:
+            raise StopIteration
+
+    stop = StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)
+    result = haltwise.minimize(both, START, jac=True, callback=callback, stop=stop)
+    assert (result.nit, result.status, result.success) == (last, 99, False)
+    np.testing.assert_array_equal(result.x, seen[-1])
+    assert result.fun == pytest.approx(value(result.x))
+
+
+def test_running_out_and_going_wrong_are_said() -> None:
+    short = haltwise.minimize(both, START, jac=True, maxiter=2)
+    assert (short.status, short.success, short.nit) == (Outcome.OUT_OF_STEPS, False, 2)
+    assert "maxiter" in short.message
+
+    def wrong(x: Any) -> Any:
+        return np.nan, x
+
+    broken = haltwise.minimize(wrong, START, jac=True)
+    assert (broken.status, broken.success, broken.nit) == (Outcome.NONFINITE, False, 0)
+    np.testing.assert_array_equal(broken.x, START)
+
+
+@pytest.mark.parametrize("x0", [0.5, [1], np.ones(1, np.float32), np.zeros(1, np.int64)])
+def test_whatever_makes_a_vector_starts_it(x0: Any) -> None:
+    result = haltwise.minimize(lambda x: (x[0] - 2) ** 2, x0, jac=lambda x: 2 * (x - 2))
+    assert result.x.shape == (1,)
+    assert result.x.dtype == np.float64
+    assert result.fun < 0.5
+
+
+def test_basins_can_be_hopped() -> None:
+    hopped = scipy.optimize.basinhopping(
+        both,
+        START,
+        niter=2,
+        rng=np.random.default_rng(0),
+        minimizer_kwargs={"method": haltwise.minimize, "jac": True},
+    )
+    assert hopped.fun <= haltwise.minimize(both, START, jac=True).fun
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bounds": [(0, 1)] * 10}, "knows no bounds"),
+        ({"bounds": scipy.optimize.Bounds(0, 1)}, "knows no bounds"),
+        ({"constraints": {"type": "eq", "fun": value}}, "knows no constraints"),
+        ({"hess": lambda x: np.eye(10)}, "knows no hess"),
+        ({"hessp": lambda x, p: p}, "knows no hessp"),
+        ({"tol": 1e-6}, "has no tolerance to set"),
+        ({"options": {"gtol": 1e-6}}, "knows no gtol"),
+        ({"options": {"optimizer": "nobody"}}, "unknown optimizer 'nobody'"),
+    ],
+)
+def test_what_scipy_knows_and_this_does_not(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        scipy.optimize.minimize(both, START, jac=True, method=haltwise.minimize, **settings)
+    with pytest.raises(InputError, match=message):
+        haltwise.minimize(both, START, jac=True, **settings.get("options", settings))
+
+
+@pytest.mark.parametrize(
+    ("fun", "x0", "jac", "message"),
+    [
+        (both, np.zeros((2, 5)), True, r"a vector of real numbers, got shape \(2, 5\)"),
+        (both, START + 1j, True, "got shape .* of complex128"),
+        (both, START * np.nan, True, "NaN or infinity"),
+        (lambda x: x, START, gradient, r"one real number, got shape \(10,\)"),
+        (value, START, lambda x: x[:3], r"shape of x, \(10,\), got \(3,\)"),
+        (value, START, "cs", "jac must be a function, True, None or '2-point', got 'cs'"),
+    ],
+)
+def test_functions_that_will_not_do(fun: Any, x0: Any, jac: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        haltwise.minimize(fun, x0, jac=jac)
+
+
+def test_a_missing_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(InputError, match=r"pip install 'haltwise\[scipy\]'"):
+        haltwise.minimize(both, START, jac=True)
+
+
+def test_a_loss_that_was_observed_is_not_evaluated_again() -> None:
+    result = haltwise.minimize(
+        both, START, jac=True, stop=StopPolicy(FixedBudget(3), ReturnedIterate.BEST)
+    )
+    assert result.fun == pytest.approx(value(result.x))
+    assert result.nfev == result.njev == 4

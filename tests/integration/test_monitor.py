@@ -1,0 +1,304 @@
+"""Stopping any loop: the decisions of a batch, with whatever the loop can show."""
+
+import copy
+import itertools
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from draws import DOUBLE, seeded
+from loops import RATE, Decay, drive, record_runs, steps_of_adam
+from random_models import random_model, with_threshold
+from torch import nn
+from torch.testing import assert_close
+
+import haltwise
+import haltwise.interfaces.monitor
+from haltwise import HaltingMonitor, InputError, Outcome
+from haltwise.halting import HalterSettings
+from haltwise.models import OptimizerModel, load_halting
+from haltwise.recordings.runs import RecordedRuns
+from haltwise.rollout import record
+from haltwise.tasks import TaskBatch, family
+
+
+def adam_with_a_halter(horizon: int = 20) -> OptimizerModel:
+    """Adam beside a halter that puts out random things; nobody trained it."""
+    model = random_model("adam", horizon=horizon, halter=HalterSettings(), learning_rate=RATE)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture
+def problems(generator: torch.Generator) -> TaskBatch:
+    return family("regression-10d").sample(24, generator)
+
+
+def test_it_decides_as_solve_does(problems: TaskBatch) -> None:
+    model = adam_with_a_halter()
+    trajectory = model.halting.attach(record(model.rule, problems, 20), 0.05)
+    highest = trajectory.known("hazard_logits")[..., 1].amax(1)
+    with_threshold(model, highest.quantile(0.5).item())
+    expected = haltwise.solve(problems, model, price=0.05)
+    monitor = HaltingMonitor(model)
+    for problem in range(24):
+        loop = steps_of_adam(problems, problem)
+        monitor.start(next(loop)[1])
+        for loss, params in loop:
+            monitor.update(loss, params)
+            if monitor.should_stop:
+                break
+        assert monitor.steps == expected.num_gradients[problem]
+        reason = monitor.reason
+        assert reason is not None
+        if expected.outcome[problem] == Outcome.HALTED:
+            assert reason.startswith("another round is forecast to")
+        else:
+            assert reason == "it was trained on runs of 20 rounds"
+    assert len(expected.num_gradients.unique()) > 4
+    assert {Outcome.HALTED, Outcome.OUT_OF_STEPS} == set(expected.outcome.tolist())
+
+
+def test_it_records_what_a_batch_records(
+    problems: TaskBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(haltwise.interfaces.monitor, "_CHUNK", 3)
+    for problem in range(24):
+        with HaltingMonitor.recording(tmp_path, name=f"{problem:03}") as monitor:
+            loop = steps_of_adam(problems, problem)
+            monitor.start(next(loop)[1])
+            for loss, params in itertools.islice(loop, 8):
+                monitor.update(loss, params)
+                assert not monitor.should_stop
+    found = RecordedRuns.load(tmp_path)
+    expected = record(adam_with_a_halter().rule, problems, 7)
+    assert found.observed == "gradients"
+    runs = found.trajectory
+    assert runs.num_steps == 6  # the last score is the last loss, which nothing follows
+    assert_close(runs.signals, expected.known("signals")[:, :6], rtol=1e-3, atol=1e-4)
+    close = partial(assert_close, rtol=1e-4, atol=1e-4)
+    close(runs.loss, expected.loss[:, :7])
+    close(runs.excess, expected.loss[:, 1:])  # what a stop leaves behind
+    close(runs.log_grad_norm, expected.known("log_grad_norm")[:, :7])
+
+
+def test_a_stop_depends_on_nothing_that_comes_later(stopper: Path) -> None:
+    for seed in range(5):
+        expected = drive(HaltingMonitor(stopper), seed)
+        assert 1 < expected < 31
+        monitor, run = HaltingMonitor(stopper), Decay(seed)
+        monitor.start([run.param])
+        for step in range(expected):
+            assert not monitor.should_stop
+            monitor.update(run.step(step), [run.param], score=math.nan)
+        reason = monitor.reason
+        assert reason is not None
+        monitor.update(-100.0, [run.param])  # much better, but too late
+        assert (monitor.reason, monitor.steps) == (reason, expected + 1)
+
+
+def test_gradients_may_be_seen_before_the_loss_is_known(stopper: Path) -> None:
+    at_once, apart = HaltingMonitor(stopper), HaltingMonitor(stopper)
+    runs = Decay(7), Decay(7)
+    at_once.start([runs[0].param])
+    apart.start([runs[1].param])
+    for step in range(31):
+        at_once.update(runs[0].step(step), [runs[0].param])
+        loss = runs[1].step(step)
+        apart.look([runs[1].param])
+        runs[1].param.grad = None
+        apart.update(loss)
+        assert at_once.reason == apart.reason
+        if at_once.should_stop:
+            break
+    assert at_once.should_stop
+
+
+def test_the_dearer_a_round_the_sooner_it_stops(stopper: Path) -> None:
+    means = [
+        sum(drive(HaltingMonitor(stopper, price=price), seed) for seed in range(300, 320))
+        for price in (0.01, 0.02, 0.05)
+    ]
+    assert means[0] > means[1] > means[2]
+
+
+def test_the_model_given_is_copied_and_may_be_of_any_precision() -> None:
+    model = load_halting("regression-10d-plain-adam")
+    expected = drive(HaltingMonitor(model), 0)
+    assert 1 < expected < 32
+    monitor = HaltingMonitor(model.double())
+    assert next(model.parameters()).dtype == DOUBLE
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    assert drive(monitor, 0) == expected
+
+
+def test_parameters_may_be_of_any_precision() -> None:
+    stops = []
+    for dtype in (torch.float32, DOUBLE):
+        monitor = HaltingMonitor("regression-10d-plain-adam")
+        batch = family("regression-10d-plain").sample(2, seeded(), dtype=dtype)
+        loop = steps_of_adam(batch, 0, beta2=0.95)
+        monitor.start(next(loop)[1])
+        for loss, params in loop:
+            assert params[0].dtype == dtype
+            monitor.update(loss, params)
+            if monitor.should_stop:
+                break
+        stops.append(monitor.steps)
+    assert 1 < stops[0] == stops[1] < 60
+
+
+# --- Persistence ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", [0, 1, 3])
+def test_it_goes_on_exactly_from_its_state(stopper: Path, when: int, tmp_path: Path) -> None:
+    monitor, run = HaltingMonitor(stopper), Decay(5)
+    expected = drive(HaltingMonitor(stopper), 5)
+    assert expected > 4
+    monitor.start([run.param])
+    for step in range(when):
+        monitor.update(run.step(step), [run.param])
+    torch.save(monitor.state_dict(), tmp_path / "state.pt")
+    kept = copy.deepcopy(monitor.state_dict())
+    other = HaltingMonitor(stopper)
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    for step in range(when, expected):
+        loss = run.step(step)
+        for each in (monitor, other):
+            assert not each.should_stop
+            each.update(loss, [run.param])
+        found, twin = monitor.state_dict(), other.state_dict()
+        assert found.keys() == twin.keys()
+        assert_close(twin["session"], found["session"], rtol=0, atol=0)
+        assert_close(twin["memory"], found["memory"], rtol=0, atol=0)
+    assert monitor.should_stop
+    assert (other.should_stop, other.steps) == (True, expected)
+    assert other.reason == monitor.reason
+    assert_close(torch.load(tmp_path / "state.pt")["session"], kept["session"], rtol=0, atol=0)
+
+
+def test_a_recording_goes_on_from_its_state(tmp_path: Path) -> None:
+    record_runs(tmp_path / "whole", range(1))
+    run, first = Decay(0), HaltingMonitor.recording(tmp_path / "parts")
+    first.start([run.param])
+    for step in range(10):
+        first.update(run.step(step), [run.param])
+    second = HaltingMonitor.recording(tmp_path / "parts")
+    second.load_state_dict(first.state_dict())
+    for step in range(10, 32):
+        second.update(run.step(step), [run.param])
+    second.close()
+    second.close()  # once is enough
+    whole, parts = (
+        RecordedRuns.load(tmp_path / name).trajectory.known("signals")
+        for name in ("whole", "parts")
+    )
+    assert torch.equal(whole, parts)
+
+
+def test_it_remembers_three_numbers_a_parameter() -> None:
+    model = nn.Sequential(nn.Linear(30, 20, dtype=torch.bfloat16), nn.Linear(20, 10))
+    model[0].bias.requires_grad_(False)
+    seen = [param for param in model.parameters() if param.requires_grad]
+    monitor = HaltingMonitor(adam_with_a_halter())
+    monitor.start(model)
+    for param in seen:
+        param.grad = torch.ones_like(param)
+    for _ in range(3):
+        monitor.update(1.0, model)
+    kept = [value for memory in monitor.state_dict()["memory"] for value in memory.values()]
+    size = sum(value.nbytes for value in kept)
+    assert size == 3 * sum(param.nbytes for param in seen)
+
+
+# --- Bad input -----------------------------------------------------------------------------------
+
+
+def watch_a_layer(monitor: HaltingMonitor, **changes: object) -> None:
+    """One round of a linear layer whose gradients are zero."""
+    model = nn.Linear(2, 1)
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    monitor.update(**{"loss": 1.0, "model": model, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spoil", ["loss", "gradient", "parameter"])
+def test_what_is_not_finite_stops_it(spoil: str, stopper: Path) -> None:
+    monitor, run = HaltingMonitor(stopper), Decay(0)
+    monitor.start([run.param])
+    monitor.update(run.step(0), [run.param])
+    loss = run.step(1)
+    if spoil == "gradient":
+        run.param.grad = torch.tensor([math.inf])
+    elif spoil == "parameter":
+        run.param.data.fill_(math.nan)
+    monitor.update(math.nan if spoil == "loss" else loss, [run.param])
+    assert monitor.reason == "the loss, a gradient or an update is not finite"
+
+
+def test_weights_that_cannot_judge_a_loop_are_refused(stopper: Path) -> None:
+    with pytest.raises(InputError, match="reads the hidden state of its own optimizer"):
+        HaltingMonitor("regression-10d")
+    with pytest.raises(InputError, match="trained without halting"):
+        HaltingMonitor("regression-2d-lstm")
+    with pytest.raises(InputError, match="price must be above 0, got 0"):
+        HaltingMonitor(stopper, price=0)
+
+
+def test_a_monitor_moves_nothing(stopper: Path) -> None:
+    problems = family("regression-2d").sample(3, seeded())
+    with pytest.raises(InputError, match=r"not how to move parameters; use it by haltwise\.Halt"):
+        haltwise.solve(problems, stopper)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": torch.ones(2)}, r"loss must be a single number, got shape \[2\]"),
+        ({"model": None}, "recorded runs had gradients, but no model was given"),
+        ({"model": nn.Linear(1, 1).requires_grad_(False)}, "no parameter that is not frozen"),
+        (
+            {"model": [torch.ones(1, dtype=torch.cfloat).requires_grad_()]},
+            r"torch.complex64; the monitor sees",
+        ),
+        ({"model": nn.Linear(1, 1)}, "no parameter has a gradient"),
+    ],
+)
+def test_rounds_that_cannot_be_seen_are_refused(
+    changes: dict[str, object], message: str, stopper: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        watch_a_layer(HaltingMonitor(stopper), **changes)
+
+
+def test_rounds_and_states_that_do_not_fit_are_refused(stopper: Path, tmp_path: Path) -> None:
+    monitor = HaltingMonitor(stopper)
+    watch_a_layer(monitor)
+    with pytest.raises(InputError, match="2 tensors of 4 entries, not 2 of 3"):
+        watch_a_layer(monitor, model=nn.Linear(3, 1))
+    with pytest.raises(InputError, match="give every update"):
+        watch_a_layer(monitor, model=None)
+    with pytest.raises(InputError, match="no state of a HaltingMonitor"):
+        monitor.load_state_dict({})
+    other = HaltingMonitor(stopper, price=0.5).state_dict()
+    with pytest.raises(InputError, match="taken with other weights"):
+        monitor.load_state_dict(other)
+    recorder = HaltingMonitor.recording(tmp_path)
+    watch_a_layer(recorder, score=1.0)
+    with pytest.raises(InputError, match="some with"):
+        watch_a_layer(recorder)
+
+
+def test_half_a_run_is_no_run(tmp_path: Path) -> None:
+    def half_a_run() -> None:
+        with HaltingMonitor.recording(tmp_path / "none") as monitor:
+            watch_a_layer(monitor)
+            watch_a_layer(monitor, loss="high")
+
+    with pytest.raises(InputError, match="single number"):
+        half_a_run()
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,124 @@
+"""Recorded runs on disk: cut to one length, scored, split, and refused when they do not fit."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from loops import Decay, drive, record_runs
+from torch.testing import assert_close
+
+from haltwise import HaltingMonitor, InputError
+from haltwise._core.errors import CalibrationWarning
+from haltwise._core.files import load_tensors, save_tensors
+from haltwise.processes.signals import SIGNALS
+from haltwise.recordings.runs import FEWEST_RUNS, RecordedRuns
+from haltwise.training import train_monitor
+
+
+def test_without_scores_a_stop_is_worth_the_loss_of_the_next_round(tmp_path: Path) -> None:
+    """The loss that is scored is the one the next call observes, so both ways must agree."""
+    scored = RecordedRuns.load(record_runs(tmp_path / "a", range(4), scored=True)).trajectory
+    plain = RecordedRuns.load(record_runs(tmp_path / "b", range(4))).trajectory
+    assert (scored.num_steps, plain.num_steps) == (31, 30)
+    assert_close(scored.excess[:, :31], plain.excess)
+    assert torch.equal(scored.known("signals")[:, :30], plain.known("signals"))
+
+
+def test_a_loop_may_keep_its_best_state(tmp_path: Path) -> None:
+    """What a stop is worth is then the score of the round whose loss is the lowest so far."""
+    losses = [3.0, 2.0, 2.0, 4.0, 1.0, 5.0]
+    scores = [30.0, 20.0, 21.0, 40.0, 10.0, 50.0]
+    with HaltingMonitor.recording(tmp_path) as monitor:
+        improved = []
+        for loss, score in zip(losses, scores, strict=True):
+            monitor.update(loss, score=score)
+            improved.append(monitor.improved)
+    assert improved == [True, True, False, False, True, False]
+    runs = RecordedRuns.load(tmp_path)
+    assert runs.observed == "loss"
+    assert runs.trajectory.excess.tolist() == [scores]
+    brute = [scores[min(range(t + 1), key=losses.__getitem__)] for t in range(6)]
+    assert brute == [30, 20, 20, 20, 10, 10]
+    assert runs.keeping_best().trajectory.excess.tolist() == [brute]
+
+
+def test_runs_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    record_runs(tmp_path, range(3))
+    with HaltingMonitor.recording(tmp_path) as bad:
+        run = Decay(0)
+        bad.start([run.param])
+        for step in range(32):
+            bad.update(run.step(step) if step != 9 else math.inf, [run.param])
+    with pytest.warns(CalibrationWarning, match="1 of 4 runs are left out.* not finite"):
+        assert RecordedRuns.load(tmp_path).trajectory.num_items == 3
+
+
+def test_few_runs_are_refused_or_warned_of(tmp_path: Path) -> None:
+    record_runs(tmp_path / "runs", range(FEWEST_RUNS - 1))
+    with pytest.raises(InputError, match=f"{FEWEST_RUNS - 1} runs are too few"):
+        train_monitor(tmp_path / "runs", tmp_path / "out", price=0.02)
+    record_runs(tmp_path / "runs", range(1000, 1001))
+    with pytest.warns(CalibrationWarning, match=f"{FEWEST_RUNS} runs are few"):
+        parts = RecordedRuns.load(tmp_path / "runs").split(0)
+    assert [part.num_items for part in parts.values()] == [26, 4, 10]
+    first = torch.cat([part.loss[:, 0] for part in parts.values()])
+    assert len(first.unique()) == FEWEST_RUNS  # every run is in one part
+
+
+def test_runs_are_cut_to_one_length(tmp_path: Path) -> None:
+    cut_short(tmp_path)
+    assert RecordedRuns.load(tmp_path).trajectory.num_steps == 8
+    with pytest.warns(CalibrationWarning, match="1 of 3 runs are left out: .* fewer than 20"):
+        assert RecordedRuns.load(tmp_path, 20).trajectory.num_items == 2
+
+
+def test_a_name_is_given_once(tmp_path: Path) -> None:
+    drive(HaltingMonitor.recording(tmp_path, name="a"), 0)
+    with pytest.raises(InputError, match=r"there is a run .*a\.safetensors already"):
+        drive(HaltingMonitor.recording(tmp_path, name="a"), 0)
+
+
+def cut_short(directory: Path) -> None:
+    record_runs(directory, range(2))
+    drive(HaltingMonitor.recording(directory), 0, 10)
+
+
+def mix(directory: Path) -> None:
+    record_runs(directory, range(1))
+    record_runs(directory, range(1, 2), scored=True)
+
+
+def foreign(directory: Path) -> None:
+    record_runs(directory, range(1))
+    save_tensors(directory / "x.safetensors", {"a": torch.zeros(1)}, {})
+
+
+def other_signals(directory: Path) -> None:
+    path = next(iter(record_runs(directory, range(1)).iterdir()))
+    tensors, card = load_tensors(path)
+    save_tensors(path, tensors, {**card, "signals": SIGNALS[:-1]})
+
+
+def one_call(directory: Path) -> None:
+    drive(HaltingMonitor.recording(directory), 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "horizon", "message"),
+    [
+        (lambda _: None, None, "no recorded runs in"),
+        (mix, None, "with gradients seen and no scores, .* with gradients seen and scores"),
+        (foreign, None, r"x\.safetensors is no recorded run"),
+        (other_signals, None, "recorded by a version with other signals"),
+        (one_call, None, "too few calls"),
+        (cut_short, 99, "no run in .* has 99 steps; the longest has 30"),
+    ],
+)
+def test_runs_that_cannot_be_learned_from_are_refused(
+    make: Callable[[Path], object], horizon: int | None, message: str, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    with pytest.raises(InputError, match=message):
+        RecordedRuns.load(tmp_path, horizon)

@@ -1,0 +1,96 @@
+"""Problems and settings that `haltwise.solve` refuses, each with a way out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import haltwise
+from haltwise import FunctionBatch, InputError, OptimizerModel
+from haltwise._core.random import stream
+from haltwise.models import Card, Choice
+from haltwise.stop_rules import FixedBudget
+from haltwise.tasks import family
+
+UNCALIBRATED = OptimizerModel(
+    Card(method=Choice("stick-breaking"), price=0.1, horizon=5, rule=Choice("lstm"))
+)
+ONES = torch.ones(5, 2)
+
+
+def centred(params: Tensor) -> Tensor:
+    return (params - params.mean(0)).square().sum(1)
+
+
+def noisy(params: Tensor) -> Tensor:
+    return params.square().sum(1) * torch.rand((), generator=NOISE)
+
+
+NOISE = torch.Generator().manual_seed(0)
+OUTSIDE = torch.arange(5.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ONES, "must be a TaskBatch, got Tensor; make one of a loss"),
+        (lambda: FunctionBatch(ONES[0], centred), r"shape \[B, D\].*got shape \[2\]"),
+        (lambda: FunctionBatch(ONES[:0], centred), r"got shape \[0, 2\]"),
+        (lambda: FunctionBatch([[1.0]], centred), "got list"),  # type: ignore[arg-type]
+        (lambda: FunctionBatch(ONES.long(), centred), r"got torch.int64; convert"),
+        (lambda: FunctionBatch(ONES.half(), centred), r"got torch.float16; convert"),
+        (
+            lambda: FunctionBatch(torch.where(OUTSIDE[:, None] > 2, torch.nan, ONES), centred),
+            "NaN or infinity in 2 of 5 problems, first in problem 3",
+        ),
+        (lambda: FunctionBatch(ONES, centred), "problem 0 or its gradient changes with"),
+        (lambda: FunctionBatch(ONES, lambda p: p.square().sum(1) / len(p)), "problem 0 or"),
+        (lambda: FunctionBatch(ONES, noisy), "and not random"),
+        (lambda: FunctionBatch(ONES, lambda p: p.square().sum()), r"shape \[3\].*got shape \[\]"),
+        (lambda: FunctionBatch(ONES, lambda p: p.square()), r"got shape \[3, 2\]"),
+        (lambda: FunctionBatch(ONES, lambda p: 3.0), "got 3.0"),  # type: ignore[arg-type,return-value]
+        (lambda: FunctionBatch(ONES, lambda p: p.double().sum(1)), "torch.float64 for param"),
+        (lambda: FunctionBatch(ONES, lambda p: p.detach().sum(1)), "no gradient in its param"),
+        (
+            lambda: FunctionBatch(ONES, lambda p: p.sum(1) * OUTSIDE),
+            "fails for 3 of the 5 problems",
+        ),
+        (
+            lambda: FunctionBatch(ONES, lambda p, x: x.sum(1), {"x": ONES[:4]}),
+            r"data\['x'\] must be a tensor with the 5 problems .* got shape \[4, 2\]",
+        ),
+        (
+            lambda: FunctionBatch(ONES, lambda p, x: p.sum(1), {"x": 3}),  # type: ignore[dict-item]
+            r"data\['x'\] .* got 3",
+        ),
+    ],
+)
+def test_problems_that_will_not_do(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        haltwise.solve(make())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optimizer": "regresion-10d"}, "did you mean 'regression-10d'"),
+        ({"stop": 5}, "stop must be a StopRule"),
+        ({"price": 0.0}, "above 0 and finite, got 0"),
+        ({"price": torch.ones(3)}, r"shape \[12\], got shape \[3\]"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"optimizer": UNCALIBRATED}, "do not know when to stop yet: .* or give a stop rule"),
+    ],
+)
+def test_settings_that_will_not_do(given: dict[str, Any], message: str) -> None:
+    batch = family("regression-10d").sample(12, stream(2), dtype=torch.float64)
+    with pytest.raises(InputError, match=message):
+        haltwise.solve(batch, **given)
+
+
+def test_a_stop_rule_takes_the_place_of_a_calibration_that_is_missing() -> None:
+    batch = family("regression-10d").sample(3, stream(2))
+    solution = haltwise.solve(batch, UNCALIBRATED, FixedBudget(2))
+    assert solution.num_gradients.tolist() == [3, 3, 3]

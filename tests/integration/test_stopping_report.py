@@ -1,0 +1,181 @@
+"""The stopping report on somebody else's losses and stops: refusals, and the command."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from in_process import haltwise
+from stopping_cases import (
+    GROUPS,
+    HAZARDS,
+    LOSSES,
+    ORACLE,
+    PRICE,
+    STOPS,
+    N,
+    T,
+    judged,
+)
+from torch import Tensor
+
+from haltwise import InputError
+from haltwise._core.json import to_json
+from haltwise.evaluation import stopping_report
+from haltwise.report.stopping import headline, sentences, verdict, warnings
+from haltwise.stop_rules import CostUnit
+
+
+def test_items_that_are_not_finite_are_left_out_and_counted() -> None:
+    losses = LOSSES.clone()
+    losses[3, T], losses[40, 0] = math.inf, math.nan
+    record = judged(losses, hazards=HAZARDS, groups=GROUPS)
+    kept = [i for i in range(N) if i not in (3, 40)]
+    same = judged(LOSSES[kept], STOPS[kept], hazards=HAZARDS[kept], groups=GROUPS[kept])
+    assert record.num_left_out == 2
+    assert "2 problems did not stay finite" in " ".join(warnings(record))
+    assert to_json(record) == {**to_json(same), "num_left_out": 2}
+
+
+def test_what_is_returned_is_judged_where_it_is_not_what_the_unit_says() -> None:
+    record = judged(returned=ORACLE)
+    expected = (LOSSES.gather(1, ORACLE.unsqueeze(1)).squeeze(1) + PRICE * STOPS).mean().item()
+    assert record.stops.j.value == pytest.approx(expected)
+
+
+def nan_at(values: Tensor, row: int) -> Tensor:
+    values = values.clone()
+    values[row, 0] = math.nan
+    return values
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"price": 0.0}, "price must be a finite number above 0"),
+    ({"price": math.nan}, "price must be a finite number above 0"),
+    ({"losses": LOSSES[0]}, r"losses must have shape \[n, T\+1\]"),
+    ({"losses": LOSSES[:, :1]}, "T at least 1"),
+    ({"stops": STOPS[:-1]}, r"stops must have shape \[60\]"),
+    ({"stops": STOPS.double()}, "stops must be integers, got float64"),
+    ({"stops": STOPS + T + 1}, r"stops must lie in 0\.\.8, the steps that losses hold; got \d+"),
+    ({"stops": STOPS - 20}, r"stops must lie in 0\.\.8"),
+    ({"returned": STOPS - 20}, r"returned must lie in 0\.\.8"),
+    ({"hazards": HAZARDS[:, :-1]}, r"hazards must have shape \[60, 8\]"),
+    ({"hazards": HAZARDS * 2}, r"probabilities in \[0, 1\]"),
+    ({"hazards": nan_at(HAZARDS, 2)}, r"probabilities in \[0, 1\], got nan"),
+    ({"observed": HAZARDS}, "observed must have shape"),
+    ({"groups": GROUPS.double()}, "groups must be integers"),
+    ({"groups": GROUPS > 12}, "groups must be integers, got bool"),
+    ({"groups": GROUPS[:3]}, "groups must have shape"),
+    ({"losses": LOSSES * math.nan}, "got 0 after 60 with NaN"),
+    ({"losses": LOSSES[:19], "stops": STOPS[:19]}, "at least 20 items with finite losses, got 19"),
+    ({"losses": LOSSES[:0], "stops": STOPS[:0]}, "got 0"),
+    ({"losses": nan_at(LOSSES[:20], 3), "stops": STOPS[:20]}, "got 19 after 1 with NaN"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), BAD)
+def test_bad_input_is_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        judged(**settings)
+
+
+def test_the_groups_of_a_loop_may_have_any_numbers() -> None:
+    assert to_json(judged(groups=GROUPS * 1000 - 5)) == to_json(judged(groups=GROUPS))
+
+
+# --------------------------------------------------------------------------------------- command
+
+
+def save(directory: Path, **arrays: Any) -> None:
+    np.savez(directory / "t.npz", **arrays)
+
+
+def test_the_command_writes_what_the_call_returns(tmp_path: Path) -> None:
+    arrays = {"losses": LOSSES, "stops": STOPS, "hazards": HAZARDS, "groups": GROUPS}
+    save(tmp_path, **{name: value.numpy() for name, value in arrays.items()})
+    files = ("--json", "out.json", "--html", "out.html")
+    done = haltwise(
+        "stopping-report", "t.npz", "--price", PRICE, "--unit", "gradients", *files, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    expected = stopping_report(
+        LOSSES, STOPS, price=PRICE, unit=CostUnit.GRADIENTS, hazards=HAZARDS, groups=GROUPS
+    )
+    assert json.loads((tmp_path / "out.json").read_text()) == to_json(expected)
+    shown = " ".join(done.stdout.split())
+    for sentence in sentences(expected):
+        assert " ".join(sentence.split()) in shown
+    assert "patience" in shown
+    assert (tmp_path / "out.html").stat().st_size > 100_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "out.json", "t.npz"]
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "sentence"),
+    [
+        (None, ("missing.npz", "--price", 1), "there is no file missing.npz"),
+        (None, ("t.npz",), "--price"),
+        (None, ("t.npz", "--price", 0), "price must be a finite number above 0"),
+        (lambda a: a.pop("stops"), ("t.npz", "--price", 1), "has no array stops"),
+        (lambda a: a.update(stops=a["stops"] + 0.5), ("t.npz", "--price", 1), "stops must be int"),
+        (lambda a: a.update(stops=a["stops"] + 99), ("t.npz", "--price", 1), "must lie in 0..8"),
+        (
+            lambda a: a.update(losses=np.array([{}], dtype=object)),
+            ("t.npz", "--price", 1),
+            "no .npz file of plain arrays",
+        ),
+        (
+            lambda a: a.update(losses=a["losses"].astype(str)),
+            ("t.npz", "--price", 1),
+            "losses must be real numbers",
+        ),
+        (lambda a: a.update(losses=a["losses"][:9]), ("t.npz", "--price", 1), "stops must have sh"),
+    ],
+)
+def test_the_command_refuses_bad_input_in_a_sentence(
+    change: Callable[[dict[str, Any]], object] | None,
+    arguments: tuple[object, ...],
+    sentence: str,
+    tmp_path: Path,
+) -> None:
+    arrays: dict[str, Any] = {"losses": LOSSES.numpy(), "stops": STOPS.numpy()}
+    if change is not None:
+        change(arrays)
+    save(tmp_path, **arrays)
+    done = haltwise("stopping-report", *arguments, "--json", "out.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert sentence in done.stdout + done.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04broken"])
+def test_files_that_are_no_archives_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t.npz").write_bytes(content)
+    done = haltwise("stopping-report", "t.npz", "--price", 1, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "numpy.savez" in done.stderr
+
+
+def test_a_single_array_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", LOSSES.numpy())
+    done = haltwise("stopping-report", "t.npy", "--price", 1, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "single array" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------- words
+
+
+def test_words_follow_the_figures() -> None:
+    good = judged(baselines=True)
+    assert verdict(good) == "gain"
+    assert headline(good).startswith("Stopping captures")
+    assert "They beat" in " ".join(sentences(good))
+    bad = judged(stops=T - ORACLE, baselines=True)
+    assert verdict(bad) == "loss"
+    assert headline(bad).startswith("The best fixed budget is better")
+    assert "They are beaten by" in " ".join(sentences(bad))

@@ -1,0 +1,139 @@
+"""What ours adds: groups that are problems, prices, decoupled decay, weights of their own."""
+
+import inspect
+from typing import Any
+
+import torch
+from draws import DOUBLE, seeded
+from networks import (
+    OURS,
+    Model,
+    advance,
+    flat,
+    given_grads,
+    loss_of,
+)
+from random_models import random_model
+from torch import nn
+from torch.testing import assert_close
+
+from haltwise import LearnedOptimizer
+from haltwise.tasks import family
+
+
+def test_weight_decay_is_decoupled() -> None:
+    (param,), (plain,) = given_grads((5,), dtype=DOUBLE), given_grads((5,), dtype=DOUBLE)
+    decayed = OURS["in chunks"]([param], lr=0.5, weight_decay=0.1)
+    reference = OURS["in chunks"]([plain], lr=0.5)
+    for _ in range(4):
+        start, before = param.detach().clone(), plain.detach().clone()
+        decayed.step()
+        reference.step()
+        update = plain.detach() - before  # of the same gradient, at another place
+        assert_close(param.detach(), start * (1 - 0.5 * 0.1) + update, rtol=1e-12, atol=1e-12)
+
+
+def test_each_group_is_a_problem_with_weights_of_its_own() -> None:
+    model, twin = Model(), Model()
+    groups: list[dict[str, Any]] = [
+        {"params": model.first.parameters(), "weights": random_model(seed=1), "price": 0.5},
+        {"params": [model.second.weight, model.scale], "weights": "regression-10d"},
+    ]
+    both = LearnedOptimizer(groups, "there is no such default, nor need of it")
+    apart = (
+        LearnedOptimizer(twin.first.parameters(), random_model(seed=1), price=0.5),
+        LearnedOptimizer([twin.second.weight, twin.scale], "regression-10d"),
+    )
+    stops = []
+    for step in range(12):
+        advance(model, both, 1, first=step)
+        loss = loss_of(twin, step)
+        twin.zero_grad()
+        torch.autograd.backward(loss)
+        for own in apart:
+            own.step(loss=loss)
+        assert torch.equal(flat(model), flat(twin))
+        stops.append([own.should_stop for own in apart])
+        assert both.should_stop == all(stops[-1])
+    assert any(first != second for first, second in stops)
+    for found, own in zip(both.halting_posterior, apart, strict=True):
+        assert torch.equal(found.log_prob(), own.halting_posterior[0].log_prob())
+    assert [group["weights"] for group in both.param_groups] == [
+        "OptimizerModel",
+        "regression-10d",
+    ]
+
+
+def test_a_later_group_begins_at_its_own_step() -> None:
+    first, second = given_grads((3,), (4,))
+    optimizer = LearnedOptimizer([first], "regression-10d")
+    for _ in range(2):
+        optimizer.step(loss=2.0)
+    optimizer.add_param_group({"params": [second]})
+    optimizer.step(loss=1.0)
+    assert [each.horizon for each in optimizer.halting_posterior] == [3, 1]
+    assert optimizer.steps_taken == 3
+
+
+def test_maximizing_halts_as_minimizing_the_negative() -> None:
+    up, down = Model(), Model()
+    ascending = LearnedOptimizer(up.parameters(), random_model(), maximize=True)
+    descending = LearnedOptimizer(down.parameters(), random_model())
+    for step in range(4):
+        for model, optimizer, sign in ((up, ascending, -1), (down, descending, 1)):
+            optimizer.zero_grad()
+            loss = sign * loss_of(model, step)
+            torch.autograd.backward(loss)
+            optimizer.step(loss=loss)
+    found, expected = ascending.halting_posterior[0], descending.halting_posterior[0]
+    assert torch.equal(found.log_prob(), expected.log_prob())
+
+
+def test_a_parameter_that_misses_a_step_goes_on_where_it_was() -> None:
+    first, second = given_grads((3,), (2,))
+    optimizer = LearnedOptimizer([first, second], random_model("adam"))
+    (twin,) = given_grads((3,))
+    reference = LearnedOptimizer([twin], random_model("adam"))
+    kept = first.grad
+    for step in range(4):
+        first.grad = None if step == 1 else kept
+        optimizer.step()
+        if step != 1:
+            reference.step()
+    assert torch.equal(first, twin)
+
+
+# --- When something is wrong ---------------------------------------------------------------------
+
+
+def test_the_weights_given_are_copied() -> None:
+    learned = random_model()
+    (param,), (twin,) = given_grads((3,)), given_grads((3,))
+    optimizer, reference = LearnedOptimizer([param], learned), LearnedOptimizer([twin], learned)
+    nn.init.ones_(learned.rule_parameters()[0])
+    optimizer.step()
+    assert all(weight.requires_grad for weight in learned.rule_parameters())
+    reference.step()
+    assert torch.equal(param, twin)
+
+
+# --- Costs ---------------------------------------------------------------------------------------
+
+
+def test_a_price_given_replaces_that_of_meta_training() -> None:
+    problem = family("regression-10d").sample(1, seeded())
+
+    def steps(**options: Any) -> int:
+        param = nn.Parameter(problem.start[0].clone())
+        optimizer = LearnedOptimizer([param], "regression-10d", **options)
+        while not optimizer.should_stop:
+            loss, grad = problem.observe(param.detach().unsqueeze(0), optimizer.steps_taken)
+            param.grad = grad[0]
+            optimizer.step(loss=loss)
+        return optimizer.steps_taken
+
+    assert steps(price=0.5) < steps(price=0.0527) == steps() < steps(price=0.005)
+
+
+def test_the_default_weights_are_those_of_networks() -> None:
+    assert inspect.signature(LearnedOptimizer).parameters["weights"].default == "mnist-mlp"

@@ -1,0 +1,193 @@
+"""Steps that are not finite, losses that are missing, and parameters that cannot be moved."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from networks import (
+    Model,
+    advance,
+    assert_same,
+    flat,
+    given_grads,
+    numbers,
+)
+from random_models import random_model
+from torch import Tensor, nn
+
+import haltwise
+from haltwise import InputError, LearnedOptimizer
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "loss", "other group"])
+@pytest.mark.parametrize("learned", [lambda: "regression-10d", lambda: random_model("adam")])
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    bad: str, learned: Callable[[], Any]
+) -> None:
+    weights = learned()
+
+    def build(model: Model) -> LearnedOptimizer:
+        groups = [{"params": model.first.parameters()}, {"params": model.second.parameters()}]
+        return LearnedOptimizer(groups, weights, chunk_size=2)
+
+    model, twin = Model(), Model()
+    optimizer, reference = build(model), build(twin)
+    for step in range(4):
+        advance(model, optimizer, 1, first=step)
+        advance(twin, reference, 1, first=step)
+        before, state = flat(model), optimizer.state_dict()
+        wrong = model.second.weight if bad == "other group" else model.first.bias
+        assert wrong.grad is not None
+        if bad != "loss":
+            wrong.grad.view(-1)[1] = torch.inf if bad == "inf" else torch.nan
+        optimizer.step(loss=math.nan if bad == "loss" else 1.0)
+        assert torch.equal(flat(model), before)
+        assert optimizer.num_skipped == step + 1
+        for entry in state["state"].values():
+            if "group" in entry:
+                entry["group"]["skipped"] += 1
+        assert_same(optimizer.state_dict(), state)
+    assert torch.equal(flat(model), flat(twin))
+    assert optimizer.steps_taken == reference.steps_taken == 4
+    assert optimizer.should_stop == reference.should_stop
+
+
+def test_steps_that_are_not_finite_may_raise_and_change_nothing() -> None:
+    model = Model()
+    optimizer = LearnedOptimizer(model.named_parameters(), "regression-10d", nonfinite="raise")
+    advance(model, optimizer, 2)
+    before, state = flat(model), optimizer.state_dict()
+    assert model.second.weight.grad is not None
+    model.second.weight.grad[0, 2] = torch.nan
+    with pytest.raises(InputError, match=r"not finite at step 2 \(first in the gradient of param"):
+        optimizer.step(loss=1.0)
+    with pytest.raises(InputError, match=r"'second\.weight'"):
+        optimizer.step()
+    model.second.weight.grad[0, 2] = 0.0
+    with pytest.raises(InputError, match="the loss or a gradient is not finite at step 2; lower"):
+        optimizer.step(loss=torch.tensor(torch.inf))
+    assert torch.equal(flat(model), before)
+    assert_same(optimizer.state_dict(), state)
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_an_update_that_overflows_is_dropped(nonfinite: str) -> None:
+    (param,) = given_grads((3,))
+    learned = random_model("sgd", learning_rate=1e30)
+    optimizer = LearnedOptimizer([param], learned, nonfinite=nonfinite)
+    assert param.grad is not None
+    param.grad *= 1e20
+    if nonfinite == "raise":
+        with pytest.raises(InputError, match="an update is not finite at step 0; lower lr"):
+            optimizer.step(loss=1.0)
+    else:
+        optimizer.step(loss=1.0)
+    assert torch.equal(param, numbers(3, seed=0))
+    assert (optimizer.num_skipped, optimizer.steps_taken) == (int(nonfinite == "skip"), 0)
+    kept = [value for value in optimizer.state[param].values() if isinstance(value, Tensor)]
+    assert all(value.isfinite().all() for value in kept)
+    param.grad *= 1e-50
+    optimizer.step(loss=1.0)
+    assert param.isfinite().all()
+    assert optimizer.halting_posterior[0].log_prob().isfinite().all()
+
+
+def test_without_the_loss_it_does_not_pretend_to_know() -> None:
+    (param,) = given_grads((3,))
+    optimizer = LearnedOptimizer([param], "regression-10d")
+    assert optimizer.should_stop is False
+    assert [each.horizon for each in optimizer.halting_posterior] == []
+    optimizer.step(loss=3.0)
+    assert [each.horizon for each in optimizer.halting_posterior] == [1]
+    optimizer.step()
+    optimizer.step(loss=2.0)
+    for ask in ("should_stop", "halting_posterior"):
+        with pytest.raises(InputError, match="1 of 3 steps came without; pass it to every step"):
+            getattr(optimizer, ask)
+    assert optimizer.steps_taken == 3
+
+
+def uncalibrated() -> haltwise.OptimizerModel:
+    model = random_model()
+    model.halting.card = replace(model.card, policies={})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("learned", "message"),
+    [
+        (lambda: haltwise.load("regression-10d-lstm"), "meta-trained without halting"),
+        (uncalibrated, "do not know when to stop yet"),
+    ],
+)
+def test_weights_that_cannot_halt_say_so(
+    learned: Callable[[], haltwise.OptimizerModel], message: str
+) -> None:
+    (param,) = given_grads((3,))
+    optimizer = LearnedOptimizer([param], learned())
+    optimizer.step(loss=1.0)
+    with pytest.raises(InputError, match=message):
+        optimizer.should_stop  # noqa: B018
+    assert not torch.equal(param, numbers(3, seed=0))
+
+
+@pytest.mark.parametrize("loss", [torch.ones(2), torch.ones((), dtype=torch.complex64)])
+def test_a_loss_that_is_no_number_is_refused(loss: Tensor) -> None:
+    (param,) = given_grads((3,))
+    optimizer = LearnedOptimizer([param], "regression-10d")
+    with pytest.raises(InputError, match="single real number"):
+        optimizer.step(loss=loss)
+    with pytest.raises(InputError, match="not both"):
+        optimizer.step(lambda: 1.0, loss=1.0)
+    assert torch.equal(param, numbers(3, seed=0))
+
+
+def test_sparse_gradients_are_refused() -> None:
+    layer = nn.Embedding(4, 2, sparse=True)
+    optimizer = LearnedOptimizer(layer.named_parameters(), "regression-10d")
+    torch.autograd.backward(layer(torch.tensor([1, 2])).sum())
+    with pytest.raises(
+        InputError, match=r"gradient of parameter 'weight' is sparse .*sparse=False"
+    ):
+        optimizer.step()
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.int64])
+def test_other_numbers_are_refused(dtype: torch.dtype) -> None:
+    good = nn.Parameter(numbers(2))
+    odd = torch.zeros(3, dtype=dtype)
+    with pytest.raises(InputError, match=r"parameter 1 of shape \[3\] is a .* tensor of torch"):
+        LearnedOptimizer([good, odd], "regression-10d")
+    optimizer = LearnedOptimizer([good], "regression-10d")
+    with pytest.raises(InputError, match="real floating-point"):
+        optimizer.add_param_group({"params": [odd]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nonfinite": "ignore"}, "'skip' or 'raise', got 'ignore'"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
+        ({"price": 0.0}, "price must be above 0, got 0.0"),
+        ({"weights": "regresion-10d"}, "did you mean 'regression-10d'"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LearnedOptimizer(given_grads((2,)), **{"weights": "regression-10d", **options})
+
+
+def test_weights_for_other_sizes_are_refused() -> None:
+    learned = random_model(
+        "partitioned", sizes=[4, 3], rules=[["adam", {"learning_rate": 0.1}]] * 2
+    )
+    LearnedOptimizer(given_grads((2, 2), (0,), (2,), (1,)), learned)
+    with pytest.raises(InputError, match=r"do not fit .* \[4, 3\] coordinates do not make up 8"):
+        LearnedOptimizer(given_grads((4,), (4,)), learned)
+    with pytest.raises(InputError, match=r"from coordinate 4 on.* within parameter 1 of shape \[3"):
+        LearnedOptimizer(given_grads((2,), (3,), (2,)), learned)

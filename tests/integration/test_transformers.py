@@ -1,0 +1,86 @@
+"""The callback for Hugging Face trainers, with the real package."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from line_fits import assert_same_signals, line_data, new_line, plain_loop
+from torch import Tensor, nn
+
+from haltwise import HaltingMonitor
+from haltwise.recordings.runs import RecordedRuns
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # their own
+
+
+class TestTransformers:
+    def fit(self, callback: Any, seed: int, num: int, folder: Path, **settings: Any) -> Any:
+        transformers = pytest.importorskip("transformers")
+        pytest.importorskip("accelerate")
+
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = new_line(seed)
+
+            def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+                predicted = self.model(x)
+                return {"loss": nn.functional.mse_loss(predicted, labels), "logits": predicted}
+
+        x, y = line_data(seed).tensors
+        rows = [{"x": x[row], "labels": y[row]} for row in range(32)]
+        arguments = transformers.TrainingArguments(
+            output_dir=str(folder),
+            max_steps=num,
+            per_device_train_batch_size=32,
+            per_device_eval_batch_size=32,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            max_grad_norm=0.0,
+            lr_scheduler_type="constant",
+            disable_tqdm=True,
+            **settings,
+        )
+        model = Model()
+        trainer = transformers.Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=rows,
+            callbacks=[callback],
+            optimizers=(torch.optim.SGD(model.parameters(), lr=0.2), None),
+        )
+        trainer.train()
+        return trainer
+
+    def callback(self, *arguments: Any, **settings: Any) -> Any:
+        pytest.importorskip("transformers")
+        from haltwise.interfaces.transformers import HaltingCallback
+
+        return HaltingCallback(*arguments, **settings)
+
+    def test_it_records_and_stops_as_a_plain_loop(self, sgd_stopper: Path, tmp_path: Path) -> None:
+        self.fit(self.callback(HaltingMonitor.recording(tmp_path / "a")), 500, 8, tmp_path)
+        plain_loop(HaltingMonitor.recording(tmp_path / "b"), 500, 8)
+        assert_same_signals(tmp_path / "a", tmp_path / "b")
+        expected, monitor = HaltingMonitor(sgd_stopper), HaltingMonitor(sgd_stopper)
+        plain_loop(expected, 500, 20)
+        trainer = self.fit(self.callback(monitor), 500, 20, tmp_path)
+        assert trainer.state.global_step == monitor.steps == expected.steps < 20
+
+    def test_a_round_may_be_an_evaluation(self, tmp_path: Path) -> None:
+        monitor = HaltingMonitor.recording(tmp_path / "a")
+        callback = self.callback(monitor, "eval_loss", score="eval_runtime")
+        trainer = self.fit(
+            callback, 0, 8, tmp_path, eval_strategy="steps", eval_steps=2, eval_on_start=True
+        )
+        found = RecordedRuns.load(tmp_path / "a").trajectory
+        assert found.num_steps == 3
+        trainer.evaluate()  # after the training: no round
+        assert monitor.steps == 4
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "b"), "x")
+        with pytest.raises(ValueError, match=r"the evaluation has no 'x', but .*eval_loss"):
+            self.fit(callback, 0, 2, tmp_path, eval_strategy="steps", eval_steps=2)

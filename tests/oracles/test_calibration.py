@@ -1,0 +1,249 @@
+"""Calibration against brute force over candidates, and what it refuses or warns of."""
+
+import math
+from dataclasses import replace
+from functools import cache
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from draws import DOUBLE, randn
+from stop_rule_cases import (
+    BEFORE,
+    COMPOSED,
+    COSTS,
+    KINDS,
+    TRAJECTORY,
+    N,
+    T,
+    falling_trajectory,
+)
+
+from haltwise import InputError
+from haltwise._core.errors import CalibrationWarning
+from haltwise.processes import Trajectory
+from haltwise.stop_rules import (
+    RETURNABLE,
+    CostUnit,
+    FixedBudget,
+    GradientNorm,
+    HazardThreshold,
+    Logistic,
+    Patience,
+    PonderThreshold,
+    PosteriorMode,
+    ReturnedIterate,
+    Sampling,
+    StopRule,
+    calibrate,
+    choose,
+    costs,
+    decisions,
+)
+
+MANY = falling_trajectory(seed=9, num=72)
+TUNABLE = [
+    rule for rule in KINDS if rule not in (*COMPOSED, PonderThreshold, PosteriorMode, Sampling)
+]
+
+
+# --- Candidates ----------------------------------------------------------------------------------
+
+
+def test_fixed_budgets_are_all_tried() -> None:
+    assert FixedBudget.candidates(TRAJECTORY, COSTS) == [FixedBudget(n) for n in range(T + 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_fitted_logistic_rule_finds_the_step_that_pays(dtype: torch.dtype) -> None:
+    """Rates and sizes differ by item; a step pays until the signal falls below the price."""
+    steps, price = torch.arange(31, dtype=DOUBLE), 0.02
+    rate = torch.linspace(0.2, 1.5, 60, dtype=DOUBLE)[:, None]
+    excess = (2 * randn(60, 1)).exp() * torch.exp(-rate * steps)
+    signal = 0.01 * (excess * (1 - torch.exp(-rate))).log()  # no unit is better than another
+    noisy = excess + randn(60, 31, seed=3).abs()
+    loss, scored, norm = (value.to(dtype) for value in (noisy, excess, signal))
+    tuning, test = (Trajectory(loss[half::2], scored[half::2], norm[half::2]) for half in (0, 1))
+    table, test_table = costs(tuning.excess, price), costs(test.excess, price)
+
+    def tuned(rule: type[StopRule]) -> float:
+        found = rule.candidates(tuning, table)
+        best = choose(found, tuning, CostUnit.UPDATES, price=price).policy.rule
+        return test_table.gather(1, decisions(best, test)[:, None]).mean().item()
+
+    oracle, fixed = test_table.amin(1).mean().item(), tuned(FixedBudget)
+    assert fixed - oracle > 0.05  # there is something to gain
+    assert tuned(Logistic) - oracle < 0.05 * (fixed - oracle)
+
+
+@pytest.mark.parametrize(("slope", "stop"), [(1.0, 0), (-1.0, T)])
+def test_a_logistic_rule_with_one_label_always_or_never_stops(slope: float, stop: int) -> None:
+    (rule,) = Logistic.candidates(TRAJECTORY, slope * torch.arange(T + 1.0).expand(N, -1))
+    assert decisions(rule, TRAJECTORY).tolist() == [stop] * N
+
+
+def test_thresholds_need_a_finite_value() -> None:
+    hopeless = replace(TRAJECTORY, log_grad_norm=TRAJECTORY.known("log_grad_norm") * math.nan)
+    with pytest.raises(InputError, match="no finite value"):
+        GradientNorm.candidates(hopeless, COSTS)
+
+
+# --- Brute force ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", CostUnit)
+def test_the_candidate_that_costs_least_is_chosen(unit: CostUnit) -> None:
+    candidates = [GradientNorm(level / 2) for level in range(-8, 8)]
+    shift = unit is CostUnit.GRADIENTS
+    means = []
+    for candidate in candidates:
+        stops = decisions(candidate, TRAJECTORY).tolist()
+        means.append(sum(COSTS[i, min(stop + shift, T)].item() for i, stop in enumerate(stops)))
+    best = min(range(len(candidates)), key=means.__getitem__)
+    assert 0 < best < len(candidates) - 1
+    found = choose(iter(candidates), TRAJECTORY, unit, price=0.2)
+    assert found.policy.rule == candidates[best]
+
+
+class Reached(NamedTuple):
+    """What a candidate reached, by plain loops."""
+
+    rule: StopRule
+    returns: ReturnedIterate
+    excess: float
+    cost: float
+    bound: float
+
+
+@cache
+def stops_on_many(rule: StopRule) -> list[int]:
+    stops: list[int] = decisions(rule, MANY).tolist()
+    return stops
+
+
+@cache
+def reach(rule: StopRule, returns: ReturnedIterate, unit: CostUnit) -> Reached:
+    losses, scored = MANY.loss.tolist(), MANY.excess.tolist()
+    hold = MANY.known("hold_logits").tolist()
+    excess, cost = [], []
+    for i, t in enumerate(stops_on_many(rule)):
+        after = min(t + 1, T)
+        end = {
+            ReturnedIterate.NEXT: after,
+            ReturnedIterate.CURRENT: t,
+            ReturnedIterate.BEST: min(range(min(t, T - 1) + 1), key=losses[i].__getitem__),
+            ReturnedIterate.LEARNED: t if t < T and hold[i][t] > 0 else after,
+        }[returns]
+        excess.append(scored[i][end])
+        cost.append(after if unit is CostUnit.GRADIENTS else t)
+    bound = fmean(excess) + 1.6448536 * stdev(excess) / math.sqrt(len(excess))
+    return Reached(rule, returns, fmean(excess), fmean(cost), bound)
+
+
+@pytest.mark.parametrize("unit", CostUnit)
+@pytest.mark.parametrize("rule", TUNABLE, ids=lambda rule: rule.__name__)
+def test_calibration_is_brute_force_over_candidates(rule: type[StopRule], unit: CostUnit) -> None:
+    gain = (MANY.excess.mean(0)[0] - MANY.excess.mean(0).min()).item() / T
+    for name, level in (("price", 0.3), ("budget", 6.0), ("risk", 1.2)):
+        table = costs(MANY.excess, level if name == "price" else gain)
+        tried = [
+            reach(setting, returns, unit)
+            for setting in rule.candidates(MANY, table)
+            for returns in RETURNABLE[unit]
+        ]
+        if name == "price":
+            best = min(tried, key=lambda r: r.excess + 0.3 * r.cost)
+        elif name == "budget":
+            best = min((r for r in tried if r.cost <= 6), key=lambda r: (r.excess, r.cost))
+        else:
+            best = min((r for r in tried if r.bound <= 1.2), key=lambda r: (r.cost, r.excess))
+        wanted: dict[str, Any] = {name: level}
+        found = calibrate(rule, MANY, unit=unit, returns=RETURNABLE[unit], **wanted)
+        assert found.mean_excess == pytest.approx(best.excess)
+        assert found.mean_cost == pytest.approx(best.cost)
+        assert found.excess_bound == pytest.approx(best.bound)
+        assert (found.unit, found.num_items) == (unit, 72)
+        again = reach(*found.policy, unit)
+        assert (again.excess, again.cost) == pytest.approx((best.excess, best.cost))
+
+
+def test_a_rule_is_calibrated_at_the_time_of_decision_that_is_asked_for() -> None:
+    found = calibrate(HazardThreshold, MANY, price=0.3, unit=CostUnit.GRADIENTS, time=BEFORE)
+    assert isinstance(found.policy.rule, HazardThreshold)
+    assert found.policy.rule.time == BEFORE
+    assert found.policy.returns is ReturnedIterate.NEXT
+    assert calibrate(HazardThreshold, MANY, price=0.3).policy.returns is ReturnedIterate.CURRENT
+
+
+def test_the_risk_bound_holds_as_often_as_it_says() -> None:
+    """One candidate, fresh items each time: its true mean is above the bound in one of twenty, so
+    it is accepted at a risk just below the truth in one of twenty."""
+    loss = torch.zeros(200, 3, dtype=DOUBLE)
+    accepted = 0
+    for seed in range(400):
+        excess = randn(200, 3, seed=seed) + 1
+        found = choose([FixedBudget(1)], Trajectory(loss, excess), CostUnit.UPDATES, risk=math.inf)
+        accepted += found.excess_bound <= 1.0
+    assert 8 <= accepted <= 33  # 20 expected
+
+
+# --- What is refused or warned of ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wanted", [{}, {"price": 1.0, "budget": 2.0}, {"price": 1.0, "budget": 2.0, "risk": 3.0}]
+)
+def test_just_one_thing_can_be_wanted(wanted: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="exactly one of price, budget and risk"):
+        calibrate(Patience, MANY, **wanted)
+
+
+def test_too_few_items_are_refused() -> None:
+    with pytest.raises(InputError, match="at least 50 problems, got 49"):
+        calibrate(Patience, MANY.select(torch.arange(49)), price=0.1)
+    assert calibrate(Patience, MANY.select(torch.arange(50)), price=0.1).num_items == 50
+
+
+def test_what_no_candidate_reaches_is_refused_with_the_best_there_is() -> None:
+    least = reach(FixedBudget(0), ReturnedIterate.NEXT, CostUnit.GRADIENTS).cost
+    with pytest.raises(InputError, match=f"at most 0.5 gradients .* attainable is {least:.4g}"):
+        calibrate(FixedBudget, MANY, budget=0.5, unit=CostUnit.GRADIENTS)
+    lowest = min(
+        reach(FixedBudget(n), ReturnedIterate.CURRENT, CostUnit.UPDATES).bound for n in range(T + 1)
+    )
+    with pytest.raises(InputError, match=f"lowest bound attainable is {lowest:.4g}"):
+        calibrate(FixedBudget, MANY, risk=-1.0)
+
+
+def test_items_that_diverged_are_left_out_and_counted() -> None:
+    excess = MANY.excess.clone()
+    excess[3, 5], excess[70, 12] = math.nan, math.inf
+    spoilt = replace(MANY, excess=excess)
+    kept = torch.tensor([i for i in range(72) if i not in (3, 70)])
+    with pytest.warns(CalibrationWarning, match="2 of 72 problems are left out"):
+        found = calibrate(GradientNorm, spoilt, price=0.3)
+    assert found == calibrate(GradientNorm, MANY.select(kept), price=0.3)
+    few = spoilt.select(torch.arange(50))
+    with (
+        pytest.warns(CalibrationWarning, match="1 of 50"),
+        pytest.raises(InputError, match="got 49"),
+    ):
+        calibrate(GradientNorm, few, price=0.3)
+
+
+@pytest.mark.parametrize(("unit", "enough"), [(CostUnit.UPDATES, 3), (CostUnit.GRADIENTS, 2)])
+def test_a_price_at_which_nothing_is_worth_computing_is_warned_of(
+    unit: CostUnit, enough: float
+) -> None:
+    """The first step gains 3, every later one 2; the first gradient is paid for at any price."""
+    loss = (40.0 - 2 * torch.arange(13, dtype=DOUBLE)).expand(60, -1).clone()
+    loss[:, 0] += 1
+    trajectory = Trajectory(loss, loss)
+    with pytest.warns(CalibrationWarning, match="every one of the 60 problems is best stopped"):
+        found = calibrate(FixedBudget, trajectory, price=enough + 0.01, unit=unit)
+    assert found.policy.rule == FixedBudget(0)
+    found = calibrate(FixedBudget, trajectory, price=enough - 0.01, unit=unit)  # no warning
+    assert found.policy.rule != FixedBudget(0)
+    loss[7, 5] = -30.0  # one item is worth going on for
+    calibrate(FixedBudget, trajectory, price=enough + 0.01, unit=unit)

@@ -1,0 +1,49 @@
+"""Captured unrolls against plain ones."""
+
+import pytest
+import torch
+from draws import seeded
+
+from haltwise._core.tensors import map_tensors
+from haltwise.models import Card, Choice, OptimizerModel
+from haltwise.rollout import CapturedUnroll, unroll
+from haltwise.tasks import family
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+    ),
+]
+CARD = Card(method=Choice("stick-breaking"), price=0.1, horizon=6, rule=Choice("lstm"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["regression-10d-noisy", "digits-mlp"])
+def test_it_agrees_with_unroll_on_batch_after_batch_and_with_weights_that_change(
+    device: str, name: str
+) -> None:
+    generator = seeded(0)
+    model = OptimizerModel(CARD, generator).to(device)
+    captured = CapturedUnroll(model, 6, 4)
+    for scale in (1.0, 1.0, 1.1):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(scale)
+        batch = family(name).sample(3, generator, device=device)
+        price = torch.rand(3, generator=generator).to(device)
+        found = captured(batch, price)
+        expected = unroll(model, batch, 6, price, segment=4)
+        torch.testing.assert_close(found.trajectory.excess, expected.trajectory.excess)
+        torch.testing.assert_close(found.trajectory.outputs, expected.trajectory.outputs)
+        torch.testing.assert_close(found.tape.grad, expected.tape.grad)
+        torch.testing.assert_close(found.tape.states, expected.tape.states)
+
+
+def test_it_leaves_the_batch_alone() -> None:
+    generator = seeded(0)
+    batch = family("regression-2d").sample(2, generator)
+    before = map_tensors(batch, torch.clone)
+    CapturedUnroll(OptimizerModel(CARD, generator), 3, 2)(batch, torch.ones(2))
+    torch.testing.assert_close(batch.start, before.start)

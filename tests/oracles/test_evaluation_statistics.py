@@ -1,0 +1,125 @@
+"""The jackknife in closed form, mixtures of budgets by brute force, and ranks against SciPy."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from haltwise._core.random import stream
+from haltwise.evaluation.statistics import (
+    captured_gain,
+    jackknife,
+    least_mix,
+    rank_correlation,
+)
+
+DOUBLE = torch.float64
+
+
+def identity(means: Tensor) -> Tensor:
+    return means
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval() -> None:
+    values = torch.randn(7, 1, generator=stream(0), dtype=DOUBLE)
+    (found,) = jackknife(identity, values)
+    column = values.squeeze(1).numpy()
+    low, high = stats.t.interval(0.95, 6, column.mean(), stats.sem(column))
+    assert (found.value, found.low, found.high) == pytest.approx((column.mean(), low, high))
+
+
+def test_groups_of_equal_size_count_as_their_means() -> None:
+    values = torch.randn(12, 1, generator=stream(1), dtype=DOUBLE)
+    groups = torch.arange(12) % 4
+    (found,) = jackknife(identity, values, groups)
+    means = torch.stack([values[groups == group].mean(0) for group in range(4)])
+    (expected,) = jackknife(identity, means)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_jackknife_leaves_out_one_item_at_a_time() -> None:
+    """Of a ratio, by a loop; groups of unequal sizes."""
+    columns = torch.rand(9, 2, generator=stream(2), dtype=DOUBLE) + 1
+    groups = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3, 3])
+
+    def ratio(means: Tensor) -> Tensor:
+        return means[:, :1] / means[:, 1:]
+
+    (found,) = jackknife(ratio, columns, groups)
+    left_out = []
+    for group in range(4):
+        kept = columns[groups != group].mean(0)
+        left_out.append((kept[0] / kept[1]).item())
+    mean = sum(left_out) / 4
+    error = math.sqrt(3 / 4 * sum((value - mean) ** 2 for value in left_out))
+    half = stats.t.ppf(0.975, 3) * error
+    value = (columns[:, 0].mean() / columns[:, 1].mean()).item()
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (value, value - half, value + half)
+    )
+
+
+def test_the_interval_of_a_captured_gain_covers_what_it_should() -> None:
+    """The 95 % interval holds the gain of the population about 95 times in 100."""
+    population = torch.rand(20_000, 5, generator=stream(3), dtype=DOUBLE)
+    population += torch.tensor([0.2, 0.1, 0.0, 0.1, 0.2])  # one fixed budget is clearly the best
+    end = (population[:, 0] > 0.5).long() * 2
+    cost = population.gather(1, end.unsqueeze(1))
+    columns = torch.cat((population, cost, population.amin(1, keepdim=True)), 1)
+
+    def gain(means: Tensor) -> Tensor:
+        return captured_gain(means[:, :5].amin(1), means[:, 5], means[:, 6]).unsqueeze(1)
+
+    truth, covered = gain(columns.mean(0, keepdim=True)).item(), 0
+    for trial in range(200):
+        chosen = torch.randint(20_000, (200,), generator=stream(4, trial))
+        (found,) = jackknife(gain, columns[chosen])
+        covered += found.low <= truth <= found.high
+    assert 180 <= covered <= 198
+
+
+def test_a_gain_is_undefined_where_there_is_no_room() -> None:
+    fixed = torch.tensor([2.0, 1.0], dtype=DOUBLE)
+    gain = captured_gain(fixed, torch.tensor([1.5, 1.5], dtype=DOUBLE), torch.ones(2, dtype=DOUBLE))
+    assert gain[0] == 0.5
+    assert gain[1].isnan()
+
+
+@pytest.mark.parametrize("block", [1, 2**16])
+def test_mixtures_of_budgets_are_those_of_a_fine_grid(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("haltwise.evaluation.statistics._BLOCK", block)
+    curves = torch.rand(20, 7, generator=stream(5), dtype=DOUBLE)
+    steps = torch.arange(7, dtype=DOUBLE).expand(20, 7)
+    limits = 7 * torch.rand(20, generator=stream(6), dtype=DOUBLE) - 0.5
+    found = least_mix(steps, curves, limits)
+    shares = torch.linspace(0, 1, 4001, dtype=DOUBLE)
+    for curve, limit, value in zip(curves, limits.tolist(), found.tolist(), strict=True):
+        best = math.inf
+        for a in range(7):
+            for b in range(a, 7):
+                cost, loss = a + shares * (b - a), curve[a] + shares * (curve[b] - curve[a])
+                best = min(best, loss[cost <= limit].min().item() if limit >= a else math.inf)
+        assert value == pytest.approx(best, abs=2e-3) or value == best == math.inf
+
+
+def test_mixing_for_a_loss_inverts_mixing_for_a_cost() -> None:
+    curve = torch.tensor([[5.0, 4.5, 1.0, 2.0, 0.9, 0.2]], dtype=DOUBLE)
+    steps = torch.arange(6, dtype=DOUBLE).unsqueeze(0)
+    for cost in torch.linspace(0, 5, 23, dtype=DOUBLE):
+        loss = least_mix(steps, curve, cost.unsqueeze(0))
+        assert least_mix(curve, steps, loss).item() == pytest.approx(cost.item())
+    assert least_mix(curve, steps, torch.tensor([0.1])).item() == math.inf
+    assert least_mix(curve, steps, torch.tensor([6.0])).item() == 0
+
+
+def test_ranks_share_ties_and_leave_out_what_is_not_finite() -> None:
+    first = torch.tensor([1.0, 2.0, 2.0, 4.0, 0.0, math.nan], dtype=DOUBLE)
+    second = torch.tensor([3.0, 3.0, 1.0, 5.0, 0.0, 1.0], dtype=DOUBLE)
+    expected = stats.spearmanr(first[:5].numpy(), second[:5].numpy()).statistic
+    assert rank_correlation(first, second) == pytest.approx(expected)
+    assert math.isnan(rank_correlation(first, torch.ones(6)))
+    assert math.isnan(rank_correlation(first[:2], second[:2]))

@@ -1,0 +1,171 @@
+"""The torch optimizer against the library's own steps on the flattened problem."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from draws import DOUBLE, randn, seeded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from meta_gradient_cases import step_rule
+from networks import OURS, Model, advance, assert_same, flat, given_grads, loss_of
+from random_models import random_model
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import haltwise
+from haltwise import LearnedOptimizer, OptimizerModel
+from haltwise.processes import StepObservation
+from haltwise.processes.signals import init_signals, measure_signals
+from haltwise.rollout import record
+from haltwise.stop_rules import CostUnit, DecisionTime, ReturnedIterate, StopPolicy
+from haltwise.tasks import family
+
+HALVES: dict[str, Any] = {
+    "sizes": [9, None],
+    "rules": [["lstm", {"hidden_size": 3}], ["adam", {"learning_rate": 0.05}]],
+}
+WEIGHTS: dict[str, Callable[[], OptimizerModel]] = {
+    "shipped": lambda: haltwise.load("regression-10d"),
+    "thesis": lambda: haltwise.load("regression-2d-thesis"),
+    "mode": lambda: haltwise.load("regression-2d-mode"),
+    "random": random_model,
+    "graves": lambda: random_model(method="graves"),
+    "adam": lambda: random_model("adam"),
+    "momentum": lambda: random_model("sgd", learning_rate=0.05, momentum=0.9),
+    "partitioned": lambda: random_model("partitioned", **HALVES),
+    "nested": lambda: random_model(
+        "partitioned",
+        sizes=[13, 4],
+        rules=[["partitioned", HALVES], ["lstm", {"hidden_size": 2, "num_layers": 1}]],
+    ),
+}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 1000])
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_steps_equal_those_on_the_flat_problem(weights: str, chunk_size: int) -> None:
+    learned = WEIGHTS[weights]()
+    model, twin = Model(DOUBLE), Model(DOUBLE)
+    optimizer = LearnedOptimizer(model.parameters(), learned, chunk_size=chunk_size)
+    learned = copy.deepcopy(learned).double()
+    price = torch.full((1,), learned.card.price, dtype=DOUBLE)
+    params = flat(twin).unsqueeze(0)
+    state, last = learned.rule.init(params), init_signals(params)
+    of_halter, seen = learned.halting.init(1, params), []
+    rule = learned.policy(CostUnit.GRADIENTS).rule
+    memory, stopped = rule.init(1, price), False
+    for step in range(8):
+        advance(model, optimizer, 1, first=step, dtype=DOUBLE)
+        nn.utils.vector_to_parameters(params[0], twin.parameters())
+        loss = loss_of(twin, step, DOUBLE)
+        grads = torch.autograd.grad(loss, list(twin.parameters()))
+        grad = torch.cat([value.flatten() for value in grads]).unsqueeze(0)
+        value = loss.detach().view(1)
+        with torch.no_grad():
+            update, readout, state = step_rule(learned.rule, grad, state)
+        signals, last = measure_signals(step, value, grad, update, last)
+        outputs, of_halter = learned.halting.step(signals, readout, price, of_halter)
+        params = params + update
+        assert_close(flat(model), params[0], rtol=1e-10, atol=1e-10)
+        seen.append(outputs)
+        stop, memory = rule.step(StepObservation(step, value, outputs=outputs), memory)
+        stopped = stopped or bool(stop)
+        assert optimizer.should_stop == stopped
+        assert optimizer.steps_taken == step + 1
+        along = {name: torch.stack([one[name] for one in seen], 1) for name in outputs}
+        expected = learned.halting.method.posterior(along, DecisionTime.AFTER_GRADIENT)
+        (found,) = optimizer.halting_posterior
+        assert type(found) is type(expected)
+        assert_close(found.log_prob(), expected.log_prob(), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["regression-10d", "quadratic-10d"])
+def test_it_stops_after_as_many_gradients_as_solve_and_moves_as_recorded(name: str) -> None:
+    learned = haltwise.load(name).double()
+    assert learned.card.family is not None
+    problems = family(learned.card.family.name).sample(6, seeded(), dtype=DOUBLE)
+    policy = StopPolicy(learned.policy(CostUnit.GRADIENTS).rule, ReturnedIterate.NEXT)
+    result = haltwise.solve(problems, learned, policy)
+    whole = record(learned.rule, problems, 10).final
+    assert whole is not None
+    for problem in range(6):
+        one = problems.select(torch.tensor([problem]))
+        param = nn.Parameter(one.start[0].clone())
+        optimizer = LearnedOptimizer([param], name)
+        ended = None
+        for step in range(learned.card.horizon):
+            loss, grad = one.observe(param.detach().unsqueeze(0), step)
+            param.grad = grad[0]
+            optimizer.step(loss=loss)
+            if step == 9:
+                assert_close(param.detach(), whole[problem], rtol=1e-9, atol=1e-9)
+            if optimizer.should_stop and ended is None:
+                ended = step + 1
+                assert_close(param.detach(), result.params[problem], rtol=1e-6, atol=1e-6)
+        assert ended == result.num_gradients[problem]
+
+
+def test_single_precision_agrees_with_double() -> None:
+    models = Model(torch.float32), Model(DOUBLE)
+    for model, dtype in zip(models, (torch.float32, DOUBLE), strict=True):
+        advance(model, OURS["in chunks"](model.parameters()), 8, dtype=dtype)
+    assert_close(flat(models[0]).double(), flat(models[1]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_moved_in_single(dtype: torch.dtype) -> None:
+    (half,) = given_grads((6,), dtype=dtype)
+    assert half.grad is not None
+    single = nn.Parameter(half.detach().float())
+    single.grad = half.grad.float()
+    optimizer, reference = OURS["shipped"]([half]), OURS["shipped"]([single])
+    optimizer.step()
+    reference.step()
+    assert torch.equal(half, single.to(dtype))
+    assert_same(
+        [*optimizer.state_dict()["state"].values()], [*reference.state_dict()["state"].values()]
+    )
+    floats = [value for value in optimizer.state[half].values() if isinstance(value, Tensor)]
+    assert {value.dtype for value in floats} == {torch.float32}
+
+
+@settings(max_examples=20)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any),
+    chunk_size=st.integers(1, 12),
+    scale=st.floats(-12, 12),
+)
+def test_cutting_a_group_into_tensors_and_chunks_changes_nothing(
+    sizes: list[int], chunk_size: int, scale: float
+) -> None:
+    whole = nn.Parameter(randn(sum(sizes), dtype=DOUBLE))
+    pieces = [nn.Parameter(piece.clone()) for piece in whole.detach().split(sizes)]
+    learned = random_model()
+    optimizer = LearnedOptimizer([whole], learned)
+    cut = LearnedOptimizer(pieces, learned, chunk_size=chunk_size)
+    for step in range(3):
+        grad = 10**scale * randn(sum(sizes), seed=step, dtype=DOUBLE)
+        whole.grad = grad
+        for piece, own in zip(pieces, grad.split(sizes), strict=True):
+            piece.grad = own
+        optimizer.step(loss=float(step))
+        cut.step(loss=float(step))
+    assert_close(torch.cat([piece.detach() for piece in pieces]), whole.detach())
+    assert_close(cut.halting_posterior[0].log_prob(), optimizer.halting_posterior[0].log_prob())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-40, 1e-20, 1e19, 3e38])
+def test_extreme_gradients_leave_everything_finite(scale: float) -> None:
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = OURS["in chunks"]([param])
+    assert isinstance(optimizer, LearnedOptimizer)
+    for sign in (1.0, -1.0, 1.0):
+        param.grad = sign * torch.tensor([scale, -scale, scale / 3, scale])
+        optimizer.step(loss=1.0)
+    assert optimizer.num_skipped == 0
+    assert param.isfinite().all()
+    assert (param.abs() < 100).all()
+    assert optimizer.halting_posterior[0].log_prob().isfinite().all()
