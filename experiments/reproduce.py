@@ -7,13 +7,13 @@ and a training that was interrupted goes on, so the same command resumes it all.
 """
 
 import shlex
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+from children import Children
 
 from haltwise.cli import main
 
@@ -48,16 +48,17 @@ def reproduce(
     computing = ["--device", device]
     computing += ["--threads", str(threads)] if threads else []
     computing += ["--data-dir", str(data_dir.absolute())] if data_dir else []
-    for number, step in enumerate(plan["steps"], start=1):
-        command = command_of(step, directory, computing, quick=quick)
-        typed = shlex.join(["haltwise", *command]) if command else f"{step['product']} is there"
-        click.echo(f"[{number}/{len(plan['steps'])}] {typed}", err=True)
-        if command and not dry_run:
-            directory.mkdir(parents=True, exist_ok=True)
-            call = [sys.executable, "-m", "haltwise", *command]
-            done = subprocess.run(call, cwd=directory, check=False)
-            if done.returncode:
-                sys.exit(done.returncode)
+    children = Children()
+    with children.guarded():
+        for number, step in enumerate(plan["steps"], start=1):
+            command = command_of(step, directory, computing, quick=quick)
+            typed = shlex.join(["haltwise", *command]) if command else f"{step['product']} is there"
+            click.echo(f"[{number}/{len(plan['steps'])}] {typed}", err=True)
+            if command and not dry_run:
+                directory.mkdir(parents=True, exist_ok=True)
+                returncode, _ = children.run(command, directory)
+                if returncode:
+                    sys.exit(returncode)
     click.echo(str(directory / "report.html"))
 
 

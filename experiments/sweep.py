@@ -9,18 +9,13 @@ is done is not done again. Ended by a signal, the sweep ends its trainings, whic
 
 import itertools
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import click
+from children import Children
 from rich.console import Console
 from rich.table import Table
 
@@ -29,8 +24,6 @@ from haltwise._core.files import make_directory, write_atomically
 from haltwise._core.plugins import label
 from haltwise.cli import main
 from haltwise.models.loading import card_of
-
-_PATIENCE = 60.0  # seconds for a training to write its checkpoint
 
 
 class Job(NamedTuple):
@@ -43,47 +36,6 @@ class Job(NamedTuple):
 
     name: str
     arguments: list[str]
-
-
-class Trainings:
-    """The processes of a sweep, each in a group of its own, so that none outlives it."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
-        self._ended = False
-        self._lock = threading.Lock()
-
-    def run(self, command: list[str]) -> tuple[int, str]:
-        """Run a command to its end; its exit code, and what it wrote to stderr."""
-        with self._lock:
-            if self._ended:
-                return 130, "haltwise: interrupted"
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
-            self._running.add(process)
-        _, errors = process.communicate()
-        with self._lock:
-            self._running.discard(process)
-        return process.returncode, errors
-
-    def end(self) -> None:
-        """End all that run, after a checkpoint, and begin no more."""
-        with self._lock:
-            self._ended = True
-            running = tuple(self._running)
-        for process in running:
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -122,24 +74,13 @@ def sweep(
         for seed, price in itertools.product(_seeds(seeds), _prices(prices))
     ]
     make_directory(directory)
-    trainings = Trainings()
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        del signum, frame
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+    trainings = Children()
     with (
         Console(stderr=True).status(f"{len(todo)} trainings, {jobs} at a time"),
         ThreadPoolExecutor(jobs) as pool,  # the threads only wait
+        trainings.guarded(),
     ):
-        try:
-            results = list(pool.map(lambda job: _run(job, directory, trainings), todo))
-        except KeyboardInterrupt:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # once is enough
-            trainings.end()
-            raise
+        results = list(pool.map(lambda job: _run(job, directory, trainings), todo))
     document = {"family": family, "options": list(options), "runs": results}
     write_atomically(directory / "sweep.json", (json.dumps(document, indent=1) + "\n").encode())
     Console().print(_table(family, results))
@@ -148,12 +89,12 @@ def sweep(
     require(not failed, f"{len(failed)} of {len(todo)} trainings failed: {', '.join(failed)}")
 
 
-def _run(job: Job, directory: Path, trainings: Trainings) -> dict[str, Any]:
+def _run(job: Job, directory: Path, trainings: Children) -> dict[str, Any]:
     """Train in a process of its own: name, command, metrics and what went wrong."""
     run = directory / job.name
-    command = [sys.executable, "-m", "haltwise", *job.arguments, "--continue", "--out", str(run)]
+    command = [*job.arguments, "--continue", "--out", str(run)]
     command += [] if "--threads" in job.arguments else ["--threads", "1"]
-    returncode, errors = trainings.run(command)
+    returncode, errors = trainings.run(command, quiet=True)
     result: dict[str, Any] = {"name": job.name, "command": job.arguments, "error": None}
     if returncode != 0:
         lines = errors.strip().splitlines() or [f"exit code {returncode}"]

@@ -11,7 +11,6 @@ interrupted goes on.
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from children import Children
 
 from haltwise._core.discovery import lookup
 from haltwise.cli import main
@@ -92,23 +92,29 @@ def train_weights(
     """Train the shipped weights called NAME, or all of them."""
     known = recipes()
     ordered = in_order(wanted or list(known), known)
-    for number, name in enumerate(ordered, start=1):
-        recipe = tomllib.loads(known[name].read_text(encoding="utf-8"))
-        config = os.path.relpath(known[name], root)
-        command = ["train", "--config", config, "--out", f"runs/{name}"]
-        command += ["--continue", "--threads", "1"]
-        command += ["--device", device] if name in ON_DEVICE else []
-        command += quick_options(recipe) if quick else []
-        click.echo(f"[{number}/{len(ordered)}] {shlex.join(['haltwise', *command])}", err=True)
-        if dry_run:
-            continue
-        root.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([sys.executable, "-m", "haltwise", *command], cwd=root, check=False)
-        if done.returncode:
-            sys.exit(done.returncode)
-        if install and name in names():
-            weights = root / "runs" / name / "best.safetensors"
-            shutil.copy(weights, SHIPPED / f"{name}.safetensors")
+    children = Children()
+    with children.guarded():
+        for number, name in enumerate(ordered, start=1):
+            command = command_of(name, known[name], root, device, quick=quick)
+            click.echo(f"[{number}/{len(ordered)}] {shlex.join(['haltwise', *command])}", err=True)
+            if dry_run:
+                continue
+            root.mkdir(parents=True, exist_ok=True)
+            returncode, _ = children.run(command, root)
+            if returncode:
+                sys.exit(returncode)
+            if install and name in names():
+                weights = root / "runs" / name / "best.safetensors"
+                shutil.copy(weights, SHIPPED / f"{name}.safetensors")
+
+
+def command_of(name: str, path: Path, root: Path, device: str, *, quick: bool) -> list[str]:
+    """Arguments of `haltwise` that train a recipe, in the directory that holds runs/."""
+    command = ["train", "--config", os.path.relpath(path, root), "--out", f"runs/{name}"]
+    command += ["--continue", "--threads", "1"]
+    command += ["--device", device] if name in ON_DEVICE else []
+    recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    return [*command, *(quick_options(recipe) if quick else ())]
 
 
 if __name__ == "__main__":

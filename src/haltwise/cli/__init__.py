@@ -89,11 +89,11 @@ def main(command: click.Command = cli) -> None:
     warnings.showwarning = _show_warning
     try:
         command(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
     except click.ClickException as error:
-        click.echo(f"haltwise: {error.format_message()}", err=True)
+        if type(error).__name__ == "NoArgsIsHelpError":  # click 8.1 has none
+            error.show()
+        else:
+            click.echo(f"haltwise: {error.format_message()}", err=True)
         sys.exit(error.exit_code)
     except (InputError, MemoryError, OSError) as error:  # a full disk may strike anywhere
         click.echo(f"haltwise: {error}", err=True)

@@ -112,8 +112,9 @@ class Trainer:
         """
         document = RunDirectory.read(directory)
         try:
-            written = TrainingSettings.from_json(document.get("settings", {}))
-        except InputError as error:
+            require("settings" in document, "it holds no settings")
+            written = TrainingSettings.from_json(document["settings"])
+        except (InputError, AttributeError) as error:
             raise InputError(f"the config.json of {directory} is damaged: {error}") from None
         if settings is not None:
             _refuse_drift(directory, written.to_json(), settings.to_json())
