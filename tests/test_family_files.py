@@ -184,7 +184,7 @@ def test_a_run_is_found_by_its_name_everywhere(
 
 def test_the_library_trains_a_family_of_ones_own(tmp_path: Path) -> None:
     example = load_example("my_family")
-    arguments = ["--joint-steps", "4", "--halting-steps", "4", "--recorded", "64"]
+    arguments = ["--joint-steps", "4", "--halting-steps", "4", "--num-recorded", "64"]
     result = CliRunner().invoke(
         example.main, [*arguments, "--out", str(tmp_path / "run")], catch_exceptions=False
     )

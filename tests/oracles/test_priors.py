@@ -233,15 +233,16 @@ def test_numbers_serve_as_arguments() -> None:
     assert TruncatedGeometric(0.9, 3).mean.shape == ()
 
 
+# Asked for: torch.compile turns validation off for the whole process, by default.
 @pytest.mark.parametrize("expand", [False, True])
 @pytest.mark.parametrize(
     ("law", "outside"),
     [
-        (HorizonPrior(0.9), -1.0),
-        (HorizonPrior(0.9), 0.5),
-        (TruncatedGeometric(0.9, 3), -1.0),
-        (TruncatedGeometric(0.9, 3), 4.0),
-        (TruncatedGeometric(0.9, 3), 1.5),
+        (HorizonPrior(0.9, validate_args=True), -1.0),
+        (HorizonPrior(0.9, validate_args=True), 0.5),
+        (TruncatedGeometric(0.9, 3, validate_args=True), -1.0),
+        (TruncatedGeometric(0.9, 3, validate_args=True), 4.0),
+        (TruncatedGeometric(0.9, 3, validate_args=True), 1.5),
     ],
 )
 def test_values_outside_the_support_are_refused(

@@ -117,4 +117,6 @@ def _gain(value: Spread) -> str:
 
 
 def _over(values: list[float]) -> Spread:
+    if not all(map(math.isfinite, values)):
+        return Spread(math.nan, math.nan)
     return Spread(fmean(values), stdev(values))
