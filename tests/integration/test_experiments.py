@@ -1,53 +1,18 @@
 """The programs in experiments: weights from files of settings, sweeps, and the thesis' runs."""
 
-import importlib.util
-import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tiny_runs import TINY_OPTIONS
+from programs import program, run
 
 from haltwise import InputError, load
 from haltwise.cli import cli
 from haltwise.models.loading import names
 from haltwise.training import TrainingSettings
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-
-sys.path.append(str(EXPERIMENTS))  # where their programs find each other
-
-
-def program(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(EXPERIMENTS / f"{name}.py"), *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-
 
 # --- Shipped weights -----------------------------------------------------------------------------
 
@@ -92,43 +57,7 @@ def test_what_a_recipe_begins_with_is_trained_first() -> None:
         weights.in_order(["regresion-2d"], known)
 
 
-def test_a_recipe_is_trained_with_what_it_begins_with_and_goes_on(tmp_path: Path) -> None:
-    arguments = ["regression-2d-mode", "--quick", "--root", "here"]
-    done = run("train_weights", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    runs = tmp_path / "here" / "runs"
-    assert sorted(path.name for path in runs.iterdir()) == ["regression-2d", "regression-2d-mode"]
-    models = [load(runs / name) for name in ("regression-2d", "regression-2d-mode")]
-    states = [model.rule.state_dict() for model in models]  # type: ignore[attr-defined]
-    assert all(bool((value == states[1][name]).all()) for name, value in states[0].items())
-    assert models[1].card.method.name == "softmax"
-    best = runs / "regression-2d-mode" / "best.safetensors"
-    before = best.stat().st_mtime_ns
-    assert run("train_weights", *arguments, cwd=tmp_path).returncode == 0
-    assert best.stat().st_mtime_ns == before
-
-
 # --- Sweeps --------------------------------------------------------------------------------------
-
-
-def test_failures_are_reported_and_the_rest_is_done_once(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "seed-1").write_text("in the way")
-    command = ["regression-2d", "--seeds", "0..1", "--jobs", 2, "--out", "out", *TINY_OPTIONS]
-    done = run("sweep", *command, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.strip().endswith("1 of 2 trainings failed: seed-1")
-    best = tmp_path / "out" / "seed-0" / "best.safetensors"
-    before = best.stat().st_mtime_ns
-    (tmp_path / "out" / "seed-1").unlink()
-    done = run("sweep", *command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert best.stat().st_mtime_ns == before
-    document = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert [entry["name"] for entry in document["runs"]] == ["seed-0", "seed-1"]
-    assert [entry["error"] for entry in document["runs"]] == [None, None]
-    figures = [entry["metrics"]["mean_loss"] for entry in document["runs"]]
-    assert figures[0] != figures[1]
 
 
 @pytest.mark.parametrize(
@@ -148,49 +77,6 @@ def test_impossible_sweeps_are_refused(options: list[str], expected: str) -> Non
         CliRunner().invoke(
             program("sweep").sweep, ["regression-2d", *options], catch_exceptions=False
         )
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for trainings in /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_is_ended_ends_its_trainings_after_a_checkpoint(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    command = ["regression-2d", "--seeds", "0..3", "--jobs", "2", "--out", "out", *TINY_OPTIONS]
-    command += ["--joint.num-steps", "100000", "--validation.every", "50000"]
-    process = subprocess.Popen(
-        [sys.executable, str(EXPERIMENTS / "sweep.py"), *command],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 200
-        while len(list(tmp_path.glob("out/seed-*/config.json"))) < 2:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        time.sleep(1)
-        trainings = _children(process.pid)
-        assert len(trainings) == 2
-        os.kill(process.pid, number)
-        _, errors = process.communicate(timeout=100)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert errors.strip().endswith("haltwise: interrupted")
-    assert not [pid for pid in trainings if Path(f"/proc/{pid}").exists()]
-    for seed in (0, 1):
-        assert list((tmp_path / "out" / f"seed-{seed}" / "checkpoints").iterdir())
-    assert not (tmp_path / "out" / "seed-2").exists()  # no more are begun
-
-
-def _children(pid: int) -> set[int]:
-    """Of every thread: it is the one that forked whose children they are."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found |= {int(child) for child in (task / "children").read_text().split()}
-    return found
 
 
 # --- The thesis ----------------------------------------------------------------------------------
