@@ -8,7 +8,7 @@ import pytest
 import torch
 from loops import Decay, drive, record_runs
 
-from haltwise import HaltingMonitor
+from haltwise import HaltingMonitor, InputError
 from haltwise._core.files import load_tensors
 from haltwise.evaluation import judge_runs
 from haltwise.models import load_halting
@@ -76,6 +76,28 @@ def test_training_goes_on_where_it_was_cut(
     weights, expected = (load_tensors(path / "best.safetensors")[0] for path in (tmp_path, stopper))
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())
     assert card_of(tmp_path).policies == card_of(stopper).policies
+
+
+def test_it_does_not_go_on_with_other_recordings(tmp_path: Path) -> None:
+    runs = record_runs(tmp_path / "runs", range(120))
+    settings = monitor_settings(runs, price=0.02, halting={"num_steps": 8}, validation={"every": 2})
+    for progress in Trainer(settings, tmp_path / "run").run():
+        if progress.step == 5:
+            break
+    record_runs(runs, range(900, 901))
+    with pytest.raises(InputError, match=r"holds a run of other settings \(recordings: "):
+        Trainer.resume(tmp_path / "run")
+
+
+def test_what_a_monitor_has_not_is_refused(recorded_runs: Path, tmp_path: Path) -> None:
+    for settings, sentence in (
+        ({"rule": "lstm"}, "recorded runs have been moved already, so there is no update rule"),
+        ({"mixed_with": ["regression-2d"]}, "drop mixed_with"),
+        ({"halting": {"num_step": 3}}, "did you mean 'halting.num_steps'"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            train_monitor(recorded_runs, tmp_path / "run", price=0.02, **settings)
+        assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_trains_a_monitor(recorded_runs: Path, tmp_path: Path) -> None:

@@ -327,9 +327,15 @@ def test_what_is_left_of_a_run_is_not_overwritten(name: str, tmp_path: Path) -> 
 def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
         Trainer.resume(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="is not JSON"):
-        Trainer.resume(tmp_path)
+    for text, sentence in (
+        ("{", "is not JSON"),
+        ("{}", "is damaged: it holds no settings"),
+        ('{"settings": 3}', "is damaged"),
+        ('{"settings": {"horizon": 0}}', "is damaged: horizon must be at least 1"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match=sentence):
+            Trainer.resume(tmp_path)
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
