@@ -1,13 +1,18 @@
 """What update rule and halter are trained by together."""
 
+import math
+
 import pytest
 import torch
-from draws import DOUBLE, seeded
+from draws import DOUBLE, randn, seeded
 from halting_examples import EXCESS, PRICE, B, T, objective, outputs
 from torch.testing import assert_close
 
 from haltwise.halting import HaltingMethod, Softmax, StickBreaking
+from haltwise.halting.objectives import cumulative_logits, halting_bound
+from haltwise.halting.priors import HorizonPrior
 from haltwise.models import Card, Choice, HaltingModel
+from haltwise.processes.signals import SIGNALS
 from haltwise.training.objective import MetaObjective
 
 
@@ -44,3 +49,26 @@ def test_a_method_that_asks_for_it_gets_what_is_put_out_before_step_0() -> None:
     given = objective(Softmax(), initial=first["increments"])
     found = meta.halting(EXCESS, outputs(), PRICE, 1.0, seeded())
     assert_close(found, given, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("name", ["stick-breaking", "graves"])
+def test_a_new_halter_goes_on_for_about_eight_steps(name: str) -> None:
+    """It stops with probability 1 / (1 + e^2) at every step and price, and takes every update."""
+    model = HaltingModel(Card(method=Choice(name), price=0.3, horizon=T), 0, seeded())
+    signals = randn(B, T, len(SIGNALS)).float().abs()
+    found = model(signals, signals.new_empty(B, T, 0), PRICE.float())
+    for value in found.values():
+        assert_close(value, torch.full_like(value, -2.0))
+    assert 1 + math.exp(2.0) == pytest.approx(8.4, abs=0.1)
+
+
+def test_horizons_are_those_of_the_prior_with_continuation_nine_tenths() -> None:
+    """Whatever the price, E[T] = 27.5, unless a setting says otherwise."""
+    prior = HorizonPrior(torch.tensor(0.9, dtype=DOUBLE))
+    assert prior.mean.item() == pytest.approx(27.5, abs=0.1)
+    logits = cumulative_logits(outputs()["increments"][..., 0])
+    weights = prior.weights(T)
+    own = halting_bound(EXCESS, logits, price=PRICE)
+    assert_close(own, halting_bound(EXCESS, logits, price=PRICE, horizon_weights=weights))
+    assert_close(objective(Softmax()), objective(Softmax(continuation=0.9)), rtol=0, atol=0)
+    assert not torch.equal(objective(Softmax()), objective(Softmax(continuation=0.8)))

@@ -234,3 +234,17 @@ def test_every_rollback_lowers_the_learning_rate_to_three_tenths() -> None:
     assert learner.learning_rate == pytest.approx(0.02 * 0.09)
     learner.begin_phase(learner.phases[0])
     assert learner.learning_rate == 0.02
+
+
+def test_the_halter_learns_whatever_the_last_gradient_of_the_rule_was() -> None:
+    """Parameters that are frozen keep their gradients, which count for nothing any more."""
+    learner = learner_of(tiny())
+    learner.meta_step(interrupt=False)
+    assert isinstance(learner.model, OptimizerModel)
+    for weight in learner.model.rule_parameters():
+        weight.grad = torch.full_like(weight, torch.inf)
+    learner.step = learner.phases[0].num_steps
+    learner.begin_phase(learner.phases[1])
+    loss, _ = learner.meta_step(interrupt=False)
+    assert math.isfinite(loss)
+    assert learner.counters.num_skipped == 0

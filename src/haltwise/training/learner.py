@@ -121,9 +121,10 @@ class Learner:
         for weight in self._rule_parameters():
             weight.requires_grad_(phase.name == "joint")
         halter = self.halting.halter
+        parts = [self._rule_parameters(), [] if halter is None else list(halter.parameters())]
         self.adam = MetaAdam(
             self._settings.adam,
-            [self._rule_parameters(), [] if halter is None else list(halter.parameters())],
+            [[weight for weight in part if weight.requires_grad] for part in parts],
             [value for value in self.parameters.values() if value.requires_grad],
         )
 

@@ -21,7 +21,7 @@ class MetaAdam:
 
     Args:
         settings: Learning rate and clipping.
-        groups: Parameters that are clipped together; those without gradients do not learn.
+        groups: Of the same parameters, those that are clipped together.
         learning: The parameters that learn, in order.
     """
 
