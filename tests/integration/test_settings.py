@@ -93,7 +93,7 @@ def test_every_setting_of_what_is_named_is_a_typed_option(path: str, name: str, 
     assert own.keys() == {key for key in options if key.rpartition(".")[0] == path}
     for key, leaf in own.items():
         assert "[required]" in (options[key].help or "") or not leaf.required
-        if path in ("method", "joint.estimator"):
+        if path in ("rule", "method", "joint.estimator", "family"):
             assert leaf.help.endswith("."), key
         typed = leaf.default if isinstance(leaf.default, list | dict) else str(leaf.default)
         if leaf.required or isinstance(typed, list | dict):

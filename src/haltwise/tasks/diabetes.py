@@ -26,6 +26,7 @@ class Diabetes(TaskFamily):
     min_observations: int = 20
     """N is log-uniform on [min_observations, max_observations], per problem."""
     max_observations: int = 200
+    """Largest N."""
     beta: float = 1.0
     """Noise precision."""
 

@@ -110,11 +110,17 @@ class LogisticRegression(TaskFamily):
     """
 
     num_params: int = 10
+    """D, parameters of a problem."""
     num_observations: int = 200
+    """N, observations of a problem."""
     rows_per_step: int = 10
+    """M, observations of a step."""
     spread: float = 0.5
+    """Standard deviation of ln s."""
     alpha: float = 1.0
+    """Precision of theta*."""
     penalty: float = 0.005
+    """Weight of half the squared norm of theta."""
 
     def __post_init__(self) -> None:
         self._regression()  # checks the other settings

@@ -90,8 +90,11 @@ class DigitFactorization(TaskFamily):
     """
 
     rank: int = 2
+    """Columns of U and of V."""
     entries_per_step: int = 64
+    """M, entries of the image that a step observes."""
     start_std: float = 0.1
+    """Standard deviation of theta_0."""
 
     def __post_init__(self) -> None:
         require(1 <= self.rank <= 8, f"rank must lie between 1 and 8, got {self.rank}")

@@ -76,11 +76,17 @@ class MinibatchRegression(TaskFamily):
     """
 
     num_params: int = 10
+    """D, parameters of a problem."""
     num_observations: int = 10
+    """N, observations of a problem."""
     rows_per_step: int = 3
+    """M, observations of a step."""
     spread: float = 0.5
+    """Standard deviation of ln s."""
     alpha: float = 1.0
+    """Precision of theta*."""
     beta: float = 1.0
+    """Noise precision."""
 
     def __post_init__(self) -> None:
         self._regression()  # checks the other settings

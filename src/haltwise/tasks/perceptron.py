@@ -28,12 +28,15 @@ class Perceptron(ImageClassification):
     """
 
     data: Literal["mnist", "digits"] = "mnist"
+    """Images to classify."""
     images: str = ""
     """A directory with other images in the files of MNIST, for instance Fashion-MNIST."""
     num_hidden: int = 20
+    """Units of a hidden layer."""
     num_layers: int = 1
     """Number of hidden layers."""
     activation: Literal["sigmoid", "relu"] = "sigmoid"
+    """Activation of the hidden layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,7 +22,9 @@ class Quadratic(TaskFamily):
     """
 
     num_params: int = 10
+    """D, parameters of a problem."""
     start_std: float = 0.01
+    """Standard deviation of theta_0."""
 
     def __post_init__(self) -> None:
         require(self.num_params >= 1, f"num_params must be at least 1, got {self.num_params}")

@@ -75,17 +75,24 @@ class LinearRegression(TaskFamily):
     """
 
     num_params: int = 2
+    """D, parameters of a problem."""
     min_observations: int = 10
     """N is log-uniform on [min_observations, max_observations], per problem."""
     max_observations: int = 10
+    """Largest N."""
     alpha: float = 1.0
     """Precision of theta*."""
     beta: float = 1.0
     """Noise precision."""
     inputs: Literal["uniform", "normal"] = "uniform"
+    """Distribution of an input before scaling, U(-2, 2) or N(0, 1)."""
     intercept: bool = True
+    """Whether the first input is the constant 1."""
     spread: float = 0.0
+    """Standard deviation of ln s, the scale of a problem's design."""
     condition_decades: float = 0.0
+    """How correlated inputs may be: decades over which the eigenvalues of their covariance
+    spread."""
     signal_decades: float = 0.0
     """theta* is scaled by 10^(-u signal_decades), u from U(0, 1) per problem."""
     spectral_norm: float | None = None

@@ -63,14 +63,19 @@ class StudentTRegression(TaskFamily):
     """
 
     num_params: int = 10
+    """D, parameters of a problem."""
     num_observations: int = 20
+    """N, observations of a problem."""
     alpha: float = 1.0
+    """Precision of theta*."""
     degrees: float = 3.0
     """nu."""
     noise_scale: float = 1.0
     """s."""
     spread: float = 0.0
+    """Standard deviation of ln s, the scale of a problem's design."""
     num_reference_steps: int = 200
+    """Steps of expectation maximisation towards the reference minimum."""
 
     def __post_init__(self) -> None:
         require(self.degrees > 0, f"degrees must be above 0, got {self.degrees}")

@@ -51,9 +51,13 @@ class Rosenbrock(TaskFamily):
     """
 
     num_params: int = 2
+    """D, parameters of a problem."""
     min_steepness: float = 1.0
+    """Least b."""
     max_steepness: float = 100.0
+    """Largest b."""
     start_std: float = 1.0
+    """Standard deviation of theta_0."""
 
     def __post_init__(self) -> None:
         require(self.num_params >= 2, f"num_params must be at least 2, got {self.num_params}")
