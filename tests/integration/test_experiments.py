@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 from programs import program, run
@@ -109,6 +110,10 @@ def test_every_command_of_an_experiment_is_one(
             if "--rule-from" in arguments:  # it is not there yet
                 arguments[arguments.index("--rule-from") + 1] = "mnist-mlp-lstm"
             cli.main([name, *arguments], standalone_mode=False)
+        else:
+            command = cli.get_command(click.Context(cli), name)
+            assert command is not None
+            command.make_context(name, arguments)  # refuses what is no option
     assert [settings.preset for settings in seen][:2] == ["lstm", "act"]
     expected = {"regression": (3000, 400), "mnist": (2500, 100), "cifar10": (1500, 100)}
     assert seen[1].halting.num_steps == expected[experiment][quick]

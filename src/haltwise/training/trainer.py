@@ -8,7 +8,6 @@ Every random stream is a function of the seed, the step and the virtual shard, a
 the shards are summed in their order: neither interruptions nor the number of workers change a bit.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from haltwise.training.best import UNRANKED, Best, trained_card
 from haltwise.training.choices import own_classes
 from haltwise.training.learner import Learner
 from haltwise.training.progress import Progress
-from haltwise.training.run.directory import Checkpoint, RunDirectory, differences
+from haltwise.training.run.directory import Checkpoint, RunDirectory, refuse_drift
 from haltwise.training.run.log import RunLog
 from haltwise.training.run.state import Counters, TrainingState
 from haltwise.training.settings import TrainingSettings
@@ -117,7 +116,7 @@ class Trainer:
         except (InputError, AttributeError) as error:
             raise InputError(f"the config.json of {directory} is damaged: {error}") from None
         if settings is not None:
-            _refuse_drift(directory, written.to_json(), settings.to_json())
+            refuse_drift(directory, written.to_json(), settings.to_json())
         trainer = cls.__new__(cls)
         trainer._set_up(written, directory, device, workers, data_dir)
         trainer._command = str(document.get("command", ""))
@@ -402,11 +401,8 @@ class Trainer:
             self._is_exported = True
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint belongs to, as a JSON object."""
-        document: dict[str, Any] = json.loads(
-            json.dumps({"settings": self.settings.to_json(), **self.source.description})
-        )
-        return document
+        """What a checkpoint belongs to, as JSON values."""
+        return {"settings": self.settings.to_json(), **self.source.description}
 
     def _restore(self, checkpoint: Checkpoint) -> int:
         """Take up a checkpoint.
@@ -421,8 +417,7 @@ class Trainer:
         try:
             written = TrainingSettings.from_json(metadata["settings"]).to_json()
             described = {name: metadata[name] for name in self.source.description}
-            identity = {"settings": written, **described}
-            _refuse_drift(self.directory, json.loads(json.dumps(identity)), self._identity())
+            refuse_drift(self.directory, {"settings": written, **described}, self._identity())
             self._command = metadata["command"]
             learner = self._learner
             names = {phase.name: phase for phase in learner.phases}
@@ -455,13 +450,3 @@ class Trainer:
                 f"the checkpoint in {self.directory} does not belong to the run: {error!r}"
             ) from None
         return num_records
-
-
-def _refuse_drift(directory: Path, written: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on with a run under other settings than it began with."""
-    found = differences(written, json.loads(json.dumps(now)))
-    require(
-        not found,
-        f"{directory} holds a run of other settings ({'; '.join(found)}); go on with its own by "
-        "--resume, or choose another directory",
-    )

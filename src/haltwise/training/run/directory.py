@@ -33,7 +33,7 @@ from haltwise.models.card import Card
 from haltwise.models.files import save_model
 from haltwise.training.run.lock import RunLock
 
-__all__ = ["RunDirectory", "differences"]
+__all__ = ["RunDirectory", "differences", "refuse_drift"]
 
 _CONFIG, _CHECKPOINTS, _BEST = "config.json", "checkpoints", "best.safetensors"
 _LOCK = ".lock"
@@ -219,6 +219,20 @@ class RunDirectory:
     def _remove(path: Path) -> None:
         with contextlib.suppress(OSError):  # a file too many does no harm
             path.unlink()
+
+
+def refuse_drift(directory: Path, written: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under other settings than it began with.
+
+    Raises:
+        InputError: The two documents differ.
+    """
+    found = differences(*(json.loads(json.dumps(document)) for document in (written, now)))
+    require(
+        not found,
+        f"{directory} holds a run of other settings ({'; '.join(found)}); go on with its own by "
+        "--resume, or choose another directory",
+    )
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
