@@ -34,7 +34,9 @@ class Children:
             del signum, frame
             raise KeyboardInterrupt
 
-        signal.signal(signal.SIGTERM, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # SIGINT, too: whoever is started in the background by a shell inherits it ignored.
+            signal.signal(number, interrupt)
         try:
             yield
         except KeyboardInterrupt:
