@@ -248,3 +248,25 @@ def test_the_halter_learns_whatever_the_last_gradient_of_the_rule_was() -> None:
     loss, _ = learner.meta_step(interrupt=False)
     assert math.isfinite(loss)
     assert learner.counters.num_skipped == 0
+
+
+def test_a_large_gradient_of_the_rule_leaves_that_of_the_halter_as_it_is() -> None:
+    learner = learner_of(tiny(adam={"clip_norm": 1.0}))
+    assert isinstance(learner.model, OptimizerModel)
+    assert learner.halting.halter is not None
+    parts = [learner.model.rule_parameters(), list(learner.halting.halter.parameters())]
+
+    def differentiate(shard: int, step: int) -> ShardResult:
+        for part, norm in zip(parts, (100.0, 0.5), strict=True):
+            size = sum(weight.numel() for weight in part)
+            for weight in part:
+                weight.grad = torch.full_like(weight, norm / size**0.5)
+        return ShardResult(torch.tensor(1.0), learner.phase.batch_size, 0)
+
+    learner.phase.differentiate = differentiate  # type: ignore[method-assign]
+    learner.meta_step(interrupt=False)
+    norms = [
+        torch.cat([weight.grad.flatten() for weight in part if weight.grad is not None]).norm()
+        for part in parts
+    ]
+    torch.testing.assert_close(torch.stack(norms), torch.tensor([1.0, 0.5]), rtol=1e-4, atol=0)
