@@ -3,8 +3,8 @@
 On the command line:
 
     haltwise train examples/my_family.py:Decays --price 0.02 --horizon 40 --joint.num-steps 300
-    haltwise evaluate Decays-act
-    haltwise diagnose Decays-act
+    haltwise evaluate Decays-act --family examples/my_family.py:Decays
+    haltwise diagnose Decays-act --family examples/my_family.py:Decays
 
 Or run this file, a few minutes on one core.
 """

@@ -125,7 +125,7 @@ def test_other_things_in_a_file_are_no_families(file: Path) -> None:
         family("mine.py")
 
 
-def test_a_run_remembers_its_file_and_every_command_finds_it(file: Path, tmp_path: Path) -> None:
+def test_a_run_remembers_its_file_and_every_command_takes_it(file: Path, tmp_path: Path) -> None:
     result = haltwise("train", "mine.py:Bowls", "--family.size", 2, *TINY, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "runs/Bowls-act"
@@ -135,9 +135,9 @@ def test_a_run_remembers_its_file_and_every_command_finds_it(file: Path, tmp_pat
     run = Path("..") / "runs" / "Bowls-act"
     sizes = ["--num-problems", 40, "--horizon", 4, "--threads", 1]
     for command in (
-        ["evaluate", run, *sizes],
+        ["evaluate", run, "--family", f"{file}:Bowls", *sizes],
         ["evaluate", run, "--family", f"{file}:big", *sizes],
-        ["study", run, "--seeds", 2, *sizes],
+        ["study", run, "--family", f"{file}:Bowls", "--seeds", 2, *sizes],
         ["report", run],
         ["train", "--resume", run],
     ):
@@ -147,7 +147,7 @@ def test_a_run_remembers_its_file_and_every_command_finds_it(file: Path, tmp_pat
     page = (tmp_path / "runs" / "Bowls-act" / "report.html").read_text("utf-8")
     assert " on Bowls" in page
     file.rename(tmp_path / "moved.py")
-    done = haltwise("evaluate", run, *sizes, cwd=elsewhere)
+    done = haltwise("evaluate", run, "--family", f"{file}:Bowls", *sizes, cwd=elsewhere)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"there is no file {file}" in done.stderr
     done = haltwise("evaluate", run, "--family", "../moved.py:Bowls", *sizes, cwd=elsewhere)

@@ -100,7 +100,7 @@ def find_known(table: Mapping[str, Any], name: str, what: str, own: Iterable[typ
     if plugins.is_file(name):
         raise InputError(
             f"these weights were trained with the {what} {name}; import its class and give it, as "
-            f"in haltwise.load(..., own=[{wanted}])"
+            f"in haltwise.load(..., own=[{wanted}]), or give a command --own {name}"
         )
     return lookup(table, name, what)
 

@@ -13,7 +13,7 @@ from haltwise.cli.options import (
     data_directory,
     family_of,
     family_settings,
-    own_of,
+    own_classes,
     threads_option,
 )
 from haltwise.evaluation.diagnosis import diagnose as look_at
@@ -34,6 +34,7 @@ _COORDINATES = 2**16  # of all problems together
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write every figure here."
 )
+@own_classes
 @family_settings
 @data_directory
 @threads_option
@@ -45,6 +46,7 @@ def diagnose(
     num_problems: int | None,
     seed: int,
     json_path: Path | None,
+    own: list[type],
     data_dir: Path | None,
     family_settings: dict[str, Any],
 ) -> None:
@@ -53,7 +55,7 @@ def diagnose(
     Looks at scales of gradients and updates, gates, losses against the price, the halting posterior
     and what happens beyond the horizon, on problems that nothing was trained on.
     """
-    model = loading.load(run_or_name, own_of(run_or_name))
+    model = loading.load(run_or_name, own)
     drawn = family_of(model.card, family, family_settings, data_dir)
     num = min(128, max(8, _COORDINATES // drawn.dim)) if num_problems is None else num_problems
     with Console(stderr=True).status("looking"):

@@ -16,7 +16,7 @@ from haltwise.cli.options import (
     family_settings,
     joined,
     model_name,
-    own_of,
+    own_classes,
     threads_option,
 )
 from haltwise.cli.printing import print_table, write_json
@@ -61,6 +61,7 @@ _COORDINATES = 2**18  # of all test problems together, unless told otherwise
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write all figures here, too."
 )
+@own_classes
 @family_settings
 @data_directory
 @device_option
@@ -76,6 +77,7 @@ def evaluate(
     compare: tuple[str, ...],
     out: Path | None,
     json_path: Path | None,
+    own: list[type],
     data_dir: Path | None,
     device: torch.device,
     family_settings: dict[str, Any],
@@ -93,7 +95,7 @@ def evaluate(
     for name in (run_or_name, *others):
         key = model_name(name)
         require(key not in models, f"every optimizer needs a name of its own, got {key} twice")
-        models[key] = loading.load(name, own_of(name))
+        models[key] = loading.load(name, own)
     card = models[model_name(run_or_name)].card
     drawn = family_of(card, family, family_settings, data_dir)
     if num_problems is None:

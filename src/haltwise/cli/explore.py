@@ -12,7 +12,7 @@ from haltwise.cli.options import (
     family_of,
     family_settings,
     model_name,
-    own_of,
+    own_classes,
 )
 from haltwise.models import loading
 
@@ -34,6 +34,7 @@ __all__ = ["explore"]
     show_default=True,
     help="The page.",
 )
+@own_classes
 @family_settings
 @data_directory
 def explore(
@@ -43,6 +44,7 @@ def explore(
     num_problems: int,
     horizon: int | None,
     out: Path,
+    own: list[type],
     data_dir: Path | None,
     family_settings: dict[str, Any],
 ) -> None:
@@ -51,7 +53,7 @@ def explore(
     Contours and path, q(t|x,T), hazard and forecast as the steps advance, and where and why it
     would have stopped at any price.
     """
-    model = loading.load(run_or_name, own_of(run_or_name))
+    model = loading.load(run_or_name, own)
     drawn = family_of(model.card, family, family_settings, data_dir)
     page = pages.write_explorer(
         model,

@@ -11,12 +11,10 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.plugins import label, load_object
+from haltwise._core.plugins import is_file, label, load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
 from haltwise.models.card import Card
-from haltwise.models.files import own_names
-from haltwise.models.loading import find
 from haltwise.tasks import TaskFamily, family
 
 __all__ = [
@@ -27,7 +25,7 @@ __all__ = [
     "family_settings",
     "joined",
     "model_name",
-    "own_of",
+    "own_classes",
     "parse_settings",
     "threads_option",
 ]
@@ -41,6 +39,27 @@ def data_directory(command: _Command) -> _Command:
         "--data-dir",
         type=click.Path(path_type=Path),
         help=f"Directory that holds mnist/ and cifar10/.  [default: ${DIRECTORY_VARIABLE}]",
+    )(command)
+
+
+def own_classes(command: _Command) -> _Command:
+    """Add `--own`, which is passed on as the list `own` of the classes named.
+
+    A card may name files, and weights may be anybody's: like `haltwise.load`, a command executes
+    none but those that its user names.
+    """
+
+    def loaded(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[type]:
+        for name in names:
+            require(is_file(name), f"--own takes PATH.py:NAME, got {name!r}")
+        return [load_object(name, object, "class") for name in names]
+
+    return click.option(
+        "--own",
+        metavar="PATH.py:NAME",
+        multiple=True,
+        callback=loaded,
+        help="A class of your own that the weights name; its file is executed. May be repeated.",
     )(command)
 
 
@@ -117,13 +136,25 @@ def family_settings(command: _Command) -> _Command:
 def family_of(
     card: Card, name: str | None, settings: Mapping[str, Any], data_dir: Path | None
 ) -> TaskFamily:
-    """The family called `name`, or else the one trained on, as it was then; with `settings`."""
+    """The family called `name`, or else the one trained on, as it was then; with `settings`.
+
+    Raises:
+        InputError: The one trained on is in a file, which is executed only where `name` names it.
+    """
+    trained_on = card.family
     if name is not None:
+        if trained_on is not None and is_file(name) and label(name) == label(trained_on.name):
+            settings = {**trained_on.settings, **settings}
         return family(name, settings, data_dir=data_dir)
     if card.family is None:
         raise InputError(
             "this model was trained on recorded runs, and there is no family to draw others from; "
             "judge it by haltwise train-monitor with --test-runs"
+        )
+    if is_file(card.family.name):
+        raise InputError(
+            f"these weights were trained on {card.family.name}, and a file is executed only where "
+            f"you name it; add --family {card.family.name}"
         )
     return family(card.family.name, {**card.family.settings, **settings}, data_dir=data_dir)
 
@@ -156,11 +187,3 @@ def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str
                 f"{option} {name}: {value!r} is not JSON; strings need quotes"
             ) from None
     return parsed
-
-
-def own_of(name: str | Path) -> list[type]:
-    """The classes of a user's own that weights name by PATH.py:NAME; their files are executed.
-
-    A command is given the name of weights that its user trusts; `haltwise.load` executes nothing.
-    """
-    return [load_object(own, object, "class") for own in own_names(find(name))]

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from haltwise import report as pages
-from haltwise.cli.options import own_of
+from haltwise.cli.options import own_classes
 from haltwise.models import loading
 
 __all__ = ["report"]
@@ -16,8 +16,8 @@ __all__ = ["report"]
 @click.option(
     "--out", type=click.Path(path_type=Path), help="The page.  [default: RUN/report.html]"
 )
-def report(run: Path, out: Path | None) -> None:
+@own_classes
+def report(run: Path, out: Path | None, own: list[type]) -> None:
     """Write an HTML report of the evaluations in the directory RUN."""
     run = loading.run_directory(run)
-    own = own_of(run) if (run / "best.safetensors").exists() else ()
     click.echo(str(pages.write_report(run, out or run / "report.html", own)))

@@ -15,7 +15,7 @@ from haltwise.cli.options import (
     family_of,
     family_settings,
     model_name,
-    own_of,
+    own_classes,
     threads_option,
 )
 from haltwise.cli.printing import print_table, write_json
@@ -64,6 +64,7 @@ __all__ = ["study"]
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), help="Write all figures here."
 )
+@own_classes
 @family_settings
 @data_directory
 @device_option
@@ -78,6 +79,7 @@ def study(
     first_seed: int,
     num_problems: int,
     json_path: Path | None,
+    own: list[type],
     data_dir: Path | None,
     device: torch.device,
     family_settings: dict[str, Any],
@@ -87,13 +89,13 @@ def study(
     Baselines and the learned rule's setting are tuned on separate problems of each seed. Written to
     RUN/study.json, the figures are shown by `haltwise report RUN`.
     """
-    models = {model_name(run_or_name): loading.load(run_or_name, own_of(run_or_name))}
+    models = {model_name(run_or_name): loading.load(run_or_name, own)}
     card = models[model_name(run_or_name)].card
     for entry in others:
         name, equals, run = entry.partition("=")
         require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
         require(name not in models, f"two models are called {name!r}; choose another NAME")
-        models[name] = loading.load(run, own_of(run))
+        models[name] = loading.load(run, own)
     with Console(stderr=True).status("starting") as status:
         record = run_study(
             models,

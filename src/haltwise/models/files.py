@@ -11,7 +11,6 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import digest, load_tensors, save_tensors
-from haltwise._core.plugins import is_file
 from haltwise._core.tensors import require_like
 from haltwise.models.card import Card
 from haltwise.models.halting_model import HaltingModel
@@ -21,7 +20,6 @@ __all__ = [
     "Model",
     "build_model",
     "fingerprint",
-    "own_names",
     "placed",
     "read_card",
     "read_model",
@@ -92,25 +90,6 @@ def read_model(path: Path, own: Iterable[type] = ()) -> Model:
         raise InputError(f"the weights of {path} do not fit their card: {error}") from None
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def own_names(path: Path) -> list[str]:
-    """The classes PATH.py:NAME that a card names, whose code `read_model` does not execute."""
-    names: list[str] = []
-
-    def look(document: Any) -> None:
-        if isinstance(document, Mapping):
-            for key, value in document.items():
-                if key in ("name", "kind") and isinstance(value, str) and is_file(value):
-                    names.append(value)
-                elif key not in ("provenance", "family"):
-                    look(value)
-        elif isinstance(document, list):
-            for value in document:
-                look(value)
-
-    look(_read(path)[1])
-    return list(dict.fromkeys(names))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

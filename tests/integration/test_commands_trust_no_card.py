@@ -1,0 +1,124 @@
+"""Weights may be anybody's: no command executes a file because a card names it."""
+
+from pathlib import Path
+
+import pytest
+from in_process import haltwise
+from tiny_runs import TINY_OPTIONS
+
+from haltwise import load
+from haltwise.cli.options import family_of
+
+MINE = """
+import pathlib
+from dataclasses import dataclass
+
+import torch
+
+import haltwise
+from haltwise.tasks import TaskFamily
+from haltwise.update_rules import SGD, UpdateRule
+
+pathlib.Path(__file__ + ".executed").write_text("x")
+
+
+def bowl(params, center):
+    return (params - center).square().sum(1)
+
+
+@dataclass(frozen=True)
+class Bowls(TaskFamily):
+    size: int = 2
+
+    @property
+    def dim(self):
+        return self.size
+
+    def _sample(self, num_problems, generator):
+        center = torch.randn(num_problems, self.size, generator=generator, dtype=torch.float64)
+        return haltwise.FunctionBatch(torch.zeros_like(center), bowl, {"center": center})
+
+
+@dataclass(frozen=True)
+class Halved(UpdateRule):
+    rate: float = 0.2
+
+    @property
+    def readout_size(self):
+        return 0
+
+    def init(self, params):
+        return {}
+
+    def update(self, grad, state):
+        return SGD(self.rate / 2).update(grad, state)
+"""
+
+FEW = ["--num-problems", 40, "--horizon", 4]
+COMMANDS = {
+    "evaluate": ["evaluate", "run", *FEW],
+    "evaluate beside": ["evaluate", "regression-2d", "--compare", "run", *FEW],
+    "study": ["study", "run", "--seeds", 2, *FEW],
+    "diagnose": ["diagnose", "run", *FEW],
+    "explore": ["explore", "run", "--num-problems", 2, "--horizon", 4],
+}
+
+
+def run_of(folder: Path, *options: object) -> tuple[Path, Path]:
+    """Train a run; the file that its card names, and the one that shows it was executed."""
+    mine = folder / "mine.py"
+    mine.write_text(MINE)
+    done = haltwise("train", *options, *TINY_OPTIONS, "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    executed = Path(f"{mine}.executed")
+    executed.unlink()
+    return mine, executed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_rule_is_executed_only_where_it_is_named(command: str, tmp_path: Path) -> None:
+    mine, executed = run_of(tmp_path, "regression-2d", "--rule", "mine.py:Halved")
+    own = ["--own", f"{mine}:Halved"]
+    refused = haltwise(*COMMANDS[command], cwd=tmp_path)
+    assert (refused.returncode, executed.exists()) == (2, False), refused.stderr
+    assert " ".join(own) in refused.stderr
+    done = haltwise(*COMMANDS[command], *own, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_models_beside_and_reports_execute_nothing_either(tmp_path: Path) -> None:
+    mine, executed = run_of(tmp_path, "regression-2d", "--rule", "mine.py:Halved")
+    own = ["--own", f"{mine}:Halved"]
+    beside = ["study", "regression-2d", "--head", "a=run", "--seeds", 2, *FEW]
+    assert " ".join(own) in haltwise(*beside, cwd=tmp_path).stderr
+    assert not executed.exists()
+    assert haltwise(*COMMANDS["evaluate"], *own, cwd=tmp_path).returncode == 0
+    executed.unlink()
+    # A page shows what was recorded: it reads the card and needs no code of the rule.
+    assert haltwise("report", "run", cwd=tmp_path).returncode == 0
+    assert not executed.exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "study", "diagnose", "explore"])
+def test_a_family_is_executed_only_where_it_is_named(command: str, tmp_path: Path) -> None:
+    mine, executed = run_of(tmp_path, "mine.py:Bowls")
+    refused = haltwise(*COMMANDS[command], cwd=tmp_path)
+    assert (refused.returncode, executed.exists()) == (2, False)
+    assert f"add --family {mine}:Bowls" in refused.stderr
+    done = haltwise(*COMMANDS[command], "--family", f"{mine}:Bowls", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_family_named_again_is_the_one_trained_on(tmp_path: Path) -> None:
+    mine, _ = run_of(tmp_path, "mine.py:Bowls", "--family.size", 3)
+    card = load(tmp_path / "run").card
+    found = family_of(card, f"{mine}:Bowls", {}, None)
+    assert found.dim == 3
+    assert family_of(card, f"{mine}:Bowls", {"size": 5}, None).dim == 5
+    assert family_of(card, "quadratic-10d", {}, None).dim == 10
+
+
+def test_own_takes_a_file(tmp_path: Path) -> None:
+    done = haltwise("evaluate", "regression-2d", "--own", "Halved", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--own takes PATH.py:NAME, got 'Halved'" in done.stderr
