@@ -13,9 +13,9 @@ from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.base import Process
 from haltwise.rollout.early_exit import Execution, run_until_halted
-from haltwise.stop_rules import RETURNABLE, StopPolicy, StopRule
+from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
 
-__all__ = ["run"]
+__all__ = ["price_of_each", "run", "stop_policy"]
 
 
 @torch.no_grad()
@@ -55,21 +55,48 @@ def run(
     if isinstance(model, OptimizerModel):
         model = model.halting
     halting = model if isinstance(model, HaltingModel) else load_halting(model)
-    policy = halting.policy() if stop is None else stop
-    if isinstance(policy, StopRule):
-        policy = StopPolicy(policy, RETURNABLE[halting.card.unit][0])
     first = process.result(process.init())
     like = first if first.is_floating_point() else torch.zeros((), device=first.device)
-    prices = torch.as_tensor(
-        halting.card.price if price is None else price, dtype=like.dtype, device=like.device
+    session = HaltingSession(
+        stop_policy(halting, stop, halting.card.unit),
+        price_of_each(halting, price, process.num_items, like),
+        placed(halting, like),
+    )
+    return run_until_halted(
+        process, session, halting.card.horizon if max_steps is None else max_steps
+    )
+
+
+def stop_policy(
+    model: HaltingModel, stop: StopRule | StopPolicy | None, unit: CostUnit
+) -> StopPolicy:
+    """The policy meant by `stop`; of a rule, the unit's default iterate is returned."""
+    if stop is None:
+        return model.policy(unit)
+    if isinstance(stop, StopPolicy):
+        return stop
+    require(
+        isinstance(stop, StopRule),
+        f"stop must be a StopRule, a StopPolicy or None, got {stop!r}; for a number of steps give "
+        "max_steps or haltwise.stop_rules.FixedBudget",
+    )
+    return StopPolicy(stop, RETURNABLE[unit][0])
+
+
+def price_of_each(
+    model: HaltingModel, price: float | Tensor | None, num_items: int, like: Tensor
+) -> Tensor:
+    """The price of every item, shape [B]; the model's own if None."""
+    price = model.card.price if price is None else price
+    given = torch.as_tensor(price, dtype=like.dtype, device=like.device)
+    require(
+        given.shape in ((), (num_items,)),
+        f"price must be one number or one per item, shape [{num_items}], "
+        f"got shape {list(given.shape)}",
     )
     require(
-        prices.shape in ((), (process.num_items,))
-        and bool(((prices > 0) & prices.isfinite()).all()),
-        "price must be above 0 and finite, one number or one per item, shape "
-        f"[{process.num_items}], got {price}",
+        bool(((given > 0) & given.isfinite()).all()),
+        f"every price must be above 0 and finite, got {given.min().item():g}; it is what a step "
+        "must earn, in units of the loss",
     )
-    steps = halting.card.horizon if max_steps is None else max_steps
-    require(steps >= 1, f"max_steps must be at least 1, got {steps}")
-    session = HaltingSession(policy, prices.expand(process.num_items), placed(halting, like))
-    return run_until_halted(process, session, steps)
+    return given.expand(num_items)

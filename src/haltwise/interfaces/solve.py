@@ -1,22 +1,24 @@
 """Thousands of problems in one call: each runs until it is not worth another gradient."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from haltwise._core.errors import require
 from haltwise._core.tensors import select_state
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.run import price_of_each, stop_policy
 from haltwise.models.files import placed
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
-from haltwise.rollout.early_exit import Execution, run_until_halted
-from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
+from haltwise.rollout.early_exit import run_until_halted
+from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
 from haltwise.tasks.function import FunctionBatch
 
@@ -102,65 +104,33 @@ def solve(
     """
     _check(problem)
     start = problem.start
-    given = optimizer if isinstance(optimizer, OptimizerModel) else load(optimizer)
-    model = placed(given, start)
-    policy = _policy(model, stop)
-    prices = _prices(model, price, start)
+    model = placed(optimizer if isinstance(optimizer, OptimizerModel) else load(optimizer), start)
+    policy = stop_policy(model.halting, stop, CostUnit.GRADIENTS)
+    prices = price_of_each(model.halting, price, problem.num_problems, start)
     num_steps = model.card.horizon if max_steps is None else max_steps
-    require(num_steps >= 1, f"max_steps must be at least 1, got {num_steps}")
     if chunk_size is None:
         chunk_size = max(1, _CHUNK.get(start.device.type, _ACCELERATOR_CHUNK) // problem.dim)
     require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
     # Of the whole batch: where a rule draws lots, chunks must not draw the same.
     memory = policy.rule.init(problem.num_problems, start)
-    parts = [
-        _solve_chunk(
-            model,
-            problem if chunk_size >= problem.num_problems else problem.select(index),
-            policy,
-            prices[index],
-            num_steps,
-            select_state(memory, index),
-        )
-        for index in torch.arange(problem.num_problems, device=start.device).split(chunk_size)
-    ]
-    kept = None
-    if history:
-        width = max(losses.shape[1] for _, _, losses in parts)
-        kept = torch.cat(
-            [
-                torch.nn.functional.pad(losses, (0, width - losses.shape[1]), value=math.nan)
-                for _, _, losses in parts
-            ]
-        )
-    return Solution(
-        params=torch.cat([run.result for run, _, _ in parts]),
-        loss=torch.cat([loss for _, loss, _ in parts]),
-        steps=torch.cat([run.num_updates for run, _, _ in parts]),
-        num_gradients=torch.cat([run.num_gradients for run, _, _ in parts]),
-        outcome=torch.cat([run.outcome for run, _, _ in parts]),
-        reason=torch.cat([run.reason for run, _, _ in parts]),
-        reasons=policy.rule.reasons,
-        history=kept,
-    )
+    parts = []
+    for index in torch.arange(problem.num_problems, device=start.device).split(chunk_size):
+        chunk = problem if len(index) == problem.num_problems else problem.select(index)
+        session = HaltingSession(policy, prices[index], model.halting, select_state(memory, index))
+        parts.append(_solve_chunk(OptimizationProcess(model.rule, chunk), session, num_steps))
+    return _joined(parts, history=history)
 
 
-def _solve_chunk(
-    model: OptimizerModel,
-    batch: TaskBatch,
-    policy: StopPolicy,
-    price: Tensor,
-    max_steps: int,
-    memory: dict[str, Tensor],
-) -> tuple[Execution, Tensor, Tensor]:
-    """The execution, the loss of what it returns [B] and those it saw [B, T], NaN where none."""
+def _solve_chunk(process: OptimizationProcess, session: HaltingSession, max_steps: int) -> Solution:
+    """The solution of some problems, with its history."""
+    start = process.batch.start
     columns: list[Tensor] = []
 
     def watch(running: Tensor, loss: Tensor) -> None:
-        columns.append(torch.full_like(price, torch.nan).index_copy_(0, running, loss))
+        column = start.new_full((len(start),), torch.nan)
+        columns.append(column.index_copy_(0, running, loss))
 
-    session = HaltingSession(policy, price, model.halting, memory)
-    run = run_until_halted(OptimizationProcess(model.rule, batch), session, max_steps, watch=watch)
+    run = run_until_halted(process, session, max_steps, watch=watch)
     losses = torch.stack(columns, 1)
     # theta_s was observed if s < num_gradients; if not, each s is a step of its own.
     seen = run.num_updates.clamp_max(losses.shape[1] - 1).unsqueeze(1)
@@ -168,8 +138,33 @@ def _solve_chunk(
     unseen = run.num_updates == run.num_gradients
     for step in run.num_updates[unseen].unique().tolist():
         index = (unseen & (run.num_updates == step)).nonzero().squeeze(1)
-        loss[index] = batch.select(index).observe_loss(run.result[index], step)
-    return run, loss, losses
+        loss[index] = process.batch.select(index).observe_loss(run.result[index], step)
+    return Solution(
+        params=run.result,
+        loss=loss,
+        steps=run.num_updates,
+        num_gradients=run.num_gradients,
+        outcome=run.outcome,
+        reason=run.reason,
+        reasons=run.reasons,
+        history=losses,
+    )
+
+
+def _joined(parts: list[Solution], *, history: bool) -> Solution:
+    """The problems of all parts in order."""
+    values: dict[str, Any] = {
+        item.name: torch.cat([getattr(part, item.name) for part in parts])
+        for item in fields(Solution)
+        if item.name not in ("reasons", "history")
+    }
+    if history:
+        losses = [part.history for part in parts if part.history is not None]
+        width = max(seen.shape[1] for seen in losses)
+        values["history"] = torch.cat(
+            [pad(seen, (0, width - seen.shape[1]), value=math.nan) for seen in losses]
+        )
+    return Solution(reasons=parts[0].reasons, **values)
 
 
 def _check(problem: TaskBatch) -> None:
@@ -196,32 +191,3 @@ def _check(problem: TaskBatch) -> None:
     )
     if isinstance(problem, FunctionBatch):
         problem.check()
-
-
-def _policy(model: OptimizerModel, stop: StopRule | StopPolicy | None) -> StopPolicy:
-    if stop is None:
-        return model.policy(CostUnit.GRADIENTS)
-    if isinstance(stop, StopPolicy):
-        return stop
-    require(
-        isinstance(stop, StopRule),
-        f"stop must be a StopRule, a StopPolicy or None, got {stop!r}; for a number of steps give "
-        "max_steps or haltwise.stop_rules.FixedBudget",
-    )
-    return StopPolicy(stop, RETURNABLE[CostUnit.GRADIENTS][0])
-
-
-def _prices(model: OptimizerModel, price: float | Tensor | None, like: Tensor) -> Tensor:
-    price = model.card.price if price is None else price
-    given = torch.as_tensor(price, dtype=like.dtype, device=like.device)
-    require(
-        given.ndim == 0 or given.shape == like.shape[:1],
-        f"price must be one number or one per problem, shape [{len(like)}], "
-        f"got shape {list(given.shape)}",
-    )
-    require(
-        bool(((given > 0) & given.isfinite()).all()),
-        f"every price must be above 0 and finite, got {given.min().item():g}; it is what a "
-        "gradient must earn, in units of the loss",
-    )
-    return given.expand(len(like))
