@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise.halting.posteriors import GravesPosterior
-from haltwise.halting.posteriors.stick_breaking import stick_breaking_log_prob
+from haltwise.halting.posteriors import GravesPosterior, stick_breaking_log_prob
 from haltwise.halting.priors import HorizonPrior
 
 __all__ = [
@@ -68,9 +67,8 @@ def free_energy(losses: Tensor, log_prob: Tensor, *, price: Tensor, temperature:
         InputError: Losses and posterior differ in shape.
     """
     _check_losses(losses, log_prob)
-    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
     log_q = torch.where(log_prob == -torch.inf, 0, log_prob)  # 0 log 0 = 0
-    energy = losses + price.unsqueeze(1) * steps + temperature.unsqueeze(1) * log_q
+    energy = _costs(losses, price) + temperature.unsqueeze(1) * log_q
     return _expectation(energy, log_prob)
 
 
@@ -80,17 +78,10 @@ def optimal_free_energy(losses: Tensor, *, price: Tensor, temperature: Tensor) -
     A soft minimum: its gradient weighs the losses by the optimum Q(t), see `distillation`.
     See docs/theory.md, Eq. (target).
 
-    Args:
-        losses: f_0..f_T, shape [B, T+1].
-        price: c, shape [B].
-        temperature: tau, shape [B].
-
-    Returns:
-        Shape [B].
+    Losses, price and temperature are those of `free_energy`.
     """
-    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
-    energy = losses + price.unsqueeze(1) * steps
-    return -temperature * (-energy / temperature.unsqueeze(1)).logsumexp(1)
+    scaled = -_costs(losses, price) / temperature.unsqueeze(1)
+    return -temperature * scaled.logsumexp(1)
 
 
 def distillation(
@@ -111,9 +102,7 @@ def distillation(
     Returns:
         In nats, to be minimised, shape [B].
     """
-    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
-    costs = losses.detach() + price.unsqueeze(1) * steps
-    optimum = (-costs / temperature.unsqueeze(1)).softmax(1)
+    optimum = (-_costs(losses.detach(), price) / temperature.unsqueeze(1)).softmax(1)
     return -(optimum * stick_breaking_log_prob(hazard_logits)).sum(1)
 
 
@@ -135,8 +124,7 @@ def continuation_value(losses: Tensor, hazard_logits: Tensor, *, price: Tensor) 
         Mean over steps, shape [B]; errors beyond a price count linearly (Huber), and targets are
         held within `_FARSIGHT` prices: beyond, the decision is clear.
     """
-    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
-    costs = losses.detach() / price.unsqueeze(1) + steps
+    costs = losses.detach() / price.unsqueeze(1) + _steps(losses)
     later = costs[:, -1]
     targets = []
     for step in reversed(range(hazard_logits.shape[1])):
@@ -170,15 +158,26 @@ def ponder_objective(
     """
     log_prob = posterior.log_prob()
     _check_losses(losses, log_prob)
-    return _expectation(losses, log_prob) + price * posterior.ponder_cost()
+    pondered = posterior.halting_step() + posterior.remainder()
+    return _expectation(losses, log_prob) + price * pondered
 
 
-def _check_losses(losses: Tensor, log_prob: Tensor) -> None:
+def _check_losses(losses: Tensor, values: Tensor) -> None:
     require(
-        losses.ndim == 2 and losses.shape == log_prob.shape,
-        "losses and log_prob must share one shape [batch, T+1], "
-        f"got {tuple(losses.shape)} and {tuple(log_prob.shape)}",
+        losses.ndim == 2 and losses.shape[1] > 0 and losses.shape == values.shape,
+        "losses and logits or log-probabilities must share one shape [batch, T+1], "
+        f"got {tuple(losses.shape)} and {tuple(values.shape)}",
     )
+
+
+def _steps(losses: Tensor) -> Tensor:
+    """0..T, shape [T+1]."""
+    return torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
+
+
+def _costs(losses: Tensor, price: Tensor) -> Tensor:
+    """f_t + c t, shape [B, T+1]."""
+    return losses + price.unsqueeze(1) * _steps(losses)
 
 
 def _expectation(values: Tensor, log_prob: Tensor) -> Tensor:
@@ -226,28 +225,14 @@ def halting_bound(
         >>> halting_bound(losses, torch.zeros(1, 3), price=0.1).shape
         torch.Size([1])
     """
-    require(
-        losses.ndim == 2 and losses.shape[1] > 0 and losses.shape == logits.shape,
-        "losses and logits must share one shape [batch, T+1], "
-        f"got {tuple(losses.shape)} and {tuple(logits.shape)}",
-    )
-    price, temperature = (
-        torch.as_tensor(value, dtype=losses.dtype, device=losses.device)
-        for value in (price, temperature)
-    )
-    require(bool((price > 0).all()), f"price must be above 0, got {price.min():g}")
-    require(
-        bool((temperature > 0).all()), f"temperature must be above 0, got {temperature.min():g}"
-    )
-    num_problems, num_steps = losses.shape
-    for name, value in (("price", price), ("temperature", temperature)):
-        require(
-            value.shape in ((), (num_problems,)),
-            f"{name} must be a number or of shape [{num_problems}], got {tuple(value.shape)}",
-        )
+    _check_losses(losses, logits)
+    price = _positive("price", price, losses)
+    temperature = _positive("temperature", temperature, losses)
+    num_steps = losses.shape[1]
     if horizon_weights is None:
-        continuation = torch.tensor(DEFAULT_CONTINUATION, dtype=losses.dtype, device=losses.device)
-        horizon_weights = HorizonPrior(continuation).weights(num_steps - 1)
+        horizon_weights = HorizonPrior(losses.new_tensor(DEFAULT_CONTINUATION)).weights(
+            num_steps - 1
+        )
     require(
         horizon_weights.shape in ((num_steps,), losses.shape),
         f"horizon_weights must have the shape [{num_steps}] or {list(losses.shape)}, "
@@ -259,8 +244,7 @@ def halting_bound(
         "horizon_weights must be at least 0 and sum to one over the horizons",
     )
 
-    steps = torch.arange(num_steps, dtype=losses.dtype, device=losses.device)
-    price, temperature = price.reshape(-1, 1), temperature.reshape(-1, 1)  # [B or 1, 1]
+    steps = _steps(losses)
     log_ratio = -price / temperature
     # What stopping at t is worth, before q's entropy and p's normalizer, which depend on T.
     worth = -losses + temperature * (torch.log(-torch.expm1(log_ratio)) + steps * log_ratio)
@@ -280,3 +264,14 @@ def halting_bound(
     log_mass = torch.log(-torch.expm1((steps + 1) * log_ratio))  # log(1 - r^(T+1))
     bounds = torch.stack(values, dim=1) - temperature * log_mass
     return (horizon_weights * bounds).sum(1)
+
+
+def _positive(name: str, value: float | Tensor, losses: Tensor) -> Tensor:
+    """A number or one per problem, shape [1, 1] or [B, 1]."""
+    given = torch.as_tensor(value, dtype=losses.dtype, device=losses.device)
+    require(
+        given.shape in ((), losses.shape[:1]),
+        f"{name} must be a number or of shape [{len(losses)}], got {tuple(given.shape)}",
+    )
+    require(bool((given > 0).all()), f"{name} must be above 0, got {given.min():g}")
+    return given.reshape(-1, 1)

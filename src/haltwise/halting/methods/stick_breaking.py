@@ -17,8 +17,11 @@ from haltwise.halting.objectives import (
     free_energy,
     optimal_free_energy,
 )
-from haltwise.halting.posteriors import Posterior, StickBreakingPosterior
-from haltwise.halting.posteriors.stick_breaking import stick_breaking_log_prob
+from haltwise.halting.posteriors import (
+    Posterior,
+    StickBreakingPosterior,
+    stick_breaking_log_prob,
+)
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
     CostUnit,
