@@ -49,11 +49,7 @@ class StepObservation(NamedTuple):
 
 
 def known(record: Any, name: str) -> Tensor:
-    """The field or output `name` of an observation or a trajectory.
-
-    Raises:
-        InputError: The record comes without it.
-    """
+    """The field or output `name` of an observation or a trajectory; see their methods."""
     value = record.outputs.get(name, getattr(record, name, None))
     if not isinstance(value, Tensor):
         raise InputError(

@@ -81,7 +81,7 @@ def unroll(
         return Unroll(tape, model.halting.attach(tape.trajectory, price), price)
     outputs, readouts = _outputs(model, tape.trajectory, price)
     detached = {name: value.detach() for name, value in outputs.items()}
-    return Unroll(tape, tape.trajectory.with_outputs(detached), price, outputs, readouts)
+    return Unroll(tape, replace(tape.trajectory, outputs=detached), price, outputs, readouts)
 
 
 def _outputs(
