@@ -46,10 +46,6 @@ class HalterSettings:
         if self.features != "none":
             lookup(feature_sets(), self.features, "kind of features")
 
-    def make_features(self) -> FeatureSet | None:
-        """The features read, None for the read-out alone."""
-        return None if self.features == "none" else feature_sets()[self.features]
-
 
 @final
 class Halter(nn.Module):
@@ -74,7 +70,7 @@ class Halter(nn.Module):
     ) -> None:
         super().__init__()
         self.settings, self.readout_size = settings, readout_size
-        self.features = settings.make_features()
+        self.features: FeatureSet | None = feature_sets().get(settings.features)
         num_features = 0 if self.features is None else self.features.num_features
         num_inputs = num_features + readout_size * settings.readout
         require(num_inputs > 0, "the halter reads nothing: this process has no read-out")

@@ -25,15 +25,9 @@ DEFAULT_CONTINUATION = 0.9
 
 
 def sum_of_losses(losses: Tensor) -> Tensor:
-    """sum_{t=1..T} f(theta_t), the LSTM optimizer's loss (L2L; thesis Eq. 1).
+    """sum_{t=1..T} f(theta_t), the LSTM optimizer's loss (L2L; thesis Eq. 1), shape [B].
 
-    See docs/theory.md, Eq. (sum).
-
-    Args:
-        losses: f(theta_0), ..., f(theta_T), shape [B, T+1].
-
-    Returns:
-        Shape [B].
+    See docs/theory.md, Eq. (sum). Losses are f(theta_0)..f(theta_T), shape [B, T+1].
     """
     return losses[:, 1:].sum(1)
 
@@ -94,7 +88,7 @@ def distillation(
     See docs/theory.md, Eq. (distillation).
 
     Args:
-        losses: f_0..f_T, shape [B, T+1]; data.
+        losses: As in `free_energy`, but data.
         hazard_logits: log-odds of rho_0..rho_{T-1}, shape [B, T].
         price: c, shape [B].
         temperature: tau, shape [B].

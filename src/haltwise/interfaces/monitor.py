@@ -111,6 +111,7 @@ class HaltingMonitor:
         self._limit = card.horizon + (card.unit is CostUnit.UPDATES)
         self._observed: Observed | None = card.observed
         self._directory: Path | None = None
+        self._name: str | None = None
         self.start()
 
     @classmethod
