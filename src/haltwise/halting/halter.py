@@ -114,11 +114,8 @@ class Halter(nn.Module):
     ) -> tuple[Tensor, State]:
         """Raw outputs of one step [B, K], without a graph, and the memory for the next.
 
-        Args:
-            signals: Shape [B, S].
-            readout: Shape [B, R].
-            price: c, shape [B].
-            state: From `init` or the step before.
+        Signals are [B, S], the read-out [B, R], the price [B]; the state is from `init` or the
+        step before.
         """
         features, after = self._extract(signals.unsqueeze(1), price, state)
         inputs = self._inputs(features.squeeze(1), readout)
@@ -132,12 +129,8 @@ class Halter(nn.Module):
     def forward(self, signals: Tensor, readouts: Tensor, price: Tensor) -> Tensor:
         """Raw outputs of T steps from the first, differentiable, shape [B, T, K].
 
-        The memory takes its inputs as data: gradients reach read-outs from the perceptron alone.
-
-        Args:
-            signals: Shape [B, T, S].
-            readouts: Shape [B, T, R].
-            price: c, shape [B].
+        Signals are [B, T, S], read-outs [B, T, R], the price [B]. The memory takes its inputs as
+        data: gradients reach read-outs from the perceptron alone.
         """
         features, _ = self._extract(signals, price, self.init(len(signals), signals))
         # Steps first, as the memory wants them.

@@ -1,4 +1,9 @@
-"""Objectives of training, all minimised but the bound: functions of losses and logits."""
+"""Objectives of training: functions of losses and logits.
+
+Throughout, losses f_0..f_T have the shape [B, T+1], the price c and the temperature tau [B], and
+hazard logits, the log-odds of rho_0..rho_{T-1}, [B, T]. An objective has the shape [B]; all but
+the bound are to be minimised.
+"""
 
 import torch
 from torch import Tensor
@@ -20,14 +25,16 @@ __all__ = [
     "sum_of_losses",
 ]
 
+_FARSIGHT = 10.0
+
 DEFAULT_CONTINUATION = 0.9
 """Horizon prior when none is given: E[T] = 27.5, whatever the price (a choice, see `docs`)."""
 
 
 def sum_of_losses(losses: Tensor) -> Tensor:
-    """sum_{t=1..T} f(theta_t), the LSTM optimizer's loss (L2L; thesis Eq. 1), shape [B].
+    """sum_{t=1..T} f(theta_t), the LSTM optimizer's loss (L2L; thesis Eq. 1).
 
-    See docs/theory.md, Eq. (sum). Losses are f(theta_0)..f(theta_T), shape [B, T+1].
+    See docs/theory.md, Eq. (sum).
     """
     return losses[:, 1:].sum(1)
 
@@ -49,13 +56,10 @@ def free_energy(losses: Tensor, log_prob: Tensor, *, price: Tensor, temperature:
     same at tau = beta, c = -beta log(1 - lambda_p).
 
     Args:
-        losses: f_0..f_T, shape [B, T+1]; whatever stands where q is zero is not read.
+        losses: Whatever stands where q is zero is not read.
         log_prob: log q(0)..log q(T), shape [B, T+1].
-        price: c, shape [B].
-        temperature: tau, shape [B].
-
-    Returns:
-        To be minimised, shape [B].
+        price: c.
+        temperature: tau.
 
     Raises:
         InputError: Losses and posterior differ in shape.
@@ -71,8 +75,6 @@ def optimal_free_energy(losses: Tensor, *, price: Tensor, temperature: Tensor) -
 
     A soft minimum: its gradient weighs the losses by the optimum Q(t), see `distillation`.
     See docs/theory.md, Eq. (target).
-
-    Losses, price and temperature are those of `free_energy`.
     """
     scaled = -_costs(losses, price) / temperature.unsqueeze(1)
     return -temperature * scaled.logsumexp(1)
@@ -85,16 +87,7 @@ def distillation(
 
     With Q(t) proportional to exp(-(f_t + c t)/tau) and S_t = sum_{s>=t} Q(s), the cross-entropy
     -sum_t Q(t) log q(t) of the hazards rho is -sum_{t<T} [Q(t) log rho_t + S_{t+1} log(1 - rho_t)].
-    See docs/theory.md, Eq. (distillation).
-
-    Args:
-        losses: As in `free_energy`, but data.
-        hazard_logits: log-odds of rho_0..rho_{T-1}, shape [B, T].
-        price: c, shape [B].
-        temperature: tau, shape [B].
-
-    Returns:
-        In nats, to be minimised, shape [B].
+    Losses are data, and it is in nats. See docs/theory.md, Eq. (distillation).
     """
     optimum = (-_costs(losses.detach(), price) / temperature.unsqueeze(1)).softmax(1)
     return -(optimum * stick_breaking_log_prob(hazard_logits)).sum(1)
@@ -106,17 +99,9 @@ def continuation_value(losses: Tensor, hazard_logits: Tensor, *, price: Tensor) 
     rho's log-odds v_t are read as (what the steps from t on will cost if the policy is followed
     after t + 1, less f_t + c t) / c. The policy stops where v_t >= 0, so costs are collected
     backwards from the horizon on the recorded trajectory (least-squares Monte Carlo, Longstaff &
-    Schwartz 2001, with the policy iterated as the forecast learns). See
-    docs/theory.md, Eq. (value).
-
-    Args:
-        losses: f_0..f_T, shape [B, T+1]; data.
-        hazard_logits: v_0..v_{T-1}, shape [B, T].
-        price: c, shape [B].
-
-    Returns:
-        Mean over steps, shape [B]; errors beyond a price count linearly (Huber), and targets are
-        held within `_FARSIGHT` prices: beyond, the decision is clear.
+    Schwartz 2001, with the policy iterated as the forecast learns). Losses are data. The mean over
+    steps counts errors beyond a price linearly (Huber), and targets are held within `_FARSIGHT`
+    prices: beyond, the decision is clear. See docs/theory.md, Eq. (value).
     """
     costs = losses.detach() / price.unsqueeze(1) + _steps(losses)
     later = costs[:, -1]
@@ -129,23 +114,17 @@ def continuation_value(losses: Tensor, hazard_logits: Tensor, *, price: Tensor) 
     return error.mean(1)
 
 
-_FARSIGHT = 10.0
-
-
 def ponder_objective(
     losses: Tensor, posterior: GravesPosterior, *, price: float | Tensor
 ) -> Tensor:
     """sum_t p_t f_t + c (N + R): expected loss and ponder cost (Graves 2016).
 
-    See docs/theory.md, Eq. (ponder).
+    Its gradient leaves out that of N, which has none. See docs/theory.md, Eq. (ponder).
 
     Args:
-        losses: f_0..f_T, shape [B, T+1]; whatever stands where p is zero is not read.
+        losses: Whatever stands where p is zero is not read.
         posterior: p, with N and R.
         price: c, Graves' time penalty, a number or shape [B].
-
-    Returns:
-        To be minimised, shape [B]. Its gradient leaves out that of N, which has none.
 
     Raises:
         InputError: Losses and posterior differ in shape.
@@ -175,7 +154,7 @@ def _costs(losses: Tensor, price: Tensor) -> Tensor:
 
 
 def _expectation(values: Tensor, log_prob: Tensor) -> Tensor:
-    """sum_t q(t) v_t, shape [B]; 0 for a step of probability zero, whatever its value."""
+    """sum_t q(t) v_t; 0 for a step of probability zero, whatever its value."""
     return (log_prob.exp() * torch.where(log_prob == -torch.inf, 0, values)).sum(1)
 
 
@@ -199,7 +178,7 @@ def halting_bound(
     See docs/theory.md, Eqs. (bound) and (running).
 
     Args:
-        losses: Negative log-likelihoods at theta_0..theta_T, shape [B, T+1].
+        losses: Negative log-likelihoods at theta_0..theta_T.
         logits: **Cumulative** logits s_0..s_T, shape [B, T+1].
         price: c > 0, cost of a step in units of the loss; a number or shape [B].
         temperature: tau > 0, in units of the loss; a number or shape [B].
@@ -207,12 +186,12 @@ def halting_bound(
             prior with continuation .9, its tail on T, independent of the price.
 
     Returns:
-        The bound of each problem, to be **maximised**, shape [B].
+        The bound of each problem, to be **maximised**; not finite, and the others untouched, where
+        a problem's logits or losses are not.
 
     Raises:
         InputError: Shapes do not fit, a price or temperature is not positive, or the weights are
-            no distribution. A problem with NaN or infinite logits or losses is none: its bound is
-            not finite and the others are untouched.
+            no distribution.
 
     Examples:
         >>> losses = torch.tensor([[2.0, 1.0, 1.0]])

@@ -1,1 +1,1 @@
-"""Interfaces: functions, optimizers, monitors and callbacks around one halting session."""
+"""Functions, optimizers, monitors and callbacks around one halting session."""

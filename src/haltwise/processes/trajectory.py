@@ -85,11 +85,7 @@ class Trajectory:
         return finite
 
     def known(self, name: str) -> Tensor:
-        """The field or output `name`.
-
-        Raises:
-            InputError: It is not known here.
-        """
+        """The field or output `name`; raises `InputError` where it is not known."""
         return known(self, name)
 
     def shown_readouts(self) -> Tensor:
@@ -114,10 +110,10 @@ class Trajectory:
         for item in fields(Trajectory):
             values = [getattr(part, item.name) for part in parts]
             if item.name == "outputs":
-                names = (
-                    values[0].keys() if all(v.keys() == values[0].keys() for v in values) else ()
-                )
-                joined["outputs"] = {name: torch.cat([v[name] for v in values]) for name in names}
+                if all(value.keys() == values[0].keys() for value in values):
+                    joined["outputs"] = {
+                        name: torch.cat([value[name] for value in values]) for name in values[0]
+                    }
             elif all(value is not None for value in values):
                 joined[item.name] = torch.cat(values)
         return Trajectory(**joined)

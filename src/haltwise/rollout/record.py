@@ -18,14 +18,7 @@ _MEASURED = 2**16  # coordinate-steps whose signals are measured at once: they f
 
 @torch.no_grad()
 def record_process(process: Process, num_steps: int) -> Trajectory:
-    """Run T steps of a process on every item.
-
-    Args:
-        process: B items.
-        num_steps: T >= 1.
-
-    Returns:
-        The trajectory; its last loss and excess are those of step T.
+    """Run T >= 1 steps of a process on every item.
 
     Raises:
         InputError: T is below 1, or an observation comes without signals.
@@ -62,13 +55,7 @@ def record_process(process: Process, num_steps: int) -> Trajectory:
 
 
 def record(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Trajectory:
-    """Run T steps of any update rule on every problem, judged as stopping is (`TaskBatch.score`).
-
-    Args:
-        rule: What moves the parameters, learned or not.
-        batch: B problems.
-        num_steps: T >= 1.
-    """
+    """Run T >= 1 steps of any update rule on B problems, judged as stopping is."""
     return run_rule(rule, batch, num_steps)[0]
 
 
@@ -79,7 +66,7 @@ def run_rule(
     """Run T steps of an update rule on every problem, keeping what its meta-gradient needs.
 
     Args:
-        rule: What moves the parameters.
+        rule: What moves the parameters, learned or not.
         batch: B problems.
         num_steps: T >= 1.
         segment: Steps that are recomputed at once in the backward pass. None keeps nothing for it:
