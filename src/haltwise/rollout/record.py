@@ -74,8 +74,8 @@ def run_rule(
             (`TaskBatch.evaluate`).
 
     Returns:
-        The trajectory, the gradients [B, T, D] observed and those of the excess [B, T+1, D], and
-        the rule's state at the start of every segment.
+        The trajectory; and, if asked for, the gradients observed [B, T, D], those of the excess
+        [B, T+1, D] and the rule's state at the start of every segment.
     """
     require(segment is None or segment >= 1, f"segment must be at least 1, got {segment}")
     require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
