@@ -24,7 +24,7 @@ class CifarConvolutional(ImageClassification):
     epsilon .001 (the defaults of its library), weights and biases from N(0, 0.01^2), offsets from
     0, minibatches of 128, pixels / 255, inputs [3, 32, 32]. Parameters [D = 22,682]: the
     convolutions' weights first, then everything else, the two groups to which L2L gives an
-    optimizer each (`group_sizes`).
+    optimizer each.
     """
 
     num_score: int = 500

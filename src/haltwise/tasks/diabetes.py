@@ -6,6 +6,7 @@ from typing import Any, final
 import torch
 
 from haltwise._core.errors import require
+from haltwise._core.settings import require_positive
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
 
@@ -36,7 +37,7 @@ class Diabetes(TaskFamily):
             "N needs 1 <= min_observations <= max_observations <= 442 (the table's rows), "
             f"got {self.min_observations} and {self.max_observations}",
         )
-        require(self.beta > 0, f"beta must be above 0, got {self.beta}")
+        require_positive(self, "beta")
 
     @property
     def dim(self) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from haltwise._core.errors import require
+from haltwise._core.settings import require_at_least
 from haltwise.datasets import ImageData
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask
@@ -40,12 +41,8 @@ class ImageClassification(TaskFamily):
     """Number of training images from there on; None for all."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_score", "num_images"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
-        for name in ("init_std", "first_image"):
-            value = getattr(self, name)
-            require(value >= 0, f"{name} must be at least 0, got {value}")
+        require_at_least(1, self, "batch_size", "num_score", "num_images")
+        require_at_least(0, self, "init_std", "first_image")
 
     @abstractmethod
     def make_module(self) -> nn.Module:
@@ -66,35 +63,17 @@ class ImageClassification(TaskFamily):
 
     @property
     def dim(self) -> int:
-        return sum(self.group_sizes)
-
-    @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Number of coordinates of each group of parameters, in order."""
-        return _group_sizes(self)
-
-    def task(self) -> ModuleTask:
-        """Make the task with its data; the same object as long as the data are the same.
-
-        Raises:
-            InputError: There are no data, or they do not fit.
-        """
-        return _task(self, self._load())
+        return _num_parameters(self)
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> ModuleBatch:
-        return self.task()._sample(num_problems, generator)
+        return _task(self, self._load())._sample(num_problems, generator)
 
 
 @functools.lru_cache(maxsize=64)
-def _group_sizes(family: ImageClassification) -> tuple[int, ...]:
+def _num_parameters(family: ImageClassification) -> int:
     with torch.device("meta"):
-        module = family.make_module()
-    sizes: dict[int, int] = {}
-    for name, value in module.named_parameters():
-        if value.requires_grad:
-            group = family.group(name)
-            sizes[group] = sizes.get(group, 0) + value.numel()
-    return tuple(sizes[group] for group in sorted(sizes))
+        parameters = family.make_module().parameters()
+    return sum(value.numel() for value in parameters if value.requires_grad)
 
 
 @functools.lru_cache(maxsize=8)
@@ -108,34 +87,26 @@ def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
         f"first_image {family.first_image} and num_images {family.num_images} ask for more than "
         f"the {total} training images that there are",
     )
-    train = _examples(data.train_images[kept], data.train_labels[kept], family, data.white)
-    test = _examples(data.test_images, data.test_labels, family, data.white)
+    number = np.full(256, -1)
+    number[list(family.classes)] = range(len(family.classes))
+
+    def examples(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Examples:
+        targets = number[labels]
+        kept = targets >= 0
+        return Examples(
+            torch.from_numpy(images[kept]), torch.from_numpy(targets[kept]), scale=1 / data.white
+        )
+
     return ModuleTask(
         family.make_module,
         nn.functional.cross_entropy,
-        train,
-        test,
+        examples(data.train_images[kept], data.train_labels[kept]),
+        examples(data.test_images, data.test_labels),
         batch_size=family.batch_size,
         num_score=family.num_score,
         init="normal",
         init_std=family.init_std,
         group=family.group,
-    )
-
-
-def _examples(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    family: ImageClassification,
-    white: int,
-) -> Examples:
-    """Take the examples of the family's classes, labelled 0, 1, ... in their order."""
-    number = np.full(256, -1)
-    number[list(family.classes)] = range(len(family.classes))
-    targets = number[labels]
-    kept = targets >= 0
-    return Examples(
-        torch.from_numpy(images[kept]), torch.from_numpy(targets[kept]), scale=1 / white
     )
 
 

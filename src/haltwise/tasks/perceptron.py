@@ -8,6 +8,7 @@ from torch import nn
 from haltwise import datasets
 from haltwise._core.errors import require
 from haltwise._core.nested_settings import merge
+from haltwise._core.settings import require_at_least, require_types
 from haltwise.datasets import ImageData
 from haltwise.tasks.images import NETWORK_DEFAULTS, ImageClassification
 
@@ -40,15 +41,8 @@ class Perceptron(ImageClassification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_hidden", "num_layers"):
-            require(
-                getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
-            )
-        require(self.data in _SIDE, f"data must be 'mnist' or 'digits', got {self.data!r}")
-        require(
-            self.activation in ("sigmoid", "relu"),
-            f"activation must be 'sigmoid' or 'relu', got {self.activation!r}",
-        )
+        require_at_least(1, self, "num_hidden", "num_layers")
+        require_types(type(self).__init__, vars(self))
 
     def make_module(self) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
