@@ -41,7 +41,7 @@ def test_the_mnist_network_is_that_of_l2l(tiny_images: Path) -> None:
 
 def test_the_cifar_network_is_that_of_l2l(tiny_images: Path) -> None:
     family = dataclasses.replace(CifarConvolutional(), batch_size=6)
-    assert family.group_sizes == (3 * 16 * 25 + 2 * 16 * 16 * 25, 3 * 32 + 257 * 32 + 32 + 330)
+    assert family.dim == 14000 + 3 * 32 + 257 * 32 + 32 + 330
     batch = sample_images(family, tiny_images)
     views = batch.task.views(batch.start)
     assert list(views)[:3] == [f"convolution{number}.weight" for number in range(3)]
