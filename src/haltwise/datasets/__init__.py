@@ -3,9 +3,9 @@
 Nothing is loaded before `load` is called, and nothing is downloaded before `download` is.
 """
 
-from haltwise.datasets.images import ImageData
 from haltwise.datasets.store import (
     DIRECTORY_VARIABLE,
+    ImageData,
     default_directory,
     download,
     load,

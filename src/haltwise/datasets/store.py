@@ -1,32 +1,39 @@
 """Where data sets are stored, and how to get them."""
 
 import functools
-import hashlib
 import os
-import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from haltwise._core.errors import InputError, require
-from haltwise.datasets.files import (
-    CIFAR_RECORD,
-    read_cifar,
-    read_cifar_tar,
-    read_idx,
-    require_labels,
-)
-from haltwise.datasets.images import ImageData
+from haltwise.datasets.files import read_cifar, read_cifar_tar, read_idx, require_labels
 
-__all__ = ["DIRECTORY_VARIABLE", "default_directory", "download", "load", "load_idx"]
+__all__ = ["DIRECTORY_VARIABLE", "ImageData", "default_directory", "download", "load", "load_idx"]
 
 DIRECTORY_VARIABLE = "HALTWISE_DATA_DIR"
 """The environment variable that names the default directory."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Labelled images of a training and a test split, as bytes."""
+
+    train_images: NDArray[np.uint8]
+    """Shape [N, height, width] or [N, channels, height, width]."""
+    train_labels: NDArray[np.uint8]
+    """Shape [N]."""
+    test_images: NDArray[np.uint8]
+    """As `train_images`."""
+    test_labels: NDArray[np.uint8]
+    """As `train_labels`."""
+    white: int = 255
+    """The largest value a pixel can have."""
 
 
 class _Remote(NamedTuple):
@@ -47,23 +54,21 @@ def _mnist(name: str, md5: str) -> _Remote:
 
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 
-_REMOTE: Mapping[str, tuple[_Remote, ...]] = MappingProxyType(
-    {
-        "mnist": (
-            _mnist("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-            _mnist("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432"),
-            _mnist("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3"),
-            _mnist("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c"),
+_REMOTE = {
+    "mnist": (
+        _mnist("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+        _mnist("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432"),
+        _mnist("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3"),
+        _mnist("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c"),
+    ),
+    "cifar10": (
+        _Remote(
+            _CIFAR_ARCHIVE,
+            (f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}",),
+            "md5:c32a1d4ab5d03f1284b67883e8d87530",
         ),
-        "cifar10": (
-            _Remote(
-                _CIFAR_ARCHIVE,
-                (f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}",),
-                "md5:c32a1d4ab5d03f1284b67883e8d87530",
-            ),
-        ),
-    }
-)
+    ),
+}
 _CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 
 
@@ -103,12 +108,9 @@ def load_idx(directory: Path | str) -> ImageData:
 
 
 def download(name: str) -> Path:
-    """Fetch "mnist" or "cifar10" into the user's cache directory, with checksums.
+    """Fetch "mnist" or "cifar10" into the user's cache directory, which is returned.
 
     A file is kept only if it is whole and its checksum is right.
-
-    Returns:
-        The directory of the files.
 
     Raises:
         InputError: No mirror could be reached, or a checksum is wrong, or pooch is not installed.
@@ -117,10 +119,9 @@ def download(name: str) -> Path:
     cache = _cache_directory()
     if cache is None:
         raise InputError("downloading needs pooch: install haltwise[data]")
-    folder = cache / name
     for remote in _REMOTE[name]:
-        _retrieve(remote, folder)
-    return folder
+        _retrieve(remote, cache / name)
+    return cache / name
 
 
 def _retrieve(remote: _Remote, folder: Path) -> None:
@@ -142,7 +143,7 @@ def _retrieve(remote: _Remote, folder: Path) -> None:
 
 
 def _cache_directory() -> Path | None:
-    """Find the user's cache directory; None without pooch, which knows the platform's."""
+    """Return the user's cache directory; None without pooch, which knows the platform's."""
     try:
         import pooch
     except ModuleNotFoundError:
@@ -151,7 +152,6 @@ def _cache_directory() -> Path | None:
 
 
 def _find(name: str, directory: Path | str | None) -> Path:
-    """Find the folder of the data set."""
     require(name in _REMOTE, f"unknown data set {name!r}, expected digits, mnist or cifar10")
     directory = directory or default_directory()
     if directory:
@@ -197,7 +197,7 @@ def _load_idx(folder: Path) -> ImageData:
             f"{image_path} holds {len(images)} images and {label_path} {len(labels)} labels, "
             "expected equal numbers",
         )
-        require_labels(label_path, labels, 10)
+        require_labels(label_path, labels)
         splits += [images, labels]
     train_images, train_labels, test_images, test_labels = splits
     return ImageData(train_images, train_labels, test_images, test_labels)
@@ -214,31 +214,10 @@ def _load_cifar(folder: Path) -> ImageData:
     else:
         paths = [_file(folder, name, ".xz", "cifar10") for name in _CIFAR_FILES]
         with ThreadPoolExecutor() as pool:  # decompression takes seconds
-            *train, test = pool.map(_cached_cifar, paths)
+            *train, test = pool.map(read_cifar, paths)
     records = np.concatenate(train)
     images = [part[:, 1:].reshape(-1, 3, 32, 32) for part in (records, test)]
     return ImageData(images[0], records[:, 0], images[1], test[:, 0])
-
-
-def _cached_cifar(path: Path) -> NDArray[np.uint8]:
-    """Read a CIFAR-10 file, decompressed only once: the result is kept in the user's cache."""
-    cache = _cache_directory()
-    if path.suffix != ".xz" or cache is None:
-        return read_cifar(path)
-    status = path.stat()
-    key = hashlib.sha256(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
-    kept = cache / "unpacked" / f"{key.hexdigest()[:32]}.bin"
-    if kept.is_file() and kept.stat().st_size % CIFAR_RECORD == 0:
-        return read_cifar(kept)
-    records = read_cifar(path)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            file.write(records.data)
-        Path(file.name).replace(kept)
-    except OSError:
-        pass  # a cache that cannot be written costs time only
-    return records
 
 
 @functools.lru_cache(maxsize=1)
