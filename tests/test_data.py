@@ -256,10 +256,10 @@ def test_a_download_is_found_afterwards(tmp_path: Path, monkeypatch: pytest.Monk
     content = tar_of_cifar(tmp_path)
     path = tmp_path / "served.tar.gz"
     path.write_bytes(content)
-    (remote,) = store._REMOTE["cifar10"]
-    whole = remote._replace(checksum=f"sha256:{pooch.file_hash(str(path))}")
-    monkeypatch.setattr(store, "_REMOTE", {"cifar10": (whole,)})
-    serve(monkeypatch, {remote.name: content})
+    name, checksum = "cifar-10-binary.tar.gz", pooch.file_hash(str(path), "md5")
+    whole = store._REMOTE["cifar10"]._replace(checksums={name: checksum})
+    monkeypatch.setattr(store, "_REMOTE", {"cifar10": whole})
+    serve(monkeypatch, {name: content})
     folder = data.download("cifar10")
     assert folder == tmp_path / "cache" / "haltwise" / "cifar10"
     assert len(data.load("cifar10").train_images) == 10

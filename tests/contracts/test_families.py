@@ -362,8 +362,8 @@ class WithTensor(Bowls):
     ("family", "sentence"),
     [
         (OwnGenerator(), "^drawing problems must advance the generator"),
-        (DrawnInItsDtype(), "^problems drawn in float32 differ in center; draw in float64"),
-        (Lenient(), "^a batch of 0 problems must be refused; do not override `sample`"),
+        (DrawnInItsDtype(), "^DrawnInItsDtype must not override `sample`; draw problems by"),
+        (Lenient(), "^Lenient must not override `sample`; draw problems by"),
         (WithTuple(), "^WithTuple is another family when made again from its fields in JSON"),
         (WithTensor(), "^the fields of WithTensor must be JSON values"),
     ],

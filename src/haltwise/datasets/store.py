@@ -37,36 +37,30 @@ class ImageData:
 
 
 class _Remote(NamedTuple):
-    """A file to be downloaded: mirrors in the order in which they are tried, and its checksum."""
+    """Files to be downloaded: mirrors in the order in which they are tried, and MD5 checksums."""
 
-    name: str
     mirrors: tuple[str, ...]
-    checksum: str
-
-
-def _mnist(name: str, md5: str) -> _Remote:
-    mirrors = (
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    )
-    return _Remote(f"{name}.gz", tuple(f"{url}{name}.gz" for url in mirrors), f"md5:{md5}")
+    checksums: dict[str, str]
 
 
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 
 _REMOTE = {
-    "mnist": (
-        _mnist("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-        _mnist("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432"),
-        _mnist("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3"),
-        _mnist("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c"),
-    ),
-    "cifar10": (
-        _Remote(
-            _CIFAR_ARCHIVE,
-            (f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}",),
-            "md5:c32a1d4ab5d03f1284b67883e8d87530",
+    "mnist": _Remote(
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
+    "cifar10": _Remote(
+        ("https://www.cs.toronto.edu/~kriz/",),
+        {_CIFAR_ARCHIVE: "c32a1d4ab5d03f1284b67883e8d87530"},
     ),
 }
 _CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
@@ -119,26 +113,26 @@ def download(name: str) -> Path:
     cache = _cache_directory()
     if cache is None:
         raise InputError("downloading needs pooch: install haltwise[data]")
-    for remote in _REMOTE[name]:
-        _retrieve(remote, cache / name)
+    mirrors, checksums = _REMOTE[name]
+    for file, checksum in checksums.items():
+        _retrieve(file, mirrors, f"md5:{checksum}", cache / name)
     return cache / name
 
 
-def _retrieve(remote: _Remote, folder: Path) -> None:
+def _retrieve(file: str, mirrors: tuple[str, ...], checksum: str, folder: Path) -> None:
     import pooch
 
     faults = []
-    for url in remote.mirrors:
+    for mirror in mirrors:
         try:  # pooch writes under a temporary name and renames what has the right checksum
-            pooch.retrieve(url, remote.checksum, remote.name, folder)
+            pooch.retrieve(mirror + file, checksum, file, folder)
         except (OSError, ValueError) as error:  # no network; another checksum
-            faults.append(f"{url}: {error}")
+            faults.append(f"{mirror}{file}: {error}")
         else:
             return
     raise InputError(
-        f"cannot download {remote.name} with checksum {remote.checksum} ({'; '.join(faults)}); "
-        f"get it by other means and set {DIRECTORY_VARIABLE} to the directory that holds "
-        f"{folder.name}/"
+        f"cannot download {file} with checksum {checksum} ({'; '.join(faults)}); get it by other "
+        f"means and set {DIRECTORY_VARIABLE} to the directory that holds {folder.name}/"
     )
 
 
@@ -225,14 +219,8 @@ def _load_digits() -> ImageData:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8).astype(np.uint8)
+    images, labels = images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.uint8)
     # The order follows the writers and the classes, so a split needs a fixed shuffle.
     order = np.random.RandomState(0).permutation(len(images))
     train, test = order[:1437], order[1437:]
-    return ImageData(
-        images[train],
-        labels[train].astype(np.uint8),
-        images[test],
-        labels[test].astype(np.uint8),
-        white=16,
-    )
+    return ImageData(images[train], labels[train], images[test], labels[test], white=16)

@@ -7,7 +7,7 @@ import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -154,6 +154,7 @@ class TaskFamily(ABC):
         object.__setattr__(bound, "_data_dir", Path(directory))  # the class is frozen
         return bound
 
+    @final
     def sample(
         self,
         num_problems: int,

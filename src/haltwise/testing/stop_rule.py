@@ -21,7 +21,7 @@ from haltwise.testing.assertions import (
     unchanged,
 )
 
-__all__ = ["check_stop_rule", "example_trajectory"]
+__all__ = ["check_stop_rule"]
 
 _NUM_ITEMS, _NUM_STEPS = 24, 10
 
@@ -51,7 +51,7 @@ def check_stop_rule(rule: StopRule, trajectory: Trajectory | None = None) -> Non
         >>> check_stop_rule(Patience(3) | FixedBudget(8))
     """
     if trajectory is None:
-        trajectory = example_trajectory()
+        trajectory = _example()
     reasons: object = rule.reasons
     expect(
         isinstance(reasons, tuple)
@@ -68,9 +68,9 @@ def check_stop_rule(rule: StopRule, trajectory: Trajectory | None = None) -> Non
         _check_levels(rule, trajectory)
 
 
-def example_trajectory(seed: int = 0) -> Trajectory:
+def _example() -> Trajectory:
     """Draw noisy, falling losses with everything that rules of this package read, in float64."""
-    generator = seeded(seed)
+    generator = seeded(0)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(_NUM_ITEMS, *shape, generator=generator, dtype=torch.float64)
