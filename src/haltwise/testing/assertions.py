@@ -37,6 +37,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 def tensors(record: Any) -> dict[str, Tensor]:
     """Name the tensors of a mapping, dataclass or named tuple, and of the mappings in it."""
+    content: Mapping[str, Any]
     if is_dataclass(record):
         content = {field.name: getattr(record, field.name) for field in fields(record)}
     else:
