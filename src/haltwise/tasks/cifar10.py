@@ -1,5 +1,6 @@
 """The convolutional network of L2L on CIFAR-10, thesis experiment 3."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import final
 
@@ -64,12 +65,10 @@ class CifarConvolutional(ImageClassification):
             "rectifier3": nn.ReLU(),
             "output": nn.Linear(32, len(self.classes)),
         }
-        module = nn.Sequential()
-        for name, layer in layers.items():
-            module.add_module(name, layer)
+        for layer in layers.values():
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                 layer.weight.requires_grad_(False)
-        return module
+        return nn.Sequential(OrderedDict(layers))
 
     def _load(self) -> ImageData:
         return datasets.load("cifar10", self.data_dir)

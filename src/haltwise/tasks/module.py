@@ -74,16 +74,8 @@ def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples:
     """Draw the examples of step t of each stream, with replacement as in L2L's code.
 
     The t-th block of the output of `split_mix`: a pure function of stream and step, the same
-    integers on every device. Probabilities are uniform to N / 2^31.
-
-    Args:
-        streams: Seed of each problem's minibatches, int64 [B].
-        step: t.
-        batch_size: M.
-        num_examples: N < 2^31.
-
-    Returns:
-        Indices of examples, int64 [B, M], in [0, N).
+    integers on every device. From seeds, int64 [B], to indices in [0, N), int64 [B, M], whose
+    probabilities are uniform to N / 2^31.
     """
     counter = torch.arange(batch_size, device=streams.device) + step * batch_size
     bits = split_mix(streams.unsqueeze(1), counter)
@@ -248,22 +240,20 @@ class ModuleTask(TaskFamily):
 
         Args:
             function: From one problem's part of `args` and all of `shared` to tensors.
-            args: Tensors, or dictionaries of them, [B, ...]; inputs and targets come last if none
-                are shared.
+            args: Tensors or dictionaries of them, [B, ...]; inputs and targets last if not shared.
             shared: Examples that are the same for all, the inputs first.
         """
         inputs = shared[0] if shared else args[-2]
-        if inputs.device.type == "cpu" and self._convolves:
+        on_cpu = inputs.device.type == "cpu"
+        if on_cpu and self._convolves:
             shared = tuple(map(_channels_last, shared))
             results = [
                 function(*map(_channels_last, tree_map(itemgetter(index), args)), *shared)
                 for index in range(len(args[0]))
             ]
             return tree_map(lambda *parts: torch.stack(parts), *results)
-        num_examples = len(shared[0]) if shared else inputs.shape[1]
-        at_once = None
-        if inputs.device.type != "cpu":
-            at_once = max(1, _ACCELERATOR_CHUNK // num_examples)
+        num_examples = len(inputs) if shared else inputs.shape[1]
+        at_once = None if on_cpu else max(1, _ACCELERATOR_CHUNK // num_examples)
         in_dims = (*[0] * len(args), *[None] * len(shared))
         return vmap(function, in_dims=in_dims, chunk_size=at_once)(*args, *shared)
 
@@ -272,11 +262,8 @@ class ModuleTask(TaskFamily):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run one problem's network; return its outputs, and its buffers afterwards.
 
-        Args:
-            params: Shape [D].
-            fixed: Frozen parameters and buffers, not modified.
-            inputs: Shape [N, ...].
-            training: The module's mode.
+        Its parameters have shape [D], the inputs [N, ...]; frozen parameters and buffers, `fixed`,
+        are not modified.
         """
         own = {
             name: value.clone() if training and name in self._buffers else value
@@ -320,7 +307,6 @@ class ModuleBatch(TaskBatch):
 
     @property
     def reference_loss(self) -> Tensor:
-        """Zero, the least a loss of this kind can be."""
         return self.start.new_zeros(self.num_problems)
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.settings import require_at_least, require_positive, require_types
 from haltwise.tasks.base import TaskFamily
-from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
+from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression, row_counts
 
 __all__ = ["FAMILIES", "TRAINING_DEFAULTS", "LinearRegression", "NormalRegression"]
 
@@ -71,8 +71,7 @@ class LinearRegression(TaskFamily):
         """Draw design [B, N, D], theta* [B, D], row mask [B, N] and counts N [B], float64."""
         draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
         low, high = self.min_observations, self.max_observations
-        ratio = (high + 1) / low
-        count = (low * ratio ** torch.rand(num_problems, **draw)).floor().clamp(low, high)
+        count = row_counts(num_problems, low, high, generator)
         mask = torch.arange(high) < count[:, None]
         design = self._design(num_problems, generator)
         truth = torch.randn(num_problems, self.num_params, **draw) / self.alpha**0.5

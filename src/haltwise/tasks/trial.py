@@ -15,11 +15,7 @@ __all__ = ["require_usable"]
 
 
 def require_usable(family: TaskFamily, name: str) -> None:
-    """Draw two problems of the family and evaluate them at their start.
-
-    Args:
-        family: What the file defines, with its settings.
-        name: PATH.py:NAME, for messages.
+    """Draw two problems of the family PATH.py:NAME and evaluate them at their start.
 
     Raises:
         InputError: A method fails or returns what it must not; the message names file and line.

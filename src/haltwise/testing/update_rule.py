@@ -242,8 +242,8 @@ def _check_replay(rule: UpdateRule, grads: Tensor) -> None:
                     result[name] = weight.grad.view(1, -1)
         results.append(result)
     everything = {**results[0], **results[1]}
-    found, other = (
+    fast, slow = (
         {name: result.get(name, torch.zeros_like(value)) for name, value in everything.items()}
         for result in results
     )
-    expect_alike(found, other, "backpropagate differs from autograd through update", _EXACT)
+    expect_alike(fast, slow, "backpropagate differs from autograd through update", _EXACT)
