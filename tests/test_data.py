@@ -45,7 +45,7 @@ LABELS = np.array([3, 1, 4, 1, 5, 9, 2], np.uint8)
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_mnist_files_are_read_as_written(tmp_path: Path, suffix: str) -> None:
     write_mnist(tmp_path, (PIXELS, LABELS), (PIXELS[:2], LABELS[:2]), suffix)
-    found = data.load_idx(tmp_path)
+    found = data.load("mnist", tmp_path)
     assert np.array_equal(found.train_images, PIXELS)
     assert np.array_equal(found.train_labels, LABELS)
     assert np.array_equal(found.test_images, PIXELS[:2])
@@ -136,13 +136,13 @@ def test_labels_out_of_range_and_counts_that_differ_are_named(tmp_path: Path) ->
     wrong[3] = 10
     write_mnist(tmp_path / "a", (PIXELS, wrong), (PIXELS, LABELS))
     with pytest.raises(InputError, match=r"train-labels.* holds the label 10, expected 0 to 9"):
-        data.load_idx(tmp_path / "a")
+        data.load("mnist", tmp_path / "a")
     write_mnist(tmp_path / "b", (PIXELS, LABELS), (PIXELS, LABELS[:-1]))
     with pytest.raises(InputError, match=r"t10k-images.* holds 7 images and .* 6 labels"):
-        data.load_idx(tmp_path / "b")
+        data.load("mnist", tmp_path / "b")
     write_mnist(tmp_path / "c", (PIXELS[:0], LABELS[:0]), (PIXELS, LABELS))
     with pytest.raises(InputError, match=r"train-labels.* holds no example"):
-        data.load_idx(tmp_path / "c")
+        data.load("mnist", tmp_path / "c")
 
 
 @pytest.mark.parametrize("size", [0, 1, 3072, 3074])

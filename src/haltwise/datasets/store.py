@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from haltwise._core.errors import InputError, require
 from haltwise.datasets.files import read_cifar, read_cifar_tar, read_idx, require_labels
 
-__all__ = ["DIRECTORY_VARIABLE", "ImageData", "default_directory", "download", "load", "load_idx"]
+__all__ = ["DIRECTORY_VARIABLE", "ImageData", "default_directory", "download", "load"]
 
 DIRECTORY_VARIABLE = "HALTWISE_DATA_DIR"
 """The environment variable that names the default directory."""
@@ -71,8 +71,9 @@ def load(name: str, directory: Path | str | None = None) -> ImageData:
 
     Args:
         name: "digits", "mnist" or "cifar10".
-        directory: Holds a folder `name`, or the files themselves; by default
-            `default_directory()`, then the cache that `download` writes to.
+        directory: Holds a folder `name`, or the files themselves, plain or compressed; other images
+            in files named as those of MNIST will do. By default `default_directory()`, then the
+            cache that `download` writes to.
 
     Returns:
         The data, read once per process.
@@ -83,22 +84,13 @@ def load(name: str, directory: Path | str | None = None) -> ImageData:
     if name == "digits":
         return _load_digits()
     folder = _find(name, directory)
-    return _load_cifar(folder) if name == "cifar10" else load_idx(folder)
+    return _load_cifar(folder) if name == "cifar10" else _load_mnist(folder)
 
 
 def default_directory() -> Path | None:
     """Look up the directory that holds `mnist/` and `cifar10/` in `HALTWISE_DATA_DIR`."""
     directory = os.environ.get(DIRECTORY_VARIABLE)
     return Path(directory) if directory else None
-
-
-def load_idx(directory: Path | str) -> ImageData:
-    """Read images of 10 classes from files named as those of MNIST, gzipped or not.
-
-    Raises:
-        InputError: A file is missing or bad.
-    """
-    return _load_idx(Path(directory).absolute())
 
 
 def download(name: str) -> Path:
@@ -113,27 +105,24 @@ def download(name: str) -> Path:
     cache = _cache_directory()
     if cache is None:
         raise InputError("downloading needs pooch: install haltwise[data]")
-    mirrors, checksums = _REMOTE[name]
-    for file, checksum in checksums.items():
-        _retrieve(file, mirrors, f"md5:{checksum}", cache / name)
-    return cache / name
-
-
-def _retrieve(file: str, mirrors: tuple[str, ...], checksum: str, folder: Path) -> None:
     import pooch
 
-    faults = []
-    for mirror in mirrors:
-        try:  # pooch writes under a temporary name and renames what has the right checksum
-            pooch.retrieve(mirror + file, checksum, file, folder)
-        except (OSError, ValueError) as error:  # no network; another checksum
-            faults.append(f"{mirror}{file}: {error}")
+    mirrors, checksums = _REMOTE[name]
+    for file, checksum in checksums.items():
+        faults = []
+        for mirror in mirrors:
+            try:  # pooch writes under a temporary name and renames what has the right checksum
+                pooch.retrieve(mirror + file, f"md5:{checksum}", file, cache / name)
+                break
+            except (OSError, ValueError) as error:  # no network; another checksum
+                faults.append(f"{mirror}{file}: {error}")
         else:
-            return
-    raise InputError(
-        f"cannot download {file} with checksum {checksum} ({'; '.join(faults)}); get it by other "
-        f"means and set {DIRECTORY_VARIABLE} to the directory that holds {folder.name}/"
-    )
+            raise InputError(
+                f"cannot download {file} with checksum md5:{checksum} ({'; '.join(faults)}); get "
+                f"it by other means and set {DIRECTORY_VARIABLE} to the directory that holds "
+                f"{name}/"
+            )
+    return cache / name
 
 
 def _cache_directory() -> Path | None:
@@ -178,7 +167,7 @@ def _file(folder: Path, name: str, suffix: str, data_set: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def _load_idx(folder: Path) -> ImageData:
+def _load_mnist(folder: Path) -> ImageData:
     splits: list[NDArray[np.uint8]] = []
     for prefix in ("train", "t10k"):
         image_path, label_path = (

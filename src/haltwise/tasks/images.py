@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from haltwise._core.errors import require
 from haltwise._core.settings import require_at_least
 from haltwise.datasets import ImageData
 from haltwise.tasks.base import TaskFamily
@@ -34,15 +33,10 @@ class ImageClassification(TaskFamily):
     """Training images that stopping is judged by."""
     init_std: float = 0.01
     """theta_0 ~ N(0, init_std^2)."""
-    first_image: int = 0
-    """Position of the first training image used, so that meta-training and evaluation can use
-    different ones."""
-    num_images: int | None = None
-    """Number of training images from there on; None for all."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "batch_size", "num_score", "num_images")
-        require_at_least(0, self, "init_std", "first_image")
+        require_at_least(1, self, "batch_size", "num_score")
+        require_at_least(0, self, "init_std")
 
     @abstractmethod
     def make_module(self) -> nn.Module:
@@ -79,14 +73,6 @@ def _num_parameters(family: ImageClassification) -> int:
 @functools.lru_cache(maxsize=8)
 def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
     """Cached, so that the data are copied to a device once and not with every batch."""
-    last = None if family.num_images is None else family.first_image + family.num_images
-    kept = slice(family.first_image, last)
-    total = len(data.train_labels)
-    require(
-        (last or family.first_image + 1) <= total,
-        f"first_image {family.first_image} and num_images {family.num_images} ask for more than "
-        f"the {total} training images that there are",
-    )
     number = np.full(256, -1)
     number[list(family.classes)] = range(len(family.classes))
 
@@ -100,7 +86,7 @@ def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
     return ModuleTask(
         family.make_module,
         nn.functional.cross_entropy,
-        examples(data.train_images[kept], data.train_labels[kept]),
+        examples(data.train_images, data.train_labels),
         examples(data.test_images, data.test_labels),
         batch_size=family.batch_size,
         num_score=family.num_score,

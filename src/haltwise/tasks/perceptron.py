@@ -1,4 +1,4 @@
-"""Multilayer perceptrons on MNIST, on data in its format, and on scikit-learn's digits."""
+"""Multilayer perceptrons on MNIST and on scikit-learn's digits."""
 
 from dataclasses import dataclass
 from typing import Literal, final
@@ -30,8 +30,6 @@ class Perceptron(ImageClassification):
 
     data: Literal["mnist", "digits"] = "mnist"
     """Images to classify."""
-    images: str = ""
-    """A directory with other images in the files of MNIST, for instance Fashion-MNIST."""
     num_hidden: int = 20
     """Units of a hidden layer."""
     num_layers: int = 1
@@ -54,17 +52,12 @@ class Perceptron(ImageClassification):
         return nn.Sequential(*layers, nn.Linear(num_inputs, len(self.classes)))
 
     def _load(self) -> ImageData:
-        loaded = (
-            datasets.load_idx(self.images)
-            if self.images
-            else datasets.load(self.data, self.data_dir)
-        )
-        side = _SIDE[self.data]
+        loaded, side = datasets.load(self.data, self.data_dir), _SIDE[self.data]
         for images in (loaded.train_images, loaded.test_images):
             require(
                 images.shape[1:] == (side, side),
-                f"{self.images or self.data} holds images of "
-                f"{' x '.join(map(str, images.shape[1:]))} pixels, expected {side} x {side}",
+                f"{self.data} holds images of {' x '.join(map(str, images.shape[1:]))} pixels, "
+                f"expected {side} x {side}",
             )
         return loaded
 
