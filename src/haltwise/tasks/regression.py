@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.settings import require_at_least, require_positive, require_types
+from haltwise._core.settings import require_at_least, require_positive
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression, row_counts
 
@@ -51,7 +51,10 @@ class LinearRegression(TaskFamily):
     loss then has the greatest curvature beta spectral_norm^2 in every problem."""
 
     def __post_init__(self) -> None:
-        require_types(type(self).__init__, vars(self))
+        require(
+            self.inputs in ("uniform", "normal"),
+            f"inputs must be 'uniform' or 'normal', got {self.inputs!r}",
+        )
         require_at_least(1, self, "num_params")
         require(
             1 <= self.min_observations <= self.max_observations,
