@@ -98,6 +98,21 @@ class SelectsAll(Sound):
         return self
 
 
+class CountsItsStepsItself(Sound):
+    """A selection in the middle of a run begins to count again."""
+
+    count = 0
+
+    def init(self) -> State:
+        self.count = 0
+        return super().init()
+
+    def step(self, step: int, state: State) -> ProcessStep:
+        self.count += 1
+        observation, after = super().step(step, state)
+        return ProcessStep(observation, {"theta": after["theta"] / self.count})
+
+
 class HasNoItemsInItsState(Sound):
     def init(self) -> State:
         return {"theta": self.start, "steps": torch.zeros(())}
@@ -150,6 +165,7 @@ START = torch.arange(1.0, 13, dtype=DOUBLE).view(4, 3)
         (MixesItems, "the result at step 1 of an item among others is not what it is"),
         (SelectsOthers, "the result at step 0 of an item among others is not what it is"),
         (SelectsAll, "a selection of 2 items is a process of 4"),
+        (CountsItsStepsItself, "the result at step 2 of an item among others .* made at step 1"),
         (HasNoItemsInItsState, r"steps of the state must be a tensor with the 4 items"),
         (StartsNowhere, "the loss at the start must be finite"),
         (MiscountsSteps, "the observation at step 0 says that it is of step 1"),
