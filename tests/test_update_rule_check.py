@@ -164,12 +164,12 @@ class WrongBackpropagation(nn.Module, Right, SupportsBackpropagation):
 @pytest.mark.parametrize(
     ("rule", "promise"),
     [
-        (Flat, r"'velocity' must have the problems along dimension 0"),
-        (Counted, r"'count' must have the problems along dimension 0.*got the shape \[\]"),
-        (Forgetful, r"entries must stay \['velocity'\], got \[\]"),
-        (Growing, "'velocity' must keep its shape"),
+        (Flat, "velocity of the state must be a tensor with the 5 items along dimension 0"),
+        (Counted, r"count of the state must be a tensor with the 5 items.*, got shape \[\]"),
+        (Forgetful, "the state must keep its names, .*: there is no tensor velocity"),
+        (Growing, r"must keep its names, dtypes and shapes: velocity is .*\[5, 14\] instead of"),
         (Single, "must be torch.float64"),
-        (Silent, r"shapes \[5, 7\] and \[5, 3\], got \[5, 7\] and \[5, 0\]"),
+        (Silent, r"readout must have shape \[5, 3\], got \[5, 0\]"),
         (InPlace, "update changes its arguments"),
         (Clipping, "update changes its arguments"),
         (Resetting, "init changes the parameters"),

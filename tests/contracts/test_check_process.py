@@ -98,6 +98,21 @@ class SelectsAll(Sound):
         return self
 
 
+class CountsItsStepsItself(Sound):
+    """A selection in the middle of a run begins to count again."""
+
+    count = 0
+
+    def init(self) -> State:
+        self.count = 0
+        return super().init()
+
+    def step(self, step: int, state: State) -> ProcessStep:
+        self.count += 1
+        observation, after = super().step(step, state)
+        return ProcessStep(observation, {"theta": after["theta"] / self.count})
+
+
 class HasNoItemsInItsState(Sound):
     def init(self) -> State:
         return {"theta": self.start, "steps": torch.zeros(())}
@@ -150,13 +165,14 @@ START = torch.arange(1.0, 13, dtype=DOUBLE).view(4, 3)
         (MixesItems, "the result at step 1 of an item among others is not what it is"),
         (SelectsOthers, "the result at step 0 of an item among others is not what it is"),
         (SelectsAll, "a selection of 2 items is a process of 4"),
-        (HasNoItemsInItsState, r"the state\['steps'\] must be a tensor with the 4 items"),
+        (CountsItsStepsItself, "the result at step 2 of an item among others .* made at step 1"),
+        (HasNoItemsInItsState, r"steps of the state must be a tensor with the 4 items"),
         (StartsNowhere, "the loss at the start must be finite"),
         (MiscountsSteps, "the observation at step 0 says that it is of step 1"),
-        (ObservesOneLoss, r"the observed loss must have the shape \[4\]"),
-        (ScoresAllAtOnce, r"the score must have the shape \[4\]"),
-        (Grows, "the result at step 1 has the shape"),
-        (Diverges, "some items are not finite within 5 steps"),
+        (ObservesOneLoss, r"the loss must have shape \[4\]"),
+        (ScoresAllAtOnce, r"the score must have shape \[4\]"),
+        (Grows, "the result at step 1 must have shape"),
+        (Diverges, "the result at step 4 is not finite; check fewer steps"),
     ],
 )
 def test_a_broken_process_is_found_out(kind: type[Sound], message: str) -> None:

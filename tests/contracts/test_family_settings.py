@@ -61,8 +61,6 @@ from haltwise.tasks.rosenbrock import Rosenbrock
         (Perceptron, {"data": "svhn"}, "data must be"),
         (Perceptron, {"batch_size": 0}, "batch_size"),
         (Perceptron, {"num_score": 0}, "num_score"),
-        (Perceptron, {"num_images": 0}, "num_images"),
-        (Perceptron, {"first_image": -1}, "first_image"),
         (Perceptron, {"init_std": -1.0}, "init_std"),
         (CifarConvolutional, {"labels": "0"}, "labels"),
         (CifarConvolutional, {"labels": "00"}, "labels"),

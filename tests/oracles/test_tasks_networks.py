@@ -41,7 +41,7 @@ def test_the_mnist_network_is_that_of_l2l(tiny_images: Path) -> None:
 
 def test_the_cifar_network_is_that_of_l2l(tiny_images: Path) -> None:
     family = dataclasses.replace(CifarConvolutional(), batch_size=6)
-    assert family.group_sizes == (3 * 16 * 25 + 2 * 16 * 16 * 25, 3 * 32 + 257 * 32 + 32 + 330)
+    assert family.dim == 14000 + 3 * 32 + 257 * 32 + 32 + 330
     batch = sample_images(family, tiny_images)
     views = batch.task.views(batch.start)
     assert list(views)[:3] == [f"convolution{number}.weight" for number in range(3)]
@@ -83,23 +83,12 @@ def test_classes_left_out_are_neither_trained_on_nor_tested(tiny_images: Path) -
     assert torch.equal(targets, (labels[(labels == 7) | (labels == 2)] == 2).long())
 
 
-def test_problems_may_be_given_their_share_of_the_images(tiny_images: Path) -> None:
-    parts = [
-        sample_images(Perceptron(first_image=first, num_images=num), tiny_images).task
-        for first, num in ((0, 100), (100, None), (0, None))
-    ]
-    assert [len(part.train) for part in parts] == [100, 140, 240]
-    inputs = [part.train.take(torch.arange(len(part.train)), DOUBLE)[0] for part in parts]
-    assert torch.equal(torch.cat(inputs[:2]), inputs[2])
-    for first, num in ((0, 241), (200, 41), (240, None)):
-        with pytest.raises(InputError, match=r"more than the 240 training images"):
-            sample_images(Perceptron(first_image=first, num_images=num), tiny_images)
-
-
 def test_other_images_of_the_same_format_may_be_given(tmp_path: Path) -> None:
     white = np.full((3, 28, 28), 255, np.uint8), np.zeros(3, np.uint8)
     write_mnist(tmp_path, white, white, suffix="")
-    batch = sample_images(Perceptron(images=str(tmp_path)), tmp_path / "none")
+    batch = sample_images(Perceptron(), tmp_path)
     assert (batch.minibatch(0)[0] == 1).all()
-    with pytest.raises(InputError, match=r"holds images of 28 x 28 pixels, expected 8 x 8"):
-        Perceptron(images=str(tmp_path), data="digits").sample(1, seeded())
+    small = np.zeros((3, 8, 8), np.uint8), white[1]
+    write_mnist(tmp_path / "mnist", small, small)
+    with pytest.raises(InputError, match=r"mnist holds images of 8 x 8 pixels, expected 28 x 28"):
+        sample_images(Perceptron(), tmp_path)

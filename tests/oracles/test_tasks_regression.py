@@ -19,7 +19,7 @@ from haltwise import InputError
 from haltwise.tasks import TaskFamily, diabetes, regression
 from haltwise.tasks.diabetes import Diabetes
 from haltwise.tasks.least_squares import gaussian_regression
-from haltwise.tasks.regression import LinearRegression, sample_design
+from haltwise.tasks.regression import LinearRegression
 
 
 def duplicated(design: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ def test_noise_has_precision_beta() -> None:
 
 
 def test_spread_is_a_log_normal_factor_of_all_columns_but_the_intercept() -> None:
-    settings: Any = {"inputs": "normal", "intercept": True, "condition_decades": 0.0}
+    settings: Any = {"num_params": 3, "inputs": "normal", "intercept": True}
     plain, spread = (
-        sample_design(3000, 6, 3, seeded(), spread=sigma, **settings) for sigma in (0.0, 0.7)
+        LinearRegression(spread=sigma, **settings).draw(3000, seeded())[0] for sigma in (0.0, 0.7)
     )
     assert (spread[..., 0] == 1).all()
     factor = spread[..., 1:] / plain[..., 1:]
@@ -126,8 +126,11 @@ def test_spread_is_a_log_normal_factor_of_all_columns_but_the_intercept() -> Non
 def test_condition_keeps_the_variance_and_ties_the_columns() -> None:
     conditions = []
     for decades in (0.0, 3.0):
-        settings: Any = {"inputs": "normal", "intercept": False, "condition_decades": decades}
-        design = sample_design(1000, 400, 3, seeded(), spread=0.0, **settings)
+        rows: Any = {"min_observations": 400, "max_observations": 400}
+        family = LinearRegression(
+            num_params=3, inputs="normal", intercept=False, condition_decades=decades, **rows
+        )
+        design = family.draw(1000, seeded())[0]
         covariance = torch.einsum("bni,bnj->bij", design, design) / 400
         assert_close(covariance.mean(0), torch.eye(3, dtype=DOUBLE), rtol=0, atol=0.03)
         conditions.append(torch.linalg.cond(covariance))

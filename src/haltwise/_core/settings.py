@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from haltwise._core.errors import require
 
-__all__ = ["require_types"]
+__all__ = ["require_at_least", "require_positive", "require_types"]
 
 _LARGEST = 2**63 - 1
 
@@ -38,6 +38,20 @@ def require_types(function: Callable[..., Any], settings: Mapping[str, Any]) -> 
             require(
                 _fits(value, hint), f"{name} must be {wanted.replace('typing.', '')}, got {value!r}"
             )
+
+
+def require_at_least(least: float, settings: object, *names: str) -> None:
+    """Refuse settings below `least`, except None."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value >= least, f"{name} must be at least {least}, got {value}")
+
+
+def require_positive(settings: object, *names: str) -> None:
+    """Refuse settings that are not above 0, except None."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value > 0, f"{name} must be above 0, got {value}")
 
 
 def _fits(value: object, hint: Any) -> bool:

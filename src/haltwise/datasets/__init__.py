@@ -3,20 +3,6 @@
 Nothing is loaded before `load` is called, and nothing is downloaded before `download` is.
 """
 
-from haltwise.datasets.images import ImageData
-from haltwise.datasets.store import (
-    DIRECTORY_VARIABLE,
-    default_directory,
-    download,
-    load,
-    load_idx,
-)
+from haltwise.datasets.store import DIRECTORY_VARIABLE, ImageData, default_directory, download, load
 
-__all__ = [
-    "DIRECTORY_VARIABLE",
-    "ImageData",
-    "default_directory",
-    "download",
-    "load",
-    "load_idx",
-]
+__all__ = ["DIRECTORY_VARIABLE", "ImageData", "default_directory", "download", "load"]

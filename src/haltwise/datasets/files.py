@@ -16,7 +16,6 @@ from haltwise._core.errors import InputError, require
 
 __all__ = [
     "CIFAR_RECORD",
-    "parse_cifar",
     "read_bytes",
     "read_cifar",
     "read_cifar_tar",
@@ -24,8 +23,8 @@ __all__ = [
     "require_labels",
 ]
 
-_MAGIC = {1: 2049, 3: 2051}  # 0x08 for bytes, then the number of dimensions
-_CONTENT = {1: "labels", 3: "images"}
+# By number of dimensions; the magic number is 0x08 for bytes, then that number.
+_KINDS = {1: "labels (IDX magic 2049)", 3: "images (IDX magic 2051)"}
 CIFAR_RECORD = 1 + 3 * 32 * 32
 """Size of a CIFAR-10 record in bytes: the label, then red, green and blue planes."""
 
@@ -63,22 +62,19 @@ def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
         InputError: It is no IDX file of that kind, or its size is not the one in its header.
     """
     content = read_bytes(path)
-    start = 4 + 4 * num_dims
-    expected = f"{_CONTENT[num_dims]} (IDX magic {_MAGIC[num_dims]})"
+    start, expected = 4 + 4 * num_dims, _KINDS[num_dims]
     require(
         len(content) >= start,
         f"{path} has {len(content)} bytes, which is less than the {start} of the header of "
         f"{expected}; is it truncated?",
     )
     magic, *shape = struct.unpack(f">{1 + num_dims}I", content[:start])
-    if magic != _MAGIC[num_dims]:
-        swapped = {value: _CONTENT[key] for key, value in _MAGIC.items()}.get(magic)
-        found = (
-            f"{swapped} (IDX magic {magic}); are the files swapped?"
-            if swapped
-            else (f"the magic number {magic}")
-        )
-        raise InputError(f"{path}: expected {expected}, found {found}")
+    other = _KINDS.get(magic - 0x0800)
+    require(
+        other == expected,
+        f"{path}: expected {expected}, found "
+        + (f"{other}; are the files swapped?" if other else f"the magic number {magic}"),
+    )
     size = math.prod(shape)
     require(
         len(content) - start == size,
@@ -88,24 +84,24 @@ def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def read_cifar(path: Path) -> NDArray[np.uint8]:
+def read_cifar(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
     """Read a CIFAR-10 binary file, plain or `.xz`: records [N, 3073] of label and pixels.
+
+    Args:
+        path: The file.
+        content: What stands in it, if that has been read already.
 
     Raises:
         InputError: The size is not a whole number of records, or a label is above 9.
     """
-    return parse_cifar(path, read_bytes(path))
-
-
-def parse_cifar(path: Path, content: bytes) -> NDArray[np.uint8]:
-    """Parse the content of a file as `read_cifar` does; `path` is for the messages."""
+    content = read_bytes(path) if content is None else content
     require(
         len(content) > 0 and len(content) % CIFAR_RECORD == 0,
         f"{path} has {len(content)} bytes, expected a multiple of {CIFAR_RECORD} (a label and "
         "3 x 32 x 32 pixels); it is truncated or not a CIFAR-10 binary file",
     )
     records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR_RECORD)
-    require_labels(path, records[:, 0], 10)
+    require_labels(path, records[:, 0])
     return records
 
 
@@ -132,13 +128,10 @@ def read_cifar_tar(path: Path, names: Sequence[str]) -> list[NDArray[np.uint8]]:
         ) from None
     missing = [name for name in names if name not in found]
     require(not missing, f"{path} lacks {', '.join(missing)}, expected {', '.join(names)}")
-    return [parse_cifar(path / name, found[name]) for name in names]
+    return [read_cifar(path / name, found[name]) for name in names]
 
 
-def require_labels(path: Path, labels: NDArray[np.uint8], num_classes: int) -> None:
-    """Raise `InputError` unless there are labels and all lie below `num_classes`."""
+def require_labels(path: Path, labels: NDArray[np.uint8]) -> None:
+    """Raise `InputError` unless there are labels and all lie below 10."""
     require(len(labels) > 0, f"{path} holds no example, expected at least 1")
-    require(
-        int(labels.max()) < num_classes,
-        f"{path} holds the label {int(labels.max())}, expected 0 to {num_classes - 1}",
-    )
+    require(labels.max() <= 9, f"{path} holds the label {labels.max()}, expected 0 to 9")

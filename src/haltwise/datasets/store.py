@@ -1,69 +1,68 @@
 """Where data sets are stored, and how to get them."""
 
 import functools
-import hashlib
 import os
-import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from haltwise._core.errors import InputError, require
-from haltwise.datasets.files import (
-    CIFAR_RECORD,
-    read_cifar,
-    read_cifar_tar,
-    read_idx,
-    require_labels,
-)
-from haltwise.datasets.images import ImageData
+from haltwise.datasets.files import read_cifar, read_cifar_tar, read_idx, require_labels
 
-__all__ = ["DIRECTORY_VARIABLE", "default_directory", "download", "load", "load_idx"]
+__all__ = ["DIRECTORY_VARIABLE", "ImageData", "default_directory", "download", "load"]
 
 DIRECTORY_VARIABLE = "HALTWISE_DATA_DIR"
 """The environment variable that names the default directory."""
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Labelled images of a training and a test split, as bytes."""
+
+    train_images: NDArray[np.uint8]
+    """Shape [N, height, width] or [N, channels, height, width]."""
+    train_labels: NDArray[np.uint8]
+    """Shape [N]."""
+    test_images: NDArray[np.uint8]
+    """As `train_images`."""
+    test_labels: NDArray[np.uint8]
+    """As `train_labels`."""
+    white: int = 255
+    """The largest value a pixel can have."""
+
+
 class _Remote(NamedTuple):
-    """A file to be downloaded: mirrors in the order in which they are tried, and its checksum."""
+    """Files to be downloaded: mirrors in the order in which they are tried, and MD5 checksums."""
 
-    name: str
     mirrors: tuple[str, ...]
-    checksum: str
-
-
-def _mnist(name: str, md5: str) -> _Remote:
-    mirrors = (
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        "https://storage.googleapis.com/cvdf-datasets/mnist/",
-    )
-    return _Remote(f"{name}.gz", tuple(f"{url}{name}.gz" for url in mirrors), f"md5:{md5}")
+    checksums: dict[str, str]
 
 
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 
-_REMOTE: Mapping[str, tuple[_Remote, ...]] = MappingProxyType(
-    {
-        "mnist": (
-            _mnist("train-images-idx3-ubyte", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-            _mnist("train-labels-idx1-ubyte", "d53e105ee54ea40749a09fcbcd1e9432"),
-            _mnist("t10k-images-idx3-ubyte", "9fb629c4189551a2d022fa330f9573f3"),
-            _mnist("t10k-labels-idx1-ubyte", "ec29112dd5afa0611ce80d1b7f02629c"),
+_REMOTE = {
+    "mnist": _Remote(
+        (
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
-        "cifar10": (
-            _Remote(
-                _CIFAR_ARCHIVE,
-                (f"https://www.cs.toronto.edu/~kriz/{_CIFAR_ARCHIVE}",),
-                "md5:c32a1d4ab5d03f1284b67883e8d87530",
-            ),
-        ),
-    }
-)
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
+    "cifar10": _Remote(
+        ("https://www.cs.toronto.edu/~kriz/",),
+        {_CIFAR_ARCHIVE: "c32a1d4ab5d03f1284b67883e8d87530"},
+    ),
+}
 _CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 
 
@@ -72,8 +71,9 @@ def load(name: str, directory: Path | str | None = None) -> ImageData:
 
     Args:
         name: "digits", "mnist" or "cifar10".
-        directory: Holds a folder `name`, or the files themselves; by default
-            `default_directory()`, then the cache that `download` writes to.
+        directory: Holds a folder `name`, or the files themselves, plain or compressed; other images
+            in files named as those of MNIST will do. By default `default_directory()`, then the
+            cache that `download` writes to.
 
     Returns:
         The data, read once per process.
@@ -84,7 +84,7 @@ def load(name: str, directory: Path | str | None = None) -> ImageData:
     if name == "digits":
         return _load_digits()
     folder = _find(name, directory)
-    return _load_cifar(folder) if name == "cifar10" else load_idx(folder)
+    return _load_cifar(folder) if name == "cifar10" else _load_mnist(folder)
 
 
 def default_directory() -> Path | None:
@@ -93,22 +93,10 @@ def default_directory() -> Path | None:
     return Path(directory) if directory else None
 
 
-def load_idx(directory: Path | str) -> ImageData:
-    """Read images of 10 classes from files named as those of MNIST, gzipped or not.
-
-    Raises:
-        InputError: A file is missing or bad.
-    """
-    return _load_idx(Path(directory).absolute())
-
-
 def download(name: str) -> Path:
-    """Fetch "mnist" or "cifar10" into the user's cache directory, with checksums.
+    """Fetch "mnist" or "cifar10" into the user's cache directory, which is returned.
 
     A file is kept only if it is whole and its checksum is right.
-
-    Returns:
-        The directory of the files.
 
     Raises:
         InputError: No mirror could be reached, or a checksum is wrong, or pooch is not installed.
@@ -117,32 +105,28 @@ def download(name: str) -> Path:
     cache = _cache_directory()
     if cache is None:
         raise InputError("downloading needs pooch: install haltwise[data]")
-    folder = cache / name
-    for remote in _REMOTE[name]:
-        _retrieve(remote, folder)
-    return folder
-
-
-def _retrieve(remote: _Remote, folder: Path) -> None:
     import pooch
 
-    faults = []
-    for url in remote.mirrors:
-        try:  # pooch writes under a temporary name and renames what has the right checksum
-            pooch.retrieve(url, remote.checksum, remote.name, folder)
-        except (OSError, ValueError) as error:  # no network; another checksum
-            faults.append(f"{url}: {error}")
+    mirrors, checksums = _REMOTE[name]
+    for file, checksum in checksums.items():
+        faults = []
+        for mirror in mirrors:
+            try:  # pooch writes under a temporary name and renames what has the right checksum
+                pooch.retrieve(mirror + file, f"md5:{checksum}", file, cache / name)
+                break
+            except (OSError, ValueError) as error:  # no network; another checksum
+                faults.append(f"{mirror}{file}: {error}")
         else:
-            return
-    raise InputError(
-        f"cannot download {remote.name} with checksum {remote.checksum} ({'; '.join(faults)}); "
-        f"get it by other means and set {DIRECTORY_VARIABLE} to the directory that holds "
-        f"{folder.name}/"
-    )
+            raise InputError(
+                f"cannot download {file} with checksum md5:{checksum} ({'; '.join(faults)}); get "
+                f"it by other means and set {DIRECTORY_VARIABLE} to the directory that holds "
+                f"{name}/"
+            )
+    return cache / name
 
 
 def _cache_directory() -> Path | None:
-    """Find the user's cache directory; None without pooch, which knows the platform's."""
+    """Return the user's cache directory; None without pooch, which knows the platform's."""
     try:
         import pooch
     except ModuleNotFoundError:
@@ -151,7 +135,6 @@ def _cache_directory() -> Path | None:
 
 
 def _find(name: str, directory: Path | str | None) -> Path:
-    """Find the folder of the data set."""
     require(name in _REMOTE, f"unknown data set {name!r}, expected digits, mnist or cifar10")
     directory = directory or default_directory()
     if directory:
@@ -184,7 +167,7 @@ def _file(folder: Path, name: str, suffix: str, data_set: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def _load_idx(folder: Path) -> ImageData:
+def _load_mnist(folder: Path) -> ImageData:
     splits: list[NDArray[np.uint8]] = []
     for prefix in ("train", "t10k"):
         image_path, label_path = (
@@ -197,7 +180,7 @@ def _load_idx(folder: Path) -> ImageData:
             f"{image_path} holds {len(images)} images and {label_path} {len(labels)} labels, "
             "expected equal numbers",
         )
-        require_labels(label_path, labels, 10)
+        require_labels(label_path, labels)
         splits += [images, labels]
     train_images, train_labels, test_images, test_labels = splits
     return ImageData(train_images, train_labels, test_images, test_labels)
@@ -214,31 +197,10 @@ def _load_cifar(folder: Path) -> ImageData:
     else:
         paths = [_file(folder, name, ".xz", "cifar10") for name in _CIFAR_FILES]
         with ThreadPoolExecutor() as pool:  # decompression takes seconds
-            *train, test = pool.map(_cached_cifar, paths)
+            *train, test = pool.map(read_cifar, paths)
     records = np.concatenate(train)
     images = [part[:, 1:].reshape(-1, 3, 32, 32) for part in (records, test)]
     return ImageData(images[0], records[:, 0], images[1], test[:, 0])
-
-
-def _cached_cifar(path: Path) -> NDArray[np.uint8]:
-    """Read a CIFAR-10 file, decompressed only once: the result is kept in the user's cache."""
-    cache = _cache_directory()
-    if path.suffix != ".xz" or cache is None:
-        return read_cifar(path)
-    status = path.stat()
-    key = hashlib.sha256(repr((str(path), status.st_size, status.st_mtime_ns)).encode())
-    kept = cache / "unpacked" / f"{key.hexdigest()[:32]}.bin"
-    if kept.is_file() and kept.stat().st_size % CIFAR_RECORD == 0:
-        return read_cifar(kept)
-    records = read_cifar(path)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            file.write(records.data)
-        Path(file.name).replace(kept)
-    except OSError:
-        pass  # a cache that cannot be written costs time only
-    return records
 
 
 @functools.lru_cache(maxsize=1)
@@ -246,14 +208,8 @@ def _load_digits() -> ImageData:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8).astype(np.uint8)
+    images, labels = images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.uint8)
     # The order follows the writers and the classes, so a split needs a fixed shuffle.
     order = np.random.RandomState(0).permutation(len(images))
     train, test = order[:1437], order[1437:]
-    return ImageData(
-        images[train],
-        labels[train].astype(np.uint8),
-        images[test],
-        labels[test].astype(np.uint8),
-        white=16,
-    )
+    return ImageData(images[train], labels[train], images[test], labels[test], white=16)

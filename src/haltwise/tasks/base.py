@@ -1,14 +1,13 @@
 """What a problem to be optimized ("optimizee") and a family of them must offer.
 
-Shape legend used throughout: B problems, D parameters of one problem, T steps, N observations or
-examples of a problem, M of them in a minibatch.
+Beside B, D and T: N observations or examples of a problem, M of them in a minibatch.
 """
 
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -20,26 +19,17 @@ __all__ = ["DifferentiatedScore", "Observation", "Score", "TaskBatch", "TaskFami
 
 
 class Observation(NamedTuple):
-    """What an optimizer observes at one step.
-
-    Attributes:
-        loss: The loss at the parameters, shape [B].
-        grad: Its gradient, shape [B, D].
-    """
+    """Loss [B] and gradient [B, D] as an optimizer observes them at one step."""
 
     loss: Tensor
     grad: Tensor
 
 
 class DifferentiatedScore(NamedTuple):
-    """An observation with the excess loss that meta-training minimises.
+    """An observation, and the excess loss [B] that meta-training minimises, with its gradient.
 
-    Attributes:
-        loss: The observed loss, shape [B].
-        grad: The observed gradient, shape [B, D].
-        excess: The scored loss above the problem's reference, shape [B]. Equals `loss` minus the
-            reference loss where the observed loss is the one that counts.
-        excess_grad: The gradient of `excess`, shape [B, D].
+    The excess is the scored loss above the problem's reference: `loss` minus the reference loss
+    where the observed loss is the one that counts.
     """
 
     loss: Tensor
@@ -49,13 +39,7 @@ class DifferentiatedScore(NamedTuple):
 
 
 class Score(NamedTuple):
-    """An observation with the excess loss that stopping is judged by.
-
-    Attributes:
-        loss: The observed loss, shape [B].
-        grad: The observed gradient, shape [B, D].
-        excess: The judged loss above the problem's reference, shape [B].
-    """
+    """An observation, and the loss above the problem's reference that judges stops, [B]."""
 
     loss: Tensor
     grad: Tensor
@@ -106,11 +90,11 @@ class TaskBatch(ABC):
 
         Args:
             params: theta_t, shape [B, D].
-            step: t, the number of updates applied so far; picks the minibatch of stochastic tasks.
+            step: t; picks the minibatch of stochastic tasks.
         """
 
     def observe_loss(self, params: Tensor, step: int) -> Tensor:
-        """Compute the loss of `observe` alone, shape [B], where that costs less than a gradient."""
+        """Compute the loss of `observe` alone, shape [B]."""
         return self.observe(params, step).loss
 
     def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
@@ -170,6 +154,7 @@ class TaskFamily(ABC):
         object.__setattr__(bound, "_data_dir", Path(directory))  # the class is frozen
         return bound
 
+    @final
     def sample(
         self,
         num_problems: int,
@@ -178,19 +163,10 @@ class TaskFamily(ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> TaskBatch:
-        """Draw `num_problems` independent problems.
+        """Draw `num_problems` independent problems, at least 1, which advances the CPU generator.
 
         Problems are drawn and reduced in float64 on the CPU and converted afterwards, so the same
         generator gives the same problems in every dtype and on every device.
-
-        Args:
-            num_problems: B, at least 1.
-            generator: CPU generator; advanced by the call.
-            dtype: Floating type of the batch.
-            device: Where the batch is stored.
-
-        Returns:
-            The batch, its tensors of `dtype` on `device`.
 
         Raises:
             InputError: `num_problems` is below 1, or data files are missing or bad.

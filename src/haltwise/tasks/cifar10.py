@@ -1,5 +1,6 @@
 """The convolutional network of L2L on CIFAR-10, thesis experiment 3."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import final
 
@@ -24,7 +25,7 @@ class CifarConvolutional(ImageClassification):
     epsilon .001 (the defaults of its library), weights and biases from N(0, 0.01^2), offsets from
     0, minibatches of 128, pixels / 255, inputs [3, 32, 32]. Parameters [D = 22,682]: the
     convolutions' weights first, then everything else, the two groups to which L2L gives an
-    optimizer each (`group_sizes`).
+    optimizer each.
     """
 
     num_score: int = 500
@@ -64,12 +65,10 @@ class CifarConvolutional(ImageClassification):
             "rectifier3": nn.ReLU(),
             "output": nn.Linear(32, len(self.classes)),
         }
-        module = nn.Sequential()
-        for name, layer in layers.items():
-            module.add_module(name, layer)
+        for layer in layers.values():
             if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                 layer.weight.requires_grad_(False)
-        return module
+        return nn.Sequential(OrderedDict(layers))
 
     def _load(self) -> ImageData:
         return datasets.load("cifar10", self.data_dir)

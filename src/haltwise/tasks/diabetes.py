@@ -1,13 +1,14 @@
 """Thousands of small regressions on real measurements."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 
 from haltwise._core.errors import require
+from haltwise._core.settings import require_positive
 from haltwise.tasks.base import TaskFamily
-from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
+from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression, row_counts
 
 __all__ = ["FAMILIES", "Diabetes"]
 
@@ -36,7 +37,7 @@ class Diabetes(TaskFamily):
             "N needs 1 <= min_observations <= max_observations <= 442 (the table's rows), "
             f"got {self.min_observations} and {self.max_observations}",
         )
-        require(self.beta > 0, f"beta must be above 0, got {self.beta}")
+        require_positive(self, "beta")
 
     @property
     def dim(self) -> int:
@@ -51,11 +52,10 @@ class Diabetes(TaskFamily):
         table = (table - table.mean(0)) / table.std(0, unbiased=False)
         response = (response - response.mean()) / response.std(unbiased=False)
 
-        draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
         low, high = self.min_observations, self.max_observations
-        ratio = (high + 1) / low
-        count = (low * ratio ** torch.rand(num_problems, **draw)).floor().clamp(low, high)
-        order = torch.rand(num_problems, len(table), **draw).argsort(1)[:, :high]
+        count = row_counts(num_problems, low, high, generator)
+        keys = torch.rand(num_problems, len(table), generator=generator, dtype=torch.float64)
+        order = keys.argsort(1)[:, :high]
         mask = torch.arange(high) < count[:, None]
         design = table[order] * mask.unsqueeze(-1)
         observed = response[order] * mask

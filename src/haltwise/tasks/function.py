@@ -71,8 +71,7 @@ class FunctionBatch(TaskBatch):
         require(
             isinstance(loss, Tensor) and loss.shape == params.shape[:1],
             f"the loss must return one value per problem, a tensor of shape [{len(params)}] for "
-            f"parameters of shape {list(params.shape)}; got "
-            + (f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)),
+            f"parameters of shape {list(params.shape)}; got {_shape(loss)}",
         )
         require(
             loss.dtype == params.dtype,
@@ -92,8 +91,7 @@ class FunctionBatch(TaskBatch):
             require(
                 isinstance(value, Tensor) and value.shape[:1] == self.start.shape[:1],
                 f"data[{name!r}] must be a tensor with the {self.num_problems} problems along its "
-                "first dimension, got "
-                + (f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)),
+                f"first dimension, got {_shape(value)}",
             )
         index = torch.tensor([0, self.num_problems // 2, self.num_problems - 1]).unique()
         some = self.select(index.to(self.start.device))
@@ -124,3 +122,7 @@ class FunctionBatch(TaskBatch):
                 f"the loss fails for {len(params)} of the {self.num_problems} problems ({error}); "
                 "it must take any subset of them, so what belongs to a problem must come in `data`"
             ) from error
+
+
+def _shape(value: object) -> str:
+    return f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from haltwise._core.errors import require
+from haltwise._core.settings import require_at_least
 from haltwise.datasets import ImageData
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask
@@ -33,19 +33,10 @@ class ImageClassification(TaskFamily):
     """Training images that stopping is judged by."""
     init_std: float = 0.01
     """theta_0 ~ N(0, init_std^2)."""
-    first_image: int = 0
-    """Position of the first training image used, so that meta-training and evaluation can use
-    different ones."""
-    num_images: int | None = None
-    """Number of training images from there on; None for all."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_score", "num_images"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
-        for name in ("init_std", "first_image"):
-            value = getattr(self, name)
-            require(value >= 0, f"{name} must be at least 0, got {value}")
+        require_at_least(1, self, "batch_size", "num_score")
+        require_at_least(0, self, "init_std")
 
     @abstractmethod
     def make_module(self) -> nn.Module:
@@ -66,76 +57,42 @@ class ImageClassification(TaskFamily):
 
     @property
     def dim(self) -> int:
-        return sum(self.group_sizes)
-
-    @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Number of coordinates of each group of parameters, in order."""
-        return _group_sizes(self)
-
-    def task(self) -> ModuleTask:
-        """Make the task with its data; the same object as long as the data are the same.
-
-        Raises:
-            InputError: There are no data, or they do not fit.
-        """
-        return _task(self, self._load())
+        return _num_parameters(self)
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> ModuleBatch:
-        return self.task()._sample(num_problems, generator)
+        return _task(self, self._load())._sample(num_problems, generator)
 
 
 @functools.lru_cache(maxsize=64)
-def _group_sizes(family: ImageClassification) -> tuple[int, ...]:
+def _num_parameters(family: ImageClassification) -> int:
     with torch.device("meta"):
-        module = family.make_module()
-    sizes: dict[int, int] = {}
-    for name, value in module.named_parameters():
-        if value.requires_grad:
-            group = family.group(name)
-            sizes[group] = sizes.get(group, 0) + value.numel()
-    return tuple(sizes[group] for group in sorted(sizes))
+        parameters = family.make_module().parameters()
+    return sum(value.numel() for value in parameters if value.requires_grad)
 
 
 @functools.lru_cache(maxsize=8)
 def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
     """Cached, so that the data are copied to a device once and not with every batch."""
-    last = None if family.num_images is None else family.first_image + family.num_images
-    kept = slice(family.first_image, last)
-    total = len(data.train_labels)
-    require(
-        (last or family.first_image + 1) <= total,
-        f"first_image {family.first_image} and num_images {family.num_images} ask for more than "
-        f"the {total} training images that there are",
-    )
-    train = _examples(data.train_images[kept], data.train_labels[kept], family, data.white)
-    test = _examples(data.test_images, data.test_labels, family, data.white)
+    number = np.full(256, -1)
+    number[list(family.classes)] = range(len(family.classes))
+
+    def examples(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Examples:
+        targets = number[labels]
+        kept = targets >= 0
+        return Examples(
+            torch.from_numpy(images[kept]), torch.from_numpy(targets[kept]), scale=1 / data.white
+        )
+
     return ModuleTask(
         family.make_module,
         nn.functional.cross_entropy,
-        train,
-        test,
+        examples(data.train_images, data.train_labels),
+        examples(data.test_images, data.test_labels),
         batch_size=family.batch_size,
         num_score=family.num_score,
         init="normal",
         init_std=family.init_std,
         group=family.group,
-    )
-
-
-def _examples(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    family: ImageClassification,
-    white: int,
-) -> Examples:
-    """Take the examples of the family's classes, labelled 0, 1, ... in their order."""
-    number = np.full(256, -1)
-    number[list(family.classes)] = range(len(family.classes))
-    targets = number[labels]
-    kept = targets >= 0
-    return Examples(
-        torch.from_numpy(images[kept]), torch.from_numpy(targets[kept]), scale=1 / white
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch
 
-__all__ = ["LeastSquaresBatch", "gaussian_regression"]
+__all__ = ["LeastSquaresBatch", "gaussian_regression", "row_counts"]
 
 
 @final
@@ -54,6 +54,12 @@ class LeastSquaresBatch(TaskBatch):
         excess = torch.bmm(weighted.mT, residual).view(-1)
         grad = torch.baddbmm(column, self.factor.mT, weighted, beta=0, alpha=2).squeeze(-1)
         return DifferentiatedScore(self.minimum + excess, grad, excess, grad)
+
+
+def row_counts(num_problems: int, low: int, high: int, generator: torch.Generator) -> Tensor:
+    """Draw numbers of rows, log-uniform on [low, high], shape [B], float64."""
+    uniform = torch.rand(num_problems, generator=generator, dtype=torch.float64)
+    return (low * ((high + 1) / low) ** uniform).floor().clamp(low, high)
 
 
 def gaussian_regression(

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import random_subsets
-from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch, TaskFamily
-from haltwise.tasks.regression import LinearRegression, normal_regression
+from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch
+from haltwise.tasks.regression import NormalRegression
 
 __all__ = ["FAMILIES", "LogisticRegression", "LogisticRegressionBatch"]
 
@@ -99,31 +99,24 @@ def _newton(signed_design: Tensor, penalty: float) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class LogisticRegression(TaskFamily):
-    """P(y_n = 1) = sigmoid(x_n^T theta*), x ~ s N(0, I), theta* ~ N(0, I / alpha).
+class LogisticRegression(NormalRegression):
+    """P(y_n = 1) = sigmoid(x_n^T theta*), with the designs of `NormalRegression`.
 
-    ln s ~ N(0, spread^2), one s per problem: how far the classes lie apart. Parameters [D],
-    theta_0 = 0. The penalty makes the minimum exist where the classes are separable; its default
-    alpha/N makes the minimizer the maximum a posteriori of theta* (Bishop 2006, "Pattern
-    Recognition and Machine Learning", section 4.5). Source: the designs of the thesis' regression
-    with a logistic likelihood.
+    The scale s says how far the classes lie apart. The penalty makes the minimum exist where the
+    classes are separable; its default alpha/N makes the minimizer the maximum a posteriori of
+    theta* (Bishop 2006, "Pattern Recognition and Machine Learning", section 4.5). Source: the
+    designs of the thesis' regression with a logistic likelihood.
     """
 
-    num_params: int = 10
-    """D, parameters of a problem."""
     num_observations: int = 200
     """N, observations of a problem."""
     rows_per_step: int = 10
     """M, observations of a step."""
-    spread: float = 0.5
-    """Standard deviation of ln s."""
-    alpha: float = 1.0
-    """Precision of theta*."""
     penalty: float = 0.005
     """Weight of half the squared norm of theta."""
 
     def __post_init__(self) -> None:
-        self._regression()  # checks the other settings
+        super().__post_init__()
         require(
             1 <= self.rows_per_step <= self.num_observations,
             "rows_per_step must lie between 1 and num_observations "
@@ -134,19 +127,10 @@ class LogisticRegression(TaskFamily):
             f"penalty must be above 0, or a minimum may not exist, got {self.penalty}",
         )
 
-    @property
-    def dim(self) -> int:
-        return self.num_params
-
-    def _regression(self) -> LinearRegression:
-        return normal_regression(
-            self.num_params, self.num_observations, alpha=self.alpha, spread=self.spread
-        )
-
     def _sample(self, num_problems: int, generator: torch.Generator) -> LogisticRegressionBatch:
-        design, truth, mask, _ = self._regression().draw(num_problems, generator)
+        design, truth = self._draw(num_problems, generator)
         probability = torch.sigmoid(torch.einsum("bnd,bd->bn", design, truth))
-        uniform = torch.rand(mask.shape, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(probability.shape, generator=generator, dtype=torch.float64)
         signed_design = torch.where(uniform < probability, 1.0, -1.0).unsqueeze(-1) * design
         best = _newton(signed_design, self.penalty)
         return LogisticRegressionBatch(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import random_subsets
+from haltwise._core.settings import require_positive
 from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch, TaskFamily
 
 __all__ = ["FAMILIES", "DigitFactorization", "MatrixFactorizationBatch"]
@@ -102,7 +103,7 @@ class DigitFactorization(TaskFamily):
             1 <= self.entries_per_step <= 64,
             f"entries_per_step must lie between 1 and 64, got {self.entries_per_step}",
         )
-        require(self.start_std > 0, f"start_std must be above 0, got {self.start_std}")
+        require_positive(self, "start_std")
 
     @property
     def dim(self) -> int:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import random_subsets
-from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch, TaskFamily
-from haltwise.tasks.regression import LinearRegression, normal_regression
+from haltwise._core.settings import require_positive
+from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch
+from haltwise.tasks.regression import NormalRegression
 
 __all__ = ["FAMILIES", "MinibatchRegression", "MinibatchRegressionBatch"]
 
@@ -67,51 +68,30 @@ class MinibatchRegressionBatch(TaskBatch):
 
 @final
 @dataclass(frozen=True)
-class MinibatchRegression(TaskFamily):
-    """y_n = x_n^T theta* + eps, x ~ s N(0, I), theta* ~ N(0, I / alpha), eps ~ N(0, 1 / beta).
+class MinibatchRegression(NormalRegression):
+    """y_n = x_n^T theta* + eps, eps ~ N(0, 1 / beta), with the designs of `NormalRegression`.
 
-    ln s ~ N(0, spread^2), one s per problem. Parameters [D], theta_0 = 0. The N observations of a
-    problem are drawn once; every step observes `rows_per_step` of them. Source: the thesis'
-    regression (Eq. 15-17), observed on minibatches.
+    The N observations of a problem are drawn once; every step observes `rows_per_step` of them.
+    Source: the thesis' regression (Eq. 15-17), observed on minibatches.
     """
 
-    num_params: int = 10
-    """D, parameters of a problem."""
-    num_observations: int = 10
-    """N, observations of a problem."""
     rows_per_step: int = 3
     """M, observations of a step."""
-    spread: float = 0.5
-    """Standard deviation of ln s."""
-    alpha: float = 1.0
-    """Precision of theta*."""
     beta: float = 1.0
     """Noise precision."""
 
     def __post_init__(self) -> None:
-        self._regression()  # checks the other settings
+        super().__post_init__()
+        require_positive(self, "beta")
         require(
             1 <= self.rows_per_step <= self.num_observations,
             "rows_per_step must lie between 1 and num_observations "
             f"= {self.num_observations}, got {self.rows_per_step}",
         )
 
-    @property
-    def dim(self) -> int:
-        return self.num_params
-
-    def _regression(self) -> LinearRegression:
-        return normal_regression(
-            self.num_params,
-            self.num_observations,
-            alpha=self.alpha,
-            spread=self.spread,
-            beta=self.beta,
-        )
-
     def _sample(self, num_problems: int, generator: torch.Generator) -> MinibatchRegressionBatch:
-        design, truth, mask, _ = self._regression().draw(num_problems, generator)
-        noise = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
+        design, truth = self._draw(num_problems, generator)
+        noise = torch.randn(design.shape[:2], generator=generator, dtype=torch.float64)
         return MinibatchRegressionBatch(
             start=torch.zeros_like(truth),
             design=design,

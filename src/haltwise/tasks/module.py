@@ -4,44 +4,24 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.utils._pytree import tree_map
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import split_mix, stream
+from haltwise._core.settings import require_at_least
 from haltwise.tasks.base import Observation, Score, TaskBatch, TaskFamily
 
 __all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]
 
-_NORMALISATIONS = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _CPU_CHUNK = 256  # examples whose activations a cache holds
 _ACCELERATOR_CHUNK = 32768  # examples that keep a GPU busy
-
-
-def _problem(args: tuple[Any, ...], index: int) -> list[Any]:
-    """Take one problem's part of arguments that are tensors or dictionaries of them."""
-    return [
-        {name: value[index] for name, value in arg.items()} if isinstance(arg, dict) else arg[index]
-        for arg in args
-    ]
-
-
-def _stacked(results: list[Any]) -> Any:
-    """Stack the problems' results: tensors, or tuples and dictionaries of them."""
-    first = results[0]
-    if isinstance(first, Tensor):
-        return torch.stack(results)
-    if isinstance(first, dict):
-        return {name: _stacked([result[name] for result in results]) for name in first}
-    return tuple(map(_stacked, map(list, zip(*results, strict=True))))
 
 
 def _channels_last(value: Any) -> Any:
@@ -94,17 +74,8 @@ def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples:
     """Draw the examples of step t of each stream, with replacement as in L2L's code.
 
     The t-th block of the output of `split_mix`: a pure function of stream and step, the same
-    integers on every device, without end and with nothing to store. Probabilities are uniform to
-    N / 2^31.
-
-    Args:
-        streams: Seed of each problem's minibatches, int64 [B].
-        step: t.
-        batch_size: M, examples of a minibatch.
-        num_examples: N < 2^31.
-
-    Returns:
-        Indices of examples, int64 [B, M], in [0, N).
+    integers on every device. From seeds, int64 [B], to indices in [0, N), int64 [B, M], whose
+    probabilities are uniform to N / 2^31.
     """
     counter = torch.arange(batch_size, device=streams.device) + step * batch_size
     bits = split_mix(streams.unsqueeze(1), counter)
@@ -112,12 +83,10 @@ def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples:
 
 
 class HeldOut(NamedTuple):
-    """Performance of networks on a whole split.
+    """Mean loss and accuracy of networks on the test examples, shape [B] each.
 
-    Attributes:
-        loss: Mean loss, shape [B].
-        accuracy: Share of examples whose largest output is the target's, shape [B]; NaN if targets
-            are floating.
+    The accuracy is the share of examples whose largest output is the target's, NaN if targets are
+    floating.
     """
 
     loss: Tensor
@@ -168,9 +137,8 @@ class ModuleTask(TaskFamily):
     group: Callable[[str], int] = field(default=lambda _: 0)
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
-        require(self.num_score >= 1, f"num_score must be at least 1, got {self.num_score}")
-        require(self.init_std >= 0, f"init_std must be at least 0, got {self.init_std}")
+        require_at_least(1, self, "batch_size", "num_score")
+        require_at_least(0, self, "init_std")
         require(
             self.init in ("normal", "module"),
             f"init must be 'normal' or 'module', got {self.init!r}",
@@ -186,14 +154,6 @@ class ModuleTask(TaskFamily):
             if value.requires_grad
         }
         return dict(sorted(named.items(), key=lambda item: self.group(item[0])))
-
-    @cached_property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Number of coordinates of each group, in order."""
-        sizes: dict[int, int] = {}
-        for name, shape in self.shapes.items():
-            sizes[self.group(name)] = sizes.get(self.group(name), 0) + shape.numel()
-        return tuple(sizes.values())
 
     @property
     def dim(self) -> int:
@@ -249,23 +209,22 @@ class ModuleTask(TaskFamily):
                 for name in self._own_scheme & views.keys():
                     views[name][problem] = tensors[name].detach()
                 for name, values in fixed.items():
-                    values.append(tensors[name].detach().clone())
+                    values.append(tensors[name].detach())
         return ModuleBatch(
             start=start,
-            fixed={
-                name: value.double() if value.is_floating_point() else value
-                for name, values in fixed.items()
-                for value in (torch.stack(values),)
-            },
+            fixed={name: torch.stack(values) for name, values in fixed.items()},
             stream=seeds[1],
             task=self,
         )
 
     @cached_property
     def _fixed_names(self) -> tuple[str, ...]:
-        parameters = dict(self._module.named_parameters())
-        buffers = dict(self._module.named_buffers())
-        return tuple(name for name in (*parameters, *buffers) if name not in self.shapes)
+        parameters = (name for name, _ in self._module.named_parameters())
+        return tuple(name for name in (*parameters, *self._buffers) if name not in self.shapes)
+
+    @cached_property
+    def _buffers(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self._module.named_buffers())
 
     @cached_property
     def _convolves(self) -> bool:
@@ -280,50 +239,39 @@ class ModuleTask(TaskFamily):
         as long as one problem after the other, and channels last take less.
 
         Args:
-            function: From one problem's part of `args` and then all of `shared`, to a tensor or
-                to tuples and dictionaries of tensors.
-            args: Tensors, or dictionaries of them, [B, ...]; inputs and targets come last if none
-                are shared.
+            function: From one problem's part of `args` and all of `shared` to tensors.
+            args: Tensors or dictionaries of them, [B, ...]; inputs and targets last if not shared.
             shared: Examples that are the same for all, the inputs first.
         """
         inputs = shared[0] if shared else args[-2]
-        if inputs.device.type == "cpu" and self._convolves:
+        on_cpu = inputs.device.type == "cpu"
+        if on_cpu and self._convolves:
             shared = tuple(map(_channels_last, shared))
             results = [
-                function(*(_channels_last(part) for part in _problem(args, index)), *shared)
+                function(*map(_channels_last, tree_map(itemgetter(index), args)), *shared)
                 for index in range(len(args[0]))
             ]
-            return _stacked(results)
-        num_examples = len(shared[0]) if shared else inputs.shape[1]
-        at_once = None
-        if inputs.device.type != "cpu":
-            at_once = max(1, _ACCELERATOR_CHUNK // num_examples)
+            return tree_map(lambda *parts: torch.stack(parts), *results)
+        num_examples = len(inputs) if shared else inputs.shape[1]
+        at_once = None if on_cpu else max(1, _ACCELERATOR_CHUNK // num_examples)
         in_dims = (*[0] * len(args), *[None] * len(shared))
         return vmap(function, in_dims=in_dims, chunk_size=at_once)(*args, *shared)
-
-    @cached_property
-    def buffer_names(self) -> frozenset[str]:
-        """Names of the module's buffers."""
-        return frozenset(name for name, _ in self._module.named_buffers())
 
     def call(
         self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, *, training: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run one problem's network; return its outputs, and its buffers afterwards.
 
-        Args:
-            params: Shape [D].
-            fixed: Frozen parameters and buffers, not modified.
-            inputs: Shape [N, ...].
-            training: The module's mode.
+        Its parameters have shape [D], the inputs [N, ...]; frozen parameters and buffers, `fixed`,
+        are not modified.
         """
         own = {
-            name: value.clone() if training and name in self.buffer_names else value
+            name: value.clone() if training and name in self._buffers else value
             for name, value in fixed.items()
         }
         module = self._module if training else self._evaluated
         outputs = functional_call(module, {**self.views(params), **own}, (inputs,))
-        return outputs, {name: own[name] for name in self.buffer_names}
+        return outputs, {name: own[name] for name in self._buffers}
 
     def mean_loss(
         self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, targets: Tensor
@@ -359,7 +307,6 @@ class ModuleBatch(TaskBatch):
 
     @property
     def reference_loss(self) -> Tensor:
-        """Zero, the least a loss of this kind can be."""
         return self.start.new_zeros(self.num_problems)
 
     @property
@@ -382,26 +329,20 @@ class ModuleBatch(TaskBatch):
 
         Batches are normalised by the statistics of all those examples.
         """
-        loss, grad = self.observe(params, step)
-        return Score(loss, grad, self.fixed_loss(params))
-
-    @torch.no_grad()
-    def fixed_loss(self, params: Tensor) -> Tensor:
-        """Compute the mean loss on the `num_score` fixed training examples, shape [B]."""
         task = self.task
         examples = task.score_examples(params.device, params.dtype)
-        loss: Tensor = task.mapped(task.mean_loss, params, self.fixed, shared=examples)
-        return loss
+        with torch.no_grad():
+            excess = task.mapped(task.mean_loss, params, self.fixed, shared=examples)
+        return Score(*self.observe(params, step), excess)
 
     @torch.no_grad()
-    def held_out(self, params: Tensor, split: Literal["train", "test"] = "test") -> HeldOut:
-        """Compute loss and accuracy on all of a split, in evaluation mode, shape [B] each.
+    def held_out(self, params: Tensor) -> HeldOut:
+        """Compute loss and accuracy on all test examples, in evaluation mode, shape [B] each.
 
         Raises:
             InputError: The task has no test examples.
         """
-        task = self.task
-        examples = task.train if split == "train" else task.test
+        task, examples = self.task, self.task.test
         if examples is None:
             raise InputError("the task has no test examples: give ModuleTask `test`")
         fixed = self._with_statistics(params)
@@ -422,14 +363,10 @@ class ModuleBatch(TaskBatch):
             total += len(index) / len(examples) * torch.stack(found).double()
         return HeldOut(*total.to(params.dtype))
 
-    def accuracy(self, params: Tensor, split: Literal["train", "test"] = "test") -> Tensor:
-        """Compute the share of a split's examples that are classified correctly, shape [B]."""
-        return self.held_out(params, split).accuracy
-
     def _with_statistics(self, params: Tensor) -> dict[str, Tensor]:
         """Take `fixed`, its running statistics averaged over fixed training batches."""
         task = self.task
-        if not any(name.endswith("running_mean") for name in task.buffer_names):
+        if not any(name.endswith("running_mean") for name in task._buffers):
             return self.fixed
         batches = task.score_examples(params.device, params.dtype)[0].split(task.batch_size)
         if len(batches) > 1 and len(batches[-1]) < task.batch_size:

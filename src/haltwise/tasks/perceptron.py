@@ -1,4 +1,4 @@
-"""Multilayer perceptrons on MNIST, on data in its format, and on scikit-learn's digits."""
+"""Multilayer perceptrons on MNIST and on scikit-learn's digits."""
 
 from dataclasses import dataclass
 from typing import Literal, final
@@ -8,6 +8,7 @@ from torch import nn
 from haltwise import datasets
 from haltwise._core.errors import require
 from haltwise._core.nested_settings import merge
+from haltwise._core.settings import require_at_least, require_types
 from haltwise.datasets import ImageData
 from haltwise.tasks.images import NETWORK_DEFAULTS, ImageClassification
 
@@ -29,8 +30,6 @@ class Perceptron(ImageClassification):
 
     data: Literal["mnist", "digits"] = "mnist"
     """Images to classify."""
-    images: str = ""
-    """A directory with other images in the files of MNIST, for instance Fashion-MNIST."""
     num_hidden: int = 20
     """Units of a hidden layer."""
     num_layers: int = 1
@@ -40,15 +39,8 @@ class Perceptron(ImageClassification):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_hidden", "num_layers"):
-            require(
-                getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}"
-            )
-        require(self.data in _SIDE, f"data must be 'mnist' or 'digits', got {self.data!r}")
-        require(
-            self.activation in ("sigmoid", "relu"),
-            f"activation must be 'sigmoid' or 'relu', got {self.activation!r}",
-        )
+        require_at_least(1, self, "num_hidden", "num_layers")
+        require_types(type(self).__init__, vars(self))
 
     def make_module(self) -> nn.Module:
         layers: list[nn.Module] = [nn.Flatten()]
@@ -60,17 +52,12 @@ class Perceptron(ImageClassification):
         return nn.Sequential(*layers, nn.Linear(num_inputs, len(self.classes)))
 
     def _load(self) -> ImageData:
-        loaded = (
-            datasets.load_idx(self.images)
-            if self.images
-            else datasets.load(self.data, self.data_dir)
-        )
-        side = _SIDE[self.data]
+        loaded, side = datasets.load(self.data, self.data_dir), _SIDE[self.data]
         for images in (loaded.train_images, loaded.test_images):
             require(
                 images.shape[1:] == (side, side),
-                f"{self.images or self.data} holds images of "
-                f"{' x '.join(map(str, images.shape[1:]))} pixels, expected {side} x {side}",
+                f"{self.data} holds images of {' x '.join(map(str, images.shape[1:]))} pixels, "
+                f"expected {side} x {side}",
             )
         return loaded
 

@@ -5,7 +5,7 @@ from typing import Any, final
 
 import torch
 
-from haltwise._core.errors import require
+from haltwise._core.settings import require_at_least
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch
 
@@ -27,8 +27,8 @@ class Quadratic(TaskFamily):
     """Standard deviation of theta_0."""
 
     def __post_init__(self) -> None:
-        require(self.num_params >= 1, f"num_params must be at least 1, got {self.num_params}")
-        require(self.start_std >= 0, f"start_std must be at least 0, got {self.start_std}")
+        require_at_least(1, self, "num_params")
+        require_at_least(0, self, "start_std")
 
     @property
     def dim(self) -> int:

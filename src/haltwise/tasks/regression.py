@@ -7,60 +7,11 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.settings import require_at_least, require_positive
 from haltwise.tasks.base import TaskFamily
-from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression
+from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression, row_counts
 
-__all__ = [
-    "FAMILIES",
-    "TRAINING_DEFAULTS",
-    "LinearRegression",
-    "normal_regression",
-    "sample_design",
-]
-
-
-def sample_design(
-    num_problems: int,
-    num_rows: int,
-    num_columns: int,
-    generator: torch.Generator,
-    *,
-    inputs: Literal["uniform", "normal"],
-    intercept: bool,
-    spread: float,
-    condition_decades: float,
-) -> Tensor:
-    """Draw design matrices, shape [B, N, D], float64.
-
-    Args:
-        num_problems: B.
-        num_rows: N.
-        num_columns: D.
-        generator: CPU generator.
-        inputs: Distribution of an input before scaling: U(-2, 2) or N(0, 1).
-        intercept: Whether the first column is the constant 1 (thesis Eq. 15).
-        spread: sigma of the log-normal factor exp(sigma z), one z per problem, on all columns but
-            the intercept: how much problems differ in difficulty.
-        condition_decades: How correlated inputs may be. The covariance of a row has eigenvalues
-            10^(-k u^2), u from U(0, 1) each and k from U(0, condition_decades) per problem, in a
-            random orthogonal basis; columns keep unit size. At 0 inputs are independent.
-    """
-    draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
-    shape = (num_problems, num_rows, num_columns)
-    design = (
-        4 * torch.rand(shape, **draw) - 2 if inputs == "uniform" else torch.randn(shape, **draw)
-    )
-    if condition_decades > 0:
-        decades = condition_decades * torch.rand(num_problems, 1, **draw)
-        uniform = torch.rand(num_problems, num_columns, **draw)
-        square = torch.randn(num_problems, num_columns, num_columns, **draw)
-        basis = torch.linalg.qr(square).Q
-        mixing = 10 ** (-0.5 * decades * uniform.square()).unsqueeze(2) * basis.mT
-        design = design @ (mixing / mixing.norm(dim=1, keepdim=True))
-    design = design * torch.exp(spread * torch.randn(num_problems, 1, 1, **draw))
-    if intercept:
-        design[..., 0] = 1
-    return design
+__all__ = ["FAMILIES", "TRAINING_DEFAULTS", "LinearRegression", "NormalRegression"]
 
 
 @final
@@ -89,10 +40,10 @@ class LinearRegression(TaskFamily):
     intercept: bool = True
     """Whether the first input is the constant 1."""
     spread: float = 0.0
-    """Standard deviation of ln s, the scale of a problem's design."""
+    """Standard deviation of ln s, the scale of a problem's inputs but the intercept."""
     condition_decades: float = 0.0
-    """How correlated inputs may be: decades over which the eigenvalues of their covariance
-    spread."""
+    """How correlated inputs may be: their covariance has eigenvalues 10^(-k u^2), u from U(0, 1)
+    each and k from U(0, condition_decades) per problem, in a random orthogonal basis."""
     signal_decades: float = 0.0
     """theta* is scaled by 10^(-u signal_decades), u from U(0, 1) per problem."""
     spectral_norm: float | None = None
@@ -100,26 +51,18 @@ class LinearRegression(TaskFamily):
     loss then has the greatest curvature beta spectral_norm^2 in every problem."""
 
     def __post_init__(self) -> None:
-        require(self.num_params >= 1, f"num_params must be at least 1, got {self.num_params}")
+        require(
+            self.inputs in ("uniform", "normal"),
+            f"inputs must be 'uniform' or 'normal', got {self.inputs!r}",
+        )
+        require_at_least(1, self, "num_params")
         require(
             1 <= self.min_observations <= self.max_observations,
             "the number of observations needs 1 <= min_observations <= max_observations, "
             f"got {self.min_observations} and {self.max_observations}",
         )
-        for name in ("alpha", "beta"):
-            require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
-        require(
-            self.inputs in ("uniform", "normal"),
-            f"inputs must be 'uniform' or 'normal', got {self.inputs!r}",
-        )
-        for name in ("spread", "condition_decades", "signal_decades"):
-            require(
-                getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}"
-            )
-        require(
-            self.spectral_norm is None or self.spectral_norm > 0,
-            f"spectral_norm must be above 0, or None to scale none, got {self.spectral_norm}",
-        )
+        require_positive(self, "alpha", "beta", "spectral_norm")
+        require_at_least(0, self, "spread", "condition_decades", "signal_decades")
 
     @property
     def dim(self) -> int:
@@ -131,19 +74,9 @@ class LinearRegression(TaskFamily):
         """Draw design [B, N, D], theta* [B, D], row mask [B, N] and counts N [B], float64."""
         draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
         low, high = self.min_observations, self.max_observations
-        ratio = (high + 1) / low
-        count = (low * ratio ** torch.rand(num_problems, **draw)).floor().clamp(low, high)
+        count = row_counts(num_problems, low, high, generator)
         mask = torch.arange(high) < count[:, None]
-        design = sample_design(
-            num_problems,
-            high,
-            self.num_params,
-            generator,
-            inputs=self.inputs,
-            intercept=self.intercept,
-            spread=self.spread,
-            condition_decades=self.condition_decades,
-        )
+        design = self._design(num_problems, generator)
         truth = torch.randn(num_problems, self.num_params, **draw) / self.alpha**0.5
         if self.signal_decades > 0:
             truth = truth * 10 ** (-self.signal_decades * torch.rand(num_problems, 1, **draw))
@@ -153,6 +86,25 @@ class LinearRegression(TaskFamily):
             design = design * (self.spectral_norm / largest)[:, None, None]
         return design, truth, mask, count
 
+    def _design(self, num_problems: int, generator: torch.Generator) -> Tensor:
+        draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
+        shape = (num_problems, self.max_observations, self.num_params)
+        if self.inputs == "uniform":
+            design = 4 * torch.rand(shape, **draw) - 2
+        else:
+            design = torch.randn(shape, **draw)
+        if self.condition_decades > 0:
+            decades = self.condition_decades * torch.rand(num_problems, 1, **draw)
+            uniform = torch.rand(num_problems, self.num_params, **draw)
+            square = torch.randn(num_problems, self.num_params, self.num_params, **draw)
+            basis = torch.linalg.qr(square).Q
+            mixing = 10 ** (-0.5 * decades * uniform.square()).unsqueeze(2) * basis.mT
+            design = design @ (mixing / mixing.norm(dim=1, keepdim=True))
+        design = design * torch.exp(self.spread * torch.randn(num_problems, 1, 1, **draw))
+        if self.intercept:
+            design[..., 0] = 1  # thesis Eq. 15
+        return design
+
     def _sample(self, num_problems: int, generator: torch.Generator) -> LeastSquaresBatch:
         design, truth, mask, count = self.draw(num_problems, generator)
         noise = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
@@ -160,31 +112,44 @@ class LinearRegression(TaskFamily):
         return gaussian_regression(design, observed, count, self.beta, torch.zeros_like(truth))
 
 
-def normal_regression(
-    num_params: int, num_observations: int, *, alpha: float, spread: float, beta: float = 1.0
-) -> LinearRegression:
-    """Make the family whose designs other regressions share: N(0, 1) inputs, no intercept, one N.
+@dataclass(frozen=True)
+class NormalRegression(TaskFamily):
+    """The base class of regressions on inputs x ~ s N(0, I), theta* ~ N(0, I / alpha).
 
-    Args:
-        num_params: D.
-        num_observations: N.
-        alpha: Precision of the true parameters.
-        spread: sigma of the problems' scales, see `sample_design`.
-        beta: Noise precision.
-
-    Raises:
-        InputError: A setting is impossible.
+    ln s ~ N(0, spread^2), one s per problem. Parameters [D], theta_0 = 0.
     """
-    return LinearRegression(
-        num_params=num_params,
-        min_observations=num_observations,
-        max_observations=num_observations,
-        alpha=alpha,
-        beta=beta,
-        inputs="normal",
-        intercept=False,
-        spread=spread,
-    )
+
+    num_params: int = 10
+    """D, parameters of a problem."""
+    num_observations: int = 10
+    """N, observations of a problem."""
+    spread: float = 0.5
+    """Standard deviation of ln s."""
+    alpha: float = 1.0
+    """Precision of theta*."""
+
+    def __post_init__(self) -> None:
+        self._regression()  # checks the settings
+
+    @property
+    def dim(self) -> int:
+        return self.num_params
+
+    def _regression(self) -> LinearRegression:
+        return LinearRegression(
+            num_params=self.num_params,
+            min_observations=self.num_observations,
+            max_observations=self.num_observations,
+            alpha=self.alpha,
+            inputs="normal",
+            intercept=False,
+            spread=self.spread,
+        )
+
+    def _draw(self, num_problems: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw designs [B, N, D] and theta* [B, D], float64."""
+        design, truth, _, _ = self._regression().draw(num_problems, generator)
+        return design, truth
 
 
 FAMILIES = {

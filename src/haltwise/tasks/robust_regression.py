@@ -1,15 +1,16 @@
 """Regression with Student-t noise: a non-convex loss that outliers do not dominate."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
-from haltwise.tasks.regression import LinearRegression, normal_regression
+from haltwise._core.settings import require_positive
+from haltwise.tasks.base import Observation, TaskBatch
+from haltwise.tasks.regression import NormalRegression
 
 __all__ = ["FAMILIES", "StudentTBatch", "StudentTRegression"]
 
@@ -52,56 +53,42 @@ class StudentTBatch(TaskBatch):
 
 @final
 @dataclass(frozen=True)
-class StudentTRegression(TaskFamily):
-    """Linear regression with Student-t noise of scale s and nu degrees of freedom.
+class StudentTRegression(NormalRegression):
+    """Regression with Student-t noise, with the designs of `NormalRegression`.
 
-    Parameters [D], theta_0 = 0. The loss has no closed-form minimum and may have several; the
-    reference is the end of `num_reference_steps` of expectation maximisation (iteratively
-    reweighted least squares) started at the true parameters. Excess losses can therefore be
-    slightly negative in the rare problem with a better minimum elsewhere. Source: Lange, Little &
-    Taylor 1989, "Robust statistical modeling using the t distribution".
+    The loss has no closed-form minimum and may have several; the reference is the end of
+    `num_reference_steps` of expectation maximisation (iteratively reweighted least squares) started
+    at the true parameters. Excess losses can therefore be slightly negative in the rare problem
+    with a better minimum elsewhere. Source: Lange, Little & Taylor 1989, "Robust statistical
+    modeling using the t distribution".
     """
 
-    num_params: int = 10
-    """D, parameters of a problem."""
     num_observations: int = 20
     """N, observations of a problem."""
-    alpha: float = 1.0
-    """Precision of theta*."""
-    degrees: float = 3.0
-    """nu."""
-    noise_scale: float = 1.0
-    """s."""
     spread: float = 0.0
-    """Standard deviation of ln s, the scale of a problem's design."""
+    """Standard deviation of ln s."""
+    degrees: float = 3.0
+    """nu, the degrees of freedom of the noise."""
+    noise_scale: float = 1.0
+    """Scale of the noise."""
     num_reference_steps: int = 200
     """Steps of expectation maximisation towards the reference minimum."""
 
     def __post_init__(self) -> None:
-        require(self.degrees > 0, f"degrees must be above 0, got {self.degrees}")
-        require(self.noise_scale > 0, f"noise_scale must be above 0, got {self.noise_scale}")
+        super().__post_init__()
+        require_positive(self, "degrees", "noise_scale")
         require(
             self.num_observations >= self.num_params,
             f"num_observations must be at least num_params = {self.num_params} for a reference "
             f"solution, got {self.num_observations}",
         )
-        self._regression()  # checks the other settings
-
-    @property
-    def dim(self) -> int:
-        return self.num_params
-
-    def _regression(self) -> LinearRegression:
-        return normal_regression(
-            self.num_params, self.num_observations, alpha=self.alpha, spread=self.spread
-        )
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> StudentTBatch:
-        design, truth, mask, _ = self._regression().draw(num_problems, generator)
-        normal = torch.randn(mask.shape, generator=generator, dtype=torch.float64)
+        design, truth = self._draw(num_problems, generator)
+        normal = torch.randn(design.shape[:2], generator=generator, dtype=torch.float64)
         # chi^2_nu / nu as a Gamma drawn by inversion-free rejection inside torch
         gamma = torch._standard_gamma(
-            torch.full(mask.shape, self.degrees / 2, dtype=torch.float64), generator=generator
+            torch.full(normal.shape, self.degrees / 2, dtype=torch.float64), generator=generator
         )
         noise = self.noise_scale * normal / (2 * gamma / self.degrees).sqrt()
         observed = torch.einsum("bnd,bd->bn", design, truth) + noise
@@ -114,10 +101,7 @@ class StudentTRegression(TaskFamily):
             degrees=self.degrees,
             noise_scale=self.noise_scale,
         )
-        reference = batch.observe(minimizer, 0).loss
-        return StudentTBatch(
-            batch.start, design, observed, reference, self.degrees, self.noise_scale
-        )
+        return replace(batch, reference=batch.observe(minimizer, 0).loss)
 
     def _expectation_maximisation(self, design: Tensor, observed: Tensor, params: Tensor) -> Tensor:
         width = self.degrees * self.noise_scale**2

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.settings import require_at_least
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 
 __all__ = ["FAMILIES", "Rosenbrock", "RosenbrockBatch"]
@@ -60,8 +61,8 @@ class Rosenbrock(TaskFamily):
     """Standard deviation of theta_0."""
 
     def __post_init__(self) -> None:
-        require(self.num_params >= 2, f"num_params must be at least 2, got {self.num_params}")
-        require(self.start_std >= 0, f"start_std must be at least 0, got {self.start_std}")
+        require_at_least(2, self, "num_params")
+        require_at_least(0, self, "start_std")
         require(
             0 < self.min_steepness <= self.max_steepness,
             "steepness needs 0 < min_steepness <= max_steepness, "

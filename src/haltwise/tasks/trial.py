@@ -15,60 +15,50 @@ __all__ = ["require_usable"]
 
 
 def require_usable(family: TaskFamily, name: str) -> None:
-    """Draw two problems of the family and evaluate them at their start.
-
-    Args:
-        family: What the file defines, with its settings.
-        name: PATH.py:NAME, for messages.
+    """Draw two problems of the family PATH.py:NAME and evaluate them at their start.
 
     Raises:
         InputError: A method fails or returns what it must not; the message names file and line.
     """
     title = type(family).__name__
-    here = plugins.place(name, type(family))
-    with here.errors():
+    with plugins.place(name, type(family)).errors():
         dim = family.dim
-    require(
-        isinstance(dim, int) and dim >= 1,
-        f"{here}: {title}.dim must be a number of parameters, at least 1, got {dim!r}",
-    )
-    try:
-        json.dumps(asdict(family))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{here}: the fields of {title} must be JSON values, as they are written on the card "
-            f"({error})"
-        ) from error
-    with here.errors():
-        drawn: object = family._sample(2, stream(0, "try"))
-    if not isinstance(drawn, TaskBatch):
-        raise InputError(
-            f"{here}: {title}._sample must return a TaskBatch such as haltwise.FunctionBatch, got "
-            f"{type(drawn).__name__}"
-        )
-    with here.errors():
-        batch = family.sample(2, stream(0, "try"))
-        seen = batch.evaluate(batch.start, 0)
-        again = family.sample(2, stream(0, "try"))
-        loss_again = again.observe(again.start, 0).loss
-    shapes = {
-        "start": (batch.start, [2, dim]),
-        "the loss": (seen.loss, [2]),
-        "the gradient": (seen.grad, [2, dim]),
-        "the excess loss": (seen.excess, [2]),
-    }
-    for what, (tensor, shape) in shapes.items():
-        given = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
         require(
-            given == shape,
-            f"{here}: {what} of 2 problems of {title} must have shape {shape}, got {given}",
+            isinstance(dim, int) and dim >= 1,
+            f"{title}.dim must be a number of parameters, at least 1, got {dim!r}",
         )
-    require(
-        bool(seen.loss.isfinite().any()),
-        f"{here}: the loss at the start of both problems tried is not finite; start elsewhere",
-    )
-    require(
-        torch.equal(loss_again, seen.loss),
-        f"{here}: {title}._sample draws other problems from the same generator; pass it on, as in "
-        "`torch.randn(..., generator=generator)`",
-    )
+        try:
+            json.dumps(asdict(family))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the fields of {title} must be JSON values, as they are written on the card "
+                f"({error})"
+            ) from error
+        drawn: object = family._sample(2, stream(0, "try"))
+        require(
+            isinstance(drawn, TaskBatch),
+            f"{title}._sample must return a TaskBatch such as haltwise.FunctionBatch, got "
+            f"{type(drawn).__name__}",
+        )
+        batch, again = (family.sample(2, stream(0, "try")) for _ in range(2))
+        seen = batch.evaluate(batch.start, 0)
+        for what, tensor, shape in (
+            ("start", batch.start, [2, dim]),
+            ("the loss", seen.loss, [2]),
+            ("the gradient", seen.grad, [2, dim]),
+            ("the excess loss", seen.excess, [2]),
+        ):
+            given = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            require(
+                given == shape,
+                f"{what} of 2 problems of {title} must have shape {shape}, got {given}",
+            )
+        require(
+            bool(seen.loss.isfinite().any()),
+            "the loss at the start of both problems tried is not finite; start elsewhere",
+        )
+        require(
+            torch.equal(again.observe(again.start, 0).loss, seen.loss),
+            f"{title}._sample draws other problems from the same generator; pass it on, as in "
+            "`torch.randn(..., generator=generator)`",
+        )

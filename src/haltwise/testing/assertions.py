@@ -1,22 +1,81 @@
-"""What the checks of this package have in common."""
+"""The few assertions of which the checks of this package are made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["equal", "expect", "expect_items", "expect_unchanged", "seeded", "snapshot"]
+from haltwise._core.errors import InputError
+from haltwise._core.tensors import require_like
+
+__all__ = [
+    "close",
+    "expect",
+    "expect_alike",
+    "expect_items",
+    "expect_kinds",
+    "expect_shape",
+    "normal",
+    "seeded",
+    "tensors",
+    "unchanged",
+]
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU."""
+    """Make a generator on the CPU."""
     return torch.Generator().manual_seed(seed)
 
 
-def expect(condition: bool, message: str) -> None:
+def normal(seed: int, *shape: int) -> Tensor:
+    """Draw from N(0, 1) in float64."""
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def tensors(record: Any) -> dict[str, Tensor]:
+    """Name the tensors of a mapping, dataclass or named tuple, and of the mappings in it."""
+    content: Mapping[str, Any]
+    if is_dataclass(record):
+        content = {field.name: getattr(record, field.name) for field in fields(record)}
+    else:
+        content = record if isinstance(record, Mapping) else record._asdict()
+    found = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found |= {f"{name}[{key!r}]": entry for key, entry in tensors(value).items()}
+    return found
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 0.0, scale: Any = 0.0) -> bool:
+    """Whether numbers agree to a share of their item's largest plus `scale`; NaN equals NaN.
+
+    Without tolerance they must be the same bit for bit.
+    """
+    if found.shape != expected.shape or (tolerance == 0 and found.dtype != expected.dtype):
+        return False
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    if tolerance > 0 and expected.numel() > 0:
+        found, expected = found.detach().double(), expected.detach().double()
+        largest = expected.abs().amax(tuple(range(1, expected.ndim)), keepdim=True)
+        same |= (found - expected).abs() <= tolerance * (largest + scale)
+    return bool(same.all())
+
+
+def expect(condition: bool | Tensor, message: str) -> None:
     """Raise `AssertionError(message)` unless `condition` holds, also under `python -O`."""
-    if not condition:
+    if not bool(condition):
         raise AssertionError(message)
+
+
+def expect_shape(value: Tensor, shape: Sequence[int], name: str) -> None:
+    """Refuse a tensor of another shape."""
+    found = list(value.shape)
+    expect(found == list(shape), f"{name} must have shape {list(shape)}, got {found}")
 
 
 def expect_items(state: Mapping[str, Tensor], num_items: int, whose: str) -> None:
@@ -25,28 +84,36 @@ def expect_items(state: Mapping[str, Tensor], num_items: int, whose: str) -> Non
         shape = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         expect(
             isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_items,
-            f"{whose}[{name!r}] must be a tensor with the {num_items} items along dimension 0, "
+            f"{name} of {whose} must be a tensor with the {num_items} items along dimension 0, "
             f"got {shape}",
         )
 
 
-def expect_unchanged(
-    state: Mapping[str, Tensor], before: Mapping[str, Tensor], message: str
+def expect_kinds(state: Mapping[str, Tensor], first: Mapping[str, Tensor], whose: str) -> None:
+    """Refuse a state whose tensors are not of the names, dtypes and shapes of the first."""
+    try:
+        require_like(state, first)
+    except InputError as error:
+        raise AssertionError(f"{whose} must keep its names, dtypes and shapes: {error}") from None
+
+
+def expect_alike(
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    message: str,
+    tolerance: float = 0.0,
+    scale: Any = 0.0,
 ) -> None:
-    """Refuse a state that is no longer what its `snapshot` was."""
-    same = state.keys() == before.keys() and all(
-        equal(value, before[name]) for name, value in state.items()
-    )
-    expect(same, message)
+    """Refuse tensors that are not `close` to those expected; {} in the message is a name."""
+    for name in {**expected, **found}:
+        both = name in found and name in expected
+        same = both and close(found[name], expected[name], tolerance, scale)
+        expect(same, message.replace("{}", name))
 
 
-def snapshot(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy that later steps cannot reach."""
-    return {name: value.clone() for name, value in state.items()}
-
-
-def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same bit for bit, NaN being equal to NaN."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+@contextmanager
+def unchanged(message: str, record: Any) -> Iterator[None]:
+    """Refuse a block that writes to the tensors of `record`."""
+    before = {name: value.clone() for name, value in tensors(record).items()}
+    yield
+    expect_alike(tensors(record), before, message)

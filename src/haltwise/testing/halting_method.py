@@ -1,11 +1,13 @@
 """The contract of a halting method as a check."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from haltwise._core.errors import InputError
 from haltwise.halting.methods.base import HaltingExamples, HaltingMethod
@@ -19,7 +21,7 @@ from haltwise.stop_rules import (
     decisions,
     total_cost,
 )
-from haltwise.testing.assertions import expect, seeded
+from haltwise.testing.assertions import close, expect, expect_shape, normal, seeded
 
 __all__ = ["check_halting_method"]
 
@@ -55,36 +57,36 @@ def check_halting_method(method: HaltingMethod, *, detached: Collection[str] = (
         >>> from haltwise.halting import StickBreaking
         >>> check_halting_method(StickBreaking())
     """
-    _check_settings(method)
-    if method.num_outputs == 0:
-        _check_refusals(method)
-        return
+    again = type(method)(**json.loads(json.dumps(asdict(method))))
+    expect(again == method, f"the settings do not survive JSON: {method!r} became {again!r}")
     examples = _examples(method)
+    if method.num_outputs == 0:
+        _check_refusals(method, examples)
+        return
     _check_outputs(method, examples)
-    _check_posteriors(method, examples)
+    for time in DecisionTime:
+        _check_posterior(method, examples, time)
     _check_objective(method, examples)
     _check_gradients(method, examples, detached)
-    _check_rules(method, examples)
-    _check_forecasts(method, examples)
+    trajectory = Trajectory(examples.excess, examples.excess, outputs=dict(examples.outputs))
+    for time in DecisionTime:
+        _check_rules(method, trajectory, time)
+        _check_forecasts(method, trajectory, examples.price, time)
     for unit in CostUnit:
-        _check_policy(method, examples, unit)
+        _check_policy(method, trajectory, unit)
 
 
 def _raw(method: HaltingMethod, *shape: int, seed: int = 0) -> Tensor:
-    size = (_NUM_ITEMS, *shape, method.num_outputs)
-    return 2 * torch.randn(size, generator=seeded(seed), dtype=torch.float64)
+    return 2 * normal(seed, _NUM_ITEMS, *shape, method.num_outputs)
 
 
 def _examples(method: HaltingMethod, seed: int = 0) -> HaltingExamples:
-    """Random trajectories whose losses and prices are all above 0."""
-    generator = seeded(100 + seed)
-    price = torch.randn(_NUM_ITEMS, generator=generator, dtype=torch.float64).exp()
-    excess = torch.randn(_NUM_ITEMS, _NUM_STEPS + 1, generator=generator, dtype=torch.float64)
-    initial = method.outputs(_raw(method, seed=seed + 1), price) if method.has_initial else {}
+    """Draw trajectories whose losses and prices are all above 0."""
+    price = normal(100 + seed, _NUM_ITEMS).exp()
     return HaltingExamples(
-        excess=3 * excess.exp(),
+        excess=3 * normal(200 + seed, _NUM_ITEMS, _NUM_STEPS + 1).exp(),
         outputs=method.outputs(_raw(method, _NUM_STEPS, seed=seed), price),
-        initial=initial,
+        initial=method.outputs(_raw(method, seed=seed + 1), price) if method.has_initial else {},
         price=price,
         progress=1.0,
         generator=seeded(0),
@@ -92,18 +94,11 @@ def _examples(method: HaltingMethod, seed: int = 0) -> HaltingExamples:
 
 
 def _objective(method: HaltingMethod, examples: HaltingExamples) -> Tensor:
-    """With the same random numbers at every call."""
+    """Call the objective with the same random numbers every time."""
     return method.objective(examples._replace(generator=seeded(7)))
 
 
-def _check_settings(method: HaltingMethod) -> None:
-    settings = json.loads(json.dumps(asdict(method)))
-    again = type(method)(**settings)
-    expect(again == method, f"the settings do not survive JSON: {method!r} became {again!r}")
-
-
-def _check_refusals(method: HaltingMethod) -> None:
-    examples = _examples(method)
+def _check_refusals(method: HaltingMethod, examples: HaltingExamples) -> None:
     asks: dict[str, Callable[[], object]] = {
         "posterior": lambda: method.posterior({}, DecisionTime.AFTER_GRADIENT),
         "objective": lambda: method.objective(examples),
@@ -139,59 +134,39 @@ def _check_outputs(method: HaltingMethod, examples: HaltingExamples) -> None:
     )
 
 
-def _check_posteriors(method: HaltingMethod, examples: HaltingExamples) -> None:
-    for time in DecisionTime:
-        log_prob = method.posterior(examples.outputs, time).log_prob()
-        expect(
-            log_prob.shape == (_NUM_ITEMS, _NUM_STEPS + 1),
-            f"the posterior {time.name} must have log_prob of shape "
-            f"{[_NUM_ITEMS, _NUM_STEPS + 1]}, got {list(log_prob.shape)}",
-        )
-        probability = log_prob.exp()
-        total = probability.sum(1)
-        expect(
-            bool((probability >= 0).all()) and bool(((total - 1).abs() < 1e-9).all()),
-            f"the posterior {time.name} must have probabilities that sum to one, got sums "
-            f"{total.tolist()}",
-        )
+def _check_posterior(method: HaltingMethod, examples: HaltingExamples, time: DecisionTime) -> None:
+    name = f"log_prob of the posterior {time.name}"
+    log_prob = method.posterior(examples.outputs, time).log_prob()
+    expect_shape(log_prob, (_NUM_ITEMS, _NUM_STEPS + 1), name)
+    total = log_prob.exp().sum(1)
+    expect(
+        close(total, torch.ones_like(total), 1e-9),
+        f"{name} must be of probabilities that sum to one, got sums {total.tolist()}",
+    )
 
 
 def _check_objective(method: HaltingMethod, examples: HaltingExamples) -> None:
     for progress in _PROGRESS:
         value = _objective(method, examples._replace(progress=progress))
+        expect_shape(value, (_NUM_ITEMS,), "the objective")
         expect(
-            value.shape == (_NUM_ITEMS,),
-            f"the objective must have the shape [{_NUM_ITEMS}], got {list(value.shape)}",
-        )
-        expect(
-            bool(value.isfinite().all()),
+            value.isfinite().all(),
             f"the objective must be finite at progress {progress}, got {value.tolist()}",
         )
         others = _examples(method, seed=10)._replace(progress=progress)
         for item in range(_NUM_ITEMS):
-            found = _objective(method, _with_item(others, examples, item))[item]
+            chosen = torch.arange(_NUM_ITEMS) == item
+
+            def mix(one: Any, other: Any, chosen: Tensor = chosen) -> Any:
+                if not isinstance(one, Tensor):
+                    return other
+                return torch.where(chosen.view(-1, *[1] * (one.ndim - 1)), one, other)
+
+            found = _objective(method, tree_map(mix, examples, others))
             expect(
-                bool((found - value[item]).abs() <= 1e-9 * (1 + value[item].abs())),
+                close(found[item], value[item], 1e-9, 1.0),
                 f"the objective of item {item} depends on other items at progress {progress}",
             )
-
-
-def _with_item(others: HaltingExamples, examples: HaltingExamples, item: int) -> HaltingExamples:
-    """The other examples with one item in its place."""
-    chosen = torch.arange(_NUM_ITEMS) == item
-
-    def mix(one: Tensor, other: Tensor) -> Tensor:
-        return torch.where(chosen.view(-1, *[1] * (one.ndim - 1)), one, other)
-
-    def mix_all(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: mix(value, other[name]) for name, value in one.items()}
-
-    return others._replace(
-        excess=mix(examples.excess, others.excess),
-        outputs=mix_all(examples.outputs, others.outputs),
-        initial=mix_all(examples.initial, others.initial),
-        price=mix(examples.price, others.price),
-    )
 
 
 def _check_gradients(
@@ -219,60 +194,52 @@ def _check_gradients(
         ) from None
 
 
-def _check_rules(method: HaltingMethod, examples: HaltingExamples) -> None:
-    trajectory = _trajectory(examples)
-    table = costs(examples.excess, 0.1)
-    for time in DecisionTime:
-        candidates = method.candidates(trajectory, table, time)
+def _check_rules(method: HaltingMethod, trajectory: Trajectory, time: DecisionTime) -> None:
+    candidates = method.candidates(trajectory, costs(trajectory.excess, 0.1), time)
+    expect(
+        len(candidates) > 0 or not method.needs_calibration,
+        "a method that needs calibration must offer candidates",
+    )
+    for rule in (method.rule(time), *candidates):
+        expect(isinstance(rule, StopRule), f"{rule!r} is no StopRule")
+        try:
+            decided = decisions(rule, trajectory)
+        except InputError as error:
+            raise AssertionError(
+                f"{rule!r} must need nothing but losses and the method's outputs: {error}"
+            ) from None
         expect(
-            len(candidates) > 0 or not method.needs_calibration,
-            "a method that needs calibration must offer candidates",
+            ((decided >= 0) & (decided <= _NUM_STEPS)).all(),
+            f"{rule!r} decides at {decided.tolist()} in {_NUM_STEPS} steps",
         )
-        for rule in (method.rule(time), *candidates):
-            expect(isinstance(rule, StopRule), f"{rule!r} is no StopRule")
-            try:
-                decided = decisions(rule, trajectory)
-            except InputError as error:
-                raise AssertionError(
-                    f"{rule!r} must need nothing but losses and the method's outputs: {error}"
-                ) from None
-            expect(
-                bool(((decided >= 0) & (decided <= _NUM_STEPS)).all()),
-                f"{rule!r} decides at {decided.tolist()} in {_NUM_STEPS} steps",
-            )
 
 
-def _check_forecasts(method: HaltingMethod, examples: HaltingExamples) -> None:
-    trajectory = _trajectory(examples)
-    for time in DecisionTime:
-        hazards = method.hazards(examples.outputs, time)
-        if hazards is not None:
-            expect(
-                hazards.shape == (_NUM_ITEMS, _NUM_STEPS)
-                and bool(((hazards >= 0) & (hazards <= 1)).all()),
-                f"hazards must be probabilities [{_NUM_ITEMS}, {_NUM_STEPS}], got {hazards}",
-            )
-        rule = method.rule(time)
-        memory = rule.init(_NUM_ITEMS, trajectory.loss)
-        for observation in trajectory:
-            stop, memory = rule.step(observation, memory)
-            gain = method.forecast_gain(observation.outputs, rule, examples.price)
-            if gain is None:
-                continue
-            expect(
-                gain.shape == (_NUM_ITEMS,),
-                f"the forecast gain must have the shape [{_NUM_ITEMS}], got {list(gain.shape)}",
-            )
-            clear = (gain - examples.price).abs() > 1e-9 * examples.price
-            expect(
-                bool((stop == (gain < examples.price))[clear].all()),
-                f"{rule!r} must stop where the forecast gain is below the price and nowhere else, "
-                f"got gains {gain.tolist()} at prices {examples.price.tolist()} and stops "
-                f"{stop.tolist()}",
-            )
+def _check_forecasts(
+    method: HaltingMethod, trajectory: Trajectory, price: Tensor, time: DecisionTime
+) -> None:
+    hazards = method.hazards(trajectory.outputs, time)
+    if hazards is not None:
+        expect_shape(hazards, (_NUM_ITEMS, _NUM_STEPS), "hazards")
+        expect(
+            ((hazards >= 0) & (hazards <= 1)).all(), f"hazards must be probabilities, got {hazards}"
+        )
+    rule = method.rule(time)
+    memory = rule.init(_NUM_ITEMS, trajectory.loss)
+    for observation in trajectory:
+        stop, memory = rule.step(observation, memory)
+        gain = method.forecast_gain(observation.outputs, rule, price)
+        if gain is None:
+            continue
+        expect_shape(gain, (_NUM_ITEMS,), "the forecast gain")
+        clear = (gain - price).abs() > 1e-9 * price
+        expect(
+            (stop == (gain < price))[clear].all(),
+            f"{rule!r} must stop where the forecast gain is below the price and nowhere else, got "
+            f"gains {gain.tolist()} at prices {price.tolist()} and stops {stop.tolist()}",
+        )
 
 
-def _check_policy(method: HaltingMethod, examples: HaltingExamples, unit: CostUnit) -> None:
+def _check_policy(method: HaltingMethod, trajectory: Trajectory, unit: CostUnit) -> None:
     rule, returns = method.policy(unit)
     expect(isinstance(rule, StopRule), f"the policy of {unit.value} has no stop rule but {rule!r}")
     expect(
@@ -280,13 +247,5 @@ def _check_policy(method: HaltingMethod, examples: HaltingExamples, unit: CostUn
         f"the policy returns {returns!r}, which is not returnable at the cost of {unit.value}; "
         f"choose one of {[choice.value for choice in RETURNABLE[unit]]}",
     )
-    trajectory = _trajectory(examples)
     total = total_cost(trajectory, decisions(rule, trajectory), unit, returns, price=0.1)
-    expect(
-        bool(total.isfinite().all()), f"the policy of {unit.value} costs {total.tolist()} in all"
-    )
-
-
-def _trajectory(examples: HaltingExamples) -> Trajectory:
-    """With losses and outputs alone."""
-    return Trajectory(examples.excess, examples.excess, outputs=dict(examples.outputs))
+    expect(total.isfinite().all(), f"the policy of {unit.value} costs {total.tolist()} in all")

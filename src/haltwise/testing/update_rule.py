@@ -1,11 +1,21 @@
-"""The contract of update rules, as a check."""
+"""The contract of an update rule as a check."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from haltwise.testing.assertions import (
+    expect,
+    expect_alike,
+    expect_items,
+    expect_kinds,
+    expect_shape,
+    normal,
+    tensors,
+    unchanged,
+)
 from haltwise.update_rules import (
     PooledGradient,
     State,
@@ -16,7 +26,6 @@ from haltwise.update_rules import (
     backpropagate,
     prepare,
     replay,
-    select_state,
     update_,
     update_chunk,
 )
@@ -40,7 +49,7 @@ def check_update_rule(rule: UpdateRule, *, dim: int = 7) -> None:
     - problems are independent: a permutation permutes, a selection of them runs as it would alone,
       and a problem that is not finite leaves the others as they are;
     - float32 agrees with float64;
-    - gradients of zeros give finite updates;
+    - gradients give finite updates, those of zeros too;
     - optional capabilities (steps in place, chunks, replay, backpropagation, preparation) give
       what `update` gives.
 
@@ -52,246 +61,35 @@ def check_update_rule(rule: UpdateRule, *, dim: int = 7) -> None:
         AssertionError: Naming the rule and the promise that it breaks.
 
     Examples:
-        >>> import torch
         >>> from haltwise.update_rules import UpdateRule, UpdateStep
-        >>> class HeavyBall(UpdateRule):
+        >>> class SignDescent(UpdateRule):
         ...     def init(self, params):
-        ...         return {"velocity": torch.zeros_like(params)}
+        ...         return {}
         ...
         ...     def update(self, grad, state):
-        ...         velocity = 0.9 * state["velocity"] - 0.1 * grad
-        ...         return UpdateStep.without_readout(velocity, {"velocity": velocity})
-        >>> check_update_rule(HeavyBall())
-        >>> class InPlace(HeavyBall):
-        ...     def update(self, grad, state):
-        ...         velocity = state["velocity"].mul_(0.9).sub_(0.1 * grad)
-        ...         return UpdateStep.without_readout(velocity, {"velocity": velocity})
-        >>> check_update_rule(InPlace())
+        ...         return UpdateStep.without_readout(-0.1 * grad.sign_(), state)
+        >>> check_update_rule(SignDescent())
         Traceback (most recent call last):
-        AssertionError: InPlace: update changes its arguments in place
+        AssertionError: SignDescent: update changes its arguments in place
     """
-    rule = _in_dtype(rule, torch.float64)
-    with torch.no_grad():
-        for check in (
-            _check_shapes,
-            _check_purity,
-            _check_independence,
-            _check_precision,
-            _check_zero_gradients,
-            _check_steps_in_place,
-            _check_chunks,
-        ):
-            check(rule, dim)
-    _check_replay(rule, dim)
-
-
-def _require(rule: UpdateRule, promise: str, kept: bool) -> None:
-    if not kept:
-        raise AssertionError(f"{type(rule).__name__}: {promise}")
-
-
-# ------------------------------------------------------------------------------ checks
-
-
-def _check_shapes(rule: UpdateRule, dim: int) -> None:
-    grads = _gradients(dim)
-    for num_items in (_NUM_ITEMS, 1):
-        grad = grads[:num_items, 0]
-        first = rule.init(torch.zeros_like(grad))
-        for name, value in first.items():
-            _require(
-                rule,
-                f"state entry {name!r} must have the problems along dimension 0, and there are "
-                f"{num_items}, got the shape {list(value.shape)}",
-                value.ndim > 0 and len(value) == num_items,
-            )
-        state = first
-        for _ in range(2):
-            step = rule.update(grad, state)
-            state = step.state
-            readout = num_items, rule.readout_size
-            found = tuple(step.update.shape), tuple(step.readout.shape)
-            _require(
-                rule,
-                f"update and readout must have the shapes {list(grad.shape)} and {list(readout)}, "
-                f"got {list(found[0])} and {list(found[1])}",
-                found == (grad.shape, readout),
-            )
-            _require(
-                rule,
-                f"the state's entries must stay {sorted(first)}, got {sorted(state)}",
-                first.keys() == state.keys(),
-            )
-            for name, value in state.items():
-                old = first[name]
-                _require(
-                    rule,
-                    f"state entry {name!r} must keep its shape and dtype, got {list(value.shape)} "
-                    f"{value.dtype} after {list(old.shape)} {old.dtype}",
-                    (value.shape, value.dtype) == (old.shape, old.dtype),
-                )
-            _require(
-                rule,
-                f"update and readout must be {grad.dtype} as the gradient is",
-                step.update.dtype == step.readout.dtype == grad.dtype,
-            )
-
-
-def _check_purity(rule: UpdateRule, dim: int) -> None:
-    grads = _gradients(dim)
-    state, params = _run(rule, grads).state, grads[:, 1].clone()
-    copies = {name: value.clone() for name, value in state.items()}
-    grad = grads[:, 0].clone()
-    first = rule.update(grad, state)
-    rule.init(params)
-    _require(
-        rule,
-        "update changes its arguments in place",
-        torch.equal(grad, grads[:, 0]) and _equal(state, copies),
-    )
-    _require(rule, "init changes the parameters", torch.equal(params, grads[:, 1]))
-    second = rule.update(grad, state)
-    _require(
-        rule,
-        "update does not repeat: it must depend on its arguments alone",
-        _equal(_parts(first), _parts(second)),
-    )
-
-
-def _check_independence(rule: UpdateRule, dim: int) -> None:
-    grads = _gradients(dim)
-    whole, half = _run(rule, grads), _run(rule, grads[:, :2])
-    for name, index in (
-        ("a permutation of the problems does not permute updates", [3, 1, 4, 0, 2]),
-        ("selected problems do not run as they would alone", [4, 1]),
-        ("a problem does not run as it would alone", [2]),
-    ):
-        chosen = torch.tensor(index)
-        alone = _run(rule, grads[chosen])
-        later = _run(rule, grads[chosen, 2:], select_state(half.state, chosen))
-        expected = UpdateStep(whole.update[chosen], whole.readout[chosen], _at(whole, chosen))
-        _require(rule, name, _close(alone, expected, _EXACT))
-        rest = UpdateStep(expected.update[:, 2:], expected.readout[:, 2:], expected.state)
-        _require(rule, name, _close(later, rest, _EXACT))
-    poisoned, others = grads.clone(), torch.tensor([0, 1, 3, 4])
-    poisoned[2, 1] = torch.nan
-    found = _run(rule, poisoned)
-    _require(
-        rule,
-        "a problem whose gradient is NaN changes the updates of others",
-        _close(
-            UpdateStep(found.update[others], found.readout[others], _at(found, others)),
-            UpdateStep(whole.update[others], whole.readout[others], _at(whole, others)),
-            _EXACT,
-        ),
-    )
-
-
-def _check_precision(rule: UpdateRule, dim: int) -> None:
-    grads = _gradients(dim)
-    found = _run(_in_dtype(rule, torch.float32), grads.float())
-    _require(
-        rule,
-        "float32 and float64 disagree",
-        found.update.dtype == torch.float32 and _close(found, _run(rule, grads), _SINGLE),
-    )
-
-
-def _check_zero_gradients(rule: UpdateRule, dim: int) -> None:
-    grads = _gradients(dim)
-    for state in (None, _run(rule, grads).state):
-        found = _run(rule, torch.zeros_like(grads), state)
-        _require(
-            rule,
-            "gradients of zeros give updates, read-outs or states that are not finite",
-            all(bool(value.isfinite().all()) for value in _parts(found).values()),
-        )
-
-
-def _check_steps_in_place(rule: UpdateRule, dim: int) -> None:
-    grads = _gradients(dim)
-    expected = _run(rule, grads)
-    found = _run(prepare(rule), grads, step=update_)
-    _require(rule, "steps in place differ from update", _close(found, expected, _EXACT))
-
-
-def _check_chunks(rule: UpdateRule, dim: int) -> None:
-    if not isinstance(rule, SupportsChunks):
-        return
-    grads = _gradients(dim)
-    state, grad = _run(rule, grads[:, 1:]).state, grads[:, 0]
-    whole, pooled = rule.update(grad, state), PooledGradient.of(grad)
-    readout = torch.zeros_like(whole.readout)
-    for span in (slice(0, dim // 2), slice(dim // 2, dim)):
-        if span.start == span.stop:
-            continue
-        own = {name: value.clone() for name, value in _some(state, span, dim).items()}
-        step = update_chunk(rule, grad[:, span], own, pooled)
-        readout = readout + step.readout * step.update.shape[1]
-        _require(
-            rule,
-            "a step in chunks differs from a step of all coordinates",
-            _equal_or_close(step.update, whole.update[:, span])
-            and _close_states(step.state, _some(whole.state, span, dim), _EXACT),
-        )
-    _require(
-        rule,
-        "the read-outs of chunks are not means over their coordinates",
-        _equal_or_close(readout / dim, whole.readout),
-    )
-
-
-def _check_replay(rule: UpdateRule, dim: int) -> None:
-    grads = _gradients(dim)
-    first = _run(rule, grads[:, :1]).state
-    with torch.no_grad():
-        expected = replay_by_loop(rule, grads, first)
-    for found in (replay(rule, grads, first), replay_by_loop(rule, grads, first)):
-        _require(
-            rule,
-            "replay, or update where gradients are enabled, differs from update",
-            _close(found, expected, _EXACT),
-        )
-    if not isinstance(rule, SupportsBackpropagation):
-        return
-    cotangents = UpdateStep(
-        _normal(expected.update.shape, 3), _normal(expected.readout.shape, 4), first
-    )
-    results: list[dict[str, Tensor]] = []
-    for function in (backpropagate, backpropagate_by_autograd):
-        own = _in_dtype(rule, torch.float64)
-        of_state = function(own, grads, first, cotangents, wants_state=True)
-        weights = own.named_parameters() if isinstance(own, nn.Module) else ()
-        of_weights = {name: w.grad.flatten() for name, w in weights if w.grad is not None}
-        results.append({**{f"state.{name}": g for name, g in of_state.items()}, **of_weights})
-    found_grads, expected_grads = results
-    zero = torch.zeros(())  # of what is missing
-    _require(
-        rule,
-        "backpropagate differs from autograd through update",
-        all(
-            _equal_or_close(found_grads.get(name, zero), expected_grads.get(name, zero))
-            for name in found_grads.keys() | expected_grads.keys()
-        ),
-    )
-
-
-# ------------------------------------------------------------------------------ helpers
-
-
-def _gradients(dim: int) -> Tensor:
-    """Of a few steps and scales, shape [B, T, D]."""
+    double = _in_dtype(rule, torch.float64)
     scale = 10.0 ** torch.linspace(-2, 2, _NUM_ITEMS, dtype=torch.float64)
-    return _normal((_NUM_ITEMS, _NUM_STEPS, dim), 1) * scale.view(-1, 1, 1)
-
-
-def _normal(shape: Sequence[int], seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    grads = normal(1, _NUM_ITEMS, _NUM_STEPS, dim) * scale.view(-1, 1, 1)
+    try:
+        with torch.no_grad():
+            _check_shapes(double, grads)
+            _check_purity(double, grads)
+            whole = _run(double, grads)
+            _check_independence(double, grads, whole)
+            _check_numbers(double, grads, whole)
+            _check_chunks(double, grads)
+        _check_replay(double, grads)
+    except AssertionError as error:
+        raise AssertionError(f"{type(rule).__name__}: {error}") from error
 
 
 def _in_dtype(rule: UpdateRule, dtype: torch.dtype) -> UpdateRule:
-    """A copy with its weights in another dtype."""
+    """Copy the rule with its weights in another dtype."""
     rule = copy.deepcopy(rule)
     if isinstance(rule, nn.Module):
         rule.to(dtype)
@@ -304,57 +102,148 @@ def _run(
     state: State | None = None,
     step: Callable[[UpdateRule, Tensor, State], UpdateStep] | None = None,
 ) -> UpdateStep:
-    """Updates [B, T, D], read-outs [B, T, R] and last state, by one call for each gradient."""
+    """Return updates [B, T, D], read-outs [B, T, R] and the last state; gradients [B, T, D]."""
     state = rule.init(torch.zeros_like(grads[:, 0])) if state is None else state
-    state = {name: value.clone() for name, value in state.items()} if step else state
+    state = {name: value.clone() for name, value in state.items()}
     updates, readouts = [], []
-    with torch.no_grad():
-        for grad in grads.clone().unbind(1):
-            taken = step(rule, grad, state) if step else rule.update(grad, state)
-            updates.append(taken.update.clone())
-            readouts.append(taken.readout.clone())
-            state = taken.state
+    for grad in grads.clone().unbind(1):
+        taken = step(rule, grad, state) if step else rule.update(grad, state)
+        updates.append(taken.update.clone())
+        readouts.append(taken.readout.clone())
+        state = taken.state
     return UpdateStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
 
 
-def _at(step: UpdateStep, index: Tensor) -> State:
-    return select_state(step.state, index)
+def _at(step: UpdateStep, index: Tensor) -> dict[str, Tensor]:
+    return {name: value[index] for name, value in tensors(step).items()}
 
 
-def _some(state: State, span: slice, dim: int) -> State:
-    """What belongs to some coordinates; entries of another second dimension belong to all."""
-    return {
-        name: value[:, span] if value.ndim > 1 and value.shape[1] == dim else value
-        for name, value in state.items()
-    }
+def _check_shapes(rule: UpdateRule, grads: Tensor) -> None:
+    for num_items in (_NUM_ITEMS, 1):
+        grad = grads[:num_items, 0].clone()
+        first = state = rule.init(torch.zeros_like(grad))
+        expect_items(first, num_items, "the state")
+        for _ in range(2):
+            update, readout, state = rule.update(grad, state)
+            expect_shape(update, grad.shape, "update")
+            expect_shape(readout, (num_items, rule.readout_size), "readout")
+            expect_kinds(state, first, "the state")
+            expect(
+                update.dtype == readout.dtype == grad.dtype,
+                f"update and readout must be {grad.dtype} as the gradient is",
+            )
 
 
-def _parts(step: UpdateStep) -> dict[str, Tensor]:
-    return {"": step.update, ".": step.readout, **step.state}
-
-
-def _equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-def _close(found: UpdateStep, expected: UpdateStep, tolerance: float) -> bool:
-    return _close_states(_parts(found), _parts(expected), tolerance)
-
-
-def _close_states(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float
-) -> bool:
-    return found.keys() == expected.keys() and all(
-        _equal_or_close(found[name], value, tolerance) for name, value in expected.items()
+def _check_purity(rule: UpdateRule, grads: Tensor) -> None:
+    state, grad, params = _run(rule, grads).state, grads[:, 0].clone(), grads[:, 1].clone()
+    with unchanged("update changes its arguments in place", {"grad": grad, "state": state}):
+        first = rule.update(grad, state)
+    with unchanged("init changes the parameters", {"params": params}):
+        rule.init(params)
+    expect_alike(
+        tensors(rule.update(grad, state)),
+        tensors(first),
+        "update does not repeat: it must depend on its arguments alone",
     )
 
 
-def _equal_or_close(found: Tensor, expected: Tensor, tolerance: float = _EXACT) -> bool:
-    """Whether numbers agree to a fraction of the largest of their problem."""
-    found, expected = found.detach().double(), expected.detach().double()
-    if found.numel() == 0 or expected.numel() == 0:
-        return found.numel() == expected.numel()
-    size = expected.abs().amax()
-    if expected.ndim > 1:
-        size = expected.abs().amax(tuple(range(1, expected.ndim)), keepdim=True)
-    return bool(((found - expected).abs() <= tolerance * size + 1e-30).all())
+def _check_independence(rule: UpdateRule, grads: Tensor, whole: UpdateStep) -> None:
+    for message, index in (
+        ("a permutation of the problems does not permute updates", [3, 1, 4, 0, 2]),
+        ("selected problems do not run as they would alone", [4, 1]),
+        ("a problem does not run as it would alone", [2]),
+    ):
+        chosen = torch.tensor(index)
+        alone = _run(rule, grads[chosen])
+        expect_alike(tensors(alone), _at(whole, chosen), message, _EXACT)
+    poisoned, others = grads.clone(), torch.tensor([0, 1, 3, 4])
+    poisoned[2, 1] = torch.nan
+    expect_alike(
+        _at(_run(rule, poisoned), others),
+        _at(whole, others),
+        "a problem whose gradient is NaN changes the updates of others",
+        _EXACT,
+    )
+
+
+def _check_numbers(rule: UpdateRule, grads: Tensor, whole: UpdateStep) -> None:
+    single = _run(_in_dtype(rule, torch.float32), grads.float())
+    expect(single.update.dtype == torch.float32, "float32 gradients give other updates")
+    expect_alike(tensors(single), tensors(whole), "float32 and float64 disagree", _SINGLE)
+    zeros = torch.zeros_like(grads)
+    for what, found in (
+        ("random gradients", whole),
+        ("gradients of zeros", _run(rule, zeros)),
+        ("gradients of zeros", _run(rule, zeros, whole.state)),
+    ):
+        expect(
+            all(bool(value.isfinite().all()) for value in tensors(found).values()),
+            f"{what} give updates, read-outs or states that are not finite",
+        )
+    in_place = _run(prepare(rule), grads, step=update_)
+    expect_alike(tensors(in_place), tensors(whole), "steps in place differ from update", _EXACT)
+
+
+def _check_chunks(rule: UpdateRule, grads: Tensor) -> None:
+    if not isinstance(rule, SupportsChunks):
+        return
+    dim = grads.shape[2]
+    state, grad = _run(rule, grads[:, 1:]).state, grads[:, 0]
+    whole, pooled = rule.update(grad, state), PooledGradient.of(grad)
+    readout = torch.zeros_like(whole.readout)
+
+    def own(state: State, index: Tensor) -> State:
+        """Entries of another second dimension belong to all coordinates."""
+        return {
+            name: value[:, index] if value.ndim > 1 and value.shape[1] == dim else value.clone()
+            for name, value in state.items()
+        }
+
+    for index in torch.arange(dim).chunk(2):
+        step = update_chunk(rule, grad[:, index], own(state, index), pooled)
+        readout += step.readout * len(index)
+        expect_alike(
+            {"update": step.update, **step.state},
+            {"update": whole.update[:, index], **own(whole.state, index)},
+            "a step in chunks differs from a step of all coordinates",
+            _EXACT,
+        )
+    expect_alike(
+        {"readout": readout / dim},
+        {"readout": whole.readout},
+        "the read-outs of chunks are not means over their coordinates",
+        _EXACT,
+    )
+
+
+def _check_replay(rule: UpdateRule, grads: Tensor) -> None:
+    with torch.no_grad():
+        first = _run(rule, grads[:, :1]).state
+        expected = replay_by_loop(rule, grads, first)
+    for found in (replay(rule, grads, first), replay_by_loop(rule, grads, first)):
+        expect_alike(
+            tensors(found),
+            tensors(expected),
+            "replay, or update where gradients are enabled, differs from update",
+            _EXACT,
+        )
+    if not isinstance(rule, SupportsBackpropagation):
+        return
+    cotangents = UpdateStep(
+        normal(3, *expected.update.shape), normal(4, *expected.readout.shape), first
+    )
+    results: list[dict[str, Tensor]] = []
+    for function in (backpropagate, backpropagate_by_autograd):
+        own = _in_dtype(rule, torch.float64)
+        result = tensors({"state": function(own, grads, first, cotangents, wants_state=True)})
+        if isinstance(own, nn.Module):
+            for name, weight in own.named_parameters():
+                if weight.grad is not None:
+                    result[name] = weight.grad.view(1, -1)
+        results.append(result)
+    everything = {**results[0], **results[1]}
+    fast, slow = (
+        {name: result.get(name, torch.zeros_like(value)) for name, value in everything.items()}
+        for result in results
+    )
+    expect_alike(fast, slow, "backpropagate differs from autograd through update", _EXACT)
