@@ -30,8 +30,14 @@ from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.early_exit import Execution, Outcome, run_until_halted
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit, DecisionTime, FixedBudget, ReturnedIterate, StopPolicy
-from haltwise.stop_rules.cost import costs
+from haltwise.stop_rules import (
+    CostUnit,
+    DecisionTime,
+    FixedBudget,
+    ReturnedIterate,
+    StopPolicy,
+    costs,
+)
 from haltwise.tasks.base import TaskBatch, TaskFamily
 from haltwise.tasks.module import ModuleBatch
 

@@ -31,9 +31,9 @@ from haltwise.stop_rules import (
     costs,
     decide_all,
     decisions,
+    returned_excess,
     steps_charged,
 )
-from haltwise.stop_rules.cost import returned_excess
 
 __all__ = ["Stops", "judge", "settings_frontier"]
 

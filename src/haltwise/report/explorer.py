@@ -16,9 +16,14 @@ from haltwise.processes.trajectory import Trajectory
 from haltwise.report.formats import rounded, short
 from haltwise.report.page import render
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit, DecisionTime, StopPolicy, costs
-from haltwise.stop_rules.base import decisions_and_reasons
-from haltwise.stop_rules.cost import returned_steps
+from haltwise.stop_rules import (
+    CostUnit,
+    DecisionTime,
+    StopPolicy,
+    costs,
+    decisions_and_reasons,
+    returned_steps,
+)
 from haltwise.tasks.base import TaskBatch, TaskFamily
 
 __all__ = ["explore", "write_explorer"]

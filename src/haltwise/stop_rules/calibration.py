@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
-from haltwise._core.errors import CalibrationWarning, InputError, require
+from haltwise._core.errors import CalibrationWarning, require
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules.base import StopRule, decide_all
-from haltwise.stop_rules.cost import costs, returned_excess, steps_charged, stops_at_once
-from haltwise.stop_rules.policy import RETURNABLE, CostUnit, ReturnedIterate, StopPolicy
+from haltwise.stop_rules.policy import (
+    RETURNABLE,
+    CostUnit,
+    ReturnedIterate,
+    StopPolicy,
+    costs,
+    returned_excess,
+    steps_charged,
+    total_cost,
+)
 
 __all__ = ["Calibration", "calibrate", "choose"]
 
@@ -92,7 +101,7 @@ def calibrate(
         len(kept) >= _NUM_NEEDED,
         f"calibration needs at least {_NUM_NEEDED} problems, got {len(kept)}; record more",
     )
-    if price is not None and stops_at_once(trajectory, unit, price):
+    if price is not None and _stops_at_once(trajectory, unit, price):
         warnings.warn(
             f"at a price of {price:g} every one of the {len(kept)} problems is best stopped at its "
             f"first step (cost counted in {unit.value}): nothing is worth computing; lower the "
@@ -113,6 +122,26 @@ def calibrate(
         risk=risk,
         returns=returns,
     )
+
+
+def _stops_at_once(trajectory: Trajectory, unit: CostUnit, price: float) -> bool:
+    """Whether in hindsight every item is best stopped at step 0, whatever is returned then."""
+    # The learned iterate is one of the others.
+    offered = [each for each in RETURNABLE[unit] if each is not ReturnedIterate.LEARNED]
+    j = torch.stack(
+        [
+            total_cost(
+                trajectory,
+                torch.full((trajectory.num_items,), step, device=trajectory.loss.device),
+                unit,
+                returns,
+                price=price,
+            )
+            for step in range(trajectory.num_steps + 1)
+            for returns in offered
+        ]
+    )
+    return torch.equal(j[: len(offered)].amin(0), j.amin(0))
 
 
 def choose(
@@ -160,19 +189,21 @@ def choose(
         return min(measured, key=lambda m: _least(m.mean_excess + c * m.mean_cost))
     if budget is not None:
         within = [m for m in measured if m.mean_cost <= budget]
-        if not within:
-            raise InputError(
-                f"no candidate costs at most {budget:g} {unit.value} on average; the least "
-                f"attainable is {min(m.mean_cost for m in measured):.4g}"
-            )
+        least = min(m.mean_cost for m in measured)
+        require(
+            len(within) > 0,
+            f"no candidate costs at most {budget:g} {unit.value} on average; the least attainable "
+            f"is {least:.4g}",
+        )
         return min(within, key=lambda m: (_least(m.mean_excess), m.mean_cost))
     assert risk is not None
     within = [m for m in measured if m.excess_bound <= risk]
-    if not within:
-        raise InputError(
-            f"no candidate keeps the mean excess at or below {risk:g} with 95 % confidence; the "
-            f"lowest bound attainable is {min(_least(m.excess_bound) for m in measured):.4g}"
-        )
+    least = min(_least(m.excess_bound) for m in measured)
+    require(
+        len(within) > 0,
+        f"no candidate keeps the mean excess at or below {risk:g} with 95 % confidence; the lowest "
+        f"bound attainable is {least:.4g}",
+    )
     return min(within, key=lambda m: (m.mean_cost, m.mean_excess))
 
 
