@@ -21,7 +21,6 @@ from haltwise.stop_rules.policy import (
     costs,
     returned_excess,
     steps_charged,
-    total_cost,
 )
 
 __all__ = ["Calibration", "calibrate", "choose"]
@@ -55,25 +54,20 @@ def calibrate(
     returns: tuple[ReturnedIterate, ...] | None = None,
     **settings: Any,
 ) -> Calibration:
-    """Choose the setting of a stop rule that serves best on trajectories set aside for it.
+    """Choose, by `choose`, among a stop rule's `candidates` on trajectories set aside for it.
 
-    Exactly one of `price`, `budget` and `risk` says what is wanted; see `choose`, which chooses
-    among the rule's `candidates`. Those that are fitted to a price take, where none is given, the
-    mean gain of a step.
+    Candidates that are fitted to a price take, where none is given, the mean gain of a step.
 
     Args:
         rule: The class, for instance `Patience`.
         trajectory: At least 50 items. Those whose excess is not finite throughout are left out,
             with a warning.
-        price: c: least mean excess + c * cost.
-        budget: Least mean excess at a mean cost of at most this.
-        risk: Least mean cost at a mean excess of at most this, with 95 % confidence.
+        price: See `choose`, as for `budget`, `risk` and `returns`.
         unit: What is counted.
-        returns: What may be returned at a stop; the unit's default if None.
         settings: For `candidates`, for instance `time=DecisionTime.BEFORE_GRADIENT`.
 
     Raises:
-        InputError: Too few items, or no candidate is within the budget or the risk.
+        InputError: See `choose`; or there are too few items.
 
     Warns:
         CalibrationWarning: Items were left out, or the price is so high that every item is best
@@ -101,7 +95,7 @@ def calibrate(
         len(kept) >= _NUM_NEEDED,
         f"calibration needs at least {_NUM_NEEDED} problems, got {len(kept)}; record more",
     )
-    if price is not None and _stops_at_once(trajectory, unit, price):
+    if price is not None and _stops_at_once(trajectory.excess, unit, price):
         warnings.warn(
             f"at a price of {price:g} every one of the {len(kept)} problems is best stopped at its "
             f"first step (cost counted in {unit.value}): nothing is worth computing; lower the "
@@ -124,24 +118,12 @@ def calibrate(
     )
 
 
-def _stops_at_once(trajectory: Trajectory, unit: CostUnit, price: float) -> bool:
+def _stops_at_once(excess: Tensor, unit: CostUnit, price: float) -> bool:
     """Whether in hindsight every item is best stopped at step 0, whatever is returned then."""
-    # The learned iterate is one of the others.
-    offered = [each for each in RETURNABLE[unit] if each is not ReturnedIterate.LEARNED]
-    j = torch.stack(
-        [
-            total_cost(
-                trajectory,
-                torch.full((trajectory.num_items,), step, device=trajectory.loss.device),
-                unit,
-                returns,
-                price=price,
-            )
-            for step in range(trajectory.num_steps + 1)
-            for returns in offered
-        ]
-    )
-    return torch.equal(j[: len(offered)].amin(0), j.amin(0))
+    if unit is CostUnit.GRADIENTS:  # the next iterate is paid for
+        excess = torch.minimum(excess[:, :-1], excess[:, 1:])
+    j = costs(excess, price)
+    return torch.equal(j[:, 0], j.amin(1))
 
 
 def choose(
@@ -154,7 +136,7 @@ def choose(
     risk: float | None = None,
     returns: tuple[ReturnedIterate, ...] | None = None,
 ) -> Calibration:
-    """Choose the candidate whose stops serve best on average.
+    """Choose the candidate whose stops serve best on average, by one of price, budget and risk.
 
     `risk` asks the mean excess to lie below it with 95 % confidence, by a one-sided normal bound
     for each candidate. That is the idea of Learn then Test (Angelopoulos et al. 2021, arXiv
@@ -167,7 +149,7 @@ def choose(
         unit: What is counted.
         price: c, in units of the loss: least mean excess + c * cost.
         budget: Least mean excess at a mean cost of at most this.
-        risk: Least mean cost at a mean excess of at most this.
+        risk: Least mean cost at a mean excess of at most this, with 95 % confidence.
         returns: What to try to return; the unit's default alone if None.
 
     Raises:
