@@ -62,8 +62,11 @@ def calibrate(
         rule: The class, for instance `Patience`.
         trajectory: At least 50 items. Those whose excess is not finite throughout are left out,
             with a warning.
-        price: See `choose`, as for `budget`, `risk` and `returns`.
+        price: See `choose`.
+        budget: See `choose`.
+        risk: See `choose`.
         unit: What is counted.
+        returns: See `choose`.
         settings: For `candidates`, for instance `time=DecisionTime.BEFORE_GRADIENT`.
 
     Raises:
