@@ -1,5 +1,6 @@
 """Find out why a training does not learn: each finding comes with a sentence of advice."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,13 +66,7 @@ def diagnose(
 ) -> Diagnosis:
     """Look at a trained model on problems of the stream (seed, "diagnose").
 
-    Args:
-        model: As `haltwise.load` gives it.
-        family: What it was trained on.
-        price: c; the card's if None.
-        horizon: T; the card's if None.
-        num_problems: B.
-        seed: Random seed.
+    Price and horizon are the card's if None.
 
     Raises:
         InputError: A setting is impossible.
@@ -168,8 +163,20 @@ def _check_layers(
     generator: torch.Generator,
 ) -> Iterator[Finding]:
     """Scales of weights and of their meta-gradients, as the joint phase of training has them."""
-    gradients = _meta_gradients(model, batch, horizon, price, generator)
+    model = copy.deepcopy(model).requires_grad_(True)
+    weight = JointPhaseSettings().sum_weight
+    meta = MetaObjective(model.halting, horizon=horizon, price=price, sum_weight=weight)
+    with torch.enable_grad():
+        Pathwise().bind(model, horizon).accumulate(
+            batch,
+            torch.full_like(batch.start[:, 0], price),
+            lambda excess, outputs, prices: meta.joint(excess, outputs, prices, generator),
+            batch.num_problems,
+            generator,
+        )
+    gradients = {}
     for name, value in model.named_parameters():
+        gradients[name] = 0.0 if value.grad is None else _rms(value.grad)
         figures[f"{name}: rms weight"] = _rms(value)
         figures[f"{name}: rms meta-gradient"] = gradients[name]
         if not math.isfinite(gradients[name]):
@@ -191,37 +198,6 @@ def _check_layers(
                 "Look for saturated gates first; else begin anew with another --seed or fewer "
                 "layers (--rule.num-layers 1).",
             )
-
-
-def _meta_gradients(
-    model: OptimizerModel,
-    batch: TaskBatch,
-    horizon: int,
-    price: float,
-    generator: torch.Generator,
-) -> dict[str, float]:
-    """Root mean squares by weight; the model is left as it was."""
-    weight = JointPhaseSettings().sum_weight
-    meta = MetaObjective(model.halting, horizon=horizon, price=price, sum_weight=weight)
-    frozen = {name: value.requires_grad for name, value in model.named_parameters()}
-    model.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            Pathwise().bind(model, horizon).accumulate(
-                batch,
-                torch.full_like(batch.start[:, 0], price),
-                lambda excess, outputs, prices: meta.joint(excess, outputs, prices, generator),
-                batch.num_problems,
-                generator,
-            )
-        return {
-            name: 0.0 if value.grad is None else _rms(value.grad)
-            for name, value in model.named_parameters()
-        }
-    finally:
-        model.zero_grad()
-        for name, value in model.named_parameters():
-            value.requires_grad_(frozen[name])
 
 
 def _rms(value: Tensor) -> float:
