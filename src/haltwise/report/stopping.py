@@ -9,7 +9,7 @@ from torch import Tensor
 
 from haltwise.evaluation import StoppingRecord
 from haltwise.evaluation.baselines import BASELINES
-from haltwise.report.figures import frontier, mixed_excess, parts_of_j, reliability, stop_steps
+from haltwise.report.figures import frontier, reliability, stop_steps
 from haltwise.report.formats import (
     Spread,
     as_given,
@@ -142,15 +142,10 @@ def warnings(record: StoppingRecord) -> list[str]:
 
 
 def rules_table(record: StoppingRecord, stem: str = "", *, wide: bool = True) -> Table:
-    """Every rule in one unit of cost, the judged one first, then by J.
-
-    Args:
-        record: The stops judged.
-        stem: Of the table's name.
-        wide: Whether there is room for all columns, which a terminal lacks.
-    """
-    order = sorted(record.rules, key=lambda rule: record.rules[rule].j.value)
-    order.sort(key=lambda rule: rule != record.judged)
+    """Every rule, the judged one first, then by J; with `wide`, more than a terminal can hold."""
+    order = sorted(
+        record.rules, key=lambda rule: (rule != record.judged, record.rules[rule].j.value)
+    )
     rows = []
     for rule in order:
         stops, gain = record.rules[rule], record.rules[rule].gain
@@ -196,16 +191,9 @@ def rules_table(record: StoppingRecord, stem: str = "", *, wide: bool = True) ->
 def stopping_figures(
     record: StoppingRecord, stem: str, costs: Mapping[str, Tensor] | None = None
 ) -> list[Figure]:
-    """The figures of one unit of cost.
-
-    Args:
-        record: The stops judged.
-        stem: Of the figures' names.
-        costs: What each item was charged by the judged rule and the oracle, where it is known.
-    """
+    """The figures; `costs` is what each item was charged by the judged rule and the oracle."""
     figures = [
         frontier(record, stem),
-        parts_of_j(record, stem),
         stop_steps(record, costs, stem) if costs else None,
         reliability(record, stem),
     ]
@@ -215,14 +203,11 @@ def stopping_figures(
 def _saved(record: StoppingRecord) -> str:
     """The cost that budgets need for equal excess, beside that of the stops."""
     own, budgets, unit = record.stops, record.frontier, record.unit.value
-    text = (
-        f"They take {num(own.mean_cost)} {unit} on average to a mean excess of "
-        f"{num(own.mean_excess)}, at which budgets mixed at random that cost as much stand at "
-        f"{num(mixed_excess(budgets, own.mean_cost))}; "
-    )
+    text = f"They take {num(own.mean_cost)} {unit} to a mean excess of {num(own.mean_excess)}; "
     # NaN where the excess of the last step is not as low.
     if min(budgets.mean_excess) <= own.mean_excess:
-        text += f"for equal excess such budgets need {num(budgets.cost_for_equal_excess)} {unit}"
+        needed = num(budgets.cost_for_equal_excess)
+        text += f"for equal excess, budgets mixed at random need {needed} {unit}"
         share = percent(abs(budgets.saved.value))
         change = f"{share} are saved" if budgets.saved.value >= 0 else f"these take {share} more"
     else:
