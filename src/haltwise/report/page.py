@@ -160,11 +160,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
 def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any) -> str:
     """The template `NAME.html.jinja` with `NAME.js`, plotly.js and all it draws embedded.
 
-    Args:
-        name: Of the template and its script.
-        title: Of the page.
-        embedded: What the script reads, as JSON values.
-        values: What else the template names.
+    The script reads `embedded`, JSON values; the template names the other values.
     """
     import jinja2
     from markupsafe import Markup

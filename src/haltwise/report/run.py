@@ -55,9 +55,6 @@ def write_report(run: Path, path: Path, own: Iterable[type] = ()) -> Path:
         path: Where the page goes; it holds everything, plotly.js included, and makes no request.
         own: Classes of your own that the card may name; see `haltwise.load`.
 
-    Returns:
-        `path`.
-
     Raises:
         InputError: There is no evaluation, a file is corrupt, or the page cannot be written.
     """

@@ -48,9 +48,6 @@ def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Pat
         path: Where the page goes; it holds everything and makes no request.
         title: Its title, for instance the name of the file with the stops.
 
-    Returns:
-        `path`.
-
     Raises:
         InputError: The page cannot be written.
     """
