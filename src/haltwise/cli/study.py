@@ -30,7 +30,7 @@ __all__ = ["study"]
 @click.command()
 @click.argument("run_or_name")
 @click.option(
-    "--head",
+    "--halter",
     "others",
     multiple=True,
     metavar="NAME=RUN",
@@ -93,7 +93,7 @@ def study(
     card = models[model_name(run_or_name)].card
     for entry in others:
         name, equals, run = entry.partition("=")
-        require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
+        require(bool(equals) and bool(name), f"--halter takes NAME=RUN, got {entry!r}")
         require(name not in models, f"two models are called {name!r}; choose another NAME")
         models[name] = loading.load(run, own)
     with Console(stderr=True).status("starting") as status:
