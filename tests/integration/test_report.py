@@ -176,7 +176,7 @@ def test_key_figures_come_first(page: Page) -> None:
         assert percent(share.value) in first
     best = min((record.rules[name] for name in BASELINES), key=lambda stops: stops.j.value)
     assert percent(best.gain.value) in first
-    assert f"best fixed budget {record.fixed_budget}" in first
+    assert f"best fixed budget, {record.fixed_budget}" in first
     assert f"{small_evaluation().record.execution.num_gradients:,} gradients" in first
 
 

@@ -33,7 +33,6 @@ from haltwise.report.stopping import (
     rules_table,
     sentences,
     stopping_figures,
-    tiles,
     verdict,
     warnings,
 )
@@ -164,7 +163,6 @@ def _evaluation(record: EvaluationRecord, arrays: Mapping[str, Tensor], place: i
         subtitle=f"price {as_given(record.price)} per step, problems of seed {record.seed}",
         headline=headline(stopping),
         verdict=verdict(stopping),
-        tiles=tiles(stopping),
         sentences=[*sentences(stopping), _executed(record)],
         warnings=_warnings(record),
         blocks=[

@@ -1,4 +1,4 @@
-"""A judged set of stops, in words, tiles, a table and figures."""
+"""A judged set of stops, in words, a table and figures."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from haltwise.report.formats import (
     slug,
     spread,
 )
-from haltwise.report.page import Column, Figure, Section, Table, Tile, write_page
+from haltwise.report.page import Column, Figure, Section, Table, write_page
 from haltwise.report.palette import rule_name
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "rules_table",
     "sentences",
     "stopping_figures",
-    "tiles",
     "verdict",
     "warnings",
     "write_stopping_report",
@@ -58,7 +57,6 @@ def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Pat
         subtitle=f"price {as_given(record.price)} per step, counted in {record.unit.value}",
         headline=headline(record),
         verdict=verdict(record),
-        tiles=tiles(record),
         sentences=sentences(record),
         warnings=warnings(record),
         blocks=[rules_table(record, stem), *stopping_figures(record, stem)],
@@ -88,37 +86,12 @@ def headline(record: StoppingRecord) -> str:
         theirs = percent(record.rules[best].gain.value)
         beside = f"; {rule_name(best)}, the best of the tuned baselines, captures {theirs}"
     if gain.low > 0:
-        found = f"Stopping captures {percent(gain.value)} of what hindsight could gain"
+        found = f"Stopping captures {percent_estimate(gain)} of what hindsight could gain"
         return f"{found} over the best fixed budget{beside}"
+    found = f"captured gain is {percent_estimate(gain)}{beside}"
     if gain.high < 0:
-        return (
-            f"The best fixed budget is better: the captured gain is {percent(gain.value)}{beside}"
-        )
-    sure = f"{percent(gain.value)}, {percent_interval(gain)}"
-    return f"Stopping cannot be told from the best fixed budget: captured gain {sure}{beside}"
-
-
-def tiles(record: StoppingRecord) -> list[Tile]:
-    """The key figures."""
-    own, saved, best = record.stops, record.frontier.saved, best_baseline(record)
-    found = [
-        Tile(percent(own.gain.value), "captured gain", f"95 %: {percent_interval(own.gain)}"),
-        Tile(
-            percent(saved.value),
-            f"of the {record.unit.value} saved against fixed budgets of equal excess",
-            f"95 %: {percent_interval(saved)}",
-        ),
-        Tile(
-            f"{num(own.mean_cost)} ± {num(own.sd_cost)}",
-            f"{record.unit.value} until the stop",
-            f"best fixed budget {record.fixed_budget}",
-        ),
-    ]
-    if best is not None:
-        gain = record.rules[best].gain
-        detail = f"captured by {rule_name(best)}, 95 %: {percent_interval(gain)}"
-        found.insert(1, Tile(percent(gain.value), "best tuned baseline", detail))
-    return found
+        return f"The best fixed budget is better: the {found}"
+    return f"Stopping cannot be told from the best fixed budget: the {found}"
 
 
 def sentences(record: StoppingRecord) -> list[str]:
