@@ -21,7 +21,7 @@ from haltwise.cli.options import (
 from haltwise.cli.printing import print_table, write_json
 from haltwise.evaluation import study as run_study
 from haltwise.models import loading
-from haltwise.report.studies import margins, study_table
+from haltwise.report.studies import margins_table, study_table
 from haltwise.stop_rules import CostUnit
 
 __all__ = ["study"]
@@ -114,5 +114,4 @@ def study(
         write_json(json_path, record)
     for unit in CostUnit:
         print_table(study_table(record, unit))
-        for sentence in margins(record, unit):
-            click.echo(sentence)
+        print_table(margins_table(record, unit))
