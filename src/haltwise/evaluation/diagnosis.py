@@ -36,12 +36,12 @@ class Finding:
     """Something that keeps an optimizer from learning or from being trusted."""
 
     name: str
-    where: str
-    """The layer or gate, empty if it has none."""
     measured: str
     """What was found, a sentence."""
     advice: str
     """What to do about it, a sentence."""
+    where: str = ""
+    """The layer or gate, empty if it has none."""
 
 
 @final
@@ -87,7 +87,6 @@ def diagnose(
         findings.append(
             Finding(
                 "not finite",
-                "",
                 f"{share:.0%} of the problems do not stay finite for {horizon} steps.",
                 "Begin with smaller updates (--rule.output-scale 0.03) or a shorter --horizon.",
             )
@@ -131,10 +130,10 @@ def _check_rule(
         if share > 0.5:
             yield Finding(
                 "saturated gates",
-                gate,
                 f"{share:.0%} of its units are beyond ±{_SATURATED:g}, where no gradient passes.",
                 "Train anew with a lower --adam.learning-rate, or restart from a checkpoint before "
                 "the weights grew.",
+                gate,
             )
 
 
@@ -182,10 +181,10 @@ def _check_layers(
         if not math.isfinite(gradients[name]):
             yield Finding(
                 "exploding gradient",
-                name,
                 "Its meta-gradient is not finite.",
                 "Cut the state's gradient (--joint.estimator.truncate true) or shorten the "
                 "--horizon.",
+                name,
             )
     rule = {name: size for name, size in gradients.items() if name.startswith("rule.")}
     strongest = max(rule.values(), default=0.0)
@@ -193,10 +192,10 @@ def _check_layers(
         if size < _FAINT * strongest or strongest == 0:
             yield Finding(
                 "vanishing gradient",
-                name,
                 f"Its meta-gradient is {size:.2g}, that of the strongest layer {strongest:.2g}.",
                 "Look for saturated gates first; else begin anew with another --seed or fewer "
                 "layers (--rule.num-layers 1).",
+                name,
             )
 
 
@@ -222,7 +221,6 @@ def _check_stops(figures: dict[str, float], excess: Tensor, price: float) -> Ite
     if worse > 0.5:
         yield Finding(
             "no descent",
-            "",
             f"{worse:.0%} of the problems end above the loss they started from.",
             "Let the rule learn by the losses alone at first (--preset lstm, or --joint.warmup 1), "
             "with --rule.initial-descent true.",
@@ -230,7 +228,6 @@ def _check_stops(figures: dict[str, float], excess: Tensor, price: float) -> Ite
     if at_once > 0.9:
         yield Finding(
             "price above the losses",
-            "",
             f"At a price of {price:g} it is best to stop {at_once:.0%} of the problems within one "
             f"step: all there is to gain is {gain:.3g} prices.",
             "Lower the --price, which is what a step must gain in units of the loss.",
@@ -238,7 +235,6 @@ def _check_stops(figures: dict[str, float], excess: Tensor, price: float) -> Ite
     if at_end > 0.5:
         yield Finding(
             "price below the losses",
-            "",
             f"At a price of {price:g} {at_end:.0%} of the problems are worth all {horizon} steps, "
             "so there is nothing to learn about stopping.",
             "Raise the --price or the --horizon.",
@@ -259,7 +255,6 @@ def _check_drift(figures: dict[str, float], excess: Tensor) -> Iterator[Finding]
     if share > 0.25:
         yield Finding(
             "drift beyond the horizon",
-            "",
             f"From step {horizon} to {2 * horizon}, {share:.0%} of the problems lose a tenth or "
             "more of what they had gained.",
             f"Never allow more than {horizon} steps, or train with a longer --horizon.",
@@ -289,7 +284,6 @@ def _check_posterior(
     if at_0 > 0.9 and figures["share best stopped within a step"] < 0.9:
         yield Finding(
             "posterior collapsed to step 0",
-            "",
             f"{at_0:.0%} of its mass is where nothing is done, {best}",
             "Train the halter alone, distilled at first (--joint.num-steps 0 --rule-from RUN "
             "--method.distilled 0.5).",
@@ -297,14 +291,12 @@ def _check_posterior(
     elif at_end > 0.9 and figures["share worth every step"] < 0.5:
         yield Finding(
             "posterior collapsed to the horizon",
-            "",
             f"{at_end:.0%} of its mass is at step {trajectory.num_steps}, {best}",
             f"{longer}, distilled at first.",
         )
     elif spread < 0.02 * oracle_spread:
         yield Finding(
             "stops do not depend on the problem",
-            "",
             f"They differ by {spread:.2g} steps, those of the oracle by {oracle_spread:.2g}.",
             f"{longer}.",
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from haltwise.evaluation import StoppingRecord
+from haltwise.evaluation import Interval, StoppingRecord
 from haltwise.evaluation.baselines import BASELINES
 from haltwise.report.figures import frontier, reliability, stop_steps
 from haltwise.report.formats import (
@@ -18,7 +18,6 @@ from haltwise.report.formats import (
     num,
     percent,
     percent_estimate,
-    percent_interval,
     slug,
     spread,
 )
@@ -173,21 +172,23 @@ def stopping_figures(
 def _saved(record: StoppingRecord) -> str:
     """The cost that budgets need for equal excess, beside that of the stops."""
     own, budgets, unit = record.stops, record.frontier, record.unit.value
+    saved = budgets.saved
     text = f"They take {num(own.mean_cost)} {unit} to a mean excess of {num(own.mean_excess)}; "
     # NaN where the excess of the last step is not as low.
     if min(budgets.mean_excess) <= own.mean_excess:
         needed = num(budgets.cost_for_equal_excess)
         text += f"for equal excess, budgets mixed at random need {needed} {unit}"
-        share = percent(abs(budgets.saved.value))
-        change = f"{share} are saved" if budgets.saved.value >= 0 else f"these take {share} more"
+        change = f"{percent_estimate(saved)} are saved"
     else:
         text += f"no fixed budget of up to {record.num_steps} comes so low"
-        change = f"at least {percent(budgets.saved.value)} are saved"
-    sure = f"95 % interval {percent_interval(budgets.saved)}"
-    if budgets.saved.low <= 0 <= budgets.saved.high:
-        found = percent(budgets.saved.value)
-        return f"{text}: it is not sure that anything is saved ({found}, {sure})."
-    return f"{text}: {change} ({sure})."
+        change = f"at least {percent_estimate(saved)} are saved"
+    if saved.low <= 0 <= saved.high:
+        change = f"it is not sure that anything is saved ({percent_estimate(saved)})"
+    elif saved.value < 0:
+        change = (
+            f"these take {percent_estimate(Interval(-saved.value, -saved.high, -saved.low))} more"
+        )
+    return f"{text}: {change}."
 
 
 def _opponent(record: StoppingRecord) -> list[str]:
