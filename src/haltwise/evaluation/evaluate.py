@@ -114,10 +114,10 @@ def evaluate(
         if not each.halting.halts:
             curves[key] = _curve(loss_curves(each.rule, test, horizon), test)
             continue
-        parts = [record(each.rule, problems, horizon) for problems in (test, tuning)]
-        curves[key] = _curve(parts[0], test)
+        recorded, tune_on = (record(each.rule, batch, horizon) for batch in (test, tuning))
+        curves[key] = _curve(recorded, test)
         announce(f"judging the stops of {key}")
-        stopping[key], found = _judge_both(each.halting, *parts, price)
+        stopping[key], found = _judge_both(each.halting, recorded, tune_on, price)
         arrays = arrays or found
     announce("solving for real, halted problems leaving the batch")
     execution = _execute(model, test, price, horizon, stopping[name][CostUnit.GRADIENTS])

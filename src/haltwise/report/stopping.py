@@ -185,9 +185,8 @@ def _saved(record: StoppingRecord) -> str:
     if saved.low <= 0 <= saved.high:
         change = f"it is not sure that anything is saved ({percent_estimate(saved)})"
     elif saved.value < 0:
-        change = (
-            f"these take {percent_estimate(Interval(-saved.value, -saved.high, -saved.low))} more"
-        )
+        more = Interval(-saved.value, -saved.high, -saved.low)
+        change = f"these take {percent_estimate(more)} more"
     return f"{text}: {change}."
 
 

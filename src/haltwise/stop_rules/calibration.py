@@ -54,20 +54,11 @@ def calibrate(
     returns: tuple[ReturnedIterate, ...] | None = None,
     **settings: Any,
 ) -> Calibration:
-    """Choose, by `choose`, among a stop rule's `candidates` on trajectories set aside for it.
+    """Choose, as `choose` does, among a rule's `candidates` on trajectories set aside for it.
 
-    Candidates that are fitted to a price take, where none is given, the mean gain of a step.
-
-    Args:
-        rule: The class, for instance `Patience`.
-        trajectory: At least 50 items. Those whose excess is not finite throughout are left out,
-            with a warning.
-        price: See `choose`.
-        budget: See `choose`.
-        risk: See `choose`.
-        unit: What is counted.
-        returns: See `choose`.
-        settings: For `candidates`, for instance `time=DecisionTime.BEFORE_GRADIENT`.
+    The settings are for `candidates`, for instance `time=DecisionTime.BEFORE_GRADIENT`. Those that
+    are fitted to a price take, where none is given, the mean gain of a step. Items whose excess is
+    not finite throughout are left out, with a warning; at least 50 must be left.
 
     Raises:
         InputError: See `choose`; or there are too few items.
