@@ -2,7 +2,7 @@
 
 W1: 2-D regression, 128 functions; W2: 10-D quadratics, 128 functions, truncation 20; W3: L2L's
 perceptron of 15,910 parameters, minibatches of 128, truncation 20. T = 100, two layers of 20 units
-with the shipped weights, the halting head on.
+with the shipped weights, the halter on.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,12 @@
 """Trajectories and settings on which every stop rule is tried."""
 
+from dataclasses import dataclass
+
 import hypothesis.strategies as st
 import pytest
 import torch
-from draws import DOUBLE, randn
+from draws import DOUBLE, randn, seeded
+from torch import Tensor
 
 from haltwise.processes import StepObservation, Trajectory
 from haltwise.stop_rules import (
@@ -17,7 +20,6 @@ from haltwise.stop_rules import (
     Plateau,
     PonderThreshold,
     PosteriorMode,
-    Sampling,
     StopRule,
     costs,
     stop_rules,
@@ -30,6 +32,7 @@ __all__ = [
     "COSTS",
     "KINDS",
     "TRAJECTORY",
+    "Drawn",
     "N",
     "T",
     "any_rule",
@@ -61,16 +64,32 @@ def falling_trajectory(seed: int = 0, num: int = N) -> Trajectory:
     )
 
 
+@dataclass(frozen=True)
+class Drawn(StopRule):
+    """Stop each item at a step drawn at the start, by its position in the whole batch."""
+
+    seed: int
+
+    def init(self, num_items: int, like: Tensor) -> dict[str, Tensor]:
+        drawn = torch.randint(T + 4, (num_items,), generator=seeded(self.seed))
+        return {"drawn": drawn.to(like.device)}
+
+    def step(
+        self, observation: StepObservation, memory: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return memory["drawn"] <= observation.step, memory
+
+
 TRAJECTORY = falling_trajectory()
 COSTS = costs(TRAJECTORY.excess, 0.2)
 COMPOSED: dict[type[StopRule], list[StopRule]] = {
     AnyOf: [
         Patience(3) | GradientNorm(-1.5) | FixedBudget(9),
-        HazardThreshold(3.0) | (Sampling(7) & Plateau(0.2)),
+        HazardThreshold(3.0) | (Drawn(7) & Plateau(0.2)),
     ],
     AllOf: [
         Patience(1) & GradientNorm(0.5),
-        (Sampling(7) | PosteriorMode(BEFORE)) & (Plateau(0.1) | PonderThreshold(0.4)),
+        (Drawn(7) | PosteriorMode(BEFORE)) & (Plateau(0.1) | PonderThreshold(0.4)),
     ],
 }
 KINDS: list[type[StopRule]] = [*stop_rules().values(), *COMPOSED]

@@ -169,7 +169,7 @@ def test_a_run_is_found_by_its_name_everywhere(
     sizes = ["--num-problems", 40, "--horizon", 4, "--threads", 1]
     for command in (
         ["evaluate", "mine", "--compare", "regression-2d-thesis", *sizes],
-        ["study", "regression-2d", "--head", "m=mine", "--seeds", 2, *sizes],
+        ["study", "regression-2d", "--halter", "m=mine", "--seeds", 2, *sizes],
         ["report", "mine"],
         ["train", "regression-2d", "--rule-from", "mine", "--out", "x", *TINY],
         ["train", "--resume", "x"],

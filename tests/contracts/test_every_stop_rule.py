@@ -32,7 +32,6 @@ from haltwise.stop_rules import (
     Logistic,
     PonderThreshold,
     PosteriorMode,
-    Sampling,
     StopRule,
     costs,
     decide_all,
@@ -203,7 +202,6 @@ NEEDS: dict[type[StopRule], str] = {
     Logistic: "log_grad_norm",
     HazardThreshold: "hazard_logits",
     PonderThreshold: "halting_logits",
-    Sampling: "hazard_logits",
     PosteriorMode: "increments",
 }
 

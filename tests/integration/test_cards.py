@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from random_models import random_model
-from stop_rule_cases import KINDS, any_rule, settings
+from stop_rule_cases import KINDS, Drawn, any_rule, settings
 from torch import Tensor
 
 from haltwise import InputError
@@ -58,13 +58,13 @@ def test_every_stop_rule_survives_json(kind: type[StopRule]) -> None:
             unit: StopPolicy(rule, returns)
             for unit, returns in ((unit, RETURNABLE[unit][-1]) for unit in CostUnit)
         }
-        assert through_json(replace(FULL, policies=policies)).policies == policies
+        assert through_json(replace(FULL, policies=policies), (Drawn,)).policies == policies
 
 
 @given(rule=any_rule)
 def test_composed_stop_rules_survive_json(rule: StopRule) -> None:
     policies = {CostUnit.GRADIENTS: StopPolicy(rule, ReturnedIterate.NEXT)}
-    assert through_json(replace(FULL, policies=policies)).policies == policies
+    assert through_json(replace(FULL, policies=policies), (Drawn,)).policies == policies
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def test_a_rule_is_executed_only_where_it_is_named(command: str, tmp_path: Path)
 def test_models_beside_and_reports_execute_nothing_either(tmp_path: Path) -> None:
     mine, executed = run_of(tmp_path, "regression-2d", "--rule", "mine.py:Halved")
     own = ["--own", f"{mine}:Halved"]
-    beside = ["study", "regression-2d", "--head", "a=run", "--seeds", 2, *FEW]
+    beside = ["study", "regression-2d", "--halter", "a=run", "--seeds", 2, *FEW]
     assert " ".join(own) in haltwise(*beside, cwd=tmp_path).stderr
     assert not executed.exists()
     assert haltwise(*COMMANDS["evaluate"], *own, cwd=tmp_path).returncode == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from draws import DOUBLE
 from random_models import random_model
-from stop_rule_cases import AFTER, BEFORE
+from stop_rule_cases import AFTER, BEFORE, Drawn
 from torch import Tensor
 
 from haltwise import InputError
@@ -23,7 +23,6 @@ from haltwise.stop_rules import (
     Patience,
     PosteriorMode,
     ReturnedIterate,
-    Sampling,
     StopPolicy,
     StopRule,
     decisions_and_reasons,
@@ -65,9 +64,9 @@ def rules_of(method: str, trajectory: Trajectory) -> dict[str, StopRule]:
         "norm": norm,
         "patience": patience,
         "fixed": FixedBudget(5),
-        "drawn": Sampling(3),
+        "drawn": Drawn(3),
         "any": norm | patience | FixedBudget(9),
-        "all": norm & (Sampling(3) | patience),
+        "all": norm & (Drawn(3) | patience),
     }
 
 

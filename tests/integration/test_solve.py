@@ -11,6 +11,7 @@ from draws import DOUBLE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_runs import plain_run
+from stop_rule_cases import Drawn
 from torch import Tensor
 
 import haltwise
@@ -26,7 +27,6 @@ from haltwise.stop_rules import (
     HazardThreshold,
     Patience,
     ReturnedIterate,
-    Sampling,
     StopPolicy,
 )
 from haltwise.tasks import TaskBatch, family
@@ -95,7 +95,7 @@ def test_solving_equals_a_slow_loop(
 @given(chunk_size=st.integers(1, PROBLEMS + 5), seed=st.integers(0, 3))
 def test_chunks_change_nothing(chunk_size: int, seed: int) -> None:
     problem = family("regression-10d").sample(PROBLEMS, stream(seed), dtype=torch.float64)
-    stop = Sampling(seed) if seed % 2 else None  # lots are drawn by position in the whole batch
+    stop = Drawn(seed) if seed % 2 else None  # lots are drawn by position in the whole batch
     whole, parts = (
         haltwise.solve(problem, stop=stop, history=True, chunk_size=size)
         for size in (None, chunk_size)

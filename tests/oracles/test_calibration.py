@@ -34,7 +34,6 @@ from haltwise.stop_rules import (
     PonderThreshold,
     PosteriorMode,
     ReturnedIterate,
-    Sampling,
     StopRule,
     calibrate,
     choose,
@@ -43,9 +42,7 @@ from haltwise.stop_rules import (
 )
 
 MANY = falling_trajectory(seed=9, num=72)
-TUNABLE = [
-    rule for rule in KINDS if rule not in (*COMPOSED, PonderThreshold, PosteriorMode, Sampling)
-]
+TUNABLE = [rule for rule in KINDS if rule not in (*COMPOSED, PonderThreshold, PosteriorMode)]
 
 
 # --- Candidates ----------------------------------------------------------------------------------

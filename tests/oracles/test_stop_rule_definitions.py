@@ -1,12 +1,11 @@
-"""Every stop rule against its definition in plain Python, hand-made curves and its law."""
+"""Every stop rule against its definition in plain Python and hand-made curves."""
 
 import math
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
-from draws import DOUBLE, seeded
+from draws import DOUBLE
 from stop_rule_cases import AFTER, BEFORE, TRAJECTORY, N, T
 
 from haltwise import InputError
@@ -20,7 +19,6 @@ from haltwise.stop_rules import (
     Plateau,
     PonderThreshold,
     PosteriorMode,
-    Sampling,
     StopRule,
     decisions,
 )
@@ -64,12 +62,6 @@ def ponder_threshold(rule: PonderThreshold, i: int, t: int) -> bool:
     return math.fsum(map(sigmoid, logits)) >= 1 - rule.epsilon
 
 
-def sampling(rule: Sampling, i: int, t: int) -> bool:
-    uniform = torch.rand(N, generator=seeded(rule.seed), dtype=DOUBLE)[i].item()
-    logits = TRAJECTORY.known("hazard_logits")[i, : t + 1, rule.time].tolist()
-    return math.prod(1 - sigmoid(logit) for logit in logits) <= uniform
-
-
 def logistic(rule: Logistic, i: int, t: int) -> bool:
     norm, loss = TRAJECTORY.known("log_grad_norm")[i, t].item(), TRAJECTORY.loss[i, t].item()
     inputs = (norm, math.asinh(loss), t, math.log1p(t))
@@ -96,7 +88,6 @@ def logistic(rule: Logistic, i: int, t: int) -> bool:
             [PonderThreshold(e, time) for e in (0.01, 0.5, 0.9) for time in (AFTER, BEFORE)],
             ponder_threshold,
         ),
-        ([Sampling(seed, time) for seed in (0, 5) for time in (AFTER, BEFORE)], sampling),
         ([Logistic((-1.0, -0.5, 0.2, 0.1), level) for level in (-2.0, 0.0, 2.0)], logistic),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -141,39 +132,6 @@ def curve(*losses: float) -> Trajectory:
 )
 def test_hand_made_curves(rule: StopRule, losses: tuple[float, ...], stop: int) -> None:
     assert decisions(rule, curve(*losses)).tolist() == [stop]
-
-
-# --- Sampling ------------------------------------------------------------------------------------
-
-
-def test_sampled_stops_follow_the_learned_law() -> None:
-    """Chi-square of 20,000 stops against q(t), T's share last."""
-    num = 20_000
-    logits = torch.tensor([-3.0, -1.0, -2.0, 0.5, -4.0, -0.3], dtype=DOUBLE)
-    loss = torch.zeros(num, 7, dtype=DOUBLE)
-    hazards = torch.stack((logits, -logits), -1).expand(num, -1, -1)
-    trajectory = Trajectory(loss, loss, outputs={"hazard_logits": hazards})
-    for seed, time in product((0, 1), (AFTER, BEFORE)):
-        counts = torch.bincount(decisions(Sampling(seed, time), trajectory), minlength=7)
-        rho = hazards[0, :, time].sigmoid()
-        reached = torch.cat((rho.new_ones(1), (1 - rho).cumprod(0)))
-        expected = num * reached * torch.cat((rho, rho.new_ones(1)))
-        assert ((counts - expected).square() / expected).sum() < 16.8  # p = .01, 6 degrees
-
-
-def test_different_seeds_draw_different_stops() -> None:
-    stops = [decisions(Sampling(seed), TRAJECTORY) for seed in range(3)]
-    assert not torch.equal(stops[0], stops[1])
-    assert torch.equal(stops[0], decisions(Sampling(0), TRAJECTORY))
-
-
-def test_sampling_of_extreme_hazards_neither_stops_too_soon_nor_overflows() -> None:
-    loss = torch.zeros(2, 4)
-    logits = torch.tensor([[-1e4, -1e4, 1e4], [-60.0, -60.0, -60.0]])
-    hazards = logits.unsqueeze(-1).expand(-1, -1, 2)
-    trajectory = Trajectory(loss, loss, outputs={"hazard_logits": hazards})
-    for seed in range(20):
-        assert decisions(Sampling(seed), trajectory).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1, math.nan])

@@ -1,4 +1,4 @@
-"""The LSTM of learned optimizers and halting heads, with a compiled kernel and its reference."""
+"""The LSTM of learned optimizers and halters, with a compiled kernel and its reference."""
 
 from haltwise._kernels.coordinatewise import Coordinatewise, FusedStep, preprocess_gradient
 from haltwise._kernels.lstm import lstm_sequence, lstm_step

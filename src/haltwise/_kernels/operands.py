@@ -53,7 +53,7 @@ def _complaint(
 ) -> str:
     if type(tensor) not in _PLAIN_TYPES:
         return (
-            f"{name} is a {type(tensor).__name__}, which an LSTM rule or head cannot read; pass "
+            f"{name} is a {type(tensor).__name__}, which an LSTM rule or halter cannot read; pass "
             "a plain torch.Tensor (of a DTensor, its local part: `to_local()`)"
         )
     if tensor.shape != shape:

@@ -21,7 +21,7 @@ from haltwise.cli.options import (
 from haltwise.cli.printing import print_table, write_json
 from haltwise.evaluation import study as run_study
 from haltwise.models import loading
-from haltwise.report.studies import margins, study_table
+from haltwise.report.studies import margins_table, study_table
 from haltwise.stop_rules import CostUnit
 
 __all__ = ["study"]
@@ -30,7 +30,7 @@ __all__ = ["study"]
 @click.command()
 @click.argument("run_or_name")
 @click.option(
-    "--head",
+    "--halter",
     "others",
     multiple=True,
     metavar="NAME=RUN",
@@ -93,7 +93,7 @@ def study(
     card = models[model_name(run_or_name)].card
     for entry in others:
         name, equals, run = entry.partition("=")
-        require(bool(equals) and bool(name), f"--head takes NAME=RUN, got {entry!r}")
+        require(bool(equals) and bool(name), f"--halter takes NAME=RUN, got {entry!r}")
         require(name not in models, f"two models are called {name!r}; choose another NAME")
         models[name] = loading.load(run, own)
     with Console(stderr=True).status("starting") as status:
@@ -114,5 +114,4 @@ def study(
         write_json(json_path, record)
     for unit in CostUnit:
         print_table(study_table(record, unit))
-        for sentence in margins(record, unit):
-            click.echo(sentence)
+        print_table(margins_table(record, unit))

@@ -56,13 +56,7 @@ def choose_policies(
     `learned` is the model's own policy as it ships. `calibrated` has its setting, its time of
     decision and what it returns chosen as the baselines have theirs; `after_gradient` too, but it
     pays for a gradient before it decides. Both are missing where the method leaves nothing open.
-
-    Args:
-        model: The halting model whose outputs the trajectory has.
-        tuning: Items that stayed finite.
-        unit: What is counted.
-        price: c, in units of the loss.
-        baselines: Rules to tune beside it, by name.
+    The tuning items have the model's outputs and stayed finite.
     """
     policies = {"learned": model.policy(unit)}
     table = costs(tuning.excess, price)
@@ -85,14 +79,7 @@ def tune_baselines(
     price: float,
     rules: Mapping[str, type[StopRule]] = BASELINES,
 ) -> dict[str, StopPolicy]:
-    """The baselines that the trajectory shows enough for, their settings of least J.
-
-    Args:
-        tuning: Items that stayed finite.
-        unit: What is counted.
-        price: c, in units of the loss.
-        rules: By name.
-    """
+    """The baselines that the trajectory shows enough for, their settings of least J."""
     table = costs(tuning.excess, price)
     return {
         name: choose(
@@ -113,14 +100,7 @@ def cross_fit(
     """The stops of a fixed budget and of the baselines on all items, none tuned where it is judged.
 
     Items are split into two halves at random, each rule is tuned on one and judged on the other,
-    and the other way round.
-
-    Args:
-        trajectory: n items that stayed finite.
-        unit: What is counted.
-        price: c, in units of the loss.
-        generator: Draws the halves.
-        groups: The group 0..G-1 of each item, int64 [n]; every group is shared out evenly.
+    and the other way round. Each of the groups 0..G-1, int64 [n], is shared out evenly.
     """
     half = _halves(trajectory.num_items, generator, groups)
     parts: dict[str, list[Stops]] = {}

@@ -1,5 +1,6 @@
 """Find out why a training does not learn: each finding comes with a sentence of advice."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ class Finding:
     """Something that keeps an optimizer from learning or from being trusted."""
 
     name: str
-    where: str
-    """The layer or gate, empty if it has none."""
     measured: str
     """What was found, a sentence."""
     advice: str
     """What to do about it, a sentence."""
+    where: str = ""
+    """The layer or gate, empty if it has none."""
 
 
 @final
@@ -65,13 +66,7 @@ def diagnose(
 ) -> Diagnosis:
     """Look at a trained model on problems of the stream (seed, "diagnose").
 
-    Args:
-        model: As `haltwise.load` gives it.
-        family: What it was trained on.
-        price: c; the card's if None.
-        horizon: T; the card's if None.
-        num_problems: B.
-        seed: Random seed.
+    Price and horizon are the card's if None.
 
     Raises:
         InputError: A setting is impossible.
@@ -92,7 +87,6 @@ def diagnose(
         findings.append(
             Finding(
                 "not finite",
-                "",
                 f"{share:.0%} of the problems do not stay finite for {horizon} steps.",
                 "Begin with smaller updates (--rule.output-scale 0.03) or a shorter --horizon.",
             )
@@ -136,10 +130,10 @@ def _check_rule(
         if share > 0.5:
             yield Finding(
                 "saturated gates",
-                gate,
                 f"{share:.0%} of its units are beyond ±{_SATURATED:g}, where no gradient passes.",
                 "Train anew with a lower --adam.learning-rate, or restart from a checkpoint before "
                 "the weights grew.",
+                gate,
             )
 
 
@@ -168,17 +162,29 @@ def _check_layers(
     generator: torch.Generator,
 ) -> Iterator[Finding]:
     """Scales of weights and of their meta-gradients, as the joint phase of training has them."""
-    gradients = _meta_gradients(model, batch, horizon, price, generator)
+    model = copy.deepcopy(model).requires_grad_(True)
+    weight = JointPhaseSettings().sum_weight
+    meta = MetaObjective(model.halting, horizon=horizon, price=price, sum_weight=weight)
+    with torch.enable_grad():
+        Pathwise().bind(model, horizon).accumulate(
+            batch,
+            torch.full_like(batch.start[:, 0], price),
+            lambda excess, outputs, prices: meta.joint(excess, outputs, prices, generator),
+            batch.num_problems,
+            generator,
+        )
+    gradients = {}
     for name, value in model.named_parameters():
+        gradients[name] = 0.0 if value.grad is None else _rms(value.grad)
         figures[f"{name}: rms weight"] = _rms(value)
         figures[f"{name}: rms meta-gradient"] = gradients[name]
         if not math.isfinite(gradients[name]):
             yield Finding(
                 "exploding gradient",
-                name,
                 "Its meta-gradient is not finite.",
                 "Cut the state's gradient (--joint.estimator.truncate true) or shorten the "
                 "--horizon.",
+                name,
             )
     rule = {name: size for name, size in gradients.items() if name.startswith("rule.")}
     strongest = max(rule.values(), default=0.0)
@@ -186,42 +192,11 @@ def _check_layers(
         if size < _FAINT * strongest or strongest == 0:
             yield Finding(
                 "vanishing gradient",
-                name,
                 f"Its meta-gradient is {size:.2g}, that of the strongest layer {strongest:.2g}.",
                 "Look for saturated gates first; else begin anew with another --seed or fewer "
                 "layers (--rule.num-layers 1).",
+                name,
             )
-
-
-def _meta_gradients(
-    model: OptimizerModel,
-    batch: TaskBatch,
-    horizon: int,
-    price: float,
-    generator: torch.Generator,
-) -> dict[str, float]:
-    """Root mean squares by weight; the model is left as it was."""
-    weight = JointPhaseSettings().sum_weight
-    meta = MetaObjective(model.halting, horizon=horizon, price=price, sum_weight=weight)
-    frozen = {name: value.requires_grad for name, value in model.named_parameters()}
-    model.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            Pathwise().bind(model, horizon).accumulate(
-                batch,
-                torch.full_like(batch.start[:, 0], price),
-                lambda excess, outputs, prices: meta.joint(excess, outputs, prices, generator),
-                batch.num_problems,
-                generator,
-            )
-        return {
-            name: 0.0 if value.grad is None else _rms(value.grad)
-            for name, value in model.named_parameters()
-        }
-    finally:
-        model.zero_grad()
-        for name, value in model.named_parameters():
-            value.requires_grad_(frozen[name])
 
 
 def _rms(value: Tensor) -> float:
@@ -246,7 +221,6 @@ def _check_stops(figures: dict[str, float], excess: Tensor, price: float) -> Ite
     if worse > 0.5:
         yield Finding(
             "no descent",
-            "",
             f"{worse:.0%} of the problems end above the loss they started from.",
             "Let the rule learn by the losses alone at first (--preset lstm, or --joint.warmup 1), "
             "with --rule.initial-descent true.",
@@ -254,7 +228,6 @@ def _check_stops(figures: dict[str, float], excess: Tensor, price: float) -> Ite
     if at_once > 0.9:
         yield Finding(
             "price above the losses",
-            "",
             f"At a price of {price:g} it is best to stop {at_once:.0%} of the problems within one "
             f"step: all there is to gain is {gain:.3g} prices.",
             "Lower the --price, which is what a step must gain in units of the loss.",
@@ -262,7 +235,6 @@ def _check_stops(figures: dict[str, float], excess: Tensor, price: float) -> Ite
     if at_end > 0.5:
         yield Finding(
             "price below the losses",
-            "",
             f"At a price of {price:g} {at_end:.0%} of the problems are worth all {horizon} steps, "
             "so there is nothing to learn about stopping.",
             "Raise the --price or the --horizon.",
@@ -283,7 +255,6 @@ def _check_drift(figures: dict[str, float], excess: Tensor) -> Iterator[Finding]
     if share > 0.25:
         yield Finding(
             "drift beyond the horizon",
-            "",
             f"From step {horizon} to {2 * horizon}, {share:.0%} of the problems lose a tenth or "
             "more of what they had gained.",
             f"Never allow more than {horizon} steps, or train with a longer --horizon.",
@@ -313,7 +284,6 @@ def _check_posterior(
     if at_0 > 0.9 and figures["share best stopped within a step"] < 0.9:
         yield Finding(
             "posterior collapsed to step 0",
-            "",
             f"{at_0:.0%} of its mass is where nothing is done, {best}",
             "Train the halter alone, distilled at first (--joint.num-steps 0 --rule-from RUN "
             "--method.distilled 0.5).",
@@ -321,14 +291,12 @@ def _check_posterior(
     elif at_end > 0.9 and figures["share worth every step"] < 0.5:
         yield Finding(
             "posterior collapsed to the horizon",
-            "",
             f"{at_end:.0%} of its mass is at step {trajectory.num_steps}, {best}",
             f"{longer}, distilled at first.",
         )
     elif spread < 0.02 * oracle_spread:
         yield Finding(
             "stops do not depend on the problem",
-            "",
             f"They differ by {spread:.2g} steps, those of the oracle by {oracle_spread:.2g}.",
             f"{longer}.",
         )

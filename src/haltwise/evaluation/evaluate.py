@@ -30,8 +30,14 @@ from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.early_exit import Execution, Outcome, run_until_halted
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit, DecisionTime, FixedBudget, ReturnedIterate, StopPolicy
-from haltwise.stop_rules.cost import costs
+from haltwise.stop_rules import (
+    CostUnit,
+    DecisionTime,
+    FixedBudget,
+    ReturnedIterate,
+    StopPolicy,
+    costs,
+)
 from haltwise.tasks.base import TaskBatch, TaskFamily
 from haltwise.tasks.module import ModuleBatch
 
@@ -80,8 +86,7 @@ def evaluate(
         seed: Of the problems.
         num_problems: n, for the test and again for the tuning.
         device: Where problems are solved; the models are moved there.
-        workers: The processes that share the tuning of learning rates, which costs the most; all
-            find the same.
+        workers: They share the tuning of learning rates, which costs the most; all find the same.
         announce: Called with a sentence at the start of each part.
 
     Raises:
@@ -101,36 +106,33 @@ def evaluate(
     )
 
     stopping: dict[str, dict[CostUnit, StoppingRecord]] = {}
-    curves: dict[str, Trajectory] = {}
+    curves: dict[str, CurveRecord] = {}
     arrays: dict[str, Tensor] = {}
     for key, each in models.items():
         announce(f"unrolling {key}")
         each.to(device)
         if not each.halting.halts:
-            curves[key] = loss_curves(each.rule, test, horizon)
+            curves[key] = _curve(loss_curves(each.rule, test, horizon), test)
             continue
-        curves[key] = record(each.rule, test, horizon)
-        tune_on = record(each.rule, tuning, horizon)
+        recorded, tune_on = (record(each.rule, batch, horizon) for batch in (test, tuning))
+        curves[key] = _curve(recorded, test)
         announce(f"judging the stops of {key}")
-        stopping[key], found = _judge_both(each.halting, curves[key], tune_on, price)
+        stopping[key], found = _judge_both(each.halting, recorded, tune_on, price)
         arrays = arrays or found
     announce("solving for real, halted problems leaving the batch")
     execution = _execute(model, test, price, horizon, stopping[name][CostUnit.GRADIENTS])
 
     announce("tuning the hand-designed optimizers")
-    tuned = {key: tune_rule(make, tuning, horizon, workers) for key, make in HAND_DESIGNED.items()}
-    curves |= {key: loss_curves(each.rule, test, horizon) for key, each in tuned.items()}
+    for key, make in HAND_DESIGNED.items():
+        tuned = tune_rule(make, tuning, horizon, workers)
+        curve = _curve(loss_curves(tuned.rule, test, horizon), test)
+        curves[key] = replace(curve, learning_rate=tuned.learning_rate, at_edge=tuned.at_edge)
     lbfgs, num_lbfgs = [], 0
     if not test.stochastic:
         announce("running L-BFGS")
         num_lbfgs = min(_NUM_LBFGS, num_problems)
         few = family.sample(num_lbfgs, stream(seed, "test"), dtype=torch.float64)
         lbfgs = lbfgs_curve(few, horizon).mean(0).tolist()
-    records = {key: _curve(curve, test) for key, curve in curves.items()}
-    records |= {
-        key: replace(records[key], learning_rate=rule.learning_rate, at_edge=rule.at_edge)
-        for key, rule in tuned.items()
-    }
     return Evaluation(
         EvaluationRecord(
             optimizer=name,
@@ -148,7 +150,7 @@ def evaluate(
             },
             stopping=stopping.pop(name),
             execution=execution,
-            curves=records,
+            curves=curves,
             others=stopping,
             lbfgs=lbfgs,
             num_lbfgs=num_lbfgs,
@@ -162,30 +164,20 @@ def judge_model(
 ) -> tuple[StoppingRecord, dict[str, Stops]]:
     """Judge the stops of a halting model beside those of rules tuned on other items.
 
-    Args:
-        model: The model whose outputs both trajectories have.
-        test: n items.
-        tuning: Other items that stayed finite.
-        unit: What is counted.
-        price: c, in units of the loss.
-
-    Returns:
-        The record, and the stops of every rule on the items that stayed finite.
+    Both trajectories have the model's outputs; the tuning items stayed finite. The stops returned
+    beside the record are those of every rule on the test items that stayed finite.
     """
-    kept = keep_finite(test)
+    kept, time = keep_finite(test), unit.decision_time
     policies = choose_policies(model, tuning, unit, price)
     stops = {name: Stops.by(policy, kept, unit) for name, policy in policies.items()}
-    table = costs(kept.excess, price)
-    time = unit.decision_time
+    settings = model.method.candidates(kept, costs(kept.excess, price), time)
     judged = judge(
         kept,
         stops,
         unit,
         price=price,
         hazards=model.method.hazards(kept.outputs, time),
-        settings=settings_frontier(
-            model.method.candidates(kept, table, time), policies["learned"].returns, kept, unit
-        ),
+        settings=settings_frontier(settings, policies["learned"].returns, kept, unit),
         num_left_out=test.num_items - kept.num_items,
     )
     return judged, stops
@@ -223,28 +215,26 @@ def _execute(
 ) -> ExecutionRecord:
     """Gradients really evaluated and seconds, beside those of the best fixed budget."""
     prices = torch.full_like(test.start[:, 0], price)
+
+    def run(policy: StopPolicy, max_steps: int) -> tuple[Execution, float]:
+        started = time.perf_counter()
+        session = HaltingSession(policy, prices, model.halting)
+        done = run_until_halted(OptimizationProcess(model.rule, test), session, max_steps)
+        return done, time.perf_counter() - started
+
     budget = stopping.fixed_budget
-    run, seconds = _run(model, test, prices, model.policy(), horizon)
+    done, seconds = run(model.policy(), horizon)
     never = StopPolicy(FixedBudget(horizon), ReturnedIterate.NEXT)
-    seconds_fixed = _run(model, test, prices, never, budget)[1] if budget else 0.0
-    counts = torch.bincount(run.outcome, minlength=len(Outcome)).tolist()
+    seconds_fixed = run(never, budget)[1] if budget else 0.0
+    counts = torch.bincount(done.outcome, minlength=len(Outcome)).tolist()
     return ExecutionRecord(
-        num_gradients=int(run.num_gradients.sum()),
+        num_gradients=int(done.num_gradients.sum()),
         num_gradients_fixed=test.num_problems * budget,
         seconds=seconds,
         seconds_fixed=seconds_fixed,
         outcomes={outcome.name.lower(): counts[outcome] for outcome in Outcome},
-        held_out=_held_out(test, run.result),
+        held_out=_held_out(test, done.result),
     )
-
-
-def _run(
-    model: OptimizerModel, test: TaskBatch, prices: Tensor, policy: StopPolicy, max_steps: int
-) -> tuple[Execution, float]:
-    started = time.perf_counter()
-    session = HaltingSession(policy, prices, model.halting)
-    run = run_until_halted(OptimizationProcess(model.rule, test), session, max_steps)
-    return run, time.perf_counter() - started
 
 
 def _held_out(batch: TaskBatch, params: Tensor) -> HeldOutRecord | None:

@@ -9,19 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from haltwise.evaluation.records import (
-    Bin,
-    Frontier,
-    Reliability,
-    StopFigures,
-    StoppingRecord,
-)
-from haltwise.evaluation.statistics import (
-    captured_gain,
-    jackknife,
-    least_mix,
-    rank_correlation,
-)
+from haltwise.evaluation.records import Bin, Frontier, Reliability, StopFigures, StoppingRecord
+from haltwise.evaluation.statistics import captured_gain, jackknife, least_mix, rank_correlation
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
     CostUnit,
@@ -31,9 +20,9 @@ from haltwise.stop_rules import (
     costs,
     decide_all,
     decisions,
+    returned_excess,
     steps_charged,
 )
-from haltwise.stop_rules.cost import returned_excess
 
 __all__ = ["Stops", "judge", "settings_frontier"]
 
@@ -132,14 +121,7 @@ def judge(
 def settings_frontier(
     rules: Iterable[StopRule], returns: ReturnedIterate, trajectory: Trajectory, unit: CostUnit
 ) -> list[tuple[float, float]]:
-    """Mean cost and mean excess of each of a rule's settings, by cost.
-
-    Args:
-        rules: The settings; if they are many, some spread evenly over them are shown.
-        returns: What their stops return.
-        trajectory: The items.
-        unit: What is counted.
-    """
+    """Mean cost and mean excess of a rule's settings, by cost; of many, some spread evenly."""
     shown = list(rules)
     shown = shown[:: max(1, len(shown) // _MAX_SETTINGS)]
     return sorted(

@@ -1,7 +1,7 @@
 """Optimizers to compare with: hand-designed rules at tuned learning rates, and L-BFGS."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import final
@@ -77,25 +77,18 @@ def tune_rule(
 
     Of large problems a few are enough, since a rate that is right for one network is right for the
     next. For them every fourth rate is tried first, then those around the best one, twice closer,
-    since a mean excess has one valley.
-
-    Args:
-        make: The rule at a learning rate.
-        batch: Problems that nothing is judged on.
-        num_steps: T.
-        workers: The processes that share the work; all find the same rate.
+    since a mean excess has one valley. Workers share the work; all find the same rate.
     """
     workers = workers or Workers()
     few = min(batch.num_problems, max(_LEAST_PROBLEMS, _TUNING_COORDINATES // batch.dim))
     strides = (1,) if few == batch.num_problems else (4, 2, 1)
     batch = batch.select(torch.arange(few, device=batch.start.device))
+    places: Sequence[int] = range(0, len(LEARNING_RATES), strides[0])
     scores: dict[int, float] = {}
     for stride in strides:
         if scores:
             best = min(scores, key=scores.__getitem__)
             places = [p for p in (best - stride, best + stride) if 0 <= p < len(LEARNING_RATES)]
-        else:
-            places = list(range(0, len(LEARNING_RATES), stride))
         found = widened(batch.start.new_zeros(len(places)))
         for number in workers.share(len(places)):
             rule = make(LEARNING_RATES[places[number]])
@@ -113,36 +106,37 @@ def lbfgs_curve(batch: TaskBatch, num_gradients: int) -> Tensor:
 
     `torch.optim.LBFGS` with strong Wolfe line search, one problem at a time in float64; line
     searches are charged for every evaluation. On quadratics it is conjugate gradients.
-
-    Args:
-        batch: B problems, their losses exact.
-        num_gradients: G.
+    The losses of the batch must be exact.
     """
-    curves = []
-    for problem in range(batch.num_problems):
-        single = batch.select(torch.tensor([problem]))
-        params = single.start.double().clone().requires_grad_()
-        # The first evaluation is at theta_0 and buys the first move.
-        seen: list[float] = []
-        solver = torch.optim.LBFGS(
-            [params],
-            max_iter=num_gradients,
-            max_eval=num_gradients,
-            tolerance_grad=0.0,
-            tolerance_change=0.0,
-            line_search_fn="strong_wolfe",
-        )
+    seen = torch.tensor(
+        [
+            _lbfgs_excess(batch.select(torch.tensor([problem])), num_gradients)
+            for problem in range(batch.num_problems)
+        ],
+        dtype=torch.float64,
+    )
+    # The first evaluation is at theta_0 and buys the first move.
+    return torch.cat((seen[:, :1], seen.cummin(1).values), 1)
 
-        def closure(
-            single: TaskBatch = single, params: Tensor = params, seen: list[float] = seen
-        ) -> Tensor:
-            point = params.detach().to(single.start.dtype)
-            evaluation = single.evaluate(point, 0)
-            seen.append(evaluation.excess.item())
-            params.grad = evaluation.grad.to(params)
-            return evaluation.excess[0].double()
 
-        solver.step(closure)
-        seen = (seen + [seen[-1]] * num_gradients)[:num_gradients]
-        curves.append([seen[0], *torch.tensor(seen, dtype=torch.float64).cummin(0).values.tolist()])
-    return torch.tensor(curves, dtype=torch.float64)
+def _lbfgs_excess(problem: TaskBatch, num_gradients: int) -> list[float]:
+    """The excess at each evaluation, the last one repeated where L-BFGS ends early."""
+    params = problem.start.double().clone().requires_grad_()
+    seen: list[float] = []
+    solver = torch.optim.LBFGS(
+        [params],
+        max_iter=num_gradients,
+        max_eval=num_gradients,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        evaluation = problem.evaluate(params.detach().to(problem.start.dtype), 0)
+        seen.append(evaluation.excess.item())
+        params.grad = evaluation.grad.to(params)
+        return evaluation.excess[0].double()
+
+    solver.step(closure)
+    return (seen + [seen[-1]] * num_gradients)[:num_gradients]

@@ -259,14 +259,7 @@ def save_evaluation(
 ) -> Path:
     """Write an evaluation and its arrays to one file, so that nothing can mix up two.
 
-    Args:
-        record: What was measured.
-        arrays: See `haltwise.evaluation.Evaluation`.
-        directory: Created if missing. The file is
-            `evaluation-OPTIMIZER-FAMILY-PRICE-HORIZON-SEED.safetensors`.
-
-    Returns:
-        The file.
+    It is `DIRECTORY/evaluation-OPTIMIZER-FAMILY-PRICE-HORIZON-SEED.safetensors`.
 
     Raises:
         InputError: The file cannot be written.

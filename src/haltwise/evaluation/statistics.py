@@ -8,13 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Interval",
-    "captured_gain",
-    "jackknife",
-    "least_mix",
-    "rank_correlation",
-]
+__all__ = ["Interval", "captured_gain", "jackknife", "least_mix", "rank_correlation"]
 
 _LEVEL = 0.95
 _BLOCK = 2**16  # entries of a temporary, which then stays in a cache
@@ -49,11 +43,11 @@ def jackknife(
     Args:
         statistic: From means [R, k] to statistics [R, m], row by row.
         columns: What is averaged, an item a row, float64 [n, k].
-        groups: The group 0..G-1 of each item, int64 [n], where items of one group are alike.
-
-    Returns:
-        m intervals, their ends NaN if there is but one group or item.
+        groups: The group 0..G-1 of each item, int64 [n], where items of one group are alike. If
+            there is but one, or one item, the ends of the intervals are NaN.
     """
+    from scipy.special import stdtrit
+
     num = len(columns)
     sizes, totals = torch.ones(num, dtype=columns.dtype), columns
     if groups is not None:
@@ -66,27 +60,15 @@ def jackknife(
     left_out = statistic(without)
     degrees = len(sizes) - 1
     error = left_out.std(0, correction=0) * math.sqrt(degrees)
-    half = (_student(degrees) * error).tolist()
+    half = (float(stdtrit(degrees, (1 + _LEVEL) / 2)) * error).tolist()
     return [Interval(v, v - h, v + h) for v, h in zip(values, half, strict=True)]
-
-
-def _student(degrees: int) -> float:
-    """The quantile of Student's t that leaves half of what is not covered above it."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees, (1 + _LEVEL) / 2))
 
 
 def captured_gain(fixed: Tensor, rule: Tensor, oracle: Tensor) -> Tensor:
     """(J_fixed - J_rule) / (J_fixed - J_oracle), docs/theory.md, Eq. (captured-gain).
 
     1 is the oracle, who knows each item's future; 0 the best fixed budget, chosen in hindsight.
-    NaN where that budget is as good as the oracle.
-
-    Args:
-        fixed: Mean J of the best fixed budget, any shape.
-        rule: Mean J of the stops judged, of a shape that broadcasts with it.
-        oracle: Least mean J, of the shape of `fixed`.
+    NaN where that budget is as good as the oracle. The mean J's of any shapes that broadcast.
     """
     room = fixed - oracle
     exists = room > 1e-12 * torch.maximum(fixed.abs(), oracle.abs())
@@ -103,10 +85,8 @@ def least_mix(limited: Tensor, wanted: Tensor, limit: Tensor) -> Tensor:
     Args:
         limited: Of every budget, shape [R, T+1].
         wanted: Of every budget, shape [R, T+1].
-        limit: What the mean of `limited` may be at most, shape [R].
-
-    Returns:
-        Shape [R]; infinity where no budget keeps within the limit.
+        limit: What the mean of `limited` may be at most, shape [R]; where no budget keeps within
+            it, the least mean is infinite.
     """
     rows = max(1, _BLOCK // limited.shape[1] ** 2)
     parts = zip(limited.split(rows), wanted.split(rows), limit.split(rows), strict=True)

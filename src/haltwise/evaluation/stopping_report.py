@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
 from haltwise.evaluation.baselines import cross_fit
 from haltwise.evaluation.judge import Stops, judge
@@ -30,7 +30,6 @@ def stopping_report(
     observed: Tensor | None = None,
     groups: Tensor | None = None,
     baselines: bool = True,
-    generator: torch.Generator | None = None,
 ) -> StoppingRecord:
     """Judge stops on the trajectories of any program.
 
@@ -58,7 +57,6 @@ def stopping_report(
         groups: The run or seed to which each item belongs, integers [n]. Intervals then hold for
             other groups, not for other items of these.
         baselines: Whether to tune baselines.
-        generator: Draws the halves.
 
     Raises:
         InputError: A shape, a stop, a price or a hazard is impossible, or fewer than
@@ -70,7 +68,6 @@ def stopping_report(
         1.0
     """
     _check(losses, stops, price, returned, hazards, observed, groups)
-    generator = stream(0, "stopping report") if generator is None else generator
     cost = steps_charged(stops.long(), unit, losses.shape[1] - 1)
     ends = cost if returned is None else returned.long()
     excess = losses.double().gather(1, ends.unsqueeze(1)).squeeze(1)
@@ -80,7 +77,7 @@ def stopping_report(
     inner = None if groups is None else torch.unique(groups[rows], return_inverse=True)[1]
     given = {"given": Stops(excess[rows], cost[rows])}
     if baselines:
-        given |= cross_fit(trajectory, unit, price, generator, inner)
+        given |= cross_fit(trajectory, unit, price, stream(0, "stopping report"), inner)
     return judge(
         trajectory,
         given,
@@ -119,33 +116,33 @@ def _check(
         "groups": (groups, [num]),
     }
     for name, (value, shape) in shapes.items():
-        require(
-            value is None or list(value.shape) == shape,
-            f"{name} must have shape {shape} to go with losses of shape {list(losses.shape)}, got "
-            f"{None if value is None else list(value.shape)}",
-        )
-    for name, steps in (("stops", stops), ("returned", returned), ("groups", groups)):
-        if steps is None:
+        if value is None:
             continue
-        kind = str(steps.dtype).removeprefix("torch.")
+        require(
+            list(value.shape) == shape,
+            f"{name} must have shape {shape} to go with losses of shape {list(losses.shape)}, got "
+            f"{list(value.shape)}",
+        )
+        if name in ("hazards", "observed"):
+            continue
+        kind = str(value.dtype).removeprefix("torch.")
         require(
             "int" in kind, f"{name} must be integers, got {kind}; convert with {name}.astype(int)"
         )
-        wrong = ((steps < 0) | (steps > num_steps)).nonzero().flatten().tolist()
-        row = wrong[0] if wrong and name != "groups" else None
-        require(
-            row is None,
-            f"{name} must lie in 0..{num_steps}, the steps that losses hold; got "
-            f"{0 if row is None else int(steps[row])} in row {row}; an item that never stopped has "
-            f"{num_steps}",
-        )
+        wrong = ((value < 0) | (value > num_steps)).nonzero().flatten().tolist()
+        if wrong and name != "groups":
+            raise InputError(
+                f"{name} must lie in 0..{num_steps}, the steps that losses hold; got "
+                f"{int(value[wrong[0]])} in row {wrong[0]}; an item that never stopped has "
+                f"{num_steps}"
+            )
     if hazards is not None:
         unlikely = hazards[~((hazards >= 0) & (hazards <= 1))].tolist()
-        require(
-            not unlikely,
-            f"hazards must be probabilities in [0, 1], got {unlikely[0] if unlikely else ''}; "
-            "apply a sigmoid to log-odds",
-        )
+        if unlikely:
+            raise InputError(
+                f"hazards must be probabilities in [0, 1], got {unlikely[0]}; apply a sigmoid to "
+                "log-odds"
+            )
     num_finite = int(losses.isfinite().all(1).sum())
     left_out = f" after {num - num_finite} with NaN or infinite losses were left out"
     require(

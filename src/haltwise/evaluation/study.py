@@ -22,7 +22,6 @@ from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout.record import record
 from haltwise.stop_rules import CostUnit
 from haltwise.tasks.base import TaskFamily
-from haltwise.update_rules import UpdateRule
 
 __all__ = ["judge_runs", "study"]
 
@@ -74,19 +73,28 @@ def study(
         "halting models are compared on the trajectories of one update rule, but these have "
         "several",
     )
+    share, rule = num_problems // len(families), first.rule
+    if isinstance(rule, nn.Module):
+        rule = copy.deepcopy(rule).to(device)
     judged: dict[tuple[float, CostUnit], list[StoppingRecord]] = {}
     num_left_out = 0
     for seed in seeds:
         announce(f"seed {seed}")
-        parts = [
-            _record(first.rule, list(families.values()), seed, part, num_problems, horizon, device)
-            for part in ("test", "tune")
-        ]
-        num_left_out += sum(lost for _, lost in parts)
+        parts = []
+        for part in ("test", "tune"):
+            whole = Trajectory.join(
+                [
+                    record(rule, source.sample(share, stream(seed, part), device=device), horizon)
+                    for source in families.values()
+                ]
+            )
+            kept = whole.finite.nonzero().squeeze(1)
+            require(len(kept) > 0, f"no problem of seed {seed} stays finite")
+            parts.append(map_tensors(whole.select(kept), Tensor.cpu))
+            num_left_out += whole.num_items - len(kept)
         for price in prices:
             for unit in CostUnit:
-                stops = _stops(models, [trajectory for trajectory, _ in parts], unit, price)
-                cell = judge(parts[0][0], stops, unit, price=price)
+                cell = judge(parts[0], _stops(models, parts, unit, price), unit, price=price)
                 judged.setdefault((price, unit), []).append(cell)
     return StudyRecord(
         optimizer=next(iter(models)),
@@ -128,36 +136,10 @@ def judge_runs(
 
 
 def _same_rule(one: OptimizerModel, other: OptimizerModel) -> bool:
-    if one.card.rule != other.card.rule:
-        return False
-    weights, others = (
-        {name: value for name, value in model.state_dict().items() if name.startswith("rule.")}
-        for model in (one, other)
+    weights, others = one.state_dict(), other.state_dict()
+    return one.card.rule == other.card.rule and all(
+        torch.equal(weights[name], others[name]) for name in weights if name.startswith("rule.")
     )
-    return all(torch.equal(weights[name], others[name]) for name in weights)
-
-
-def _record(
-    rule: UpdateRule,
-    families: Sequence[TaskFamily],
-    seed: int,
-    part: str,
-    num_problems: int,
-    horizon: int,
-    device: torch.device | str,
-) -> tuple[Trajectory, int]:
-    """A seed's problems, and how many were left out as not finite."""
-    share = num_problems // len(families)
-    if isinstance(rule, nn.Module):
-        rule = copy.deepcopy(rule).to(device)
-    parts = [
-        record(rule, family.sample(share, stream(seed, part), device=device), horizon)
-        for family in families
-    ]
-    whole = map_tensors(Trajectory.join(parts), Tensor.cpu)
-    finite = whole.finite.nonzero().squeeze(1)
-    require(len(finite) > 0, f"no problem of seed {seed} stays finite")
-    return whole.select(finite), whole.num_items - len(finite)
 
 
 def _stops(

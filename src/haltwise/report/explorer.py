@@ -16,9 +16,14 @@ from haltwise.processes.trajectory import Trajectory
 from haltwise.report.formats import rounded, short
 from haltwise.report.page import render
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit, DecisionTime, StopPolicy, costs
-from haltwise.stop_rules.base import decisions_and_reasons
-from haltwise.stop_rules.cost import returned_steps
+from haltwise.stop_rules import (
+    CostUnit,
+    DecisionTime,
+    StopPolicy,
+    costs,
+    decisions_and_reasons,
+    returned_steps,
+)
 from haltwise.tasks.base import TaskBatch, TaskFamily
 
 __all__ = ["explore", "write_explorer"]
@@ -59,15 +64,16 @@ def write_explorer(
         num_problems: How many there are to choose from, 1 to 20.
         num_steps: T, steps drawn; the model's horizon if None.
 
-    Returns:
-        `path`.
-
     Raises:
         InputError: The model does not halt, no problem stays finite, or the page cannot be written.
     """
-    horizon = model.card.horizon if num_steps is None else num_steps
-    generator = stream(seed, "explore")
-    document = explore(model, family, generator, num_problems=num_problems, num_steps=horizon)
+    document = explore(
+        model,
+        family,
+        stream(seed, "explore"),
+        num_problems=num_problems,
+        num_steps=model.card.horizon if num_steps is None else num_steps,
+    )
     first = document["problems"][0]
     notes = dict(_NOTES)
     if first["contours"] is None:
@@ -98,23 +104,10 @@ def explore(
 ) -> dict[str, Any]:
     """What the explorer draws, as JSON values.
 
-    Cost is counted in updates, so that posterior, forecast and loss share their steps.
-
-    Args:
-        model: An optimizer model that halts.
-        family: Of problems.
-        generator: Draws the problems.
-        num_problems: How many, 1 to 20.
-        num_steps: T >= 1.
-
-    Returns:
-        `prices`, and of every problem its `excess` loss and, where it has two parameters, its
-        `path` and `contours`; at every price, where and why it stops, the posterior, the hazards
-        and the forecasts, the latter None where the method has none. Problems that do not stay
-        finite are left out.
-
-    Raises:
-        InputError: See `write_explorer`.
+    Cost is counted in updates, so that posterior, forecast and loss share their steps. Of every
+    problem that stays finite there are its `excess` loss and, where it has two parameters, its
+    `path` and `contours`; at every price, where and why it stops, the posterior, the hazards and
+    the forecasts, the latter None where the method has none.
     """
     require(1 <= num_problems <= 20, f"num_problems must lie in 1..20, got {num_problems}")
     require(

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from haltwise.evaluation import EvaluationRecord, StoppingRecord
-from haltwise.evaluation.records import Frontier
 from haltwise.report.formats import count, num, percent, rounded, short
 from haltwise.report.page import Figure
 from haltwise.report.palette import (
     BLUE,
     GREY,
     INK,
-    SURFACE,
     VERMILION,
     Line,
     optimizer_line,
@@ -28,17 +26,10 @@ from haltwise.report.palette import (
 __all__ = [
     "frontier",
     "loss_curves",
-    "mixed_excess",
-    "parts_of_j",
     "reliability",
     "stop_steps",
     "training",
 ]
-
-
-def mixed_excess(budgets: Frontier, cost: float) -> float:
-    """The least mean excess of budgets mixed at random that cost as much on average."""
-    return float(np.interp(cost, budgets.hull, [budgets.mean_excess[t] for t in budgets.hull]))
 
 
 def frontier(record: StoppingRecord, stem: str) -> Figure:
@@ -70,71 +61,21 @@ def frontier(record: StoppingRecord, stem: str) -> Figure:
     figure.update_layout(hovermode="closest")
     drawn = [budgets.mean_excess, [stops.mean_excess for stops in record.rules.values()]]
     _log(figure.update_yaxes, *drawn)
-    theirs = mixed_excess(budgets, own.mean_cost)
+    theirs = float(np.interp(own.mean_cost, budgets.hull, hull))
     side = "below" if own.mean_excess < theirs else "not below"
+    note = "Lower and further left is better. The diamond is the policy judged"
+    note += ", as it ships; its other settings return what it returns." if budgets.settings else "."
     return Figure(
         f"{stem}-frontier",
         f"For {num(own.mean_cost)} {unit} on average the stops leave a mean excess of "
         f"{num(own.mean_excess)}, {side} the {num(theirs)} of fixed budgets mixed at random",
-        "Lower and further left is better. The diamond is the policy judged"
-        + (
-            ", as it ships; its other settings return what it returns." if budgets.settings else "."
-        ),
+        note,
         figure,
-    )
-
-
-def parts_of_j(record: StoppingRecord, stem: str) -> Figure:
-    """J of every rule: excess at the stop, and the price of what was charged."""
-    rules = sorted(record.rules, key=lambda rule: -record.rules[rule].j.value)  # from the bottom
-    figures = [record.rules[rule] for rule in rules]
-    names = [html.escape(rule_name(rule)) for rule in rules]
-    colours = [rule_colour(rule) for rule in rules]
-    figure = _figure("J, units of the loss", "")
-    parts = {
-        "excess loss": ([each.mean_excess for each in figures], ""),
-        f"price × {record.unit.value}": ([record.price * each.mean_cost for each in figures], "/"),
-    }
-    for name, (values, shape) in parts.items():
-        figure.add_bar(
-            x=list(map(rounded, values)), y=names, orientation="h", name=name,
-            marker={"color": colours, "line": {"width": 1, "color": colours},
-                    "pattern": {"shape": shape, "fillmode": "replace", "size": 6,
-                                "fgcolor": colours, "solidity": 0.35}},
-            hovertemplate="%{y}<br>%{x:.4g}<extra>%{fullData.name}</extra>",
-        )  # fmt: skip
-    own, fixed = record.stops.j.value, record.rules["fixed"].j.value
-    # A rule far worse than those of interest would flatten them: its bar leaves the figure.
-    most = min(max(each.j.value for each in figures), 2 * max(own, fixed))
-    least = min(0.0, *(each.mean_excess for each in figures))
-    for name, each in zip(names, figures, strict=True):
-        beyond = each.j.value > most
-        figure.add_annotation(
-            x=min(each.j.value, most), y=name, text=num(each.j.value) + " →" * beyond,
-            xanchor="left", xshift=4, showarrow=False, bgcolor=SURFACE if beyond else None,
-        )  # fmt: skip
-    figure.update_layout(barmode="relative", bargap=0.35, hovermode="closest", showlegend=False)
-    figure.update_xaxes(range=[1.1 * least, most + 0.3 * (most - least)])
-    return Figure(
-        f"{stem}-parts",
-        f"Excess and price add up to J = {num(own)} for the stops judged, to {num(fixed)} "
-        f"for the best fixed budget and to {num(record.rules['oracle'].j.value)} for "
-        "the oracle",
-        f"Solid: excess loss at the stop; hatched: price × {record.unit.value}. A bar with an "
-        "arrow is longer than the figure.",
-        figure,
-        half=True,
     )
 
 
 def stop_steps(record: StoppingRecord, costs: Mapping[str, Tensor], stem: str) -> Figure:
-    """How many items end at each cost, where the judged rule and the oracle stop.
-
-    Args:
-        record: The stops judged.
-        costs: What each item was charged, int64 [n], by rule.
-        stem: Of the figure's name.
-    """
+    """How many items end at each of the costs, int64 [n], of the judged rule and the oracle."""
     unit = record.unit.value
     figure = _figure(f"cost, {unit}", "share of the problems")
     for rule, steps in costs.items():
@@ -224,7 +165,7 @@ def loss_curves(record: EvaluationRecord, stem: str) -> Figure:
         title += f", the lowest of {len(means)} optimizers"
     else:
         title += f"; the lowest of {len(means)} optimizers is {num(last[best])}, by {best}"
-    return Figure(f"{stem}-losses", title, note, figure, half=True)
+    return Figure(f"{stem}-losses", title, note, figure)
 
 
 _LOGGED = (
@@ -235,11 +176,7 @@ _LOGGED = (
 
 
 def training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """The objective, J and the mean stop in training; None if fewer than two entries were logged.
-
-    Args:
-        log: See `haltwise.training.run.log.read_log`.
-    """
+    """The objective, J and the mean stop in training; None if fewer than two entries are logged."""
     from plotly.subplots import make_subplots
 
     entries = [entry for entry in log if isinstance(entry.get("step"), int)]

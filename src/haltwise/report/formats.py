@@ -18,7 +18,6 @@ __all__ = [
     "num",
     "percent",
     "percent_estimate",
-    "percent_interval",
     "rounded",
     "short",
     "slug",
@@ -64,11 +63,6 @@ def count(value: float) -> str:
 def percent(value: float) -> str:
     """A share: 86 %."""
     return f"{_hundredths(value)}{_SPACE}%" if math.isfinite(value) else MISSING
-
-
-def percent_interval(value: Interval) -> str:
-    """The ends of the interval of a share: 81 to 90 %."""
-    return f"{_hundredths(value.low)} to {_hundredths(value.high)}{_SPACE}%"
 
 
 def percent_estimate(value: Interval) -> str:

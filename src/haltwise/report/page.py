@@ -12,7 +12,7 @@ from haltwise._core.version import __version__
 from haltwise.evaluation import Interval
 from haltwise.report.formats import MISSING, Spread, num, rounded
 
-__all__ = ["Column", "Facts", "Figure", "Section", "Table", "Tile", "render", "write_page"]
+__all__ = ["Column", "Facts", "Figure", "Section", "Table", "render", "write_page"]
 
 _HERE = Path(__file__).parent
 
@@ -115,16 +115,6 @@ class Facts:
 
 @final
 @dataclass(frozen=True)
-class Tile:
-    """A key figure."""
-
-    value: str
-    name: str
-    detail: str = ""
-
-
-@final
-@dataclass(frozen=True)
 class Section:
     """A part of a page."""
 
@@ -135,7 +125,6 @@ class Section:
     """The finding, in a sentence."""
     verdict: str = "unclear"
     """`gain`, `loss` or `unclear`: its colour."""
-    tiles: Sequence[Tile] = ()
     sentences: Sequence[str] = ()
     warnings: Sequence[str] = ()
     blocks: Sequence[Table | Figure | Facts] = field(default_factory=list)
@@ -160,11 +149,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
 def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any) -> str:
     """The template `NAME.html.jinja` with `NAME.js`, plotly.js and all it draws embedded.
 
-    Args:
-        name: Of the template and its script.
-        title: Of the page.
-        embedded: What the script reads, as JSON values.
-        values: What else the template names.
+    The script reads `embedded`, JSON values; the template names the other values.
     """
     import jinja2
     from markupsafe import Markup

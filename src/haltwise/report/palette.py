@@ -1,8 +1,7 @@
 """One colour and one name per stop rule and optimizer, the same on every page.
 
-The colours are those of Okabe and Ito (2008), distinct to colour-blind readers. `INK` and
-`SURFACE` stand for the page's colours of text and ground; on white the page darkens the yellow,
-on black it lightens the blue.
+The colours are those of Okabe and Ito (2008), distinct to colour-blind readers. `INK` stands for
+the page's colour of text; on white the page darkens the yellow, on black it lightens the blue.
 """
 
 from typing import NamedTuple
@@ -13,7 +12,6 @@ __all__ = [
     "BLUE",
     "GREY",
     "INK",
-    "SURFACE",
     "VERMILION",
     "Line",
     "optimizer_line",
@@ -21,7 +19,7 @@ __all__ = [
     "rule_name",
 ]
 
-INK, SURFACE = "#010101", "#020202"
+INK = "#010101"
 
 BLUE, _SKY, _ORANGE, VERMILION, _GREEN, _PINK, _YELLOW, GREY = (
     "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#8C8C8C",

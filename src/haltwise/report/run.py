@@ -33,7 +33,6 @@ from haltwise.report.stopping import (
     rules_table,
     sentences,
     stopping_figures,
-    tiles,
     verdict,
     warnings,
 )
@@ -54,9 +53,6 @@ def write_report(run: Path, path: Path, own: Iterable[type] = ()) -> Path:
         run: Directory with evaluations; with weights, a training log and a study, if there are any.
         path: Where the page goes; it holds everything, plotly.js included, and makes no request.
         own: Classes of your own that the card may name; see `haltwise.load`.
-
-    Returns:
-        `path`.
 
     Raises:
         InputError: There is no evaluation, a file is corrupt, or the page cannot be written.
@@ -167,7 +163,6 @@ def _evaluation(record: EvaluationRecord, arrays: Mapping[str, Tensor], place: i
         subtitle=f"price {as_given(record.price)} per step, problems of seed {record.seed}",
         headline=headline(stopping),
         verdict=verdict(stopping),
-        tiles=tiles(stopping),
         sentences=[*sentences(stopping), _executed(record)],
         warnings=_warnings(record),
         blocks=[

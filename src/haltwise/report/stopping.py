@@ -1,4 +1,4 @@
-"""A judged set of stops, in words, tiles, a table and figures."""
+"""A judged set of stops, in words, a table and figures."""
 
 import math
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from haltwise.evaluation import StoppingRecord
+from haltwise.evaluation import Interval, StoppingRecord
 from haltwise.evaluation.baselines import BASELINES
-from haltwise.report.figures import frontier, mixed_excess, parts_of_j, reliability, stop_steps
+from haltwise.report.figures import frontier, reliability, stop_steps
 from haltwise.report.formats import (
     Spread,
     as_given,
@@ -18,11 +18,10 @@ from haltwise.report.formats import (
     num,
     percent,
     percent_estimate,
-    percent_interval,
     slug,
     spread,
 )
-from haltwise.report.page import Column, Figure, Section, Table, Tile, write_page
+from haltwise.report.page import Column, Figure, Section, Table, write_page
 from haltwise.report.palette import rule_name
 
 __all__ = [
@@ -31,7 +30,6 @@ __all__ = [
     "rules_table",
     "sentences",
     "stopping_figures",
-    "tiles",
     "verdict",
     "warnings",
     "write_stopping_report",
@@ -48,9 +46,6 @@ def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Pat
         path: Where the page goes; it holds everything and makes no request.
         title: Its title, for instance the name of the file with the stops.
 
-    Returns:
-        `path`.
-
     Raises:
         InputError: The page cannot be written.
     """
@@ -61,7 +56,6 @@ def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Pat
         subtitle=f"price {as_given(record.price)} per step, counted in {record.unit.value}",
         headline=headline(record),
         verdict=verdict(record),
-        tiles=tiles(record),
         sentences=sentences(record),
         warnings=warnings(record),
         blocks=[rules_table(record, stem), *stopping_figures(record, stem)],
@@ -91,37 +85,12 @@ def headline(record: StoppingRecord) -> str:
         theirs = percent(record.rules[best].gain.value)
         beside = f"; {rule_name(best)}, the best of the tuned baselines, captures {theirs}"
     if gain.low > 0:
-        found = f"Stopping captures {percent(gain.value)} of what hindsight could gain"
+        found = f"Stopping captures {percent_estimate(gain)} of what hindsight could gain"
         return f"{found} over the best fixed budget{beside}"
+    found = f"captured gain is {percent_estimate(gain)}{beside}"
     if gain.high < 0:
-        return (
-            f"The best fixed budget is better: the captured gain is {percent(gain.value)}{beside}"
-        )
-    sure = f"{percent(gain.value)}, {percent_interval(gain)}"
-    return f"Stopping cannot be told from the best fixed budget: captured gain {sure}{beside}"
-
-
-def tiles(record: StoppingRecord) -> list[Tile]:
-    """The key figures."""
-    own, saved, best = record.stops, record.frontier.saved, best_baseline(record)
-    found = [
-        Tile(percent(own.gain.value), "captured gain", f"95 %: {percent_interval(own.gain)}"),
-        Tile(
-            percent(saved.value),
-            f"of the {record.unit.value} saved against fixed budgets of equal excess",
-            f"95 %: {percent_interval(saved)}",
-        ),
-        Tile(
-            f"{num(own.mean_cost)} ± {num(own.sd_cost)}",
-            f"{record.unit.value} until the stop",
-            f"best fixed budget {record.fixed_budget}",
-        ),
-    ]
-    if best is not None:
-        gain = record.rules[best].gain
-        detail = f"captured by {rule_name(best)}, 95 %: {percent_interval(gain)}"
-        found.insert(1, Tile(percent(gain.value), "best tuned baseline", detail))
-    return found
+        return f"The best fixed budget is better: the {found}"
+    return f"Stopping cannot be told from the best fixed budget: the {found}"
 
 
 def sentences(record: StoppingRecord) -> list[str]:
@@ -142,15 +111,10 @@ def warnings(record: StoppingRecord) -> list[str]:
 
 
 def rules_table(record: StoppingRecord, stem: str = "", *, wide: bool = True) -> Table:
-    """Every rule in one unit of cost, the judged one first, then by J.
-
-    Args:
-        record: The stops judged.
-        stem: Of the table's name.
-        wide: Whether there is room for all columns, which a terminal lacks.
-    """
-    order = sorted(record.rules, key=lambda rule: record.rules[rule].j.value)
-    order.sort(key=lambda rule: rule != record.judged)
+    """Every rule, the judged one first, then by J; with `wide`, more than a terminal can hold."""
+    order = sorted(
+        record.rules, key=lambda rule: (rule != record.judged, record.rules[rule].j.value)
+    )
     rows = []
     for rule in order:
         stops, gain = record.rules[rule], record.rules[rule].gain
@@ -196,16 +160,9 @@ def rules_table(record: StoppingRecord, stem: str = "", *, wide: bool = True) ->
 def stopping_figures(
     record: StoppingRecord, stem: str, costs: Mapping[str, Tensor] | None = None
 ) -> list[Figure]:
-    """The figures of one unit of cost.
-
-    Args:
-        record: The stops judged.
-        stem: Of the figures' names.
-        costs: What each item was charged by the judged rule and the oracle, where it is known.
-    """
+    """The figures; `costs` is what each item was charged by the judged rule and the oracle."""
     figures = [
         frontier(record, stem),
-        parts_of_j(record, stem),
         stop_steps(record, costs, stem) if costs else None,
         reliability(record, stem),
     ]
@@ -215,24 +172,22 @@ def stopping_figures(
 def _saved(record: StoppingRecord) -> str:
     """The cost that budgets need for equal excess, beside that of the stops."""
     own, budgets, unit = record.stops, record.frontier, record.unit.value
-    text = (
-        f"They take {num(own.mean_cost)} {unit} on average to a mean excess of "
-        f"{num(own.mean_excess)}, at which budgets mixed at random that cost as much stand at "
-        f"{num(mixed_excess(budgets, own.mean_cost))}; "
-    )
+    saved = budgets.saved
+    text = f"They take {num(own.mean_cost)} {unit} to a mean excess of {num(own.mean_excess)}; "
     # NaN where the excess of the last step is not as low.
     if min(budgets.mean_excess) <= own.mean_excess:
-        text += f"for equal excess such budgets need {num(budgets.cost_for_equal_excess)} {unit}"
-        share = percent(abs(budgets.saved.value))
-        change = f"{share} are saved" if budgets.saved.value >= 0 else f"these take {share} more"
+        needed = num(budgets.cost_for_equal_excess)
+        text += f"for equal excess, budgets mixed at random need {needed} {unit}"
+        change = f"{percent_estimate(saved)} are saved"
     else:
         text += f"no fixed budget of up to {record.num_steps} comes so low"
-        change = f"at least {percent(budgets.saved.value)} are saved"
-    sure = f"95 % interval {percent_interval(budgets.saved)}"
-    if budgets.saved.low <= 0 <= budgets.saved.high:
-        found = percent(budgets.saved.value)
-        return f"{text}: it is not sure that anything is saved ({found}, {sure})."
-    return f"{text}: {change} ({sure})."
+        change = f"at least {percent_estimate(saved)} are saved"
+    if saved.low <= 0 <= saved.high:
+        change = f"it is not sure that anything is saved ({percent_estimate(saved)})"
+    elif saved.value < 0:
+        more = Interval(-saved.value, -saved.high, -saved.low)
+        change = f"these take {percent_estimate(more)} more"
+    return f"{text}: {change}."
 
 
 def _opponent(record: StoppingRecord) -> list[str]:

@@ -2,23 +2,14 @@
 
 import math
 from statistics import fmean, stdev
-from typing import Any
 
 from haltwise.evaluation import StudyRecord
-from haltwise.report.formats import (
-    MISSING,
-    Spread,
-    as_given,
-    count,
-    interval,
-    short,
-    spread,
-)
+from haltwise.report.formats import MISSING, Spread, as_given, count, interval, short, spread
 from haltwise.report.page import Column, Section, Table
 from haltwise.report.palette import rule_name
 from haltwise.stop_rules import CostUnit
 
-__all__ = ["margins", "study_section", "study_table"]
+__all__ = ["margins_table", "study_section", "study_table"]
 
 
 def study_section(record: StudyRecord) -> Section:
@@ -35,22 +26,15 @@ def study_section(record: StudyRecord) -> Section:
         headline=f"{name} is below the best fixed budget and the best tuned baseline in {passed} "
         f"of {trials} trials",
         warnings=[lost] if record.num_left_out else [],
-        blocks=[_cells_table(record), *(study_table(record, unit) for unit in CostUnit)],
+        blocks=[table(record, unit) for table in (margins_table, study_table) for unit in CostUnit],
     )
 
 
 def study_table(record: StudyRecord, unit: CostUnit) -> Table:
     """Captured gain of every rule over seeds, a column a price."""
     cells = [cell for cell in record.cells if cell.unit is unit]
-    names = dict.fromkeys(name for cell in cells for name in cell.rules)
-    shown = [name for name in names if name not in ("fixed", "oracle")]
-    rows = [
-        [
-            name,
-            *(_over(cell.rules[name].gain) if name in cell.rules else None for cell in cells),
-        ]
-        for name in shown
-    ]
+    shown = [name for name in cells[0].rules if name not in ("fixed", "oracle")]
+    rows = [[name, *(_over(cell.rules[name].gain) for cell in cells)] for name in shown]
     prices = [Column(f"price {as_given(cell.price)}", _gain) for cell in cells]
     return Table(
         f"study-{unit.value}",
@@ -64,43 +48,27 @@ def study_table(record: StudyRecord, unit: CostUnit) -> Table:
     )
 
 
-def margins(record: StudyRecord, unit: CostUnit) -> list[str]:
-    """How far the learned rule is ahead of the best tuned baseline, a sentence a price."""
-    return [
-        f"Price {as_given(cell.price)}: J of {rule_name(cell.best_baseline)}, the best baseline, "
-        f"is {interval(cell.rules[cell.best_baseline].difference)} above that of the "
-        f"{rule_name(cell.judged)}; {len(cell.failures)} of {len(record.seeds)} seeds failed."
+def margins_table(record: StudyRecord, unit: CostUnit) -> Table:
+    """How far the learned rule is ahead of the best tuned baseline, a row a price."""
+    rows = [
+        [
+            cell.price,
+            _over(cell.rules[cell.judged].j),
+            rule_name(cell.best_baseline),
+            cell.rules[cell.best_baseline].difference,
+            len(cell.failures),
+        ]
         for cell in record.cells
         if cell.unit is unit
     ]
-
-
-def _cells_table(record: StudyRecord) -> Table:
-    """Every price and unit of cost in a line."""
-    rows: list[list[Any]] = []
-    for cell in record.cells:
-        own, best = cell.rules[cell.judged], cell.rules[cell.best_baseline]
-        rows.append(
-            [
-                f"price {as_given(cell.price)}, {cell.unit.value}",
-                _over(own.j),
-                _over(own.gain),
-                rule_name(cell.best_baseline),
-                _over(best.gain),
-                best.difference,
-                len(cell.failures),
-            ]
-        )
     return Table(
-        "study",
-        "The learned rule beside the best tuned baseline",
+        f"study-margins-{unit.value}",
+        f"The learned rule beside the best tuned baseline, counted in {unit.value}",
         [
-            Column("price and unit of cost", str),
+            Column("price", as_given),
             Column("J", spread),
-            Column("captured gain", _gain),
             Column("best baseline", str),
-            Column("its captured gain", _gain),
-            Column("its J above the learned rule’s", interval),
+            Column("its J above that", interval),
             Column("seeds failed", count),
         ],
         rows,

@@ -18,24 +18,26 @@ from haltwise.stop_rules.base import (
     decisions_and_reasons,
 )
 from haltwise.stop_rules.calibration import Calibration, calibrate, choose
-from haltwise.stop_rules.cost import (
-    costs,
-    returned_steps,
-    steps_charged,
-    stops_at_once,
-    takes_update,
-    total_cost,
-)
 from haltwise.stop_rules.fixed_budget import FixedBudget
 from haltwise.stop_rules.gradient_norm import GradientNorm
 from haltwise.stop_rules.hazard_threshold import HazardThreshold
 from haltwise.stop_rules.logistic import Logistic
 from haltwise.stop_rules.patience import Patience
 from haltwise.stop_rules.plateau import Plateau
-from haltwise.stop_rules.policy import RETURNABLE, CostUnit, ReturnedIterate, StopPolicy
+from haltwise.stop_rules.policy import (
+    RETURNABLE,
+    CostUnit,
+    ReturnedIterate,
+    StopPolicy,
+    costs,
+    returned_excess,
+    returned_steps,
+    steps_charged,
+    takes_update,
+    total_cost,
+)
 from haltwise.stop_rules.ponder import PonderThreshold
 from haltwise.stop_rules.posterior_mode import PosteriorMode
-from haltwise.stop_rules.sampling import Sampling
 
 __all__ = [
     "RETURNABLE",
@@ -54,7 +56,6 @@ __all__ = [
     "PonderThreshold",
     "PosteriorMode",
     "ReturnedIterate",
-    "Sampling",
     "StopPolicy",
     "StopRule",
     "calibrate",
@@ -63,10 +64,10 @@ __all__ = [
     "decide_all",
     "decisions",
     "decisions_and_reasons",
+    "returned_excess",
     "returned_steps",
     "steps_charged",
     "stop_rules",
-    "stops_at_once",
     "takes_update",
     "total_cost",
 ]

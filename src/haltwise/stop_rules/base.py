@@ -121,36 +121,39 @@ class LevelRule(StopRule):
 # ------------------------------------------------------------------------------------ composition
 
 
-def _init_parts(rules: tuple[StopRule, ...], num_items: int, like: Tensor) -> Memory:
-    memory: Memory = {}
-    for index, rule in enumerate(rules):
-        memory |= nested_state(rule.init(num_items, like), f"{index}.")
-    return memory
-
-
-def _step_parts(
-    rules: tuple[StopRule, ...], observation: StepObservation, memory: Memory
-) -> tuple[Tensor, Tensor, Memory]:
-    """Whether each rule stops (bool) and why (int64), each [number of rules, B]."""
-    stops, whys = [], []
-    after: Memory = {}
-    for index, rule in enumerate(rules):
-        stop, own = rule.step(observation, sub_state(memory, f"{index}."))
-        stops.append(stop)
-        whys.append(rule.why(stop, own))
-        after |= nested_state(own, f"{index}.")
-    return torch.stack(stops), torch.stack(whys), after
-
-
-@final
 @dataclass(frozen=True)
-class AnyOf(StopRule):
-    """Stop where any of the rules does: `a | b`. The reason is that of the first that stops."""
+class _Composed(StopRule):
+    """A rule made of rules, whose memories lie side by side in its own."""
 
     rules: tuple[StopRule, ...]
 
     def __post_init__(self) -> None:
-        require(len(self.rules) > 0, "AnyOf needs at least one rule")
+        require(len(self.rules) > 0, f"{type(self).__name__} needs at least one rule")
+
+    def init(self, num_items: int, like: Tensor) -> Memory:
+        memory: Memory = {}
+        for index, rule in enumerate(self.rules):
+            memory |= nested_state(rule.init(num_items, like), f"{index}.")
+        return memory
+
+    def _step_parts(
+        self, observation: StepObservation, memory: Memory
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """Whether each rule stops (bool) and why (int64), each [number of rules, B]."""
+        stops, whys = [], []
+        after: Memory = {}
+        for index, rule in enumerate(self.rules):
+            stop, own = rule.step(observation, sub_state(memory, f"{index}."))
+            stops.append(stop)
+            whys.append(rule.why(stop, own))
+            after |= nested_state(own, f"{index}.")
+        return torch.stack(stops), torch.stack(whys), after
+
+
+@final
+@dataclass(frozen=True)
+class AnyOf(_Composed):
+    """Stop where any of the rules does: `a | b`. The reason is that of the first that stops."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -158,10 +161,10 @@ class AnyOf(StopRule):
 
     def init(self, num_items: int, like: Tensor) -> Memory:
         why = torch.zeros(num_items, dtype=torch.int64, device=like.device)
-        return {"why": why, **_init_parts(self.rules, num_items, like)}
+        return {"why": why, **super().init(num_items, like)}
 
     def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
-        stops, whys, memory = _step_parts(self.rules, observation, memory)
+        stops, whys, memory = self._step_parts(observation, memory)
         first = stops.byte().argmax(0)
         before = [0]  # reasons of the rules before each
         for rule in self.rules[:-1]:
@@ -175,23 +178,15 @@ class AnyOf(StopRule):
 
 @final
 @dataclass(frozen=True)
-class AllOf(StopRule):
+class AllOf(_Composed):
     """Stop where all of the rules do at the same step: `a & b`."""
-
-    rules: tuple[StopRule, ...]
-
-    def __post_init__(self) -> None:
-        require(len(self.rules) > 0, "AllOf needs at least one rule")
 
     @property
     def reasons(self) -> tuple[str, ...]:
         return tuple(" and ".join(parts) for parts in product(*(r.reasons for r in self.rules)))
 
-    def init(self, num_items: int, like: Tensor) -> Memory:
-        return _init_parts(self.rules, num_items, like)
-
     def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
-        stops, _, memory = _step_parts(self.rules, observation, memory)
+        stops, _, memory = self._step_parts(observation, memory)
         return stops.all(0), memory
 
     def why(self, stop: Tensor, memory: Memory) -> Tensor:

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
-from haltwise._core.errors import CalibrationWarning, InputError, require
+from haltwise._core.errors import CalibrationWarning, require
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules.base import StopRule, decide_all
-from haltwise.stop_rules.cost import costs, returned_excess, steps_charged, stops_at_once
-from haltwise.stop_rules.policy import RETURNABLE, CostUnit, ReturnedIterate, StopPolicy
+from haltwise.stop_rules.policy import (
+    RETURNABLE,
+    CostUnit,
+    ReturnedIterate,
+    StopPolicy,
+    costs,
+    returned_excess,
+    steps_charged,
+)
 
 __all__ = ["Calibration", "calibrate", "choose"]
 
@@ -46,25 +54,14 @@ def calibrate(
     returns: tuple[ReturnedIterate, ...] | None = None,
     **settings: Any,
 ) -> Calibration:
-    """Choose the setting of a stop rule that serves best on trajectories set aside for it.
+    """Choose, as `choose` does, among a rule's `candidates` on trajectories set aside for it.
 
-    Exactly one of `price`, `budget` and `risk` says what is wanted; see `choose`, which chooses
-    among the rule's `candidates`. Those that are fitted to a price take, where none is given, the
-    mean gain of a step.
-
-    Args:
-        rule: The class, for instance `Patience`.
-        trajectory: At least 50 items. Those whose excess is not finite throughout are left out,
-            with a warning.
-        price: c: least mean excess + c * cost.
-        budget: Least mean excess at a mean cost of at most this.
-        risk: Least mean cost at a mean excess of at most this, with 95 % confidence.
-        unit: What is counted.
-        returns: What may be returned at a stop; the unit's default if None.
-        settings: For `candidates`, for instance `time=DecisionTime.BEFORE_GRADIENT`.
+    The settings are for `candidates`, for instance `time=DecisionTime.BEFORE_GRADIENT`. Those that
+    are fitted to a price take, where none is given, the mean gain of a step. Items whose excess is
+    not finite throughout are left out, with a warning; at least 50 must be left.
 
     Raises:
-        InputError: Too few items, or no candidate is within the budget or the risk.
+        InputError: See `choose`; or there are too few items.
 
     Warns:
         CalibrationWarning: Items were left out, or the price is so high that every item is best
@@ -92,7 +89,7 @@ def calibrate(
         len(kept) >= _NUM_NEEDED,
         f"calibration needs at least {_NUM_NEEDED} problems, got {len(kept)}; record more",
     )
-    if price is not None and stops_at_once(trajectory, unit, price):
+    if price is not None and _stops_at_once(trajectory.excess, unit, price):
         warnings.warn(
             f"at a price of {price:g} every one of the {len(kept)} problems is best stopped at its "
             f"first step (cost counted in {unit.value}): nothing is worth computing; lower the "
@@ -115,6 +112,14 @@ def calibrate(
     )
 
 
+def _stops_at_once(excess: Tensor, unit: CostUnit, price: float) -> bool:
+    """Whether in hindsight every item is best stopped at step 0, whatever is returned then."""
+    if unit is CostUnit.GRADIENTS:  # the next iterate is paid for
+        excess = torch.minimum(excess[:, :-1], excess[:, 1:])
+    j = costs(excess, price)
+    return torch.equal(j[:, 0], j.amin(1))
+
+
 def choose(
     candidates: Iterable[StopRule],
     trajectory: Trajectory,
@@ -125,7 +130,7 @@ def choose(
     risk: float | None = None,
     returns: tuple[ReturnedIterate, ...] | None = None,
 ) -> Calibration:
-    """Choose the candidate whose stops serve best on average.
+    """Choose the candidate whose stops serve best on average, by one of price, budget and risk.
 
     `risk` asks the mean excess to lie below it with 95 % confidence, by a one-sided normal bound
     for each candidate. That is the idea of Learn then Test (Angelopoulos et al. 2021, arXiv
@@ -138,7 +143,7 @@ def choose(
         unit: What is counted.
         price: c, in units of the loss: least mean excess + c * cost.
         budget: Least mean excess at a mean cost of at most this.
-        risk: Least mean cost at a mean excess of at most this.
+        risk: Least mean cost at a mean excess of at most this, with 95 % confidence.
         returns: What to try to return; the unit's default alone if None.
 
     Raises:
@@ -160,19 +165,21 @@ def choose(
         return min(measured, key=lambda m: _least(m.mean_excess + c * m.mean_cost))
     if budget is not None:
         within = [m for m in measured if m.mean_cost <= budget]
-        if not within:
-            raise InputError(
-                f"no candidate costs at most {budget:g} {unit.value} on average; the least "
-                f"attainable is {min(m.mean_cost for m in measured):.4g}"
-            )
+        least = min(m.mean_cost for m in measured)
+        require(
+            len(within) > 0,
+            f"no candidate costs at most {budget:g} {unit.value} on average; the least attainable "
+            f"is {least:.4g}",
+        )
         return min(within, key=lambda m: (_least(m.mean_excess), m.mean_cost))
     assert risk is not None
     within = [m for m in measured if m.excess_bound <= risk]
-    if not within:
-        raise InputError(
-            f"no candidate keeps the mean excess at or below {risk:g} with 95 % confidence; the "
-            f"lowest bound attainable is {min(_least(m.excess_bound) for m in measured):.4g}"
-        )
+    least = min(_least(m.excess_bound) for m in measured)
+    require(
+        len(within) > 0,
+        f"no candidate keeps the mean excess at or below {risk:g} with 95 % confidence; the lowest "
+        f"bound attainable is {least:.4g}",
+    )
     return min(within, key=lambda m: (m.mean_cost, m.mean_excess))
 
 

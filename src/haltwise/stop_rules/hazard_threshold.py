@@ -46,7 +46,6 @@ class HazardThreshold(LevelRule):
         costs: Tensor,
         time: DecisionTime = DecisionTime.AFTER_GRADIENT,
     ) -> list[Self]:
-        del costs
         logits = trajectory.known("hazard_logits")[..., time]
         return [cls(level, time) for level in quantile_grid(logits, 200)]
 

@@ -46,7 +46,6 @@ class PosteriorMode(StopRule):
         costs: Tensor,
         time: DecisionTime = DecisionTime.AFTER_GRADIENT,
     ) -> list[Self]:
-        del costs
         trajectory.known("increments")  # says so if they are missing
         return [cls(time, min_steps) for min_steps in range(trajectory.num_steps + 1)]
 

@@ -85,7 +85,7 @@ def init_state(rule: UpdateRule, param: Tensor) -> State:
 
 @final
 class UpdateStatistics(NamedTuple):
-    """What the halting head needs to know of the coordinates moved; sums over them."""
+    """What the halter needs to know of the coordinates moved; sums over them."""
 
     readout: Tensor
     """Shape [1, R]."""

@@ -63,7 +63,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     """A meta-trained optimizer that moves `nn.Parameter`s and says when to stop.
 
     Each parameter group is one problem: what the rule pools over coordinates (scale and mean of
-    the gradient) and what the halting head judges is taken over the group's tensors together, so
+    the gradient) and what the halter judges is taken over the group's tensors together, so
     two groups of half the parameters do not move as one group of all. Tensors without a gradient
     are left out of a step: they neither move nor count.
 
@@ -521,7 +521,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
 
 def _head_of(group: Group) -> Tensor:
-    """The parameter whose device and precision the group's halting head takes."""
+    """The parameter whose device and precision the group's halter takes."""
     params: list[Tensor] = group["params"]
     return next((param for param in params if param.dtype == torch.float64), params[0])
 
