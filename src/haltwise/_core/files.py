@@ -33,11 +33,7 @@ _DIGEST = "blake2b"  # and the one with the checksum
 
 
 def make_directory(path: Path) -> None:
-    """Create `path` and what lies above it, if missing.
-
-    Raises:
-        InputError: It cannot be created.
-    """
+    """Create `path` and what lies above it, if missing, or raise an `InputError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,11 +77,7 @@ def _flush_directory(directory: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        InputError: There is no such file, or it cannot be read, or is no JSON object.
-    """
+    """Read the JSON object in a file, or raise an `InputError`."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -95,16 +87,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
     require(isinstance(document, dict), f"{path} holds no JSON object; restore it from a copy")
-    result: dict[str, Any] = document
-    return result
+    return dict(document)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON document to one safetensors file, atomically.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write tensors and a JSON document to one safetensors file, atomically."""
     own = {
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
@@ -123,7 +110,7 @@ def digest(tensors: Mapping[str, Tensor], document: str) -> str:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the JSON document of a file that `save_tensors` wrote.
+    """Read the tensors and the JSON document of a file that `save_tensors` wrote.
 
     Raises:
         InputError: There is no such file, or it is corrupt, or not one of ours.
@@ -135,8 +122,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         header = header.get("__metadata__", {})
         document = header.get(_KEY)
-        if document is None:
-            raise InputError(f"{path} is a safetensors file, but not one that haltwise wrote")
+        require(
+            document is not None,
+            f"{path} is a safetensors file, but not one that haltwise wrote",
+        )
         if header.get(_DIGEST) != digest(tensors, document):
             raise ValueError("its checksum does not match")
         metadata = json.loads(document)

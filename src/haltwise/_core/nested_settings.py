@@ -4,19 +4,22 @@ A field's docstring, the string literal behind it, is its help on the command li
 setting is described in one place.
 """
 
+import ast
 import contextlib
 import difflib
 import inspect
+import itertools
+import re
+import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, final, get_type_hints
 
 from haltwise._core.discovery import unknown
 from haltwise._core.errors import InputError, require
-from haltwise._core.setting_help import setting_help
-from haltwise._core.settings import require_types
+from haltwise._core.settings import alternatives, parameters, require_types
 
-__all__ = ["Choice", "Leaf", "build", "checked", "class_leaves", "leaves", "merge"]
+__all__ = ["Choice", "Leaf", "build", "checked", "leaves", "merge"]
 
 Settings = TypeVar("Settings")
 
@@ -28,17 +31,17 @@ class Choice:
 
     name: str
     """A name in the table, or PATH.py:NAME for one of your own."""
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings by name, plain JSON values."""
 
-    def __init__(self, name: str, settings: Mapping[str, Any] | None = None) -> None:
-        require(isinstance(name, str), f"a name must be a string, got {name!r}")
+    def __post_init__(self) -> None:
+        require(isinstance(self.name, str), f"a name must be a string, got {self.name!r}")
         require(
-            settings is None or isinstance(settings, Mapping),
-            f"the settings of {name!r} must be a mapping from names to values, got {settings!r}",
+            isinstance(self.settings, Mapping),
+            f"the settings of {self.name!r} must be a mapping from names to values, got "
+            f"{self.settings!r}",
         )
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "settings", dict(settings or {}))
+        object.__setattr__(self, "settings", dict(self.settings))
 
 
 @final
@@ -113,7 +116,6 @@ def checked(kind: type[Any], document: Mapping[str, Any], path: str = "") -> dic
         if section is Choice:
             found[name] = _checked_choice(given, whole)
         else:
-            _require_object(given, whole)
             found[name] = checked(section, given, f"{whole}.")
     return found
 
@@ -128,9 +130,9 @@ def _checked_choice(value: Any, path: str) -> dict[str, Any]:
             f"unknown setting '{path}.{key}'; the settings of what {path} names belong into "
             f"'{path}.settings'",
         )
-    name, settings = value.get("name", ""), value.get("settings", {})
+    name = value.get("name", "")
     require(isinstance(name, str), f"{path}.name must be str, got {name!r}")
-    _require_object(settings, f"{path}.settings")
+    _require_object(value.get("settings", {}), f"{path}.settings")
     return dict(value)
 
 
@@ -152,26 +154,22 @@ def _make(kind: type[Settings], document: Mapping[str, Any], path: str) -> Setti
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for item in fields(kind):  # type: ignore[arg-type]
-        if item.name not in document:
-            require(not _is_required(item), f"{path}{item.name} is missing")
+        whole = f"{path}{item.name}"
+        value, section = document.get(item.name, MISSING), _section(hints[item.name])
+        if value is MISSING:
+            require(_default(item) is not MISSING, f"{whole} is missing")
             continue
-        value, section = document[item.name], _section(hints[item.name])
         if section is Choice and value is not None:
-            value = _make_choice(value, item, f"{path}{item.name}")
+            if "name" not in value:
+                default = _default(item)
+                require(default is not MISSING, f"{whole}.name is missing")
+                value = merge(asdict(default), value)
+            value = Choice(**value)
         elif section is not None and value is not None:
-            value = _make(section, value, f"{path}{item.name}.")
+            value = _make(section, value, f"{whole}.")
         given[item.name] = value
     with _errors_below(path, given):
         return kind(**given)
-
-
-def _make_choice(value: Mapping[str, Any], item: Field[Any], path: str) -> Choice:
-    if "name" in value:
-        return Choice(**value)
-    default = None if item.default_factory is MISSING else item.default_factory()
-    require(default is not None, f"{path}.name is missing")
-    assert default is not None
-    return Choice(default.name, {**default.settings, **value.get("settings", {})})
 
 
 @contextlib.contextmanager
@@ -186,14 +184,15 @@ def _errors_below(path: str, names: Mapping[str, Any]) -> Iterator[None]:
 
 def _section(hint: Any) -> type[Any] | None:
     """The dataclass that a hint names, alone or beside None."""
-    for part in getattr(hint, "__args__", None) or (hint,):
+    for part in alternatives(hint):
         if isinstance(part, type) and is_dataclass(part):
             return part
     return None
 
 
-def _is_required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
+def _default(item: Field[Any]) -> Any:
+    """The default of a field, or MISSING."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,43 +218,50 @@ def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def leaves(kind: type[Any], path: str = "") -> Iterator[Leaf]:
-    """List every setting below a dataclass, in order; a `Choice` counts as one."""
-    hints, helps = get_type_hints(kind), setting_help(kind)
-    for item in fields(kind):
-        whole, section = f"{path}{item.name}", _section(hints[item.name])
-        if section is not None and section is not Choice:
-            yield from leaves(section, f"{whole}.")
-            continue
-        default = None if item.default is MISSING else item.default
-        if item.default_factory is not MISSING:
-            default = item.default_factory()
-        yield Leaf(whole, hints[item.name], default, helps.get(item.name, ""), _is_required(item))
+def leaves(found: Any, path: str = "") -> Iterator[Leaf]:
+    """List every setting of a class or an instance, in order, those of sections below it, too.
 
-
-def class_leaves(found: Any, path: str) -> Iterator[Leaf]:
-    """List the settings of what a table names.
+    A `Choice` counts as one setting; a `generator` is none.
 
     Args:
-        found: A class, whose constructor takes the settings (a `generator` is none), or an
-            instance of a dataclass, whose values are the defaults.
+        found: A class, whose constructor takes the settings, or an instance of a dataclass, whose
+            values are the defaults.
         path: Where they lie, for instance `rule.`.
     """
-    kind = found if isinstance(found, type) else type(found)
-    if not isinstance(found, type):
-        for leaf in leaves(kind, path):
-            default = getattr(found, leaf.path.removeprefix(path))
-            yield Leaf(leaf.path, leaf.hint, default, leaf.help)
-        return
+    kind: type[Any] = found if isinstance(found, type) else type(found)
+    hints, helps = get_type_hints(kind.__init__), _helps(kind)
+    defaults = {} if found is kind else dict(vars(found))
     if is_dataclass(kind):
-        yield from leaves(kind, path)
-        return
-    constructor = inspect.signature(kind)
-    hints, helps = get_type_hints(vars(kind)["__init__"]), setting_help(kind)
-    for name, parameter in constructor.parameters.items():
-        is_variable = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if name == "generator" or is_variable:
-            continue
-        required = parameter.default is parameter.empty
-        default = None if required else parameter.default
-        yield Leaf(f"{path}{name}", hints.get(name, str), default, helps.get(name, ""), required)
+        defaults = {item.name: _default(item) for item in fields(kind)} | defaults
+    for name, parameter in parameters(kind).items():
+        whole, hint = f"{path}{name}", hints.get(name, str)
+        section = _section(hint)
+        if section is not None and section is not Choice:
+            yield from leaves(section, f"{whole}.")
+        elif name != "generator":
+            default = defaults.get(name, parameter.default)
+            required = default in (MISSING, parameter.empty)
+            yield Leaf(whole, hint, None if required else default, helps.get(name, ""), required)
+
+
+def _helps(kind: type[Any]) -> dict[str, str]:
+    """What describes each setting of a class, on one line.
+
+    That is the docstring of a dataclass' field, its base classes' included, or else the entry in
+    the section `Args:` of the class' docstring; nothing where there is no source.
+    """
+    _, _, section = (inspect.getdoc(kind) or "").partition("Args:\n")
+    entries = re.split(r"\n(?=    \w+: )", "\n" + section.partition("\n\n")[0])
+    found = {name.strip(): text for name, _, text in (e.partition(": ") for e in entries)}
+    for base in filter(is_dataclass, reversed(kind.__mro__)):
+        with contextlib.suppress(OSError, TypeError):
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(body, ast.ClassDef)
+            for item, text in itertools.pairwise(body.body):
+                match item, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(words))),
+                    ):
+                        found[name] = words
+    return {name: " ".join(text.split()) for name, text in found.items()}

@@ -1,7 +1,7 @@
 """Small helpers for tensors and dataclasses of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -24,21 +24,18 @@ Record = TypeVar("Record")
 
 
 def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
-    """A copy of the dataclass `record` with `function` applied to its tensors.
+    """Copy the dataclass `record` with `function` applied to its tensors.
 
     Those are the fields that are tensors and the values of those that are dictionaries of tensors;
     any other field is shared with the copy.
     """
-    anything: Any = record
     changed: dict[str, Any] = {}
-    for name in (field.name for field in fields(anything)):
-        value = getattr(record, name)
+    for name, value in vars(record).items():
         if isinstance(value, Tensor):
             changed[name] = function(value)
         elif isinstance(value, dict):
             changed[name] = {key: function(entry) for key, entry in value.items()}
-    copy: Record = replace(anything, **changed)
-    return copy
+    return replace(record, **changed)  # type: ignore[type-var]
 
 
 def nested_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -80,11 +77,7 @@ def widened(value: Tensor) -> Tensor:
 
 
 def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that differ from `expected` in names, shapes or dtypes.
-
-    Raises:
-        InputError: The first difference.
-    """
+    """Raise an `InputError` where tensors differ from `expected` in names, shapes or dtypes."""
     missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
     require(not missing, f"there is no tensor {min(missing, default='')}")
     require(not surplus, f"there is a tensor {min(surplus, default='')} too many")

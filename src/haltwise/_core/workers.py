@@ -12,7 +12,6 @@ from haltwise._core.errors import InputError, require
 
 __all__ = ["Workers"]
 
-_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _PATIENCE = timedelta(minutes=30)  # the first may record or calibrate while others wait
 
 
@@ -48,7 +47,7 @@ class Workers:
             store, rank, size = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
             # The store outlives a restart: names of its own, or gloo would call the dead.
             names = distributed.PrefixStore(  # type: ignore[attr-defined]
-                os.environ.get(_RESTARTS, "0"), store
+                os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
             )
             distributed.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
@@ -86,28 +85,16 @@ class Workers:
         return range(self.rank, num_jobs, self.size)
 
     def sum(self, values: Tensor) -> None:
-        """Replace `values` by its sum over the workers.
-
-        Raises:
-            InputError: A worker is gone.
-        """
+        """Replace `values` by its sum over the workers."""
         self._tell(lambda: distributed.all_reduce(values))
 
     def follow_first(self, *values: Tensor) -> None:
-        """Replace `values` by those of the first worker.
-
-        Raises:
-            InputError: A worker is gone.
-        """
+        """Replace `values` by those of the first worker."""
         for value in values:
             self._tell(lambda value=value: distributed.broadcast(value, 0))  # type: ignore[misc]
 
     def wait(self) -> None:
-        """Until all workers are here.
-
-        Raises:
-            InputError: A worker is gone.
-        """
+        """Wait until all workers are here."""
         self._tell(distributed.barrier)
 
     def leave(self) -> None:
@@ -116,6 +103,7 @@ class Workers:
             distributed.destroy_process_group()
 
     def _tell(self, exchange: Callable[[], object]) -> None:
+        """Exchange with the others, or raise an `InputError` where one is gone."""
         if self.size == 1:
             return
         try:
