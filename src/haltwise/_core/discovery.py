@@ -23,9 +23,6 @@ def collect(package: ModuleType, attribute: str) -> Mapping[str, Any]:
         package: A package; each of its modules may define the mapping.
         attribute: The mapping's name, for instance `"FAMILIES"`.
 
-    Returns:
-        One read-only mapping from name to entry.
-
     Raises:
         RuntimeError: Two modules define the same name.
     """
@@ -116,7 +113,7 @@ def configure(entry: Any, settings: Mapping[str, Any], name: str, **others: Any)
         Descent(learning_rate=0.1)
     """
     is_class = isinstance(entry, type)
-    maker = entry if is_class else type(entry)
+    maker = plugins.class_of(entry)
     title = plugins.label(name)
     require(
         is_class or is_dataclass(entry) or not settings,

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, final, get_type_hints
 
 from haltwise._core.discovery import unknown
 from haltwise._core.errors import InputError, require
+from haltwise._core.plugins import class_of
 from haltwise._core.settings import alternatives, parameters, require_types
 
 __all__ = ["Choice", "Leaf", "build", "checked", "leaves", "merge"]
@@ -100,50 +101,35 @@ def checked(kind: type[Any], document: Mapping[str, Any], path: str = "") -> dic
         Traceback (most recent call last):
         haltwise._core.errors.InputError: unknown setting 'halp'; did you mean 'help'?
     """
-    _require_object(document, path.rstrip(".") or "the settings")
+    require(
+        isinstance(document, Mapping),
+        f"{path.rstrip('.') or 'the settings'} must be an object of settings by name, got "
+        f"{document!r}",
+    )
     hints = get_type_hints(kind)
     found: dict[str, Any] = {}
     for name, value in document.items():
-        whole = f"{path}{name}"
-        require(name in hints, _unknown(kind, whole, path))
+        if name not in hints:
+            raise InputError(_unknown(kind, f"{path}{name}", path))
         section = _section(hints[name])
         if section is None or value is None:
-            with _errors_below(path, {name: value}):
-                require_types(kind.__init__, {name: value})
+            require_types(kind.__init__, {name: value}, path)
             found[name] = value
-            continue
-        given = asdict(value) if isinstance(value, section) else value
-        if section is Choice:
-            found[name] = _checked_choice(given, whole)
+        elif section is Choice and isinstance(value, str):
+            found[name] = {"name": value}
         else:
-            found[name] = checked(section, given, f"{whole}.")
+            given = asdict(value) if isinstance(value, section) else value
+            found[name] = checked(section, given, f"{path}{name}.")
     return found
-
-
-def _checked_choice(value: Any, path: str) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"name": value}
-    _require_object(value, path)
-    for key in value:
-        require(
-            key in ("name", "settings"),
-            f"unknown setting '{path}.{key}'; the settings of what {path} names belong into "
-            f"'{path}.settings'",
-        )
-    name = value.get("name", "")
-    require(isinstance(name, str), f"{path}.name must be str, got {name!r}")
-    _require_object(value.get("settings", {}), f"{path}.settings")
-    return dict(value)
-
-
-def _require_object(value: Any, path: str) -> None:
-    require(
-        isinstance(value, Mapping), f"{path} must be an object of settings by name, got {value!r}"
-    )
 
 
 def _unknown(kind: type[Any], whole: str, path: str) -> str:
     """The sentence that a setting is unknown; those near may lie deeper in the tree."""
+    if kind is Choice:
+        return (
+            f"unknown setting '{whole}'; the settings of what {path[:-1]} names belong into "
+            f"'{path}settings'"
+        )
     siblings = [f"{path}{item.name}" for item in fields(kind)]
     known = [*siblings, *(leaf.path for leaf in leaves(kind, path))]
     near = difflib.get_close_matches(whole, known, n=1, cutoff=0.4)
@@ -154,31 +140,20 @@ def _make(kind: type[Settings], document: Mapping[str, Any], path: str) -> Setti
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for item in fields(kind):  # type: ignore[arg-type]
-        whole = f"{path}{item.name}"
-        value, section = document.get(item.name, MISSING), _section(hints[item.name])
-        if value is MISSING:
-            require(_default(item) is not MISSING, f"{whole} is missing")
+        default, section = _default(item), _section(hints[item.name])
+        if item.name not in document:
+            require(default is not MISSING, f"{path}{item.name} is missing")
             continue
-        if section is Choice and value is not None:
-            if "name" not in value:
-                default = _default(item)
-                require(default is not MISSING, f"{whole}.name is missing")
+        value = document[item.name]
+        if section is not None and value is not None:
+            if isinstance(default, Choice) and "name" not in value:
                 value = merge(asdict(default), value)
-            value = Choice(**value)
-        elif section is not None and value is not None:
-            value = _make(section, value, f"{whole}.")
+            value = _make(section, value, f"{path}{item.name}.")
         given[item.name] = value
-    with _errors_below(path, given):
-        return kind(**given)
-
-
-@contextlib.contextmanager
-def _errors_below(path: str, names: Mapping[str, Any]) -> Iterator[None]:
-    """Have errors about one of the settings `names` name it by its whole path."""
     try:
-        yield
-    except InputError as error:
-        about = str(error).partition(" ")[0] in names
+        return kind(**given)
+    except InputError as error:  # about one of them, which is named by its whole path
+        about = str(error).partition(" ")[0] in given
         raise InputError(f"{path if about else ''}{error}") from None
 
 
@@ -228,7 +203,7 @@ def leaves(found: Any, path: str = "") -> Iterator[Leaf]:
             values are the defaults.
         path: Where they lie, for instance `rule.`.
     """
-    kind: type[Any] = found if isinstance(found, type) else type(found)
+    kind = class_of(found)
     hints, helps = get_type_hints(kind.__init__), _helps(kind)
     defaults = {} if found is kind else dict(vars(found))
     if is_dataclass(kind):

@@ -12,13 +12,20 @@ __all__ = ["alternatives", "fits", "parameters", "require_types", "words"]
 
 _LARGEST = 2**63 - 1
 _UNIONS = (Union, types.UnionType)
-_WORDS: Mapping[Any, str] = {bool: "true|false", type(None): "none"}
+_WORDS: Mapping[Any, str] = {
+    bool: "true|false",
+    type(None): "none",
+    Mapping[str, Any]: "an object of settings by name",
+}
 
 
-def require_types(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+def require_types(
+    function: Callable[..., Any], settings: Mapping[str, Any], path: str = ""
+) -> None:
     """Check that settings have the types that `function` is annotated with.
 
-    An integer is accepted as a float. Names that `function` does not have are ignored.
+    An integer is accepted as a float. Names that `function` does not have are ignored. Messages
+    begin with `path`.
 
     Raises:
         InputError: A setting is of another type, or a number is infinite, NaN or beyond 64 bits.
@@ -32,7 +39,7 @@ def require_types(function: Callable[..., Any], settings: Mapping[str, Any]) -> 
     hints = get_type_hints(function)
     for name, value in settings.items():
         hint = hints.get(name, Any)
-        require(fits(value, hint), f"{name} must be {words(hint)}, got {value!r}")
+        require(fits(value, hint), f"{path}{name} must be {words(hint)}, got {value!r}")
 
 
 def fits(value: object, hint: Any) -> bool:

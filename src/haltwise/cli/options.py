@@ -115,7 +115,7 @@ def family_leaves(typed: Typed) -> Iterator[Leaf]:
 def family_of(
     card: Card, name: str | None, settings: Mapping[str, Any], data_dir: Path | None
 ) -> TaskFamily:
-    """The family called `name`, or else the one trained on, as it was then.
+    """Make the family called `name`, or else the one trained on, as it was then.
 
     Args:
         card: The card of the model that is judged.

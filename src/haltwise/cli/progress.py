@@ -4,9 +4,8 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Protocol
 
 import click
 from rich.console import Console
@@ -20,6 +19,7 @@ __all__ = ["run_trainer"]
 
 _SECONDS = 10.0  # between lines, at least
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_Show = Callable[[str, int, int, str], None]  # what, done, of how many, figures
 
 
 def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
@@ -64,7 +64,7 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
 def _follow(trainer: Trainer, console: Console) -> None:
     rollbacks = 0
     with (_bars if console.is_terminal else _lines)(console) as show:
-        trainer.report_recording(lambda done, total: show("recorded", done, total))
+        trainer.report_recording(lambda done, total: show("recorded", done, total, ""))
         for progress in trainer.run():
             show("meta-step", progress.step, trainer.num_steps, _figures(progress))
             if progress.num_rollbacks > rollbacks:
@@ -76,20 +76,11 @@ def _follow(trainer: Trainer, console: Console) -> None:
 
 
 def _figures(progress: Progress) -> str:
-    figures = {
-        "loss": progress.loss,
-        "J": progress.price_adjusted_loss,
-        "stops at": progress.mean_halting_step,
-    }
-    return ", ".join(
-        f"{name} {'-' if math.isnan(value) else f'{value:.4g}'}" for name, value in figures.items()
+    loss, j, stop = (
+        "-" if math.isnan(value) else f"{value:.4g}"
+        for value in (progress.loss, progress.price_adjusted_loss, progress.mean_halting_step)
     )
-
-
-class _Show(Protocol):
-    """Shows how much of what is done, and figures of it."""
-
-    def __call__(self, what: str, done: int, total: int, figures: str = "") -> None: ...
+    return f"loss {loss}, J {j}, stops at {stop}"
 
 
 @contextlib.contextmanager
@@ -97,7 +88,7 @@ def _lines(console: Console) -> Iterator[_Show]:
     """A plain line now and then, for output that is not a terminal."""
     last = time.monotonic()
 
-    def show(what: str, done: int, total: int, figures: str = "") -> None:
+    def show(what: str, done: int, total: int, figures: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _SECONDS:
@@ -123,7 +114,7 @@ def _bars(console: Console) -> Iterator[_Show]:
     ) as display:
         tasks = {}
 
-        def show(what: str, done: int, total: int, figures: str = "") -> None:
+        def show(what: str, done: int, total: int, figures: str) -> None:
             if what not in tasks:  # what a resumed run has done already took no time
                 tasks[what] = display.add_task(what, total=total, completed=done, figures=figures)
             is_over = what == "recorded" and done == total

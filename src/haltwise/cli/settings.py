@@ -45,11 +45,7 @@ class Typed(NamedTuple):
 
 @final
 class SettingOption(click.Option):
-    """An option for one setting.
-
-    Args:
-        leaf: The setting, with the default that is shown.
-    """
+    """An option for one setting, with the default that is shown."""
 
     def __init__(self, leaf: Leaf) -> None:
         self.leaf = leaf
@@ -83,8 +79,7 @@ class SettingOption(click.Option):
 class SettingsCommand(click.Command):
     """A command with options for settings, handed to its function as nested `settings`.
 
-    Args:
-        leaves: From the command line to the settings that are its options.
+    Which settings those are, `leaves` tells from the command line.
     """
 
     def __init__(
@@ -126,23 +121,17 @@ class SettingsCommand(click.Command):
 def setting_leaves(
     typed: Typed, below: Mapping[str, Any], is_option: Callable[[str], object]
 ) -> Iterator[Leaf]:
-    """List the settings of a training that are options.
+    """List the settings of a training that are options: those at whose path `is_option`.
 
     The settings of a choice (a rule, a method, ...) are options as well: those of what the command
-    line names, or else the settings below it.
-
-    Args:
-        typed: The command line.
-        below: Nested settings that its options go over, for their defaults.
-        is_option: Whether the setting at a path is one.
+    line names, or else the settings `below` it, which also are the defaults.
     """
     for leaf in leaves(TrainingSettings):
-        if not is_option(leaf.path):
-            continue
-        if leaf.hint is Choice:
-            yield from _choice_leaves(leaf, below, typed)
-        else:
-            yield replace(leaf, default=_find(below, leaf.path, leaf.default))
+        if is_option(leaf.path):
+            if leaf.hint is Choice:
+                yield from _choice_leaves(leaf, below, typed)
+            else:
+                yield replace(leaf, default=_find(below, leaf.path, leaf.default))
 
 
 def _choice_leaves(leaf: Leaf, below: Mapping[str, Any], typed: Typed) -> Iterator[Leaf]:
@@ -150,10 +139,9 @@ def _choice_leaves(leaf: Leaf, below: Mapping[str, Any], typed: Typed) -> Iterat
     choice = _find(below, leaf.path, {})
     settings = choice.get("settings", {})
     name = choice.get("name", leaf.default.name)
-    if leaf.path == "family":
-        if "name" not in choice:
-            return
-    else:
+    if leaf.path == "family" and "name" not in choice:
+        return
+    if leaf.path != "family":
         text = f"{leaf.help} Names: {', '.join(CHOICES[leaf.path].table())}."
         yield replace(leaf, hint=str, default=name, help=text)
         other = typed.options.get(f"--{leaf.path}", name)
@@ -185,11 +173,7 @@ def _shown(default: Any) -> str:
 def parse(text: str, hint: Any) -> Any:
     """Read a value as it is typed: "none" is None, lists have commas between or are JSON.
 
-    What is no value of the annotation stays as it is, to be refused with all other settings.
-
-    Args:
-        text: The word typed.
-        hint: Annotation of the setting.
+    What is no value of the annotation stays text, to be refused by the check of all settings.
     """
     kinds = alternatives(hint)
     if text == "none" and type(None) in kinds:

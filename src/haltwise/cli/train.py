@@ -43,12 +43,7 @@ def _asked(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read nested training settings from a TOML file.
-
-    Raises:
-        InputError: There is no such file, it is not TOML, or a setting in it is unknown or of
-            another type.
-    """
+    """Read nested training settings from a TOML file, or raise an `InputError`."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
