@@ -261,7 +261,7 @@ def test_what_is_wrong_is_one_sentence_in_toml(
         ("--rule.hidden-size none", "hidden_size must be int, got 'none'"),
         ("--joint.batch-size 0", "joint.batch_size must be at least 1, got 0"),
         ("--price nan", "price must be float, got nan"),
-        ("--config nowhere.toml", "cannot read nowhere.toml: No such file or directory"),
+        ("--config nowhere.toml", "there is no file nowhere.toml"),
         ("--preset akt", "unknown preset 'akt'; did you mean 'act'?"),
     ],
 )

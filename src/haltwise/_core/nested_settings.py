@@ -61,22 +61,12 @@ class Leaf:
 
 
 def build(kind: type[Settings], document: Mapping[str, Any]) -> Settings:
-    """Make the dataclass `kind` of a JSON object, nested ones of nested objects.
+    """Make the dataclass `kind` of a JSON object, nested ones of nested objects; see `checked`.
 
-    Args:
-        kind: A dataclass; missing fields take their defaults.
-        document: Values by field name; see `checked`. A `Choice` with settings alone is of its
-            default name.
+    Missing fields take their defaults, and a `Choice` with settings alone its default name.
 
     Raises:
         InputError: A name is unknown (near ones are suggested), or a value is impossible.
-
-    Examples:
-        >>> @dataclass(frozen=True)
-        ... class Budget:
-        ...     num_steps: int = 10
-        >>> build(Budget, {"num_steps": 20})
-        Budget(num_steps=20)
     """
     return _make(kind, checked(kind, document), "")
 

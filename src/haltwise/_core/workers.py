@@ -33,7 +33,7 @@ class Workers:
 
     @classmethod
     def join(cls, device: torch.device) -> Self:
-        """The workers that `torchrun` started, by gloo on CPUs and nccl on CUDA devices.
+        """Join the workers that `torchrun` started, by gloo on CPUs and nccl on CUDA devices.
 
         Raises:
             InputError: They cannot reach each other.

@@ -1,5 +1,6 @@
 """`haltwise stopping-report`: judge stops that are given with their losses."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.files import read_bytes
 from haltwise.cli.options import PATH, json_option
 from haltwise.cli.printing import print_table, write_json
 from haltwise.evaluation import stopping_report
@@ -59,23 +61,20 @@ def command(
 
 def _load(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file; nothing in it is ever executed."""
+    content = io.BytesIO(read_bytes(path))
     try:
-        # Opened here, since numpy leaves broken archives open.
-        with path.open("rb") as content:
-            file = np.load(content, allow_pickle=False)
-            require(
-                isinstance(file, np.lib.npyio.NpzFile),
-                f"{path} holds a single array; write an .npz file with numpy.savez",
-            )
-            missing = [name for name in _NEEDED if name not in file.files]
-            require(
-                not missing,
-                f"{path} has no array {' and no '.join(missing)}, only "
-                f"{', '.join(file.files) or 'nothing'}; write it with numpy.savez",
-            )
-            return {name: _tensor(name, file[name]) for name in _ARRAYS if name in file.files}
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
+        file = np.load(content, allow_pickle=False)
+        require(
+            isinstance(file, np.lib.npyio.NpzFile),
+            f"{path} holds a single array; write an .npz file with numpy.savez",
+        )
+        missing = [name for name in _NEEDED if name not in file.files]
+        require(
+            not missing,
+            f"{path} has no array {' and no '.join(missing)}, only "
+            f"{', '.join(file.files) or 'nothing'}; write it with numpy.savez",
+        )
+        return {name: _tensor(name, file[name]) for name in _ARRAYS if name in file.files}
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

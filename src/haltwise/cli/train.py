@@ -13,6 +13,7 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.files import read_bytes
 from haltwise._core.nested_settings import Leaf, checked, merge
 from haltwise._core.plugins import label
 from haltwise.cli.options import PATH, data_directory, device_option, joined, threads_option
@@ -45,10 +46,8 @@ def _asked(
 def _read(path: Path) -> dict[str, Any]:
     """Read nested training settings from a TOML file, or raise an `InputError`."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+        document = tomllib.loads(read_bytes(path).decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}; fix that line") from None
     try:
         return checked(TrainingSettings, document)
