@@ -278,6 +278,23 @@ def test_what_is_wrong_is_one_sentence_on_the_command_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["evaluate", "study", "diagnose", "explore"])
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("--family.num-param 3", "unknown setting of regression-2d 'num_param'; did you mean"),
+        ("--family.alpha high", "alpha must be float, got 'high'"),
+        ("--family.inputs none", "inputs must be uniform|normal, got None"),
+        ("--family.alpha", "Option '--family.alpha' requires an argument."),
+    ],
+)
+def test_settings_of_the_family_that_is_judged_are_checked(
+    command: str, typed: str, sentence: str, tmp_path: Path
+) -> None:
+    done = haltwise(command, "regression-2d", *typed.split(), cwd=tmp_path)
+    assert (done.returncode, sentence in done.stderr) == (2, True), done.stderr
+
+
 def test_a_torn_toml_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.toml").write_text("price = \n")
     done = haltwise("train", "regression-2d", "--config", "torn.toml", cwd=tmp_path)

@@ -36,12 +36,7 @@ class Choice:
     """Settings by name, plain JSON values."""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.name, str), f"a name must be a string, got {self.name!r}")
-        require(
-            isinstance(self.settings, Mapping),
-            f"the settings of {self.name!r} must be a mapping from names to values, got "
-            f"{self.settings!r}",
-        )
+        require_types(Choice.__init__, vars(self))
         object.__setattr__(self, "settings", dict(self.settings))
 
 
@@ -205,7 +200,7 @@ def leaves(found: Any, path: str = "") -> Iterator[Leaf]:
             yield from leaves(section, f"{whole}.")
         elif name != "generator":
             default = defaults.get(name, parameter.default)
-            required = default in (MISSING, parameter.empty)
+            required = default is MISSING or default is parameter.empty
             yield Leaf(whole, hint, None if required else default, helps.get(name, ""), required)
 
 

@@ -78,7 +78,7 @@ class Workers:
             f"{self.size} workers share {num_shards} virtual shards, so some had nothing to do; "
             f"train with --run.num-shards {self.size} or a multiple of it",
         )
-        return range(self.rank, num_shards, self.size)
+        return self.share(num_shards)
 
     def share(self, num_jobs: int) -> range:
         """The jobs of `num_jobs` that are this worker's."""
