@@ -1,7 +1,7 @@
 """Small helpers for tensors and dataclasses of them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -29,13 +29,16 @@ def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
     Those are the fields that are tensors and the values of those that are dictionaries of tensors;
     any other field is shared with the copy.
     """
+    anything: Any = record
     changed: dict[str, Any] = {}
-    for name, value in vars(record).items():
+    for name in (field.name for field in fields(anything)):
+        value = getattr(record, name)
         if isinstance(value, Tensor):
             changed[name] = function(value)
         elif isinstance(value, dict):
             changed[name] = {key: function(entry) for key, entry in value.items()}
-    return replace(record, **changed)  # type: ignore[type-var]
+    copy: Record = replace(anything, **changed)
+    return copy
 
 
 def nested_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
