@@ -416,5 +416,10 @@ def test_a_tree_is_built_from_its_parts() -> None:
     ]
 
 
+def test_a_setting_may_be_called_name() -> None:
+    typed = ({"family": {"settings": {"depth": 3}}}, {"family": {"settings": {"name": "deep"}}})
+    assert merge(*typed) == {"family": {"settings": {"depth": 3, "name": "deep"}}}
+
+
 def test_every_choice_of_the_settings_has_a_table() -> None:
     assert {leaf.path for leaf in leaves(TrainingSettings) if leaf.hint is Choice} == set(CHOICES)

@@ -171,7 +171,8 @@ def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
     for document in documents:
         for name, value in document.items():
             below = merged.get(name)
-            if isinstance(value, Mapping) and isinstance(below, Mapping) and "name" not in value:
+            nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+            if nested and (name == "settings" or "name" not in value):
                 merged[name] = merge(below, value)
             else:
                 merged[name] = value
