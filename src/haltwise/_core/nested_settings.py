@@ -170,7 +170,7 @@ def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for document in documents:
         for name, value in document.items():
-            below = merged.get(name)
+            below: Any = merged.get(name)
             nested = isinstance(value, Mapping) and isinstance(below, Mapping)
             if nested and (name == "settings" or "name" not in value):
                 merged[name] = merge(below, value)

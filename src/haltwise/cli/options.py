@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Leaf
 from haltwise._core.plugins import is_file, label, load_object
 from haltwise._core.workers import Workers
-from haltwise.cli.settings import Typed
 from haltwise.datasets import DIRECTORY_VARIABLE
 from haltwise.models.card import Card
 from haltwise.tasks import TaskFamily, family
@@ -105,9 +104,9 @@ def joined(device: torch.device) -> tuple[torch.device, Workers]:
     return device, Workers.join(device)
 
 
-def family_leaves(typed: Typed) -> Iterator[Leaf]:
+def family_leaves(typed: Mapping[str, str], _: Sequence[str]) -> Iterator[Leaf]:
     """Every `--family.NAME` typed; which there are is known when the family is."""
-    for option in typed.options:
+    for option in typed:
         if option.startswith("--family."):
             yield Leaf(option[2:].replace("-", "_"), Any | None, None, "A setting of the family.")
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, final, get_args, get_origin
+from typing import Any, final, get_args, get_origin
 
 import click
 
@@ -13,34 +13,10 @@ from haltwise._core.settings import alternatives, words
 from haltwise.training import TrainingSettings
 from haltwise.training.choices import CHOICES, settings_of
 
-__all__ = ["SettingOption", "SettingsCommand", "Typed", "parse", "setting_leaves"]
+__all__ = ["SettingOption", "SettingsCommand", "parse", "setting_leaves"]
 
+LeavesOf = Callable[[Mapping[str, str], Sequence[str]], Iterable[Leaf]]
 _OPTIONS = "haltwise.setting_options"
-
-
-@final
-class Typed(NamedTuple):
-    """A command line before it is parsed: which options there are depends on it."""
-
-    options: Mapping[str, str]
-    """Values by option, the last of each, those of flags left out."""
-    arguments: Sequence[str]
-    """Positional arguments."""
-
-    @classmethod
-    def scan(cls, args: Sequence[str], flags: frozenset[str]) -> "Typed":
-        """Tell options from arguments, where every option but the `flags` takes one value."""
-        options, arguments = {}, []
-        typed = iter(args)
-        for word in typed:
-            if not word.startswith("-"):
-                arguments.append(word)
-            elif "=" in word:
-                name, _, value = word.partition("=")
-                options[name] = value
-            elif word not in flags:
-                options[word] = next(typed, "")
-        return cls(options, arguments)
 
 
 @final
@@ -79,19 +55,17 @@ class SettingOption(click.Option):
 class SettingsCommand(click.Command):
     """A command with options for settings, handed to its function as nested `settings`.
 
-    Which settings those are, `leaves` tells from the command line.
+    Which settings those are, `leaves` tells from the options and the arguments that are typed.
     """
 
-    def __init__(
-        self, *args: Any, leaves: Callable[[Typed], Iterable[Leaf]], **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, leaves: LeavesOf, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._leaves = leaves
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = [param for param in super().get_params(ctx) if isinstance(param, click.Option)]
-        flags = frozenset(name for option in options if option.is_flag for name in option.opts)
-        ctx.meta[_OPTIONS] = [SettingOption(leaf) for leaf in self._leaves(Typed.scan(args, flags))]
+        flags = {name for option in options if option.is_flag for name in option.opts}
+        ctx.meta[_OPTIONS] = [SettingOption(leaf) for leaf in self._leaves(*_scan(args, flags))]
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -118,8 +92,23 @@ class SettingsCommand(click.Command):
                 formatter.write_dl(records)
 
 
+def _scan(args: Sequence[str], flags: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Tell options (the last value of each, no flags) from arguments, before they are parsed."""
+    options, arguments = {}, []
+    typed = iter(args)
+    for word in typed:
+        if not word.startswith("-"):
+            arguments.append(word)
+        elif "=" in word:
+            name, _, value = word.partition("=")
+            options[name] = value
+        elif word not in flags:  # every other option takes one value
+            options[word] = next(typed, "")
+    return options, arguments
+
+
 def setting_leaves(
-    typed: Typed, below: Mapping[str, Any], is_option: Callable[[str], object]
+    typed: Mapping[str, str], below: Mapping[str, Any], is_option: Callable[[str], object]
 ) -> Iterator[Leaf]:
     """List the settings of a training that are options: those at whose path `is_option`.
 
@@ -134,7 +123,9 @@ def setting_leaves(
                 yield replace(leaf, default=_find(below, leaf.path, leaf.default))
 
 
-def _choice_leaves(leaf: Leaf, below: Mapping[str, Any], typed: Typed) -> Iterator[Leaf]:
+def _choice_leaves(
+    leaf: Leaf, below: Mapping[str, Any], typed: Mapping[str, str]
+) -> Iterator[Leaf]:
     """A choice, and the settings of what it names; a family is an argument instead."""
     choice = _find(below, leaf.path, {})
     settings = choice.get("settings", {})
@@ -144,7 +135,7 @@ def _choice_leaves(leaf: Leaf, below: Mapping[str, Any], typed: Typed) -> Iterat
     if leaf.path != "family":
         text = f"{leaf.help} Names: {', '.join(CHOICES[leaf.path].table())}."
         yield replace(leaf, hint=str, default=name, help=text)
-        other = typed.options.get(f"--{leaf.path}", name)
+        other = typed.get(f"--{leaf.path}", name)
         name, settings = other, settings if other == name else {}
     for own in settings_of(leaf.path, name):
         field = own.path.rpartition(".")[2]

@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from haltwise._core.nested_settings import Leaf, checked, merge
 from haltwise._core.plugins import label
 from haltwise.cli.options import PATH, data_directory, device_option, joined, threads_option
 from haltwise.cli.progress import run_trainer
-from haltwise.cli.settings import SettingsCommand, Typed, setting_leaves
+from haltwise.cli.settings import SettingsCommand, setting_leaves
 from haltwise.models.loading import run_directory
 from haltwise.training import PRESETS, Trainer, TrainingSettings
 from haltwise.training.presets import default_settings
@@ -55,12 +55,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error}") from None
 
 
-def _leaves(typed: Typed) -> Iterator[Leaf]:
+def _leaves(typed: Mapping[str, str], arguments: Sequence[str]) -> Iterator[Leaf]:
     """The settings that are options, all but those that no command line has."""
     family, preset, settings = _asked(
-        typed.arguments[0] if typed.arguments else None,
-        typed.options.get("--preset"),
-        typed.options.get("--config"),
+        arguments[0] if arguments else None, typed.get("--preset"), typed.get("--config")
     )
     named = {} if family is None else {"family": {"name": family}}
     below = merge(named, default_settings(preset, family), settings)

@@ -28,7 +28,7 @@ _OPTIONS = re.compile(
 @click.command(
     "train-monitor",
     cls=SettingsCommand,
-    leaves=lambda typed: setting_leaves(typed, MONITOR_DEFAULTS, _OPTIONS.fullmatch),
+    leaves=lambda typed, _: setting_leaves(typed, MONITOR_DEFAULTS, _OPTIONS.fullmatch),
 )
 @click.argument("runs", type=PATH)
 @click.option("--price", type=float, required=True, help="Price of a round, in units of the score.")
