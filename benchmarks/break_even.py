@@ -59,7 +59,7 @@ class Costly(TaskBatch):
         return Costly(inner.start, inner, self.cost, self.spent)
 
 
-class Opponent(NamedTuple):
+class TunedAdam(NamedTuple):
     """Adam at a rate and with a stop rule, both tuned."""
 
     learning_rate: float
@@ -70,12 +70,9 @@ class Opponent(NamedTuple):
         """Parameters [B, D]; the update of the last gradient is applied."""
         rule: UpdateRule = Adam(self.learning_rate)
         assert self.stop is not None
-        active, params, state = (
-            torch.arange(batch.num_problems),
-            batch.start,
-            rule.init(batch.start),
-        )
-        memory, final_params = self.stop.init(batch.num_problems, batch.start), batch.start.clone()
+        active = torch.arange(batch.num_problems)
+        params, state, final_params = batch.start, rule.init(batch.start), batch.start.clone()
+        memory = self.stop.init(batch.num_problems, batch.start)
         for step in range(max_steps):
             loss, grad = batch.observe(params, step)
             update, _, state = rule.update(grad, state)
@@ -93,9 +90,9 @@ class Opponent(NamedTuple):
         return final_params
 
 
-def tune(batch: TaskBatch, max_steps: int, target: float) -> Opponent:
+def tune(batch: TaskBatch, max_steps: int, target: float) -> TunedAdam:
     """The fewest gradients at a mean excess of at most `target`."""
-    best, least = Opponent(math.nan, None), math.inf
+    best, least = TunedAdam(math.nan, None), math.inf
     for rate in LEARNING_RATES:
         if not 1e-2 < rate < 4:
             continue
@@ -112,7 +109,7 @@ def tune(batch: TaskBatch, max_steps: int, target: float) -> Opponent:
             end = (decided + 1).clamp_max(max_steps)
             gradients = end.double().mean().item()
             if gradients < least and excess.gather(1, end[:, None]).mean() <= target:
-                best, least = Opponent(rate, rule), gradients
+                best, least = TunedAdam(rate, rule), gradients
     return best
 
 
@@ -137,12 +134,12 @@ def main(
         return batch.score(params, 0).excess.mean().item()
 
     target = excess(tuning, haltwise.solve(tuning, optimizer).params)
-    opponent = tune(tuning, max_adam_steps, target)
-    if opponent.stop is None:
+    tuned = tune(tuning, max_adam_steps, target)
+    if tuned.stop is None:
         raise click.ClickException(f"Adam never comes to {target:.4g} in {max_adam_steps} steps")
     solvers = {
         name: lambda batch: haltwise.solve(batch, optimizer).params,
-        "adam": lambda batch: opponent.solve(batch, max_adam_steps),
+        "adam": lambda batch: tuned.solve(batch, max_adam_steps),
     }
     found = {}
     overheads: dict[str, list[float]] = {way: [] for way in solvers}
@@ -171,7 +168,7 @@ def main(
         tried.append({"cost": even * factor, "seconds": seconds})
     results = {
         "problems": num_problems,
-        "adam": f"rate {opponent.learning_rate:.3g}, {opponent.stop}",
+        "adam": f"rate {tuned.learning_rate:.3g}, {tuned.stop}",
         "ways": found,
         "break_even_microseconds": 1e6 * even,
         "tried": tried,

@@ -189,15 +189,15 @@ def meta_gradient(  # noqa: PLR0915
         vectors = jnp.stack((grad, frozen, grad - last_grad, last_update, last_grad), -2)
         observed = jax.lax.stop_gradient(loss) + reference
         features, recent = _features(_signals(t, observed, vectors), price, recent)
-        heard = jnp.concatenate((features, pooled), -1)
-        memory = _cell(*weights["memory"], jax.lax.stop_gradient(heard), *memory)
-        said = jnp.concatenate((heard, memory[0]), -1)
+        halter_inputs = jnp.concatenate((features, pooled), -1)
+        memory = _cell(*weights["memory"], jax.lax.stop_gradient(halter_inputs), *memory)
+        raw = jnp.concatenate((halter_inputs, memory[0]), -1)
         layers = list(zip(weights["halter_weights"], weights["halter_biases"], strict=True))
         for w, b in layers[:-1]:
-            said = jax.nn.silu(said @ w.T + b)
-        said = said @ layers[-1][0].T + layers[-1][1]
+            raw = jax.nn.silu(raw @ w.T + b)
+        raw = raw @ layers[-1][0].T + layers[-1][1]
         carry = (params + update, new, memory, grad, frozen, recent)
-        return carry, (loss, said)
+        return carry, (loss, raw)
 
     def objective(weights: Weights) -> Array:
         zeros = jnp.zeros((rows, weights["biases"][0].shape[0] // 4))
@@ -213,10 +213,10 @@ def meta_gradient(  # noqa: PLR0915
             return step(weights, carry, inputs)
 
         body = jax.checkpoint(one) if checkpoint else one
-        carry, (losses, said) = jax.lax.scan(body, carry, (steps, examples))
+        carry, (losses, outputs) = jax.lax.scan(body, carry, (steps, examples))
         final = loss_of(carry[0], jax.tree.map(lambda value: value[-1], data))
         losses = jnp.concatenate((losses, final[None])).T
-        logits = said[..., 0].T - 2
+        logits = outputs[..., 0].T - 2
         survival = jnp.cumsum(jax.nn.log_sigmoid(-logits), -1)
         log_prob = jnp.pad(survival, ((0, 0), (1, 0))) + jnp.pad(
             jax.nn.log_sigmoid(logits), ((0, 0), (0, 1))

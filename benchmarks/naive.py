@@ -121,7 +121,7 @@ class NaiveOptimizer(nn.Module):
         update = self.output_scale * step * log_scale.exp()
         return update, value.unflatten(0, grad.shape).mean(1), new
 
-    def speak(self, inputs: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def halter_step(self, inputs: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Raw outputs [B, 3] of the halter and its new memory."""
         memory = self.memory_cell(inputs.detach(), memory)
         return self.perceptron(torch.cat((inputs, memory[0]), -1)), memory
@@ -135,12 +135,10 @@ class NaiveOptimizer(nn.Module):
         states = [(zeros, zeros) for _ in self.cells]
         zeros = params.new_zeros(num_problems, self.memory_cell.hidden_size)
         memory = (zeros, zeros)
-        signal_memory, feature_memory = (
-            init_signals(params),
-            self.features.init(num_problems, params),
-        )
+        signal_memory = init_signals(params)
+        feature_memory = self.features.init(num_problems, params)
         params.requires_grad_()
-        losses, said = [], []
+        losses, outputs = [], []
         for step in range(work.num_steps):
             if step % work.segment == 0:
                 states = [(h.detach(), c.detach()) for h, c in states]
@@ -156,11 +154,11 @@ class NaiveOptimizer(nn.Module):
                 features, feature_memory = self.features.extract(
                     signals.unsqueeze(1), price, feature_memory
                 )
-            outputs, memory = self.speak(torch.cat((features[:, 0], readout), -1), memory)
-            said.append(outputs)
+            raw, memory = self.halter_step(torch.cat((features[:, 0], readout), -1), memory)
+            outputs.append(raw)
             params = params + update
         losses.append(self.loss(params, work.num_steps))
-        hazard_logits = torch.stack(said, 1)[..., :2] - 2
+        hazard_logits = torch.stack(outputs, 1)[..., :2] - 2
         objective_ = objective(torch.stack(losses, 1), hazard_logits, price)
         objective_.backward()
         return objective_.detach()

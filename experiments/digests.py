@@ -44,17 +44,12 @@ def digest(*values: Tensor) -> str:
 
 def solved(name: str, problems: str, factor: float) -> str:
     """The stops and points of `haltwise.solve`."""
-    price = _price(name) * factor
+    price = haltwise.load(name).card.price * factor
     batch = family(problems).sample(NUM_PROBLEMS, torch.Generator().manual_seed(2026))
     found = haltwise.solve(batch, name, price=price)
     stops = found.steps.float().mean().item()
     print(f"  {name} at {price:g}: {stops:.2f} updates on average", flush=True)
     return digest(found.params, found.steps, found.num_gradients, found.outcome)
-
-
-def _price(name: str) -> float:
-    card = haltwise.load(name).card
-    return float(card["config"]["price"] if isinstance(card, dict) else card.price)
 
 
 def _network() -> tuple[torch.nn.Module, Tensor, Tensor]:
@@ -95,10 +90,7 @@ def monitored(name: str) -> str:
 def optimized(name: str) -> str:
     """The parameters after 40 steps of the torch optimizer, and when it asked to stop."""
     model, x, y = _network()
-    kind = haltwise.LearnedOptimizer
-    if not issubclass(kind, torch.optim.Optimizer):
-        kind = haltwise.interfaces.torch_optim.LearnedOptimizer
-    optimizer = kind(model.parameters(), weights=name)
+    optimizer = haltwise.LearnedOptimizer(model.parameters(), weights=name)
     first = -1
     for step in range(40):
         optimizer.zero_grad()

@@ -27,15 +27,12 @@ from haltwise.models.loading import card_of
 
 
 class Job(NamedTuple):
-    """One training.
-
-    Attributes:
-        name: Name of its directory.
-        arguments: Arguments of `haltwise` without those that every job gets.
-    """
+    """One training."""
 
     name: str
+    """Name of its directory."""
     arguments: list[str]
+    """Arguments of `haltwise` without those that every job gets."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

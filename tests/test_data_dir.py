@@ -56,7 +56,7 @@ def test_it_is_no_setting_of_the_family(tiny_images: Path) -> None:
 
 SMALL = ["--validation.num-calibration", "8", "--family.num-score", "20"]
 FEW: list[object] = ["--family", "mnist-mlp-40", "--num-problems", 32, "--horizon", 2]
-FEW += ["--family-set", "batch_size=2", "--family-set", "num_hidden=2"]
+FEW += ["--family.batch-size", 2, "--family.num-hidden", 2]
 
 
 def test_commands_hand_it_on_and_leave_it_off_the_card(tiny_images: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import strategies as st
 
 from faults.mutations import mutated
-from haltwise.cli.stopping_report import stopping_report
+from haltwise.cli.stopping_report import command as stopping_report
 from haltwise.datasets.files import CIFAR_RECORD, read_cifar, read_cifar_tar, read_idx
 
 

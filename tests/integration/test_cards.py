@@ -109,7 +109,7 @@ def edited(*path: str, value: object) -> Callable[[dict[str, Any]], None]:
         (edited("horizon", value=0), "horizon must be at least 1, got 0"),
         (edited("price_range", value=0.5), "price_range must be at least 1"),
         (edited("observed", value="everything"), "observed must be .* got 'everything'"),
-        (edited("keeps_best", value=1), "keeps_best must be bool, got 1"),
+        (edited("keeps_best", value=1), "keeps_best must be true.false, got 1"),
         (edited("unit", value="seconds"), "not the card of a halting model.*seconds"),
         (edited("halter", "memory", value=-1), "memory must be at least 0, got -1"),
         (edited("halter", "eyes", value=2), "not the card of a halting model.*eyes"),

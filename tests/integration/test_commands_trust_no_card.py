@@ -114,7 +114,8 @@ def test_a_family_named_again_is_the_one_trained_on(tmp_path: Path) -> None:
     card = load(tmp_path / "run").card
     found = family_of(card, f"{mine}:Bowls", {}, None)
     assert found.dim == 3
-    assert family_of(card, f"{mine}:Bowls", {"size": 5}, None).dim == 5
+    changed = {"family": {"settings": {"size": 5}}}
+    assert family_of(card, f"{mine}:Bowls", changed, None).dim == 5
     assert family_of(card, "quadratic-10d", {}, None).dim == 10
 
 

@@ -18,13 +18,12 @@ from haltwise._core.nested_settings import (
     Leaf,
     build,
     checked,
-    class_leaves,
     leaves,
     merge,
 )
-from haltwise.cli.settings import SettingOption
-from haltwise.cli.train import train as train_command
-from haltwise.cli.train_monitor import train_monitor as train_monitor_command
+from haltwise.cli.settings import SettingOption, parse
+from haltwise.cli.train import command as train_command
+from haltwise.cli.train_monitor import command as train_monitor_command
 from haltwise.halting import halting_methods
 from haltwise.tasks import families
 from haltwise.training import Trainer, TrainingSettings, estimators, train
@@ -38,7 +37,7 @@ def options_of(command: click.Command, *args: str) -> dict[str, SettingOption]:
     """The options for settings of a command line, by the path of the setting."""
     context = command.make_context("haltwise", list(args), resilient_parsing=True)
     return {
-        param.path: param
+        param.leaf.path: param
         for param in command.get_params(context)
         if isinstance(param, SettingOption)
     }
@@ -89,7 +88,7 @@ def named() -> Iterator[tuple[str, str, Any]]:
 def test_every_setting_of_what_is_named_is_a_typed_option(path: str, name: str, found: Any) -> None:
     args = [name] if path == "family" else ["regression-2d", f"--{path}", name]
     options = options_of(train_command, *args)
-    own = {leaf.path: leaf for leaf in class_leaves(found, f"{path}.")}
+    own = {leaf.path: leaf for leaf in leaves(found, f"{path}.")}
     assert own.keys() == {key for key in options if key.rpartition(".")[0] == path}
     for key, leaf in own.items():
         assert "[required]" in (options[key].help or "") or not leaf.required
@@ -99,9 +98,7 @@ def test_every_setting_of_what_is_named_is_a_typed_option(path: str, name: str, 
         if leaf.required or isinstance(typed, list | dict):
             continue
         shown = typed.lower() if leaf.default is None or isinstance(leaf.default, bool) else typed
-        option = options[key]
-        parsed = option.type.convert(shown, option, None)
-        assert parsed == leaf.default or leaf.default is None
+        assert parse(shown, leaf.hint) == leaf.default
 
 
 def test_a_required_setting_says_so(tmp_path: Path) -> None:
@@ -257,14 +254,14 @@ def test_what_is_wrong_is_one_sentence_in_toml(
         ("--method graves --method.learn-by value", "No such option '--method.learn-by'."),
         ("--method softmx", "unknown halting method 'softmx'; did you mean 'softmax'?"),
         ("--joint.estimator pathwis", "unknown gradient estimator 'pathwis'; did you mean"),
-        ("--price cheap", "Invalid value for '--price': 'cheap' is not a number"),
-        ("--joint.batch-size 2.5", "'2.5' is not an integer"),
-        ("--halter.readout maybe", "'maybe' is not one of true, false"),
-        ("--method.learn-by hope", "'hope' is not one of free-energy, distillation, value"),
-        ("--rule.hidden-size none", "'none' is not an integer"),
+        ("--price cheap", "price must be float, got 'cheap'"),
+        ("--joint.batch-size 2.5", "joint.batch_size must be int, got 2.5"),
+        ("--halter.readout maybe", "halter.readout must be true|false, got 'maybe'"),
+        ("--method.learn-by hope", "learn_by must be free-energy|distillation|value, got 'hope'"),
+        ("--rule.hidden-size none", "hidden_size must be int, got 'none'"),
         ("--joint.batch-size 0", "joint.batch_size must be at least 1, got 0"),
         ("--price nan", "price must be float, got nan"),
-        ("--config nowhere.toml", "cannot read nowhere.toml: No such file or directory"),
+        ("--config nowhere.toml", "there is no file nowhere.toml"),
         ("--preset akt", "unknown preset 'akt'; did you mean 'act'?"),
     ],
 )
@@ -279,6 +276,23 @@ def test_what_is_wrong_is_one_sentence_on_the_command_line(
     assert done.stderr.startswith("haltwise: ")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["evaluate", "study", "diagnose", "explore"])
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("--family.num-param 3", "unknown setting of regression-2d 'num_param'; did you mean"),
+        ("--family.alpha high", "alpha must be float, got 'high'"),
+        ("--family.inputs none", "inputs must be uniform|normal, got None"),
+        ("--family.alpha", "Option '--family.alpha' requires an argument."),
+    ],
+)
+def test_settings_of_the_family_that_is_judged_are_checked(
+    command: str, typed: str, sentence: str, tmp_path: Path
+) -> None:
+    done = haltwise(command, "regression-2d", *typed.split(), cwd=tmp_path)
+    assert (done.returncode, sentence in done.stderr) == (2, True), done.stderr
 
 
 def test_a_torn_toml_file_is_named(tmp_path: Path) -> None:
@@ -400,6 +414,11 @@ def test_a_tree_is_built_from_its_parts() -> None:
         Leaf("chosen", Choice, Choice("a", {"x": 1, "y": 2}), "A choice."),
         Leaf("maybe", int | None, None, "One or none."),
     ]
+
+
+def test_a_setting_may_be_called_name() -> None:
+    typed = ({"family": {"settings": {"depth": 3}}}, {"family": {"settings": {"name": "deep"}}})
+    assert merge(*typed) == {"family": {"settings": {"depth": 3, "name": "deep"}}}
 
 
 def test_every_choice_of_the_settings_has_a_table() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass, replace
@@ -12,11 +11,9 @@ from typing import Any
 
 from haltwise._core import plugins
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import require_types
+from haltwise._core.settings import parameters, require_types
 
 __all__ = ["collect", "configure", "find", "find_known", "lookup", "unknown"]
-
-_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def collect(package: ModuleType, attribute: str) -> Mapping[str, Any]:
@@ -25,9 +22,6 @@ def collect(package: ModuleType, attribute: str) -> Mapping[str, Any]:
     Args:
         package: A package; each of its modules may define the mapping.
         attribute: The mapping's name, for instance `"FAMILIES"`.
-
-    Returns:
-        One read-only mapping from name to entry.
 
     Raises:
         RuntimeError: Two modules define the same name.
@@ -62,10 +56,7 @@ def find(table: Mapping[str, Any], name: str, kind: type, what: str) -> Any:
         table: From name to entry.
         name: A name in the table, or PATH.py:NAME; only then is a file executed.
         kind: What an entry is a subclass or an instance of.
-        what: A noun for an entry in messages, for instance "update rule".
-
-    Returns:
-        The entry, to be given settings by `configure`.
+        what: A noun for an entry in messages.
 
     Raises:
         InputError: The name is unknown (near names are suggested), or the file does not define an
@@ -82,13 +73,7 @@ def find_known(table: Mapping[str, Any], name: str, what: str, own: Iterable[typ
     """Look up a name on a card: in a table, or among classes that the caller hands over.
 
     Code that a file of weights names is never executed, so whoever uses weights that were trained
-    with a class of their own brings that class.
-
-    Args:
-        table: From name to entry.
-        name: A name in the table, or PATH.py:NAME.
-        what: A noun for an entry in messages.
-        own: Classes of the caller's, taken by their `__name__`.
+    with a class of their own brings that class, which is known by its `__name__`.
 
     Raises:
         InputError: There is none; near names are suggested.
@@ -126,28 +111,21 @@ def configure(entry: Any, settings: Mapping[str, Any], name: str, **others: Any)
         ...     learning_rate: float
         >>> configure(Descent, {"learning_rate": 0.1}, "descent")
         Descent(learning_rate=0.1)
-        >>> configure(Descent, {}, "descent")
-        Traceback (most recent call last):
-        haltwise._core.errors.InputError: descent needs the setting learning_rate
     """
     is_class = isinstance(entry, type)
-    maker = entry if is_class else type(entry)
+    maker = plugins.class_of(entry)
     title = plugins.label(name)
     require(
         is_class or is_dataclass(entry) or not settings,
         f"{title} is an instance of a class that is no dataclass, so it takes no settings; name "
         "its class",
     )
-    parameters = {
-        key: parameter
-        for key, parameter in inspect.signature(maker).parameters.items()
-        if key not in others and parameter.kind not in _VARIABLE
-    }
+    known = {key: value for key, value in parameters(maker).items() if key not in others}
     for setting in settings:
-        require(bool(parameters), f"{title} takes no settings, got {setting!r}")
-        require(setting in parameters, unknown(setting, parameters, f"setting of {title}"))
+        require(bool(known), f"{title} takes no settings, got {setting!r}")
+        require(setting in known, unknown(setting, known, f"setting of {title}"))
     require_types(maker.__init__, settings)
-    for key, parameter in parameters.items():
+    for key, parameter in known.items():
         required = is_class and parameter.default is parameter.empty
         require(not required or key in settings, f"{title} needs the setting {key}")
     in_file = plugins.is_file(name)

@@ -23,6 +23,7 @@ __all__ = [
     "digest",
     "load_tensors",
     "make_directory",
+    "read_bytes",
     "read_json",
     "save_tensors",
     "write_atomically",
@@ -33,11 +34,7 @@ _DIGEST = "blake2b"  # and the one with the checksum
 
 
 def make_directory(path: Path) -> None:
-    """Create `path` and what lies above it, if missing.
-
-    Raises:
-        InputError: It cannot be created.
-    """
+    """Create `path` and what lies above it, if missing, or raise an `InputError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,31 +77,28 @@ def _flush_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        InputError: There is no such file, or it cannot be read, or is no JSON object.
-    """
+def read_bytes(path: Path) -> bytes:
+    """Read a file, or raise an `InputError`."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in a file, or raise an `InputError`."""
+    try:
+        document = json.loads(read_bytes(path).decode())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
     require(isinstance(document, dict), f"{path} holds no JSON object; restore it from a copy")
-    result: dict[str, Any] = document
-    return result
+    return dict(document)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON document to one safetensors file, atomically.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write tensors and a JSON document to one safetensors file, atomically."""
     own = {
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
@@ -123,34 +117,27 @@ def digest(tensors: Mapping[str, Tensor], document: str) -> str:
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the JSON document of a file that `save_tensors` wrote.
+    """Read the tensors and the JSON document of a file that `save_tensors` wrote.
 
     Raises:
         InputError: There is no such file, or it is corrupt, or not one of ours.
     """
+    content = read_bytes(path)  # not mapped: a file that changes later would change the tensors
     try:
-        # Not mapped: a file that changes or shrinks later would change the tensors, or kill us.
-        content = path.read_bytes()
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         header = header.get("__metadata__", {})
         document = header.get(_KEY)
-        if document is None:
-            raise InputError(f"{path} is a safetensors file, but not one that haltwise wrote")
-        if header.get(_DIGEST) != digest(tensors, document):
-            raise ValueError("its checksum does not match")
-        metadata = json.loads(document)
-        if not isinstance(metadata, dict):
-            raise ValueError("its metadata is no JSON object")
-        return tensors, metadata
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except InputError:
-        raise
-    except PermissionError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
+        if document is not None:
+            if header.get(_DIGEST) != digest(tensors, document):
+                raise ValueError("its checksum does not match")
+            metadata = json.loads(document)
+            if not isinstance(metadata, dict):
+                raise ValueError("its metadata is no JSON object")
+            return tensors, metadata
+    except (SafetensorError, ValueError, RuntimeError, RecursionError) as error:
         raise InputError(
             f"{path} is corrupt or no safetensors file ({error}); restore it from a copy or train "
             "again"
         ) from None
+    raise InputError(f"{path} is a safetensors file, but not one that haltwise wrote")

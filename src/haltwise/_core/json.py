@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from enum import Enum
+from enum import Enum, EnumType
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from haltwise._core.errors import InputError
+from haltwise._core.settings import fits
 
 __all__ = ["from_json", "to_json"]
 
@@ -15,11 +16,9 @@ Record = TypeVar("Record")
 
 
 def to_json(value: Any) -> Any:
-    """The JSON value of a record; numbers that are not finite, which JSON lacks, become null.
+    """Make the JSON value of a record: a dataclass, or lists and dictionaries of them.
 
-    Args:
-        value: A dataclass of numbers, strings, enumerations and other dataclasses, alone, in lists
-            or in dictionaries.
+    Enumerations become their values, and numbers that are not finite, which JSON lacks, null.
     """
     if is_dataclass(value):
         return {item.name: to_json(getattr(value, item.name)) for item in fields(value)}
@@ -33,44 +32,38 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: type[Record], document: Any) -> Record:
-    """The record of class `kind` that `to_json` wrote; null becomes NaN where a number is due.
+    """Make the record of class `kind` that `to_json` wrote; null is NaN where a number is due.
 
     Raises:
         InputError: It is no such record: a value is missing, unknown or of another type.
     """
     try:
-        found: Record = _read(kind, document)
+        return _read(kind, document)  # type: ignore[no-any-return]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"this is no {kind.__name__} of this version ({error}); write it again"
         ) from None
-    return found
 
 
 def _read(hint: Any, value: Any) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
-    found, kinds = value, hint
+    found = value
     if is_dataclass(hint):
         hints = get_type_hints(hint)
         known = {name: _read(hints[name], entry) for name, entry in value.items()}
         found = hint(**known)  # type: ignore[operator]
     elif origin is dict:
-        kinds = dict
         found = {_read(inner[0], key): _read(inner[1], entry) for key, entry in value.items()}
-    elif origin is list:
-        kinds = list
+    elif origin is list and isinstance(value, list):
         found = [_read(inner[0], entry) for entry in value]
-    elif origin is tuple:
-        kinds = tuple
+    elif origin is tuple and isinstance(value, list):
         found = tuple(_read(each, entry) for each, entry in zip(inner, value, strict=True))
     elif NoneType in inner:
-        kinds = object
         found = None if value is None else _read(inner[0], value)
-    elif hint is float:
-        kinds = (int, float)
-        found = math.nan if value is None else value
-    elif hint is not Any and issubclass(hint, Enum):
+    elif isinstance(hint, EnumType):
         found = hint(value)
-    if hint is Any or (isinstance(found, kinds) and (hint is bool or not isinstance(found, bool))):
-        return found
-    raise TypeError(f"{value!r} where {hint} is due")
+    elif hint is float and value is None:
+        found = math.nan
+    elif not fits(value, hint):
+        raise TypeError(f"{value!r} where {hint} is due")
+    return found

@@ -4,19 +4,23 @@ A field's docstring, the string literal behind it, is its help on the command li
 setting is described in one place.
 """
 
+import ast
 import contextlib
 import difflib
 import inspect
+import itertools
+import re
+import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, final, get_type_hints
 
 from haltwise._core.discovery import unknown
 from haltwise._core.errors import InputError, require
-from haltwise._core.setting_help import setting_help
-from haltwise._core.settings import require_types
+from haltwise._core.plugins import class_of
+from haltwise._core.settings import alternatives, parameters, require_types
 
-__all__ = ["Choice", "Leaf", "build", "checked", "class_leaves", "leaves", "merge"]
+__all__ = ["Choice", "Leaf", "build", "checked", "leaves", "merge"]
 
 Settings = TypeVar("Settings")
 
@@ -28,17 +32,12 @@ class Choice:
 
     name: str
     """A name in the table, or PATH.py:NAME for one of your own."""
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings by name, plain JSON values."""
 
-    def __init__(self, name: str, settings: Mapping[str, Any] | None = None) -> None:
-        require(isinstance(name, str), f"a name must be a string, got {name!r}")
-        require(
-            settings is None or isinstance(settings, Mapping),
-            f"the settings of {name!r} must be a mapping from names to values, got {settings!r}",
-        )
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "settings", dict(settings or {}))
+    def __post_init__(self) -> None:
+        require_types(Choice.__init__, vars(self))
+        object.__setattr__(self, "settings", dict(self.settings))
 
 
 @final
@@ -57,22 +56,12 @@ class Leaf:
 
 
 def build(kind: type[Settings], document: Mapping[str, Any]) -> Settings:
-    """Make the dataclass `kind` of a JSON object, nested ones of nested objects.
+    """Make the dataclass `kind` of a JSON object, nested ones of nested objects; see `checked`.
 
-    Args:
-        kind: A dataclass; missing fields take their defaults.
-        document: Values by field name; see `checked`. A `Choice` with settings alone is of its
-            default name.
+    Missing fields take their defaults, and a `Choice` with settings alone its default name.
 
     Raises:
         InputError: A name is unknown (near ones are suggested), or a value is impossible.
-
-    Examples:
-        >>> @dataclass(frozen=True)
-        ... class Budget:
-        ...     num_steps: int = 10
-        >>> build(Budget, {"num_steps": 20})
-        Budget(num_steps=20)
     """
     return _make(kind, checked(kind, document), "")
 
@@ -97,51 +86,35 @@ def checked(kind: type[Any], document: Mapping[str, Any], path: str = "") -> dic
         Traceback (most recent call last):
         haltwise._core.errors.InputError: unknown setting 'halp'; did you mean 'help'?
     """
-    _require_object(document, path.rstrip(".") or "the settings")
+    require(
+        isinstance(document, Mapping),
+        f"{path.rstrip('.') or 'the settings'} must be an object of settings by name, got "
+        f"{document!r}",
+    )
     hints = get_type_hints(kind)
     found: dict[str, Any] = {}
     for name, value in document.items():
-        whole = f"{path}{name}"
-        require(name in hints, _unknown(kind, whole, path))
+        if name not in hints:
+            raise InputError(_unknown(kind, f"{path}{name}", path))
         section = _section(hints[name])
         if section is None or value is None:
-            with _errors_below(path, {name: value}):
-                require_types(kind.__init__, {name: value})
+            require_types(kind.__init__, {name: value}, path)
             found[name] = value
-            continue
-        given = asdict(value) if isinstance(value, section) else value
-        if section is Choice:
-            found[name] = _checked_choice(given, whole)
+        elif section is Choice and isinstance(value, str):
+            found[name] = {"name": value}
         else:
-            _require_object(given, whole)
-            found[name] = checked(section, given, f"{whole}.")
+            given = asdict(value) if isinstance(value, section) else value
+            found[name] = checked(section, given, f"{path}{name}.")
     return found
-
-
-def _checked_choice(value: Any, path: str) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"name": value}
-    _require_object(value, path)
-    for key in value:
-        require(
-            key in ("name", "settings"),
-            f"unknown setting '{path}.{key}'; the settings of what {path} names belong into "
-            f"'{path}.settings'",
-        )
-    name, settings = value.get("name", ""), value.get("settings", {})
-    require(isinstance(name, str), f"{path}.name must be str, got {name!r}")
-    _require_object(settings, f"{path}.settings")
-    return dict(value)
-
-
-def _require_object(value: Any, path: str) -> None:
-    require(
-        isinstance(value, Mapping), f"{path} must be an object of settings by name, got {value!r}"
-    )
 
 
 def _unknown(kind: type[Any], whole: str, path: str) -> str:
     """The sentence that a setting is unknown; those near may lie deeper in the tree."""
+    if kind is Choice:
+        return (
+            f"unknown setting '{whole}'; the settings of what {path[:-1]} names belong into "
+            f"'{path}settings'"
+        )
     siblings = [f"{path}{item.name}" for item in fields(kind)]
     known = [*siblings, *(leaf.path for leaf in leaves(kind, path))]
     near = difflib.get_close_matches(whole, known, n=1, cutoff=0.4)
@@ -152,48 +125,34 @@ def _make(kind: type[Settings], document: Mapping[str, Any], path: str) -> Setti
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for item in fields(kind):  # type: ignore[arg-type]
+        default, section = _default(item), _section(hints[item.name])
         if item.name not in document:
-            require(not _is_required(item), f"{path}{item.name} is missing")
+            require(default is not MISSING, f"{path}{item.name} is missing")
             continue
-        value, section = document[item.name], _section(hints[item.name])
-        if section is Choice and value is not None:
-            value = _make_choice(value, item, f"{path}{item.name}")
-        elif section is not None and value is not None:
+        value = document[item.name]
+        if section is not None and value is not None:
+            if isinstance(default, Choice) and "name" not in value:
+                value = merge(asdict(default), value)
             value = _make(section, value, f"{path}{item.name}.")
         given[item.name] = value
-    with _errors_below(path, given):
-        return kind(**given)
-
-
-def _make_choice(value: Mapping[str, Any], item: Field[Any], path: str) -> Choice:
-    if "name" in value:
-        return Choice(**value)
-    default = None if item.default_factory is MISSING else item.default_factory()
-    require(default is not None, f"{path}.name is missing")
-    assert default is not None
-    return Choice(default.name, {**default.settings, **value.get("settings", {})})
-
-
-@contextlib.contextmanager
-def _errors_below(path: str, names: Mapping[str, Any]) -> Iterator[None]:
-    """Have errors about one of the settings `names` name it by its whole path."""
     try:
-        yield
-    except InputError as error:
-        about = str(error).partition(" ")[0] in names
+        return kind(**given)
+    except InputError as error:  # about one of them, which is named by its whole path
+        about = str(error).partition(" ")[0] in given
         raise InputError(f"{path if about else ''}{error}") from None
 
 
 def _section(hint: Any) -> type[Any] | None:
     """The dataclass that a hint names, alone or beside None."""
-    for part in getattr(hint, "__args__", None) or (hint,):
+    for part in alternatives(hint):
         if isinstance(part, type) and is_dataclass(part):
             return part
     return None
 
 
-def _is_required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
+def _default(item: Field[Any]) -> Any:
+    """The default of a field, or MISSING."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,51 +170,59 @@ def merge(*documents: Mapping[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for document in documents:
         for name, value in document.items():
-            below = merged.get(name)
-            if isinstance(value, Mapping) and isinstance(below, Mapping) and "name" not in value:
+            below: Any = merged.get(name)
+            nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+            if nested and (name == "settings" or "name" not in value):
                 merged[name] = merge(below, value)
             else:
                 merged[name] = value
     return merged
 
 
-def leaves(kind: type[Any], path: str = "") -> Iterator[Leaf]:
-    """List every setting below a dataclass, in order; a `Choice` counts as one."""
-    hints, helps = get_type_hints(kind), setting_help(kind)
-    for item in fields(kind):
-        whole, section = f"{path}{item.name}", _section(hints[item.name])
-        if section is not None and section is not Choice:
-            yield from leaves(section, f"{whole}.")
-            continue
-        default = None if item.default is MISSING else item.default
-        if item.default_factory is not MISSING:
-            default = item.default_factory()
-        yield Leaf(whole, hints[item.name], default, helps.get(item.name, ""), _is_required(item))
+def leaves(found: Any, path: str = "") -> Iterator[Leaf]:
+    """List every setting of a class or an instance, in order, those of sections below it, too.
 
-
-def class_leaves(found: Any, path: str) -> Iterator[Leaf]:
-    """List the settings of what a table names.
+    A `Choice` counts as one setting; a `generator` is none.
 
     Args:
-        found: A class, whose constructor takes the settings (a `generator` is none), or an
-            instance of a dataclass, whose values are the defaults.
+        found: A class, whose constructor takes the settings, or an instance of a dataclass, whose
+            values are the defaults.
         path: Where they lie, for instance `rule.`.
     """
-    kind = found if isinstance(found, type) else type(found)
-    if not isinstance(found, type):
-        for leaf in leaves(kind, path):
-            default = getattr(found, leaf.path.removeprefix(path))
-            yield Leaf(leaf.path, leaf.hint, default, leaf.help)
-        return
+    kind = class_of(found)
+    hints, helps = get_type_hints(kind.__init__), _helps(kind)
+    defaults = {} if found is kind else dict(vars(found))
     if is_dataclass(kind):
-        yield from leaves(kind, path)
-        return
-    constructor = inspect.signature(kind)
-    hints, helps = get_type_hints(vars(kind)["__init__"]), setting_help(kind)
-    for name, parameter in constructor.parameters.items():
-        is_variable = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if name == "generator" or is_variable:
-            continue
-        required = parameter.default is parameter.empty
-        default = None if required else parameter.default
-        yield Leaf(f"{path}{name}", hints.get(name, str), default, helps.get(name, ""), required)
+        defaults = {item.name: _default(item) for item in fields(kind)} | defaults
+    for name, parameter in parameters(kind).items():
+        whole, hint = f"{path}{name}", hints.get(name, str)
+        section = _section(hint)
+        if section is not None and section is not Choice:
+            yield from leaves(section, f"{whole}.")
+        elif name != "generator":
+            default = defaults.get(name, parameter.default)
+            required = default is MISSING or default is parameter.empty
+            yield Leaf(whole, hint, None if required else default, helps.get(name, ""), required)
+
+
+def _helps(kind: type[Any]) -> dict[str, str]:
+    """What describes each setting of a class, on one line.
+
+    That is the docstring of a dataclass' field, its base classes' included, or else the entry in
+    the section `Args:` of the class' docstring; nothing where there is no source.
+    """
+    _, _, section = (inspect.getdoc(kind) or "").partition("Args:\n")
+    entries = re.split(r"\n(?=    \w+: )", "\n" + section.partition("\n\n")[0])
+    found = {name.strip(): text for name, _, text in (e.partition(": ") for e in entries)}
+    for base in filter(is_dataclass, reversed(kind.__mro__)):
+        with contextlib.suppress(OSError, TypeError):
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(body, ast.ClassDef)
+            for item, text in itertools.pairwise(body.body):
+                match item, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(words))),
+                    ):
+                        found[name] = words
+    return {name: " ".join(text.split()) for name, text in found.items()}

@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 
 from haltwise._core.errors import InputError, require
 
-__all__ = ["Place", "is_file", "label", "load_object", "place", "resolve", "whereabouts"]
+__all__ = [
+    "Place",
+    "class_of",
+    "is_file",
+    "label",
+    "load_object",
+    "place",
+    "resolve",
+    "whereabouts",
+]
 
 
 def is_file(name: str) -> bool:
@@ -49,9 +58,6 @@ def load_object(name: str, kind: type, what: str) -> Any:
         kind: The class that NAME must be a subclass or an instance of.
         what: A noun for such an object in messages, for instance "family".
 
-    Returns:
-        The subclass or instance.
-
     Raises:
         InputError: The file is missing or raises an exception, or NAME is missing, of another
             kind or without methods that `kind` asks for; the message names file and line.
@@ -70,7 +76,7 @@ def load_object(name: str, kind: type, what: str) -> Any:
             + (f"it has {', '.join(defined)}" if defined else f"add {_outline(attribute, kind)}")
         )
     found = getattr(module, attribute)
-    where = place(name, found if isinstance(found, type) else type(found))
+    where = place(name, class_of(found))
     if not _is_a(found, kind):
         given = "a class of its own" if isinstance(found, type) else type(found).__name__
         raise InputError(
@@ -86,21 +92,21 @@ def load_object(name: str, kind: type, what: str) -> Any:
     return found
 
 
-def whereabouts(found: object) -> str:
-    """Name the class of an object as PATH.py:NAME, from which `load_object` takes it again.
+def class_of(found: object) -> type[Any]:
+    """The class itself, or that of an instance."""
+    return found if isinstance(found, type) else type(found)
 
-    Args:
-        found: A class or an instance of one.
+
+def whereabouts(found: object) -> str:
+    """Name a class, or that of an instance, as PATH.py:NAME, which `load_object` takes again.
 
     Raises:
         InputError: The class is not defined at the top of a file.
     """
-    kind = found if isinstance(found, type) else type(found)
-    try:
-        path = inspect.getfile(kind)
-    except (TypeError, OSError):  # built in, or typed at a prompt
-        path = ""
-    name = f"{path}:{kind.__qualname__}"
+    kind = class_of(found)
+    name = kind.__qualname__
+    with contextlib.suppress(TypeError, OSError):  # built in, or typed at a prompt
+        name = f"{inspect.getfile(kind)}:{name}"
     require(
         is_file(name),
         f"{kind.__qualname__} must be defined at the top of a .py file, so that the run finds it "
@@ -110,12 +116,7 @@ def whereabouts(found: object) -> str:
 
 
 class Place(NamedTuple):
-    """A line of a user's file.
-
-    Attributes:
-        path: The file.
-        line: Its number, from 1.
-    """
+    """A line of a user's file, counted from 1."""
 
     path: Path
     line: int
@@ -141,14 +142,12 @@ class Place(NamedTuple):
 
     def _of(self, error: BaseException) -> "Place":
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame.lineno for frame in frames if self._is(frame.filename)]
-        lines = [self.line, *(line for line in own if line is not None)]
-        if isinstance(error, SyntaxError) and error.lineno and self._is(error.filename or ""):
-            lines.append(error.lineno)
-        return self._replace(line=lines[-1])
-
-    def _is(self, filename: str) -> bool:
-        return Path(filename).resolve() == self.path.resolve()
+        seen = [(frame.filename, frame.lineno) for frame in frames]
+        if isinstance(error, SyntaxError):
+            seen.append((error.filename or "", error.lineno))
+        here = self.path.resolve()
+        lines = [line for file, line in seen if line and Path(file).resolve() == here]
+        return self._replace(line=lines[-1] if lines else self.line)
 
 
 def place(name: str, kind: type) -> Place:
@@ -156,11 +155,8 @@ def place(name: str, kind: type) -> Place:
     path, attribute = _split(name)
     lines = {}
     for node in ast.parse(path.read_bytes()).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node]
-        for target in targets:
-            defined = getattr(target, "id", getattr(target, "name", None))
-            if isinstance(defined, str):
-                lines[defined] = node.lineno
+        for target in getattr(node, "targets", [node]):
+            lines[getattr(target, "id", getattr(target, "name", None))] = node.lineno
     return Place(path, lines.get(kind.__name__, lines.get(attribute, 1)))
 
 

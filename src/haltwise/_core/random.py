@@ -18,7 +18,7 @@ _ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)))
 
 
 def stream(seed: int, *path: str | int) -> torch.Generator:
-    """A CPU generator that depends on `seed` and `path` alone.
+    """Make a CPU generator that depends on `seed` and `path` alone.
 
     `stream(0, "train", 17)` is the same whichever steps ran before it, which makes resumed and
     sharded runs equal to uninterrupted ones.
@@ -26,21 +26,13 @@ def stream(seed: int, *path: str | int) -> torch.Generator:
     Args:
         seed: The user's seed.
         path: What the numbers are for, from coarse to fine.
-
-    Returns:
-        A fresh `torch.Generator`.
-
-    Examples:
-        >>> a, b = stream(0, "train", 1), stream(0, "train", 1)
-        >>> torch.equal(torch.rand(3, generator=a), torch.rand(3, generator=b))
-        True
     """
     digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def split_mix(seed: Tensor, index: Tensor) -> Tensor:
-    """The 64 bits that SplitMix64 started at `seed` puts out as its number `index`, from 0.
+    """The 64 uniform bits that SplitMix64 from `seed` puts out as its number `index`, from 0.
 
     Integers alone are used, so the bits are those of every device. For one seed distinct indices
     give distinct bits: the generator is a bijection of its counter. Source: Steele, Lea & Flood
@@ -50,8 +42,6 @@ def split_mix(seed: Tensor, index: Tensor) -> Tensor:
         seed: int64, of any shape.
         index: int64, at least 0, of a shape that broadcasts with it.
 
-    Returns:
-        Uniform on all int64, of the broadcast shape.
     """
     bits = seed + (index + 1) * _GAMMA  # int64 wraps modulo 2^64
     for shift, factor in _ROUNDS:
@@ -67,7 +57,7 @@ def _shift_right(bits: Tensor, count: int) -> Tensor:
 def random_subsets(seed: Tensor, step: int, num_items: int, size: int) -> Tensor:
     """One uniformly random subset of 0..N-1 per seed, in random order, drawn anew at every step.
 
-    A pure function of its arguments, the same on every device and whichever problems stand beside.
+    The same on every device and whichever problems stand beside.
 
     Args:
         seed: One stream per problem, int64 [B].

@@ -1,5 +1,6 @@
 """Types of settings from JSON, checked against the annotations of what takes them."""
 
+import inspect
 import math
 import types
 from collections.abc import Callable, Mapping
@@ -7,19 +8,32 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from haltwise._core.errors import require
 
-__all__ = ["require_at_least", "require_positive", "require_types"]
+__all__ = [
+    "alternatives",
+    "fits",
+    "parameters",
+    "require_at_least",
+    "require_positive",
+    "require_types",
+    "words",
+]
 
 _LARGEST = 2**63 - 1
+_UNIONS = (Union, types.UnionType)
+_WORDS: Mapping[Any, str] = {
+    bool: "true|false",
+    type(None): "none",
+    Mapping[str, Any]: "an object of settings by name",
+}
 
 
-def require_types(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+def require_types(
+    function: Callable[..., Any], settings: Mapping[str, Any], path: str = ""
+) -> None:
     """Check that settings have the types that `function` is annotated with.
 
-    An integer is accepted as a float. Names that `function` does not have are ignored.
-
-    Args:
-        function: What takes the settings, for instance a constructor.
-        settings: Values by name, from JSON.
+    An integer is accepted as a float. Names that `function` does not have are ignored. Messages
+    begin with `path`.
 
     Raises:
         InputError: A setting is of another type, or a number is infinite, NaN or beyond 64 bits.
@@ -32,12 +46,8 @@ def require_types(function: Callable[..., Any], settings: Mapping[str, Any]) -> 
     """
     hints = get_type_hints(function)
     for name, value in settings.items():
-        if name in hints:
-            hint = hints[name]
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-            require(
-                _fits(value, hint), f"{name} must be {wanted.replace('typing.', '')}, got {value!r}"
-            )
+        hint = hints.get(name, Any)
+        require(fits(value, hint), f"{path}{name} must be {words(hint)}, got {value!r}")
 
 
 def require_at_least(least: float, settings: object, *names: str) -> None:
@@ -54,23 +64,45 @@ def require_positive(settings: object, *names: str) -> None:
         require(value is None or value > 0, f"{name} must be above 0, got {value}")
 
 
-def _fits(value: object, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is of an annotated type, and finite if it is a number."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in _UNIONS:
+        return any(fits(value, part) for part in inner)
     if origin is Literal:
-        return value in get_args(hint)
+        return value in inner
     if hint in (int, float):
-        return _fits_number(value, hint)
+        if isinstance(value, bool) or not isinstance(value, int | hint):
+            return False
+        return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
     if origin is list and isinstance(value, list):
-        return all(_fits(element, get_args(hint)[0]) for element in value)
-    return isinstance(value, origin or hint)
+        return all(fits(element, inner[0]) for element in value)
+    return hint is Any or isinstance(value, origin or hint)
 
 
-def _fits_number(value: object, hint: type) -> bool:
-    kinds = (int,) if hint is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        return False
-    return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The annotations among which one leaves the choice."""
+    return get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
+
+
+def words(hint: Any) -> str:
+    """An annotation as people read it, for instance `int|none`."""
+    parts = get_args(hint) if get_origin(hint) is Literal else alternatives(hint)
+    return (
+        "|".join(
+            _WORDS.get(part) or (part.__name__ if isinstance(part, type) else str(part))
+            for part in parts
+        )
+        .replace("typing.", "")
+        .replace("collections.abc.", "")
+    )
+
+
+def parameters(kind: type[Any]) -> dict[str, inspect.Parameter]:
+    """What a class is made of, by name, `*args` and `**kwargs` aside."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind not in variable
+    }

@@ -24,7 +24,7 @@ Record = TypeVar("Record")
 
 
 def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
-    """A copy of the dataclass `record` with `function` applied to its tensors.
+    """Copy the dataclass `record` with `function` applied to its tensors.
 
     Those are the fields that are tensors and the values of those that are dictionaries of tensors;
     any other field is shared with the copy.
@@ -80,11 +80,7 @@ def widened(value: Tensor) -> Tensor:
 
 
 def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that differ from `expected` in names, shapes or dtypes.
-
-    Raises:
-        InputError: The first difference.
-    """
+    """Raise an `InputError` where tensors differ from `expected` in names, shapes or dtypes."""
     missing, surplus = expected.keys() - found.keys(), found.keys() - expected.keys()
     require(not missing, f"there is no tensor {min(missing, default='')}")
     require(not surplus, f"there is a tensor {min(surplus, default='')} too many")

@@ -12,7 +12,6 @@ from haltwise._core.errors import InputError, require
 
 __all__ = ["Workers"]
 
-_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 _PATIENCE = timedelta(minutes=30)  # the first may record or calibrate while others wait
 
 
@@ -34,7 +33,7 @@ class Workers:
 
     @classmethod
     def join(cls, device: torch.device) -> Self:
-        """The workers that `torchrun` started, by gloo on CPUs and nccl on CUDA devices.
+        """Join the workers that `torchrun` started, by gloo on CPUs and nccl on CUDA devices.
 
         Raises:
             InputError: They cannot reach each other.
@@ -48,7 +47,7 @@ class Workers:
             store, rank, size = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
             # The store outlives a restart: names of its own, or gloo would call the dead.
             names = distributed.PrefixStore(  # type: ignore[attr-defined]
-                os.environ.get(_RESTARTS, "0"), store
+                os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
             )
             distributed.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
@@ -79,35 +78,23 @@ class Workers:
             f"{self.size} workers share {num_shards} virtual shards, so some had nothing to do; "
             f"train with --run.num-shards {self.size} or a multiple of it",
         )
-        return range(self.rank, num_shards, self.size)
+        return self.share(num_shards)
 
     def share(self, num_jobs: int) -> range:
         """The jobs of `num_jobs` that are this worker's."""
         return range(self.rank, num_jobs, self.size)
 
     def sum(self, values: Tensor) -> None:
-        """Replace `values` by its sum over the workers.
-
-        Raises:
-            InputError: A worker is gone.
-        """
+        """Replace `values` by its sum over the workers."""
         self._tell(lambda: distributed.all_reduce(values))
 
     def follow_first(self, *values: Tensor) -> None:
-        """Replace `values` by those of the first worker.
-
-        Raises:
-            InputError: A worker is gone.
-        """
+        """Replace `values` by those of the first worker."""
         for value in values:
             self._tell(lambda value=value: distributed.broadcast(value, 0))  # type: ignore[misc]
 
     def wait(self) -> None:
-        """Until all workers are here.
-
-        Raises:
-            InputError: A worker is gone.
-        """
+        """Wait until all workers are here."""
         self._tell(distributed.barrier)
 
     def leave(self) -> None:
@@ -116,6 +103,7 @@ class Workers:
             distributed.destroy_process_group()
 
     def _tell(self, exchange: Callable[[], object]) -> None:
+        """Exchange with the others, or raise an `InputError` where one is gone."""
         if self.size == 1:
             return
         try:

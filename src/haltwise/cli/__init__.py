@@ -4,7 +4,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple, TextIO, final
+from typing import Any, final
 
 import click
 
@@ -13,37 +13,22 @@ from haltwise._core.version import __version__
 
 __all__ = ["cli", "main"]
 
-
-class _Command(NamedTuple):
-    """Where a command lies, and what it does in a few words."""
-
-    module: str
-    attribute: str
-    help: str
-
-
-_COMMANDS: Mapping[str, Mapping[str, _Command]] = {
+_COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Train": {
-        "train": _Command("train", "train", "Train an optimizer that knows when to stop."),
-        "train-monitor": _Command(
-            "train_monitor", "train_monitor", "Learn when to stop a loop from recorded runs of it."
-        ),
+        "train": "Train an optimizer that knows when to stop.",
+        "train-monitor": "Learn when to stop a loop from recorded runs of it.",
     },
     "Judge": {
-        "evaluate": _Command(
-            "evaluate", "evaluate", "Evaluate an optimizer on held-out problems, baselines beside."
-        ),
-        "study": _Command("study", "study", "Compare stop rules over seeds and prices."),
-        "stopping-report": _Command(
-            "stopping_report", "stopping_report", "Judge stops that are given with their losses."
-        ),
-        "diagnose": _Command("diagnose", "diagnose", "Find out why a training does not learn."),
+        "evaluate": "Evaluate an optimizer on held-out problems, baselines beside.",
+        "study": "Compare stop rules over seeds and prices.",
+        "stopping-report": "Judge stops that are given with their losses.",
+        "diagnose": "Find out why a training does not learn.",
     },
     "Look": {
-        "report": _Command("report", "report", "Write a run and its evaluations as one page."),
-        "explore": _Command("explore", "explore", "Watch a problem being solved at any price."),
-        "list": _Command("list", "list_", "List families and shipped weights."),
-        "info": _Command("info", "info", "Say what runs here: versions, devices, kernels."),
+        "report": "Write a run and its evaluations as one page.",
+        "explore": "Watch a problem being solved at any price.",
+        "list": "List families and shipped weights.",
+        "info": "Say what runs here: versions, devices, kernels.",
     },
 }
 
@@ -56,18 +41,16 @@ class _LazyGroup(click.Group):
         return [name for section in _COMMANDS.values() for name in section]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        for section in _COMMANDS.values():
-            if cmd_name in section:
-                place = section[cmd_name]
-                module = importlib.import_module(f"haltwise.cli.{place.module}")
-                command: click.Command = getattr(module, place.attribute)
-                return command
-        return None
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"haltwise.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in _COMMANDS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, place.help) for name, place in section.items()])
+                formatter.write_dl([*section.items()])
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,7 +67,7 @@ def main(command: click.Command = cli) -> None:
     """Run a command line; bad input ends with one sentence and exit code 2.
 
     Args:
-        command: The command; a program of its own may give another than `haltwise`.
+        command: Of a program of its own, if not `haltwise`.
     """
     warnings.showwarning = _show_warning
     try:
@@ -113,15 +96,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """One sentence, without the line of code that gave it."""
-    del filename, lineno, file, line
     kind = "" if issubclass(category, CheckpointWarning) else f"{category.__name__}: "
     click.echo(f"haltwise: warning: {kind}{message}", err=True)

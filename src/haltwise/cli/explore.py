@@ -5,39 +5,26 @@ from typing import Any
 
 import click
 
-from haltwise import report as pages
-from haltwise.cli.options import (
-    data_directory,
-    family_name,
-    family_of,
-    family_settings,
-    model_name,
-    own_classes,
-)
+from haltwise import report
+from haltwise.cli import options
+from haltwise.cli.settings import SettingsCommand
 from haltwise.models import loading
 
-__all__ = ["explore"]
+__all__ = ["command"]
 
 
-@click.command()
+@click.command("explore", cls=SettingsCommand, leaves=options.family_leaves)
 @click.argument("run_or_name", default="regression-2d")
-@click.option("--family", help="Family to draw problems from.  [default: the one trained on]")
+@options.family_option
 @click.option("--seed", type=int, default=2026, show_default=True, help="Seed of the problems.")
+@click.option("--num-problems", default=5, show_default=True, help="Problems to choose from.")
+@options.horizon_option
 @click.option(
-    "--num-problems", type=int, default=5, show_default=True, help="Problems to choose from."
+    "--out", type=options.PATH, default="explore.html", show_default=True, help="The page."
 )
-@click.option("--horizon", type=int, help="Steps drawn.  [default: the card's]")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("explore.html"),
-    show_default=True,
-    help="The page.",
-)
-@own_classes
-@family_settings
-@data_directory
-def explore(
+@options.own_classes
+@options.data_directory
+def command(
     run_or_name: str,
     family: str | None,
     seed: int,
@@ -46,7 +33,7 @@ def explore(
     out: Path,
     own: list[type],
     data_dir: Path | None,
-    family_settings: dict[str, Any],
+    settings: dict[str, Any],
 ) -> None:
     """Write a page on which problems with two parameters are solved by RUN_OR_NAME.
 
@@ -54,13 +41,12 @@ def explore(
     would have stopped at any price.
     """
     model = loading.load(run_or_name, own)
-    drawn = family_of(model.card, family, family_settings, data_dir)
-    page = pages.write_explorer(
+    page = report.write_explorer(
         model,
-        drawn,
+        options.family_of(model.card, family, settings, data_dir),
         out,
-        name=model_name(run_or_name),
-        family_name=family_name(model.card, family),
+        name=options.model_name(run_or_name),
+        family_name=options.family_name(model.card, family),
         seed=seed,
         num_problems=num_problems,
         num_steps=horizon,

@@ -9,11 +9,11 @@ from haltwise import _kernels
 from haltwise._core.version import __version__
 from haltwise.datasets import DIRECTORY_VARIABLE, default_directory
 
-__all__ = ["info"]
+__all__ = ["command"]
 
 
-@click.command()
-def info() -> None:
+@click.command("info")
+def command() -> None:
     """Say which versions, kernel, threads and devices are in use."""
     rows = {
         "haltwise": __version__,

@@ -1,9 +1,7 @@
 """Options that several commands share."""
 
-import functools
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.nested_settings import Leaf
 from haltwise._core.plugins import is_file, label, load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
@@ -18,89 +17,84 @@ from haltwise.models.card import Card
 from haltwise.tasks import TaskFamily, family
 
 __all__ = [
+    "PATH",
     "data_directory",
     "device_option",
+    "family_leaves",
     "family_name",
     "family_of",
-    "family_settings",
+    "family_option",
+    "horizon_option",
     "joined",
+    "json_option",
     "model_name",
     "own_classes",
-    "parse_settings",
+    "price_option",
     "threads_option",
 ]
 
-_Command = Callable[..., None]
+PATH = click.Path(path_type=Path)
 
 
-def data_directory(command: _Command) -> _Command:
-    """Add `--data-dir`, which is passed on as `data_dir`."""
-    return click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path),
-        help=f"Directory that holds mnist/ and cifar10/.  [default: ${DIRECTORY_VARIABLE}]",
-    )(command)
+def _load_own(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[type]:
+    """Execute the files that the user names: a card may name some, too, and be anybody's."""
+    for name in names:
+        require(is_file(name), f"--own takes PATH.py:NAME, got {name!r}")
+    return [load_object(name, object, "class") for name in names]
 
 
-def own_classes(command: _Command) -> _Command:
-    """Add `--own`, which is passed on as the list `own` of the classes named.
-
-    A card may name files, and weights may be anybody's: like `haltwise.load`, a command executes
-    none but those that its user names.
-    """
-
-    def loaded(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[type]:
-        for name in names:
-            require(is_file(name), f"--own takes PATH.py:NAME, got {name!r}")
-        return [load_object(name, object, "class") for name in names]
-
-    return click.option(
-        "--own",
-        metavar="PATH.py:NAME",
-        multiple=True,
-        callback=loaded,
-        help="A class of your own that the weights name; its file is executed. May be repeated.",
-    )(command)
+def _try_device(_: click.Context, __: click.Parameter, name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}); use --device cpu") from None
+    return device
 
 
-def device_option(command: _Command) -> _Command:
-    """`--device`, tried out."""
-
-    def tried(_: click.Context, __: click.Parameter, name: str) -> torch.device:
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"--device {name} cannot be used ({reason}); use --device cpu"
-            ) from None
-        return device
-
-    return click.option(
-        "--device",
-        default="cpu",
-        show_default=True,
-        callback=tried,
-        help="Where to compute, e.g. cuda or cuda:1.",
-    )(command)
+def _set_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        require(value >= 1, f"--threads must be at least 1, got {value}")
+        torch.set_num_threads(value)
 
 
-def threads_option(command: _Command) -> _Command:
-    """`--threads`, set at once."""
-
-    def set_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:
-        if value is not None:
-            require(value >= 1, f"--threads must be at least 1, got {value}")
-            torch.set_num_threads(value)
-
-    return click.option(
-        "--threads",
-        type=int,
-        expose_value=False,
-        callback=set_threads,
-        help="CPU threads.  [default: PyTorch's]",
-    )(command)
+family_option = click.option(
+    "--family",
+    help="Family to draw problems from; --family.NAME VALUE changes a setting of it.  [default: "
+    "the one trained on]",
+)
+price_option = click.option(
+    "--price", type=float, help="Price of a step, in units of the loss.  [default: the card's]"
+)
+horizon_option = click.option("--horizon", type=int, help="Steps allowed.  [default: the card's]")
+json_option = click.option("--json", "json_path", type=PATH, help="Write all figures here, too.")
+own_classes = click.option(
+    "--own",
+    metavar="PATH.py:NAME",
+    multiple=True,
+    callback=_load_own,
+    help="A class of your own that the weights name; its file is executed. May be repeated.",
+)
+data_directory = click.option(
+    "--data-dir",
+    type=PATH,
+    help=f"Directory that holds mnist/ and cifar10/.  [default: ${DIRECTORY_VARIABLE}]",
+)
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    callback=_try_device,
+    help="Where to compute, e.g. cuda or cuda:1.",
+)
+threads_option = click.option(
+    "--threads",
+    type=int,
+    expose_value=False,
+    callback=_set_threads,
+    help="CPU threads.  [default: PyTorch's]",
+)
 
 
 def joined(device: torch.device) -> tuple[torch.device, Workers]:
@@ -110,53 +104,44 @@ def joined(device: torch.device) -> tuple[torch.device, Workers]:
     return device, Workers.join(device)
 
 
-def family_settings(command: _Command) -> _Command:
-    """`--family-set` and `--images`, handed over together as `family_settings`."""
-
-    @functools.wraps(command)  # options below it included
-    def collect(images: Path | None, family_set: tuple[str, ...], **others: Any) -> None:
-        settings = parse_settings(family_set, "--family-set")
-        if images is not None:
-            settings["images"] = str(images)
-        command(family_settings=settings, **others)
-
-    collect = click.option(
-        "--family-set",
-        multiple=True,
-        metavar="NAME=JSON",
-        help="A setting of the family, e.g. --family-set num_hidden=40; may be repeated.",
-    )(collect)
-    return click.option(
-        "--images",
-        type=click.Path(path_type=Path),
-        help="A directory with other 28 x 28 images in the files of MNIST.",
-    )(collect)
+def family_leaves(typed: Mapping[str, str], _: Sequence[str]) -> Iterator[Leaf]:
+    """Every `--family.NAME` typed; which there are is known when the family is."""
+    for option in typed:
+        if option.startswith("--family."):
+            yield Leaf(option[2:].replace("-", "_"), Any | None, None, "A setting of the family.")
 
 
 def family_of(
     card: Card, name: str | None, settings: Mapping[str, Any], data_dir: Path | None
 ) -> TaskFamily:
-    """The family called `name`, or else the one trained on, as it was then; with `settings`.
+    """Make the family called `name`, or else the one trained on, as it was then.
+
+    Args:
+        card: The card of the model that is judged.
+        name: A name, PATH.py:NAME, or None.
+        settings: Nested settings, of which those of the family go over its own.
+        data_dir: See `haltwise.tasks.family`.
 
     Raises:
         InputError: The one trained on is in a file, which is executed only where `name` names it.
     """
     trained_on = card.family
+    changed = settings.get("family", {}).get("settings", {})
     if name is not None:
         if trained_on is not None and is_file(name) and label(name) == label(trained_on.name):
-            settings = {**trained_on.settings, **settings}
-        return family(name, settings, data_dir=data_dir)
-    if card.family is None:
+            changed = {**trained_on.settings, **changed}
+        return family(name, changed, data_dir=data_dir)
+    if trained_on is None:
         raise InputError(
             "this model was trained on recorded runs, and there is no family to draw others from; "
             "judge it by haltwise train-monitor with --test-runs"
         )
-    if is_file(card.family.name):
+    if is_file(trained_on.name):
         raise InputError(
-            f"these weights were trained on {card.family.name}, and a file is executed only where "
-            f"you name it; add --family {card.family.name}"
+            f"these weights were trained on {trained_on.name}, and a file is executed only where "
+            f"you name it; add --family {trained_on.name}"
         )
-    return family(card.family.name, {**card.family.settings, **settings}, data_dir=data_dir)
+    return family(trained_on.name, {**trained_on.settings, **changed}, data_dir=data_dir)
 
 
 def family_name(card: Card, name: str | None) -> str:
@@ -166,24 +151,5 @@ def family_name(card: Card, name: str | None) -> str:
 
 def model_name(run_or_name: str) -> str:
     """The name under which a model appears: as it ships, or that of its run directory."""
-    path = Path(run_or_name)
-    return path.resolve().parent.name if path.is_file() else path.resolve().name
-
-
-def parse_settings(settings: tuple[str, ...], option: str = "--set") -> dict[str, Any]:
-    """NAME=JSON pairs as a dictionary.
-
-    Raises:
-        InputError: One is no such pair.
-    """
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        require(bool(equals), f"{option} takes NAME=JSON, got {setting!r}")
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            raise InputError(
-                f"{option} {name}: {value!r} is not JSON; strings need quotes"
-            ) from None
-    return parsed
+    path = Path(run_or_name).resolve()
+    return path.parent.name if path.is_file() else path.name

@@ -3,15 +3,24 @@
 import json
 from pathlib import Path
 
+import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Terminal
 
 from haltwise._core.files import write_atomically
 from haltwise._core.json import to_json
+from haltwise.evaluation.records import StoppingRecord
 from haltwise.report.page import Table
+from haltwise.report.stopping import rules_table, sentences
 
-__all__ = ["print_table", "write_json"]
+__all__ = ["print_stopping", "print_table", "write_json"]
+
+
+def print_stopping(record: StoppingRecord) -> None:
+    """Print how stop rules did, as a table and three sentences."""
+    print_table(rules_table(record, wide=False))
+    click.echo(" ".join(sentences(record)[:3]))
 
 
 def print_table(table: Table) -> None:
@@ -27,10 +36,7 @@ def print_table(table: Table) -> None:
     console.print(table.note, style="dim", markup=False, highlight=False)
 
 
-def write_json(path: Path, record: object) -> None:
-    """Write a record as JSON, atomically.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    write_atomically(path, (json.dumps(to_json(record), indent=1) + "\n").encode())
+def write_json(path: Path | None, record: object) -> None:
+    """Write a record as JSON, atomically, where there is a path."""
+    if path is not None:
+        write_atomically(path, (json.dumps(to_json(record), indent=1) + "\n").encode())

@@ -1,10 +1,10 @@
 """A training followed on a terminal or in a log, and ended by signals."""
 
+import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import click
@@ -15,7 +15,11 @@ from rich.progress import Progress as Display
 from haltwise._core.workers import Workers
 from haltwise.training import Progress, Trainer
 
-__all__ = ["follow_lines", "run_trainer"]
+__all__ = ["run_trainer"]
+
+_SECONDS = 10.0  # between lines, at least
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_Show = Callable[[str, int, int, str], None]  # what, done, of how many, figures
 
 
 def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
@@ -26,21 +30,16 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
     """
     workers = workers or Workers()
     console = Console(stderr=True, quiet=not workers.is_first)
-    asked = False
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
+        for number in _SIGNALS:  # the second time at once
+            signal.signal(number, signal.default_int_handler)
         trainer.interrupt()
 
-    previous = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
-        (_follow_display if console.is_terminal else follow_lines)(trainer, console)
+        _follow(trainer, console)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -52,51 +51,57 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
             soft_wrap=True,
         )
         raise KeyboardInterrupt
-    if trainer.num_nonfinite:
-        console.print(
-            f"{trainer.num_nonfinite} problems were left out because they were not finite."
-        )
-    if trainer.num_skipped:
-        console.print(
-            f"{trainer.num_skipped} meta-steps were skipped because their gradient was not finite."
-        )
+    for count, what in (
+        (trainer.num_nonfinite, "problems were left out because they were not finite."),
+        (trainer.num_skipped, "meta-steps were skipped because their gradient was not finite."),
+    ):
+        if count:
+            console.print(f"{count} {what}")
     if workers.is_first:
         click.echo(str(trainer.directory))
 
 
-def follow_lines(trainer: Trainer, console: Console, every: float = 10.0) -> None:
-    """Train to the end with a plain line now and then, for output that is not a terminal.
+def _follow(trainer: Trainer, console: Console) -> None:
+    rollbacks = 0
+    with (_bars if console.is_terminal else _lines)(console) as show:
+        trainer.report_recording(lambda done, total: show("recorded", done, total, ""))
+        for progress in trainer.run():
+            show("meta-step", progress.step, trainer.num_steps, _figures(progress))
+            if progress.num_rollbacks > rollbacks:
+                console.print(
+                    f"Training diverged: back to meta-step {progress.step}, the learning rate "
+                    "lowered."
+                )
+            rollbacks = progress.num_rollbacks  # another phase counts anew
 
-    Args:
-        trainer: The run.
-        console: Where to write.
-        every: Seconds between lines, at least.
-    """
+
+def _figures(progress: Progress) -> str:
+    loss, j, stop = (
+        "-" if math.isnan(value) else f"{value:.4g}"
+        for value in (progress.loss, progress.price_adjusted_loss, progress.mean_halting_step)
+    )
+    return f"loss {loss}, J {j}, stops at {stop}"
+
+
+@contextlib.contextmanager
+def _lines(console: Console) -> Iterator[_Show]:
+    """A plain line now and then, for output that is not a terminal."""
     last = time.monotonic()
 
-    def print_now_and_then(line: Callable[[], str]) -> None:
+    def show(what: str, done: int, total: int, figures: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= every:
+        if now - last >= _SECONDS:
             last = now
-            console.print(line(), soft_wrap=True, highlight=False)
+            line = f"{what} {done} of {total}" + (f": {figures}" if figures else "")
+            console.print(line, soft_wrap=True, highlight=False)
 
-    trainer.report_recording(
-        lambda done, total: print_now_and_then(lambda: f"recorded {done} of {total}")
-    )
-    rollbacks = 0
-    for progress in trainer.run():
-        print_now_and_then(partial(_line, progress, trainer.num_steps))
-        rollbacks = _print_rollback(console, progress, rollbacks)
+    yield show
 
 
-def _line(progress: Progress, num_steps: int) -> str:
-    figures = ", ".join(f"{name} {value}" for name, value in _figures(progress).items())
-    return f"meta-step {progress.step} of {num_steps}: {figures}"
-
-
-def _follow_display(trainer: Trainer, console: Console) -> None:
-    """Train to the end with progress bars on a terminal."""
+@contextlib.contextmanager
+def _bars(console: Console) -> Iterator[_Show]:
+    """Progress bars on a terminal; that of a recording goes when it is done."""
     with Display(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=None),
@@ -107,38 +112,14 @@ def _follow_display(trainer: Trainer, console: Console) -> None:
         console=console,
         refresh_per_second=4,
     ) as display:
-        task = display.add_task(
-            "meta-training", total=trainer.num_steps, completed=trainer.step, figures=""
-        )
-        recording = display.add_task("recording", total=None, visible=False, figures="")
+        tasks = {}
 
-        def report(done: int, total: int) -> None:
-            display.update(recording, completed=done, total=total, visible=done < total)
+        def show(what: str, done: int, total: int, figures: str) -> None:
+            if what not in tasks:  # what a resumed run has done already took no time
+                tasks[what] = display.add_task(what, total=total, completed=done, figures=figures)
+            is_over = what == "recorded" and done == total
+            display.update(
+                tasks[what], completed=done, total=total, figures=figures, visible=not is_over
+            )
 
-        trainer.report_recording(report)
-        rollbacks = 0
-        for progress in trainer.run():
-            figures = "  ".join(f"{name} {value}" for name, value in _figures(progress).items())
-            display.update(task, completed=progress.step, figures=figures)
-            rollbacks = _print_rollback(console, progress, rollbacks)
-
-
-def _print_rollback(console: Console, progress: Progress, known: int) -> int:
-    """Print that training was rolled back, if it was; the number of rollbacks."""
-    if progress.num_rollbacks > known:
-        console.print(
-            f"Training diverged: back to meta-step {progress.step}, the learning rate lowered."
-        )
-    return progress.num_rollbacks
-
-
-def _figures(progress: Progress) -> dict[str, str]:
-    return {
-        "loss": _number(progress.loss),
-        "J": _number(progress.price_adjusted_loss),
-        "stops at": _number(progress.mean_halting_step),
-    }
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.4g}"
+        yield show

@@ -4,20 +4,18 @@ from pathlib import Path
 
 import click
 
-from haltwise import report as pages
-from haltwise.cli.options import own_classes
-from haltwise.models import loading
+from haltwise.cli.options import PATH, own_classes
+from haltwise.models.loading import run_directory
+from haltwise.report import write_report
 
-__all__ = ["report"]
+__all__ = ["command"]
 
 
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The page.  [default: RUN/report.html]"
-)
+@click.command("report")
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, help="The page.  [default: RUN/report.html]")
 @own_classes
-def report(run: Path, out: Path | None, own: list[type]) -> None:
+def command(run: Path, out: Path | None, own: list[type]) -> None:
     """Write an HTML report of the evaluations in the directory RUN."""
-    run = loading.run_directory(run)
-    click.echo(str(pages.write_report(run, out or run / "report.html", own)))
+    run = run_directory(run)
+    click.echo(str(write_report(run, out or run / "report.html", own)))

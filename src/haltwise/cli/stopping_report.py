@@ -1,8 +1,9 @@
 """`haltwise stopping-report`: judge stops that are given with their losses."""
 
+import io
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -10,20 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from haltwise import report as pages
 from haltwise._core.errors import InputError, require
+from haltwise._core.files import read_bytes
+from haltwise.cli.options import PATH, json_option
 from haltwise.cli.printing import print_table, write_json
-from haltwise.evaluation import stopping_report as judge
+from haltwise.evaluation import stopping_report
+from haltwise.report import write_stopping_report
 from haltwise.report.stopping import headline, rules_table, sentences, warnings
 from haltwise.stop_rules import CostUnit
 
-__all__ = ["stopping_report"]
+__all__ = ["command"]
 
-_OPTIONAL = ("returned", "hazards", "observed", "groups")
+_NEEDED = ("losses", "stops")
+_INTEGERS = ("stops", "returned", "groups")
+_ARRAYS = (*_NEEDED, "returned", "hazards", "observed", "groups")
 
 
 @click.command("stopping-report")
-@click.argument("traces", type=click.Path(path_type=Path))
+@click.argument("traces", type=PATH)
 @click.option("--price", type=float, required=True, help="Price of a step, in units of the loss.")
 @click.option(
     "--unit",
@@ -32,11 +37,9 @@ _OPTIONAL = ("returned", "hazards", "observed", "groups")
     type=click.Choice([unit.value for unit in CostUnit]),
     help="updates: a stop at t costs t. gradients: it costs t + 1 and ends at theta_{t+1}.",
 )
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write every figure here."
-)
-@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Write a page here.")
-def stopping_report(
+@json_option
+@click.option("--html", "html_path", type=PATH, help="Write a page here.")
+def command(
     traces: Path, price: float, unit: str, json_path: Path | None, html_path: Path | None
 ) -> None:
     """Judge the stops in TRACES, an .npz file.
@@ -46,68 +49,47 @@ def stopping_report(
     stopping at t once there; observed [n, T+1], the losses that baselines see; groups [n],
     integers: the run or seed that an item belongs to.
     """
-    arrays = _load(traces, ("losses", "stops"))
-    record = judge(
-        _numbers(arrays, "losses"),
-        _integers(arrays, "stops"),
-        price=price,
-        unit=CostUnit(unit),
-        returned=_integers(arrays, "returned") if "returned" in arrays else None,
-        hazards=_numbers(arrays, "hazards") if "hazards" in arrays else None,
-        observed=_numbers(arrays, "observed") if "observed" in arrays else None,
-        groups=_integers(arrays, "groups") if "groups" in arrays else None,
-    )
-    if json_path is not None:
-        write_json(json_path, record)
+    record = stopping_report(**_load(traces), price=price, unit=CostUnit(unit))
+    write_json(json_path, record)
     if html_path is not None:
-        pages.write_stopping_report(record, html_path, traces.stem)
+        write_stopping_report(record, html_path, traces.stem)
     print_table(rules_table(record, wide=False))
     click.echo(" ".join((f"{headline(record)}.", *sentences(record))))
     for warning in warnings(record):
         click.echo(f"Warning: {warning}")
 
 
-def _load(path: Path, needed: tuple[str, ...]) -> Mapping[str, NDArray[np.generic]]:
+def _load(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file; nothing in it is ever executed."""
+    content = io.BytesIO(read_bytes(path))
     try:
-        # Opened here, since numpy leaves broken archives open.
-        with path.open("rb") as content:
-            file = np.load(content, allow_pickle=False)
-            require(
-                isinstance(file, np.lib.npyio.NpzFile),
-                f"{path} holds a single array; write an .npz file with numpy.savez",
-            )
-            names = [name for name in file.files if name in {*needed, *_OPTIONAL}]
-            missing = [name for name in needed if name not in names]
-            require(
-                not missing,
-                f"{path} has no array {' and no '.join(missing)}, only "
-                f"{', '.join(file.files) or 'nothing'}; write it with numpy.savez",
-            )
-            return {name: file[name] for name in names}
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
+        file = np.load(content, allow_pickle=False)
+        require(
+            isinstance(file, np.lib.npyio.NpzFile),
+            f"{path} holds a single array; write an .npz file with numpy.savez",
+        )
+        missing = [name for name in _NEEDED if name not in file.files]
+        require(
+            not missing,
+            f"{path} has no array {' and no '.join(missing)}, only "
+            f"{', '.join(file.files) or 'nothing'}; write it with numpy.savez",
+        )
+        return {name: _tensor(name, file[name]) for name in _ARRAYS if name in file.files}
+    except InputError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"{path} is no .npz file of plain arrays ({error}); write it with numpy.savez"
         ) from None
 
 
-def _numbers(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Tensor:
-    array = arrays[name]
-    require(
-        array.dtype.kind in "fiu",
-        f"{name} must be real numbers, got {array.dtype}; convert with {name}.astype(float)",
+def _tensor(name: str, array: NDArray[np.generic]) -> Tensor:
+    """Integers of 64 bits, or numbers in double precision."""
+    kinds, what, kind = (
+        ("iu", "integers", int) if name in _INTEGERS else ("fiu", "real numbers", float)
     )
-    return torch.from_numpy(array.astype(np.float64))
-
-
-def _integers(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Tensor:
-    array = arrays[name]
     require(
-        array.dtype.kind in "iu",
-        f"{name} must be integers, got {array.dtype}; convert with {name}.astype(int)",
+        array.dtype.kind in kinds,
+        f"{name} must be {what}, got {array.dtype}; convert with {name}.astype({kind.__name__})",
     )
-    return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(array.astype(np.int64 if kind is int else np.float64))

@@ -3,39 +3,36 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any
 
 import click
 import torch
 
-from haltwise._core.errors import require
-from haltwise._core.nested_settings import merge
+from haltwise._core.errors import InputError, require
+from haltwise._core.files import read_bytes
+from haltwise._core.nested_settings import Leaf, checked, merge
 from haltwise._core.plugins import label
-from haltwise.cli.options import data_directory, device_option, joined, threads_option
+from haltwise.cli.options import PATH, data_directory, device_option, joined, threads_option
 from haltwise.cli.progress import run_trainer
-from haltwise.cli.settings import SettingsCommand, Typed, read_config
+from haltwise.cli.settings import SettingsCommand, setting_leaves
 from haltwise.models.loading import run_directory
 from haltwise.training import PRESETS, Trainer, TrainingSettings
 from haltwise.training.presets import default_settings
 
-__all__ = ["command_line", "train"]
+__all__ = ["command", "command_line"]
+
+_NO_OPTIONS = ("preset", "runs", "keeps_best")  # another command's, or not of the settings
 
 
-@final
-class _Asked(NamedTuple):
-    """What a command line and its configuration file ask for, options for settings aside."""
-
-    family: str | None
-    preset: str
-    settings: dict[str, Any]
-    """Those of the file."""
-
-
-def _asked(family: str | None, preset: str | None, config: str | Path | None) -> _Asked:
-    """Lay the command line over its configuration file."""
-    settings = read_config(config)
+def _asked(
+    family: str | None, preset: str | None, config: Path | str | None
+) -> tuple[str | None, str, dict[str, Any]]:
+    """Lay family and preset of a command line over its file; the file's other settings."""
+    settings = {} if config is None else _read(Path(config))
     written = settings.pop("preset", "act")
     own = settings.get("family", {})
     if "name" in own and family in (None, own["name"]):
@@ -43,26 +40,32 @@ def _asked(family: str | None, preset: str | None, config: str | Path | None) ->
         settings["family"] = {"settings": own.get("settings", {})}
     elif "name" in own:  # settings of another family
         del settings["family"]
-    return _Asked(family, preset or str(written), settings)
+    return family, preset or written, settings
 
 
-def _below(typed: Typed) -> Mapping[str, Any]:
-    """The settings that the options go over, for their defaults."""
-    family = typed.arguments[0] if typed.arguments else None
-    asked = _asked(family, typed.options.get("--preset"), typed.options.get("--config"))
-    named = {"family": {"name": asked.family}} if asked.family is not None else {}
-    return merge(named, default_settings(asked.preset, asked.family), asked.settings)
+def _read(path: Path) -> dict[str, Any]:
+    """Read nested training settings from a TOML file, or raise an `InputError`."""
+    try:
+        document = tomllib.loads(read_bytes(path).decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}; fix that line") from None
+    try:
+        return checked(TrainingSettings, document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
-@click.command(
-    cls=SettingsCommand,
-    sections=(
-        *("family", "mixed_with", "rule", "rule_from", "method", "halter", "halter_from"),
-        *("horizon", "price", "price_range", "joint", "halting", "adam", "validation", "run"),
-        "seed",
-    ),
-    below=_below,
-)
+def _leaves(typed: Mapping[str, str], arguments: Sequence[str]) -> Iterator[Leaf]:
+    """The settings that are options, all but those that no command line has."""
+    family, preset, settings = _asked(
+        arguments[0] if arguments else None, typed.get("--preset"), typed.get("--config")
+    )
+    named = {} if family is None else {"family": {"name": family}}
+    below = merge(named, default_settings(preset, family), settings)
+    return setting_leaves(typed, below, lambda path: path not in _NO_OPTIONS)
+
+
+@click.command("train", cls=SettingsCommand, leaves=_leaves)
 @click.argument("family", required=False)
 @click.option(
     "--preset",
@@ -71,16 +74,10 @@ def _below(typed: Typed) -> Mapping[str, Any]:
     "[default: act]",
 )
 @click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    help="TOML file of settings; those on the command line go over it.",
+    "--config", type=PATH, help="TOML file of settings; those on the command line go over it."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/FAMILY-PRESET]"
-)
-@click.option(
-    "--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory."
-)
+@click.option("--out", type=PATH, help="Run directory.  [default: runs/FAMILY-PRESET]")
+@click.option("--resume", type=PATH, help="Go on with the run in this directory.")
 @click.option(
     "--continue",
     "go_on",
@@ -95,7 +92,7 @@ def _below(typed: Typed) -> Mapping[str, Any]:
     is_flag=True,
     help="Write TensorBoard event files as well, with histograms of the halting steps.",
 )
-def train(
+def command(
     settings: dict[str, Any],
     family: str | None,
     preset: str | None,
@@ -116,48 +113,32 @@ def train(
     Ctrl-C stops at the end of the meta-step and leaves a checkpoint. Several workers share a run:
     torchrun --nproc-per-node 4 -m haltwise train FAMILY --run.num-shards 4.
     """
+    make: Callable[..., Trainer]
     if resume is not None:
-        given = [
-            name
-            for name, value in (
-                ("FAMILY", family),
-                ("--preset", preset),
-                ("--config", config),
-                ("--out", out),
-                ("options for settings", settings),
-            )
-            if value
-        ]
-        require(not given, f"--resume takes its settings from the run; drop {' and '.join(given)}")
-        where = _place(device, tensorboard, data_dir)
-        run_trainer(Trainer.resume(run_directory(resume), **where), where["workers"])
-        return
-    asked = _asked(family, preset, config)
-    require(
-        asked.family is not None,
-        "name a family, or a run with --resume; `haltwise list` shows both",
-    )
-    assert asked.family is not None
-    chosen = TrainingSettings.from_preset(asked.preset, asked.family, asked.settings, settings)
-    directory = out or Path("runs") / f"{label(asked.family)}-{asked.preset}"
-    go_on = go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    where = _place(device, tensorboard, data_dir)
-    if go_on and (directory / "config.json").exists():
-        trainer = Trainer.resume(directory, settings=chosen, **where)
+        typed = {
+            "FAMILY": family,
+            "--preset": preset,
+            "--config": config,
+            "--out": out,
+            "options for settings": settings,
+        }
+        given = " and ".join(name for name, value in typed.items() if value)
+        require(not given, f"--resume takes its settings from the run; drop {given}")
+        make = partial(Trainer.resume, run_directory(resume))
     else:
-        trainer = Trainer(chosen, directory, command=command_line(), **where)
-    run_trainer(trainer, where["workers"])
-
-
-def _place(device: torch.device, tensorboard: bool, data_dir: Path | None) -> dict[str, Any]:
-    """Where to train, and with whom."""
+        family, preset, of_file = _asked(family, preset, config)
+        if family is None:
+            raise InputError("name a family, or a run with --resume; `haltwise list` shows both")
+        chosen = TrainingSettings.from_preset(preset, family, of_file, settings)
+        directory = out or Path("runs") / f"{label(family)}-{preset}"
+        go_on = go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        if go_on and (directory / "config.json").exists():
+            make = partial(Trainer.resume, directory, settings=chosen)
+        else:
+            make = partial(Trainer, chosen, directory, command=command_line())
     device, workers = joined(device)
-    return {
-        "device": device,
-        "tensorboard": tensorboard,
-        "workers": workers,
-        "data_dir": data_dir,
-    }
+    trainer = make(device=device, tensorboard=tensorboard, workers=workers, data_dir=data_dir)
+    run_trainer(trainer, workers)
 
 
 def command_line() -> str:

@@ -6,8 +6,8 @@ from types import MappingProxyType
 from typing import Any, final
 
 from haltwise._core import plugins
-from haltwise._core.discovery import configure, find_known, lookup
-from haltwise._core.nested_settings import Choice, Leaf, class_leaves
+from haltwise._core.discovery import configure, find, find_known
+from haltwise._core.nested_settings import Choice, Leaf, leaves
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.tasks import families
 from haltwise.training.gradients import GradientEstimator, estimators
@@ -50,11 +50,7 @@ def settings_of(path: str, name: str) -> Iterator[Leaf]:
     if (path, name) == ("rule", "none"):
         return
     named = CHOICES[path]
-    if plugins.is_file(name):
-        found = plugins.load_object(name, named.kind, named.noun)
-    else:
-        found = lookup(named.table(), name, named.noun)
-    yield from class_leaves(found, f"{path}.")
+    yield from leaves(find(named.table(), name, named.kind, named.noun), f"{path}.")
 
 
 def own_classes(settings: TrainingSettings) -> list[type]:
