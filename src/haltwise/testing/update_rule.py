@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from haltwise._core.tensors import select_state
 from haltwise.update_rules import (
     PooledGradient,
     State,
@@ -15,12 +16,10 @@ from haltwise.update_rules import (
     UpdateStep,
     backpropagate,
     prepare,
-    replay,
-    select_state,
     update_,
     update_chunk,
 )
-from haltwise.update_rules.capabilities import backpropagate_by_autograd, replay_by_loop
+from haltwise.update_rules.capabilities import backpropagate_by_autograd
 
 __all__ = ["check_update_rule"]
 
@@ -41,8 +40,8 @@ def check_update_rule(rule: UpdateRule, *, dim: int = 7) -> None:
       and a problem that is not finite leaves the others as they are;
     - float32 agrees with float64;
     - gradients of zeros give finite updates;
-    - optional capabilities (steps in place, chunks, replay, backpropagation, preparation) give
-      what `update` gives.
+    - optional capabilities (steps in place, chunks, backpropagation, preparation) give what
+      `update` gives.
 
     Args:
         rule: The rule; it is left as it was.
@@ -82,7 +81,7 @@ def check_update_rule(rule: UpdateRule, *, dim: int = 7) -> None:
             _check_chunks,
         ):
             check(rule, dim)
-    _check_replay(rule, dim)
+    _check_graph(rule, dim)
 
 
 def _require(rule: UpdateRule, promise: str, kept: bool) -> None:
@@ -241,17 +240,15 @@ def _check_chunks(rule: UpdateRule, dim: int) -> None:
     )
 
 
-def _check_replay(rule: UpdateRule, dim: int) -> None:
+def _check_graph(rule: UpdateRule, dim: int) -> None:
     grads = _gradients(dim)
     first = _run(rule, grads[:, :1]).state
-    with torch.no_grad():
-        expected = replay_by_loop(rule, grads, first)
-    for found in (replay(rule, grads, first), replay_by_loop(rule, grads, first)):
-        _require(
-            rule,
-            "replay, or update where gradients are enabled, differs from update",
-            _close(found, expected, _EXACT),
-        )
+    expected = _run(rule, grads, first)
+    _require(
+        rule,
+        "update differs where gradients are enabled",
+        _close(_run(rule, grads, first, graph=True), expected, _EXACT),
+    )
     if not isinstance(rule, SupportsBackpropagation):
         return
     cotangents = UpdateStep(
@@ -303,12 +300,14 @@ def _run(
     grads: Tensor,
     state: State | None = None,
     step: Callable[[UpdateRule, Tensor, State], UpdateStep] | None = None,
+    *,
+    graph: bool = False,
 ) -> UpdateStep:
     """Updates [B, T, D], read-outs [B, T, R] and last state, by one call for each gradient."""
     state = rule.init(torch.zeros_like(grads[:, 0])) if state is None else state
     state = {name: value.clone() for name, value in state.items()} if step else state
     updates, readouts = [], []
-    with torch.no_grad():
+    with torch.set_grad_enabled(graph):
         for grad in grads.clone().unbind(1):
             taken = step(rule, grad, state) if step else rule.update(grad, state)
             updates.append(taken.update.clone())

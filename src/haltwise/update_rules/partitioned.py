@@ -14,10 +14,8 @@ from haltwise.update_rules.capabilities import (
     SupportsBackpropagation,
     SupportsInPlace,
     SupportsPreparation,
-    SupportsReplay,
     backpropagate,
     prepare,
-    replay,
     update_,
 )
 from haltwise.update_rules.table import make
@@ -27,12 +25,7 @@ __all__ = ["PartitionedRule"]
 
 @final
 class PartitionedRule(
-    nn.Module,
-    UpdateRule,
-    SupportsPreparation,
-    SupportsInPlace,
-    SupportsReplay,
-    SupportsBackpropagation,
+    nn.Module, UpdateRule, SupportsPreparation, SupportsInPlace, SupportsBackpropagation
 ):
     """Consecutive groups of coordinates, each moved by a rule of its own.
 
@@ -89,9 +82,6 @@ class PartitionedRule(
 
     def update_(self, grad: Tensor, state: State) -> UpdateStep:
         return self._each(update_, grad, state)
-
-    def replay(self, grads: Tensor, state: State) -> UpdateStep:
-        return self._each(replay, grads, state)
 
     def backpropagate(
         self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
