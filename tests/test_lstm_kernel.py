@@ -160,9 +160,9 @@ def test_the_kernel_agrees_with_the_reference(dtype: torch.dtype, size: int, lay
         for ours, theirs in zip(found, expected, strict=True):
             assert_close(ours, theirs)
         with torch.no_grad():
-            first, *others = problem.arguments
-            expected_step = reference_lstm_sequence(first[:1], *others)[1:]
-            assert_close(lstm.lstm_step(first[0], *others), expected_step)
+            others = problem.arguments[1:]
+            expected_step = reference_lstm_sequence(problem.inputs[:1], *others)[1:]
+            assert_close(lstm.lstm_step(problem.inputs[0], *others), expected_step)
 
 
 @needs_library
@@ -352,9 +352,9 @@ def test_the_environment_forces_the_reference(monkeypatch: pytest.MonkeyPatch) -
         problem.solve(lstm.lstm_sequence), problem.solve(reference_lstm_sequence), strict=True
     ):
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    first, *others = problem.arguments
-    expected = reference_lstm_sequence(first[:1], *others)[1:]
-    assert all(map(torch.equal, lstm.lstm_step(first[0], *others), expected))
+    others = problem.arguments[1:]
+    last = reference_lstm_sequence(problem.inputs[:1], *others)[1:]
+    assert all(map(torch.equal, lstm.lstm_step(problem.inputs[0], *others), last))
 
 
 def test_without_the_library_the_reference_runs_and_says_why(

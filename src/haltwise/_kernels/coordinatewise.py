@@ -9,8 +9,8 @@ with (a, b, k, l) = weight h + bias, and means over the problem's coordinates.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +50,7 @@ def preprocess_gradient(grad: Tensor) -> Tensor:
 @final
 @dataclass(eq=False)
 class Coordinatewise:
-    """The optimizer's parameters, and its steps.
-
-    Parameters are checked once. Their values may change between steps.
-
-    Raises:
-        InputError: They do not fit each other.
-    """
+    """The optimizer's parameters, and its steps."""
 
     weights: list[Tensor]
     """L tensors [4H, fan_in + H]."""
@@ -69,13 +63,28 @@ class Coordinatewise:
     scale: float
     """Factor of the updates."""
 
-    fused: native.Layers | None = field(init=False)
-    """The parameters for the compiled kernel; None where that does not run."""
+    prepared: native.Layers | None = None
+    """The parameters for the compiled kernel, if they were checked beforehand."""
 
-    def __post_init__(self) -> None:
+    def prepare(self) -> Self:
+        """The same for many steps, for which the parameters are checked once and for all.
+
+        Their values may change between these.
+
+        Raises:
+            InputError: They do not fit each other.
+        """
+        layers = self._layers()
+        if layers is not None:
+            layers.watch()
+        return replace(self, prepared=layers)
+
+    def _layers(self) -> native.Layers | None:
+        """For the compiled kernel; None where that does not run."""
+        if self.prepared is not None or not native.serves(self.readout_bias):
+            return self.prepared
         readout = self.readout_weight, self.readout_bias, self.scale
-        served = native.serves(self.readout_bias)
-        self.fused = native.Layers(self.weights, self.biases, readout) if served else None
+        return native.Layers(self.weights, self.biases, readout)
 
     def step(
         self,
@@ -103,13 +112,14 @@ class Coordinatewise:
                 plain one.
         """
         if pooled is not None:
-            for name, value in zip(("mean", "log_rms"), pooled, strict=True):
-                self._require([(f"the gradient's {name}", value, grad.shape[:1])])
-        if self.fused is None:
+            shape = require_dims("the gradient", grad, "BD")[:1]
+            self._require([("the mean", pooled[0], shape), ("the log_rms", pooled[1], shape)])
+        layers = self._layers()
+        if layers is None:
             with torch.no_grad():
                 return self.differentiable_step(grad, hidden, cell, pooled)
         levels = None if pooled is None else _levels(*pooled)
-        return native.step(self.fused, grad, hidden, cell, levels, in_place=in_place)
+        return native.step(layers, grad, hidden, cell, levels, in_place=in_place)
 
     def differentiable_step(
         self, grad: Tensor, hidden: Tensor, cell: Tensor, pooled: Pooled | None = None
@@ -137,15 +147,7 @@ class Coordinatewise:
         return updates, tops, *(value.view(hidden.shape) for value in last)
 
     def inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """What each coordinate reads.
-
-        Args:
-            grad: Shape [..., D].
-            pooled: Of the whole gradient, each [...], if `grad` is not all of it.
-
-        Returns:
-            Shape [..., D, I].
-        """
+        """What each coordinate of gradients [..., D] reads, shape [..., D, I]."""
         features = preprocess_gradient(grad)
         if self.weights[0].shape[1] - self.weights[0].shape[0] // 4 == 2:
             return features
@@ -154,16 +156,7 @@ class Coordinatewise:
         return torch.cat((features, shared.expand_as(features)), dim=-1)
 
     def read_out(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """The update.
-
-        Args:
-            top: The top layer's output, shape [..., D, H].
-            grad: Shape [..., D].
-            pooled: Of the whole gradient, each [...], if `grad` is not all of it.
-
-        Returns:
-            Shape [..., D].
-        """
+        """The updates [..., D] for the top layer's output [..., D, H] and gradients [..., D]."""
         readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
         direction, log_scale, *direct = readout.unbind(-1)
         if direct:
@@ -226,13 +219,14 @@ class Coordinatewise:
             table.append(("the cell state's derivative", d_cell, state_shape))
         self._require(table)
         pooled, d_sums = (grads.mean(-1), log_rms(grads)), d_means / dim
-        if self.fused is None:
+        layers = self._layers()
+        if layers is None:
             return self._backpropagate_by_autograd(
                 *(grads, (hidden, cell), pooled, d_updates, d_sums, (d_hidden, d_cell)),
                 wants_state=wants_state,
             )
         d_first, d_params = native.backward(
-            self.fused,
+            layers,
             grads.transpose(0, 1).reshape(num_steps, -1),
             hidden.flatten(0, 1),
             cell.flatten(0, 1),
@@ -272,16 +266,16 @@ class Coordinatewise:
         width = dim if grads.is_cuda else 1 + _MAX_ROW_STEPS // max(num_problems * num_steps, 1)
         for begin in range(0, dim, width):
             some = slice(begin, begin + width)
-            state = [value[:, some].detach().requires_grad_(wants_state) for value in first]
+            hidden, cell = (v[:, some].detach().requires_grad_(wants_state) for v in first)
             with torch.enable_grad():
-                updates, tops, *last = twin._replay(grads[..., some], *state, pooled)
+                updates, tops, *last = twin._replay(grads[..., some], hidden, cell, pooled)
             roots = [updates, tops]
             values = [d_updates[..., some], d_sums.unsqueeze(2).expand_as(tops)]
             for root, value in zip(last, d_last, strict=True):
                 if value is not None:
                     roots.append(root)
                     values.append(value[:, some])
-            leaves = [*params, *state] if wants_state else params
+            leaves = [*params, hidden, cell] if wants_state else params
             found = torch.autograd.grad(roots, leaves, values, materialize_grads=True)
             for total, part in zip(d_params, found[: len(params)], strict=True):
                 total.add_(part)

@@ -30,21 +30,7 @@ __all__ = ["lstm_sequence", "lstm_step", "reference_lstm_sequence"]
 def lstm_step(
     inputs: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of a stacked LSTM, without a graph; the old state is left as it was.
-
-    Args:
-        inputs: Shape [N, I].
-        hidden: Shape [N, L, H].
-        cell: Shape [N, L, H].
-        weights: L tensors [4H, fan_in + H].
-        biases: L tensors [4H].
-
-    Returns:
-        Hidden and cell state after the step, each [N, L, H].
-
-    Raises:
-        InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a plain one.
-    """
+    """`lstm_sequence` of one step, inputs [N, I], without a graph: the state after, [N, L, H]."""
     _, hidden, cell = lstm_sequence(inputs.unsqueeze(0), hidden, cell, weights, biases)
     return hidden, cell
 

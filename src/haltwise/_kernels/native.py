@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
@@ -101,11 +101,7 @@ def _load() -> _Library | str:
 
 
 def library() -> _Library:
-    """The compiled kernel.
-
-    Raises:
-        RuntimeError: There is none; ask `available` first.
-    """
+    """The compiled kernel, which must be `available`."""
     loaded = _load()
     if isinstance(loaded, str):
         raise RuntimeError(loaded)
@@ -141,7 +137,7 @@ def serves(tensor: Tensor) -> bool:
         tensor.is_cpu
         and tensor.dtype in _SUFFIX
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and forward_ad._current_level < 0
         and available()
     )
@@ -151,11 +147,7 @@ def serves(tensor: Tensor) -> bool:
 
 
 def _operand(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The tensor, checked, with its elements in order in memory of its own.
-
-    Raises:
-        InputError: It is not a plain CPU tensor of this shape and dtype.
-    """
+    """The tensor, checked, with its elements in order in memory of its own."""
     require_operand(name, tensor, shape, dtype, CPU)
     in_order = tensor.is_contiguous() and not tensor.is_neg()
     span = tensor.numel() if in_order else _span(tensor)
@@ -187,11 +179,7 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
 
 
 def _plain(made: Tensor) -> Tensor:
-    """The new tensor, which must have memory.
-
-    Raises:
-        InputError: A mode such as `FakeTensorMode` is on, under which it has none.
-    """
+    """A new tensor; refused under a mode, such as `FakeTensorMode`, that gives it no memory."""
     if type(made) is not Tensor:
         raise InputError(
             f"the compiled kernel cannot use a {type(made).__name__}; leave the mode that makes "
@@ -204,7 +192,7 @@ def _plain(made: Tensor) -> Tensor:
 class Layers:
     """Parameters of a stacked LSTM, checked once, as the kernel takes them.
 
-    Their memory is kept, and values are read from it at every call.
+    For use at once, or later if watched. Values are read at every call.
 
     Args:
         weights: L tensors [4H, fan_in + H].
@@ -240,23 +228,23 @@ class Layers:
             self._numbers = scale, LOG_RANGE, math.exp(-LOG_RANGE)
         self.parameters = self.operands(operands)
         """Weight and bias of every layer in turn, those of the read-out last."""
-        storages = [tensor.untyped_storage() for tensor in self.parameters]
-        self._memory = [(storage, storage.data_ptr()) for storage in storages]
         pointers = [tensor.data_ptr() for tensor in self.parameters]
         self.weights = (ctypes.c_void_p * len(pointers))(*pointers[::2], *pointers[1::2])
         self.biases = ctypes.byref(self.weights, ctypes.sizeof(self.weights) // 2)
+        self._watched: list[tuple[UntypedStorage, int]] = []
 
     def operands(self, table: Iterable[Operand]) -> list[Tensor]:
         """Tensors of the parameters' dtype, checked."""
         return [_operand(name, tensor, shape, self.dtype) for name, tensor, shape in table]
 
-    def require_unmoved(self) -> None:
-        """Refuse to run if the parameters' memory was freed or moved.
+    def watch(self) -> None:
+        """Keep the memory: until later use, a parameter may be given another."""
+        storages = [tensor.untyped_storage() for tensor in self.parameters]
+        self._watched = [(storage, storage.data_ptr()) for storage in storages]
 
-        Raises:
-            InputError: It was.
-        """
-        for storage, address in self._memory:
+    def require_unmoved(self) -> None:
+        """Refuse to run if watched memory was freed or moved."""
+        for storage, address in self._watched:
             if storage.data_ptr() != address:
                 raise InputError("weights were resized after `prepare`; prepare the rule again")
 
@@ -271,11 +259,16 @@ class Layers:
 # ------------------------------------------------------------------------------ threads
 
 
-def _chunks(rows: int) -> list[tuple[int, int]]:
+def _parts(whole: _Shape) -> list[_Shape]:
     """Pieces of the rows; they depend on nothing else, so results do not either."""
+    rows, parts = whole.rows, []
     size = max(_MIN_CHUNK, -(-rows // _MAX_CHUNKS))
     size = -(-size // _WHOLE_BLOCKS) * _WHOLE_BLOCKS
-    return [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
+    for begin in range(0, rows, size):
+        part = _Shape.from_buffer_copy(whole)
+        part.begin, part.end = begin, min(begin + size, rows)
+        parts.append(part)
+    return parts
 
 
 def _run(
@@ -285,49 +278,36 @@ def _run(
     tensors: Sequence[Tensor | None],
     sums: Tensor | None = None,
 ) -> None:
-    """Run a function of the library on every piece of the rows, on as many threads as PyTorch uses.
+    """Run "forward" or "backward" on every piece of the rows, on as many threads as PyTorch uses.
 
     If nothing is summed over the rows, a single thread takes all of them at once: every call packs
-    the weights anew.
+    the weights anew. Otherwise a piece adds to its own row of `sums`.
 
     The caller works, too, and waits for no thread that has not begun: on a busy machine helpers
     may start late or never, and then it has done the work by itself. Should it be interrupted,
-    what helpers still write to stays alive until they are done.
-
-    Args:
-        name: "forward" or "backward".
-        layers: The parameters.
-        whole: Sizes, with all rows.
-        tensors: The function's other operands, None for those it is not to have.
-        sums: In which each piece has a row of its own to add to.
-
-    Raises:
-        InputError: The parameters' memory was freed or moved.
-        MemoryError: There is none for the kernel's scratch.
+    what helpers still read and write stays alive until they are done.
     """
     layers.require_unmoved()
     functions, isa = library()
     function = functions[name, layers.dtype]
-    small = whole.rows * whole.steps < _SMALL
-    threads = 1 if small else _granted.get() or torch.get_num_threads()
-    chunks = [(0, whole.rows)] if sums is None and threads == 1 else _chunks(whole.rows)
-    todo, codes = list(enumerate(chunks)), []
+    rows, steps = whole.rows, whole.steps
+    threads = 1 if rows * steps < _SMALL else _granted.get() or torch.get_num_threads()
+    parts = [whole] if sums is None and threads == 1 else _parts(whole)
+    todo, codes = list(enumerate(parts)), []
 
     def work() -> None:
         inputs, hidden, cell, *others = [None if t is None else t.data_ptr() for t in tensors]
         operands = inputs, hidden, cell, layers.weights, layers.biases, *others
         while todo:
             try:
-                index, (begin, end) = todo.pop()
+                index, part = todo.pop()
             except IndexError:  # another thread was faster
                 return
-            part = _Shape.from_buffer_copy(whole)
-            part.begin, part.end = begin, end
             own = () if sums is None else (sums[index].data_ptr(),)
             code = function(isa, ctypes.byref(part), *operands, *own)  # without the lock
             codes.append(code)
 
-    num_helpers = min(threads, len(chunks)) - 1
+    num_helpers = min(threads, len(parts)) - 1
     helpers = [_pool(num_helpers).submit(work) for _ in range(num_helpers)]
     try:
         work()
@@ -375,20 +355,7 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
 def forward(
     layers: Layers, inputs: Tensor, hidden: Tensor, cell: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run T steps.
-
-    Args:
-        layers: The parameters.
-        inputs: Shape [T, N, I].
-        hidden: Shape [N, L, H].
-        cell: Shape [N, L, H].
-
-    Returns:
-        The top layer's outputs [T, N, H]; the states after the last step, [N, L, H].
-
-    Raises:
-        InputError: An argument is not a plain CPU tensor of its shape and of the weights' dtype.
-    """
+    """`lstm_sequence` of plain CPU tensors in the weights' dtype; others are refused."""
     steps, rows, _ = require_dims("the inputs", inputs, "TNI")
     given = layers.operands(
         [
@@ -411,22 +378,9 @@ def step(
     *,
     in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take one step of a coordinatewise optimizer.
+    """`Coordinatewise.step` of plain CPU tensors in the weights' dtype; others are refused.
 
-    Args:
-        layers: The parameters, with a read-out.
-        grad: Shape [B, D].
-        hidden: Shape [B, D, L, H].
-        cell: Shape [B, D, L, H].
-        pooled: Mean and inverse root mean square of the whole gradient, shape [B, 2], if `grad`
-            is not all of it.
-        in_place: Whether the new state may take the place of the old.
-
-    Returns:
-        Updates [B, D]; the top layer's means over coordinates [B, H]; the state after the step.
-
-    Raises:
-        InputError: See `forward`.
+    Here `pooled` is the mean and the inverse root mean square, shape [B, 2].
     """
     require(layers.num_outputs > 0, "a step needs a read-out")
     num_problems, dim = require_dims("the gradient", grad, "BD")
@@ -457,12 +411,13 @@ def step(
 
 def _may_be_written(hidden: Tensor, cell: Tensor, grad: Tensor) -> bool:
     """Whether a step may replace a state in its place: no graph has it, nothing else lies there."""
-    if hidden.requires_grad or cell.requires_grad:
-        return False
     size, grad_size = hidden.nbytes, grad.nbytes
     at, cell_at, grad_at = hidden.data_ptr(), cell.data_ptr(), grad.data_ptr()
-    return abs(at - cell_at) >= size and not any(
-        begin - grad_size < grad_at < begin + size for begin in (at, cell_at)
+    return (
+        not (hidden.requires_grad or cell.requires_grad)
+        and abs(at - cell_at) >= size
+        and not at - grad_size < grad_at < at + size
+        and not cell_at - grad_size < grad_at < cell_at + size
     )
 
 
@@ -497,9 +452,6 @@ def backward(
 
     Returns:
         Derivatives of both states [N, L, H], empty unless wanted; of `layers.parameters`.
-
-    Raises:
-        InputError: See `forward`.
     """
     fused, size = layers.num_outputs > 0, layers.size
     require(
@@ -533,8 +485,8 @@ def backward(
     d_first = [_empty(given, *state_shape) for _ in range(2 if wants_state else 0)]
     sizes = [tensor.numel() for tensor in layers.parameters]
     # In double precision, and every chunk in a row of its own: there may be millions of addends.
-    sums = _empty(given, len(_chunks(rows)), sum(sizes)).double().zero_()
     whole = layers.shape(steps, rows, max(rows // max(num_problems, 1), 1))
+    sums = _empty(given, len(_parts(whole)), sum(sizes)).double().zero_()
     _run("backward", layers, whole, [*operands, *(d_first or (None, None))], sums)
     flat = sums.sum(0).to(layers.dtype)  # in order, whichever finished first
     pieces = zip(torch.split(flat, sizes), layers.parameters, strict=True)

@@ -25,31 +25,27 @@ def require_operand(
 
     Tensor subclasses (`DTensor`, `FakeTensor` and others) need not have the memory that their
     shape announces.
-
-    Raises:
-        InputError: The first requirement that is not met.
     """
-    if (
-        type(tensor) in _PLAIN_TYPES
-        and not tensor.is_nested
-        and tensor.shape == shape
-        and tensor.dtype is dtype
-        and tensor.layout is _STRIDED
-        and (tensor.is_cpu if device is CPU else tensor.device == device)
-    ):
-        return
-    raise InputError(_complaint(name, tensor, shape, dtype, device))
+    try:
+        fits = (
+            type(tensor) in _PLAIN_TYPES
+            and tensor.shape == shape
+            and tensor.dtype is dtype
+            and tensor.layout is _STRIDED
+            and (tensor.is_cpu if device is CPU else tensor.device == device)
+        )
+    except RuntimeError:  # a nested tensor has no shape
+        fits = False
+    if not fits:
+        raise InputError(_complaint(name, tensor, shape, dtype, device))
 
 
 def require_dims(name: str, tensor: Tensor, meaning: str) -> tuple[int, ...]:
-    """The tensor's shape, which must have one dimension for each letter of `meaning`.
-
-    Raises:
-        InputError: It has more or fewer, or there is no step (T) or coordinate (D).
-    """
-    if not isinstance(tensor, Tensor) or tensor.is_nested:
-        raise InputError(_not_plain(name, tensor))
-    shape = tensor.shape
+    """The tensor's shape: a dimension for each letter of `meaning`, at least 1 step (T) and D."""
+    try:
+        shape = tensor.shape
+    except (AttributeError, RuntimeError):  # a list; a nested tensor
+        raise InputError(_not_plain(name, tensor)) from None
     if len(shape) != len(meaning):
         raise InputError(
             f"{name} must have the dimensions [{', '.join(meaning)}], got the shape {list(shape)}"
@@ -64,11 +60,7 @@ def require_dims(name: str, tensor: Tensor, meaning: str) -> tuple[int, ...]:
 
 
 def layer_operands(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Operand]:
-    """Weight and bias of every layer in turn.
-
-    Raises:
-        InputError: They are not as many, or the first are of no layer's shape.
-    """
+    """Weight and bias of every layer in turn, to be checked."""
     if not len(weights) == len(biases) > 0:
         raise InputError(
             f"every layer needs a weight and a bias, got {len(weights)} and {len(biases)}"
@@ -79,14 +71,16 @@ def layer_operands(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[
         raise InputError(f"a layer of {size} units cannot have {fan_in} inputs")
     operands: list[Operand] = []
     for weight, bias in zip(weights, biases, strict=True):
-        operands.append(("a layer's weight", weight, (4 * size, fan_in + size)))
-        operands.append(("a layer's bias", bias, (4 * size,)))
+        operands += (
+            ("a layer's weight", weight, (4 * size, fan_in + size)),
+            ("a layer's bias", bias, (4 * size,)),
+        )
         fan_in = size
     return operands
 
 
 def state_operands(hidden: Tensor, cell: Tensor, shape: tuple[int, ...]) -> list[Operand]:
-    """Both states of one shape."""
+    """Both states, to be checked."""
     return [("the hidden state", hidden, shape), ("the cell state", cell, shape)]
 
 

@@ -110,13 +110,14 @@ class LSTMRule(
 
     def prepare(self) -> "LSTMRule":
         twin = copy.copy(self)
-        twin._prepared = self._coordinatewise
+        twin._prepared = self._coordinatewise.prepare()
         return twin
 
     def update(self, grad: Tensor, state: State) -> UpdateStep:
         if torch.is_grad_enabled():
-            own = self._coordinatewise
-            return _update_step(*own.differentiable_step(grad, state["hidden"], state["cell"]))
+            own, hidden, cell = self._coordinatewise, state["hidden"], state["cell"]
+            update, readout, hidden, cell = own.differentiable_step(grad, hidden, cell)
+            return UpdateStep(update, readout, {"hidden": hidden, "cell": cell})
         return self._update(grad, state)
 
     def update_(self, grad: Tensor, state: State) -> UpdateStep:
@@ -135,8 +136,10 @@ class LSTMRule(
         in_place: bool = False,
     ) -> UpdateStep:
         """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
-        step = self._coordinatewise.step
-        return _update_step(*step(grad, state["hidden"], state["cell"], pooled, in_place=in_place))
+        update, readout, hidden, cell = self._coordinatewise.step(
+            grad, state["hidden"], state["cell"], pooled, in_place=in_place
+        )
+        return UpdateStep(update, readout, {"hidden": hidden, "cell": cell})
 
     @torch.no_grad()
     def gate_logits(self, grad: Tensor, state: State) -> Tensor:
@@ -185,10 +188,6 @@ class LSTMRule(
             self.readout_bias,
             self.output_scale,
         )
-
-
-def _update_step(update: Tensor, readout: Tensor, hidden: Tensor, cell: Tensor) -> UpdateStep:
-    return UpdateStep(update, readout, {"hidden": hidden, "cell": cell})
 
 
 def _tensors(parameters: nn.ParameterList) -> list[Tensor]:
