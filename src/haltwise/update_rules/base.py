@@ -19,7 +19,7 @@ class UpdateStep(NamedTuple):
     Attributes:
         update: g_t, to be added to the parameters (thesis Eq. 1), shape [B, D];
             docs/theory.md, Eq. (update).
-        readout: Features of the rule's state for a halting head, shape [B, R]; R may be 0.
+        readout: Features of the rule's state for a halter, shape [B, R]; R may be 0.
         state: The state for the next step.
     """
 
@@ -29,7 +29,7 @@ class UpdateStep(NamedTuple):
 
     @classmethod
     def without_readout(cls, update: Tensor, state: State) -> Self:
-        """A step of a rule that offers a halting head no features."""
+        """A step of a rule that offers a halter no features."""
         return cls(update, update.new_empty(len(update), 0), state)
 
 
@@ -37,7 +37,7 @@ class UpdateRule(ABC):
     """An update rule. Settings live in the object, state only in the `State` passed around.
 
     `init` and `update` are all that a rule needs. What hosts can use beyond that (chunks of
-    coordinates, steps in place, faster replay and backpropagation) is optional, see
+    coordinates, steps in place, faster backpropagation) is optional, see
     `haltwise.update_rules.capabilities`. `haltwise.testing.check_update_rule` checks the contract.
 
     Examples:
@@ -55,7 +55,7 @@ class UpdateRule(ABC):
 
     @property
     def readout_size(self) -> int:
-        """R, the number of features that a halting head may read."""
+        """R, the number of features that a halter may read."""
         return 0
 
     @abstractmethod
