@@ -81,9 +81,7 @@ class Coordinatewise:
 
     def _layers(self) -> native.Layers | None:
         """For the compiled kernel; None where that does not run."""
-        if not native.serves(self.readout_bias):
-            return None
-        if self.prepared is not None:
+        if self.prepared is not None or not native.serves(self.readout_bias):
             return self.prepared
         readout = self.readout_weight, self.readout_bias, self.scale
         return native.Layers(self.weights, self.biases, readout)
