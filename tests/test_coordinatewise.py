@@ -11,13 +11,11 @@ from haltwise import _kernels
 from haltwise._core.tensors import log_rms
 from haltwise._kernels import (
     Coordinatewise,
-    FusedStep,
     coordinatewise,
     lstm,
     native,
     one_thread,
     reference_lstm_sequence,
-    reference_lstm_step,
 )
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -48,8 +46,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HALTWISE_KERNEL", "plain")
     monkeypatch.setattr(coordinatewise, "_MAX_ROW_STEPS", 30)  # most cases then take several turns
     if name == "device":
-        monkeypatch.setattr(lstm, "reference_lstm_step", lstm._device_lstm_step)
-        monkeypatch.setattr(lstm, "reference_lstm_sequence", lstm._device_lstm_sequence)
+        monkeypatch.setattr(lstm, "reference_lstm_sequence", lstm.device_lstm_sequence)
     return name
 
 
@@ -101,11 +98,12 @@ class Steps:
     def run(self, *, in_place: bool = False) -> list[Tensor]:
         """Updates, means and states of all steps; every second step as of a chunk."""
         (hidden, cell), found = (value.clone() for value in self.state), []
-        fused = FusedStep(self.optimizer)
         for step, grad in enumerate(self.grads.unbind(1)):
             mean, size = (value[:, step] for value in self.pooled)
             pooled = (mean, size) if step % 2 else None
-            update, top, hidden, cell = fused(grad, hidden, cell, pooled, in_place=in_place)
+            update, top, hidden, cell = self.optimizer.step(
+                grad, hidden, cell, pooled, in_place=in_place
+            )
             found += [update, top, hidden.clone(), cell.clone()]
         return found
 
@@ -116,16 +114,13 @@ class Steps:
         states = [
             value if keep else None for value, keep in zip(self.cotangents[2:], kept, strict=True)
         ]
-        *of_state, params = self.optimizer.backpropagate(
-            self.grads,
-            *self.state,
-            self.pooled,
-            *self.cotangents[:2],
-            *states,
-            wants_state=wants_state,
+        d_updates, d_sums = self.cotangents[:2]
+        d_means = d_sums * self.grads.shape[-1]
+        of_state, params = self.optimizer.backpropagate(
+            self.grads, *self.state, d_updates, d_means, *states, wants_state=wants_state
         )
-        assert all((value is not None) is wants_state for value in of_state)
-        return [value for value in of_state if value is not None] + params
+        assert len(of_state) == 2 * wants_state
+        return of_state + params
 
     def oracle(self, kept: tuple[bool, bool] = (True, True)) -> tuple[list[Tensor], list[Tensor]]:
         """`run` and `backpropagate` step by step in float64, by autograd on the reference."""
@@ -144,14 +139,16 @@ class Steps:
         for grad in grads.unbind(1):
             inputs = exact.inputs(grad).flatten(0, 1)
             state = hidden.flatten(0, 1), cell.flatten(0, 1)
-            state = reference_lstm_step(inputs, *state, exact.weights, exact.biases)
-            hidden, cell = (value.view(hidden.shape) for value in state)
+            _, *last = reference_lstm_sequence(
+                inputs.unsqueeze(0), *state, exact.weights, exact.biases
+            )
+            hidden, cell = (value.view(hidden.shape) for value in last)
             top = hidden[..., -1, :]
             found += [exact.read_out(top, grad), top.mean(1), hidden, cell]
             tops.append(top.sum(1))
         roots = [torch.stack(found[::4], 1), torch.stack(tops, 1), hidden, cell]
-        last = [value * keep for value, keep in zip(self.cotangents[2:], kept, strict=True)]
-        cotangents = [value.double() for value in (*self.cotangents[:2], *last)]
+        of_last = [value * keep for value, keep in zip(self.cotangents[2:], kept, strict=True)]
+        cotangents = [value.double() for value in (*self.cotangents[:2], *of_last)]
         return found, list(torch.autograd.grad(roots, [*leaves, *params], cotangents))
 
 
@@ -233,7 +230,7 @@ def test_one_thread_is_for_pytorch_alone_and_ends(monkeypatch: pytest.MonkeyPatc
     @one_thread()
     def fail() -> None:
         assert torch.get_num_threads() == 1
-        FusedStep(steps.optimizer)(steps.grads[:, 0], *steps.state)
+        steps.optimizer.step(steps.grads[:, 0], *steps.state)
         raise ZeroDivisionError
 
     monkeypatch.setattr(native, "_pool", watched)
@@ -259,19 +256,19 @@ def test_a_poisoned_problem_is_not_finite_and_leaves_the_others_alone(poison: fl
 
 
 @needs_library
-def test_the_weights_of_a_pinned_step_may_change_and_be_replaced() -> None:
+def test_the_weights_of_prepared_steps_may_change_and_be_replaced() -> None:
     """Changes in place count; data that a parameter is given later do not, and harm nothing."""
     steps = Steps((3, 5, 1), (2, 6, 4, 4), torch.float64)
-    fused, arguments = FusedStep(steps.optimizer).pin(), (steps.grads[:, 0] + 1, *steps.state)
-    before = fused(*arguments)[0]
+    own, arguments = steps.optimizer.prepare(), (steps.grads[:, 0] + 1, *steps.state)
+    before = own.step(*arguments)[0]
     with torch.no_grad():
-        steps.optimizer.readout_weight.mul_(2)
-    changed = fused(*arguments)[0]
+        own.readout_weight.mul_(2)
+    changed = own.step(*arguments)[0]
     assert not torch.equal(changed, before)
-    assert torch.equal(changed, FusedStep(steps.optimizer)(*arguments)[0])
-    for weight in steps.optimizer.weights:
+    assert torch.equal(changed, steps.optimizer.step(*arguments)[0])
+    for weight in own.weights:
         weight.data = torch.full_like(weight, torch.nan)
-    assert torch.equal(fused(*arguments)[0], changed)
+    assert torch.equal(own.step(*arguments)[0], changed)
 
 
 def test_the_reference_equals_its_own_steps() -> None:
@@ -282,6 +279,9 @@ def test_the_reference_equals_its_own_steps() -> None:
     outputs, *last = reference_lstm_sequence(inputs, *first, own.weights, own.biases)
     state = first
     for value, output in zip(inputs, outputs, strict=True):
-        state = reference_lstm_step(value, *state, own.weights, own.biases)
+        _, hidden, cell = reference_lstm_sequence(
+            value.unsqueeze(0), *state, own.weights, own.biases
+        )
+        state = hidden, cell
         assert torch.equal(output, state[0][:, -1])
     assert all(map(torch.equal, state, last))

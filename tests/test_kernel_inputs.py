@@ -4,8 +4,13 @@ Run as a program, this file goes through all cases and reports those that are no
 does so under `python -O`, in a process whose crash would show.
 """
 
+import gc
 import subprocess
 import sys
+import threading
+import time
+import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from haltwise import _kernels
 from haltwise._core.errors import InputError
-from haltwise._kernels import lstm_sequence, lstm_step
+from haltwise._kernels import lstm_sequence, lstm_step, native
 from haltwise.update_rules import (
     LSTMRule,
     PooledGradient,
@@ -128,6 +133,12 @@ def shrunk(value: Tensor) -> Tensor:
     return value
 
 
+def nested(value: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*nested tensors.*")
+        return torch.nested.nested_tensor([*value])
+
+
 def fake(value: Tensor) -> Tensor:
     return FakeTensorMode().from_tensor(value)
 
@@ -151,6 +162,7 @@ ANYWHERE: dict[str, tuple[Callable[[Step], None], str]] = {
     "state in double": (set_state("hidden", Tensor.double), "hidden state is torch.float64"),
     "labelled state": (set_state("cell", lambda c: c.as_subclass(Labelled)), "is a Labelled"),
     "state on meta": (set_state("cell", lambda c: c.to("meta")), "cell state is on meta"),
+    "nested state": (set_state("cell", nested), "cell state is a nested tensor"),
     "sparse state": (set_state("cell", Tensor.to_sparse), r"sparse_coo; make it dense"),
 }
 """Refused on every way, by the kernel and by the reference."""
@@ -160,6 +172,9 @@ TENSORS: dict[str, tuple[Callable[[Step], None], str]] = {
     "sparse gradient": (set_grad(Tensor.to_sparse), "sparse_coo; make it dense"),
     "fake gradient": (set_grad(fake), "is a FakeTensor"),
     "array": (set_grad(Tensor.numpy), "is a ndarray"),
+    "list": (set_grad(Tensor.tolist), "is a list"),
+    "nested gradient": (set_grad(nested), "is a nested tensor"),
+    "no coordinates": (set_grad(lambda g: g[:, :0]), "at least 1 coordinate"),
 }
 """Refused where a step reads the gradient itself; features of it cannot be made on other ways."""
 
@@ -319,10 +334,20 @@ def test_a_derivative_of_a_subclass_is_refused() -> None:
         outputs.backward(torch.ones_like(outputs).as_subclass(Labelled))
 
 
+@pytest.mark.usefixtures("_implementation")
 def test_a_sequence_of_no_steps_is_refused() -> None:
     inputs, *others = sequence()
     with pytest.raises(InputError, match="at least 1 step"):
         lstm_sequence(inputs[:0], *others)
+    cotangents = UpdateStep(randn(B, 0, D), randn(B, 0, H), {})
+    with pytest.raises(InputError, match="at least 1 step"):
+        backpropagate(Step().rule, randn(B, 0, D), Step().state, cotangents, wants_state=True)
+
+
+@pytest.mark.usefixtures("_implementation")
+def test_no_layers_are_refused() -> None:
+    with pytest.raises(InputError, match="got 0 and 0"):
+        lstm_step(randn(D, 3), randn(D, L, H), randn(D, L, H), [], [])
 
 
 # --- Beyond single tensors -----------------------------------------------------------------------
@@ -335,6 +360,132 @@ def test_weights_that_are_freed_after_preparation_are_refused() -> None:
     step.rule.weights[1].untyped_storage().resize_(0)
     with pytest.raises(InputError, match="resized after `prepare`"):
         update_(rule, step.grad, step.state)
+
+
+@needs_library
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_preparation_under_a_mode_without_memory_is_refused() -> None:
+    step = Step()
+    step.rule.weights[1].data = step.rule.weights[1].data.T.contiguous().T
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(InputError, match="FakeTensor"):
+        prepare(step.rule)
+
+
+@pytest.mark.usefixtures("_implementation")
+@pytest.mark.parametrize("way", ["update_", "prepared", "update_chunk"])
+@pytest.mark.parametrize("overlap", ["both states", "parts of both states", "gradient and state"])
+def test_memory_that_overlaps_is_not_written_while_it_is_read(overlap: str, way: str) -> None:
+    size, many = 700 * L * H, 700  # several blocks of rows
+    memory = randn(2, size + 5).flatten()
+    step = Step(grad=randn(1, many), pooled=PooledGradient.of(randn(1, many)))
+    shift = {"both states": 0, "parts of both states": 3, "gradient and state": size}[overlap]
+    hidden, cell = (memory[at : at + size].view(1, many, L, H) for at in (0, shift))
+    if overlap == "gradient and state":
+        step.grad = memory[100 : 100 + many].view(1, many)
+    alone = Step(grad=step.grad.clone(), pooled=step.pooled)
+    alone.state = {"hidden": hidden.clone(), "cell": cell.clone()}
+    step.state = {"hidden": hidden, "cell": cell}
+    expected, found = getattr(alone, way)(), getattr(step, way)()
+    assert torch.equal(found.update, expected.update)
+    assert all(torch.equal(found.state[name], value) for name, value in expected.state.items())
+
+
+@pytest.mark.usefixtures("_implementation")
+def test_a_graph_is_not_changed_by_a_step_in_place() -> None:
+    step = Step()
+    expected = torch.autograd.grad(step.update_with_graph().update.sum(), step.rule.weights[1])
+    taken = step.update_with_graph()
+    after = step.update_()
+    if after.state["hidden"].data_ptr() == step.state["hidden"].data_ptr():
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(taken.update.sum(), step.rule.weights[1])
+    else:
+        found = torch.autograd.grad(taken.update.sum(), step.rule.weights[1])
+        assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.usefixtures("_implementation")
+def test_a_state_that_requires_a_gradient_is_left_as_it_is() -> None:
+    step = Step()
+    copies = {name: value.clone() for name, value in step.state.items()}
+    for value in step.state.values():
+        value.requires_grad_()
+    after = step.update_()
+    assert all(torch.equal(step.state[name], value) for name, value in copies.items())
+    assert not any(value.requires_grad for value in after.state.values())
+
+
+def test_inference_tensors_serve() -> None:
+    expected = Step().update_().update
+    with torch.inference_mode():
+        assert torch.equal(Step().update_().update, expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_holds_the_step_and_not_its_result() -> None:
+    step = Step()
+    step.rule.requires_grad_(False)
+    with torch.no_grad():
+
+        def update(grad: Tensor) -> Tensor:
+            return step.rule.update(grad, step.state).update
+
+        traced = torch.jit.trace(update, step.grad, check_trace=False)
+        other = randn(B, D, seed=7)
+        torch.testing.assert_close(traced(other), update(other))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch warns of itself
+def test_forward_derivatives_pass_through_a_step() -> None:
+    step, tangent = Step(), randn(B, D, L, H, seed=5)
+
+    @torch.no_grad()
+    def update(cell: Tensor) -> Tensor:
+        return step.rule.update(step.grad, {**step.state, "cell": cell}).update
+
+    found = torch.func.jvp(update, (step.state["cell"],), (tangent,))[1]
+    step.rule.double()
+    step.grad, tangent = step.grad.double(), tangent.double()
+    step.state = {name: value.double() for name, value in step.state.items()}
+    ends = [update(step.state["cell"] + sign * 1e-5 * tangent) for sign in (1, -1)]
+    torch.testing.assert_close(found.double(), (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-4)
+
+
+@needs_library
+def test_an_interrupt_leaves_no_thread_with_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper may still be in the kernel when the caller is interrupted."""
+    begun, go_on, library = threading.Event(), threading.Event(), native.library()
+
+    def kernel(*arguments: Any) -> int:
+        if threading.current_thread() is threading.main_thread():
+            begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        go_on.wait(10)
+        return int(library.functions["forward", torch.float32](*arguments))
+
+    functions = {**library.functions, ("forward", torch.float32): kernel}
+    monkeypatch.setattr(native, "_load", lambda: library._replace(functions=functions))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        step = Step(grad=randn(1, 20_000))
+        step.state = step.rule.init(step.grad)
+        watched = weakref.ref(step.grad)
+        with pytest.raises(KeyboardInterrupt):
+            step.update()
+        del step
+        gc.collect()
+        assert watched() is not None
+        go_on.set()
+        for _ in range(500):
+            if watched() is None:
+                break
+            time.sleep(0.01)
+        assert watched() is None
+    finally:
+        go_on.set()
+        torch.set_num_threads(threads)
 
 
 @needs_library

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise import _kernels
-from haltwise._kernels import lstm, native, reference_lstm_sequence, reference_lstm_step
+from haltwise._kernels import lstm, native, reference_lstm_sequence
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = tuple(TOLERANCE)
@@ -108,19 +108,19 @@ def exact_solution(
 def test_pytorchs_own_lstm_equals_the_reference(rows: int, steps: int, layers: int) -> None:
     """What CUDA tensors go to (cuDNN there) runs on the CPU as well."""
     problem = Problem(rows, 3, 5, layers, steps, torch.float64)
-    found = problem.solve(lstm._device_lstm_sequence)
+    found = problem.solve(lstm.device_lstm_sequence)
     expected = problem.solve(reference_lstm_sequence)
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
     problem.inputs.requires_grad_()
     gradients = [
         torch.autograd.grad(function(*problem.arguments), problem.inputs, problem.cotangents)
-        for function in (lstm._device_lstm_sequence, reference_lstm_sequence)
+        for function in (lstm.device_lstm_sequence, reference_lstm_sequence)
     ]
     assert_close(*gradients)
     with torch.no_grad():
-        step = problem.inputs[0], *problem.arguments[1:]
-        assert_close(lstm._device_lstm_step(*step), reference_lstm_step(*step))
+        step = problem.inputs[:1], *problem.arguments[1:]
+        assert_close(lstm.device_lstm_sequence(*step), reference_lstm_sequence(*step))
 
 
 def test_the_reference_is_a_stack_of_lstm_cells() -> None:
@@ -145,11 +145,6 @@ def test_the_reference_is_a_stack_of_lstm_cells() -> None:
             outputs.append(hidden[-1])
     expected = [torch.stack(outputs), torch.stack(hidden, 1), torch.stack(memory, 1)]
     assert_close(reference_lstm_sequence(*problem.arguments), expected)
-    step = problem.inputs[0], *problem.arguments[1:]
-    assert_close(
-        reference_lstm_step(*step),
-        reference_lstm_sequence(problem.inputs[:1], *problem.arguments[1:])[1:],
-    )
 
 
 @needs_library
@@ -165,31 +160,29 @@ def test_the_kernel_agrees_with_the_reference(dtype: torch.dtype, size: int, lay
         for ours, theirs in zip(found, expected, strict=True):
             assert_close(ours, theirs)
         with torch.no_grad():
-            step = problem.inputs[0], *problem.arguments[1:]
-            assert_close(lstm.lstm_step(*step), reference_lstm_step(*step))
+            others = problem.arguments[1:]
+            expected_step = reference_lstm_sequence(problem.inputs[:1], *others)[1:]
+            assert_close(lstm.lstm_step(problem.inputs[0], *others), expected_step)
 
 
 @needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", range(len(native.INSTRUCTION_SETS)))
-def test_every_instruction_set_agrees(dtype: torch.dtype, isa: int) -> None:
-    if isa > native.library().isa:
+def test_every_instruction_set_agrees(
+    dtype: torch.dtype, isa: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = native.library()
+    if isa > library.isa:
         pytest.skip(f"this machine has no {native.INSTRUCTION_SETS[isa]}")
+    monkeypatch.setattr(native, "_load", lambda: library._replace(isa=isa))
+    assert _kernels.implementation() == f"compiled kernel ({native.INSTRUCTION_SETS[isa]})"
     for rows, size in ((1, 3), (77, 20), (700, 5)):
         problem = Problem(rows, 2, size, 2, 20, dtype)
-        inputs, hidden, cell, weights, biases = problem.arguments
-        layers = native.Layers(weights, biases)
-        found = native.forward(layers, inputs, hidden, cell, isa=isa)
-        outputs, *states = problem.cotangents
-        cotangents = native.Cotangents(outputs, None, None, *states)
-        grad_hidden, grad_cell, params = native.backward(
-            layers, inputs, hidden, cell, cotangents, isa=isa
-        )
-        assert grad_hidden is not None
-        assert grad_cell is not None
-        results, grads = exact_solution(problem, reference_lstm_sequence)
-        assert_close(found, results)
-        assert_close([grad_hidden, grad_cell, *params[::2], *params[1::2]], grads)
+        found = problem.solve(lstm.lstm_sequence)
+        for ours, exact in zip(
+            found, exact_solution(problem, reference_lstm_sequence), strict=True
+        ):
+            assert_close(ours, exact)
 
 
 @needs_library
@@ -198,7 +191,7 @@ def test_gradcheck() -> None:
     leaves = [leaf.requires_grad_() for leaf in problem.leaves]
 
     def function(hidden: Tensor, cell: Tensor, *params: Tensor) -> tuple[Tensor, ...]:
-        return lstm.lstm_sequence(problem.inputs, hidden, cell, params[:2], params[2:])
+        return lstm.lstm_sequence(problem.inputs, hidden, cell, [*params[:2]], [*params[2:]])
 
     assert torch.autograd.gradcheck(function, leaves)
 
@@ -359,8 +352,9 @@ def test_the_environment_forces_the_reference(monkeypatch: pytest.MonkeyPatch) -
         problem.solve(lstm.lstm_sequence), problem.solve(reference_lstm_sequence), strict=True
     ):
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    step = problem.inputs[0], *problem.arguments[1:]
-    assert all(map(torch.equal, lstm.lstm_step(*step), reference_lstm_step(*step)))
+    others = problem.arguments[1:]
+    last = reference_lstm_sequence(problem.inputs[:1], *others)[1:]
+    assert all(map(torch.equal, lstm.lstm_step(problem.inputs[0], *others), last))
 
 
 def test_without_the_library_the_reference_runs_and_says_why(

@@ -16,7 +16,6 @@ from haltwise.update_rules import (
     SupportsBackpropagation,
     SupportsChunks,
     SupportsInPlace,
-    SupportsReplay,
     UpdateRule,
     UpdateStep,
     update_,
@@ -141,9 +140,9 @@ class WrongChunks(Normalized, SupportsChunks):
         return self.update(grad, state)
 
 
-class WrongReplay(Right, SupportsReplay):
-    def replay(self, grads: Tensor, state: State) -> UpdateStep:
-        return UpdateStep(-grads, grads[..., :0], state)
+class WrongWithGraph(Right):
+    def update(self, grad: Tensor, state: State) -> UpdateStep:
+        return super().update(2 * grad if torch.is_grad_enabled() else grad, state)
 
 
 class WrongBackpropagation(nn.Module, Right, SupportsBackpropagation):
@@ -181,7 +180,7 @@ class WrongBackpropagation(nn.Module, Right, SupportsBackpropagation):
         (Normalized, "zeros"),
         (WrongInPlace, "in place differ"),
         (WrongChunks, "in chunks differs"),
-        (WrongReplay, "replay"),
+        (WrongWithGraph, "where gradients are enabled"),
         (WrongBackpropagation, "backpropagate differs"),
     ],
 )

@@ -9,122 +9,157 @@ with (a, b, k, l) = weight h + bias, and means over the problem's coordinates.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Self, final
+from dataclasses import dataclass, replace
+from typing import Self, final
 
 import torch
 from torch import Tensor, nn
 
 from haltwise._core.tensors import log_rms
 from haltwise._kernels import native
-from haltwise._kernels.lstm import lstm_sequence, lstm_step
-from haltwise._kernels.operands import require_dims, require_operand
+from haltwise._kernels.lstm import lstm_sequence
+from haltwise._kernels.operands import Operand, require_dims, require_operand, state_operands
 
-__all__ = ["Coordinatewise", "FusedStep", "preprocess_gradient"]
+__all__ = ["Coordinatewise", "preprocess_gradient"]
 
-_LOG_RANGE = 10.0  # of the features
 _MAX_ROW_STEPS = 2**15  # of a graph on the CPU: some 70 MiB
 
 Pooled = tuple[Tensor, Tensor]
 """Mean and log root mean square of a gradient over all of a problem's coordinates."""
 
 
-def preprocess_gradient(grad: Tensor, log_range: float = _LOG_RANGE) -> Tensor:
+def preprocess_gradient(grad: Tensor) -> Tensor:
     """Scale-free features of a gradient: magnitude on a log scale, and sign (L2L, appendix A).
 
-        (log |g| / p, sign g)   where |g| >= exp(-p)
+        (log |g| / p, sign g)   where |g| >= exp(-p), p = 10
         (-1, exp(p) g)          elsewhere
 
     Args:
         grad: Any shape [...].
-        log_range: p, the width of the logarithmic range in nats.
 
     Returns:
         Shape [..., 2].
     """
-    threshold = math.exp(-log_range)
-    magnitude = grad.abs().clamp_min(threshold).log() / log_range
+    threshold = math.exp(-native.LOG_RANGE)
+    magnitude = grad.abs().clamp_min(threshold).log() / native.LOG_RANGE
     sign = (grad / threshold).clamp(-1, 1)  # both branches at once: sign g, or exp(p) g
     sign = nn.functional.hardshrink(sign, 1e-20)  # subnormals would slow down what reads it
     return torch.stack((magnitude, sign), dim=-1)
 
 
 @final
-class Coordinatewise(NamedTuple):
-    """The optimizer's parameters.
+@dataclass(eq=False)
+class Coordinatewise:
+    """The optimizer's parameters, and its steps."""
 
-    Attributes:
-        weights: L tensors [4H, fan_in + H].
-        biases: L tensors [4H].
-        readout_weight: Shape [4, H], or [2, H] where k and l are zero.
-        readout_bias: Shape [4] or [2].
-        scale: Factor of the updates.
-    """
-
-    weights: Sequence[Tensor]
-    biases: Sequence[Tensor]
+    weights: list[Tensor]
+    """L tensors [4H, fan_in + H]."""
+    biases: list[Tensor]
+    """L tensors [4H]."""
     readout_weight: Tensor
+    """Shape [4, H], or [2, H] where k and l are zero."""
     readout_bias: Tensor
+    """Shape [4] or [2]."""
     scale: float
+    """Factor of the updates."""
 
-    @property
-    def reads_mean(self) -> bool:
-        """Whether a coordinate also reads the mean gradient."""
-        return self.weights[0].shape[1] - self.weights[0].shape[0] // 4 == 4
+    prepared: native.Layers | None = None
+    """The parameters for the compiled kernel, if they were checked beforehand."""
 
-    @property
-    def passes_gradient(self) -> bool:
-        """Whether the gradient reaches the update undistorted, by k and l."""
-        return len(self.readout_bias) == 4
+    def prepare(self) -> Self:
+        """The same for many steps, for which the parameters are checked once and for all.
 
-    def require_operands(self, grads: Tensor, hidden: Tensor, cell: Tensor) -> tuple[int, ...]:
-        """Refuse gradients [B, D] or [B, T, D] and states [B, D, L, H] that do not fit each other.
-
-        Returns:
-            The state's shape.
+        Their values may change between these.
 
         Raises:
-            InputError: Shapes, dtypes or devices differ, or a tensor is not a plain one.
+            InputError: They do not fit each other.
         """
-        like = self.readout_bias
-        shape = grads.shape if grads.ndim == 3 else require_dims("the gradient", grads, "BD")
-        state_shape = shape[0], shape[-1], len(self.biases), self.readout_weight.shape[-1]
-        require_operand("the gradient", grads, shape, like.dtype, like.device)
-        require_operand("the hidden state", hidden, state_shape, like.dtype, like.device)
-        require_operand("the cell state", cell, state_shape, like.dtype, like.device)
-        return state_shape
+        layers = self._layers()
+        if layers is not None:
+            layers.watch()
+        return replace(self, prepared=layers)
 
-    def inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """What each coordinate reads.
+    def _layers(self) -> native.Layers | None:
+        """For the compiled kernel; None where that does not run."""
+        if self.prepared is not None or not native.serves(self.readout_bias):
+            return self.prepared
+        readout = self.readout_weight, self.readout_bias, self.scale
+        return native.Layers(self.weights, self.biases, readout)
+
+    def step(
+        self,
+        grad: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        pooled: Pooled | None = None,
+        *,
+        in_place: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Take one step, without a graph.
 
         Args:
-            grad: Shape [..., D].
-            pooled: Of the whole gradient, each [...], if `grad` is not all of it.
+            grad: Shape [B, D].
+            hidden: Shape [B, D, L, H].
+            cell: Shape [B, D, L, H].
+            pooled: Of the whole gradient, each [B], if `grad` is not all of it.
+            in_place: Whether the new state may take the memory of the old.
 
         Returns:
-            Shape [..., D, I].
+            Updates [B, D]; the top layer's means over coordinates [B, H]; the state after the step.
+
+        Raises:
+            InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a
+                plain one.
         """
+        if pooled is not None:
+            shape = require_dims("the gradient", grad, "BD")[:1]
+            self._require([("the mean", pooled[0], shape), ("the log_rms", pooled[1], shape)])
+        layers = self._layers()
+        if layers is None:
+            with torch.no_grad():
+                return self.differentiable_step(grad, hidden, cell, pooled)
+        levels = None if pooled is None else _levels(*pooled)
+        return native.step(layers, grad, hidden, cell, levels, in_place=in_place)
+
+    def differentiable_step(
+        self, grad: Tensor, hidden: Tensor, cell: Tensor, pooled: Pooled | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`step`, differentiable in the parameters and the state."""
+        problems = require_dims("the gradient", grad, "BD")
+        state_shape = *problems, len(self.biases), self.readout_weight.shape[-1]
+        self._require(
+            [("the gradient", grad, problems), *state_operands(hidden, cell, state_shape)]
+        )
+        if pooled is not None:
+            pooled = pooled[0].unsqueeze(1), pooled[1].unsqueeze(1)
+        updates, tops, hidden, cell = self._replay(grad.unsqueeze(1), hidden, cell, pooled)
+        return updates.squeeze(1), tops.squeeze(1).mean(-2), hidden, cell
+
+    def _replay(
+        self, grads: Tensor, hidden: Tensor, cell: Tensor, pooled: Pooled | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """T steps by PyTorch's operations: updates, the top layer's outputs, the state after."""
+        inputs = self.inputs(grads, pooled).transpose(0, 1).flatten(1, 2)
+        state = hidden.flatten(0, 1), cell.flatten(0, 1)
+        outputs, *last = lstm_sequence(inputs, *state, self.weights, self.biases)
+        tops = outputs.unflatten(1, hidden.shape[:2]).transpose(0, 1)
+        updates = self.read_out(tops, grads, pooled)
+        return updates, tops, *(value.view(hidden.shape) for value in last)
+
+    def inputs(self, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
+        """What each coordinate of gradients [..., D] reads, shape [..., D, I]."""
         features = preprocess_gradient(grad)
-        if not self.reads_mean:
+        if self.weights[0].shape[1] - self.weights[0].shape[0] // 4 == 2:
             return features
         mean = grad.mean(-1, keepdim=True) if pooled is None else pooled[0].unsqueeze(-1)
         shared = preprocess_gradient(mean)
         return torch.cat((features, shared.expand_as(features)), dim=-1)
 
     def read_out(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
-        """The update.
-
-        Args:
-            top: The top layer's output, shape [..., D, H].
-            grad: Shape [..., D].
-            pooled: Of the whole gradient, each [...], if `grad` is not all of it.
-
-        Returns:
-            Shape [..., D].
-        """
+        """The updates [..., D] for the top layer's output [..., D, H] and gradients [..., D]."""
         readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
         direction, log_scale, *direct = readout.unbind(-1)
-        if self.passes_gradient:
+        if direct:
             # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
             log_length = log_rms(grad) if pooled is None else pooled[1]
             inverse = torch.exp(-log_length.clamp_min(-80)).unsqueeze(-1)
@@ -143,212 +178,117 @@ class Coordinatewise(NamedTuple):
         grads: Tensor,
         hidden: Tensor,
         cell: Tensor,
-        pooled: Pooled,
         d_updates: Tensor,
-        d_sums: Tensor,
+        d_means: Tensor,
         d_hidden: Tensor | None = None,
         d_cell: Tensor | None = None,
         *,
         wants_state: bool,
-    ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """Backpropagate through T steps, which are recomputed from the state before them.
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Backpropagate through T steps, which are recomputed; a derivative that is None is zero.
 
         Args:
             grads: Constants, shape [B, T, D].
             hidden: Before the first step, shape [B, D, L, H].
             cell: Before the first step, shape [B, D, L, H].
-            pooled: Of the whole gradients, each [B, T].
-            d_updates: Derivatives with respect to the updates, shape [B, T, D].
-            d_sums: With respect to the sums of the top layer's outputs over coordinates, shape
-                [B, T, H].
-            d_hidden: With respect to the hidden state after the last step, shape [B, D, L, H];
-                None for zero.
-            d_cell: With respect to the cell state after the last step, likewise.
+            d_updates: Derivative with respect to the updates, shape [B, T, D].
+            d_means: With respect to the top layer's means over coordinates, shape [B, T, H].
+            d_hidden: With respect to the hidden state after the last step, shape [B, D, L, H].
+            d_cell: With respect to the cell state after the last step, shape [B, D, L, H].
             wants_state: Whether derivatives with respect to the first state are wanted.
 
         Returns:
-            Derivatives with respect to the first hidden and cell state, None unless wanted; and
+            Derivatives with respect to the first hidden and cell state, empty unless wanted; and
             with respect to every layer's weight and bias in turn, those of the read-out last.
 
         Raises:
-            InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a
-                plain one.
+            InputError: See `step`.
         """
-        num_problems, num_steps, dim = require_dims("the gradients", grads, "BTD")
-        state_shape = self.require_operands(grads, hidden, cell)
-        like, size = self.readout_bias, state_shape[-1]
-        _require_pooled(pooled, (num_problems, num_steps), like)
-        for name, tensor, shape in (
-            ("the updates' derivative", d_updates, (num_problems, num_steps, dim)),
-            ("the read-outs' derivative", d_sums, (num_problems, num_steps, size)),
-            ("the hidden state's derivative", d_hidden, state_shape),
-            ("the cell state's derivative", d_cell, state_shape),
-        ):
-            if tensor is not None:
-                require_operand(name, tensor, shape, like.dtype, like.device)
-        if not native.serves(self.readout_bias):
+        num_problems, num_steps, dim = shape = require_dims("the gradients", grads, "BTD")
+        size = self.readout_weight.shape[-1]
+        state_shape = num_problems, dim, len(self.biases), size
+        table = [
+            ("the gradients", grads, shape),
+            *state_operands(hidden, cell, state_shape),
+            ("the updates' derivative", d_updates, shape),
+            ("the read-outs' derivative", d_means, (num_problems, num_steps, size)),
+        ]
+        if d_hidden is not None:
+            table.append(("the hidden state's derivative", d_hidden, state_shape))
+        if d_cell is not None:
+            table.append(("the cell state's derivative", d_cell, state_shape))
+        self._require(table)
+        pooled, d_sums = (grads.mean(-1), log_rms(grads)), d_means / dim
+        layers = self._layers()
+        if layers is None:
             return self._backpropagate_by_autograd(
-                *(grads, hidden, cell, pooled, d_updates, d_sums, d_hidden, d_cell),
+                *(grads, (hidden, cell), pooled, d_updates, d_sums, (d_hidden, d_cell)),
                 wants_state=wants_state,
             )
-        mean, log_size = pooled
-        d_first_hidden, d_first_cell, d_params = native.backward_from_gradients(
-            self._layers(),
+        d_first, d_params = native.backward(
+            layers,
             grads.transpose(0, 1).reshape(num_steps, -1),
-            _levels((mean.T, log_size.T)),
             hidden.flatten(0, 1),
             cell.flatten(0, 1),
-            native.Cotangents(
-                updates=d_updates.transpose(0, 1).reshape(num_steps, -1),
-                sums=d_sums.transpose(0, 1),
-                hidden=None if d_hidden is None else d_hidden.flatten(0, 1),
-                cell=None if d_cell is None else d_cell.flatten(0, 1),
-            ),
+            pooled=_levels(*(value.T for value in pooled)),
+            d_updates=d_updates.transpose(0, 1).reshape(num_steps, -1),
+            d_sums=d_sums.transpose(0, 1),
+            d_hidden=None if d_hidden is None else d_hidden.flatten(0, 1),
+            d_cell=None if d_cell is None else d_cell.flatten(0, 1),
             wants_state=wants_state,
         )
-        if d_first_hidden is not None and d_first_cell is not None:
-            d_first_hidden = d_first_hidden.view(state_shape)
-            d_first_cell = d_first_cell.view(state_shape)
-        return d_first_hidden, d_first_cell, d_params
+        return [value.view(state_shape) for value in d_first], d_params
 
     def _backpropagate_by_autograd(
         self,
         grads: Tensor,
-        hidden: Tensor,
-        cell: Tensor,
+        first: tuple[Tensor, Tensor],
         pooled: Pooled,
         d_updates: Tensor,
         d_sums: Tensor,
-        d_hidden: Tensor | None,
-        d_cell: Tensor | None,
+        d_last: tuple[Tensor | None, Tensor | None],
         *,
         wants_state: bool,
-    ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """`backpropagate` through the LSTM that runs where the compiled kernel does not.
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """`backpropagate` where the compiled kernel does not run.
 
         Coordinates are independent but for what is pooled, so on a CPU they take turns, and the
         graph stays small.
         """
-        layers = zip(self.weights, self.biases, strict=True)
-        params = [
-            tensor.detach().requires_grad_()
-            for pair in (*layers, (self.readout_weight, self.readout_bias))
-            for tensor in pair
-        ]
-        twin = Coordinatewise(
-            params[:-2:2], params[1:-2:2], params[-2], params[-1], scale=self.scale
+        pairs = zip(
+            (*self.weights, self.readout_weight), (*self.biases, self.readout_bias), strict=True
         )
-        d_first = [torch.zeros_like(value) if wants_state else None for value in (hidden, cell)]
+        params = [tensor.detach().requires_grad_() for pair in pairs for tensor in pair]
+        twin = Coordinatewise(params[:-2:2], params[1:-2:2], params[-2], params[-1], self.scale)
+        d_params = [torch.zeros_like(param) for param in params]
+        d_first: list[tuple[Tensor, ...]] = []
         num_problems, num_steps, dim = grads.shape
         width = dim if grads.is_cuda else 1 + _MAX_ROW_STEPS // max(num_problems * num_steps, 1)
         for begin in range(0, dim, width):
             some = slice(begin, begin + width)
-            grad, shape = grads[..., some], hidden[:, some].shape
-            state = [
-                value[:, some].detach().flatten(0, 1).requires_grad_(wants_state)
-                for value in (hidden, cell)
-            ]
-            inputs = twin.inputs(grad, pooled).transpose(0, 1).flatten(1, 2)
+            hidden, cell = (v[:, some].detach().requires_grad_(wants_state) for v in first)
             with torch.enable_grad():
-                outputs, *last = lstm_sequence(
-                    inputs, state[0], state[1], twin.weights, twin.biases
-                )
-                top = outputs.unflatten(1, shape[:2]).transpose(0, 1)
-                updates = twin.read_out(top, grad, pooled)
-            roots = [updates, top]
-            cotangents = [d_updates[..., some], d_sums.unsqueeze(2).expand_as(top)]
-            for root, value in zip(last, (d_hidden, d_cell), strict=True):
+                updates, tops, *last = twin._replay(grads[..., some], hidden, cell, pooled)
+            roots = [updates, tops]
+            values = [d_updates[..., some], d_sums.unsqueeze(2).expand_as(tops)]
+            for root, value in zip(last, d_last, strict=True):
                 if value is not None:
                     roots.append(root)
-                    cotangents.append(value[:, some].flatten(0, 1))
-            leaves = [*params, *state] if wants_state else params
-            torch.autograd.backward(roots, cotangents, inputs=leaves)
-            for whole, part in zip(d_first, state, strict=True):
-                if whole is not None and part.grad is not None:
-                    whole[:, some] = part.grad.view(shape)
-        d_params = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        return d_first[0], d_first[1], d_params
+                    values.append(value[:, some])
+            leaves = [*params, hidden, cell] if wants_state else params
+            found = torch.autograd.grad(roots, leaves, values, materialize_grads=True)
+            for total, part in zip(d_params, found[: len(params)], strict=True):
+                total.add_(part)
+            d_first.append(found[len(params) :])
+        return [torch.cat(parts, 1) for parts in zip(*d_first, strict=True)], d_params
 
-    def _layers(self) -> native.Layers:
-        """For the compiled kernel."""
-        readout = native.Readout(self.readout_weight, self.readout_bias, self.scale, _LOG_RANGE)
-        return native.Layers(self.weights, self.biases, readout)
-
-
-@final
-class FusedStep:
-    """Steps of a `Coordinatewise` optimizer without a graph; what they share is prepared once.
-
-    Args:
-        optimizer: The parameters, whose values may change between steps.
-
-    Raises:
-        InputError: They do not fit each other.
-    """
-
-    def __init__(self, optimizer: Coordinatewise) -> None:
-        self._optimizer = optimizer
-        fused = native.serves(optimizer.readout_bias)
-        self._layers = optimizer._layers() if fused else None
-
-    def pin(self) -> Self:
-        """The same, for steps at a later time; the parameters' memory is kept and watched."""
-        if self._layers is not None:
-            self._layers.pin()
-        return self
-
-    def __call__(
-        self,
-        grad: Tensor,
-        hidden: Tensor,
-        cell: Tensor,
-        pooled: Pooled | None = None,
-        *,
-        in_place: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Take one step.
-
-        Args:
-            grad: Shape [B, D].
-            hidden: Shape [B, D, L, H].
-            cell: Shape [B, D, L, H].
-            pooled: Of the whole gradient, each [B], if `grad` is not all of it.
-            in_place: Whether the new state may take the memory of the old.
-
-        Returns:
-            Updates [B, D]; the top layer's means over coordinates [B, H]; the state after the step.
-
-        Raises:
-            InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a
-                plain one.
-        """
-        if pooled is not None:
-            _require_pooled(pooled, grad.shape[:1], self._optimizer.readout_bias)
-        if self._layers is None:
-            return self._by_operations(grad, hidden, cell, pooled)
-        levels = None if pooled is None else _levels(pooled)
-        return native.step(self._layers, grad, hidden, cell, levels, in_place=in_place)
-
-    @torch.no_grad()
-    def _by_operations(
-        self, grad: Tensor, hidden: Tensor, cell: Tensor, pooled: Pooled | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A step by PyTorch's operations."""
-        own = self._optimizer
-        state_shape = own.require_operands(grad, hidden, cell)
-        inputs = own.inputs(grad, pooled).flatten(0, 1)
-        flat = lstm_step(inputs, hidden.flatten(0, 1), cell.flatten(0, 1), own.weights, own.biases)
-        hidden, cell = (value.view(state_shape) for value in flat)
-        top = hidden[..., -1, :]
-        return own.read_out(top, grad, pooled), top.mean(-2), hidden, cell
+    def _require(self, table: list[Operand]) -> None:
+        """Refuse tensors that do not fit the parameters."""
+        like = self.readout_bias
+        for name, tensor, shape in table:
+            require_operand(name, tensor, shape, like.dtype, like.device)
 
 
-def _require_pooled(pooled: Pooled, shape: tuple[int, ...], like: Tensor) -> None:
-    for name, value in zip(("mean", "log_rms"), pooled, strict=True):
-        require_operand(f"the gradient's {name}", value, shape, like.dtype, like.device)
-
-
-def _levels(pooled: Pooled) -> Tensor:
+def _levels(mean: Tensor, log_size: Tensor) -> Tensor:
     """Mean and inverse root mean square, as the kernel reads them, [...] to [..., 2]."""
-    mean, log_size = pooled
     return torch.stack((mean, torch.exp(-log_size.clamp_min(-80))), -1)

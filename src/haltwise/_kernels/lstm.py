@@ -9,7 +9,6 @@ LSTM that PyTorch brings for them (cuDNN), and all others through the reference.
 """
 
 import warnings
-from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -17,50 +16,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from haltwise._kernels import native
-from haltwise._kernels.operands import require_dims, require_operand
-from haltwise._kernels.reference import reference_lstm_sequence, reference_lstm_step
+from haltwise._kernels.operands import (
+    layer_operands,
+    require_dims,
+    require_operand,
+    state_operands,
+)
 
-__all__ = ["lstm_sequence", "lstm_step"]
+__all__ = ["lstm_sequence", "lstm_step", "reference_lstm_sequence"]
 
 
+@torch.no_grad()
 def lstm_step(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    inputs: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Take one step of a stacked LSTM, without a graph; the old state is left as it was.
-
-    Args:
-        inputs: Shape [N, I].
-        hidden: Shape [N, L, H].
-        cell: Shape [N, L, H].
-        weights: L tensors [4H, fan_in + H].
-        biases: L tensors [4H].
-
-    Returns:
-        Hidden and cell state after the step, each [N, L, H].
-
-    Raises:
-        InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a plain one.
-    """
-    with torch.no_grad():
-        if native.serves(biases[0]):
-            layers = native.Layers(weights, biases)
-            _, *new = native.forward(layers, inputs.unsqueeze(0), hidden, cell)
-            return new[0], new[1]
-        _require_operands(inputs.unsqueeze(0), hidden, cell, weights, biases)
-        own = _device_lstm_step if inputs.is_cuda else reference_lstm_step
-        return own(inputs, hidden, cell, weights, biases)
+    """`lstm_sequence` of one step, inputs [N, I], without a graph: the state after, [N, L, H]."""
+    _, hidden, cell = lstm_sequence(inputs.unsqueeze(0), hidden, cell, weights, biases)
+    return hidden, cell
 
 
 def lstm_sequence(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    inputs: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run T steps of a stacked LSTM, differentiable in the state and the parameters.
 
@@ -81,15 +57,18 @@ def lstm_sequence(
     Raises:
         InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a plain one.
     """
-    constant = not (torch.is_grad_enabled() and inputs.requires_grad)
-    if constant and native.serves(biases[0]):
+    graph = torch.is_grad_enabled()
+    if native.serves(inputs) and not (graph and inputs.requires_grad):
+        if not graph:
+            return native.forward(native.Layers(weights, biases), inputs, hidden, cell)
         params = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
         result: tuple[Tensor, Tensor, Tensor] = _NativeSequence.apply(  # type: ignore[no-untyped-call]
             inputs, hidden, cell, *params
         )
         return result
-    _require_operands(inputs, hidden, cell, weights, biases)
-    own = _device_lstm_sequence if inputs.is_cuda else reference_lstm_sequence
+    if not torch.compiler.is_compiling():
+        _require_operands(inputs, hidden, cell, weights, biases)
+    own = device_lstm_sequence if inputs.is_cuda else reference_lstm_sequence
     return own(inputs, hidden, cell, weights, biases)
 
 
@@ -111,49 +90,49 @@ class _NativeSequence(torch.autograd.Function):
         ctx: Any, d_outputs: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         inputs, hidden, cell, *params = ctx.saved_tensors
-        d_first_hidden, d_first_cell, d_params = native.backward(
-            native.Layers(params[::2], params[1::2]),
-            inputs,
-            hidden,
-            cell,
-            native.Cotangents(outputs=d_outputs, hidden=d_hidden, cell=d_cell),
+        layers = native.Layers(params[::2], params[1::2])
+        d_first, d_params = native.backward(
+            *(layers, inputs, hidden, cell),
+            d_outputs=d_outputs,
+            d_hidden=d_hidden,
+            d_cell=d_cell,
             wants_state=any(ctx.needs_input_grad[1:3]),
         )
-        return None, d_first_hidden, d_first_cell, *d_params
+        return None, *(d_first or (None, None)), *d_params
 
 
-def _device_lstm_step(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """`lstm_step` by the cell that PyTorch brings: two products and one pass a layer."""
-    new_hidden, new_cell = torch.empty_like(hidden), torch.empty_like(cell)
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        of_input, of_hidden = weight.split((weight.shape[1] - hidden.shape[2], hidden.shape[2]), 1)
-        state = (hidden[:, layer], cell[:, layer])
-        inputs, new_cell[:, layer] = torch.lstm_cell(
-            inputs, state, of_input, of_hidden, bias, torch.zeros_like(bias)
-        )
-        new_hidden[:, layer] = inputs
-    return new_hidden, new_cell
+def reference_lstm_sequence(
+    inputs: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lstm_sequence` in plain PyTorch, differentiable in everything: the oracle of the tests.
+
+    It says what the compiled kernel computes, and runs on CPUs without that.
+    """
+    hiddens, cells = list(hidden.unbind(1)), list(cell.unbind(1))
+    outputs = []
+    for value in inputs.unbind(0):
+        below = value
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            gates = torch.addmm(bias, torch.cat((below, hiddens[layer]), dim=1), weight.T)
+            enter, forget, candidate, leave = gates.chunk(4, dim=1)
+            cells[layer] = forget.sigmoid() * cells[layer] + enter.sigmoid() * candidate.tanh()
+            hiddens[layer] = below = leave.sigmoid() * cells[layer].tanh()
+        outputs.append(below)
+    return torch.stack(outputs), torch.stack(hiddens, 1), torch.stack(cells, 1)
 
 
-def _device_lstm_sequence(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+def device_lstm_sequence(
+    inputs: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lstm_sequence` by the LSTM that PyTorch brings for the device (cuDNN on CUDA)."""
     size = hidden.shape[2]
     flat: list[Tensor] = []
     for weight, bias in zip(weights, biases, strict=True):
         of_input, of_hidden = weight.split((weight.shape[1] - size, size), dim=1)
-        flat += [of_input.contiguous(), of_hidden.contiguous(), bias, torch.zeros_like(bias)]
+        flat += [of_input, of_hidden, bias, torch.zeros_like(bias)]
+    if len(inputs) == 1 and not torch.is_grad_enabled():
+        return _device_lstm_step(inputs, hidden, cell, flat)
+    flat = [tensor.contiguous() for tensor in flat]
     state = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())
     with warnings.catch_warnings():  # the weights are not a single block, which costs a copy
         warnings.filterwarnings("ignore", message="RNN module weights", category=UserWarning)
@@ -163,23 +142,30 @@ def _device_lstm_sequence(
     return outputs, hidden.transpose(0, 1), cell.transpose(0, 1)
 
 
+def _device_lstm_step(
+    inputs: Tensor, hidden: Tensor, cell: Tensor, flat: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sequence of one step by the device's cell: two products and one pass a layer."""
+    new_hidden, new_cell = torch.empty_like(hidden), torch.empty_like(cell)
+    below = inputs[0]
+    for layer in range(hidden.shape[1]):
+        state = (hidden[:, layer], cell[:, layer])
+        below, new_cell[:, layer] = torch.lstm_cell(below, state, *flat[4 * layer : 4 * layer + 4])
+        new_hidden[:, layer] = below
+    return below.unsqueeze(0), new_hidden, new_cell
+
+
 def _require_operands(
-    inputs: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    inputs: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor], biases: list[Tensor]
 ) -> None:
     """Refuse arguments of a sequence that do not fit each other, as `native` does."""
-    if torch.compiler.is_compiling():
-        return
-    steps, rows, fan_in = require_dims("the inputs", inputs, "TNI")
-    num_layers, size = len(biases), biases[0].numel() // 4
-    dtype, device = biases[0].dtype, biases[0].device
-    require_operand("the inputs", inputs, (steps, rows, fan_in), dtype, device)
-    for name, state in (("the hidden state", hidden), ("the cell state", cell)):
-        require_operand(name, state, (rows, num_layers, size), dtype, device)
-    for weight, bias in zip(weights, biases, strict=True):
-        require_operand("a layer's weight", weight, (4 * size, fan_in + size), dtype, device)
-        require_operand("a layer's bias", bias, (4 * size,), dtype, device)
-        fan_in = size
+    layers = layer_operands(weights, biases)
+    steps, rows, _ = require_dims("the inputs", inputs, "TNI")
+    size = biases[0].numel() // 4
+    table = (
+        ("the inputs", inputs, (steps, rows, weights[0].shape[1] - size)),
+        *state_operands(hidden, cell, (rows, len(layers) // 2, size)),
+        *layers,
+    )
+    for name, tensor, shape in table:
+        require_operand(name, tensor, shape, biases[0].dtype, biases[0].device)

@@ -1,15 +1,21 @@
 """What a tensor must be to enter the LSTM, and the sentences that refuse all others."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import InputError
 
-__all__ = ["CPU", "require_dims", "require_operand"]
+__all__ = ["CPU", "Operand", "layer_operands", "require_dims", "require_operand", "state_operands"]
 
 CPU = torch.device("cpu")
 _PLAIN_TYPES = (Tensor, nn.Parameter)
 _STRIDED = torch.strided
+_NEEDED = {"T": "step", "D": "coordinate"}  # there may be no rows and no problems
+
+Operand = tuple[str, Tensor, tuple[int, ...]]
+"""A tensor, its name in sentences, and the shape that it must have."""
 
 
 def require_operand(
@@ -19,43 +25,79 @@ def require_operand(
 
     Tensor subclasses (`DTensor`, `FakeTensor` and others) need not have the memory that their
     shape announces.
-
-    Raises:
-        InputError: The first requirement that is not met.
     """
-    if (
-        type(tensor) in _PLAIN_TYPES
-        and tensor.shape == shape
-        and tensor.dtype is dtype
-        and tensor.layout is _STRIDED
-        and (tensor.is_cpu if device is CPU else tensor.device == device)
-    ):
-        return
-    raise InputError(_complaint(name, tensor, shape, dtype, device))
+    try:
+        fits = (
+            type(tensor) in _PLAIN_TYPES
+            and tensor.shape == shape
+            and tensor.dtype is dtype
+            and tensor.layout is _STRIDED
+            and (tensor.is_cpu if device is CPU else tensor.device == device)
+        )
+    except RuntimeError:  # a nested tensor has no shape
+        fits = False
+    if not fits:
+        raise InputError(_complaint(name, tensor, shape, dtype, device))
 
 
 def require_dims(name: str, tensor: Tensor, meaning: str) -> tuple[int, ...]:
-    """The tensor's shape, which must have one dimension for each letter of `meaning`.
-
-    Raises:
-        InputError: It has more or fewer.
-    """
-    if tensor.ndim != len(meaning):
+    """The tensor's shape: a dimension for each letter of `meaning`, at least 1 step (T) and D."""
+    try:
+        shape = tensor.shape
+    except (AttributeError, RuntimeError):  # a list; a nested tensor
+        raise InputError(_not_plain(name, tensor)) from None
+    if len(shape) != len(meaning):
         raise InputError(
-            f"{name} must have the dimensions [{', '.join(meaning)}], got the shape "
-            f"{list(tensor.shape)}"
+            f"{name} must have the dimensions [{', '.join(meaning)}], got the shape {list(shape)}"
         )
-    return tensor.shape
+    if 0 in shape:
+        for letter, size in zip(meaning, shape, strict=True):
+            if size == 0 and letter in _NEEDED:
+                raise InputError(
+                    f"{name} must have at least 1 {_NEEDED[letter]}, got the shape {list(shape)}"
+                )
+    return shape
+
+
+def layer_operands(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Operand]:
+    """Weight and bias of every layer in turn, to be checked."""
+    if not len(weights) == len(biases) > 0:
+        raise InputError(
+            f"every layer needs a weight and a bias, got {len(weights)} and {len(biases)}"
+        )
+    size = biases[0].numel() // 4
+    fan_in = require_dims("a layer's weight", weights[0], "OI")[1] - size
+    if size < 1 or fan_in < 1:
+        raise InputError(f"a layer of {size} units cannot have {fan_in} inputs")
+    operands: list[Operand] = []
+    for weight, bias in zip(weights, biases, strict=True):
+        operands += (
+            ("a layer's weight", weight, (4 * size, fan_in + size)),
+            ("a layer's bias", bias, (4 * size,)),
+        )
+        fan_in = size
+    return operands
+
+
+def state_operands(hidden: Tensor, cell: Tensor, shape: tuple[int, ...]) -> list[Operand]:
+    """Both states, to be checked."""
+    return [("the hidden state", hidden, shape), ("the cell state", cell, shape)]
+
+
+def _not_plain(name: str, tensor: object) -> str:
+    nested = isinstance(tensor, Tensor) and tensor.is_nested
+    return (
+        f"{name} is a {'nested tensor' if nested else type(tensor).__name__}, which an LSTM rule "
+        "or halter cannot read; pass a plain torch.Tensor (of a DTensor, its local part: "
+        "`to_local()`)"
+    )
 
 
 def _complaint(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> str:
-    if type(tensor) not in _PLAIN_TYPES:
-        return (
-            f"{name} is a {type(tensor).__name__}, which an LSTM rule or halter cannot read; pass "
-            "a plain torch.Tensor (of a DTensor, its local part: `to_local()`)"
-        )
+    if type(tensor) not in _PLAIN_TYPES or tensor.is_nested:
+        return _not_plain(name, tensor)
     if tensor.shape != shape:
         return (
             f"{name} has the shape {list(tensor.shape)}, expected {list(shape)}; gradient, state "

@@ -11,7 +11,7 @@ from haltwise.processes.base import Process, ProcessStep, State
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import init_signals, measure_signals
 from haltwise.tasks.base import TaskBatch
-from haltwise.update_rules import UpdateRule, update_
+from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["OptimizationProcess"]
 
@@ -26,7 +26,7 @@ class OptimizationProcess(Process):
     """
 
     def __init__(self, rule: UpdateRule, batch: TaskBatch) -> None:
-        self.rule, self.batch = rule, batch
+        self.rule, self.batch = prepare(rule), batch
 
     @property
     def num_items(self) -> int:

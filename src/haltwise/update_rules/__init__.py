@@ -1,22 +1,14 @@
 """Update rules: how parameters move. A new rule is one new file here that defines `RULES`."""
 
 from haltwise.update_rules.adam import Adam
-from haltwise.update_rules.base import (
-    PooledGradient,
-    State,
-    UpdateRule,
-    UpdateStep,
-    select_state,
-)
+from haltwise.update_rules.base import PooledGradient, State, UpdateRule, UpdateStep
 from haltwise.update_rules.capabilities import (
     SupportsBackpropagation,
     SupportsChunks,
     SupportsInPlace,
     SupportsPreparation,
-    SupportsReplay,
     backpropagate,
     prepare,
-    replay,
     update_,
     update_chunk,
 )
@@ -38,15 +30,12 @@ __all__ = [
     "SupportsChunks",
     "SupportsInPlace",
     "SupportsPreparation",
-    "SupportsReplay",
     "UpdateRule",
     "UpdateStep",
     "backpropagate",
     "make",
     "prepare",
-    "replay",
     "rules",
-    "select_state",
     "update_",
     "update_chunk",
 ]

@@ -1,14 +1,13 @@
 """Adam."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
 from haltwise.update_rules.base import State, UpdateStep
-from haltwise.update_rules.hand_designed import HandDesignedRule, require_fraction
+from haltwise.update_rules.hand_designed import HandDesignedRule
 
 __all__ = ["Adam"]
 
@@ -25,15 +24,12 @@ class Adam(HandDesignedRule):
         epsilon: Added to the root of the squared gradients' average, above 0.
     """
 
+    positive: ClassVar = ("learning_rate", "epsilon")
+    fractions: ClassVar = ("beta1", "beta2")
+
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction("beta1", self.beta1)
-        require_fraction("beta2", self.beta2)
-        require(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
 
     def init(self, params: Tensor) -> State:
         zeros = torch.zeros_like(params)

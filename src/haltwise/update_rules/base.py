@@ -7,7 +7,7 @@ from torch import Tensor
 
 from haltwise._core.tensors import log_rms
 
-__all__ = ["PooledGradient", "State", "UpdateRule", "UpdateStep", "select_state"]
+__all__ = ["PooledGradient", "State", "UpdateRule", "UpdateStep"]
 
 State = dict[str, Tensor]
 """What a rule carries from step to step; every tensor has the problems along dimension 0."""
@@ -37,7 +37,7 @@ class UpdateRule(ABC):
     """An update rule. Settings live in the object, state only in the `State` passed around.
 
     `init` and `update` are all that a rule needs. What hosts can use beyond that (chunks of
-    coordinates, steps in place, faster replay and backpropagation) is optional, see
+    coordinates, steps in place, faster backpropagation) is optional, see
     `haltwise.update_rules.capabilities`. `haltwise.testing.check_update_rule` checks the contract.
 
     Examples:
@@ -93,13 +93,3 @@ class PooledGradient(NamedTuple):
     def of(cls, grad: Tensor) -> Self:
         """The statistics of whole gradients [..., D]."""
         return cls(grad.mean(-1), log_rms(grad))
-
-
-def select_state(state: State, index: Tensor) -> State:
-    """The state of some problems.
-
-    Args:
-        state: Of B problems.
-        index: Their numbers, int64 [N].
-    """
-    return {name: value.index_select(0, index) for name, value in state.items()}

@@ -8,8 +8,7 @@ to `UpdateRule.update` where a capability is missing:
 | `SupportsPreparation` | `prepare` | the rule itself |
 | `SupportsInPlace` | `update_` | `update`, in new memory |
 | `SupportsChunks` | `update_chunk` | refused |
-| `SupportsReplay` | `replay` | a loop over `update` |
-| `SupportsBackpropagation` | `backpropagate` | autograd through `replay` |
+| `SupportsBackpropagation` | `backpropagate` | autograd through `update` |
 """
 
 from abc import ABC, abstractmethod
@@ -25,18 +24,12 @@ __all__ = [
     "SupportsChunks",
     "SupportsInPlace",
     "SupportsPreparation",
-    "SupportsReplay",
     "backpropagate",
     "backpropagate_by_autograd",
     "prepare",
-    "replay",
-    "replay_by_loop",
     "update_",
     "update_chunk",
 ]
-
-
-# ------------------------------------------------------------------------------ capabilities
 
 
 class SupportsPreparation(ABC):
@@ -47,49 +40,20 @@ class SupportsPreparation(ABC):
         """See `haltwise.update_rules.prepare`."""
 
 
-class SupportsInPlace(ABC):
-    """A rule that can write its new state into the memory of the old one."""
-
-    @abstractmethod
-    def update_(self, grad: Tensor, state: State) -> UpdateStep:
-        """See `haltwise.update_rules.update_`."""
-
-
-class SupportsChunks(ABC):
-    """A rule that can move a problem's coordinates in chunks."""
-
-    @abstractmethod
-    def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
-        """See `haltwise.update_rules.update_chunk`."""
-
-
-class SupportsReplay(ABC):
-    """A rule that can repeat many steps faster than by a loop."""
-
-    @abstractmethod
-    def replay(self, grads: Tensor, state: State) -> UpdateStep:
-        """See `haltwise.update_rules.replay`."""
-
-
-class SupportsBackpropagation(ABC):
-    """A rule that can backpropagate through many steps faster than autograd."""
-
-    @abstractmethod
-    def backpropagate(
-        self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
-    ) -> State:
-        """See `haltwise.update_rules.backpropagate`."""
-
-
-# ------------------------------------------------------------------------------ functions
-
-
 def prepare(rule: UpdateRule) -> UpdateRule:
     """The same rule for many steps, between which its weights are neither replaced nor moved.
 
     What these steps share is computed once. Drop the prepared rule when they are done.
     """
     return rule.prepare() if isinstance(rule, SupportsPreparation) else rule
+
+
+class SupportsInPlace(ABC):
+    """A rule that can write its new state into the memory of the old one."""
+
+    @abstractmethod
+    def update_(self, grad: Tensor, state: State) -> UpdateStep:
+        """See `haltwise.update_rules.update_`."""
 
 
 @torch.no_grad()
@@ -104,6 +68,14 @@ def update_(rule: UpdateRule, grad: Tensor, state: State) -> UpdateStep:
     if isinstance(rule, SupportsInPlace):
         return rule.update_(grad, state)
     return rule.update(grad, state)
+
+
+class SupportsChunks(ABC):
+    """A rule that can move a problem's coordinates in chunks."""
+
+    @abstractmethod
+    def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
+        """See `haltwise.update_rules.update_chunk`."""
 
 
 @torch.no_grad()
@@ -132,43 +104,27 @@ def update_chunk(
     return rule.update_chunk(grad, state, pooled)
 
 
-def replay(rule: UpdateRule, grads: Tensor, state: State) -> UpdateStep:
-    """T steps on recorded gradients, differentiable in the rule's weights and the state.
+class SupportsBackpropagation(ABC):
+    """A rule that can backpropagate through many steps faster than autograd."""
 
-    Args:
-        rule: The rule.
-        grads: Gradients of T consecutive steps, constants, shape [B, T, D].
-        state: The state before the first of them.
-
-    Returns:
-        Updates [B, T, D], read-outs [B, T, R] and the state after the last step.
-    """
-    if isinstance(rule, SupportsReplay):
-        return rule.replay(grads, state)
-    return replay_by_loop(rule, grads, state)
-
-
-def replay_by_loop(rule: UpdateRule, grads: Tensor, state: State) -> UpdateStep:
-    """`replay` by T calls of `rule.update`."""
-    updates, readouts = [], []
-    for grad in grads.unbind(1):
-        update, readout, state = rule.update(grad, state)
-        updates.append(update)
-        readouts.append(readout)
-    return UpdateStep(torch.stack(updates, 1), torch.stack(readouts, 1), state)
+    @abstractmethod
+    def backpropagate(
+        self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
+    ) -> State:
+        """See `haltwise.update_rules.backpropagate`."""
 
 
 def backpropagate(
     rule: UpdateRule, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
 ) -> State:
-    """Backpropagate through `replay`, into `.grad` of the rule's weights.
+    """Backpropagate through T steps of `rule.update`, into `.grad` of the rule's weights.
 
     Args:
         rule: The rule.
-        grads: As `replay` takes them.
-        state: As `replay` takes it.
-        cotangents: Derivatives with respect to what `replay` returns; entries missing from the
-            state are zero.
+        grads: Gradients of the steps, constants, shape [B, T, D].
+        state: The state before the first step.
+        cotangents: Derivatives with respect to the updates [B, T, D], the read-outs [B, T, R] and
+            the state after the last step; entries missing from that are zero.
         wants_state: Whether derivatives with respect to `state` are wanted.
 
     Returns:
@@ -182,18 +138,22 @@ def backpropagate(
 def backpropagate_by_autograd(
     rule: UpdateRule, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
 ) -> State:
-    """`backpropagate` by PyTorch's autograd through `replay`."""
+    """`backpropagate` by PyTorch's autograd through T calls of `rule.update`."""
     first = {
         name: value.detach().requires_grad_(wants_state and value.is_floating_point())
         for name, value in state.items()
     }
+    updates, readouts, last = [], [], first
     with torch.enable_grad():
-        replayed = replay(rule, grads, first)
-    pairs = [
-        (replayed.update, cotangents.update),
-        (replayed.readout, cotangents.readout),
-        *((replayed.state[name], value) for name, value in cotangents.state.items()),
-    ]
+        for grad in grads.unbind(1):
+            update, readout, last = rule.update(grad, last)
+            updates.append(update)
+            readouts.append(readout)
+        pairs = [
+            (torch.stack(updates, 1), cotangents.update),
+            (torch.stack(readouts, 1), cotangents.readout),
+            *((last[name], value) for name, value in cotangents.state.items()),
+        ]
     pairs = [pair for pair in pairs if pair[0].requires_grad]
     if pairs:
         roots, values = zip(*pairs, strict=True)

@@ -7,23 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
-from haltwise._kernels import (
-    Coordinatewise,
-    FusedStep,
-    lstm_sequence,
-    one_thread,
-    preprocess_gradient,
-)
+from haltwise._kernels import Coordinatewise, one_thread
 from haltwise.update_rules.base import PooledGradient, State, UpdateRule, UpdateStep
 from haltwise.update_rules.capabilities import (
     SupportsBackpropagation,
     SupportsChunks,
     SupportsInPlace,
     SupportsPreparation,
-    SupportsReplay,
 )
 
-__all__ = ["LSTMRule", "preprocess_gradient"]
+__all__ = ["LSTMRule"]
 
 
 @final
@@ -33,7 +26,6 @@ class LSTMRule(
     SupportsPreparation,
     SupportsInPlace,
     SupportsChunks,
-    SupportsReplay,
     SupportsBackpropagation,
 ):
     """A stack of LSTM cells shared by all coordinates, each coordinate with a state of its own.
@@ -63,7 +55,7 @@ class LSTMRule(
         generator: Draws the initial weights.
     """
 
-    _fused_step: FusedStep | None = None  # of a prepared rule
+    _prepared: Coordinatewise | None = None
 
     def __init__(
         self,
@@ -118,13 +110,14 @@ class LSTMRule(
 
     def prepare(self) -> "LSTMRule":
         twin = copy.copy(self)
-        twin._fused_step = FusedStep(self._coordinatewise).pin()
+        twin._prepared = self._coordinatewise.prepare()
         return twin
 
     def update(self, grad: Tensor, state: State) -> UpdateStep:
         if torch.is_grad_enabled():
-            updates, readouts, state = self.replay(grad.unsqueeze(1), state)
-            return UpdateStep(updates.squeeze(1), readouts.squeeze(1), state)
+            own, hidden, cell = self._coordinatewise, state["hidden"], state["cell"]
+            update, readout, hidden, cell = own.differentiable_step(grad, hidden, cell)
+            return UpdateStep(update, readout, {"hidden": hidden, "cell": cell})
         return self._update(grad, state)
 
     def update_(self, grad: Tensor, state: State) -> UpdateStep:
@@ -143,8 +136,7 @@ class LSTMRule(
         in_place: bool = False,
     ) -> UpdateStep:
         """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
-        step = self._fused_step or FusedStep(self._coordinatewise)
-        update, readout, hidden, cell = step(
+        update, readout, hidden, cell = self._coordinatewise.step(
             grad, state["hidden"], state["cell"], pooled, in_place=in_place
         )
         return UpdateStep(update, readout, {"hidden": hidden, "cell": cell})
@@ -170,40 +162,14 @@ class LSTMRule(
         stacked: Tensor = torch.stack(logits, -2).unflatten(-1, (4, self.hidden_size))
         return stacked
 
-    def replay(self, grads: Tensor, state: State) -> UpdateStep:
-        own = self._coordinatewise
-        own.require_operands(grads, state["hidden"], state["cell"])
-        num_problems, num_steps, dim = grads.shape
-        # One flat batch of coordinates: a layer is one matrix product.
-        outputs, hidden, cell = lstm_sequence(
-            own.inputs(grads).transpose(0, 1).flatten(1, 2),
-            state["hidden"].flatten(0, 1),
-            state["cell"].flatten(0, 1),
-            own.weights,
-            own.biases,
-        )
-        top = outputs.view(num_steps, num_problems, dim, self.hidden_size).transpose(0, 1)
-        shape = state["hidden"].shape
-        return UpdateStep(
-            own.read_out(top, grads),
-            top.mean(-2),
-            {"hidden": hidden.view(shape), "cell": cell.view(shape)},
-        )
-
     def backpropagate(
         self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
     ) -> State:
-        own = self._coordinatewise
-        own.require_operands(grads, state["hidden"], state["cell"])
-        hidden, cell, found = own.backpropagate(
+        of_state, found = self._coordinatewise.backpropagate(
             grads,
-            state["hidden"],
-            state["cell"],
-            PooledGradient.of(grads),
-            cotangents.update,
-            cotangents.readout / grads.shape[-1],
-            cotangents.state.get("hidden"),
-            cotangents.state.get("cell"),
+            *(state["hidden"], state["cell"]),
+            *(cotangents.update, cotangents.readout),
+            *(cotangents.state.get("hidden"), cotangents.state.get("cell")),
             wants_state=wants_state,
         )
         learned = [layer for pair in zip(self.weights, self.biases, strict=True) for layer in pair]
@@ -211,11 +177,11 @@ class LSTMRule(
         for weight, grad in zip(learned, found, strict=True):
             if weight.requires_grad:
                 weight.grad = grad if weight.grad is None else weight.grad + grad
-        return {} if hidden is None or cell is None else {"hidden": hidden, "cell": cell}
+        return dict(zip(("hidden", "cell"), of_state, strict=False))
 
     @property
     def _coordinatewise(self) -> Coordinatewise:
-        return Coordinatewise(
+        return self._prepared or Coordinatewise(
             _tensors(self.weights),
             _tensors(self.biases),
             self.readout_weight,

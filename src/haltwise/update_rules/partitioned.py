@@ -14,10 +14,8 @@ from haltwise.update_rules.capabilities import (
     SupportsBackpropagation,
     SupportsInPlace,
     SupportsPreparation,
-    SupportsReplay,
     backpropagate,
     prepare,
-    replay,
     update_,
 )
 from haltwise.update_rules.table import make
@@ -27,12 +25,7 @@ __all__ = ["PartitionedRule"]
 
 @final
 class PartitionedRule(
-    nn.Module,
-    UpdateRule,
-    SupportsPreparation,
-    SupportsInPlace,
-    SupportsReplay,
-    SupportsBackpropagation,
+    nn.Module, UpdateRule, SupportsPreparation, SupportsInPlace, SupportsBackpropagation
 ):
     """Consecutive groups of coordinates, each moved by a rule of its own.
 
@@ -58,10 +51,9 @@ class PartitionedRule(
             len(sizes) == len(rules) > 0,
             f"every group needs a size and a rule, got {len(sizes)} sizes and {len(rules)} rules",
         )
+        *first, last = sizes
         require(
-            all(size >= 1 for size in sizes[:-1] if size is not None)
-            and None not in sizes[:-1]
-            and (sizes[-1] is None or sizes[-1] >= 1),
+            all(size is not None and size >= 1 for size in first) and (last is None or last >= 1),
             f"sizes must be at least 1 each, the last may be None, got {list(sizes)}",
         )
         self.sizes = list(sizes)
@@ -90,51 +82,35 @@ class PartitionedRule(
     def update_(self, grad: Tensor, state: State) -> UpdateStep:
         return self._each(update_, grad, state)
 
-    def replay(self, grads: Tensor, state: State) -> UpdateStep:
-        return self._each(replay, grads, state)
+    def _each(
+        self, step: Callable[[UpdateRule, Tensor, State], UpdateStep], grad: Tensor, state: State
+    ) -> UpdateStep:
+        """A step of every rule on its coordinates and its state."""
+        parts = zip(self.rules, self._split(grad), self._states(state), strict=True)
+        updates, readouts, states = zip(*(step(*part) for part in parts), strict=True)
+        return UpdateStep(torch.cat(updates, -1), torch.cat(readouts, -1), _nested(states))
 
     def backpropagate(
         self, grads: Tensor, state: State, cotangents: UpdateStep, *, wants_state: bool
     ) -> State:
-        sizes = [rule.readout_size for rule in self.rules]
-        parts = zip(
-            self.rules,
-            self._split(grads),
+        of_steps = zip(
             self._split(cotangents.update),
-            cotangents.readout.split(sizes, -1),
+            cotangents.readout.split([rule.readout_size for rule in self.rules], -1),
+            self._states(cotangents.state),
             strict=True,
         )
+        parts = zip(self.rules, self._split(grads), self._states(state), of_steps, strict=True)
         return _nested(
-            backpropagate(
-                rule,
-                grad,
-                sub_state(state, f"{number}."),
-                UpdateStep(update, readout, sub_state(cotangents.state, f"{number}.")),
-                wants_state=wants_state,
-            )
-            for number, (rule, grad, update, readout) in enumerate(parts)
-        )
-
-    def _each(
-        self,
-        function: Callable[[UpdateRule, Tensor, State], UpdateStep],
-        grads: Tensor,
-        state: State,
-    ) -> UpdateStep:
-        """`function` of every rule, its coordinates and its state."""
-        steps = [
-            function(rule, part, sub_state(state, f"{number}."))
-            for number, (rule, part) in enumerate(zip(self.rules, self._split(grads), strict=True))
-        ]
-        return UpdateStep(
-            torch.cat([step.update for step in steps], -1),
-            torch.cat([step.readout for step in steps], -1),
-            _nested(step.state for step in steps),
+            backpropagate(rule, grad, own, UpdateStep(*of_step), wants_state=wants_state)
+            for rule, grad, own, of_step in parts
         )
 
     def _split(self, value: Tensor) -> tuple[Tensor, ...]:
         parts: tuple[Tensor, ...] = value.split(self.sizes_of(value.shape[-1]), -1)
         return parts
+
+    def _states(self, state: State) -> list[State]:
+        return [sub_state(state, f"{number}.") for number in range(len(self.rules))]
 
     def sizes_of(self, dim: int) -> list[int]:
         """Number of coordinates of each group in a problem of `dim` coordinates.

@@ -1,14 +1,13 @@
 """RMSprop."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
 from haltwise.update_rules.base import State, UpdateStep
-from haltwise.update_rules.hand_designed import HandDesignedRule, require_fraction
+from haltwise.update_rules.hand_designed import HandDesignedRule
 
 __all__ = ["RMSprop"]
 
@@ -24,13 +23,11 @@ class RMSprop(HandDesignedRule):
         epsilon: Added to the root of that average, above 0.
     """
 
+    positive: ClassVar = ("learning_rate", "epsilon")
+    fractions: ClassVar = ("decay",)
+
     decay: float = 0.99
     epsilon: float = 1e-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction("decay", self.decay)
-        require(self.epsilon > 0, f"epsilon must be above 0, got {self.epsilon}")
 
     def init(self, params: Tensor) -> State:
         return {"second_moment": torch.zeros_like(params)}

@@ -1,14 +1,14 @@
 """Gradient descent, with or without momentum."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise.update_rules.base import State, UpdateStep
-from haltwise.update_rules.hand_designed import HandDesignedRule, require_fraction
+from haltwise.update_rules.hand_designed import HandDesignedRule
 
 __all__ = ["SGD"]
 
@@ -24,12 +24,13 @@ class SGD(HandDesignedRule):
         nesterov: Whether the momentum is Nesterov's; needs `momentum`.
     """
 
+    fractions: ClassVar = ("momentum",)
+
     momentum: float = 0.0
     nesterov: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_fraction("momentum", self.momentum)
         require(self.momentum > 0 or not self.nesterov, "nesterov needs a momentum above 0, got 0")
 
     def init(self, params: Tensor) -> State:
