@@ -262,7 +262,7 @@ def test_nonfinite_problems_are_left_out_and_counted(
     *_, last = trainer.run()
     assert last.num_nonfinite == JOINT + 2  # of what is recorded, and of validation
     assert trainer.num_nonfinite == JOINT + 3  # of calibration
-    recorded = trainer._learner.recordings.take("recorded", 24)
+    recorded = trainer.source.take(trainer.model, 24, "recorded")
     assert recorded.num_items == 23
     assert recorded.finite.all()
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
@@ -278,8 +278,8 @@ def test_a_halter_learns_from_several_families_in_equal_parts(tmp_path: Path) ->
     settings = tiny(mixed_with=["regression-10d-smooth", "rosenbrock-2d"])
     trainer = Trainer(settings, tmp_path)
     told: list[tuple[int, int]] = []
-    trainer.report_recording(lambda *done: told.append(done))
-    found = trainer._learner.recordings.take("recorded", 24)
+    trainer.source.report = lambda *done: told.append(done)
+    found = trainer.source.take(trainer.model, 24, "recorded")
     assert told == [(8, 24), (16, 24), (24, 24)]
     assert found.num_items == 24
     assert found.final is not None

@@ -19,9 +19,10 @@ from haltwise.rollout import record
 from haltwise.rollout.unroll import unroll
 from haltwise.tasks import family
 from haltwise.training import Trainer, TrainingSettings
+from haltwise.training.gradients import Estimate
 from haltwise.training.learner import Learner
 from haltwise.training.optimization import MetaAdam
-from haltwise.training.phases import Phase, ShardResult
+from haltwise.training.phases import Phase
 from haltwise.training.settings import AdamSettings
 from haltwise.training.sharding import differentiate_shards
 from haltwise.training.sources import source_of
@@ -108,8 +109,8 @@ def test_the_halter_s_errors_are_weighed_by_a_power_of_the_price(exponent: float
         )
         expected = expected + (cost / 0.2) ** exponent * halting.method.objective(examples) / size
     expected.sum().backward()
-    assert found.num_used == size
-    torch.testing.assert_close(found.loss, expected.detach().sum())
+    assert found.losses.shape == (size,)
+    torch.testing.assert_close(found.losses.mean(), expected.detach().sum())
     for name, weight in learner.parameters.items():
         torch.testing.assert_close(gradient[name], weight.grad, rtol=1e-4, atol=1e-4)
 
@@ -141,7 +142,7 @@ def test_the_rule_learns_by_its_losses_and_then_beside_the_halter(warm: bool) ->
             trajectory.excess, trajectory.outputs, {}, price, None, generator
         )
         expected = settings.joint.sum_weight * expected + learner.halting.method.objective(examples)
-    torch.testing.assert_close(found.loss, expected.mean())
+    torch.testing.assert_close(found.losses.mean(), expected.mean())
     halter = learner.halting.halter
     assert halter is not None
     learns = any(weight.grad is not None and weight.grad.any() for weight in halter.parameters())
@@ -162,11 +163,12 @@ class Scripted(Phase):
         self.num_steps, self.batch_size = 10, 8
         self._weight, self._results = weight, results
 
-    def differentiate(self, shard: int, step: int) -> ShardResult:
+    def differentiate(self, shard: int, step: int) -> Estimate:
         gradient, used, left_out = self._results[shard]
         if used:
             self._weight.grad = gradient.clone()
-        return ShardResult(gradient.sum(), used, left_out)
+        losses = gradient.sum() * self.batch_size / max(used, 1)  # their sum / 8 is that
+        return Estimate(losses.repeat(used), left_out)
 
 
 def test_the_gradient_is_the_mean_over_all_finite_problems() -> None:
@@ -256,12 +258,12 @@ def test_a_large_gradient_of_the_rule_leaves_that_of_the_halter_as_it_is() -> No
     assert learner.halting.halter is not None
     parts = [learner.model.rule_parameters(), list(learner.halting.halter.parameters())]
 
-    def differentiate(shard: int, step: int) -> ShardResult:
+    def differentiate(shard: int, step: int) -> Estimate:
         for part, norm in zip(parts, (100.0, 0.5), strict=True):
             size = sum(weight.numel() for weight in part)
             for weight in part:
                 weight.grad = torch.full_like(weight, norm / size**0.5)
-        return ShardResult(torch.tensor(1.0), learner.phase.batch_size, 0)
+        return Estimate(torch.ones(learner.phase.batch_size), 0)
 
     learner.phase.differentiate = differentiate  # type: ignore[method-assign]
     learner.meta_step(interrupt=False)

@@ -81,8 +81,8 @@ def follow_lines(trainer: Trainer, console: Console, every: float = 10.0) -> Non
             last = now
             console.print(line(), soft_wrap=True, highlight=False)
 
-    trainer.report_recording(
-        lambda done, total: print_now_and_then(lambda: f"recorded {done} of {total}")
+    trainer.source.report = lambda done, total: print_now_and_then(
+        lambda: f"recorded {done} of {total}"
     )
     rollbacks = 0
     for progress in trainer.run():
@@ -115,7 +115,7 @@ def _follow_display(trainer: Trainer, console: Console) -> None:
         def report(done: int, total: int) -> None:
             display.update(recording, completed=done, total=total, visible=done < total)
 
-        trainer.report_recording(report)
+        trainer.source.report = report
         rollbacks = 0
         for progress in trainer.run():
             figures = "  ".join(f"{name} {value}" for name, value in _figures(progress).items())

@@ -6,7 +6,7 @@ from pathlib import Path
 from haltwise._core.discovery import unknown
 from haltwise._core.errors import InputError
 from haltwise.models.card import Card
-from haltwise.models.files import Model, read_card, read_model
+from haltwise.models.files import halting_of, read_card, read_model
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 
@@ -81,7 +81,7 @@ def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
         >>> load("regression-2d").card.horizon
         40
     """
-    model = _load(name_or_path, own)
+    model = read_model(find(name_or_path), own)
     if not isinstance(model, OptimizerModel):
         raise InputError(
             f"{name_or_path} knows when to stop a training loop, but not how to move parameters; "
@@ -92,9 +92,4 @@ def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
 
 def load_halting(name_or_path: str | Path, own: Iterable[type] = ()) -> HaltingModel:
     """A trained halting model, with or without an update rule beside it; see `load`."""
-    model = _load(name_or_path, own)
-    return model.halting if isinstance(model, OptimizerModel) else model
-
-
-def _load(name_or_path: str | Path, own: Iterable[type]) -> Model:
-    return read_model(find(name_or_path), own)
+    return halting_of(read_model(find(name_or_path), own))

@@ -8,13 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from haltwise._core.json import to_json
 from haltwise._core.nested_settings import Choice
 from haltwise._core.version import __version__
 from haltwise.models.card import Card
-from haltwise.models.files import Model
+from haltwise.models.files import Model, halting_of
 from haltwise.stop_rules import RETURNABLE, CostUnit, FixedBudget, StopPolicy
-from haltwise.training.phases import halting_of
-from haltwise.training.run.state import finite_only
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import Source
 
@@ -25,24 +24,17 @@ UNRANKED = (math.inf, math.inf)
 
 
 class Best(NamedTuple):
-    """The best weights and their card.
-
-    Attributes:
-        weights: Copies of the model's state.
-        card: Their card; without policies as long as these are not calibrated.
-    """
+    """The best weights and their card, without policies until these are calibrated."""
 
     weights: dict[str, Tensor]
     card: Card
 
-    @classmethod
-    def of(cls, model: Model, card: Card) -> "Best":
-        """Copy the weights of a model."""
-        return cls({name: value.clone() for name, value in model.state_dict().items()}, card)
-
 
 def blank_card(settings: TrainingSettings, source: Source) -> Card:
     """Describe what the model is made of and trained for, before any training."""
+    family = None
+    if settings.runs is None:
+        family = Choice(settings.family.name, source.description["family_settings"])
     return Card(
         method=settings.method,
         price=settings.price,
@@ -53,9 +45,7 @@ def blank_card(settings: TrainingSettings, source: Source) -> Card:
         unit=source.unit,
         observed=source.observed,
         keeps_best=settings.keeps_best,
-        family=None
-        if settings.runs is not None
-        else Choice(settings.family.name, source.description["family_settings"]),
+        family=family,
     )
 
 
@@ -68,16 +58,7 @@ def trained_card(
     seconds: float,
     metrics: Mapping[str, float],
 ) -> Card:
-    """Describe weights as trained so far; policies that need calibration are left out.
-
-    Args:
-        model: The model, its card blank.
-        settings: Settings of the run.
-        command: What started the run.
-        meta_step: Meta-steps done.
-        seconds: Time they took.
-        metrics: Of the last validation.
-    """
+    """Describe weights as trained so far; policies that need calibration are left out."""
     halting = halting_of(model)
     policies: Mapping[CostUnit, StopPolicy] = {}
     if not halting.halts:
@@ -93,7 +74,7 @@ def trained_card(
             "command": command,
             "meta_step": meta_step,
             "seconds": round(seconds, 1),
-            "metrics": finite_only(metrics),
+            "metrics": to_json(metrics),
             "versions": {"haltwise": __version__, "torch": torch.__version__},
         },
     )

@@ -1,31 +1,76 @@
 """What learns in a run: the model, its phases and its meta-optimizer, one meta-step at a time."""
 
 import math
-from typing import final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
+from haltwise._core.discovery import configure
 from haltwise._core.errors import require
+from haltwise._core.json import to_json
 from haltwise._core.random import stream
+from haltwise._core.tensors import require_like
 from haltwise._core.workers import Workers
-from haltwise.models.files import build_model
+from haltwise.models.files import build_model, halting_of
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.training.best import blank_card
-from haltwise.training.choices import make_estimator
+from haltwise.training.choices import CHOICES
 from haltwise.training.objective import MetaObjective
-from haltwise.training.optimization import MetaAdam
-from haltwise.training.phases import HaltingPhase, JointPhase, Phase, halting_of
-from haltwise.training.recordings import Recordings
-from haltwise.training.run.state import Counters, TrainingState
+from haltwise.training.optimization import MOMENTS, MetaAdam
+from haltwise.training.phases import HaltingPhase, JointPhase, Phase
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sharding import differentiate_shards
 from haltwise.training.sources import Source
 
-__all__ = ["Learner"]
+__all__ = ["Counters", "Learner", "TrainingState"]
 
 _SKIPPED = 20  # meta-steps in a row without a finite gradient are a divergence, too
 _ROLLBACK_FACTOR = 0.3  # of the learning rate
+
+
+@final
+@dataclass
+class Counters:
+    """What a run counts, over interruptions and rollbacks; changed in place."""
+
+    seconds: float = 0.0
+    """Time spent on meta-steps."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Problems left out because they were not finite, by stream."""
+    num_skipped: int = 0
+    """Meta-steps without an update, for the meta-gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """The last of them."""
+    num_rollbacks: int = 0
+    """Returns to the last good state in the present phase."""
+
+
+@final
+class TrainingState(NamedTuple):
+    """The state after a validation: enough to go on to the same bits.
+
+    Attributes:
+        step: Meta-steps done.
+        phase: Name of the phase.
+        diverged: Whether the last validation found the training diverged.
+        metrics: Of the last validation.
+        tensors: Copies of the weights and of Adam's moments, under dotted names.
+    """
+
+    step: int
+    phase: str
+    diverged: bool
+    metrics: dict[str, float]
+    tensors: dict[str, Tensor]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors as a JSON object, which knows no NaN."""
+        document: dict[str, Any] = to_json(self._asdict())
+        del document["tensors"]
+        return document
 
 
 @final
@@ -58,8 +103,7 @@ class Learner:
         self.model.to(device)
         self.halting = halting_of(self.model)
         self.parameters = dict(self.model.named_parameters())
-        self.recordings = Recordings(settings, source, self.model)
-        self.phases = self._make_phases(source, own)
+        self.phases = self._make_phases(source)
         """In their order; the last may have no steps."""
         require(
             self.num_steps >= 1,
@@ -70,7 +114,7 @@ class Learner:
         self.step, self.counters = 0, Counters()
         self.begin_phase(self.phases[0])
 
-    def _make_phases(self, source: Source, own: list[type]) -> list[Phase]:
+    def _make_phases(self, source: Source) -> list[Phase]:
         settings, device = self._settings, self._device
         objective = MetaObjective(
             self.halting,
@@ -78,13 +122,13 @@ class Learner:
             price=settings.price,
             sum_weight=settings.joint.sum_weight,
         )
-        estimator = make_estimator(settings.joint.estimator, own)
+        name, own = settings.joint.estimator.name, settings.joint.estimator.settings
+        estimator = configure(CHOICES["joint.estimator"].find(name), own, name)
         phases: list[Phase] = []
         if self._rule_parameters() and settings.joint.num_steps:
-            assert isinstance(self.model, OptimizerModel)
             bound = estimator.bind(self.model, settings.horizon)
             phases.append(JointPhase(settings, device, source, objective, bound))
-        phases.append(HaltingPhase(settings, device, self.model, objective, self.recordings))
+        phases.append(HaltingPhase(settings, device, source, objective, self.model))
         return phases
 
     def _rule_parameters(self) -> list[nn.Parameter]:
@@ -158,27 +202,57 @@ class Learner:
         counters.skipped_in_a_row += 1
         return math.nan, found.interrupted
 
+    def snapshot(self, *, diverged: bool, metrics: dict[str, float]) -> TrainingState:
+        """Copy the present state, with what the last validation found."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.parameters.items():
+            tensors[f"weights.{name}"] = value
+            for key, moment in self.adam.state.get(value, {}).items():
+                tensors[f"adam.{key}.{name}"] = moment
+        copies = {name: value.detach().clone() for name, value in tensors.items()}
+        return TrainingState(self.step, self.phase.name, diverged, metrics, copies)
+
+    def stored(self, document: Mapping[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+        """The state that `TrainingState.to_json` and its tensors were written of.
+
+        Raises:
+            InputError: The tensors do not fit the parameters.
+        """
+        like: dict[str, Tensor] = {}
+        for name, value in self.parameters.items():
+            like[f"weights.{name}"] = value
+            if f"adam.step.{name}" in tensors:
+                like |= {f"adam.{key}.{name}": value for key in MOMENTS}
+                like[f"adam.step.{name}"] = torch.zeros(())
+        require_like(tensors, like)
+        placed = {
+            name: value if name.startswith("adam.step.") else value.to(self._device)
+            for name, value in tensors.items()
+        }
+        metrics = {
+            name: math.nan if value is None else value
+            for name, value in document["metrics"].items()
+        }
+        return TrainingState(
+            document["step"], document["phase"], document["diverged"], metrics, placed
+        )
+
+    def take_up(self, state: TrainingState) -> None:
+        """Go on from a state of the present phase."""
+        self.step = state.step
+        self.adam.state.clear()
+        for name, value in self.parameters.items():
+            value.data.copy_(state.tensors[f"weights.{name}"])
+            if f"adam.step.{name}" in state.tensors:
+                self.adam.state[value] = {
+                    key: state.tensors[f"adam.{key}.{name}"].clone() for key in MOMENTS
+                }
+
     def roll_back(self, state: TrainingState) -> None:
         """Return to a state of this phase, to go on with a lower learning rate."""
         self.take_up(state)
         self.counters.num_rollbacks += 1
         self.counters.skipped_in_a_row = 0
-
-    def take_up(self, state: TrainingState) -> None:
-        """Go on from a state of the present phase."""
-        self.step = state.step
-        state.put(self.parameters, self.adam)
-
-    def snapshot(self, *, diverged: bool, metrics: dict[str, float]) -> TrainingState:
-        """Copy the present state, with what the last validation found."""
-        return TrainingState.take(
-            self.step,
-            self.phase.name,
-            diverged=diverged,
-            metrics=metrics,
-            parameters=self.parameters,
-            adam=self.adam,
-        )
 
     def agree(self, *judged: float) -> list[float]:
         """Follow the first worker in its judgement, weights and moments.
@@ -186,12 +260,7 @@ class Learner:
         Replicas are equal to the bit on machines of one type, and kept together on others.
         """
         numbers = torch.tensor(judged, dtype=torch.float64, device=self._device)
-        moments: list[Tensor] = [
-            value
-            for state in self.adam.state.values()
-            for key, value in state.items()
-            if key != "step"
-        ]
+        moments = [state[key] for state in self.adam.state.values() for key in MOMENTS[1:]]
         weights = [weight.data for weight in self.parameters.values()]
         self._workers.follow_first(numbers, *weights, *moments)
         return numbers.tolist()

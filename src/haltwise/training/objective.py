@@ -56,15 +56,7 @@ class MetaObjective:
         progress: float | None,
         generator: torch.Generator,
     ) -> Tensor:
-        """The halter's alone, shape [B].
-
-        Args:
-            excess: Scored loss at steps 0..T, shape [B, T+1].
-            outputs: Of the halting model at steps 0..T-1, by name; finite.
-            price: c, shape [B].
-            progress: Share of the halter's own phase that is done; None in the joint phase.
-            generator: Draws what is random.
-        """
+        """The halter's alone, shape [B]; see `HaltingExamples`."""
         method = self._model.method
         initial = self._model.initial(price) if method.has_initial else {}
         return method.objective(

@@ -34,19 +34,15 @@ class MetaAdam:
         self._settings, self._groups = settings, groups
         self.learning = list(learning)
         self._adam = torch.optim.Adam(self.learning, lr=settings.learning_rate)
-
-    @property
-    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+        self.state: dict[Tensor, dict[str, Tensor]] = self._adam.state
         """Moments by parameter, to be saved and restored."""
-        state: dict[Tensor, dict[str, Tensor]] = self._adam.state
-        return state
 
     def step(self, loss: float, step: int, num_steps: int, learning_rate: float) -> bool:
         """Update the parameters by their gradients, clipped; whether everything was finite.
 
         Args:
             loss: The objective there.
-            step: Steps of the phase that are done.
+            step: Steps of the phase that are done, of `num_steps`.
             num_steps: Steps of the phase.
             learning_rate: Adam's, before the cosine.
         """

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.workers import Workers
-from haltwise.training.phases import Phase, ShardResult
+from haltwise.training.gradients import Estimate
+from haltwise.training.phases import Phase
 
 __all__ = ["MetaGradient", "differentiate_shards"]
 
@@ -38,19 +39,11 @@ def differentiate_shards(
     *,
     interrupt: bool = False,
 ) -> MetaGradient:
-    """Set `.grad` of the parameters to the gradient of a whole meta-step.
+    """Set `.grad` of the parameters that learn to the gradient of a whole meta-step.
 
     Every shard fills a row of its own, and the rows are added in their order: the sum does not
     depend, to the bit, on how many workers share the shards. Problems left out are made up for by
-    those used.
-
-    Args:
-        phase: The phase, which differentiates a shard.
-        step: Steps of the phase that are done.
-        learning: The parameters that learn.
-        workers: The processes that share the run.
-        num_shards: Virtual shards.
-        interrupt: Whether this worker is to end the run.
+    those used. `step` steps of the phase are done; `interrupt` asks all workers to end the run.
     """
     sizes = [weight.numel() for weight in learning]
     # The gradients, whether each weight has one, and the numbers.
@@ -59,7 +52,8 @@ def differentiate_shards(
     for shard in workers.shards(num_shards):
         for weight in learning:
             weight.grad = None
-        rows[shard] = _row(phase.differentiate(shard, step), learning, interrupt)
+        estimate = phase.differentiate(shard, step)
+        rows[shard] = _row(estimate, learning, phase.batch_size, interrupt)
     workers.sum(rows)
     total = torch.zeros_like(rows[0])
     for row in rows:
@@ -74,12 +68,15 @@ def differentiate_shards(
     return MetaGradient(float(loss), int(left_out), interrupts > 0)
 
 
-def _row(result: ShardResult, learning: Sequence[nn.Parameter], interrupt: bool) -> Tensor:
+def _row(
+    estimate: Estimate, learning: Sequence[nn.Parameter], size: int, interrupt: bool
+) -> Tensor:
+    losses, num_left_out = estimate
     gradients = [weight.grad for weight in learning]
     flat = [
         weight.new_zeros(weight.numel()) if gradient is None else gradient.flatten()
         for weight, gradient in zip(learning, gradients, strict=True)
     ]
-    present = result.loss.new_tensor([gradient is not None for gradient in gradients])
-    numbers = result.loss.new_tensor([result.num_used, result.num_left_out, interrupt])
-    return torch.cat([*flat, present, result.loss.reshape(1), numbers])
+    present = losses.new_tensor([gradient is not None for gradient in gradients])
+    numbers = losses.new_tensor([len(losses), num_left_out, interrupt])
+    return torch.cat([*flat, present, (losses.sum() / size).reshape(1), numbers])

@@ -11,7 +11,7 @@ the shards are summed in their order: neither interruptions nor the number of wo
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -26,17 +26,39 @@ from haltwise.models.card import Card
 from haltwise.models.files import Model
 from haltwise.training.best import UNRANKED, Best, trained_card
 from haltwise.training.choices import own_classes
-from haltwise.training.learner import Learner
-from haltwise.training.progress import Progress
+from haltwise.training.learner import Counters, Learner, TrainingState
 from haltwise.training.run.directory import Checkpoint, RunDirectory, refuse_drift
 from haltwise.training.run.log import RunLog
-from haltwise.training.run.state import Counters, TrainingState
 from haltwise.training.settings import TrainingSettings
-from haltwise.training.sources import Report, source_of
+from haltwise.training.sources import source_of
 from haltwise.training.transfer import begin_from
 from haltwise.training.validation import calibrate_policies, validate
 
 __all__ = ["Progress", "Trainer"]
+
+
+@final
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a run after a meta-step."""
+
+    step: int
+    """Meta-steps done."""
+    loss: float
+    """The objective on the last batch, per problem."""
+    price_adjusted_loss: float
+    """J = excess loss at the stop + price * steps on the validation problems at the default price,
+    of the last validation; NaN where no halting is learned."""
+    mean_halting_step: float
+    """Mean charged steps of the same stops."""
+    mean_loss: float
+    """Mean excess loss over steps 1..T on the validation problems."""
+    num_nonfinite: int
+    """Problems left out so far because their loss or gradient was not finite."""
+    num_skipped: int
+    """Meta-steps without an update, for the meta-gradient was not finite."""
+    num_rollbacks: int
+    """Returns to the last good state in this phase, since training had diverged."""
 
 
 @final
@@ -94,13 +116,7 @@ class Trainer:
     ) -> Self:
         """Take up the run in `directory` at its last checkpoint.
 
-        Args:
-            directory: Directory of the run.
-            settings: If given, the settings that the run must have.
-            device: Where to compute.
-            tensorboard: Whether to write TensorBoard event files.
-            workers: The processes that share the run.
-            data_dir: Directory of the family's data files.
+        If `settings` are given, the run must have the same. For the other arguments see the class.
 
         Warns:
             CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
@@ -200,10 +216,6 @@ class Trainer:
         """Meta-steps without an update so far, for the meta-gradient was not finite."""
         return self._learner.counters.num_skipped
 
-    def report_recording(self, report: Report) -> None:
-        """Call a function with the progress of recordings, which may take long."""
-        self._learner.recordings.report = report
-
     def interrupt(self) -> None:
         """End `run` after the meta-step it is in, with a checkpoint, at every worker."""
         self._interrupt = True
@@ -266,7 +278,8 @@ class Trainer:
         """Freeze the best rule for the next phase, which is scored apart."""
         learner = self._learner
         if self._best is None:
-            raise InputError(learner.recordings.none_finite(self.settings.validation.num_problems))
+            self.source.require_finite(0, self.settings.validation.num_problems)
+        assert self._best is not None
         self.model.load_state_dict(self._best.weights)
         self._best_rank = UNRANKED
         learner.begin_phase(learner.phases[learner.phases.index(learner.phase) + 1])
@@ -280,11 +293,7 @@ class Trainer:
             self._log.write_histogram("halting_step", self._halting_steps, self.step)
 
     def _roll_back(self) -> None:
-        """Return to the last good state, to go on with a lower learning rate.
-
-        Raises:
-            InputError: That has been tried as often as it may.
-        """
+        """Return to the last good state, to go on with a lower learning rate."""
         learner, diverged_at = self._learner, self.step
         num_rollbacks = learner.counters.num_rollbacks
         require(
@@ -318,9 +327,8 @@ class Trainer:
         found = validate(
             settings,
             self.model,
-            learner.recordings,
+            self.source,
             self._validation if joint else None,
-            self.source.unit,
             judges_halting=not joint or warmup < 1,
         )
         learner.counters.left_out["validation"] = found.num_left_out
@@ -345,7 +353,8 @@ class Trainer:
                 seconds=learner.counters.seconds,
                 metrics=self._metrics,
             )
-            self._best = Best.of(self.model, card)
+            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self._best = Best(weights, card)
 
     def _calibrate(self) -> None:
         """Calibrate the stop policies for the best weights and store them on their card."""
@@ -355,9 +364,8 @@ class Trainer:
         if card.policies:  # nothing was left open, or the run had ended already
             return
         self.model.load_state_dict(weights)
-        recordings = self._learner.recordings
-        policies = calibrate_policies(self.settings, self.model, recordings)
-        num_left_out = recordings.num_left_out[("calibration",)]
+        policies = calibrate_policies(self.settings, self.model, self.source)
+        num_left_out = self.source.num_left_out[("calibration",)]
         self._learner.counters.left_out["calibration"] = num_left_out
         self._best, self._is_exported = Best(weights, replace(card, policies=policies)), False
         self.save()
@@ -405,14 +413,7 @@ class Trainer:
         return {"settings": self.settings.to_json(), **self.source.description}
 
     def _restore(self, checkpoint: Checkpoint) -> int:
-        """Take up a checkpoint.
-
-        Returns:
-            The number of records that the log had then.
-
-        Raises:
-            InputError: It is of other settings, or its tensors do not fit.
-        """
+        """Take up a checkpoint, which must fit; the number of records that the log had then."""
         tensors, metadata = checkpoint
         try:
             written = TrainingSettings.from_json(metadata["settings"]).to_json()
@@ -423,9 +424,7 @@ class Trainer:
             names = {phase.name: phase for phase in learner.phases}
             learner.begin_phase(names[metadata["now"]["phase"]])
             states = {
-                name: TrainingState.from_json(
-                    metadata[name], sub_state(tensors, f"{name}."), learner.parameters, self._device
-                )
+                name: learner.stored(metadata[name], sub_state(tensors, f"{name}."))
                 for name in ("now", "good")
                 if name in metadata
             }

@@ -1,7 +1,6 @@
 """The log of a run: one JSON object a line, and TensorBoard where it is wanted."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError
 from haltwise._core.files import write_atomically
+from haltwise._core.json import to_json
 
 __all__ = ["RunLog", "read_log"]
 
@@ -22,8 +22,8 @@ class RunLog:
     Args:
         directory: The run directory.
         tensorboard: Whether to write event files (needs the package `tensorboard`).
-        keep: If given, records of an interrupted run that are kept; it goes on after them.
-        step: At which it goes on.
+        keep: Number of records of an interrupted run to keep, if any; it goes on after them.
+        step: The meta-step at which that run goes on.
 
     Raises:
         InputError: TensorBoard is asked for and not installed, or the log cannot be written.
@@ -65,10 +65,7 @@ class RunLog:
         Raises:
             InputError: The log cannot be written.
         """
-        record = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in record.items()
-        }
+        record = to_json(record)
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
