@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_files import write_own
 from tiny_runs import ALL, JOINT, by_adam, finish, optimizer, tiny
 
 from haltwise import InputError, load
@@ -85,33 +86,9 @@ def test_weights_to_begin_with_bring_their_own_settings() -> None:
         tiny(rule_from="regresion-2d")
 
 
-OWN_RULE = """
-import pathlib
-from dataclasses import dataclass
-from haltwise.update_rules import SGD, UpdateRule
-
-@dataclass(frozen=True)
-class Halved(UpdateRule):
-    rate: float = 0.2
-
-    @property
-    def readout_size(self):
-        return 0
-
-    def init(self, params):
-        return {}
-
-    def update(self, grad, state):
-        return SGD(self.rate / 2).update(grad, state)
-
-pathlib.Path(__file__ + ".executed").write_text("x")
-"""
-
-
 def test_a_rule_of_ones_own_is_executed_only_where_it_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(OWN_RULE)
-    name, executed = f"{path}:Halved", Path(f"{path}.executed")
+    path, executed = write_own(tmp_path)
+    name = f"{path}:Halved"
     rule = {"name": name, "settings": {"rate": 0.1}}
     finish(Trainer(tiny(rule=rule), tmp_path / "run"))
     executed.unlink()

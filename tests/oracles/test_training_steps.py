@@ -36,7 +36,7 @@ def watch(phase: Any) -> tuple[list[Tensor], list[float | None]]:
     """Prices and progress of every call of the phase's objective."""
     prices: list[Tensor] = []
     progresses: list[float | None] = []
-    joint, halting = phase._objective.joint, phase._objective.halting
+    joint, halting = phase.objective.joint, phase.objective.halting
 
     def seen_joint(excess: Tensor, outputs: Any, price: Tensor, generator: Any) -> Tensor:
         prices.append(price)
@@ -53,7 +53,7 @@ def watch(phase: Any) -> tuple[list[Tensor], list[float | None]]:
         found: Tensor = halting(excess, outputs, price, progress, generator)
         return found
 
-    phase._objective.joint, phase._objective.halting = seen_joint, seen_halting
+    phase.objective.joint, phase.objective.halting = seen_joint, seen_halting
     return prices, progresses
 
 
@@ -176,19 +176,19 @@ def test_the_gradient_is_the_mean_over_all_finite_problems() -> None:
     weight, unused = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))
     gradients = torch.randn(2, 3, generator=stream(1, "any"))
     phase = Scripted(weight, {0: (gradients[0], 4, 0), 1: (gradients[1], 2, 2)})
-    found = differentiate_shards(phase, 0, [weight, unused], Workers(), 2)
+    loss, num_left_out, interrupted = differentiate_shards(phase, 0, [weight, unused], Workers(), 2)
     torch.testing.assert_close(weight.grad, gradients.sum(0) * 8 / 6)
     assert unused.grad is None
-    assert found.loss == pytest.approx(gradients.sum().item() * 8 / 6)
-    assert (found.num_left_out, found.interrupted) == (2, False)
+    assert loss == pytest.approx(gradients.sum().item() * 8 / 6)
+    assert (num_left_out, interrupted) == (2, False)
 
 
 def test_without_one_finite_problem_there_is_no_loss() -> None:
     weight = nn.Parameter(torch.zeros(3))
     phase = Scripted(weight, {0: (torch.zeros(3), 0, 8)})
-    found = differentiate_shards(phase, 0, [weight], Workers(), 1, interrupt=True)
-    assert math.isnan(found.loss)
-    assert found.interrupted
+    loss, _, interrupted = differentiate_shards(phase, 0, [weight], Workers(), 1, interrupt=True)
+    assert math.isnan(loss)
+    assert interrupted
     assert weight.grad is None
 
 
@@ -199,7 +199,7 @@ def test_without_one_finite_problem_there_is_no_loss() -> None:
 def test_the_learning_rate_falls_to_one_percent_by_a_cosine(step: int, factor: float) -> None:
     """Adam's first update is the learning rate, whatever the gradient."""
     weight = nn.Parameter(torch.zeros(4))
-    adam = MetaAdam(AdamSettings(clip_norm=1e6), [[weight]], [weight])
+    adam = MetaAdam(AdamSettings(clip_norm=1e6), [[weight]])
     weight.grad = torch.tensor([3.0, -1.0, 0.2, 20.0])
     assert adam.step(1.0, step, 10, 0.02)
     torch.testing.assert_close(weight.data, -0.02 * factor * weight.grad.sign())
@@ -207,7 +207,7 @@ def test_the_learning_rate_falls_to_one_percent_by_a_cosine(step: int, factor: f
 
 def test_rule_and_halter_are_clipped_apart_and_nothing_infinite_is_taken() -> None:
     one, other = (nn.Parameter(torch.zeros(2)) for _ in range(2))
-    adam = MetaAdam(AdamSettings(clip_norm=1.0), [[one], [other]], [one, other])
+    adam = MetaAdam(AdamSettings(clip_norm=1.0), [[one], [other]])
     one.grad, other.grad = torch.tensor([30.0, 40.0]), torch.tensor([0.3, 0.4])
     assert adam.step(1.0, 0, 10, 0.1)
     torch.testing.assert_close(one.grad, torch.tensor([0.6, 0.8]))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.discovery import configure, find_known
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import require
 from haltwise.halting.halter import Halter
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.models.card import Card
@@ -67,13 +67,12 @@ class HaltingModel(nn.Module):
             InputError: Training was interrupted before halting was calibrated.
         """
         unit = self.card.unit if unit is None else unit
-        found = self.card.policies.get(unit)
-        if found is None:
-            raise InputError(
-                "these weights do not know when to stop yet: their training ended before the stop "
-                "rule was calibrated; finish it with haltwise train --resume, or give a stop rule"
-            )
-        return found
+        require(
+            unit in self.card.policies,
+            "these weights do not know when to stop yet: their training ended before the stop "
+            "rule was calibrated; finish it with haltwise train --resume, or give a stop rule",
+        )
+        return self.card.policies[unit]
 
     def init(self, num_items: int, like: Tensor) -> State:
         """The memory before the first step, in the dtype and device of `like`."""

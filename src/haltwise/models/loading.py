@@ -61,16 +61,13 @@ def card_of(name_or_path: str | Path, own: Iterable[type] = ()) -> Card:
 
 
 def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
-    """A trained optimizer model, ready for use; its `card` says what it was trained for.
+    """A trained optimizer model, its weights frozen; its `card` says what it was trained for.
 
     Args:
         name_or_path: A shipped name (see `names`), a run directory, the name of one in `runs/`
             under the working directory, or a weights file.
         own: Classes of your own that the card may name, such as a halting method from a file;
             code that a file of weights names is never executed.
-
-    Returns:
-        The model, its weights frozen.
 
     Raises:
         InputError: There is no such model (near names are suggested), its file is corrupt, foreign

@@ -18,12 +18,9 @@ __all__ = ["CHOICES", "Named", "own_classes", "plain", "settings_of"]
 
 @final
 class Named(NamedTuple):
-    """What a choice may name.
+    """What a choice may name: a noun for messages, the base of a class of your own, and a table.
 
-    Attributes:
-        noun: What it is, for messages.
-        kind: What a class of your own is a subclass of.
-        table: From every name to a class, or to an instance whose values are the defaults.
+    The table is from every name to a class, or to an instance whose values are the defaults.
     """
 
     noun: str

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from haltwise._core.discovery import configure
 from haltwise._core.errors import require
 from haltwise._core.json import to_json
+from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
 from haltwise._core.tensors import require_like
 from haltwise._core.workers import Workers
+from haltwise.models.card import Card
 from haltwise.models.files import build_model, halting_of
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.training.best import blank_card
 from haltwise.training.choices import CHOICES
-from haltwise.training.objective import MetaObjective
 from haltwise.training.optimization import MOMENTS, MetaAdam
-from haltwise.training.phases import HaltingPhase, JointPhase, Phase
+from haltwise.training.phases import HaltingPhase, JointPhase, MetaObjective, Phase
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sharding import differentiate_shards
 from haltwise.training.sources import Source
@@ -75,14 +75,7 @@ class TrainingState(NamedTuple):
 
 @final
 class Learner:
-    """A new model and all that changes its weights.
-
-    Args:
-        settings: Settings of the run.
-        source: Source of its trajectories.
-        own: Classes of your own that the settings name.
-        device: Where to compute.
-        workers: The processes that share the run.
+    """A new model, made with the classes `own` of the user's, and all that changes its weights.
 
     Raises:
         InputError: There is nothing to train, or fewer shards than workers.
@@ -98,13 +91,18 @@ class Learner:
     ) -> None:
         workers.shards(settings.run.num_shards)  # refuses too many workers
         self._settings, self._workers, self._device = settings, workers, device
-        card = blank_card(settings, source)
+        card = _blank_card(settings, source)
         self.model = build_model(card, stream(settings.seed, "weights"), own)
         self.model.to(device)
         self.halting = halting_of(self.model)
         self.parameters = dict(self.model.named_parameters())
+        self._rule_parameters: list[nn.Parameter] = []
+        if isinstance(self.model, OptimizerModel):
+            self._rule_parameters = self.model.rule_parameters()
         self.phases = self._make_phases(source)
         """In their order; the last may have no steps."""
+        self.num_steps = sum(phase.num_steps for phase in self.phases)
+        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
         require(
             self.num_steps >= 1,
             f"there is nothing to train: rule {settings.rule.name} has no weights or no joint "
@@ -125,19 +123,11 @@ class Learner:
         name, own = settings.joint.estimator.name, settings.joint.estimator.settings
         estimator = configure(CHOICES["joint.estimator"].find(name), own, name)
         phases: list[Phase] = []
-        if self._rule_parameters() and settings.joint.num_steps:
+        if self._rule_parameters and settings.joint.num_steps:
             bound = estimator.bind(self.model, settings.horizon)
             phases.append(JointPhase(settings, device, source, objective, bound))
         phases.append(HaltingPhase(settings, device, source, objective, self.model))
         return phases
-
-    def _rule_parameters(self) -> list[nn.Parameter]:
-        return self.model.rule_parameters() if isinstance(self.model, OptimizerModel) else []
-
-    @property
-    def num_steps(self) -> int:
-        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
-        return sum(phase.num_steps for phase in self.phases)
 
     @property
     def num_done(self) -> int:
@@ -162,28 +152,21 @@ class Learner:
         """Let the parameters learn that the phase trains, with a new meta-optimizer."""
         self.phase = phase
         self.counters.num_rollbacks = self.counters.skipped_in_a_row = 0
-        for weight in self._rule_parameters():
+        for weight in self._rule_parameters:
             weight.requires_grad_(phase.name == "joint")
-        halter = self.halting.halter
-        parts = [self._rule_parameters(), [] if halter is None else list(halter.parameters())]
-        self.adam = MetaAdam(
-            self._settings.adam,
-            [[weight for weight in part if weight.requires_grad] for part in parts],
-            [value for value in self.parameters.values() if value.requires_grad],
-        )
+        parts = (self._rule_parameters, self.halting.parameters())
+        groups = [[weight for weight in part if weight.requires_grad] for part in parts]
+        self.adam = MetaAdam(self._settings.adam, groups)
 
     def meta_step(self, *, interrupt: bool) -> tuple[float, bool]:
-        """Take one step on the gradients of all virtual shards.
-
-        Args:
-            interrupt: Whether this worker is to end the run.
+        """Take one step on the gradients of all virtual shards; `interrupt` asks to end the run.
 
         Returns:
             The loss before the step per problem, NaN where the gradient is not finite and no step
             was taken, and whether any worker is to end the run.
         """
         phase, counters = self.phase, self.counters
-        found = differentiate_shards(
+        loss, num_left_out, interrupted = differentiate_shards(
             phase,
             self.num_done,
             self.adam.learning,
@@ -192,15 +175,15 @@ class Learner:
             interrupt=interrupt,
         )
         before = counters.left_out.get(phase.left_out_name, 0) if phase.counts_anew else 0
-        counters.left_out[phase.left_out_name] = before + found.num_left_out
-        is_finite = self.adam.step(found.loss, self.num_done, phase.num_steps, self.learning_rate)
+        counters.left_out[phase.left_out_name] = before + num_left_out
+        is_finite = self.adam.step(loss, self.num_done, phase.num_steps, self.learning_rate)
         self.step += 1
         if is_finite:
             counters.skipped_in_a_row = 0
-            return found.loss, found.interrupted
+            return loss, interrupted
         counters.num_skipped += 1
         counters.skipped_in_a_row += 1
-        return math.nan, found.interrupted
+        return math.nan, interrupted
 
     def snapshot(self, *, diverged: bool, metrics: dict[str, float]) -> TrainingState:
         """Copy the present state, with what the last validation found."""
@@ -264,3 +247,22 @@ class Learner:
         weights = [weight.data for weight in self.parameters.values()]
         self._workers.follow_first(numbers, *weights, *moments)
         return numbers.tolist()
+
+
+def _blank_card(settings: TrainingSettings, source: Source) -> Card:
+    """Describe what the model is made of and trained for, before any training."""
+    family = None
+    if settings.runs is None:
+        family = Choice(settings.family.name, source.description["family_settings"])
+    return Card(
+        method=settings.method,
+        price=settings.price,
+        horizon=settings.horizon,
+        rule=None if settings.rule.name == "none" else settings.rule,
+        halter=settings.halter,
+        price_range=settings.price_range,
+        unit=source.unit,
+        observed=source.observed,
+        keeps_best=settings.keeps_best,
+        family=family,
+    )

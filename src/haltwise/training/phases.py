@@ -1,124 +1,164 @@
-"""The phases of a training: what one meta-step differentiates."""
+"""The phases of a training: the objective that one meta-step differentiates, and how."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import final
+from dataclasses import dataclass, field
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.random import stream
+from haltwise.halting.methods import HaltingExamples
+from haltwise.halting.objectives import sum_of_losses
 from haltwise.models.files import Model, halting_of
+from haltwise.models.halting_model import HaltingModel
 from haltwise.training.gradients import BoundEstimator, Estimate
-from haltwise.training.objective import MetaObjective
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import Source
 
-__all__ = ["HaltingPhase", "JointPhase", "Phase"]
+__all__ = ["HaltingPhase", "JointPhase", "MetaObjective", "Phase"]
 
 
+@final
+class MetaObjective:
+    """What is minimised, per problem: the halting method's objective, and the rule's mean loss.
+
+    Args:
+        model: Whose outputs are judged.
+        horizon: T, steps of an unroll.
+        price: The default price, in which losses are counted.
+        sum_weight: Weight of the mean loss beside the halting objective.
+    """
+
+    def __init__(
+        self, model: HaltingModel, *, horizon: int, price: float, sum_weight: float
+    ) -> None:
+        self._model = model
+        self._unit, self._sum_weight = horizon * price, sum_weight
+
+    def joint(
+        self,
+        excess: Tensor,
+        outputs: Mapping[str, Tensor],
+        price: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The objective of rule and halter together, shape [B]; see `halting`."""
+        losses = self.losses(excess)
+        if not self._model.halts:
+            return losses
+        halting = self.halting(excess, outputs, price, None, generator)
+        return halting + self._sum_weight * losses
+
+    def losses(self, excess: Tensor) -> Tensor:
+        """The rule's alone: the mean loss over steps 1..T (L2L), shape [B]."""
+        return sum_of_losses(excess) / self._unit
+
+    def halting(
+        self,
+        excess: Tensor,
+        outputs: Mapping[str, Tensor],
+        price: Tensor,
+        progress: float | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The halter's alone, shape [B]; see `HaltingExamples`."""
+        method = self._model.method
+        initial = self._model.initial(price) if method.has_initial else {}
+        return method.objective(
+            HaltingExamples(excess, outputs, initial, price, progress, generator)
+        )
+
+
+@dataclass(eq=False)
 class Phase(ABC):
     """A stretch of meta-steps with one objective."""
 
-    name: str
-    num_steps: int
-    batch_size: int
-    left_out_name: str
+    name: ClassVar[str]
+    left_out_name: ClassVar[str]
     """Stream under which items that were not finite are counted."""
-    counts_anew: bool
+    counts_anew: ClassVar[bool]
     """Whether every meta-step leaves out items of its own, which add up."""
 
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        device: torch.device | str,
-        source: Source,
-        objective: MetaObjective,
-    ) -> None:
-        self._settings, self._device = settings, device
-        self._source, self._objective = source, objective
+    settings: TrainingSettings
+    device: torch.device | str
+    source: Source
+    objective: MetaObjective
+    num_steps: int = field(init=False)
+    batch_size: int = field(init=False)
 
     @abstractmethod
     def differentiate(self, shard: int, step: int) -> Estimate:
         """Add the gradient of a virtual shard to the model's `.grad`, after `step` steps."""
 
-    def _path(self, shard: int) -> tuple[int, ...]:
+    def path(self, shard: int) -> tuple[int, ...]:
         """The end of the path of a shard's streams; a single shard needs no number."""
-        return (shard,) if self._settings.run.num_shards > 1 else ()
+        return (shard,) if self.settings.run.num_shards > 1 else ()
 
-    def _draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
+    def draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
+        """Prices, log-uniform around the default, shape [num]."""
         exponent = 2 * torch.rand(num, generator=generator) - 1
-        return (self._settings.price * self._settings.price_range**exponent).to(self._device)
+        return (self.settings.price * self.settings.price_range**exponent).to(self.device)
 
 
 @final
+@dataclass(eq=False)
 class JointPhase(Phase):
     """Update rule and halter together, on fresh problems."""
 
     name, left_out_name, counts_anew = "joint", "train", True
 
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        device: torch.device | str,
-        source: Source,
-        objective: MetaObjective,
-        estimator: BoundEstimator,
-    ) -> None:
-        super().__init__(settings, device, source, objective)
-        self._estimator = estimator
-        self.num_steps, self.batch_size = settings.joint.num_steps, settings.joint.batch_size
+    estimator: BoundEstimator
+
+    def __post_init__(self) -> None:
+        self.num_steps = self.settings.joint.num_steps
+        self.batch_size = self.settings.joint.batch_size
 
     def differentiate(self, shard: int, step: int) -> Estimate:
-        joint = self._settings.joint
-        size = joint.batch_size // self._settings.run.num_shards
-        generator = stream(self._settings.seed, "train", step, *self._path(shard))
-        batch = self._source.sample(size, generator)
+        settings, joint = self.settings, self.settings.joint
+        size = joint.batch_size // settings.run.num_shards
+        generator = stream(settings.seed, "train", step, *self.path(shard))
+        batch = self.source.sample(size, generator)
         assert batch is not None
-        price = self._draw_prices(size, generator)
+        price = self.draw_prices(size, generator)
         warm = step >= joint.warmup * joint.num_steps
 
         def objective(excess: Tensor, outputs: Mapping[str, Tensor], price: Tensor) -> Tensor:
             if warm:
-                return self._objective.joint(excess, outputs, price, generator)
-            return self._objective.losses(excess)
+                return self.objective.joint(excess, outputs, price, generator)
+            return self.objective.losses(excess)
 
-        return self._estimator.accumulate(batch, price, objective, joint.batch_size, generator)
+        return self.estimator.accumulate(batch, price, objective, joint.batch_size, generator)
 
 
 @final
+@dataclass(eq=False)
 class HaltingPhase(Phase):
     """The halter alone, on recorded trajectories: no gradient of the optimizee is evaluated."""
 
     name, left_out_name, counts_anew = "halting", "recorded", False
 
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        device: torch.device | str,
-        source: Source,
-        objective: MetaObjective,
-        model: Model,
-    ) -> None:
-        super().__init__(settings, device, source, objective)
-        self._model, self._halting = model, halting_of(model)
-        self.num_steps = settings.halting.num_steps if self._halting.halts else 0
-        self.batch_size = settings.halting.batch_size
+    model: Model
+
+    def __post_init__(self) -> None:
+        self.halting = halting_of(self.model)
+        self.num_steps = self.settings.halting.num_steps if self.halting.halts else 0
+        self.batch_size = self.settings.halting.batch_size
 
     def differentiate(self, shard: int, step: int) -> Estimate:
-        settings, own = self._settings, self._settings.halting
+        settings, own = self.settings, self.settings.halting
         num_shards = settings.run.num_shards
-        key = ("recorded", *self._path(shard))
-        recorded = self._source.take(self._model, own.num_recorded // num_shards, *key)
-        generator = stream(settings.seed, "head", step, *self._path(shard))
+        key: tuple[str | int, ...] = ("recorded", *self.path(shard))
+        recorded = self.source.take(self.model, own.num_recorded // num_shards, *key)
+        generator = stream(settings.seed, "head", step, *self.path(shard))
         size = own.batch_size // num_shards
         index = torch.randint(recorded.num_items, (size,), generator=generator)
-        chosen = recorded.select(index.to(self._device))
-        price = self._draw_prices(size, generator)
-        outputs = self._halting(chosen.known("signals"), chosen.shown_readouts(), price)
-        losses = self._objective.halting(
-            chosen.excess, outputs, price, step / own.num_steps, generator
-        )
+        chosen = recorded.select(index.to(self.device))
+        price = self.draw_prices(size, generator)
+        outputs = self.halting(chosen.known("signals"), chosen.shown_readouts(), price)
+        progress = step / own.num_steps
+        losses = self.objective.halting(chosen.excess, outputs, price, progress, generator)
         weighed = losses * (price / settings.price) ** own.price_exponent
         (weighed.sum() / own.batch_size).backward()
-        return Estimate(weighed.detach(), self._source.num_left_out[key])
+        return Estimate(weighed.detach(), self.source.num_left_out[key])

@@ -84,9 +84,8 @@ PROCESS_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 # Some hundreds of runs are all there is: a smaller halter, fewer steps.
 MONITOR_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
-        "rule": {"name": "none"},
+        **PROCESS_DEFAULTS,
         "halter": {"width": 32, "memory": 16},
-        "price_range": 3.0,
         "halting": {"num_steps": 1000, "batch_size": 128},
     }
 )

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +10,9 @@ from haltwise._core.workers import Workers
 from haltwise.training.gradients import Estimate
 from haltwise.training.phases import Phase
 
-__all__ = ["MetaGradient", "differentiate_shards"]
+__all__ = ["differentiate_shards"]
 
 _NUMBERS = 4  # of a shard beside its gradient: loss, items used and left out, whether to interrupt
-
-
-class MetaGradient(NamedTuple):
-    """What a meta-step's gradient was taken of; the gradient itself lies in `.grad`.
-
-    Attributes:
-        loss: The objective per problem used, NaN if none was.
-        num_left_out: Problems left out because they were not finite.
-        interrupted: Whether any worker is to end the run.
-    """
-
-    loss: float
-    num_left_out: int
-    interrupted: bool
 
 
 def differentiate_shards(
@@ -38,12 +23,16 @@ def differentiate_shards(
     num_shards: int,
     *,
     interrupt: bool = False,
-) -> MetaGradient:
+) -> tuple[float, int, bool]:
     """Set `.grad` of the parameters that learn to the gradient of a whole meta-step.
 
     Every shard fills a row of its own, and the rows are added in their order: the sum does not
     depend, to the bit, on how many workers share the shards. Problems left out are made up for by
     those used. `step` steps of the phase are done; `interrupt` asks all workers to end the run.
+
+    Returns:
+        The objective per problem used, NaN if none was; the number of problems left out because
+        they were not finite; and whether any worker asks to end the run.
     """
     sizes = [weight.numel() for weight in learning]
     # The gradients, whether each weight has one, and the numbers.
@@ -65,7 +54,7 @@ def differentiate_shards(
     gradients = total[: sum(sizes)].split(sizes)
     for weight, gradient, there in zip(learning, gradients, present, strict=True):
         weight.grad = gradient.view_as(weight) if there else None
-    return MetaGradient(float(loss), int(left_out), interrupts > 0)
+    return float(loss), int(left_out), interrupts > 0
 
 
 def _row(

@@ -68,7 +68,7 @@ class Source(ABC):
         if key not in self._kept:
             recorded = self._record(model, num_items, *key)
             finite = recorded.finite.nonzero().squeeze(1)
-            self.require_finite(len(finite), num_items)
+            require(len(finite) > 0, self.none_finite(num_items))
             self._kept[key] = recorded.select(finite)
             self.num_left_out[key] = recorded.num_items - len(finite)
         return self._kept[key]
@@ -77,14 +77,13 @@ class Source(ABC):
     def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         """Record a stream, whether its items stay finite or not."""
 
-    def require_finite(self, num_finite: int, num_items: int) -> None:
-        """Refuse to go on where no item stayed finite."""
+    def none_finite(self, num_items: int) -> str:
+        """Word the message that no item stayed finite."""
         own = self._settings
         what = f"problems of {own.family.name}" if own.runs is None else "recorded runs"
-        require(
-            num_finite > 0,
+        return (
             f"not one of {num_items} {what} stays finite for {own.horizon} steps; choose a "
-            "smaller learning rate or horizon",
+            "smaller learning rate or horizon"
         )
 
     def _require_no_rule(self, why: str) -> None:

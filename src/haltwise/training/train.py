@@ -70,12 +70,8 @@ def monitor_settings(
     runs: str | Path, *, price: float, horizon: int | None = None, **settings: Any
 ) -> TrainingSettings:
     """Make the settings of `train_monitor`, which explains the arguments."""
-    recorded = RecordedRuns.load(runs, horizon)
-    own = {
-        "runs": str(Path(runs).resolve()),
-        "price": price,
-        "horizon": recorded.trajectory.num_steps,
-    }
+    steps = RecordedRuns.load(runs, horizon).trajectory.num_steps
+    own = {"runs": str(Path(runs).resolve()), "price": price, "horizon": steps}
     return TrainingSettings.from_preset("act", "recorded-runs", MONITOR_DEFAULTS, own, settings)
 
 

@@ -10,21 +10,22 @@ the shards are summed in their order: neither interruptions nor the number of wo
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.json import to_json
 from haltwise._core.random import stream
 from haltwise._core.tensors import nested_state, require_like, sub_state
+from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
 from haltwise.models.card import Card
-from haltwise.models.files import Model
-from haltwise.training.best import UNRANKED, Best, trained_card
+from haltwise.stop_rules import RETURNABLE, CostUnit, FixedBudget, StopPolicy
 from haltwise.training.choices import own_classes
 from haltwise.training.learner import Counters, Learner, TrainingState
 from haltwise.training.run.directory import Checkpoint, RunDirectory, refuse_drift
@@ -35,6 +36,15 @@ from haltwise.training.transfer import begin_from
 from haltwise.training.validation import calibrate_policies, validate
 
 __all__ = ["Progress", "Trainer"]
+
+_UNRANKED = (math.inf, math.inf)  # the rank that any weights beat
+
+
+class _Best(NamedTuple):
+    """The best weights so far and their card, without policies until these are calibrated."""
+
+    weights: dict[str, Tensor]
+    card: Card
 
 
 @final
@@ -76,7 +86,7 @@ class Trainer:
         tensorboard: Whether to write TensorBoard event files.
         command: What started the run, for the card.
         workers: The processes that share the run; they need one file system.
-        data_dir: Directory of the family's data files, see `haltwise.tasks.family`.
+        data_dir: See `haltwise.tasks.family`.
 
     Raises:
         InputError: A setting is impossible, or the directory holds a run already or cannot be
@@ -136,25 +146,21 @@ class Trainer:
         trainer = cls.__new__(cls)
         trainer._set_up(written, directory, device, workers, data_dir)
         trainer._command = str(document.get("command", ""))
-        first = trainer._workers.is_first
+        files, first = trainer._files, trainer._workers.is_first
         newest = None
         if first:
-            trainer._files.lock()
-            trainer._files.clean()
-            newest = trainer._files.newest()
+            files.lock()
+            files.clean()
+            newest = files.newest()
         step = torch.tensor(-1 if newest is None else newest[0], device=device)
         trainer._workers.follow_first(step)
-        if not first and step >= 0:
-            newest = trainer._files.load(int(step))
-        num_records = 0
-        if newest is None:
+        keep = 0
+        if step < 0:
             trainer._begin()
         else:
-            num_records = trainer._restore(newest[1])
+            keep = trainer._restore(files.load(int(step)) if newest is None else newest[1])
         if first:
-            trainer._log = RunLog(
-                directory, tensorboard=tensorboard, keep=num_records, step=trainer.step
-            )
+            trainer._log = RunLog(directory, tensorboard=tensorboard, keep=keep, step=trainer.step)
         return trainer
 
     def _set_up(
@@ -171,13 +177,17 @@ class Trainer:
         self.source = source_of(settings, device, data_dir)
         self._own = own_classes(settings)
         self._learner = Learner(settings, self.source, self._own, device, self._workers)
+        self.model = self._learner.model
+        """As trained so far."""
+        self.num_steps = self._learner.num_steps
+        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
         generator = stream(settings.seed, "validation")
         self._validation = self.source.sample(settings.validation.num_problems, generator)
         self._diverged = False
         self._metrics: dict[str, float] = {}
         self._halting_steps: Tensor | None = None
-        self._best: Best | None = None
-        self._best_rank = UNRANKED  # problems that failed, then the score itself
+        self._best: _Best | None = None
+        self._best_rank: tuple[float, ...] = _UNRANKED  # problems that failed, then the score
         self._is_exported = True
         self._interrupt, self.interrupted = False, False
 
@@ -186,25 +196,13 @@ class Trainer:
         begin_from(self.model, self.settings.rule_from, self.settings.halter_from, self._own)
         self._validate()
         if self._learner.phase.name == "halting":  # an untrained halter is no contender
-            self._best_rank = UNRANKED
+            self._best_rank = _UNRANKED
         self._good = self._snapshot()
-
-    # ---------------------------------------------------------------------------------- progress
-
-    @property
-    def model(self) -> Model:
-        """The model as trained so far."""
-        return self._learner.model
 
     @property
     def step(self) -> int:
         """Meta-steps done."""
         return self._learner.step
-
-    @property
-    def num_steps(self) -> int:
-        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
-        return self._learner.num_steps
 
     @property
     def num_nonfinite(self) -> int:
@@ -219,8 +217,6 @@ class Trainer:
     def interrupt(self) -> None:
         """End `run` after the meta-step it is in, with a checkpoint, at every worker."""
         self._interrupt = True
-
-    # -------------------------------------------------------------------------------------- loop
 
     def run(self) -> Iterator[Progress]:
         """Train to the end, yielding after every meta-step.
@@ -249,27 +245,27 @@ class Trainer:
                 if self._diverged and not self._good.diverged:
                     self._roll_back()
                 else:
-                    self._keep(loss)
+                    self._good = self._snapshot()
+                    if self._workers.is_first:
+                        entry = {"step": self.step, "loss": loss, **self._metrics}
+                        self._log.write(entry, self._halting_steps)
                 self.save()
-            yield self._progress(loss)
+            yield Progress(
+                self.step,
+                loss,
+                self._metrics["price_adjusted_loss"],
+                self._metrics["mean_halting_step"],
+                self._metrics["mean_loss"],
+                self.num_nonfinite,
+                self.num_skipped,
+                learner.counters.num_rollbacks,
+            )
         if self.interrupted:
             self.save()
         else:
             self._calibrate()
         if self._workers.is_first:
             self._log.close()
-
-    def _progress(self, loss: float) -> Progress:
-        return Progress(
-            self.step,
-            loss,
-            self._metrics["price_adjusted_loss"],
-            self._metrics["mean_halting_step"],
-            self._metrics["mean_loss"],
-            self.num_nonfinite,
-            self.num_skipped,
-            self._learner.counters.num_rollbacks,
-        )
 
     def _phase_ends(self) -> bool:
         return self._learner.num_done == self._learner.phase.num_steps
@@ -278,19 +274,11 @@ class Trainer:
         """Freeze the best rule for the next phase, which is scored apart."""
         learner = self._learner
         if self._best is None:
-            self.source.require_finite(0, self.settings.validation.num_problems)
-        assert self._best is not None
+            raise InputError(self.source.none_finite(self.settings.validation.num_problems))
         self.model.load_state_dict(self._best.weights)
-        self._best_rank = UNRANKED
-        learner.begin_phase(learner.phases[learner.phases.index(learner.phase) + 1])
+        self._best_rank = _UNRANKED
+        learner.begin_phase(learner.phases[-1])
         self._good = self._snapshot()
-
-    def _keep(self, loss: float) -> None:
-        """Take the state as the last good one, and log it."""
-        self._good = self._snapshot()
-        self._write_log({"step": self.step, "loss": loss, **self._metrics})
-        if self._workers.is_first and self._halting_steps is not None:
-            self._log.write_histogram("halting_step", self._halting_steps, self.step)
 
     def _roll_back(self) -> None:
         """Return to the last good state, to go on with a lower learning rate."""
@@ -305,20 +293,9 @@ class Trainer:
         )
         learner.roll_back(self._good)
         self._diverged, self._metrics = self._good.diverged, self._good.metrics
-        self._write_log(
-            {
-                "step": diverged_at,
-                "event": "rollback",
-                "to_step": self._good.step,
-                "learning_rate": learner.learning_rate,
-            }
-        )
-
-    def _write_log(self, entry: dict[str, Any]) -> None:
         if self._workers.is_first:
-            self._log.write(entry)
-
-    # -------------------------------------------------------------------- validation, calibration
+            entry = {"step": diverged_at, "event": "rollback", "to_step": self._good.step}
+            self._log.write({**entry, "learning_rate": learner.learning_rate})
 
     def _validate(self) -> None:
         """Measure the validation problems and keep the weights if they are the best so far."""
@@ -345,16 +322,27 @@ class Trainer:
         counts = math.isfinite(score) and (warmup == 1 or not warming)
         if counts and not self._diverged and rank < self._best_rank:
             self._best_rank, self._is_exported = rank, False
-            card = trained_card(
-                self.model,
-                settings,
-                command=self._command,
-                meta_step=self.step,
-                seconds=learner.counters.seconds,
-                metrics=self._metrics,
-            )
             weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-            self._best = Best(weights, card)
+            self._best = _Best(weights, self._card())
+
+    def _card(self) -> Card:
+        """Describe the weights as trained so far; policies that need calibration are left out."""
+        settings, halting = self.settings, self._learner.halting
+        policies: Mapping[CostUnit, StopPolicy] = {}
+        if not halting.halts:
+            budget = FixedBudget(settings.horizon)
+            policies = {unit: StopPolicy(budget, RETURNABLE[unit][0]) for unit in CostUnit}
+        elif not halting.method.needs_calibration:
+            policies = {unit: halting.method.policy(unit) for unit in CostUnit}
+        provenance = {
+            "settings": settings.to_json(),
+            "command": self._command,
+            "meta_step": self.step,
+            "seconds": round(self._learner.counters.seconds, 1),
+            "metrics": to_json(self._metrics),
+            "versions": {"haltwise": __version__, "torch": torch.__version__},
+        }
+        return replace(self.model.card, policies=policies, provenance=provenance)
 
     def _calibrate(self) -> None:
         """Calibrate the stop policies for the best weights and store them on their card."""
@@ -367,10 +355,8 @@ class Trainer:
         policies = calibrate_policies(self.settings, self.model, self.source)
         num_left_out = self.source.num_left_out[("calibration",)]
         self._learner.counters.left_out["calibration"] = num_left_out
-        self._best, self._is_exported = Best(weights, replace(card, policies=policies)), False
+        self._best, self._is_exported = _Best(weights, replace(card, policies=policies)), False
         self.save()
-
-    # ------------------------------------------------------------------------------- persistence
 
     def _snapshot(self) -> TrainingState:
         return self._learner.snapshot(diverged=self._diverged, metrics=self._metrics)
@@ -383,20 +369,20 @@ class Trainer:
         """
         if not self._workers.is_first:
             return
-        good = self._good.step == self.step
-        now = self._good if good else self._snapshot()
-        tensors = nested_state(now.tensors, "now.")
+        states = {"now": self._good}
+        if self._good.step != self.step:
+            states = {"now": self._snapshot(), "good": self._good}
+        tensors: dict[str, Tensor] = {}
         metadata: dict[str, Any] = {
             **self._identity(),
             "command": self._command,
-            "now": now.to_json(),
+            **{name: state.to_json() for name, state in states.items()},
             "counters": asdict(self._learner.counters),
             "num_records": self._log.num_records,
-            "best_rank": None if self._best_rank == UNRANKED else self._best_rank,
+            "best_rank": None if self._best_rank == _UNRANKED else self._best_rank,
         }
-        if not good:
-            tensors |= nested_state(self._good.tensors, "good.")
-            metadata["good"] = self._good.to_json()
+        for name, state in states.items():
+            tensors |= nested_state(state.tensors, f"{name}.")
         if self._best is not None:
             tensors |= nested_state(self._best.weights, "best.")
             metadata["best"] = self._best.card.to_json()
@@ -421,8 +407,8 @@ class Trainer:
             refuse_drift(self.directory, {"settings": written, **described}, self._identity())
             self._command = metadata["command"]
             learner = self._learner
-            names = {phase.name: phase for phase in learner.phases}
-            learner.begin_phase(names[metadata["now"]["phase"]])
+            phases = {phase.name: phase for phase in learner.phases}
+            learner.begin_phase(phases[metadata["now"]["phase"]])
             states = {
                 name: learner.stored(metadata[name], sub_state(tensors, f"{name}."))
                 for name in ("now", "good")
@@ -434,13 +420,12 @@ class Trainer:
             self._diverged, self._metrics = now.diverged, now.metrics
             self._good = states.get("good", now)
             if metadata["best_rank"] is not None:
-                failed, score = metadata["best_rank"]
-                self._best_rank = (failed, score)
+                self._best_rank = tuple(metadata["best_rank"])
             if "best" in metadata:
                 best = sub_state(tensors, "best.")
                 require_like(best, self.model.state_dict())
-                self._best = Best(best, Card.from_json(metadata["best"], self._own))
-                self._is_exported = self._files.holds(*self._best)
+                self._best = _Best(best, Card.from_json(metadata["best"], self._own))
+                self._is_exported = False  # or damaged since then
                 if self._workers.is_first:
                     self._export()
             num_records: int = metadata["num_records"]

@@ -61,12 +61,8 @@ def validate(
 ) -> Validated:
     """Measure a model on the validation problems.
 
-    Args:
-        settings: Settings of the run.
-        model: The model as trained so far.
-        source: Source of the validation trajectories, once the rule is final.
-        batch: Validation problems, while the rule still learns; else None.
-        judges_halting: Whether weights are ranked by their stops, not by the mean loss.
+    They are the `batch` while the rule still learns, and recorded once it is final. Weights are
+    ranked by their stops if `judges_halting`, else by the mean loss.
     """
     diverged = False
     if batch is None:
@@ -90,15 +86,13 @@ def validate(
     steps = None
     halting = halting_of(model)
     if halting.halts and judges_halting and trajectory.num_items > 0:
-        adjusted, steps = _price_adjusted_loss(halting, trajectory, settings.price, source.unit)
-        metrics |= {
-            "price_adjusted_loss": adjusted,
-            "mean_halting_step": steps.double().mean().item(),
-        }
-        score = sum(
-            _price_adjusted_loss(halting, trajectory, price, source.unit)[0] / price
+        judged = {
+            price: _price_adjusted_loss(halting, trajectory, price, source.unit)
             for price in validation_prices(settings)
-        )
+        }
+        metrics["price_adjusted_loss"], steps = judged[settings.price]
+        metrics["mean_halting_step"] = steps.double().mean().item()
+        score = sum(adjusted / price for price, (adjusted, _) in judged.items())
     return Validated(metrics, score, diverged, num_left_out, steps)
 
 

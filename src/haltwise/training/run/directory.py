@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from haltwise._core.errors import CheckpointWarning, InputError, require
@@ -47,12 +46,7 @@ Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
 
 @final
 class RunDirectory:
-    """Reads and writes one run; every file in it has a fixed name, so none lies elsewhere.
-
-    Args:
-        path: The directory.
-        keep: Number of checkpoints to keep, at least 1.
-    """
+    """Reads and writes one run, of which it keeps the last `keep` checkpoints."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path, self.keep = path, keep
@@ -60,11 +54,7 @@ class RunDirectory:
 
     @staticmethod
     def require_free(path: Path) -> None:
-        """Refuse a directory that holds a run, or what is left of one.
-
-        Raises:
-            InputError: There is a run, or weights that it would overwrite.
-        """
+        """Refuse a directory that holds a run, or weights of one that it would overwrite."""
         require(
             not (path / _CONFIG).exists(),
             f"{path} holds a run already; resume it or choose another directory",
@@ -88,11 +78,7 @@ class RunDirectory:
         return read_json(config)
 
     def create(self, document: Mapping[str, Any]) -> None:
-        """Begin a run, which is locked.
-
-        Raises:
-            InputError: The directory cannot be written, or another process has begun one there.
-        """
+        """Begin a run and lock it, unless another process has begun one there meanwhile."""
         make_directory(self.path)
         self.lock()
         self.require_free(self.path)
@@ -194,9 +180,9 @@ class RunDirectory:
         )
         return None
 
-    def load(self, step: int) -> tuple[int, Checkpoint]:
+    def load(self, step: int) -> Checkpoint:
         """The checkpoint of `step`, which another worker has found good; see `newest`."""
-        return step, load_tensors(self._at(step))
+        return load_tensors(self._at(step))
 
     def _at(self, step: int) -> Path:
         return self.path / _CHECKPOINTS / f"step-{step:08d}.safetensors"
@@ -204,18 +190,6 @@ class RunDirectory:
     def export(self, weights: Mapping[str, Tensor], card: Card) -> None:
         """Write the weights for use."""
         save_model(self.path / _BEST, weights, card)
-
-    def holds(self, weights: Mapping[str, Tensor], card: Card) -> bool:
-        """Whether the weights for use are these; false where they are missing or corrupt."""
-        try:
-            found, document = load_tensors(self.path / _BEST)
-        except InputError:
-            return False
-        return (
-            document == json.loads(json.dumps({"card": card.to_json()}))
-            and found.keys() == weights.keys()
-            and all(torch.equal(value.cpu(), found[name]) for name, value in weights.items())
-        )
 
     def clean(self) -> None:
         """Remove what killed processes left half written."""

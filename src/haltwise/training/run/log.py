@@ -14,6 +14,8 @@ from haltwise._core.json import to_json
 
 __all__ = ["RunLog", "read_log"]
 
+_NAME = "log.jsonl"
+
 
 @final
 class RunLog:
@@ -37,7 +39,7 @@ class RunLog:
         keep: int | None = None,
         step: int | None = None,
     ) -> None:
-        self._path = directory / "log.jsonl"
+        self._path = directory / _NAME
         self._writer = None
         self.num_records = 0
         """Written so far, those kept included."""
@@ -57,10 +59,11 @@ class RunLog:
                 str(directory / "tensorboard"), purge_step=None if step is None else step + 1
             )
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, Any], halting_steps: Tensor | None = None) -> None:
         """Append one record; `record["step"]` is the meta-step it belongs to.
 
-        NaN and infinity, which JSON does not know, are written as null.
+        NaN and infinity, which JSON does not know, are written as null. TensorBoard also shows how
+        the halting steps, shape [n], are spread.
 
         Raises:
             InputError: The log cannot be written.
@@ -78,11 +81,8 @@ class RunLog:
             for name, value in record.items():
                 if name != "step" and isinstance(value, (int, float)):
                     self._writer.add_scalar(name, value, record["step"])
-
-    def write_histogram(self, name: str, values: Tensor, step: int) -> None:
-        """How `values`, shape [n], are spread after meta-step `step`; for TensorBoard alone."""
-        if self._writer is not None:
-            self._writer.add_histogram(name, values, step)
+            if halting_steps is not None:
+                self._writer.add_histogram("halting_step", halting_steps, record["step"])
 
     def close(self) -> None:
         """Flush what is pending."""
@@ -92,7 +92,7 @@ class RunLog:
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
     """The records of a run, a torn last line (a killed process) left out."""
-    path = directory / "log.jsonl"
+    path = directory / _NAME
     if not path.exists():
         return []
     records = []
