@@ -171,7 +171,7 @@ class Trainer:
         workers: Workers | None,
         data_dir: Path | str | None,
     ) -> None:
-        self.settings, self.directory, self._device = settings, directory, device
+        self.settings, self.directory = settings, directory
         self._workers = workers or Workers()
         self._files = RunDirectory(directory, settings.run.num_checkpoints)
         self.source = source_of(settings, device, data_dir)
