@@ -8,8 +8,9 @@ import pytest
 import torch
 from image_files import write_cifar, write_mnist
 from recorded_monitors import recorded_runs, sgd_stopper, stopper
+from workers import alone
 
-__all__ = ["generator", "recorded_runs", "sgd_stopper", "stopper", "tiny_images"]
+__all__ = ["alone", "generator", "recorded_runs", "sgd_stopper", "stopper", "tiny_images"]
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(

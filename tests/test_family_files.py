@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from in_process import haltwise
+from own_files import BOWLS, HEAD
 from test_examples import load_example
 from tiny_runs import TINY_OPTIONS as TINY
 
@@ -17,34 +18,7 @@ from haltwise.training import train
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_family.py"
 
-HEAD = """\
-from dataclasses import dataclass
-import torch, haltwise
-from haltwise.tasks import TaskFamily, TaskBatch
-
-"""
-GOOD = (
-    HEAD
-    + """
-def bowl(params, center):
-    return (params - center).square().sum(1)
-
-@dataclass(frozen=True)
-class Bowls(TaskFamily):
-    size: int = 3
-
-    @property
-    def dim(self):
-        return self.size
-
-    def _sample(self, num_problems, generator):
-        center = torch.randn(num_problems, self.size, generator=generator, dtype=torch.float64)
-        return haltwise.FunctionBatch(torch.zeros_like(center), bowl, {"center": center})
-
-big = Bowls(5)
-other = 7
-"""
-)
+GOOD = f"{BOWLS}\nbig = Bowls(5)\nother = 7\n"
 
 
 @pytest.fixture

@@ -2,20 +2,29 @@
 
 from pathlib import Path
 
+import pytest
 import torch
-from tiny_runs import tiny
+from tiny_runs import finish, tiny
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from haltwise._core.workers import Workers
 from haltwise.training import Trainer, TrainingSettings
 
-__all__ = ["sharded", "together"]
+__all__ = ["alone", "sharded", "together"]
 
 
 def sharded(preset: str = "act", num_shards: int = 4) -> TrainingSettings:
     """Settings of a tiny run of virtual shards."""
     return tiny(preset, run={"num_shards": num_shards})
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of such a run that one process trained."""
+    directory = tmp_path_factory.mktemp("alone") / "run"
+    finish(Trainer(sharded(), directory))
+    return directory
 
 
 def work(rank: int, size: int, directory: Path, steps: int, interrupted: bool) -> None:

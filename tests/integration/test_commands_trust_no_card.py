@@ -4,55 +4,11 @@ from pathlib import Path
 
 import pytest
 from in_process import haltwise
+from own_files import write_own
 from tiny_runs import TINY_OPTIONS
 
 from haltwise import load
 from haltwise.cli.options import family_of
-
-MINE = """
-import pathlib
-from dataclasses import dataclass
-
-import torch
-
-import haltwise
-from haltwise.tasks import TaskFamily
-from haltwise.update_rules import SGD, UpdateRule
-
-pathlib.Path(__file__ + ".executed").write_text("x")
-
-
-def bowl(params, center):
-    return (params - center).square().sum(1)
-
-
-@dataclass(frozen=True)
-class Bowls(TaskFamily):
-    size: int = 2
-
-    @property
-    def dim(self):
-        return self.size
-
-    def _sample(self, num_problems, generator):
-        center = torch.randn(num_problems, self.size, generator=generator, dtype=torch.float64)
-        return haltwise.FunctionBatch(torch.zeros_like(center), bowl, {"center": center})
-
-
-@dataclass(frozen=True)
-class Halved(UpdateRule):
-    rate: float = 0.2
-
-    @property
-    def readout_size(self):
-        return 0
-
-    def init(self, params):
-        return {}
-
-    def update(self, grad, state):
-        return SGD(self.rate / 2).update(grad, state)
-"""
 
 FEW = ["--num-problems", 40, "--horizon", 4]
 COMMANDS = {
@@ -66,11 +22,9 @@ COMMANDS = {
 
 def run_of(folder: Path, *options: object) -> tuple[Path, Path]:
     """Train a run; the file that its card names, and the one that shows it was executed."""
-    mine = folder / "mine.py"
-    mine.write_text(MINE)
+    mine, executed = write_own(folder)
     done = haltwise("train", *options, *TINY_OPTIONS, "--out", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
-    executed = Path(f"{mine}.executed")
     executed.unlink()
     return mine, executed
 
@@ -110,10 +64,10 @@ def test_a_family_is_executed_only_where_it_is_named(command: str, tmp_path: Pat
 
 
 def test_a_family_named_again_is_the_one_trained_on(tmp_path: Path) -> None:
-    mine, _ = run_of(tmp_path, "mine.py:Bowls", "--family.size", 3)
+    mine, _ = run_of(tmp_path, "mine.py:Bowls", "--family.size", 2)
     card = load(tmp_path / "run").card
     found = family_of(card, f"{mine}:Bowls", {}, None)
-    assert found.dim == 3
+    assert found.dim == 2
     changed = {"family": {"settings": {"size": 5}}}
     assert family_of(card, f"{mine}:Bowls", changed, None).dim == 5
     assert family_of(card, "quadratic-10d", {}, None).dim == 10

@@ -19,7 +19,7 @@ from haltwise.stop_rules import CostUnit, FixedBudget
 from haltwise.tasks import family
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.training import Trainer
-from haltwise.training.phases import ShardResult
+from haltwise.training.gradients import Estimate
 from haltwise.training.run.directory import RunDirectory, differences
 from haltwise.training.run.log import read_log
 from haltwise.training.sources import FamilySource
@@ -291,7 +291,7 @@ def test_meta_steps_without_a_finite_gradient_are_skipped_and_counted(tmp_path: 
     phase, weight = trainer._learner.phase, trainer._learner.adam.learning[0]
     differentiate = phase.differentiate
 
-    def spoiled(shard: int, step: int) -> ShardResult:
+    def spoiled(shard: int, step: int) -> Estimate:
         found = differentiate(shard, step)
         assert weight.grad is not None
         weight.grad.fill_(math.inf)

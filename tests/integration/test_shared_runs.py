@@ -17,13 +17,6 @@ from haltwise.training.sharding import differentiate_shards
 from haltwise.training.sources import FamilySource
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("alone") / "run"
-    finish(Trainer(sharded(), directory))
-    return directory
-
-
 def test_two_workers_give_the_bits_of_one(alone: Path, tmp_path: Path) -> None:
     together(2, tmp_path / "run")
     assert_same_run(alone, tmp_path / "run")
@@ -41,7 +34,7 @@ def test_the_gradient_is_the_mean_over_all_finite_problems(tmp_path: Path) -> No
     learner = trainer._learner
     weights = learner.adam.learning
     result = learner.phase.differentiate(0, 0)
-    assert (result.num_used, result.num_left_out) == (4, 0)
+    assert (len(result.losses), result.num_left_out) == (4, 0)
     expected = [None if weight.grad is None else 2 * weight.grad for weight in weights]
     assert isinstance(trainer.source, FamilySource)
     family = trainer.source.family
@@ -57,9 +50,9 @@ def test_the_gradient_is_the_mean_over_all_finite_problems(tmp_path: Path) -> No
             return batch if self.calls == 1 else replace(batch, target=broken)
 
     trainer.source.family = Half()  # type: ignore[assignment]
-    found = differentiate_shards(learner.phase, 0, weights, Workers(), 2)
-    assert found.loss == pytest.approx(2 * result.loss.item())
-    assert found.num_left_out == 4
+    loss, num_left_out, _ = differentiate_shards(learner.phase, 0, weights, Workers(), 2)
+    assert loss == pytest.approx(2 * result.losses.sum().item() / learner.phase.batch_size)
+    assert num_left_out == 4
     for weight, gradient in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient)
 

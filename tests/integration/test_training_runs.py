@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_files import write_own
 from tiny_runs import ALL, JOINT, by_adam, finish, optimizer, tiny
 
 from haltwise import InputError, load
@@ -85,33 +86,9 @@ def test_weights_to_begin_with_bring_their_own_settings() -> None:
         tiny(rule_from="regresion-2d")
 
 
-OWN_RULE = """
-import pathlib
-from dataclasses import dataclass
-from haltwise.update_rules import SGD, UpdateRule
-
-@dataclass(frozen=True)
-class Halved(UpdateRule):
-    rate: float = 0.2
-
-    @property
-    def readout_size(self):
-        return 0
-
-    def init(self, params):
-        return {}
-
-    def update(self, grad, state):
-        return SGD(self.rate / 2).update(grad, state)
-
-pathlib.Path(__file__ + ".executed").write_text("x")
-"""
-
-
 def test_a_rule_of_ones_own_is_executed_only_where_it_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(OWN_RULE)
-    name, executed = f"{path}:Halved", Path(f"{path}.executed")
+    path, executed = write_own(tmp_path)
+    name = f"{path}:Halved"
     rule = {"name": name, "settings": {"rate": 0.1}}
     finish(Trainer(tiny(rule=rule), tmp_path / "run"))
     executed.unlink()
@@ -262,7 +239,7 @@ def test_nonfinite_problems_are_left_out_and_counted(
     *_, last = trainer.run()
     assert last.num_nonfinite == JOINT + 2  # of what is recorded, and of validation
     assert trainer.num_nonfinite == JOINT + 3  # of calibration
-    recorded = trainer._learner.recordings.take("recorded", 24)
+    recorded = trainer.source.take(trainer.model, 24, "recorded")
     assert recorded.num_items == 23
     assert recorded.finite.all()
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
@@ -278,8 +255,8 @@ def test_a_halter_learns_from_several_families_in_equal_parts(tmp_path: Path) ->
     settings = tiny(mixed_with=["regression-10d-smooth", "rosenbrock-2d"])
     trainer = Trainer(settings, tmp_path)
     told: list[tuple[int, int]] = []
-    trainer.report_recording(lambda *done: told.append(done))
-    found = trainer._learner.recordings.take("recorded", 24)
+    trainer.source.report = lambda *done: told.append(done)
+    found = trainer.source.take(trainer.model, 24, "recorded")
     assert told == [(8, 24), (16, 24), (24, 24)]
     assert found.num_items == 24
     assert found.final is not None

@@ -111,7 +111,8 @@ def test_weights_are_judged_by_their_stops_at_three_prices(unit: CostUnit, tmp_p
     settings = settings_of()
     trainer = finish(Trainer(settings, tmp_path))
     model, learner = trainer.model, trainer._learner
-    found = validate(settings, model, learner.recordings, None, unit, judges_halting=True)
+    trainer.source.unit = unit
+    found = validate(settings, model, trainer.source, None, judges_halting=True)
     recorded = recordings(settings, model, "validation")
     j, cost = brute_force(learner.halting, recorded, 0.5, 0.0, unit)
     assert found.metrics["price_adjusted_loss"] == pytest.approx(j, rel=1e-5)
@@ -124,10 +125,7 @@ def test_without_halting_weights_are_judged_by_the_mean_loss(tmp_path: Path) -> 
     settings = tiny("lstm")
     trainer = Trainer(settings, tmp_path)
     batch = trainer.source.sample(SIZE, stream(3, "any"))
-    learner = trainer._learner
-    found = validate(
-        settings, trainer.model, learner.recordings, batch, CostUnit.UPDATES, judges_halting=True
-    )
+    found = validate(settings, trainer.model, trainer.source, batch, judges_halting=True)
     assert batch is not None
     mean = record(optimizer(trainer).rule, batch, settings.horizon).excess[:, 1:].mean().item()
     assert found.score == pytest.approx(mean / settings.price)
@@ -200,12 +198,5 @@ def test_a_rule_diverges_where_most_problems_end_far_above_their_start(
         monkeypatch.setattr(
             "haltwise.training.validation.record", lambda *_, found=trajectory: found
         )
-        found = validate(
-            settings,
-            trainer.model,
-            trainer._learner.recordings,
-            batch,
-            CostUnit.UPDATES,
-            judges_halting=False,
-        )
+        found = validate(settings, trainer.model, trainer.source, batch, judges_halting=False)
         assert found.diverged == diverged

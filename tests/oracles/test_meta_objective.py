@@ -13,7 +13,7 @@ from haltwise.halting.objectives import cumulative_logits, halting_bound
 from haltwise.halting.priors import HorizonPrior
 from haltwise.models import Card, Choice, HaltingModel
 from haltwise.processes.signals import SIGNALS
-from haltwise.training.objective import MetaObjective
+from haltwise.training.phases import MetaObjective
 
 
 def meta_objective(method: str) -> MetaObjective:

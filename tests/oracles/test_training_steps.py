@@ -19,9 +19,10 @@ from haltwise.rollout import record
 from haltwise.rollout.unroll import unroll
 from haltwise.tasks import family
 from haltwise.training import Trainer, TrainingSettings
+from haltwise.training.gradients import Estimate
 from haltwise.training.learner import Learner
 from haltwise.training.optimization import MetaAdam
-from haltwise.training.phases import Phase, ShardResult
+from haltwise.training.phases import Phase
 from haltwise.training.settings import AdamSettings
 from haltwise.training.sharding import differentiate_shards
 from haltwise.training.sources import source_of
@@ -35,7 +36,7 @@ def watch(phase: Any) -> tuple[list[Tensor], list[float | None]]:
     """Prices and progress of every call of the phase's objective."""
     prices: list[Tensor] = []
     progresses: list[float | None] = []
-    joint, halting = phase._objective.joint, phase._objective.halting
+    joint, halting = phase.objective.joint, phase.objective.halting
 
     def seen_joint(excess: Tensor, outputs: Any, price: Tensor, generator: Any) -> Tensor:
         prices.append(price)
@@ -52,7 +53,7 @@ def watch(phase: Any) -> tuple[list[Tensor], list[float | None]]:
         found: Tensor = halting(excess, outputs, price, progress, generator)
         return found
 
-    phase._objective.joint, phase._objective.halting = seen_joint, seen_halting
+    phase.objective.joint, phase.objective.halting = seen_joint, seen_halting
     return prices, progresses
 
 
@@ -108,8 +109,8 @@ def test_the_halter_s_errors_are_weighed_by_a_power_of_the_price(exponent: float
         )
         expected = expected + (cost / 0.2) ** exponent * halting.method.objective(examples) / size
     expected.sum().backward()
-    assert found.num_used == size
-    torch.testing.assert_close(found.loss, expected.detach().sum())
+    assert found.losses.shape == (size,)
+    torch.testing.assert_close(found.losses.mean(), expected.detach().sum())
     for name, weight in learner.parameters.items():
         torch.testing.assert_close(gradient[name], weight.grad, rtol=1e-4, atol=1e-4)
 
@@ -141,7 +142,7 @@ def test_the_rule_learns_by_its_losses_and_then_beside_the_halter(warm: bool) ->
             trajectory.excess, trajectory.outputs, {}, price, None, generator
         )
         expected = settings.joint.sum_weight * expected + learner.halting.method.objective(examples)
-    torch.testing.assert_close(found.loss, expected.mean())
+    torch.testing.assert_close(found.losses.mean(), expected.mean())
     halter = learner.halting.halter
     assert halter is not None
     learns = any(weight.grad is not None and weight.grad.any() for weight in halter.parameters())
@@ -162,11 +163,12 @@ class Scripted(Phase):
         self.num_steps, self.batch_size = 10, 8
         self._weight, self._results = weight, results
 
-    def differentiate(self, shard: int, step: int) -> ShardResult:
+    def differentiate(self, shard: int, step: int) -> Estimate:
         gradient, used, left_out = self._results[shard]
         if used:
             self._weight.grad = gradient.clone()
-        return ShardResult(gradient.sum(), used, left_out)
+        losses = gradient.sum() * self.batch_size / max(used, 1)  # their sum / 8 is that
+        return Estimate(losses.repeat(used), left_out)
 
 
 def test_the_gradient_is_the_mean_over_all_finite_problems() -> None:
@@ -174,19 +176,19 @@ def test_the_gradient_is_the_mean_over_all_finite_problems() -> None:
     weight, unused = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))
     gradients = torch.randn(2, 3, generator=stream(1, "any"))
     phase = Scripted(weight, {0: (gradients[0], 4, 0), 1: (gradients[1], 2, 2)})
-    found = differentiate_shards(phase, 0, [weight, unused], Workers(), 2)
+    loss, num_left_out, interrupted = differentiate_shards(phase, 0, [weight, unused], Workers(), 2)
     torch.testing.assert_close(weight.grad, gradients.sum(0) * 8 / 6)
     assert unused.grad is None
-    assert found.loss == pytest.approx(gradients.sum().item() * 8 / 6)
-    assert (found.num_left_out, found.interrupted) == (2, False)
+    assert loss == pytest.approx(gradients.sum().item() * 8 / 6)
+    assert (num_left_out, interrupted) == (2, False)
 
 
 def test_without_one_finite_problem_there_is_no_loss() -> None:
     weight = nn.Parameter(torch.zeros(3))
     phase = Scripted(weight, {0: (torch.zeros(3), 0, 8)})
-    found = differentiate_shards(phase, 0, [weight], Workers(), 1, interrupt=True)
-    assert math.isnan(found.loss)
-    assert found.interrupted
+    loss, _, interrupted = differentiate_shards(phase, 0, [weight], Workers(), 1, interrupt=True)
+    assert math.isnan(loss)
+    assert interrupted
     assert weight.grad is None
 
 
@@ -197,7 +199,7 @@ def test_without_one_finite_problem_there_is_no_loss() -> None:
 def test_the_learning_rate_falls_to_one_percent_by_a_cosine(step: int, factor: float) -> None:
     """Adam's first update is the learning rate, whatever the gradient."""
     weight = nn.Parameter(torch.zeros(4))
-    adam = MetaAdam(AdamSettings(clip_norm=1e6), [[weight]], [weight])
+    adam = MetaAdam(AdamSettings(clip_norm=1e6), [[weight]])
     weight.grad = torch.tensor([3.0, -1.0, 0.2, 20.0])
     assert adam.step(1.0, step, 10, 0.02)
     torch.testing.assert_close(weight.data, -0.02 * factor * weight.grad.sign())
@@ -205,7 +207,7 @@ def test_the_learning_rate_falls_to_one_percent_by_a_cosine(step: int, factor: f
 
 def test_rule_and_halter_are_clipped_apart_and_nothing_infinite_is_taken() -> None:
     one, other = (nn.Parameter(torch.zeros(2)) for _ in range(2))
-    adam = MetaAdam(AdamSettings(clip_norm=1.0), [[one], [other]], [one, other])
+    adam = MetaAdam(AdamSettings(clip_norm=1.0), [[one], [other]])
     one.grad, other.grad = torch.tensor([30.0, 40.0]), torch.tensor([0.3, 0.4])
     assert adam.step(1.0, 0, 10, 0.1)
     torch.testing.assert_close(one.grad, torch.tensor([0.6, 0.8]))
@@ -256,12 +258,12 @@ def test_a_large_gradient_of_the_rule_leaves_that_of_the_halter_as_it_is() -> No
     assert learner.halting.halter is not None
     parts = [learner.model.rule_parameters(), list(learner.halting.halter.parameters())]
 
-    def differentiate(shard: int, step: int) -> ShardResult:
+    def differentiate(shard: int, step: int) -> Estimate:
         for part, norm in zip(parts, (100.0, 0.5), strict=True):
             size = sum(weight.numel() for weight in part)
             for weight in part:
                 weight.grad = torch.full_like(weight, norm / size**0.5)
-        return ShardResult(torch.tensor(1.0), learner.phase.batch_size, 0)
+        return Estimate(torch.ones(learner.phase.batch_size), 0)
 
     learner.phase.differentiate = differentiate  # type: ignore[method-assign]
     learner.meta_step(interrupt=False)

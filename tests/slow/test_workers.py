@@ -11,18 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_runs import assert_same_run, finish
-from workers import sharded, together
+from workers import together
 
 from haltwise._core.files import load_tensors
 from haltwise.training import Trainer
 from haltwise.training.run.log import read_log
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("alone") / "run"
-    finish(Trainer(sharded(), directory))
-    return directory
 
 
 def test_four_workers_give_the_bits_of_one(alone: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
 def _follow(trainer: Trainer, console: Console) -> None:
     rollbacks = 0
     with (_bars if console.is_terminal else _lines)(console) as show:
-        trainer.report_recording(lambda done, total: show("recorded", done, total, ""))
+        trainer.source.report = lambda done, total: show("recorded", done, total, "")
         for progress in trainer.run():
             show("meta-step", progress.step, trainer.num_steps, _figures(progress))
             if progress.num_rollbacks > rollbacks:

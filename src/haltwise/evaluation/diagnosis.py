@@ -19,7 +19,7 @@ from haltwise.stop_rules import CostUnit, costs, decisions
 from haltwise.tasks.base import TaskBatch, TaskFamily
 from haltwise.tasks.module import ModuleBatch
 from haltwise.training.gradients import Pathwise
-from haltwise.training.objective import MetaObjective
+from haltwise.training.phases import MetaObjective
 from haltwise.training.settings import JointPhaseSettings
 from haltwise.update_rules import LSTMRule, PartitionedRule, State, UpdateRule
 

@@ -1,17 +1,15 @@
 """The card of a halting model: all that its use depends on beside its weights, typed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from types import MappingProxyType
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self, final, get_type_hints
 
-from haltwise._core.discovery import configure, find_known
+from haltwise._core.discovery import find_known
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
 from haltwise._core.plugins import whereabouts
 from haltwise._core.settings import require_types
 from haltwise.halting.halter import HalterSettings
-from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.processes.observation import Observed
 from haltwise.stop_rules import (
     CostUnit,
@@ -23,27 +21,10 @@ from haltwise.stop_rules import (
 )
 from haltwise.stop_rules.base import AllOf, AnyOf
 
-__all__ = ["Card", "Choice", "make_method"]
+__all__ = ["Card", "Choice"]
 
-_COMPOSED: Mapping[str, type[AnyOf] | type[AllOf]] = MappingProxyType(
-    {"any-of": AnyOf, "all-of": AllOf}
-)
+_COMPOSED: Mapping[str, type[AnyOf | AllOf]] = {"any-of": AnyOf, "all-of": AllOf}
 _FORMAT = 2
-
-
-def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
-    """The halting method of a choice.
-
-    Args:
-        choice: Its name and settings.
-        own: Classes of the caller's that names on cards may mean, by their `__name__`.
-
-    Raises:
-        InputError: There is no such method, or a setting is impossible.
-    """
-    kind = find_known(halting_methods(), choice.name, "halting method", own)
-    made: HaltingMethod = configure(kind, choice.settings, choice.name)
-    return made
 
 
 @final
@@ -85,20 +66,14 @@ class Card:
 
     def __post_init__(self) -> None:
         require(self.price > 0, f"the card's price must be above 0, got {self.price}")
-        require(self.horizon >= 1, f"the card's horizon must be at least 1, got {self.horizon}")
-        require(
-            self.price_range >= 1,
-            f"the card's price_range must be at least 1, got {self.price_range}",
-        )
+        for name in ("horizon", "price_range"):
+            value = getattr(self, name)
+            require(value >= 1, f"the card's {name} must be at least 1, got {value}")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same card."""
-        document = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name in ("method", "rule", "halter", "family"):
-            value = document[name]
-            document[name] = None if value is None else asdict(value)
+        document = asdict(replace(self, policies={}, provenance=dict(self.provenance)))
         document["unit"] = self.unit.value
-        document["provenance"] = dict(self.provenance)
         document["policies"] = {
             unit.value: {"rule": _rule_to_json(policy.rule), "returns": policy.returns.value}
             for unit, policy in self.policies.items()
@@ -107,11 +82,7 @@ class Card:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], own: Iterable[type] = ()) -> Self:
-        """The card that `to_json` wrote; every value is checked.
-
-        Args:
-            document: JSON.
-            own: Classes of the caller's that the card may name, see `haltwise.load`.
+        """The card that `to_json` wrote; every value is checked. For `own` see `haltwise.load`.
 
         Raises:
             InputError: It is no card, of another format, or a value is impossible.
@@ -122,14 +93,10 @@ class Card:
                 given.pop("format", None) == _FORMAT,
                 "the card is of another format; train the weights again with this version",
             )
-            for name, kind in (
-                ("method", Choice),
-                ("rule", Choice),
-                ("family", Choice),
-                ("halter", HalterSettings),
-            ):
-                missing = given[name] is None and name in ("rule", "family")
-                given[name] = None if missing else kind(**given[name])
+            given["halter"] = HalterSettings(**given["halter"])
+            for name in ("method", "rule", "family"):
+                missing = given[name] is None and name != "method"
+                given[name] = None if missing else Choice(**given[name])
             given["unit"] = CostUnit(given["unit"])
             given["policies"] = {
                 CostUnit(unit): StopPolicy(
@@ -140,18 +107,17 @@ class Card:
             plain = ("price", "horizon", "price_range", "observed", "keeps_best", "provenance")
             require_types(cls.__init__, {name: given[name] for name in plain})
             return cls(**given)
+        except InputError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(f"this is not the card of a halting model: {error!r}") from None
 
 
 def _rule_to_json(rule: StopRule) -> dict[str, Any]:
-    for name, composed in _COMPOSED.items():
-        if isinstance(rule, composed):
-            return {"kind": name, "rules": [_rule_to_json(part) for part in rule.rules]}
-    names = {kind: name for name, kind in stop_rules().items()}
-    name = names[type(rule)] if type(rule) in names else whereabouts(rule)
+    names = {kind: name for name, kind in {**stop_rules(), **_COMPOSED}.items()}
+    name = names.get(type(rule)) or whereabouts(rule)
+    if isinstance(rule, AnyOf | AllOf):
+        return {"kind": name, "rules": [_rule_to_json(part) for part in rule.rules]}
     settings = {
         key: value.name.lower() if isinstance(value, DecisionTime) else value
         for key, value in vars(rule).items()

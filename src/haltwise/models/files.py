@@ -20,6 +20,7 @@ __all__ = [
     "Model",
     "build_model",
     "fingerprint",
+    "halting_of",
     "placed",
     "read_card",
     "read_model",
@@ -34,12 +35,14 @@ def build_model(
     card: Card, generator: torch.Generator | None = None, own: Iterable[type] = ()
 ) -> Model:
     """A new model: an optimizer model if the card names an update rule, else a halting model."""
-    kind = HaltingModel if card.rule is None else OptimizerModel
-    return (
-        HaltingModel(card, 0, generator, own)
-        if kind is HaltingModel
-        else OptimizerModel(card, generator, own)
-    )
+    if card.rule is None:
+        return HaltingModel(card, 0, generator, own)
+    return OptimizerModel(card, generator, own)
+
+
+def halting_of(model: Model) -> HaltingModel:
+    """The halting model, alone or beside an update rule."""
+    return model.halting if isinstance(model, OptimizerModel) else model
 
 
 def placed(model: AnyModel, like: Tensor) -> AnyModel:
@@ -60,20 +63,12 @@ def save_model(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
 
 
 def read_card(path: Path, own: Iterable[type] = ()) -> Card:
-    """The card of a file that `save_model` wrote.
-
-    Raises:
-        InputError: There is no such file, or it is corrupt or foreign.
-    """
+    """The card of a file that `save_model` wrote; see `read_model`."""
     return Card.from_json(_read(path)[1], own)
 
 
 def read_model(path: Path, own: Iterable[type] = ()) -> Model:
     """The model of a file that `save_model` wrote, ready for use, its weights frozen.
-
-    Args:
-        path: The file.
-        own: Classes of the caller's that the card may name.
 
     Raises:
         InputError: There is no such file, or it is corrupt, foreign or does not fit its card.

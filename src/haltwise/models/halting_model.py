@@ -7,10 +7,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.discovery import configure, find_known
+from haltwise._core.errors import require
 from haltwise.halting.halter import Halter
-from haltwise.halting.methods import HaltingMethod
-from haltwise.models.card import Card, make_method
+from haltwise.halting.methods import HaltingMethod, halting_methods
+from haltwise.models.card import Card
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import CostUnit, StopPolicy
 
@@ -39,7 +40,9 @@ class HaltingModel(nn.Module):
     ) -> None:
         super().__init__()
         self.card = card
-        self.method: HaltingMethod = make_method(card.method, own)
+        name, settings = card.method.name, card.method.settings
+        kind = find_known(halting_methods(), name, "halting method", own)
+        self.method: HaltingMethod = configure(kind, settings, name)
         self.halter: Halter | None = None
         if self.method.num_outputs:
             self.halter = Halter(card.halter, readout_size, self.method.num_outputs, generator)
@@ -65,13 +68,12 @@ class HaltingModel(nn.Module):
             InputError: Training was interrupted before halting was calibrated.
         """
         unit = self.card.unit if unit is None else unit
-        found = self.card.policies.get(unit)
-        if found is None:
-            raise InputError(
-                "these weights do not know when to stop yet: their training ended before the stop "
-                "rule was calibrated; finish it with haltwise train --resume, or give a stop rule"
-            )
-        return found
+        require(
+            unit in self.card.policies,
+            "these weights do not know when to stop yet: their training ended before the stop "
+            "rule was calibrated; finish it with haltwise train --resume, or give a stop rule",
+        )
+        return self.card.policies[unit]
 
     def init(self, num_items: int, like: Tensor) -> State:
         """The memory before the first step, in the dtype and device of `like`."""
@@ -82,11 +84,7 @@ class HaltingModel(nn.Module):
     ) -> tuple[dict[str, Tensor], State]:
         """Outputs at one step by name, without a graph, and the memory for the next.
 
-        Args:
-            signals: Shape [B, S].
-            readout: Shape [B, R].
-            price: c, shape [B].
-            state: From `init` or the step before.
+        Signals are of shape [B, S], the read-out [B, R] and the price c [B].
         """
         if self.halter is None:
             return {}, state
@@ -99,12 +97,8 @@ class HaltingModel(nn.Module):
     def forward(self, signals: Tensor, readouts: Tensor, price: Tensor) -> dict[str, Tensor]:
         """Outputs along whole trajectories by name, differentiable, shapes [B, T, ...].
 
-        What a process shows does not depend on the price, so one recording serves every price.
-
-        Args:
-            signals: Of steps 0..T-1, shape [B, T, S].
-            readouts: Shape [B, T, R].
-            price: c, shape [B].
+        Signals are of shape [B, T, S], read-outs [B, T, R] and the price c [B]. What a process
+        shows does not depend on the price, so one recording serves every price.
         """
         if self.halter is None:
             return {}
@@ -117,9 +111,9 @@ class HaltingModel(nn.Module):
     @torch.no_grad()
     def attach(self, trajectory: Trajectory, price: float | Tensor) -> Trajectory:
         """The trajectory with this model's outputs at a price, a number or shape [B]."""
-        first = trajectory.loss[:, 0]
-        prices = price if isinstance(price, Tensor) else torch.full_like(first, price)
         if self.halter is None:
             return trajectory
-        outputs = self(trajectory.known("signals"), trajectory.shown_readouts(), prices)
+        if not isinstance(price, Tensor):
+            price = torch.full_like(trajectory.loss[:, 0], price)
+        outputs = self(trajectory.known("signals"), trajectory.shown_readouts(), price)
         return replace(trajectory, outputs=outputs)

@@ -6,7 +6,7 @@ from pathlib import Path
 from haltwise._core.discovery import unknown
 from haltwise._core.errors import InputError
 from haltwise.models.card import Card
-from haltwise.models.files import Model, read_card, read_model
+from haltwise.models.files import halting_of, read_card, read_model
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 
@@ -61,16 +61,13 @@ def card_of(name_or_path: str | Path, own: Iterable[type] = ()) -> Card:
 
 
 def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
-    """A trained optimizer model, ready for use; its `card` says what it was trained for.
+    """A trained optimizer model, its weights frozen; its `card` says what it was trained for.
 
     Args:
         name_or_path: A shipped name (see `names`), a run directory, the name of one in `runs/`
             under the working directory, or a weights file.
         own: Classes of your own that the card may name, such as a halting method from a file;
             code that a file of weights names is never executed.
-
-    Returns:
-        The model, its weights frozen.
 
     Raises:
         InputError: There is no such model (near names are suggested), its file is corrupt, foreign
@@ -81,7 +78,7 @@ def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
         >>> load("regression-2d").card.horizon
         40
     """
-    model = _load(name_or_path, own)
+    model = read_model(find(name_or_path), own)
     if not isinstance(model, OptimizerModel):
         raise InputError(
             f"{name_or_path} knows when to stop a training loop, but not how to move parameters; "
@@ -92,9 +89,4 @@ def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
 
 def load_halting(name_or_path: str | Path, own: Iterable[type] = ()) -> HaltingModel:
     """A trained halting model, with or without an update rule beside it; see `load`."""
-    model = _load(name_or_path, own)
-    return model.halting if isinstance(model, OptimizerModel) else model
-
-
-def _load(name_or_path: str | Path, own: Iterable[type]) -> Model:
-    return read_model(find(name_or_path), own)
+    return halting_of(read_model(find(name_or_path), own))

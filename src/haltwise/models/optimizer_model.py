@@ -20,10 +20,7 @@ __all__ = ["OptimizerModel"]
 class OptimizerModel(nn.Module):
     """An update rule, learned or hand-designed, and what knows when to stop it.
 
-    Args:
-        card: What to build, and how it stops.
-        generator: Draws the initial weights.
-        own: Classes of the caller's that the card may name.
+    For the arguments see `HaltingModel`.
 
     Raises:
         InputError: The card names no rule, or a name or a setting is unknown.

@@ -2,11 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import final, get_args
+from typing import NamedTuple, final, get_args
 
 import torch
 from torch import Tensor
@@ -39,13 +38,10 @@ def save_run(
 
     Args:
         directory: Where the runs lie.
-        signals: Of each of n calls; see `haltwise.processes.signals`; shape [n, len(SIGNALS)].
+        signals: Of each of n calls; see `haltwise.processes.signals`; shape [n, S].
         scores: What stopping there is judged by, shape [n]; the next call's loss if None.
         observed: What the signals were taken from.
-        name: Of the file; numbered if None.
-
-    Returns:
-        The file.
+        name: Of the file, which is returned; numbered if None.
 
     Raises:
         InputError: It cannot be written, or there is one of that name.
@@ -77,9 +73,7 @@ class RecordedRuns:
     def load(cls, directory: str | Path, horizon: int | None = None) -> "RecordedRuns":
         """The runs in `directory`, in the order of their names.
 
-        Args:
-            directory: With the files that `save_run` wrote.
-            horizon: T; runs that are shorter are left out. That of the shortest run if None.
+        Runs shorter than the horizon T are left out; it is that of the shortest run if None.
 
         Raises:
             InputError: No runs, a foreign or corrupt file, runs that were recorded in different
@@ -115,7 +109,14 @@ class RecordedRuns:
             len(kept) > 0,
             f"no run in {directory} has {horizon} steps; the longest has {max(lengths)}",
         )
-        trajectory = _cut(kept, horizon)
+        signals = torch.stack([run.signals[: horizon + 1] for run in kept])
+        seen = dict(zip(SIGNALS, signals.unbind(-1), strict=True))
+        trajectory = Trajectory(
+            loss=seen["loss"],
+            excess=torch.stack([run.scores[: horizon + 1] for run in kept]),
+            log_grad_norm=seen["log_grad"],
+            signals=signals[:, :horizon],
+        )
         finite = trajectory.finite.nonzero().squeeze(1)
         for number, why in (
             (len(runs) - len(kept), f"have fewer than {horizon} steps"),
@@ -175,49 +176,31 @@ class RecordedRuns:
         }
 
 
-@final
-@dataclass(frozen=True)
-class _Run:
+class _Run(NamedTuple):
     signals: Tensor  # [n, S]
     scores: Tensor  # [T + 1]
     observed: Observed
-    scored: bool
+    how: str
 
     @property
     def num_steps(self) -> int:
         """T."""
         return len(self.scores) - 1
 
-    @property
-    def how(self) -> str:
-        return f"{self.observed} seen and {'scores' if self.scored else 'no scores'}"
-
 
 def _load_run(path: Path) -> _Run:
     tensors, card = load_tensors(path)
     require(
-        isinstance(card, dict) and card.get("kind") == _KIND and card.get("observed") in _OBSERVED,
+        isinstance(card, dict)
+        and card.get("kind") == _KIND
+        and card.get("observed") in get_args(Observed),
         f"{path} is no recorded run; keep other files out of that directory",
     )
     require(
         card["signals"] == list(SIGNALS),
         f"{path} was recorded by a version with other signals; record it again",
     )
-    signals = tensors["signals"]
-    losses = signals[:, SIGNALS.index("loss")]
-    scores = tensors.get("scores", losses[1:])
-    return _Run(signals, scores, card["observed"], "scores" in tensors)
-
-
-_OBSERVED = get_args(Observed)
-
-
-def _cut(runs: Sequence[_Run], num_steps: int) -> Trajectory:
-    signals = torch.stack([run.signals[: num_steps + 1] for run in runs])
-    seen = dict(zip(SIGNALS, signals.unbind(-1), strict=True))
-    return Trajectory(
-        loss=seen["loss"],
-        excess=torch.stack([run.scores[: num_steps + 1] for run in runs]),
-        log_grad_norm=seen["log_grad"],
-        signals=signals[:, :num_steps],
-    )
+    signals, observed = tensors["signals"], card["observed"]
+    scores = tensors.get("scores", signals[1:, SIGNALS.index("loss")])
+    how = f"{observed} seen and {'scores' if 'scores' in tensors else 'no scores'}"
+    return _Run(signals, scores, observed, how)

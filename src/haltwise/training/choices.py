@@ -1,33 +1,35 @@
-"""The choices among the settings: the table of each, and classes from files of your own."""
+"""What the choices among the settings may name: tables, and classes from files of your own."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, is_dataclass
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
-from haltwise._core import plugins
-from haltwise._core.discovery import configure, find, find_known
-from haltwise._core.nested_settings import Choice, Leaf, leaves
+from haltwise._core import discovery, plugins
+from haltwise._core.nested_settings import Leaf, leaves
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.tasks import families
 from haltwise.training.gradients import GradientEstimator, estimators
 from haltwise.training.settings import TrainingSettings
 from haltwise.update_rules import UpdateRule, rules
 
-__all__ = ["CHOICES", "Named", "make_estimator", "own_classes", "settings_of"]
+__all__ = ["CHOICES", "Named", "own_classes", "plain", "settings_of"]
 
 
 @final
-@dataclass(frozen=True)
-class Named:
-    """What a choice may name."""
+class Named(NamedTuple):
+    """What a choice may name: a noun for messages, the base of a class of your own, and a table.
+
+    The table is from every name to a class, or to an instance whose values are the defaults.
+    """
 
     noun: str
-    """What it is, for messages."""
     kind: type
-    """What a class of your own is a subclass of."""
     table: Callable[[], Mapping[str, Any]]
-    """From every name to a class, or to an instance whose values are the defaults."""
+
+    def find(self, name: str) -> Any:
+        """Look up a name; PATH.py:NAME is executed."""
+        return discovery.find(self.table(), name, self.kind, self.noun)
 
 
 CHOICES: Mapping[str, Named] = MappingProxyType(
@@ -47,36 +49,26 @@ def settings_of(path: str, name: str) -> Iterator[Leaf]:
     Raises:
         InputError: There is no such name; near ones are suggested.
     """
-    if (path, name) == ("rule", "none"):
-        return
-    named = CHOICES[path]
-    yield from leaves(find(named.table(), name, named.kind, named.noun), f"{path}.")
+    if (path, name) != ("rule", "none"):
+        yield from leaves(CHOICES[path].find(name), f"{path}.")
 
 
 def own_classes(settings: TrainingSettings) -> list[type]:
-    """Load the classes that settings name by PATH.py:NAME; their files are executed.
+    """Load the classes that a model's card names by PATH.py:NAME; their files are executed.
 
     Raises:
         InputError: A file does not run, or what it defines is of another kind.
     """
-    chosen = {
-        "rule": settings.rule,
-        "method": settings.method,
-        "joint.estimator": settings.joint.estimator,
-    }
-    return [
-        plugins.load_object(choice.name, CHOICES[path].kind, CHOICES[path].noun)
-        for path, choice in chosen.items()
-        if plugins.is_file(choice.name)
-    ]
+    chosen = {"rule": settings.rule.name, "method": settings.method.name}
+    return [CHOICES[path].find(name) for path, name in chosen.items() if plugins.is_file(name)]
 
 
-def make_estimator(choice: Choice, own: list[type]) -> GradientEstimator:
-    """Make the gradient estimator of a choice.
-
-    Raises:
-        InputError: There is none, or a setting is impossible.
-    """
-    found = find_known(estimators(), choice.name, CHOICES["joint.estimator"].noun, own)
-    made: GradientEstimator = configure(found, choice.settings, choice.name)
-    return made
+def plain(path: str, value: Any) -> Any:
+    """Replace what a choice names, where it is given as an instance, by its name and settings."""
+    if path not in CHOICES or not isinstance(value, CHOICES[path].kind) or not is_dataclass(value):
+        return value
+    if isinstance(value, type):
+        return value
+    names = {entry: name for name, entry in CHOICES[path].table().items()}
+    name = names.get(type(value)) or plugins.whereabouts(value)
+    return {"name": name, "settings": asdict(value)}

@@ -1,43 +1,81 @@
 """What learns in a run: the model, its phases and its meta-optimizer, one meta-step at a time."""
 
 import math
-from typing import final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
+from haltwise._core.discovery import configure
 from haltwise._core.errors import require
+from haltwise._core.json import to_json
+from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
+from haltwise._core.tensors import require_like
 from haltwise._core.workers import Workers
-from haltwise.models.files import build_model
+from haltwise.models.card import Card
+from haltwise.models.files import build_model, halting_of
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.training.best import blank_card
-from haltwise.training.choices import make_estimator
-from haltwise.training.objective import MetaObjective
-from haltwise.training.optimization import MetaAdam
-from haltwise.training.phases import HaltingPhase, JointPhase, Phase, halting_of
-from haltwise.training.recordings import Recordings
-from haltwise.training.run.state import Counters, TrainingState
+from haltwise.training.choices import CHOICES
+from haltwise.training.optimization import MOMENTS, MetaAdam
+from haltwise.training.phases import HaltingPhase, JointPhase, MetaObjective, Phase
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sharding import differentiate_shards
 from haltwise.training.sources import Source
 
-__all__ = ["Learner"]
+__all__ = ["Counters", "Learner", "TrainingState"]
 
 _SKIPPED = 20  # meta-steps in a row without a finite gradient are a divergence, too
 _ROLLBACK_FACTOR = 0.3  # of the learning rate
 
 
 @final
-class Learner:
-    """A new model and all that changes its weights.
+@dataclass
+class Counters:
+    """What a run counts, over interruptions and rollbacks; changed in place."""
 
-    Args:
-        settings: Settings of the run.
-        source: Source of its trajectories.
-        own: Classes of your own that the settings name.
-        device: Where to compute.
-        workers: The processes that share the run.
+    seconds: float = 0.0
+    """Time spent on meta-steps."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Problems left out because they were not finite, by stream."""
+    num_skipped: int = 0
+    """Meta-steps without an update, for the meta-gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """The last of them."""
+    num_rollbacks: int = 0
+    """Returns to the last good state in the present phase."""
+
+
+@final
+class TrainingState(NamedTuple):
+    """The state after a validation: enough to go on to the same bits.
+
+    Attributes:
+        step: Meta-steps done.
+        phase: Name of the phase.
+        diverged: Whether the last validation found the training diverged.
+        metrics: Of the last validation.
+        tensors: Copies of the weights and of Adam's moments, under dotted names.
+    """
+
+    step: int
+    phase: str
+    diverged: bool
+    metrics: dict[str, float]
+    tensors: dict[str, Tensor]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors as a JSON object, which knows no NaN."""
+        document: dict[str, Any] = to_json(self._asdict())
+        del document["tensors"]
+        return document
+
+
+@final
+class Learner:
+    """A new model, made with the classes `own` of the user's, and all that changes its weights.
 
     Raises:
         InputError: There is nothing to train, or fewer shards than workers.
@@ -53,14 +91,18 @@ class Learner:
     ) -> None:
         workers.shards(settings.run.num_shards)  # refuses too many workers
         self._settings, self._workers, self._device = settings, workers, device
-        card = blank_card(settings, source)
+        card = _blank_card(settings, source)
         self.model = build_model(card, stream(settings.seed, "weights"), own)
         self.model.to(device)
         self.halting = halting_of(self.model)
         self.parameters = dict(self.model.named_parameters())
-        self.recordings = Recordings(settings, source, self.model)
-        self.phases = self._make_phases(source, own)
+        self._rule_parameters: list[nn.Parameter] = []
+        if isinstance(self.model, OptimizerModel):
+            self._rule_parameters = self.model.rule_parameters()
+        self.phases = self._make_phases(source)
         """In their order; the last may have no steps."""
+        self.num_steps = sum(phase.num_steps for phase in self.phases)
+        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
         require(
             self.num_steps >= 1,
             f"there is nothing to train: rule {settings.rule.name} has no weights or no joint "
@@ -70,7 +112,7 @@ class Learner:
         self.step, self.counters = 0, Counters()
         self.begin_phase(self.phases[0])
 
-    def _make_phases(self, source: Source, own: list[type]) -> list[Phase]:
+    def _make_phases(self, source: Source) -> list[Phase]:
         settings, device = self._settings, self._device
         objective = MetaObjective(
             self.halting,
@@ -78,22 +120,14 @@ class Learner:
             price=settings.price,
             sum_weight=settings.joint.sum_weight,
         )
-        estimator = make_estimator(settings.joint.estimator, own)
+        name, own = settings.joint.estimator.name, settings.joint.estimator.settings
+        estimator = configure(CHOICES["joint.estimator"].find(name), own, name)
         phases: list[Phase] = []
-        if self._rule_parameters() and settings.joint.num_steps:
-            assert isinstance(self.model, OptimizerModel)
+        if self._rule_parameters and settings.joint.num_steps:
             bound = estimator.bind(self.model, settings.horizon)
             phases.append(JointPhase(settings, device, source, objective, bound))
-        phases.append(HaltingPhase(settings, device, self.model, objective, self.recordings))
+        phases.append(HaltingPhase(settings, device, source, objective, self.model))
         return phases
-
-    def _rule_parameters(self) -> list[nn.Parameter]:
-        return self.model.rule_parameters() if isinstance(self.model, OptimizerModel) else []
-
-    @property
-    def num_steps(self) -> int:
-        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
-        return sum(phase.num_steps for phase in self.phases)
 
     @property
     def num_done(self) -> int:
@@ -118,28 +152,21 @@ class Learner:
         """Let the parameters learn that the phase trains, with a new meta-optimizer."""
         self.phase = phase
         self.counters.num_rollbacks = self.counters.skipped_in_a_row = 0
-        for weight in self._rule_parameters():
+        for weight in self._rule_parameters:
             weight.requires_grad_(phase.name == "joint")
-        halter = self.halting.halter
-        parts = [self._rule_parameters(), [] if halter is None else list(halter.parameters())]
-        self.adam = MetaAdam(
-            self._settings.adam,
-            [[weight for weight in part if weight.requires_grad] for part in parts],
-            [value for value in self.parameters.values() if value.requires_grad],
-        )
+        parts = (self._rule_parameters, self.halting.parameters())
+        groups = [[weight for weight in part if weight.requires_grad] for part in parts]
+        self.adam = MetaAdam(self._settings.adam, groups)
 
     def meta_step(self, *, interrupt: bool) -> tuple[float, bool]:
-        """Take one step on the gradients of all virtual shards.
-
-        Args:
-            interrupt: Whether this worker is to end the run.
+        """Take one step on the gradients of all virtual shards; `interrupt` asks to end the run.
 
         Returns:
             The loss before the step per problem, NaN where the gradient is not finite and no step
             was taken, and whether any worker is to end the run.
         """
         phase, counters = self.phase, self.counters
-        found = differentiate_shards(
+        loss, num_left_out, interrupted = differentiate_shards(
             phase,
             self.num_done,
             self.adam.learning,
@@ -148,15 +175,61 @@ class Learner:
             interrupt=interrupt,
         )
         before = counters.left_out.get(phase.left_out_name, 0) if phase.counts_anew else 0
-        counters.left_out[phase.left_out_name] = before + found.num_left_out
-        is_finite = self.adam.step(found.loss, self.num_done, phase.num_steps, self.learning_rate)
+        counters.left_out[phase.left_out_name] = before + num_left_out
+        is_finite = self.adam.step(loss, self.num_done, phase.num_steps, self.learning_rate)
         self.step += 1
         if is_finite:
             counters.skipped_in_a_row = 0
-            return found.loss, found.interrupted
+            return loss, interrupted
         counters.num_skipped += 1
         counters.skipped_in_a_row += 1
-        return math.nan, found.interrupted
+        return math.nan, interrupted
+
+    def snapshot(self, *, diverged: bool, metrics: dict[str, float]) -> TrainingState:
+        """Copy the present state, with what the last validation found."""
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.parameters.items():
+            tensors[f"weights.{name}"] = value
+            for key, moment in self.adam.state.get(value, {}).items():
+                tensors[f"adam.{key}.{name}"] = moment
+        copies = {name: value.detach().clone() for name, value in tensors.items()}
+        return TrainingState(self.step, self.phase.name, diverged, metrics, copies)
+
+    def stored(self, document: Mapping[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+        """The state that `TrainingState.to_json` and its tensors were written of.
+
+        Raises:
+            InputError: The tensors do not fit the parameters.
+        """
+        like: dict[str, Tensor] = {}
+        for name, value in self.parameters.items():
+            like[f"weights.{name}"] = value
+            if f"adam.step.{name}" in tensors:
+                like |= {f"adam.{key}.{name}": value for key in MOMENTS}
+                like[f"adam.step.{name}"] = torch.zeros(())
+        require_like(tensors, like)
+        placed = {
+            name: value if name.startswith("adam.step.") else value.to(self._device)
+            for name, value in tensors.items()
+        }
+        metrics = {
+            name: math.nan if value is None else value
+            for name, value in document["metrics"].items()
+        }
+        return TrainingState(
+            document["step"], document["phase"], document["diverged"], metrics, placed
+        )
+
+    def take_up(self, state: TrainingState) -> None:
+        """Go on from a state of the present phase."""
+        self.step = state.step
+        self.adam.state.clear()
+        for name, value in self.parameters.items():
+            value.data.copy_(state.tensors[f"weights.{name}"])
+            if f"adam.step.{name}" in state.tensors:
+                self.adam.state[value] = {
+                    key: state.tensors[f"adam.{key}.{name}"].clone() for key in MOMENTS
+                }
 
     def roll_back(self, state: TrainingState) -> None:
         """Return to a state of this phase, to go on with a lower learning rate."""
@@ -164,34 +237,32 @@ class Learner:
         self.counters.num_rollbacks += 1
         self.counters.skipped_in_a_row = 0
 
-    def take_up(self, state: TrainingState) -> None:
-        """Go on from a state of the present phase."""
-        self.step = state.step
-        state.put(self.parameters, self.adam)
-
-    def snapshot(self, *, diverged: bool, metrics: dict[str, float]) -> TrainingState:
-        """Copy the present state, with what the last validation found."""
-        return TrainingState.take(
-            self.step,
-            self.phase.name,
-            diverged=diverged,
-            metrics=metrics,
-            parameters=self.parameters,
-            adam=self.adam,
-        )
-
     def agree(self, *judged: float) -> list[float]:
         """Follow the first worker in its judgement, weights and moments.
 
         Replicas are equal to the bit on machines of one type, and kept together on others.
         """
         numbers = torch.tensor(judged, dtype=torch.float64, device=self._device)
-        moments: list[Tensor] = [
-            value
-            for state in self.adam.state.values()
-            for key, value in state.items()
-            if key != "step"
-        ]
+        moments = [state[key] for state in self.adam.state.values() for key in MOMENTS[1:]]
         weights = [weight.data for weight in self.parameters.values()]
         self._workers.follow_first(numbers, *weights, *moments)
         return numbers.tolist()
+
+
+def _blank_card(settings: TrainingSettings, source: Source) -> Card:
+    """Describe what the model is made of and trained for, before any training."""
+    family = None
+    if settings.runs is None:
+        family = Choice(settings.family.name, source.description["family_settings"])
+    return Card(
+        method=settings.method,
+        price=settings.price,
+        horizon=settings.horizon,
+        rule=None if settings.rule.name == "none" else settings.rule,
+        halter=settings.halter,
+        price_range=settings.price_range,
+        unit=source.unit,
+        observed=source.observed,
+        keeps_best=settings.keeps_best,
+        family=family,
+    )

@@ -19,36 +19,20 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class MetaAdam:
     """Adam on the parameters that learn in a phase, its rate decayed to 1 % by a cosine.
 
-    Args:
-        settings: Learning rate and clipping.
-        groups: Of the same parameters, those that are clipped together.
-        learning: The parameters that learn, in order.
+    Those of a group are clipped together.
     """
 
-    def __init__(
-        self,
-        settings: AdamSettings,
-        groups: Sequence[list[nn.Parameter]],
-        learning: Sequence[nn.Parameter],
-    ) -> None:
+    def __init__(self, settings: AdamSettings, groups: Sequence[list[nn.Parameter]]) -> None:
         self._settings, self._groups = settings, groups
-        self.learning = list(learning)
+        self.learning = [weight for group in groups for weight in group]
         self._adam = torch.optim.Adam(self.learning, lr=settings.learning_rate)
-
-    @property
-    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+        self.state: dict[Tensor, dict[str, Tensor]] = self._adam.state
         """Moments by parameter, to be saved and restored."""
-        state: dict[Tensor, dict[str, Tensor]] = self._adam.state
-        return state
 
     def step(self, loss: float, step: int, num_steps: int, learning_rate: float) -> bool:
-        """Update the parameters by their gradients, clipped; whether everything was finite.
+        """Update the parameters by their gradients, clipped; whether all, `loss` too, was finite.
 
-        Args:
-            loss: The objective there.
-            step: Steps of the phase that are done.
-            num_steps: Steps of the phase.
-            learning_rate: Adam's, before the cosine.
+        `step` of the phase's `num_steps` are done; the cosine lowers the learning rate.
         """
         cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
         self._adam.param_groups[0]["lr"] = learning_rate * (0.01 + 0.99 * cosine)

@@ -1,155 +1,164 @@
-"""The phases of a training: what one meta-step differentiates."""
+"""The phases of a training: the objective that one meta-step differentiates, and how."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple, final
+from dataclasses import dataclass, field
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.random import stream
-from haltwise.models.files import Model
+from haltwise.halting.methods import HaltingExamples
+from haltwise.halting.objectives import sum_of_losses
+from haltwise.models.files import Model, halting_of
 from haltwise.models.halting_model import HaltingModel
-from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.training.gradients import BoundEstimator
-from haltwise.training.objective import MetaObjective
-from haltwise.training.recordings import Recordings
+from haltwise.training.gradients import BoundEstimator, Estimate
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import Source
 
-__all__ = ["HaltingPhase", "JointPhase", "Phase", "ShardResult", "halting_of"]
-
-
-class ShardResult(NamedTuple):
-    """The result of differentiating one virtual shard.
-
-    Attributes:
-        loss: Sum of the items' losses over the size of the whole meta-step.
-        num_used: Items used.
-        num_left_out: Items left out because they were not finite.
-    """
-
-    loss: Tensor
-    num_used: int
-    num_left_out: int
-
-
-def halting_of(model: Model) -> HaltingModel:
-    """The halting model of a model."""
-    return model.halting if isinstance(model, OptimizerModel) else model
-
-
-class Phase(ABC):
-    """A stretch of meta-steps with one objective.
-
-    Args:
-        settings: Settings of the run.
-        device: Where to compute.
-    """
-
-    name: str
-    num_steps: int
-    batch_size: int
-    left_out_name: str
-    """Stream under which items that were not finite are counted."""
-    counts_anew: bool
-    """Whether every meta-step leaves out items of its own, which add up."""
-
-    def __init__(self, settings: TrainingSettings, device: torch.device | str) -> None:
-        self.settings, self._device = settings, device
-
-    @abstractmethod
-    def differentiate(self, shard: int, step: int) -> ShardResult:
-        """Add the gradient of a virtual shard to the model's `.grad`.
-
-        Args:
-            shard: Number of the shard.
-            step: Steps of this phase that are done.
-        """
-
-    def _stream(self, shard: int, *path: str | int) -> torch.Generator:
-        """The generator of a virtual shard; a single one needs no number."""
-        several = self.settings.run.num_shards > 1
-        return stream(self.settings.seed, *path, *([shard] if several else []))
-
-    def _draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
-        exponent = 2 * torch.rand(num, generator=generator) - 1
-        return (self.settings.price * self.settings.price_range**exponent).to(self._device)
+__all__ = ["HaltingPhase", "JointPhase", "MetaObjective", "Phase"]
 
 
 @final
+class MetaObjective:
+    """What is minimised, per problem: the halting method's objective, and the rule's mean loss.
+
+    Args:
+        model: Whose outputs are judged.
+        horizon: T, steps of an unroll.
+        price: The default price, in which losses are counted.
+        sum_weight: Weight of the mean loss beside the halting objective.
+    """
+
+    def __init__(
+        self, model: HaltingModel, *, horizon: int, price: float, sum_weight: float
+    ) -> None:
+        self._model = model
+        self._unit, self._sum_weight = horizon * price, sum_weight
+
+    def joint(
+        self,
+        excess: Tensor,
+        outputs: Mapping[str, Tensor],
+        price: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The objective of rule and halter together, shape [B]; see `halting`."""
+        losses = self.losses(excess)
+        if not self._model.halts:
+            return losses
+        halting = self.halting(excess, outputs, price, None, generator)
+        return halting + self._sum_weight * losses
+
+    def losses(self, excess: Tensor) -> Tensor:
+        """The rule's alone: the mean loss over steps 1..T (L2L), shape [B]."""
+        return sum_of_losses(excess) / self._unit
+
+    def halting(
+        self,
+        excess: Tensor,
+        outputs: Mapping[str, Tensor],
+        price: Tensor,
+        progress: float | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The halter's alone, shape [B]; see `HaltingExamples`."""
+        method = self._model.method
+        initial = self._model.initial(price) if method.has_initial else {}
+        return method.objective(
+            HaltingExamples(excess, outputs, initial, price, progress, generator)
+        )
+
+
+@dataclass(eq=False)
+class Phase(ABC):
+    """A stretch of meta-steps with one objective."""
+
+    name: ClassVar[str]
+    left_out_name: ClassVar[str]
+    """Stream under which items that were not finite are counted."""
+    counts_anew: ClassVar[bool]
+    """Whether every meta-step leaves out items of its own, which add up."""
+
+    settings: TrainingSettings
+    device: torch.device | str
+    source: Source
+    objective: MetaObjective
+    num_steps: int = field(init=False)
+    batch_size: int = field(init=False)
+
+    @abstractmethod
+    def differentiate(self, shard: int, step: int) -> Estimate:
+        """Add the gradient of a virtual shard to the model's `.grad`, after `step` steps."""
+
+    def path(self, shard: int) -> tuple[int, ...]:
+        """The end of the path of a shard's streams; a single shard needs no number."""
+        return (shard,) if self.settings.run.num_shards > 1 else ()
+
+    def draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
+        """Prices, log-uniform around the default, shape [num]."""
+        exponent = 2 * torch.rand(num, generator=generator) - 1
+        return (self.settings.price * self.settings.price_range**exponent).to(self.device)
+
+
+@final
+@dataclass(eq=False)
 class JointPhase(Phase):
     """Update rule and halter together, on fresh problems."""
 
     name, left_out_name, counts_anew = "joint", "train", True
 
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        device: torch.device | str,
-        source: Source,
-        objective: MetaObjective,
-        estimator: BoundEstimator,
-    ) -> None:
-        super().__init__(settings, device)
-        self._source, self._objective, self._estimator = source, objective, estimator
-        self.num_steps, self.batch_size = settings.joint.num_steps, settings.joint.batch_size
+    estimator: BoundEstimator
 
-    def differentiate(self, shard: int, step: int) -> ShardResult:
-        joint = self.settings.joint
-        size = joint.batch_size // self.settings.run.num_shards
-        generator = self._stream(shard, "train", step)
-        batch = self._source.sample(size, generator)
+    def __post_init__(self) -> None:
+        self.num_steps = self.settings.joint.num_steps
+        self.batch_size = self.settings.joint.batch_size
+
+    def differentiate(self, shard: int, step: int) -> Estimate:
+        settings, joint = self.settings, self.settings.joint
+        size = joint.batch_size // settings.run.num_shards
+        generator = stream(settings.seed, "train", step, *self.path(shard))
+        batch = self.source.sample(size, generator)
         assert batch is not None
-        price = self._draw_prices(size, generator)
+        price = self.draw_prices(size, generator)
         warm = step >= joint.warmup * joint.num_steps
 
         def objective(excess: Tensor, outputs: Mapping[str, Tensor], price: Tensor) -> Tensor:
             if warm:
-                return self._objective.joint(excess, outputs, price, generator)
-            return self._objective.losses(excess)
+                return self.objective.joint(excess, outputs, price, generator)
+            return self.objective.losses(excess)
 
-        estimate = self._estimator.accumulate(batch, price, objective, joint.batch_size, generator)
-        losses = estimate.losses
-        return ShardResult(losses.sum() / joint.batch_size, len(losses), estimate.num_left_out)
+        return self.estimator.accumulate(batch, price, objective, joint.batch_size, generator)
 
 
 @final
+@dataclass(eq=False)
 class HaltingPhase(Phase):
     """The halter alone, on recorded trajectories: no gradient of the optimizee is evaluated."""
 
     name, left_out_name, counts_anew = "halting", "recorded", False
 
-    def __init__(
-        self,
-        settings: TrainingSettings,
-        device: torch.device | str,
-        model: Model,
-        objective: MetaObjective,
-        recordings: Recordings,
-    ) -> None:
-        super().__init__(settings, device)
-        self._halting, self._objective = halting_of(model), objective
-        self._recordings = recordings
-        self.num_steps = settings.halting.num_steps if self._halting.halts else 0
-        self.batch_size = settings.halting.batch_size
+    model: Model
 
-    def differentiate(self, shard: int, step: int) -> ShardResult:
+    def __post_init__(self) -> None:
+        self.halting = halting_of(self.model)
+        self.num_steps = self.settings.halting.num_steps if self.halting.halts else 0
+        self.batch_size = self.settings.halting.batch_size
+
+    def differentiate(self, shard: int, step: int) -> Estimate:
         settings, own = self.settings, self.settings.halting
         num_shards = settings.run.num_shards
-        path = (shard,) if num_shards > 1 else ()
-        recorded = self._recordings.take("recorded", own.num_recorded // num_shards, *path)
-        generator = self._stream(shard, "head", step)
+        key: tuple[str | int, ...] = ("recorded", *self.path(shard))
+        recorded = self.source.take(self.model, own.num_recorded // num_shards, *key)
+        generator = stream(settings.seed, "head", step, *self.path(shard))
         size = own.batch_size // num_shards
         index = torch.randint(recorded.num_items, (size,), generator=generator)
-        chosen = recorded.select(index.to(self._device))
-        price = self._draw_prices(size, generator)
-        outputs = self._halting(chosen.known("signals"), chosen.shown_readouts(), price)
-        losses = self._objective.halting(
-            chosen.excess, outputs, price, step / own.num_steps, generator
-        )
+        chosen = recorded.select(index.to(self.device))
+        price = self.draw_prices(size, generator)
+        outputs = self.halting(chosen.known("signals"), chosen.shown_readouts(), price)
+        progress = step / own.num_steps
+        losses = self.objective.halting(chosen.excess, outputs, price, progress, generator)
         weighed = losses * (price / settings.price) ** own.price_exponent
-        loss = weighed.sum() / own.batch_size
-        loss.backward()
-        num_left_out = self._recordings.num_left_out.get(("recorded", *path), 0)
-        return ShardResult(loss.detach(), size, num_left_out)
+        (weighed.sum() / own.batch_size).backward()
+        return Estimate(weighed.detach(), self.source.num_left_out[key])

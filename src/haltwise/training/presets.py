@@ -4,12 +4,27 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from haltwise._core import discovery
+from haltwise._core import discovery, plugins
 from haltwise._core.nested_settings import merge
+from haltwise.processes.base import ProcessFamily
 from haltwise.tasks import training_defaults
-from haltwise.training.families import is_process_family
 
-__all__ = ["MONITOR_DEFAULTS", "PRESETS", "default_settings"]
+__all__ = ["MONITOR_DEFAULTS", "PRESETS", "default_settings", "process_family"]
+
+
+def process_family(name: str) -> Any | None:
+    """The family of processes, a class or an instance, that PATH.py:NAME names; its file is run.
+
+    None for any other family.
+
+    Raises:
+        InputError: The file does not run, or it defines no such name.
+    """
+    if not plugins.is_file(name):
+        return None
+    found = plugins.load_object(name, object, "family")
+    kind = found if isinstance(found, type) else type(found)
+    return found if issubclass(kind, ProcessFamily) else None
 
 
 def default_settings(preset: str, family: str | None) -> dict[str, Any]:
@@ -25,7 +40,7 @@ def default_settings(preset: str, family: str | None) -> dict[str, Any]:
     chosen = discovery.lookup(PRESETS, preset, "preset")
     if family is None:
         return merge(chosen)
-    if is_process_family(family):
+    if process_family(family) is not None:
         return merge(chosen, PROCESS_DEFAULTS)
     return merge(training_defaults().get(family, {}), chosen)
 
@@ -69,9 +84,8 @@ PROCESS_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 # Some hundreds of runs are all there is: a smaller halter, fewer steps.
 MONITOR_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
-        "rule": {"name": "none"},
+        **PROCESS_DEFAULTS,
         "halter": {"width": 32, "memory": 16},
-        "price_range": 3.0,
         "halting": {"num_steps": 1000, "batch_size": 128},
     }
 )

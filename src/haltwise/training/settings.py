@@ -4,8 +4,8 @@ The docstring of a field is its help on the command line, where `joint.batch_siz
 `--joint.batch-size`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self, final
 
 from haltwise._core import plugins
@@ -46,7 +46,7 @@ class JointPhaseSettings:
     """Gradient estimator, a name in its table or PATH.py:NAME."""
 
     def __post_init__(self) -> None:
-        _check(self, at_least={"num_steps": 0, "batch_size": 1})
+        _check(self, num_steps=0, batch_size=1)
         require(0 <= self.warmup <= 1, f"warmup must lie in [0, 1], got {self.warmup}")
 
 
@@ -66,7 +66,7 @@ class HaltingPhaseSettings:
     prices, so they grow as the price falls: 0 favours low prices, 1 high ones."""
 
     def __post_init__(self) -> None:
-        _check(self, at_least={"num_steps": 0, "num_recorded": 1, "batch_size": 1})
+        _check(self, num_steps=0, num_recorded=1, batch_size=1)
 
 
 @final
@@ -80,7 +80,7 @@ class AdamSettings:
     """Norm to which meta-gradients are clipped, for the rule and for the halter apart."""
 
     def __post_init__(self) -> None:
-        _check(self, above_zero=("learning_rate", "clip_norm"))
+        _check(self, "learning_rate", "clip_norm")
 
 
 @final
@@ -96,7 +96,7 @@ class ValidationSettings:
     """Calibration problems, on which the stop rule's thresholds are chosen."""
 
     def __post_init__(self) -> None:
-        _check(self, at_least={"every": 1, "num_problems": 1, "num_calibration": 1})
+        _check(self, every=1, num_problems=1, num_calibration=1)
 
 
 @final
@@ -114,7 +114,7 @@ class RunSettings:
     the learning rate, before it is given up."""
 
     def __post_init__(self) -> None:
-        _check(self, at_least={"num_shards": 1, "num_checkpoints": 1, "max_rollbacks": 0})
+        _check(self, num_shards=1, num_checkpoints=1, max_rollbacks=0)
 
 
 @final
@@ -167,8 +167,7 @@ class TrainingSettings:
     """Random seed."""
 
     def __post_init__(self) -> None:
-        _check(self, at_least={"horizon": 1}, above_zero=("price",))
-        require(self.price_range >= 1, f"price_range must be at least 1, got {self.price_range}")
+        _check(self, "price", horizon=1, price_range=1)
         for name, size in (
             ("joint.batch_size", self.joint.batch_size),
             ("halting.batch_size", self.halting.batch_size),
@@ -196,11 +195,6 @@ class TrainingSettings:
     def from_preset(cls, preset: str, family: str, *changes: Mapping[str, Any]) -> Self:
         """The family's defaults with the preset's settings and then `changes` laid over them.
 
-        Args:
-            preset: A name in `PRESETS`.
-            family: A name, or PATH.py:NAME.
-            changes: Nested objects, the later ones on top.
-
         Raises:
             InputError: The preset is unknown or a setting is impossible.
 
@@ -216,36 +210,24 @@ class TrainingSettings:
             brought_settings(asked),
             {"preset": preset},
         )
-        made = cls.from_json(settings)
-        return replace(
-            made,
-            family=_located(made.family),
-            rule=_located(made.rule),
-            method=_located(made.method),
-            joint=replace(made.joint, estimator=_located(made.joint.estimator)),
-            mixed_with=[plugins.resolve(name) for name in made.mixed_with],
-        )
+        return cls.from_json(_located(settings))
 
 
-def _located(choice: Choice) -> Choice:
-    """The choice with the path of PATH.py:NAME absolute, so that it is found from anywhere."""
-    return Choice(plugins.resolve(choice.name), choice.settings)
+def _located(value: Any) -> Any:
+    """A JSON value with the path of every PATH.py:NAME absolute, so that it is found anywhere."""
+    if isinstance(value, Mapping):
+        return {name: _located(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_located(entry) for entry in value]
+    return plugins.resolve(value) if isinstance(value, str) else value
 
 
-def _check(
-    settings: Any, *, at_least: Mapping[str, int] | None = None, above_zero: Sequence[str] = ()
-) -> None:
-    """Refuse settings of another type, or out of bounds.
-
-    Args:
-        settings: A dataclass.
-        at_least: The least value of integers by name.
-        above_zero: Names of positive numbers.
-    """
+def _check(settings: Any, *above_zero: str, **at_least: int) -> None:
+    """Refuse settings of another type, not above 0, or below their bounds."""
     require_types(type(settings).__init__, vars(settings))
-    for name, bound in (at_least or {}).items():
-        value = getattr(settings, name)
-        require(value >= bound, f"{name} must be at least {bound}, got {value}")
     for name in above_zero:
         value = getattr(settings, name)
         require(value > 0, f"{name} must be above 0, got {value}")
+    for name, bound in at_least.items():
+        value = getattr(settings, name)
+        require(value >= bound, f"{name} must be at least {bound}, got {value}")

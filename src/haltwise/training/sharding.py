@@ -2,31 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from haltwise._core.workers import Workers
-from haltwise.training.phases import Phase, ShardResult
+from haltwise.training.gradients import Estimate
+from haltwise.training.phases import Phase
 
-__all__ = ["MetaGradient", "differentiate_shards"]
+__all__ = ["differentiate_shards"]
 
 _NUMBERS = 4  # of a shard beside its gradient: loss, items used and left out, whether to interrupt
-
-
-class MetaGradient(NamedTuple):
-    """What a meta-step's gradient was taken of; the gradient itself lies in `.grad`.
-
-    Attributes:
-        loss: The objective per problem used, NaN if none was.
-        num_left_out: Problems left out because they were not finite.
-        interrupted: Whether any worker is to end the run.
-    """
-
-    loss: float
-    num_left_out: int
-    interrupted: bool
 
 
 def differentiate_shards(
@@ -37,20 +23,16 @@ def differentiate_shards(
     num_shards: int,
     *,
     interrupt: bool = False,
-) -> MetaGradient:
-    """Set `.grad` of the parameters to the gradient of a whole meta-step.
+) -> tuple[float, int, bool]:
+    """Set `.grad` of the parameters that learn to the gradient of a whole meta-step.
 
     Every shard fills a row of its own, and the rows are added in their order: the sum does not
     depend, to the bit, on how many workers share the shards. Problems left out are made up for by
-    those used.
+    those used. `step` steps of the phase are done; `interrupt` asks all workers to end the run.
 
-    Args:
-        phase: The phase, which differentiates a shard.
-        step: Steps of the phase that are done.
-        learning: The parameters that learn.
-        workers: The processes that share the run.
-        num_shards: Virtual shards.
-        interrupt: Whether this worker is to end the run.
+    Returns:
+        The objective per problem used, NaN if none was; the number of problems left out because
+        they were not finite; and whether any worker asks to end the run.
     """
     sizes = [weight.numel() for weight in learning]
     # The gradients, whether each weight has one, and the numbers.
@@ -59,7 +41,8 @@ def differentiate_shards(
     for shard in workers.shards(num_shards):
         for weight in learning:
             weight.grad = None
-        rows[shard] = _row(phase.differentiate(shard, step), learning, interrupt)
+        estimate = phase.differentiate(shard, step)
+        rows[shard] = _row(estimate, learning, phase.batch_size, interrupt)
     workers.sum(rows)
     total = torch.zeros_like(rows[0])
     for row in rows:
@@ -71,15 +54,18 @@ def differentiate_shards(
     gradients = total[: sum(sizes)].split(sizes)
     for weight, gradient, there in zip(learning, gradients, present, strict=True):
         weight.grad = gradient.view_as(weight) if there else None
-    return MetaGradient(float(loss), int(left_out), interrupts > 0)
+    return float(loss), int(left_out), interrupts > 0
 
 
-def _row(result: ShardResult, learning: Sequence[nn.Parameter], interrupt: bool) -> Tensor:
+def _row(
+    estimate: Estimate, learning: Sequence[nn.Parameter], size: int, interrupt: bool
+) -> Tensor:
+    losses, num_left_out = estimate
     gradients = [weight.grad for weight in learning]
     flat = [
         weight.new_zeros(weight.numel()) if gradient is None else gradient.flatten()
         for weight, gradient in zip(learning, gradients, strict=True)
     ]
-    present = result.loss.new_tensor([gradient is not None for gradient in gradients])
-    numbers = result.loss.new_tensor([result.num_used, result.num_left_out, interrupt])
-    return torch.cat([*flat, present, result.loss.reshape(1), numbers])
+    present = losses.new_tensor([gradient is not None for gradient in gradients])
+    numbers = losses.new_tensor([len(losses), num_left_out, interrupt])
+    return torch.cat([*flat, present, (losses.sum() / size).reshape(1), numbers])

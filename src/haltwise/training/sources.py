@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from haltwise._core.discovery import configure
 from haltwise._core.errors import require
 from haltwise._core.files import digest
 from haltwise._core.random import stream
@@ -22,57 +23,79 @@ from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout.record import record, record_process
 from haltwise.stop_rules import CostUnit
 from haltwise.tasks import TaskBatch, TaskFamily, family
-from haltwise.training.families import find_family
+from haltwise.training.presets import process_family
 from haltwise.training.settings import TrainingSettings
 
-__all__ = ["FamilySource", "ProcessSource", "RecordedSource", "Report", "Source", "source_of"]
-
-Report = Callable[[int, int], None]
-"""Called with how many of how many problems are recorded."""
+__all__ = ["FamilySource", "ProcessSource", "RecordedSource", "Source", "source_of"]
 
 _RECORDED_COORDINATES = 2**18  # recorded at once: their state fills some 80 MiB
 
 
 class Source(ABC):
-    """The source of a run's trajectories."""
+    """The source of a run's trajectories; each stream of them is recorded once."""
 
     unit: CostUnit
     """What a stop is charged for."""
     observed: Observed = "gradients"
     """What is observed of the process."""
+    description: dict[str, Any]
+    """What identifies the source beside the settings, as JSON values by name."""
 
-    @property
-    @abstractmethod
-    def description(self) -> dict[str, Any]:
-        """What identifies the source beside the settings, as JSON values by name."""
+    def __init__(self, settings: TrainingSettings, device: torch.device | str) -> None:
+        self._settings, self._device = settings, device
+        self._kept: dict[tuple[str | int, ...], Trajectory] = {}
+        self.num_left_out: dict[tuple[str | int, ...], int] = {}
+        """Items of each recorded stream that were not finite."""
+        self.report: Callable[[int, int], None] | None = None
+        """Called with how many of how many problems are recorded, if set."""
 
     def sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch | None:
         """Draw fresh problems for the update rule; None where there is no rule to train."""
         del num_problems, generator
         return None
 
-    @abstractmethod
-    def record(
-        self, model: Model, name: str, num_items: int, *path: int, report: Report | None = None
-    ) -> Trajectory:
-        """Record trajectories, whether they stay finite or not.
+    def take(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
+        """The trajectories of a stream, without those that are not finite.
 
         Args:
-            model: The model, whose update rule moves the parameters.
-            name: Name of the stream: recorded, validation or calibration.
-            num_items: Number of items wanted; recorded runs are as many as there are.
-            path: The rest of the stream's path.
-            report: Called with the progress, where recording takes long.
+            model: The model, whose update rule is final when a stream is first taken.
+            num_items: Number of items to record; recorded runs are as many as there are.
+            key: The stream's name (recorded, validation or calibration), and the rest of its path.
+
+        Raises:
+            InputError: None stayed finite.
         """
+        if key not in self._kept:
+            recorded = self._record(model, num_items, *key)
+            finite = recorded.finite.nonzero().squeeze(1)
+            require(len(finite) > 0, self.none_finite(num_items))
+            self._kept[key] = recorded.select(finite)
+            self.num_left_out[key] = recorded.num_items - len(finite)
+        return self._kept[key]
+
+    @abstractmethod
+    def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
+        """Record a stream, whether its items stay finite or not."""
+
+    def none_finite(self, num_items: int) -> str:
+        """Word the message that no item stayed finite."""
+        own = self._settings
+        what = f"problems of {own.family.name}" if own.runs is None else "recorded runs"
+        return (
+            f"not one of {num_items} {what} stays finite for {own.horizon} steps; choose a "
+            "smaller learning rate or horizon"
+        )
+
+    def _require_no_rule(self, why: str) -> None:
+        """Refuse settings of what an update rule and its problems would need."""
+        rule, mixed_with = self._settings.rule.name, self._settings.mixed_with
+        require(rule == "none", f"{why}, so there is no update rule to train; drop rule {rule!r}")
+        require(not mixed_with, f"{why}; drop mixed_with, which names families of problems")
 
 
 @final
 class FamilySource(Source):
-    """Problems of a family, and recordings of those that it is mixed with.
-
-    Raises:
-        InputError: A family to mix with is unknown, or there is no update rule.
-    """
+    """Problems of a family, and recordings of those that it is mixed with."""
 
     unit = CostUnit.GRADIENTS
 
@@ -81,8 +104,9 @@ class FamilySource(Source):
         own: TaskFamily,
         settings: TrainingSettings,
         device: torch.device | str,
-        data_dir: Path | str | None = None,
+        data_dir: Path | str | None,
     ) -> None:
+        super().__init__(settings, device)
         require(
             settings.rule.name != "none",
             f"problems of {settings.family.name} are moved by an update rule, and rule is none; "
@@ -90,45 +114,33 @@ class FamilySource(Source):
         )
         self.family = own
         self._mixed_with = {name: family(name, data_dir=data_dir) for name in settings.mixed_with}
-        self._horizon, self._seed, self._device = settings.horizon, settings.seed, device
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"family_settings": asdict(self.family)}
+        self.description = {"family_settings": asdict(own)}
 
     def sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
         return self.family.sample(num_problems, generator, device=self._device)
 
-    def record(
-        self, model: Model, name: str, num_items: int, *path: int, report: Report | None = None
-    ) -> Trajectory:
+    def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         assert isinstance(model, OptimizerModel)
+        seed, horizon = self._settings.seed, self._settings.horizon
         share = max(1, num_items // (1 + len(self._mixed_with)))
-        key: tuple[str | int, ...] = (name, *path)
-        batches = [self.sample(share, stream(self._seed, *key))]
-        for other, mixed in self._mixed_with.items():
-            batches.append(
-                mixed.sample(share, stream(self._seed, *key, other), device=self._device)
-            )
+        batches = [self.sample(share, stream(seed, *key))]
+        for name, other in self._mixed_with.items():
+            batches.append(other.sample(share, stream(seed, *key, name), device=self._device))
         index = torch.arange(share, device=self._device)
         parts: list[Trajectory] = []
         done = 0
         for batch in batches:
             for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim)):
-                parts.append(record(model.rule, batch.select(part), self._horizon))
+                parts.append(record(model.rule, batch.select(part), horizon))
                 done += len(part)
-                if report is not None:
-                    report(done, share * len(batches))
+                if self.report is not None:
+                    self.report(done, share * len(batches))
         return Trajectory.join(parts)
 
 
 @final
 class ProcessSource(Source):
-    """Processes of a family: only when to halt them is learned.
-
-    Raises:
-        InputError: The settings name an update rule.
-    """
+    """Processes of a family: only when to halt them is learned."""
 
     unit = CostUnit.UPDATES
     observed: Observed = "loss"
@@ -136,57 +148,40 @@ class ProcessSource(Source):
     def __init__(
         self, own: ProcessFamily, settings: TrainingSettings, device: torch.device | str
     ) -> None:
-        _require_no_rule(settings, "processes move by themselves")
+        super().__init__(settings, device)
+        self._require_no_rule("processes move by themselves")
         self.family = own
-        self._horizon, self._seed, self._device = settings.horizon, settings.seed, device
+        self.description = {"family_settings": asdict(own)}
 
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"family_settings": asdict(self.family)}
-
-    def record(
-        self, model: Model, name: str, num_items: int, *path: int, report: Report | None = None
-    ) -> Trajectory:
-        generator = stream(self._seed, name, *path)
+    def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
+        generator = stream(self._settings.seed, *key)
         process = self.family.sample(num_items, generator, device=self._device)
-        return record_process(process, self._horizon)
+        return record_process(process, self._settings.horizon)
 
 
 @final
 class RecordedSource(Source):
-    """Recorded runs of a loop; a stop leaves the loop where it is.
-
-    Raises:
-        InputError: There are no such runs, or too few.
-    """
+    """Recorded runs of a loop; a stop leaves the loop where it is."""
 
     unit = CostUnit.UPDATES
 
     def __init__(self, settings: TrainingSettings, device: torch.device | str) -> None:
+        super().__init__(settings, device)
         assert settings.runs is not None
-        _require_no_rule(settings, "recorded runs have been moved already")
+        self._require_no_rule("recorded runs have been moved already")
         runs = RecordedRuns.load(settings.runs, settings.horizon)
         runs = runs.keeping_best() if settings.keeps_best else runs
         self.observed = runs.observed
         recorded = vars(runs.trajectory)
         tensors = {name: value for name, value in recorded.items() if isinstance(value, Tensor)}
-        self._digest = digest(tensors, "")
-
-        def place(value: Tensor) -> Tensor:
-            return value.to(device)
-
+        self.description = {"observed": runs.observed, "recordings": digest(tensors, "")}
         self._parts = {
-            name: map_tensors(part, place) for name, part in runs.split(settings.seed).items()
+            name: map_tensors(part, lambda value: value.to(device))
+            for name, part in runs.split(settings.seed).items()
         }
 
-    @property
-    def description(self) -> dict[str, Any]:
-        return {"observed": self.observed, "recordings": self._digest}
-
-    def record(
-        self, model: Model, name: str, num_items: int, *path: int, report: Report | None = None
-    ) -> Trajectory:
-        return self._parts[name]
+    def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
+        return self._parts[str(key[0])]
 
 
 def source_of(
@@ -195,20 +190,13 @@ def source_of(
     """Make the source that settings name.
 
     Raises:
-        InputError: A family is unknown, there are no such runs, or other settings do not fit.
+        InputError: A family is unknown, there are no such runs or too few, or other settings, such
+            as an update rule where nothing is moved by one, do not fit.
     """
     if settings.runs is not None:
         return RecordedSource(settings, device)
-    own = find_family(settings.family, data_dir)
-    if isinstance(own, ProcessFamily):
-        return ProcessSource(own, settings, device)
-    return FamilySource(own, settings, device, data_dir)
-
-
-def _require_no_rule(settings: TrainingSettings, why: str) -> None:
-    """Refuse settings of what an update rule and its problems would need."""
-    require(
-        settings.rule.name == "none",
-        f"{why}, so there is no update rule to train; drop rule {settings.rule.name!r}",
-    )
-    require(not settings.mixed_with, f"{why}; drop mixed_with, which names families of problems")
+    name, own = settings.family.name, settings.family.settings
+    processes = process_family(name)
+    if processes is not None:
+        return ProcessSource(configure(processes, own, name), settings, device)
+    return FamilySource(family(name, own, data_dir=data_dir), settings, device, data_dir)

@@ -1,21 +1,19 @@
 """A whole training run in one call."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from haltwise._core.plugins import whereabouts
-from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.processes.base import ProcessFamily
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.tasks import TaskFamily
+from haltwise.training.choices import plain
 from haltwise.training.presets import MONITOR_DEFAULTS
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.trainer import Trainer
-from haltwise.update_rules import UpdateRule, rules
 
 __all__ = ["monitor_settings", "train", "train_monitor"]
 
@@ -49,57 +47,31 @@ def train(
     Raises:
         InputError: A setting is impossible, or the directory holds a run already.
     """
-    changes = {name: _plain(name, value) for name, value in settings.items()}
+    changes = {name: plain(name, value) for name, value in settings.items()}
     if isinstance(family, TaskFamily | ProcessFamily):
         changes = {"family": {"settings": asdict(family)}, **changes}
         if isinstance(family, TaskFamily):
             data_dir = data_dir or family.data_dir
         family = whereabouts(family)
     chosen = TrainingSettings.from_preset(preset, family, changes)
-    trainer = Trainer(
-        chosen, Path(directory), device=device, command=f"train({family!r})", data_dir=data_dir
+    command = f"train({family!r})"
+    return _finish(
+        Trainer(chosen, Path(directory), device=device, command=command, data_dir=data_dir)
     )
+
+
+def _finish(trainer: Trainer) -> Path:
     for _ in trainer.run():
         pass
-    return Path(directory)
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Replace a rule or method that is given as an instance by its name and settings."""
-    tables: dict[str, tuple[type, Mapping[str, type]]] = {
-        "rule": (UpdateRule, rules()),
-        "method": (HaltingMethod, halting_methods()),
-    }
-    if name not in tables:
-        return value
-    kind, table = tables[name]
-    if not isinstance(value, kind) or not is_dataclass(value) or isinstance(value, type):
-        return value
-    known = {entry: key for key, entry in table.items()}
-    name = known[type(value)] if type(value) in known else whereabouts(value)
-    return {"name": name, "settings": asdict(value)}
+    return trainer.directory
 
 
 def monitor_settings(
     runs: str | Path, *, price: float, horizon: int | None = None, **settings: Any
 ) -> TrainingSettings:
-    """Make the settings of `train_monitor`.
-
-    Args:
-        runs: Directory of the recordings.
-        price: c, what a round must gain, in units of the score.
-        horizon: T, rounds after the first; the shortest run's if None.
-        settings: Further settings of `TrainingSettings`, sections as dictionaries.
-
-    Raises:
-        InputError: There are no such runs, or a setting is impossible.
-    """
-    recorded = RecordedRuns.load(runs, horizon)
-    own = {
-        "runs": str(Path(runs).resolve()),
-        "price": price,
-        "horizon": recorded.trajectory.num_steps,
-    }
+    """Make the settings of `train_monitor`, which explains the arguments."""
+    steps = RecordedRuns.load(runs, horizon).trajectory.num_steps
+    own = {"runs": str(Path(runs).resolve()), "price": price, "horizon": steps}
     return TrainingSettings.from_preset("act", "recorded-runs", MONITOR_DEFAULTS, own, settings)
 
 
@@ -122,8 +94,8 @@ def train_monitor(
         price: c, what a round must gain, in units of the score.
         horizon: T, rounds after the first; the shortest run's if None.
         device: Where to compute.
-        settings: Further settings, for instance `keeps_best=True`, for a loop that goes back to
-            its best state.
+        settings: Further settings of `TrainingSettings`, sections as dictionaries, for instance
+            `keeps_best=True`, for a loop that goes back to its best state.
 
     Returns:
         The run directory, to give to `HaltingMonitor`.
@@ -136,6 +108,4 @@ def train_monitor(
     """
     chosen = monitor_settings(runs, price=price, horizon=horizon, **settings)
     command = f"train_monitor({str(runs)!r}, price={price:g})"
-    for _ in Trainer(chosen, Path(directory), device=device, command=command).run():
-        pass
-    return Path(directory)
+    return _finish(Trainer(chosen, Path(directory), device=device, command=command))

@@ -10,33 +10,65 @@ the shards are summed in their order: neither interruptions nor the number of wo
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.json import to_json
 from haltwise._core.random import stream
 from haltwise._core.tensors import nested_state, require_like, sub_state
+from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
 from haltwise.models.card import Card
-from haltwise.models.files import Model
-from haltwise.training.best import UNRANKED, Best, trained_card
+from haltwise.stop_rules import RETURNABLE, CostUnit, FixedBudget, StopPolicy
 from haltwise.training.choices import own_classes
-from haltwise.training.learner import Learner
-from haltwise.training.progress import Progress
+from haltwise.training.learner import Counters, Learner, TrainingState
 from haltwise.training.run.directory import Checkpoint, RunDirectory, refuse_drift
 from haltwise.training.run.log import RunLog
-from haltwise.training.run.state import Counters, TrainingState
 from haltwise.training.settings import TrainingSettings
-from haltwise.training.sources import Report, source_of
+from haltwise.training.sources import source_of
 from haltwise.training.transfer import begin_from
 from haltwise.training.validation import calibrate_policies, validate
 
 __all__ = ["Progress", "Trainer"]
+
+_UNRANKED = (math.inf, math.inf)  # the rank that any weights beat
+
+
+class _Best(NamedTuple):
+    """The best weights so far and their card, without policies until these are calibrated."""
+
+    weights: dict[str, Tensor]
+    card: Card
+
+
+@final
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a run after a meta-step."""
+
+    step: int
+    """Meta-steps done."""
+    loss: float
+    """The objective on the last batch, per problem."""
+    price_adjusted_loss: float
+    """J = excess loss at the stop + price * steps on the validation problems at the default price,
+    of the last validation; NaN where no halting is learned."""
+    mean_halting_step: float
+    """Mean charged steps of the same stops."""
+    mean_loss: float
+    """Mean excess loss over steps 1..T on the validation problems."""
+    num_nonfinite: int
+    """Problems left out so far because their loss or gradient was not finite."""
+    num_skipped: int
+    """Meta-steps without an update, for the meta-gradient was not finite."""
+    num_rollbacks: int
+    """Returns to the last good state in this phase, since training had diverged."""
 
 
 @final
@@ -54,7 +86,7 @@ class Trainer:
         tensorboard: Whether to write TensorBoard event files.
         command: What started the run, for the card.
         workers: The processes that share the run; they need one file system.
-        data_dir: Directory of the family's data files, see `haltwise.tasks.family`.
+        data_dir: See `haltwise.tasks.family`.
 
     Raises:
         InputError: A setting is impossible, or the directory holds a run already or cannot be
@@ -94,13 +126,7 @@ class Trainer:
     ) -> Self:
         """Take up the run in `directory` at its last checkpoint.
 
-        Args:
-            directory: Directory of the run.
-            settings: If given, the settings that the run must have.
-            device: Where to compute.
-            tensorboard: Whether to write TensorBoard event files.
-            workers: The processes that share the run.
-            data_dir: Directory of the family's data files.
+        If `settings` are given, the run must have the same. For the other arguments see the class.
 
         Warns:
             CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
@@ -120,25 +146,21 @@ class Trainer:
         trainer = cls.__new__(cls)
         trainer._set_up(written, directory, device, workers, data_dir)
         trainer._command = str(document.get("command", ""))
-        first = trainer._workers.is_first
+        files, first = trainer._files, trainer._workers.is_first
         newest = None
         if first:
-            trainer._files.lock()
-            trainer._files.clean()
-            newest = trainer._files.newest()
+            files.lock()
+            files.clean()
+            newest = files.newest()
         step = torch.tensor(-1 if newest is None else newest[0], device=device)
         trainer._workers.follow_first(step)
-        if not first and step >= 0:
-            newest = trainer._files.load(int(step))
-        num_records = 0
-        if newest is None:
+        keep = 0
+        if step < 0:
             trainer._begin()
         else:
-            num_records = trainer._restore(newest[1])
+            keep = trainer._restore(files.load(int(step)) if newest is None else newest[1])
         if first:
-            trainer._log = RunLog(
-                directory, tensorboard=tensorboard, keep=num_records, step=trainer.step
-            )
+            trainer._log = RunLog(directory, tensorboard=tensorboard, keep=keep, step=trainer.step)
         return trainer
 
     def _set_up(
@@ -149,19 +171,23 @@ class Trainer:
         workers: Workers | None,
         data_dir: Path | str | None,
     ) -> None:
-        self.settings, self.directory, self._device = settings, directory, device
+        self.settings, self.directory = settings, directory
         self._workers = workers or Workers()
         self._files = RunDirectory(directory, settings.run.num_checkpoints)
         self.source = source_of(settings, device, data_dir)
         self._own = own_classes(settings)
         self._learner = Learner(settings, self.source, self._own, device, self._workers)
+        self.model = self._learner.model
+        """As trained so far."""
+        self.num_steps = self._learner.num_steps
+        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
         generator = stream(settings.seed, "validation")
         self._validation = self.source.sample(settings.validation.num_problems, generator)
         self._diverged = False
         self._metrics: dict[str, float] = {}
         self._halting_steps: Tensor | None = None
-        self._best: Best | None = None
-        self._best_rank = UNRANKED  # problems that failed, then the score itself
+        self._best: _Best | None = None
+        self._best_rank: tuple[float, ...] = _UNRANKED  # problems that failed, then the score
         self._is_exported = True
         self._interrupt, self.interrupted = False, False
 
@@ -170,25 +196,13 @@ class Trainer:
         begin_from(self.model, self.settings.rule_from, self.settings.halter_from, self._own)
         self._validate()
         if self._learner.phase.name == "halting":  # an untrained halter is no contender
-            self._best_rank = UNRANKED
+            self._best_rank = _UNRANKED
         self._good = self._snapshot()
-
-    # ---------------------------------------------------------------------------------- progress
-
-    @property
-    def model(self) -> Model:
-        """The model as trained so far."""
-        return self._learner.model
 
     @property
     def step(self) -> int:
         """Meta-steps done."""
         return self._learner.step
-
-    @property
-    def num_steps(self) -> int:
-        """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
-        return self._learner.num_steps
 
     @property
     def num_nonfinite(self) -> int:
@@ -200,15 +214,9 @@ class Trainer:
         """Meta-steps without an update so far, for the meta-gradient was not finite."""
         return self._learner.counters.num_skipped
 
-    def report_recording(self, report: Report) -> None:
-        """Call a function with the progress of recordings, which may take long."""
-        self._learner.recordings.report = report
-
     def interrupt(self) -> None:
         """End `run` after the meta-step it is in, with a checkpoint, at every worker."""
         self._interrupt = True
-
-    # -------------------------------------------------------------------------------------- loop
 
     def run(self) -> Iterator[Progress]:
         """Train to the end, yielding after every meta-step.
@@ -237,27 +245,27 @@ class Trainer:
                 if self._diverged and not self._good.diverged:
                     self._roll_back()
                 else:
-                    self._keep(loss)
+                    self._good = self._snapshot()
+                    if self._workers.is_first:
+                        entry = {"step": self.step, "loss": loss, **self._metrics}
+                        self._log.write(entry, self._halting_steps)
                 self.save()
-            yield self._progress(loss)
+            yield Progress(
+                self.step,
+                loss,
+                self._metrics["price_adjusted_loss"],
+                self._metrics["mean_halting_step"],
+                self._metrics["mean_loss"],
+                self.num_nonfinite,
+                self.num_skipped,
+                learner.counters.num_rollbacks,
+            )
         if self.interrupted:
             self.save()
         else:
             self._calibrate()
         if self._workers.is_first:
             self._log.close()
-
-    def _progress(self, loss: float) -> Progress:
-        return Progress(
-            self.step,
-            loss,
-            self._metrics["price_adjusted_loss"],
-            self._metrics["mean_halting_step"],
-            self._metrics["mean_loss"],
-            self.num_nonfinite,
-            self.num_skipped,
-            self._learner.counters.num_rollbacks,
-        )
 
     def _phase_ends(self) -> bool:
         return self._learner.num_done == self._learner.phase.num_steps
@@ -266,25 +274,14 @@ class Trainer:
         """Freeze the best rule for the next phase, which is scored apart."""
         learner = self._learner
         if self._best is None:
-            raise InputError(learner.recordings.none_finite(self.settings.validation.num_problems))
+            raise InputError(self.source.none_finite(self.settings.validation.num_problems))
         self.model.load_state_dict(self._best.weights)
-        self._best_rank = UNRANKED
-        learner.begin_phase(learner.phases[learner.phases.index(learner.phase) + 1])
+        self._best_rank = _UNRANKED
+        learner.begin_phase(learner.phases[-1])
         self._good = self._snapshot()
-
-    def _keep(self, loss: float) -> None:
-        """Take the state as the last good one, and log it."""
-        self._good = self._snapshot()
-        self._write_log({"step": self.step, "loss": loss, **self._metrics})
-        if self._workers.is_first and self._halting_steps is not None:
-            self._log.write_histogram("halting_step", self._halting_steps, self.step)
 
     def _roll_back(self) -> None:
-        """Return to the last good state, to go on with a lower learning rate.
-
-        Raises:
-            InputError: That has been tried as often as it may.
-        """
+        """Return to the last good state, to go on with a lower learning rate."""
         learner, diverged_at = self._learner, self.step
         num_rollbacks = learner.counters.num_rollbacks
         require(
@@ -296,20 +293,9 @@ class Trainer:
         )
         learner.roll_back(self._good)
         self._diverged, self._metrics = self._good.diverged, self._good.metrics
-        self._write_log(
-            {
-                "step": diverged_at,
-                "event": "rollback",
-                "to_step": self._good.step,
-                "learning_rate": learner.learning_rate,
-            }
-        )
-
-    def _write_log(self, entry: dict[str, Any]) -> None:
         if self._workers.is_first:
-            self._log.write(entry)
-
-    # -------------------------------------------------------------------- validation, calibration
+            entry = {"step": diverged_at, "event": "rollback", "to_step": self._good.step}
+            self._log.write({**entry, "learning_rate": learner.learning_rate})
 
     def _validate(self) -> None:
         """Measure the validation problems and keep the weights if they are the best so far."""
@@ -318,9 +304,8 @@ class Trainer:
         found = validate(
             settings,
             self.model,
-            learner.recordings,
+            self.source,
             self._validation if joint else None,
-            self.source.unit,
             judges_halting=not joint or warmup < 1,
         )
         learner.counters.left_out["validation"] = found.num_left_out
@@ -337,15 +322,27 @@ class Trainer:
         counts = math.isfinite(score) and (warmup == 1 or not warming)
         if counts and not self._diverged and rank < self._best_rank:
             self._best_rank, self._is_exported = rank, False
-            card = trained_card(
-                self.model,
-                settings,
-                command=self._command,
-                meta_step=self.step,
-                seconds=learner.counters.seconds,
-                metrics=self._metrics,
-            )
-            self._best = Best.of(self.model, card)
+            weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self._best = _Best(weights, self._card())
+
+    def _card(self) -> Card:
+        """Describe the weights as trained so far; policies that need calibration are left out."""
+        settings, halting = self.settings, self._learner.halting
+        policies: Mapping[CostUnit, StopPolicy] = {}
+        if not halting.halts:
+            budget = FixedBudget(settings.horizon)
+            policies = {unit: StopPolicy(budget, RETURNABLE[unit][0]) for unit in CostUnit}
+        elif not halting.method.needs_calibration:
+            policies = {unit: halting.method.policy(unit) for unit in CostUnit}
+        provenance = {
+            "settings": settings.to_json(),
+            "command": self._command,
+            "meta_step": self.step,
+            "seconds": round(self._learner.counters.seconds, 1),
+            "metrics": to_json(self._metrics),
+            "versions": {"haltwise": __version__, "torch": torch.__version__},
+        }
+        return replace(self.model.card, policies=policies, provenance=provenance)
 
     def _calibrate(self) -> None:
         """Calibrate the stop policies for the best weights and store them on their card."""
@@ -355,14 +352,11 @@ class Trainer:
         if card.policies:  # nothing was left open, or the run had ended already
             return
         self.model.load_state_dict(weights)
-        recordings = self._learner.recordings
-        policies = calibrate_policies(self.settings, self.model, recordings)
-        num_left_out = recordings.num_left_out[("calibration",)]
+        policies = calibrate_policies(self.settings, self.model, self.source)
+        num_left_out = self.source.num_left_out[("calibration",)]
         self._learner.counters.left_out["calibration"] = num_left_out
-        self._best, self._is_exported = Best(weights, replace(card, policies=policies)), False
+        self._best, self._is_exported = _Best(weights, replace(card, policies=policies)), False
         self.save()
-
-    # ------------------------------------------------------------------------------- persistence
 
     def _snapshot(self) -> TrainingState:
         return self._learner.snapshot(diverged=self._diverged, metrics=self._metrics)
@@ -375,20 +369,20 @@ class Trainer:
         """
         if not self._workers.is_first:
             return
-        good = self._good.step == self.step
-        now = self._good if good else self._snapshot()
-        tensors = nested_state(now.tensors, "now.")
+        states = {"now": self._good}
+        if self._good.step != self.step:
+            states = {"now": self._snapshot(), "good": self._good}
+        tensors: dict[str, Tensor] = {}
         metadata: dict[str, Any] = {
             **self._identity(),
             "command": self._command,
-            "now": now.to_json(),
+            **{name: state.to_json() for name, state in states.items()},
             "counters": asdict(self._learner.counters),
             "num_records": self._log.num_records,
-            "best_rank": None if self._best_rank == UNRANKED else self._best_rank,
+            "best_rank": None if self._best_rank == _UNRANKED else self._best_rank,
         }
-        if not good:
-            tensors |= nested_state(self._good.tensors, "good.")
-            metadata["good"] = self._good.to_json()
+        for name, state in states.items():
+            tensors |= nested_state(state.tensors, f"{name}.")
         if self._best is not None:
             tensors |= nested_state(self._best.weights, "best.")
             metadata["best"] = self._best.card.to_json()
@@ -405,14 +399,7 @@ class Trainer:
         return {"settings": self.settings.to_json(), **self.source.description}
 
     def _restore(self, checkpoint: Checkpoint) -> int:
-        """Take up a checkpoint.
-
-        Returns:
-            The number of records that the log had then.
-
-        Raises:
-            InputError: It is of other settings, or its tensors do not fit.
-        """
+        """Take up a checkpoint, which must fit; the number of records that the log had then."""
         tensors, metadata = checkpoint
         try:
             written = TrainingSettings.from_json(metadata["settings"]).to_json()
@@ -420,12 +407,10 @@ class Trainer:
             refuse_drift(self.directory, {"settings": written, **described}, self._identity())
             self._command = metadata["command"]
             learner = self._learner
-            names = {phase.name: phase for phase in learner.phases}
-            learner.begin_phase(names[metadata["now"]["phase"]])
+            phases = {phase.name: phase for phase in learner.phases}
+            learner.begin_phase(phases[metadata["now"]["phase"]])
             states = {
-                name: TrainingState.from_json(
-                    metadata[name], sub_state(tensors, f"{name}."), learner.parameters, self._device
-                )
+                name: learner.stored(metadata[name], sub_state(tensors, f"{name}."))
                 for name in ("now", "good")
                 if name in metadata
             }
@@ -435,13 +420,12 @@ class Trainer:
             self._diverged, self._metrics = now.diverged, now.metrics
             self._good = states.get("good", now)
             if metadata["best_rank"] is not None:
-                failed, score = metadata["best_rank"]
-                self._best_rank = (failed, score)
+                self._best_rank = tuple(metadata["best_rank"])
             if "best" in metadata:
                 best = sub_state(tensors, "best.")
                 require_like(best, self.model.state_dict())
-                self._best = Best(best, Card.from_json(metadata["best"], self._own))
-                self._is_exported = self._files.holds(*self._best)
+                self._best = _Best(best, Card.from_json(metadata["best"], self._own))
+                self._is_exported = False  # or damaged since then
                 if self._workers.is_first:
                     self._export()
             num_records: int = metadata["num_records"]

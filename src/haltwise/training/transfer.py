@@ -9,8 +9,7 @@ import torch
 from haltwise._core import plugins
 from haltwise._core.errors import require
 from haltwise._core.nested_settings import Choice
-from haltwise.models.files import Model
-from haltwise.models.halting_model import HaltingModel
+from haltwise.models.files import Model, halting_of
 from haltwise.models.loading import card_of, load, load_halting
 from haltwise.models.optimizer_model import OptimizerModel
 
@@ -18,10 +17,7 @@ __all__ = ["begin_from", "brought_settings"]
 
 
 def brought_settings(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the settings of a rule or a halter from the card of the weights to begin with.
-
-    Args:
-        asked: Nested settings, of which `rule_from` and `halter_from` name weights.
+    """Take the settings of a rule or a halter from the cards of the weights that are asked for.
 
     Raises:
         InputError: There are no such weights, or `asked` names others of their settings.
@@ -68,13 +64,7 @@ def _brought_choice(
 def begin_from(
     model: Model, rule_from: str | None, halter_from: str | None, own: Iterable[type]
 ) -> None:
-    """Give a new model the weights of a trained rule or halter.
-
-    Args:
-        model: Its parts are made of the settings that `brought_settings` took.
-        rule_from: Shipped name, run directory or weights file of the rule, if any.
-        halter_from: The same of the halter.
-        own: Classes that the cards of those weights may name.
+    """Give a new model, made by `brought_settings`, the weights of a trained rule or halter.
 
     Raises:
         InputError: There are no such weights, or they are of other settings.
@@ -87,9 +77,8 @@ def begin_from(
         assert isinstance(model, OptimizerModel)
         _copy_weights(load(rule_from, own).rule, model.rule, f"the rule of {rule_from}")
     if halter_from is not None:
-        halting = model if isinstance(model, HaltingModel) else model.halting
-        trained = load_halting(halter_from, own)
-        _copy_weights(trained.halter, halting.halter, f"the halter of {halter_from}")
+        trained, new = load_halting(halter_from, own).halter, halting_of(model).halter
+        _copy_weights(trained, new, f"the halter of {halter_from}")
 
 
 def _copy_weights(trained: object, new: object, what: str) -> None:

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 
-from haltwise.models.files import Model
+from haltwise.models.files import Model, halting_of
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
@@ -22,9 +22,8 @@ from haltwise.stop_rules import (
     total_cost,
 )
 from haltwise.tasks import TaskBatch
-from haltwise.training.phases import halting_of
-from haltwise.training.recordings import Recordings
 from haltwise.training.settings import TrainingSettings
+from haltwise.training.sources import Source
 
 __all__ = ["Validated", "calibrate_policies", "validate", "validation_prices"]
 
@@ -55,26 +54,20 @@ class Validated:
 def validate(
     settings: TrainingSettings,
     model: Model,
-    recordings: Recordings,
+    source: Source,
     batch: TaskBatch | None,
-    unit: CostUnit,
     *,
     judges_halting: bool,
 ) -> Validated:
     """Measure a model on the validation problems.
 
-    Args:
-        settings: Settings of the run.
-        model: The model as trained so far.
-        recordings: Validation trajectories, once the rule is final.
-        batch: Validation problems, while the rule still learns; else None.
-        unit: What a stop is charged for.
-        judges_halting: Whether weights are ranked by their stops, not by the mean loss.
+    They are the `batch` while the rule still learns, and recorded once it is final. Weights are
+    ranked by their stops if `judges_halting`, else by the mean loss.
     """
     diverged = False
     if batch is None:
-        trajectory = recordings.take("validation", settings.validation.num_problems)
-        num_left_out = recordings.num_left_out[("validation",)]
+        trajectory = source.take(model, settings.validation.num_problems, "validation")
+        num_left_out = source.num_left_out[("validation",)]
     else:
         assert isinstance(model, OptimizerModel)
         trajectory = record(model.rule, batch, settings.horizon)
@@ -93,15 +86,13 @@ def validate(
     steps = None
     halting = halting_of(model)
     if halting.halts and judges_halting and trajectory.num_items > 0:
-        adjusted, steps = _price_adjusted_loss(halting, trajectory, settings.price, unit)
-        metrics |= {
-            "price_adjusted_loss": adjusted,
-            "mean_halting_step": steps.double().mean().item(),
-        }
-        score = sum(
-            _price_adjusted_loss(halting, trajectory, price, unit)[0] / price
+        judged = {
+            price: _price_adjusted_loss(halting, trajectory, price, source.unit)
             for price in validation_prices(settings)
-        )
+        }
+        metrics["price_adjusted_loss"], steps = judged[settings.price]
+        metrics["mean_halting_step"] = steps.double().mean().item()
+        score = sum(adjusted / price for price, (adjusted, _) in judged.items())
     return Validated(metrics, score, diverged, num_left_out, steps)
 
 
@@ -123,14 +114,14 @@ def validation_prices(settings: TrainingSettings) -> list[float]:
 
 
 def calibrate_policies(
-    settings: TrainingSettings, model: Model, recordings: Recordings
+    settings: TrainingSettings, model: Model, source: Source
 ) -> Mapping[CostUnit, StopPolicy]:
     """Choose the stop policy of each unit of cost, on the calibration problems.
 
     A policy serves every price: it is chosen by the mean cost in prices at the validation prices.
     """
     halting = halting_of(model)
-    recorded = recordings.take("calibration", settings.validation.num_calibration)
+    recorded = source.take(model, settings.validation.num_calibration, "calibration")
     parts = []
     for price in validation_prices(settings):
         judged = halting.attach(recorded, price)

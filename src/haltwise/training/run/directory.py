@@ -12,13 +12,14 @@ is enough to go on exactly; `best.safetensors` is only a copy for use.
 
 import contextlib
 import json
+import os
 import re
 import warnings
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from haltwise._core.errors import CheckpointWarning, InputError, require
@@ -31,9 +32,8 @@ from haltwise._core.files import (
 )
 from haltwise.models.card import Card
 from haltwise.models.files import save_model
-from haltwise.training.run.lock import RunLock
 
-__all__ = ["RunDirectory", "differences", "refuse_drift"]
+__all__ = ["Checkpoint", "RunDirectory", "differences", "refuse_drift"]
 
 _CONFIG, _CHECKPOINTS, _BEST = "config.json", "checkpoints", "best.safetensors"
 _LOCK = ".lock"
@@ -46,39 +46,25 @@ Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
 
 @final
 class RunDirectory:
-    """Reads and writes one run; every file in it has a fixed name, so none lies elsewhere.
-
-    Args:
-        path: The directory.
-        keep: Number of checkpoints to keep, at least 1.
-    """
+    """Reads and writes one run, of which it keeps the last `keep` checkpoints."""
 
     def __init__(self, path: Path, keep: int) -> None:
         self.path, self.keep = path, keep
-        self._lock = RunLock(path / _LOCK)
-
-    @staticmethod
-    def holds_run(path: Path) -> bool:
-        """Whether there is a run."""
-        return (path / _CONFIG).exists()
+        self._unlock: weakref.finalize[[int], RunDirectory] | None = None
 
     @staticmethod
     def require_free(path: Path) -> None:
-        """Refuse a directory that holds a run, or what is left of one.
-
-        Raises:
-            InputError: There is a run, or weights that it would overwrite.
-        """
+        """Refuse a directory that holds a run, or weights of one that it would overwrite."""
         require(
-            not RunDirectory.holds_run(path),
+            not (path / _CONFIG).exists(),
             f"{path} holds a run already; resume it or choose another directory",
         )
-        left = [path / name for name in (_BEST, _CHECKPOINTS) if (path / name).exists()]
-        require(
-            not left,
-            f"{path} holds no run, for there is no {path / _CONFIG}, but {left[0] if left else ''} "
-            "would be overwritten; move it or choose another directory",
-        )
+        for left in (path / _BEST, path / _CHECKPOINTS):
+            require(
+                not left.exists(),
+                f"{path} holds no run, for there is no {path / _CONFIG}, but {left} would be "
+                "overwritten; move it or choose another directory",
+            )
 
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
@@ -87,15 +73,12 @@ class RunDirectory:
         Raises:
             InputError: There is no run, or its file is corrupt.
         """
-        require(RunDirectory.holds_run(path), f"{path} holds no run: there is no {path / _CONFIG}")
-        return read_json(path / _CONFIG)
+        config = path / _CONFIG
+        require(config.exists(), f"{path} holds no run: there is no {config}")
+        return read_json(config)
 
     def create(self, document: Mapping[str, Any]) -> None:
-        """Begin a run, which is locked; see `lock`.
-
-        Raises:
-            InputError: The directory cannot be written, or another process has begun one there.
-        """
+        """Begin a run and lock it, unless another process has begun one there meanwhile."""
         make_directory(self.path)
         self.lock()
         self.require_free(self.path)
@@ -105,14 +88,33 @@ class RunDirectory:
     def lock(self) -> None:
         """Keep other processes from training here, until `unlock` or the end of this one.
 
+        Where there are no locks it does nothing.
+
         Raises:
-            InputError: One does.
+            InputError: Another process trains here.
         """
-        self._lock.take(f"{self.path} is being trained by another process; wait for it or end it")
+        if self._unlock is not None and self._unlock.alive:
+            return
+        with contextlib.suppress(ImportError, OSError):  # Windows has no fcntl, some mounts no lock
+            import fcntl
+
+            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise InputError(
+                    f"{self.path} is being trained by another process; wait for it or end it"
+                ) from None
+            except OSError:
+                os.close(descriptor)
+                raise
+            self._unlock = weakref.finalize(self, os.close, descriptor)
 
     def unlock(self) -> None:
         """Let others train here."""
-        self._lock.release()
+        if self._unlock is not None:
+            self._unlock()
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Steps and files of the checkpoints, the newest first.
@@ -152,7 +154,7 @@ class RunDirectory:
             self._remove(path)
 
     def newest(self) -> tuple[int, Checkpoint] | None:
-        """Load the newest checkpoint that is whole, and its step; None if there never was one.
+        """The step and the content of the newest checkpoint that is whole; None if there is none.
 
         Warns:
             CheckpointWarning: A corrupt one was skipped.
@@ -178,36 +180,16 @@ class RunDirectory:
         )
         return None
 
-    def load(self, step: int) -> tuple[int, Checkpoint]:
-        """Load the checkpoint of `step`, which another worker has found good.
-
-        Raises:
-            InputError: It is not there or corrupt.
-        """
-        return step, load_tensors(self._at(step))
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`, which another worker has found good; see `newest`."""
+        return load_tensors(self._at(step))
 
     def _at(self, step: int) -> Path:
         return self.path / _CHECKPOINTS / f"step-{step:08d}.safetensors"
 
     def export(self, weights: Mapping[str, Tensor], card: Card) -> None:
-        """Write the weights for use.
-
-        Raises:
-            InputError: The directory cannot be written.
-        """
+        """Write the weights for use."""
         save_model(self.path / _BEST, weights, card)
-
-    def holds(self, weights: Mapping[str, Tensor], card: Card) -> bool:
-        """Whether the weights for use are these; false where they are missing or corrupt."""
-        try:
-            found, document = load_tensors(self.path / _BEST)
-        except InputError:
-            return False
-        return (
-            document == json.loads(json.dumps({"card": card.to_json()}))
-            and found.keys() == weights.keys()
-            and all(torch.equal(value.cpu(), found[name]) for name, value in weights.items())
-        )
 
     def clean(self) -> None:
         """Remove what killed processes left half written."""
@@ -246,8 +228,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         found = []
         for name in sorted({*old, *new}):
             inner = f"{path}.{name}" if path else name
-            one, other = (side.get(name, _NOTHING) for side in (old, new))
-            found += differences(one, other, inner)
+            found += differences(old.get(name, _NOTHING), new.get(name, _NOTHING), inner)
         return found
     same = type(old) is type(new) or {type(old), type(new)} <= {int, float}
     return [] if same and old == new else [f"{path}: {old!r} -> {new!r}"]

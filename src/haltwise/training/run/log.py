@@ -1,7 +1,6 @@
 """The log of a run: one JSON object a line, and TensorBoard where it is wanted."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,11 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError
 from haltwise._core.files import write_atomically
+from haltwise._core.json import to_json
 
 __all__ = ["RunLog", "read_log"]
+
+_NAME = "log.jsonl"
 
 
 @final
@@ -22,8 +24,8 @@ class RunLog:
     Args:
         directory: The run directory.
         tensorboard: Whether to write event files (needs the package `tensorboard`).
-        keep: If given, records of an interrupted run that are kept; it goes on after them.
-        step: At which it goes on.
+        keep: Number of records of an interrupted run to keep, if any; it goes on after them.
+        step: The meta-step at which that run goes on.
 
     Raises:
         InputError: TensorBoard is asked for and not installed, or the log cannot be written.
@@ -37,7 +39,7 @@ class RunLog:
         keep: int | None = None,
         step: int | None = None,
     ) -> None:
-        self._path = directory / "log.jsonl"
+        self._path = directory / _NAME
         self._writer = None
         self.num_records = 0
         """Written so far, those kept included."""
@@ -57,18 +59,16 @@ class RunLog:
                 str(directory / "tensorboard"), purge_step=None if step is None else step + 1
             )
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, Any], halting_steps: Tensor | None = None) -> None:
         """Append one record; `record["step"]` is the meta-step it belongs to.
 
-        NaN and infinity, which JSON does not know, are written as null.
+        NaN and infinity, which JSON does not know, are written as null. TensorBoard also shows how
+        the halting steps, shape [n], are spread.
 
         Raises:
             InputError: The log cannot be written.
         """
-        record = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in record.items()
-        }
+        record = to_json(record)
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -81,11 +81,8 @@ class RunLog:
             for name, value in record.items():
                 if name != "step" and isinstance(value, (int, float)):
                     self._writer.add_scalar(name, value, record["step"])
-
-    def write_histogram(self, name: str, values: Tensor, step: int) -> None:
-        """How `values`, shape [n], are spread after meta-step `step`; for TensorBoard alone."""
-        if self._writer is not None:
-            self._writer.add_histogram(name, values, step)
+            if halting_steps is not None:
+                self._writer.add_histogram("halting_step", halting_steps, record["step"])
 
     def close(self) -> None:
         """Flush what is pending."""
@@ -95,7 +92,7 @@ class RunLog:
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
     """The records of a run, a torn last line (a killed process) left out."""
-    path = directory / "log.jsonl"
+    path = directory / _NAME
     if not path.exists():
         return []
     records = []
