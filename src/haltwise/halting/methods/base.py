@@ -8,7 +8,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
 from haltwise.halting.posteriors import Posterior
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
@@ -20,7 +19,7 @@ from haltwise.stop_rules import (
     StopRule,
 )
 
-__all__ = ["HaltingExamples", "HaltingMethod", "require_positive"]
+__all__ = ["HaltingExamples", "HaltingMethod"]
 
 
 class HaltingExamples(NamedTuple):
@@ -134,10 +133,3 @@ class HaltingMethod(ABC):
         """
         del outputs, rule, price
         return None
-
-
-def require_positive(method: HaltingMethod, *names: str) -> None:
-    """Refuse settings that are not above 0."""
-    for name in names:
-        value = getattr(method, name)
-        require(value is None or value > 0, f"{name} must be above 0, got {value}")

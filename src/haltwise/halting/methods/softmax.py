@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise.halting.methods.base import HaltingExamples, HaltingMethod, require_positive
+from haltwise._core.settings import require_positive
+from haltwise.halting.methods.base import HaltingExamples, HaltingMethod
 from haltwise.halting.objectives import cumulative_logits, halting_bound
 from haltwise.halting.posteriors import Posterior, SoftmaxPosterior
 from haltwise.halting.priors import HorizonPrior

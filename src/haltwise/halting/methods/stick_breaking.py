@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from haltwise._core.errors import require
-from haltwise.halting.methods.base import HaltingExamples, HaltingMethod, require_positive
+from haltwise._core.settings import require_positive
+from haltwise.halting.methods.base import HaltingExamples, HaltingMethod
 from haltwise.halting.objectives import (
     continuation_value,
     distillation,
