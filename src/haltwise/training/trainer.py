@@ -425,7 +425,7 @@ class Trainer:
                 best = sub_state(tensors, "best.")
                 require_like(best, self.model.state_dict())
                 self._best = _Best(best, Card.from_json(metadata["best"], self._own))
-                self._is_exported = False  # or damaged since then
+                self._is_exported = self._files.holds(*self._best)
                 if self._workers.is_first:
                     self._export()
             num_records: int = metadata["num_records"]

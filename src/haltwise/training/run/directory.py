@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from haltwise._core.errors import CheckpointWarning, InputError, require
@@ -190,6 +191,18 @@ class RunDirectory:
     def export(self, weights: Mapping[str, Tensor], card: Card) -> None:
         """Write the weights for use."""
         save_model(self.path / _BEST, weights, card)
+
+    def holds(self, weights: Mapping[str, Tensor], card: Card) -> bool:
+        """Whether the weights for use are these; false where they are missing or corrupt."""
+        try:
+            found, document = load_tensors(self.path / _BEST)
+        except InputError:
+            return False
+        return (
+            document == json.loads(json.dumps({"card": card.to_json()}))
+            and found.keys() == weights.keys()
+            and all(torch.equal(value.cpu(), found[name]) for name, value in weights.items())
+        )
 
     def clean(self) -> None:
         """Remove what killed processes left half written."""
