@@ -12,6 +12,7 @@ from haltwise._core.plugins import whereabouts
 from haltwise._core.settings import require_types
 from haltwise.halting.halter import HalterSettings
 from haltwise.halting.methods import HaltingMethod, halting_methods
+from haltwise.models.scales import Scales
 from haltwise.processes.observation import Observed
 from haltwise.stop_rules import (
     CostUnit,
@@ -28,7 +29,7 @@ __all__ = ["Card", "Choice", "make_method"]
 _COMPOSED: Mapping[str, type[AnyOf] | type[AllOf]] = MappingProxyType(
     {"any-of": AnyOf, "all-of": AllOf}
 )
-_FORMAT = 2
+_FORMAT = 3
 
 
 def make_method(choice: Choice, own: Iterable[type] = ()) -> HaltingMethod:
@@ -79,6 +80,9 @@ class Card:
     """Whether the recorded loop goes back to its best state at the end."""
     family: Choice | None = None
     """The family of problems it was trained on; None for recorded runs."""
+    scales: Scales | None = None
+    """The scales of these problems, by which the units of others are recognised; None where
+    training was interrupted before, or nothing shows gradients."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from, for people: training settings, command, steps, seconds,
     metrics and versions. Nothing is decided by it."""
@@ -97,6 +101,7 @@ class Card:
         for name in ("method", "rule", "halter", "family"):
             value = document[name]
             document[name] = None if value is None else asdict(value)
+        document["scales"] = None if self.scales is None else self.scales.to_json()
         document["unit"] = self.unit.value
         document["provenance"] = dict(self.provenance)
         document["policies"] = {
@@ -130,6 +135,8 @@ class Card:
             ):
                 missing = given[name] is None and name in ("rule", "family")
                 given[name] = None if missing else kind(**given[name])
+            if given["scales"] is not None:
+                given["scales"] = Scales.from_json(given["scales"])
             given["unit"] = CostUnit(given["unit"])
             given["policies"] = {
                 CostUnit(unit): StopPolicy(

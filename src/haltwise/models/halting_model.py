@@ -72,6 +72,14 @@ class HaltingModel(nn.Module):
             )
         return found
 
+    def trained_price(self, price: Tensor) -> Tensor:
+        """The prices nearest to `price`, of any shape, that were seen in training.
+
+        Beyond them the halter has learned nothing: gradients used would rise again with the price.
+        """
+        card = self.card
+        return price.clamp(card.price / card.price_range, card.price * card.price_range)
+
     def init(self, num_items: int, like: Tensor) -> State:
         """The memory before the first step, in the dtype and device of `like`."""
         return {} if self.halter is None else self.halter.init(num_items, like)
@@ -92,6 +100,7 @@ class HaltingModel(nn.Module):
         require(signals is not None, "the halting model reads signals, but the process shows none")
         assert signals is not None
         readout = signals.new_empty(len(signals), 0) if readout is None else readout
+        price = self.trained_price(price)
         raw, state = self.halter.step(signals, readout, price, state)
         return self.method.outputs(raw, price), state
 
@@ -120,6 +129,7 @@ class HaltingModel(nn.Module):
         prices = price if isinstance(price, Tensor) else torch.full_like(first, price)
         if self.halter is None:
             return trajectory
+        prices = self.trained_price(prices)
         return trajectory.with_outputs(
             self(trajectory.known("signals"), trajectory.shown_readouts(), prices)
         )
