@@ -164,7 +164,8 @@ class Chunk:
         scale = check.loss_scale.exp()
         lowest = self.ledger.loss[items] * scale
         course = Course(check.first, check.second, check.last, lowest)
-        features = course.features(self._price[items] * scale, self._batch.dim)
+        price = self._model.halting.trained_price(self._price[items] * scale)
+        features = course.features(price, self._batch.dim)
         moved = check.last[:, 0] > 0  # else there is no course to judge
         self._strange[items] = moved & scales.courses.is_strange(features)
 

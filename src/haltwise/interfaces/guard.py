@@ -25,6 +25,7 @@ __all__ = ["Ledger", "UnitCheck", "WatchedBatch"]
 
 _SLACK = math.log(2)  # by which the median of a call's problems may differ
 _MARGIN = 0.5  # beyond the range seen in training, for a single problem; logarithms
+_ENOUGH = 2**20  # values to take quantiles of
 _LEAP = math.log(10)  # by how much too long a first step is taken to be that finds no curvature
 _NO_GRADIENT = math.log(1e-30)
 
@@ -199,7 +200,9 @@ def _moves(values: Tensor, known: Tensor, usual: Spread) -> tuple[Tensor, Tensor
     deviation = (usual.high - usual.low) / 6.2  # of a normal distribution with these quantiles
     tolerance = _SLACK + 5 * deviation / math.sqrt(number)
     move = usual.middle - values[known].median()
-    if move.abs() > tolerance:
+    low, high = torch.quantile(values[known][:_ENOUGH], values.new_tensor([0.25, 0.75]))
+    of_one_kind = high - low <= usual.high - usual.low
+    if of_one_kind and move.abs() > tolerance:
         together = move
     moved = values + together
     alone = known & ~usual.holds(moved, _MARGIN)

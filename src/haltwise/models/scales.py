@@ -97,11 +97,12 @@ class Course(NamedTuple):
     lowest: Tensor
 
     def features(self, price: Tensor, dim: int) -> Tensor:
-        """Logarithms by which strange ones are told from those seen in training, [B, 10], float64.
+        """Logarithms by which strange ones are told from those seen in training, [B, 11], float64.
 
         Those of `FirstSteps`; by what factors gradient, update and curvature have changed; steps
-        taken; what was gained and what is left to gain, in prices [B]. What grows with the number
-        of parameters is counted for each of the `dim`. NaN where the first step finds no curvature.
+        taken; the price [B]; what was gained and what is left to gain, in prices. What grows with
+        the number of parameters is counted for each of the `dim`. NaN where the first step finds no
+        curvature.
         """
         before, after, now = (
             dict(zip(SIGNALS, signals.double().unbind(-1), strict=True)) for signals in self[:3]
@@ -119,6 +120,7 @@ class Course(NamedTuple):
             now["log_update"] - before["log_update"],
             now["log_curvature"] - after["log_curvature"],
             now["step"].log1p(),
+            price.double().log(),
             in_prices(before["loss"] - self.lowest.double()),
             in_prices(now["least_gain"]),
             in_prices(now["most_gain"]),
@@ -140,7 +142,7 @@ class Likeness:
 
     @classmethod
     def of(cls, features: Tensor) -> Self:
-        """That of features [n, 10], NaN where unknown."""
+        """That of features [n, 11], NaN where unknown."""
         known = features[features.isfinite().all(1)]
         require(len(known) > 2 * features.shape[1], "too few problems to tell others from them")
         middle = known.median(0).values
@@ -153,7 +155,7 @@ class Likeness:
         return replace(blank, limit=limit.item())
 
     def is_strange(self, features: Tensor) -> Tensor:
-        """Which of the courses with these features [B, 10] are not like those seen, bool [B]."""
+        """Which of the courses with these features [B, 11] are not like those seen, bool [B]."""
         return ~(self._distance(features) <= self.limit)  # true where a feature is unknown
 
     def _distance(self, features: Tensor) -> Tensor:
@@ -170,7 +172,7 @@ class Scales:
     length: Spread
     gain: Spread
     courses: Likeness
-    """Of the way to the stops of the calibrated policy at the model's price."""
+    """Of the way to the stops of the calibrated policy at the prices trained on."""
     longest_wait: int
     """Steps without a new lowest loss, before a calibrated stop, that all but one in 1,000
     problems stay below."""
@@ -181,10 +183,18 @@ class Scales:
         )
 
     @classmethod
-    def of(cls, trajectory: Trajectory, stops: Tensor, price: float, dim: int) -> Self | None:
-        """Those of recorded problems whose policy stops at `stops`, int64 [n], at a price.
+    def of(cls, trajectory: Trajectory, stops: Tensor, price: Tensor, dim: int) -> Self | None:
+        """Those of n recorded problems of `dim` parameters.
 
-        None where they are unknown: nothing shows gradients, or hardly a first step finds curvature.
+        Args:
+            trajectory: The problems.
+            stops: Where the calibrated policy stops each, int64 [n].
+            price: At which price it does, spread over the prices trained on, shape [n].
+            dim: D.
+
+        Returns:
+            None where they are unknown: nothing shows gradients, or hardly a first step finds
+            curvature.
         """
         if trajectory.log_grad_norm is None or trajectory.num_steps < 2:
             return None
@@ -200,7 +210,7 @@ class Scales:
             Spread.of(seen.grad),
             Spread.of(seen.length[seen.is_known]),
             Spread.of(seen.gain[seen.is_known]),
-            Likeness.of(course.features(lowest.new_full((len(at),), price), dim)),
+            Likeness.of(course.features(price[late], dim)),
             _longest_wait(trajectory.loss, stops),
         )
 
