@@ -13,7 +13,7 @@ from haltwise.halting import (
     StickBreakingPosterior,
 )
 
-__all__ = ["POSTERIORS", "QUANTITIES", "Make", "Twin", "every_posterior", "graves_loop", "sigmoid"]
+__all__ = ["POSTERIORS", "Make", "Twin", "every_posterior", "graves_loop", "sigmoid"]
 
 Make = Callable[[Tensor], Posterior]
 Twin = Callable[[list[float]], list[float]]
@@ -54,9 +54,3 @@ POSTERIORS: dict[str, tuple[Make, Twin]] = {
     ),
 }
 every_posterior = pytest.mark.parametrize(("make", "twin"), POSTERIORS.values(), ids=POSTERIORS)
-QUANTITIES: dict[str, Callable[[Posterior], Tensor]] = {
-    "log_prob": lambda posterior: posterior.log_prob(),
-    "log_survival": lambda posterior: posterior.log_survival(),
-    "log_hazard": lambda posterior: posterior.log_hazard(),
-    "kl": lambda posterior: posterior.kl(0.7),
-}

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from haltwise._core.errors import InputError
-from haltwise.rollout import record, record_tape
+from haltwise.rollout import record, run_rule
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
 from haltwise.update_rules import SGD
 
@@ -257,7 +257,7 @@ def test_theta_0_follows_the_strategy() -> None:
 
 def test_unrolls_are_trained_on_minibatches_and_judged_by_the_score() -> None:
     batch = sample(make_task(perceptron))
-    trained = record_tape(SGD(0.1), batch, 3, segment=2).trajectory
+    trained = run_rule(SGD(0.1), batch, 3, segment=2)[0]
     judged = record(SGD(0.1), batch, 3)
     assert torch.equal(trained.excess, trained.loss)
     assert torch.equal(judged.loss, trained.loss)

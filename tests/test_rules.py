@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from haltwise import update_rules as rules
 from haltwise._core.errors import InputError
-from haltwise.rollout.record import record_tape
+from haltwise.rollout.record import run_rule
 from haltwise.tasks import family
 from haltwise.testing import check_update_rule
 from haltwise.update_rules import (
@@ -138,7 +138,7 @@ def test_a_rule_of_two_functions_serves_every_host_but_chunks() -> None:
     with pytest.raises(InputError, match=r"ScaledDescent moves all coordinates .* `update_chunk`"):
         update_chunk(rule, grads[:, 0], state, PooledGradient.of(grads[:, 0]))
     batch = family("regression-2d").sample(B, seeded())
-    recording = record_tape(rule, batch, num_steps=4, segment=2).trajectory
+    recording = run_rule(rule, batch, num_steps=4, segment=2)[0]
     assert (recording.excess[:, -1] < recording.excess[:, 0]).all()
 
 

@@ -71,7 +71,7 @@ def test_a_later_group_begins_at_its_own_step() -> None:
         optimizer.step(loss=2.0)
     optimizer.add_param_group({"params": [second]})
     optimizer.step(loss=1.0)
-    assert [each.horizon for each in optimizer.halting_posterior] == [3, 1]
+    assert [each.log_prob().shape[1] for each in optimizer.halting_posterior] == [4, 2]
     assert optimizer.steps_taken == 3
 
 

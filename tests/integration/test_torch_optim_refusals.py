@@ -99,9 +99,9 @@ def test_without_the_loss_it_does_not_pretend_to_know() -> None:
     (param,) = given_grads((3,))
     optimizer = LearnedOptimizer([param], "regression-10d")
     assert optimizer.should_stop is False
-    assert [each.horizon for each in optimizer.halting_posterior] == []
+    assert optimizer.halting_posterior == ()
     optimizer.step(loss=3.0)
-    assert [each.horizon for each in optimizer.halting_posterior] == [1]
+    assert [each.log_prob().shape for each in optimizer.halting_posterior] == [(1, 2)]
     optimizer.step()
     optimizer.step(loss=2.0)
     for ask in ("should_stop", "halting_posterior"):

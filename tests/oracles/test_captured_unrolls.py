@@ -37,8 +37,8 @@ def test_it_agrees_with_unroll_on_batch_after_batch_and_with_weights_that_change
         expected = unroll(model, batch, 6, price, segment=4)
         torch.testing.assert_close(found.trajectory.excess, expected.trajectory.excess)
         torch.testing.assert_close(found.trajectory.outputs, expected.trajectory.outputs)
-        torch.testing.assert_close(found.tape.grad, expected.tape.grad)
-        torch.testing.assert_close(found.tape.states, expected.tape.states)
+        torch.testing.assert_close(found.grad, expected.grad)
+        torch.testing.assert_close(found.states, expected.states)
 
 
 def test_it_leaves_the_batch_alone() -> None:

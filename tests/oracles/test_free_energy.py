@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from haltwise import InputError
-from haltwise.halting import StickBreakingPosterior, TruncatedGeometric
+from haltwise.halting import StickBreakingPosterior
 from haltwise.halting.objectives import (
     continuation_value,
     distillation,
@@ -198,12 +198,13 @@ def test_free_energy_is_ponder_nets_regularised_loss_up_to_a_constant() -> None:
     energy = free_energy(
         losses,
         posterior.log_prob(),
-        price=torch.full((4,), price),
-        temperature=torch.full((4,), beta),
+        price=torch.full((4,), price, dtype=DOUBLE),
+        temperature=torch.full((4,), beta, dtype=DOUBLE),
     )
-    expected = (posterior.log_prob().exp() * losses).sum(1) + beta * posterior.kl(continuation)
-    constant = beta * TruncatedGeometric(continuation, 6).log_prob(torch.tensor(0.0))
-    assert_close(energy, expected + constant.double(), rtol=1e-6, atol=1e-6)
+    log_q = posterior.log_prob()
+    prior = (0.5 * math.log(continuation) * torch.arange(7, dtype=DOUBLE)).log_softmax(0)
+    expected = (log_q.exp() * (losses + beta * (log_q - prior))).sum(1)
+    assert_close(energy, expected + beta * prior[0], rtol=1e-12, atol=1e-12)
 
 
 def test_the_optimal_free_energy_is_that_of_the_optimum_and_weighs_losses_by_it() -> None:

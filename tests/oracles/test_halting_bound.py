@@ -143,8 +143,8 @@ def test_float32_stays_finite_and_right_over_a_thousand_steps(size: float, shape
 def test_sampled_horizons_agree_on_average() -> None:
     losses, logits, price = randn(12), randn(12, seed=2).cumsum(0), 0.3
     bounds = torch.from_numpy(bounds_by_definition(losses, logits, price, 1.0))
-    prior = HorizonPrior(torch.tensor(DEFAULT_CONTINUATION, dtype=DOUBLE))
-    sampled = bounds[prior.sample((40000,), seeded()).clamp_max(11).long()]
+    prior = HorizonPrior(torch.full((40000,), DEFAULT_CONTINUATION, dtype=DOUBLE))
+    sampled = bounds[prior.sample(seeded()).clamp_max(11).long()]
     exact = halting_bound(losses[None], logits[None], price=price)
     assert (sampled.mean() - exact).abs() < 4 * sampled.std() / 200
 

@@ -198,8 +198,8 @@ def test_a_new_halter_reproduces_the_prior() -> None:
     posterior = Softmax(temperature=0.7, continuation=None).posterior(
         Softmax(temperature=0.7).outputs(raw, PRICE), AFTER
     )
-    divergence = posterior.kl(torch.exp(-2 * PRICE / 0.7))
-    assert_close(divergence, torch.zeros(B, dtype=DOUBLE), rtol=0, atol=1e-12)
+    prior = (-PRICE.unsqueeze(1) / 0.7 * torch.arange(T + 1)).log_softmax(1)  # of ratio r
+    assert_close(posterior.log_prob(), prior, rtol=0, atol=1e-12)
 
 
 def test_the_forecast_gain_of_the_optimum_is_the_gain() -> None:

@@ -13,15 +13,15 @@ from haltwise import InputError
 from haltwise.models import OptimizerModel, fingerprint, read_model, save_model
 from haltwise.processes import OptimizationProcess, Process, ProcessStep, Trajectory
 from haltwise.processes.signals import init_signals, measure_signals
-from haltwise.rollout import Unroll, record, record_process, record_tape, unroll
+from haltwise.rollout import Unroll, record, record_process, run_rule, unroll
 from haltwise.tasks import family
 from haltwise.update_rules import Adam
 
 
 def tensors(unrolled: Unroll) -> dict[str, Tensor]:
     """Every tensor of the unroll by name; all but the price and the last run over steps."""
-    found = {"price": unrolled.price, "grad": unrolled.tape.grad}
-    found |= {"excess_grad": unrolled.tape.excess_grad, **unrolled.trajectory.outputs}
+    found = {"price": unrolled.price, "grad": unrolled.grad}
+    found |= {"excess_grad": unrolled.excess_grad, **unrolled.trajectory.outputs}
     found |= vars(unrolled.trajectory)
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
@@ -30,7 +30,7 @@ def tensors(unrolled: Unroll) -> dict[str, Tensor]:
 def test_an_unroll_is_what_a_plain_loop_goes_through(memory: int) -> None:
     model, batch = make(memory=memory), BATCHES["noisy"]
     unrolled = unroll(model, batch, T, PRICE, segment=3)
-    tape, trajectory = unrolled.tape, unrolled.trajectory
+    trajectory = unrolled.trajectory
     assert trajectory.log_grad_norm is not None
     assert trajectory.signals is not None
     assert trajectory.readouts is not None
@@ -42,7 +42,7 @@ def test_an_unroll_is_what_a_plain_loop_goes_through(memory: int) -> None:
         seen = batch.evaluate(params, step)
         assert torch.equal(trajectory.loss[:, step], seen.loss)
         assert torch.equal(trajectory.excess[:, step], seen.excess)
-        assert torch.equal(tape.excess_grad[:, step], seen.excess_grad)
+        assert torch.equal(unrolled.excess_grad[:, step], seen.excess_grad)
         rms = seen.grad.square().mean(1).sqrt()
         assert_close(trajectory.log_grad_norm[:, step], rms.log(), rtol=1e-13, atol=1e-13)
         if step == T:
@@ -50,7 +50,7 @@ def test_an_unroll_is_what_a_plain_loop_goes_through(memory: int) -> None:
         kept += [state] * (step % 3 == 0)
         with torch.no_grad():
             update, readout, state = step_rule(model.rule, seen.grad, state)
-        assert torch.equal(tape.grad[:, step], seen.grad)
+        assert torch.equal(unrolled.grad[:, step], seen.grad)
         assert torch.equal(trajectory.readouts[:, step], readout)
         signals, last = measure_signals(step, seen.loss, seen.grad, update, last)
         assert torch.equal(trajectory.signals[:, step], signals)
@@ -60,10 +60,10 @@ def test_an_unroll_is_what_a_plain_loop_goes_through(memory: int) -> None:
             assert_close(trajectory.outputs[name][:, step], value, rtol=1e-12, atol=1e-12)
         params = params + update
     assert torch.equal(trajectory.final, params)
-    assert len(tape.states) == len(kept) == 3
-    for found, expected in zip(tape.states, kept, strict=True):
+    assert len(unrolled.states) == len(kept) == 3
+    for found, expected in zip(unrolled.states, kept, strict=True):
         assert all(torch.equal(value, expected[name]) for name, value in found.items())
-    assert (trajectory.num_items, trajectory.num_steps, tape.segment) == (B, T, 3)
+    assert (trajectory.num_items, trajectory.num_steps, unrolled.segment) == (B, T, 3)
     assert not any(value.requires_grad for value in tensors(unrolled).values())
 
 
@@ -142,7 +142,7 @@ def test_training_and_judging_share_a_path_but_not_the_excess() -> None:
     """Excess is the loss that is differentiated in one case, the score in the other."""
     batch = family("regression-10d-noisy").sample(B, seeded(), dtype=DOUBLE)
     rule = Adam(0.1)
-    training, judged = record_tape(rule, batch, T, segment=3).trajectory, record(rule, batch, T)
+    training, judged = run_rule(rule, batch, T, segment=3)[0], record(rule, batch, T)
     assert training.final is not None
     assert judged.final is not None
     assert torch.equal(training.final, judged.final)
@@ -179,8 +179,8 @@ def test_selecting_commutes_with_unrolling(variant: str) -> None:
     found = unroll(model, batch, T, PRICE, segment=3).select(index)
     expected = unroll(model, batch.select(index), T, PRICE[index], segment=3)
     assert_close(tensors(found), tensors(expected), rtol=1e-10, atol=1e-12)
-    assert_close(found.tape.states, expected.tape.states, rtol=1e-10, atol=1e-12)
-    assert found.tape.segment == expected.tape.segment
+    assert_close(found.states, expected.states, rtol=1e-10, atol=1e-12)
+    assert found.segment == expected.segment
 
 
 def test_a_problem_that_diverges_is_marked_and_leaves_the_others_bit_identical() -> None:

@@ -76,13 +76,6 @@ def test_joining_leaves_out_what_a_part_lacks() -> None:
     assert Trajectory.join([FULL, replace(FULL, final=None)]).final is None
 
 
-def test_outputs_are_replaced_as_a_whole() -> None:
-    again = FULL.with_outputs({"x": torch.zeros(N, T)})
-    assert again.outputs.keys() == {"x"}
-    assert again.loss is FULL.loss
-    assert FULL.outputs.keys() == TRAJECTORY.outputs.keys()
-
-
 @pytest.mark.parametrize("name", [name for name in fields(FULL) if name != "final"])
 def test_an_item_is_finite_if_all_that_is_known_of_it_is(name: str) -> None:
     assert FULL.finite.all()

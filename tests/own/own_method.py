@@ -37,13 +37,10 @@ class Third(Posterior):
     logits: Tensor
     last: int
 
-    @property
-    def horizon(self) -> int:
-        return self.logits.shape[1]
-
     def log_prob(self) -> Tensor:
-        steps = torch.arange(self.horizon + 1).expand(len(self.logits), -1)
-        return torch.where(steps == min(self.last, self.horizon), 0.0, -torch.inf)
+        horizon = self.logits.shape[1]
+        steps = torch.arange(horizon + 1).expand(len(self.logits), -1)
+        return torch.where(steps == min(self.last, horizon), 0.0, -torch.inf)
 
 
 @dataclass(frozen=True)

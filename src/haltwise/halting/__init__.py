@@ -16,7 +16,7 @@ from haltwise.halting.posteriors import (
     SoftmaxPosterior,
     StickBreakingPosterior,
 )
-from haltwise.halting.priors import HorizonPrior, TruncatedGeometric
+from haltwise.halting.priors import HorizonPrior
 from haltwise.halting.session import Decision, HaltingSession
 
 __all__ = [
@@ -35,6 +35,5 @@ __all__ = [
     "SoftmaxPosterior",
     "StickBreaking",
     "StickBreakingPosterior",
-    "TruncatedGeometric",
     "halting_methods",
 ]

@@ -46,10 +46,6 @@ class HalterSettings:
         if self.features != "none":
             lookup(feature_sets(), self.features, "kind of features")
 
-    def make_features(self) -> FeatureSet | None:
-        """The features read, None for the read-out alone."""
-        return None if self.features == "none" else feature_sets()[self.features]
-
 
 @final
 class Halter(nn.Module):
@@ -74,7 +70,7 @@ class Halter(nn.Module):
     ) -> None:
         super().__init__()
         self.settings, self.readout_size = settings, readout_size
-        self.features = settings.make_features()
+        self.features: FeatureSet | None = feature_sets().get(settings.features)
         num_features = 0 if self.features is None else self.features.num_features
         num_inputs = num_features + readout_size * settings.readout
         require(num_inputs > 0, "the halter reads nothing: this process has no read-out")
@@ -118,11 +114,8 @@ class Halter(nn.Module):
     ) -> tuple[Tensor, State]:
         """Raw outputs of one step [B, K], without a graph, and the memory for the next.
 
-        Args:
-            signals: Shape [B, S].
-            readout: Shape [B, R].
-            price: c, shape [B].
-            state: From `init` or the step before.
+        Signals are [B, S], the read-out [B, R], the price [B]; the state is from `init` or the
+        step before.
         """
         features, after = self._extract(signals.unsqueeze(1), price, state)
         inputs = self._inputs(features.squeeze(1), readout)
@@ -136,12 +129,8 @@ class Halter(nn.Module):
     def forward(self, signals: Tensor, readouts: Tensor, price: Tensor) -> Tensor:
         """Raw outputs of T steps from the first, differentiable, shape [B, T, K].
 
-        The memory takes its inputs as data: gradients reach read-outs from the perceptron alone.
-
-        Args:
-            signals: Shape [B, T, S].
-            readouts: Shape [B, T, R].
-            price: c, shape [B].
+        Signals are [B, T, S], read-outs [B, T, R], the price [B]. The memory takes its inputs as
+        data: gradients reach read-outs from the perceptron alone.
         """
         features, _ = self._extract(signals, price, self.init(len(signals), signals))
         # Steps first, as the memory wants them.

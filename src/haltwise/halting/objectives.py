@@ -1,11 +1,15 @@
-"""Objectives of training, all minimised but the bound: functions of losses and logits."""
+"""Objectives of training: functions of losses and logits.
+
+Throughout, losses f_0..f_T have the shape [B, T+1], the price c and the temperature tau [B], and
+hazard logits, the log-odds of rho_0..rho_{T-1}, [B, T]. An objective has the shape [B]; all but
+the bound are to be minimised.
+"""
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise.halting.posteriors import GravesPosterior
-from haltwise.halting.posteriors.stick_breaking import stick_breaking_log_prob
+from haltwise.halting.posteriors import GravesPosterior, stick_breaking_log_prob
 from haltwise.halting.priors import HorizonPrior
 
 __all__ = [
@@ -21,6 +25,8 @@ __all__ = [
     "sum_of_losses",
 ]
 
+_FARSIGHT = 10.0
+
 DEFAULT_CONTINUATION = 0.9
 """Horizon prior when none is given: E[T] = 27.5, whatever the price (a choice, see `docs`)."""
 
@@ -29,12 +35,6 @@ def sum_of_losses(losses: Tensor) -> Tensor:
     """sum_{t=1..T} f(theta_t), the LSTM optimizer's loss (L2L; thesis Eq. 1).
 
     See docs/theory.md, Eq. (sum).
-
-    Args:
-        losses: f(theta_0), ..., f(theta_T), shape [B, T+1].
-
-    Returns:
-        Shape [B].
     """
     return losses[:, 1:].sum(1)
 
@@ -56,21 +56,17 @@ def free_energy(losses: Tensor, log_prob: Tensor, *, price: Tensor, temperature:
     same at tau = beta, c = -beta log(1 - lambda_p).
 
     Args:
-        losses: f_0..f_T, shape [B, T+1]; whatever stands where q is zero is not read.
+        losses: Whatever stands where q is zero is not read.
         log_prob: log q(0)..log q(T), shape [B, T+1].
-        price: c, shape [B].
-        temperature: tau, shape [B].
-
-    Returns:
-        To be minimised, shape [B].
+        price: c.
+        temperature: tau.
 
     Raises:
         InputError: Losses and posterior differ in shape.
     """
     _check_losses(losses, log_prob)
-    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
     log_q = torch.where(log_prob == -torch.inf, 0, log_prob)  # 0 log 0 = 0
-    energy = losses + price.unsqueeze(1) * steps + temperature.unsqueeze(1) * log_q
+    energy = _costs(losses, price) + temperature.unsqueeze(1) * log_q
     return _expectation(energy, log_prob)
 
 
@@ -79,18 +75,9 @@ def optimal_free_energy(losses: Tensor, *, price: Tensor, temperature: Tensor) -
 
     A soft minimum: its gradient weighs the losses by the optimum Q(t), see `distillation`.
     See docs/theory.md, Eq. (target).
-
-    Args:
-        losses: f_0..f_T, shape [B, T+1].
-        price: c, shape [B].
-        temperature: tau, shape [B].
-
-    Returns:
-        Shape [B].
     """
-    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
-    energy = losses + price.unsqueeze(1) * steps
-    return -temperature * (-energy / temperature.unsqueeze(1)).logsumexp(1)
+    scaled = -_costs(losses, price) / temperature.unsqueeze(1)
+    return -temperature * scaled.logsumexp(1)
 
 
 def distillation(
@@ -100,20 +87,9 @@ def distillation(
 
     With Q(t) proportional to exp(-(f_t + c t)/tau) and S_t = sum_{s>=t} Q(s), the cross-entropy
     -sum_t Q(t) log q(t) of the hazards rho is -sum_{t<T} [Q(t) log rho_t + S_{t+1} log(1 - rho_t)].
-    See docs/theory.md, Eq. (distillation).
-
-    Args:
-        losses: f_0..f_T, shape [B, T+1]; data.
-        hazard_logits: log-odds of rho_0..rho_{T-1}, shape [B, T].
-        price: c, shape [B].
-        temperature: tau, shape [B].
-
-    Returns:
-        In nats, to be minimised, shape [B].
+    Losses are data, and it is in nats. See docs/theory.md, Eq. (distillation).
     """
-    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
-    costs = losses.detach() + price.unsqueeze(1) * steps
-    optimum = (-costs / temperature.unsqueeze(1)).softmax(1)
+    optimum = (-_costs(losses.detach(), price) / temperature.unsqueeze(1)).softmax(1)
     return -(optimum * stick_breaking_log_prob(hazard_logits)).sum(1)
 
 
@@ -123,20 +99,11 @@ def continuation_value(losses: Tensor, hazard_logits: Tensor, *, price: Tensor) 
     rho's log-odds v_t are read as (what the steps from t on will cost if the policy is followed
     after t + 1, less f_t + c t) / c. The policy stops where v_t >= 0, so costs are collected
     backwards from the horizon on the recorded trajectory (least-squares Monte Carlo, Longstaff &
-    Schwartz 2001, with the policy iterated as the forecast learns). See
-    docs/theory.md, Eq. (value).
-
-    Args:
-        losses: f_0..f_T, shape [B, T+1]; data.
-        hazard_logits: v_0..v_{T-1}, shape [B, T].
-        price: c, shape [B].
-
-    Returns:
-        Mean over steps, shape [B]; errors beyond a price count linearly (Huber), and targets are
-        held within `_FARSIGHT` prices: beyond, the decision is clear.
+    Schwartz 2001, with the policy iterated as the forecast learns). Losses are data. The mean over
+    steps counts errors beyond a price linearly (Huber), and targets are held within `_FARSIGHT`
+    prices: beyond, the decision is clear. See docs/theory.md, Eq. (value).
     """
-    steps = torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
-    costs = losses.detach() / price.unsqueeze(1) + steps
+    costs = losses.detach() / price.unsqueeze(1) + _steps(losses)
     later = costs[:, -1]
     targets = []
     for step in reversed(range(hazard_logits.shape[1])):
@@ -147,42 +114,47 @@ def continuation_value(losses: Tensor, hazard_logits: Tensor, *, price: Tensor) 
     return error.mean(1)
 
 
-_FARSIGHT = 10.0
-
-
 def ponder_objective(
     losses: Tensor, posterior: GravesPosterior, *, price: float | Tensor
 ) -> Tensor:
     """sum_t p_t f_t + c (N + R): expected loss and ponder cost (Graves 2016).
 
-    See docs/theory.md, Eq. (ponder).
+    Its gradient leaves out that of N, which has none. See docs/theory.md, Eq. (ponder).
 
     Args:
-        losses: f_0..f_T, shape [B, T+1]; whatever stands where p is zero is not read.
+        losses: Whatever stands where p is zero is not read.
         posterior: p, with N and R.
         price: c, Graves' time penalty, a number or shape [B].
-
-    Returns:
-        To be minimised, shape [B]. Its gradient leaves out that of N, which has none.
 
     Raises:
         InputError: Losses and posterior differ in shape.
     """
     log_prob = posterior.log_prob()
     _check_losses(losses, log_prob)
-    return _expectation(losses, log_prob) + price * posterior.ponder_cost()
+    pondered = posterior.halting_step() + posterior.remainder()
+    return _expectation(losses, log_prob) + price * pondered
 
 
-def _check_losses(losses: Tensor, log_prob: Tensor) -> None:
+def _check_losses(losses: Tensor, values: Tensor) -> None:
     require(
-        losses.ndim == 2 and losses.shape == log_prob.shape,
-        "losses and log_prob must share one shape [batch, T+1], "
-        f"got {tuple(losses.shape)} and {tuple(log_prob.shape)}",
+        losses.ndim == 2 and losses.shape[1] > 0 and losses.shape == values.shape,
+        "losses and logits or log-probabilities must share one shape [batch, T+1], "
+        f"got {tuple(losses.shape)} and {tuple(values.shape)}",
     )
 
 
+def _steps(losses: Tensor) -> Tensor:
+    """0..T, shape [T+1]."""
+    return torch.arange(losses.shape[1], dtype=losses.dtype, device=losses.device)
+
+
+def _costs(losses: Tensor, price: Tensor) -> Tensor:
+    """f_t + c t, shape [B, T+1]."""
+    return losses + price.unsqueeze(1) * _steps(losses)
+
+
 def _expectation(values: Tensor, log_prob: Tensor) -> Tensor:
-    """sum_t q(t) v_t, shape [B]; 0 for a step of probability zero, whatever its value."""
+    """sum_t q(t) v_t; 0 for a step of probability zero, whatever its value."""
     return (log_prob.exp() * torch.where(log_prob == -torch.inf, 0, values)).sum(1)
 
 
@@ -206,7 +178,7 @@ def halting_bound(
     See docs/theory.md, Eqs. (bound) and (running).
 
     Args:
-        losses: Negative log-likelihoods at theta_0..theta_T, shape [B, T+1].
+        losses: Negative log-likelihoods at theta_0..theta_T.
         logits: **Cumulative** logits s_0..s_T, shape [B, T+1].
         price: c > 0, cost of a step in units of the loss; a number or shape [B].
         temperature: tau > 0, in units of the loss; a number or shape [B].
@@ -214,40 +186,26 @@ def halting_bound(
             prior with continuation .9, its tail on T, independent of the price.
 
     Returns:
-        The bound of each problem, to be **maximised**, shape [B].
+        The bound of each problem, to be **maximised**; not finite, and the others untouched, where
+        a problem's logits or losses are not.
 
     Raises:
         InputError: Shapes do not fit, a price or temperature is not positive, or the weights are
-            no distribution. A problem with NaN or infinite logits or losses is none: its bound is
-            not finite and the others are untouched.
+            no distribution.
 
     Examples:
         >>> losses = torch.tensor([[2.0, 1.0, 1.0]])
         >>> halting_bound(losses, torch.zeros(1, 3), price=0.1).shape
         torch.Size([1])
     """
-    require(
-        losses.ndim == 2 and losses.shape[1] > 0 and losses.shape == logits.shape,
-        "losses and logits must share one shape [batch, T+1], "
-        f"got {tuple(losses.shape)} and {tuple(logits.shape)}",
-    )
-    price, temperature = (
-        torch.as_tensor(value, dtype=losses.dtype, device=losses.device)
-        for value in (price, temperature)
-    )
-    require(bool((price > 0).all()), f"price must be above 0, got {price.min():g}")
-    require(
-        bool((temperature > 0).all()), f"temperature must be above 0, got {temperature.min():g}"
-    )
-    num_problems, num_steps = losses.shape
-    for name, value in (("price", price), ("temperature", temperature)):
-        require(
-            value.shape in ((), (num_problems,)),
-            f"{name} must be a number or of shape [{num_problems}], got {tuple(value.shape)}",
-        )
+    _check_losses(losses, logits)
+    price = _positive("price", price, losses)
+    temperature = _positive("temperature", temperature, losses)
+    num_steps = losses.shape[1]
     if horizon_weights is None:
-        continuation = torch.tensor(DEFAULT_CONTINUATION, dtype=losses.dtype, device=losses.device)
-        horizon_weights = HorizonPrior(continuation).weights(num_steps - 1)
+        horizon_weights = HorizonPrior(losses.new_tensor(DEFAULT_CONTINUATION)).weights(
+            num_steps - 1
+        )
     require(
         horizon_weights.shape in ((num_steps,), losses.shape),
         f"horizon_weights must have the shape [{num_steps}] or {list(losses.shape)}, "
@@ -259,8 +217,7 @@ def halting_bound(
         "horizon_weights must be at least 0 and sum to one over the horizons",
     )
 
-    steps = torch.arange(num_steps, dtype=losses.dtype, device=losses.device)
-    price, temperature = price.reshape(-1, 1), temperature.reshape(-1, 1)  # [B or 1, 1]
+    steps = _steps(losses)
     log_ratio = -price / temperature
     # What stopping at t is worth, before q's entropy and p's normalizer, which depend on T.
     worth = -losses + temperature * (torch.log(-torch.expm1(log_ratio)) + steps * log_ratio)
@@ -280,3 +237,14 @@ def halting_bound(
     log_mass = torch.log(-torch.expm1((steps + 1) * log_ratio))  # log(1 - r^(T+1))
     bounds = torch.stack(values, dim=1) - temperature * log_mass
     return (horizon_weights * bounds).sum(1)
+
+
+def _positive(name: str, value: float | Tensor, losses: Tensor) -> Tensor:
+    """A number or one per problem, shape [1, 1] or [B, 1]."""
+    given = torch.as_tensor(value, dtype=losses.dtype, device=losses.device)
+    require(
+        given.shape in ((), losses.shape[:1]),
+        f"{name} must be a number or of shape [{len(losses)}], got {tuple(given.shape)}",
+    )
+    require(bool((given > 0).all()), f"{name} must be above 0, got {given.min():g}")
+    return given.reshape(-1, 1)

@@ -21,16 +21,13 @@ class Halts(Protocol):
 
     method: HaltingMethod
 
-    def trained_price(self, price: Tensor) -> Tensor:
-        """The nearest prices seen in training."""
+    def trained_price(self, price: Tensor) -> Tensor: ...
 
-    def init(self, num_items: int, like: Tensor) -> State:
-        """The memory before the first step."""
+    def init(self, num_items: int, like: Tensor) -> State: ...
 
     def step(
         self, signals: Tensor | None, readout: Tensor | None, price: Tensor, state: State
-    ) -> tuple[dict[str, Tensor], State]:
-        """Outputs at one step by name, and the memory for the next."""
+    ) -> tuple[dict[str, Tensor], State]: ...
 
 
 class Decision(NamedTuple):
@@ -117,13 +114,10 @@ class HaltingSession:
     def explain(self, decision: Decision, item: int = 0, step_name: str = "step") -> str:
         """Say in a sentence why an item stops, with the forecast where the method has one.
 
-        Args:
-            decision: From `observe`, at which the item stops.
-            item: Its index.
-            step_name: What the host calls a step.
+        `step_name` is what the host calls a step.
 
         Raises:
-            InputError: The item goes on.
+            InputError: The item goes on at this decision.
         """
         step = decision.observation.step
         require(bool(decision.stop[item]), f"item {item} goes on at step {step}")

@@ -1,1 +1,1 @@
-"""Callbacks for other people's trainers; each needs its package, an optional extra."""
+"""Functions, optimizers, monitors and callbacks around one halting session."""

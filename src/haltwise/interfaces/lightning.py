@@ -44,12 +44,7 @@ class HaltingCallback(Callback):  # type: ignore[misc]
             self.monitor.start(pl_module)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any
     ) -> None:
         if self._metric is not None or trainer.global_step == self._global_step:
             return  # gradients are being accumulated
@@ -83,11 +78,10 @@ class HaltingCallback(Callback):  # type: ignore[misc]
 
 
 def _logged(trainer: Trainer, name: str) -> Tensor:
-    known = trainer.callback_metrics
+    known: dict[str, Tensor] = trainer.callback_metrics
     require(
         name in known,
         f"no metric {name!r} was logged; there are {', '.join(sorted(known)) or 'none'}: log it by "
         "self.log in validation_step",
     )
-    value: Tensor = known[name]
-    return value
+    return known[name]

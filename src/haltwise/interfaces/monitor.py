@@ -3,9 +3,8 @@
 import contextlib
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, final
 
 import torch
@@ -20,10 +19,13 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import Observed, StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products, sum_products
 from haltwise.recordings.runs import save_run
-from haltwise.stop_rules import CostUnit, StopPolicy
+from haltwise.stop_rules import CostUnit
 
 __all__ = ["HaltingMonitor"]
 
+_STATE = (
+    "steps", "reason", "lowest", "improved", "observed", "memory", "products", "signals", "scores",
+)  # fmt: skip
 _CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
 
 Model = nn.Module | Iterable[Tensor]
@@ -31,7 +33,7 @@ Model = nn.Module | Iterable[Tensor]
 
 @final
 class HaltingMonitor:
-    """Watches a training loop, whatever its optimizer, and says when it is not worth going on.
+    """Watch a training loop, whatever its optimizer, and say when it is not worth going on.
 
     First record runs of the loop, some hundreds, each of them longer than it ought to be:
 
@@ -105,7 +107,6 @@ class HaltingMonitor:
         self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
         # A stop at call t leaves a recorded loop where it is then, t rounds after the first
         # decision: it counts updates. Other models were trained for asking before the gradient.
-        self._policy: StopPolicy | None = model.policy()
         self._limit = card.horizon + (card.unit is CostUnit.UPDATES)
         self._observed: Observed | None = card.observed
         self._directory: Path | None = None
@@ -121,7 +122,7 @@ class HaltingMonitor:
             name: Of the file; numbered if None. Runs are sorted by it.
         """
         monitor = cls.__new__(cls)
-        monitor._model = monitor._policy = monitor._observed = None
+        monitor._model = monitor._observed = None
         monitor._directory, monitor._name = Path(directory), name
         monitor._signals = []
         monitor.start()
@@ -141,13 +142,16 @@ class HaltingMonitor:
         self._lowest, self._improved = math.inf, False
         self._memory: list[dict[str, Tensor]] | None = None
         self._products: Tensor | None = None
-        self._session: HaltingSession | None = None
-        if self._model is not None and self._policy is not None:
-            self._session = HaltingSession(self._policy, self._price, self._model)
+        self._session = self._new_session()
         self._signals: list[Tensor] = []
         self._scores: list[float] = []
         if model is not None and self._observed != "loss":
             self._memory = [_first(param) for param in _parameters(model)]
+
+    def _new_session(self) -> HaltingSession | None:
+        if self._model is None:
+            return None
+        return HaltingSession(self._model.policy(), self._price, self._model)
 
     @property
     def steps(self) -> int:
@@ -243,10 +247,10 @@ class HaltingMonitor:
             )
             self._observed = "loss"
         products, self._products = self._products, None
+        dim = 1
         if products is None:
-            products, dim = torch.zeros(1, 5, 5, dtype=torch.float64), 1
-        else:
-            assert self._memory is not None
+            products = torch.zeros(1, 5, 5, dtype=torch.float64)
+        elif self._memory is not None:
             dim = sum(len(memory["params"]) for memory in self._memory)
         signals = combine_products(self._steps, value, products, dim).float()
         finite = bool(value.isfinite().all() and products.isfinite().all())
@@ -263,13 +267,8 @@ class HaltingMonitor:
         if not finite:
             self._reason = "the loss, a gradient or an update is not finite"
             return
-        observation = StepObservation(
-            self._steps,
-            signals[:, SIGNALS.index("loss")],
-            signals[:, SIGNALS.index("log_grad")],
-            signals,
-        )
-        decision = self._session.observe(observation)
+        loss, norm = (signals[:, SIGNALS.index(name)] for name in ("loss", "log_grad"))
+        decision = self._session.observe(StepObservation(self._steps, loss, norm, signals))
         if decision.stop:
             self._reason = self._session.explain(decision, step_name="round")
         elif self._steps + 1 >= self._limit:
@@ -298,12 +297,7 @@ class HaltingMonitor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:  # half a run teaches the wrong thing
             self.close()
 
@@ -332,21 +326,14 @@ class HaltingMonitor:
         )
         for name in _STATE:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
-        if self._model is not None and self._policy is not None:
-            self._session = HaltingSession(self._policy, self._price, self._model)
-            if state["session"]:
-                self._session.restore(copy.deepcopy(state["session"]))
+        self._session = self._new_session()
+        if self._session is not None and state["session"]:
+            self._session.restore(copy.deepcopy(state["session"]))
 
     def _digest(self) -> str | None:
         if self._model is None:
             return None
         return f"{fingerprint(self._model)} at {self._price.item():g}"
-
-
-_STATE = (
-    "steps", "reason", "lowest", "improved", "observed", "memory", "products", "signals",
-    "scores",
-)  # fmt: skip
 
 
 def _parameters(model: Model) -> list[Tensor]:
@@ -365,13 +352,10 @@ def _parameters(model: Model) -> list[Tensor]:
 
 
 def _first(param: Tensor) -> dict[str, Tensor]:
-    """What is remembered of a parameter before the first round."""
+    """The memory of a parameter before the first round."""
     flat = param.detach().reshape(-1)
-    return {
-        "params": flat.clone(),
-        "grad": torch.zeros_like(flat),
-        "update": torch.zeros_like(flat),
-    }
+    zeros = {name: torch.zeros_like(flat) for name in ("grad", "update")}
+    return {"params": flat.clone(), **zeros}
 
 
 def _measure(param: Tensor, memory: dict[str, Tensor], *, with_gradient: bool) -> Tensor:
@@ -382,19 +366,16 @@ def _measure(param: Tensor, memory: dict[str, Tensor], *, with_gradient: bool) -
     values = param.detach().reshape(-1)
     wide = torch.float32 if values.device.type == "mps" else torch.float64
     products = torch.zeros(1, 5, 5, dtype=wide, device=values.device)
-    for span in _spans(len(values)):
+    for begin in range(0, len(values), _CHUNK):
+        span = slice(begin, begin + _CHUNK)
         old = {name: value[span].to(wide).unsqueeze(0) for name, value in memory.items()}
         now = values[span].to(wide).unsqueeze(0)
         new = torch.zeros_like(now) if grad is None else grad.reshape(1, -1)[:, span].to(wide)
         update = now - old["params"]
-        products += sum_products(new, update, {name: old[name] for name in ("grad", "update")})
+        products += sum_products(new, update, old)
         for name, value in (("params", now), ("grad", new), ("update", update)):
             memory[name][span].copy_(value.squeeze(0))
     return products
-
-
-def _spans(size: int) -> Iterator[slice]:
-    return (slice(begin, begin + _CHUNK) for begin in range(0, size, _CHUNK))
 
 
 def _number(value: Tensor | float, what: str) -> float:

@@ -28,8 +28,6 @@ _MESSAGES = {
     Outcome.OUT_OF_STEPS: "Maximum number of iterations has been exceeded; raise maxiter.",
     Outcome.NONFINITE: "The function, its gradient or an update is not finite.",
 }
-_CALLBACK_STOP = 99  # SciPy's own number and sentence
-_CALLBACK_MESSAGE = "`callback` raised `StopIteration`."
 
 
 def minimize(
@@ -60,9 +58,9 @@ def minimize(
             forward differences, which cost n + 1 values of `fun` each.
         callback: Called after each update with the new x, or with an `OptimizeResult` (x and fun)
             if its one parameter is called `intermediate_result`; may raise `StopIteration`.
-        optimizer: As for `haltwise.solve`, which this calls.
-        stop: As there.
-        price: As there.
+        optimizer: As for `haltwise.solve`, which this calls; so `stop` and `price`.
+        stop: When to stop.
+        price: What a gradient must earn.
         maxiter: Gradients at most; the optimizer's horizon if None.
         guard: As there.
         unsupported: Whatever else SciPy knows (bounds, constraints, hess, tol ...) is refused,
@@ -116,7 +114,8 @@ def minimize(
             batch.report(steps, x, value)
     except _CallbackStop as stopped:
         x, value, steps = stopped.x, stopped.value, stopped.step
-        status, message = _CALLBACK_STOP, _CALLBACK_MESSAGE
+        # SciPy's own number and sentence.
+        status, message = 99, "`callback` raised `StopIteration`."
     return OptimizeResult(
         x=x,
         fun=value,
@@ -155,9 +154,12 @@ class _Objective:
         if self._jac is True:
             self.num_values += 1
             value, gradient = self._fun(x.copy(), *self._args)
+        elif callable(self._jac):
+            value, gradient = self.value(x), self._jac(x.copy(), *self._args)
         else:
-            value = self.value(x)
-            gradient = self._gradient(x)
+            from scipy.optimize import approx_fprime
+
+            value, gradient = self.value(x), approx_fprime(x, self.value)
         self.num_gradients += 1
         gradient = np.asarray(gradient, dtype=np.float64)
         require(
@@ -165,13 +167,6 @@ class _Objective:
             f"the gradient must have the shape of x, {x.shape}, got {gradient.shape}",
         )
         return _number(value), gradient
-
-    def _gradient(self, x: "NDArray[np.float64]") -> Any:
-        if callable(self._jac):
-            return self._jac(x.copy(), *self._args)
-        from scipy.optimize import approx_fprime
-
-        return approx_fprime(x, self.value)
 
 
 def _number(value: Any) -> float:

@@ -8,7 +8,7 @@ from haltwise._core.errors import require
 from haltwise.interfaces.monitor import HaltingMonitor
 
 try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerCallback, TrainerControl
 except ImportError:
     raise ImportError(
         "transformers is not installed: pip install 'haltwise[transformers]'"
@@ -40,50 +40,22 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
         self._metric, self._score = metric, score
         self._moved = False  # since the last round
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
         self.monitor.start(model)
 
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        model: nn.Module,
-        **kwargs: Any,
-    ) -> None:
+    def on_optimizer_step(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
         self.monitor.look(model)
         self._moved = True
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        logs: dict[str, float],
-        **kwargs: Any,
+        self, args: Any, state: Any, control: TrainerControl, *, logs: dict[str, float], **_: Any
     ) -> None:
         # The last log, of the whole run, has no loss.
         if self._moved and self._metric is None and "loss" in logs:
             self._update(control, logs["loss"], None)
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        metrics: dict[str, float],
-        **kwargs: Any,
+        self, args: Any, state: Any, control: TrainerControl, *, metrics: dict[str, float], **_: Any
     ) -> None:
         if self._moved and self._metric is not None:
             score = None if self._score is None else _measured(metrics, self._score)
@@ -94,9 +66,7 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
         self._moved = False
         control.should_training_stop |= self.monitor.should_stop
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.monitor.close()
 
 

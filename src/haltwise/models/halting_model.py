@@ -1,6 +1,7 @@
 """A halting model: a halter, its method and its card; it stands alone."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -130,6 +131,5 @@ class HaltingModel(nn.Module):
         if self.halter is None:
             return trajectory
         prices = self.trained_price(prices)
-        return trajectory.with_outputs(
-            self(trajectory.known("signals"), trajectory.shown_readouts(), prices)
-        )
+        outputs = self(trajectory.known("signals"), trajectory.shown_readouts(), prices)
+        return replace(trajectory, outputs=outputs)

@@ -17,12 +17,7 @@ State = dict[str, Tensor]
 
 
 class ProcessStep(NamedTuple):
-    """One step of a process.
-
-    Attributes:
-        observation: What is seen at step t.
-        state: The state at step t + 1.
-    """
+    """What is seen at step t, and the state at step t + 1."""
 
     observation: StepObservation
     state: State
@@ -71,10 +66,8 @@ class Process(ABC):
     def step(self, step: int, state: State) -> ProcessStep:
         """Observe step t and advance to step t + 1.
 
-        Args:
-            step: t.
-            state: At step t. Its memory may be taken for the new state, as long as `result` of
-                it stays what it is.
+        The memory of the state may be taken for the new one, as long as `result` of it stays what
+        it is.
         """
 
     @abstractmethod
@@ -86,12 +79,9 @@ class Process(ABC):
         """The items at `index` (int64 [K]) as a process of their own."""
 
     def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
-        """The loss that a stop in this state is judged by, shape [B]; the observed one by default.
+        """The loss that a stop at step t is judged by, shape [B]; the observed one by default.
 
-        Args:
-            state: At step t, after `step` took it: only what `result` needs is sure to be there.
-            step: t.
-            observation: Of this step.
+        `step` has taken the state already: only what `result` needs is sure to be there.
         """
         del state, step
         return observation.loss

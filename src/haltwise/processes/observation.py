@@ -42,20 +42,12 @@ class StepObservation(NamedTuple):
     loss_scale: Tensor | None = None
 
     def known(self, name: str) -> Tensor:
-        """The field or output `name`.
-
-        Raises:
-            InputError: It is not known here.
-        """
+        """The field or output `name`; raises `InputError` where it is not known."""
         return known(self, name)
 
 
 def known(record: Any, name: str) -> Tensor:
-    """The field or output `name` of an observation or a trajectory.
-
-    Raises:
-        InputError: The record comes without it.
-    """
+    """The field or output `name` of an observation or a trajectory."""
     value = record.outputs.get(name, getattr(record, name, None))
     if not isinstance(value, Tensor):
         raise InputError(

@@ -6,7 +6,6 @@ gradient flows through them.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,23 +59,6 @@ def init_signals(params: Tensor) -> dict[str, Tensor]:
     return {"grad": zeros, "update": zeros}
 
 
-class _Measured(NamedTuple):
-    """Ingredients of the signals, each of the loss' shape; s and y as defined at `SIGNALS`."""
-
-    log_grad: Tensor
-    log_update: Tensor
-    grad_square: Tensor
-    update_square: Tensor
-    last_update_square: Tensor
-    difference_square: Tensor  # |y|^2
-    secant: Tensor  # <s, y>, above 0 where the loss is convex
-    grad_update: Tensor
-    grad_last_update: Tensor
-    grad_update_cosine: Tensor
-    grad_cosine: Tensor
-    update_cosine: Tensor
-
-
 def measure_signals(
     step: int | Tensor, loss: Tensor, grad: Tensor, update: Tensor, memory: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,17 +84,14 @@ def measure_signals(
 def measure_sequence(
     first: int, losses: Tensor, grads: Tensor, updates: Tensor, memory: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`measure_signals` of K consecutive steps at once.
+    """The signals of K consecutive steps at once, and the memory for the step after them.
 
     Args:
-        first: The first of them.
+        first: The first of the steps.
         losses: Shape [B, K].
         grads: Shape [B, K, D].
         updates: Shape [B, K, D].
         memory: From `init_signals` or the steps before.
-
-    Returns:
-        Signals [B, K, len(SIGNALS)] and the new memory.
     """
     last = {
         name: torch.cat((memory[name].unsqueeze(1), now[:, :-1]), 1)
@@ -126,14 +105,11 @@ def measure_sequence(
 def sum_products(grad: Tensor, update: Tensor, memory: dict[str, Tensor]) -> Tensor:
     """Inner products that add up over coordinates, to measure a problem part by part.
 
-    Args:
-        grad: Of some of the coordinates, shape [B, K].
-        update: Likewise.
-        memory: Of these coordinates, see `measure_signals`.
+    Gradient, update and memory are those of `measure_signals`, of some of the coordinates, in a
+    dtype that had better be float64.
 
     Returns:
-        Products of all pairs of gamma_t, g_t, y, g_{t-1} and gamma_{t-1}, in the dtype of the
-        arguments, which had better be float64; shape [..., 5, 5].
+        Products of all pairs of gamma_t, g_t, y, g_{t-1} and gamma_{t-1}, shape [..., 5, 5].
     """
     last_grad, last_update = memory["grad"], memory["update"]
     vectors = torch.stack((grad, update, grad - last_grad, last_update, last_grad), dim=-2)
@@ -150,7 +126,7 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
         dim: D, the number of all coordinates.
 
     Returns:
-        What `measure_signals` says, in the dtype of the loss, shape [..., len(SIGNALS)].
+        Shape [..., len(SIGNALS)], in the dtype of the loss.
     """
     # Planes of one product each: few operations, on contiguous memory.
     planes = torch.stack([products[..., i, j] for i, j in _PAIRS])
@@ -164,51 +140,33 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
     held = planes[:8].nan_to_num(_HUGE, _HUGE, -_HUGE).clamp_(-_HUGE, _HUGE)
     # The floor is that of `log_rms`.
     logs = (squares[:2] / dim).log_().clamp_min_(3 * math.log(_TINY)).div_(2)
-    measured = _Measured(
-        log_grad=logs[0],
-        log_update=logs[1],
-        grad_square=held[0],
-        update_square=held[1],
-        last_update_square=held[3],
-        difference_square=held[2],
-        secant=held[5],
-        grad_update=held[7],
-        grad_last_update=held[6],
-        grad_update_cosine=cosines[0],
-        grad_cosine=cosines[1],
-        update_cosine=cosines[2],
-    )
-    return _signals(step, loss.to(products.dtype), measured).to(loss.dtype).movedim(0, -1)
-
-
-def _signals(step: int | Tensor, loss: Tensor, measured: _Measured) -> Tensor:
-    """The columns as planes, shape [len(SIGNALS), ...]."""
     # Whether there is a step to look back at.
     known: Tensor | float
+    wide = loss.to(products.dtype)
     if isinstance(step, Tensor):
-        known, steps = (step > 0).to(loss.dtype), step.to(loss.dtype).expand_as(loss)
+        known, steps = (step > 0).to(wide.dtype), step.to(wide.dtype).expand_as(wide)
     else:
-        known, steps = float(step > 0), torch.full_like(loss, step)
-    secant, grad_square = measured.secant, measured.grad_square
-    curvature = (secant / measured.last_update_square.clamp_min(_TINY)).clamp(_FLAT, _HUGE)
-    inverse_curvature = (secant / measured.difference_square.clamp_min(_TINY)).clamp(0, 1 / _FLAT)
-    return torch.stack(
+        known, steps = float(step > 0), torch.full_like(wide, step)
+    grad_square, update_square, difference_square, last_update_square = held[:4]
+    secant, grad_last_update, grad_update = held[5:]  # <s, y> is above 0 where the loss is convex
+    curvature = (secant / last_update_square.clamp_min(_TINY)).clamp(_FLAT, _HUGE)
+    inverse_curvature = (secant / difference_square.clamp_min(_TINY)).clamp(0, 1 / _FLAT)
+    signals = torch.stack(
         (
             steps,
-            loss,
-            measured.log_grad,
-            measured.log_update,
-            -measured.grad_update,
-            known * 0.5 * curvature * measured.update_square,
+            wide,
+            *logs,
+            -grad_update,
+            known * 0.5 * curvature * update_square,
             known * 0.5 * inverse_curvature * grad_square,
             known * 0.5 * grad_square / curvature,
-            -measured.grad_last_update,
+            -grad_last_update,
             known * curvature.log(),
-            -measured.grad_update_cosine,
-            measured.grad_cosine,
-            measured.update_cosine,
+            -cosines[0],
+            *cosines[1:],
         )
     )
+    return signals.to(loss.dtype).movedim(0, -1)
 
 
 def loss_signals(step: int, loss: Tensor) -> Tensor:

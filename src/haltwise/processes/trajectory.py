@@ -1,6 +1,6 @@
 """The one record of what a process went through."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
@@ -47,27 +47,22 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         require(self.loss.ndim == 2, f"losses must be a matrix [n, T+1], got {self.loss.ndim}-D")
-        expected = dict.fromkeys(("excess", "log_grad_norm"), tuple(self.loss.shape))
+        per_state = {"excess": self.excess, "log_grad_norm": self.log_grad_norm}
+        per_step = {"signals": self.signals, "readouts": self.readouts, **self.outputs}
         shapes = {
-            name: tuple(value.shape)
-            for name in ("loss", *expected)
-            if (value := getattr(self, name)) is not None
-        }
-        per_step = {
-            name: tuple(value.shape)
-            for name, value in {
-                "signals": self.signals,
-                "readouts": self.readouts,
-                **self.outputs,
-            }.items()
+            name: list(value.shape)
+            for name, value in {"loss": self.loss, **per_state, **per_step}.items()
             if value is not None
         }
         require(
-            all(shape == expected.get(name, shape) for name, shape in shapes.items())
-            and all(shape[:2] == (self.num_items, self.num_steps) for shape in per_step.values()),
+            all(
+                shape[:2] == [self.num_items, self.num_steps]
+                if name in per_step
+                else shape == shapes["loss"]
+                for name, shape in shapes.items()
+            ),
             "a trajectory must have losses of shape [n, T+1], signals and outputs of [n, T, ...]; "
-            "got "
-            + ", ".join(f"{name} {list(shape)}" for name, shape in {**shapes, **per_step}.items()),
+            "got " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
         )
 
     @property
@@ -90,11 +85,7 @@ class Trajectory:
         return finite
 
     def known(self, name: str) -> Tensor:
-        """The field or output `name`.
-
-        Raises:
-            InputError: It is not known here.
-        """
+        """The field or output `name`; raises `InputError` where it is not known."""
         return known(self, name)
 
     def shown_readouts(self) -> Tensor:
@@ -102,10 +93,6 @@ class Trajectory:
         if self.readouts is not None:
             return self.readouts
         return self.loss.new_empty(self.num_items, self.num_steps, 0)
-
-    def with_outputs(self, outputs: Mapping[str, Tensor]) -> "Trajectory":
-        """A copy with the outputs of a halting model."""
-        return replace(self, outputs=dict(outputs))
 
     def select(self, index: Tensor) -> "Trajectory":
         """The items at `index` (int64 [K])."""
@@ -123,10 +110,10 @@ class Trajectory:
         for item in fields(Trajectory):
             values = [getattr(part, item.name) for part in parts]
             if item.name == "outputs":
-                names = (
-                    values[0].keys() if all(v.keys() == values[0].keys() for v in values) else ()
-                )
-                joined["outputs"] = {name: torch.cat([v[name] for v in values]) for name in names}
+                if all(value.keys() == values[0].keys() for value in values):
+                    joined["outputs"] = {
+                        name: torch.cat([value[name] for value in values]) for name in values[0]
+                    }
             elif all(value is not None for value in values):
                 joined[item.name] = torch.cat(values)
         return Trajectory(**joined)

@@ -2,19 +2,18 @@
 
 from haltwise.rollout.cuda_graph import CapturedUnroll
 from haltwise.rollout.early_exit import Execution, Outcome, run_until_halted
-from haltwise.rollout.record import Tape, record, record_process, record_tape
+from haltwise.rollout.record import record, record_process, run_rule
 from haltwise.rollout.unroll import Unroll, backpropagate, unroll
 
 __all__ = [
     "CapturedUnroll",
     "Execution",
     "Outcome",
-    "Tape",
     "Unroll",
     "backpropagate",
     "record",
     "record_process",
-    "record_tape",
+    "run_rule",
     "run_until_halted",
     "unroll",
 ]

@@ -30,7 +30,7 @@ class CapturedUnroll:
     Args:
         model: What moves the parameters and judges halting.
         num_steps: T >= 1.
-        segment: See `record_tape`.
+        segment: See `unroll`.
     """
 
     def __init__(self, model: OptimizerModel, num_steps: int, segment: int) -> None:

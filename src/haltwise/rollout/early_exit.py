@@ -69,15 +69,14 @@ def run_until_halted(
 ) -> Execution:
     """Run every item until its session stops it, evaluating nothing for those that have ended.
 
+    An item out of steps ends with its last update applied, or, with `ReturnedIterate.BEST`, at the
+    best iterate it observed. Nothing is raised for an item that goes wrong.
+
     Args:
         process: B items.
-        session: When to stop and what to return. An item out of steps ends with its last update
-            applied, or, with `ReturnedIterate.BEST`, at the best iterate it observed.
+        session: When to stop and what to return.
         max_steps: Steps an item may cost at most, at least 1.
         watch: Told of every step. Items that it takes away end as TAKEN, whatever the session says.
-
-    Returns:
-        One outcome per item; nothing is raised for an item that goes wrong.
 
     Raises:
         InputError: `max_steps` is below 1.

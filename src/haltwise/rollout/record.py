@@ -1,8 +1,5 @@
 """Recording: T steps of a process on every item, without a graph."""
 
-from dataclasses import dataclass
-from typing import final
-
 import torch
 from torch import Tensor
 
@@ -14,37 +11,14 @@ from haltwise.processes.trajectory import Trajectory
 from haltwise.tasks.base import DifferentiatedScore, TaskBatch
 from haltwise.update_rules import UpdateRule, prepare, update_
 
-__all__ = ["Tape", "record", "record_process", "record_tape"]
+__all__ = ["record", "record_process", "run_rule"]
 
 _MEASURED = 2**16  # coordinate-steps whose signals are measured at once: they fill a cache
 
 
-@final
-@dataclass(frozen=True)
-class Tape:
-    """A trajectory of an update rule, and what its meta-gradient needs."""
-
-    trajectory: Trajectory
-    grad: Tensor
-    """Observed gradients at theta_0..theta_{T-1}, shape [B, T, D]."""
-    excess_grad: Tensor
-    """Gradients of the excess at theta_0..theta_T, shape [B, T+1, D]."""
-    states: tuple[State, ...]
-    """The rule's state at the start of every segment."""
-    segment: int
-    """Steps of a segment."""
-
-
 @torch.no_grad()
 def record_process(process: Process, num_steps: int) -> Trajectory:
-    """Run T steps of a process on every item.
-
-    Args:
-        process: B items.
-        num_steps: T >= 1.
-
-    Returns:
-        The trajectory; its last loss and excess are those of step T.
+    """Run T >= 1 steps of a process on every item.
 
     Raises:
         InputError: T is below 1, or an observation comes without signals.
@@ -81,37 +55,29 @@ def record_process(process: Process, num_steps: int) -> Trajectory:
 
 
 def record(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Trajectory:
-    """Run T steps of any update rule on every problem, judged as stopping is (`TaskBatch.score`).
+    """Run T >= 1 steps of any update rule on B problems, judged as stopping is."""
+    return run_rule(rule, batch, num_steps)[0]
+
+
+@torch.no_grad()
+def run_rule(
+    rule: UpdateRule, batch: TaskBatch, num_steps: int, segment: int | None = None
+) -> tuple[Trajectory, Tensor, Tensor, tuple[State, ...]]:
+    """Run T steps of an update rule on every problem, keeping what its meta-gradient needs.
 
     Args:
         rule: What moves the parameters, learned or not.
         batch: B problems.
         num_steps: T >= 1.
+        segment: Steps that are recomputed at once in the backward pass. None keeps nothing for it:
+            problems are then judged as stopping is (`TaskBatch.score`), not as meta-training is
+            (`TaskBatch.evaluate`).
+
+    Returns:
+        The trajectory; and, if asked for, the gradients observed [B, T, D], those of the excess
+        [B, T+1, D] and the rule's state at the start of every segment.
     """
-    return _record(rule, batch, num_steps, None)[0]
-
-
-def record_tape(rule: UpdateRule, batch: TaskBatch, num_steps: int, segment: int) -> Tape:
-    """Run T steps of an update rule, keeping what its meta-gradient needs.
-
-    The excess is what meta-training minimises (`TaskBatch.evaluate`).
-
-    Args:
-        rule: What moves the parameters.
-        batch: B problems.
-        num_steps: T >= 1.
-        segment: Steps that are recomputed at once in the backward pass; the rule's state before
-            each segment is kept.
-    """
-    require(segment >= 1, f"segment must be at least 1, got {segment}")
-    trajectory, grad, excess_grad, states = _record(rule, batch, num_steps, segment)
-    return Tape(trajectory, grad, excess_grad, states, segment)
-
-
-@torch.no_grad()
-def _record(
-    rule: UpdateRule, batch: TaskBatch, num_steps: int, segment: int | None
-) -> tuple[Trajectory, Tensor, Tensor, tuple[State, ...]]:
+    require(segment is None or segment >= 1, f"segment must be at least 1, got {segment}")
     require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
     keep = segment is not None
     loss, excess, signals, readouts = ([] for _ in range(4))

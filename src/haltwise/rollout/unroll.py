@@ -12,7 +12,7 @@ from haltwise._core.errors import require
 from haltwise._core.tensors import flush_negligible, select_state
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
-from haltwise.rollout.record import Tape, record_tape
+from haltwise.rollout.record import run_rule
 from haltwise.tasks.base import TaskBatch
 from haltwise.update_rules.base import State, UpdateStep
 
@@ -22,11 +22,18 @@ __all__ = ["Unroll", "backpropagate", "unroll"]
 @final
 @dataclass(frozen=True)
 class Unroll:
-    """A tape, and what the halting model puts out along it at a price."""
+    """T steps of an optimizer model at a price, and what the meta-gradient needs of them."""
 
-    tape: Tape
     trajectory: Trajectory
-    """That of the tape, with the outputs, detached."""
+    """With the halting model's outputs, detached."""
+    grad: Tensor
+    """Observed gradients at theta_0..theta_{T-1}, shape [B, T, D]."""
+    excess_grad: Tensor
+    """Gradients of the excess at theta_0..theta_T, shape [B, T+1, D]."""
+    states: tuple[State, ...]
+    """The rule's state at the start of every segment."""
+    segment: int
+    """Steps of a segment, which the backward pass recomputes at once."""
     price: Tensor
     """c, shape [B]."""
     outputs: Mapping[str, Tensor] | None = None
@@ -36,19 +43,19 @@ class Unroll:
 
     def select(self, index: Tensor) -> "Unroll":
         """The problems at `index` (int64 [K]), without a graph."""
-        tape = replace(
-            self.tape,
-            trajectory=self.tape.trajectory.select(index),
-            grad=self.tape.grad.index_select(0, index),
-            excess_grad=self.tape.excess_grad.index_select(0, index),
-            states=tuple(select_state(state, index) for state in self.tape.states),
+        return Unroll(
+            self.trajectory.select(index),
+            self.grad.index_select(0, index),
+            self.excess_grad.index_select(0, index),
+            tuple(select_state(state, index) for state in self.states),
+            self.segment,
+            self.price[index],
         )
-        return Unroll(tape, self.trajectory.select(index), self.price[index])
 
     @property
     def finite(self) -> Tensor:
         """Which problems stayed finite throughout, bool [B]."""
-        return self.trajectory.finite & self.tape.excess_grad.isfinite().flatten(1).all(1)
+        return self.trajectory.finite & self.excess_grad.isfinite().flatten(1).all(1)
 
 
 @torch.no_grad()
@@ -68,7 +75,8 @@ def unroll(
         batch: B problems.
         num_steps: T >= 1.
         price: c, shape [B].
-        segment: See `record_tape`.
+        segment: Steps that are recomputed at once in the backward pass; the rule's state before
+            each segment is kept.
         graph: Whether the halter's graph is kept, for one call of `backpropagate`; the rule never
             has one.
     """
@@ -76,12 +84,15 @@ def unroll(
         price.shape == (batch.num_problems,),
         f"price must have the shape [{batch.num_problems}], got {list(price.shape)}",
     )
-    tape = record_tape(model.rule, batch, num_steps, segment)
-    if not graph:
-        return Unroll(tape, model.halting.attach(tape.trajectory, price), price)
-    outputs, readouts = _outputs(model, tape.trajectory, price)
-    detached = {name: value.detach() for name, value in outputs.items()}
-    return Unroll(tape, tape.trajectory.with_outputs(detached), price, outputs, readouts)
+    trajectory, grad, excess_grad, states = run_rule(model.rule, batch, num_steps, segment)
+    outputs = readouts = None
+    if graph:
+        outputs, readouts = _outputs(model, trajectory, price)
+        detached = {name: value.detach() for name, value in outputs.items()}
+        trajectory = replace(trajectory, outputs=detached)
+    else:
+        trajectory = model.halting.attach(trajectory, price)
+    return Unroll(trajectory, grad, excess_grad, states, segment, price, outputs, readouts)
 
 
 def _outputs(
@@ -120,29 +131,29 @@ def backpropagate(
         truncate: Whether the state's gradient is cut between segments (truncated backpropagation
             through time). Even then an update answers for all later losses.
     """
-    tape = unrolled.tape
+    trajectory, segment = unrolled.trajectory, unrolled.segment
     outputs, readouts = unrolled.outputs, unrolled.readouts
     if outputs is None or readouts is None:
-        outputs, readouts = _outputs(model, tape.trajectory, unrolled.price)
+        outputs, readouts = _outputs(model, trajectory, unrolled.price)
     names = list(outputs)
     _backward([outputs[name] for name in names], [output_cotangents[name] for name in names])
     if not readouts.requires_grad:  # the rule has nothing to learn
         return
     of_readouts = torch.zeros_like(readouts) if readouts.grad is None else readouts.grad
-    assert tape.trajectory.final is not None
-    later = torch.zeros_like(tape.trajectory.final)  # sum of w_s gamma_s over s behind the segment
+    assert trajectory.final is not None
+    later = torch.zeros_like(trajectory.final)  # sum of w_s gamma_s over s behind the segment
     of_state: State = {}
-    for index in reversed(range(len(tape.states))):
-        begin = index * tape.segment
-        end = min(begin + tape.segment, tape.trajectory.num_steps)
+    for index in reversed(range(len(unrolled.states))):
+        begin = index * segment
+        end = min(begin + segment, trajectory.num_steps)
         behind = slice(begin + 1, end + 1)
-        pull = excess_cotangent[:, behind].unsqueeze(-1) * tape.excess_grad[:, behind]
+        pull = excess_cotangent[:, behind].unsqueeze(-1) * unrolled.excess_grad[:, behind]
         of_updates = pull.flip(1).cumsum_(1).flip(1).add_(later.unsqueeze(1))
         later = of_updates[:, 0]
         of_state = update_rules.backpropagate(
             model.rule,
-            tape.grad[:, begin:end],
-            tape.states[index],
+            unrolled.grad[:, begin:end],
+            unrolled.states[index],
             UpdateStep(flush_negligible(of_updates, 0, 1, 2), of_readouts[:, begin:end], of_state),
             wants_state=not truncate and begin > 0,
         )

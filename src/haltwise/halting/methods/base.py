@@ -49,8 +49,7 @@ class HaltingMethod(ABC):
     """One way to learn when to stop; the only place that knows its name.
 
     A frozen dataclass of plain settings, whose field docstrings are the command line's help. The
-    halter puts out `num_outputs` raw numbers a step; the method turns them into named outputs,
-    says what law over the halting step they make, what is minimised, and which policies stop.
+    halter puts out `num_outputs` raw numbers a step; the method turns them into named outputs.
     """
 
     output_sizes: ClassVar[Mapping[str, int]]
@@ -111,7 +110,7 @@ class HaltingMethod(ABC):
         """Rules among which calibration chooses; none where nothing is left open.
 
         Args:
-            trajectory: Calibration problems with the outputs of this method.
+            trajectory: Of n calibration problems, with the outputs of this method.
             costs: excess + price * cost of ending at each step 0..T, shape [n, T+1].
             time: When decisions are made.
         """

@@ -123,7 +123,7 @@ class Softmax(HaltingMethod):
             prior = HorizonPrior(torch.full_like(price, self.continuation))
         if self.horizons == "exact":
             return prior.weights(horizon)
-        sampled = prior.sample(generator=examples.generator).clamp_max(horizon).long()
+        sampled = prior.sample(examples.generator).clamp_max(horizon).long()
         return torch.nn.functional.one_hot(sampled, horizon + 1).to(price.dtype)
 
 

@@ -1,6 +1,6 @@
 """A causal hazard, trained on its free energy at a low temperature (PonderNet, Banino 2021)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal, final
@@ -17,8 +17,11 @@ from haltwise.halting.objectives import (
     free_energy,
     optimal_free_energy,
 )
-from haltwise.halting.posteriors import Posterior, StickBreakingPosterior
-from haltwise.halting.posteriors.stick_breaking import stick_breaking_log_prob
+from haltwise.halting.posteriors import (
+    Posterior,
+    StickBreakingPosterior,
+    stick_breaking_log_prob,
+)
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
     CostUnit,
@@ -30,6 +33,7 @@ from haltwise.stop_rules import (
 
 __all__ = ["StickBreaking"]
 
+_LEARN_BY = ("free-energy", "distillation", "value")
 _FIRST_LOGIT = -2.0  # log-odds of a new halter: it goes on for about 8 steps, and takes the update
 _AFTER, _BEFORE = DecisionTime.AFTER_GRADIENT, DecisionTime.BEFORE_GRADIENT
 
@@ -86,13 +90,11 @@ class StickBreaking(HaltingMethod):
             learn_by = "distillation"
         cooling = (self.final_temperature / self.temperature) ** (progress or 0.0)
         tau = self.temperature * cooling * examples.price
-        learn = _LEARN_BY[learn_by]
-        return torch.stack(
-            [
-                learn(losses, hazard_logits, examples.price, tau)
-                for losses, hazard_logits in _stops(examples, tau)
-            ]
-        ).mean(0)
+        costs = [
+            _learn(learn_by, losses, hazard_logits, examples.price, tau)
+            for losses, hazard_logits in _stops(examples, tau)
+        ]
+        return torch.stack(costs).mean(0)
 
     def rule(self, time: DecisionTime) -> StopRule:
         return HazardThreshold(0.0, time)
@@ -144,36 +146,24 @@ def _stops(examples: HaltingExamples, tau: Tensor) -> tuple[tuple[Tensor, Tensor
     )
 
 
-def _free_energy(losses: Tensor, hazard_logits: Tensor, price: Tensor, tau: Tensor) -> Tensor:
-    """The true cost of stops; only for a hazard that stops somewhere sensible already.
+def _learn(
+    learn_by: str, losses: Tensor, hazard_logits: Tensor, price: Tensor, tau: Tensor
+) -> Tensor:
+    """What one hazard [B, K] is learned by, given the losses [B, K+1] of stops, in prices, [B].
 
-    A new one stops at random, often where the loss is a thousand prices high. It learns within a
-    few steps never to stop at all, where the gradient vanishes (Chen et al. 2020 report the like).
+    The free energy is the true cost of stops, but only for a hazard that stops somewhere sensible
+    already. A new one stops at random, often where the loss is a thousand prices high. It learns
+    within a few steps never to stop at all, where the gradient vanishes (Chen et al. 2020 report
+    the like). Whatever else it learns by, all but the hazard learns by the optimum's free energy.
     """
-    log_prob = stick_breaking_log_prob(hazard_logits)
-    return free_energy(losses, log_prob, price=price, temperature=tau) / price
+    if learn_by == "free-energy":
+        log_prob = stick_breaking_log_prob(hazard_logits)
+        return free_energy(losses, log_prob, price=price, temperature=tau) / price
+    if learn_by == "distillation":
+        error = distillation(losses, hazard_logits, price=price, temperature=tau)
+    else:
+        error = continuation_value(losses, hazard_logits, price=price)
+    return error + optimal_free_energy(losses, price=price, temperature=tau) / price
 
-
-def _distillation(losses: Tensor, hazard_logits: Tensor, price: Tensor, tau: Tensor) -> Tensor:
-    """Cross-entropy to the optimum for the hazard, the optimum's free energy for all else."""
-    entropy = distillation(losses, hazard_logits, price=price, temperature=tau)
-    return entropy + _optimum(losses, price, tau)
-
-
-def _value(losses: Tensor, hazard_logits: Tensor, price: Tensor, tau: Tensor) -> Tensor:
-    """Regression for the hazard, the optimum's free energy for all else."""
-    error = continuation_value(losses, hazard_logits, price=price)
-    return error + _optimum(losses, price, tau)
-
-
-def _optimum(losses: Tensor, price: Tensor, tau: Tensor) -> Tensor:
-    return optimal_free_energy(losses, price=price, temperature=tau) / price
-
-
-_LEARN_BY: Mapping[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = MappingProxyType(
-    {"free-energy": _free_energy, "distillation": _distillation, "value": _value}
-)
-"""Each of the losses [B, K+1] of stopping at each step, the hazards [B, K], price and temperature
-[B], in prices, [B]."""
 
 METHODS = {"stick-breaking": StickBreaking}

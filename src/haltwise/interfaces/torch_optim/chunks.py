@@ -107,15 +107,8 @@ def move(
 ) -> UpdateStatistics:
     """Advance the state of a tensor in place; its displacement is left in `signals.update`.
 
-    Args:
-        rule: In the tensor's working dtype and on its device.
-        param: With a gradient; left untouched.
-        state: From `init_state`.
-        pooled: Over all coordinates of the rule.
-        lr: Multiplies the update.
-        weight_decay: Decoupled; multiplied by `lr`.
-        maximize: Whether the gradient is to be ascended.
-        chunk_size: Coordinates moved at once.
+    The rule is in the tensor's working dtype and on its device, `pooled` is of all the rule's
+    coordinates, and the tensor itself is left untouched.
     """
     size, dtype = param.numel(), working_dtype(param)
     pooled = PooledGradient(*(value.to(param.device, dtype) for value in pooled))

@@ -17,6 +17,7 @@ from haltwise._core.errors import InputError, require
 from haltwise.halting.posteriors import Posterior
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.torch_optim.chunks import (
+    UpdateStatistics,
     init_state,
     leaves,
     move,
@@ -24,13 +25,12 @@ from haltwise.interfaces.torch_optim.chunks import (
     working_dtype,
 )
 from haltwise.models.files import fingerprint
-from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
 from haltwise.stop_rules import CostUnit, DecisionTime
-from haltwise.update_rules import PooledGradient, UpdateRule
+from haltwise.update_rules import PooledGradient
 
 __all__ = ["LearnedOptimizer"]
 
@@ -43,7 +43,7 @@ Record = dict[str, Any]
 
 
 class _Part(NamedTuple):
-    """What one leaf of a group's rule moves at this step."""
+    """Tensors with a gradient that one leaf of a group's rule moves."""
 
     leaf: int
     params: list[Tensor]
@@ -122,14 +122,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.chunk_size = chunk_size
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
-        defaults = {
-            "weights": weights,
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "price": price,
-        }
-        super().__init__(params, defaults)
+        shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
+        super().__init__(params, {"weights": weights, **shared})
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, a problem of its own that begins at its step 0.
@@ -143,10 +137,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         group = dict(param_group)
         weights = group.get("weights", self.defaults["weights"])
-        module = isinstance(weights, OptimizerModel)
-        # A copy: meta-training may go on.
-        model = copy.deepcopy(weights) if module else load(weights)
-        group["weights"] = "OptimizerModel" if module else str(weights)
+        if isinstance(weights, OptimizerModel):  # copied: meta-training may go on
+            model, group["weights"] = copy.deepcopy(weights), "OptimizerModel"
+        else:
+            model, group["weights"] = load(weights), str(weights)
         group["digest"] = fingerprint(model)
         super().add_param_group(group)
         self._models.setdefault(group["digest"], model.eval().requires_grad_(False))
@@ -172,24 +166,25 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _leaf_of_each(self, group: Group) -> list[int]:
         """Which of the rule's leaves moves each of the group's parameters."""
-        sizes = [param.numel() for param in group["params"]]
-        if not sizes:
+        if not group["params"]:
             return []
         rule, name = self._models[group["digest"]].rule, group["weights"]
+        dim = _num_coordinates(group["params"])
         try:
-            ends = list(accumulate(size for _, size in leaves(rule, sum(sizes))))
+            ends = list(accumulate(size for _, size in leaves(rule, dim)))
         except InputError as error:
             raise InputError(
                 f"the weights {name!r} do not fit this parameter group: {error}; give them the "
                 "parameters they were meta-trained for, without frozen ones"
             ) from None
-        found = []
-        for number, end in enumerate(accumulate(sizes)):
+        found, end = [], 0
+        for number, param in enumerate(group["params"]):
+            begin, end = end, end + param.numel()
             leaf = bisect_left(ends, end)
-            begin = ends[leaf - 1] if leaf else 0
+            border = ends[leaf - 1] if leaf else 0
             require(
-                end - sizes[number] >= begin,
-                f"the weights {name!r} have another rule from coordinate {begin} on, which lies "
+                begin >= border,
+                f"the weights {name!r} have another rule from coordinate {border} on, which lies "
                 f"within {_name(group, number)}; order the parameters as in meta-training",
             )
             found.append(leaf)
@@ -241,23 +236,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _step(self, loss: Tensor | None) -> None:
         problems = [found for group in self.param_groups if (found := self._survey(group))]
         pooled = [value for _, _, parts in problems for part in parts for value in part.pooled]
-        known = [] if loss is None else [loss]
-        if not _are_finite([*pooled, *known]):
+        if not _are_finite(pooled if loss is None else [*pooled, loss]):
             self._reject(problems, "the loss or a gradient is")
             return
         moved = [self._move(problem) for problem in problems]
         finite = _are_finite([products[:, 1, 1] for _, products in moved])
-        for param in (param for *_, parts in problems for part in parts for param in part.params):
-            update = self.state[param]["signals.update"]
-            if finite:
-                param.add_(update.view(param.shape))
-            else:
-                update.zero_()
+        self._apply(problems, finite=finite)
         if not finite:
             self._reject(problems, "an update is")
             return
         for problem, (readout, products) in zip(problems, moved, strict=True):
-            self._judge(problem, loss, readout, products)
+            problem.record["step"] += 1
+            if loss is not None:
+                self._judge(problem, loss, readout, products)
 
     def _survey(self, group: Group) -> _Problem | None:
         """The group's tensors that have a gradient, and what is pooled of it."""
@@ -277,14 +268,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return None
         fresh = {"step": 0, "skipped": 0, "judged": 0}
         record = self.state[params[0]].setdefault("group", fresh)
-        return _Problem(
-            group,
-            record,
-            [
-                _Part(leaf, own, pool(own, self.chunk_size, maximize=group["maximize"]))
-                for leaf, own in by_leaf.items()
-            ],
-        )
+        parts = [
+            _Part(leaf, own, pool(own, self.chunk_size, maximize=group["maximize"]))
+            for leaf, own in by_leaf.items()
+        ]
+        return _Problem(group, record, parts)
 
     def _reject(self, problems: list[_Problem], what: str) -> None:
         """Count a step in which something was not finite, or raise."""
@@ -305,15 +293,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "by nonfinite='skip'"
         )
 
-    def _move(self, problem: _Problem) -> tuple[Tensor, Tensor]:
-        """Advance the group's states; the head's read-out [1, R] and products [1, 5, 5]."""
+    def _move(self, problem: _Problem) -> UpdateStatistics:
+        """Advance the group's states; every displacement is left in its `signals.update`."""
         group, _, parts = problem
+        dim = _num_coordinates(group["params"])
         device = parts[0].params[0].device
-        readouts, products = {}, torch.zeros((), device=device)
+        # Leaves without a gradient show zeros.
+        readouts = [
+            torch.zeros(1, rule.readout_size, device=device)
+            for rule, _ in leaves(self._models[group["digest"]].rule, dim)
+        ]
+        products = torch.zeros((), device=device)
         for leaf, params, pooled in parts:
             total = torch.zeros((), device=device)
             for param in params:
-                rule = self._leaf(group, param, leaf)
+                rule, _ = leaves(self._cast(group, param).rule, dim)[leaf]
                 state = self.state[param]
                 if "signals.grad" not in state:
                     state.update(init_state(rule, param))
@@ -330,28 +324,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 total = total + moved.readout.to(device)
                 products = products + moved.products.to(device)
             readouts[leaf] = total / _num_coordinates(params)
-        rules = leaves(self._models[group["digest"]].rule, _num_coordinates(group["params"]))
-        for leaf, (rule, _) in enumerate(rules):  # those without a gradient say nothing
-            readouts.setdefault(leaf, products.new_zeros(1, rule.readout_size))
-        return torch.cat([readouts[leaf] for leaf in range(len(rules))], 1), products
+        return UpdateStatistics(torch.cat(readouts, 1), products)
 
-    def _leaf(self, group: Group, param: Tensor, leaf: int) -> UpdateRule:
-        rule = self._cast(group, param).rule
-        return leaves(rule, _num_coordinates(group["params"]))[leaf][0]
+    def _apply(self, problems: list[_Problem], *, finite: bool) -> None:
+        """Add the displacements to the parameters, or forget them where one is not finite."""
+        parts = (part for problem in problems for part in problem.parts)
+        for param in (param for part in parts for param in part.params):
+            update = self.state[param]["signals.update"]
+            if finite:
+                param.add_(update.view(param.shape))
+            else:
+                update.zero_()
 
     # ---------------------------------------------------------------------------------- halting
 
-    def _judge(
-        self, problem: _Problem, loss: Tensor | None, readout: Tensor, products: Tensor
-    ) -> None:
-        """Note the step, and decide whether another is worth its price, if that can be known."""
+    def _judge(self, problem: _Problem, loss: Tensor, readout: Tensor, products: Tensor) -> None:
+        """Decide whether another step is worth its price, if that can be known."""
         group, record, parts = problem
-        step, price = record["step"], self._price(group)
-        record["step"] += 1
-        if loss is None:
-            return
+        step = record["step"] - 1
         record["judged"] += 1
-        if record["judged"] < record["step"] or not self._knows_when_to_stop(group):
+        card = self._models[group["digest"]].card
+        if record["judged"] <= step or CostUnit.GRADIENTS not in card.policies:
             return
         like = _head_of(group)
         halting = self._cast(group, like).halting
@@ -361,23 +354,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
         dim = sum(_num_coordinates(part.params) for part in parts)
         products = products.to(like.device)
         signals = combine_products(step, value.to(products), products, dim).to(value)
+        price = card.price if group["price"] is None else group["price"]
         session = HaltingSession(
             halting.policy(CostUnit.GRADIENTS), torch.full_like(value, price), halting
         )
         if step:
             session.restore(record["session"])
+        log_grad_norm = signals[:, SIGNALS.index("log_grad")]
         decision = session.observe(
-            StepObservation(
-                step, value, signals[:, SIGNALS.index("log_grad")], signals, readout.to(value)
-            )
+            StepObservation(step, value, log_grad_norm, signals, readout.to(value))
         )
         record["session"] = session.state()
         record["stop"] = decision.stop | record.get("stop", False)
         outputs = decision.observation.outputs
         record["outputs"] = {
-            name: torch.cat((record["outputs"][name], new.unsqueeze(1)), 1)
-            if step
-            else new.unsqueeze(1)
+            name: torch.cat([*([record["outputs"][name]] if step else []), new.unsqueeze(1)], 1)
             for name, new in outputs.items()
         }
 
@@ -416,20 +407,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             InputError: As `should_stop`.
         """
         return tuple(
-            self._halting(group).method.posterior(record["outputs"], DecisionTime.AFTER_GRADIENT)
+            self._models[group["digest"]].halting.method.posterior(
+                record["outputs"], DecisionTime.AFTER_GRADIENT
+            )
             for group, record in self._judged()
         )
-
-    def _halting(self, group: Group) -> HaltingModel:
-        return self._models[group["digest"]].halting
-
-    def _knows_when_to_stop(self, group: Group) -> bool:
-        halting = self._halting(group)
-        return halting.halts and CostUnit.GRADIENTS in halting.card.policies
-
-    def _price(self, group: Group) -> float:
-        price: float | None = group["price"]
-        return self._halting(group).card.price if price is None else price
 
     def _records(self) -> Iterator[tuple[Group, Record]]:
         """The groups that have seen a gradient, and what is remembered of each.
@@ -445,13 +427,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The groups that have taken a step, if halting is known of all of them."""
         moved = [(group, record) for group, record in self._records() if record["step"]]
         for group, record in moved:
-            name = group["weights"]
+            halting = self._models[group["digest"]].halting
             require(
-                self._halting(group).halts,
-                f"the weights {name!r} were meta-trained without halting and never ask to stop; "
-                "choose others or end the loop yourself",
+                halting.halts,
+                f"the weights {group['weights']!r} were meta-trained without halting and never "
+                "ask to stop; choose others or end the loop yourself",
             )
-            self._halting(group).policy(CostUnit.GRADIENTS)  # says so if none was calibrated
+            halting.policy(CostUnit.GRADIENTS)  # says so if none was calibrated
             require(
                 record["judged"] == record["step"],
                 f"when to stop is judged from the loss, which {record['step'] - record['judged']} "
@@ -521,11 +503,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _restore(self, given: dict[str, Any]) -> None:
         for group, other in zip(self.param_groups, given["param_groups"], strict=True):
             for param, key in zip(group["params"], other["params"], strict=True):
-                if key in given["state"]:
-                    self.state[param] = _copy_to(param, given["state"][key])
-            for param, key in zip(group["params"][:1], other["params"], strict=False):
-                if "group" in given["state"].get(key, {}):
-                    record = given["state"][key]["group"]
+                if key not in given["state"]:
+                    continue
+                state = dict(given["state"][key])
+                record = state.pop("group", None)
+                self.state[param] = _copy_to(param, state)
+                if record is not None:
                     self.state[param]["group"] = _copy_to(_head_of(group), record)
 
     def __getstate__(self) -> dict[str, Any]:
