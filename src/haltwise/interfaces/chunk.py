@@ -44,7 +44,8 @@ class Chunk:
         at: Updates that led there, int64 [B].
         outcome, reason: As in `haltwise.Solution`, each int64 [B].
         scale, loss_scale: Logarithms of the units in which the model saw the problems, each [B].
-        fallback: Where gradient descent took over, bool [B].
+        misfits: Which problems the optimizer does not fit, bool [B].
+        fallback: Where L-BFGS took over, bool [B].
         ledger: All that was evaluated.
     """
 
@@ -67,7 +68,7 @@ class Chunk:
         self.scale, self.loss_scale = torch.zeros_like(price), torch.zeros_like(price)
         self.fallback = torch.zeros_like(price, dtype=torch.bool)
         self._length = torch.ones_like(price)
-        self._strange = torch.zeros_like(self.fallback)
+        self.misfits = self._strange = torch.zeros_like(self.fallback)
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -158,7 +159,8 @@ class Chunk:
         signals = dict(zip(SIGNALS, check.first.unbind(-1), strict=True))
         # |g_0| / |gamma_0| in the units of the parameters and the loss themselves.
         ratio = signals["log_update"] - signals["log_grad"]
-        self._length[items] = (2 * check.scale + check.loss_scale + ratio).exp()
+        length = (2 * check.scale + check.loss_scale + ratio).exp()
+        self._length[items] = torch.where(length.isfinite() & (length > 0), length, 1)
         scales = self._model.card.scales
         assert scales is not None
         scale = check.loss_scale.exp()
@@ -167,21 +169,24 @@ class Chunk:
         price = self._model.halting.trained_price(self._price[items] * scale)
         features = course.features(price, self._batch.dim)
         moved = check.last[:, 0] > 0  # else there is no course to judge
-        self._strange[items] = moved & scales.courses.is_strange(features)
+        self._strange = self._strange.index_put((items,), moved & scales.courses.is_strange(features))
 
     def _take_over(self, max_steps: int, *, trusts_stops: bool) -> None:
         """Go on by gradient descent, from the best point, where the rule failed or ended early."""
         ledger, card = self.ledger, self._model.card
         budget = max_steps - ledger.count
         failed = (self.outcome == Outcome.TAKEN) | (self.outcome == Outcome.NONFINITE)
+        strange = (self.outcome == Outcome.HALTED) & self._strange
         early = self.outcome == Outcome.OUT_OF_STEPS
         if not trusts_stops:
             lowest = card.price / card.price_range
             below = self._price * self.loss_scale.exp() < lowest * (1 - 1e-4)
-            early |= (self.outcome == Outcome.HALTED) & (below | self._strange)
+            early |= (self.outcome == Outcome.HALTED) & below
+            failed |= strange
         usable = ledger.loss.isfinite()
         self.outcome[(self.outcome == Outcome.TAKEN) & usable] = int(Outcome.OUT_OF_STEPS)
         self.outcome[~usable] = int(Outcome.NONFINITE)
+        self.misfits = failed
         self.fallback = (failed | early) & usable & (budget > 0)
         items = self.fallback.nonzero().squeeze(1)
         if len(items) == 0:

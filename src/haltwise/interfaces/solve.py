@@ -185,7 +185,7 @@ def solve(
         chunks.append(chunk)
     solution = _joined(chunks, history=history)
     if guard:
-        _warn(solution, model, prices)
+        _warn(solution, model, prices, torch.cat([chunk.misfits for chunk in chunks]))
     return solution
 
 
@@ -227,10 +227,12 @@ def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
     )
 
 
-def _warn(solution: Solution, model: OptimizerModel, prices: Tensor) -> None:
+def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, misfits: Tensor) -> None:
     """Say once where the weights do not fit the problems."""
     asked = prices * solution.loss_scale
     card, outside = model.card, (model.halting.trained_price(asked) - asked).abs() > 1e-4 * asked
+    if len(asked) < _MANY:  # of losses in other units the solution says it
+        outside &= solution.loss_scale == 1
     if outside.double().mean() > _NOT_FITTING:
         first = asked[outside][0].item()
         warnings.warn(
@@ -241,11 +243,11 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor) -> None:
             FitWarning,
             stacklevel=3,
         )
-    share = solution.fallback.double().mean().item()
+    share = misfits.double().mean().item()
     if share > _NOT_FITTING and len(asked) >= _MANY:  # of a few, the solution says it
         warnings.warn(
-            f"L-BFGS took over from the learned optimizer in {share:.0%} of the problems: the "
-            "weights do not fit them; choose others, or train some on such problems",
+            f"{share:.0%} of the problems do not behave as those that the weights were trained on, "
+            "and L-BFGS took over; choose other weights, or train some on such problems",
             FitWarning,
             stacklevel=3,
         )

@@ -78,7 +78,7 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
     while True:
         direction = _direction(state)
         slope = (direction * state["grad"]).sum(1)  # per unit of length, below 0
-        is_flat = slope >= 0
+        is_flat = ~(slope < 0)
         poor = -0.5 * state["length"] * slope <= state["price"]
         waited = state["waited"]
         halts = ((waited >= _PATIENCE) & poor) | (waited >= _LAST) | is_flat

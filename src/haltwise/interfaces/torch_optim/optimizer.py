@@ -16,6 +16,7 @@ from torch.optim.optimizer import ParamsT
 from haltwise._core.errors import InputError, require
 from haltwise.halting.posteriors import Posterior
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_
 from haltwise.interfaces.torch_optim.chunks import (
     UpdateStatistics,
     init_state,
@@ -115,11 +116,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         price: float | None = None,
         nonfinite: str = "skip",
         chunk_size: int = 16384,
+        guard: bool = True,
     ) -> None:
         require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
         require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
         self.nonfinite = nonfinite
-        self.chunk_size = chunk_size
+        self.chunk_size, self.guard = chunk_size, guard
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
@@ -237,18 +239,73 @@ class LearnedOptimizer(torch.optim.Optimizer):
         problems = [found for group in self.param_groups if (found := self._survey(group))]
         pooled = [value for _, _, parts in problems for part in parts for value in part.pooled]
         if not _are_finite(pooled if loss is None else [*pooled, loss]):
-            self._reject(problems, "the loss or a gradient is")
+            self._fail(problems, "the loss or a gradient is")
             return
-        moved = [self._move(problem) for problem in problems]
+        followed = [problem for problem in problems if not self._guarded(problem, loss)]
+        moved = [self._move(problem) for problem in followed]
         finite = _are_finite([products[:, 1, 1] for _, products in moved])
-        self._apply(problems, finite=finite)
+        self._apply(followed, finite=finite)
         if not finite:
-            self._reject(problems, "an update is")
+            self._fail(followed, "an update is")
             return
-        for problem, (readout, products) in zip(problems, moved, strict=True):
+        for problem, (readout, products) in zip(followed, moved, strict=True):
             problem.record["step"] += 1
+            if self.guard:
+                dim = sum(_num_coordinates(part.params) for part in problem.parts)
+                self._guard_of(problem).note_size(products[0, 1, 1].item() / dim)
             if loss is not None:
                 self._judge(problem, loss, readout, products)
+
+    def _fail(self, problems: list[_Problem], what: str) -> None:
+        """Give a step up in which something was not finite."""
+        if self.guard:
+            for problem in problems:
+                if self._guard_of(problem).fail():
+                    self._go_back(problem)
+        self._reject(problems, what)
+
+    def _go_back(self, problem: _Problem) -> None:
+        for param in (param for part in problem.parts for param in part.params):
+            if "guard.params" in self.state[param]:
+                param.copy_(self.state[param]["guard.params"])
+
+    def _guard_of(self, problem: _Problem) -> Guard:
+        horizon = self._models[problem.group["digest"]].card.horizon
+        return Guard(problem.record.setdefault("guard", {}), horizon)
+
+    def _guarded(self, problem: _Problem, loss: Tensor | None) -> bool:
+        """Whether the guard has moved the group instead of the learned rule."""
+        if not self.guard:
+            return False
+        guard = self._guard_of(problem)
+        sign = -1 if problem.group["maximize"] else 1
+        action = guard.observe(None if loss is None else sign * float(loss))
+        params = [param for part in problem.parts for param in part.params]
+        for param in params:
+            state = self.state[param]
+            if action.remember:
+                state["guard.params"] = param.detach().clone()
+        if action.go_back:
+            self._go_back(problem)
+        if not guard.has_taken_over:
+            return False
+        problem.record["step"] += 1
+        problem.record["judged"] += loss is not None
+        problem.record["stop"] = torch.ones(1, dtype=torch.bool)
+        if action.go_back:
+            return True
+        group = problem.group
+        record = problem.record["guard"]
+        for param in params:
+            assert param.grad is not None
+            grad = param.grad.detach().reshape(-1).to(working_dtype(param))
+            grad = -grad if group["maximize"] else grad
+            update = adam_(self.state[param], grad, record["step"] - 1 - record["since"], guard.rate)
+            update = float(group["lr"]) * update
+            if group["weight_decay"]:
+                update -= float(group["lr"]) * group["weight_decay"] * guard.rate * param.detach().reshape(-1).to(update)
+            param.add_(update.view(param.shape))
+        return True
 
     def _survey(self, group: Group) -> _Problem | None:
         """The group's tensors that have a gradient, and what is pooled of it."""
