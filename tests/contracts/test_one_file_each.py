@@ -156,7 +156,7 @@ def test_a_method_stops_solve_the_optimizer_and_the_monitor_by_its_own_rule(
 ) -> None:
     solution = haltwise.solve(problems(), thirds)
     assert (solution.num_gradients == 4).all()
-    assert solution.reasons == ("the third step is always the last",)
+    assert solution.reasons[:1] == ("the third step is always the last",)
     assert (solution.reason == 0).all()
 
     model, loss = network()
@@ -188,7 +188,7 @@ def test_a_stop_rule_stops_every_face(sign_descent: OptimizerModel) -> None:
     decided = (trajectory.loss[:, :-1] <= 2.0).int().argmax(1)
     stopped = (trajectory.loss[:, :-1] <= 2.0).any(1)
     assert (solution.num_gradients[stopped] == decided[stopped] + 1).all()
-    assert solution.reasons == ("the loss is at most 2",)
+    assert solution.reasons[:1] == ("the loss is at most 2",)
     assert torch.equal(decisions(rule, trajectory)[stopped], decided[stopped])
 
     policy = StopPolicy(rule, RETURNABLE[CostUnit.GRADIENTS][0])

@@ -52,7 +52,7 @@ def test_minimize_is_solve_for_one_problem() -> None:
 
 
 @pytest.mark.parametrize("jac", [gradient, True, None])
-@pytest.mark.parametrize("options", [{}, {"optimizer": "quadratic-10d", "price": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"optimizer": "quadratic-10d", "price": 0.01}])
 def test_scipy_s_route_is_the_direct_one(jac: Any, options: dict[str, Any]) -> None:
     fun = both if jac is True else value
     direct = haltwise.minimize(fun, START, jac=jac, **options)
@@ -108,7 +108,8 @@ def test_callbacks_see_every_iterate(through: str) -> None:
         told.append((intermediate_result.x, intermediate_result.fun))
 
     def run(callback: Callable[..., Any]) -> Any:
-        settings: dict[str, Any] = {"stop": StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)}
+        stop = StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)
+        settings: dict[str, Any] = {"stop": stop, "guard": False}
         if through == "direct":
             return haltwise.minimize(both, START, jac=True, callback=callback, **settings)
         return scipy.optimize.minimize(
@@ -134,7 +135,7 @@ def test_a_callback_may_stop_it(last: int) -> None:
             raise StopIteration
 
     stop = StopPolicy(FixedBudget(6), ReturnedIterate.NEXT)
-    result = haltwise.minimize(both, START, jac=True, callback=callback, stop=stop)
+    result = haltwise.minimize(both, START, jac=True, callback=callback, stop=stop, guard=False)
     assert (result.nit, result.status, result.success) == (last, 99, False)
     np.testing.assert_array_equal(result.x, seen[-1])
     assert result.fun == pytest.approx(value(result.x))

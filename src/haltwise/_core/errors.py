@@ -17,6 +17,10 @@ class CheckpointWarning(UserWarning):
     """A run goes on, but not quite from where or as it was left: the message says why."""
 
 
+class FitWarning(UserWarning):
+    """Weights are used on what they were not trained for: the message says in what respect."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `InputError(message)` unless `condition` holds."""
     if not condition:

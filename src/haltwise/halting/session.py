@@ -21,6 +21,8 @@ class Halts(Protocol):
 
     method: HaltingMethod
 
+    def trained_price(self, price: Tensor) -> Tensor: ...
+
     def init(self, num_items: int, like: Tensor) -> State: ...
 
     def step(
@@ -94,8 +96,11 @@ class HaltingSession:
         if self._model is not None:
             if self._model_memory is None:
                 self._model_memory = self._model.init(len(loss), loss)
+            price = self.price
+            if observation.loss_scale is not None:
+                price = price * observation.loss_scale
             outputs, self._model_memory = self._model.step(
-                observation.signals, observation.readout, self.price, self._model_memory
+                observation.signals, observation.readout, price, self._model_memory
             )
             observation = observation._replace(outputs=outputs)
         stop, self._rule_memory = rule.step(observation, self._rule_memory)
@@ -119,12 +124,16 @@ class HaltingSession:
         reason = self.reasons[int(decision.reason[item])]
         if self._model is None:
             return reason
+        scale = decision.observation.loss_scale
+        scale = torch.ones_like(self.price) if scale is None else scale
         gains = self._model.method.forecast_gain(
-            decision.observation.outputs, self.policy.rule, self.price
+            decision.observation.outputs,
+            self.policy.rule,
+            self._model.trained_price(self.price * scale),
         )
         if gains is None:
             return reason
-        gain, price = gains[item].item(), self.price[item].item()
+        gain, price = (gains / scale)[item].item(), self.price[item].item()
         if gain < 0:
             return f"another {step_name} is forecast to lose {-gain:.2g}, at a price of {price:.2g}"
         return (

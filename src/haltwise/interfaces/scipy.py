@@ -41,6 +41,7 @@ def minimize(
     stop: StopRule | StopPolicy | None = None,
     price: float | None = None,
     maxiter: int | None = None,
+    guard: bool = True,
     **unsupported: Any,
 ) -> "OptimizeResult":
     """Minimise a function of NumPy arrays by a learned optimizer that stops by itself.
@@ -61,6 +62,7 @@ def minimize(
         stop: When to stop.
         price: What a gradient must earn.
         maxiter: Gradients at most; the optimizer's horizon if None.
+        guard: As there.
         unsupported: Whatever else SciPy knows (bounds, constraints, hess, tol ...) is refused,
             unless it is None or empty.
 
@@ -104,7 +106,7 @@ def minimize(
         torch.from_numpy(start.astype(np.float64)).unsqueeze(0), objective, _report(callback)
     )
     try:
-        solution = solve(batch, optimizer, stop, price=price, max_steps=maxiter)
+        solution = solve(batch, optimizer, stop, price=price, max_steps=maxiter, guard=guard)
         x, value = solution.params[0].numpy(), solution.loss.item()
         steps, status = int(solution.steps), int(solution.outcome)
         message = _MESSAGES[Outcome(status)]

@@ -1,23 +1,23 @@
 """Thousands of problems in one call: each runs until it is not worth another gradient."""
 
 import math
-from dataclasses import dataclass, fields
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from haltwise._core.errors import require
+from haltwise._core.errors import FitWarning, require
 from haltwise._core.tensors import select_state
-from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.run import price_of_each, stop_policy
 from haltwise.models.files import placed
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.processes.optimization import OptimizationProcess
-from haltwise.rollout.early_exit import run_until_halted
+from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
 from haltwise.tasks.function import FunctionBatch
@@ -26,26 +26,30 @@ __all__ = ["Solution", "solve"]
 
 _CHUNK = {"cpu": 2**17}  # coordinates at once; their states and temporaries take 1.4 kB each
 _ACCELERATOR_CHUNK = 2**20
+_NOT_FITTING, _MANY = 0.05, 20  # share of so many problems that is worth a warning
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """What became of B problems.
 
     Attributes:
         params: The parameters returned, shape [B, D].
         loss: The loss there, shape [B]; of a stochastic task that of minibatch number `steps`.
-        steps: Updates that led there, int64 [B].
+        steps: Gradients evaluated before they were reached, int64 [B].
         num_gradients: Gradients evaluated, int64 [B].
-        outcome: `haltwise.Outcome` values, int64 [B]: HALTED by the stop rule, OUT_OF_STEPS, or
-            NONFINITE where a loss, gradient or update was not finite; the parameters are then the
-            last finite ones.
-        reason: Index into `reasons` of what stopped each problem, -1 where the rule did not;
-            int64 [B].
+        outcome: `haltwise.Outcome` values, int64 [B]: HALTED, OUT_OF_STEPS, or NONFINITE where
+            the loss at the start, or without the guard any loss, gradient or update, was not
+            finite; the parameters are then the last finite ones.
+        reason: Index into `reasons` of what stopped each problem, -1 where nothing did; int64 [B].
         reasons: Why a problem may be stopped, in words.
-        history: If asked for, the loss at theta_t in column t, NaN where it was never evaluated,
-            shape [B, max(num_gradients)].
+        fallback: Where L-BFGS took over from the optimizer, bool [B].
+        param_scale: Units of parameters in which the optimizer saw each problem, shape [B]: 1
+            where they were its own.
+        loss_scale: Likewise, by what factor it saw the losses, shape [B].
+        history: If asked for, the losses in the order of evaluation, NaN behind the last, shape
+            [B, max(num_gradients)].
     """
 
     params: Tensor
@@ -55,7 +59,43 @@ class Solution:
     outcome: Tensor
     reason: Tensor
     reasons: tuple[str, ...]
+    fallback: Tensor
+    param_scale: Tensor
+    loss_scale: Tensor
     history: Tensor | None = None
+
+    def __repr__(self) -> str:
+        number, dim = self.params.shape
+        counts = {outcome: int((self.outcome == outcome).sum()) for outcome in Outcome}
+        ends = ", ".join(
+            f"{count:,} {outcome.name.lower().replace('_', ' ')}"
+            for outcome, count in counts.items()
+            if count
+        )
+        taken = int(self.fallback.sum())
+        return (
+            f"Solution({number:,} problems of {dim:,} parameters: {ends}; "
+            f"{self.num_gradients.double().mean():.1f} gradients each, median loss "
+            f"{self.loss.double().nanmedian():.4g}"
+            + (f"; L-BFGS took over in {taken:,})" if taken else ")")
+        )
+
+    def why(self, problem: int) -> str:
+        """Say in words why a problem ended.
+
+        Args:
+            problem: Its index.
+        """
+        reason = int(self.reason[problem])
+        if reason >= 0:
+            return self.reasons[reason]
+        return _WHY[Outcome(int(self.outcome[problem]))]
+
+
+_WHY = {
+    Outcome.OUT_OF_STEPS: "it used all the gradients allowed; raise max_steps",
+    Outcome.NONFINITE: "its loss or gradient is not finite",
+}
 
 
 @torch.no_grad()
@@ -66,6 +106,8 @@ def solve(
     *,
     price: float | Tensor | None = None,
     max_steps: int | None = None,
+    param_scale: float | Tensor | None = None,
+    guard: bool = True,
     history: bool = False,
     chunk_size: int | None = None,
 ) -> Solution:
@@ -73,7 +115,14 @@ def solve(
 
     All is computed in the dtype (float32 or float64) and on the device of `problem.start`.
     Problems run in chunks, so what memory is needed beside the problems and the solution does not
-    grow with B; the results do not depend on the chunks, up to rounding.
+    grow with B.
+
+    A guard watches what is evaluated anyway. Of a deterministic loss the best point seen is
+    returned, so never one worse than the start. The first steps tell in which units a problem is
+    one that the optimizer was trained on, judged by the median of the call's problems and then
+    each by itself; what was spent in other units counts in `num_gradients`. And where a problem
+    does not behave as those in training did, where anything is not finite, or steps are left after
+    the trained horizon, L-BFGS goes on from the best point, as long as its steps earn their price.
 
     Args:
         problem: The batch, for instance a `haltwise.FunctionBatch` of your own loss.
@@ -83,7 +132,10 @@ def solve(
         price: What a gradient must earn, in units of the loss, one for all or [B]; what the
             optimizer was meta-trained for if None.
         max_steps: Gradients a problem may cost at most; the optimizer's horizon if None.
-        history: Whether to keep the loss of every step.
+        param_scale: Typical sizes of changes of the parameters, up to a common factor, one for
+            each: give it where they are measured in different units.
+        guard: Whether to guard. Without, the optimizer is followed whatever it does.
+        history: Whether to return the losses.
         chunk_size: Problems at once. If None, so many that their parameters come to 131,072 numbers
             on a CPU (some 200 MB) and 2^20 elsewhere.
 
@@ -94,6 +146,9 @@ def solve(
 
     Raises:
         InputError: The problem, the optimizer or a setting is no good.
+
+    Warns:
+        FitWarning: Prices lie outside those trained on, or L-BFGS took over in many problems.
 
     Examples:
         >>> from haltwise.tasks import family
@@ -108,63 +163,94 @@ def solve(
     policy = stop_policy(model.halting, stop, CostUnit.GRADIENTS)
     prices = price_of_each(model.halting, price, problem.num_problems, start)
     num_steps = model.card.horizon if max_steps is None else max_steps
+    require(num_steps >= 1, f"max_steps must be at least 1, got {num_steps}")
     if chunk_size is None:
         chunk_size = max(1, _CHUNK.get(start.device.type, _ACCELERATOR_CHUNK) // problem.dim)
     require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
+    sizes = _sizes(param_scale, start)
     # Of the whole batch: where a rule draws lots, chunks must not draw the same.
     memory = policy.rule.init(problem.num_problems, start)
-    parts = []
+    chunks: list[Chunk] = []
     for index in torch.arange(problem.num_problems, device=start.device).split(chunk_size):
-        chunk = problem if len(index) == problem.num_problems else problem.select(index)
-        session = HaltingSession(policy, prices[index], model.halting, select_state(memory, index))
-        parts.append(_solve_chunk(OptimizationProcess(model.rule, chunk), session, num_steps))
-    return _joined(parts, history=history)
+        part = problem if len(index) == problem.num_problems else problem.select(index)
+        own = select_state(memory, index)
+        chunk = Chunk(model, policy, part, prices[index], own, sizes)
+        if guard and not problem.stochastic:
+            if chunks:  # of one call all problems are of one kind
+                chunk.scale += chunks[-1].scale.median()
+                chunk.loss_scale += chunks[-1].loss_scale.median()
+            chunk.solve_guarded(num_steps, trusts_stops=stop is not None, anneals=stop is None)
+        else:
+            chunk.solve(num_steps)
+        chunks.append(chunk)
+    solution = _joined(chunks, history=history)
+    if guard:
+        _warn(solution, model, prices, torch.cat([chunk.misfits for chunk in chunks]))
+    return solution
 
 
-def _solve_chunk(process: OptimizationProcess, session: HaltingSession, max_steps: int) -> Solution:
-    """The solution of some problems, with its history."""
-    start = process.batch.start
-    columns: list[Tensor] = []
+def _sizes(param_scale: float | Tensor | None, start: Tensor) -> Tensor | None:
+    if param_scale is None:
+        return None
+    sizes = torch.as_tensor(param_scale, dtype=start.dtype, device=start.device)
+    require(
+        sizes.shape in ((), start.shape[1:]) and bool(((sizes > 0) & sizes.isfinite()).all()),
+        "param_scale must be one number above 0, or one for each of the "
+        f"{start.shape[1]} parameters, got {param_scale}",
+    )
+    return sizes.expand(start.shape[1])
 
-    def watch(running: Tensor, loss: Tensor) -> None:
-        column = start.new_full((len(start),), torch.nan)
-        columns.append(column.index_copy_(0, running, loss))
 
-    run = run_until_halted(process, session, max_steps, watch=watch)
-    losses = torch.stack(columns, 1)
-    # theta_s was observed if s < num_gradients; if not, each s is a step of its own.
-    seen = run.num_updates.clamp_max(losses.shape[1] - 1).unsqueeze(1)
-    loss = losses.gather(1, seen).squeeze(1)
-    unseen = run.num_updates == run.num_gradients
-    for step in run.num_updates[unseen].unique().tolist():
-        index = (unseen & (run.num_updates == step)).nonzero().squeeze(1)
-        loss[index] = process.batch.select(index).observe_loss(run.result[index], step)
+def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
+    """The problems of all chunks in order."""
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(chunk, name) for chunk in chunks])
+
+    losses = None
+    if history:
+        kept = [chunk.ledger.losses for chunk in chunks]
+        width = max(seen.shape[1] for seen in kept)
+        losses = torch.cat([pad(seen, (0, width - seen.shape[1]), value=math.nan) for seen in kept])
     return Solution(
-        params=run.result,
-        loss=loss,
-        steps=run.num_updates,
-        num_gradients=run.num_gradients,
-        outcome=run.outcome,
-        reason=run.reason,
-        reasons=run.reasons,
+        params=joined("params"),
+        loss=joined("loss"),
+        steps=joined("at"),
+        num_gradients=torch.cat([chunk.ledger.count for chunk in chunks]),
+        outcome=joined("outcome"),
+        reason=joined("reason"),
+        reasons=chunks[0].reasons,
+        fallback=joined("fallback"),
+        param_scale=joined("scale").exp(),
+        loss_scale=joined("loss_scale").exp(),
         history=losses,
     )
 
 
-def _joined(parts: list[Solution], *, history: bool) -> Solution:
-    """The problems of all parts in order."""
-    values: dict[str, Any] = {
-        item.name: torch.cat([getattr(part, item.name) for part in parts])
-        for item in fields(Solution)
-        if item.name not in ("reasons", "history")
-    }
-    if history:
-        losses = [part.history for part in parts if part.history is not None]
-        width = max(seen.shape[1] for seen in losses)
-        values["history"] = torch.cat(
-            [pad(seen, (0, width - seen.shape[1]), value=math.nan) for seen in losses]
+def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, misfits: Tensor) -> None:
+    """Say once where the weights do not fit the problems."""
+    asked = prices * solution.loss_scale
+    card, outside = model.card, (model.halting.trained_price(asked) - asked).abs() > 1e-4 * asked
+    if len(asked) < _MANY:  # of losses in other units the solution says it
+        outside &= solution.loss_scale == 1
+    if outside.double().mean() > _NOT_FITTING:
+        first = asked[outside][0].item()
+        warnings.warn(
+            f"the weights know prices from {card.price / card.price_range:.3g} to "
+            f"{card.price * card.price_range:.3g}, but {int(outside.sum())} of {len(asked)} "
+            f"problems have others, such as {first:.3g} in the units of the weights; they are "
+            "stopped as at the nearest of these; choose weights trained for such a price",
+            FitWarning,
+            stacklevel=3,
         )
-    return Solution(reasons=parts[0].reasons, **values)
+    share = misfits.double().mean().item()
+    if share > _NOT_FITTING and len(asked) >= _MANY:  # of a few, the solution says it
+        warnings.warn(
+            f"{share:.0%} of the problems do not behave as those that the weights were trained on, "
+            "and L-BFGS took over; choose other weights, or train some on such problems",
+            FitWarning,
+            stacklevel=3,
+        )
 
 
 def _check(problem: TaskBatch) -> None:

@@ -10,6 +10,7 @@ from haltwise._core.nested_settings import Choice
 from haltwise._core.plugins import whereabouts
 from haltwise._core.settings import require_types
 from haltwise.halting.halter import HalterSettings
+from haltwise.models.scales import Scales
 from haltwise.processes.observation import Observed
 from haltwise.stop_rules import (
     CostUnit,
@@ -24,7 +25,7 @@ from haltwise.stop_rules.base import AllOf, AnyOf
 __all__ = ["Card", "Choice"]
 
 _COMPOSED: Mapping[str, type[AnyOf | AllOf]] = {"any-of": AnyOf, "all-of": AllOf}
-_FORMAT = 2
+_FORMAT = 3
 
 
 @final
@@ -60,6 +61,9 @@ class Card:
     """Whether the recorded loop goes back to its best state at the end."""
     family: Choice | None = None
     """The family of problems it was trained on; None for recorded runs."""
+    scales: Scales | None = None
+    """The scales of these problems, by which the units of others are recognised; None where
+    training was interrupted before, or nothing shows gradients."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from, for people: training settings, command, steps, seconds,
     metrics and versions. Nothing is decided by it."""
@@ -97,6 +101,8 @@ class Card:
             for name in ("method", "rule", "family"):
                 missing = given[name] is None and name != "method"
                 given[name] = None if missing else Choice(**given[name])
+            if given["scales"] is not None:
+                given["scales"] = Scales.from_json(given["scales"])
             given["unit"] = CostUnit(given["unit"])
             given["policies"] = {
                 CostUnit(unit): StopPolicy(

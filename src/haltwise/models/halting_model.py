@@ -75,6 +75,14 @@ class HaltingModel(nn.Module):
         )
         return self.card.policies[unit]
 
+    def trained_price(self, price: Tensor) -> Tensor:
+        """The prices nearest to `price`, of any shape, that were seen in training.
+
+        Beyond them the halter has learned nothing: gradients used would rise again with the price.
+        """
+        card = self.card
+        return price.clamp(card.price / card.price_range, card.price * card.price_range)
+
     def init(self, num_items: int, like: Tensor) -> State:
         """The memory before the first step, in the dtype and device of `like`."""
         return {} if self.halter is None else self.halter.init(num_items, like)
@@ -91,6 +99,7 @@ class HaltingModel(nn.Module):
         require(signals is not None, "the halting model reads signals, but the process shows none")
         assert signals is not None
         readout = signals.new_empty(len(signals), 0) if readout is None else readout
+        price = self.trained_price(price)
         raw, state = self.halter.step(signals, readout, price, state)
         return self.method.outputs(raw, price), state
 
@@ -115,5 +124,6 @@ class HaltingModel(nn.Module):
             return trajectory
         if not isinstance(price, Tensor):
             price = torch.full_like(trajectory.loss[:, 0], price)
-        outputs = self(trajectory.known("signals"), trajectory.shown_readouts(), price)
+        prices = self.trained_price(price)
+        outputs = self(trajectory.known("signals"), trajectory.shown_readouts(), prices)
         return replace(trajectory, outputs=outputs)

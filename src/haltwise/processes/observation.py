@@ -30,6 +30,7 @@ class StepObservation(NamedTuple):
         signals: What halting features are made of, see `haltwise.processes.signals`, shape [B, S].
         readout: What the process shows a halting model of its inner state, shape [B, R].
         outputs: What the halting model puts out by name, shapes [B, ...].
+        loss_scale: Units of the signals in one unit of the loss, shape [B]; 1 if None.
     """
 
     step: int
@@ -38,6 +39,7 @@ class StepObservation(NamedTuple):
     signals: Tensor | None = None
     readout: Tensor | None = None
     outputs: Mapping[str, Tensor] = NO_OUTPUTS
+    loss_scale: Tensor | None = None
 
     def known(self, name: str) -> Tensor:
         """The field or output `name`; raises `InputError` where it is not known."""

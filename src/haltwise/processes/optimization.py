@@ -10,6 +10,7 @@ from haltwise._kernels import one_thread
 from haltwise.processes.base import Process, ProcessStep, State
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import init_signals, measure_signals
+from haltwise.processes.units import Units
 from haltwise.tasks.base import TaskBatch
 from haltwise.update_rules import UpdateRule, prepare, update_
 
@@ -23,10 +24,11 @@ class OptimizationProcess(Process):
     Args:
         rule: What moves the parameters; learned or not.
         batch: B problems.
+        units: In which the rule sees them, and signals are measured; their own if None.
     """
 
-    def __init__(self, rule: UpdateRule, batch: TaskBatch) -> None:
-        self.rule, self.batch = prepare(rule), batch
+    def __init__(self, rule: UpdateRule, batch: TaskBatch, units: Units | None = None) -> None:
+        self.rule, self.batch, self.units = prepare(rule), batch, units
 
     @property
     def num_items(self) -> int:
@@ -44,12 +46,18 @@ class OptimizationProcess(Process):
     def step(self, step: int, state: State) -> ProcessStep:
         params = state["params"]
         loss, grad = self.batch.observe(params, step)
+        seen, scale = loss, None
+        if self.units is not None:
+            scale = self.units.loss
+            seen, grad = loss * scale, grad * (self.units.params * scale.unsqueeze(1))
         with one_thread():
             update, readout, rule_state = update_(self.rule, grad, sub_state(state, "rule."))
-            signals, last = measure_signals(step, loss, grad, update, sub_state(state, "signals."))
+            signals, last = measure_signals(step, seen, grad, update, sub_state(state, "signals."))
+        if self.units is not None:
+            update = update * self.units.params
         # Any entry of the gradient that is not finite must show, also where its norm is finite.
         norm = torch.where(grad.isfinite().all(1), log_rms(grad), torch.nan)
-        observation = StepObservation(step, loss, norm, signals, readout)
+        observation = StepObservation(step, loss, norm, signals, readout, loss_scale=scale)
         return ProcessStep(
             observation,
             {
@@ -66,4 +74,5 @@ class OptimizationProcess(Process):
         return self.batch.score(state["params"], step).excess
 
     def select(self, index: Tensor) -> "OptimizationProcess":
-        return OptimizationProcess(self.rule, self.batch.select(index))
+        units = None if self.units is None else self.units.select(index)
+        return OptimizationProcess(self.rule, self.batch.select(index), units)

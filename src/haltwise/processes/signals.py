@@ -16,6 +16,7 @@ __all__ = [
     "SIGNALS",
     "combine_products",
     "init_signals",
+    "is_flat",
     "loss_signals",
     "measure_sequence",
     "measure_signals",
@@ -45,6 +46,11 @@ _PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (2, 3), (0, 3), (0, 1), (0, 4)
 """Which of the products of `sum_products` are used; squares come first, cosines' last."""
 _TINY, _HUGE = 1e-30, 1e30  # squares of them are still finite in float64, quotients in float32
 _FLAT = 1e-8  # the least curvature told from none
+
+
+def is_flat(log_curvature: Tensor) -> Tensor:
+    """Whether no curvature was found along the last step: a signal at its floor."""
+    return log_curvature <= math.log(_FLAT) + 1e-3
 
 
 def init_signals(params: Tensor) -> dict[str, Tensor]:

@@ -12,9 +12,10 @@ from haltwise._core.errors import require
 from haltwise._core.tensors import select_state
 from haltwise.halting.session import HaltingSession
 from haltwise.processes.base import Process
+from haltwise.processes.observation import StepObservation
 from haltwise.stop_rules import ReturnedIterate
 
-__all__ = ["Execution", "Outcome", "run_until_halted"]
+__all__ = ["Execution", "Outcome", "Watch", "run_until_halted"]
 
 
 @final
@@ -27,6 +28,8 @@ class Outcome(IntEnum):
     """It reached the last step allowed."""
     NONFINITE = 2
     """Its loss, gradient or next iterate was not finite; the last finite one is returned."""
+    TAKEN = 3
+    """Whoever watched took it away, to go on with it in another way."""
 
 
 @final
@@ -51,13 +54,18 @@ class Execution:
     reasons: tuple[str, ...]
 
 
+Watch = Callable[[Tensor, StepObservation], Tensor | None]
+"""Told at every step which items run (int64 [K]) and what was observed of them; returns which of
+them are to leave (bool [K]), or None."""
+
+
 @torch.no_grad()
 def run_until_halted(
     process: Process,
     session: HaltingSession,
     max_steps: int,
     *,
-    watch: Callable[[Tensor, Tensor], None] | None = None,
+    watch: Watch | None = None,
 ) -> Execution:
     """Run every item until its session stops it, evaluating nothing for those that have ended.
 
@@ -68,7 +76,7 @@ def run_until_halted(
         process: B items.
         session: When to stop and what to return.
         max_steps: Steps an item may cost at most, at least 1.
-        watch: Called at every step with the items that run (int64 [K]) and their losses [K].
+        watch: Told of every step. Items that it takes away end as TAKEN, whatever the session says.
 
     Raises:
         InputError: `max_steps` is below 1.
@@ -87,14 +95,13 @@ def run_until_halted(
     for step in range(max_steps):
         observation, after = process.step(step, state)
         loss = observation.loss
-        if watch is not None:
-            watch(active, loss)
+        taken = None if watch is None else watch(active, observation)
         moved = process.result(after)
-        finite = loss.isfinite() & moved.isfinite().flatten(1).all(1)
-        if observation.log_grad_norm is not None:
-            finite &= observation.log_grad_norm.isfinite()
+        finite = _are_finite(observation, moved)
         decision = session.observe(observation)
         ended = decision.stop | ~finite
+        if taken is not None:
+            ended |= taken
         if keeps_best:
             if lowest is None:
                 lowest = torch.full_like(loss, torch.inf)
@@ -112,6 +119,8 @@ def run_until_halted(
             num_gradients[index] = step + 1
             outcome[index] = torch.where(finite[ended], int(Outcome.HALTED), int(Outcome.NONFINITE))
             reason[index] = torch.where(finite, decision.reason, -1)[ended]
+            if taken is not None:
+                outcome[active[taken]], reason[active[taken]] = int(Outcome.TAKEN), -1
             kept = (~ended).nonzero().squeeze(1)
             if len(kept) == 0:
                 break
@@ -124,3 +133,11 @@ def run_until_halted(
         if not keeps_best:
             final_result[active] = current
     return Execution(final_result, num_updates, num_gradients, outcome, reason, session.reasons)
+
+
+def _are_finite(observation: StepObservation, moved: Tensor) -> Tensor:
+    """Which items have a finite loss, gradient and next iterate, bool [K]."""
+    finite = observation.loss.isfinite() & moved.isfinite().flatten(1).all(1)
+    if observation.log_grad_norm is not None:
+        finite &= observation.log_grad_norm.isfinite()
+    return finite

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import FitWarning, InputError, require
 from haltwise.halting.posteriors import Posterior
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.torch_optim.chunks import (
@@ -24,6 +25,7 @@ from haltwise.interfaces.torch_optim.chunks import (
     pool,
     working_dtype,
 )
+from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_
 from haltwise.models.files import fingerprint
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
@@ -56,6 +58,11 @@ class _Problem(NamedTuple):
     group: Group
     record: Record
     parts: list[_Part]
+
+    @property
+    def params(self) -> list[Tensor]:
+        """Its tensors with a gradient."""
+        return [param for part in self.parts for param in part.params]
 
 
 @final
@@ -90,6 +97,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             nothing, and "skip" counts it in `num_skipped`, "raise" raises. So with an update that
             overflows, except that the optimizer has seen its gradient.
         chunk_size: Coordinates moved at once; more is faster on an accelerator and takes memory.
+        guard: Whether Adam takes over, with a word of warning, where the weights fail: where the
+            loss rises far above its lowest or falls no more, from the parameters at its lowest;
+            where steps are not finite; and after the horizon that they were trained for. Needs a
+            copy of the parameters, and the loss for all but the last.
 
     Raises:
         InputError: A setting or a parameter is impossible, or there are no such weights.
@@ -115,11 +126,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         price: float | None = None,
         nonfinite: str = "skip",
         chunk_size: int = 16384,
+        guard: bool = True,
     ) -> None:
         require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
         require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
         self.nonfinite = nonfinite
-        self.chunk_size = chunk_size
+        self.chunk_size, self.guard = chunk_size, guard
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
@@ -237,18 +249,89 @@ class LearnedOptimizer(torch.optim.Optimizer):
         problems = [found for group in self.param_groups if (found := self._survey(group))]
         pooled = [value for _, _, parts in problems for part in parts for value in part.pooled]
         if not _are_finite(pooled if loss is None else [*pooled, loss]):
-            self._reject(problems, "the loss or a gradient is")
+            self._fail(problems, "the loss or a gradient is")
             return
-        moved = [self._move(problem) for problem in problems]
+        followed = [problem for problem in problems if self._is_followed(problem, loss)]
+        moved = [self._move(problem) for problem in followed]
         finite = _are_finite([products[:, 1, 1] for _, products in moved])
-        self._apply(problems, finite=finite)
+        self._apply(followed, finite=finite)
         if not finite:
-            self._reject(problems, "an update is")
+            self._fail(followed, "an update is")
             return
-        for problem, (readout, products) in zip(problems, moved, strict=True):
+        for problem, (readout, products) in zip(followed, moved, strict=True):
             problem.record["step"] += 1
+            if self.guard:
+                dim = sum(_num_coordinates(part.params) for part in problem.parts)
+                self._guard_of(problem).note_size(float(products[0, 1, 1]) / dim)
             if loss is not None:
                 self._judge(problem, loss, readout, products)
+
+    # ------------------------------------------------------------------------------------- guard
+
+    def _guard_of(self, problem: _Problem) -> Guard:
+        card = self._models[problem.group["digest"]].card
+        price = problem.group["price"]
+        state = problem.record.setdefault("guard", {})
+        return Guard(state, card.horizon, card.price if price is None else price)
+
+    def _fail(self, problems: list[_Problem], what: str) -> None:
+        """Give a step up in which something was not finite."""
+        if self.guard:
+            for problem in problems:
+                self._obey(problem, self._guard_of(problem).fail())
+        self._reject(problems, what)
+
+    def _is_followed(self, problem: _Problem, loss: Tensor | None) -> bool:
+        """Whether the learned rule is to move the group; if not, Adam has."""
+        if not self.guard:
+            return True
+        guard, group, record = self._guard_of(problem), problem.group, problem.record
+        sign = -1 if group["maximize"] else 1
+        action = guard.observe(None if loss is None else sign * float(loss))
+        self._obey(problem, action)
+        if not guard.has_taken_over:
+            return True
+        if not action.go_back:
+            for param in problem.params:
+                self._move_by_adam(param, group, guard)
+        record["step"] += 1
+        if loss is not None:
+            record["judged"] += 1
+            record["stop"] = torch.tensor([guard.wants_to_stop() or bool(record.get("stop"))])
+        return False
+
+    def _obey(self, problem: _Problem, action: Action) -> None:
+        for param in problem.params:
+            state = self.state[param]
+            if action.remember:
+                state["guard.params"] = param.detach().clone()
+            elif action.go_back and "guard.params" in state:
+                param.copy_(state["guard.params"])
+        if action.begins:
+            group, step = problem.group, problem.record["step"]
+            horizon = self._models[group["digest"]].card.horizon
+            why = (
+                f"after the {horizon} steps that they were trained for"
+                if step >= horizon
+                else f"at step {step}, as the loss no longer falls"
+            )
+            warnings.warn(
+                f"Adam takes over from the weights {group['weights']!r} {why}, with a learning "
+                "rate that falls from now on; to follow the weights all the same give guard=False",
+                FitWarning,
+                stacklevel=5,
+            )
+
+    def _move_by_adam(self, param: Tensor, group: Group, guard: Guard) -> None:
+        assert param.grad is not None
+        dtype, lr = working_dtype(param), float(group["lr"])
+        grad = param.grad.detach().reshape(-1).to(dtype)
+        grad = -grad if group["maximize"] else grad
+        update = adam_(self.state[param], grad, guard.num_adam_steps, lr * guard.rate)
+        if group["weight_decay"]:
+            decay = lr * guard.rate * group["weight_decay"]
+            update -= decay * param.detach().reshape(-1).to(dtype)
+        param.add_(update.view(param.shape))
 
     def _survey(self, group: Group) -> _Problem | None:
         """The group's tensors that have a gradient, and what is pooled of it."""
@@ -328,8 +411,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _apply(self, problems: list[_Problem], *, finite: bool) -> None:
         """Add the displacements to the parameters, or forget them where one is not finite."""
-        parts = (part for problem in problems for part in problem.parts)
-        for param in (param for part in parts for param in part.params):
+        for param in (param for problem in problems for param in problem.params):
             update = self.state[param]["signals.update"]
             if finite:
                 param.add_(update.view(param.shape))
@@ -386,7 +468,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def should_stop(self) -> bool:
         """Whether every group has asked to stop, at the last step or before; its update is applied.
 
-        The decision is about the next gradient: it is forecast not to be worth its price.
+        The decision is about the next gradient: it is forecast not to be worth its price. Where
+        Adam has taken over, ten of its steps together have not earned theirs; and after the trained
+        horizon it is always true.
 
         Raises:
             InputError: It is not known: a step came without the loss, or the weights were
@@ -512,7 +596,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     self.state[param]["group"] = _copy_to(_head_of(group), record)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("nonfinite", "chunk_size", "_models")
+        own = ("nonfinite", "chunk_size", "guard", "_models")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,229 @@
+"""The run of some problems under an optimizer model, guarded: see `haltwise.interfaces.guard`."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.tensors import select_state
+from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.guard import Ledger, UnitCheck, WatchedBatch
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.models.scales import Course
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.optimization import OptimizationProcess
+from haltwise.processes.signals import SIGNALS
+from haltwise.processes.units import Units
+from haltwise.rollout.descent import DESCENT_REASONS, Descent, descend
+from haltwise.rollout.early_exit import Outcome, Watch, run_until_halted
+from haltwise.stop_rules import StopPolicy
+from haltwise.tasks.base import TaskBatch
+
+__all__ = ["Chunk"]
+
+_ATTEMPTS = 5  # at finding the units
+_WAIT = 8  # steps without a new lowest loss that are always granted
+_ZERO = -103.0  # log rms of a gradient of zeros, see `log_rms`
+
+
+@final
+class Chunk:
+    """B problems that are solved side by side, and what has become of them.
+
+    Args:
+        model: The optimizer.
+        policy: When to stop and what to return.
+        batch: The problems.
+        price: What a gradient must earn, shape [B].
+        memory: Of the stop rule, for these problems.
+        sizes: Of a unit of each parameter, shape [D]; 1 if None.
+
+    Attributes:
+        params: The result, shape [B, D].
+        loss: The loss there, shape [B].
+        at: Updates that led there, int64 [B].
+        outcome, reason: As in `haltwise.Solution`, each int64 [B].
+        scale, loss_scale: Logarithms of the units in which the model saw the problems, each [B].
+        misfits: Which problems the optimizer does not fit, bool [B].
+        fallback: Where L-BFGS took over, bool [B].
+        ledger: All that was evaluated.
+    """
+
+    def __init__(
+        self,
+        model: OptimizerModel,
+        policy: StopPolicy,
+        batch: TaskBatch,
+        price: Tensor,
+        memory: dict[str, Tensor],
+        sizes: Tensor | None = None,
+    ) -> None:
+        self._model, self._policy, self._batch = model, policy, batch
+        self._price, self._memory, self._sizes = price, memory, sizes
+        self.ledger = Ledger(batch.start)
+        self._watched = WatchedBatch.of(batch, self.ledger)
+        self.params, self.loss = batch.start.clone(), torch.full_like(price, torch.nan)
+        self.at = torch.zeros_like(self.ledger.count)
+        self.outcome, self.reason = torch.zeros_like(self.at), torch.full_like(self.at, -1)
+        self.scale, self.loss_scale = torch.zeros_like(price), torch.zeros_like(price)
+        self.fallback = torch.zeros_like(price, dtype=torch.bool)
+        self._length = torch.ones_like(price)
+        self.misfits = self._strange = torch.zeros_like(self.fallback)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Possible reasons of a stop, in words."""
+        return (*self._policy.rule.reasons, *DESCENT_REASONS)
+
+    def solve(self, max_steps: int) -> None:
+        """Follow the rule, whatever it does, until the policy stops it."""
+        self._follow(torch.arange(self._batch.num_problems, device=self.at.device), max_steps)
+        self._observe_results()
+
+    def solve_guarded(self, max_steps: int, *, trusts_stops: bool, anneals: bool) -> None:
+        """Follow the rule where it fits, and gradient descent where it does not.
+
+        Args:
+            max_steps: Gradients a problem may cost at most.
+            trusts_stops: Whether the policy's stops count at prices below those trained on.
+            anneals: Whether gradient descent takes over after the trained horizon.
+        """
+        card = self._model.card
+        horizon = min(max_steps, card.horizon) if anneals else max_steps
+        patience = _WAIT if card.scales is None else max(_WAIT, 2 * card.scales.longest_wait)
+        left = torch.arange(self._batch.num_problems, device=self.at.device)
+        for attempt in range(_ATTEMPTS):
+            spent = max(0, int(self.ledger.count[left].max()) - 1)  # the first is remembered
+            if spent >= max_steps:
+                break
+            check = self._unit_check(left, is_first=attempt == 0)
+            watch = self._watch(left, check, patience)
+            self._follow(left, min(horizon, max_steps - spent), watch)
+            if check is None:
+                left = left[:0]
+                break
+            self._note_units(left, check)
+            left = left[check.wrong]
+            if len(left) == 0:
+                break
+        self.outcome[left] = int(Outcome.TAKEN)  # whose units were not found
+        self._take_over(max_steps, trusts_stops=trusts_stops)
+        self._observe_results()
+        self._return_best()
+
+    def _unit_check(self, left: Tensor, *, is_first: bool) -> UnitCheck | None:
+        card = self._model.card
+        if card.scales is None:
+            return None
+        shift = (card.price / self._price[left]).log()
+        return UnitCheck(
+            card.scales, self.scale[left], self.loss_scale[left], shift if is_first else None
+        )
+
+    def _watch(self, left: Tensor, check: UnitCheck | None, patience: int) -> Watch:
+        ledger = self.ledger
+
+        def watch(items: Tensor, observation: StepObservation) -> Tensor:
+            here = left[items]
+            waited = (ledger.count[here] - 1 - ledger.at[here]).clamp_max(observation.step)
+            hopeless = (waited > patience) | (observation.known("log_grad_norm") <= _ZERO)
+            wrong = None if check is None else check(items, observation)
+            return hopeless if wrong is None else hopeless | wrong
+
+        return watch
+
+    def _follow(self, items: Tensor, max_steps: int, watch: Watch | None = None) -> None:
+        """Run the rule on the problems at `items`, from their start."""
+        units = None
+        if self._sizes is not None or self.scale.any() or self.loss_scale.any():
+            sizes = 1.0 if self._sizes is None else self._sizes
+            scale = self.scale[items].exp().unsqueeze(1)
+            units = Units(scale * sizes, self.loss_scale[items].exp())
+        everything = len(items) == self._batch.num_problems
+        batch = self._watched if everything else self._watched.select(items)
+        session = HaltingSession(
+            self._policy,
+            self._price[items],
+            self._model.halting,
+            select_state(self._memory, items),
+        )
+        process = OptimizationProcess(self._model.rule, batch, units)
+        run = run_until_halted(process, session, max_steps, watch=watch)
+        self.params[items], self.outcome[items] = run.result, run.outcome
+        self.reason[items] = run.reason
+        # Where it began anew the first evaluation was remembered, not made again.
+        self.at[items] = self.ledger.count[items] - run.num_gradients + run.num_updates
+
+    def _note_units(self, items: Tensor, check: UnitCheck) -> None:
+        self.scale[items], self.loss_scale[items] = check.scale, check.loss_scale
+        signals = dict(zip(SIGNALS, check.first.unbind(-1), strict=True))
+        # |g_0| / |gamma_0| in the units of the parameters and the loss themselves.
+        ratio = signals["log_update"] - signals["log_grad"]
+        length = (2 * check.scale + check.loss_scale + ratio).exp()
+        self._length[items] = torch.where(length.isfinite() & (length > 0), length, 1)
+        scales = self._model.card.scales
+        assert scales is not None
+        scale = check.loss_scale.exp()
+        lowest = self.ledger.loss[items] * scale
+        course = Course(check.first, check.second, check.last, lowest)
+        price = self._model.halting.trained_price(self._price[items] * scale)
+        features = course.features(price, self._batch.dim)
+        moved = check.last[:, 0] > 0  # else there is no course to judge
+        self._strange = self._strange.index_put(
+            (items,), moved & scales.courses.is_strange(features)
+        )
+
+    def _take_over(self, max_steps: int, *, trusts_stops: bool) -> None:
+        """Go on by gradient descent, from the best point, where the rule failed or ended early."""
+        ledger, card = self.ledger, self._model.card
+        budget = max_steps - ledger.count
+        failed = (self.outcome == Outcome.TAKEN) | (self.outcome == Outcome.NONFINITE)
+        strange = (self.outcome == Outcome.HALTED) & self._strange
+        early = self.outcome == Outcome.OUT_OF_STEPS
+        if not trusts_stops:
+            lowest = card.price / card.price_range
+            below = self._price * self.loss_scale.exp() < lowest * (1 - 1e-4)
+            early |= (self.outcome == Outcome.HALTED) & below
+            failed |= strange
+        usable = ledger.loss.isfinite()
+        self.outcome[(self.outcome == Outcome.TAKEN) & usable] = int(Outcome.OUT_OF_STEPS)
+        self.outcome[~usable] = int(Outcome.NONFINITE)
+        self.misfits = failed
+        self.fallback = (failed | early) & usable & (budget > 0)
+        items = self.fallback.nonzero().squeeze(1)
+        if len(items) == 0:
+            return
+        begun = Descent(
+            ledger.params[items],
+            ledger.loss[items],
+            ledger.grad[items],
+            self._length[items],
+            budget[items],
+        )
+        outcome, reason = descend(self._watched.select(items), begun, self._price[items])
+        self.outcome[items] = outcome
+        self.reason[items] = torch.where(
+            reason >= 0, reason + len(self._policy.rule.reasons), reason
+        )
+        self.params[items], self.at[items] = ledger.params[items], ledger.at[items]
+
+    def _observe_results(self) -> None:
+        """Look the losses of the results up, and evaluate those that were never observed."""
+        losses, count = self.ledger.losses, self.ledger.count
+        seen = self.at.clamp_max(losses.shape[1] - 1).unsqueeze(1)
+        self.loss = losses.gather(1, seen).squeeze(1)
+        unseen = self.at == count
+        steps = self.at[unseen].unique().tolist() if self._batch.stochastic else [0]
+        for step in steps:
+            chosen = unseen & (self.at == step) if self._batch.stochastic else unseen
+            index = chosen.nonzero().squeeze(1)
+            if len(index):
+                part = self._batch.select(index)
+                self.loss[index] = part.observe_loss(self.params[index], step)
+
+    def _return_best(self) -> None:
+        """Return the best point observed where the result is not as good."""
+        best = self.ledger.loss.isfinite() & ~(self.loss <= self.ledger.loss)
+        self.params = torch.where(best.unsqueeze(1), self.ledger.params, self.params)
+        self.loss = torch.where(best, self.ledger.loss, self.loss)
+        self.at = torch.where(best, self.ledger.at, self.at)

@@ -1,0 +1,209 @@
+"""A guard around a learned optimizer: whatever it does, nobody ends worse than they could.
+
+It reads what is evaluated anyway. All of it is remembered, so the best point seen can be returned;
+the first steps tell in which units a problem is the one that the weights know; and where a problem
+shows that they do not fit it, safeguarded gradient descent takes over from its best point. Learned
+optimizers with such guards: Heaton et al. 2020 (safeguarded L2O), Prémont-Schwarz et al. 2022
+(loss-guarded L2O); both compare with the fallback's step at an evaluation a step, which is saved
+here: a problem is handed over once, when it has failed.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from haltwise.models.scales import FirstSteps, Scales, Spread
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.signals import SIGNALS
+from haltwise.tasks.base import Observation, TaskBatch
+
+__all__ = ["Ledger", "UnitCheck", "WatchedBatch"]
+
+_SLACK = math.log(2)  # by which the median of a call's problems may differ
+_MARGIN = 0.5  # beyond the range seen in training, for a single problem; logarithms
+_ENOUGH = 2**20  # values to take quantiles of
+_LEAP = math.log(10)  # by how much too long a first step is taken to be that finds no curvature
+_NO_GRADIENT = math.log(1e-30)
+
+
+@final
+class Ledger:
+    """All that was evaluated of B problems: how often, and the best of it.
+
+    Attributes:
+        count: Gradients evaluated, int64 [B].
+        loss: The lowest loss, shape [B]; infinite where none was finite.
+        params: Where it is, shape [B, D].
+        grad: The gradient there, shape [B, D].
+        at: Which evaluation it was, counted from 0, int64 [B].
+        first: The observation of all problems at their start, once it was made.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.count = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+        self.loss = start.new_full((len(start),), torch.inf)
+        self.params, self.grad = start.clone(), torch.zeros_like(start)
+        self.at = torch.zeros_like(self.count)
+        self.first: Observation | None = None
+        self._calls = 0
+        self._losses = start.new_empty(len(start), 0)
+
+    def note(self, items: Tensor, params: Tensor, seen: Observation) -> None:
+        """Note an evaluation of the problems at `items`, int64 [K]."""
+        loss, grad = seen
+        if self._calls == self._losses.shape[1]:
+            self._losses = pad(self._losses, (0, max(16, self._calls)), value=math.nan)
+        self._calls += 1  # no problem has been evaluated more often
+        self._losses[items, self.count[items]] = loss
+        better = (loss < self.loss[items]) & grad.isfinite().all(1)
+        index = items[better]
+        self.loss[index], self.params[index] = loss[better], params[better]
+        self.grad[index], self.at[index] = grad[better], self.count[index]
+        self.count[items] += 1
+
+    @property
+    def losses(self) -> Tensor:
+        """The loss of every evaluation in order, NaN where none was, shape [B, max(count)]."""
+        return self._losses[:, : int(self.count.max())]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WatchedBatch(TaskBatch):
+    """A batch whose evaluations are noted; the first, at the start, is made once only."""
+
+    inner: TaskBatch
+    items: Tensor
+    """Which problems of the ledger these are, int64 [B]."""
+    ledger: Ledger
+
+    @classmethod
+    def of(cls, batch: TaskBatch, ledger: Ledger) -> Self:
+        """All problems of a batch."""
+        items = torch.arange(batch.num_problems, device=batch.start.device)
+        return cls(batch.start, batch, items, ledger)
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return self.inner.reference_loss
+
+    @property
+    def stochastic(self) -> bool:
+        return self.inner.stochastic
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        first = self.ledger.first
+        if step == 0 and first is not None and params is self.start:
+            return Observation(first.loss[self.items], first.grad[self.items])
+        seen = self.inner.observe(params, step)
+        self.ledger.note(self.items, params, seen)
+        if first is None:
+            self.ledger.first = seen
+        return seen
+
+    def observe_loss(self, params: Tensor, step: int) -> Tensor:
+        return self.inner.observe_loss(params, step)
+
+    def select(self, index: Tensor) -> Self:
+        return type(self)(
+            self.start[index], self.inner.select(index), self.items[index], self.ledger
+        )
+
+
+@final
+class UnitCheck:
+    """Watch the first two steps of K problems that are seen in some units.
+
+    A call's problems are of one kind, so their median is judged first, sharply; then each by
+    itself, by the range seen in training. The first gradient alone cannot tell small parameters
+    from large losses. A price that is as unusual as the gradient says so, being in units of the
+    loss; else parameters are suspected, and the first step tells.
+
+    Args:
+        scales: Of the problems that the model was trained on.
+        scale: log of the scale of parameters in which the problems are seen, shape [K].
+        loss_scale: log of that of losses, shape [K].
+        price_shift: log(price of the model / price asked for), shape [K]; None where the first
+            gradient was judged before.
+
+    Attributes:
+        scale, loss_scale: Corrected.
+        wrong: Which problems are seen in wrong units, bool [K]; they are taken away.
+        first, second, last: Signals of steps 0, 1 and the last, each [K, S].
+    """
+
+    def __init__(
+        self, scales: Scales, scale: Tensor, loss_scale: Tensor, price_shift: Tensor | None
+    ) -> None:
+        self.scale, self.loss_scale = scale.clone(), loss_scale.clone()
+        self.wrong = torch.zeros_like(scale, dtype=torch.bool)
+        self.first = self.second = self.last = scale.new_zeros(len(scale), len(SIGNALS))
+        self._scales, self._price_shift = scales, price_shift
+
+    def __call__(self, items: Tensor, observation: StepObservation) -> Tensor | None:
+        """Judge a step of the problems at `items` (int64 [L]) that still run."""
+        signals = observation.known("signals")
+        if observation.step > 0:
+            self.last[items] = signals
+        if observation.step > 1:
+            return None
+        if observation.step == 0:
+            self.first, self.second, self.last = signals, signals.clone(), signals.clone()
+            self._first_loss = observation.loss
+            if self._price_shift is not None:
+                self._judge_gradients(signals, self._price_shift)
+        else:
+            self.second[items] = signals
+            self._judge_steps(items, signals, observation.loss)
+        return self.wrong[items] if self.wrong.any() else None
+
+    def _judge_gradients(self, signals: Tensor, price_shift: Tensor) -> None:
+        grad, usual = FirstSteps.of(signals, signals).grad, self._scales.grad
+        known = grad.isfinite() & (grad > _NO_GRADIENT)
+        together, move = _moves(grad, known, usual)
+        shifted, _ = _moves(grad + price_shift, known, usual)
+        if shifted.abs() < together.abs():  # the price explains it
+            self.loss_scale += price_shift
+            self.wrong |= price_shift != 0
+            _, move = _moves(grad + price_shift, known, usual)
+        self.scale += move
+        self.wrong |= move != 0
+
+    def _judge_steps(self, items: Tensor, signals: Tensor, loss: Tensor) -> None:
+        seen = FirstSteps.of(self.first[items], signals)
+        together, move = _moves(seen.length, seen.is_known, self._scales.length)
+        leaps = ~seen.is_known & ~(loss <= self._first_loss[items])
+        if leaps.sum() * 2 > len(items):  # most went so far that the loss is concave there
+            together = move.new_tensor(-_LEAP)
+            move = together.expand(len(items))
+        self._move(self.scale, items, together, move)
+        fits = seen.is_known & (move == 0)
+        self._move(self.loss_scale, items, *_moves(seen.gain, fits, self._scales.gain))
+
+    def _move(self, scale: Tensor, items: Tensor, together: Tensor, move: Tensor) -> None:
+        moves = together.expand(len(scale)).clone()  # of those that have halted, too
+        moves[items] = move
+        scale += moves
+        self.wrong |= moves != 0
+
+
+def _moves(values: Tensor, known: Tensor, usual: Spread) -> tuple[Tensor, Tensor]:
+    """How far values [K] must move to be usual: all together, shape [], and each, shape [K]."""
+    together = values.new_zeros(())
+    number = int(known.sum())
+    if number == 0:
+        return together, torch.zeros_like(values)
+    deviation = (usual.high - usual.low) / 6.2  # of a normal distribution with these quantiles
+    tolerance = _SLACK + 5 * deviation / math.sqrt(number)
+    move = usual.middle - values[known].median()
+    low, high = torch.quantile(values[known][:_ENOUGH], values.new_tensor([0.25, 0.75]))
+    of_one_kind = high - low <= usual.high - usual.low
+    if of_one_kind and move.abs() > tolerance:
+        together = move
+    moved = values + together
+    alone = known & ~usual.holds(moved, _MARGIN)
+    return together, torch.where(alone, usual.middle - values, together)

@@ -1,0 +1,306 @@
+"""Nobody is harmed: units, stray problems, prices beyond training, flat losses, the best point."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import haltwise
+from haltwise import FitWarning, FunctionBatch, Outcome
+from haltwise.rollout.descent import DESCENT_REASONS, Descent, descend
+from haltwise.tasks import Observation, TaskBatch, family
+
+SOLVERS = ("regression-2d", "regression-10d", "quadratic-10d", "student-t-10d")
+
+
+@dataclass(frozen=True, eq=False)
+class InOtherUnits(TaskBatch):
+    """Another batch, with parameters that count `params` times and losses `loss` times."""
+
+    inner: TaskBatch
+    params: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, inner: TaskBatch, params: float | Tensor, loss: float) -> "InOtherUnits":
+        ones = torch.ones_like(inner.start)
+        return cls(inner.start / (ones * params), inner, ones * params, ones[:, 0] * loss)
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return self.inner.reference_loss * self.loss
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        loss, grad = self.inner.observe(params * self.params, step)
+        return Observation(loss * self.loss, grad * self.params * self.loss.unsqueeze(1))
+
+    def select(self, index: Tensor) -> "InOtherUnits":
+        return InOtherUnits(
+            self.start[index], self.inner.select(index), self.params[index], self.loss[index]
+        )
+
+
+def sample(name: str, number: int) -> TaskBatch:
+    return family(name).sample(number, torch.Generator().manual_seed(5))
+
+
+def rosenbrock(params: Tensor) -> Tensor:
+    ahead, behind = params[:, 1:], params[:, :-1]
+    return (100 * (ahead - behind.square()).square() + (1 - behind).square()).sum(1)
+
+
+def himmelblau(params: Tensor) -> Tensor:
+    x, y = params.unbind(1)
+    return (x.square() + y - 11).square() + (x + y.square() - 7).square()
+
+
+# ------------------------------------------------------------------------------------------- units
+
+
+@pytest.mark.parametrize(
+    ("params", "loss"),
+    [(0.01, 1), (0.1, 1), (10, 1), (100, 1), (1, 1e-4), (1, 0.1), (1, 10), (1, 1e4), (30, 1e-3)],
+)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_same_problem_in_other_units_is_the_same_problem(
+    name: str, params: float, loss: float
+) -> None:
+    problem, price = sample(name, 1000), haltwise.load(name).card.price
+    own = haltwise.solve(problem, name)
+    other = InOtherUnits.of(problem, params, loss)
+    found = haltwise.solve(other, name, price=price * loss)
+    excess = ((found.loss - other.reference_loss) / loss).mean()
+    expected = (own.loss - problem.reference_loss).mean()
+    assert excess < 1.25 * expected
+    extra = found.num_gradients.double().mean() - own.num_gradients.double().mean()
+    assert extra < 1.5  # what was tried in other units
+
+
+def test_one_problem_alone_is_recognised_too() -> None:
+    problem = sample("quadratic-10d", 20)
+    own = haltwise.solve(problem, "quadratic-10d").loss
+    for number in range(20):
+        alone = InOtherUnits.of(problem.select(torch.tensor([number])), 50.0, 1.0)
+        found = haltwise.solve(alone, "quadratic-10d")
+        assert found.loss.item() < own[number] + 0.05
+
+
+def test_known_sizes_of_parameters_undo_their_units() -> None:
+    problem = sample("regression-10d", 100)
+    sizes = torch.logspace(-2, 2, 10)
+    found = haltwise.solve(
+        InOtherUnits.of(problem, sizes, 1.0), "regression-10d", param_scale=1 / sizes
+    )
+    own = haltwise.solve(problem, "regression-10d")
+    torch.testing.assert_close(found.loss, own.loss, rtol=1e-3, atol=1e-2)
+    assert torch.equal(found.param_scale, own.param_scale)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, torch.ones(3), torch.zeros(10)])
+def test_impossible_sizes_are_refused(scale: Any) -> None:
+    with pytest.raises(haltwise.InputError, match="param_scale must be one number above 0"):
+        haltwise.solve(sample("regression-10d", 2), "regression-10d", param_scale=scale)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nothing_changes_for_problems_that_fit(name: str) -> None:
+    problem, price = sample(name, 2000), haltwise.load(name).card.price
+    free, guarded = (haltwise.solve(problem, name, guard=guard) for guard in (False, True))
+    assert (guarded.param_scale == 1).double().mean() > 0.99
+    assert guarded.fallback.double().mean() < 0.03
+
+    def j(solution: haltwise.Solution) -> float:
+        costs = solution.loss - problem.reference_loss + price * solution.num_gradients
+        return costs.double().mean().item()
+
+    assert j(guarded) < 1.01 * j(free)
+
+
+# ---------------------------------------------------------------------------------- the best point
+
+
+@given(
+    st.sampled_from(SOLVERS),
+    st.integers(0, 10**6),
+    st.sampled_from([1, 2, 7, 40]),
+    st.floats(-3, 3),
+)
+def test_no_result_is_worse_than_any_point_seen(
+    name: str, seed: int, dim: int, decades: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    start = 10**decades * torch.randn(3, dim, generator=generator)
+    wave = torch.randn(3, dim, generator=generator)
+
+    def loss(params: Tensor, wave: Tensor) -> Tensor:
+        return (params * wave).sin().sum(1) + 0.1 * params.square().mean(1)
+
+    calls: list[Tensor] = []
+
+    def noted(params: Tensor, wave: Tensor) -> Tensor:
+        value = loss(params, wave)
+        if params.requires_grad:
+            calls.append(value.detach())
+        return value
+
+    problem = FunctionBatch(start, noted, {"wave": wave})
+    checks = len(calls)
+    solution = haltwise.solve(problem, name, history=True)
+    assert solution.history is not None
+    torch.testing.assert_close(solution.loss, loss(solution.params, wave))
+    assert (solution.loss.unsqueeze(1) <= solution.history.nan_to_num(math.inf)).all()
+    assert (solution.loss <= loss(start, wave)).all()
+    assert (solution.num_gradients <= haltwise.load(name).card.horizon).all()
+    evaluated = solution.history.isfinite().sum(1)
+    assert torch.equal(evaluated, solution.num_gradients)
+    assert checks == 0
+    assert solution.num_gradients.sum() <= sum(map(len, calls))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize(
+    ("loss", "start"),
+    [(rosenbrock, [-1.2, 1.0]), (rosenbrock, [-1.2, 1.0] * 10), (himmelblau, [0.0, 0.0])],
+)
+def test_strange_functions_end_below_their_start(name: str, loss: Any, start: list[float]) -> None:
+    problem = FunctionBatch(torch.tensor([start]), loss)
+    solution = haltwise.solve(problem, name, max_steps=300)
+    assert solution.loss.item() < 0.7 * loss(problem.start).item()
+    leaf = solution.params.clone().requires_grad_()
+    loss(leaf).sum().backward()
+    assert leaf.grad is not None
+    first = problem.observe(problem.start, 0).grad.norm()
+    assert leaf.grad.norm() < 1e-2 * first or solution.outcome.item() != Outcome.HALTED
+    assert f"{solution.params.shape[1]} parameters" in repr(solution)
+    assert "\n" not in repr(solution)
+    assert solution.why(0)
+
+
+def test_without_the_guard_the_optimizer_is_followed() -> None:
+    problem = InOtherUnits.of(sample("quadratic-10d", 20), 300.0, 1.0)
+    start = problem.observe(problem.start, 0).loss
+    free, guarded = (haltwise.solve(problem, "quadratic-10d", guard=g) for g in (False, True))
+    assert (free.loss > start).any()
+    assert not free.fallback.any()
+    assert (free.param_scale == 1).all()
+    assert (guarded.loss < start).all()
+
+
+def test_stochastic_losses_are_not_compared() -> None:
+    problem = sample("regression-10d-noisy", 20)
+    assert problem.stochastic
+    free, guarded = (haltwise.solve(problem, "regression-10d", guard=g) for g in (False, True))
+    assert torch.equal(free.params, guarded.params)
+
+
+# ---------------------------------------------------------------------------- nothing to be gained
+
+
+def test_a_flat_problem_ends_at_once_where_it_is() -> None:
+    start = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    problem = FunctionBatch(start, lambda params: 0 * params.sum(1) + 3)
+    solution = haltwise.solve(problem, "regression-10d")
+    assert torch.equal(solution.params, start)
+    assert (solution.num_gradients == 1).all()
+    assert (solution.outcome == Outcome.HALTED).all()
+    assert solution.why(0) == "the gradient is zero"
+
+
+@pytest.mark.parametrize("name", ["regression-2d", "regression-10d", "regression-10d-plain-adam"])
+def test_gradients_never_rise_with_the_price(name: str) -> None:
+    problem = sample(haltwise.load(name).card.family.name, 200)  # type: ignore[union-attr]
+    used = []
+    for price in (0.005, 0.05, 0.5, 5, 50, 500, 5e4, 5e7):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FitWarning)
+            solution = haltwise.solve(problem, name, price=price)
+        used.append(solution.num_gradients.double().mean().item())
+    assert all(after <= before * 1.02 for before, after in pairwise(used))
+
+
+def test_a_price_beyond_the_trained_ones_is_warned_of() -> None:
+    with pytest.warns(FitWarning, match=r"know prices from 0\.00527 to 0\.527, but 5 of 5"):
+        haltwise.solve(sample("regression-10d", 5), "regression-10d", price=50.0)
+
+
+def test_low_prices_go_on_where_the_weights_would_stop() -> None:
+    problem = sample("regression-10d", 50)
+    with pytest.warns(FitWarning, match="prices"):
+        solution = haltwise.solve(problem, "regression-10d", price=1e-6, max_steps=300)
+    assert (solution.loss - problem.reference_loss).max() < 1e-2
+    assert solution.fallback.all()
+
+
+def test_problems_that_do_not_fit_are_counted() -> None:
+    problem = FunctionBatch(torch.zeros(30, 2), himmelblau)
+    with pytest.warns(FitWarning, match="100% of the problems do not behave"):
+        haltwise.solve(problem, "regression-10d")
+
+
+# ---------------------------------------------------------------------------------------- fallback
+
+
+def test_descent_finds_the_minimum_of_quadratics() -> None:
+    generator = torch.Generator().manual_seed(1)
+    factor = torch.randn(6, 12, 8, generator=generator, dtype=torch.float64)
+    target = torch.randn(6, 12, generator=generator, dtype=torch.float64)
+
+    def loss(params: Tensor, factor: Tensor, target: Tensor) -> Tensor:
+        return ((factor @ params.unsqueeze(-1)).squeeze(-1) - target).square().sum(1)
+
+    start = torch.zeros(6, 8, dtype=torch.float64)
+    problem = FunctionBatch(start, loss, {"factor": factor, "target": target})
+    first = problem.observe(start, 0)
+    seen: list[Tensor] = []
+
+    @dataclass(frozen=True, eq=False)
+    class Watched(TaskBatch):
+        inner: TaskBatch
+        number: Tensor
+
+        @property
+        def reference_loss(self) -> Tensor:
+            return self.inner.reference_loss
+
+        def observe(self, params: Tensor, step: int) -> Observation:
+            found = self.inner.observe(params, step)
+            everything = torch.full((6,), math.inf, dtype=torch.float64)
+            everything[self.number] = found.loss
+            seen.append(everything)
+            return found
+
+        def select(self, index: Tensor) -> "Watched":
+            return Watched(self.start[index], self.inner.select(index), self.number[index])
+
+    begun = Descent(
+        start,
+        first.loss,
+        first.grad,
+        torch.full((6,), 1e-4, dtype=torch.float64),
+        torch.full((6,), 200),
+    )
+    price = torch.full((6,), 1e-12, dtype=torch.float64)
+    outcome, reason = descend(Watched(start, problem, torch.arange(6)), begun, price)
+    exact = torch.linalg.lstsq(factor, target.unsqueeze(-1)).solution.squeeze(-1)
+    least = loss(exact, factor, target)
+    torch.testing.assert_close(torch.stack(seen).amin(0), least, rtol=1e-9, atol=1e-9)
+    assert (outcome == Outcome.HALTED).all()
+    assert {DESCENT_REASONS[index] for index in reason.tolist()} <= set(DESCENT_REASONS)
+
+
+def test_descent_survives_walls_of_infinity() -> None:
+    def loss(params: Tensor) -> Tensor:
+        inside = (1 - params.square()).clamp_min(0)
+        return (-inside.log() + 3 * params).sum(1)
+
+    start = torch.zeros(1, 2, dtype=torch.float64)
+    solution = haltwise.solve(FunctionBatch(start, loss), "regression-2d", max_steps=200)
+    x = (1 - math.sqrt(10)) / 3  # 2 x / (1 - x^2) = -3
+    torch.testing.assert_close(solution.params, torch.full_like(start, x), rtol=0, atol=0.1)
