@@ -33,7 +33,7 @@ from haltwise.training.run.log import RunLog
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import source_of
 from haltwise.training.transfer import begin_from
-from haltwise.training.validation import calibrate_policies, validate
+from haltwise.training.validation import calibrate_policies, measure_scales, validate
 
 __all__ = ["Progress", "Trainer"]
 
@@ -345,17 +345,18 @@ class Trainer:
         return replace(self.model.card, policies=policies, provenance=provenance)
 
     def _calibrate(self) -> None:
-        """Calibrate the stop policies for the best weights and store them on their card."""
-        if self._best is None:
+        """Store on the card of the best weights when they stop, and on what scales."""
+        counters = self._learner.counters
+        if self._best is None or "calibration" in counters.left_out:  # the run had ended already
             return
         weights, card = self._best
-        if card.policies:  # nothing was left open, or the run had ended already
-            return
         self.model.load_state_dict(weights)
-        policies = calibrate_policies(self.settings, self.model, self.source)
-        num_left_out = self.source.num_left_out[("calibration",)]
-        self._learner.counters.left_out["calibration"] = num_left_out
-        self._best, self._is_exported = _Best(weights, replace(card, policies=policies)), False
+        # Where nothing was left open, there is a policy already.
+        policies = card.policies or calibrate_policies(self.settings, self.model, self.source)
+        card = replace(card, policies=policies)
+        card = replace(card, scales=measure_scales(self.settings, card, self.model, self.source))
+        counters.left_out["calibration"] = self.source.num_left_out[("calibration",)]
+        self._best, self._is_exported = _Best(weights, card), False
         self.save()
 
     def _snapshot(self) -> TrainingState:

@@ -5,11 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
+import torch
 from torch import Tensor
 
+from haltwise._core.random import stream
+from haltwise.models.card import Card
 from haltwise.models.files import Model, halting_of
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.models.scales import Scales
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.record import record
 from haltwise.stop_rules import (
@@ -25,7 +29,13 @@ from haltwise.tasks import TaskBatch
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import Source
 
-__all__ = ["Validated", "calibrate_policies", "validate", "validation_prices"]
+__all__ = [
+    "Validated",
+    "calibrate_policies",
+    "measure_scales",
+    "validate",
+    "validation_prices",
+]
 
 _DIVERGED = 100  # times the loss at the start, by which a problem has got worse
 
@@ -139,3 +149,18 @@ def calibrate_policies(
         ).policy
         for unit in CostUnit
     }
+
+
+def measure_scales(
+    settings: TrainingSettings, card: Card, model: Model, source: Source
+) -> Scales | None:
+    """Measure the scales of the calibration problems; None where they have no size of their own."""
+    recorded = source.take(model, settings.validation.num_calibration, "calibration")
+    if card.rule is None or recorded.final is None or recorded.final.shape[1] == 0:
+        return None
+    num_items, dim = recorded.final.shape
+    generator = stream(settings.seed, "scales")
+    exponent = 2 * torch.rand(num_items, generator=generator).to(recorded.loss) - 1
+    price = settings.price * settings.price_range**exponent
+    judged = halting_of(model).attach(recorded, price)
+    return Scales.of(recorded, decisions(card.policies[card.unit].rule, judged), price, dim)
