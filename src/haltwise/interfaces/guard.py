@@ -23,7 +23,8 @@ from haltwise.tasks.base import Observation, TaskBatch
 
 __all__ = ["Ledger", "UnitCheck", "WatchedBatch"]
 
-_SLACK = math.log(2)  # by which the median of a call's problems may differ
+_MANY = 20  # problems whose median says more than each of them
+_SLACK = math.log(2)  # by which the median may differ from that in training
 _MARGIN = 0.5  # beyond the range seen in training, for a single problem; logarithms
 _ENOUGH = 2**20  # values to take quantiles of
 _LEAP = math.log(10)  # by how much too long a first step is taken to be that finds no curvature
@@ -118,8 +119,9 @@ class WatchedBatch(TaskBatch):
 class UnitCheck:
     """Watch the first two steps of K problems that are seen in some units.
 
-    A call's problems are of one kind, so their median is judged first, sharply; then each by
-    itself, by the range seen in training. The first gradient alone cannot tell small parameters
+    Many problems that differ no more than those in training are of one kind: they are judged by
+    their median, sharply. Few, or a mixture, are judged each by itself, by the range seen in
+    training. The first gradient alone cannot tell small parameters
     from large losses. A price that is as unusual as the gradient says so, being in units of the
     loss; else parameters are suspected, and the first step tells.
 
@@ -192,18 +194,16 @@ class UnitCheck:
 
 
 def _moves(values: Tensor, known: Tensor, usual: Spread) -> tuple[Tensor, Tensor]:
-    """How far values [K] must move to be usual: all together, shape [], and each, shape [K]."""
+    """How far values [K] must move to be usual: shape [] if all together, and each, shape [K]."""
     together = values.new_zeros(())
     number = int(known.sum())
     if number == 0:
         return together, torch.zeros_like(values)
-    deviation = (usual.high - usual.low) / 6.2  # of a normal distribution with these quantiles
-    tolerance = _SLACK + 5 * deviation / math.sqrt(number)
     move = usual.middle - values[known].median()
-    low, high = torch.quantile(values[known][:_ENOUGH], values.new_tensor([0.25, 0.75]))
-    of_one_kind = high - low <= usual.high - usual.low
-    if of_one_kind and move.abs() > tolerance:
-        together = move
-    moved = values + together
-    alone = known & ~usual.holds(moved, _MARGIN)
-    return together, torch.where(alone, usual.middle - values, together)
+    if number >= _MANY:
+        low, high = torch.quantile(values[known][:_ENOUGH], values.new_tensor([0.25, 0.75]))
+        if high - low <= usual.high - usual.low:  # of one kind: a stray one is merely hard
+            together = torch.where(move.abs() > _SLACK, move, together)
+            return together, together.expand(len(values))
+    alone = known & ~usual.holds(values, _MARGIN)
+    return together, torch.where(alone, usual.middle - values, 0)

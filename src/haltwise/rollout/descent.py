@@ -21,6 +21,7 @@ _MEMORY = 6  # pairs of steps and changes of the gradient
 _DECREASE = 1e-4  # of the decrease forecast by the slope that a step must reach
 _SHORTEST, _LONGEST = 0.1, 0.5  # times its length, by which a step that failed is shortened
 _GROWTH = 4.0  # of the next step after one along which the loss is not convex
+_REACH = 10.0  # times the last step: pairs of tiny steps hold more rounding than curvature
 _FAILURES = 4  # steps in a row that failed, after which the memory is dropped
 _PATIENCE, _LAST = 3, 10  # steps in a row that may fail to earn their price
 
@@ -77,6 +78,8 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
     step = 0
     while True:
         direction = _direction(state)
+        size = direction.square().sum(1).sqrt()
+        direction = direction * (state["reach"] / size).clamp_max(1).nan_to_num(0).unsqueeze(1)
         slope = (direction * state["grad"]).sum(1)  # per unit of length, below 0
         is_flat = ~(slope < 0)
         poor = -0.5 * state["length"] * slope <= state["price"]
@@ -108,6 +111,7 @@ def _init(begun: Descent, price: Tensor) -> State:
         "price": price,
         "scale": begun.length,  # of the inverse Hessian to begin with
         "length": torch.ones_like(begun.length),
+        "reach": torch.full_like(begun.length, torch.inf),  # of the next step
         "waited": torch.zeros_like(begun.budget),
         "failures": torch.zeros_like(begun.budget),
         "steps": pairs,
@@ -161,6 +165,7 @@ def _advance(state: State, move: Tensor, slope: Tensor, loss: Tensor, grad: Tens
         "price": state["price"],
         "scale": scale,
         "length": length,
+        "reach": torch.where(taken, _REACH * move.square().sum(1).sqrt(), state["reach"]),
         "waited": torch.where(taken & (before - loss > state["price"]), 0, state["waited"] + 1),
         "failures": failures,
         "steps": pushed("steps", move),
