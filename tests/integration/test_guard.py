@@ -285,6 +285,7 @@ def test_descent_finds_the_minimum_of_quadratics() -> None:
         first.grad,
         torch.full((6,), 1e-4, dtype=torch.float64),
         torch.full((6,), 200),
+        torch.zeros(6, dtype=torch.int64),
     )
     price = torch.full((6,), 1e-12, dtype=torch.float64)
     outcome, reason = descend(Watched(start, problem, torch.arange(6)), begun, price)

@@ -1,5 +1,6 @@
 """The run of some problems under an optimizer model, guarded: see `haltwise.interfaces.guard`."""
 
+import math
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.models.scales import Course
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.optimization import OptimizationProcess
-from haltwise.processes.signals import SIGNALS
+from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.units import Units
 from haltwise.rollout.descent import DESCENT_REASONS, Descent, descend
 from haltwise.rollout.early_exit import Outcome, Watch, run_until_halted
@@ -23,6 +24,7 @@ __all__ = ["Chunk"]
 
 _ATTEMPTS = 5  # at finding the units
 _WAIT = 8  # steps without a new lowest loss that are always granted
+_DOUBT = 3  # steps without gain that the stop of a strange problem counts for
 _ZERO = -103.0  # log rms of a gradient of zeros, see `log_rms`
 
 
@@ -91,6 +93,8 @@ class Chunk:
         card = self._model.card
         horizon = min(max_steps, card.horizon) if anneals else max_steps
         patience = _WAIT if card.scales is None else max(_WAIT, 2 * card.scales.longest_wait)
+        if trusts_stops:  # whoever brings a rule decides how long to wait
+            patience = max_steps
         left = torch.arange(self._batch.num_problems, device=self.at.device)
         for attempt in range(_ATTEMPTS):
             spent = max(0, int(self.ledger.count[left].max()) - 1)  # the first is remembered
@@ -117,7 +121,12 @@ class Chunk:
             return None
         shift = (card.price / self._price[left]).log()
         return UnitCheck(
-            card.scales, self.scale[left], self.loss_scale[left], shift if is_first else None
+            card.scales,
+            self.scale[left],
+            self.loss_scale[left],
+            shift,
+            math.log(card.price_range),
+            judges_gradients=is_first,
         )
 
     def _watch(self, left: Tensor, check: UnitCheck | None, patience: int) -> Watch:
@@ -156,10 +165,14 @@ class Chunk:
 
     def _note_units(self, items: Tensor, check: UnitCheck) -> None:
         self.scale[items], self.loss_scale[items] = check.scale, check.loss_scale
-        signals = dict(zip(SIGNALS, check.first.unbind(-1), strict=True))
-        # |g_0| / |gamma_0| in the units of the parameters and the loss themselves.
-        ratio = signals["log_update"] - signals["log_grad"]
-        length = (2 * check.scale + check.loss_scale + ratio).exp()
+        first, last = (
+            dict(zip(SIGNALS, signals.unbind(-1), strict=True))
+            for signals in (check.first, check.last)
+        )
+        # 1 / kappa along the last step, or else the length of the first, in gradients.
+        knows = (last["step"] > 0) & ~is_flat(last["log_curvature"])
+        length = torch.where(knows, -last["log_curvature"], first["log_update"] - first["log_grad"])
+        length = (2 * check.scale + check.loss_scale + length).exp()
         self._length[items] = torch.where(length.isfinite() & (length > 0), length, 1)
         scales = self._model.card.scales
         assert scales is not None
@@ -199,6 +212,7 @@ class Chunk:
             ledger.grad[items],
             self._length[items],
             budget[items],
+            torch.where(strange[items], _DOUBT, 0),
         )
         outcome, reason = descend(self._watched.select(items), begun, self._price[items])
         self.outcome[items] = outcome

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from haltwise.models.scales import FirstSteps, Scales, Spread
+from haltwise.models.scales import FirstSteps, Scales, UsualRange
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
 from haltwise.tasks.base import Observation, TaskBatch
@@ -24,8 +24,11 @@ from haltwise.tasks.base import Observation, TaskBatch
 __all__ = ["Ledger", "UnitCheck", "WatchedBatch"]
 
 _MANY = 20  # problems whose median says more than each of them
-_SLACK = math.log(2)  # by which the median may differ from that in training
-_MARGIN = 0.5  # beyond the range seen in training, for a single problem; logarithms
+_SLACK = 1.0  # by which the median may differ from that in training; a factor of e
+_LOSS_SLACK = 3.4  # likewise of gains that no price explains: prices are relative to losses anyway
+_MARGIN = (
+    0.5  # times the slack, beyond the range seen in training, for a single problem; logarithms
+)
 _ENOUGH = 2**20  # values to take quantiles of
 _LEAP = math.log(10)  # by how much too long a first step is taken to be that finds no curvature
 _NO_GRADIENT = math.log(1e-30)
@@ -121,16 +124,17 @@ class UnitCheck:
 
     Many problems that differ no more than those in training are of one kind: they are judged by
     their median, sharply. Few, or a mixture, are judged each by itself, by the range seen in
-    training. The first gradient alone cannot tell small parameters
-    from large losses. A price that is as unusual as the gradient says so, being in units of the
-    loss; else parameters are suspected, and the first step tells.
+    training. The first gradient alone cannot tell small parameters from large losses: a price as
+    unusual says so, being in units of the loss; else the first step tells. Losses are not scaled
+    so far that a price leaves the range trained on.
 
     Args:
         scales: Of the problems that the model was trained on.
         scale: log of the scale of parameters in which the problems are seen, shape [K].
         loss_scale: log of that of losses, shape [K].
-        price_shift: log(price of the model / price asked for), shape [K]; None where the first
-            gradient was judged before.
+        price_shift: log(price of the model / price asked for), shape [K].
+        price_range: The log of what either side of the model's price was trained on.
+        judges_gradients: Whether the first gradient is to be judged, which needs no step.
 
     Attributes:
         scale, loss_scale: Corrected.
@@ -139,12 +143,20 @@ class UnitCheck:
     """
 
     def __init__(
-        self, scales: Scales, scale: Tensor, loss_scale: Tensor, price_shift: Tensor | None
+        self,
+        scales: Scales,
+        scale: Tensor,
+        loss_scale: Tensor,
+        price_shift: Tensor,
+        price_range: float,
+        *,
+        judges_gradients: bool,
     ) -> None:
         self.scale, self.loss_scale = scale.clone(), loss_scale.clone()
         self.wrong = torch.zeros_like(scale, dtype=torch.bool)
         self.first = self.second = self.last = scale.new_zeros(len(scale), len(SIGNALS))
-        self._scales, self._price_shift = scales, price_shift
+        self._scales, self._price_shift, self._price_range = scales, price_shift, price_range
+        self._judges_gradients = judges_gradients
 
     def __call__(self, items: Tensor, observation: StepObservation) -> Tensor | None:
         """Judge a step of the problems at `items` (int64 [L]) that still run."""
@@ -156,24 +168,24 @@ class UnitCheck:
         if observation.step == 0:
             self.first, self.second, self.last = signals, signals.clone(), signals.clone()
             self._first_loss = observation.loss
-            if self._price_shift is not None:
-                self._judge_gradients(signals, self._price_shift)
+            if self._judges_gradients:
+                self._judge_gradients(signals)
         else:
             self.second[items] = signals
             self._judge_steps(items, signals, observation.loss)
         return self.wrong[items] if self.wrong.any() else None
 
-    def _judge_gradients(self, signals: Tensor, price_shift: Tensor) -> None:
+    def _judge_gradients(self, signals: Tensor) -> None:
         grad, usual = FirstSteps.of(signals, signals).grad, self._scales.grad
         known = grad.isfinite() & (grad > _NO_GRADIENT)
-        together, move = _moves(grad, known, usual)
-        shifted, _ = _moves(grad + price_shift, known, usual)
-        if shifted.abs() < together.abs():  # the price explains it
-            self.loss_scale += price_shift
-            self.wrong |= price_shift != 0
-            _, move = _moves(grad + price_shift, known, usual)
+        _, move = _moves(grad, known, usual)
+        _, shifted = _moves(grad + self._price_shift, known, usual)
+        explained = shifted.abs() < move.abs()
+        self.loss_scale += torch.where(explained, self._price_shift, 0)
+        # Steps that may be too short do no harm and tell the scale; too long ones are not tried.
+        move = torch.where(explained, shifted, move).clamp_max(0)
         self.scale += move
-        self.wrong |= move != 0
+        self.wrong |= explained | (move != 0)
 
     def _judge_steps(self, items: Tensor, signals: Tensor, loss: Tensor) -> None:
         seen = FirstSteps.of(self.first[items], signals)
@@ -184,16 +196,33 @@ class UnitCheck:
             move = together.expand(len(items))
         self._move(self.scale, items, together, move)
         fits = seen.is_known & (move == 0)
-        self._move(self.loss_scale, items, *_moves(seen.gain, fits, self._scales.gain))
+        gains = _moves(seen.gain, fits, self._scales.gain, _LOSS_SLACK)
+        self._move(self.loss_scale, items, *gains, self._price_shift, self._price_range)
 
-    def _move(self, scale: Tensor, items: Tensor, together: Tensor, move: Tensor) -> None:
+    def _move(
+        self,
+        scale: Tensor,
+        items: Tensor,
+        together: Tensor,
+        move: Tensor,
+        middle: Tensor | float = 0.0,
+        reach: float = math.inf,
+    ) -> None:
+        """Move the scales of all problems together, of those at `items` by `move` [L].
+
+        None moves away from `middle` beyond `reach`.
+        """
         moves = together.expand(len(scale)).clone()  # of those that have halted, too
         moves[items] = move
-        scale += moves
-        self.wrong |= moves != 0
+        away = scale - middle
+        moved = (away + moves).clamp(away.clamp_max(-reach), away.clamp_min(reach))
+        self.wrong |= moved != away
+        scale += moved - away
 
 
-def _moves(values: Tensor, known: Tensor, usual: Spread) -> tuple[Tensor, Tensor]:
+def _moves(
+    values: Tensor, known: Tensor, usual: UsualRange, slack: float = _SLACK
+) -> tuple[Tensor, Tensor]:
     """How far values [K] must move to be usual: shape [] if all together, and each, shape [K]."""
     together = values.new_zeros(())
     number = int(known.sum())
@@ -203,7 +232,7 @@ def _moves(values: Tensor, known: Tensor, usual: Spread) -> tuple[Tensor, Tensor
     if number >= _MANY:
         low, high = torch.quantile(values[known][:_ENOUGH], values.new_tensor([0.25, 0.75]))
         if high - low <= usual.high - usual.low:  # of one kind: a stray one is merely hard
-            together = torch.where(move.abs() > _SLACK, move, together)
+            together = torch.where(move.abs() > slack, move, together)
             return together, together.expand(len(values))
-    alone = known & ~usual.holds(values, _MARGIN)
+    alone = known & ~usual.holds(values, _MARGIN * slack)
     return together, torch.where(alone, usual.middle - values, 0)

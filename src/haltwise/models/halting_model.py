@@ -111,6 +111,7 @@ class HaltingModel(nn.Module):
         """
         if self.halter is None:
             return {}
+        price = self.trained_price(price)
         return self.method.outputs(self.halter(signals, readouts, price), price)
 
     def initial(self, price: Tensor) -> dict[str, Tensor]:
@@ -124,6 +125,5 @@ class HaltingModel(nn.Module):
             return trajectory
         if not isinstance(price, Tensor):
             price = torch.full_like(trajectory.loss[:, 0], price)
-        prices = self.trained_price(price)
-        outputs = self(trajectory.known("signals"), trajectory.shown_readouts(), prices)
+        outputs = self(trajectory.known("signals"), trajectory.shown_readouts(), price)
         return replace(trajectory, outputs=outputs)

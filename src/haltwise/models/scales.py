@@ -12,18 +12,18 @@ from haltwise._core.errors import require
 from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.trajectory import Trajectory
 
-__all__ = ["Course", "FirstSteps", "Likeness", "Scales", "Spread"]
+__all__ = ["Course", "FirstSteps", "Likeness", "Scales", "UsualRange"]
 
 _TAIL = 0.001  # of the problems on either side are left out of a spread
 _STRANGE = 0.01  # of the problems in training are called strange
 _RIDGE = 1e-3
-_FEWEST = 100  # problems to judge others by
+_FEWEST = 500  # problems to judge others by
 _NOTHING = 1e-6  # prices, so little to gain that it does not matter how much
 
 
 @final
 @dataclass(frozen=True)
-class Spread:
+class UsualRange:
     """Where a quantity lay in training: its median and the range of all but one in 500."""
 
     low: float
@@ -144,14 +144,15 @@ class Likeness:
     def of(cls, features: Tensor) -> Self:
         """That of features [n, 11], NaN where unknown."""
         known = features[features.isfinite().all(1)]
-        require(len(known) > 2 * features.shape[1], "too few problems to tell others from them")
-        middle = known.median(0).values
-        covariance = torch.cov(known.T)
+        # The limit is that of other problems than those that the covariance was fitted to.
+        fitted, others = known[::2], known[1::2]
+        middle = fitted.median(0).values
+        covariance = torch.cov(fitted.T)
         # Some features of some rules follow from others; rounding must not count.
         covariance += _RIDGE * covariance.diagonal().clamp_min(_RIDGE).diag()
         precision = torch.linalg.inv(covariance)
         blank = cls(tuple(middle.tolist()), tuple(map(tuple, precision.tolist())), 0.0)
-        limit = torch.quantile(blank._distance(known)[: 2**23], 1 - _STRANGE)
+        limit = torch.quantile(blank._distance(others)[: 2**23], 1 - _STRANGE)
         return replace(blank, limit=limit.item())
 
     def is_strange(self, features: Tensor) -> Tensor:
@@ -168,9 +169,9 @@ class Likeness:
 class Scales:
     """What a model remembers of the problems it was trained on; see `FirstSteps`."""
 
-    grad: Spread
-    length: Spread
-    gain: Spread
+    grad: UsualRange
+    length: UsualRange
+    gain: UsualRange
     courses: Likeness
     """Of the way to the stops of the calibrated policy at the prices trained on."""
     longest_wait: int
@@ -205,9 +206,9 @@ class Scales:
         lowest = trajectory.loss.cummin(1).values[late, at]
         course = Course(signals[late, 0], signals[late, 1], signals[late, at], lowest)
         return cls(
-            Spread.of(seen.grad),
-            Spread.of(seen.length[seen.is_known]),
-            Spread.of(seen.gain[seen.is_known]),
+            UsualRange.of(seen.grad),
+            UsualRange.of(seen.length[seen.is_known]),
+            UsualRange.of(seen.gain[seen.is_known]),
             Likeness.of(course.features(price[late], dim)),
             _longest_wait(trajectory.loss, stops),
         )
@@ -219,7 +220,7 @@ class Scales:
         Raises:
             InputError: A value is impossible.
         """
-        spreads = {name: Spread(**document[name]) for name in ("grad", "length", "gain")}
+        spreads = {name: UsualRange(**document[name]) for name in ("grad", "length", "gain")}
         courses = document["courses"]
         likeness = Likeness(
             tuple(courses["middle"]), tuple(map(tuple, courses["precision"])), courses["limit"]
