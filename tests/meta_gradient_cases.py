@@ -87,6 +87,7 @@ def make(
     card = Card(
         method=Choice(method),
         price=0.3,
+        price_range=100.0,
         horizon=T,
         rule=Choice(rule, LSTM if settings is None else settings),
         halter=HalterSettings(**{"width": 5, "memory": 4, **halter}),

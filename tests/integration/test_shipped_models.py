@@ -105,7 +105,7 @@ def test_files_that_hold_no_model_are_refused(tmp_path: Path) -> None:
     save_tensors(path, {"a": torch.zeros(2)}, {"step": 3})
     with pytest.raises(InputError, match="holds no model"):
         haltwise.load(path)
-    save_tensors(path, {"a": torch.zeros(2)}, {"card": {"format": 2}})
+    save_tensors(path, {"a": torch.zeros(2)}, {"card": {"format": 3}})
     with pytest.raises(InputError, match="not the card of a halting model"):
         haltwise.load(path)
 

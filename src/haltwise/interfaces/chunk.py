@@ -24,7 +24,6 @@ __all__ = ["Chunk"]
 
 _ATTEMPTS = 5  # at finding the units
 _WAIT = 8  # steps without a new lowest loss that are always granted
-_DOUBT = 3  # steps without gain that the stop of a strange problem counts for
 _ZERO = -103.0  # log rms of a gradient of zeros, see `log_rms`
 
 
@@ -92,7 +91,8 @@ class Chunk:
         """
         card = self._model.card
         horizon = min(max_steps, card.horizon) if anneals else max_steps
-        patience = _WAIT if card.scales is None else max(_WAIT, 2 * card.scales.longest_wait)
+        longest = card.horizon // 4 if card.scales is None else card.scales.longest_wait
+        patience = max(_WAIT, 2 * longest)
         if trusts_stops:  # whoever brings a rule decides how long to wait
             patience = max_steps
         left = torch.arange(self._batch.num_problems, device=self.at.device)
@@ -212,7 +212,6 @@ class Chunk:
             ledger.grad[items],
             self._length[items],
             budget[items],
-            torch.where(strange[items], _DOUBT, 0),
         )
         outcome, reason = descend(self._watched.select(items), begun, self._price[items])
         self.outcome[items] = outcome

@@ -45,7 +45,6 @@ class Descent:
         grad: The gradient there, shape [B, D].
         length: Of the first step, in gradients, shape [B].
         budget: Gradients each problem may still cost, int64 [B].
-        waited: Steps that failed to earn their price before, int64 [B].
     """
 
     params: Tensor
@@ -53,7 +52,6 @@ class Descent:
     grad: Tensor
     length: Tensor
     budget: Tensor
-    waited: Tensor
 
 
 @torch.no_grad()
@@ -114,7 +112,7 @@ def _init(begun: Descent, price: Tensor) -> State:
         "scale": begun.length,  # of the inverse Hessian to begin with
         "length": torch.ones_like(begun.length),
         "reach": torch.full_like(begun.length, torch.inf),  # of the next step
-        "waited": begun.waited,
+        "waited": torch.zeros_like(begun.budget),
         "failures": torch.zeros_like(begun.budget),
         "steps": pairs,
         "changes": pairs.clone(),

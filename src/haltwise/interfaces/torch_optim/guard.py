@@ -1,15 +1,14 @@
 """What keeps a learned optimizer from harm: when to distrust it, and Adam, which then goes on.
 
-It reads the losses that steps come with. A loss that has risen far above its lowest, or has found
-no new lowest for long, shows that the weights do not fit the module (loss-guarded learned
+It reads the losses that steps come with. A smoothed loss that has risen far above its lowest, or
+has found no new lowest for long, shows that the weights do not fit the module (loss-guarded learned
 optimization, Prémont-Schwarz et al. 2022, without their second evaluation a step: minibatch losses
-are too noisy to compare single steps by, so medians of five are). After the trained horizon nothing
-is known of the weights at all. In each case Adam takes over, from where the median was lowest, at
-the size of step that the learned optimizer had there, annealed from then on.
+are too noisy to compare single steps by). After the trained horizon nothing is known of the weights
+at all. In each case Adam takes over, from where the smoothed loss was lowest, at the size of step
+that the learned optimizer had there, annealed from then on.
 """
 
 import math
-from statistics import fmean, median
 from typing import Any, NamedTuple, final
 
 import torch
@@ -19,18 +18,17 @@ from haltwise._core.errors import require
 
 __all__ = ["Action", "Guard", "adam_"]
 
-_MEDIAN = 5  # losses
-_GRACE = 10  # steps from a beginning that are not judged: learned rules begin boldly
+_SMOOTHING = 0.8  # of the loss: some five steps
+_FEW = 10  # steps from a beginning, in which the loss may rise by half its size
 _RISE = 0.15  # of the whole fall of the loss, above the lowest: too much
-_NOISE = 3.0  # times the mean deviation from the median: no mere noise
-_WAIT = 0.5  # of the horizon, without a new lowest
+_NOISE = 3.0  # times the mean deviation from the smoothed loss: no mere noise
+_WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
 _ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
 _CUT = 0.3  # of Adam's rate, where the loss rises under Adam, too
 _FAILURES = 3  # steps in a row at which something is not finite
 _WINDOW = 10  # steps of Adam that must together earn their price
 _EPS = 1e-4  # of the root mean square
 _BETAS = (0.9, 0.99)
-_SMOOTHING = 0.8  # of the size of updates
 
 _FRESH = {
     "step": 0,  # steps seen
@@ -38,14 +36,15 @@ _FRESH = {
     "since": -1,  # first step of Adam
     "failures": 0,  # steps in a row at which something was not finite
     "lowest_at": 0,
-    "first": math.nan,  # loss
-    "lowest": math.inf,  # median
-    "noise": 0.0,  # there
-    "size": 0.0,  # mean square of the learned update, smoothed from 0 as in Adam
-    "size_there": 0.0,  # its root, where the median was lowest
+    "smooth": 0.0,  # not corrected for its start at 0, as in Adam
+    "noise": 0.0,
+    "first": math.nan,
+    "lowest": math.inf,
+    "noise_there": 0.0,  # where the smoothed loss was lowest
+    "size": 0.0,  # mean square of the learned update, smoothed alike
+    "size_there": 0.0,  # its root, corrected
     "rate": 0.0,  # Adam's, to begin with
-    "window": math.nan,  # the median when the last window ended
-    "losses": [],  # the last five
+    "window": math.nan,  # the smoothed loss when the last window ended
 }
 
 State = dict[str, Any]
@@ -55,7 +54,7 @@ class Action(NamedTuple):
     """What is to be done with a group's parameters before a step.
 
     Attributes:
-        remember: Keep a copy of them: the median is at its lowest.
+        remember: Keep a copy of them: the smoothed loss is at its lowest.
         go_back: Return to the copy; the gradient in hand is not that of the parameters then.
         begins: Whether Adam takes over at this step.
     """
@@ -71,7 +70,7 @@ class Guard:
 
     Args:
         state: What it remembers, empty before the first step and changed in place, so that it can
-            be saved: numbers and a list of them.
+            be saved: numbers alone.
         horizon: T, steps that the weights were trained for.
         price: c, what a step must gain.
     """
@@ -79,19 +78,17 @@ class Guard:
     def __init__(self, state: State, horizon: int, price: float) -> None:
         self._state, self._horizon, self._price = state, horizon, price
         if not state:
-            state |= {**_FRESH, "losses": []}
+            state |= _FRESH
 
     @staticmethod
     def check(state: object) -> None:
         """Refuse what is not the state of a guard."""
-        fits = (
-            isinstance(state, dict)
-            and state.keys() == _FRESH.keys()
-            and all(type(state[name]) is type(value) for name, value in _FRESH.items())
-            and all(type(loss) is float for loss in state["losses"])
+        fits = isinstance(state, dict) and all(
+            type(state.get(name)) is type(value) for name, value in _FRESH.items()
         )
         require(
-            fits, f"the guard's state must hold the numbers {', '.join(_FRESH)}, got {state!r:.100}"
+            fits and len(state) == len(_FRESH),  # type: ignore[arg-type]
+            f"the guard's state must hold the numbers {', '.join(_FRESH)}, got {state!r:.100}",
         )
 
     @property
@@ -154,31 +151,35 @@ class Guard:
             return True
         if self.num_adam_steps % _WINDOW:
             return False
-        now = median(state["losses"])
-        gained = state["window"] - now
-        state["window"] = now
+        smooth = state["smooth"] / (1 - _SMOOTHING ** state["step"])
+        gained = state["window"] - smooth
+        state["window"] = smooth
         return bool(gained < _WINDOW * self._price)  # false for NaN, of the first
 
     def _judge(self, loss: float, step: int) -> Action:
         state = self._state
+        weight = 1 - _SMOOTHING ** (step + 1)
         if math.isnan(state["first"]):
-            state["first"] = state["lowest"] = loss
-            state["losses"].append(loss)
+            state["first"] = loss
+        if step:
+            deviation = abs(loss - state["smooth"] / (1 - _SMOOTHING**step))
+            state["noise"] += (1 - _SMOOTHING) * (deviation - state["noise"])
+        state["smooth"] += (1 - _SMOOTHING) * (loss - state["smooth"])
+        smooth = state["smooth"] / weight
+        if smooth <= state["lowest"]:
+            state["lowest"], state["lowest_at"] = smooth, step
+            state["noise_there"] = state["noise"]
             return Action(remember=True)
-        state["losses"] = [*state["losses"], loss][-_MEDIAN:]
-        now = median(state["losses"])
-        if len(state["losses"]) == _MEDIAN and now <= state["lowest"]:
-            state["lowest"], state["lowest_at"] = now, step
-            state["noise"] = fmean(abs(other - now) for other in state["losses"])
-            return Action(remember=True)
-        if step - state["begun"] < _GRACE:
-            return Action()
-        above, fall = now - state["lowest"], state["first"] - state["lowest"]
-        rises = above > max(_RISE * fall, _NOISE * state["noise"])
+        above, fall = smooth - state["lowest"], max(state["first"] - state["lowest"], 0.0)
+        if step - state["begun"] < _FEW:
+            rises = above > 0.5 * abs(state["first"])
+        else:
+            rises = above > max(_RISE * fall, _NOISE * state["noise_there"])
         waits = not self.has_taken_over and step - state["lowest_at"] > _WAIT * self._horizon
         if not (rises or waits):
             return Action()
-        state["losses"] = []
+        # Begin again at the lowest.
+        state["smooth"], state["noise"] = state["lowest"] * weight, state["noise_there"]
         state["lowest_at"] = state["begun"] = step
         return Action(go_back=True)
 
