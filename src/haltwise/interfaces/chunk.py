@@ -24,6 +24,7 @@ __all__ = ["Chunk"]
 
 _ATTEMPTS = 5  # at finding the units
 _WAIT = 8  # steps without a new lowest loss that are always granted
+_DOUBT, _PATIENCE = 3, 10  # of L-BFGS after a stop that is strange, and after a failure
 _ZERO = -103.0  # log rms of a gradient of zeros, see `log_rms`
 
 
@@ -45,7 +46,8 @@ class Chunk:
         at: Updates that led there, int64 [B].
         outcome, reason: As in `haltwise.Solution`, each int64 [B].
         scale, loss_scale: Logarithms of the units in which the model saw the problems, each [B].
-        misfits: Which problems the optimizer does not fit, bool [B].
+        misfits: Where the optimizer failed, or stopped where L-BFGS has earned more than it cost,
+            bool [B].
         fallback: Where L-BFGS took over, bool [B].
         ledger: All that was evaluated.
     """
@@ -212,8 +214,12 @@ class Chunk:
             ledger.grad[items],
             self._length[items],
             budget[items],
+            torch.where(strange[items], _DOUBT, _PATIENCE),
         )
+        before, spent = ledger.loss[items], ledger.count[items]
         outcome, reason = descend(self._watched.select(items), begun, self._price[items])
+        earned = before - ledger.loss[items] > self._price[items] * (ledger.count[items] - spent)
+        self.misfits[items] &= earned | ~strange[items]
         self.outcome[items] = outcome
         self.reason[items] = torch.where(
             reason >= 0, reason + len(self._policy.rule.reasons), reason

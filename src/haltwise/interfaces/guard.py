@@ -25,7 +25,8 @@ __all__ = ["Ledger", "UnitCheck", "WatchedBatch"]
 
 _MANY = 20  # problems whose median says more than each of them
 _SLACK = 1.0  # by which the median may differ from that in training; a factor of e
-_LOSS_SLACK = 3.4  # likewise of gains that no price explains: prices are relative to losses anyway
+_FINE = 0.35  # likewise at further attempts
+_WIDE = 3.4  # likewise of what is less sure or matters less: a first gradient, and gains
 _MARGIN = (
     0.5  # times the slack, beyond the range seen in training, for a single problem; logarithms
 )
@@ -182,21 +183,23 @@ class UnitCheck:
         _, shifted = _moves(grad + self._price_shift, known, usual)
         explained = shifted.abs() < move.abs()
         self.loss_scale += torch.where(explained, self._price_shift, 0)
-        # Steps that may be too short do no harm and tell the scale; too long ones are not tried.
-        move = torch.where(explained, shifted, move).clamp_max(0)
+        # Steps that may be too short do no harm and tell the scale; much too long ones are not tried.
+        move = torch.where(explained, shifted, move)
+        move = torch.where(move < -2 * _SLACK, move, 0)
         self.scale += move
         self.wrong |= explained | (move != 0)
 
     def _judge_steps(self, items: Tensor, signals: Tensor, loss: Tensor) -> None:
         seen = FirstSteps.of(self.first[items], signals)
-        together, move = _moves(seen.length, seen.is_known, self._scales.length)
+        slack = _SLACK if self._judges_gradients else _FINE  # begun to correct it, do it well
+        together, move = _moves(seen.length, seen.is_known, self._scales.length, slack)
         leaps = ~seen.is_known & ~(loss <= self._first_loss[items])
         if leaps.sum() * 2 > len(items):  # most went so far that the loss is concave there
             together = move.new_tensor(-_LEAP)
             move = together.expand(len(items))
         self._move(self.scale, items, together, move)
         fits = seen.is_known & (move == 0)
-        gains = _moves(seen.gain, fits, self._scales.gain, _LOSS_SLACK)
+        gains = _moves(seen.gain, fits, self._scales.gain, _WIDE)
         self._move(self.loss_scale, items, *gains, self._price_shift, self._price_range)
 
     def _move(

@@ -26,7 +26,7 @@ __all__ = ["Solution", "solve"]
 
 _CHUNK = {"cpu": 2**17}  # coordinates at once; their states and temporaries take 1.4 kB each
 _ACCELERATOR_CHUNK = 2**20
-_NOT_FITTING, _MANY = 0.25, 20  # share of so many problems that is worth a warning
+_NOT_FITTING, _MANY = 0.5, 20  # share of so many problems that is worth a warning
 
 
 @final

@@ -23,7 +23,7 @@ _SHORTEST, _LONGEST = 0.1, 0.5  # times its length, by which a step that failed 
 _GROWTH = 4.0  # of the next step after one along which the loss is not convex
 _REACH = 10.0  # times the last step: pairs of tiny steps hold more rounding than curvature
 _FAILURES = 4  # steps in a row that failed, after which the memory is dropped
-_PATIENCE, _LAST = 3, 10  # steps in a row that may fail to earn their price
+_PATIENCE = 3  # steps in a row that may fail to earn their price, if the next is forecast to
 
 DESCENT_REASONS = (
     "the last steps of L-BFGS, which took over, earned less than their price",
@@ -45,6 +45,7 @@ class Descent:
         grad: The gradient there, shape [B, D].
         length: Of the first step, in gradients, shape [B].
         budget: Gradients each problem may still cost, int64 [B].
+        patience: Steps in a row that may fail to earn their price whatever is forecast, int64 [B].
     """
 
     params: Tensor
@@ -52,6 +53,7 @@ class Descent:
     grad: Tensor
     length: Tensor
     budget: Tensor
+    patience: Tensor
 
 
 @torch.no_grad()
@@ -59,8 +61,8 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
     """Lower the loss of B problems until a step is not worth its price.
 
     Every point is evaluated by `batch.observe`; the best of them is the result, and whoever needs
-    it listens there. A problem halts once 3 steps in a row have each earned less than the price,
-    and the next is forecast to by its slope, or 10 have.
+    it listens there. A problem halts once 3 steps in a row have each earned less than the price
+    and the next is forecast to by its slope, or `patience` have.
 
     Args:
         batch: B problems, deterministic.
@@ -84,7 +86,7 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
         is_flat = ~(slope < 0)
         poor = -0.5 * state["length"] * slope <= state["price"]
         waited = state["waited"]
-        halts = ((waited >= _PATIENCE) & poor) | (waited >= _LAST) | is_flat
+        halts = ((waited >= _PATIENCE) & poor) | (waited >= state["patience"]) | is_flat
         ended = halts | (state["budget"] <= 0)
         if ended.any():
             outcome[active[halts]] = int(Outcome.HALTED)
@@ -108,6 +110,7 @@ def _init(begun: Descent, price: Tensor) -> State:
         "loss": begun.loss,
         "grad": begun.grad,
         "budget": begun.budget,
+        "patience": begun.patience,
         "price": price,
         "scale": begun.length,  # of the inverse Hessian to begin with
         "length": torch.ones_like(begun.length),
@@ -162,6 +165,7 @@ def _advance(state: State, move: Tensor, slope: Tensor, loss: Tensor, grad: Tens
         "loss": torch.where(taken, loss, before),
         "grad": torch.where(column, grad, state["grad"]),
         "budget": state["budget"] - 1,
+        "patience": state["patience"],
         "price": state["price"],
         "scale": scale,
         "length": length,
