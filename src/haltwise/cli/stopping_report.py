@@ -14,7 +14,7 @@ from torch import Tensor
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import read_bytes
 from haltwise.cli.options import PATH, json_option
-from haltwise.cli.printing import print_table, write_json
+from haltwise.cli.printing import print_table, say, write_json
 from haltwise.evaluation import stopping_report
 from haltwise.report import write_stopping_report
 from haltwise.report.stopping import headline, rules_table, sentences, warnings
@@ -54,9 +54,9 @@ def command(
     if html_path is not None:
         write_stopping_report(record, html_path, traces.stem)
     print_table(rules_table(record, wide=False))
-    click.echo(" ".join((f"{headline(record)}.", *sentences(record))))
+    say(" ".join((f"{headline(record)}.", *sentences(record))))
     for warning in warnings(record):
-        click.echo(f"Warning: {warning}")
+        say(f"Warning: {warning}")
 
 
 def _load(path: Path) -> dict[str, Any]:

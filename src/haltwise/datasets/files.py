@@ -29,17 +29,41 @@ CIFAR_RECORD = 1 + 3 * 32 * 32
 """Size of a CIFAR-10 record in bytes: the label, then red, green and blue planes."""
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, announced: Callable[[BinaryIO], int] | None = None) -> bytes:
     """Read a file, decompressed if its name ends in `.gz` or `.xz`.
 
+    Args:
+        path: The file.
+        announced: Reads the header and returns the size of what follows, which is returned then;
+            one byte more, if there is more.
+
     Raises:
-        InputError: The file is missing, truncated or corrupt.
+        InputError: The file is missing, truncated or corrupt, or far larger than it is compressed.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            return gzip.decompress(content)
-        return lzma.decompress(content) if path.suffix == ".xz" else content
+        with path.open("rb") as plain:
+            limit = most_content(os.fstat(plain.fileno()).st_size)
+            file: Any = plain
+            if path.suffix == ".gz":
+                file = gzip.GzipFile(fileobj=plain)
+            elif path.suffix == ".xz":
+                # Its header may ask for gigabytes before it gives a byte.
+                lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(plain.read(2**16), 1)
+                plain.seek(0)
+                file = lzma.LZMAFile(plain)
+            size = limit if announced is None else announced(file)
+            require(
+                file is plain or size <= limit,
+                f"{path} announces {size} bytes in so small a {path.suffix} file; if they are "
+                "right, decompress it",
+            )
+            content: bytes = file.read(size + 1 if file is not plain else -1)
+        require(
+            announced is not None or file is plain or len(content) <= limit,
+            f"{path} holds more than {limit} bytes in so small a {path.suffix} file; if they are "
+            "right, decompress it",
+        )
+        return content
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise InputError(
             f"{path} is truncated or corrupt ({error}): a whole {path.suffix} file was expected; "
@@ -49,60 +73,6 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(
             f"cannot read {path}: {error.strerror}; a readable file was expected"
         ) from None
-
-
-def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
-    """Read an IDX file, plain or gzipped.
-
-    Args:
-        path: The file.
-        num_dims: 3 for images [N, height, width], 1 for labels [N].
-
-    Raises:
-        InputError: It is no IDX file of that kind, or its size is not the one in its header.
-    """
-    content = read_bytes(path)
-    start, expected = 4 + 4 * num_dims, _KINDS[num_dims]
-    require(
-        len(content) >= start,
-        f"{path} has {len(content)} bytes, which is less than the {start} of the header of "
-        f"{expected}; is it truncated?",
-    )
-    magic, *shape = struct.unpack(f">{1 + num_dims}I", content[:start])
-    other = _KINDS.get(magic - 0x0800)
-    require(
-        other == expected,
-        f"{path}: expected {expected}, found "
-        + (f"{other}; are the files swapped?" if other else f"the magic number {magic}"),
-    )
-    size = math.prod(shape)
-    require(
-        len(content) - start == size,
-        f"{path} has {len(content) - start} bytes after its header, which gives "
-        f"{' x '.join(map(str, shape))} = {size}; it is truncated or not an IDX file",
-    )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def read_cifar(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
-    """Read a CIFAR-10 binary file, plain or `.xz`: records [N, 3073] of label and pixels.
-
-    Args:
-        path: The file.
-        content: What stands in it, if that has been read already.
-
-    Raises:
-        InputError: The size is not a whole number of records, or a label is above 9.
-    """
-    content = read_bytes(path) if content is None else content
-    require(
-        len(content) > 0 and len(content) % CIFAR_RECORD == 0,
-        f"{path} has {len(content)} bytes, expected a multiple of {CIFAR_RECORD} (a label and "
-        "3 x 32 x 32 pixels); it is truncated or not a CIFAR-10 binary file",
-    )
-    records = np.frombuffer(content, np.uint8).reshape(-1, CIFAR_RECORD)
-    require_labels(path, records[:, 0])
-    return records
 
 
 def read_cifar_tar(path: Path, names: Sequence[str]) -> list[NDArray[np.uint8]]:

@@ -242,6 +242,7 @@ class Trainer:
                 learner.counters.seconds += now - started
                 started = now
                 self._validate()
+                self._files.require_locked()
                 if self._diverged and not self._good.diverged:
                     self._roll_back()
                 else:
