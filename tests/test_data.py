@@ -97,7 +97,10 @@ IDX_FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda content: b"", "has 0 bytes, which is less than the 16"),
     "no header": (lambda content: content[:10], "has 10 bytes, which is less than the 16"),
     "truncated": (lambda content: content[:-1], r"5487 bytes after its header, .* = 5488"),
-    "too long": (lambda content: content + b"0", r"5489 bytes after its header, .* = 5488"),
+    "too long": (
+        lambda content: content + b"0",
+        r"more than 5488 bytes after its header, .* = 5488",
+    ),
     "wrong magic": (lambda content: b"\0\0\x09\x03" + content[4:], "found the magic number 2307"),
     "swapped": (lambda content: idx_bytes(np.arange(20, dtype=np.uint8)), "files swapped"),
     "huge": (lambda content: content[:4] + b"\xff" * 12 + content[16:], "5488 bytes after"),

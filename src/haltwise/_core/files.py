@@ -24,6 +24,7 @@ __all__ = [
     "digest",
     "load_tensors",
     "make_directory",
+    "most_content",
     "read_bytes",
     "read_json",
     "save_tensors",
@@ -32,6 +33,7 @@ __all__ = [
 
 _KEY = "haltwise"  # the metadata entry with the JSON document
 _DIGEST = "blake2b"  # and the one with the checksum
+_ROOM = 200 * 2**20  # bytes that any compressed file may hold
 
 
 def make_directory(path: Path) -> None:
@@ -109,6 +111,14 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"there is no file {path}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def most_content(size: int) -> int:
+    """The most bytes that a compressed file of `size` bytes may hold.
+
+    Images and losses shrink to a tenth; a thousandth is made to fill the memory.
+    """
+    return max(_ROOM, 20 * size)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -121,7 +121,9 @@ def _spelt_out(error: UnicodeError) -> tuple[str | bytes, int]:
     return plain, error.end
 
 
-_PLAIN = str.maketrans({"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{NARROW NO-BREAK SPACE}": " "})
+_PLAIN = str.maketrans(
+    {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{NARROW NO-BREAK SPACE}": " "}
+)
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

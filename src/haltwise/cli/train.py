@@ -47,7 +47,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Read nested training settings from a TOML file, or raise an `InputError`."""
     try:
         document = tomllib.loads(read_bytes(path).decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}; fix that line") from None
     try:
         return checked(TrainingSettings, document)

@@ -129,9 +129,7 @@ class RunDirectory:
         """
         with contextlib.suppress(FileNotFoundError):
             found = (self.path / _LOCK).stat()
-            require(
-                self._locked is None or os.path.samestat(found, self._locked), self._is_taken()
-            )
+            require(self._locked is None or os.path.samestat(found, self._locked), self._is_taken())
 
     def unlock(self) -> None:
         """Let others train here."""
