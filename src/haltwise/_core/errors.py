@@ -28,12 +28,12 @@ def printable(text: str) -> str:
     )
 
 
-class _Message(Exception):
+class _PrintableError(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(str(message)))
 
 
-class InputError(_Message, ValueError):
+class InputError(_PrintableError, ValueError):
     """Bad input: the message names the value, what was expected and the way out.
 
     The command line prints the message alone and exits with code 2; a library user sees an
@@ -41,15 +41,15 @@ class InputError(_Message, ValueError):
     """
 
 
-class CalibrationWarning(_Message, UserWarning):
+class CalibrationWarning(_PrintableError, UserWarning):
     """A calibration that was done, but hardly as meant: the message says why."""
 
 
-class CheckpointWarning(_Message, UserWarning):
+class CheckpointWarning(_PrintableError, UserWarning):
     """A run goes on, but not quite from where or as it was left: the message says why."""
 
 
-class FitWarning(_Message, UserWarning):
+class FitWarning(_PrintableError, UserWarning):
     """Weights are used on what they were not trained for: the message says in what respect."""
 
 
