@@ -31,7 +31,7 @@ class Children:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """End all of them on Ctrl-C, SIGTERM or SIGHUP and begin no more; they leave checkpoints."""
+        """End all of them by a signal, Ctrl-C too, and begin no more; they leave checkpoints."""
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
             del signum, frame

@@ -50,7 +50,9 @@ JSON = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["../../etc/passwd", "lstm", "adam", "both", "1e9", 10**12, -1, 0, 1.5])
-    | st.sampled_from([10**400, -(2**64), "\x1b]0;mine\x07\x1b[2J", "\ud800", "[/red]", [0.5, "a"]]),
+    | st.sampled_from(
+        [10**400, -(2**64), "\x1b]0;mine\x07\x1b[2J", "\ud800", "[/red]", [0.5, "a"]]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )
@@ -94,7 +96,7 @@ def resealed(data: st.DataObject, path: Path) -> None:
         changes: tuple[Callable[[], Tensor], ...] = (
             value.double,
             value.half,
-            value.cfloat,
+            lambda: value.to(torch.complex64),
             value.bool,
             lambda: value.to(torch.float8_e4m3fn),
             lambda: value.unsqueeze(0),

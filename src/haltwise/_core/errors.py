@@ -28,12 +28,14 @@ def printable(text: str) -> str:
     )
 
 
-class _PrintableError(Exception):
+class _Printable:
+    """An exception or a warning whose message is `printable`."""
+
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
+        super().__init__(printable(str(message)))  # type: ignore[call-arg]
 
 
-class InputError(_PrintableError, ValueError):
+class InputError(_Printable, ValueError):
     """Bad input: the message names the value, what was expected and the way out.
 
     The command line prints the message alone and exits with code 2; a library user sees an
@@ -41,15 +43,15 @@ class InputError(_PrintableError, ValueError):
     """
 
 
-class CalibrationWarning(_PrintableError, UserWarning):
+class CalibrationWarning(_Printable, UserWarning):
     """A calibration that was done, but hardly as meant: the message says why."""
 
 
-class CheckpointWarning(_PrintableError, UserWarning):
+class CheckpointWarning(_Printable, UserWarning):
     """A run goes on, but not quite from where or as it was left: the message says why."""
 
 
-class FitWarning(_PrintableError, UserWarning):
+class FitWarning(_Printable, UserWarning):
     """Weights are used on what they were not trained for: the message says in what respect."""
 
 

@@ -75,9 +75,11 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         ) from None
 
 
-def _rest(path: Path, file: BinaryIO, most: int, size: int) -> bytes:
+def _rest(path: Path, file: BinaryIO, most: int, size: int) -> bytearray:
     """Read `size` bytes, or as many as there are, and one more if there is another."""
-    content = file.read(min(size, most) + 1)
+    content = bytearray()
+    while piece := file.read(min(2**20, min(size, most) + 1 - len(content))):
+        content += piece  # at once, decompressing would take the memory twice
     require(
         len(content) <= most or size < most,
         f"{path} holds more than {most} bytes, too many for so small a {path.suffix} file; if "
@@ -86,7 +88,7 @@ def _rest(path: Path, file: BinaryIO, most: int, size: int) -> bytes:
     return content
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytearray:
     """Read a file, decompressed if its name ends in `.gz` or `.xz`.
 
     Raises:
@@ -133,7 +135,7 @@ def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8).reshape(shape if size else (0, *shape[1:]))
 
 
-def read_cifar(path: Path, content: bytes | None = None) -> NDArray[np.uint8]:
+def read_cifar(path: Path, content: bytes | bytearray | None = None) -> NDArray[np.uint8]:
     """Read a CIFAR-10 binary file, plain or `.xz`: records [N, 3073] of label and pixels.
 
     Args:

@@ -421,7 +421,9 @@ class Trainer:
             written = TrainingSettings.from_json(metadata["settings"]).to_json()
             described = {name: metadata[name] for name in self.source.description}
             refuse_drift(self.directory, {"settings": written, **described}, self._identity())
-            found = from_json(_Written, {item.name: metadata[item.name] for item in fields(_Written)})
+            found = from_json(
+                _Written, {item.name: metadata[item.name] for item in fields(_Written)}
+            )
             learner, self._command = self._learner, found.command
             phases = {phase.name: phase for phase in learner.phases}
             learner.begin_phase(phases[metadata["now"]["phase"]])
@@ -433,6 +435,7 @@ class Trainer:
             now = states["now"]
             learner.take_up(now)
             learner.counters = found.counters
+            require(found.num_records >= 0, f"it counts {found.num_records} records")
             require(
                 now.step == step and 0 <= learner.num_done <= learner.phase.num_steps,
                 f"the checkpoint of step {step} is said to be of {now.step}",
