@@ -10,7 +10,8 @@ from in_process import haltwise
 from own_files import write_own
 from tiny_runs import TINY_OPTIONS
 
-from haltwise import load
+from haltwise import InputError, load
+from haltwise._core.errors import CheckpointWarning
 from haltwise._core.files import load_tensors, save_tensors
 from haltwise.cli.options import family_of
 from haltwise.cli.printing import print_table
@@ -94,6 +95,8 @@ def test_a_table_shows_hostile_text_as_it_is_written(capsys: pytest.CaptureFixtu
     shown = "".join(capsys.readouterr().out.split())
     assert shown.count(r"\x1b]0;mine\x07\x1b[2J\u202e\ud800[/red]") == 4
     assert shown.isprintable()
+    assert str(InputError(TITLE)).isprintable()
+    assert str(CheckpointWarning(TITLE)).isprintable()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
