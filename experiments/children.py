@@ -12,6 +12,9 @@ from types import FrameType
 
 __all__ = ["Children"]
 
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 _PATIENCE = 60.0  # seconds for a training to write its checkpoint
 
 
@@ -28,19 +31,20 @@ class Children:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """End all of them on Ctrl-C and SIGTERM, and begin no more; they leave checkpoints."""
+        """End all of them by a signal, Ctrl-C too, and begin no more; they leave checkpoints."""
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
             del signum, frame
             raise KeyboardInterrupt
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             # SIGINT, too: whoever is started in the background by a shell inherits it ignored.
-            signal.signal(number, interrupt)
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, interrupt)
         try:
             yield
         except KeyboardInterrupt:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # once is enough
             self._end()
             raise

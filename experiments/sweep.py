@@ -23,6 +23,7 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.files import make_directory, write_atomically
 from haltwise._core.plugins import label
 from haltwise.cli import main
+from haltwise.cli.printing import plain
 from haltwise.models.loading import card_of
 
 
@@ -130,7 +131,7 @@ def _prices(text: str | None) -> list[float | None]:
 
 
 def _table(family: str, results: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"Trainings on {family}", title_justify="left")
+    table = Table(title=plain(f"Trainings on {family}"), title_justify="left")
     for name in ("run", "J", "stops at", "mean loss", ""):
         table.add_column(name, justify="left" if name in ("run", "") else "right")
     for result in results:
@@ -139,9 +140,9 @@ def _table(family: str, results: list[dict[str, Any]]) -> Table:
             metrics.get(name) for name in ("price_adjusted_loss", "mean_halting_step", "mean_loss")
         )
         table.add_row(
-            result["name"],
+            plain(result["name"]),
             *("-" if figure is None else f"{figure:.4g}" for figure in figures),
-            result["error"] or "done",
+            plain(result["error"] or "done"),
         )
     return table
 

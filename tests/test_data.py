@@ -5,6 +5,7 @@ import io
 import lzma
 import struct
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,11 @@ IDX_FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "empty": (lambda content: b"", "has 0 bytes, which is less than the 16"),
     "no header": (lambda content: content[:10], "has 10 bytes, which is less than the 16"),
     "truncated": (lambda content: content[:-1], r"5487 bytes after its header, .* = 5488"),
-    "too long": (lambda content: content + b"0", r"5489 bytes after its header, .* = 5488"),
+    "too long": (
+        lambda content: content + b"0",
+        r"more than 5488 bytes after its header, .* = 5488",
+    ),
+    "no pixels": (lambda content: content[:8] + bytes(8), "holds images without pixels"),
     "wrong magic": (lambda content: b"\0\0\x09\x03" + content[4:], "found the magic number 2307"),
     "swapped": (lambda content: idx_bytes(np.arange(20, dtype=np.uint8)), "files swapped"),
     "huge": (lambda content: content[:4] + b"\xff" * 12 + content[16:], "5488 bytes after"),
@@ -175,6 +180,77 @@ def test_any_bytes_are_read_or_refused(
     head = struct.pack(">2I", 2049, len(content))
     (folder / "labels").write_bytes(head + content)
     assert files.read_idx(folder / "labels", 1).tobytes() == content
+
+
+def zeros(path: Path, content: bytes, size: int) -> None:
+    """Write content and `size` bytes of zeros, which nearly vanish where the name asks for it."""
+    packed = content + bytes(size)
+    if path.suffix == ".gz":
+        packed = gzip.compress(packed, 1)
+    elif path.suffix == ".xz":
+        packed = lzma.compress(packed, preset=0)
+    path.write_bytes(packed)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+@pytest.mark.parametrize("num", [10, 42_000])
+def test_what_would_fill_the_memory_is_refused(
+    suffix: str, num: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the header announces it or not; plainly, such a file is read."""
+    monkeypatch.setattr("haltwise._core.files._ROOM", 2**22)
+    path = tmp_path / f"images{suffix}"
+    zeros(path, struct.pack(">4I", 2051, num, 28, 28), 42_000 * 28 * 28)
+    message = (
+        "too many for so small a" if num == 42_000 else "more than 7840 bytes after its header"
+    )
+    reads: list[tuple[Callable[[], object], str]] = [
+        (lambda: files.read_idx(path, 3), message),
+        (lambda: files.read_cifar(path), "too many for so small a"),
+    ]
+    for read, sentence in reads:
+        tracemalloc.start()
+        with pytest.raises(InputError, match=sentence):
+            read()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**23
+    zeros(tmp_path / "plain", struct.pack(">4I", 2051, 42_000, 28, 28), 42_000 * 28 * 28)
+    assert files.read_idx(tmp_path / "plain", 3).shape == (42_000, 28, 28)
+
+
+def test_an_xz_file_may_not_ask_for_gigabytes_before_a_byte(tmp_path: Path) -> None:
+    path = tmp_path / "data_batch_1.bin.xz"
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**28}]
+    path.write_bytes(lzma.compress(bytes(9), filters=filters))
+    with pytest.raises(InputError, match="Memory usage limit exceeded"):
+        files.read_cifar(path)
+
+
+def member(kind: bytes = tarfile.REGTYPE, name: str = "a.bin", size: int = 2**28) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size = kind, size
+    return entry.tobuf()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (member(), "truncated or corrupt"),
+        (member(tarfile.GNUTYPE_LONGNAME), "asks for more than"),
+        (member(tarfile.XHDTYPE), "asks for more than"),
+        (member(tarfile.GNUTYPE_SPARSE, size=0), "lacks a.bin"),
+        (member(name="b", size=0) * 1000 + member(size=0), "lacks a.bin"),
+        (gzip.compress(member(size=0)), "truncated or corrupt"),
+    ],
+)
+def test_archives_that_would_fill_the_memory_are_refused(
+    content: bytes, sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "cifar.tar.gz"
+    zeros(path, content, 2**20)
+    with pytest.raises(InputError, match=sentence):
+        files.read_cifar_tar(path, ["a.bin"])
 
 
 # --- Missing files and downloads -----------------------------------------------------------------

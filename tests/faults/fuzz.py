@@ -7,7 +7,15 @@ import hypothesis
 from hypothesis import strategies as st
 
 from faults.fuzzed_data import Archives, Cifar, Idx, Traces
-from faults.fuzzed_runs import Configurations, Resealed, Weights
+from faults.fuzzed_runs import (
+    Checkpoints,
+    Configurations,
+    Evaluations,
+    Recipes,
+    Recordings,
+    Resealed,
+    Weights,
+)
 from faults.processes import EXPECTED
 from faults.runs import scratch
 from faults.tally import Tally
@@ -29,7 +37,11 @@ def fuzz(number: int, seed: int) -> Tally:
         judges: list[Judge] = [
             Weights(root),
             Resealed(root),
+            Recordings(root),
+            Evaluations(root),
+            Checkpoints(root),
             Configurations(root),
+            Recipes(root),
             Idx(root),
             Cifar(root),
             Archives(root),

@@ -117,12 +117,12 @@ class Traces:
 
     @np.errstate(all="ignore")  # a cast may overflow
     def read(self, data: st.DataObject) -> bool:
-        num, steps = data.draw(st.integers(0, 70)), data.draw(st.integers(0, 4))
+        num, steps = data.draw(st.integers(10, 70)), data.draw(st.integers(0, 4))
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
         losses = rng.exponential(size=(num, steps + 1))
         if losses.size:
             losses.flat[rng.integers(losses.size)] = data.draw(st.floats())
-        arrays: dict[str, Any] = {"losses": losses, "stops": rng.integers(0, steps + 2, num)}
+        arrays: dict[str, Any] = {"losses": losses, "stops": rng.integers(0, steps + 1, num)}
         arrays = {
             name: value.astype(data.draw(st.sampled_from((value.dtype, "f4", "i8", "U3", "O"))))
             if data.draw(st.integers(0, 6)) == 0
@@ -130,7 +130,7 @@ class Traces:
             for name, value in arrays.items()
         }
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        data.draw(st.sampled_from((np.savez, np.savez_compressed)))(buffer, **arrays)
         content = buffer.getvalue()
         if data.draw(st.booleans()):
             content = mutated(data, content)

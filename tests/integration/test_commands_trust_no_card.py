@@ -1,14 +1,22 @@
-"""Weights may be anybody's: no command executes a file because a card names it."""
+"""Weights may be anybody's: no command executes a file or obeys a text because a card has it."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from in_process import haltwise
 from own_files import write_own
 from tiny_runs import TINY_OPTIONS
 
-from haltwise import load
+from haltwise import InputError, load
+from haltwise._core.errors import CheckpointWarning
+from haltwise._core.files import load_tensors, save_tensors
 from haltwise.cli.options import family_of
+from haltwise.cli.printing import print_table
+from haltwise.models.loading import find
+from haltwise.report.page import Column, Table
 
 FEW = ["--num-problems", 40, "--horizon", 4]
 COMMANDS = {
@@ -77,3 +85,38 @@ def test_own_takes_a_file(tmp_path: Path) -> None:
     done = haltwise("evaluate", "regression-2d", "--own", "Halved", cwd=tmp_path)
     assert done.returncode == 2
     assert "--own takes PATH.py:NAME, got 'Halved'" in done.stderr
+
+
+TITLE = "\x1b]0;mine\x07\x1b[2J\u202e\ud800[/red]"
+
+
+def test_a_table_shows_hostile_text_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(Table("name", TITLE, [Column(TITLE, str)], [[TITLE]], note=TITLE))
+    shown = "".join(capsys.readouterr().out.split())
+    assert shown.count(r"\x1b]0;mine\x07\x1b[2J\u202e\ud800[/red]") == 4
+    assert shown.isprintable()
+    assert str(InputError(TITLE)).isprintable()
+    assert str(CheckpointWarning(TITLE)).isprintable()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("place", ["family", "method", "tensor"])
+def test_no_text_of_weights_reaches_a_terminal_as_it_stands(place: str, tmp_path: Path) -> None:
+    import pty
+
+    path = tmp_path / "weights.safetensors"
+    tensors, document = load_tensors(find("regression-2d"))
+    if place == "tensor":
+        tensors["\x1b]0;mine\x07"] = torch.zeros(1)
+    else:
+        document["card"][place]["name"] = "\x1b]0;mine\x07"
+    save_tensors(path, tensors, document)
+    seen = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        seen.extend(piece := os.read(descriptor, 1024))
+        return piece
+
+    pty.spawn([sys.executable, "-m", "haltwise", "evaluate", str(path)], read)
+    assert b"mine" in seen
+    assert b"\x1b]0;mine" not in seen

@@ -1,5 +1,6 @@
 """Stopping any loop: the decisions of a batch, with whatever the loop can show."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -17,6 +18,7 @@ from torch.testing import assert_close
 import haltwise
 import haltwise.interfaces.monitor
 from haltwise import HaltingMonitor, InputError, Outcome
+from haltwise._core.files import load_tensors
 from haltwise.halting import HalterSettings
 from haltwise.models import OptimizerModel, load_halting
 from haltwise.recordings.runs import RecordedRuns
@@ -302,3 +304,13 @@ def test_half_a_run_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="single number"):
         half_a_run()
     assert not (tmp_path / "none").exists()
+    monitor = HaltingMonitor.recording(tmp_path)
+    with contextlib.suppress(MemoryError), monitor:
+        watch_a_layer(monitor)
+        raise MemoryError
+    with monitor:  # nor does the next run write it
+        monitor.start()
+        for _ in range(5):
+            monitor.update(1.0)
+    (path,) = tmp_path.iterdir()
+    assert len(load_tensors(path)[0]["signals"]) == 5

@@ -1,8 +1,11 @@
 """Recorded runs on disk: cut to one length, scored, split, and refused when they do not fit."""
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -74,10 +77,78 @@ def test_runs_are_cut_to_one_length(tmp_path: Path) -> None:
         assert RecordedRuns.load(tmp_path, 20).trajectory.num_items == 2
 
 
-def test_a_name_is_given_once(tmp_path: Path) -> None:
-    drive(HaltingMonitor.recording(tmp_path, name="a"), 0)
-    with pytest.raises(InputError, match=r"there is a run .*a\.safetensors already"):
-        drive(HaltingMonitor.recording(tmp_path, name="a"), 0)
+def test_a_name_is_given_once_and_refused_before_the_run(tmp_path: Path) -> None:
+    one, other = (HaltingMonitor.recording(tmp_path, name="a") for _ in range(2))
+    drive(one, 0)
+    for late in (lambda: HaltingMonitor.recording(tmp_path, name="a"), one.start):
+        with pytest.raises(InputError, match=r"there is a run .*a\.safetensors already"):
+            late()
+    written = (tmp_path / "a.safetensors").read_bytes()
+    other.update(1.0)
+    with pytest.raises(InputError, match="already"):
+        other.close()
+    assert (tmp_path / "a.safetensors").read_bytes() == written
+    for name in ("", "../a", "a/b", "a" * 201):
+        with pytest.raises(InputError, match="the name of a run must have 1 to 200 bytes"):
+            HaltingMonitor.recording(tmp_path, name=name)
+
+
+def test_no_run_takes_the_name_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of threads, of processes with one id, which containers have, or after a deletion."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: record_runs(tmp_path, range(seed, seed + 5)), range(8)))
+    assert len(list(tmp_path.iterdir())) == 40
+    min(tmp_path.iterdir()).unlink()
+    drive(HaltingMonitor.recording(tmp_path), 0)
+    last = sorted(path.name for path in tmp_path.iterdir())[-1]
+    record_runs(tmp_path, range(1))
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert len(found) == 41
+    assert found[-2] == last
+
+
+def test_two_cannot_write_one_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen that the name is free. Where there are no links, too."""
+    for links in (True, False):
+        path = tmp_path / f"{links}.safetensors"
+        if not links:
+            monkeypatch.setattr(os, "link", mock.Mock(side_effect=PermissionError))
+        save_tensors(path, {"a": torch.ones(1)}, {}, new=True)
+        with pytest.raises(InputError, match="there is a file"):
+            save_tensors(path, {"a": torch.zeros(1)}, {}, new=True)
+        assert load_tensors(path)[0]["a"] == 1
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+Change = Callable[[dict[str, torch.Tensor], dict[str, object]], object]
+HOSTILE: list[Change] = [
+    lambda t, c: t.clear(),
+    lambda t, c: t.pop("signals"),
+    lambda t, c: c.clear(),
+    lambda t, c: c.pop("signals"),
+    lambda t, c: c.update(observed=["loss"]),
+    lambda t, c: t.update(signals=t["signals"][:, 0]),
+    lambda t, c: t.update(signals=t["signals"][:, :2]),
+    lambda t, c: t.update(signals=t["signals"][3]),
+    lambda t, c: t.update(signals=t["signals"].to(torch.complex64)),
+    lambda t, c: t.update(signals=t["signals"].double()),
+    lambda t, c: t.update(signals=t["signals"].int()),
+    lambda t, c: t.update(scores=t["signals"][:-1, 0]),
+    lambda t, c: t.update(scores=t["signals"]),
+    lambda t, c: t.update(scores=torch.tensor(1.0)),
+    lambda t, c: t.update(surplus=t["signals"]),
+]
+
+
+@pytest.mark.parametrize("change", HOSTILE)
+def test_a_recorded_run_of_other_tensors_is_refused(change: Change, tmp_path: Path) -> None:
+    path = min(record_runs(tmp_path, range(3)).iterdir())
+    tensors, card = load_tensors(path)
+    change(tensors, card)
+    save_tensors(path, tensors, card)
+    with pytest.raises(InputError, match=path.name):
+        RecordedRuns.load(tmp_path)
 
 
 def cut_short(directory: Path) -> None:

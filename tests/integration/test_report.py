@@ -219,6 +219,16 @@ def test_directories_without_evaluations_are_refused(tmp_path: Path) -> None:
         write_report(tmp_path, tmp_path / "report.html")
 
 
+@pytest.mark.parametrize("what", ["curves", "cells"])
+def test_records_that_do_not_fit_together_are_refused(what: str, tmp_path: Path) -> None:
+    kept = {} if what == "curves" else small_evaluation().record.curves
+    write_run(tmp_path, changed(curves=kept))
+    if what == "cells":
+        (tmp_path / STUDY).write_text(json.dumps({**to_json(small_study()), "cells": []}))
+    with pytest.raises(InputError, match="do not fit together"):
+        write_report(tmp_path, tmp_path / "report.html")
+
+
 @pytest.mark.parametrize("where", ["optimizer", "family", "curve", "rule", "setting"])
 def test_hostile_names_stay_text(where: str, tmp_path: Path) -> None:
     record = small_evaluation().record

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_runs import ALL, JOINT, assert_same_run, by_adam, diverging, finish, l
 from haltwise import InputError, load, solve
 from haltwise._core.errors import CheckpointWarning
 from haltwise._core.files import load_tensors, save_tensors
+from haltwise._core.nested_settings import merge
 from haltwise._core.tensors import require_like
 from haltwise.stop_rules import CostUnit, FixedBudget
 from haltwise.tasks import family
@@ -218,6 +220,38 @@ def test_tensors_of_another_shape_or_dtype_are_refused(
         Trainer.resume(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("best_rank", [0]),
+        ("best_rank", [0, "low"]),
+        ("best_rank", 3),
+        ("num_records", -1),
+        ("num_records", 1.5),
+        ("counters", {"seconds": "long"}),
+        ("counters", {"left_out": {"joint": None}}),
+        ("command", 3),
+        ("now", {"step": 99}),
+        ("now", {"step": 2}),
+        ("now", {"diverged": "no"}),
+        ("now", {"metrics": {}}),
+        ("now", {"metrics": {"price_adjusted_loss": "low"}}),
+        ("now", {"phase": "halting"}),
+        ("now", {"phase": ["joint"]}),
+        ("best", {"price": "cheap"}),
+    ],
+)
+def test_a_checkpoint_of_other_types_is_refused(place: str, value: Any, tmp_path: Path) -> None:
+    (_, path), *_ = leave(tmp_path, 5).checkpoints()
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, merge(metadata, {place: value}))
+    if value == {"metrics": {}}:
+        metadata["now"]["metrics"] = {}
+        save_tensors(path, tensors, metadata)
+    with pytest.raises(InputError):
+        Trainer.resume(tmp_path)
+
+
 def test_every_difference_of_tensors_is_seen() -> None:
     good = {"a": torch.zeros(2), "b": torch.zeros(2, 3)}
     require_like({name: value.clone() for name, value in good.items()}, good)
@@ -315,7 +349,14 @@ def test_a_directory_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
         Trainer(tiny(), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["best.safetensors", "checkpoints/step-00099999.safetensors"])
+def test_an_empty_directory_of_checkpoints_is_free(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    Trainer(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["best.safetensors", "log.jsonl", "checkpoints/step-00099999.safetensors"]
+)
 def test_what_is_left_of_a_run_is_not_overwritten(name: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / name).write_bytes(b"the only weights of a week")
@@ -351,6 +392,32 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is being trained by another process"):
         finish(one)
     finish(other)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_directory_that_was_replaced_is_left_to_the_new_run(
+    running: bool, tmp_path: Path
+) -> None:
+    """Somebody removes it, or its lock, while a training goes on, and begins another there."""
+    run = tmp_path / "run"
+    old = Trainer(tiny(seed=1), run).run()
+    next(old)
+    shutil.rmtree(run)
+    new = Trainer(tiny(seed=2), run)
+    steps = new.run() if running else iter(finish(new).run())
+    next(steps, None)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="is being trained by another process"):
+        list(old)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_lock_that_cannot_be_written_is_no_reason_to_go_without(tmp_path: Path) -> None:
+    leave(tmp_path, 2)
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*\.lock: "):
+        Trainer.resume(tmp_path)
 
 
 def test_of_two_that_begin_at_once_one_is_refused(

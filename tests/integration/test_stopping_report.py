@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +115,56 @@ def test_the_command_writes_what_the_call_returns(tmp_path: Path) -> None:
     assert "patience" in shown
     assert (tmp_path / "out.html").stat().st_size > 100_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "out.json", "t.npz"]
+
+
+def test_damaged_and_swollen_archives_are_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {"losses": LOSSES.numpy(), "stops": STOPS.numpy()}
+    path, rng = tmp_path / "t.npz", np.random.default_rng(0)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    content = path.read_bytes()
+
+    def sentence() -> str:
+        done = haltwise("stopping-report", "t.npz", "--price", PRICE, cwd=tmp_path)
+        assert done.returncode == 2 or content == path.read_bytes()
+        return done.stderr
+
+    for _ in range(100):
+        damaged = bytearray(content)
+        for place in rng.integers(len(damaged), size=3):
+            damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        sentence()
+    # An encrypted member, and a way of compressing that nobody has.
+    for offset, value in ((6, 1), (8, 99)):
+        changed = bytearray(content)
+        for begin, shift in ((b"PK\3\4", 0), (b"PK\1\2", 2)):
+            changed[changed.index(begin) + offset + shift] = value
+        path.write_bytes(changed)
+        assert "is no .npz file of plain arrays" in sentence()
+    monkeypatch.setattr("haltwise._core.files._ROOM", 2**20)
+    np.savez_compressed(path, losses=np.zeros((5000, 100)), stops=np.zeros(5000, int))
+    assert "too many for so small a file" in sentence()
+
+
+def test_an_output_of_few_characters_loses_no_sign(tmp_path: Path) -> None:
+    """Windows writes what is redirected in cp1252, which has no minus sign."""
+    save(tmp_path, losses=LOSSES.numpy() - 30, stops=STOPS.numpy())
+    outputs = []
+    for encoding in ("utf-8", "cp1252"):
+        done = subprocess.run(
+            [sys.executable, "-m", "haltwise", "stopping-report", "t.npz", "--price", "0.05"],
+            cwd=tmp_path,
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        outputs.append(done.stdout.decode(encoding))
+    numbers = [re.findall(r"[-\N{MINUS SIGN}]?\d[\d.,]*", text) for text in outputs]
+    plain = [[number.replace("\N{MINUS SIGN}", "-") for number in each] for each in numbers]
+    assert any(number.startswith("\N{MINUS SIGN}") for number in numbers[0])
+    assert plain[0] == plain[1]
 
 
 @pytest.mark.parametrize(

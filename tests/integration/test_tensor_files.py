@@ -1,6 +1,7 @@
 """Files are read back as written, or refused by name; a crash leaves the old one."""
 
 import errno
+import json
 import os
 from pathlib import Path
 from unittest import mock
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from haltwise import InputError
-from haltwise._core.files import load_tensors, save_tensors, write_atomically
+from haltwise._core.errors import CheckpointWarning
+from haltwise._core.files import load_tensors, read_json, save_tensors, write_atomically
+from haltwise.training.run.directory import RunDirectory
 
 METADATA = {"step": 3, "name": "é", "nested": {"loss": [1.5, None, True]}}
 
@@ -113,6 +116,38 @@ def test_a_file_of_somebody_else_is_refused(path: Path) -> None:
         with pytest.raises(InputError, match="not one that haltwise wrote"):
             load_tensors(path)
         assert_refused(path)
+
+
+def strange(dtype: str, size: int) -> bytes:
+    """A file that safetensors knows how to read, and its PyTorch side does not."""
+    entries = {"a": {"dtype": dtype, "shape": [4], "data_offsets": [0, size]}}
+    header = json.dumps(entries | {"__metadata__": {"haltwise": "{}", "blake2b": "0"}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("F4", 2), ("F6_E2M3", 3), ("F6_E3M2", 3), ("F8_E8M0", 4), ("F8_E4M3", 4), ("C64", 32)],
+)
+def test_every_dtype_of_others_is_refused(dtype: str, size: int, path: Path) -> None:
+    path.write_bytes(strange(dtype, size))
+    assert_refused(path)
+    checkpoints = RunDirectory(path.parent, 3)
+    checkpoints.save(1, ({"a": torch.ones(1)}, {}))
+    checkpoints.save(2, ({"a": torch.ones(1)}, {}))
+    (_, newest), *_ = checkpoints.checkpoints()
+    newest.write_bytes(strange(dtype, size))
+    with pytest.warns(CheckpointWarning, match=newest.name):
+        found = checkpoints.newest()
+    assert found is not None
+    assert found[0] == 1
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, '{"a"', "3"])
+def test_what_is_no_json_object_is_refused(text: str, path: Path) -> None:
+    path.write_text(text)
+    with pytest.raises(InputError, match="restore it from a copy"):
+        read_json(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip archive", b"\0" * 64])

@@ -1,5 +1,6 @@
 """The command line as a user meets it: training, progress, interruption, lists and help."""
 
+import itertools
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from in_process import haltwise as run_here
-from tiny_runs import TINY_OPTIONS, haltwise, tiny
+from tiny_runs import ALL, TINY_OPTIONS, haltwise, tiny
 
 from haltwise import InputError, _kernels, load
 from haltwise.cli import main, progress
@@ -107,6 +108,9 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         ("trian regression-2d", "No such command 'trian'"),
         ("train regression-2d --device nowhere", "--device nowhere cannot be used"),
         ("train regression-2d --threads 0", "--threads must be at least 1, got 0"),
+        ("train regression-2d --set batch_size=32", "No such option '--set'"),
+        ("train regression-2d --config \x1b]0;mine\x07", r"no file \x1b]0;mine\x07"),
+        ("evaluate regression-2d --num-problems 1000000000000000", "out of memory"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(
@@ -120,15 +124,21 @@ def test_bad_input_is_one_sentence_and_code_2(
 
 
 @pytest.mark.parametrize(
-    "message", ["[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "other"]
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+        RuntimeError("other"),
+    ],
 )
 def test_a_lack_of_memory_is_one_sentence_and_another_error_is_not(
-    message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(**_: object) -> None:
-        raise RuntimeError(message)
+        raise error
 
-    if message == "other":
+    if str(error) == "other":
         with pytest.raises(RuntimeError, match="other"):
             main(fail)  # type: ignore[arg-type]
         return
@@ -167,7 +177,23 @@ def test_where_nobody_watches_a_line_comes_every_ten_seconds(
         assert recorded[:3] == ["recorded 8 of 24", "recorded 16 of 24", "recorded 24 of 24"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_training_goes_on_where_what_it_shows_to_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rich exits on a broken pipe, and a closed terminal is an error of writing."""
+    errors = itertools.cycle([SystemExit(1), OSError("Input/output error")])
+
+    def fail(*_: object, **__: object) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    monkeypatch.setattr("rich.console.Console.print", fail)
+    trainer = Trainer(tiny(), tmp_path)
+    run_trainer(trainer)
+    assert trainer.step == ALL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_leaves_a_checkpoint_and_says_how_to_go_on(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -196,6 +222,26 @@ def test_an_interruption_leaves_a_checkpoint_and_says_how_to_go_on(
     assert "Traceback" not in errors
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert Trainer.resume(tmp_path / "run").step == int(checkpoint.stem.removeprefix("step-"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_commands_are_interrupted_in_a_sentence(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """What is half written is removed."""
+    code = f"""
+import os
+from pathlib import Path
+from haltwise._core import files
+from haltwise.cli import main
+os.fsync = lambda _: os.kill(os.getpid(), {int(number)})
+main(lambda **_: files.write_atomically(Path("x"), b"whole"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "haltwise: interrupted\n")
+    assert not list(tmp_path.iterdir())
 
 
 # --- Looking around ------------------------------------------------------------------------------

@@ -1,7 +1,41 @@
-"""The one exception for input that a user can mend."""
+"""The one exception for input that a user can mend, and warnings; their text is safe to print."""
+
+import unicodedata
+
+__all__ = [
+    "CalibrationWarning",
+    "CheckpointWarning",
+    "FitWarning",
+    "InputError",
+    "printable",
+    "require",
+]
 
 
-class InputError(ValueError):
+def printable(text: str) -> str:
+    r"""Escape what a terminal would obey or cannot encode, since text may come from any file.
+
+    Control and format characters and lone surrogates are written as Python writes them; line
+    breaks and tabs stay.
+
+    Examples:
+        >>> printable("a title: \x1b]0;mine\x07")
+        'a title: \\x1b]0;mine\\x07'
+    """
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else ascii(c)[1:-1]
+        for c in text
+    )
+
+
+class _Printable:
+    """An exception or a warning whose message is `printable`."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))  # type: ignore[call-arg]
+
+
+class InputError(_Printable, ValueError):
     """Bad input: the message names the value, what was expected and the way out.
 
     The command line prints the message alone and exits with code 2; a library user sees an
@@ -9,15 +43,15 @@ class InputError(ValueError):
     """
 
 
-class CalibrationWarning(UserWarning):
+class CalibrationWarning(_Printable, UserWarning):
     """A calibration that was done, but hardly as meant: the message says why."""
 
 
-class CheckpointWarning(UserWarning):
+class CheckpointWarning(_Printable, UserWarning):
     """A run goes on, but not quite from where or as it was left: the message says why."""
 
 
-class FitWarning(UserWarning):
+class FitWarning(_Printable, UserWarning):
     """Weights are used on what they were not trained for: the message says in what respect."""
 
 

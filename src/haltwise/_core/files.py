@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "digest",
     "load_tensors",
     "make_directory",
+    "most_content",
     "read_bytes",
     "read_json",
     "save_tensors",
@@ -31,6 +33,7 @@ __all__ = [
 
 _KEY = "haltwise"  # the metadata entry with the JSON document
 _DIGEST = "blake2b"  # and the one with the checksum
+_ROOM = 200 * 2**20  # bytes that any compressed file may hold
 
 
 def make_directory(path: Path) -> None:
@@ -43,20 +46,32 @@ def make_directory(path: Path) -> None:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, new: bool = False) -> None:
     """Write `content` under a temporary name, flush it to disk and rename it to `path`.
 
+    Args:
+        path: Threads, processes and hosts may write it at once: it holds what one of them wrote.
+        content: What it shall hold.
+        new: Whether to refuse a file that is there already.
+
     Raises:
-        InputError: The directory is full, read-only or missing; nothing is left behind.
+        InputError: The directory is full, read-only or missing, or there is such a file; nothing is
+            left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # No process id, which containers and hosts that share a directory may have in common.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if new:
+            _link(temporary, path)
+        else:
+            temporary.replace(path)
         _flush_directory(path.parent)
+    except FileExistsError:
+        raise InputError(f"there is a file {path} already; choose another name") from None
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; free some space there or choose another "
@@ -65,6 +80,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # gone after a success, or never made
             temporary.unlink()
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless that is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # some mounts know no links
+        path.open("xb").close()
+        temporary.replace(path)
 
 
 def _flush_directory(directory: Path) -> None:
@@ -87,24 +113,35 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
+def most_content(size: int) -> int:
+    """The most bytes that a compressed file of `size` bytes may hold.
+
+    Images and losses shrink to a tenth; a thousandth is made to fill the memory.
+    """
+    return max(_ROOM, 20 * size)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file, or raise an `InputError`."""
     try:
         document = json.loads(read_bytes(path).decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
     require(isinstance(document, dict), f"{path} holds no JSON object; restore it from a copy")
     return dict(document)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON document to one safetensors file, atomically."""
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, new: bool = False
+) -> None:
+    """Write tensors and a JSON document to one safetensors file; see `write_atomically`."""
     own = {
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
     }
     document = json.dumps(metadata)
-    write_atomically(path, save(own, {_KEY: document, _DIGEST: digest(own, document)}))
+    content = save(own, {_KEY: document, _DIGEST: digest(own, document)})
+    write_atomically(path, content, new=new)
 
 
 def digest(tensors: Mapping[str, Tensor], document: str) -> str:
@@ -135,7 +172,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not isinstance(metadata, dict):
                 raise ValueError("its metadata is no JSON object")
             return tensors, metadata
-    except (SafetensorError, ValueError, RuntimeError, RecursionError) as error:
+    except KeyError as error:
+        raise InputError(
+            f"{path} holds numbers of the type {error}, which is not supported; restore it from a "
+            "copy or train again"
+        ) from None
+    except (SafetensorError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is corrupt or no safetensors file ({error}); restore it from a copy or train "
             "again"

@@ -1,14 +1,18 @@
 """The command line: one file a command, imported when it is used."""
 
+import codecs
 import importlib
+import io
+import signal
 import sys
 import warnings
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any, final
 
 import click
 
-from haltwise._core.errors import CheckpointWarning, InputError
+from haltwise._core.errors import CheckpointWarning, InputError, printable
 from haltwise._core.version import __version__
 
 __all__ = ["cli", "main"]
@@ -70,33 +74,66 @@ def main(command: click.Command = cli) -> None:
         command: Of a program of its own, if not `haltwise`.
     """
     warnings.showwarning = _show_warning
+    codecs.register_error("haltwise", _spelt_out)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test may have put another in its place
+            stream.reconfigure(errors="haltwise")
+    for name in ("SIGTERM", "SIGHUP"):  # of which Windows has the first
+        number = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _interrupt)  # so that nothing is left half written
     try:
         command(standalone_mode=False)
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.1 has none
             error.show()
         else:
-            click.echo(f"haltwise: {error.format_message()}", err=True)
+            _complain(error.format_message())
         sys.exit(error.exit_code)
-    except (InputError, MemoryError, OSError) as error:  # a full disk may strike anywhere
-        click.echo(f"haltwise: {error}", err=True)
-        sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("haltwise: interrupted", err=True)
+        _complain("interrupted")
         sys.exit(130)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        click.echo(f"haltwise: out of memory; ask for fewer problems at once: {error}", err=True)
+        _complain(f"out of memory; ask for fewer problems at once: {error or 'it is full'}")
+        sys.exit(2)
+    except (InputError, OSError) as error:  # a full disk may strike anywhere
+        _complain(str(error))
         sys.exit(2)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    raise KeyboardInterrupt
+
+
+def _complain(message: str) -> None:
+    click.echo(f"haltwise: {printable(message)}", err=True)
+
+
+def _spelt_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write characters that an output's encoding lacks in ASCII: a minus sign must not be lost."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = text.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+    return plain, error.end
+
+
+_PLAIN = str.maketrans(
+    {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{NARROW NO-BREAK SPACE}": " "}
+)
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Whether PyTorch could not allocate memory, for which CPUs have no exception of their own."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    text = str(error).lower()
+    words = ("allocate memory", "out of memory", "bad_alloc", "alloc_failed", "overflow")
+    return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """One sentence, without the line of code that gave it."""
     kind = "" if issubclass(category, CheckpointWarning) else f"{category.__name__}: "
-    click.echo(f"haltwise: warning: {kind}{message}", err=True)
+    _complain(f"warning: {kind}{message}")

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 
 from haltwise.cli import options
-from haltwise.cli.printing import write_json
+from haltwise.cli.printing import say, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation.diagnosis import diagnose as look_at
 from haltwise.models import loading
@@ -52,9 +52,9 @@ def command(
         found = look_at(model, drawn, price=price, horizon=horizon, num_problems=num, seed=seed)
     write_json(json_path, found)
     for name, value in found.figures.items():
-        click.echo(f"  {name}: {value:.3g}")
+        say(f"  {name}: {value:.3g}")
     for finding in found.findings:
         where = f" ({finding.where})" if finding.where else ""
-        click.echo(f"{finding.name}{where}: {finding.measured} {finding.advice}")
+        say(f"{finding.name}{where}: {finding.measured} {finding.advice}")
     if not found.findings:
-        click.echo("Nothing is wrong.")
+        say("Nothing is wrong.")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from haltwise._core.errors import require
 from haltwise.cli import options
-from haltwise.cli.printing import print_stopping, write_json
+from haltwise.cli.printing import plain, print_stopping, say, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import evaluate
 from haltwise.evaluation.records import save_evaluation
@@ -94,7 +94,7 @@ def command(
             num_problems=num_problems,
             device=device,
             workers=workers,
-            announce=status.update,
+            announce=lambda text: status.update(plain(text)),
         )
     workers.leave()
     if not workers.is_first:
@@ -106,5 +106,5 @@ def command(
     write_json(json_path, evaluation.record)
     for stopping in evaluation.record.stopping.values():
         print_stopping(stopping)
-        click.echo()
-    click.echo(str(path))
+        say()
+    say(path)

@@ -7,6 +7,7 @@ import click
 
 from haltwise import report
 from haltwise.cli import options
+from haltwise.cli.printing import say
 from haltwise.cli.settings import SettingsCommand
 from haltwise.models import loading
 
@@ -51,4 +52,4 @@ def command(
         num_problems=num_problems,
         num_steps=horizon,
     )
-    click.echo(str(page))
+    say(page)

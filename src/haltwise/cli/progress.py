@@ -7,23 +7,27 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
 
 from haltwise._core.workers import Workers
+from haltwise.cli.printing import plain, say
 from haltwise.training import Progress, Trainer
 
 __all__ = ["run_trainer"]
 
 _SECONDS = 10.0  # between lines, at least
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 _Show = Callable[[str, int, int, str], None]  # what, done, of how many, figures
 
 
 def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
-    """Train to the end, or to Ctrl-C or SIGTERM, with progress; the run directory goes to stdout.
+    """Train to the end or to a signal, with progress; the run directory goes to stdout.
+
+    Ctrl-C, SIGTERM and the end of the terminal (unless `nohup` has it ignored) are such signals.
 
     Raises:
         KeyboardInterrupt: It was ended, with a checkpoint.
@@ -31,13 +35,19 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
     workers = workers or Workers()
     console = Console(stderr=True, quiet=not workers.is_first)
 
+    watched = [
+        number
+        for number in _SIGNALS
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+    ]
+
     def interrupt(signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        for number in _SIGNALS:  # the second time at once
+        for number in watched:  # the second time at once
             signal.signal(number, signal.default_int_handler)
         trainer.interrupt()
 
-    previous = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    previous = {number: signal.signal(number, interrupt) for number in watched}
     try:
         _follow(trainer, console)
     finally:
@@ -46,8 +56,10 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
     workers.leave()
     if trainer.interrupted:
         console.print(
-            f"Stopped after {trainer.step} meta-steps; go on with: "
-            f"haltwise train --resume {trainer.directory}",
+            plain(
+                f"Stopped after {trainer.step} meta-steps; go on with: "
+                f"haltwise train --resume {trainer.directory}"
+            ),
             soft_wrap=True,
         )
         raise KeyboardInterrupt
@@ -58,21 +70,32 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
         if count:
             console.print(f"{count} {what}")
     if workers.is_first:
-        click.echo(str(trainer.directory))
+        say(trainer.directory)
 
 
 def _follow(trainer: Trainer, console: Console) -> None:
     rollbacks = 0
-    with (_bars if console.is_terminal else _lines)(console) as show:
+    with (_bars if console.is_terminal else _lines)(console) as watched:
+        show, tell = _unless_gone(watched), _unless_gone(console.print)
         trainer.source.report = lambda done, total: show("recorded", done, total, "")
         for progress in trainer.run():
             show("meta-step", progress.step, trainer.num_steps, _figures(progress))
             if progress.num_rollbacks > rollbacks:
-                console.print(
+                tell(
                     f"Training diverged: back to meta-step {progress.step}, the learning rate "
                     "lowered."
                 )
             rollbacks = progress.num_rollbacks  # another phase counts anew
+
+
+def _unless_gone(show: Callable[..., None]) -> Callable[..., None]:
+    """The same, but training goes on where the terminal or the pipe that it shows to is closed."""
+
+    def shown(*what: object) -> None:
+        with contextlib.suppress(OSError, SystemExit):  # Rich exits where a pipe is closed
+            show(*what)
+
+    return shown
 
 
 def _figures(progress: Progress) -> str:

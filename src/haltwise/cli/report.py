@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from haltwise.cli.options import PATH, own_classes
+from haltwise.cli.printing import say
 from haltwise.models.loading import run_directory
 from haltwise.report import write_report
 
@@ -18,4 +19,4 @@ __all__ = ["command"]
 def command(run: Path, out: Path | None, own: list[type]) -> None:
     """Write an HTML report of the evaluations in the directory RUN."""
     run = run_directory(run)
-    click.echo(str(write_report(run, out or run / "report.html", own)))
+    say(write_report(run, out or run / "report.html", own))

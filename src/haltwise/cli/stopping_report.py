@@ -1,7 +1,6 @@
 """`haltwise stopping-report`: judge stops that are given with their losses."""
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.files import read_bytes
+from haltwise._core.files import most_content, read_bytes
 from haltwise.cli.options import PATH, json_option
-from haltwise.cli.printing import print_table, write_json
+from haltwise.cli.printing import print_table, say, write_json
 from haltwise.evaluation import stopping_report
 from haltwise.report import write_stopping_report
 from haltwise.report.stopping import headline, rules_table, sentences, warnings
@@ -54,33 +53,41 @@ def command(
     if html_path is not None:
         write_stopping_report(record, html_path, traces.stem)
     print_table(rules_table(record, wide=False))
-    click.echo(" ".join((f"{headline(record)}.", *sentences(record))))
+    say(" ".join((f"{headline(record)}.", *sentences(record))))
     for warning in warnings(record):
-        click.echo(f"Warning: {warning}")
+        say(f"Warning: {warning}")
 
 
 def _load(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file; nothing in it is ever executed."""
-    content = io.BytesIO(read_bytes(path))
+    content = read_bytes(path)
     try:
-        file = np.load(content, allow_pickle=False)
-        require(
-            isinstance(file, np.lib.npyio.NpzFile),
-            f"{path} holds a single array; write an .npz file with numpy.savez",
-        )
-        missing = [name for name in _NEEDED if name not in file.files]
-        require(
-            not missing,
-            f"{path} has no array {' and no '.join(missing)}, only "
-            f"{', '.join(file.files) or 'nothing'}; write it with numpy.savez",
-        )
-        return {name: _tensor(name, file[name]) for name in _ARRAYS if name in file.files}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        file = np.load(io.BytesIO(content), allow_pickle=False)
+        is_archive = isinstance(file, np.lib.npyio.NpzFile)
+        names = file.files if is_archive else []
+        if is_archive:
+            size = sum(entry.file_size for entry in file.zip.infolist())
+            found = {}
+            if size <= most_content(len(content)):
+                found = {name: file[name] for name in _ARRAYS if name in names}
+    except Exception as error:
         raise InputError(
-            f"{path} is no .npz file of plain arrays ({error}); write it with numpy.savez"
+            f"{path} is no .npz file of plain arrays ({error or type(error).__name__}); write it "
+            "with numpy.savez"
         ) from None
+    require(is_archive, f"{path} holds a single array; write an .npz file with numpy.savez")
+    missing = [name for name in _NEEDED if name not in names]
+    require(
+        not missing,
+        f"{path} has no array {' and no '.join(missing)}, only {', '.join(names) or 'nothing'}; "
+        "write it with numpy.savez",
+    )
+    require(
+        bool(found),
+        f"{path} holds {size} bytes, too many for so small a file; if that is right, write it with "
+        "numpy.savez",
+    )
+    return {name: _tensor(name, array) for name, array in found.items()}
 
 
 def _tensor(name: str, array: NDArray[np.generic]) -> Tensor:

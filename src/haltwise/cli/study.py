@@ -9,7 +9,7 @@ from rich.console import Console
 
 from haltwise._core.errors import require
 from haltwise.cli import options
-from haltwise.cli.printing import print_table, write_json
+from haltwise.cli.printing import plain, print_table, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import study
 from haltwise.models import loading
@@ -96,7 +96,7 @@ def command(
             seeds=range(first_seed, first_seed + seeds),
             num_problems=num_problems,
             device=device,
-            announce=status.update,
+            announce=lambda text: status.update(plain(text)),
         )
     write_json(json_path, record)
     for unit in CostUnit:

@@ -23,7 +23,7 @@ from haltwise.models.loading import run_directory
 from haltwise.training import PRESETS, Trainer, TrainingSettings
 from haltwise.training.presets import default_settings
 
-__all__ = ["command", "command_line"]
+__all__ = ["command", "command_line", "read_recipe"]
 
 _NO_OPTIONS = ("preset", "runs", "keeps_best")  # another command's, or not of the settings
 
@@ -32,7 +32,7 @@ def _asked(
     family: str | None, preset: str | None, config: Path | str | None
 ) -> tuple[str | None, str, dict[str, Any]]:
     """Lay family and preset of a command line over its file; the file's other settings."""
-    settings = {} if config is None else _read(Path(config))
+    settings = {} if config is None else read_recipe(Path(config))
     written = settings.pop("preset", "act")
     own = settings.get("family", {})
     if "name" in own and family in (None, own["name"]):
@@ -43,11 +43,11 @@ def _asked(
     return family, preset or written, settings
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
     """Read nested training settings from a TOML file, or raise an `InputError`."""
     try:
         document = tomllib.loads(read_bytes(path).decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}; fix that line") from None
     try:
         return checked(TrainingSettings, document)

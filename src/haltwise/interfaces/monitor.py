@@ -18,7 +18,7 @@ from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import Observed, StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products, sum_products
-from haltwise.recordings.runs import save_run
+from haltwise.recordings.runs import require_new, save_run
 from haltwise.stop_rules import CostUnit
 
 __all__ = ["HaltingMonitor"]
@@ -119,7 +119,10 @@ class HaltingMonitor:
 
         Args:
             directory: Created if missing.
-            name: Of the file; numbered if None. Runs are sorted by it.
+            name: Of the file, which holds one run; numbered if None. Runs are sorted by it.
+
+        Raises:
+            InputError: There is a run of that name.
         """
         monitor = cls.__new__(cls)
         monitor._model = monitor._observed = None
@@ -136,6 +139,7 @@ class HaltingMonitor:
         """
         if self._directory is not None:
             self.close()
+            require_new(self._directory, self._name)  # not at the end of the run
             self._observed = None
         self._steps = 0
         self._reason: str | None = None
@@ -290,7 +294,7 @@ class HaltingMonitor:
         if self._directory is None or not self._signals:
             return
         assert self._observed is not None
-        scores = torch.tensor(self._scores) if self._scores else None
+        scores = torch.tensor(self._scores, dtype=torch.float32) if self._scores else None
         save_run(self._directory, torch.cat(self._signals), scores, self._observed, self._name)
         self._signals, self._scores = [], []
 
@@ -298,8 +302,9 @@ class HaltingMonitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # half a run teaches the wrong thing
-            self.close()
+        if kind is not None:  # half a run teaches the wrong thing
+            self._signals, self._scores = [], []
+        self.close()
 
     # -------------------------------------------------------------------------------- persistence
 

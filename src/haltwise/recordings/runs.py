@@ -1,6 +1,7 @@
 """Recorded runs of a training loop on disk: a few numbers a step, one file a run."""
 
-import os
+import re
+import uuid
 import warnings
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,14 +11,15 @@ from typing import NamedTuple, final, get_args
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import CalibrationWarning, require
+from haltwise._core.errors import CalibrationWarning, InputError, require
 from haltwise._core.files import load_tensors, make_directory, save_tensors
 from haltwise._core.random import stream
+from haltwise._core.tensors import require_like
 from haltwise.processes.observation import Observed
 from haltwise.processes.signals import SIGNALS
 from haltwise.processes.trajectory import Trajectory
 
-__all__ = ["FEWEST_RUNS", "RecordedRuns", "save_run"]
+__all__ = ["FEWEST_RUNS", "RecordedRuns", "require_new", "save_run"]
 
 FEWEST_RUNS = 40
 """With fewer, nothing is learned that holds for another run."""
@@ -25,6 +27,23 @@ FEWEST_RUNS = 40
 _FEW_RUNS = 100  # with 60, a tuned logistic rule was as good in examples/stop_your_own_loop.py
 _SHARES = {"recorded": 0.65, "validation": 0.1, "calibration": 0.25}  # of the runs
 _KIND = "recorded run"
+_NUMBERED = re.compile(r"(\d{6,18})-", re.ASCII)
+_LONGEST = 200  # bytes of a name, to which others are added
+
+
+def require_new(directory: Path, name: str | None) -> None:
+    """Refuse the name of a run that lies in `directory`, or one that is no name.
+
+    Raises:
+        InputError: It is so; the message says what to do.
+    """
+    if name is not None:
+        require(
+            0 < len(name.encode(errors="replace")) <= _LONGEST and not re.search(r"[/\\\0]", name),
+            f"the name of a run must have 1 to {_LONGEST} bytes and no slash, got {name!r}",
+        )
+        path = directory / f"{name}.safetensors"
+        require(not path.exists(), f"there is a run {path} already; choose another name")
 
 
 def save_run(
@@ -47,12 +66,16 @@ def save_run(
         InputError: It cannot be written, or there is one of that name.
     """
     make_directory(directory)
-    number = sum(1 for _ in directory.glob("*.safetensors"))
-    # Processes may record at the same time.
-    path = directory / f"{name or f'{number:06}-{os.getpid()}'}.safetensors"
-    require(not path.exists(), f"there is a run {path} already; choose another name")
+    require_new(directory, name)
+    if name is None:
+        found = map(_NUMBERED.match, (path.name for path in directory.glob("*.safetensors")))
+        number = 1 + max((int(match[1]) for match in found if match), default=-1)
+        # Threads, processes and hosts may record at once: they share numbers, but no names.
+        name = f"{number:06}-{uuid.uuid4().hex[:12]}"
+    path = directory / f"{name}.safetensors"
     tensors = {"signals": signals} | ({} if scores is None else {"scores": scores})
-    save_tensors(path, tensors, {"kind": _KIND, "signals": list(SIGNALS), "observed": observed})
+    card = {"kind": _KIND, "signals": list(SIGNALS), "observed": observed}
+    save_tensors(path, tensors, card, new=True)
     return path
 
 
@@ -191,15 +214,20 @@ class _Run(NamedTuple):
 def _load_run(path: Path) -> _Run:
     tensors, card = load_tensors(path)
     require(
-        isinstance(card, dict)
-        and card.get("kind") == _KIND
-        and card.get("observed") in get_args(Observed),
+        card.get("kind") == _KIND and card.get("observed") in get_args(Observed),
         f"{path} is no recorded run; keep other files out of that directory",
     )
     require(
-        card["signals"] == list(SIGNALS),
+        card.get("signals") == list(SIGNALS),
         f"{path} was recorded by a version with other signals; record it again",
     )
+    num = max((len(value) for value in tensors.values() if value.dim()), default=0)
+    due = torch.empty(num, len(SIGNALS) + 1, dtype=torch.float32, device="meta")
+    like = {"signals": due[:, :-1]} | ({"scores": due[:, -1]} if "scores" in tensors else {})
+    try:
+        require_like(tensors, like)
+    except InputError as error:
+        raise InputError(f"{path} is no whole recorded run: {error}; remove it") from None
     signals, observed = tensors["signals"], card["observed"]
     scores = tensors.get("scores", signals[1:, SIGNALS.index("loss")])
     how = f"{observed} seen and {'scores' if 'scores' in tensors else 'no scores'}"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from haltwise.evaluation import EvaluationRecord
+from haltwise._core.errors import InputError
+from haltwise.evaluation import EvaluationRecord, StudyRecord
 from haltwise.evaluation.records import load_evaluations, load_study
 from haltwise.models.card import Card
 from haltwise.models.loading import card_of, names
@@ -57,19 +58,32 @@ def write_report(run: Path, path: Path, own: Iterable[type] = ()) -> Path:
     Raises:
         InputError: There is no evaluation, a file is corrupt, or the page cannot be written.
     """
-    evaluations = load_evaluations(run)
+    evaluations, study = load_evaluations(run), load_study(run)
+    cards = _cards(run, [record for record, _ in evaluations], own)
+    try:
+        parts = _parts(run, evaluations, study, cards)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the records in {run} do not fit together ({error!r}); evaluate it again"
+        ) from error
+    return write_page(path, run.resolve().name, parts)
+
+
+def _parts(
+    run: Path,
+    evaluations: list[tuple[EvaluationRecord, dict[str, Tensor]]],
+    study: StudyRecord | None,
+    cards: Mapping[str, Card],
+) -> list[Section]:
     sections = [
         _evaluation(record, arrays, place) for place, (record, arrays) in enumerate(evaluations, 1)
     ]
-    study = load_study(run)
-    cards = _cards(run, [record for record, _ in evaluations], own)
-    parts = [
+    return [
         _overview(cards, [record for record, _ in evaluations], sections),
         *sections,
         *([] if study is None else [study_section(study)]),
         *_provenance(run, cards),
     ]
-    return write_page(path, run.resolve().name, parts)
 
 
 def _cards(run: Path, records: list[EvaluationRecord], own: Iterable[type]) -> dict[str, Card]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from haltwise._core.discovery import configure
 from haltwise._core.errors import require
-from haltwise._core.json import to_json
+from haltwise._core.json import from_json, to_json
 from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
+from haltwise._core.settings import require_types
 from haltwise._core.tensors import require_like
 from haltwise._core.workers import Workers
 from haltwise.models.card import Card
@@ -212,13 +213,10 @@ class Learner:
             name: value if name.startswith("adam.step.") else value.to(self._device)
             for name, value in tensors.items()
         }
-        metrics = {
-            name: math.nan if value is None else value
-            for name, value in document["metrics"].items()
-        }
-        return TrainingState(
-            document["step"], document["phase"], document["diverged"], metrics, placed
-        )
+        plain = {name: document[name] for name in ("step", "phase", "diverged")}
+        require_types(TrainingState, plain)
+        metrics = from_json(dict[str, float], document["metrics"])
+        return TrainingState(**plain, metrics=metrics, tensors=placed)
 
     def take_up(self, state: TrainingState) -> None:
         """Go on from a state of the present phase."""

@@ -11,7 +11,7 @@ the shards are summed in their order: neither interruptions nor the number of wo
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self, final
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.json import to_json
+from haltwise._core.json import from_json, to_json
 from haltwise._core.random import stream
 from haltwise._core.tensors import nested_state, require_like, sub_state
 from haltwise._core.version import __version__
@@ -45,6 +45,17 @@ class _Best(NamedTuple):
 
     weights: dict[str, Tensor]
     card: Card
+
+
+@final
+@dataclass(frozen=True)
+class _Written:
+    """What a checkpoint holds beside states and weights."""
+
+    command: str
+    counters: Counters
+    num_records: int
+    best_rank: tuple[int, float] | None
 
 
 @final
@@ -158,7 +169,8 @@ class Trainer:
         if step < 0:
             trainer._begin()
         else:
-            keep = trainer._restore(files.load(int(step)) if newest is None else newest[1])
+            checkpoint = files.load(int(step)) if newest is None else newest[1]
+            keep = trainer._restore(int(step), checkpoint)
         if first:
             trainer._log = RunLog(directory, tensorboard=tensorboard, keep=keep, step=trainer.step)
         return trainer
@@ -242,6 +254,7 @@ class Trainer:
                 learner.counters.seconds += now - started
                 started = now
                 self._validate()
+                self._files.require_locked()
                 if self._diverged and not self._good.diverged:
                     self._roll_back()
                 else:
@@ -250,22 +263,25 @@ class Trainer:
                         entry = {"step": self.step, "loss": loss, **self._metrics}
                         self._log.write(entry, self._halting_steps)
                 self.save()
-            yield Progress(
-                self.step,
-                loss,
-                self._metrics["price_adjusted_loss"],
-                self._metrics["mean_halting_step"],
-                self._metrics["mean_loss"],
-                self.num_nonfinite,
-                self.num_skipped,
-                learner.counters.num_rollbacks,
-            )
+            yield self._progress(loss)
         if self.interrupted:
             self.save()
         else:
             self._calibrate()
         if self._workers.is_first:
             self._log.close()
+
+    def _progress(self, loss: float) -> Progress:
+        return Progress(
+            self.step,
+            loss,
+            self._metrics["price_adjusted_loss"],
+            self._metrics["mean_halting_step"],
+            self._metrics["mean_loss"],
+            self.num_nonfinite,
+            self.num_skipped,
+            self._learner.counters.num_rollbacks,
+        )
 
     def _phase_ends(self) -> bool:
         return self._learner.num_done == self._learner.phase.num_steps
@@ -399,15 +415,17 @@ class Trainer:
         """What a checkpoint belongs to, as JSON values."""
         return {"settings": self.settings.to_json(), **self.source.description}
 
-    def _restore(self, checkpoint: Checkpoint) -> int:
+    def _restore(self, step: int, checkpoint: Checkpoint) -> int:
         """Take up a checkpoint, which must fit; the number of records that the log had then."""
         tensors, metadata = checkpoint
         try:
             written = TrainingSettings.from_json(metadata["settings"]).to_json()
             described = {name: metadata[name] for name in self.source.description}
             refuse_drift(self.directory, {"settings": written, **described}, self._identity())
-            self._command = metadata["command"]
-            learner = self._learner
+            found = from_json(
+                _Written, {item.name: metadata[item.name] for item in fields(_Written)}
+            )
+            learner, self._command = self._learner, found.command
             phases = {phase.name: phase for phase in learner.phases}
             learner.begin_phase(phases[metadata["now"]["phase"]])
             states = {
@@ -417,11 +435,16 @@ class Trainer:
             }
             now = states["now"]
             learner.take_up(now)
-            learner.counters = Counters(**metadata["counters"])
+            learner.counters = found.counters
+            require(found.num_records >= 0, f"it counts {found.num_records} records")
+            require(
+                now.step == step and 0 <= learner.num_done <= learner.phase.num_steps,
+                f"the checkpoint of step {step} is said to be of {now.step}",
+            )
             self._diverged, self._metrics = now.diverged, now.metrics
+            self._progress(math.nan)  # what it needs is there
             self._good = states.get("good", now)
-            if metadata["best_rank"] is not None:
-                self._best_rank = tuple(metadata["best_rank"])
+            self._best_rank = found.best_rank or _UNRANKED
             if "best" in metadata:
                 best = sub_state(tensors, "best.")
                 require_like(best, self.model.state_dict())
@@ -429,9 +452,8 @@ class Trainer:
                 self._is_exported = self._files.holds(*self._best)
                 if self._workers.is_first:
                     self._export()
-            num_records: int = metadata["num_records"]
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InputError(
                 f"the checkpoint in {self.directory} does not belong to the run: {error!r}"
             ) from None
-        return num_records
+        return found.num_records

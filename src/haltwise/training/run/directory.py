@@ -33,6 +33,7 @@ from haltwise._core.files import (
 )
 from haltwise.models.card import Card
 from haltwise.models.files import save_model
+from haltwise.training.run.log import LOG
 
 __all__ = ["Checkpoint", "RunDirectory", "differences", "refuse_drift"]
 
@@ -52,6 +53,7 @@ class RunDirectory:
     def __init__(self, path: Path, keep: int) -> None:
         self.path, self.keep = path, keep
         self._unlock: weakref.finalize[[int], RunDirectory] | None = None
+        self._locked: os.stat_result | None = None
 
     @staticmethod
     def require_free(path: Path) -> None:
@@ -60,9 +62,9 @@ class RunDirectory:
             not (path / _CONFIG).exists(),
             f"{path} holds a run already; resume it or choose another directory",
         )
-        for left in (path / _BEST, path / _CHECKPOINTS):
+        for left in (path / _BEST, path / LOG, path / _CHECKPOINTS):
             require(
-                not left.exists(),
+                not (any(left.iterdir()) if left.is_dir() else left.exists()),
                 f"{path} holds no run, for there is no {path / _CONFIG}, but {left} would be "
                 "overwritten; move it or choose another directory",
             )
@@ -83,8 +85,8 @@ class RunDirectory:
         make_directory(self.path)
         self.lock()
         self.require_free(self.path)
-        make_directory(self.path / _CHECKPOINTS)
         write_atomically(self.path / _CONFIG, (json.dumps(document, indent=2) + "\n").encode())
+        make_directory(self.path / _CHECKPOINTS)
 
     def lock(self) -> None:
         """Keep other processes from training here, until `unlock` or the end of this one.
@@ -92,25 +94,42 @@ class RunDirectory:
         Where there are no locks it does nothing.
 
         Raises:
-            InputError: Another process trains here.
+            InputError: Another process trains here, or the lock cannot be written.
         """
         if self._unlock is not None and self._unlock.alive:
             return
-        with contextlib.suppress(ImportError, OSError):  # Windows has no fcntl, some mounts no lock
+        try:
             import fcntl
-
+        except ImportError:  # on Windows
+            return
+        try:
             descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise InputError(
-                    f"{self.path} is being trained by another process; wait for it or end it"
-                ) from None
-            except OSError:
-                os.close(descriptor)
-                raise
-            self._unlock = weakref.finalize(self, os.close, descriptor)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path / _LOCK}: {error.strerror}; correct its permissions or "
+                "choose another directory"
+            ) from None
+        self._unlock = weakref.finalize(self, os.close, descriptor)
+        self._locked = os.fstat(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._unlock()
+            require(not isinstance(error, BlockingIOError), self._is_taken())
+            self._locked = None  # some mounts know no locks
+
+    def _is_taken(self) -> str:
+        return f"{self.path} is being trained by another process; wait for it or end it"
+
+    def require_locked(self) -> None:
+        """Refuse to write where another run has taken the place of a directory removed meanwhile.
+
+        Raises:
+            InputError: The lock is not the file that was locked.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            found = (self.path / _LOCK).stat()
+            require(self._locked is None or os.path.samestat(found, self._locked), self._is_taken())
 
     def unlock(self) -> None:
         """Let others train here."""
@@ -145,6 +164,7 @@ class RunDirectory:
         Raises:
             InputError: The directory cannot be written; the checkpoints before are still there.
         """
+        self.require_locked()
         for other, path in self.checkpoints():
             if other > step:
                 self._remove(path)
@@ -190,6 +210,7 @@ class RunDirectory:
 
     def export(self, weights: Mapping[str, Tensor], card: Card) -> None:
         """Write the weights for use."""
+        self.require_locked()
         save_model(self.path / _BEST, weights, card)
 
     def holds(self, weights: Mapping[str, Tensor], card: Card) -> bool:

@@ -9,12 +9,13 @@ from typing import Any, final
 from torch import Tensor
 
 from haltwise._core.errors import InputError
-from haltwise._core.files import write_atomically
+from haltwise._core.files import read_bytes, write_atomically
 from haltwise._core.json import to_json
 
-__all__ = ["RunLog", "read_log"]
+__all__ = ["LOG", "RunLog", "read_log"]
 
-_NAME = "log.jsonl"
+LOG = "log.jsonl"
+"""The file of a run's directory."""
 
 
 @final
@@ -39,7 +40,7 @@ class RunLog:
         keep: int | None = None,
         step: int | None = None,
     ) -> None:
-        self._path = directory / _NAME
+        self._path = directory / LOG
         self._writer = None
         self.num_records = 0
         """Written so far, those kept included."""
@@ -92,11 +93,11 @@ class RunLog:
 
 def read_log(directory: Path) -> list[dict[str, Any]]:
     """The records of a run, a torn last line (a killed process) left out."""
-    path = directory / _NAME
+    path = directory / LOG
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_bytes(path).decode(errors="replace").splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
