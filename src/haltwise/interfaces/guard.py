@@ -183,7 +183,7 @@ class UnitCheck:
         _, shifted = _moves(grad + self._price_shift, known, usual)
         explained = shifted.abs() < move.abs()
         self.loss_scale += torch.where(explained, self._price_shift, 0)
-        # Steps that may be too short do no harm and tell the scale; much too long ones are not tried.
+        # Too short steps do no harm and tell the scale; much too long ones are not tried.
         move = torch.where(explained, shifted, move)
         move = torch.where(move < -2 * _SLACK, move, 0)
         self.scale += move
