@@ -201,7 +201,7 @@ class Guard:
             return Action()
         waited = step - state["lowest_at"]
         self._begin_again()
-        why = "has risen far above its lowest" if rises else f"has not fallen for {waited} steps"
+        why = "has risen above its lowest" if rises else f"has not fallen for {waited} steps"
         return Action(go_back=True, takes_over=f"at step {step}, as the loss {why}")
 
     def _begin_again(self) -> None:

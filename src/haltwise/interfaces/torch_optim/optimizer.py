@@ -385,11 +385,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for leaf, own in by_leaf.items():
             for param in own:
                 rule, _ = leaves(self._cast(group, param).rule, _num_coordinates(params))[leaf]
-                state = self.state[param]
-                if "signals.grad" not in state:
-                    state |= init_state(rule, param)
-                if self.guard and "guard.params" not in state:
-                    state |= init_tensors(param, state["signals.grad"][0])
+                if "signals.grad" not in self.state[param]:
+                    self.state[param] |= init_state(rule, param)
+        for param in params if self.guard else ():
+            state = self.state.get(param, {})
+            if "signals.grad" in state and "guard.params" not in state:
+                state |= init_tensors(param, state["signals.grad"][0])
         # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
         record = self.state[params[0]].setdefault("group", ({**_FRESH},))[0]
         parts = [
@@ -653,6 +654,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _check_group(self, group: Group, other: Group, states: list[dict[str, Any]]) -> None:
         """Raise unless all entries are those that a fresh state would have, with possible values."""
         params = group["params"]
+        if not any(states):
+            return
+        name, held = f"the group of {_name(group, 0)}", states[0].get("group")
+        require(
+            isinstance(held, tuple) and len(held) == 1 and isinstance(held[0], dict),
+            f"the state lacks the steps of {name}; load one that state_dict() gave",
+        )
+        self._check_record(name, held[0], other)
         rules = leaves(self._models[group["digest"]].rule, _num_coordinates(params))
         for number, leaf in enumerate(self._leaf_of_each(group)):
             param = params[number]
@@ -660,18 +669,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if not state:
                 continue
             fresh = init_state(rules[leaf][0], param.detach().to("meta"))
-            kept = init_tensors(param.detach().to("meta"), fresh["signals.grad"][0])
-            if self.guard or kept.keys() & state.keys():
-                fresh |= kept
+            if "guard" in held[0]:
+                fresh |= init_tensors(param.detach().to("meta"), fresh["signals.grad"][0])
             _check_entries(_name(group, number), state, fresh)
-        if any(states):
-            name = f"the group of {_name(group, 0)}"
-            held = states[0].get("group")
-            require(
-                isinstance(held, tuple) and len(held) == 1 and isinstance(held[0], dict),
-                f"the state lacks the steps of {name}; load one that state_dict() gave",
-            )
-            self._check_record(name, held[0], other)
 
     def _check_record(self, name: str, record: Record, group: Group) -> None:
         counts = {key: record.get(key) for key in _FRESH}
