@@ -397,7 +397,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             _Part(leaf, own, pool(own, self.chunk_size, maximize=group["maximize"]))
             for leaf, own in by_leaf.items()
         ]
-        return _Problem(group, record, parts)
+        problem = _Problem(group, record, parts)
+        if self.guard:
+            self._guard_of(problem)  # makes its state
+        return problem
 
     def _check_unchanged(self, group: Group, number: int) -> None:
         """Refuse a parameter that no longer is what its state is of."""
@@ -701,7 +704,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         outputs, length = record["outputs"], 0
         if isinstance(outputs, dict) and all(isinstance(one, Tensor) for one in outputs.values()):
             length = min((one.shape[1] for one in outputs.values() if one.ndim > 1), default=0)
-        require(0 < length <= record["judged"], f"the state of {name} has outputs of {length} steps")
+        require(
+            0 < length <= record["judged"] or outputs == {},  # of weights without halting
+            f"the state of {name} has outputs of {length} steps, but {record['judged']} were judged",
+        )
         fresh = {
             key: one.unsqueeze(1).expand(-1, length, *one.shape[1:])
             for key, one in decision.observation.outputs.items()
