@@ -127,8 +127,9 @@ class TestLightning:
         assert 1 < stops[0] == stops[1] < 20
 
     def test_gradients_are_seen_with_a_metric(self, sgd_stopper: Path, tmp_path: Path) -> None:
-        self.fit(self.callback(HaltingMonitor.recording(tmp_path / "a"), "val_loss"), 3, 5, tmp_path)
-        self.fit(self.callback(HaltingMonitor.recording(tmp_path / "b")), 3, 5, tmp_path)
+        for name, metric in (("a", "val_loss"), ("b", None)):
+            monitor = HaltingMonitor.recording(tmp_path / name)
+            self.fit(self.callback(monitor, metric), 3, 5, tmp_path)
         (by_metric,), (by_step,) = (self.recorded(tmp_path / name) for name in "ab")
         torch.testing.assert_close(by_metric[..., 2:4], by_step[..., 2:4])
         assert (by_metric[..., 1] < by_step[..., 1]).all()  # the loss after the step
@@ -151,7 +152,12 @@ class TestLightning:
         self, accumulated: int, skip: tuple[int, ...], rounds: list[list[int]], tmp_path: Path
     ) -> None:
         callback = self.callback(HaltingMonitor.recording(tmp_path / "a"))
-        settings = {"accumulate_grad_batches": accumulated, "size": 8, "skip": skip, "rate": 0.0}
+        settings: dict[str, Any] = {
+            "accumulate_grad_batches": accumulated,
+            "size": 8,
+            "skip": skip,
+            "rate": 0.0,
+        }
         self.fit(callback, 3, 3, tmp_path, **settings)
         x, y = line_data(3).tensors
         losses = (new_line(3)(x) - y).square().reshape(4, 8).mean(1).detach()
@@ -176,6 +182,21 @@ class TestLightning:
         trainer.save_checkpoint(tmp_path / "x.ckpt")
         saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["callbacks"]
         assert {callback.state_key for callback in callbacks} <= saved.keys()
+
+    def test_steps_that_a_scaler_skipped_are_no_rounds(self, tmp_path: Path) -> None:
+        class Overflows(pytest.importorskip("lightning.pytorch").Callback):  # type: ignore[misc]
+            def on_train_start(self, trainer: Any, _: Any) -> None:
+                trainer.precision_plugin.scaler = object()
+
+            def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+                if trainer.global_step == 2:
+                    module.model.weight.grad.fill_(torch.inf)
+
+        monitor = HaltingMonitor.recording(tmp_path / "a")
+        self.fit([Overflows(), self.callback(monitor)], 3, 5, tmp_path)
+        assert monitor.steps == 4
+        (found,) = self.recorded(tmp_path / "a")
+        assert found.isfinite().all()
 
     def test_a_metric_needs_a_validation(self, tmp_path: Path) -> None:
         callback = self.callback(HaltingMonitor.recording(tmp_path), "val_loss")

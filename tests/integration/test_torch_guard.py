@@ -99,9 +99,8 @@ def test_after_the_horizon_adam_takes_over_with_one_warning() -> None:
     before = param.detach().clone()
     with pytest.warns(FitWarning) as caught:
         losses += run(optimizer, params, 1)
-        rate = guards(optimizer)[0]["rate"]
-        update = param.detach() - before
-        losses += run(optimizer, params, 300)
+    rate, update = guards(optimizer)[0]["rate"], param.detach() - before
+    losses += run(optimizer, params, 300)  # without another one
     assert len(caught) == 1
     assert "'regression-10d' after the 60 steps" in str(caught[0].message)
     expected = -(before - 1).sign() * rate  # Adam's first step
@@ -186,8 +185,9 @@ def test_a_poor_fit_ends_better_than_it_began() -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = LearnedOptimizer(model.parameters(), "regression-10d")
-    stops = []
-    with pytest.warns(FitWarning):
+    stops: list[bool] = []
+
+    def train() -> None:
         for step in range(300):
             chosen = torch.randint(len(x), (128,), generator=torch.Generator().manual_seed(step))
             optimizer.zero_grad()
@@ -195,6 +195,9 @@ def test_a_poor_fit_ends_better_than_it_began() -> None:
             torch.autograd.backward(loss)
             optimizer.step(loss=loss)
             stops.append(optimizer.should_stop)
+
+    with pytest.warns(FitWarning):
+        train()
     assert nn.functional.cross_entropy(model(x), y) < 0.3
     assert all(stops[HORIZON - 1 :])
 
@@ -238,19 +241,19 @@ def test_coordinates_without_a_gradient_stay_where_they_are() -> None:
     start = layer.weight.detach().clone()
     optimizer = LearnedOptimizer(layer.parameters(), "regression-10d", chunk_size=4)
 
-    def step(*rows: int) -> None:
-        optimizer.zero_grad()
-        loss = layer(torch.tensor(rows)).square().sum()
-        torch.autograd.backward(loss)
-        optimizer.step(loss=loss)
+    def train(*rows: int, num: int = 1) -> None:
+        for _ in range(num):
+            optimizer.zero_grad()
+            loss = layer(torch.tensor(rows)).square().sum()
+            torch.autograd.backward(loss)
+            optimizer.step(loss=loss)
 
-    step(1, 4)
-    step(1)
+    train(1, 4)
+    train(1)
     moved = [row for row in range(6) if not torch.equal(layer.weight[row], start[row])]
     assert moved == [1, 4]
     with pytest.warns(FitWarning, match="after"):  # nor does Adam move them
-        for _ in range(HORIZON):
-            step(1, 2)
+        train(1, 2, num=HORIZON)
     assert torch.equal(layer.weight[[0, 3, 5]], start[[0, 3, 5]])
     assert not torch.equal(layer.weight[2], start[2])
     (param,) = given_grads((4,))

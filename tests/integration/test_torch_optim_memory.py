@@ -11,9 +11,7 @@ from haltwise import LearnedOptimizer
 
 
 @pytest.mark.parametrize(("guard", "size"), [(False, 329), (True, 341)])
-def test_state_is_made_at_the_first_step_and_as_large_as_documented(
-    guard: bool, size: int
-) -> None:
+def test_state_is_made_at_the_first_step_and_as_large_as_documented(guard: bool, size: int) -> None:
     param = nn.Parameter(numbers(100))
     optimizer = LearnedOptimizer([param], "regression-10d", guard=guard)
     assert not optimizer.state

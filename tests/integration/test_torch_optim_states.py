@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from draws import DOUBLE
 from networks import (
     ALL,
@@ -24,6 +23,7 @@ from networks import (
 )
 from random_models import random_model
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -155,7 +155,7 @@ def test_a_state_of_others_is_refused_and_changes_nothing() -> None:
     adam = torch.optim.Adam(Model().parameters()).state_dict()
     for wrong, message in (
         (state(Model().parameters(), "quadratic-10d"), "taken with the weights 'quadratic-10d'"),
-        (state(larger, "regression-10d"), r"of parameter 0 .* shape \[1, 1, 2, 20\], got torch.float32, \[1, 2, 2, 20\]"),
+        (state(larger, "regression-10d"), r"shape \[1, 1, 2, 20\], got torch.*, \[1, 2, 2, 20\]"),
         (adam, "not that of a learned optimizer"),
     ):
         with pytest.raises(InputError, match=message):
@@ -324,10 +324,12 @@ def test_a_distributed_checkpoint_goes_on_bit_by_bit(steps: int, tmp_path: Path)
     optimizer = LearnedOptimizer(model.parameters(), "regression-10d", price=1e-9)
     train(model, optimizer, 0, steps)
     saved = get_optimizer_state_dict(model, optimizer)
-    dcp.save({"model": model.state_dict(), "optimizer": saved}, checkpoint_id=tmp_path / "x")
+    state_dict_saver.save(
+        {"model": model.state_dict(), "optimizer": saved}, checkpoint_id=tmp_path / "x"
+    )
     other = LearnedOptimizer(twin.parameters(), "regression-10d", price=1e-9)
     own = {"model": twin.state_dict(), "optimizer": get_optimizer_state_dict(twin, other)}
-    dcp.load(own, checkpoint_id=tmp_path / "x")
+    state_dict_loader.load(own, checkpoint_id=tmp_path / "x")
     twin.load_state_dict(own["model"])
     set_optimizer_state_dict(twin, other, own["optimizer"])
     assert other.steps_taken == steps

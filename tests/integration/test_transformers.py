@@ -1,6 +1,7 @@
 """The callback for Hugging Face trainers, with the real package."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ class TestTransformers:
             expected = torch.tensor([[one[f"eval_{kind}_loss"] for one in known]])
             torch.testing.assert_close(values[:, :3], expected)
         callback = self.callback(HaltingMonitor.recording(tmp_path / "b"), "eval_loss")
-        with pytest.raises(ValueError, match="no 'eval_loss', but .*eval_a_loss.*eval_b_loss"):
+        with pytest.raises(ValueError, match=r"no 'eval_loss', but .*eval_a_loss.*eval_b"):
             self.fit(callback, 0, 8, tmp_path, two_sets=True, **settings)
 
     def test_layers_may_be_unfrozen(self, sgd_stopper: Path, tmp_path: Path) -> None:
@@ -132,6 +133,18 @@ class TestTransformers:
         trainer = self.fit([Thaw(), self.callback(stops)], 500, 20, tmp_path)
         assert stops.should_stop
         assert 4 < trainer.state.global_step < 20
+
+    def test_skipped_steps_are_not_seen_and_one_process_records(self, tmp_path: Path) -> None:
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"))
+        model, control = new_line(3), SimpleNamespace(should_training_stop=False)
+        callback.on_train_begin(model=model)
+        for skipped in (True, False, True):
+            optimizer = SimpleNamespace(step_was_skipped=skipped)
+            callback.on_optimizer_step(model=model, optimizer=optimizer)
+            callback.on_log(None, None, control, logs={"loss": 1.0})
+        assert callback.monitor.steps == 1
+        callback.on_train_end(None, SimpleNamespace(is_world_process_zero=False))
+        assert not (tmp_path / "a").exists()
 
     def test_a_training_that_fails_is_not_recorded(self, tmp_path: Path) -> None:
         transformers = pytest.importorskip("transformers")

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from haltwise._core.errors import require
 
@@ -79,7 +79,7 @@ def flush_negligible(value: Tensor, *dims: int) -> Tensor:
 def is_plain(value: Tensor) -> bool:
     """Whether a tensor is an ordinary one, whole and in memory: not sharded, lazy or on `meta`."""
     return not (
-        isinstance(value, UninitializedTensorMixin)
+        is_lazy(value)
         or value.is_nested
         or type(value.detach()) is not Tensor
         or getattr(value, "_fsdp_flattened", False)  # FSDP's mark on its shards

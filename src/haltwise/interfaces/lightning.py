@@ -72,7 +72,9 @@ class HaltingCallback(Callback):  # type: ignore[misc]
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         require(
-            isinstance(loss, Tensor) or pl_module.automatic_optimization or self._metric is not None,
+            isinstance(loss, Tensor)
+            or pl_module.automatic_optimization
+            or self._metric is not None,
             "training_step must return the loss, or a dictionary with 'loss'; or name a metric",
         )
         if isinstance(loss, Tensor):  # else the batch was skipped
@@ -83,7 +85,8 @@ class HaltingCallback(Callback):  # type: ignore[misc]
         self._global_step = trainer.global_step
         losses, self._losses = self._losses, []
         if self._metric is not None:
-            self._look(trainer, pl_module, has_moved=len(losses) > 0)
+            has_moved = len(losses) > 0 or not pl_module.automatic_optimization
+            self._look(trainer, pl_module, has_moved=has_moved)
             return
         total = torch.stack([*losses, torch.zeros((), device=pl_module.device)]).sum()
         number = torch.tensor(float(len(losses)), device=pl_module.device)

@@ -157,7 +157,7 @@ class HaltingMonitor:
 
     @property
     def identity(self) -> str:
-        """What tells it from other monitors: weights and price, or the folder that it records to."""
+        """What tells it from other monitors: weights and price, or where it records."""
         return f"recording to {self._directory.name}" if self._directory else str(self._digest())
 
     @property

@@ -93,7 +93,9 @@ class Guard:
             isinstance(state, dict)
             and state.keys() == _FRESH.keys()
             and all(type(state[name]) is type(value) for name, value in _FRESH.items())
-            and all(state[name] >= min(value, 0) or name in _SIGNED for name, value in _FRESH.items())
+            and all(
+                state[name] >= min(value, 0) or name in _SIGNED for name, value in _FRESH.items()
+            )
             and max(state["begun"], state["lowest_at"], state["adam"]) <= step
             and all(
                 math.isfinite(state[name]) or state[name] == value for name, value in _FRESH.items()

@@ -159,8 +159,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         weights = group.get("weights", self.defaults["weights"])
         require(
             isinstance(weights, Weights),
-            f"weights must be a name, a path or an OptimizerModel, got {weights!r:.100}; a learning "
-            "rate is given by its name, as lr=0.5",
+            f"weights must be a name, a path or an OptimizerModel, got {weights!r:.100}; a "
+            "learning rate is given by its name, as lr=0.5",
         )
         if isinstance(weights, OptimizerModel):  # copied: meta-training may go on
             model, group["weights"] = copy.deepcopy(weights), "OptimizerModel"
@@ -181,8 +181,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             require(
                 is_plain(param),
                 f"{_name(group, number)} is a {type(param).__name__} on {param.device}, which is "
-                "not whole and in memory; sharded (FSDP, DTensor), lazy and meta parameters are not "
-                "supported: replicate the module (DistributedDataParallel), initialize it first",
+                "not whole and in memory; sharded (FSDP, DTensor), lazy and meta parameters are "
+                "not supported: replicate the module (DistributedDataParallel) or initialize it",
             )
             require(
                 param.dtype in _DTYPES and param.layout == torch.strided,
@@ -271,7 +271,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if loss is None and all(map(_is_dummy, problems)):
             return
         seen = [] if loss is None else [loss]
-        pooled = [[value for part in problem.parts for value in part.pooled] for problem in problems]
+        pooled = [
+            [value for part in problem.parts for value in part.pooled] for problem in problems
+        ]
         if not _are_finite([*seen, *chain(*pooled)]):
             self._fail(problems, [[*seen, *own] for own in pooled], "the loss or a gradient is")
             return
@@ -655,11 +657,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 self._check_group(own, {**own, **other, "params": own["params"]}, states)
 
     def _check_group(self, group: Group, other: Group, states: list[dict[str, Any]]) -> None:
-        """Raise unless all entries are those that a fresh state would have, with possible values."""
+        """Raise unless all entries are those of a fresh state, with possible values."""
         params = group["params"]
         if not any(states):
             return
-        name, held = f"the group of {_name(group, 0)}", states[0].get("group")
+        name = f"the group of {_name(group, 0)}"
+        held: Any = states[0].get("group")
         require(
             isinstance(held, tuple) and len(held) == 1 and isinstance(held[0], dict),
             f"the state lacks the steps of {name}; load one that state_dict() gave",
@@ -706,7 +709,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             length = min((one.shape[1] for one in outputs.values() if one.ndim > 1), default=0)
         require(
             0 < length <= record["judged"] or outputs == {},  # of weights without halting
-            f"the state of {name} has outputs of {length} steps, but {record['judged']} were judged",
+            f"the state of {name} has outputs of {length} steps, of {record['judged']} judged",
         )
         fresh = {
             key: one.unsqueeze(1).expand(-1, length, *one.shape[1:])
@@ -753,7 +756,9 @@ def _check_settings(group: Group) -> None:
         value = group[name]
         if value is None and name == "price":
             continue
-        single = isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+        single = isinstance(value, int | float) or (
+            isinstance(value, Tensor) and value.numel() == 1
+        )
         bound = "above 0" if least is None else "at least 0"
         require(
             single and (value > 0 or value == least) and math.isfinite(value),
@@ -768,7 +773,8 @@ def _is_dummy(problem: _Problem) -> bool:
     """
     group, record, _ = problem
     decays = float(group["lr"]) * group["weight_decay"] != 0
-    return record["step"] == 0 and not decays and not any(each.grad.any() for each in problem.params)
+    shows = any(each.grad is not None and bool(each.grad.any()) for each in problem.params)
+    return record["step"] == 0 and not decays and not shows
 
 
 def _check_entries(name: str, state: object, fresh: dict[str, Tensor]) -> None:
@@ -776,8 +782,8 @@ def _check_entries(name: str, state: object, fresh: dict[str, Tensor]) -> None:
     names = state.keys() if isinstance(state, dict) else ()
     require(
         isinstance(state, dict) and names == fresh.keys(),
-        f"the state of {name} must have the entries {sorted(fresh)}, got {sorted(names)}; build the "
-        "optimizer as it was built when the state was taken",
+        f"the state of {name} must have the entries {sorted(fresh)}, got {sorted(names)}; build "
+        "the optimizer as it was built when the state was taken",
     )
     assert isinstance(state, dict)
     for key, like in fresh.items():
