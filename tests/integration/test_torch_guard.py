@@ -90,8 +90,9 @@ def test_adam_stays_small_at_extreme_gradients(size: float) -> None:
 
 def test_after_the_horizon_adam_takes_over_with_one_warning() -> None:
     (param,) = params = given_grads((10,))
-    optimizer = LearnedOptimizer(params, "regression-10d")
+    optimizer = LearnedOptimizer(params, "regression-10d", price=1e-9)
     losses = run(optimizer, params, HORIZON - 1)
+    assert not optimizer.should_stop
     before = param.detach().clone()
     losses += run(optimizer, params, 1)
     assert not torch.equal(param, before)
