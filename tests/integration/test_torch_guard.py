@@ -10,7 +10,7 @@ import pytest
 import torch
 from draws import DOUBLE, randn
 from networks import assert_same, given_grads
-from random_models import random_model
+from random_models import random_model, with_threshold
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -90,9 +90,8 @@ def test_adam_stays_small_at_extreme_gradients(size: float) -> None:
 
 def test_after_the_horizon_adam_takes_over_with_one_warning() -> None:
     (param,) = params = given_grads((10,))
-    optimizer = LearnedOptimizer(params, "regression-10d", price=1e-9)
+    optimizer = LearnedOptimizer(params, "regression-10d")
     losses = run(optimizer, params, HORIZON - 1)
-    assert not optimizer.should_stop
     before = param.detach().clone()
     losses += run(optimizer, params, 1)
     assert not torch.equal(param, before)
@@ -109,6 +108,13 @@ def test_after_the_horizon_adam_takes_over_with_one_warning() -> None:
     assert_close(update[far], expected[far], rtol=0.1, atol=0)
     assert max(losses[HORIZON:]) <= losses[0]
     assert optimizer.steps_taken == HORIZON + 301
+
+
+def test_it_asks_to_stop_at_the_horizon_at_the_latest() -> None:
+    learned = with_threshold(random_model("adam", horizon=7, learning_rate=0.1), 1e9)
+    optimizer = LearnedOptimizer(given_grads((3,)), learned)
+    stops = [optimizer.should_stop for _ in tell(optimizer, [5.0 - t / 4 for t in range(7)])]
+    assert [*stops, optimizer.should_stop] == [False] * 7 + [True]
 
 
 def test_the_rate_does_not_depend_on_lr_or_its_warm_up() -> None:
