@@ -34,10 +34,10 @@ OURS: dict[str, Factory] = {
         params, "regression-10d", chunk_size=3, **options
     ),
     "linear halter": lambda params, **options: LearnedOptimizer(
-        params, "regression-2d-thesis", **options
+        params, "regression-2d-thesis", guard=False, **options
     ),
     "of Adam": lambda params, **options: LearnedOptimizer(
-        params, random_model("adam"), chunk_size=3, **options
+        params, random_model("adam"), chunk_size=3, guard=False, **options
     ),
 }
 TORCHS: dict[str, Factory] = {

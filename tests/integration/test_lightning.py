@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from line_fits import assert_same_signals, line_data, new_line, plain_loop
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from haltwise import HaltingMonitor
@@ -15,7 +16,19 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # their own
 
 
 class TestLightning:
-    def fit(self, callback: Any, seed: int, num: int, folder: Path, **settings: Any) -> Any:
+    def fit(
+        self,
+        callback: Any,
+        seed: int,
+        num: int,
+        folder: Path,
+        skip: tuple[int, ...] = (),
+        validate: bool = True,
+        size: int = 32,
+        rate: float = 0.2,
+        **settings: Any,
+    ) -> Any:
+        """A fit of a line; `skip` names batches, `size` is that of a batch."""
         lightning = pytest.importorskip("lightning.pytorch")
 
         class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
@@ -23,7 +36,9 @@ class TestLightning:
                 super().__init__()
                 self.model = new_line(seed)
 
-            def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+            def training_step(self, batch: list[Tensor], number: int) -> Tensor | None:
+                if number in skip:
+                    return None
                 return nn.functional.mse_loss(self.model(batch[0]), batch[1])
 
             def validation_step(self, batch: list[Tensor], _: int) -> None:
@@ -32,20 +47,20 @@ class TestLightning:
                 self.log("val_double", 2 * loss)
 
             def configure_optimizers(self) -> torch.optim.Optimizer:
-                return torch.optim.SGD(self.parameters(), lr=0.2)
+                return torch.optim.SGD(self.parameters(), lr=rate)
 
         trainer = lightning.Trainer(
             max_epochs=num,
             accelerator="cpu",
-            callbacks=[callback],
+            callbacks=callback if isinstance(callback, list) else [callback],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
             **{"enable_checkpointing": False, **settings},
         )
-        loader = torch.utils.data.DataLoader(line_data(seed), batch_size=32)
-        trainer.fit(Module(), loader, loader, ckpt_path=None)
+        loader = torch.utils.data.DataLoader(line_data(seed), batch_size=size)
+        trainer.fit(Module(), loader, loader if validate else None, ckpt_path=None)
         return trainer
 
     def callback(self, *arguments: Any, **settings: Any) -> Any:
@@ -80,6 +95,114 @@ class TestLightning:
         with pytest.raises(ValueError, match="a score needs a metric"):
             self.callback(monitor, score="val_loss")
 
+    def recorded(self, folder: Path) -> list[Tensor]:
+        """Signals of all rounds of each run."""
+        return [load_file(path)["signals"] for path in sorted(folder.iterdir())]
+
+    @pytest.mark.parametrize("metric", [None, "val_loss"])
+    def test_every_fit_is_a_run_of_its_own(self, metric: str | None, tmp_path: Path) -> None:
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"), metric)
+        for _ in range(2):
+            self.fit(callback, 3, 5, tmp_path)
+        with pytest.raises(ZeroDivisionError):
+            self.fit([callback, self.interruption()], 3, 5, tmp_path)
+        trainer = self.fit(callback, 3, 5, tmp_path)
+        loader = trainer.val_dataloaders
+        trainer.validate(trainer.lightning_module, loader, verbose=False)  # no round
+        assert callback.monitor.steps == 5
+        first, *others = self.recorded(tmp_path / "a")
+        assert len(first) == 5
+        assert [torch.equal(first, other) for other in others] == [True, True]
+
+    def interruption(self) -> Any:
+        class Fails(pytest.importorskip("lightning.pytorch").Callback):  # type: ignore[misc]
+            def on_train_epoch_end(self, trainer: Any, _: Any) -> None:
+                raise ZeroDivisionError
+
+        return Fails()
+
+    def test_a_monitor_may_stop_several_fits(self, sgd_stopper: Path, tmp_path: Path) -> None:
+        callback = self.callback(HaltingMonitor(sgd_stopper))
+        stops = [self.fit(callback, 500, 20, tmp_path).global_step for _ in range(2)]
+        assert 1 < stops[0] == stops[1] < 20
+
+    def test_gradients_are_seen_with_a_metric(self, sgd_stopper: Path, tmp_path: Path) -> None:
+        for name, metric in (("a", "val_loss"), ("b", None)):
+            monitor = HaltingMonitor.recording(tmp_path / name)
+            self.fit(self.callback(monitor, metric), 3, 5, tmp_path)
+        (by_metric,), (by_step,) = (self.recorded(tmp_path / name) for name in "ab")
+        torch.testing.assert_close(by_metric[..., 2:4], by_step[..., 2:4])
+        assert (by_metric[..., 1] < by_step[..., 1]).all()  # the loss after the step
+        monitor = HaltingMonitor(sgd_stopper)
+        self.fit(self.callback(monitor, "val_loss"), 3, 5, tmp_path)  # it wants gradients
+        assert monitor.steps > 1
+
+    @pytest.mark.parametrize(
+        ("accumulated", "skip", "rounds"),
+        [
+            (1, (), [[0], [1], [2], [3]]),
+            (4, (), [[0, 1, 2, 3]]),
+            (3, (), [[0, 1, 2], [3]]),
+            (1, (1,), [[0], [2], [3]]),
+            (4, (0, 1), [[2, 3]]),
+            (2, (2, 3), [[0, 1]]),
+        ],
+    )
+    def test_a_round_has_the_mean_loss_of_its_batches(
+        self, accumulated: int, skip: tuple[int, ...], rounds: list[list[int]], tmp_path: Path
+    ) -> None:
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"))
+        settings: dict[str, Any] = {
+            "accumulate_grad_batches": accumulated,
+            "size": 8,
+            "skip": skip,
+            "rate": 0.0,
+        }
+        self.fit(callback, 3, 3, tmp_path, **settings)
+        x, y = line_data(3).tensors
+        losses = (new_line(3)(x) - y).square().reshape(4, 8).mean(1).detach()
+        expected = torch.stack([losses[chosen].mean() for chosen in rounds] * 3)
+        (found,) = self.recorded(tmp_path / "a")
+        torch.testing.assert_close(found[:, 1], expected)
+
+    def test_several_callbacks_may_be_in_one_trainer(
+        self, sgd_stopper: Path, tmp_path: Path
+    ) -> None:
+        stops = HaltingMonitor(sgd_stopper), HaltingMonitor(sgd_stopper, price=1e-9)
+        callbacks = [
+            *map(self.callback, stops),
+            self.callback(HaltingMonitor.recording(tmp_path / "a")),
+            self.callback(HaltingMonitor.recording(tmp_path / "b")),
+            self.callback(HaltingMonitor.recording(tmp_path / "c"), "val_loss"),
+        ]
+        trainer = self.fit(callbacks, 500, 20, tmp_path)
+        assert trainer.global_step < 20
+        assert stops[0].should_stop
+        assert not stops[1].should_stop
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+        saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["callbacks"]
+        assert {callback.state_key for callback in callbacks} <= saved.keys()
+
+    def test_steps_that_a_scaler_skipped_are_no_rounds(self, tmp_path: Path) -> None:
+        class Overflows(pytest.importorskip("lightning.pytorch").Callback):  # type: ignore[misc]
+            def on_train_start(self, trainer: Any, _: Any) -> None:
+                trainer.precision_plugin.scaler = object()
+
+            def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+                if trainer.global_step == 2:
+                    module.model.weight.grad.fill_(torch.inf)
+
+        monitor = HaltingMonitor.recording(tmp_path / "a")
+        self.fit([Overflows(), self.callback(monitor)], 3, 5, tmp_path)
+        assert monitor.steps == 4
+        (found,) = self.recorded(tmp_path / "a")
+        assert found.isfinite().all()
+
+    def test_a_metric_needs_a_validation(self, tmp_path: Path) -> None:
+        callback = self.callback(HaltingMonitor.recording(tmp_path), "val_loss")
+        with pytest.raises(ValueError, match="this fit has none"):
+            self.fit(callback, 0, 1, tmp_path, validate=False)
+
     def test_its_state_is_in_the_checkpoint(self, sgd_stopper: Path, tmp_path: Path) -> None:
         callback = self.callback(HaltingMonitor(sgd_stopper))
         trainer = self.fit(callback, 500, 2, tmp_path)
@@ -88,3 +211,6 @@ class TestLightning:
         saved = torch.load(tmp_path / "x.ckpt", weights_only=False)["callbacks"]
         other.load_state_dict(saved[other.state_key])
         assert other.monitor.steps == 2
+        for expected in (3, 1):  # it goes on once, then begins anew
+            self.fit(other, 500, 1, tmp_path)
+            assert other.monitor.steps == expected

@@ -153,6 +153,37 @@ def test_parameters_may_be_of_any_precision() -> None:
     assert 1 < stops[0] == stops[1] < 60
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_parameters_may_be_frozen_and_unfrozen(late: bool, tmp_path: Path) -> None:
+    """What is seen is as if there were only those that are not frozen."""
+    body, head = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2))
+    both, alone = (HaltingMonitor.recording(tmp_path / name) for name in ("both", "alone"))
+    body.requires_grad_(not late)
+    both.start([body, head])
+    alone.start([head])
+    for step in range(6):
+        if step == 3:
+            body.requires_grad_(late)
+        for param in (body, head):
+            param.grad = torch.full_like(param, 0.5) if param.requires_grad else None
+            param.data -= 0.1 * param.requires_grad
+        both.update(1.0, [body, head])
+        alone.update(1.0, [head])
+    seen, expected = (torch.cat(each.state_dict()["signals"])[:, 2:4] for each in (both, alone))
+    one = slice(0, 3) if late else slice(3, 6)
+    assert_close(seen[one], expected[one])
+    assert both.state_dict()["memory"].keys() == ({0, 1} if late else {1})
+    if late:  # its first displacement is not known
+        assert_close(seen[3, 1].exp(), seen.new_tensor(0.1 * (2 / 6) ** 0.5))
+        assert_close(seen[4], expected[4])
+
+
+def test_parameters_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    for odd in (nn.Linear(2, 1, device="meta"), nn.LazyLinear(1)):
+        with pytest.raises(InputError, match="not whole and in memory"):
+            HaltingMonitor.recording(tmp_path).start(odd)
+
+
 # --- Persistence ---------------------------------------------------------------------------------
 
 
@@ -212,7 +243,8 @@ def test_it_remembers_three_numbers_a_parameter() -> None:
         param.grad = torch.ones_like(param)
     for _ in range(3):
         monitor.update(1.0, model)
-    kept = [value for memory in monitor.state_dict()["memory"] for value in memory.values()]
+    memories = monitor.state_dict()["memory"].values()
+    kept = [value for memory in memories for value in memory.values()]
     size = sum(value.nbytes for value in kept)
     assert size == 3 * sum(param.nbytes for param in seen)
 
@@ -280,7 +312,7 @@ def test_rounds_that_cannot_be_seen_are_refused(
 def test_rounds_and_states_that_do_not_fit_are_refused(stopper: Path, tmp_path: Path) -> None:
     monitor = HaltingMonitor(stopper)
     watch_a_layer(monitor)
-    with pytest.raises(InputError, match="2 tensors of 4 entries, not 2 of 3"):
+    with pytest.raises(InputError, match=r"parameter 0 .* has 3 entries on cpu, but had 2"):
         watch_a_layer(monitor, model=nn.Linear(3, 1))
     with pytest.raises(InputError, match="give every update"):
         watch_a_layer(monitor, model=None)

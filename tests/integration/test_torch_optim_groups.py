@@ -39,10 +39,10 @@ def test_each_group_is_a_problem_with_weights_of_its_own() -> None:
         {"params": model.first.parameters(), "weights": random_model(seed=1), "price": 0.5},
         {"params": [model.second.weight, model.scale], "weights": "regression-10d"},
     ]
-    both = LearnedOptimizer(groups, "there is no such default, nor need of it")
+    both = LearnedOptimizer(groups, "there is no such default, nor need of it", guard=False)
     apart = (
-        LearnedOptimizer(twin.first.parameters(), random_model(seed=1), price=0.5),
-        LearnedOptimizer([twin.second.weight, twin.scale], "regression-10d"),
+        LearnedOptimizer(twin.first.parameters(), random_model(seed=1), price=0.5, guard=False),
+        LearnedOptimizer([twin.second.weight, twin.scale], "regression-10d", guard=False),
     )
     stops = []
     for step in range(12):

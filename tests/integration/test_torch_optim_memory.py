@@ -10,16 +10,17 @@ from torch import nn
 from haltwise import LearnedOptimizer
 
 
-def test_state_is_made_at_the_first_step_and_as_large_as_documented() -> None:
+@pytest.mark.parametrize(("guard", "size"), [(False, 329), (True, 341)])
+def test_state_is_made_at_the_first_step_and_as_large_as_documented(guard: bool, size: int) -> None:
     param = nn.Parameter(numbers(100))
-    optimizer = LearnedOptimizer([param], "regression-10d")
+    optimizer = LearnedOptimizer([param], "regression-10d", guard=guard)
     assert not optimizer.state
     param.grad = numbers(100)
     optimizer.step()
     tensors = {name: value for name, value in optimizer.state[param].items() if name != "group"}
     storages = {value.untyped_storage().data_ptr() for value in tensors.values()}
     assert len(storages) == len(tensors)
-    assert sum(value.untyped_storage().nbytes() for value in tensors.values()) == 328 * 100
+    assert sum(value.untyped_storage().nbytes() for value in tensors.values()) == size * 100
 
 
 _PEAK = """

@@ -1,6 +1,8 @@
 """Steps that are not finite, losses that are missing, and parameters that cannot be moved."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,7 +33,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
 
     def build(model: Model) -> LearnedOptimizer:
         groups = [{"params": model.first.parameters()}, {"params": model.second.parameters()}]
-        return LearnedOptimizer(groups, weights, chunk_size=2)
+        return LearnedOptimizer(groups, weights, chunk_size=2, guard=False)
 
     model, twin = Model(), Model()
     optimizer, reference = build(model), build(twin)
@@ -48,7 +50,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
         assert optimizer.num_skipped == step + 1
         for entry in state["state"].values():
             if "group" in entry:
-                entry["group"]["skipped"] += 1
+                entry["group"][0]["skipped"] += 1
         assert_same(optimizer.state_dict(), state)
     assert torch.equal(flat(model), flat(twin))
     assert optimizer.steps_taken == reference.steps_taken == 4
@@ -195,3 +197,131 @@ def test_weights_for_other_sizes_are_refused() -> None:
         LearnedOptimizer(given_grads((4,), (4,)), learned)
     with pytest.raises(InputError, match=r"from coordinate 4 on.* within parameter 1 of shape \[3"):
         LearnedOptimizer(given_grads((2,), (3,), (2,)), learned)
+
+
+def test_a_learning_rate_or_a_loss_in_the_wrong_place_is_told_where_to_go() -> None:
+    (param,) = given_grads((3,))
+    for wrong in (0.001, 1, torch.tensor(0.1)):
+        with pytest.raises(InputError, match=r"a learning rate is given by its name, as lr=0.5"):
+            LearnedOptimizer([param], wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"weights must be a name.* got None"):
+        LearnedOptimizer([{"params": [param], "weights": None}])
+    optimizer = LearnedOptimizer([param], "regression-10d")
+    for loss in (torch.tensor(3.0), 3.0):
+        with pytest.raises(InputError, match=r"write step\(loss=loss\)"):
+            optimizer.step(loss)  # type: ignore[arg-type]
+    assert torch.equal(param, numbers(3, seed=0))
+
+
+# --- Memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(64, 4), r"parameter 0 of shape \[64, 4\] has 256 entries .* is of 16 on cpu"),
+        (torch.ones(2, 4), "has 8 entries on cpu"),
+        (torch.ones(8, 2), r"parameter 0 of shape \[8, 2\] has 16 entries"),
+        (torch.ones(4, 4, dtype=torch.float64), "moved in torch.float64, but its state .*float32"),
+    ],
+)
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_parameters_that_changed_after_a_step_are_refused(
+    value: Tensor, message: str, has_gradient: bool
+) -> None:
+    param, other = given_grads((4, 4), (2,))
+    optimizer = LearnedOptimizer([param, other], "regression-10d")
+    optimizer.step(loss=1.0)
+    param.grad = None
+    param.data = value
+    if has_gradient:
+        param.grad = torch.ones_like(value)
+    before = other.detach().clone()
+    with pytest.raises(InputError, match=message):
+        optimizer.step(loss=1.0)
+    assert torch.equal(other, before)
+
+
+def test_a_gradient_of_another_size_is_refused() -> None:
+    (param,) = given_grads((4, 4))
+    optimizer = LearnedOptimizer([param], "regression-10d")
+    param.data = torch.ones(2)  # the gradient stays
+    with pytest.raises(InputError, match=r"gradient of parameter 0 .* is of shape \[4, 4\]"):
+        optimizer.step(loss=1.0)
+
+
+class Labelled(Tensor):
+    """A subclass whose memory nobody knows."""
+
+
+def flattened() -> nn.Parameter:
+    param = nn.Parameter(torch.ones(3))
+    param._fsdp_flattened = True  # type: ignore[attr-defined]
+    return param
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind"),
+    [
+        (lambda: nn.Parameter(torch.ones(2, device="meta")), "Parameter on meta"),
+        (lambda: nn.LazyLinear(2).weight, "UninitializedParameter"),
+        (flattened, "Parameter on cpu"),
+        (lambda: torch.ones(2).as_subclass(Labelled).requires_grad_(), "Labelled"),
+    ],
+)
+def test_parameters_that_are_not_whole_and_in_memory_are_refused(
+    odd: Callable[[], Any], kind: str
+) -> None:
+    with pytest.raises(InputError, match=f"is a {kind}.*DistributedDataParallel"):
+        LearnedOptimizer([nn.Parameter(torch.ones(2)), odd()], "regression-10d")
+
+
+def test_distributed_parameters_are_refused() -> None:
+    code = """
+import torch, torch.distributed as dist
+from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+from haltwise import HaltingMonitor, LearnedOptimizer
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+spread = distribute_tensor(torch.ones(3), init_device_mesh("cpu", (1,)), [Replicate()])
+param = torch.nn.Parameter(spread)
+for use in (LearnedOptimizer, HaltingMonitor.recording("x").start):
+    try:
+        use([param])
+    except ValueError as error:
+        print(error)
+dist.destroy_process_group()
+"""
+    child = subprocess.run(
+        [sys.executable, "-O", "-c", code], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.count("is a DTensor on cpu, which is not whole") == 2
+
+
+def test_a_parameter_class_of_ones_own_is_optimized() -> None:
+    class Own(nn.Parameter):
+        """As libraries have them."""
+
+    param, (twin,) = Own(numbers(3, seed=0)), given_grads((3,))
+    param.grad = numbers(3, seed=50)
+    for own in (param, twin):
+        LearnedOptimizer([own], "regression-10d").step(loss=1.0)
+    assert torch.equal(param, twin)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_first_step_that_shows_nothing_is_no_step(decay: float) -> None:
+    (param,) = given_grads((3,))
+    optimizer = LearnedOptimizer([param], "regression-10d", weight_decay=decay)
+    grad, param.grad = param.grad, torch.zeros(3)
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    assert "rule.hidden" in optimizer.state[param]
+    assert optimizer.steps_taken == 0
+    optimizer.param_groups[0]["lr"] = 1.0
+    param.grad = grad
+    optimizer.step(loss=1.0)
+    optimizer.should_stop  # noqa: B018
+    param.grad = torch.zeros(3)
+    optimizer.step()
+    assert optimizer.steps_taken == 2

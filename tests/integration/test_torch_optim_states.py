@@ -3,7 +3,9 @@
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,9 +23,15 @@ from networks import (
 )
 from random_models import random_model
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 import haltwise
 from haltwise import InputError, LearnedOptimizer
+from haltwise.models.loading import names
 
 
 @every_optimizer
@@ -84,7 +92,7 @@ class TestStates:
             state["param_groups"][0]["lr"] /= 2
             for entry in state["state"].values():
                 for value in entry.values():
-                    if isinstance(value, Tensor):
+                    if isinstance(value, Tensor) and value.is_floating_point():
                         value.div_(2)
             return state
 
@@ -147,7 +155,7 @@ def test_a_state_of_others_is_refused_and_changes_nothing() -> None:
     adam = torch.optim.Adam(Model().parameters()).state_dict()
     for wrong, message in (
         (state(Model().parameters(), "quadratic-10d"), "taken with the weights 'quadratic-10d'"),
-        (state(larger, "regression-10d"), r"is for 2 entries, but it has 1"),
+        (state(larger, "regression-10d"), r"shape \[1, 1, 2, 20\], got torch.*, \[1, 2, 2, 20\]"),
         (adam, "not that of a learned optimizer"),
     ):
         with pytest.raises(InputError, match=message):
@@ -188,3 +196,148 @@ def test_the_digest_is_of_all_that_moving_and_stopping_depend_on() -> None:
     )
     assert len({digest(random_model()), digest(random_model()), *map(digest, others)}) == 5
     assert digest("regression-10d") == digest(haltwise.load("regression-10d"))
+
+
+Spoil = Callable[[dict[str, Any], dict[str, Any]], Any]
+
+IMPOSSIBLE: dict[str, tuple[Spoil, str]] = {
+    "rows of the rule": (
+        lambda s, _: s.update({"rule.hidden": s["rule.hidden"][:, :1]}),
+        r"'rule.hidden' .* shape \[1, 3, 2, 20\], got torch.float32, \[1, 1, 2, 20\]",
+    ),
+    "units of the rule": (
+        lambda s, _: s.update({"rule.cell": s["rule.cell"][..., :3]}),
+        r"'rule.cell' .* got torch.float32, \[1, 3, 2, 3\]",
+    ),
+    "precision": (lambda s, _: s.update({"rule.cell": s["rule.cell"].double()}), "float64"),
+    "kind": (lambda s, _: s.update({"rule.cell": [1.0]}), r"'rule.cell' .* got \[1.0\]"),
+    "layout": (lambda s, _: s.update({"rule.cell": s["rule.cell"].to_sparse()}), "'rule.cell'"),
+    "place": (lambda s, _: s.update({"rule.cell": s["rule.cell"].to("meta")}), "'rule.cell'"),
+    "NaN": (lambda s, _: s["rule.hidden"].fill_(torch.nan), "'rule.hidden' .* is not finite"),
+    "infinity": (lambda s, _: s["guard.params"].fill_(torch.inf), "'guard.params' .* not finite"),
+    "entry lacks": (lambda s, _: s.pop("signals.update"), "must have the entries"),
+    "copy lacks": (lambda s, _: s.pop("guard.params"), "must have the entries"),
+    "marks lack": (lambda s, _: s.pop("touched"), "must have the entries"),
+    "entry too many": (lambda s, _: s.update(odd=torch.ones(1)), "must have the entries"),
+    "numbers lack": (lambda s, _: s.pop("group"), "lacks the steps"),
+    "no numbers": (lambda s, _: s.update(group=3), "lacks the steps"),
+    "count below 0": (lambda _, r: r.update(skipped=-1), "'skipped': -1"),
+    "count of a fraction": (lambda _, r: r.update(step=3.0), "'step': 3.0"),
+    "more judged than stepped": (lambda _, r: r.update(step=2), "'step': 2"),
+    "count lacks": (lambda _, r: r.pop("judged"), "'judged': None"),
+    "unknown number": (lambda _, r: r.update(odd=1), "'odd'"),
+    "session lacks": (lambda _, r: r.pop("session"), r"lacks \['session'\]"),
+    "decisions lack": (
+        lambda _, r: [r.pop(name) for name in ("session", "stop", "outputs")],
+        "'outputs', 'session', 'stop'",
+    ),
+    "session of others": (lambda _, r: r["session"].popitem(), "must have the entries"),
+    "session's shape": (
+        lambda _, r: r["session"].update({k: v[:0] for k, v in r["session"].items()}),
+        r"got torch\..*, \[0",
+    ),
+    "stop of two": (lambda _, r: r.update(stop=torch.ones(2, dtype=torch.bool)), "'stop'"),
+    "stop of floats": (lambda _, r: r.update(stop=torch.ones(1)), "'stop'"),
+    "outputs of many steps": (
+        lambda _, r: r.update(outputs={k: torch.cat([v] * 3, 1) for k, v in r["outputs"].items()}),
+        "outputs of 9 steps",
+    ),
+    "outputs' kind": (lambda _, r: r.update(outputs=3), "outputs of 0 steps"),
+    "guard lacks": (lambda _, r: r.pop("guard"), "must have the entries"),
+    "guard's kind": (lambda _, r: r.update(guard=3), "guard's state is impossible"),
+    **{
+        f"guard's {name} {value}": (
+            lambda _, r, name=name, value=value: r["guard"].update({name: value}),  # type: ignore[misc]
+            "guard's state is impossible after 3 steps",
+        )
+        for name, value in (
+            *((name, torch.nan) for name in ("smooth", "lowest", "size", "rate", "window")),
+            ("adam", -2), ("adam", 9), ("begun", 9), ("failures", -1), ("losses", 0),
+            ("losses", 2.0), ("noise", -1.0), ("size_there", torch.inf), ("lowest", torch.inf),
+            ("odd", 1),
+        )
+    },
+}  # fmt: skip
+"""How a state of one tensor of 3, after 3 steps, is spoiled, and what is said of it."""
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_impossible_states_are_refused_and_change_nothing(case: str) -> None:
+    params = given_grads((3,))
+    optimizer = LearnedOptimizer(params, "regression-10d")
+    for loss in (3.0, 2.0, 1.0):
+        optimizer.step(loss=loss)
+    before, state = optimizer.state_dict(), optimizer.state_dict()
+    spoil, message = IMPOSSIBLE[case]
+    spoil(state["state"][0], state["state"][0]["group"][0])
+    for own in (optimizer, LearnedOptimizer(given_grads((3,)), "regression-10d")):
+        with pytest.raises(InputError, match=message):
+            own.load_state_dict(state)
+    assert_same(optimizer.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
+        ({"lr": torch.nan}, "lr must be at least 0, got nan"),
+        ({"weight_decay": torch.inf}, "weight_decay must be .* got inf; give a finite"),
+        ({"price": "0.1"}, "price must be above 0, got '0.1'"),
+    ],
+)
+def test_impossible_settings_in_a_state_are_refused(changes: dict[str, Any], message: str) -> None:
+    optimizer = LearnedOptimizer(given_grads((3,)), "regression-10d")
+    state = optimizer.state_dict()
+    state["param_groups"][0] |= changes
+    with pytest.raises(InputError, match=message):
+        optimizer.load_state_dict(state)
+    state["param_groups"][0].pop(next(iter(changes)))
+    with pytest.raises(InputError, match="a parameter group of the state lacks"):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_state_of_every_shipped_optimizer_may_be_loaded(name: str) -> None:
+    sizes = getattr(haltwise.load(name).rule, "sizes", [4])
+    params, twins = (given_grads(*((size or 1,) for size in sizes)) for _ in range(2))
+    optimizer, other = LearnedOptimizer(params, name), LearnedOptimizer(twins, name)
+    for loss in (3.0, 2.0, 1.0):
+        optimizer.step(loss=loss)
+    other.load_state_dict(optimizer.state_dict())
+    assert_same(other.state_dict(), optimizer.state_dict())
+
+
+# --- Distributed checkpoints ---
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of one process alone
+@pytest.mark.parametrize("steps", [0, 4, 65])
+def test_a_distributed_checkpoint_goes_on_bit_by_bit(steps: int, tmp_path: Path) -> None:
+    """The tools of PyTorch take a dummy step where there is no state yet."""
+
+    def train(model: Model, optimizer: LearnedOptimizer, first: int, num: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            advance(model, optimizer, num, first=first)
+
+    model, twin = Model(), Model()
+    optimizer = LearnedOptimizer(model.parameters(), "regression-10d", price=1e-9)
+    train(model, optimizer, 0, steps)
+    saved = get_optimizer_state_dict(model, optimizer)
+    state_dict_saver.save(
+        {"model": model.state_dict(), "optimizer": saved}, checkpoint_id=tmp_path / "x"
+    )
+    other = LearnedOptimizer(twin.parameters(), "regression-10d", price=1e-9)
+    own = {"model": twin.state_dict(), "optimizer": get_optimizer_state_dict(twin, other)}
+    state_dict_loader.load(own, checkpoint_id=tmp_path / "x")
+    twin.load_state_dict(own["model"])
+    set_optimizer_state_dict(twin, other, own["optimizer"])
+    assert other.steps_taken == steps
+    never = Model()
+    alone = LearnedOptimizer(never.parameters(), "regression-10d", price=1e-9)
+    train(never, alone, 0, steps + 5)
+    for each, it in ((model, optimizer), (twin, other)):
+        train(each, it, steps, 5)
+        assert torch.equal(flat(each), flat(never))
+        assert it.should_stop == alone.should_stop
+        assert_same(it.state_dict(), alone.state_dict())

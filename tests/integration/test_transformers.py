@@ -1,6 +1,7 @@
 """The callback for Hugging Face trainers, with the real package."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # their own
 
 
 class TestTransformers:
-    def fit(self, callback: Any, seed: int, num: int, folder: Path, **settings: Any) -> Any:
+    def fit(
+        self,
+        callback: Any,
+        seed: int,
+        num: int,
+        folder: Path,
+        two_sets: bool = False,
+        **settings: Any,
+    ) -> Any:
         transformers = pytest.importorskip("transformers")
         pytest.importorskip("accelerate")
 
@@ -49,8 +58,8 @@ class TestTransformers:
             model=model,
             args=arguments,
             train_dataset=rows,
-            eval_dataset=rows,
-            callbacks=[callback],
+            eval_dataset={"a": rows, "b": rows[:16]} if two_sets else rows,
+            callbacks=callback if isinstance(callback, list) else [callback],
             optimizers=(torch.optim.SGD(model.parameters(), lr=0.2), None),
         )
         trainer.train()
@@ -84,3 +93,69 @@ class TestTransformers:
         callback = self.callback(HaltingMonitor.recording(tmp_path / "b"), "x")
         with pytest.raises(ValueError, match=r"the evaluation has no 'x', but .*eval_loss"):
             self.fit(callback, 0, 2, tmp_path, eval_strategy="steps", eval_steps=2)
+
+    @pytest.mark.parametrize(("metric", "score"), [("a", "b"), ("b", "a"), ("b", "b")])
+    def test_metric_and_score_may_be_of_several_sets(
+        self, metric: str, score: str, tmp_path: Path
+    ) -> None:
+        monitor = HaltingMonitor.recording(tmp_path / "a")
+        callback = self.callback(monitor, f"eval_{metric}_loss", score=f"eval_{score}_loss")
+        settings = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}
+        trainer = self.fit(callback, 0, 8, tmp_path, two_sets=True, **settings)
+        found = RecordedRuns.load(tmp_path / "a").trajectory
+        assert found.num_steps == 3
+        known = [
+            {key: value for one in trainer.state.log_history if one["step"] == step
+             for key, value in one.items()}
+            for step in (2, 4, 6)
+        ]  # fmt: skip
+        for kind, values in ((metric, found.loss), (score, found.excess)):
+            expected = torch.tensor([[one[f"eval_{kind}_loss"] for one in known]])
+            torch.testing.assert_close(values[:, :3], expected)
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "b"), "eval_loss")
+        with pytest.raises(ValueError, match=r"no 'eval_loss', but .*eval_a_loss.*eval_b"):
+            self.fit(callback, 0, 8, tmp_path, two_sets=True, **settings)
+
+    def test_layers_may_be_unfrozen(self, sgd_stopper: Path, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+
+        class Thaw(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+            def on_step_begin(self, args: Any, state: Any, *_: Any, model: Any, **__: Any) -> None:
+                model.model.bias.requires_grad_(state.global_step >= 4)
+
+        monitor = HaltingMonitor.recording(tmp_path / "a")
+        for _ in range(2):
+            self.fit([Thaw(), self.callback(monitor)], 3, 8, tmp_path)
+        signals = RecordedRuns.load(tmp_path / "a").trajectory.known("signals")
+        assert signals.shape[:2] == (2, 6)
+        assert torch.equal(signals[0], signals[1])
+        stops = HaltingMonitor(sgd_stopper)
+        trainer = self.fit([Thaw(), self.callback(stops)], 500, 20, tmp_path)
+        assert stops.should_stop
+        assert 4 < trainer.state.global_step < 20
+
+    def test_skipped_steps_are_not_seen_and_one_process_records(self, tmp_path: Path) -> None:
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"))
+        model, control = new_line(3), SimpleNamespace(should_training_stop=False)
+        callback.on_train_begin(model=model)
+        for skipped in (True, False, True):
+            optimizer = SimpleNamespace(step_was_skipped=skipped)
+            callback.on_optimizer_step(model=model, optimizer=optimizer)
+            callback.on_log(None, None, control, logs={"loss": 1.0})
+        assert callback.monitor.steps == 1
+        callback.on_train_end(None, SimpleNamespace(is_world_process_zero=False))
+        assert not (tmp_path / "a").exists()
+
+    def test_a_training_that_fails_is_not_recorded(self, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers")
+
+        class Fails(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+            def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+                if state.global_step == 3:
+                    raise ZeroDivisionError
+
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"))
+        with pytest.raises(ZeroDivisionError):
+            self.fit([callback, Fails()], 3, 8, tmp_path)
+        self.fit(callback, 3, 8, tmp_path)
+        assert RecordedRuns.load(tmp_path / "a").trajectory.known("signals").shape[:2] == (1, 6)

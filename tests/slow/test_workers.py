@@ -99,3 +99,55 @@ def test_evaluation_by_two_workers_is_that_of_one(tmp_path: Path) -> None:
         for seconds in ("seconds", "seconds_fixed"):
             summary["execution"].pop(seconds)
     assert summaries[0] == summaries[1]
+
+
+_TWO_PROCESSES = """
+import logging, sys, warnings
+warnings.filterwarnings("ignore")
+logging.disable(logging.ERROR)
+import torch
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, TensorDataset
+from haltwise import HaltingMonitor
+from haltwise.interfaces.lightning import HaltingCallback
+torch.set_num_threads(1)
+x = torch.randn(512, 4, generator=torch.Generator().manual_seed(1))
+class Uneven(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(4, 1)
+    def training_step(self, batch, number):
+        loss = (self.layer(batch[0]) - batch[1]).square().mean()
+        return loss if self.global_rank == 0 else loss - loss.detach()  # 0: long done
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.1)
+    def on_train_end(self):
+        sys.stdout.write(f"{self.global_rank}:{self.global_step}\\n")
+        sys.stdout.flush()
+if __name__ == "__main__":
+    stops = HaltingCallback(HaltingMonitor("regression-10d-plain-adam", price=0.01))
+    records = HaltingCallback(HaltingMonitor.recording("runs"))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    fit = pl.Trainer(callbacks=[stops, records], devices=2, strategy="ddp", accelerator="cpu",
+                     max_epochs=2, enable_model_summary=False, **quiet)
+    fit.fit(Uneven(), DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=16))
+"""
+
+
+def test_processes_stop_together_and_the_first_records(tmp_path: Path) -> None:
+    pytest.importorskip("lightning.pytorch")
+    (tmp_path / "fit.py").write_text(_TWO_PROCESSES)
+    child = subprocess.run(
+        [sys.executable, "fit.py"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert child.returncode == 0, child.stderr
+    first, second = sorted(child.stdout.split())
+    assert first.split(":")[1] == second.split(":")[1]
+    assert 1 < int(first.split(":")[1]) < 32
+    assert len(list((tmp_path / "runs").glob("*"))) == 1

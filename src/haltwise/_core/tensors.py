@@ -6,11 +6,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from haltwise._core.errors import require
 
 __all__ = [
     "flush_negligible",
+    "is_plain",
     "log_rms",
     "map_tensors",
     "nested_state",
@@ -72,6 +74,17 @@ def flush_negligible(value: Tensor, *dims: int) -> Tensor:
     size = value.abs()
     least = size.amax(dims, keepdim=True) * torch.finfo(value.dtype).eps ** 2
     return value.masked_fill(size < least, 0)
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor is an ordinary one, whole and in memory: not sharded, lazy or on `meta`."""
+    return not (
+        is_lazy(value)
+        or value.is_nested
+        or type(value.detach()) is not Tensor
+        or getattr(value, "_fsdp_flattened", False)  # FSDP's mark on its shards
+        or value.device.type == "meta"
+    )
 
 
 def widened(value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
@@ -19,11 +20,16 @@ __all__ = ["HaltingCallback"]
 class HaltingCallback(Callback):  # type: ignore[misc]
     """Lets a `HaltingMonitor` record a Lightning fit, or end it.
 
+    The monitor looks at parameters and gradients at every step of the optimizer. Every fit is a run
+    of its own, unless a checkpoint is loaded; one that ends by an exception is not recorded.
+    Several processes stop together, by the mean of their losses, and the first of them records.
+
     Args:
         monitor: One that stops, or `HaltingMonitor.recording(...)`, which is closed at the end of
             the fit.
         metric: Logged in validation: a round is then an epoch with its validation, and this is
-            its loss. None: every step of the optimizer is a round, by what `training_step` returns.
+            its loss. None: every step of the optimizer is a round, by the mean of what
+            `training_step` returned since the last.
         score: Logged in validation, too: what a stop is judged by, for recording.
 
     Examples:
@@ -36,45 +42,107 @@ class HaltingCallback(Callback):  # type: ignore[misc]
         require(score is None or metric is not None, "a score needs a metric beside it; name both")
         self.monitor = monitor
         self._metric, self._score = metric, score
+        self._resumed = self._moved = False
         self._global_step = 0
+        self._losses: list[Tensor] = []  # since the last step of the optimizer
+
+    @property
+    def state_key(self) -> str:
+        """Tell several callbacks of one trainer apart in its checkpoints."""
+        key: str = self._generate_state_key(
+            monitor=self.monitor.identity, metric=self._metric, score=self._score
+        )
+        return key
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._global_step = trainer.global_step
-        if self.monitor.steps == 0:  # else a checkpoint was loaded
+        self._global_step, self._losses, self._moved = trainer.global_step, [], False
+        if not self._resumed:
+            self.monitor.discard()  # of a fit that did not end
             self.monitor.start(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require(
+            self._metric is None or trainer.enable_validation,
+            f"the metric {self._metric!r} is logged in validation, but this fit has none; give it "
+            "a validation_step and val_dataloaders, or no metric",
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any
     ) -> None:
-        if self._metric is not None or trainer.global_step == self._global_step:
-            return  # gradients are being accumulated
-        self._global_step = trainer.global_step
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         require(
-            isinstance(loss, Tensor),
+            isinstance(loss, Tensor)
+            or pl_module.automatic_optimization
+            or self._metric is not None,
             "training_step must return the loss, or a dictionary with 'loss'; or name a metric",
         )
-        self.monitor.update(loss, pl_module)
-        self._stop(trainer)
+        if isinstance(loss, Tensor):  # else the batch was skipped
+            # Lightning divides by the number of batches whose gradients add up.
+            self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
+        if trainer.global_step == self._global_step:
+            return  # gradients are being accumulated
+        self._global_step = trainer.global_step
+        losses, self._losses = self._losses, []
+        if self._metric is not None:
+            has_moved = len(losses) > 0 or not pl_module.automatic_optimization
+            self._look(trainer, pl_module, has_moved=has_moved)
+            return
+        total = torch.stack([*losses, torch.zeros((), device=pl_module.device)]).sum()
+        number = torch.tensor(float(len(losses)), device=pl_module.device)
+        total, number = (trainer.strategy.reduce(x, reduce_op="sum") for x in (total, number))
+        if self._look(trainer, pl_module, has_moved=bool(number > 0)):
+            self.monitor.update(total / number)
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._metric is None or trainer.sanity_checking:
+        # Validation may also be for its own sake, or precede the first step.
+        if self._metric is None or trainer.state.fn != "fit" or not self._moved:
             return
-        score = None if self._score is None else _logged(trainer, self._score)
-        self.monitor.update(_logged(trainer, self._metric), pl_module, score=score)
+        loss, score = (
+            None if name is None else _logged(trainer, name).to(pl_module.device)
+            for name in (self._metric, self._score)
+        )
+        reduce = trainer.strategy.reduce
+        self._moved = False
+        self.monitor.update(
+            reduce(loss, reduce_op="mean"),
+            score=None if score is None else reduce(score, reduce_op="mean"),
+        )
         self._stop(trainer)
 
+    def _look(self, trainer: Trainer, pl_module: LightningModule, *, has_moved: bool) -> bool:
+        """Look at the model, unless its step was skipped; whether it was not."""
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        grads = (param.grad for param in pl_module.parameters() if param.grad is not None)
+        if not has_moved or (scaled and not all(bool(grad.isfinite().all()) for grad in grads)):
+            return False
+        self.monitor.look(pl_module)
+        self._moved = True
+        return True
+
     def _stop(self, trainer: Trainer) -> None:
-        trainer.should_stop = trainer.should_stop or self.monitor.should_stop
+        stops = trainer.strategy.reduce_boolean_decision(self.monitor.should_stop, all=False)
+        trainer.should_stop = trainer.should_stop or stops
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            self.monitor.discard()
         self.monitor.close()
+        self._resumed = False
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.monitor.discard()
+        self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
         return self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state_dict)
+        self._resumed = True
 
 
 def _logged(trainer: Trainer, name: str) -> Tensor:

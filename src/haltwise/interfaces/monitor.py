@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.tensors import is_plain
 from haltwise.halting.session import HaltingSession
 from haltwise.models.files import fingerprint
 from haltwise.models.halting_model import HaltingModel
@@ -60,8 +61,9 @@ class HaltingMonitor:
 
     It remembers three numbers a parameter, in the precision of the parameters: where they were, the
     last gradient and the last update. Give it a part of them, such as the last layer, to take less,
-    or no model at all and it sees the loss alone. Where several processes train one model, give
-    each the same loss, or they stop apart; parameters sharded over processes are not supported.
+    or no model at all and it sees the loss alone. A parameter that is frozen is no longer seen; one
+    that is unfrozen begins at zero. Where several processes train one model, give each the same
+    loss, or they stop apart; parameters sharded over processes are not supported.
 
     Args:
         weights: What `train_monitor` wrote, or a run or optimizer whose rule is hand-designed.
@@ -144,18 +146,23 @@ class HaltingMonitor:
         self._steps = 0
         self._reason: str | None = None
         self._lowest, self._improved = math.inf, False
-        self._memory: list[dict[str, Tensor]] | None = None
+        self._memory: dict[int, dict[str, Tensor]] | None = None
         self._products: Tensor | None = None
         self._session = self._new_session()
         self._signals: list[Tensor] = []
         self._scores: list[float] = []
         if model is not None and self._observed != "loss":
-            self._memory = [_first(param) for param in _parameters(model)]
+            self._memory = {key: _first(param) for key, param in _parameters(model).items()}
 
     def _new_session(self) -> HaltingSession | None:
         if self._model is None:
             return None
         return HaltingSession(self._model.policy(), self._price, self._model)
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other monitors: weights and price, or where it records."""
+        return f"recording to {self._directory.name}" if self._directory else str(self._digest())
 
     @property
     def steps(self) -> int:
@@ -192,27 +199,30 @@ class HaltingMonitor:
         """
         params = _parameters(model)
         if self._observed is None:
-            seen = any(param.grad is not None for param in params)
+            seen = any(param.grad is not None for param in params.values())
             self._observed = "gradients" if seen else "updates"
         if self._observed == "loss":
             return
-        if self._memory is None:
-            self._memory = [_first(param) for param in params]
+        memory = self._memory or {}
+        for key, param in params.items():
+            kept = memory[key]["params"] if key in memory else param.detach().reshape(-1)
+            require(
+                (kept.shape, kept.device) == ((param.numel(),), param.device),
+                f"parameter {key} of the model has {param.numel()} entries on {param.device}, but "
+                f"had {len(kept)} on {kept.device} at the last call; give start() and every "
+                "update() the same model, moved before, with its frozen parameters",
+            )
+        # What was frozen is forgotten, what was unfrozen begins.
+        self._memory = {key: memory.get(key) or _first(param) for key, param in params.items()}
         require(
-            [param.numel() for param in params] == [len(m["params"]) for m in self._memory],
-            f"the model has other parameters than at the last call: {len(params)} tensors of "
-            f"{sum(param.numel() for param in params)} entries, not {len(self._memory)} of "
-            f"{sum(len(m['params']) for m in self._memory)}; give start() and every update() the "
-            "same ones, frozen or not",
-        )
-        require(
-            self._observed == "updates" or any(param.grad is not None for param in params),
+            self._observed == "updates" or any(param.grad is not None for param in params.values()),
             "no parameter has a gradient, but gradients were seen before; call update() after the "
             "optimizer's step and before the gradients are cleared",
         )
         total = torch.zeros(1, 5, 5, dtype=torch.float64)
-        for param, memory in zip(params, self._memory, strict=True):
-            total += _measure(param, memory, with_gradient=self._observed == "gradients").cpu()
+        for key, param in params.items():
+            with_gradient = self._observed == "gradients"
+            total += _measure(param, self._memory[key], with_gradient=with_gradient).cpu()
         self._products = total
 
     @torch.no_grad()
@@ -255,7 +265,7 @@ class HaltingMonitor:
         if products is None:
             products = torch.zeros(1, 5, 5, dtype=torch.float64)
         elif self._memory is not None:
-            dim = sum(len(memory["params"]) for memory in self._memory)
+            dim = sum(len(memory["params"]) for memory in self._memory.values())
         signals = combine_products(self._steps, value, products, dim).float()
         finite = bool(value.isfinite().all() and products.isfinite().all())
         if self._directory is not None:
@@ -298,12 +308,16 @@ class HaltingMonitor:
         save_run(self._directory, torch.cat(self._signals), scores, self._observed, self._name)
         self._signals, self._scores = [], []
 
+    def discard(self) -> None:
+        """Forget the run that was recorded, as one that did not come to its end."""
+        self._signals, self._scores = [], []
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:  # half a run teaches the wrong thing
-            self._signals, self._scores = [], []
+            self.discard()
         self.close()
 
     # -------------------------------------------------------------------------------- persistence
@@ -341,13 +355,20 @@ class HaltingMonitor:
         return f"{fingerprint(self._model)} at {self._price.item():g}"
 
 
-def _parameters(model: Model) -> list[Tensor]:
-    found = model.parameters() if isinstance(model, nn.Module) else model
-    params = [param for param in found if param.requires_grad and param.numel()]
+def _parameters(model: Model) -> dict[int, Tensor]:
+    """The parameters that are not frozen, by their place among all."""
+    found = list(model.parameters() if isinstance(model, nn.Module) else model)
+    for param in found:
+        require(
+            is_plain(param),
+            f"a parameter is a {type(param).__name__} on {param.device}, which is not whole and in "
+            "memory; the monitor does not see sharded (FSDP, DTensor), lazy and meta parameters",
+        )
+    params = {key: one for key, one in enumerate(found) if one.requires_grad and one.numel()}
     require(
         len(params) > 0, "the model has no parameter that is not frozen; give the monitor others"
     )
-    for param in params:
+    for param in params.values():
         require(
             param.layout == torch.strided and param.is_floating_point(),
             f"a parameter of shape {list(param.shape)} is a {param.layout} tensor of "

@@ -24,11 +24,14 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
     A round lies between two logs of the training loss (`logging_steps`), or between two evaluations
     if a metric is named. The monitor looks at parameters and gradients at every step of the
     optimizer; its state is not in the checkpoints, so a resumed training is judged from there on.
+    Every training is a run of its own; one that ends by an exception is not recorded. Of several
+    processes, the first records.
 
     Args:
         monitor: One that stops, or `HaltingMonitor.recording(...)`, which is closed at the end of
             the training.
-        metric: Of the evaluation, as `"eval_loss"`: it is then the loss of the round.
+        metric: Of the evaluation, as `"eval_loss"`, or `"eval_NAME_loss"` where there are several
+            sets: it is then the loss of the round.
         score: Of the evaluation, too: what a stop is judged by, for recording.
     """
 
@@ -39,13 +42,29 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
         self.monitor = monitor
         self._metric, self._score = metric, score
         self._moved = False  # since the last round
+        self._metrics: dict[str, float] = {}  # of all sets, since the last step
 
     def on_train_begin(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+        self.monitor.discard()  # of a training that did not end
         self.monitor.start(model)
+        self._moved, self._metrics = False, {}
 
-    def on_optimizer_step(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
-        self.monitor.look(model)
-        self._moved = True
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse names that none of the sets knew."""
+        for name in (self._metric, self._score) if self._metrics else ():
+            require(
+                name is None or name in self._metrics,
+                f"the evaluation has no {name!r}, but {', '.join(sorted(self._metrics))}; name one "
+                "of these",
+            )
+        self._metrics = {}
+
+    def on_optimizer_step(
+        self, *args: Any, model: nn.Module, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        if not getattr(optimizer, "step_was_skipped", False):  # as gradients overflowed
+            self.monitor.look(model)
+            self._moved = True
 
     def on_log(
         self, args: Any, state: Any, control: TrainerControl, *, logs: dict[str, float], **_: Any
@@ -57,22 +76,21 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, args: Any, state: Any, control: TrainerControl, *, metrics: dict[str, float], **_: Any
     ) -> None:
-        if self._moved and self._metric is not None:
-            score = None if self._score is None else _measured(metrics, self._score)
-            self._update(control, _measured(metrics, self._metric), score)
+        if not self._moved or self._metric is None:
+            return
+        self._metrics |= metrics
+        known = self._metrics
+        if self._metric in known and (self._score is None or self._score in known):
+            score = None if self._score is None else known[self._score]
+            self._update(control, known[self._metric], score)
 
     def _update(self, control: TrainerControl, loss: float, score: float | None) -> None:
         self.monitor.update(loss, score=score)
         self._moved = False
         control.should_training_stop |= self.monitor.should_stop
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            self.monitor.discard()
         self.monitor.close()
-
-
-def _measured(metrics: dict[str, float], name: str) -> float:
-    require(
-        name in metrics,
-        f"the evaluation has no {name!r}, but {', '.join(sorted(metrics))}; name one of these",
-    )
-    return metrics[name]
+        self.on_step_begin()

@@ -68,7 +68,8 @@ def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> Pooled
 def init_state(rule: UpdateRule, param: Tensor) -> State:
     """What is remembered of a tensor of N entries, before its first step.
 
-    Entries of shape [1, N, ...] belong to its coordinates, others to the tensor.
+    Entries of shape [1, N, ...] belong to its coordinates, others to the tensor. `touched` marks
+    the coordinates that have had a gradient other than zero.
     """
     like = param.new_zeros((), dtype=working_dtype(param)).expand(1, param.numel())
     fresh = {
@@ -80,6 +81,7 @@ def init_state(rule: UpdateRule, param: Tensor) -> State:
         # Rules may begin with one tensor of zeros for all; ours are written to.
         shared = any(value.data_ptr() == other.data_ptr() for other in state.values())
         state[name] = value.clone(memory_format=torch.contiguous_format) if shared else value
+    state["touched"] = torch.zeros_like(like, dtype=torch.bool)
     return state
 
 
@@ -121,6 +123,7 @@ def move(
         span = slice(begin, begin + grad.shape[1])
         old = {name: _part(value, span, size) for name, value in own.items()}
         step = update_chunk(rule, grad, old, pooled)
+        state["touched"][:, span] |= grad != 0
         update = lr * step.update
         if values is not None:
             update -= lr * weight_decay * values[:, span].to(dtype)

@@ -4,8 +4,8 @@ It reads the losses that steps come with. A smoothed loss that has risen far abo
 has found no new lowest for long, shows that the weights do not fit the module (loss-guarded learned
 optimization, Prémont-Schwarz et al. 2022, without their second evaluation a step: minibatch losses
 are too noisy to compare single steps by). After the trained horizon nothing is known of the weights
-at all. In each case Adam takes over, from where the smoothed loss was lowest, at the size of step
-that the learned optimizer had there, annealed from then on.
+at all, and Adam takes over; where they have failed, from the parameters at which the smoothed loss
+was lowest. Its steps are as large as the learned ones were there, and annealed from then on.
 """
 
 import math
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.tensors import log_rms
 
-__all__ = ["Action", "Guard", "adam_"]
+__all__ = ["Action", "Guard", "adam_", "init_tensors"]
 
 _SMOOTHING = 0.8  # of the loss: some five steps
 _FEW = 10  # steps from a beginning, in which the loss may rise by half its size
@@ -28,24 +29,28 @@ _CUT = 0.3  # of Adam's rate, where the loss rises under Adam, too
 _FAILURES = 3  # steps in a row at which something is not finite
 _WINDOW = 10  # steps of Adam that must together earn their price
 _EPS = 1e-4  # of the root mean square
+_TINY, _HUGE = 1e-19, 1e15  # of a gradient whose square is a float32
+_USUAL_RATE = 1e-3  # of Adam, where no learned step has shown its size
 _BETAS = (0.9, 0.99)
 
 _FRESH = {
-    "step": 0,  # steps seen
     "begun": 0,  # step of the first beginning or the last going back
-    "since": -1,  # first step of Adam
+    "adam": -1,  # steps of Adam; -1 before it has taken over
     "failures": 0,  # steps in a row at which something was not finite
+    "losses": 0,  # seen
     "lowest_at": 0,
     "smooth": 0.0,  # not corrected for its start at 0, as in Adam
     "noise": 0.0,
-    "first": math.nan,
+    "first": 0.0,
     "lowest": math.inf,
     "noise_there": 0.0,  # where the smoothed loss was lowest
-    "size": 0.0,  # mean square of the learned update, smoothed alike
+    "size": 0.0,  # mean square of the learned update at lr 1, smoothed alike
+    "weight": 0.0,  # by which it is corrected
     "size_there": 0.0,  # its root, corrected
     "rate": 0.0,  # Adam's, to begin with
-    "window": math.nan,  # the smoothed loss when the last window ended
+    "window": math.inf,  # the smoothed loss when the last window ended
 }
+_SIGNED = ("smooth", "first", "lowest", "window")  # numbers that may be below 0
 
 State = dict[str, Any]
 
@@ -56,12 +61,12 @@ class Action(NamedTuple):
     Attributes:
         remember: Keep a copy of them: the smoothed loss is at its lowest.
         go_back: Return to the copy; the gradient in hand is not that of the parameters then.
-        begins: Whether Adam takes over at this step.
+        takes_over: Why Adam takes over at this step, in words; empty if it does not.
     """
 
     remember: bool = False
     go_back: bool = False
-    begins: bool = False
+    takes_over: str = ""
 
 
 @final
@@ -71,35 +76,43 @@ class Guard:
     Args:
         state: What it remembers, empty before the first step and changed in place, so that it can
             be saved: numbers alone.
+        step: t, updates applied so far.
         horizon: T, steps that the weights were trained for.
         price: c, what a step must gain.
     """
 
-    def __init__(self, state: State, horizon: int, price: float) -> None:
-        self._state, self._horizon, self._price = state, horizon, price
+    def __init__(self, state: State, step: int, horizon: int, price: float) -> None:
+        self._state, self._step, self._horizon, self._price = state, step, horizon, price
         if not state:
-            state |= _FRESH
+            state |= {**_FRESH, "begun": step, "lowest_at": step}
 
     @staticmethod
-    def check(state: object) -> None:
-        """Refuse what is not the state of a guard."""
-        fits = isinstance(state, dict) and all(
-            type(state.get(name)) is type(value) for name, value in _FRESH.items()
+    def check(state: object, step: int) -> None:
+        """Refuse what no guard can have remembered after `step` updates."""
+        fits = (
+            isinstance(state, dict)
+            and state.keys() == _FRESH.keys()
+            and all(type(state[name]) is type(value) for name, value in _FRESH.items())
+            and all(
+                state[name] >= min(value, 0) or name in _SIGNED for name, value in _FRESH.items()
+            )
+            and max(state["begun"], state["lowest_at"], state["adam"]) <= step
+            and all(
+                math.isfinite(state[name]) or state[name] == value for name, value in _FRESH.items()
+            )
+            and math.isfinite(state["lowest"]) == (state["losses"] > 0)
         )
-        require(
-            fits and len(state) == len(_FRESH),  # type: ignore[arg-type]
-            f"the guard's state must hold the numbers {', '.join(_FRESH)}, got {state!r:.100}",
-        )
+        require(fits, f"the guard's state is impossible after {step} steps: {state!r:.400}")
 
     @property
     def has_taken_over(self) -> bool:
         """Whether Adam moves the parameters."""
-        return bool(self._state["since"] >= 0)
+        return bool(self._state["adam"] >= 0)
 
     @property
     def num_adam_steps(self) -> int:
         """Steps of Adam before this one."""
-        return int(self._state["step"] - 1 - self._state["since"])
+        return int(self._state["adam"])
 
     @property
     def rate(self) -> float:
@@ -108,18 +121,17 @@ class Guard:
 
     def observe(self, loss: float | None) -> Action:
         """Begin a step with the loss at the parameters, where it is known."""
-        state = self._state
-        step = state["step"]
-        state["step"] += 1
-        state["failures"] = 0
-        action = Action() if loss is None else self._judge(loss, step)
+        action = Action() if loss is None else self._judge(loss)
         if not self.has_taken_over:
-            if action.go_back or step >= self._horizon:
-                self._take_over(step)
-                return action._replace(begins=True)
-        elif action.go_back:
-            state["rate"] *= _CUT
-        return action
+            why = action.takes_over
+            if self._step >= self._horizon:
+                why = f"after the {self._horizon} steps that they were trained for"
+            if why:
+                self._take_over()
+            return action._replace(takes_over=why)
+        if action.go_back:
+            self._state["rate"] *= _CUT
+        return action._replace(takes_over="")
 
     def fail(self) -> Action:
         """Note that something is not finite at this step.
@@ -128,44 +140,55 @@ class Guard:
         """
         state = self._state
         state["failures"] += 1
-        if state["failures"] < _FAILURES or state["step"] == 0:
+        if state["failures"] < _FAILURES or self._step == 0:
             return Action()
         state["failures"] = 0
+        if state["losses"]:
+            self._begin_again()
+        go_back = state["losses"] > 0  # else the copy is that of the start
         if self.has_taken_over:
             state["rate"] *= _CUT
-            return Action(go_back=True)
-        self._take_over(state["step"])
-        return Action(go_back=True, begins=True)
+            return Action(go_back=go_back)
+        self._take_over()
+        return Action(go_back=go_back, takes_over=f"at step {self._step}, as steps are not finite")
 
-    def note_size(self, mean_square: float) -> None:
-        """Note the mean square of the learned update of this step."""
+    def note_learned_step(self, mean_square: float | None) -> None:
+        """Note a step that was applied, and the mean square of its update at lr 1 if known."""
         state = self._state
+        state["failures"] = 0
+        if mean_square is None:
+            return
         state["size"] += (1 - _SMOOTHING) * (mean_square - state["size"])
-        if state["lowest_at"] == state["step"] - 1:
-            state["size_there"] = math.sqrt(state["size"] / (1 - _SMOOTHING ** state["step"]))
+        state["weight"] += (1 - _SMOOTHING) * (1 - state["weight"])
+        if state["lowest_at"] == self._step or not (state["losses"] and state["size_there"]):
+            state["size_there"] = math.sqrt(state["size"] / state["weight"])
 
-    def wants_to_stop(self) -> bool:
-        """Whether the last steps of Adam have not earned their price, or the horizon has ended."""
+    def note_adam_step(self, *, has_loss: bool) -> bool:
+        """Note a step of Adam; whether the last of them together have not earned their price."""
         state = self._state
-        if state["step"] > self._horizon:
-            return True
-        if self.num_adam_steps % _WINDOW:
+        state["failures"] = 0
+        state["adam"] += 1
+        if not has_loss or (state["adam"] - 1) % _WINDOW:
             return False
-        smooth = state["smooth"] / (1 - _SMOOTHING ** state["step"])
+        smooth = state["smooth"] / self._weight()
         gained = state["window"] - smooth
         state["window"] = smooth
-        return bool(gained < _WINDOW * self._price)  # false for NaN, of the first
+        return bool(gained < _WINDOW * self._price)
 
-    def _judge(self, loss: float, step: int) -> Action:
-        state = self._state
-        weight = 1 - _SMOOTHING ** (step + 1)
-        if math.isnan(state["first"]):
-            state["first"] = loss
-        if step:
-            deviation = abs(loss - state["smooth"] / (1 - _SMOOTHING**step))
+    def _weight(self) -> float:
+        """By which the smoothed loss is corrected for its start at 0."""
+        return float(1 - _SMOOTHING ** self._state["losses"])
+
+    def _judge(self, loss: float) -> Action:
+        state, step = self._state, self._step
+        if state["losses"]:
+            deviation = abs(loss - state["smooth"] / self._weight())
             state["noise"] += (1 - _SMOOTHING) * (deviation - state["noise"])
+        else:
+            state["first"] = loss
+        state["losses"] += 1
         state["smooth"] += (1 - _SMOOTHING) * (loss - state["smooth"])
-        smooth = state["smooth"] / weight
+        smooth = state["smooth"] / self._weight()
         if smooth <= state["lowest"]:
             state["lowest"], state["lowest_at"] = smooth, step
             state["noise_there"] = state["noise"]
@@ -178,32 +201,46 @@ class Guard:
         waits = not self.has_taken_over and step - state["lowest_at"] > _WAIT * self._horizon
         if not (rises or waits):
             return Action()
-        # Begin again at the lowest.
-        state["smooth"], state["noise"] = state["lowest"] * weight, state["noise_there"]
-        state["lowest_at"] = state["begun"] = step
-        return Action(go_back=True)
+        waited = step - state["lowest_at"]
+        self._begin_again()
+        why = "has risen above its lowest" if rises else f"has not fallen for {waited} steps"
+        return Action(go_back=True, takes_over=f"at step {step}, as the loss {why}")
 
-    def _take_over(self, step: int) -> None:
-        self._state["since"], self._state["rate"] = step, self._state["size_there"]
+    def _begin_again(self) -> None:
+        """Go on from where the smoothed loss was lowest."""
+        state = self._state
+        state["smooth"], state["noise"] = state["lowest"] * self._weight(), state["noise_there"]
+        state["lowest_at"] = state["begun"] = self._step
+
+    def _take_over(self) -> None:
+        self._state["adam"], self._state["rate"] = 0, self._state["size_there"] or _USUAL_RATE
+
+
+def init_tensors(param: Tensor, like: Tensor) -> dict[str, Tensor]:
+    """What is remembered of a tensor of N entries: its copy, and Adam's moments as `like`, [N]."""
+    copy = param.detach().clone(memory_format=torch.preserve_format)
+    return {
+        "guard.params": copy,
+        "guard.mean": torch.zeros_like(like, memory_format=torch.contiguous_format),
+        "guard.square": torch.zeros_like(like, memory_format=torch.contiguous_format),
+    }
 
 
 @torch.no_grad()
 def adam_(state: dict[str, Tensor], grad: Tensor, step: int, rate: float) -> Tensor:
-    """Adam's update (Kingma & Ba 2015) of a tensor, shape [N]; its moments lie in `state`.
+    """Adam's update (Kingma & Ba 2015) of a tensor, shape [N].
 
     Args:
-        state: Of the tensor; changed in place.
+        state: See `init_tensors`; changed in place.
         grad: Shape [N].
         step: Steps that Adam has taken.
         rate: Its learning rate.
     """
-    if "guard.mean" not in state:
-        state["guard.mean"] = torch.zeros_like(grad)
-        state["guard.square"] = torch.zeros_like(grad)
+    grad = grad.clamp(-_HUGE, _HUGE)
     first, second = _BETAS
     mean = state["guard.mean"].lerp_(grad, 1 - first)
     square = state["guard.square"].lerp_(grad.square(), 1 - second)
     root = (square / (1 - second ** (step + 1))).sqrt_()
     # In units of the gradient itself, which may have any size.
-    root += _EPS * root.square().mean().sqrt() + torch.finfo(root.dtype).tiny
+    root += _EPS * log_rms(root).exp() + _TINY
     return mean.div(root).mul_(-rate / (1 - first ** (step + 1)))

@@ -2,19 +2,22 @@
 
 import contextlib
 import copy
+import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.tensors import is_plain
 from haltwise.halting.posteriors import Posterior
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.torch_optim.chunks import (
@@ -25,7 +28,7 @@ from haltwise.interfaces.torch_optim.chunks import (
     pool,
     working_dtype,
 )
-from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_
+from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_, init_tensors
 from haltwise.models.files import fingerprint
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
@@ -38,6 +41,8 @@ __all__ = ["LearnedOptimizer"]
 
 _NONFINITE = ("skip", "raise")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_FRESH = {"step": 0, "skipped": 0, "judged": 0}
+_JUDGED = ("session", "outputs", "stop")
 
 Weights = str | Path | OptimizerModel
 Group = dict[str, Any]
@@ -72,16 +77,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
     Each parameter group is one problem: what the rule pools over coordinates (scale and mean of
     the gradient) and what the halter judges is taken over the group's tensors together, so
     two groups of half the parameters do not move as one group of all. Tensors without a gradient
-    are left out of a step: they neither move nor count.
+    are left out of a step: they neither move nor count. Coordinates whose gradient has been zero
+    ever since, as of a token that never came, stay where they are.
 
     Halting reads the loss. Pass it to every step, as `step(loss=loss)` or through a closure; the
     same, averaged loss on every process if there are several, or they will stop apart. Without it
     the parameters move all the same, but `should_stop` and `halting_posterior` are refused.
 
-    State is kept in float32, in float64 for float64 parameters: 8 L H + 8 bytes a parameter in
-    float32 for an LSTM of L layers of H units, so 328 for the usual two of 20. A step needs,
-    besides, memory for `chunk_size` coordinates. Parameters that are sharded over processes are
-    not supported: each would normalise by its own shard.
+    State is kept in float32, in float64 for float64 parameters: 8 L H + 9 bytes a parameter in
+    float32 for an LSTM of L layers of H units, so 329 for the usual two of 20, and 12 for the
+    guard. A step needs, besides, memory for `chunk_size` coordinates and for the largest tensor.
+    Parameters that are sharded over processes are not supported: each would normalise by its own
+    shard.
 
     Args:
         params: Tensors, named tensors or groups, as any `torch.optim.Optimizer` takes them.
@@ -89,7 +96,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             its own.
         lr: Multiplies the update; 1 is what was meta-trained. For schedulers.
         weight_decay: Decoupled, as in AdamW: a step takes `lr * weight_decay * param` off a
-            parameter, beside the learned update, which does not see it.
+            parameter, beside the learned update, which does not see it; under Adam, times Adam's
+            own rate.
         maximize: Whether the loss is to be increased.
         price: c, what a step must gain, in units of the loss; None is what the weights were
             meta-trained for.
@@ -99,8 +107,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         chunk_size: Coordinates moved at once; more is faster on an accelerator and takes memory.
         guard: Whether Adam takes over, with a word of warning, where the weights fail: where the
             loss rises far above its lowest or falls no more, from the parameters at its lowest;
-            where steps are not finite; and after the horizon that they were trained for. Needs a
-            copy of the parameters, and the loss for all but the last.
+            where steps are not finite and skipped; and after the horizon that they were trained
+            for. Needs a copy of the parameters, and the loss for all but the last.
 
     Raises:
         InputError: A setting or a parameter is impossible, or there are no such weights.
@@ -149,6 +157,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         group = dict(param_group)
         weights = group.get("weights", self.defaults["weights"])
+        require(
+            isinstance(weights, Weights),
+            f"weights must be a name, a path or an OptimizerModel, got {weights!r:.100}; a "
+            "learning rate is given by its name, as lr=0.5",
+        )
         if isinstance(weights, OptimizerModel):  # copied: meta-training may go on
             model, group["weights"] = copy.deepcopy(weights), "OptimizerModel"
         else:
@@ -163,11 +176,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             raise
 
     def _check(self, group: Group) -> None:
-        for name in ("lr", "weight_decay"):
-            require(group[name] >= 0, f"{name} must be at least 0, got {group[name]}")
-        price = group["price"]
-        require(price is None or price > 0, f"price must be above 0, got {price}")
+        _check_settings(group)
         for number, param in enumerate(group["params"]):
+            require(
+                is_plain(param),
+                f"{_name(group, number)} is a {type(param).__name__} on {param.device}, which is "
+                "not whole and in memory; sharded (FSDP, DTensor), lazy and meta parameters are "
+                "not supported: replicate the module (DistributedDataParallel) or initialize it",
+            )
             require(
                 param.dtype in _DTYPES and param.layout == torch.strided,
                 f"{_name(group, number)} is a {param.layout} tensor of {param.dtype}; only dense "
@@ -229,9 +245,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            InputError: A gradient is sparse, something is not finite and `nonfinite` is "raise",
-                or the loss is no single number or given twice.
+            InputError: A gradient is sparse, a parameter has another size, device or precision
+                than at its last step, something is not finite and `nonfinite` is "raise", or the
+                loss is no single number or given twice.
         """
+        require(
+            closure is None or callable(closure),
+            "the loss is given to step() by its name: write step(loss=loss)",
+        )
         returned = None
         if closure is not None:
             require(loss is None, "give step() a closure or a loss, not both")
@@ -247,38 +268,50 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _step(self, loss: Tensor | None) -> None:
         problems = [found for group in self.param_groups if (found := self._survey(group))]
-        pooled = [value for _, _, parts in problems for part in parts for value in part.pooled]
-        if not _are_finite(pooled if loss is None else [*pooled, loss]):
-            self._fail(problems, "the loss or a gradient is")
+        if loss is None and all(map(_is_dummy, problems)):
+            return
+        seen = [] if loss is None else [loss]
+        pooled = [
+            [value for part in problem.parts for value in part.pooled] for problem in problems
+        ]
+        if not _are_finite([*seen, *chain(*pooled)]):
+            self._fail(problems, [[*seen, *own] for own in pooled], "the loss or a gradient is")
             return
         followed = [problem for problem in problems if self._is_followed(problem, loss)]
         moved = [self._move(problem) for problem in followed]
-        finite = _are_finite([products[:, 1, 1] for _, products in moved])
+        squares = [[products[:, 1, 1]] for _, products in moved]
+        finite = _are_finite([*chain(*squares)])
         self._apply(followed, finite=finite)
         if not finite:
-            self._fail(followed, "an update is")
+            self._fail(followed, squares, "an update is")
             return
         for problem, (readout, products) in zip(followed, moved, strict=True):
-            problem.record["step"] += 1
             if self.guard:
-                dim = sum(_num_coordinates(part.params) for part in problem.parts)
-                self._guard_of(problem).note_size(float(products[0, 1, 1]) / dim)
+                lr = float(problem.group["lr"])
+                dim = _num_coordinates(problem.params)
+                size = float(products[0, 1, 1]) / dim / lr**2 if lr else None
+                self._guard_of(problem).note_learned_step(size)
+            problem.record["step"] += 1
             if loss is not None:
                 self._judge(problem, loss, readout, products)
+        for group, record in self._records() if self.guard else ():
+            if "stop" in record and record["step"] >= self._models[group["digest"]].card.horizon:
+                record["stop"] = torch.ones_like(record["stop"])
 
     # ------------------------------------------------------------------------------------- guard
 
     def _guard_of(self, problem: _Problem) -> Guard:
         card = self._models[problem.group["digest"]].card
         price = problem.group["price"]
-        state = problem.record.setdefault("guard", {})
-        return Guard(state, card.horizon, card.price if price is None else price)
+        state, step = problem.record.setdefault("guard", {}), problem.record["step"]
+        return Guard(state, step, card.horizon, card.price if price is None else price)
 
-    def _fail(self, problems: list[_Problem], what: str) -> None:
-        """Give a step up in which something was not finite."""
-        if self.guard:
-            for problem in problems:
-                self._obey(problem, self._guard_of(problem).fail())
+    def _fail(self, problems: list[_Problem], values: list[list[Tensor]], what: str) -> None:
+        """Give a step up; those problems failed of whose `values` one is not finite."""
+        if self.guard and self.nonfinite == "skip":
+            for problem, own in zip(problems, values, strict=True):
+                if not _are_finite(own):
+                    self._obey(problem, self._guard_of(problem).fail())
         self._reject(problems, what)
 
     def _is_followed(self, problem: _Problem, loss: Tensor | None) -> bool:
@@ -291,35 +324,31 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._obey(problem, action)
         if not guard.has_taken_over:
             return True
-        if not action.go_back:
+        if not action.go_back:  # the gradient is that of other parameters
             for param in problem.params:
                 self._move_by_adam(param, group, guard)
+            stops = guard.note_adam_step(has_loss=loss is not None)
+            if "stop" in record:
+                record["stop"] = record["stop"] | stops
         record["step"] += 1
-        if loss is not None:
-            record["judged"] += 1
-            record["stop"] = torch.tensor([guard.wants_to_stop() or bool(record.get("stop"))])
+        record["judged"] += loss is not None
         return False
 
     def _obey(self, problem: _Problem, action: Action) -> None:
-        for param in problem.params:
-            state = self.state[param]
-            if action.remember:
-                state["guard.params"] = param.detach().clone()
-            elif action.go_back and "guard.params" in state:
-                param.copy_(state["guard.params"])
-        if action.begins:
-            group, step = problem.group, problem.record["step"]
-            horizon = self._models[group["digest"]].card.horizon
-            why = (
-                f"after the {horizon} steps that they were trained for"
-                if step >= horizon
-                else f"at step {step}, as the loss no longer falls"
-            )
+        # All of the group's, for some may have no gradient at this step but had one before.
+        for param in problem.group["params"]:
+            kept = self.state[param].get("guard.params") if param in self.state else None
+            if kept is not None and action.remember:
+                kept.copy_(param)
+            elif kept is not None and action.go_back:
+                param.copy_(kept)
+        if action.takes_over:
             warnings.warn(
-                f"Adam takes over from the weights {group['weights']!r} {why}, with a learning "
-                "rate that falls from now on; to follow the weights all the same give guard=False",
+                f"Adam takes over from the weights {problem.group['weights']!r} "
+                f"{action.takes_over}, with a learning rate that falls from now on; to follow the "
+                "weights all the same give guard=False",
                 FitWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _move_by_adam(self, param: Tensor, group: Group, guard: Guard) -> None:
@@ -338,6 +367,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params: list[Tensor] = group["params"]
         by_leaf: dict[int, list[Tensor]] = {}
         for number, (param, leaf) in enumerate(zip(params, self._leaf_of_each(group), strict=True)):
+            self._check_unchanged(group, number)
             if param.grad is None or param.numel() == 0:
                 continue
             require(
@@ -346,16 +376,49 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "learned optimizers do not support; make it dense, as by sparse=False of an "
                 "embedding",
             )
+            require(
+                param.grad.shape == param.shape and param.grad.device == param.device,
+                f"the gradient of {_name(group, number)} is of shape {list(param.grad.shape)} on "
+                f"{param.grad.device}; compute it anew after a change of the parameter",
+            )
             by_leaf.setdefault(leaf, []).append(param)
         if not by_leaf:
             return None
-        fresh = {"step": 0, "skipped": 0, "judged": 0}
-        record = self.state[params[0]].setdefault("group", fresh)
+        for leaf, own in by_leaf.items():
+            for param in own:
+                rule, _ = leaves(self._cast(group, param).rule, _num_coordinates(params))[leaf]
+                if "signals.grad" not in self.state[param]:
+                    self.state[param] |= init_state(rule, param)
+        for param in params if self.guard else ():
+            state = self.state.get(param, {})
+            if "signals.grad" in state and "guard.params" not in state:
+                state |= init_tensors(param, state["signals.grad"][0])
+        # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
+        record = self.state[params[0]].setdefault("group", ({**_FRESH},))[0]
         parts = [
             _Part(leaf, own, pool(own, self.chunk_size, maximize=group["maximize"]))
             for leaf, own in by_leaf.items()
         ]
-        return _Problem(group, record, parts)
+        problem = _Problem(group, record, parts)
+        if self.guard:
+            self._guard_of(problem)  # makes its state
+        return problem
+
+    def _check_unchanged(self, group: Group, number: int) -> None:
+        """Refuse a parameter that no longer is what its state is of."""
+        param: Tensor = group["params"][number]
+        state = self.state.get(param, {})
+        kept = state.get("signals.grad")
+        if kept is None:
+            return
+        now = param.numel(), param.device, working_dtype(param)
+        require(
+            now == (kept.numel(), kept.device, kept.dtype)
+            and param.shape == state.get("guard.params", param).shape,
+            f"{_name(group, number)} has {now[0]} entries on {now[1]} to be moved in {now[2]}, but "
+            f"its state is of {kept.numel()} on {kept.device} in {kept.dtype}; resize, reshape and "
+            "move parameters before the optimizer is built",
+        )
 
     def _reject(self, problems: list[_Problem], what: str) -> None:
         """Count a step in which something was not finite, or raise."""
@@ -391,13 +454,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             total = torch.zeros((), device=device)
             for param in params:
                 rule, _ = leaves(self._cast(group, param).rule, dim)[leaf]
-                state = self.state[param]
-                if "signals.grad" not in state:
-                    state.update(init_state(rule, param))
                 moved = move(
                     rule,
                     param,
-                    state,
+                    self.state[param],
                     pooled,
                     lr=float(group["lr"]),
                     weight_decay=group["weight_decay"],
@@ -411,10 +471,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _apply(self, problems: list[_Problem], *, finite: bool) -> None:
         """Add the displacements to the parameters, or forget them where one is not finite."""
-        for param in (param for problem in problems for param in problem.params):
-            update = self.state[param]["signals.update"]
+        for group, param in ((each.group, param) for each in problems for param in each.params):
+            state = self.state[param]
+            update, touched = (
+                state[name].view(param.shape) for name in ("signals.update", "touched")
+            )
             if finite:
-                param.add_(update.view(param.shape))
+                decay = float(group["lr"]) * group["weight_decay"]
+                # The halter was trained on updates of all coordinates and is shown them.
+                param.add_(torch.where(touched, update, -decay * param if decay else 0.0))
             else:
                 update.zero_()
 
@@ -422,24 +487,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _judge(self, problem: _Problem, loss: Tensor, readout: Tensor, products: Tensor) -> None:
         """Decide whether another step is worth its price, if that can be known."""
-        group, record, parts = problem
+        group, record, _ = problem
         step = record["step"] - 1
         record["judged"] += 1
-        card = self._models[group["digest"]].card
-        if record["judged"] <= step or CostUnit.GRADIENTS not in card.policies:
+        if record["judged"] <= step or not self._can_judge(group):
             return
         like = _head_of(group)
-        halting = self._cast(group, like).halting
         value = loss.to(like.device, working_dtype(like)).reshape(1)
         if group["maximize"]:
             value = -value
-        dim = sum(_num_coordinates(part.params) for part in parts)
         products = products.to(like.device)
+        dim = _num_coordinates(problem.params)
         signals = combine_products(step, value.to(products), products, dim).to(value)
-        price = card.price if group["price"] is None else group["price"]
-        session = HaltingSession(
-            halting.policy(CostUnit.GRADIENTS), torch.full_like(value, price), halting
-        )
+        session = self._new_session(group)
         if step:
             session.restore(record["session"])
         log_grad_norm = signals[:, SIGNALS.index("log_grad")]
@@ -453,6 +513,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             name: torch.cat([*([record["outputs"][name]] if step else []), new.unsqueeze(1)], 1)
             for name, new in outputs.items()
         }
+
+    def _can_judge(self, group: Group) -> bool:
+        return CostUnit.GRADIENTS in self._models[group["digest"]].card.policies
+
+    def _new_session(self, group: Group) -> HaltingSession:
+        like = _head_of(group)
+        halting = self._cast(group, like).halting
+        price = halting.card.price if group["price"] is None else group["price"]
+        prices = torch.full((1,), price, dtype=working_dtype(like), device=like.device)
+        return HaltingSession(halting.policy(CostUnit.GRADIENTS), prices, halting)
 
     @property
     def steps_taken(self) -> int:
@@ -469,8 +539,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Whether every group has asked to stop, at the last step or before; its update is applied.
 
         The decision is about the next gradient: it is forecast not to be worth its price. Where
-        Adam has taken over, ten of its steps together have not earned theirs; and after the trained
-        horizon it is always true.
+        Adam has taken over, ten of its steps together have not earned theirs; and where there is a
+        guard, the trained horizon has ended.
 
         Raises:
             InputError: It is not known: a step came without the loss, or the weights were
@@ -481,7 +551,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def halting_posterior(self) -> tuple[Posterior, ...]:
-        """q(t | x, T) over 0..T, T the steps taken, of each group that has taken one.
+        """q(t | x, T) over 0..T, T the learned steps taken, of each group that has taken one.
 
         Each is a batch of one problem, of the kind that the weights were meta-trained with, as
         theta_0..theta_{T-1} were judged with their gradients in hand. It is a stream: every step
@@ -505,7 +575,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for param in group["params"][:1]:
                 if "group" in self.state.get(param, {}):
-                    yield group, self.state[param]["group"]
+                    yield group, self.state[param]["group"][0]
 
     def _judged(self) -> list[tuple[Group, Record]]:
         """The groups that have taken a step, if halting is known of all of them."""
@@ -539,8 +609,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             state_dict: From `state_dict`; copied.
 
         Raises:
-            InputError: It is another kind of optimizer's, its weights are others or its tensors
-                have other sizes.
+            InputError: It is another kind of optimizer's, its weights are others, or it is no
+                state of these parameters: an entry is missing, has another shape or precision, or
+                is impossible.
             ValueError: It has other parameter groups.
         """
         taken: list[dict[str, Any]] = []
@@ -562,7 +633,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             after.remove()
 
     def _check_state(self, given: dict[str, Any]) -> None:
-        """Raise unless `given` fits weights and parameters; PyTorch checks their numbers."""
+        """Raise unless `given` fits weights and parameters; PyTorch checks how many there are."""
         for own, other in zip(self.param_groups, given["param_groups"], strict=False):
             require(
                 "digest" in other,
@@ -575,14 +646,76 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 f"{other['digest'][:12]}, but this optimizer has {own['weights']!r} of digest "
                 f"{own['digest'][:12]}; build it with the same weights",
             )
-            for number, param in enumerate(own["params"][: len(other["params"])]):
-                state = given["state"].get(other["params"][number], {})
-                size = state["signals.grad"].numel() if "signals.grad" in state else param.numel()
-                require(
-                    size == param.numel(),
-                    f"the state of {_name(own, number)} is for {size} entries, but it has "
-                    f"{param.numel()}; build the optimizer for the same model",
-                )
+            require(
+                self.defaults.keys() <= other.keys(),
+                f"a parameter group of the state lacks {self.defaults.keys() - other.keys()}; load "
+                "one that state_dict() gave",
+            )
+            _check_settings(other)
+            if len(own["params"]) == len(other["params"]):
+                states = [given["state"].get(key, {}) for key in other["params"]]
+                self._check_group(own, {**own, **other, "params": own["params"]}, states)
+
+    def _check_group(self, group: Group, other: Group, states: list[dict[str, Any]]) -> None:
+        """Raise unless all entries are those of a fresh state, with possible values."""
+        params = group["params"]
+        if not any(states):
+            return
+        name = f"the group of {_name(group, 0)}"
+        held: Any = states[0].get("group")
+        require(
+            isinstance(held, tuple) and len(held) == 1 and isinstance(held[0], dict),
+            f"the state lacks the steps of {name}; load one that state_dict() gave",
+        )
+        self._check_record(name, held[0], other)
+        rules = leaves(self._models[group["digest"]].rule, _num_coordinates(params))
+        for number, leaf in enumerate(self._leaf_of_each(group)):
+            param = params[number]
+            state = {name: value for name, value in states[number].items() if name != "group"}
+            if not state:
+                continue
+            fresh = init_state(rules[leaf][0], param.detach().to("meta"))
+            if "guard" in held[0]:
+                fresh |= init_tensors(param.detach().to("meta"), fresh["signals.grad"][0])
+            _check_entries(_name(group, number), state, fresh)
+
+    def _check_record(self, name: str, record: Record, group: Group) -> None:
+        counts = {key: record.get(key) for key in _FRESH}
+        require(
+            all(type(count) is int and count >= 0 for count in counts.values())
+            and record["judged"] <= record["step"]
+            and record.keys() <= {*_FRESH, *_JUDGED, "guard"},
+            f"the state of {name} is impossible: {counts} and {sorted(record.keys() - counts)}",
+        )
+        if "guard" in record:
+            Guard.check(record["guard"], record["step"])
+        judged = self._can_judge(group) and record["judged"] == record["step"] > 0
+        if not judged and not record.keys() & set(_JUDGED):
+            return
+        require(
+            set(_JUDGED) <= record.keys() and self._can_judge(group),
+            f"the state of {name} lacks {sorted(set(_JUDGED) - record.keys())}, on which its stop "
+            "depends; load one that state_dict() gave",
+        )
+        session = self._new_session(group)
+        zeros = torch.zeros_like(session.price)
+        rule = self._models[group["digest"]].rule
+        signals, readout = (zeros.new_zeros(1, n) for n in (len(SIGNALS), rule.readout_size))
+        decision = session.observe(StepObservation(0, zeros, zeros, signals, readout))
+        _check_entries(name, record["session"], session.state())
+        _check_entries(name, {"stop": record["stop"]}, {"stop": decision.stop})
+        outputs, length = record["outputs"], 0
+        if isinstance(outputs, dict) and all(isinstance(one, Tensor) for one in outputs.values()):
+            length = min((one.shape[1] for one in outputs.values() if one.ndim > 1), default=0)
+        require(
+            0 < length <= record["judged"] or outputs == {},  # of weights without halting
+            f"the state of {name} has outputs of {length} steps, of {record['judged']} judged",
+        )
+        fresh = {
+            key: one.unsqueeze(1).expand(-1, length, *one.shape[1:])
+            for key, one in decision.observation.outputs.items()
+        }
+        _check_entries(name, outputs, fresh)
 
     def _restore(self, given: dict[str, Any]) -> None:
         for group, other in zip(self.param_groups, given["param_groups"], strict=True):
@@ -591,9 +724,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     continue
                 state = dict(given["state"][key])
                 record = state.pop("group", None)
-                self.state[param] = _copy_to(param, state)
+                self.state[param] = _copy_to(param.device, state)
                 if record is not None:
-                    self.state[param]["group"] = _copy_to(_head_of(group), record)
+                    self.state[param]["group"] = (_copy_to(_head_of(group).device, record[0]),)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("nonfinite", "chunk_size", "guard", "_models")
@@ -612,9 +745,61 @@ def _head_of(group: Group) -> Tensor:
 
 def _name(group: Group, number: int) -> str:
     """A parameter in words."""
-    shape = list(group["params"][number].shape)
-    names = group.get("param_names")
-    return f"parameter {names[number]!r}" if names else f"parameter {number} of shape {shape}"
+    param, names = group["params"][number], group.get("param_names")
+    if names:
+        return f"parameter {names[number]!r}"
+    return f"parameter {number}" + ("" if is_lazy(param) else f" of shape {list(param.shape)}")
+
+
+def _check_settings(group: Group) -> None:
+    for name, least in (("lr", 0), ("weight_decay", 0), ("price", None)):
+        value = group[name]
+        if value is None and name == "price":
+            continue
+        single = isinstance(value, int | float) or (
+            isinstance(value, Tensor) and value.numel() == 1
+        )
+        bound = "above 0" if least is None else "at least 0"
+        require(
+            single and (value > 0 or value == least) and math.isfinite(value),
+            f"{name} must be {bound}, got {value!r}; give a finite number",
+        )
+
+
+def _is_dummy(problem: _Problem) -> bool:
+    """Whether this is a group's first step and nothing is to be seen or moved in it.
+
+    Tools take such a step to have the states made, as torch.distributed.checkpoint does.
+    """
+    group, record, _ = problem
+    decays = float(group["lr"]) * group["weight_decay"] != 0
+    shows = any(each.grad is not None and bool(each.grad.any()) for each in problem.params)
+    return record["step"] == 0 and not decays and not shows
+
+
+def _check_entries(name: str, state: object, fresh: dict[str, Tensor]) -> None:
+    """Refuse a state whose entries differ in name, kind, shape or dtype from a fresh one's."""
+    names = state.keys() if isinstance(state, dict) else ()
+    require(
+        isinstance(state, dict) and names == fresh.keys(),
+        f"the state of {name} must have the entries {sorted(fresh)}, got {sorted(names)}; build "
+        "the optimizer as it was built when the state was taken",
+    )
+    assert isinstance(state, dict)
+    for key, like in fresh.items():
+        value = state[key]
+        require(
+            isinstance(value, Tensor)
+            and is_plain(value)
+            and (value.shape, value.dtype, value.layout) == (like.shape, like.dtype, like.layout),
+            f"the entry {key!r} of the state of {name} must be a {like.dtype} tensor of shape "
+            f"{list(like.shape)}, got "
+            + (f"{value.dtype}, {list(value.shape)}" if isinstance(value, Tensor) else repr(value))
+            + "; build the optimizer for the same model in the same precision",
+        )
+        # A rule of one's own may hold infinities.
+        bad = value.isnan() if key.startswith("rule.") else ~value.isfinite()
+        require(not bad.any(), f"the entry {key!r} of the state of {name} is not finite")
 
 
 def _are_finite(values: list[Tensor]) -> bool:
@@ -637,11 +822,10 @@ def _as_scalar(loss: Tensor | float) -> Tensor:
     return value.reshape(())
 
 
-def _copy_to(param: Tensor, value: Any) -> Any:
-    """A deep copy where `param` is, numbers in its working dtype."""
+def _copy_to(device: torch.device, value: Any) -> Any:
+    """A deep copy of a tensor or a dictionary on a device."""
     if isinstance(value, Tensor):
-        dtype = working_dtype(param) if value.is_floating_point() else value.dtype
-        return value.to(param.device, dtype, copy=True)
+        return value.to(device, copy=True)
     if isinstance(value, dict):
-        return {name: _copy_to(param, entry) for name, entry in value.items()}
+        return {name: _copy_to(device, entry) for name, entry in value.items()}
     return value
