@@ -1,6 +1,7 @@
 """Small helpers for tensors and dataclasses of them."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ __all__ = [
     "require_like",
     "select_state",
     "sub_state",
+    "undisturbed",
     "widened",
 ]
 
@@ -72,6 +74,28 @@ def flush_negligible(value: Tensor, *dims: int) -> Tensor:
     size = value.abs()
     least = size.amax(dims, keepdim=True) * torch.finfo(value.dtype).eps ** 2
     return value.masked_fill(size < least, 0)
+
+
+@contextlib.contextmanager
+def undisturbed(*, grad: bool = False, on_cpu: bool = False) -> Iterator[None]:
+    """Compute as if the caller had set neither inference mode nor autocast nor a mode of gradients.
+
+    Also a decorator. Tensors made in inference mode could not be changed in place outside of it.
+
+    Args:
+        grad: Whether gradients are recorded.
+        on_cpu: Whether the default device is the CPU; no code of the user's may run that expects
+            another.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if on_cpu and torch.get_default_device().type != "cpu":  # it slows every operation
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 def widened(value: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.record import record
 from haltwise.stop_rules import CostUnit, costs, decisions
-from haltwise.tasks.base import TaskBatch, TaskFamily
+from haltwise.tasks.base import TaskBatch, TaskFamily, ask
 from haltwise.tasks.module import ModuleBatch
 from haltwise.training.gradients import Pathwise
 from haltwise.training.phases import MetaObjective
@@ -112,7 +112,7 @@ def _check_rule(
     saturated: dict[str, list[float]] = {}
     params, state = batch.start, rule.init(batch.start)
     for step in range(num_steps):
-        grad = batch.observe(params, step).grad
+        grad = ask(batch.observe, params, step).grad
         for gate, share in _saturated(rule, grad, state):
             saturated.setdefault(gate, []).append(share)
         update, _, state = rule.update(grad, state)

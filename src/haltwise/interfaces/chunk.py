@@ -218,7 +218,7 @@ class Chunk:
             chosen = unseen & (self.at == step) if self._batch.stochastic else unseen
             index = chosen.nonzero().squeeze(1)
             if len(index):
-                part = self._batch.select(index)
+                part = self._watched.select(index)
                 self.loss[index] = part.observe_loss(self.params[index], step)
 
     def _return_best(self) -> None:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.tensors import undisturbed
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.run import price_of_each, warn_of_prices
 from haltwise.models.files import fingerprint
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
@@ -26,6 +28,7 @@ __all__ = ["HaltingMonitor"]
 _STATE = (
     "steps", "reason", "lowest", "improved", "observed", "memory", "products", "signals", "scores",
 )  # fmt: skip
+_SEEN = torch.float32
 _CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
 
 Model = nn.Module | Iterable[Tensor]
@@ -101,9 +104,8 @@ class HaltingMonitor:
             f"{name} reads the hidden state of its own optimizer, so it cannot judge another; "
             "train a monitor on recorded runs of this loop with haltwise train-monitor",
         )
-        price = card.price if price is None else price
-        require(price > 0, f"price must be above 0, got {price}")
-        self._price = torch.tensor([float(price)])
+        self._price = price_of_each(model, price, 1, torch.zeros((), dtype=_SEEN, device="cpu"))
+        warn_of_prices(model, self._price, 2)
         self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
         # A stop at call t leaves a recorded loop where it is then, t rounds after the first
         # decision: it counts updates. Other models were trained for asking before the gradient.
@@ -128,6 +130,7 @@ class HaltingMonitor:
         monitor.start()
         return monitor
 
+    @undisturbed(on_cpu=True)
     def start(self, model: Model | None = None) -> None:
         """Begin a run, at the parameters as they are; a run recorded before it is written.
 
@@ -180,7 +183,7 @@ class HaltingMonitor:
         """
         return self._improved
 
-    @torch.no_grad()
+    @undisturbed(on_cpu=True)
     def look(self, model: Model) -> None:
         """Take parameters and gradients now; the next `update` is given the loss alone.
 
@@ -211,7 +214,7 @@ class HaltingMonitor:
             total += _measure(param, memory, with_gradient=self._observed == "gradients").cpu()
         self._products = total
 
-    @torch.no_grad()
+    @undisturbed(on_cpu=True)
     def update(
         self,
         loss: Tensor | float,
@@ -285,12 +288,13 @@ class HaltingMonitor:
         if score is not None:
             self._scores.append(_number(score, "score"))
 
+    @undisturbed(on_cpu=True)
     def close(self) -> None:
         """Write the run that was recorded; nothing if there is none or it is written."""
         if self._directory is None or not self._signals:
             return
         assert self._observed is not None
-        scores = torch.tensor(self._scores) if self._scores else None
+        scores = torch.tensor(self._scores, dtype=torch.float32) if self._scores else None
         save_run(self._directory, torch.cat(self._signals), scores, self._observed, self._name)
         self._signals, self._scores = [], []
 

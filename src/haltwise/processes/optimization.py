@@ -11,7 +11,7 @@ from haltwise.processes.base import Process, ProcessStep, State
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import init_signals, measure_signals
 from haltwise.processes.units import Units
-from haltwise.tasks.base import TaskBatch
+from haltwise.tasks.base import TaskBatch, ask
 from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["OptimizationProcess"]
@@ -45,7 +45,7 @@ class OptimizationProcess(Process):
     @torch.no_grad()
     def step(self, step: int, state: State) -> ProcessStep:
         params = state["params"]
-        loss, grad = self.batch.observe(params, step)
+        loss, grad = ask(self.batch.observe, params, step)
         seen, scale = loss, None
         if self.units is not None:
             scale = self.units.loss
@@ -71,7 +71,7 @@ class OptimizationProcess(Process):
         return state["params"]
 
     def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
-        return self.batch.score(state["params"], step).excess
+        return ask(self.batch.score, state["params"], step).excess
 
     def select(self, index: Tensor) -> "OptimizationProcess":
         units = None if self.units is None else self.units.select(index)

@@ -171,7 +171,9 @@ def _stops(
 
 def _prices(middle: float, spread: float) -> list[float]:
     """The prices of the slider: those that were seen in training, and some more around one."""
-    exponents = torch.linspace(-1, 1, _NUM_PRICES if spread > 1 else 1).tolist()
+    exponents = torch.linspace(
+        -1, 1, _NUM_PRICES if spread > 1 else 1, dtype=torch.float32
+    ).tolist()
     return [float(f"{middle * spread**exponent:.3g}") for exponent in exponents]
 
 
@@ -195,7 +197,7 @@ def _contours(problem: TaskBatch, path: Tensor) -> dict[str, Any]:
     low, high = points.amin(0), points.amax(0)
     room = 0.15 * (high - low).clamp_min(0.2 * (high - low).amax().clamp_min(1e-3))
     first, second = (
-        torch.linspace(float(start), float(end), _GRID)
+        torch.linspace(float(start), float(end), _GRID, dtype=torch.float32)
         for start, end in zip(low - room, high + room, strict=True)
     )
     grid = torch.cartesian_prod(first, second).to(path)

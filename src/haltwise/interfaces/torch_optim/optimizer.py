@@ -1,7 +1,7 @@
 """A learned optimizer behind the interface of `torch.optim`."""
 
-import contextlib
 import copy
+import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +15,11 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.settings import real_number, whole_number
+from haltwise._core.tensors import undisturbed
 from haltwise.halting.posteriors import Posterior
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.run import price_of_each, warn_of_prices
 from haltwise.interfaces.torch_optim.chunks import (
     UpdateStatistics,
     init_state,
@@ -129,9 +132,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         guard: bool = True,
     ) -> None:
         require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
-        require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
         self.nonfinite = nonfinite
-        self.chunk_size, self.guard = chunk_size, guard
+        self.chunk_size, self.guard = whole_number("chunk_size", chunk_size), guard
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
@@ -164,9 +166,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _check(self, group: Group) -> None:
         for name in ("lr", "weight_decay"):
-            require(group[name] >= 0, f"{name} must be at least 0, got {group[name]}")
-        price = group["price"]
-        require(price is None or price > 0, f"price must be above 0, got {price}")
+            value = real_number(name, group[name])
+            require(0 <= value < math.inf, f"{name} must be at least 0 and finite, got {value}")
         for number, param in enumerate(group["params"]):
             require(
                 param.dtype in _DTYPES and param.layout == torch.strided,
@@ -174,6 +175,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "tensors of real floating-point numbers can be optimized (view complex ones by "
                 "torch.view_as_real)",
             )
+            require(
+                not param.is_inference(),
+                f"{_name(group, number)} was made in inference mode, so it has no gradients and "
+                "cannot be changed; make it outside of torch.inference_mode()",
+            )
+        if group["price"] is not None:
+            halting = self._models[group["digest"]].halting
+            like = torch.zeros((), dtype=working_dtype(_head_of(group)), device="cpu")
+            price = price_of_each(halting, group["price"], 1, like)
+            warn_of_prices(halting, price, 4)
+            group["price"] = price.item()
         self._leaf_of_each(group)
 
     def _leaf_of_each(self, group: Group) -> list[int]:
@@ -237,11 +249,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             require(loss is None, "give step() a closure or a loss, not both")
             with torch.enable_grad():
                 returned = loss = closure()
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            for device in {
-                param.device.type for group in self.param_groups for param in group["params"]
-            }:
-                stack.enter_context(torch.autocast(device, enabled=False))
+        with undisturbed():
             self._step(None if loss is None else _as_scalar(loss))
         return returned
 
@@ -628,7 +636,10 @@ def _num_coordinates(params: Iterable[Tensor]) -> int:
 
 
 def _as_scalar(loss: Tensor | float) -> Tensor:
-    value = torch.as_tensor(loss).detach()
+    if isinstance(loss, Tensor):
+        value = loss.detach()
+    else:  # as exact as Python's
+        value = torch.tensor(real_number("the loss", loss), dtype=torch.float64, device="cpu")
     require(
         value.numel() == 1 and not value.is_complex(),
         f"the loss must be a single real number, got {value.dtype} of shape {list(value.shape)}; "
