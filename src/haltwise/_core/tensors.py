@@ -5,12 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import InputError, require
 
 __all__ = [
+    "copied_array",
     "flush_negligible",
     "log_rms",
     "map_tensors",
@@ -96,6 +99,14 @@ def undisturbed(*, grad: bool = False, on_cpu: bool = False) -> Iterator[None]:
         if on_cpu and torch.get_default_device().type != "cpu":  # it slows every operation
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+def copied_array(value: npt.NDArray[Any], name: str) -> Tensor:
+    """The tensor of a NumPy array; it does not share its memory, which may be read-only."""
+    try:
+        return torch.tensor(np.ascontiguousarray(value))
+    except TypeError as error:
+        raise InputError(f"{name} must hold numbers, got an array of {value.dtype}") from error
 
 
 def widened(value: Tensor) -> Tensor:

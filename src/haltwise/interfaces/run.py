@@ -122,9 +122,9 @@ def price_of_each(
     bad = ~((given > 0) & given.isfinite())
     require(
         not bad.any(),
-        f"every price must be above 0 and finite in {str(given.dtype).removeprefix('torch.')}, got "
-        f"{shown(price) if given.ndim == 0 else given[bad][:1].tolist()}; it is what a step must "
-        "earn, in units of the loss",
+        "every price must be above 0 and finite, got "
+        f"{shown(price if given.ndim == 0 else given[bad][0].item())}, in {given.dtype}; it is "
+        "what a step must earn, in units of the loss",
     )
     return given.expand(num_items)
 

@@ -9,7 +9,7 @@ from haltwise._core.tensors import log_rms, undisturbed
 from haltwise.processes.base import Process, State
 from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.processes.trajectory import Trajectory
-from haltwise.tasks.base import DifferentiatedScore, TaskBatch, ask
+from haltwise.tasks.base import DifferentiatedScore, Score, TaskBatch, ask
 from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["record", "record_process", "run_rule"]
@@ -89,8 +89,9 @@ def run_rule(
     shape = (num_steps + 1, batch.num_problems, batch.dim)  # a step is written at a time
     excess_grads = params.new_empty(shape).transpose(0, 1) if keep else params.new_empty(0)
     kept_grads = excess_grads[:, :-1] if keep else excess_grads  # for most tasks they are the same
+    seen: DifferentiatedScore | Score
     for step in range(num_steps + 1):
-        seen = ask(batch.evaluate if keep else batch.score, params, step)
+        seen = ask(batch.evaluate, params, step) if keep else ask(batch.score, params, step)
         loss.append(seen.loss)
         excess.append(seen.excess)
         if isinstance(seen, DifferentiatedScore):

@@ -47,7 +47,7 @@ class Score(NamedTuple):
     excess: Tensor
 
 
-Seen = TypeVar("Seen", Observation, DifferentiatedScore, Score, DifferentiatedScore | Score)
+Seen = TypeVar("Seen", Observation, DifferentiatedScore, Score)
 
 
 def ask(method: Callable[[Tensor, int], Seen], params: Tensor, step: int) -> Seen:

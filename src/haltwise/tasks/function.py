@@ -10,7 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
-from haltwise._core.tensors import undisturbed
+from haltwise._core.tensors import copied_array, undisturbed
 from haltwise.tasks.base import Observation, TaskBatch
 
 __all__ = ["FunctionBatch"]
@@ -142,10 +142,7 @@ class FunctionBatch(TaskBatch):
 def _plain(value: Any, name: str = "start") -> Any:
     """A tensor that gradients may be taken through, of a NumPy array, too; all else as it is."""
     if isinstance(value, np.ndarray):
-        try:
-            return torch.tensor(np.ascontiguousarray(value))
-        except TypeError as error:
-            raise InputError(f"{name} must hold numbers, got an array of {value.dtype}") from error
+        return copied_array(value, name)
     if isinstance(value, Tensor) and value.is_inference():
         with torch.inference_mode(False):
             return value.clone()

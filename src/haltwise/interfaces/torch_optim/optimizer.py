@@ -34,7 +34,7 @@ from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
-from haltwise.stop_rules import CostUnit, DecisionTime
+from haltwise.stop_rules import CostUnit, DecisionTime, takes_update
 from haltwise.update_rules import PooledGradient
 
 __all__ = ["LearnedOptimizer"]
@@ -136,6 +136,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.chunk_size, self.guard = whole_number("chunk_size", chunk_size), guard
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
+        self._moved: list[_Problem] = []  # by the learned rule, at the last step
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
 
@@ -263,6 +264,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         moved = [self._move(problem) for problem in followed]
         finite = _are_finite([products[:, 1, 1] for _, products in moved])
         self._apply(followed, finite=finite)
+        self._moved = followed if finite else []
         if not finite:
             self._fail(followed, "an update is")
             return
@@ -474,7 +476,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def should_stop(self) -> bool:
-        """Whether every group has asked to stop, at the last step or before; its update is applied.
+        """Whether every group has asked to stop, at the last step or before.
+
+        Its update is applied; see `take_back`.
 
         The decision is about the next gradient: it is forecast not to be worth its price. Where
         Adam has taken over, ten of its steps together have not earned theirs; and after the trained
@@ -486,6 +490,35 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         stops = [record["stop"] for _, record in self._judged()]
         return bool(stops) and all(map(bool, stops))
+
+    @undisturbed()
+    def take_back(self) -> bool:
+        """Undo the last update of each group that is forecast to be better without it.
+
+        Call it once `should_stop` is true and the loop ends. The decision is made with the update
+        in hand, and most weights have learned when it had better be left out, as where losses
+        swing: `haltwise.solve` and evaluations return the parameters without it then. A second
+        call does nothing, nor does one after `load_state_dict`; running statistics of a module,
+        such as those of batch normalisation, are not touched.
+
+        Returns:
+            Whether any group was changed.
+        """
+        changed = False
+        for group, record, parts in self._moved:
+            halting = self._models[group["digest"]].halting
+            hold = record.get("outputs", {}).get("hold_logits")
+            if not record.get("stop") or record["judged"] != record["step"]:
+                continue
+            returns = halting.policy(CostUnit.GRADIENTS).returns
+            hold = None if hold is None else hold[:, -1]
+            if takes_update(returns, hold, record["stop"]):
+                continue
+            for param in (param for part in parts for param in part.params):
+                param.sub_(self.state[param]["signals.update"].view(param.shape))
+            changed = True
+        self._moved = []
+        return changed
 
     @property
     def halting_posterior(self) -> tuple[Posterior, ...]:
@@ -609,7 +642,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._casts = {}  # made when needed
+        self._casts, self._moved = {}, []  # made when needed
 
 
 def _head_of(group: Group) -> Tensor:
