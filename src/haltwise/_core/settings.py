@@ -58,7 +58,7 @@ def real_number(name: str, value: object) -> float:
     """Convert one real number of Python, NumPy or PyTorch; it may be infinite or NaN."""
     try:
         plain = value.item() if hasattr(value, "item") else value
-        if isinstance(plain, numbers.Real) and type(plain) is not bool:
+        if not isinstance(plain, bool) and isinstance(plain, numbers.Real):
             return float(plain)
     except (ValueError, RuntimeError, OverflowError):  # several numbers, or too many digits
         pass

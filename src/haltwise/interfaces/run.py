@@ -120,12 +120,12 @@ def price_of_each(
         f"got shape {list(given.shape)}",
     )
     bad = ~((given > 0) & given.isfinite())
-    require(
-        not bad.any(),
-        "every price must be above 0 and finite, got "
-        f"{shown(price if given.ndim == 0 else given[bad][0].item())}, in {given.dtype}; it is "
-        "what a step must earn, in units of the loss",
-    )
+    if bad.any():
+        first = price if given.ndim == 0 else given[bad][0].item()
+        raise InputError(
+            f"every price must be above 0 and finite, got {shown(first)}, in {given.dtype}; it is "
+            "what a step must earn, in units of the loss"
+        )
     return given.expand(num_items)
 
 
