@@ -13,6 +13,7 @@ from torch import Tensor
 from haltwise._core.errors import InputError, require
 
 __all__ = [
+    "ZERO",
     "copied_array",
     "flush_negligible",
     "log_rms",
@@ -56,6 +57,10 @@ def sub_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
+
+
+ZERO = -103.0
+"""What `log_rms` stays below of zeros, and of nothing else."""
 
 
 def log_rms(value: Tensor) -> Tensor:

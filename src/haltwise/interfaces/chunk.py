@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import select_state
+from haltwise._core.tensors import ZERO, select_state
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.guard import Ledger, UnitCheck, WatchedBatch
 from haltwise.models.optimizer_model import OptimizerModel
@@ -23,7 +23,6 @@ __all__ = ["Chunk"]
 
 _ATTEMPTS = 5  # at finding the units
 _WAIT = 8  # steps without a new lowest loss that are always granted
-_ZERO = -103.0  # log rms of a gradient of zeros, see `log_rms`
 
 
 @final
@@ -126,7 +125,7 @@ class Chunk:
         def watch(items: Tensor, observation: StepObservation) -> Tensor:
             here = left[items]
             waited = (ledger.count[here] - 1 - ledger.at[here]).clamp_max(observation.step)
-            hopeless = (waited > patience) | (observation.known("log_grad_norm") <= _ZERO)
+            hopeless = (waited > patience) | (observation.known("log_grad_norm") <= ZERO)
             wrong = None if check is None else check(items, observation)
             return hopeless if wrong is None else hopeless | wrong
 

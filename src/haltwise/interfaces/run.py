@@ -1,6 +1,7 @@
 """Any process in one call: each item runs until another step is not worth its price."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,16 @@ from torch import Tensor
 
 from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.settings import real_number, shown
-from haltwise._core.tensors import undisturbed
+from haltwise._core.tensors import ZERO, undisturbed
 from haltwise.halting.session import HaltingSession
 from haltwise.models.files import placed
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.base import Process
-from haltwise.rollout.early_exit import Execution, run_until_halted
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.optimization import OptimizationProcess
+from haltwise.rollout.early_exit import Execution, Outcome, run_until_halted
 from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
 
 __all__ = ["NOT_FITTING", "price_of_each", "run", "stop_policy", "warn_of_prices"]
@@ -77,9 +80,21 @@ def run(
     session = HaltingSession(policy, prices, placed(halting, like))
     if stop is None:
         warn_of_prices(halting, prices, 3)
-    return run_until_halted(
-        process, session, halting.card.horizon if max_steps is None else max_steps
+    num_steps = halting.card.horizon if max_steps is None else max_steps
+    exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
+    ran = run_until_halted(process, session, num_steps, watch=_flat if exact else None)
+    taken = ran.outcome == Outcome.TAKEN
+    return replace(
+        ran,
+        outcome=ran.outcome.masked_fill(taken, int(Outcome.HALTED)),
+        reason=ran.reason.masked_fill(taken, len(ran.reasons)),
+        reasons=(*ran.reasons, "the gradient is zero"),
     )
+
+
+def _flat(_: Tensor, observation: StepObservation) -> Tensor:
+    """Which problems are where nothing can be gained."""
+    return observation.known("log_grad_norm") <= ZERO
 
 
 def stop_policy(

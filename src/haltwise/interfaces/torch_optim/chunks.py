@@ -121,7 +121,9 @@ def move(
         span = slice(begin, begin + grad.shape[1])
         old = {name: _part(value, span, size) for name, value in own.items()}
         step = update_chunk(rule, grad, old, pooled)
-        update = lr * step.update
+        # As sparse optimizers do, a step leaves alone what it has no gradient of, such as rows of
+        # an embedding: what a rule makes of zeros was never trained.
+        update = (lr * step.update).masked_fill_(grad == 0, 0)
         if values is not None:
             update -= lr * weight_decay * values[:, span].to(dtype)
         memory = {name: value[:, span] for name, value in last.items()}
