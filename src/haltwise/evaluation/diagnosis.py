@@ -269,6 +269,12 @@ def _check_posterior(
     mass = halting.method.posterior(trajectory.outputs, unit.decision_time).log_prob().exp()
     at_0, at_end = mass[:, [0, -1]].double().mean(0).tolist()
     policy = halting.card.policies.get(unit, halting.method.policy(unit))
+    if unit not in halting.card.policies:
+        yield Finding(
+            "stop rule not calibrated",
+            "Training ended before; the stops looked at are those of the rule untuned.",
+            "Finish it with haltwise train --resume RUN.",
+        )
     stops = decisions(policy.rule, trajectory).double()
     spread, oracle_spread = stops.std().item(), figures["oracle's stop, sd"]
     figures |= {

@@ -121,7 +121,7 @@ def price_of_each(
     if isinstance(price, Tensor | np.ndarray | list | tuple):
         try:
             given = torch.as_tensor(price, device=like.device)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(f"price must hold real numbers, got {shown(price)}") from error
         kinds = given.is_complex(), given.dtype == torch.bool
         require(not any(kinds), f"price must hold real numbers, got {given.dtype}")

@@ -194,7 +194,7 @@ def _sizes(param_scale: float | Tensor | None, start: Tensor) -> Tensor | None:
         return None
     try:
         sizes = torch.as_tensor(param_scale, dtype=start.dtype, device=start.device)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"param_scale must hold numbers, got {shown(param_scale)}") from error
     require(
         sizes.shape in ((), start.shape[1:]) and bool(((sizes > 0) & sizes.isfinite()).all()),
