@@ -6,6 +6,7 @@ import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from draws import DOUBLE, seeded
@@ -17,8 +18,10 @@ from torch.testing import assert_close
 import haltwise
 import haltwise.interfaces.monitor
 from haltwise import HaltingMonitor, InputError, Outcome
+from haltwise._core.files import load_tensors
 from haltwise.halting import HalterSettings
 from haltwise.models import OptimizerModel, load_halting
+from haltwise.processes.signals import SIGNALS
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout import record
 from haltwise.tasks import TaskBatch, family
@@ -302,3 +305,23 @@ def test_half_a_run_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="single real number"):
         half_a_run()
     assert not (tmp_path / "none").exists()
+
+
+def test_numpy_arrays_are_parameters_without_gradients(tmp_path: Path) -> None:
+    """Of loops without PyTorch; a single array will do, and one that is read-only."""
+    weights = np.array([[3.0, 4.0], [0.0, 0.0]])
+    for name, model in (("one", weights), ("two", [weights, np.float32(weights[0])])):
+        with HaltingMonitor.recording(tmp_path / name) as monitor:
+            monitor.start(model)
+            for step in range(4):
+                weights.flags.writeable = True
+                weights *= 0.5
+                weights.flags.writeable = False
+                monitor.update(np.float64(1 / (step + 1)), model)
+        (path,) = (tmp_path / name).iterdir()
+        tensors, card = load_tensors(path)
+        assert card["observed"] == "updates"
+        sizes = tensors["signals"][:, SIGNALS.index("log_update")].diff()
+        assert_close(sizes, torch.full((3,), math.log(0.5)), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="there is a str"):
+        HaltingMonitor.recording(tmp_path).update(1.0, "model")  # type: ignore[arg-type]

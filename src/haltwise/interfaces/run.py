@@ -83,6 +83,8 @@ def run(
     num_steps = halting.card.horizon if max_steps is None else max_steps
     exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
     ran = run_until_halted(process, session, num_steps, watch=_flat if exact else None)
+    if not exact:
+        return ran
     taken = ran.outcome == Outcome.TAKEN
     return replace(
         ran,
