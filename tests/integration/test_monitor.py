@@ -5,6 +5,7 @@ import itertools
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -310,7 +311,8 @@ def test_half_a_run_is_no_run(tmp_path: Path) -> None:
 def test_numpy_arrays_are_parameters_without_gradients(tmp_path: Path) -> None:
     """Of loops without PyTorch; a single array will do, and one that is read-only."""
     weights = np.array([[3.0, 4.0], [0.0, 0.0]])
-    for name, model in (("one", weights), ("two", [weights, np.float32(weights[0])])):
+    models: dict[str, Any] = {"one": weights, "two": [weights, weights[0].astype(np.float32)]}
+    for name, model in models.items():
         with HaltingMonitor.recording(tmp_path / name) as monitor:
             monitor.start(model)
             for step in range(4):
