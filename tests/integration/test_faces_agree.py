@@ -1,16 +1,29 @@
 """One session behind every face: all of them stop at the same step, for the same reason."""
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from draws import DOUBLE, seeded
 from loops import steps_of_adam
+from tiny_runs import by_adam, leave
 from torch import Tensor, nn
 
 import haltwise
-from haltwise import HaltingMonitor, InputError, LearnedOptimizer, OptimizerModel, Outcome
+from haltwise import (
+    FitWarning,
+    FunctionBatch,
+    HaltingMonitor,
+    InputError,
+    LearnedOptimizer,
+    OptimizerModel,
+    Outcome,
+)
 from haltwise.halting import Decision, HaltingSession
 from haltwise.processes import OptimizationProcess
 from haltwise.rollout import record, run_until_halted
@@ -281,3 +294,253 @@ def test_rules_without_a_forecast_give_their_own_reason() -> None:
         }
         assert words
         assert words <= reasons
+
+
+# --- Whatever the caller has set, and whatever goes wrong, is the same at every face --------------
+
+HALVES = torch.full((3, 10), 0.5)
+
+
+def squares(params: Tensor, target: Tensor) -> Tensor:
+    return (
+        (params @ torch.eye(10, dtype=params.dtype, device=params.device) - target).square().sum(1)
+    )
+
+
+def solved(model: str, **settings: Any) -> list[float]:
+    problem = FunctionBatch(torch.zeros_like(HALVES), squares, {"target": HALVES})
+    solution = haltwise.solve(problem, model, **settings)
+    return [*solution.params.flatten().tolist(), *solution.loss.tolist()]
+
+
+def ran(model: str, **settings: Any) -> list[float]:
+    loaded = haltwise.load(model)
+    batch = family("quadratic-10d").sample(3, seeded())
+    return haltwise.run(OptimizationProcess(loaded.rule, batch), model, **settings).result.tolist()
+
+
+def minimized(model: str, **settings: Any) -> list[float]:
+    found = haltwise.minimize(
+        lambda x: float(x @ x), np.ones(10), jac=lambda x: 2 * x, optimizer=model, **settings
+    )
+    return [*found.x.tolist(), found.fun]
+
+
+def stepped(model: str, *, grad: float = 1.0, **settings: Any) -> list[float]:
+    with torch.inference_mode(False):  # no parameter could be trained else
+        param = nn.Parameter(torch.ones(10, dtype=torch.float32, device="cpu"))
+        param.grad = torch.full_like(param, grad)
+    optimizer = LearnedOptimizer([param], model, guard=False, **settings)
+    for _ in range(3):
+        optimizer.step(loss=10.0)
+    return [*param.tolist(), float(optimizer.should_stop)]
+
+
+def monitored(model: str, **settings: Any) -> list[float]:
+    monitor = HaltingMonitor(model, **settings)
+    with torch.inference_mode(False):
+        param = nn.Parameter(torch.ones(10, dtype=torch.float32, device="cpu"))
+        param.grad = torch.ones_like(param)
+    for step in range(3):
+        monitor.update(10.0 - step, [param])
+    return [float(monitor.should_stop), *monitor._memory[0]["grad"].tolist()]  # type: ignore[index]
+
+
+FACES: dict[str, Callable[..., list[float]]] = {
+    "solve": solved,
+    "run": ran,
+    "minimize": minimized,
+    "optimizer": stepped,
+    "monitor": monitored,
+}
+every_face = pytest.mark.parametrize("face", FACES)
+MODEL = "regression-10d-plain-adam"  # its trained prices are 0.00527 to 0.527
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(DOUBLE)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "default dtype": default_dtype,
+    "default device": lambda: torch.device("meta"),  # whatever lands there has no values
+    "inference": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@every_face
+@pytest.mark.filterwarnings("ignore:.*L-BFGS took over")
+def test_the_caller_s_modes_change_nothing(face: str, mode: str) -> None:
+    model = "regression-10d" if face in ("solve", "optimizer") else MODEL
+    expected = FACES[face](model)
+    with MODES[mode]():
+        assert FACES[face](model) == expected
+
+
+@every_face
+@pytest.mark.filterwarnings("ignore:.*L-BFGS took over")
+def test_prices_that_no_weights_know_are_said(face: str) -> None:
+    FACES[face](MODEL, price=0.5)
+    with pytest.warns(FitWarning, match=r"know prices from 0.00527 to 0.527, but .* such as 50"):
+        FACES[face](MODEL, price=50)
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        "0.1",
+        True,
+        10**400,
+        1e39,
+        1e-60,
+        float("nan"),
+        [0.1, "x"],
+        1j,
+        -1,
+        [10**400],
+        -torch.ones(2),
+    ],
+    ids=repr,
+)
+@every_face
+def test_prices_that_are_none_are_refused_in_a_sentence(face: str, price: Any) -> None:
+    if face == "minimize" and isinstance(price, float):  # in double precision they are
+        price = 10**5000  # which Python does not print
+    with pytest.raises(InputError, match="price must") as caught:
+        FACES[face](MODEL, price=price)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "steps", ["5", 1.5, True, 10**400, 0, float("nan"), float("inf")], ids=repr
+)
+def test_steps_that_are_no_whole_number_are_refused_in_a_sentence(steps: Any) -> None:
+    batch = family("quadratic-10d").sample(3, seeded())
+    model = haltwise.load("quadratic-10d")
+    for call in (
+        lambda: haltwise.solve(batch, model, max_steps=steps),
+        lambda: haltwise.run(OptimizationProcess(model.rule, batch), model, max_steps=steps),
+        lambda: haltwise.minimize(lambda x: x @ x, [1.0], maxiter=steps),
+        lambda: record(model.rule, batch, steps),
+        lambda: family("quadratic-10d").sample(steps, seeded()),
+        lambda: LearnedOptimizer([nn.Parameter(torch.ones(2))], model, chunk_size=steps),
+    ):
+        with pytest.raises(InputError, match="must be"):
+            call()
+
+
+@pytest.mark.parametrize("steps", [2.0, np.int64(2), np.float32(2), torch.tensor(2)])
+def test_steps_may_be_whole_numbers_of_any_kind(steps: Any) -> None:
+    batch = family("quadratic-10d").sample(3, seeded())
+    assert int(haltwise.solve(batch, "quadratic-10d", max_steps=steps).num_gradients.max()) == 2
+
+
+@pytest.mark.parametrize("name", [5, None, b"regression-10d", "a" * 5000])
+def test_weights_that_are_no_name_are_refused_in_a_sentence(name: Any) -> None:
+    with pytest.raises(InputError, match=r"name or a path|cannot read|unknown optimizer"):
+        haltwise.load(name)
+
+
+@every_face
+def test_a_run_left_before_calibration_is_never_followed(face: str, tmp_path: Path) -> None:
+    leave(tmp_path / "run", 3, by_adam(halter={"readout": False}))
+    with pytest.raises(InputError, match="do not know when to stop yet"):
+        FACES[face](str(tmp_path / "run"))
+
+
+# --- Nothing moves where nothing is to be gained --------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["regression-10d", "quadratic-10d", "regression-2d", "digits-mlp"])
+def test_a_gradient_of_zero_moves_nothing(name: str) -> None:
+    def masked(params: Tensor, mask: Tensor) -> Tensor:
+        return (mask * (params - 1).square()).sum(1)
+
+    mask = torch.ones(3, 10)
+    mask[1] = 0
+    problem = FunctionBatch(torch.zeros(3, 10), masked, {"mask": mask})
+    model = haltwise.load(name)
+    found = haltwise.run(OptimizationProcess(model.rule, problem), model)
+    assert (int(found.num_gradients[1]), int(found.outcome[1])) == (1, Outcome.HALTED)
+    assert found.reasons[found.reason[1]] == "the gradient is zero"
+    solution = haltwise.solve(problem, model)
+    assert solution.num_gradients[1] == 1
+    assert "gradient is zero" in solution.why(1)
+    unguarded = haltwise.solve(problem, model, guard=False)
+    for result in (found.result, solution.params, unguarded.params):
+        assert (result[1] == 0).all()
+        assert (result[::2] != 0).all()
+    assert stepped(name, grad=0.0)[:10] == [1.0] * 10
+
+
+def test_rows_of_an_embedding_that_are_not_read_do_not_move() -> None:
+    table = nn.Parameter(torch.zeros(6, 3))
+    optimizer = LearnedOptimizer([table], "mnist-mlp", weight_decay=0.0)
+    for _ in range(5):
+        loss = (table[:2] - 1).square().sum()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step(loss=loss)
+    assert (table[2:] == 0).all()
+    assert (table[:2] != 0).all()
+
+
+# --- The last update can be taken back -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["quadratic-10d", "regression-10d-plain-adam"])
+def test_taking_the_last_update_back_returns_what_solve_does(name: str) -> None:
+    model = haltwise.load(name).double()
+    assert model.card.family is not None
+    problems = family(model.card.family.name).sample(600, seeded(), dtype=DOUBLE)
+    solution = haltwise.solve(problems, model, guard=False)
+    held = (solution.steps < solution.num_gradients).nonzero().flatten()[:3].tolist()
+    went = (solution.steps == solution.num_gradients).nonzero().flatten()[:3].tolist()
+    assert held
+    for number in held + went:
+        problem = problems.select(torch.tensor([number]))
+        params = [nn.Parameter(value[0].clone()) for value in problem.start.tensor_split(2, 1)]
+        optimizer = LearnedOptimizer(params, model, guard=False)
+        while not optimizer.should_stop:
+            point = torch.cat([param.detach() for param in params]).unsqueeze(0)
+            loss, grad = problem.observe(point, optimizer.steps_taken)
+            for param, part in zip(params, grad.tensor_split(2, 1), strict=True):
+                param.grad = part[0].clone()
+            optimizer.step(loss=loss)
+        assert optimizer.take_back() == (number in held)
+        assert not optimizer.take_back()
+        found = torch.cat([param.detach() for param in params])
+        torch.testing.assert_close(found, solution.params[number], rtol=1e-9, atol=1e-12)
+        if model.halting.readout_size:
+            continue
+        monitor = HaltingMonitor(model)
+        loop = steps_of_adam(problems, number, rate=0.15, beta2=0.95)
+        _, moved = next(loop)
+        monitor.start(moved)
+        for value, _ in loop:
+            monitor.update(value, moved)
+            if monitor.should_stop:
+                break
+        assert monitor.take_back(moved) == (number in held)
+        found = torch.cat([param.detach().flatten() for param in moved])
+        torch.testing.assert_close(found, solution.params[number], rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_given_as_a_number_is_as_exact_as_a_tensor() -> None:
+    for loss in (1e39, np.float64(1e39), torch.tensor(1e39, dtype=DOUBLE)):
+        param = nn.Parameter(torch.ones(3, dtype=DOUBLE))
+        optimizer = LearnedOptimizer([param], "regression-10d")
+        param.grad = torch.ones_like(param)
+        optimizer.step(loss=loss)
+        assert (optimizer.steps_taken, optimizer.num_skipped) == (1, 0)
+    for bad in ("1.0", 10**400, True, [1.0]):
+        with pytest.raises(InputError, match="single real number"):
+            optimizer.step(loss=bad)  # type: ignore[arg-type]

@@ -162,6 +162,36 @@ def test_whatever_makes_a_vector_starts_it(x0: Any) -> None:
     assert result.fun < 0.5
 
 
+@pytest.mark.parametrize("jac", [lambda x: 2 * (x[0] - 1), lambda x: np.float32(2 * (x[0] - 1))])
+def test_the_gradient_of_one_variable_may_be_a_number(jac: Any) -> None:
+    found, expected = (
+        haltwise.minimize(lambda x: (x[0] - 1) ** 2, [0.0], jac=each)
+        for each in (jac, lambda x: 2 * (x - 1))
+    )
+    assert found.x == pytest.approx(expected.x, rel=1e-6)
+
+
+def test_success_is_a_flat_gradient_or_a_step_not_worth_its_price() -> None:
+    """A stop of the caller's own after few steps is none, but where the gradient is small."""
+    short, long = (
+        haltwise.minimize(
+            lambda x: x @ x,
+            np.ones(10),
+            jac=lambda x: 2 * x,
+            guard=False,
+            stop=StopPolicy(FixedBudget(num), ReturnedIterate.CURRENT),
+        )
+        for num in (1, 30)
+    )
+    assert (short.status, short.success) == (Outcome.HALTED, False)
+    assert short.message == "1 steps are done"
+    assert np.abs(long.x).max() < 1e-2
+    assert long.success
+    own = haltwise.minimize(both, START, jac=True)
+    assert own.success
+    assert own.message == "Going on is forecast to gain less than its price"
+
+
 def test_basins_can_be_hopped() -> None:
     hopped = scipy.optimize.basinhopping(
         both,
@@ -201,6 +231,12 @@ def test_what_scipy_knows_and_this_does_not(settings: dict[str, Any], message: s
         (both, START * np.nan, True, "NaN or infinity"),
         (lambda x: x, START, gradient, r"one real number, got shape \(10,\)"),
         (value, START, lambda x: x[:3], r"shape of x, \(10,\), got \(3,\)"),
+        (value, START, lambda x: None, "gradient must hold real numbers"),
+        (lambda x: None, START, gradient, "value of fun must hold real numbers"),
+        (lambda x: 10**400, START, gradient, "value of fun must hold real numbers"),
+        (value, START, True, "must return the value and the gradient, got float64"),
+        (both, "start", True, "x0 must hold real numbers"),
+        (both, [[1.0], [1.0, 2.0]], True, "x0 must hold real numbers"),
         (value, START, "cs", "jac must be a function, True, None or '2-point', got 'cs'"),
     ],
 )

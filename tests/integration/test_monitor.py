@@ -6,7 +6,9 @@ import itertools
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from draws import DOUBLE, seeded
@@ -21,6 +23,7 @@ from haltwise import HaltingMonitor, InputError, Outcome
 from haltwise._core.files import load_tensors
 from haltwise.halting import HalterSettings
 from haltwise.models import OptimizerModel, load_halting
+from haltwise.processes.signals import SIGNALS
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout import record
 from haltwise.tasks import TaskBatch, family
@@ -279,7 +282,7 @@ def test_weights_that_cannot_judge_a_loop_are_refused(stopper: Path) -> None:
         HaltingMonitor("regression-10d")
     with pytest.raises(InputError, match="trained without halting"):
         HaltingMonitor("regression-2d-lstm")
-    with pytest.raises(InputError, match="price must be above 0, got 0"):
+    with pytest.raises(InputError, match="price must be above 0 and finite, got 0"):
         HaltingMonitor(stopper, price=0)
 
 
@@ -292,7 +295,7 @@ def test_a_monitor_moves_nothing(stopper: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": torch.ones(2)}, r"loss must be a single number, got shape \[2\]"),
+        ({"loss": torch.ones(2)}, r"loss must be a single real number, got shape \[2\]"),
         ({"model": None}, "recorded runs had gradients, but no model was given"),
         ({"model": nn.Linear(1, 1).requires_grad_(False)}, "no parameter that is not frozen"),
         (
@@ -318,7 +321,7 @@ def test_rounds_and_states_that_do_not_fit_are_refused(stopper: Path, tmp_path: 
         watch_a_layer(monitor, model=None)
     with pytest.raises(InputError, match="no state of a HaltingMonitor"):
         monitor.load_state_dict({})
-    other = HaltingMonitor(stopper, price=0.5).state_dict()
+    other = HaltingMonitor(stopper, price=0.05).state_dict()
     with pytest.raises(InputError, match="taken with other weights"):
         monitor.load_state_dict(other)
     recorder = HaltingMonitor.recording(tmp_path)
@@ -333,7 +336,7 @@ def test_half_a_run_is_no_run(tmp_path: Path) -> None:
             watch_a_layer(monitor)
             watch_a_layer(monitor, loss="high")
 
-    with pytest.raises(InputError, match="single number"):
+    with pytest.raises(InputError, match="single real number"):
         half_a_run()
     assert not (tmp_path / "none").exists()
     monitor = HaltingMonitor.recording(tmp_path)
@@ -346,3 +349,24 @@ def test_half_a_run_is_no_run(tmp_path: Path) -> None:
             monitor.update(1.0)
     (path,) = tmp_path.iterdir()
     assert len(load_tensors(path)[0]["signals"]) == 5
+
+
+def test_numpy_arrays_are_parameters_without_gradients(tmp_path: Path) -> None:
+    """Of loops without PyTorch; a single array will do, and one that is read-only."""
+    weights = np.array([[3.0, 4.0], [0.0, 0.0]])
+    models: dict[str, Any] = {"one": weights, "two": [weights, weights[0].astype(np.float32)]}
+    for name, model in models.items():
+        with HaltingMonitor.recording(tmp_path / name) as monitor:
+            monitor.start(model)
+            for step in range(4):
+                weights.flags.writeable = True
+                weights *= 0.5
+                weights.flags.writeable = False
+                monitor.update(np.float64(1 / (step + 1)), model)
+        (path,) = (tmp_path / name).iterdir()
+        tensors, card = load_tensors(path)
+        assert card["observed"] == "updates"
+        sizes = tensors["signals"][:, SIGNALS.index("log_update")].diff()
+        assert_close(sizes, torch.full((3,), math.log(0.5)), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="there is a str"):
+        HaltingMonitor.recording(tmp_path).update(1.0, "model")  # type: ignore[arg-type]

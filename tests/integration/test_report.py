@@ -303,7 +303,11 @@ def test_savings_are_against_budgets_of_equal_excess(low: float, said: str) -> N
     assert f"budgets mixed at random need {num(budgets.cost_for_equal_excess)} gradients" in text
     never = replace(budgets, mean_excess=[100.0] * (HORIZON + 1))
     text = " ".join(sentences(replace(record, frontier=never)))
-    assert f"no fixed budget of up to {HORIZON} comes so low" in text
+    best = record.fixed_budget
+    assert f"no fixed budget of up to {HORIZON} comes so low. They take " in text
+    share = percent(abs(1 - record.stops.mean_cost / best))
+    more = "less" if record.stops.mean_cost <= best else "more"
+    assert f"{share} {more} than the best, {best}, which leaves 100." in text
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from haltwise._core.random import stream
 from haltwise.halting import HaltingSession
 from haltwise.models import loading
 from haltwise.processes import OptimizationProcess
-from haltwise.rollout import run_until_halted
+from haltwise.rollout import record, run_until_halted
 from haltwise.stop_rules import (
     FixedBudget,
     GradientNorm,
@@ -29,7 +29,7 @@ from haltwise.stop_rules import (
     ReturnedIterate,
     StopPolicy,
 )
-from haltwise.tasks import TaskBatch, family
+from haltwise.tasks import Observation, TaskBatch, family
 
 PROBLEMS = 12
 
@@ -208,12 +208,14 @@ def test_a_step_on_the_batch_evaluates_no_more_than_it_says(least_squares: Funct
     rows: list[int] = []
 
     def counted(params: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        rows.append(len(params) if params.requires_grad else 0)
+        rows.append(len(params))
         return squares(params, x, y)
 
     solution = haltwise.solve(FunctionBatch(least_squares.start, counted, least_squares.data))
     probes = 3 + 3  # three problems together, then each alone
-    assert sum(rows) - probes == int(solution.num_gradients.sum())
+    # The last call is for the losses of updates that were applied but never observed.
+    assert sum(rows[:-1]) - probes == int(solution.num_gradients.sum())
+    assert rows[-1] <= 12
 
 
 def test_weights_come_by_path_too(tmp_path: Path, batch: TaskBatch) -> None:
@@ -235,3 +237,52 @@ def test_importing_stays_cheap() -> None:
 def test_nothing_is_shown(batch: TaskBatch, capfd: pytest.CaptureFixture[str]) -> None:
     haltwise.solve(batch)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_loss_may_differentiate_inside(least_squares: FunctionBatch) -> None:
+    """A penalty on its own gradient, wherever it is evaluated."""
+
+    def loss(params: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        value = squares(params, x, y)
+        (slope,) = torch.autograd.grad(value.sum(), params, create_graph=True)
+        return value + 1e-3 * slope.square().sum(1)
+
+    problem = FunctionBatch(least_squares.start, loss, least_squares.data)
+    for guard in (True, False):
+        solution = haltwise.solve(problem, max_steps=6, guard=guard)
+        expected = problem.observe_loss(solution.params, 0)
+        assert torch.equal(solution.loss, expected)
+        assert not expected.requires_grad
+
+
+class Undetached(TaskBatch):
+    """A batch of a user's that differentiates without enabling gradients or detaching."""
+
+    reference_loss = torch.zeros(())
+
+    def observe(self, params: Tensor, step: int) -> Observation:
+        leaf = params.clone().requires_grad_()
+        loss = (leaf - 1).square().sum(1)
+        (grad,) = torch.autograd.grad(loss.sum(), leaf, create_graph=True)
+        return Observation(loss, grad)
+
+
+def test_a_batch_of_one_s_own_may_differentiate_inside() -> None:
+    problem = Undetached(torch.zeros(4, 10))
+    haltwise.solve(problem)
+    solution = haltwise.solve(problem, guard=False, max_steps=2)  # its last update is evaluated
+    rule = haltwise.load("regression-10d").rule
+    assert (
+        haltwise.run(OptimizationProcess(rule, problem), "regression-10d").result.isfinite().all()
+    )
+    recorded = record(rule, problem, 3)
+    assert not any(v.requires_grad for v in (solution.loss, solution.params, recorded.loss))
+
+
+def test_numpy_arrays_are_taken_for_tensors(least_squares: FunctionBatch) -> None:
+    start = least_squares.start.numpy()[::-1].copy()
+    start.flags.writeable = False  # as of other libraries
+    data = {name: value.numpy()[::-1] for name, value in least_squares.data.items()}
+    given = FunctionBatch(start, least_squares.loss, data)  # type: ignore[arg-type]
+    flipped = haltwise.solve(given).params.flip(0)
+    assert torch.equal(flipped, haltwise.solve(least_squares).params)

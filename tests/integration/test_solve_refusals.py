@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ OUTSIDE = torch.arange(5.0)
             lambda: FunctionBatch(ONES, lambda p, x: x.sum(1), {"x": ONES[:4]}),
             r"data\['x'\] must be a tensor with the 5 problems .* got shape \[4, 2\]",
         ),
+        (lambda: FunctionBatch(np.array([["1"]]), centred), "start must hold numbers"),  # type: ignore[arg-type]
+        (lambda: FunctionBatch(ONES, centred, [ONES]), "data must be a dictionary"),  # type: ignore[arg-type]
         (
             lambda: FunctionBatch(ONES, lambda p, x: p.sum(1), {"x": 3}),  # type: ignore[dict-item]
             r"data\['x'\] .* got 3",
@@ -81,6 +84,8 @@ def test_problems_that_will_not_do(make: Callable[[], Any], message: str) -> Non
         ({"price": torch.ones(3)}, r"shape \[12\], got shape \[3\]"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"param_scale": "1"}, "param_scale must"),
+        ({"param_scale": 10**400}, "param_scale must"),
         ({"optimizer": UNCALIBRATED}, "do not know when to stop yet: .* or give a stop rule"),
     ],
 )

@@ -36,12 +36,12 @@ def test_weight_decay_is_decoupled() -> None:
 def test_each_group_is_a_problem_with_weights_of_its_own() -> None:
     model, twin = Model(), Model()
     groups: list[dict[str, Any]] = [
-        {"params": model.first.parameters(), "weights": random_model(seed=1), "price": 0.5},
+        {"params": model.first.parameters(), "weights": random_model(price=0.5), "price": 0.5},
         {"params": [model.second.weight, model.scale], "weights": "regression-10d"},
     ]
     both = LearnedOptimizer(groups, "there is no such default, nor need of it", guard=False)
     apart = (
-        LearnedOptimizer(twin.first.parameters(), random_model(seed=1), price=0.5, guard=False),
+        LearnedOptimizer(twin.first.parameters(), random_model(price=0.5), price=0.5, guard=False),
         LearnedOptimizer([twin.second.weight, twin.scale], "regression-10d", guard=False),
     )
     stops = []
@@ -132,7 +132,7 @@ def test_a_price_given_replaces_that_of_meta_training() -> None:
             optimizer.step(loss=loss)
         return optimizer.steps_taken
 
-    assert steps(price=0.5) < steps(price=0.0527) == steps() < steps(price=0.005)
+    assert steps(price=0.5) < steps(price=0.0527) == steps() < steps(price=0.0053)
 
 
 def test_the_default_weights_are_those_of_networks() -> None:

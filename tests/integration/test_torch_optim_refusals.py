@@ -179,7 +179,7 @@ def test_other_numbers_are_refused(dtype: torch.dtype) -> None:
     [
         ({"nonfinite": "ignore"}, "'skip' or 'raise', got 'ignore'"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
-        ({"price": 0.0}, "price must be above 0, got 0.0"),
+        ({"price": 0.0}, "price must be above 0 and finite, got 0.0"),
         ({"weights": "regresion-10d"}, "did you mean 'regression-10d'"),
     ],
 )

@@ -2,19 +2,23 @@
 
 import inspect
 import math
+import numbers
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from haltwise._core.errors import require
+from haltwise._core.errors import InputError, require
 
 __all__ = [
     "alternatives",
     "fits",
     "parameters",
+    "real_number",
     "require_at_least",
     "require_positive",
     "require_types",
+    "shown",
+    "whole_number",
     "words",
 ]
 
@@ -47,7 +51,39 @@ def require_types(
     hints = get_type_hints(function)
     for name, value in settings.items():
         hint = hints.get(name, Any)
-        require(fits(value, hint), f"{path}{name} must be {words(hint)}, got {value!r}")
+        require(fits(value, hint), f"{path}{name} must be {words(hint)}, got {shown(value)}")
+
+
+def real_number(name: str, value: object) -> float:
+    """Convert one real number of Python, NumPy or PyTorch; it may be infinite or NaN."""
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+        if not isinstance(plain, bool) and isinstance(plain, numbers.Real):
+            return float(plain)
+    except (ValueError, RuntimeError, OverflowError):  # several numbers, or too many digits
+        pass
+    raise InputError(f"{name} must be a single real number, got {shown(value)}")
+
+
+def whole_number(name: str, value: object, least: int = 1) -> int:
+    """Convert a whole number of at least `least`, also one that is a float, as 1e3."""
+    found = real_number(name, value)
+    if not found.is_integer():
+        raise InputError(f"{name} must be a whole number, got {shown(value)}")
+    require(least <= found <= _LARGEST, f"{name} must be at least {least}, got {shown(value)}")
+    return int(found)
+
+
+def shown(value: object) -> str:
+    """A value for a message: shortened, and the shape of what is many numbers."""
+    shape = getattr(value, "shape", ())
+    if shape:
+        return f"shape {list(shape)}"
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integers of more than 4300 digits
+        text = "an integer of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}..."
 
 
 def require_at_least(least: float, settings: object, *names: str) -> None:

@@ -1,16 +1,21 @@
 """Small helpers for tensors and dataclasses of them."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from haltwise._core.errors import require
+from haltwise._core.errors import InputError, require
 
 __all__ = [
+    "ZERO",
+    "copied_array",
     "flush_negligible",
     "is_plain",
     "log_rms",
@@ -19,6 +24,7 @@ __all__ = [
     "require_like",
     "select_state",
     "sub_state",
+    "undisturbed",
     "widened",
 ]
 
@@ -55,6 +61,10 @@ def sub_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
+ZERO = -103.0
+"""What `log_rms` stays below of zeros, and of nothing else."""
+
+
 def log_rms(value: Tensor) -> Tensor:
     """Natural logarithm of the root mean square over the last dimension, -103.6 if all are 0."""
     scale = value.abs().amax(-1).clamp_min(1e-30)  # 1e30 squared would overflow float32
@@ -85,6 +95,36 @@ def is_plain(value: Tensor) -> bool:
         or getattr(value, "_fsdp_flattened", False)  # FSDP's mark on its shards
         or value.device.type == "meta"
     )
+
+
+@contextlib.contextmanager
+def undisturbed(*, grad: bool = False, on_cpu: bool = False) -> Iterator[None]:
+    """Compute as if the caller had set neither inference mode nor autocast nor a mode of gradients.
+
+    Also a decorator. Tensors made in inference mode could not be changed in place outside of it.
+
+    Args:
+        grad: Whether gradients are recorded.
+        on_cpu: Whether the default device is the CPU; no code of the user's may run that expects
+            another.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if on_cpu and torch.get_default_device().type != "cpu":  # it slows every operation
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def copied_array(value: npt.NDArray[Any], name: str) -> Tensor:
+    """The tensor of a NumPy array; it does not share its memory, which may be read-only."""
+    try:
+        return torch.tensor(np.ascontiguousarray(value))
+    except TypeError as error:
+        raise InputError(f"{name} must hold numbers, got an array of {value.dtype}") from error
 
 
 def widened(value: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.record import record
 from haltwise.stop_rules import CostUnit, costs, decisions
-from haltwise.tasks.base import TaskBatch, TaskFamily
+from haltwise.tasks.base import TaskBatch, TaskFamily, ask
 from haltwise.tasks.module import ModuleBatch
 from haltwise.training.gradients import Pathwise
 from haltwise.training.phases import MetaObjective
@@ -112,7 +112,7 @@ def _check_rule(
     saturated: dict[str, list[float]] = {}
     params, state = batch.start, rule.init(batch.start)
     for step in range(num_steps):
-        grad = batch.observe(params, step).grad
+        grad = ask(batch.observe, params, step).grad
         for gate, share in _saturated(rule, grad, state):
             saturated.setdefault(gate, []).append(share)
         update, _, state = rule.update(grad, state)
@@ -269,6 +269,12 @@ def _check_posterior(
     mass = halting.method.posterior(trajectory.outputs, unit.decision_time).log_prob().exp()
     at_0, at_end = mass[:, [0, -1]].double().mean(0).tolist()
     policy = halting.card.policies.get(unit, halting.method.policy(unit))
+    if unit not in halting.card.policies:
+        yield Finding(
+            "stop rule not calibrated",
+            "Training ended before; the stops looked at are those of the rule untuned.",
+            "Finish it with haltwise train --resume RUN.",
+        )
     stops = decisions(policy.rule, trajectory).double()
     spread, oracle_spread = stops.std().item(), figures["oracle's stop, sd"]
     figures |= {

@@ -12,7 +12,7 @@ from torch import Tensor
 from haltwise._core.tensors import widened
 from haltwise._core.workers import Workers
 from haltwise.processes.trajectory import Trajectory
-from haltwise.tasks.base import TaskBatch
+from haltwise.tasks.base import TaskBatch, ask
 from haltwise.update_rules import SGD, Adam, RMSprop, UpdateRule
 
 __all__ = [
@@ -56,10 +56,10 @@ def loss_curves(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Trajector
     """T steps of `rule` on every problem: losses, excess and the last iterate, no signals."""
     params, state, scores = batch.start, rule.init(batch.start), []
     for step in range(num_steps):
-        scores.append(batch.score(params, step))
+        scores.append(ask(batch.score, params, step))
         update, _, state = rule.update(scores[-1].grad, state)
         params = params + update
-    scores.append(batch.score(params, num_steps))
+    scores.append(ask(batch.score, params, num_steps))
     return Trajectory(
         loss=torch.stack([score.loss for score in scores], 1),
         excess=torch.stack([score.excess for score in scores], 1),

@@ -167,4 +167,5 @@ class Halter(nn.Module):
 
 def _uniform(fan_out: int, fan_in: int, generator: torch.Generator | None) -> nn.Parameter:
     bound = fan_in**-0.5
-    return nn.Parameter(torch.empty(fan_out, fan_in).uniform_(-bound, bound, generator=generator))
+    weight = torch.empty(fan_out, fan_in, dtype=torch.float32)
+    return nn.Parameter(weight.uniform_(-bound, bound, generator=generator))

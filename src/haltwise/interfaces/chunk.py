@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import select_state
+from haltwise._core.tensors import ZERO, select_state
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.guard import Ledger, UnitCheck, WatchedBatch
 from haltwise.models.optimizer_model import OptimizerModel
@@ -25,7 +25,6 @@ __all__ = ["Chunk"]
 _ATTEMPTS = 5  # at finding the units
 _WAIT = 8  # steps without a new lowest loss that are always granted
 _DOUBT, _PATIENCE = 3, 10  # of L-BFGS after a stop that is strange, and after a failure
-_ZERO = -103.0  # log rms of a gradient of zeros, see `log_rms`
 
 
 @final
@@ -137,7 +136,7 @@ class Chunk:
         def watch(items: Tensor, observation: StepObservation) -> Tensor:
             here = left[items]
             waited = (ledger.count[here] - 1 - ledger.at[here]).clamp_max(observation.step)
-            hopeless = (waited > patience) | (observation.known("log_grad_norm") <= _ZERO)
+            hopeless = (waited > patience) | (observation.known("log_grad_norm") <= ZERO)
             wrong = None if check is None else check(items, observation)
             return hopeless if wrong is None else hopeless | wrong
 
@@ -237,7 +236,7 @@ class Chunk:
             chosen = unseen & (self.at == step) if self._batch.stochastic else unseen
             index = chosen.nonzero().squeeze(1)
             if len(index):
-                part = self._batch.select(index)
+                part = self._watched.select(index)
                 self.loss[index] = part.observe_loss(self.params[index], step)
 
     def _return_best(self) -> None:

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from haltwise.models.scales import FirstSteps, Scales, UsualRange
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
-from haltwise.tasks.base import Observation, TaskBatch
+from haltwise.tasks.base import Observation, TaskBatch, ask
 
 __all__ = ["Ledger", "UnitCheck", "WatchedBatch"]
 
@@ -104,14 +104,15 @@ class WatchedBatch(TaskBatch):
         first = self.ledger.first
         if step == 0 and first is not None and params is self.start:
             return Observation(first.loss[self.items], first.grad[self.items])
-        seen = self.inner.observe(params, step)
+        seen = ask(self.inner.observe, params, step)
         self.ledger.note(self.items, params, seen)
         if first is None:
             self.ledger.first = seen
         return seen
 
     def observe_loss(self, params: Tensor, step: int) -> Tensor:
-        return self.inner.observe_loss(params, step)
+        with torch.enable_grad():  # as `ask`
+            return self.inner.observe_loss(params, step).detach()
 
     def select(self, index: Tensor) -> Self:
         return type(self)(

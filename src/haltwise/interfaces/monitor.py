@@ -1,18 +1,21 @@
 """A monitor that stops a training loop, learned on recorded runs of it."""
 
-import contextlib
 import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from haltwise._core.errors import InputError, require
-from haltwise._core.tensors import is_plain
+from haltwise._core.errors import require
+from haltwise._core.settings import real_number
+from haltwise._core.tensors import copied_array, is_plain, undisturbed
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.run import price_of_each, warn_of_prices
 from haltwise.models.files import fingerprint
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
@@ -26,10 +29,13 @@ __all__ = ["HaltingMonitor"]
 
 _STATE = (
     "steps", "reason", "lowest", "improved", "observed", "memory", "products", "signals", "scores",
+    "holds",
 )  # fmt: skip
+_SEEN = torch.float32
 _CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
 
-Model = nn.Module | Iterable[Tensor]
+Array = Tensor | npt.NDArray[Any]
+Model = nn.Module | Array | Iterable[Array]
 
 
 @final
@@ -103,9 +109,8 @@ class HaltingMonitor:
             f"{name} reads the hidden state of its own optimizer, so it cannot judge another; "
             "train a monitor on recorded runs of this loop with haltwise train-monitor",
         )
-        price = card.price if price is None else price
-        require(price > 0, f"price must be above 0, got {price}")
-        self._price = torch.tensor([float(price)])
+        self._price = price_of_each(model, price, 1, torch.zeros((), dtype=_SEEN, device="cpu"))
+        warn_of_prices(model, self._price, 2)
         self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
         # A stop at call t leaves a recorded loop where it is then, t rounds after the first
         # decision: it counts updates. Other models were trained for asking before the gradient.
@@ -133,6 +138,7 @@ class HaltingMonitor:
         monitor.start()
         return monitor
 
+    @undisturbed(on_cpu=True)
     def start(self, model: Model | None = None) -> None:
         """Begin a run, at the parameters as they are; a run recorded before it is written.
 
@@ -146,6 +152,7 @@ class HaltingMonitor:
         self._steps = 0
         self._reason: str | None = None
         self._lowest, self._improved = math.inf, False
+        self._holds = False
         self._memory: dict[int, dict[str, Tensor]] | None = None
         self._products: Tensor | None = None
         self._session = self._new_session()
@@ -191,7 +198,7 @@ class HaltingMonitor:
         """
         return self._improved
 
-    @torch.no_grad()
+    @undisturbed(on_cpu=True)
     def look(self, model: Model) -> None:
         """Take parameters and gradients now; the next `update` is given the loss alone.
 
@@ -225,7 +232,7 @@ class HaltingMonitor:
             total += _measure(param, self._memory[key], with_gradient=with_gradient).cpu()
         self._products = total
 
-    @torch.no_grad()
+    @undisturbed(on_cpu=True)
     def update(
         self,
         loss: Tensor | float,
@@ -237,9 +244,9 @@ class HaltingMonitor:
 
         Args:
             loss: That was observed in it, a single number; averaged over processes, if several.
-            model: A module, of which the parameters that are not frozen are seen, or tensors; None
-                to go by the loss alone. Its gradients are those of this round, the parameters those
-                after it.
+            model: A module, of which the parameters that are not frozen are seen, or tensors or
+                NumPy arrays; None to go by the loss alone. Its gradients are those of this round,
+                the parameters those after it.
             score: When recording, what a stop now is judged by, for instance the loss on separate
                 examples; the loss of the next round if None. Not looked at when stopping.
 
@@ -247,7 +254,7 @@ class HaltingMonitor:
             InputError: The loss is no single number, or this call does not fit those before it or
                 the runs that were trained on.
         """
-        number = _number(loss, "loss")
+        number = real_number("the mean loss", loss)
         value = torch.tensor([number], dtype=torch.float64)
         if model is not None:
             self.look(model)
@@ -285,8 +292,31 @@ class HaltingMonitor:
         decision = self._session.observe(StepObservation(self._steps, loss, norm, signals))
         if decision.stop:
             self._reason = self._session.explain(decision, step_name="round")
+            # Where updates are counted the recorded loop, too, stayed where it was.
+            paid = self._model is not None and self._model.card.unit is CostUnit.GRADIENTS
+            self._holds = paid and not bool(decision.takes_update)
         elif self._steps + 1 >= self._limit:
             self._reason = f"it was trained on runs of {self._limit} rounds"
+
+    @undisturbed(on_cpu=True)
+    def take_back(self, model: Model) -> bool:
+        """Undo the last round's update where it is forecast to be better left out.
+
+        Call it once `should_stop` is true and the loop ends; see
+        `haltwise.LearnedOptimizer.take_back`. Monitors trained on recorded runs never ask for it.
+
+        Args:
+            model: As in `update`; parameters that the monitor does not see are not touched.
+
+        Returns:
+            Whether anything was changed.
+        """
+        holds, self._holds = self._holds, False
+        if not holds or self._memory is None:
+            return False
+        for key, param in _parameters(model).items():
+            param.detach().sub_(self._memory[key]["update"].view(param.shape))
+        return True
 
     # ---------------------------------------------------------------------------------- recording
 
@@ -297,8 +327,9 @@ class HaltingMonitor:
         )
         self._signals.append(signals)
         if score is not None:
-            self._scores.append(_number(score, "score"))
+            self._scores.append(real_number("the mean score", score))
 
+    @undisturbed(on_cpu=True)
     def close(self) -> None:
         """Write the run that was recorded; nothing if there is none or it is written."""
         if self._directory is None or not self._signals:
@@ -357,14 +388,25 @@ class HaltingMonitor:
 
 def _parameters(model: Model) -> dict[int, Tensor]:
     """The parameters that are not frozen, by their place among all."""
-    found = list(model.parameters() if isinstance(model, nn.Module) else model)
-    for param in found:
+    found: Any = model.parameters() if isinstance(model, nn.Module) else model
+    params: dict[int, Tensor] = {}
+    for key, param in enumerate([found] if isinstance(found, Tensor | np.ndarray) else found):
+        if isinstance(param, np.ndarray):  # nothing is frozen there
+            params[key] = copied_array(param, "a parameter")
+            continue
+        require(
+            isinstance(param, Tensor),
+            "the model must be a module, tensors or NumPy arrays, but there is a "
+            f"{type(param).__name__}; give update() those that the loop changes",
+        )
         require(
             is_plain(param),
             f"a parameter is a {type(param).__name__} on {param.device}, which is not whole and in "
             "memory; the monitor does not see sharded (FSDP, DTensor), lazy and meta parameters",
         )
-    params = {key: one for key, one in enumerate(found) if one.requires_grad and one.numel()}
+        if param.requires_grad:
+            params[key] = param
+    params = {key: param for key, param in params.items() if param.numel()}
     require(
         len(params) > 0, "the model has no parameter that is not frozen; give the monitor others"
     )
@@ -402,10 +444,3 @@ def _measure(param: Tensor, memory: dict[str, Tensor], *, with_gradient: bool) -
         for name, value in (("params", now), ("grad", new), ("update", update)):
             memory[name][span].copy_(value.squeeze(0))
     return products
-
-
-def _number(value: Tensor | float, what: str) -> float:
-    with contextlib.suppress(TypeError, ValueError, RuntimeError):
-        return float(value)
-    shape = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    raise InputError(f"the {what} must be a single number, got {shape}; take its mean")

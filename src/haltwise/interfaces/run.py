@@ -1,24 +1,34 @@
 """Any process in one call: each item runs until another step is not worth its price."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.settings import real_number, shown
+from haltwise._core.tensors import ZERO, undisturbed
 from haltwise.halting.session import HaltingSession
 from haltwise.models.files import placed
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.base import Process
-from haltwise.rollout.early_exit import Execution, run_until_halted
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.optimization import OptimizationProcess
+from haltwise.rollout.early_exit import Execution, Outcome, run_until_halted
 from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
 
-__all__ = ["price_of_each", "run", "stop_policy"]
+__all__ = ["NOT_FITTING", "price_of_each", "run", "stop_policy", "warn_of_prices"]
+
+NOT_FITTING = 0.05
+"""Share of the items that is worth a warning."""
 
 
-@torch.no_grad()
+@undisturbed()
 def run(
     process: Process,
     model: str | Path | HaltingModel | OptimizerModel,
@@ -43,6 +53,9 @@ def run(
     Raises:
         InputError: A price or a number of steps is impossible, or there is no such model.
 
+    Warns:
+        FitWarning: Prices lie outside those trained on.
+
     Examples:
         >>> from haltwise.processes import OptimizationProcess
         >>> from haltwise.tasks import family
@@ -55,16 +68,35 @@ def run(
     if isinstance(model, OptimizerModel):
         model = model.halting
     halting = model if isinstance(model, HaltingModel) else load_halting(model)
+    require(
+        isinstance(process, Process),
+        f"a process must be a haltwise.processes.Process, got {type(process).__name__}; for a "
+        "batch of problems call haltwise.solve",
+    )
     first = process.result(process.init())
     like = first if first.is_floating_point() else torch.zeros((), device=first.device)
-    session = HaltingSession(
-        stop_policy(halting, stop, halting.card.unit),
-        price_of_each(halting, price, process.num_items, like),
-        placed(halting, like),
+    policy = stop_policy(halting, stop, halting.card.unit)
+    prices = price_of_each(halting, price, process.num_items, like)
+    session = HaltingSession(policy, prices, placed(halting, like))
+    if stop is None:
+        warn_of_prices(halting, prices, 3)
+    num_steps = halting.card.horizon if max_steps is None else max_steps
+    exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
+    ran = run_until_halted(process, session, num_steps, watch=_flat if exact else None)
+    if not exact:
+        return ran
+    taken = ran.outcome == Outcome.TAKEN
+    return replace(
+        ran,
+        outcome=ran.outcome.masked_fill(taken, int(Outcome.HALTED)),
+        reason=ran.reason.masked_fill(taken, len(ran.reasons)),
+        reasons=(*ran.reasons, "the gradient is zero"),
     )
-    return run_until_halted(
-        process, session, halting.card.horizon if max_steps is None else max_steps
-    )
+
+
+def _flat(_: Tensor, observation: StepObservation) -> Tensor:
+    """Which problems are where nothing can be gained."""
+    return observation.known("log_grad_norm") <= ZERO
 
 
 def stop_policy(
@@ -88,15 +120,45 @@ def price_of_each(
 ) -> Tensor:
     """The price of every item, shape [B]; the model's own if None."""
     price = model.card.price if price is None else price
-    given = torch.as_tensor(price, dtype=like.dtype, device=like.device)
+    if isinstance(price, Tensor | np.ndarray | list | tuple):
+        try:
+            given = torch.as_tensor(price, device=like.device)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(f"price must hold real numbers, got {shown(price)}") from error
+        kinds = given.is_complex(), given.dtype == torch.bool
+        require(not any(kinds), f"price must hold real numbers, got {given.dtype}")
+        given = given.to(like.dtype)
+    else:
+        number = real_number("price", price)
+        given = torch.tensor(number, dtype=like.dtype, device=like.device)
     require(
         given.shape in ((), (num_items,)),
         f"price must be one number or one per item, shape [{num_items}], "
         f"got shape {list(given.shape)}",
     )
-    require(
-        bool(((given > 0) & given.isfinite()).all()),
-        f"every price must be above 0 and finite, got {given.min().item():g}; it is what a step "
-        "must earn, in units of the loss",
-    )
+    bad = ~((given > 0) & given.isfinite())
+    if bad.any():
+        first = price if given.ndim == 0 else given[bad][0].item()
+        raise InputError(
+            f"every price must be above 0 and finite, got {shown(first)}, in {given.dtype}; it is "
+            "what a step must earn, in units of the loss"
+        )
     return given.expand(num_items)
+
+
+def warn_of_prices(model: HaltingModel, asked: Tensor, stacklevel: int) -> None:
+    """Say so where many of the prices asked for, shape [B], are none that were trained on.
+
+    For `stacklevel` see `warnings.warn`; 1 is whoever calls this.
+    """
+    card, outside = model.card, (model.trained_price(asked) - asked).abs() > 1e-4 * asked
+    if model.halts and outside.double().mean() > NOT_FITTING:
+        low, high = card.price / card.price_range, card.price * card.price_range
+        warnings.warn(
+            f"the weights know prices from {low:.3g} to {high:.3g}, but {int(outside.sum())} of "
+            f"{len(asked)} items have others, such as {asked[outside][0].item():.3g} in the units "
+            "of the weights; they are stopped as at the nearest of these; choose weights trained "
+            "for such a price",
+            FitWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.settings import whole_number
 from haltwise.interfaces.solve import solve
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
@@ -23,11 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["minimize"]
 
-_MESSAGES = {
-    Outcome.HALTED: "Halted by the stop rule.",
-    Outcome.OUT_OF_STEPS: "Maximum number of iterations has been exceeded; raise maxiter.",
-    Outcome.NONFINITE: "The function, its gradient or an update is not finite.",
-}
+_FLAT = 1e-2  # of the first gradient: a norm that is taken for success whatever halted it
 
 
 def minimize(
@@ -67,8 +64,10 @@ def minimize(
             unless it is None or empty.
 
     Returns:
-        x, fun, success (whether it halted by itself), status (an `Outcome`; 99 if the callback
-        stopped it), message, nit (updates that led to x), nfev and njev.
+        x, fun, success, status (an `Outcome`; 99 if the callback stopped it), message, nit
+        (updates that led to x), nfev and njev. It is a success if it halted since another step was
+        not worth its price, or where the last gradient was below 1e-2 of the first; then a `stop`
+        of your own counts, too.
 
     Raises:
         InputError: An argument is no good, or SciPy is missing.
@@ -97,31 +96,31 @@ def minimize(
             "lower the `price`; leave tol out",
         )
     objective = _Objective(fun, jac, args if isinstance(args, tuple) else (args,))
-    start = np.atleast_1d(np.asarray(x0))
+    start = np.atleast_1d(_array("x0", x0))
     require(
-        start.ndim == 1 and start.dtype.kind in "biuf" and start.size > 0,
-        f"x0 must be a vector of real numbers, got shape {start.shape} of {start.dtype}",
+        start.ndim == 1 and start.size > 0,
+        f"x0 must be a vector of real numbers, got shape {start.shape}",
     )
-    batch = _FunctionOfArrays(
-        torch.from_numpy(start.astype(np.float64)).unsqueeze(0), objective, _report(callback)
-    )
+    maxiter = None if maxiter is None else whole_number("maxiter", maxiter)
+    batch = _FunctionOfArrays(torch.from_numpy(start).unsqueeze(0), objective, _report(callback))
     try:
         solution = solve(batch, optimizer, stop, price=price, max_steps=maxiter, guard=guard)
         x, value = solution.params[0].numpy(), solution.loss.item()
         steps, status = int(solution.steps), int(solution.outcome)
-        message = _MESSAGES[Outcome(status)]
+        message = solution.why(0).replace("max_steps", "maxiter")
+        success = status == Outcome.HALTED and (stop is None or objective.is_flat)
         if steps == solution.num_gradients:  # theta_s was never observed, so not reported
             batch.report(steps, x, value)
     except _CallbackStop as stopped:
         x, value, steps = stopped.x, stopped.value, stopped.step
         # SciPy's own number and sentence.
-        status, message = 99, "`callback` raised `StopIteration`."
+        status, message, success = 99, "`callback` raised `StopIteration`.", False
     return OptimizeResult(
         x=x,
         fun=value,
-        success=status == Outcome.HALTED,
+        success=success,
         status=status,
-        message=message,
+        message=f"{message[:1].upper()}{message[1:]}",
         nit=steps,
         nfev=objective.num_values,
         njev=objective.num_gradients,
@@ -144,6 +143,12 @@ class _Objective:
         )
         self._fun, self._jac, self._args = fun, jac, args
         self.num_values = self.num_gradients = 0
+        self._sizes: list[float] = []  # of all gradients
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the last gradient was small beside the first."""
+        return bool(self._sizes) and self._sizes[-1] <= _FLAT * self._sizes[0]
 
     def value(self, x: "NDArray[np.float64]") -> float:
         self.num_values += 1
@@ -153,7 +158,13 @@ class _Objective:
     def value_and_gradient(self, x: "NDArray[np.float64]") -> tuple[float, "NDArray[np.float64]"]:
         if self._jac is True:
             self.num_values += 1
-            value, gradient = self._fun(x.copy(), *self._args)
+            found = self._fun(x.copy(), *self._args)
+            require(
+                isinstance(found, tuple | list) and len(found) == 2,
+                "with jac=True fun must return the value and the gradient, got "
+                + type(found).__name__,
+            )
+            value, gradient = found
         elif callable(self._jac):
             value, gradient = self.value(x), self._jac(x.copy(), *self._args)
         else:
@@ -161,7 +172,8 @@ class _Objective:
 
             value, gradient = self.value(x), approx_fprime(x, self.value)
         self.num_gradients += 1
-        gradient = np.asarray(gradient, dtype=np.float64)
+        gradient = np.atleast_1d(_array("the gradient", gradient))  # of one variable, SciPy's way
+        self._sizes.append(float(np.linalg.norm(gradient)))
         require(
             gradient.shape == x.shape,
             f"the gradient must have the shape of x, {x.shape}, got {gradient.shape}",
@@ -169,12 +181,22 @@ class _Objective:
         return _number(value), gradient
 
 
-def _number(value: Any) -> float:
-    array = np.asarray(value)
+def _array(what: str, value: Any) -> "NDArray[np.float64]":
+    """A copy of real numbers as float64."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} must hold real numbers: {error}") from error
     require(
-        array.size == 1 and array.dtype.kind in "biuf",
-        f"fun must return one real number, got shape {array.shape} of {array.dtype}",
+        array.dtype.kind in "biuf",
+        f"{what} must hold real numbers, got shape {array.shape} of {array.dtype}",
     )
+    return array.astype(np.float64)
+
+
+def _number(value: Any) -> float:
+    array = _array("the value of fun", value)
+    require(array.size == 1, f"fun must return one real number, got shape {array.shape}")
     return float(array.item())
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from haltwise._core.errors import FitWarning, require
-from haltwise._core.tensors import select_state
+from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.settings import shown, whole_number
+from haltwise._core.tensors import select_state, undisturbed
 from haltwise.interfaces.chunk import Chunk
-from haltwise.interfaces.run import price_of_each, stop_policy
+from haltwise.interfaces.run import NOT_FITTING, price_of_each, stop_policy, warn_of_prices
 from haltwise.models.files import placed
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
@@ -98,7 +99,7 @@ _WHY = {
 }
 
 
-@torch.no_grad()
+@undisturbed()
 def solve(
     problem: TaskBatch,
     optimizer: str | Path | OptimizerModel = "regression-10d",
@@ -162,11 +163,10 @@ def solve(
     model = placed(optimizer if isinstance(optimizer, OptimizerModel) else load(optimizer), start)
     policy = stop_policy(model.halting, stop, CostUnit.GRADIENTS)
     prices = price_of_each(model.halting, price, problem.num_problems, start)
-    num_steps = model.card.horizon if max_steps is None else max_steps
-    require(num_steps >= 1, f"max_steps must be at least 1, got {num_steps}")
+    num_steps = model.card.horizon if max_steps is None else whole_number("max_steps", max_steps)
     if chunk_size is None:
         chunk_size = max(1, _CHUNK.get(start.device.type, _ACCELERATOR_CHUNK) // problem.dim)
-    require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
+    chunk_size = whole_number("chunk_size", chunk_size)
     sizes = _sizes(param_scale, start)
     # Of the whole batch: where a rule draws lots, chunks must not draw the same.
     memory = policy.rule.init(problem.num_problems, start)
@@ -192,11 +192,14 @@ def solve(
 def _sizes(param_scale: float | Tensor | None, start: Tensor) -> Tensor | None:
     if param_scale is None:
         return None
-    sizes = torch.as_tensor(param_scale, dtype=start.dtype, device=start.device)
+    try:
+        sizes = torch.as_tensor(param_scale, dtype=start.dtype, device=start.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"param_scale must hold numbers, got {shown(param_scale)}") from error
     require(
         sizes.shape in ((), start.shape[1:]) and bool(((sizes > 0) & sizes.isfinite()).all()),
         "param_scale must be one number above 0, or one for each of the "
-        f"{start.shape[1]} parameters, got {param_scale}",
+        f"{start.shape[1]} parameters, got {shown(param_scale)}",
     )
     return sizes.expand(start.shape[1])
 
@@ -230,26 +233,16 @@ def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
 def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, misfits: Tensor) -> None:
     """Say once where the weights do not fit the problems."""
     asked = prices * solution.loss_scale
-    card, outside = model.card, (model.halting.trained_price(asked) - asked).abs() > 1e-4 * asked
     if len(asked) < _MANY:  # of losses in other units the solution says it
-        outside &= solution.loss_scale == 1
-    if outside.double().mean() > _NOT_FITTING:
-        first = asked[outside][0].item()
-        warnings.warn(
-            f"the weights know prices from {card.price / card.price_range:.3g} to "
-            f"{card.price * card.price_range:.3g}, but {int(outside.sum())} of {len(asked)} "
-            f"problems have others, such as {first:.3g} in the units of the weights; they are "
-            "stopped as at the nearest of these; choose weights trained for such a price",
-            FitWarning,
-            stacklevel=3,
-        )
+        asked = torch.where(solution.loss_scale == 1, asked, model.card.price)
+    warn_of_prices(model.halting, asked, 4)
     share = misfits.double().mean().item()
-    if share > _NOT_FITTING and len(asked) >= _MANY:  # of a few, the solution says it
+    if share > NOT_FITTING and len(asked) >= _MANY:  # of a few, the solution says it
         warnings.warn(
             f"{share:.0%} of the problems do not behave as those that the weights were trained on, "
             "and L-BFGS took over; choose other weights, or train some on such problems",
             FitWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -263,7 +256,8 @@ def _check(problem: TaskBatch) -> None:
     require(
         isinstance(start, Tensor) and start.ndim == 2 and start.numel() > 0,
         "start must be a tensor of shape [B, D], a row of parameters for each problem, got "
-        + (f"shape {list(start.shape)}" if isinstance(start, Tensor) else type(start).__name__),
+        + (f"shape {list(start.shape)}" if isinstance(start, Tensor) else type(start).__name__)
+        + "; make one by torch.tensor",
     )
     require(
         start.dtype in (torch.float32, torch.float64),

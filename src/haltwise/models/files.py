@@ -11,7 +11,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import digest, load_tensors, save_tensors
-from haltwise._core.tensors import require_like
+from haltwise._core.tensors import require_like, undisturbed
 from haltwise.models.card import Card
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
@@ -34,10 +34,13 @@ AnyModel = TypeVar("AnyModel", OptimizerModel, HaltingModel)
 def build_model(
     card: Card, generator: torch.Generator | None = None, own: Iterable[type] = ()
 ) -> Model:
-    """A new model: an optimizer model if the card names an update rule, else a halting model."""
+    """A new model: an optimizer model if the card names an update rule, else a halting model.
+
+    Its weights are float32, whatever PyTorch's default.
+    """
     if card.rule is None:
-        return HaltingModel(card, 0, generator, own)
-    return OptimizerModel(card, generator, own)
+        return HaltingModel(card, 0, generator, own).float()
+    return OptimizerModel(card, generator, own).float()
 
 
 def halting_of(model: Model) -> HaltingModel:
@@ -67,6 +70,7 @@ def read_card(path: Path, own: Iterable[type] = ()) -> Card:
     return Card.from_json(_read(path)[1], own)
 
 
+@undisturbed(on_cpu=True)
 def read_model(path: Path, own: Iterable[type] = ()) -> Model:
     """The model of a file that `save_model` wrote, ready for use, its weights frozen.
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from haltwise._core.discovery import unknown
-from haltwise._core.errors import InputError
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import shown
 from haltwise.models.card import Card
 from haltwise.models.files import halting_of, read_card, read_model
 from haltwise.models.halting_model import HaltingModel
@@ -37,8 +38,15 @@ def find(name_or_path: str | Path) -> Path:
     """
     if str(name_or_path) in names():
         return _WEIGHTS / f"{name_or_path}.safetensors"
+    require(
+        isinstance(name_or_path, str | Path),
+        f"weights must be a name or a path, got {shown(name_or_path)}",
+    )
     path = Path(name_or_path)
-    path = path if path.is_file() else run_directory(path)
+    try:
+        path = path if path.is_file() else run_directory(path)
+    except OSError as error:
+        raise InputError(f"cannot read {shown(str(path))}: {error.strerror}") from None
     if path.is_dir():
         best = path / "best.safetensors"
         if not best.exists():

@@ -5,13 +5,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import log_rms, nested_state, sub_state
+from haltwise._core.tensors import ZERO, log_rms, nested_state, sub_state
 from haltwise._kernels import one_thread
 from haltwise.processes.base import Process, ProcessStep, State
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import init_signals, measure_signals
 from haltwise.processes.units import Units
-from haltwise.tasks.base import TaskBatch
+from haltwise.tasks.base import TaskBatch, ask
 from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["OptimizationProcess"]
@@ -45,7 +45,7 @@ class OptimizationProcess(Process):
     @torch.no_grad()
     def step(self, step: int, state: State) -> ProcessStep:
         params = state["params"]
-        loss, grad = self.batch.observe(params, step)
+        loss, grad = ask(self.batch.observe, params, step)
         seen, scale = loss, None
         if self.units is not None:
             scale = self.units.loss
@@ -53,10 +53,13 @@ class OptimizationProcess(Process):
         with one_thread():
             update, readout, rule_state = update_(self.rule, grad, sub_state(state, "rule."))
             signals, last = measure_signals(step, seen, grad, update, sub_state(state, "signals."))
+        size = log_rms(grad)
+        # Where nothing is to be gained nothing moves; what a rule makes of zeros was never trained.
+        update = update.masked_fill((size <= ZERO).unsqueeze(1), 0)
         if self.units is not None:
             update = update * self.units.params
         # Any entry of the gradient that is not finite must show, also where its norm is finite.
-        norm = torch.where(grad.isfinite().all(1), log_rms(grad), torch.nan)
+        norm = torch.where(grad.isfinite().all(1), size, torch.nan)
         observation = StepObservation(step, loss, norm, signals, readout, loss_scale=scale)
         return ProcessStep(
             observation,
@@ -71,7 +74,7 @@ class OptimizationProcess(Process):
         return state["params"]
 
     def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
-        return self.batch.score(state["params"], step).excess
+        return ask(self.batch.score, state["params"], step).excess
 
     def select(self, index: Tensor) -> "OptimizationProcess":
         units = None if self.units is None else self.units.select(index)

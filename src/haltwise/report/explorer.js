@@ -1,5 +1,6 @@
 (() => {
-  const { problems, prices, figures } = embedded;
+  const { problems, prices, figures, quantity } = embedded;
+  const quantityOf = `${quantity.startsWith("e") ? "an" : "a"} ${quantity} of`;
   const byId = (id) => document.getElementById(id);
   const [problemBox, priceBox, stepBox] = ["problem", "price", "step"].map(byId);
   const fixed = (value, digits = 3) => Number((value ?? NaN).toPrecision(digits)).toString().replace("-", "−").replace(/e\+?/, " × 10^");
@@ -38,7 +39,7 @@
     byId("step-shown").textContent = `${t} of ${last}`;
 
     byId("headline").textContent = stops
-      ? `At a price of ${fixed(price)} per step it stops after ${count(at.stop, "step")}, at an excess loss of ${fixed(excess[at.returned])}`
+      ? `At a price of ${fixed(price)} per step it stops after ${count(at.stop, "step")}, at ${quantityOf} ${fixed(excess[at.returned])}`
       : `At a price of ${fixed(price)} per step it takes all ${last} steps`;
     byId("sentence").textContent = `In hindsight the best stop is after ${count(at.oracle, "step")}: loss and price then come to ${fixed(cost(at.oracle))}, here to ${fixed(excess[at.returned] + price * at.stop)}. `
       + (t < at.stop ? `At step ${t} it goes on.` : `By step ${t} it has stopped${t > at.stop ? "; what follows is not computed in use" : ""}.`)
@@ -50,14 +51,14 @@
       const drawn = (points, name, more) => ({ x: points.map((p) => p[0]), y: points.map((p) => p[1]), name, ...more });
       title("path", t >= at.stop && stops
         ? `It has stopped, ${count(last - at.stop, "step")} before the end`
-        : `After ${count(t, "step")} the excess loss is ${fixed(excess[t])}`);
+        : `After ${count(t, "step")} the ${quantity} is ${fixed(excess[t])}`);
       plot("path", [
         { type: "contour", x: contours.x, y: contours.y, z: contours.z, ncontours: 18, showscale: true, hoverinfo: "skip",
           contours: { coloring: "heatmap" }, colorscale: [[0, "rgba(0,114,178,0)"], [1, "rgba(0,114,178,0.5)"]], line: { width: 0.6, color: GREY },
           colorbar: { title: { text: "log₁₀ loss", side: "right" }, thickness: 8, outlinewidth: 0, len: 0.9 } },
         drawn(upTo.slice(taken), "not taken", { mode: "lines+markers", line: { color: GREY, dash: "dot", width: 1.5 }, marker: { size: 4 }, hoverinfo: "skip", visible: t > taken }),
         drawn(upTo.slice(0, taken + 1), "steps", { mode: "lines+markers", line: { color: INK, width: 2 }, marker: { size: 6 },
-          text: upTo.map((_, k) => `t = ${k}<br>excess ${fixed(excess[k])}`), hovertemplate: "%{text}<extra></extra>" }),
+          text: upTo.map((_, k) => `t = ${k}<br>${quantity} ${fixed(excess[k])}`), hovertemplate: "%{text}<extra></extra>" }),
         drawn([path[at.returned]], "returned", { mode: "markers", marker: { symbol: "star", size: 15, color: VERMILION, line: { color: "#020202", width: 1 } }, hoverinfo: "skip" }),
         ...(contours.minimizer ? [drawn([contours.minimizer], "minimum", { mode: "markers", marker: { symbol: "x-thin", size: 10, line: { width: 2, color: "#009E73" } }, hoverinfo: "skip" })] : []),
       ], { xaxis: axis("θ₀", { range: [contours.x[0], contours.x.at(-1)] }), yaxis: axis("θ₁", { range: [contours.y[0], contours.y.at(-1)] }) });
@@ -66,16 +67,16 @@
     const steps = excess.map((_, k) => k);
     title("loss", stops
       ? `Going on to the end would ${gained > 0 ? "gain" : "lose"} ${fixed(Math.abs(gained))}, for ${fixed(price * (last - at.stop))} in steps`
-      : `It went to the end, to an excess loss of ${fixed(excess[at.returned])}`);
+      : `It went to the end, to ${quantityOf} ${fixed(excess[at.returned])}`);
     // Rounding may leave a minimum slightly negative; where no minimum is known much lies below 0.
     const floor = Math.max(...excess) * 1e-9;
     const log = Math.min(...excess) > -floor;
     const seen = (value) => (log ? Math.max(value, floor) : value);
     plot("loss", [
-      { x: steps, y: excess.map(seen), name: "excess loss", mode: "lines+markers", line: { color: BLUE, width: 2 }, marker: { size: 5 }, hovertemplate: "t = %{x}<br>%{y:.4g}<extra></extra>" },
+      { x: steps, y: excess.map(seen), name: quantity, mode: "lines+markers", line: { color: BLUE, width: 2 }, marker: { size: 5 }, hovertemplate: "t = %{x}<br>%{y:.4g}<extra></extra>" },
       { x: steps, y: steps.map((k) => seen(cost(k))), name: "with the price of the steps", line: { color: GREY, dash: "dash", width: 1.6 }, mode: "lines", hovertemplate: "t = %{x}<br>%{y:.4g}<extra></extra>" },
       { x: [t], y: [seen(excess[t])], name: "now", mode: "markers", marker: { size: 12, symbol: "circle-open", color: INK, line: { width: 2.4 } }, hoverinfo: "skip" },
-    ], { xaxis: axis("steps t"), yaxis: axis("excess loss", { type: log ? "log" : "linear" }), shapes: [line(at.stop, VERMILION, "solid")] });
+    ], { xaxis: axis("steps t"), yaxis: axis(quantity, { type: log ? "log" : "linear" }), shapes: [line(at.stop, VERMILION, "solid")] });
 
     const q = at.posterior;
     const sum = (values) => values.reduce((a, b) => a + b, 0);

@@ -32,7 +32,7 @@ _NUM_PRICES, _GRID = 31, 56
 _DECADES = 7.0  # below the highest loss drawn, all contours are one colour
 _NOTES = {
     "path": "Contours of log₁₀ of the loss above {reference}; the star is returned.",
-    "loss": "Excess loss after t updates, alone and with the price of the steps; the line marks "
+    "loss": "The {quantity} after t updates, alone and with the price of the steps; the line marks "
     "the stop.",
     "posterior": "q(t) is the halting posterior over all steps drawn; the hazard, where the method "
     "has one, is the probability of stopping now, given that one has come this far.",
@@ -75,7 +75,7 @@ def write_explorer(
         num_steps=model.card.horizon if num_steps is None else num_steps,
     )
     first = document["problems"][0]
-    notes = dict(_NOTES)
+    notes = {**_NOTES, "loss": _NOTES["loss"].format(quantity=document["quantity"])}
     if first["contours"] is None:
         del notes["path"]
     else:
@@ -105,9 +105,10 @@ def explore(
     """What the explorer draws, as JSON values.
 
     Cost is counted in updates, so that posterior, forecast and loss share their steps. Of every
-    problem that stays finite there are its `excess` loss and, where it has two parameters, its
-    `path` and `contours`; at every price, where and why it stops, the posterior, the hazards and
-    the forecasts, the latter None where the method has none.
+    problem that stays finite there are its `excess` loss, a mere loss (`quantity`) where the least
+    is unknown, and, where it has two parameters, its `path` and `contours`; at every price, where
+    and why it stops, the posterior, the hazards and the forecasts, the latter None where the method
+    has none.
     """
     require(1 <= num_problems <= 20, f"num_problems must lie in 1..20, got {num_problems}")
     require(
@@ -135,8 +136,18 @@ def explore(
         stops = _stops(model.halting, policy, model.halting.attach(recorded, price), price)
         for problem, found in zip(problems, stops, strict=True):
             problem["at"].append(found)
-    rule = short(repr(policy.rule))
-    return {"prices": prices, "rule": rule, "problems": problems, "figures": {}}
+    return {
+        "prices": prices,
+        "rule": short(repr(policy.rule)),
+        "quantity": "excess loss" if _is_excess(batch) else "loss",
+        "problems": problems,
+        "figures": {},
+    }
+
+
+def _is_excess(batch: TaskBatch) -> bool:
+    """Whether losses are measured from a least loss that is known."""
+    return batch.minimizer is not None or bool((batch.reference_loss != 0).any())
 
 
 def _stops(
@@ -171,7 +182,9 @@ def _stops(
 
 def _prices(middle: float, spread: float) -> list[float]:
     """The prices of the slider: those that were seen in training, and some more around one."""
-    exponents = torch.linspace(-1, 1, _NUM_PRICES if spread > 1 else 1).tolist()
+    exponents = torch.linspace(
+        -1, 1, _NUM_PRICES if spread > 1 else 1, dtype=torch.float32
+    ).tolist()
     return [float(f"{middle * spread**exponent:.3g}") for exponent in exponents]
 
 
@@ -195,7 +208,7 @@ def _contours(problem: TaskBatch, path: Tensor) -> dict[str, Any]:
     low, high = points.amin(0), points.amax(0)
     room = 0.15 * (high - low).clamp_min(0.2 * (high - low).amax().clamp_min(1e-3))
     first, second = (
-        torch.linspace(float(start), float(end), _GRID)
+        torch.linspace(float(start), float(end), _GRID, dtype=torch.float32)
         for start, end in zip(low - room, high + room, strict=True)
     )
     grid = torch.cartesian_prod(first, second).to(path)

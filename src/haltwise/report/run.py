@@ -102,7 +102,8 @@ def _overview(
     rows = []
     for record in records:
         stopping = record.stopping[_UNIT]
-        stops, saved = stopping.stops, stopping.frontier.saved
+        stops, frontier = stopping.stops, stopping.frontier
+        reached = min(frontier.mean_excess) <= stops.mean_excess
         rows.append(
             [
                 f"{short(record.optimizer)} on {short(record.family)}",
@@ -110,7 +111,7 @@ def _overview(
                 record.horizon,
                 record.seed,
                 stops.gain,
-                saved,
+                frontier.saved if reached else None,
                 Spread(stops.mean_cost, stops.sd_cost),
                 stopping.fixed_budget,
             ]

@@ -181,7 +181,10 @@ def _saved(record: StoppingRecord) -> str:
         change = f"{percent_estimate(saved)} are saved"
     else:
         text += f"no fixed budget of up to {record.num_steps} comes so low"
-        change = f"at least {percent_estimate(saved)} are saved"
+        best = record.fixed_budget
+        share = 1 - own.mean_cost / best if best else 0.0
+        than = f"{percent(abs(share))} {'less' if share >= 0 else 'more'} than the best, {best}"
+        return f"{text}. They take {than}, which leaves {num(budgets.mean_excess[best])}."
     if saved.low <= 0 <= saved.high:
         change = f"it is not sure that anything is saved ({percent_estimate(saved)})"
     elif saved.value < 0:

@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
-from haltwise._core.tensors import select_state
+from haltwise._core.settings import whole_number
+from haltwise._core.tensors import select_state, undisturbed
 from haltwise.halting.session import HaltingSession
 from haltwise.processes.base import Process
 from haltwise.processes.observation import StepObservation
@@ -59,7 +59,7 @@ Watch = Callable[[Tensor, StepObservation], Tensor | None]
 them are to leave (bool [K]), or None."""
 
 
-@torch.no_grad()
+@undisturbed()
 def run_until_halted(
     process: Process,
     session: HaltingSession,
@@ -81,7 +81,7 @@ def run_until_halted(
     Raises:
         InputError: `max_steps` is below 1.
     """
-    require(max_steps >= 1, f"max_steps must be at least 1, got {max_steps}")
+    max_steps = whole_number("max_steps", max_steps)
     state = process.init()
     current = process.result(state)
     active = torch.arange(process.num_items, device=current.device)

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.tensors import log_rms
+from haltwise._core.settings import whole_number
+from haltwise._core.tensors import log_rms, undisturbed
 from haltwise.processes.base import Process, State
 from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.processes.trajectory import Trajectory
-from haltwise.tasks.base import DifferentiatedScore, TaskBatch
+from haltwise.tasks.base import DifferentiatedScore, Score, TaskBatch, ask
 from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["record", "record_process", "run_rule"]
@@ -16,14 +17,14 @@ __all__ = ["record", "record_process", "run_rule"]
 _MEASURED = 2**16  # coordinate-steps whose signals are measured at once: they fill a cache
 
 
-@torch.no_grad()
+@undisturbed()
 def record_process(process: Process, num_steps: int) -> Trajectory:
     """Run T >= 1 steps of a process on every item.
 
     Raises:
         InputError: T is below 1, or an observation comes without signals.
     """
-    require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
+    num_steps = whole_number("num_steps", num_steps)
     state = process.init()
     loss, excess, norms, signals, readouts = ([] for _ in range(5))
     for step in range(num_steps + 1):
@@ -59,7 +60,7 @@ def record(rule: UpdateRule, batch: TaskBatch, num_steps: int) -> Trajectory:
     return run_rule(rule, batch, num_steps)[0]
 
 
-@torch.no_grad()
+@undisturbed()
 def run_rule(
     rule: UpdateRule, batch: TaskBatch, num_steps: int, segment: int | None = None
 ) -> tuple[Trajectory, Tensor, Tensor, tuple[State, ...]]:
@@ -78,7 +79,7 @@ def run_rule(
         [B, T+1, D] and the rule's state at the start of every segment.
     """
     require(segment is None or segment >= 1, f"segment must be at least 1, got {segment}")
-    require(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
+    num_steps = whole_number("num_steps", num_steps)
     keep = segment is not None
     loss, excess, signals, readouts = ([] for _ in range(4))
     states: list[State] = []
@@ -88,8 +89,9 @@ def run_rule(
     shape = (num_steps + 1, batch.num_problems, batch.dim)  # a step is written at a time
     excess_grads = params.new_empty(shape).transpose(0, 1) if keep else params.new_empty(0)
     kept_grads = excess_grads[:, :-1] if keep else excess_grads  # for most tasks they are the same
+    seen: DifferentiatedScore | Score
     for step in range(num_steps + 1):
-        seen = batch.evaluate(params, step) if keep else batch.score(params, step)
+        seen = ask(batch.evaluate, params, step) if keep else ask(batch.score, params, step)
         loss.append(seen.loss)
         excess.append(seen.excess)
         if isinstance(seen, DifferentiatedScore):

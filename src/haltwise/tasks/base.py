@@ -5,17 +5,18 @@ Beside B, D and T: N observations or examples of a problem, M of them in a minib
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self, final
+from typing import NamedTuple, Self, TypeVar, final
 
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
-from haltwise._core.tensors import map_tensors
+from haltwise._core.settings import whole_number
+from haltwise._core.tensors import map_tensors, undisturbed
 
-__all__ = ["DifferentiatedScore", "Observation", "Score", "TaskBatch", "TaskFamily"]
+__all__ = ["DifferentiatedScore", "Observation", "Score", "TaskBatch", "TaskFamily", "ask"]
 
 
 class Observation(NamedTuple):
@@ -44,6 +45,16 @@ class Score(NamedTuple):
     loss: Tensor
     grad: Tensor
     excess: Tensor
+
+
+Seen = TypeVar("Seen", Observation, DifferentiatedScore, Score)
+
+
+def ask(method: Callable[[Tensor, int], Seen], params: Tensor, step: int) -> Seen:
+    """Call a method of a batch with gradients enabled, for a loss may differentiate inside."""
+    with torch.enable_grad():
+        seen = method(params, step)
+    return type(seen)(*(value.detach() if value.requires_grad else value for value in seen))
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,7 @@ class TaskFamily(ABC):
         return bound
 
     @final
+    @undisturbed(grad=True, on_cpu=True)
     def sample(
         self,
         num_problems: int,
@@ -171,8 +183,7 @@ class TaskFamily(ABC):
         Raises:
             InputError: `num_problems` is below 1, or data files are missing or bad.
         """
-        require(num_problems >= 1, f"a batch needs at least 1 problem, got {num_problems}")
-        batch = self._sample(num_problems, generator)
+        batch = self._sample(whole_number("num_problems", num_problems), generator)
         return map_tensors(
             batch, lambda value: value.to(device, dtype if value.is_floating_point() else None)
         )

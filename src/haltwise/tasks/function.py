@@ -1,14 +1,16 @@
 """Problems given by one function: a loss that PyTorch differentiates, and data per problem."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
+from haltwise._core.tensors import copied_array, undisturbed
 from haltwise.tasks.base import Observation, TaskBatch
 
 __all__ = ["FunctionBatch"]
@@ -36,25 +38,30 @@ class FunctionBatch(TaskBatch):
     loss: Callable[..., Tensor]
     """From parameters [B, D] and data to losses [B], differentiable in its first argument."""
     data: dict[str, Tensor] = field(default_factory=dict)
-    """Its keyword arguments, each [B, ...]."""
+    """Its keyword arguments, each [B, ...]; tensors, or NumPy arrays to be copied to tensors."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", _plain(self.start))
+        if isinstance(self.data, Mapping):
+            data = {name: _plain(value, f"data[{name!r}]") for name, value in self.data.items()}
+            object.__setattr__(self, "data", data)
 
     @property
     def reference_loss(self) -> Tensor:
         """Zero, as the least loss is unknown."""
         return self.start.new_zeros(self.num_problems)
 
+    @undisturbed(grad=True)
     def observe(self, params: Tensor, step: int) -> Observation:
         """Compute loss and gradient, the latter by automatic differentiation.
 
         Raises:
             InputError: The loss has the wrong shape or type, or does not depend on the parameters.
         """
-        with torch.enable_grad():
-            leaf = params.detach().requires_grad_()
-            loss = self._losses(leaf)
-            grad = None
-            if loss.requires_grad:
-                (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
+        leaf, loss = self._losses(params)
+        grad = None
+        if loss.requires_grad:
+            (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
         if grad is None:
             raise InputError(
                 "the loss has no gradient in its parameters; compute it from them by PyTorch "
@@ -62,11 +69,13 @@ class FunctionBatch(TaskBatch):
             )
         return Observation(loss.detach(), grad)
 
-    @torch.no_grad()
+    @undisturbed(grad=True)
     def observe_loss(self, params: Tensor, step: int) -> Tensor:
-        return self._losses(params)
+        return self._losses(params)[1].detach()
 
-    def _losses(self, params: Tensor) -> Tensor:
+    def _losses(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The parameters as a leaf, for the function may differentiate inside, and the losses."""
+        params = _plain(params).detach().requires_grad_()
         loss = self.loss(params, **self.data)
         require(
             isinstance(loss, Tensor) and loss.shape == params.shape[:1],
@@ -78,7 +87,7 @@ class FunctionBatch(TaskBatch):
             f"the loss has dtype {loss.dtype} for parameters of {params.dtype}; "
             "give start and data the same dtype",
         )
-        return loss
+        return params, loss
 
     def check(self) -> None:
         """Try the function on a few problems, together and alone.
@@ -87,20 +96,26 @@ class FunctionBatch(TaskBatch):
             InputError: Data have the wrong length, the function fails on a subset of the problems,
                 or a loss changes with the problems beside it.
         """
+        require(
+            isinstance(self.data, Mapping),
+            "data must be a dictionary of tensors, the keyword arguments of the loss, got "
+            + type(self.data).__name__,
+        )
         for name, value in self.data.items():
             require(
                 isinstance(value, Tensor) and value.shape[:1] == self.start.shape[:1],
                 f"data[{name!r}] must be a tensor with the {self.num_problems} problems along its "
                 f"first dimension, got {_shape(value)}",
             )
-        index = torch.tensor([0, self.num_problems // 2, self.num_problems - 1]).unique()
-        some = self.select(index.to(self.start.device))
+        index = sorted({0, self.num_problems // 2, self.num_problems - 1})
+        some = self.select(torch.tensor(index, device=self.start.device))
         # Between problems with equal starts, a loss that compares them may have no gradient.
-        away = 0.01 * torch.rand(some.start.shape, generator=stream(0, "check")).to(some.start)
+        draw: dict[str, Any] = {"generator": stream(0, "check"), "device": "cpu"}
+        away = 0.01 * torch.rand(some.start.shape, dtype=torch.float32, **draw).to(some.start)
         params = torch.where(some.start == 0, away, some.start * (1 + away))
         together = self._try(some, params)
         tolerance = torch.finfo(params.dtype).eps ** 0.5
-        for number, problem in enumerate(index.tolist()):
+        for number, problem in enumerate(index):
             row = torch.tensor([number], device=params.device)
             alone = self._try(some.select(row), params[row])
             for own, beside in zip(alone, together, strict=True):
@@ -122,6 +137,16 @@ class FunctionBatch(TaskBatch):
                 f"the loss fails for {len(params)} of the {self.num_problems} problems ({error}); "
                 "it must take any subset of them, so what belongs to a problem must come in `data`"
             ) from error
+
+
+def _plain(value: Any, name: str = "start") -> Any:
+    """A tensor that gradients may be taken through, of a NumPy array, too; all else as it is."""
+    if isinstance(value, np.ndarray):
+        return copied_array(value, name)
+    if isinstance(value, Tensor) and value.is_inference():
+        with torch.inference_mode(False):
+            return value.clone()
+    return value
 
 
 def _shape(value: object) -> str:

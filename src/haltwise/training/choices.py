@@ -5,6 +5,8 @@ from dataclasses import asdict, is_dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
+import numpy as np
+
 from haltwise._core import discovery, plugins
 from haltwise._core.nested_settings import Leaf, leaves
 from haltwise.halting.methods import HaltingMethod, halting_methods
@@ -65,6 +67,8 @@ def own_classes(settings: TrainingSettings) -> list[type]:
 
 def plain(path: str, value: Any) -> Any:
     """Replace what a choice names, where it is given as an instance, by its name and settings."""
+    if isinstance(value, np.generic):
+        return value.item()
     if path not in CHOICES or not isinstance(value, CHOICES[path].kind) or not is_dataclass(value):
         return value
     if isinstance(value, type):

@@ -207,7 +207,7 @@ class Learner:
             like[f"weights.{name}"] = value
             if f"adam.step.{name}" in tensors:
                 like |= {f"adam.{key}.{name}": value for key in MOMENTS}
-                like[f"adam.step.{name}"] = torch.zeros(())
+                like[f"adam.step.{name}"] = torch.zeros((), dtype=torch.float32)
         require_like(tensors, like)
         placed = {
             name: value if name.startswith("adam.step.") else value.to(self._device)

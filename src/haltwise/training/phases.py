@@ -98,7 +98,7 @@ class Phase(ABC):
 
     def draw_prices(self, num: int, generator: torch.Generator) -> Tensor:
         """Prices, log-uniform around the default, shape [num]."""
-        exponent = 2 * torch.rand(num, generator=generator) - 1
+        exponent = 2 * torch.rand(num, generator=generator, dtype=torch.float32) - 1
         return (self.settings.price * self.settings.price_range**exponent).to(self.device)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from haltwise._core.plugins import whereabouts
+from haltwise._core.tensors import undisturbed
 from haltwise.processes.base import ProcessFamily
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.tasks import TaskFamily
@@ -18,6 +19,7 @@ from haltwise.training.trainer import Trainer
 __all__ = ["monitor_settings", "train", "train_monitor"]
 
 
+@undisturbed(grad=True, on_cpu=True)
 def train(
     family: str | TaskFamily | ProcessFamily,
     directory: str | Path,
@@ -75,6 +77,7 @@ def monitor_settings(
     return TrainingSettings.from_preset("act", "recorded-runs", MONITOR_DEFAULTS, own, settings)
 
 
+@undisturbed(grad=True, on_cpu=True)
 def train_monitor(
     runs: str | Path,
     directory: str | Path,

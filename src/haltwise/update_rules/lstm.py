@@ -85,17 +85,15 @@ class LSTMRule(
         bound = hidden_size**-0.5
         for layer in range(num_layers):
             fan_in = (num_inputs if layer == 0 else hidden_size) + hidden_size
-            weight = torch.empty(4 * hidden_size, fan_in).uniform_(
-                -bound, bound, generator=generator
-            )
+            weight = torch.empty(4 * hidden_size, fan_in, dtype=torch.float32)
+            weight.uniform_(-bound, bound, generator=generator)
             bias = torch.zeros(4 * hidden_size)
             bias[hidden_size : 2 * hidden_size] = 1.0  # forget gate: remember at first
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
         small = 0.1 * bound if initial_descent else bound
-        self.readout_weight = nn.Parameter(
-            torch.empty(num_outputs, hidden_size).uniform_(-small, small, generator=generator)
-        )
+        weight = torch.empty(num_outputs, hidden_size, dtype=torch.float32)
+        self.readout_weight = nn.Parameter(weight.uniform_(-small, small, generator=generator))
         self.readout_bias = nn.Parameter(torch.zeros(num_outputs))
         if initial_descent:
             nn.init.constant_(self.readout_bias[2:], -1.0)  # k = l = -1

@@ -1,6 +1,5 @@
 """A learned optimizer behind the interface of `torch.optim`."""
 
-import contextlib
 import copy
 import math
 import warnings
@@ -17,9 +16,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from haltwise._core.errors import FitWarning, InputError, require
-from haltwise._core.tensors import is_plain
+from haltwise._core.settings import real_number, whole_number
+from haltwise._core.tensors import is_plain, undisturbed
 from haltwise.halting.posteriors import Posterior
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.run import price_of_each, warn_of_prices
 from haltwise.interfaces.torch_optim.chunks import (
     UpdateStatistics,
     init_state,
@@ -34,7 +35,7 @@ from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
-from haltwise.stop_rules import CostUnit, DecisionTime
+from haltwise.stop_rules import CostUnit, DecisionTime, takes_update
 from haltwise.update_rules import PooledGradient
 
 __all__ = ["LearnedOptimizer"]
@@ -137,11 +138,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         guard: bool = True,
     ) -> None:
         require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
-        require(chunk_size >= 1, f"chunk_size must be at least 1, got {chunk_size}")
         self.nonfinite = nonfinite
-        self.chunk_size, self.guard = chunk_size, guard
+        self.chunk_size, self.guard = whole_number("chunk_size", chunk_size), guard
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
+        self._moved: list[_Problem] = []  # by the learned rule, at the last step
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
 
@@ -190,6 +191,17 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 "tensors of real floating-point numbers can be optimized (view complex ones by "
                 "torch.view_as_real)",
             )
+            require(
+                not param.is_inference(),
+                f"{_name(group, number)} was made in inference mode, so it has no gradients and "
+                "cannot be changed; make it outside of torch.inference_mode()",
+            )
+        if group["price"] is not None:
+            halting = self._models[group["digest"]].halting
+            like = torch.zeros((), dtype=working_dtype(_head_of(group)), device="cpu")
+            price = price_of_each(halting, group["price"], 1, like)
+            warn_of_prices(halting, price, 4)
+            group["price"] = price.item()
         self._leaf_of_each(group)
 
     def _leaf_of_each(self, group: Group) -> list[int]:
@@ -258,11 +270,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             require(loss is None, "give step() a closure or a loss, not both")
             with torch.enable_grad():
                 returned = loss = closure()
-        with torch.no_grad(), contextlib.ExitStack() as stack:
-            for device in {
-                param.device.type for group in self.param_groups for param in group["params"]
-            }:
-                stack.enter_context(torch.autocast(device, enabled=False))
+        with undisturbed():
             self._step(None if loss is None else _as_scalar(loss))
         return returned
 
@@ -282,6 +290,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         squares = [[products[:, 1, 1]] for _, products in moved]
         finite = _are_finite([*chain(*squares)])
         self._apply(followed, finite=finite)
+        self._moved = followed if finite else []
         if not finite:
             self._fail(followed, squares, "an update is")
             return
@@ -536,7 +545,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @property
     def should_stop(self) -> bool:
-        """Whether every group has asked to stop, at the last step or before; its update is applied.
+        """Whether every group has asked to stop, at the last step or before.
+
+        Its update is applied; see `take_back`.
 
         The decision is about the next gradient: it is forecast not to be worth its price. Where
         Adam has taken over, ten of its steps together have not earned theirs; and where there is a
@@ -548,6 +559,35 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         stops = [record["stop"] for _, record in self._judged()]
         return bool(stops) and all(map(bool, stops))
+
+    @undisturbed()
+    def take_back(self) -> bool:
+        """Undo the last update of each group that is forecast to be better without it.
+
+        Call it once `should_stop` is true and the loop ends. The decision is made with the update
+        in hand, and most weights have learned when it had better be left out, as where losses
+        swing: `haltwise.solve` and evaluations return the parameters without it then. A second
+        call does nothing, nor does one after `load_state_dict`; running statistics of a module,
+        such as those of batch normalisation, are not touched.
+
+        Returns:
+            Whether any group was changed.
+        """
+        changed = False
+        for group, record, parts in self._moved:
+            halting = self._models[group["digest"]].halting
+            hold = record.get("outputs", {}).get("hold_logits")
+            if not record.get("stop") or record["judged"] != record["step"]:
+                continue
+            returns = halting.policy(CostUnit.GRADIENTS).returns
+            hold = None if hold is None else hold[:, -1]
+            if takes_update(returns, hold, record["stop"]):
+                continue
+            for param in (param for part in parts for param in part.params):
+                param.sub_(self.state[param]["signals.update"].view(param.shape))
+            changed = True
+        self._moved = []
+        return changed
 
     @property
     def halting_posterior(self) -> tuple[Posterior, ...]:
@@ -734,7 +774,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._casts = {}  # made when needed
+        self._casts, self._moved = {}, []  # made when needed
 
 
 def _head_of(group: Group) -> Tensor:
@@ -813,7 +853,10 @@ def _num_coordinates(params: Iterable[Tensor]) -> int:
 
 
 def _as_scalar(loss: Tensor | float) -> Tensor:
-    value = torch.as_tensor(loss).detach()
+    if isinstance(loss, Tensor):
+        value = loss.detach()
+    else:  # as exact as Python's
+        value = torch.tensor(real_number("the loss", loss), dtype=torch.float64, device="cpu")
     require(
         value.numel() == 1 and not value.is_complex(),
         f"the loss must be a single real number, got {value.dtype} of shape {list(value.shape)}; "
