@@ -9,7 +9,7 @@ from stopping_cases import DOUBLE, GROUPS, LOSSES, PRICE, STEPS, N, T, judged
 
 from haltwise._core.random import stream
 from haltwise.evaluation import optimizers
-from haltwise.evaluation.baselines import BASELINES, _halves, cross_fit, tune_baselines
+from haltwise.evaluation.baselines import _halves, cross_fit
 from haltwise.evaluation.optimizers import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -20,6 +20,7 @@ from haltwise.evaluation.optimizers import (
 from haltwise.processes import Trajectory
 from haltwise.rollout import record
 from haltwise.stop_rules import (
+    BASELINES,
     RETURNABLE,
     CostUnit,
     Patience,
@@ -28,6 +29,7 @@ from haltwise.stop_rules import (
     decisions,
     returned_steps,
     total_cost,
+    tune_baselines,
 )
 from haltwise.tasks import family
 from haltwise.update_rules import Adam
@@ -56,7 +58,8 @@ def test_a_tuned_baseline_is_the_best_of_its_candidates_and_of_what_it_may_retur
     assert set(found) == set(BASELINES)
     table = trajectory.excess + PRICE * STEPS
     offered = [returns for returns in RETURNABLE[unit] if returns is not ReturnedIterate.LEARNED]
-    for name, (rule, returns) in found.items():
+    for name, tuned in found.items():
+        rule, returns = tuned.policy
         j = {
             (candidate, each): total_cost(
                 trajectory, decisions(candidate, trajectory), unit, each, price=PRICE
@@ -85,7 +88,7 @@ def test_cross_fitted_stops_come_from_the_rule_tuned_on_the_other_half(unit: Cos
     half[torch.randperm(N, generator=stream(5))] = torch.arange(N) % 2
     for side in (0, 1):
         tuned_on, judged_on = ((half == s).nonzero().squeeze(1) for s in (side, 1 - side))
-        policy = tune_baselines(trajectory.select(tuned_on), unit, PRICE)["patience"]
+        policy = tune_baselines(trajectory.select(tuned_on), unit, PRICE)["patience"].policy
         test = trajectory.select(judged_on)
         j = total_cost(test, decisions(policy.rule, test), unit, policy.returns, price=PRICE)
         torch.testing.assert_close(found["patience"].j(PRICE)[judged_on], j)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from haltwise._core.errors import require
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
-from haltwise.evaluation.baselines import BASELINES, choose_policies
+from haltwise.evaluation.baselines import choose_policies
 from haltwise.evaluation.evaluate import judge_model, keep_finite
 from haltwise.evaluation.judge import Stops, judge
 from haltwise.evaluation.records import OverSeeds, StoppingRecord, StudyCell, StudyRecord
@@ -20,7 +20,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit
+from haltwise.stop_rules import BASELINES, CostUnit
 from haltwise.tasks.base import TaskFamily
 
 __all__ = ["judge_runs", "study"]

@@ -46,6 +46,8 @@ class OptimizationProcess(Process):
     def step(self, step: int, state: State) -> ProcessStep:
         params = state["params"]
         loss, grad = self.batch.observe(params, step)
+        # Any entry of the gradient that is not finite must show, also where its norm is finite.
+        norm = torch.where(grad.isfinite().all(1), log_rms(grad), torch.nan)
         seen, scale = loss, None
         if self.units is not None:
             scale = self.units.loss
@@ -55,8 +57,6 @@ class OptimizationProcess(Process):
             signals, last = measure_signals(step, seen, grad, update, sub_state(state, "signals."))
         if self.units is not None:
             update = update * self.units.params
-        # Any entry of the gradient that is not finite must show, also where its norm is finite.
-        norm = torch.where(grad.isfinite().all(1), log_rms(grad), torch.nan)
         observation = StepObservation(step, loss, norm, signals, readout, loss_scale=scale)
         return ProcessStep(
             observation,

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from haltwise.evaluation import Interval, StoppingRecord
-from haltwise.evaluation.baselines import BASELINES
 from haltwise.report.figures import frontier, reliability, stop_steps
 from haltwise.report.formats import (
     Spread,
@@ -23,6 +22,7 @@ from haltwise.report.formats import (
 )
 from haltwise.report.page import Column, Figure, Section, Table, write_page
 from haltwise.report.palette import rule_name
+from haltwise.stop_rules import BASELINES
 
 __all__ = [
     "best_baseline",

@@ -2,9 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 from haltwise._core.errors import CalibrationWarning, require
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules.base import StopRule, decide_all
+from haltwise.stop_rules.gradient_norm import GradientNorm
+from haltwise.stop_rules.logistic import Logistic
+from haltwise.stop_rules.patience import Patience
+from haltwise.stop_rules.plateau import Plateau
 from haltwise.stop_rules.policy import (
     RETURNABLE,
     CostUnit,
@@ -23,9 +28,21 @@ from haltwise.stop_rules.policy import (
     steps_charged,
 )
 
-__all__ = ["Calibration", "calibrate", "choose"]
+__all__ = ["BASELINES", "Calibration", "calibrate", "choose", "returnable", "tune_baselines"]
 
 _NUM_NEEDED = 50  # problems, for a threshold
+
+BASELINES: Mapping[str, type[StopRule]] = MappingProxyType(
+    {
+        "gradient_norm": GradientNorm,
+        "plateau": Plateau,
+        "patience": Patience,
+        "logistic": Logistic,
+    }
+)
+"""Rules that need no halting model."""
+
+_NEED_GRADIENTS = ("gradient_norm", "logistic")
 
 
 @final
@@ -41,6 +58,10 @@ class Calibration:
     """In the unit of cost."""
     excess_bound: float
     """Upper end of the one-sided 95 % interval of the mean excess, by the normal law."""
+
+    def mean_j(self, price: float) -> float:
+        """Mean J of the items, docs/theory.md, Eq. (cost)."""
+        return self.mean_excess + price * self.mean_cost
 
 
 def calibrate(
@@ -162,7 +183,7 @@ def choose(
     ]
     if price is not None:
         c = price
-        return min(measured, key=lambda m: _least(m.mean_excess + c * m.mean_cost))
+        return min(measured, key=lambda m: _least(m.mean_j(c)))
     if budget is not None:
         within = [m for m in measured if m.mean_cost <= budget]
         least = min(m.mean_cost for m in measured)
@@ -202,3 +223,36 @@ def _measure(
 def _least(value: float) -> float:
     """The value to minimise: what is not a number comes last."""
     return math.inf if math.isnan(value) else value
+
+
+def returnable(unit: CostUnit, *, holds: bool = False) -> tuple[ReturnedIterate, ...]:
+    """What a stop may return at the cost of this unit, the learned iterate if a model `holds`."""
+    return tuple(each for each in RETURNABLE[unit] if holds or each is not ReturnedIterate.LEARNED)
+
+
+def tune_baselines(
+    tuning: Trajectory,
+    unit: CostUnit,
+    price: float,
+    rules: Mapping[str, type[StopRule]] = BASELINES,
+    returns: tuple[ReturnedIterate, ...] | None = None,
+) -> dict[str, Calibration]:
+    """The settings of least J of the baselines that the trajectory shows enough for, by name.
+
+    `returns` is what to try to return; all that is `returnable` if None.
+    """
+    table = costs(tuning.excess, price)
+    offered = returnable(unit) if returns is None else returns
+    return {
+        name: choose(rule.candidates(tuning, table), tuning, unit, price=price, returns=offered)
+        for name, rule in rules.items()
+        if _shows_enough(tuning, name)
+    }
+
+
+def _shows_enough(trajectory: Trajectory, name: str) -> bool:
+    """Whether a baseline has what it reads; a norm that never varies stands for no gradients."""
+    norm = trajectory.log_grad_norm
+    if norm is None:
+        return name not in _NEED_GRADIENTS
+    return name != "gradient_norm" or bool((norm != norm[0, 0]).any())
