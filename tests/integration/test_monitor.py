@@ -302,3 +302,14 @@ def test_half_a_run_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="single number"):
         half_a_run()
     assert not (tmp_path / "none").exists()
+
+
+def test_frozen_parameters_are_not_seen(tmp_path: Path) -> None:
+    for name, extra in (("with", [torch.ones(50)]), ("without", [])):
+        monitor, run = HaltingMonitor.recording(tmp_path / name), Decay(3)
+        monitor.start([run.param, *extra])
+        for step in range(6):
+            monitor.update(run.step(step), [run.param, *extra])
+        monitor.close()
+    seen, plain = (RecordedRuns.load(tmp_path / name) for name in ("with", "without"))
+    assert torch.equal(seen.trajectory.known("signals"), plain.trajectory.known("signals"))

@@ -235,3 +235,13 @@ def test_importing_stays_cheap() -> None:
 def test_nothing_is_shown(batch: TaskBatch, capfd: pytest.CaptureFixture[str]) -> None:
     haltwise.solve(batch)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("guard", [False, True])
+def test_every_problem_keeps_its_own_price_in_chunks(batch: TaskBatch, *, guard: bool) -> None:
+    prices = torch.logspace(-2, -0.5, PROBLEMS, dtype=torch.float64)
+    whole, chunked = (
+        haltwise.solve(batch, price=prices, chunk_size=size, guard=guard) for size in (None, 5)
+    )
+    assert torch.equal(whole.num_gradients, chunked.num_gradients)
+    assert len(whole.num_gradients.unique()) > 2

@@ -188,3 +188,14 @@ def test_lbfgs_solves_a_quadratic_within_the_budget_it_is_charged_for() -> None:
     assert torch.equal(curve[:, 0], curve[:, 1])  # the first evaluation is at theta_0
     assert (curve.diff(dim=1) <= 0).all()
     assert (curve[:, -1] < 1e-9 * curve[:, 0]).all()
+
+
+def test_hand_designed_optimizers_are_those_of_torch() -> None:
+    """Two steps with gradients 1 and 2 at a rate of .1; momentum .9 where there is any."""
+    second = {"sgd": -0.2, "nesterov": -0.1 * (2 + 0.9 * (0.9 + 2))}
+    for name, expected in second.items():
+        rule = HAND_DESIGNED[name](0.1)
+        state, update = rule.init(torch.zeros(1, 1, dtype=DOUBLE)), torch.zeros(1)
+        for grad in (1.0, 2.0):
+            update, _, state = rule.update(torch.full((1, 1), grad, dtype=DOUBLE), state)
+        assert update.item() == pytest.approx(expected)

@@ -273,3 +273,10 @@ def test_a_price_at_which_nothing_is_worth_computing_is_warned_of(
     assert found.policy.rule != FixedBudget(0)
     loss[7, 5] = -30.0  # one item is worth going on for
     calibrate(FixedBudget, trajectory, price=enough + 0.01, unit=unit)
+
+
+def test_a_first_step_that_rises_may_be_taken_back() -> None:
+    """A stop at once returns theta_0 for the gradient paid there; the next iterate is far worse."""
+    loss = torch.tensor([0.0, 5.0, 1.0, 0.0], dtype=DOUBLE).expand(60, -1)
+    with pytest.warns(CalibrationWarning, match="every one of the 60 problems is best stopped"):
+        calibrate(FixedBudget, Trajectory(loss, loss), price=0.1, unit=CostUnit.GRADIENTS)
