@@ -15,6 +15,7 @@ from haltwise._core.files import load_tensors, save_tensors
 from haltwise._core.json import from_json, to_json
 from haltwise._core.random import stream
 from haltwise.evaluation import EvaluationRecord, evaluate
+from haltwise.evaluation.learners import LEARNERS
 from haltwise.evaluation.optimizers import HAND_DESIGNED
 from haltwise.evaluation.records import load_evaluations, save_evaluation
 from haltwise.halting import HalterSettings
@@ -72,7 +73,9 @@ def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(tmp_path: Pa
     table = costs(excess, 0.05)
     for unit, stopping in record.stopping.items():
         rules = {"learned", "calibrated", "gradient_norm", "plateau", "patience", "logistic"}
-        rules |= {"fixed", "oracle"} | ({"after_gradient"} if unit is CostUnit.GRADIENTS else set())
+        rules |= {"fixed", "oracle", *LEARNERS} | (
+            {"after_gradient"} if unit is CostUnit.GRADIENTS else set()
+        )
         assert set(stopping.rules) == rules
         assert stopping.judged == "learned"
         for name, figures in stopping.rules.items():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from stopping_cases import DOUBLE, GROUPS, LOSSES, PRICE, STEPS, N, T, judged
 from haltwise._core.random import stream
 from haltwise.evaluation import optimizers
 from haltwise.evaluation.baselines import _halves, cross_fit
+from haltwise.evaluation.judge import Stops
+from haltwise.evaluation.learners import LEARNERS, learned_opponents
 from haltwise.evaluation.optimizers import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -199,3 +202,23 @@ def test_hand_designed_optimizers_are_those_of_torch() -> None:
         for grad in (1.0, 2.0):
             update, _, state = rule.update(torch.full((1, 1), grad, dtype=DOUBLE), state)
         assert update.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("unit", CostUnit)
+def test_learners_on_all_signals_beat_simple_rules_and_are_blind_to_the_test(
+    unit: CostUnit,
+) -> None:
+    """Of Adam, which oscillates; labels of other test items change no stop."""
+    rule, source, price = Adam(0.15, beta2=0.95), family("regression-10d-plain"), 0.0527
+    tuning, test = (record(rule, source.sample(300, stream(777, k)), 30) for k in (1, 2))
+    simple = tune_baselines(tuning, unit, price).values()
+    least = min(Stops.by(each.policy, test, unit).j(price).mean().item() for each in simple)
+    found = learned_opponents(tuning, test, unit, price)
+    assert tuple(found) == LEARNERS
+    for name, stops in found.items():
+        assert stops.j(price).mean().item() < least, name
+    blind = learned_opponents(tuning, replace(test, excess=-test.excess), unit, price)
+    for name, stops in blind.items():
+        assert torch.equal(stops.cost, found[name].cost)
+    few = tuning.select(torch.arange(49))
+    assert learned_opponents(few, test, unit, price) == {}
