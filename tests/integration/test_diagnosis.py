@@ -14,10 +14,20 @@ from torch import nn
 
 from haltwise import InputError, OptimizerModel, load
 from haltwise._core.json import from_json, to_json
+from haltwise._core.random import stream
 from haltwise.evaluation.diagnosis import Diagnosis, diagnose
 from haltwise.halting import Halter
 from haltwise.models import Choice
-from haltwise.stop_rules import CostUnit, HazardThreshold, ReturnedIterate, StopPolicy
+from haltwise.rollout import record
+from haltwise.stop_rules import (
+    CostUnit,
+    DecisionTime,
+    HazardThreshold,
+    Plateau,
+    ReturnedIterate,
+    StopPolicy,
+    decisions,
+)
 from haltwise.tasks import family
 from haltwise.update_rules import LSTMRule, State, UpdateRule, UpdateStep
 
@@ -48,7 +58,7 @@ def halter_of(model: OptimizerModel) -> Halter:
 
 
 @pytest.mark.parametrize(
-    "name", ["regression-2d", "regression-10d", "regression-2d-thesis", "quadratic-10d-lstm"]
+    "name", ["regression-2d", "regression-10d", "regression-2d-mode", "quadratic-10d-lstm"]
 )
 def test_it_is_silent_about_what_ships(name: str) -> None:
     model = load(name)
@@ -175,6 +185,26 @@ def test_gradients_that_vanish_or_are_not_finite(model: OptimizerModel) -> None:
     found = look(model)
     assert "not finite" in names(found)
     assert found.figures["share not finite"] > 0
+
+
+def test_a_policy_that_is_worse_than_simple_rules(model: OptimizerModel) -> None:
+    """Those of the thesis; and a threshold that is never reached, beside which all are better."""
+    thesis = look(load("regression-2d-thesis"), num_problems=128)
+    assert names(thesis) == {"a simple rule stops better"}
+    assert "with the rule logistic." in thesis.findings[0].measured
+    never = StopPolicy(HazardThreshold(1e6, DecisionTime.BEFORE_GRADIENT), ReturnedIterate.NEXT)
+    policies = {**model.card.policies, CostUnit.GRADIENTS: never}
+    model.halting.card = replace(model.card, policies=policies)
+    found = look(model)
+    assert "a simple rule stops better" in names(found)
+    assert found.figures["J in prices, its own stops"] > 40  # all the steps, at least
+    batch = family(NAME).sample(256, stream(0, "diagnose", "stops"))
+    trajectory, price = record(model.rule, batch, 40), model.card.price
+    steps = decisions(Plateau(price), trajectory)
+    excess = trajectory.excess.gather(1, (steps + 1).clamp_max(40).unsqueeze(1)).squeeze(1)
+    untuned = (excess / price + (steps + 1).clamp_max(40)).double().mean().item()
+    figure = found.figures["J in prices, last improvement < price"]
+    assert figure == pytest.approx(untuned, rel=1e-5)
 
 
 def test_the_layers_say_what_the_weights_are(model: OptimizerModel) -> None:

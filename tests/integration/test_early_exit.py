@@ -10,7 +10,7 @@ from random_models import random_model
 from stop_rule_cases import AFTER, BEFORE, Drawn
 from torch import Tensor
 
-from haltwise import InputError
+from haltwise import FunctionBatch, InputError
 from haltwise._core.random import stream
 from haltwise.halting import HalterSettings, HaltingSession
 from haltwise.models import OptimizerModel
@@ -29,6 +29,7 @@ from haltwise.stop_rules import (
     returned_steps,
 )
 from haltwise.tasks import TaskBatch, family
+from haltwise.update_rules import SGD
 
 STEPS, PROBLEMS, PRICE = 12, 40, 0.05
 
@@ -160,3 +161,12 @@ def test_running_no_step_is_refused(batch: TaskBatch) -> None:
     session = HaltingSession(policy, torch.ones(PROBLEMS, dtype=DOUBLE))
     with pytest.raises(InputError, match="max_steps must be at least 1, got 0"):
         run_until_halted(OptimizationProcess(model.rule, batch), session, 0)
+
+
+def test_of_equal_losses_the_best_is_the_first() -> None:
+    batch = FunctionBatch(torch.ones(3, 2), lambda params: 0 * params.sum(1))
+    policy = StopPolicy(FixedBudget(4), ReturnedIterate.BEST)
+    session = HaltingSession(policy, torch.full((3,), PRICE))
+    done = run_until_halted(OptimizationProcess(SGD(0.1), batch), session, STEPS)
+    assert done.num_updates.tolist() == [0, 0, 0]
+    assert done.num_gradients.tolist() == [5, 5, 5]

@@ -15,11 +15,20 @@ from haltwise._core.files import load_tensors, save_tensors
 from haltwise._core.json import from_json, to_json
 from haltwise._core.random import stream
 from haltwise.evaluation import EvaluationRecord, evaluate
+from haltwise.evaluation.learners import LEARNERS
 from haltwise.evaluation.optimizers import HAND_DESIGNED
 from haltwise.evaluation.records import load_evaluations, save_evaluation
 from haltwise.halting import HalterSettings
 from haltwise.models import Card, Choice
-from haltwise.stop_rules import CostUnit, HazardThreshold, ReturnedIterate, StopPolicy, costs
+from haltwise.rollout import record
+from haltwise.stop_rules import (
+    CostUnit,
+    HazardThreshold,
+    ReturnedIterate,
+    StopPolicy,
+    costs,
+    tune_baselines,
+)
 from haltwise.tasks import family
 from haltwise.tasks.module import ModuleBatch
 
@@ -64,7 +73,9 @@ def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(tmp_path: Pa
     table = costs(excess, 0.05)
     for unit, stopping in record.stopping.items():
         rules = {"learned", "calibrated", "gradient_norm", "plateau", "patience", "logistic"}
-        rules |= {"fixed", "oracle"} | ({"after_gradient"} if unit is CostUnit.GRADIENTS else set())
+        rules |= {"fixed", "oracle", *LEARNERS} | (
+            {"after_gradient"} if unit is CostUnit.GRADIENTS else set()
+        )
         assert set(stopping.rules) == rules
         assert stopping.judged == "learned"
         for name, figures in stopping.rules.items():
@@ -256,3 +267,22 @@ def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path) -> None:
     twice = haltwise("evaluate", "regression-2d", "--compare", "regression-2d", cwd=tmp_path)
     assert twice.returncode == 2
     assert "a name of its own" in twice.stderr
+
+
+def test_rules_are_tuned_on_the_tuning_problems() -> None:
+    model, unit = load("regression-2d"), CostUnit.GRADIENTS
+    found = evaluate(
+        {"mine": model},
+        family("regression-2d"),
+        family_name="regression-2d",
+        price=0.05,
+        horizon=8,
+        seed=5,
+        num_problems=64,
+    )
+    batch = family("regression-2d").sample(64, stream(5, "tune"))
+    tuned = tune_baselines(record(model.rule, batch, 8), unit, 0.05)
+    for name, each in tuned.items():
+        rule, returns = each.policy
+        shown = found.record.stopping[unit].rules[name].policy
+        assert shown == f"{rule!r}, returns {returns.value}"

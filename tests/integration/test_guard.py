@@ -2,7 +2,9 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +17,15 @@ from torch import Tensor
 import haltwise
 from haltwise import FitWarning, FunctionBatch, Outcome
 from haltwise.rollout.descent import DESCENT_REASONS, Descent, descend
+from haltwise.stop_rules import (
+    CostUnit,
+    GradientNorm,
+    Patience,
+    Plateau,
+    ReturnedIterate,
+    StopPolicy,
+    StopRule,
+)
 from haltwise.tasks import Observation, TaskBatch, family
 
 SOLVERS = ("regression-2d", "regression-10d", "quadratic-10d", "student-t-10d")
@@ -81,6 +92,27 @@ def test_the_same_problem_in_other_units_is_the_same_problem(
     assert excess < 1.25 * expected
     extra = found.num_gradients.double().mean() - own.num_gradients.double().mean()
     assert extra < 4  # what was tried in other units
+
+
+@pytest.mark.parametrize(
+    "make", [Plateau, partial(Patience, 2), lambda at: GradientNorm(math.log(at))]
+)
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+def test_a_stop_rule_in_units_of_the_loss_knows_in_whose(make: Callable[[float], StopRule]) -> None:
+    """Those of a card are in the units of the weights, those that are given in the problems'."""
+    model, problem, scale = haltwise.load("regression-2d"), sample("regression-2d", 200), 1e-3
+    policy = StopPolicy(make(0.1), ReturnedIterate.NEXT)
+    model.halting.card = replace(model.card, policies={CostUnit.GRADIENTS: policy})
+    other, price = InOtherUnits.of(problem, 1.0, scale), model.card.price * scale
+    for own, found in (
+        (haltwise.solve(problem, model), haltwise.solve(other, model, price=price)),
+        (
+            haltwise.solve(problem, "regression-2d", make(0.1)),
+            haltwise.solve(other, "regression-2d", make(0.1 * scale), price=price),
+        ),
+    ):
+        assert found.steps.double().mean() > 2
+        assert (own.steps == found.steps).double().mean() > 0.95
 
 
 def test_one_problem_alone_is_recognised_too() -> None:

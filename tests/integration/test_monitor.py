@@ -370,3 +370,14 @@ def test_numpy_arrays_are_parameters_without_gradients(tmp_path: Path) -> None:
         assert_close(sizes, torch.full((3,), math.log(0.5)), atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="there is a str"):
         HaltingMonitor.recording(tmp_path).update(1.0, "model")  # type: ignore[arg-type]
+
+
+def test_frozen_parameters_are_not_seen(tmp_path: Path) -> None:
+    for name, extra in (("with", [torch.ones(50)]), ("without", [])):
+        monitor, run = HaltingMonitor.recording(tmp_path / name), Decay(3)
+        monitor.start([run.param, *extra])
+        for step in range(6):
+            monitor.update(run.step(step), [run.param, *extra])
+        monitor.close()
+    seen, plain = (RecordedRuns.load(tmp_path / name) for name in ("with", "without"))
+    assert torch.equal(seen.trajectory.known("signals"), plain.trajectory.known("signals"))

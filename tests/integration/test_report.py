@@ -22,14 +22,13 @@ from reported_runs import (
 from haltwise import InputError
 from haltwise._core.json import to_json
 from haltwise.evaluation import Evaluation, Interval, StoppingRecord
-from haltwise.evaluation.baselines import BASELINES
 from haltwise.evaluation.records import STUDY
 from haltwise.report import write_report, write_stopping_report
 from haltwise.report.figures import frontier, loss_curves, reliability, training
 from haltwise.report.formats import facts, joined, num, percent, short, slug
 from haltwise.report.page import Column, Table
 from haltwise.report.stopping import headline, sentences, verdict
-from haltwise.stop_rules import CostUnit
+from haltwise.stop_rules import BASELINES, CostUnit
 
 GRADIENTS = CostUnit.GRADIENTS
 HOSTILE = "<script>alert(1)</script>"

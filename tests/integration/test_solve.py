@@ -286,3 +286,13 @@ def test_numpy_arrays_are_taken_for_tensors(least_squares: FunctionBatch) -> Non
     given = FunctionBatch(start, least_squares.loss, data)  # type: ignore[arg-type]
     flipped = haltwise.solve(given).params.flip(0)
     assert torch.equal(flipped, haltwise.solve(least_squares).params)
+
+
+@pytest.mark.parametrize("guard", [False, True])
+def test_every_problem_keeps_its_own_price_in_chunks(batch: TaskBatch, *, guard: bool) -> None:
+    prices = torch.logspace(-2, -0.5, PROBLEMS, dtype=torch.float64)
+    whole, chunked = (
+        haltwise.solve(batch, price=prices, chunk_size=size, guard=guard) for size in (None, 5)
+    )
+    assert torch.equal(whole.num_gradients, chunked.num_gradients)
+    assert len(whole.num_gradients.unique()) > 2

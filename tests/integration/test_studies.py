@@ -13,12 +13,12 @@ from haltwise import InputError, OptimizerModel, load
 from haltwise._core.json import from_json, to_json
 from haltwise._core.random import stream
 from haltwise.evaluation import StudyRecord, study
-from haltwise.evaluation.baselines import BASELINES, choose_policies
+from haltwise.evaluation.baselines import choose_policies
 from haltwise.models import Card, Choice
 from haltwise.processes import Trajectory
 from haltwise.report.formats import interval
 from haltwise.rollout import record
-from haltwise.stop_rules import CostUnit, costs, decisions, total_cost
+from haltwise.stop_rules import BASELINES, CostUnit, costs, decisions, total_cost
 from haltwise.tasks import TaskFamily, family
 
 NAME, SEEDS, STEPS, NUM = "regression-10d-smooth-sgd", [3, 8, 5], 12, 120

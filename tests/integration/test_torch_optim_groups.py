@@ -18,6 +18,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from haltwise import LearnedOptimizer
+from haltwise.halting import HalterSettings
 from haltwise.tasks import family
 
 
@@ -137,3 +138,16 @@ def test_a_price_given_replaces_that_of_meta_training() -> None:
 
 def test_the_default_weights_are_those_of_networks() -> None:
     assert inspect.signature(LearnedOptimizer).parameters["weights"].default == "mnist-mlp"
+
+
+def test_frozen_parameters_count_for_nothing() -> None:
+    (param,), (plain,) = given_grads((5,), dtype=DOUBLE), given_grads((5,), dtype=DOUBLE)
+    frozen = torch.ones(50, dtype=DOUBLE, requires_grad=False)
+    outputs = []
+    for params in ([param, frozen], [plain]):
+        optimizer = LearnedOptimizer(params, random_model("adam", halter=HalterSettings()))
+        for loss in (3.0, 2.0, 1.5):
+            optimizer.step(loss=loss)
+        outputs.append(optimizer.state[params[0]]["group"]["outputs"])
+    for name, value in outputs[0].items():
+        assert torch.equal(value, outputs[1][name]), name

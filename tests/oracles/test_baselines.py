@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from stopping_cases import DOUBLE, GROUPS, LOSSES, PRICE, STEPS, N, T, judged
 
 from haltwise._core.random import stream
 from haltwise.evaluation import optimizers
-from haltwise.evaluation.baselines import BASELINES, _halves, cross_fit, tune_baselines
+from haltwise.evaluation.baselines import _halves, cross_fit
+from haltwise.evaluation.judge import Stops
+from haltwise.evaluation.learners import LEARNERS, learned_opponents
 from haltwise.evaluation.optimizers import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -20,6 +23,7 @@ from haltwise.evaluation.optimizers import (
 from haltwise.processes import Trajectory
 from haltwise.rollout import record
 from haltwise.stop_rules import (
+    BASELINES,
     RETURNABLE,
     CostUnit,
     Patience,
@@ -28,6 +32,7 @@ from haltwise.stop_rules import (
     decisions,
     returned_steps,
     total_cost,
+    tune_baselines,
 )
 from haltwise.tasks import family
 from haltwise.update_rules import Adam
@@ -56,7 +61,8 @@ def test_a_tuned_baseline_is_the_best_of_its_candidates_and_of_what_it_may_retur
     assert set(found) == set(BASELINES)
     table = trajectory.excess + PRICE * STEPS
     offered = [returns for returns in RETURNABLE[unit] if returns is not ReturnedIterate.LEARNED]
-    for name, (rule, returns) in found.items():
+    for name, tuned in found.items():
+        rule, returns = tuned.policy
         j = {
             (candidate, each): total_cost(
                 trajectory, decisions(candidate, trajectory), unit, each, price=PRICE
@@ -85,7 +91,7 @@ def test_cross_fitted_stops_come_from_the_rule_tuned_on_the_other_half(unit: Cos
     half[torch.randperm(N, generator=stream(5))] = torch.arange(N) % 2
     for side in (0, 1):
         tuned_on, judged_on = ((half == s).nonzero().squeeze(1) for s in (side, 1 - side))
-        policy = tune_baselines(trajectory.select(tuned_on), unit, PRICE)["patience"]
+        policy = tune_baselines(trajectory.select(tuned_on), unit, PRICE)["patience"].policy
         test = trajectory.select(judged_on)
         j = total_cost(test, decisions(policy.rule, test), unit, policy.returns, price=PRICE)
         torch.testing.assert_close(found["patience"].j(PRICE)[judged_on], j)
@@ -185,3 +191,34 @@ def test_lbfgs_solves_a_quadratic_within_the_budget_it_is_charged_for() -> None:
     assert torch.equal(curve[:, 0], curve[:, 1])  # the first evaluation is at theta_0
     assert (curve.diff(dim=1) <= 0).all()
     assert (curve[:, -1] < 1e-9 * curve[:, 0]).all()
+
+
+def test_hand_designed_optimizers_are_those_of_torch() -> None:
+    """Two steps with gradients 1 and 2 at a rate of .1; momentum .9 where there is any."""
+    second = {"sgd": -0.2, "nesterov": -0.1 * (2 + 0.9 * (0.9 + 2))}
+    for name, expected in second.items():
+        rule = HAND_DESIGNED[name](0.1)
+        state, update = rule.init(torch.zeros(1, 1, dtype=DOUBLE)), torch.zeros(1)
+        for grad in (1.0, 2.0):
+            update, _, state = rule.update(torch.full((1, 1), grad, dtype=DOUBLE), state)
+        assert update.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("unit", CostUnit)
+def test_learners_on_all_signals_beat_simple_rules_and_are_blind_to_the_test(
+    unit: CostUnit,
+) -> None:
+    """Of Adam, which oscillates; labels of other test items change no stop."""
+    rule, source, price = Adam(0.15, beta2=0.95), family("regression-10d-plain"), 0.0527
+    tuning, test = (record(rule, source.sample(300, stream(777, k)), 30) for k in (1, 2))
+    simple = tune_baselines(tuning, unit, price).values()
+    least = min(Stops.by(each.policy, test, unit).j(price).mean().item() for each in simple)
+    found = learned_opponents(tuning, test, unit, price)
+    assert tuple(found) == LEARNERS
+    for name, stops in found.items():
+        assert stops.j(price).mean().item() < least, name
+    blind = learned_opponents(tuning, replace(test, excess=-test.excess), unit, price)
+    for name, stops in blind.items():
+        assert torch.equal(stops.cost, found[name].cost)
+    few = tuning.select(torch.arange(49))
+    assert learned_opponents(few, test, unit, price) == {}

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +17,26 @@ from haltwise.models import HaltingModel
 from haltwise.models.loading import card_of
 from haltwise.processes import Trajectory
 from haltwise.rollout import record
-from haltwise.stop_rules import CostUnit, HazardThreshold, ReturnedIterate
+from haltwise.stop_rules import (
+    BASELINES,
+    RETURNABLE,
+    CostUnit,
+    DecisionTime,
+    FixedBudget,
+    HazardThreshold,
+    StopPolicy,
+    costs,
+    decide_all,
+    total_cost,
+)
 from haltwise.tasks import family
 from haltwise.training import Trainer, TrainingSettings
 from haltwise.training import trainer as trainer_module
+from haltwise.training.run.log import read_log
 from haltwise.training.validation import Validated, validate, validation_prices
 
 SIZE = 64
+OTHERS: list[Any] = [FixedBudget, *BASELINES.values()]
 
 
 def settings_of(**changes: object) -> TrainingSettings:
@@ -74,36 +89,46 @@ def in_prices(model: HaltingModel, recorded: Trajectory, threshold: float, unit:
 
 
 @pytest.mark.parametrize("unit", CostUnit)
-def test_thresholds_are_best_on_the_calibration_problems(unit: CostUnit, tmp_path: Path) -> None:
-    """No other candidate is better there; on the validation problems another one would be."""
+def test_the_policy_that_ships_is_the_best_on_the_calibration_problems(
+    unit: CostUnit, tmp_path: Path
+) -> None:
+    """Of all thresholds, simple rules and iterates; on the validation problems another would be."""
     settings = settings_of()
     finish(Trainer(settings, tmp_path))
     model = load(tmp_path)
     policy = model.policy(unit)
-    assert isinstance(policy.rule, HazardThreshold)
-    learned = unit is CostUnit.GRADIENTS
-    assert policy.returns is (ReturnedIterate.LEARNED if learned else ReturnedIterate.CURRENT)
-    assert policy.rule.time is unit.decision_time
 
-    def candidates(name: str) -> tuple[Trajectory, Sequence[float]]:
+    def scores(name: str) -> dict[StopPolicy, float]:
+        """The mean over the three prices of J in prices."""
         recorded = recordings(settings, model, name)
-        logits = torch.stack(
-            [
-                model.halting.attach(recorded, price).outputs["hazard_logits"]
-                for price in (0.0625, 0.5, 4.0)
-            ]
-        )
-        flat = logits[..., unit.decision_time].flatten().double().sort().values
-        return recorded, flat[torch.linspace(0, len(flat) - 1, 200).round().long()].tolist()
+        parts = []
+        for price in (0.0625, 0.5, 4.0):
+            known = model.halting.attach(recorded, price)
+            parts.append(replace(known, excess=known.excess / price))
+        merged = Trajectory.join(parts)
+        table = costs(merged.excess, 1.0)
+        times = {unit.decision_time, DecisionTime.AFTER_GRADIENT}
+        rules = [rule for t in times for rule in HazardThreshold.candidates(merged, table, t)]
+        rules += [r for kind in OTHERS for r in kind.candidates(merged, table)[::10]]
+        return {
+            StopPolicy(rule, iterate): float(
+                total_cost(merged, decided, unit, iterate, price=1.0).double().mean()
+            )
+            for rule, decided in decide_all(rules, merged)
+            for iterate in RETURNABLE[unit]
+        }
 
-    recorded, thresholds = candidates("calibration")
-    assert policy.rule.threshold in thresholds
-    chosen = in_prices(model.halting, recorded, policy.rule.threshold, unit)
-    others = {level: in_prices(model.halting, recorded, level, unit) for level in thresholds}
-    assert chosen == pytest.approx(min(others.values()), rel=1e-6)
-    recorded, thresholds = candidates("validation")
-    there = min(thresholds, key=lambda level: in_prices(model.halting, recorded, level, unit))
-    assert there != policy.rule.threshold
+    found, there = scores("calibration"), scores("validation")
+    chosen = model.card.provenance["calibration"][unit.value]
+    least, second, *_ = sorted(chosen["mean_j"].values())
+    assert chosen["mean_j"][chosen["chosen"]] == least <= min(found.values()) + 1e-6
+    assert chosen["margin"] == second - least
+    learned = isinstance(policy.rule, HazardThreshold)
+    assert (chosen["chosen"] == "learned") is learned is (unit is CostUnit.UPDATES)
+    if learned:
+        assert found[policy] == pytest.approx(least)
+    assert read_log(tmp_path)[-1][unit.value] == chosen
+    assert min(there, key=lambda each: there[each]) != policy
 
 
 @pytest.mark.parametrize("unit", CostUnit)

@@ -298,3 +298,11 @@ def test_random_numbers_come_from_the_generator_alone() -> None:
     assert torch.equal(objective(method), first)
     other = method.objective(examples()._replace(generator=seeded(2)))
     assert not torch.equal(other, first)
+
+
+def test_a_new_hazard_goes_on_for_about_eight_steps() -> None:
+    """Its mean waiting time is (1 - rho) / rho = e^2 = 7.4 steps, at both times of decision."""
+    method = StickBreaking()
+    found = method.outputs(torch.zeros(2, method.num_outputs), torch.ones(2))
+    hazard = found["hazard_logits"].sigmoid()
+    assert_close((1 - hazard) / hazard, torch.full((2, 2), math.exp(2)))

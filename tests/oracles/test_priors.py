@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from haltwise._core.errors import InputError
+from haltwise.halting import Softmax
+from haltwise.halting.objectives import DEFAULT_CONTINUATION
 from haltwise.halting.priors import HorizonPrior
 
 DOUBLE = torch.float64
@@ -125,3 +127,10 @@ def test_log_probs_are_differentiable_in_the_continuation() -> None:
     steps = torch.arange(4.0, dtype=DOUBLE)
     nu = tensor([0.3, 0.9])[:, None].requires_grad_()
     assert torch.autograd.gradcheck(lambda nu: HorizonPrior(nu).log_prob(steps), nu)
+
+
+def test_the_default_prior_expects_27_5_steps() -> None:
+    """E[T] = r / (1 - r) + nu / (1 - nu) at nu = .9, as docs/theory.md says, of both defaults."""
+    for nu in (DEFAULT_CONTINUATION, Softmax().continuation):
+        assert nu is not None
+        assert nu**0.5 / (1 - nu**0.5) + nu / (1 - nu) == pytest.approx(27.5, abs=0.05)

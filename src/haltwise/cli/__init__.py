@@ -21,6 +21,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Train": {
         "train": "Train an optimizer that knows when to stop.",
         "train-monitor": "Learn when to stop a loop from recorded runs of it.",
+        "calibrate": "Choose anew when a trained model stops.",
     },
     "Judge": {
         "evaluate": "Evaluate an optimizer on held-out problems, baselines beside.",

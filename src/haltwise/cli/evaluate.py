@@ -42,6 +42,12 @@ _COORDINATES = 2**18  # of all test problems together, unless told otherwise
     help="Another self-stopping optimizer to judge beside it; may be repeated.",
 )
 @click.option(
+    "--learners/--no-learners",
+    default=True,
+    show_default=True,
+    help="Whether trees and a logistic regression on all signals are opponents, too.",
+)
+@click.option(
     "--out", type=options.PATH, help="Directory of the record.  [default: the run, or runs/NAME]"
 )
 @options.json_option
@@ -58,6 +64,7 @@ def command(
     num_problems: int | None,
     baseline: str | None,
     compare: tuple[str, ...],
+    learners: bool,
     out: Path | None,
     json_path: Path | None,
     own: list[type],
@@ -95,6 +102,7 @@ def command(
             device=device,
             workers=workers,
             announce=lambda text: status.update(plain(text)),
+            learners=learners,
         )
     workers.leave()
     if not workers.is_first:

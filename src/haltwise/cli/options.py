@@ -9,7 +9,7 @@ import click
 import torch
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.nested_settings import Leaf
+from haltwise._core.nested_settings import Choice, Leaf
 from haltwise._core.plugins import is_file, label, load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
@@ -20,6 +20,7 @@ __all__ = [
     "PATH",
     "data_directory",
     "device_option",
+    "family_choice",
     "family_leaves",
     "family_name",
     "family_of",
@@ -114,13 +115,18 @@ def family_leaves(typed: Mapping[str, str], _: Sequence[str]) -> Iterator[Leaf]:
 def family_of(
     card: Card, name: str | None, settings: Mapping[str, Any], data_dir: Path | None
 ) -> TaskFamily:
-    """Make the family called `name`, or else the one trained on, as it was then.
+    """Make the family of `family_choice`; for `data_dir` see `haltwise.tasks.family`."""
+    chosen = family_choice(card, name, settings)
+    return family(chosen.name, chosen.settings, data_dir=data_dir)
+
+
+def family_choice(card: Card, name: str | None, settings: Mapping[str, Any]) -> Choice:
+    """The family called `name`, or else the one trained on, as it was then.
 
     Args:
         card: The card of the model that is judged.
         name: A name, PATH.py:NAME, or None.
         settings: Nested settings, of which those of the family go over its own.
-        data_dir: See `haltwise.tasks.family`.
 
     Raises:
         InputError: The one trained on is in a file, which is executed only where `name` names it.
@@ -130,18 +136,18 @@ def family_of(
     if name is not None:
         if trained_on is not None and is_file(name) and label(name) == label(trained_on.name):
             changed = {**trained_on.settings, **changed}
-        return family(name, changed, data_dir=data_dir)
+        return Choice(name, changed)
     if trained_on is None:
         raise InputError(
             "this model was trained on recorded runs, and there is no family to draw others from; "
-            "judge it by haltwise train-monitor with --test-runs"
+            "judge it by haltwise train-monitor with --test-runs, or calibrate it with --runs"
         )
     if is_file(trained_on.name):
         raise InputError(
             f"these weights were trained on {trained_on.name}, and a file is executed only where "
             f"you name it; add --family {trained_on.name}"
         )
-    return family(trained_on.name, {**trained_on.settings, **changed}, data_dir=data_dir)
+    return Choice(trained_on.name, {**trained_on.settings, **changed})
 
 
 def family_name(card: Card, name: str | None) -> str:

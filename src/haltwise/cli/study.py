@@ -52,6 +52,13 @@ __all__ = ["command"]
     show_default=True,
     help="Test problems of a seed; as many again for tuning.",
 )
+@click.option(
+    "--learners/--no-learners",
+    default=False,
+    show_default=True,
+    help="Whether trees and a logistic regression on all signals are opponents, too; they take a "
+    "minute a seed and price.",
+)
 @options.json_option
 @options.own_classes
 @options.data_directory
@@ -66,6 +73,7 @@ def command(
     seeds: int,
     first_seed: int,
     num_problems: int,
+    learners: bool,
     json_path: Path | None,
     own: list[type],
     data_dir: Path | None,
@@ -97,6 +105,7 @@ def command(
             num_problems=num_problems,
             device=device,
             announce=lambda text: status.update(plain(text)),
+            learners=learners,
         )
     write_json(json_path, record)
     for unit in CostUnit:

@@ -5,7 +5,6 @@ halting model knows, is not theirs.
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,34 +13,19 @@ from haltwise.evaluation.judge import Stops
 from haltwise.models.halting_model import HaltingModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
-    RETURNABLE,
+    BASELINES,
     CostUnit,
     DecisionTime,
     FixedBudget,
-    GradientNorm,
-    Logistic,
-    Patience,
-    Plateau,
-    ReturnedIterate,
     StopPolicy,
     StopRule,
     choose,
     costs,
+    returnable,
+    tune_baselines,
 )
 
-__all__ = ["BASELINES", "choose_policies", "cross_fit", "tune_baselines"]
-
-BASELINES: Mapping[str, type[StopRule]] = MappingProxyType(
-    {
-        "gradient_norm": GradientNorm,
-        "plateau": Plateau,
-        "patience": Patience,
-        "logistic": Logistic,
-    }
-)
-"""Rules that need no halting model."""
-
-_NEED_GRADIENTS = ("gradient_norm", "logistic")
+__all__ = ["choose_policies", "cross_fit"]
 
 
 def choose_policies(
@@ -66,28 +50,12 @@ def choose_policies(
     if natural is not DecisionTime.AFTER_GRADIENT:
         candidates["calibrated"] += model.method.candidates(tuning, table, natural)
         candidates["after_gradient"] = list(after)
-    returns = _returnable(unit, holds="hold_logits" in tuning.outputs)
+    returns = returnable(unit, holds="hold_logits" in tuning.outputs)
     for name, rules in candidates.items():
         if rules:
             policies[name] = choose(rules, tuning, unit, price=price, returns=returns).policy
-    return policies | tune_baselines(tuning, unit, price, baselines)
-
-
-def tune_baselines(
-    tuning: Trajectory,
-    unit: CostUnit,
-    price: float,
-    rules: Mapping[str, type[StopRule]] = BASELINES,
-) -> dict[str, StopPolicy]:
-    """The baselines that the trajectory shows enough for, their settings of least J."""
-    table = costs(tuning.excess, price)
-    return {
-        name: choose(
-            rule.candidates(tuning, table), tuning, unit, price=price, returns=_returnable(unit)
-        ).policy
-        for name, rule in rules.items()
-        if _shows_enough(tuning, name)
-    }
+    tuned = tune_baselines(tuning, unit, price, baselines)
+    return policies | {name: found.policy for name, found in tuned.items()}
 
 
 def cross_fit(
@@ -108,8 +76,8 @@ def cross_fit(
     for tuned_on, judged_on in (rows, reversed(rows)):
         tuning, test = trajectory.select(tuned_on), trajectory.select(judged_on)
         rules: dict[str, type[StopRule]] = {"fixed_tuned": FixedBudget, **BASELINES}
-        for name, policy in tune_baselines(tuning, unit, price, rules).items():
-            parts.setdefault(name, []).append(Stops.by(policy, test, unit))
+        for name, found in tune_baselines(tuning, unit, price, rules).items():
+            parts.setdefault(name, []).append(Stops.by(found.policy, test, unit))
     back = torch.cat((rows[1], rows[0])).argsort()
     return {
         name: Stops(
@@ -119,18 +87,6 @@ def cross_fit(
         )
         for name, both in parts.items()
     }
-
-
-def _shows_enough(trajectory: Trajectory, name: str) -> bool:
-    """Whether a baseline has what it reads; a norm that never varies stands for no gradients."""
-    norm = trajectory.log_grad_norm
-    if norm is None:
-        return name not in _NEED_GRADIENTS
-    return name != "gradient_norm" or bool((norm != norm[0, 0]).any())
-
-
-def _returnable(unit: CostUnit, *, holds: bool = False) -> tuple[ReturnedIterate, ...]:
-    return tuple(each for each in RETURNABLE[unit] if holds or each is not ReturnedIterate.LEARNED)
 
 
 def _halves(num: int, generator: torch.Generator, groups: Tensor | None) -> Tensor:

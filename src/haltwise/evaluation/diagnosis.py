@@ -12,10 +12,14 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.random import stream
 from haltwise._core.tensors import sub_state
+from haltwise.evaluation.baselines import cross_fit
+from haltwise.evaluation.evaluate import keep_finite
+from haltwise.evaluation.judge import Stops, judge
+from haltwise.evaluation.stopping_report import FEWEST_ITEMS
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit, costs, decisions
+from haltwise.stop_rules import RETURNABLE, CostUnit, Plateau, StopPolicy, costs, decisions
 from haltwise.tasks.base import TaskBatch, TaskFamily, ask
 from haltwise.tasks.module import ModuleBatch
 from haltwise.training.gradients import Pathwise
@@ -27,6 +31,7 @@ __all__ = ["Diagnosis", "Finding", "diagnose"]
 
 _SATURATED = 6.0  # of a gate's logit: its derivative is below .0025
 _FAINT = 1e-5  # of the strongest layer's gradient
+_SHARE = 4  # times as many problems to compare stop rules on: they cost no meta-gradients
 _GATES = ("input", "forget", "candidate", "output")
 
 
@@ -99,6 +104,9 @@ def diagnose(
         findings += _check_drift(figures, record(model.rule, batch, 2 * horizon - 1).excess)
         if model.halting.halts:
             findings += _check_posterior(figures, model, trajectory)
+            more = family.sample(_SHARE * num_problems, stream(seed, "diagnose", "stops"))
+            judged = model.halting.attach(record(model.rule, more, horizon), price)
+            findings += _check_rivals(figures, model, keep_finite(judged), price, seed)
     return Diagnosis(figures, findings)
 
 
@@ -305,4 +313,39 @@ def _check_posterior(
             "stops do not depend on the problem",
             f"They differ by {spread:.2g} steps, those of the oracle by {oracle_spread:.2g}.",
             f"{longer}.",
+        )
+
+
+def _check_rivals(
+    figures: dict[str, float],
+    model: OptimizerModel,
+    trajectory: Trajectory,
+    price: float,
+    seed: int,
+) -> Iterator[Finding]:
+    """The model's own stops beside simple rules, tuned on other problems or not at all."""
+    if trajectory.num_items < FEWEST_ITEMS:
+        return
+    halting, unit = model.halting, model.card.unit
+    policy = halting.card.policies.get(unit, halting.method.policy(unit))
+    untuned = StopPolicy(Plateau(price), RETURNABLE[unit][0])
+    stops = {
+        "its own stops": Stops.by(policy, trajectory, unit),
+        "last improvement < price": Stops.by(untuned, trajectory, unit),
+    }
+    tuned = cross_fit(trajectory, unit, price, stream(seed, "diagnose", "halves"))
+    stops |= {name.replace("_", " "): each for name, each in tuned.items()}
+    rules = judge(trajectory, stops, unit, price=price).rules
+    for name in stops:
+        figures[f"J in prices, {name}"] = rules[name].j.value / price
+    best = min(stops, key=lambda name: rules[name].difference.value)
+    difference = rules[best].difference
+    if difference.high < 0:
+        yield Finding(
+            "a simple rule stops better",
+            f"Counted in {unit.value}, J is lower by {-difference.value / price:.3g} "
+            f"[{-difference.high / price:.3g}, {-difference.low / price:.3g}] prices with the rule "
+            f"{best}.",
+            "Let `haltwise calibrate RUN` adopt what stops best at all its prices, or train the "
+            "halter longer (--halting.num-steps 5000 --halting.num-recorded 65536).",
         )

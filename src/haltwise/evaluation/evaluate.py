@@ -15,6 +15,7 @@ from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
 from haltwise.evaluation.baselines import choose_policies
 from haltwise.evaluation.judge import Stops, judge, settings_frontier
+from haltwise.evaluation.learners import learned_opponents
 from haltwise.evaluation.optimizers import HAND_DESIGNED, lbfgs_curve, loss_curves, tune_rule
 from haltwise.evaluation.records import (
     CurveRecord,
@@ -69,6 +70,7 @@ def evaluate(
     num_problems: int = 4096,
     device: torch.device | str = "cpu",
     workers: Workers | None = None,
+    learners: bool = True,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
     """Evaluate a self-stopping optimizer on held-out problems.
@@ -87,6 +89,8 @@ def evaluate(
         num_problems: n, for the test and again for the tuning.
         device: Where problems are solved; the models are moved there.
         workers: They share the tuning of learning rates, which costs the most; all find the same.
+        learners: Whether trees and a logistic regression on all signals are opponents, too; see
+            `haltwise.evaluation.learners`. They take a minute or two at 4,096 problems.
         announce: Called with a sentence at the start of each part.
 
     Raises:
@@ -117,7 +121,9 @@ def evaluate(
         recorded, tune_on = (record(each.rule, batch, horizon) for batch in (test, tuning))
         curves[key] = _curve(recorded, test)
         announce(f"judging the stops of {key}")
-        stopping[key], found = _judge_both(each.halting, recorded, tune_on, price)
+        stopping[key], found = _judge_both(
+            each.halting, recorded, tune_on, price, learners=learners
+        )
         arrays = arrays or found
     announce("solving for real, halted problems leaving the batch")
     execution = _execute(model, test, price, horizon, stopping[name][CostUnit.GRADIENTS])
@@ -160,7 +166,13 @@ def evaluate(
 
 
 def judge_model(
-    model: HaltingModel, test: Trajectory, tuning: Trajectory, unit: CostUnit, price: float
+    model: HaltingModel,
+    test: Trajectory,
+    tuning: Trajectory,
+    unit: CostUnit,
+    price: float,
+    *,
+    learners: bool = True,
 ) -> tuple[StoppingRecord, dict[str, Stops]]:
     """Judge the stops of a halting model beside those of rules tuned on other items.
 
@@ -170,6 +182,8 @@ def judge_model(
     kept, time = keep_finite(test), unit.decision_time
     policies = choose_policies(model, tuning, unit, price)
     stops = {name: Stops.by(policy, kept, unit) for name, policy in policies.items()}
+    if learners:
+        stops |= learned_opponents(tuning, kept, unit, price)
     settings = model.method.candidates(kept, costs(kept.excess, price), time)
     judged = judge(
         kept,
@@ -186,11 +200,11 @@ def judge_model(
 def keep_finite(trajectory: Trajectory) -> Trajectory:
     """The items that stayed finite, on the CPU: few numbers, many small operations."""
     finite = trajectory.select(trajectory.finite.nonzero().squeeze(1))
-    return map_tensors(replace(finite, readouts=None, signals=None, final=None), Tensor.cpu)
+    return map_tensors(replace(finite, readouts=None, final=None), Tensor.cpu)
 
 
 def _judge_both(
-    model: HaltingModel, test: Trajectory, tuning: Trajectory, price: float
+    model: HaltingModel, test: Trajectory, tuning: Trajectory, price: float, *, learners: bool
 ) -> tuple[dict[CostUnit, StoppingRecord], dict[str, Tensor]]:
     """The records in both units of cost, and the arrays behind them."""
     test, tuning = model.attach(test, price), keep_finite(model.attach(tuning, price))
@@ -203,7 +217,7 @@ def _judge_both(
         "oracle": costs(kept.excess.double(), price).argmin(1),
     }
     for unit in CostUnit:
-        records[unit], stops = judge_model(model, test, tuning, unit, price)
+        records[unit], stops = judge_model(model, test, tuning, unit, price, learners=learners)
         for name, each in stops.items():
             arrays[f"cost.{unit.value}.{name}"] = each.cost
             arrays[f"j.{unit.value}.{name}"] = each.j(price)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from haltwise._core.errors import require
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
-from haltwise.evaluation.baselines import BASELINES, choose_policies
+from haltwise.evaluation.baselines import choose_policies
 from haltwise.evaluation.evaluate import judge_model, keep_finite
 from haltwise.evaluation.judge import Stops, judge
+from haltwise.evaluation.learners import LEARNERS, learned_opponents
 from haltwise.evaluation.records import OverSeeds, StoppingRecord, StudyCell, StudyRecord
 from haltwise.evaluation.statistics import jackknife
 from haltwise.models.halting_model import HaltingModel
@@ -20,7 +21,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout.record import record
-from haltwise.stop_rules import CostUnit
+from haltwise.stop_rules import BASELINES, CostUnit
 from haltwise.tasks.base import TaskFamily
 
 __all__ = ["judge_runs", "study"]
@@ -38,6 +39,7 @@ def study(
     seeds: Sequence[int],
     num_problems: int = 2048,
     device: torch.device | str = "cpu",
+    learners: bool = False,
     announce: Callable[[str], None] = lambda _: None,
 ) -> StudyRecord:
     """Judge stop rules seed by seed; see `haltwise.evaluation.judge`.
@@ -54,6 +56,8 @@ def study(
         seeds: At least 2.
         num_problems: n per seed, for the test and again for tuning.
         device: Where problems are solved.
+        learners: Whether trees and a logistic regression on all signals are opponents, too; see
+            `haltwise.evaluation.learners`. They take a minute a seed and price.
         announce: Called with a sentence at the start of each seed.
 
     Raises:
@@ -66,7 +70,7 @@ def study(
     for name, model in models.items():
         require(model.halting.halts, f"{name} was trained without halting; study another")
     first, *others = models.values()
-    taken = sorted({*list(models)[1:]} & {*_NAMES, *BASELINES})
+    taken = sorted({*list(models)[1:]} & {*_NAMES, *BASELINES, *LEARNERS})
     require(not taken, f"{', '.join(taken)} is the name of a stop rule; choose another")
     require(
         all(_same_rule(first, other) for other in others),
@@ -94,7 +98,10 @@ def study(
             num_left_out += whole.num_items - len(kept)
         for price in prices:
             for unit in CostUnit:
-                cell = judge(parts[0], _stops(models, parts, unit, price), unit, price=price)
+                stops = _stops(models, parts, unit, price)
+                if learners:
+                    stops |= learned_opponents(parts[1], parts[0], unit, price)
+                cell = judge(parts[0], stops, unit, price=price)
                 judged.setdefault((price, unit), []).append(cell)
     return StudyRecord(
         optimizer=next(iter(models)),
@@ -168,7 +175,8 @@ def _over_seeds(records: list[StoppingRecord], seeds: list[int]) -> StudyCell:
         name: torch.tensor([each.rules[name].j.value for each in records], dtype=torch.float64)
         for name in first.rules
     }
-    best = min((name for name in BASELINES if name in j), key=lambda name: j[name].mean().item())
+    tuned = (name for name in (*BASELINES, *LEARNERS) if name in j)
+    best = min(tuned, key=lambda name: j[name].mean().item())
     columns = torch.stack([values - j[first.judged] for values in j.values()], 1)
     difference = dict(zip(j, jackknife(lambda means: means, columns), strict=True))
     bound = torch.minimum(j["fixed"], j[best])

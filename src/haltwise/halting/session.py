@@ -9,6 +9,7 @@ from haltwise._core.errors import require
 from haltwise._core.tensors import nested_state, select_state, sub_state
 from haltwise.halting.methods import HaltingMethod
 from haltwise.processes.observation import StepObservation
+from haltwise.processes.signals import SIGNALS
 from haltwise.stop_rules import StopPolicy, takes_update
 
 __all__ = ["Decision", "HaltingSession", "Halts"]
@@ -59,6 +60,8 @@ class HaltingSession:
         model: The halting model whose outputs the policy's rule reads; None for a rule that needs
             what the process shows alone.
         memory: Of the stop rule, for a part of a larger batch; its own beginning if None.
+        in_model_units: Whether the rule's settings are in the units that the model sees the items
+            in, as those of a card are, where these differ from the items' own.
 
     Examples:
         >>> from haltwise.stop_rules import Patience, ReturnedIterate
@@ -76,9 +79,12 @@ class HaltingSession:
         price: Tensor,
         model: Halts | None = None,
         memory: State | None = None,
+        *,
+        in_model_units: bool = True,
     ) -> None:
         self.policy, self.price = policy, price
         self._model = model
+        self._in_model_units = in_model_units
         self._rule_memory = memory
         self._model_memory: State | None = None
 
@@ -103,7 +109,11 @@ class HaltingSession:
                 observation.signals, observation.readout, price, self._model_memory
             )
             observation = observation._replace(outputs=outputs)
-        stop, self._rule_memory = rule.step(observation, self._rule_memory)
+        seen = observation
+        if self._in_model_units and observation.loss_scale is not None:
+            signals = dict(zip(SIGNALS, observation.known("signals").unbind(-1), strict=True))
+            seen = observation._replace(loss=signals["loss"], log_grad_norm=signals["log_grad"])
+        stop, self._rule_memory = rule.step(seen, self._rule_memory)
         return Decision(
             stop,
             torch.where(stop, rule.why(stop, self._rule_memory), -1),

@@ -156,6 +156,7 @@ class Chunk:
             self._price[items],
             self._model.halting,
             select_state(self._memory, items),
+            in_model_units=self._policy in self._model.card.policies.values(),
         )
         process = OptimizationProcess(self._model.rule, batch, units)
         run = run_until_halted(process, session, max_steps, watch=watch)

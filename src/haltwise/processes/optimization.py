@@ -46,6 +46,9 @@ class OptimizationProcess(Process):
     def step(self, step: int, state: State) -> ProcessStep:
         params = state["params"]
         loss, grad = ask(self.batch.observe, params, step)
+        size = log_rms(grad)
+        # Any entry of the gradient that is not finite must show, also where its norm is finite.
+        norm = torch.where(grad.isfinite().all(1), size, torch.nan)
         seen, scale = loss, None
         if self.units is not None:
             scale = self.units.loss
@@ -53,13 +56,10 @@ class OptimizationProcess(Process):
         with one_thread():
             update, readout, rule_state = update_(self.rule, grad, sub_state(state, "rule."))
             signals, last = measure_signals(step, seen, grad, update, sub_state(state, "signals."))
-        size = log_rms(grad)
         # Where nothing is to be gained nothing moves; what a rule makes of zeros was never trained.
         update = update.masked_fill((size <= ZERO).unsqueeze(1), 0)
         if self.units is not None:
             update = update * self.units.params
-        # Any entry of the gradient that is not finite must show, also where its norm is finite.
-        norm = torch.where(grad.isfinite().all(1), size, torch.nan)
         observation = StepObservation(step, loss, norm, signals, readout, loss_scale=scale)
         return ProcessStep(
             observation,

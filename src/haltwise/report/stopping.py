@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from haltwise.evaluation import Interval, StoppingRecord
-from haltwise.evaluation.baselines import BASELINES
+from haltwise.evaluation.learners import LEARNERS
 from haltwise.report.figures import frontier, reliability, stop_steps
 from haltwise.report.formats import (
     Spread,
@@ -23,6 +23,7 @@ from haltwise.report.formats import (
 )
 from haltwise.report.page import Column, Figure, Section, Table, write_page
 from haltwise.report.palette import rule_name
+from haltwise.stop_rules import BASELINES
 
 __all__ = [
     "best_baseline",
@@ -35,7 +36,7 @@ __all__ = [
     "write_stopping_report",
 ]
 
-_TUNED = ("fixed_tuned", *BASELINES)
+_TUNED = ("fixed_tuned", *BASELINES, *LEARNERS)
 
 
 def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Path:

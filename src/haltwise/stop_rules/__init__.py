@@ -17,7 +17,14 @@ from haltwise.stop_rules.base import (
     decisions,
     decisions_and_reasons,
 )
-from haltwise.stop_rules.calibration import Calibration, calibrate, choose
+from haltwise.stop_rules.calibration import (
+    BASELINES,
+    Calibration,
+    calibrate,
+    choose,
+    returnable,
+    tune_baselines,
+)
 from haltwise.stop_rules.fixed_budget import FixedBudget
 from haltwise.stop_rules.gradient_norm import GradientNorm
 from haltwise.stop_rules.hazard_threshold import HazardThreshold
@@ -40,6 +47,7 @@ from haltwise.stop_rules.ponder import PonderThreshold
 from haltwise.stop_rules.posterior_mode import PosteriorMode
 
 __all__ = [
+    "BASELINES",
     "RETURNABLE",
     "AllOf",
     "AnyOf",
@@ -64,12 +72,14 @@ __all__ = [
     "decide_all",
     "decisions",
     "decisions_and_reasons",
+    "returnable",
     "returned_excess",
     "returned_steps",
     "steps_charged",
     "stop_rules",
     "takes_update",
     "total_cost",
+    "tune_baselines",
 ]
 
 

@@ -367,10 +367,16 @@ class Trainer:
             return
         weights, card = self._best
         self.model.load_state_dict(weights)
-        # Where nothing was left open, there is a policy already.
-        policies = card.policies or calibrate_policies(self.settings, self.model, self.source)
-        card = replace(card, policies=policies)
-        card = replace(card, scales=measure_scales(self.settings, card, self.model, self.source))
+        halting, settings = self._learner.halting, self.settings
+        recorded = self.source.take(self.model, settings.validation.num_calibration, "calibration")
+        if not card.policies:  # where nothing was left open, there is a policy already
+            found = calibrate_policies(card, halting, recorded)
+            provenance = {**card.provenance, "calibration": found.to_json()}
+            card = replace(card, policies=found.policies, provenance=provenance)
+            if self._workers.is_first:
+                self._log.write({"step": self.step, "event": "calibration", **found.to_json()})
+        generator = stream(settings.seed, "scales")
+        card = replace(card, scales=measure_scales(card, halting, recorded, generator))
         counters.left_out["calibration"] = self.source.num_left_out[("calibration",)]
         self._best, self._is_exported = _Best(weights, card), False
         self.save()

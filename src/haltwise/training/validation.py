@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from types import MappingProxyType
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from haltwise._core.random import stream
 from haltwise.models.card import Card
 from haltwise.models.files import Model, halting_of
 from haltwise.models.halting_model import HaltingModel
@@ -17,19 +17,27 @@ from haltwise.models.scales import Scales
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.record import record
 from haltwise.stop_rules import (
+    BASELINES,
+    RETURNABLE,
     CostUnit,
+    DecisionTime,
+    FixedBudget,
     StopPolicy,
+    StopRule,
     choose,
     costs,
     decisions,
+    returnable,
     steps_charged,
     total_cost,
+    tune_baselines,
 )
 from haltwise.tasks import TaskBatch
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import Source
 
 __all__ = [
+    "Calibrated",
     "Validated",
     "calibrate_policies",
     "measure_scales",
@@ -37,6 +45,7 @@ __all__ = [
     "validation_prices",
 ]
 
+_OTHERS: Mapping[str, type[StopRule]] = {"fixed_tuned": FixedBudget, **BASELINES}
 _DIVERGED = 100  # times the loss at the start, by which a problem has got worse
 
 
@@ -117,50 +126,89 @@ def _price_adjusted_loss(
     return j.mean().item(), steps_charged(decided, unit, judged.num_steps)
 
 
-def validation_prices(settings: TrainingSettings) -> list[float]:
+def validation_prices(settings: TrainingSettings | Card) -> list[float]:
     """The prices that validation and calibration average over."""
     spread = settings.price_range**0.75
     return sorted({settings.price / spread, settings.price, settings.price * spread})
 
 
-def calibrate_policies(
-    settings: TrainingSettings, model: Model, source: Source
-) -> Mapping[CostUnit, StopPolicy]:
-    """Choose the stop policy of each unit of cost, on the calibration problems.
+@final
+class Calibrated(NamedTuple):
+    """The stop policy of each unit of cost, and what it was chosen among.
 
-    A policy serves every price: it is chosen by the mean cost in prices at the validation prices.
+    Attributes:
+        policies: Those of least mean J.
+        scores: Mean J in prices on the calibration problems, of the best setting of each kind of
+            stop rule by its name, the lowest first; `learned` is the halting method's own.
     """
-    halting = halting_of(model)
-    recorded = source.take(model, settings.validation.num_calibration, "calibration")
+
+    policies: Mapping[CostUnit, StopPolicy]
+    scores: Mapping[CostUnit, Mapping[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """What was chosen and by what margin, in prices, for the card and the log."""
+        document = {}
+        for unit, scores in self.scores.items():
+            (chosen, least), *others = scores.items()
+            margin = min((score - least for _, score in others), default=None)
+            document[unit.value] = {"chosen": chosen, "margin": margin, "mean_j": {**scores}}
+        return document
+
+
+def calibrate_policies(
+    card: Card,
+    halting: HaltingModel,
+    recorded: Trajectory,
+    held: Mapping[CostUnit, StopPolicy] = MappingProxyType({}),
+) -> Calibrated:
+    """Choose the stop policy of each unit of cost, on recorded calibration problems.
+
+    Among the settings of the halting method, and those of the stop rules that need no halting model
+    and that every evaluation compares with; all may return the same iterates. A policy serves every
+    price: it is chosen by the mean of J in prices at the validation prices, and a setting in units
+    of the loss is one setting at all of them.
+
+    Args:
+        card: Of the model; says its prices and whether it stops a recorded loop, which is left
+            where it is.
+        halting: The halting model.
+        recorded: The problems.
+        held: Policies that are candidates, too.
+    """
     parts = []
-    for price in validation_prices(settings):
+    for price in validation_prices(card):
         judged = halting.attach(recorded, price)
         excess = judged.excess / price
         parts.append(replace(judged, excess=excess, signals=None, readouts=None, final=None))
     merged = Trajectory.join(parts)
     table = costs(merged.excess, 1.0)
-    return {
-        unit: choose(
-            halting.method.candidates(merged, table, unit.decision_time),
-            merged,
-            unit,
-            price=1.0,
-            returns=(halting.method.returns(unit),),
-        ).policy
-        for unit in CostUnit
-    }
+    policies, scores = {}, {}
+    for unit in CostUnit:
+        own, returns = halting.method.returns(unit), RETURNABLE[unit][:1]
+        if card.family is not None:
+            returns = returnable(unit, holds="hold_logits" in merged.outputs)
+        times = sorted({unit.decision_time, DecisionTime.AFTER_GRADIENT}, reverse=True)
+        rules = [rule for time in times for rule in halting.method.candidates(merged, table, time)]
+        offered = tuple(dict.fromkeys((own, *returns)))  # of equals the method's own is kept
+        found = {"learned": choose(rules, merged, unit, price=1.0, returns=offered)}
+        found |= tune_baselines(merged, unit, 1.0, _OTHERS, returns)
+        if unit in held:
+            rule, iterate = held[unit]
+            found["held"] = choose([rule], merged, unit, price=1.0, returns=(iterate,))
+        ranked = sorted(found.items(), key=lambda entry: entry[1].mean_j(1.0))
+        policies[unit] = ranked[0][1].policy
+        scores[unit] = {name: each.mean_j(1.0) for name, each in ranked}
+    return Calibrated(policies, scores)
 
 
 def measure_scales(
-    settings: TrainingSettings, card: Card, model: Model, source: Source
+    card: Card, halting: HaltingModel, recorded: Trajectory, generator: torch.Generator
 ) -> Scales | None:
-    """Measure the scales of the calibration problems; None where they have no size of their own."""
-    recorded = source.take(model, settings.validation.num_calibration, "calibration")
+    """Measure the scales of recorded problems; None where they have no size of their own."""
     if card.rule is None or recorded.final is None or recorded.final.shape[1] == 0:
         return None
     num_items, dim = recorded.final.shape
-    generator = stream(settings.seed, "scales")
     exponent = 2 * torch.rand(num_items, generator=generator).to(recorded.loss) - 1
-    price = settings.price * settings.price_range**exponent
-    judged = halting_of(model).attach(recorded, price)
+    price = card.price * card.price_range**exponent
+    judged = halting.attach(recorded, price)
     return Scales.of(recorded, decisions(card.policies[card.unit].rule, judged), price, dim)

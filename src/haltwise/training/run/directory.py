@@ -214,13 +214,19 @@ class RunDirectory:
         save_model(self.path / _BEST, weights, card)
 
     def holds(self, weights: Mapping[str, Tensor], card: Card) -> bool:
-        """Whether the weights for use are these; false where they are missing or corrupt."""
+        """Whether the weights for use are these; false where they are missing or corrupt.
+
+        They are, too, if `haltwise calibrate` has since chosen anew when they stop.
+        """
         try:
             found, document = load_tensors(self.path / _BEST)
         except InputError:
             return False
+        is_own = document == json.loads(json.dumps({"card": card.to_json()}))
+        with contextlib.suppress(KeyError, TypeError):  # a card of other weights
+            is_own |= "command" in document["card"]["provenance"]["calibration"]
         return (
-            document == json.loads(json.dumps({"card": card.to_json()}))
+            is_own
             and found.keys() == weights.keys()
             and all(torch.equal(value.cpu(), found[name]) for name, value in weights.items())
         )
