@@ -1,4 +1,4 @@
-"""Six modules that no optimizer was meta-trained on, on handwritten digits: is anybody harmed?
+"""Train six modules that no optimizer was meta-trained on, on handwritten digits.
 
     python experiments/six_modules.py                  # 5 seeds, 100, 300 and 1,000 steps
     python experiments/six_modules.py --seeds 1 --steps 100

@@ -1,4 +1,4 @@
-"""Nobody is harmed: units, stray problems, prices beyond training, flat losses, the best point."""
+"""The guard of solve: units, stray problems, prices beyond training, flat losses, best points."""
 
 import math
 import warnings

@@ -38,7 +38,7 @@ PATH = click.Path(path_type=Path)
 
 
 def _load_own(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[type]:
-    """Execute the files that the user names: a card may name some, too, and be anybody's."""
+    """Execute the files that the user names: a card may name some, too, and come from anywhere."""
     for name in names:
         require(is_file(name), f"--own takes PATH.py:NAME, got {name!r}")
     return [load_object(name, object, "class") for name in names]

@@ -1,8 +1,9 @@
-"""A guard around a learned optimizer: whatever it does, nobody ends worse than they could.
+"""What guards `haltwise.solve`: a record of evaluations, and a check of units.
 
-It reads what is evaluated anyway. All of it is remembered, so the best point seen can be returned;
-the first steps tell in which units a problem is the one that the weights know; and where a problem
-shows that they do not fit it, safeguarded gradient descent takes over from its best point. Learned
+The guard (`haltwise.interfaces.chunk`) reads what is evaluated anyway. All of it is remembered, so
+the best point seen can be returned; the first steps tell in which units a problem is one that the
+weights know; and where a problem shows that they do not fit it, L-BFGS goes on from its best point
+(`haltwise.rollout.descent`). Learned
 optimizers with such guards: Heaton et al. 2020 (safeguarded L2O), Prémont-Schwarz et al. 2022
 (loss-guarded L2O); both compare with the fallback's step at an evaluation a step, which is saved
 here: a problem is handed over once, when it has failed.

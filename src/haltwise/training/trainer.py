@@ -445,7 +445,7 @@ class Trainer:
             require(found.num_records >= 0, f"it counts {found.num_records} records")
             require(
                 now.step == step and 0 <= learner.num_done <= learner.phase.num_steps,
-                f"the checkpoint of step {step} is said to be of {now.step}",
+                f"the checkpoint of step {step} says that it is of {now.step}",
             )
             self._diverged, self._metrics = now.diverged, now.metrics
             self._progress(math.nan)  # what it needs is there
