@@ -5,7 +5,8 @@
 
 For six shipped names, 1,000 held-out problems and three prices: steps, gradients, outcomes and
 returned points of `haltwise.solve`; the stops of a `HaltingMonitor` and of the torch optimizer on
-a small network; all without the guard. Bits depend on the processor and on PyTorch: compare on one machine.
+a small network; all without the guard. Bits depend on the processor and on PyTorch: compare on
+one machine.
 """
 
 import hashlib

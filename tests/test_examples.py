@@ -75,7 +75,7 @@ def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
     found = frontier.measure("regression-2d", 64, 7)
     problems = tasks.family("regression-2d").sample(64, stream(7, "test"))
     price = frontier.PRICES[frontier.MIDDLE]
-    solution = haltwise.solve(problems, "regression-2d", price=price, max_steps=40)
+    solution = haltwise.solve(problems, "regression-2d", price=price, max_steps=40, guard=False)
     cost, excess = found.learned[frontier.MIDDLE]
     assert cost == pytest.approx(solution.num_gradients.double().mean().item())
     reached = solution.loss - problems.reference_loss

@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 
+import sklearn.linear_model  # noqa: F401  # while its files can be read
+
 from faults.processes import fork, kill_at
 from faults.runs import advance, compare, make_reference, scratch
 from faults.tally import Tally

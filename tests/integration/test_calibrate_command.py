@@ -88,8 +88,7 @@ def test_the_policy_chosen_is_better_on_fresh_problems_and_all_else_stays(run: P
         assert found[unit.value]["mean_j"].keys() == tried
         assert found[unit.value]["chosen"] != "held"
         assert found[unit.value]["margin"] >= 0
-    assert new.card.scales is not None
-    assert new.card.scales != old.card.scales  # the courses are those to the new stops
+    assert (new.card.scales is None) == (NUM < 1000)  # too few to know what is usual
 
 
 def test_what_was_adopted_outlives_a_resumed_run_and_no_copy_is_overwritten(run: Path) -> None:

@@ -46,6 +46,7 @@ def test_what_a_recipe_begins_with_is_trained_first() -> None:
     weights = program("train_weights")
     known = weights.recipes()
     assert weights.in_order(["regression-2d-mode"], known) == [
+        "regression-2d-rule",
         "regression-2d",
         "regression-2d-mode",
     ]

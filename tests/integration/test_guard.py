@@ -266,7 +266,7 @@ def test_low_prices_go_on_where_the_weights_would_stop() -> None:
 
 
 def test_problems_that_do_not_fit_are_counted() -> None:
-    problem = FunctionBatch(torch.zeros(30, 2), himmelblau)
+    problem = FunctionBatch(torch.tensor([[-1.2, 1.0]]).repeat(30, 1), rosenbrock)
     with pytest.warns(FitWarning, match="100% of the problems do not behave"):
         haltwise.solve(problem, "student-t-10d")
 

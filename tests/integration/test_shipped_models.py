@@ -38,7 +38,9 @@ def test_a_card_says_where_the_weights_come_from(name: str) -> None:
     assert card.provenance["command"].startswith("haltwise train ")
     assert card.provenance["seconds"] > 0
     assert card.provenance["metrics"]["mean_loss"] > 0
-    assert {"preset", "versions"} <= set(card.provenance)
+    provenance = card.provenance
+    assert "versions" in provenance
+    assert "preset" in provenance or "preset" in provenance["settings"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

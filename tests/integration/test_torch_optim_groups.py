@@ -148,6 +148,6 @@ def test_frozen_parameters_count_for_nothing() -> None:
         optimizer = LearnedOptimizer(params, random_model("adam", halter=HalterSettings()))
         for loss in (3.0, 2.0, 1.5):
             optimizer.step(loss=loss)
-        outputs.append(optimizer.state[params[0]]["group"]["outputs"])
+        outputs.append(optimizer.state[params[0]]["group"][0]["outputs"])
     for name, value in outputs[0].items():
         assert torch.equal(value, outputs[1][name]), name

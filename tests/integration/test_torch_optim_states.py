@@ -279,10 +279,10 @@ def test_impossible_states_are_refused_and_change_nothing(case: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
-        ({"lr": torch.nan}, "lr must be at least 0, got nan"),
-        ({"weight_decay": torch.inf}, "weight_decay must be .* got inf; give a finite"),
-        ({"price": "0.1"}, "price must be above 0, got '0.1'"),
+        ({"lr": -1.0}, "lr must be at least 0 and finite, got -1.0"),
+        ({"lr": torch.nan}, "lr must be at least 0 and finite, got nan"),
+        ({"weight_decay": torch.inf}, "weight_decay must be .* finite, got inf"),
+        ({"price": "0.1"}, "price must be a single real number, got '0.1'"),
     ],
 )
 def test_impossible_settings_in_a_state_are_refused(changes: dict[str, Any], message: str) -> None:

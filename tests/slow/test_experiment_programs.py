@@ -20,8 +20,9 @@ def test_a_recipe_is_trained_with_what_it_begins_with_and_goes_on(tmp_path: Path
     done = run("train_weights", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = tmp_path / "here" / "runs"
-    assert sorted(path.name for path in runs.iterdir()) == ["regression-2d", "regression-2d-mode"]
-    models = [load(runs / name) for name in ("regression-2d", "regression-2d-mode")]
+    names = ["regression-2d", "regression-2d-mode", "regression-2d-rule"]
+    assert sorted(path.name for path in runs.iterdir()) == names
+    models = [load(runs / name) for name in ("regression-2d-rule", "regression-2d-mode")]
     states = [model.rule.state_dict() for model in models]  # type: ignore[attr-defined]
     assert all(bool((value == states[1][name]).all()) for name, value in states[0].items())
     assert models[1].card.method.name == "softmax"

@@ -183,10 +183,10 @@ class Chunk:
         course = Course(check.first, check.second, check.last, lowest)
         price = self._model.halting.trained_price(self._price[items] * scale)
         features = course.features(price, self._batch.dim)
-        moved = check.last[:, 0] > 0  # else there is no course to judge
-        self._strange = self._strange.index_put(
-            (items,), moved & scales.courses.is_strange(features)
-        )
+        # Where it stops at the first step there is no course, but units may have been corrected.
+        moved = check.last[:, 0] > 0
+        strange = torch.where(moved, scales.courses.is_strange(features), check.scale != 0)
+        self._strange = self._strange.index_put((items,), strange)
 
     def _take_over(self, max_steps: int, *, trusts_stops: bool) -> None:
         """Go on by gradient descent, from the best point, where the rule failed or ended early."""

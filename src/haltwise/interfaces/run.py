@@ -22,9 +22,9 @@ from haltwise.processes.optimization import OptimizationProcess
 from haltwise.rollout.early_exit import Execution, Outcome, run_until_halted
 from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
 
-__all__ = ["NOT_FITTING", "price_of_each", "run", "stop_policy", "warn_of_prices"]
+__all__ = ["price_of_each", "run", "stop_policy", "warn_of_prices"]
 
-NOT_FITTING = 0.05
+_NOT_FITTING = 0.05
 """Share of the items that is worth a warning."""
 
 
@@ -152,7 +152,7 @@ def warn_of_prices(model: HaltingModel, asked: Tensor, stacklevel: int) -> None:
     For `stacklevel` see `warnings.warn`; 1 is whoever calls this.
     """
     card, outside = model.card, (model.trained_price(asked) - asked).abs() > 1e-4 * asked
-    if model.halts and outside.double().mean() > NOT_FITTING:
+    if model.halts and outside.double().mean() > _NOT_FITTING:
         low, high = card.price / card.price_range, card.price * card.price_range
         warnings.warn(
             f"the weights know prices from {low:.3g} to {high:.3g}, but {int(outside.sum())} of "

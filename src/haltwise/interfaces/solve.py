@@ -14,7 +14,7 @@ from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.interfaces.chunk import Chunk
-from haltwise.interfaces.run import NOT_FITTING, price_of_each, stop_policy, warn_of_prices
+from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
 from haltwise.models.files import placed
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
@@ -237,7 +237,7 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, misfits: Te
         asked = torch.where(solution.loss_scale == 1, asked, model.card.price)
     warn_of_prices(model.halting, asked, 4)
     share = misfits.double().mean().item()
-    if share > NOT_FITTING and len(asked) >= _MANY:  # of a few, the solution says it
+    if share > _NOT_FITTING and len(asked) >= _MANY:  # of a few, the solution says it
         warnings.warn(
             f"{share:.0%} of the problems do not behave as those that the weights were trained on, "
             "and L-BFGS took over; choose other weights, or train some on such problems",

@@ -22,6 +22,7 @@ __all__ = ["Action", "Guard", "adam_", "init_tensors"]
 _SMOOTHING = 0.8  # of the loss: some five steps
 _FEW = 10  # steps from a beginning, in which the loss may rise by half its size
 _RISE = 0.15  # of the whole fall of the loss, above the lowest: too much
+_LITTLE = 0.1  # of the first loss: a fall that is no progress yet
 _NOISE = 3.0  # times the mean deviation from the smoothed loss: no mere noise
 _WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
 _ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
@@ -181,6 +182,7 @@ class Guard:
 
     def _judge(self, loss: float) -> Action:
         state, step = self._state, self._step
+        noise = state["noise"]
         if state["losses"]:
             deviation = abs(loss - state["smooth"] / self._weight())
             state["noise"] += (1 - _SMOOTHING) * (deviation - state["noise"])
@@ -197,7 +199,10 @@ class Guard:
         if step - state["begun"] < _FEW:
             rises = above > 0.5 * abs(state["first"])
         else:
-            rises = above > max(_RISE * fall, _NOISE * state["noise_there"])
+            # Without progress the lowest is that of the start, which knows nothing of the noise.
+            stands = fall < _LITTLE * abs(state["first"])
+            noise = max(noise, state["noise_there"]) if stands else state["noise_there"]
+            rises = above > max(_RISE * fall, _NOISE * noise)
         waits = not self.has_taken_over and step - state["lowest_at"] > _WAIT * self._horizon
         if not (rises or waits):
             return Action()

@@ -792,18 +792,13 @@ def _name(group: Group, number: int) -> str:
 
 
 def _check_settings(group: Group) -> None:
-    for name, least in (("lr", 0), ("weight_decay", 0), ("price", None)):
-        value = group[name]
-        if value is None and name == "price":
+    for name in ("lr", "weight_decay", "price"):
+        if name == "price" and group[name] is None:
             continue
-        single = isinstance(value, int | float) or (
-            isinstance(value, Tensor) and value.numel() == 1
-        )
-        bound = "above 0" if least is None else "at least 0"
-        require(
-            single and (value > 0 or value == least) and math.isfinite(value),
-            f"{name} must be {bound}, got {value!r}; give a finite number",
-        )
+        value = real_number(name, group[name])
+        fits = value > 0 if name == "price" else value >= 0
+        bound = "above 0" if name == "price" else "at least 0"
+        require(fits and math.isfinite(value), f"{name} must be {bound} and finite, got {value}")
 
 
 def _is_dummy(problem: _Problem) -> bool:
