@@ -133,9 +133,9 @@ def test_the_rate_does_not_depend_on_lr_or_its_warm_up() -> None:
     optimizer.param_groups[0]["lr"] = 1.0
     before = param.detach().clone()
     with pytest.warns(FitWarning, match="has risen"):
-        for _ in tell(optimizer, [500.0, 5.0]):
+        for _ in tell(optimizer, [500.0, 500.0, 500.0, 5.0]):
             pass
-    assert 0 < (param - before).abs().max() < 0.1
+    assert 0 < (param - before).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("misses", [False, True])
@@ -156,7 +156,7 @@ def test_it_goes_back_to_where_the_smoothed_loss_was_lowest(misses: bool) -> Non
     grad = params[0].grad
     assert grad is not None
     assert_close(params[0].detach() - lowest[0], -rate * grad.sign(), rtol=0.01, atol=0)
-    *_, again = tell(optimizer, [2.0, 1.0, 500.0])
+    *_, again = tell(optimizer, [2.0, 1.0, 500.0, 500.0, 500.0])
     assert_close(guards(optimizer)[0]["rate"], 0.3 * rate)
     assert not torch.equal(params[0], again[0])
 

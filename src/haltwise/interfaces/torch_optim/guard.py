@@ -20,7 +20,8 @@ from haltwise._core.tensors import log_rms
 __all__ = ["Action", "Guard", "adam_", "init_tensors"]
 
 _SMOOTHING = 0.8  # of the loss: some five steps
-_FEW = 10  # steps from a beginning, in which the loss may rise by half its size
+_FEW = 10  # steps from a beginning, in which learned rules are bold
+_BOLD, _LONG = 0.5, 3  # of the first loss, above it: too much for so many of these steps in a row
 _RISE = 0.15  # of the whole fall of the loss, above the lowest: too much
 _LITTLE = 0.1  # of the first loss: a fall that is no progress yet
 _NOISE = 3.0  # times the mean deviation from the smoothed loss: no mere noise
@@ -44,6 +45,7 @@ _FRESH = {
     "noise": 0.0,
     "first": 0.0,
     "lowest": math.inf,
+    "high": 0,  # steps in a row of a loss that is far above the first
     "noise_there": 0.0,  # where the smoothed loss was lowest
     "size": 0.0,  # mean square of the learned update at lr 1, smoothed alike
     "weight": 0.0,  # by which it is corrected
@@ -188,6 +190,8 @@ class Guard:
             state["noise"] += (1 - _SMOOTHING) * (deviation - state["noise"])
         else:
             state["first"] = loss
+        is_high = loss - state["first"] > _BOLD * abs(state["first"])
+        state["high"] = state["high"] + 1 if is_high else 0
         state["losses"] += 1
         state["smooth"] += (1 - _SMOOTHING) * (loss - state["smooth"])
         smooth = state["smooth"] / self._weight()
@@ -197,7 +201,7 @@ class Guard:
             return Action(remember=True)
         above, fall = smooth - state["lowest"], max(state["first"] - state["lowest"], 0.0)
         if step - state["begun"] < _FEW:
-            rises = above > 0.5 * abs(state["first"])
+            rises = state["high"] >= _LONG
         else:
             # Without progress the lowest is that of the start, which knows nothing of the noise.
             stands = fall < _LITTLE * abs(state["first"])
@@ -216,6 +220,7 @@ class Guard:
         state = self._state
         state["smooth"], state["noise"] = state["lowest"] * self._weight(), state["noise_there"]
         state["lowest_at"] = state["begun"] = self._step
+        state["high"] = 0
 
     def _take_over(self) -> None:
         self._state["adam"], self._state["rate"] = 0, self._state["size_there"] or _USUAL_RATE
