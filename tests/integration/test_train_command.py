@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -206,6 +207,7 @@ def test_an_interruption_leaves_a_checkpoint_and_says_how_to_go_on(
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # noqa: PLW1509 - it may be ignored
     )
     try:
         deadline = time.monotonic() + 120
@@ -238,7 +240,12 @@ os.fsync = lambda _: os.kill(os.getpid(), {int(number)})
 main(lambda **_: files.write_atomically(Path("x"), b"whole"))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # noqa: PLW1509 - it may be ignored
     )
     assert (done.returncode, done.stderr) == (130, "haltwise: interrupted\n")
     assert not list(tmp_path.iterdir())
