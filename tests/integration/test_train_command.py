@@ -245,7 +245,7 @@ main(lambda **_: files.write_atomically(Path("x"), b"whole"))
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # noqa: PLW1509 - it may be ignored
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # it may be ignored
     )
     assert (done.returncode, done.stderr) == (130, "haltwise: interrupted\n")
     assert not list(tmp_path.iterdir())
