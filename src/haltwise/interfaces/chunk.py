@@ -82,20 +82,21 @@ class Chunk:
         self._follow(torch.arange(self._batch.num_problems, device=self.at.device), max_steps)
         self._observe_results()
 
-    def solve_guarded(self, max_steps: int, *, trusts_stops: bool, anneals: bool) -> None:
-        """Follow the rule where it fits, and gradient descent where it does not.
+    def solve_guarded(self, max_steps: int, *, by_own_rule: bool) -> None:
+        """Follow the rule where it fits, and L-BFGS where it does not.
 
         Args:
             max_steps: Gradients a problem may cost at most.
-            trusts_stops: Whether the policy's stops count at prices below those trained on.
-            anneals: Whether gradient descent takes over after the trained horizon.
+            by_own_rule: Whether the stop rule is the caller's. It alone then decides how long to
+                go on and to wait; L-BFGS takes over where the optimizer fails.
         """
         card = self._model.card
-        horizon = min(max_steps, card.horizon) if anneals else max_steps
-        longest = card.horizon // 4 if card.scales is None else card.scales.longest_wait
-        patience = max(_WAIT, 2 * longest)
-        if trusts_stops:  # whoever brings a rule decides how long to wait
-            patience = max_steps
+        if by_own_rule:
+            horizon = patience = max_steps
+        else:
+            horizon = min(max_steps, card.horizon)
+            longest = card.horizon // 4 if card.scales is None else card.scales.longest_wait
+            patience = max(_WAIT, 2 * longest)
         left = torch.arange(self._batch.num_problems, device=self.at.device)
         for attempt in range(_ATTEMPTS):
             spent = max(0, int(self.ledger.count[left].max()) - 1)  # the first is remembered
@@ -112,7 +113,7 @@ class Chunk:
             if len(left) == 0:
                 break
         self.outcome[left] = int(Outcome.TAKEN)  # whose units were not found
-        self._take_over(max_steps, trusts_stops=trusts_stops)
+        self._take_over(max_steps, by_own_rule=by_own_rule)
         self._observe_results()
         self._return_best()
 
@@ -188,14 +189,14 @@ class Chunk:
         strange = torch.where(moved, scales.courses.is_strange(features), check.scale != 0)
         self._strange = self._strange.index_put((items,), strange)
 
-    def _take_over(self, max_steps: int, *, trusts_stops: bool) -> None:
-        """Go on by gradient descent, from the best point, where the rule failed or ended early."""
+    def _take_over(self, max_steps: int, *, by_own_rule: bool) -> None:
+        """Go on by L-BFGS, from the best point, where the rule failed or ended early."""
         ledger, card = self.ledger, self._model.card
         budget = max_steps - ledger.count
         failed = (self.outcome == Outcome.TAKEN) | (self.outcome == Outcome.NONFINITE)
         strange = (self.outcome == Outcome.HALTED) & self._strange
         early = self.outcome == Outcome.OUT_OF_STEPS
-        if not trusts_stops:
+        if not by_own_rule:
             lowest = card.price / card.price_range
             below = self._price * self.loss_scale.exp() < lowest * (1 - 1e-4)
             early |= (self.outcome == Outcome.HALTED) & below

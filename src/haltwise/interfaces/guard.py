@@ -3,10 +3,9 @@
 The guard (`haltwise.interfaces.chunk`) reads what is evaluated anyway. All of it is remembered, so
 the best point seen can be returned; the first steps tell in which units a problem is one that the
 weights know; and where a problem shows that they do not fit it, L-BFGS goes on from its best point
-(`haltwise.rollout.descent`). Learned
-optimizers with such guards: Heaton et al. 2020 (safeguarded L2O), Prémont-Schwarz et al. 2022
-(loss-guarded L2O); both compare with the fallback's step at an evaluation a step, which is saved
-here: a problem is handed over once, when it has failed.
+(`haltwise.rollout.descent`). Learned optimizers with such guards: Heaton et al. 2020 (safeguarded
+L2O), Prémont-Schwarz et al. 2022 (loss-guarded L2O); both compare with the fallback's step at an
+evaluation a step, which is saved here: a problem is handed over once, when it has failed.
 """
 
 import math
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from haltwise._core.tensors import ZERO
 from haltwise.models.scales import FirstSteps, Scales, UsualRange
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
@@ -28,12 +28,9 @@ _MANY = 20  # problems whose median says more than each of them
 _SLACK = 1.0  # by which the median may differ from that in training; a factor of e
 _FINE = 0.35  # likewise at further attempts
 _WIDE = 3.4  # likewise of what is less sure or matters less: a first gradient, and gains
-_MARGIN = (
-    0.5  # times the slack, beyond the range seen in training, for a single problem; logarithms
-)
+_MARGIN = 0.5  # times the slack, beyond the range in training, for a single problem
 _ENOUGH = 2**20  # values to take quantiles of
 _LEAP = math.log(10)  # by how much too long a first step is taken to be that finds no curvature
-_NO_GRADIENT = math.log(1e-30)
 
 
 @final
@@ -180,7 +177,7 @@ class UnitCheck:
 
     def _judge_gradients(self, signals: Tensor) -> None:
         grad, usual = FirstSteps.of(signals, signals).grad, self._scales.grad
-        known = grad.isfinite() & (grad > _NO_GRADIENT)
+        known = grad.isfinite() & (grad > ZERO)
         _, move = _moves(grad, known, usual)
         _, shifted = _moves(grad + self._price_shift, known, usual)
         explained = shifted.abs() < move.abs()

@@ -179,7 +179,7 @@ def solve(
             if chunks:  # of one call all problems are of one kind
                 chunk.scale += chunks[-1].scale.median()
                 chunk.loss_scale += chunks[-1].loss_scale.median()
-            chunk.solve_guarded(num_steps, trusts_stops=stop is not None, anneals=stop is None)
+            chunk.solve_guarded(num_steps, by_own_rule=stop is not None)
         else:
             chunk.solve(num_steps)
         chunks.append(chunk)
