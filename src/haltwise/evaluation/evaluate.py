@@ -246,7 +246,7 @@ def _execute(
         num_gradients_fixed=test.num_problems * budget,
         seconds=seconds,
         seconds_fixed=seconds_fixed,
-        outcomes={outcome.name.lower(): counts[outcome] for outcome in Outcome},
+        outcomes={kind.name.lower(): counts[kind] for kind in Outcome if kind is not Outcome.TAKEN},
         held_out=_held_out(test, done.result),
     )
 

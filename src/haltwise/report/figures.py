@@ -46,7 +46,9 @@ def frontier(record: StoppingRecord, stem: str) -> Figure:
             figure, f"{name}, other settings", settings, Line(BLUE, "solid", 2.5), costs,
             mode="lines+markers", marker={"size": 5},
         )  # fmt: skip
-    symbols = {"oracle": "star", "fixed": "square", record.judged: "diamond"}
+    # Rules that read all signals share the colours of others.
+    symbols = dict.fromkeys(("logistic_signals", "boosted_trees", "value_trees"), "triangle-up")
+    symbols |= {"oracle": "star", "fixed": "square", record.judged: "diamond"}
     order = sorted(record.rules, key=lambda rule: rule == record.judged)  # that one on top
     for rule in order:
         stops = record.rules[rule]
@@ -55,7 +57,7 @@ def frontier(record: StoppingRecord, stem: str) -> Figure:
             x=[rounded(stops.mean_cost)], y=[rounded(stops.mean_excess)], mode="markers",
             name=html.escape(rule_name(rule)),
             marker={"color": rule_colour(rule), "symbol": symbol,
-                    "size": 10 if symbol == "circle" else 14},
+                    "size": 10 if symbol in ("circle", "triangle-up") else 14},
             hovertemplate="cost %{x:.4g}<br>excess %{y:.4g}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     figure.update_layout(hovermode="closest")
