@@ -60,8 +60,8 @@ class Descent:
 def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Tensor]:
     """Lower the loss of B problems until a step is not worth its price.
 
-    Every point is evaluated by `batch.observe`; the best of them is the result, and whoever needs
-    it listens there. A problem halts once 3 steps in a row have each earned less than the price
+    Every point is evaluated by `batch.observe`; the best of them is the result, and must be noted
+    there. A problem halts once 3 steps in a row have each earned less than the price
     and the next is forecast to by its slope, or `patience` have.
 
     Args:

@@ -29,7 +29,7 @@ class Outcome(IntEnum):
     NONFINITE = 2
     """Its loss, gradient or next iterate was not finite; the last finite one is returned."""
     TAKEN = 3
-    """Whoever watched took it away, to go on with it in another way."""
+    """A watch took it away, to go on with it in another way."""
 
 
 @final
