@@ -5,6 +5,7 @@ import unicodedata
 __all__ = [
     "CalibrationWarning",
     "CheckpointWarning",
+    "DataWarning",
     "FitWarning",
     "InputError",
     "printable",
@@ -49,6 +50,10 @@ class CalibrationWarning(_Printable, UserWarning):
 
 class CheckpointWarning(_Printable, UserWarning):
     """A run goes on, but not quite from where or as it was left: the message says why."""
+
+
+class DataWarning(_Printable, UserWarning):
+    """Data that were read, but not all of them: the message says what was left out and why."""
 
 
 class FitWarning(_Printable, UserWarning):

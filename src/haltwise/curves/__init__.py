@@ -1,0 +1,4 @@
+"""Recorded runs of any iterative process: what they showed, what they cost, whether they succeeded.
+
+`haltwise.curves.curves` is the record, `haltwise.curves.readers` fills it from files and arrays.
+"""

@@ -1,0 +1,442 @@
+"""The one record of recorded learning curves: ragged, with costs, targets, budgets and groups."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, final, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from haltwise._core.errors import DataWarning, require
+
+__all__ = ["Curve", "Curves", "Direction"]
+
+Direction = Literal["min", "max"]
+"""Whether a lower or a higher value of the metric is better."""
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+Names = npt.NDArray[np.str_]
+
+_LONGEST = 2**24  # points of one run
+
+
+@final
+class Curve(NamedTuple):
+    """One run of `Curves`, or as much of it as is known by now.
+
+    Attributes:
+        cost: What had been spent at each of n points, increasing, shape [n].
+        columns: What was measured there, by name, NaN where it was not; shapes [n].
+        metric: The name of the column that is judged.
+        direction: Whether lower or higher values of it are better.
+        target: The value of the metric that is a success; NaN if there is none.
+        budget: What a run may spend, in units of cost; NaN if unknown.
+    """
+
+    cost: Floats
+    columns: Mapping[str, Floats]
+    metric: str
+    direction: Direction
+    target: float = np.nan
+    budget: float = np.nan
+
+    @property
+    def num_points(self) -> int:
+        """Number of points."""
+        return len(self.cost)
+
+    @property
+    def loss(self) -> Floats:
+        """The metric with the sign that makes lower better, shape [n]."""
+        sign = -1.0 if self.direction == "max" else 1.0
+        return sign * self.columns[self.metric]
+
+    @property
+    def loss_target(self) -> float:
+        """The target with the sign that makes lower better."""
+        return -self.target if self.direction == "max" else self.target
+
+    @property
+    def success(self) -> int:
+        """The first point at which the target is met, -1 if it never is."""
+        met = np.flatnonzero(self.loss <= self.loss_target)
+        return int(met[0]) if len(met) else -1
+
+    def until(self, num_points: int) -> "Curve":
+        """The first points of the curve, all that was known then."""
+        columns = {name: values[:num_points] for name, values in self.columns.items()}
+        return self._replace(cost=self.cost[:num_points], columns=columns)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """n recorded runs of any iterative process, each with as many points as it has.
+
+    At every point something had been spent and something was measured. One column, the metric,
+    is what a run is judged by. A run is a success where the metric meets its target; what comes
+    after that is never looked at, since a run could have ended there. A run that neither meets its
+    target nor spends its budget was ended early by someone: whether it would have met the target
+    is not known (`censored`).
+
+    Make it with `from_runs`, `from_matrix` or `haltwise.curves.read`; they put data in order.
+
+    Examples:
+        >>> curves = Curves.from_matrix([[3.0, 2.0, 1.5], [3.0, 2.9, 2.9]], target=2.0)
+        >>> curves.succeeded.tolist(), curves.spent.tolist()
+        ([True, False], [1.0, 2.0])
+    """
+
+    cost: Floats
+    """Spent since the run began, increasing within a run, shape [P]: all points of all runs."""
+    values: Floats
+    """What was measured, NaN where it was not, shape [P, C]."""
+    columns: tuple[str, ...]
+    """The names of the C columns."""
+    offset: Integers
+    """Run i has the points offset[i]:offset[i+1], shape [n+1]."""
+    metric: str
+    """The column that is judged."""
+    direction: Direction
+    """Whether lower or higher values of the metric are better."""
+    target: Floats
+    """The value of the metric that is a success, NaN where there is none, shape [n]."""
+    budget: Floats
+    """What a run may spend, in units of cost, NaN where unknown, shape [n]."""
+    group: Names
+    """The group of each run, such as a submission or a project, shape [n]: what is learned must
+    hold for groups that were not seen."""
+    task: Names
+    """What each run worked on, shape [n]: metrics of the same task can be compared."""
+    name: Names
+    """What tells the runs apart, shape [n]."""
+    cost_unit: str = "steps"
+    """What cost is counted in, in words."""
+
+    def __post_init__(self) -> None:
+        num, points = len(self.offset) - 1, len(self.cost)
+        require(
+            self.values.shape == (points, len(self.columns)),
+            f"values must have shape [{points}, {len(self.columns)}], got "
+            f"{list(self.values.shape)}",
+        )
+        require(
+            self.metric in self.columns,
+            f"there is no column {self.metric!r}; name one of {', '.join(self.columns)}",
+        )
+        require(
+            self.direction in get_args(Direction),
+            f"direction must be 'min' or 'max', got {self.direction!r}",
+        )
+        for name in ("target", "budget", "group", "task", "name"):
+            got = getattr(self, name).shape
+            require(got == (num,), f"{name} must have one entry for each of {num} runs, got {got}")
+
+    # ------------------------------------------------------------------------------ construction
+
+    @classmethod
+    def from_runs(
+        cls,
+        runs: Sequence[Mapping[str, npt.ArrayLike]],
+        *,
+        cost: str = "cost",
+        metric: str,
+        direction: Direction = "min",
+        target: npt.ArrayLike | None = None,
+        budget: npt.ArrayLike | None = None,
+        group: Sequence[str] | None = None,
+        task: Sequence[str] | None = None,
+        name: Sequence[str] | None = None,
+        cost_unit: str | None = None,
+    ) -> "Curves":
+        """Put runs in order, each given by its columns.
+
+        Points whose cost is not known are left out. Where the cost goes back, the run was resumed
+        from there: what had been recorded after that point is replaced by what followed.
+
+        Args:
+            runs: Columns of each run by name, all of one length in a run; a column that a run lacks
+                is NaN in it.
+            cost: The column of what had been spent, or counts 0, 1, 2, ... where no run has it.
+            metric: The column that is judged.
+            direction: Whether lower or higher values of the metric are better.
+            target: The value that is a success, one for all or one a run; NaN for none.
+            budget: What a run may spend, one for all or one a run. Where it is unknown it is the
+                most that a run of the same task spent.
+            group: Of each run; each run is a group of its own if None.
+            task: Of each run; all are of one task if None.
+            name: Of each run; its number if None.
+            cost_unit: In words; the name of the cost column if None.
+
+        Raises:
+            InputError: There are no runs, lengths differ within a run, a cost is negative or the
+                metric is missing.
+
+        Warns:
+            DataWarning: Runs or points were left out; the message says how many and why.
+        """
+        require(len(runs) > 0, "there are no runs; give at least one")
+        names = np.array([str(i) for i in range(len(runs))] if name is None else list(name), str)
+        counted = not any(cost in run for run in runs)
+        columns = tuple(dict.fromkeys(c for run in runs for c in run if c != cost))
+        require(
+            metric in columns,
+            f"no run has a column {metric!r}; name one of {', '.join(columns) or 'none there are'}",
+        )
+        costs, values, sizes, report = [], [], [], _LeftOut()
+        for label, run in zip(names, runs, strict=True):
+            spent, measured = _put_in_order(
+                str(label), run, cost, columns, counted=counted, report=report
+            )
+            costs.append(spent)
+            values.append(measured)
+            sizes.append(len(spent))
+        num = len(runs)
+        offset = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        curves = cls(
+            np.concatenate(costs),
+            np.concatenate(values),
+            columns,
+            offset,
+            metric,
+            direction,
+            _each(target, num, "target"),
+            _each(budget, num, "budget"),
+            names if group is None else np.array(list(group), str),
+            np.full(num, "") if task is None else np.array(list(task), str),
+            names,
+            cost_unit or ("steps" if counted else cost),
+        )
+        empty = np.diff(offset) == 0
+        report.runs["have no point"] = int(empty.sum())
+        report.warn(num)
+        require(not empty.all(), "no run has a point; check the columns that were named")
+        return curves.select(np.flatnonzero(~empty)).with_budgets()
+
+    @classmethod
+    def from_matrix(
+        cls, losses: npt.ArrayLike, costs: npt.ArrayLike | None = None, **settings: Any
+    ) -> "Curves":
+        """Runs of one length, or of several with NaN where a run had ended.
+
+        Args:
+            losses: Of n runs at steps 0..T, shape [n, T+1]. A run ends before the NaN that nothing
+                but NaN follows; if its losses were NaN because it diverged, give inf.
+            costs: Spent by then, shape [T+1] or [n, T+1]; steps if None.
+            **settings: Those of `from_runs` but for `cost` and `metric`.
+
+        Raises:
+            InputError: See `from_runs`.
+        """
+        table = np.asarray(losses, np.float64)
+        require(table.ndim == 2, f"losses must be a matrix [n, T+1], got {table.ndim}-D")
+        spent = np.asarray(np.arange(table.shape[1]) if costs is None else costs, np.float64)
+        require(
+            spent.shape in (table.shape, table.shape[1:]),
+            f"costs must have shape {list(table.shape)} or {list(table.shape[1:])}, got "
+            f"{list(spent.shape)}",
+        )
+        spent = np.broadcast_to(spent, table.shape)
+        ends = table.shape[1] - np.argmax(~np.isnan(table[:, ::-1]), 1)
+        ends[np.isnan(table).all(1)] = 0
+        runs = [
+            {"cost": c[:end], "loss": row[:end]}
+            for c, row, end in zip(spent, table, ends, strict=True)
+        ]
+        unit = {"cost_unit": "steps"} if costs is None else {}
+        return cls.from_runs(runs, metric="loss", **{**unit, **settings})
+
+    def with_budgets(self) -> "Curves":
+        """The same with the most that a run of the same task spent where a budget is unknown."""
+        budget = self.budget.copy()
+        most = self.cost[self.offset[1:] - 1]
+        for task in np.unique(self.task[np.isnan(budget)]):
+            mine = self.task == task
+            budget[mine & np.isnan(budget)] = most[mine].max()
+        return replace(self, budget=budget)
+
+    # ------------------------------------------------------------------------------- what is known
+
+    @property
+    def num_runs(self) -> int:
+        """Number of runs."""
+        return len(self.offset) - 1
+
+    @property
+    def num_points(self) -> Integers:
+        """Of each run, shape [n]."""
+        return np.diff(self.offset)
+
+    @property
+    def success(self) -> Integers:
+        """The first point of each run at which its target is met, -1 if it never is; shape [n]."""
+        sign = -1.0 if self.direction == "max" else 1.0
+        loss = sign * self.values[:, self.columns.index(self.metric)]
+        run = np.repeat(np.arange(self.num_runs), self.num_points)
+        met = np.flatnonzero(loss <= sign * self.target[run])
+        first = np.full(self.num_runs, -1, np.int64)
+        # In reverse, so that of several points of a run the first is written last.
+        first[run[met][::-1]] = (met - self.offset[run[met]])[::-1]
+        return first
+
+    @property
+    def succeeded(self) -> Booleans:
+        """Which runs met their target, shape [n]."""
+        return self.success >= 0
+
+    @property
+    def spent(self) -> Floats:
+        """What each run spent until it met its target or ended, shape [n]."""
+        last = np.where(self.success >= 0, self.success, self.num_points - 1)
+        return self.cost[self.offset[:-1] + last]
+
+    @property
+    def censored(self) -> Booleans:
+        """Which runs ended before their budget, by more than one of their gaps, without success."""
+        gaps = np.array([np.diff(curve.cost, prepend=0.0).max() for curve in self])
+        return ~self.succeeded & (self.spent + 1.5 * gaps < self.budget)
+
+    def __len__(self) -> int:
+        return self.num_runs
+
+    def __iter__(self) -> Iterator[Curve]:
+        return (self[i] for i in range(self.num_runs))
+
+    def __getitem__(self, run: int) -> Curve:
+        where = slice(self.offset[run], self.offset[run + 1])
+        measured = dict(zip(self.columns, self.values[where].T, strict=True))
+        return Curve(
+            self.cost[where],
+            measured,
+            self.metric,
+            self.direction,
+            float(self.target[run]),
+            float(self.budget[run]),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Curves: {self.num_runs} runs, {len(self.cost)} points, "
+            f"{len(np.unique(self.group))} groups, metric {self.metric} ({self.direction}), "
+            f"{int(self.succeeded.sum())} met their target>"
+        )
+
+    # ------------------------------------------------------------------------------------- changes
+
+    def select(self, index: npt.ArrayLike) -> "Curves":
+        """The runs at `index`, integers [k] or booleans [n]."""
+        chosen: Integers = np.arange(self.num_runs)[np.asarray(index)]
+        sizes = self.num_points[chosen]
+        offset = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        points = np.repeat(self.offset[chosen] - offset[:-1], sizes) + np.arange(offset[-1])
+        each = ("target", "budget", "group", "task", "name")
+        return replace(
+            self,
+            cost=self.cost[points],
+            values=self.values[points],
+            offset=offset,
+            **{field: getattr(self, field)[chosen] for field in each},
+        )
+
+    def with_targets(self, target: npt.ArrayLike) -> "Curves":
+        """The same with other targets, one for all or one a run."""
+        return replace(self, target=_each(target, self.num_runs, "target"))
+
+    def with_groups(self, group: Sequence[str] | Names) -> "Curves":
+        """The same with other groups, one a run."""
+        return replace(self, group=np.array(list(group), str))
+
+    def targets_among_peers(self, quantile: float = 0.5) -> "Curves":
+        """The same with a quantile of the final metric of each task's runs as their target.
+
+        Where there is no target of one's own, this asks whether a run will end better than so many
+        of its peers. A run whose last metric is not finite ends worst.
+
+        Args:
+            quantile: The share of a task's runs that shall fall short, counted from the worst.
+        """
+        require(0 < quantile < 1, f"a quantile lies between 0 and 1, got {quantile}")
+        sign = -1.0 if self.direction == "max" else 1.0
+        finals = np.array([_last_known(curve.loss) for curve in self])
+        target = np.empty(self.num_runs)
+        for task in np.unique(self.task):
+            mine = self.task == task
+            ranked = np.sort(finals[mine])
+            target[mine] = sign * ranked[round((len(ranked) - 1) * (1 - quantile))]
+        return replace(self, target=np.where(np.isfinite(target), target, np.nan))
+
+
+# ------------------------------------------------------------------------------------------ details
+
+
+def _last_known(loss: Floats) -> float:
+    known = loss[~np.isnan(loss)]
+    return float(known[-1]) if len(known) else np.inf
+
+
+def _each(value: npt.ArrayLike | None, num: int, what: str) -> Floats:
+    given = np.asarray(np.nan if value is None else value, np.float64)
+    require(
+        given.shape in ((), (num,)),
+        f"{what} must be one number or one for each of {num} runs, got shape {list(given.shape)}",
+    )
+    return np.array(np.broadcast_to(given, (num,)))
+
+
+class _LeftOut:
+    """What was left out, for one warning."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, int] = {}
+        self.points: dict[str, int] = {}
+
+    def warn(self, num_runs: int) -> None:
+        parts = [f"{num} of {num_runs} runs: they {why}" for why, num in self.runs.items() if num]
+        parts += [f"{num} points {why}" for why, num in self.points.items() if num]
+        if parts:
+            warnings.warn("left out: " + "; ".join(parts), DataWarning, stacklevel=4)
+
+
+def _put_in_order(
+    label: str,
+    run: Mapping[str, npt.ArrayLike],
+    cost: str,
+    columns: tuple[str, ...],
+    *,
+    counted: bool,
+    report: _LeftOut,
+) -> tuple[Floats, Floats]:
+    """Cost [n] and values [n, C] of one run."""
+    given = {key: np.asarray(value, np.float64) for key, value in run.items()}
+    shapes = {value.shape for value in given.values()}
+    require(
+        len(shapes) == 1 and len(next(iter(shapes))) == 1,
+        f"the columns of run {label!r} must be vectors of one length, got "
+        + ", ".join(f"{key} {list(value.shape)}" for key, value in given.items()),
+    )
+    num = next(iter(shapes))[0]
+    require(num <= _LONGEST, f"run {label!r} has {num} points; more than {_LONGEST} are too many")
+    require(
+        counted or cost in given,
+        f"run {label!r} has no column {cost!r}, the cost; give it to every run or to none",
+    )
+    spent = np.arange(num, dtype=np.float64) if counted else given[cost]
+    known = np.isfinite(spent)
+    require(
+        not (spent[known] < 0).any(),
+        f"the cost of run {label!r} goes down to {spent[known].min(initial=0):g}; it counts what "
+        "was spent since the run began, from 0",
+    )
+    lacking = np.full(num, np.nan)
+    values = np.stack([given.get(name, lacking) for name in columns], 1)
+    spent, values = spent[known], values[known]
+    # A point counts unless a later one has no greater cost: then the run was resumed before it.
+    later = np.minimum.accumulate(np.append(spent[1:], np.inf)[::-1])[::-1]
+    kept = spent < later
+    without, replaced = "without a cost", "that later ones of the same or a lower cost replace"
+    report.points[without] = report.points.get(without, 0) + int((~known).sum())
+    report.points[replaced] = report.points.get(replaced, 0) + int((~kept).sum())
+    return spent[kept], values[kept]
