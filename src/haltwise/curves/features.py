@@ -1,0 +1,165 @@
+"""Features of learning curves that know no units, so that one model serves strangers' curves.
+
+The metric is measured from the target, in units of the first distance to it: 1 at the start, 0
+where the target is met. Cost is measured in budgets. What was not measured is NaN.
+"""
+
+import numpy as np
+
+from haltwise.curves.curves import Curve, Floats
+
+__all__ = ["FEATURES", "ROLES", "curve_features"]
+
+ROLES = ("train_metric", "train_loss", "valid_loss", "grad_norm")
+"""Columns beside the metric that are looked at where a curve has them; others are not."""
+
+_PAST = (0.25, 0.5, 0.75, 0.9)  # of the cost so far: what was known then is compared with now
+_RECENT = 6  # points over which noise is measured
+_TINY, _FAR = 1e-3, 3.0  # distances below and beyond are not told apart
+
+FEATURES: tuple[str, ...] = (
+    "cost",
+    "points",
+    "distance",
+    "best",
+    "stale",
+    "unknown",
+    *(f"best_gain_{past}" for past in _PAST),
+    *(f"gain_{past}" for past in _PAST[1:]),
+    *(f"power_{past}" for past in _PAST[:3]),
+    *(f"power_end_{past}" for past in _PAST[:3]),
+    *(f"line_end_{past}" for past in _PAST[:3]),
+    *(f"line_ratio_{past}" for past in _PAST[:3]),
+    "speed_needed",
+    "noise",
+    "noise_ratio",
+    "climbed",
+    "train_distance",
+    "gap",
+    "train_gain_0.5",
+    "train_gain_0.75",
+    "train_loss",
+    "train_loss_fall_0.5",
+    "train_loss_fall_0.75",
+    "valid_loss",
+    "valid_loss_fall_0.5",
+    "valid_loss_fall_0.75",
+    "loss_ratio",
+    "grad_norm",
+    "grad_norm_fall_0.5",
+)
+"""Names of the F features, in order."""
+
+
+def curve_features(curve: Curve) -> Floats:
+    """Compute the features at each of n points from what was known by then, shape [n, F].
+
+    A metric that is NaN was not measured there: the last known one stands, and `unknown` says for
+    how long. One that is infinite is as far from the target as can be.
+
+    Examples:
+        >>> from haltwise.curves.curves import Curves
+        >>> curve = Curves.from_matrix([[4.0, 3.0, 2.5]], target=2.0, budget=10.0)[0]
+        >>> curve_features(curve)[:, FEATURES.index("distance")].tolist()
+        [1.0, 0.5, 0.25]
+    """
+    cost = curve.cost / curve.budget
+    loss = _filled(curve.loss)
+    with np.errstate(all="ignore"):  # what is not known is NaN, and stays so
+        # The first distance to the target is the unit.
+        known = np.flatnonzero(np.isfinite(loss))
+        unit = abs(loss[known[0]] - curve.loss_target) if len(known) else np.nan
+        unit = unit if unit > 0 else np.nan
+        distance = np.clip((loss - curve.loss_target) / unit, -1.0, _FAR)
+        columns = [
+            *_progress(cost, distance, np.isnan(curve.loss)),
+            *_beside(curve, cost, distance, unit),
+        ]
+        return np.stack(columns, 1)
+
+
+def _progress(cost: Floats, distance: Floats, unknown: np.ndarray) -> list[Floats]:
+    """What cost and metric show."""
+    num = len(cost)
+    points = np.arange(num)
+    best = np.fmin.accumulate(distance)
+    improved = np.append(True, best[1:] < best[:-1])
+    since = np.maximum.accumulate(np.where(improved, points, 0))
+    seen = np.maximum.accumulate(np.where(unknown, 0, points))
+    log_best = np.log(np.maximum(best, _TINY))
+    left = 1 - cost
+    best_then = [_then(past, cost, best) for past in _PAST]
+    # Through then and now: a power law of the cost, and a straight line, both to the budget's end.
+    powers = [(_then(past, cost, log_best) - log_best) / -np.log(past) for past in _PAST[:3]]
+    lines = [
+        (then - best) / (cost * (1 - past) + 1e-6)
+        for past, then in zip(_PAST[:3], best_then, strict=False)
+    ]
+    step = np.diff(distance, prepend=distance[:1])
+    squares = np.cumsum(np.nan_to_num(step) ** 2)
+    before = np.concatenate((np.zeros(min(_RECENT, num)), squares[:-_RECENT]))[:num]
+    noise = np.sqrt((squares - before) / np.minimum(points + 1, _RECENT))
+    return [
+        cost,
+        np.log1p(points),
+        distance,
+        best,
+        (cost - cost[since]) / cost,
+        cost - cost[seen],
+        *(then - best for then in best_then),
+        *(_then(past, cost, distance) - distance for past in _PAST[1:]),
+        *powers,
+        *(np.clip(log_best + power * np.log(cost), -10.0, 3.0) for power in powers),
+        *(np.clip(best - line * left, -_FAR, _FAR) for line in lines),
+        *(log_best - np.log(np.maximum(line * left, 1e-6)) for line in lines),
+        # The speed that is needed now, over the mean speed so far.
+        np.clip(best / (1 - best + _TINY) * cost / (left + _TINY), 0.0, 50.0),
+        noise,
+        np.log(noise + _TINY) - np.log(best_then[1] - best + _TINY),
+        np.cumsum(np.maximum(np.nan_to_num(step), 0.0)),
+    ]
+
+
+def _beside(curve: Curve, cost: Floats, distance: Floats, unit: float) -> list[Floats]:
+    """What the columns beside the metric show."""
+    lacking = np.full(curve.num_points, np.nan)
+    metric, train, valid, gradient = (
+        _filled(curve.columns[role]) if role in curve.columns else lacking for role in ROLES
+    )
+    sign = -1.0 if curve.direction == "max" else 1.0
+    train_distance = np.clip((sign * metric - curve.loss_target) / unit, -_FAR, _FAR)
+    found = [
+        train_distance,
+        train_distance - distance,
+        *(_then(past, cost, train_distance) - train_distance for past in (0.5, 0.75)),
+    ]
+    for loss in (train, valid):
+        logs = np.log(np.maximum(loss / _first(loss), 1e-9))
+        found += [logs, *(_then(past, cost, logs) - logs for past in (0.5, 0.75))]
+    found.append(np.clip(np.log(train / valid), -10.0, 10.0))
+    logs = np.log(np.maximum(gradient / _first(gradient), 1e-9))
+    return [*found, logs, _then(0.5, cost, logs) - logs]
+
+
+def _then(past: float, cost: Floats, values: Floats) -> Floats:
+    """The values when a share of the present cost had been spent, between the points by a line."""
+    at = past * cost
+    after = np.minimum(np.searchsorted(cost, at), len(cost) - 1)
+    before = np.maximum(after - 1, 0)
+    gap = cost[after] - cost[before]
+    share = np.clip(np.where(gap > 0, (at - cost[before]) / np.where(gap > 0, gap, 1), 1), 0, 1)
+    # A value that is not known on one side leaves the other.
+    low, high = values[before], values[after]
+    between = low + share * (high - low)
+    return np.where(np.isnan(between), np.fmin(low, high), between)
+
+
+def _filled(values: Floats) -> Floats:
+    """The last known value where one is NaN."""
+    last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
+    return values[last]
+
+
+def _first(values: Floats) -> float:
+    known = values[np.isfinite(values)]
+    return float(known[0]) if len(known) else np.nan
