@@ -4,14 +4,25 @@ The metric is measured from the target, in units of the first distance to it: 1 
 where the target is met. Cost is measured in budgets. What was not measured is NaN.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from haltwise.curves.curves import Curve, Floats
 
 __all__ = ["FEATURES", "ROLES", "curve_features"]
 
-ROLES = ("train_metric", "train_loss", "valid_loss", "grad_norm")
-"""Columns beside the metric that are looked at where a curve has them; others are not."""
+ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "train_metric": ("train_metric", "train", "train_accuracy", "train_acc"),
+        "train_loss": ("train_loss", "loss", "logged_loss_mean"),
+        "valid_loss": ("valid_loss", "val_loss", "eval_loss"),
+        "grad_norm": ("grad_norm", "logged_grad_norm_geomean", "gradient_norm"),
+    }
+)
+"""Columns beside the metric that are looked at where a curve has them, by the first name that is
+there; others are not."""
 
 _PAST = (0.25, 0.5, 0.75, 0.9)  # of the cost so far: what was known then is compared with now
 _RECENT = 6  # points over which noise is measured
@@ -124,7 +135,8 @@ def _beside(curve: Curve, cost: Floats, distance: Floats, unit: float) -> list[F
     """What the columns beside the metric show."""
     lacking = np.full(curve.num_points, np.nan)
     metric, train, valid, gradient = (
-        _filled(curve.columns[role]) if role in curve.columns else lacking for role in ROLES
+        next((_filled(curve.columns[name]) for name in names if name in curve.columns), lacking)
+        for names in ROLES.values()
     )
     sign = -1.0 if curve.direction == "max" else 1.0
     train_distance = np.clip((sign * metric - curve.loss_target) / unit, -_FAR, _FAR)
@@ -151,7 +163,8 @@ def _then(past: float, cost: Floats, values: Floats) -> Floats:
     # A value that is not known on one side leaves the other.
     low, high = values[before], values[after]
     between = low + share * (high - low)
-    return np.where(np.isnan(between), np.fmin(low, high), between)
+    found: Floats = np.where(np.isnan(between), np.fmin(low, high), between)
+    return found
 
 
 def _filled(values: Floats) -> Floats:

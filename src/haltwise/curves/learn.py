@@ -1,0 +1,266 @@
+"""Learn from recorded runs when to give a run up, and what that would have saved and lost."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from haltwise._core.errors import DataWarning, require
+from haltwise.curves.curves import Curves, Floats
+from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.forecast import Forecast, Rows
+from haltwise.curves.levels import GiveUps, level_for
+from haltwise.curves.model import CurveCard, CurveModel, Loss, Range, cost_scale, per_cost
+
+__all__ = ["LOST", "EndedEarly", "cross_fit", "folds_of", "learn", "rows_of"]
+
+LOST = (0.01, 0.02, 0.05)
+"""Shares of the successes that may be lost, for which levels are chosen."""
+
+EndedEarly = Literal["failures", "left out"]
+"""What runs count as that ended before their budget without meeting their target."""
+
+_POINTS = 20  # of a run, evenly spread over its budget, are learned from
+_EASIER, _EASIER_WEIGHT = 2, 0.5  # targets a run beside its own, and the weight of their rows
+_FOLDS = 6
+_FEWEST = 10  # successes, and as many failures
+_MANY = 1000  # runs from which a forecast learned elsewhere is no help any more
+_MARGIN = 0.5  # standard errors over groups that a level stays within what may be lost
+_MOST_LEVELS = 2000
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def learn(
+    curves: Curves,
+    *,
+    base: Forecast | None = None,
+    ended_early: EndedEarly = "failures",
+    lost: Sequence[float] = LOST,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> CurveModel:
+    """Learn which runs will meet their targets, and levels that lose few of those that would.
+
+    Groups are dealt to folds; the levels are chosen on scores of forecasts that have not seen the
+    group of the run, and so are the figures on the card. The forecast that is returned is then
+    fitted to all runs. With few runs a forecast learned elsewhere (`base`) is one more feature,
+    where that lowers the cross-fitted log loss.
+
+    Args:
+        curves: Runs with targets.
+        base: A forecast learned elsewhere.
+        ended_early: What runs that ended before their budget without success count as. Whether
+            they would have succeeded is not known: as failures they make the forecast gloomy where
+            good runs were ended too, and left out they leave the doomed ones out.
+        lost: Shares of the successes that may be lost.
+        seed: Of everything that is random.
+        progress: Called with a line after each step.
+        provenance: What the card shall remember, for people.
+
+    Raises:
+        InputError: Too few runs meet their target, or too few do not.
+
+    Warns:
+        DataWarning: Runs were left out, or there is but one group.
+    """
+    say = progress or _silent
+    curves = _usable(curves, ended_early)
+    folds = folds_of(curves, seed)
+    num_folds = int(folds.max()) + 1
+    say(f"{curves.num_runs} runs, {len(np.unique(curves.group))} groups, {num_folds} folds")
+    features = [curve_features(curve) for curve in curves]
+    rows = rows_of(curves, seed, features)
+    bases = [base] if base is None or curves.num_runs >= _MANY else [None, base]
+    fitted = [cross_fit(rows, features, folds, seed, one, say) for one in bases]
+    best = int(np.argmin([_log_loss(curves, chances) for chances in fitted]))
+    chosen, chances = (None if len(bases) == 1 else bases[best]), fitted[best]
+    scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
+    stops = GiveUps.of(curves, scores, candidate_levels(curves, scores))
+    levels = {}
+    for share in lost:
+        level = level_for(stops, curves.group, share, margin=_MARGIN)
+        at = GiveUps.of(curves, scores, np.array([level]))
+        levels[f"{share:g}"] = Loss(level, float(at.share_saved[0]), float(at.share_lost[0]))
+    say("fitting to all runs")
+    forecast = Forecast.fit(rows, seed=seed, base=chosen)
+    card = CurveCard(
+        metric=curves.metric,
+        cost_unit=curves.cost_unit,
+        cost_scale=cost_scale(curves),
+        direction=curves.direction,
+        levels=levels,
+        ranges=_ranges(rows.features),
+        num_runs=curves.num_runs,
+        num_groups=len(np.unique(curves.group)),
+        provenance={"pretrained": chosen is not None, **(provenance or {})},
+    )
+    return CurveModel(forecast, card)
+
+
+def _usable(curves: Curves, ended_early: EndedEarly) -> Curves:
+    """The runs that can be learned from."""
+    missing, censored = np.isnan(curves.target), curves.censored
+    dropped = missing | (censored if ended_early == "left out" else False)
+    for number, what in (
+        (int(missing.sum()), "have no target and are left out"),
+        (int((censored & ~missing).sum()), f"ended before their budget and are {ended_early}"),
+    ):
+        if 0 < number < curves.num_runs:
+            warnings.warn(f"{number} of {curves.num_runs} runs {what}", DataWarning, stacklevel=3)
+    require(
+        not missing.all(),
+        "no run has a target, so nothing is a success; name one, or ask for a quantile of what "
+        "runs of the same task reach (Curves.targets_among_peers)",
+    )
+    kept = curves.select(~dropped)
+    num = int(kept.succeeded.sum())
+    require(
+        min(num, kept.num_runs - num) >= _FEWEST,
+        f"{num} of {kept.num_runs} runs met their target; at least {_FEWEST} that do and "
+        f"{_FEWEST} that do not are needed: record more, or set another target",
+    )
+    return kept
+
+
+def folds_of(curves: Curves, seed: int) -> npt.NDArray[np.int64]:
+    """The fold of each run, shape [n]: whole groups, the largest dealt first.
+
+    Warns:
+        DataWarning: There is but one group, so runs are dealt; what is learned may not hold for
+            another.
+    """
+    names, index, sizes = np.unique(curves.group, return_inverse=True, return_counts=True)
+    if len(names) == 1:
+        warnings.warn(
+            "all runs are of one group: what is learned is tried on other runs of this group, and "
+            "need not hold for another; name a column of groups if there are some",
+            DataWarning,
+            stacklevel=3,
+        )
+        index, sizes = np.arange(curves.num_runs), np.ones(curves.num_runs, int)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    fold = np.empty(len(sizes), np.int64)
+    load = np.zeros(min(_FOLDS, len(sizes)))
+    for group in order:
+        fold[group] = int(load.argmin())
+        load[fold[group]] += sizes[group]
+    return fold[index]
+
+
+def rows_of(curves: Curves, seed: int, features: Sequence[Floats] | None = None) -> Rows:
+    """Points of runs to fit a forecast to, some with easier targets than the run's own.
+
+    What a run would have been with another target is known as well, as long as the target is
+    easier, so that a run that succeeded was not ended before it. Such targets, what a random run
+    of the same task reached, make the forecast one of the curve instead of one of the task.
+
+    Args:
+        curves: Runs.
+        seed: Of the targets.
+        features: Those of the runs at their own targets, where they are known already.
+    """
+    found = features or [curve_features(curve) for curve in curves]
+    parts = [_rows(curves, found, 1.0)]
+    rng = np.random.default_rng(seed)
+    reached = np.array([_reached(curve.loss) for curve in curves])
+    sign = -1.0 if curves.direction == "max" else 1.0
+    for _ in range(_EASIER):
+        target = np.full(curves.num_runs, np.nan)
+        for task in np.unique(curves.task):
+            mine = np.flatnonzero(curves.task == task)
+            finite = reached[mine][np.isfinite(reached[mine])]
+            if len(finite) > 2:
+                drawn = rng.choice(finite, len(mine))
+                spread = np.median(finite) - finite.min()
+                drawn += 0.05 * spread * rng.standard_normal(len(mine))
+                target[mine] = sign * np.maximum(drawn, sign * curves.target[mine])
+        known = np.isfinite(target)
+        easier = curves.with_targets(target).select(known)
+        part = _rows(easier, [curve_features(curve) for curve in easier], _EASIER_WEIGHT)
+        parts.append(part._replace(run=np.flatnonzero(known)[part.run]))
+    return Rows.join(parts)
+
+
+def _rows(curves: Curves, features: Sequence[Floats], weight: float) -> Rows:
+    success = curves.success
+    parts = []
+    for run, (curve, found) in enumerate(zip(curves, features, strict=True)):
+        end = success[run] if success[run] >= 0 else curve.num_points
+        place = np.arange(min(1, end - 1), end) if end > 0 else np.arange(0)
+        share = np.floor(_POINTS * curve.cost[place] / curve.budget)
+        place = place[np.append(True, share[1:] > share[:-1])[: len(place)]]
+        num = len(place)
+        parts.append(
+            Rows(
+                found[place],
+                np.full(num, success[run] >= 0),
+                np.full(num, weight / max(num, 1)),
+                np.full(num, run),
+            )
+        )
+    return Rows.join(parts)
+
+
+def cross_fit(
+    rows: Rows,
+    features: Sequence[Floats],
+    folds: npt.NDArray[np.int64],
+    seed: int,
+    base: Forecast | None = None,
+    say: Callable[[str], None] = _silent,
+) -> list[Floats]:
+    """The chances at each point of each run, by a forecast that has not seen the run's fold."""
+    chances: list[Floats] = [np.empty(0)] * len(features)
+    num_folds = int(folds.max()) + 1
+    for fold in range(num_folds):
+        forecast = Forecast.fit(rows.select(folds[rows.run] != fold), seed=seed, base=base)
+        mine = np.flatnonzero(folds == fold).tolist()
+        if mine:
+            found = forecast.chance(np.concatenate([features[run] for run in mine]))
+            ends = np.cumsum([len(features[run]) for run in mine])[:-1]
+            for run, chance in zip(mine, np.split(found, ends), strict=True):
+                chances[run] = chance
+        say(f"fold {fold + 1} of {num_folds}")
+    return chances
+
+
+def candidate_levels(curves: Curves, scores: Sequence[Floats]) -> Floats:
+    """Levels to choose among: the lowest scores of runs before their end, increasing."""
+    ends = np.where(curves.success >= 0, curves.success, curves.num_points)
+    lowest = np.array(
+        [score[:end].min(initial=np.inf) for score, end in zip(scores, ends, strict=True)]
+    )
+    levels = np.unique(np.nextafter(lowest[np.isfinite(lowest)], np.inf))
+    return levels[:: max(1, len(levels) // _MOST_LEVELS)]
+
+
+def _log_loss(curves: Curves, chances: Sequence[Floats]) -> float:
+    """Mean over runs of the mean log loss at the points before their end."""
+    total = 0.0
+    for success, chance in zip(curves.success, chances, strict=True):
+        before = chance[: success if success >= 0 else None]
+        if len(before):
+            total -= float(np.log(before if success >= 0 else 1 - before).mean())
+    return total / len(chances)
+
+
+def _reached(loss: Floats) -> float:
+    finite = loss[np.isfinite(loss)]
+    return float(finite.min()) if len(finite) else np.inf
+
+
+def _ranges(features: Floats) -> dict[str, Range]:
+    found = {}
+    for name, column in zip(FEATURES, features.T, strict=True):
+        known = column[np.isfinite(column)]
+        if len(known):
+            low, high = np.percentile(known, (0.5, 99.5))
+            found[name] = Range(float(low), float(high))
+    return found

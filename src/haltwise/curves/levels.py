@@ -1,0 +1,111 @@
+"""The level of a score below which runs are given up: what it saves, what it loses."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self, final
+
+import numpy as np
+
+from haltwise._core.errors import require
+from haltwise.curves.curves import Booleans, Curves, Floats, Integers, Names
+
+__all__ = ["GiveUps", "level_for"]
+
+
+@final
+class GiveUps(NamedTuple):
+    """What became of n runs given up at the first score below each of K levels.
+
+    A run is not given up at or after the point at which it meets its target.
+
+    Attributes:
+        level: The levels, increasing, shape [K].
+        saved: The cost that each run did not spend, shape [n, K].
+        lost: Which runs were given up though they meet their target, shape [n, K].
+        spent: What each run spends if it is let go on, shape [n].
+        succeeded: Which runs meet their target if they are let go on, shape [n].
+    """
+
+    level: Floats
+    saved: Floats
+    lost: Booleans
+    spent: Floats
+    succeeded: Booleans
+
+    @classmethod
+    def of(cls, curves: Curves, scores: Sequence[Floats], level: Floats) -> Self:
+        """Give up runs whose scores, one for each point of each run, lie below a level.
+
+        Examples:
+            >>> curves = Curves.from_matrix([[3.0, 2.0, 1.5], [3.0, 2.9, 2.9]], target=1.5)
+            >>> scores = [np.array([0.5, 0.5, 0.5]), np.array([0.5, 0.1, 0.1])]
+            >>> stops = GiveUps.of(curves, scores, np.array([0.2]))
+            >>> stops.saved.tolist(), stops.lost.tolist()
+            ([[0.0], [1.0]], [[False], [False]])
+        """
+        num, success, spent = curves.num_runs, curves.success, curves.spent
+        saved = np.zeros((num, len(level)))
+        given_up = np.zeros((num, len(level)), bool)
+        for run, score in enumerate(scores):
+            end = success[run] if success[run] >= 0 else len(score)
+            place = first_below(score[:end], level)
+            given_up[run] = place < end
+            cost = curves.cost[curves.offset[run] : curves.offset[run + 1]]
+            saved[run, given_up[run]] = spent[run] - cost[place[given_up[run]]]
+        succeeded = success >= 0
+        return cls(level, saved, given_up & succeeded[:, None], spent, succeeded)
+
+    def select(self, where: Booleans | Integers) -> Self:
+        """The runs at `where`."""
+        return self._replace(
+            saved=self.saved[where],
+            lost=self.lost[where],
+            spent=self.spent[where],
+            succeeded=self.succeeded[where],
+        )
+
+    @property
+    def share_saved(self) -> Floats:
+        """The share of all cost that is saved, shape [K]."""
+        share: Floats = self.saved.sum(0) / max(self.spent.sum(), 1e-300)
+        return share
+
+    @property
+    def share_lost(self) -> Floats:
+        """The share of successes that is lost, shape [K]."""
+        share: Floats = self.lost.sum(0) / max(self.succeeded.sum(), 1)
+        return share
+
+
+def first_below(score: Floats, level: Floats) -> Integers:
+    """The first place at which a score lies below each level, its length where none does."""
+    lowest = np.minimum.accumulate(score)
+    return np.searchsorted(-lowest, -level, side="right")
+
+
+def level_for(stops: GiveUps, group: Names, lost: float, *, margin: float = 0.0) -> float:
+    """The highest level that loses no more than a share of the successes, nor does any below it.
+
+    Args:
+        stops: On runs that the scores were not learned on.
+        group: Of each run, shape [n].
+        lost: The share of successes that may be lost.
+        margin: Standard errors, over groups, by which the share lost must stay below: another
+            group may fare worse than these.
+
+    Returns:
+        The level; below every score if none will do.
+    """
+    require(0 < lost < 1, f"the share of successes to lose lies between 0 and 1, got {lost}")
+    share = stops.share_lost
+    if margin:
+        # The delete-a-group jackknife of a ratio.
+        groups = np.unique(group[stops.succeeded])
+        if len(groups) < 2:
+            share = share + margin * np.sqrt(share * (1 - share) / max(stops.succeeded.sum(), 1))
+        else:
+            without = np.stack([stops.select(group != one).share_lost for one in groups])
+            spread = ((without - without.mean(0)) ** 2).sum(0) * (len(groups) - 1) / len(groups)
+            share = share + margin * np.sqrt(spread)
+    above = np.flatnonzero(share > lost)
+    last = (above[0] if len(above) else len(share)) - 1
+    return float(stops.level[last]) if last >= 0 else -np.inf

@@ -1,0 +1,256 @@
+"""A learned rule that gives runs up, with its card: what it was learned on and what it may lose."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self, final
+
+import numpy as np
+import torch
+
+from haltwise._core.errors import InputError, require
+from haltwise._core.files import load_tensors, save_tensors
+from haltwise._core.settings import require_types
+from haltwise.curves.curves import Curve, Curves, Floats
+from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.forecast import Forecast
+from haltwise.curves.rule import CurveRule
+
+__all__ = ["CurveCard", "CurveModel", "Loss", "Range"]
+
+_KIND = "curve model"
+_FORMAT = 1
+
+
+@final
+@dataclass(frozen=True)
+class Range:
+    """What most values of a feature lay between where a model was learned."""
+
+    low: float
+    high: float
+
+
+@final
+@dataclass(frozen=True)
+class Loss:
+    """A level, and what it did to runs of groups that the forecast had not seen.
+
+    Where groups differ, a group that nobody has seen may lose more; for a bound that holds see
+    `haltwise.certify`.
+    """
+
+    level: float
+    """Runs whose score lies below it are given up."""
+    saved: float
+    """The share of all cost that was saved."""
+    lost: float
+    """The share of successes that was lost."""
+
+
+@final
+@dataclass(frozen=True)
+class CurveCard:
+    """All that the use of a curve model depends on beside its trees.
+
+    Examples:
+        >>> card = CurveCard(metric="loss", cost_unit="hours", cost_scale=2.0)
+        >>> CurveCard.from_json(card.to_json()) == card
+        True
+    """
+
+    metric: str
+    """The column that was judged."""
+    cost_unit: str
+    """What cost was counted in."""
+    cost_scale: float
+    """The mean budget, in units of cost: a score is in chances per mean budget."""
+    direction: str = "min"
+    """Whether lower or higher values of the metric were better."""
+    levels: Mapping[str, Loss] = field(default_factory=dict)
+    """By the share of successes that may be lost, as '0.01'."""
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    """Of each feature that was known, from its 0.5th to its 99.5th percentile."""
+    num_runs: int = 0
+    """Runs it was learned on."""
+    num_groups: int = 0
+    """Groups of these runs."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where it comes from, for people. Nothing is decided by it."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.cost_scale < float("inf"),
+            f"the card's cost_scale must be above 0 and finite, got {self.cost_scale}",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes the same card."""
+        return {"format": _FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The card that `to_json` wrote; every value is checked.
+
+        Raises:
+            InputError: It is no card, of another format, or a value is impossible.
+        """
+        try:
+            given = dict(document)
+            require(
+                given.pop("format", None) == _FORMAT,
+                "the card is of another format; learn again with this version",
+            )
+            for name, kind in (("levels", Loss), ("ranges", Range)):
+                entries = {str(key): dict(value) for key, value in given[name].items()}
+                for entry in entries.values():
+                    require_types(kind.__init__, entry)
+                given[name] = {key: kind(**entry) for key, entry in entries.items()}
+            plain = {k: v for k, v in given.items() if k not in ("levels", "ranges")}
+            require_types(cls.__init__, plain)
+            return cls(**given)
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"this is not the card of a curve model: {error!r}") from None
+
+
+@final
+class CurveModel(CurveRule):
+    """Give a run up where its chance of success is not worth what it would still spend.
+
+    With a success worth 1 and a unit of cost worth the price, letting a run go on to its end is
+    worth chance - price * (cost to come). A run that fails spends all its budget, one that
+    succeeds half of what is left on average, so the cost to come is left * (1 - chance / 2), and
+    the run is given up where chance / (cost to come) < price (docs/theory.md, section 8). So one
+    forecast serves all prices, and the share of successes that one is ready to lose is another
+    way to name a price.
+
+    Args:
+        forecast: The chances.
+        card: Its card.
+
+    Examples:
+        >>> from haltwise.curves.learn import learn
+        >>> rng = np.random.default_rng(0)
+        >>> ends = rng.uniform(0.2, 2.0, 120)  # a run of 30 steps falls from 3 towards its end
+        >>> losses = ends[:, None] + (3 - ends[:, None]) * 0.9 ** np.arange(30)
+        >>> model = learn(Curves.from_matrix(losses, target=1.0), base=None)
+        >>> hopeless = Curves.from_matrix([2 + 0.9 ** np.arange(10)], target=1.0, budget=29.0)[0]
+        >>> bool(model.chance(hopeless)[-1] < 0.1)
+        True
+    """
+
+    def __init__(self, forecast: Forecast, card: CurveCard) -> None:
+        self.forecast, self.card = forecast, card
+
+    def chance(self, curve: Curve) -> Floats:
+        """The probability at each point that the run meets its target in its budget, shape [n].
+
+        Raises:
+            InputError: The curve has no target or no budget.
+        """
+        require(
+            bool(np.isfinite(curve.target)),
+            "this run has no target, so there is no success to forecast; give it one, such as "
+            "the median of what its peers reached (Curves.targets_among_peers)",
+        )
+        require(
+            bool(curve.budget > 0),
+            f"a run needs a budget above 0 to forecast what it will reach, got {curve.budget}",
+        )
+        return self.forecast.chance(curve_features(curve))
+
+    def score(self, curve: Curve) -> Floats:
+        """The chance per unit of the cost to come, at each point, shape [n]; see the class."""
+        return per_cost(curve, self.chance(curve))
+
+    def why(self, curve: Curve) -> str:
+        chance = self.chance(curve)[-1]
+        left = max(curve.budget - curve.cost[-1], 0.0)
+        return (
+            f"its chance to reach {curve.target:g} is forecast to be {chance:.2g}, which does not "
+            f"pay for the {left:.3g} {self.card.cost_unit} that are left"
+        )
+
+    def level(
+        self, *, lost: float | None = None, price: float | None = None, scale: float | None = None
+    ) -> float:
+        """The level below which the score of a run gives it up.
+
+        Args:
+            lost: The share of successes that may be lost, one of the card's.
+            price: (value of a unit of cost) / (value of a success) instead.
+            scale: The mean budget of the runs at hand where their cost is not counted in the
+                card's unit; levels learned elsewhere are translated by it.
+
+        Raises:
+            InputError: Neither or both are given, or the card has no such level.
+        """
+        require(
+            (lost is None) != (price is None),
+            "say how many successes may be lost (lost=) or what a unit of cost is worth (price=)",
+        )
+        if price is not None:
+            require(price > 0, f"a price must be above 0, got {price}")
+            return price
+        found = self.card.levels.get(f"{lost:g}")
+        require(
+            found is not None,
+            f"the card has no level for a share of {lost:g} of the successes, but for "
+            + ", ".join(self.card.levels),
+        )
+        assert found is not None
+        return found.level * (self.card.cost_scale / scale if scale is not None else 1.0)
+
+    def unusual(self, curve: Curve) -> tuple[str, ...]:
+        """Features whose value at the last point lies beyond what the model was learned on."""
+        last = curve_features(curve)[-1]
+        return tuple(
+            name
+            for name, value in zip(FEATURES, last, strict=True)
+            if name in self.card.ranges
+            and not np.isnan(value)
+            and not self.card.ranges[name].low <= value <= self.card.ranges[name].high
+        )
+
+    def save(self, path: Path) -> None:
+        """Write it to a safetensors file, atomically.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        arrays, document = self.forecast.to_arrays()
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        save_tensors(
+            path, tensors, {"kind": _KIND, "card": self.card.to_json(), "forecast": document}
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The model of a file that `save` wrote.
+
+        Raises:
+            InputError: There is no such file, or it is corrupt or foreign.
+        """
+        tensors, document = load_tensors(path)
+        require(document.get("kind") == _KIND, f"{path} is no curve model")
+        try:
+            card = CurveCard.from_json(document["card"])
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+            return cls(Forecast.from_arrays(arrays, document["forecast"]), card)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{path} is no curve model: {error}") from None
+
+
+def per_cost(curve: Curve, chance: Floats) -> Floats:
+    """The chance per unit of the cost to come; infinite where nothing is left to spend."""
+    left = np.maximum(curve.budget - curve.cost, 0.0)
+    with np.errstate(divide="ignore"):
+        score: Floats = chance / (left * (1 - chance / 2))
+    return score
+
+
+def cost_scale(curves: Curves) -> float:
+    """The mean budget of runs."""
+    return float(np.mean(curves.budget))
