@@ -7,18 +7,23 @@ from haltwise._core.errors import FitWarning, InputError
 from haltwise._core.version import __version__
 
 if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no PyTorch
+    from haltwise.curves.curves import Curves
+    from haltwise.curves.model import CurveModel
+    from haltwise.interfaces.load import load
     from haltwise.interfaces.monitor import HaltingMonitor
     from haltwise.interfaces.run import run
     from haltwise.interfaces.scipy import minimize
     from haltwise.interfaces.solve import Solution, solve
     from haltwise.interfaces.torch_optim import LearnedOptimizer
     from haltwise.models.halting_model import HaltingModel
-    from haltwise.models.loading import load, load_halting
+    from haltwise.models.loading import load_halting
     from haltwise.models.optimizer_model import OptimizerModel
     from haltwise.rollout.early_exit import Execution, Outcome
     from haltwise.tasks.function import FunctionBatch
 
 __all__ = [
+    "CurveModel",
+    "Curves",
     "Execution",
     "FitWarning",
     "FunctionBatch",
@@ -38,6 +43,8 @@ __all__ = [
 ]
 
 _PLACES = {
+    "CurveModel": "curves.model",
+    "Curves": "curves.curves",
     "Execution": "rollout.early_exit",
     "FunctionBatch": "tasks.function",
     "HaltingModel": "models.halting_model",
@@ -46,7 +53,7 @@ _PLACES = {
     "OptimizerModel": "models.optimizer_model",
     "Outcome": "rollout.early_exit",
     "Solution": "interfaces.solve",
-    "load": "models.loading",
+    "load": "interfaces.load",
     "load_halting": "models.loading",
     "minimize": "interfaces.scipy",
     "run": "interfaces.run",

@@ -29,6 +29,10 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         "stopping-report": "Judge stops that are given with their losses.",
         "diagnose": "Find out why a training does not learn.",
     },
+    "Recorded runs": {
+        "learn": "Learn from recorded runs when to give one up.",
+        "judge": "Judge such a model on runs that it has not seen.",
+    },
     "Look": {
         "report": "Write a run and its evaluations as one page.",
         "explore": "Watch a problem being solved at any price.",

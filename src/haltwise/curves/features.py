@@ -78,9 +78,8 @@ def curve_features(curve: Curve) -> Floats:
     loss = _filled(curve.loss)
     with np.errstate(all="ignore"):  # what is not known is NaN, and stays so
         # The first distance to the target is the unit.
-        known = np.flatnonzero(np.isfinite(loss))
-        unit = abs(loss[known[0]] - curve.loss_target) if len(known) else np.nan
-        unit = unit if unit > 0 else np.nan
+        unit = np.abs(_first(loss) - curve.loss_target)
+        unit = np.where(unit > 0, unit, np.nan)
         distance = np.clip((loss - curve.loss_target) / unit, -1.0, _FAR)
         columns = [
             *_progress(cost, distance, np.isnan(curve.loss)),
@@ -131,7 +130,7 @@ def _progress(cost: Floats, distance: Floats, unknown: np.ndarray) -> list[Float
     ]
 
 
-def _beside(curve: Curve, cost: Floats, distance: Floats, unit: float) -> list[Floats]:
+def _beside(curve: Curve, cost: Floats, distance: Floats, unit: Floats) -> list[Floats]:
     """What the columns beside the metric show."""
     lacking = np.full(curve.num_points, np.nan)
     metric, train, valid, gradient = (
@@ -173,6 +172,8 @@ def _filled(values: Floats) -> Floats:
     return values[last]
 
 
-def _first(values: Floats) -> float:
-    known = values[np.isfinite(values)]
-    return float(known[0]) if len(known) else np.nan
+def _first(values: Floats) -> Floats:
+    """The first finite value at every point from which on it is known, NaN before."""
+    finite = np.isfinite(values)
+    found: Floats = np.where(np.maximum.accumulate(finite), values[finite.argmax()], np.nan)
+    return found

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from haltwise.curves.forecast import Forecast, Rows
 from haltwise.curves.levels import GiveUps, level_for
 from haltwise.curves.model import CurveCard, CurveModel, Loss, Range, cost_scale, per_cost
 
-__all__ = ["LOST", "EndedEarly", "cross_fit", "folds_of", "learn", "rows_of"]
+__all__ = ["LOST", "EndedEarly", "Learned", "cross_fit", "folds_of", "learn", "rows_of"]
 
 LOST = (0.01, 0.02, 0.05)
 """Shares of the successes that may be lost, for which levels are chosen."""
@@ -31,6 +31,28 @@ _MARGIN = 0.5  # standard errors over groups that a level stays within what may 
 _MOST_LEVELS = 2000
 
 
+@final
+class Learned(NamedTuple):
+    """A model, and what forecasts that had not seen their group made of the runs.
+
+    Attributes:
+        model: The model, fitted to all runs.
+        curves: The runs it was learned on.
+        chances: Cross-fitted chances at each point of each run.
+    """
+
+    model: CurveModel
+    curves: Curves
+    chances: list[Floats]
+
+    @property
+    def scores(self) -> list[Floats]:
+        """Cross-fitted scores at each point of each run, as those of `CurveModel.score`."""
+        return [
+            per_cost(curve, chance) for curve, chance in zip(self.curves, self.chances, strict=True)
+        ]
+
+
 def _silent(line: str) -> None:
     """Say nothing."""
 
@@ -44,7 +66,7 @@ def learn(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
     provenance: dict[str, Any] | None = None,
-) -> CurveModel:
+) -> Learned:
     """Learn which runs will meet their targets, and levels that lose few of those that would.
 
     Groups are dealt to folds; the levels are chosen on scores of forecasts that have not seen the
@@ -67,7 +89,16 @@ def learn(
         InputError: Too few runs meet their target, or too few do not.
 
     Warns:
-        DataWarning: Runs were left out, or there is but one group.
+        DataWarning: Runs were left out or ended early, or there is but one group.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> ends = rng.uniform(0.2, 2.0, 60)  # a run of 30 steps falls from 3 towards its end
+        >>> losses = ends[:, None] + (3 - ends[:, None]) * 0.9 ** np.arange(30)
+        >>> groups = [str(i % 4) for i in range(60)]
+        >>> found = learn(Curves.from_matrix(losses, target=1.0, group=groups))
+        >>> list(found.model.card.levels)
+        ['0.01', '0.02', '0.05']
     """
     say = progress or _silent
     curves = _usable(curves, ended_early)
@@ -100,7 +131,7 @@ def learn(
         num_groups=len(np.unique(curves.group)),
         provenance={"pretrained": chosen is not None, **(provenance or {})},
     )
-    return CurveModel(forecast, card)
+    return Learned(CurveModel(forecast, card), curves, chances)
 
 
 def _usable(curves: Curves, ended_early: EndedEarly) -> Curves:

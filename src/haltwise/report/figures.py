@@ -26,6 +26,7 @@ from haltwise.report.palette import (
 __all__ = [
     "frontier",
     "loss_curves",
+    "new_figure",
     "reliability",
     "stop_steps",
     "training",
@@ -35,7 +36,7 @@ __all__ = [
 def frontier(record: StoppingRecord, stem: str) -> Figure:
     """Mean excess against mean cost: budgets, the judged rule's settings, and every rule."""
     budgets, own, unit = record.frontier, record.stops, record.unit.value
-    figure = _figure(f"mean cost, {unit}", "mean excess loss")
+    figure = new_figure(f"mean cost, {unit}", "mean excess loss")
     _line(figure, "fixed budgets", budgets.mean_excess, Line(GREY, "dot", 1.5))
     hull = [budgets.mean_excess[t] for t in budgets.hull]
     _line(figure, "budgets mixed at random", hull, Line(GREY, "solid", 2), budgets.hull)
@@ -79,7 +80,7 @@ def frontier(record: StoppingRecord, stem: str) -> Figure:
 def stop_steps(record: StoppingRecord, costs: Mapping[str, Tensor], stem: str) -> Figure:
     """How many items end at each of the costs, int64 [n], of the judged rule and the oracle."""
     unit = record.unit.value
-    figure = _figure(f"cost, {unit}", "share of the problems")
+    figure = new_figure(f"cost, {unit}", "share of the problems")
     for rule, steps in costs.items():
         shares = torch.bincount(steps.long(), minlength=record.num_steps + 1) / len(steps)
         figure.add_bar(
@@ -107,7 +108,7 @@ def reliability(record: StoppingRecord, stem: str) -> Figure | None:
     found = record.reliability
     if found is None:
         return None
-    figure = _figure("hazard: probability of stopping now", "share at which the oracle stops")
+    figure = new_figure("hazard: probability of stopping now", "share at which the oracle stops")
     _line(figure, "perfect", [0, 1], Line(GREY, "dot", 1.5))
     figure.add_scatter(
         x=[rounded(each.mean_hazard) for each in found.bins],
@@ -138,7 +139,7 @@ def reliability(record: StoppingRecord, stem: str) -> Figure | None:
 
 def loss_curves(record: EvaluationRecord, stem: str) -> Figure:
     """Mean excess of every optimizer if nothing stops it."""
-    figure = _figure("steps", "mean excess loss")
+    figure = new_figure("steps", "mean excess loss")
     means = {short(name): curve.mean for name, curve in record.curves.items()}
     own, *_ = means
     for place, (name, curve) in enumerate(record.curves.items()):
@@ -212,7 +213,8 @@ def training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
 # ------------------------------------------------------------------------------------- drawing
 
 
-def _figure(x_title: str, y_title: str) -> Any:
+def new_figure(x_title: str, y_title: str) -> Any:
+    """An empty figure in the style of all."""
     from plotly.graph_objects import Figure as Drawing
 
     figure = Drawing()

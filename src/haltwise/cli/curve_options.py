@@ -1,0 +1,65 @@
+"""Options of commands that read recorded runs."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from haltwise.curves import Curves, read
+
+__all__ = ["curve_options", "read_curves"]
+
+_TEXTS: Mapping[str, str] = {
+    "format": "Format of the file.  [default: recognised]",
+    "run": "Column that tells runs apart.",
+    "cost": "Column of what had been spent, such as seconds or steps.",
+    "metric": "Column that is judged.",
+    "group": "Column or label of the group of a run, such as a project: what is learned is tried "
+    "on groups that it has not seen.",
+    "task": "Column or label of what a run worked on: metrics of one task can be compared.",
+    "target": "The metric that is a success: a number or a column.",
+    "budget": "What a run may spend, in units of the cost: a number or a column.  [default: the "
+    "most that a run of the same task spent]",
+}
+
+
+def curve_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options; the command is given them as one dictionary `reading`."""
+
+    def command(**given: Any) -> Any:
+        reading = {name: given.pop(name) for name in (*_TEXTS, "direction", "target_quantile")}
+        return function(reading=reading, **given)
+
+    command.__doc__ = function.__doc__
+    command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    for name, text in reversed(_TEXTS.items()):
+        command = click.option(f"--{name}", help=text)(command)
+    command = click.option(
+        "--target-quantile",
+        type=float,
+        help="Without targets: the share of a task's runs that shall fall short of success.",
+    )(command)
+    return click.option(
+        "--direction",
+        type=click.Choice(["min", "max"]),
+        help="Whether lower or higher is better.  [default: told by the metric's name]",
+    )(command)
+
+
+def read_curves(path: str, reading: Mapping[str, Any], data_dir: Path | None) -> Curves:
+    """The runs of a file or folder, as the options say."""
+    settings = {name: value for name, value in reading.items() if name != "target_quantile"}
+    for name in ("target", "budget"):
+        settings[name] = _number(settings[name])
+    curves = read(path, data_dir=data_dir, **settings)
+    quantile = reading["target_quantile"]
+    return curves if quantile is None else curves.targets_among_peers(quantile)
+
+
+def _number(text: str | None) -> float | str | None:
+    """A number where it is one, else the name of a column."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,95 @@
+"""`haltwise learn`: learn from recorded runs when to give one up."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from haltwise._core.errors import require
+from haltwise._core.version import __version__
+from haltwise.cli import options
+from haltwise.cli.curve_options import curve_options, read_curves
+from haltwise.cli.printing import print_table, say, write_json
+from haltwise.curves.learn import EndedEarly, learn
+from haltwise.curves.shipped import pretrained
+from haltwise.evaluation.give_up import judge_learned, with_targets
+from haltwise.report.give_up import levels_table, write_give_up
+
+__all__ = ["command"]
+
+
+@click.command("learn")
+@click.argument("logs")
+@curve_options
+@click.option(
+    "--price",
+    type=float,
+    help="What a unit of cost is worth, where a success is worth --value-of-success; adds what "
+    "giving up at that price does.",
+)
+@click.option(
+    "--value-of-success",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="What a success is worth, in the same money as --price.",
+)
+@click.option(
+    "--ended-early",
+    type=click.Choice(["failures", "left out"]),
+    default="failures",
+    show_default=True,
+    help="What runs count as that ended before their budget without success.",
+)
+@click.option(
+    "--pretrained/--no-pretrained",
+    "use_pretrained",
+    default=True,
+    show_default=True,
+    help="Whether the forecast that comes with the package may help where runs are few.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of folds and trees.")
+@click.option("--out", type=options.PATH, required=True, help="Directory of model and report.")
+@options.data_directory
+@options.threads_option
+def command(
+    logs: str,
+    reading: dict[str, Any],
+    price: float | None,
+    value_of_success: float,
+    ended_early: EndedEarly,
+    use_pretrained: bool,
+    seed: int,
+    out: Path,
+    data_dir: Path | None,
+) -> None:
+    """Learn from the recorded runs in LOGS when to give one up.
+
+    LOGS is a file or a folder: CSV, JSON lines, TensorBoard, trainer_state.json, an export of
+    Weights & Biases and others. Runs with few chances to meet their target are given up; how few,
+    is chosen on groups that a forecast has not seen. Writes OUT/model.safetensors, for
+    `haltwise watch` and `haltwise.RunMonitor`, and OUT/report.html, which says what it would have
+    saved and lost.
+    """
+    require(value_of_success > 0, f"--value-of-success must be above 0, got {value_of_success}")
+    path = out / "model.safetensors"
+    require(not path.exists(), f"there is a model {path} already; choose another --out")
+    curves = with_targets(read_curves(logs, reading, data_dir))
+    learned = learn(
+        curves,
+        base=pretrained().forecast if use_pretrained else None,
+        ended_early=ended_early,
+        seed=seed,
+        progress=say,
+        provenance={"command": shlex.join(sys.argv[1:]), "version": __version__},
+    )
+    record = judge_learned(learned, None if price is None else price / value_of_success)
+    out.mkdir(parents=True, exist_ok=True)
+    learned.model.save(path)
+    write_json(out / "record.json", record)
+    page = write_give_up(out / "report.html", record, learned)
+    print_table(levels_table(record))
+    say(path)
+    say(page)

@@ -1,0 +1,193 @@
+"""Judge a rule that gives runs up on recorded runs that it has not seen."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from haltwise._core.errors import DataWarning
+from haltwise.curves.curves import Curves, Floats
+from haltwise.curves.learn import Learned
+from haltwise.curves.levels import GiveUps
+from haltwise.curves.model import CurveModel, cost_scale, per_cost
+from haltwise.evaluation.statistics import Interval, jackknife
+
+__all__ = ["GiveUpFigures", "GiveUpRecord", "judge_curves", "judge_learned", "with_targets"]
+
+_QUARTER = 0.25  # of the budget
+
+
+@final
+@dataclass(frozen=True)
+class GiveUpFigures:
+    """What giving up at one level did."""
+
+    level: float
+    """Runs were given up at the first score below it."""
+    saved: Interval
+    """The share of all cost that was not spent."""
+    lost: Interval
+    """The share of successes that were given up."""
+
+
+@final
+@dataclass(frozen=True)
+class GiveUpRecord:
+    """A rule that gives runs up, judged on n runs.
+
+    Intervals are those of `haltwise.evaluation.statistics.jackknife`, with whole groups left out.
+    """
+
+    runs: int
+    groups: int
+    succeeded: int
+    """Runs that met their target."""
+    ended_early: int
+    """Runs that ended before their budget without success, which count as failures."""
+    hours: float
+    """What all runs spent until they met their target or ended, in `cost_unit`."""
+    cost_unit: str
+    oracle_saved: float
+    """The share that runs without success spent: who knows the future saves it all."""
+    quarter_auc: float
+    """Probability that of a success and a failure the success has the higher chance, as forecast
+    at a quarter of the budget; runs that had succeeded or ended by then are left out."""
+    levels: dict[str, GiveUpFigures]
+    """By the share of successes that may be lost."""
+    by_group: dict[str, dict[str, tuple[float, float]]]
+    """The shares saved and lost of each group at each level."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; in `levels`, `saved` and `lost` are numbers and their intervals beside."""
+        document = asdict(self)
+        for name, figures in self.levels.items():
+            saved, lost = figures.saved, figures.lost
+            document["levels"][name] = {
+                "level": figures.level,
+                "saved": saved.value,
+                "saved_interval": [saved.low, saved.high],
+                "lost": lost.value,
+                "lost_interval": [lost.low, lost.high],
+            }
+        return document
+
+
+def judge_learned(learned: Learned, price: float | None = None) -> GiveUpRecord:
+    """Judge a model on the runs that it was learned on, by forecasts that had not seen the group.
+
+    Args:
+        learned: What `haltwise.curves.learn` returned.
+        price: (value of a unit of cost) / (value of a success): a further level.
+    """
+    levels = {name: found.level for name, found in learned.model.card.levels.items()}
+    if price is not None:
+        levels[f"price {price:g}"] = learned.model.level(price=price)
+    return _judged(learned.curves, learned.chances, levels)
+
+
+def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
+    """Give runs up at the levels on the model's card, and see what that saves and loses.
+
+    Levels are in chances per unit of cost. Where the runs count cost in another unit than the card,
+    they are translated by the mean budgets. Runs without a target are left out.
+
+    Raises:
+        InputError: No run has a target.
+
+    Warns:
+        DataWarning: Runs without a target are left out, or there is no target at all and the median
+            of what runs of the same task reach at their end is taken.
+    """
+    curves = with_targets(curves)
+    scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)
+    levels = {name: model.level(lost=float(name), scale=scale) for name in model.card.levels}
+    return _judged(curves, [model.chance(curve) for curve in curves], levels)
+
+
+def _judged(curves: Curves, chances: Sequence[Floats], levels: Mapping[str, float]) -> GiveUpRecord:
+    scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
+    stops = {name: GiveUps.of(curves, scores, np.array([level])) for name, level in levels.items()}
+    names, index = np.unique(curves.group, return_inverse=True)
+    groups = torch.from_numpy(index.astype(np.int64))
+    spent, succeeded = curves.spent, curves.succeeded
+    total = float(spent.sum())
+    return GiveUpRecord(
+        runs=curves.num_runs,
+        groups=len(names),
+        succeeded=int(succeeded.sum()),
+        ended_early=int(curves.censored.sum()),
+        hours=total,
+        cost_unit=curves.cost_unit,
+        oracle_saved=float(spent[~succeeded].sum()) / total if total else float("nan"),
+        quarter_auc=quarter_auc(curves, chances),
+        levels={
+            name: GiveUpFigures(levels[name], *_shares(found, groups))
+            for name, found in stops.items()
+        },
+        by_group={
+            str(group): {
+                name: (float(part.share_saved[0]), float(part.share_lost[0]))
+                for name, found in stops.items()
+                for part in (found.select(index == place),)
+            }
+            for place, group in enumerate(names)
+        },
+    )
+
+
+def with_targets(curves: Curves) -> Curves:
+    """The runs that have targets, or all with the median of their peers where none has one."""
+    missing = np.isnan(curves.target)
+    if missing.all():
+        warnings.warn(
+            "no run has a target: the median of what runs of the same task reach at their end is "
+            "taken for one; name another by --target",
+            DataWarning,
+            stacklevel=3,
+        )
+        return curves.targets_among_peers()
+    if missing.any():
+        warnings.warn(
+            f"{int(missing.sum())} of {curves.num_runs} runs are left out: they have no target",
+            DataWarning,
+            stacklevel=3,
+        )
+    return curves.select(~missing)
+
+
+def _shares(stops: GiveUps, groups: torch.Tensor) -> tuple[Interval, Interval]:
+    columns = np.stack(
+        (stops.saved[:, 0], stops.spent, stops.lost[:, 0], stops.succeeded), 1
+    ).astype(np.float64)
+    saved, lost = jackknife(
+        lambda means: torch.stack((means[:, 0] / means[:, 1], means[:, 2] / means[:, 3]), 1),
+        torch.from_numpy(columns),
+        groups,
+    )
+    return saved, lost
+
+
+def quarter_auc(curves: Curves, chances: Sequence[Floats]) -> float:
+    """See `GiveUpRecord.quarter_auc`; NaN where no success or no failure is left by then.
+
+    Each success is compared with the failures of its own task: what sets tasks apart is no merit.
+    """
+    success = curves.success
+    won = pairs = 0.0
+    at = np.full(curves.num_runs, np.nan)
+    for run, (curve, chance) in enumerate(zip(curves, chances, strict=True)):
+        place = int(np.searchsorted(curve.cost, _QUARTER * curve.budget, side="right")) - 1
+        running = place < curve.num_points - 1 and (success[run] < 0 or place < success[run])
+        if place >= 0 and running:
+            at[run] = chance[place]
+    for task in np.unique(curves.task):
+        mine = (curves.task == task) & ~np.isnan(at)
+        good, bad = at[mine & (success >= 0)], np.sort(at[mine & (success < 0)])
+        below = np.searchsorted(bad, good, side="left")
+        equal = np.searchsorted(bad, good, side="right") - below
+        won += float((below + 0.5 * equal).sum())
+        pairs += float(len(good) * len(bad))
+    return won / pairs if pairs else float("nan")

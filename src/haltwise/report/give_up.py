@@ -1,0 +1,137 @@
+"""What giving runs up saves and loses, as tables, sentences and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haltwise.curves.learn import Learned, candidate_levels
+from haltwise.curves.levels import GiveUps
+from haltwise.evaluation.give_up import GiveUpRecord
+from haltwise.report.figures import new_figure
+from haltwise.report.formats import as_given, count, facts, num, percent, percent_estimate, rounded
+from haltwise.report.page import Column, Facts, Figure, Section, Table, write_page
+from haltwise.report.palette import BLUE, GREY, VERMILION
+
+__all__ = ["levels_table", "write_give_up"]
+
+_FIT = 20  # groups in a table
+
+
+def levels_table(record: GiveUpRecord) -> Table:
+    """What is saved and lost at each level."""
+    rows = [
+        [name if name.startswith("price") else float(name), at.saved, at.lost, at.level]
+        for name, at in record.levels.items()
+    ]
+    note = f"95 % intervals, {record.groups} groups left out in turn."
+    if record.ended_early:
+        ended = count(record.ended_early)
+        note += f" {ended} runs ended before their budget without success and count as failures."
+    return Table(
+        "levels",
+        f"Of {num(record.hours)} {record.cost_unit} in {count(record.runs)} runs "
+        f"{percent(record.oracle_saved)} went into runs that did not succeed",
+        [
+            Column("successes that may be lost", lambda v: v if isinstance(v, str) else percent(v)),
+            Column("cost saved", percent_estimate),
+            Column("successes lost", percent_estimate),
+            Column("level"),
+        ],
+        rows,
+        note=note,
+    )
+
+
+def write_give_up(path: Path, record: GiveUpRecord, learned: Learned) -> Path:
+    """Write one page on what was learned: what it would have saved, lost, and where it fails.
+
+    Raises:
+        InputError: The page cannot be written.
+    """
+    card = learned.model.card
+    shown = record.levels.get("0.05") or next(iter(record.levels.values()))
+    overview = Section(
+        anchor="saved",
+        title="What it would have saved",
+        subtitle=f"{count(record.runs)} runs of {record.groups} groups, {card.metric}",
+        headline=f"Giving doomed runs up saves {percent(shown.saved.value)} of all "
+        f"{record.cost_unit} and loses {percent(shown.lost.value)} of the successes",
+        verdict="gain" if shown.saved.low > 0 else "unclear",
+        sentences=[
+            "Every run was judged by a forecast that had not seen its group; levels were chosen on "
+            "the same scores, so that a new group may lose somewhat more. A bound that holds for "
+            "new runs or groups is a certificate: haltwise certify.",
+            f"Between a success and a failure of the same task the forecast is right in "
+            f"{percent(record.quarter_auc)} of the cases at a quarter of the budget.",
+        ],
+        blocks=[levels_table(record), _frontier(record, learned)],
+    )
+    where = Section(
+        anchor="groups",
+        title="Where it fails",
+        subtitle="each group, unseen by its forecast",
+        blocks=[_groups(record)],
+    )
+    made = Section(
+        anchor="made",
+        title="How it was made",
+        blocks=[Facts("Card", facts({k: v for k, v in card.to_json().items() if k != "ranges"}))],
+    )
+    return write_page(path, "When to give a run up", [overview, where, made])
+
+
+def _groups(record: GiveUpRecord) -> Table:
+    names = list(record.levels)
+    worst = sorted(record.by_group.items(), key=lambda entry: -entry[1][names[-1]][1])
+    rows = [
+        [group, *(share for name in names for share in found[name])]
+        for group, found in worst[:_FIT]
+    ]
+    left = len(worst) - len(rows)
+    return Table(
+        "groups",
+        "Groups, those that lose most first",
+        [
+            Column("group", str),
+            *(Column(f"{what} at {name}", percent) for name in names for what in ("saved", "lost")),
+        ],
+        rows,
+        note=f"{left} more groups lose no more than these." if left else "",
+    )
+
+
+def _frontier(record: GiveUpRecord, learned: Learned) -> Figure:
+    scores = learned.scores
+    stops = GiveUps.of(learned.curves, scores, candidate_levels(learned.curves, scores))
+    saved, lost = stops.share_saved, stops.share_lost
+    kept = sorted(set(np.linspace(0, len(lost) - 1, 200).round().astype(int).tolist()))
+    figure = new_figure("share of the successes lost", "share of the cost saved")
+    _line(figure, "other levels", [lost[k] for k in kept], [saved[k] for k in kept], BLUE)
+    figure.add_hline(y=rounded(record.oracle_saved), line={"color": GREY, "dash": "dot"})
+    figure.add_scatter(
+        x=[rounded(at.lost.value) for at in record.levels.values()],
+        y=[rounded(at.saved.value) for at in record.levels.values()],
+        mode="markers", name="levels on the card",
+        text=[as_given(float(n)) if n[0].isdigit() else n for n in record.levels],
+        marker={"color": VERMILION, "symbol": "diamond", "size": 12},
+        hovertemplate="%{text}: %{y:.1%} saved, %{x:.1%} lost<extra></extra>",
+    )  # fmt: skip
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(tickformat=".0%", range=[-0.005, 0.25])
+    figure.update_yaxes(tickformat=".0%")
+    return Figure(
+        "frontier",
+        "The more successes one is ready to lose, the more is saved",
+        "The dotted line is what one who knows the future would save, at no loss.",
+        figure,
+    )
+
+
+def _line(figure: Any, name: str, x: Sequence[float], y: Sequence[float], colour: str) -> None:
+    figure.add_scatter(
+        x=list(map(rounded, x)), y=list(map(rounded, y)), mode="lines", name=name,
+        line={"color": colour, "width": 2.5},
+        hovertemplate="%{y:.1%} saved, %{x:.1%} lost<extra></extra>",
+    )  # fmt: skip

@@ -1,0 +1,165 @@
+"""Features, trees and levels of curves against brute force and scikit-learn."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from haltwise import Curves, InputError
+from haltwise.curves.curves import Curve
+from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.forecast import Forecast, Rows
+from haltwise.curves.levels import GiveUps, level_for
+from haltwise.curves.model import per_cost
+from haltwise.curves.trees import Trees
+
+_VALUE = st.one_of(st.floats(-5, 5), st.just(np.nan), st.just(np.inf))
+
+
+@st.composite
+def _curves(draw: st.DrawFn) -> Curve:
+    num = draw(st.integers(1, 12))
+    gaps = draw(st.lists(st.floats(0.1, 3.0), min_size=num, max_size=num))
+    columns = {
+        name: np.array(draw(st.lists(_VALUE, min_size=num, max_size=num)))
+        for name in ("metric", "train_loss", "grad_norm")
+    }
+    return Curve(np.cumsum(gaps), columns, "metric", "min", draw(st.floats(-6, 4)), 40.0)
+
+
+@given(_curves(), st.floats(0.01, 100), st.floats(-10, 10), st.floats(0.01, 100))
+@settings(max_examples=60, deadline=None)
+def test_features_use_nothing_later_and_know_no_units(
+    curve: Curve, scale: float, shift: float, unit: float
+) -> None:
+    features = curve_features(curve)
+    assert features.shape == (curve.num_points, len(FEATURES))
+    for num in range(1, curve.num_points + 1):
+        np.testing.assert_array_equal(curve_features(curve.until(num)), features[:num])
+    columns = dict(curve.columns)
+    columns["metric"] = scale * columns["metric"] + shift
+    columns["train_loss"] = scale * columns["train_loss"]
+    other = curve._replace(
+        cost=unit * curve.cost,
+        budget=unit * curve.budget,
+        columns=columns,
+        target=scale * curve.target + shift,
+    )
+    if abs(curve.loss[np.isfinite(curve.loss)][:1] - curve.target).min(initial=1) > 1e-3:
+        np.testing.assert_allclose(curve_features(other), features, rtol=1e-4, atol=1e-4)
+
+
+def test_features_of_a_maximised_metric_are_those_of_its_negative() -> None:
+    rng = np.random.default_rng(0)
+    loss = 3 - np.log1p(np.arange(30)) + 0.1 * rng.standard_normal(30)
+    low = Curves.from_matrix([loss], target=0.5)[0]
+    high = Curves.from_matrix([-loss], target=-0.5, direction="max")[0]
+    np.testing.assert_array_equal(curve_features(low), curve_features(high))
+
+
+def test_a_power_law_is_extrapolated_exactly() -> None:
+    cost = np.arange(1.0, 51.0)
+    curve = Curve(cost, {"loss": 2 * cost**-0.5}, "loss", "min", 0.0, 100.0)
+    found = dict(zip(FEATURES, curve_features(curve)[-1], strict=True))
+    # Between points there are lines, so the value at 12.5 is a little too high.
+    assert found["power_0.5"] == pytest.approx(0.5, abs=1e-3)
+    # At the end of the budget a tenth of the first distance to the target is left.
+    assert found["power_end_0.5"] == pytest.approx(np.log(0.1), abs=1e-2)
+
+
+def _data(num: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(num, len(FEATURES)))
+    rows[rng.random(rows.shape) < 0.2] = np.nan
+    return rows, np.nan_to_num(rows[:, 0] + rows[:, 1] * rows[:, 2]) > 0, rng
+
+
+def test_trees_are_those_of_scikit_learn() -> None:
+    from sklearn.ensemble import (
+        ExtraTreesClassifier,
+        HistGradientBoostingClassifier,
+        HistGradientBoostingRegressor,
+    )
+
+    rows, success, rng = _data(1500)
+    num = rows.shape[1]
+    rows = rows.astype(np.float32).astype(np.float64)
+    boosted = HistGradientBoostingClassifier(max_iter=20).fit(rows, success)
+    np.testing.assert_allclose(
+        Trees.of(boosted, num)(rows), boosted.decision_function(rows), atol=1e-5
+    )
+    regressor = HistGradientBoostingRegressor(max_iter=20).fit(rows, rng.normal(size=len(rows)))
+    np.testing.assert_allclose(Trees.of(regressor, num)(rows), regressor.predict(rows), atol=1e-5)
+    whole = np.nan_to_num(rows, nan=-9.0)
+    forest = ExtraTreesClassifier(10, min_samples_leaf=5).fit(whole, success)
+    np.testing.assert_allclose(
+        Trees.of_forest(forest, num)(whole), forest.predict_proba(whole)[:, 1], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["feature", "left", "right"])
+def test_a_tree_that_points_beyond_its_end_is_refused(name: str) -> None:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    rows, success, _ = _data(300)
+    trees = Trees.of(HistGradientBoostingClassifier(max_iter=2).fit(rows, success), rows.shape[1])
+    for wrong in (-1, 30_000):
+        nodes = {key: array.copy() for key, array in trees.nodes.items()}
+        nodes[name][0, 0] = wrong
+        with pytest.raises(InputError, match=name):
+            Trees(nodes, 0.0, rows.shape[1])
+
+
+def test_a_forecast_comes_back_from_its_arrays_with_its_base() -> None:
+    rows, success, _ = _data(600)
+    given = Rows(rows, success, np.ones(len(rows)), np.arange(len(rows)))
+    base = Forecast.fit(given, seed=0, num_boosted=1)
+    forecast = Forecast.fit(given, seed=1, base=base)
+    again = Forecast.from_arrays(*forecast.to_arrays())
+    np.testing.assert_array_equal(again.chance(rows), forecast.chance(rows))
+    assert not np.array_equal(base.chance(rows), forecast.chance(rows))
+
+
+def _random_runs(rng: np.random.Generator) -> tuple[Curves, list[np.ndarray]]:
+    runs = [rng.random(rng.integers(1, 9)) for _ in range(30)]
+    curves = Curves.from_runs([{"loss": run} for run in runs], metric="loss", target=0.15)
+    return curves, [rng.random(len(run)) for run in runs]
+
+
+def test_giving_up_against_a_loop() -> None:
+    curves, scores = _random_runs(np.random.default_rng(2))
+    levels = np.linspace(0.05, 0.95, 7)
+    stops = GiveUps.of(curves, scores, levels)
+    for run, (curve, score) in enumerate(zip(curves, scores, strict=True)):
+        for place, level in enumerate(levels):
+            saved, lost = 0.0, False
+            for step in range(curve.num_points):
+                if curve.success == step:
+                    break
+                if score[step] < level:
+                    last = curve.success if curve.success >= 0 else curve.num_points - 1
+                    saved, lost = curve.cost[last] - curve.cost[step], curve.success >= 0
+                    break
+            assert stops.saved[run, place] == saved
+            assert stops.lost[run, place] == lost
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+def test_the_level_is_the_highest_below_which_none_loses_more(share: float, margin: float) -> None:
+    curves, scores = _random_runs(np.random.default_rng(3))
+    levels = np.linspace(0.01, 0.99, 40)
+    stops = GiveUps.of(curves, scores, levels)
+    group = np.array([str(run % 5) for run in range(curves.num_runs)])
+    level = level_for(stops, group, share, margin=margin)
+    allowed = levels <= level
+    assert (stops.share_lost[allowed] <= share).all()
+    if margin == 0 and not allowed.all():
+        assert stops.share_lost[allowed.sum()] > share
+    assert level <= level_for(stops, group, share)
+
+
+def test_the_score_is_the_chance_per_cost_to_come() -> None:
+    curve = Curves.from_matrix([[3.0, 2.0, 1.0]], target=0.0, budget=2.0)[0]
+    # With 2 left a run that fails spends 2 more, one that succeeds 1: 1.5 at even odds.
+    assert per_cost(curve, np.array([0.5, 0.5, 0.5])).tolist() == [0.5 / 1.5, 0.5 / 0.75, np.inf]
