@@ -222,7 +222,8 @@ class Curves:
         report.runs["have no point"] = int(empty.sum())
         report.warn(num)
         require(not empty.all(), "no run has a point; check the columns that were named")
-        return curves.select(np.flatnonzero(~empty)).with_budgets()
+        kept = curves.select(~empty) if empty.any() else curves
+        return kept.with_budgets()
 
     @classmethod
     def from_matrix(

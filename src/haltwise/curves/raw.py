@@ -21,7 +21,7 @@ __all__ = ["MOST_COLUMNS", "Keys", "RawRuns", "Table", "frame_runs", "parse_numb
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-Sparse = tuple[Integers, Floats]  # rows and what stands in them
+Sparse = tuple[Integers | slice, Floats]  # rows and what stands in them
 
 MOST_COLUMNS = 10_000
 """Columns that a table may have."""
@@ -67,9 +67,9 @@ class RawRuns:
     by the names of the columns.
     """
 
-    runs: list[Mapping[str, Floats]]
+    runs: Sequence[Mapping[str, Floats]]
     """The columns of each run, of one length in a run."""
-    labels: list[dict[str, str]]
+    labels: Sequence[Mapping[str, str]]
     """Texts of each run by name; "run" is its name."""
     cost: str | None = None
     """The column of what was spent."""
@@ -100,25 +100,16 @@ class RawRuns:
             InputError: Their formats differ in what is judged or spent.
         """
         first = parts[0]
-        for name in (
-            "cost",
-            "metric",
-            "direction",
-            "group",
-            "task",
-            "cost_unit",
-            "is_log",
-            "is_told_apart",
-        ):
-            found = {getattr(part, name) for part in parts}
-            if len(found) > 1 and name in {"cost", "metric", "direction"}:
-                first = replace(first, **{name: None})  # chosen by the names of the columns
-            elif len(found) > 1:
-                named = " and ".join(sorted(map(str, found)))
-                raise InputError(
-                    f"these files differ in their {name.replace('_', ' ')} ({named}); read them "
-                    "one by one"
-                )
+        for name in ("direction", "group", "task", "cost_unit", "is_log"):
+            found = {str(getattr(part, name)) for part in parts}
+            require(
+                len(found) == 1,
+                f"these files differ in their {name.replace('_', ' ')} "
+                f"({' and '.join(sorted(found))}); read them one by one",
+            )
+        # Where they differ, columns are chosen by their names.
+        cost = first.cost if all(part.cost == first.cost for part in parts) else None
+        metric = first.metric if all(part.metric == first.metric for part in parts) else None
         sizes = [len(part.runs) for part in parts]
         budgets = {
             name: np.concatenate(
@@ -135,6 +126,9 @@ class RawRuns:
         ]
         return replace(
             first,
+            cost=cost,
+            metric=metric,
+            is_told_apart=all(part.is_told_apart for part in parts),
             runs=[run for part in parts for run in part.runs],
             labels=[labels for part in parts for labels in part.labels],
             target=np.concatenate(targets),
@@ -188,9 +182,9 @@ class RawRuns:
             _warn(f"nobody named them, so {' and '.join(chosen)}; name cost= and metric= to choose")
         own_metric = judged == self.metric and better == self.direction
         kept = list(known if columns is None else dict.fromkeys((judged, *columns)))
-        runs = [
-            {name: run[name] for name in dict.fromkeys((*kept, spent)) if name in run}
-            for run in self.runs
+        wanted = dict.fromkeys(kept if spent is None else (*kept, spent))
+        runs: list[Mapping[str, Floats]] = [
+            {name: run[name] for name in wanted if name in run} for run in self.runs
         ]
         _require_room(runs, len(kept))
         if spent is not None:
@@ -424,8 +418,11 @@ class Table:
         """Add the numbers of one column in some of the rows to come."""
         known = ~np.isnan(numbers)
         entry = self._numbers.setdefault(name, [])
-        if known.any():
-            entry.append((rows[known] + self._num_rows, numbers[known]))
+        first, num = self._num_rows, len(numbers)
+        if num and known.all() and rows[-1] - rows[0] == num - 1:
+            entry.append((slice(first + int(rows[0]), first + int(rows[0]) + num), numbers))
+        elif known.any():
+            entry.append((rows[known] + first, numbers[known]))
 
     def _add_texts(self, name: str, rows: Integers, cells: Sequence[str]) -> None:
         if name in self._numbers:
@@ -460,7 +457,7 @@ class Table:
         """
         num = self._num_rows
         require(num > 0, f"{self._where} holds no rows")
-        filled = sum(len(rows) for parts in self._numbers.values() for rows, _ in parts)
+        filled = sum(len(part) for parts in self._numbers.values() for _, part in parts)
         require(
             num * len(self._numbers) <= max(_CELLS, 2 * filled),
             f"{self._where} has {num} rows and {len(self._numbers)} columns of numbers, nearly all "
@@ -475,11 +472,14 @@ class Table:
             run = np.unique(
                 run * (len(self._texts[column]) + 2) + texts[column], return_inverse=True
             )[1]
-        order = np.argsort(run, kind="stable")
+        in_order = bool((run[1:] >= run[:-1]).all())
+        order = np.arange(num) if in_order else np.argsort(run, kind="stable")
         starts = np.flatnonzero(np.diff(run[order], prepend=-1))
         appearance = np.argsort(order[starts])
         bounds = np.append(starts, num)
-        numbers = {column: self._dense(column)[order] for column in list(self._numbers)}
+        numbers = {column: self._dense(column) for column in list(self._numbers)}
+        if not in_order:
+            numbers = {column: values[order] for column, values in numbers.items()}
         slices = [slice(bounds[place], bounds[place + 1]) for place in appearance]
         labels: list[dict[str, str]] = [{} for _ in slices]
         for column, codes in texts.items():
@@ -493,12 +493,12 @@ class Table:
         for label in labels:
             label["run"] = "/".join(label[c] for c in told[::-1] if label.get(c)) or name
         runs = [{c: values[part] for c, values in numbers.items()} for part in slices]
-        return RawRuns(
-            runs,
-            labels,
-            is_told_apart=bool(told),
-            **{"group": self._keys.group, "task": self._keys.task, **settings},
-        )
+        own: dict[str, Any] = {
+            "group": self._keys.group,
+            "task": self._keys.task,
+            "is_told_apart": bool(told),
+        }
+        return RawRuns(runs, labels, **{**own, **settings})
 
     def _dense(self, name: str) -> Floats:
         values = np.full(self._num_rows, np.nan)

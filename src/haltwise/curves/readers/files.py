@@ -13,6 +13,7 @@ from haltwise.datasets.files import opened
 __all__ = ["inner_suffix", "open_text", "parse_json", "read_head", "stem"]
 
 _HEAD = 2**14  # bytes
+_TEXT = 32 * 2**20  # bytes of text that any compressed file may hold: numbers take more room
 _ROOM = 200 * 2**20  # bytes that parsed JSON may take
 _NUMBER, _CONTAINER = 120, 200  # bytes, at most, of an entry with its key and of what holds it
 _PACKED = (".gz", ".xz")
@@ -48,7 +49,8 @@ def open_text(path: Path) -> Iterator[TextIO]:
         InputError: It cannot be read, is corrupt, no text, or too large once decompressed.
     """
     try:
-        with opened(path) as (file, most):
+        with opened(path) as (file, _):
+            most = max(_TEXT, 20 * path.stat().st_size)
             raw = io.BufferedReader(_Bounded(file, most, path), 2**18)
             yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
     except UnicodeDecodeError as error:
