@@ -73,7 +73,8 @@ def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None 
 
 def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[list[list[str]]]:
     """Rows of the right width, many at a time; only the last may be cut off."""
-    number, cut = 1, False
+    number = 1
+    cut: str | None = None
     try:
         while portion := list(itertools.islice(rows, max(1, _PORTION // width))):
             good = []
@@ -81,13 +82,10 @@ def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[lis
                 number += 1
                 if not row:
                     continue
-                require(
-                    not cut and len(row) <= width,
-                    f"{path} has {len(row)} cells in row {number - cut}, but {width} columns; mend "
-                    "that row",
-                )
+                wrong = f"{path} has {len(row)} cells in row {number}, but {width} columns"
+                require(cut is None and len(row) <= width, f"{cut or wrong}; mend that row")
                 if len(row) < width:
-                    cut = True
+                    cut = wrong
                 else:
                     good.append(row)
             if good:
