@@ -6,6 +6,7 @@ from typing import Protocol
 import hypothesis
 from hypothesis import strategies as st
 
+from faults.fuzzed_curves import RecordedCurves
 from faults.fuzzed_data import Archives, Cifar, Idx, Traces
 from faults.fuzzed_runs import (
     Checkpoints,
@@ -31,7 +32,7 @@ class Judge(Protocol):
 
 
 def fuzz(number: int, seed: int) -> Tally:
-    """Read weights, configurations, IDX, CIFAR-10 and NPZ files that hypothesis makes up."""
+    """Read weights, configurations, IDX, CIFAR-10, NPZ files and curves that hypothesis makes."""
     tally = Tally("fuzzed files")
     with scratch() as root:
         judges: list[Judge] = [
@@ -46,6 +47,7 @@ def fuzz(number: int, seed: int) -> Tally:
             Cifar(root),
             Archives(root),
             Traces(root),
+            RecordedCurves(root),
         ]
 
         def check(data: st.DataObject) -> None:

@@ -1,6 +1,5 @@
 """`haltwise stopping-report`: judge stops that are given with their losses."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
-from haltwise._core.files import most_content, read_bytes
+from haltwise._core.arrays import array_names, read_arrays
+from haltwise._core.errors import require
 from haltwise.cli.options import PATH, json_option
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.evaluation import stopping_report
@@ -60,32 +59,12 @@ def command(
 
 def _load(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file; nothing in it is ever executed."""
-    content = read_bytes(path)
-    try:
-        file = np.load(io.BytesIO(content), allow_pickle=False)
-        is_archive = isinstance(file, np.lib.npyio.NpzFile)
-        names = file.files if is_archive else []
-        if is_archive:
-            size = sum(entry.file_size for entry in file.zip.infolist())
-            found = {}
-            if size <= most_content(len(content)):
-                found = {name: file[name] for name in _ARRAYS if name in names}
-    except Exception as error:
-        raise InputError(
-            f"{path} is no .npz file of plain arrays ({error or type(error).__name__}); write it "
-            "with numpy.savez"
-        ) from None
-    require(is_archive, f"{path} holds a single array; write an .npz file with numpy.savez")
-    missing = [name for name in _NEEDED if name not in names]
+    found = read_arrays(path, _ARRAYS)
+    missing = [name for name in _NEEDED if name not in found]
     require(
         not missing,
-        f"{path} has no array {' and no '.join(missing)}, only {', '.join(names) or 'nothing'}; "
-        "write it with numpy.savez",
-    )
-    require(
-        bool(found),
-        f"{path} holds {size} bytes, too many for so small a file; if that is right, write it with "
-        "numpy.savez",
+        f"{path} has no array {' and no '.join(missing)}, only "
+        f"{', '.join(array_names(path)) or 'nothing'}; write it with numpy.savez",
     )
     return {name: _tensor(name, array) for name, array in found.items()}
 

@@ -2,3 +2,8 @@
 
 `haltwise.curves.curves` is the record, `haltwise.curves.readers` fills it from files and arrays.
 """
+
+from haltwise.curves.curves import Curve, Curves
+from haltwise.curves.readers import read
+
+__all__ = ["Curve", "Curves", "read"]

@@ -1,19 +1,21 @@
 """The one record of recorded learning curves: ragged, with costs, targets, budgets and groups."""
 
+import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, final, get_args
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import DataWarning, require
+from haltwise._core.errors import DataWarning, InputError, require
+from haltwise._core.files import write_atomically
+from haltwise.curves.columns import Direction
+from haltwise.curves.raw import Keys, frame_runs
 
 __all__ = ["Curve", "Curves", "Direction"]
-
-Direction = Literal["min", "max"]
-"""Whether a lower or a higher value of the metric is better."""
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -154,8 +156,9 @@ class Curves:
     ) -> "Curves":
         """Put runs in order, each given by its columns.
 
-        Points whose cost is not known are left out. Where the cost goes back, the run was resumed
-        from there: what had been recorded after that point is replaced by what followed.
+        Points whose cost is not known are left out. Points of one cost that follow each other are
+        one: of a column that several know, the last counts. Where the cost goes back, the run was
+        resumed from there: what had been recorded after that point is replaced by what followed.
 
         Args:
             runs: Columns of each run by name, all of one length in a run; a column that a run lacks
@@ -179,6 +182,11 @@ class Curves:
             DataWarning: Runs or points were left out; the message says how many and why.
         """
         require(len(runs) > 0, "there are no runs; give at least one")
+        for what, given in (("name", name), ("group", group), ("task", task)):
+            require(
+                given is None or len(given) == len(runs),
+                f"{what} must have one entry for each of {len(runs)} runs, got {given}",
+            )
         names = np.array([str(i) for i in range(len(runs))] if name is None else list(name), str)
         counted = not any(cost in run for run in runs)
         columns = tuple(dict.fromkeys(c for run in runs for c in run if c != cost))
@@ -214,7 +222,8 @@ class Curves:
         report.runs["have no point"] = int(empty.sum())
         report.warn(num)
         require(not empty.all(), "no run has a point; check the columns that were named")
-        return curves.select(np.flatnonzero(~empty)).with_budgets()
+        kept = curves.select(~empty) if empty.any() else curves
+        return kept.with_budgets()
 
     @classmethod
     def from_matrix(
@@ -248,6 +257,52 @@ class Curves:
         ]
         unit = {"cost_unit": "steps"} if costs is None else {}
         return cls.from_runs(runs, metric="loss", **{**unit, **settings})
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        *,
+        run: str | None = None,
+        group: str | None = None,
+        task: str | None = None,
+        **settings: Any,
+    ) -> "Curves":
+        """Runs in a data frame with one row a point: of pandas, polars, pyarrow or a dictionary.
+
+        Rows may stand in any order, and those of one cost are one point; see
+        `haltwise.curves.read`, which treats tables alike.
+
+        Args:
+            frame: Anything with columns by name, each of which NumPy takes.
+            run: The column that tells runs apart, together with the group and the task; one named
+                run or trial if None. All rows are one run if there is none.
+            group: The column of groups; one named group if None.
+            task: The column of tasks; one named task if None.
+            **settings: `cost`, `metric`, `direction`, `target`, `budget` and `columns`, as in
+                `haltwise.curves.read`.
+
+        Raises:
+            InputError: There is no such column, or what nobody names cannot be chosen.
+
+        Examples:
+            >>> frame = {"run": ["a", "a", "b"], "step": [1, 2, 1], "loss": [3.0, 2.0, 5.0]}
+            >>> Curves.from_frame(frame, cost="step", metric="loss").num_points.tolist()
+            [2, 1]
+        """
+        raw = frame_runs(frame, Keys(run, group, task))
+        return cls.from_runs(**raw.settled(group=group, task=task, **settings))
+
+    def save(self, path: str | Path) -> None:
+        """Write an .npz archive, which `haltwise.curves.read` takes.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        content = io.BytesIO()
+        entries: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        np.savez_compressed(content, **entries)
+        write_atomically(Path(path), content.getvalue())
 
     def with_budgets(self) -> "Curves":
         """The same with the most that a run of the same task spent where a budget is unknown."""
@@ -410,7 +465,10 @@ def _put_in_order(
     report: _LeftOut,
 ) -> tuple[Floats, Floats]:
     """Cost [n] and values [n, C] of one run."""
-    given = {key: np.asarray(value, np.float64) for key, value in run.items()}
+    try:
+        given = {key: np.asarray(value, np.float64) for key, value in run.items()}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"a column of run {label!r} holds no numbers ({error})") from None
     shapes = {value.shape for value in given.values()}
     require(
         len(shapes) == 1 and len(next(iter(shapes))) == 1,
@@ -432,11 +490,30 @@ def _put_in_order(
     )
     lacking = np.full(num, np.nan)
     values = np.stack([given.get(name, lacking) for name in columns], 1)
+    if known.all() and (spent[1:] > spent[:-1]).all():
+        return spent, values
     spent, values = spent[known], values[known]
+    whole, ends = _merge_equal(spent, values)
     # A point counts unless a later one has no greater cost: then the run was resumed before it.
     later = np.minimum.accumulate(np.append(spent[1:], np.inf)[::-1])[::-1]
     kept = spent < later
+    merged = (np.isnan(values) | (values == whole)).all(1) & kept[ends]
     without, replaced = "without a cost", "that later ones of the same or a lower cost replace"
     report.points[without] = report.points.get(without, 0) + int((~known).sum())
-    report.points[replaced] = report.points.get(replaced, 0) + int((~kept).sum())
-    return spent[kept], values[kept]
+    report.points[replaced] = report.points.get(replaced, 0) + int((~kept & ~merged).sum())
+    return spent[kept], whole[kept]
+
+
+def _merge_equal(spent: Floats, values: Floats) -> tuple[Floats, Integers]:
+    """What is known [n, C] at the end of each point's block of equal costs, and that end [n]."""
+    if not (spent[1:] == spent[:-1]).any():
+        return values, np.arange(len(spent))
+    starts = np.flatnonzero(np.diff(spent, prepend=-1.0))
+    ends = np.append(starts[1:], len(spent)) - 1
+    rows = np.where(np.isnan(values), -1, np.arange(len(spent))[:, None])
+    last = np.maximum.accumulate(rows, 0)[ends]  # the last row that knows it
+    known = np.where(
+        last >= starts[:, None], np.take_along_axis(values, np.maximum(last, 0), 0), np.nan
+    )
+    sizes = ends - starts + 1
+    return np.repeat(known, sizes, 0), np.repeat(ends, sizes)

@@ -21,6 +21,7 @@ from haltwise._core.files import most_content
 
 __all__ = [
     "CIFAR_RECORD",
+    "opened",
     "read_bytes",
     "read_cifar",
     "read_cifar_tar",
@@ -48,7 +49,7 @@ class _Portions(gzip.GzipFile):
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a file, decompressed if its name ends in `.gz` or `.xz`; with the most it may hold."""
     try:
         with path.open("rb") as plain:
@@ -94,7 +95,7 @@ def read_bytes(path: Path) -> bytearray:
     Raises:
         InputError: The file is missing, truncated or corrupt, or far larger than it is compressed.
     """
-    with _opened(path) as (file, most):
+    with opened(path) as (file, most):
         return _rest(path, file, most, most)
 
 
@@ -109,7 +110,7 @@ def read_idx(path: Path, num_dims: int) -> NDArray[np.uint8]:
         InputError: It is no IDX file of that kind, or its size is not the one in its header.
     """
     start, expected = 4 + 4 * num_dims, _KINDS[num_dims]
-    with _opened(path) as (file, most):
+    with opened(path) as (file, most):
         header = file.read(start)
         require(
             len(header) == start,

@@ -19,7 +19,7 @@ from haltwise.processes.observation import Observed
 from haltwise.processes.signals import SIGNALS
 from haltwise.processes.trajectory import Trajectory
 
-__all__ = ["FEWEST_RUNS", "RecordedRuns", "require_new", "save_run"]
+__all__ = ["FEWEST_RUNS", "RecordedRun", "RecordedRuns", "load_run", "require_new", "save_run"]
 
 FEWEST_RUNS = 40
 """With fewer, nothing is learned that holds for another run."""
@@ -111,7 +111,7 @@ class RecordedRuns:
             f"there are no recorded runs in {directory}; record some with "
             "haltwise.HaltingMonitor.recording(DIRECTORY)",
         )
-        runs = [_load_run(path) for path in paths]
+        runs = [load_run(path) for path in paths]
         for (path, one), (other_path, other) in pairwise(zip(paths, runs, strict=True)):
             require(
                 one.how == other.how,
@@ -199,11 +199,26 @@ class RecordedRuns:
         }
 
 
-class _Run(NamedTuple):
-    signals: Tensor  # [n, S]
-    scores: Tensor  # [T + 1]
+@final
+class RecordedRun(NamedTuple):
+    """What a monitor saw in n calls of `update`.
+
+    Attributes:
+        signals: Shape [n, S].
+        scores: What stopping is judged by, shape [T+1]: n scores, or the losses of the next calls.
+        observed: What the signals were taken from.
+        is_scored: Whether scores were given.
+    """
+
+    signals: Tensor
+    scores: Tensor
     observed: Observed
-    how: str
+    is_scored: bool
+
+    @property
+    def how(self) -> str:
+        """How it was recorded, in words."""
+        return f"{self.observed} seen and {'scores' if self.is_scored else 'no scores'}"
 
     @property
     def num_steps(self) -> int:
@@ -211,7 +226,12 @@ class _Run(NamedTuple):
         return len(self.scores) - 1
 
 
-def _load_run(path: Path) -> _Run:
+def load_run(path: Path) -> RecordedRun:
+    """Read one file that `save_run` wrote.
+
+    Raises:
+        InputError: It is another file, or corrupt.
+    """
     tensors, card = load_tensors(path)
     require(
         card.get("kind") == _KIND and card.get("observed") in get_args(Observed),
@@ -230,5 +250,4 @@ def _load_run(path: Path) -> _Run:
         raise InputError(f"{path} is no whole recorded run: {error}; remove it") from None
     signals, observed = tensors["signals"], card["observed"]
     scores = tensors.get("scores", signals[1:, SIGNALS.index("loss")])
-    how = f"{observed} seen and {'scores' if 'scores' in tensors else 'no scores'}"
-    return _Run(signals, scores, observed, how)
+    return RecordedRun(signals, scores, observed, "scores" in tensors)

@@ -1,0 +1,553 @@
+"""Runs as files and tables hold them, before it is settled which column is judged."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import numpy.typing as npt
+
+from haltwise._core.errors import DataWarning, InputError, require
+from haltwise.curves.columns import (
+    Direction,
+    choose_cost,
+    choose_metric,
+    direction_of,
+    find_column,
+)
+
+__all__ = ["MOST_COLUMNS", "Keys", "RawRuns", "Table", "frame_runs", "parse_numbers"]
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Sparse = tuple[Integers | slice, Floats]  # rows and what stands in them
+
+MOST_COLUMNS = 10_000
+"""Columns that a table may have."""
+
+_CELLS = 12 * 2**20  # of a dense table, which takes 8 bytes a cell and is copied twice
+_EPOCH = 1e9  # seconds: a cost that begins above is a time of day, after 2001
+_MISSING = frozenset(("", "-", "na", "n/a", "nan", "none", "null", "<na>", "nat"))
+_RUN = ("run", "run_id", "run_name", "run_uuid", "trial", "trial_id", "trial_name", "experiment")
+
+
+@final
+class Keys(NamedTuple):
+    """The columns of a table that tell its runs apart, as far as the user names them."""
+
+    run: str | None = None
+    group: str | None = None
+    task: str | None = None
+
+    def of(self, names: Iterable[str]) -> "Keys":
+        """The same with the columns that are named like that where nobody says which.
+
+        Raises:
+            InputError: The column of runs is not there.
+        """
+        names = list(names)
+        require(
+            self.run is None or self.run in names,
+            f"there is no column {self.run!r} of runs; name one of {', '.join(names)}",
+        )
+        return Keys(
+            self.run or find_column(names, _RUN),
+            self.group if self.group in names else find_column(names, ("group",)),
+            self.task if self.task in names else find_column(names, ("task",)),
+        )
+
+
+@final
+@dataclass(frozen=True)
+class RawRuns:
+    """n runs with all their columns, and what their format says of them.
+
+    A format that knows says what is the cost, the metric and so on; what it leaves open is chosen
+    by the names of the columns.
+    """
+
+    runs: Sequence[Mapping[str, Floats]]
+    """The columns of each run, of one length in a run."""
+    labels: Sequence[Mapping[str, str]]
+    """Texts of each run by name; "run" is its name."""
+    cost: str | None = None
+    """The column of what was spent."""
+    metric: str | None = None
+    """The column that is judged."""
+    direction: Direction | None = None
+    """Whether lower or higher values of the metric are better."""
+    group: str | None = None
+    """The label by which runs are grouped."""
+    task: str | None = None
+    """The label of what a run worked on."""
+    cost_unit: str | None = None
+    """In words; the name of the cost column if None."""
+    target: Floats | None = None
+    """The value of the format's metric that is a success, shape [n]."""
+    budgets: Mapping[str, Floats] = field(default_factory=dict)
+    """What a run may spend, in the units of each cost column that is named, shape [n]."""
+    is_log: bool = True
+    """Whether rows stand in the order of time; those of a table may stand in any."""
+    is_told_apart: bool = True
+    """Whether it is certain where a run ends and the next begins."""
+
+    @classmethod
+    def merged(cls, parts: Sequence["RawRuns"]) -> "RawRuns":
+        """The runs of several sources of one format, in this order.
+
+        Raises:
+            InputError: Their formats differ in what is judged or spent.
+        """
+        first = parts[0]
+        for name in ("direction", "group", "task", "cost_unit", "is_log"):
+            found = {str(getattr(part, name)) for part in parts}
+            require(
+                len(found) == 1,
+                f"these files differ in their {name.replace('_', ' ')} "
+                f"({' and '.join(sorted(found))}); read them one by one",
+            )
+        # Where they differ, columns are chosen by their names.
+        cost = first.cost if all(part.cost == first.cost for part in parts) else None
+        metric = first.metric if all(part.metric == first.metric for part in parts) else None
+        sizes = [len(part.runs) for part in parts]
+        budgets = {
+            name: np.concatenate(
+                [
+                    part.budgets.get(name, np.full(size, np.nan))
+                    for part, size in zip(parts, sizes, strict=True)
+                ]
+            )
+            for name in dict.fromkeys(name for part in parts for name in part.budgets)
+        }
+        targets = [
+            np.full(size, np.nan) if part.target is None else part.target
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+        return replace(
+            first,
+            cost=cost,
+            metric=metric,
+            is_told_apart=all(part.is_told_apart for part in parts),
+            runs=[run for part in parts for run in part.runs],
+            labels=[labels for part in parts for labels in part.labels],
+            target=np.concatenate(targets),
+            budgets=budgets,
+        )
+
+    def settled(
+        self,
+        *,
+        cost: str | None = None,
+        metric: str | None = None,
+        direction: Direction | None = None,
+        target: npt.ArrayLike | str | None = None,
+        budget: npt.ArrayLike | str | None = None,
+        group: str | Sequence[str] | None = None,
+        task: str | Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """The arguments of `Curves.from_runs`; see `haltwise.curves.read` for those here.
+
+        Raises:
+            InputError: A column is missing, or what nobody names cannot be chosen.
+
+        Warns:
+            DataWarning: Something was chosen by the names of columns, or rows were sorted.
+        """
+        known = _known_columns(self.runs)
+        for name in (cost, metric, *(columns or ())):
+            require(
+                name is None or name in known,
+                f"there is no column {name!r} of numbers; name one of {', '.join(known) or 'none'}",
+            )
+        chosen = []
+        judged = metric or (self.metric if self.metric in known else None)
+        if judged is None:
+            judged = choose_metric(known)
+            chosen.append(f"the metric is {judged!r}")
+        own = self.direction if judged == self.metric else None
+        better = direction or own or direction_of(judged)
+        require(
+            better is not None,
+            f"is a lower or a higher {judged!r} better? give direction='min' or 'max'",
+        )
+        if chosen and direction is None:
+            chosen[-1] += f" ({'lower' if better == 'min' else 'higher'} is better)"
+        spent = cost or (self.cost if self.cost in known else None)
+        if spent is None:
+            spent = choose_cost(known, lambda name: _is_complete(self.runs, name, judged))
+            chosen.append(f"the cost is {spent!r}" if spent else "the cost is the number of points")
+        if chosen:
+            _warn(f"nobody named them, so {' and '.join(chosen)}; name cost= and metric= to choose")
+        own_metric = judged == self.metric and better == self.direction
+        kept = list(known if columns is None else dict.fromkeys((judged, *columns)))
+        wanted = dict.fromkeys(kept if spent is None else (*kept, spent))
+        runs: list[Mapping[str, Floats]] = [
+            {name: run[name] for name in wanted if name in run} for run in self.runs
+        ]
+        _require_room(runs, len(kept))
+        if spent is not None:
+            runs = [_since_first(run, spent) for run in runs]
+            self._warn_of_times(spent)
+            if not self.is_told_apart:
+                _require_one_run(runs, self.labels, spent)
+            if not self.is_log:
+                runs = _sorted(runs, spent)
+        limit = self.budgets.get(spent or "") if budget is None else budget
+        names = [labels.get("run", str(place)) for place, labels in enumerate(self.labels)]
+        unit = self.cost_unit if spent == self.cost else None
+        return {
+            "runs": runs,
+            **({} if spent is None else {"cost": spent}),
+            "metric": judged,
+            "direction": better,
+            "target": self._numbers(self.target if target is None and own_metric else target),
+            "budget": self._numbers(limit),
+            "group": self._texts(group, self.group, "group"),
+            "task": self._texts(task, self.task, "task"),
+            "name": _told_apart(names),
+            "cost_unit": unit or (spent.strip("_") if spent else "points"),
+        }
+
+    def _numbers(self, value: npt.ArrayLike | str | None) -> npt.ArrayLike | None:
+        """A number, one a run, or what a column or label of that name holds throughout a run."""
+        if not isinstance(value, str):
+            return value
+        numbers = parse_numbers(self._label(value))
+        require(numbers is not None, f"{value!r} holds texts; name a column or label of numbers")
+        return numbers
+
+    def _texts(
+        self, asked: str | Sequence[str] | None, default: str | None, kind: str
+    ) -> list[str] | None:
+        """The group or the task of each run."""
+        if asked is not None and not isinstance(asked, str):
+            return list(asked)
+        name = asked or default
+        if name is None and all(kind in labels for labels in self.labels):
+            name = kind
+        return None if name is None else self._label(name)
+
+    def _label(self, name: str) -> list[str]:
+        found: list[str] = []
+        for run, labels in zip(self.runs, self.labels, strict=True):
+            if name in labels:
+                found.append(labels[name])
+                continue
+            known = run[name][~np.isnan(run[name])] if name in run else np.empty(0)
+            where = f"run {labels.get('run', len(found))!r}"
+            if len(known) == 0:
+                others = [*dict.fromkeys((*labels, *run))]
+                raise InputError(f"{where} has no {name!r}; name one of {', '.join(others)}")
+            require(
+                bool((known == known[0]).all()),
+                f"{name!r} changes within {where}; name a column that is the same throughout a run",
+            )
+            number = float(known[0])
+            found.append(str(int(number)) if number.is_integer() else repr(number))
+        return found
+
+    def _warn_of_times(self, cost: str) -> None:
+        if any(_is_time_of_day(run[cost]) for run in self.runs if cost in run):
+            _warn(f"{cost!r} holds times of day: the cost is counted from the first one of a run")
+
+
+def _known_columns(runs: Sequence[Mapping[str, Floats]]) -> dict[str, None]:
+    """The names of columns that hold a number anywhere, in the order in which they appear."""
+    found: dict[str, None] = {}
+    empty: dict[str, None] = {}
+    for run in runs:
+        for name, values in run.items():
+            if name not in found and not np.isnan(values).all():
+                found[name] = None
+            empty[name] = None
+    return {name: None for name in empty if name in found}
+
+
+def _is_complete(runs: Sequence[Mapping[str, Floats]], name: str, metric: str) -> bool:
+    return all(
+        name in run and not np.isnan(run[name][~np.isnan(run[metric])]).any()
+        for run in runs
+        if metric in run
+    )
+
+
+def _require_room(runs: Sequence[Mapping[str, Floats]], num_columns: int) -> None:
+    """Refuse runs that would take far more room with all columns than they do now."""
+    points = sum(len(next(iter(run.values()), ())) for run in runs)
+    held = sum(len(values) for run in runs for values in run.values())
+    require(
+        points * num_columns <= max(_CELLS, 2 * held),
+        f"{points} points with {num_columns} columns are too many to be held; name those to keep "
+        "(columns=[...])",
+    )
+
+
+def _is_time_of_day(spent: Floats) -> bool:
+    known = spent[np.isfinite(spent)]
+    return len(known) > 0 and bool(known[0] >= _EPOCH)
+
+
+def _since_first(run: Mapping[str, Floats], cost: str) -> Mapping[str, Floats]:
+    if cost not in run or not _is_time_of_day(run[cost]):
+        return run
+    spent = run[cost]
+    return {**run, cost: spent - spent[np.isfinite(spent)].min()}
+
+
+def _require_one_run(
+    runs: Sequence[Mapping[str, Floats]], labels: Sequence[Mapping[str, str]], cost: str
+) -> None:
+    """Refuse what looks like several runs one after the other, of which one would be left."""
+    for run, label in zip(runs, labels, strict=True):
+        spent = run.get(cost, np.empty(0))
+        spent = spent[np.isfinite(spent)]
+        backwards = spent[1:] < spent[:-1]
+        begins_again = bool((spent[1:][backwards] <= spent[:2].max(initial=-np.inf)).any())
+        require(
+            not begins_again or bool(backwards.all()),
+            f"in {label['run']} the cost {cost!r} begins again, as if there were several runs; "
+            "name the column that tells them apart (run=...), or sort the rows if it is one run",
+        )
+
+
+def _sorted(runs: Sequence[Mapping[str, Floats]], cost: str) -> list[Mapping[str, Floats]]:
+    """The rows of a table by cost, but for runs that were resumed: those measure a cost twice."""
+    found, num_sorted = [], 0
+    for run in runs:
+        spent = run.get(cost)
+        if spent is None or not (spent[1:] < spent[:-1]).any():
+            found.append(run)
+            continue
+        order = np.argsort(spent, kind="stable")
+        rows = {name: values[order] for name, values in run.items()}
+        again = rows[cost][1:] == rows[cost][:-1]
+        if again.any() and _conflict(rows, cost):
+            found.append(run)
+            continue
+        found.append(rows)
+        num_sorted += 1
+    if num_sorted:
+        _warn(
+            f"the rows of {num_sorted} of {len(runs)} runs were not in the order of {cost!r}: "
+            "they were sorted"
+        )
+    return found
+
+
+def _conflict(rows: Mapping[str, Floats], cost: str) -> bool:
+    """Whether rows of equal cost differ in a column that both know."""
+    for values in rows.values():
+        known = ~np.isnan(values)
+        spent, seen = rows[cost][known], values[known]
+        if ((spent[1:] == spent[:-1]) & (seen[1:] != seen[:-1])).any():
+            return True
+    return False
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names, numbered where several runs have the same."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        number = seen[name] = seen.get(name, 0) + 1
+        found.append(name if number == 1 else f"{name} ({number})")
+    return found
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DataWarning, stacklevel=4)
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def parse_numbers(cells: Sequence[str]) -> Floats | None:
+    """Numbers as they are written, NaN for what stands for a missing one; None if one is a text.
+
+    Examples:
+        >>> parse_numbers(["1", "", "2e3", "inf", "null"]).tolist()
+        [1.0, nan, 2000.0, inf, nan]
+    """
+    try:
+        return np.array(list(map(float, cells)))
+    except ValueError:
+        pass
+    try:
+        return np.array(
+            [np.nan if cell.strip().lower() in _MISSING else float(cell) for cell in cells]
+        )
+    except ValueError:
+        return None
+
+
+@final
+class Table:
+    """Rows that belong to runs, filled portion by portion; columns that are empty take no room.
+
+    Args:
+        keys: The columns that tell runs apart.
+        where: The file, for messages.
+    """
+
+    def __init__(self, keys: Keys, where: str) -> None:
+        self._keys, self._where = keys, where
+        self._num_rows = 0
+        self._numbers: dict[str, list[Sparse]] = {}
+        self._codes: dict[str, list[tuple[Integers, Integers]]] = {}
+        self._texts: dict[str, dict[str, int]] = {}
+        self._mixed: dict[str, str] = {}
+
+    def add(self, columns: Mapping[str, Sequence[str]], num_rows: int) -> None:
+        """Add rows, given by columns as they are written, each of `num_rows`."""
+        every = np.arange(num_rows)
+        for name, cells in columns.items():
+            self.add_column(name, every, cells)
+        self.end(num_rows)
+
+    def add_column(self, name: str, rows: Integers, cells: Sequence[str]) -> None:
+        """Add what one column holds in some of the rows to come; `end` says how many those are."""
+        numbers = None if name in self._keys or name in self._texts else parse_numbers(cells)
+        if numbers is not None:
+            self.add_numbers(name, rows, numbers)
+        else:
+            self._add_texts(name, rows, cells)
+
+    def add_numbers(self, name: str, rows: Integers, numbers: Floats) -> None:
+        """Add the numbers of one column in some of the rows to come."""
+        known = ~np.isnan(numbers)
+        entry = self._numbers.setdefault(name, [])
+        first, num = self._num_rows, len(numbers)
+        if num and known.all() and rows[-1] - rows[0] == num - 1:
+            entry.append((slice(first + int(rows[0]), first + int(rows[0]) + num), numbers))
+        elif known.any():
+            entry.append((rows[known] + first, numbers[known]))
+
+    def _add_texts(self, name: str, rows: Integers, cells: Sequence[str]) -> None:
+        if name in self._numbers:
+            if any(len(values) for _, values in self._numbers[name]):
+                bad = next(cell for cell in cells if parse_numbers([cell]) is None)
+                self._mixed.setdefault(name, bad)
+            del self._numbers[name]
+        seen = self._texts.setdefault(name, {})
+        codes = np.array([seen.setdefault(cell, len(seen)) for cell in cells], np.int64)
+        self._codes.setdefault(name, []).append((rows + self._num_rows, codes))
+
+    def end(self, num_rows: int) -> None:
+        """Close a portion of this many rows."""
+        self._num_rows += num_rows
+        require(
+            len(self._numbers) + len(self._texts) <= MOST_COLUMNS,
+            f"{self._where} has more than {MOST_COLUMNS} columns: too many",
+        )
+
+    def runs(self, name: str, **settings: Any) -> RawRuns:
+        """The runs, in the order in which they appear.
+
+        Args:
+            name: Of the run if no column tells runs apart.
+            **settings: Those of `RawRuns`.
+
+        Raises:
+            InputError: There are no rows, or too many columns for so many rows.
+
+        Warns:
+            DataWarning: A column was left out since texts and numbers are mixed in it.
+        """
+        num = self._num_rows
+        require(num > 0, f"{self._where} holds no rows")
+        filled = sum(len(part) for parts in self._numbers.values() for _, part in parts)
+        require(
+            num * len(self._numbers) <= max(_CELLS, 2 * filled),
+            f"{self._where} has {num} rows and {len(self._numbers)} columns of numbers, nearly all "
+            "of them empty: they would not fit into the memory; keep fewer columns",
+        )
+        for column, text in self._mixed.items():
+            _warn(f"{self._where}: the column {column!r} is left out: {text[:40]!r} is no number")
+        texts = {column: self._dense_codes(column) for column in self._codes}
+        told = [column for column in self._keys if column in texts]
+        run = np.zeros(num, np.int64)
+        for column in told:
+            run = np.unique(
+                run * (len(self._texts[column]) + 2) + texts[column], return_inverse=True
+            )[1]
+        in_order = bool((run[1:] >= run[:-1]).all())
+        order = np.arange(num) if in_order else np.argsort(run, kind="stable")
+        starts = np.flatnonzero(np.diff(run[order], prepend=-1))
+        appearance = np.argsort(order[starts])
+        bounds = np.append(starts, num)
+        numbers = {column: self._dense(column) for column in list(self._numbers)}
+        if not in_order:
+            numbers = {column: values[order] for column, values in numbers.items()}
+        slices = [slice(bounds[place], bounds[place + 1]) for place in appearance]
+        labels: list[dict[str, str]] = [{} for _ in slices]
+        for column, codes in texts.items():
+            sorted_codes = codes[order]
+            least = np.minimum.reduceat(sorted_codes, starts)[appearance]
+            most = np.maximum.reduceat(sorted_codes, starts)[appearance]
+            names = [*self._texts[column]]
+            for label, low, high in zip(labels, least, most, strict=True):
+                if low == high and low >= 0:
+                    label[column] = names[low]
+        for label in labels:
+            label["run"] = "/".join(label[c] for c in told[::-1] if label.get(c)) or name
+        runs = [{c: values[part] for c, values in numbers.items()} for part in slices]
+        own: dict[str, Any] = {
+            "group": self._keys.group,
+            "task": self._keys.task,
+            "is_told_apart": bool(told),
+        }
+        return RawRuns(runs, labels, **{**own, **settings})
+
+    def _dense(self, name: str) -> Floats:
+        values = np.full(self._num_rows, np.nan)
+        for rows, part in self._numbers.pop(name):
+            values[rows] = part
+        return values
+
+    def _dense_codes(self, name: str) -> Integers:
+        codes = np.full(self._num_rows, -1, np.int64)
+        for rows, part in self._codes[name]:
+            codes[rows] = part
+        return codes
+
+
+def frame_runs(frame: Any, keys: Keys) -> RawRuns:
+    """The runs in a data frame of pandas, polars or pyarrow, or in columns by name.
+
+    Raises:
+        InputError: It has no columns, or they are not vectors of one length.
+    """
+    names = getattr(frame, "column_names", None) or getattr(frame, "columns", None)
+    if names is None and isinstance(frame, Mapping):
+        names = frame.keys()
+    if names is None:
+        raise InputError(
+            f"a data frame or columns by name were expected, got {type(frame).__name__}"
+        )
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for name in names:
+        column = frame[name]
+        columns[str(name)] = np.asarray(
+            column.to_numpy() if hasattr(column, "to_numpy") else column
+        )
+    shapes = {values.shape for values in columns.values()}
+    require(
+        len(shapes) == 1 and len(next(iter(shapes))) == 1,
+        "the columns of a data frame must be vectors of one length, got "
+        + (", ".join(f"{name} {list(v.shape)}" for name, v in columns.items()) or "none"),
+    )
+    keys = keys.of(columns)
+    table = Table(keys, "the data frame")
+    every = np.arange(*next(iter(shapes)))
+    for name, values in columns.items():
+        if values.dtype.kind in "mM":  # durations and times of day
+            seconds = values.astype(f"{values.dtype.kind}8[ns]").astype(np.float64) / 1e9
+            table.add_numbers(name, every, np.where(np.isnat(values), np.nan, seconds))
+        elif values.dtype.kind in "fiub" and name not in keys:
+            table.add_numbers(name, every, values.astype(np.float64))
+        else:
+            table.add_column(name, every, list(map(str, values.tolist())))
+    table.end(len(every))
+    return table.runs("the data frame", is_log=False)

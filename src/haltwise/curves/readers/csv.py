@@ -1,0 +1,114 @@
+"""Comma-separated values: all runs in one file, or one run a file."""
+
+import csv
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar, final
+
+from haltwise._core.errors import DataWarning, InputError, require
+from haltwise.curves.raw import MOST_COLUMNS, Keys, RawRuns, Table, parse_numbers
+from haltwise.curves.readers.base import Reader
+from haltwise.curves.readers.files import inner_suffix, open_text, stem
+
+__all__ = ["READERS", "Csv", "header_of", "is_csv", "read_table"]
+
+_PORTION = 2**18  # cells read at once
+_DELIMITERS = ",;\t"
+
+
+def is_csv(path: Path) -> bool:
+    """Whether the name of a file is that of comma-separated values."""
+    return inner_suffix(path) in (".csv", ".tsv")
+
+
+def header_of(head: str) -> list[str]:
+    """The names of the columns, in the first line of a file."""
+    line = head.partition("\n")[0].rstrip("\r")
+    try:
+        return [name.strip() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+    except csv.Error:
+        return []
+
+
+def _delimiter(line: str) -> str:
+    return max(_DELIMITERS, key=line.count)
+
+
+def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None = None) -> RawRuns:
+    """The runs of a table with a header and one row a point.
+
+    Args:
+        path: The file; separated by commas, semicolons or tabs.
+        keys: The columns that tell runs apart; all rows are one run if None.
+        is_log: Whether the rows stand in the order of time.
+        name: Of the run if no column tells it.
+
+    Raises:
+        InputError: It is no such table.
+
+    Warns:
+        DataWarning: The last line is cut off, or a column mixes texts and numbers.
+    """
+    with open_text(path) as file:
+        first = file.readline(2**22)
+        header = header_of(first)
+        require(
+            any(header) and parse_numbers([name or "?" for name in header]) is None,
+            f"{path} does not begin with a line that names its columns; add one",
+        )
+        require(
+            len(header) <= MOST_COLUMNS, f"{path} has more than {MOST_COLUMNS} columns: too many"
+        )
+        twice = [name for name in header if name and header.count(name) > 1]
+        require(not twice, f"{path} has two columns {', '.join(map(repr, twice[:1]))}; rename one")
+        table = Table(Keys() if keys is None else keys.of(filter(None, header)), str(path))
+        reader = csv.reader(file, delimiter=_delimiter(first))
+        for rows in _portions(path, reader, len(header)):
+            columns = zip(header, zip(*rows, strict=True), strict=True)
+            table.add({name: cells for name, cells in columns if name}, len(rows))
+    return table.runs(name or stem(path), is_log=is_log)
+
+
+def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[list[list[str]]]:
+    """Rows of the right width, many at a time; only the last may be cut off."""
+    number = 1
+    cut: str | None = None
+    try:
+        while portion := list(itertools.islice(rows, max(1, _PORTION // width))):
+            good = []
+            for row in portion:
+                number += 1
+                if not row:
+                    continue
+                wrong = f"{path} has {len(row)} cells in row {number}, but {width} columns"
+                require(cut is None and len(row) <= width, f"{cut or wrong}; mend that row")
+                if len(row) < width:
+                    cut = wrong
+                else:
+                    good.append(row)
+            if good:
+                yield good
+    except csv.Error as error:
+        raise InputError(f"{path} is no table of values after row {number} ({error})") from None
+    if cut:
+        warnings.warn(
+            f"{path} ends in the middle of a row, which is left out", DataWarning, stacklevel=2
+        )
+
+
+@final
+class Csv(Reader):
+    """A table with one row a point; columns run, group and task tell runs apart."""
+
+    is_general: ClassVar[bool] = True
+
+    def claims(self, path: Path, head: str) -> bool:
+        return is_csv(path)
+
+    def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
+        return read_table(paths[0], keys, is_log=False)
+
+
+READERS = {"csv": Csv()}

@@ -1,0 +1,102 @@
+"""JSON lines: one object a point, as many loggers and W&B's history exports have them."""
+
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TextIO, final
+
+import numpy as np
+
+from haltwise._core.errors import DataWarning, InputError, require
+from haltwise.curves.raw import Keys, RawRuns, Table
+from haltwise.curves.readers.base import Reader
+from haltwise.curves.readers.files import inner_suffix, open_text, parse_json, stem
+
+__all__ = ["READERS", "JsonLines", "flat"]
+
+_PORTION = 2**14  # lines read at once
+_DEPTH = 8  # of objects in objects
+_SUFFIXES = (".jsonl", ".ndjson")
+_OTHERS = (".json", ".log", ".txt")
+
+
+@final
+class JsonLines(Reader):
+    """One object a line; those within it are joined with dots, "eval.loss"; lists are left out."""
+
+    is_general: ClassVar[bool] = True
+
+    def claims(self, path: Path, head: str) -> bool:
+        lines = head.lstrip().splitlines()[:2]
+        is_object = bool(lines) and lines[0].startswith("{")
+        whole = is_object and lines[0].rstrip().endswith("}")
+        return (inner_suffix(path) in _SUFFIXES and (is_object or not lines)) or (
+            inner_suffix(path) in _OTHERS and whole and lines[-1].startswith("{")
+        )
+
+    def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
+        path = paths[0]
+        table: Table | None = None
+        with open_text(path) as file:
+            objects = _objects(path, file)
+            while portion := list(itertools.islice(objects, _PORTION)):
+                columns: dict[str, tuple[list[int], list[Any]]] = {}
+                for row, entry in enumerate(portion):
+                    for name, value in flat(entry):
+                        rows, values = columns.setdefault(name, ([], []))
+                        rows.append(row)
+                        values.append(value)
+                if table is None:
+                    table = Table(keys.of(columns), str(path))
+                for name, (rows, values) in columns.items():
+                    table.add_column(name, np.array(rows), [*map(str, values)])
+                table.end(len(portion))
+        if table is None:
+            raise InputError(f"{path} holds no objects of JSON")
+        return table.runs(stem(path), is_log=True)
+
+
+def _objects(path: Path, file: TextIO) -> Iterator[dict[str, Any]]:
+    """The objects of a file; a last line that is cut off is left out."""
+    error: InputError | None = None
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        if error is not None:
+            raise error
+        where = f"line {number} of {path}"
+        try:
+            found = parse_json(line, where)
+        except InputError as wrong:
+            error = wrong
+            continue
+        require(isinstance(found, dict), f"{where} is no object of JSON; write one a line")
+        yield found
+    if error is not None:
+        if line.endswith("\n"):
+            raise error
+        warnings.warn(
+            f"{path} ends in the middle of a line, which is left out", DataWarning, stacklevel=2
+        )
+
+
+def flat(entry: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The numbers and texts in an object, with the names that lead to them joined by dots.
+
+    Examples:
+        >>> list(flat({"step": 1, "eval": {"loss": 0.5, "all": [1, 2]}, "lr": None}))
+        [('step', 1), ('eval.loss', 0.5)]
+    """
+    for key, value in entry.items():
+        name = f"{before}{key}"
+        if isinstance(value, dict):
+            if depth < _DEPTH:
+                yield from flat(value, f"{name}.", depth + 1)
+        elif isinstance(value, bool):
+            yield name, int(value)
+        elif isinstance(value, int | float | str):
+            yield name, value
+
+
+READERS = {"jsonl": JsonLines()}

@@ -1,0 +1,49 @@
+"""NanoGPT speedrun: logs of its records and of its benchmark of optimizers (MIT).
+
+Source: github.com/KellerJordan/modded-nanogpt; Jordan et al.
+"""
+
+from typing import ClassVar, final
+
+import numpy as np
+
+from haltwise.curves.raw import RawRuns
+from haltwise.curves.readers.archives import Archive, Arrays, ragged, texts
+
+__all__ = ["READERS", "NanoGpt"]
+
+
+@final
+class NanoGpt(Archive):
+    """Validation losses by step; tracks, whose losses can be compared, are the tasks."""
+
+    needed: ClassVar[frozenset[str]] = frozenset(
+        ("column", "value", "offset", "num_steps", "record", "log")
+    )
+
+    def runs(self, arrays: Arrays) -> RawRuns:
+        found = ragged(arrays["value"], arrays["offset"], [str(n) for n in arrays["column"]])
+        num = len(found)
+        steps = arrays["num_steps"].astype(np.float64)
+        if steps.shape != (num,):
+            raise ValueError(f"num_steps has shape {list(steps.shape)}, not [{num}]")
+        labels = [
+            {"run": f"{record}/{log}", "record": record, "track": record.partition("/")[0]}
+            for record, log in zip(
+                texts(arrays["record"], num), texts(arrays["log"], num), strict=True
+            )
+        ]
+        return RawRuns(
+            found,
+            labels,
+            cost="step",
+            metric="val_loss",
+            direction="min",
+            group="record",
+            task="track",
+            cost_unit="steps",
+            budgets={"step": np.where(steps > 0, steps, np.nan)},
+        )
+
+
+READERS = {"nanogpt": NanoGpt()}

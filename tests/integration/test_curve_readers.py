@@ -1,0 +1,452 @@
+"""Formats of recorded runs, written by the tools themselves or by hand."""
+
+import gzip
+import io
+import json
+import lzma
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loops import record_runs
+
+from haltwise import InputError
+from haltwise._core.errors import DataWarning
+from haltwise.curves import Curves, read
+from haltwise.curves.readers import readers
+
+NAMED: dict[str, Any] = {"cost": "step", "metric": "loss"}
+TABLE = (
+    "run,group,step,loss,acc\na,g,0,3.0,.1\na,g,1,2.0,\nb,h,0,5.0,.2\nb,h,2,nan,.3\nb,h,3,4.5,.4\n"
+)
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def same(one: Curves, other: Curves) -> bool:
+    return (
+        one.columns == other.columns
+        and one.metric == other.metric
+        and one.direction == other.direction
+        and one.cost_unit == other.cost_unit
+        and all(
+            np.array_equal(getattr(one, name), getattr(other, name))
+            for name in ("cost", "offset", "name", "group", "task")
+        )
+        and all(
+            np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True)
+            for name in ("values", "target", "budget")
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "csv.xz"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_table_of_all_runs(tmp_path: Path, suffix: str, line_end: str) -> None:
+    text = TABLE.replace("\n", line_end)
+    if suffix == "tsv":
+        text = text.replace(",", "\t")
+    content = b"\xef\xbb\xbf" + text.encode()
+    pack = {"gz": gzip.compress, "xz": lzma.compress}.get(suffix[4:], bytes)
+    path = tmp_path / f"all.{suffix}"
+    path.write_bytes(pack(content))
+    found = read(path, target=2.5, **NAMED)
+    assert found.name.tolist() == ["g/a", "h/b"]
+    assert found.group.tolist() == ["g", "h"]
+    assert found.cost.tolist() == [0, 1, 0, 2, 3]
+    assert found.columns == ("loss", "acc")
+    np.testing.assert_equal(found.values[:, 0], [3, 2, 5, np.nan, 4.5])
+    np.testing.assert_equal(found.values[:, 1], [0.1, np.nan, 0.2, 0.3, 0.4])
+    assert found.succeeded.tolist() == [True, False]
+    assert found.budget.tolist() == [3, 3]
+    assert found.cost_unit == "step"
+
+
+def test_one_run_a_file_and_groups_by_folder(tmp_path: Path) -> None:
+    for group in ("one", "two"):
+        for name in ("a", "b"):
+            written(tmp_path / group / f"{name}.csv", "step,loss\n0,2\n1,1\n")
+    (tmp_path / "notes.yaml").write_text("no curves")
+    found = read(tmp_path, group="folder", **NAMED)
+    assert found.name.tolist() == ["one/a", "one/b", "two/a", "two/b"]
+    assert found.group.tolist() == ["one", "one", "two", "two"]
+    assert read(tmp_path, group=["x", "x", "y", "z"], **NAMED).group.tolist() == list("xxyz")
+
+
+def test_targets_budgets_and_groups_from_columns(tmp_path: Path) -> None:
+    text = "trial,step,acc,goal,limit,seed\n1,0,.5,.7,9,3\n1,1,.8,.7,9,3\n2,0,.1,.9,7,4\n"
+    path = written(tmp_path / "t.csv", text)
+    found = read(path, cost="step", metric="acc", target="goal", budget="limit", group="seed")
+    assert found.direction == "max"
+    assert found.target.tolist() == [0.7, 0.9]
+    assert found.budget.tolist() == [9, 7]
+    assert found.group.tolist() == ["3", "4"]
+    assert found.success.tolist() == [1, -1]
+    with pytest.raises(InputError, match="'acc' changes within run"):
+        read(path, cost="step", metric="acc", target="acc")
+    kept = read(path, cost="step", metric="acc", columns=["goal"])
+    assert kept.columns == ("acc", "goal")
+
+
+def test_frames_and_files_are_treated_alike(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", TABLE)
+    frame = {
+        "run": ["b", "a", "b", "a", "b"],
+        "group": np.array(["h", "g", "h", "g", "h"], object),
+        "step": [3, 1, 2, 0, 0],
+        "loss": [4.5, 2.0, None, 3.0, 5.0],
+        "acc": [0.4, np.nan, 0.3, 0.1, 0.2],
+    }
+    with pytest.warns(DataWarning, match="were sorted"):
+        found = Curves.from_frame(frame, **NAMED)
+    order = np.argsort(found.name)
+    assert same(found.select(order), read(path, **NAMED))
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_data_frames(library: str) -> None:
+    made = pytest.importorskip(library).DataFrame(
+        {"run": ["a", "a", "b"], "step": [0, 1, 0], "loss": [2.0, None, 3.0]}
+    )
+    found = Curves.from_frame(made, **NAMED)
+    np.testing.assert_equal(found.values[:, 0], [2, np.nan, 3])
+
+
+def test_a_frame_of_times(tmp_path: Path) -> None:
+    times = np.array(["2026-01-01T00:00:10", "2026-01-01T00:00:40"], "datetime64[s]")
+    with pytest.warns(DataWarning, match="times of day"):
+        found = Curves.from_frame({"when": times, "loss": [2.0, 1.0]}, cost="when", metric="loss")
+    assert found.cost.tolist() == [0, 30]
+
+
+# --------------------------------------------------------------------------- what nobody has named
+
+
+def test_what_is_chosen_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", "epoch,step,seconds,loss,val_loss,val_acc\n1,2,3,4,5,6\n")
+    with pytest.warns(DataWarning) as caught:
+        found = read(path)
+    assert [str(entry.message) for entry in caught] == [
+        "nobody named them, so the metric is 'val_loss' (lower is better) and the cost is "
+        "'seconds'; name cost= and metric= to choose"
+    ]
+    assert (found.metric, found.direction, found.cost_unit) == ("val_loss", "min", "seconds")
+
+
+@pytest.mark.parametrize(
+    ("names", "metric", "cost"),
+    [
+        ("_step,_runtime,_timestamp,eval/loss,train/loss", "eval/loss", "_runtime"),
+        ("global_step,epoch,eval_loss,loss", "eval_loss", "global_step"),
+        ("iteration,validation_0-rmse,validation_0-rmse-std", "validation_0-rmse", "iteration"),
+        ("epoch,train_loss,test_loss,lr", "train_loss", "epoch"),
+        ("Step,Loss/train,Accuracy/val", "Accuracy/val", "Step"),
+    ],
+)
+def test_columns_by_their_usual_names(tmp_path: Path, names: str, metric: str, cost: str) -> None:
+    width = names.count(",") + 1
+    rows = "".join(",".join([str(row)] * width) + "\n" for row in (1, 2))
+    path = written(tmp_path / "t.csv", f"{names}\n{rows}")
+    with pytest.warns(DataWarning, match="nobody named"):
+        found = read(path)
+    assert found.metric == metric
+    assert cost not in found.columns
+    assert found.cost.tolist() == [1, 2]
+
+
+def test_time_that_is_not_always_known_is_no_cost(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", "step,seconds,loss\n0,,3\n1,5,2\n")
+    with pytest.warns(DataWarning, match="the cost is 'step'"):
+        assert read(path).num_points.tolist() == [2]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step,loss_a,loss_b\n0,1,2\n", "loss_a and loss_b could all be it; name it"),
+        ("step,global_step,loss\n0,0,2\n", "step and global_step could all be it"),
+        ("step,score\n0,2\n", "which column is the metric. no name says so"),
+        ("run,step,loss\n", "holds no rows"),
+        ("", "does not begin with a line that names its columns"),
+        ("1,2,3\n4,5,6\n", "does not begin with a line that names its columns"),
+        ("step,step,loss\n1,2,3\n", "two columns 'step'"),
+        ("step,loss\n1,2,3\n", "3 cells in row 2, but 2 columns"),
+        ("step,loss\n1\n2,3\n", "1 cells in row 2, but 2 columns"),
+        ('step,loss\n1,"' + "9" * 200_000, "no table of values after row"),
+        ("step,loss\n0,9\n5,8\n0,9\n5,7\n", "as if there were several runs; name the column"),
+        ("step,loss\n-1,9\n5,8\n", "the cost of run 't' goes down to -1"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path / "t.csv", text)
+    with pytest.raises(InputError, match=message):
+        read(path)
+
+
+def test_settings_that_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", TABLE.replace("acc", "score"))
+    for settings, message in (
+        ({"metric": "lose"}, "no column 'lose' of numbers; name one of step, loss, score"),
+        ({"metric": "score", "cost": "step"}, "a lower or a higher 'score' better"),
+        ({"run": "trial"}, "no column 'trial' of runs; name one of run, group, step"),
+        ({**NAMED, "group": "team"}, "run 'g/a' has no 'team'; name one of"),
+        ({**NAMED, "target": "run"}, "'run' holds texts"),
+        ({**NAMED, "target": [1.0]}, "target must be one number or one for each of 2 runs"),
+        ({**NAMED, "group": ["x"]}, "group must have one entry for each of 2 runs"),
+        ({"format": "cvs"}, "unknown format 'cvs'; did you mean 'csv'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(path, **settings)
+
+
+def test_an_unknown_format_lists_those_there_are(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.pdf", "%PDF")
+    with pytest.raises(InputError, match=r"no known format; those are algoperf, .*npz.*csv"):
+        read(path)
+    with pytest.raises(InputError, match=r"no file in .* is of a known format; those are"):
+        read(tmp_path)
+    with pytest.raises(InputError, match="there is no file or folder"):
+        read(tmp_path / "none")
+    written(tmp_path / "t.csv", TABLE)
+    written(tmp_path / "t.jsonl", "{}")
+    with pytest.raises(InputError, match=r"several formats, csv \(1\) and jsonl \(1\)"):
+        read(tmp_path)
+    assert read(tmp_path, format="csv", **NAMED).num_runs == 2
+
+
+def test_a_column_of_numbers_and_texts_is_left_out_and_said(tmp_path: Path) -> None:
+    rows = "".join(f"{step},{step},1\n" for step in range(200_000))
+    path = written(tmp_path / "t.csv", f"step,loss,note\n{rows}200000,3,oops\n")
+    with pytest.warns(DataWarning, match="column 'note' is left out: 'oops' is no number"):
+        assert read(path, **NAMED).columns == ("loss",)
+
+
+def test_a_row_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", "step,loss\n0,3\n1,2\n2")
+    with pytest.warns(DataWarning, match="ends in the middle of a row"):
+        assert read(path, **NAMED).num_points.tolist() == [2]
+    path = written(tmp_path / "t.jsonl", '{"step": 0, "loss": 3}\n{"step": 1, "lo')
+    with pytest.warns(DataWarning, match="ends in the middle of a line"):
+        assert read(path, **NAMED).num_points.tolist() == [1]
+    with pytest.raises(InputError, match=r"line 2 of .* is not JSON"):
+        read(written(path, '{"step": 0, "loss": 3}\n{"step\n{"step": 1, "loss": 2}\n'), **NAMED)
+
+
+# ------------------------------------------------------------------------------------------ loggers
+
+
+def test_weights_and_biases(tmp_path: Path) -> None:
+    chart = (
+        '"Step","sun-1 - val/loss","sun-1 - val/loss__MIN","sun-1 - val/loss__MAX",'
+        '"a - b - val/loss","a - b - val/loss__MIN","a - b - val/loss__MAX"\n'
+        '"0","3","3","3","","",""\n"10","2","2","2","5","5","5"\n'
+    )
+    with pytest.warns(DataWarning, match="the metric is 'val/loss'"):
+        found = read(written(tmp_path / "chart.csv", chart))
+    assert found.name.tolist() == ["sun-1", "a - b"]
+    assert found.columns == ("val/loss",)
+    assert found.cost.tolist() == [0, 10, 10]
+    assert found.values.ravel().tolist() == [3, 2, 5]
+    lines = [
+        {"_step": 0, "_runtime": 1.5, "eval": {"loss": 3.0}, "run": "x", "h": {"bins": [1, 2]}},
+        {"_step": 1, "_runtime": 2.5, "eval": {"loss": "NaN"}, "run": "x", "ok": True},
+        {"_step": 0, "_runtime": 0.5, "eval": {"loss": "Infinity"}, "run": "y", "note": None},
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    found = read(written(tmp_path / "h.jsonl", text), cost="_runtime", metric="eval.loss")
+    assert found.cost.tolist() == [1.5, 2.5, 0.5]
+    np.testing.assert_equal(found.values[:, found.columns.index("eval.loss")], [3, np.nan, np.inf])
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    first = writer(str(tmp_path / "a"), filename_suffix=".1")
+    for step in range(10):
+        first.add_scalar("loss", 10 - step, step, walltime=100 + step)
+        if step % 5 == 4:
+            first.add_scalar("val", 20 - step, step, walltime=100 + step)
+            first.add_histogram("weights", np.arange(9.0), step)
+    first.add_text("note", "hello")
+    first.close()
+    again = writer(str(tmp_path / "a"), filename_suffix=".2", purge_step=8)
+    for step in (8, 9, 10):
+        again.add_scalar("loss", 50 - step, step, walltime=1000 + step, new_style=True)
+    again.close()
+    other = writer(str(tmp_path / "b"))
+    other.add_scalar("loss", 1.5, 3)
+    other.close()
+    with pytest.warns(DataWarning, match="restarted: 3 points"):
+        found = read(tmp_path, metric="val", direction="min")
+    assert found.name.tolist() == ["a", "b"]
+    assert found[0].cost.tolist() == list(range(11))
+    assert found[0].columns["loss"].tolist() == [*range(10, 2, -1), 42, 41, 40]
+    np.testing.assert_equal(found[0].columns["val"], [*[np.nan] * 4, 16, *[np.nan] * 6])
+    seconds = found[0].columns["seconds"]  # the pause of 890 seconds is not counted
+    np.testing.assert_allclose(seconds, [*range(8), 7, 8, 9])
+    path = min((tmp_path / "a").iterdir())
+    content = path.read_bytes()
+    path.write_bytes(content[:-3])
+    with pytest.warns(DataWarning, match="in the middle of a record"):
+        read(path, **NAMED)
+    spoiled = bytearray(content)
+    spoiled[content.index(b"loss") + 7] ^= 1
+    path.write_bytes(spoiled)
+    with pytest.raises(InputError, match="corrupt or no event file"):
+        read(path, **NAMED)
+
+
+def test_lightning(tmp_path: Path) -> None:
+    loggers = pytest.importorskip("lightning.pytorch.loggers")
+    for _ in range(2):
+        logger = loggers.CSVLogger(str(tmp_path), name="digits")
+        for epoch in range(3):
+            logger.log_metrics({"train_loss": 3.0 - epoch, "epoch": epoch}, step=4 * epoch + 3)
+            logger.log_metrics({"val_loss": 4.0 - epoch, "epoch": epoch}, step=4 * epoch + 3)
+        logger.save()
+    found = read(tmp_path, metric="val_loss")
+    assert found.name.tolist() == ["digits/version_0", "digits/version_1"]
+    assert found[0].cost.tolist() == [3, 7, 11]
+    assert found[0].columns["train_loss"].tolist() == [3, 2, 1]
+    assert found[0].columns["val_loss"].tolist() == [4, 3, 2]
+
+
+def test_transformers(tmp_path: Path) -> None:
+    state = pytest.importorskip("transformers").TrainerState(max_steps=20, num_train_epochs=2)
+    for step in range(1, 11):
+        state.log_history.append({"loss": 1 / step, "epoch": step / 10, "step": step})
+        if step % 5 == 0:
+            state.log_history.append({"eval_loss": 2 / step, "epoch": step / 10, "step": step})
+            state.global_step = step
+            folder = tmp_path / "run" / f"checkpoint-{step}"
+            folder.mkdir(parents=True)
+            state.save_to_json(str(folder / "trainer_state.json"))
+    state.log_history.append({"train_runtime": 9.0, "train_loss": 0.3, "step": 10})
+    state.save_to_json(str(tmp_path / "run" / "trainer_state.json"))
+    found = read(tmp_path)
+    assert found.name.tolist() == ["run"]
+    assert found.columns == ("loss", "epoch", "eval_loss")
+    assert (found.metric, found.budget.tolist()) == ("eval_loss", [20])
+    np.testing.assert_allclose(found[0].columns["loss"], 1 / np.arange(1, 11))
+    np.testing.assert_equal(found[0].columns["eval_loss"][[3, 4, 9]], [np.nan, 0.4, 0.2])
+    assert read(tmp_path, cost="epoch").budget.tolist() == [2]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("[" * 100_000, "is not JSON"),
+        ('{"log_history": [1]}', "no log_history, a list of objects"),
+        ('{"log_history": []}', "no entry with a step"),
+        ('{"log_history": [{"step": 1}]}', "no column of numbers|which column is the metric"),
+        ('{"log_history": [' + ",".join(["{}"] * 1_500_000) + "]}", "too many to be parsed"),
+    ],
+)
+def test_hostile_documents(tmp_path: Path, document: str, message: str) -> None:
+    path = written(tmp_path / "trainer_state.json", document)
+    with pytest.raises(InputError, match=message):
+        read(path)
+
+
+def test_our_own_recordings(tmp_path: Path) -> None:
+    for scored in (False, True):
+        folder = tmp_path / str(scored)
+        record_runs(folder, range(2), scored=scored)
+        found = read(folder)
+        assert found.num_runs == 2
+        assert found.metric == ("score" if scored else "loss")
+        assert found[0].cost.tolist() == list(range(found[0].num_points))
+        assert "log_grad" in found.columns
+
+
+# ----------------------------------------------------------------------------------------- archives
+
+
+def test_a_saved_record_is_read_back(tmp_path: Path) -> None:
+    made = Curves.from_runs(
+        [
+            {"seconds": [0.5, 2.0], "acc": [0.1, np.nan], "steps": [1, 2]},
+            {"seconds": [1.0], "acc": [np.inf]},
+        ],
+        cost="seconds",
+        metric="acc",
+        direction="max",
+        target=[0.5, np.nan],
+        budget=9.0,
+        group=["g", "ä"],
+        task=["t", "u"],
+        name=["x", "y"],
+    )
+    made.save(tmp_path / "c.npz")
+    assert same(read(tmp_path / "c.npz"), made)
+    assert same(read("c.npz", data_dir=tmp_path), made)
+
+
+def test_a_matrix_of_losses(tmp_path: Path) -> None:
+    losses = np.array([[3.0, 2.0, np.nan], [3.0, np.nan, 1.0]])
+    np.savez(tmp_path / "m.npz", losses=losses, target=[2.5, 0.5], group=["a", "b"])
+    expected = Curves.from_matrix(losses, target=[2.5, 0.5], group=["a", "b"])
+    assert same(read(tmp_path / "m.npz"), expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_hostile_archives(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+
+    def pack(**contents: bytes) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(f"{name}.npy", content)
+
+    def array(value: Any) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, value)
+        return buffer.getvalue()
+
+    good = array(np.ones((2, 3)))
+    for contents, message in (
+        ({"losses": array(np.array([None, 1]))}, "no .npz file of plain arrays"),
+        ({"losses": good.replace(b"(2, 3)", b"(2, 4)")}, "not as long as its header says"),
+        ({"losses": good.replace(b"(2, 3), }", b"(9**99,)}")}, "no .npz file of plain arrays"),
+        ({"losses": good, "zeros": bytes(300 * 2**20)}, "too many for so small a file"),
+        ({"losses": array(np.ones(3))}, "not as they must be"),
+        ({"losses": array(np.array([["a"]]))}, "not as they must be"),
+        ({"losses": good, "group": array(np.array(["a"]))}, "not as they must be"),
+        ({"losses": array(np.full((2, 3), np.nan))}, "no column|no numbers|which column"),
+    ):
+        pack(**contents)
+        with pytest.raises(InputError, match=message):
+            read(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match="no known format"):
+        read(path)
+
+
+def test_a_bomb_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"step,loss\n" + b"1,2\n" * (9 * 2**20)))
+    with pytest.raises(InputError, match="too much for so small a file"):
+        read(path, **NAMED)
+
+
+def test_columns_that_nearly_nobody_fills_are_refused(tmp_path: Path) -> None:
+    lines = "".join(f'{{"step": {i}, "loss": 1, "c{i}": 1}}\n' for i in range(9000))
+    with pytest.raises(InputError, match=r"would not fit into the memory|too many to be held"):
+        read(written(tmp_path / "t.jsonl", lines), **NAMED)
+    lines = "".join(f'{{"c{i}": 1}}\n' for i in range(20000))
+    with pytest.raises(InputError, match="more than 10000 columns"):
+        read(written(tmp_path / "t.jsonl", lines), **NAMED)
+
+
+def test_general_formats_are_asked_last() -> None:
+    assert list(readers())[-3:] == ["csv", "jsonl", "matrix"]

@@ -1,0 +1,118 @@
+"""The order of rows and of costs, against slow twins."""
+
+import itertools
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from haltwise import InputError
+from haltwise._core.errors import DataWarning
+from haltwise.curves import Curves
+
+COST = st.integers(0, 6)
+VALUE = st.sampled_from((np.nan, 1.0, 2.0, 3.0))
+POINTS = st.lists(st.tuples(COST, VALUE, VALUE), min_size=1, max_size=12)
+
+
+def quiet_runs(points: list[tuple[float, ...]]) -> tuple[Curves, list[str]]:
+    cost, first, second = map(list, zip(*points, strict=True))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = Curves.from_runs([{"cost": cost, "a": first, "b": second}], metric="a")
+    return made, [str(entry.message) for entry in caught]
+
+
+def merged(*rows: tuple[float, ...]) -> tuple[float, ...]:
+    """The last known entry of each column."""
+    return tuple(
+        next((x for x in reversed(column) if not np.isnan(x)), np.nan)
+        for column in zip(*rows, strict=True)
+    )
+
+
+@given(POINTS)
+def test_a_run_goes_on_from_where_its_cost_goes_back_to(points: list[tuple[float, ...]]) -> None:
+    kept: list[tuple[float, ...]] = []
+    held = 0  # points of which everything is kept
+    sizes: list[int] = []
+    for _, rows in itertools.groupby(points, key=lambda point: point[0]):
+        block = list(rows)
+        whole = merged(*block)
+        while kept and kept[-1][0] >= whole[0]:
+            kept.pop()
+            held -= sizes.pop()
+        kept.append(whole)
+        sizes.append(sum(np.array_equal(merged(whole, row), whole, True) for row in block))
+        held += sizes[-1]
+    made, messages = quiet_runs(points)
+    np.testing.assert_equal(np.column_stack([made.cost, made.values]), np.array(kept))
+    lost = len(points) - held
+    expected = [f"left out: {lost} points that later ones of the same or a lower cost replace"]
+    assert messages == (expected if lost else [])
+
+
+@given(st.data())
+def test_rows_of_a_table_stand_in_any_order(data: st.DataObject) -> None:
+    rows = [
+        {"run": run, "group": run[0], "step": float(step), "loss": float(step) + 0.5, "acc": np.nan}
+        for run in ("ax", "ay", "bx")
+        for step in data.draw(st.sets(st.integers(0, 20), min_size=1))
+    ]
+    # Another column, measured at the same costs and written in rows of its own.
+    rows += [{**row, "loss": np.nan, "acc": 0.25} for row in rows if data.draw(st.booleans())]
+    shuffled = data.draw(st.permutations(rows))
+
+    def made(table: list[dict[str, Any]]) -> Curves:
+        frame = {name: [row[name] for row in table] for name in table[0]}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the rows of", DataWarning)
+            curves = Curves.from_frame(frame, cost="step", metric="loss")
+        return curves.select(np.argsort(curves.name))
+
+    one, other = made(rows), made(shuffled)
+    for name in ("cost", "values", "offset", "group", "name", "budget"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.num_points.sum() == len({(row["run"], row["step"]) for row in rows})
+
+
+def framed(rows: list[tuple[Any, ...]]) -> Curves:
+    frame = dict(zip(("run", "cost", "a", "b"), zip(*rows, strict=True), strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        return Curves.from_frame(frame, cost="cost", metric="a")
+
+
+@given(st.lists(POINTS, min_size=2, max_size=3), st.randoms())
+def test_runs_may_be_interleaved(runs: list[list[tuple[float, ...]]], random: Any) -> None:
+    rows = [
+        [(name, 0, 1.0, 1.0), *((name, *point) for point in points)]
+        for name, points in zip("xyz", runs, strict=False)
+    ]
+    order = [run for run, points in enumerate(rows) for _ in points]
+    random.shuffle(order)
+    left = [iter(points) for points in rows]
+    found = framed([next(left[run]) for run in order])
+    for points in rows:
+        mine, alone = found[found.name.tolist().index(points[0][0])], framed(points)
+        np.testing.assert_equal(mine.cost, alone.cost)
+        np.testing.assert_equal(mine.columns["a"], alone.values[:, 0])
+
+
+def test_a_resumed_run_in_a_table_is_not_sorted() -> None:
+    frame = {"run": ["x"] * 5, "step": [0, 1, 2, 1, 2], "loss": [9.0, 8.0, 7.0, 5.0, 4.0]}
+    with pytest.warns(DataWarning, match="left out: 2 points that later ones"):
+        found = Curves.from_frame(frame, cost="step", metric="loss")
+    assert found.values[:, 0].tolist() == [9, 5, 4]
+
+
+def test_names_and_groups_of_another_number_are_refused() -> None:
+    runs = [{"loss": [1.0]}, {"loss": [2.0]}]
+    for name in ("name", "group", "task"):
+        with pytest.raises(InputError, match=f"{name} must have one entry for each of 2 runs"):
+            Curves.from_runs(runs, metric="loss", **{name: ["x"]})
+    with pytest.raises(InputError, match="holds no numbers"):
+        Curves.from_runs([{"loss": ["x"]}], metric="loss")
