@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def test_a_table_of_all_runs(tmp_path: Path, suffix: str, line_end: str) -> None
     if suffix == "tsv":
         text = text.replace(",", "\t")
     content = b"\xef\xbb\xbf" + text.encode()
-    pack = {"gz": gzip.compress, "xz": lzma.compress}.get(suffix[4:], bytes)
+    packs: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "xz": lzma.compress}
+    pack = packs.get(suffix[4:], bytes)
     path = tmp_path / f"all.{suffix}"
     path.write_bytes(pack(content))
     found = read(path, target=2.5, **NAMED)

@@ -112,7 +112,8 @@ def test_a_resumed_run_in_a_table_is_not_sorted() -> None:
 def test_names_and_groups_of_another_number_are_refused() -> None:
     runs = [{"loss": [1.0]}, {"loss": [2.0]}]
     for name in ("name", "group", "task"):
+        wrong: Any = {name: ["x"]}
         with pytest.raises(InputError, match=f"{name} must have one entry for each of 2 runs"):
-            Curves.from_runs(runs, metric="loss", **{name: ["x"]})
+            Curves.from_runs(runs, metric="loss", **wrong)
     with pytest.raises(InputError, match="holds no numbers"):
         Curves.from_runs([{"loss": ["x"]}], metric="loss")

@@ -32,19 +32,23 @@ def curve_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(reading=reading, **given)
 
     command.__doc__ = function.__doc__
-    command.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    for name, text in reversed(_TEXTS.items()):
-        command = click.option(f"--{name}", help=text)(command)
-    command = click.option(
-        "--target-quantile",
-        type=float,
-        help="Without targets: the share of a task's runs that shall fall short of success.",
-    )(command)
-    return click.option(
-        "--direction",
-        type=click.Choice(["min", "max"]),
-        help="Whether lower or higher is better.  [default: told by the metric's name]",
-    )(command)
+    vars(command)["__click_params__"] = vars(function).get("__click_params__", [])
+    offered = [click.option(f"--{name}", help=text) for name, text in _TEXTS.items()]
+    offered += [
+        click.option(
+            "--direction",
+            type=click.Choice(["min", "max"]),
+            help="Whether lower or higher is better.  [default: told by the metric's name]",
+        ),
+        click.option(
+            "--target-quantile",
+            type=float,
+            help="Without targets: the share of a task's runs that shall fall short of success.",
+        ),
+    ]
+    for option in reversed(offered):
+        command = option(command)
+    return command
 
 
 def read_curves(path: str, reading: Mapping[str, Any], data_dir: Path | None) -> Curves:

@@ -61,6 +61,7 @@ def learn(
     curves: Curves,
     *,
     base: Forecast | None = None,
+    beside: Sequence[Rows] = (),
     ended_early: EndedEarly = "failures",
     lost: Sequence[float] = LOST,
     seed: int = 0,
@@ -77,6 +78,7 @@ def learn(
     Args:
         curves: Runs with targets.
         base: A forecast learned elsewhere.
+        beside: Rows of other runs to learn from as well, see `rows_of`; their groups are no matter.
         ended_early: What runs that ended before their budget without success count as. Whether
             they would have succeeded is not known: as failures they make the forecast gloomy where
             good runs were ended too, and left out they leave the doomed ones out.
@@ -108,7 +110,7 @@ def learn(
     features = [curve_features(curve) for curve in curves]
     rows = rows_of(curves, seed, features)
     bases = [base] if base is None or curves.num_runs >= _MANY else [None, base]
-    fitted = [cross_fit(rows, features, folds, seed, one, say) for one in bases]
+    fitted = [cross_fit(rows, features, folds, seed, one, beside, say) for one in bases]
     best = int(np.argmin([_log_loss(curves, chances) for chances in fitted]))
     chosen, chances = (None if len(bases) == 1 else bases[best]), fitted[best]
     scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
@@ -119,7 +121,7 @@ def learn(
         at = GiveUps.of(curves, scores, np.array([level]))
         levels[f"{share:g}"] = Loss(level, float(at.share_saved[0]), float(at.share_lost[0]))
     say("fitting to all runs")
-    forecast = Forecast.fit(rows, seed=seed, base=chosen)
+    forecast = Forecast.fit(Rows.join([rows, *beside]), seed=seed, base=chosen)
     card = CurveCard(
         metric=curves.metric,
         cost_unit=curves.cost_unit,
@@ -245,13 +247,15 @@ def cross_fit(
     folds: npt.NDArray[np.int64],
     seed: int,
     base: Forecast | None = None,
+    beside: Sequence[Rows] = (),
     say: Callable[[str], None] = _silent,
 ) -> list[Floats]:
     """The chances at each point of each run, by a forecast that has not seen the run's fold."""
     chances: list[Floats] = [np.empty(0)] * len(features)
     num_folds = int(folds.max()) + 1
     for fold in range(num_folds):
-        forecast = Forecast.fit(rows.select(folds[rows.run] != fold), seed=seed, base=base)
+        others = Rows.join([rows.select(folds[rows.run] != fold), *beside])
+        forecast = Forecast.fit(others, seed=seed, base=base)
         mine = np.flatnonzero(folds == fold).tolist()
         if mine:
             found = forecast.chance(np.concatenate([features[run] for run in mine]))

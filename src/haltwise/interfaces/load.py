@@ -13,7 +13,9 @@ __all__ = ["load"]
 
 
 @overload
-def load(name_or_path: Literal["training-runs"], own: Iterable[type] = ...) -> CurveModel: ...
+def load(  # type: ignore[overload-overlap]  # a literal is a string, too
+    name_or_path: Literal["training-runs"], own: Iterable[type] = ...
+) -> CurveModel: ...
 
 
 @overload
