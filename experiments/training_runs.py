@@ -18,7 +18,7 @@ import numpy as np
 from haltwise._core.errors import DataWarning
 from haltwise.curves import Curves, read
 from haltwise.curves.forecast import Rows
-from haltwise.curves.learn import Learned, learn, rows_of
+from haltwise.curves.learning import Learned, learn, rows_of
 from haltwise.evaluation.give_up import judge_curves
 
 SETS = {"taskset": 0.15, "nanogpt": 0.15, "lcdb11_error": 0.15}

@@ -112,8 +112,9 @@ def test_a_tree_that_points_beyond_its_end_is_refused(name: str) -> None:
 
 def test_a_forecast_comes_back_from_its_arrays_with_its_base() -> None:
     rows, success, _ = _data(600)
-    given = Rows(rows, success, np.ones(len(rows)), np.arange(len(rows)))
-    base = Forecast.fit(given, seed=0, num_boosted=1)
+    number = np.arange(len(rows))
+    given = Rows(rows, success, np.ones(len(rows)), number, number % 3 == 0)
+    base = Forecast.fit(given, seed=0)
     forecast = Forecast.fit(given, seed=1, base=base)
     again = Forecast.from_arrays(*forecast.to_arrays())
     np.testing.assert_array_equal(again.chance(rows), forecast.chance(rows))
@@ -161,5 +162,6 @@ def test_the_level_is_the_highest_below_which_none_loses_more(share: float, marg
 
 def test_the_score_is_the_chance_per_cost_to_come() -> None:
     curve = Curves.from_matrix([[3.0, 2.0, 1.0]], target=0.0, budget=2.0)[0]
-    # With 2 left a run that fails spends 2 more, one that succeeds 1: 1.5 at even odds.
-    assert per_cost(curve, np.array([0.5, 0.5, 0.5])).tolist() == [0.5 / 1.5, 0.5 / 0.75, np.inf]
+    # With 1 left a run that fails spends 1 more, one that succeeds half: .75 at even odds.
+    # Before a twentieth of the budget nothing is given up.
+    assert per_cost(curve, np.full(3, 0.5)).tolist() == [np.inf, 0.5 / 0.75, np.inf]

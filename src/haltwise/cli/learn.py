@@ -12,7 +12,7 @@ from haltwise._core.version import __version__
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, read_curves
 from haltwise.cli.printing import print_table, say, write_json
-from haltwise.curves.learn import EndedEarly, learn
+from haltwise.curves.learning import EndedEarly, learn
 from haltwise.curves.shipped import pretrained
 from haltwise.evaluation.give_up import judge_learned, with_targets
 from haltwise.report.give_up import levels_table, write_give_up

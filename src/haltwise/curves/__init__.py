@@ -4,6 +4,9 @@
 """
 
 from haltwise.curves.curves import Curve, Curves
+from haltwise.curves.learning import Learned, learn
+from haltwise.curves.model import CurveModel
 from haltwise.curves.readers import read
+from haltwise.curves.shipped import load_curve_model
 
-__all__ = ["Curve", "Curves", "read"]
+__all__ = ["Curve", "CurveModel", "Curves", "Learned", "learn", "load_curve_model", "read"]

@@ -20,6 +20,7 @@ __all__ = ["CurveCard", "CurveModel", "Loss", "Range"]
 
 _KIND = "curve model"
 _FORMAT = 1
+_EARLIEST = 0.05  # of the budget, before which nothing is given up
 
 
 @final
@@ -131,7 +132,7 @@ class CurveModel(CurveRule):
         card: Its card.
 
     Examples:
-        >>> from haltwise.curves.learn import learn
+        >>> from haltwise.curves.learning import learn
         >>> rng = np.random.default_rng(0)
         >>> ends = rng.uniform(0.2, 2.0, 120)  # a run of 30 steps falls from 3 towards its end
         >>> losses = ends[:, None] + (3 - ends[:, None]) * 0.9 ** np.arange(30)
@@ -245,10 +246,15 @@ class CurveModel(CurveRule):
 
 
 def per_cost(curve: Curve, chance: Floats) -> Floats:
-    """The chance per unit of the cost to come; infinite where nothing is left to spend."""
+    """The chance per unit of the cost to come, shape [n].
+
+    It is infinite where nothing is left to spend, and before a twentieth of the budget is spent: of
+    many noisy scores the lowest counts, and the first are the noisiest (measured on AlgoPerf).
+    """
     left = np.maximum(curve.budget - curve.cost, 0.0)
     with np.errstate(divide="ignore"):
         score: Floats = chance / (left * (1 - chance / 2))
+    score[curve.cost < _EARLIEST * curve.budget] = np.inf
     return score
 
 

@@ -10,7 +10,7 @@ import torch
 
 from haltwise._core.errors import DataWarning
 from haltwise.curves.curves import Curves, Floats
-from haltwise.curves.learn import Learned
+from haltwise.curves.learning import Learned
 from haltwise.curves.levels import GiveUps
 from haltwise.curves.model import CurveModel, cost_scale, per_cost
 from haltwise.evaluation.statistics import Interval, jackknife

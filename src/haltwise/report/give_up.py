@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from haltwise.curves.learn import Learned, candidate_levels
+from haltwise.curves.learning import Learned, candidate_levels
 from haltwise.curves.levels import GiveUps
 from haltwise.evaluation.give_up import GiveUpRecord
 from haltwise.report.figures import new_figure

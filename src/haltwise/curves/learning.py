@@ -24,7 +24,7 @@ EndedEarly = Literal["failures", "left out"]
 
 _POINTS = 20  # of a run, evenly spread over its budget, are learned from
 _EASIER, _EASIER_WEIGHT = 2, 0.5  # targets a run beside its own, and the weight of their rows
-_FOLDS = 6
+_FOLDS = 12
 _FEWEST = 10  # successes, and as many failures
 _MANY = 1000  # runs from which a forecast learned elsewhere is no help any more
 _MARGIN = 0.5  # standard errors over groups that a level stays within what may be lost
@@ -200,7 +200,7 @@ def rows_of(curves: Curves, seed: int, features: Sequence[Floats] | None = None)
         features: Those of the runs at their own targets, where they are known already.
     """
     found = features or [curve_features(curve) for curve in curves]
-    parts = [_rows(curves, found, 1.0)]
+    parts = [_rows(curves, found, easier=False)]
     rng = np.random.default_rng(seed)
     reached = np.array([_reached(curve.loss) for curve in curves])
     sign = -1.0 if curves.direction == "max" else 1.0
@@ -216,13 +216,13 @@ def rows_of(curves: Curves, seed: int, features: Sequence[Floats] | None = None)
                 target[mine] = sign * np.maximum(drawn, sign * curves.target[mine])
         known = np.isfinite(target)
         easier = curves.with_targets(target).select(known)
-        part = _rows(easier, [curve_features(curve) for curve in easier], _EASIER_WEIGHT)
+        part = _rows(easier, [curve_features(curve) for curve in easier], easier=True)
         parts.append(part._replace(run=np.flatnonzero(known)[part.run]))
     return Rows.join(parts)
 
 
-def _rows(curves: Curves, features: Sequence[Floats], weight: float) -> Rows:
-    success = curves.success
+def _rows(curves: Curves, features: Sequence[Floats], *, easier: bool) -> Rows:
+    success, weight = curves.success, _EASIER_WEIGHT if easier else 1.0
     parts = []
     for run, (curve, found) in enumerate(zip(curves, features, strict=True)):
         end = success[run] if success[run] >= 0 else curve.num_points
@@ -236,6 +236,7 @@ def _rows(curves: Curves, features: Sequence[Floats], weight: float) -> Rows:
                 np.full(num, success[run] >= 0),
                 np.full(num, weight / max(num, 1)),
                 np.full(num, run),
+                np.full(num, easier),
             )
         )
     return Rows.join(parts)

@@ -1,0 +1,130 @@
+"""`haltwise learn` and `haltwise judge` on runs of a stranger."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from haltwise import Curves, InputError
+from haltwise._core.errors import DataWarning
+from haltwise.cli import cli
+from haltwise.curves import load_curve_model
+from haltwise.curves.learning import folds_of, learn, rows_of
+from haltwise.curves.levels import GiveUps
+from haltwise.evaluation.give_up import judge_curves, judge_learned
+
+
+def some_runs(num: int, seed: int, groups: int = 5) -> Curves:
+    """Runs that fall exponentially, with noise, to ends of which some lie below the target."""
+    rng = np.random.default_rng(seed)
+    ends, speeds = rng.uniform(0.5, 1.6, (num, 1)), rng.uniform(0.05, 0.3, (num, 1))
+    losses = ends + (3 - ends) * np.exp(-speeds * np.arange(40)) + 0.02 * rng.normal(size=(num, 40))
+    return Curves.from_matrix(
+        losses, target=1.0, budget=39.0, group=[f"g{i % groups}" for i in range(num)]
+    )
+
+
+def test_what_is_learned_saves_and_loses_little_on_runs_of_its_kind() -> None:
+    learned = learn(some_runs(200, 0))
+    record = judge_curves(learned.model, some_runs(300, 1))
+    at = record.levels["0.05"]
+    assert at.saved.value > 0.4 * record.oracle_saved
+    assert at.lost.value < 0.1
+    assert record.quarter_auc > 0.8
+    # A card says what its own runs say.
+    own = judge_learned(learned)
+    for name, found in learned.model.card.levels.items():
+        assert own.levels[name].saved.value == pytest.approx(found.saved)
+        assert own.levels[name].lost.value == pytest.approx(found.lost)
+
+
+def test_the_price_is_the_level() -> None:
+    """Giving up below chance / (cost to come) = price is best among those at any other level."""
+    learned = learn(some_runs(300, 0))
+    fresh = some_runs(600, 2)
+    scores = [learned.model.score(curve) for curve in fresh]
+    price = 1 / 30  # thirty steps are worth a success
+    worth = []
+    for factor in (0.1, 1.0, 10.0):
+        level = learned.model.level(price=factor * price)
+        stops = GiveUps.of(fresh, scores, np.array([level]))
+        worth.append(float(price * stops.saved.sum() - stops.lost.sum()))
+    assert worth[1] == max(worth)
+
+
+def test_no_group_is_on_both_sides_of_a_fold() -> None:
+    curves = some_runs(100, 0, groups=9)
+    folds = folds_of(curves, 0)
+    for group in np.unique(curves.group):
+        assert len(np.unique(folds[curves.group == group])) == 1
+    assert set(folds) == set(range(9))
+
+
+def test_easier_targets_are_never_harder() -> None:
+    curves = some_runs(50, 0)
+    rows = rows_of(curves, 0)
+    hopeful = rows.success[rows.run == int(np.flatnonzero(curves.succeeded)[0])]
+    assert hopeful.all()  # a run that meets its target meets every easier one
+    assert rows.weight.sum() == pytest.approx(2 * 50, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": np.nan}, "no run has a target"),
+        ({"target": -9.0}, "0 of 60 runs met their target"),
+        ({"target": 9.0}, "60 of 60 runs met their target"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        learn(some_runs(60, 0).with_targets(change["target"]))
+
+
+def test_one_group_is_warned_of() -> None:
+    with pytest.warns(DataWarning, match="one group"):
+        learn(some_runs(60, 0, groups=1))
+
+
+def test_a_run_without_a_target_cannot_be_forecast() -> None:
+    model = learn(some_runs(60, 0)).model
+    with pytest.raises(InputError, match="no target"):
+        model.score(Curves.from_matrix([[3.0, 2.0]])[0])
+    with pytest.raises(InputError, match=r"no level for a share of 0\.3"):
+        model.level(lost=0.3)
+
+
+def test_commands_write_a_model_a_report_and_a_judgement(tmp_path: Path) -> None:
+    for name, seed in (("past", 0), ("new", 1)):
+        lines = ["run,team,step,loss"]
+        for number, curve in enumerate(some_runs(80, seed)):
+            lines += [
+                f"{number},t{number % 4},{step},{loss}"
+                for step, loss in zip(curve.cost, curve.loss, strict=True)
+            ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    named = ["--cost", "step", "--metric", "loss", "--group", "team", "--target", "1.0"]
+    out, judged = tmp_path / "model", tmp_path / "judged.json"
+    done = CliRunner().invoke(
+        cli, ["learn", str(tmp_path / "past.csv"), *named, "--out", str(out), "--price", "0.02"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "price 0.02" in done.output
+    page = (out / "report.html").read_text()
+    assert "Where it fails" in page
+    assert load_curve_model(out).card.num_groups == 4
+    done = CliRunner().invoke(
+        cli, ["judge", str(out), str(tmp_path / "new.csv"), *named, "--json", str(judged)]
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(judged.read_text())
+    assert (found["runs"], found["groups"]) == (80, 4)
+    assert 0 < found["oracle_saved"] < 1
+    for level in ("0.01", "0.02", "0.05"):
+        assert 0 <= found["levels"][level]["saved"] <= found["oracle_saved"]
+        assert 0 <= found["levels"][level]["lost"] <= 1
+    done = CliRunner().invoke(cli, ["learn", str(tmp_path / "past.csv"), "--out", str(out)])
+    assert done.exit_code != 0
+    assert "there is a model" in str(done.exception or done.output)
