@@ -51,9 +51,9 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "act": {},
         # The LSTM optimizer of L2L: no halting is trained.
         "lstm": {"method": {"name": "none"}, "halting": {"num_steps": 0}},
-        # The thesis to the letter: g = w^T h; a linear read-out of the pooled hidden state; tau = 1;
-        # one price, and one horizon per problem from the p(T) that it implies; one bound; decisions
-        # with the gradient in hand.
+        # The thesis to the letter: g = w^T h; a linear read-out of the pooled hidden state;
+        # tau = 1; one price, and one horizon a problem from the p(T) that it implies; one bound;
+        # decisions with the gradient in hand.
         "thesis": {
             "rule": {
                 "name": "lstm",
