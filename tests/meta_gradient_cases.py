@@ -62,12 +62,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "every step by itself": {"memory": 0},
     "shared gradient": {"settings": {**LSTM, "shared_gradient": True}},
     "indirect gradient": {"settings": {**LSTM, "direct_gradient": False}},
+    "linear update": {"settings": {**LSTM, "direct_gradient": False, "linear_readout": True}},
     "one layer": {"settings": {**LSTM, "num_layers": 1}},
     "features alone": {"readout": False},
     "read-out alone": {"features": "none"},
     "a linear halter that remembers": {"width": 0},
     "the thesis' linear halter": {
-        "method": "softmax",
+        "method": Choice("softmax", {"before_gradient": False}),
         "features": "none",
         "width": 0,
         "memory": 0,
@@ -80,12 +81,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def make(
     rule: str = "lstm",
     settings: dict[str, Any] | None = None,
-    method: str = "stick-breaking",
+    method: str | Choice = "stick-breaking",
     **halter: Any,
 ) -> OptimizerModel:
     """A model in float64 none of whose weights is zero, so that every path counts."""
     card = Card(
-        method=Choice(method),
+        method=Choice(method) if isinstance(method, str) else method,
         price=0.3,
         price_range=100.0,
         horizon=T,

@@ -188,7 +188,7 @@ MEMORY: dict[str, tuple[Callable[[Step], None], str]] = {
     "smaller weight": (set_weight("weights.1", lambda w: w[:, :1]), "weight has the shape"),
     "flat weight": (set_weight("weights.0", lambda w: w.flatten()), "dimensions"),
     "tiny weight": (set_weight("weights.0", lambda w: w[:, :2]), "cannot have -2 inputs"),
-    "other inputs": (set_weight("weights.0", lambda w: w[:, :7]), "2 or 4 inputs and outputs"),
+    "other inputs": (set_weight("weights.0", lambda w: w[:, :7]), "2 or 4 inputs and 1, 2"),
     "smaller bias": (set_weight("biases.1", lambda b: b[:4]), "bias has the shape"),
     "empty bias": (set_weight("biases.0", lambda b: b[:0]), "a layer of 0 units"),
     "weight in double": (set_weight("weights.1", Tensor.double), "weight is torch.float64"),
@@ -196,7 +196,7 @@ MEMORY: dict[str, tuple[Callable[[Step], None], str]] = {
     "freed weight": (set_weight("weights.1", freed), "weight has no memory"),
     "read-out of fewer units": (set_weight("readout_weight", lambda w: w[:, :2]), "shape"),
     "read-out of fewer outputs": (set_weight("readout_weight", lambda w: w[:3]), "expected"),
-    "read-out bias of 3": (set_weight("readout_bias", lambda b: b[:3]), "2 or 4 inputs and out"),
+    "read-out bias of 3": (set_weight("readout_bias", lambda b: b[:3]), "1, 2 or 4 outputs"),
 }
 """Refused by the kernel."""
 

@@ -39,6 +39,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("adam", {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95}),
     "lstm": ("lstm", {"hidden_size": 5, "shared_gradient": False}),
     "lstm shared": ("lstm", {"hidden_size": 5, "num_layers": 1, "shared_gradient": True}),
+    "lstm linear": (
+        "lstm",
+        {"hidden_size": 5, "direct_gradient": False, "linear_readout": True},
+    ),
     "partitioned": (
         "partitioned",
         {
@@ -249,23 +253,27 @@ def test_preprocessing_is_continuous_at_the_threshold(sign: int) -> None:
     assert_close(preprocess_gradient(threshold), expected, rtol=0, atol=2e-9)
 
 
-@pytest.mark.parametrize("direct_gradient", [False, True])
+@pytest.mark.parametrize("reads_out", ["scaled", "direct", "linear"])
 @pytest.mark.parametrize("shared_gradient", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("hidden_size", [1, 5, 20])
 def test_lstm_rule_equals_a_stack_of_torch_cells(
-    hidden_size: int, num_layers: int, shared_gradient: bool, direct_gradient: bool
+    hidden_size: int, num_layers: int, shared_gradient: bool, reads_out: str
 ) -> None:
+    direct_gradient, linear_readout = reads_out == "direct", reads_out == "linear"
     rule = LSTMRule(
         hidden_size,
         num_layers,
         shared_gradient=shared_gradient,
         direct_gradient=direct_gradient,
+        linear_readout=linear_readout,
         output_scale=0.3,
         generator=seeded(),
     ).double()
     rule.requires_grad_(False)
-    rule.readout_bias.add_(randn(len(rule.readout_bias), seed=5))
+    assert (rule.readout_bias is None) == linear_readout
+    if rule.readout_bias is not None:
+        rule.readout_bias.add_(randn(len(rule.readout_bias), seed=5))
     cells = []
     for weight, bias in zip(rule.weights, rule.biases, strict=True):
         cell = nn.LSTMCell(weight.shape[1] - hidden_size, hidden_size, dtype=DOUBLE)
@@ -294,9 +302,11 @@ def test_lstm_rule_equals_a_stack_of_torch_cells(
                 for layer, cell in enumerate(cells):
                     state = cell(value, memory[coordinate, layer])
                     memory[coordinate, layer], value = state, state[0]
-                direction, log_scale, *direct = (
-                    rule.readout_weight @ value[0] + rule.readout_bias
-                ).tolist()
+                read_out = rule.readout_weight @ value[0]
+                if rule.readout_bias is not None:
+                    read_out += rule.readout_bias
+                direction, *others = read_out.tolist()
+                log_scale, *direct = others or [0.0]
                 if direct_gradient:
                     grad = grads[problem, step]
                     normalized = (grad / grad.square().mean().sqrt()).tolist()

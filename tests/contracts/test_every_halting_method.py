@@ -19,7 +19,7 @@ from haltwise.halting import (
     halting_methods,
 )
 from haltwise.models import Card, Choice, HaltingModel
-from haltwise.stop_rules import CostUnit, DecisionTime, ReturnedIterate
+from haltwise.stop_rules import CostUnit, DecisionTime, PosteriorMode, ReturnedIterate
 from haltwise.testing import check_halting_method
 
 HOLD = ("hold_logits",)  # distilled and forecast hazards take what is returned as data
@@ -28,7 +28,10 @@ VARIANTS: dict[str, tuple[HaltingMethod, tuple[str, ...]]] = {
     "distillation": (StickBreaking("distillation"), HOLD),
     "value": (StickBreaking("value"), HOLD),
     "at a constant temperature": (StickBreaking(temperature=2.0, final_temperature=2.0), ()),
-    "the thesis'": (Softmax(temperature=1.0, continuation=None, horizons="sampled"), ()),
+    "the thesis'": (
+        Softmax(temperature=1.0, continuation=None, horizons="sampled", before_gradient=False),
+        (),
+    ),
     "a temperature of its own": (Softmax(temperature_per_price=3.0, continuation=0.5), ()),
     "an early halt": (Graves(0.4), ()),
 }
@@ -96,6 +99,15 @@ def test_policies_differ_by_what_is_paid_for() -> None:
         learned = kind is StickBreaking
         assert (gradients.returns is ReturnedIterate.LEARNED) == learned
         assert (gradients.returns is ReturnedIterate.NEXT) != learned
+
+
+def test_one_increment_decides_with_the_gradient_in_hand_whatever_is_paid_for() -> None:
+    policies = [Softmax(before_gradient=False).policy(unit) for unit in CostUnit]
+    assert [policy.rule for policy in policies] == 2 * [PosteriorMode(DecisionTime.AFTER_GRADIENT)]
+    assert [policy.returns for policy in policies] == [
+        ReturnedIterate.CURRENT,
+        ReturnedIterate.NEXT,
+    ]
 
 
 def test_a_method_without_halting_says_what_to_do_instead() -> None:

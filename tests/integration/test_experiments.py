@@ -127,8 +127,8 @@ def test_an_experiment_goes_on_where_it_was(tmp_path: Path) -> None:
     arguments = ["regression", "--out", str(tmp_path)]
     dry = run("reproduce", *arguments, "--dry-run", cwd=tmp_path)
     steps = dry.stderr.splitlines()
-    assert steps[1] == "[1/7] haltwise train --resume lstm --device cpu"
-    assert steps[4] == "[4/7] price-0.0101.json is there"
+    assert steps[1] == "[1/8] haltwise train --resume lstm --device cpu"
+    assert steps[5] == "[5/8] price-0.0101.json is there"
     done = run("reproduce", *arguments, cwd=tmp_path)  # the first step fails, and so does the whole
     assert done.returncode == 2
-    assert "[2/7]" not in done.stderr
+    assert "[2/8]" not in done.stderr

@@ -15,6 +15,7 @@ from haltwise.models import Card, Choice, load_halting, loading, save_model
 from haltwise.stop_rules import (
     RETURNABLE,
     CostUnit,
+    DecisionTime,
     FixedBudget,
     HazardThreshold,
     PosteriorMode,
@@ -56,7 +57,9 @@ def test_a_card_says_how_to_stop_at_the_cost_of_either_unit(name: str) -> None:
         assert type(rule) is kinds[card.method.name]
         assert returns in RETURNABLE[unit]
         if not isinstance(rule, FixedBudget):
-            assert getattr(rule, "time", None) is unit.decision_time
+            single = card.method.settings.get("before_gradient") is False
+            time = DecisionTime.AFTER_GRADIENT if single else unit.decision_time
+            assert getattr(rule, "time", None) is time
     assert Card.from_json(card.to_json()) == card
 
 

@@ -179,6 +179,45 @@ def test_the_softmax_objective_is_the_bound_at_both_times_of_decision(
     assert_close(found, bound_of_both_times(method, weights, temperature), rtol=1e-12, atol=1e-12)
 
 
+def bound_by_definition(losses: list[float], increments: list[float], price: float) -> float:
+    """Eq. 8 at one horizon and tau = 1, over all steps of it: E_q log p(x|t) - KL(q || p)."""
+    logits = [math.fsum(increments[:t]) for t in range(len(losses))]
+    total = math.fsum(map(math.exp, logits))
+    ratios = [math.exp(-price * t) for t in range(len(losses))]
+    bound = 0.0
+    for loss, logit, ratio in zip(losses, logits, ratios, strict=True):
+        q, prior = math.exp(logit) / total, ratio / math.fsum(ratios)
+        bound += q * (-loss - math.log(q / prior))
+    return bound
+
+
+def test_a_sampled_horizon_of_the_thesis_is_the_exact_expectation_on_average() -> None:
+    """One bound at one horizon a problem, drawn from p(T) with nu = exp(-2 c) (Eq. 13 and 14)."""
+    increments = outputs()["increments"][..., 0]
+    exact, sampled = (
+        Softmax(1.0, continuation=None, horizons=horizons, before_gradient=False)
+        for horizons in ("exact", "sampled")
+    )
+    num, generator = 4000, seeded()
+    drawn = examples(increments=increments)._replace(initial={}, generator=generator)
+    draws = torch.stack([sampled.objective(drawn) for _ in range(num)])
+    for i, price in enumerate(PRICE.tolist()):
+        r, nu = math.exp(-price), math.exp(-2 * price)
+        probs = [r**t * (1 - r ** (t + 1)) * (1 - nu) for t in range(T)]
+        probs.append(1 - math.fsum(probs))  # what is beyond the unroll counts as its end
+        bounds = [
+            bound_by_definition(EXCESS[i, : t + 1].tolist(), increments[i, :t].tolist(), price)
+            for t in range(T + 1)
+        ]
+        expected = -math.fsum(p * bound for p, bound in zip(probs, bounds, strict=True))
+        assert objective(exact, increments=increments)[i].item() == pytest.approx(expected)
+        values = draws[:, i].unsqueeze(1) + torch.tensor(bounds, dtype=DOUBLE)
+        assert (values.abs().min(1).values < 1e-9).all()  # each draw is one horizon's bound
+        assert draws[:, i].std() > 0
+        error = draws[:, i].std().item() / math.sqrt(num)
+        assert abs(draws[:, i].mean().item() - expected) < 4 * error
+
+
 def test_sampled_horizons_are_the_exact_ones_on_average() -> None:
     exact, sampled = Softmax(), Softmax(horizons="sampled")
     generator = seeded()

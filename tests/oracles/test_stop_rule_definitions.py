@@ -138,3 +138,15 @@ def test_hand_made_curves(rule: StopRule, losses: tuple[float, ...], stop: int) 
 def test_an_epsilon_that_means_nothing_is_refused(epsilon: float) -> None:
     with pytest.raises(InputError, match=r"epsilon must lie in \(0, 1\)"):
         PonderThreshold(epsilon)
+
+
+def test_a_single_increment_decides_with_the_gradient_in_hand_alone() -> None:
+    single = Trajectory(
+        TRAJECTORY.loss,
+        TRAJECTORY.excess,
+        outputs={"increments": TRAJECTORY.known("increments")[..., AFTER]},
+    )
+    found = decisions(PosteriorMode(AFTER, 1), single)
+    assert torch.equal(found, decisions(PosteriorMode(AFTER, 1), TRAJECTORY))
+    with pytest.raises(InputError, match="decide with the gradient in hand alone"):
+        decisions(PosteriorMode(BEFORE), single)

@@ -57,9 +57,9 @@ class Coordinatewise:
     biases: list[Tensor]
     """L tensors [4H]."""
     readout_weight: Tensor
-    """Shape [4, H], or [2, H] where k and l are zero."""
+    """Shape [4, H], or [2, H] where k and l are zero, or [1, H] where b is, too."""
     readout_bias: Tensor
-    """Shape [4] or [2]."""
+    """Shape [4], [2] or [1]."""
     scale: float
     """Factor of the updates."""
 
@@ -158,7 +158,10 @@ class Coordinatewise:
     def read_out(self, top: Tensor, grad: Tensor, pooled: Pooled | None = None) -> Tensor:
         """The updates [..., D] for the top layer's output [..., D, H] and gradients [..., D]."""
         readout = nn.functional.linear(top, self.readout_weight, self.readout_bias)
-        direction, log_scale, *direct = readout.unbind(-1)
+        direction, *others = readout.unbind(-1)
+        if not others:
+            return self.scale * direction
+        log_scale, *direct = others
         if direct:
             # The floor keeps a gradient of all zeros at zero: exp(80) is finite in float32.
             log_length = log_rms(grad) if pooled is None else pooled[1]

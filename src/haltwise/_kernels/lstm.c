@@ -46,7 +46,7 @@ enum {
 typedef struct {
     int64_t steps, rows, inputs, hidden, layers;
     int64_t begin, end; /* rows of this call */
-    int64_t outputs;    /* of the read-out: 2 or 4 */
+    int64_t outputs;    /* of the read-out: 1, 2 or 4 */
     int64_t group;      /* rows whose gradients are pooled, a problem's; divides `rows` */
     double scale;       /* of the updates */
     double log_range, threshold; /* of the features of a gradient, exp(-log_range) */
@@ -238,7 +238,7 @@ static void restore_subnormals(unsigned before)
  * of the gradient and, if inputs is 4, of its group's mean; `pooled` [steps, rows / group, 2] is from
  * haltwise_lstm_pool. Then updates [steps, rows] are read out of the top layer: scale exp(b)
  * (a + k n + l m) with (a, b, k, l) = weights[layers] h + biases[layers], [outputs, hidden] and
- * [outputs], n + m the gradient and m its mean over the group, divided by its root mean square.
+ * [outputs], those left out zero, n + m the gradient and m its mean over the group, divided by its root mean square.
  * grad_sums [steps, rows / group, hidden] is the gradient of the top layer's sums over a group;
  * haltwise_lstm_mean writes that layer's means over every group, [rows / group, hidden].
  *

@@ -199,7 +199,7 @@ class Layers:
         weights: L tensors [4H, fan_in + H].
         biases: L tensors [4H].
         readout: Of a coordinatewise optimizer, otherwise None: weight [O, H] and bias [O] of its
-            read-out, where O is 2 or 4, and the factor of its updates.
+            read-out, where O is 1, 2 or 4, and the factor of its updates.
 
     Raises:
         InputError: Shapes, dtypes or devices do not fit each other.
@@ -219,9 +219,9 @@ class Layers:
         if readout is not None:
             weight, bias, scale = readout
             self.num_outputs = num_outputs = bias.numel()
-            if self.num_inputs not in (2, 4) or num_outputs not in (2, 4):
+            if self.num_inputs not in (2, 4) or num_outputs not in (1, 2, 4):
                 raise InputError(
-                    "a coordinatewise LSTM has 2 or 4 inputs and outputs, got "
+                    "a coordinatewise LSTM has 2 or 4 inputs and 1, 2 or 4 outputs, got "
                     f"{self.num_inputs} and {num_outputs}"
                 )
             operands.append(("the read-out's weight", weight, (num_outputs, size)))

@@ -5,6 +5,7 @@ from typing import Self, final
 
 from torch import Tensor
 
+from haltwise._core.errors import require
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules.base import DecisionTime, Memory, StopRule
@@ -36,7 +37,15 @@ class PosteriorMode(StopRule):
         return ("another step is forecast to gain less than its price",)
 
     def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
-        stop = observation.known("increments")[:, self.time] <= 0
+        increments = observation.known("increments")
+        if increments.ndim == 1:
+            require(
+                self.time is DecisionTime.AFTER_GRADIENT,
+                "these increments decide with the gradient in hand alone; choose "
+                "PosteriorMode(DecisionTime.AFTER_GRADIENT)",
+            )
+            increments = increments.unsqueeze(1)
+        stop = increments[:, self.time] <= 0
         return stop & (observation.step >= self.min_steps), memory
 
     @classmethod

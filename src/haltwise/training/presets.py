@@ -51,12 +51,17 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
         "act": {},
         # The LSTM optimizer of L2L: no halting is trained.
         "lstm": {"method": {"name": "none"}, "halting": {"num_steps": 0}},
-        # The thesis to the letter: linear read-out of the pooled hidden state, tau = 1, one price,
-        # one horizon per problem from the p(T) that the price implies.
+        # The thesis to the letter: g = w^T h; a linear read-out of the pooled hidden state;
+        # tau = 1; one price, and one horizon a problem from the p(T) that it implies; one bound;
+        # decisions with the gradient in hand.
         "thesis": {
             "rule": {
                 "name": "lstm",
-                "settings": {"shared_gradient": False, "direct_gradient": False},
+                "settings": {
+                    "shared_gradient": False,
+                    "direct_gradient": False,
+                    "linear_readout": True,
+                },
             },
             "halter": {"width": 0, "memory": 0, "features": "none"},
             "method": {
@@ -66,6 +71,7 @@ PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
                     "continuation": None,
                     "horizons": "sampled",
                     "calibrated": False,
+                    "before_gradient": False,
                 },
             },
             "halting": {"num_steps": 0},

@@ -35,8 +35,9 @@ class LSTMRule(
         g_t = output_scale * exp(b) * (a + k (n - mean n) + l mean n),   n = gamma_t / rms gamma_t
 
     (docs/theory.md, Eq. (rule)), where (a, b, k, l) are linear in the top layer's output, and root
-    mean square and mean are over the problem's coordinates. L2L has only a. The factor exp(b) suits
-    first steps and last corrections that differ by orders of magnitude. With k and l
+    mean square and mean are over the problem's coordinates. L2L and the thesis have only a; with
+    `linear_readout` it is all there is, and without a bias. The factor exp(b) suits first steps
+    and last corrections that differ by orders of magnitude. With k and l
     (`direct_gradient`) the gradient enters undistorted: features on a log scale cannot carry the
     linear arithmetic that separates directions of different curvature. With `shared_gradient` a
     coordinate also reads the problem's mean gradient, preprocessed in the same way: the simplest
@@ -48,6 +49,8 @@ class LSTMRule(
         num_layers: L, number of layers.
         shared_gradient: Whether coordinates read the mean gradient.
         direct_gradient: Whether the update contains the gradient itself, by k and l.
+        linear_readout: Whether the update is output_scale * w^T h and nothing else, as in the
+            thesis. Excludes `direct_gradient`.
         initial_descent: Whether a new rule is normalized gradient descent, slightly perturbed,
             instead of random: a start that makes progress on networks, where random updates
             only teach to keep still. Needs `direct_gradient`.
@@ -55,6 +58,7 @@ class LSTMRule(
         generator: Draws the initial weights.
     """
 
+    readout_bias: nn.Parameter | None
     _prepared: Coordinatewise | None = None
 
     def __init__(
@@ -64,6 +68,7 @@ class LSTMRule(
         *,
         shared_gradient: bool = True,
         direct_gradient: bool = True,
+        linear_readout: bool = False,
         initial_descent: bool = False,
         output_scale: float = 1.0,
         generator: torch.Generator | None = None,
@@ -75,11 +80,15 @@ class LSTMRule(
             direct_gradient or not initial_descent,
             "initial_descent needs direct_gradient to be true",
         )
+        require(
+            not (linear_readout and direct_gradient),
+            "linear_readout leaves the gradient out of the update; set direct_gradient to false",
+        )
         self.hidden_size, self.num_layers = hidden_size, num_layers
         self.shared_gradient, self.direct_gradient = shared_gradient, direct_gradient
         self.output_scale = output_scale
         num_inputs = 4 if shared_gradient else 2
-        num_outputs = 4 if direct_gradient else 2
+        num_outputs = 4 if direct_gradient else 1 if linear_readout else 2
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         bound = hidden_size**-0.5
@@ -94,8 +103,8 @@ class LSTMRule(
         small = 0.1 * bound if initial_descent else bound
         weight = torch.empty(num_outputs, hidden_size, dtype=torch.float32)
         self.readout_weight = nn.Parameter(weight.uniform_(-small, small, generator=generator))
-        self.readout_bias = nn.Parameter(torch.zeros(num_outputs))
-        if initial_descent:
+        self.readout_bias = None if linear_readout else nn.Parameter(torch.zeros(num_outputs))
+        if self.readout_bias is not None and initial_descent:
             nn.init.constant_(self.readout_bias[2:], -1.0)  # k = l = -1
 
     @property
@@ -170,8 +179,8 @@ class LSTMRule(
             *(cotangents.state.get("hidden"), cotangents.state.get("cell")),
             wants_state=wants_state,
         )
-        learned = [layer for pair in zip(self.weights, self.biases, strict=True) for layer in pair]
-        learned += [self.readout_weight, self.readout_bias]
+        layers = (*zip(self.weights, self.biases, strict=True), self._readout)
+        learned = [weight for pair in layers for weight in pair]
         for weight, grad in zip(learned, found, strict=True):
             if weight.requires_grad:
                 weight.grad = grad if weight.grad is None else weight.grad + grad
@@ -182,10 +191,17 @@ class LSTMRule(
         return self._prepared or Coordinatewise(
             _tensors(self.weights),
             _tensors(self.biases),
-            self.readout_weight,
-            self.readout_bias,
+            *self._readout,
             self.output_scale,
         )
+
+    @property
+    def _readout(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the read-out; a bias that there is not is zero."""
+        bias = self.readout_bias
+        if bias is None:
+            return self.readout_weight, self.readout_weight.new_zeros(1)
+        return self.readout_weight, bias
 
 
 def _tensors(parameters: nn.ParameterList) -> list[Tensor]:

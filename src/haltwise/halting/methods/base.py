@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,10 +51,18 @@ class HaltingMethod(ABC):
     halter puts out `num_outputs` raw numbers a step; the method turns them into named outputs.
     """
 
-    output_sizes: ClassVar[Mapping[str, int]]
-    """Numbers a step by name, in the order of the halter's raw outputs; 1 drops the dimension."""
-    has_initial: ClassVar[bool] = False
-    """Whether the objective reads what is put out before step 0."""
+    @property
+    @abstractmethod
+    def output_sizes(self) -> Mapping[str, int]:
+        """Numbers a step by name, in the order of the halter's raw outputs; 1 drops the dimension.
+
+        A constant of the class where no setting changes it.
+        """
+
+    @property
+    def has_initial(self) -> bool:
+        """Whether the objective reads what is put out before step 0."""
+        return False
 
     @property
     def needs_calibration(self) -> bool:

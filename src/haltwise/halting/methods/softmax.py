@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import ClassVar, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -27,8 +26,9 @@ _AFTER, _BEFORE = DecisionTime.AFTER_GRADIENT, DecisionTime.BEFORE_GRADIENT
 class Softmax(HaltingMethod):
     """Learn increments of a logit whose softmax over 0..T is the posterior (thesis Eq. 9-10).
 
-    Outputs `increments` [..., 2], delta_t in units of the temperature with the prior's own
-    increment log r = -c / tau included, for both times of decision; docs/theory.md, Eq. (logits).
+    Outputs `increments`, delta_t in units of the temperature with the prior's own increment
+    log r = -c / tau included: [..., 2] for both times of decision, or [...] with the gradient in
+    hand alone; docs/theory.md, Eq. (logits).
     A new halter, whose raw outputs are zero, reproduces the prior and starts at KL = 0.
     """
 
@@ -44,8 +44,9 @@ class Softmax(HaltingMethod):
     calibrated: bool = True
     """Whether the step below which the mode is not sought is chosen on calibration problems."""
 
-    output_sizes: ClassVar[Mapping[str, int]] = MappingProxyType({"increments": 2})
-    has_initial: ClassVar[bool] = True
+    before_gradient: bool = True
+    """Whether a second increment is learned, for decisions before the gradient; the thesis has
+    one, and decides with the gradient in hand whatever is paid for."""
 
     def __post_init__(self) -> None:
         require_positive(self, "temperature", "temperature_per_price")
@@ -59,6 +60,14 @@ class Softmax(HaltingMethod):
         )
 
     @property
+    def output_sizes(self) -> Mapping[str, int]:
+        return {"increments": 2 if self.before_gradient else 1}
+
+    @property
+    def has_initial(self) -> bool:
+        return self.before_gradient
+
+    @property
     def needs_calibration(self) -> bool:
         return self.calibrated
 
@@ -68,19 +77,21 @@ class Softmax(HaltingMethod):
         return {"increments": increments + log_ratio.reshape(-1, *[1] * (increments.ndim - 1))}
 
     def posterior(self, outputs: Mapping[str, Tensor], time: DecisionTime) -> Posterior:
-        return SoftmaxPosterior(cumulative_logits(outputs["increments"][..., time]))
+        return SoftmaxPosterior(cumulative_logits(self._stream(outputs["increments"], time)))
 
     def objective(self, examples: HaltingExamples) -> Tensor:
-        """Minus the thesis' bound (Eq. 8), in temperatures; the mean over times of decision."""
+        """Minus the thesis' bound (Eq. 8), in temperatures; the mean over both times of decision.
+
+        With one increment it is the bound itself.
+        """
         price, increments = examples.price, examples.outputs["increments"]
         temperature = self._temperature(price)
         weights = self._horizon_weights(examples, temperature)
-        # Before the gradient, the step to come is judged; step 0 when only the price is known.
-        first = examples.initial["increments"][:, _BEFORE].unsqueeze(1)
-        streams = (
-            increments[..., _AFTER],
-            torch.cat((first, increments[:, :-1, _BEFORE]), dim=1),
-        )
+        streams = [self._stream(increments, _AFTER)]
+        if self.before_gradient:
+            # There the step to come is judged; step 0 when only the price is known.
+            first = examples.initial["increments"][:, _BEFORE].unsqueeze(1)
+            streams.append(torch.cat((first, increments[:, :-1, _BEFORE]), dim=1))
         bound = sum(
             halting_bound(
                 examples.excess,
@@ -91,15 +102,15 @@ class Softmax(HaltingMethod):
             )
             for stream in streams
         )
-        return -bound / (2 * temperature)
+        return -bound / (len(streams) * temperature)
 
     def rule(self, time: DecisionTime) -> StopRule:
-        return PosteriorMode(time)
+        return PosteriorMode(self._decided(time))
 
     def candidates(
         self, trajectory: Trajectory, costs: Tensor, time: DecisionTime
     ) -> Sequence[StopRule]:
-        return PosteriorMode.candidates(trajectory, costs, time)
+        return PosteriorMode.candidates(trajectory, costs, self._decided(time))
 
     def forecast_gain(
         self, outputs: Mapping[str, Tensor], rule: StopRule, price: Tensor
@@ -107,7 +118,16 @@ class Softmax(HaltingMethod):
         """Tau delta_t + c, docs/theory.md, Eq. (gain)."""
         if not isinstance(rule, PosteriorMode):
             return None
-        return self._temperature(price) * outputs["increments"][..., rule.time] + price
+        increments = self._stream(outputs["increments"], rule.time)
+        return self._temperature(price) * increments + price
+
+    def _decided(self, time: DecisionTime) -> DecisionTime:
+        """When the rule for decisions at this time is asked."""
+        return time if self.before_gradient else _AFTER
+
+    def _stream(self, increments: Tensor, time: DecisionTime) -> Tensor:
+        """delta_t that a decision at this time reads."""
+        return increments[..., time] if self.before_gradient else increments
 
     def _temperature(self, price: Tensor) -> Tensor:
         """Tau in units of the loss, shape [B]."""
