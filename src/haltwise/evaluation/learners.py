@@ -9,7 +9,6 @@ and returned iterate are then chosen on all of them, as every rule's are.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,6 @@ _MOST_ROWS = 2**17  # of (item, step) to fit a model on
 _FAR = 10.0  # prices, beyond which a value is clear
 _RATE = 0.15  # of running means
 _ROUNDS = 2  # of policy iteration before the last
-_TREES, _FEW_TREES = 60, 30  # of a last forecast, and of one that improves a policy alone
 
 Array = npt.NDArray[Any]
 Scores = list[Array]  # of the tuning and the test items, [n, T] each; higher is stop
@@ -136,11 +134,11 @@ def _boosted(x: Array, y: Array) -> Any:
     return model.fit(x, y).decision_function
 
 
-def _regression(x: Array, y: Array, *, num_trees: int) -> Any:
+def _regression(x: Array, y: Array) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     model = HistGradientBoostingRegressor(
-        max_iter=num_trees, learning_rate=0.15, min_samples_leaf=_leaf(y), l2_regularization=1.0,
+        max_iter=100, learning_rate=0.15, min_samples_leaf=_leaf(y), l2_regularization=1.0,
         early_stopping=False, random_state=0,
     )  # fmt: skip
     return model.fit(x, y).predict
@@ -155,10 +153,9 @@ def _values(x: list[Array], cost: Array) -> Scores:
     """What going on costs more than stopping, the policy iterated as the forecast learns."""
     later = np.minimum.accumulate(cost[:, ::-1], 1)[:, ::-1][:, 1:]  # the best, in hindsight
     for number in range(_ROUNDS + 1):
-        is_last = number == _ROUNDS
-        fit = partial(_regression, num_trees=_TREES if is_last else _FEW_TREES)
+        shown = x if number == _ROUNDS else x[:1]  # the tests, to the last forecast alone
         target = np.clip(later - cost[:, :-1], -_FAR, _FAR)
-        scores = _cross_fitted(fit, x if is_last else x[:1], target)
+        scores = _cross_fitted(_regression, shown, target)
         value = cost.copy()
         for step in reversed(range(target.shape[1])):
             stops = scores[0][:, step] >= 0
