@@ -116,7 +116,7 @@ def learners_option(*, default: bool) -> Callable[[Command], Command]:
         default=default,
         show_default=True,
         help="Whether trees and a logistic regression on all signals are opponents, too; they take "
-        "some twenty seconds for 2,000 problems and a price.",
+        "half a minute for 2,000 problems and a price.",
     )
 
 

@@ -90,7 +90,7 @@ def evaluate(
         device: Where problems are solved; the models are moved there.
         workers: They share the tuning of learning rates, which costs the most; all find the same.
         learners: Whether trees and a logistic regression on all signals are opponents, too; see
-            `haltwise.evaluation.learners`. They take half a minute or so at 4,096 problems.
+            `haltwise.evaluation.learners`. They take about a minute at 4,096 problems.
         announce: Called with a sentence at the start of each part.
 
     Raises:

@@ -57,7 +57,7 @@ def study(
         num_problems: n per seed, for the test and again for tuning.
         device: Where problems are solved.
         learners: Whether trees and a logistic regression on all signals are opponents, too; see
-            `haltwise.evaluation.learners`. They take some twenty seconds a seed and price.
+            `haltwise.evaluation.learners`. They take half a minute a seed and price.
         announce: Called with a sentence at the start of each seed.
 
     Raises:
