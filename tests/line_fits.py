@@ -1,5 +1,6 @@
 """Trainings of a line by SGD, as a plain loop and as data for trainers of other packages."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch.testing import assert_close
 from haltwise import HaltingMonitor
 from haltwise.recordings.runs import RecordedRuns
 
-__all__ = ["assert_same_signals", "line_data", "new_line", "plain_loop"]
+__all__ = ["assert_records_as_plain_loop", "line_data", "new_line", "plain_loop"]
 
 
 def line_data(seed: int) -> torch.utils.data.TensorDataset:
@@ -43,8 +44,12 @@ def plain_loop(monitor: HaltingMonitor, seed: int, num: int) -> nn.Module:
     return model
 
 
-def assert_same_signals(first: Path, second: Path) -> None:
-    """Two directories of runs hold the same, but for rounding."""
-    one, other = (RecordedRuns.load(path).trajectory for path in (first, second))
+def assert_records_as_plain_loop(
+    fit: Callable[[HaltingMonitor, int, int], object], folder: Path
+) -> None:
+    """A trainer that fits with a monitor, a seed and rounds records the same, but for rounding."""
+    fit(HaltingMonitor.recording(folder / "a"), 500, 8)
+    plain_loop(HaltingMonitor.recording(folder / "b"), 500, 8)
+    one, other = (RecordedRuns.load(folder / name).trajectory for name in ("a", "b"))
     assert_close(one.known("signals"), other.known("signals"), rtol=1e-3, atol=1e-3)
     assert_close(one.excess, other.excess, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from haltwise import InputError, OptimizerModel, load
 from haltwise._core.files import load_tensors, save_tensors
 from haltwise._core.json import from_json, to_json
 from haltwise._core.random import stream
-from haltwise.evaluation import EvaluationRecord, evaluate
+from haltwise.evaluation import Evaluation, EvaluationRecord, evaluate
 from haltwise.evaluation.learners import LEARNERS
 from haltwise.evaluation.optimizers import HAND_DESIGNED
 from haltwise.evaluation.records import load_evaluations, save_evaluation
@@ -54,21 +54,20 @@ def untrained(method: str = "stick-breaking", **settings: Any) -> OptimizerModel
     return OptimizerModel(card, stream(0)).requires_grad_(False)
 
 
+def evaluated(models: dict[str, OptimizerModel], num_problems: int, **settings: Any) -> Evaluation:
+    """The evaluation of the first, on `regression-2d` without learners if not told otherwise."""
+    name = settings.pop("family", "regression-2d")
+    given = {"price": 0.05, "horizon": 8, "seed": 5, "learners": False, **settings}
+    return evaluate(models, family(name), family_name=name, num_problems=num_problems, **given)
+
+
 def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(tmp_path: Path) -> None:
     models = {
         "mine": load("regression-2d"),
         "lstm": untrained("none"),
         "thesis": load("regression-2d-thesis"),
     }
-    found = evaluate(
-        models,
-        family("regression-2d"),
-        family_name="regression-2d",
-        price=0.05,
-        horizon=8,
-        seed=5,
-        num_problems=100,
-    )
+    found = evaluated(models, 100, learners=True)
     record, excess = found.record, found.arrays["excess"].double()
     table = costs(excess, 0.05)
     for unit, stopping in record.stopping.items():
@@ -116,15 +115,7 @@ def test_the_iterate_that_a_holding_model_returns_is_judged() -> None:
     model = untrained()
     assert model.halting.halter is not None
     model.halting.halter.biases[-1][2] = 8.0  # log-odds of holding
-    found = evaluate(
-        {"mine": model},
-        family("regression-2d"),
-        family_name="regression-2d",
-        price=0.05,
-        horizon=8,
-        seed=5,
-        num_problems=100,
-    )
+    found = evaluated({"mine": model}, 100)
     cost = found.arrays["cost.gradients.learned"]
     stopped = cost < 8
     assert stopped.any()
@@ -136,18 +127,9 @@ def test_the_iterate_that_a_holding_model_returns_is_judged() -> None:
 def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
     """The means stand beside what a loop over the problems by hand gives."""
     model = untrained(initial_descent=True, output_scale=0.03)
-    digits = family("digits-mlp")
-    record = evaluate(
-        {"mine": model},
-        digits,
-        family_name="digits-mlp",
-        price=0.01,
-        horizon=3,
-        seed=5,
-        num_problems=32,
-    ).record
+    record = evaluated({"mine": model}, 32, family="digits-mlp", price=0.01, horizon=3).record
     assert record.lbfgs == []  # its line search cannot work on minibatches
-    batch = digits.sample(32, stream(5, "test"))
+    batch = family("digits-mlp").sample(32, stream(5, "test"))
     assert isinstance(batch, ModuleBatch)
     params, state, seen = batch.start, model.rule.init(batch.start), []
     with torch.no_grad():
@@ -182,15 +164,9 @@ def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], sentence: str) -> None:
-    given: dict[str, Any] = {
-        "models": {"mine": untrained()},
-        "price": 0.1,
-        "horizon": 5,
-        "num_problems": 100,
-    }
-    given |= settings
+    given: dict[str, Any] = {"models": {"mine": untrained()}, "num_problems": 100, **settings}
     with pytest.raises(InputError, match=sentence):
-        evaluate(family=family("regression-2d"), family_name="x", seed=0, **given)
+        evaluated(**given)
 
 
 # ----------------------------------------------------------------------------------------- files
@@ -271,15 +247,7 @@ def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path) -> None:
 
 def test_rules_are_tuned_on_the_tuning_problems() -> None:
     model, unit = load("regression-2d"), CostUnit.GRADIENTS
-    found = evaluate(
-        {"mine": model},
-        family("regression-2d"),
-        family_name="regression-2d",
-        price=0.05,
-        horizon=8,
-        seed=5,
-        num_problems=64,
-    )
+    found = evaluated({"mine": model}, 64)
     batch = family("regression-2d").sample(64, stream(5, "tune"))
     tuned = tune_baselines(record(model.rule, batch, 8), unit, 0.05)
     for name, each in tuned.items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from line_fits import assert_same_signals, line_data, new_line, plain_loop
+from line_fits import assert_records_as_plain_loop, line_data, new_line, plain_loop
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -70,9 +70,10 @@ class TestLightning:
         return HaltingCallback(*arguments, **settings)
 
     def test_it_records_and_stops_as_a_plain_loop(self, sgd_stopper: Path, tmp_path: Path) -> None:
-        self.fit(self.callback(HaltingMonitor.recording(tmp_path / "a")), 500, 8, tmp_path)
-        plain_loop(HaltingMonitor.recording(tmp_path / "b"), 500, 8)
-        assert_same_signals(tmp_path / "a", tmp_path / "b")
+        assert_records_as_plain_loop(
+            lambda monitor, seed, num: self.fit(self.callback(monitor), seed, num, tmp_path),
+            tmp_path,
+        )
         stops = []
         for seed in range(500, 504):
             expected, monitor = HaltingMonitor(sgd_stopper), HaltingMonitor(sgd_stopper)

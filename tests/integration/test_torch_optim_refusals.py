@@ -1,8 +1,6 @@
 """Steps that are not finite, losses that are missing, and parameters that cannot be moved."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +15,7 @@ from networks import (
     given_grads,
     numbers,
 )
+from programs import use_distributed
 from random_models import random_model
 from torch import Tensor, nn
 
@@ -277,25 +276,15 @@ def test_parameters_that_are_not_whole_and_in_memory_are_refused(
 
 
 def test_distributed_parameters_are_refused() -> None:
-    code = """
-import torch, torch.distributed as dist
-from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+    shown = use_distributed("""
 from haltwise import HaltingMonitor, LearnedOptimizer
-dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-spread = distribute_tensor(torch.ones(3), init_device_mesh("cpu", (1,)), [Replicate()])
-param = torch.nn.Parameter(spread)
 for use in (LearnedOptimizer, HaltingMonitor.recording("x").start):
     try:
-        use([param])
+        use([torch.nn.Parameter(spread)])
     except ValueError as error:
         print(error)
-dist.destroy_process_group()
-"""
-    child = subprocess.run(
-        [sys.executable, "-O", "-c", code], check=False, capture_output=True, text=True, timeout=120
-    )
-    assert child.returncode == 0, child.stderr
-    assert child.stdout.count("is a DTensor on cpu, which is not whole") == 2
+""")
+    assert shown.count("is a DTensor on cpu, which is not whole") == 2
 
 
 def test_a_parameter_class_of_ones_own_is_optimized() -> None:

@@ -44,10 +44,7 @@ _COORDINATES = 2**18  # of all problems together, unless told otherwise
     help="Problems, or processes, to choose on.  [default: 4096, for networks down to 64]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the problems.")
-@options.json_option
-@options.own_classes
-@options.data_directory
-@options.threads_option
+@options.measuring_options
 def command(
     run: str,
     family: str | None,

@@ -24,10 +24,7 @@ _COORDINATES = 2**16  # of all problems together
 @options.horizon_option
 @click.option("--num-problems", type=int, help="Problems.  [default: 128, for networks down to 8]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the problems.")
-@options.json_option
-@options.own_classes
-@options.data_directory
-@options.threads_option
+@options.measuring_options
 def command(
     run_or_name: str,
     family: str | None,

@@ -41,20 +41,12 @@ _COORDINATES = 2**18  # of all test problems together, unless told otherwise
     multiple=True,
     help="Another self-stopping optimizer to judge beside it; may be repeated.",
 )
-@click.option(
-    "--learners/--no-learners",
-    default=True,
-    show_default=True,
-    help="Whether trees and a logistic regression on all signals are opponents, too.",
-)
+@options.learners_option(default=True)
 @click.option(
     "--out", type=options.PATH, help="Directory of the record.  [default: the run, or runs/NAME]"
 )
-@options.json_option
-@options.own_classes
-@options.data_directory
 @options.device_option
-@options.threads_option
+@options.measuring_options
 def command(
     run_or_name: str,
     family: str | None,

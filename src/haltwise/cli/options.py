@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ __all__ = [
     "horizon_option",
     "joined",
     "json_option",
+    "learners_option",
+    "measuring_options",
     "model_name",
     "own_classes",
     "price_option",
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 PATH = click.Path(path_type=Path)
+
+Command = Callable[..., None]
 
 
 def _load_own(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> list[type]:
@@ -96,6 +100,24 @@ threads_option = click.option(
     callback=_set_threads,
     help="CPU threads.  [default: PyTorch's]",
 )
+
+
+def measuring_options(command: Command) -> Command:
+    """Give a command what all that measure weights on problems take."""
+    for option in (threads_option, data_directory, own_classes, json_option):
+        command = option(command)
+    return command
+
+
+def learners_option(*, default: bool) -> Callable[[Command], Command]:
+    """`--learners`, of commands that judge stops."""
+    return click.option(
+        "--learners/--no-learners",
+        default=default,
+        show_default=True,
+        help="Whether trees and a logistic regression on all signals are opponents, too; they take "
+        "half a minute for 2,000 problems and a price.",
+    )
 
 
 def joined(device: torch.device) -> tuple[torch.device, Workers]:

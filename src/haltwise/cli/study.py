@@ -52,18 +52,9 @@ __all__ = ["command"]
     show_default=True,
     help="Test problems of a seed; as many again for tuning.",
 )
-@click.option(
-    "--learners/--no-learners",
-    default=False,
-    show_default=True,
-    help="Whether trees and a logistic regression on all signals are opponents, too; they take a "
-    "minute a seed and price.",
-)
-@options.json_option
-@options.own_classes
-@options.data_directory
+@options.learners_option(default=False)
 @options.device_option
-@options.threads_option
+@options.measuring_options
 def command(
     run_or_name: str,
     others: tuple[str, ...],

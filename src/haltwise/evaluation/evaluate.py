@@ -90,7 +90,7 @@ def evaluate(
         device: Where problems are solved; the models are moved there.
         workers: They share the tuning of learning rates, which costs the most; all find the same.
         learners: Whether trees and a logistic regression on all signals are opponents, too; see
-            `haltwise.evaluation.learners`. They take a minute or two at 4,096 problems.
+            `haltwise.evaluation.learners`. They take about a minute at 4,096 problems.
         announce: Called with a sentence at the start of each part.
 
     Raises:
@@ -171,19 +171,17 @@ def judge_model(
     tuning: Trajectory,
     unit: CostUnit,
     price: float,
-    *,
-    learners: bool = True,
+    opponents: dict[str, Stops],
 ) -> tuple[StoppingRecord, dict[str, Stops]]:
     """Judge the stops of a halting model beside those of rules tuned on other items.
 
-    Both trajectories have the model's outputs; the tuning items stayed finite. The stops returned
-    beside the record are those of every rule on the test items that stayed finite.
+    Both trajectories have the model's outputs; the tuning items stayed finite. `opponents` have
+    stops on the test items that stayed finite, and so have all rules in what is returned beside the
+    record.
     """
     kept, time = keep_finite(test), unit.decision_time
     policies = choose_policies(model, tuning, unit, price)
-    stops = {name: Stops.by(policy, kept, unit) for name, policy in policies.items()}
-    if learners:
-        stops |= learned_opponents(tuning, kept, unit, price)
+    stops = {name: Stops.by(policy, kept, unit) for name, policy in policies.items()} | opponents
     settings = model.method.candidates(kept, costs(kept.excess, price), time)
     judged = judge(
         kept,
@@ -216,8 +214,10 @@ def _judge_both(
         "posterior": posterior.log_prob().exp(),
         "oracle": costs(kept.excess.double(), price).argmin(1),
     }
+    opponents = learned_opponents(tuning, kept, CostUnit, price) if learners else {}
     for unit in CostUnit:
-        records[unit], stops = judge_model(model, test, tuning, unit, price, learners=learners)
+        others = opponents.get(unit, {})
+        records[unit], stops = judge_model(model, test, tuning, unit, price, others)
         for name, each in stops.items():
             arrays[f"cost.{unit.value}.{name}"] = each.cost
             arrays[f"j.{unit.value}.{name}"] = each.j(price)

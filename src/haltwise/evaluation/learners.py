@@ -7,7 +7,7 @@ Scores on the tuning items come from models that were fitted on the other half o
 and returned iterate are then chosen on all of them, as every rule's are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -30,32 +30,40 @@ _FEWEST = 50  # tuning items
 _MOST_ROWS = 2**17  # of (item, step) to fit a model on
 _FAR = 10.0  # prices, beyond which a value is clear
 _RATE = 0.15  # of running means
-_ROUNDS = 2  # of policy iteration
+_ROUNDS = 2  # of policy iteration before the last
 
 Array = npt.NDArray[Any]
 Scores = list[Array]  # of the tuning and the test items, [n, T] each; higher is stop
 
 
 def learned_opponents(
-    tuning: Trajectory, test: Trajectory, unit: CostUnit, price: float
-) -> dict[str, Stops]:
-    """The stops of each opponent on the test items, by name.
+    tuning: Trajectory, test: Trajectory, units: Iterable[CostUnit], price: float
+) -> dict[CostUnit, dict[str, Stops]]:
+    """The stops of each opponent on the test items, by unit of cost and by name.
 
     None where no signals are shown, there are too few tuning items, or all of these are alike.
+    They are fitted on as many threads as PyTorch has.
     """
+    from threadpoolctl import threadpool_limits
+
+    found: dict[CostUnit, dict[str, Stops]] = {unit: {} for unit in units}
     if tuning.signals is None or test.signals is None or tuning.num_items < _FEWEST:
-        return {}
+        return found
     plain = [_features(each, price) for each in (tuning, test)]
     label = _best_now(tuning, price)
     if label.all() or not label.any():
-        return {}
+        return found
     rich = [_with_history(each) for each in plain]
-    found = {
-        "logistic_signals": _cross_fitted(_logistic, plain, label),
-        "boosted_trees": _cross_fitted(_boosted, rich, label),
-        "value_trees": _values(rich, _gains(tuning, unit, price)),
-    }
-    return {name: _stops(scores, tuning, test, unit, price) for name, scores in found.items()}
+    with threadpool_limits(torch.get_num_threads()):
+        classified = {  # what is best in hindsight is so in every unit
+            "logistic_signals": _cross_fitted(_logistic, plain, label),
+            "boosted_trees": _cross_fitted(_boosted, rich, label),
+        }
+        for unit, stops in found.items():
+            scores = {**classified, "value_trees": _values(rich, _gains(tuning, unit, price))}
+            for name, each in scores.items():
+                stops[name] = _stops(each, tuning, test, unit, price)
+    return found
 
 
 def _features(trajectory: Trajectory, price: float) -> Array:
@@ -90,16 +98,18 @@ def _gains(trajectory: Trajectory, unit: CostUnit, price: float) -> Array:
 
 
 def _cross_fitted(fit: Callable[[Array, Array], Any], x: list[Array], y: Array) -> Scores:
-    """Scores of models fitted on each half of the tuning items, of the other half and of tests."""
-    half = np.arange(len(y)) % 2
-    own, other = np.zeros(y.shape), np.zeros(x[1].shape[:2])
+    """Scores of models fitted on each half of the tuning items: of the other half, and of tests."""
+    half, own, both = np.arange(len(y)) % 2, np.zeros(y.shape), []
     for side in (0, 1):
         rows = np.flatnonzero(half == side)[: max(1, _MOST_ROWS // y.shape[1])]
         predict = fit(x[0][rows].reshape(-1, x[0].shape[-1]), y[rows].reshape(-1))
-        judged = x[0][half != side]
-        own[half != side] = predict(judged.reshape(-1, judged.shape[-1])).reshape(judged.shape[:2])
-        other += predict(x[1].reshape(-1, x[1].shape[-1])).reshape(other.shape) / 2
-    return [own, other]
+        own[half != side] = _at_each_step(predict, x[0][half != side])
+        both.append([_at_each_step(predict, each) for each in x[1:]])
+    return [own, *((one + other) / 2 for one, other in zip(*both, strict=True))]
+
+
+def _at_each_step(predict: Callable[[Array], Array], x: Array) -> Array:
+    return predict(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2])
 
 
 def _logistic(x: Array, y: Array) -> Any:
@@ -118,8 +128,8 @@ def _boosted(x: Array, y: Array) -> Any:
     if y.all() or not y.any():
         return lambda new: np.full(len(new), float(y[0]))
     model = HistGradientBoostingClassifier(
-        max_iter=100, max_leaf_nodes=15, min_samples_leaf=_leaf(y), l2_regularization=5.0,
-        early_stopping=False, random_state=0,
+        max_iter=50, learning_rate=0.2, max_leaf_nodes=15, min_samples_leaf=_leaf(y),
+        l2_regularization=5.0, early_stopping=False, random_state=0,
     )  # fmt: skip
     return model.fit(x, y).decision_function
 
@@ -142,10 +152,10 @@ def _leaf(y: Array) -> int:
 def _values(x: list[Array], cost: Array) -> Scores:
     """What going on costs more than stopping, the policy iterated as the forecast learns."""
     later = np.minimum.accumulate(cost[:, ::-1], 1)[:, ::-1][:, 1:]  # the best, in hindsight
-    scores: Scores = []
-    for _ in range(_ROUNDS + 1):
+    for number in range(_ROUNDS + 1):
+        shown = x if number == _ROUNDS else x[:1]  # the tests, to the last forecast alone
         target = np.clip(later - cost[:, :-1], -_FAR, _FAR)
-        scores = _cross_fitted(_regression, x, target)
+        scores = _cross_fitted(_regression, shown, target)
         value = cost.copy()
         for step in reversed(range(target.shape[1])):
             stops = scores[0][:, step] >= 0

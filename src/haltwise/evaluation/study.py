@@ -57,7 +57,7 @@ def study(
         num_problems: n per seed, for the test and again for tuning.
         device: Where problems are solved.
         learners: Whether trees and a logistic regression on all signals are opponents, too; see
-            `haltwise.evaluation.learners`. They take a minute a seed and price.
+            `haltwise.evaluation.learners`. They take half a minute a seed and price.
         announce: Called with a sentence at the start of each seed.
 
     Raises:
@@ -97,10 +97,9 @@ def study(
             parts.append(map_tensors(whole.select(kept), Tensor.cpu))
             num_left_out += whole.num_items - len(kept)
         for price in prices:
+            opponents = learned_opponents(parts[1], parts[0], CostUnit, price) if learners else {}
             for unit in CostUnit:
-                stops = _stops(models, parts, unit, price)
-                if learners:
-                    stops |= learned_opponents(parts[1], parts[0], unit, price)
+                stops = _stops(models, parts, unit, price) | opponents.get(unit, {})
                 cell = judge(parts[0], stops, unit, price=price)
                 judged.setdefault((price, unit), []).append(cell)
     return StudyRecord(
@@ -139,7 +138,9 @@ def judge_runs(
         "alike",
     )
     runs, others = (model.attach(each.trajectory, price) for each in pair)
-    return judge_model(model, runs, keep_finite(others), CostUnit.UPDATES, price)[0]
+    unit, others = CostUnit.UPDATES, keep_finite(others)
+    opponents = learned_opponents(others, keep_finite(runs), [unit], price)[unit]
+    return judge_model(model, runs, others, unit, price, opponents)[0]
 
 
 def _same_rule(one: OptimizerModel, other: OptimizerModel) -> bool:

@@ -1,26 +1,21 @@
 """A learned optimizer behind the interface of `torch.optim`."""
 
 import copy
-import math
 import warnings
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate, chain
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.settings import real_number, whole_number
-from haltwise._core.tensors import is_plain, undisturbed
+from haltwise._core.tensors import undisturbed
 from haltwise.halting.posteriors import Posterior
-from haltwise.halting.session import HaltingSession
-from haltwise.interfaces.run import price_of_each, warn_of_prices
+from haltwise.interfaces.torch_optim import states
 from haltwise.interfaces.torch_optim.chunks import (
     UpdateStatistics,
     init_state,
@@ -29,10 +24,16 @@ from haltwise.interfaces.torch_optim.chunks import (
     pool,
     working_dtype,
 )
+from haltwise.interfaces.torch_optim.groups import (
+    Group,
+    GroupModels,
+    Record,
+    Weights,
+    head_of,
+    name_of,
+    num_coordinates,
+)
 from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_, init_tensors
-from haltwise.models.files import fingerprint
-from haltwise.models.loading import load
-from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
 from haltwise.stop_rules import CostUnit, DecisionTime, takes_update
@@ -41,13 +42,6 @@ from haltwise.update_rules import PooledGradient
 __all__ = ["LearnedOptimizer"]
 
 _NONFINITE = ("skip", "raise")
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_FRESH = {"step": 0, "skipped": 0, "judged": 0}
-_JUDGED = ("session", "outputs", "stop")
-
-Weights = str | Path | OptimizerModel
-Group = dict[str, Any]
-Record = dict[str, Any]
 
 
 class _Part(NamedTuple):
@@ -140,8 +134,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
         self.nonfinite = nonfinite
         self.chunk_size, self.guard = whole_number("chunk_size", chunk_size), guard
-        self._models: dict[str, OptimizerModel] = {}
-        self._casts: dict[object, OptimizerModel] = {}
+        self._models = GroupModels()
         self._moved: list[_Problem] = []  # by the learned rule, at the last step
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
@@ -157,86 +150,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
             InputError: A setting or a parameter is impossible, or the weights do not fit.
         """
         group = dict(param_group)
-        weights = group.get("weights", self.defaults["weights"])
-        require(
-            isinstance(weights, Weights),
-            f"weights must be a name, a path or an OptimizerModel, got {weights!r:.100}; a "
-            "learning rate is given by its name, as lr=0.5",
-        )
-        if isinstance(weights, OptimizerModel):  # copied: meta-training may go on
-            model, group["weights"] = copy.deepcopy(weights), "OptimizerModel"
-        else:
-            model, group["weights"] = load(weights), str(weights)
-        group["digest"] = fingerprint(model)
+        group.setdefault("weights", self.defaults["weights"])
+        self._models.add(group)
         super().add_param_group(group)
-        self._models.setdefault(group["digest"], model.eval().requires_grad_(False))
         try:
-            self._check(group)
+            self._models.check(group)
         except InputError:
             self.param_groups.pop()
             raise
-
-    def _check(self, group: Group) -> None:
-        _check_settings(group)
-        for number, param in enumerate(group["params"]):
-            require(
-                is_plain(param),
-                f"{_name(group, number)} is a {type(param).__name__} on {param.device}, which is "
-                "not whole and in memory; sharded (FSDP, DTensor), lazy and meta parameters are "
-                "not supported: replicate the module (DistributedDataParallel) or initialize it",
-            )
-            require(
-                param.dtype in _DTYPES and param.layout == torch.strided,
-                f"{_name(group, number)} is a {param.layout} tensor of {param.dtype}; only dense "
-                "tensors of real floating-point numbers can be optimized (view complex ones by "
-                "torch.view_as_real)",
-            )
-            require(
-                not param.is_inference(),
-                f"{_name(group, number)} was made in inference mode, so it has no gradients and "
-                "cannot be changed; make it outside of torch.inference_mode()",
-            )
-        if group["price"] is not None:
-            halting = self._models[group["digest"]].halting
-            like = torch.zeros((), dtype=working_dtype(_head_of(group)), device="cpu")
-            price = price_of_each(halting, group["price"], 1, like)
-            warn_of_prices(halting, price, 4)
-            group["price"] = price.item()
-        self._leaf_of_each(group)
-
-    def _leaf_of_each(self, group: Group) -> list[int]:
-        """Which of the rule's leaves moves each of the group's parameters."""
-        if not group["params"]:
-            return []
-        rule, name = self._models[group["digest"]].rule, group["weights"]
-        dim = _num_coordinates(group["params"])
-        try:
-            ends = list(accumulate(size for _, size in leaves(rule, dim)))
-        except InputError as error:
-            raise InputError(
-                f"the weights {name!r} do not fit this parameter group: {error}; give them the "
-                "parameters they were meta-trained for, without frozen ones"
-            ) from None
-        found, end = [], 0
-        for number, param in enumerate(group["params"]):
-            begin, end = end, end + param.numel()
-            leaf = bisect_left(ends, end)
-            border = ends[leaf - 1] if leaf else 0
-            require(
-                begin >= border,
-                f"the weights {name!r} have another rule from coordinate {border} on, which lies "
-                f"within {_name(group, number)}; order the parameters as in meta-training",
-            )
-            found.append(leaf)
-        return found
-
-    def _cast(self, group: Group, like: Tensor) -> OptimizerModel:
-        """The group's weights where `like` is, in its working dtype."""
-        dtype = working_dtype(like)
-        key = group["digest"], like.device, dtype
-        if key not in self._casts:
-            self._casts[key] = copy.deepcopy(self._models[group["digest"]]).to(like.device, dtype)
-        return self._casts[key]
 
     # --------------------------------------------------------------------------------- stepping
 
@@ -297,20 +218,20 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for problem, (readout, products) in zip(followed, moved, strict=True):
             if self.guard:
                 lr = float(problem.group["lr"])
-                dim = _num_coordinates(problem.params)
+                dim = num_coordinates(problem.params)
                 size = float(products[0, 1, 1]) / dim / lr**2 if lr else None
                 self._guard_of(problem).note_learned_step(size)
             problem.record["step"] += 1
             if loss is not None:
                 self._judge(problem, loss, readout, products)
         for group, record in self._records() if self.guard else ():
-            if "stop" in record and record["step"] >= self._models[group["digest"]].card.horizon:
+            if "stop" in record and record["step"] >= self._models.of(group).card.horizon:
                 record["stop"] = torch.ones_like(record["stop"])
 
     # ------------------------------------------------------------------------------------- guard
 
     def _guard_of(self, problem: _Problem) -> Guard:
-        card = self._models[problem.group["digest"]].card
+        card = self._models.of(problem.group).card
         price = problem.group["price"]
         state, step = problem.record.setdefault("guard", {}), problem.record["step"]
         return Guard(state, step, card.horizon, card.price if price is None else price)
@@ -375,19 +296,21 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The group's tensors that have a gradient, and what is pooled of it."""
         params: list[Tensor] = group["params"]
         by_leaf: dict[int, list[Tensor]] = {}
-        for number, (param, leaf) in enumerate(zip(params, self._leaf_of_each(group), strict=True)):
+        for number, (param, leaf) in enumerate(
+            zip(params, self._models.leaf_of_each(group), strict=True)
+        ):
             self._check_unchanged(group, number)
             if param.grad is None or param.numel() == 0:
                 continue
             require(
                 param.grad.layout == torch.strided,
-                f"the gradient of {_name(group, number)} is sparse ({param.grad.layout}), which "
+                f"the gradient of {name_of(group, number)} is sparse ({param.grad.layout}), which "
                 "learned optimizers do not support; make it dense, as by sparse=False of an "
                 "embedding",
             )
             require(
                 param.grad.shape == param.shape and param.grad.device == param.device,
-                f"the gradient of {_name(group, number)} is of shape {list(param.grad.shape)} on "
+                f"the gradient of {name_of(group, number)} is of shape {list(param.grad.shape)} on "
                 f"{param.grad.device}; compute it anew after a change of the parameter",
             )
             by_leaf.setdefault(leaf, []).append(param)
@@ -395,7 +318,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return None
         for leaf, own in by_leaf.items():
             for param in own:
-                rule, _ = leaves(self._cast(group, param).rule, _num_coordinates(params))[leaf]
+                rule, _ = leaves(self._models.cast(group, param).rule, num_coordinates(params))[
+                    leaf
+                ]
                 if "signals.grad" not in self.state[param]:
                     self.state[param] |= init_state(rule, param)
         for param in params if self.guard else ():
@@ -403,7 +328,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if "signals.grad" in state and "guard.params" not in state:
                 state |= init_tensors(param, state["signals.grad"][0])
         # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
-        record = self.state[params[0]].setdefault("group", ({**_FRESH},))[0]
+        record = self.state[params[0]].setdefault("group", ({**states.FRESH},))[0]
         parts = [
             _Part(leaf, own, pool(own, self.chunk_size, maximize=group["maximize"]))
             for leaf, own in by_leaf.items()
@@ -424,9 +349,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         require(
             now == (kept.numel(), kept.device, kept.dtype)
             and param.shape == state.get("guard.params", param).shape,
-            f"{_name(group, number)} has {now[0]} entries on {now[1]} to be moved in {now[2]}, but "
-            f"its state is of {kept.numel()} on {kept.device} in {kept.dtype}; resize, reshape and "
-            "move parameters before the optimizer is built",
+            f"{name_of(group, number)} has {now[0]} entries on {now[1]} to be moved in {now[2]}, "
+            f"but its state is of {kept.numel()} on {kept.device} in {kept.dtype}; resize, reshape "
+            "and move parameters before the optimizer is built",
         )
 
     def _reject(self, problems: list[_Problem], what: str) -> None:
@@ -436,7 +361,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 problem.record["skipped"] += 1
             return
         culprits = (
-            _name(group, number)
+            name_of(group, number)
             for group, *_ in problems
             for number, param in enumerate(group["params"])
             if param.grad is not None and not param.grad.isfinite().all()
@@ -451,18 +376,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _move(self, problem: _Problem) -> UpdateStatistics:
         """Advance the group's states; every displacement is left in its `signals.update`."""
         group, _, parts = problem
-        dim = _num_coordinates(group["params"])
+        dim = num_coordinates(group["params"])
         device = parts[0].params[0].device
         # Leaves without a gradient show zeros.
         readouts = [
             torch.zeros(1, rule.readout_size, device=device)
-            for rule, _ in leaves(self._models[group["digest"]].rule, dim)
+            for rule, _ in leaves(self._models.of(group).rule, dim)
         ]
         products = torch.zeros((), device=device)
         for leaf, params, pooled in parts:
             total = torch.zeros((), device=device)
             for param in params:
-                rule, _ = leaves(self._cast(group, param).rule, dim)[leaf]
+                rule, _ = leaves(self._models.cast(group, param).rule, dim)[leaf]
                 moved = move(
                     rule,
                     param,
@@ -475,7 +400,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 )
                 total = total + moved.readout.to(device)
                 products = products + moved.products.to(device)
-            readouts[leaf] = total / _num_coordinates(params)
+            readouts[leaf] = total / num_coordinates(params)
         return UpdateStatistics(torch.cat(readouts, 1), products)
 
     def _apply(self, problems: list[_Problem], *, finite: bool) -> None:
@@ -499,16 +424,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
         group, record, _ = problem
         step = record["step"] - 1
         record["judged"] += 1
-        if record["judged"] <= step or not self._can_judge(group):
+        if record["judged"] <= step or not self._models.can_judge(group):
             return
-        like = _head_of(group)
+        like = head_of(group)
         value = loss.to(like.device, working_dtype(like)).reshape(1)
         if group["maximize"]:
             value = -value
         products = products.to(like.device)
-        dim = _num_coordinates(problem.params)
+        dim = num_coordinates(problem.params)
         signals = combine_products(step, value.to(products), products, dim).to(value)
-        session = self._new_session(group)
+        session = self._models.new_session(group)
         if step:
             session.restore(record["session"])
         log_grad_norm = signals[:, SIGNALS.index("log_grad")]
@@ -522,16 +447,6 @@ class LearnedOptimizer(torch.optim.Optimizer):
             name: torch.cat([*([record["outputs"][name]] if step else []), new.unsqueeze(1)], 1)
             for name, new in outputs.items()
         }
-
-    def _can_judge(self, group: Group) -> bool:
-        return CostUnit.GRADIENTS in self._models[group["digest"]].card.policies
-
-    def _new_session(self, group: Group) -> HaltingSession:
-        like = _head_of(group)
-        halting = self._cast(group, like).halting
-        price = halting.card.price if group["price"] is None else group["price"]
-        prices = torch.full((1,), price, dtype=working_dtype(like), device=like.device)
-        return HaltingSession(halting.policy(CostUnit.GRADIENTS), prices, halting)
 
     @property
     def steps_taken(self) -> int:
@@ -575,7 +490,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         changed = False
         for group, record, parts in self._moved:
-            halting = self._models[group["digest"]].halting
+            halting = self._models.of(group).halting
             hold = record.get("outputs", {}).get("hold_logits")
             if not record.get("stop") or record["judged"] != record["step"]:
                 continue
@@ -601,7 +516,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             InputError: As `should_stop`.
         """
         return tuple(
-            self._models[group["digest"]].halting.method.posterior(
+            self._models.of(group).halting.method.posterior(
                 record["outputs"], DecisionTime.AFTER_GRADIENT
             )
             for group, record in self._judged()
@@ -621,7 +536,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The groups that have taken a step, if halting is known of all of them."""
         moved = [(group, record) for group, record in self._records() if record["step"]]
         for group, record in moved:
-            halting = self._models[group["digest"]].halting
+            halting = self._models.of(group).halting
             require(
                 halting.halts,
                 f"the weights {group['weights']!r} were meta-trained without halting and never "
@@ -658,13 +573,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
             taken.append(given)
-            self._check_state(given)
+            states.check(given, self, self._models)
 
-        # Last before, first after: whatever hooks of the user's do is respected. In between,
-        # PyTorch casts states to the dtype of their parameters, which would not be exact.
+        # Last before, first after: whatever hooks of the user's do is respected.
         before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(
-            lambda _: self._restore(taken[-1]), prepend=True
+            lambda _: states.restore(taken[-1], self), prepend=True
         )
         try:
             super().load_state_dict(state_dict)
@@ -672,133 +586,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             before.remove()
             after.remove()
 
-    def _check_state(self, given: dict[str, Any]) -> None:
-        """Raise unless `given` fits weights and parameters; PyTorch checks how many there are."""
-        for own, other in zip(self.param_groups, given["param_groups"], strict=False):
-            require(
-                "digest" in other,
-                "this state is not that of a learned optimizer; load one that "
-                "haltwise.LearnedOptimizer.state_dict() gave",
-            )
-            require(
-                own["digest"] == other["digest"],
-                f"the state was taken with the weights {other['weights']!r} of digest "
-                f"{other['digest'][:12]}, but this optimizer has {own['weights']!r} of digest "
-                f"{own['digest'][:12]}; build it with the same weights",
-            )
-            require(
-                self.defaults.keys() <= other.keys(),
-                f"a parameter group of the state lacks {self.defaults.keys() - other.keys()}; load "
-                "one that state_dict() gave",
-            )
-            _check_settings(other)
-            if len(own["params"]) == len(other["params"]):
-                states = [given["state"].get(key, {}) for key in other["params"]]
-                self._check_group(own, {**own, **other, "params": own["params"]}, states)
-
-    def _check_group(self, group: Group, other: Group, states: list[dict[str, Any]]) -> None:
-        """Raise unless all entries are those of a fresh state, with possible values."""
-        params = group["params"]
-        if not any(states):
-            return
-        name = f"the group of {_name(group, 0)}"
-        held: Any = states[0].get("group")
-        require(
-            isinstance(held, tuple) and len(held) == 1 and isinstance(held[0], dict),
-            f"the state lacks the steps of {name}; load one that state_dict() gave",
-        )
-        self._check_record(name, held[0], other)
-        rules = leaves(self._models[group["digest"]].rule, _num_coordinates(params))
-        for number, leaf in enumerate(self._leaf_of_each(group)):
-            param = params[number]
-            state = {name: value for name, value in states[number].items() if name != "group"}
-            if not state:
-                continue
-            fresh = init_state(rules[leaf][0], param.detach().to("meta"))
-            if "guard" in held[0]:
-                fresh |= init_tensors(param.detach().to("meta"), fresh["signals.grad"][0])
-            _check_entries(_name(group, number), state, fresh)
-
-    def _check_record(self, name: str, record: Record, group: Group) -> None:
-        counts = {key: record.get(key) for key in _FRESH}
-        require(
-            all(type(count) is int and count >= 0 for count in counts.values())
-            and record["judged"] <= record["step"]
-            and record.keys() <= {*_FRESH, *_JUDGED, "guard"},
-            f"the state of {name} is impossible: {counts} and {sorted(record.keys() - counts)}",
-        )
-        if "guard" in record:
-            Guard.check(record["guard"], record["step"])
-        judged = self._can_judge(group) and record["judged"] == record["step"] > 0
-        if not judged and not record.keys() & set(_JUDGED):
-            return
-        require(
-            set(_JUDGED) <= record.keys() and self._can_judge(group),
-            f"the state of {name} lacks {sorted(set(_JUDGED) - record.keys())}, on which its stop "
-            "depends; load one that state_dict() gave",
-        )
-        session = self._new_session(group)
-        zeros = torch.zeros_like(session.price)
-        rule = self._models[group["digest"]].rule
-        signals, readout = (zeros.new_zeros(1, n) for n in (len(SIGNALS), rule.readout_size))
-        decision = session.observe(StepObservation(0, zeros, zeros, signals, readout))
-        _check_entries(name, record["session"], session.state())
-        _check_entries(name, {"stop": record["stop"]}, {"stop": decision.stop})
-        outputs, length = record["outputs"], 0
-        if isinstance(outputs, dict) and all(isinstance(one, Tensor) for one in outputs.values()):
-            length = min((one.shape[1] for one in outputs.values() if one.ndim > 1), default=0)
-        require(
-            0 < length <= record["judged"] or outputs == {},  # of weights without halting
-            f"the state of {name} has outputs of {length} steps, of {record['judged']} judged",
-        )
-        fresh = {
-            key: one.unsqueeze(1).expand(-1, length, *one.shape[1:])
-            for key, one in decision.observation.outputs.items()
-        }
-        _check_entries(name, outputs, fresh)
-
-    def _restore(self, given: dict[str, Any]) -> None:
-        for group, other in zip(self.param_groups, given["param_groups"], strict=True):
-            for param, key in zip(group["params"], other["params"], strict=True):
-                if key not in given["state"]:
-                    continue
-                state = dict(given["state"][key])
-                record = state.pop("group", None)
-                self.state[param] = _copy_to(param.device, state)
-                if record is not None:
-                    self.state[param]["group"] = (_copy_to(_head_of(group).device, record[0]),)
-
     def __getstate__(self) -> dict[str, Any]:
         own = ("nonfinite", "chunk_size", "guard", "_models")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._casts, self._moved = {}, []  # made when needed
-
-
-def _head_of(group: Group) -> Tensor:
-    """The parameter whose device and precision the group's halter takes."""
-    params: list[Tensor] = group["params"]
-    return next((param for param in params if param.dtype == torch.float64), params[0])
-
-
-def _name(group: Group, number: int) -> str:
-    """A parameter in words."""
-    param, names = group["params"][number], group.get("param_names")
-    if names:
-        return f"parameter {names[number]!r}"
-    return f"parameter {number}" + ("" if is_lazy(param) else f" of shape {list(param.shape)}")
-
-
-def _check_settings(group: Group) -> None:
-    for name in ("lr", "weight_decay", "price"):
-        if name == "price" and group[name] is None:
-            continue
-        value = real_number(name, group[name])
-        fits = value > 0 if name == "price" else value >= 0
-        bound = "above 0" if name == "price" else "at least 0"
-        require(fits and math.isfinite(value), f"{name} must be {bound} and finite, got {value}")
+        self._moved = []
 
 
 def _is_dummy(problem: _Problem) -> bool:
@@ -812,39 +606,10 @@ def _is_dummy(problem: _Problem) -> bool:
     return record["step"] == 0 and not decays and not shows
 
 
-def _check_entries(name: str, state: object, fresh: dict[str, Tensor]) -> None:
-    """Refuse a state whose entries differ in name, kind, shape or dtype from a fresh one's."""
-    names = state.keys() if isinstance(state, dict) else ()
-    require(
-        isinstance(state, dict) and names == fresh.keys(),
-        f"the state of {name} must have the entries {sorted(fresh)}, got {sorted(names)}; build "
-        "the optimizer as it was built when the state was taken",
-    )
-    assert isinstance(state, dict)
-    for key, like in fresh.items():
-        value = state[key]
-        require(
-            isinstance(value, Tensor)
-            and is_plain(value)
-            and (value.shape, value.dtype, value.layout) == (like.shape, like.dtype, like.layout),
-            f"the entry {key!r} of the state of {name} must be a {like.dtype} tensor of shape "
-            f"{list(like.shape)}, got "
-            + (f"{value.dtype}, {list(value.shape)}" if isinstance(value, Tensor) else repr(value))
-            + "; build the optimizer for the same model in the same precision",
-        )
-        # A rule of one's own may hold infinities.
-        bad = value.isnan() if key.startswith("rule.") else ~value.isfinite()
-        require(not bad.any(), f"the entry {key!r} of the state of {name} is not finite")
-
-
 def _are_finite(values: list[Tensor]) -> bool:
     """Of any device, in one transfer."""
     flat = [value.to(values[0].device).reshape(-1) for value in values]
     return not flat or bool(torch.cat(flat).isfinite().all())
-
-
-def _num_coordinates(params: Iterable[Tensor]) -> int:
-    return sum(param.numel() for param in params)
 
 
 def _as_scalar(loss: Tensor | float) -> Tensor:
@@ -858,12 +623,3 @@ def _as_scalar(loss: Tensor | float) -> Tensor:
         "take its mean",
     )
     return value.reshape(())
-
-
-def _copy_to(device: torch.device, value: Any) -> Any:
-    """A deep copy of a tensor or a dictionary on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device, copy=True)
-    if isinstance(value, dict):
-        return {name: _copy_to(device, entry) for name, entry in value.items()}
-    return value

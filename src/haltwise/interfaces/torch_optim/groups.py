@@ -1,0 +1,181 @@
+"""Parameter groups of `torch.optim`, and the weights that move each."""
+
+import copy
+import math
+from bisect import bisect_left
+from collections.abc import Iterable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import real_number
+from haltwise._core.tensors import is_plain
+from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.run import price_of_each, warn_of_prices
+from haltwise.interfaces.torch_optim.chunks import leaves, working_dtype
+from haltwise.models.files import fingerprint
+from haltwise.models.loading import load
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.stop_rules import CostUnit
+
+__all__ = [
+    "Group",
+    "GroupModels",
+    "Record",
+    "Weights",
+    "check_settings",
+    "head_of",
+    "name_of",
+    "num_coordinates",
+]
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+Weights = str | Path | OptimizerModel
+Group = dict[str, Any]
+Record = dict[str, Any]
+"""What is remembered of a group."""
+
+
+@final
+class GroupModels:
+    """The weights of all groups, once for each digest, and cast to where they are used.
+
+    A group names its weights by their `digest`, so that its state says what it is of.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, OptimizerModel] = {}
+        self._casts: dict[object, OptimizerModel] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_models": self._models, "_casts": {}}  # made when needed
+
+    def add(self, group: Group) -> None:
+        """Load the `weights` of a group and note their name and `digest` in it."""
+        weights = group["weights"]
+        require(
+            isinstance(weights, Weights),
+            f"weights must be a name, a path or an OptimizerModel, got {weights!r:.100}; a "
+            "learning rate is given by its name, as lr=0.5",
+        )
+        if isinstance(weights, OptimizerModel):  # copied: meta-training may go on
+            model, group["weights"] = copy.deepcopy(weights), "OptimizerModel"
+        else:
+            model, group["weights"] = load(weights), str(weights)
+        group["digest"] = fingerprint(model)
+        self._models.setdefault(group["digest"], model.eval().requires_grad_(False))
+
+    def of(self, group: Group) -> OptimizerModel:
+        """The group's weights as they were loaded."""
+        return self._models[group["digest"]]
+
+    def cast(self, group: Group, like: Tensor) -> OptimizerModel:
+        """The group's weights where `like` is, in its working dtype."""
+        dtype = working_dtype(like)
+        key = group["digest"], like.device, dtype
+        if key not in self._casts:
+            self._casts[key] = copy.deepcopy(self.of(group)).to(like.device, dtype)
+        return self._casts[key]
+
+    def leaf_of_each(self, group: Group) -> list[int]:
+        """Which of the rule's leaves moves each of the group's parameters."""
+        if not group["params"]:
+            return []
+        rule, name = self.of(group).rule, group["weights"]
+        dim = num_coordinates(group["params"])
+        try:
+            ends = list(accumulate(size for _, size in leaves(rule, dim)))
+        except InputError as error:
+            raise InputError(
+                f"the weights {name!r} do not fit this parameter group: {error}; give them the "
+                "parameters they were meta-trained for, without frozen ones"
+            ) from None
+        found, end = [], 0
+        for number, param in enumerate(group["params"]):
+            begin, end = end, end + param.numel()
+            leaf = bisect_left(ends, end)
+            border = ends[leaf - 1] if leaf else 0
+            require(
+                begin >= border,
+                f"the weights {name!r} have another rule from coordinate {border} on, which lies "
+                f"within {name_of(group, number)}; order the parameters as in meta-training",
+            )
+            found.append(leaf)
+        return found
+
+    def check(self, group: Group) -> None:
+        """Refuse settings and parameters that the group's weights cannot move."""
+        check_settings(group)
+        for number, param in enumerate(group["params"]):
+            require(
+                is_plain(param),
+                f"{name_of(group, number)} is a {type(param).__name__} on {param.device}, which is "
+                "not whole and in memory; sharded (FSDP, DTensor), lazy and meta parameters are "
+                "not supported: replicate the module (DistributedDataParallel) or initialize it",
+            )
+            require(
+                param.dtype in _DTYPES and param.layout == torch.strided,
+                f"{name_of(group, number)} is a {param.layout} tensor of {param.dtype}; only dense "
+                "tensors of real floating-point numbers can be optimized (view complex ones by "
+                "torch.view_as_real)",
+            )
+            require(
+                not param.is_inference(),
+                f"{name_of(group, number)} was made in inference mode, so it has no gradients and "
+                "cannot be changed; make it outside of torch.inference_mode()",
+            )
+        if group["price"] is not None:
+            halting = self.of(group).halting
+            like = torch.zeros((), dtype=working_dtype(head_of(group)), device="cpu")
+            price = price_of_each(halting, group["price"], 1, like)
+            warn_of_prices(halting, price, 4)
+            group["price"] = price.item()
+        self.leaf_of_each(group)
+
+    def can_judge(self, group: Group) -> bool:
+        """Whether the weights have learned when to stop."""
+        return CostUnit.GRADIENTS in self.of(group).card.policies
+
+    def new_session(self, group: Group) -> HaltingSession:
+        """The online loop that judges the group, at its step 0."""
+        like = head_of(group)
+        halting = self.cast(group, like).halting
+        price = halting.card.price if group["price"] is None else group["price"]
+        prices = torch.full((1,), price, dtype=working_dtype(like), device=like.device)
+        return HaltingSession(halting.policy(CostUnit.GRADIENTS), prices, halting)
+
+
+def head_of(group: Group) -> Tensor:
+    """The parameter whose device and precision the group's halter takes."""
+    params: list[Tensor] = group["params"]
+    return next((param for param in params if param.dtype == torch.float64), params[0])
+
+
+def name_of(group: Group, number: int) -> str:
+    """A parameter in words."""
+    param, names = group["params"][number], group.get("param_names")
+    if names:
+        return f"parameter {names[number]!r}"
+    return f"parameter {number}" + ("" if is_lazy(param) else f" of shape {list(param.shape)}")
+
+
+def check_settings(group: Group) -> None:
+    """Refuse settings that no group can have."""
+    for name in ("lr", "weight_decay", "price"):
+        if name == "price" and group[name] is None:
+            continue
+        value = real_number(name, group[name])
+        fits = value > 0 if name == "price" else value >= 0
+        bound = "above 0" if name == "price" else "at least 0"
+        require(fits and math.isfinite(value), f"{name} must be {bound} and finite, got {value}")
+
+
+def num_coordinates(params: Iterable[Tensor]) -> int:
+    """The entries of all tensors together."""
+    return sum(param.numel() for param in params)
