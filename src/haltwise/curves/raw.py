@@ -17,7 +17,7 @@ from haltwise.curves.columns import (
     find_column,
 )
 
-__all__ = ["MOST_COLUMNS", "Keys", "RawRuns", "Table", "frame_runs", "parse_numbers"]
+__all__ = ["MOST_COLUMNS", "Keys", "PointTable", "RawRuns", "frame_runs", "parse_numbers"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -383,7 +383,7 @@ def parse_numbers(cells: Sequence[str]) -> Floats | None:
 
 
 @final
-class Table:
+class PointTable:
     """Rows that belong to runs, filled portion by portion; columns that are empty take no room.
 
     Args:
@@ -539,7 +539,7 @@ def frame_runs(frame: Any, keys: Keys) -> RawRuns:
         + (", ".join(f"{name} {list(v.shape)}" for name, v in columns.items()) or "none"),
     )
     keys = keys.of(columns)
-    table = Table(keys, "the data frame")
+    table = PointTable(keys, "the data frame")
     every = np.arange(*next(iter(shapes)))
     for name, values in columns.items():
         if values.dtype.kind in "mM":  # durations and times of day

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from haltwise._core.errors import DataWarning, InputError, require
-from haltwise.curves.raw import MOST_COLUMNS, Keys, RawRuns, Table, parse_numbers
+from haltwise.curves.raw import MOST_COLUMNS, Keys, PointTable, RawRuns, parse_numbers
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, stem
 
@@ -63,7 +63,7 @@ def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None 
         )
         twice = [name for name in header if name and header.count(name) > 1]
         require(not twice, f"{path} has two columns {', '.join(map(repr, twice[:1]))}; rename one")
-        table = Table(Keys() if keys is None else keys.of(filter(None, header)), str(path))
+        table = PointTable(Keys() if keys is None else keys.of(filter(None, header)), str(path))
         reader = csv.reader(file, delimiter=_delimiter(first))
         for rows in _portions(path, reader, len(header)):
             columns = zip(header, zip(*rows, strict=True), strict=True)

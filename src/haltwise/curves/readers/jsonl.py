@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TextIO, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require
-from haltwise.curves.raw import Keys, RawRuns, Table
+from haltwise.curves.raw import Keys, PointTable, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, parse_json, stem
 
@@ -37,7 +37,7 @@ class JsonLines(Reader):
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         path = paths[0]
-        table: Table | None = None
+        table: PointTable | None = None
         with open_text(path) as file:
             objects = _objects(path, file)
             while portion := list(itertools.islice(objects, _PORTION)):
@@ -48,7 +48,7 @@ class JsonLines(Reader):
                         rows.append(row)
                         values.append(value)
                 if table is None:
-                    table = Table(keys.of(columns), str(path))
+                    table = PointTable(keys.of(columns), str(path))
                 for name, (rows, values) in columns.items():
                     table.add_column(name, np.array(rows), [*map(str, values)])
                 table.end(len(portion))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require
-from haltwise.curves.raw import Keys, RawRuns, Table
+from haltwise.curves.raw import Keys, PointTable, RawRuns
 from haltwise.curves.readers.base import Reader
 
 __all__ = ["READERS", "TensorBoard"]
@@ -67,7 +67,7 @@ class TensorBoard(Reader):
         require(len(series) > 0, f"the event files in {folder} hold no scalars")
         steps = np.unique(np.concatenate([np.asarray(tag.steps) for tag in series.values()]))
         seconds = np.zeros(len(steps))
-        table = Table(Keys(), str(folder))
+        table = PointTable(Keys(), str(folder))
         for name, tag in series.items():
             rows = np.searchsorted(steps, tag.steps)
             seconds[rows] = np.maximum(seconds[rows], tag.seconds)
