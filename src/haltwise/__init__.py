@@ -7,6 +7,7 @@ from haltwise._core.errors import FitWarning, InputError
 from haltwise._core.version import __version__
 
 if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no PyTorch
+    from haltwise.interfaces.certify import certify
     from haltwise.interfaces.monitor import HaltingMonitor
     from haltwise.interfaces.run import run
     from haltwise.interfaces.scipy import minimize
@@ -30,6 +31,7 @@ __all__ = [
     "Outcome",
     "Solution",
     "__version__",
+    "certify",
     "load",
     "load_halting",
     "minimize",
@@ -46,6 +48,7 @@ _PLACES = {
     "OptimizerModel": "models.optimizer_model",
     "Outcome": "rollout.early_exit",
     "Solution": "interfaces.solve",
+    "certify": "interfaces.certify",
     "load": "models.loading",
     "load_halting": "models.loading",
     "minimize": "interfaces.scipy",
