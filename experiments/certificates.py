@@ -27,7 +27,6 @@ from torch import Tensor
 from haltwise._core.random import stream
 from haltwise.certificates import (
     Certificate,
-    EProcess,
     ExcessLoss,
     LossAbove,
     Refusal,
@@ -37,6 +36,7 @@ from haltwise.certificates import (
     from_the_safest,
     tabulate,
 )
+from haltwise.certificates.e_process import bets_of, share_waiting
 from haltwise.models import load
 from haltwise.processes import Trajectory
 from haltwise.rollout import record
@@ -387,44 +387,41 @@ def streams(repeats: int) -> None:
     generator = np.random.default_rng(0)
     for kind, size in (("0 or 1", 1.0), ("0 or 1/4", 0.25), ("exponential", None)):
         for level in LEVELS:
+            at_level = np.full(10_000, level)
+            risen = np.concatenate((np.full(2000, level / 2), np.full(8000, 2 * level)))
+            found = {
+                name: highest_wealth(losses_of(generator, size, mean, repeats), level)
+                for name, mean in (("at", at_level), ("high", 2 * at_level), ("late", risen))
+            }
             for confidence in (0.9, 0.95):
-                alarms = [
-                    until_alarm(EProcess(level, confidence), losses(generator, size, level, 10_000))
-                    for _ in range(repeats)
-                ]
-                high = 2 * level
-                fast = [
-                    until_alarm(EProcess(level, confidence), losses(generator, size, high, 5000))
-                    for _ in range(repeats)
-                ]
-                late = [
-                    until_alarm(
-                        EProcess(level, confidence),
-                        losses(generator, size, level / 2, 2000)
-                        + losses(generator, size, high, 8000),
-                    )
-                    for _ in range(repeats // 5)
-                ]
-                print(f"{kind:<14}{level:>7}{confidence:>12}"
-                      f"{sum(np.isfinite(alarms)) / repeats:>14.3f}{statistics.median(fast):>14.0f}"
-                      f"{statistics.median(late) - 2000:>21.0f}", flush=True)  # fmt: skip
+                alarms = {name: (w >= 1 / (1 - confidence)) for name, w in found.items()}
+                first = {
+                    name: np.where(a.any(0), a.argmax(0) + 1, 10_001) for name, a in alarms.items()
+                }
+                print(f"{kind:<14}{level:>7}{confidence:>12}{alarms['at'].any(0).mean():>14.3f}"
+                      f"{np.median(first['high']):>14.0f}{np.median(first['late']) - 2000:>21.0f}",
+                      flush=True)  # fmt: skip
 
 
-def losses(
-    generator: np.random.Generator, size: float | None, mean: float, num: int
-) -> list[float]:
-    """So many losses of this mean: 0 or `size`, or exponential."""
+def losses_of(
+    generator: np.random.Generator, size: float | None, means: npt.NDArray[Any], num: int
+) -> npt.NDArray[Any]:
+    """Streams of losses of these means, 0 or `size`, or exponential: [runs, streams]."""
     if size is None:
-        return list(generator.exponential(mean, num))
-    return list(size * (generator.random(num) < mean / size))
+        return generator.exponential(means[:, None], (len(means), num))
+    return size * (generator.random((len(means), num)) < means[:, None] / size)
 
 
-def until_alarm(test: EProcess, losses: list[float]) -> float:
-    """The number of losses at the alarm; infinite if there is none."""
-    for loss in losses:
-        if test.update(loss):
-            break
-    return float("inf") if test.alarm is None else test.alarm
+def highest_wealth(losses: npt.NDArray[Any], level: float) -> npt.NDArray[Any]:
+    """The largest wealth so far of an `EProcess` on each of many streams, [runs, streams]."""
+    bets, weights = (np.array(each)[:, None] for each in bets_of(level))
+    wealth = np.empty_like(losses)
+    begun = np.zeros((len(bets), losses.shape[1]))
+    for num, loss in enumerate(losses):
+        new = share_waiting(num) - share_waiting(num + 1)
+        begun = np.minimum((begun + new) * (1 + bets * (loss - level)), 1e100)
+        wealth[num] = (weights * begun).sum(0) + share_waiting(num + 1)
+    return np.maximum.accumulate(wealth)
 
 
 def speed() -> None:

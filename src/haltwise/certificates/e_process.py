@@ -6,7 +6,7 @@ from typing import Any, final
 from haltwise._core.errors import require
 from haltwise._core.settings import real_number, whole_number
 
-__all__ = ["EProcess"]
+__all__ = ["EProcess", "bets_of", "share_waiting"]
 
 _LEAST_BET = 0.25  # the best against a risk a quarter above the level, if losses are 0 or 1
 _LARGEST_SHARE = 0.5  # of the wealth, that a loss of 0 can take
@@ -50,7 +50,7 @@ class EProcess:
         require(
             0 < self.confidence < 1, f"confidence must be above 0 and below 1, got {confidence!r}"
         )
-        self._bets, self._weights = _bets(self.level)
+        self._bets, self._weights = bets_of(self.level)
         self._begun = [0.0] * len(self._bets)  # the wealth of each bet, over all beginnings so far
         self._num = 0
         self._sum = 0.0
@@ -75,7 +75,8 @@ class EProcess:
     def wealth(self) -> float:
         """The e-value: evidence against the level, 1 at the start; kept as it was at the alarm."""
         pairs = zip(self._weights, self._begun, strict=True)
-        return math.fsum(weight * wealth for weight, wealth in pairs) + _waiting(self._num)
+        won = math.fsum(weight * wealth for weight, wealth in pairs)
+        return won + share_waiting(self._num if self._alarm is None else self._alarm)
 
     def update(self, loss: float) -> bool:
         """See the next loss, at least 0; whether there is, or ever was, an alarm.
@@ -90,7 +91,7 @@ class EProcess:
             "for a run that diverged",
         )
         if self._alarm is None:
-            new = _waiting(self._num) - _waiting(self._num + 1)
+            new = share_waiting(self._num) - share_waiting(self._num + 1)
             self._begun = [
                 (wealth + new) * (1 + bet * (loss - self.level))
                 for wealth, bet in zip(self._begun, self._bets, strict=True)
@@ -134,7 +135,7 @@ class EProcess:
         self._alarm = None if alarm is None else whole_number("alarm", alarm)
 
 
-def _bets(level: float) -> tuple[list[float], list[float]]:
+def bets_of(level: float) -> tuple[list[float], list[float]]:
     """Bets from large to small, and their weights v_j: most on those that meet small rises."""
     largest = _LARGEST_SHARE / level
     num = 1 + max(0, math.floor(math.log(largest / _LEAST_BET, _RATIO)))
@@ -143,6 +144,6 @@ def _bets(level: float) -> tuple[list[float], list[float]]:
     return bets, [bet**-0.5 / total for bet in bets]
 
 
-def _waiting(num: int) -> float:
+def share_waiting(num: int) -> float:
     """The share of the wealth that no bet has begun with after `num` losses."""
     return 1.0 if num == 0 else 0.5 / (1 + math.log(num))

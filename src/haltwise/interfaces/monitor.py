@@ -451,11 +451,11 @@ def _risk_monitor(
 ) -> RiskMonitor | None:
     if let_go is None or isinstance(let_go, RiskMonitor):
         return let_go
-    certificates = certified(model, price)
+    certificates = [each for each in certified(model, price) if each.unit is model.card.unit]
     require(
         len(certificates) == 1,
-        f"{name} carry {len(certificates)} certificates, and let_go={let_go} tests a single one; "
-        "certify them with haltwise certify, or give a haltwise.certificates.RiskMonitor",
+        f"{name} carry no certificate that let_go={let_go} might test; certify them with haltwise "
+        "certify, or give a haltwise.certificates.RiskMonitor",
     )
     return RiskMonitor.of(certificates[0], share=let_go)
 
