@@ -281,7 +281,7 @@ def problems(pools: list[Pool], repeats: int) -> None:
             for level in LEVELS:
                 generator = stream(0, name, num, str(level))
                 refused = violated = naive = 0
-                kept = []
+                certified, uncertified = 0.0, 0.0
                 for _ in range(repeats):
                     index = about[torch.randint(len(about), (num,), generator=generator)]
                     sample = drawn(table, index)
@@ -294,12 +294,13 @@ def problems(pools: list[Pool], repeats: int) -> None:
                         refused += 1
                         continue
                     violated += bool(truth[found.threshold] > level)
-                    if bold is not None and savings[bold] > 0:
-                        kept.append((savings[found.threshold] / savings[bold]).item())
+                    if bold is not None:
+                        certified += savings[found.threshold].item()
+                        uncertified += savings[bold].item()
+                kept = certified / uncertified if uncertified > 0 else float("nan")
                 print(f"{name:<38}{num:>6}{level:>7}{refused / repeats:>9.3f}"
                       f"{violated / repeats:>10.3f}{naive / repeats:>13.3f}"
-                      f"{statistics.fmean(kept) if kept else float('nan'):>7.2f}",
-                      flush=True)  # fmt: skip
+                      f"{kept:>7.2f}", flush=True)  # fmt: skip
 
 
 def tails(repeats: int) -> None:

@@ -11,7 +11,6 @@ from rich.console import Console
 from haltwise._core.discovery import configure, lookup
 from haltwise._core.errors import CalibrationWarning, InputError, require
 from haltwise._core.files import read_bytes
-from haltwise._core.json import to_json
 from haltwise.certificates import RISKS, Certificate
 from haltwise.cli import options
 from haltwise.cli.own_model import opened, record_for, replace_weights
@@ -126,8 +125,8 @@ def command(
                 price=price,
                 unit=charged,
             )
-        document = {"certified": isinstance(outcome, Certificate), **outcome.to_json()}
-        write_json(json_path, to_json(document))
+        is_certified = isinstance(outcome, Certificate)
+        write_json(json_path, {"certified": is_certified, **outcome.to_json()})
         certificate = outcome.require()
         before = replace_weights(found, _certified(found.model.card, certificate))
     for sentence in certificate_sentences(certificate):
