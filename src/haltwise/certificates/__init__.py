@@ -15,7 +15,7 @@ from haltwise.certificates.risks import (
     FunctionOfStop,
     LossAbove,
     Risk,
-    Stops,
+    StopOutcomes,
     SuccessGivenUp,
 )
 from haltwise.certificates.table import RiskTable
@@ -34,7 +34,7 @@ __all__ = [
     "Risk",
     "RiskMonitor",
     "RiskTable",
-    "Stops",
+    "StopOutcomes",
     "SuccessGivenUp",
     "certify_table",
     "from_the_safest",

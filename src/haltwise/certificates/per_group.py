@@ -60,8 +60,8 @@ def count_safe_in_expectation(means: Tensor, level: float) -> int:
     """The number of thresholds under which the next group's expected loss is at most `level`.
 
     Conformal risk control: the mean over G groups and one of the largest loss, 1, is at most the
-    level, where the loss of a group is the largest under any threshold as safe (docs/
-    certificates.md, Eq. (expectation)). The expectation is over the recorded groups, too.
+    level, where the loss of a group is the largest under any threshold as safe, see
+    docs/certificates.md, Eq. (expectation). The expectation is over the recorded groups, too.
 
     Args:
         means: Mean loss of G exchangeable groups under K thresholds, at most 1, float64 [G, K].

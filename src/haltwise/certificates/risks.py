@@ -16,12 +16,12 @@ __all__ = [
     "FunctionOfStop",
     "LossAbove",
     "Risk",
-    "Stops",
+    "StopOutcomes",
     "SuccessGivenUp",
 ]
 
 
-class Stops(NamedTuple):
+class StopOutcomes(NamedTuple):
     """Where n problems stop under K candidates, and what they might have reached.
 
     Attributes:
@@ -49,10 +49,10 @@ class Risk(ABC):
         """The risk as a noun phrase."""
 
     @abstractmethod
-    def losses(self, stops: Stops) -> Tensor:
+    def losses(self, stops: StopOutcomes) -> Tensor:
         """Loss of each problem under each candidate, [n, K]."""
 
-    def subjects(self, stops: Stops) -> Tensor:
+    def subjects(self, stops: StopOutcomes) -> Tensor:
         """The problems that the risk is about, bool [n]; all of them."""
         return torch.ones_like(stops.lowest, dtype=torch.bool)
 
@@ -71,7 +71,7 @@ class ExcessLoss(Risk):
     def words(self) -> str:
         return "mean excess loss at the stop"
 
-    def losses(self, stops: Stops) -> Tensor:
+    def losses(self, stops: StopOutcomes) -> Tensor:
         return stops.excess
 
 
@@ -89,10 +89,10 @@ class SuccessGivenUp(Risk):
     def words(self) -> str:
         return f"share of successes (an excess loss of at most {self.target:g}) given up"
 
-    def losses(self, stops: Stops) -> Tensor:
+    def losses(self, stops: StopOutcomes) -> Tensor:
         return ~(stops.excess <= self.target)  # true for NaN
 
-    def subjects(self, stops: Stops) -> Tensor:
+    def subjects(self, stops: StopOutcomes) -> Tensor:
         return stops.lowest <= self.target
 
 
@@ -110,7 +110,7 @@ class LossAbove(Risk):
     def words(self) -> str:
         return f"share of problems stopped at an excess loss above {self.target:g}"
 
-    def losses(self, stops: Stops) -> Tensor:
+    def losses(self, stops: StopOutcomes) -> Tensor:
         return ~(stops.excess <= self.target)  # true for NaN
 
 
@@ -125,7 +125,7 @@ class Cost(Risk):
     def words(self) -> str:
         return "mean cost"
 
-    def losses(self, stops: Stops) -> Tensor:
+    def losses(self, stops: StopOutcomes) -> Tensor:
         return stops.cost
 
     def natural_bound(self, num_steps: int) -> float | None:
@@ -144,7 +144,7 @@ class FunctionOfStop(Risk):
     def words(self) -> str:
         return f"mean of {getattr(self.function, '__name__', 'a function')}"
 
-    def losses(self, stops: Stops) -> Tensor:
+    def losses(self, stops: StopOutcomes) -> Tensor:
         return self.function(stops.excess, stops.cost)
 
     def natural_bound(self, num_steps: int) -> float | None:

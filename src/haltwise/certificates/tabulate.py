@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise.certificates.risks import Risk, Stops
+from haltwise.certificates.risks import Risk, StopOutcomes
 from haltwise.certificates.table import RiskTable, label_codes
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
@@ -119,10 +119,10 @@ def _stops(
     trajectory: Trajectory,
     unit: CostUnit,
     returns: ReturnedIterate,
-) -> Stops:
+) -> StopOutcomes:
     excess, cost = [], []
     for _, decided in decide_all(candidates, trajectory):
         excess.append(returned_excess(trajectory, decided, unit, returns).double())
         cost.append(steps_charged(decided, unit, trajectory.num_steps).double())
     lowest = trajectory.excess.double().nan_to_num(math.inf).amin(1)
-    return Stops(torch.stack(excess, 1), torch.stack(cost, 1), lowest)
+    return StopOutcomes(torch.stack(excess, 1), torch.stack(cost, 1), lowest)
