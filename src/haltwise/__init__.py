@@ -9,6 +9,7 @@ from haltwise._core.version import __version__
 if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no PyTorch
     from haltwise.curves.curves import Curves
     from haltwise.curves.model import CurveModel
+    from haltwise.interfaces.certify import certify
     from haltwise.interfaces.load import load
     from haltwise.interfaces.monitor import HaltingMonitor
     from haltwise.interfaces.run import run
@@ -35,6 +36,7 @@ __all__ = [
     "Outcome",
     "Solution",
     "__version__",
+    "certify",
     "load",
     "load_halting",
     "minimize",
@@ -53,6 +55,7 @@ _PLACES = {
     "OptimizerModel": "models.optimizer_model",
     "Outcome": "rollout.early_exit",
     "Solution": "interfaces.solve",
+    "certify": "interfaces.certify",
     "load": "interfaces.load",
     "load_halting": "models.loading",
     "minimize": "interfaces.scipy",

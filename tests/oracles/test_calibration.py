@@ -1,7 +1,5 @@
 """Calibration against brute force over candidates, and what it refuses or warns of."""
 
-import contextlib
-import itertools
 import math
 from dataclasses import replace
 from functools import cache
@@ -10,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from draws import DOUBLE, randn, seeded
+from draws import DOUBLE, randn
 from stop_rule_cases import (
     BEFORE,
     COMPOSED,
@@ -41,7 +39,6 @@ from haltwise.stop_rules import (
     choose,
     costs,
     decisions,
-    returned_excess,
 )
 
 MANY = falling_trajectory(seed=9, num=72)
@@ -113,25 +110,12 @@ class Reached(NamedTuple):
     returns: ReturnedIterate
     excess: float
     cost: float
-    values: list[float]
 
 
 @cache
 def stops_on_many(rule: StopRule) -> list[int]:
     stops: list[int] = decisions(rule, MANY).tolist()
     return stops
-
-
-HIGH = MANY.excess.max().item()
-
-
-def is_refuted(excess: list[float], mean: float) -> bool:
-    """Whether bets of ten shares refute a mean at 5 %, by plain loops."""
-    wealth = fmean(
-        math.prod(1 + share * (mean - x) / (HIGH - mean) for x in excess)
-        for share in (0.1 + 0.89 * i / 9 for i in range(10))
-    )
-    return wealth >= 20
 
 
 @cache
@@ -149,14 +133,14 @@ def reach(rule: StopRule, returns: ReturnedIterate, unit: CostUnit) -> Reached:
         }[returns]
         excess.append(scored[i][end])
         cost.append(after if unit is CostUnit.GRADIENTS else t)
-    return Reached(rule, returns, fmean(excess), fmean(cost), excess)
+    return Reached(rule, returns, fmean(excess), fmean(cost))
 
 
 @pytest.mark.parametrize("unit", CostUnit)
 @pytest.mark.parametrize("rule", TUNABLE, ids=lambda rule: rule.__name__)
 def test_calibration_is_brute_force_over_candidates(rule: type[StopRule], unit: CostUnit) -> None:
     gain = (MANY.excess.mean(0)[0] - MANY.excess.mean(0).min()).item() / T
-    for name, level in (("price", 0.3), ("budget", 6.0), ("risk", 4.0)):
+    for name, level in (("price", 0.3), ("budget", 6.0)):
         table = costs(MANY.excess, level if name == "price" else gain)
         tried = [
             reach(setting, returns, unit)
@@ -165,18 +149,12 @@ def test_calibration_is_brute_force_over_candidates(rule: type[StopRule], unit: 
         ]
         if name == "price":
             best = min(tried, key=lambda r: r.excess + 0.3 * r.cost)
-        elif name == "budget":
-            best = min((r for r in tried if r.cost <= 6), key=lambda r: (r.excess, r.cost))
         else:
-            tried.sort(key=lambda r: (-r.cost, r.excess))  # the most costly first, to a failure
-            passed = list(itertools.takewhile(lambda r: is_refuted(r.values, 4.0), tried))
-            best = min(passed, key=lambda r: (r.cost, r.excess))
+            best = min((r for r in tried if r.cost <= 6), key=lambda r: (r.excess, r.cost))
         wanted: dict[str, Any] = {name: level}
         found = calibrate(rule, MANY, unit=unit, returns=RETURNABLE[unit], **wanted)
         assert found.mean_excess == pytest.approx(best.excess)
         assert found.mean_cost == pytest.approx(best.cost)
-        assert is_refuted(best.values, found.excess_bound + 1e-6)
-        assert not is_refuted(best.values, found.excess_bound - 1e-6)
         assert (found.unit, found.num_items) == (unit, 72)
         again = reach(*found.policy, unit)
         assert (again.excess, again.cost) == pytest.approx((best.excess, best.cost))
@@ -190,41 +168,12 @@ def test_a_rule_is_calibrated_at_the_time_of_decision_that_is_asked_for() -> Non
     assert calibrate(HazardThreshold, MANY, price=0.3).policy.returns is ReturnedIterate.CURRENT
 
 
-@pytest.mark.parametrize("num", [50, 200])
-@pytest.mark.parametrize("rule", [FixedBudget, Patience])
-def test_what_a_risk_promises_is_kept(rule: type[StopRule], num: int) -> None:
-    """Skew losses, many candidates, 40 draws of calibration problems: violated in 5 % at most."""
-    steps = torch.arange(13, dtype=DOUBLE)
-    excess = (randn(8000, 1).exp() * 0.75**steps + 0.02 * randn(8000, 13, seed=1).abs()).clamp(0, 3)
-    pool, violated, certified = Trajectory(excess, excess), 0, 0
-    for seed in range(40):
-        chosen = pool.select(torch.randint(8000, (num,), generator=seeded(seed)))
-        with contextlib.suppress(InputError):  # then nothing is promised
-            rule_chosen, iterate = calibrate(rule, chosen, risk=0.4, bound=3.0).policy
-            decided = decisions(rule_chosen, pool)
-            found = returned_excess(pool, decided, CostUnit.UPDATES, iterate).mean()
-            violated, certified = violated + int(found > 0.4), certified + 1
-    assert violated <= 4
-    assert certified > 30
-
-
-def test_few_problems_of_wide_losses_certify_nothing() -> None:
-    """One in a hundred may be 1000: of 50 problems without one the mean excess seems 0."""
-    loss = torch.zeros(50, 3, dtype=DOUBLE)
-    loss[:, 0] = 1000.0
-    with pytest.raises(InputError, match=r"certify 81.8.* give a bound"):
-        calibrate(FixedBudget, Trajectory(loss, loss), risk=1.0)
-    assert calibrate(FixedBudget, Trajectory(loss, loss), risk=1.0, bound=10.0).mean_excess == 0
-
-
 # --- What is refused or warned of ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "wanted", [{}, {"price": 1.0, "budget": 2.0}, {"price": 1.0, "budget": 2.0, "risk": 3.0}]
-)
+@pytest.mark.parametrize("wanted", [{}, {"price": 1.0, "budget": 2.0}])
 def test_just_one_thing_can_be_wanted(wanted: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="exactly one of price, budget and risk"):
+    with pytest.raises(InputError, match="exactly one of price and budget"):
         calibrate(Patience, MANY, **wanted)
 
 
@@ -238,8 +187,6 @@ def test_what_no_candidate_reaches_is_refused_with_the_best_there_is() -> None:
     least = reach(FixedBudget(0), ReturnedIterate.NEXT, CostUnit.GRADIENTS).cost
     with pytest.raises(InputError, match=f"at most 0.5 gradients .* attainable is {least:.4g}"):
         calibrate(FixedBudget, MANY, budget=0.5, unit=CostUnit.GRADIENTS)
-    with pytest.raises(InputError, match="72 problems cannot certify a mean excess of at most -1 "):
-        calibrate(FixedBudget, MANY, risk=-1.0)
 
 
 def test_items_that_diverged_are_left_out_and_counted() -> None:

@@ -22,6 +22,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         "train": "Train an optimizer that knows when to stop.",
         "train-monitor": "Learn when to stop a loop from recorded runs of it.",
         "calibrate": "Choose anew when a trained model stops.",
+        "certify": "Stop a trained model where a risk is certified to be small.",
     },
     "Judge": {
         "evaluate": "Evaluate an optimizer on held-out problems, baselines beside.",

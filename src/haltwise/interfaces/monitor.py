@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from haltwise._core.errors import require
 from haltwise._core.settings import real_number
 from haltwise._core.tensors import copied_array, is_plain, undisturbed
+from haltwise.certificates import RiskMonitor
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.run import price_of_each, warn_of_prices
-from haltwise.models.files import fingerprint
+from haltwise.models.files import certified, fingerprint
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
@@ -29,7 +30,7 @@ __all__ = ["HaltingMonitor"]
 
 _STATE = (
     "steps", "reason", "lowest", "improved", "observed", "memory", "products", "signals", "scores",
-    "holds",
+    "holds", "is_let_go", "stop_forgone",
 )  # fmt: skip
 _SEEN = torch.float32
 _CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
@@ -74,9 +75,14 @@ class HaltingMonitor:
     Args:
         weights: What `train_monitor` wrote, or a run or optimizer whose rule is hand-designed.
         price: c, what a round must gain, in units of the score; None is what was trained for.
+        let_go: Test for ever what is certified: a fraction of runs, drawn at random, that go on
+            past the stop (`is_let_go`), after which `report` is told what the stop would have
+            lost. A fraction takes level and bound from the certificate of the weights; give a
+            `RiskMonitor` to choose all else, or to share one among loops.
 
     Raises:
-        InputError: There are no such weights, or they do not say when to stop.
+        InputError: There are no such weights, or they do not say when to stop; or a fraction of
+            runs is to be let go, and there is no certificate of these weights at this price.
 
     Examples:
         >>> import tempfile
@@ -91,7 +97,11 @@ class HaltingMonitor:
     """
 
     def __init__(
-        self, weights: str | Path | HaltingModel | OptimizerModel, *, price: float | None = None
+        self,
+        weights: str | Path | HaltingModel | OptimizerModel,
+        *,
+        price: float | None = None,
+        let_go: float | RiskMonitor | None = None,
     ) -> None:
         if isinstance(weights, OptimizerModel):
             weights = weights.halting
@@ -118,6 +128,7 @@ class HaltingMonitor:
         self._observed: Observed | None = card.observed
         self._directory: Path | None = None
         self._name: str | None = None
+        self._risk = _risk_monitor(model, name, price, let_go)
         self.start()
 
     @classmethod
@@ -132,7 +143,7 @@ class HaltingMonitor:
             InputError: There is a run of that name.
         """
         monitor = cls.__new__(cls)
-        monitor._model = monitor._observed = None
+        monitor._model = monitor._observed = monitor._risk = None
         monitor._directory, monitor._name = Path(directory), name
         monitor._signals = []
         monitor.start()
@@ -153,6 +164,8 @@ class HaltingMonitor:
         self._reason: str | None = None
         self._lowest, self._improved = math.inf, False
         self._holds = False
+        self._is_let_go = False
+        self._stop_forgone: int | None = None
         self._memory: dict[int, dict[str, Tensor]] | None = None
         self._products: Tensor | None = None
         self._session = self._new_session()
@@ -189,6 +202,39 @@ class HaltingMonitor:
         it was trained on.
         """
         return self._reason is not None
+
+    @property
+    def risk(self) -> RiskMonitor | None:
+        """The test of runs that are let go, with its alarm."""
+        return self._risk
+
+    @property
+    def is_let_go(self) -> bool:
+        """Whether this run goes on past its stop; drawn at the first update."""
+        return self._is_let_go
+
+    @property
+    def stop_forgone(self) -> int | None:
+        """The rounds after which a run that is let go would have stopped; None if not yet."""
+        return self._stop_forgone
+
+    def report(self, loss: Tensor | float) -> bool:
+        """Tell at the end of a run that was let go what the stop would have lost.
+
+        Args:
+            loss: By the kind of risk that is certified, 0 where the run ended before the stop.
+
+        Returns:
+            Whether there is an alarm: the risk is above its level.
+
+        Raises:
+            InputError: This run was not let go, or is reported already.
+        """
+        require(self._is_let_go, "only a run that was let go (is_let_go) is reported, and once")
+        assert self._risk is not None
+        alarm = self._risk.report(real_number("loss", loss))
+        self._is_let_go = False
+        return alarm
 
     @property
     def improved(self) -> bool:
@@ -275,6 +321,8 @@ class HaltingMonitor:
             dim = sum(len(memory["params"]) for memory in self._memory.values())
         signals = combine_products(self._steps, value, products, dim).float()
         finite = bool(value.isfinite().all() and products.isfinite().all())
+        if self._steps == 0 and self._risk is not None:
+            self._is_let_go = self._risk.draw()
         if self._directory is not None:
             self._record(signals if finite else torch.full_like(signals, torch.nan), score)
         elif not self.should_stop:
@@ -285,12 +333,16 @@ class HaltingMonitor:
 
     def _decide(self, signals: Tensor, *, finite: bool) -> None:
         assert self._session is not None
+        if self._stop_forgone is not None:
+            return  # whoever lets it go says when it ends
         if not finite:
             self._reason = "the loss, a gradient or an update is not finite"
             return
         loss, norm = (signals[:, SIGNALS.index(name)] for name in ("loss", "log_grad"))
         decision = self._session.observe(StepObservation(self._steps, loss, norm, signals))
-        if decision.stop:
+        if decision.stop and self._is_let_go:
+            self._stop_forgone = self._steps + 1
+        elif decision.stop:
             self._reason = self._session.explain(decision, step_name="round")
             # Where updates are counted the recorded loop, too, stayed where it was.
             paid = self._model is not None and self._model.card.unit is CostUnit.GRADIENTS
@@ -357,7 +409,8 @@ class HaltingMonitor:
         """A copy of all that the run depends on, to go on exactly; tensors and plain values."""
         own = {name: getattr(self, f"_{name}") for name in _STATE}
         session = None if self._session is None else self._session.state()
-        return copy.deepcopy({"digest": self._digest(), "session": session, **own})
+        risk = None if self._risk is None else self._risk.state_dict()
+        return copy.deepcopy({"digest": self._digest(), "session": session, "risk": risk, **own})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -366,7 +419,7 @@ class HaltingMonitor:
             InputError: It is no monitor's state, or that of one with other weights.
         """
         require(
-            set(state) == {"digest", "session", *_STATE},
+            set(state) == {"digest", "session", "risk", *_STATE},
             "this is no state of a HaltingMonitor; load what its state_dict() gave",
         )
         require(
@@ -374,6 +427,13 @@ class HaltingMonitor:
             "the state was taken with other weights, or by a monitor that recorded; build this one "
             "in the same way",
         )
+        require(
+            (state["risk"] is None) == (self._risk is None),
+            "the state was taken with let_go, and this monitor has none, or the other way round; "
+            "build this one in the same way",
+        )
+        if self._risk is not None:
+            self._risk.load_state_dict(state["risk"])
         for name in _STATE:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
         self._session = self._new_session()
@@ -384,6 +444,20 @@ class HaltingMonitor:
         if self._model is None:
             return None
         return f"{fingerprint(self._model)} at {self._price.item():g}"
+
+
+def _risk_monitor(
+    model: HaltingModel, name: str, price: float | None, let_go: float | RiskMonitor | None
+) -> RiskMonitor | None:
+    if let_go is None or isinstance(let_go, RiskMonitor):
+        return let_go
+    certificates = [each for each in certified(model, price) if each.unit is model.card.unit]
+    require(
+        len(certificates) == 1,
+        f"{name} carry no certificate that let_go={let_go} might test; certify them with haltwise "
+        "certify, or give a haltwise.certificates.RiskMonitor",
+    )
+    return RiskMonitor.of(certificates[0], share=let_go)
 
 
 def _parameters(model: Model) -> dict[int, Tensor]:

@@ -2,30 +2,22 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self, final, get_type_hints
+from typing import Any, Self, final
 
-from haltwise._core.discovery import find_known
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
-from haltwise._core.plugins import whereabouts
 from haltwise._core.settings import require_types
+from haltwise.certificates.certificate import Certificate
 from haltwise.halting.halter import HalterSettings
 from haltwise.models.scales import Scales
 from haltwise.processes.observation import Observed
-from haltwise.stop_rules import (
-    CostUnit,
-    DecisionTime,
-    ReturnedIterate,
-    StopPolicy,
-    StopRule,
-    stop_rules,
-)
-from haltwise.stop_rules.base import AllOf, AnyOf
+from haltwise.stop_rules import CostUnit, StopPolicy
+from haltwise.stop_rules.documents import policy_from_json, policy_to_json
 
 __all__ = ["Card", "Choice"]
 
-_COMPOSED: Mapping[str, type[AnyOf | AllOf]] = {"any-of": AnyOf, "all-of": AllOf}
-_FORMAT = 3
+_FORMAT = 4
+_WITHOUT_CERTIFICATES = 3  # the format before, otherwise equal
 
 
 @final
@@ -53,6 +45,8 @@ class Card:
     """Prices from price / price_range to price * price_range were seen in training."""
     policies: Mapping[CostUnit, StopPolicy] = field(default_factory=dict)
     """Calibrated policies; where a unit is missing, training was interrupted before."""
+    certificates: tuple[Certificate, ...] = ()
+    """What is certified of these policies; see `haltwise.models.files.certified`."""
     unit: CostUnit = CostUnit.GRADIENTS
     """What the host pays for: a recorded loop counts its rounds as updates."""
     observed: Observed = "gradients"
@@ -73,15 +67,20 @@ class Card:
         for name in ("horizon", "price_range"):
             value = getattr(self, name)
             require(value >= 1, f"the card's {name} must be at least 1, got {value}")
+        require(
+            all(each.policy is not None and each.unit is not None for each in self.certificates),
+            "a certificate on a card must name the policy that it is of; this one is of a table",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same card."""
-        document = asdict(replace(self, policies={}, provenance=dict(self.provenance)))
+        plain = replace(self, policies={}, certificates=(), provenance=dict(self.provenance))
+        document = asdict(plain)
         document["unit"] = self.unit.value
         document["policies"] = {
-            unit.value: {"rule": _rule_to_json(policy.rule), "returns": policy.returns.value}
-            for unit, policy in self.policies.items()
+            unit.value: policy_to_json(policy) for unit, policy in self.policies.items()
         }
+        document["certificates"] = [each.to_json() for each in self.certificates]
         return {"format": _FORMAT, **document}
 
     @classmethod
@@ -93,10 +92,13 @@ class Card:
         """
         try:
             given = dict(document)
+            found = given.pop("format", None)
             require(
-                given.pop("format", None) == _FORMAT,
+                found in (_FORMAT, _WITHOUT_CERTIFICATES),
                 "the card is of another format; train the weights again with this version",
             )
+            if found == _WITHOUT_CERTIFICATES:
+                given["certificates"] = []
             given["halter"] = HalterSettings(**given["halter"])
             for name in ("method", "rule", "family"):
                 missing = given[name] is None and name != "method"
@@ -105,11 +107,12 @@ class Card:
                 given["scales"] = Scales.from_json(given["scales"])
             given["unit"] = CostUnit(given["unit"])
             given["policies"] = {
-                CostUnit(unit): StopPolicy(
-                    _rule_from_json(policy["rule"], own), ReturnedIterate(policy["returns"])
-                )
+                CostUnit(unit): policy_from_json(policy, own)
                 for unit, policy in given["policies"].items()
             }
+            given["certificates"] = tuple(
+                Certificate.from_json(each, own) for each in given["certificates"]
+            )
             plain = ("price", "horizon", "price_range", "observed", "keeps_best", "provenance")
             require_types(cls.__init__, {name: given[name] for name in plain})
             return cls(**given)
@@ -117,31 +120,3 @@ class Card:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"this is not the card of a halting model: {error!r}") from None
-
-
-def _rule_to_json(rule: StopRule) -> dict[str, Any]:
-    names = {kind: name for name, kind in {**stop_rules(), **_COMPOSED}.items()}
-    name = names.get(type(rule)) or whereabouts(rule)
-    if isinstance(rule, AnyOf | AllOf):
-        return {"kind": name, "rules": [_rule_to_json(part) for part in rule.rules]}
-    settings = {
-        key: value.name.lower() if isinstance(value, DecisionTime) else value
-        for key, value in vars(rule).items()
-    }
-    return {"kind": name, **settings}
-
-
-def _rule_from_json(document: Mapping[str, Any], own: Iterable[type]) -> StopRule:
-    settings = dict(document)
-    name = settings.pop("kind")
-    if name in _COMPOSED:
-        return _COMPOSED[name](tuple(_rule_from_json(part, own) for part in settings["rules"]))
-    kind: type[StopRule] = find_known(stop_rules(), name, "stop rule", own)
-    hints = get_type_hints(kind.__init__)
-    for key, value in settings.items():
-        if hints.get(key) is DecisionTime:
-            settings[key] = DecisionTime[str(value).upper()]
-        elif isinstance(value, list):
-            settings[key] = tuple(value)
-    require_types(kind.__init__, settings)
-    return kind(**settings)

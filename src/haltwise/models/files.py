@@ -12,6 +12,7 @@ from torch import Tensor
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import digest, load_tensors, save_tensors
 from haltwise._core.tensors import require_like, undisturbed
+from haltwise.certificates.certificate import Certificate
 from haltwise.models.card import Card
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
@@ -19,6 +20,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 __all__ = [
     "Model",
     "build_model",
+    "certified",
     "fingerprint",
     "halting_of",
     "placed",
@@ -98,8 +100,32 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata["card"]
 
 
-def fingerprint(model: Model) -> str:
-    """A checksum of all that moving and stopping depend on."""
+def fingerprint(model: Model, *, with_policies: bool = True) -> str:
+    """A checksum of all that moving and stopping depend on.
+
+    Args:
+        model: The model.
+        with_policies: Whether the policies on its card are part of it.
+    """
     document = model.card.to_json()
-    del document["provenance"]
+    for name in ("provenance", "certificates", *(() if with_policies else ("policies",))):
+        del document[name]
     return digest(model.state_dict(), json.dumps(document, sort_keys=True))
+
+
+def certified(model: Model, price: float | None = None) -> tuple[Certificate, ...]:
+    """The certificates on a model's card, all of which are of this model, its stops and this price.
+
+    Args:
+        model: The model.
+        price: c; that of the card if None.
+
+    Raises:
+        InputError: One of them is of something else.
+    """
+    price = model.card.price if price is None else price
+    found = fingerprint(model, with_policies=False)
+    for certificate in model.card.certificates:
+        assert certificate.unit is not None
+        certificate.require_for(found, halting_of(model).policy(certificate.unit), price)
+    return model.card.certificates

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from haltwise.evaluation import EvaluationRecord, StudyRecord
 from haltwise.evaluation.records import load_evaluations, load_study
 from haltwise.models.card import Card
 from haltwise.models.loading import card_of, names
+from haltwise.report.certificates import certificate_sentences
 from haltwise.report.figures import loss_curves, training
 from haltwise.report.formats import (
     Spread,
@@ -81,6 +83,7 @@ def _parts(
     return [
         _overview(cards, [record for record, _ in evaluations], sections),
         *sections,
+        *_certificates(cards),
         *([] if study is None else [study_section(study)]),
         *_provenance(run, cards),
     ]
@@ -270,10 +273,22 @@ def _optimizers(record: EvaluationRecord, stem: str) -> Table:
     )
 
 
+def _certificates(cards: Mapping[str, Card]) -> list[Section]:
+    """What is certified of the stops on the cards."""
+    sentences = [
+        f"{short(name)}. {' '.join(certificate_sentences(certificate))}"
+        for name, card in cards.items()
+        for certificate in card.certificates
+    ]
+    section = Section(anchor="certificates", title="Certificates", sentences=sentences)
+    return [section] if sentences else []
+
+
 def _provenance(run: Path, cards: Mapping[str, Card]) -> list[Section]:
     trained = training(read_log(run))
     blocks: list[Any] = [] if trained is None else [trained]
     blocks += [
-        Facts(f"Card of {short(name)}", facts(card.to_json())) for name, card in cards.items()
+        Facts(f"Card of {short(name)}", facts(replace(card, certificates=()).to_json()))
+        for name, card in cards.items()
     ]
     return [Section(anchor="training", title="Training", blocks=blocks)] if blocks else []

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, final
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from haltwise._core.errors import CalibrationWarning, require
 from haltwise.processes.trajectory import Trajectory
-from haltwise.stop_rules.base import StopRule, decide_all, decisions
+from haltwise.stop_rules.base import StopRule, decide_all
 from haltwise.stop_rules.gradient_norm import GradientNorm
 from haltwise.stop_rules.logistic import Logistic
 from haltwise.stop_rules.patience import Patience
@@ -41,8 +41,6 @@ BASELINES: Mapping[str, type[StopRule]] = MappingProxyType(
 )
 """Rules that need no halting model."""
 
-_SHARES = torch.linspace(0.1, 0.99, 10, dtype=torch.float64)  # of the wealth, in a bet
-_REFUTES, _NUM_HALVINGS = math.log(20), 40
 _NEED_GRADIENTS = ("gradient_norm", "logistic")
 
 
@@ -57,8 +55,6 @@ class Calibration:
     mean_excess: float
     mean_cost: float
     """In the unit of cost."""
-    excess_bound: float
-    """Upper end of the one-sided 95 % interval of the mean excess, see `choose`."""
 
     def mean_j(self, price: float) -> float:
         """Mean J of the items, docs/theory.md, Eq. (cost)."""
@@ -71,8 +67,6 @@ def calibrate(
     *,
     price: float | None = None,
     budget: float | None = None,
-    risk: float | None = None,
-    bound: float | None = None,
     unit: CostUnit = CostUnit.UPDATES,
     returns: tuple[ReturnedIterate, ...] | None = None,
     **settings: Any,
@@ -130,8 +124,6 @@ def calibrate(
         unit,
         price=price,
         budget=budget,
-        risk=risk,
-        bound=bound,
         returns=returns,
     )
 
@@ -151,17 +143,11 @@ def choose(
     *,
     price: float | None = None,
     budget: float | None = None,
-    risk: float | None = None,
-    bound: float | None = None,
     returns: tuple[ReturnedIterate, ...] | None = None,
 ) -> Calibration:
-    """Choose the candidate whose stops serve best on average, by one of price, budget and risk.
+    """Choose the candidate whose stops serve best on average, by a price or a budget.
 
-    `risk` asks the mean excess to lie at or below it with 95 % confidence, by Learn then Test
-    (Angelopoulos et al. 2021, arXiv 2110.01052): the candidates are tested from the most costly on,
-    each at 5 %, until one fails. A test bets against a mean above the risk (Waudby-Smith and Ramdas
-    2024, arXiv 2010.09686) and holds for any number of problems and any law within a bound on the
-    excess. Few problems certify little: n of them no risk below some 3 / n of the bound.
+    What a chosen stop loses on other problems is bounded by `haltwise.certify`.
 
     Args:
         candidates: Settings to try, at least one.
@@ -169,62 +155,32 @@ def choose(
         unit: What is counted.
         price: c, in units of the loss: least mean excess + c * cost.
         budget: Least mean excess at a mean cost of at most this.
-        risk: Least mean cost at a mean excess of at most this, with 95 % confidence.
-        bound: The largest excess that a problem can have where it stops; the mean is that of the
-            excess held below it. If None, the largest excess of the tuning problems at any step.
         returns: What to try to return; the unit's default alone if None.
 
     Raises:
-        InputError: Not just one of price, budget and risk is given, or no candidate is within it.
+        InputError: Not just one of price and budget is given, or no candidate is within it.
     """
-    given = {"price": price, "budget": budget, "risk": risk}
-    named = [f"{name}={value:g}" for name, value in given.items() if value is not None]
     require(
-        len(named) == 1,
-        f"give exactly one of price, budget and risk, got {', '.join(named) or 'none'}",
+        (price is None) != (budget is None),
+        f"give exactly one of price and budget, got {'none' if price is None else 'both'}",
     )
     measured = [
         _measure(StopPolicy(candidate, iterate), decided, trajectory, unit)
         for candidate, decided in decide_all(candidates, trajectory)
         for iterate in returns or RETURNABLE[unit][:1]
     ]
-    low, high = min(0.0, trajectory.excess.amin().item()), bound
-    high = trajectory.excess.amax().item() if high is None else high
-
-    def excess_of(found: Calibration) -> Tensor:
-        decided = decisions(found.policy.rule, trajectory)
-        excess = returned_excess(trajectory, decided, unit, found.policy.returns)
-        return excess.double().clamp(low, high)
-
-    def bounded(found: Calibration) -> Calibration:
-        return replace(found, excess_bound=_mean_bound(excess_of(found), low, high))
-
     if price is not None:
         c = price
-        return bounded(min(measured, key=lambda m: _least(m.mean_j(c))))
-    if budget is not None:
-        within = [m for m in measured if m.mean_cost <= budget]
-        least = min(m.mean_cost for m in measured)
-        require(
-            len(within) > 0,
-            f"no candidate costs at most {budget:g} {unit.value} on average; the least attainable "
-            f"is {least:.4g}",
-        )
-        return bounded(min(within, key=lambda m: (_least(m.mean_excess), m.mean_cost)))
-    assert risk is not None
-    within = []
-    for found in sorted(measured, key=lambda m: (-m.mean_cost, _least(m.mean_excess))):
-        if not (risk >= high or _log_wealth(excess_of(found), risk, high) >= _REFUTES):
-            break
-        within.append(found)
+        return min(measured, key=lambda m: _least(m.mean_j(c)))
+    assert budget is not None
+    within = [m for m in measured if m.mean_cost <= budget]
+    least = min(m.mean_cost for m in measured)
     require(
         len(within) > 0,
-        f"{found.num_items} problems cannot certify a mean excess of at most {risk:g} with 95 % "
-        f"confidence where a single one may be {high:.4g}: of the most costly candidate they "
-        f"certify {bounded(found).excess_bound:.4g}; record more problems, allow a larger risk, or "
-        "give a bound, beyond which an excess does not count",
+        f"no candidate costs at most {budget:g} {unit.value} on average; the least attainable "
+        f"is {least:.4g}",
     )
-    return bounded(min(within, key=lambda m: (m.mean_cost, m.mean_excess)))
+    return min(within, key=lambda m: (_least(m.mean_excess), m.mean_cost))
 
 
 def _measure(
@@ -237,32 +193,7 @@ def _measure(
         len(excess),
         mean_excess=excess.mean().item(),
         mean_cost=steps_charged(decided, unit, trajectory.num_steps).double().mean().item(),
-        excess_bound=math.nan,
     )
-
-
-def _mean_bound(values: Tensor, low: float, high: float) -> float:
-    """The least mean that bets on values [n] in [low, high] refute at 5 %; `high` if none."""
-    refuted, end = high, low
-    for _ in range(_NUM_HALVINGS):
-        mean = (refuted + end) / 2
-        if mean < high and _log_wealth(values, mean, high) >= _REFUTES:
-            refuted = mean
-        else:
-            end = mean
-    return refuted
-
-
-def _log_wealth(values: Tensor, mean: float, high: float) -> float:
-    """Logarithm of the wealth won on values [n] of at most `high` by bets against this mean.
-
-    A bet of a share f stakes f / (high - m) a unit: if the mean is m or more, the wealth
-    prod_i (1 + f (m - x_i) / (high - m)) is at least 20 with a probability of at most 5 %. It rises
-    with m, and so does its mean over several f.
-    """
-    odds = ((mean - values) / (high - mean)).unsqueeze(1)
-    growth = torch.log1p(_SHARES.to(values) * odds).sum(0)
-    return growth.logsumexp(0).item() - math.log(len(_SHARES))
 
 
 def _least(value: float) -> float:

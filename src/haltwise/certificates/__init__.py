@@ -1,0 +1,43 @@
+"""Certificates: bounds on what a stop loses that hold, or a refusal with the number needed.
+
+Everything works on a `RiskTable`, the losses of calibration problems under thresholds from the
+safest to the boldest, wherever they come from. See docs/certificates.md.
+"""
+
+from haltwise.certificates.certificate import Certificate, Promise, Refusal
+from haltwise.certificates.certify import certify_table
+from haltwise.certificates.e_process import EProcess
+from haltwise.certificates.risk_monitor import RiskMonitor
+from haltwise.certificates.risks import (
+    RISKS,
+    Cost,
+    ExcessLoss,
+    FunctionOfStop,
+    LossAbove,
+    Risk,
+    StopOutcomes,
+    SuccessGivenUp,
+)
+from haltwise.certificates.table import RiskTable
+from haltwise.certificates.tabulate import from_the_safest, set_aside, tabulate
+
+__all__ = [
+    "RISKS",
+    "Certificate",
+    "Cost",
+    "EProcess",
+    "ExcessLoss",
+    "FunctionOfStop",
+    "LossAbove",
+    "Promise",
+    "Refusal",
+    "Risk",
+    "RiskMonitor",
+    "RiskTable",
+    "StopOutcomes",
+    "SuccessGivenUp",
+    "certify_table",
+    "from_the_safest",
+    "set_aside",
+    "tabulate",
+]

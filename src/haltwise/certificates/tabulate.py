@@ -1,0 +1,128 @@
+"""Risk tables of stop rules on recorded trajectories."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import InputError, require
+from haltwise.certificates.risks import Risk, StopOutcomes
+from haltwise.certificates.table import RiskTable, label_codes
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules import (
+    CostUnit,
+    ReturnedIterate,
+    StopRule,
+    decide_all,
+    returned_excess,
+    steps_charged,
+)
+
+__all__ = ["from_the_safest", "set_aside", "tabulate"]
+
+_SHARE = 10  # one problem in so many finds the thresholds
+
+
+def tabulate(
+    candidates: Sequence[StopRule],
+    trajectory: Trajectory,
+    risk: Risk,
+    *,
+    unit: CostUnit,
+    returns: ReturnedIterate,
+    groups: Sequence[Any] | Tensor | None = None,
+    bound: float | None = None,
+    clip: bool = False,
+) -> RiskTable:
+    """What every candidate, from the safest to the boldest, would have lost and saved.
+
+    Savings are what is not charged of the whole trajectory; where the cost is at risk, the excess
+    loss that going on saves against the first candidate.
+
+    Args:
+        candidates: K settings that do not depend on these problems.
+        trajectory: n problems.
+        risk: What is lost at a stop.
+        unit: What is charged.
+        returns: What a stop returns.
+        groups: See `RiskTable.of`, as are `bound` and `clip`.
+        bound: The largest loss of a problem; that of the kind of risk if None.
+        clip: Whether larger losses count as the bound.
+
+    Raises:
+        InputError: See `RiskTable.of`; or the kind of risk has no bound of its own and none is
+            given.
+
+    Examples:
+        >>> from haltwise.certificates import ExcessLoss
+        >>> from haltwise.stop_rules import FixedBudget
+        >>> losses = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.2, 0.1]])
+        >>> table = tabulate(
+        ...     [FixedBudget(2), FixedBudget(1)], Trajectory(losses, losses), ExcessLoss(),
+        ...     unit=CostUnit.UPDATES, returns=ReturnedIterate.CURRENT, bound=1.0,
+        ... )
+        >>> table.losses.mean(0).tolist(), table.savings.mean(0).tolist()
+        ([0.05000000074505806, 0.3500000014901161], [0.0, 1.0])
+    """
+    require(len(candidates) > 0, "there is no candidate to certify; give stop rules to try")
+    stops = _stops(candidates, trajectory, unit, returns)
+    largest = risk.natural_bound(trajectory.num_steps) if bound is None else bound
+    if largest is None:
+        raise InputError(
+            f"the {risk.words} has no bound of its own; give bound, the largest that a problem can "
+            "have, or beyond which it does not count (clip=True)"
+        )
+    if risk.rises_with_cost:
+        savings = (stops.excess[:, :1] - stops.excess).nan_to_num(0, 0, 0)
+    else:
+        savings = trajectory.num_steps - stops.cost
+    return RiskTable.of(
+        risk.losses(stops),
+        savings,
+        groups=groups,
+        subjects=risk.subjects(stops),
+        risk=risk.words,
+        bound=largest,
+        clip=clip,
+        is_indicator=risk.is_indicator,
+    )
+
+
+def from_the_safest(
+    candidates: Sequence[StopRule], trajectory: Trajectory, risk: Risk, unit: CostUnit
+) -> list[StopRule]:
+    """The candidates by their mean cost on problems set aside: the most costly first.
+
+    Where the cost itself is at risk, the least costly. Of equals the first remains.
+    """
+    sign = 1 if risk.rises_with_cost else -1
+    mean_costs: dict[float, StopRule] = {}
+    for rule, decided in decide_all(candidates, trajectory):
+        mean = steps_charged(decided, unit, trajectory.num_steps).double().mean().item()
+        mean_costs.setdefault(sign * mean, rule)
+    return [mean_costs[mean] for mean in sorted(mean_costs)]
+
+
+def set_aside(num_problems: int, groups: Sequence[Any] | Tensor | None) -> Tensor:
+    """The problems on which thresholds are found, one in ten or whole groups; bool [n].
+
+    Which they are depends on nothing that is at risk. The rest is exchangeable as it was.
+    """
+    index = torch.arange(num_problems) if groups is None else label_codes(groups, num_problems)
+    return index % _SHARE == 0
+
+
+def _stops(
+    candidates: Sequence[StopRule],
+    trajectory: Trajectory,
+    unit: CostUnit,
+    returns: ReturnedIterate,
+) -> StopOutcomes:
+    excess, cost = [], []
+    for _, decided in decide_all(candidates, trajectory):
+        excess.append(returned_excess(trajectory, decided, unit, returns).double())
+        cost.append(steps_charged(decided, unit, trajectory.num_steps).double())
+    lowest = trajectory.excess.double().nan_to_num(math.inf).amin(1)
+    return StopOutcomes(torch.stack(excess, 1), torch.stack(cost, 1), lowest)

@@ -1,0 +1,170 @@
+"""Certify the stops of a model or a stop rule on recorded trajectories."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import real_number
+from haltwise.certificates import (
+    Certificate,
+    FunctionOfStop,
+    Refusal,
+    Risk,
+    certify_table,
+    from_the_safest,
+    set_aside,
+    tabulate,
+)
+from haltwise.models.files import Model, fingerprint, halting_of
+from haltwise.models.halting_model import HaltingModel
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules import (
+    RETURNABLE,
+    CostUnit,
+    ReturnedIterate,
+    StopPolicy,
+    StopRule,
+    costs,
+)
+
+__all__ = ["certify"]
+
+
+def certify(
+    model_or_rule: Model | type[StopRule] | Sequence[StopRule],
+    recorded: Trajectory,
+    *,
+    risk: Risk | Callable[[Tensor, Tensor], Tensor],
+    level: float,
+    confidence: float | None,
+    group: Sequence[Any] | Tensor | None = None,
+    bound: float | None = None,
+    clip: bool = False,
+    price: float | None = None,
+    unit: CostUnit | None = None,
+    returns: ReturnedIterate | None = None,
+) -> Certificate | Refusal:
+    """Find the boldest stop whose risk is certified to be at most a level.
+
+    The candidates are thresholds from the safest, which stops last, to the boldest. They must not
+    depend on the problems that certify them: those of a model or of a class of stop rules are found
+    on one problem in ten, or on one group in ten, set aside for it. Without `group` the mean over
+    problems is certified, with this confidence; with it the mean in the next group, with this
+    probability, or in expectation if confidence is None (docs/certificates.md).
+
+    Args:
+        model_or_rule: A model, a class of stop rules with `candidates`, or stop rules from the
+            safest to the boldest that were chosen elsewhere.
+        recorded: Trajectories that go on past any stop, each of an independent problem; they must
+            have signals where a model is to be asked.
+        risk: What is lost at a stop, see `haltwise.certificates.Risk`; or a function of excess
+            loss and cost, float64 [n, K] each, to losses of at most 1.
+        level: The bound on the risk, in its own units.
+        confidence: Such as 0.9.
+        group: A label a problem, [n]: whole groups are exchangeable, not problems.
+        bound: The largest loss that a problem can have; the kind of risk knows its own, but for
+            the excess loss.
+        clip: Whether losses above the bound count as the bound; the certificate says so.
+        price: c, at which a model is asked; that of its card if None.
+        unit: What is paid for; the model's own, or updates for a rule.
+        returns: What a stop returns; what the model's policy or else the unit does.
+
+    Returns:
+        A certificate, whose `policy` is the stop; or a refusal with the number of problems or
+        groups needed. Call `require()` on it to insist.
+
+    Raises:
+        InputError: An argument is impossible, or a loss is above the bound.
+
+    Examples:
+        >>> import torch
+        >>> from haltwise.certificates import ExcessLoss
+        >>> from haltwise.stop_rules import Plateau
+        >>> rate = 0.3 + torch.rand(1000, 1, generator=torch.Generator().manual_seed(0))
+        >>> losses = torch.exp(-rate * torch.arange(30))
+        >>> recorded = Trajectory(losses, losses)
+        >>> found = certify(
+        ...     Plateau, recorded, risk=ExcessLoss(), level=0.02, confidence=0.9, bound=1.0
+        ... ).require()
+        >>> found.mean_risk < 0.02, found.kept > 0.9, found.num_set_aside
+        (True, True, 100)
+        >>> print(f"{found.policy.rule.tolerance:.4f}")
+        0.0200
+    """
+    rule: Any = model_or_rule
+    model = rule if isinstance(rule, HaltingModel | OptimizerModel) else None
+    if price is not None:
+        require(model is not None, "a price is what a model is asked at; a stop rule knows none")
+        require(real_number("price", price) > 0, f"price must be above 0, got {price:g}")
+    if model is not None:
+        card = model.card
+        price = card.price if price is None else price
+        unit = card.unit if unit is None else unit
+        recorded = halting_of(model).attach(recorded, price)
+        if returns is None and unit in card.policies:
+            returns = card.policies[unit].returns
+    unit = CostUnit.UPDATES if unit is None else unit
+    returns = RETURNABLE[unit][0] if returns is None else returns
+    kind = risk if isinstance(risk, Risk) else FunctionOfStop(risk)
+    candidates, used, num_set_aside = _candidates(rule, recorded, kind, unit, group)
+    if used is not None:
+        recorded = recorded.select(used)
+        group = None if group is None else [group[i] for i in used.tolist()]
+    table = tabulate(
+        candidates,
+        recorded,
+        kind,
+        unit=unit,
+        returns=returns,
+        groups=group,
+        bound=bound,
+        clip=clip,
+    )
+    found = certify_table(table, level=level, confidence=confidence)
+    if isinstance(found, Refusal):
+        return found
+    return replace(
+        found,
+        num_set_aside=num_set_aside,
+        policy=StopPolicy(candidates[found.threshold], returns),
+        unit=unit,
+        price=price,
+        model=None if model is None else fingerprint(model, with_policies=False),
+    )
+
+
+def _candidates(
+    rule: Any,
+    recorded: Trajectory,
+    risk: Risk,
+    unit: CostUnit,
+    group: Sequence[Any] | Tensor | None,
+) -> tuple[Sequence[StopRule], Tensor | None, int]:
+    """Candidates from the safest on, the problems that are left (all if None), those set aside."""
+    if isinstance(rule, Sequence):
+        require(
+            len(rule) > 0 and all(isinstance(each, StopRule) for each in rule),
+            "give at least one stop rule, from the safest to the boldest",
+        )
+        return rule, None, 0
+    aside = set_aside(recorded.num_items, group)
+    tuning = recorded.select(aside.nonzero().squeeze(1))
+    table = costs(tuning.excess, 0.0)
+    if isinstance(rule, HaltingModel | OptimizerModel):
+        method = halting_of(rule).method
+        found = method.candidates(tuning, table, unit.decision_time)
+    elif isinstance(rule, type) and issubclass(rule, StopRule):
+        found = rule.candidates(tuning, table)
+    else:
+        raise InputError(
+            "give a model, a class of stop rules or stop rules from the safest to the boldest, got "
+            f"{type(rule).__name__}"
+        )
+    require(len(found) > 0, "the halting method leaves no threshold open to certify")
+    left = (~aside).nonzero().squeeze(1)
+    require(len(left) > 0, "every problem was set aside to find thresholds; record more")
+    return from_the_safest(found, tuning, risk, unit), left, int(aside.sum())
