@@ -45,6 +45,12 @@ class Solution:
             finite; the parameters are then the last finite ones.
         reason: Index into `reasons` of what stopped each problem, -1 where nothing did; int64 [B].
         reasons: Why a problem may be stopped, in words.
+        success: Whether it halted where the price pays for no more: where what is left to gain, by
+            the curvature seen, is not clearly above the price, that is by more than three times.
+            Never OUT_OF_STEPS or NONFINITE; bool [B].
+        left: What a step of L-BFGS is forecast to gain from there by the last gradients observed,
+            shape [B]; infinite where the loss is convex along none of the last steps, NaN where
+            there was no step or losses are stochastic.
         fallback: Where L-BFGS took over from the optimizer, bool [B].
         param_scale: Units of parameters in which the optimizer saw each problem, shape [B]: 1
             where they were its own.
@@ -60,6 +66,8 @@ class Solution:
     outcome: Tensor
     reason: Tensor
     reasons: tuple[str, ...]
+    success: Tensor
+    left: Tensor
     fallback: Tensor
     param_scale: Tensor
     loss_scale: Tensor
@@ -74,11 +82,13 @@ class Solution:
             if count
         )
         taken = int(self.fallback.sum())
+        early = int(((self.outcome == Outcome.HALTED) & ~self.success).sum())
         return (
             f"Solution({number:,} problems of {dim:,} parameters: {ends}; "
             f"{self.num_gradients.double().mean():.1f} gradients each, median loss "
             f"{self.loss.double().nanmedian():.4g}"
-            + (f"; L-BFGS took over in {taken:,})" if taken else ")")
+            + (f"; L-BFGS took over in {taken:,}" if taken else "")
+            + (f"; {early:,} halted too early for their price)" if early else ")")
         )
 
     def why(self, problem: int) -> str:
@@ -88,9 +98,13 @@ class Solution:
             problem: Its index.
         """
         reason = int(self.reason[problem])
-        if reason >= 0:
+        if reason < 0:
+            return _WHY[Outcome(int(self.outcome[problem]))]
+        left = self.left[problem].item()
+        if self.success[problem] or math.isnan(left):
             return self.reasons[reason]
-        return _WHY[Outcome(int(self.outcome[problem]))]
+        more = f"{left:.2g} is" if math.isfinite(left) else "more than one can tell is"
+        return f"{self.reasons[reason]}, but by the curvature seen {more} left to gain"
 
 
 _WHY = {
@@ -181,7 +195,7 @@ def solve(
                 chunk.loss_scale += chunks[-1].loss_scale.median()
             chunk.solve_guarded(num_steps, by_own_rule=stop is not None)
         else:
-            chunk.solve(num_steps)
+            chunk.solve(num_steps, by_own_rule=stop is not None)
         chunks.append(chunk)
     solution = _joined(chunks, history=history)
     if guard:
@@ -223,6 +237,8 @@ def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
         outcome=joined("outcome"),
         reason=joined("reason"),
         reasons=chunks[0].reasons,
+        success=joined("success"),
+        left=joined("left"),
         fallback=joined("fallback"),
         param_scale=joined("scale").exp(),
         loss_scale=joined("loss_scale").exp(),
