@@ -48,6 +48,7 @@ class Chunk:
         scale, loss_scale: Logarithms of the units in which the model saw the problems, each [B].
         misfits: Where the optimizer failed, or stopped where L-BFGS has earned more than it cost,
             bool [B].
+        foreign: Where the way to the stop was far from all in training, bool [B].
         fallback: Where L-BFGS took over, bool [B].
         ledger: All that was evaluated.
     """
@@ -71,7 +72,7 @@ class Chunk:
         self.scale, self.loss_scale = torch.zeros_like(price), torch.zeros_like(price)
         self.fallback = torch.zeros_like(price, dtype=torch.bool)
         self._length = torch.ones_like(price)
-        self.misfits = self._strange = torch.zeros_like(self.fallback)
+        self.misfits = self.foreign = self._strange = torch.zeros_like(self.fallback)
         self.left, self.success = torch.full_like(price, torch.nan), self.fallback.clone()
 
     @property
@@ -192,6 +193,8 @@ class Chunk:
         moved = check.last[:, 0] > 0
         strange = torch.where(moved, scales.courses.is_strange(features), check.scale != 0)
         self._strange = self._strange.index_put((items,), strange)
+        foreign = moved & scales.courses.is_foreign(features)
+        self.foreign = self.foreign.index_put((items,), foreign)
 
     def _take_over(self, max_steps: int, *, by_own_rule: bool) -> None:
         """Go on by L-BFGS, from the best point, where the rule failed or ended early."""

@@ -55,8 +55,8 @@ class Ledger:
         self.first: Observation | None = None
         self._calls = 0
         self._losses = start.new_empty(len(start), 0)
-        # Evaluation k is at k modulo their number.
-        self._latest_params = start.new_zeros(len(start), MEMORY + 1, start.shape[1])
+        # Evaluation k of problem b is in row (k modulo their number) B + b.
+        self._latest_params = start.new_zeros((MEMORY + 1) * len(start), start.shape[1])
         self._latest_grads = torch.zeros_like(self._latest_params)
 
     def note(self, items: Tensor, params: Tensor, seen: Observation) -> None:
@@ -67,8 +67,9 @@ class Ledger:
         self._calls += 1  # no problem has been evaluated more often
         count = self.count[items]
         self._losses[items, count] = loss
-        self._latest_params[items, count % (MEMORY + 1)] = params
-        self._latest_grads[items, count % (MEMORY + 1)] = grad
+        row = count % (MEMORY + 1) * len(self.count) + items
+        self._latest_params.index_copy_(0, row, params)
+        self._latest_grads.index_copy_(0, row, grad)
         better = (loss < self.loss[items]) & grad.isfinite().all(1)
         index = items[better]
         self.loss[index], self.params[index] = loss[better], params[better]
@@ -86,12 +87,10 @@ class Ledger:
         The latter are as `haltwise.rollout.descent.forecast_gain` takes them, [B, MEMORY, D].
         """
         back = self.count.unsqueeze(1) - 1 - torch.arange(MEMORY + 1, device=self.count.device)
-        rows = torch.arange(len(back), device=back.device).unsqueeze(1)
+        items = torch.arange(len(back), device=back.device).unsqueeze(1)
+        row = back % (MEMORY + 1) * len(back) + items
+        points, grads = self._latest_params[row], self._latest_grads[row]
         known = (back[:, 1:] >= 0).unsqueeze(2)
-        points, grads = (
-            values[rows, back % (MEMORY + 1)]
-            for values in (self._latest_params, self._latest_grads)
-        )
         steps, changes = (
             torch.where(known, values[:, :-1] - values[:, 1:], 0) for values in (points, grads)
         )

@@ -14,7 +14,6 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.settings import whole_number
 from haltwise.interfaces.solve import solve
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import StopPolicy, StopRule
 from haltwise.tasks import Observation, TaskBatch
 

@@ -14,6 +14,7 @@ from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.interfaces.chunk import Chunk
+from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
 from haltwise.models.files import placed
 from haltwise.models.loading import load
@@ -27,7 +28,7 @@ __all__ = ["Solution", "solve"]
 
 _CHUNK = {"cpu": 2**17}  # coordinates at once; their states and temporaries take 1.4 kB each
 _ACCELERATOR_CHUNK = 2**20
-_NOT_FITTING, _MANY = 0.5, 20  # share of so many problems that is worth a warning
+_MANY = 20  # problems of which a share tells more than each
 
 
 @final
@@ -163,7 +164,8 @@ def solve(
         InputError: The problem, the optimizer or a setting is no good.
 
     Warns:
-        FitWarning: Prices lie outside those trained on, or L-BFGS took over in many problems.
+        FitWarning: Prices lie outside those trained on, L-BFGS took over in many problems, or a few
+            are far from those trained on.
 
     Examples:
         >>> from haltwise.tasks import family
@@ -199,7 +201,7 @@ def solve(
         chunks.append(chunk)
     solution = _joined(chunks, history=history)
     if guard:
-        _warn(solution, model, prices, torch.cat([chunk.misfits for chunk in chunks]))
+        _warn(solution, model, prices, chunks)
     return solution
 
 
@@ -246,17 +248,21 @@ def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
     )
 
 
-def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, misfits: Tensor) -> None:
+def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: list[Chunk]) -> None:
     """Say once where the weights do not fit the problems."""
     asked = prices * solution.loss_scale
     if len(asked) < _MANY:  # of losses in other units the solution says it
         asked = torch.where(solution.loss_scale == 1, asked, model.card.price)
     warn_of_prices(model.halting, asked, 4)
+    misfits = torch.cat([chunk.misfits for chunk in chunks])
     share = misfits.double().mean().item()
-    if share > _NOT_FITTING and len(asked) >= _MANY:  # of a few, the solution says it
+    if len(asked) < _MANY:
+        warn_of_misfits(torch.cat([chunk.foreign for chunk in chunks]), 4)
+    elif share > MANY_MISFITS:
         warnings.warn(
             f"{share:.0%} of the problems do not behave as those that the weights were trained on, "
-            "and L-BFGS took over; choose other weights, or train some on such problems",
+            "and L-BFGS took over; choose other weights by haltwise.recommend, or train some on "
+            "such problems",
             FitWarning,
             stacklevel=4,
         )
