@@ -1,6 +1,7 @@
 """Prices: closed forms, and the budget as `solve` spends it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,13 +56,14 @@ def test_a_budget_out_of_reach_says_what_can_be_reached() -> None:
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, "one", None])
 def test_numbers_that_are_no_prices_are_refused(bad: Any) -> None:
     sample = family("regression-2d").sample(5, torch.Generator().manual_seed(4))
-    for call in (
+    calls: list[Callable[[], float]] = [
         lambda: price_for_time(bad, 1, 1),
         lambda: price_for_time(1, bad, 1),
         lambda: price_for_time(1, 1, bad),
         lambda: price_for_tolerance(bad),
         lambda: price_for_tolerance(1, bad),
         lambda: price_for_budget(sample, bad, "regression-2d"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(InputError):
             call()

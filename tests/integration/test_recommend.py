@@ -170,7 +170,7 @@ def test_impossible_questions_are_refused(problems: TaskBatch) -> None:
         ({"num_problems": 0}, "num_problems must be"),
     ):
         with pytest.raises(InputError, match=message):
-            haltwise.recommend(problems, FEW, **wrong)  # type: ignore[arg-type]
+            haltwise.recommend(problems, FEW, **wrong)
     with pytest.raises(InputError, match="must be a TaskBatch or a TaskFamily, got list"):
         haltwise.recommend([1.0])  # type: ignore[arg-type]
     flat = FunctionBatch(torch.ones(4, 2), lambda params: 0 * params.sum(1) + 1)
