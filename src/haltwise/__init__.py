@@ -9,9 +9,11 @@ from haltwise._core.version import __version__
 if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no PyTorch
     from haltwise.curves.curves import Curves
     from haltwise.curves.model import CurveModel
+    from haltwise.evaluation.recommend import Recommendation, recommend
     from haltwise.interfaces.certify import certify
     from haltwise.interfaces.load import load
     from haltwise.interfaces.monitor import HaltingMonitor
+    from haltwise.interfaces.prices import price_for_budget, price_for_time, price_for_tolerance
     from haltwise.interfaces.run import run
     from haltwise.interfaces.scipy import minimize
     from haltwise.interfaces.solve import Solution, solve
@@ -34,12 +36,17 @@ __all__ = [
     "LearnedOptimizer",
     "OptimizerModel",
     "Outcome",
+    "Recommendation",
     "Solution",
     "__version__",
     "certify",
     "load",
     "load_halting",
     "minimize",
+    "price_for_budget",
+    "price_for_time",
+    "price_for_tolerance",
+    "recommend",
     "run",
     "solve",
 ]
@@ -54,11 +61,16 @@ _PLACES = {
     "LearnedOptimizer": "interfaces.torch_optim",
     "OptimizerModel": "models.optimizer_model",
     "Outcome": "rollout.early_exit",
+    "Recommendation": "evaluation.recommend",
     "Solution": "interfaces.solve",
     "certify": "interfaces.certify",
     "load": "interfaces.load",
     "load_halting": "models.loading",
     "minimize": "interfaces.scipy",
+    "price_for_budget": "interfaces.prices",
+    "price_for_time": "interfaces.prices",
+    "price_for_tolerance": "interfaces.prices",
+    "recommend": "evaluation.recommend",
     "run": "interfaces.run",
     "solve": "interfaces.solve",
 }

@@ -196,6 +196,7 @@ def test_no_result_is_worse_than_any_point_seen(
     assert solution.num_gradients.sum() <= sum(map(len, calls))
 
 
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize(
     ("loss", "start"),
@@ -312,7 +313,7 @@ def test_descent_finds_the_minimum_of_quadratics() -> None:
         first.grad,
         torch.full((6,), 1e-4, dtype=torch.float64),
         torch.full((6,), 200),
-        torch.full((6,), 10),
+        first.grad.norm(dim=1),
     )
     price = torch.full((6,), 1e-12, dtype=torch.float64)
     outcome, reason = descend(Watched(start, problem, torch.arange(6)), begun, price)

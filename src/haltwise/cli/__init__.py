@@ -27,6 +27,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Judge": {
         "evaluate": "Evaluate an optimizer on held-out problems, baselines beside.",
         "study": "Compare stop rules over seeds and prices.",
+        "recommend": "Try what ships on your problems and say what to use.",
         "stopping-report": "Judge stops that are given with their losses.",
         "diagnose": "Find out why a training does not learn.",
     },

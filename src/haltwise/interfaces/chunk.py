@@ -15,7 +15,7 @@ from haltwise.processes.observation import StepObservation
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.units import Units
-from haltwise.rollout.descent import DESCENT_REASONS, Descent, descend
+from haltwise.rollout.descent import DESCENT_REASONS, FLAT, Descent, descend, forecast_gain
 from haltwise.rollout.early_exit import Outcome, Watch, run_until_halted
 from haltwise.stop_rules import StopPolicy
 from haltwise.tasks.base import TaskBatch
@@ -24,7 +24,7 @@ __all__ = ["Chunk"]
 
 _ATTEMPTS = 5  # at finding the units
 _WAIT = 8  # steps without a new lowest loss that are always granted
-_DOUBT, _PATIENCE = 3, 10  # of L-BFGS after a stop that is strange, and after a failure
+_CLEARLY = 3  # prices; a forecast of less is within what it errs by on problems that are solved
 
 
 @final
@@ -44,9 +44,11 @@ class Chunk:
         loss: The loss there, shape [B].
         at: Updates that led there, int64 [B].
         outcome, reason: As in `haltwise.Solution`, each int64 [B].
+        left, success: As there, each [B].
         scale, loss_scale: Logarithms of the units in which the model saw the problems, each [B].
         misfits: Where the optimizer failed, or stopped where L-BFGS has earned more than it cost,
             bool [B].
+        foreign: Where the way to the stop was far from all in training, bool [B].
         fallback: Where L-BFGS took over, bool [B].
         ledger: All that was evaluated.
     """
@@ -70,17 +72,19 @@ class Chunk:
         self.scale, self.loss_scale = torch.zeros_like(price), torch.zeros_like(price)
         self.fallback = torch.zeros_like(price, dtype=torch.bool)
         self._length = torch.ones_like(price)
-        self.misfits = self._strange = torch.zeros_like(self.fallback)
+        self.misfits = self.foreign = self._strange = torch.zeros_like(self.fallback)
+        self.left, self.success = torch.full_like(price, torch.nan), self.fallback.clone()
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Possible reasons of a stop, in words."""
         return (*self._policy.rule.reasons, *DESCENT_REASONS)
 
-    def solve(self, max_steps: int) -> None:
-        """Follow the rule, whatever it does, until the policy stops it."""
+    def solve(self, max_steps: int, *, by_own_rule: bool) -> None:
+        """Follow the rule, whatever it does, until the policy stops it; see `solve_guarded`."""
         self._follow(torch.arange(self._batch.num_problems, device=self.at.device), max_steps)
         self._observe_results()
+        self._judge(by_own_rule=by_own_rule)
 
     def solve_guarded(self, max_steps: int, *, by_own_rule: bool) -> None:
         """Follow the rule where it fits, and L-BFGS where it does not.
@@ -116,6 +120,7 @@ class Chunk:
         self._take_over(max_steps, by_own_rule=by_own_rule)
         self._observe_results()
         self._return_best()
+        self._judge(by_own_rule=by_own_rule)
 
     def _unit_check(self, left: Tensor, *, is_first: bool) -> UnitCheck | None:
         card = self._model.card
@@ -188,6 +193,8 @@ class Chunk:
         moved = check.last[:, 0] > 0
         strange = torch.where(moved, scales.courses.is_strange(features), check.scale != 0)
         self._strange = self._strange.index_put((items,), strange)
+        foreign = moved & scales.courses.is_foreign(features)
+        self.foreign = self.foreign.index_put((items,), foreign)
 
     def _take_over(self, max_steps: int, *, by_own_rule: bool) -> None:
         """Go on by L-BFGS, from the best point, where the rule failed or ended early."""
@@ -215,7 +222,7 @@ class Chunk:
             ledger.grad[items],
             self._length[items],
             budget[items],
-            torch.where(strange[items], _DOUBT, _PATIENCE),
+            self._first_norm()[items],
         )
         before, spent = ledger.loss[items], ledger.count[items]
         outcome, reason = descend(self._watched.select(items), begun, self._price[items])
@@ -247,3 +254,31 @@ class Chunk:
         self.params = torch.where(best.unsqueeze(1), self.ledger.params, self.params)
         self.loss = torch.where(best, self.ledger.loss, self.loss)
         self.at = torch.where(best, self.ledger.at, self.at)
+
+    def _first_norm(self) -> Tensor:
+        first = self.ledger.first
+        assert first is not None
+        return first.grad.square().sum(1).sqrt()
+
+    def _judge(self, *, by_own_rule: bool) -> None:
+        """Tell stops at which the price would pay for more, by the gradients that were observed.
+
+        The gradient at an iterate that was never observed is unknown, but not its loss: what the
+        last update has gained is no longer left.
+        """
+        self.success = self.outcome == Outcome.HALTED
+        if self._batch.stochastic:
+            return
+        ledger = self.ledger
+        grad, steps, changes = ledger.latest()
+        latest = self.at >= ledger.count - 1
+        grad = torch.where(latest.unsqueeze(1), grad, ledger.grad)
+        last = ledger.losses.gather(1, ledger.count.unsqueeze(1) - 1).squeeze(1)
+        gained = torch.where(self.at == ledger.count, last - self.loss, 0)
+        left = (forecast_gain(grad, steps, changes) - gained).clamp_min(0)
+        flat = grad.square().sum(1).sqrt() <= FLAT * self._first_norm()
+        # One gradient tells no curvature. What a model was trained for needs none; others do.
+        seen = ledger.count > 1
+        self.left = torch.where(seen, left, torch.nan)
+        paid = (left <= _CLEARLY * self._price) | (flat & left.isinf())
+        self.success &= torch.where(seen, paid, flat | (not by_own_rule))

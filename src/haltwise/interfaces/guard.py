@@ -20,6 +20,7 @@ from haltwise._core.tensors import ZERO
 from haltwise.models.scales import FirstSteps, Scales, UsualRange
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
+from haltwise.rollout.descent import MEMORY
 from haltwise.tasks.base import Observation, TaskBatch, ask
 
 __all__ = ["Ledger", "UnitCheck", "WatchedBatch"]
@@ -35,7 +36,7 @@ _LEAP = math.log(10)  # by how much too long a first step is taken to be that fi
 
 @final
 class Ledger:
-    """All that was evaluated of B problems: how often, and the best of it.
+    """All that was evaluated of B problems: how often, the best of it, and the latest.
 
     Attributes:
         count: Gradients evaluated, int64 [B].
@@ -54,6 +55,9 @@ class Ledger:
         self.first: Observation | None = None
         self._calls = 0
         self._losses = start.new_empty(len(start), 0)
+        # Evaluation k of problem b is in row (k modulo their number) B + b.
+        self._latest_params = start.new_zeros((MEMORY + 1) * len(start), start.shape[1])
+        self._latest_grads = torch.zeros_like(self._latest_params)
 
     def note(self, items: Tensor, params: Tensor, seen: Observation) -> None:
         """Note an evaluation of the problems at `items`, int64 [K]."""
@@ -61,17 +65,36 @@ class Ledger:
         if self._calls == self._losses.shape[1]:
             self._losses = pad(self._losses, (0, max(16, self._calls)), value=math.nan)
         self._calls += 1  # no problem has been evaluated more often
-        self._losses[items, self.count[items]] = loss
+        count = self.count[items]
+        self._losses[items, count] = loss
+        row = count % (MEMORY + 1) * len(self.count) + items
+        self._latest_params.index_copy_(0, row, params)
+        self._latest_grads.index_copy_(0, row, grad)
         better = (loss < self.loss[items]) & grad.isfinite().all(1)
         index = items[better]
         self.loss[index], self.params[index] = loss[better], params[better]
-        self.grad[index], self.at[index] = grad[better], self.count[index]
-        self.count[items] += 1
+        self.grad[index], self.at[index] = grad[better], count[better]
+        self.count[items] = count + 1
 
     @property
     def losses(self) -> Tensor:
         """The loss of every evaluation in order, NaN where none was, shape [B, max(count)]."""
         return self._losses[:, : int(self.count.max())]
+
+    def latest(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The latest gradient [B, D], and the steps to it and changes of the gradient along them.
+
+        The latter are as `haltwise.rollout.descent.forecast_gain` takes them, [B, MEMORY, D].
+        """
+        back = self.count.unsqueeze(1) - 1 - torch.arange(MEMORY + 1, device=self.count.device)
+        items = torch.arange(len(back), device=back.device).unsqueeze(1)
+        row = back % (MEMORY + 1) * len(back) + items
+        points, grads = self._latest_params[row], self._latest_grads[row]
+        known = (back[:, 1:] >= 0).unsqueeze(2)
+        steps, changes = (
+            torch.where(known, values[:, :-1] - values[:, 1:], 0) for values in (points, grads)
+        )
+        return grads[:, 0], steps, changes
 
 
 @final

@@ -16,6 +16,7 @@ from haltwise._core.settings import real_number
 from haltwise._core.tensors import copied_array, is_plain, undisturbed
 from haltwise.certificates import RiskMonitor
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.fit import warn_of_misfits
 from haltwise.interfaces.run import price_of_each, warn_of_prices
 from haltwise.models.files import certified, fingerprint
 from haltwise.models.halting_model import HaltingModel
@@ -30,7 +31,7 @@ __all__ = ["HaltingMonitor"]
 
 _STATE = (
     "steps", "reason", "lowest", "improved", "observed", "memory", "products", "signals", "scores",
-    "holds", "is_let_go", "stop_forgone",
+    "holds", "begun", "is_let_go", "stop_forgone",
 )  # fmt: skip
 _SEEN = torch.float32
 _CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
@@ -166,6 +167,7 @@ class HaltingMonitor:
         self._holds = False
         self._is_let_go = False
         self._stop_forgone: int | None = None
+        self._begun: Tensor | None = None  # the signals of the first round
         self._memory: dict[int, dict[str, Tensor]] | None = None
         self._products: Tensor | None = None
         self._session = self._new_session()
@@ -299,6 +301,9 @@ class HaltingMonitor:
         Raises:
             InputError: The loss is no single number, or this call does not fit those before it or
                 the runs that were trained on.
+
+        Warns:
+            FitWarning: The first two rounds lie far outside what was trained on.
         """
         number = real_number("the mean loss", loss)
         value = torch.tensor([number], dtype=torch.float64)
@@ -335,6 +340,12 @@ class HaltingMonitor:
         assert self._session is not None
         if self._stop_forgone is not None:
             return  # whoever lets it go says when it ends
+        assert self._model is not None
+        scales = self._model.card.scales
+        if self._steps == 0:
+            self._begun = signals
+        elif self._steps == 1 and scales is not None and self._begun is not None and finite:
+            warn_of_misfits(scales.is_foreign(self._begun, signals), 4)
         if not finite:
             self._reason = "the loss, a gradient or an update is not finite"
             return
@@ -345,7 +356,7 @@ class HaltingMonitor:
         elif decision.stop:
             self._reason = self._session.explain(decision, step_name="round")
             # Where updates are counted the recorded loop, too, stayed where it was.
-            paid = self._model is not None and self._model.card.unit is CostUnit.GRADIENTS
+            paid = self._model.card.unit is CostUnit.GRADIENTS
             self._holds = paid and not bool(decision.takes_update)
         elif self._steps + 1 >= self._limit:
             self._reason = f"it was trained on runs of {self._limit} rounds"

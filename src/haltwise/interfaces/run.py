@@ -12,6 +12,7 @@ from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.settings import real_number, shown
 from haltwise._core.tensors import ZERO, undisturbed
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.fit import FirstStepsCheck
 from haltwise.models.files import placed
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
@@ -54,7 +55,7 @@ def run(
         InputError: A price or a number of steps is impossible, or there is no such model.
 
     Warns:
-        FitWarning: Prices lie outside those trained on.
+        FitWarning: Prices, or the signals of the first steps, lie outside those trained on.
 
     Examples:
         >>> from haltwise.processes import OptimizationProcess
@@ -82,7 +83,18 @@ def run(
         warn_of_prices(halting, prices, 3)
     num_steps = halting.card.horizon if max_steps is None else max_steps
     exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
-    ran = run_until_halted(process, session, num_steps, watch=_flat if exact else None)
+    scales = halting.card.scales if stop is None else None
+    check = None if scales is None else FirstStepsCheck(scales, process.num_items)
+
+    def watch(items: Tensor, observation: StepObservation) -> Tensor | None:
+        if check is not None and observation.signals is not None:
+            check.observe(items, observation)
+        # Where nothing can be gained.
+        return observation.known("log_grad_norm") <= ZERO if exact else None
+
+    ran = run_until_halted(process, session, num_steps, watch=watch)
+    if check is not None:
+        check.warn(3)
     if not exact:
         return ran
     taken = ran.outcome == Outcome.TAKEN
@@ -92,11 +104,6 @@ def run(
         reason=ran.reason.masked_fill(taken, len(ran.reasons)),
         reasons=(*ran.reasons, "the gradient is zero"),
     )
-
-
-def _flat(_: Tensor, observation: StepObservation) -> Tensor:
-    """Which problems are where nothing can be gained."""
-    return observation.known("log_grad_norm") <= ZERO
 
 
 def stop_policy(

@@ -14,7 +14,6 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.settings import whole_number
 from haltwise.interfaces.solve import solve
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import StopPolicy, StopRule
 from haltwise.tasks import Observation, TaskBatch
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
 __all__ = ["minimize"]
-
-_FLAT = 1e-2  # of the first gradient: a norm that is taken for success whatever halted it
 
 
 def minimize(
@@ -65,9 +62,8 @@ def minimize(
 
     Returns:
         x, fun, success, status (an `Outcome`; 99 if the callback stopped it), message, nit
-        (updates that led to x), nfev and njev. It is a success if it halted since another step was
-        not worth its price, or where the last gradient was below 1e-2 of the first; then a `stop`
-        of your own counts, too.
+        (updates that led to x), nfev and njev. It is a success if it halted where the price pays
+        for no more, see `haltwise.Solution.success`.
 
     Raises:
         InputError: An argument is no good, or SciPy is missing.
@@ -108,7 +104,7 @@ def minimize(
         x, value = solution.params[0].numpy(), solution.loss.item()
         steps, status = int(solution.steps), int(solution.outcome)
         message = solution.why(0).replace("max_steps", "maxiter")
-        success = status == Outcome.HALTED and (stop is None or objective.is_flat)
+        success = bool(solution.success)
         if steps == solution.num_gradients:  # theta_s was never observed, so not reported
             batch.report(steps, x, value)
     except _CallbackStop as stopped:
@@ -143,12 +139,6 @@ class _Objective:
         )
         self._fun, self._jac, self._args = fun, jac, args
         self.num_values = self.num_gradients = 0
-        self._sizes: list[float] = []  # of all gradients
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether the last gradient was small beside the first."""
-        return bool(self._sizes) and self._sizes[-1] <= _FLAT * self._sizes[0]
 
     def value(self, x: "NDArray[np.float64]") -> float:
         self.num_values += 1
@@ -173,7 +163,6 @@ class _Objective:
             value, gradient = self.value(x), approx_fprime(x, self.value)
         self.num_gradients += 1
         gradient = np.atleast_1d(_array("the gradient", gradient))  # of one variable, SciPy's way
-        self._sizes.append(float(np.linalg.norm(gradient)))
         require(
             gradient.shape == x.shape,
             f"the gradient must have the shape of x, {x.shape}, got {gradient.shape}",

@@ -14,6 +14,7 @@ from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.interfaces.chunk import Chunk
+from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
 from haltwise.models.files import placed
 from haltwise.models.loading import load
@@ -27,7 +28,7 @@ __all__ = ["Solution", "solve"]
 
 _CHUNK = {"cpu": 2**17}  # coordinates at once; their states and temporaries take 1.4 kB each
 _ACCELERATOR_CHUNK = 2**20
-_NOT_FITTING, _MANY = 0.5, 20  # share of so many problems that is worth a warning
+_MANY = 20  # problems of which a share tells more than each
 
 
 @final
@@ -45,6 +46,12 @@ class Solution:
             finite; the parameters are then the last finite ones.
         reason: Index into `reasons` of what stopped each problem, -1 where nothing did; int64 [B].
         reasons: Why a problem may be stopped, in words.
+        success: Whether it halted where the price pays for no more: where what is left to gain, by
+            the curvature seen, is not clearly above the price, that is by more than three times.
+            Never OUT_OF_STEPS or NONFINITE; bool [B].
+        left: What a step of L-BFGS is forecast to gain from there by the last gradients observed,
+            shape [B]; infinite where the loss is convex along none of the last steps, NaN where
+            there was no step or losses are stochastic.
         fallback: Where L-BFGS took over from the optimizer, bool [B].
         param_scale: Units of parameters in which the optimizer saw each problem, shape [B]: 1
             where they were its own.
@@ -60,6 +67,8 @@ class Solution:
     outcome: Tensor
     reason: Tensor
     reasons: tuple[str, ...]
+    success: Tensor
+    left: Tensor
     fallback: Tensor
     param_scale: Tensor
     loss_scale: Tensor
@@ -74,11 +83,13 @@ class Solution:
             if count
         )
         taken = int(self.fallback.sum())
+        early = int(((self.outcome == Outcome.HALTED) & ~self.success).sum())
         return (
             f"Solution({number:,} problems of {dim:,} parameters: {ends}; "
             f"{self.num_gradients.double().mean():.1f} gradients each, median loss "
             f"{self.loss.double().nanmedian():.4g}"
-            + (f"; L-BFGS took over in {taken:,})" if taken else ")")
+            + (f"; L-BFGS took over in {taken:,}" if taken else "")
+            + (f"; {early:,} halted too early for their price)" if early else ")")
         )
 
     def why(self, problem: int) -> str:
@@ -88,9 +99,13 @@ class Solution:
             problem: Its index.
         """
         reason = int(self.reason[problem])
-        if reason >= 0:
+        if reason < 0:
+            return _WHY[Outcome(int(self.outcome[problem]))]
+        left = self.left[problem].item()
+        if self.success[problem] or math.isnan(left):
             return self.reasons[reason]
-        return _WHY[Outcome(int(self.outcome[problem]))]
+        more = f"{left:.2g} is" if math.isfinite(left) else "more than one can tell is"
+        return f"{self.reasons[reason]}, but by the curvature seen {more} left to gain"
 
 
 _WHY = {
@@ -149,7 +164,8 @@ def solve(
         InputError: The problem, the optimizer or a setting is no good.
 
     Warns:
-        FitWarning: Prices lie outside those trained on, or L-BFGS took over in many problems.
+        FitWarning: Prices lie outside those trained on, L-BFGS took over in many problems, or a few
+            are far from those trained on.
 
     Examples:
         >>> from haltwise.tasks import family
@@ -181,11 +197,11 @@ def solve(
                 chunk.loss_scale += chunks[-1].loss_scale.median()
             chunk.solve_guarded(num_steps, by_own_rule=stop is not None)
         else:
-            chunk.solve(num_steps)
+            chunk.solve(num_steps, by_own_rule=stop is not None)
         chunks.append(chunk)
     solution = _joined(chunks, history=history)
     if guard:
-        _warn(solution, model, prices, torch.cat([chunk.misfits for chunk in chunks]))
+        _warn(solution, model, prices, chunks)
     return solution
 
 
@@ -223,6 +239,8 @@ def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
         outcome=joined("outcome"),
         reason=joined("reason"),
         reasons=chunks[0].reasons,
+        success=joined("success"),
+        left=joined("left"),
         fallback=joined("fallback"),
         param_scale=joined("scale").exp(),
         loss_scale=joined("loss_scale").exp(),
@@ -230,17 +248,21 @@ def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
     )
 
 
-def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, misfits: Tensor) -> None:
+def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: list[Chunk]) -> None:
     """Say once where the weights do not fit the problems."""
     asked = prices * solution.loss_scale
     if len(asked) < _MANY:  # of losses in other units the solution says it
         asked = torch.where(solution.loss_scale == 1, asked, model.card.price)
     warn_of_prices(model.halting, asked, 4)
+    misfits = torch.cat([chunk.misfits for chunk in chunks])
     share = misfits.double().mean().item()
-    if share > _NOT_FITTING and len(asked) >= _MANY:  # of a few, the solution says it
+    if len(asked) < _MANY:
+        warn_of_misfits(torch.cat([chunk.foreign for chunk in chunks]), 4)
+    elif share > MANY_MISFITS:
         warnings.warn(
             f"{share:.0%} of the problems do not behave as those that the weights were trained on, "
-            "and L-BFGS took over; choose other weights, or train some on such problems",
+            "and L-BFGS took over; choose other weights by haltwise.recommend, or train some on "
+            "such problems",
             FitWarning,
             stacklevel=4,
         )

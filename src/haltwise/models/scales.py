@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.tensors import ZERO
 from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.trajectory import Trajectory
 
@@ -18,6 +19,8 @@ _TAIL = 0.001  # of the problems on either side are left out of a spread
 _STRANGE = 0.01  # of the problems in training are called strange
 _RIDGE = 1e-3
 _FEWEST = 500  # problems to judge others by
+_FAR = 1.5  # a factor of 4.5 beyond a range, which no problem in training comes near
+_STRANGER = 10.0  # times the limit of a course, likewise
 _NOTHING = 1e-6  # prices, so little to gain that it does not matter how much
 
 
@@ -155,6 +158,10 @@ class Likeness:
         limit = torch.quantile(blank._distance(others)[: 2**23], 1 - _STRANGE)
         return replace(blank, limit=limit.item())
 
+    def is_foreign(self, features: Tensor) -> Tensor:
+        """Which are so far from those seen that a single one tells, bool [B]."""
+        return self._distance(features) > _STRANGER * self.limit
+
     def is_strange(self, features: Tensor) -> Tensor:
         """Which of the courses with these features [B, 11] are not like those seen, bool [B]."""
         return ~(self._distance(features) <= self.limit)  # true where a feature is unknown
@@ -212,6 +219,22 @@ class Scales:
             Likeness.of(course.features(price[late], dim)),
             _longest_wait(trajectory.loss, stops),
         )
+
+    def is_foreign(self, first: Tensor, second: Tensor) -> Tensor:
+        """Which problems lie far outside the ranges in training, so that a single one tells.
+
+        Args:
+            first: Signals of step 0 in the units of the model, shape [B, S].
+            second: Those of step 1.
+
+        Returns:
+            bool [B]; never where there is no gradient, since nothing is to be done there.
+        """
+        seen = FirstSteps.of(first, second)
+        fits = self.grad.holds(seen.grad, _FAR) | (seen.grad <= ZERO)
+        for usual, values in ((self.length, seen.length), (self.gain, seen.gain)):
+            fits &= usual.holds(values, _FAR) | ~seen.is_known
+        return ~fits
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:

@@ -15,15 +15,20 @@ from haltwise._core.tensors import select_state
 from haltwise.rollout.early_exit import Outcome
 from haltwise.tasks.base import TaskBatch
 
-__all__ = ["DESCENT_REASONS", "Descent", "descend"]
+__all__ = ["DESCENT_REASONS", "FLAT", "MEMORY", "Descent", "descend", "forecast_gain"]
 
-_MEMORY = 6  # pairs of steps and changes of the gradient
+FLAT = 1e-2
+"""Times the first gradient's norm: where a gradient is smaller, a problem is as good as solved."""
+MEMORY = 6
+"""Pairs of steps and changes of the gradient by which the curvature is known."""
+
 _DECREASE = 1e-4  # of the decrease forecast by the slope that a step must reach
 _SHORTEST, _LONGEST = 0.1, 0.5  # times its length, by which a step that failed is shortened
 _GROWTH = 4.0  # of the next step after one along which the loss is not convex
 _REACH = 10.0  # times the last step: pairs of tiny steps hold more rounding than curvature
 _FAILURES = 4  # steps in a row that failed, after which the memory is dropped
-_PATIENCE = 3  # steps in a row that may fail to earn their price, if the next is forecast to
+_PATIENCE = 3  # steps in a row that may fail to earn their price where little is left to gain
+_LONG_PATIENCE = 10  # and anywhere else: from one valley to the next
 
 DESCENT_REASONS = (
     "the last steps of L-BFGS, which took over, earned less than their price",
@@ -45,7 +50,7 @@ class Descent:
         grad: The gradient there, shape [B, D].
         length: Of the first step, in gradients, shape [B].
         budget: Gradients each problem may still cost, int64 [B].
-        patience: Steps in a row that may fail to earn their price whatever is forecast, int64 [B].
+        first_norm: Norm of the gradient at which the problem began, shape [B].
     """
 
     params: Tensor
@@ -53,7 +58,7 @@ class Descent:
     grad: Tensor
     length: Tensor
     budget: Tensor
-    patience: Tensor
+    first_norm: Tensor
 
 
 @torch.no_grad()
@@ -61,8 +66,9 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
     """Lower the loss of B problems until a step is not worth its price.
 
     Every point is evaluated by `batch.observe`; the best of them is the result, and must be noted
-    there. A problem halts once 3 steps in a row have each earned less than the price
-    and the next is forecast to by its slope, or `patience` have.
+    there. A problem halts once 10 steps in a row have each earned less than the price; 3 are
+    enough where the slope forecasts the same of the next and the gradient is below `FLAT` times the
+    first.
 
     Args:
         batch: B problems, deterministic.
@@ -84,9 +90,10 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
         direction = direction * (state["reach"] / size).clamp_max(1).nan_to_num(0).unsqueeze(1)
         slope = (direction * state["grad"]).sum(1)  # per unit of length, below 0
         is_flat = ~(slope < 0)
-        poor = -0.5 * state["length"] * slope <= state["price"]
+        solved = -0.5 * state["length"] * slope <= state["price"]
+        solved &= state["grad"].square().sum(1).sqrt() <= FLAT * state["first_norm"]
         waited = state["waited"]
-        halts = ((waited >= _PATIENCE) & poor) | (waited >= state["patience"]) | is_flat
+        halts = ((waited >= _PATIENCE) & solved) | (waited >= _LONG_PATIENCE) | is_flat
         ended = halts | (state["budget"] <= 0)
         if ended.any():
             outcome[active[halts]] = int(Outcome.HALTED)
@@ -104,13 +111,13 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
 
 def _init(begun: Descent, price: Tensor) -> State:
     num, dim = begun.params.shape
-    pairs = begun.params.new_zeros(num, _MEMORY, dim)
+    pairs = begun.params.new_zeros(num, MEMORY, dim)
     return {
         "params": begun.params,
         "loss": begun.loss,
         "grad": begun.grad,
         "budget": begun.budget,
-        "patience": begun.patience,
+        "first_norm": begun.first_norm,
         "price": price,
         "scale": begun.length,  # of the inverse Hessian to begin with
         "length": torch.ones_like(begun.length),
@@ -119,7 +126,7 @@ def _init(begun: Descent, price: Tensor) -> State:
         "failures": torch.zeros_like(begun.budget),
         "steps": pairs,
         "changes": pairs.clone(),
-        "inverse": begun.params.new_zeros(num, _MEMORY),  # 1 / <s, y>, 0 where there is no pair
+        "inverse": begun.params.new_zeros(num, MEMORY),  # 1 / <s, y>, 0 where there is no pair
     }
 
 
@@ -127,12 +134,12 @@ def _direction(state: State) -> Tensor:
     """-H gamma by the two loops; pairs that are not there have inverse 0 and change nothing."""
     steps, changes, inverse = state["steps"], state["changes"], state["inverse"]
     vector, weights = state["grad"], []
-    for k in range(_MEMORY):  # from the newest
+    for k in range(MEMORY):  # from the newest
         weight = inverse[:, k] * (steps[:, k] * vector).sum(1)
         vector = vector - weight.unsqueeze(1) * changes[:, k]
         weights.append(weight)
     vector = state["scale"].unsqueeze(1) * vector
-    for k in reversed(range(_MEMORY)):
+    for k in reversed(range(MEMORY)):
         weight = weights[k] - inverse[:, k] * (changes[:, k] * vector).sum(1)
         vector = vector + weight.unsqueeze(1) * steps[:, k]
     return -vector
@@ -146,7 +153,7 @@ def _advance(state: State, move: Tensor, slope: Tensor, loss: Tensor, grad: Tens
     change = grad - state["grad"]
     bend = (move * change).sum(1)
     size = change.square().sum(1)
-    convex = taken & (bend > torch.finfo(bend.dtype).eps * size)
+    convex = taken & _is_convex(bend, size)
     failures = torch.where(taken, 0, state["failures"] + 1)
     forgets = (failures == _FAILURES) & (state["inverse"] != 0).any(1)
     # 0 / 0 where nothing moved is discarded by `convex`.
@@ -165,7 +172,7 @@ def _advance(state: State, move: Tensor, slope: Tensor, loss: Tensor, grad: Tens
         "loss": torch.where(taken, loss, before),
         "grad": torch.where(column, grad, state["grad"]),
         "budget": state["budget"] - 1,
-        "patience": state["patience"],
+        "first_norm": state["first_norm"],
         "price": state["price"],
         "scale": scale,
         "length": length,
@@ -176,6 +183,47 @@ def _advance(state: State, move: Tensor, slope: Tensor, loss: Tensor, grad: Tens
         "changes": pushed("changes", change),
         "inverse": pushed("inverse", 1 / bend),
     }
+
+
+def forecast_gain(grad: Tensor, steps: Tensor, changes: Tensor) -> Tensor:
+    """What a step of L-BFGS is forecast to gain by the curvature seen, 1/2 gamma' H gamma.
+
+    Of a quadratic with conjugate steps in all directions, it is all that is left to gain.
+
+    Args:
+        grad: gamma, shape [B, D].
+        steps: Steps, the newest first, shape [B, `MEMORY`, D]; zero where there was none.
+        changes: Changes of the gradient along them, in the same shape.
+
+    Returns:
+        Shape [B]; infinite where the loss is convex along none of the steps.
+
+    Examples:
+        >>> hessian = torch.diag(torch.tensor([1.0, 10.0]))
+        >>> steps = torch.zeros(1, MEMORY, 2)
+        >>> steps[0, :2] = torch.tensor([[0.3, 0.0], [0.0, 0.4]])
+        >>> grad = torch.tensor([[2.0, 10.0]])
+        >>> forecast_gain(grad, steps, steps @ hessian)  # 2 * 2 / 2 + 10 * 1 / 2
+        tensor([7.])
+    """
+    bend, size = (steps * changes).sum(-1), changes.square().sum(-1)
+    convex = _is_convex(bend, size) & bend.isfinite() & size.isfinite()
+    newest = convex.to(torch.uint8).argmax(1, keepdim=True)
+    scale = torch.where(convex, bend / size, 0).gather(1, newest).squeeze(1)
+    state = {
+        "grad": grad,
+        "scale": scale,
+        "inverse": torch.where(convex, 1 / bend, 0),
+        "steps": torch.where(convex.unsqueeze(2), steps, 0),
+        "changes": torch.where(convex.unsqueeze(2), changes, 0),
+    }
+    gain = -0.5 * (_direction(state) * grad).sum(1)
+    return torch.where(convex.any(1), gain, torch.inf)
+
+
+def _is_convex(bend: Tensor, size: Tensor) -> Tensor:
+    """Where <s, y> is told from rounding, given |y|^2."""
+    return bend > torch.finfo(bend.dtype).eps * size
 
 
 def _shortened(length: Tensor, slope: Tensor, rise: Tensor, finite: Tensor) -> Tensor:

@@ -1,0 +1,60 @@
+"""Whether weights fit what they are used on, by signals that are measured anyway."""
+
+import warnings
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import FitWarning
+from haltwise.models.scales import Scales
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.signals import SIGNALS
+
+__all__ = ["MANY_MISFITS", "FirstStepsCheck", "warn_of_misfits"]
+
+MANY_MISFITS = 0.5
+"""Share of the items that is worth a warning."""
+
+
+@final
+class FirstStepsCheck:
+    """Compare the first two steps of B items with those in training, as they are observed.
+
+    Args:
+        scales: What the card remembers.
+        num_items: B.
+    """
+
+    def __init__(self, scales: Scales, num_items: int) -> None:
+        self._scales = scales
+        self._first = torch.zeros(num_items, len(SIGNALS))
+        self._foreign = torch.zeros(num_items, dtype=torch.bool)
+
+    def observe(self, items: Tensor, observation: StepObservation) -> None:
+        """Note a step of the items at `items`, int64 [K]."""
+        if observation.step == 0:
+            self._first = observation.known("signals")
+            self._foreign = self._foreign.to(items.device)
+        elif observation.step == 1:
+            second = observation.known("signals")
+            self._foreign[items] = self._scales.is_foreign(self._first[items], second)
+
+    def warn(self, stacklevel: int) -> None:
+        """Warn where many do not fit; for `stacklevel` see `warn_of_misfits`."""
+        warn_of_misfits(self._foreign, stacklevel + 1)
+
+
+def warn_of_misfits(foreign: Tensor, stacklevel: int) -> None:
+    """Say so where most of the items are far from those in training, bool [B].
+
+    For `stacklevel` see `warnings.warn`; 1 is whoever calls this.
+    """
+    if foreign.double().mean() > MANY_MISFITS:
+        warnings.warn(
+            f"{int(foreign.sum())} of {len(foreign)} items lie far outside what the weights were "
+            "trained on, by the sizes of their gradients, steps and gains; choose other weights by "
+            "haltwise.recommend, or train some on such problems",
+            FitWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,105 @@
+"""Warnings where weights do not fit: never on the family trained on, always on one far from it."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from loops import steps_of_adam
+from test_guard import InOtherUnits, rosenbrock
+
+import haltwise
+from haltwise import FitWarning, FunctionBatch, HaltingMonitor
+from haltwise.processes.optimization import OptimizationProcess
+from haltwise.rollout import record
+from haltwise.tasks import family
+from haltwise.update_rules import Adam
+
+SOLVERS = ("regression-2d", "regression-10d", "quadratic-10d", "student-t-10d")
+STOPS_ADAM = "regression-10d-plain-adam"
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_training_family_never_warns(name: str) -> None:
+    """Warnings are errors here; no problem alone would warn either."""
+    problem, model = (
+        family(name).sample(2000, torch.Generator().manual_seed(8)),
+        haltwise.load(name),
+    )
+    haltwise.solve(problem, model)
+    haltwise.run(OptimizationProcess(model.rule, problem), model)
+    signals = record(model.rule, problem, 2).known("signals")
+    assert model.card.scales is not None
+    assert not model.card.scales.is_foreign(signals[:, 0], signals[:, 1]).any()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_foreign_family_warns(name: str) -> None:
+    problem, model = family("logistic-10d").sample(50, stream()), haltwise.load(name)
+    for number in (50, 1):
+        process = OptimizationProcess(model.rule, problem.select(torch.arange(number)))
+        with pytest.warns(FitWarning, match="far outside what the weights were trained on"):
+            haltwise.run(process, model)
+
+
+def stream() -> torch.Generator:
+    return torch.Generator().manual_seed(8)
+
+
+def test_one_problem_far_from_all_in_training_warns() -> None:
+    problem = FunctionBatch(torch.tensor([[-1.2, 1.0] * 10]), rosenbrock)
+    with pytest.warns(FitWarning, match="1 of 1 items lie far outside"):
+        haltwise.solve(problem, "student-t-10d")
+    with pytest.warns(FitWarning, match="1 of 1 items lie far outside"):
+        haltwise.minimize(
+            lambda x: float(rosenbrock(torch.from_numpy(x[None]))),
+            [-1.2, 1.0] * 10,
+            optimizer="student-t-10d",
+            maxiter=60,
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        haltwise.solve(problem, "student-t-10d", guard=False)
+
+
+def test_a_stop_rule_of_the_caller_s_is_not_warned_of() -> None:
+    model = haltwise.load("regression-2d")
+    process = OptimizationProcess(model.rule, family("logistic-10d").sample(20, stream()))
+    haltwise.run(process, model, haltwise.load("regression-2d").policy())
+
+
+def test_the_monitor_warns_at_its_second_round_and_goes_on_exactly() -> None:
+    model = haltwise.load(STOPS_ADAM)
+    assert isinstance(model.rule, Adam)
+    assert model.card.family is not None
+    problem = family(model.card.family.name).sample(20, stream())
+    for number in range(20):
+        watch(HaltingMonitor(STOPS_ADAM), InOtherUnits.of(problem, 1.0, 1.0), number, 5)
+    foreign = InOtherUnits.of(problem, 1.0, 1e4)
+    begun = HaltingMonitor(STOPS_ADAM)
+    watch(begun, foreign, 0, 1)
+    state = begun.state_dict()
+    with pytest.warns(FitWarning, match="1 of 1 items"):
+        watch(begun, foreign, 0, 2)
+    again = HaltingMonitor(STOPS_ADAM)
+    again.load_state_dict(state)
+    loop = steps_of_adam(foreign, 0, model.rule.learning_rate)
+    (_, params), (loss, _) = next(loop), next(loop)
+    with pytest.warns(FitWarning, match="1 of 1 items"):
+        again.update(loss, params)
+
+
+def watch(monitor: HaltingMonitor, problem: InOtherUnits, number: int, rounds: int) -> None:
+    rule = haltwise.load(STOPS_ADAM).rule
+    assert isinstance(rule, Adam)
+    loop = steps_of_adam(problem, number, rule.learning_rate)
+    monitor.start(next(loop)[1])
+    for _ in range(rounds):
+        monitor.update(*next(loop))
+
+
+def test_cards_without_scales_say_nothing() -> None:
+    model = haltwise.load("regression-2d")
+    model.halting.card = replace(model.card, scales=None)
+    process = OptimizationProcess(model.rule, family("logistic-10d").sample(20, stream()))
+    haltwise.run(process, model)

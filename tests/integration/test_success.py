@@ -1,0 +1,164 @@
+"""Success: a problem halted where the price pays for no more, by the curvature seen."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.optimize
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_guard import himmelblau, rosenbrock
+from torch import Tensor
+
+import haltwise
+from haltwise import FunctionBatch, Outcome
+from haltwise.rollout.descent import FLAT, MEMORY, forecast_gain
+from haltwise.stop_rules import FixedBudget, ReturnedIterate, StopPolicy
+from haltwise.tasks import family
+
+SOLVERS = ("regression-2d", "regression-10d", "quadratic-10d", "student-t-10d")
+
+
+def beale(params: Tensor) -> Tensor:
+    x, y = params.unbind(1)
+    terms = (c - x + x * y**power for power, c in ((1, 1.5), (2, 2.25), (3, 2.625)))
+    return torch.stack([term.square() for term in terms]).sum(0)
+
+
+def logistic(params: Tensor) -> Tensor:
+    draw = torch.Generator().manual_seed(params.shape[1])
+    design = torch.randn(100, params.shape[1], generator=draw, dtype=torch.float64)
+    label = (torch.rand(100, generator=draw, dtype=torch.float64) < design[:, 0].sigmoid()).double()
+    margin = params @ design.T * (2 * label - 1)
+    return -torch.nn.functional.logsigmoid(margin).sum(1) + params.square().sum(1) / 2
+
+
+CASES: dict[str, tuple[Any, list[float]]] = {
+    "Rosenbrock 2-D": (rosenbrock, [-1.2, 1.0]),
+    "Rosenbrock 20-D": (rosenbrock, [-1.2, 1.0] * 10),
+    "Himmelblau": (himmelblau, [0.0, 0.0]),
+    "Beale from 0": (beale, [0.0, 0.0]),
+    "Beale from 1": (beale, [1.0, 1.0]),
+    "logistic 2-D": (logistic, [0.0] * 2),
+    "logistic 10-D": (logistic, [0.0] * 10),
+}
+
+
+def pays(loss: Any, begun: Tensor, end: Tensor, price: float) -> float:
+    """What SciPy's L-BFGS-B earns from there on above its price, in prices, at the best moment."""
+    values: list[float] = []
+
+    def counted(x: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        leaf = torch.from_numpy(x[None].copy()).requires_grad_()
+        value = loss(leaf)
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        values.append(value.item())
+        return value.item(), grad[0].numpy()
+
+    slope = [np.linalg.norm(counted(at.numpy())[1]) for at in (begun, end)]
+    if slope[1] <= FLAT * slope[0]:
+        return 0.0
+    values.clear()
+    scipy.optimize.minimize(counted, end.numpy(), jac=True, method="L-BFGS-B")
+    gained = (values[0] - np.minimum.accumulate(values)) / price
+    return float((gained - np.arange(len(values))).max())
+
+
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("case", CASES)
+def test_no_success_where_the_price_clearly_pays_for_more(case: str, name: str) -> None:
+    loss, start = CASES[case]
+    begun = torch.tensor([start], dtype=torch.float64)
+    solution = haltwise.solve(FunctionBatch(begun, loss), name, max_steps=300)
+    if solution.success:
+        price = haltwise.load(name).card.price
+        assert pays(loss, begun[0], solution.params[0], price) < 3
+
+
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+def test_known_early_stops_are_told_and_explained() -> None:
+    for case, worth in (("Rosenbrock 2-D", 14), ("Beale from 1", 1.4)):
+        loss, start = CASES[case]
+
+        def value(x: Any, loss: Any = loss) -> float:
+            return float(loss(torch.from_numpy(x[None])))
+
+        result = haltwise.minimize(value, start, optimizer="regression-2d")
+        assert result.fun > worth
+        assert (result.status, result.success) == (Outcome.HALTED, False)
+        assert "but by the curvature seen" in result.message
+        assert "left to gain" in result.message
+        problem = FunctionBatch(torch.tensor([start], dtype=torch.float64), loss)
+        solution = haltwise.solve(problem, "regression-2d")
+        assert "1 halted too early" in repr(solution)
+
+
+@pytest.mark.parametrize("name", ["regression-2d", "regression-10d", "student-t-10d"])
+def test_what_is_truly_solved_is_a_success(name: str) -> None:
+    problem = family(name).sample(1000, torch.Generator().manual_seed(3))
+    solution = haltwise.solve(problem, name)
+    left = (solution.loss - problem.reference_loss) / haltwise.load(name).card.price
+    solved = (solution.outcome == Outcome.HALTED) & (left <= 1)
+    assert solved.sum() > 50
+    assert solution.success[solved].double().mean() > 0.97
+    assert not solution.success[solution.outcome != Outcome.HALTED].any()
+
+
+def test_success_costs_no_gradient_and_holds_without_the_guard() -> None:
+    """Counted by the loss itself: as many as the solution says."""
+    calls = 0
+
+    def loss(params: Tensor) -> Tensor:
+        nonlocal calls
+        calls += int(params.requires_grad) * len(params)
+        return params.square().sum(1)
+
+    for guard, steps, success in ((False, 1, False), (False, 30, True), (True, 30, True)):
+        calls = 0
+        stop = StopPolicy(FixedBudget(steps), ReturnedIterate.CURRENT)
+        problem = FunctionBatch(torch.ones(1, 10), loss)
+        problem.check()
+        checked, calls = calls, 0
+        solution = haltwise.solve(problem, stop=stop, guard=guard)
+        assert calls - checked == solution.num_gradients.sum()
+        assert bool(solution.success) is success
+
+
+def test_where_no_step_was_taken_the_weights_are_trusted_and_others_are_not() -> None:
+    problem = family("regression-2d").sample(20, torch.Generator().manual_seed(3))
+    high = haltwise.load("regression-2d").card.price * 10
+    own = haltwise.solve(problem, "regression-2d", price=high)
+    once = own.num_gradients == 1
+    assert own.success[once].all()
+    stop = StopPolicy(FixedBudget(0), ReturnedIterate.CURRENT)
+    other = haltwise.solve(problem, "regression-2d", stop, guard=False)
+    assert (other.num_gradients == 1).all()
+    assert not other.success.any()
+    assert other.left.isnan().all()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, MEMORY))
+def test_the_forecast_is_that_of_the_dense_bfgs_matrix(seed: int, dim: int, pairs: int) -> None:
+    draw = np.random.default_rng(seed)
+    root = draw.normal(size=(dim, dim))
+    hessian = root @ root.T + 0.1 * np.eye(dim)
+    steps, grad = draw.normal(size=(pairs, dim)), draw.normal(size=dim)
+    changes = steps @ hessian
+    inverse = steps[0] @ changes[0] / (changes[0] @ changes[0]) * np.eye(dim)
+    for step, change in zip(steps[::-1], changes[::-1], strict=True):  # from the oldest
+        rho = 1 / (step @ change)
+        left = np.eye(dim) - rho * np.outer(step, change)
+        inverse = left @ inverse @ left.T + rho * np.outer(step, step)
+    padded = torch.zeros(2, 1, MEMORY, dim, dtype=torch.float64)
+    padded[0, 0, :pairs], padded[1, 0, :pairs] = map(torch.from_numpy, (steps, changes))
+    found = forecast_gain(torch.from_numpy(grad)[None], *padded)
+    assert found.item() == pytest.approx(grad @ inverse @ grad / 2, rel=1e-6)
+
+
+def test_a_concave_way_forecasts_without_bound() -> None:
+    steps = torch.zeros(1, MEMORY, 3)
+    steps[0, 0] = 1
+    assert forecast_gain(torch.ones(1, 3), steps, -steps).isinf().all()
