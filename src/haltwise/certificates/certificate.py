@@ -81,6 +81,8 @@ problems, savings 1 of 1 uncertified)
     """The same where the risk of these problems alone need be at most the level."""
     policy: StopPolicy | None
     """The stop that is certified; None for a table of losses."""
+    score_level: float | None
+    """The score below which a run is given up, where that is certified and not a policy."""
     unit: CostUnit | None
     """What was charged."""
     price: float | None

@@ -134,6 +134,7 @@ def _certificate(
         savings=savings[best].item(),
         uncertified_savings=max(within.max().item() if len(within) else 0.0, savings[best].item()),
         policy=None,
+        score_level=None,
         unit=None,
         price=None,
         model=None,

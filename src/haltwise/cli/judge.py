@@ -5,11 +5,13 @@ from typing import Any
 
 import click
 
+from haltwise.certificates import Certificate
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, read_curves
-from haltwise.cli.printing import print_table, write_json
+from haltwise.cli.printing import print_table, say, write_json
+from haltwise.curves.certify import certify_curves
 from haltwise.curves.shipped import load_curve_model
-from haltwise.evaluation.give_up import judge_curves
+from haltwise.evaluation.give_up import judge_curves, with_targets
 from haltwise.report.give_up import levels_table
 
 __all__ = ["command"]
@@ -19,6 +21,18 @@ __all__ = ["command"]
 @click.argument("model")
 @click.argument("file")
 @curve_options
+@click.option(
+    "--certify",
+    "level",
+    type=float,
+    help="Certify the level that gives up at most this share of the successes of the next group; "
+    "FILE must hold other runs than MODEL was learned on.",
+)
+@click.option(
+    "--confidence",
+    type=float,
+    help="Probability of that in the next group; leave it out for the expectation there.",
+)
 @options.json_option
 @options.data_directory
 @options.threads_option
@@ -26,6 +40,8 @@ def command(
     model: str,
     file: str,
     reading: dict[str, Any],
+    level: float | None,
+    confidence: float | None,
     json_path: Path | None,
     data_dir: Path | None,
 ) -> None:
@@ -34,6 +50,14 @@ def command(
     MODEL is `training-runs`, which comes with the package, a directory that `haltwise learn` wrote,
     or a weights file. FILE is a file or a folder of any format that `haltwise learn` takes.
     """
-    record = judge_curves(load_curve_model(model), read_curves(file, reading, data_dir))
-    write_json(json_path, record.to_json())
+    rule, curves = load_curve_model(model), with_targets(read_curves(file, reading, data_dir))
+    record = judge_curves(rule, curves)
+    document = record.to_json()
     print_table(levels_table(record))
+    if level is not None:
+        found = certify_curves(rule, curves, level=level, confidence=confidence)
+        document["certificate"] = found.to_json()
+        say(found)
+        if isinstance(found, Certificate):
+            say(f"give runs up below a score of {found.score_level}; {found.assumption}")
+    write_json(json_path, document)

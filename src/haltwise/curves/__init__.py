@@ -3,10 +3,20 @@
 `haltwise.curves.curves` is the record, `haltwise.curves.readers` fills it from files and arrays.
 """
 
+from haltwise.curves.certify import certify_curves
 from haltwise.curves.curves import Curve, Curves
 from haltwise.curves.learning import Learned, learn
 from haltwise.curves.model import CurveModel
 from haltwise.curves.readers import read
 from haltwise.curves.shipped import load_curve_model
 
-__all__ = ["Curve", "CurveModel", "Curves", "Learned", "learn", "load_curve_model", "read"]
+__all__ = [
+    "Curve",
+    "CurveModel",
+    "Curves",
+    "Learned",
+    "certify_curves",
+    "learn",
+    "load_curve_model",
+    "read",
+]

@@ -11,7 +11,7 @@ from haltwise._core.errors import DataWarning, require
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features
 from haltwise.curves.forecast import Forecast, Rows
-from haltwise.curves.levels import GiveUps, level_for
+from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.curves.model import CurveCard, CurveModel, Loss, Range, cost_scale, per_cost
 
 __all__ = ["LOST", "EndedEarly", "Learned", "cross_fit", "folds_of", "learn", "rows_of"]
@@ -28,7 +28,6 @@ _FOLDS = 12
 _FEWEST = 10  # successes, and as many failures
 _MANY = 1000  # runs from which a forecast learned elsewhere is no help any more
 _MARGIN = 0.5  # standard errors over groups that a level stays within what may be lost
-_MOST_LEVELS = 2000
 
 
 @final
@@ -265,16 +264,6 @@ def cross_fit(
                 chances[run] = chance
         say(f"fold {fold + 1} of {num_folds}")
     return chances
-
-
-def candidate_levels(curves: Curves, scores: Sequence[Floats]) -> Floats:
-    """Levels to choose among: the lowest scores of runs before their end, increasing."""
-    ends = np.where(curves.success >= 0, curves.success, curves.num_points)
-    lowest = np.array(
-        [score[:end].min(initial=np.inf) for score, end in zip(scores, ends, strict=True)]
-    )
-    levels = np.unique(np.nextafter(lowest[np.isfinite(lowest)], np.inf))
-    return levels[:: max(1, len(levels) // _MOST_LEVELS)]
 
 
 def _log_loss(curves: Curves, chances: Sequence[Floats]) -> float:

@@ -8,7 +8,9 @@ import numpy as np
 from haltwise._core.errors import require
 from haltwise.curves.curves import Booleans, Curves, Floats, Integers, Names
 
-__all__ = ["GiveUps", "level_for"]
+__all__ = ["GiveUps", "candidate_levels", "first_below", "level_for"]
+
+_MOST_LEVELS = 2000
 
 
 @final
@@ -80,6 +82,16 @@ def first_below(score: Floats, level: Floats) -> Integers:
     """The first place at which a score lies below each level, its length where none does."""
     lowest = np.minimum.accumulate(score)
     return np.searchsorted(-lowest, -level, side="right")
+
+
+def candidate_levels(curves: Curves, scores: Sequence[Floats]) -> Floats:
+    """Levels to choose among: the lowest scores of runs before their end, increasing."""
+    ends = np.where(curves.success >= 0, curves.success, curves.num_points)
+    lowest = np.array(
+        [score[:end].min(initial=np.inf) for score, end in zip(scores, ends, strict=True)]
+    )
+    levels = np.unique(np.nextafter(lowest[np.isfinite(lowest)], np.inf))
+    return levels[:: max(1, len(levels) // _MOST_LEVELS)]
 
 
 def level_for(stops: GiveUps, group: Names, lost: float, *, margin: float = 0.0) -> float:

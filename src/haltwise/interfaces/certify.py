@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ from haltwise.certificates import (
     set_aside,
     tabulate,
 )
+from haltwise.curves import Curves, certify_curves
+from haltwise.curves.rule import CurveRule
 from haltwise.models.files import Model, fingerprint, halting_of
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
@@ -35,10 +37,10 @@ __all__ = ["certify"]
 
 
 def certify(
-    model_or_rule: Model | type[StopRule] | Sequence[StopRule],
-    recorded: Trajectory,
+    model_or_rule: Model | type[StopRule] | Sequence[StopRule] | CurveRule,
+    recorded: Trajectory | Curves,
     *,
-    risk: Risk | Callable[[Tensor, Tensor], Tensor],
+    risk: Risk | Callable[[Tensor, Tensor], Tensor] | Literal["given-up"],
     level: float,
     confidence: float | None,
     group: Sequence[Any] | Tensor | None = None,
@@ -60,12 +62,16 @@ def certify(
         model_or_rule: A model, a class of stop rules with `candidates`, or stop rules from the
             safest to the boldest that were chosen elsewhere.
         recorded: Trajectories that go on past any stop, each of an independent problem; they must
-            have signals where a model is to be asked.
+            have signals where a model is to be asked. Or recorded runs, for a curve model or
+            another rule that gives runs up, of which the share of successes given up is certified
+            (`haltwise.curves.certify_curves`).
         risk: What is lost at a stop, see `haltwise.certificates.Risk`; or a function of excess
-            loss and cost, float64 [n, K] each, to losses of at most 1.
+            loss and cost, float64 [n, K] each, to losses of at most 1. For recorded runs, which
+            have their own targets, "given-up".
         level: The bound on the risk, in its own units.
         confidence: Such as 0.9.
-        group: A label a problem, [n]: whole groups are exchangeable, not problems.
+        group: A label a problem, [n]: whole groups are exchangeable, not problems. Recorded runs
+            have groups of their own: give those, `curves.group`, where they count.
         bound: The largest loss that a problem can have; the kind of risk knows its own, but for
             the excess loss.
         clip: Whether losses above the bound count as the bound; the certificate says so.
@@ -96,6 +102,10 @@ def certify(
         0.0200
     """
     rule: Any = model_or_rule
+    if isinstance(recorded, Curves) or isinstance(rule, CurveRule):
+        return _certify_curves(rule, recorded, risk, level, confidence, group)
+    if isinstance(risk, str):
+        raise InputError(f"name a kind of risk, such as SuccessGivenUp(0.1), not {risk!r}")
     model = rule if isinstance(rule, HaltingModel | OptimizerModel) else None
     if price is not None:
         require(model is not None, "a price is what a model is asked at; a stop rule knows none")
@@ -134,6 +144,22 @@ def certify(
         unit=unit,
         price=price,
         model=None if model is None else fingerprint(model, with_policies=False),
+    )
+
+
+def _certify_curves(
+    rule: Any, recorded: Any, risk: Any, level: float, confidence: float | None, group: Any
+) -> Certificate | Refusal:
+    require(
+        isinstance(recorded, Curves) and isinstance(rule, CurveRule),
+        "recorded runs (Curves) are for rules that give runs up, such as a curve model, and "
+        "trajectories for models and stop rules",
+    )
+    require(risk == "given-up", f'of recorded runs risk="given-up" is certified, got {risk!r}')
+    if group is not None:
+        recorded = recorded.with_groups([str(label) for label in group])
+    return certify_curves(
+        rule, recorded, level=level, confidence=confidence, grouped=group is not None
     )
 
 

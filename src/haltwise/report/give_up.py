@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from haltwise.curves.learning import Learned, candidate_levels
-from haltwise.curves.levels import GiveUps
+from haltwise.curves.learning import Learned
+from haltwise.curves.levels import GiveUps, candidate_levels
 from haltwise.evaluation.give_up import GiveUpRecord
 from haltwise.report.figures import new_figure
 from haltwise.report.formats import as_given, count, facts, num, percent, percent_estimate, rounded

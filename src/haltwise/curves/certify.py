@@ -1,0 +1,90 @@
+"""Certify the level at which runs are given up: what share of the successes it loses at most."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from haltwise._core.errors import require
+from haltwise.certificates import Certificate, Refusal, RiskTable, certify_table, set_aside
+from haltwise.curves.curves import Curves
+from haltwise.curves.levels import GiveUps, candidate_levels
+from haltwise.curves.rule import CurveRule
+
+__all__ = ["certify_curves"]
+
+_MOST_LEVELS = 100
+
+
+def certify_curves(
+    rule: CurveRule,
+    curves: Curves,
+    *,
+    level: float,
+    confidence: float | None,
+    grouped: bool = True,
+) -> Certificate | Refusal:
+    """Find the highest score level whose share of successes given up is certified.
+
+    The levels to try are found on one run in ten, or on one group in ten, set aside; the others
+    certify. The statement is one of `haltwise.certify`: about the mean over runs with a confidence,
+    or about the next group with a probability, or in expectation if confidence is None.
+
+    Args:
+        rule: A curve model or another rule, learned on other runs than these.
+        curves: Runs with targets, at least some of which meet them, none ended early by the rule.
+        level: The share of successes that may be given up.
+        confidence: Such as 0.9.
+        grouped: Whether whole groups of `curves` are exchangeable, not runs.
+
+    Returns:
+        A certificate, whose `score_level` is the level for `RunMonitor`; or a refusal with the
+        number of successes or groups needed.
+
+    Raises:
+        InputError: No run has a target, or no run meets it.
+
+    Examples:
+        >>> from haltwise.curves import learn
+        >>> rng = np.random.default_rng(0)
+        >>> ends = rng.uniform(0.2, 2.0, (400, 1))
+        >>> losses = ends + (3 - ends) * 0.9 ** np.arange(30)
+        >>> groups = [str(i % 8) for i in range(400)]
+        >>> runs = Curves.from_matrix(losses, target=1.0, group=groups)
+        >>> model = learn(runs.select(np.arange(100))).model
+        >>> found = certify_curves(
+        ...     model, runs.select(np.arange(100, 400)), level=0.05, confidence=0.9, grouped=False
+        ... )
+        >>> found.require().statement
+        'with 90 % confidence, the share of successes given up is at most 0.05'
+    """
+    succeeded = curves.succeeded
+    require(
+        bool(succeeded.any()),
+        "no run meets its target, so there is no success to lose; name another target",
+    )
+    groups = curves.group.tolist() if grouped else None
+    aside = set_aside(curves.num_runs, groups).numpy()
+    scores = [rule.score(curve) for curve in curves]
+    tuning = curves.select(aside)
+    levels = candidate_levels(tuning, [scores[run] for run in np.flatnonzero(aside)])
+    require(
+        len(levels) > 0 and not aside.all(),
+        f"{curves.num_runs} runs are too few to set some aside and certify with the others",
+    )
+    levels = levels[np.unique(np.linspace(0, len(levels) - 1, _MOST_LEVELS).round().astype(int))]
+    rest = np.flatnonzero(~aside)
+    kept = curves.select(rest)
+    stops = GiveUps.of(kept, [scores[run] for run in rest], levels)
+    table = RiskTable.of(
+        stops.lost,
+        stops.saved,
+        groups=kept.group.tolist() if grouped else None,
+        subjects=stops.succeeded,
+        risk="share of successes given up",
+    )
+    found = certify_table(table, level=level, confidence=confidence)
+    if isinstance(found, Refusal):
+        return found
+    return replace(
+        found, num_set_aside=int(aside.sum()), score_level=float(levels[found.threshold])
+    )

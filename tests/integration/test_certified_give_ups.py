@@ -1,0 +1,73 @@
+"""Certificates of the share of successes that giving runs up loses."""
+
+import numpy as np
+import pytest
+
+import haltwise
+from haltwise import Curves, InputError
+from haltwise.certificates import Certificate, Refusal
+from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.levels import GiveUps
+from haltwise.curves.rule import CurveRule
+
+
+class Shown(CurveRule):
+    """A score that is a column of the curve."""
+
+    def score(self, curve: Curve) -> Floats:
+        return curve.columns["score"]
+
+
+def pool(num: int, seed: int, groups: int = 20) -> Curves:
+    """Runs of two points whose score at the first tells little of the success at the second."""
+    rng = np.random.default_rng(seed)
+    good = rng.random(num) < 0.5
+    score = np.clip(rng.normal(0.5 + 0.3 * good, 0.2), 0.001, None)
+    runs = [
+        {"loss": [2.0, 0.5 if ok else 1.5], "score": [value, 9.0]}
+        for ok, value in zip(good, score, strict=True)
+    ]
+    return Curves.from_runs(
+        runs, metric="loss", target=1.0, group=[str(i % groups) for i in range(num)]
+    )
+
+
+def test_the_level_loses_no_more_than_certified_in_nine_of_ten_draws() -> None:
+    whole = pool(20_000, 0)
+    scores = [curve.columns["score"] for curve in whole]
+    rng = np.random.default_rng(1)
+    violated = certified = 0
+    for _ in range(60):
+        drawn = whole.select(rng.choice(whole.num_runs, 400, replace=False))
+        found = haltwise.certify(Shown(), drawn, risk="given-up", level=0.05, confidence=0.9)
+        if isinstance(found, Certificate):
+            assert found.score_level is not None
+            stops = GiveUps.of(whole, scores, np.array([found.score_level]))
+            violated += stops.share_lost[0] > 0.05
+            certified += 1
+    assert certified > 40
+    assert violated <= 12  # binomial: at most 12 of 60 at .1 with probability .994
+
+
+def test_too_few_groups_are_refused_with_the_number_needed() -> None:
+    few = pool(500, 0, groups=13)
+    found = haltwise.certify(
+        Shown(), few, risk="given-up", level=0.02, confidence=None, group=few.group.tolist()
+    )
+    assert isinstance(found, Refusal)
+    assert "49 needed" in found.statement
+
+
+@pytest.mark.parametrize(
+    ("rule", "runs", "risk", "message"),
+    [
+        (Shown(), pool(50, 0).with_targets(-9.0), "given-up", "no run meets its target"),
+        (Shown(), pool(50, 0), "excess", "given-up"),
+        (object(), pool(50, 0), "given-up", "recorded runs"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(
+    rule: CurveRule, runs: Curves, risk: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        haltwise.certify(rule, runs, risk=risk, level=0.05, confidence=0.9)  # type: ignore[arg-type]
