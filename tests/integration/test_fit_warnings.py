@@ -38,8 +38,8 @@ def test_a_foreign_family_warns(name: str) -> None:
     problem, model = family("logistic-10d").sample(50, stream()), haltwise.load(name)
     with pytest.warns(FitWarning, match="of 50 items lie far outside what the weights were"):
         haltwise.run(OptimizationProcess(model.rule, problem), model)
+    one = InOtherUnits.of(family(name).sample(1, stream()), 1.0, 1e4)
     with pytest.warns(FitWarning, match="1 of 1 items"):
-        one = InOtherUnits.of(family(name).sample(1, stream()), 1.0, 1e4)
         haltwise.run(OptimizationProcess(model.rule, one), model)
 
 
