@@ -133,7 +133,7 @@ def _events(data: st.DataObject) -> bytes:
     for _ in range(data.draw(st.integers(0, 6))):
         value = Summary.Value(tag=data.draw(st.sampled_from(("loss", "step", "", "a/b"))))
         if data.draw(st.booleans()):
-            value.simple_value = data.draw(st.floats(width=32))
+            value.simple_value = data.draw(st.sampled_from((1.5, -2.0, np.nan, np.inf, 3e38)))
         else:
             value.tensor.dtype = data.draw(st.integers(0, 4))
             value.tensor.float_val.extend([1.0] * data.draw(st.integers(0, 2)))

@@ -36,10 +36,11 @@ def test_the_training_family_never_warns(name: str) -> None:
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_foreign_family_warns(name: str) -> None:
     problem, model = family("logistic-10d").sample(50, stream()), haltwise.load(name)
-    for number in (50, 1):
-        process = OptimizationProcess(model.rule, problem.select(torch.arange(number)))
-        with pytest.warns(FitWarning, match="far outside what the weights were trained on"):
-            haltwise.run(process, model)
+    with pytest.warns(FitWarning, match="of 50 items lie far outside what the weights were"):
+        haltwise.run(OptimizationProcess(model.rule, problem), model)
+    one = InOtherUnits.of(family(name).sample(1, stream()), 1.0, 1e4)
+    with pytest.warns(FitWarning, match="1 of 1 items"):
+        haltwise.run(OptimizationProcess(model.rule, one), model)
 
 
 def stream() -> torch.Generator:

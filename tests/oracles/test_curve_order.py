@@ -83,7 +83,7 @@ def framed(rows: list[tuple[Any, ...]]) -> Curves:
     frame = dict(zip(("run", "cost", "a", "b"), zip(*rows, strict=True), strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
-        return Curves.from_frame(frame, cost="cost", metric="a")
+        return Curves.from_frame(frame, cost="cost", metric="a", direction="min")
 
 
 @given(st.lists(POINTS, min_size=2, max_size=3), st.randoms())

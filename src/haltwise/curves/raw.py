@@ -27,7 +27,8 @@ MOST_COLUMNS = 10_000
 """Columns that a table may have."""
 
 _CELLS = 12 * 2**20  # of a dense table, which takes 8 bytes a cell and is copied twice
-_EPOCH = 1e9  # seconds: a cost that begins above is a time of day, after 2001
+_EPOCH = 1e9  # seconds: 2001
+_YEARS = 1.02  # later in a run than at its start: by one year in 2026
 _MISSING = frozenset(("", "-", "na", "n/a", "nan", "none", "null", "<na>", "nat"))
 _RUN = ("run", "run_id", "run_name", "run_uuid", "trial", "trial_id", "trial_name", "experiment")
 
@@ -188,8 +189,9 @@ class RawRuns:
         ]
         _require_room(runs, len(kept))
         if spent is not None:
-            runs = [_since_first(run, spent) for run in runs]
-            self._warn_of_times(spent)
+            if _are_times_of_day(runs, spent):
+                _warn(f"{spent!r} holds times of day: they are counted from the first of a run")
+                runs = [_since_first(run, spent) for run in runs]
             if not self.is_told_apart:
                 _require_one_run(runs, self.labels, spent)
             if not self.is_log:
@@ -248,10 +250,6 @@ class RawRuns:
             found.append(str(int(number)) if number.is_integer() else repr(number))
         return found
 
-    def _warn_of_times(self, cost: str) -> None:
-        if any(_is_time_of_day(run[cost]) for run in self.runs if cost in run):
-            _warn(f"{cost!r} holds times of day: the cost is counted from the first one of a run")
-
 
 def _known_columns(runs: Sequence[Mapping[str, Floats]]) -> dict[str, None]:
     """The names of columns that hold a number anywhere, in the order in which they appear."""
@@ -284,16 +282,20 @@ def _require_room(runs: Sequence[Mapping[str, Floats]], num_columns: int) -> Non
     )
 
 
-def _is_time_of_day(spent: Floats) -> bool:
-    known = spent[np.isfinite(spent)]
-    return len(known) > 0 and bool(known[0] >= _EPOCH)
+def _are_times_of_day(runs: Sequence[Mapping[str, Floats]], cost: str) -> bool:
+    """Whether all costs are after 2001 and no run took years; a count of tokens grows faster."""
+    known = [run[cost][np.isfinite(run[cost])] for run in runs if cost in run]
+    known = [spent for spent in known if len(spent) > 0]
+    return (
+        any(len(spent) > 1 for spent in known)
+        and min(spent.min() for spent in known) >= _EPOCH
+        and all(spent.max() < _YEARS * spent.min() for spent in known)
+    )
 
 
 def _since_first(run: Mapping[str, Floats], cost: str) -> Mapping[str, Floats]:
-    if cost not in run or not _is_time_of_day(run[cost]):
-        return run
-    spent = run[cost]
-    return {**run, cost: spent - spent[np.isfinite(spent)].min()}
+    first = run[cost][np.isfinite(run[cost])].min(initial=np.inf) if cost in run else 0.0
+    return {**run, cost: run[cost] - first} if 0 < first < np.inf else run
 
 
 def _require_one_run(

@@ -35,7 +35,8 @@ class FirstStepsCheck:
         """Note a step of the items at `items`, int64 [K]."""
         if observation.step == 0:
             self._first = observation.known("signals")
-            self._foreign = self._foreign.to(items.device)
+            # The gradient is all that is known of those that halt here.
+            self._foreign = self._scales.is_foreign(self._first, self._first)
         elif observation.step == 1:
             second = observation.known("signals")
             self._foreign[items] = self._scales.is_foreign(self._first[items], second)
