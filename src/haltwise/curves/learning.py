@@ -38,11 +38,13 @@ class Learned(NamedTuple):
         model: The model, fitted to all runs.
         curves: The runs it was learned on.
         chances: Cross-fitted chances at each point of each run.
+        folds: The fold of each run, shape [n].
     """
 
     model: CurveModel
     curves: Curves
     chances: list[Floats]
+    folds: npt.NDArray[np.int64]
 
     @property
     def scores(self) -> list[Floats]:
@@ -50,6 +52,12 @@ class Learned(NamedTuple):
         return [
             per_cost(curve, chance) for curve, chance in zip(self.curves, self.chances, strict=True)
         ]
+
+    def unseen(self, lost: float) -> GiveUps:
+        """What giving up does at levels for a share lost that are chosen on the other folds."""
+        scores = self.scores
+        stops = GiveUps.of(self.curves, scores, candidate_levels(self.curves, scores))
+        return _at_unseen_levels(self.curves, stops, self.folds, lost)
 
 
 def _silent(line: str) -> None:
@@ -117,8 +125,10 @@ def learn(
     levels = {}
     for share in lost:
         level = level_for(stops, curves.group, share, margin=_MARGIN)
-        at = GiveUps.of(curves, scores, np.array([level]))
-        levels[f"{share:g}"] = Loss(level, float(at.share_saved[0]), float(at.share_lost[0]))
+        unseen = _at_unseen_levels(curves, stops, folds, share)
+        levels[f"{share:g}"] = Loss(
+            level, float(unseen.share_saved[0]), float(unseen.share_lost[0])
+        )
     say("fitting to all runs")
     forecast = Forecast.fit(Rows.join([rows, *beside]), seed=seed, base=chosen)
     card = CurveCard(
@@ -132,7 +142,22 @@ def learn(
         num_groups=len(np.unique(curves.group)),
         provenance={"pretrained": chosen is not None, **(provenance or {})},
     )
-    return Learned(CurveModel(forecast, card), curves, chances)
+    return Learned(CurveModel(forecast, card), curves, chances, folds)
+
+
+def _at_unseen_levels(
+    curves: Curves, stops: GiveUps, folds: npt.NDArray[np.int64], lost: float
+) -> GiveUps:
+    """The runs of each fold at the level that is chosen on the others, one column."""
+    saved = np.zeros((curves.num_runs, 1))
+    given_up = np.zeros((curves.num_runs, 1), bool)
+    for fold in np.unique(folds):
+        mine = folds == fold
+        level = level_for(stops.select(~mine), curves.group[~mine], lost, margin=_MARGIN)
+        place = int(np.searchsorted(stops.level, level, side="right")) - 1
+        if place >= 0:
+            saved[mine, 0], given_up[mine, 0] = stops.saved[mine, place], stops.lost[mine, place]
+    return stops._replace(level=np.array([np.nan]), saved=saved, lost=given_up)
 
 
 def _usable(curves: Curves, ended_early: EndedEarly) -> Curves:

@@ -35,10 +35,10 @@ class Range:
 @final
 @dataclass(frozen=True)
 class Loss:
-    """A level, and what it did to runs of groups that the forecast had not seen.
+    """A level, and what such levels did to runs of groups that they were not chosen on.
 
-    Where groups differ, a group that nobody has seen may lose more; for a bound that holds see
-    `haltwise.certify`.
+    Neither the forecast nor the level of a run had seen its group. Where groups differ, one that
+    nobody has seen may lose more; for a bound that holds see `haltwise.certify`.
     """
 
     level: float

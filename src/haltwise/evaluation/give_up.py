@@ -15,7 +15,14 @@ from haltwise.curves.levels import GiveUps
 from haltwise.curves.model import CurveModel, cost_scale, per_cost
 from haltwise.evaluation.statistics import Interval, jackknife
 
-__all__ = ["GiveUpFigures", "GiveUpRecord", "judge_curves", "judge_learned", "with_targets"]
+__all__ = [
+    "GiveUpFigures",
+    "GiveUpRecord",
+    "judge_curves",
+    "judge_learned",
+    "quarter_auc",
+    "with_targets",
+]
 
 _QUARTER = 0.25  # of the budget
 
@@ -76,16 +83,21 @@ class GiveUpRecord:
 
 
 def judge_learned(learned: Learned, price: float | None = None) -> GiveUpRecord:
-    """Judge a model on the runs that it was learned on, by forecasts that had not seen the group.
+    """Judge a model on the runs that it was learned on, each by what had not seen its group.
+
+    Neither the forecast of a run nor the level at which it is given up were chosen with its fold.
 
     Args:
         learned: What `haltwise.curves.learn` returned.
         price: (value of a unit of cost) / (value of a success): a further level.
     """
     levels = {name: found.level for name, found in learned.model.card.levels.items()}
+    stops = {name: learned.unseen(float(name)) for name in levels}
     if price is not None:
-        levels[f"price {price:g}"] = learned.model.level(price=price)
-    return _judged(learned.curves, learned.chances, levels)
+        name, level = f"price {price:g}", learned.model.level(price=price)
+        levels[name] = level
+        stops[name] = GiveUps.of(learned.curves, learned.scores, np.array([level]))
+    return _record(learned.curves, learned.chances, levels, stops)
 
 
 def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
@@ -104,12 +116,18 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
     curves = with_targets(curves)
     scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)
     levels = {name: model.level(lost=float(name), scale=scale) for name in model.card.levels}
-    return _judged(curves, [model.chance(curve) for curve in curves], levels)
-
-
-def _judged(curves: Curves, chances: Sequence[Floats], levels: Mapping[str, float]) -> GiveUpRecord:
+    chances = [model.chance(curve) for curve in curves]
     scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
     stops = {name: GiveUps.of(curves, scores, np.array([level])) for name, level in levels.items()}
+    return _record(curves, chances, levels, stops)
+
+
+def _record(
+    curves: Curves,
+    chances: Sequence[Floats],
+    levels: Mapping[str, float],
+    stops: Mapping[str, GiveUps],
+) -> GiveUpRecord:
     names, index = np.unique(curves.group, return_inverse=True)
     groups = torch.from_numpy(index.astype(np.int64))
     spent, succeeded = curves.spent, curves.succeeded
