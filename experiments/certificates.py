@@ -15,7 +15,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ from haltwise.tasks import family
 
 CONFIDENCE = 0.9
 LEVELS = (0.01, 0.02, 0.05)
-NUM_THRESHOLDS = 60
+NUM_THRESHOLDS = 40
 PARTS = ("problems", "tails", "groups", "streams", "speed")
 MODELS = {
     "regression-2d": "regression-2d",
@@ -87,9 +87,11 @@ def table_of(rules: list[StopRule], whole: Trajectory, risk: Risk, unit: CostUni
     return tabulate(ordered, pool, risk, unit=unit, returns=returns, bound=1.0, clip=True)
 
 
-def model_pools(num: int) -> Iterator[Pool]:
+def model_pools(num: int, chosen: str) -> Iterator[Pool]:
     """Shipped halting models on fresh problems of their families."""
     for name, problems in MODELS.items():
+        if chosen not in name:
+            continue
         model, price = load(name), load(name).card.price
         parts = [
             record(model.rule, family(problems).sample(2048, stream(11, "pool", part)), 60)
@@ -104,8 +106,10 @@ def model_pools(num: int) -> Iterator[Pool]:
             yield Pool(f"{name}, {kind}", table_of(list(rules), whole, risk, unit))
 
 
-def mixture_pools(num: int) -> Iterator[Pool]:
+def mixture_pools(num: int, chosen: str) -> Iterator[Pool]:
     """EM for mixtures of two normal laws, 50 points, stopped where the likelihood is flat."""
+    if chosen not in "EM":
+        return
     generator = stream(11, "em")
     points = torch.randn(num, 50, generator=generator, dtype=torch.float64)
     second = torch.rand(num, 50, generator=generator) < 0.4
@@ -139,16 +143,17 @@ class Runs(NamedTuple):
     group: list[str]
 
 
-def curve_pools(folder: Path | None) -> Iterator[Pool]:
+def curve_pools(folder: Path | None, chosen: str) -> Iterator[Pool]:
     """Share of successes given up by runs that progress too slowly for their age."""
     if folder is None:
         return
-    makers = (algoperf, taskset, nanogpt, opda, lcdb)
-    for maker in makers:
+    for maker in (algoperf, taskset, nanogpt, opda, lcdb):
+        if chosen not in maker.__name__:
+            continue
         runs = maker(folder)
-        thresholds = np.concatenate(([-np.inf], np.quantile(
-            [score(p, n)[k:].min(initial=9) for p, n, k in pieces(runs)], np.linspace(0, 0.9, 59)
-        )))  # fmt: skip
+        least = [score(p, n)[k:].min(initial=9) for p, n, k in pieces(runs)]
+        found = np.quantile(least, np.linspace(0, 0.9, NUM_THRESHOLDS - 1))
+        thresholds = np.concatenate(([-np.inf], found))  # the first gives nothing up
         lost = np.zeros((len(runs.progress), len(thresholds)), bool)
         saved = np.zeros(lost.shape)
         success = np.array([p.max() >= 1 for p in runs.progress])
@@ -271,36 +276,47 @@ def drawn(table: RiskTable, index: Tensor, *, grouped: bool = False) -> RiskTabl
 
 def problems(pools: list[Pool], repeats: int) -> None:
     """Problems are exchangeable: 1,000 draws of calibration problems from the pool."""
-    print(f"{'family, risk':<38}{'n':>6}{'level':>7}{'refused':>9}{'violated':>10}"
-          f"{'uncertified':>13}{'kept':>7}")  # fmt: skip
+    headings = ("refused", "violated", "without", "kept")
+    print(f"{'family, risk':<38}{'n':>6}{'level':>7}", *(f"{name:>9}" for name in headings))
     for name, table in pools:
         losses = table.relative_losses()
         truth, savings = losses.mean(0), table.savings.mean(0)
         about = table.subjects.nonzero().squeeze(1)
         for num in (50, 1000):
-            for level in LEVELS:
-                generator = stream(0, name, num, str(level))
-                refused = violated = naive = 0
-                certified, uncertified = 0.0, 0.0
-                for _ in range(repeats):
-                    index = about[torch.randint(len(about), (num,), generator=generator)]
-                    sample = drawn(table, index)
-                    means = sample.losses.mean(0)
+            generator = stream(0, name, num)
+            counts = {level: Counts() for level in LEVELS}
+            for _ in range(repeats):
+                index = about[torch.randint(len(about), (num,), generator=generator)]
+                sample = drawn(table, index)
+                means, saved = sample.losses.mean(0), sample.savings.mean(0)
+                for level, count in counts.items():
                     within = (means <= level).nonzero().squeeze(1)
-                    bold = within[sample.savings.mean(0)[within].argmax()] if len(within) else None
-                    naive += bold is not None and bool(truth[bold] > level)
+                    bold = within[saved[within].argmax()] if len(within) else None
+                    count.naive += bold is not None and bool(truth[bold] > level)
                     found = certify_table(sample, level=level, confidence=CONFIDENCE)
                     if isinstance(found, Refusal):
-                        refused += 1
+                        count.refused += 1
                         continue
-                    violated += bool(truth[found.threshold] > level)
+                    count.violated += bool(truth[found.threshold] > level)
                     if bold is not None:
-                        certified += savings[found.threshold].item()
-                        uncertified += savings[bold].item()
-                kept = certified / uncertified if uncertified > 0 else float("nan")
-                print(f"{name:<38}{num:>6}{level:>7}{refused / repeats:>9.3f}"
-                      f"{violated / repeats:>10.3f}{naive / repeats:>13.3f}"
-                      f"{kept:>7.2f}", flush=True)  # fmt: skip
+                        count.certified += savings[found.threshold].item()
+                        count.uncertified += savings[bold].item()
+            for level, count in counts.items():
+                kept = count.certified / count.uncertified if count.uncertified else float("nan")
+                shares = (n / repeats for n in (count.refused, count.violated, count.naive))
+                print(f"{name:<38}{num:>6}{level:>7}", *(f"{s:>9.3f}" for s in (*shares, kept)),
+                      flush=True)  # fmt: skip
+
+
+@dataclass
+class Counts:
+    """Splits that went so, and savings summed over those that were certified."""
+
+    refused: int = 0
+    violated: int = 0
+    naive: int = 0
+    certified: float = 0.0
+    uncertified: float = 0.0
 
 
 def tails(repeats: int) -> None:
@@ -442,16 +458,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", default=PARTS, choices=(*PARTS, []))
     parser.add_argument("--curves", type=Path)
+    parser.add_argument("--family", default="", help="part of the names of those measured")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     repeats = 50 if options.quick else 1000
     curves = []
     if {"problems", "groups"} & set(options.parts):
-        curves = list(curve_pools(options.curves))
+        curves = list(curve_pools(options.curves, options.family))
     if "problems" in options.parts:
-        num = 4096 if options.quick else 16384
-        problems([*model_pools(num), *mixture_pools(num), *curves], repeats)
+        num = 4096 if options.quick else 8192
+        own = (*model_pools(num, options.family), *mixture_pools(num, options.family))
+        problems([*own, *curves], repeats)
     if "tails" in options.parts:
         tails(repeats)
     if "groups" in options.parts:

@@ -1,6 +1,7 @@
 """Certificates of rules and models: by brute force, on cards, by the command, and in use."""
 
 import copy
+import html
 import json
 import math
 from dataclasses import replace
@@ -13,6 +14,7 @@ from draws import DOUBLE, seeded
 from in_process import haltwise
 from loops import Decay, record_runs
 from random_models import random_model
+from reported_runs import write_run
 from torch import Tensor
 
 from haltwise import HaltingMonitor, InputError, certify, load
@@ -33,6 +35,7 @@ from haltwise.certificates import (
 from haltwise.models import HaltingModel, certified, fingerprint, save_model
 from haltwise.models.loading import load_halting
 from haltwise.processes import Trajectory
+from haltwise.report import write_report
 from haltwise.report.certificates import certificate_sentences
 from haltwise.rollout import record
 from haltwise.stop_rules import (
@@ -229,6 +232,18 @@ def test_a_certificate_is_no_part_of_what_a_model_does() -> None:
     assert fingerprint(model) == before
     with pytest.raises(InputError, match="must name the policy that it is of"):
         replace(model.card, certificates=(replace(found, policy=None),))
+
+
+def test_the_report_says_what_is_certified(tmp_path: Path) -> None:
+    model, found = of_regressions()
+    run = write_run(tmp_path / "run")
+    bare = write_report(run, tmp_path / "bare.html").read_text(encoding="utf-8")
+    card = replace(model.card, certificates=(found,))
+    save_model(run / "best.safetensors", model.state_dict(), card)
+    page = write_report(run, tmp_path / "page.html").read_text(encoding="utf-8")
+    for sentence in certificate_sentences(found):
+        assert sentence in html.unescape(page)
+        assert sentence not in html.unescape(bare)
 
 
 def test_the_stop_is_the_one_that_is_certified() -> None:
