@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no 
     from haltwise.interfaces.monitor import HaltingMonitor
     from haltwise.interfaces.prices import price_for_budget, price_for_time, price_for_tolerance
     from haltwise.interfaces.run import run
+    from haltwise.interfaces.run_monitor import RunMonitor
     from haltwise.interfaces.scipy import minimize
     from haltwise.interfaces.solve import Solution, solve
     from haltwise.interfaces.torch_optim import LearnedOptimizer
@@ -37,6 +38,7 @@ __all__ = [
     "OptimizerModel",
     "Outcome",
     "Recommendation",
+    "RunMonitor",
     "Solution",
     "__version__",
     "certify",
@@ -62,6 +64,7 @@ _PLACES = {
     "OptimizerModel": "models.optimizer_model",
     "Outcome": "rollout.early_exit",
     "Recommendation": "evaluation.recommend",
+    "RunMonitor": "interfaces.run_monitor",
     "Solution": "interfaces.solve",
     "certify": "interfaces.certify",
     "load": "interfaces.load",

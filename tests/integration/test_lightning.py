@@ -1,12 +1,13 @@
 """The callback for Lightning, with the real package."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from line_fits import assert_records_as_plain_loop, line_data, new_line, plain_loop
 from safetensors.torch import load_file
+from tiny_rules import patience, stop_of
 from torch import Tensor, nn
 
 from haltwise import HaltingMonitor
@@ -26,6 +27,7 @@ class TestLightning:
         validate: bool = True,
         size: int = 32,
         rate: float = 0.2,
+        checkpoint: Path | None = None,
         **settings: Any,
     ) -> Any:
         """A fit of a line; `skip` names batches, `size` is that of a batch."""
@@ -39,7 +41,9 @@ class TestLightning:
             def training_step(self, batch: list[Tensor], number: int) -> Tensor | None:
                 if number in skip:
                     return None
-                return nn.functional.mse_loss(self.model(batch[0]), batch[1])
+                loss = nn.functional.mse_loss(self.model(batch[0]), batch[1])
+                self.log("train_loss", loss, on_step=False, on_epoch=True)
+                return loss
 
             def validation_step(self, batch: list[Tensor], _: int) -> None:
                 loss = nn.functional.mse_loss(self.model(batch[0]), batch[1])
@@ -60,7 +64,7 @@ class TestLightning:
             **{"enable_checkpointing": False, **settings},
         )
         loader = torch.utils.data.DataLoader(line_data(seed), batch_size=size)
-        trainer.fit(Module(), loader, loader if validate else None, ckpt_path=None)
+        trainer.fit(Module(), loader, loader if validate else None, ckpt_path=checkpoint)
         return trainer
 
     def callback(self, *arguments: Any, **settings: Any) -> Any:
@@ -215,3 +219,61 @@ class TestLightning:
         for expected in (3, 1):  # it goes on once, then begins anew
             self.fit(other, 500, 1, tmp_path)
             assert other.monitor.steps == expected
+
+    def run_callback(self, *arguments: Any, **settings: Any) -> Any:
+        pytest.importorskip("lightning")
+        from haltwise.interfaces.lightning import RunCallback
+
+        return RunCallback(*arguments, **settings)
+
+    def losses(self, name: str, folder: Path, seed: int, num: int, **settings: Any) -> list[float]:
+        """A metric after each epoch."""
+        found: list[float] = []
+
+        class Log(pytest.importorskip("lightning.pytorch").Callback):  # type: ignore[misc]
+            def on_train_epoch_end(self, trainer: Any, _: Any) -> None:
+                found.append(trainer.callback_metrics[name].item())
+
+        self.fit(Log(), seed, num, folder, **settings)
+        return found
+
+    NOISY: ClassVar[dict[str, Any]] = {"size": 2, "rate": 0.3}  # so that losses rise and fall
+
+    @pytest.mark.parametrize(("name", "in_training"), [("val_loss", False), ("train_loss", True)])
+    def test_it_is_given_up_by_its_log(self, name: str, in_training: bool, tmp_path: Path) -> None:
+        callback = self.run_callback(patience(1, min_points=2), name, in_training=in_training)
+        stops = set()
+        for seed in range(4):
+            log = self.losses(name, tmp_path, seed, 12, **self.NOISY)
+            trainer = self.fit(callback, seed, 12, tmp_path, **self.NOISY)
+            monitor = callback.monitor
+            assert trainer.current_epoch == monitor.steps == stop_of(log, 1, 2)
+            assert monitor.curve.columns["loss"].tolist() == log[: monitor.steps]
+            assert monitor.curve.cost.tolist() == [16 * n for n in range(1, monitor.steps + 1)]
+            assert monitor.curve.budget == 16 * 12
+            stops.add(monitor.steps)
+        assert len(stops) > 1
+
+    def test_the_log_is_in_the_checkpoint(self, tmp_path: Path) -> None:
+        rule = patience(9), patience(9), patience(8)
+        callbacks = [self.run_callback(monitor, "val_loss") for monitor in rule]
+        trainer = self.fit([callbacks[0], callbacks[2]], 0, 3, tmp_path, enable_checkpointing=True)
+        saved = tmp_path / "x.ckpt"
+        trainer.save_checkpoint(saved)
+        for monitor in rule[:2]:
+            monitor.update(-100, cost=1e9)  # which is forgotten
+        self.fit([callbacks[1]], 0, 6, tmp_path, checkpoint=saved)
+        assert rule[1].curve.cost.tolist() == [1, 2, 3, 4, 5, 6]
+        self.fit([callbacks[1]], 0, 2, tmp_path)  # of a run of its own
+        assert rule[1].curve.cost.tolist() == [1, 2]
+
+    def test_the_log_must_have_the_metric(self, tmp_path: Path) -> None:
+        for name, settings, message in (
+            ("x", {}, "no metric 'x' was logged; there are .*val_loss"),
+            ("x", {"in_training": True}, "no metric 'x' was logged"),
+            ("train_loss", {}, "no metric 'train_loss' was logged"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                self.fit(self.run_callback(patience(1), name, **settings), 0, 1, tmp_path)
+        with pytest.raises(ValueError, match="this fit has none"):
+            self.fit(self.run_callback(patience(1)), 0, 1, tmp_path, validate=False)

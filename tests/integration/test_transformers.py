@@ -2,14 +2,16 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from line_fits import assert_records_as_plain_loop, line_data, new_line, plain_loop
+from tiny_rules import patience, stop_of
 from torch import Tensor, nn
 
 from haltwise import HaltingMonitor
+from haltwise._core.errors import DataWarning
 from haltwise.recordings.runs import RecordedRuns
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # their own
@@ -23,6 +25,7 @@ class TestTransformers:
         num: int,
         folder: Path,
         two_sets: bool = False,
+        checkpoint: str | None = None,
         **settings: Any,
     ) -> Any:
         transformers = pytest.importorskip("transformers")
@@ -42,16 +45,14 @@ class TestTransformers:
         arguments = transformers.TrainingArguments(
             output_dir=str(folder),
             max_steps=num,
-            per_device_train_batch_size=32,
             per_device_eval_batch_size=32,
             logging_steps=1,
-            save_strategy="no",
             report_to=[],
             use_cpu=True,
             max_grad_norm=0.0,
             lr_scheduler_type="constant",
             disable_tqdm=True,
-            **settings,
+            **{"save_strategy": "no", "per_device_train_batch_size": 32, **settings},
         )
         model = Model()
         trainer = transformers.Trainer(
@@ -62,7 +63,7 @@ class TestTransformers:
             callbacks=callback if isinstance(callback, list) else [callback],
             optimizers=(torch.optim.SGD(model.parameters(), lr=0.2), None),
         )
-        trainer.train()
+        trainer.train(resume_from_checkpoint=checkpoint)
         return trainer
 
     def callback(self, *arguments: Any, **settings: Any) -> Any:
@@ -101,7 +102,11 @@ class TestTransformers:
     ) -> None:
         monitor = HaltingMonitor.recording(tmp_path / "a")
         callback = self.callback(monitor, f"eval_{metric}_loss", score=f"eval_{score}_loss")
-        settings = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True}
+        settings: dict[str, Any] = {
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "eval_on_start": True,
+        }
         trainer = self.fit(callback, 0, 8, tmp_path, two_sets=True, **settings)
         found = RecordedRuns.load(tmp_path / "a").trajectory
         assert found.num_steps == 3
@@ -160,3 +165,60 @@ class TestTransformers:
             self.fit([callback, Fails()], 3, 8, tmp_path)
         self.fit(callback, 3, 8, tmp_path)
         assert RecordedRuns.load(tmp_path / "a").trajectory.known("signals").shape[:2] == (1, 6)
+
+    def run_callback(self, *arguments: Any) -> Any:
+        pytest.importorskip("transformers")
+        from haltwise.interfaces.transformers import RunCallback
+
+        return RunCallback(*arguments)
+
+    def log(self, trainer: Any, name: str) -> list[float]:
+        """A metric as the trainer has logged it."""
+        return [logs[name] for logs in trainer.state.log_history if name in logs]
+
+    NOISY: ClassVar[dict[str, Any]] = {
+        "per_device_train_batch_size": 4
+    }  # so that losses rise and fall
+
+    def test_it_is_given_up_by_its_log(self, tmp_path: Path) -> None:
+        callback = self.run_callback(patience(2), "loss")
+        stops = set()
+        for seed in range(3):
+            log = self.log(self.fit([], seed, 20, tmp_path, **self.NOISY), "loss")
+            trainer = self.fit(callback, seed, 20, tmp_path, **self.NOISY)
+            monitor = callback.monitor
+            assert trainer.state.global_step == monitor.steps == stop_of(log, 2)
+            assert monitor.curve.columns["loss"].tolist() == log[: monitor.steps]
+            assert monitor.curve.budget == 20
+            stops.add(monitor.steps)
+        assert len(stops) > 1
+
+    def test_it_may_go_by_the_evaluation(self, tmp_path: Path) -> None:
+        callback = self.run_callback(patience(9))
+        settings: dict[str, Any] = {
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "eval_on_start": True,
+            **self.NOISY,
+        }
+        trainer = self.fit(callback, 0, 8, tmp_path, **settings)
+        assert callback.monitor.curve.cost.tolist() == [0, 2, 4, 6, 8]
+        assert callback.monitor.curve.loss.tolist() == self.log(trainer, "eval_loss")
+        trainer.evaluate()  # for its own sake
+        assert callback.monitor.steps == 5
+
+    def test_a_resumed_training_is_judged_by_its_whole_log(self, tmp_path: Path) -> None:
+        settings: dict[str, Any] = {**self.NOISY, "save_strategy": "steps", "save_steps": 3}
+        whole = self.run_callback(patience(3), "loss")
+        trainer = self.fit(whole, 1, 20, tmp_path, **settings)
+        assert 3 < trainer.state.global_step < 20
+        resumed = self.run_callback(patience(3), "loss")
+        again = self.fit(
+            resumed, 1, 20, tmp_path, checkpoint=str(tmp_path / "checkpoint-3"), **settings
+        )
+        assert again.state.global_step == trainer.state.global_step
+        assert resumed.monitor.state_dict() == whole.monitor.state_dict()
+
+    def test_a_metric_that_is_never_logged_is_reported(self, tmp_path: Path) -> None:
+        with pytest.warns(DataWarning, match="no metric 'eval_f1' was logged, but .*loss"):
+            self.fit(self.run_callback(patience(1), "eval_f1"), 0, 2, tmp_path)

@@ -24,6 +24,9 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         "calibrate": "Choose anew when a trained model stops.",
         "certify": "Stop a trained model where a risk is certified to be small.",
     },
+    "Use": {
+        "watch": "Follow a growing log, and say when to give the run up.",
+    },
     "Judge": {
         "evaluate": "Evaluate an optimizer on held-out problems, baselines beside.",
         "study": "Compare stop rules over seeds and prices.",

@@ -1,5 +1,6 @@
 """Stopping a Lightning `Trainer`: `pip install 'haltwise[lightning]'`."""
 
+import math
 from typing import Any, final
 
 import torch
@@ -7,13 +8,14 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise.interfaces.monitor import HaltingMonitor
+from haltwise.interfaces.run_monitor import RunMonitor
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError:
     raise ImportError("Lightning is not installed: pip install 'haltwise[lightning]'") from None
 
-__all__ = ["HaltingCallback"]
+__all__ = ["HaltingCallback", "RunCallback"]
 
 
 @final
@@ -61,11 +63,7 @@ class HaltingCallback(Callback):  # type: ignore[misc]
             self.monitor.start(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        require(
-            self._metric is None or trainer.enable_validation,
-            f"the metric {self._metric!r} is logged in validation, but this fit has none; give it "
-            "a validation_step and val_dataloaders, or no metric",
-        )
+        _require_validation(trainer, self._metric)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any
@@ -143,6 +141,92 @@ class HaltingCallback(Callback):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.monitor.load_state_dict(state_dict)
         self._resumed = True
+
+
+@final
+class RunCallback(Callback):  # type: ignore[misc]
+    """Ends a Lightning fit where a `RunMonitor` gives it up, by its log alone.
+
+    Cost is counted in steps of the optimizer, and the steps that are planned are the budget. The
+    state of the monitor is in the checkpoints. Several processes stop together, by the mean of the
+    metric over them.
+
+    Args:
+        monitor: When to give up.
+        metric: As it is logged.
+        in_training: Whether it is logged in training and is known at the end of each epoch, rather
+            than after each validation.
+
+    Raises:
+        InputError: The metric was not logged by then.
+
+    Examples:
+        >>> trainer = Trainer(callbacks=[RunCallback(monitor, "val_loss")])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, monitor: RunMonitor, metric: str = "val_loss", *, in_training: bool = False
+    ) -> None:
+        self.monitor = monitor
+        self._metric, self._in_training = metric, in_training
+        self._resumed = False
+
+    @property
+    def state_key(self) -> str:
+        """Tell several callbacks of one trainer apart in its checkpoints."""
+        key: str = self._generate_state_key(metric=self._metric, monitor=self.monitor.identity)
+        return key
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _require_validation(trainer, None if self._in_training else self._metric)
+        if not self._resumed:
+            self.monitor.start(budget=_planned_steps(trainer, pl_module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Validation may also be for its own sake, or precede the first step.
+        if not self._in_training and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._update(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._in_training:
+            self._update(trainer, pl_module)
+
+    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = _logged(trainer, self._metric).to(pl_module.device)
+        mean = trainer.strategy.reduce(value, reduce_op="mean")
+        self.monitor.update(mean, cost=trainer.global_step)
+        trainer.should_stop = trainer.should_stop or self.monitor.should_stop
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._resumed = False
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._resumed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.monitor.load_state_dict(state_dict)
+        self._resumed = True
+
+
+def _require_validation(trainer: Trainer, metric: str | None) -> None:
+    require(
+        metric is None or trainer.enable_validation,
+        f"the metric {metric!r} is logged in validation, but this fit has none; give it a "
+        "validation_step and val_dataloaders, or go by the training",
+    )
+
+
+def _planned_steps(trainer: Trainer, pl_module: LightningModule) -> float | None:
+    """Steps of the optimizer in the whole fit, None where that is not known."""
+    if not pl_module.automatic_optimization:  # then one batch may have several steps
+        return None
+    steps = float(trainer.estimated_stepping_batches)
+    return steps if 0 < steps < math.inf else None
 
 
 def _logged(trainer: Trainer, name: str) -> Tensor:

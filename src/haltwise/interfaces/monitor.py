@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Self, final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,11 @@ from haltwise._core.errors import require
 from haltwise._core.settings import real_number
 from haltwise._core.tensors import copied_array, is_plain, undisturbed
 from haltwise.certificates import RiskMonitor
+from haltwise.curves.curves import Direction
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.fit import warn_of_misfits
 from haltwise.interfaces.run import price_of_each, warn_of_prices
+from haltwise.interfaces.run_monitor import Number
 from haltwise.models.files import certified, fingerprint
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
@@ -42,7 +44,11 @@ Model = nn.Module | Array | Iterable[Array]
 
 @final
 class HaltingMonitor:
-    """Watch a training loop, whatever its optimizer, and say when it is not worth going on.
+    """Watch any iterative process, and say when another round is not worth its price.
+
+    Any loop will do that has a loss or a metric: of PyTorch, of NumPy or of plain floats, with
+    gradients or without. Where there are no recorded runs of one's own loop, or a log is all there
+    is, a `haltwise.RunMonitor` gives runs up instead.
 
     First record runs of the loop, some hundreds, each of them longer than it ought to be:
 
@@ -80,10 +86,13 @@ class HaltingMonitor:
             past the stop (`is_let_go`), after which `report` is told what the stop would have
             lost. A fraction takes level and bound from the certificate of the weights; give a
             `RiskMonitor` to choose all else, or to share one among loops.
+        mode: `"max"` if a higher loss and score are better, as of an accuracy. None is what was
+            recorded, and `"min"` for weights that were not learned on recorded runs.
 
     Raises:
-        InputError: There are no such weights, or they do not say when to stop; or a fraction of
-            runs is to be let go, and there is no certificate of these weights at this price.
+        InputError: There are no such weights, they do not say when to stop, or the recorded runs
+            had another mode; or a fraction of runs is to be let go, and there is no certificate of
+            these weights at this price.
 
     Examples:
         >>> import tempfile
@@ -103,6 +112,7 @@ class HaltingMonitor:
         *,
         price: float | None = None,
         let_go: float | RiskMonitor | None = None,
+        mode: Direction | None = None,
     ) -> None:
         if isinstance(weights, OptimizerModel):
             weights = weights.halting
@@ -120,6 +130,14 @@ class HaltingMonitor:
             f"{name} reads the hidden state of its own optimizer, so it cannot judge another; "
             "train a monitor on recorded runs of this loop with haltwise train-monitor",
         )
+        recorded = "max" if card.maximizes else "min"
+        _require_mode(mode or recorded)
+        require(
+            card.family is not None or mode in (None, recorded),
+            f"{name} were learned on runs recorded in mode {recorded!r}, not {mode!r}; leave the "
+            "mode out",
+        )
+        self._maximizes = (mode or recorded) == "max"
         self._price = price_of_each(model, price, 1, torch.zeros((), dtype=_SEEN, device="cpu"))
         warn_of_prices(model, self._price, 2)
         self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
@@ -133,19 +151,24 @@ class HaltingMonitor:
         self.start()
 
     @classmethod
-    def recording(cls, directory: str | Path, *, name: str | None = None) -> Self:
+    def recording(
+        cls, directory: str | Path, *, name: str | None = None, mode: Direction = "min"
+    ) -> Self:
         """A monitor that never stops but writes what it sees to a file in `directory`.
 
         Args:
             directory: Created if missing.
             name: Of the file, which holds one run; numbered if None. Runs are sorted by it.
+            mode: `"max"` if a higher loss and score are better, as of an accuracy.
 
         Raises:
             InputError: There is a run of that name.
         """
+        _require_mode(mode)
         monitor = cls.__new__(cls)
         monitor._model = monitor._observed = monitor._risk = None
         monitor._directory, monitor._name = Path(directory), name
+        monitor._maximizes = mode == "max"
         monitor._signals = []
         monitor.start()
         return monitor
@@ -184,7 +207,7 @@ class HaltingMonitor:
     @property
     def identity(self) -> str:
         """What tells it from other monitors: weights and price, or where it records."""
-        return f"recording to {self._directory.name}" if self._directory else str(self._digest())
+        return f"recording to {self._directory.name}" if self._directory else self._digest()
 
     @property
     def steps(self) -> int:
@@ -240,7 +263,7 @@ class HaltingMonitor:
 
     @property
     def improved(self) -> bool:
-        """Whether the last round observed the lowest loss so far.
+        """Whether the last round observed the best loss so far.
 
         A loop that keeps its best state copies its model then; train its monitor with `keeps_best`.
         """
@@ -283,15 +306,16 @@ class HaltingMonitor:
     @undisturbed(on_cpu=True)
     def update(
         self,
-        loss: Tensor | float,
+        loss: Number,
         model: Model | None = None,
         *,
-        score: Tensor | float | None = None,
+        score: Number | None = None,
     ) -> None:
         """See one round.
 
         Args:
-            loss: That was observed in it, a single number; averaged over processes, if several.
+            loss: That was observed in it, a single number of Python, NumPy or PyTorch; averaged
+                over processes, if several. In mode "max" the higher the better.
             model: A module, of which the parameters that are not frozen are seen, or tensors or
                 NumPy arrays; None to go by the loss alone. Its gradients are those of this round,
                 the parameters those after it.
@@ -305,7 +329,7 @@ class HaltingMonitor:
         Warns:
             FitWarning: The first two rounds lie far outside what was trained on.
         """
-        number = real_number("the mean loss", loss)
+        number = self._signed("the mean loss", loss)
         value = torch.tensor([number], dtype=torch.float64)
         if model is not None:
             self.look(model)
@@ -383,14 +407,19 @@ class HaltingMonitor:
 
     # ---------------------------------------------------------------------------------- recording
 
-    def _record(self, signals: Tensor, score: Tensor | float | None) -> None:
+    def _record(self, signals: Tensor, score: Number | None) -> None:
         require(
             (score is not None) == bool(self._scores) or self._steps == 0,
             "some rounds of this run came with a score and some without; give every update() one",
         )
         self._signals.append(signals)
         if score is not None:
-            self._scores.append(real_number("the mean score", score))
+            self._scores.append(self._signed("the mean score", score))
+
+    def _signed(self, name: str, value: Number) -> float:
+        """A number with the sign that makes lower better."""
+        number = real_number(name, value)
+        return -number if self._maximizes else number
 
     @undisturbed(on_cpu=True)
     def close(self) -> None:
@@ -399,7 +428,14 @@ class HaltingMonitor:
             return
         assert self._observed is not None
         scores = torch.tensor(self._scores, dtype=torch.float32) if self._scores else None
-        save_run(self._directory, torch.cat(self._signals), scores, self._observed, self._name)
+        save_run(
+            self._directory,
+            torch.cat(self._signals),
+            scores,
+            self._observed,
+            self._name,
+            maximizes=self._maximizes,
+        )
         self._signals, self._scores = [], []
 
     def discard(self) -> None:
@@ -435,8 +471,8 @@ class HaltingMonitor:
         )
         require(
             state["digest"] == self._digest(),
-            "the state was taken with other weights, or by a monitor that recorded; build this one "
-            "in the same way",
+            "the state was taken with other weights, in another mode, or by a monitor that "
+            "recorded; build this one in the same way",
         )
         require(
             (state["risk"] is None) == (self._risk is None),
@@ -451,10 +487,15 @@ class HaltingMonitor:
         if self._session is not None and state["session"]:
             self._session.restore(copy.deepcopy(state["session"]))
 
-    def _digest(self) -> str | None:
+    def _digest(self) -> str:
+        mode = " in mode 'max'" if self._maximizes else ""
         if self._model is None:
-            return None
-        return f"{fingerprint(self._model)} at {self._price.item():g}"
+            return f"recording{mode}"
+        return f"{fingerprint(self._model)} at {self._price.item():g}{mode}"
+
+
+def _require_mode(mode: str) -> None:
+    require(mode in get_args(Direction), f"mode must be 'min' or 'max', got {mode!r}")
 
 
 def _risk_monitor(

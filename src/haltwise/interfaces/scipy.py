@@ -12,6 +12,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import whole_number
+from haltwise.interfaces.run_monitor import RunMonitor
 from haltwise.interfaces.solve import solve
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.stop_rules import StopPolicy, StopRule
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from scipy.optimize import OptimizeResult
 
-__all__ = ["minimize"]
+__all__ = ["RunCallback", "minimize"]
 
 
 def minimize(
@@ -121,6 +122,40 @@ def minimize(
         nfev=objective.num_values,
         njev=objective.num_gradients,
     )
+
+
+@final
+class RunCallback:
+    """A callback of `scipy.optimize` that ends the minimization where it is given up.
+
+    The value of the function is the metric, and cost is counted in iterations. It serves all
+    methods of `scipy.optimize.minimize` that show a callback this value, and
+    `differential_evolution`. SciPy returns what it has, with `success` False and a message that
+    the callback raised `StopIteration`; `monitor.reason` says why.
+
+    Args:
+        monitor: When to give up; a new one for each minimization, or call `monitor.start()`
+            between them.
+
+    Examples:
+        >>> from haltwise.curves.rule import CurveRule
+        >>> class StepGain(CurveRule):
+        ...     def score(self, curve):
+        ...         return -np.diff(curve.loss, prepend=np.inf)
+        >>> monitor = RunMonitor(StepGain(), level=1e-3)
+        >>> from scipy.optimize import minimize, rosen
+        >>> result = minimize(rosen, [-1.2, 1.0], method="L-BFGS-B", callback=RunCallback(monitor))
+        >>> monitor.should_stop, result.message
+        (True, '`callback` raised `StopIteration`.')
+    """
+
+    def __init__(self, monitor: RunMonitor) -> None:
+        self.monitor = monitor
+
+    def __call__(self, intermediate_result: "OptimizeResult") -> None:
+        self.monitor.update(intermediate_result.fun)
+        if self.monitor.should_stop:
+            raise StopIteration
 
 
 @final

@@ -5,7 +5,9 @@ from typing import Any, final
 from torch import nn
 
 from haltwise._core.errors import require
+from haltwise.interfaces.logged import warn_of_no_point
 from haltwise.interfaces.monitor import HaltingMonitor
+from haltwise.interfaces.run_monitor import RunMonitor
 
 try:
     from transformers import TrainerCallback, TrainerControl
@@ -14,7 +16,7 @@ except ImportError:
         "transformers is not installed: pip install 'haltwise[transformers]'"
     ) from None
 
-__all__ = ["HaltingCallback"]
+__all__ = ["HaltingCallback", "RunCallback"]
 
 
 @final
@@ -94,3 +96,49 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
             self.monitor.discard()
         self.monitor.close()
         self.on_step_begin()
+
+
+@final
+class RunCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends a Hugging Face training where a `RunMonitor` gives it up, by its log alone.
+
+    Cost is counted in steps of the optimizer, and the steps that are planned are the budget. A
+    training that is resumed from a checkpoint is judged by its whole log, as if it had not been
+    interrupted.
+
+    Args:
+        monitor: When to give up.
+        metric: As the trainer logs it: `"loss"` of the training, `"eval_loss"` of the evaluation.
+
+    Warns:
+        DataWarning: The metric was never logged.
+
+    Examples:
+        >>> callback = RunCallback(monitor, "eval_loss")  # doctest: +SKIP
+        >>> trainer = Trainer(model, args, callbacks=[callback])  # doctest: +SKIP
+    """
+
+    def __init__(self, monitor: RunMonitor, metric: str = "eval_loss") -> None:
+        self.monitor = monitor
+        self._metric = metric
+        self._training = False  # an evaluation may be for its own sake
+        self._known: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.monitor.start(budget=state.max_steps)
+        for logs in state.log_history:  # before a checkpoint from which it is resumed
+            if self._metric in logs:
+                self.monitor.update(logs[self._metric], cost=logs["step"])
+        self._training, self._known = True, set()
+
+    def on_log(
+        self, args: Any, state: Any, control: TrainerControl, *, logs: dict[str, float], **_: Any
+    ) -> None:
+        self._known |= logs.keys()
+        if self._training and self._metric in logs:
+            self.monitor.update(logs[self._metric], cost=state.global_step)
+            control.should_training_stop |= self.monitor.should_stop
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self._training = False
+        warn_of_no_point(self.monitor, self._metric, self._known)

@@ -53,6 +53,9 @@ class Card:
     """What was observed of the process; a host must show as much."""
     keeps_best: bool = False
     """Whether the recorded loop goes back to its best state at the end."""
+    maximizes: bool = False
+    """Whether the recorded loop has a metric that is better the higher it is; its negative is the
+    loss."""
     family: Choice | None = None
     """The family of problems it was trained on; None for recorded runs."""
     scales: Scales | None = None
@@ -113,7 +116,16 @@ class Card:
             given["certificates"] = tuple(
                 Certificate.from_json(each, own) for each in given["certificates"]
             )
-            plain = ("price", "horizon", "price_range", "observed", "keeps_best", "provenance")
+            given.setdefault("maximizes", False)  # older files have none
+            plain = (
+                "price",
+                "horizon",
+                "price_range",
+                "observed",
+                "keeps_best",
+                "maximizes",
+                "provenance",
+            )
             require_types(cls.__init__, {name: given[name] for name in plain})
             return cls(**given)
         except InputError:

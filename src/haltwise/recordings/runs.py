@@ -52,6 +52,8 @@ def save_run(
     scores: Tensor | None,
     observed: Observed,
     name: str | None = None,
+    *,
+    maximizes: bool = False,
 ) -> Path:
     """Write one run to a file of its own in `directory`, which is created if missing.
 
@@ -61,6 +63,7 @@ def save_run(
         scores: What stopping there is judged by, shape [n]; the next call's loss if None.
         observed: What the signals were taken from.
         name: Of the file, which is returned; numbered if None.
+        maximizes: Whether losses and scores are the negatives of what was given.
 
     Raises:
         InputError: It cannot be written, or there is one of that name.
@@ -74,7 +77,12 @@ def save_run(
         name = f"{number:06}-{uuid.uuid4().hex[:12]}"
     path = directory / f"{name}.safetensors"
     tensors = {"signals": signals} | ({} if scores is None else {"scores": scores})
-    card = {"kind": _KIND, "signals": list(SIGNALS), "observed": observed}
+    card = {
+        "kind": _KIND,
+        "signals": list(SIGNALS),
+        "observed": observed,
+        "maximizes": maximizes,
+    }
     save_tensors(path, tensors, card, new=True)
     return path
 
@@ -91,6 +99,7 @@ class RecordedRuns:
 
     trajectory: Trajectory
     observed: Observed
+    maximizes: bool = False
 
     @classmethod
     def load(cls, directory: str | Path, horizon: int | None = None) -> "RecordedRuns":
@@ -152,7 +161,7 @@ class RecordedRuns:
                     stacklevel=2,
                 )
         require(len(finite) > 0, f"no run in {directory} stays finite for {horizon} steps")
-        return cls(trajectory.select(finite), kept[0].observed)
+        return cls(trajectory.select(finite), kept[0].observed, kept[0].maximizes)
 
     def keeping_best(self) -> "RecordedRuns":
         """The same where a stop leaves not the last state, but that of the lowest loss observed.
@@ -208,17 +217,20 @@ class RecordedRun(NamedTuple):
         scores: What stopping is judged by, shape [T+1]: n scores, or the losses of the next calls.
         observed: What the signals were taken from.
         is_scored: Whether scores were given.
+        maximizes: Whether losses and scores are the negatives of what was given.
     """
 
     signals: Tensor
     scores: Tensor
     observed: Observed
     is_scored: bool
+    maximizes: bool
 
     @property
     def how(self) -> str:
         """How it was recorded, in words."""
-        return f"{self.observed} seen and {'scores' if self.is_scored else 'no scores'}"
+        mode = " in mode 'max'" if self.maximizes else ""
+        return f"{self.observed} seen and {'scores' if self.is_scored else 'no scores'}{mode}"
 
     @property
     def num_steps(self) -> int:
@@ -250,4 +262,5 @@ def load_run(path: Path) -> RecordedRun:
         raise InputError(f"{path} is no whole recorded run: {error}; remove it") from None
     signals, observed = tensors["signals"], card["observed"]
     scores = tensors.get("scores", signals[1:, SIGNALS.index("loss")])
-    return RecordedRun(signals, scores, observed, "scores" in tensors)
+    maximizes = card.get("maximizes") is True  # older files have none
+    return RecordedRun(signals, scores, observed, "scores" in tensors, maximizes)

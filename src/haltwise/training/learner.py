@@ -262,5 +262,6 @@ def _blank_card(settings: TrainingSettings, source: Source) -> Card:
         unit=source.unit,
         observed=source.observed,
         keeps_best=settings.keeps_best,
+        maximizes=source.maximizes,
         family=family,
     )

@@ -38,6 +38,8 @@ class Source(ABC):
     """What a stop is charged for."""
     observed: Observed = "gradients"
     """What is observed of the process."""
+    maximizes: bool = False
+    """Whether the loss is the negative of a metric that is better the higher it is."""
     description: dict[str, Any]
     """What identifies the source beside the settings, as JSON values by name."""
 
@@ -171,7 +173,7 @@ class RecordedSource(Source):
         self._require_no_rule("recorded runs have been moved already")
         runs = RecordedRuns.load(settings.runs, settings.horizon)
         runs = runs.keeping_best() if settings.keeps_best else runs
-        self.observed = runs.observed
+        self.observed, self.maximizes = runs.observed, runs.maximizes
         recorded = vars(runs.trajectory)
         tensors = {name: value for name, value in recorded.items() if isinstance(value, Tensor)}
         self.description = {"observed": runs.observed, "recordings": digest(tensors, "")}

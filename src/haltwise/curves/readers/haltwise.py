@@ -28,12 +28,14 @@ class Haltwise(Reader):
         columns["step"] = np.arange(len(signals), dtype=np.float64)  # of a run, not of its session
         if run.is_scored:
             columns["score"] = run.scores.double().numpy()
+        if run.maximizes:  # it holds the negatives
+            columns |= {name: -columns[name] for name in ("loss", "score") if name in columns}
         return RawRuns(
             [columns],
             [{"run": paths[0].stem}],
             cost="step",
             metric="score" if run.is_scored else "loss",
-            direction="min",
+            direction="max" if run.maximizes else "min",
             cost_unit="steps",
         )
 

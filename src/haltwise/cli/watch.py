@@ -1,0 +1,173 @@
+"""`haltwise watch`: follow a growing log, and say when to give the run up."""
+
+import contextlib
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, final
+
+import click
+
+from haltwise._core.errors import InputError, require
+from haltwise._core.files import read_bytes
+from haltwise._core.plugins import is_file, load_object
+from haltwise.cli.options import PATH
+from haltwise.cli.printing import say
+from haltwise.curves import Curve, read
+from haltwise.curves.rule import CurveRule
+from haltwise.curves.shipped import PRETRAINED
+from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
+
+__all__ = ["command"]
+
+_LINES = (".csv", ".tsv", ".jsonl", ".ndjson", ".log", ".txt")  # one point a line
+_GIVEN_UP = 3  # exit code
+
+
+@final
+class _Verdict(NamedTuple):
+    kind: Literal["wait", "go on", "give up", "success", "end"]
+    sentence: str
+
+
+@click.command("watch")
+@click.argument("log", type=PATH)
+@click.option(
+    "--rule",
+    default=PRETRAINED,
+    show_default=True,
+    help="What gives runs up: a learned model, its name or directory, or a rule on curves of your "
+    "own, PATH.py:NAME, whose file is executed.",
+)
+@click.option("--level", type=float, help="Give up where the score is below; for any rule.")
+@click.option(
+    "--price", type=float, help="(Value of a unit of cost) / (value of a success); if learned."
+)
+@click.option(
+    "--lost", type=float, help="Share of successes that may be lost; if learned.  [default: .01]"
+)
+@click.option("--format", help="Format of the log.  [default: recognised]")
+@click.option("--metric", help="Column that is judged.  [default: told by its name]")
+@click.option("--cost", help="Column of what was spent.  [default: told by its name]")
+@click.option(
+    "--direction",
+    type=click.Choice(["min", "max"]),
+    help="Whether lower or higher is better.  [default: told by the metric's name]",
+)
+@click.option("--target", type=float, help="The value of the metric that is a success.")
+@click.option("--budget", type=float, help="What the run may spend, in units of the cost.")
+@click.option(
+    "--min-points", default=MIN_POINTS, show_default=True, help="Points before it is given up."
+)
+@click.option("--poll", default=5.0, show_default=True, help="Seconds between looks at the log.")
+@click.option("--once", is_flag=True, help="Say what is to be said now, and do not wait.")
+@click.option("--exit-code", is_flag=True, help="Exit with code 3 where the run is given up.")
+def command(
+    log: Path,
+    rule: str,
+    level: float | None,
+    price: float | None,
+    lost: float | None,
+    min_points: int,
+    poll: float,
+    once: bool,
+    exit_code: bool,
+    **reading: Any,
+) -> None:
+    """Follow a growing LOG, and say when the run should be given up.
+
+    LOG holds one run, in any format of `haltwise learn`: CSV, JSON lines, trainer_state.json,
+    Lightning's metrics.csv and others. A line is printed where the verdict changes; the command
+    ends when the run is given up, has met its target or has spent its budget. It never touches the
+    run itself, but with --exit-code a script can: code 3 says give up, and nothing else does.
+    """
+    require(poll > 0, f"--poll must be above 0, got {poll:g}")
+    make = partial(LevelledRule, level=level, price=price, lost=lost, min_points=min_points)
+    found = make(_rule(rule)).rule
+    shown: _Verdict | None = None
+    for _ in _changes(log, poll):
+        try:
+            curve, unit = _one_run(log, reading)
+        except InputError as error:  # the log may have only begun
+            if once:
+                raise
+            verdict = _Verdict("wait", f"waiting: {error}")
+        else:
+            verdict = _judge(curve, make(found, cost_unit=unit))
+        if shown is None or verdict.kind != shown.kind:
+            say(f"{log}: {verdict.sentence}")
+        shown = verdict
+        if once or verdict.kind in ("give up", "success", "end"):
+            break
+    if exit_code and shown is not None and shown.kind == "give up":
+        sys.exit(_GIVEN_UP)
+
+
+def _rule(name: str) -> CurveRule | str:
+    if not is_file(name):
+        return name
+    found = load_object(name, CurveRule, "rule on curves")
+    rule: CurveRule = found() if isinstance(found, type) else found
+    return rule
+
+
+def _changes(log: Path, poll: float) -> Iterator[None]:
+    """Yield at once, and whenever the log has changed."""
+    before = None
+    while True:
+        now = _state(log)
+        if now != before:
+            before = now
+            yield
+        time.sleep(poll)
+
+
+def _state(log: Path) -> list[tuple[str, int, int]]:
+    """What changes as a file, or any file in a folder, grows."""
+    found = []
+    for file in (log, *log.rglob("*")):
+        with contextlib.suppress(OSError):  # not there yet, or no longer
+            status = file.stat()
+            found.append((str(file), status.st_mtime_ns, status.st_size))
+    return sorted(found)
+
+
+def _one_run(log: Path, reading: dict[str, Any]) -> tuple[Curve, str]:
+    """The one run of a log as it is now, and the unit of its cost."""
+    if log.suffix.lower() in _LINES and not log.is_dir():
+        # A copy, without a last line that is still being written: half a number is a number, too.
+        whole, newline, _ = read_bytes(log).rpartition(b"\n")
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / log.name
+            copy.write_bytes(whole + newline)
+            try:
+                curves = read(copy, **reading)
+            except InputError as error:
+                raise InputError(str(error).replace(str(copy), str(log))) from None
+    else:
+        curves = read(log, **reading)
+    require(curves.num_runs == 1, f"{log} holds {curves.num_runs} runs; watch a log that holds one")
+    curve = curves[0]
+    # Where nothing tells the budget, the record takes what was spent by the longest run.
+    told = reading["budget"] is not None or curve.budget > curve.cost[-1]
+    return curve if told else curve._replace(budget=math.nan), curves.cost_unit
+
+
+def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:
+    def at(place: int) -> str:
+        return f"{curve.metric} {curve.columns[curve.metric][place]:.4g} at {curve.cost[place]:g}"
+
+    last = curve.num_points - 1
+    if curve.success >= 0:
+        return _Verdict("success", f"the target {curve.target:g} is met, {at(curve.success)}")
+    place = rule.gives_up(curve)
+    if place is not None:
+        why = rule.rule.why(curve.until(place + 1))
+        return _Verdict("give up", f"give up, {at(place)}: {why}")
+    if curve.cost[last] >= curve.budget:
+        return _Verdict("end", f"the budget {curve.budget:g} is spent, {at(last)}")
+    return _Verdict("go on", f"go on, {at(last)} after {curve.num_points} points")

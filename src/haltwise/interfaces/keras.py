@@ -1,0 +1,56 @@
+"""Giving up a Keras training by its log: `pip install 'haltwise[keras]'`."""
+
+from typing import Any, final
+
+from haltwise.interfaces.logged import warn_of_no_point
+from haltwise.interfaces.run_monitor import RunMonitor
+
+try:
+    from keras.callbacks import Callback
+except ImportError:
+    raise ImportError("Keras is not installed: pip install 'haltwise[keras]'") from None
+
+__all__ = ["RunCallback"]
+
+
+@final
+class RunCallback(Callback):  # type: ignore[misc]
+    """Ends a training of `model.fit` where it is given up, with any backend of Keras.
+
+    Cost is counted in epochs, and the number of epochs asked for is the budget. A fit whose
+    `initial_epoch` is above 0 goes on with the run that the monitor knows, any other is a run of
+    its own.
+
+    Args:
+        monitor: When to give up.
+        metric: As Keras logs it. Epochs without it, as between validations, are no points.
+
+    Warns:
+        DataWarning: No epoch logged the metric.
+
+    Examples:
+        >>> callback = RunCallback(monitor, "val_loss")  # doctest: +SKIP
+        >>> model.fit(  # doctest: +SKIP
+        ...     x, y, epochs=100, validation_split=0.2, callbacks=[callback]
+        ... )
+    """
+
+    def __init__(self, monitor: RunMonitor, metric: str = "val_loss") -> None:
+        super().__init__()
+        self.monitor = monitor
+        self._metric = metric
+        self._known: set[str] = set()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if epoch == 0 or self.monitor.steps == 0:
+            self.monitor.start(budget=self.params["epochs"])
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        values = logs or {}
+        self._known |= values.keys()
+        if self._metric in values:
+            self.monitor.update(values[self._metric], cost=epoch + 1)
+            self.model.stop_training |= self.monitor.should_stop
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        warn_of_no_point(self.monitor, self._metric, self._known)

@@ -1,0 +1,130 @@
+"""A rule on curves with the level below which a run is given up."""
+
+import math
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from haltwise._core.errors import require
+from haltwise._core.settings import real_number, shown, whole_number
+from haltwise.curves.curves import Curve, Curves
+from haltwise.curves.model import CurveModel
+from haltwise.curves.rule import CurveRule
+from haltwise.curves.shipped import load_curve_model
+
+__all__ = ["MIN_POINTS", "LevelledRule"]
+
+MIN_POINTS = 3
+"""A run of fewer points is not given up, unless told otherwise."""
+_LOST = 0.01  # share of successes, unless told otherwise
+
+
+@final
+class LevelledRule:
+    """A rule, and when its score is low enough to give a run up.
+
+    Args:
+        rule: The rule, or what `haltwise.curves.shipped.load_curve_model` takes: the name or path
+            of a learned one.
+        level: A run is given up at the first point whose score lies below. A learned rule has
+            levels of its own, for a price or for successes lost.
+        price: (value of a unit of cost) / (value of a success), for a learned rule.
+        lost: Share of the successes that may be lost, for a learned rule, which remembers levels
+            for some; .01 if nothing is given.
+        cost_unit: What cost is counted in. Where the learned rule's card has another unit, its
+            levels for successes lost are translated by the run's budget.
+        min_points: A run of fewer points is not given up.
+
+    Raises:
+        InputError: There is no such rule, or no level for it.
+    """
+
+    def __init__(
+        self,
+        rule: CurveRule | str | Path,
+        *,
+        level: float | None = None,
+        price: float | None = None,
+        lost: float | None = None,
+        cost_unit: str | None = None,
+        min_points: int = MIN_POINTS,
+    ) -> None:
+        found: object = load_curve_model(rule) if isinstance(rule, str | Path) else rule
+        require(
+            isinstance(found, CurveRule),
+            f"{shown(rule)} is no rule on curves; give a haltwise.curves.rule.CurveRule or the "
+            "name of a learned one",
+        )
+        assert isinstance(found, CurveRule)
+        self.rule = found
+        self.min_points = whole_number("min_points", min_points)
+        self._cost_unit = cost_unit
+        asked = {"a level": level, "a price": price, "successes lost": lost}
+        given = [name for name, value in asked.items() if value is not None]
+        require(len(given) <= 1, f"give one of {' and '.join(given)}, not all")
+        self._level, self._price, self._lost = (
+            None if value is None else real_number(name, value) for name, value in asked.items()
+        )
+        require(
+            self._level is None or not math.isnan(self._level),
+            "the level is NaN; give a number, or -inf to give nothing up",
+        )
+        if not isinstance(found, CurveModel):
+            require(
+                self._level is not None,
+                f"{type(found).__name__} is not a learned model, which has levels of its own; give "
+                "the level below which a run is given up",
+            )
+        elif not given:
+            self._lost = _LOST
+        self.level(1.0)  # refuses what it does not know
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the rule is a learned model, which tells nothing of a run without a target."""
+        return isinstance(self.rule, CurveModel)
+
+    def level(self, budget: float) -> float:
+        """The level for a run of this budget."""
+        if self._level is not None:
+            return self._level
+        model = self.rule
+        assert isinstance(model, CurveModel)
+        own_unit = self._cost_unit == model.card.cost_unit
+        scale = None if own_unit or self._lost is None else budget
+        return model.level(lost=self._lost, price=self._price, scale=scale)
+
+    @property
+    def settings(self) -> dict[str, float | str | None]:
+        """What tells it from others."""
+        return {
+            "rule": type(self.rule).__name__,
+            "level": None if self._level is None else f"{self._level:.17g}",  # it may be infinite
+            "price": self._price,
+            "lost": self._lost,
+            "cost_unit": self._cost_unit,
+            "min_points": self.min_points,
+        }
+
+    def learn(self, curves: Curves) -> None:
+        """Let the rule learn from recorded runs; the level stays."""
+        self.rule = self.rule.fit(curves)
+
+    def gives_up(self, curve: Curve, start: int = 0) -> int | None:
+        """The first point, from number `start` on, at which the run is given up.
+
+        A run that has met its target is not given up afterwards.
+        """
+        start = max(start, self.min_points - 1)
+        end = curve.success if curve.success >= 0 else curve.num_points
+        if start >= end:
+            return None
+        scores = np.asarray(self.rule.score(curve), np.float64)
+        require(
+            scores.shape == curve.cost.shape,
+            f"the scores of {type(self.rule).__name__} have shape {list(scores.shape)} on a curve "
+            f"of {curve.num_points} points; it must give one for each",
+        )
+        below = np.flatnonzero(scores[start:end] < self.level(curve.budget))  # NaN is below nothing
+        return start + int(below[0]) if len(below) else None

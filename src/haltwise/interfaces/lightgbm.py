@@ -1,0 +1,57 @@
+"""Giving up a LightGBM training by its log: `pip install 'haltwise[lightgbm]'`."""
+
+from typing import final
+
+from haltwise._core.errors import require
+from haltwise.interfaces.logged import logged
+from haltwise.interfaces.run_monitor import RunMonitor
+
+try:
+    from lightgbm.callback import CallbackEnv, EarlyStopException
+except (ImportError, OSError):  # a system library may be missing
+    raise ImportError("LightGBM is not installed: pip install 'haltwise[lightgbm]'") from None
+
+__all__ = ["RunCallback"]
+
+
+@final
+class RunCallback:
+    """Ends a training of `lightgbm.train`, `lightgbm.cv` or an estimator where it is given up.
+
+    Cost is counted in boosting rounds, the number of rounds asked for is the budget. Every training
+    is a run of its own. Of `lightgbm.cv` the mean over the folds is the metric.
+
+    Args:
+        monitor: When to give up.
+        metric: DATA-METRIC, for instance `"valid_0-l2"`.
+
+    Examples:
+        >>> callback = RunCallback(monitor, "valid_0-l2")  # doctest: +SKIP
+        >>> booster = lightgbm.train(  # doctest: +SKIP
+        ...     params, data, 1000, valid_sets=[valid], callbacks=[callback]
+        ... )
+    """
+
+    def __init__(self, monitor: RunMonitor, metric: str) -> None:
+        self.monitor = monitor
+        self._metric = metric
+        self.order = 30  # after LightGBM's own that log and record
+        self.before_iteration = False
+
+    def __call__(self, env: CallbackEnv) -> None:
+        if env.iteration == env.begin_iteration:
+            self.monitor.start(budget=env.end_iteration - env.begin_iteration)
+        results = env.evaluation_result_list or []
+        _, _, value, is_higher_better, *_ = logged(
+            {f"{r[0]}-{r[1]}": r for r in results}, self._metric
+        )
+        direction = "max" if is_higher_better else "min"
+        require(
+            self.monitor.direction == direction,
+            f"{self._metric} is better the {'higher' if is_higher_better else 'lower'}, but the "
+            f"monitor was made with direction={self.monitor.direction!r}; make it with "
+            f"{direction!r}",
+        )
+        self.monitor.update(value, cost=env.iteration - env.begin_iteration + 1)
+        if self.monitor.should_stop:
+            raise EarlyStopException(env.iteration, results)

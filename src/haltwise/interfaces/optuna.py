@@ -1,0 +1,134 @@
+"""Pruning Optuna's trials by a rule on their curves: `pip install 'haltwise[optuna]'`."""
+
+import math
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from haltwise._core.settings import real_number, whole_number
+from haltwise.curves.curves import Curve, Curves, Direction
+from haltwise.curves.rule import CurveRule
+from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
+from haltwise.interfaces.run_monitor import Number
+
+try:
+    from optuna.pruners import BasePruner
+    from optuna.study import Study, StudyDirection
+    from optuna.trial import FrozenTrial, TrialState
+except ImportError:
+    raise ImportError("Optuna is not installed: pip install 'haltwise[optuna]'") from None
+
+__all__ = ["HaltwisePruner"]
+
+
+@final
+class HaltwisePruner(BasePruner):  # type: ignore[misc]
+    """Prunes a trial where a rule gives its curve of intermediate values up.
+
+    A trial succeeds if it becomes as good as the best completed one; it is pruned where that is no
+    longer likely enough by the rule. A trial that has been as good already is not pruned. The
+    metric is called `value` on the curve, and the steps that are reported are its cost.
+
+    Args:
+        rule: A rule on curves, or the name or path of a learned one; see `haltwise.RunMonitor`.
+        target: The value that is a success; that of the best completed trial if None.
+        budget: The last step of a trial; the highest that a completed trial reported if None.
+        peers: Whether the rule learns anew from the study's finished trials, completed and pruned,
+            whenever there is another: for rules that compare a run with others, such as the median
+            rule.
+        level: See `haltwise.RunMonitor`; so `price`, `lost` and `cost_unit`.
+        price: What a step is worth, in values of a success.
+        lost: The share of successes that may be lost.
+        cost_unit: What steps are called on the card of a learned rule.
+        n_startup_trials: Trials that must have been completed before one is pruned.
+        min_points: Values that a trial must have reported before it is pruned.
+
+    Raises:
+        InputError: There is no such rule, or a setting is impossible.
+
+    Examples:
+        >>> study = optuna.create_study(  # doctest: +SKIP
+        ...     pruner=HaltwisePruner("training-runs")
+        ... )
+    """
+
+    def __init__(
+        self,
+        rule: CurveRule | str | Path,
+        *,
+        target: Number | None = None,
+        budget: Number | None = None,
+        peers: bool = False,
+        level: float | None = None,
+        price: float | None = None,
+        lost: float | None = None,
+        cost_unit: str | None = None,
+        n_startup_trials: int = 1,
+        min_points: int = MIN_POINTS,
+    ) -> None:
+        self._rule = LevelledRule(
+            rule, level=level, price=price, lost=lost, cost_unit=cost_unit, min_points=min_points
+        )
+        self._target = None if target is None else real_number("the target", target)
+        self._budget = None if budget is None else real_number("the budget", budget)
+        self._peers = peers
+        self._num_startup = whole_number("n_startup_trials", n_startup_trials, least=0)
+        self._learned: tuple[str, int] | None = None  # the study and the trials learned from
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        completed = [other for other in finished if other.state is TrialState.COMPLETE]
+        needed = max(self._num_startup, self._target is None)
+        if len(completed) < needed or not trial.intermediate_values:
+            return False
+        maximizes = study.direction is StudyDirection.MAXIMIZE
+        direction: Direction = "max" if maximizes else "min"
+        target = study.best_value if self._target is None else self._target
+        steps = [other.last_step for other in completed if other.last_step is not None]
+        budget = self._budget or float(max(steps, default=math.nan))
+        if self._peers:
+            self._learn(study, finished, direction, target, budget)
+        curve = _curve(trial, direction, target, budget)
+        return self._rule.gives_up(curve, curve.num_points - 1) is not None
+
+    def _learn(
+        self,
+        study: Study,
+        finished: list[FrozenTrial],
+        direction: Direction,
+        target: float,
+        budget: float,
+    ) -> None:
+        key = (study.study_name, len(finished))
+        curves = [
+            _curve(other, direction, target, budget)
+            for other in finished
+            if other.intermediate_values
+        ]
+        if key != self._learned and curves:
+            self._rule.learn(
+                Curves.from_runs(
+                    [{"cost": curve.cost, **curve.columns} for curve in curves],
+                    metric="value",
+                    direction=direction,
+                    target=target,
+                    budget=budget,
+                )
+            )
+            self._learned = key
+
+
+def _curve(trial: FrozenTrial, direction: Direction, target: float, budget: float) -> Curve:
+    """The values that a trial reported; NaN is the worst, since the trial diverged."""
+    steps, reported = zip(*sorted(trial.intermediate_values.items()), strict=True)
+    values = np.array(reported, np.float64)
+    values[np.isnan(values)] = np.inf if direction == "min" else -np.inf
+    return Curve(
+        np.array(steps, np.float64),
+        {"value": values},
+        "value",
+        direction,
+        target,
+        budget,
+    )

@@ -1,0 +1,291 @@
+"""A monitor that gives a run up by its log alone, whatever it is that runs."""
+
+import math
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, SupportsFloat, final, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from haltwise._core.errors import require
+from haltwise._core.settings import real_number
+from haltwise.curves.curves import Curve, Direction
+from haltwise.curves.rule import CurveRule
+from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
+
+__all__ = ["Number", "RunMonitor"]
+
+Number = SupportsFloat | npt.NDArray[Any]
+"""A single real number of Python, NumPy or PyTorch, also an array or a tensor of size one."""
+
+_STATE: Final = {"cost", "columns", "counted", "steps", "reason", "budget", "settings"}
+
+
+@final
+class RunMonitor:
+    """Watch any iterative process by what it logs, and say when to give it up.
+
+    Call `update` whenever the process has measured its metric. The monitor needs no model, no
+    gradients and no framework, nor a recording of one's own: its rule is hand-made, or was learned
+    on recorded runs of others. A `haltwise.HaltingMonitor`, in contrast, is learned on recorded
+    runs of one's own loop, sees gradients and parameters if they are shown, and stops where another
+    round is not worth its price.
+
+    A value that is NaN counts as the worst there is, since the run diverged. Where the cost goes
+    back, the run was resumed from there, and what had been logged after that point is forgotten.
+    The rule scores the whole log each time, in well under a millisecond for some hundred points; of
+    a long loop, show every tenth or hundredth step.
+
+    Args:
+        rule: A rule on curves, or the name or path of a learned one: `"training-runs"`, which comes
+            with the package, or a directory that `haltwise learn` wrote.
+        metric: The name of the column that is judged.
+        direction: Whether lower or higher values of it are better.
+        target: The value that is a success; None if there is none.
+        budget: What a run may spend, in units of cost; None if unknown.
+        level: The run is given up at the first point whose score lies below.
+        price: For a learned rule, instead: (value of a unit of cost) / (value of a success).
+        lost: For a learned rule, instead: the share of the successes that may be lost, one of those
+            that it remembers a level for; .01 if nothing is given.
+        cost_unit: What cost is counted in. Where a learned rule was learned in another unit, its
+            levels for `lost` are translated by the budget.
+        min_points: The run is not given up before it has as many points.
+
+    Raises:
+        InputError: There is no such rule, a setting is impossible, or a learned rule has no target.
+
+    Examples:
+        Give up what has not improved by a hundredth for ten points:
+
+        >>> import numpy as np
+        >>> class Improvement(CurveRule):
+        ...     def score(self, curve):
+        ...         best = np.minimum.accumulate(curve.loss)
+        ...         return np.append(np.full(10, np.inf), best[:-10] - best[10:])[: len(best)]
+        >>> monitor = RunMonitor(Improvement(), level=0.01)
+        >>> for step in range(1000):
+        ...     monitor.update(1 / (1 + step))  # what your loop measures
+        ...     if monitor.should_stop:
+        ...         break
+        >>> monitor.steps, monitor.reason
+        (38, 'the score is 0.0094')
+    """
+
+    def __init__(
+        self,
+        rule: CurveRule | str | Path,
+        *,
+        metric: str = "loss",
+        direction: Direction = "min",
+        target: Number | None = None,
+        budget: Number | None = None,
+        level: float | None = None,
+        price: float | None = None,
+        lost: float | None = None,
+        cost_unit: str | None = None,
+        min_points: int = MIN_POINTS,
+    ) -> None:
+        require(
+            direction in get_args(Direction),
+            f"direction must be 'min' or 'max', got {direction!r}",
+        )
+        self._rule = LevelledRule(
+            rule, level=level, price=price, lost=lost, cost_unit=cost_unit, min_points=min_points
+        )
+        self._metric = metric
+        self._direction: Direction = direction
+        self._target = math.nan if target is None else real_number("the target", target)
+        require(
+            math.isfinite(self._target) or not self._rule.is_learned,
+            "a learned rule forecasts whether a run will meet its target, but there is none; give "
+            "a target",
+        )
+        self._own_budget = math.nan if budget is None else real_number("the budget", budget)
+        require(not self._own_budget <= 0, f"the budget must be above 0, got {self._own_budget:g}")
+        self.start()
+
+    def start(self, *, budget: Number | None = None) -> None:
+        """Begin a run; what was seen of another is forgotten.
+
+        Args:
+            budget: What it may spend, for loops that know; a budget of the constructor goes first.
+        """
+        known = self._own_budget
+        if math.isnan(known) and budget is not None:
+            known = real_number("the budget", budget)
+        self._budget = known
+        self._cost = array("d")
+        self._columns = {self._metric: array("d")}
+        self._counted: bool | None = None  # whether costs count the updates
+        self._steps = 0
+        self._reason: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells it from other monitors: its rule and settings."""
+        return str(self._settings())
+
+    @property
+    def steps(self) -> int:
+        """Points seen, the calls of `update`."""
+        return self._steps
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run should be given up, in words; None while it should not."""
+        return self._reason
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run should be given up; once so, it stays so.
+
+        A run that has met its target should not: see `succeeded`.
+        """
+        return self._reason is not None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the metric has met the target."""
+        return self.curve.success >= 0
+
+    @property
+    def direction(self) -> Direction:
+        """Whether lower or higher values of the metric are better."""
+        return self._direction
+
+    @property
+    def curve(self) -> Curve:
+        """What is known of the run."""
+        columns = {name: np.array(values) for name, values in self._columns.items()}
+        return Curve(
+            np.array(self._cost),
+            columns,
+            self._metric,
+            self._direction,
+            self._target,
+            self._budget,
+        )
+
+    def update(self, value: Number, *, cost: Number | None = None, **columns: Number) -> None:
+        """See one point of the run.
+
+        Args:
+            value: The metric, a single number; NaN or infinite where the run diverged.
+            cost: What has been spent since the run began, such as seconds or steps; 0, 1, 2, ...
+                if no update gives one.
+            **columns: What else was measured, by name; NaN where it is not given.
+
+        Raises:
+            InputError: A number is none, or a cost is negative, not finite, or given in some
+                updates only.
+        """
+        require(
+            self._budget > 0 or not self._rule.is_learned,
+            "a learned rule forecasts what a run will reach in its budget, but there is none; give "
+            "a budget, in the unit in which cost is counted",
+        )
+        require(
+            self._counted in (None, cost is None),
+            "some updates of this run gave a cost and some did not; give every update() one, or "
+            "none",
+        )
+        require(
+            self._metric not in columns,
+            f"{self._metric!r} is the metric, which is given first; name another column",
+        )
+        spent = float(self._steps) if cost is None else real_number("the cost", cost)
+        require(
+            0 <= spent < math.inf,
+            f"the cost must be a finite number of at least 0, got {spent:g}; it is what was spent "
+            "since the run began",
+        )
+        found = real_number("the value", value)
+        worst = math.inf if self._direction == "min" else -math.inf
+        measured = {self._metric: worst if math.isnan(found) else found}
+        measured |= {name: real_number(name, number) for name, number in columns.items()}
+        self._counted = cost is None
+        self._append(spent, measured)
+        if self._reason is None:
+            curve = self.curve
+            if self._rule.gives_up(curve, curve.num_points - 1) is not None:
+                self._reason = self._rule.rule.why(curve)
+
+    def _append(self, spent: float, measured: Mapping[str, float]) -> None:
+        """Note a point, and forget those that it replaces."""
+        place = bisect_left(self._cost, spent)
+        again = self._cost[-1:] == array("d", [spent])  # measured in two goes
+        for name in dict.fromkeys((*self._columns, *measured)):
+            column = self._columns.setdefault(name, array("d", [math.nan]) * len(self._cost))
+            before = column[place] if again else math.nan
+            del column[place:]
+            value = measured.get(name, math.nan)
+            column.append(before if math.isnan(value) else value)
+        del self._cost[place:]
+        self._cost.append(spent)
+        self._steps += 1
+
+    # -------------------------------------------------------------------------------- persistence
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the run depends on, to go on exactly; JSON has a value for all of it."""
+        return {
+            "cost": self._cost.tolist(),
+            "columns": {name: _plain(column) for name, column in self._columns.items()},
+            "counted": self._counted,
+            "steps": self._steps,
+            "reason": self._reason,
+            "budget": _plain([self._budget])[0],
+            "settings": self._settings(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            InputError: It is no monitor's state, or that of one with other settings.
+        """
+        try:
+            settings, steps, reason = dict(state["settings"]), state["steps"], state["reason"]
+            cost, counted, budget = array("d", state["cost"]), state["counted"], state["budget"]
+            columns = {name: array("d", map(float, v)) for name, v in state["columns"].items()}
+            whole = (
+                state.keys() == _STATE
+                and isinstance(steps, int)
+                and steps >= len(cost)
+                and isinstance(reason, str | None)
+                and isinstance(counted, bool | None)
+                and math.isfinite(sum(cost))
+                and settings.get("metric") in columns
+                and {len(column) for column in columns.values()} == {len(cost)}
+            )
+            known = float(budget)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            whole = False
+        require(whole, "this is no state of a RunMonitor; load what its state_dict() gave")
+        differ = [name for name, mine in self._settings().items() if settings.get(name) != mine]
+        require(
+            not differ,
+            "the state was taken by a monitor with another "
+            + " and another ".join(f"{name} ({settings.get(name)})" for name in differ)
+            + "; build this one in the same way",
+        )
+        self._budget, self._cost, self._columns = known, cost, columns
+        self._counted, self._steps, self._reason = counted, steps, reason
+
+    def _settings(self) -> dict[str, Any]:
+        target, budget = _plain([self._target, self._own_budget])
+        return {
+            **self._rule.settings,
+            "metric": self._metric,
+            "direction": self._direction,
+            "target": target,
+            "budget": budget,
+        }
+
+
+def _plain(numbers: Iterable[float]) -> list[float | str]:
+    """Numbers for JSON, which has neither NaN nor infinity: those are written in words."""
+    return [number if math.isfinite(number) else str(number) for number in numbers]

@@ -1,0 +1,95 @@
+"""Giving up fits of scikit-learn by a score of one's own."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, final
+
+from haltwise._core.errors import FitWarning
+from haltwise.interfaces.run_monitor import Number, RunMonitor
+
+__all__ = ["RunCallback", "fit_by_batches"]
+
+Estimator = TypeVar("Estimator")
+
+
+def fit_by_batches(
+    estimator: Estimator,
+    batches: Iterable[tuple[Any, Any]],
+    monitor: RunMonitor,
+    score: Callable[[Estimator], Number],
+    **settings: Any,
+) -> Estimator:
+    """Fit by `partial_fit` until there are no more batches or the fit is given up.
+
+    Args:
+        estimator: Any that has `partial_fit`; fitted in place.
+        batches: Inputs and targets of each call, None for targets that are not needed.
+        monitor: When to give up; the fit is a run of its own.
+        score: The metric, called with the estimator after each batch.
+        **settings: Of `partial_fit`, for instance `classes`.
+
+    Returns:
+        The estimator.
+
+    Examples:
+        >>> batches = ((x[i::10], y[i::10]) for i in range(10))  # doctest: +SKIP
+        >>> score = lambda model: model.score(x_valid, y_valid)  # doctest: +SKIP
+        >>> fit_by_batches(SGDRegressor(), batches, monitor, score)  # doctest: +SKIP
+    """
+    monitor.start()
+    fitted: Any = estimator
+    for inputs, targets in batches:
+        fitted.partial_fit(inputs, targets, **settings)
+        monitor.update(score(estimator))
+        if monitor.should_stop:
+            break
+    return estimator
+
+
+@final
+class RunCallback:
+    """Asks a fit of scikit-learn 1.9 or later to stop where it is given up.
+
+    `estimator.set_callbacks(RunCallback(monitor, score))`. Cost is counted in iterations, of which
+    every fit begins a run. An estimator may or may not obey: scikit-learn 1.9 has the interface,
+    but its own `LogisticRegression` goes on all the same.
+
+    Args:
+        monitor: When to give up.
+        score: The metric, called with an estimator that is fitted as far as the iteration came.
+
+    Warns:
+        FitWarning: The estimator does not obey.
+    """
+
+    def __init__(self, monitor: RunMonitor, score: Callable[[Any], Number]) -> None:
+        self.monitor = monitor
+        self._score = score
+        self._warned = False
+
+    def setup(self, estimator: Any, context: Any) -> None:
+        """Begin a run."""
+        self.monitor.start()
+        self._warned = False
+
+    def teardown(self, estimator: Any, context: Any) -> None:
+        """Do nothing at the end of a fit."""
+
+    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
+        """Do nothing before an iteration."""
+
+    def on_fit_task_end(self, estimator: Any, context: Any, *, fitted_estimator: Any) -> bool:
+        """See an iteration, and say whether to stop."""
+        is_iteration = context.parent is not None and context.max_subtasks == 0
+        if not is_iteration or fitted_estimator is None:  # or one that was not run
+            return False
+        if self.monitor.should_stop and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{type(estimator).__name__} was told to stop, but goes on: this version of it "
+                "does not obey callbacks; use partial_fit or a lower max_iter",
+                FitWarning,
+                stacklevel=2,
+            )
+        self.monitor.update(self._score(fitted_estimator))
+        return self.monitor.should_stop

@@ -1,0 +1,132 @@
+"""Giving up boosted trees, with the real packages: by their own logs, round for round."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_rules import patience, stop_of
+
+from haltwise import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # their own
+
+
+def tables(seed: int) -> tuple[Any, ...]:
+    """Noise beside a little signal: boosting soon overfits."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(200, 5))
+    y = (x[:, 0] + 2 * generator.normal(size=200) > 0).astype(float)
+    return x[:100], y[:100], x[100:], y[100:]
+
+
+class TestXGBoost:
+    PARAMS = {"objective": "binary:logistic", "eval_metric": ["logloss", "auc"], "nthread": 1}  # noqa: RUF012
+
+    def train(self, seed: int, callbacks: list[Any]) -> tuple[Any, dict[str, Any]]:
+        xgboost = pytest.importorskip("xgboost")
+        x, y, x_valid, y_valid = tables(seed)
+        log: dict[str, Any] = {}
+        train, valid = xgboost.DMatrix(x, y), xgboost.DMatrix(x_valid, y_valid)
+        booster = xgboost.train(
+            self.PARAMS,
+            train,
+            40,
+            evals=[(train, "train"), (valid, "valid")],
+            evals_result=log,
+            verbose_eval=False,
+            callbacks=callbacks,
+        )
+        return booster, log
+
+    def callback(self, *arguments: Any) -> Any:
+        pytest.importorskip("xgboost")
+        from haltwise.interfaces.xgboost import RunCallback
+
+        return RunCallback(*arguments)
+
+    @pytest.mark.parametrize(("name", "direction"), [("logloss", "min"), ("auc", "max")])
+    def test_it_stops_by_the_log(self, name: str, direction: Any) -> None:
+        stops = set()
+        callback = self.callback(patience(4, direction=direction), f"valid-{name}")
+        for seed in range(3):  # every training is a run of its own
+            _, log = self.train(seed, [])
+            expected = stop_of(log["valid"][name], 4, direction=direction)
+            booster, _ = self.train(seed, [callback])
+            assert booster.num_boosted_rounds() == callback.monitor.steps == expected
+            curve = callback.monitor.curve
+            assert curve.cost.tolist() == list(range(1, expected + 1))
+            assert curve.columns["loss"].tolist() == log["valid"][name][:expected]
+            stops.add(expected)
+        assert len(stops) > 1
+        assert max(stops) < 40
+
+    def test_of_folds_the_mean_is_judged(self) -> None:
+        xgboost = pytest.importorskip("xgboost")
+        x, y, *_ = tables(0)
+        settings: dict[str, Any] = {"num_boost_round": 30, "as_pandas": False, "seed": 1}
+        log = xgboost.cv(self.PARAMS, xgboost.DMatrix(x, y), **settings)
+        callback = self.callback(patience(4), "test-logloss")
+        found = xgboost.cv(self.PARAMS, xgboost.DMatrix(x, y), callbacks=[callback], **settings)
+        assert callback.monitor.steps == stop_of(log["test-logloss-mean"], 4) < 30
+        assert len(found["test-logloss-mean"]) == callback.monitor.steps
+
+    def test_an_unknown_metric_is_refused(self) -> None:
+        with pytest.raises(InputError, match=r"no metric 'x' .* train-auc, train-logloss, valid"):
+            self.train(0, [self.callback(patience(1), "x")])
+
+
+class TestLightGBM:
+    def train(self, seed: int, callbacks: list[Any], num: int = 40) -> tuple[Any, list[float]]:
+        lightgbm = pytest.importorskip("lightgbm")
+        x, y, x_valid, y_valid = tables(seed)
+        log: dict[str, Any] = {}
+        data = lightgbm.Dataset(x, y)
+        booster = lightgbm.train(
+            {"objective": "binary", "metric": ["binary_logloss", "auc"], "verbosity": -1,
+             "num_threads": 1, "learning_rate": 0.3, "min_data_in_leaf": 5},
+            data,
+            num,
+            valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=data)],
+            callbacks=[lightgbm.record_evaluation(log), *callbacks],
+        )  # fmt: skip
+        return booster, log["valid_0"]
+
+    def callback(self, *arguments: Any) -> Any:
+        pytest.importorskip("lightgbm")
+        from haltwise.interfaces.lightgbm import RunCallback
+
+        return RunCallback(*arguments)
+
+    @pytest.mark.parametrize(("name", "direction"), [("binary_logloss", "min"), ("auc", "max")])
+    def test_it_stops_by_the_log(self, name: str, direction: Any) -> None:
+        stops = set()
+        callback = self.callback(patience(4, direction=direction), f"valid_0-{name}")
+        for seed in range(3):
+            _, log = self.train(seed, [])
+            expected = stop_of(log[name], 4, direction=direction)
+            booster, found = self.train(seed, [callback])
+            assert booster.num_trees() == callback.monitor.steps == expected
+            assert callback.monitor.curve.budget == 40
+            assert callback.monitor.curve.columns["loss"].tolist() == found[name]
+            assert booster.best_iteration == expected  # predictions use all trees
+            stops.add(expected)
+        assert len(stops) > 1
+        assert max(stops) < 40
+
+    def test_of_folds_the_mean_is_judged(self) -> None:
+        lightgbm = pytest.importorskip("lightgbm")
+        x, y, *_ = tables(0)
+        settings: dict[str, Any] = {"num_boost_round": 30, "nfold": 3, "seed": 1}
+        params = {"objective": "binary", "verbosity": -1, "num_threads": 1, "learning_rate": 0.5}
+        log = lightgbm.cv(params, lightgbm.Dataset(x, y), **settings)["valid binary_logloss-mean"]
+        callback = self.callback(patience(2), "valid-binary_logloss")
+        lightgbm.cv(params, lightgbm.Dataset(x, y), callbacks=[callback], **settings)
+        assert callback.monitor.steps == stop_of(log, 2) < 30
+
+    def test_a_wrong_direction_and_an_unknown_metric_are_refused(self) -> None:
+        with pytest.raises(
+            InputError, match=r"auc is better the higher, but .* make it with 'max'"
+        ):
+            self.train(0, [self.callback(patience(1), "valid_0-auc")])
+        with pytest.raises(InputError, match="no metric 'auc' was logged, but valid_0-auc"):
+            self.train(0, [self.callback(patience(1), "auc")])

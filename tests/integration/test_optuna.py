@@ -1,0 +1,129 @@
+"""The pruner for Optuna, with the real package."""
+
+import math
+from typing import Any
+
+import pytest
+from tiny_rules import Median, exponential_runs, small_model
+
+from haltwise import InputError
+from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.rule import CurveRule
+
+optuna = pytest.importorskip("optuna")
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+from haltwise.interfaces.optuna import HaltwisePruner  # noqa: E402
+
+
+class Seen(CurveRule):
+    """Remembers the last curve it was shown; gives up what lags the target by more than 1."""
+
+    curve: Curve | None = None
+
+    def score(self, curve: Curve) -> Floats:
+        self.curve = curve
+        return curve.loss_target - curve.loss
+
+
+def run(
+    pruner: Any, curves: list[list[float]], direction: str = "minimize", first: int = 0
+) -> list[int]:
+    """The number of values that each trial reported before it was pruned, or all."""
+    study = optuna.create_study(direction=direction, pruner=pruner)
+    lengths: list[int] = []
+
+    def objective(trial: Any) -> float:
+        values = curves[trial.number]
+        for step, value in enumerate(values):
+            trial.report(value, step + first)
+            if trial.should_prune():
+                lengths.append(step + 1)
+                raise optuna.TrialPruned
+        lengths.append(len(values))
+        return values[-1]
+
+    study.optimize(objective, n_trials=len(curves))
+    states = [trial.state.name for trial in study.trials]
+    for length, values, state in zip(lengths, curves, states, strict=True):
+        assert state == "COMPLETE" or length < len(values) or state == "PRUNED"
+    return lengths
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_the_best_completed_trial_is_the_target(direction: str, sign: int) -> None:
+    rule = Seen()
+    curves = [
+        [9.0, 8, 7, 6, 5],  # nothing completed before it
+        [9.0, 6.5, 5.5, 5.5, 5.5],  # behind the best, 5, by no more than 1 from the third value on
+        [3.0, 9, 9, 9, 4.5],  # it was as good as the best already
+        [6.0, 5.6, 5.6, 5.4, 1],  # the best is 4.5 now
+        [9.0, 9, 9, 9, 9],
+    ]
+    pruner = HaltwisePruner(rule, level=-1.0)
+    found = run(pruner, [[sign * v for v in values] for values in curves], direction)
+    assert found == [5, 5, 5, 3, 3]
+    assert rule.curve is not None
+    assert rule.curve.loss_target == 4.5
+    assert rule.curve.budget == 4
+    assert rule.curve.cost.tolist() == [0, 1, 2]
+    assert rule.curve.direction == ("min" if sign == 1 else "max")
+
+
+def test_settings_are_obeyed() -> None:
+    curves = [[9.0] * 6] * 4
+    for settings, expected in (
+        ({"target": 1.0}, [6, 3, 3, 3]),
+        ({"target": 1.0, "n_startup_trials": 0}, [3, 3, 3, 3]),
+        ({"target": 1.0, "n_startup_trials": 2}, [6, 6, 3, 3]),
+        ({"target": 1.0, "min_points": 5}, [6, 5, 5, 5]),
+        ({"target": 9.0}, [6, 6, 6, 6]),
+        ({"target": 1.0, "budget": 50}, [6, 3, 3, 3]),
+        ({"n_startup_trials": 0}, [6, 6, 6, 6]),  # there is no target at first, and then it is met
+    ):
+        rule = Seen()
+        assert run(HaltwisePruner(rule, level=-1.0, **settings), curves, first=1) == expected
+        if rule.curve is not None:
+            known = expected != [3, 3, 3, 3] or "budget" in settings
+            assert rule.curve.budget == settings.get("budget", 6) or not known
+
+
+def test_a_learned_model_prunes_with_its_own_levels() -> None:
+    curves = [*exponential_runs(12, 3).values.reshape(12, 30).tolist()]
+    found = run(HaltwisePruner(small_model(), lost=0.05), curves)
+    best, ends = math.inf, [values[-1] for values in curves]
+    for length, end in zip(found, ends, strict=True):
+        assert length == 30 or end > best - 0.1  # those that are better are let go on
+        best = min(best, end) if length == 30 else best
+    assert min(ends) == best
+    assert sum(found) < 12 * 30 / 2
+    with pytest.raises(InputError, match="Median is not a learned model"):
+        HaltwisePruner(Median())
+
+
+def test_a_rule_may_learn_from_the_peers() -> None:
+    rule = Median()
+    curves = [
+        [9.0, 8, 7, 6],
+        [8.0, 7, 6, 5],
+        [8.7, 7.6, 6.6, 4.9],  # worse than the median, 8.5 7.5 6.5 5.5, from the first on
+        [8.0, 7, 6.5, 5.0],  # of three peers, one of them pruned: 8.7 7.6 6.6 5.5
+        [1.0, 9, 9, 9],  # it was better than the best
+    ]
+    pruner = HaltwisePruner(rule, level=0.0, peers=True, n_startup_trials=2)
+    assert run(pruner, curves) == [4, 4, 3, 4, 4]
+    assert rule.num_fits == 3  # once for each trial that finished
+    assert rule.curves is not None
+    assert rule.curves.num_points.tolist() == [4, 4, 3, 4]
+
+
+def test_a_trial_that_diverged_is_judged() -> None:
+    curves = [[1.0, 1.0, 1.0], [math.nan, math.nan, math.nan, math.nan], [math.inf] * 4]
+    pruner = HaltwisePruner(Seen(), level=-1e9)
+    assert run(pruner, curves)[1:] == [3, 3]
+
+
+def test_a_trial_without_values_is_not_judged() -> None:
+    study = optuna.create_study(pruner=HaltwisePruner(Seen(), level=0.0))
+    study.optimize(lambda trial: float(trial.should_prune()), n_trials=3)
+    assert [trial.value for trial in study.trials] == [0, 0, 0]

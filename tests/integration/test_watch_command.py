@@ -1,0 +1,152 @@
+"""`haltwise watch`: on logs that grow, in threads and processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_process import Result, haltwise
+
+RULE = f"{Path(__file__).parents[1] / 'tiny_rules.py'}:Patience"
+
+
+def watch(log: Path, *arguments: object) -> Result:
+    options = ("--rule", RULE, "--metric", "loss", "--poll", 0.02)
+    return haltwise("watch", log, *options, *arguments, cwd=log.parent)
+
+
+def lines(values: list[float], start: int = 0) -> str:
+    return "".join(f"{start + i},{value}\n" for i, value in enumerate(values))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.csv"
+
+
+def grow(log: Path, parts: list[str], until: threading.Event) -> Iterator[threading.Thread]:
+    """Append one part after the other, each once the one before was looked at."""
+
+    def write() -> None:
+        for part in parts:
+            time.sleep(0.15)
+            if until.is_set():
+                return
+            with log.open("a") as file:
+                file.write(part)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    yield thread
+
+
+def test_a_growing_log_is_given_up(log: Path) -> None:
+    parts = ["step,loss\n", lines([3.0, 2.0]), lines([2.5, 2.5, 2.5], 2), lines([9.0] * 5, 5)]
+    (thread,) = grow(log, parts, threading.Event())
+    found = watch(log, "--cost", "step", "--level", -2.5, "--exit-code")
+    thread.join()
+    assert found.returncode == 3
+    first, second, third, fourth = found.stdout.splitlines()
+    assert first == f"{log}: waiting: there is no file {log}"
+    assert second == f"{log}: waiting: {log} has no points yet" or "go on" in second
+    assert third.startswith(f"{log}: go on, loss")
+    assert fourth == f"{log}: give up, loss 2.5 at 4: nothing was better for 3 points"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (("--level", -3.5), 0, "go on, loss 2 at 5 after 6 points"),
+        (("--level", -1.5), 3, "give up, loss 2 at 3: nothing was better for 2 points"),
+        (("--level", -1.5, "--min-points", 6), 3, "give up, loss 2 at 5"),
+        (("--level", -1.5, "--min-points", 7), 0, "go on"),
+        (("--level", -1.5, "--target", 2), 0, "the target 2 is met, loss 2 at 1"),
+        (("--level", -3.5, "--budget", 5), 0, "the budget 5 is spent, loss 2 at 5"),
+        (("--level", -3.5, "--budget", 6), 0, "go on"),
+        (("--level", -3.5, "--direction", "max"), 3, "give up, loss 2 at 5: nothing"),
+        ((), 0, "go on"),
+    ],
+    ids=str,
+)
+def test_the_verdict_of_a_whole_log(
+    options: tuple[Any, ...], code: int, sentence: str, log: Path
+) -> None:
+    log.write_text("step,loss\n" + lines([3.0, 2, 2.5, 2, 2, 2]))
+    if "max" not in options:
+        log.write_text("step,loss\n" + lines([3.0, 2, 2.5, 2, 1.5, 2]).replace("1.5", "2"))
+    found = watch(log, "--once", "--exit-code", "--cost", "step", *options)
+    assert found.stdout.startswith(f"{log}: {sentence}")
+    assert len(found.stdout.splitlines()) == 1
+    assert found.returncode == code
+    assert watch(log, "--once", "--cost", "step", *options).returncode == 0
+
+
+def test_half_a_line_is_not_read(log: Path) -> None:
+    log.write_text("step,loss\n" + lines([3.0, 2.0]) + "2,1")  # of 2,1.9
+    found = watch(log, "--once", "--target", 1, "--cost", "step", "--level", -9)
+    assert found.stdout == f"{log}: go on, loss 2 at 1 after 2 points\n"
+
+
+def test_a_resumed_run_is_judged_by_what_stands(log: Path) -> None:
+    log.write_text("step,loss\n" + lines([3.0, 2, 9, 9, 9]) + lines([1.5, 1.2], 2))
+    found = watch(log, "--once", "--cost", "step", "--level", -1.5)
+    assert found.stdout.startswith(f"{log}: go on, loss 1.2 at 3 after 4 points")
+
+
+def test_other_formats(tmp_path: Path) -> None:
+    rows = [{"step": 10 * i, "loss": value} for i, value in enumerate([3.0, 2, 2, 2])]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    state = tmp_path / "trainer_state.json"
+    state.write_text(json.dumps({"log_history": [*rows, {"step": 30, "f1": 1}], "max_steps": 90}))
+    for log in (path, state):
+        found = watch(log, "--once", "--cost", "step", "--level", -1.5, "--exit-code")
+        assert found.stdout == f"{log}: give up, loss 2 at 30: nothing was better for 2 points\n"
+        assert found.returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--poll", 0), "--poll must be above 0, got 0"),
+        (("--lost", 0.3), "Patience has stored no level for 0.3"),
+        (("--rule", "no such"), "no such"),
+        (("--rule", "regression-2d"), "'regression-2d' is no rule on curves"),
+        (("--metric", "accuracy"), "accuracy"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_a_sentence(options: tuple[Any, ...], message: str, log: Path) -> None:
+    log.write_text("step,loss\n" + lines([3.0]))
+    found = watch(log, "--once", "--exit-code", *options)
+    assert found.returncode == 2
+    assert message in found.stderr
+
+
+def test_a_missing_log_is_a_sentence(log: Path) -> None:
+    found = watch(log, "--once")
+    assert (found.returncode, found.stderr) == (2, f"haltwise: there is no file {log}\n")
+
+
+def test_ctrl_c_is_clean(log: Path) -> None:
+    log.write_text("step,loss\n" + lines([3.0]))
+    command = [sys.executable, "-m", "haltwise", "watch", str(log), "--rule", RULE]
+    process = subprocess.Popen(
+        [*command, "--metric", "loss", "--poll", "0.05"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert "go on" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "haltwise: interrupted\n")

@@ -1,0 +1,299 @@
+"""Stopping by the log alone: against brute force, and against the record of curves."""
+
+import json
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_rules import Patience, exponential_runs, patience, small_model, stop_of
+
+from haltwise import InputError, RunMonitor
+from haltwise.curves.curves import Curve, Curves, Floats
+from haltwise.curves.model import CurveModel
+from haltwise.curves.rule import CurveRule
+
+values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
+
+
+@given(values, st.integers(1, 8), st.integers(1, 12), st.sampled_from(["min", "max"]))
+def test_it_stops_at_the_first_point_below_the_level(
+    found: list[float], num: int, min_points: int, direction: str
+) -> None:
+    monitor = patience(num, direction=direction, min_points=min_points)
+    for step, value in enumerate(found, 1):
+        monitor.update(value)
+        stops = stop_of(found[:step], num, min_points, direction) < step
+        assert monitor.should_stop >= stops
+        if monitor.should_stop:
+            break
+    assert monitor.steps == stop_of(found, num, min_points, direction)
+    assert (monitor.reason is None) != monitor.should_stop
+
+
+def test_once_stopped_it_stays_so() -> None:
+    monitor = patience(2)
+    for value in (1.0, 1.0, 1.0):
+        monitor.update(value)
+    reason = monitor.reason
+    assert reason == "nothing was better for 2 points"
+    for value in (0.5, 0.4, 0.4, 0.4, 0.4):
+        monitor.update(value)
+        assert monitor.should_stop
+    assert (monitor.reason, monitor.steps) == (reason, 8)
+    monitor.start()
+    assert (monitor.should_stop, monitor.steps, monitor.curve.num_points) == (False, 0, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(-3, 3)), min_size=1, max_size=30),
+    st.sampled_from(["min", "max"]),
+)
+def test_time_that_goes_back_is_a_resumed_run(
+    points: list[tuple[int, int]], direction: Any
+) -> None:
+    monitor = RunMonitor(Patience(), direction=direction, level=-math.inf, target=-2)
+    aside = [value / 2 if value % 2 else math.nan for _, value in points]
+    for (cost, value), half in zip(points, aside, strict=True):
+        monitor.update(value, cost=cost, half=half)
+    columns = {"cost": [c for c, _ in points], "loss": [v for _, v in points], "half": aside}
+    with warnings.catch_warnings(action="ignore"):  # of what was replaced
+        expected = Curves.from_runs([columns], metric="loss", direction=direction, target=-2)[0]
+    assert monitor.curve.cost.tolist() == expected.cost.tolist()
+    for name in ("loss", "half"):
+        np.testing.assert_array_equal(monitor.curve.columns[name], expected.columns[name])
+    assert monitor.succeeded == (expected.success >= 0)
+    assert monitor.steps == len(points)
+
+
+@given(values, st.integers(0, 39), st.integers(1, 8))
+def test_a_state_goes_on_exactly(found: list[float], cut: int, num: int) -> None:
+    found = [math.nan if value == 5 else value for value in found]
+    costs = [index if index != 7 else 2 for index in range(len(found))]
+    whole, first = patience(num, target=-4.5), patience(num, target=-4.5)
+    whole.start(budget=50)
+    first.start(budget=50)
+    second = patience(num, target=-4.5)
+    for index, (value, cost) in enumerate(zip(found, costs, strict=True)):
+        if index == cut:
+            text = json.dumps(first.state_dict(), allow_nan=False)
+            second.load_state_dict(json.loads(text))
+            first = second
+        whole.update(value, cost=cost, other=-value)
+        first.update(value, cost=cost, other=-value)
+    assert str(first.state_dict()) == str(whole.state_dict())
+    assert first.curve.budget == whole.curve.budget == 50
+    assert str(first.curve) == str(whole.curve)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        2,
+        2.0,
+        np.float32(2),
+        np.int64(2),
+        np.array(2.0),
+        np.array([2.0]),
+        np.array([[2]]),
+        torch.tensor(2.0, requires_grad=True),
+        torch.tensor([2], dtype=torch.int8),
+        torch.tensor(2.0, dtype=torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_it_takes_numbers_of_any_make(number: Any) -> None:
+    monitor = RunMonitor(Patience(), level=-1, target=number, budget=number)
+    monitor.update(number, cost=number, more=number)
+    curve = monitor.curve
+    assert [curve.target, curve.budget, *curve.cost, *curve.loss, *curve.columns["more"]] == [2] * 5
+    assert json.dumps(monitor.state_dict())
+
+
+@pytest.mark.parametrize(("direction", "worst"), [("min", math.inf), ("max", -math.inf)])
+def test_nan_is_the_worst_value(direction: Any, worst: float) -> None:
+    monitor = patience(3, direction=direction)
+    for value in (0.0, math.nan, math.nan, worst):
+        assert not monitor.should_stop
+        monitor.update(value, aside=math.nan)
+    assert monitor.should_stop
+    assert monitor.curve.loss.tolist() == [0, math.inf, math.inf, math.inf]
+    assert np.isnan(monitor.curve.columns["aside"]).all()
+
+
+def test_costs_count_from_zero() -> None:
+    monitor = patience(3)
+    for value in (3, 2, 1):
+        monitor.update(value)
+    assert monitor.curve.cost.tolist() == [0, 1, 2]
+
+
+def test_columns_may_come_and_go() -> None:
+    monitor = patience(9, metric="val")
+    monitor.update(3)
+    monitor.update(2, train=1)
+    monitor.update(1, train=2, norm=4)
+    monitor.update(0)
+    columns = {name: str(values.tolist()) for name, values in monitor.curve.columns.items()}
+    assert columns == {
+        "val": "[3.0, 2.0, 1.0, 0.0]",
+        "train": "[nan, 1.0, 2.0, nan]",
+        "norm": "[nan, nan, 4.0, nan]",
+    }
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("min", 1), ("max", -1)])
+def test_a_run_that_succeeds_is_not_given_up(direction: Any, sign: int) -> None:
+    monitor = patience(2, direction=direction, target=sign * 1.0)
+    for value in (3, 2, 1, 1, 1, 1):
+        assert not monitor.succeeded or value == 1
+        monitor.update(sign * value)
+        assert not monitor.should_stop
+    assert monitor.succeeded
+
+
+@pytest.fixture(scope="module")
+def learned() -> CurveModel:
+    return small_model()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"lost": 0.05}, {"price": 0.03}, {"level": 0.03}, {"lost": 0.05, "cost_unit": "steps"}],
+    ids=str,
+)
+def test_a_learned_rule_stops_where_its_card_says(
+    learned: CurveModel, settings: dict[str, Any]
+) -> None:
+    """As the model is judged, run for run, on runs of another seed and of twice the budget."""
+    found = set()
+    curves = exponential_runs(30, 1)
+    asked = {"lost": 0.01} if not settings else {k: v for k, v in settings.items() if k != "level"}
+    if asked.pop("cost_unit", None) is None and "lost" in asked:
+        asked["scale"] = 58.0
+    level = settings["level"] if "level" in settings else learned.level(**asked)
+    for curve in curves:
+        monitor = RunMonitor(learned, target=1.0, **settings)
+        monitor.start(budget=58)
+        for value in curve.columns["loss"]:
+            monitor.update(value)
+            if monitor.should_stop:
+                break
+        end = curve.success if curve.success >= 0 else 30
+        low = learned.score(curve._replace(budget=58.0))[2:end] < level
+        expected = 3 + int(low.argmax()) if low.any() else 30
+        assert monitor.steps == expected
+        assert monitor.reason is None or monitor.reason.startswith("its chance to reach 1 is")
+        found.add(expected)
+    assert len(found) > 2
+
+
+def test_a_learned_rule_needs_a_target_and_a_budget(learned: CurveModel) -> None:
+    with pytest.raises(InputError, match="will meet its target, but there is none; give a target"):
+        RunMonitor(learned, budget=3)
+    monitor = RunMonitor(learned, target=1)
+    with pytest.raises(InputError, match="in its budget, but there is none; give a budget"):
+        monitor.update(1)
+    assert monitor.steps == 0
+    with pytest.raises(InputError, match=r"no level for a share of 0.3 of the successes, but for"):
+        RunMonitor(learned, target=1, lost=0.3)
+
+
+class Wrong(CurveRule):
+    def score(self, curve: Curve) -> Floats:
+        return np.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RunMonitor("no such", level=0), "no such"),
+        (lambda: RunMonitor(3, level=0), "3 is no rule on curves"),  # type: ignore[arg-type]
+        (lambda: RunMonitor(Wrong()), "Wrong is not a learned model, .* give the level"),
+        (lambda: RunMonitor(Patience(), lost=0.02), "Patience is not a learned model"),
+        (lambda: RunMonitor(Patience(), lost=0.05, level=1), "one of a level and successes lost"),
+        (lambda: RunMonitor(Patience(), level=math.nan), "the level is NaN"),
+        (lambda: patience(1, direction="down"), "direction must be 'min' or 'max', got 'down'"),
+        (lambda: patience(1, target="a"), "the target must be a single real number, got 'a'"),
+        (lambda: patience(1, budget=0), "the budget must be above 0, got 0"),
+        (lambda: patience(1, min_points=0), "min_points must be at least 1, got 0"),
+        (lambda: patience(1).update([1]), r"the value must be a single real number, got \[1\]"),
+        (lambda: patience(1).update(np.ones(2)), r"single real number, got shape \[2\]"),
+        (lambda: patience(1).update(1, cost=-1), "cost must be a finite number .*, got -1"),
+        (lambda: patience(1).update(1, cost=math.nan), "finite number of at least 0, got nan"),
+        (lambda: patience(1).update(1, a="b"), "a must be a single real number, got 'b'"),
+        (lambda: patience(1).update(1, loss=1), "'loss' is the metric, which is given first"),
+    ],
+)
+def test_it_refuses_what_makes_no_sense(make: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_costs_are_given_always_or_never() -> None:
+    for first, second in (({}, {"cost": 1}), ({"cost": 0}, {})):
+        monitor = patience(1)
+        monitor.update(1, **first)
+        with pytest.raises(InputError, match="some updates of this run gave a cost"):
+            monitor.update(1, **second)
+        assert (monitor.steps, monitor.curve.num_points) == (1, 1)  # nothing is half done
+
+
+def test_a_rule_that_scores_too_few_points_is_named() -> None:
+    monitor = RunMonitor(Wrong(), level=0)
+    monitor.update(1)
+    monitor.update(1)
+    with pytest.raises(InputError, match=r"scores of Wrong have shape \[1\] on a curve of 3"):
+        monitor.update(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cost": [0]},
+        {"cost": "x"},
+        {"cost": None},
+        {"columns": {}},
+        {"columns": {"loss": [1.0, "x"]}},
+        {"columns": {"loss": [1.0]}},
+        {"columns": {"other": [1.0, 2.0]}},
+        {"steps": "2"},
+        {"steps": -1},
+        {"reason": 3},
+        {"counted": 2},
+        {"budget": None},
+        {"settings": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_it_loads_no_foreign_state(change: dict[str, Any]) -> None:
+    monitor = patience(3)
+    monitor.update(2)
+    monitor.update(1)
+    state = monitor.state_dict()
+    before = str(state)
+    for wrong in ({**state, **change}, {k: v for k, v in state.items() if k not in change}):
+        if wrong != state:
+            with pytest.raises(InputError, match="no state of a RunMonitor"):
+                monitor.load_state_dict(wrong)
+    assert str(monitor.state_dict()) == before
+
+
+def test_it_loads_no_state_of_another_monitor() -> None:
+    state = patience(3, budget=5).state_dict()
+    for other, difference in (
+        (patience(4, budget=5), r"another level \(-2.5\)"),
+        (patience(3, budget=6), r"another budget \(5.0\)"),
+        (patience(3, budget=5, target=1, direction="max"), "another direction .* another target"),
+        (patience(3, budget=5, metric="x"), r"another metric \(loss\)"),
+        (patience(3, budget=5, min_points=9), r"another min_points \(3\)"),
+    ):
+        with pytest.raises(InputError, match=difference):
+            other.load_state_dict(state)
+        assert other.identity != patience(3, budget=5).identity
+    patience(3, budget=5).load_state_dict(state)
