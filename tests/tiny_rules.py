@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from haltwise.curves.curves import Curve, Curves, Floats
-from haltwise.curves.learn import learn
+from haltwise.curves.learning import learn
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
 from haltwise.interfaces.run_monitor import RunMonitor
