@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.curves import Booleans, Curve, Floats
 
 __all__ = ["FEATURES", "ROLES", "curve_features"]
 
@@ -81,14 +81,17 @@ def curve_features(curve: Curve) -> Floats:
         unit = np.abs(_first(loss) - curve.loss_target)
         unit = np.where(unit > 0, unit, np.nan)
         distance = np.clip((loss - curve.loss_target) / unit, -1.0, _FAR)
+        then = {past: _Then(past, cost) for past in _PAST}
         columns = [
-            *_progress(cost, distance, np.isnan(curve.loss)),
-            *_beside(curve, cost, distance, unit),
+            *_progress(cost, distance, np.isnan(curve.loss), then),
+            *_beside(curve, distance, unit, then),
         ]
         return np.stack(columns, 1)
 
 
-def _progress(cost: Floats, distance: Floats, unknown: np.ndarray) -> list[Floats]:
+def _progress(
+    cost: Floats, distance: Floats, unknown: Booleans, then: Mapping[float, "_Then"]
+) -> list[Floats]:
     """What cost and metric show."""
     num = len(cost)
     points = np.arange(num)
@@ -98,17 +101,17 @@ def _progress(cost: Floats, distance: Floats, unknown: np.ndarray) -> list[Float
     seen = np.maximum.accumulate(np.where(unknown, 0, points))
     log_best = np.log(np.maximum(best, _TINY))
     left = 1 - cost
-    best_then = [_then(past, cost, best) for past in _PAST]
+    best_then = [then[past](best) for past in _PAST]
     # Through then and now: a power law of the cost, and a straight line, both to the budget's end.
-    powers = [(_then(past, cost, log_best) - log_best) / -np.log(past) for past in _PAST[:3]]
+    powers = [(then[past](log_best) - log_best) / -np.log(past) for past in _PAST[:3]]
     lines = [
-        (then - best) / (cost * (1 - past) + 1e-6)
-        for past, then in zip(_PAST[:3], best_then, strict=False)
+        (before - best) / (cost * (1 - past) + 1e-6)
+        for past, before in zip(_PAST[:3], best_then, strict=False)
     ]
     step = np.diff(distance, prepend=distance[:1])
     squares = np.cumsum(np.nan_to_num(step) ** 2)
-    before = np.concatenate((np.zeros(min(_RECENT, num)), squares[:-_RECENT]))[:num]
-    noise = np.sqrt((squares - before) / np.minimum(points + 1, _RECENT))
+    earlier = np.concatenate((np.zeros(min(_RECENT, num)), squares[:-_RECENT]))[:num]
+    noise = np.sqrt((squares - earlier) / np.minimum(points + 1, _RECENT))
     return [
         cost,
         np.log1p(points),
@@ -116,8 +119,8 @@ def _progress(cost: Floats, distance: Floats, unknown: np.ndarray) -> list[Float
         best,
         (cost - cost[since]) / cost,
         cost - cost[seen],
-        *(then - best for then in best_then),
-        *(_then(past, cost, distance) - distance for past in _PAST[1:]),
+        *(before - best for before in best_then),
+        *(then[past](distance) - distance for past in _PAST[1:]),
         *powers,
         *(np.clip(log_best + power * np.log(cost), -10.0, 3.0) for power in powers),
         *(np.clip(best - line * left, -_FAR, _FAR) for line in lines),
@@ -130,7 +133,9 @@ def _progress(cost: Floats, distance: Floats, unknown: np.ndarray) -> list[Float
     ]
 
 
-def _beside(curve: Curve, cost: Floats, distance: Floats, unit: Floats) -> list[Floats]:
+def _beside(
+    curve: Curve, distance: Floats, unit: Floats, then: Mapping[float, "_Then"]
+) -> list[Floats]:
     """What the columns beside the metric show."""
     lacking = np.full(curve.num_points, np.nan)
     metric, train, valid, gradient = (
@@ -142,28 +147,33 @@ def _beside(curve: Curve, cost: Floats, distance: Floats, unit: Floats) -> list[
     found = [
         train_distance,
         train_distance - distance,
-        *(_then(past, cost, train_distance) - train_distance for past in (0.5, 0.75)),
+        *(then[past](train_distance) - train_distance for past in (0.5, 0.75)),
     ]
     for loss in (train, valid):
         logs = np.log(np.maximum(loss / _first(loss), 1e-9))
-        found += [logs, *(_then(past, cost, logs) - logs for past in (0.5, 0.75))]
+        found += [logs, *(then[past](logs) - logs for past in (0.5, 0.75))]
     found.append(np.clip(np.log(train / valid), -10.0, 10.0))
     logs = np.log(np.maximum(gradient / _first(gradient), 1e-9))
-    return [*found, logs, _then(0.5, cost, logs) - logs]
+    return [*found, logs, then[0.5](logs) - logs]
 
 
-def _then(past: float, cost: Floats, values: Floats) -> Floats:
-    """The values when a share of the present cost had been spent, between the points by a line."""
-    at = past * cost
-    after = np.minimum(np.searchsorted(cost, at), len(cost) - 1)
-    before = np.maximum(after - 1, 0)
-    gap = cost[after] - cost[before]
-    share = np.clip(np.where(gap > 0, (at - cost[before]) / np.where(gap > 0, gap, 1), 1), 0, 1)
-    # A value that is not known on one side leaves the other.
-    low, high = values[before], values[after]
-    between = low + share * (high - low)
-    found: Floats = np.where(np.isnan(between), np.fmin(low, high), between)
-    return found
+class _Then:
+    """Values when a share of the present cost had been spent, between the points by a line."""
+
+    def __init__(self, past: float, cost: Floats) -> None:
+        at = past * cost
+        self._after = np.minimum(np.searchsorted(cost, at), len(cost) - 1)
+        self._before = np.maximum(self._after - 1, 0)
+        gap = cost[self._after] - cost[self._before]
+        done = np.where(gap > 0, (at - cost[self._before]) / np.where(gap > 0, gap, 1), 1)
+        self._share = np.clip(done, 0, 1)
+
+    def __call__(self, values: Floats) -> Floats:
+        # A value that is not known on one side leaves the other.
+        low, high = values[self._before], values[self._after]
+        between = low + self._share * (high - low)
+        found: Floats = np.where(np.isnan(between), np.fmin(low, high), between)
+        return found
 
 
 def _filled(values: Floats) -> Floats:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from haltwise._core.errors import require
 from haltwise.curves.curves import Booleans, Floats
 from haltwise.curves.features import FEATURES
-from haltwise.curves.trees import Trees
+from haltwise.curves.trees import JoinedTrees, Trees
 
 __all__ = ["Forecast", "Rows"]
 
@@ -85,14 +85,15 @@ class Forecast:
             )
         require(len(boosted) + len(forests) > 0, "a forecast needs trees")
         self.boosted, self.forests, self.base = dict(boosted), dict(forests), base
+        self._joined = JoinedTrees([*boosted.values(), *forests.values()])
 
     def chance(self, features: Floats) -> Floats:
         """The probability of success at each of n points, shape [n], from features [n, F]."""
         if self.base is not None:
             features = _with_base(self.base, features)
-        filled = _without_missing(features)
-        logits = [trees(features) for trees in self.boosted.values()]
-        logits += [_logit(trees(filled)) for trees in self.forests.values()]
+        # Where the forests were fitted, what is not known lay below every threshold, that is left.
+        sums = self._joined(features)
+        logits = sums[: len(self.boosted)] + [_logit(sum_) for sum_ in sums[len(self.boosted) :]]
         chance: Floats = 1 / (1 + np.exp(-np.clip(np.mean(logits, 0), -50, 50)))
         return np.clip(chance, _SURE, 1 - _SURE)
 

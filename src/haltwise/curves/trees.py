@@ -9,8 +9,9 @@ import numpy.typing as npt
 from haltwise._core.errors import require
 from haltwise.curves.curves import Floats
 
-__all__ = ["Trees"]
+__all__ = ["JoinedTrees", "Trees"]
 
+_BLOCK = 2048  # rows at once
 _DEEPEST = 64  # levels of a tree; more in a file is an error, not a long walk
 _DTYPES: dict[str, Any] = {
     "feature": np.int16,
@@ -108,26 +109,68 @@ class Trees:
 
     def __call__(self, rows: Floats) -> Floats:
         """The sum for each row, shape [n], of rows [n, F]."""
+        return JoinedTrees([self])(rows)[0]
+
+
+@final
+class JoinedTrees:
+    """Several sums of trees, evaluated in one pass down all of them.
+
+    Args:
+        parts: Sums of trees that read the same features.
+    """
+
+    def __init__(self, parts: Sequence[Trees]) -> None:
+        sizes = [part.nodes["feature"].shape for part in parts]
+        num, width = sum(size[0] for size in sizes), max(size[1] for size in sizes)
+        self._num_features = parts[0].num_features
+        self._bases = [part.base for part in parts]
+        self._ends = np.cumsum([size[0] for size in sizes])[:-1]
+        self._roots = width * np.arange(num)[:, None]
+        self._flat = {}
+        for name, dtype in _DTYPES.items():
+            array = np.zeros((num, width), np.int64 if dtype is np.int16 else dtype)
+            stacked = [
+                np.pad(p.nodes[name], ((0, 0), (0, width - s[1])))
+                for p, s in zip(parts, sizes, strict=True)
+            ]
+            array[:] = np.concatenate(stacked)
+            if name in ("left", "right"):
+                array += self._roots
+            self._flat[name] = array.ravel()
+
+    def __call__(self, rows: Floats) -> list[Floats]:
+        """The sums of each part for each row, shapes [n], of rows [n, F]."""
         require(
-            rows.ndim == 2 and rows.shape[1] == self.num_features,
-            f"rows must have shape [n, {self.num_features}], got {list(rows.shape)}",
+            rows.ndim == 2 and rows.shape[1] == self._num_features,
+            f"rows must have shape [n, {self._num_features}], got {list(rows.shape)}",
         )
-        rows = rows.astype(np.float32)
-        tree = np.arange(len(self.nodes["feature"]))[:, None]
-        row = np.arange(len(rows))[None, :]
-        place = np.zeros((len(tree), len(rows)), np.int64)
+        blocks = range(0, max(len(rows), 1), _BLOCK)
+        values = np.concatenate(
+            [self._leaves(rows[start : start + _BLOCK].astype(np.float32)) for start in blocks], 1
+        )
+        parts = np.split(values, self._ends)
+        return [
+            base + part.sum(0, dtype=np.float64)
+            for base, part in zip(self._bases, parts, strict=True)
+        ]
+
+    def _leaves(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The value of the leaf of each tree that each row ends in, shape [M, n]."""
+        flat, row = self._flat, np.arange(len(rows))
+        place = np.broadcast_to(self._roots, (len(self._roots), len(rows)))
+        missing = np.isnan(rows)
+        some_missing = bool(missing.any())
         for _ in range(_DEEPEST):
-            value = rows[row, self.nodes["feature"][tree, place]]
-            left = value <= self.nodes["threshold"][tree, place]
-            left |= np.isnan(value) & self.nodes["missing_left"][tree, place]
-            child = np.where(
-                left, self.nodes["left"][tree, place], self.nodes["right"][tree, place]
-            )
+            feature = flat["feature"].take(place)
+            left = rows[row, feature] <= flat["threshold"].take(place)
+            if some_missing:
+                left |= missing[row, feature] & flat["missing_left"].take(place)
+            child = np.where(left, flat["left"].take(place), flat["right"].take(place))
             if np.array_equal(child, place):
                 break
             place = child
-        total: Floats = self.base + self.nodes["value"][tree, place].sum(0, dtype=np.float64)
-        return total
+        return flat["value"].take(place)
 
 
 class _Tree(NamedTuple):
