@@ -123,9 +123,9 @@ class CurveModel(CurveRule):
     With a success worth 1 and a unit of cost worth the price, letting a run go on to its end is
     worth chance - price * (cost to come). A run that fails spends all its budget, one that
     succeeds half of what is left on average, so the cost to come is left * (1 - chance / 2), and
-    the run is given up where chance / (cost to come) < price (docs/theory.md, section 8). So one
-    forecast serves all prices, and the share of successes that one is ready to lose is another
-    way to name a price.
+    the run is given up where chance / (cost to come) < price (docs/theory.md, Eq. (give-up)).
+    So one forecast serves all prices, and the share of successes that one is ready to lose is
+    another way to name a price.
 
     Args:
         forecast: The chances.
