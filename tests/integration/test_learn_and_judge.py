@@ -114,6 +114,7 @@ def test_commands_write_a_model_a_report_and_a_judgement(tmp_path: Path) -> None
     assert "price 0.02" in done.output
     page = (out / "report.html").read_text()
     assert "Where it fails" in page
+    assert "past runs on" in page
     assert load_curve_model(out).card.num_groups == 4
     done = CliRunner().invoke(
         cli, ["judge", str(out), str(tmp_path / "new.csv"), *named, "--json", str(judged)]

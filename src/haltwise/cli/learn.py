@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from haltwise._core.errors import require
+from haltwise._core.files import make_directory
 from haltwise._core.version import __version__
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, read_curves
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.curves.learning import EndedEarly, learn
 from haltwise.curves.shipped import pretrained
-from haltwise.evaluation.give_up import judge_learned, with_targets
+from haltwise.evaluation.give_up import judge_learned, judge_sizes, with_targets
 from haltwise.report.give_up import levels_table, write_give_up
 
 __all__ = ["command"]
@@ -50,6 +51,12 @@ __all__ = ["command"]
     show_default=True,
     help="Whether the forecast that comes with the package may help where runs are few.",
 )
+@click.option(
+    "--sizes/--no-sizes",
+    default=True,
+    show_default=True,
+    help="Whether to try what fewer past runs would have been worth; it takes as long again.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of folds and trees.")
 @click.option("--out", type=options.PATH, required=True, help="Directory of model and report.")
 @options.data_directory
@@ -61,6 +68,7 @@ def command(
     value_of_success: float,
     ended_early: EndedEarly,
     use_pretrained: bool,
+    sizes: bool,
     seed: int,
     out: Path,
     data_dir: Path | None,
@@ -77,17 +85,20 @@ def command(
     path = out / "model.safetensors"
     require(not path.exists(), f"there is a model {path} already; choose another --out")
     curves = with_targets(read_curves(logs, reading, data_dir))
+    base = pretrained().forecast if use_pretrained else None
     learned = learn(
         curves,
-        base=pretrained().forecast if use_pretrained else None,
+        base=base,
         ended_early=ended_early,
         seed=seed,
         progress=say,
         provenance={"command": shlex.join(sys.argv[1:]), "version": __version__},
     )
     record = judge_learned(learned, None if price is None else price / value_of_success)
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     learned.model.save(path)
+    if sizes:
+        record = judge_sizes(record, learned, base, say)
     write_json(out / "record.json", record)
     page = write_give_up(out / "report.html", record, learned)
     print_table(levels_table(record))

@@ -1,16 +1,17 @@
 """Judge a rule that gives runs up on recorded runs that it has not seen."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
 import torch
 
-from haltwise._core.errors import DataWarning
+from haltwise._core.errors import DataWarning, InputError
 from haltwise.curves.curves import Curves, Floats
-from haltwise.curves.learning import Learned
+from haltwise.curves.forecast import Forecast
+from haltwise.curves.learning import Learned, learn
 from haltwise.curves.levels import GiveUps
 from haltwise.curves.model import CurveModel, cost_scale, per_cost
 from haltwise.evaluation.statistics import Interval, jackknife
@@ -18,13 +19,16 @@ from haltwise.evaluation.statistics import Interval, jackknife
 __all__ = [
     "GiveUpFigures",
     "GiveUpRecord",
+    "SizeFigures",
     "judge_curves",
     "judge_learned",
+    "judge_sizes",
     "quarter_auc",
     "with_targets",
 ]
 
 _QUARTER = 0.25  # of the budget
+_FEWEST_RUNS, _MOST_SIZES = 40, 5
 
 
 @final
@@ -38,6 +42,18 @@ class GiveUpFigures:
     """The share of all cost that was not spent."""
     lost: Interval
     """The share of successes that were given up."""
+
+
+@final
+@dataclass(frozen=True)
+class SizeFigures:
+    """What as many past runs would have been worth, at one level, to groups unseen."""
+
+    runs: int
+    saved: float
+    """The share of all cost that is saved."""
+    lost: float
+    """The share of successes that is lost."""
 
 
 @final
@@ -66,6 +82,8 @@ class GiveUpRecord:
     """By the share of successes that may be lost."""
     by_group: dict[str, dict[str, tuple[float, float]]]
     """The shares saved and lost of each group at each level."""
+    by_size: list[SizeFigures] = field(default_factory=list)
+    """What fewer past runs would have been worth, at the level for the most successes lost."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; in `levels`, `saved` and `lost` are numbers and their intervals beside."""
@@ -98,6 +116,42 @@ def judge_learned(learned: Learned, price: float | None = None) -> GiveUpRecord:
         levels[name] = level
         stops[name] = GiveUps.of(learned.curves, learned.scores, np.array([level]))
     return _record(learned.curves, learned.chances, levels, stops)
+
+
+def judge_sizes(
+    record: GiveUpRecord,
+    learned: Learned,
+    base: Forecast | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> GiveUpRecord:
+    """The record with what fewer past runs would have been worth: from how many on it pays.
+
+    The same is learned from runs drawn at random, a quarter, a half and all of them, and so on down
+    to some dozens; sizes at which nothing can be learned are left out.
+
+    Args:
+        record: That of `learned`.
+        learned: What was learned from all runs.
+        base: The forecast learned elsewhere that it was given.
+        progress: Called with a line for each size.
+    """
+    curves = learned.curves
+    lost = max(float(name) for name in learned.model.card.levels)
+    own = record.levels[f"{lost:g}"]
+    found = [SizeFigures(curves.num_runs, own.saved.value, own.lost.value)]
+    order = np.random.default_rng(0).permutation(curves.num_runs)
+    size = curves.num_runs // 2
+    while size >= _FEWEST_RUNS and len(found) < _MOST_SIZES:
+        if progress:
+            progress(f"what {size} past runs would have been worth")
+        part = curves.select(np.sort(order[:size]))
+        try:
+            at = learn(part, base=base, lost=(lost,)).model.card.levels[f"{lost:g}"]
+            found.append(SizeFigures(size, at.saved, at.lost))
+        except InputError:
+            break  # too few successes or failures among them, and among fewer still
+        size //= 2
+    return replace(record, by_size=found[::-1])
 
 
 def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:

@@ -60,13 +60,17 @@ def write_give_up(path: Path, record: GiveUpRecord, learned: Learned) -> Path:
         f"{record.cost_unit} and loses {percent(shown.lost.value)} of the successes",
         verdict="gain" if shown.saved.low > 0 else "unclear",
         sentences=[
-            "Every run was judged by a forecast that had not seen its group; levels were chosen on "
-            "the same scores, so that a new group may lose somewhat more. A bound that holds for "
-            "new runs or groups is a certificate: haltwise certify.",
+            "Neither the forecast of a run nor the level below which it is given up had seen its "
+            "group. Another group may lose more all the same; a bound that holds for the next one "
+            "is a certificate: haltwise judge --certify.",
             f"Between a success and a failure of the same task the forecast is right in "
             f"{percent(record.quarter_auc)} of the cases at a quarter of the budget.",
         ],
-        blocks=[levels_table(record), _frontier(record, learned)],
+        blocks=[
+            levels_table(record),
+            _frontier(record, learned),
+            *([_sizes(record)] if len(record.by_size) > 1 else []),
+        ],
     )
     where = Section(
         anchor="groups",
@@ -80,6 +84,18 @@ def write_give_up(path: Path, record: GiveUpRecord, learned: Learned) -> Path:
         blocks=[Facts("Card", facts({k: v for k, v in card.to_json().items() if k != "ranges"}))],
     )
     return write_page(path, "When to give a run up", [overview, where, made])
+
+
+def _sizes(record: GiveUpRecord) -> Table:
+    least = next((at.runs for at in record.by_size if at.saved > 0), None)
+    return Table(
+        "sizes",
+        f"It pays from {least} past runs on" if least else "With so few past runs it does not pay",
+        [Column("past runs", count), Column("cost saved", percent), Column("lost", percent)],
+        [[at.runs, at.saved, at.lost] for at in record.by_size],
+        note="Runs drawn at random, at the level for the most successes lost; fewer than these were "
+        "not tried, or too few to learn from.",
+    )
 
 
 def _groups(record: GiveUpRecord) -> Table:
