@@ -93,8 +93,8 @@ def _sizes(record: GiveUpRecord) -> Table:
         f"It pays from {least} past runs on" if least else "With so few past runs it does not pay",
         [Column("past runs", count), Column("cost saved", percent), Column("lost", percent)],
         [[at.runs, at.saved, at.lost] for at in record.by_size],
-        note="Runs drawn at random, at the level for the most successes lost; fewer than these were "
-        "not tried, or too few to learn from.",
+        note="Runs drawn at random, at the level for the most successes lost; fewer were not "
+        "tried, or too few to learn from.",
     )
 
 
