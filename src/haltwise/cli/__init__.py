@@ -32,6 +32,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         "study": "Compare stop rules over seeds and prices.",
         "recommend": "Try what ships on your problems and say what to use.",
         "stopping-report": "Judge stops that are given with their losses.",
+        "bench": "Compare all stop rules on recorded runs of many kinds.",
         "diagnose": "Find out why a training does not learn.",
     },
     "Recorded runs": {

@@ -15,7 +15,7 @@ from haltwise._core.workers import Workers
 from haltwise.cli.printing import plain, say
 from haltwise.training import Progress, Trainer
 
-__all__ = ["run_trainer"]
+__all__ = ["display", "run_trainer"]
 
 _SECONDS = 10.0  # between lines, at least
 _SIGNALS = [
@@ -75,7 +75,7 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
 
 def _follow(trainer: Trainer, console: Console) -> None:
     rollbacks = 0
-    with (_bars if console.is_terminal else _lines)(console) as watched:
+    with display(console) as watched:
         show, tell = _unless_gone(watched), _unless_gone(console.print)
         trainer.source.report = lambda done, total: show("recorded", done, total, "")
         for progress in trainer.run():
@@ -104,6 +104,11 @@ def _figures(progress: Progress) -> str:
         for value in (progress.loss, progress.price_adjusted_loss, progress.mean_halting_step)
     )
     return f"loss {loss}, J {j}, stops at {stop}"
+
+
+def display(console: Console) -> contextlib.AbstractContextManager[_Show]:
+    """Progress bars on a terminal, else a plain line now and then."""
+    return (_bars if console.is_terminal else _lines)(console)
 
 
 @contextlib.contextmanager

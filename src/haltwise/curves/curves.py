@@ -36,6 +36,7 @@ class Curve(NamedTuple):
         direction: Whether lower or higher values of it are better.
         target: The value of the metric that is a success; NaN if there is none.
         budget: What a run may spend, in units of cost; NaN if unknown.
+        task: What the run works on: metrics of the same task can be compared.
     """
 
     cost: Floats
@@ -44,6 +45,7 @@ class Curve(NamedTuple):
     direction: Direction
     target: float = np.nan
     budget: float = np.nan
+    task: str = ""
 
     @property
     def num_points(self) -> int:
@@ -370,6 +372,7 @@ class Curves:
             self.direction,
             float(self.target[run]),
             float(self.budget[run]),
+            str(self.task[run]),
         )
 
     def __repr__(self) -> str:

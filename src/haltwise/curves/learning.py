@@ -10,6 +10,7 @@ import numpy.typing as npt
 from haltwise._core.errors import DataWarning, require
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.folds import deal
 from haltwise.curves.forecast import Forecast, Rows
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.curves.model import CurveCard, CurveModel, Loss, Range, cost_scale, per_cost
@@ -192,23 +193,15 @@ def folds_of(curves: Curves, seed: int) -> npt.NDArray[np.int64]:
         DataWarning: There is but one group, so runs are dealt; what is learned may not hold for
             another.
     """
-    names, index, sizes = np.unique(curves.group, return_inverse=True, return_counts=True)
-    if len(names) == 1:
-        warnings.warn(
-            "all runs are of one group: what is learned is tried on other runs of this group, and "
-            "need not hold for another; name a column of groups if there are some",
-            DataWarning,
-            stacklevel=3,
-        )
-        index, sizes = np.arange(curves.num_runs), np.ones(curves.num_runs, int)
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    order = order[np.argsort(-sizes[order], kind="stable")]
-    fold = np.empty(len(sizes), np.int64)
-    load = np.zeros(min(_FOLDS, len(sizes)))
-    for group in order:
-        fold[group] = int(load.argmin())
-        load[fold[group]] += sizes[group]
-    return fold[index]
+    if len(np.unique(curves.group)) > 1:
+        return deal(curves.group, _FOLDS, seed)
+    warnings.warn(
+        "all runs are of one group: what is learned is tried on other runs of this group, and "
+        "need not hold for another; name a column of groups if there are some",
+        DataWarning,
+        stacklevel=3,
+    )
+    return deal(np.arange(curves.num_runs).astype(str), _FOLDS, seed)
 
 
 def rows_of(curves: Curves, seed: int, features: Sequence[Floats] | None = None) -> Rows:

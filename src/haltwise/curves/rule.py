@@ -1,7 +1,8 @@
 """The contract of a rule that gives runs up, by what their curves show."""
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Sequence
+from typing import ClassVar, Self
 
 from haltwise.curves.curves import Curve, Curves, Floats
 
@@ -15,6 +16,20 @@ class CurveRule(ABC):
     has not seen (`haltwise.curves.levels`), so all rules are tuned alike.
     """
 
+    fixed_level: ClassVar[float | None] = None
+    """The level of a rule that leaves none to choose."""
+
+    @classmethod
+    def candidates(cls, price: float | None = None) -> Sequence[Self]:
+        """The settings to choose among on recorded runs; as the class is made, if no others.
+
+        Args:
+            price: Where runs stop early, what a unit of cost must gain, in units of the metric;
+                None where they are given up.
+        """
+        del price
+        return [cls()]
+
     def fit(self, curves: Curves) -> Self:
         """The rule after learning from recorded runs; a hand-made rule needs none."""
         del curves
@@ -23,6 +38,10 @@ class CurveRule(ABC):
     @abstractmethod
     def score(self, curve: Curve) -> Floats:
         """The score at each point of a curve, the lower the sooner it is given up; shape [n]."""
+
+    def scores(self, curves: Curves) -> list[Floats]:
+        """The score of every curve; a rule that works faster on many at once does so here."""
+        return [self.score(curve) for curve in curves]
 
     def why(self, curve: Curve) -> str:
         """Say in a sentence what the score at the last point of the curve stands for."""

@@ -3,12 +3,15 @@
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from haltwise.bench.domain import Question
+from haltwise.bench.records import BenchRecord, captured, failed_share, saved
 from haltwise.evaluation import EvaluationRecord, StoppingRecord
 from haltwise.report.formats import count, num, percent, rounded, short
 from haltwise.report.page import Figure
@@ -28,6 +31,7 @@ __all__ = [
     "loss_curves",
     "new_figure",
     "reliability",
+    "rule_strip",
     "stop_steps",
     "training",
 ]
@@ -211,6 +215,54 @@ def training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 # ------------------------------------------------------------------------------------- drawing
+
+
+def rule_strip(record: BenchRecord, question: Question, judged: str) -> Figure:
+    """Every rule in every case of a bench as a mark, the judged one a diamond."""
+    stops = question is Question.STOP
+    figure = new_figure(
+        "captured gain, mean over prices" if stops else "share of the cost saved", ""
+    )
+    cases, floor = record.of(question), -0.5
+    for rule in sorted(record.rules(question), key=lambda rule: rule == judged):  # that on top
+        found = {
+            case.domain: fmean(
+                (captured if stops else saved)(case, cell, key).value
+                for key in (case.keys if stops else case.keys[-1:])
+            )
+            for name, case in cases.items()
+            if (cell := record.cell(name, rule)) is not None
+        }
+        is_own = rule == judged
+        figure.add_scatter(
+            x=[rounded(max(value, floor)) for value in found.values()], y=list(found),
+            customdata=list(map(rounded, found.values())), mode="markers",
+            name=html.escape(rule_name(rule)), showlegend=is_own,
+            marker={"color": BLUE if is_own else GREY, "size": 13 if is_own else 8,
+                    "symbol": "diamond" if is_own else "circle-open"},
+            hovertemplate="%{customdata:.1%}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    best = [1.0 if stops else failed_share(case) for case in cases.values()]
+    figure.add_scatter(
+        x=list(map(rounded, best)), y=[case.domain for case in cases.values()], mode="markers",
+        name="oracle", marker={"color": INK, "symbol": "star", "size": 12},
+        hovertemplate="%{x:.1%}<extra>%{fullData.name}</extra>",
+    )  # fmt: skip
+    order = [case.domain for case in cases.values()][::-1]
+    figure.update_xaxes(tickformat=".0%")
+    figure.update_yaxes(categoryorder="array", categoryarray=order)
+    figure.update_layout(hovermode="closest", showlegend=True)
+    ends = (
+        "0 is the best equal budget in hindsight, 100 % the oracle, and gains below −50 % lie there"
+    )
+    kept = "where no more successes than allowed are lost; see the tables"
+    return Figure(
+        f"bench-strip-{question}",
+        f"{'Stopping early' if stops else 'Giving up'}: every rule on every domain, the diamond is "
+        f"{rule_name(judged)}",
+        f"Further right is better{f': {ends}' if stops else f' {kept}'}.",
+        figure,
+    )
 
 
 def new_figure(x_title: str, y_title: str) -> Any:

@@ -9,6 +9,7 @@ from haltwise.evaluation import Interval
 
 __all__ = [
     "MISSING",
+    "Saving",
     "Spread",
     "as_given",
     "count",
@@ -19,6 +20,7 @@ __all__ = [
     "percent",
     "percent_estimate",
     "rounded",
+    "saving",
     "short",
     "slug",
     "spread",
@@ -36,6 +38,13 @@ class Spread(NamedTuple):
 
     mean: float
     sd: float
+
+
+class Saving(NamedTuple):
+    """The share of the cost that is saved, and that of the successes that is lost for it."""
+
+    saved: float
+    lost: float
 
 
 def num(value: float) -> str:
@@ -82,6 +91,11 @@ def interval(value: Interval) -> str:
 def spread(value: Spread) -> str:
     """A mean with its standard deviation: 8.10 ± 3.50."""
     return f"{num(value.mean)} ± {num(value.sd)}"
+
+
+def saving(value: Saving) -> str:
+    """What is saved and lost: 23 % / 0.9 %."""
+    return f"{percent(value.saved)} / {percent(value.lost)}"
 
 
 def joined(words: Sequence[str]) -> str:

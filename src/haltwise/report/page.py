@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, final
 from haltwise._core.files import write_atomically
 from haltwise._core.version import __version__
 from haltwise.evaluation import Interval
-from haltwise.report.formats import MISSING, Spread, num, rounded
+from haltwise.report.formats import MISSING, Saving, Spread, num, rounded
 
 __all__ = ["Column", "Facts", "Figure", "Section", "Table", "render", "write_page"]
 
@@ -61,7 +61,7 @@ class Table:
         ]
 
     def embedded(self) -> dict[str, Any]:
-        """What is downloaded; an interval takes three columns, a spread two."""
+        """What is downloaded; an interval takes three columns, a spread or a saving two."""
         kinds = [
             next((type(value) for value in values if value is not None), float)
             for values in zip(*self.rows, strict=True)
@@ -177,7 +177,7 @@ def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any)
 
 
 _ENDS: Mapping[type, tuple[str, ...]] = MappingProxyType(
-    {Interval: ("", " (low)", " (high)"), Spread: ("", " (±)")}
+    {Interval: ("", " (low)", " (high)"), Spread: ("", " (±)"), Saving: ("", " (lost)")}
 )
 """What the columns of a value of several numbers are called beside its heading."""
 

@@ -39,6 +39,8 @@ _RULES = {
     "value_trees": ("value trees, all signals", _GREEN),
     "fixed_tuned": ("fixed budget, tuned", GREY),
     "fixed": ("best fixed budget (hindsight)", GREY),
+    "these-stops": ("these stops", BLUE),
+    "best-causal": ("best causal rule", INK),
     "oracle": ("oracle (hindsight)", INK),
 }
 

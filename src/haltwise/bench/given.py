@@ -1,0 +1,80 @@
+"""Somebody's own stops on their own runs, as a domain: every rule is judged beside them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+
+from haltwise._core.arrays import read_arrays
+from haltwise._core.errors import require
+from haltwise._core.settings import real_number
+from haltwise.bench.cases import typical_gains
+from haltwise.bench.domain import Domain, Sample
+from haltwise.curves.curves import Curves, Integers
+
+__all__ = ["GivenDomain"]
+
+_NEEDED = ("losses", "stops", "price")
+
+
+@final
+@dataclass(frozen=True)
+class GivenDomain(Domain):
+    """Runs and stops in an .npz file.
+
+    Its arrays: `losses` [n, T+1], NaN where a run had ended; `stops` [n], the point 0..T at which
+    each run is stopped; `price`, of a unit of cost, in units of the loss. Optional: `costs` [T+1]
+    or [n, T+1], steps if missing; `groups` [n], runs of which are alike.
+    """
+
+    path: Path
+    title: ClassVar[str] = "stops that were given"
+
+    def curves(self, sample: Sample) -> Curves:
+        """All of the runs: somebody's stops are judged on what they were made for."""
+        del sample
+        arrays = read_arrays(self.path, (*_NEEDED, "costs", "groups"))
+        missing = [name for name in _NEEDED if name not in arrays]
+        require(
+            not missing,
+            f"{self.path} has no array {' and no '.join(missing)}; write losses [n, T+1], stops "
+            "[n] and price with numpy.savez",
+        )
+        num = len(np.atleast_1d(arrays["losses"]))
+        stops = arrays["stops"]
+        require(
+            stops.shape == (num,) and stops.dtype.kind in "iu",
+            f"stops must be {num} integers, one a run, got {stops.dtype} {list(stops.shape)}",
+        )
+        groups = arrays.get("groups", np.arange(num))
+        require(
+            groups.shape == (num,), f"groups must be one a run, [{num}], got {list(groups.shape)}"
+        )
+        curves = Curves.from_matrix(
+            arrays["losses"], arrays.get("costs"), group=[str(group) for group in groups]
+        )
+        ends = dict(zip(curves.name.tolist(), curves.num_points.tolist(), strict=True))
+        wrong = [i for i, stop in enumerate(stops) if not 0 <= stop < ends.get(str(i), stop + 1)]
+        require(
+            not wrong,
+            f"stops must lie between 0 and the last point of their run; run {wrong[0]} stops at "
+            f"{stops[wrong[0]]}"
+            if wrong
+            else "",
+        )
+        return curves
+
+    def prices(self, curves: Curves) -> tuple[float, ...] | None:
+        """The one price of the file."""
+        price = real_number("price", read_arrays(self.path, ("price",))["price"])
+        require(price > 0, f"price must be above 0, got {price}")
+        usable = np.isfinite(curves.values[curves.offset[:-1], 0]) & (curves.num_points >= 2)
+        require(bool(usable.any()), f"no run in {self.path} has two points and a finite first loss")
+        gain = float(typical_gains(curves, usable)[usable][0])
+        require(gain > 0, f"half of the runs in {self.path} gain nothing; no price can be told")
+        return (price * float(curves.budget[0]) / gain,)
+
+    def stops(self, curves: Curves) -> Integers | None:
+        given = read_arrays(self.path, ("stops",))["stops"]
+        return np.array([given[int(name)] for name in curves.name], np.int64)

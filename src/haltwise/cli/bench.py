@@ -1,0 +1,121 @@
+"""`haltwise bench`: every stop rule on every domain under one protocol."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from haltwise._core.errors import require
+from haltwise.bench.domains import domains
+from haltwise.bench.run import QUICK, BenchSettings, find_domain, run_bench
+from haltwise.cli.options import PATH, json_option
+from haltwise.cli.printing import plain, print_table, say, write_json
+from haltwise.cli.progress import display
+from haltwise.curves.rules import curve_rules
+from haltwise.datasets.store import default_directory
+from haltwise.report.bench import bench_tables, headline, judged_rule, write_bench
+
+__all__ = ["command"]
+
+PAGE = "bench.html"
+"""The page, in the output directory."""
+
+
+@click.command("bench")
+@click.option(
+    "--domain",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A domain, PATH.py:NAME for one of your own; may be repeated.  [default: all]",
+)
+@click.option(
+    "--stops",
+    "given",
+    multiple=True,
+    type=PATH,
+    metavar="FILE.npz",
+    help="Your own stops of your own runs: arrays losses [n, T+1], stops [n] and price, optional "
+    "costs and groups. All rules are judged on the same runs. May be repeated; no other domain is "
+    "run then unless named.",
+)
+@click.option(
+    "--rule",
+    "rules",
+    multiple=True,
+    metavar="NAME",
+    help="A rule, PATH.py:NAME for one of your own; may be repeated.  [default: all]",
+)
+@click.option("--judged", metavar="NAME", help="The rule whose wins and losses are listed.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Fewer runs, folds and prices: a first look in three minutes on two cores.",
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="Of the runs that are made and the folds."
+)
+@click.option(
+    "--data-dir",
+    type=PATH,
+    help="Folder of recorded curves; without one its domains are left out.  [default: "
+    "$HALTWISE_DATA_DIR]",
+)
+@click.option(
+    "--output",
+    type=PATH,
+    default=Path("bench"),
+    show_default=True,
+    help="Directory for the page and the record; a bench that was interrupted goes on there.",
+)
+@click.option("--jobs", default=2, show_default=True, help="Processes.")
+@json_option
+def command(
+    names: tuple[str, ...],
+    given: tuple[Path, ...],
+    rules: tuple[str, ...],
+    judged: str | None,
+    *,
+    quick: bool,
+    seed: int,
+    data_dir: Path | None,
+    output: Path,
+    jobs: int,
+    json_path: Path | None,
+) -> None:
+    """Compare all stop rules on recorded runs of many kinds, under one protocol.
+
+    Groups of runs are held out, and every rule's settings are chosen on the others. What is done is
+    kept in OUTPUT/bench.json, and OUTPUT/bench.html shows it.
+    """
+    require(jobs >= 1, f"--jobs must be at least 1, got {jobs}")
+    settings = replace(QUICK if quick else BenchSettings(), seed=seed)
+    chosen = [*(names or (() if given else domains())), *map(str, given)]
+    for name in chosen:
+        find_domain(name)
+    console = Console(stderr=True)
+    with display(console) as show:
+
+        def report(done: int, total: int, what: str) -> None:
+            if total:
+                show("cell", done, total, what)
+            else:
+                console.print(plain(what), soft_wrap=True)
+
+        record = run_bench(
+            output,
+            chosen,
+            rules or tuple(curve_rules()),
+            settings,
+            data_dir=data_dir or default_directory(),
+            num_jobs=jobs,
+            report=report,
+        )
+    write_json(json_path, record)
+    require(bool(record.cases), "no domain could be run; name a folder of data by --data-dir")
+    own = judged_rule(record, judged)
+    for table in bench_tables(record, own):
+        print_table(table)
+    say(f"{headline(record, own)}.")
+    say(write_bench(record, own, output / PAGE))

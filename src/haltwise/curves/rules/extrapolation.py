@@ -1,0 +1,110 @@
+"""Extrapolated curves a + b phi(t), fitted to what is known at each point by least squares."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from haltwise.curves.curves import Curve, Floats, Integers
+from haltwise.curves.rules.progress import best_so_far, relative, share_spent
+
+__all__ = ["Fits", "extrapolation_score", "fit_prefixes"]
+
+_FEWEST = 3  # points to fit two coefficients and an exponent to
+_AHEAD: Floats = np.array([0.0625, 0.125, 0.25, 0.5, 1.0])  # of what is left, to look at
+
+Shape = Callable[[Floats], Floats]
+"""Of a curve: a function of the share of the budget that falls to a limit."""
+
+
+class Fits(NamedTuple):
+    """The best of several shapes at each of n points.
+
+    Attributes:
+        level: a, shape [n], NaN where too little is known.
+        size: b, at least 0, shape [n].
+        shape: Which of the shapes, int64 [n].
+    """
+
+    level: Floats
+    size: Floats
+    shape: Integers
+
+
+def fit_prefixes(time: Floats, loss: Floats, shapes: Sequence[Shape], tail: float) -> Fits:
+    """Fit a + b phi(t) to the last part of each prefix of a curve; O(n) for all of them.
+
+    A fit that rises, or that cannot be made, is a flat one: b = 0 and a is the mean.
+
+    Args:
+        time: Of n points, shape [n].
+        loss: There, NaN where it is not known, shape [n].
+        shapes: phi, of which the one of least squared error is taken.
+        tail: The share of a prefix' points that are fitted.
+    """
+    num = len(loss)
+    known = np.isfinite(loss)
+    shift = loss[known][0] if known.any() else 0.0
+    y = np.where(known, loss - shift, 0.0)
+    ends = np.arange(1, num + 1)
+    begins = ends - np.maximum(np.ceil(tail * ends).astype(int), np.minimum(ends, _FEWEST))
+
+    def total(values: Floats) -> Floats:
+        sums = np.concatenate(([0.0], np.cumsum(np.where(known, values, 0.0))))
+        window: Floats = sums[ends] - sums[begins]
+        return window
+
+    count, sum_y, sum_yy = total(np.ones(num)), total(y), total(y * y)
+    enough = count >= _FEWEST
+    safe = np.maximum(count, 1)
+    level, size = sum_y / safe, np.zeros(num)
+    flat = error = sum_yy - sum_y**2 / safe
+    shape = np.zeros(num, int)
+    for place, phi in enumerate(shapes):
+        x = phi(time)
+        sum_x, sum_xx, sum_xy = total(x), total(x * x), total(x * y)
+        spread = sum_xx - sum_x**2 / safe
+        wide = spread > 1e-12 * sum_xx
+        slope = np.where(wide, sum_xy - sum_x * sum_y / safe, 0.0) / np.where(wide, spread, 1.0)
+        left = flat - slope**2 * spread
+        better = enough & (slope > 0) & (left < error)
+        error = np.where(better, left, error)
+        size = np.where(better, slope, size)
+        level = np.where(better, (sum_y - slope * sum_x) / safe, level)
+        shape = np.where(better, place, shape)
+    return Fits(np.where(enough, level + shift, np.nan), size, shape)
+
+
+def extrapolation_score(
+    curve: Curve, shapes: Sequence[Shape], tail: float, price: float | None
+) -> Floats:
+    """What the extrapolated curve promises at each point, inf where it is not known yet; [n].
+
+    Args:
+        curve: The curve so far.
+        shapes: See `fit_prefixes`.
+        tail: See `fit_prefixes`.
+        price: None to give up: the score is the share of the way to the target that will be left
+            at the end of the budget, negative. Else the most that going on gains, its price paid.
+    """
+    time = share_spent(curve)
+    loss = relative(curve) if price is None else curve.loss
+    best = best_so_far(loss)
+    fits = fit_prefixes(time, loss, shapes, tail)
+
+    def forecast(when: Floats) -> Floats:
+        """The lowest loss by then, shape [n]."""
+        ahead = np.choose(fits.shape, [phi(when) for phi in shapes])
+        return np.minimum(fits.level + fits.size * ahead, best)
+
+    score: Floats
+    if price is None:
+        score = -forecast(np.ones(len(time)))
+    else:
+        unit = curve.cost[-1:] / time[-1:] if len(time) and time[-1] > 0 else np.ones(1)
+        left = (1 - time).clip(0)
+        later = [
+            best - forecast(time + part * left) - price * unit * part * left for part in _AHEAD
+        ]
+        score = np.max(later, 0)
+    return np.where(np.isnan(fits.level), np.inf, score)

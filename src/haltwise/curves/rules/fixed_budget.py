@@ -1,0 +1,22 @@
+"""Stop every run at the same share of its budget."""
+
+from dataclasses import dataclass
+from typing import final
+
+from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules.progress import share_spent
+
+__all__ = ["BudgetRule"]
+
+
+@final
+@dataclass(frozen=True)
+class BudgetRule(CurveRule):
+    """What everyone does who has no rule: the score is the share of the budget, negative."""
+
+    def score(self, curve: Curve) -> Floats:
+        return -share_spent(curve)
+
+
+CURVE_RULES = {"fixed-budget": BudgetRule}

@@ -1,0 +1,75 @@
+"""Stop a run as soon as the last improvement was below its price."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self, final
+
+import numpy as np
+
+from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules.progress import relative, share_spent
+
+__all__ = ["LastImprovementRule", "UntunedImprovementRule"]
+
+
+def _rate(curve: Curve, price: float | None) -> Floats:
+    """The last improvement in prices of what it cost; without a price in ways per budget."""
+    if price is None:
+        loss, cost = relative(curve), share_spent(curve)
+    else:
+        loss, cost = curve.loss / price, curve.cost
+    rate = np.full(len(loss), np.inf)
+    with np.errstate(invalid="ignore"):
+        gain = loss[:-1] - loss[1:]
+    # From or to a loss that is not known nothing is gained, but a first known loss is all.
+    gain = np.where(np.isnan(gain), 0.0, gain)
+    rate[1:] = gain / np.diff(cost)
+    return rate
+
+
+@final
+@dataclass(frozen=True)
+class LastImprovementRule(CurveRule):
+    """The score is the mean of the last improvements, weighted exponentially, per price."""
+
+    price: float | None = None
+    """What a unit of cost must gain, in units of the metric; None to give runs up."""
+    memory: float = 0.0
+    """The weight of the mean so far against that of the last improvement."""
+
+    @classmethod
+    def candidates(cls, price: float | None = None) -> Sequence[Self]:
+        return [cls(price, memory) for memory in (0.0, 0.5, 0.8)]
+
+    def score(self, curve: Curve) -> Floats:
+        rate = _rate(curve, self.price)
+        for point in range(2, len(rate)):
+            last = rate[point - 1]
+            rate[point] = last + (1 - self.memory) * (rate[point] - last)
+        return rate
+
+
+@final
+@dataclass(frozen=True)
+class UntunedImprovementRule(CurveRule):
+    """Stop at the first improvement that was not worth its price: there is nothing to tune."""
+
+    price: float | None = None
+    """What a unit of cost must gain, in units of the metric."""
+
+    fixed_level: ClassVar[float | None] = 1.0
+
+    @classmethod
+    def candidates(cls, price: float | None = None) -> Sequence[Self]:
+        """None to give runs up, where nothing says what an improvement is worth."""
+        return [] if price is None else [cls(price)]
+
+    def score(self, curve: Curve) -> Floats:
+        return _rate(curve, self.price)
+
+
+CURVE_RULES = {
+    "last-improvement": LastImprovementRule,
+    "last-improvement-untuned": UntunedImprovementRule,
+}

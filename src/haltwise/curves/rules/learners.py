@@ -1,0 +1,172 @@
+"""What all learned rules on curves share: the same inputs, rows and labels.
+
+Each learns from the same features at the same points of the same runs. Where runs stop early, the
+price is known to all: improvements are told in prices as well.
+"""
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from haltwise._core.errors import require
+from haltwise.curves.curves import Curve, Curves, Floats, Integers
+from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules.progress import best_so_far, first_known
+
+__all__ = [
+    "MISSING",
+    "MOST_ROWS",
+    "WORTH",
+    "LearnedCurveRule",
+    "TrainingPoints",
+    "budget_of",
+    "filled",
+    "inputs",
+    "training_points",
+    "with_inputs",
+    "worth_features",
+]
+
+MISSING = -1e6
+"""Stands for an unknown input: scikit-learn's trees refuse a column that is never known."""
+
+MOST_ROWS = 12_000
+"""Points that a model is fitted to, spread evenly over the runs."""
+
+_PREFIX = "input."  # of columns that hold the inputs
+_FAR = 1e6  # the largest input
+_PARTS = (0.1, 0.25, 0.5)  # of the cost so far, over which improvements are told
+
+WORTH = (
+    "last improvement in prices",
+    *(f"improvement over the last {part:g} of the cost, in prices" for part in _PARTS),
+    "all improvement, in prices of the budget",
+    "best loss, in prices of the budget",
+    "steps between points, in prices of the budget",
+)
+"""What `worth_features` tells."""
+
+
+def worth_features(curve: Curve, price: float) -> Floats:
+    """Improvements in units of the price at each point, shape [n, len(WORTH)].
+
+    Args:
+        curve: The curve so far.
+        price: What a unit of cost must gain, in units of the metric.
+    """
+    best, start, loss = best_so_far(curve.loss), first_known(curve.loss), curve.loss
+    whole = price * budget_of(curve)
+    columns = []
+    rows = np.arange(len(best))
+    for part in (None, *_PARTS):
+        if part is None:
+            before = (rows - 1).clip(0)
+        else:
+            begins = curve.cost * (1 - part) + part * curve.cost[:1]
+            before = np.searchsorted(curve.cost, begins, side="right") - 1
+        paid = price * (curve.cost - curve.cost[before])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            columns.append((best[before] - best) / paid)
+    with np.errstate(invalid="ignore"):
+        columns.append((start - best) / whole)
+        columns.append(best / whole)
+        columns.append(np.abs(np.diff(loss, prepend=loss[:1])) / whole)
+    table = np.arcsinh(np.stack(columns, 1))
+    return np.where(np.isfinite(table), table, np.nan)
+
+
+def budget_of(curve: Curve) -> float:
+    """The budget, or what was spent where none is known."""
+    return curve.budget if np.isfinite(curve.budget) else float(curve.cost[-1])
+
+
+def inputs(curve: Curve, price: float | None) -> Floats:
+    """What a learned rule reads at each point of a curve, shape [n, F]."""
+    features = curve_features(curve)
+    return features if price is None else np.hstack((features, worth_features(curve, price)))
+
+
+def with_inputs(curves: Curves, price: float | None) -> Curves:
+    """The same with the inputs as columns, so that they are computed once for many fits."""
+    table = np.concatenate([inputs(curve, price) for curve in curves])
+    names = (*FEATURES, *(() if price is None else WORTH))
+    require(table.shape[1] == len(names), f"expected {len(names)} features, got {table.shape[1]}")
+    columns = (*curves.columns, *(f"{_PREFIX}{name}" for name in names))
+    return replace(curves, columns=columns, values=np.hstack((curves.values, table)))
+
+
+def _table(curves: Curves, price: float | None) -> Floats:
+    ready = [place for place, name in enumerate(curves.columns) if name.startswith(_PREFIX)]
+    if ready:
+        return curves.values[:, ready]
+    return np.concatenate([inputs(curve, price) for curve in curves])
+
+
+def filled(table: Floats, missing: float) -> Floats:
+    """The inputs with a number in place of what is not known."""
+    return np.clip(np.nan_to_num(table, nan=missing), -_FAR, _FAR)
+
+
+class LearnedCurveRule(CurveRule):
+    """A rule whose score is that of a model of the inputs, each point for itself."""
+
+    price: float | None
+    """What a unit of cost must gain, in units of the metric; None to give runs up."""
+
+    @abstractmethod
+    def predict(self, table: Floats) -> Floats:
+        """The score at each point, shape [points], by its inputs [points, F]."""
+
+    def score(self, curve: Curve) -> Floats:
+        return self.predict(inputs(curve, self.price))
+
+    def scores(self, curves: Curves) -> list[Floats]:
+        values = self.predict(_table(curves, self.price))
+        return [np.asarray(part) for part in np.split(values, curves.offset[1:-1])]
+
+
+class TrainingPoints(NamedTuple):
+    """The points that models are fitted to.
+
+    Attributes:
+        inputs: Shape [rows, F].
+        run: The run of each, shape [rows].
+        point: Which point of its run each is, shape [rows].
+        worth_going_on: Whether the run goes on to meet its target or, with a price, some later
+            point is worth what it costs; 0 or 1, shape [rows].
+    """
+
+    inputs: Floats
+    run: Integers
+    point: Integers
+    worth_going_on: Integers
+
+
+def training_points(curves: Curves, price: float | None) -> TrainingPoints:
+    """Points of recorded runs, as many of each; without a price none after a target is met."""
+    table = _table(curves, price)
+    success = curves.success if price is None else np.full(curves.num_runs, -1)
+    most = max(2, MOST_ROWS // curves.num_runs)
+    run, point, label = [], [], []
+    for number, curve in enumerate(curves):
+        last = success[number] if success[number] >= 0 else curve.num_points
+        if last == 0:
+            continue
+        points = np.unique(np.linspace(0, last - 1, min(most, last)).round().astype(np.int64))
+        if price is None:
+            worth = np.full(len(points), int(success[number] >= 0))
+        else:
+            bill = best_so_far(curve.loss) + price * curve.cost
+            later = np.append(np.minimum.accumulate(bill[::-1])[::-1][1:], np.inf)
+            worth = (later < bill)[points].astype(int)
+        run.append(np.full(len(points), number))
+        point.append(points)
+        label.append(worth)
+    require(
+        len(run) > 0, "every run meets its target at its first point; there is nothing to learn"
+    )
+    runs, points = np.concatenate(run), np.concatenate(point)
+    return TrainingPoints(table[curves.offset[runs] + points], runs, points, np.concatenate(label))

@@ -1,0 +1,51 @@
+"""A logistic regression on all features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, final
+
+import numpy as np
+
+from haltwise._core.errors import require
+from haltwise.curves.curves import Curves, Floats
+from haltwise.curves.rules.learners import LearnedCurveRule, filled, training_points
+
+__all__ = ["LogisticCurveRule"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LogisticCurveRule(LearnedCurveRule):
+    """The score is the logit that the target will be met or that going on is worth its price."""
+
+    price: float | None = None
+    """What a unit of cost must gain, in units of the metric; None to give runs up."""
+    strength: float = 1.0
+    """Inverse of the strength of the ridge."""
+    model: Any = field(default=None, repr=False)
+
+    @classmethod
+    def candidates(cls, price: float | None = None) -> Sequence[Self]:
+        return [cls(price, strength) for strength in (0.003, 1.0)]
+
+    def fit(self, curves: Curves) -> Self:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        rows = training_points(curves, self.price)
+        if len(np.unique(rows.worth_going_on)) == 1:
+            return replace(self, model=float(rows.worth_going_on[0]))
+        model = make_pipeline(
+            StandardScaler(), LogisticRegression(C=self.strength, max_iter=300, tol=1e-3)
+        )
+        return replace(self, model=model.fit(filled(rows.inputs, 0.0), rows.worth_going_on))
+
+    def predict(self, table: Floats) -> Floats:
+        require(self.model is not None, "this rule has learned nothing yet; call fit(curves) first")
+        if isinstance(self.model, float):
+            return np.full(len(table), self.model)
+        return np.asarray(self.model.decision_function(filled(table, 0.0)))
+
+
+CURVE_RULES = {"logistic": LogisticCurveRule}

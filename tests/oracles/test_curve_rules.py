@@ -1,0 +1,340 @@
+"""Every rule on curves: its definition in one line, and no look at the future."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from haltwise._core.errors import InputError
+from haltwise.curves.curves import Curve, Curves
+from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules import curve_rules
+from haltwise.curves.rules.best_so_far import BestSoFarRule
+from haltwise.curves.rules.boosted_trees import BoostedTreesRule
+from haltwise.curves.rules.exponential import ExponentialRule
+from haltwise.curves.rules.extrapolation import fit_prefixes
+from haltwise.curves.rules.fixed_budget import BudgetRule
+from haltwise.curves.rules.gradient_norm import GradientNormRule
+from haltwise.curves.rules.halving import HalvingRule
+from haltwise.curves.rules.last_improvement import LastImprovementRule, UntunedImprovementRule
+from haltwise.curves.rules.learners import training_points, with_inputs, worth_features
+from haltwise.curves.rules.logistic import LogisticCurveRule
+from haltwise.curves.rules.patience import PatienceRule
+from haltwise.curves.rules.peers import PEER_SHARES, PeersRule
+from haltwise.curves.rules.plateau import PlateauRule
+from haltwise.curves.rules.power_law import PowerLawRule
+from haltwise.curves.rules.progress import best_so_far, relative
+from haltwise.curves.rules.value_trees import ValueTreesRule, bill, cost_to_go
+
+
+def curve(
+    loss: list[float],
+    cost: list[float] | None = None,
+    target: float = np.nan,
+    budget: float | None = None,
+) -> Curve:
+    spent = np.arange(len(loss), dtype=float) if cost is None else np.array(cost)
+    most = float(spent[-1]) if budget is None else budget
+    return Curve(spent, {"loss": np.array(loss)}, "loss", "min", target, most)
+
+
+FALLING = [5.0, 4.0, 4.2, 3.0, 3.1, 3.05, 2.99, 2.99, 2.5]
+
+
+def population(num: int = 24, points: int = 12, seed: int = 0) -> Curves:
+    """Runs that fall at different rates to different limits; the faster ones meet the target."""
+    generator = np.random.default_rng(seed)
+    rates = generator.uniform(0.05, 0.8, num)
+    losses = np.exp(-rates[:, None] * np.arange(points)) + generator.normal(0, 0.01, (num, points))
+    return Curves.from_matrix(losses, target=0.2, group=[f"g{i % 4}" for i in range(num)])
+
+
+def test_fixed_budget_is_the_share_spent() -> None:
+    score = BudgetRule().score(curve(FALLING, budget=16.0))
+    np.testing.assert_allclose(score, -np.arange(9) / 16)
+
+
+@pytest.mark.parametrize("wait", ["points", "budget"])
+def test_patience_counts_from_the_last_improvement(wait: str) -> None:
+    rule = PatienceRule(wait)  # type: ignore[arg-type]
+    unit = 1 if wait == "points" else 8
+    last = [max(s for s in range(t + 1) if FALLING[s] < min(FALLING[:s], default=np.inf))
+            for t in range(9)]  # fmt: skip
+    expected = [(s - t) / unit for t, s in enumerate(last)]
+    np.testing.assert_allclose(rule.score(curve(FALLING)), expected)
+
+
+def test_patience_tolerates_small_improvements() -> None:
+    # From 3 to 2.99 is less than a hundredth of the 2 gained since the start.
+    score = PatienceRule(tolerance=0.01).score(curve(FALLING))
+    assert score.tolist() == [0, 0, -1, 0, -1, -2, -3, -4, 0]
+
+
+def test_plateau_is_the_share_gained_in_the_last_part() -> None:
+    cost = [0.0, 1.0, 2.0, 4.0, 5.0, 6.5, 8.0, 9.0, 10.0]
+    score = PlateauRule(0.4).score(curve(FALLING, cost))
+    for t in range(1, 9):
+        then = max(s for s in range(9) if cost[s] <= 0.6 * cost[t])
+        best = [min(FALLING[: s + 1]) for s in range(9)]
+        assert score[t] == pytest.approx((best[then] - best[t]) / (5.0 - best[t]))
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5])
+def test_last_improvement_is_a_mean_in_prices(memory: float) -> None:
+    cost = [0.0, 1.0, 3.0, 4.0]
+    loss = [4.0, 3.0, 2.0, 2.5]
+    rates = [1.0 / 0.1, 0.5 / 0.1, -0.5 / 0.1]
+    expected = [rates[0]]
+    for rate in rates[1:]:
+        expected.append(memory * expected[-1] + (1 - memory) * rate)
+    score = LastImprovementRule(0.1, memory).score(curve(loss, cost))
+    assert score[0] == np.inf
+    np.testing.assert_allclose(score[1:], expected)
+
+
+def test_the_untuned_rule_stops_where_an_improvement_does_not_pay() -> None:
+    rule = UntunedImprovementRule(0.5)
+    assert rule.fixed_level == 1.0
+    score = rule.score(curve([4.0, 3.0, 2.6, 2.5]))
+    np.testing.assert_allclose(score[1:], [2.0, 0.8, 0.2])
+    assert UntunedImprovementRule.candidates(None) == []
+
+
+def test_gradient_norm_is_a_logarithm_or_says_nothing() -> None:
+    known = curve([3.0, 2.0, 1.0])
+    with_norm = known._replace(columns={**known.columns, "grad_norm": np.array([np.nan, 4, 1.0])})
+    assert GradientNormRule().score(known).tolist() == [np.inf] * 3
+    np.testing.assert_allclose(
+        GradientNormRule().score(with_norm), [np.inf, np.log(4), 0], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        GradientNormRule(True).score(with_norm), [np.inf, 0, -np.log(4)], atol=1e-12
+    )
+
+
+def test_best_so_far_is_ahead_of_a_line() -> None:
+    score = BestSoFarRule(1.0).score(curve([3.0, 2.5, 2.0], target=1.0))
+    np.testing.assert_allclose(score, [0.0, 0.5 - 0.75, 0.0 - 0.5], atol=1e-12)
+
+
+def test_relative_measures_the_way_that_is_left() -> None:
+    run = curve([3.0, np.nan, 2.0, 1.0, np.inf], target=1.0)
+    np.testing.assert_allclose(relative(run), [1.0, 3.0, 0.5, 0.0, 3.0])
+    np.testing.assert_allclose(relative(curve([4.0, 3.0])), [1.0, 0.75])
+    upwards = Curve(np.arange(2.0), {"a": np.array([0.2, 0.6])}, "a", "max", 1.0, 1.0)
+    np.testing.assert_allclose(relative(upwards), [1.0, 0.5])
+
+
+@pytest.mark.parametrize("tail", [1.0, 0.5])
+@pytest.mark.parametrize("kind", ["power", "exponential"])
+def test_extrapolations_are_least_squares(kind: str, tail: float) -> None:
+    generator = np.random.default_rng(1)
+    time = np.linspace(0, 0.5, 13)
+    loss = 1 + 2 * np.exp(-5 * time) + generator.normal(0, 0.01, 13)
+    shapes = (
+        [lambda t, c=c: (t + 0.01) ** -c for c in (0.25, 0.5, 1.0, 2.0)]
+        if kind == "power"
+        else [lambda t, k=k: np.exp(-k * t) for k in (1.0, 3.0, 10.0, 30.0, 100.0)]
+    )
+    rule = (PowerLawRule if kind == "power" else ExponentialRule)(None, tail)
+    run = curve(loss.tolist(), time.tolist(), target=0.5, budget=1.0)
+    z = relative(run)
+    score = rule.score(run)
+    assert np.isposinf(score[:2]).all()
+    for n in (5, 9, 13):
+        window = slice(n - max(int(np.ceil(tail * n)), 3), n)
+        fits = []
+        for phi in shapes:
+            table = np.stack((np.ones(n), phi(time[:n])), 1)[window]
+            (a, b), *_ = np.linalg.lstsq(table, z[:n][window], rcond=None)
+            error = ((table @ [a, b] - z[:n][window]) ** 2).sum()
+            fits.append((error, a + b * phi(1.0)) if b > 0 else (np.inf, np.nan))
+        flat = z[:n][window].mean()
+        flat_fit = (((z[:n][window] - flat) ** 2).sum(), flat)
+        assert score[n - 1] == pytest.approx(-min(min([flat_fit, *fits])[1], z[:n].min()), abs=1e-6)
+
+
+def test_an_extrapolation_at_a_price_looks_for_the_best_time_to_stop() -> None:
+    time = np.linspace(0, 0.5, 11)
+    loss = 1 + 2 * np.exp(-3 * time)
+    run = curve(loss.tolist(), time.tolist(), budget=1.0)
+    ahead = 0.5 + 0.5 * np.array([0.0625, 0.125, 0.25, 0.5, 1.0])
+    gain = loss[-1] - (1 + 2 * np.exp(-3 * ahead)) - 0.4 * (ahead - 0.5)
+    assert ExponentialRule(0.4).score(run)[-1] == pytest.approx(gain.max(), abs=1e-6)
+
+
+def test_fits_leave_out_what_is_not_known() -> None:
+    time = np.linspace(0, 1, 8)
+    loss = 1 + np.exp(-3 * time)
+    holes = loss.copy()
+    holes[[2, 5]] = np.nan
+    shapes = [lambda t: np.exp(-3 * t)]
+    fits = fit_prefixes(time, holes, shapes, 1.0)
+    np.testing.assert_allclose(fits.level[-1], 1, atol=1e-9)
+    np.testing.assert_allclose(fits.size[-1], 1, atol=1e-9)
+
+
+def test_peers_of_the_same_task_are_counted() -> None:
+    runs = Curves.from_matrix(np.linspace(5, [1, 2, 3, 4, 4.5], 11).T, task=["a"] * 5, budget=10.0)
+    rule = PeersRule().fit(runs)
+    losses = np.linspace(5, 2.5, 11)
+    mine = curve(losses.tolist(), budget=10.0)._replace(task="a")
+    worse = [(runs.values.reshape(5, 11)[:, t] > losses[t]).sum() for t in range(11)]
+    ties = [(runs.values.reshape(5, 11)[:, t] == losses[t]).sum() for t in range(11)]
+    expected = (np.array(worse) + np.array(ties) / 2) / 5
+    np.testing.assert_allclose(rule.score(mine), expected)
+    later = replace(rule, begin=0.5).score(mine)
+    assert np.isposinf(later[:5]).all()
+    np.testing.assert_allclose(later[5:], expected[5:])
+
+
+def test_peers_of_a_new_task_are_compared_in_relative_units() -> None:
+    runs = Curves.from_matrix(np.linspace(5, [1, 2, 3, 4, 4.5], 11).T, task=["a"] * 5)
+    mine = curve((100 * np.linspace(5, 2.5, 11)).tolist())._replace(task="new")
+    same = curve(np.linspace(5, 2.5, 11).tolist())._replace(task="new")
+    rule = PeersRule().fit(runs)
+    np.testing.assert_allclose(rule.score(mine), rule.score(same))
+    assert rule.score(mine)[-1] == pytest.approx(0.6)
+
+
+def test_only_peers_that_still_run_count() -> None:
+    losses = [[5.0, 1.0, np.nan], [5.0, 4.0, 3.0]] + [[5.0, 4.5, 4.0]] * 3
+    rule = PeersRule().fit(Curves.from_matrix(losses, budget=2.0))
+    assert rule.score(curve([5.0, 4.2, 3.5], budget=2.0)).tolist() == [0.5, 0.6, 0.75]
+    assert len(PEER_SHARES) == 41
+
+
+def test_halving_speaks_at_rungs_alone() -> None:
+    runs = population()
+    halving = HalvingRule(1 / 9, 3.0).fit(runs)
+    mine = curve(np.linspace(1, 0.3, 28).tolist(), budget=27.0)
+    score, peers = halving.score(mine), PeersRule().fit(runs).score(mine)
+    rungs = [3, 9, 27]
+    assert np.flatnonzero(np.isfinite(score)).tolist() == rungs
+    np.testing.assert_allclose(score[rungs], peers[rungs])
+
+
+def test_labels_of_stopping_early_are_what_hindsight_says() -> None:
+    runs = Curves.from_matrix([[3.0, 2.9, 1.0, 1.0], [3.0, 3.0, 3.0, 2.95]])
+    rows = training_points(runs, 0.5)
+    expected = []
+    for run in runs:
+        pays = np.minimum.accumulate(run.loss) + 0.5 * run.cost
+        expected += [any(pays[t + 1 :] < pays[t]) for t in range(4)]
+    assert rows.worth_going_on.tolist() == expected
+
+
+def test_rows_end_at_success() -> None:
+    runs = Curves.from_matrix([[3.0, 2.0, 1.0, 0.5], [3.0, 2.0, 2.0, 2.0]], target=1.0)
+    rows = training_points(runs, None)
+    assert list(zip(rows.run, rows.point, rows.worth_going_on, strict=True)) == [
+        (0, 0, 1), (0, 1, 1), (1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 3, 0)
+    ]  # fmt: skip
+
+
+def test_improvements_are_told_in_prices() -> None:
+    table = np.sinh(worth_features(curve([4.0, 3.0, 2.5, 2.4], budget=10.0), 0.1))
+    assert table[-1, 0] == pytest.approx(0.1 / 0.1)
+    assert table[-1, 4] == pytest.approx(1.6 / 1.0)
+    assert table[-1, 5] == pytest.approx(2.4 / 1.0)
+
+
+@given(
+    stop=st.lists(st.floats(-3, 3), min_size=1, max_size=8),
+    end=st.floats(-3, 3),
+    seed=st.integers(0, 1000),
+)
+def test_cost_to_go_is_that_of_the_first_stop(stop: list[float], end: float, seed: int) -> None:
+    going = np.random.default_rng(seed).normal(size=len(stop))
+    found = cost_to_go(np.array(stop), end, going)
+    for t in range(len(stop)):
+        later = [s for s in range(t + 1, len(stop)) if going[s] < 0]
+        assert found[t] == (stop[later[0]] if later else end)
+
+
+def test_a_bill_is_what_a_stop_costs() -> None:
+    run = curve([3.0, 2.0, 1.0, 0.5], target=1.0, budget=4.0)
+    stop, end = bill(run, None, 2.0)
+    assert stop.tolist() == [0.0, 0.25]
+    assert end == 0.5 - 2.0
+    stop, end = bill(run, 0.5, 2.0)
+    np.testing.assert_allclose(stop, [1.5, 1.25, 1.0, 1.0])
+    assert end == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", [LogisticCurveRule, BoostedTreesRule, ValueTreesRule])
+def test_learned_rules_tell_runs_apart(kind: type[CurveRule]) -> None:
+    train, test = population(60, seed=1), population(40, seed=2)
+    rule = kind().fit(train)
+    early = np.array([score[3] for score in rule.scores(test)])
+    met = test.succeeded
+    ranks = early[met][:, None] > early[~met]
+    assert ranks.mean() > 0.85
+
+
+@pytest.mark.parametrize("kind", [LogisticCurveRule, BoostedTreesRule, ValueTreesRule])
+@pytest.mark.parametrize("price", [None, 0.02])
+def test_scores_of_many_are_those_of_each(kind: type[CurveRule], price: float | None) -> None:
+    runs = population()
+    (rule, *_) = kind.candidates(price)
+    fitted, ready = rule.fit(runs), rule.fit(with_inputs(runs, price))
+    for many, kept, run in zip(
+        fitted.scores(runs), ready.scores(with_inputs(runs, price)), runs, strict=True
+    ):
+        np.testing.assert_allclose(many, fitted.score(run), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(many, kept, rtol=1e-9, atol=1e-9)
+
+
+def test_rules_that_learned_nothing_say_so() -> None:
+    with pytest.raises(InputError, match="call fit"):
+        BoostedTreesRule().score(curve(FALLING))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dict[str, list[CurveRule]]:
+    """A setting of every rule, fitted."""
+    runs = population()
+    return {
+        f"{name} at {price}": [rule.fit(runs) for rule in kind.candidates(price)[-1:]]
+        for name, kind in curve_rules().items()
+        for price in (None, 0.02)
+    }
+
+
+values = st.one_of(st.floats(-5, 5), st.just(np.nan), st.just(np.inf))
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    losses=st.lists(values, min_size=1, max_size=14),
+    first=st.floats(-5, 5),
+    gaps=st.lists(st.floats(0.1, 3), min_size=15, max_size=15),
+    target=st.one_of(st.just(np.nan), st.floats(-5, 5)),
+    cut=st.integers(1, 14),
+)
+def test_no_rule_looks_ahead(
+    fitted: dict[str, list[CurveRule]],
+    losses: list[float],
+    first: float,
+    gaps: list[float],
+    target: float,
+    cut: int,
+) -> None:
+    loss = [first, *losses]
+    cost = np.cumsum(gaps[: len(loss)])
+    norm = np.abs(np.nan_to_num(np.array(loss)[::-1].copy(), posinf=1.0)) + 0.1
+    run = Curve(cost, {"loss": np.array(loss), "grad_norm": norm}, "loss", "min", target, 50.0)
+    before = run.until(min(cut, len(loss)))
+    for name, rules in fitted.items():
+        for rule in rules:
+            whole, part = rule.score(run), rule.score(before)
+            assert whole.shape == (len(loss),), name
+            assert not np.isnan(whole).any(), name
+            np.testing.assert_allclose(part, whole[: len(part)], rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_best_so_far_ignores_what_is_not_known() -> None:
+    found = best_so_far(np.array([np.nan, 3.0, np.nan, 4.0, 2.0]))
+    assert found.tolist() == [np.inf, 3.0, 3.0, 3.0, 2.0]
