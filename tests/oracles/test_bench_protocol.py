@@ -71,6 +71,7 @@ def test_what_is_held_out_chooses_nothing(kind: type[CurveRule], case: Case) -> 
         for key, chosen in before.settings.items():
             assert after.settings[key][number] == chosen[number]
         # The test can fail: of other folds they are training runs.
+    assert after is not None
     assert any(
         after.settings[key][n] != chosen[n]
         for key, chosen in before.settings.items()
@@ -185,7 +186,9 @@ def test_metrics_to_be_maximised_are_shown_as_losses() -> None:
 
 
 def test_runs_that_cannot_be_judged_are_left_out() -> None:
-    case = stop_case(Curves.from_matrix([[np.inf, 1, 0], [3, 2, 1], [1, 2, 2]]), None, (0.1,))
+    case = stop_case(
+        Curves.from_matrix([[np.inf, 1.0, 0.0], [3.0, 2.0, 1.0], [1.0, 2.0, 2.0]]), None, (0.1,)
+    )
     assert (case.num_left_out, case.shown.num_runs) == (1, 2)
     with pytest.raises(InputError, match="no run can be stopped early"):
         stop_case(Curves.from_matrix([[1.0, 1.0], [2.0, 2.0]]), None, (0.1,))

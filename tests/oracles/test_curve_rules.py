@@ -1,6 +1,7 @@
 """Every rule on curves: its definition in one line, and no look at the future."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_extrapolations_are_least_squares(kind: str, tail: float) -> None:
     generator = np.random.default_rng(1)
     time = np.linspace(0, 0.5, 13)
     loss = 1 + 2 * np.exp(-5 * time) + generator.normal(0, 0.01, 13)
-    shapes = (
+    shapes: Any = (
         [lambda t, c=c: (t + 0.01) ** -c for c in (0.25, 0.5, 1.0, 2.0)]
         if kind == "power"
         else [lambda t, k=k: np.exp(-k * t) for k in (1.0, 3.0, 10.0, 30.0, 100.0)]

@@ -95,7 +95,8 @@ def extrapolation_score(
     def forecast(when: Floats) -> Floats:
         """The lowest loss by then, shape [n]."""
         ahead = np.choose(fits.shape, [phi(when) for phi in shapes])
-        return np.minimum(fits.level + fits.size * ahead, best)
+        lowest: Floats = np.minimum(fits.level + fits.size * ahead, best)
+        return lowest
 
     score: Floats
     if price is None:
