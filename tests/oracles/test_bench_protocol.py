@@ -72,7 +72,8 @@ def test_what_is_held_out_chooses_nothing(kind: type[CurveRule], case: Case) -> 
             assert after.settings[key][number] == chosen[number]
         # The test can fail: of other folds they are training runs.
     assert after is not None
-    assert any(
+    # A budget that no run of the test fold would exceed loses nothing in any fold.
+    assert kind is BudgetRule or any(
         after.settings[key][n] != chosen[n]
         for key, chosen in before.settings.items()
         for n in range(2)

@@ -28,6 +28,9 @@ def _rate(curve: Curve, price: float | None) -> Floats:
     return rate
 
 
+_FAR = 1e9
+
+
 @final
 @dataclass(frozen=True)
 class LastImprovementRule(CurveRule):
@@ -44,6 +47,7 @@ class LastImprovementRule(CurveRule):
 
     def score(self, curve: Curve) -> Floats:
         rate = _rate(curve, self.price)
+        rate[1:] = np.clip(rate[1:], -_FAR, _FAR)  # an infinite loss has no mean with others
         for point in range(2, len(rate)):
             last = rate[point - 1]
             rate[point] = last + (1 - self.memory) * (rate[point] - last)
