@@ -47,6 +47,7 @@ nb_execution_timeout = 120
 nb_merge_streams = True
 
 autodoc_default_options = {"show-inheritance": True}
+autodoc_mock_imports = ["keras", "ray", "xgboost"]  # optional, and large
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from haltwise.curves.curves import Curve, Curves, Floats
-from haltwise.curves.learning import learn
-from haltwise.curves.model import CurveModel
+from haltwise.curves.features import FEATURES
+from haltwise.curves.model import CurveCard, CurveModel, Loss
 from haltwise.curves.rule import CurveRule
 from haltwise.interfaces.run_monitor import RunMonitor
 
@@ -72,6 +72,17 @@ def exponential_runs(num: int, seed: int, num_points: int = 30) -> Curves:
     return Curves.from_matrix(losses, target=1.0, group=groups)
 
 
+class _Near:
+    """A forecast: the nearer the best metric is to the target, the surer."""
+
+    def chance(self, features: Floats) -> Floats:
+        distance = features[:, FEATURES.index("best")]
+        return np.clip(1 - distance, 0.01, 0.99)
+
+
 def small_model() -> CurveModel:
-    """A model learned on such runs."""
-    return learn(exponential_runs(200, 0)).model
+    """A model with levels, learned on nothing."""
+    levels = {"0.01": Loss(0.005, 0.1, 0.01), "0.05": Loss(0.02, 0.3, 0.05)}
+    card = CurveCard(metric="loss", cost_unit="steps", cost_scale=29.0, levels=levels)
+    forecast: Any = _Near()
+    return CurveModel(forecast, card)

@@ -78,7 +78,7 @@ def test_one_public_class_has_one_name() -> None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
-    # A callback is called alike in every framework.
+    # Callbacks are called alike in every framework.
     twice = {name: where for name, where in places.items() if len(where) > 1}
     assert set(twice) <= {"HaltingCallback", "RunCallback"}, twice
 

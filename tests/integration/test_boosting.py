@@ -76,7 +76,7 @@ class TestXGBoost:
 
 
 class TestLightGBM:
-    def train(self, seed: int, callbacks: list[Any], num: int = 40) -> tuple[Any, list[float]]:
+    def train(self, seed: int, callbacks: list[Any], num: int = 40) -> tuple[Any, Any]:
         lightgbm = pytest.importorskip("lightgbm")
         x, y, x_valid, y_valid = tables(seed)
         log: dict[str, Any] = {}

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -381,3 +382,45 @@ def test_frozen_parameters_are_not_seen(tmp_path: Path) -> None:
         monitor.close()
     seen, plain = (RecordedRuns.load(tmp_path / name) for name in ("with", "without"))
     assert torch.equal(seen.trajectory.known("signals"), plain.trajectory.known("signals"))
+
+
+# -------------------------------------------------------------------------- metrics and floats
+
+
+def test_a_metric_is_recorded_and_stopped_by_its_negative(stopper: Path, tmp_path: Path) -> None:
+    for mode, sign, kind in (("min", 1, float), ("max", -1, np.float32), ("max", -1, np.array)):
+        with HaltingMonitor.recording(tmp_path / f"{mode} {kind}", mode=mode) as monitor:  # type: ignore[arg-type]
+            for value in (3.0, 1.0, 2.0):
+                monitor.update(kind(sign * value), score=kind(sign * 2 * value))
+                assert monitor.improved == (value != 2)
+    runs = [RecordedRuns.load(path) for path in sorted(tmp_path.iterdir(), reverse=True)]
+    assert [found.maximizes for found in runs] == [False, True, True]
+    for found in runs:
+        assert found.trajectory.loss.tolist() == [[3, 1, 2]]
+        assert found.trajectory.excess.tolist() == [[6, 2, 4]]
+
+
+def test_the_mode_is_that_of_the_recorded_runs(stopper: Path) -> None:
+    model = load_halting(stopper)
+    assert not model.card.maximizes
+    with pytest.raises(InputError, match="recorded in mode 'min', not 'max'; leave the mode out"):
+        HaltingMonitor(model, mode="max")
+    with pytest.raises(InputError, match="mode must be 'min' or 'max', got 'up'"):
+        HaltingMonitor(model, mode="up")  # type: ignore[arg-type]
+    model.card = replace(model.card, maximizes=True)
+    lower, higher = HaltingMonitor(stopper), HaltingMonitor(model)
+    assert drive(lower, 3) == drive_upwards(higher, 3) < 31
+    assert higher.reason == lower.reason
+    with pytest.raises(InputError, match="in another mode"):
+        lower.load_state_dict(higher.state_dict())
+
+
+def drive_upwards(monitor: HaltingMonitor, seed: int) -> int:
+    """As `drive`, of a metric that is better the higher it is."""
+    run = Decay(seed)
+    monitor.start([run.param])
+    for step in range(31):
+        monitor.update(-run.step(step), [run.param])
+        if monitor.should_stop:
+            break
+    return monitor.steps

@@ -34,7 +34,7 @@ def run(
     lengths: list[int] = []
 
     def objective(trial: Any) -> float:
-        values = curves[trial.number]
+        values: list[float] = curves[trial.number]
         for step, value in enumerate(values):
             trial.report(value, step + first)
             if trial.should_prune():

@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -60,7 +60,11 @@ def test_time_that_goes_back_is_a_resumed_run(
     aside = [value / 2 if value % 2 else math.nan for _, value in points]
     for (cost, value), half in zip(points, aside, strict=True):
         monitor.update(value, cost=cost, half=half)
-    columns = {"cost": [c for c, _ in points], "loss": [v for _, v in points], "half": aside}
+    columns: dict[str, Any] = {
+        "cost": [c for c, _ in points],
+        "loss": [v for _, v in points],
+        "half": aside,
+    }
     with warnings.catch_warnings(action="ignore"):  # of what was replaced
         expected = Curves.from_runs([columns], metric="loss", direction=direction, target=-2)[0]
     assert monitor.curve.cost.tolist() == expected.cost.tolist()
@@ -221,11 +225,17 @@ class Wrong(CurveRule):
         (lambda: patience(1, target="a"), "the target must be a single real number, got 'a'"),
         (lambda: patience(1, budget=0), "the budget must be above 0, got 0"),
         (lambda: patience(1, min_points=0), "min_points must be at least 1, got 0"),
-        (lambda: patience(1).update([1]), r"the value must be a single real number, got \[1\]"),
+        (
+            lambda: patience(1).update(cast(Any, [1])),
+            r"the value must be a single real number, got \[1\]",
+        ),
         (lambda: patience(1).update(np.ones(2)), r"single real number, got shape \[2\]"),
         (lambda: patience(1).update(1, cost=-1), "cost must be a finite number .*, got -1"),
         (lambda: patience(1).update(1, cost=math.nan), "finite number of at least 0, got nan"),
-        (lambda: patience(1).update(1, a="b"), "a must be a single real number, got 'b'"),
+        (
+            lambda: patience(1).update(1, a=cast(Any, "b")),
+            "a must be a single real number, got 'b'",
+        ),
         (lambda: patience(1).update(1, loss=1), "'loss' is the metric, which is given first"),
     ],
 )
