@@ -190,9 +190,10 @@ def test_groups_for_an_expectation(level: float, num: int) -> None:
     assert count_safe_in_expectation(torch.zeros(num - 1, 1, dtype=DOUBLE), level) == 0
 
 
+sparse = st.sampled_from([0.0] * 12 + [0.05, 0.3, 1.0])  # so that few groups decide
 tables = st.integers(9, 25).flatmap(
     lambda g: st.lists(
-        st.lists(st.sampled_from([0.0, 0.01, 0.05, 0.3, 1.0]), min_size=4, max_size=4),
+        st.lists(sparse, min_size=4, max_size=4),
         min_size=g,
         max_size=g,
     )
@@ -220,7 +221,7 @@ def test_next_groups_by_brute_force_in_any_order(
 def test_the_next_group_is_above_the_level_as_rarely_as_promised() -> None:
     """Groups differ by orders of magnitude, and the last of each draw is held out."""
     wrong, risks = {0.9: 0, 0.8: 0}, []
-    steps = torch.linspace(0, 1, 50, dtype=DOUBLE)
+    steps = torch.linspace(0, 1, 2000, dtype=DOUBLE)  # hardly any ties
     for seed in range(1500):
         difficulty = torch.randn(20, 1, generator=seeded(seed), dtype=DOUBLE).exp()
         means = (steps**2 * difficulty).clamp_max(1)
