@@ -226,14 +226,14 @@ class Wrong(CurveRule):
         (lambda: patience(1, budget=0), "the budget must be above 0, got 0"),
         (lambda: patience(1, min_points=0), "min_points must be at least 1, got 0"),
         (
-            lambda: patience(1).update(cast(Any, [1])),
+            lambda: patience(1).update(cast("Any", [1])),
             r"the value must be a single real number, got \[1\]",
         ),
         (lambda: patience(1).update(np.ones(2)), r"single real number, got shape \[2\]"),
         (lambda: patience(1).update(1, cost=-1), "cost must be a finite number .*, got -1"),
         (lambda: patience(1).update(1, cost=math.nan), "finite number of at least 0, got nan"),
         (
-            lambda: patience(1).update(1, a=cast(Any, "b")),
+            lambda: patience(1).update(1, a=cast("Any", "b")),
             "a must be a single real number, got 'b'",
         ),
         (lambda: patience(1).update(1, loss=1), "'loss' is the metric, which is given first"),
