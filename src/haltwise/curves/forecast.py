@@ -21,7 +21,7 @@ _BOOSTED = {
     "max_bins": 64,
     "early_stopping": False,
 }
-_FOREST = {"n_estimators": 30, "max_features": 0.4, "n_jobs": -1}
+_FOREST = {"n_estimators": 30, "max_features": 0.4}
 _LEAST_LEAF = 100  # rows of a leaf of boosted trees, where there are many; a forest has a fifth
 # Leaves of members fitted to the runs' own targets alone, and to easier ones, too. Measured on
 # AlgoPerf: the first are better on new submissions to known tasks, the second on unknown tasks.
@@ -104,6 +104,15 @@ class Forecast:
         Raises:
             InputError: All rows are successes, or none is.
         """
+        import torch
+        from threadpoolctl import threadpool_limits
+
+        # scikit-learn's threads spin where others have the cores.
+        with threadpool_limits(limits=torch.get_num_threads()):
+            return cls._fit(rows, seed, base, torch.get_num_threads())
+
+    @classmethod
+    def _fit(cls, rows: Rows, seed: int, base: Self | None, num_threads: int) -> Self:
         from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 
         boosted, forests = {}, {}
@@ -130,6 +139,7 @@ class Forecast:
             boosted[name] = Trees.of(model, num)
             forest = ExtraTreesClassifier(
                 **_FOREST,
+                n_jobs=num_threads,
                 max_leaf_nodes=_FOREST_LEAVES[name],
                 min_samples_leaf=max(2, leaf // 5),
                 random_state=seed,
