@@ -18,7 +18,7 @@ from haltwise.training.phases import MetaObjective
 
 def meta_objective(method: str) -> MetaObjective:
     model = HaltingModel(Card(method=Choice(method), price=0.3, horizon=T), 2, seeded()).double()
-    return MetaObjective(model, horizon=T, price=0.3, sum_weight=0.3)
+    return MetaObjective(model, price=0.3, losses="mean", sum_weight=0.3)
 
 
 @pytest.mark.parametrize(
