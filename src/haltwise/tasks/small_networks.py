@@ -13,17 +13,17 @@ from haltwise.tasks.images import ImageClassification
 
 __all__ = ["FAMILIES", "SmallNetwork"]
 
-_SIDE = {"digits": 8, "mnist": 28}
+_SIDE = 8
 _ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class _Attention(nn.Module):
     """One block of a transformer that reads an image row by row."""
 
-    def __init__(self, side: int, width: int, activation: nn.Module) -> None:
+    def __init__(self, width: int, activation: nn.Module) -> None:
         super().__init__()
-        self.embed = nn.Linear(side, width)
-        self.place = nn.Parameter(0.02 * torch.randn(side, width))
+        self.embed = nn.Linear(_SIDE, width)
+        self.place = nn.Parameter(0.02 * torch.randn(_SIDE, width))
         self.attending, self.thinking = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
@@ -33,7 +33,7 @@ class _Attention(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, side, side] to logits [B, 10]."""
+        """Images [B, 8, 8] to logits [B, 10]."""
         hidden = self.embed(images) + self.place
         query, key, value = self.query_key_value(self.attending(hidden)).chunk(3, -1)
         weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
@@ -46,7 +46,7 @@ class _Attention(nn.Module):
 @final
 @dataclass(frozen=True)
 class SmallNetwork(ImageClassification):
-    """A network of one of three kinds on small grey images, its parameters in random units.
+    """A network of one of three kinds on the 8 x 8 digits, its parameters in random units.
 
     Every tensor of parameters of every problem counts in a unit of its own, as in Lv et al. 2017,
     "Learning gradient descent: better generalization and longer horizons", section 4.2: networks
@@ -54,8 +54,6 @@ class SmallNetwork(ImageClassification):
     network's in the order of `named_parameters()`.
     """
 
-    data: Literal["digits", "mnist"] = "digits"
-    """Images to classify."""
     kind: Literal["perceptron", "convolutional", "attention"] = "perceptron"
     """Fully connected; 3 x 3 convolutions with pooling; or a block of a transformer over rows."""
     num_hidden: int = 20
@@ -81,9 +79,9 @@ class SmallNetwork(ImageClassification):
         require_types(type(self).__init__, vars(self))
 
     def make_module(self) -> nn.Module:
-        activation, width, side = _ACTIVATIONS[self.activation], self.num_hidden, _SIDE[self.data]
+        activation, width, side = _ACTIVATIONS[self.activation], self.num_hidden, _SIDE
         if self.kind == "attention":
-            return _Attention(side, width, activation())
+            return _Attention(width, activation())
         layers: list[nn.Module] = []
         if self.kind == "convolutional":
             layers.append(nn.Unflatten(1, (1, side)))
@@ -108,7 +106,7 @@ class SmallNetwork(ImageClassification):
         return nn.Sequential(*layers, nn.Linear(num_inputs, 10))
 
     def _load(self) -> ImageData:
-        return datasets.load(self.data, self.data_dir)
+        return datasets.load("digits")
 
 
 FAMILIES = {
@@ -120,19 +118,12 @@ FAMILIES = {
     "digits-tanh-2layer": SmallNetwork(activation="tanh", num_layers=2),
     "digits-relu": SmallNetwork(num_hidden=10),
     "digits-relu-small-start": SmallNetwork(init="normal"),
-    "digits-relu-wide": SmallNetwork(num_hidden=100),
-    "digits-relu-2layer": SmallNetwork(num_hidden=32, num_layers=2),
+    "digits-relu-wide": SmallNetwork(num_hidden=50),
+    "digits-relu-2layer": SmallNetwork(num_hidden=24, num_layers=2),
     "digits-relu-normalised": SmallNetwork(num_layers=2, normalised=True),
     "digits-convolutional": SmallNetwork(kind="convolutional", num_hidden=8, num_layers=2),
     "digits-convolutional-normalised": SmallNetwork(
         kind="convolutional", num_hidden=8, num_layers=2, normalised=True
     ),
     "digits-attention": SmallNetwork(kind="attention", num_hidden=16),
-    "mnist-sigmoid": SmallNetwork(
-        data="mnist", activation="sigmoid", num_hidden=8, init="normal", batch_size=128
-    ),
-    "mnist-sigmoid-2layer": SmallNetwork(
-        data="mnist", activation="sigmoid", num_hidden=8, num_layers=2, init="normal", batch_size=128
-    ),
-    "mnist-relu": SmallNetwork(data="mnist", num_hidden=8, init="normal", batch_size=128),
 }

@@ -1,5 +1,6 @@
 """A small network on normalised momenta of the gradient, shared by all coordinates."""
 
+import itertools
 from typing import NamedTuple, final
 
 import torch
@@ -74,8 +75,8 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         self.hidden_size, self.output_scale = hidden_size, output_scale
         sizes = (_NUM_FEATURES, hidden_size, hidden_size, 1 + _NUM_DIRECTIONS)
         self.layers = nn.ModuleList(
-            nn.Linear(inputs, outputs, dtype=torch.float32)
-            for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
+            for inputs, outputs in itertools.pairwise(sizes)
         )
         for layer in self.layers:
             bound = layer.in_features**-0.5
