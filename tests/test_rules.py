@@ -208,6 +208,7 @@ def trained_mlp() -> MLPRule:
 
 def test_a_new_mlp_rule_is_nearly_adam() -> None:
     rule, grads = make("mlp"), randn(B, 30, D)
+    assert isinstance(rule, MLPRule)
     with torch.no_grad():
         for weight in rule.layers[-1].parameters():
             weight.zero_()

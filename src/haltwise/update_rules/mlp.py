@@ -74,16 +74,15 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         require(output_scale > 0, f"output_scale must be above 0, got {output_scale}")
         self.hidden_size, self.output_scale = hidden_size, output_scale
         sizes = (_NUM_FEATURES, hidden_size, hidden_size, 1 + _NUM_DIRECTIONS)
-        self.layers = nn.ModuleList(
+        layers = [
             nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
             for inputs, outputs in itertools.pairwise(sizes)
-        )
-        for layer in self.layers:
-            bound = layer.in_features**-0.5
-            if layer is self.layers[-1]:
-                bound *= 0.1
+        ]
+        for layer, part in zip(layers, (1.0, 1.0, 0.1), strict=True):
+            bound = part * layer.in_features**-0.5
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
 
     @property
     def readout_size(self) -> int:
