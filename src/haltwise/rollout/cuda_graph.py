@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -12,18 +12,19 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.unroll import Unroll, unroll
 from haltwise.tasks.base import TaskBatch
 
-__all__ = ["CapturedUnroll"]
+__all__ = ["CapturedUnroll", "are_alike"]
 
 _WARMUPS = 2  # PyTorch's advice: libraries choose their kernels before the capture
 
 
 @final
 class CapturedUnroll:
-    """`unroll` for batches of one shape, launched at once.
+    """`unroll` for batches like the first, launched at once.
 
     T steps of a network are thousands of small kernels, which take longer to launch one by one
     than to run. The first batch is run and captured, later ones are copied into its place. The
-    model's weights are read where they lie, so they may be trained in between.
+    model's weights are read where they lie, so they may be trained in between. A batch that is not
+    like the first is run step by step.
 
     On a CPU it is `unroll`.
 
@@ -44,6 +45,8 @@ class CapturedUnroll:
             return self._run(batch, price, graph=True)
         if self._graph is None:
             self._capture(batch, price)
+        elif not are_alike(self._batch, batch):  # of another family of a mixture
+            return self._run(batch, price, graph=True)
         else:
             for kept, new in zip(_tensors(self._batch), _tensors(batch), strict=True):
                 kept.copy_(new)
@@ -68,6 +71,22 @@ class CapturedUnroll:
         return unroll(
             self._model, batch, self._num_steps, price, segment=self._segment, graph=graph
         )
+
+
+def are_alike(first: TaskBatch, second: TaskBatch) -> bool:
+    """Whether two batches differ in nothing but the values of their tensors."""
+    mine, yours = ([tensor.shape for tensor in _tensors(batch)] for batch in (first, second))
+    return type(first) is type(second) and mine == yours and _shared(first) == _shared(second)
+
+
+def _shared(batch: TaskBatch) -> list[Any]:
+    """What a batch holds beside tensors: data, an architecture, settings, names of tensors."""
+    values = [getattr(batch, field.name) for field in fields(batch)]
+    return [
+        sorted(value) if isinstance(value, dict) else value
+        for value in values
+        if not isinstance(value, Tensor)
+    ]
 
 
 def _tensors(batch: TaskBatch) -> Iterator[Tensor]:

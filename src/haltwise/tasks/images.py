@@ -80,7 +80,7 @@ def _num_parameters(family: ImageClassification) -> int:
     return sum(value.numel() for value in parameters if value.requires_grad)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
     """Cached, so that the data are copied to a device once and not with every batch."""
     number = np.full(256, -1)
