@@ -14,6 +14,7 @@ from haltwise.tasks.base import TaskBatch
 
 __all__ = ["CapturedUnroll", "are_alike"]
 
+_PLAIN = (bool, int, float, str, tuple)
 _WARMUPS = 2  # PyTorch's advice: libraries choose their kernels before the capture
 
 
@@ -76,14 +77,18 @@ class CapturedUnroll:
 def are_alike(first: TaskBatch, second: TaskBatch) -> bool:
     """Whether two batches differ in nothing but the values of their tensors."""
     mine, yours = ([tensor.shape for tensor in _tensors(batch)] for batch in (first, second))
-    return type(first) is type(second) and mine == yours and _shared(first) == _shared(second)
+    if type(first) is not type(second) or mine != yours:
+        return False
+    pairs = zip(_shared(first), _shared(second), strict=True)
+    # Data and architectures are the same object or none; they need not say when they are equal.
+    return all(one is other or (isinstance(one, _PLAIN) and one == other) for one, other in pairs)
 
 
 def _shared(batch: TaskBatch) -> list[Any]:
     """What a batch holds beside tensors: data, an architecture, settings, names of tensors."""
     values = [getattr(batch, field.name) for field in fields(batch)]
     return [
-        sorted(value) if isinstance(value, dict) else value
+        tuple(value) if isinstance(value, dict) else value
         for value in values
         if not isinstance(value, Tensor)
     ]
