@@ -253,6 +253,23 @@ def test_theta_0_follows_the_strategy() -> None:
     assert 0 < views["0.weight"].abs().max() < 0.1
 
 
+def test_the_same_networks_in_other_units() -> None:
+    task = make_task(normalised)
+    plain, other = sample(task), sample(dataclasses.replace(task, unit_range=3.0))
+    units = other.fixed["units of the parameters"]
+    assert_close(units * other.start, plain.start)
+    for view in task.views(units).values():
+        assert (view == view.flatten(1)[:, :1].view(B, *[1] * (view.ndim - 1))).all()
+    assert len(units.unique()) == B * len(task.shapes)
+    assert 1 / 3 <= units.min() < 1 < units.max() <= 3
+    params = other.start + 0.1
+    expected, found = plain.score(units * params, 3), other.score(params, 3)
+    assert_close(found.loss, expected.loss)
+    assert_close(found.excess, expected.excess)
+    assert_close(found.grad, units * expected.grad)
+    assert_close(other.held_out(params), plain.held_out(units * params))
+
+
 def test_unrolls_are_trained_on_minibatches_and_judged_by_the_score() -> None:
     batch = sample(make_task(perceptron))
     trained = run_rule(SGD(0.1), batch, 3, segment=2)[0]
@@ -347,6 +364,7 @@ def test_regression_has_a_loss_and_no_accuracy() -> None:
         ({"num_score": 0}, "num_score"),
         ({"init": "zeros"}, "init must be"),
         ({"init_std": -1.0}, "init_std"),
+        ({"unit_range": 0.5}, "unit_range"),
         ({"make_module": nn.Flatten}, "no trainable parameter"),
     ],
 )

@@ -18,6 +18,7 @@ from haltwise.tasks import family
 from haltwise.testing import check_update_rule
 from haltwise.update_rules import (
     LSTMRule,
+    MLPRule,
     PartitionedRule,
     PooledGradient,
     State,
@@ -43,6 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "lstm",
         {"hidden_size": 5, "direct_gradient": False, "linear_readout": True},
     ),
+    "mlp": ("mlp", {"hidden_size": 5}),
     "partitioned": (
         "partitioned",
         {
@@ -190,6 +192,54 @@ def test_adam_counts_the_steps_of_each_problem() -> None:
     step = rule.update(torch.cat((grad, grad)), mixed)
     assert torch.equal(step.update[late], rule.update(grad, old).update)
     assert torch.equal(step.update[late + 2], rule.update(grad, fresh).update)
+
+
+# --- The rule of normalised momenta --------------------------------------------------------------
+
+
+def trained_mlp() -> MLPRule:
+    """One far from its start."""
+    rule = make("mlp")
+    assert isinstance(rule, MLPRule)
+    for weight in rule.parameters():
+        weight.add_(randn(*weight.shape, seed=weight.numel()))
+    return rule
+
+
+def test_a_new_mlp_rule_is_nearly_adam() -> None:
+    rule, grads = make("mlp"), randn(B, 30, D)
+    assert isinstance(rule, MLPRule)
+    with torch.no_grad():
+        for weight in rule.layers[-1].parameters():
+            weight.zero_()
+    adam = rules.make("adam", {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.99})
+    # The network's bounds turn a weight of 1 into 2 tanh(1 / 2).
+    expected = 2 * math.tanh(0.5) * run(adam, grads).update
+    assert_close(run(rule, grads).update, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1e-12, -1.0, 1e9])
+def test_an_mlp_rule_moves_alike_in_any_unit_of_the_loss_and_against_it(factor: float) -> None:
+    rule, grads = trained_mlp(), randn(B, 20, D)
+    plain, scaled = run(rule, grads), run(rule, factor * grads)
+    sign = math.copysign(1, factor)
+    assert_close(scaled.update, sign * plain.update, rtol=1e-6, atol=0)
+    assert_close(scaled.readout, plain.readout, rtol=1e-6, atol=0)
+
+
+def test_updates_of_an_mlp_rule_are_bounded() -> None:
+    rule = trained_mlp()
+    grads = randn(B, 40, D) * 10 ** (8 * randn(B, 40, 1, seed=2))
+    bound = rule.output_scale * math.exp(4) * 2 * 4 * 4
+    assert (run(rule, grads).update.abs() <= bound).all()
+
+
+def test_an_mlp_rule_begins_at_the_first_gradient_that_is_not_zero() -> None:
+    rule, grads = trained_mlp(), randn(B, 6, D)
+    late = torch.cat((torch.zeros(B, 3, D, dtype=DOUBLE), grads), 1)
+    found = run(rule, late).update
+    assert (found[:, :3] == 0).all()
+    assert_close(found[:, 3:], run(rule, grads).update, rtol=1e-9, atol=1e-12)
 
 
 # --- Rules of groups -----------------------------------------------------------------------------

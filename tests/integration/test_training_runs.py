@@ -280,6 +280,23 @@ def test_a_halter_learns_from_several_families_in_equal_parts(tmp_path: Path) ->
         torch.testing.assert_close(found.known("signals")[rows], alone.known("signals"))
 
 
+def test_a_rule_learns_from_one_family_of_a_mixture_at_a_time(tmp_path: Path) -> None:
+    names = ["regression-2d", "regression-10d-smooth", "rosenbrock-2d"]
+    trainer = Trainer(tiny(mixed_with=names[1:]), tmp_path)
+    drawn = [trainer.source.sample(2, stream(0, step)) for step in range(60)]
+    kinds = [(type(batch).__name__, batch.dim) for batch in drawn if batch is not None]
+    assert len(kinds) == 60
+    assert all(10 <= kinds.count(kind) <= 30 for kind in set(kinds))
+    assert len(set(kinds)) == 3
+    each = trainer.source.sample_each(6, "validation")
+    assert [batch.num_problems for batch in each] == [2, 2, 2]
+    assert [batch.dim for batch in each] == [family(name).dim for name in names]
+    before = [weight.clone() for weight in optimizer(trainer).rule_parameters()]
+    finish(trainer)
+    after = optimizer(trainer).rule_parameters()
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
 def test_an_unknown_family_in_a_mixture_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'regression-2d'"):
         Trainer(tiny(mixed_with=["regresion-2d"]), tmp_path)

@@ -137,7 +137,7 @@ def test_weights_are_judged_by_their_stops_at_three_prices(unit: CostUnit, tmp_p
     trainer = finish(Trainer(settings, tmp_path))
     model, learner = trainer.model, trainer._learner
     trainer.source.unit = unit
-    found = validate(settings, model, trainer.source, None, judges_halting=True)
+    found = validate(settings, model, trainer.source, (), judges_halting=True)
     recorded = recordings(settings, model, "validation")
     j, cost = brute_force(learner.halting, recorded, 0.5, 0.0, unit)
     assert found.metrics["price_adjusted_loss"] == pytest.approx(j, rel=1e-5)
@@ -150,8 +150,8 @@ def test_without_halting_weights_are_judged_by_the_mean_loss(tmp_path: Path) -> 
     settings = tiny("lstm")
     trainer = Trainer(settings, tmp_path)
     batch = trainer.source.sample(SIZE, stream(3, "any"))
-    found = validate(settings, trainer.model, trainer.source, batch, judges_halting=True)
     assert batch is not None
+    found = validate(settings, trainer.model, trainer.source, [batch], judges_halting=True)
     mean = record(optimizer(trainer).rule, batch, settings.horizon).excess[:, 1:].mean().item()
     assert found.score == pytest.approx(mean / settings.price)
     assert math.isnan(found.metrics["price_adjusted_loss"])
@@ -211,6 +211,7 @@ def test_a_rule_diverges_where_most_problems_end_far_above_their_start(
     settings = tiny("lstm")
     trainer = Trainer(settings, tmp_path)
     batch = trainer.source.sample(4, stream(3, "any"))
+    assert batch is not None
     for factors, diverged in (
         ([100.0, 100.0, 200.0, 200.0], False),
         ([100.0, 102.0, 200.0, 200.0], True),
@@ -223,5 +224,5 @@ def test_a_rule_diverges_where_most_problems_end_far_above_their_start(
         monkeypatch.setattr(
             "haltwise.training.validation.record", lambda *_, found=trajectory: found
         )
-        found = validate(settings, trainer.model, trainer.source, batch, judges_halting=False)
+        found = validate(settings, trainer.model, trainer.source, [batch], judges_halting=False)
         assert found.diverged == diverged

@@ -7,6 +7,7 @@ from draws import seeded
 from haltwise._core.tensors import map_tensors
 from haltwise.models import Card, Choice, OptimizerModel
 from haltwise.rollout import CapturedUnroll, unroll
+from haltwise.rollout.cuda_graph import are_alike
 from haltwise.tasks import family
 
 DEVICES = [
@@ -47,3 +48,21 @@ def test_it_leaves_the_batch_alone() -> None:
     before = map_tensors(batch, torch.clone)
     CapturedUnroll(OptimizerModel(CARD, generator), 3, 2)(batch, torch.ones(2))
     torch.testing.assert_close(batch.start, before.start)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_of_other_families_are_unrolled_as_they_are(device: str) -> None:
+    """Such as have as many parameters, too: a captured graph would run another network."""
+    generator = seeded(0)
+    model = OptimizerModel(CARD, generator).to(device)
+    captured, price = CapturedUnroll(model, 6, 4), torch.full((2,), 0.1, device=device)
+    batches = [
+        family("digits-tanh", {"activation": activation, "num_hidden": size}).sample(
+            2, generator, device=device
+        )
+        for activation, size in (("tanh", 3), ("relu", 3), ("tanh", 4), ("tanh", 3))
+    ]
+    assert [are_alike(batches[0], other) for other in batches] == [True, False, False, True]
+    for batch in batches:
+        expected = unroll(model, batch, 6, price, segment=4)
+        torch.testing.assert_close(captured(batch, price).grad, expected.grad)

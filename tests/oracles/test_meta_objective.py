@@ -9,7 +9,7 @@ from halting_examples import EXCESS, PRICE, B, T, objective, outputs
 from torch.testing import assert_close
 
 from haltwise.halting import HaltingMethod, Softmax, StickBreaking
-from haltwise.halting.objectives import cumulative_logits, halting_bound
+from haltwise.halting.objectives import LOSSES_OF_STEPS, cumulative_logits, halting_bound
 from haltwise.halting.priors import HorizonPrior
 from haltwise.models import Card, Choice, HaltingModel
 from haltwise.processes.signals import SIGNALS
@@ -18,7 +18,18 @@ from haltwise.training.phases import MetaObjective
 
 def meta_objective(method: str) -> MetaObjective:
     model = HaltingModel(Card(method=Choice(method), price=0.3, horizon=T), 2, seeded()).double()
-    return MetaObjective(model, horizon=T, price=0.3, sum_weight=0.3)
+    return MetaObjective(model, price=0.3, losses="mean", sum_weight=0.3)
+
+
+def test_losses_may_count_by_their_logarithms() -> None:
+    """Of losses above the price; those below 0, where a reference is beaten, count as 0."""
+    losses = EXCESS.clone()
+    losses[0, 2] = -1.0
+    found = LOSSES_OF_STEPS["log"](losses, 0.3)
+    expected = [
+        sum(math.log(1 + max(loss, 0) / 0.3) for loss in row[1:]) / T for row in losses.tolist()
+    ]
+    assert_close(found, torch.tensor(expected, dtype=DOUBLE), rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def _check_layers(
     """Scales of weights and of their meta-gradients, as the joint phase of training has them."""
     model = copy.deepcopy(model).requires_grad_(True)
     weight = JointPhaseSettings().sum_weight
-    meta = MetaObjective(model.halting, horizon=horizon, price=price, sum_weight=weight)
+    meta = MetaObjective(model.halting, price=price, losses="mean", sum_weight=weight)
     with torch.enable_grad():
         Pathwise().bind(model, horizon).accumulate(
             batch,

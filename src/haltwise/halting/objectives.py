@@ -5,6 +5,9 @@ hazard logits, the log-odds of rho_0..rho_{T-1}, [B, T]. An objective has the sh
 the bound are to be minimised.
 """
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from haltwise.halting.priors import HorizonPrior
 
 __all__ = [
     "DEFAULT_CONTINUATION",
+    "LOSSES_OF_STEPS",
     "continuation_value",
     "cumulative_logits",
     "distillation",
@@ -37,6 +41,20 @@ def sum_of_losses(losses: Tensor) -> Tensor:
     See docs/theory.md, Eq. (sum).
     """
     return losses[:, 1:].sum(1)
+
+
+def _mean_in_prices(losses: Tensor, price: float) -> Tensor:
+    return sum_of_losses(losses) / ((losses.shape[1] - 1) * price)
+
+
+def _mean_of_logs(losses: Tensor, price: float) -> Tensor:
+    return sum_of_losses((losses / price).clamp_min(0).log1p()) / (losses.shape[1] - 1)
+
+
+LOSSES_OF_STEPS: Mapping[str, Callable[[Tensor, float], Tensor]] = MappingProxyType(
+    {"mean": _mean_in_prices, "log": _mean_of_logs}
+)
+"""How losses [B, T+1] of steps 1..T count at a price, shape [B], by name."""
 
 
 def cumulative_logits(increments: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import functools
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,16 @@ class ImageClassification(TaskFamily):
     def make_module(self) -> nn.Module:
         """Make the network, from pixels in [0, 1] to logits."""
 
+    @property
+    def init(self) -> Literal["normal", "module"]:
+        """Scheme of theta_0 (see `ModuleTask`)."""
+        return "normal"
+
+    @property
+    def unit_range(self) -> float:
+        """Range of the units that parameters count in (see `ModuleTask`)."""
+        return 1.0
+
     @abstractmethod
     def _load(self) -> ImageData:
         """Read the data, in the shape that the network expects."""
@@ -70,7 +80,7 @@ def _num_parameters(family: ImageClassification) -> int:
     return sum(value.numel() for value in parameters if value.requires_grad)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
     """Cached, so that the data are copied to a device once and not with every batch."""
     number = np.full(256, -1)
@@ -90,7 +100,8 @@ def _task(family: ImageClassification, data: ImageData) -> ModuleTask:
         examples(data.test_images, data.test_labels),
         batch_size=family.batch_size,
         num_score=family.num_score,
-        init="normal",
+        init=family.init,
+        unit_range=family.unit_range,
         init_std=family.init_std,
         group=family.group,
     )

@@ -20,6 +20,7 @@ from haltwise.tasks.base import Observation, Score, TaskBatch, TaskFamily
 __all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_UNITS = "units of the parameters"  # no module has a tensor of that name
 _CPU_CHUNK = 256  # examples whose activations a cache holds
 _ACCELERATOR_CHUNK = 32768  # examples that keep a GPU busy
 
@@ -123,6 +124,8 @@ class ModuleTask(TaskFamily):
         init: theta_0: "module" for the module's own scheme, or "normal" for N(0, init_std^2)
             except in normalisation layers, which keep their own.
         init_std: Standard deviation of theta_0 if `init` is "normal".
+        unit_range: Every tensor of each problem counts in a unit of its own, drawn log-uniformly
+            from 1 / unit_range to unit_range: the network's parameters are `unit * theta`.
         group: From a parameter's name to the number of its group; groups are consecutive.
     """
 
@@ -134,10 +137,11 @@ class ModuleTask(TaskFamily):
     num_score: int = 2000
     init: Literal["normal", "module"] = "module"
     init_std: float = 0.01
+    unit_range: float = 1.0
     group: Callable[[str], int] = field(default=lambda _: 0)
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "batch_size", "num_score")
+        require_at_least(1, self, "batch_size", "num_score", "unit_range")
         require_at_least(0, self, "init_std")
         require(
             self.init in ("normal", "module"),
@@ -210,12 +214,24 @@ class ModuleTask(TaskFamily):
                     views[name][problem] = tensors[name].detach()
                 for name, values in fixed.items():
                     values.append(tensors[name].detach())
+        stacked = {name: torch.stack(values) for name, values in fixed.items()}
+        if self.unit_range > 1:
+            stacked[_UNITS] = self._draw_units(num_problems, generator)
+            start /= stacked[_UNITS]
         return ModuleBatch(
             start=start,
-            fixed={name: torch.stack(values) for name, values in fixed.items()},
+            fixed=stacked,
             stream=seeds[1],
             task=self,
         )
+
+    def _draw_units(self, num_problems: int, generator: torch.Generator) -> Tensor:
+        """One for every tensor of parameters, of all its entries, shape [B, D]."""
+        sizes = torch.tensor([shape.numel() for shape in self.shapes.values()])
+        shape = num_problems, len(sizes)
+        exponent = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+        units: Tensor = self.unit_range**exponent
+        return units.repeat_interleave(sizes, 1)
 
     @cached_property
     def _fixed_names(self) -> tuple[str, ...]:
@@ -268,7 +284,10 @@ class ModuleTask(TaskFamily):
         own = {
             name: value.clone() if training and name in self._buffers else value
             for name, value in fixed.items()
+            if name != _UNITS
         }
+        if _UNITS in fixed:
+            params = params * fixed[_UNITS]
         module = self._module if training else self._evaluated
         outputs = functional_call(module, {**self.views(params), **own}, (inputs,))
         return outputs, {name: own[name] for name in self._buffers}
@@ -299,7 +318,7 @@ class ModuleBatch(TaskBatch):
     """B networks of one architecture, each with its own initialisation and minibatches."""
 
     fixed: dict[str, Tensor]
-    """Frozen parameters and buffers by name, each [B, ...]."""
+    """Frozen parameters and buffers by name, each [B, ...], and the units of parameters if any."""
     stream: Tensor
     """Seed of each problem's minibatches (`minibatch_indices`), int64 [B]."""
     task: ModuleTask

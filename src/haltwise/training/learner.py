@@ -117,8 +117,8 @@ class Learner:
         settings, device = self._settings, self._device
         objective = MetaObjective(
             self.halting,
-            horizon=settings.horizon,
             price=settings.price,
+            losses=settings.joint.losses,
             sum_weight=settings.joint.sum_weight,
         )
         name, own = settings.joint.estimator.name, settings.joint.estimator.settings

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from haltwise._core.random import stream
 from haltwise.halting.methods import HaltingExamples
-from haltwise.halting.objectives import sum_of_losses
+from haltwise.halting.objectives import LOSSES_OF_STEPS
 from haltwise.models.files import Model, halting_of
 from haltwise.models.halting_model import HaltingModel
 from haltwise.training.gradients import BoundEstimator, Estimate
@@ -26,16 +26,17 @@ class MetaObjective:
 
     Args:
         model: Whose outputs are judged.
-        horizon: T, steps of an unroll.
         price: The default price, in which losses are counted.
+        losses: How losses of steps count, a name in `LOSSES_OF_STEPS`.
         sum_weight: Weight of the mean loss beside the halting objective.
     """
 
     def __init__(
-        self, model: HaltingModel, *, horizon: int, price: float, sum_weight: float
+        self, model: HaltingModel, *, price: float, losses: str, sum_weight: float
     ) -> None:
         self._model = model
-        self._unit, self._sum_weight = horizon * price, sum_weight
+        self._price, self._sum_weight = price, sum_weight
+        self._losses_of_steps = LOSSES_OF_STEPS[losses]
 
     def joint(
         self,
@@ -52,8 +53,8 @@ class MetaObjective:
         return halting + self._sum_weight * losses
 
     def losses(self, excess: Tensor) -> Tensor:
-        """The rule's alone: the mean loss over steps 1..T (L2L), shape [B]."""
-        return sum_of_losses(excess) / self._unit
+        """The rule's alone, over steps 1..T, shape [B]."""
+        return self._losses_of_steps(excess, self._price)
 
     def halting(
         self,

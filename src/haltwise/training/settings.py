@@ -6,7 +6,7 @@ The docstring of a field is its help on the command line, where `joint.batch_siz
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 from haltwise._core import plugins
 from haltwise._core.errors import require
@@ -31,7 +31,7 @@ __all__ = [
 class JointPhaseSettings:
     """The first phase: update rule and halter are trained together. A hand-designed rule has none.
 
-    The update rule learns by the mean loss over the horizon, the halter by its method's objective.
+    The update rule learns by the losses over the horizon, the halter by its method's objective.
     """
 
     num_steps: int = 2500
@@ -41,7 +41,10 @@ class JointPhaseSettings:
     warmup: float = 0.2
     """Share of the meta-steps, at the start, on the sum of losses alone."""
     sum_weight: float = 0.3
-    """Weight of the mean loss over the horizon beside the halting objective, both in prices."""
+    """Weight of the losses over the horizon beside the halting objective, both in prices."""
+    losses: Literal["mean", "log"] = "mean"
+    """How the losses of the steps count for the rule: their mean in prices, or the mean of
+    log(1 + loss / price), in which problems of large and of small losses count alike."""
     estimator: Choice = field(default_factory=lambda: Choice("pathwise"))
     """Gradient estimator, a name in its table or PATH.py:NAME."""
 
@@ -126,8 +129,8 @@ class TrainingSettings:
     """Family of problems, a name in `haltwise.tasks.families()`, or PATH.py:NAME; also a family of
     processes."""
     mixed_with: list[str] = field(default_factory=list)
-    """Further families whose problems the halter learns from, as many of each; the rule is trained
-    on `family` alone."""
+    """Further families: the rule learns from problems of one of them at a time, drawn with equal
+    chances, and the halter from as many of each."""
     runs: str | None = None
     """Directory of recorded runs of a training loop, in place of a family: only a halter is
     trained, see `train_monitor`. The horizon is then that of the runs."""

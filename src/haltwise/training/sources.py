@@ -52,9 +52,14 @@ class Source(ABC):
         """Called with how many of how many problems are recorded, if set."""
 
     def sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch | None:
-        """Draw fresh problems for the update rule; None where there is no rule to train."""
+        """Draw fresh problems of one family for the update rule; None where nothing trains one."""
         del num_problems, generator
         return None
+
+    def sample_each(self, num_problems: int, *key: str | int) -> list[TaskBatch]:
+        """Draw the problems of a stream, an equal share of each family; none as in `sample`."""
+        del num_problems, key
+        return []
 
     def take(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         """The trajectories of a stream, without those that are not finite.
@@ -97,7 +102,7 @@ class Source(ABC):
 
 @final
 class FamilySource(Source):
-    """Problems of a family, and recordings of those that it is mixed with."""
+    """Problems of a family and of those that it is mixed with."""
 
     unit = CostUnit.GRADIENTS
 
@@ -119,24 +124,34 @@ class FamilySource(Source):
         self.description = {"family_settings": asdict(own)}
 
     def sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
-        return self.family.sample(num_problems, generator, device=self._device)
+        own = self.family
+        if self._mixed_with:
+            families = [own, *self._mixed_with.values()]
+            own = families[int(torch.randint(len(families), (), generator=generator))]
+        return own.sample(num_problems, generator, device=self._device)
+
+    def sample_each(self, num_problems: int, *key: str | int) -> list[TaskBatch]:
+        share = max(1, num_problems // (1 + len(self._mixed_with)))
+        families = [(self.family, key)]
+        families += [(other, (*key, name)) for name, other in self._mixed_with.items()]
+        return [
+            each.sample(share, stream(self._settings.seed, *path), device=self._device)
+            for each, path in families
+        ]
 
     def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         assert isinstance(model, OptimizerModel)
-        seed, horizon = self._settings.seed, self._settings.horizon
-        share = max(1, num_items // (1 + len(self._mixed_with)))
-        batches = [self.sample(share, stream(seed, *key))]
-        for name, other in self._mixed_with.items():
-            batches.append(other.sample(share, stream(seed, *key, name), device=self._device))
-        index = torch.arange(share, device=self._device)
+        horizon, batches = self._settings.horizon, self.sample_each(num_items, *key)
+        num = sum(batch.num_problems for batch in batches)
         parts: list[Trajectory] = []
         done = 0
         for batch in batches:
+            index = torch.arange(batch.num_problems, device=self._device)
             for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim)):
                 parts.append(record(model.rule, batch.select(part), horizon))
                 done += len(part)
                 if self.report is not None:
-                    self.report(done, share * len(batches))
+                    self.report(done, num)
         return Trajectory.join(parts)
 
 

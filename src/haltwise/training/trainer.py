@@ -193,8 +193,7 @@ class Trainer:
         """As trained so far."""
         self.num_steps = self._learner.num_steps
         """Meta-steps of the whole run: those of rule and halter together, then of the halter."""
-        generator = stream(settings.seed, "validation")
-        self._validation = self.source.sample(settings.validation.num_problems, generator)
+        self._validation = self.source.sample_each(settings.validation.num_problems, "validation")
         self._diverged = False
         self._metrics: dict[str, float] = {}
         self._halting_steps: Tensor | None = None
@@ -321,7 +320,7 @@ class Trainer:
             settings,
             self.model,
             self.source,
-            self._validation if joint else None,
+            self._validation if joint else [],
             judges_halting=not joint or warmup < 1,
         )
         learner.counters.left_out["validation"] = found.num_left_out

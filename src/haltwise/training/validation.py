@@ -1,7 +1,7 @@
 """Validation, by which the best weights are kept, and calibration of the stop policies."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from haltwise.halting.objectives import LOSSES_OF_STEPS
 from haltwise.models.card import Card
 from haltwise.models.files import Model, halting_of
 from haltwise.models.halting_model import HaltingModel
@@ -74,34 +75,36 @@ def validate(
     settings: TrainingSettings,
     model: Model,
     source: Source,
-    batch: TaskBatch | None,
+    batches: Sequence[TaskBatch],
     *,
     judges_halting: bool,
 ) -> Validated:
     """Measure a model on the validation problems.
 
-    They are the `batch` while the rule still learns, and recorded once it is final. Weights are
-    ranked by their stops if `judges_halting`, else by the mean loss.
+    They are the `batches` while the rule still learns, and recorded once it is final. Weights are
+    ranked by their stops if `judges_halting`, else by what the rule minimises.
     """
     diverged = False
-    if batch is None:
+    if not batches:
         trajectory = source.take(model, settings.validation.num_problems, "validation")
         num_left_out = source.num_left_out[("validation",)]
     else:
         assert isinstance(model, OptimizerModel)
-        trajectory = record(model.rule, batch, settings.horizon)
+        recorded = [record(model.rule, batch, settings.horizon) for batch in batches]
+        trajectory = Trajectory.join(recorded)
         worse = trajectory.excess[:, 1:].mean(1) - trajectory.excess[:, 0]
         bearable = worse <= _DIVERGED * trajectory.excess[:, 0].abs()  # false for NaN
         diverged = bool(bearable.float().mean() < 0.5)
         trajectory = trajectory.select(trajectory.finite.nonzero().squeeze(1))
-        num_left_out = settings.validation.num_problems - trajectory.num_items
+        num_left_out = sum(part.num_items for part in recorded) - trajectory.num_items
     metrics = {
         "mean_loss": trajectory.excess[:, 1:].mean().item(),
         "final_loss": trajectory.excess[:, -1].mean().item(),
         "price_adjusted_loss": math.nan,
         "mean_halting_step": math.nan,
     }
-    score = metrics["mean_loss"] / settings.price
+    objective = LOSSES_OF_STEPS[settings.joint.losses]
+    score = objective(trajectory.excess, settings.price).mean().item()
     steps = None
     halting = halting_of(model)
     if halting.halts and judges_halting and trajectory.num_items > 0:

@@ -13,6 +13,7 @@ from haltwise.update_rules.capabilities import (
     update_chunk,
 )
 from haltwise.update_rules.lstm import LSTMRule
+from haltwise.update_rules.mlp import MLPRule
 from haltwise.update_rules.partitioned import PartitionedRule
 from haltwise.update_rules.rmsprop import RMSprop
 from haltwise.update_rules.sgd import SGD
@@ -22,6 +23,7 @@ __all__ = [
     "SGD",
     "Adam",
     "LSTMRule",
+    "MLPRule",
     "PartitionedRule",
     "PooledGradient",
     "RMSprop",
