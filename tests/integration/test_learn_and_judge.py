@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from haltwise import Curves, InputError
+from haltwise import Curves, FitWarning, InputError
 from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
 from haltwise.curves import load_curve_model
@@ -81,6 +81,17 @@ def test_easier_targets_are_never_harder() -> None:
 def test_what_cannot_be_learned_is_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         learn(some_runs(60, 0).with_targets(change["target"]))
+
+
+def test_runs_of_another_kind_are_warned_of() -> None:
+    model = learn(some_runs(60, 0)).model
+    jumpy = np.where(np.arange(40) % 2, 2.9, 3.0) + np.zeros((30, 1))
+    with pytest.warns(FitWarning, match="beyond what the model was learned on"):
+        judge_curves(model, Curves.from_matrix(jumpy, target=1.0, budget=39.0))
+    curve = Curves.from_matrix(jumpy[:1], target=1.0, budget=39.0)[0]
+    assert "beyond what it was learned on" in model.why(curve)
+    own = some_runs(60, 1)[0]
+    assert "beyond" not in model.why(own.until(20))
 
 
 def test_one_group_is_warned_of() -> None:

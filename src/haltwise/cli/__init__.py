@@ -24,20 +24,18 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         "calibrate": "Choose anew when a trained model stops.",
         "certify": "Stop a trained model where a risk is certified to be small.",
     },
-    "Use": {
-        "watch": "Follow a growing log, and say when to give the run up.",
-    },
     "Judge": {
         "evaluate": "Evaluate an optimizer on held-out problems, baselines beside.",
         "study": "Compare stop rules over seeds and prices.",
         "recommend": "Try what ships on your problems and say what to use.",
         "stopping-report": "Judge stops that are given with their losses.",
-        "bench": "Compare all stop rules on recorded runs of many kinds.",
         "diagnose": "Find out why a training does not learn.",
     },
     "Recorded runs": {
         "learn": "Learn from recorded runs when to give one up.",
         "judge": "Judge such a model on runs that it has not seen.",
+        "watch": "Follow a growing log, and say when to give the run up.",
+        "bench": "Compare all stop rules on recorded runs of many kinds.",
     },
     "Look": {
         "report": "Write a run and its evaluations as one page.",

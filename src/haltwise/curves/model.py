@@ -170,9 +170,11 @@ class CurveModel(CurveRule):
     def why(self, curve: Curve) -> str:
         chance = self.chance(curve)[-1]
         left = max(curve.budget - curve.cost[-1], 0.0)
+        unusual = self.unusual(curve)
+        beyond = f"; beyond what it was learned on: {', '.join(unusual)}" if unusual else ""
         return (
             f"its chance to reach {curve.target:g} is forecast to be {chance:.2g}, which does not "
-            f"pay for the {left:.3g} {self.card.cost_unit} that are left"
+            f"pay for the {left:.3g} {self.card.cost_unit} that are left{beyond}"
         )
 
     def level(

@@ -1,6 +1,7 @@
 """Judge a rule that gives runs up on recorded runs that it has not seen."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
@@ -8,7 +9,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from haltwise._core.errors import DataWarning, InputError
+from haltwise._core.errors import DataWarning, FitWarning, InputError
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.learning import Learned, learn
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _QUARTER = 0.25  # of the budget
+_OFTEN = 0.2  # of the runs; each feature leaves 1 % of those learned on outside
 _FEWEST_RUNS, _MOST_SIZES = 40, 5
 
 
@@ -166,14 +168,33 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
     Warns:
         DataWarning: Runs without a target are left out, or there is no target at all and the median
             of what runs of the same task reach at their end is taken.
+        FitWarning: Many runs look unlike those that the model was learned on.
     """
     curves = with_targets(curves)
+    _warn_of_unusual(model, curves)
     scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)
     levels = {name: model.level(lost=float(name), scale=scale) for name in model.card.levels}
     chances = [model.chance(curve) for curve in curves]
     scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
     stops = {name: GiveUps.of(curves, scores, np.array([level])) for name, level in levels.items()}
     return _record(curves, chances, levels, stops)
+
+
+def _warn_of_unusual(model: CurveModel, curves: Curves) -> None:
+    """Warn where many runs lie beyond what a model was learned on, at a quarter of their budget."""
+    found = Counter[str]()
+    for curve in curves:
+        num = int(np.searchsorted(curve.cost, _QUARTER * curve.budget, side="right"))
+        found.update(model.unusual(curve.until(max(num, 1))))
+    often = {name: num for name, num in found.items() if num > _OFTEN * curves.num_runs}
+    if often:
+        listed = ", ".join(f"{name} in {num}" for name, num in sorted(often.items()))
+        warnings.warn(
+            f"of {curves.num_runs} runs many lie beyond what the model was learned on ({listed}); "
+            "its levels may not hold: learn from runs of this kind with haltwise learn",
+            FitWarning,
+            stacklevel=3,
+        )
 
 
 def _record(
