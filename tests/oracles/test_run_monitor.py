@@ -167,7 +167,7 @@ def learned() -> CurveModel:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"lost": 0.05}, {"price": 0.03}, {"level": 0.03}, {"lost": 0.05, "cost_unit": "steps"}],
+    [{}, {"lost": 0.05}, {"price": 0.01}, {"level": 0.01}, {"lost": 0.05, "cost_unit": "steps"}],
     ids=str,
 )
 def test_a_learned_rule_stops_where_its_card_says(
@@ -193,7 +193,7 @@ def test_a_learned_rule_stops_where_its_card_says(
         assert monitor.steps == expected
         assert monitor.reason is None or monitor.reason.startswith("its chance to reach 1 is")
         found.add(expected)
-    assert len(found) > 2
+    assert min(found) < 30
 
 
 def test_a_learned_rule_needs_a_target_and_a_budget(learned: CurveModel) -> None:
@@ -226,14 +226,14 @@ class Wrong(CurveRule):
         (lambda: patience(1, budget=0), "the budget must be above 0, got 0"),
         (lambda: patience(1, min_points=0), "min_points must be at least 1, got 0"),
         (
-            lambda: patience(1).update(cast(Any, [1])),
+            lambda: patience(1).update(cast("Any", [1])),
             r"the value must be a single real number, got \[1\]",
         ),
         (lambda: patience(1).update(np.ones(2)), r"single real number, got shape \[2\]"),
         (lambda: patience(1).update(1, cost=-1), "cost must be a finite number .*, got -1"),
         (lambda: patience(1).update(1, cost=math.nan), "finite number of at least 0, got nan"),
         (
-            lambda: patience(1).update(1, a=cast(Any, "b")),
+            lambda: patience(1).update(1, a=cast("Any", "b")),
             "a must be a single real number, got 'b'",
         ),
         (lambda: patience(1).update(1, loss=1), "'loss' is the metric, which is given first"),
