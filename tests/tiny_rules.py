@@ -82,7 +82,7 @@ class _Near:
 
 def small_model() -> CurveModel:
     """A model with levels, learned on nothing."""
-    levels = {"0.01": Loss(0.005, 0.1, 0.01), "0.05": Loss(0.02, 0.3, 0.05)}
+    levels = {"0.01": Loss(0.02, 0.1, 0.01), "0.05": Loss(0.024, 0.3, 0.05)}
     card = CurveCard(metric="loss", cost_unit="steps", cost_scale=29.0, levels=levels)
     forecast: Any = _Near()
     return CurveModel(forecast, card)

@@ -167,7 +167,7 @@ def learned() -> CurveModel:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"lost": 0.05}, {"price": 0.03}, {"level": 0.03}, {"lost": 0.05, "cost_unit": "steps"}],
+    [{}, {"lost": 0.05}, {"price": 0.01}, {"level": 0.01}, {"lost": 0.05, "cost_unit": "steps"}],
     ids=str,
 )
 def test_a_learned_rule_stops_where_its_card_says(
@@ -193,7 +193,7 @@ def test_a_learned_rule_stops_where_its_card_says(
         assert monitor.steps == expected
         assert monitor.reason is None or monitor.reason.startswith("its chance to reach 1 is")
         found.add(expected)
-    assert len(found) > 2
+    assert min(found) < 30
 
 
 def test_a_learned_rule_needs_a_target_and_a_budget(learned: CurveModel) -> None:
