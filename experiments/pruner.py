@@ -2,8 +2,8 @@
 
     python experiments/pruner.py DATA
 
-DATA is a folder of the public archives (docs/howto/curves.md). Trials are drawn in 30 random orders
-and seen one validation loss at a time; a trial goes on or is pruned, and is not resumed. What counts
+DATA is a folder of the public archives (docs/howto/curves.md). Trials come in 30 random orders
+and show one validation loss at a time; each goes on or is pruned, and none is resumed. What counts
 is the normalised regret (best so far - best of all) / (median of all - best of all). Ours is the
 pace rule of `haltwise.interfaces.optuna.HaltwisePruner` with chances learned on the other tasks by
 boosted trees, the cheaper half of a `Forecast`; its `min_delta` is chosen on the other tasks.
@@ -58,7 +58,9 @@ Pruner = Callable[[Trials], Booleans]
 def simulate(best: Floats, prune: Pruner) -> Floats:
     """The best loss after each budget in each order, shape [budgets, orders]."""
     num_runs, num_points = best.shape
-    orders = np.stack([np.random.default_rng(1000 + i).permutation(num_runs) for i in range(ORDERS)])
+    orders = np.stack(
+        [np.random.default_rng(1000 + i).permutation(num_runs) for i in range(ORDERS)]
+    )
     budgets = [num * num_points for num in TRAININGS]
     row, place = np.arange(ORDERS), np.zeros(ORDERS, np.int64)
     point, incumbent = place.copy(), np.full(ORDERS, np.inf)
@@ -148,7 +150,7 @@ def curves_of(losses: Floats, target: Floats) -> Curves:
 
 def training_rows(losses: Floats, seed: int) -> Rows:
     """Rows of some runs of a task, with targets as a search has them: the best of 1 to 150 runs."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(100 + seed)
     some = rng.permutation(len(losses))[:RUNS]
     num = np.exp(rng.uniform(0, np.log(150), RUNS)).astype(int)
     final = losses.min(1)
@@ -207,7 +209,7 @@ def main() -> None:
     for first in (1, 2, 3, 4, 6, 9):
         for factor in (2, 3, 4):
             hand[f"ASHA {first} {factor}"] = successive_halving(first, factor, num_points)
-    rows = [training_rows(losses[task], 100 + task) for task in range(num_tasks)]
+    rows = [training_rows(losses[task], task) for task in range(num_tasks)]
     found = []
     for task in range(num_tasks):
         others = Rows.join([rows[other] for other in range(num_tasks) if other != task])
@@ -217,8 +219,7 @@ def main() -> None:
         print(f"task {task} of {num_tasks} done", flush=True)
     regret = {name: np.array([each[name] for each in found]) for name in found[0]}
     ours_by_delta = np.array([regret[f"ours {delta:g}"][:, 1:].sum(1) for delta in DELTAS])
-    others_sum = ours_by_delta.sum(1, keepdims=True) - ours_by_delta
-    chosen = others_sum.argmin(0)
+    chosen = (ours_by_delta.sum(1, keepdims=True) - ours_by_delta).argmin(0)
     regret["ours, chosen"] = np.array(
         [regret[f"ours {DELTAS[chosen[task]]:g}"][task] for task in range(num_tasks)]
     )
