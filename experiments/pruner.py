@@ -130,7 +130,7 @@ class Chances(NamedTuple):
 
 
 def by_pace(chances: Chances, min_delta: float) -> Pruner:
-    """Prune what promises less than the study has found for as much; see `HaltwisePruner`."""
+    """Prune what promises too little for the study's pace or lags; see `HaltwisePruner`."""
 
     def prune(trials: Trials) -> Booleans:
         is_first = np.isinf(trials.incumbent)
@@ -138,7 +138,8 @@ def by_pace(chances: Chances, min_delta: float) -> Pruner:
         chance = chances(trials, target)
         left = (chances.logit.shape[-1] - 1 - trials.point) * (1 - chance / 2)
         judged = ~is_first & (trials.point >= 1) & (trials.best > target)
-        return judged & (chance * trials.spent < left)
+        lags = (trials.seen >= 4) & (trials.ahead >= trials.seen // 2)
+        return judged & (lags | (chance * trials.spent < left))
 
     return prune
 

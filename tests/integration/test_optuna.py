@@ -177,3 +177,12 @@ def test_a_price_replaces_the_pace() -> None:
     curves = [[1.0] * 8, [2.0] * 8]
     assert run(HaltwisePruner(equal_chances(0.01), price=1e-9), curves) == [8, 8]
     assert run(HaltwisePruner(equal_chances(0.01)), curves) == [8, 2]
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_the_worse_half_of_four_trials_is_pruned(direction: str, sign: int) -> None:
+    ends = [5.0, 6.0, 7.0, 8.0, 5.5, 5.7]
+    # 8 is behind 3 of 4; 5.5 is behind 1 of 5 and 1 of 4; 5.7 is behind 2 of 6, then 2 of 5.
+    curves = [[math.nan] + [sign * end] * 7 for end in ends]
+    found = run(HaltwisePruner(equal_chances(0.99)), curves, direction)
+    assert found == [8, 8, 8, 2, 8, 3]

@@ -23,6 +23,8 @@ except ImportError:
 
 __all__ = ["HaltwisePruner"]
 
+_FEWEST_PEERS = 4  # of which the worse half is pruned
+
 
 @final
 class HaltwisePruner(BasePruner):  # type: ignore[misc]
@@ -35,7 +37,9 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
     Unless told otherwise, a learned rule goes by the pace of the study. A random search that has
     spent C finds its next best trial in about as much again, so that to spend c elsewhere is worth
     c / C of a success, and a trial is pruned where its chance of success is below c / C, with c
-    what it would still spend: all that is left if it fails, half of that if it succeeds.
+    what it would still spend: all that is left if it fails, half of that if it succeeds. It is also
+    pruned where it is in the worse half of four trials or more that came as far: chances that were
+    learned elsewhere may all be too high or too low, ranks may not.
 
     Args:
         rule: A rule on curves, or the name or path of a learned one; see `haltwise.RunMonitor`.
@@ -113,14 +117,17 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         return self._rule.gives_up(curve, curve.num_points - 1) is not None
 
     def _falls_behind(self, study: Study, completed: list[FrozenTrial], curve: Curve) -> bool:
-        """Whether the trial promises less than the study has found for as much."""
+        """Whether the trial promises less than the study has found for as much, or lags its peers."""
         # Cost is counted in whole trials here, whether steps start at 0 or at 1.
         whole = max((len(other.intermediate_values) for other in completed), default=0)
         if curve.num_points < self._rule.min_points or curve.success >= 0 or whole == 0:
             return False
         model = self._rule.rule
         assert isinstance(model, CurveModel)
-        values = sum(len(other.intermediate_values) for other in study.get_trials(deepcopy=False))
+        trials = study.get_trials(deepcopy=False)
+        if _is_in_worse_half(curve, trials):
+            return True
+        values = sum(len(other.intermediate_values) for other in trials)
         left = max(1 - curve.cost[-1] / curve.budget, 0.0)
         chance = model.chance(curve)[-1]
         return bool(chance * values < left * (1 - chance / 2) * whole)
@@ -150,6 +157,21 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
                 )
             )
             self._learned = key
+
+
+def _is_in_worse_half(curve: Curve, trials: list[FrozenTrial]) -> bool:
+    """Whether at least half of the trials that came as far, with this one, had been better."""
+    step, sign = curve.cost[-1], -1.0 if curve.direction == "max" else 1.0
+    # NaN never is the best: `fmin` passes it over.
+    bests = [
+        np.fmin.reduce(
+            [sign * value for at, value in other.intermediate_values.items() if at <= step]
+        )
+        for other in trials
+        if step in other.intermediate_values
+    ]
+    ahead = int(np.sum(np.array(bests) < curve.loss.min()))
+    return len(bests) >= _FEWEST_PEERS and ahead >= len(bests) // 2
 
 
 def _curve(trial: FrozenTrial, direction: Direction, target: float, budget: float) -> Curve:
