@@ -117,7 +117,7 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         return self._rule.gives_up(curve, curve.num_points - 1) is not None
 
     def _falls_behind(self, study: Study, completed: list[FrozenTrial], curve: Curve) -> bool:
-        """Whether the trial promises less than the study has found for as much, or lags its peers."""
+        """Whether the trial promises too little for the pace of the study, or lags its peers."""
         # Cost is counted in whole trials here, whether steps start at 0 or at 1.
         whole = max((len(other.intermediate_values) for other in completed), default=0)
         if curve.num_points < self._rule.min_points or curve.success >= 0 or whole == 0:
