@@ -11,7 +11,7 @@ from haltwise import InputError
 from haltwise.curves.curves import Curve, Floats
 from haltwise.curves.features import FEATURES
 from haltwise.curves.forecast import Forecast
-from haltwise.curves.model import CurveCard, CurveModel
+from haltwise.curves.model import CurveCard, CurveModel, Loss
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.trees import Trees
 
@@ -139,7 +139,8 @@ def equal_chances(chance: float) -> CurveModel:
     """A model for which every run has the same chance at every point."""
     leaf = {name: np.zeros((1, 1)) for name in ("feature", "threshold", "left", "right", "value")}
     trees = Trees({**leaf, "missing_left": [[False]]}, np.log(chance / (1 - chance)), len(FEATURES))
-    return CurveModel(Forecast({"all": trees}, {}), CurveCard("value", "steps", 10.0))
+    card = CurveCard("value", "steps", 10.0, levels={"0.01": Loss(0.0, 0.0, 0.0)})
+    return CurveModel(Forecast({"all": trees}, {}), card)
 
 
 @pytest.mark.parametrize("first", [0, 1])
