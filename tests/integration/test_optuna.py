@@ -3,12 +3,17 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_rules import Median, exponential_runs, small_model
 
 from haltwise import InputError
 from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.features import FEATURES
+from haltwise.curves.forecast import Forecast
+from haltwise.curves.model import CurveCard, CurveModel, Loss
 from haltwise.curves.rule import CurveRule
+from haltwise.curves.trees import Trees
 
 optuna = pytest.importorskip("optuna")
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -60,7 +65,7 @@ def test_the_best_completed_trial_is_the_target(direction: str, sign: int) -> No
         [6.0, 5.6, 5.6, 5.4, 1],  # the best is 4.5 now
         [9.0, 9, 9, 9, 9],
     ]
-    pruner = HaltwisePruner(rule, level=-1.0)
+    pruner = HaltwisePruner(rule, level=-1.0, min_points=3)
     found = run(pruner, [[sign * v for v in values] for values in curves], direction)
     assert found == [5, 5, 5, 3, 3]
     assert rule.curve is not None
@@ -82,7 +87,8 @@ def test_settings_are_obeyed() -> None:
         ({"n_startup_trials": 0}, [6, 6, 6, 6]),  # there is no target at first, and then it is met
     ):
         rule = Seen()
-        assert run(HaltwisePruner(rule, level=-1.0, **settings), curves, first=1) == expected
+        pruner = HaltwisePruner(rule, level=-1.0, **{"min_points": 3, **settings})
+        assert run(pruner, curves, first=1) == expected
         if rule.curve is not None:
             known = expected != [3, 3, 3, 3] or "budget" in settings
             assert rule.curve.budget == settings.get("budget", 6) or not known
@@ -110,7 +116,7 @@ def test_a_rule_may_learn_from_the_peers() -> None:
         [8.0, 7, 6.5, 5.0],  # of three peers, one of them pruned: 8.7 7.6 6.6 5.5
         [1.0, 9, 9, 9],  # it was better than the best
     ]
-    pruner = HaltwisePruner(rule, level=0.0, peers=True, n_startup_trials=2)
+    pruner = HaltwisePruner(rule, level=0.0, peers=True, n_startup_trials=2, min_points=3)
     assert run(pruner, curves) == [4, 4, 3, 4, 4]
     assert rule.num_fits == 3  # once for each trial that finished
     assert rule.curves is not None
@@ -119,7 +125,7 @@ def test_a_rule_may_learn_from_the_peers() -> None:
 
 def test_a_trial_that_diverged_is_judged() -> None:
     curves = [[1.0, 1.0, 1.0], [math.nan, math.nan, math.nan, math.nan], [math.inf] * 4]
-    pruner = HaltwisePruner(Seen(), level=-1e9)
+    pruner = HaltwisePruner(Seen(), level=-1e9, min_points=3)
     assert run(pruner, curves)[1:] == [3, 3]
 
 
@@ -127,3 +133,57 @@ def test_a_trial_without_values_is_not_judged() -> None:
     study = optuna.create_study(pruner=HaltwisePruner(Seen(), level=0.0))
     study.optimize(lambda trial: float(trial.should_prune()), n_trials=3)
     assert [trial.value for trial in study.trials] == [0, 0, 0]
+
+
+def equal_chances(chance: float) -> CurveModel:
+    """A model for which every run has the same chance at every point."""
+    leaf = {name: np.zeros((1, 1)) for name in ("feature", "threshold", "left", "right", "value")}
+    trees = Trees({**leaf, "missing_left": [[False]]}, np.log(chance / (1 - chance)), len(FEATURES))
+    card = CurveCard("value", "steps", 10.0, levels={"0.01": Loss(0.0, 0.0, 0.0)})
+    return CurveModel(Forecast({"all": trees}, {}), card)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_learned_model_prunes_by_the_pace_of_the_study(first: int) -> None:
+    chance, num_points, num_trials = 0.2, 11, 20
+    curves = [[1.0] * num_points, *[[2.0] * num_points] * (num_trials - 1)]
+    expected = [num_points]
+    for _ in range(num_trials - 1):
+        for length in range(2, num_points + 1):
+            # A trial is worth its chance less what it would still cost, and a whole trial's cost
+            # is worth a success for each whole trial that the study has spent.
+            spent = (sum(expected) + length) / num_points
+            last_step = num_points - 1 + first
+            left = 1 - (length - 1 + first) / last_step
+            cost = chance * left / 2 + (1 - chance) * left
+            if chance - cost / spent < 0:
+                break
+        expected.append(length)
+    found = run(HaltwisePruner(equal_chances(chance)), curves, first=first)
+    assert found == expected
+    assert {2, num_points} < set(found) or min(found) == 2 < max(found[1:])
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_a_gain_below_min_delta_is_no_success(direction: str, sign: int) -> None:
+    curves = [[sign * end] * 8 for end in (1.0, 0.9, 0.4)]
+    for min_delta, expected in ((0.0, [8, 8, 8]), (0.3, [8, 2, 8])):
+        pruner = HaltwisePruner(equal_chances(0.01), min_delta=min_delta)
+        assert run(pruner, curves, direction) == expected
+    with pytest.raises(InputError, match="min_delta must not be negative, got -1"):
+        HaltwisePruner(equal_chances(0.01), min_delta=-1)
+
+
+def test_a_price_replaces_the_pace() -> None:
+    curves = [[1.0] * 8, [2.0] * 8]
+    assert run(HaltwisePruner(equal_chances(0.01), price=1e-9), curves) == [8, 8]
+    assert run(HaltwisePruner(equal_chances(0.01)), curves) == [8, 2]
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_the_worse_half_of_four_trials_is_pruned(direction: str, sign: int) -> None:
+    ends = [5.0, 6.0, 7.0, 8.0, 5.5, 5.7]
+    # 8 is behind 3 of 4; 5.5 is behind 1 of 5 and 1 of 4; 5.7 is behind 2 of 6, then 2 of 5.
+    curves = [[math.nan] + [sign * end] * 7 for end in ends]
+    found = run(HaltwisePruner(equal_chances(0.99)), curves, direction)
+    assert found == [8, 8, 8, 2, 8, 3]

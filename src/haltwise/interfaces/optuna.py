@@ -6,10 +6,12 @@ from typing import final
 
 import numpy as np
 
+from haltwise._core.errors import require
 from haltwise._core.settings import real_number, whole_number
 from haltwise.curves.curves import Curve, Curves, Direction
+from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
-from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
+from haltwise.interfaces.levelled_rule import LevelledRule
 from haltwise.interfaces.run_monitor import Number
 
 try:
@@ -21,6 +23,8 @@ except ImportError:
 
 __all__ = ["HaltwisePruner"]
 
+_FEWEST_PEERS = 4  # of which the worse half is pruned
+
 
 @final
 class HaltwisePruner(BasePruner):  # type: ignore[misc]
@@ -30,14 +34,25 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
     longer likely enough by the rule. A trial that has been as good already is not pruned. The
     metric is called `value` on the curve, and the steps that are reported are its cost.
 
+    Unless told otherwise, a learned rule goes by the pace of the study. A random search that has
+    spent C finds its next best trial in about as much again, so that to spend c elsewhere is worth
+    c / C of a success, and a trial is pruned where its chance of success is below c / C, with c
+    what it would still spend: all that is left if it fails, half of that if it succeeds. It is also
+    pruned where it is in the worse half of four trials or more that came as far: chances that were
+    learned elsewhere may all be too high or too low, ranks may not.
+
     Args:
         rule: A rule on curves, or the name or path of a learned one; see `haltwise.RunMonitor`.
         target: The value that is a success; that of the best completed trial if None.
+        min_delta: By how much, in units of the value, a trial must be better than the best
+            completed one to count as a success. Choose the least gain that you would pay for:
+            until one trial has learned anything, all gains are tiny, and each runs to its end.
         budget: The last step of a trial; the highest that a completed trial reported if None.
         peers: Whether the rule learns anew from the study's finished trials, completed and pruned,
             whenever there is another: for rules that compare a run with others, such as the median
             rule.
-        level: See `haltwise.RunMonitor`; so `price`, `lost` and `cost_unit`.
+        level: See `haltwise.RunMonitor`; so `price`, `lost` and `cost_unit`. If none of the three
+            is given, a learned rule goes by the pace of the study.
         price: What a step is worth, in values of a success.
         lost: The share of successes that may be lost.
         cost_unit: What steps are called on the card of a learned rule.
@@ -58,6 +73,7 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         rule: CurveRule | str | Path,
         *,
         target: Number | None = None,
+        min_delta: Number = 0.0,
         budget: Number | None = None,
         peers: bool = False,
         level: float | None = None,
@@ -65,12 +81,16 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         lost: float | None = None,
         cost_unit: str | None = None,
         n_startup_trials: int = 1,
-        min_points: int = MIN_POINTS,
+        min_points: int = 2,
     ) -> None:
         self._rule = LevelledRule(
             rule, level=level, price=price, lost=lost, cost_unit=cost_unit, min_points=min_points
         )
+        is_free = all(value is None for value in (level, price, lost))
+        self._goes_by_pace = is_free and self._rule.is_learned
         self._target = None if target is None else real_number("the target", target)
+        self._min_delta = real_number("min_delta", min_delta)
+        require(self._min_delta >= 0, f"min_delta must not be negative, got {min_delta}")
         self._budget = None if budget is None else real_number("the budget", budget)
         self._peers = peers
         self._num_startup = whole_number("n_startup_trials", n_startup_trials, least=0)
@@ -84,13 +104,33 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
             return False
         maximizes = study.direction is StudyDirection.MAXIMIZE
         direction: Direction = "max" if maximizes else "min"
-        target = study.best_value if self._target is None else self._target
+        target = self._target
+        if target is None:
+            target = study.best_value + self._min_delta * (1 if maximizes else -1)
         steps = [other.last_step for other in completed if other.last_step is not None]
         budget = self._budget or float(max(steps, default=math.nan))
         if self._peers:
             self._learn(study, finished, direction, target, budget)
         curve = _curve(trial, direction, target, budget)
+        if self._goes_by_pace:
+            return self._falls_behind(study, completed, curve)
         return self._rule.gives_up(curve, curve.num_points - 1) is not None
+
+    def _falls_behind(self, study: Study, completed: list[FrozenTrial], curve: Curve) -> bool:
+        """Whether the trial promises too little for the pace of the study, or lags its peers."""
+        # Cost is counted in whole trials here, whether steps start at 0 or at 1.
+        whole = max((len(other.intermediate_values) for other in completed), default=0)
+        if curve.num_points < self._rule.min_points or curve.success >= 0 or whole == 0:
+            return False
+        model = self._rule.rule
+        assert isinstance(model, CurveModel)
+        trials = study.get_trials(deepcopy=False)
+        if _is_in_worse_half(curve, trials):
+            return True
+        values = sum(len(other.intermediate_values) for other in trials)
+        left = max(1 - curve.cost[-1] / curve.budget, 0.0)
+        chance = model.chance(curve)[-1]
+        return bool(chance * values < left * (1 - chance / 2) * whole)
 
     def _learn(
         self,
@@ -117,6 +157,21 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
                 )
             )
             self._learned = key
+
+
+def _is_in_worse_half(curve: Curve, trials: list[FrozenTrial]) -> bool:
+    """Whether at least half of the trials that came as far, with this one, had been better."""
+    step, sign = curve.cost[-1], -1.0 if curve.direction == "max" else 1.0
+    # NaN never is the best: `fmin` passes it over.
+    bests = [
+        np.fmin.reduce(
+            [sign * value for at, value in other.intermediate_values.items() if at <= step]
+        )
+        for other in trials
+        if step in other.intermediate_values
+    ]
+    ahead = int(np.sum(np.array(bests) < curve.loss.min()))
+    return len(bests) >= _FEWEST_PEERS and ahead >= len(bests) // 2
 
 
 def _curve(trial: FrozenTrial, direction: Direction, target: float, budget: float) -> Curve:
