@@ -194,9 +194,8 @@ class _Bench:
             plugins.place(rule, _kind(rule)).errors() if plugins.is_file(rule) else nullcontext()
         )
         with inside, warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of solvers that did not converge, on thousands of fits
+            # Of solvers that do not converge in some of hundreds of fits.
+            warnings.simplefilter("ignore")
             judged = judge_rule(candidates, case, self.settings.num_folds, self.settings.seed)
         seconds = time.perf_counter() - begun
         digest = _digest(case.digest, rule)
