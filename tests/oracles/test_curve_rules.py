@@ -1,5 +1,6 @@
 """Every rule on curves: its definition in one line, and no look at the future."""
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -293,7 +294,7 @@ def test_rules_that_learned_nothing_say_so() -> None:
         BoostedTreesRule().score(curve(FALLING))
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def fitted() -> dict[str, list[CurveRule]]:
     """A setting of every rule, fitted."""
     runs = population()
@@ -316,7 +317,6 @@ values = st.one_of(st.floats(-5, 5), st.just(np.nan), st.just(np.inf))
     cut=st.integers(1, 14),
 )
 def test_no_rule_looks_ahead(
-    fitted: dict[str, list[CurveRule]],
     losses: list[float],
     first: float,
     gaps: list[float],
@@ -328,7 +328,7 @@ def test_no_rule_looks_ahead(
     norm = np.abs(np.nan_to_num(np.array(loss)[::-1].copy(), posinf=1.0)) + 0.1
     run = Curve(cost, {"loss": np.array(loss), "grad_norm": norm}, "loss", "min", target, 50.0)
     before = run.until(min(cut, len(loss)))
-    for name, rules in fitted.items():
+    for name, rules in fitted().items():
         for rule in rules:
             whole, part = rule.score(run), rule.score(before)
             assert whole.shape == (len(loss),), name

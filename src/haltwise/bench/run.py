@@ -163,13 +163,13 @@ class _Bench:
         domain = find_domain(name)
         keeps = domain.is_made and self._path(name).exists()
         try:
-            curves = self._kept(name) if keeps else domain.curves(self._sample())
+            if not keeps:
+                domain.curves(self._sample()).save(self._path(name))
         except InputError as error:
             if plugins.is_file(name) or isinstance(domain, GivenDomain):
                 raise
             return str(error)
-        if not keeps:
-            curves.save(self._path(name))
+        curves = self._kept(name)  # as the cells see them
         found = []
         for question in domain.questions:
             case = make_case(domain, question, curves, self.settings.prices)
@@ -194,9 +194,8 @@ class _Bench:
             plugins.place(rule, _kind(rule)).errors() if plugins.is_file(rule) else nullcontext()
         )
         with inside, warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of solvers that did not converge, on thousands of fits
+            # Of solvers that do not converge in some of hundreds of fits.
+            warnings.simplefilter("ignore")
             judged = judge_rule(candidates, case, self.settings.num_folds, self.settings.seed)
         seconds = time.perf_counter() - begun
         digest = _digest(case.digest, rule)
