@@ -87,7 +87,8 @@ def test_settings_are_obeyed() -> None:
         ({"n_startup_trials": 0}, [6, 6, 6, 6]),  # there is no target at first, and then it is met
     ):
         rule = Seen()
-        pruner = HaltwisePruner(rule, level=-1.0, **{"min_points": 3, **settings})
+        chosen: Any = {"min_points": 3, **settings}
+        pruner = HaltwisePruner(rule, level=-1.0, **chosen)
         assert run(pruner, curves, first=1) == expected
         if rule.curve is not None:
             known = expected != [3, 3, 3, 3] or "budget" in settings
@@ -138,7 +139,8 @@ def test_a_trial_without_values_is_not_judged() -> None:
 def equal_chances(chance: float) -> CurveModel:
     """A model for which every run has the same chance at every point."""
     leaf = {name: np.zeros((1, 1)) for name in ("feature", "threshold", "left", "right", "value")}
-    trees = Trees({**leaf, "missing_left": [[False]]}, np.log(chance / (1 - chance)), len(FEATURES))
+    nodes = {**leaf, "missing_left": np.array([[False]])}
+    trees = Trees(nodes, np.log(chance / (1 - chance)), len(FEATURES))
     card = CurveCard("value", "steps", 10.0, levels={"0.01": Loss(0.0, 0.0, 0.0)})
     return CurveModel(Forecast({"all": trees}, {}), card)
 
