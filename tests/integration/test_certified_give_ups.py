@@ -1,11 +1,17 @@
 """Certificates of the share of successes that giving runs up loses."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import haltwise
-from haltwise import Curves, InputError
+from haltwise import CurveModel, Curves, InputError, RunMonitor
 from haltwise.certificates import Certificate, Refusal
+from haltwise.cli import cli
+from haltwise.curves import learn
 from haltwise.curves.curves import Curve, Floats
 from haltwise.curves.levels import GiveUps
 from haltwise.curves.rule import CurveRule
@@ -71,3 +77,31 @@ def test_what_cannot_be_certified_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         haltwise.certify(rule, runs, risk=risk, level=0.05, confidence=0.9)  # type: ignore[arg-type]
+
+
+def test_a_certificate_lies_on_the_card_and_holds_for_these_trees_alone(tmp_path: Path) -> None:
+    def runs(seed: int) -> Curves:
+        rng = np.random.default_rng(seed)
+        ends = rng.uniform(0.5, 1.6, (300, 1))
+        losses = ends + (3 - ends) * 0.8 ** np.arange(20)
+        return Curves.from_matrix(losses, target=1.0, group=[str(i % 12) for i in range(300)])
+
+    model = learn(runs(0).select(np.arange(80))).model
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    runs(1).save(tmp_path / "new.npz")
+    given = ["judge", str(path), str(tmp_path / "new.npz"), "--adopt"]
+    done = CliRunner().invoke(cli, [*given, "--certify", "0.1", "--confidence", "0.9"])
+    assert done.exit_code == 0, done.output
+    (found,) = CurveModel.load(path).card.certificates
+    assert found.model == model.digest
+    monitor = RunMonitor(path, target=1.0, budget=19.0, level=found)
+    for loss in 2.9 - 0.01 * np.arange(15):
+        monitor.update(loss)
+    assert monitor.should_stop
+    other = learn(runs(2).select(np.arange(80))).model
+    with pytest.raises(InputError, match="of another rule"):
+        RunMonitor(other, target=1.0, level=found)
+    CurveModel(other.forecast, replace(other.card, certificates=(found,))).save(path)
+    with pytest.raises(InputError, match="certificate of other trees"):
+        CurveModel.load(path)

@@ -1,16 +1,19 @@
 """`haltwise judge`: judge a model that gives runs up on runs that it has not seen."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from haltwise._core.errors import require
 from haltwise.certificates import Certificate
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, read_curves
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.curves.certify import certify_curves
-from haltwise.curves.shipped import load_curve_model
+from haltwise.curves.model import CurveModel
+from haltwise.curves.shipped import PRETRAINED, find_curve_model, load_curve_model
 from haltwise.evaluation.give_up import judge_curves, with_targets
 from haltwise.report.give_up import levels_table
 
@@ -33,6 +36,9 @@ __all__ = ["command"]
     type=float,
     help="Probability of that in the next group; leave it out for the expectation there.",
 )
+@click.option(
+    "--adopt", is_flag=True, help="Write the certificate to the card of MODEL, a file of yours."
+)
 @options.json_option
 @options.data_directory
 @options.threads_option
@@ -42,6 +48,7 @@ def command(
     reading: dict[str, Any],
     level: float | None,
     confidence: float | None,
+    adopt: bool,
     json_path: Path | None,
     data_dir: Path | None,
 ) -> None:
@@ -50,6 +57,11 @@ def command(
     MODEL is `training-runs`, which comes with the package, a directory that `haltwise learn` wrote,
     or a weights file. FILE is a file or a folder of any format that `haltwise learn` takes.
     """
+    require(
+        not adopt or (level is not None and model != PRETRAINED),
+        "--adopt writes a certificate (--certify LEVEL) to a model of yours; copy one that comes "
+        "with the package first",
+    )
     rule, curves = load_curve_model(model), with_targets(read_curves(file, reading, data_dir))
     record = judge_curves(rule, curves)
     document = record.to_json()
@@ -60,4 +72,9 @@ def command(
         say(found)
         if isinstance(found, Certificate):
             say(f"give runs up below a score of {found.score_level}; {found.assumption}")
+            if adopt:
+                certified = replace(rule.card, certificates=(*rule.card.certificates, found))
+                path = find_curve_model(model)
+                CurveModel(rule.forecast, certified).save(path)
+                say(path)
     write_json(json_path, document)

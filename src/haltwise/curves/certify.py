@@ -8,6 +8,7 @@ from haltwise._core.errors import require
 from haltwise.certificates import Certificate, Refusal, RiskTable, certify_table, set_aside
 from haltwise.curves.curves import Curves
 from haltwise.curves.levels import GiveUps, candidate_levels
+from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
 
 __all__ = ["certify_curves"]
@@ -86,5 +87,8 @@ def certify_curves(
     if isinstance(found, Refusal):
         return found
     return replace(
-        found, num_set_aside=int(aside.sum()), score_level=float(levels[found.threshold])
+        found,
+        num_set_aside=int(aside.sum()),
+        score_level=float(levels[found.threshold]),
+        model=rule.digest if isinstance(rule, CurveModel) else None,
     )

@@ -1,7 +1,8 @@
 """A learned rule that gives runs up, with its card: what it was learned on and what it may lose."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.files import load_tensors, save_tensors
+from haltwise._core.files import digest, load_tensors, save_tensors
 from haltwise._core.settings import require_types
+from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features
 from haltwise.curves.forecast import Forecast
@@ -76,6 +78,8 @@ class CurveCard:
     """Runs it was learned on."""
     num_groups: int = 0
     """Groups of these runs."""
+    certificates: tuple[Certificate, ...] = ()
+    """Levels that keep a bound, each for these very trees; see `haltwise.curves.certify_curves`."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it comes from, for people. Nothing is decided by it."""
 
@@ -87,7 +91,9 @@ class CurveCard:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same card."""
-        return {"format": _FORMAT, **asdict(self)}
+        document = asdict(replace(self, certificates=()))
+        document["certificates"] = [each.to_json() for each in self.certificates]
+        return {"format": _FORMAT, **document}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -107,7 +113,11 @@ class CurveCard:
                 for entry in entries.values():
                     require_types(kind.__init__, entry)
                 given[name] = {key: kind(**entry) for key, entry in entries.items()}
-            plain = {k: v for k, v in given.items() if k not in ("levels", "ranges")}
+            given["certificates"] = tuple(
+                Certificate.from_json(each) for each in given.get("certificates", ())
+            )
+            typed = ("levels", "ranges", "certificates")
+            plain = {key: value for key, value in given.items() if key not in typed}
             require_types(cls.__init__, plain)
             return cls(**given)
         except InputError:
@@ -145,6 +155,13 @@ class CurveModel(CurveRule):
 
     def __init__(self, forecast: Forecast, card: CurveCard) -> None:
         self.forecast, self.card = forecast, card
+
+    @property
+    def digest(self) -> str:
+        """A checksum of the trees, by which a certificate knows them."""
+        arrays, document = self.forecast.to_arrays()
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return digest(tensors, json.dumps(document, sort_keys=True))
 
     def chance(self, curve: Curve) -> Floats:
         """The probability at each point that the run meets its target in its budget, shape [n].
@@ -242,9 +259,14 @@ class CurveModel(CurveRule):
         try:
             card = CurveCard.from_json(document["card"])
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-            return cls(Forecast.from_arrays(arrays, document["forecast"]), card)
+            model = cls(Forecast.from_arrays(arrays, document["forecast"]), card)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path} is no curve model: {error}") from None
+        require(
+            all(each.model == model.digest for each in card.certificates),
+            f"{path} has a certificate of other trees; certify these with haltwise judge --certify",
+        )
+        return model
 
 
 def per_cost(curve: Curve, chance: Floats) -> Floats:

@@ -5,7 +5,7 @@ from pathlib import Path
 from haltwise._core.errors import require
 from haltwise.curves.model import CurveModel
 
-__all__ = ["PRETRAINED", "load_curve_model", "pretrained"]
+__all__ = ["PRETRAINED", "find_curve_model", "load_curve_model", "pretrained"]
 
 PRETRAINED = "training-runs"
 """The model learned on public training runs."""
@@ -15,7 +15,20 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 def pretrained() -> CurveModel:
     """The model that comes with the package."""
-    return CurveModel.load(_WEIGHTS / f"{PRETRAINED}.safetensors")
+    return load_curve_model(PRETRAINED)
+
+
+def find_curve_model(name_or_path: str | Path) -> Path:
+    """The file of a curve model; see `load_curve_model`."""
+    if str(name_or_path) == PRETRAINED:
+        return _WEIGHTS / f"{PRETRAINED}.safetensors"
+    path = Path(name_or_path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    require(
+        path.is_file(),
+        f"there is no model {path}; name {PRETRAINED}, or a directory that haltwise learn wrote",
+    )
+    return path
 
 
 def load_curve_model(name_or_path: str | Path) -> CurveModel:
@@ -24,12 +37,4 @@ def load_curve_model(name_or_path: str | Path) -> CurveModel:
     Raises:
         InputError: There is none, or it is corrupt or foreign.
     """
-    if str(name_or_path) == PRETRAINED:
-        return pretrained()
-    path = Path(name_or_path)
-    path = path / "model.safetensors" if path.is_dir() else path
-    require(
-        path.is_file(),
-        f"there is no model {path}; name {PRETRAINED}, or a directory that haltwise learn wrote",
-    )
-    return CurveModel.load(path)
+    return CurveModel.load(find_curve_model(name_or_path))

@@ -8,6 +8,7 @@ import numpy as np
 
 from haltwise._core.errors import require
 from haltwise._core.settings import real_number, shown, whole_number
+from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
@@ -27,8 +28,9 @@ class LevelledRule:
     Args:
         rule: The rule, or what `haltwise.curves.shipped.load_curve_model` takes: the name or path
             of a learned one.
-        level: A run is given up at the first point whose score lies below. A learned rule has
-            levels of its own, for a price or for successes lost.
+        level: A run is given up at the first point whose score lies below; a certificate of this
+            rule stands for the level that it certifies. A learned rule has levels of its own, for a
+            price or for successes lost.
         price: (value of a unit of cost) / (value of a success), for a learned rule.
         lost: Share of the successes that may be lost, for a learned rule, which remembers levels
             for some; .01 if nothing is given.
@@ -37,14 +39,14 @@ class LevelledRule:
         min_points: A run of fewer points is not given up.
 
     Raises:
-        InputError: There is no such rule, or no level for it.
+        InputError: There is no such rule, no level for it, or the certificate is of another.
     """
 
     def __init__(
         self,
         rule: CurveRule | str | Path,
         *,
-        level: float | None = None,
+        level: float | Certificate | None = None,
         price: float | None = None,
         lost: float | None = None,
         cost_unit: str | None = None,
@@ -58,6 +60,8 @@ class LevelledRule:
         )
         assert isinstance(found, CurveRule)
         self.rule = found
+        if isinstance(level, Certificate):
+            level = _certified(found, level)
         self.min_points = whole_number("min_points", min_points)
         self._cost_unit = cost_unit
         asked = {"a level": level, "a price": price, "successes lost": lost}
@@ -128,3 +132,18 @@ class LevelledRule:
         )
         below = np.flatnonzero(scores[start:end] < self.level(curve.budget))  # NaN is below nothing
         return start + int(below[0]) if len(below) else None
+
+
+def _certified(rule: CurveRule, certificate: Certificate) -> float:
+    """The level that is certified for this very rule."""
+    require(
+        certificate.score_level is not None,
+        "this certificate is of a stop policy, not of a level at which runs are given up",
+    )
+    model = rule.digest if isinstance(rule, CurveModel) else None
+    require(
+        certificate.model == model,
+        "the certificate is of another rule; certify this one with haltwise judge --certify",
+    )
+    assert certificate.score_level is not None
+    return certificate.score_level

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from haltwise._core.errors import require
 from haltwise._core.settings import real_number
+from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Direction
 from haltwise.curves.rule import CurveRule
 from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
@@ -46,7 +47,8 @@ class RunMonitor:
         direction: Whether lower or higher values of it are better.
         target: The value that is a success; None if there is none.
         budget: What a run may spend, in units of cost; None if unknown.
-        level: The run is given up at the first point whose score lies below.
+        level: The run is given up at the first point whose score lies below; or a certificate of
+            the rule, such as one on the card of a learned one.
         price: For a learned rule, instead: (value of a unit of cost) / (value of a success).
         lost: For a learned rule, instead: the share of the successes that may be lost, one of those
             that it remembers a level for; .01 if nothing is given.
@@ -82,7 +84,7 @@ class RunMonitor:
         direction: Direction = "min",
         target: Number | None = None,
         budget: Number | None = None,
-        level: float | None = None,
+        level: float | Certificate | None = None,
         price: float | None = None,
         lost: float | None = None,
         cost_unit: str | None = None,
