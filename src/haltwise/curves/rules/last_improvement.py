@@ -12,6 +12,8 @@ from haltwise.curves.rules.progress import relative, share_spent
 
 __all__ = ["LastImprovementRule", "UntunedImprovementRule"]
 
+_FAR = 1e12  # a loss beyond all others
+
 
 def _rate(curve: Curve, price: float | None) -> Floats:
     """The last improvement in prices of what it cost; without a price in ways per budget."""
@@ -22,8 +24,9 @@ def _rate(curve: Curve, price: float | None) -> Floats:
     rate = np.full(len(loss), np.inf)
     with np.errstate(invalid="ignore"):
         gain = loss[:-1] - loss[1:]
-    # From or to a loss that is not known nothing is gained, but a first known loss is all.
-    gain = np.where(np.isnan(gain), 0.0, gain)
+    # From or to a loss that is not known nothing is gained, nor where a run comes back that had
+    # diverged; where it diverges, all is lost.
+    gain = np.nan_to_num(gain, nan=0.0, posinf=0.0, neginf=-_FAR)
     rate[1:] = gain / np.diff(cost)
     return rate
 
