@@ -12,7 +12,7 @@ from test_examples import load_example
 from tiny_runs import TINY_OPTIONS as TINY
 
 from haltwise import InputError, load, solve
-from haltwise.models import Choice
+from haltwise.models import Choice, loading
 from haltwise.tasks import family
 from haltwise.training import train
 
@@ -132,7 +132,7 @@ def test_a_run_is_found_by_its_name_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`runs/NAME` under the working directory, unless NAME is shipped or a path."""
-    weights = Path(load.__code__.co_filename).parent / "weights" / "regression-2d.safetensors"
+    weights = loading.find("regression-2d")
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     shutil.copy(weights, run / "best.safetensors")

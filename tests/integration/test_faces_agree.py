@@ -459,6 +459,7 @@ def test_a_run_left_before_calibration_is_never_followed(face: str, tmp_path: Pa
 # --- Nothing moves where nothing is to be gained --------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
 @pytest.mark.parametrize("name", ["regression-10d", "quadratic-10d", "regression-2d", "digits-mlp"])
 def test_a_gradient_of_zero_moves_nothing(name: str) -> None:
     def masked(params: Tensor, mask: Tensor) -> Tensor:

@@ -158,6 +158,7 @@ def test_nothing_changes_for_problems_that_fit(name: str) -> None:
 # ---------------------------------------------------------------------------------- the best point
 
 
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
 @given(
     st.sampled_from(SOLVERS),
     st.integers(0, 10**6),

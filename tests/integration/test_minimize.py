@@ -51,6 +51,7 @@ def test_minimize_is_solve_for_one_problem() -> None:
     assert result.fun - least < 0.05 * (value(START) - least)
 
 
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
 @pytest.mark.parametrize("jac", [gradient, True, None])
 @pytest.mark.parametrize("options", [{}, {"optimizer": "quadratic-10d", "price": 0.01}])
 def test_scipy_s_route_is_the_direct_one(jac: Any, options: dict[str, Any]) -> None:
