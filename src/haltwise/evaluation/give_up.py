@@ -166,8 +166,7 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
         InputError: No run has a target.
 
     Warns:
-        DataWarning: Runs without a target are left out, or there is no target at all and the median
-            of what runs of the same task reach at their end is taken.
+        DataWarning: Runs without a target are left out, or medians of peers are taken for targets.
         FitWarning: Many runs look unlike those that the model was learned on.
     """
     curves = with_targets(curves)
