@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +136,18 @@ def test_a_missing_log_is_a_sentence(log: Path) -> None:
 def test_ctrl_c_is_clean(log: Path) -> None:
     log.write_text("step,loss\n" + lines([3.0]))
     command = [sys.executable, "-m", "haltwise", "watch", str(log), "--rule", RULE, "--level", "-9"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--metric", "loss", "--poll", "0.05"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
-    assert "go on" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it may be ignored
+    ) as process:
+        assert process.stdout is not None
+        assert "go on" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "haltwise: interrupted"
     assert "Traceback" not in err
