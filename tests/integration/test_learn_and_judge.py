@@ -40,6 +40,14 @@ def test_what_is_learned_saves_and_loses_little_on_runs_of_its_kind() -> None:
         assert own.levels[name].lost.value == pytest.approx(found.lost)
 
 
+def test_the_last_score_is_the_last_of_the_scores() -> None:
+    model = learn(some_runs(60, 0)).model
+    for curve in some_runs(5, 3):
+        scores = model.score(curve)
+        for num in (1, 2, 3, 20, 40):
+            assert model.last_score(curve.until(num)) == pytest.approx(scores[num - 1], rel=1e-12)
+
+
 def test_the_price_is_the_level() -> None:
     """Giving up below chance / (cost to come) = price is best among those at any other level."""
     learned = learn(some_runs(300, 0))

@@ -169,6 +169,9 @@ class CurveModel(CurveRule):
         Raises:
             InputError: The curve has no target or no budget.
         """
+        return self.forecast.chance(self._features(curve))
+
+    def _features(self, curve: Curve) -> Floats:
         require(
             bool(np.isfinite(curve.target)),
             "this run has no target, so there is no success to forecast; give it one, such as "
@@ -178,14 +181,18 @@ class CurveModel(CurveRule):
             bool(curve.budget > 0),
             f"a run needs a budget above 0 to forecast what it will reach, got {curve.budget}",
         )
-        return self.forecast.chance(curve_features(curve))
+        return curve_features(curve)
 
     def score(self, curve: Curve) -> Floats:
         """The chance per unit of the cost to come, at each point, shape [n]; see the class."""
         return per_cost(curve, self.chance(curve))
 
+    def last_score(self, curve: Curve) -> float:
+        chance = self.forecast.chance(self._features(curve)[-1:])
+        return float(per_cost(curve._replace(cost=curve.cost[-1:]), chance)[0])
+
     def why(self, curve: Curve) -> str:
-        chance = self.chance(curve)[-1]
+        chance = self.forecast.chance(self._features(curve)[-1:])[0]
         left = max(curve.budget - curve.cost[-1], 0.0)
         unusual = self.unusual(curve)
         beyond = f"; beyond what it was learned on: {', '.join(unusual)}" if unusual else ""

@@ -43,6 +43,10 @@ class CurveRule(ABC):
         """The score of every curve; a rule that works faster on many at once does so here."""
         return [self.score(curve) for curve in curves]
 
+    def last_score(self, curve: Curve) -> float:
+        """The score at the last point, `score(curve)[-1]`; overridden where others can be saved."""
+        return float(self.score(curve)[-1])
+
     def why(self, curve: Curve) -> str:
         """Say in a sentence what the score at the last point of the curve stands for."""
         return f"the score is {self.score(curve)[-1]:.3g}"

@@ -124,6 +124,9 @@ class LevelledRule:
         end = curve.success if curve.success >= 0 else curve.num_points
         if start >= end:
             return None
+        if start == curve.num_points - 1 and type(self.rule).last_score is not CurveRule.last_score:
+            below_level = self.rule.last_score(curve) < self.level(curve.budget)
+            return start if below_level else None
         scores = np.asarray(self.rule.score(curve), np.float64)
         require(
             scores.shape == curve.cost.shape,
