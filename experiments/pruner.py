@@ -139,7 +139,8 @@ def by_pace(chances: Chances, min_delta: float) -> Pruner:
         left = (chances.logit.shape[-1] - 1 - trials.point) * (1 - chance / 2)
         judged = ~is_first & (trials.point >= 1) & (trials.best > target)
         lags = (trials.seen >= 4) & (trials.ahead >= trials.seen // 2)
-        return judged & (lags | (chance * trials.spent < left))
+        pruned: Booleans = judged & (lags | (chance * trials.spent < left))
+        return pruned
 
     return prune
 
