@@ -49,7 +49,7 @@ def certify_curves(
         >>> rng = np.random.default_rng(0)
         >>> ends = rng.uniform(0.2, 2.0, (400, 1))
         >>> losses = ends + (3 - ends) * 0.9 ** np.arange(30)
-        >>> groups = [str(i % 8) for i in range(400)]
+        >>> groups = [str(i % 2) for i in range(400)]
         >>> runs = Curves.from_matrix(losses, target=1.0, group=groups)
         >>> model = learn(runs.select(np.arange(100))).model
         >>> found = certify_curves(

@@ -105,7 +105,7 @@ def learn(
         >>> rng = np.random.default_rng(0)
         >>> ends = rng.uniform(0.2, 2.0, 60)  # a run of 30 steps falls from 3 towards its end
         >>> losses = ends[:, None] + (3 - ends[:, None]) * 0.9 ** np.arange(30)
-        >>> groups = [str(i % 4) for i in range(60)]
+        >>> groups = [str(i % 2) for i in range(60)]
         >>> found = learn(Curves.from_matrix(losses, target=1.0, group=groups))
         >>> list(found.model.card.levels)
         ['0.01', '0.02', '0.05']

@@ -144,9 +144,9 @@ class CurveModel(CurveRule):
     Examples:
         >>> from haltwise.curves.learning import learn
         >>> rng = np.random.default_rng(0)
-        >>> ends = rng.uniform(0.2, 2.0, 120)  # a run of 30 steps falls from 3 towards its end
+        >>> ends = rng.uniform(0.2, 2.0, 60)  # a run of 30 steps falls from 3 towards its end
         >>> losses = ends[:, None] + (3 - ends[:, None]) * 0.9 ** np.arange(30)
-        >>> groups = [str(i % 4) for i in range(120)]
+        >>> groups = [str(i % 2) for i in range(60)]
         >>> model = learn(Curves.from_matrix(losses, target=1.0, group=groups)).model
         >>> hopeless = Curves.from_matrix([2 + 0.9 ** np.arange(10)], target=1.0, budget=29.0)[0]
         >>> bool(model.chance(hopeless)[-1] < 0.1)
