@@ -24,7 +24,6 @@ from haltwise.training import Trainer
 from haltwise.training.gradients import Estimate
 from haltwise.training.run.directory import RunDirectory, differences
 from haltwise.training.run.log import read_log
-from haltwise.training.sources import FamilySource
 
 
 def broken_off(directory: Path, after: int, *, saves: bool, **changes: Any) -> None:
@@ -270,18 +269,17 @@ def test_counts_are_those_of_an_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recordings are made again after an interruption; what they leave out counts once."""
-    sample = FamilySource.sample
+    kind = type(family(by_adam().family.name))
+    sample = kind.sample
 
-    def blighted(
-        source: FamilySource, num_problems: int, generator: torch.Generator
-    ) -> LeastSquaresBatch:
-        batch = sample(source, num_problems, generator)
+    def blighted(*arguments: Any, **settings: Any) -> LeastSquaresBatch:
+        batch = sample(*arguments, **settings)
         assert isinstance(batch, LeastSquaresBatch)
         target = batch.target.clone()
         target[::5] = math.nan
         return replace(batch, target=target)
 
-    monkeypatch.setattr(FamilySource, "sample", blighted)
+    monkeypatch.setattr(kind, "sample", blighted)
 
     def left_out(directory: Path, cuts: tuple[int, ...]) -> tuple[int, list[object]]:
         trainer = Trainer(by_adam(), directory)

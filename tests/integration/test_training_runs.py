@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -231,16 +232,17 @@ def test_nonfinite_problems_are_left_out_and_counted(
 ) -> None:
     """One of every batch: 8 of the joint phase, of what is recorded and judged one each."""
     trainer = Trainer(tiny(), tmp_path)
-    sample = trainer.source.sample
+    kind = type(family(trainer.settings.family.name))
+    sample = kind.sample
 
-    def with_one_broken(num_problems: int, generator: torch.Generator) -> TaskBatch:
-        batch = sample(num_problems, generator)
+    def with_one_broken(*arguments: Any, **settings: Any) -> TaskBatch:
+        batch = sample(*arguments, **settings)
         assert isinstance(batch, LeastSquaresBatch)
         target = batch.target.clone()
         target[0] = math.nan
         return replace(batch, target=target)
 
-    monkeypatch.setattr(trainer.source, "sample", with_one_broken)
+    monkeypatch.setattr(kind, "sample", with_one_broken)
     *_, last = trainer.run()
     assert last.num_nonfinite == JOINT + 2  # of what is recorded, and of validation
     assert trainer.num_nonfinite == JOINT + 3  # of calibration

@@ -13,7 +13,9 @@ from haltwise.curves.levels import GiveUps, level_for
 from haltwise.curves.model import per_cost
 from haltwise.curves.trees import Trees
 
-_VALUE = st.one_of(st.floats(-5, 5), st.just(np.nan), st.just(np.inf))
+# Thousandths, so that no difference is lost where a shift is added.
+_NUMBER = st.integers(-5000, 5000).map(lambda number: number / 1000)
+_VALUE = st.one_of(_NUMBER, st.just(np.nan), st.just(np.inf))
 
 
 @st.composite
@@ -24,7 +26,7 @@ def _curves(draw: st.DrawFn) -> Curve:
         name: np.array(draw(st.lists(_VALUE, min_size=num, max_size=num)))
         for name in ("metric", "train_loss", "grad_norm")
     }
-    return Curve(np.cumsum(gaps), columns, "metric", "min", draw(st.floats(-6, 4)), 40.0)
+    return Curve(np.cumsum(gaps), columns, "metric", "min", draw(_NUMBER), 40.0)
 
 
 @given(_curves(), st.floats(0.01, 100), st.floats(-10, 10), st.floats(0.01, 100))
