@@ -166,8 +166,8 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
         InputError: No run has a target.
 
     Warns:
-        DataWarning: Runs without a target are left out, or medians of peers are taken for targets.
-        FitWarning: Many runs look unlike those that the model was learned on.
+        FitWarning: Many runs look unlike those that the model was learned on. It is a `DataWarning`
+            that runs without a target are left out, or medians of peers taken for targets.
     """
     curves = with_targets(curves)
     _warn_of_unusual(model, curves)
