@@ -67,7 +67,8 @@ class CurveCard:
     cost_unit: str
     """What cost was counted in."""
     cost_scale: float
-    """The mean budget, in units of cost: a score is in chances per mean budget."""
+    """The mean budget, in units of cost: by it levels, which are in chances per unit of cost, are
+    translated for runs whose cost is counted in another unit."""
     direction: str = "min"
     """Whether lower or higher values of the metric were better."""
     levels: Mapping[str, Loss] = field(default_factory=dict)
@@ -198,7 +199,7 @@ class CurveModel(CurveRule):
         beyond = f"; beyond what it was learned on: {', '.join(unusual)}" if unusual else ""
         return (
             f"its chance to reach {curve.target:g} is forecast to be {chance:.2g}, which does not "
-            f"pay for the {left:.3g} {self.card.cost_unit} that are left{beyond}"
+            f"pay for the {left:.3g} that are left of its budget of {curve.budget:.3g}{beyond}"
         )
 
     def level(
