@@ -61,7 +61,8 @@ def test_too_few_groups_are_refused_with_the_number_needed() -> None:
         Shown(), few, risk="given-up", level=0.02, confidence=None, group=few.group.tolist()
     )
     assert isinstance(found, Refusal)
-    assert "49 needed" in found.statement
+    assert found.statement == "not certifiable: 11 groups, 49 needed"
+    assert "2 groups were set aside" in found.reason
 
 
 @pytest.mark.parametrize(

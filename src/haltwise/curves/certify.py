@@ -85,7 +85,9 @@ def certify_curves(
     )
     found = certify_table(table, level=level, confidence=confidence)
     if isinstance(found, Refusal):
-        return found
+        num = len(np.unique(curves.group[aside])) if grouped else int(aside.sum())
+        what = "groups" if grouped else "runs"
+        return replace(found, reason=f"{found.reason} ({num} {what} were set aside to find levels)")
     return replace(
         found,
         num_set_aside=int(aside.sum()),
