@@ -86,9 +86,9 @@ def learn(
     Args:
         curves: Runs with targets.
         base: A forecast learned elsewhere.
-        beside: Rows of other runs to learn from as well, see `rows_of`; their groups are no matter.
+        beside: Rows of other runs to learn from as well, see `rows_of`; their groups are not held out.
         ended_early: What runs that ended before their budget without success count as. Whether
-            they would have succeeded is not known: as failures they make the forecast gloomy where
+            they would have succeeded is not known: as failures they make the forecast too low where
             good runs were ended too, and left out they leave the doomed ones out.
         lost: Shares of the successes that may be lost.
         seed: Of everything that is random.
