@@ -86,7 +86,7 @@ def learn(
     Args:
         curves: Runs with targets.
         base: A forecast learned elsewhere.
-        beside: Rows of other runs to learn from as well, see `rows_of`; their groups are not held out.
+        beside: Rows of other runs to learn from as well, see `rows_of`; none of them is held out.
         ended_early: What runs that ended before their budget without success count as. Whether
             they would have succeeded is not known: as failures they make the forecast too low where
             good runs were ended too, and left out they leave the doomed ones out.
