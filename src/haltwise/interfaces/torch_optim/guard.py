@@ -17,25 +17,25 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.tensors import log_rms
 
-__all__ = ["Action", "Guard", "adam_", "init_tensors"]
+__all__ = ["FRESH", "Action", "Guard", "adam_", "init_tensors"]
 
-_SMOOTHING = 0.8  # of the loss: some five steps
-_FEW = 10  # steps from a beginning, in which learned rules are bold
-_BOLD, _LONG = 0.5, 3  # of the first loss, above it: too much for so many of these steps in a row
-_RISE = 0.15  # of the whole fall of the loss, above the lowest: too much
-_LITTLE = 0.1  # of the first loss: a fall that is no progress yet
-_NOISE = 3.0  # times the mean deviation from the smoothed loss: no mere noise
-_WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
-_ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
-_CUT = 0.3  # of Adam's rate, where the loss rises under Adam, too
-_FAILURES = 3  # steps in a row at which something is not finite
-_WINDOW = 10  # steps of Adam that must together earn their price
-_EPS = 1e-4  # of the root mean square
-_TINY, _HUGE = 1e-19, 1e15  # of a gradient whose square is a float32
-_USUAL_RATE = 1e-3  # of Adam, where no learned step has shown its size
-_BETAS = (0.9, 0.99)
+SMOOTHING = 0.8  # of the loss: some five steps
+FEW = 10  # steps from a beginning, in which learned rules are bold
+BOLD, LONG = 0.5, 3  # of the first loss, above it: too much for so many of these steps in a row
+RISE = 0.15  # of the whole fall of the loss, above the lowest: too much
+LITTLE = 0.1  # of the first loss: a fall that is no progress yet
+NOISE = 3.0  # times the mean deviation from the smoothed loss: no mere noise
+WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
+ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
+CUT = 0.3  # of Adam's rate, where the loss rises under Adam, too
+FAILURES = 3  # steps in a row at which something is not finite
+WINDOW = 10  # steps of Adam that must together earn their price
+EPS = 1e-4  # of the root mean square
+TINY, HUGE = 1e-19, 1e15  # of a gradient whose square is a float32
+USUAL_RATE = 1e-3  # of Adam, where no learned step has shown its size
+BETAS = (0.9, 0.99)
 
-_FRESH = {
+FRESH = {
     "begun": 0,  # step of the first beginning or the last going back
     "adam": -1,  # steps of Adam; -1 before it has taken over
     "failures": 0,  # steps in a row at which something was not finite
@@ -87,21 +87,21 @@ class Guard:
     def __init__(self, state: State, step: int, horizon: int, price: float) -> None:
         self._state, self._step, self._horizon, self._price = state, step, horizon, price
         if not state:
-            state |= {**_FRESH, "begun": step, "lowest_at": step}
+            state |= {**FRESH, "begun": step, "lowest_at": step}
 
     @staticmethod
     def check(state: object, step: int) -> None:
         """Refuse what no guard can have remembered after `step` updates."""
         fits = (
             isinstance(state, dict)
-            and state.keys() == _FRESH.keys()
-            and all(type(state[name]) is type(value) for name, value in _FRESH.items())
+            and state.keys() == FRESH.keys()
+            and all(type(state[name]) is type(value) for name, value in FRESH.items())
             and all(
-                state[name] >= min(value, 0) or name in _SIGNED for name, value in _FRESH.items()
+                state[name] >= min(value, 0) or name in _SIGNED for name, value in FRESH.items()
             )
             and max(state["begun"], state["lowest_at"], state["adam"]) <= step
             and all(
-                math.isfinite(state[name]) or state[name] == value for name, value in _FRESH.items()
+                math.isfinite(state[name]) or state[name] == value for name, value in FRESH.items()
             )
             and math.isfinite(state["lowest"]) == (state["losses"] > 0)
         )
@@ -120,7 +120,7 @@ class Guard:
     @property
     def rate(self) -> float:
         """Adam's learning rate at this step."""
-        return float(self._state["rate"] / (1 + self.num_adam_steps / (_ANNEAL * self._horizon)))
+        return float(self._state["rate"] / (1 + self.num_adam_steps / (ANNEAL * self._horizon)))
 
     def observe(self, loss: float | None) -> Action:
         """Begin a step with the loss at the parameters, where it is known."""
@@ -133,7 +133,7 @@ class Guard:
                 self._take_over()
             return action._replace(takes_over=why)
         if action.go_back:
-            self._state["rate"] *= _CUT
+            self._state["rate"] *= CUT
         return action._replace(takes_over="")
 
     def fail(self) -> Action:
@@ -143,14 +143,14 @@ class Guard:
         """
         state = self._state
         state["failures"] += 1
-        if state["failures"] < _FAILURES or self._step == 0:
+        if state["failures"] < FAILURES or self._step == 0:
             return Action()
         state["failures"] = 0
         if state["losses"]:
             self._begin_again()
         go_back = state["losses"] > 0  # else the copy is that of the start
         if self.has_taken_over:
-            state["rate"] *= _CUT
+            state["rate"] *= CUT
             return Action(go_back=go_back)
         self._take_over()
         return Action(go_back=go_back, takes_over=f"at step {self._step}, as steps are not finite")
@@ -161,8 +161,8 @@ class Guard:
         state["failures"] = 0
         if mean_square is None:
             return
-        state["size"] += (1 - _SMOOTHING) * (mean_square - state["size"])
-        state["weight"] += (1 - _SMOOTHING) * (1 - state["weight"])
+        state["size"] += (1 - SMOOTHING) * (mean_square - state["size"])
+        state["weight"] += (1 - SMOOTHING) * (1 - state["weight"])
         if state["lowest_at"] == self._step or not (state["losses"] and state["size_there"]):
             state["size_there"] = math.sqrt(state["size"] / state["weight"])
 
@@ -171,43 +171,43 @@ class Guard:
         state = self._state
         state["failures"] = 0
         state["adam"] += 1
-        if not has_loss or (state["adam"] - 1) % _WINDOW:
+        if not has_loss or (state["adam"] - 1) % WINDOW:
             return False
         smooth = state["smooth"] / self._weight()
         gained = state["window"] - smooth
         state["window"] = smooth
-        return bool(gained < _WINDOW * self._price)
+        return bool(gained < WINDOW * self._price)
 
     def _weight(self) -> float:
         """By which the smoothed loss is corrected for its start at 0."""
-        return float(1 - _SMOOTHING ** self._state["losses"])
+        return float(1 - SMOOTHING ** self._state["losses"])
 
     def _judge(self, loss: float) -> Action:
         state, step = self._state, self._step
         noise = state["noise"]
         if state["losses"]:
             deviation = abs(loss - state["smooth"] / self._weight())
-            state["noise"] += (1 - _SMOOTHING) * (deviation - state["noise"])
+            state["noise"] += (1 - SMOOTHING) * (deviation - state["noise"])
         else:
             state["first"] = loss
-        is_high = loss - state["first"] > _BOLD * abs(state["first"])
+        is_high = loss - state["first"] > BOLD * abs(state["first"])
         state["high"] = state["high"] + 1 if is_high else 0
         state["losses"] += 1
-        state["smooth"] += (1 - _SMOOTHING) * (loss - state["smooth"])
+        state["smooth"] += (1 - SMOOTHING) * (loss - state["smooth"])
         smooth = state["smooth"] / self._weight()
         if smooth <= state["lowest"]:
             state["lowest"], state["lowest_at"] = smooth, step
             state["noise_there"] = state["noise"]
             return Action(remember=True)
         above, fall = smooth - state["lowest"], max(state["first"] - state["lowest"], 0.0)
-        if step - state["begun"] < _FEW:
-            rises = state["high"] >= _LONG
+        if step - state["begun"] < FEW:
+            rises = state["high"] >= LONG
         else:
             # Without progress the lowest is that of the start, which knows nothing of the noise.
-            stands = fall < _LITTLE * abs(state["first"])
+            stands = fall < LITTLE * abs(state["first"])
             noise = max(noise, state["noise_there"]) if stands else state["noise_there"]
-            rises = above > max(_RISE * fall, _NOISE * noise)
-        waits = not self.has_taken_over and step - state["lowest_at"] > _WAIT * self._horizon
+            rises = above > max(RISE * fall, NOISE * noise)
+        waits = not self.has_taken_over and step - state["lowest_at"] > WAIT * self._horizon
         if not (rises or waits):
             return Action()
         waited = step - state["lowest_at"]
@@ -223,7 +223,7 @@ class Guard:
         state["high"] = 0
 
     def _take_over(self) -> None:
-        self._state["adam"], self._state["rate"] = 0, self._state["size_there"] or _USUAL_RATE
+        self._state["adam"], self._state["rate"] = 0, self._state["size_there"] or USUAL_RATE
 
 
 def init_tensors(param: Tensor, like: Tensor) -> dict[str, Tensor]:
@@ -246,11 +246,11 @@ def adam_(state: dict[str, Tensor], grad: Tensor, step: int, rate: float) -> Ten
         step: Steps that Adam has taken.
         rate: Its learning rate.
     """
-    grad = grad.clamp(-_HUGE, _HUGE)
-    first, second = _BETAS
+    grad = grad.clamp(-HUGE, HUGE)
+    first, second = BETAS
     mean = state["guard.mean"].lerp_(grad, 1 - first)
     square = state["guard.square"].lerp_(grad.square(), 1 - second)
     root = (square / (1 - second ** (step + 1))).sqrt_()
     # In units of the gradient itself, which may have any size.
-    root += _EPS * log_rms(root).exp() + _TINY
+    root += EPS * log_rms(root).exp() + TINY
     return mean.div(root).mul_(-rate / (1 - first ** (step + 1)))

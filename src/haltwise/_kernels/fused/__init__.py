@@ -1,0 +1,61 @@
+"""Fused kernels for NVIDIA GPUs, written in Triton.
+
+Triton is optional and imported by the modules of this room only, which nothing imports before
+`serves` has said yes. With `TRITON_INTERPRET=1` its interpreter runs the same kernels on a CPU,
+slowly: `HALTWISE_KERNEL=triton` then sends CPU tensors through them, too.
+"""
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+__all__ = ["MAX_LAYERS", "MAX_SIZE", "implementation", "is_interpreted", "serves"]
+
+MAX_SIZE, MAX_LAYERS = 64, 4
+
+
+def is_interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def serves(device: torch.device, dtype: torch.dtype, size: int, num_layers: int) -> bool:
+    """Whether tensors of a device and dtype go through the kernels, H = `size` units in L layers."""
+    fits = dtype is torch.float32 and size <= MAX_SIZE and num_layers <= MAX_LAYERS
+    return fits and device.type in ("cuda", "cpu") and _missing(device) is None
+
+
+def implementation(device: torch.device) -> str:
+    """What runs on a device, in words, or why the kernels do not."""
+    missing = _missing(device)
+    return f"PyTorch's operations ({missing})" if missing else "fused kernels (Triton)"
+
+
+def _missing(device: torch.device) -> str | None:
+    """Why the kernels do not run on a device."""
+    setting = os.environ.get("HALTWISE_KERNEL", "").strip().lower()
+    if setting == "plain":
+        return "HALTWISE_KERNEL=plain"
+    if device.type == "cpu":
+        wanted = setting == "triton" and is_interpreted()
+        return _no_triton() if wanted else "the kernels are for NVIDIA GPUs"
+    return _no_triton() or _no_gpu(device.index)
+
+
+@functools.cache
+def _no_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    return None
+
+
+@functools.cache
+def _no_gpu(index: int | None) -> str | None:
+    if torch.version.cuda is None:
+        return "this PyTorch is not built for NVIDIA GPUs"
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        return f"a GPU of compute capability {major}.{minor} has no tf32 units; 8.0 is needed"
+    return None

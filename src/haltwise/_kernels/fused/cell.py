@@ -1,0 +1,254 @@
+"""Device functions: a stack of LSTM cells on a block of rows, and what an optimizer reads.
+
+A program holds BLOCK rows. The H units of a layer lie in two tiles of UA and UB columns, powers of
+two, so that 20 units are 16 + 4 and not 32: a padded column costs as much as a real one. UB is 0
+where one tile is as good. A product's weights come packed (`packing.py`), split into two parts of
+11 bits each, so that three products of the matrix units (tf32) are as exact as one of float32.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import libdevice
+
+__all__ = ["advance", "gradient_features", "read_out"]
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def _split(x):
+    """x = high + low, high with the 11 bits that a matrix unit reads."""
+    bits = x.to(tl.int32, bitcast=True)
+    high = ((bits + 0x1000) & -8192).to(tl.float32, bitcast=True)
+    return high, x - high  # what is no number shows in the second
+
+
+@triton.jit
+def _add_product(acc, x, packed, K: tl.constexpr, N: tl.constexpr, SHORT: tl.constexpr):
+    """acc + x @ weights [K, N]; SHORT if x has at most 11 bits."""
+    at = tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :]
+    high = tl.load(packed + at)
+    low = tl.load(packed + K * N + at)
+    if SHORT:
+        x_high = x
+    else:
+        x_high, x_low = _split(x)
+        acc = tl.dot(x_low, high, acc, input_precision="tf32")
+    acc = tl.dot(x_high, low, acc, input_precision="tf32")
+    return tl.dot(x_high, high, acc, input_precision="tf32")
+
+
+@triton.jit
+def _gates(z, BLOCK: tl.constexpr, U: tl.constexpr):
+    """Input, forget, candidate and output of columns [low bit of the gate, unit, high bit].
+
+    So packed, those of a unit lie in the registers of one thread.
+    """
+    apart = tl.permute(tl.reshape(z, (BLOCK, 2, U, 2)), (0, 2, 1, 3))
+    even, odd = tl.split(apart)
+    enter, candidate = tl.split(even)
+    forget, leave = tl.split(odd)
+    return enter, forget, candidate, leave
+
+
+@triton.jit
+def _exp(x):
+    if INTERPRETED:
+        return tl.exp(x)
+    else:
+        return libdevice.fast_expf(x)
+
+
+@triton.jit
+def _divide(x, y):
+    """x / y for y below 2^126, and 0 for larger ones."""
+    if INTERPRETED:
+        return x / y
+    else:
+        return libdevice.fast_dividef(x, y)
+
+
+@triton.jit
+def _tanh(x):
+    """Numerator and denominator; a series where the quotient would lose the digits of small x."""
+    power = _exp(tl.minimum(2.0 * x, 30.0, propagate_nan=tl.PropagateNan.ALL))
+    square = x * x
+    series = square * (-17.0 / 315.0) + 2.0 / 15.0
+    series = series * square - 1.0 / 3.0
+    series = x + x * square * series
+    near = square < 0.02
+    return tl.where(near, series, power - 1.0), tl.where(near, 1.0, power + 1.0)
+
+
+@triton.jit
+def _cell(z, cell, BLOCK: tl.constexpr, U: tl.constexpr):
+    """Hidden and cell state after the step, from the gates' sums [BLOCK, 4 U].
+
+    A sigmoid 1 / (1 + exp(-x)) and a tanh that are multiplied share a division.
+    """
+    enter, forget, candidate, leave = _gates(z, BLOCK, U)
+    candidate, under = _tanh(candidate)
+    entering = _divide(candidate, under + under * _exp(-enter))
+    cell = _divide(cell, 1.0 + _exp(-forget)) + entering
+    shown, under = _tanh(cell)
+    return _divide(shown, under + under * _exp(-leave)), cell
+
+
+@triton.jit
+def _beside(a, b, BLOCK: tl.constexpr, U: tl.constexpr):
+    """Columns of both in turn, [BLOCK, 2 U]."""
+    return tl.reshape(tl.join(a, b), (BLOCK, 2 * U))
+
+
+@triton.jit
+def _padded(x, BLOCK: tl.constexpr, U: tl.constexpr, WIDTH: tl.constexpr):
+    """Columns with zeros behind each, doubling until there are WIDTH, at most 16 U."""
+    if U < WIDTH:
+        x = _beside(x, tl.zeros((BLOCK, U), tl.float32), BLOCK, U)
+    if 2 * U < WIDTH:
+        x = _beside(x, tl.zeros((BLOCK, 2 * U), tl.float32), BLOCK, 2 * U)
+    if 4 * U < WIDTH:
+        x = _beside(x, tl.zeros((BLOCK, 4 * U), tl.float32), BLOCK, 4 * U)
+    if 8 * U < WIDTH:
+        x = _beside(x, tl.zeros((BLOCK, 8 * U), tl.float32), BLOCK, 8 * U)
+    return x
+
+
+@triton.jit
+def _load(state, row, known, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constexpr):
+    """Units FIRST.. of one layer, float32."""
+    unit = FIRST + tl.arange(0, U)
+    if FIRST + U > H:
+        known = known & (unit < H)[None, :]
+    return tl.load(state + row + unit[None, :], mask=known, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(state, value, row, known, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constexpr):
+    unit = FIRST + tl.arange(0, U)
+    if FIRST + U > H:
+        known = known & (unit < H)[None, :]
+    tl.store(state + row + unit[None, :], value.to(state.dtype.element_ty), mask=known)
+
+
+@triton.jit
+def advance(
+    hidden,
+    cell,
+    new_hidden,
+    new_cell,
+    packed,
+    rows,
+    known,
+    x0,
+    x1,
+    x2,
+    x3,
+    LAYERS: tl.constexpr,
+    H: tl.constexpr,
+    UA: tl.constexpr,
+    UB: tl.constexpr,
+    SHORT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One step of all layers; states [N, L, H] at `rows` (int64 [BLOCK]) where `known`.
+
+    Returns:
+        The top layer's output in two tiles, [BLOCK, UA] and [BLOCK, UB]; the second is the first
+        where UB is 0.
+    """
+    NA: tl.constexpr = 4 * UA
+    NB: tl.constexpr = 4 * UB
+    REST: tl.constexpr = 16 if UB < 8 else 2 * UB
+    inside = known[:, None]
+    features = _beside(tl.join(x0, x1), tl.join(x2, x3), BLOCK, 2)
+    below_a = tl.zeros((BLOCK, UA), tl.float32)
+    below_b = below_a
+    for layer in tl.static_range(LAYERS):
+        row = (rows * (LAYERS * H) + layer * H)[:, None]
+        own_a = _load(hidden, row, inside, 0, UA, H)
+        if UB > 0:
+            own_b = _load(hidden, row, inside, UA, UB, H)
+            if layer == 0:
+                rest = _beside(own_b, _padded(features, BLOCK, 4, UB), BLOCK, UB)
+            else:
+                rest = _beside(own_b, below_b, BLOCK, UB)
+            rest = _padded(rest, BLOCK, 2 * UB, REST)
+        else:
+            rest = _padded(features, BLOCK, 4, REST)
+        z_a = tl.zeros((BLOCK, NA), tl.float32) + tl.load(packed + tl.arange(0, NA))[None, :]
+        packed += NA
+        z_a = _add_product(z_a, own_a, packed, UA, NA, SHORT)
+        packed += 2 * UA * NA
+        if layer > 0:
+            z_a = _add_product(z_a, below_a, packed, UA, NA, False)
+            packed += 2 * UA * NA
+        if UB > 0 or layer == 0:
+            z_a = _add_product(z_a, rest, packed, REST, NA, False)
+            packed += 2 * REST * NA
+        c_a, c_b = _load(cell, row, inside, 0, UA, H), 0.0
+        if UB > 0:
+            z_b = tl.zeros((BLOCK, NB), tl.float32) + tl.load(packed + tl.arange(0, NB))[None, :]
+            packed += NB
+            z_b = _add_product(z_b, own_a, packed, UA, NB, SHORT)
+            packed += 2 * UA * NB
+            if layer > 0:
+                z_b = _add_product(z_b, below_a, packed, UA, NB, False)
+                packed += 2 * UA * NB
+            z_b = _add_product(z_b, rest, packed, REST, NB, False)
+            packed += 2 * REST * NB
+            c_b = _load(cell, row, inside, UA, UB, H)
+            below_b, c_b = _cell(z_b, c_b, BLOCK, UB)
+            _store(new_hidden, below_b, row, inside, UA, UB, H)
+            _store(new_cell, c_b, row, inside, UA, UB, H)
+        below_a, c_a = _cell(z_a, c_a, BLOCK, UA)
+        _store(new_hidden, below_a, row, inside, 0, UA, H)
+        _store(new_cell, c_a, row, inside, 0, UA, H)
+    return below_a, below_b
+
+
+@triton.jit
+def gradient_features(grad, LOG_RANGE: tl.constexpr, THRESHOLD: tl.constexpr):
+    """Magnitude on a log scale, and sign (L2L, appendix A); NaN of what is not finite."""
+    poison = grad * 0.0
+    magnitude = tl.log(tl.maximum(tl.abs(grad), THRESHOLD)) * (1.0 / LOG_RANGE) + poison
+    sign = tl.minimum(tl.maximum(grad * (1.0 / THRESHOLD), -1.0), 1.0) + poison
+    return magnitude, sign
+
+
+@triton.jit
+def _output(top_a, top_b, readout, index: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr):
+    """One output: weights in tiles, the bias behind them."""
+    at = readout + index * (UA + UB + 1)
+    value = tl.sum(top_a * tl.load(at + tl.arange(0, UA))[None, :], 1)
+    if UB > 0:
+        value += tl.sum(top_b * tl.load(at + UA + tl.arange(0, UB))[None, :], 1)
+    return value + tl.load(at + UA + UB)
+
+
+@triton.jit
+def read_out(
+    top_a,
+    top_b,
+    readout,
+    grad,
+    mean,
+    inverse,
+    scale,
+    OUTPUTS: tl.constexpr,
+    UA: tl.constexpr,
+    UB: tl.constexpr,
+):
+    """The update (docs/theory.md, Eq. rule)."""
+    update = _output(top_a, top_b, readout, 0, UA, UB)
+    if OUTPUTS == 4:
+        level = mean * inverse
+        own = grad * inverse - level
+        update += _output(top_a, top_b, readout, 2, UA, UB) * own
+        update += _output(top_a, top_b, readout, 3, UA, UB) * level
+    update *= scale
+    if OUTPUTS > 1:
+        root = tl.exp(0.5 * _output(top_a, top_b, readout, 1, UA, UB))
+        update *= root
+        update *= root  # whose square may overflow, as it should
+    return update

@@ -1,0 +1,125 @@
+"""Weights in the order in which the fused kernels read them."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Tiles", "pack", "pack_readout"]
+
+
+class Tiles(NamedTuple):
+    """How the units of a layer are cut: into UA and UB columns, powers of two."""
+
+    first: int
+    second: int
+
+    @classmethod
+    def of(cls, size: int) -> "Tiles":
+        """For H = `size` units; 20 are 16 + 4."""
+        whole = max(16, 1 << (size - 1).bit_length())
+        first = max(16, whole // 2)
+        rest = size - first
+        second = 0 if rest <= 0 else max(4, 1 << (rest - 1).bit_length())
+        return cls(whole, 0) if whole == 16 or second >= first else cls(first, second)
+
+    @property
+    def rest(self) -> int:
+        """Columns of the tile that the second ones of two layers, or inputs, make together."""
+        return 16 if self.second < 8 else 2 * self.second
+
+
+def pack(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """All layers, one after the other, as `cell.advance` reads them.
+
+    Args:
+        weights: L tensors [4H, fan_in + H], float32, where the first fan-in is 2 or 4.
+        biases: L tensors [4H].
+    """
+    size = biases[0].numel() // 4
+    num_inputs = weights[0].shape[1] - size
+    index, part = _order(size, num_inputs, len(weights), biases[0].device)
+    flat = [tensor.detach().reshape(-1) for pair in zip(weights, biases, strict=True) for tensor in pair]
+    value = torch.cat([flat[0].new_zeros(1), *flat]).index_select(0, index)
+    high = ((value.view(torch.int32) + 0x1000) & -8192).view(torch.float32)
+    return torch.where(part == 0, value, torch.where(part == 1, high, value - high))
+
+
+def pack_readout(weight: Tensor, bias: Tensor) -> Tensor:
+    """For every output its weights in tiles, and its bias, [O, UA + UB + 1]."""
+    weight, bias = weight.detach(), bias.detach()
+    missing = sum(Tiles.of(weight.shape[1])) - weight.shape[1]
+    zeros = weight.new_zeros(len(weight), missing)
+    return torch.cat((weight, zeros, bias.unsqueeze(1)), 1)
+
+
+@functools.cache
+def _order(
+    size: int, num_inputs: int, num_layers: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where each packed number lies among all parameters, of which the first is a zero, int64 [P].
+
+    And which part of it is packed, int8 [P]: 0 all, 1 the 11 bits that matrix units read, 2 what
+    they leave.
+    """
+    tiles = Tiles.of(size)
+    index, part = [], []
+    begin, fan_in = 1, num_inputs
+    for layer in range(num_layers):
+        width = fan_in + size
+        weight = begin + torch.arange(4 * size * width, device="cpu").view(4 * size, width)
+        bias = begin + weight.numel() + torch.arange(4 * size, device="cpu")
+        begin += weight.numel() + bias.numel()
+        for units in _units(tiles, size):
+            rows = _gate_columns(units, size)
+            index.append(torch.where(rows >= 0, bias[rows], 0))
+            part.append(torch.zeros_like(rows))
+            for columns in _inputs(tiles, size, fan_in, is_first=layer == 0):
+                found = weight[rows.unsqueeze(0), columns.unsqueeze(1)]
+                real = (rows >= 0).unsqueeze(0) & (columns >= 0).unsqueeze(1)
+                found = torch.where(real, found, 0).flatten()
+                index += [found, found]
+                part += [torch.full_like(found, half) for half in (1, 2)]
+        fan_in = size
+    return torch.cat(index).to(device), torch.cat(part).to(device, torch.int8)
+
+
+def _units(tiles: Tiles, size: int) -> list[Tensor]:
+    """Units of each tile in use, -1 where there is none."""
+    every = torch.arange(sum(tiles), device="cpu")
+    every = torch.where(every < size, every, -1)
+    return [units for units in every.split(tuple(tiles)) if len(units)]
+
+
+def _gate_columns(units: Tensor, size: int) -> Tensor:
+    """Rows of a weight in the order [high bit of the gate, unit, low bit], -1 for none."""
+    gate = torch.tensor([[0, 1], [2, 3]], device="cpu").unsqueeze(1)
+    units = units.view(1, -1, 1)
+    return torch.where(units >= 0, gate * size + units, -1).flatten()
+
+
+def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> list[Tensor]:
+    """Columns of a weight that each product reads, -1 for none."""
+    own = [torch.where(units >= 0, units + fan_in, -1) for units in _units(tiles, size)]
+    below = _units(tiles, size)
+    if is_first:  # join(join(x0, x1), join(x2, x3)) lies in memory as x0, x2, x1, x3
+        features = torch.tensor([0, 2, 1, 3], device="cpu")
+        below = [torch.where(features < fan_in, features, -1)]
+    products = [own[0]]
+    if not is_first:
+        products.append(below.pop(0))
+    if tiles.second:
+        rest = torch.stack((own[1], _padded(below[0], tiles.second)), 1).flatten()
+        products.append(_padded(rest, tiles.rest))
+    elif is_first:
+        products.append(_padded(below[0], tiles.rest))
+    return products
+
+
+def _padded(columns: Tensor, width: int) -> Tensor:
+    """With none behind each, doubling until there are `width`."""
+    while len(columns) < width:
+        columns = torch.stack((columns, torch.full_like(columns, -1)), 1).flatten()
+    return columns

@@ -1,0 +1,54 @@
+"""Kernels of one step: of many problems' rows, and of the tensors of a parameter group."""
+
+import triton
+import triton.language as tl
+
+from haltwise._kernels.fused.cell import advance, gradient_features, read_out
+
+__all__ = ["step_rows"]
+
+
+@triton.jit
+def step_rows(
+    grads,
+    pooled,
+    hidden,
+    cell,
+    new_hidden,
+    new_cell,
+    updates,
+    packed,
+    readout,
+    num_rows,
+    group,
+    scale,
+    LOG_RANGE: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    LAYERS: tl.constexpr,
+    H: tl.constexpr,
+    UA: tl.constexpr,
+    UB: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    SHORT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Gradients and updates [N]; `pooled` is (mean, 1 / rms) of every `group` rows."""
+    for block in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK), tl.num_programs(0)):
+        rows = tl.arange(0, BLOCK).to(tl.int64) + block * BLOCK
+        known = rows < num_rows
+        problem = rows // group
+        grad = tl.load(grads + rows, mask=known, other=0.0)
+        mean = tl.load(pooled + 2 * problem, mask=known, other=0.0)
+        inverse = tl.load(pooled + 2 * problem + 1, mask=known, other=0.0)
+        x0, x1 = gradient_features(grad, LOG_RANGE, THRESHOLD)
+        x2 = tl.zeros_like(x0)
+        x3 = x2
+        if INPUTS == 4:
+            x2, x3 = gradient_features(mean, LOG_RANGE, THRESHOLD)
+        top_a, top_b = advance(
+            hidden, cell, new_hidden, new_cell, packed, rows, known, x0, x1, x2, x3,
+            LAYERS, H, UA, UB, SHORT, BLOCK,
+        )  # fmt: skip
+        update = read_out(top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB)
+        tl.store(updates + rows, update, mask=known)

@@ -1,0 +1,414 @@
+"""The control record of a parameter group, and the kernels that keep it: sums, the guard, counters.
+
+All of it stays on the device, so that a step asks nothing of the host. The guard is that of
+`haltwise.interfaces.torch_optim.guard`, whose comments say why; a test holds the two together.
+
+Any thread may read a number that another writes, so reading comes first, then a barrier.
+"""
+
+import triton
+import triton.language as tl
+
+from haltwise.interfaces.torch_optim import guard
+
+__all__ = ["CONTROL", "GUARD", "SETTINGS", "begin_step", "end_step"]
+
+_SMOOTHING = tl.constexpr(guard.SMOOTHING)
+_FEW = tl.constexpr(guard.FEW)
+_BOLD = tl.constexpr(guard.BOLD)
+_LONG = tl.constexpr(guard.LONG)
+_RISE = tl.constexpr(guard.RISE)
+_LITTLE = tl.constexpr(guard.LITTLE)
+_NOISE = tl.constexpr(guard.NOISE)
+_WAIT = tl.constexpr(guard.WAIT)
+_ANNEAL = tl.constexpr(guard.ANNEAL)
+_CUT = tl.constexpr(guard.CUT)
+_FAILURES = tl.constexpr(guard.FAILURES)
+_WINDOW = tl.constexpr(guard.WINDOW)
+_EPS = tl.constexpr(guard.EPS)
+_TINY = tl.constexpr(guard.TINY)
+_USUAL_RATE = tl.constexpr(guard.USUAL_RATE)
+_SECOND_BETA = tl.constexpr(guard.BETAS[1])
+
+# What is done at this step.
+NOTHING = tl.constexpr(0)
+LEARNED = tl.constexpr(1)
+ADAM = tl.constexpr(2)
+RETURN = tl.constexpr(3)  # to the copy, under Adam
+
+# Settings of a group, float64.
+NUM = tl.constexpr(0)  # coordinates with a gradient
+HORIZON = tl.constexpr(1)
+PRICE = tl.constexpr(2)
+SIGN = tl.constexpr(3)  # -1 if the loss is to be increased
+DECAY = tl.constexpr(4)
+LR = tl.constexpr(5)
+SETTINGS = 8
+"""Numbers of a group's settings."""
+
+# Table of a group's tensors, int64.
+GRAD = tl.constexpr(0)  # address, 0 if there is none at this step
+PARAM = tl.constexpr(1)
+SIZE = tl.constexpr(2)
+FIRST_CHUNK = tl.constexpr(3)
+HIDDEN = tl.constexpr(4)
+CELL = tl.constexpr(5)
+LAST_GRAD = tl.constexpr(6)
+LAST_UPDATE = tl.constexpr(7)
+TOUCHED = tl.constexpr(8)
+COPY = tl.constexpr(9)
+ADAM_MEAN = tl.constexpr(10)
+ADAM_SQUARE = tl.constexpr(11)
+COLUMNS = tl.constexpr(12)
+CHUNK = tl.constexpr(512)
+"""Entries of a tensor that a program takes at once."""
+
+# The control record, float64.
+STEP = tl.constexpr(0)  # updates applied
+SKIPPED = tl.constexpr(1)
+NUM_JUDGED = tl.constexpr(2)  # of them with the loss
+MODE = tl.constexpr(3)
+REMEMBER = tl.constexpr(4)
+GO_BACK = tl.constexpr(5)
+MEAN = tl.constexpr(6)  # of the gradient
+INVERSE = tl.constexpr(7)  # 1 / root mean square
+RATE = tl.constexpr(8)  # Adam's at this step
+ADAM_STEP = tl.constexpr(9)  # Adam's steps before this one
+MOVED = tl.constexpr(10)  # whether the learned update was applied at the last step
+LOGGED = tl.constexpr(11)  # rows of the log
+WHY = tl.constexpr(12)  # why Adam has taken over, an index of `REASONS`
+WHY_STEP = tl.constexpr(13)
+WHY_WAITED = tl.constexpr(14)
+STOPS = tl.constexpr(15)  # whether Adam's steps have not earned their price
+LOSS = tl.constexpr(16)
+# What the guard remembers, in the order of its record.
+BEGUN = tl.constexpr(20)
+ADAM_STEPS = tl.constexpr(21)
+FAILURES = tl.constexpr(22)
+LOSSES = tl.constexpr(23)
+LOWEST_AT = tl.constexpr(24)
+SMOOTH = tl.constexpr(25)
+NOISE = tl.constexpr(26)
+FIRST = tl.constexpr(27)
+LOWEST = tl.constexpr(28)
+HIGH = tl.constexpr(29)
+NOISE_THERE = tl.constexpr(30)
+UPDATE_SIZE = tl.constexpr(31)
+WEIGHT = tl.constexpr(32)
+SIZE_THERE = tl.constexpr(33)
+FULL_RATE = tl.constexpr(34)
+WINDOW = tl.constexpr(35)
+CONTROL = 40
+"""Numbers of a control record."""
+GUARD = 20
+"""Where the guard's begin."""
+
+RISES = tl.constexpr(1)
+WAITS = tl.constexpr(2)
+ENDED = tl.constexpr(3)
+DIVERGES = tl.constexpr(4)
+
+PRODUCTS = ((1, 1), (0, 1), (1, 3), (0, 0), (2, 2), (3, 3), (4, 4), (2, 3), (0, 3), (0, 4))
+"""Which of `haltwise.processes.signals.sum_products` a row of the log holds, in this order."""
+
+_ROWS = tl.constexpr(256)
+
+
+@triton.jit
+def _total(sums, num, COLUMNS: tl.constexpr):
+    """The sum of a column of [num, COLUMNS], in an order that does not change."""
+    total = tl.zeros((_ROWS,), tl.float64)
+    for begin in range(0, num, _ROWS):
+        row = begin + tl.arange(0, _ROWS)
+        total += tl.load(sums + row * COLUMNS, mask=row < num, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _is_finite(value):
+    return tl.abs(value) < float("inf")
+
+
+@triton.jit
+def _power(BASE: tl.constexpr, exponent):
+    return tl.exp(exponent * tl.log(tl.full((), BASE, tl.float64)))
+
+
+@triton.jit
+def _take_over(record, size_there, why, step, waited):
+    """`Guard._take_over`, and why; all has been read."""
+    usual = tl.full((), _USUAL_RATE, tl.float64)
+    tl.store(record + ADAM_STEPS, 0.0)
+    tl.store(record + FULL_RATE, tl.where(size_there != 0, size_there, usual))
+    tl.store(record + WHY, why)
+    tl.store(record + WHY_STEP, step)
+    tl.store(record + WHY_WAITED, waited)
+
+
+@triton.jit
+def _fail(record):
+    """`Guard.fail`; whether to go back."""
+    step = tl.load(record + STEP)
+    failures = tl.load(record + FAILURES) + 1
+    losses = tl.load(record + LOSSES)
+    lowest = tl.load(record + LOWEST)
+    noise_there = tl.load(record + NOISE_THERE)
+    size_there = tl.load(record + SIZE_THERE)
+    by_adam = tl.load(record + ADAM_STEPS) >= 0
+    full_rate = tl.load(record + FULL_RATE)
+    gives_up = (failures >= _FAILURES) & (step > 0)
+    goes_back = gives_up & (losses > 0)
+    tl.debug_barrier()
+    tl.store(record + FAILURES, tl.where(gives_up, 0.0, failures))
+    if goes_back:
+        tl.store(record + SMOOTH, lowest * (1 - _power(_SMOOTHING, losses)))
+        tl.store(record + NOISE, noise_there)
+        tl.store(record + LOWEST_AT, step)
+        tl.store(record + BEGUN, step)
+        tl.store(record + HIGH, 0.0)
+    if gives_up:
+        if by_adam:
+            tl.store(record + FULL_RATE, _CUT * full_rate)
+        else:
+            _take_over(record, size_there, DIVERGES, step, 0.0)
+    return goes_back
+
+
+@triton.jit
+def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
+    """`Guard.observe`; whether to remember, and to go back."""
+    step = tl.load(record + STEP)
+    horizon = tl.load(settings + HORIZON)
+    by_adam = tl.load(record + ADAM_STEPS) >= 0
+    size_there = tl.load(record + SIZE_THERE)
+    full_rate = tl.load(record + FULL_RATE)
+    remembers = step < 0
+    rises = remembers
+    waits = remembers
+    waited = 0.0 * step
+    if HAS_LOSS:
+        losses = tl.load(record + LOSSES)
+        smooth = tl.load(record + SMOOTH)
+        noise_before = tl.load(record + NOISE)
+        first = tl.load(record + FIRST)
+        high = tl.load(record + HIGH)
+        lowest = tl.load(record + LOWEST)
+        noise_there = tl.load(record + NOISE_THERE)
+        lowest_at = tl.load(record + LOWEST_AT)
+        begun_at = tl.load(record + BEGUN)
+        began = losses > 0
+        deviation = tl.abs(loss - smooth / tl.where(began, 1 - _power(_SMOOTHING, losses), 1.0))
+        noise = noise_before + (1 - _SMOOTHING) * (deviation - noise_before)
+        noise = tl.where(began, noise, noise_before)
+        first = tl.where(began, first, loss)
+        high = tl.where(loss - first > _BOLD * tl.abs(first), high + 1, 0.0)
+        losses += 1
+        weight = 1 - _power(_SMOOTHING, losses)
+        smooth += (1 - _SMOOTHING) * (loss - smooth)
+        level = smooth / weight
+        remembers = level <= lowest
+        lowest = tl.where(remembers, level, lowest)
+        lowest_at = tl.where(remembers, step, lowest_at)
+        noise_there = tl.where(remembers, noise, noise_there)
+        fall = tl.maximum(first - lowest, 0.0)
+        stands = fall < _LITTLE * tl.abs(first)
+        usual = tl.where(stands, tl.maximum(noise_before, noise_there), noise_there)
+        is_new = step - begun_at < _FEW
+        rises = level - lowest > tl.maximum(_RISE * fall, _NOISE * usual)
+        rises = ((is_new & (high >= _LONG)) | ((is_new == 0) & rises)) & (remembers == 0)
+        waited = step - lowest_at
+        waits = (remembers == 0) & (by_adam == 0) & (waited > _WAIT * horizon)
+        again = rises | waits
+        tl.debug_barrier()
+        tl.store(record + LOSSES, losses)
+        tl.store(record + FIRST, first)
+        tl.store(record + LOWEST, lowest)
+        tl.store(record + NOISE_THERE, noise_there)
+        tl.store(record + SMOOTH, tl.where(again, lowest * weight, smooth))
+        tl.store(record + NOISE, tl.where(again, noise_there, noise))
+        tl.store(record + HIGH, tl.where(again, 0.0, high))
+        tl.store(record + LOWEST_AT, tl.where(again, step, lowest_at))
+        tl.store(record + BEGUN, tl.where(again, step, begun_at))
+    goes_back = rises | waits
+    ends = step >= horizon
+    tl.debug_barrier()
+    if by_adam:
+        if goes_back:
+            tl.store(record + FULL_RATE, _CUT * full_rate)
+    elif goes_back | ends:
+        why = tl.where(ends, ENDED, tl.where(rises, RISES, WAITS))
+        _take_over(record, size_there, why, step, waited)
+    return remembers, goes_back
+
+
+@triton.jit
+def begin_step(
+    table,
+    num_tensors,
+    settings,
+    control,
+    pooled,
+    first_program,
+    num_programs,
+    num_all_programs,
+    adam_sums,
+    adam_roots,
+    loss,
+    HAS_LOSS: tl.constexpr,
+    GUARDED: tl.constexpr,
+):
+    """Decide what is done at this step; `pooled` [programs of all groups, 8]."""
+    finite = _is_finite(_total(pooled + 1, num_all_programs, 8))
+    total = _total(pooled + 8 * first_program, num_programs, 8)
+    squares = _total(pooled + 8 * first_program + 1, num_programs, 8)
+    num = tl.load(settings + NUM)
+    value = 0.0 * num
+    if HAS_LOSS:
+        value = tl.load(loss).to(tl.float64) * tl.load(settings + SIGN)
+        finite = finite & _is_finite(value)
+    skipped = tl.load(control + SKIPPED)
+    remembers = num < 0
+    goes_back = remembers
+    mode = NOTHING + 0 * tl.load(control + MODE)
+    if finite:
+        mode += LEARNED
+        if GUARDED:
+            remembers, goes_back = _observe(control, settings, value, HAS_LOSS)
+            tl.debug_barrier()
+            taken = tl.load(control + ADAM_STEPS)
+            full_rate = tl.load(control + FULL_RATE)
+            if taken >= 0:
+                mode += ADAM - LEARNED
+                if goes_back:
+                    mode += RETURN - ADAM
+                rate = full_rate / (1 + taken / (_ANNEAL * tl.load(settings + HORIZON)))
+                tl.store(control + RATE, rate * tl.load(settings + LR))
+                tl.store(control + ADAM_STEP, taken)
+                unbias = 1 / (1 - _power(_SECOND_BETA, taken + 1))
+                for tensor in range(num_tensors):
+                    entry = table + tensor * COLUMNS
+                    size = tl.load(entry + SIZE)
+                    first = tl.load(entry + FIRST_CHUNK)
+                    square = _total(adam_sums + first, tl.cdiv(size, CHUNK), 1) / size
+                    tl.store(adam_roots + tensor, _EPS * tl.sqrt(square * unbias) + _TINY)
+    else:
+        tl.store(control + SKIPPED, skipped + 1)
+        if GUARDED:
+            if (_is_finite(squares) & _is_finite(value)) == 0:
+                goes_back = _fail(control)
+    # The floor is that of `haltwise.update_rules.base.PooledGradient` where rules read it.
+    tl.store(control + MEAN, total / num)
+    tl.store(control + INVERSE, 1 / tl.maximum(tl.sqrt(squares / num), 1.8048513878454153e-35))
+    tl.store(control + MODE, mode)
+    tl.store(control + MOVED, 0.0)
+    tl.store(control + REMEMBER, tl.where(remembers, 1.0, 0.0))
+    tl.store(control + GO_BACK, tl.where(goes_back, 1.0, 0.0))
+    tl.store(control + LOSS, value)
+
+
+@triton.jit
+def end_step(
+    settings,
+    control,
+    pooled,
+    partials,
+    update_squares,
+    first_program,
+    num_programs,
+    num_all_programs,
+    log,
+    num_log_rows,
+    HAS_LOSS: tl.constexpr,
+    GUARDED: tl.constexpr,
+    JUDGED: tl.constexpr,
+    UNITS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Note what was done; what a halter reads of it goes into a row of the log.
+
+    Rows are [16 + UNITS]: step, loss, products in the order of `PRODUCTS`, and from 16 on the means
+    of the read-out.
+    """
+    mode = tl.load(control + MODE)
+    step = tl.load(control + STEP)
+    judged = tl.load(control + NUM_JUDGED)
+    skipped = tl.load(control + SKIPPED)
+    logged = tl.load(control + LOGGED)
+    loss = tl.load(control + LOSS)
+    num = tl.load(settings + NUM)
+    lr = tl.load(settings + LR)
+    if mode == LEARNED:
+        finite = _is_finite(_total(update_squares, num_all_programs, 1))
+        squares = _total(update_squares + first_program, num_programs, 1)
+        if finite:
+            if GUARDED:
+                losses = tl.load(control + LOSSES)
+                size = tl.load(control + UPDATE_SIZE)
+                weight = tl.load(control + WEIGHT)
+                size_there = tl.load(control + SIZE_THERE)
+                is_lowest = tl.load(control + LOWEST_AT) == step
+                tl.debug_barrier()
+                tl.store(control + FAILURES, 0.0)
+                if lr != 0:
+                    size += (1 - _SMOOTHING) * (squares / num / (lr * lr) - size)
+                    weight += (1 - _SMOOTHING) * (1 - weight)
+                    tl.store(control + UPDATE_SIZE, size)
+                    tl.store(control + WEIGHT, weight)
+                    if is_lowest | (losses == 0) | (size_there == 0):
+                        tl.store(control + SIZE_THERE, tl.sqrt(size / weight))
+            tl.debug_barrier()
+            tl.store(control + STEP, step + 1)
+            tl.store(control + MOVED, 1.0)
+            if HAS_LOSS:
+                tl.store(control + NUM_JUDGED, judged + 1)
+                # Judged later only if every step came with the loss.
+                if JUDGED & (judged == step) & (logged < num_log_rows):
+                    row = log + logged.to(tl.int64) * (16 + UNITS)
+                    tl.store(row, step)
+                    tl.store(row + 1, loss)
+                    tl.store(row + 2, squares)
+                    column = tl.arange(0, 8)
+                    sums = tl.zeros((64, 8), tl.float64)
+                    for begin in range(0, num_programs, 64):
+                        program = begin + tl.arange(0, 64)[:, None]
+                        at = pooled + 8 * (first_program + program) + column[None, :]
+                        sums += tl.load(at, mask=program < num_programs, other=0.0)
+                    tl.store(row + 4 + column, tl.sum(sums, 0), mask=column > 0)
+                    column = tl.arange(0, WIDTH)
+                    sums = tl.zeros((32, WIDTH), tl.float64)
+                    for begin in range(0, num_programs, 32):
+                        program = begin + tl.arange(0, 32)[:, None]
+                        at = partials + (2 + UNITS) * program + column[None, :]
+                        known = (program < num_programs) & (column < 2 + UNITS)[None, :]
+                        sums += tl.load(at, mask=known, other=0.0)
+                    found = tl.sum(sums, 0)
+                    tl.store(row + 3 + column, found, mask=column < 2)
+                    inside = (column >= 2) & (column < 2 + UNITS)
+                    tl.store(row + 14 + column, found / num, mask=inside)
+                    tl.store(control + LOGGED, logged + 1)
+        else:
+            goes_back = num < 0
+            if GUARDED:
+                if _is_finite(squares) == 0:
+                    goes_back = _fail(control)
+            tl.debug_barrier()
+            tl.store(control + SKIPPED, skipped + 1)
+            tl.store(control + GO_BACK, tl.where(goes_back, 1.0, 0.0))
+    elif mode != NOTHING:
+        taken = tl.load(control + ADAM_STEPS)
+        window = tl.load(control + WINDOW)
+        smooth = tl.load(control + SMOOTH)
+        losses = tl.load(control + LOSSES)
+        tl.debug_barrier()
+        if mode == ADAM:
+            tl.store(control + FAILURES, 0.0)
+            tl.store(control + ADAM_STEPS, taken + 1)
+            if HAS_LOSS:
+                if taken.to(tl.int64) % _WINDOW == 0:
+                    level = smooth / (1 - _power(_SMOOTHING, losses))
+                    tl.store(control + WINDOW, level)
+                    if window - level < _WINDOW * tl.load(settings + PRICE):
+                        tl.store(control + STOPS, 1.0)
+        tl.store(control + STEP, step + 1)
+        if HAS_LOSS:
+            tl.store(control + NUM_JUDGED, judged + 1)

@@ -1,0 +1,310 @@
+"""Kernels that move the tensors of a parameter group, all of them in one launch.
+
+A row of the table describes a tensor (`Column`); its entries are cut into chunks, which programs
+take in turns, always the same ones, so that sums come out the same. What is to be done at this step
+lies in the group's control record (`control.py`): the host knows nothing of it.
+"""
+
+import triton
+import triton.language as tl
+
+from haltwise._kernels.fused.cell import advance, gradient_features, read_out
+from haltwise.interfaces.torch_optim import guard
+from haltwise.interfaces.torch_optim.fused.control import (
+    ADAM,
+    ADAM_MEAN,
+    ADAM_SQUARE,
+    ADAM_STEP,
+    ADAM_STEPS,
+    CELL,
+    CHUNK,
+    COLUMNS,
+    COPY,
+    DECAY,
+    FIRST_CHUNK,
+    GO_BACK,
+    GRAD,
+    HIDDEN,
+    INVERSE,
+    LAST_GRAD,
+    LAST_UPDATE,
+    LEARNED,
+    LR,
+    MEAN,
+    MODE,
+    MOVED,
+    PARAM,
+    RATE,
+    REMEMBER,
+    SIGN,
+    SIZE,
+    TOUCHED,
+)
+
+__all__ = ["advance_tensors", "apply_tensors", "pool_tensors"]
+
+HUGE = tl.constexpr(guard.HUGE)
+FIRST_BETA = tl.constexpr(guard.BETAS[0])
+SECOND_BETA = tl.constexpr(guard.BETAS[1])
+
+
+@triton.jit
+def _pointer(entry, DTYPE: tl.constexpr):
+    return tl.load(entry).to(tl.pointer_type(DTYPE))
+
+
+@triton.jit
+def pool_tensors(
+    table,
+    owner,
+    first_chunk,
+    num_chunks,
+    settings,
+    control,
+    partials,
+    adam_sums,
+    GRAD_DTYPE: tl.constexpr,
+    GUARDED: tl.constexpr,
+    JUDGED: tl.constexpr,
+):
+    """Sums over gradients, [programs, 8], and of Adam's new squares, for each chunk.
+
+    The first two are the gradient's and its square's, the others, if the step is judged, products
+    with what is remembered in the order of `PRODUCTS`.
+    """
+    sign = tl.load(settings + SIGN).to(tl.float32)
+    by_adam = tl.load(control + ADAM_STEPS) >= 0
+    total = tl.zeros((CHUNK,), tl.float64)
+    squares = total
+    yy = total
+    pp = total
+    ll = total
+    yp = total
+    gp = total
+    gl = total
+    for chunk in range(
+        first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
+    ):
+        entry = table + tl.load(owner + chunk) * COLUMNS
+        at = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK + tl.arange(0, CHUNK)
+        known = at < tl.load(entry + SIZE)
+        grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
+        grad = grad.to(tl.float32) * sign
+        wide = grad.to(tl.float64)
+        total += wide
+        squares += wide * wide
+        if JUDGED:
+            l = tl.load(_pointer(entry + LAST_GRAD, tl.float32) + at, mask=known, other=0.0)
+            p = tl.load(_pointer(entry + LAST_UPDATE, tl.float32) + at, mask=known, other=0.0)
+            l = l.to(tl.float64)
+            p = p.to(tl.float64)
+            y = wide - l
+            yy += y * y
+            pp += p * p
+            ll += l * l
+            yp += y * p
+            gp += wide * p
+            gl += wide * l
+        if GUARDED:
+            grad = tl.minimum(tl.maximum(grad, -HUGE), HUGE)
+            wide = (1 - SECOND_BETA) * (grad * grad).to(tl.float64)
+            if by_adam:
+                old = tl.load(_pointer(entry + ADAM_SQUARE, tl.float32) + at, mask=known, other=0.0)
+                wide += SECOND_BETA * old.to(tl.float64)
+            tl.store(adam_sums + chunk, tl.sum(wide, 0))
+    at = partials + 8 * tl.program_id(0)
+    tl.store(at, tl.sum(total, 0))
+    tl.store(at + 1, tl.sum(squares, 0))
+    if JUDGED:
+        tl.store(at + 2, tl.sum(yy, 0))
+        tl.store(at + 3, tl.sum(pp, 0))
+        tl.store(at + 4, tl.sum(ll, 0))
+        tl.store(at + 5, tl.sum(yp, 0))
+        tl.store(at + 6, tl.sum(gp, 0))
+        tl.store(at + 7, tl.sum(gl, 0))
+
+
+@triton.jit
+def advance_tensors(
+    table,
+    owner,
+    first_chunk,
+    num_chunks,
+    settings,
+    control,
+    partials,
+    update_squares,
+    packed,
+    readout,
+    scale,
+    GRAD_DTYPE: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr,
+    STATE_DTYPE: tl.constexpr,
+    DECAYS: tl.constexpr,
+    GUARDED: tl.constexpr,
+    JUDGED: tl.constexpr,
+    LOG_RANGE: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    LAYERS: tl.constexpr,
+    H: tl.constexpr,
+    UA: tl.constexpr,
+    UB: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    SHORT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Advance the states, leave displacements, and sum over them.
+
+    `update_squares` [programs]; if the step is judged, `partials` [programs, 2 + UA + UB]: products
+    with gradients and last displacements, and the top layer's outputs.
+    """
+    mode = tl.load(control + MODE)
+    sign = tl.load(settings + SIGN).to(tl.float32)
+    lr = tl.load(settings + LR).to(tl.float32)
+    decay = (tl.load(settings + LR) * tl.load(settings + DECAY)).to(tl.float32)
+    mean = tl.load(control + MEAN).to(tl.float32)
+    inverse = tl.load(control + INVERSE).to(tl.float32)
+    uu = tl.zeros((BLOCK,), tl.float64)
+    gu = uu
+    up = uu
+    read_a = tl.zeros((BLOCK, UA), tl.float32)
+    read_b = read_a
+    if UB > 0:
+        read_b = tl.zeros((BLOCK, UB), tl.float32)
+    if mode == LEARNED:
+        level = tl.zeros((BLOCK,), tl.float32) + mean
+        x2 = tl.zeros((BLOCK,), tl.float32)
+        x3 = x2
+        if INPUTS == 4:
+            x2, x3 = gradient_features(level, LOG_RANGE, THRESHOLD)
+        for chunk in range(
+            first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
+        ):
+            entry = table + tl.load(owner + chunk) * COLUMNS
+            begin = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK
+            size = tl.load(entry + SIZE)
+            hidden = tl.multiple_of(_pointer(entry + HIDDEN, STATE_DTYPE), 16)
+            cell = tl.multiple_of(_pointer(entry + CELL, STATE_DTYPE), 16)
+            for part in range(0, tl.minimum(CHUNK, size - begin), BLOCK):
+                rows = begin + part + tl.arange(0, BLOCK)
+                known = rows < size
+                grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + rows, mask=known, other=0.0)
+                grad = grad.to(tl.float32) * sign
+                x0, x1 = gradient_features(grad, LOG_RANGE, THRESHOLD)
+                top_a, top_b = advance(
+                    hidden, cell, hidden, cell, packed, rows, known, x0, x1, x2, x3,
+                    LAYERS, H, UA, UB, SHORT, BLOCK,
+                )  # fmt: skip
+                update = lr * read_out(
+                    top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB
+                )
+                if DECAYS:
+                    value = tl.load(
+                        _pointer(entry + PARAM, PARAM_DTYPE) + rows, mask=known, other=0.0
+                    )
+                    update -= decay * value.to(tl.float32)
+                update = tl.where(known, update, 0.0)
+                last_grad = _pointer(entry + LAST_GRAD, tl.float32) + rows
+                last_update = _pointer(entry + LAST_UPDATE, tl.float32) + rows
+                touched = _pointer(entry + TOUCHED, tl.int8) + rows
+                seen = tl.load(touched, mask=known, other=0)
+                u = update.to(tl.float64)
+                uu += u * u
+                if JUDGED:
+                    gu += u * grad.to(tl.float64)
+                    up += u * tl.load(last_update, mask=known, other=0.0).to(tl.float64)
+                    read_a += tl.where(known[:, None], top_a, 0.0)
+                    if UB > 0:
+                        read_b += tl.where(known[:, None], top_b, 0.0)
+                tl.store(last_grad, grad, mask=known)
+                tl.store(last_update, update, mask=known)
+                tl.store(touched, tl.where(grad != 0, 1, seen.to(tl.int32)).to(tl.int8), mask=known)
+    if GUARDED:
+        if mode == ADAM:
+            for chunk in range(
+                first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
+            ):
+                entry = table + tl.load(owner + chunk) * COLUMNS
+                at = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK + tl.arange(0, CHUNK)
+                known = at < tl.load(entry + SIZE)
+                grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
+                grad = grad.to(tl.float32) * sign
+                grad = tl.minimum(tl.maximum(grad, -HUGE), HUGE)
+                first = _pointer(entry + ADAM_MEAN, tl.float32) + at
+                second = _pointer(entry + ADAM_SQUARE, tl.float32) + at
+                old = tl.load(first, mask=known, other=0.0)
+                tl.store(first, old + (1 - FIRST_BETA) * (grad - old), mask=known)
+                old = tl.load(second, mask=known, other=0.0)
+                tl.store(second, old + (1 - SECOND_BETA) * (grad * grad - old), mask=known)
+    at = partials + tl.program_id(0) * (2 + UA + UB)
+    tl.store(update_squares + tl.program_id(0), tl.sum(uu, 0))
+    if JUDGED:
+        tl.store(at, tl.sum(gu, 0))
+        tl.store(at + 1, tl.sum(up, 0))
+        tl.store(at + 2 + tl.arange(0, UA), tl.sum(read_a.to(tl.float64), 0))
+        if UB > 0:
+            tl.store(at + 2 + UA + tl.arange(0, UB), tl.sum(read_b.to(tl.float64), 0))
+
+
+@triton.jit
+def apply_tensors(
+    table,
+    owner,
+    first_chunk,
+    num_chunks,
+    settings,
+    control,
+    adam_roots,
+    PARAM_DTYPE: tl.constexpr,
+    GUARDED: tl.constexpr,
+):
+    """Move the parameters as the control record says, and keep or take up the copy of them."""
+    mode = tl.load(control + MODE)
+    moved = tl.load(control + MOVED) != 0
+    remember = tl.load(control + REMEMBER) != 0
+    go_back = tl.load(control + GO_BACK) != 0
+    plain = (tl.load(settings + LR) * tl.load(settings + DECAY)).to(tl.float32)
+    rate = tl.load(control + RATE)
+    taken = tl.load(control + ADAM_STEP) + 1
+    step_size = (rate / (1 - tl.exp(taken * tl.log(FIRST_BETA + 0.0 * rate)))).to(tl.float32)
+    unbias = (1 / (1 - tl.exp(taken * tl.log(SECOND_BETA + 0.0 * rate)))).to(tl.float32)
+    adam_decay = (rate * tl.load(settings + DECAY)).to(tl.float32)
+    for chunk in range(
+        first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
+    ):
+        tensor = tl.load(owner + chunk)
+        entry = table + tensor * COLUMNS
+        at = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK + tl.arange(0, CHUNK)
+        known = at < tl.load(entry + SIZE)
+        has_grad = tl.load(entry + GRAD) != 0
+        param = _pointer(entry + PARAM, PARAM_DTYPE) + at
+        value = tl.load(param, mask=known, other=0.0)
+        if GUARDED:
+            copy = _pointer(entry + COPY, PARAM_DTYPE) + at
+            if remember:
+                tl.store(copy, value, mask=known)
+            if go_back:
+                tl.store(param, tl.load(copy, mask=known, other=0.0), mask=known)
+        if has_grad & (mode == LEARNED):
+            last_update = _pointer(entry + LAST_UPDATE, tl.float32) + at
+            if moved:
+                update = tl.load(last_update, mask=known, other=0.0)
+                seen = tl.load(_pointer(entry + TOUCHED, tl.int8) + at, mask=known, other=0)
+                wide = value.to(tl.float32)
+                wide += tl.where(seen != 0, update, -plain * wide)
+                tl.store(param, wide.to(PARAM_DTYPE), mask=known)
+            else:
+                tl.store(last_update, tl.zeros((CHUNK,), tl.float32), mask=known)
+        if GUARDED:
+            if has_grad & (mode == ADAM):
+                first = tl.load(
+                    _pointer(entry + ADAM_MEAN, tl.float32) + at, mask=known, other=0.0
+                )
+                second = tl.load(
+                    _pointer(entry + ADAM_SQUARE, tl.float32) + at, mask=known, other=0.0
+                )
+                root = tl.sqrt(second * unbias) + tl.load(adam_roots + tensor).to(tl.float32)
+                wide = value.to(tl.float32)
+                wide -= step_size * (first / root) + adam_decay * wide
+                tl.store(param, wide.to(PARAM_DTYPE), mask=known)
