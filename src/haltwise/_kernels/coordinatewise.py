@@ -10,15 +10,24 @@ with (a, b, k, l) = weight h + bias, and means over the problem's coordinates.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self, final
+from typing import TYPE_CHECKING, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from haltwise._core.tensors import log_rms
-from haltwise._kernels import native
+from haltwise._kernels import fused, native
 from haltwise._kernels.lstm import lstm_sequence
-from haltwise._kernels.operands import Operand, require_dims, require_operand, state_operands
+from haltwise._kernels.operands import (
+    LOG_RANGE,
+    Operand,
+    require_dims,
+    require_operand,
+    state_operands,
+)
+
+if TYPE_CHECKING:
+    from haltwise._kernels.fused.rows import Layers as Fused
 
 __all__ = ["Coordinatewise", "preprocess_gradient"]
 
@@ -40,8 +49,8 @@ def preprocess_gradient(grad: Tensor) -> Tensor:
     Returns:
         Shape [..., 2].
     """
-    threshold = math.exp(-native.LOG_RANGE)
-    magnitude = grad.abs().clamp_min(threshold).log() / native.LOG_RANGE
+    threshold = math.exp(-LOG_RANGE)
+    magnitude = grad.abs().clamp_min(threshold).log() / LOG_RANGE
     sign = (grad / threshold).clamp(-1, 1)  # both branches at once: sign g, or exp(p) g
     sign = nn.functional.hardshrink(sign, 1e-20)  # subnormals would slow down what reads it
     return torch.stack((magnitude, sign), dim=-1)
@@ -63,8 +72,8 @@ class Coordinatewise:
     scale: float
     """Factor of the updates."""
 
-    prepared: native.Layers | None = None
-    """The parameters for the compiled kernel, if they were checked beforehand."""
+    prepared: "native.Layers | Fused | None" = None
+    """The parameters for a kernel, if they were checked beforehand."""
 
     def prepare(self) -> Self:
         """The same for many steps, for which the parameters are checked once and for all.
@@ -75,16 +84,26 @@ class Coordinatewise:
             InputError: They do not fit each other.
         """
         layers = self._layers()
-        if layers is not None:
+        if isinstance(layers, native.Layers):
             layers.watch()
+        elif layers is not None:
+            layers.packed()  # at once, for a graph may be captured around the steps
         return replace(self, prepared=layers)
 
-    def _layers(self) -> native.Layers | None:
-        """For the compiled kernel; None where that does not run."""
-        if self.prepared is not None or not native.serves(self.readout_bias):
+    def _layers(self) -> "native.Layers | Fused | None":
+        """For a kernel; None where none runs."""
+        if self.prepared is not None:
             return self.prepared
-        readout = self.readout_weight, self.readout_bias, self.scale
-        return native.Layers(self.weights, self.biases, readout)
+        bias = self.readout_bias
+        readout = self.readout_weight, bias, self.scale
+        size, num_layers = self.readout_weight.shape[-1], len(self.biases)
+        if fused.serves(bias.device, bias.dtype, size, num_layers):
+            from haltwise._kernels.fused import rows
+
+            return rows.Layers(self.weights, self.biases, readout)
+        if native.serves(bias):
+            return native.Layers(self.weights, self.biases, readout)
+        return None
 
     def step(
         self,
@@ -118,8 +137,13 @@ class Coordinatewise:
         if layers is None:
             with torch.no_grad():
                 return self.differentiable_step(grad, hidden, cell, pooled)
-        levels = None if pooled is None else _levels(*pooled)
-        return native.step(layers, grad, hidden, cell, levels, in_place=in_place)
+        if isinstance(layers, native.Layers):
+            levels = None if pooled is None else _levels(*pooled)
+            return native.step(layers, grad, hidden, cell, levels, in_place=in_place)
+        from haltwise._kernels.fused import rows
+
+        levels = _levels(*(pooled or (grad.mean(-1), log_rms(grad))))
+        return rows.step(layers, grad, hidden, cell, levels, in_place=in_place)
 
     def differentiable_step(
         self, grad: Tensor, hidden: Tensor, cell: Tensor, pooled: Pooled | None = None
@@ -223,7 +247,7 @@ class Coordinatewise:
         self._require(table)
         pooled, d_sums = (grads.mean(-1), log_rms(grads)), d_means / dim
         layers = self._layers()
-        if layers is None:
+        if not isinstance(layers, native.Layers):
             return self._backpropagate_by_autograd(
                 *(grads, (hidden, cell), pooled, d_updates, d_sums, (d_hidden, d_cell)),
                 wants_state=wants_state,

@@ -28,6 +28,7 @@ from torch.autograd.graph import increment_version
 from haltwise._core.errors import InputError, require
 from haltwise._kernels.operands import (
     CPU,
+    LOG_RANGE,
     Operand,
     layer_operands,
     require_dims,
@@ -36,7 +37,6 @@ from haltwise._kernels.operands import (
 )
 
 __all__ = [
-    "LOG_RANGE",
     "Layers",
     "available",
     "backward",
@@ -48,8 +48,6 @@ __all__ = [
 ]
 
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
-LOG_RANGE = 10.0
-"""p, the width in nats of the logarithmic range of a gradient's features."""
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _MIN_CHUNK, _MAX_CHUNKS = 576, 64  # rows of a thread's piece of work, and number of pieces

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import InputError
 
-__all__ = ["CPU", "Operand", "layer_operands", "require_dims", "require_operand", "state_operands"]
+__all__ = ["CPU", "LOG_RANGE", "Operand", "layer_operands", "require_dims", "require_operand", "state_operands"]
 
 CPU = torch.device("cpu")
+LOG_RANGE = 10.0
+"""p, the width in nats of the logarithmic range of a gradient's features."""
 _PLAIN_TYPES = (Tensor, nn.Parameter)
 _STRIDED = torch.strided
 _NEEDED = {"T": "step", "D": "coordinate"}  # there may be no rows and no problems

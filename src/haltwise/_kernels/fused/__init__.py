@@ -5,13 +5,23 @@ Triton is optional and imported by the modules of this room only, which nothing 
 slowly: `HALTWISE_KERNEL=triton` then sends CPU tensors through them, too.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
+from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 
-__all__ = ["MAX_LAYERS", "MAX_SIZE", "implementation", "is_interpreted", "serves"]
+__all__ = [
+    "MAX_LAYERS",
+    "MAX_SIZE",
+    "implementation",
+    "is_interpreted",
+    "launching",
+    "serves",
+]
 
 MAX_SIZE, MAX_LAYERS = 64, 4
 
@@ -25,6 +35,15 @@ def serves(device: torch.device, dtype: torch.dtype, size: int, num_layers: int)
     """Whether tensors of a device and dtype go through the kernels, H = `size` units in L layers."""
     fits = dtype is torch.float32 and size <= MAX_SIZE and num_layers <= MAX_LAYERS
     return fits and device.type in ("cuda", "cpu") and _missing(device) is None
+
+
+def launching(device: torch.device) -> AbstractContextManager[object]:
+    """Launch kernels on a device, which need not be the current one."""
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    if is_interpreted():  # exponentials may overflow, as on a GPU
+        return np.errstate(over="ignore", invalid="ignore")
+    return contextlib.nullcontext()
 
 
 def implementation(device: torch.device) -> str:

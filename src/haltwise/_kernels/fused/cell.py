@@ -6,13 +6,19 @@ where one tile is as good. A product's weights come packed (`packing.py`), split
 11 bits each, so that three products of the matrix units (tf32) are as exact as one of float32.
 """
 
+import math
+
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import libdevice
 
+from haltwise._kernels import operands
+
 __all__ = ["advance", "gradient_features", "read_out"]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+LOG_RANGE = tl.constexpr(operands.LOG_RANGE)
+THRESHOLD = tl.constexpr(math.exp(-operands.LOG_RANGE))
 
 
 @triton.jit
@@ -208,7 +214,7 @@ def advance(
 
 
 @triton.jit
-def gradient_features(grad, LOG_RANGE: tl.constexpr, THRESHOLD: tl.constexpr):
+def gradient_features(grad):
     """Magnitude on a log scale, and sign (L2L, appendix A); NaN of what is not finite."""
     poison = grad * 0.0
     magnitude = tl.log(tl.maximum(tl.abs(grad), THRESHOLD)) * (1.0 / LOG_RANGE) + poison

@@ -22,8 +22,6 @@ def step_rows(
     num_rows,
     group,
     scale,
-    LOG_RANGE: tl.constexpr,
-    THRESHOLD: tl.constexpr,
     LAYERS: tl.constexpr,
     H: tl.constexpr,
     UA: tl.constexpr,
@@ -41,11 +39,11 @@ def step_rows(
         grad = tl.load(grads + rows, mask=known, other=0.0)
         mean = tl.load(pooled + 2 * problem, mask=known, other=0.0)
         inverse = tl.load(pooled + 2 * problem + 1, mask=known, other=0.0)
-        x0, x1 = gradient_features(grad, LOG_RANGE, THRESHOLD)
+        x0, x1 = gradient_features(grad)
         x2 = tl.zeros_like(x0)
         x3 = x2
         if INPUTS == 4:
-            x2, x3 = gradient_features(mean, LOG_RANGE, THRESHOLD)
+            x2, x3 = gradient_features(mean)
         top_a, top_b = advance(
             hidden, cell, new_hidden, new_cell, packed, rows, known, x0, x1, x2, x3,
             LAYERS, H, UA, UB, SHORT, BLOCK,

@@ -143,8 +143,6 @@ def advance_tensors(
     DECAYS: tl.constexpr,
     GUARDED: tl.constexpr,
     JUDGED: tl.constexpr,
-    LOG_RANGE: tl.constexpr,
-    THRESHOLD: tl.constexpr,
     LAYERS: tl.constexpr,
     H: tl.constexpr,
     UA: tl.constexpr,
@@ -177,7 +175,7 @@ def advance_tensors(
         x2 = tl.zeros((BLOCK,), tl.float32)
         x3 = x2
         if INPUTS == 4:
-            x2, x3 = gradient_features(level, LOG_RANGE, THRESHOLD)
+            x2, x3 = gradient_features(level)
         for chunk in range(
             first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
         ):
@@ -191,7 +189,7 @@ def advance_tensors(
                 known = rows < size
                 grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + rows, mask=known, other=0.0)
                 grad = grad.to(tl.float32) * sign
-                x0, x1 = gradient_features(grad, LOG_RANGE, THRESHOLD)
+                x0, x1 = gradient_features(grad)
                 top_a, top_b = advance(
                     hidden, cell, hidden, cell, packed, rows, known, x0, x1, x2, x3,
                     LAYERS, H, UA, UB, SHORT, BLOCK,
