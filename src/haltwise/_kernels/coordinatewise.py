@@ -27,7 +27,7 @@ from haltwise._kernels.operands import (
 )
 
 if TYPE_CHECKING:
-    from haltwise._kernels.fused.rows import Layers as Fused
+    from haltwise._kernels.fused.rows import PackedLayers
 
 __all__ = ["Coordinatewise", "preprocess_gradient"]
 
@@ -72,7 +72,7 @@ class Coordinatewise:
     scale: float
     """Factor of the updates."""
 
-    prepared: "native.Layers | Fused | None" = None
+    prepared: "native.Layers | PackedLayers | None" = None
     """The parameters for a kernel, if they were checked beforehand."""
 
     def prepare(self) -> Self:
@@ -90,7 +90,7 @@ class Coordinatewise:
             layers.packed()  # at once, for a graph may be captured around the steps
         return replace(self, prepared=layers)
 
-    def _layers(self) -> "native.Layers | Fused | None":
+    def _layers(self) -> "native.Layers | PackedLayers | None":
         """For a kernel; None where none runs."""
         if self.prepared is not None:
             return self.prepared
@@ -100,7 +100,7 @@ class Coordinatewise:
         if fused.serves(bias.device, bias.dtype, size, num_layers):
             from haltwise._kernels.fused import rows
 
-            return rows.Layers(self.weights, self.biases, readout)
+            return rows.PackedLayers(self.weights, self.biases, readout)
         if native.serves(bias):
             return native.Layers(self.weights, self.biases, readout)
         return None

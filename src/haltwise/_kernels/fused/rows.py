@@ -18,14 +18,14 @@ from haltwise._kernels.operands import (
     state_operands,
 )
 
-__all__ = ["Layers", "num_processors", "step"]
+__all__ = ["PackedLayers", "num_processors", "step"]
 
 _BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
 _PROGRAMS = 3  # at once on a multiprocessor
 
 
 @final
-class Layers:
+class PackedLayers:
     """Parameters of a coordinatewise optimizer, checked once, as the kernels take them.
 
     Packed anew when their values have changed.
@@ -84,7 +84,7 @@ def num_processors(device: torch.device) -> int:
 
 
 def step(
-    layers: Layers,
+    layers: PackedLayers,
     grad: Tensor,
     hidden: Tensor,
     cell: Tensor,
