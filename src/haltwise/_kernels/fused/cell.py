@@ -14,7 +14,7 @@ from triton.language.extra.cuda import libdevice
 
 from haltwise._kernels import operands
 
-__all__ = ["advance", "gradient_features", "read_out"]
+__all__ = ["advance", "gradient_features", "narrowed", "read_out"]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG_RANGE = tl.constexpr(operands.LOG_RANGE)
@@ -130,11 +130,21 @@ def _load(state, row, known, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constex
 
 
 @triton.jit
+def narrowed(value, DTYPE: tl.constexpr):
+    """float32 rounded to the nearest; the interpreter would cut bfloat16 off."""
+    if INTERPRETED and DTYPE == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        value = tl.where(value == value, (bits & -65536).to(tl.float32, bitcast=True), value)
+    return value.to(DTYPE)
+
+
+@triton.jit
 def _store(state, value, row, known, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constexpr):
     unit = FIRST + tl.arange(0, U)
     if FIRST + U > H:
         known = known & (unit < H)[None, :]
-    tl.store(state + row + unit[None, :], value.to(state.dtype.element_ty), mask=known)
+    tl.store(state + row + unit[None, :], narrowed(value, state.dtype.element_ty), mask=known)
 
 
 @triton.jit

@@ -65,11 +65,12 @@ def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> Pooled
     return PooledGradient(total / num, (squares - math.log(num)) / 2)
 
 
-def init_state(rule: UpdateRule, param: Tensor) -> State:
+def init_state(rule: UpdateRule, param: Tensor, state_dtype: torch.dtype | None = None) -> State:
     """What is remembered of a tensor of N entries, before its first step.
 
     Entries of shape [1, N, ...] belong to its coordinates, others to the tensor. `touched` marks
-    the coordinates that have had a gradient other than zero.
+    the coordinates that have had a gradient other than zero. The rule's entries of coordinates are
+    kept in `state_dtype`, if given.
     """
     like = param.new_zeros((), dtype=working_dtype(param)).expand(1, param.numel())
     fresh = {
@@ -81,6 +82,10 @@ def init_state(rule: UpdateRule, param: Tensor) -> State:
         # Rules may begin with one tensor of zeros for all; ours are written to.
         shared = any(value.data_ptr() == other.data_ptr() for other in state.values())
         state[name] = value.clone(memory_format=torch.contiguous_format) if shared else value
+    for name, value in state.items():
+        narrows = name.startswith("rule.") and value.is_floating_point() and value.ndim > 1
+        if state_dtype is not None and narrows and value.shape[1] == param.numel():
+            state[name] = value.to(state_dtype)
     state["touched"] = torch.zeros_like(like, dtype=torch.bool)
     return state
 
@@ -122,7 +127,11 @@ def move(
     for grad in _gradients(param, chunk_size, maximize=maximize):
         span = slice(begin, begin + grad.shape[1])
         old = {name: _part(value, span, size) for name, value in own.items()}
-        step = update_chunk(rule, grad, old, pooled)
+        given = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in old.items()
+        }
+        step = update_chunk(rule, grad, given, pooled)
         state["touched"][:, span] |= grad != 0
         update = lr * step.update
         if values is not None:

@@ -142,9 +142,8 @@ class GroupModels:
         """Whether the weights have learned when to stop."""
         return CostUnit.GRADIENTS in self.of(group).card.policies
 
-    def new_session(self, group: Group) -> HaltingSession:
-        """The online loop that judges the group, at its step 0."""
-        like = head_of(group)
+    def new_session(self, group: Group, like: Tensor) -> HaltingSession:
+        """The online loop that judges the group, at its step 0, where `like` is."""
         halting = self.cast(group, like).halting
         price = halting.card.price if group["price"] is None else group["price"]
         prices = torch.full((1,), price, dtype=working_dtype(like), device=like.device)

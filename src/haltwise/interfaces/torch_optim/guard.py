@@ -17,7 +17,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.tensors import log_rms
 
-__all__ = ["FRESH", "Action", "Guard", "adam_", "init_tensors"]
+__all__ = ["FRESH", "Action", "Guard", "adam_", "init_tensors", "why_adam"]
 
 SMOOTHING = 0.8  # of the loss: some five steps
 FEW = 10  # steps from a beginning, in which learned rules are bold
@@ -53,9 +53,20 @@ FRESH = {
     "rate": 0.0,  # Adam's, to begin with
     "window": math.inf,  # the smoothed loss when the last window ended
 }
+_WHY = {
+    "rises": "at step {step}, as the loss has risen above its lowest",
+    "waits": "at step {step}, as the loss has not fallen for {waited} steps",
+    "ended": "after the {horizon} steps that they were trained for",
+    "fails": "at step {step}, as steps are not finite",
+}
 _SIGNED = ("smooth", "first", "lowest", "window")  # numbers that may be below 0
 
 State = dict[str, Any]
+
+
+def why_adam(kind: str, *, step: int = 0, waited: int = 0, horizon: int = 0) -> str:
+    """Why Adam takes over, in words: the loss "rises" or "waits", training "ended", a step "fails"."""
+    return _WHY[kind].format(step=step, waited=waited, horizon=horizon)
 
 
 class Action(NamedTuple):
@@ -128,7 +139,7 @@ class Guard:
         if not self.has_taken_over:
             why = action.takes_over
             if self._step >= self._horizon:
-                why = f"after the {self._horizon} steps that they were trained for"
+                why = why_adam("ended", horizon=self._horizon)
             if why:
                 self._take_over()
             return action._replace(takes_over=why)
@@ -153,7 +164,7 @@ class Guard:
             state["rate"] *= CUT
             return Action(go_back=go_back)
         self._take_over()
-        return Action(go_back=go_back, takes_over=f"at step {self._step}, as steps are not finite")
+        return Action(go_back=go_back, takes_over=why_adam("fails", step=self._step))
 
     def note_learned_step(self, mean_square: float | None) -> None:
         """Note a step that was applied, and the mean square of its update at lr 1 if known."""
@@ -212,8 +223,8 @@ class Guard:
             return Action()
         waited = step - state["lowest_at"]
         self._begin_again()
-        why = "has risen above its lowest" if rises else f"has not fallen for {waited} steps"
-        return Action(go_back=True, takes_over=f"at step {step}, as the loss {why}")
+        why = why_adam("rises" if rises else "waits", step=step, waited=waited)
+        return Action(go_back=True, takes_over=why)
 
     def _begin_again(self) -> None:
         """Go on from where the smoothed loss was lowest."""
@@ -228,7 +239,7 @@ class Guard:
 
 def init_tensors(param: Tensor, like: Tensor) -> dict[str, Tensor]:
     """What is remembered of a tensor of N entries: its copy, and Adam's moments as `like`, [N]."""
-    copy = param.detach().clone(memory_format=torch.preserve_format)
+    copy = param.detach().clone(memory_format=torch.contiguous_format)
     return {
         "guard.params": copy,
         "guard.mean": torch.zeros_like(like, memory_format=torch.contiguous_format),

@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.settings import real_number, whole_number
 from haltwise._core.tensors import undisturbed
+from haltwise._kernels import fused
 from haltwise.halting.posteriors import Posterior
 from haltwise.interfaces.torch_optim import states
 from haltwise.interfaces.torch_optim.chunks import (
@@ -38,18 +39,16 @@ from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
 from haltwise.stop_rules import CostUnit, DecisionTime, takes_update
 from haltwise.update_rules import PooledGradient
+from haltwise.update_rules.lstm import LSTMRule
+
+if TYPE_CHECKING:
+    from haltwise.interfaces.torch_optim.fused.steps import FusedGroup, FusedSteps
 
 __all__ = ["LearnedOptimizer"]
 
 _NONFINITE = ("skip", "raise")
-
-
-class _Part(NamedTuple):
-    """Tensors with a gradient that one leaf of a group's rule moves."""
-
-    leaf: int
-    params: list[Tensor]
-    pooled: PooledGradient
+_STATE_DTYPES = (None, torch.float32, torch.bfloat16)
+_ACCELERATOR_CHUNK = 2**20
 
 
 class _Problem(NamedTuple):
@@ -57,12 +56,13 @@ class _Problem(NamedTuple):
 
     group: Group
     record: Record
-    parts: list[_Part]
+    by_leaf: dict[int, list[Tensor]]
+    """Tensors with a gradient, by the leaf of the group's rule that moves them."""
 
     @property
     def params(self) -> list[Tensor]:
         """Its tensors with a gradient."""
-        return [param for part in self.parts for param in part.params]
+        return [param for params in self.by_leaf.values() for param in params]
 
 
 @final
@@ -81,7 +81,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     State is kept in float32, in float64 for float64 parameters: 8 L H + 9 bytes a parameter in
     float32 for an LSTM of L layers of H units, so 329 for the usual two of 20, and 12 for the
-    guard. A step needs, besides, memory for `chunk_size` coordinates and for the largest tensor.
+    guard; with a `state_dtype` of bfloat16 169 and 12. A step needs, besides, memory for
+    `chunk_size` coordinates and for the largest tensor.
+
+    On an NVIDIA GPU with Triton, fused kernels move all tensors of a group at once (`haltwise info`
+    says whether). A step then asks the device nothing and can be captured in a CUDA graph, after a
+    first one; `should_stop` and whatever else tells of steps taken wait for the device, and judge
+    the steps since they were last asked. Gradients that are not finite are skipped there, too;
+    `nonfinite="raise"` and float64 parameters take the slower way.
     Parameters that are sharded over processes are not supported: each would normalise by its own
     shard.
 
@@ -99,7 +106,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         nonfinite: What becomes of a step whose loss or gradients are not finite: it changes
             nothing, and "skip" counts it in `num_skipped`, "raise" raises. So with an update that
             overflows, except that the optimizer has seen its gradient.
-        chunk_size: Coordinates moved at once; more is faster on an accelerator and takes memory.
+        chunk_size: Coordinates moved at once, where no fused kernel moves all; more takes more
+            memory. If None, 16,384 on a CPU, whose caches they fit, and 2^20 elsewhere.
+        state_dtype: In which the rule's state is kept: `torch.bfloat16` halves the memory. Steps
+            are computed as precisely as ever.
         guard: Whether Adam takes over, with a word of warning, where the weights fail: where the
             loss rises far above its lowest or falls no more, from the parameters at its lowest;
             where steps are not finite and skipped; and after the horizon that they were trained
@@ -128,13 +138,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
         maximize: bool = False,
         price: float | None = None,
         nonfinite: str = "skip",
-        chunk_size: int = 16384,
+        chunk_size: int | None = None,
+        state_dtype: torch.dtype | None = None,
         guard: bool = True,
     ) -> None:
         require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
-        self.nonfinite = nonfinite
-        self.chunk_size, self.guard = whole_number("chunk_size", chunk_size), guard
+        require(
+            state_dtype in _STATE_DTYPES,
+            f"state_dtype must be torch.bfloat16, torch.float32 or None, got {state_dtype!r}",
+        )
+        self.nonfinite, self.state_dtype, self.guard = nonfinite, state_dtype, guard
+        self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size)
         self._models = GroupModels()
+        self._fused: FusedSteps | None = None
         self._moved: list[_Problem] = []  # by the learned rule, at the last step
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
@@ -197,17 +213,28 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _step(self, loss: Tensor | None) -> None:
         problems = [found for group in self.param_groups if (found := self._survey(group))]
+        if self._take_fused_step(problems, loss):
+            return
         if loss is None and all(map(_is_dummy, problems)):
             return
         seen = [] if loss is None else [loss]
-        pooled = [
-            [value for part in problem.parts for value in part.pooled] for problem in problems
-        ]
+        gradients = [self._pool(problem) for problem in problems]
+        pooled = [[value for part in own.values() for value in part] for own in gradients]
         if not _are_finite([*seen, *chain(*pooled)]):
             self._fail(problems, [[*seen, *own] for own in pooled], "the loss or a gradient is")
             return
-        followed = [problem for problem in problems if self._is_followed(problem, loss)]
-        moved = [self._move(problem) for problem in followed]
+        followed = [
+            (problem, own)
+            for problem, own in zip(problems, gradients, strict=True)
+            if self._is_followed(problem, loss)
+        ]
+        moved = [self._move(problem, own) for problem, own in followed]
+        self._finish([problem for problem, _ in followed], moved, loss)
+
+    def _finish(
+        self, followed: list[_Problem], moved: list[UpdateStatistics], loss: Tensor | None
+    ) -> None:
+        """Apply the updates of the groups that the learned rule moves, and judge them."""
         squares = [[products[:, 1, 1]] for _, products in moved]
         finite = _are_finite([*chain(*squares)])
         self._apply(followed, finite=finite)
@@ -224,6 +251,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             problem.record["step"] += 1
             if loss is not None:
                 self._judge(problem, loss, readout, products)
+        self._end_with_the_horizon()
+
+    def _end_with_the_horizon(self) -> None:
         for group, record in self._records() if self.guard else ():
             if "stop" in record and record["step"] >= self._models.of(group).card.horizon:
                 record["stop"] = torch.ones_like(record["stop"])
@@ -273,13 +303,16 @@ class LearnedOptimizer(torch.optim.Optimizer):
             elif kept is not None and action.go_back:
                 param.copy_(kept)
         if action.takes_over:
-            warnings.warn(
-                f"Adam takes over from the weights {problem.group['weights']!r} "
-                f"{action.takes_over}, with a learning rate that falls from now on; to follow the "
-                "weights all the same give guard=False",
-                FitWarning,
-                stacklevel=6,
-            )
+            self._warn_of_adam(problem.group, action.takes_over)
+
+    @staticmethod
+    def _warn_of_adam(group: Group, why: str) -> None:
+        warnings.warn(
+            f"Adam takes over from the weights {group['weights']!r} {why}, with a learning rate "
+            "that falls from now on; to follow the weights all the same give guard=False",
+            FitWarning,
+            stacklevel=7,
+        )
 
     def _move_by_adam(self, param: Tensor, group: Group, guard: Guard) -> None:
         assert param.grad is not None
@@ -318,25 +351,33 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return None
         for leaf, own in by_leaf.items():
             for param in own:
-                rule, _ = leaves(self._models.cast(group, param).rule, num_coordinates(params))[
-                    leaf
-                ]
                 if "signals.grad" not in self.state[param]:
-                    self.state[param] |= init_state(rule, param)
+                    rule, _ = leaves(
+                        self._models.cast(group, param).rule, num_coordinates(params)
+                    )[leaf]
+                    self.state[param] |= init_state(rule, param, self.state_dtype)
         for param in params if self.guard else ():
             state = self.state.get(param, {})
             if "signals.grad" in state and "guard.params" not in state:
                 state |= init_tensors(param, state["signals.grad"][0])
         # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
         record = self.state[params[0]].setdefault("group", ({**states.FRESH},))[0]
-        parts = [
-            _Part(leaf, own, pool(own, self.chunk_size, maximize=group["maximize"]))
-            for leaf, own in by_leaf.items()
-        ]
-        problem = _Problem(group, record, parts)
+        problem = _Problem(group, record, by_leaf)
         if self.guard:
             self._guard_of(problem)  # makes its state
         return problem
+
+    def _pool(self, problem: _Problem) -> dict[int, PooledGradient]:
+        """What is pooled of the gradient, by leaf."""
+        maximize = problem.group["maximize"]
+        return {
+            leaf: pool(own, self._chunk_of(own[0]), maximize=maximize)
+            for leaf, own in problem.by_leaf.items()
+        }
+
+    def _chunk_of(self, param: Tensor) -> int:
+        """Coordinates of a tensor that are moved at once."""
+        return self.chunk_size or (16384 if param.is_cpu else _ACCELERATOR_CHUNK)
 
     def _check_unchanged(self, group: Group, number: int) -> None:
         """Refuse a parameter that no longer is what its state is of."""
@@ -373,18 +414,18 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "by nonfinite='skip'"
         )
 
-    def _move(self, problem: _Problem) -> UpdateStatistics:
+    def _move(self, problem: _Problem, pooled: dict[int, PooledGradient]) -> UpdateStatistics:
         """Advance the group's states; every displacement is left in its `signals.update`."""
-        group, _, parts = problem
+        group = problem.group
         dim = num_coordinates(group["params"])
-        device = parts[0].params[0].device
+        device = problem.params[0].device
         # Leaves without a gradient show zeros.
         readouts = [
             torch.zeros(1, rule.readout_size, device=device)
             for rule, _ in leaves(self._models.of(group).rule, dim)
         ]
         products = torch.zeros((), device=device)
-        for leaf, params, pooled in parts:
+        for leaf, params in problem.by_leaf.items():
             total = torch.zeros((), device=device)
             for param in params:
                 rule, _ = leaves(self._models.cast(group, param).rule, dim)[leaf]
@@ -392,11 +433,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     rule,
                     param,
                     self.state[param],
-                    pooled,
+                    pooled[leaf],
                     lr=float(group["lr"]),
                     weight_decay=group["weight_decay"],
                     maximize=group["maximize"],
-                    chunk_size=self.chunk_size,
+                    chunk_size=self._chunk_of(param),
                 )
                 total = total + moved.readout.to(device)
                 products = products + moved.products.to(device)
@@ -422,40 +463,152 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _judge(self, problem: _Problem, loss: Tensor, readout: Tensor, products: Tensor) -> None:
         """Decide whether another step is worth its price, if that can be known."""
         group, record, _ = problem
-        step = record["step"] - 1
-        record["judged"] += 1
-        if record["judged"] <= step or not self._models.can_judge(group):
-            return
         like = head_of(group)
         value = loss.to(like.device, working_dtype(like)).reshape(1)
         if group["maximize"]:
             value = -value
-        products = products.to(like.device)
-        dim = num_coordinates(problem.params)
-        signals = combine_products(step, value.to(products), products, dim).to(value)
-        session = self._models.new_session(group)
+        record["judged"] += 1
+        if record["judged"] == record["step"] and self._models.can_judge(group):
+            dim = num_coordinates(problem.params)
+            self._judge_step(
+                *(group, record, record["step"] - 1, value),
+                *(readout.to(value), products.to(like.device), dim),
+            )
+
+    def _judge_step(
+        self,
+        group: Group,
+        record: Record,
+        step: int,
+        loss: Tensor,
+        readout: Tensor,
+        products: Tensor,
+        dim: int,
+    ) -> None:
+        """Decide on the device of the loss, of shape [1], which need not be the group's."""
+        signals = combine_products(step, loss.to(products), products, dim).to(loss)
+        session = self._models.new_session(group, loss)
         if step:
-            session.restore(record["session"])
+            state: dict[str, Tensor] = record["session"]
+            session.restore({name: value.to(loss.device) for name, value in state.items()})
         log_grad_norm = signals[:, SIGNALS.index("log_grad")]
-        decision = session.observe(
-            StepObservation(step, value, log_grad_norm, signals, readout.to(value))
-        )
+        decision = session.observe(StepObservation(step, loss, log_grad_norm, signals, readout))
         record["session"] = session.state()
-        record["stop"] = decision.stop | record.get("stop", False)
+        record["stop"] = decision.stop | record.get("stop", torch.zeros_like(decision.stop)).to(
+            loss.device
+        )
         outputs = decision.observation.outputs
         record["outputs"] = {
-            name: torch.cat([*([record["outputs"][name]] if step else []), new.unsqueeze(1)], 1)
+            name: torch.cat(
+                [*([record["outputs"][name].to(new)] if step else []), new.unsqueeze(1)], 1
+            )
             for name, new in outputs.items()
         }
+
+    # ------------------------------------------------------------------------------ on a GPU
+
+    def _take_fused_step(self, problems: list[_Problem], loss: Tensor | None) -> bool:
+        """Take the step by fused kernels, if they serve all groups."""
+        served = self._can_fuse(problems)
+        if not served:
+            self._leave_fused()
+            return False
+        if loss is None and not self._is_ahead() and all(p.record["step"] == 0 for p in problems):
+            capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+            if not capturing and all(map(_is_dummy, problems)):
+                return True
+        from haltwise.interfaces.torch_optim.fused.steps import FusedSteps
+
+        if self._fused is None:
+            self._fused = FusedSteps()
+        if self._fused.news():
+            self._read_device()
+        groups = [self._fused_group(problem) for problem in problems]
+        if not self._fused.fits(groups):
+            self._read_device()
+            self._fused.begin(groups, groups[0].members[0].param.device)
+        self._fused.step(groups, loss, guarded=self.guard)
+        return True
+
+    def _can_fuse(self, problems: list[_Problem]) -> bool:
+        if not problems or self.nonfinite != "skip":
+            return False
+        params = [param for each in problems for param in each.group["params"]]
+        device = params[0].device
+        dtypes = {param.dtype for param in params}
+        dtypes |= {each.grad.dtype for p in problems for each in p.params if each.grad is not None}
+        rules = [self._models.of(each.group).rule for each in problems]
+        return (
+            all(param.device == device for param in params)
+            and dtypes <= {torch.float32, torch.bfloat16, torch.float16}
+            and all(
+                isinstance(rule, LSTMRule)
+                and fused.serves(device, torch.float32, rule.hidden_size, rule.num_layers)
+                for rule in rules
+            )
+        )
+
+    def _fused_group(self, problem: _Problem) -> "FusedGroup":
+        from haltwise.interfaces.torch_optim.fused.plan import Member
+        from haltwise.interfaces.torch_optim.fused.steps import FusedGroup
+
+        group, record, _ = problem
+        members = []
+        for param in group["params"]:
+            state = self.state.get(param, {})
+            has_grad = param.grad is not None and param.numel() > 0
+            if has_grad or "guard.params" in state:
+                members.append(Member(param, state, has_grad))
+        model = self._models.cast(group, group["params"][0])
+        rule, price = model.rule, group["price"]
+        assert isinstance(rule, LSTMRule)
+        return FusedGroup(
+            *(group, record, members, rule, model.card.horizon),
+            model.card.price if price is None else price,
+            self._models.can_judge(group),
+        )
+
+    def _is_ahead(self) -> bool:
+        return self._fused is not None and self._fused.is_ahead
+
+    def _leave_fused(self) -> None:
+        """Go on without the kernels, with all that the device knows."""
+        if self._fused is not None:
+            self._read_device()
+            self._fused = None
+
+    def _read_device(self) -> None:
+        """Judge the steps that fused kernels have taken, which waits for them."""
+        if self._fused is None or not self._fused.is_ahead:
+            return
+        self._moved = []
+        for each, reading in self._fused.read():
+            group, record = each.group, each.record
+            for logged in reading.logged:
+                self._judge_step(
+                    *(group, record, logged.step, logged.loss.float()),
+                    *(logged.readout.float(), logged.products, reading.num_coordinates),
+                )
+            record["judged"] = reading.num_judged
+            if reading.stops and "stop" in record:
+                record["stop"] = torch.ones_like(record["stop"])
+            if reading.moved:
+                moved = [member.param for member in each.members if member.has_grad]
+                self._moved.append(_Problem(group, record, {0: moved}))
+            if reading.takes_over:
+                self._warn_of_adam(group, reading.takes_over)
+        self._end_with_the_horizon()
 
     @property
     def steps_taken(self) -> int:
         """Updates applied, t; of the group that has seen most."""
+        self._read_device()
         return max((record["step"] for _, record in self._records()), default=0)
 
     @property
     def num_skipped(self) -> int:
         """Steps skipped because something was not finite."""
+        self._read_device()
         return max((record["skipped"] for _, record in self._records()), default=0)
 
     @property
@@ -488,8 +641,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Returns:
             Whether any group was changed.
         """
+        self._read_device()
         changed = False
-        for group, record, parts in self._moved:
+        for group, record, by_leaf in self._moved:
             halting = self._models.of(group).halting
             hold = record.get("outputs", {}).get("hold_logits")
             if not record.get("stop") or record["judged"] != record["step"]:
@@ -498,7 +652,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             hold = None if hold is None else hold[:, -1]
             if takes_update(returns, hold, record["stop"]):
                 continue
-            for param in (param for part in parts for param in part.params):
+            for param in (param for params in by_leaf.values() for param in params):
                 param.sub_(self.state[param]["signals.update"].view(param.shape))
             changed = True
         self._moved = []
@@ -523,7 +677,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         )
 
     def _records(self) -> Iterator[tuple[Group, Record]]:
-        """The groups that have seen a gradient, and what is remembered of each.
+        """The groups that have seen a gradient, and what the host remembers of each.
 
         It is kept with a group's first parameter, as L-BFGS keeps its memory.
         """
@@ -534,6 +688,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def _judged(self) -> list[tuple[Group, Record]]:
         """The groups that have taken a step, if halting is known of all of them."""
+        self._read_device()
         moved = [(group, record) for group, record in self._records() if record["step"]]
         for group, record in moved:
             halting = self._models.of(group).halting
@@ -555,6 +710,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state, so later steps leave it as it is; the weights' digest is in it."""
+        self._read_device()
         return copy.deepcopy(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -569,11 +725,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 is impossible.
             ValueError: It has other parameter groups.
         """
+        self._leave_fused()
         taken: list[dict[str, Any]] = []
 
         def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
             taken.append(given)
-            states.check(given, self, self._models)
+            states.check(given, self, self._models, self.state_dtype)
 
         # Last before, first after: whatever hooks of the user's do is respected.
         before = self.register_load_state_dict_pre_hook(check)
@@ -587,12 +744,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("nonfinite", "chunk_size", "guard", "_models")
+        self._read_device()
+        own = ("nonfinite", "chunk_size", "state_dtype", "guard", "_models")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._moved = []
+        self._moved, self._fused = [], None
 
 
 def _is_dummy(problem: _Problem) -> bool:

@@ -35,13 +35,19 @@ _JUDGED = ("session", "outputs", "stop")
 State = dict[str, Any]
 
 
-def check(given: State, optimizer: torch.optim.Optimizer, models: GroupModels) -> None:
+def check(
+    given: State,
+    optimizer: torch.optim.Optimizer,
+    models: GroupModels,
+    state_dtype: torch.dtype | None,
+) -> None:
     """Raise unless `given` fits weights and parameters; PyTorch checks how many there are.
 
     Args:
         given: From `state_dict`.
         optimizer: That is to go on with it.
         models: Its weights.
+        state_dtype: In which it keeps the states of rules.
 
     Raises:
         InputError: It does not fit.
@@ -65,10 +71,17 @@ def check(given: State, optimizer: torch.optim.Optimizer, models: GroupModels) -
         check_settings(other)
         if len(own["params"]) == len(other["params"]):
             states = [given["state"].get(key, {}) for key in other["params"]]
-            _check_group(models, own, {**own, **other, "params": own["params"]}, states)
+            together = {**own, **other, "params": own["params"]}
+            _check_group(models, own, together, states, state_dtype)
 
 
-def _check_group(models: GroupModels, group: Group, other: Group, states: list[State]) -> None:
+def _check_group(
+    models: GroupModels,
+    group: Group,
+    other: Group,
+    states: list[State],
+    state_dtype: torch.dtype | None,
+) -> None:
     """Raise unless all entries are those of a fresh state, with possible values."""
     params = group["params"]
     if not any(states):
@@ -86,7 +99,7 @@ def _check_group(models: GroupModels, group: Group, other: Group, states: list[S
         state = {name: value for name, value in states[number].items() if name != "group"}
         if not state:
             continue
-        fresh = init_state(rules[leaf][0], param.detach().to("meta"))
+        fresh = init_state(rules[leaf][0], param.detach().to("meta"), state_dtype)
         if "guard" in held[0]:
             fresh |= init_tensors(param.detach().to("meta"), fresh["signals.grad"][0])
         _check_entries(name_of(group, number), state, fresh)
@@ -110,7 +123,7 @@ def _check_record(models: GroupModels, name: str, record: Record, group: Group) 
         f"the state of {name} lacks {sorted(set(_JUDGED) - record.keys())}, on which its stop "
         "depends; load one that state_dict() gave",
     )
-    session = models.new_session(group)
+    session = models.new_session(group, head_of(group))
     zeros = torch.zeros_like(session.price)
     rule = models.of(group).rule
     signals, readout = (zeros.new_zeros(1, n) for n in (len(SIGNALS), rule.readout_size))

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from haltwise.interfaces.torch_optim import guard
 
-__all__ = ["CONTROL", "GUARD", "SETTINGS", "begin_step", "end_step"]
+__all__ = ["CONTROL", "GUARD", "SETTINGS", "begin_step", "end_step", "power"]
 
 _SMOOTHING = tl.constexpr(guard.SMOOTHING)
 _FEW = tl.constexpr(guard.FEW)
@@ -130,7 +130,7 @@ def _is_finite(value):
 
 
 @triton.jit
-def _power(BASE: tl.constexpr, exponent):
+def power(BASE: tl.constexpr, exponent):
     return tl.exp(exponent * tl.log(tl.full((), BASE, tl.float64)))
 
 
@@ -161,14 +161,14 @@ def _fail(record):
     tl.debug_barrier()
     tl.store(record + FAILURES, tl.where(gives_up, 0.0, failures))
     if goes_back:
-        tl.store(record + SMOOTH, lowest * (1 - _power(_SMOOTHING, losses)))
+        tl.store(record + SMOOTH, lowest * (1 - power(_SMOOTHING, losses)))
         tl.store(record + NOISE, noise_there)
         tl.store(record + LOWEST_AT, step)
         tl.store(record + BEGUN, step)
         tl.store(record + HIGH, 0.0)
     if gives_up:
         if by_adam:
-            tl.store(record + FULL_RATE, _CUT * full_rate)
+            tl.store(record + FULL_RATE, full_rate * _CUT)
         else:
             _take_over(record, size_there, DIVERGES, step, 0.0)
     return goes_back
@@ -197,27 +197,27 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
         lowest_at = tl.load(record + LOWEST_AT)
         begun_at = tl.load(record + BEGUN)
         began = losses > 0
-        deviation = tl.abs(loss - smooth / tl.where(began, 1 - _power(_SMOOTHING, losses), 1.0))
-        noise = noise_before + (1 - _SMOOTHING) * (deviation - noise_before)
+        deviation = tl.abs(loss - smooth / tl.where(began, 1 - power(_SMOOTHING, losses), 1.0))
+        noise = noise_before + (deviation - noise_before) * (1 - _SMOOTHING)
         noise = tl.where(began, noise, noise_before)
         first = tl.where(began, first, loss)
-        high = tl.where(loss - first > _BOLD * tl.abs(first), high + 1, 0.0)
+        high = tl.where(loss - first > tl.abs(first) * _BOLD, high + 1, 0.0)
         losses += 1
-        weight = 1 - _power(_SMOOTHING, losses)
-        smooth += (1 - _SMOOTHING) * (loss - smooth)
+        weight = 1 - power(_SMOOTHING, losses)
+        smooth += (loss - smooth) * (1 - _SMOOTHING)
         level = smooth / weight
         remembers = level <= lowest
         lowest = tl.where(remembers, level, lowest)
         lowest_at = tl.where(remembers, step, lowest_at)
         noise_there = tl.where(remembers, noise, noise_there)
         fall = tl.maximum(first - lowest, 0.0)
-        stands = fall < _LITTLE * tl.abs(first)
+        stands = fall < tl.abs(first) * _LITTLE
         usual = tl.where(stands, tl.maximum(noise_before, noise_there), noise_there)
         is_new = step - begun_at < _FEW
-        rises = level - lowest > tl.maximum(_RISE * fall, _NOISE * usual)
+        rises = level - lowest > tl.maximum(fall * _RISE, usual * _NOISE)
         rises = ((is_new & (high >= _LONG)) | ((is_new == 0) & rises)) & (remembers == 0)
         waited = step - lowest_at
-        waits = (remembers == 0) & (by_adam == 0) & (waited > _WAIT * horizon)
+        waits = (remembers == 0) & (by_adam == 0) & (waited > horizon * _WAIT)
         again = rises | waits
         tl.debug_barrier()
         tl.store(record + LOSSES, losses)
@@ -234,7 +234,7 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
     tl.debug_barrier()
     if by_adam:
         if goes_back:
-            tl.store(record + FULL_RATE, _CUT * full_rate)
+            tl.store(record + FULL_RATE, full_rate * _CUT)
     elif goes_back | ends:
         why = tl.where(ends, ENDED, tl.where(rises, RISES, WAITS))
         _take_over(record, size_there, why, step, waited)
@@ -281,16 +281,16 @@ def begin_step(
                 mode += ADAM - LEARNED
                 if goes_back:
                     mode += RETURN - ADAM
-                rate = full_rate / (1 + taken / (_ANNEAL * tl.load(settings + HORIZON)))
+                rate = full_rate / (1 + taken / (tl.load(settings + HORIZON) * _ANNEAL))
                 tl.store(control + RATE, rate * tl.load(settings + LR))
                 tl.store(control + ADAM_STEP, taken)
-                unbias = 1 / (1 - _power(_SECOND_BETA, taken + 1))
+                unbias = 1 / (1 - power(_SECOND_BETA, taken + 1))
                 for tensor in range(num_tensors):
                     entry = table + tensor * COLUMNS
                     size = tl.load(entry + SIZE)
                     first = tl.load(entry + FIRST_CHUNK)
                     square = _total(adam_sums + first, tl.cdiv(size, CHUNK), 1) / size
-                    tl.store(adam_roots + tensor, _EPS * tl.sqrt(square * unbias) + _TINY)
+                    tl.store(adam_roots + tensor, tl.sqrt(square * unbias) * _EPS + _TINY)
     else:
         tl.store(control + SKIPPED, skipped + 1)
         if GUARDED:
@@ -350,8 +350,8 @@ def end_step(
                 tl.debug_barrier()
                 tl.store(control + FAILURES, 0.0)
                 if lr != 0:
-                    size += (1 - _SMOOTHING) * (squares / num / (lr * lr) - size)
-                    weight += (1 - _SMOOTHING) * (1 - weight)
+                    size += (squares / num / (lr * lr) - size) * (1 - _SMOOTHING)
+                    weight += (1 - weight) * (1 - _SMOOTHING)
                     tl.store(control + UPDATE_SIZE, size)
                     tl.store(control + WEIGHT, weight)
                     if is_lowest | (losses == 0) | (size_there == 0):
@@ -405,9 +405,9 @@ def end_step(
             tl.store(control + ADAM_STEPS, taken + 1)
             if HAS_LOSS:
                 if taken.to(tl.int64) % _WINDOW == 0:
-                    level = smooth / (1 - _power(_SMOOTHING, losses))
+                    level = smooth / (1 - power(_SMOOTHING, losses))
                     tl.store(control + WINDOW, level)
-                    if window - level < _WINDOW * tl.load(settings + PRICE):
+                    if window - level < tl.load(settings + PRICE) * _WINDOW:
                         tl.store(control + STOPS, 1.0)
         tl.store(control + STEP, step + 1)
         if HAS_LOSS:

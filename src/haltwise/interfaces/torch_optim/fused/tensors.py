@@ -8,7 +8,7 @@ lies in the group's control record (`control.py`): the host knows nothing of it.
 import triton
 import triton.language as tl
 
-from haltwise._kernels.fused.cell import advance, gradient_features, read_out
+from haltwise._kernels.fused.cell import advance, gradient_features, narrowed, read_out
 from haltwise.interfaces.torch_optim import guard
 from haltwise.interfaces.torch_optim.fused.control import (
     ADAM,
@@ -39,6 +39,7 @@ from haltwise.interfaces.torch_optim.fused.control import (
     SIGN,
     SIZE,
     TOUCHED,
+    power,
 )
 
 __all__ = ["advance_tensors", "apply_tensors", "pool_tensors"]
@@ -107,10 +108,10 @@ def pool_tensors(
             gl += wide * l
         if GUARDED:
             grad = tl.minimum(tl.maximum(grad, -HUGE), HUGE)
-            wide = (1 - SECOND_BETA) * (grad * grad).to(tl.float64)
+            wide = (grad * grad).to(tl.float64) * (1 - SECOND_BETA)
             if by_adam:
                 old = tl.load(_pointer(entry + ADAM_SQUARE, tl.float32) + at, mask=known, other=0.0)
-                wide += SECOND_BETA * old.to(tl.float64)
+                wide += old.to(tl.float64) * SECOND_BETA
             tl.store(adam_sums + chunk, tl.sum(wide, 0))
     at = partials + 8 * tl.program_id(0)
     tl.store(at, tl.sum(total, 0))
@@ -232,9 +233,9 @@ def advance_tensors(
                 first = _pointer(entry + ADAM_MEAN, tl.float32) + at
                 second = _pointer(entry + ADAM_SQUARE, tl.float32) + at
                 old = tl.load(first, mask=known, other=0.0)
-                tl.store(first, old + (1 - FIRST_BETA) * (grad - old), mask=known)
+                tl.store(first, old + (grad - old) * (1 - FIRST_BETA), mask=known)
                 old = tl.load(second, mask=known, other=0.0)
-                tl.store(second, old + (1 - SECOND_BETA) * (grad * grad - old), mask=known)
+                tl.store(second, old + (grad * grad - old) * (1 - SECOND_BETA), mask=known)
     at = partials + tl.program_id(0) * (2 + UA + UB)
     tl.store(update_squares + tl.program_id(0), tl.sum(uu, 0))
     if JUDGED:
@@ -265,8 +266,8 @@ def apply_tensors(
     plain = (tl.load(settings + LR) * tl.load(settings + DECAY)).to(tl.float32)
     rate = tl.load(control + RATE)
     taken = tl.load(control + ADAM_STEP) + 1
-    step_size = (rate / (1 - tl.exp(taken * tl.log(FIRST_BETA + 0.0 * rate)))).to(tl.float32)
-    unbias = (1 / (1 - tl.exp(taken * tl.log(SECOND_BETA + 0.0 * rate)))).to(tl.float32)
+    step_size = (rate / (1 - power(FIRST_BETA, taken))).to(tl.float32)
+    unbias = (1 / (1 - power(SECOND_BETA, taken))).to(tl.float32)
     adam_decay = (rate * tl.load(settings + DECAY)).to(tl.float32)
     for chunk in range(
         first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
@@ -291,7 +292,7 @@ def apply_tensors(
                 seen = tl.load(_pointer(entry + TOUCHED, tl.int8) + at, mask=known, other=0)
                 wide = value.to(tl.float32)
                 wide += tl.where(seen != 0, update, -plain * wide)
-                tl.store(param, wide.to(PARAM_DTYPE), mask=known)
+                tl.store(param, narrowed(wide, PARAM_DTYPE), mask=known)
             else:
                 tl.store(last_update, tl.zeros((CHUNK,), tl.float32), mask=known)
         if GUARDED:
@@ -305,4 +306,4 @@ def apply_tensors(
                 root = tl.sqrt(second * unbias) + tl.load(adam_roots + tensor).to(tl.float32)
                 wide = value.to(tl.float32)
                 wide -= step_size * (first / root) + adam_decay * wide
-                tl.store(param, wide.to(PARAM_DTYPE), mask=known)
+                tl.store(param, narrowed(wide, PARAM_DTYPE), mask=known)

@@ -1,0 +1,328 @@
+"""The host's side of fused steps: launches, and reading what the device has decided."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from haltwise._kernels import fused
+from haltwise.interfaces.torch_optim.fused import control
+from haltwise.interfaces.torch_optim.fused.plan import DTYPES, NUM_LOG_ROWS, Member, Plan
+from haltwise.interfaces.torch_optim.fused.tensors import (
+    advance_tensors,
+    apply_tensors,
+    pool_tensors,
+)
+from haltwise.interfaces.torch_optim.groups import Group, Record
+from haltwise.interfaces.torch_optim.guard import FRESH, why_adam
+from haltwise.update_rules.lstm import LSTMRule
+
+__all__ = ["FusedGroup", "FusedSteps", "LoggedStep", "Reading"]
+
+_BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
+_WHY = ("", "rises", "waits", "ended", "fails")
+"""Kinds of reasons, at the numbers by which a control record names them."""
+
+
+class FusedGroup(NamedTuple):
+    """A group at a step.
+
+    Attributes:
+        group: Its settings.
+        record: What is remembered of it on the host.
+        members: Its tensors, in order.
+        rule: What moves them, where they are.
+        horizon: T, steps that its weights were trained for.
+        price: c, what a step must gain.
+        is_judged: Whether its weights have learned when to stop.
+    """
+
+    group: Group
+    record: Record
+    members: list[Member]
+    rule: LSTMRule
+    horizon: int
+    price: float
+    is_judged: bool
+
+
+class LoggedStep(NamedTuple):
+    """What a halter is to see of a step.
+
+    Attributes:
+        step: t.
+        loss: Signed, so that it is to be minimised, shape [1].
+        products: See `haltwise.processes.signals.sum_products`, shape [1, 5, 5].
+        readout: Means over coordinates, shape [1, R].
+    """
+
+    step: int
+    loss: Tensor
+    products: Tensor
+    readout: Tensor
+
+
+class Reading(NamedTuple):
+    """What the device has done to a group since it was last read.
+
+    Attributes:
+        logged: Steps to be judged, in order.
+        num_coordinates: D of all of them.
+        num_judged: Steps that came with a loss since the group's first.
+        stops: Whether steps of Adam have not earned their price.
+        moved: Whether the last step applied a learned update.
+        takes_over: Why Adam has taken over in the meantime, in words; empty if it has not.
+    """
+
+    logged: list[LoggedStep]
+    num_coordinates: int
+    num_judged: int
+    stops: bool
+    moved: bool
+    takes_over: str
+
+
+@final
+class FusedSteps:
+    """Takes the steps of groups that all lie on one GPU."""
+
+    def __init__(self) -> None:
+        self._plan: Plan | None = None
+        self._groups: list[FusedGroup] = []
+        self._read: list[Tensor] = []  # control records when they were last read
+        self._unread = 0
+        self._was_captured = False
+        self._mirror: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def fits(self, groups: Sequence[FusedGroup]) -> bool:
+        """Whether a step can be taken without reading first; if not, call `release` after it."""
+        plan = self._plan
+        return (
+            plan is not None
+            and self._unread < NUM_LOG_ROWS
+            and len(groups) == len(self._groups)
+            and all(one.record is other.record for one, other in zip(groups, self._groups, strict=True))
+            and plan.fits([each.members for each in groups], [each.rule for each in groups])
+        )
+
+    def begin(self, groups: Sequence[FusedGroup], device: torch.device) -> None:
+        """Take the groups over with all that is remembered of them on the host."""
+        plan = Plan([each.members for each in groups], [each.rule for each in groups], device)
+        rows = [_row_of(each.record) for each in groups]
+        plan.control.copy_(torch.tensor(rows, dtype=torch.float64))
+        self._plan, self._groups = plan, list(groups)
+        self._unread, self._mirror, self._was_captured = 0, None, False
+
+    def step(self, groups: Sequence[FusedGroup], loss: Tensor | None, *, guarded: bool) -> None:
+        """Take a step of all groups, without asking the device anything."""
+        plan = self._plan
+        assert plan is not None
+        settings = []
+        for each, planned in zip(groups, plan.groups, strict=True):
+            sign = -1.0 if each.group["maximize"] else 1.0
+            lr = each.group["lr"]
+            settings.append(
+                (
+                    float(planned.num_coordinates),
+                    float(each.horizon),
+                    each.price,
+                    sign,
+                    float(each.group["weight_decay"]),
+                    0.0 if _is_on_device(lr) else float(lr),
+                )
+            )
+        kept = plan.place(settings)
+        for row, each in zip(plan.settings, groups, strict=True):
+            if _is_on_device(each.group["lr"]):
+                row[control.LR.value].copy_(each.group["lr"].detach().reshape(()))
+        if loss is not None:
+            loss = loss.detach().to(plan.device, non_blocking=True)
+            loss = loss if loss.is_floating_point() else loss.double()
+        with fused.launching(plan.device):
+            self._launch(plan, groups, loss, guarded=guarded)
+        plan.return_temporaries()
+        del kept
+        self._unread += 1
+        if plan.device.type != "cuda":
+            return
+        if torch.cuda.is_current_stream_capturing():
+            self._was_captured = True
+        elif guarded:
+            self._send_mirror(plan)
+
+    @staticmethod
+    def _launch(
+        plan: Plan, groups: Sequence[FusedGroup], loss: Tensor | None, *, guarded: bool
+    ) -> None:
+        has_loss = loss is not None
+        value = plan.settings if loss is None else loss
+        pairs = list(zip(range(len(groups)), groups, plan.groups, strict=True))
+        for number, each, planned in pairs:
+            for part in planned.parts:
+                if part.num_moved:
+                    pool_tensors[(part.num_programs,)](
+                        *(plan.table, plan.owner, part.first_chunk, part.num_moved),
+                        *(plan.settings[number], plan.control[number]),
+                        *(plan.pooled[part.first_program :], plan.adam_sums),
+                        GRAD_DTYPE=DTYPES[part.grad_dtype],
+                        GUARDED=guarded,
+                        JUDGED=has_loss and each.is_judged,
+                    )
+        for number, _, planned in pairs:
+            control.begin_step[(1,)](
+                *(plan.table[planned.first_tensor :], planned.num_tensors),
+                *(plan.settings[number], plan.control[number], plan.pooled),
+                *(planned.first_program, planned.num_programs, plan.num_programs),
+                *(plan.adam_sums, plan.adam_roots[planned.first_tensor :], value),
+                HAS_LOSS=has_loss,
+                GUARDED=guarded,
+            )
+        for number, each, planned in pairs:
+            for part in planned.parts:
+                if part.num_moved:
+                    first = part.first_program - planned.first_program
+                    advance_tensors[(part.num_programs,)](
+                        *(plan.table, plan.owner, part.first_chunk, part.num_moved),
+                        *(plan.settings[number], plan.control[number]),
+                        *(planned.partials[first:], plan.update_squares[part.first_program :]),
+                        *(planned.packed, planned.readout, float(each.rule.output_scale)),
+                        GRAD_DTYPE=DTYPES[part.grad_dtype],
+                        PARAM_DTYPE=DTYPES[part.param_dtype],
+                        STATE_DTYPE=DTYPES[plan.state_dtype],
+                        DECAYS=each.group["weight_decay"] != 0,
+                        GUARDED=guarded,
+                        JUDGED=has_loss and each.is_judged,
+                        LAYERS=each.rule.num_layers,
+                        H=each.rule.hidden_size,
+                        UA=planned.tiles.first,
+                        UB=planned.tiles.second,
+                        INPUTS=4 if each.rule.shared_gradient else 2,
+                        OUTPUTS=planned.num_outputs,
+                        SHORT=plan.state_dtype is torch.bfloat16,
+                        BLOCK=_BLOCK,
+                        num_warps=_WARPS,
+                        num_stages=1,
+                    )
+        for number, each, planned in pairs:
+            control.end_step[(1,)](
+                *(plan.settings[number], plan.control[number], plan.pooled, planned.partials),
+                *(plan.update_squares, planned.first_program, planned.num_programs),
+                *(plan.num_programs, planned.log, NUM_LOG_ROWS),
+                HAS_LOSS=has_loss,
+                GUARDED=guarded,
+                JUDGED=has_loss and each.is_judged,
+                UNITS=planned.num_units,
+                WIDTH=1 << (planned.num_units + 1).bit_length(),
+            )
+        for number, _, planned in pairs:
+            for part in planned.parts:
+                programs = min(part.num_chunks, plan.num_appliers)
+                apply_tensors[(programs,)](
+                    *(plan.table, plan.owner, part.first_chunk, part.num_chunks),
+                    *(plan.settings[number], plan.control[number], plan.adam_roots),
+                    PARAM_DTYPE=DTYPES[part.param_dtype],
+                    GUARDED=guarded,
+                )
+
+    # -------------------------------------------------------------------------------- reading
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the device may know more than the host."""
+        return self._plan is not None and (self._unread > 0 or self._was_captured)
+
+    def read(self) -> list[tuple[FusedGroup, Reading]]:
+        """Wait for the device; bring the groups' records up to date, without judging steps."""
+        plan = self._plan
+        if plan is None or not self.is_ahead:
+            return []
+        rows = plan.control.cpu().tolist()
+        found = []
+        for each, planned, row in zip(self._groups, plan.groups, rows, strict=True):
+            takes_over = _note(each, row)
+            log = planned.log[: int(row[control.LOGGED.value])].cpu()
+            logged = [_logged(line, planned.tiles, each.rule.hidden_size) for line in log]
+            found.append(
+                (
+                    each,
+                    Reading(
+                        logged,
+                        planned.num_coordinates,
+                        int(row[control.NUM_JUDGED.value]),
+                        row[control.STOPS.value] != 0,
+                        row[control.MOVED.value] != 0,
+                        takes_over,
+                    ),
+                )
+            )
+        plan.control[:, control.LOGGED.value] = 0
+        plan.control[:, control.STOPS.value] = 0
+        self._unread = 0
+        return found
+
+    def news(self) -> bool:
+        """Whether Adam is known to have taken over since the last reading; nothing is waited for."""
+        if self._mirror is None:
+            return False
+        sent, event = self._mirror
+        if not event.query():
+            return False
+        self._mirror = None
+        return any(
+            why != 0 and each.record["guard"]["adam"] < 0
+            for why, each in zip(sent.tolist(), self._groups, strict=True)
+        )
+
+    def _send_mirror(self, plan: Plan) -> None:
+        if self._mirror is not None and not self._mirror[1].query():
+            return
+        sent = torch.empty(len(plan.groups), dtype=torch.float64, pin_memory=True)
+        sent.copy_(plan.control[:, control.WHY.value], non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._mirror = sent, event
+
+
+def _is_on_device(lr: object) -> bool:
+    return isinstance(lr, Tensor) and lr.device.type != "cpu"
+
+
+def _row_of(record: Record) -> list[float]:
+    """The control record of what the host remembers."""
+    row = [0.0] * control.CONTROL
+    row[control.STEP.value] = record["step"]
+    row[control.SKIPPED.value] = record["skipped"]
+    row[control.NUM_JUDGED.value] = record["judged"]
+    kept = record.get("guard", FRESH)
+    for place, name in enumerate(FRESH, start=control.GUARD):
+        row[place] = float(kept[name])
+    return row
+
+
+def _note(each: FusedGroup, row: list[float]) -> str:
+    """Bring the host's record up to date; why Adam has taken over in the meantime."""
+    record = each.record
+    step = int(row[control.STEP.value])
+    record["step"], record["skipped"] = step, int(row[control.SKIPPED.value])
+    if "guard" not in record:
+        return ""
+    before = record["guard"]["adam"]
+    for place, (name, fresh) in enumerate(FRESH.items(), start=control.GUARD):
+        record["guard"][name] = type(fresh)(row[place])
+    if before >= 0 or record["guard"]["adam"] < 0:
+        return ""
+    return why_adam(
+        _WHY[int(row[control.WHY.value])],
+        step=int(row[control.WHY_STEP.value]),
+        waited=int(row[control.WHY_WAITED.value]),
+        horizon=each.horizon,
+    )
+
+
+def _logged(line: Tensor, tiles: tuple[int, int], size: int) -> LoggedStep:
+    products = line.new_zeros(5, 5)
+    for value, (one, other) in zip(line[2:12], control.PRODUCTS, strict=True):
+        products[one, other] = products[other, one] = value
+    readout = line[16 : 16 + size]
+    return LoggedStep(int(line[0]), line[1:2], products.unsqueeze(0), readout.unsqueeze(0))
