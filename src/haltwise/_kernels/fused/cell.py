@@ -108,9 +108,13 @@ def _beside(a, b, BLOCK: tl.constexpr, U: tl.constexpr):
 
 @triton.jit
 def _padded(x, BLOCK: tl.constexpr, U: tl.constexpr, WIDTH: tl.constexpr):
-    """Columns with zeros behind each, doubling until there are WIDTH, at most 16 U."""
+    """Columns with padding behind each, doubling until there are WIDTH, at most 16 U.
+
+    The first that is added is 1, for the bias, and all others are 0.
+    """
     if U < WIDTH:
-        x = _beside(x, tl.zeros((BLOCK, U), tl.float32), BLOCK, U)
+        one = tl.where(tl.arange(0, U) == 0, 1.0, 0.0)[None, :] + tl.zeros((BLOCK, U), tl.float32)
+        x = _beside(x, one, BLOCK, U)
     if 2 * U < WIDTH:
         x = _beside(x, tl.zeros((BLOCK, 2 * U), tl.float32), BLOCK, 2 * U)
     if 4 * U < WIDTH:
@@ -192,8 +196,10 @@ def advance(
             rest = _padded(rest, BLOCK, 2 * UB, REST)
         else:
             rest = _padded(features, BLOCK, 4, REST)
-        z_a = tl.zeros((BLOCK, NA), tl.float32) + tl.load(packed + tl.arange(0, NA))[None, :]
-        packed += NA
+        z_a = tl.zeros((BLOCK, NA), tl.float32)
+        if layer > 0 and UB != 4:  # elsewhere the bias has a column
+            z_a += tl.load(packed + tl.arange(0, NA))[None, :]
+            packed += NA
         z_a = _add_product(z_a, own_a, packed, UA, NA, SHORT)
         packed += 2 * UA * NA
         if layer > 0:
@@ -204,8 +210,10 @@ def advance(
             packed += 2 * REST * NA
         c_a, c_b = _load(cell, row, inside, 0, UA, H), 0.0
         if UB > 0:
-            z_b = tl.zeros((BLOCK, NB), tl.float32) + tl.load(packed + tl.arange(0, NB))[None, :]
-            packed += NB
+            z_b = tl.zeros((BLOCK, NB), tl.float32)
+            if layer > 0 and UB != 4:
+                z_b += tl.load(packed + tl.arange(0, NB))[None, :]
+                packed += NB
             z_b = _add_product(z_b, own_a, packed, UA, NB, SHORT)
             packed += 2 * UA * NB
             if layer > 0:

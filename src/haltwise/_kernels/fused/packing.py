@@ -10,6 +10,9 @@ from torch import Tensor
 __all__ = ["Tiles", "pack", "pack_readout"]
 
 
+_NONE, _BIAS = -1, -2
+
+
 class Tiles(NamedTuple):
     """How the units of a layer are cut: into UA and UB columns, powers of two."""
 
@@ -74,11 +77,15 @@ def _order(
         begin += weight.numel() + bias.numel()
         for units in _units(tiles, size):
             rows = _gate_columns(units, size)
-            index.append(torch.where(rows >= 0, bias[rows], 0))
-            part.append(torch.zeros_like(rows))
-            for columns in _inputs(tiles, size, fan_in, is_first=layer == 0):
+            products = _inputs(tiles, size, fan_in, is_first=layer == 0)
+            if not any((columns == _BIAS).any() for columns in products):
+                index.append(torch.where(rows >= 0, bias[rows], 0))
+                part.append(torch.zeros_like(rows))
+            for columns in products:
                 found = weight[rows.unsqueeze(0), columns.unsqueeze(1)]
-                real = (rows >= 0).unsqueeze(0) & (columns >= 0).unsqueeze(1)
+                is_bias = (columns == _BIAS).unsqueeze(1)
+                found = torch.where(is_bias, bias[rows].unsqueeze(0), found)
+                real = (rows >= 0).unsqueeze(0) & ((columns >= 0).unsqueeze(1) | is_bias)
                 found = torch.where(real, found, 0).flatten()
                 index += [found, found]
                 part += [torch.full_like(found, half) for half in (1, 2)]
@@ -101,7 +108,7 @@ def _gate_columns(units: Tensor, size: int) -> Tensor:
 
 
 def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> list[Tensor]:
-    """Columns of a weight that each product reads, -1 for none."""
+    """Columns of a weight that each product reads; or none, or the bias."""
     own = [torch.where(units >= 0, units + fan_in, -1) for units in _units(tiles, size)]
     below = _units(tiles, size)
     if is_first:  # join(join(x0, x1), join(x2, x3)) lies in memory as x0, x2, x1, x3
@@ -119,7 +126,10 @@ def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> list[Ten
 
 
 def _padded(columns: Tensor, width: int) -> Tensor:
-    """With none behind each, doubling until there are `width`."""
+    """With padding behind each, doubling until there are `width`; the first of it is the bias."""
+    padding = _BIAS
     while len(columns) < width:
-        columns = torch.stack((columns, torch.full_like(columns, -1)), 1).flatten()
+        added = torch.full_like(columns, _NONE)
+        added[0], padding = padding, _NONE
+        columns = torch.stack((columns, added), 1).flatten()
     return columns
