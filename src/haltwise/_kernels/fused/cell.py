@@ -14,7 +14,7 @@ from triton.language.extra.cuda import libdevice
 
 from haltwise._kernels import operands
 
-__all__ = ["advance", "gradient_features", "narrowed", "read_out"]
+__all__ = ["advance", "gradient_features", "load_weights", "narrowed", "read_out"]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG_RANGE = tl.constexpr(operands.LOG_RANGE)
@@ -30,18 +30,42 @@ def _split(x):
 
 
 @triton.jit
-def _add_product(acc, x, packed, K: tl.constexpr, N: tl.constexpr, SHORT: tl.constexpr):
-    """acc + x @ weights [K, N]; SHORT if x has at most 11 bits."""
-    at = tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :]
-    high = tl.load(packed + at)
-    low = tl.load(packed + K * N + at)
-    if SHORT:
-        x_high = x
-    else:
-        x_high, x_low = _split(x)
-        acc = tl.dot(x_low, high, acc, input_precision="tf32")
-    acc = tl.dot(x_high, low, acc, input_precision="tf32")
-    return tl.dot(x_high, high, acc, input_precision="tf32")
+def _load_product(packed, K: tl.constexpr, N: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """Weights [K, N] in two parts, and, where it is no column of theirs, the bias of N gates."""
+    bias = 0.0
+    if HAS_BIAS:
+        bias = tl.load(packed + tl.arange(0, N))
+        packed += N
+    at = packed + tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :]
+    return packed + 2 * K * N, (tl.load(at), tl.load(at + K * N), bias)
+
+
+@triton.jit
+def load_weights(packed, LAYERS: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr):
+    """All weights, for `advance`; loaded before a loop over blocks, they stay in shared memory."""
+    weights = ()
+    for layer in tl.static_range(LAYERS):
+        if layer > 0 and UB > 0:
+            packed, first = _load_product(packed, 4 * UA, 4 * UA, False)
+            packed, second = _load_product(packed, 4 * UA, 4 * UB, False)
+        else:
+            packed, first = _load_product(packed, 2 * UA, 4 * UA, layer > 0)
+            second = first
+            if UB > 0:
+                packed, second = _load_product(packed, 2 * UA, 4 * UB, False)
+        weights = weights + (first, second)
+    return weights
+
+
+@triton.jit
+def _product(x_high, x_low, weights, HAS_BIAS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
+    """The arguments of N gates, [BLOCK, N]."""
+    z = tl.zeros((BLOCK, N), tl.float32)
+    if HAS_BIAS:
+        z += weights[2][None, :]
+    z = tl.dot(x_low, weights[0], z, input_precision="tf32")
+    z = tl.dot(x_high, weights[1], z, input_precision="tf32")
+    return tl.dot(x_high, weights[0], z, input_precision="tf32")
 
 
 @triton.jit
@@ -87,6 +111,15 @@ def _tanh(x):
 
 
 @triton.jit
+def _once(x):
+    """x, computed once: the compiler would compute it anew in every layout in which it is read."""
+    if INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise("mov.f32 $0, $1;", "=f,f", [x], tl.float32, False, 1)
+
+
+@triton.jit
 def _cell(z, cell, BLOCK: tl.constexpr, U: tl.constexpr):
     """Hidden and cell state after the step, from the gates' sums [BLOCK, 4 U].
 
@@ -95,9 +128,9 @@ def _cell(z, cell, BLOCK: tl.constexpr, U: tl.constexpr):
     enter, forget, candidate, leave = _gates(z, BLOCK, U)
     candidate, under = _tanh(candidate)
     entering = _divide(candidate, under + under * _exp(-enter))
-    cell = _divide(cell, 1.0 + _exp(-forget)) + entering
+    cell = _once(_divide(_once(cell), 1.0 + _exp(-forget)) + entering)
     shown, under = _tanh(cell)
-    return _divide(shown, under + under * _exp(-leave)), cell
+    return _once(_divide(shown, under + under * _exp(-leave))), cell
 
 
 @triton.jit
@@ -107,14 +140,25 @@ def _beside(a, b, BLOCK: tl.constexpr, U: tl.constexpr):
 
 
 @triton.jit
+def _behind(a, b, BLOCK: tl.constexpr, U: tl.constexpr):
+    """Columns of the one, then of the other, [BLOCK, 2 U]."""
+    return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (BLOCK, 2 * U))
+
+
+@triton.jit
+def _first_is_one(BLOCK: tl.constexpr, U: tl.constexpr):
+    """Zeros [BLOCK, U], but for the first column, which reads the bias."""
+    return tl.where(tl.arange(0, U) == 0, 1.0, 0.0)[None, :] + tl.zeros((BLOCK, U), tl.float32)
+
+
+@triton.jit
 def _padded(x, BLOCK: tl.constexpr, U: tl.constexpr, WIDTH: tl.constexpr):
     """Columns with padding behind each, doubling until there are WIDTH, at most 16 U.
 
-    The first that is added is 1, for the bias, and all others are 0.
+    The first that is added is 1, for the bias; all others are 0.
     """
     if U < WIDTH:
-        one = tl.where(tl.arange(0, U) == 0, 1.0, 0.0)[None, :] + tl.zeros((BLOCK, U), tl.float32)
-        x = _beside(x, one, BLOCK, U)
+        x = _beside(x, _first_is_one(BLOCK, U), BLOCK, U)
     if 2 * U < WIDTH:
         x = _beside(x, tl.zeros((BLOCK, 2 * U), tl.float32), BLOCK, 2 * U)
     if 4 * U < WIDTH:
@@ -157,8 +201,7 @@ def advance(
     cell,
     new_hidden,
     new_cell,
-    packed,
-    rows,
+    weights,
     known,
     x0,
     x1,
@@ -168,64 +211,55 @@ def advance(
     H: tl.constexpr,
     UA: tl.constexpr,
     UB: tl.constexpr,
-    SHORT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One step of all layers; states [N, L, H] at `rows` (int64 [BLOCK]) where `known`.
+    """One step of all layers; states [BLOCK, L, H] where `known`.
 
     Returns:
         The top layer's output in two tiles, [BLOCK, UA] and [BLOCK, UB]; the second is the first
         where UB is 0.
     """
-    NA: tl.constexpr = 4 * UA
-    NB: tl.constexpr = 4 * UB
-    REST: tl.constexpr = 16 if UB < 8 else 2 * UB
     inside = known[:, None]
+    rows = tl.arange(0, BLOCK)
+    # All is asked of the memory before anything is computed: while it comes, there is time.
+    states = ()
+    for layer in tl.static_range(LAYERS):
+        row = (rows * (LAYERS * H) + layer * H)[:, None]
+        own_a = _load(hidden, row, inside, 0, UA, H)
+        c_a = _load(cell, row, inside, 0, UA, H)
+        own_b = own_a
+        c_b = c_a
+        if UB > 0:
+            own_b = _load(hidden, row, inside, UA, UB, H)
+            c_b = _load(cell, row, inside, UA, UB, H)
+        states = states + ((own_a, own_b, c_a, c_b),)
     features = _beside(tl.join(x0, x1), tl.join(x2, x3), BLOCK, 2)
     below_a = tl.zeros((BLOCK, UA), tl.float32)
     below_b = below_a
     for layer in tl.static_range(LAYERS):
         row = (rows * (LAYERS * H) + layer * H)[:, None]
-        own_a = _load(hidden, row, inside, 0, UA, H)
-        if UB > 0:
-            own_b = _load(hidden, row, inside, UA, UB, H)
-            if layer == 0:
+        own_a = states[layer][0]
+        own_b = states[layer][1]
+        if layer == 0:
+            rest = _padded(features, BLOCK, 4, UA)
+            if UB > 0:
                 rest = _beside(own_b, _padded(features, BLOCK, 4, UB), BLOCK, UB)
-            else:
-                rest = _beside(own_b, below_b, BLOCK, UB)
-            rest = _padded(rest, BLOCK, 2 * UB, REST)
+                rest = _padded(rest, BLOCK, 2 * UB, UA)
+            x = _behind(own_a, rest, BLOCK, UA)
         else:
-            rest = _padded(features, BLOCK, 4, REST)
-        z_a = tl.zeros((BLOCK, NA), tl.float32)
-        if layer > 0 and UB != 4:  # elsewhere the bias has a column
-            z_a += tl.load(packed + tl.arange(0, NA))[None, :]
-            packed += NA
-        z_a = _add_product(z_a, own_a, packed, UA, NA, SHORT)
-        packed += 2 * UA * NA
-        if layer > 0:
-            z_a = _add_product(z_a, below_a, packed, UA, NA, False)
-            packed += 2 * UA * NA
-        if UB > 0 or layer == 0:
-            z_a = _add_product(z_a, rest, packed, REST, NA, False)
-            packed += 2 * REST * NA
-        c_a, c_b = _load(cell, row, inside, 0, UA, H), 0.0
+            x = _behind(own_a, below_a, BLOCK, UA)
+            if UB > 0:
+                rest = _padded(_beside(own_b, below_b, BLOCK, UB), BLOCK, 2 * UB, UA)
+                rest = _behind(rest, _first_is_one(BLOCK, UA), BLOCK, UA)
+                x = _behind(x, rest, BLOCK, 2 * UA)
+        high, low = _split(x)
+        z_a = _product(high, low, weights[2 * layer], layer > 0 and UB == 0, 4 * UA, BLOCK)
         if UB > 0:
-            z_b = tl.zeros((BLOCK, NB), tl.float32)
-            if layer > 0 and UB != 4:
-                z_b += tl.load(packed + tl.arange(0, NB))[None, :]
-                packed += NB
-            z_b = _add_product(z_b, own_a, packed, UA, NB, SHORT)
-            packed += 2 * UA * NB
-            if layer > 0:
-                z_b = _add_product(z_b, below_a, packed, UA, NB, False)
-                packed += 2 * UA * NB
-            z_b = _add_product(z_b, rest, packed, REST, NB, False)
-            packed += 2 * REST * NB
-            c_b = _load(cell, row, inside, UA, UB, H)
-            below_b, c_b = _cell(z_b, c_b, BLOCK, UB)
+            z_b = _product(high, low, weights[2 * layer + 1], False, 4 * UB, BLOCK)
+            below_b, c_b = _cell(z_b, states[layer][3], BLOCK, UB)
             _store(new_hidden, below_b, row, inside, UA, UB, H)
             _store(new_cell, c_b, row, inside, UA, UB, H)
-        below_a, c_a = _cell(z_a, c_a, BLOCK, UA)
+        below_a, c_a = _cell(z_a, states[layer][2], BLOCK, UA)
         _store(new_hidden, below_a, row, inside, 0, UA, H)
         _store(new_cell, c_a, row, inside, 0, UA, H)
     return below_a, below_b

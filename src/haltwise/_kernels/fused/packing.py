@@ -28,11 +28,6 @@ class Tiles(NamedTuple):
         second = 0 if rest <= 0 else max(4, 1 << (rest - 1).bit_length())
         return cls(whole, 0) if whole == 16 or second >= first else cls(first, second)
 
-    @property
-    def rest(self) -> int:
-        """Columns of the tile that the second ones of two layers, or inputs, make together."""
-        return 16 if self.second < 8 else 2 * self.second
-
 
 def pack(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """All layers, one after the other, as `cell.advance` reads them.
@@ -75,20 +70,19 @@ def _order(
         weight = begin + torch.arange(4 * size * width, device="cpu").view(4 * size, width)
         bias = begin + weight.numel() + torch.arange(4 * size, device="cpu")
         begin += weight.numel() + bias.numel()
+        columns = _inputs(tiles, size, fan_in, is_first=layer == 0)
+        is_bias = (columns == _BIAS).unsqueeze(1)
         for units in _units(tiles, size):
             rows = _gate_columns(units, size)
-            products = _inputs(tiles, size, fan_in, is_first=layer == 0)
-            if not any((columns == _BIAS).any() for columns in products):
+            if not is_bias.any():
                 index.append(torch.where(rows >= 0, bias[rows], 0))
                 part.append(torch.zeros_like(rows))
-            for columns in products:
-                found = weight[rows.unsqueeze(0), columns.unsqueeze(1)]
-                is_bias = (columns == _BIAS).unsqueeze(1)
-                found = torch.where(is_bias, bias[rows].unsqueeze(0), found)
-                real = (rows >= 0).unsqueeze(0) & ((columns >= 0).unsqueeze(1) | is_bias)
-                found = torch.where(real, found, 0).flatten()
-                index += [found, found]
-                part += [torch.full_like(found, half) for half in (1, 2)]
+            found = weight[rows.unsqueeze(0), columns.unsqueeze(1)]
+            found = torch.where(is_bias, bias[rows].unsqueeze(0), found)
+            real = (rows >= 0).unsqueeze(0) & ((columns >= 0).unsqueeze(1) | is_bias)
+            found = torch.where(real, found, 0).flatten()
+            index += [found, found]
+            part += [torch.full_like(found, half) for half in (1, 2)]
         fan_in = size
     return torch.cat(index).to(device), torch.cat(part).to(device, torch.int8)
 
@@ -107,22 +101,23 @@ def _gate_columns(units: Tensor, size: int) -> Tensor:
     return torch.where(units >= 0, gate * size + units, -1).flatten()
 
 
-def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> list[Tensor]:
-    """Columns of a weight that each product reads; or none, or the bias."""
-    own = [torch.where(units >= 0, units + fan_in, -1) for units in _units(tiles, size)]
-    below = _units(tiles, size)
+def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> Tensor:
+    """Columns of a weight in the order of what they are multiplied with; or none, or the bias."""
+    own = [torch.where(units >= 0, units + fan_in, _NONE) for units in _units(tiles, size)]
     if is_first:  # join(join(x0, x1), join(x2, x3)) lies in memory as x0, x2, x1, x3
         features = torch.tensor([0, 2, 1, 3], device="cpu")
-        below = [torch.where(features < fan_in, features, -1)]
-    products = [own[0]]
-    if not is_first:
-        products.append(below.pop(0))
-    if tiles.second:
-        rest = torch.stack((own[1], _padded(below[0], tiles.second)), 1).flatten()
-        products.append(_padded(rest, tiles.rest))
-    elif is_first:
-        products.append(_padded(below[0], tiles.rest))
-    return products
+        rest = torch.where(features < fan_in, features, _NONE)
+        if tiles.second:
+            rest = torch.stack((own[1], _padded(rest, tiles.second)), 1).flatten()
+        return torch.cat((own[0], _padded(rest, tiles.first)))
+    below = _units(tiles, size)
+    if not tiles.second:
+        return torch.cat((own[0], below[0]))
+    rest = _padded(torch.stack((own[1], below[1]), 1).flatten(), tiles.first)
+    rest = torch.where(rest == _BIAS, _NONE, rest)
+    bias = torch.full_like(rest, _NONE)
+    bias[0] = _BIAS
+    return torch.cat((own[0], below[0], rest, bias))
 
 
 def _padded(columns: Tensor, width: int) -> Tensor:

@@ -128,7 +128,6 @@ def step(
                 UB=layers.tiles.second,
                 INPUTS=layers.num_inputs,
                 OUTPUTS=layers.num_outputs,
-                SHORT=False,
                 BLOCK=_BLOCK,
                 num_warps=_WARPS,
                 num_stages=1,

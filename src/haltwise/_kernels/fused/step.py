@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from haltwise._kernels.fused.cell import advance, gradient_features, read_out
+from haltwise._kernels.fused.cell import advance, gradient_features, load_weights, read_out
 
 __all__ = ["step_rows"]
 
@@ -28,25 +28,27 @@ def step_rows(
     UB: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    SHORT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradients and updates [N]; `pooled` is (mean, 1 / rms) of every `group` rows."""
+    weights = load_weights(packed, LAYERS, UA, UB)
     for block in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK), tl.num_programs(0)):
-        rows = tl.arange(0, BLOCK).to(tl.int64) + block * BLOCK
-        known = rows < num_rows
-        problem = rows // group
-        grad = tl.load(grads + rows, mask=known, other=0.0)
-        mean = tl.load(pooled + 2 * problem, mask=known, other=0.0)
-        inverse = tl.load(pooled + 2 * problem + 1, mask=known, other=0.0)
+        begin = block * tl.full((), BLOCK, tl.int64)
+        row = tl.arange(0, BLOCK)
+        known = row < num_rows - begin
+        problem = 2 * ((begin + row) // group)
+        grad = tl.load(grads + begin + row, mask=known, other=0.0)
+        mean = tl.load(pooled + problem, mask=known, other=0.0)
+        inverse = tl.load(pooled + problem + 1, mask=known, other=0.0)
         x0, x1 = gradient_features(grad)
         x2 = tl.zeros_like(x0)
         x3 = x2
         if INPUTS == 4:
             x2, x3 = gradient_features(mean)
+        at = begin * (LAYERS * H)
         top_a, top_b = advance(
-            hidden, cell, new_hidden, new_cell, packed, rows, known, x0, x1, x2, x3,
-            LAYERS, H, UA, UB, SHORT, BLOCK,
+            hidden + at, cell + at, new_hidden + at, new_cell + at, weights, known, x0, x1, x2, x3,
+            LAYERS, H, UA, UB, BLOCK,
         )  # fmt: skip
         update = read_out(top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB)
-        tl.store(updates + rows, update, mask=known)
+        tl.store(updates + begin + row, update, mask=known)

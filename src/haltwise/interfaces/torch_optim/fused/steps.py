@@ -199,7 +199,6 @@ class FusedSteps:
                         UB=planned.tiles.second,
                         INPUTS=4 if each.rule.shared_gradient else 2,
                         OUTPUTS=planned.num_outputs,
-                        SHORT=plan.state_dtype is torch.bfloat16,
                         BLOCK=_BLOCK,
                         num_warps=_WARPS,
                         num_stages=1,

@@ -8,7 +8,13 @@ lies in the group's control record (`control.py`): the host knows nothing of it.
 import triton
 import triton.language as tl
 
-from haltwise._kernels.fused.cell import advance, gradient_features, narrowed, read_out
+from haltwise._kernels.fused.cell import (
+    advance,
+    gradient_features,
+    load_weights,
+    narrowed,
+    read_out,
+)
 from haltwise.interfaces.torch_optim import guard
 from haltwise.interfaces.torch_optim.fused.control import (
     ADAM,
@@ -150,7 +156,6 @@ def advance_tensors(
     UB: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    SHORT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Advance the states, leave displacements, and sum over them.
@@ -172,6 +177,7 @@ def advance_tensors(
     if UB > 0:
         read_b = tl.zeros((BLOCK, UB), tl.float32)
     if mode == LEARNED:
+        weights = load_weights(packed, LAYERS, UA, UB)
         level = tl.zeros((BLOCK,), tl.float32) + mean
         x2 = tl.zeros((BLOCK,), tl.float32)
         x3 = x2
@@ -186,27 +192,30 @@ def advance_tensors(
             hidden = tl.multiple_of(_pointer(entry + HIDDEN, STATE_DTYPE), 16)
             cell = tl.multiple_of(_pointer(entry + CELL, STATE_DTYPE), 16)
             for part in range(0, tl.minimum(CHUNK, size - begin), BLOCK):
-                rows = begin + part + tl.arange(0, BLOCK)
-                known = rows < size
-                grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + rows, mask=known, other=0.0)
+                at = begin + part
+                row = tl.arange(0, BLOCK)
+                known = row < size - at
+                grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at + row, mask=known, other=0.0)
                 grad = grad.to(tl.float32) * sign
                 x0, x1 = gradient_features(grad)
                 top_a, top_b = advance(
-                    hidden, cell, hidden, cell, packed, rows, known, x0, x1, x2, x3,
-                    LAYERS, H, UA, UB, SHORT, BLOCK,
+                    hidden + at * (LAYERS * H), cell + at * (LAYERS * H),
+                    hidden + at * (LAYERS * H), cell + at * (LAYERS * H), weights,
+                    known, x0, x1, x2, x3,
+                    LAYERS, H, UA, UB, BLOCK,
                 )  # fmt: skip
                 update = lr * read_out(
                     top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB
                 )
                 if DECAYS:
                     value = tl.load(
-                        _pointer(entry + PARAM, PARAM_DTYPE) + rows, mask=known, other=0.0
+                        _pointer(entry + PARAM, PARAM_DTYPE) + at + row, mask=known, other=0.0
                     )
                     update -= decay * value.to(tl.float32)
                 update = tl.where(known, update, 0.0)
-                last_grad = _pointer(entry + LAST_GRAD, tl.float32) + rows
-                last_update = _pointer(entry + LAST_UPDATE, tl.float32) + rows
-                touched = _pointer(entry + TOUCHED, tl.int8) + rows
+                last_grad = _pointer(entry + LAST_GRAD, tl.float32) + at + row
+                last_update = _pointer(entry + LAST_UPDATE, tl.float32) + at + row
+                touched = _pointer(entry + TOUCHED, tl.int8) + at + row
                 seen = tl.load(touched, mask=known, other=0)
                 u = update.to(tl.float64)
                 uu += u * u
