@@ -13,10 +13,17 @@ import triton.language as tl
 from triton.language.extra.cuda import libdevice
 
 from haltwise._kernels import operands
+from haltwise._kernels.fused.packing import GATE_FACTORS
 
 __all__ = ["advance", "gradient_features", "load_weights", "narrowed", "read_out"]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+TWICE = tl.constexpr(GATE_FACTORS[2])
+SERIES_1 = tl.constexpr(1 / GATE_FACTORS[2])
+SERIES_3 = tl.constexpr(-1 / 3 / GATE_FACTORS[2] ** 3)
+SERIES_5 = tl.constexpr(2 / 15 / GATE_FACTORS[2] ** 5)
+SERIES_7 = tl.constexpr(-17 / 315 / GATE_FACTORS[2] ** 7)
+NEAR = tl.constexpr(0.02 * GATE_FACTORS[2] ** 2)
 LOG_RANGE = tl.constexpr(operands.LOG_RANGE)
 THRESHOLD = tl.constexpr(math.exp(-operands.LOG_RANGE))
 
@@ -30,42 +37,102 @@ def _split(x):
 
 
 @triton.jit
-def _load_product(packed, K: tl.constexpr, N: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """Weights [K, N] in two parts, and, where it is no column of theirs, the bias of N gates."""
-    bias = 0.0
-    if HAS_BIAS:
-        bias = tl.load(packed + tl.arange(0, N))
-        packed += N
+def _load_product(packed, K: tl.constexpr, N: tl.constexpr):
+    """Weights [K, N] in two parts."""
     at = packed + tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :]
-    return packed + 2 * K * N, (tl.load(at), tl.load(at + K * N), bias)
+    return packed + 2 * K * N, (tl.load(at), tl.load(at + K * N))
 
 
 @triton.jit
-def load_weights(packed, LAYERS: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr):
-    """All weights, for `advance`; loaded before a loop over blocks, they stay in shared memory."""
-    weights = ()
-    for layer in tl.static_range(LAYERS):
-        if layer > 0 and UB > 0:
-            packed, first = _load_product(packed, 4 * UA, 4 * UA, False)
-            packed, second = _load_product(packed, 4 * UA, 4 * UB, False)
-        else:
-            packed, first = _load_product(packed, 2 * UA, 4 * UA, layer > 0)
-            second = first
+def _load_bias(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, N: tl.constexpr):
+    """The bias of N gates, where it is no column of their products."""
+    if LAYER > 0 and (UB == 0 or 2 * UB == UA):
+        return packed + N, tl.load(packed + tl.arange(0, N))
+    else:
+        return packed, tl.zeros((N,), tl.float32)
+
+
+@triton.jit
+def _load_gates(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, N: tl.constexpr):
+    """What N gates of a layer are made of: two products and a bias."""
+    packed, first = _load_product(packed, 2 * UA, N)
+    second = first
+    if LAYER > 0 and UB > 0:
+        packed, second = _load_product(packed, UA, N)
+    packed, bias = _load_bias(packed, LAYER, UA, UB, N)
+    return packed, (first, second, bias)
+
+
+@triton.jit
+def load_weights(
+    packed, LAYERS: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, RESIDENT: tl.constexpr
+):
+    """All weights, for `advance`; loaded before a loop over blocks, they stay in shared memory.
+
+    Where that has no room for them (not RESIDENT), only their address.
+    """
+    if RESIDENT:
+        weights = ()
+        for layer in tl.static_range(LAYERS):
+            first = ()
             if UB > 0:
-                packed, second = _load_product(packed, 2 * UA, 4 * UB, False)
-        weights = weights + (first, second)
-    return weights
+                packed, first = _load_gates(packed, layer, UA, UB, 4 * UB)
+            packed, second = _load_gates(packed, layer, UA, UB, 4 * UA)
+            weights = weights + (first, second)
+        return weights
+    else:
+        return packed
 
 
 @triton.jit
-def _product(x_high, x_low, weights, HAS_BIAS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
-    """The arguments of N gates, [BLOCK, N]."""
+def _add_product(z, x, high, low):
+    x_high, x_low = _split(x)
+    z = tl.dot(x_low, high, z, input_precision="tf32")
+    z = tl.dot(x_high, low, z, input_precision="tf32")
+    return tl.dot(x_high, high, z, input_precision="tf32")
+
+
+@triton.jit
+def _add_streamed(z, x, packed, FIRST: tl.constexpr, K: tl.constexpr, U: tl.constexpr, N: tl.constexpr):
+    """z + x times rows FIRST.. of weights [K, N], loaded one part after the other."""
+    at = packed + (FIRST + tl.arange(0, U))[:, None] * N + tl.arange(0, N)[None, :]
+    x_high, x_low = _split(x)
+    high = tl.load(at)
+    z = tl.dot(x_low, high, z, input_precision="tf32")
+    z = tl.dot(x_high, high, z, input_precision="tf32")
+    return tl.dot(x_high, tl.load(at + K * N), z, input_precision="tf32")
+
+
+@triton.jit
+def _sums(
+    own,
+    below,
+    rest,
+    weights,
+    LAYER: tl.constexpr,
+    UA: tl.constexpr,
+    UB: tl.constexpr,
+    N: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The arguments of N gates, [BLOCK, N]; the address behind their weights if not RESIDENT."""
     z = tl.zeros((BLOCK, N), tl.float32)
-    if HAS_BIAS:
+    if RESIDENT:
         z += weights[2][None, :]
-    z = tl.dot(x_low, weights[0], z, input_precision="tf32")
-    z = tl.dot(x_high, weights[1], z, input_precision="tf32")
-    return tl.dot(x_high, weights[0], z, input_precision="tf32")
+        z = _add_product(z, _behind(own, below, BLOCK, UA), weights[0][0], weights[0][1])
+        if LAYER > 0 and UB > 0:
+            z = _add_product(z, rest, weights[1][0], weights[1][1])
+        return z, weights
+    else:
+        z = _add_streamed(z, own, weights, 0, 2 * UA, UA, N)
+        z = _add_streamed(z, below, weights, UA, 2 * UA, UA, N)
+        weights += 4 * UA * N
+        if LAYER > 0 and UB > 0:
+            z = _add_streamed(z, rest, weights, 0, UA, UA, N)
+            weights += 2 * UA * N
+        weights, bias = _load_bias(weights, LAYER, UA, UB, N)
+        return z + bias[None, :], weights
 
 
 @triton.jit
@@ -82,11 +149,11 @@ def _gates(z, BLOCK: tl.constexpr, U: tl.constexpr):
 
 
 @triton.jit
-def _exp(x):
+def _exp2(x):
     if INTERPRETED:
-        return tl.exp(x)
+        return tl.exp2(x)
     else:
-        return libdevice.fast_expf(x)
+        return libdevice.exp2(x)
 
 
 @triton.jit
@@ -100,13 +167,16 @@ def _divide(x, y):
 
 @triton.jit
 def _tanh(x):
-    """Numerator and denominator; a series where the quotient would lose the digits of small x."""
-    power = _exp(tl.minimum(2.0 * x, 30.0, propagate_nan=tl.PropagateNan.ALL))
+    """Numerator and denominator of tanh(x / `TWICE`), whose x = log2 exp(2 x').
+
+    A series where the quotient would lose the digits of small arguments.
+    """
+    power = _exp2(tl.minimum(x, 43.0, propagate_nan=tl.PropagateNan.ALL))
     square = x * x
-    series = square * (-17.0 / 315.0) + 2.0 / 15.0
-    series = series * square - 1.0 / 3.0
-    series = x + x * square * series
-    near = square < 0.02
+    series = square * SERIES_7 + SERIES_5
+    series = series * square + SERIES_3
+    series = (series * square + SERIES_1) * x
+    near = square < NEAR
     return tl.where(near, series, power - 1.0), tl.where(near, 1.0, power + 1.0)
 
 
@@ -123,14 +193,15 @@ def _once(x):
 def _cell(z, cell, BLOCK: tl.constexpr, U: tl.constexpr):
     """Hidden and cell state after the step, from the gates' sums [BLOCK, 4 U].
 
-    A sigmoid 1 / (1 + exp(-x)) and a tanh that are multiplied share a division.
+    Packed weights give what a power of 2 takes: -log2(e) x for a sigmoid 1 / (1 + exp(-x)), and
+    2 log2(e) x for a tanh. Those that are multiplied share a division.
     """
     enter, forget, candidate, leave = _gates(z, BLOCK, U)
     candidate, under = _tanh(candidate)
-    entering = _divide(candidate, under + under * _exp(-enter))
-    cell = _once(_divide(_once(cell), 1.0 + _exp(-forget)) + entering)
-    shown, under = _tanh(cell)
-    return _once(_divide(shown, under + under * _exp(-leave))), cell
+    entering = _divide(candidate, under + under * _exp2(enter))
+    cell = _once(_divide(_once(cell), 1.0 + _exp2(forget)) + entering)
+    shown, under = _tanh(cell * TWICE)
+    return _once(_divide(shown, under + under * _exp2(leave))), cell
 
 
 @triton.jit
@@ -211,6 +282,7 @@ def advance(
     H: tl.constexpr,
     UA: tl.constexpr,
     UB: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One step of all layers; states [BLOCK, L, H] where `known`.
@@ -240,25 +312,31 @@ def advance(
         row = (rows * (LAYERS * H) + layer * H)[:, None]
         own_a = states[layer][0]
         own_b = states[layer][1]
+        rest = own_a
+        second = below_a
         if layer == 0:
-            rest = _padded(features, BLOCK, 4, UA)
+            second = _padded(features, BLOCK, 4, UA)
             if UB > 0:
-                rest = _beside(own_b, _padded(features, BLOCK, 4, UB), BLOCK, UB)
-                rest = _padded(rest, BLOCK, 2 * UB, UA)
-            x = _behind(own_a, rest, BLOCK, UA)
-        else:
-            x = _behind(own_a, below_a, BLOCK, UA)
-            if UB > 0:
-                rest = _padded(_beside(own_b, below_b, BLOCK, UB), BLOCK, 2 * UB, UA)
-                rest = _behind(rest, _first_is_one(BLOCK, UA), BLOCK, UA)
-                x = _behind(x, rest, BLOCK, 2 * UA)
-        high, low = _split(x)
-        z_a = _product(high, low, weights[2 * layer], layer > 0 and UB == 0, 4 * UA, BLOCK)
+                second = _beside(own_b, _padded(features, BLOCK, 4, UB), BLOCK, UB)
+                second = _padded(second, BLOCK, 2 * UB, UA)
+        elif UB > 0:
+            rest = _padded(_beside(own_b, below_b, BLOCK, UB), BLOCK, 2 * UB, UA)
         if UB > 0:
-            z_b = _product(high, low, weights[2 * layer + 1], False, 4 * UB, BLOCK)
-            below_b, c_b = _cell(z_b, states[layer][3], BLOCK, UB)
+            own = weights
+            if RESIDENT:
+                own = weights[2 * layer]
+            z, own = _sums(own_a, second, rest, own, layer, UA, UB, 4 * UB, RESIDENT, BLOCK)
+            if not RESIDENT:
+                weights = own
+            below_b, c_b = _cell(z, states[layer][3], BLOCK, UB)
             _store(new_hidden, below_b, row, inside, UA, UB, H)
             _store(new_cell, c_b, row, inside, UA, UB, H)
+        own = weights
+        if RESIDENT:
+            own = weights[2 * layer + 1]
+        z_a, own = _sums(own_a, second, rest, own, layer, UA, UB, 4 * UA, RESIDENT, BLOCK)
+        if not RESIDENT:
+            weights = own
         below_a, c_a = _cell(z_a, states[layer][2], BLOCK, UA)
         _store(new_hidden, below_a, row, inside, 0, UA, H)
         _store(new_cell, c_a, row, inside, 0, UA, H)

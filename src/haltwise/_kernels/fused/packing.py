@@ -1,15 +1,20 @@
 """Weights in the order in which the fused kernels read them."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Tiles", "pack", "pack_readout"]
+__all__ = ["GATE_FACTORS", "Tiles", "is_resident", "pack", "pack_readout"]
 
 
+GATE_FACTORS = (-math.log2(math.e), -math.log2(math.e), 2 * math.log2(math.e), -math.log2(math.e))
+"""By which the arguments of gates are multiplied: the device's exponential is a power of 2."""
+
+_SHARED = 100 * 1024
 _NONE, _BIAS = -1, -2
 
 
@@ -38,11 +43,18 @@ def pack(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """
     size = biases[0].numel() // 4
     num_inputs = weights[0].shape[1] - size
-    index, part = _order(size, num_inputs, len(weights), biases[0].device)
-    flat = [tensor.detach().reshape(-1) for pair in zip(weights, biases, strict=True) for tensor in pair]
-    value = torch.cat([flat[0].new_zeros(1), *flat]).index_select(0, index)
+    index, part, factor = _order(size, num_inputs, len(weights), biases[0].device)
+    flat = [each.detach().flatten() for pair in zip(weights, biases, strict=True) for each in pair]
+    value = torch.cat([flat[0].new_zeros(1), *flat]).index_select(0, index) * factor
     high = ((value.view(torch.int32) + 0x1000) & -8192).view(torch.float32)
     return torch.where(part == 0, value, torch.where(part == 1, high, value - high))
+
+
+def is_resident(tiles: Tiles, num_layers: int) -> bool:
+    """Whether the weights of all layers fit into the shared memory of a multiprocessor, twice."""
+    first, rest = tiles.first, tiles.first * (tiles.second > 0)
+    rows = 2 * first + (num_layers - 1) * (2 * first + rest)
+    return 2 * 4 * rows * 4 * sum(tiles) <= _SHARED
 
 
 def pack_readout(weight: Tensor, bias: Tensor) -> Tensor:
@@ -56,35 +68,40 @@ def pack_readout(weight: Tensor, bias: Tensor) -> Tensor:
 @functools.cache
 def _order(
     size: int, num_inputs: int, num_layers: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Where each packed number lies among all parameters, of which the first is a zero, int64 [P].
 
     And which part of it is packed, int8 [P]: 0 all, 1 the 11 bits that matrix units read, 2 what
-    they leave.
+    they leave; and by what it is multiplied before, float32 [P].
     """
     tiles = Tiles.of(size)
-    index, part = [], []
+    index, part, factor = [], [], []
+    factors = torch.tensor(GATE_FACTORS, device="cpu").repeat_interleave(size)
     begin, fan_in = 1, num_inputs
     for layer in range(num_layers):
         width = fan_in + size
         weight = begin + torch.arange(4 * size * width, device="cpu").view(4 * size, width)
         bias = begin + weight.numel() + torch.arange(4 * size, device="cpu")
         begin += weight.numel() + bias.numel()
-        columns = _inputs(tiles, size, fan_in, is_first=layer == 0)
-        is_bias = (columns == _BIAS).unsqueeze(1)
-        for units in _units(tiles, size):
+        products = _inputs(tiles, size, fan_in, is_first=layer == 0)
+        for units in reversed(_units(tiles, size)):  # the kernel computes the small tile first
             rows = _gate_columns(units, size)
-            if not is_bias.any():
+            for columns in products:
+                is_bias = (columns == _BIAS).unsqueeze(1)
+                found = weight[rows.unsqueeze(0), columns.unsqueeze(1)]
+                found = torch.where(is_bias, bias[rows].unsqueeze(0), found)
+                real = (rows >= 0).unsqueeze(0) & ((columns >= 0).unsqueeze(1) | is_bias)
+                found = torch.where(real, found, 0).flatten()
+                index += [found, found]
+                factor += 2 * [factors[rows].repeat(len(columns))]
+                part += [torch.full_like(found, half) for half in (1, 2)]
+            if not any((columns == _BIAS).any() for columns in products):
                 index.append(torch.where(rows >= 0, bias[rows], 0))
                 part.append(torch.zeros_like(rows))
-            found = weight[rows.unsqueeze(0), columns.unsqueeze(1)]
-            found = torch.where(is_bias, bias[rows].unsqueeze(0), found)
-            real = (rows >= 0).unsqueeze(0) & ((columns >= 0).unsqueeze(1) | is_bias)
-            found = torch.where(real, found, 0).flatten()
-            index += [found, found]
-            part += [torch.full_like(found, half) for half in (1, 2)]
+                factor.append(factors[rows])
         fan_in = size
-    return torch.cat(index).to(device), torch.cat(part).to(device, torch.int8)
+    part_of_each = torch.cat(part).to(device, torch.int8)
+    return torch.cat(index).to(device), part_of_each, torch.cat(factor).to(device)
 
 
 def _units(tiles: Tiles, size: int) -> list[Tensor]:
@@ -101,23 +118,21 @@ def _gate_columns(units: Tensor, size: int) -> Tensor:
     return torch.where(units >= 0, gate * size + units, -1).flatten()
 
 
-def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> Tensor:
-    """Columns of a weight in the order of what they are multiplied with; or none, or the bias."""
+def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> list[Tensor]:
+    """Columns of a weight in the order of what each product reads; or none, or the bias."""
     own = [torch.where(units >= 0, units + fan_in, _NONE) for units in _units(tiles, size)]
     if is_first:  # join(join(x0, x1), join(x2, x3)) lies in memory as x0, x2, x1, x3
         features = torch.tensor([0, 2, 1, 3], device="cpu")
         rest = torch.where(features < fan_in, features, _NONE)
         if tiles.second:
             rest = torch.stack((own[1], _padded(rest, tiles.second)), 1).flatten()
-        return torch.cat((own[0], _padded(rest, tiles.first)))
+        return [torch.cat((own[0], _padded(rest, tiles.first)))]
     below = _units(tiles, size)
-    if not tiles.second:
-        return torch.cat((own[0], below[0]))
-    rest = _padded(torch.stack((own[1], below[1]), 1).flatten(), tiles.first)
-    rest = torch.where(rest == _BIAS, _NONE, rest)
-    bias = torch.full_like(rest, _NONE)
-    bias[0] = _BIAS
-    return torch.cat((own[0], below[0], rest, bias))
+    products = [torch.cat((own[0], below[0]))]
+    if tiles.second:
+        rest = torch.stack((own[1], below[1]), 1).flatten()
+        products.append(_padded(rest, tiles.first))
+    return products
 
 
 def _padded(columns: Tensor, width: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch.autograd.graph import increment_version
 
 from haltwise._core.errors import require
 from haltwise._kernels import fused
-from haltwise._kernels.fused.packing import Tiles, pack, pack_readout
+from haltwise._kernels.fused.packing import Tiles, is_resident, pack, pack_readout
 from haltwise._kernels.fused.step import step_rows
 from haltwise._kernels.operands import (
     layer_operands,
@@ -128,6 +128,7 @@ def step(
                 UB=layers.tiles.second,
                 INPUTS=layers.num_inputs,
                 OUTPUTS=layers.num_outputs,
+                RESIDENT=is_resident(layers.tiles, layers.num_layers),
                 BLOCK=_BLOCK,
                 num_warps=_WARPS,
                 num_stages=1,

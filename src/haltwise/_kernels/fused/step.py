@@ -28,10 +28,11 @@ def step_rows(
     UB: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Gradients and updates [N]; `pooled` is (mean, 1 / rms) of every `group` rows."""
-    weights = load_weights(packed, LAYERS, UA, UB)
+    weights = load_weights(packed, LAYERS, UA, UB, RESIDENT)
     for block in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK), tl.num_programs(0)):
         begin = block * tl.full((), BLOCK, tl.int64)
         row = tl.arange(0, BLOCK)
@@ -48,7 +49,7 @@ def step_rows(
         at = begin * (LAYERS * H)
         top_a, top_b = advance(
             hidden + at, cell + at, new_hidden + at, new_cell + at, weights, known, x0, x1, x2, x3,
-            LAYERS, H, UA, UB, BLOCK,
+            LAYERS, H, UA, UB, RESIDENT, BLOCK,
         )  # fmt: skip
         update = read_out(top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB)
         tl.store(updates + begin + row, update, mask=known)

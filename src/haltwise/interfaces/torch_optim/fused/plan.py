@@ -130,13 +130,13 @@ class Plan:
             )
         self.owner = torch.cat(owners).to(device)
         self.num_appliers = _APPLIERS * num_processors(device)
-        hidden = self.members[0].state["rule.hidden"]
-        self.state_dtype: torch.dtype = hidden.dtype
+        self.anchor: Tensor = self.members[0].state["rule.hidden"].new_empty(16)
         self.num_programs = program
         table = torch.zeros(len(self.members), COLUMNS.value, dtype=torch.int64)
         for row, first, member in zip(table.unbind(), firsts, self.members, strict=True):
             _put_in_order(member.state)
             pointers = [_address(member.state.get(name)) for name in _STATES]
+            pointers[:2] = [(at - self.anchor.data_ptr()) // 16 for at in pointers[:2]]
             row[2:] = torch.tensor([member.param.numel(), first, *pointers])
         self.table = table.to(device)
         self._pointers: list[int] = []

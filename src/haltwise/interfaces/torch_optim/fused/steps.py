@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._kernels import fused
+from haltwise._kernels.fused.packing import is_resident
 from haltwise.interfaces.torch_optim.fused import control
 from haltwise.interfaces.torch_optim.fused.plan import DTYPES, NUM_LOG_ROWS, Member, Plan
 from haltwise.interfaces.torch_optim.fused.tensors import (
@@ -187,9 +188,10 @@ class FusedSteps:
                         *(plan.settings[number], plan.control[number]),
                         *(planned.partials[first:], plan.update_squares[part.first_program :]),
                         *(planned.packed, planned.readout, float(each.rule.output_scale)),
+                        plan.anchor,
                         GRAD_DTYPE=DTYPES[part.grad_dtype],
                         PARAM_DTYPE=DTYPES[part.param_dtype],
-                        STATE_DTYPE=DTYPES[plan.state_dtype],
+                        WORD=16 // plan.anchor.itemsize,
                         DECAYS=each.group["weight_decay"] != 0,
                         GUARDED=guarded,
                         JUDGED=has_loss and each.is_judged,
@@ -199,6 +201,7 @@ class FusedSteps:
                         UB=planned.tiles.second,
                         INPUTS=4 if each.rule.shared_gradient else 2,
                         OUTPUTS=planned.num_outputs,
+                        RESIDENT=is_resident(planned.tiles, each.rule.num_layers),
                         BLOCK=_BLOCK,
                         num_warps=_WARPS,
                         num_stages=1,

@@ -144,9 +144,10 @@ def advance_tensors(
     packed,
     readout,
     scale,
+    anchor,
     GRAD_DTYPE: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
-    STATE_DTYPE: tl.constexpr,
+    WORD: tl.constexpr,
     DECAYS: tl.constexpr,
     GUARDED: tl.constexpr,
     JUDGED: tl.constexpr,
@@ -156,9 +157,12 @@ def advance_tensors(
     UB: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Advance the states, leave displacements, and sum over them.
+
+    States lie at distances from `anchor`, counted in 16 bytes, which are WORD entries.
 
     `update_squares` [programs]; if the step is judged, `partials` [programs, 2 + UA + UB]: products
     with gradients and last displacements, and the top layer's outputs.
@@ -177,7 +181,7 @@ def advance_tensors(
     if UB > 0:
         read_b = tl.zeros((BLOCK, UB), tl.float32)
     if mode == LEARNED:
-        weights = load_weights(packed, LAYERS, UA, UB)
+        weights = load_weights(packed, LAYERS, UA, UB, RESIDENT)
         level = tl.zeros((BLOCK,), tl.float32) + mean
         x2 = tl.zeros((BLOCK,), tl.float32)
         x3 = x2
@@ -189,20 +193,29 @@ def advance_tensors(
             entry = table + tl.load(owner + chunk) * COLUMNS
             begin = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK
             size = tl.load(entry + SIZE)
-            hidden = tl.multiple_of(_pointer(entry + HIDDEN, STATE_DTYPE), 16)
-            cell = tl.multiple_of(_pointer(entry + CELL, STATE_DTYPE), 16)
+            # From a pointer that the compiler knows to be aligned, so that it loads 16 bytes at once.
+            hidden = anchor + tl.load(entry + HIDDEN) * WORD
+            cell = anchor + tl.load(entry + CELL) * WORD
             for part in range(0, tl.minimum(CHUNK, size - begin), BLOCK):
                 at = begin + part
                 row = tl.arange(0, BLOCK)
                 known = row < size - at
                 grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at + row, mask=known, other=0.0)
                 grad = grad.to(tl.float32) * sign
+                # Asked for now, needed at the end.
+                last_grad = _pointer(entry + LAST_GRAD, tl.float32) + at + row
+                last_update = _pointer(entry + LAST_UPDATE, tl.float32) + at + row
+                touched = _pointer(entry + TOUCHED, tl.int8) + at + row
+                seen = tl.load(touched, mask=known, other=0)
+                before = tl.zeros_like(grad)
+                if JUDGED:
+                    before = tl.load(last_update, mask=known, other=0.0)
                 x0, x1 = gradient_features(grad)
                 top_a, top_b = advance(
                     hidden + at * (LAYERS * H), cell + at * (LAYERS * H),
                     hidden + at * (LAYERS * H), cell + at * (LAYERS * H), weights,
                     known, x0, x1, x2, x3,
-                    LAYERS, H, UA, UB, BLOCK,
+                    LAYERS, H, UA, UB, RESIDENT, BLOCK,
                 )  # fmt: skip
                 update = lr * read_out(
                     top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB
@@ -213,15 +226,11 @@ def advance_tensors(
                     )
                     update -= decay * value.to(tl.float32)
                 update = tl.where(known, update, 0.0)
-                last_grad = _pointer(entry + LAST_GRAD, tl.float32) + at + row
-                last_update = _pointer(entry + LAST_UPDATE, tl.float32) + at + row
-                touched = _pointer(entry + TOUCHED, tl.int8) + at + row
-                seen = tl.load(touched, mask=known, other=0)
                 u = update.to(tl.float64)
                 uu += u * u
                 if JUDGED:
                     gu += u * grad.to(tl.float64)
-                    up += u * tl.load(last_update, mask=known, other=0.0).to(tl.float64)
+                    up += u * before.to(tl.float64)
                     read_a += tl.where(known[:, None], top_a, 0.0)
                     if UB > 0:
                         read_b += tl.where(known[:, None], top_b, 0.0)
