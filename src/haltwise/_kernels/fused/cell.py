@@ -65,15 +65,26 @@ def _load_gates(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr,
 
 @triton.jit
 def load_weights(
-    packed, LAYERS: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, RESIDENT: tl.constexpr
+    packed,
+    FIRST: tl.constexpr,
+    LAYERS: tl.constexpr,
+    UA: tl.constexpr,
+    UB: tl.constexpr,
+    RESIDENT: tl.constexpr,
 ):
-    """All weights, for `advance`; loaded before a loop over blocks, they stay in shared memory.
+    """Those of layers FIRST.., for `advance`; loaded before a loop, they stay in shared memory.
 
     Where that has no room for them (not RESIDENT), only their address.
     """
+    for layer in tl.static_range(FIRST):
+        packed += 4 * (UA + UB) * 4 * UA
+        if layer > 0 and UB > 0:
+            packed += 4 * (UA + UB) * 2 * UA
+        if layer > 0 and (UB == 0 or 2 * UB == UA):
+            packed += 4 * (UA + UB)
     if RESIDENT:
         weights = ()
-        for layer in tl.static_range(LAYERS):
+        for layer in tl.static_range(FIRST, LAYERS):
             first = ()
             if UB > 0:
                 packed, first = _load_gates(packed, layer, UA, UB, 4 * UB)
@@ -278,6 +289,8 @@ def advance(
     x1,
     x2,
     x3,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
     LAYERS: tl.constexpr,
     H: tl.constexpr,
     UA: tl.constexpr,
@@ -285,7 +298,11 @@ def advance(
     RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One step of all layers; states [BLOCK, L, H] where `known`.
+    """One step of layers FIRST.. up to LAST; states [BLOCK, L, H] where `known`.
+
+    Layers may be advanced one after the other in kernels of their own: each reads what that below
+    has left in the new state, and needs few registers and little shared memory, so that more
+    programs hide each other's latency.
 
     Returns:
         The top layer's output in two tiles, [BLOCK, UA] and [BLOCK, UB]; the second is the first
@@ -295,7 +312,7 @@ def advance(
     rows = tl.arange(0, BLOCK)
     # All is asked of the memory before anything is computed: while it comes, there is time.
     states = ()
-    for layer in tl.static_range(LAYERS):
+    for layer in tl.static_range(FIRST, LAST):
         row = (rows * (LAYERS * H) + layer * H)[:, None]
         own_a = _load(hidden, row, inside, 0, UA, H)
         c_a = _load(cell, row, inside, 0, UA, H)
@@ -308,10 +325,15 @@ def advance(
     features = _beside(tl.join(x0, x1), tl.join(x2, x3), BLOCK, 2)
     below_a = tl.zeros((BLOCK, UA), tl.float32)
     below_b = below_a
-    for layer in tl.static_range(LAYERS):
+    if FIRST > 0:
+        row = (rows * (LAYERS * H) + (FIRST - 1) * H)[:, None]
+        below_a = _load(new_hidden, row, inside, 0, UA, H)
+        if UB > 0:
+            below_b = _load(new_hidden, row, inside, UA, UB, H)
+    for layer in tl.static_range(FIRST, LAST):
         row = (rows * (LAYERS * H) + layer * H)[:, None]
-        own_a = states[layer][0]
-        own_b = states[layer][1]
+        own_a = states[layer - FIRST][0]
+        own_b = states[layer - FIRST][1]
         rest = own_a
         second = below_a
         if layer == 0:
@@ -324,20 +346,20 @@ def advance(
         if UB > 0:
             own = weights
             if RESIDENT:
-                own = weights[2 * layer]
+                own = weights[2 * (layer - FIRST)]
             z, own = _sums(own_a, second, rest, own, layer, UA, UB, 4 * UB, RESIDENT, BLOCK)
             if not RESIDENT:
                 weights = own
-            below_b, c_b = _cell(z, states[layer][3], BLOCK, UB)
+            below_b, c_b = _cell(z, states[layer - FIRST][3], BLOCK, UB)
             _store(new_hidden, below_b, row, inside, UA, UB, H)
             _store(new_cell, c_b, row, inside, UA, UB, H)
         own = weights
         if RESIDENT:
-            own = weights[2 * layer + 1]
+            own = weights[2 * (layer - FIRST) + 1]
         z_a, own = _sums(own_a, second, rest, own, layer, UA, UB, 4 * UA, RESIDENT, BLOCK)
         if not RESIDENT:
             weights = own
-        below_a, c_a = _cell(z_a, states[layer][2], BLOCK, UA)
+        below_a, c_a = _cell(z_a, states[layer - FIRST][2], BLOCK, UA)
         _store(new_hidden, below_a, row, inside, 0, UA, H)
         _store(new_cell, c_a, row, inside, 0, UA, H)
     return below_a, below_b

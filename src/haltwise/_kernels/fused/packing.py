@@ -51,10 +51,9 @@ def pack(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
 
 
 def is_resident(tiles: Tiles, num_layers: int) -> bool:
-    """Whether the weights of all layers fit into the shared memory of a multiprocessor, twice."""
-    first, rest = tiles.first, tiles.first * (tiles.second > 0)
-    rows = 2 * first + (num_layers - 1) * (2 * first + rest)
-    return 2 * 4 * rows * 4 * sum(tiles) <= _SHARED
+    """Whether the weights of so many layers, not the first, have room in shared memory."""
+    rows = tiles.first * (3 if tiles.second else 2)
+    return 2 * 4 * num_layers * rows * 4 * sum(tiles) <= _SHARED
 
 
 def pack_readout(weight: Tensor, bias: Tensor) -> Tensor:

@@ -122,6 +122,8 @@ def step(
             step_rows[(programs,)](
                 *(grad, pooled, *old, *new, updates, packed, readout),
                 *(num_rows, dim, float(layers.scale)),
+                FIRST=0,
+                LAST=layers.num_layers,
                 LAYERS=layers.num_layers,
                 H=layers.size,
                 UA=layers.tiles.first,

@@ -22,6 +22,8 @@ def step_rows(
     num_rows,
     group,
     scale,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
     LAYERS: tl.constexpr,
     H: tl.constexpr,
     UA: tl.constexpr,
@@ -31,8 +33,8 @@ def step_rows(
     RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients and updates [N]; `pooled` is (mean, 1 / rms) of every `group` rows."""
-    weights = load_weights(packed, LAYERS, UA, UB, RESIDENT)
+    """Layers FIRST.. up to LAST; gradients and updates [N]; `pooled` is (mean, 1 / rms) of every `group` rows."""
+    weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT)
     for block in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK), tl.num_programs(0)):
         begin = block * tl.full((), BLOCK, tl.int64)
         row = tl.arange(0, BLOCK)
@@ -49,7 +51,8 @@ def step_rows(
         at = begin * (LAYERS * H)
         top_a, top_b = advance(
             hidden + at, cell + at, new_hidden + at, new_cell + at, weights, known, x0, x1, x2, x3,
-            LAYERS, H, UA, UB, RESIDENT, BLOCK,
+            FIRST, LAST, LAYERS, H, UA, UB, RESIDENT, BLOCK,
         )  # fmt: skip
-        update = read_out(top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB)
-        tl.store(updates + begin + row, update, mask=known)
+        if LAST == LAYERS:
+            update = read_out(top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB)
+            tl.store(updates + begin + row, update, mask=known)

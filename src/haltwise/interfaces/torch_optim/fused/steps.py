@@ -181,8 +181,9 @@ class FusedSteps:
             )
         for number, each, planned in pairs:
             for part in planned.parts:
-                if part.num_moved:
-                    first = part.first_program - planned.first_program
+                first = part.first_program - planned.first_program
+                resident = is_resident(planned.tiles, 1)
+                for layer in range(each.rule.num_layers if part.num_moved else 0):
                     advance_tensors[(part.num_programs,)](
                         *(plan.table, plan.owner, part.first_chunk, part.num_moved),
                         *(plan.settings[number], plan.control[number]),
@@ -193,15 +194,16 @@ class FusedSteps:
                         PARAM_DTYPE=DTYPES[part.param_dtype],
                         WORD=16 // plan.anchor.itemsize,
                         DECAYS=each.group["weight_decay"] != 0,
-                        GUARDED=guarded,
                         JUDGED=has_loss and each.is_judged,
+                        FIRST=layer,
+                        LAST=layer + 1,
                         LAYERS=each.rule.num_layers,
                         H=each.rule.hidden_size,
                         UA=planned.tiles.first,
                         UB=planned.tiles.second,
                         INPUTS=4 if each.rule.shared_gradient else 2,
                         OUTPUTS=planned.num_outputs,
-                        RESIDENT=is_resident(planned.tiles, each.rule.num_layers),
+                        RESIDENT=resident,
                         BLOCK=_BLOCK,
                         num_warps=_WARPS,
                         num_stages=1,
@@ -223,6 +225,7 @@ class FusedSteps:
                 apply_tensors[(programs,)](
                     *(plan.table, plan.owner, part.first_chunk, part.num_chunks),
                     *(plan.settings[number], plan.control[number], plan.adam_roots),
+                    GRAD_DTYPE=DTYPES[part.grad_dtype],
                     PARAM_DTYPE=DTYPES[part.param_dtype],
                     GUARDED=guarded,
                 )

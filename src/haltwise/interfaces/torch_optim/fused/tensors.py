@@ -149,8 +149,9 @@ def advance_tensors(
     PARAM_DTYPE: tl.constexpr,
     WORD: tl.constexpr,
     DECAYS: tl.constexpr,
-    GUARDED: tl.constexpr,
     JUDGED: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
     LAYERS: tl.constexpr,
     H: tl.constexpr,
     UA: tl.constexpr,
@@ -160,12 +161,12 @@ def advance_tensors(
     RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Advance the states, leave displacements, and sum over them.
+    """Advance layers FIRST.. up to LAST; after the last of all, leave displacements and sums.
 
     States lie at distances from `anchor`, counted in 16 bytes, which are WORD entries.
 
-    `update_squares` [programs]; if the step is judged, `partials` [programs, 2 + UA + UB]: products
-    with gradients and last displacements, and the top layer's outputs.
+    Sums are `update_squares` [programs]; and, if the step is judged, `partials` [programs,
+    2 + UA + UB]: products with gradients and last displacements, and the top layer's outputs.
     """
     mode = tl.load(control + MODE)
     sign = tl.load(settings + SIGN).to(tl.float32)
@@ -177,11 +178,9 @@ def advance_tensors(
     gu = uu
     up = uu
     read_a = tl.zeros((BLOCK, UA), tl.float32)
-    read_b = read_a
-    if UB > 0:
-        read_b = tl.zeros((BLOCK, UB), tl.float32)
+    read_b = tl.zeros((BLOCK, UB if UB > 0 else 1), tl.float32)
     if mode == LEARNED:
-        weights = load_weights(packed, LAYERS, UA, UB, RESIDENT)
+        weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT)
         level = tl.zeros((BLOCK,), tl.float32) + mean
         x2 = tl.zeros((BLOCK,), tl.float32)
         x3 = x2
@@ -202,66 +201,52 @@ def advance_tensors(
                 known = row < size - at
                 grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at + row, mask=known, other=0.0)
                 grad = grad.to(tl.float32) * sign
+                x0, x1 = gradient_features(grad)
                 # Asked for now, needed at the end.
                 last_grad = _pointer(entry + LAST_GRAD, tl.float32) + at + row
                 last_update = _pointer(entry + LAST_UPDATE, tl.float32) + at + row
                 touched = _pointer(entry + TOUCHED, tl.int8) + at + row
-                seen = tl.load(touched, mask=known, other=0)
-                before = tl.zeros_like(grad)
-                if JUDGED:
-                    before = tl.load(last_update, mask=known, other=0.0)
-                x0, x1 = gradient_features(grad)
+                if LAST == LAYERS:
+                    seen = tl.load(touched, mask=known, other=0)
+                    if JUDGED:
+                        before = tl.load(last_update, mask=known, other=0.0)
                 top_a, top_b = advance(
                     hidden + at * (LAYERS * H), cell + at * (LAYERS * H),
                     hidden + at * (LAYERS * H), cell + at * (LAYERS * H), weights,
                     known, x0, x1, x2, x3,
-                    LAYERS, H, UA, UB, RESIDENT, BLOCK,
+                    FIRST, LAST, LAYERS, H, UA, UB, RESIDENT, BLOCK,
                 )  # fmt: skip
-                update = lr * read_out(
-                    top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB
-                )
-                if DECAYS:
-                    value = tl.load(
-                        _pointer(entry + PARAM, PARAM_DTYPE) + at + row, mask=known, other=0.0
+                if LAST == LAYERS:
+                    update = lr * read_out(
+                        top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB
                     )
-                    update -= decay * value.to(tl.float32)
-                update = tl.where(known, update, 0.0)
-                u = update.to(tl.float64)
-                uu += u * u
-                if JUDGED:
-                    gu += u * grad.to(tl.float64)
-                    up += u * before.to(tl.float64)
-                    read_a += tl.where(known[:, None], top_a, 0.0)
-                    if UB > 0:
-                        read_b += tl.where(known[:, None], top_b, 0.0)
-                tl.store(last_grad, grad, mask=known)
-                tl.store(last_update, update, mask=known)
-                tl.store(touched, tl.where(grad != 0, 1, seen.to(tl.int32)).to(tl.int8), mask=known)
-    if GUARDED:
-        if mode == ADAM:
-            for chunk in range(
-                first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
-            ):
-                entry = table + tl.load(owner + chunk) * COLUMNS
-                at = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK + tl.arange(0, CHUNK)
-                known = at < tl.load(entry + SIZE)
-                grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
-                grad = grad.to(tl.float32) * sign
-                grad = tl.minimum(tl.maximum(grad, -HUGE), HUGE)
-                first = _pointer(entry + ADAM_MEAN, tl.float32) + at
-                second = _pointer(entry + ADAM_SQUARE, tl.float32) + at
-                old = tl.load(first, mask=known, other=0.0)
-                tl.store(first, old + (grad - old) * (1 - FIRST_BETA), mask=known)
-                old = tl.load(second, mask=known, other=0.0)
-                tl.store(second, old + (grad * grad - old) * (1 - SECOND_BETA), mask=known)
-    at = partials + tl.program_id(0) * (2 + UA + UB)
-    tl.store(update_squares + tl.program_id(0), tl.sum(uu, 0))
-    if JUDGED:
-        tl.store(at, tl.sum(gu, 0))
-        tl.store(at + 1, tl.sum(up, 0))
-        tl.store(at + 2 + tl.arange(0, UA), tl.sum(read_a.to(tl.float64), 0))
-        if UB > 0:
-            tl.store(at + 2 + UA + tl.arange(0, UB), tl.sum(read_b.to(tl.float64), 0))
+                    if DECAYS:
+                        value = tl.load(
+                            _pointer(entry + PARAM, PARAM_DTYPE) + at + row, mask=known, other=0.0
+                        )
+                        update -= decay * value.to(tl.float32)
+                    update = tl.where(known, update, 0.0)
+                    u = update.to(tl.float64)
+                    uu += u * u
+                    if JUDGED:
+                        gu += u * grad.to(tl.float64)
+                        up += u * before.to(tl.float64)
+                        read_a += tl.where(known[:, None], top_a, 0.0)
+                        if UB > 0:
+                            read_b += tl.where(known[:, None], top_b, 0.0)
+                    tl.store(last_grad, grad, mask=known)
+                    tl.store(last_update, update, mask=known)
+                    seen = tl.where(grad != 0, 1, seen.to(tl.int32)).to(tl.int8)
+                    tl.store(touched, seen, mask=known)
+    if LAST == LAYERS:
+        tl.store(update_squares + tl.program_id(0), tl.sum(uu, 0))
+        if JUDGED:
+            at = partials + tl.program_id(0) * (2 + UA + UB)
+            tl.store(at, tl.sum(gu, 0))
+            tl.store(at + 1, tl.sum(up, 0))
+            tl.store(at + 2 + tl.arange(0, UA), tl.sum(read_a.to(tl.float64), 0))
+            if UB > 0:
+                tl.store(at + 2 + UA + tl.arange(0, UB), tl.sum(read_b.to(tl.float64), 0))
 
 
 @triton.jit
@@ -273,11 +258,13 @@ def apply_tensors(
     settings,
     control,
     adam_roots,
+    GRAD_DTYPE: tl.constexpr,
     PARAM_DTYPE: tl.constexpr,
     GUARDED: tl.constexpr,
 ):
     """Move the parameters as the control record says, and keep or take up the copy of them."""
     mode = tl.load(control + MODE)
+    sign = tl.load(settings + SIGN).to(tl.float32)
     moved = tl.load(control + MOVED) != 0
     remember = tl.load(control + REMEMBER) != 0
     go_back = tl.load(control + GO_BACK) != 0
@@ -315,13 +302,18 @@ def apply_tensors(
                 tl.store(last_update, tl.zeros((CHUNK,), tl.float32), mask=known)
         if GUARDED:
             if has_grad & (mode == ADAM):
-                first = tl.load(
-                    _pointer(entry + ADAM_MEAN, tl.float32) + at, mask=known, other=0.0
-                )
-                second = tl.load(
-                    _pointer(entry + ADAM_SQUARE, tl.float32) + at, mask=known, other=0.0
-                )
-                root = tl.sqrt(second * unbias) + tl.load(adam_roots + tensor).to(tl.float32)
+                grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
+                grad = grad.to(tl.float32) * sign
+                grad = tl.minimum(tl.maximum(grad, -HUGE), HUGE)
+                first = _pointer(entry + ADAM_MEAN, tl.float32) + at
+                second = _pointer(entry + ADAM_SQUARE, tl.float32) + at
+                average = tl.load(first, mask=known, other=0.0)
+                average += (grad - average) * (1 - FIRST_BETA)
+                square = tl.load(second, mask=known, other=0.0)
+                square += (grad * grad - square) * (1 - SECOND_BETA)
+                tl.store(first, average, mask=known)
+                tl.store(second, square, mask=known)
+                root = tl.sqrt(square * unbias) + tl.load(adam_roots + tensor).to(tl.float32)
                 wide = value.to(tl.float32)
-                wide -= step_size * (first / root) + adam_decay * wide
+                wide -= step_size * (average / root) + adam_decay * wide
                 tl.store(param, narrowed(wide, PARAM_DTYPE), mask=known)
