@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import InputError
 
-__all__ = ["CPU", "LOG_RANGE", "Operand", "layer_operands", "require_dims", "require_operand", "state_operands"]
+__all__ = [
+    "CPU",
+    "LOG_RANGE",
+    "Operand",
+    "layer_operands",
+    "require_dims",
+    "require_operand",
+    "state_operands",
+]
 
 CPU = torch.device("cpu")
 LOG_RANGE = 10.0

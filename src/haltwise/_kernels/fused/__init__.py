@@ -32,7 +32,7 @@ def is_interpreted() -> bool:
 
 
 def serves(device: torch.device, dtype: torch.dtype, size: int, num_layers: int) -> bool:
-    """Whether tensors of a device and dtype go through the kernels, H = `size` units in L layers."""
+    """Whether such tensors go through the kernels, with H = `size` units in L layers."""
     fits = dtype is torch.float32 and size <= MAX_SIZE and num_layers <= MAX_LAYERS
     return fits and device.type in ("cuda", "cpu") and _missing(device) is None
 

@@ -30,7 +30,7 @@ THRESHOLD = tl.constexpr(math.exp(-operands.LOG_RANGE))
 
 @triton.jit
 def _split(x):
-    """x = high + low, high with the 11 bits that a matrix unit reads."""
+    """Split into 11 bits, which are what a matrix unit reads, and the rest."""
     bits = x.to(tl.int32, bitcast=True)
     high = ((bits + 0x1000) & -8192).to(tl.float32, bitcast=True)
     return high, x - high  # what is no number shows in the second
@@ -104,8 +104,10 @@ def _add_product(z, x, high, low):
 
 
 @triton.jit
-def _add_streamed(z, x, packed, FIRST: tl.constexpr, K: tl.constexpr, U: tl.constexpr, N: tl.constexpr):
-    """z + x times rows FIRST.. of weights [K, N], loaded one part after the other."""
+def _add_streamed(
+    z, x, packed, FIRST: tl.constexpr, K: tl.constexpr, U: tl.constexpr, N: tl.constexpr
+):
+    """Add x times rows FIRST.. of weights [K, N], which are loaded one part after the other."""
     at = packed + (FIRST + tl.arange(0, U))[:, None] * N + tl.arange(0, N)[None, :]
     x_high, x_low = _split(x)
     high = tl.load(at)
@@ -169,7 +171,7 @@ def _exp2(x):
 
 @triton.jit
 def _divide(x, y):
-    """x / y for y below 2^126, and 0 for larger ones."""
+    """Quotient for y below 2^126, and 0 for larger ones."""
     if INTERPRETED:
         return x / y
     else:

@@ -102,9 +102,7 @@ def step(
     ]
     for name, tensor, shape in given:
         require_operand(name, tensor, shape, torch.float32, layers.device)
-    require(
-        hidden.numel() < 2**31 * layers.size, f"{num_problems * dim} coordinates are too many"
-    )
+    require(hidden.numel() < 2**31 * layers.size, f"{num_problems * dim} coordinates are too many")
     grad, pooled = grad.detach().contiguous(), pooled.detach().contiguous()
     old = hidden.detach().contiguous(), cell.detach().contiguous()
     in_place = in_place and all(

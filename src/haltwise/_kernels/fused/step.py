@@ -33,7 +33,10 @@ def step_rows(
     RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Layers FIRST.. up to LAST; gradients and updates [N]; `pooled` is (mean, 1 / rms) of every `group` rows."""
+    """Advance layers FIRST.. up to LAST of N rows, and after the last of all read updates [N] out.
+
+    `pooled` is (mean, 1 / root mean square) of the gradients [N] of every `group` rows.
+    """
     weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT)
     for block in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK), tl.num_programs(0)):
         begin = block * tl.full((), BLOCK, tl.int64)

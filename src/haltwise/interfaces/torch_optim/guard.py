@@ -65,7 +65,7 @@ State = dict[str, Any]
 
 
 def why_adam(kind: str, *, step: int = 0, waited: int = 0, horizon: int = 0) -> str:
-    """Why Adam takes over, in words: the loss "rises" or "waits", training "ended", a step "fails"."""
+    """Why Adam takes over, in words, by the kind of reason."""
     return _WHY[kind].format(step=step, waited=waited, horizon=horizon)
 
 

@@ -352,9 +352,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
         for leaf, own in by_leaf.items():
             for param in own:
                 if "signals.grad" not in self.state[param]:
-                    rule, _ = leaves(
-                        self._models.cast(group, param).rule, num_coordinates(params)
-                    )[leaf]
+                    rule, _ = leaves(self._models.cast(group, param).rule, num_coordinates(params))[
+                        leaf
+                    ]
                     self.state[param] |= init_state(rule, param, self.state_dtype)
         for param in params if self.guard else ():
             state = self.state.get(param, {})

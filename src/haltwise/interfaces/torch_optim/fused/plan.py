@@ -66,12 +66,11 @@ class PlannedGroup:
     """A group, its weights in the kernels' order, and its part of the plan's memory."""
 
     def __init__(self, rule: LSTMRule, device: torch.device) -> None:
-        readout = rule.readout_weight
-        bias = rule.readout_bias
-        bias = readout.new_zeros(1) if bias is None else bias
+        weight, given = rule.readout_weight, rule.readout_bias
+        bias: Tensor = weight.new_zeros(1) if given is None else given
         self.rule, self.tiles = rule, Tiles.of(rule.hidden_size)
         self.packed = pack(list(rule.weights), list(rule.biases))
-        self.readout = pack_readout(readout, bias)
+        self.readout = pack_readout(weight, bias)
         self.num_outputs = bias.numel()
         self.num_units = sum(self.tiles)
         self.parts: list[Part] = []
@@ -161,7 +160,10 @@ class Plan:
                 for one, other in zip(flat, self.members, strict=True)
             )
             and all(
-                all(member.state.get(name) is value for name, value in zip(_STATES, kept, strict=True))
+                all(
+                    member.state.get(name) is value
+                    for name, value in zip(_STATES, kept, strict=True)
+                )
                 for member, kept in zip(flat, self._kept, strict=True)
             )
             and all(
@@ -170,7 +172,7 @@ class Plan:
             )
         )
 
-    def place(self, settings: list[tuple[float, ...]]) -> list[Tensor]:
+    def place(self, settings: Sequence[tuple[float, ...]]) -> list[Tensor]:
         """Tell the device where gradients and parameters are, and the groups' settings.
 
         Returns:
@@ -196,7 +198,7 @@ class Plan:
             placed = torch.tensor(pointers).view(-1, 2)
             self.table[:, GRAD.value : PARAM.value + 1].copy_(_pinned(placed, self.device))
         if settings != self._settings:
-            self._settings = settings
+            self._settings = list(settings)
             rows = torch.tensor(settings, dtype=torch.float64)
             self.settings[:, : rows.shape[1]].copy_(_pinned(rows, self.device))
         return kept
@@ -235,4 +237,3 @@ def _pinned(value: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return value
     return value.pin_memory().to(device, non_blocking=True)
-

@@ -1,7 +1,7 @@
 """The host's side of fused steps: launches, and reading what the device has decided."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -103,7 +103,9 @@ class FusedSteps:
             plan is not None
             and self._unread < NUM_LOG_ROWS
             and len(groups) == len(self._groups)
-            and all(one.record is other.record for one, other in zip(groups, self._groups, strict=True))
+            and all(
+                one.record is other.record for one, other in zip(groups, self._groups, strict=True)
+            )
             and plan.fits([each.members for each in groups], [each.rule for each in groups])
         )
 
@@ -247,7 +249,7 @@ class FusedSteps:
         for each, planned, row in zip(self._groups, plan.groups, rows, strict=True):
             takes_over = _note(each, row)
             log = planned.log[: int(row[control.LOGGED.value])].cpu()
-            logged = [_logged(line, planned.tiles, each.rule.hidden_size) for line in log]
+            logged = [_logged(line, each.rule.hidden_size) for line in log]
             found.append(
                 (
                     each,
@@ -267,7 +269,7 @@ class FusedSteps:
         return found
 
     def news(self) -> bool:
-        """Whether Adam is known to have taken over since the last reading; nothing is waited for."""
+        """Whether Adam is known to have taken over since the last reading, without waiting."""
         if self._mirror is None:
             return False
         sent, event = self._mirror
@@ -325,7 +327,7 @@ def _note(each: FusedGroup, row: list[float]) -> str:
     )
 
 
-def _logged(line: Tensor, tiles: tuple[int, int], size: int) -> LoggedStep:
+def _logged(line: Tensor, size: int) -> LoggedStep:
     products = line.new_zeros(5, 5)
     for value, (one, other) in zip(line[2:12], control.PRODUCTS, strict=True):
         products[one, other] = products[other, one] = value

@@ -101,17 +101,17 @@ def pool_tensors(
         total += wide
         squares += wide * wide
         if JUDGED:
-            l = tl.load(_pointer(entry + LAST_GRAD, tl.float32) + at, mask=known, other=0.0)
-            p = tl.load(_pointer(entry + LAST_UPDATE, tl.float32) + at, mask=known, other=0.0)
-            l = l.to(tl.float64)
-            p = p.to(tl.float64)
-            y = wide - l
-            yy += y * y
-            pp += p * p
-            ll += l * l
-            yp += y * p
-            gp += wide * p
-            gl += wide * l
+            last_grad = tl.load(_pointer(entry + LAST_GRAD, tl.float32) + at, mask=known, other=0.0)
+            step = tl.load(_pointer(entry + LAST_UPDATE, tl.float32) + at, mask=known, other=0.0)
+            last_grad = last_grad.to(tl.float64)
+            step = step.to(tl.float64)
+            change = wide - last_grad
+            yy += change * change
+            pp += step * step
+            ll += last_grad * last_grad
+            yp += change * step
+            gp += wide * step
+            gl += wide * last_grad
         if GUARDED:
             grad = tl.minimum(tl.maximum(grad, -HUGE), HUGE)
             wide = (grad * grad).to(tl.float64) * (1 - SECOND_BETA)
@@ -192,7 +192,7 @@ def advance_tensors(
             entry = table + tl.load(owner + chunk) * COLUMNS
             begin = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK
             size = tl.load(entry + SIZE)
-            # From a pointer that the compiler knows to be aligned, so that it loads 16 bytes at once.
+            # From a pointer known to be aligned the compiler loads 16 bytes at once.
             hidden = anchor + tl.load(entry + HIDDEN) * WORD
             cell = anchor + tl.load(entry + CELL) * WORD
             for part in range(0, tl.minimum(CHUNK, size - begin), BLOCK):
