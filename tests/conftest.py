@@ -1,5 +1,9 @@
-"""What every test shares: one thread, explicit generators, no example database on disk."""
+"""What every test shares: one thread, explicit generators, no example database on disk.
 
+Without a GPU, Triton's interpreter runs the fused kernels; it must know before it is imported.
+"""
+
+import os
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +17,8 @@ from workers import alone
 __all__ = ["alone", "generator", "recorded_runs", "sgd_stopper", "stopper", "tiny_images"]
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 hypothesis.settings.register_profile(
     "oracle", deadline=None, derandomize=True, database=None, max_examples=60
 )

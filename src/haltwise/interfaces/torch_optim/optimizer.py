@@ -212,6 +212,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return returned
 
     def _step(self, loss: Tensor | None) -> None:
+        if self._goes_on_fused():
+            assert self._fused is not None
+            self._fused.step(loss)
+            return
         problems = [found for group in self.param_groups if (found := self._survey(group))]
         if self._take_fused_step(problems, loss):
             return
@@ -521,14 +525,19 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         if self._fused is None:
             self._fused = FusedSteps()
+        self._read_device()
+        groups = [self._fused_group(problem) for problem in problems]
+        self._fused.begin(groups, self.param_groups, guarded=self.guard)
+        self._fused.step(loss)
+        return True
+
+    def _goes_on_fused(self) -> bool:
+        """Whether fused kernels take this step as they took the last."""
+        if self._fused is None or self.nonfinite != "skip":
+            return False
         if self._fused.news():
             self._read_device()
-        groups = [self._fused_group(problem) for problem in problems]
-        if not self._fused.fits(groups):
-            self._read_device()
-            self._fused.begin(groups, groups[0].members[0].param.device)
-        self._fused.step(groups, loss, guarded=self.guard)
-        return True
+        return self._fused.goes_on(self.param_groups, self.state, guarded=self.guard)
 
     def _can_fuse(self, problems: list[_Problem]) -> bool:
         if not problems or self.nonfinite != "skip":
@@ -560,11 +569,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if has_grad or "guard.params" in state:
                 members.append(Member(param, state, has_grad))
         model = self._models.cast(group, group["params"][0])
-        rule, price = model.rule, group["price"]
-        assert isinstance(rule, LSTMRule)
+        assert isinstance(model.rule, LSTMRule)
         return FusedGroup(
-            *(group, record, members, rule, model.card.horizon),
-            model.card.price if price is None else price,
+            *(group, record, members, model.rule, model.card.horizon, model.card.price),
             self._models.can_judge(group),
         )
 

@@ -1,12 +1,13 @@
 """Where a fused step finds the tensors of all groups, and where it leaves what it sums."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from haltwise._core.errors import require
 from haltwise._kernels.fused.packing import Tiles, pack, pack_readout
 from haltwise._kernels.fused.rows import num_processors
 from haltwise.interfaces.torch_optim.fused.control import (
@@ -25,6 +26,7 @@ NUM_LOG_ROWS = 1024
 """Steps that may wait to be judged."""
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _PROGRAMS = 3  # at once on a multiprocessor, that advance states
+_GIVEN = 6  # settings that the host gives
 _APPLIERS = 8  # likewise, that move parameters
 _STATES = (
     "rule.hidden",
@@ -141,42 +143,54 @@ class Plan:
         self._pointers: list[int] = []
         self._kept = [[member.state.get(name) for name in _STATES] for member in self.members]
         self._settings: list[tuple[float, ...]] = []
+        self._shapes = [param.shape for param, _, _ in self.members]
+        self._spare: list[Tensor] = []
+        self._captured: list[list[Tensor]] = []
+        self._dtypes = [
+            (param.dtype if param.grad is None else param.grad.dtype, param.dtype)
+            for param, _, _ in self.members
+        ]
 
         def wide(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
+        self.loss = wide(1)
         self.settings = wide(len(self.groups), SETTINGS)
         self.control = wide(len(self.groups), CONTROL)
         self.pooled, self.update_squares = wide(program, 8), wide(program)
         self.adam_sums, self.adam_roots = wide(chunk), wide(len(self.members))
 
-    def fits(self, members: Sequence[Sequence[Member]], rules: Sequence[LSTMRule]) -> bool:
-        """Whether these are the tensors that were planned for, with the same states."""
-        flat = [member for own in members for part in _by_dtype(own).values() for member in part]
-        return (
-            len(flat) == len(self.members)
-            and all(
-                one.param is other.param and one.has_grad == other.has_grad
-                for one, other in zip(flat, self.members, strict=True)
-            )
-            and all(
-                all(
-                    member.state.get(name) is value
-                    for name, value in zip(_STATES, kept, strict=True)
-                )
-                for member, kept in zip(flat, self._kept, strict=True)
-            )
-            and all(
-                rule is group.rule and len(own) == group.num_tensors
-                for rule, own, group in zip(rules, members, self.groups, strict=True)
-            )
+    def holds(self, states: Mapping[Tensor, State]) -> bool:
+        """Whether the tensors still are those that were planned for, with the same states."""
+        for member, kept, shape in zip(self.members, self._kept, self._shapes, strict=True):
+            param, state, has_grad = member
+            grad = param.grad
+            is_seen = grad is not None and param.numel() > 0
+            if states.get(param) is not state or is_seen is not has_grad or param.shape != shape:
+                return False
+            if grad is not None and not (
+                grad.layout is torch.strided
+                and grad.shape == param.shape
+                and grad.device == self.device
+                and param.device == self.device
+            ):
+                return False
+            if any(state.get(name) is not value for name, value in zip(_STATES, kept, strict=True)):
+                return False
+        return all(
+            (grad.dtype, param.dtype) == dtypes
+            for (param, _, _), dtypes in zip(self.members, self._dtypes, strict=True)
+            if (grad := param.grad) is not None
         )
 
-    def place(self, settings: Sequence[tuple[float, ...]]) -> list[Tensor]:
+    def place(self, settings: Sequence[tuple[float, ...]], *, capturing: bool) -> list[Tensor]:
         """Tell the device where gradients and parameters are, and the groups' settings.
 
         Returns:
             Copies in order of gradients that are not, to be kept until the step has run.
+
+        Raises:
+            InputError: A CUDA graph is captured, and no step was taken since the last one was.
         """
         pointers, kept = [], []
         self.temporaries = {}
@@ -193,14 +207,33 @@ class Plan:
             if not param.is_contiguous():
                 value = self.temporaries[number] = param.detach().contiguous()
             pointers += [grad, value.data_ptr()]
+        placed = self.table[:, GRAD.value : PARAM.value + 1]
+        if self.device.type == "cuda" and not capturing and not self._spare:
+            shapes = ((placed.shape, torch.int64), (self.settings[:, :_GIVEN].shape, torch.float64))
+            self._spare = [
+                torch.empty(shape, dtype=dtype, pin_memory=True) for shape, dtype in shapes
+            ]
+        if capturing:
+            require(
+                bool(self._spare),
+                "a step is captured in a CUDA graph for the first time or the second; take a step "
+                "outside of it first",
+            )
+            sources, self._spare = self._spare, []
+            self._captured.append(sources)  # a graph reads them whenever it is replayed
+            self._pointers, self._settings = [], []
+            sources[0].copy_(torch.tensor(pointers).view(-1, 2))
+            sources[1].copy_(torch.tensor(settings, dtype=torch.float64))
+            placed.copy_(sources[0], non_blocking=True)
+            self.settings[:, :_GIVEN].copy_(sources[1], non_blocking=True)
+            return kept
         if pointers != self._pointers:
             self._pointers = pointers
-            placed = torch.tensor(pointers).view(-1, 2)
-            self.table[:, GRAD.value : PARAM.value + 1].copy_(_pinned(placed, self.device))
+            placed.copy_(_pinned(torch.tensor(pointers).view(-1, 2), self.device))
         if settings != self._settings:
             self._settings = list(settings)
             rows = torch.tensor(settings, dtype=torch.float64)
-            self.settings[:, : rows.shape[1]].copy_(_pinned(rows, self.device))
+            self.settings[:, :_GIVEN].copy_(_pinned(rows, self.device))
         return kept
 
     def return_temporaries(self) -> None:

@@ -1,7 +1,7 @@
 """The host's side of fused steps: launches, and reading what the device has decided."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, final
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class FusedGroup(NamedTuple):
         members: Its tensors, in order.
         rule: What moves them, where they are.
         horizon: T, steps that its weights were trained for.
-        price: c, what a step must gain.
+        price: c, what a step must gain where the group does not say.
         is_judged: Whether its weights have learned when to stop.
     """
 
@@ -91,75 +91,105 @@ class FusedSteps:
     def __init__(self) -> None:
         self._plan: Plan | None = None
         self._groups: list[FusedGroup] = []
-        self._read: list[Tensor] = []  # control records when they were last read
+        self._params: list[Tensor] = []
+        self._num_grads, self._guarded = 0, False
+        self._graphs: dict[object, torch.cuda.CUDAGraph | None] = {}
         self._unread = 0
         self._was_captured = False
         self._mirror: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def fits(self, groups: Sequence[FusedGroup]) -> bool:
-        """Whether a step can be taken without reading first; if not, call `release` after it."""
+    def goes_on(
+        self, groups: Sequence[Group], states: Mapping[Tensor, Any], *, guarded: bool
+    ) -> bool:
+        """Whether the next step is of the same tensors as the last; if not, read and `begin`."""
         plan = self._plan
+        if plan is None or guarded is not self._guarded or self._unread >= NUM_LOG_ROWS:
+            return False
+        params = [param for group in groups for param in group["params"]]
         return (
-            plan is not None
-            and self._unread < NUM_LOG_ROWS
-            and len(groups) == len(self._groups)
-            and all(
-                one.record is other.record for one, other in zip(groups, self._groups, strict=True)
-            )
-            and plan.fits([each.members for each in groups], [each.rule for each in groups])
+            len(params) == len(self._params)
+            and all(one is other for one, other in zip(params, self._params, strict=True))
+            and sum(param.grad is not None for param in params) == self._num_grads
+            and plan.holds(states)
         )
 
-    def begin(self, groups: Sequence[FusedGroup], device: torch.device) -> None:
-        """Take the groups over with all that is remembered of them on the host."""
+    def begin(self, groups: Sequence[FusedGroup], every: Sequence[Group], *, guarded: bool) -> None:
+        """Take the groups over, of `every` one, with all that is remembered of them on the host."""
+        device = groups[0].members[0].param.device
         plan = Plan([each.members for each in groups], [each.rule for each in groups], device)
         rows = [_row_of(each.record) for each in groups]
         plan.control.copy_(torch.tensor(rows, dtype=torch.float64))
-        self._plan, self._groups = plan, list(groups)
+        self._plan, self._groups, self._guarded = plan, list(groups), guarded
+        self._params = [param for group in every for param in group["params"]]
+        self._num_grads = sum(param.grad is not None for param in self._params)
         self._unread, self._mirror, self._was_captured = 0, None, False
+        self._graphs = {}
 
-    def step(self, groups: Sequence[FusedGroup], loss: Tensor | None, *, guarded: bool) -> None:
+    def step(self, loss: Tensor | None) -> None:
         """Take a step of all groups, without asking the device anything."""
         plan = self._plan
         assert plan is not None
-        settings = []
-        for each, planned in zip(groups, plan.groups, strict=True):
-            sign = -1.0 if each.group["maximize"] else 1.0
-            lr = each.group["lr"]
+        is_cuda = plan.device.type == "cuda"
+        capturing = is_cuda and torch.cuda.is_current_stream_capturing()
+        settings, rates = [], []
+        for number, (each, planned) in enumerate(zip(self._groups, plan.groups, strict=True)):
+            group, lr, price = each.group, each.group["lr"], each.group["price"]
+            if isinstance(lr, Tensor) and lr.device.type != "cpu":
+                rates.append((number, lr))
+                lr = 0.0
             settings.append(
                 (
                     float(planned.num_coordinates),
                     float(each.horizon),
-                    each.price,
-                    sign,
-                    float(each.group["weight_decay"]),
-                    0.0 if _is_on_device(lr) else float(lr),
+                    each.price if price is None else float(price),
+                    -1.0 if group["maximize"] else 1.0,
+                    float(group["weight_decay"]),
+                    float(lr),
                 )
             )
-        kept = plan.place(settings)
-        for row, each in zip(plan.settings, groups, strict=True):
-            if _is_on_device(each.group["lr"]):
-                row[control.LR.value].copy_(each.group["lr"].detach().reshape(()))
+        kept = plan.place(settings, capturing=capturing)
+        for number, rate in rates:
+            plan.settings[number, control.LR.value].copy_(rate.detach().reshape(()))
         if loss is not None:
-            loss = loss.detach().to(plan.device, non_blocking=True)
-            loss = loss if loss.is_floating_point() else loss.double()
+            plan.loss.copy_(loss.detach(), non_blocking=True)
         with fused.launching(plan.device):
-            self._launch(plan, groups, loss, guarded=guarded)
+            if is_cuda and not capturing:
+                self._replay(plan, has_loss=loss is not None)
+            else:
+                self._launch(plan, has_loss=loss is not None)
         plan.return_temporaries()
         del kept
         self._unread += 1
-        if plan.device.type != "cuda":
-            return
-        if torch.cuda.is_current_stream_capturing():
-            self._was_captured = True
-        elif guarded:
+        self._was_captured |= capturing
+        if is_cuda and self._guarded and not capturing:
             self._send_mirror(plan)
 
-    @staticmethod
-    def _launch(
-        plan: Plan, groups: Sequence[FusedGroup], loss: Tensor | None, *, guarded: bool
-    ) -> None:
-        has_loss = loss is not None
-        value = plan.settings if loss is None else loss
+    def _replay(self, plan: Plan, *, has_loss: bool) -> None:
+        """Launch all kernels at once, as a CUDA graph; the first time they are compiled instead."""
+        decays = tuple(each.group["weight_decay"] != 0 for each in self._groups)
+        key = has_loss, decays
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph.replay()
+        elif key not in self._graphs:
+            self._graphs[key] = None
+            self._launch(plan, has_loss=has_loss)
+        else:
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.stream(aside):
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    self._launch(plan, has_loss=has_loss)
+                finally:
+                    graph.capture_end()
+            torch.cuda.current_stream().wait_stream(aside)
+            self._graphs[key] = graph
+            graph.replay()
+
+    def _launch(self, plan: Plan, *, has_loss: bool) -> None:
+        groups, guarded = self._groups, self._guarded
         pairs = list(zip(range(len(groups)), groups, plan.groups, strict=True))
         for number, each, planned in pairs:
             for part in planned.parts:
@@ -177,7 +207,7 @@ class FusedSteps:
                 *(plan.table[planned.first_tensor :], planned.num_tensors),
                 *(plan.settings[number], plan.control[number], plan.pooled),
                 *(planned.first_program, planned.num_programs, plan.num_programs),
-                *(plan.adam_sums, plan.adam_roots[planned.first_tensor :], value),
+                *(plan.adam_sums, plan.adam_roots[planned.first_tensor :], plan.loss),
                 HAS_LOSS=has_loss,
                 GUARDED=guarded,
             )
@@ -289,10 +319,6 @@ class FusedSteps:
         event = torch.cuda.Event()
         event.record()
         self._mirror = sent, event
-
-
-def _is_on_device(lr: object) -> bool:
-    return isinstance(lr, Tensor) and lr.device.type != "cpu"
 
 
 def _row_of(record: Record) -> list[float]:

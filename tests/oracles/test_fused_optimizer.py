@@ -1,0 +1,224 @@
+"""Fused steps of the torch optimizer against those that the library takes elsewhere."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from fused import fused_device
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+import haltwise
+from haltwise import LearnedOptimizer
+from haltwise.interfaces.torch_optim.guard import FRESH
+
+__all__ = ["fused_device"]
+
+Spoil = Callable[[int, nn.Module], None]
+
+
+@dataclass
+class Run:
+    """A small classifier, trained by one optimizer."""
+
+    device: torch.device
+    options: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+    with_loss: bool = True
+    groups: Callable[[nn.Module], Any] = lambda model: model.parameters()
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3))
+        for param in self.model.parameters():
+            param.data = 0.5 * torch.randn(param.shape, generator=generator)
+        self.model.to(self.device, self.dtype)
+        inputs = torch.randn(32, 4, generator=generator)
+        self.inputs = inputs.to(self.device, self.dtype)
+        self.labels = torch.randint(3, (32,), generator=generator).to(self.device)
+        self.optimizer = LearnedOptimizer(self.groups(self.model), **self.options)
+
+    def train(
+        self, steps: int, *, spoil: Spoil = lambda step, model: None, rise: float = 1
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", haltwise.FitWarning)
+            for step in range(steps):
+                self.optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(self.model(self.inputs).float(), self.labels)
+                loss = loss * rise**step
+                loss.backward()
+                spoil(step, self.model)
+                self.optimizer.step(loss=loss if self.with_loss else None)
+
+    @property
+    def params(self) -> Tensor:
+        return parameters_to_vector(self.model.parameters()).detach().double().cpu()
+
+    @property
+    def records(self) -> Iterator[dict[str, Any]]:
+        state = self.optimizer.state_dict()["state"]
+        return (entry["group"][0] for entry in state.values() if "group" in entry)
+
+
+def twins(device: torch.device, **options: Any) -> tuple[Run, Run]:
+    return Run(device, **copy.deepcopy(options)), Run(torch.device("cpu"), **options)
+
+
+def train_both(
+    monkeypatch: pytest.MonkeyPatch, fused: Run, plain: Run, steps: int, **options: Any
+) -> None:
+    fused.train(steps, **options)
+    assert fused.optimizer._fused is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", haltwise.FitWarning)
+        assert fused.optimizer.steps_taken >= 0  # reads what the device has done
+    with monkeypatch.context() as context:
+        context.setenv("HALTWISE_KERNEL", "")
+        plain.train(steps, **options)
+    assert plain.optimizer._fused is None
+
+
+def assert_alike(fused: Run, plain: Run, tolerance: float = 1e-4) -> None:
+    assert fused.optimizer.steps_taken == plain.optimizer.steps_taken
+    assert fused.optimizer.num_skipped == plain.optimizer.num_skipped
+    assert (fused.params - plain.params).abs().max() <= tolerance
+    for one, other in zip(fused.records, plain.records, strict=True):
+        assert one.keys() == other.keys()
+        assert {name: one[name] for name in ("step", "skipped", "judged")} == {
+            name: other[name] for name in ("step", "skipped", "judged")
+        }
+        for name in FRESH if "guard" in one else ():
+            assert one["guard"][name] == pytest.approx(other["guard"][name], rel=1e-3, abs=1e-6)
+        if "stop" in one:
+            assert bool(one["stop"]) == bool(other["stop"])
+        for name, value in one.get("outputs", {}).items():
+            assert torch.allclose(
+                value.cpu(), other["outputs"][name], rtol=100 * tolerance, atol=100 * tolerance
+            )
+
+
+def test_steps_are_the_same(fused_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, plain = twins(fused_device)
+    train_both(monkeypatch, fused, plain, 5)
+    assert_alike(fused, plain)
+    assert fused.optimizer.should_stop is plain.optimizer.should_stop
+
+
+def _two_groups(model: nn.Module) -> list[dict[str, Any]]:
+    first, _, last = model.children()
+    return [
+        {"params": first.parameters(), "weight_decay": 0.05, "lr": torch.tensor(0.5)},
+        {"params": last.parameters(), "weights": "regression-10d", "price": 0.02},
+    ]
+
+
+def test_groups_have_their_own_weights_and_settings(
+    fused_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(step: int, model: nn.Module) -> None:
+        if step == 2:  # a tensor without a gradient, and one group's that is not finite
+            model.get_parameter("0.bias").grad = None
+        if step == 3:
+            given = model.get_parameter("2.weight").grad
+            assert given is not None
+            given[0, 0] = torch.nan
+
+    fused, plain = twins(fused_device, groups=_two_groups)
+    train_both(monkeypatch, fused, plain, 5, spoil=spoil)
+    assert fused.optimizer.num_skipped == 1
+    assert_alike(fused, plain)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"options": {"guard": False, "maximize": True}},
+        {"options": {"weights": "regression-2d-thesis", "guard": False}},
+        {"with_loss": False},
+        {"dtype": torch.bfloat16},
+        {"options": {"state_dtype": torch.bfloat16}},
+        {"options": {"lr": 1e38}},  # updates overflow
+    ],
+    ids=["maximize", "thesis", "no loss", "bfloat16", "bfloat16 state", "overflow"],
+)
+def test_options_do_the_same(
+    fused_device: torch.device, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    fused, plain = twins(fused_device, **options)
+    train_both(monkeypatch, fused, plain, 4)
+    lr = options.get("options", {}).get("lr", 1)
+    assert_alike(fused, plain, 1e-3 if "state_dtype" in str(options) else 1e-4 * max(lr, 1))
+
+
+def test_adam_takes_over_and_goes_back(
+    fused_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused, plain = twins(fused_device)
+    train_both(monkeypatch, fused, plain, 9, rise=1.8)
+    (record,) = fused.records
+    assert record["guard"]["adam"] > 0
+    assert_alike(fused, plain)
+
+
+def test_adam_takes_over_with_a_warning_where_steps_are_not_finite(
+    fused_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(step: int, model: nn.Module) -> None:
+        if 1 <= step <= 3:
+            given = model.get_parameter("0.weight").grad
+            assert given is not None
+            given.fill_(torch.inf)
+
+    fused, plain = twins(fused_device)
+    fused.train(6, spoil=spoil)
+    with pytest.warns(haltwise.FitWarning, match="at step 1, as steps are not finite"):
+        assert fused.optimizer.num_skipped == 3
+    monkeypatch.setenv("HALTWISE_KERNEL", "")
+    plain.train(6, spoil=spoil)
+    assert_alike(fused, plain)
+
+
+def test_a_state_goes_over_in_both_directions(
+    fused_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused, plain = twins(fused_device)
+    train_both(monkeypatch, fused, plain, 3)
+    one, other = fused.optimizer.state_dict(), plain.optimizer.state_dict()
+    fused.optimizer.load_state_dict(other)
+    plain.optimizer.load_state_dict(one)
+    train_both(monkeypatch, fused, plain, 2)
+    assert_alike(fused, plain)
+
+
+def test_tensors_in_another_order_of_memory_move_alike(fused_device: torch.device) -> None:
+    def moved(*, transposed: bool) -> Tensor:
+        weight = torch.linspace(-1, 1, 12).view(3, 4).to(fused_device)
+        grad = torch.linspace(1, 3, 12).view(3, 4).sin().to(fused_device)
+        if transposed:
+            weight, grad = weight.T.contiguous().T, grad.T.contiguous().T
+        param = nn.Parameter(weight)
+        optimizer = LearnedOptimizer([param], "regression-10d", guard=False)
+        for _ in range(2):
+            param.grad = grad.clone()
+            optimizer.step()
+        assert param.is_contiguous() is not transposed
+        return param.detach()
+
+    assert torch.equal(moved(transposed=True), moved(transposed=False))
+
+
+def test_taking_the_last_update_back_restores_the_parameters(fused_device: torch.device) -> None:
+    param = nn.Parameter(torch.ones(6, device=fused_device))
+    optimizer = LearnedOptimizer([param], "regression-10d", price=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", haltwise.FitWarning)
+        param.grad = torch.full_like(param, 1e-3)
+        optimizer.step(loss=1.0)
+        assert optimizer.should_stop
+        taken = optimizer.take_back()
+    assert torch.equal(param, torch.ones_like(param)) is taken
