@@ -1,7 +1,5 @@
 """Where the fused kernels run in tests: on a GPU, or else in Triton's interpreter."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -11,8 +9,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
-def fused_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+def fused_device(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """A device whose tensors go through the fused kernels."""
     pytest.importorskip("triton")
     monkeypatch.setenv("HALTWISE_KERNEL", "triton")
-    yield DEVICE
+    return DEVICE
