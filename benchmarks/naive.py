@@ -159,6 +159,6 @@ class NaiveOptimizer(nn.Module):
             params = params + update
         losses.append(self.loss(params, work.num_steps))
         hazard_logits = torch.stack(outputs, 1)[..., :2] - 2
-        objective_ = objective(torch.stack(losses, 1), hazard_logits, price)
+        objective_ = objective(torch.stack(losses, 1), hazard_logits, price).mean()
         objective_.backward()
         return objective_.detach()

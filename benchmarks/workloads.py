@@ -5,7 +5,7 @@ perceptron of 15,910 parameters, minibatches of 128, truncation 20. T = 100, two
 with the shipped weights, the halter on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -20,8 +20,9 @@ from haltwise.rollout import backpropagate, unroll
 from haltwise.stop_rules import DecisionTime
 from haltwise.tasks import TaskBatch, family
 from haltwise.tasks.module import Examples, ModuleTask
+from haltwise.training.gradients import Pathwise
 
-__all__ = ["NAMES", "Workload", "make", "meta_gradient", "objective", "zero_grad"]
+__all__ = ["NAMES", "Workload", "estimator", "make", "meta_gradient", "objective", "zero_grad"]
 
 NAMES = ("W1", "W2", "W3")
 _PRICE = 0.05
@@ -38,6 +39,11 @@ class Workload:
     num_steps: int
     segment: int
     """Steps between cuts of the state's gradient; `num_steps` for none."""
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the state's gradient is cut at all."""
+        return self.segment < self.num_steps
 
     @property
     def price(self) -> Tensor:
@@ -75,6 +81,7 @@ def make(
     segment: int | None = None,
     num_hidden: int = 20,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> Workload:
     """Workload `name`, of its own size unless another is given.
 
@@ -85,6 +92,7 @@ def make(
         segment: Truncation.
         num_hidden: Hidden units of W3's perceptron: D = 795 a unit + 10.
         dtype: Of everything.
+        device: Of everything.
     """
     weights, size, truncation = {
         "W1": ("regression-2d", 128, num_steps),
@@ -92,16 +100,16 @@ def make(
         "W3": ("mnist-mlp", 1, 20),
     }[name]
     source = _perceptron(num_hidden) if name == "W3" else family(weights)
-    batch = source.sample(num_problems or size, stream(2026, name), dtype=dtype)
-    optimizer = haltwise.load(weights).to(dtype).requires_grad_(True)
+    batch = source.sample(num_problems or size, stream(2026, name), dtype=dtype, device=device)
+    optimizer = haltwise.load(weights).to(device, dtype).requires_grad_(True)
     return Workload(name, optimizer, batch, num_steps, segment or truncation)
 
 
 def objective(excess: Tensor, hazard_logits: Tensor, price: Tensor) -> Tensor:
-    """Mean loss over the steps plus the free energy of the causal hazard, a scalar."""
+    """Mean loss over the steps plus the free energy of the causal hazard, shape [B]."""
     log_prob = stick_breaking_log_prob(hazard_logits[..., DecisionTime.AFTER_GRADIENT])
     halts = free_energy(excess, log_prob, price=price, temperature=price)
-    return (sum_of_losses(excess) / (excess.shape[1] - 1) + halts).mean()
+    return sum_of_losses(excess) / (excess.shape[1] - 1) + halts
 
 
 def zero_grad(workload: Workload) -> None:
@@ -120,13 +128,29 @@ def meta_gradient(workload: Workload) -> Tensor:
     outputs: Mapping[str, Tensor] = {
         name: value.clone().requires_grad_() for name, value in trajectory.outputs.items()
     }
-    loss = objective(excess, outputs["hazard_logits"], price)
+    loss = objective(excess, outputs["hazard_logits"], price).mean()
     loss.backward()
     cotangents = {
         name: torch.zeros_like(value) if value.grad is None else value.grad
         for name, value in outputs.items()
     }
     assert excess.grad is not None
-    truncate = workload.segment < workload.num_steps
-    backpropagate(optimizer, unrolled, excess.grad, cotangents, truncate=truncate)
+    backpropagate(optimizer, unrolled, excess.grad, cotangents, truncate=workload.truncates)
     return loss.detach()
+
+
+def estimator(workload: Workload) -> Callable[[], Tensor]:
+    """The same as a training does it, which on a GPU captures it first: a function of nothing."""
+    settings = Pathwise(segment=workload.segment, truncate=workload.truncates)
+    bound = settings.bind(workload.optimizer, workload.num_steps)
+    size, generator = workload.batch.num_problems, torch.Generator()
+
+    def losses(excess: Tensor, outputs: Mapping[str, Tensor], price: Tensor) -> Tensor:
+        return objective(excess, outputs["hazard_logits"], price)
+
+    def run() -> Tensor:
+        zero_grad(workload)
+        found = bound.accumulate(workload.batch, workload.price, losses, size, generator)
+        return found.losses.mean()
+
+    return run

@@ -6,7 +6,7 @@ from draws import seeded
 
 from haltwise._core.tensors import map_tensors
 from haltwise.models import Card, Choice, OptimizerModel
-from haltwise.rollout import CapturedUnroll, unroll
+from haltwise.rollout import CapturedUnroll, backpropagate, unroll
 from haltwise.rollout.cuda_graph import are_alike
 from haltwise.tasks import family
 
@@ -40,6 +40,36 @@ def test_it_agrees_with_unroll_on_batch_after_batch_and_with_weights_that_change
         torch.testing.assert_close(found.trajectory.outputs, expected.trajectory.outputs)
         torch.testing.assert_close(found.grad, expected.grad)
         torch.testing.assert_close(found.states, expected.states)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("truncate", [False, True])
+def test_its_backward_pass_is_that_of_plain_unrolls(device: str, truncate: bool) -> None:
+    """Replayed, too, for weights and batches that change, and added to what `.grad` holds."""
+    generator = seeded(0)
+    model = OptimizerModel(CARD, generator).to(device)
+    segment = 3 if truncate else 4
+    captured = CapturedUnroll(model, 6, segment, truncate=truncate)
+    for scale in (1.0, 1.1, 0.9):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(scale)
+        batch = family("regression-10d-noisy").sample(3, generator, device=device)
+        price = torch.rand(3, generator=generator).to(device)
+
+        unrolled = unroll(model, batch, 6, price, segment=segment)
+        of_excess = unrolled.trajectory.excess.sin()
+        of_outputs = {name: v.cos() for name, v in unrolled.trajectory.outputs.items()}
+        model.zero_grad()
+        backpropagate(model, unrolled, of_excess, of_outputs, truncate=truncate)
+        expected = [weight.grad for weight in model.parameters()]
+        model.zero_grad()
+        for _ in range(2):
+            captured.backpropagate(captured(batch, price), of_excess, of_outputs)
+        for weight, exact in zip(model.parameters(), expected, strict=True):
+            assert weight.grad is not None
+            assert exact is not None
+            torch.testing.assert_close(weight.grad, 2 * exact, rtol=1e-4, atol=1e-5)
 
 
 def test_it_leaves_the_batch_alone() -> None:

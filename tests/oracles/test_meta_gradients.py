@@ -1,5 +1,7 @@
 """First-order meta-gradients against plain autograd through the optimizee."""
 
+import sys
+
 import pytest
 import torch
 from draws import DOUBLE
@@ -95,6 +97,17 @@ def test_meta_gradients_equal_autograd(variant: str, segment: int, truncate: boo
     unrolled = unroll(model, batch, T, PRICE, segment=segment)
     backpropagate(model, unrolled, *weights, truncate=truncate)
     assert_close(gradients(model), expected, rtol=1e-10, atol=1e-11)
+
+
+def test_truncated_segments_may_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do on a GPU."""
+    module = sys.modules["haltwise.rollout.unroll"]
+    monkeypatch.setattr(module, "_may_go_together", lambda model, unrolled: True)
+    model, batch = make(), BATCHES["noisy"]
+    weights = cotangents(model)
+    expected = autograd_oracle(model, batch, *weights, 1)
+    backpropagate(model, unroll(model, batch, T, PRICE, segment=1), *weights, truncate=True)
+    assert_close(gradients(model), expected)
 
 
 @pytest.mark.parametrize("part", ["excess", "hazard_logits", "hold_logits"])

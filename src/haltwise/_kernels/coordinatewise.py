@@ -10,7 +10,7 @@ with (a, b, k, l) = weight h + bias, and means over the problem's coordinates.
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self, final
+from typing import TYPE_CHECKING, Any, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from haltwise._kernels.operands import (
 )
 
 if TYPE_CHECKING:
-    from haltwise._kernels.fused.rows import PackedLayers
+    from haltwise._kernels.fused.layers import FusedLayers
 
 __all__ = ["Coordinatewise", "preprocess_gradient"]
 
@@ -72,7 +72,7 @@ class Coordinatewise:
     scale: float
     """Factor of the updates."""
 
-    prepared: "native.Layers | PackedLayers | None" = None
+    prepared: "native.Layers | FusedLayers | None" = None
     """The parameters for a kernel, if they were checked beforehand."""
 
     def prepare(self) -> Self:
@@ -90,7 +90,7 @@ class Coordinatewise:
             layers.packed()  # at once, for a graph may be captured around the steps
         return replace(self, prepared=layers)
 
-    def _layers(self) -> "native.Layers | PackedLayers | None":
+    def _layers(self) -> "native.Layers | FusedLayers | None":
         """For a kernel; None where none runs."""
         if self.prepared is not None:
             return self.prepared
@@ -98,9 +98,9 @@ class Coordinatewise:
         readout = self.readout_weight, bias, self.scale
         size, num_layers = self.readout_weight.shape[-1], len(self.biases)
         if fused.serves(bias.device, bias.dtype, size, num_layers):
-            from haltwise._kernels.fused import rows
+            from haltwise._kernels.fused.layers import FusedLayers
 
-            return rows.PackedLayers(self.weights, self.biases, readout)
+            return FusedLayers(self.weights, self.biases, readout)
         if native.serves(bias):
             return native.Layers(self.weights, self.biases, readout)
         return None
@@ -141,8 +141,11 @@ class Coordinatewise:
             levels = None if pooled is None else _levels(*pooled)
             return native.step(layers, grad, hidden, cell, levels, in_place=in_place)
         from haltwise._kernels.fused import rows
+        from haltwise._kernels.fused.pool import pool
 
-        levels = _levels(*(pooled or (grad.mean(-1), log_rms(grad))))
+        if pooled is None:
+            grad = layers.operand("the gradient", grad, require_dims("the gradient", grad, "BD"))
+        levels = pool(grad) if pooled is None else _levels(*pooled)
         return rows.step(layers, grad, hidden, cell, levels, in_place=in_place)
 
     def differentiable_step(
@@ -245,19 +248,29 @@ class Coordinatewise:
         if d_cell is not None:
             table.append(("the cell state's derivative", d_cell, state_shape))
         self._require(table)
-        pooled, d_sums = (grads.mean(-1), log_rms(grads)), d_means / dim
+        d_sums, by_step = d_means / dim, grads.transpose(0, 1)
+        kernel: Any = native
         layers = self._layers()
-        if not isinstance(layers, native.Layers):
-            return self._backpropagate_by_autograd(
-                *(grads, (hidden, cell), pooled, d_updates, d_sums, (d_hidden, d_cell)),
-                wants_state=wants_state,
-            )
-        d_first, d_params = native.backward(
+        if layers is None or isinstance(layers, native.Layers):
+            pooled = grads.mean(-1), log_rms(grads)
+            if layers is None:
+                return self._backpropagate_by_autograd(
+                    *(grads, (hidden, cell), pooled, d_updates, d_sums, (d_hidden, d_cell)),
+                    wants_state=wants_state,
+                )
+            levels = _levels(*(value.T for value in pooled))
+        else:
+            from haltwise._kernels.fused import sequences as kernel
+            from haltwise._kernels.fused.pool import pool
+
+            by_step = layers.operand("the gradients", by_step, by_step.shape)
+            levels = pool(by_step)
+        d_first, d_params = kernel.backward(
             layers,
-            grads.transpose(0, 1).reshape(num_steps, -1),
+            by_step.reshape(num_steps, -1),
             hidden.flatten(0, 1),
             cell.flatten(0, 1),
-            pooled=_levels(*(value.T for value in pooled)),
+            pooled=levels,
             d_updates=d_updates.transpose(0, 1).reshape(num_steps, -1),
             d_sums=d_sums.transpose(0, 1),
             d_hidden=None if d_hidden is None else d_hidden.flatten(0, 1),

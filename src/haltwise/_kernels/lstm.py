@@ -9,13 +9,14 @@ LSTM that PyTorch brings for them (cuDNN), and all others through the reference.
 """
 
 import warnings
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from haltwise._kernels import native
+from haltwise._kernels import fused, native
 from haltwise._kernels.operands import (
     layer_operands,
     require_dims,
@@ -57,13 +58,13 @@ def lstm_sequence(
     Raises:
         InputError: Shapes, dtypes or devices do not fit each other, or a tensor is not a plain one.
     """
-    graph = torch.is_grad_enabled()
-    if native.serves(inputs) and not (graph and inputs.requires_grad):
-        if not graph:
-            return native.forward(native.Layers(weights, biases), inputs, hidden, cell)
+    kernel = _kernel_for(inputs, weights, biases)
+    if kernel is not None and not (torch.is_grad_enabled() and inputs.requires_grad):
+        if not torch.is_grad_enabled():
+            return kernel.forward(kernel.layers(weights, biases), inputs, hidden, cell)
         params = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
-        result: tuple[Tensor, Tensor, Tensor] = _NativeSequence.apply(  # type: ignore[no-untyped-call]
-            inputs, hidden, cell, *params
+        result: tuple[Tensor, Tensor, Tensor] = _KernelSequence.apply(  # type: ignore[no-untyped-call]
+            kernel, inputs, hidden, cell, *params
         )
         return result
     if not torch.compiler.is_compiling():
@@ -72,17 +73,42 @@ def lstm_sequence(
     return own(inputs, hidden, cell, weights, biases)
 
 
+class _Kernel(NamedTuple):
+    """What is called of `native` or of its twin for GPUs."""
+
+    layers: Callable[[Sequence[Tensor], Sequence[Tensor]], Any]
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[..., tuple[list[Tensor], list[Tensor]]]
+
+
+def _kernel_for(inputs: Tensor, weights: list[Tensor], biases: list[Tensor]) -> _Kernel | None:
+    """The kernel that serves a sequence, whose operands are not checked yet."""
+    if weights and biases and (inputs.is_cuda or fused.is_interpreted()):
+        size = biases[0].numel() // 4
+        num_inputs = weights[0].numel() // max(4 * size, 1) - size
+        is_small = num_inputs <= fused.MAX_INPUTS
+        if is_small and fused.serves(inputs.device, inputs.dtype, size, len(biases)):
+            from haltwise._kernels.fused import layers, sequences
+
+            return _Kernel(layers.FusedLayers, sequences.forward, sequences.backward)
+    if native.serves(inputs):
+        return _Kernel(native.Layers, native.forward, native.backward)
+    return None
+
+
 @final
-class _NativeSequence(torch.autograd.Function):
-    """`lstm_sequence` by the compiled kernel; parameters come as weight, bias, weight, bias, ..."""
+class _KernelSequence(torch.autograd.Function):
+    """`lstm_sequence` by a kernel; parameters come as weight, bias, weight, bias, ..."""
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, hidden: Tensor, cell: Tensor, *params: Tensor
+        ctx: Any, kernel: _Kernel, inputs: Tensor, hidden: Tensor, cell: Tensor, *params: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.kernel = kernel
         ctx.save_for_backward(inputs, hidden, cell, *params)
         ctx.set_materialize_grads(False)
-        return native.forward(native.Layers(params[::2], params[1::2]), inputs, hidden, cell)
+        layers = kernel.layers(params[::2], params[1::2])
+        return kernel.forward(layers, inputs, hidden, cell)
 
     @staticmethod
     @once_differentiable
@@ -90,15 +116,15 @@ class _NativeSequence(torch.autograd.Function):
         ctx: Any, d_outputs: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         inputs, hidden, cell, *params = ctx.saved_tensors
-        layers = native.Layers(params[::2], params[1::2])
-        d_first, d_params = native.backward(
-            *(layers, inputs, hidden, cell),
+        kernel: _Kernel = ctx.kernel
+        d_first, d_params = kernel.backward(
+            *(kernel.layers(params[::2], params[1::2]), inputs, hidden, cell),
             d_outputs=d_outputs,
             d_hidden=d_hidden,
             d_cell=d_cell,
-            wants_state=any(ctx.needs_input_grad[1:3]),
+            wants_state=any(ctx.needs_input_grad[2:4]),
         )
-        return None, *(d_first or (None, None)), *d_params
+        return None, None, *(d_first or (None, None)), *d_params
 
 
 def reference_lstm_sequence(

@@ -7,6 +7,7 @@ import torch
 
 from haltwise import _kernels
 from haltwise._core.version import __version__
+from haltwise._kernels import fused
 from haltwise.datasets import DIRECTORY_VARIABLE, default_directory
 
 __all__ = ["command"]
@@ -20,6 +21,9 @@ def command() -> None:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "LSTM on CPUs": _kernels.implementation(),
+        "LSTM on GPUs": fused.implementation(torch.device("cuda", 0))
+        if torch.cuda.is_available()
+        else "no GPU is available to PyTorch",
         "CPU threads": str(torch.get_num_threads()),
         "CUDA": ", ".join(
             torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())

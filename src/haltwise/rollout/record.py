@@ -14,7 +14,8 @@ from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["record", "record_process", "run_rule"]
 
-_MEASURED = 2**16  # coordinate-steps whose signals are measured at once: they fill a cache
+# Coordinate-steps whose signals are measured at once: they fill a cache, or keep a GPU busy.
+_MEASURED, _MEASURED_ON_GPU = 2**16, 2**23
 
 
 @undisturbed()
@@ -83,7 +84,8 @@ def run_rule(
     keep = segment is not None
     loss, excess, signals, readouts = ([] for _ in range(4))
     states: list[State] = []
-    rule = prepare(rule)
+    rule, batch = prepare(rule), batch.draw_ahead(num_steps + 1)
+    measured_at_once = _MEASURED if batch.start.device.type == "cpu" else _MEASURED_ON_GPU
     params, state = batch.start, rule.init(batch.start)
     memory, grads, updates = init_signals(params), [], []
     shape = (num_steps + 1, batch.num_problems, batch.dim)  # a step is written at a time
@@ -112,7 +114,7 @@ def run_rule(
         updates.append(update)
         readouts.append(readout)
         params = params + update
-        if len(grads) * params.numel() >= _MEASURED or step == num_steps - 1:
+        if len(grads) * params.numel() >= measured_at_once or step == num_steps - 1:
             first = len(loss) - len(grads)
             measured, memory = measure_sequence(
                 first,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import final
 
 import torch
@@ -14,6 +15,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.record import run_rule
 from haltwise.tasks.base import TaskBatch
+from haltwise.update_rules import SupportsBackpropagation
 from haltwise.update_rules.base import State, UpdateStep
 
 __all__ = ["Unroll", "backpropagate", "unroll"]
@@ -52,7 +54,7 @@ class Unroll:
             self.price[index],
         )
 
-    @property
+    @cached_property
     def finite(self) -> Tensor:
         """Which problems stayed finite throughout, bool [B]."""
         return self.trajectory.finite & self.excess_grad.isfinite().flatten(1).all(1)
@@ -140,15 +142,17 @@ def backpropagate(
     if not readouts.requires_grad:  # the rule has nothing to learn
         return
     of_readouts = torch.zeros_like(readouts) if readouts.grad is None else readouts.grad
+    if truncate and _may_go_together(model, unrolled):
+        _backpropagate_together(model, unrolled, excess_cotangent, of_readouts)
+        return
     assert trajectory.final is not None
     later = torch.zeros_like(trajectory.final)  # sum of w_s gamma_s over s behind the segment
     of_state: State = {}
     for index in reversed(range(len(unrolled.states))):
         begin = index * segment
         end = min(begin + segment, trajectory.num_steps)
-        behind = slice(begin + 1, end + 1)
-        pull = excess_cotangent[:, behind].unsqueeze(-1) * unrolled.excess_grad[:, behind]
-        of_updates = pull.flip(1).cumsum_(1).flip(1).add_(later.unsqueeze(1))
+        of_updates = _sums_of_later(unrolled, excess_cotangent, begin, end)
+        of_updates = of_updates.add_(later.unsqueeze(1))
         later = of_updates[:, 0]
         of_state = update_rules.backpropagate(
             model.rule,
@@ -157,6 +161,45 @@ def backpropagate(
             UpdateStep(flush_negligible(of_updates, 0, 1, 2), of_readouts[:, begin:end], of_state),
             wants_state=not truncate and begin > 0,
         )
+
+
+def _sums_of_later(unrolled: Unroll, excess_cotangent: Tensor, begin: int, end: int) -> Tensor:
+    """Sums of w_s gamma_s over t < s <= end, for t from begin to end - 1, [B, end - begin, D]."""
+    behind = slice(begin + 1, end + 1)
+    pull = excess_cotangent[:, behind].unsqueeze(-1) * unrolled.excess_grad[:, behind]
+    sums: Tensor = pull.flip(1).cumsum_(1).flip(1)
+    return sums
+
+
+def _may_go_together(model: OptimizerModel, unrolled: Unroll) -> bool:
+    """Whether there is memory and are idle processors for all segments at once, of one length."""
+    return (
+        unrolled.grad.is_cuda
+        and isinstance(model.rule, SupportsBackpropagation)
+        and unrolled.trajectory.num_steps % unrolled.segment == 0
+    )
+
+
+def _backpropagate_together(
+    model: OptimizerModel, unrolled: Unroll, excess_cotangent: Tensor, of_readouts: Tensor
+) -> None:
+    """Backpropagate through truncated segments, which are then problems of their own."""
+
+    def cut(value: Tensor) -> Tensor:
+        return value.reshape(-1, unrolled.segment, value.shape[2])
+
+    of_updates = _sums_of_later(unrolled, excess_cotangent, 0, unrolled.trajectory.num_steps)
+    states = {
+        name: torch.stack([state[name] for state in unrolled.states], 1).flatten(0, 1)
+        for name in unrolled.states[0]
+    }
+    update_rules.backpropagate(
+        model.rule,
+        cut(unrolled.grad),
+        states,
+        UpdateStep(flush_negligible(cut(of_updates), 0, 1, 2), cut(of_readouts), {}),
+        wants_state=False,
+    )
 
 
 def _backward(roots: Sequence[Tensor], cotangents: Sequence[Tensor]) -> None:

@@ -104,6 +104,10 @@ class TaskBatch(ABC):
             step: t; picks the minibatch of stochastic tasks.
         """
 
+    def draw_ahead(self, num_steps: int) -> Self:
+        """The same batch, what is random in its steps 0..`num_steps` - 1 drawn at once."""
+        return self
+
     def observe_loss(self, params: Tensor, step: int) -> Tensor:
         """Compute the loss of `observe` alone, shape [B]."""
         return self.observe(params, step).loss

@@ -2,10 +2,10 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import split_mix, stream
 from haltwise._core.settings import require_at_least
-from haltwise.tasks.base import Observation, Score, TaskBatch, TaskFamily
+from haltwise.tasks.base import DifferentiatedScore, Observation, Score, TaskBatch, TaskFamily
 
 __all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]
 
@@ -65,7 +65,7 @@ class Examples:
             for value in self._on[index.device]
         )
         if self._scale is not None:
-            inputs = inputs.to(dtype).mul_(self._scale)
+            inputs = inputs * torch.tensor(self._scale, dtype=dtype, device="cpu")
         elif inputs.is_floating_point():
             inputs = inputs.to(dtype)
         return inputs, targets
@@ -271,7 +271,20 @@ class ModuleTask(TaskFamily):
         num_examples = len(inputs) if shared else inputs.shape[1]
         at_once = None if on_cpu else max(1, _ACCELERATOR_CHUNK // num_examples)
         in_dims = (*[0] * len(args), *[None] * len(shared))
-        return vmap(function, in_dims=in_dims, chunk_size=at_once)(*args, *shared)
+        together = vmap(function, in_dims=in_dims, chunk_size=at_once)
+        if on_cpu or len(args[0]) > 1:
+            return together(*args, *shared)
+        # What `vmap` makes of a loss is many kernels. It only refuses, once, what is random.
+        name = function.__name__, inputs.device
+        if name not in self._tried:
+            together(*args, *shared)
+            self._tried.add(name)
+        found = function(*tree_map(itemgetter(0), args), *shared)
+        return tree_map(lambda value: value.unsqueeze(0), found)
+
+    @cached_property
+    def _tried(self) -> set[tuple[str, torch.device]]:
+        return set()
 
     def call(
         self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, *, training: bool = True
@@ -323,6 +336,8 @@ class ModuleBatch(TaskBatch):
     """Seed of each problem's minibatches (`minibatch_indices`), int64 [B]."""
     task: ModuleTask
     """Architecture and data, shared by the problems."""
+    drawn: Tensor | None = None
+    """Examples of the first steps' minibatches, if drawn ahead, int64 [B, steps, batch_size]."""
 
     @property
     def reference_loss(self) -> Tensor:
@@ -332,9 +347,17 @@ class ModuleBatch(TaskBatch):
     def stochastic(self) -> bool:
         return True
 
+    def draw_ahead(self, num_steps: int) -> Self:
+        size, num_examples = self.task.batch_size, len(self.task.train)
+        drawn = minibatch_indices(self.stream, 0, num_steps * size, num_examples)
+        return replace(self, drawn=drawn.unflatten(1, (num_steps, size)))
+
     def minibatch(self, step: int) -> tuple[Tensor, Tensor]:
         """Take inputs and targets of step t, each [B, batch_size, ...]."""
-        index = minibatch_indices(self.stream, step, self.task.batch_size, len(self.task.train))
+        if self.drawn is not None and step < self.drawn.shape[1]:
+            index = self.drawn[:, step]
+        else:
+            index = minibatch_indices(self.stream, step, self.task.batch_size, len(self.task.train))
         return self.task.train.take(index, self.start.dtype)
 
     def observe(self, params: Tensor, step: int) -> Observation:
@@ -342,6 +365,10 @@ class ModuleBatch(TaskBatch):
         differentiate = grad_and_value(self.task.mean_loss)
         grad, loss = self.task.mapped(differentiate, params, self.fixed, *self.minibatch(step))
         return Observation(loss, grad)
+
+    def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
+        loss, grad = self.observe(params, step)
+        return DifferentiatedScore(loss, grad, loss, grad)
 
     def score(self, params: Tensor, step: int) -> Score:
         """Compute `observe`, and the mean loss on the fixed training examples as the excess.

@@ -13,8 +13,10 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 __all__ = [
+    "MAX_INPUTS",
     "MAX_LAYERS",
     "MAX_SIZE",
     "implementation",
@@ -24,6 +26,8 @@ __all__ = [
 ]
 
 MAX_SIZE, MAX_LAYERS = 64, 4
+MAX_INPUTS = 128
+"""I, inputs of a sequence that is no optimizer's."""
 
 
 def is_interpreted() -> bool:
@@ -32,9 +36,20 @@ def is_interpreted() -> bool:
 
 
 def serves(device: torch.device, dtype: torch.dtype, size: int, num_layers: int) -> bool:
-    """Whether such tensors go through the kernels, with H = `size` units in L layers."""
-    fits = dtype is torch.float32 and size <= MAX_SIZE and num_layers <= MAX_LAYERS
-    return fits and device.type in ("cuda", "cpu") and _missing(device) is None
+    """Whether such tensors go through the kernels, with H = `size` units in L layers.
+
+    They do not while PyTorch compiles, traces or differentiates forward what it sees done.
+    """
+    return (
+        dtype is torch.float32
+        and size <= MAX_SIZE
+        and num_layers <= MAX_LAYERS
+        and device.type in ("cuda", "cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and forward_ad._current_level < 0
+        and _missing(device) is None
+    )
 
 
 def launching(device: torch.device) -> AbstractContextManager[object]:

@@ -1,79 +1,20 @@
 """One step of many problems' rows on a GPU: what is given is checked here, and launched."""
 
-from collections.abc import Sequence
-from typing import final
-
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from haltwise._core.errors import require
 from haltwise._kernels import fused
-from haltwise._kernels.fused.packing import Tiles, is_resident, pack, pack_readout
+from haltwise._kernels.fused.layers import FusedLayers
+from haltwise._kernels.fused.packing import is_resident
 from haltwise._kernels.fused.step import step_rows
-from haltwise._kernels.operands import (
-    layer_operands,
-    require_dims,
-    require_operand,
-    state_operands,
-)
+from haltwise._kernels.operands import require_dims, require_operand, state_operands
 
-__all__ = ["PackedLayers", "num_processors", "step"]
+__all__ = ["num_processors", "step"]
 
 _BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
 _PROGRAMS = 3  # at once on a multiprocessor
-
-
-@final
-class PackedLayers:
-    """Parameters of a coordinatewise optimizer, checked once, as the kernels take them.
-
-    Packed anew when their values have changed.
-
-    Args:
-        weights: L tensors [4H, fan_in + H], float32.
-        biases: L tensors [4H].
-        readout: Weight [O, H] and bias [O], where O is 1, 2 or 4, and the factor of updates.
-
-    Raises:
-        InputError: Shapes, dtypes or devices do not fit each other.
-    """
-
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor],
-        readout: tuple[Tensor, Tensor, float],
-    ) -> None:
-        weight, bias, self.scale = readout
-        operands = layer_operands(weights, biases)
-        self.size, self.num_layers = biases[0].numel() // 4, len(biases)
-        self.num_inputs, self.num_outputs = weights[0].shape[1] - self.size, bias.numel()
-        require(
-            self.num_inputs in (2, 4) and self.num_outputs in (1, 2, 4),
-            "a coordinatewise LSTM has 2 or 4 inputs and 1, 2 or 4 outputs, got "
-            f"{self.num_inputs} and {self.num_outputs}",
-        )
-        operands.append(("the read-out's weight", weight, (self.num_outputs, self.size)))
-        operands.append(("the read-out's bias", bias, (self.num_outputs,)))
-        self.device = bias.device
-        for name, tensor, shape in operands:
-            require_operand(name, tensor, shape, torch.float32, self.device)
-        self.tiles = Tiles.of(self.size)
-        self._layers, self._readout = (list(weights), list(biases)), (weight, bias)
-        self._seen: list[tuple[int, int]] | None = None
-        self._packed: tuple[Tensor, Tensor] | None = None
-
-    def packed(self) -> tuple[Tensor, Tensor]:
-        """Layers and read-out in the kernels' order."""
-        every = [*self._layers[0], *self._layers[1], *self._readout]
-        seen = None
-        if not any(tensor.is_inference() for tensor in every):
-            seen = [(tensor.data_ptr(), tensor._version) for tensor in every]
-        if self._packed is None or seen is None or seen != self._seen:
-            self._packed = pack(*self._layers), pack_readout(*self._readout)
-            self._seen = seen
-        return self._packed
 
 
 def num_processors(device: torch.device) -> int:
@@ -84,7 +25,7 @@ def num_processors(device: torch.device) -> int:
 
 
 def step(
-    layers: PackedLayers,
+    layers: FusedLayers,
     grad: Tensor,
     hidden: Tensor,
     cell: Tensor,

@@ -9,7 +9,6 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.cuda_graph import CapturedUnroll
-from haltwise.rollout.unroll import backpropagate
 from haltwise.tasks.base import TaskBatch
 from haltwise.training.gradients.base import (
     BoundEstimator,
@@ -41,8 +40,9 @@ class Pathwise(GradientEstimator):
 @final
 class _Bound(BoundEstimator):
     def __init__(self, settings: Pathwise, model: OptimizerModel, num_steps: int) -> None:
-        self._settings, self._model = settings, model
-        self._unroll = CapturedUnroll(model, num_steps, settings.segment)
+        self._unroll = CapturedUnroll(
+            model, num_steps, settings.segment, truncate=settings.truncate
+        )
 
     def accumulate(
         self,
@@ -72,9 +72,7 @@ class _Bound(BoundEstimator):
             name: torch.zeros_like(value) if value.grad is None else value.grad
             for name, value in outputs.items()
         }
-        backpropagate(
-            self._model, unrolled, excess.grad, cotangents, truncate=self._settings.truncate
-        )
+        self._unroll.backpropagate(unrolled, excess.grad, cotangents)
         return Estimate(losses.detach(), num_left_out)
 
 
