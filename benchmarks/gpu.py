@@ -248,7 +248,8 @@ def machine() -> str:
     """Device, driver and versions, in one line."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+        found = subprocess.run(query, capture_output=True, text=True, check=True)  # noqa: S603
+        driver = found.stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         driver = "unknown"
     return (

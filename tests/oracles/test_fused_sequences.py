@@ -2,17 +2,16 @@
 
 import pytest
 import torch
+from fused import DEVICE, fused_device
 from torch import Tensor
-from triton_kernels import DEVICE, needs_triton, triton_kernels
 
 from haltwise import InputError
 from haltwise._core.tensors import log_rms
 from haltwise._kernels import Coordinatewise, fused, lstm_sequence, reference_lstm_sequence
 
-__all__ = ["triton_kernels"]
+__all__ = ["fused_device"]
 pytestmark = [
-    needs_triton,
-    pytest.mark.usefixtures("triton_kernels"),
+    pytest.mark.usefixtures("fused_device"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of the interpreter's NumPy
 ]
 
@@ -211,8 +210,7 @@ def test_pooled_gradients(dim: int) -> None:
 
 
 def test_the_kernels_serve_what_they_can() -> None:
-    device = torch.device(DEVICE)
-    assert fused.serves(device, torch.float32, 64, 4)
-    assert not fused.serves(device, torch.float32, 65, 1)
-    assert not fused.serves(device, torch.float32, 64, 5)
-    assert not fused.serves(device, torch.float64, 20, 2)
+    assert fused.serves(DEVICE, torch.float32, 64, 4)
+    assert not fused.serves(DEVICE, torch.float32, 65, 1)
+    assert not fused.serves(DEVICE, torch.float32, 64, 5)
+    assert not fused.serves(DEVICE, torch.float64, 20, 2)

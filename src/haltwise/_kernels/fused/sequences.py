@@ -12,8 +12,8 @@ import triton
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._kernels.fused import launching
 from haltwise._kernels.fused import backward as kernels
+from haltwise._kernels.fused import launching
 from haltwise._kernels.fused.layers import FusedLayers
 from haltwise._kernels.operands import require_dims, state_operands
 
