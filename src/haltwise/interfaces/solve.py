@@ -184,14 +184,21 @@ def solve(
         chunk_size = max(1, _CHUNK.get(start.device.type, _ACCELERATOR_CHUNK) // problem.dim)
     chunk_size = whole_number("chunk_size", chunk_size)
     sizes = _sizes(param_scale, start)
+    graphs = None
     # Of the whole batch: where a rule draws lots, chunks must not draw the same.
     memory = policy.rule.init(problem.num_problems, start)
     chunks: list[Chunk] = []
     for index in torch.arange(problem.num_problems, device=start.device).split(chunk_size):
         part = problem if len(index) == problem.num_problems else problem.select(index)
         own = select_state(memory, index)
-        chunk = Chunk(model, policy, part, prices[index], own, sizes)
-        if guard and not problem.stochastic:
+        guarded = guard and not problem.stochastic
+        chunk = Chunk(
+            *(model, policy, part, prices[index], own, sizes),
+            guarded=guarded,
+            history=history,
+            graphs=graphs,
+        )
+        if guarded:
             if chunks:  # of one call all problems are of one kind
                 chunk.scale += chunks[-1].scale.median()
                 chunk.loss_scale += chunks[-1].loss_scale.median()

@@ -5,6 +5,7 @@ it lowers the loss (Armijo's condition, chapter 3), else the parabola through wh
 it. A trial costs a gradient, whether taken or not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from haltwise._core.tensors import select_state
 from haltwise.rollout.early_exit import Outcome
-from haltwise.tasks.base import TaskBatch
+from haltwise.tasks.base import TaskBatch, ask
 
 __all__ = ["DESCENT_REASONS", "FLAT", "MEMORY", "Descent", "descend", "forecast_gain"]
 
@@ -37,6 +38,10 @@ DESCENT_REASONS = (
 """Why `descend` halts a problem, in words."""
 
 State = dict[str, Tensor]
+
+Note = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""Told of the problems at which index (int64 [K]) what parameters [K, D] were evaluated, with the
+loss [K] and the gradient [K, D] there."""
 
 
 @final
@@ -62,11 +67,13 @@ class Descent:
 
 
 @torch.no_grad()
-def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Tensor]:
+def descend(
+    batch: TaskBatch, begun: Descent, price: Tensor, note: Note | None = None
+) -> tuple[Tensor, Tensor]:
     """Lower the loss of B problems until a step is not worth its price.
 
     Every point is evaluated by `batch.observe`; the best of them is the result, and must be noted
-    there. A problem halts once 10 steps in a row have each earned less than the price; 3 are
+    there or by `note`. A problem halts once 10 steps in a row have each earned less than the price; 3 are
     enough where the slope forecasts the same of the next and the gradient is below `FLAT` times the
     first.
 
@@ -74,6 +81,7 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
         batch: B problems, deterministic.
         begun: Where they are.
         price: What a gradient must earn, shape [B].
+        note: Told of every evaluation.
 
     Returns:
         `Outcome` values, int64 [B], and the index into `DESCENT_REASONS` of what halted each, -1
@@ -104,7 +112,10 @@ def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Te
             batch, active, state = batch.select(kept), active[kept], select_state(state, kept)
             direction, slope = direction[kept], slope[kept]
         move = state["length"].unsqueeze(1) * direction
-        loss, grad = batch.observe(state["params"] + move, step)
+        trial = state["params"] + move
+        loss, grad = ask(batch.observe, trial, step)
+        if note is not None:
+            note(active, trial, loss, grad)
         state = _advance(state, move, slope, loss, grad)
         step += 1
 
