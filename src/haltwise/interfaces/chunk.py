@@ -71,7 +71,7 @@ class Chunk:
     ) -> None:
         self._model, self._policy, self._batch = model, policy, batch
         self._price, self._memory, self._sizes = price, memory, sizes
-        self._graphs = graphs
+        self._graphs = None if history else graphs  # losses are kept step by step
         recent = not batch.stochastic
         best = recent and (guarded or policy.returns is ReturnedIterate.BEST)
         self.ledger = Ledger(batch.start, best=best, recent=recent, history=history)

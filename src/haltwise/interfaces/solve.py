@@ -15,9 +15,8 @@ from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
+from haltwise.interfaces.kept import model_for, named
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
-from haltwise.models.files import placed
-from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
@@ -176,7 +175,8 @@ def solve(
     """
     _check(problem)
     start = problem.start
-    model = placed(optimizer if isinstance(optimizer, OptimizerModel) else load(optimizer), start)
+    model = optimizer if isinstance(optimizer, OptimizerModel) else named(optimizer)
+    model, graphs = model_for(model, start)
     policy = stop_policy(model.halting, stop, CostUnit.GRADIENTS)
     prices = price_of_each(model.halting, price, problem.num_problems, start)
     num_steps = model.card.horizon if max_steps is None else whole_number("max_steps", max_steps)
@@ -184,7 +184,6 @@ def solve(
         chunk_size = max(1, _CHUNK.get(start.device.type, _ACCELERATOR_CHUNK) // problem.dim)
     chunk_size = whole_number("chunk_size", chunk_size)
     sizes = _sizes(param_scale, start)
-    graphs = None
     # Of the whole batch: where a rule draws lots, chunks must not draw the same.
     memory = policy.rule.init(problem.num_problems, start)
     chunks: list[Chunk] = []

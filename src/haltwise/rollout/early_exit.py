@@ -252,6 +252,7 @@ class _Run:
         if taken is not None:
             halts |= taken
         loss, current = observation.loss, self.current
+        self._begin_losses(loss)
         if self.keeps_best:
             self._keep_best(current, loss)
         self.state, self.current, self.num_steps = after, moved, self.num_steps + 1
@@ -260,20 +261,19 @@ class _Run:
     def _keep_best(self, current: Tensor, loss: Tensor) -> None:
         rows = self.items
         if isinstance(self.num_steps, Tensor) or self.num_steps > 0:
-            better = loss < self._losses(loss).index_select(0, rows)
+            better = loss < self.results["loss"].index_select(0, rows)
             rows = torch.where(better, rows, self.num_items)
         self.results["result"].index_copy_(0, rows, current)
-        self._losses(loss).index_copy_(0, rows, loss)
+        self.results["loss"].index_copy_(0, rows, loss)
         self.results["num_updates"].index_copy_(0, rows, self._number(self.num_steps))
 
     def _number(self, value: int | Tensor) -> Tensor:
         """A number for all that run, int64 [K]."""
         return torch.zeros_like(self.items) + value
 
-    def _losses(self, like: Tensor) -> Tensor:
+    def _begin_losses(self, like: Tensor) -> None:
         if "loss" not in self.results:
             self.results["loss"] = like.new_full((self.num_items + 1,), torch.nan)
-        return self.results["loss"]
 
     def _settle(self, seen: _Observed, ended: Tensor) -> None:
         """Write down what has become of those that ended."""
@@ -283,7 +283,7 @@ class _Run:
             result = torch.where(_along(takes, seen.moved), seen.moved, seen.current)
             loss = seen.loss.masked_fill(takes, torch.nan)
             self.results["result"].index_copy_(0, rows, result)
-            self._losses(loss).index_copy_(0, rows, loss)
+            self.results["loss"].index_copy_(0, rows, loss)
             self.results["num_updates"].index_copy_(0, rows, self.num_steps - (~takes).long())
         outcome = torch.where(seen.decision.stop, int(Outcome.HALTED), int(Outcome.OUT_OF_STEPS))
         outcome = torch.where(seen.finite, outcome, int(Outcome.NONFINITE))
@@ -313,11 +313,11 @@ class _Run:
 
     def execution(self) -> Execution:
         """What has become of all."""
-        loss = self._losses(self.current)  # of no items, none was observed
+        self._begin_losses(self.current)  # of no items, none was observed
         count, outcome, reason = self.results["ends"][:-1].unbind(1)
         return Execution(
             self.results["result"][:-1],
-            loss[:-1],
+            self.results["loss"][:-1],
             self.results["num_updates"][:-1],
             count,
             outcome,
