@@ -15,6 +15,7 @@ from haltwise._core.errors import InputError, require
 
 __all__ = [
     "ZERO",
+    "are_finite",
     "constants",
     "copied_array",
     "flush_negligible",
@@ -61,6 +62,11 @@ def tensors_of(record: Any) -> dict[str, Tensor]:
         elif isinstance(value, dict):
             found |= nested_state(value, f"{name}.")
     return found
+
+
+def are_finite(value: Tensor) -> Tensor:
+    """`value.isfinite()` in half as many operations."""
+    return value.abs() < torch.inf
 
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:

@@ -117,7 +117,9 @@ class Chunk:
             if spent >= max_steps:
                 break
             check = self._unit_check(left, is_first=attempt == 0)
-            self._follow(left, min(horizon, max_steps - spent), Guard(self.ledger, left, patience, check))
+            self._follow(
+                left, min(horizon, max_steps - spent), Guard(self.ledger, left, patience, check)
+            )
             if check is None:
                 left = left[:0]
                 break

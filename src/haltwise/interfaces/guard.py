@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from haltwise._core.tensors import ZERO, nested_state
+from haltwise._core.tensors import ZERO, are_finite, nested_state
 from haltwise.models.scales import FirstSteps, Scales, UsualRange
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
 from haltwise.rollout.descent import MEMORY
-from haltwise.rollout.early_exit import RowWatch, Rows, gather_rows, scatter_rows
+from haltwise.rollout.early_exit import Rows, RowWatch, gather_rows, scatter_rows
 from haltwise.tasks.base import Observation
 
 __all__ = ["Guard", "Ledger", "UnitCheck"]
@@ -121,8 +121,8 @@ class Ledger:
             rows["grads"].flatten(0, 1).index_copy_(0, places, grad)
             rows["last"].index_copy_(0, items, loss)
         if "loss" in rows:
-            better = (loss < rows["loss"].index_select(0, items)) & grad.isfinite().all(1)
-            items = torch.where(better, items, len(rows["count"]) - 1)
+            better = (loss < rows["loss"].index_select(0, items)) & are_finite(grad).all(1)
+            items = items.masked_fill(~better, len(rows["count"]) - 1)
             for name, value in (("loss", loss), ("params", params), ("grad", grad), ("at", count)):
                 rows[name].index_copy_(0, items, value)
 

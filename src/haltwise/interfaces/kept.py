@@ -1,4 +1,4 @@
-"""What calls of `haltwise.solve` leave for later ones: a model where it computes, and its graphs."""
+"""What `haltwise.solve` keeps for its next call: the model on its device, and its graphs."""
 
 import functools
 from pathlib import Path
@@ -19,11 +19,12 @@ __all__ = ["model_for", "named"]
 def named(optimizer: str | Path) -> OptimizerModel:
     """See `haltwise.load`; the last is kept, as long as its file is unchanged."""
     found = find(optimizer).stat()
-    return _named(optimizer, found.st_mtime_ns, found.st_size)
+    return _named(optimizer, (found.st_mtime_ns, found.st_size))
 
 
 @functools.lru_cache(maxsize=1)
-def _named(optimizer: str | Path, *version: int) -> OptimizerModel:
+def _named(optimizer: str | Path, version: tuple[int, int]) -> OptimizerModel:
+    del version  # of the file, for the cache
     return load(optimizer)
 
 

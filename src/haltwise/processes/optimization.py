@@ -6,7 +6,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import ZERO, log_rms, nested_state, sub_state, tensors_of
+from haltwise._core.tensors import (
+    ZERO,
+    are_finite,
+    log_rms,
+    nested_state,
+    sub_state,
+    tensors_of,
+)
 from haltwise._kernels import one_thread
 from haltwise.processes.base import Process, ProcessStep, State
 from haltwise.processes.observation import StepObservation
@@ -58,7 +65,7 @@ class OptimizationProcess(Process):
         observed = grad
         size = log_rms(grad)
         # Any entry of the gradient that is not finite must show, also where its norm is finite.
-        norm = torch.where(grad.isfinite().all(1), size, torch.nan)
+        norm = size.masked_fill(~are_finite(grad).all(1), torch.nan)
         seen, scale = loss, None
         if self.units is not None:
             scale = self.units.loss

@@ -73,9 +73,9 @@ def descend(
     """Lower the loss of B problems until a step is not worth its price.
 
     Every point is evaluated by `batch.observe`; the best of them is the result, and must be noted
-    there or by `note`. A problem halts once 10 steps in a row have each earned less than the price; 3 are
-    enough where the slope forecasts the same of the next and the gradient is below `FLAT` times the
-    first.
+    there or by `note`. A problem halts once 10 steps in a row have each earned less than the price;
+    3 are enough where the slope forecasts the same of the next and the gradient is below `FLAT`
+    times the first.
 
     Args:
         batch: B problems, deterministic.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from haltwise._core.settings import whole_number
-from haltwise._core.tensors import nested_state, select_state, undisturbed
+from haltwise._core.tensors import are_finite, nested_state, select_state, undisturbed
 from haltwise.halting.session import Decision, HaltingSession
 from haltwise.processes.base import Process
 from haltwise.processes.observation import StepObservation
@@ -211,12 +211,15 @@ class _Run:
         self.num_items = process.num_items
         self.items = torch.arange(process.num_items, device=self.current.device)
         self.keeps_best = session.policy.returns is ReturnedIterate.BEST
-        none = torch.zeros(process.num_items + 1, dtype=torch.int64, device=self.current.device)
+        num_rows = process.num_items + 1
+        none = torch.zeros(num_rows, dtype=torch.int64, device=self.current.device)
         self.results: Rows = {
             "result": torch.cat((self.current, torch.zeros_like(self.current[:1]))),
-            "num_updates": none,
-            "ends": none.new_zeros(len(none), 3),  # number of gradients, outcome, reason
+            "counts": none.new_zeros(num_rows, 2),  # steps, and the reason of the stop rule
+            "flags": none.new_zeros(num_rows, 3, dtype=torch.bool),  # finite, taken, takes update
         }
+        if self.keeps_best:
+            self.results["num_updates"] = none
 
     def step(self) -> None:
         """Take a step, after which those that end leave."""
@@ -262,7 +265,7 @@ class _Run:
         rows = self.items
         if isinstance(self.num_steps, Tensor) or self.num_steps > 0:
             better = loss < self.results["loss"].index_select(0, rows)
-            rows = torch.where(better, rows, self.num_items)
+            rows = rows.masked_fill(~better, self.num_items)
         self.results["result"].index_copy_(0, rows, current)
         self.results["loss"].index_copy_(0, rows, loss)
         self.results["num_updates"].index_copy_(0, rows, self._number(self.num_steps))
@@ -277,22 +280,18 @@ class _Run:
 
     def _settle(self, seen: _Observed, ended: Tensor) -> None:
         """Write down what has become of those that ended."""
-        rows = torch.where(ended, self.items, self.num_items)
+        rows = self.items.masked_fill(~ended, self.num_items)
+        takes = seen.finite & (seen.decision.takes_update | ~seen.halts)
+        taken = torch.zeros_like(takes) if seen.taken is None else seen.taken
+        written = {
+            "counts": torch.stack((self._number(self.num_steps), seen.decision.reason), 1),
+            "flags": torch.stack((seen.finite, taken, takes), 1),
+        }
         if not self.keeps_best:
-            takes = seen.finite & (seen.decision.takes_update | ~seen.halts)
             result = torch.where(_along(takes, seen.moved), seen.moved, seen.current)
-            loss = seen.loss.masked_fill(takes, torch.nan)
-            self.results["result"].index_copy_(0, rows, result)
-            self.results["loss"].index_copy_(0, rows, loss)
-            self.results["num_updates"].index_copy_(0, rows, self.num_steps - (~takes).long())
-        outcome = torch.where(seen.decision.stop, int(Outcome.HALTED), int(Outcome.OUT_OF_STEPS))
-        outcome = torch.where(seen.finite, outcome, int(Outcome.NONFINITE))
-        reason = torch.where(seen.finite, seen.decision.reason, -1)
-        if seen.taken is not None:
-            outcome = outcome.masked_fill(seen.taken, int(Outcome.TAKEN))
-            reason = reason.masked_fill(seen.taken, -1)
-        ends = torch.stack((self._number(self.num_steps), outcome, reason), 1)
-        self.results["ends"].index_copy_(0, rows, ends)
+            written |= {"result": result, "loss": seen.loss}
+        for name, value in written.items():
+            self.results[name].index_copy_(0, rows, value)
 
     def _leave(self, seen: _Observed, ended: Tensor) -> None:
         """Leave the places of those that ended empty, at parameters known to be sound."""
@@ -314,14 +313,22 @@ class _Run:
     def execution(self) -> Execution:
         """What has become of all."""
         self._begin_losses(self.current)  # of no items, none was observed
-        count, outcome, reason = self.results["ends"][:-1].unbind(1)
+        rows = {name: value[:-1] for name, value in self.results.items()}
+        count, reason = rows["counts"].unbind(1)
+        finite, taken, takes = rows["flags"].unbind(1)
+        outcome = torch.where(reason >= 0, int(Outcome.HALTED), int(Outcome.OUT_OF_STEPS))
+        outcome = outcome.masked_fill(~finite, int(Outcome.NONFINITE))
+        outcome = outcome.masked_fill(taken, int(Outcome.TAKEN))
+        loss, num_updates = rows["loss"], rows.get("num_updates")
+        if num_updates is None:
+            loss, num_updates = loss.masked_fill(takes, torch.nan), count - (~takes).long()
         return Execution(
-            self.results["result"][:-1],
-            self.results["loss"][:-1],
-            self.results["num_updates"][:-1],
+            rows["result"],
+            loss,
+            num_updates,
             count,
             outcome,
-            reason,
+            reason.masked_fill(outcome != Outcome.HALTED, -1),
             self.session.reasons,
         )
 
@@ -392,7 +399,7 @@ class _RecordedRun(Loop):
         run = self.run
         assert isinstance(run.process, OptimizationProcess)
         assert isinstance(run.max_steps, Tensor)
-        watched = {} if run.watch is None else nested_state(run.watch.rows, "watch.")
+        watched = nested_state(run.watch.rows, "watch.") if isinstance(run.watch, RowWatch) else {}
         return {
             **_moving(run),
             **nested_state(run.process.tensors(), "process."),
@@ -432,7 +439,7 @@ def _along(mask: Tensor, value: Tensor) -> Tensor:
 
 def _are_finite(observation: StepObservation, moved: Tensor) -> Tensor:
     """Which items have a finite loss, gradient and next iterate, bool [K]."""
-    finite = observation.loss.isfinite() & moved.isfinite().flatten(1).all(1)
+    finite = are_finite(observation.loss) & are_finite(moved).flatten(1).all(1)
     if observation.log_grad_norm is not None:
-        finite &= observation.log_grad_norm.isfinite()
+        finite &= are_finite(observation.log_grad_norm)
     return finite

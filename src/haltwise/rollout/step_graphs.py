@@ -71,9 +71,7 @@ class StepGraphs:
         sizes: Numbers of coordinates, ascending, for which there are recordings.
     """
 
-    def __init__(
-        self, num_steps: int = _NUM_STEPS, sizes: tuple[int, ...] = _SIZES
-    ) -> None:
+    def __init__(self, num_steps: int = _NUM_STEPS, sizes: tuple[int, ...] = _SIZES) -> None:
         self._num_steps, self._sizes = num_steps, sizes
         self._recordings: list[_Recording] = []
         self._refused: list[tuple[object, ...]] = []
@@ -81,9 +79,7 @@ class StepGraphs:
         self._lock = threading.Lock()
         self._done: torch.cuda.Event | None = None
 
-    def run(
-        self, spread: Callable[[int], AnyLoop], num_items: int, dim: int
-    ) -> AnyLoop | None:
+    def run(self, spread: Callable[[int], AnyLoop], num_items: int, dim: int) -> AnyLoop | None:
         """Advance items until there are so few left that they fit into a smaller recording.
 
         Args:
@@ -137,7 +133,7 @@ class StepGraphs:
         if device.type == "cuda":
             try:
                 recording.capture(device, self._pool)
-            except Synchronizes:
+            except SynchronizationError:
                 self._refused = [*self._refused[1 - _MOST :], kind]
                 return None
         self._recordings.append(recording)
@@ -177,13 +173,13 @@ class _Recording:
         """Record the steps, and leave the tensors as they were.
 
         Raises:
-            Synchronizes: They cannot be recorded.
+            SynchronizationError: They cannot be recorded.
         """
         before = [tensor.clone() for tensor in self._tensors.values()]
         with torch.cuda.device(device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside), Unsynchronized():
+            with torch.cuda.stream(aside), Unsynchronized():  # type: ignore[no-untyped-call]
                 self._advance()  # so that libraries choose and compile their kernels
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
@@ -210,7 +206,7 @@ def _copy(olds: list[Tensor], news: list[Tensor]) -> None:
     """Copy values with one launch for each dtype."""
     for dtype in dict.fromkeys(old.dtype for old in olds):
         pairs = [pair for pair in zip(olds, news, strict=True) if pair[0].dtype == dtype]
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
 
 
 # ------------------------------------------------------------------------ what can be recorded
@@ -220,9 +216,7 @@ def batch_kind(batch: TaskBatch) -> tuple[object, ...] | None:
     """What a batch is beside the values of its tensors; None where a field is no plain value."""
     names = {name.partition(".")[0] for name in tensors_of(batch)}
     plain = {
-        field.name: getattr(batch, field.name)
-        for field in fields(batch)
-        if field.name not in names
+        field.name: getattr(batch, field.name) for field in fields(batch) if field.name not in names
     }
     if not all(isinstance(value, _PLAIN) for value in plain.values()):
         return None
@@ -243,7 +237,7 @@ def comes_with_the_package(*things: object) -> bool:
     )
 
 
-class Synchronizes(RuntimeError):
+class SynchronizationError(RuntimeError):
     """An operation that cannot be recorded, by its name."""
 
 
@@ -252,7 +246,7 @@ class Unsynchronized(TorchDispatchMode):
     """Refuse operations that wait for the device, or whose result's shape depends on data.
 
     Raises:
-        Synchronizes: Such an operation is about to run.
+        SynchronizationError: Such an operation is about to run.
     """
 
     _refused = frozenset(
@@ -268,7 +262,7 @@ class Unsynchronized(TorchDispatchMode):
     ) -> Any:
         name, kwargs = function.overloadpacket.__name__, kwargs or {}
         if name in self._refused or _masks(name, args) or _crosses(name, args, kwargs):
-            raise Synchronizes(name)
+            raise SynchronizationError(name)
         return function(*args, **kwargs)
 
 
