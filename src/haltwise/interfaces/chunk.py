@@ -8,7 +8,7 @@ from torch import Tensor
 
 from haltwise._core.tensors import select_state
 from haltwise.halting.session import HaltingSession
-from haltwise.interfaces.guard import Guard, Ledger, UnitCheck
+from haltwise.interfaces.guard import Guard, UnitCheck
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.models.scales import Course
 from haltwise.processes.optimization import OptimizationProcess
@@ -16,6 +16,7 @@ from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.units import Units
 from haltwise.rollout.descent import DESCENT_REASONS, FLAT, Descent, descend, forecast_gain
 from haltwise.rollout.early_exit import Outcome, run_until_halted
+from haltwise.rollout.ledger import Ledger
 from haltwise.rollout.step_graphs import StepGraphs
 from haltwise.stop_rules import ReturnedIterate, StopPolicy
 from haltwise.tasks.base import Observation, TaskBatch
@@ -232,7 +233,8 @@ class Chunk:
             self._batch.select(items),
             begun,
             self._price[items],
-            lambda some, *seen: ledger.note(items[some], *seen),
+            *(ledger, items),
+            graphs=self._graphs,
         )
         earned = before - ledger.loss[items] > self._price[items] * (ledger.count[items] - spent)
         self.misfits[items] &= earned | ~strange[items]

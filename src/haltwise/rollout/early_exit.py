@@ -17,6 +17,7 @@ from haltwise.halting.session import Decision, HaltingSession
 from haltwise.processes.base import Process
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.optimization import OptimizationProcess
+from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
 from haltwise.rollout.step_graphs import (
     Loop,
     StepGraphs,
@@ -25,16 +26,7 @@ from haltwise.rollout.step_graphs import (
 )
 from haltwise.stop_rules import ReturnedIterate
 
-__all__ = [
-    "Execution",
-    "Outcome",
-    "RowWatch",
-    "Rows",
-    "Watch",
-    "gather_rows",
-    "run_until_halted",
-    "scatter_rows",
-]
+__all__ = ["Execution", "Outcome", "RowWatch", "Watch", "run_until_halted"]
 
 _FEWEST = 2  # steps taken one by one, so that all memories have their shapes
 _PAYS = 0.75  # share of the items, or less, that must be left for it to pay to move them
@@ -82,9 +74,6 @@ Watch = Callable[[Tensor, StepObservation], Tensor | None]
 """Told at every step which items run (int64 [K]) and what was observed of them; returns which of
 them are to leave (bool [K]), or None."""
 
-Rows = dict[str, Tensor]
-"""Tensors of B + 1 rows, one an item; the last is nobody's, to write what nobody reads."""
-
 
 class RowWatch(ABC):
     """A watch whose memory is in rows, so that steps that it watches can be recorded as a graph.
@@ -114,18 +103,6 @@ class RowWatch(ABC):
     @abstractmethod
     def take_back(self, items: Tensor, part: Self) -> None:
         """Take over what has become of the `part` for these items."""
-
-
-def gather_rows(rows: Rows, items: Tensor) -> Rows:
-    """Copy the rows of `items` (int64 [K], B for none) and the one that is nobody's."""
-    index = torch.cat((items, items.new_full((1,), len(next(iter(rows.values()))) - 1)))
-    return select_state(rows, index)
-
-
-def scatter_rows(rows: Rows, items: Tensor, part: Rows) -> None:
-    """Put back what `gather_rows` took."""
-    for name, value in rows.items():
-        value.index_copy_(0, items, part[name][:-1])
 
 
 @undisturbed()
