@@ -99,13 +99,17 @@ def descend(
     """
     run = _Run(batch, _init(begun, price), ledger, items)
     while len(run.items):
-        loop = None
+        places = None
         if graphs is not None and run.kind is not None:
-            loop = graphs.run(run.spread, len(run.items), batch.dim)
-        if loop is None:
+            places = graphs.places(len(run.items), batch.dim)
+        if graphs is None or places is None:
             run.step()
-        else:
-            run.gather(loop)
+            continue
+        with graphs.advanced(run.spread(places.number), places.fewer) as loop:
+            if loop is None:
+                graphs = None
+            else:
+                run.gather(loop)
     return run.results["outcome"][:-1], run.results["reason"][:-1]
 
 

@@ -140,13 +140,17 @@ def run_until_halted(
     max_steps = whole_number("max_steps", max_steps)
     run = _Run(process, session, watch, max_steps)
     while len(run.items):
-        loop = None
+        places = None
         if graphs is not None and run.num_steps >= _FEWEST and run.kind is not None:
-            loop = graphs.run(run.spread, len(run.items), run.current[0].numel())
-        if loop is None:
+            places = graphs.places(len(run.items), run.current[0].numel())
+        if graphs is None or places is None:
             run.step()
-        else:
-            run.gather(loop)
+            continue
+        with graphs.advanced(run.spread(places.number), places.fewer) as loop:
+            if loop is None:
+                graphs = None
+            else:
+                run.gather(loop)
     return run.execution()
 
 
@@ -198,6 +202,11 @@ class _Run:
         if self.keeps_best:
             self.results["num_updates"] = none
 
+    @property
+    def leaves_gaps(self) -> bool:
+        """Whether moving many items costs more than leaving some places empty."""
+        return not self.items.is_cpu
+
     def step(self) -> None:
         """Take a step, after which those that end leave."""
         seen = self._advance()
@@ -208,8 +217,7 @@ class _Run:
             return
         self._settle(seen, ended)
         kept = (~ended & (self.items < self.num_items)).nonzero().squeeze(1)
-        # On an accelerator moving many costs more than leaving some places empty.
-        if not self.items.is_cpu and self.kind and len(kept) > _PAYS * len(self.items):
+        if self.leaves_gaps and self.kind and len(kept) > _PAYS * len(self.items):
             self._leave(seen, ended)
         else:
             self._select(kept)

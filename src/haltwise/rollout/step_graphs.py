@@ -5,11 +5,13 @@ to launch than to run. A `Loop` takes several such steps on tensors whose shapes
 a recording of it has tensors of its own, into which later loops of the same kind are copied.
 """
 
+import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -54,6 +56,13 @@ class Loop(ABC):
 AnyLoop = TypeVar("AnyLoop", bound=Loop)
 
 
+class Places(NamedTuple):
+    """Places of a recording, and of the next smaller one, 0 if there is none."""
+
+    number: int
+    fewer: int
+
+
 @final
 class StepGraphs:
     """Recordings of loops of one model, kept for later loops like them.
@@ -79,44 +88,46 @@ class StepGraphs:
         self._lock = threading.Lock()
         self._done: torch.cuda.Event | None = None
 
-    def run(self, spread: Callable[[int], AnyLoop], num_items: int, dim: int) -> AnyLoop | None:
-        """Advance items until there are so few left that they fit into a smaller recording.
-
-        Args:
-            spread: Makes the loop with so many places.
-            num_items: Items that have not ended.
-            dim: Coordinates of each.
-
-        Returns:
-            The loop after that, valid until the next call; None where there is no recording: of
-            too many coordinates, of operations that cannot be recorded, or in use by another
-            thread.
-        """
-        places = [size // dim for size in self._sizes]
-        size = next((size for size in places if size >= num_items), None)
-        if size is None or not self._lock.acquire(blocking=False):
+    def places(self, num_items: int, dim: int) -> Places | None:
+        """The smallest recordings with places for so many items of so many coordinates, if any."""
+        sizes = [size // dim for size in self._sizes]
+        chosen = next((size for size in sizes if size >= num_items), None)
+        if chosen is None:
             return None
+        return Places(chosen, max((size for size in sizes if size < chosen), default=0))
+
+    @contextmanager
+    def advanced(self, loop: AnyLoop, fewest: int) -> Iterator[AnyLoop | None]:
+        """Advance items until at most so many are left.
+
+        Yields:
+            The loop after that, which is gone behind the `with` block; None where it is not
+            recorded: its operations cannot be, its state is too large, or another thread uses the
+            graphs.
+        """
+        if not self._lock.acquire(blocking=False):
+            yield None
+            return
+        device = next(iter(loop.tensors().values())).device
         try:
-            return self._run(spread(size), max((less for less in places if less < size), default=0))
+            if self._done is not None:  # another stream may have been current
+                torch.cuda.current_stream(device).wait_event(self._done)
+            recording = self._recording(loop, device)
+            if recording is None:
+                yield None
+                return
+            recording.replay()
+            while recording.loop.num_left() > fewest:
+                recording.replay()
+            yield recording.loop
         finally:
+            if device.type == "cuda":
+                self._done = torch.cuda.current_stream(device).record_event()
             self._lock.release()
 
-    def _run(self, loop: AnyLoop, smaller: int) -> AnyLoop | None:
-        device = next(iter(loop.tensors().values())).device
-        if self._done is not None:  # another stream may have been current
-            torch.cuda.current_stream(device).wait_event(self._done)
-        recording = self._recording(loop, device)
-        if recording is None:
-            return None
-        recording.replay()
-        while recording.loop.num_left() > smaller:
-            recording.replay()
-        if device.type == "cuda":
-            self._done = torch.cuda.current_stream(device).record_event()
-        return recording.loop  # type: ignore[no-any-return]
-
     def _recording(self, loop: Loop, device: torch.device) -> "_Recording | None":
-        kind = (*loop.kind, *((name, t.shape, t.dtype) for name, t in loop.tensors().items()))
+        shapes = ((name, value.shape, value.dtype) for name, value in loop.tensors().items())
+        kind = *loop.kind, *shapes, *_modes()
         if kind in self._refused:
             return None
         for recording in self._recordings:
@@ -125,21 +136,27 @@ class StepGraphs:
                 self._recordings.remove(recording)
                 self._recordings.append(recording)
                 return recording
-        if device.type == "cuda" and self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         recording = _Recording(kind, loop, self._num_steps)
-        if recording.num_bytes > _BYTES:
+        if recording.num_bytes > _BYTES or not self._records(recording, device):
+            self._refused = [*self._refused[1 - _MOST :], kind]
             return None
-        if device.type == "cuda":
-            try:
-                recording.capture(device, self._pool)
-            except SynchronizationError:
-                self._refused = [*self._refused[1 - _MOST :], kind]
-                return None
         self._recordings.append(recording)
         while len(self._recordings) > _MOST or sum(r.num_bytes for r in self._recordings) > _BYTES:
             del self._recordings[0]
         return recording
+
+    def _records(self, recording: "_Recording", device: torch.device) -> bool:
+        """Capture a recording, where there are graphs; false if it cannot be."""
+        if device.type != "cuda":
+            return True
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return recording.capture(device, self._pool)
+
+
+def _modes() -> tuple[object, ...]:
+    """Settings of the process by which kernels are chosen."""
+    return os.environ.get("HALTWISE_KERNEL"), torch.are_deterministic_algorithms_enabled()
 
 
 @final
@@ -169,25 +186,27 @@ class _Recording:
         else:
             self._graph.replay()
 
-    def capture(self, device: torch.device, pool: Any) -> None:
-        """Record the steps, and leave the tensors as they were.
-
-        Raises:
-            SynchronizationError: They cannot be recorded.
-        """
+    def capture(self, device: torch.device, pool: Any) -> bool:
+        """Record the steps and leave the tensors as they were; false if they cannot be recorded."""
         before = [tensor.clone() for tensor in self._tensors.values()]
         with torch.cuda.device(device):
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside), Unsynchronized():  # type: ignore[no-untyped-call]
-                self._advance()  # so that libraries choose and compile their kernels
-            torch.cuda.current_stream().wait_stream(aside)
+            aside, current = torch.cuda.Stream(), torch.cuda.current_stream()
+            aside.wait_stream(current)
+            try:
+                with torch.cuda.stream(aside), Unsynchronized():  # type: ignore[no-untyped-call]
+                    self._advance()  # so that libraries choose and compile their kernels
+            except (SynchronizationError, torch.OutOfMemoryError):
+                return False
+            finally:
+                current.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             # What other threads do does not spoil the capture.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            mode = "thread_local"
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode=mode):
                 self._advance()
         self._graph = graph
         _copy(list(self._tensors.values()), before)
+        return True
 
     def _advance(self) -> None:
         olds, news = [], []
