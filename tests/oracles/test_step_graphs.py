@@ -137,7 +137,7 @@ def test_runs_are_the_same(kind: str, returns: ReturnedIterate, steps: int) -> N
 @pytest.mark.parametrize("rule", ["lstm", "mlp", "sgd", "rmsprop"])
 @pytest.mark.parametrize("method", ["softmax", "stick-breaking", "graves", "none"])
 def test_runs_of_every_kind_of_model_are_the_same(rule: str, method: str) -> None:
-    settings = {"rmsprop": {"learning_rate": 0.1}}.get(rule, {})
+    settings: dict[str, Any] = {"learning_rate": 0.1} if rule == "rmsprop" else {}
     model = random_model(rule, method, **settings).double().requires_grad_(False)
     if method == "none":
         stop: StopRule = Patience(2)
