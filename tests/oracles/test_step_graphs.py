@@ -155,7 +155,7 @@ def test_problems_that_go_wrong_are_found_and_never_asked_for_more(
     batch = problems()
     target, scale = batch.target.clone(), batch.scale.clone()
     target[3], target[7], scale[11] = torch.nan, torch.inf, 1e307
-    scale[12:15] *= 1e3  # diverges after some steps
+    scale[12:15] *= 1e60  # overflows after some steps
     batch = replace(batch, target=target, scale=scale)
     asked = []
     evaluate = LeastSquaresBatch.evaluate
@@ -255,6 +255,11 @@ def test_a_stop_rule_of_the_callers_is_asked_step_by_step(recorded: StepGraphs) 
     assert not recorded._recordings
 
 
+def test_noisy_losses_are_asked_step_by_step(recorded: StepGraphs) -> None:
+    haltwise.solve(problems("regression-10d-noisy"))
+    assert not recorded._recordings
+
+
 def test_losses_that_are_asked_for_are_noted_step_by_step(recorded: StepGraphs) -> None:
     solution = haltwise.solve(problems(), history=True)
     assert not recorded._recordings
@@ -266,6 +271,9 @@ def test_the_loss_returned_is_that_of_the_parameters_returned() -> None:
     stop = StopPolicy(Patience(4), ReturnedIterate.BEST)
     solution = haltwise.solve(batch, "regression-10d", stop)  # several units are tried
     assert (solution.param_scale != 1).any()
+    begun = (solution.params == batch.start).all(1)
+    assert begun.any()
+    assert (solution.steps[begun] == 0).all()
     torch.testing.assert_close(batch.observe_loss(solution.params, 0), solution.loss)
 
 

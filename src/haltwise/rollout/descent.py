@@ -141,16 +141,14 @@ class _Run:
                 return
             self.batch, self.state = self.batch.select(kept), select_state(self.state, kept)
             plan = _Plan(*(value[kept] for value in plan))
-        self._try(plan, self.state["params"] + plan.move)
+        self._try(plan)
 
     def step_in_place(self) -> None:
         """Take a step with those that do not end before it; the places of others are empty."""
         plan = _plan(self.state)
         self._settle(plan)
         self.items = self.items.masked_fill(plan.ended, self.num_items)
-        still = (self.items == self.num_items).unsqueeze(1)
-        params = self.state["params"]
-        self._try(plan, torch.where(still, params, params + plan.move))
+        self._try(plan)
 
     def _settle(self, plan: "_Plan") -> None:
         """Write down what has become of those that halt."""
@@ -159,7 +157,8 @@ class _Run:
         self.results["outcome"].index_copy_(0, rows, halted)
         self.results["reason"].index_copy_(0, rows, plan.is_flat.long())
 
-    def _try(self, plan: "_Plan", trial: Tensor) -> None:
+    def _try(self, plan: "_Plan") -> None:
+        trial = self.state["params"] + plan.move
         loss, grad = ask(self.batch.observe, trial, 0)  # the loss does not depend on the step
         self.ledger.note(self.of_ledger[self.items], trial, loss, grad)
         self.state = _advance(self.state, plan.move, plan.slope, loss, grad)

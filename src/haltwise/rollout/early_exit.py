@@ -215,7 +215,7 @@ class _Run:
             ended = torch.ones_like(ended)
         elif not ended.any():
             return
-        self._settle(seen, ended)
+        self._settle(seen)
         kept = (~ended & (self.items < self.num_items)).nonzero().squeeze(1)
         if self.leaves_gaps and self.kind and len(kept) > _PAYS * len(self.items):
             self._leave(seen, ended)
@@ -226,7 +226,7 @@ class _Run:
         """Take a step, after which the places of those that end are empty."""
         seen = self._advance()
         ended = seen.halts | (self.num_steps >= self.max_steps)
-        self._settle(seen, ended)
+        self._settle(seen)
         self._leave(seen, ended)
 
     def _advance(self) -> _Observed:
@@ -263,9 +263,8 @@ class _Run:
         if "loss" not in self.results:
             self.results["loss"] = like.new_full((self.num_items + 1,), torch.nan)
 
-    def _settle(self, seen: _Observed, ended: Tensor) -> None:
-        """Write down what has become of those that ended."""
-        rows = self.items.masked_fill(~ended, self.num_items)
+    def _settle(self, seen: _Observed) -> None:
+        """Write down what becomes of those that end; where items go on, it is written anew."""
         takes = seen.finite & (seen.decision.takes_update | ~seen.halts)
         taken = torch.zeros_like(takes) if seen.taken is None else seen.taken
         written = {
@@ -276,7 +275,7 @@ class _Run:
             result = torch.where(_along(takes, seen.moved), seen.moved, seen.current)
             written |= {"result": result, "loss": seen.loss}
         for name, value in written.items():
-            self.results[name].index_copy_(0, rows, value)
+            self.results[name].index_copy_(0, self.items, value)
 
     def _leave(self, seen: _Observed, ended: Tensor) -> None:
         """Leave the places of those that ended empty, at parameters known to be sound."""
