@@ -8,7 +8,7 @@ from torch import Tensor
 
 from haltwise._core.tensors import select_state
 from haltwise.halting.session import HaltingSession
-from haltwise.interfaces.guard import Guard, UnitCheck
+from haltwise.interfaces.guard import GuardWatch, UnitCheck
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.models.scales import Course
 from haltwise.processes.optimization import OptimizationProcess
@@ -93,7 +93,7 @@ class Chunk:
     def solve(self, max_steps: int, *, by_own_rule: bool) -> None:
         """Follow the rule, whatever it does, until the policy stops it; see `solve_guarded`."""
         everything = torch.arange(self._batch.num_problems, device=self.at.device)
-        self._follow(everything, max_steps, Guard(self.ledger, everything))
+        self._follow(everything, max_steps, GuardWatch(self.ledger, everything))
         self._observe_results()
         self._judge(by_own_rule=by_own_rule)
 
@@ -119,7 +119,7 @@ class Chunk:
                 break
             check = self._unit_check(left, is_first=attempt == 0)
             self._follow(
-                left, min(horizon, max_steps - spent), Guard(self.ledger, left, patience, check)
+                left, min(horizon, max_steps - spent), GuardWatch(self.ledger, left, patience, check)
             )
             if check is None:
                 left = left[:0]
@@ -148,7 +148,7 @@ class Chunk:
             judges_gradients=is_first,
         )
 
-    def _follow(self, items: Tensor, max_steps: int, watch: Guard) -> None:
+    def _follow(self, items: Tensor, max_steps: int, watch: GuardWatch) -> None:
         """Run the rule on the problems at `items`, from their start."""
         units = None
         if self._sizes is not None or self.scale.any() or self.loss_scale.any():

@@ -24,7 +24,7 @@ from haltwise.rollout.early_exit import RowWatch
 from haltwise.rollout.ledger import Ledger
 from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
 
-__all__ = ["Guard", "UnitCheck"]
+__all__ = ["GuardWatch", "UnitCheck"]
 
 _MANY = 20  # problems whose median says more than each of them
 _SLACK = 1.0  # by which the median may differ from that in training; a factor of e
@@ -36,7 +36,7 @@ _LEAP = math.log(10)  # by how much too long a first step is taken to be that fi
 
 
 @final
-class Guard(RowWatch):
+class GuardWatch(RowWatch):
     """Note what is evaluated of L problems, and take those away that go nowhere.
 
     Args:

@@ -130,7 +130,9 @@ def solve(
 
     All is computed in the dtype (float32 or float64) and on the device of `problem.start`.
     Problems run in chunks, so what memory is needed beside the problems and the solution does not
-    grow with B.
+    grow with B. On an NVIDIA GPU steps of few problems are recorded as CUDA graphs, where batch,
+    stop rule and optimizer are made of this package's classes, and kept with the optimizer for its
+    next problems (`haltwise.rollout.step_graphs`); a loss of your own is called step by step.
 
     A guard watches what is evaluated anyway. Of a deterministic loss the best point seen is
     returned, so never one worse than the start. The first steps tell in which units a problem is
