@@ -17,6 +17,7 @@ from torch import Tensor
 import haltwise
 from haltwise import FitWarning, FunctionBatch, Outcome
 from haltwise.rollout.descent import DESCENT_REASONS, Descent, descend
+from haltwise.rollout.ledger import Ledger
 from haltwise.stop_rules import (
     CostUnit,
     GradientNorm,
@@ -287,26 +288,8 @@ def test_descent_finds_the_minimum_of_quadratics() -> None:
     start = torch.zeros(6, 8, dtype=torch.float64)
     problem = FunctionBatch(start, loss, {"factor": factor, "target": target})
     first = problem.observe(start, 0)
-    seen: list[Tensor] = []
-
-    @dataclass(frozen=True, eq=False)
-    class Watched(TaskBatch):
-        inner: TaskBatch
-        number: Tensor
-
-        @property
-        def reference_loss(self) -> Tensor:
-            return self.inner.reference_loss
-
-        def observe(self, params: Tensor, step: int) -> Observation:
-            found = self.inner.observe(params, step)
-            everything = torch.full((6,), math.inf, dtype=torch.float64)
-            everything[self.number] = found.loss
-            seen.append(everything)
-            return found
-
-        def select(self, index: Tensor) -> "Watched":
-            return Watched(self.start[index], self.inner.select(index), self.number[index])
+    ledger, everything = Ledger(start), torch.arange(6)
+    ledger.note(everything, start, *first)
 
     begun = Descent(
         start,
@@ -317,10 +300,11 @@ def test_descent_finds_the_minimum_of_quadratics() -> None:
         first.grad.norm(dim=1),
     )
     price = torch.full((6,), 1e-12, dtype=torch.float64)
-    outcome, reason = descend(Watched(start, problem, torch.arange(6)), begun, price)
+    outcome, reason = descend(problem, begun, price, ledger, everything)
     exact = torch.linalg.lstsq(factor, target.unsqueeze(-1)).solution.squeeze(-1)
     least = loss(exact, factor, target)
-    torch.testing.assert_close(torch.stack(seen).amin(0), least, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ledger.loss, least, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(loss(ledger.params, factor, target), ledger.loss)
     assert (outcome == Outcome.HALTED).all()
     assert {DESCENT_REASONS[index] for index in reason.tolist()} <= set(DESCENT_REASONS)
 

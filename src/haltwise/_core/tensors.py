@@ -1,7 +1,7 @@
 """Small helpers for tensors and dataclasses of them."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ from haltwise._core.errors import InputError, require
 
 __all__ = [
     "ZERO",
+    "are_finite",
+    "constants",
     "copied_array",
     "flush_negligible",
     "is_plain",
@@ -24,6 +26,7 @@ __all__ = [
     "require_like",
     "select_state",
     "sub_state",
+    "tensors_of",
     "undisturbed",
     "widened",
 ]
@@ -47,6 +50,31 @@ def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
             changed[name] = {key: function(entry) for key, entry in value.items()}
     copy: Record = replace(anything, **changed)
     return copy
+
+
+def tensors_of(record: Any) -> dict[str, Tensor]:
+    """The tensors of a dataclass that `map_tensors` maps, by name."""
+    found: dict[str, Tensor] = {}
+    for name in (field.name for field in fields(record)):
+        value = getattr(record, name)
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, dict):
+            found |= nested_state(value, f"{name}.")
+    return found
+
+
+def are_finite(value: Tensor) -> Tensor:
+    """`value.isfinite()` in half as many operations."""
+    return value.abs() < torch.inf
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """A vector of numbers in the dtype and on the device of `like`, without a copy to the device.
+
+    `like.new_tensor(values)` waits for the device, and cannot be captured in a CUDA graph.
+    """
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def nested_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

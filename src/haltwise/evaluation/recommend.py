@@ -20,7 +20,6 @@ from haltwise._core.random import stream
 from haltwise._core.settings import real_number, whole_number
 from haltwise._core.tensors import undisturbed
 from haltwise.evaluation.optimizers import LEARNING_RATES, loss_curves
-from haltwise.interfaces.guard import Ledger, WatchedBatch
 from haltwise.interfaces.solve import Solution, solve
 from haltwise.models.files import placed
 from haltwise.models.loading import load, names
@@ -28,6 +27,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.units import Units
 from haltwise.rollout.descent import Descent, descend
+from haltwise.rollout.ledger import Ledger
 from haltwise.tasks.base import TaskBatch, TaskFamily, ask
 from haltwise.update_rules import Adam
 
@@ -232,13 +232,14 @@ def _price_of(judged: TaskBatch, own: dict[str, _Outcome], max_steps: int) -> fl
 def _lbfgs(batch: TaskBatch, price: float, max_steps: int) -> _Outcome:
     began = time.perf_counter()
     ledger = Ledger(batch.start)
-    watched = WatchedBatch.of(batch, ledger)
-    loss, grad = watched.observe(batch.start, 0)
+    loss, grad = ask(batch.observe, batch.start, 0)
+    everything = torch.arange(len(loss), device=loss.device)
+    ledger.note(everything, batch.start, loss, grad)
     norm = grad.square().sum(1).sqrt()
     budget = torch.full_like(ledger.count, max_steps - 1)
     # The first step has a length of 1 at most, as that of `torch.optim.LBFGS`.
     begun = Descent(batch.start, loss, grad, 1 / norm.clamp_min(1), budget, norm)
-    descend(watched, begun, torch.full_like(loss, price))
+    descend(batch, begun, torch.full_like(loss, price), ledger, everything)
     seconds = time.perf_counter() - began
     return _Outcome(_score(batch, ledger.params), ledger.count.double().cpu(), seconds)
 

@@ -1,5 +1,6 @@
 """The online loop: observe a step, ask the halting model, apply the stop rule, remember."""
 
+import copy
 from typing import NamedTuple, Protocol, final
 
 import torch
@@ -158,6 +159,22 @@ class HaltingSession:
             self._rule_memory = select_state(self._rule_memory, index)
         if self._model_memory is not None:
             self._model_memory = select_state(self._model_memory, index)
+
+    def part(self, index: Tensor) -> "HaltingSession":
+        """A session of its own that goes on with the items at `index` (int64 [K])."""
+        chosen = copy.copy(self)
+        chosen.select(index)
+        return chosen
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What decides: the stop rule, and the halting method."""
+        return self.policy.rule, *(() if self._model is None else (self._model.method,))
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """All that decisions depend on beside the model, the price and the state."""
+        return self.policy, self._in_model_units, self._model is None
 
     def state(self) -> State:
         """All that later decisions depend on beside the model, the policy and the price."""

@@ -6,19 +6,20 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import ZERO, select_state
+from haltwise._core.tensors import select_state
 from haltwise.halting.session import HaltingSession
-from haltwise.interfaces.guard import Ledger, UnitCheck, WatchedBatch
+from haltwise.interfaces.guard import GuardWatch, UnitCheck
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.models.scales import Course
-from haltwise.processes.observation import StepObservation
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.units import Units
 from haltwise.rollout.descent import DESCENT_REASONS, FLAT, Descent, descend, forecast_gain
-from haltwise.rollout.early_exit import Outcome, Watch, run_until_halted
-from haltwise.stop_rules import StopPolicy
-from haltwise.tasks.base import TaskBatch
+from haltwise.rollout.early_exit import Outcome, run_until_halted
+from haltwise.rollout.ledger import Ledger
+from haltwise.rollout.step_graphs import StepGraphs
+from haltwise.stop_rules import ReturnedIterate, StopPolicy
+from haltwise.tasks.base import Observation, TaskBatch
 
 __all__ = ["Chunk"]
 
@@ -38,6 +39,9 @@ class Chunk:
         price: What a gradient must earn, shape [B].
         memory: Of the stop rule, for these problems.
         sizes: Of a unit of each parameter, shape [D]; 1 if None.
+        guarded: Whether `solve_guarded` is to be called, or else `solve`.
+        history: Whether the ledger keeps the losses.
+        graphs: Where steps of this model are recorded, if they are to be.
 
     Attributes:
         params: The result, shape [B, D].
@@ -61,11 +65,17 @@ class Chunk:
         price: Tensor,
         memory: dict[str, Tensor],
         sizes: Tensor | None = None,
+        *,
+        guarded: bool = True,
+        history: bool = False,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self._model, self._policy, self._batch = model, policy, batch
         self._price, self._memory, self._sizes = price, memory, sizes
-        self.ledger = Ledger(batch.start)
-        self._watched = WatchedBatch.of(batch, self.ledger)
+        self._graphs = None if history else graphs  # losses are kept step by step
+        recent = not batch.stochastic
+        best = recent and (guarded or policy.returns is ReturnedIterate.BEST)
+        self.ledger = Ledger(batch.start, best=best, recent=recent, history=history)
         self.params, self.loss = batch.start.clone(), torch.full_like(price, torch.nan)
         self.at = torch.zeros_like(self.ledger.count)
         self.outcome, self.reason = torch.zeros_like(self.at), torch.full_like(self.at, -1)
@@ -82,7 +92,8 @@ class Chunk:
 
     def solve(self, max_steps: int, *, by_own_rule: bool) -> None:
         """Follow the rule, whatever it does, until the policy stops it; see `solve_guarded`."""
-        self._follow(torch.arange(self._batch.num_problems, device=self.at.device), max_steps)
+        everything = torch.arange(self._batch.num_problems, device=self.at.device)
+        self._follow(everything, max_steps, GuardWatch(self.ledger, everything))
         self._observe_results()
         self._judge(by_own_rule=by_own_rule)
 
@@ -107,8 +118,9 @@ class Chunk:
             if spent >= max_steps:
                 break
             check = self._unit_check(left, is_first=attempt == 0)
-            watch = self._watch(left, check, patience)
-            self._follow(left, min(horizon, max_steps - spent), watch)
+            self._follow(
+                left, min(horizon, max_steps - spent), GuardWatch(self.ledger, left, patience, check)
+            )
             if check is None:
                 left = left[:0]
                 break
@@ -136,19 +148,7 @@ class Chunk:
             judges_gradients=is_first,
         )
 
-    def _watch(self, left: Tensor, check: UnitCheck | None, patience: int) -> Watch:
-        ledger = self.ledger
-
-        def watch(items: Tensor, observation: StepObservation) -> Tensor:
-            here = left[items]
-            waited = (ledger.count[here] - 1 - ledger.at[here]).clamp_max(observation.step)
-            hopeless = (waited > patience) | (observation.known("log_grad_norm") <= ZERO)
-            wrong = None if check is None else check(items, observation)
-            return hopeless if wrong is None else hopeless | wrong
-
-        return watch
-
-    def _follow(self, items: Tensor, max_steps: int, watch: Watch | None = None) -> None:
+    def _follow(self, items: Tensor, max_steps: int, watch: GuardWatch) -> None:
         """Run the rule on the problems at `items`, from their start."""
         units = None
         if self._sizes is not None or self.scale.any() or self.loss_scale.any():
@@ -156,7 +156,10 @@ class Chunk:
             scale = self.scale[items].exp().unsqueeze(1)
             units = Units(scale * sizes, self.loss_scale[items].exp())
         everything = len(items) == self._batch.num_problems
-        batch = self._watched if everything else self._watched.select(items)
+        batch = self._batch if everything else self._batch.select(items)
+        first = self.ledger.first
+        if first is not None:
+            first = Observation(first.loss[items], first.grad[items])
         session = HaltingSession(
             self._policy,
             self._price[items],
@@ -164,12 +167,13 @@ class Chunk:
             select_state(self._memory, items),
             in_model_units=self._policy in self._model.card.policies.values(),
         )
-        process = OptimizationProcess(self._model.rule, batch, units)
-        run = run_until_halted(process, session, max_steps, watch=watch)
-        self.params[items], self.outcome[items] = run.result, run.outcome
-        self.reason[items] = run.reason
+        process = OptimizationProcess(self._model.rule, batch, units, first)
+        run = run_until_halted(process, session, max_steps, watch=watch, graphs=self._graphs)
+        self.params[items], self.loss[items] = run.result, run.loss
+        self.outcome[items], self.reason[items] = run.outcome, run.reason
         # Where it began anew the first evaluation was remembered, not made again.
-        self.at[items] = self.ledger.count[items] - run.num_gradients + run.num_updates
+        at = self.ledger.count[items] - run.num_gradients + run.num_updates
+        self.at[items] = torch.where(run.num_updates == 0, 0, at)
 
     def _note_units(self, items: Tensor, check: UnitCheck) -> None:
         self.scale[items], self.loss_scale[items] = check.scale, check.loss_scale
@@ -225,28 +229,33 @@ class Chunk:
             self._first_norm()[items],
         )
         before, spent = ledger.loss[items], ledger.count[items]
-        outcome, reason = descend(self._watched.select(items), begun, self._price[items])
+        outcome, reason = descend(
+            self._batch.select(items),
+            begun,
+            self._price[items],
+            *(ledger, items),
+            graphs=self._graphs,
+        )
         earned = before - ledger.loss[items] > self._price[items] * (ledger.count[items] - spent)
         self.misfits[items] &= earned | ~strange[items]
         self.outcome[items] = outcome
         self.reason[items] = torch.where(
             reason >= 0, reason + len(self._policy.rule.reasons), reason
         )
-        self.params[items], self.at[items] = ledger.params[items], ledger.at[items]
+        self.params[items], self.loss[items] = ledger.params[items], ledger.loss[items]
+        self.at[items] = ledger.at[items]
 
     def _observe_results(self) -> None:
-        """Look the losses of the results up, and evaluate those that were never observed."""
-        losses, count = self.ledger.losses, self.ledger.count
-        seen = self.at.clamp_max(losses.shape[1] - 1).unsqueeze(1)
-        self.loss = losses.gather(1, seen).squeeze(1)
-        unseen = self.at == count
+        """Evaluate the losses of results that were never observed."""
+        unseen = self.at == self.ledger.count
         steps = self.at[unseen].unique().tolist() if self._batch.stochastic else [0]
         for step in steps:
             chosen = unseen & (self.at == step) if self._batch.stochastic else unseen
             index = chosen.nonzero().squeeze(1)
             if len(index):
-                part = self._watched.select(index)
-                self.loss[index] = part.observe_loss(self.params[index], step)
+                part = self._batch.select(index)
+                with torch.enable_grad():  # as `ask`
+                    self.loss[index] = part.observe_loss(self.params[index], step).detach()
 
     def _return_best(self) -> None:
         """Return the best point observed where the result is not as good."""
@@ -272,9 +281,9 @@ class Chunk:
         ledger = self.ledger
         grad, steps, changes = ledger.latest()
         latest = self.at >= ledger.count - 1
-        grad = torch.where(latest.unsqueeze(1), grad, ledger.grad)
-        last = ledger.losses.gather(1, ledger.count.unsqueeze(1) - 1).squeeze(1)
-        gained = torch.where(self.at == ledger.count, last - self.loss, 0)
+        if "grad" in ledger.rows:  # else only the latest is returned
+            grad = torch.where(latest.unsqueeze(1), grad, ledger.grad)
+        gained = torch.where(self.at == ledger.count, ledger.last - self.loss, 0)
         left = (forecast_gain(grad, steps, changes) - gained).clamp_min(0)
         flat = grad.square().sum(1).sqrt() <= FLAT * self._first_norm()
         # One gradient tells no curvature. What a model was trained for needs none; others do.

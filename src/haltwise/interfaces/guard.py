@@ -8,22 +8,23 @@ L2O), Prémont-Schwarz et al. 2022 (loss-guarded L2O); both compare with the fal
 evaluation a step, which is saved here: a problem is handed over once, when it has failed.
 """
 
+import copy
 import math
-from dataclasses import dataclass
 from typing import Self, final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from haltwise._core.tensors import ZERO
+from haltwise._core.tensors import ZERO, nested_state
 from haltwise.models.scales import FirstSteps, Scales, UsualRange
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
-from haltwise.rollout.descent import MEMORY
-from haltwise.tasks.base import Observation, TaskBatch, ask
+from haltwise.rollout.early_exit import RowWatch
+from haltwise.rollout.ledger import Ledger
+from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
 
-__all__ = ["Ledger", "UnitCheck", "WatchedBatch"]
+__all__ = ["GuardWatch", "UnitCheck"]
 
 _MANY = 20  # problems whose median says more than each of them
 _SLACK = 1.0  # by which the median may differ from that in training; a factor of e
@@ -35,110 +36,62 @@ _LEAP = math.log(10)  # by how much too long a first step is taken to be that fi
 
 
 @final
-class Ledger:
-    """All that was evaluated of B problems: how often, the best of it, and the latest.
+class GuardWatch(RowWatch):
+    """Note what is evaluated of L problems, and take those away that go nowhere.
 
-    Attributes:
-        count: Gradients evaluated, int64 [B].
-        loss: The lowest loss, shape [B]; infinite where none was finite.
-        params: Where it is, shape [B, D].
-        grad: The gradient there, shape [B, D].
-        at: Which evaluation it was, counted from 0, int64 [B].
-        first: The observation of all problems at their start, once it was made.
+    Args:
+        ledger: Of B problems.
+        items: Which of them these are, int64 [L].
+        patience: Steps without a new lowest loss that are granted; any number if None.
+        check: Of the units in which they are seen, if they are to be checked.
     """
 
-    def __init__(self, start: Tensor) -> None:
-        self.count = torch.zeros(len(start), dtype=torch.int64, device=start.device)
-        self.loss = start.new_full((len(start),), torch.inf)
-        self.params, self.grad = start.clone(), torch.zeros_like(start)
-        self.at = torch.zeros_like(self.count)
-        self.first: Observation | None = None
-        self._calls = 0
-        self._losses = start.new_empty(len(start), 0)
-        # Evaluation k of problem b is in row (k modulo their number) B + b.
-        self._latest_params = start.new_zeros((MEMORY + 1) * len(start), start.shape[1])
-        self._latest_grads = torch.zeros_like(self._latest_params)
-
-    def note(self, items: Tensor, params: Tensor, seen: Observation) -> None:
-        """Note an evaluation of the problems at `items`, int64 [K]."""
-        loss, grad = seen
-        if self._calls == self._losses.shape[1]:
-            self._losses = pad(self._losses, (0, max(16, self._calls)), value=math.nan)
-        self._calls += 1  # no problem has been evaluated more often
-        count = self.count[items]
-        self._losses[items, count] = loss
-        row = count % (MEMORY + 1) * len(self.count) + items
-        self._latest_params.index_copy_(0, row, params)
-        self._latest_grads.index_copy_(0, row, grad)
-        better = (loss < self.loss[items]) & grad.isfinite().all(1)
-        index = items[better]
-        self.loss[index], self.params[index] = loss[better], params[better]
-        self.grad[index], self.at[index] = grad[better], count[better]
-        self.count[items] = count + 1
+    def __init__(
+        self,
+        ledger: Ledger,
+        items: Tensor,
+        patience: int | None = None,
+        check: "UnitCheck | None" = None,
+    ) -> None:
+        self._ledger, self._patience, self._check = ledger, patience, check
+        self._items = pad(items, (0, 1), value=len(ledger.count))
+        self._knows_next = ledger.first is not None
 
     @property
-    def losses(self) -> Tensor:
-        """The loss of every evaluation in order, NaN where none was, shape [B, max(count)]."""
-        return self._losses[:, : int(self.count.max())]
-
-    def latest(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The latest gradient [B, D], and the steps to it and changes of the gradient along them.
-
-        The latter are as `haltwise.rollout.descent.forecast_gain` takes them, [B, MEMORY, D].
-        """
-        back = self.count.unsqueeze(1) - 1 - torch.arange(MEMORY + 1, device=self.count.device)
-        items = torch.arange(len(back), device=back.device).unsqueeze(1)
-        row = back % (MEMORY + 1) * len(back) + items
-        points, grads = self._latest_params[row], self._latest_grads[row]
-        known = (back[:, 1:] >= 0).unsqueeze(2)
-        steps, changes = (
-            torch.where(known, values[:, :-1] - values[:, 1:], 0) for values in (points, grads)
-        )
-        return grads[:, 0], steps, changes
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class WatchedBatch(TaskBatch):
-    """A batch whose evaluations are noted; the first, at the start, is made once only."""
-
-    inner: TaskBatch
-    items: Tensor
-    """Which problems of the ledger these are, int64 [B]."""
-    ledger: Ledger
-
-    @classmethod
-    def of(cls, batch: TaskBatch, ledger: Ledger) -> Self:
-        """All problems of a batch."""
-        items = torch.arange(batch.num_problems, device=batch.start.device)
-        return cls(batch.start, batch, items, ledger)
+    def rows(self) -> Rows:
+        checked = {} if self._check is None else nested_state(self._check.rows, "check.")
+        return {**nested_state(self._ledger.rows, "ledger."), **checked, "items": self._items}
 
     @property
-    def reference_loss(self) -> Tensor:
-        return self.inner.reference_loss
+    def kind(self) -> tuple[object, ...]:
+        return self._patience, self._check is None, *self._ledger.kind
 
-    @property
-    def stochastic(self) -> bool:
-        return self.inner.stochastic
+    def __call__(self, items: Tensor, observation: StepObservation) -> Tensor | None:
+        ledger, here = self._ledger, self._items[items]
+        if not self._knows_next:
+            params, grad = (observation.known(name) for name in ("params", "grad"))
+            ledger.note(here, params, observation.loss, grad)
+        self._knows_next = False
+        if self._patience is None:
+            return None
+        count, at = (ledger.rows[name][here] for name in ("count", "at"))
+        waited = (count - 1 - at).clamp_max(observation.step)
+        hopeless = (waited > self._patience) | (observation.known("log_grad_norm") <= ZERO)
+        wrong = None if self._check is None else self._check(items, observation)
+        return hopeless if wrong is None else hopeless | wrong
 
-    def observe(self, params: Tensor, step: int) -> Observation:
-        first = self.ledger.first
-        if step == 0 and first is not None and params is self.start:
-            return Observation(first.loss[self.items], first.grad[self.items])
-        seen = ask(self.inner.observe, params, step)
-        self.ledger.note(self.items, params, seen)
-        if first is None:
-            self.ledger.first = seen
-        return seen
+    def part(self, items: Tensor) -> Self:
+        chosen = copy.copy(self)
+        chosen._ledger = self._ledger.part(self._items[items])
+        chosen._items = torch.arange(len(items) + 1, device=items.device)
+        if self._check is not None:
+            chosen._check = self._check.part(items)
+        return chosen
 
-    def observe_loss(self, params: Tensor, step: int) -> Tensor:
-        with torch.enable_grad():  # as `ask`
-            return self.inner.observe_loss(params, step).detach()
-
-    def select(self, index: Tensor) -> Self:
-        return type(self)(
-            self.start[index], self.inner.select(index), self.items[index], self.ledger
-        )
+    def take_back(self, items: Tensor, part: Self) -> None:
+        scatter_rows(self._ledger.rows, self._items[items], part._ledger.rows)
+        if self._check is not None and part._check is not None:
+            scatter_rows(self._check.rows, items, part._check.rows)
 
 
 @final
@@ -162,7 +115,8 @@ class UnitCheck:
     Attributes:
         scale, loss_scale: Corrected.
         wrong: Which problems are seen in wrong units, bool [K]; they are taken away.
-        first, second, last: Signals of steps 0, 1 and the last, each [K, S].
+        first, second: Signals of steps 0 and 1, each [K, S].
+        rows: Those of the last step, and one that is nobody's.
     """
 
     def __init__(
@@ -177,19 +131,32 @@ class UnitCheck:
     ) -> None:
         self.scale, self.loss_scale = scale.clone(), loss_scale.clone()
         self.wrong = torch.zeros_like(scale, dtype=torch.bool)
-        self.first = self.second = self.last = scale.new_zeros(len(scale), len(SIGNALS))
+        self.first = self.second = scale.new_zeros(len(scale), len(SIGNALS))
+        self.rows: Rows = {"last": scale.new_zeros(len(scale) + 1, len(SIGNALS))}
+        self._num_seen = 0
         self._scales, self._price_shift, self._price_range = scales, price_shift, price_range
         self._judges_gradients = judges_gradients
+
+    @property
+    def last(self) -> Tensor:
+        """Signals of the last step, [K, S]."""
+        return self.rows["last"][:-1]
+
+    def part(self, items: Tensor) -> "UnitCheck":
+        """A copy for later steps of the problems at `items`, int64 [L]; K for none."""
+        chosen = copy.copy(self)
+        chosen.rows = gather_rows(self.rows, items)
+        return chosen
 
     def __call__(self, items: Tensor, observation: StepObservation) -> Tensor | None:
         """Judge a step of the problems at `items` (int64 [L]) that still run."""
         signals = observation.known("signals")
-        if observation.step > 0:
-            self.last[items] = signals
-        if observation.step > 1:
+        self.rows["last"].index_copy_(0, items, signals)
+        self._num_seen += 1
+        if self._num_seen > 2:
             return None
-        if observation.step == 0:
-            self.first, self.second, self.last = signals, signals.clone(), signals.clone()
+        if self._num_seen == 1:
+            self.first, self.second = signals, signals.clone()
             self._first_loss = observation.loss
             if self._judges_gradients:
                 self._judge_gradients(signals)

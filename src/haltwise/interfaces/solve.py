@@ -15,9 +15,8 @@ from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
+from haltwise.interfaces.kept import model_for, named
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
-from haltwise.models.files import placed
-from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
@@ -131,7 +130,9 @@ def solve(
 
     All is computed in the dtype (float32 or float64) and on the device of `problem.start`.
     Problems run in chunks, so what memory is needed beside the problems and the solution does not
-    grow with B.
+    grow with B. On an NVIDIA GPU steps of few problems are recorded as CUDA graphs, where batch,
+    stop rule and optimizer are made of this package's classes, and kept with the optimizer for its
+    next problems (`haltwise.rollout.step_graphs`); a loss of your own is called step by step.
 
     A guard watches what is evaluated anyway. Of a deterministic loss the best point seen is
     returned, so never one worse than the start. The first steps tell in which units a problem is
@@ -176,7 +177,8 @@ def solve(
     """
     _check(problem)
     start = problem.start
-    model = placed(optimizer if isinstance(optimizer, OptimizerModel) else load(optimizer), start)
+    model = optimizer if isinstance(optimizer, OptimizerModel) else named(optimizer)
+    model, graphs = model_for(model, start)
     policy = stop_policy(model.halting, stop, CostUnit.GRADIENTS)
     prices = price_of_each(model.halting, price, problem.num_problems, start)
     num_steps = model.card.horizon if max_steps is None else whole_number("max_steps", max_steps)
@@ -190,8 +192,14 @@ def solve(
     for index in torch.arange(problem.num_problems, device=start.device).split(chunk_size):
         part = problem if len(index) == problem.num_problems else problem.select(index)
         own = select_state(memory, index)
-        chunk = Chunk(model, policy, part, prices[index], own, sizes)
-        if guard and not problem.stochastic:
+        guarded = guard and not problem.stochastic
+        chunk = Chunk(
+            *(model, policy, part, prices[index], own, sizes),
+            guarded=guarded,
+            history=history,
+            graphs=graphs,
+        )
+        if guarded:
             if chunks:  # of one call all problems are of one kind
                 chunk.scale += chunks[-1].scale.median()
                 chunk.loss_scale += chunks[-1].loss_scale.median()

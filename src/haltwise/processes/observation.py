@@ -24,22 +24,27 @@ class StepObservation(NamedTuple):
     but the step and the loss are optional: a stop rule that needs more says so by `known`.
 
     Attributes:
-        step: t, the number of steps taken so far.
+        step: t, the number of steps taken so far; a tensor [] where many steps are recorded to be
+            run at once (`haltwise.rollout.step_graphs`).
         loss: Observed loss at step t, shape [B].
         log_grad_norm: Natural logarithm of the root mean square gradient, shape [B].
         signals: What halting features are made of, see `haltwise.processes.signals`, shape [B, S].
         readout: What the process shows a halting model of its inner state, shape [B, R].
         outputs: What the halting model puts out by name, shapes [B, ...].
         loss_scale: Units of the signals in one unit of the loss, shape [B]; 1 if None.
+        params: Where the loss was evaluated, if parameters are what moves, shape [B, D].
+        grad: The gradient there, shape [B, D].
     """
 
-    step: int
+    step: int | Tensor
     loss: Tensor
     log_grad_norm: Tensor | None = None
     signals: Tensor | None = None
     readout: Tensor | None = None
     outputs: Mapping[str, Tensor] = NO_OUTPUTS
     loss_scale: Tensor | None = None
+    params: Tensor | None = None
+    grad: Tensor | None = None
 
     def known(self, name: str) -> Tensor:
         """The field or output `name`; raises `InputError` where it is not known."""

@@ -1,17 +1,25 @@
 """An update rule on a batch of tasks, as a process."""
 
+import copy
 from typing import final
 
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import ZERO, log_rms, nested_state, sub_state
+from haltwise._core.tensors import (
+    ZERO,
+    are_finite,
+    log_rms,
+    nested_state,
+    sub_state,
+    tensors_of,
+)
 from haltwise._kernels import one_thread
 from haltwise.processes.base import Process, ProcessStep, State
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import init_signals, measure_signals
 from haltwise.processes.units import Units
-from haltwise.tasks.base import TaskBatch, ask
+from haltwise.tasks.base import Observation, TaskBatch, ask
 from haltwise.update_rules import UpdateRule, prepare, update_
 
 __all__ = ["OptimizationProcess"]
@@ -25,10 +33,17 @@ class OptimizationProcess(Process):
         rule: What moves the parameters; learned or not.
         batch: B problems.
         units: In which the rule sees them, and signals are measured; their own if None.
+        first: What was observed at their start, if it was; it is then not evaluated again.
     """
 
-    def __init__(self, rule: UpdateRule, batch: TaskBatch, units: Units | None = None) -> None:
-        self.rule, self.batch, self.units = prepare(rule), batch, units
+    def __init__(
+        self,
+        rule: UpdateRule,
+        batch: TaskBatch,
+        units: Units | None = None,
+        first: Observation | None = None,
+    ) -> None:
+        self.rule, self.batch, self.units, self._first = prepare(rule), batch, units, first
 
     @property
     def num_items(self) -> int:
@@ -38,17 +53,19 @@ class OptimizationProcess(Process):
         start = self.batch.start
         return {
             "params": start,
+            **({} if self._first is None else nested_state(self._first._asdict(), "first.")),
             **nested_state(self.rule.init(start), "rule."),
             **nested_state(init_signals(start), "signals."),
         }
 
     @torch.no_grad()
-    def step(self, step: int, state: State) -> ProcessStep:
+    def step(self, step: int | Tensor, state: State) -> ProcessStep:
         params = state["params"]
-        loss, grad = ask(self.batch.observe, params, step)
+        loss, grad = self._observe(step, state)
+        observed = grad
         size = log_rms(grad)
         # Any entry of the gradient that is not finite must show, also where its norm is finite.
-        norm = torch.where(grad.isfinite().all(1), size, torch.nan)
+        norm = size.masked_fill(~are_finite(grad).all(1), torch.nan)
         seen, scale = loss, None
         if self.units is not None:
             scale = self.units.loss
@@ -60,7 +77,9 @@ class OptimizationProcess(Process):
         update = update.masked_fill((size <= ZERO).unsqueeze(1), 0)
         if self.units is not None:
             update = update * self.units.params
-        observation = StepObservation(step, loss, norm, signals, readout, loss_scale=scale)
+        observation = StepObservation(
+            step, loss, norm, signals, readout, loss_scale=scale, params=params, grad=observed
+        )
         return ProcessStep(
             observation,
             {
@@ -70,6 +89,16 @@ class OptimizationProcess(Process):
             },
         )
 
+    def _observe(self, step: int | Tensor, state: State) -> Observation:
+        if "first.loss" in state:
+            return Observation(**sub_state(state, "first."))
+        # Steps are numbered by a tensor only where the loss does not depend on them.
+        return ask(self.batch.observe, state["params"], step if isinstance(step, int) else 0)
+
+    def hold(self, state: State, params: Tensor, still: Tensor) -> State:
+        """The state with the parameters [B, D] where `still` (bool [B]) says so."""
+        return {**state, "params": torch.where(still.unsqueeze(1), params, state["params"])}
+
     def result(self, state: State) -> Tensor:
         return state["params"]
 
@@ -78,4 +107,11 @@ class OptimizationProcess(Process):
 
     def select(self, index: Tensor) -> "OptimizationProcess":
         units = None if self.units is None else self.units.select(index)
-        return OptimizationProcess(self.rule, self.batch.select(index), units)
+        chosen = copy.copy(self)
+        chosen.batch, chosen.units = self.batch.select(index), units
+        return chosen
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that steps read beside the state and the rule."""
+        units = {} if self.units is None else nested_state(self.units._asdict(), "units.")
+        return {**nested_state(tensors_of(self.batch), "batch."), **units}

@@ -147,6 +147,7 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
         known, steps = (step > 0).to(wide.dtype), step.to(wide.dtype).expand_as(wide)
     else:
         known, steps = float(step > 0), torch.full_like(wide, step)
+    half = 0.5 * known
     grad_square, update_square, difference_square, last_update_square = held[:4]
     secant, grad_last_update, grad_update = held[5:]  # <s, y> is above 0 where the loss is convex
     curvature = (secant / last_update_square.clamp_min(_TINY)).clamp(_FLAT, _HUGE)
@@ -157,9 +158,9 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
             wide,
             *logs,
             -grad_update,
-            known * 0.5 * curvature * update_square,
-            known * 0.5 * inverse_curvature * grad_square,
-            known * 0.5 * grad_square / curvature,
+            half * curvature * update_square,
+            half * inverse_curvature * grad_square,
+            half * grad_square / curvature,
             -grad_last_update,
             known * curvature.log(),
             -cosines[0],

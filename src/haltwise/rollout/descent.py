@@ -5,22 +5,30 @@ it lowers the loss (Armijo's condition, chapter 3), else the parabola through wh
 it. A trial costs a gradient, whether taken or not.
 """
 
+import copy
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from haltwise._core.tensors import select_state
+from haltwise._core.tensors import nested_state, select_state, tensors_of
 from haltwise.rollout.early_exit import Outcome
-from haltwise.tasks.base import TaskBatch
+from haltwise.rollout.ledger import MEMORY, Ledger
+from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
+from haltwise.rollout.step_graphs import (
+    Loop,
+    StepGraphs,
+    batch_kind,
+    comes_with_the_package,
+)
+from haltwise.tasks.base import TaskBatch, ask
 
-__all__ = ["DESCENT_REASONS", "FLAT", "MEMORY", "Descent", "descend", "forecast_gain"]
+__all__ = ["DESCENT_REASONS", "FLAT", "Descent", "descend", "forecast_gain"]
 
 FLAT = 1e-2
 """Times the first gradient's norm: where a gradient is smaller, a problem is as good as solved."""
-MEMORY = 6
-"""Pairs of steps and changes of the gradient by which the curvature is known."""
 
 _DECREASE = 1e-4  # of the decrease forecast by the slope that a step must reach
 _SHORTEST, _LONGEST = 0.1, 0.5  # times its length, by which a step that failed is shortened
@@ -62,51 +70,194 @@ class Descent:
 
 
 @torch.no_grad()
-def descend(batch: TaskBatch, begun: Descent, price: Tensor) -> tuple[Tensor, Tensor]:
+def descend(
+    batch: TaskBatch,
+    begun: Descent,
+    price: Tensor,
+    ledger: Ledger,
+    items: Tensor,
+    *,
+    graphs: StepGraphs | None = None,
+) -> tuple[Tensor, Tensor]:
     """Lower the loss of B problems until a step is not worth its price.
 
-    Every point is evaluated by `batch.observe`; the best of them is the result, and must be noted
-    there. A problem halts once 10 steps in a row have each earned less than the price; 3 are
-    enough where the slope forecasts the same of the next and the gradient is below `FLAT` times the
-    first.
+    The result is the best point of the ledger. A problem halts once 10 steps in a row have each
+    earned less than the price; 3 are enough where the slope forecasts the same of the next and the
+    gradient is below `FLAT` times the first.
 
     Args:
         batch: B problems, deterministic.
         begun: Where they are.
         price: What a gradient must earn, shape [B].
+        ledger: Where every evaluation is noted.
+        items: Which of its problems these are, int64 [B].
+        graphs: Where steps are recorded, if they are to be and the batch is one of this package.
 
     Returns:
         `Outcome` values, int64 [B], and the index into `DESCENT_REASONS` of what halted each, -1
         where nothing did, int64 [B].
     """
-    outcome = torch.full_like(begun.budget, int(Outcome.OUT_OF_STEPS))
-    reason = torch.full_like(outcome, -1)
-    active = torch.arange(len(outcome), device=outcome.device)
-    state = _init(begun, price)
-    step = 0
-    while True:
-        direction = _direction(state)
-        size = direction.square().sum(1).sqrt()
-        direction = direction * (state["reach"] / size).clamp_max(1).nan_to_num(0).unsqueeze(1)
-        slope = (direction * state["grad"]).sum(1)  # per unit of length, below 0
-        is_flat = ~(slope < 0)
-        solved = -0.5 * state["length"] * slope <= state["price"]
-        solved &= state["grad"].square().sum(1).sqrt() <= FLAT * state["first_norm"]
-        waited = state["waited"]
-        halts = ((waited >= _PATIENCE) & solved) | (waited >= _LONG_PATIENCE) | is_flat
-        ended = halts | (state["budget"] <= 0)
-        if ended.any():
-            outcome[active[halts]] = int(Outcome.HALTED)
-            reason[active[halts]] = is_flat[halts].long()
-            kept = (~ended).nonzero().squeeze(1)
+    run = _Run(batch, _init(begun, price), ledger, items)
+    while len(run.items):
+        places = None
+        if graphs is not None and run.kind is not None:
+            places = graphs.places(len(run.items), batch.dim)
+        if graphs is None or places is None:
+            run.step()
+            continue
+        with graphs.advanced(run.spread(places.number), places.fewer) as loop:
+            if loop is None:
+                graphs = None
+            else:
+                run.gather(loop)
+    return run.results["outcome"][:-1], run.results["reason"][:-1]
+
+
+@final
+class _Run:
+    """Problems that descend side by side, and what has become of all.
+
+    Attributes:
+        items: Which of the B problems descend, int64 [K]; B where a place is empty.
+        results: What has become of all, rows of B + 1.
+    """
+
+    def __init__(self, batch: TaskBatch, state: State, ledger: Ledger, of_ledger: Tensor) -> None:
+        self.batch, self.state, self.ledger = batch, state, ledger
+        self.num_items = batch.num_problems
+        self.items = torch.arange(self.num_items, device=of_ledger.device)
+        self.of_ledger = pad(of_ledger, (0, 1), value=len(ledger.count))
+        outcome = self.items.new_full((self.num_items + 1,), int(Outcome.OUT_OF_STEPS))
+        self.results: Rows = {"outcome": outcome, "reason": torch.full_like(outcome, -1)}
+
+    def step(self) -> None:
+        """Take a step with those that do not end before it; the others leave."""
+        plan = _plan(self.state)
+        if plan.ended.any():
+            self._settle(plan)
+            kept = (~plan.ended).nonzero().squeeze(1)
+            self.items = self.items[kept]
             if len(kept) == 0:
-                return outcome, reason
-            batch, active, state = batch.select(kept), active[kept], select_state(state, kept)
-            direction, slope = direction[kept], slope[kept]
-        move = state["length"].unsqueeze(1) * direction
-        loss, grad = batch.observe(state["params"] + move, step)
-        state = _advance(state, move, slope, loss, grad)
-        step += 1
+                return
+            self.batch, self.state = self.batch.select(kept), select_state(self.state, kept)
+            plan = _Plan(*(value[kept] for value in plan))
+        self._try(plan)
+
+    def step_in_place(self) -> None:
+        """Take a step with those that do not end before it; the places of others are empty."""
+        plan = _plan(self.state)
+        self._settle(plan)
+        self.items = self.items.masked_fill(plan.ended, self.num_items)
+        self._try(plan)
+
+    def _settle(self, plan: "_Plan") -> None:
+        """Write down what has become of those that halt."""
+        rows = self.items.masked_fill(~plan.halts, self.num_items)
+        halted = torch.full_like(rows, int(Outcome.HALTED))
+        self.results["outcome"].index_copy_(0, rows, halted)
+        self.results["reason"].index_copy_(0, rows, plan.is_flat.long())
+
+    def _try(self, plan: "_Plan") -> None:
+        trial = self.state["params"] + plan.move
+        loss, grad = ask(self.batch.observe, trial, 0)  # the loss does not depend on the step
+        self.ledger.note(self.of_ledger[self.items], trial, loss, grad)
+        self.state = _advance(self.state, plan.move, plan.slope, loss, grad)
+
+    # -------------------------------------------------------------------------- recorded
+
+    @property
+    def kind(self) -> tuple[object, ...] | None:
+        """What steps depend on beside values of tensors; None if they cannot be recorded."""
+        kind = batch_kind(self.batch)
+        if kind is None or not comes_with_the_package(self.batch):
+            return None
+        return "descent", *kind, *self.ledger.kind
+
+    def spread(self, places: int) -> "_RecordedRun":
+        """A copy, with so many places."""
+        rows, part = self._rows(places), copy.copy(self)
+        index = torch.arange(places, device=rows.device)
+        part.items = torch.where(rows < self.num_items, index, places)
+        part.num_items = places
+        index = index.clamp_max(len(self.items) - 1)  # empty places hold something sound
+        part.batch, part.state = self.batch.select(index), select_state(self.state, index)
+        part.results = gather_rows(self.results, rows)
+        part.ledger = self.ledger.part(self.of_ledger[rows])
+        part.of_ledger = torch.arange(places + 1, device=rows.device)
+        return _RecordedRun(part)
+
+    def gather(self, loop: "_RecordedRun") -> None:
+        """Go on where a copy has ended, with the problems that are left."""
+        part, number = loop.run, len(self.items)
+        rows = self._rows(part.num_items)
+        scatter_rows(self.results, rows, part.results)
+        scatter_rows(self.ledger.rows, self.of_ledger[rows], part.ledger.rows)
+        kept = (part.items[:number] < part.num_items).nonzero().squeeze(1)
+        self.items = self.items[kept]
+        if len(kept):
+            self.batch, self.state = self.batch.select(kept), select_state(part.state, kept)
+
+    def _rows(self, places: int) -> Tensor:
+        """Which problem is in each of so many places, int64 [places]."""
+        return pad(self.items, (0, places - len(self.items)), value=self.num_items)
+
+
+@final
+class _RecordedRun(Loop):
+    """Problems that descend in their places."""
+
+    def __init__(self, run: _Run) -> None:
+        self.run = run
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        kind = self.run.kind
+        assert kind is not None
+        return kind
+
+    def tensors(self) -> dict[str, Tensor]:
+        run = self.run
+        return {
+            "items": run.items,
+            "of_ledger": run.of_ledger,
+            **nested_state(run.state, "state."),
+            **nested_state(tensors_of(run.batch), "batch."),
+            **nested_state(run.results, "results."),
+            **nested_state(run.ledger.rows, "ledger."),
+        }
+
+    def advance(self, num_steps: int) -> dict[str, Tensor]:
+        run = copy.copy(self.run)
+        for _ in range(num_steps):
+            run.step_in_place()
+        return {"items": run.items, **nested_state(run.state, "state.")}
+
+    def num_left(self) -> int:
+        return int((self.run.items < self.run.num_items).sum())
+
+
+class _Plan(NamedTuple):
+    """The next step of K problems, and which end before it."""
+
+    move: Tensor
+    slope: Tensor
+    is_flat: Tensor
+    halts: Tensor
+    ended: Tensor
+
+
+def _plan(state: State) -> _Plan:
+    direction = _direction(state)
+    size = direction.square().sum(1).sqrt()
+    direction = direction * (state["reach"] / size).clamp_max(1).nan_to_num(0).unsqueeze(1)
+    slope = (direction * state["grad"]).sum(1)  # per unit of length, below 0
+    is_flat = ~(slope < 0)
+    solved = -0.5 * state["length"] * slope <= state["price"]
+    solved &= state["grad"].square().sum(1).sqrt() <= FLAT * state["first_norm"]
+    waited = state["waited"]
+    halts = ((waited >= _PATIENCE) & solved) | (waited >= _LONG_PATIENCE) | is_flat
+    move = state["length"].unsqueeze(1) * direction
+    return _Plan(move, slope, is_flat, halts, halts | (state["budget"] <= 0))
 
 
 def _init(begun: Descent, price: Tensor) -> State:

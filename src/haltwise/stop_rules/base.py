@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.tensors import nested_state, sub_state
+from haltwise._core.tensors import constants, nested_state, sub_state
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.trajectory import Trajectory
 
@@ -169,7 +169,7 @@ class AnyOf(_Composed):
         before = [0]  # reasons of the rules before each
         for rule in self.rules[:-1]:
             before.append(before[-1] + len(rule.reasons))
-        why = whys.gather(0, first.unsqueeze(0)).squeeze(0) + first.new_tensor(before)[first]
+        why = whys.gather(0, first.unsqueeze(0)).squeeze(0) + constants(before, first)[first]
         return stops.any(0), {"why": why, **memory}
 
     def why(self, stop: Tensor, memory: Memory) -> Tensor:

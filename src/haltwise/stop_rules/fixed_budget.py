@@ -25,9 +25,8 @@ class FixedBudget(StopRule):
         return (f"{self.budget} steps are done",)
 
     def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
-        return torch.full_like(
-            observation.loss, observation.step >= self.budget, dtype=torch.bool
-        ), memory
+        none = torch.zeros_like(observation.loss, dtype=torch.bool)
+        return none | (observation.step >= self.budget), memory
 
     @classmethod
     def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:

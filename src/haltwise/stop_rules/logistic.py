@@ -6,6 +6,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from haltwise._core.tensors import constants
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules.base import LevelRule, Memory, quantile_grid
@@ -37,9 +38,9 @@ class Logistic(LevelRule):
         return (f"the logistic score of gradient, loss and step is at least {self.threshold:.4g}",)
 
     def statistic(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
-        step = torch.full_like(observation.loss, observation.step)
+        step = torch.zeros_like(observation.loss) + observation.step
         inputs = _inputs(step, observation.loss, observation.known("log_grad_norm"))
-        return inputs @ inputs.new_tensor(self.weights), memory
+        return inputs @ constants(self.weights, inputs), memory
 
     @classmethod
     def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:

@@ -119,7 +119,7 @@ def _run(
             f"the score at step {step} changes when the next step is taken",
         )
         for name, value in {**tensors(observation), "score": score}.items():
-            ndim = 2 if name in ("signals", "readout") else 1
+            ndim = 2 if name in ("signals", "readout", "params", "grad") else 1
             expect(
                 value.ndim == ndim and len(value) == process.num_items,
                 f"the {name} must have shape [{process.num_items}{', ...' * (ndim - 1)}], got "

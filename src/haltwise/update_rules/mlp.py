@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
+from haltwise._core.tensors import constants
 from haltwise.update_rules.base import PooledGradient, State, UpdateRule, UpdateStep
 from haltwise.update_rules.capabilities import SupportsChunks
 
@@ -132,7 +133,7 @@ def _look(grad: Tensor, state: State, log_size: Tensor) -> _Seen:
     def average(old: Tensor, new: Tensor, kept: Tensor | float) -> Tensor:
         return kept * old + (1 - kept) * new
 
-    keeps, keeps_squares = grad.new_tensor(_MOMENTA), grad.new_tensor(_SQUARES)
+    keeps, keeps_squares = constants(_MOMENTA, grad), constants(_SQUARES, grad)
     momenta = average(state["momenta"], grad.unsqueeze(-1), keeps)
     squares = average(state["squares"], grad.square().unsqueeze(-1), keeps_squares)
     sizes = average(state["sizes"], now, _SQUARES[0])

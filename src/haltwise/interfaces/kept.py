@@ -1,0 +1,73 @@
+"""What `haltwise.solve` keeps for its next call: the model on its device, and its graphs."""
+
+import functools
+from pathlib import Path
+from typing import final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from haltwise.models.files import placed
+from haltwise.models.loading import find, load
+from haltwise.models.optimizer_model import OptimizerModel
+from haltwise.rollout.step_graphs import StepGraphs
+
+__all__ = ["model_for", "named"]
+
+
+def named(optimizer: str | Path) -> OptimizerModel:
+    """See `haltwise.load`; the last is kept, as long as its file is unchanged."""
+    found = find(optimizer).stat()
+    return _named(optimizer, (found.st_mtime_ns, found.st_size))
+
+
+@functools.lru_cache(maxsize=1)
+def _named(optimizer: str | Path, version: tuple[int, int]) -> OptimizerModel:
+    del version  # of the file, for the cache
+    return load(optimizer)
+
+
+def model_for(model: OptimizerModel, like: Tensor) -> tuple[OptimizerModel, StepGraphs | None]:
+    """The model in the dtype and on the device of `like`, and graphs of its steps, on CUDA.
+
+    They live as long as the model does, and as long as its weights are left as they are.
+    """
+    if not like.is_cuda:
+        return placed(model, like), None
+    kept = _KEPT.get(model)
+    if kept is None or not kept.holds(model, like):
+        kept = _KEPT[model] = _Kept(model, like)
+    return kept.copy or model, kept.graphs
+
+
+@final
+class _Kept:
+    """A model on a device; its copy, if it is elsewhere, must not keep the model alive."""
+
+    def __init__(self, model: OptimizerModel, like: Tensor) -> None:
+        own = placed(model, like)
+        self.copy = None if own is model else own
+        self.graphs = StepGraphs()
+        self._place, self._card = (like.dtype, like.device), model.card
+        self._weights = [(weight, weight.detach().clone()) for weight in _weights(model)]
+
+    def holds(self, model: OptimizerModel, like: Tensor) -> bool:
+        """Whether all is as it was."""
+        weights = _weights(model)
+        return (
+            self._place == (like.dtype, like.device)
+            and self._card is model.card
+            and len(weights) == len(self._weights)
+            and all(
+                now.data_ptr() == was.data_ptr() and torch.equal(now, value)
+                for now, (was, value) in zip(weights, self._weights, strict=True)
+            )
+        )
+
+
+def _weights(model: OptimizerModel) -> list[Tensor]:
+    return [weight.detach() for weight in (*model.parameters(), *model.buffers())]
+
+
+_KEPT: WeakKeyDictionary[OptimizerModel, _Kept] = WeakKeyDictionary()

@@ -1,0 +1,301 @@
+"""Steps of many items that are recorded once, as CUDA graphs of a few sizes, and launched at once.
+
+On an accelerator a step of a few thousand small problems is some hundred kernels that take longer
+to launch than to run. A `Loop` takes several such steps on tensors whose shapes stay as they are;
+a recording of it has tensors of its own, into which later loops of the same kind are copied.
+"""
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar, final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from haltwise._core.tensors import tensors_of
+from haltwise.tasks.base import TaskBatch
+
+__all__ = ["Loop", "StepGraphs", "Unsynchronized", "batch_kind", "comes_with_the_package"]
+
+_SIZES = (2**13, 2**15, 2**17)  # coordinates; of more, kernels take as long as their launch
+_NUM_STEPS = 8  # of a recording
+_MOST, _BYTES = 8, 2**28  # recordings kept, and the memory of their tensors
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+class Loop(ABC):
+    """Items in places of their own, some of them empty, that advance by steps of fixed shapes.
+
+    Steps copy no value to the host. An item that has ended leaves its place empty, and once all
+    have to end, all do.
+    """
+
+    @property
+    @abstractmethod
+    def kind(self) -> tuple[object, ...]:
+        """All that steps depend on beside the values of `tensors`."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """All that steps read or write, by name; no two share memory."""
+
+    @abstractmethod
+    def advance(self, num_steps: int) -> dict[str, Tensor]:
+        """Take steps; the new values of `tensors`, but of those that were changed in place."""
+
+    @abstractmethod
+    def num_left(self) -> int:
+        """How many items have not ended."""
+
+
+AnyLoop = TypeVar("AnyLoop", bound=Loop)
+
+
+class Places(NamedTuple):
+    """Places of a recording, and of the next smaller one, 0 if there is none."""
+
+    number: int
+    fewer: int
+
+
+@final
+class StepGraphs:
+    """Recordings of loops of one model, kept for later loops like them.
+
+    On CUDA a recording is a graph, and at most 256 MiB and 8 of them are kept, not counting what
+    their steps need for a while, which they share; elsewhere its steps are simply taken. Weights
+    are read where they lie when it was made: drop all when they are replaced.
+
+    Before anything is captured the steps are tried, and a loop with an operation that waits for the
+    device is refused: a capture that fails can spoil PyTorch's memory for good before version 2.12
+    (https://github.com/pytorch/pytorch/pull/180395).
+
+    Args:
+        num_steps: Steps of a recording, after which the host looks how many items are left.
+        sizes: Numbers of coordinates, ascending, for which there are recordings.
+    """
+
+    def __init__(self, num_steps: int = _NUM_STEPS, sizes: tuple[int, ...] = _SIZES) -> None:
+        self._num_steps, self._sizes = num_steps, sizes
+        self._recordings: list[_Recording] = []
+        self._refused: list[tuple[object, ...]] = []
+        self._pool: Any = None
+        self._lock = threading.Lock()
+        self._done: torch.cuda.Event | None = None
+
+    def places(self, num_items: int, dim: int) -> Places | None:
+        """The smallest recordings with places for so many items of so many coordinates, if any."""
+        sizes = [size // dim for size in self._sizes]
+        chosen = next((size for size in sizes if size >= num_items), None)
+        if chosen is None:
+            return None
+        return Places(chosen, max((size for size in sizes if size < chosen), default=0))
+
+    @contextmanager
+    def advanced(self, loop: AnyLoop, fewest: int) -> Iterator[AnyLoop | None]:
+        """Advance items until at most so many are left.
+
+        Yields:
+            The loop after that, which is gone behind the `with` block; None where it is not
+            recorded: its operations cannot be, its state is too large, or another thread uses the
+            graphs.
+        """
+        if not self._lock.acquire(blocking=False):
+            yield None
+            return
+        device = next(iter(loop.tensors().values())).device
+        try:
+            if self._done is not None:  # another stream may have been current
+                torch.cuda.current_stream(device).wait_event(self._done)
+            recording = self._recording(loop, device)
+            if recording is None:
+                yield None
+                return
+            recording.replay()
+            while recording.loop.num_left() > fewest:
+                recording.replay()
+            yield recording.loop
+        finally:
+            if device.type == "cuda":
+                self._done = torch.cuda.current_stream(device).record_event()
+            self._lock.release()
+
+    def _recording(self, loop: Loop, device: torch.device) -> "_Recording | None":
+        shapes = ((name, value.shape, value.dtype) for name, value in loop.tensors().items())
+        kind = *loop.kind, *shapes, *_modes()
+        if kind in self._refused:
+            return None
+        for recording in self._recordings:
+            if recording.kind == kind:
+                recording.load(loop)
+                self._recordings.remove(recording)
+                self._recordings.append(recording)
+                return recording
+        recording = _Recording(kind, loop, self._num_steps)
+        if recording.num_bytes > _BYTES or not self._records(recording, device):
+            self._refused = [*self._refused[1 - _MOST :], kind]
+            return None
+        self._recordings.append(recording)
+        while len(self._recordings) > _MOST or sum(r.num_bytes for r in self._recordings) > _BYTES:
+            del self._recordings[0]
+        return recording
+
+    def _records(self, recording: "_Recording", device: torch.device) -> bool:
+        """Capture a recording, where there are graphs; false if it cannot be."""
+        if device.type != "cuda":
+            return True
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return recording.capture(device, self._pool)
+
+
+def _modes() -> tuple[object, ...]:
+    """Settings of the process by which kernels are chosen."""
+    return os.environ.get("HALTWISE_KERNEL"), torch.are_deterministic_algorithms_enabled()
+
+
+@final
+class _Recording:
+    """Some steps of a loop, whose tensors it takes for its own.
+
+    Args:
+        kind: Of the loop, with the shapes of its tensors.
+        loop: The first of the kind.
+        num_steps: Steps at once.
+    """
+
+    def __init__(self, kind: tuple[object, ...], loop: Any, num_steps: int) -> None:
+        self.kind, self.loop, self._num_steps = kind, loop, num_steps
+        self._tensors = loop.tensors()
+        self.num_bytes = sum(tensor.nbytes for tensor in self._tensors.values())
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def load(self, loop: Loop) -> None:
+        """Copy another loop of the kind into the place of the first."""
+        _copy(list(self._tensors.values()), list(loop.tensors().values()))
+
+    def replay(self) -> None:
+        """Take the steps."""
+        if self._graph is None:
+            self._advance()
+        else:
+            self._graph.replay()
+
+    def capture(self, device: torch.device, pool: Any) -> bool:
+        """Record the steps and leave the tensors as they were; false if they cannot be recorded."""
+        before = [tensor.clone() for tensor in self._tensors.values()]
+        with torch.cuda.device(device):
+            aside, current = torch.cuda.Stream(), torch.cuda.current_stream()
+            aside.wait_stream(current)
+            try:
+                with torch.cuda.stream(aside), Unsynchronized():  # type: ignore[no-untyped-call]
+                    self._advance()  # so that libraries choose and compile their kernels
+            except (SynchronizationError, torch.OutOfMemoryError):
+                return False
+            finally:
+                current.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            # What other threads do does not spoil the capture.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode=mode):
+                self._advance()
+        self._graph = graph
+        _copy(list(self._tensors.values()), before)
+        return True
+
+    def _advance(self) -> None:
+        olds, news = [], []
+        places = {t.untyped_storage().data_ptr(): name for name, t in self._tensors.items()}
+        for name, new in self.loop.advance(self._num_steps).items():
+            old = self._tensors[name]
+            place = places.get(new.untyped_storage().data_ptr())
+            if place == name and new.data_ptr() == old.data_ptr():  # changed in place
+                continue
+            olds.append(old)
+            news.append(new if place is None else new.clone())  # the place is about to change
+        _copy(olds, news)
+
+
+def _copy(olds: list[Tensor], news: list[Tensor]) -> None:
+    """Copy values with one launch for each dtype."""
+    for dtype in dict.fromkeys(old.dtype for old in olds):
+        pairs = [pair for pair in zip(olds, news, strict=True) if pair[0].dtype == dtype]
+        torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
+
+
+# ------------------------------------------------------------------------ what can be recorded
+
+
+def batch_kind(batch: TaskBatch) -> tuple[object, ...] | None:
+    """What a batch is beside the values of its tensors; None where a field is no plain value."""
+    names = {name.partition(".")[0] for name in tensors_of(batch)}
+    plain = {
+        field.name: getattr(batch, field.name) for field in fields(batch) if field.name not in names
+    }
+    if not all(isinstance(value, _PLAIN) for value in plain.values()):
+        return None
+    return type(batch), *plain.items()
+
+
+def comes_with_the_package(*things: object) -> bool:
+    """Whether classes, and those of the `rules` that they are made of, are none of a caller's.
+
+    A recording reads memory where it lay; what others write may read some that a loop does not
+    list, or change what it does from call to call.
+    """
+    own = __name__.partition(".")[0]
+    return all(
+        type(thing).__module__.partition(".")[0] == own
+        and comes_with_the_package(*getattr(thing, "rules", ()))
+        for thing in things
+    )
+
+
+class SynchronizationError(RuntimeError):
+    """An operation that cannot be recorded, by its name."""
+
+
+@final
+class Unsynchronized(TorchDispatchMode):
+    """Refuse operations that wait for the device, or whose result's shape depends on data.
+
+    Raises:
+        SynchronizationError: Such an operation is about to run.
+    """
+
+    _refused = frozenset(
+        (
+            *("_local_scalar_dense", "is_nonzero", "equal"),
+            *("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"),
+            "lift_fresh",  # what `torch.tensor` and `new_tensor` have copied from the host
+        )
+    )
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name, kwargs = function.overloadpacket.__name__, kwargs or {}
+        if name in self._refused or _masks(name, args) or _crosses(name, args, kwargs):
+            raise SynchronizationError(name)
+        return function(*args, **kwargs)
+
+
+def _masks(name: str, args: Any) -> bool:
+    """Whether an index is a mask."""
+    return name.startswith("index") and any(
+        isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+        for index in (args[1] if isinstance(args[1], (list, tuple)) else ())
+    )
+
+
+def _crosses(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether values are copied from one kind of device to another."""
+    if name == "_to_copy":
+        other = kwargs.get("device")
+        return other is not None and torch.device(other).type != args[0].device.type
+    return name == "copy_" and args[0].device.type != args[1].device.type
