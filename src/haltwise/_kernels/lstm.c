@@ -1,6 +1,7 @@
-/* Stacked LSTM over many independent rows: forward, and backward with recomputation.
+/* What learned optimizers and halters compute, over many independent rows: the stacked LSTM, the
+ * head of a halter, and the signals and features it reads. Backward passes recompute the forward.
  *
- * Plain C11 with GNU vector types; called from lstm.py by ctypes. Reentrant, no global state.
+ * Plain C11 with GNU vector types; called from native.py by ctypes. Reentrant, no global state.
  * Every instance is compiled for its own instruction set and chosen at run time, so that a binary
  * runs on any machine of its architecture.
  */
@@ -43,24 +44,9 @@ enum {
     FLUSH_STEPS = 256, /* steps whose gradients are summed in lanes of the working precision */
 };
 
-typedef struct {
-    int64_t steps, rows, inputs, hidden, layers;
-    int64_t begin, end; /* rows of this call */
-    int64_t outputs;    /* of the read-out: 1, 2 or 4 */
-    int64_t group;      /* rows whose gradients are pooled, a problem's; divides `rows` */
-    double scale;       /* of the updates */
-    double log_range, threshold; /* of the features of a gradient, exp(-log_range) */
-} shape;
+enum { INTO, ONTO, TIMES }; /* how a result meets what lies in its place */
 
-static inline int64_t fan_in(const shape *s, int64_t layer)
-{
-    return layer ? s->hidden : s->inputs;
-}
-
-static int64_t weight_count(const shape *s)
-{
-    return 4 * s->hidden * (s->inputs + s->hidden + 2 * s->hidden * (s->layers - 1));
-}
+#include "shapes.h"
 
 /* Aligned memory; `memory` is what to free. */
 static void *allocate(size_t bytes, void **memory)
@@ -78,30 +64,6 @@ static void *allocate(size_t bytes, void **memory)
 #else
 #define BASE_TILE 4 /* 32 registers */
 #endif
-#define REAL float
-#define INT int32_t
-#define DOUBLE 0
-#define VBYTES 16
-#define NV BASE_TILE
-#define FT BASE_TILE
-#define FN(x) x##_base_f32
-#define POOL
-#define TARGET
-#define VMAX(a, b) max_base_f32(a, b)
-#define VMIN(a, b) min_base_f32(a, b)
-#define RECIP(d) (1 / (d))
-typedef float generic_f32 __attribute__((vector_size(16)));
-typedef int32_t generic_i32 __attribute__((vector_size(16)));
-static inline generic_f32 max_base_f32(generic_f32 a, generic_f32 b)
-{
-    return GENERIC_SELECT(generic_f32, b < a, (generic_i32)a, (generic_i32)b);
-}
-static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
-{
-    return GENERIC_SELECT(generic_f32, a < b, (generic_i32)a, (generic_i32)b);
-}
-#include "lstm_impl.h"
-
 #define REAL double
 #define INT int64_t
 #define DOUBLE 1
@@ -109,6 +71,7 @@ static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
 #define NV BASE_TILE
 #define FT BASE_TILE
 #define FN(x) x##_base_f64
+#define WIDE FN
 #define POOL
 #define TARGET
 #define VMAX(a, b) max_base_f64(a, b)
@@ -124,23 +87,34 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 {
     return GENERIC_SELECT(generic_f64, a < b, (generic_i64)a, (generic_i64)b);
 }
-#include "lstm_impl.h"
+#include "instance.h"
 
-#if defined(__x86_64__)
 #define REAL float
 #define INT int32_t
 #define DOUBLE 0
-#define VBYTES 32
-#define NV 3
-#define FT 4
-#define WT 3 /* with four gates each, and 16 registers */
-#define FN(x) x##_avx2_f32
-#define TARGET __attribute__((target("avx2,fma")))
-#define VMAX(a, b) _mm256_max_ps(a, b)
-#define VMIN(a, b) _mm256_min_ps(a, b)
+#define VBYTES 16
+#define NV BASE_TILE
+#define FT BASE_TILE
+#define FN(x) x##_base_f32
+#define WIDE(x) x##_base_f64
+#define POOL
+#define TARGET
+#define VMAX(a, b) max_base_f32(a, b)
+#define VMIN(a, b) min_base_f32(a, b)
 #define RECIP(d) (1 / (d))
-#include "lstm_impl.h"
+typedef float generic_f32 __attribute__((vector_size(16)));
+typedef int32_t generic_i32 __attribute__((vector_size(16)));
+static inline generic_f32 max_base_f32(generic_f32 a, generic_f32 b)
+{
+    return GENERIC_SELECT(generic_f32, b < a, (generic_i32)a, (generic_i32)b);
+}
+static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
+{
+    return GENERIC_SELECT(generic_f32, a < b, (generic_i32)a, (generic_i32)b);
+}
+#include "instance.h"
 
+#if defined(__x86_64__)
 #define REAL double
 #define INT int64_t
 #define DOUBLE 1
@@ -149,11 +123,27 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define FT 4
 #define WT 3 /* with four gates each, and 16 registers */
 #define FN(x) x##_avx2_f64
+#define WIDE FN
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_pd(a, b)
 #define VMIN(a, b) _mm256_min_pd(a, b)
 #define RECIP(d) (1 / (d))
-#include "lstm_impl.h"
+#include "instance.h"
+
+#define REAL float
+#define INT int32_t
+#define DOUBLE 0
+#define VBYTES 32
+#define NV 3
+#define FT 4
+#define WT 3 /* with four gates each, and 16 registers */
+#define FN(x) x##_avx2_f32
+#define WIDE(x) x##_avx2_f64
+#define TARGET __attribute__((target("avx2,fma")))
+#define VMAX(a, b) _mm256_max_ps(a, b)
+#define VMIN(a, b) _mm256_min_ps(a, b)
+#define RECIP(d) (1 / (d))
+#include "instance.h"
 
 #define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
 
@@ -165,20 +155,6 @@ static inline AVX512 __m512 reciprocal_avx512(__m512 d)
     return _mm512_fmadd_ps(estimate, error, estimate);
 }
 
-#define REAL float
-#define INT int32_t
-#define DOUBLE 0
-#define VBYTES 64
-#define NV 4
-#define FT 4
-#define WT 6 /* with four gates each, and 32 registers */
-#define FN(x) x##_avx512_f32
-#define TARGET AVX512
-#define VMAX(a, b) _mm512_max_ps(a, b)
-#define VMIN(a, b) _mm512_min_ps(a, b)
-#define RECIP(d) reciprocal_avx512(d)
-#include "lstm_impl.h"
-
 #define REAL double
 #define INT int64_t
 #define DOUBLE 1
@@ -187,11 +163,27 @@ static inline AVX512 __m512 reciprocal_avx512(__m512 d)
 #define FT 4
 #define WT 6 /* with four gates each, and 32 registers */
 #define FN(x) x##_avx512_f64
+#define WIDE FN
 #define TARGET AVX512
 #define VMAX(a, b) _mm512_max_pd(a, b)
 #define VMIN(a, b) _mm512_min_pd(a, b)
 #define RECIP(d) (1 / (d))
-#include "lstm_impl.h"
+#include "instance.h"
+
+#define REAL float
+#define INT int32_t
+#define DOUBLE 0
+#define VBYTES 64
+#define NV 4
+#define FT 4
+#define WT 6 /* with four gates each, and 32 registers */
+#define FN(x) x##_avx512_f32
+#define WIDE(x) x##_avx512_f64
+#define TARGET AVX512
+#define VMAX(a, b) _mm512_max_ps(a, b)
+#define VMIN(a, b) _mm512_min_ps(a, b)
+#define RECIP(d) reciprocal_avx512(d)
+#include "instance.h"
 #endif
 
 /* The best instruction set: 0 baseline, 1 AVX2, 2 AVX-512. */
@@ -228,10 +220,11 @@ static void restore_subnormals(unsigned before)
 #endif
 }
 
-/* Both return 0, or 1 when out of memory. `isa` must not exceed the machine's.
+/* All return 0, or 1 when out of memory. `isa` must not exceed the machine's. Arrays of the head,
+ * the features and the signals are described where they are computed.
  *
- * Layouts, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden], which may be
- * replaced in place; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden]; outputs
+ * Layouts of the LSTM, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden],
+ * which may be replaced in place; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden]; outputs
  * [steps, rows, hidden] or NULL.
  *
  * With gradients `grads` [steps, rows] in the place of inputs, their features are the inputs: L2L's
@@ -288,6 +281,43 @@ static void restore_subnormals(unsigned before)
     EXPORT void haltwise_lstm_mean_##type(const shape *s, const real *hidden, real *means)         \
     {                                                                                              \
         mean_base_##type(s, hidden, means);                                                        \
+    }                                                                                              \
+    EXPORT int haltwise_features_##type(                                                           \
+        int isa, const feature_shape *s, const real *signals, const real *price,                   \
+        const real *previous, const real *last_loss, const real *lowest, real *features,           \
+        real *previous_out, real *last_loss_out, real *lowest_out)                                 \
+    {                                                                                              \
+        return DISPATCH(features, type, s, signals, price, previous, last_loss, lowest, features,  \
+                        previous_out, last_loss_out, lowest_out);                                  \
+    }                                                                                              \
+    EXPORT int haltwise_signals_##type(                                                            \
+        int isa, const signal_shape *s, const real *losses, const real *grads,                     \
+        const real *updates, const real *last_grad, const real *last_update, real *signals)        \
+    {                                                                                              \
+        return DISPATCH(signals, type, s, losses, grads, updates, last_grad, last_update,          \
+                        signals);                                                                  \
+    }                                                                                              \
+    EXPORT int haltwise_head_forward_##type(                                                       \
+        int isa, const head_shape *s, const real *features, const real *readouts,                  \
+        const real *hidden, const real *cell, const real *const *params, real *outputs,            \
+        real *hidden_out, real *cell_out)                                                          \
+    {                                                                                              \
+        unsigned before = flush_subnormals();                                                      \
+        int code = DISPATCH(head_forward, type, s, features, readouts, hidden, cell, params,       \
+                            outputs, hidden_out, cell_out);                                        \
+        restore_subnormals(before);                                                                \
+        return code;                                                                               \
+    }                                                                                              \
+    EXPORT int haltwise_head_backward_##type(                                                      \
+        int isa, const head_shape *s, const real *features, const real *readouts,                  \
+        const real *const *params, const real *grad_outputs, real *grad_readouts,                  \
+        double *grad_params)                                                                       \
+    {                                                                                              \
+        unsigned before = flush_subnormals();                                                      \
+        int code = DISPATCH(head_backward, type, s, features, readouts, params, grad_outputs,      \
+                            grad_readouts, grad_params);                                           \
+        restore_subnormals(before);                                                                \
+        return code;                                                                               \
     }
 
 DEFINE(f32, float)
