@@ -201,28 +201,111 @@ def _jax(name: str) -> Way:
 
 # --- One step ------------------------------------------------------------------------------------
 
+CALLS = 8  # steps of a round, one behind the other; few, for the trained horizon ends
 
-def step_rows(num_params: int = 1_000_000) -> Iterator[Row]:
-    """One step of many parameters: the learned optimizer, a naive one, Adam, and a copy."""
-    what = f"step of {num_params:,} parameters"
-    model = haltwise.load("mnist-mlp").to(DEVICE)
-    weight = nn.Parameter(0.1 * torch.randn(num_params, device=DEVICE))
-    weight.grad = weight.detach().clone()
-    yield attempt(what, "haltwise", lambda: LearnedOptimizer([weight], model).step)
+
+def _repeated(step: Way) -> Way:
+    def run() -> None:
+        for _ in range(CALLS):
+            step()
+
+    return run
+
+
+def _per_call(row: Row) -> Row:
+    return row._replace(milliseconds=row.milliseconds / CALLS)
+
+
+def _transformer() -> list[nn.Parameter]:
+    """18.9 million parameters in 72 tensors."""
+    layer = nn.TransformerEncoderLayer(512, 8, 2048)
+    return list(nn.TransformerEncoder(layer, 6, enable_nested_tensor=False).to(DEVICE).parameters())
+
+
+def _vector(num_params: int) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.randn(num_params, device=DEVICE))]
+
+
+def check_step() -> float:
+    """Largest relative error of three steps' updates and states, against float64 on the CPU."""
+    generator = torch.Generator().manual_seed(3)
+    grads = [0.1 * torch.randn(5000, generator=generator) for _ in range(3)]
+    states = []
+    for device, dtype in ((DEVICE, torch.float32), (torch.device("cpu"), torch.float64)):
+        param = nn.Parameter(torch.zeros(5000, device=device, dtype=dtype))
+        optimizer = LearnedOptimizer([param], "mnist-mlp")
+        for number, grad in enumerate(grads):
+            param.grad = grad.to(device, dtype)
+            optimizer.step(loss=1.0 - 0.1 * number)
+        states.append({"param": param.detach().cpu(), **optimizer.state[param]})
+    names = ("param", "rule.hidden", "rule.cell", "signals.update")
+    return max(relative_error(states[0][name].cpu(), states[1][name]) for name in names)
+
+
+def _falling(optimizer: LearnedOptimizer) -> Way:
+    """Steps whose loss falls: as long as it does, Adam does not take over."""
+    loss = torch.ones((), device=DEVICE)
+    return lambda: optimizer.step(loss=loss.mul_(0.98))
+
+
+def _peak(step: Way, num_params: int) -> str:
+    """Memory that a step takes above what is held, in bytes a parameter."""
+    step()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    above = torch.cuda.max_memory_allocated() - before
+    return f"{above / num_params:.2f} bytes a parameter above the state"
+
+
+def step_rows() -> Iterator[Row]:
+    """One step with its loss: the learned optimizer, and Adam and a copy of the state beside."""
+    yield Row("three steps", "beside float64", 0.0, f"relative error {check_step():.1e}")
+    for what, make in (
+        ("1 M parameters", lambda: _vector(1_000_000)),
+        ("18.9 M in 72 tensors", _transformer),
+        ("50 M parameters", lambda: _vector(50_000_000)),
+    ):
+        params = make()
+        num_params = sum(param.numel() for param in params)
+        for param in params:
+            param.grad = 0.1 * torch.randn_like(param)
+        for way, options in (
+            ("haltwise", {}),
+            ("haltwise, unguarded", {"guard": False}),
+            ("haltwise, bfloat16 state", {"state_dtype": torch.bfloat16}),
+        ):
+            step = _falling(LearnedOptimizer(params, "mnist-mlp", lr=1e-6, **options))
+            row = _per_call(attempt(what, way, lambda run=step: _repeated(run), 3))
+            yield row._replace(note=row.note or _peak(step, num_params))
+            del step
+        for way, adam in (("fused", {"fused": True}), ("foreach", {"foreach": True})):
+            own = torch.optim.Adam(params, lr=1e-9, **adam)
+            yield _per_call(attempt(what, f"Adam, {way}", lambda o=own: _repeated(o.step), 3))
+            del own
+        state = torch.zeros(num_params, 80, device=DEVICE)
+        other = torch.empty_like(state)
+        yield _per_call(
+            attempt(
+                what,
+                "copying its state once",
+                lambda o=other, s=state: _repeated(lambda: o.copy_(s)),
+                3,
+            )
+        )
+        del state, other, params, param
     naive = NaiveOptimizer(workloads.make("W3", num_hidden=1, device=DEVICE)).to(DEVICE)
     size = naive.cells[0].hidden_size
-    zeros = torch.zeros(num_params, size, device=DEVICE)
-    states = [(zeros, zeros) for _ in naive.cells]
+    zeros = torch.zeros(1_000_000, size, device=DEVICE)
+    grad = torch.randn(1, 1_000_000, device=DEVICE)
 
     def cells() -> None:
         with torch.no_grad():
-            naive.update(weight.grad.unsqueeze(0), states)
+            naive.update(grad, [(zeros, zeros) for _ in naive.cells])
 
-    yield attempt(what, "naive LSTM", lambda: cells)
-    yield attempt(what, "fused Adam", lambda: torch.optim.Adam([weight], lr=1e-9, fused=True).step)
-    state = torch.zeros(num_params, 2 * len(naive.cells) * size, device=DEVICE)
-    other = torch.empty_like(state)
-    yield attempt(what, "copying its state once", lambda: lambda: other.copy_(state))
+    yield _per_call(attempt("1 M parameters", "naive LSTM", lambda: _repeated(cells), 3))
 
 
 # --- Solving -------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from haltwise.interfaces.torch_optim.guard import FRESH, Guard
 
 __all__ = ["fused_device"]
 
+Seen = tuple[int, int, bool, bool, bool, dict[str, float]]
+"""Steps, steps skipped, whether to remember, to go back, what moved, what the guard remembers."""
 HORIZON, PRICE, NUM = 12, 0.05, 7
 STEPS = st.lists(
     st.tuples(
@@ -25,7 +27,7 @@ STEPS = st.lists(
 )
 
 
-def host(steps: list[tuple[float | None, float, float]]) -> list[tuple[object, ...]]:
+def host(steps: list[tuple[float | None, float, float]]) -> list[Seen]:
     """What the optimizer does with its guard at each step, and what that remembers."""
     state: dict[str, float] = {}
     step = skipped = 0
@@ -52,9 +54,7 @@ def host(steps: list[tuple[float | None, float, float]]) -> list[tuple[object, .
     return found
 
 
-def device(
-    steps: list[tuple[float | None, float, float]], place: torch.device
-) -> list[tuple[object, ...]]:
+def device(steps: list[tuple[float | None, float, float]], place: torch.device) -> list[Seen]:
     from haltwise.interfaces.torch_optim.fused import control
 
     def wide(*values: float) -> torch.Tensor:

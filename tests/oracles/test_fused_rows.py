@@ -65,7 +65,7 @@ def test_a_step_is_as_exact_as_float32_can_be(
     grad[0, :4] = torch.tensor([0.0, 1e-6, 1e6, -1e-30])
     hidden = 0.5 * randn(*state, seed=3, dtype=torch.float32).tanh()
     cell = randn(*state, seed=4, dtype=torch.float32)
-    found = narrow.step(*(value.to(fused_device) for value in (grad, hidden, cell)))
+    found = narrow.step(grad.to(fused_device), hidden.to(fused_device), cell.to(fused_device))
     # The float32 weights are what both have.
     wide = Coordinatewise(
         [value.cpu().double() for value in narrow.weights],

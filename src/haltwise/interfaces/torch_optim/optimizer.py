@@ -517,10 +517,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if not served:
             self._leave_fused()
             return False
-        if loss is None and not self._is_ahead() and all(p.record["step"] == 0 for p in problems):
-            capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-            if not capturing and all(map(_is_dummy, problems)):
-                return True
+        is_cuda = problems[0].params[0].is_cuda
+        require(
+            not (is_cuda and torch.cuda.is_current_stream_capturing()),
+            "a step is captured in a CUDA graph, but the last one was not of the same tensors and "
+            "settings; take a step as it will be captured first",
+        )
+        fresh = not self._is_ahead() and all(each.record["step"] == 0 for each in problems)
+        if loss is None and fresh and all(map(_is_dummy, problems)):
+            return True
         from haltwise.interfaces.torch_optim.fused.steps import FusedSteps
 
         if self._fused is None:

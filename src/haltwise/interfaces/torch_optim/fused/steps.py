@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import require
 from haltwise._kernels import fused
 from haltwise._kernels.fused.packing import is_resident
 from haltwise.interfaces.torch_optim.fused import control
@@ -147,6 +148,11 @@ class FusedSteps:
                     float(lr),
                 )
             )
+        require(
+            not capturing or self._key(has_loss=loss is not None) in self._graphs,
+            "a step with a loss is captured in a CUDA graph, but none with a loss was taken before, "
+            "or the other way round; take a step as it will be captured first",
+        )
         kept = plan.place(settings, capturing=capturing)
         for number, rate in rates:
             plan.settings[number, control.LR.value].copy_(rate.detach().reshape(()))
@@ -164,10 +170,13 @@ class FusedSteps:
         if is_cuda and self._guarded and not capturing:
             self._send_mirror(plan)
 
+    def _key(self, *, has_loss: bool) -> object:
+        """On which it depends what is launched."""
+        return has_loss, *(each.group["weight_decay"] != 0 for each in self._groups)
+
     def _replay(self, plan: Plan, *, has_loss: bool) -> None:
         """Launch all kernels at once, as a CUDA graph; the first time they are compiled instead."""
-        decays = tuple(each.group["weight_decay"] != 0 for each in self._groups)
-        key = has_loss, decays
+        key = self._key(has_loss=has_loss)
         graph = self._graphs.get(key)
         if graph is not None:
             graph.replay()
