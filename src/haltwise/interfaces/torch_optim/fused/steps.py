@@ -150,8 +150,8 @@ class FusedSteps:
             )
         require(
             not capturing or self._key(has_loss=loss is not None) in self._graphs,
-            "a step with a loss is captured in a CUDA graph, but none with a loss was taken before, "
-            "or the other way round; take a step as it will be captured first",
+            "a step is captured in a CUDA graph, but none with a loss, or none without, was taken "
+            "before; take a step as it will be captured first",
         )
         kept = plan.place(settings, capturing=capturing)
         for number, rate in rates:
