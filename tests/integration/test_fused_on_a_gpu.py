@@ -46,7 +46,9 @@ def test_a_step_does_not_wait_for_the_device() -> None:
     train(3, loss_of, optimizer)
     loss = loss_of()
     loss.backward()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():  # that this mode is new
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         optimizer.step(loss=loss)
     finally:

@@ -58,18 +58,18 @@ def _preprocess(grad):
 
 
 @triton.jit
-def _tiles(params, begin, width, row, column, known, H: tl.constexpr):
+def _tiles(block, begin, width, row, column, known, H: tl.constexpr):
     """A tile of a weight's four gates each, its rows and columns in any order."""
     tiles = ()
     for gate in tl.static_range(4):
-        at = params + begin + (gate * H + row) * width + column
+        at = block + begin + (gate * H + row) * width + column
         tiles = tiles + (tl.load(at, mask=known, other=0.0),)
     return tiles
 
 
 @triton.jit
 def _layer_tiles(
-    params, layer: tl.constexpr, BELOW: tl.constexpr, FORWARD: tl.constexpr,
+    block, layer: tl.constexpr, BELOW: tl.constexpr, FORWARD: tl.constexpr,
     INPUTS: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """A layer's tiles of its own state or of the layer below, [fan_in, H], or [H, fan_in]."""
@@ -79,54 +79,54 @@ def _layer_tiles(
     first: tl.constexpr = 0 if BELOW else width - H
     begin: tl.constexpr = _begin(layer, INPUTS, H)
     if FORWARD:
-        return _tiles(params, begin, width, across, first + down, known, H)
+        return _tiles(block, begin, width, across, first + down, known, H)
     else:
-        return _tiles(params, begin, width, down, first + across, known, H)
+        return _tiles(block, begin, width, down, first + across, known, H)
 
 
 @triton.jit
 def _kept_tiles(
-    params, KEEP: tl.constexpr, FORWARD: tl.constexpr,
+    block, KEEP: tl.constexpr, FORWARD: tl.constexpr,
     INPUTS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """The tiles of all layers, unless they are to be loaded where they are used."""
     own, below = (), ()
     if KEEP:
         for layer in tl.static_range(LAYERS):
-            own = own + (_layer_tiles(params, layer, False, FORWARD, INPUTS, H, UNITS),)
+            own = own + (_layer_tiles(block, layer, False, FORWARD, INPUTS, H, UNITS),)
             if layer > 0:
-                below = below + (_layer_tiles(params, layer, True, FORWARD, INPUTS, H, UNITS),)
+                below = below + (_layer_tiles(block, layer, True, FORWARD, INPUTS, H, UNITS),)
     return own, below
 
 
 @triton.jit
 def _tiles_of(
-    kept, params, layer: tl.constexpr, BELOW: tl.constexpr, KEEP: tl.constexpr,
+    kept, block, layer: tl.constexpr, BELOW: tl.constexpr, KEEP: tl.constexpr,
     FORWARD: tl.constexpr, INPUTS: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     if KEEP:
         return kept[layer - 1] if BELOW else kept[layer]
     else:
-        return _layer_tiles(params, layer, BELOW, FORWARD, INPUTS, H, UNITS)
+        return _layer_tiles(block, layer, BELOW, FORWARD, INPUTS, H, UNITS)
 
 
 @triton.jit
-def _biases(params, begin, H: tl.constexpr, UNITS: tl.constexpr):
+def _biases(block, begin, H: tl.constexpr, UNITS: tl.constexpr):
     u = tl.arange(0, UNITS)
     values = ()
     for gate in tl.static_range(4):
-        values = values + (tl.load(params + begin + gate * H + u, mask=u < H, other=0.0),)
+        values = values + (tl.load(block + begin + gate * H + u, mask=u < H, other=0.0),)
     return values
 
 
 @triton.jit
-def _input_columns(params, INPUTS: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr):
+def _input_columns(block, INPUTS: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr):
     """The first layer's weights of INPUTS inputs, [H] for each gate and input."""
     u = tl.arange(0, UNITS)
     columns = ()
     for gate in tl.static_range(4):
         for i in tl.static_range(INPUTS):
-            at = params + (gate * H + u) * (INPUTS + H) + i
+            at = block + (gate * H + u) * (INPUTS + H) + i
             columns = columns + (tl.load(at, mask=u < H, other=0.0),)
     return columns
 
@@ -178,7 +178,7 @@ def _store_state(
 
 @triton.jit(do_not_specialize=["num_row_steps"])
 def input_kernel(
-    inputs, params, sums, num_row_steps,
+    inputs, block, sums, num_row_steps,
     INPUTS: tl.constexpr, H: tl.constexpr, UNITS: tl.constexpr, PADDED: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
@@ -189,16 +189,16 @@ def input_kernel(
     values = tl.load(
         inputs + row[:, None] * INPUTS + i, mask=is_row & (i < INPUTS)[None, :], other=0.0
     )
-    of = params + (gate * H + u)[None, :] * (INPUTS + H) + i[:, None]
+    of = block + (gate * H + u)[None, :] * (INPUTS + H) + i[:, None]
     weight = tl.load(of, mask=(u < H)[None, :] & (i < INPUTS)[:, None], other=0.0)
-    bias = tl.load(params + 4 * H * (INPUTS + H) + gate * H + u, mask=u < H, other=0.0)
+    bias = tl.load(block + 4 * H * (INPUTS + H) + gate * H + u, mask=u < H, other=0.0)
     found = tl.dot(values, weight, input_precision=_EXACT) + bias[None, :]
     tl.store(sums + (row[:, None] * 4 + gate) * H + u, found, mask=is_row & (u < H)[None, :])
 
 
 @triton.jit(do_not_specialize=["num_steps", "num_rows"])
 def forward_kernel(
-    sums, hidden, cell, params, outputs, hidden_out, cell_out, num_steps, num_rows,
+    sums, hidden, cell, block, outputs, hidden_out, cell_out, num_steps, num_rows,
     INPUTS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr, UNITS: tl.constexpr,
     ROWS: tl.constexpr,
     KEEP: tl.constexpr,
@@ -212,10 +212,10 @@ def forward_kernel(
         _load_state(hidden, row, known, H, LAYERS, UNITS),
         _load_state(cell, row, known, H, LAYERS, UNITS),
     )
-    own, below = _kept_tiles(params, KEEP, True, INPUTS, H, LAYERS, UNITS)
+    own, below = _kept_tiles(block, KEEP, True, INPUTS, H, LAYERS, UNITS)
     biases = ()
     for layer in tl.static_range(1, LAYERS):
-        biases = biases + (_biases(params, _begin(layer + 1, INPUTS, H) - 4 * H, H, UNITS),)
+        biases = biases + (_biases(block, _begin(layer + 1, INPUTS, H) - 4 * H, H, UNITS),)
     at = row[:, None]
     for _ in range(num_steps):
         z = ()
@@ -224,9 +224,9 @@ def forward_kernel(
         new_h, new_c = (), ()
         for layer in tl.static_range(LAYERS):
             if layer > 0:
-                tiles = _tiles_of(below, params, layer, True, KEEP, True, INPUTS, H, UNITS)
+                tiles = _tiles_of(below, block, layer, True, KEEP, True, INPUTS, H, UNITS)
                 z = _products(_spread(biases[layer - 1], ROWS, UNITS), new_h[layer - 1], tiles)
-            tiles = _tiles_of(own, params, layer, False, KEEP, True, INPUTS, H, UNITS)
+            tiles = _tiles_of(own, block, layer, False, KEEP, True, INPUTS, H, UNITS)
             _, after, output = _cell(_products(z, h[layer], tiles), c[layer])
             new_h, new_c = new_h + (output,), new_c + (after,)
         h, c = new_h, new_c
@@ -320,7 +320,7 @@ def _collect(d_sums, tiles, ROWS: tl.constexpr, UNITS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_steps", "num_rows", "first_row", "group", "num_problems"])
 def backward_kernel(
-    given, pooled, hidden, cell, params,
+    given, pooled, hidden, cell, block,
     d_outputs, d_updates, d_means, d_hidden, d_cell,
     features, gates, cells, hiddens,
     d_first_hidden, d_first_cell, d_readouts,
@@ -339,15 +339,15 @@ def backward_kernel(
         _load_state(hidden, row, known, H, LAYERS, UNITS),
         _load_state(cell, row, known, H, LAYERS, UNITS),
     )
-    own, below = _kept_tiles(params, KEEP, True, INPUTS, H, LAYERS, UNITS)
+    own, below = _kept_tiles(block, KEEP, True, INPUTS, H, LAYERS, UNITS)
     biases = ()
     for layer in tl.static_range(LAYERS):
-        biases = biases + (_biases(params, _begin(layer + 1, INPUTS, H) - 4 * H, H, UNITS),)
+        biases = biases + (_biases(block, _begin(layer + 1, INPUTS, H) - 4 * H, H, UNITS),)
         plane = num_rows * (layer * (num_steps + 1))
         tl.store(hiddens + (plane + at) * H + u, h[layer], mask=known)
         tl.store(cells + (plane + at) * H + u, c[layer], mask=known)
     if OUTPUTS > 0:
-        columns = _input_columns(params, INPUTS, H, UNITS)
+        columns = _input_columns(block, INPUTS, H, UNITS)
     for t in range(num_steps):
         if OUTPUTS > 0:
             grad = tl.load(given + t * num_rows + row, mask=is_row, other=0.0)
@@ -366,9 +366,9 @@ def backward_kernel(
         new_h, new_c = (), ()
         for layer in tl.static_range(LAYERS):
             if layer > 0:
-                tiles = _tiles_of(below, params, layer, True, KEEP, True, INPUTS, H, UNITS)
+                tiles = _tiles_of(below, block, layer, True, KEEP, True, INPUTS, H, UNITS)
                 z = _products(_spread(biases[layer], ROWS, UNITS), new_h[layer - 1], tiles)
-            tiles = _tiles_of(own, params, layer, False, KEEP, True, INPUTS, H, UNITS)
+            tiles = _tiles_of(own, block, layer, False, KEEP, True, INPUTS, H, UNITS)
             opened, after, output = _cell(_products(z, h[layer], tiles), c[layer])
             new_h, new_c = new_h + (output,), new_c + (after,)
             plane = num_rows * (layer * num_steps + t)
@@ -379,7 +379,7 @@ def backward_kernel(
             tl.store(cells + (plane + at) * H + u, after, mask=known)
         h, c = new_h, new_c
     tl.debug_barrier()  # other threads read what these have written
-    own, below = _kept_tiles(params, KEEP, False, INPUTS, H, LAYERS, UNITS)
+    own, below = _kept_tiles(block, KEEP, False, INPUTS, H, LAYERS, UNITS)
     dh, dc = _no_state(LAYERS, ROWS, UNITS), _no_state(LAYERS, ROWS, UNITS)
     if d_hidden is not None:
         dh = _load_state(d_hidden, row, known, H, LAYERS, UNITS)
@@ -389,9 +389,9 @@ def backward_kernel(
     readers, levels, weight_sums, bias_sums = (), (), (), ()
     for o in tl.static_range(OUTPUTS):
         vector = tl.arange(0, UNITS)
-        reader = tl.load(params + begin + o * H + vector, mask=vector < H, other=0.0)
+        reader = tl.load(block + begin + o * H + vector, mask=vector < H, other=0.0)
         readers = readers + (reader,)
-        levels = levels + (tl.load(params + begin + OUTPUTS * H + o),)
+        levels = levels + (tl.load(block + begin + OUTPUTS * H + o),)
         weight_sums = weight_sums + (tl.zeros((ROWS, UNITS), tl.float32),)
         bias_sums = bias_sums + (tl.zeros((ROWS,), tl.float32),)
     for t in range(num_steps - 1, -1, -1):
@@ -430,11 +430,11 @@ def backward_kernel(
             d_z, d_before = _cell_backward(down, dc[layer], opened, before, c[layer])
             for gate in tl.static_range(4):
                 tl.store(gates + ((plane + at) * 4 + gate) * H + u, d_z[gate], mask=known)
-            tiles = _tiles_of(own, params, layer, False, KEEP, False, INPUTS, H, UNITS)
+            tiles = _tiles_of(own, block, layer, False, KEEP, False, INPUTS, H, UNITS)
             new_dh = (_collect(d_z, tiles, ROWS, UNITS),) + new_dh
             new_dc, new_c = (d_before,) + new_dc, (before,) + new_c
             if layer > 0:
-                tiles = _tiles_of(below, params, layer, True, KEEP, False, INPUTS, H, UNITS)
+                tiles = _tiles_of(below, block, layer, True, KEEP, False, INPUTS, H, UNITS)
                 down = dh[layer - 1] + _collect(d_z, tiles, ROWS, UNITS)
         dh, dc, c = new_dh, new_dc, new_c
     if d_first_hidden is not None:

@@ -25,9 +25,9 @@ __all__ = ["DTYPES", "NUM_LOG_ROWS", "Member", "Part", "Plan", "PlannedGroup"]
 NUM_LOG_ROWS = 1024
 """Steps that may wait to be judged."""
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_PROGRAMS = 3  # at once on a multiprocessor, that advance states
+_PROGRAMS = 3  # on a multiprocessor, that advance the last layer
 _GIVEN = 6  # settings that the host gives
-_APPLIERS = 8  # likewise, that move parameters
+_MANY = 8  # likewise, that advance others or move parameters
 _STATES = (
     "rule.hidden",
     "rule.cell",
@@ -130,7 +130,7 @@ class Plan:
                 group.num_programs, 2 + group.num_units, dtype=torch.float64, device=device
             )
         self.owner = torch.cat(owners).to(device)
-        self.num_appliers = _APPLIERS * num_processors(device)
+        self.num_many = _MANY * num_processors(device)
         self.anchor: Tensor = self.members[0].state["rule.hidden"].new_empty(16)
         self.num_programs = program
         table = torch.zeros(len(self.members), COLUMNS.value, dtype=torch.int64)

@@ -23,6 +23,7 @@ from haltwise.update_rules.lstm import LSTMRule
 __all__ = ["FusedGroup", "FusedSteps", "LoggedStep", "Reading"]
 
 _BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
+_REGISTERS = 144  # of a thread in the last layer, so that three programs share a multiprocessor
 _WHY = ("", "rises", "waits", "ended", "fails")
 """Kinds of reasons, at the numbers by which a control record names them."""
 
@@ -224,8 +225,11 @@ class FusedSteps:
             for part in planned.parts:
                 first = part.first_program - planned.first_program
                 resident = is_resident(planned.tiles, 1)
-                for layer in range(each.rule.num_layers if part.num_moved else 0):
-                    advance_tensors[(part.num_programs,)](
+                num_layers, small = each.rule.num_layers, planned.tiles.first == 16
+                for layer in range(num_layers if part.num_moved else 0):
+                    is_last = layer == num_layers - 1
+                    many = min(part.num_moved, plan.num_many)
+                    advance_tensors[(part.num_programs if is_last else many,)](
                         *(plan.table, plan.owner, part.first_chunk, part.num_moved),
                         *(plan.settings[number], plan.control[number]),
                         *(planned.partials[first:], plan.update_squares[part.first_program :]),
@@ -238,7 +242,7 @@ class FusedSteps:
                         JUDGED=has_loss and each.is_judged,
                         FIRST=layer,
                         LAST=layer + 1,
-                        LAYERS=each.rule.num_layers,
+                        LAYERS=num_layers,
                         H=each.rule.hidden_size,
                         UA=planned.tiles.first,
                         UB=planned.tiles.second,
@@ -248,6 +252,7 @@ class FusedSteps:
                         BLOCK=_BLOCK,
                         num_warps=_WARPS,
                         num_stages=1,
+                        maxnreg=_REGISTERS if is_last and small else None,
                     )
         for number, each, planned in pairs:
             control.end_step[(1,)](
@@ -262,7 +267,7 @@ class FusedSteps:
             )
         for number, _, planned in pairs:
             for part in planned.parts:
-                programs = min(part.num_chunks, plan.num_appliers)
+                programs = min(part.num_chunks, plan.num_many)
                 apply_tensors[(programs,)](
                     *(plan.table, plan.owner, part.first_chunk, part.num_chunks),
                     *(plan.settings[number], plan.control[number], plan.adam_roots),
