@@ -119,7 +119,9 @@ class Chunk:
                 break
             check = self._unit_check(left, is_first=attempt == 0)
             self._follow(
-                left, min(horizon, max_steps - spent), GuardWatch(self.ledger, left, patience, check)
+                left,
+                min(horizon, max_steps - spent),
+                GuardWatch(self.ledger, left, patience, check),
             )
             if check is None:
                 left = left[:0]
