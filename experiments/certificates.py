@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import binom, norm
 from torch import Tensor
 
 from haltwise._core.random import stream
@@ -82,8 +83,9 @@ def spread(rules: list[StopRule]) -> list[StopRule]:
 def table_of(rules: list[StopRule], whole: Trajectory, risk: Risk, unit: CostUnit) -> RiskTable:
     """Thresholds are found on the first 512 problems, the others are the pool."""
     tuning, pool = whole.select(torch.arange(512)), whole.select(torch.arange(512, len(whole.loss)))
-    ordered = spread(from_the_safest(rules, tuning, risk, unit))
     returns = ReturnedIterate.CURRENT if unit is CostUnit.UPDATES else ReturnedIterate.NEXT
+    found = from_the_safest(rules, tuning, risk, unit=unit, returns=returns, bound=1.0)
+    ordered = spread(found)
     return tabulate(ordered, pool, risk, unit=unit, returns=returns, bound=1.0, clip=True)
 
 
@@ -276,19 +278,25 @@ def drawn(table: RiskTable, index: Tensor, *, grouped: bool = False) -> RiskTabl
 
 def problems(pools: list[Pool], repeats: int) -> None:
     """Problems are exchangeable: 1,000 draws of calibration problems from the pool."""
-    headings = ("refused", "violated", "without", "kept")
+    headings = ("refused", "violated", "without", "kept", "at most")
     print(f"{'family, risk':<38}{'n':>6}{'level':>7}", *(f"{name:>9}" for name in headings))
     for name, table in pools:
         losses = table.relative_losses()
         truth, savings = losses.mean(0), table.savings.mean(0)
         about = table.subjects.nonzero().squeeze(1)
+        others = (~table.subjects).nonzero().squeeze(1)
+        spread_of_each = losses.std(0)
         for num in (50, 1000):
             generator = stream(0, name, num)
             counts = {level: Counts() for level in LEVELS}
             for _ in range(repeats):
                 index = about[torch.randint(len(about), (num,), generator=generator)]
+                if len(others):  # they have no risk, but savings
+                    more = torch.randint(len(others), (num * len(others) // len(about),),
+                                         generator=generator)  # fmt: skip
+                    index = torch.cat((index, others[more]))
                 sample = drawn(table, index)
-                means, saved = sample.losses.mean(0), sample.savings.mean(0)
+                means, saved = sample.relative_losses().mean(0), sample.savings.mean(0)
                 for level, count in counts.items():
                     within = (means <= level).nonzero().squeeze(1)
                     bold = within[saved[within].argmax()] if len(within) else None
@@ -303,9 +311,42 @@ def problems(pools: list[Pool], repeats: int) -> None:
                         count.uncertified += savings[bold].item()
             for level, count in counts.items():
                 kept = count.certified / count.uncertified if count.uncertified else float("nan")
+                mean = count.uncertified / max(repeats - count.refused, 1)
+                power = powers(truth, spread_of_each, num, level, table.is_indicator)
+                most = kept_at_best(power, savings) / mean if mean else float("nan")
                 shares = (n / repeats for n in (count.refused, count.violated, count.naive))
-                print(f"{name:<38}{num:>6}{level:>7}", *(f"{s:>9.3f}" for s in (*shares, kept)),
-                      flush=True)  # fmt: skip
+                print(f"{name:<38}{num:>6}{level:>7}",
+                      *(f"{s:>9.3f}" for s in (*shares, kept, most)), flush=True)  # fmt: skip
+
+
+def powers(
+    truth: Tensor, spread: Tensor, num: int, level: float, is_indicator: bool
+) -> npt.NDArray[np.float64]:
+    """A bound on the probability with which any valid test certifies each threshold by itself.
+
+    Of losses of 0 or 1 it is that of the binomial test, which lets k failures pass, the most that
+    are no likelier than 1 - confidence at the level. Of others it is that of the test of a normal
+    mean with a known spread, which is the best for many problems; nor is it above
+    (1 - confidence) / (1 - e)^n: were one problem in 1 / e a loss of 1, the mean would be at the
+    level, and n problems would look the same with a probability of (1 - e)^n.
+    """
+    if not is_indicator:
+        distance = (level - truth) * num**0.5 / spread.clamp_min(1e-12)
+        unseen = ((level - truth) / (1 - truth)).clamp(0, 1 - 1e-12).numpy()
+        hidden = (1 - CONFIDENCE) * np.exp(-num * np.log1p(-unseen))
+        return np.minimum(norm.cdf(distance.numpy() - norm.ppf(CONFIDENCE)), hidden)
+    passes = [k for k in range(num) if binom.cdf(k, num, level) <= 1 - CONFIDENCE]
+    if not passes:
+        return np.zeros(len(truth))
+    return binom.cdf(passes[-1], num, truth.numpy())
+
+
+def kept_at_best(power: npt.NDArray[np.float64], savings: Tensor) -> float:
+    """Mean savings if each threshold were certified with that power, the bolder ones with it."""
+    order = savings.argsort()
+    ordered = savings[order].clamp_min(0).numpy()
+    passed = np.maximum.accumulate(power[order][::-1])[::-1]
+    return float((np.diff(ordered, prepend=0.0) * passed).sum())
 
 
 @dataclass

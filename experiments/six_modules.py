@@ -187,8 +187,14 @@ def tuned_rate(name: str, steps: list[int], data: tuple[Tensor, Tensor]) -> dict
 @click.option("--steps", multiple=True, type=int, default=(100, 300, 1000), show_default=True)
 @click.option("--module", "modules", multiple=True, default=tuple(MODULES))
 @click.option("--only", is_flag=True, help="Without opponents.")
+@click.option("--bfloat16", is_flag=True, help="Beside it with its state in bfloat16.")
 def main(
-    weights: str, seeds: int, steps: tuple[int, ...], modules: tuple[str, ...], only: bool
+    weights: str,
+    seeds: int,
+    steps: tuple[int, ...],
+    modules: tuple[str, ...],
+    only: bool,
+    bfloat16: bool,
 ) -> None:
     """Print medians over seeds, and count runs that end above their start or their best."""
     data, wanted = digits(), sorted(steps)
@@ -197,6 +203,8 @@ def main(
     above_start = above_best = runs = 0
     for name in modules:
         ways = {"Haltwise": partial(LearnedOptimizer, weights=weights)}
+        if bfloat16:
+            ways["bfloat16 state"] = partial(ways["Haltwise"], state_dtype=torch.bfloat16)
         if not only:
             ways |= opponents()
         for way, make in ways.items():

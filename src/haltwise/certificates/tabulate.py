@@ -91,18 +91,42 @@ def tabulate(
 
 
 def from_the_safest(
-    candidates: Sequence[StopRule], trajectory: Trajectory, risk: Risk, unit: CostUnit
+    candidates: Sequence[StopRule],
+    trajectory: Trajectory,
+    risk: Risk,
+    *,
+    unit: CostUnit,
+    returns: ReturnedIterate,
+    bound: float = math.inf,
 ) -> list[StopRule]:
     """The candidates by their mean cost on problems set aside: the most costly first.
 
-    Where the cost itself is at risk, the least costly. Of equals the first remains.
+    Where the cost itself is at risk, the least costly. Of equals the first remains. One test after
+    the other ends at the first that fails, so what stands in the way is left out: a candidate
+    whose risk there is above that of a bolder one (Laufer-Goldshtein et al. 2023, "Pareto
+    testing"). The first is kept, for the risks of few problems are known roughly.
+
+    Args:
+        candidates: Stop rules.
+        trajectory: Problems that no certificate will be about.
+        risk: What is lost at a stop.
+        unit: What is charged.
+        returns: What a stop returns.
+        bound: Beyond which the loss of a problem does not count.
     """
     sign = 1 if risk.rises_with_cost else -1
-    mean_costs: dict[float, StopRule] = {}
+    by_cost: dict[float, StopRule] = {}
     for rule, decided in decide_all(candidates, trajectory):
         mean = steps_charged(decided, unit, trajectory.num_steps).double().mean().item()
-        mean_costs.setdefault(sign * mean, rule)
-    return [mean_costs[mean] for mean in sorted(mean_costs)]
+        by_cost.setdefault(sign * mean, rule)
+    ordered = [by_cost[mean] for mean in sorted(by_cost)]
+    stops = _stops(ordered, trajectory, unit, returns)
+    losses = risk.losses(stops).double().nan_to_num(math.inf).clamp_max(bound)
+    means = losses[risk.subjects(stops)].mean(0)
+    least = means.flip(0).cummin(0).values.flip(0)  # NaN of no subjects leaves all
+    keeps = ~(means > least)
+    keeps[0] = True
+    return [rule for rule, kept in zip(ordered, keeps.tolist(), strict=True) if kept]
 
 
 def set_aside(num_problems: int, groups: Sequence[Any] | Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Certify the stops of a model or a stop rule on recorded trajectories."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -120,7 +121,10 @@ def certify(
     unit = CostUnit.UPDATES if unit is None else unit
     returns = RETURNABLE[unit][0] if returns is None else returns
     kind = risk if isinstance(risk, Risk) else FunctionOfStop(risk)
-    candidates, used, num_set_aside = _candidates(rule, recorded, kind, unit, group)
+    largest = kind.natural_bound(recorded.num_steps) if bound is None else bound
+    candidates, used, num_set_aside = _candidates(
+        rule, recorded, kind, group, unit=unit, returns=returns, bound=largest
+    )
     if used is not None:
         recorded = recorded.select(used)
         group = None if group is None else [group[i] for i in used.tolist()]
@@ -167,8 +171,11 @@ def _candidates(
     rule: Any,
     recorded: Trajectory,
     risk: Risk,
-    unit: CostUnit,
     group: Sequence[Any] | Tensor | None,
+    *,
+    unit: CostUnit,
+    returns: ReturnedIterate,
+    bound: float | None,
 ) -> tuple[Sequence[StopRule], Tensor | None, int]:
     """Candidates from the safest on, the problems that are left (all if None), those set aside."""
     if isinstance(rule, Sequence):
@@ -193,4 +200,12 @@ def _candidates(
     require(len(found) > 0, "the halting method leaves no threshold open to certify")
     left = (~aside).nonzero().squeeze(1)
     require(len(left) > 0, "every problem was set aside to find thresholds; record more")
-    return from_the_safest(found, tuning, risk, unit), left, int(aside.sum())
+    ordered = from_the_safest(
+        found,
+        tuning,
+        risk,
+        unit=unit,
+        returns=returns,
+        bound=math.inf if bound is None else bound,
+    )
+    return ordered, left, int(aside.sum())
