@@ -109,6 +109,8 @@ class OptimizationProcess(Process):
         units = None if self.units is None else self.units.select(index)
         chosen = copy.copy(self)
         chosen.batch, chosen.units = self.batch.select(index), units
+        if self._first is not None:
+            chosen._first = Observation(*(value[index] for value in self._first))
         return chosen
 
     def tensors(self) -> dict[str, Tensor]:
