@@ -44,6 +44,7 @@ class OptimizationProcess(Process):
         first: Observation | None = None,
     ) -> None:
         self.rule, self.batch, self.units, self._first = prepare(rule), batch, units, first
+        self._given = rule
 
     @property
     def num_items(self) -> int:
@@ -112,6 +113,10 @@ class OptimizationProcess(Process):
         if self._first is not None:
             chosen._first = Observation(*(value[index] for value in self._first))
         return chosen
+
+    def is_moved_by(self, rule: UpdateRule) -> bool:
+        """Whether this is the rule that was given."""
+        return self._given is rule
 
     def tensors(self) -> dict[str, Tensor]:
         """All that steps read beside the state and the rule."""
