@@ -205,7 +205,7 @@ class _Recording:
             try:
                 with Unsynchronized():  # type: ignore[no-untyped-call]
                     self._advance()  # so that libraries choose and compile their kernels
-            except (SynchronizationError, torch.OutOfMemoryError):
+            except (SynchronizationError, torch.cuda.OutOfMemoryError):
                 return False
             graph = torch.cuda.CUDAGraph()
             # What other threads do does not spoil the capture.
