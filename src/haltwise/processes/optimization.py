@@ -1,7 +1,7 @@
 """An update rule on a batch of tasks, as a process."""
 
 import copy
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -79,7 +79,14 @@ class OptimizationProcess(Process):
         if self.units is not None:
             update = update * self.units.params
         observation = StepObservation(
-            step, loss, norm, signals, readout, loss_scale=scale, params=params, grad=observed
+            cast("int", step),
+            loss,
+            norm,
+            signals,
+            readout,
+            loss_scale=scale,
+            params=params,
+            grad=observed,
         )
         return ProcessStep(
             observation,
