@@ -22,6 +22,7 @@ import haltwise
 from haltwise import FunctionBatch, Outcome, Solution
 from haltwise.halting import HaltingSession
 from haltwise.interfaces import kept
+from haltwise.interfaces import run as running
 from haltwise.interfaces import solve as solving
 from haltwise.models import OptimizerModel
 from haltwise.models.files import placed
@@ -90,6 +91,7 @@ def agree(found: Any, expected: Any, names: tuple[str, ...]) -> None:
 
 # ------------------------------------------------------------------------------ runs
 
+RUN = ("num_updates", "num_gradients", "outcome", "reason", "result", "loss")
 RULES: dict[str, StopRule] = {
     "hazard": HazardThreshold(-2.0, BEFORE),
     "norm": GradientNorm(0.5),
@@ -116,8 +118,7 @@ def compare_runs(model: OptimizerModel, batch: TaskBatch, policy: StopPolicy, st
     expected = run(model, batch, policy, None)
     for _ in range(2):  # the second time it is there
         found = run(model, batch, policy, graphs)
-        names = ("num_updates", "num_gradients", "outcome", "reason", "result", "loss")
-        agree(found, expected, names)
+        agree(found, expected, RUN)
     assert graphs._recordings
 
 
@@ -176,7 +177,7 @@ def test_places_may_stay_empty_for_a_while(monkeypatch: pytest.MonkeyPatch) -> N
     expected = run(model, problems(), policy, None)
     monkeypatch.setattr(early_exit._Run, "leaves_gaps", True)
     found = run(model, problems(), policy, None)
-    agree(found, expected, ("num_updates", "num_gradients", "outcome", "reason", "result", "loss"))
+    agree(found, expected, RUN)
 
 
 # ------------------------------------------------------------------------------ solve
@@ -226,6 +227,23 @@ def test_solutions_are_the_same(
     monkeypatch.undo()
     expected = haltwise.solve(make(), guard=guard, **settings)
     agree(found, expected, FIELDS)
+
+
+@pytest.mark.parametrize("stop", [None, StopPolicy(Patience(2), ReturnedIterate.CURRENT)])
+def test_processes_run_the_same(stop: StopPolicy | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graphs = haltwise.load("regression-10d").double(), StepGraphs(3, SIZES)
+
+    def run_it(rule: Any) -> Any:
+        process = OptimizationProcess(rule, problems())
+        return haltwise.run(process, model, stop, max_steps=20)
+
+    expected = run_it(model.rule)
+    monkeypatch.setattr(running, "model_for", lambda model, like: (model, graphs))
+    other = haltwise.load("regression-10d").double()
+    agree(run_it(other.rule), expected, RUN)  # of another rule there are no graphs
+    assert not graphs._recordings
+    agree(run_it(model.rule), expected, RUN)
+    assert graphs._recordings
 
 
 @pytest.mark.filterwarnings("ignore::haltwise.FitWarning")

@@ -118,15 +118,12 @@ class Chunk:
             if spent >= max_steps:
                 break
             check = self._unit_check(left, is_first=attempt == 0)
-            self._follow(
-                left,
-                min(horizon, max_steps - spent),
-                GuardWatch(self.ledger, left, patience, check),
-            )
+            watch = GuardWatch(self.ledger, left, patience, check)
+            self._follow(left, min(horizon, max_steps - spent), watch)
             if check is None:
                 left = left[:0]
                 break
-            self._note_units(left, check)
+            self._note_units(left, check, watch.last)
             left = left[check.wrong]
             if len(left) == 0:
                 break
@@ -177,11 +174,11 @@ class Chunk:
         at = self.ledger.count[items] - run.num_gradients + run.num_updates
         self.at[items] = torch.where(run.num_updates == 0, 0, at)
 
-    def _note_units(self, items: Tensor, check: UnitCheck) -> None:
+    def _note_units(self, items: Tensor, check: UnitCheck, last_signals: Tensor) -> None:
         self.scale[items], self.loss_scale[items] = check.scale, check.loss_scale
         first, last = (
             dict(zip(SIGNALS, signals.unbind(-1), strict=True))
-            for signals in (check.first, check.last)
+            for signals in (check.first, last_signals)
         )
         # 1 / kappa along the last step, or else the length of the first, in gradients.
         knows = (last["step"] > 0) & ~is_flat(last["log_curvature"])
@@ -192,11 +189,11 @@ class Chunk:
         assert scales is not None
         scale = check.loss_scale.exp()
         lowest = self.ledger.loss[items] * scale
-        course = Course(check.first, check.second, check.last, lowest)
+        course = Course(check.first, check.second, last_signals, lowest)
         price = self._model.halting.trained_price(self._price[items] * scale)
         features = course.features(price, self._batch.dim)
         # Where it stops at the first step there is no course, but units may have been corrected.
-        moved = check.last[:, 0] > 0
+        moved = last_signals[:, 0] > 0
         strange = torch.where(moved, scales.courses.is_strange(features), check.scale != 0)
         self._strange = self._strange.index_put((items,), strange)
         foreign = moved & scales.courses.is_foreign(features)

@@ -54,24 +54,32 @@ class GuardWatch(RowWatch):
         check: "UnitCheck | None" = None,
     ) -> None:
         self._ledger, self._patience, self._check = ledger, patience, check
-        self._items = pad(items, (0, 1), value=len(ledger.count))
+        self._own: Rows = {"items": pad(items, (0, 1), value=len(ledger.count))}
+        if check is not None:
+            self._own["last"] = check.scale.new_zeros(len(items) + 1, len(SIGNALS))
         self._knows_next = ledger.first is not None
 
     @property
+    def last(self) -> Tensor:
+        """Signals of the last step, where units are checked, shape [L, S]."""
+        return self._own["last"][:-1]
+
+    @property
     def rows(self) -> Rows:
-        checked = {} if self._check is None else nested_state(self._check.rows, "check.")
-        return {**nested_state(self._ledger.rows, "ledger."), **checked, "items": self._items}
+        return {**nested_state(self._ledger.rows, "ledger."), **self._own}
 
     @property
     def kind(self) -> tuple[object, ...]:
-        return self._patience, self._check is None, *self._ledger.kind
+        return self._patience, *self._own, *self._ledger.kind
 
     def __call__(self, items: Tensor, observation: StepObservation) -> Tensor | None:
-        ledger, here = self._ledger, self._items[items]
+        ledger, here = self._ledger, self._own["items"][items]
         if not self._knows_next:
             params, grad = (observation.known(name) for name in ("params", "grad"))
             ledger.note(here, params, observation.loss, grad)
         self._knows_next = False
+        if "last" in self._own:
+            self._own["last"].index_copy_(0, items, observation.known("signals"))
         if self._patience is None:
             return None
         count, at = (ledger.rows[name][here] for name in ("count", "at"))
@@ -82,16 +90,16 @@ class GuardWatch(RowWatch):
 
     def part(self, items: Tensor) -> Self:
         chosen = copy.copy(self)
-        chosen._ledger = self._ledger.part(self._items[items])
-        chosen._items = torch.arange(len(items) + 1, device=items.device)
-        if self._check is not None:
-            chosen._check = self._check.part(items)
+        chosen._ledger = self._ledger.part(self._own["items"][items])
+        chosen._own = gather_rows(self._own, items)
+        chosen._own["items"] = torch.arange(len(items) + 1, device=items.device)
+        chosen._check = None  # it judges the first steps alone
         return chosen
 
     def take_back(self, items: Tensor, part: Self) -> None:
-        scatter_rows(self._ledger.rows, self._items[items], part._ledger.rows)
-        if self._check is not None and part._check is not None:
-            scatter_rows(self._check.rows, items, part._check.rows)
+        scatter_rows(self._ledger.rows, self._own["items"][items], part._ledger.rows)
+        if "last" in self._own:
+            self._own["last"].index_copy_(0, items, part.last)
 
 
 @final
@@ -116,7 +124,6 @@ class UnitCheck:
         scale, loss_scale: Corrected.
         wrong: Which problems are seen in wrong units, bool [K]; they are taken away.
         first, second: Signals of steps 0 and 1, each [K, S].
-        rows: Those of the last step, and one that is nobody's.
     """
 
     def __init__(
@@ -132,30 +139,15 @@ class UnitCheck:
         self.scale, self.loss_scale = scale.clone(), loss_scale.clone()
         self.wrong = torch.zeros_like(scale, dtype=torch.bool)
         self.first = self.second = scale.new_zeros(len(scale), len(SIGNALS))
-        self.rows: Rows = {"last": scale.new_zeros(len(scale) + 1, len(SIGNALS))}
-        self._num_seen = 0
         self._scales, self._price_shift, self._price_range = scales, price_shift, price_range
         self._judges_gradients = judges_gradients
-
-    @property
-    def last(self) -> Tensor:
-        """Signals of the last step, [K, S]."""
-        return self.rows["last"][:-1]
-
-    def part(self, items: Tensor) -> "UnitCheck":
-        """A copy for later steps of the problems at `items`, int64 [L]; K for none."""
-        chosen = copy.copy(self)
-        chosen.rows = gather_rows(self.rows, items)
-        return chosen
 
     def __call__(self, items: Tensor, observation: StepObservation) -> Tensor | None:
         """Judge a step of the problems at `items` (int64 [L]) that still run."""
         signals = observation.known("signals")
-        self.rows["last"].index_copy_(0, items, signals)
-        self._num_seen += 1
-        if self._num_seen > 2:
+        if observation.step > 1:
             return None
-        if self._num_seen == 1:
+        if observation.step == 0:
             self.first, self.second = signals, signals.clone()
             self._first_loss = observation.loss
             if self._judges_gradients:

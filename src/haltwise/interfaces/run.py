@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from haltwise._core.settings import real_number, shown
 from haltwise._core.tensors import ZERO, undisturbed
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.fit import FirstStepsCheck
+from haltwise.interfaces.kept import model_for
 from haltwise.models.files import placed
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
@@ -20,7 +22,8 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.base import Process
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.optimization import OptimizationProcess
-from haltwise.rollout.early_exit import Execution, Outcome, run_until_halted
+from haltwise.rollout.early_exit import Execution, Outcome, RowWatch, run_until_halted
+from haltwise.rollout.rows import Rows
 from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
 
 __all__ = ["price_of_each", "run", "stop_policy", "warn_of_prices"]
@@ -66,6 +69,7 @@ def run(
         >>> run(OptimizationProcess(model.rule, batch), model).result.shape
         torch.Size([10, 2])
     """
+    optimizer = model if isinstance(model, OptimizerModel) else None
     if isinstance(model, OptimizerModel):
         model = model.halting
     halting = model if isinstance(model, HaltingModel) else load_halting(model)
@@ -85,14 +89,11 @@ def run(
     exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
     scales = halting.card.scales if stop is None else None
     check = None if scales is None else FirstStepsCheck(scales, process.num_items)
-
-    def watch(items: Tensor, observation: StepObservation) -> Tensor | None:
-        if check is not None and observation.signals is not None:
-            check.observe(items, observation)
-        # Where nothing can be gained.
-        return observation.known("log_grad_norm") <= ZERO if exact else None
-
-    ran = run_until_halted(process, session, num_steps, watch=watch)
+    graphs = None
+    if optimizer is not None and isinstance(process, OptimizationProcess):
+        graphs = model_for(optimizer, like)[1] if process.is_moved_by(optimizer.rule) else None
+    watch = _RunWatch(check, is_exact=exact)
+    ran = run_until_halted(process, session, num_steps, watch=watch, graphs=graphs)
     if check is not None:
         check.warn(3)
     if not exact:
@@ -104,6 +105,34 @@ def run(
         reason=ran.reason.masked_fill(taken, len(ran.reasons)),
         reasons=(*ran.reasons, "the gradient is zero"),
     )
+
+
+@final
+class _RunWatch(RowWatch):
+    """Check the first steps, and take those away that have nothing to gain."""
+
+    def __init__(self, check: FirstStepsCheck | None, *, is_exact: bool) -> None:
+        self._check, self._is_exact = check, is_exact
+
+    def __call__(self, items: Tensor, observation: StepObservation) -> Tensor | None:
+        if self._check is not None and observation.signals is not None:
+            self._check.observe(items, observation)
+        return observation.known("log_grad_norm") <= ZERO if self._is_exact else None
+
+    @property
+    def rows(self) -> Rows:
+        return {}
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        return (self._is_exact,)
+
+    def part(self, items: Tensor) -> "_RunWatch":
+        del items
+        return _RunWatch(None, is_exact=self._is_exact)  # the first steps have been taken
+
+    def take_back(self, items: Tensor, part: "_RunWatch") -> None:
+        """Nothing is remembered."""
 
 
 def stop_policy(

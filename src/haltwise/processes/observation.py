@@ -24,8 +24,9 @@ class StepObservation(NamedTuple):
     but the step and the loss are optional: a stop rule that needs more says so by `known`.
 
     Attributes:
-        step: t, the number of steps taken so far; a tensor [] where many steps are recorded to be
-            run at once (`haltwise.rollout.step_graphs`).
+        step: t, the number of steps taken so far. Where steps are recorded to be run at once
+            (`haltwise.rollout.step_graphs`), and the package's own rules alone are asked, it is a
+            tensor [] that behaves like the number.
         loss: Observed loss at step t, shape [B].
         log_grad_norm: Natural logarithm of the root mean square gradient, shape [B].
         signals: What halting features are made of, see `haltwise.processes.signals`, shape [B, S].
@@ -36,7 +37,7 @@ class StepObservation(NamedTuple):
         grad: The gradient there, shape [B, D].
     """
 
-    step: int | Tensor
+    step: int
     loss: Tensor
     log_grad_norm: Tensor | None = None
     signals: Tensor | None = None

@@ -1,7 +1,7 @@
 """An update rule on a batch of tasks, as a process."""
 
 import copy
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class OptimizationProcess(Process):
         first: Observation | None = None,
     ) -> None:
         self.rule, self.batch, self.units, self._first = prepare(rule), batch, units, first
+        self._given = rule
 
     @property
     def num_items(self) -> int:
@@ -78,7 +79,14 @@ class OptimizationProcess(Process):
         if self.units is not None:
             update = update * self.units.params
         observation = StepObservation(
-            step, loss, norm, signals, readout, loss_scale=scale, params=params, grad=observed
+            cast("int", step),
+            loss,
+            norm,
+            signals,
+            readout,
+            loss_scale=scale,
+            params=params,
+            grad=observed,
         )
         return ProcessStep(
             observation,
@@ -109,7 +117,13 @@ class OptimizationProcess(Process):
         units = None if self.units is None else self.units.select(index)
         chosen = copy.copy(self)
         chosen.batch, chosen.units = self.batch.select(index), units
+        if self._first is not None:
+            chosen._first = Observation(*(value[index] for value in self._first))
         return chosen
+
+    def is_moved_by(self, rule: UpdateRule) -> bool:
+        """Whether this is the rule that was given."""
+        return self._given is rule
 
     def tensors(self) -> dict[str, Tensor]:
         """All that steps read beside the state and the rule."""

@@ -141,5 +141,6 @@ class Ledger:
     def part(self, items: Tensor) -> "Ledger":
         """A ledger that goes on with the problems at `items`, int64 [K]; B for none."""
         chosen = copy.copy(self)
-        chosen.rows = gather_rows(self.rows, items)
+        chosen.rows, none = gather_rows(self.rows, items), items.new_empty(0)
+        chosen.first = Observation(none, none)  # that of all was made
         return chosen

@@ -84,7 +84,7 @@ class StepGraphs:
         self._num_steps, self._sizes = num_steps, sizes
         self._recordings: list[_Recording] = []
         self._refused: list[tuple[object, ...]] = []
-        self._pool: Any = None
+        self._memory: _Memory | None = None
         self._lock = threading.Lock()
         self._done: torch.cuda.Event | None = None
 
@@ -149,14 +149,26 @@ class StepGraphs:
         """Capture a recording, where there are graphs; false if it cannot be."""
         if device.type != "cuda":
             return True
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        return recording.capture(device, self._pool)
+        if self._memory is None:
+            stream = torch.cuda.Stream(device)
+            self._memory = _Memory(torch.cuda.graph_pool_handle(), stream)
+        return recording.capture(device, self._memory)
 
 
 def _modes() -> tuple[object, ...]:
     """Settings of the process by which kernels are chosen."""
     return os.environ.get("HALTWISE_KERNEL"), torch.are_deterministic_algorithms_enabled()
+
+
+class _Memory(NamedTuple):
+    """Where graphs take memory for a while; one does so after the other.
+
+    Libraries have workspaces for each stream, so that those of a stream of their own are in the
+    pool, too.
+    """
+
+    pool: Any
+    stream: torch.cuda.Stream
 
 
 @final
@@ -186,23 +198,18 @@ class _Recording:
         else:
             self._graph.replay()
 
-    def capture(self, device: torch.device, pool: Any) -> bool:
+    def capture(self, device: torch.device, memory: "_Memory") -> bool:
         """Record the steps and leave the tensors as they were; false if they cannot be recorded."""
         before = [tensor.clone() for tensor in self._tensors.values()]
         with torch.cuda.device(device):
-            aside, current = torch.cuda.Stream(), torch.cuda.current_stream()
-            aside.wait_stream(current)
             try:
-                with torch.cuda.stream(aside), Unsynchronized():  # type: ignore[no-untyped-call]
+                with Unsynchronized():  # type: ignore[no-untyped-call]
                     self._advance()  # so that libraries choose and compile their kernels
-            except (SynchronizationError, torch.OutOfMemoryError):
+            except (SynchronizationError, torch.cuda.OutOfMemoryError):
                 return False
-            finally:
-                current.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             # What other threads do does not spoil the capture.
-            mode = "thread_local"
-            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode=mode):
+            with torch.cuda.graph(graph, **memory._asdict(), capture_error_mode="thread_local"):
                 self._advance()
         self._graph = graph
         _copy(list(self._tensors.values()), before)
