@@ -1,13 +1,13 @@
 """Unrolls and their meta-gradients on an accelerator as CUDA graphs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from haltwise._core.tensors import map_tensors
+from haltwise._core.tensors import map_tensors, tensors_of
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.unroll import Unroll, backpropagate, unroll
 from haltwise.tasks.base import TaskBatch
@@ -55,7 +55,7 @@ class CapturedUnroll:
         elif not are_alike(self._batch, batch):  # of another family of a mixture
             return self._run(batch, price, graph=True)
         else:
-            kept, new = ([*_tensors(one)] for one in (self._batch, batch))
+            kept, new = ([*tensors_of(one).values()] for one in (self._batch, batch))
             torch._foreach_copy_([*kept, self._price], [*new, price])
         self._forward.replay()
         return self._unrolled
@@ -129,7 +129,9 @@ class CapturedUnroll:
 
 def are_alike(first: TaskBatch, second: TaskBatch) -> bool:
     """Whether two batches differ in nothing but the values of their tensors."""
-    mine, yours = ([tensor.shape for tensor in _tensors(batch)] for batch in (first, second))
+    mine, yours = (
+        [tensor.shape for tensor in tensors_of(batch).values()] for batch in (first, second)
+    )
     if type(first) is not type(second) or mine != yours:
         return False
     pairs = zip(_shared(first), _shared(second), strict=True)
@@ -145,12 +147,3 @@ def _shared(batch: TaskBatch) -> list[Any]:
         for value in values
         if not isinstance(value, Tensor)
     ]
-
-
-def _tensors(batch: TaskBatch) -> Iterator[Tensor]:
-    for field in fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict):
-            yield from value.values()

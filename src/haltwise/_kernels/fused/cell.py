@@ -399,7 +399,7 @@ def read_out(
     UA: tl.constexpr,
     UB: tl.constexpr,
 ):
-    """The update (docs/theory.md, Eq. rule)."""
+    """The update (docs/theory.md, Eq. (rule))."""
     update = _output(top_a, top_b, readout, 0, UA, UB)
     if OUTPUTS == 4:
         level = mean * inverse
