@@ -129,8 +129,11 @@ class FusedSteps:
 
     def step(self, loss: Tensor | None) -> None:
         """Take a step of all groups, without asking the device anything."""
-        plan = self._plan
-        assert plan is not None
+        assert self._plan is not None
+        with fused.launching(self._plan.device):
+            self._step(self._plan, loss)
+
+    def _step(self, plan: Plan, loss: Tensor | None) -> None:
         is_cuda = plan.device.type == "cuda"
         capturing = is_cuda and torch.cuda.is_current_stream_capturing()
         settings, rates = [], []
@@ -159,11 +162,10 @@ class FusedSteps:
             plan.settings[number, control.LR.value].copy_(rate.detach().reshape(()))
         if loss is not None:
             plan.loss.copy_(loss.detach(), non_blocking=True)
-        with fused.launching(plan.device):
-            if is_cuda and not capturing:
-                self._replay(plan, has_loss=loss is not None)
-            else:
-                self._launch(plan, has_loss=loss is not None)
+        if is_cuda and not capturing:
+            self._replay(plan, has_loss=loss is not None)
+        else:
+            self._launch(plan, has_loss=loss is not None)
         plan.return_temporaries()
         del kept
         self._unread += 1
