@@ -11,7 +11,10 @@ setup(
         Extension(
             "haltwise._kernels._lstm",
             ["src/haltwise/_kernels/lstm.c"],
-            depends=["src/haltwise/_kernels/lstm_impl.h"],
+            depends=[
+                f"src/haltwise/_kernels/{name}.h"
+                for name in ("instance", "vectors", "lstm_impl", "head")
+            ],
             extra_compile_args=[] if sys.platform == "win32" else [*FLAGS, "-fvisibility=hidden"],
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,  # without a compiler the package runs on its reference in PyTorch

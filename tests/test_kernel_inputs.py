@@ -463,9 +463,9 @@ def test_an_interrupt_leaves_no_thread_with_freed_memory(monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         begun.set()
         go_on.wait(10)
-        return int(library.functions["forward", torch.float32](*arguments))
+        return int(library.functions["lstm_forward", torch.float32](*arguments))
 
-    functions = {**library.functions, ("forward", torch.float32): kernel}
+    functions = {**library.functions, ("lstm_forward", torch.float32): kernel}
     monkeypatch.setattr(native, "_load", lambda: library._replace(functions=functions))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

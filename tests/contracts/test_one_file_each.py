@@ -220,7 +220,8 @@ def test_a_process_is_learned_and_stopped(tmp_path: Path) -> None:
     executed = haltwise.run(drawn, model)
     trajectory = record_process(drawn, 20)
     j = trajectory.excess.gather(1, executed.num_updates.unsqueeze(1)).squeeze(1)
-    j = j + 1.0 * executed.num_updates
+    # The best iterate seen may lie before the last update that was paid for.
+    j = j + 1.0 * torch.maximum(executed.num_updates, executed.num_gradients - 1)
     table = costs(trajectory.excess, 1.0)
     oracle, fixed = table.min(1).values.mean(), table.mean(0).min()
     assert (fixed - j.mean()) / (fixed - oracle) > 0.8

@@ -40,6 +40,7 @@ enum {
     ALIGNMENT = 64,
     MAX_CHAINS = 4, /* vectors that are exponentiated side by side */
     WEIGHT_STEPS = 8,  /* steps of a weight-gradient product: its operands should stay in cache */
+    MAX_DEPTH = 3, /* maps of a perceptron */
     FLUSH_STEPS = 256, /* steps whose gradients are summed in lanes of the working precision */
 };
 
@@ -62,12 +63,72 @@ static int64_t weight_count(const shape *s)
     return 4 * s->hidden * (s->inputs + s->hidden + 2 * s->hidden * (s->layers - 1));
 }
 
+typedef struct {
+    int64_t steps, rows, features, readouts;
+    int64_t memory, width, outputs; /* units */
+    int64_t depth; /* maps of the perceptron, at most MAX_DEPTH: all but the last have `width` outputs */
+    int64_t begin, end;
+} head_shape;
+
+enum { INTO, ONTO, TIMES }; /* how a result meets what lies in its place */
+
+typedef struct {
+    int64_t steps, rows, begin, end;
+} feature_shape;
+
+typedef struct {
+    int64_t steps, rows, dim, first, begin, end; /* the first step's number */
+} signal_shape;
+
+enum { SIGNAL_ROWS = 64, SIGNAL_PRODUCTS = 10, SIGNALS = 13 };
+
+/* A linear map, whose outputs are packed in groups of four: those of an LSTM by unit, its gates. */
+typedef struct {
+    int64_t groups, inputs, outputs;
+    int64_t apart, stride; /* rows of the weight from group to group, and inside of a group */
+} linear;
+
+static inline int64_t row_of(const linear *m, int64_t group, int64_t output)
+{
+    return group * m->apart + output * m->stride;
+}
+
+static inline int64_t tiled(int64_t num, int64_t tile)
+{
+    return (num + tile - 1) / tile * tile;
+}
+
+static inline int64_t groups_of(int64_t outputs) { return (outputs + 3) / 4; }
+
+static inline linear lstm_map(int64_t fan_in, int64_t hidden)
+{
+    return (linear){hidden, fan_in + hidden, 4 * hidden, 1, hidden};
+}
+
+/* The maps of a head, and how many scalars they take when packed. */
+static inline int64_t head_maps(const head_shape *s, linear *maps)
+{
+    int64_t fan_in = s->features + s->readouts, size = 0;
+    maps[0] = lstm_map(fan_in, s->memory);
+    fan_in += s->memory;
+    for (int64_t l = 1; l <= s->depth; l++, fan_in = s->width) {
+        int64_t outputs = l < s->depth ? s->width : s->outputs;
+        maps[l] = (linear){groups_of(outputs), fan_in, outputs, 4, 1};
+    }
+    for (int64_t l = 0; l <= s->depth; l++) size += 4 * maps[l].groups * (maps[l].inputs + 1);
+    return size;
+}
+
+static void *aligned(void *memory)
+{
+    return (void *)(((uintptr_t)memory + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+}
+
 /* Aligned memory; `memory` is what to free. */
 static void *allocate(size_t bytes, void **memory)
 {
     *memory = malloc(bytes + ALIGNMENT);
-    if (!*memory) return NULL;
-    return (void *)(((uintptr_t)*memory + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
+    return *memory ? aligned(*memory) : NULL;
 }
 
 #define GENERIC_SELECT(type, mask, a, b) (type)(((mask) & (a)) | (~(mask) & (b)))
@@ -78,30 +139,6 @@ static void *allocate(size_t bytes, void **memory)
 #else
 #define BASE_TILE 4 /* 32 registers */
 #endif
-#define REAL float
-#define INT int32_t
-#define DOUBLE 0
-#define VBYTES 16
-#define NV BASE_TILE
-#define FT BASE_TILE
-#define FN(x) x##_base_f32
-#define POOL
-#define TARGET
-#define VMAX(a, b) max_base_f32(a, b)
-#define VMIN(a, b) min_base_f32(a, b)
-#define RECIP(d) (1 / (d))
-typedef float generic_f32 __attribute__((vector_size(16)));
-typedef int32_t generic_i32 __attribute__((vector_size(16)));
-static inline generic_f32 max_base_f32(generic_f32 a, generic_f32 b)
-{
-    return GENERIC_SELECT(generic_f32, b < a, (generic_i32)a, (generic_i32)b);
-}
-static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
-{
-    return GENERIC_SELECT(generic_f32, a < b, (generic_i32)a, (generic_i32)b);
-}
-#include "lstm_impl.h"
-
 #define REAL double
 #define INT int64_t
 #define DOUBLE 1
@@ -109,6 +146,7 @@ static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
 #define NV BASE_TILE
 #define FT BASE_TILE
 #define FN(x) x##_base_f64
+#define WIDE FN
 #define POOL
 #define TARGET
 #define VMAX(a, b) max_base_f64(a, b)
@@ -124,23 +162,34 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 {
     return GENERIC_SELECT(generic_f64, a < b, (generic_i64)a, (generic_i64)b);
 }
-#include "lstm_impl.h"
+#include "instance.h"
 
-#if defined(__x86_64__)
 #define REAL float
 #define INT int32_t
 #define DOUBLE 0
-#define VBYTES 32
-#define NV 3
-#define FT 4
-#define WT 3 /* with four gates each, and 16 registers */
-#define FN(x) x##_avx2_f32
-#define TARGET __attribute__((target("avx2,fma")))
-#define VMAX(a, b) _mm256_max_ps(a, b)
-#define VMIN(a, b) _mm256_min_ps(a, b)
+#define VBYTES 16
+#define NV BASE_TILE
+#define FT BASE_TILE
+#define FN(x) x##_base_f32
+#define WIDE(x) x##_base_f64
+#define POOL
+#define TARGET
+#define VMAX(a, b) max_base_f32(a, b)
+#define VMIN(a, b) min_base_f32(a, b)
 #define RECIP(d) (1 / (d))
-#include "lstm_impl.h"
+typedef float generic_f32 __attribute__((vector_size(16)));
+typedef int32_t generic_i32 __attribute__((vector_size(16)));
+static inline generic_f32 max_base_f32(generic_f32 a, generic_f32 b)
+{
+    return GENERIC_SELECT(generic_f32, b < a, (generic_i32)a, (generic_i32)b);
+}
+static inline generic_f32 min_base_f32(generic_f32 a, generic_f32 b)
+{
+    return GENERIC_SELECT(generic_f32, a < b, (generic_i32)a, (generic_i32)b);
+}
+#include "instance.h"
 
+#if defined(__x86_64__)
 #define REAL double
 #define INT int64_t
 #define DOUBLE 1
@@ -149,11 +198,27 @@ static inline generic_f64 min_base_f64(generic_f64 a, generic_f64 b)
 #define FT 4
 #define WT 3 /* with four gates each, and 16 registers */
 #define FN(x) x##_avx2_f64
+#define WIDE FN
 #define TARGET __attribute__((target("avx2,fma")))
 #define VMAX(a, b) _mm256_max_pd(a, b)
 #define VMIN(a, b) _mm256_min_pd(a, b)
 #define RECIP(d) (1 / (d))
-#include "lstm_impl.h"
+#include "instance.h"
+
+#define REAL float
+#define INT int32_t
+#define DOUBLE 0
+#define VBYTES 32
+#define NV 3
+#define FT 4
+#define WT 3 /* with four gates each, and 16 registers */
+#define FN(x) x##_avx2_f32
+#define WIDE(x) x##_avx2_f64
+#define TARGET __attribute__((target("avx2,fma")))
+#define VMAX(a, b) _mm256_max_ps(a, b)
+#define VMIN(a, b) _mm256_min_ps(a, b)
+#define RECIP(d) (1 / (d))
+#include "instance.h"
 
 #define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
 
@@ -165,20 +230,6 @@ static inline AVX512 __m512 reciprocal_avx512(__m512 d)
     return _mm512_fmadd_ps(estimate, error, estimate);
 }
 
-#define REAL float
-#define INT int32_t
-#define DOUBLE 0
-#define VBYTES 64
-#define NV 4
-#define FT 4
-#define WT 6 /* with four gates each, and 32 registers */
-#define FN(x) x##_avx512_f32
-#define TARGET AVX512
-#define VMAX(a, b) _mm512_max_ps(a, b)
-#define VMIN(a, b) _mm512_min_ps(a, b)
-#define RECIP(d) reciprocal_avx512(d)
-#include "lstm_impl.h"
-
 #define REAL double
 #define INT int64_t
 #define DOUBLE 1
@@ -187,11 +238,27 @@ static inline AVX512 __m512 reciprocal_avx512(__m512 d)
 #define FT 4
 #define WT 6 /* with four gates each, and 32 registers */
 #define FN(x) x##_avx512_f64
+#define WIDE FN
 #define TARGET AVX512
 #define VMAX(a, b) _mm512_max_pd(a, b)
 #define VMIN(a, b) _mm512_min_pd(a, b)
 #define RECIP(d) (1 / (d))
-#include "lstm_impl.h"
+#include "instance.h"
+
+#define REAL float
+#define INT int32_t
+#define DOUBLE 0
+#define VBYTES 64
+#define NV 4
+#define FT 4
+#define WT 6 /* with four gates each, and 32 registers */
+#define FN(x) x##_avx512_f32
+#define WIDE(x) x##_avx512_f64
+#define TARGET AVX512
+#define VMAX(a, b) _mm512_max_ps(a, b)
+#define VMIN(a, b) _mm512_min_ps(a, b)
+#define RECIP(d) reciprocal_avx512(d)
+#include "instance.h"
 #endif
 
 /* The best instruction set: 0 baseline, 1 AVX2, 2 AVX-512. */
@@ -288,6 +355,43 @@ static void restore_subnormals(unsigned before)
     EXPORT void haltwise_lstm_mean_##type(const shape *s, const real *hidden, real *means)         \
     {                                                                                              \
         mean_base_##type(s, hidden, means);                                                        \
+    }                                                                                              \
+    EXPORT int haltwise_features_##type(                                                           \
+        int isa, const feature_shape *s, const real *signals, const real *price,                   \
+        const real *previous, const real *last_loss, const real *lowest, real *features,           \
+        real *previous_out, real *last_loss_out, real *lowest_out)                                 \
+    {                                                                                              \
+        return DISPATCH(features, type, s, signals, price, previous, last_loss, lowest, features,  \
+                        previous_out, last_loss_out, lowest_out);                                  \
+    }                                                                                              \
+    EXPORT int haltwise_signals_##type(                                                            \
+        int isa, const signal_shape *s, const real *losses, const real *grads,                     \
+        const real *updates, const real *last_grad, const real *last_update, real *signals)        \
+    {                                                                                              \
+        return DISPATCH(signals, type, s, losses, grads, updates, last_grad, last_update,          \
+                        signals);                                                                  \
+    }                                                                                              \
+    EXPORT int haltwise_head_forward_##type(                                                       \
+        int isa, const head_shape *s, const real *features, const real *readouts,                  \
+        const real *hidden, const real *cell, const real *const *params, real *outputs,            \
+        real *hidden_out, real *cell_out)                                                          \
+    {                                                                                              \
+        unsigned before = flush_subnormals();                                                      \
+        int code = DISPATCH(head_forward, type, s, features, readouts, hidden, cell, params,       \
+                            outputs, hidden_out, cell_out);                                        \
+        restore_subnormals(before);                                                                \
+        return code;                                                                               \
+    }                                                                                              \
+    EXPORT int haltwise_head_backward_##type(                                                      \
+        int isa, const head_shape *s, const real *features, const real *readouts,                  \
+        const real *const *params, const real *grad_outputs, real *grad_readouts,                  \
+        double *grad_params)                                                                       \
+    {                                                                                              \
+        unsigned before = flush_subnormals();                                                      \
+        int code = DISPATCH(head_backward, type, s, features, readouts, params, grad_outputs,      \
+                            grad_readouts, grad_params);                                           \
+        restore_subnormals(before);                                                                \
+        return code;                                                                               \
     }
 
 DEFINE(f32, float)

@@ -1,146 +1,4 @@
-/* One instance of the stacked LSTM kernel, for one scalar type and one instruction set.
- *
- * Included by lstm.c once per instance, which defines:
- *   REAL    float or double;        INT      an integer of the same width
- *   DOUBLE  1 if REAL is double
- *   VBYTES  bytes of a SIMD vector; NV       vectors of a row block
- *   FT      features of a register tile in the backward products
- *   WT      features of one in the products of weight gradients, 2 if not defined
- *   FN(x)   the instance's name of x;        TARGET  its target attribute
- *   VMAX, VMIN  of two vectors; the second operand where either is NaN
- *   RECIP   1 / vector
- *
- * Rows lie in SIMD lanes: inside a block every feature is a row of BLOCK values ("plane"), so no
- * operation mixes rows but the weight gradient's sum over them.
- */
-
-#define LANES ((int64_t)(VBYTES / sizeof(REAL)))
-#define BLOCK ((int64_t)(NV * LANES))
-#ifndef WT
-#define WT 2
-#endif
-#define V FN(vector)
-#define IV FN(ivector)
-#define QUAD FN(quad)
-#define INLINE static inline __attribute__((always_inline)) TARGET
-#define APART static __attribute__((noinline)) TARGET /* has all registers to itself */
-
-typedef REAL V __attribute__((vector_size(VBYTES)));
-typedef INT IV __attribute__((vector_size(VBYTES)));
-typedef REAL QUAD __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL))));
-
-INLINE V FN(splat)(REAL value) { return value - (V){0}; }
-
-/* 2^(k x) - 1 = s q + (s - 1) and 2^(k x) = s q + s of `num` vectors x, which q replaces, with a
- * factor k each; k x = n + f, s = 2^n, |f| <= 1/2, q = 2^f - 1. |k x| must stay below the range of
- * normal exponents, or be NaN, which q keeps. Stage by stage: chains next to each other hide each
- * other's latency. */
-INLINE void FN(exp2_parts)(int num, V *x, const REAL *factor, V *scale)
-{
-#if DOUBLE
-    static const REAL series[] = {/* ln(2)^k / k! */
-        1.3691488853904128880e-12, 2.5678435993488205142e-11, 4.4455382718708114976e-10,
-        7.0549116208011233299e-9, 1.0178086009239699728e-7, 1.3215486790144309488e-6,
-        1.5252733804059840280e-5, 1.5403530393381609954e-4, 1.3333558146428443423e-3,
-        9.6181291076284771620e-3, 5.5504108664821579953e-2, 2.4022650695910071233e-1,
-        6.9314718055994530942e-1};
-    const REAL magic = 6755399441055744.0 + 1023;
-    enum { MANTISSA = 52 };
-#else
-    static const REAL series[] = {/* of Chebyshev's points: 2^y to 5e-8 */
-        1.54531629e-4f, 1.33908634e-3f, 9.61808256e-3f, 5.55035711e-2f, 2.402265076e-1f,
-        6.93147188e-1f};
-    const REAL magic = 12582912.0f + 127; /* its low bits carry the biased exponent */
-    enum { MANTISSA = 23 };
-#endif
-    V p[MAX_CHAINS];
-    UNROLL for (int i = 0; i < num; i++) p[i] = x[i] * factor[i] + magic;
-    UNROLL for (int i = 0; i < num; i++) scale[i] = (V)((IV)p[i] << MANTISSA);
-    UNROLL for (int i = 0; i < num; i++) x[i] = x[i] * factor[i] - (p[i] - magic);
-    UNROLL for (int i = 0; i < num; i++) p[i] = x[i] * series[0] + series[1];
-    UNROLL for (size_t k = 2; k < sizeof series / sizeof *series; k++)
-        UNROLL for (int i = 0; i < num; i++) p[i] = p[i] * x[i] + series[k];
-    UNROLL for (int i = 0; i < num; i++) x[i] = x[i] * p[i];
-}
-
-INLINE V FN(clamp)(V x, REAL range)
-{
-    return VMIN(FN(splat)(range), VMAX(FN(splat)(-range), x));
-}
-
-INLINE V FN(exp)(V x)
-{
-    const REAL factor = (REAL)LOG2E;
-    V scale, q = FN(clamp)(x, DOUBLE ? 708 : 87);
-    FN(exp2_parts)(1, &q, &factor, &scale);
-    return q * scale + scale;
-}
-
-/* Of positive normal numbers: log(2^e m) = e ln 2 + 2 artanh((m - 1) / (m + 1)), m about 1. */
-INLINE V FN(log)(V x)
-{
-#if DOUBLE
-    const INT half = 0x3fe6a09e667f3bcd, bits = 52;
-    enum { TERMS = 12 };
-#else
-    const INT half = 0x3f3504f3, bits = 23; /* sqrt(1/2) */
-    enum { TERMS = 5 };
-#endif
-    IV e = ((IV)x - half) >> bits;
-    V m = (V)((IV)x - (e << bits));
-    V ratio = (m - 1) / (m + 1), square = ratio * ratio;
-    V p = FN(splat)((REAL)1 / (2 * TERMS + 1));
-    UNROLL for (int k = TERMS - 1; k >= 0; k--) p = p * square + (REAL)1 / (2 * k + 1);
-    return __builtin_convertvector(e, V) * (REAL)0.69314718055994530942 + 2 * ratio * p;
-}
-
-/* L2L's features of a gradient: magnitude on a log scale, and sign; an infinity becomes NaN. */
-INLINE void FN(preprocess)(const shape *s, V grad, V *magnitude, V *sign)
-{
-    V size = VMAX(-grad, grad), least = FN(splat)((REAL)s->threshold);
-    V poison = grad * 0;
-    *magnitude = FN(log)(VMAX(least, size)) * (REAL)(1 / s->log_range) + poison;
-    V scaled = grad * (REAL)(1 / s->threshold);
-    *sign = VMIN(FN(splat)(1), VMAX(FN(splat)(-1), scaled)) + poison;
-}
-
-/* Four vectors of four, transposed; strides in scalars. */
-INLINE void FN(transpose)(REAL *dst, int64_t dst_stride, const REAL *src, int64_t src_stride)
-{
-    QUAD a = *(const QUAD *)src, b = *(const QUAD *)(src + src_stride);
-    QUAD c = *(const QUAD *)(src + 2 * src_stride), d = *(const QUAD *)(src + 3 * src_stride);
-    QUAD ab = SHUFFLE(INT, a, b, 0, 4, 1, 5), cd = SHUFFLE(INT, c, d, 0, 4, 1, 5);
-    *(QUAD *)dst = SHUFFLE(INT, ab, cd, 0, 1, 4, 5);
-    *(QUAD *)(dst + dst_stride) = SHUFFLE(INT, ab, cd, 2, 3, 6, 7);
-    ab = SHUFFLE(INT, a, b, 2, 6, 3, 7), cd = SHUFFLE(INT, c, d, 2, 6, 3, 7);
-    *(QUAD *)(dst + 2 * dst_stride) = SHUFFLE(INT, ab, cd, 0, 1, 4, 5);
-    *(QUAD *)(dst + 3 * dst_stride) = SHUFFLE(INT, ab, cd, 2, 3, 6, 7);
-}
-
-/* Rows of `src` into planes; the block's missing rows become zero. */
-APART void FN(gather)(REAL *dst, const REAL *src, int64_t stride, int64_t rows, int64_t width)
-{
-    int64_t quads = rows / 4 * 4, whole = width / 4 * 4;
-    for (int64_t b = 0; b < quads; b += 4)
-        for (int64_t f = 0; f < whole; f += 4)
-            FN(transpose)(dst + f * BLOCK + b, BLOCK, src + b * stride + f, stride);
-    for (int64_t f = 0; f < width; f++) {
-        for (int64_t b = f < whole ? quads : 0; b < rows; b++)
-            dst[f * BLOCK + b] = src[b * stride + f];
-        for (int64_t b = rows; b < BLOCK; b++) dst[f * BLOCK + b] = 0;
-    }
-}
-
-APART void FN(scatter)(REAL *dst, const REAL *src, int64_t stride, int64_t rows, int64_t width)
-{
-    int64_t quads = rows / 4 * 4, whole = width / 4 * 4;
-    for (int64_t b = 0; b < quads; b += 4)
-        for (int64_t f = 0; f < whole; f += 4)
-            FN(transpose)(dst + b * stride + f, stride, src + f * BLOCK + b, BLOCK);
-    for (int64_t b = 0; b < rows; b++)
-        for (int64_t f = b < quads ? whole : 0; f < width; f++)
-            dst[b * stride + f] = src[f * BLOCK + b];
-}
+/* Part of an instance (instance.h): the stacked LSTM and the coordinatewise rule around it. */
 
 /* Offsets, in scalars, of one time step's record and of the packed parameters. */
 typedef struct {
@@ -161,33 +19,22 @@ INLINE FN(record) FN(layout)(const shape *s, int save)
     return r;
 }
 
-/* Weights as [layer][unit][feature][gate], biases behind as [layer][unit][gate]. */
 static void FN(pack)(const shape *s, const REAL *const *weights, const REAL *const *biases,
                      REAL *packed, REAL *packed_bias)
 {
     for (int64_t l = 0; l < s->layers; l++) {
-        int64_t width = fan_in(s, l) + s->hidden;
-        for (int64_t j = 0; j < s->hidden; j++) {
-            for (int64_t k = 0; k < width; k++)
-                for (int64_t g = 0; g < 4; g++)
-                    *packed++ = weights[l][(g * s->hidden + j) * width + k];
-            for (int64_t g = 0; g < 4; g++) *packed_bias++ = biases[l][g * s->hidden + j];
-        }
+        const linear m = lstm_map(fan_in(s, l), s->hidden);
+        FN(pack_map)(&m, weights[l], biases[l], packed, packed_bias);
+        packed += m.inputs * m.outputs, packed_bias += m.outputs;
     }
 }
 
-/* Transposed weights as [layer][feature tile][unit][gate][feature of the tile], zero-padded.
- * Layer 0 leaves its inputs out: they have no gradient. */
+/* Layer 0 leaves its inputs out: they have no gradient. */
 static void FN(pack_transposed)(const shape *s, const REAL *const *weights, REAL *packed)
 {
     for (int64_t l = 0; l < s->layers; l++) {
-        int64_t width = fan_in(s, l) + s->hidden, skip = l ? 0 : s->inputs;
-        for (int64_t k = skip; k < width; k += FT)
-            for (int64_t j = 0; j < s->hidden; j++)
-                for (int64_t g = 0; g < 4; g++)
-                    for (int64_t i = 0; i < FT; i++)
-                        *packed++ =
-                            k + i < width ? weights[l][(g * s->hidden + j) * width + k + i] : 0;
+        const linear m = lstm_map(fan_in(s, l), s->hidden);
+        packed = FN(pack_columns)(&m, weights[l], l ? 0 : s->inputs, m.inputs, packed);
     }
 }
 
@@ -197,18 +44,6 @@ static void FN(pack_readout)(const shape *s, const REAL *weight, const REAL *bia
     for (int64_t j = 0; j <= s->hidden; j++)
         for (int64_t o = 0; o < 4; o++)
             *packed++ = o >= s->outputs ? 0 : j < s->hidden ? weight[o * s->hidden + j] : bias[o];
-}
-
-INLINE void FN(multiply)(V acc[4][NV], const REAL *w, const REAL *x, int64_t width)
-{
-    for (int64_t k = 0; k < width; k++, w += 4, x += BLOCK) {
-        V value[NV];
-        UNROLL for (int v = 0; v < NV; v++) value[v] = *(const V *)(x + v * LANES);
-        UNROLL for (int g = 0; g < 4; g++) {
-            V weight = FN(splat)(w[g]);
-            UNROLL for (int v = 0; v < NV; v++) acc[g][v] += weight * value[v];
-        }
-    }
 }
 
 /* One layer, one step, one block: all units' sums first, then their activations. A sigmoid
@@ -221,18 +56,7 @@ INLINE void FN(cell)(int save, int64_t width, int64_t hidden, const REAL *w, con
     const REAL gate_factors[4] = {-LOG2E, -LOG2E, twice, -LOG2E};
     const REAL cell_factors[MAX_CHAINS] = {twice, twice, twice, twice};
     const REAL range = DOUBLE ? 600 : 60, steep = DOUBLE ? 20 : 10; /* where a float is saturated */
-    for (int64_t j = 0; j < hidden; j++) {
-        V acc[4][NV];
-        UNROLL for (int g = 0; g < 4; g++)
-            UNROLL for (int v = 0; v < NV; v++) acc[g][v] = FN(splat)(bias[4 * j + g]);
-        FN(multiply)(acc, w, x, width);
-        w += 4 * width;
-        FN(multiply)(acc, w, h_old, hidden);
-        w += 4 * hidden;
-        UNROLL for (int g = 0; g < 4; g++)
-            UNROLL for (int v = 0; v < NV; v++)
-                *(V *)(gates + (4 * j + g) * BLOCK + v * LANES) = acc[g][v];
-    }
+    FN(affine)(hidden, w, bias, x, width, h_old, hidden, gates);
     for (int64_t j = 0; j < hidden; j++, gates += 4 * BLOCK) {
         for (int64_t v = 0; v < BLOCK; v += LANES) {
             REAL *gate = gates + v;
@@ -288,7 +112,7 @@ INLINE void FN(stack)(int save, const shape *s, const FN(record) *r, const REAL 
 
 /* A block's inputs, two or four planes, and basis, two planes, from its `rows` gradients on and the
  * (mean, 1 / root mean square) of every group's. */
-INLINE void FN(features)(const shape *s, const REAL *grad, const REAL *pooled, int64_t begin,
+INLINE void FN(rule_inputs)(const shape *s, const REAL *grad, const REAL *pooled, int64_t begin,
                          int64_t rows, REAL *in, REAL *basis)
 {
     V values[3][NV];
@@ -397,7 +221,7 @@ static TARGET int FN(forward)(const shape *s, const REAL *inputs, const REAL *hi
         for (int64_t t = 0; t < s->steps; t++) {
             int64_t at = t * s->rows + begin;
             if (grads)
-                FN(features)(s, grads + at, pooled + 2 * (t * s->rows / s->group), begin, rows,
+                FN(rule_inputs)(s, grads + at, pooled + 2 * (t * s->rows / s->group), begin, rows,
                              new + r.in, planes);
             else
                 FN(gather)(new + r.in, inputs + at * s->inputs, s->inputs, rows, s->inputs);
@@ -448,84 +272,23 @@ INLINE void FN(cell_backward)(int64_t hidden, const REAL *dh, REAL *dc, const RE
     }
 }
 
-/* A feature tile of W^T dG: gates' derivatives ([4 hidden] planes) back to FT features. */
-INLINE void FN(multiply_transposed)(V acc[FT][NV], const REAL *w, const REAL *gates,
-                                    int64_t num_gates)
-{
-    UNROLL for (int i = 0; i < FT; i++)
-        UNROLL for (int v = 0; v < NV; v++) acc[i][v] = (V){0};
-    for (int64_t k = 0; k < num_gates; k++, w += FT, gates += BLOCK) {
-        V value[NV];
-        UNROLL for (int v = 0; v < NV; v++) value[v] = *(const V *)(gates + v * LANES);
-        UNROLL for (int i = 0; i < FT; i++) {
-            V weight = FN(splat)(w[i]);
-            UNROLL for (int v = 0; v < NV; v++) acc[i][v] += weight * value[v];
-        }
-    }
-}
-
-/* dG x^T of a layer over `steps` records into `sums` ([unit][feature][gate] vectors). */
+/* dG x^T of a layer over `steps` records into `sums`. */
 INLINE void FN(weight_gradient)(const shape *s, const FN(record) *r, int64_t l, const REAL *record,
                                 int64_t steps, V *sums)
 {
-    const int64_t plane = s->hidden * BLOCK, width = fan_in(s, l), all = width + s->hidden;
+    const int64_t plane = s->hidden * BLOCK;
     const REAL *x = l ? record + r->h + (l - 1) * plane : record + r->in;
-    const REAL *h = record - r->size + r->h + l * plane;
-    const REAL *gates = record + r->g + 4 * l * plane;
-    for (int64_t k = 0; k < all; k += WT) {
-        const REAL *feature[WT];
-        for (int64_t i = 0; i < WT; i++) {
-            int64_t at = k + i < all ? k + i : all - 1; /* the last tile's surplus is dropped */
-            feature[i] = at < width ? x + at * BLOCK : h + (at - width) * BLOCK;
-        }
-        for (int64_t j = 0; j < s->hidden; j++) {
-            V acc[WT][4];
-            UNROLL for (int i = 0; i < WT; i++)
-                UNROLL for (int g = 0; g < 4; g++) acc[i][g] = (V){0};
-            for (int64_t t = 0; t < steps; t++) {
-                const REAL *from = gates + 4 * j * BLOCK + t * r->size;
-                UNROLL for (int v = 0; v < NV; v++) {
-                    V value[4];
-                    UNROLL for (int g = 0; g < 4; g++)
-                        value[g] = *(const V *)(from + g * BLOCK + v * LANES);
-                    UNROLL for (int i = 0; i < WT; i++) {
-                        V other = *(const V *)(feature[i] + t * r->size + v * LANES);
-                        UNROLL for (int g = 0; g < 4; g++) acc[i][g] += value[g] * other;
-                    }
-                }
-            }
-            V *out = sums + 4 * (j * all + k);
-            UNROLL for (int i = 0; i < WT; i++)
-                if (k + i < all)
-                    UNROLL for (int g = 0; g < 4; g++) out[4 * i + g] += acc[i][g];
-        }
-    }
+    FN(outer)(s->hidden, record + r->g + 4 * l * plane, x, fan_in(s, l),
+              record - r->size + r->h + l * plane, s->hidden, r->size, steps, sums);
 }
 
-INLINE double FN(drain)(V *sum)
-{
-    REAL lanes[LANES];
-    memcpy(lanes, sum, sizeof lanes);
-    *sum = (V){0};
-    for (int64_t half = LANES / 2; half; half /= 2)
-        for (int64_t i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
-}
-
-/* Lane sums into the gradients ([4 hidden, width] then [4 hidden] per layer), which are double:
- * there may be millions of addends. */
+/* Lane sums into the gradients. */
 static TARGET void FN(flush)(const shape *s, V *sums, V *bias_sums, V *readout_sums, double *grad)
 {
     for (int64_t l = 0; l < s->layers; l++) {
-        int64_t width = fan_in(s, l) + s->hidden;
-        for (int64_t j = 0; j < s->hidden; j++) {
-            for (int64_t k = 0; k < width; k++)
-                for (int64_t g = 0; g < 4; g++)
-                    grad[(g * s->hidden + j) * width + k] += FN(drain)(sums++);
-            for (int64_t g = 0; g < 4; g++)
-                grad[4 * s->hidden * width + g * s->hidden + j] += FN(drain)(bias_sums++);
-        }
-        grad += 4 * s->hidden * (width + 1);
+        const linear m = lstm_map(fan_in(s, l), s->hidden);
+        grad = FN(flush_map)(&m, sums, bias_sums, grad);
+        sums += m.inputs * m.outputs, bias_sums += m.outputs;
     }
     for (int64_t j = 0; readout_sums && j <= s->hidden; j++, readout_sums += 4)
         for (int64_t o = 0; o < s->outputs; o++)
@@ -575,7 +338,7 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
     int64_t num_transposed = 0;
     for (int64_t l = 0; l < s->layers; l++) {
         int64_t width = (l ? s->hidden : 0) + s->hidden;
-        num_transposed += (width + FT - 1) / FT * FT * 4 * s->hidden;
+        num_transposed += tiled(width, FT) * 4 * s->hidden;
     }
     /* Vectors first, so that all of them are aligned. */
     const int64_t num_sums = num_weights + num_biases + 4 * (s->hidden + 1);
@@ -604,7 +367,7 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
             REAL *old = records + t * r.size, *new = old + r.size;
             int64_t at = t * s->rows + begin;
             if (grads)
-                FN(features)(s, grads + at, pooled + 2 * (t * s->rows / s->group), begin, rows,
+                FN(rule_inputs)(s, grads + at, pooled + 2 * (t * s->rows / s->group), begin, rows,
                              new + r.in, basis + 2 * t * BLOCK);
             else
                 FN(gather)(new + r.in, inputs + at * s->inputs, s->inputs, rows, s->inputs);
@@ -645,7 +408,7 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
                 sum -= 4 * s->hidden;
                 FN(cell_backward)(s->hidden, dh + l * plane, dc + l * plane,
                                   old + r.c + l * plane, gates, new + r.tc + l * plane, sum);
-                wt -= (width + FT - 1) / FT * FT * 4 * s->hidden;
+                wt -= tiled(width, FT) * 4 * s->hidden;
                 for (int64_t k = 0; k < width; k += FT) {
                     V acc[FT][NV];
                     FN(multiply_transposed)(acc, wt + k * 4 * s->hidden, gates, 4 * s->hidden);
@@ -682,24 +445,3 @@ static TARGET int FN(backward)(const shape *s, const REAL *inputs, const REAL *h
     free(memory);
     return 0;
 }
-
-#undef LANES
-#undef BLOCK
-#undef V
-#undef IV
-#undef QUAD
-#undef INLINE
-#undef APART
-#undef REAL
-#undef INT
-#undef DOUBLE
-#undef VBYTES
-#undef NV
-#undef FT
-#undef WT
-#undef FN
-#undef TARGET
-#undef VMAX
-#undef VMIN
-#undef RECIP
-#undef POOL

@@ -1,7 +1,7 @@
 """The compiled LSTM kernel: loading it, checking what it is given, running it on threads.
 
-The kernel reads and writes raw memory. No pointer reaches it but that of a tensor which `_operand`
-has checked or `_empty` has made.
+The kernel reads and writes raw memory. No pointer reaches it but that of a tensor which `operand`
+has checked or `empty` has made.
 
 B problems of D coordinates make N = B D rows; I inputs, L layers of H units, T steps. A layer's
 weight is [4H, fan_in + H], the columns of its input first; gates lie in the order of
@@ -30,6 +30,7 @@ from haltwise._kernels.operands import (
     CPU,
     LOG_RANGE,
     Operand,
+    is_dense,
     layer_operands,
     require_dims,
     require_operand,
@@ -44,6 +45,7 @@ __all__ = [
     "implementation",
     "one_thread",
     "serves",
+    "serves_all",
     "step",
 ]
 
@@ -61,15 +63,35 @@ _WHOLE_BLOCKS = 192  # rows: a multiple of the blocks of every instance of the k
 _INTEGERS = ("steps", "rows", "inputs", "hidden", "layers", "begin", "end", "outputs", "group")
 
 
-class _Shape(ctypes.Structure):
+class Shape(ctypes.Structure):
+    """The sizes of one call, a piece of whose rows is to be done."""
+
+    steps: int
+    rows: int
+    begin: int
+    end: int
+
+
+class _LSTMShape(Shape):
     _fields_ = (
         *((name, ctypes.c_int64) for name in _INTEGERS),
         *((name, ctypes.c_double) for name in ("scale", "log_range", "threshold")),
     )
 
 
-_POINTERS = {"forward": 12, "backward": 16, "pool": 3, "mean": 3}
+_POINTERS = {
+    "lstm_forward": 12,
+    "lstm_backward": 16,
+    "lstm_pool": 3,
+    "lstm_mean": 3,
+    "head_forward": 9,
+    "head_backward": 7,
+    "features": 10,
+    "signals": 7,
+}
 """The library's functions and how many pointers they take, the one to the shape first."""
+_WITHOUT_CODE = ("lstm_pool", "lstm_mean")
+"""They cannot fail, and one instance does for all machines."""
 
 
 class _Library(NamedTuple):
@@ -88,8 +110,8 @@ def _load() -> _Library | str:
     try:
         library = ctypes.CDLL(spec.origin)
         for (dtype, suffix), (name, count) in itertools.product(_SUFFIX.items(), _POINTERS.items()):
-            function = getattr(library, f"haltwise_lstm_{name}_{suffix}")
-            with_isa = [ctypes.c_int] * (name in ("forward", "backward"))
+            function = getattr(library, f"haltwise_{name}_{suffix}")
+            with_isa = [] if name in _WITHOUT_CODE else [ctypes.c_int]
             function.argtypes = [*with_isa, *[ctypes.c_void_p] * count]
             function.restype = ctypes.c_int if with_isa else None
             functions[name, dtype] = function
@@ -142,10 +164,18 @@ def serves(tensor: Tensor) -> bool:
     )
 
 
+def serves_all(*tensors: Tensor) -> bool:
+    """Whether the compiled kernel computes with these together, now."""
+    dtype = tensors[0].dtype
+    return serves(tensors[0]) and all(
+        is_dense(tensor) and tensor.is_cpu and tensor.dtype is dtype for tensor in tensors
+    )
+
+
 # ------------------------------------------------------------------------------ operands
 
 
-def _operand(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def operand(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The tensor, checked, with its elements in order in memory of its own."""
     require_operand(name, tensor, shape, dtype, CPU)
     in_order = tensor.is_contiguous() and not tensor.is_neg()
@@ -172,7 +202,7 @@ def _span(tensor: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in pairs)
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
+def empty(like: Tensor, *shape: int) -> Tensor:
     """Memory for a result, in the shape of `like` unless another is given."""
     return _plain(like.new_empty(shape) if shape else torch.empty_like(like))
 
@@ -187,11 +217,57 @@ def _plain(made: Tensor) -> Tensor:
     return made
 
 
-@final
-class Layers:
-    """Parameters of a stacked LSTM, checked once, as the kernel takes them.
+class Parameters:
+    """Parameters of a network, checked once. For use at once, or later if watched.
 
-    For use at once, or later if watched. Values are read at every call.
+    Values are read at every call.
+
+    Args:
+        table: The parameters and their shapes.
+        dtype: Of all of them.
+
+    Raises:
+        InputError: Shapes, dtypes or devices do not fit each other.
+    """
+
+    def __init__(self, table: Iterable[Operand], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.parameters = self.operands(table)
+        self._watched: list[tuple[UntypedStorage, int]] = []
+
+    def operands(self, table: Iterable[Operand]) -> list[Tensor]:
+        """Tensors of the parameters' dtype, checked."""
+        return [operand(name, tensor, shape, self.dtype) for name, tensor, shape in table]
+
+    def watch(self) -> None:
+        """Keep the memory: until later use, a parameter may be given another."""
+        storages = [tensor.untyped_storage() for tensor in self.parameters]
+        self._watched = [(storage, storage.data_ptr()) for storage in storages]
+
+    def require_unmoved(self) -> None:
+        """Refuse to run if watched memory was freed or moved."""
+        for storage, address in self._watched:
+            if storage.data_ptr() != address:
+                raise InputError("weights were resized after `prepare`; prepare them again")
+
+    def new_sums(self, whole: Shape) -> Tensor:
+        """Zeros for derivatives of the parameters, a row for every piece of the rows, float64."""
+        num_scalars = sum(tensor.numel() for tensor in self.parameters)
+        like = self.parameters[0].detach()
+        return empty(like, len(pieces(whole)), num_scalars).double().zero_()
+
+    def summed(self, sums: Tensor) -> list[Tensor]:
+        """Derivatives of the parameters; pieces are added in order, whichever finished first."""
+        flat = sums.sum(0).to(self.dtype)
+        parts = torch.split(flat, [tensor.numel() for tensor in self.parameters])
+        return [
+            part.view(tensor.shape) for part, tensor in zip(parts, self.parameters, strict=True)
+        ]
+
+
+@final
+class Layers(Parameters):
+    """Parameters of a stacked LSTM: weight and bias of every layer, those of the read-out last.
 
     Args:
         weights: L tensors [4H, fan_in + H].
@@ -209,8 +285,8 @@ class Layers:
         biases: Sequence[Tensor],
         readout: tuple[Tensor, Tensor, float] | None = None,
     ) -> None:
-        operands = layer_operands(weights, biases)
-        self.num_layers, self.dtype = len(weights), biases[0].dtype
+        table = layer_operands(weights, biases)
+        self.num_layers = len(weights)
         self.size = size = biases[0].numel() // 4
         self.num_inputs, self.num_outputs = weights[0].shape[1] - size, 0
         self._numbers: tuple[float, ...] = ()
@@ -222,34 +298,17 @@ class Layers:
                     "a coordinatewise LSTM has 2 or 4 inputs and 1, 2 or 4 outputs, got "
                     f"{self.num_inputs} and {num_outputs}"
                 )
-            operands.append(("the read-out's weight", weight, (num_outputs, size)))
-            operands.append(("the read-out's bias", bias, (num_outputs,)))
+            table.append(("the read-out's weight", weight, (num_outputs, size)))
+            table.append(("the read-out's bias", bias, (num_outputs,)))
             self._numbers = scale, LOG_RANGE, math.exp(-LOG_RANGE)
-        self.parameters = self.operands(operands)
-        """Weight and bias of every layer in turn, those of the read-out last."""
+        super().__init__(table, biases[0].dtype)
         pointers = [tensor.data_ptr() for tensor in self.parameters]
         self.weights = (ctypes.c_void_p * len(pointers))(*pointers[::2], *pointers[1::2])
         self.biases = ctypes.byref(self.weights, ctypes.sizeof(self.weights) // 2)
-        self._watched: list[tuple[UntypedStorage, int]] = []
 
-    def operands(self, table: Iterable[Operand]) -> list[Tensor]:
-        """Tensors of the parameters' dtype, checked."""
-        return [_operand(name, tensor, shape, self.dtype) for name, tensor, shape in table]
-
-    def watch(self) -> None:
-        """Keep the memory: until later use, a parameter may be given another."""
-        storages = [tensor.untyped_storage() for tensor in self.parameters]
-        self._watched = [(storage, storage.data_ptr()) for storage in storages]
-
-    def require_unmoved(self) -> None:
-        """Refuse to run if watched memory was freed or moved."""
-        for storage, address in self._watched:
-            if storage.data_ptr() != address:
-                raise InputError("weights were resized after `prepare`; prepare the rule again")
-
-    def shape(self, steps: int, rows: int, group: int = 1) -> _Shape:
+    def shape(self, steps: int, rows: int, group: int = 1) -> _LSTMShape:
         """The sizes of one call of the kernel."""
-        return _Shape(
+        return _LSTMShape(
             *(steps, rows, self.num_inputs, self.size, self.num_layers),
             *(0, rows, self.num_outputs, group, *self._numbers),
         )
@@ -258,26 +317,26 @@ class Layers:
 # ------------------------------------------------------------------------------ threads
 
 
-def _parts(whole: _Shape) -> list[_Shape]:
+def pieces(whole: Shape) -> list[Shape]:
     """Pieces of the rows; they depend on nothing else, so results do not either."""
-    rows, parts = whole.rows, []
+    rows, found = whole.rows, []
     size = max(_MIN_CHUNK, -(-rows // _MAX_CHUNKS))
     size = -(-size // _WHOLE_BLOCKS) * _WHOLE_BLOCKS
     for begin in range(0, rows, size):
-        part = _Shape.from_buffer_copy(whole)
-        part.begin, part.end = begin, min(begin + size, rows)
-        parts.append(part)
-    return parts
+        piece = type(whole).from_buffer_copy(whole)
+        piece.begin, piece.end = begin, min(begin + size, rows)
+        found.append(piece)
+    return found
 
 
-def _run(
+def run(
     name: str,
-    layers: Layers,
-    whole: _Shape,
-    tensors: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    whole: Shape,
+    operands: Sequence[Tensor | object | None],
     sums: Tensor | None = None,
 ) -> None:
-    """Run "forward" or "backward" on every piece of the rows, on as many threads as PyTorch uses.
+    """Run a function on every piece of the rows, on as many threads as PyTorch uses.
 
     If nothing is summed over the rows, a single thread takes all of them at once: every call packs
     the weights anew. Otherwise a piece adds to its own row of `sums`.
@@ -285,25 +344,30 @@ def _run(
     The caller works, too, and waits for no thread that has not begun: on a busy machine helpers
     may start late or never, and then it has done the work by itself. Should it be interrupted,
     what helpers still read and write stays alive until they are done.
+
+    Args:
+        name: Of a function that returns a code.
+        dtype: Of the tensors.
+        whole: The sizes.
+        operands: Tensors, other things as `ctypes` takes them, or None for a null pointer.
+        sums: From `new_sums`.
     """
-    layers.require_unmoved()
     functions, isa = library()
-    function = functions[name, layers.dtype]
+    function = functions[name, dtype]
     rows, steps = whole.rows, whole.steps
     threads = 1 if rows * steps < _SMALL else _granted.get() or torch.get_num_threads()
-    parts = [whole] if sums is None and threads == 1 else _parts(whole)
+    parts = [whole] if sums is None and threads == 1 else pieces(whole)
     todo, codes = list(enumerate(parts)), []
 
     def work() -> None:
-        inputs, hidden, cell, *others = [None if t is None else t.data_ptr() for t in tensors]
-        operands = inputs, hidden, cell, layers.weights, layers.biases, *others
+        pointers = [op.data_ptr() if isinstance(op, Tensor) else op for op in operands]
         while todo:
             try:
                 index, part = todo.pop()
             except IndexError:  # another thread was faster
                 return
             own = () if sums is None else (sums[index].data_ptr(),)
-            code = function(isa, ctypes.byref(part), *operands, *own)  # without the lock
+            code = function(isa, ctypes.byref(part), *pointers, *own)  # without the lock
             codes.append(code)
 
     num_helpers = min(threads, len(parts)) - 1
@@ -316,7 +380,7 @@ def _run(
         if not helper.cancel():
             helper.result()
     if any(codes):
-        raise MemoryError("no memory for the LSTM kernel's scratch")
+        raise MemoryError("no memory for the kernel's scratch")
 
 
 @contextmanager
@@ -362,9 +426,11 @@ def forward(
             *state_operands(hidden, cell, (rows, layers.num_layers, layers.size)),
         ]
     )
-    outputs = _empty(given[0], steps, rows, layers.size)
-    new = _empty(given[1]), _empty(given[2])
-    _run("forward", layers, layers.shape(steps, rows), [*given, None, None, outputs, None, *new])
+    layers.require_unmoved()
+    outputs = empty(given[0], steps, rows, layers.size)
+    new = empty(given[1]), empty(given[2])
+    operands = [*given, layers.weights, layers.biases, None, None, outputs, None, *new]
+    run("lstm_forward", layers.dtype, layers.shape(steps, rows), operands)
     return outputs, *new
 
 
@@ -388,19 +454,23 @@ def step(
         ("the gradient", grad, (num_problems, dim)),
         *state_operands(hidden, cell, state_shape),
     ]
+    layers.require_unmoved()
     grad, hidden, cell = layers.operands(given)
-    updates, means = _empty(grad), _empty(grad, num_problems, layers.size)
+    updates, means = empty(grad), empty(grad, num_problems, layers.size)
     in_place = in_place and _may_be_written(hidden, cell, grad)
-    new = (hidden, cell) if in_place else (_empty(hidden), _empty(cell))
+    new = (hidden, cell) if in_place else (empty(hidden), empty(cell))
     functions, _ = library()
     whole = layers.shape(1, num_problems * dim, dim)
     if pooled is None:
-        pooled = _empty(grad, num_problems, 2)
-        functions["pool", layers.dtype](ctypes.byref(whole), grad.data_ptr(), pooled.data_ptr())
+        pooled = empty(grad, num_problems, 2)
+        functions["lstm_pool", layers.dtype](
+            ctypes.byref(whole), grad.data_ptr(), pooled.data_ptr()
+        )
     else:
-        pooled = _operand("the pooled gradient", pooled, (num_problems, 2), layers.dtype)
-    _run("forward", layers, whole, [None, hidden, cell, grad, pooled, None, updates, *new])
-    functions["mean", layers.dtype](ctypes.byref(whole), new[0].data_ptr(), means.data_ptr())
+        pooled = operand("the pooled gradient", pooled, (num_problems, 2), layers.dtype)
+    before = None, hidden, cell, layers.weights, layers.biases
+    run("lstm_forward", layers.dtype, whole, [*before, grad, pooled, None, updates, *new])
+    functions["lstm_mean", layers.dtype](ctypes.byref(whole), new[0].data_ptr(), means.data_ptr())
     if in_place:
         for tensor in new:
             if not tensor.is_inference():
@@ -477,16 +547,15 @@ def backward(
         ("a derivative of the hidden state", d_hidden, state_shape),
         ("a derivative of the cell state", d_cell, state_shape),
     )
-    operands = [
-        None if tensor is None else _operand(name, tensor, shape, layers.dtype)
+    operands: list[Tensor | object | None] = [
+        None if tensor is None else operand(name, tensor, shape, layers.dtype)
         for name, tensor, shape in table
     ]
-    d_first = [_empty(given, *state_shape) for _ in range(2 if wants_state else 0)]
-    sizes = [tensor.numel() for tensor in layers.parameters]
-    # In double precision, and every chunk in a row of its own: there may be millions of addends.
+    layers.require_unmoved()
+    d_first = [empty(given, *state_shape) for _ in range(2 if wants_state else 0)]
     whole = layers.shape(steps, rows, max(rows // max(num_problems, 1), 1))
-    sums = _empty(given, len(_parts(whole)), sum(sizes)).double().zero_()
-    _run("backward", layers, whole, [*operands, *(d_first or (None, None))], sums)
-    flat = sums.sum(0).to(layers.dtype)  # in order, whichever finished first
-    pieces = zip(torch.split(flat, sizes), layers.parameters, strict=True)
-    return d_first, [piece.view(tensor.shape) for piece, tensor in pieces]
+    # In double precision, and every piece in a row of its own: there may be millions of addends.
+    sums = layers.new_sums(whole)
+    operands[3:3] = layers.weights, layers.biases
+    run("lstm_backward", layers.dtype, whole, [*operands, *(d_first or (None, None))], sums)
+    return d_first, layers.summed(sums)

@@ -11,6 +11,7 @@ __all__ = [
     "CPU",
     "LOG_RANGE",
     "Operand",
+    "is_dense",
     "layer_operands",
     "require_dims",
     "require_operand",
@@ -26,6 +27,11 @@ _NEEDED = {"T": "step", "D": "coordinate"}  # there may be no rows and no proble
 
 Operand = tuple[str, Tensor, tuple[int, ...]]
 """A tensor, its name in sentences, and the shape that it must have."""
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether it is an ordinary dense tensor, which `require_operand` does not refuse by kind."""
+    return type(tensor) in _PLAIN_TYPES and tensor.layout is _STRIDED and not tensor.is_nested
 
 
 def require_operand(

@@ -232,7 +232,7 @@ def _execute(
 
     def run(policy: StopPolicy, max_steps: int) -> tuple[Execution, float]:
         started = time.perf_counter()
-        session = HaltingSession(policy, prices, model.halting)
+        session = HaltingSession(policy, prices, model.halting.prepare())
         done = run_until_halted(OptimizationProcess(model.rule, test), session, max_steps)
         return done, time.perf_counter() - started
 

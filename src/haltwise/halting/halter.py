@@ -1,5 +1,6 @@
 """The halter: a small network from halting features to the raw outputs of a halting method."""
 
+import copy
 import itertools
 from dataclasses import dataclass
 from typing import final
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from haltwise._core.discovery import lookup
 from haltwise._core.errors import require
 from haltwise._core.settings import require_types
-from haltwise._core.tensors import flush_negligible, nested_state, sub_state
-from haltwise._kernels import lstm_sequence, lstm_step, one_thread
+from haltwise._core.tensors import nested_state, sub_state
+from haltwise._kernels import Head, one_thread
 from haltwise.halting.features import FeatureSet, feature_sets
 
 __all__ = ["Halter", "HalterSettings"]
@@ -61,6 +62,8 @@ class Halter(nn.Module):
         generator: Draws the initial weights.
     """
 
+    _prepared: Head | None = None
+
     def __init__(
         self,
         settings: HalterSettings,
@@ -98,14 +101,23 @@ class Halter(nn.Module):
             state |= {"hidden": zeros, "cell": zeros}
         return state
 
+    def prepare(self) -> "Halter":
+        """The same for many calls of `step`, between which the weights stay where they are.
+
+        What these share is computed once. Drop the prepared halter when they are done.
+        """
+        twin = copy.copy(self)
+        twin._prepared = self._head.prepare()
+        return twin
+
     def initial(self, price: Tensor) -> Tensor:
         """Raw outputs before step 0, when only the price [B] is known, shape [B, K]."""
         features = price.new_zeros(len(price), 0)
         if self.features is not None:
             features = self.features.blank(price)
-        readout = price.new_zeros(len(price), self.readout_size)
+        readout = price.new_zeros(len(price), self.readout_size * self.settings.readout)
         remembered = price.new_zeros(len(price), self.settings.memory)
-        return self._read_out(self._inputs(features, readout), remembered)
+        return self._head.perceptron(torch.cat((features, readout, remembered), dim=-1))
 
     @torch.no_grad()
     @one_thread()
@@ -118,13 +130,11 @@ class Halter(nn.Module):
         step before.
         """
         features, after = self._extract(signals.unsqueeze(1), price, state)
-        inputs = self._inputs(features.squeeze(1), readout)
-        if not self.settings.memory:
-            return self._read_out(inputs, inputs[:, :0]), after
-        hidden, cell = lstm_step(
-            inputs, state["hidden"], state["cell"], [*self.memory_weights], [*self.memory_biases]
-        )
-        return self._read_out(inputs, hidden[:, 0]), {**after, "hidden": hidden, "cell": cell}
+        before = (state["hidden"], state["cell"]) if self.settings.memory else None
+        raw, remembered = self._head.step(features.squeeze(1), self._used(readout), before)
+        if remembered is not None:
+            after |= dict(zip(("hidden", "cell"), remembered, strict=True))
+        return raw, after
 
     def forward(self, signals: Tensor, readouts: Tensor, price: Tensor) -> Tensor:
         """Raw outputs of T steps from the first, differentiable, shape [B, T, K].
@@ -133,15 +143,7 @@ class Halter(nn.Module):
         data: gradients reach read-outs from the perceptron alone.
         """
         features, _ = self._extract(signals, price, self.init(len(signals), signals))
-        # Steps first, as the memory wants them.
-        inputs = self._inputs(features.transpose(0, 1), readouts.transpose(0, 1))
-        remembered = inputs[..., :0]
-        if self.settings.memory:
-            zeros = inputs.new_zeros(len(signals), 1, self.settings.memory)
-            remembered, _, _ = lstm_sequence(
-                inputs.detach(), zeros, zeros, [*self.memory_weights], [*self.memory_biases]
-            )
-        return self._read_out(inputs, remembered).transpose(0, 1)
+        return self._head.sequence(features, self._used(readouts))
 
     def _extract(self, signals: Tensor, price: Tensor, state: State) -> tuple[Tensor, State]:
         if self.features is None:
@@ -149,20 +151,18 @@ class Halter(nn.Module):
         features, recent = self.features.extract(signals, price, sub_state(state, "features."))
         return features, nested_state(recent, "features.")
 
-    def _inputs(self, features: Tensor, readout: Tensor) -> Tensor:
-        used = [features] * (self.features is not None) + [readout] * self.settings.readout
-        return torch.cat(used, dim=-1)
+    def _used(self, readout: Tensor) -> Tensor:
+        """The read-out, or nothing of it where it is not read."""
+        return readout if self.settings.readout else readout[..., :0]
 
-    def _read_out(self, inputs: Tensor, remembered: Tensor) -> Tensor:
-        value = torch.cat((inputs, remembered), dim=-1)
-        layers = list(zip(self.weights, self.biases, strict=True))
-        for weight, bias in layers[:-1]:
-            value = nn.functional.silu(nn.functional.linear(value, weight, bias))
-        outputs = nn.functional.linear(value, *layers[-1])
-        if outputs.requires_grad:
-            # Outputs long after the stop hardly count.
-            outputs.register_hook(lambda grad: flush_negligible(grad, *range(grad.ndim - 1)))
-        return outputs
+    @property
+    def _head(self) -> Head:
+        if self._prepared is not None:
+            return self._prepared
+        memory = None
+        if self.settings.memory:
+            memory = self.memory_weights[0], self.memory_biases[0]
+        return Head(memory, [*self.weights], [*self.biases])
 
 
 def _uniform(fan_out: int, fan_in: int, generator: torch.Generator | None) -> nn.Parameter:

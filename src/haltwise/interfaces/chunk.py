@@ -160,7 +160,7 @@ class Chunk:
         session = HaltingSession(
             self._policy,
             self._price[items],
-            self._model.halting,
+            self._model.halting.prepare(),
             select_state(self._memory, items),
             in_model_units=self._policy in self._model.card.policies.values(),
         )

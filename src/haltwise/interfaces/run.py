@@ -78,7 +78,7 @@ def run(
     like = first if first.is_floating_point() else torch.zeros((), device=first.device)
     policy = stop_policy(halting, stop, halting.card.unit)
     prices = price_of_each(halting, price, process.num_items, like)
-    session = HaltingSession(policy, prices, placed(halting, like))
+    session = HaltingSession(policy, prices, placed(halting, like).prepare())
     if stop is None:
         warn_of_prices(halting, prices, 3)
     num_steps = halting.card.horizon if max_steps is None else max_steps

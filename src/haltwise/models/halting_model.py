@@ -1,5 +1,6 @@
 """A halting model: a halter, its method and its card; it stands alone."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import final
@@ -82,6 +83,17 @@ class HaltingModel(nn.Module):
         """
         card = self.card
         return price.clamp(card.price / card.price_range, card.price * card.price_range)
+
+    def prepare(self) -> "HaltingModel":
+        """The same for many calls of `step`, between which the weights stay where they are.
+
+        What these share is computed once. Drop the prepared model when they are done.
+        """
+        if self.halter is None:
+            return self
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "halter": self.halter.prepare()}
+        return twin
 
     def init(self, num_items: int, like: Tensor) -> State:
         """The memory before the first step, in the dtype and device of `like`."""

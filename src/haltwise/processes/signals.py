@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from haltwise._core.tensors import widened
+from haltwise._kernels import native
+from haltwise._kernels.native_signals import measure
 
 __all__ = [
     "SIGNALS",
@@ -74,6 +76,11 @@ def measure_signals(
     Returns:
         Signals [..., len(SIGNALS)] and the new memory.
     """
+    fits = loss.ndim == 1 and native.serves_all(grad, loss, update, *memory.values())
+    if isinstance(step, int) and fits:
+        losses, grads, updates = (value.unsqueeze(1) for value in (loss, grad, update))
+        signals = measure(step, losses, grads, updates, memory).squeeze(1)
+        return signals, {"grad": grad, "update": update}
     products = sum_products(
         widened(grad), widened(update), {name: widened(value) for name, value in memory.items()}
     )
@@ -93,13 +100,16 @@ def measure_sequence(
         updates: Shape [B, K, D].
         memory: From `init_signals` or the steps before.
     """
+    after = {"grad": grads[:, -1], "update": updates[:, -1]}
+    if native.serves_all(grads, losses, updates, *memory.values()):
+        return measure(first, losses, grads, updates, memory), after
     last = {
         name: torch.cat((memory[name].unsqueeze(1), now[:, :-1]), 1)
         for name, now in (("grad", grads), ("update", updates))
     }
     steps = torch.arange(first, first + losses.shape[1], device=losses.device)
     signals, _ = measure_signals(steps, losses, grads, updates, last)
-    return signals, {"grad": grads[:, -1], "update": updates[:, -1]}
+    return signals, after
 
 
 def sum_products(grad: Tensor, update: Tensor, memory: dict[str, Tensor]) -> Tensor:
@@ -171,5 +181,5 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
 
 def loss_signals(step: int, loss: Tensor) -> Tensor:
     """The signals of a step of which the loss [B] alone is known, shape [B, len(SIGNALS)]."""
-    products = loss.new_zeros(len(loss), 5, 5, dtype=widened(loss[:0]).dtype)
-    return combine_products(step, loss, products, 1)
+    still = loss.new_zeros(len(loss), 1)
+    return measure_signals(step, loss, still, still, init_signals(still))[0]
