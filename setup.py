@@ -13,7 +13,10 @@ setup(
             ["src/haltwise/_kernels/lstm.c"],
             depends=[
                 f"src/haltwise/_kernels/{name}.h"
-                for name in ("instance", "vectors", "lstm_impl", "head")
+                for name in (
+                    *("shapes", "instance", "vectors"),
+                    *("lstm_impl", "head", "signals", "features"),
+                )
             ],
             extra_compile_args=[] if sys.platform == "win32" else [*FLAGS, "-fvisibility=hidden"],
             libraries=[] if sys.platform == "win32" else ["m"],

@@ -1,7 +1,7 @@
 /* Part of an instance (instance.h): what a halter reads of the signals of an optimization.
  *
- * The features are those of haltwise.halting.features.optimization, the columns of signals those of
- * haltwise.processes.signals; both say what they mean.
+ * haltwise.halting.features.optimization says what the features mean, haltwise.processes.signals
+ * what the signals do.
  */
 
 /* Of finite numbers or NaN: sign x log(1 + y), y = |x| + x^2 / (1 + sqrt(1 + x^2)). */
@@ -15,12 +15,14 @@ INLINE V FN(asinh)(V x)
     return GENERIC_SELECT(V, x < 0, (IV)(-value), (IV)value) + x * 0;
 }
 
-/* A gain in prices, on a scale that is linear about zero and logarithmic beyond; `range` in prices. */
+/* A gain in prices, cut off at `range`: linear about zero, logarithmic beyond. */
 INLINE V FN(priced)(V gain, V price, REAL range)
 {
     return FN(asinh)(FN(clamp)(gain / price, range)) / 4;
 }
 
+/* signals [rows, steps, SIGNALS]; features [rows, steps, FEATURES]; price, last_loss and lowest
+ * [rows]; previous [rows, CHANGING]. */
 static TARGET int FN(features)(const feature_shape *s, const REAL *signals, const REAL *price,
                                const REAL *previous, const REAL *last_loss, const REAL *lowest,
                                REAL *features, REAL *previous_out, REAL *last_loss_out,

@@ -1,7 +1,11 @@
 /* Part of an instance (instance.h): the head of a halter, an LSTM of one layer whose output a
  * perceptron with SiLU reads beside the LSTM's own inputs.
  *
- * Its linear maps are numbered: 0 is the memory's, 1 to depth the perceptron's.
+ * Its linear maps are numbered: 0 is the memory's, 1 to depth the perceptron's. Of every map
+ * `params` has a weight [outputs, inputs] and a bias [outputs], those of the memory as an LSTM has
+ * them and NULL if memory is 0. features [rows, steps, features]; readouts [rows, steps, readouts];
+ * outputs [rows, steps, outputs]; states [rows, memory]. grad_params is added to, in the order of
+ * params; grad_readouts, which may be NULL, is by way of the perceptron alone.
  */
 
 /* Offsets, in scalars, of one step's record. */
@@ -136,7 +140,9 @@ INLINE void FN(pull)(int how, const REAL *transposed, int64_t groups, const REAL
             if (k + i >= width) break;
             V *to = (V *)(planes + (k + i) * BLOCK);
             UNROLL for (int v = 0; v < NV; v++)
-                to[v] = how == INTO ? acc[i][v] : how == ONTO ? to[v] + acc[i][v] : to[v] * acc[i][v];
+                to[v] = how == INTO   ? acc[i][v]
+                        : how == ONTO ? to[v] + acc[i][v]
+                                      : to[v] * acc[i][v];
         }
     }
 }

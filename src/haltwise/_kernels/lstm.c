@@ -1,6 +1,7 @@
-/* Stacked LSTM over many independent rows: forward, and backward with recomputation.
+/* What learned optimizers and halters compute, over many independent rows: the stacked LSTM, the
+ * head of a halter, and the signals and features it reads. Backward passes recompute the forward.
  *
- * Plain C11 with GNU vector types; called from lstm.py by ctypes. Reentrant, no global state.
+ * Plain C11 with GNU vector types; called from native.py by ctypes. Reentrant, no global state.
  * Every instance is compiled for its own instruction set and chosen at run time, so that a binary
  * runs on any machine of its architecture.
  */
@@ -40,95 +41,19 @@ enum {
     ALIGNMENT = 64,
     MAX_CHAINS = 4, /* vectors that are exponentiated side by side */
     WEIGHT_STEPS = 8,  /* steps of a weight-gradient product: its operands should stay in cache */
-    MAX_DEPTH = 3, /* maps of a perceptron */
     FLUSH_STEPS = 256, /* steps whose gradients are summed in lanes of the working precision */
 };
 
-typedef struct {
-    int64_t steps, rows, inputs, hidden, layers;
-    int64_t begin, end; /* rows of this call */
-    int64_t outputs;    /* of the read-out: 1, 2 or 4 */
-    int64_t group;      /* rows whose gradients are pooled, a problem's; divides `rows` */
-    double scale;       /* of the updates */
-    double log_range, threshold; /* of the features of a gradient, exp(-log_range) */
-} shape;
-
-static inline int64_t fan_in(const shape *s, int64_t layer)
-{
-    return layer ? s->hidden : s->inputs;
-}
-
-static int64_t weight_count(const shape *s)
-{
-    return 4 * s->hidden * (s->inputs + s->hidden + 2 * s->hidden * (s->layers - 1));
-}
-
-typedef struct {
-    int64_t steps, rows, features, readouts;
-    int64_t memory, width, outputs; /* units */
-    int64_t depth; /* maps of the perceptron, at most MAX_DEPTH: all but the last have `width` outputs */
-    int64_t begin, end;
-} head_shape;
-
 enum { INTO, ONTO, TIMES }; /* how a result meets what lies in its place */
 
-typedef struct {
-    int64_t steps, rows, begin, end;
-} feature_shape;
-
-typedef struct {
-    int64_t steps, rows, dim, first, begin, end; /* the first step's number */
-} signal_shape;
-
-enum { SIGNAL_ROWS = 64, SIGNAL_PRODUCTS = 10, SIGNALS = 13 };
-
-/* A linear map, whose outputs are packed in groups of four: those of an LSTM by unit, its gates. */
-typedef struct {
-    int64_t groups, inputs, outputs;
-    int64_t apart, stride; /* rows of the weight from group to group, and inside of a group */
-} linear;
-
-static inline int64_t row_of(const linear *m, int64_t group, int64_t output)
-{
-    return group * m->apart + output * m->stride;
-}
-
-static inline int64_t tiled(int64_t num, int64_t tile)
-{
-    return (num + tile - 1) / tile * tile;
-}
-
-static inline int64_t groups_of(int64_t outputs) { return (outputs + 3) / 4; }
-
-static inline linear lstm_map(int64_t fan_in, int64_t hidden)
-{
-    return (linear){hidden, fan_in + hidden, 4 * hidden, 1, hidden};
-}
-
-/* The maps of a head, and how many scalars they take when packed. */
-static inline int64_t head_maps(const head_shape *s, linear *maps)
-{
-    int64_t fan_in = s->features + s->readouts, size = 0;
-    maps[0] = lstm_map(fan_in, s->memory);
-    fan_in += s->memory;
-    for (int64_t l = 1; l <= s->depth; l++, fan_in = s->width) {
-        int64_t outputs = l < s->depth ? s->width : s->outputs;
-        maps[l] = (linear){groups_of(outputs), fan_in, outputs, 4, 1};
-    }
-    for (int64_t l = 0; l <= s->depth; l++) size += 4 * maps[l].groups * (maps[l].inputs + 1);
-    return size;
-}
-
-static void *aligned(void *memory)
-{
-    return (void *)(((uintptr_t)memory + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-}
+#include "shapes.h"
 
 /* Aligned memory; `memory` is what to free. */
 static void *allocate(size_t bytes, void **memory)
 {
     *memory = malloc(bytes + ALIGNMENT);
-    return *memory ? aligned(*memory) : NULL;
+    if (!*memory) return NULL;
+    return (void *)(((uintptr_t)*memory + ALIGNMENT) / ALIGNMENT * ALIGNMENT);
 }
 
 #define GENERIC_SELECT(type, mask, a, b) (type)(((mask) & (a)) | (~(mask) & (b)))
@@ -295,10 +220,11 @@ static void restore_subnormals(unsigned before)
 #endif
 }
 
-/* Both return 0, or 1 when out of memory. `isa` must not exceed the machine's.
+/* All return 0, or 1 when out of memory. `isa` must not exceed the machine's. Arrays of the head,
+ * the features and the signals are described where they are computed.
  *
- * Layouts, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden], which may be
- * replaced in place; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden]; outputs
+ * Layouts of the LSTM, row-major: inputs [steps, rows, inputs]; states [rows, layers, hidden],
+ * which may be replaced in place; weights[l] [4 hidden, fan_in + hidden]; biases[l] [4 hidden]; outputs
  * [steps, rows, hidden] or NULL.
  *
  * With gradients `grads` [steps, rows] in the place of inputs, their features are the inputs: L2L's

@@ -149,7 +149,7 @@ INLINE void FN(multiply)(V acc[4][NV], const REAL *w, const REAL *x, int64_t wid
     }
 }
 
-/* W x + b of a block for groups of four outputs; x lies in two places, `width` and `more` planes. */
+/* W x + b of a block for groups of four outputs; x lies in two places, `width` and `more` of it. */
 INLINE void FN(affine)(int64_t groups, const REAL *w, const REAL *bias, const REAL *x,
                        int64_t width, const REAL *h, int64_t more, REAL *out)
 {
@@ -182,8 +182,8 @@ INLINE void FN(multiply_transposed)(V acc[FT][NV], const REAL *w, const REAL *ga
     }
 }
 
-/* dG x^T over `steps` records into `sums` ([group][feature][4] vectors), for groups of four outputs;
- * x lies in two places. Records are `stride` apart. */
+/* dG x^T over `steps` records, `stride` apart, into `sums` ([group][feature][4] vectors), for groups
+ * of four outputs; x lies in two places. */
 INLINE void FN(outer)(int64_t groups, const REAL *gates, const REAL *x, int64_t width,
                       const REAL *h, int64_t more, int64_t stride, int64_t steps, V *sums)
 {
@@ -234,7 +234,7 @@ INLINE void FN(add_planes)(int64_t planes, const REAL *x, V *sums)
         UNROLL for (int v = 0; v < NV; v++) sums[i] += *(const V *)(x + i * BLOCK + v * LANES);
 }
 
-/* A map's weights as [group][feature][4] and its bias as [group][4], zero where there is no output. */
+/* A map's weights as [group][feature][4] and bias as [group][4], zero where there is no output. */
 static void FN(pack_map)(const linear *m, const REAL *weight, const REAL *bias, REAL *packed,
                          REAL *packed_bias)
 {
