@@ -41,8 +41,9 @@ class Workload:
 
     @property
     def price(self) -> Tensor:
-        """c, shape [B]."""
-        return self.batch.start.new_full((self.batch.num_problems,), _PRICE)
+        """c, shape [B]: the nearest to `_PRICE` that the weights were trained for."""
+        price = self.batch.start.new_full((self.batch.num_problems,), _PRICE)
+        return self.optimizer.halting.trained_price(price)
 
     def to(self, dtype: torch.dtype) -> "Workload":
         """The same in another precision, the optimizer in place."""
