@@ -161,6 +161,17 @@ def test_features_of_numbers_at_the_edge_are_those_of_the_twin(
         assert_same(found[1][name], value)
 
 
+@pytest.mark.parametrize("number", HOSTILE)
+def test_features_behind_a_loss_at_the_edge_are_those_of_the_twin(number: float) -> None:
+    losses, grads, updates, before = run_of((3, 5, 2), 1.0, torch.float32)
+    losses[1, 2] = number
+    signals, _ = measure_sequence(0, losses, grads, updates, before)
+    memory = FEATURES.init(3, signals)
+    found, expected = in_two_ways(FEATURES.extract, signals, torch.ones(3), memory)
+    assert_same(found[0], expected[0])
+    assert_same(found[1]["lowest"], expected[1]["lowest"])
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_the_number_of_threads_changes_no_bit() -> None:
     run, price = run_of((1700, 6, 3), 1.0, torch.float32), torch.full((1700,), 0.1)

@@ -12,7 +12,7 @@ INLINE V FN(asinh)(V x)
     V y = near + square / (1 + FN(sqrt)(1 + square));
     y = GENERIC_SELECT(V, size > far, (IV)(2 * size - 1), (IV)y);
     V u = 1 + y, value = FN(log)(u) + (y - (u - 1)) / u;
-    return GENERIC_SELECT(V, x < 0, (IV)(-value), (IV)value) + x * 0;
+    return GENERIC_SELECT(V, x < 0, (IV)(-value), (IV)value);
 }
 
 /* A gain in prices, cut off at `range`: linear about zero, logarithmic beyond. */
@@ -80,7 +80,7 @@ static TARGET int FN(features)(const feature_shape *s, const REAL *signals, cons
                 out[NV] = FN(priced)(*least_v, price_v, huge) / 2;
                 out[2 * NV] = FN(priced)(in[OVERSHOOT * NV], price_v, far);
                 UNROLL for (int i = 0; i < 3; i++) out[(3 + i) * NV] = in[(COSINES + i) * NV];
-                out[6 * NV] = FN(log)(1 + step) / 2 + step * 0;
+                out[6 * NV] = FN(log)(1 + step) / 2;
                 out[7 * NV] = ((V *)log_cost)[v] / 2;
             }
             FN(scatter)(features + (begin * s->steps + t) * FEATURES, found, s->steps * FEATURES,
