@@ -9,8 +9,9 @@ from draws import DOUBLE, randn, seeded
 from torch import Tensor
 from torch.testing import assert_close
 
-from haltwise import InputError
+from haltwise import InputError, load_halting
 from haltwise.halting import Halter, HalterSettings
+from haltwise.models import HaltingModel
 
 R, K = 3, 5  # read-out, raw outputs
 SHAPES: dict[str, dict[str, Any]] = {
@@ -38,10 +39,15 @@ def run() -> tuple[Tensor, Tensor]:
 
 
 @every_shape
-def test_step_by_step_it_puts_out_the_same_as_at_once(shape: dict[str, Any]) -> None:
+@pytest.mark.parametrize("prepared", [False, True])
+def test_step_by_step_it_puts_out_the_same_as_at_once(
+    shape: dict[str, Any], prepared: bool
+) -> None:
     halter, (signals, readouts) = halter_of(shape), run()
     whole, state = halter(signals, readouts, PRICE), halter.init(B, signals)
     assert whole.shape == (B, T, K)
+    if prepared:
+        halter = halter.prepare()
     for step in range(T):
         raw, state = halter.step(signals[:, step], readouts[:, step], PRICE, state)
         assert_close(raw, whole[:, step], rtol=1e-12, atol=1e-12)
@@ -129,3 +135,22 @@ def test_impossible_shapes_are_refused(settings: dict[str, Any], message: str) -
 def test_a_process_without_a_readout_must_show_something_else() -> None:
     with pytest.raises(InputError, match="this process has no read-out"):
         Halter(HalterSettings(features="none"), 0, K)
+
+
+def test_a_model_is_prepared_without_being_changed() -> None:
+    model = load_halting("regression-2d").double()
+    prepared, (signals, _) = model.prepare(), run()
+    readout = randn(B, model.readout_size, seed=2)
+
+    def outputs(each: HaltingModel) -> Tensor:
+        state = each.init(B, signals)
+        return each.step(signals[:, 0], readout, PRICE, state)[0]["hazard_logits"]
+
+    assert model.halter is not None
+    assert prepared.halter is not model.halter
+    before = outputs(model)
+    assert torch.equal(outputs(prepared), before)
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)  # values are read at every step
+    assert torch.equal(outputs(prepared), outputs(model))
+    assert not torch.equal(outputs(prepared), before)

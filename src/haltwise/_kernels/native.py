@@ -1,6 +1,6 @@
-"""The compiled LSTM kernel: loading it, checking what it is given, running it on threads.
+"""The compiled kernels: how they are loaded, what they are given, their threads; the LSTM.
 
-The kernel reads and writes raw memory. No pointer reaches it but that of a tensor which `operand`
+Kernels read and write raw memory. No pointer reaches one but that of a tensor which `operand`
 has checked or `empty` has made.
 
 B problems of D coordinates make N = B D rows; I inputs, L layers of H units, T steps. A layer's
@@ -333,7 +333,7 @@ def run(
     name: str,
     dtype: torch.dtype,
     whole: Shape,
-    operands: Sequence[Tensor | object | None],
+    operands: Sequence[object],
     sums: Tensor | None = None,
 ) -> None:
     """Run a function on every piece of the rows, on as many threads as PyTorch uses.
@@ -547,7 +547,7 @@ def backward(
         ("a derivative of the hidden state", d_hidden, state_shape),
         ("a derivative of the cell state", d_cell, state_shape),
     )
-    operands: list[Tensor | object | None] = [
+    operands: list[object] = [
         None if tensor is None else operand(name, tensor, shape, layers.dtype)
         for name, tensor, shape in table
     ]
