@@ -14,10 +14,10 @@ import importlib.util
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
 from typing import NamedTuple, final
 
 import torch
@@ -383,25 +383,30 @@ def run(
         raise MemoryError("no memory for the kernel's scratch")
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run PyTorch's own operations on one thread; the kernel still uses as many as it may.
+class one_thread(ContextDecorator):  # noqa: N801 - it reads as a function, as those of contextlib
+    """Run PyTorch's own operations on one thread; kernels still use as many as they may.
 
     A parallel operation waits for all of its threads. On a busy machine one of them is often not
     running, and a pass of half a millisecond over a few thousand numbers then takes thirty.
-    Without the kernel, parallel operations are all there is, and nothing is changed.
+    Without kernels, parallel operations are all there is, and nothing is changed.
     """
-    threads = torch.get_num_threads()
-    if threads == 1 or not available():
-        yield
-        return
-    token = _granted.set(threads)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        _granted.reset(token)
+
+    _before: tuple[int, Token[int | None]] | None = None
+
+    def _recreate_cm(self) -> "one_thread":  # of a decorated function's every call
+        return one_thread()
+
+    def __enter__(self) -> None:
+        threads = torch.get_num_threads()
+        if threads > 1 and available():
+            self._before = threads, _granted.set(threads)
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            threads, token = self._before
+            torch.set_num_threads(threads)
+            _granted.reset(token)
 
 
 _granted: ContextVar[int | None] = ContextVar("haltwise_threads", default=None)

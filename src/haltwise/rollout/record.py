@@ -91,13 +91,14 @@ def run_rule(
     shape = (num_steps + 1, batch.num_problems, batch.dim)  # a step is written at a time
     excess_grads = params.new_empty(shape).transpose(0, 1) if keep else params.new_empty(0)
     kept_grads = excess_grads[:, :-1] if keep else excess_grads  # for most tasks they are the same
+    places = excess_grads.unbind(1) if keep else ()
     seen: DifferentiatedScore | Score
     for step in range(num_steps + 1):
         seen = ask(batch.evaluate, params, step) if keep else ask(batch.score, params, step)
         loss.append(seen.loss)
         excess.append(seen.excess)
         if isinstance(seen, DifferentiatedScore):
-            excess_grads[:, step] = seen.excess_grad
+            places[step].copy_(seen.excess_grad)
             if seen.grad is not seen.excess_grad:
                 if kept_grads.data_ptr() == excess_grads.data_ptr():
                     kept_grads = kept_grads.clone()
