@@ -151,6 +151,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size)
         self._models = GroupModels()
         self._fused: FusedSteps | None = None
+        self._was_overrun = False
         self._moved: list[_Problem] = []  # by the learned rule, at the last step
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
@@ -602,6 +603,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     *(logged.readout.float(), logged.products, reading.num_coordinates),
                 )
             record["judged"] = reading.num_judged
+            self._was_overrun |= not reading.is_whole
             if reading.stops and "stop" in record:
                 record["stop"] = torch.ones_like(record["stop"])
             if reading.moved:
@@ -701,6 +703,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _judged(self) -> list[tuple[Group, Record]]:
         """The groups that have taken a step, if halting is known of all of them."""
         self._read_device()
+        require(
+            not self._was_overrun,
+            "more steps were replayed in a CUDA graph than can wait to be judged; ask should_stop "
+            "at least every 1,000 replays",
+        )
         moved = [(group, record) for group, record in self._records() if record["step"]]
         for group, record in moved:
             halting = self._models.of(group).halting
@@ -754,6 +761,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         finally:
             before.remove()
             after.remove()
+        self._was_overrun = False
 
     def __getstate__(self) -> dict[str, Any]:
         self._read_device()
@@ -762,7 +770,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._moved, self._fused = [], None
+        self._moved, self._fused, self._was_overrun = [], None, False
 
 
 def _is_dummy(problem: _Problem) -> bool:

@@ -227,10 +227,11 @@ class Plan:
             placed.copy_(sources[0], non_blocking=True)
             self.settings[:, :_GIVEN].copy_(sources[1], non_blocking=True)
             return kept
-        if pointers != self._pointers:
+        # A graph that is replayed leaves what was there when it was captured.
+        if pointers != self._pointers or self._captured:
             self._pointers = pointers
             placed.copy_(_pinned(torch.tensor(pointers).view(-1, 2), self.device))
-        if settings != self._settings:
+        if settings != self._settings or self._captured:
             self._settings = list(settings)
             rows = torch.tensor(settings, dtype=torch.float64)
             self.settings[:, :_GIVEN].copy_(_pinned(rows, self.device))

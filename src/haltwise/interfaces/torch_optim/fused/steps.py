@@ -76,6 +76,7 @@ class Reading(NamedTuple):
         stops: Whether steps of Adam have not earned their price.
         moved: Whether the last step applied a learned update.
         takes_over: Why Adam has taken over in the meantime, in words; empty if it has not.
+        is_whole: Whether no step to be judged was left out for want of room.
     """
 
     logged: list[LoggedStep]
@@ -84,6 +85,7 @@ class Reading(NamedTuple):
     stops: bool
     moved: bool
     takes_over: str
+    is_whole: bool
 
 
 @final
@@ -306,6 +308,7 @@ class FusedSteps:
                         row[control.STOPS.value] != 0,
                         row[control.MOVED.value] != 0,
                         takes_over,
+                        len(logged) < NUM_LOG_ROWS or not self._was_captured,
                     ),
                 )
             )
@@ -316,7 +319,8 @@ class FusedSteps:
 
     def news(self) -> bool:
         """Whether Adam is known to have taken over since the last reading, without waiting."""
-        if self._mirror is None:
+        # While a graph is captured no event may be asked for.
+        if self._mirror is None or torch.cuda.is_current_stream_capturing():
             return False
         sent, event = self._mirror
         if not event.query():
