@@ -222,3 +222,19 @@ def test_taking_the_last_update_back_restores_the_parameters(fused_device: torch
         assert optimizer.should_stop
         taken = optimizer.take_back()
     assert torch.equal(param, torch.ones_like(param)) is taken
+
+
+def test_what_was_read_is_not_read_again(fused_device: torch.device) -> None:
+    run = Run(fused_device)
+    run.train(2)
+    assert run.optimizer.steps_taken == 2
+    fused = run.optimizer._fused
+    assert fused is not None
+    fused._was_captured = True  # from then on the device may be ahead at any time
+    moved = run.optimizer._moved
+    assert fused.read() == []
+    assert run.optimizer.steps_taken == 2
+    assert run.optimizer._moved is moved
+    run.train(1)
+    assert run.optimizer.steps_taken == 3
+    assert run.optimizer._moved is not moved

@@ -32,6 +32,7 @@ from haltwise._kernels.operands import (
     Operand,
     is_dense,
     layer_operands,
+    readout_operands,
     require_dims,
     require_operand,
     state_operands,
@@ -292,14 +293,8 @@ class Layers(Parameters):
         self._numbers: tuple[float, ...] = ()
         if readout is not None:
             weight, bias, scale = readout
-            self.num_outputs = num_outputs = bias.numel()
-            if self.num_inputs not in (2, 4) or num_outputs not in (1, 2, 4):
-                raise InputError(
-                    "a coordinatewise LSTM has 2 or 4 inputs and 1, 2 or 4 outputs, got "
-                    f"{self.num_inputs} and {num_outputs}"
-                )
-            table.append(("the read-out's weight", weight, (num_outputs, size)))
-            table.append(("the read-out's bias", bias, (num_outputs,)))
+            self.num_outputs = bias.numel()
+            table += readout_operands(weight, bias, self.num_inputs, size)
             self._numbers = scale, LOG_RANGE, math.exp(-LOG_RANGE)
         super().__init__(table, biases[0].dtype)
         pointers = [tensor.data_ptr() for tensor in self.parameters]

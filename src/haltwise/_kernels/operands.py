@@ -13,6 +13,7 @@ __all__ = [
     "Operand",
     "is_dense",
     "layer_operands",
+    "readout_operands",
     "require_dims",
     "require_operand",
     "state_operands",
@@ -93,6 +94,20 @@ def layer_operands(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[
         )
         fan_in = size
     return operands
+
+
+def readout_operands(weight: Tensor, bias: Tensor, num_inputs: int, size: int) -> list[Operand]:
+    """Weight [O, H] and bias [O] of a coordinatewise optimizer's read-out, to be checked."""
+    num_outputs = bias.numel()
+    if num_inputs not in (2, 4) or num_outputs not in (1, 2, 4):
+        raise InputError(
+            "a coordinatewise LSTM has 2 or 4 inputs and 1, 2 or 4 outputs, got "
+            f"{num_inputs} and {num_outputs}"
+        )
+    return [
+        ("the read-out's weight", weight, (num_outputs, size)),
+        ("the read-out's bias", bias, (num_outputs,)),
+    ]
 
 
 def state_operands(hidden: Tensor, cell: Tensor, shape: tuple[int, ...]) -> list[Operand]:

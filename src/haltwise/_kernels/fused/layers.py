@@ -6,9 +6,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import InputError
 from haltwise._kernels.fused.packing import Tiles, pack, pack_readout
-from haltwise._kernels.operands import Operand, layer_operands, require_operand
+from haltwise._kernels.operands import (
+    Operand,
+    layer_operands,
+    readout_operands,
+    require_operand,
+)
 
 __all__ = ["FusedLayers"]
 
@@ -41,13 +46,7 @@ class FusedLayers:
         if readout is not None:
             weight, bias, self.scale = readout
             self.num_outputs = bias.numel()
-            require(
-                self.num_inputs in (2, 4) and self.num_outputs in (1, 2, 4),
-                "a coordinatewise LSTM has 2 or 4 inputs and 1, 2 or 4 outputs, got "
-                f"{self.num_inputs} and {self.num_outputs}",
-            )
-            operands.append(("the read-out's weight", weight, (self.num_outputs, self.size)))
-            operands.append(("the read-out's bias", bias, (self.num_outputs,)))
+            operands += readout_operands(weight, bias, self.num_inputs, self.size)
         self.tiles = Tiles.of(self.size)
         self.parameters = [tensor for _, tensor, _ in operands]
         """Weight and bias of every layer in turn, those of the read-out last."""

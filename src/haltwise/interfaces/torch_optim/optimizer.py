@@ -594,8 +594,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """Judge the steps that fused kernels have taken, which waits for them."""
         if self._fused is None or not self._fused.is_ahead:
             return
+        found = self._fused.read()
+        if not found:
+            return
         self._moved = []
-        for each, reading in self._fused.read():
+        for each, reading in found:
             group, record = each.group, each.record
             for logged in reading.logged:
                 self._judge_step(
@@ -609,9 +612,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if reading.moved:
                 moved = [member.param for member in each.members if member.has_grad]
                 self._moved.append(_Problem(group, record, {0: moved}))
-            if reading.takes_over:
-                self._warn_of_adam(group, reading.takes_over)
         self._end_with_the_horizon()
+        for each, reading in found:  # last, for a warning may be made an error
+            if reading.takes_over:
+                self._warn_of_adam(each.group, reading.takes_over)
 
     @property
     def steps_taken(self) -> int:

@@ -288,11 +288,18 @@ class FusedSteps:
         return self._plan is not None and (self._unread > 0 or self._was_captured)
 
     def read(self) -> list[tuple[FusedGroup, Reading]]:
-        """Wait for the device; bring the groups' records up to date, without judging steps."""
+        """Wait for the device; bring the groups' records up to date, without judging steps.
+
+        Returns:
+            Nothing if there was no step since the last reading.
+        """
         plan = self._plan
         if plan is None or not self.is_ahead:
             return []
         rows = plan.control.cpu().tolist()
+        self._unread = 0
+        if not any(map(_has_moved_on, self._groups, rows)):
+            return []
         found = []
         for each, planned, row in zip(self._groups, plan.groups, rows, strict=True):
             takes_over = _note(each, row)
@@ -314,7 +321,6 @@ class FusedSteps:
             )
         plan.control[:, control.LOGGED.value] = 0
         plan.control[:, control.STOPS.value] = 0
-        self._unread = 0
         return found
 
     def news(self) -> bool:
@@ -351,6 +357,12 @@ def _row_of(record: Record) -> list[float]:
     for place, name in enumerate(FRESH, start=control.GUARD):
         row[place] = float(kept[name])
     return row
+
+
+def _has_moved_on(each: FusedGroup, row: list[float]) -> bool:
+    """Whether the device has taken or skipped a step that the host does not know of."""
+    places = {"step": control.STEP, "skipped": control.SKIPPED}
+    return any(row[place.value] != each.record[name] for name, place in places.items())
 
 
 def _note(each: FusedGroup, row: list[float]) -> str:
