@@ -29,7 +29,7 @@ class Ledger:
         history: Whether the losses are.
 
     Attributes:
-        rows: Of every problem, and one that is nobody's; see `haltwise.rollout.early_exit.Rows`.
+        rows: Of every problem, and one that is nobody's; see `haltwise.rollout.rows.Rows`.
         first: The observation of all problems at their start, once it was made.
     """
 

@@ -11,6 +11,8 @@ backward pass replaces by their derivatives, and states [L, T+1, N, H].
 import triton
 import triton.language as tl
 
+from haltwise._kernels.fused.cell import gradient_features
+
 __all__ = [
     "backward_kernel",
     "forward_kernel",
@@ -19,7 +21,6 @@ __all__ = [
     "weight_gradient_kernel",
 ]
 
-_LEAST = tl.constexpr(4.5399929762484854e-05)  # exp(-p), p = 10
 _EXACT = tl.constexpr("tf32x3")
 
 
@@ -48,13 +49,6 @@ def _tanh(x):
     series = -0.05396825396825397 + square * 0.021869488536155203
     series = 1 + square * (-0.3333333333333333 + square * (0.13333333333333333 + square * series))
     return tl.where(square < 0.0625, x * series, 2 / (1 + tl.exp(-2 * x)) - 1)
-
-
-@triton.jit
-def _preprocess(grad):
-    """`preprocess_gradient`: magnitude on a log scale, and sign; an infinity becomes NaN."""
-    magnitude = tl.log(tl.maximum(tl.abs(grad), _LEAST)) / 10
-    return magnitude, tl.minimum(tl.maximum(grad / _LEAST, -1.0), 1.0) + grad * 0
 
 
 @triton.jit
@@ -254,9 +248,9 @@ def _level(pooled, plane, row, is_row, group):
 @triton.jit
 def _features(grad, mean, INPUTS: tl.constexpr):
     """What rows read: features of their gradients, and of the means if there are 4 inputs."""
-    values = _preprocess(grad)
+    values = gradient_features(grad)
     if INPUTS == 4:
-        values = values + _preprocess(mean)
+        values = values + gradient_features(mean)
     return values
 
 

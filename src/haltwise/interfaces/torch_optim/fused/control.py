@@ -296,7 +296,7 @@ def begin_step(
         if GUARDED:
             if (_is_finite(squares) & _is_finite(value)) == 0:
                 goes_back = _fail(control)
-    # The floor is that of `haltwise.update_rules.base.PooledGradient` where rules read it.
+    # The floor, exp(-80), is what every rule reads of zeros.
     tl.store(control + MEAN, total / num)
     tl.store(control + INVERSE, 1 / tl.maximum(tl.sqrt(squares / num), 1.8048513878454153e-35))
     tl.store(control + MODE, mode)

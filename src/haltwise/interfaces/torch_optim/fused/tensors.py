@@ -1,8 +1,8 @@
 """Kernels that move the tensors of a parameter group, all of them in one launch.
 
-A row of the table describes a tensor (`Column`); its entries are cut into chunks, which programs
-take in turns, always the same ones, so that sums come out the same. What is to be done at this step
-lies in the group's control record (`control.py`): the host knows nothing of it.
+A row of the table describes a tensor (columns in `control.py`); its entries are cut into chunks,
+which programs take in turns, always the same ones, so that sums come out the same. What is to be
+done at this step lies in the group's control record: the host knows nothing of it.
 """
 
 import triton
@@ -77,7 +77,7 @@ def pool_tensors(
     """Sums over gradients, [programs, 8], and of Adam's new squares, for each chunk.
 
     The first two are the gradient's and its square's, the others, if the step is judged, products
-    with what is remembered in the order of `PRODUCTS`.
+    with what is remembered, in the order in which `PRODUCTS` ends.
     """
     sign = tl.load(settings + SIGN).to(tl.float32)
     by_adam = tl.load(control + ADAM_STEPS) >= 0
