@@ -84,6 +84,7 @@ def test_a_capture_before_the_first_step_is_refused() -> None:
         train(1, loss_of, optimizer)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own modules
 def test_it_moves_a_compiled_module() -> None:
     model, optimizer, _ = make()
     inputs = torch.randn(64, 20, device="cuda")

@@ -30,6 +30,7 @@ class Run:
     dtype: torch.dtype = torch.float32
     with_loss: bool = True
     groups: Callable[[nn.Module], Any] = lambda model: model.parameters()
+    warned: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -45,8 +46,8 @@ class Run:
     def train(
         self, steps: int, *, spoil: Spoil = lambda step, model: None, rise: float = 1
     ) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", haltwise.FitWarning)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", haltwise.FitWarning)
             for step in range(steps):
                 self.optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(self.model(self.inputs).float(), self.labels)
@@ -54,6 +55,7 @@ class Run:
                 loss.backward()
                 spoil(step, self.model)
                 self.optimizer.step(loss=loss if self.with_loss else None)
+        self.warned += [str(warning.message) for warning in seen]
 
     @property
     def params(self) -> Tensor:
@@ -152,7 +154,10 @@ def test_options_do_the_same(
     fused, plain = twins(fused_device, **options)
     train_both(monkeypatch, fused, plain, 4)
     lr = options.get("options", {}).get("lr", 1)
-    assert_alike(fused, plain, 1e-3 if "state_dtype" in str(options) else 1e-4 * max(lr, 1))
+    tolerance = 1e-3 if "state_dtype" in str(options) else 1e-4 * max(lr, 1)
+    if "dtype" in options:  # a GPU and a CPU round gradients otherwise
+        tolerance = 2 * torch.finfo(torch.bfloat16).eps
+    assert_alike(fused, plain, tolerance)
 
 
 def test_adam_takes_over_and_goes_back(
@@ -176,8 +181,11 @@ def test_adam_takes_over_with_a_warning_where_steps_are_not_finite(
 
     fused, plain = twins(fused_device)
     fused.train(6, spoil=spoil)
-    with pytest.warns(haltwise.FitWarning, match="at step 1, as steps are not finite"):
+    with warnings.catch_warnings(record=True) as seen:  # here, or when a GPU had told before
+        warnings.simplefilter("always", haltwise.FitWarning)
         assert fused.optimizer.num_skipped == 3
+    (warned,) = [*fused.warned, *(str(warning.message) for warning in seen)]
+    assert "at step 1, as steps are not finite" in warned
     monkeypatch.setenv("HALTWISE_KERNEL", "")
     plain.train(6, spoil=spoil)
     assert_alike(fused, plain)

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-ROOMS = ("_kernels.fused.backward", "_kernels.fused.cell", "_kernels.fused.step")
+ROOMS = tuple(f"_kernels.fused.{name}" for name in ("backward", "cell", "step", "sums"))
 TAKEN = {"params", "options", "specialization"}
 
 

@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 @pytest.mark.parametrize("dim", [1, 2, 10, 300])
 def test_pooled_gradients(dim: int) -> None:
-    from haltwise._kernels.fused.pool import pool
+    from haltwise._kernels.fused.signals import pool
 
     grads = normal(40, dim) * torch.exp(20 * normal(40, 1))
     grads[3], grads[5, 0], grads[6], grads[7, 0] = 0, torch.nan, 1e38, torch.inf

@@ -321,6 +321,18 @@ def test_recordings_of_a_large_state_are_refused(
     assert not recorded._recordings
 
 
+def test_smaller_recordings_serve_where_larger_ones_are_refused(
+    recorded: StepGraphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = solve_some()
+    sizes = sorted(recording.num_bytes for recording in recorded._recordings)
+    assert len(sizes) > 1
+    recorded._recordings.clear()
+    monkeypatch.setattr(step_graphs, "_BYTES", sizes[0])
+    agree(solve_some(), expected, FIELDS)
+    assert [recording.num_bytes for recording in recorded._recordings] == sizes[:1]
+
+
 def test_another_thread_goes_on_without(recorded: StepGraphs) -> None:
     with recorded._lock:
         found = solve_some()
@@ -448,17 +460,42 @@ def on_gpu(batch: Any) -> Any:
     return haltwise._core.tensors.map_tensors(batch, lambda value: value.cuda())
 
 
+def agreeing(found: Solution, expected: Solution) -> Tensor:
+    """Problems with the same solution, bool [B]."""
+    same = torch.ones(PROBLEMS, dtype=torch.bool)
+    for name in FIELDS:
+        one, other = getattr(found, name).cpu().double(), getattr(expected, name).double()
+        close = torch.isclose(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+        same &= close.view(PROBLEMS, -1).all(1)
+    return same
+
+
 @CUDA
 @pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
 @pytest.mark.parametrize("kind", SOLVED)
 def test_a_gpu_finds_what_a_cpu_finds(kind: str) -> None:
     make, settings = SOLVED[kind]
     expected = haltwise.solve(make(), **settings)
+    # Rounding decides where the way is chaotic, also on a CPU.
+    noise = seeded(5)
+    shaken = haltwise._core.tensors.map_tensors(
+        make(), lambda value: value * (1 + 1e-12 * torch.randn(value.shape, generator=noise))
+    )
+    sure = agreeing(haltwise.solve(shaken, **settings), expected)
+    assert sure.double().mean() > 0.3
     for _ in range(2):
-        found = haltwise.solve(on_gpu(make()), **settings)
-        for name in FIELDS:
-            one, other = getattr(found, name).cpu(), getattr(expected, name)
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+        found = agreeing(haltwise.solve(on_gpu(make()), **settings), expected)
+        assert (found | ~sure).double().mean() >= 0.95
+        assert found.double().mean() >= sure.double().mean() - 0.1
+
+
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+@pytest.mark.parametrize("kind", SOLVED)
+def test_places_may_be_left_empty(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, settings = SOLVED[kind]
+    expected = haltwise.solve(make(), **settings)
+    monkeypatch.setattr(early_exit._Run, "leaves_gaps", True)  # as on an accelerator
+    agree(haltwise.solve(make(), **settings), expected, FIELDS)
 
 
 @CUDA

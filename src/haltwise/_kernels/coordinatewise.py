@@ -141,7 +141,7 @@ class Coordinatewise:
             levels = None if pooled is None else _levels(*pooled)
             return native.step(layers, grad, hidden, cell, levels, in_place=in_place)
         from haltwise._kernels.fused import rows
-        from haltwise._kernels.fused.pool import pool
+        from haltwise._kernels.fused.signals import pool
 
         if pooled is None:
             grad = layers.operand("the gradient", grad, require_dims("the gradient", grad, "BD"))
@@ -261,7 +261,7 @@ class Coordinatewise:
             levels = _levels(*(value.T for value in pooled))
         else:
             from haltwise._kernels.fused import sequences as kernel
-            from haltwise._kernels.fused.pool import pool
+            from haltwise._kernels.fused.signals import pool
 
             by_step = layers.operand("the gradients", by_step, by_step.shape)
             levels = pool(by_step)

@@ -25,8 +25,9 @@ from haltwise.tasks.function import FunctionBatch
 
 __all__ = ["Solution", "solve"]
 
-_CHUNK = {"cpu": 2**17}  # coordinates at once; their states and temporaries take 1.4 kB each
-_ACCELERATOR_CHUNK = 2**20
+_CHUNK = 2**17  # coordinates at once; their states and temporaries take 1.4 kB each
+_LARGEST_CHUNK = 2**21  # on an accelerator
+_MEMORY_EACH = 2**14  # bytes of its memory for each of them
 _MANY = 20  # problems of which a share tells more than each
 
 
@@ -154,7 +155,7 @@ def solve(
         guard: Whether to guard. Without, the optimizer is followed whatever it does.
         history: Whether to return the losses.
         chunk_size: Problems at once. If None, so many that their parameters come to 131,072 numbers
-            on a CPU (some 200 MB) and 2^20 elsewhere.
+            on a CPU (some 200 MB), and up to 2^21 on a GPU (an eighth of its memory at most).
 
     Returns:
         One outcome per problem; a problem that goes wrong disturbs no other. Where the loss of
@@ -183,7 +184,7 @@ def solve(
     prices = price_of_each(model.halting, price, problem.num_problems, start)
     num_steps = model.card.horizon if max_steps is None else whole_number("max_steps", max_steps)
     if chunk_size is None:
-        chunk_size = max(1, _CHUNK.get(start.device.type, _ACCELERATOR_CHUNK) // problem.dim)
+        chunk_size = max(1, _coordinates_at_once(start.device) // problem.dim)
     chunk_size = whole_number("chunk_size", chunk_size)
     sizes = _sizes(param_scale, start)
     # Of the whole batch: where a rule draws lots, chunks must not draw the same.
@@ -211,6 +212,15 @@ def solve(
     if guard:
         _warn(solution, model, prices, chunks)
     return solution
+
+
+def _coordinates_at_once(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _CHUNK
+    if device.type != "cuda":
+        return 2**20
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(_CHUNK, min(_LARGEST_CHUNK, memory // _MEMORY_EACH))
 
 
 def _sizes(param_scale: float | Tensor | None, start: Tensor) -> Tensor | None:

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from haltwise._core.tensors import (
     ZERO,
-    are_finite,
-    log_rms,
     nested_state,
     sub_state,
     tensors_of,
@@ -17,7 +15,7 @@ from haltwise._core.tensors import (
 from haltwise._kernels import one_thread
 from haltwise.processes.base import Process, ProcessStep, State
 from haltwise.processes.observation import StepObservation
-from haltwise.processes.signals import init_signals, measure_signals
+from haltwise.processes.signals import init_signals, log_norm, measure_signals
 from haltwise.processes.units import Units
 from haltwise.tasks.base import Observation, TaskBatch, ask
 from haltwise.update_rules import UpdateRule, prepare, update_
@@ -64,9 +62,7 @@ class OptimizationProcess(Process):
         params = state["params"]
         loss, grad = self._observe(step, state)
         observed = grad
-        size = log_rms(grad)
-        # Any entry of the gradient that is not finite must show, also where its norm is finite.
-        norm = size.masked_fill(~are_finite(grad).all(1), torch.nan)
+        norm = log_norm(grad)
         seen, scale = loss, None
         if self.units is not None:
             scale = self.units.loss
@@ -75,7 +71,7 @@ class OptimizationProcess(Process):
             update, readout, rule_state = update_(self.rule, grad, sub_state(state, "rule."))
             signals, last = measure_signals(step, seen, grad, update, sub_state(state, "signals."))
         # Where nothing is to be gained nothing moves; what a rule makes of zeros was never trained.
-        update = update.masked_fill((size <= ZERO).unsqueeze(1), 0)
+        update = update.masked_fill((norm <= ZERO).unsqueeze(1), 0)
         if self.units is not None:
             update = update * self.units.params
         observation = StepObservation(

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from haltwise._core.tensors import widened
-from haltwise._kernels import native
+from haltwise._core.tensors import are_finite, log_rms, widened
+from haltwise._kernels import fused, native
 from haltwise._kernels.native_signals import measure
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "combine_products",
     "init_signals",
     "is_flat",
+    "log_norm",
     "loss_signals",
     "measure_sequence",
     "measure_signals",
@@ -76,6 +77,12 @@ def measure_signals(
     Returns:
         Signals [..., len(SIGNALS)] and the new memory.
     """
+    given = grad, update, *memory.values()
+    if fused.serves_sums(*given) and fused.serves_sums(loss.unsqueeze(-1)):
+        from haltwise._kernels.fused.signals import measure as fused_measure
+
+        steps = step if isinstance(step, Tensor) else loss.new_full((), step, dtype=torch.int64)
+        return fused_measure(steps, loss, grad, update, memory), {"grad": grad, "update": update}
     fits = loss.ndim == 1 and native.serves_all(grad, loss, update, *memory.values())
     if isinstance(step, int) and fits:
         losses, grads, updates = (value.unsqueeze(1) for value in (loss, grad, update))
@@ -110,6 +117,16 @@ def measure_sequence(
     steps = torch.arange(first, first + losses.shape[1], device=losses.device)
     signals, _ = measure_signals(steps, losses, grads, updates, last)
     return signals, after
+
+
+def log_norm(grad: Tensor) -> Tensor:
+    """The log rms of gradients [..., D], shape [...]; NaN where an entry is not finite."""
+    if fused.serves_sums(grad):
+        from haltwise._kernels.fused.signals import log_norms
+
+        return log_norms(grad)
+    # Any entry that is not finite must show, also where the norm is finite.
+    return log_rms(grad).masked_fill(~are_finite(grad).all(-1), torch.nan)
 
 
 def sum_products(grad: Tensor, update: Tensor, memory: dict[str, Tensor]) -> Tensor:

@@ -98,16 +98,17 @@ def descend(
         where nothing did, int64 [B].
     """
     run = _Run(batch, _init(begun, price), ledger, items)
+    most: int | None = None  # places, of a recording that is not refused
     while len(run.items):
         places = None
         if graphs is not None and run.kind is not None:
-            places = graphs.places(len(run.items), batch.dim)
+            places = graphs.places(len(run.items), batch.dim, most)
         if graphs is None or places is None:
             run.step()
             continue
         with graphs.advanced(run.spread(places.number), places.fewer) as loop:
             if loop is None:
-                graphs = None
+                most = places.fewer
             else:
                 run.gather(loop)
     return run.results["outcome"][:-1], run.results["reason"][:-1]

@@ -28,7 +28,7 @@ from haltwise.stop_rules import ReturnedIterate
 
 __all__ = ["Execution", "Outcome", "RowWatch", "Watch", "run_until_halted"]
 
-_FEWEST = 2  # steps taken one by one, so that all memories have their shapes
+_FEWEST = 2  # steps taken one by one and without gaps, so that all memories have their shapes
 _PAYS = 0.75  # share of the items, or less, that must be left for it to pay to move them
 
 
@@ -78,8 +78,8 @@ them are to leave (bool [K]), or None."""
 class RowWatch(ABC):
     """A watch whose memory is in rows, so that steps that it watches can be recorded as a graph.
 
-    It may be told of item B, which is none, and copies no values to the host where the number of
-    the step is a tensor.
+    From the third step on it may be told of item B, which is none, and it copies no values to the
+    host where the number of the step is a tensor.
     """
 
     @property
@@ -139,16 +139,17 @@ def run_until_halted(
     """
     max_steps = whole_number("max_steps", max_steps)
     run = _Run(process, session, watch, max_steps)
+    most: int | None = None  # places, of a recording that is not refused
     while len(run.items):
         places = None
         if graphs is not None and run.num_steps >= _FEWEST and run.kind is not None:
-            places = graphs.places(len(run.items), run.current[0].numel())
+            places = graphs.places(len(run.items), run.current[0].numel(), most)
         if graphs is None or places is None:
             run.step()
             continue
         with graphs.advanced(run.spread(places.number), places.fewer) as loop:
             if loop is None:
-                graphs = None
+                most = places.fewer
             else:
                 run.gather(loop)
     return run.execution()
@@ -217,7 +218,8 @@ class _Run:
             return
         self._settle(seen)
         kept = (~ended & (self.items < self.num_items)).nonzero().squeeze(1)
-        if self.leaves_gaps and self.kind and len(kept) > _PAYS * len(self.items):
+        gaps = self.leaves_gaps and self.num_steps >= _FEWEST and self.kind
+        if gaps and len(kept) > _PAYS * len(self.items):
             self._leave(seen, ended)
         else:
             self._select(kept)

@@ -22,9 +22,10 @@ from haltwise.tasks.base import TaskBatch
 
 __all__ = ["Loop", "StepGraphs", "Unsynchronized", "batch_kind", "comes_with_the_package"]
 
-_SIZES = (2**13, 2**15, 2**17)  # coordinates; of more, kernels take as long as their launch
+_SIZES = (2**13, 2**15, 2**17, 2**19, 2**21)  # coordinates
 _NUM_STEPS = 8  # of a recording
-_MOST, _BYTES = 8, 2**28  # recordings kept, and the memory of their tensors
+_MOST = 10  # recordings kept
+_BYTES, _SHARE = 2**28, 64  # of their tensors, and of the device's memory, whichever is more
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
@@ -67,9 +68,10 @@ class Places(NamedTuple):
 class StepGraphs:
     """Recordings of loops of one model, kept for later loops like them.
 
-    On CUDA a recording is a graph, and at most 256 MiB and 8 of them are kept, not counting what
-    their steps need for a while, which they share; elsewhere its steps are simply taken. Weights
-    are read where they lie when it was made: drop all when they are replaced.
+    On CUDA a recording is a graph, and at most 10 of them are kept, and 256 MiB or a 64th of the
+    device's memory, not counting what their steps need for a while, which they share; elsewhere its
+    steps are simply taken. Weights are read where they lie when it was made: drop all when they are
+    replaced.
 
     Before anything is captured the steps are tried, and a loop with an operation that waits for the
     device is refused: a capture that fails can spoil PyTorch's memory for good before version 2.12
@@ -88,9 +90,12 @@ class StepGraphs:
         self._lock = threading.Lock()
         self._done: torch.cuda.Event | None = None
 
-    def places(self, num_items: int, dim: int) -> Places | None:
-        """The smallest recordings with places for so many items of so many coordinates, if any."""
-        sizes = [size // dim for size in self._sizes]
+    def places(self, num_items: int, dim: int, most: int | None = None) -> Places | None:
+        """The smallest recordings with places for so many items of so many coordinates, if any.
+
+        None has more than `most` places.
+        """
+        sizes = [size // dim for size in self._sizes if most is None or size // dim <= most]
         chosen = next((size for size in sizes if size >= num_items), None)
         if chosen is None:
             return None
@@ -126,10 +131,11 @@ class StepGraphs:
             self._lock.release()
 
     def _recording(self, loop: Loop, device: torch.device) -> "_Recording | None":
-        shapes = ((name, value.shape, value.dtype) for name, value in loop.tensors().items())
-        kind = *loop.kind, *shapes, *_modes()
-        if kind in self._refused:
+        steps = *loop.kind, *_modes()
+        if steps in self._refused:
             return None
+        shapes = ((name, value.shape, value.dtype) for name, value in loop.tensors().items())
+        kind = *steps, *shapes
         for recording in self._recordings:
             if recording.kind == kind:
                 recording.load(loop)
@@ -137,22 +143,36 @@ class StepGraphs:
                 self._recordings.append(recording)
                 return recording
         recording = _Recording(kind, loop, self._num_steps)
-        if recording.num_bytes > _BYTES or not self._records(recording, device):
-            self._refused = [*self._refused[1 - _MOST :], kind]
+        most = _memory_for_recordings(device)
+        if recording.num_bytes > most:
+            return None
+        try:
+            self._record(recording, device)
+        except SynchronizationError:
+            self._refused = [*self._refused[1 - _MOST :], steps]
+            return None
+        except torch.cuda.OutOfMemoryError:
             return None
         self._recordings.append(recording)
-        while len(self._recordings) > _MOST or sum(r.num_bytes for r in self._recordings) > _BYTES:
+        while len(self._recordings) > _MOST or sum(r.num_bytes for r in self._recordings) > most:
             del self._recordings[0]
         return recording
 
-    def _records(self, recording: "_Recording", device: torch.device) -> bool:
-        """Capture a recording, where there are graphs; false if it cannot be."""
+    def _record(self, recording: "_Recording", device: torch.device) -> None:
+        """Capture a recording, where there are graphs."""
         if device.type != "cuda":
-            return True
+            return
         if self._memory is None:
             stream = torch.cuda.Stream(device)
             self._memory = _Memory(torch.cuda.graph_pool_handle(), stream)
-        return recording.capture(device, self._memory)
+        recording.capture(device, self._memory)
+
+
+def _memory_for_recordings(device: torch.device) -> int:
+    """Bytes that their tensors may take together."""
+    if device.type != "cuda":
+        return _BYTES
+    return max(_BYTES, torch.cuda.get_device_properties(device).total_memory // _SHARE)
 
 
 def _modes() -> tuple[object, ...]:
@@ -198,22 +218,23 @@ class _Recording:
         else:
             self._graph.replay()
 
-    def capture(self, device: torch.device, memory: "_Memory") -> bool:
-        """Record the steps and leave the tensors as they were; false if they cannot be recorded."""
+    def capture(self, device: torch.device, memory: "_Memory") -> None:
+        """Record the steps and leave the tensors as they were.
+
+        Raises:
+            SynchronizationError: They wait for the device.
+            OutOfMemoryError: There is no room for what they need for a while.
+        """
         before = [tensor.clone() for tensor in self._tensors.values()]
         with torch.cuda.device(device):
-            try:
-                with Unsynchronized():  # type: ignore[no-untyped-call]
-                    self._advance()  # so that libraries choose and compile their kernels
-            except (SynchronizationError, torch.cuda.OutOfMemoryError):
-                return False
+            with Unsynchronized():  # type: ignore[no-untyped-call]
+                self._advance()  # so that libraries choose and compile their kernels
             graph = torch.cuda.CUDAGraph()
             # What other threads do does not spoil the capture.
             with torch.cuda.graph(graph, **memory._asdict(), capture_error_mode="thread_local"):
                 self._advance()
         self._graph = graph
         _copy(list(self._tensors.values()), before)
-        return True
 
     def _advance(self) -> None:
         olds, news = [], []

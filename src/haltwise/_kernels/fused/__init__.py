@@ -13,9 +13,13 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
+from haltwise._kernels.operands import is_dense
+
 __all__ = [
+    "MAX_COORDINATES",
     "MAX_INPUTS",
     "MAX_LAYERS",
     "MAX_SIZE",
@@ -23,9 +27,12 @@ __all__ = [
     "is_interpreted",
     "launching",
     "serves",
+    "serves_sums",
 ]
 
 MAX_SIZE, MAX_LAYERS = 64, 4
+MAX_COORDINATES = 2**14
+"""D, coordinates of a problem that one program reads."""
 MAX_INPUTS = 128
 """I, inputs of a sequence that is no optimizer's."""
 
@@ -35,7 +42,7 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def serves(device: torch.device, dtype: torch.dtype, size: int, num_layers: int) -> bool:
+def serves(device: torch.device, dtype: torch.dtype, size: int = 0, num_layers: int = 0) -> bool:
     """Whether such tensors go through the kernels, with H = `size` units in L layers.
 
     They do not while PyTorch compiles, traces or differentiates forward what it sees done.
@@ -49,6 +56,18 @@ def serves(device: torch.device, dtype: torch.dtype, size: int, num_layers: int)
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and forward_ad._current_level < 0
         and _missing(device) is None
+    )
+
+
+def serves_sums(*tensors: Tensor) -> bool:
+    """Whether sums over the last dimension of these go through the kernels."""
+    device = tensors[0].device
+    return serves(device, torch.float32) and all(
+        is_dense(tensor)
+        and tensor.device == device
+        and tensor.dtype is torch.float32
+        and tensor.shape[-1] <= MAX_COORDINATES
+        for tensor in tensors
     )
 
 

@@ -17,7 +17,6 @@ __all__ = [
     "backward_kernel",
     "forward_kernel",
     "input_kernel",
-    "pool_kernel",
     "weight_gradient_kernel",
 ]
 
@@ -499,23 +498,3 @@ def weight_gradient_kernel(
             + (layer - 1) * (_begin(2, INPUTS, H) - _begin(1, INPUTS, H))
         )
         _add_weight_gradient(read, state, d_sums, to, begin, end, H, H, UNITS, UNITS, TILE)
-
-
-@triton.jit(do_not_specialize=["num_problems", "dim"])
-def pool_kernel(
-    grads, pooled, num_problems, dim, PROBLEMS: tl.constexpr, COORDINATES: tl.constexpr
-):
-    """Mean and inverse root mean square of gradients [N, D]."""
-    problem = tl.program_id(0).to(tl.int64) * PROBLEMS + tl.arange(0, PROBLEMS)
-    coordinate = tl.arange(0, COORDINATES)
-    known = (problem < num_problems)[:, None] & (coordinate < dim)[None, :]
-    grad = tl.load(grads + problem[:, None] * dim + coordinate[None, :], mask=known, other=0.0)
-    largest = tl.maximum(tl.max(tl.abs(grad), 1), 1e-30)  # its square would not be a number
-    scaled = tl.div_rn(grad, tl.broadcast_to(largest[:, None], (PROBLEMS, COORDINATES)))
-    mean_square = tl.sum(scaled * scaled, 1) / dim
-    # Zeros stay zeros by these floors, which leave NaN alone.
-    rms = largest * tl.sqrt(tl.where(mean_square < 1e-30, 1e-30, mean_square))
-    inverse = tl.div_rn(1.0, tl.where(rms < 1.8048513878454153e-35, 1.8048513878454153e-35, rms))
-    is_problem = problem < num_problems
-    tl.store(pooled + 2 * problem, largest * (tl.sum(scaled, 1) / dim), mask=is_problem)
-    tl.store(pooled + 2 * problem + 1, inverse, mask=is_problem)

@@ -217,6 +217,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             assert self._fused is not None
             self._fused.step(loss)
             return
+        require(
+            not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()),
+            "this step cannot be captured in a CUDA graph, as it asks the device; take a step "
+            "outside of it first, by fused kernels (`haltwise info` says whether they run)",
+        )
         problems = [found for group in self.param_groups if (found := self._survey(group))]
         if self._take_fused_step(problems, loss):
             return
