@@ -85,7 +85,7 @@ def train_both(
     assert plain.optimizer._fused is None
 
 
-def assert_alike(fused: Run, plain: Run, tolerance: float = 1e-4) -> None:
+def assert_alike(fused: Run, plain: Run, tolerance: float = 1e-4, rel: float = 1e-3) -> None:
     assert fused.optimizer.steps_taken == plain.optimizer.steps_taken
     assert fused.optimizer.num_skipped == plain.optimizer.num_skipped
     assert (fused.params - plain.params).abs().max() <= tolerance
@@ -95,7 +95,7 @@ def assert_alike(fused: Run, plain: Run, tolerance: float = 1e-4) -> None:
             name: other[name] for name in ("step", "skipped", "judged")
         }
         for name in FRESH if "guard" in one else ():
-            assert one["guard"][name] == pytest.approx(other["guard"][name], rel=1e-3, abs=1e-6)
+            assert one["guard"][name] == pytest.approx(other["guard"][name], rel=rel, abs=1e-6)
         if "stop" in one:
             assert bool(one["stop"]) == bool(other["stop"])
         for name, value in one.get("outputs", {}).items():
@@ -155,9 +155,8 @@ def test_options_do_the_same(
     train_both(monkeypatch, fused, plain, 4)
     lr = options.get("options", {}).get("lr", 1)
     tolerance = 1e-3 if "state_dtype" in str(options) else 1e-4 * max(lr, 1)
-    if "dtype" in options:  # a GPU and a CPU round gradients otherwise
-        tolerance = 2 * torch.finfo(torch.bfloat16).eps
-    assert_alike(fused, plain, tolerance)
+    rounds = "dtype" in options  # a GPU and a CPU round gradients of bfloat16 otherwise
+    assert_alike(fused, plain, 0.02 if rounds else tolerance, 0.02 if rounds else 1e-3)
 
 
 def test_adam_takes_over_and_goes_back(

@@ -4,6 +4,11 @@ A program holds BLOCK rows. The H units of a layer lie in two tiles of UA and UB
 two, so that 20 units are 16 + 4 and not 32: a padded column costs as much as a real one. UB is 0
 where one tile is as good. A product's weights come packed (`packing.py`), split into two parts of
 11 bits each, so that three products of the matrix units (tf32) are as exact as one of float32.
+
+The matrix units say which thread holds which row and column of what they read and write. Rows of a
+block and columns of its first tile are counted in an order of their own (`row_in_memory`,
+`unit_in_memory`) for which a thread reads from memory just what it has to hold: 16 bytes at once,
+which then need not go through shared memory.
 """
 
 import math
@@ -15,7 +20,15 @@ from triton.language.extra.cuda import libdevice
 from haltwise._kernels import operands
 from haltwise._kernels.fused.packing import GATE_FACTORS
 
-__all__ = ["advance", "gradient_features", "load_weights", "narrowed", "read_out"]
+__all__ = [
+    "advance",
+    "gradient_features",
+    "load_weights",
+    "narrowed",
+    "read_out",
+    "row_in_memory",
+    "unit_in_memory",
+]
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 TWICE = tl.constexpr(GATE_FACTORS[2])
@@ -37,10 +50,10 @@ def _split(x):
 
 
 @triton.jit
-def _load_product(packed, K: tl.constexpr, N: tl.constexpr):
-    """Weights [K, N] in two parts."""
-    at = packed + tl.arange(0, K)[:, None] * N + tl.arange(0, N)[None, :]
-    return packed + 2 * K * N, (tl.load(at), tl.load(at + K * N))
+def _load_product(packed, FIRST: tl.constexpr, K: tl.constexpr, U: tl.constexpr, N: tl.constexpr):
+    """Rows FIRST.. of weights [K, N], U of them in two parts."""
+    at = packed + (FIRST + tl.arange(0, U))[:, None] * N + tl.arange(0, N)[None, :]
+    return tl.load(at), tl.load(at + K * N)
 
 
 @triton.jit
@@ -54,13 +67,16 @@ def _load_bias(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, 
 
 @triton.jit
 def _load_gates(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, N: tl.constexpr):
-    """What N gates of a layer are made of: two products and a bias."""
-    packed, first = _load_product(packed, 2 * UA, N)
-    second = first
+    """What N gates of a layer are made of: products and a bias."""
+    own = _load_product(packed, 0, 2 * UA, UA, N)
+    below = _load_product(packed, UA, 2 * UA, UA, N)
+    packed += 4 * UA * N
+    rest = own
     if LAYER > 0 and UB > 0:
-        packed, second = _load_product(packed, UA, N)
+        rest = _load_product(packed, 0, UA, UA, N)
+        packed += 2 * UA * N
     packed, bias = _load_bias(packed, LAYER, UA, UB, N)
-    return packed, (first, second, bias)
+    return packed, (own, below, rest, bias)
 
 
 @triton.jit
@@ -132,10 +148,11 @@ def _sums(
     """The arguments of N gates, [BLOCK, N]; the address behind their weights if not RESIDENT."""
     z = tl.zeros((BLOCK, N), tl.float32)
     if RESIDENT:
-        z += weights[2][None, :]
-        z = _add_product(z, _behind(own, below, BLOCK, UA), weights[0][0], weights[0][1])
+        z += weights[3][None, :]
+        z = _add_product(z, own, weights[0][0], weights[0][1])
+        z = _add_product(z, below, weights[1][0], weights[1][1])
         if LAYER > 0 and UB > 0:
-            z = _add_product(z, rest, weights[1][0], weights[1][1])
+            z = _add_product(z, rest, weights[2][0], weights[2][1])
         return z, weights
     else:
         z = _add_streamed(z, own, weights, 0, 2 * UA, UA, N)
@@ -218,12 +235,6 @@ def _cell(z, cell, BLOCK: tl.constexpr, U: tl.constexpr):
 
 
 @triton.jit
-def _beside(a, b, BLOCK: tl.constexpr, U: tl.constexpr):
-    """Columns of both in turn, [BLOCK, 2 U]."""
-    return tl.reshape(tl.join(a, b), (BLOCK, 2 * U))
-
-
-@triton.jit
 def _behind(a, b, BLOCK: tl.constexpr, U: tl.constexpr):
     """Columns of the one, then of the other, [BLOCK, 2 U]."""
     return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (BLOCK, 2 * U))
@@ -237,28 +248,92 @@ def _first_is_one(BLOCK: tl.constexpr, U: tl.constexpr):
 
 @triton.jit
 def _padded(x, BLOCK: tl.constexpr, U: tl.constexpr, WIDTH: tl.constexpr):
-    """Columns with padding behind each, doubling until there are WIDTH, at most 16 U.
+    """Columns with padding behind them, doubling until there are WIDTH, at most 16 U.
 
     The first that is added is 1, for the bias; all others are 0.
     """
     if U < WIDTH:
-        x = _beside(x, _first_is_one(BLOCK, U), BLOCK, U)
+        x = _behind(x, _first_is_one(BLOCK, U), BLOCK, U)
     if 2 * U < WIDTH:
-        x = _beside(x, tl.zeros((BLOCK, 2 * U), tl.float32), BLOCK, 2 * U)
+        x = _behind(x, tl.zeros((BLOCK, 2 * U), tl.float32), BLOCK, 2 * U)
     if 4 * U < WIDTH:
-        x = _beside(x, tl.zeros((BLOCK, 4 * U), tl.float32), BLOCK, 4 * U)
+        x = _behind(x, tl.zeros((BLOCK, 4 * U), tl.float32), BLOCK, 4 * U)
     if 8 * U < WIDTH:
-        x = _beside(x, tl.zeros((BLOCK, 8 * U), tl.float32), BLOCK, 8 * U)
+        x = _behind(x, tl.zeros((BLOCK, 8 * U), tl.float32), BLOCK, 8 * U)
     return x
 
 
 @triton.jit
-def _load(state, row, known, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constexpr):
-    """Units FIRST.. of one layer, float32."""
-    unit = FIRST + tl.arange(0, U)
+def row_in_memory(BLOCK: tl.constexpr):
+    """Where each row of a block lies in memory.
+
+    The matrix units give a warp 16 rows behind each other, 8 to a register; a warp that reads 16
+    bytes a thread has 8 of the first 32, and 8 of the others.
+    """
+    row = tl.arange(0, BLOCK)
+    if BLOCK == 64:
+        row = (row & 7) | ((row & 8) << 2) | ((row & 48) >> 1)
+    return row
+
+
+@triton.jit
+def unit_in_memory(FIRST: tl.constexpr, U: tl.constexpr):
+    """Which unit each column of a tile is; see `packing._units`."""
+    column = tl.arange(0, U)
+    if FIRST == 0 and U == 16:
+        column = (column % 4) * 4 + column // 4
+    return FIRST + column
+
+
+@triton.jit
+def _from_memory(x, FIRST: tl.constexpr, BLOCK: tl.constexpr, U: tl.constexpr):
+    """Rows and columns as they lie in memory, in the kernel's order."""
+    if BLOCK == 64 and FIRST == 0 and U == 16:
+        x = tl.permute(tl.reshape(x, (2, 2, 2, 8, 4, 4)), (1, 2, 0, 3, 5, 4))
+    elif BLOCK == 64:
+        x = tl.permute(tl.reshape(x, (2, 2, 2, 8, U)), (1, 2, 0, 3, 4))
+    return tl.reshape(x, (BLOCK, U))
+
+
+@triton.jit
+def _to_memory(x, FIRST: tl.constexpr, BLOCK: tl.constexpr, U: tl.constexpr):
+    if BLOCK == 64 and FIRST == 0 and U == 16:
+        x = tl.permute(tl.reshape(x, (2, 2, 2, 8, 4, 4)), (2, 0, 1, 3, 5, 4))
+    elif BLOCK == 64:
+        x = tl.permute(tl.reshape(x, (2, 2, 2, 8, U)), (2, 0, 1, 3, 4))
+    return tl.reshape(x, (BLOCK, U))
+
+
+@triton.jit
+def _column(FIRST: tl.constexpr, U: tl.constexpr):
+    """Units FIRST.., such that a thread takes four of them at once where there are 16 or more."""
+    column = tl.arange(0, U)
+    if U == 4:
+        return FIRST + _unaligned() + column
+    return FIRST + (column // 4 * 4 + column % 4)
+
+
+@triton.jit
+def _unaligned():
+    """A zero of which the compiler knows nothing, so that it takes words one by one."""
+    if INTERPRETED:
+        return 0
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, 0;", "=r,r", [tl.full((), 0, tl.int32)], tl.int32, True, 1
+        )
+
+
+@triton.jit
+def _load(
+    state, row, inside, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Units FIRST.. of one layer, float32 [BLOCK, U]."""
+    unit = _column(FIRST, U)
     if FIRST + U > H:
-        known = known & (unit < H)[None, :]
-    return tl.load(state + row + unit[None, :], mask=known, other=0.0).to(tl.float32)
+        inside = inside & (unit < H)[None, :]
+    value = tl.load(state + row + unit[None, :], mask=inside, other=0.0)
+    return _from_memory(value.to(tl.float32), FIRST, BLOCK, U)
 
 
 @triton.jit
@@ -272,11 +347,21 @@ def narrowed(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _store(state, value, row, known, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constexpr):
-    unit = FIRST + tl.arange(0, U)
+def _store(
+    state,
+    value,
+    row,
+    inside,
+    FIRST: tl.constexpr,
+    U: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    unit = _column(FIRST, U)
     if FIRST + U > H:
-        known = known & (unit < H)[None, :]
-    tl.store(state + row + unit[None, :], narrowed(value, state.dtype.element_ty), mask=known)
+        inside = inside & (unit < H)[None, :]
+    value = _to_memory(narrowed(value, state.dtype.element_ty), FIRST, BLOCK, U)
+    tl.store(state + row + unit[None, :], value, mask=inside)
 
 
 @triton.jit
@@ -286,7 +371,7 @@ def advance(
     new_hidden,
     new_cell,
     weights,
-    known,
+    num_rows,
     x0,
     x1,
     x2,
@@ -300,38 +385,41 @@ def advance(
     RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One step of layers FIRST.. up to LAST; states [BLOCK, L, H] where `known`.
+    """One step of layers FIRST.. up to LAST; states [BLOCK, L, H], of which `num_rows` are there.
+
+    The features `x0` to `x3` are of rows in the order of `row_in_memory`.
 
     Layers may be advanced one after the other in kernels of their own: each reads what that below
     has left in the new state, and needs few registers and little shared memory, so that more
     programs hide each other's latency.
 
     Returns:
-        The top layer's output in two tiles, [BLOCK, UA] and [BLOCK, UB]; the second is the first
-        where UB is 0.
+        The top layer's output in two tiles, [BLOCK, UA] and [BLOCK, UB], the second of which is
+        the first where UB is 0; rows and columns in the order of `row_in_memory` and
+        `unit_in_memory`.
     """
-    inside = known[:, None]
     rows = tl.arange(0, BLOCK)
+    inside = (rows < num_rows)[:, None]
     # All is asked of the memory before anything is computed: while it comes, there is time.
     states = ()
     for layer in tl.static_range(FIRST, LAST):
         row = (rows * (LAYERS * H) + layer * H)[:, None]
-        own_a = _load(hidden, row, inside, 0, UA, H)
-        c_a = _load(cell, row, inside, 0, UA, H)
+        own_a = _load(hidden, row, inside, 0, UA, H, BLOCK)
+        c_a = _load(cell, row, inside, 0, UA, H, BLOCK)
         own_b = own_a
         c_b = c_a
         if UB > 0:
-            own_b = _load(hidden, row, inside, UA, UB, H)
-            c_b = _load(cell, row, inside, UA, UB, H)
+            own_b = _load(hidden, row, inside, UA, UB, H, BLOCK)
+            c_b = _load(cell, row, inside, UA, UB, H, BLOCK)
         states = states + ((own_a, own_b, c_a, c_b),)
-    features = _beside(tl.join(x0, x1), tl.join(x2, x3), BLOCK, 2)
+    features = _features(x0, x1, x2, x3)
     below_a = tl.zeros((BLOCK, UA), tl.float32)
     below_b = below_a
     if FIRST > 0:
         row = (rows * (LAYERS * H) + (FIRST - 1) * H)[:, None]
-        below_a = _load(new_hidden, row, inside, 0, UA, H)
+        below_a = _load(new_hidden, row, inside, 0, UA, H, BLOCK)
         if UB > 0:
-            below_b = _load(new_hidden, row, inside, UA, UB, H)
+            below_b = _load(new_hidden, row, inside, UA, UB, H, BLOCK)
     for layer in tl.static_range(FIRST, LAST):
         row = (rows * (LAYERS * H) + layer * H)[:, None]
         own_a = states[layer - FIRST][0]
@@ -341,10 +429,10 @@ def advance(
         if layer == 0:
             second = _padded(features, BLOCK, 4, UA)
             if UB > 0:
-                second = _beside(own_b, _padded(features, BLOCK, 4, UB), BLOCK, UB)
+                second = _behind(own_b, _padded(features, BLOCK, 4, UB), BLOCK, UB)
                 second = _padded(second, BLOCK, 2 * UB, UA)
         elif UB > 0:
-            rest = _padded(_beside(own_b, below_b, BLOCK, UB), BLOCK, 2 * UB, UA)
+            rest = _padded(_behind(own_b, below_b, BLOCK, UB), BLOCK, 2 * UB, UA)
         if UB > 0:
             own = weights
             if RESIDENT:
@@ -353,8 +441,8 @@ def advance(
             if not RESIDENT:
                 weights = own
             below_b, c_b = _cell(z, states[layer - FIRST][3], BLOCK, UB)
-            _store(new_hidden, below_b, row, inside, UA, UB, H)
-            _store(new_cell, c_b, row, inside, UA, UB, H)
+            _store(new_hidden, below_b, row, inside, UA, UB, H, BLOCK)
+            _store(new_cell, c_b, row, inside, UA, UB, H, BLOCK)
         own = weights
         if RESIDENT:
             own = weights[2 * (layer - FIRST) + 1]
@@ -362,9 +450,19 @@ def advance(
         if not RESIDENT:
             weights = own
         below_a, c_a = _cell(z_a, states[layer - FIRST][2], BLOCK, UA)
-        _store(new_hidden, below_a, row, inside, 0, UA, H)
-        _store(new_cell, c_a, row, inside, 0, UA, H)
+        _store(new_hidden, below_a, row, inside, 0, UA, H, BLOCK)
+        _store(new_cell, c_a, row, inside, 0, UA, H, BLOCK)
     return below_a, below_b
+
+
+@triton.jit
+def _features(x0, x1, x2, x3):
+    """Columns [BLOCK, 4], each of which every thread has made for itself."""
+    column = tl.arange(0, 4)[None, :]
+    odd = (column % 2) == 1
+    first = tl.where(odd, x1[:, None], x0[:, None])
+    second = tl.where(odd, x3[:, None], x2[:, None])
+    return tl.where(column >= 2, second, first)
 
 
 @triton.jit
@@ -377,13 +475,20 @@ def gradient_features(grad):
 
 
 @triton.jit
+def _folded(top, weight, U: tl.constexpr):
+    """Products [BLOCK, U] with a read-out's weight, summed to [BLOCK, 4] by each thread for itself."""
+    product = top * tl.load(weight + tl.arange(0, U))[None, :]
+    return tl.sum(tl.reshape(product, (top.shape[0], U // 4, 4)), 1)
+
+
+@triton.jit
 def _output(top_a, top_b, readout, index: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr):
     """One output: weights in tiles, the bias behind them."""
     at = readout + index * (UA + UB + 1)
-    value = tl.sum(top_a * tl.load(at + tl.arange(0, UA))[None, :], 1)
+    value = _folded(top_a, at, UA)
     if UB > 0:
-        value += tl.sum(top_b * tl.load(at + UA + tl.arange(0, UB))[None, :], 1)
-    return value + tl.load(at + UA + UB)
+        value += _folded(top_b, at + UA, UB)
+    return tl.sum(value, 1) + tl.load(at + UA + UB)
 
 
 @triton.jit

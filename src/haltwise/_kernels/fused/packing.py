@@ -59,9 +59,9 @@ def is_resident(tiles: Tiles, num_layers: int) -> bool:
 def pack_readout(weight: Tensor, bias: Tensor) -> Tensor:
     """For every output its weights in tiles, and its bias, [O, UA + UB + 1]."""
     weight, bias = weight.detach(), bias.detach()
-    missing = sum(Tiles.of(weight.shape[1])) - weight.shape[1]
-    zeros = weight.new_zeros(len(weight), missing)
-    return torch.cat((weight, zeros, bias.unsqueeze(1)), 1)
+    size = weight.shape[1]
+    columns = torch.cat(_units(Tiles.of(size), size)).to(weight.device)
+    return torch.cat((weight[:, columns] * (columns >= 0), bias.unsqueeze(1)), 1)
 
 
 @functools.cache
@@ -104,10 +104,17 @@ def _order(
 
 
 def _units(tiles: Tiles, size: int) -> list[Tensor]:
-    """Units of each tile in use, -1 where there is none."""
+    """Units of each tile in use in the kernel's order (`cell.unit_in_memory`), -1 for none.
+
+    Of a product's 16 columns the matrix units give a thread every fourth, of memory it reads four
+    behind each other: so many columns of the first tile are counted by fours.
+    """
     every = torch.arange(sum(tiles), device="cpu")
     every = torch.where(every < size, every, -1)
-    return [units for units in every.split(tuple(tiles)) if len(units)]
+    first, second = every.split(tuple(tiles))
+    if tiles.first == 16:
+        first = first.view(4, 4).T.flatten()
+    return [units for units in (first, second) if len(units)]
 
 
 def _gate_columns(units: Tensor, size: int) -> Tensor:
@@ -120,25 +127,25 @@ def _gate_columns(units: Tensor, size: int) -> Tensor:
 def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> list[Tensor]:
     """Columns of a weight in the order of what each product reads; or none, or the bias."""
     own = [torch.where(units >= 0, units + fan_in, _NONE) for units in _units(tiles, size)]
-    if is_first:  # join(join(x0, x1), join(x2, x3)) lies in memory as x0, x2, x1, x3
-        features = torch.tensor([0, 2, 1, 3], device="cpu")
+    if is_first:
+        features = torch.arange(4, device="cpu")
         rest = torch.where(features < fan_in, features, _NONE)
         if tiles.second:
-            rest = torch.stack((own[1], _padded(rest, tiles.second)), 1).flatten()
+            rest = torch.cat((own[1], _padded(rest, tiles.second)))
         return [torch.cat((own[0], _padded(rest, tiles.first)))]
     below = _units(tiles, size)
     products = [torch.cat((own[0], below[0]))]
     if tiles.second:
-        rest = torch.stack((own[1], below[1]), 1).flatten()
+        rest = torch.cat((own[1], below[1]))
         products.append(_padded(rest, tiles.first))
     return products
 
 
 def _padded(columns: Tensor, width: int) -> Tensor:
-    """With padding behind each, doubling until there are `width`; the first of it is the bias."""
+    """With padding behind them, doubling until there are `width`; the first of it is the bias."""
     padding = _BIAS
     while len(columns) < width:
         added = torch.full_like(columns, _NONE)
         added[0], padding = padding, _NONE
-        columns = torch.stack((columns, added), 1).flatten()
+        columns = torch.cat((columns, added))
     return columns

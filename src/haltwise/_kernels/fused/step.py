@@ -3,7 +3,13 @@
 import triton
 import triton.language as tl
 
-from haltwise._kernels.fused.cell import advance, gradient_features, load_weights, read_out
+from haltwise._kernels.fused.cell import (
+    advance,
+    gradient_features,
+    load_weights,
+    read_out,
+    row_in_memory,
+)
 
 __all__ = ["step_rows"]
 
@@ -40,7 +46,7 @@ def step_rows(
     weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT)
     for block in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK), tl.num_programs(0)):
         begin = block * tl.full((), BLOCK, tl.int64)
-        row = tl.arange(0, BLOCK)
+        row = row_in_memory(BLOCK)
         known = row < num_rows - begin
         problem = 2 * ((begin + row) // group)
         grad = tl.load(grads + begin + row, mask=known, other=0.0)
@@ -53,8 +59,8 @@ def step_rows(
             x2, x3 = gradient_features(mean)
         at = begin * (LAYERS * H)
         top_a, top_b = advance(
-            hidden + at, cell + at, new_hidden + at, new_cell + at, weights, known, x0, x1, x2, x3,
-            FIRST, LAST, LAYERS, H, UA, UB, RESIDENT, BLOCK,
+            hidden + at, cell + at, new_hidden + at, new_cell + at, weights, num_rows - begin,
+            x0, x1, x2, x3, FIRST, LAST, LAYERS, H, UA, UB, RESIDENT, BLOCK,
         )  # fmt: skip
         if LAST == LAYERS:
             update = read_out(top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB)

@@ -14,6 +14,8 @@ from haltwise._kernels.fused.cell import (
     load_weights,
     narrowed,
     read_out,
+    row_in_memory,
+    unit_in_memory,
 )
 from haltwise.interfaces.torch_optim import guard
 from haltwise.interfaces.torch_optim.fused.control import (
@@ -197,7 +199,7 @@ def advance_tensors(
             cell = anchor + tl.load(entry + CELL) * WORD
             for part in range(0, tl.minimum(CHUNK, size - begin), BLOCK):
                 at = begin + part
-                row = tl.arange(0, BLOCK)
+                row = row_in_memory(BLOCK)
                 known = row < size - at
                 grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at + row, mask=known, other=0.0)
                 grad = grad.to(tl.float32) * sign
@@ -213,7 +215,7 @@ def advance_tensors(
                 top_a, top_b = advance(
                     hidden + at * (LAYERS * H), cell + at * (LAYERS * H),
                     hidden + at * (LAYERS * H), cell + at * (LAYERS * H), weights,
-                    known, x0, x1, x2, x3,
+                    size - at, x0, x1, x2, x3,
                     FIRST, LAST, LAYERS, H, UA, UB, RESIDENT, BLOCK,
                 )  # fmt: skip
                 if LAST == LAYERS:
@@ -244,7 +246,7 @@ def advance_tensors(
             at = partials + tl.program_id(0) * (2 + UA + UB)
             tl.store(at, tl.sum(gu, 0))
             tl.store(at + 1, tl.sum(up, 0))
-            tl.store(at + 2 + tl.arange(0, UA), tl.sum(read_a.to(tl.float64), 0))
+            tl.store(at + 2 + unit_in_memory(0, UA), tl.sum(read_a.to(tl.float64), 0))
             if UB > 0:
                 tl.store(at + 2 + UA + tl.arange(0, UB), tl.sum(read_b.to(tl.float64), 0))
 
