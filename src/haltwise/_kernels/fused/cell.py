@@ -50,10 +50,12 @@ def _split(x):
 
 
 @triton.jit
-def _load_product(packed, FIRST: tl.constexpr, K: tl.constexpr, U: tl.constexpr, N: tl.constexpr):
-    """Rows FIRST.. of weights [K, N], U of them in two parts."""
-    at = packed + (FIRST + tl.arange(0, U))[:, None] * N + tl.arange(0, N)[None, :]
-    return tl.load(at), tl.load(at + K * N)
+def _load_product(packed, K: tl.constexpr, N: tl.constexpr):
+    """Weights [K, N]: both their parts, [2 K, N], and the first of them."""
+    columns = tl.arange(0, N)[None, :]
+    both = tl.load(packed + tl.arange(0, 2 * K)[:, None] * N + columns)
+    high = tl.load(packed + tl.arange(0, K)[:, None] * N + columns)
+    return packed + 2 * K * N, (both, high)
 
 
 @triton.jit
@@ -67,16 +69,13 @@ def _load_bias(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, 
 
 @triton.jit
 def _load_gates(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, N: tl.constexpr):
-    """What N gates of a layer are made of: products and a bias."""
-    own = _load_product(packed, 0, 2 * UA, UA, N)
-    below = _load_product(packed, UA, 2 * UA, UA, N)
-    packed += 4 * UA * N
-    rest = own
+    """What N gates of a layer are made of: two products and a bias."""
+    packed, first = _load_product(packed, 2 * UA, N)
+    second = first
     if LAYER > 0 and UB > 0:
-        rest = _load_product(packed, 0, UA, UA, N)
-        packed += 2 * UA * N
+        packed, second = _load_product(packed, UA, N)
     packed, bias = _load_bias(packed, LAYER, UA, UB, N)
-    return packed, (own, below, rest, bias)
+    return packed, (first, second, bias)
 
 
 @triton.jit
@@ -112,11 +111,11 @@ def load_weights(
 
 
 @triton.jit
-def _add_product(z, x, high, low):
-    x_high, x_low = _split(x)
-    z = tl.dot(x_low, high, z, input_precision="tf32")
-    z = tl.dot(x_high, low, z, input_precision="tf32")
-    return tl.dot(x_high, high, z, input_precision="tf32")
+def _add_product(z, x, weights, BLOCK: tl.constexpr, K: tl.constexpr):
+    """Add x [BLOCK, K] times weights: what is small first, in one product, for which all wait."""
+    high, low = _split(x)
+    z = tl.dot(_behind(low, high, BLOCK, K), weights[0], z, input_precision="tf32")
+    return tl.dot(high, weights[1], z, input_precision="tf32")
 
 
 @triton.jit
@@ -148,11 +147,10 @@ def _sums(
     """The arguments of N gates, [BLOCK, N]; the address behind their weights if not RESIDENT."""
     z = tl.zeros((BLOCK, N), tl.float32)
     if RESIDENT:
-        z += weights[3][None, :]
-        z = _add_product(z, own, weights[0][0], weights[0][1])
-        z = _add_product(z, below, weights[1][0], weights[1][1])
+        z += weights[2][None, :]
+        z = _add_product(z, _behind(own, below, BLOCK, UA), weights[0], BLOCK, 2 * UA)
         if LAYER > 0 and UB > 0:
-            z = _add_product(z, rest, weights[2][0], weights[2][1])
+            z = _add_product(z, rest, weights[1], BLOCK, UA)
         return z, weights
     else:
         z = _add_streamed(z, own, weights, 0, 2 * UA, UA, N)
@@ -476,7 +474,7 @@ def gradient_features(grad):
 
 @triton.jit
 def _folded(top, weight, U: tl.constexpr):
-    """Products [BLOCK, U] with a read-out's weight, summed to [BLOCK, 4] by each thread for itself."""
+    """Products [BLOCK, U] with a read-out's weight, summed to [BLOCK, 4] within each thread."""
     product = top * tl.load(weight + tl.arange(0, U))[None, :]
     return tl.sum(tl.reshape(product, (top.shape[0], U // 4, 4)), 1)
 

@@ -53,15 +53,14 @@ def pack(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
 def is_resident(tiles: Tiles, num_layers: int) -> bool:
     """Whether the weights of so many layers, not the first, have room in shared memory."""
     rows = tiles.first * (3 if tiles.second else 2)
-    return 2 * 4 * num_layers * rows * 4 * sum(tiles) <= _SHARED
+    return 3 * 4 * num_layers * rows * 4 * sum(tiles) <= _SHARED  # the first part twice
 
 
 def pack_readout(weight: Tensor, bias: Tensor) -> Tensor:
     """For every output its weights in tiles, and its bias, [O, UA + UB + 1]."""
     weight, bias = weight.detach(), bias.detach()
-    size = weight.shape[1]
-    columns = torch.cat(_units(Tiles.of(size), size)).to(weight.device)
-    return torch.cat((weight[:, columns] * (columns >= 0), bias.unsqueeze(1)), 1)
+    columns, exist = _columns(weight.shape[1], weight.device)
+    return torch.cat((weight.index_select(1, columns) * exist, bias.unsqueeze(1)), 1)
 
 
 @functools.cache
@@ -115,6 +114,13 @@ def _units(tiles: Tiles, size: int) -> list[Tensor]:
     if tiles.first == 16:
         first = first.view(4, 4).T.flatten()
     return [units for units in (first, second) if len(units)]
+
+
+@functools.cache
+def _columns(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Units of all tiles in the kernel's order, and whether each exists."""
+    units = torch.cat(_units(Tiles.of(size), size))
+    return units.clamp_min(0).to(device), (units >= 0).to(device)
 
 
 def _gate_columns(units: Tensor, size: int) -> Tensor:
