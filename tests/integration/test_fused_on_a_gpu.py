@@ -90,7 +90,9 @@ def test_it_moves_a_compiled_module_as_any_other() -> None:
     twin, plain, _ = make()
     inputs = torch.randn(64, 20, device="cuda")
     compiled = torch.compile(model)
-    train(5, lambda: compiled(inputs).square().mean(), optimizer)
+    with warnings.catch_warnings():  # compilers advise
+        warnings.simplefilter("ignore")
+        train(5, lambda: compiled(inputs).square().mean(), optimizer)
     train(5, lambda: twin(inputs).square().mean(), plain)
     assert torch.allclose(flat(model), flat(twin), rtol=1e-3, atol=1e-4)
 

@@ -27,7 +27,7 @@ NUM_LOG_ROWS = 1024
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _PROGRAMS = 3  # on a multiprocessor, that advance the last layer
 _GIVEN = 6  # settings that the host gives
-_MANY = 8  # likewise, that advance others or move parameters
+_MANY = 4  # likewise, that advance others or move parameters
 _STATES = (
     "rule.hidden",
     "rule.cell",

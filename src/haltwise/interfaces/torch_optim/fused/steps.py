@@ -23,7 +23,7 @@ from haltwise.update_rules.lstm import LSTMRule
 __all__ = ["FusedGroup", "FusedSteps", "LoggedStep", "Reading"]
 
 _BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
-_REGISTERS = 144  # of a thread in the last layer, so that three programs share a multiprocessor
+_REGISTERS = 168  # of a thread in the last layer, so that three programs share a multiprocessor
 _WHY = ("", "rises", "waits", "ended", "fails")
 """Kinds of reasons, at the numbers by which a control record names them."""
 
