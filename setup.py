@@ -21,6 +21,8 @@ setup(
             extra_compile_args=[] if sys.platform == "win32" else [*FLAGS, "-fvisibility=hidden"],
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,  # without a compiler the package runs on its reference in PyTorch
+            py_limited_api=True,  # it is loaded by ctypes and knows nothing of Python
         )
-    ]
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for all versions
 )

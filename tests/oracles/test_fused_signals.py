@@ -52,6 +52,7 @@ def test_signals(dim: int, many: bool) -> None:
     rows = {name: drawn(*shape, dim, seed=i, scale=scale) for i, name in enumerate(NAMES)}
     rows["last_update"][:50] = -0.3 * rows["last_grad"][:50]  # otherwise curvature is below 0
     rows["grad"][:50] *= 0.7
+    steps: list[int | Tensor]
     steps = [torch.tensor([0, 1, 9]).to(DEVICE)] if many else [0, 7, torch.tensor(3).to(DEVICE)]
     for step in steps:
         torch.testing.assert_close(*both(step, loss, rows), rtol=1e-5, atol=1e-6)

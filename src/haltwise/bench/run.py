@@ -13,6 +13,7 @@ from typing import Any, final
 
 from haltwise._core import discovery, plugins
 from haltwise._core.errors import InputError, require
+from haltwise._core.extras import extra
 from haltwise._core.files import make_directory, read_bytes, read_json, write_atomically
 from haltwise._core.json import from_json, to_json
 from haltwise._core.version import __version__
@@ -216,7 +217,8 @@ def _side_by_side(function: Callable[[Any], Any], items: Sequence[Any], jobs: in
     if jobs == 1 or len(items) < 2:
         yield from map(function, items)
         return
-    from joblib import Parallel, delayed
+    with extra("learn"):
+        from joblib import Parallel, delayed
 
     yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(i) for i in items)
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haltwise._core.errors import require
+from haltwise._core.extras import extra
 from haltwise.curves.curves import Booleans, Floats
 from haltwise.curves.features import FEATURES
 from haltwise.curves.trees import JoinedTrees, Trees
@@ -105,7 +106,9 @@ class Forecast:
             InputError: All rows are successes, or none is.
         """
         import torch
-        from threadpoolctl import threadpool_limits
+
+        with extra("learn"):
+            from threadpoolctl import threadpool_limits
 
         # scikit-learn's threads spin where others have the cores.
         with threadpool_limits(limits=torch.get_num_threads()):
@@ -113,7 +116,8 @@ class Forecast:
 
     @classmethod
     def _fit(cls, rows: Rows, seed: int, base: Self | None, num_threads: int) -> Self:
-        from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+        with extra("learn"):
+            from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 
         boosted, forests = {}, {}
         for name, leaves in _BOOSTED_LEAVES.items():

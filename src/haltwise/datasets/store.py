@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.extras import extra
 from haltwise.datasets.files import read_cifar, read_cifar_tar, read_idx, require_labels
 
 __all__ = ["DIRECTORY_VARIABLE", "ImageData", "default_directory", "download", "load"]
@@ -205,7 +206,8 @@ def _load_cifar(folder: Path) -> ImageData:
 
 @functools.lru_cache(maxsize=1)
 def _load_digits() -> ImageData:
-    from sklearn.datasets import load_digits
+    with extra("learn"):
+        from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     images, labels = images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.uint8)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from haltwise._core.extras import extra
 from haltwise.evaluation.judge import Stops
 from haltwise.halting.features.optimization import OptimizationFeatures
 from haltwise.processes.trajectory import Trajectory
@@ -44,7 +45,8 @@ def learned_opponents(
     None where no signals are shown, there are too few tuning items, or all of these are alike.
     They are fitted on as many threads as PyTorch has.
     """
-    from threadpoolctl import threadpool_limits
+    with extra("learn"):
+        from threadpoolctl import threadpool_limits
 
     found: dict[CostUnit, dict[str, Stops]] = {unit: {} for unit in units}
     if tuning.signals is None or test.signals is None or tuning.num_items < _FEWEST:
@@ -113,7 +115,8 @@ def _at_each_step(predict: Callable[[Array], Array], x: Array) -> Array:
 
 
 def _logistic(x: Array, y: Array) -> Any:
-    from sklearn.linear_model import LogisticRegression
+    with extra("learn"):
+        from sklearn.linear_model import LogisticRegression
 
     center, scale = x.mean(0), x.std(0) + 1e-6
     if y.all() or not y.any():
@@ -123,7 +126,8 @@ def _logistic(x: Array, y: Array) -> Any:
 
 
 def _boosted(x: Array, y: Array) -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    with extra("learn"):
+        from sklearn.ensemble import HistGradientBoostingClassifier
 
     if y.all() or not y.any():
         return lambda new: np.full(len(new), float(y[0]))
@@ -135,7 +139,8 @@ def _boosted(x: Array, y: Array) -> Any:
 
 
 def _regression(x: Array, y: Array) -> Any:
-    from sklearn.ensemble import HistGradientBoostingRegressor
+    with extra("learn"):
+        from sklearn.ensemble import HistGradientBoostingRegressor
 
     model = HistGradientBoostingRegressor(
         max_iter=100, learning_rate=0.15, min_samples_leaf=_leaf(y), l2_regularization=1.0,

@@ -8,6 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from haltwise._core.extras import extra
+
 __all__ = ["Interval", "captured_gain", "jackknife", "least_mix", "rank_correlation"]
 
 _LEVEL = 0.95
@@ -46,7 +48,8 @@ def jackknife(
         groups: The group 0..G-1 of each item, int64 [n], where items of one group are alike. If
             there is but one, or one item, the ends of the intervals are NaN.
     """
-    from scipy.special import stdtrit
+    with extra("learn"):
+        from scipy.special import stdtrit
 
     num = len(columns)
     sizes, totals = torch.ones(num, dtype=columns.dtype), columns

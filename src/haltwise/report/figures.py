@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from haltwise._core.extras import extra
 from haltwise.bench.domain import Question
 from haltwise.bench.records import BenchRecord, captured, failed_share, saved
 from haltwise.evaluation import EvaluationRecord, StoppingRecord
@@ -184,7 +185,8 @@ _LOGGED = (
 
 def training(log: Sequence[Mapping[str, Any]]) -> Figure | None:
     """The objective, J and the mean stop in training; None if fewer than two entries are logged."""
-    from plotly.subplots import make_subplots
+    with extra("report"):
+        from plotly.subplots import make_subplots
 
     entries = [entry for entry in log if isinstance(entry.get("step"), int)]
     series = {
@@ -267,7 +269,8 @@ def rule_strip(record: BenchRecord, question: Question, judged: str) -> Figure:
 
 def new_figure(x_title: str, y_title: str) -> Any:
     """An empty figure in the style of all."""
-    from plotly.graph_objects import Figure as Drawing
+    with extra("report"):
+        from plotly.graph_objects import Figure as Drawing
 
     figure = Drawing()
     _dress(figure)

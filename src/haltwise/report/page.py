@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, final
 
+from haltwise._core.extras import extra
 from haltwise._core.files import write_atomically
 from haltwise._core.version import __version__
 from haltwise.evaluation import Interval
@@ -151,9 +152,10 @@ def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any)
 
     The script reads `embedded`, JSON values; the template names the other values.
     """
-    import jinja2
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
+    with extra("report"):
+        import jinja2
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),

@@ -6,6 +6,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
+from haltwise._core.extras import extra
 from haltwise._core.tensors import constants
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.trajectory import Trajectory
@@ -44,7 +45,8 @@ class Logistic(LevelRule):
 
     @classmethod
     def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
-        from sklearn.linear_model import LogisticRegression
+        with extra("learn"):
+            from sklearn.linear_model import LogisticRegression
 
         costs = costs.nan_to_num(torch.inf)  # a run that diverged is worth stopping before
         best_later = costs.flip(1).cummin(1).values.flip(1)[:, 1:]  # min over s > t

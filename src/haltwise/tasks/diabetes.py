@@ -6,6 +6,7 @@ from typing import final
 import torch
 
 from haltwise._core.errors import require
+from haltwise._core.extras import extra
 from haltwise._core.settings import require_positive
 from haltwise.tasks.base import TaskFamily
 from haltwise.tasks.least_squares import LeastSquaresBatch, gaussian_regression, row_counts
@@ -44,7 +45,8 @@ class Diabetes(TaskFamily):
         return 10
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> LeastSquaresBatch:
-        from sklearn.datasets import load_diabetes
+        with extra("learn"):
+            from sklearn.datasets import load_diabetes
 
         features, target = load_diabetes(return_X_y=True, scaled=False)
         table = torch.from_numpy(features).double()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.extras import extra
 from haltwise._core.random import random_subsets
 from haltwise._core.settings import require_positive
 from haltwise.tasks.base import DifferentiatedScore, Observation, TaskBatch, TaskFamily
@@ -110,7 +111,8 @@ class DigitFactorization(TaskFamily):
         return 16 * self.rank
 
     def _sample(self, num_problems: int, generator: torch.Generator) -> MatrixFactorizationBatch:
-        from sklearn.datasets import load_digits
+        with extra("learn"):
+            from sklearn.datasets import load_digits
 
         images = torch.from_numpy(load_digits().images).double() / 16
         matrix = images[torch.randint(len(images), (num_problems,), generator=generator)]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
+from haltwise._core.extras import extra
 from haltwise.bench.domain import Domain, Sample
 from haltwise.curves.curves import Curves, Floats
 
@@ -25,7 +26,8 @@ class _Data(NamedTuple):
 
 def _bundled(load: str, *, is_class: bool) -> Callable[[np.random.RandomState], _Data]:
     def make(random: np.random.RandomState) -> _Data:
-        from sklearn import datasets
+        with extra("learn"):
+            from sklearn import datasets
 
         inputs, answers = getattr(datasets, load)(return_X_y=True)
         rows = random.permutation(len(answers))[:_ROWS]
@@ -36,7 +38,8 @@ def _bundled(load: str, *, is_class: bool) -> Callable[[np.random.RandomState], 
 
 def _synthetic(load: str, *, is_class: bool, **settings: Any) -> Callable[..., _Data]:
     def make(random: np.random.RandomState) -> _Data:
-        from sklearn import datasets
+        with extra("learn"):
+            from sklearn import datasets
 
         inputs, answers = getattr(datasets, load)(n_samples=_ROWS, random_state=random, **settings)
         return _Data(inputs, answers, is_class)
@@ -90,7 +93,8 @@ class BoostingDomain(Domain):
 
 def _boost(name: str, seed: np.random.SeedSequence) -> dict[str, Floats]:
     """Losses of one boosting on parts of a data set, after each round."""
-    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
+    with extra("learn"):
+        from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
 
     generator = np.random.default_rng(seed)
     data = _DATA[name](np.random.RandomState(int(generator.integers(2**31))))

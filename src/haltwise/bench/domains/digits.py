@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from haltwise._core.extras import extra
 from haltwise.bench.domain import Domain, Question, Sample
 from haltwise.curves.curves import Curves, Floats, Integers
 
@@ -30,7 +31,8 @@ class DigitsDomain(Domain):
     scored: ClassVar[str | None] = "test_loss"
 
     def curves(self, sample: Sample) -> Curves:
-        from sklearn.datasets import load_digits
+        with extra("learn"):
+            from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
         groups = [f"digits {i % _PROBLEMS}" for i in range(sample.num_runs)]

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
+from haltwise._core.extras import extra
 from haltwise.bench.domain import Domain, Sample
 from haltwise.curves.curves import Curves, Floats
 
@@ -49,7 +50,8 @@ def _draw_law(generator: np.random.Generator) -> tuple[Floats, Floats, float]:
 def _minimize(
     weights: Floats, scales: Floats, ridge: float, generator: np.random.Generator
 ) -> dict[str, Floats]:
-    from scipy.optimize import minimize
+    with extra("learn"):
+        from scipy.optimize import minimize
 
     inputs = generator.normal(size=(_ROWS, len(weights))) * scales
     logits = inputs @ (weights / scales) / np.sqrt(len(weights)) * 2

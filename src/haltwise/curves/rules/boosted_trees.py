@@ -7,6 +7,7 @@ from typing import Any, Self, final
 import numpy as np
 
 from haltwise._core.errors import require
+from haltwise._core.extras import extra
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.rules.learners import MISSING, LearnedCurveRule, filled, training_points
 
@@ -29,7 +30,8 @@ class BoostedTreesRule(LearnedCurveRule):
         return [cls(price, leaves) for leaves in (4, 15)]
 
     def fit(self, curves: Curves) -> Self:
-        from sklearn.ensemble import HistGradientBoostingClassifier
+        with extra("learn"):
+            from sklearn.ensemble import HistGradientBoostingClassifier
 
         rows = training_points(curves, self.price)
         if len(np.unique(rows.worth_going_on)) == 1:

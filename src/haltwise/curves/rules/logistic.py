@@ -7,6 +7,7 @@ from typing import Any, Self, final
 import numpy as np
 
 from haltwise._core.errors import require
+from haltwise._core.extras import extra
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.rules.learners import LearnedCurveRule, filled, training_points
 
@@ -29,9 +30,10 @@ class LogisticCurveRule(LearnedCurveRule):
         return [cls(price, strength) for strength in (0.003, 1.0)]
 
     def fit(self, curves: Curves) -> Self:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
+        with extra("learn"):
+            from sklearn.linear_model import LogisticRegression
+            from sklearn.pipeline import make_pipeline
+            from sklearn.preprocessing import StandardScaler
 
         rows = training_points(curves, self.price)
         if len(np.unique(rows.worth_going_on)) == 1:

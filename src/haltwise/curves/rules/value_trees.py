@@ -7,6 +7,7 @@ from typing import Any, Self, final
 import numpy as np
 
 from haltwise._core.errors import require
+from haltwise._core.extras import extra
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.rules.learners import (
     MISSING,
@@ -107,7 +108,8 @@ class ValueTreesRule(LearnedCurveRule):
         return replace(self, model=model)
 
     def _regress(self, table: Floats, saved: Floats) -> Any:
-        from sklearn.ensemble import HistGradientBoostingRegressor
+        with extra("learn"):
+            from sklearn.ensemble import HistGradientBoostingRegressor
 
         model = HistGradientBoostingRegressor(
             max_iter=60, learning_rate=0.15, max_leaf_nodes=15, l2_regularization=1.0,

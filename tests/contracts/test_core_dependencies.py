@@ -1,0 +1,68 @@
+"""What stops, solves and moves needs PyTorch, NumPy and safetensors; all else names its extra."""
+
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = """
+import sys
+
+for name in (
+    "click rich jinja2 joblib plotly sklearn scipy threadpoolctl pandas pooch triton"
+).split():
+    sys.modules[name] = None
+"""
+
+CORE = """
+import torch, haltwise
+from haltwise.tasks import family
+
+problems = family("regression-10d").sample(20, torch.Generator().manual_seed(0))
+assert haltwise.solve(problems).success.any()
+
+model = torch.nn.Linear(3, 1)
+optimizer = haltwise.LearnedOptimizer(model.parameters())
+monitor = haltwise.HaltingMonitor("regression-10d-plain-adam", price=0.01)
+for _ in range(3):
+    optimizer.zero_grad()
+    loss = model(torch.ones(5, 3)).square().mean()
+    loss.backward()
+    optimizer.step(loss=loss)
+    monitor.update(loss, model)
+
+goal = {"metric": "accuracy", "direction": "max", "target": 0.9, "budget": 9}
+runs = haltwise.RunMonitor("training-runs", **goal)
+for hour in range(3):
+    runs.update(0.1 * hour, cost=hour)
+assert runs.should_stop in (True, False)
+"""
+
+MISSING = {
+    "report": "from haltwise.report import page\npage.render('page', title='', embedded={})",
+    "learn": "from haltwise.tasks import family\nimport torch\n"
+    "family('diabetes-large').sample(2, torch.Generator())",
+}
+
+
+def run(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK + code], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_core_runs_alone() -> None:
+    done = run(CORE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_says_what_it_misses() -> None:
+    done = run("from haltwise.__main__ import main\nmain()")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "the command line needs click: pip install 'haltwise[full]'"
+
+
+@pytest.mark.parametrize("extra", MISSING)
+def test_an_extra_is_named_where_it_is_missing(extra: str) -> None:
+    done = run(MISSING[extra])
+    assert f"pip install 'haltwise[{extra}]'" in done.stderr
