@@ -197,7 +197,10 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
     return signals.to(loss.dtype).movedim(0, -1)
 
 
-def loss_signals(step: int, loss: Tensor) -> Tensor:
-    """The signals of a step of which the loss [B] alone is known, shape [B, len(SIGNALS)]."""
+def loss_signals(step: int | Tensor, loss: Tensor) -> Tensor:
+    """The signals of a step of which the loss [B] alone is known, shape [B, len(SIGNALS)].
+
+    The step is one for all, or that of each item [B].
+    """
     still = loss.new_zeros(len(loss), 1)
     return measure_signals(step, loss, still, still, init_signals(still))[0]
