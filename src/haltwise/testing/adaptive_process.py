@@ -54,9 +54,9 @@ def check_adaptive_process(
         >>> check_adaptive_process(process, torch.randn(5, 2, dtype=torch.float64))
     """
     expect(len(inputs) >= 3, f"give inputs of at least 3 rows, got {len(inputs)}")
-    _check_steps(process, inputs)
+    features = _check_steps(process, inputs)
     tolerance = 0.0 if tolerance is None else tolerance
-    for layer in _layers(process):
+    for layer in _layers(process, features):
         pondered = layer(inputs, _PRICE, generator=seeded(1))
         total = pondered.log_prob.exp().sum(-1)
         expect(
@@ -70,15 +70,22 @@ def check_adaptive_process(
             _check_differences(layer, inputs)
 
 
-def _layers(process: AdaptiveProcess) -> Iterator[AdaptiveComputation]:
-    """The process under every method and coupling that fits, with random heads."""
+def _layers(process: AdaptiveProcess, features: Tensor) -> Iterator[AdaptiveComputation]:
+    """The process under every method and coupling that fits, with random heads.
+
+    They see features [K, F] standardised, so that items end at all exits.
+    """
+    spread = features.std(0) + 1e-12
     for kind, coupling in itertools.product(halting_methods().values(), Coupling):
         method = kind()
         if method.num_outputs == 0 or (process.items_interact and coupling is Coupling.SAMPLED):
             continue
-        layer = AdaptiveComputation(copy.deepcopy(process), method, coupling, width=0).double()
-        for place, weight in enumerate(layer.head.parameters()):
-            weight.data = 0.3 * normal(place, *weight.shape)
+        layer = AdaptiveComputation(
+            copy.deepcopy(process), method, coupling, width=0, price_input=False
+        ).double()
+        readout = layer.head.readout
+        readout.weight.data = 2 * normal(0, *readout.weight.shape) / spread / len(spread) ** 0.5
+        readout.bias.data = 1.5 - readout.weight.data @ features.mean(0)
         yield layer
 
 
@@ -86,7 +93,8 @@ def _name(layer: AdaptiveComputation) -> str:
     return f"{type(layer.method).__name__} coupled by {layer.coupling.value!r}"
 
 
-def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> None:
+def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> Tensor:
+    """The features of all items at all steps, shape [K, F]."""
     num, costs = len(inputs), process.exit_costs
     expect(
         list(costs.shape) == [process.num_exits] and bool((costs.diff() > 0).all()),
@@ -94,6 +102,7 @@ def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> None:
     )
     state = process.init(inputs)
     expect_items(state, num, "the state")
+    seen = []
     for step in range(process.num_exits):
         rows = torch.full((num,), step)
         found = process.step(rows if process.steps_alike else step, state)
@@ -110,12 +119,16 @@ def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> None:
             f"the output at step {step} must begin with the items' shape {list(items)}, got "
             f"{list(found.output.shape)}",
         )
+        seen.append(found.features.detach().flatten(0, -2))
+    return torch.cat(seen)
 
 
 def _check_runs(
     layer: AdaptiveComputation, inputs: Tensor, pondered: Pondered, tolerance: float
 ) -> None:
     """Runs among others, alone, in turns and to the last exit."""
+    if layer.coupling is not Coupling.SAMPLED:
+        _check_companions(layer, inputs, pondered, tolerance)
     budget = FixedBudget(layer.process.num_exits - 1)
     last = layer.run(inputs, _PRICE, rule=budget)
     if layer.coupling is not Coupling.EXPECTED_STATE:
@@ -124,16 +137,13 @@ def _check_runs(
             close(last.output, due.detach(), max(tolerance, 1e-12), 1.0),
             f"{_name(layer)}: running all steps does not return forward's last output",
         )
-    if layer.coupling is Coupling.SAMPLED:
-        return
+
+
+def _check_companions(
+    layer: AdaptiveComputation, inputs: Tensor, pondered: Pondered, tolerance: float
+) -> None:
+    """Rows in other company, and among all as `forward` has them."""
     found = layer.run(inputs, _PRICE)
-    whole = layer.coupling is Coupling.EXPECTED_LOSS and not layer.process.items_interact
-    if whole or _leaves_nothing(pondered, found):
-        expect(
-            torch.equal(found.exits, pondered.exits)
-            and close(found.output, pondered.output.detach(), max(tolerance, 1e-12), 1.0),
-            f"{_name(layer)}: run ends elsewhere than forward says",
-        )
     for sizes in (None, [8], [9, 11]):
         for chosen in ([0], list(range(len(inputs)))[::-1], [1, 1, 2] * 5):
             index = torch.tensor(chosen)
@@ -144,6 +154,16 @@ def _check_runs(
                 f"{_name(layer)}: a row of {chosen} in batches of {sizes or 'any size'} is not "
                 "what it is among all others",
             )
+    if layer.coupling is Coupling.EXPECTED_STATE:
+        alike = _leaves_nothing(pondered, found)
+    else:  # where items see each other, forward lets all of them run on
+        alike = not layer.process.items_interact
+    if alike:
+        expect(
+            torch.equal(found.exits, pondered.exits)
+            and close(found.output, pondered.output.detach(), max(tolerance, 1e-12), 1.0),
+            f"{_name(layer)}: run ends elsewhere than forward says",
+        )
 
 
 def _leaves_nothing(pondered: Pondered, found: Executed) -> bool:
