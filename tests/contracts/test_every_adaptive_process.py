@@ -8,7 +8,14 @@ from draws import DOUBLE, seeded
 from torch import Tensor, nn
 
 import haltwise.nn
-from haltwise.nn import AdaptiveProcess, RecurrentCell, RepeatedBlock, TransformerBlock
+from haltwise.nn import (
+    AdaptiveProcess,
+    LayerStack,
+    RecurrentCell,
+    RepeatedBlock,
+    ResidualStage,
+    TransformerBlock,
+)
 from haltwise.testing import check_adaptive_process
 
 
@@ -30,6 +37,37 @@ CASES: dict[str, tuple[Callable[[], AdaptiveProcess], Tensor]] = {
     "block that is not told its inputs": (
         lambda: RepeatedBlock(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), 4, 3, inject=False),
         inputs(4, 2, 4),
+    ),
+    "stack of layers": (
+        lambda: LayerStack(
+            [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)],
+            2,
+            heads=[nn.Linear(4, 2) for _ in range(3)],
+            costs=[1, 1.5, 4],
+        ),
+        inputs(4, 4),
+    ),
+    "stack of layers, sequences": (
+        lambda: LayerStack([TransformerBlock(4, 2) for _ in range(3)], 4),
+        inputs(4, 3, 4),
+    ),
+    "stack of layers, tokens with copied keys": (
+        lambda: LayerStack([TransformerBlock(8, 2) for _ in range(3)], 8, per="token"),
+        inputs(4, 5, 8),
+    ),
+    "stack of layers, tokens with shared keys": (
+        lambda: LayerStack(
+            [TransformerBlock(8, 2, causal=True) for _ in range(3)], 8, per="token", keys="shared"
+        ),
+        inputs(4, 5, 8),
+    ),
+    "residual stage of images": (
+        lambda: ResidualStage([nn.Conv2d(2, 2, 3, padding=1) for _ in range(3)], 2),
+        inputs(4, 2, 4, 4),
+    ),
+    "residual stage of positions": (
+        lambda: ResidualStage([nn.Conv2d(2, 2, 3, padding=1) for _ in range(3)], 2, per="position"),
+        inputs(4, 2, 4, 4),
     ),
 }
 

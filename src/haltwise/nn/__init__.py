@@ -3,9 +3,11 @@
 from haltwise.nn.base import AdaptiveProcess, ItemStep
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.layer import AdaptiveComputation
+from haltwise.nn.layers import LayerStack
 from haltwise.nn.pondered import Pondered
 from haltwise.nn.recurrent import AdaptiveRNN, RecurrentCell
 from haltwise.nn.repeated import RepeatedBlock
+from haltwise.nn.residual import ResidualStage
 from haltwise.nn.runner import Executed
 from haltwise.nn.transformer import TransformerBlock
 
@@ -16,8 +18,10 @@ __all__ = [
     "Coupling",
     "Executed",
     "ItemStep",
+    "LayerStack",
     "Pondered",
     "RecurrentCell",
     "RepeatedBlock",
+    "ResidualStage",
     "TransformerBlock",
 ]

@@ -1,11 +1,14 @@
 """The contract of an adaptive process: a part of a network whose items may end early."""
 
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from haltwise._core.errors import require
 from haltwise._core.settings import whole_number
 
 __all__ = ["AdaptiveProcess", "ItemStep", "State"]
@@ -37,9 +40,10 @@ class AdaptiveProcess(nn.Module, ABC):
 
     Args:
         num_exits: T + 1, at least 2.
+        costs: Of ending at each exit, rising; the steps taken, 1, 2, ..., if None.
 
     Raises:
-        InputError: There are fewer than 2 exits.
+        InputError: There are fewer than 2 exits, or costs do not fit or do not rise.
 
     Examples:
         Newton's iteration for square roots; its last change is what a head may read:
@@ -66,14 +70,18 @@ class AdaptiveProcess(nn.Module, ABC):
     """Whether the items of a row see each other, so that `step` must know which still run."""
 
     exit_costs: Tensor
-    """What ending at each exit costs, shape [T+1], rising; steps taken unless a process says
-    otherwise."""
+    """What ending at each exit costs, shape [T+1]; the unit is that of the price."""
 
-    def __init__(self, num_exits: int) -> None:
+    def __init__(self, num_exits: int, costs: Sequence[float] | None = None) -> None:
         super().__init__()
         self.num_exits = whole_number("num_exits", num_exits, least=2)
-        steps = torch.arange(1, self.num_exits + 1, dtype=torch.get_default_dtype())
-        self.register_buffer("exit_costs", steps)
+        values = [*range(1, self.num_exits + 1)] if costs is None else [*costs]
+        require(
+            len(values) == self.num_exits
+            and all(low < high for low, high in itertools.pairwise(values)),
+            f"costs must rise over {self.num_exits} exits, got {values}",
+        )
+        self.register_buffer("exit_costs", torch.tensor(values, dtype=torch.get_default_dtype()))
 
     @abstractmethod
     def init(self, inputs: Tensor) -> State:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import require
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise.nn.transformer import TransformerBlock
 
 __all__ = ["RepeatedBlock"]
 
@@ -54,7 +55,11 @@ class RepeatedBlock(AdaptiveProcess):
 
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
         before = state["tokens"]
-        tokens = self.block(before + state["inputs"] if self.inject else before)
+        seen = before + state["inputs"] if self.inject else before
+        if active is not None and isinstance(self.block, TransformerBlock):
+            tokens, _ = self.block.advance(seen, active)
+        else:
+            tokens = self.block(seen)
         if active is not None:
             tokens = torch.where(active.unsqueeze(-1), tokens, before)
         change = (tokens - before).square().mean(-1, keepdim=True)

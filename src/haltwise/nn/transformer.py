@@ -1,13 +1,19 @@
-"""A transformer's block."""
+"""A transformer's block, which computes for those tokens alone that still run."""
 
+import math
 from typing import final
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from haltwise._core.errors import require
 
 __all__ = ["TransformerBlock"]
+
+_PARTS = 4
+"""Tokens that run are computed in batches of so many sizes."""
+_FEWEST = 8
 
 
 @final
@@ -39,19 +45,59 @@ class TransformerBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The tokens after the block, both of shape [B, L, D]."""
-        normed = self.attention_norm(tokens)
-        attended = self.attend(self.query(normed), self.key_value(normed))
-        return self.finish(tokens, attended)
+        return self.advance(tokens)[0]
 
-    def attend(self, query: Tensor, key_value: Tensor) -> Tensor:
-        """What the queries [B, L, D] find among keys and values, side by side [B, L, 2 D]."""
-        parts = (query, *key_value.chunk(2, -1))
+    def advance(
+        self, tokens: Tensor, active: Tensor | None = None, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens after the block, and the keys and values by which they saw each other.
+
+        Without gradients, queries and perceptrons are computed for active tokens alone.
+
+        Args:
+            tokens: Shape [B, L, D].
+            active: Which of them run, bool [B, L]; all if None. What others become is undefined.
+            keys: Keys and values of those that do not, side by side, [B, L, 2 D]; if None all are
+                the block's own, of the tokens as they are.
+        """
+        if active is None or torch.is_grad_enabled():
+            normed = self.attention_norm(tokens)
+            seen = self.key_value(normed)
+            if active is not None and keys is not None:
+                seen = torch.where(active.unsqueeze(-1), seen, keys)
+            return self._finish(tokens, self._attend(self.query(normed), seen)), seen
+        index = _in_batches(active.flatten())
+        flat = tokens.flatten(0, 1)
+        running = flat[index]
+        normed = self.attention_norm(running)
+        if keys is None:
+            seen = self.key_value(self.attention_norm(tokens))
+        else:
+            seen = keys.flatten(0, 1).index_copy(0, index, self.key_value(normed)).view_as(keys)
+        query = torch.zeros_like(flat).index_copy(0, index, self.query(normed))
+        attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)[index]
+        return flat.index_copy(0, index, self._finish(running, attended)).view_as(tokens), seen
+
+    def _attend(self, query: Tensor, keys: Tensor) -> Tensor:
+        """What queries [B, L, D] find among keys and values [B, L, 2 D]."""
+        parts = (query, *keys.chunk(2, -1))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         found: Tensor = scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return found.transpose(1, 2).flatten(2)
 
-    def finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        """The tokens [..., D] after the block, given what their queries found."""
+    def _finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Tokens [..., D] after the block, given what their queries found."""
         tokens = tokens + self.project(attended)
         new: Tensor = tokens + self.narrow(gelu(self.widen(self.norm(tokens))))
         return new
+
+
+def _in_batches(active: Tensor) -> Tensor:
+    """The tokens that run, int64, in one of few numbers; the first of them fills it up."""
+    index = active.nonzero().squeeze(1)
+    number = len(active)
+    if len(index) == 0:
+        return torch.arange(min(number, _FEWEST), device=active.device)
+    size = math.ceil(len(index) * _PARTS / number)
+    due = min(number, max(_FEWEST, math.ceil(size * number / _PARTS)))
+    return torch.cat((index, index[:1].expand(max(0, due - len(index)))))

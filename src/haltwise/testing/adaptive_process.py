@@ -20,7 +20,7 @@ from haltwise.testing.assertions import close, expect, expect_items, normal, see
 __all__ = ["check_adaptive_process"]
 
 _PRICE = 0.1
-_NUM_DRAWS = 200
+_NUM_DRAWS = 100
 
 
 def check_adaptive_process(
