@@ -34,6 +34,10 @@ CASES: dict[str, tuple[Callable[[], AdaptiveProcess], Tensor]] = {
         lambda: RepeatedBlock(TransformerBlock(8, 2, causal=True), 8, 3, per="token"),
         inputs(4, 5, 8),
     ),
+    "universal transformer with shared keys": (
+        lambda: RepeatedBlock(TransformerBlock(8, 2), 8, 3, per="token", keys="shared"),
+        inputs(4, 5, 8),
+    ),
     "block that is not told its inputs": (
         lambda: RepeatedBlock(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), 4, 3, inject=False),
         inputs(4, 2, 4),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import require
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State
-from haltwise.nn.transformer import TransformerBlock
+from haltwise.nn.transformer import TransformerBlock, shares_keys
 
 __all__ = ["LayerStack"]
 
@@ -56,7 +56,6 @@ class LayerStack(AdaptiveProcess):
     ) -> None:
         super().__init__(len(layers), costs)
         require(per in ("row", "token"), f"per must be 'row' or 'token', got {per!r}")
-        require(keys in ("copied", "shared"), f"keys must be 'copied' or 'shared', got {keys!r}")
         require(
             heads is None or len(heads) == len(layers),
             f"{len(layers)} layers need as many heads, got {len(heads or ())}",
@@ -65,12 +64,7 @@ class LayerStack(AdaptiveProcess):
         self.heads = None if heads is None else nn.ModuleList(heads)
         self.num_features, self.items_interact = num_features, per == "token"
         self._features = features
-        self._shares = keys == "shared"
-        require(
-            not self._shares or all(isinstance(layer, TransformerBlock) for layer in layers),
-            "keys and values are shared among layers of the kind TransformerBlock alone; choose "
-            "keys='copied'",
-        )
+        self._shares = shares_keys(keys, layers)
 
     def init(self, inputs: Tensor) -> State:
         state = {"values": inputs}
@@ -82,13 +76,13 @@ class LayerStack(AdaptiveProcess):
         assert isinstance(step, int)  # layers differ
         layer, values, after = self.layers[step], state["values"], {}
         if isinstance(layer, TransformerBlock):
-            new, keys = layer.advance(values, active, state.get("keys"))
+            new, keys = layer.advance(values, active, keys=state.get("keys"))
             if self._shares:
                 after = {"keys": keys}
         else:
             new = layer(values)
-        if active is not None:
-            new = torch.where(active.unsqueeze(-1), new, values)
+            if active is not None:
+                new = torch.where(active.unsqueeze(-1), new, values)
         output = new if self.heads is None else self.heads[step](new)
         return ItemStep(output, self._shown(output), {"values": new, **after})
 

@@ -110,6 +110,7 @@ class _Run:
         self._halting, self._sizes = halting, sizes
         self._num_rows, self._last = len(inputs), process.num_exits - 1
         self._output = self._exits = torch.empty(0)
+        self._items: tuple[int, ...] = ()
         self._num_row_steps = 0
         self._used: set[int] = set()
         self._like: ItemStep | None = None
@@ -134,9 +135,9 @@ class _Run:
     def executed(self) -> Executed:
         """What has become of all."""
         return Executed(
-            self._output,
-            self._exits,
-            self._process.exit_costs[self._exits],
+            self._output.unflatten(0, self._items),
+            self._exits.view(self._items),
+            self._process.exit_costs[self._exits].view(self._items),
             self._num_row_steps,
             tuple(sorted(self._used)),
         )
@@ -193,9 +194,8 @@ class _Run:
         active = places["active"]
         ends = active & stop
         self.places = places | memory
-        changed = (_any(ends) & (places["row"] < self._num_rows)).nonzero().squeeze(1)
-        if len(changed):
-            self._settle(changed, ends, found.output)
+        ended = ends & _along(places["row"] < self._num_rows, ends)
+        self._settle(ended.flatten().nonzero().squeeze(1), found.output)
         self._step += 1
         active = active & ~ends
         self.places |= {
@@ -207,11 +207,10 @@ class _Run:
 
     def _begin_results(self, found: ItemStep) -> None:
         self._like = ItemStep(found.output[:1], found.features[:1], {})
-        output, items = found.output[0], found.features.shape[1:-1]
-        self._output = output.new_zeros(self._num_rows, *output.shape)
-        self._exits = torch.zeros(
-            self._num_rows, *items, dtype=torch.int64, device=found.output.device
-        )
+        self._items, output = (self._num_rows, *found.features.shape[1:-1]), found.output
+        num = math.prod(self._items)
+        self._output = output.new_zeros(num, *output.shape[len(self._items) :])
+        self._exits = torch.zeros(num, dtype=torch.int64, device=output.device)
 
     def _decide(self, found: ItemStep, places: State) -> tuple[Tensor, State]:
         """Which items end, bool [n, *items], and the memory of decisions after it."""
@@ -229,21 +228,29 @@ class _Run:
         kept = {name: value.unflatten(0, (len(active), -1)) for name, value in memory.items()}
         return stop.view_as(active) | (at == self._last), nested_state(kept, "halting.")
 
-    def _settle(self, changed: Tensor, ends: Tensor, output: Tensor) -> None:
-        """Write down what the items that end return; `changed` are the places that have such."""
-        places = select_state(self.places, changed)
-        rows, ends, output = places["row"], ends[changed], output[changed]
-        exits = _along(places["step"], ends).expand_as(ends)
+    def _settle(self, ended: Tensor, output: Tensor) -> None:
+        """Write down what the items return that end: `ended` [k] of all in their places, flat."""
+        places = self.places
+        per_row = places["active"][0].numel()
+        place, within = ended // per_row, ended % per_row
+        exits = places["step"][place]
         if self._halting.takes_means:
             memory = {
-                name: value.flatten(0, 1) for name, value in sub_state(places, "halting.").items()
+                name: value.flatten(0, 1)[ended]
+                for name, value in sub_state(places, "halting.").items()
             }
-            weights = self._halting.weights(memory, exits.flatten())
-            weights = weights.view(*ends.shape, -1).movedim(-1, 1)
-            weights = _along(weights, places["outputs"])
-            output = (weights * places["outputs"].masked_fill(weights == 0, 0)).sum(1)
-        self._output[rows] = torch.where(_along(ends, output), output, self._output[rows])
-        self._exits[rows] = torch.where(ends, exits, self._exits[rows])
+            weights = self._halting.weights(memory, exits)
+            outputs = places["outputs"]
+            ndim = places["active"].ndim
+            outputs = outputs.flatten(2, ndim) if ndim > 1 else outputs.unsqueeze(2)
+            outputs = outputs[place, :, within]
+            weights = _along(weights, outputs)
+            returned = (weights * outputs.masked_fill(weights == 0, 0)).sum(1)
+        else:
+            returned = output.flatten(0, places["active"].ndim - 1)[ended]
+        rows = places["row"][place] * per_row + within
+        self._output[rows] = returned
+        self._exits[rows] = exits
 
     def _refill(self, alive: Tensor) -> bool:
         """Let rows that wait have the places of those that have ended; whether any did."""

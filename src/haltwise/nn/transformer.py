@@ -1,6 +1,7 @@
 """A transformer's block, which computes for those tokens alone that still run."""
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -9,7 +10,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from haltwise._core.errors import require
 
-__all__ = ["TransformerBlock"]
+__all__ = ["TransformerBlock", "shares_keys"]
 
 _PARTS = 4
 """Tokens that run are computed in batches of so many sizes."""
@@ -48,7 +49,11 @@ class TransformerBlock(nn.Module):
         return self.advance(tokens)[0]
 
     def advance(
-        self, tokens: Tensor, active: Tensor | None = None, keys: Tensor | None = None
+        self,
+        tokens: Tensor,
+        active: Tensor | None = None,
+        kept: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The tokens after the block, and the keys and values by which they saw each other.
 
@@ -56,16 +61,19 @@ class TransformerBlock(nn.Module):
 
         Args:
             tokens: Shape [B, L, D].
-            active: Which of them run, bool [B, L]; all if None. What others become is undefined.
-            keys: Keys and values of those that do not, side by side, [B, L, 2 D]; if None all are
-                the block's own, of the tokens as they are.
+            active: Which of them run, bool [B, L]; all if None.
+            kept: What others are after the block, shape [B, L, D]; what they were if None.
+            keys: Keys and values of others, side by side, [B, L, 2 D]; if None they are the block's
+                own, of the tokens as they are.
         """
+        kept = tokens if kept is None else kept
         if active is None or torch.is_grad_enabled():
             normed = self.attention_norm(tokens)
             seen = self.key_value(normed)
             if active is not None and keys is not None:
                 seen = torch.where(active.unsqueeze(-1), seen, keys)
-            return self._finish(tokens, self._attend(self.query(normed), seen)), seen
+            new = self._finish(tokens, self._attend(self.query(normed), seen))
+            return new if active is None else torch.where(active.unsqueeze(-1), new, kept), seen
         index = _in_batches(active.flatten())
         flat = tokens.flatten(0, 1)
         running = flat[index]
@@ -76,7 +84,8 @@ class TransformerBlock(nn.Module):
             seen = keys.flatten(0, 1).index_copy(0, index, self.key_value(normed)).view_as(keys)
         query = torch.zeros_like(flat).index_copy(0, index, self.query(normed))
         attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)[index]
-        return flat.index_copy(0, index, self._finish(running, attended)).view_as(tokens), seen
+        new = kept.flatten(0, 1).index_copy(0, index, self._finish(running, attended))
+        return new.view_as(tokens), seen
 
     def _attend(self, query: Tensor, keys: Tensor) -> Tensor:
         """What queries [B, L, D] find among keys and values [B, L, 2 D]."""
@@ -92,12 +101,21 @@ class TransformerBlock(nn.Module):
         return new
 
 
+def shares_keys(keys: str, layers: Sequence[nn.Module]) -> bool:
+    """Whether layers see tokens that have ended by keys and values of before."""
+    require(keys in ("copied", "shared"), f"keys must be 'copied' or 'shared', got {keys!r}")
+    require(
+        keys == "copied" or all(isinstance(layer, TransformerBlock) for layer in layers),
+        "keys and values are shared among layers of the kind TransformerBlock alone; choose "
+        "keys='copied'",
+    )
+    return keys == "shared"
+
+
 def _in_batches(active: Tensor) -> Tensor:
     """The tokens that run, int64, in one of few numbers; the first of them fills it up."""
     index = active.nonzero().squeeze(1)
     number = len(active)
-    if len(index) == 0:
-        return torch.arange(min(number, _FEWEST), device=active.device)
     size = math.ceil(len(index) * _PARTS / number)
     due = min(number, max(_FEWEST, math.ceil(size * number / _PARTS)))
-    return torch.cat((index, index[:1].expand(max(0, due - len(index)))))
+    return torch.cat((index, index[:1].expand(due - len(index) if len(index) else 0)))
