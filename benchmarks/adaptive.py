@@ -1,16 +1,18 @@
 """What early exit saves inside a network: loops of a transformer that are executed, and seconds.
 
 A looped transformer runs to its last loop, and until its items end, on the same inputs. Where items
-end is drawn beforehand from a geometric law, since what is measured is the running: the halting head
-reads it, and is asked at every loop as any other. The third row has four times as many problems:
-free places go to those that wait.
+end is drawn beforehand from a geometric law, since what is measured is the running: the halting
+head reads it, and is asked at every loop as any other. The third row has four times as many
+problems: free places go to those that wait. Tokens end independently of each other, so that hardly
+a sequence ends early as a whole: what is saved is saved inside.
 
     python benchmarks/adaptive.py --threads 2
 """
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, final
 
 import click
@@ -66,8 +68,8 @@ class Row(NamedTuple):
     """Median of the repetitions."""
     saves: float
     """How many times less that is than all loops take."""
-    sizes: tuple[int, ...]
-    """Of the batches that were computed."""
+    shapes: int
+    """Shapes for which the block's perceptron would have to be compiled."""
 
 
 class Settings(NamedTuple):
@@ -117,13 +119,17 @@ def measure(per: Literal["sequence", "token"], settings: Settings) -> list[Row]:
         return output
 
     full = seconds(all_loops, settings)
-    rows.append(Row(f"{per}: all loops", 1.0, 1.0, full, 1.0, (settings.batch,)))
+    rows.append(Row(f"{per}: all loops", 1.0, 1.0, full, 1.0, 1))
+    sizes = None if per == "sequence" else [settings.batch]
+    placed = layer.run(inputs, 1.0, sizes=sizes).sizes
     ways: dict[str, Callable[[], Executed]] = {
-        "until they end": lambda: layer.run(inputs, 1.0),
-        "the same, 4 x as many": lambda: layer.run(many, 1.0, sizes=layer.run(inputs, 1.0).sizes),
+        "until they end": lambda: layer.run(inputs, 1.0, sizes=sizes),
+        "the same, 4 x as many": lambda: layer.run(many, 1.0, sizes=placed),
     }
     for way, run in ways.items():
-        executed = run()
+        shapes: set[torch.Size] = set()
+        with watched(layer, shapes):
+            executed = run()
         share = len(executed.output) * settings.loops
         taken = seconds(run, settings) * settings.batch / len(executed.output)
         rows.append(
@@ -133,10 +139,23 @@ def measure(per: Literal["sequence", "token"], settings: Settings) -> list[Row]:
                 executed.num_row_steps / share,
                 taken,
                 full / taken,
-                executed.sizes,
+                len(shapes),
             )
         )
     return rows
+
+
+@contextlib.contextmanager
+def watched(layer: AdaptiveComputation, shapes: set[torch.Size]) -> Iterator[None]:
+    """Add the shapes that the perceptrons of blocks are given."""
+    hooks = [
+        module.widen.register_forward_pre_hook(lambda _, given: shapes.add(given[0].shape))
+        for module in layer.modules()
+        if isinstance(module, TransformerBlock)
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
 
 
 def seconds(run: Callable[[], object], settings: Settings) -> float:
@@ -184,11 +203,11 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     settings = Settings(batch, length, dim, loops, repeats, device)
-    click.echo(f"{'':32}{'executed':>9}{'computed':>9}{'seconds':>9}{'saves':>7}  batches of")
+    click.echo(f"{'':32}{'executed':>9}{'computed':>9}{'seconds':>9}{'saves':>7}{'shapes':>7}")
     for per in ("sequence", "token"):
         for row in measure(per, settings):  # type: ignore[arg-type]
             cells = f"{row.executed:9.1%}{row.computed:9.1%}{row.seconds:9.3f}{row.saves:6.2f}x"
-            click.echo(f"{row.way:32}{cells}  {', '.join(map(str, row.sizes))}")
+            click.echo(f"{row.way:32}{cells}{row.shapes:7}")
         same = same_alone(per, settings)  # type: ignore[arg-type]
         click.echo(f"{per}: the same bits in a batch of one, in float64: {same}")
 
