@@ -205,10 +205,10 @@ def main(
     settings = Settings(batch, length, dim, loops, repeats, device)
     click.echo(f"{'':32}{'executed':>9}{'computed':>9}{'seconds':>9}{'saves':>7}{'shapes':>7}")
     for per in ("sequence", "token"):
-        for row in measure(per, settings):  # type: ignore[arg-type]
+        for row in measure(per, settings):
             cells = f"{row.executed:9.1%}{row.computed:9.1%}{row.seconds:9.3f}{row.saves:6.2f}x"
             click.echo(f"{row.way:32}{cells}{row.shapes:7}")
-        same = same_alone(per, settings)  # type: ignore[arg-type]
+        same = same_alone(per, settings)
         click.echo(f"{per}: the same bits in a batch of one, in float64: {same}")
 
 

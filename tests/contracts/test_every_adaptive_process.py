@@ -11,6 +11,7 @@ import haltwise.nn
 from haltwise.nn import (
     AdaptiveProcess,
     LayerStack,
+    ObjectGenerator,
     RecurrentCell,
     RepeatedBlock,
     ResidualStage,
@@ -72,6 +73,10 @@ CASES: dict[str, tuple[Callable[[], AdaptiveProcess], Tensor]] = {
     "residual stage of positions": (
         lambda: ResidualStage([nn.Conv2d(2, 2, 3, padding=1) for _ in range(3)], 2, per="position"),
         inputs(4, 2, 4, 4),
+    ),
+    "generator of objects": (
+        lambda: ObjectGenerator(8, 4, max_objects=3, hidden=6, code=2).eval(),
+        inputs(4, 8, 8).sigmoid(),
     ),
 }
 
