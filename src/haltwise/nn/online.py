@@ -12,7 +12,7 @@ from haltwise.halting.methods import HaltingMethod
 from haltwise.halting.session import HaltingSession, Halts
 from haltwise.nn.coupling import Coupling
 from haltwise.processes.observation import StepObservation
-from haltwise.processes.signals import loss_signals
+from haltwise.processes.signals import SIGNALS, loss_signals
 from haltwise.stop_rules import (
     AllOf,
     AnyOf,
@@ -109,15 +109,16 @@ class OnlineHalting:
             price: Shape [K].
             state: From `begin` or the step before.
         """
-        signals, loss = None, torch.full_like(price, torch.nan)
+        signals, norm, loss = None, None, torch.full_like(price, torch.nan)
         if self._observe is not None:
             loss = self._observe(output).flatten()
             signals = loss_signals(step, loss)
+            norm = signals[:, SIGNALS.index("log_grad")]
         readout = features if self._model.readout_size else None
         session = HaltingSession(self._policy, price, self._model)
         session.restore(sub_state(state, "session."))
         # A number of each item is what rules compare with, too.
-        observation = StepObservation(step, loss, signals=signals, readout=readout)  # type: ignore[arg-type]
+        observation = StepObservation(step, loss, norm, signals, readout)  # type: ignore[arg-type]
         decision = session.observe(observation)
         after = {**state, **nested_state(session.state(), "session.")}
         if self.draws or self.takes_means:

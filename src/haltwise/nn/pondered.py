@@ -12,6 +12,7 @@ from haltwise._core.errors import require
 from haltwise.halting.methods import HaltingExamples, HaltingMethod
 from haltwise.halting.posteriors import Posterior
 from haltwise.nn.coupling import Coupling
+from haltwise.processes.signals import SIGNALS, loss_signals_of_steps
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import DecisionTime, StopRule, decisions
 
@@ -143,7 +144,8 @@ class Pondered:
         Args:
             losses: By which ending at each exit is judged, shape [*items, T+1].
             observed: What is known of them when an item runs, such as the entropy of an answer, in
-                the same shape; the losses themselves if None.
+                the same shape; the losses themselves if None. Only with it there are signals, from
+                which a halting model can learn (`haltwise.recordings.runs.save_trajectory`).
         """
         due = [*self.price.shape, len(self.exit_costs)]
         require(
@@ -152,7 +154,11 @@ class Pondered:
         flat = losses.detach().flatten(0, -2)
         seen = flat if observed is None else observed.detach().flatten(0, -2)
         outputs = {name: value.detach() for name, value in self._flat_halting().items()}
-        return Trajectory(seen, flat, outputs=outputs)
+        if observed is None:
+            return Trajectory(seen, flat, outputs=outputs)
+        signals = loss_signals_of_steps(seen)
+        norms = signals[..., SIGNALS.index("log_grad")]  # what a monitor of losses alone is shown
+        return Trajectory(seen, flat, norms, signals[:, :-1], outputs=outputs)
 
     def draw(self) -> "Pondered":
         """The same with an exit of each item drawn from its posterior."""
