@@ -64,12 +64,20 @@ class Row(NamedTuple):
     """Loops that items took, as a share of all."""
     computed: float
     """Loops of rows that were computed, empty places included, as a share of all."""
-    seconds: float
-    """Median of the repetitions."""
-    saves: float
+    seconds: "Seconds"
+    """Of as many problems as are in a batch."""
+    saves: "Seconds"
     """How many times less that is than all loops take."""
     shapes: int
     """Shapes for which the block's perceptron would have to be compiled."""
+
+
+class Seconds(NamedTuple):
+    """Medians of repetitions."""
+
+    wall: float
+    cpu: float
+    """Of all threads; another program beside takes nothing of it."""
 
 
 class Settings(NamedTuple):
@@ -119,7 +127,7 @@ def measure(per: Literal["sequence", "token"], settings: Settings) -> list[Row]:
         return output
 
     full = seconds(all_loops, settings)
-    rows.append(Row(f"{per}: all loops", 1.0, 1.0, full, 1.0, 1))
+    rows.append(Row(f"{per}: all loops", 1.0, 1.0, full, Seconds(1.0, 1.0), 1))
     sizes = None if per == "sequence" else [settings.batch]
     placed = layer.run(inputs, 1.0, sizes=sizes).sizes
     ways: dict[str, Callable[[], Executed]] = {
@@ -131,14 +139,15 @@ def measure(per: Literal["sequence", "token"], settings: Settings) -> list[Row]:
         with watched(layer, shapes):
             executed = run()
         share = len(executed.output) * settings.loops
-        taken = seconds(run, settings) * settings.batch / len(executed.output)
+        per_batch = settings.batch / len(executed.output)
+        wall, cpu = (value * per_batch for value in seconds(run, settings))
         rows.append(
             Row(
                 f"{per}: {way}",
                 (executed.exits + 1).double().mean().item() / settings.loops,
                 executed.num_row_steps / share,
-                taken,
-                full / taken,
+                Seconds(wall, cpu),
+                Seconds(full.wall / wall, full.cpu / cpu),
                 len(shapes),
             )
         )
@@ -158,17 +167,18 @@ def watched(layer: AdaptiveComputation, shapes: set[torch.Size]) -> Iterator[Non
         hook.remove()
 
 
-def seconds(run: Callable[[], object], settings: Settings) -> float:
+def seconds(run: Callable[[], object], settings: Settings) -> Seconds:
     """Median seconds of a call, after one that warms up."""
     run()
-    taken = []
+    wall, cpu = [], []
     for _ in range(settings.repeats):
         wait(settings)
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         run()
         wait(settings)
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
+        wall.append(time.perf_counter() - begin[0])
+        cpu.append(time.process_time() - begin[1])
+    return Seconds(statistics.median(wall), statistics.median(cpu))
 
 
 def wait(settings: Settings) -> None:
@@ -203,10 +213,13 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     settings = Settings(batch, length, dim, loops, repeats, device)
-    click.echo(f"{'':32}{'executed':>9}{'computed':>9}{'seconds':>9}{'saves':>7}{'shapes':>7}")
+    heads = f"{'executed':>9}{'computed':>9}{'seconds':>9}{'saves':>7}{'CPU s':>7}{'saves':>7}"
+    click.echo(f"{'':32}{heads}{'shapes':>7}")
     for per in ("sequence", "token"):
         for row in measure(per, settings):
-            cells = f"{row.executed:9.1%}{row.computed:9.1%}{row.seconds:9.3f}{row.saves:6.2f}x"
+            cells = f"{row.executed:9.1%}{row.computed:9.1%}"
+            cells += f"{row.seconds.wall:9.3f}{row.saves.wall:6.2f}x"
+            cells += f"{row.seconds.cpu:7.3f}{row.saves.cpu:6.2f}x"
             click.echo(f"{row.way:32}{cells}{row.shapes:7}")
         same = same_alone(per, settings)
         click.echo(f"{per}: the same bits in a batch of one, in float64: {same}")

@@ -19,7 +19,8 @@ from haltwise.stop_rules import HazardThreshold, Logistic, decisions
 
 
 def entropy(outputs: Tensor) -> Tensor:
-    return torch.distributions.Bernoulli(logits=outputs.sum(-1)).entropy()
+    found: Tensor = torch.distributions.Bernoulli(logits=outputs.sum(-1)).entropy()
+    return found
 
 
 @pytest.fixture
