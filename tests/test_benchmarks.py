@@ -83,3 +83,22 @@ def test_the_benchmark_prints_both_tables(bench: ModuleType) -> None:
     result = CliRunner().invoke(bench.main, ["student-t-10d"])
     assert result.exit_code == 2
     assert "regression" in result.output
+
+
+def test_what_an_adaptive_layer_executes_is_what_its_items_were_told() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "adaptive.py"
+    spec = importlib.util.spec_from_file_location("adaptive", path)
+    assert spec is not None
+    assert spec.loader is not None
+    adaptive = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(adaptive)
+    settings = adaptive.Settings(batch=32, length=4, dim=8, loops=6, repeats=1)
+    inputs = adaptive.sample(4 * 32, settings, torch.Generator().manual_seed(0))[:32]
+    for per, told in (("sequence", inputs[:, 0, -1]), ("token", inputs[..., -1])):
+        layer = adaptive.make_layer(per, settings)
+        assert torch.equal(layer.run(inputs, 1.0).exits, told.long())
+        _, once, turns = adaptive.measure(per, settings)
+        assert once.executed == pytest.approx((told + 1).mean().item() / 6)
+        assert once.executed <= once.computed <= 1
+        assert max(once.shapes, turns.shapes) <= 5
+        assert adaptive.same_alone(per, settings)

@@ -149,8 +149,7 @@ def ponder_objective(
     """
     log_prob = posterior.log_prob()
     _check_losses(losses, log_prob)
-    pondered = posterior.halting_step() + posterior.remainder()
-    return _expectation(losses, log_prob) + price * pondered
+    return _expectation(losses, log_prob) + price * posterior.ponder_steps()
 
 
 def _check_losses(losses: Tensor, values: Tensor) -> None:

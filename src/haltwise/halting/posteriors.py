@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -23,9 +23,17 @@ __all__ = [
 class Posterior(ABC):
     """q(t | x), the law of the halting step t = 0..T of a batch of B items."""
 
+    is_causal: ClassVar[bool] = True
+    """Whether q(t) depends on nothing that is known after step t, so that t can be drawn online."""
+
     @abstractmethod
     def log_prob(self) -> Tensor:
         """Log q(t | x, T) for t = 0..T, shape [B, T+1]."""
+
+    def ponder_steps(self) -> Tensor:
+        """The number of steps that an objective takes the price of, shape [B]: the expected one."""
+        prob = self.log_prob().exp()
+        return (prob * torch.arange(prob.shape[1], dtype=prob.dtype, device=prob.device)).sum(1)
 
 
 @final
@@ -41,6 +49,8 @@ class SoftmaxPosterior(Posterior):
 
     logits: Tensor
     """Cumulative logits s_0..s_T, shape [B, T+1]; -inf gives a step probability zero."""
+
+    is_causal: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check("logits", self.logits, "[batch, T+1]")
@@ -120,6 +130,10 @@ class GravesPosterior(Posterior):
         """R, shape [B]; above epsilon."""
         before = pad(self.halting_logits.sigmoid().cumsum(1), (1, 0))  # sum_{k<t} h_k
         return 1 - before.gather(1, self.halting_step().unsqueeze(1)).squeeze(1)
+
+    def ponder_steps(self) -> Tensor:
+        """N + R, Graves' ponder cost; the gradient is that of R."""
+        return self.halting_step() + self.remainder()
 
     def log_prob(self) -> Tensor:
         last = self.halting_step().unsqueeze(1)

@@ -23,6 +23,9 @@ class Halts(Protocol):
 
     method: HaltingMethod
 
+    @property
+    def readout_size(self) -> int: ...
+
     def trained_price(self, price: Tensor) -> Tensor: ...
 
     def init(self, num_items: int, like: Tensor) -> State: ...

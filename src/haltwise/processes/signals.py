@@ -21,6 +21,7 @@ __all__ = [
     "is_flat",
     "log_norm",
     "loss_signals",
+    "loss_signals_of_steps",
     "measure_sequence",
     "measure_signals",
     "sum_products",
@@ -197,7 +198,15 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
     return signals.to(loss.dtype).movedim(0, -1)
 
 
-def loss_signals(step: int, loss: Tensor) -> Tensor:
-    """The signals of a step of which the loss [B] alone is known, shape [B, len(SIGNALS)]."""
+def loss_signals(step: int | Tensor, loss: Tensor) -> Tensor:
+    """The signals of a step of which the loss [B] alone is known, shape [B, len(SIGNALS)].
+
+    The step is one for all, or that of each item [B].
+    """
     still = loss.new_zeros(len(loss), 1)
     return measure_signals(step, loss, still, still, init_signals(still))[0]
+
+
+def loss_signals_of_steps(losses: Tensor) -> Tensor:
+    """The signals of steps 0..T of which losses [B, T+1] alone are known, [B, T+1, len(SIGNALS)]."""
+    return torch.stack([loss_signals(step, loss) for step, loss in enumerate(losses.unbind(1))], 1)

@@ -16,10 +16,18 @@ from haltwise._core.files import load_tensors, make_directory, save_tensors
 from haltwise._core.random import stream
 from haltwise._core.tensors import require_like
 from haltwise.processes.observation import Observed
-from haltwise.processes.signals import SIGNALS
+from haltwise.processes.signals import SIGNALS, loss_signals_of_steps
 from haltwise.processes.trajectory import Trajectory
 
-__all__ = ["FEWEST_RUNS", "RecordedRun", "RecordedRuns", "load_run", "require_new", "save_run"]
+__all__ = [
+    "FEWEST_RUNS",
+    "RecordedRun",
+    "RecordedRuns",
+    "load_run",
+    "require_new",
+    "save_run",
+    "save_trajectory",
+]
 
 FEWEST_RUNS = 40
 """With fewer, nothing is learned that holds for another run."""
@@ -85,6 +93,34 @@ def save_run(
     }
     save_tensors(path, tensors, card, new=True)
     return path
+
+
+def save_trajectory(directory: str | Path, trajectory: Trajectory) -> None:
+    """Write each item of which losses alone are known as a run, from which a monitor learns.
+
+    A stop at step t is judged by the excess there, and decided by the losses observed so far: those
+    of the exits of a network, for instance (`haltwise.nn.Pondered.trajectory`).
+
+    Args:
+        directory: Where the runs are to lie; created if missing.
+        trajectory: Of n items, which stay finite.
+
+    Raises:
+        InputError: An item does not stay finite, or there are such runs already.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> losses = torch.rand(5, 1) * 0.5 ** torch.arange(4)
+        >>> with TemporaryDirectory() as directory:
+        ...     save_trajectory(directory, Trajectory(losses, losses))
+        ...     RecordedRuns.load(directory).trajectory.num_items
+        5
+    """
+    wrong = (~trajectory.finite).nonzero().flatten().tolist()
+    require(not wrong, f"item {wrong[:1]} does not stay finite; leave such items out")
+    signals = loss_signals_of_steps(trajectory.loss)
+    for number, (shown, scores) in enumerate(zip(signals, trajectory.excess, strict=True)):
+        save_run(Path(directory), shown.float(), scores.float(), "loss", f"{number:06}-item")
 
 
 @final

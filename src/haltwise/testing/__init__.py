@@ -3,6 +3,7 @@
 Each raises an `AssertionError` that says in a sentence what is wrong.
 """
 
+from haltwise.testing.adaptive_process import check_adaptive_process
 from haltwise.testing.family import check_family
 from haltwise.testing.halting_method import check_halting_method
 from haltwise.testing.process import check_process
@@ -10,6 +11,7 @@ from haltwise.testing.stop_rule import check_stop_rule
 from haltwise.testing.update_rule import check_update_rule
 
 __all__ = [
+    "check_adaptive_process",
     "check_family",
     "check_halting_method",
     "check_process",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import InputError
 from haltwise.halting.posteriors import Posterior
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
@@ -98,6 +99,20 @@ class HaltingMethod(ABC):
     @abstractmethod
     def objective(self, examples: HaltingExamples) -> Tensor:
         """The objective to be minimised, in prices, shape [B]."""
+
+    def exit_objective(self, examples: HaltingExamples) -> Tensor:
+        """The same where all decisions are made with the outcome of the step in hand.
+
+        That is how items end inside a network (`haltwise.nn`): there is no gradient to wait for.
+        What the halter puts out for decisions before a gradient is not read, nor is `initial`.
+
+        Raises:
+            InputError: The method has none.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no objective for exits inside a network; give it an "
+            "exit_objective, or choose another method"
+        )
 
     @abstractmethod
     def rule(self, time: DecisionTime) -> StopRule:

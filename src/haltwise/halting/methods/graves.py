@@ -54,6 +54,10 @@ class Graves(HaltingMethod):
         )
         return cost / (2 * examples.price)
 
+    def exit_objective(self, examples: HaltingExamples) -> Tensor:
+        posterior = GravesPosterior(examples.outputs["halting_logits"][..., _AFTER], self.epsilon)
+        return ponder_objective(examples.excess, posterior, price=examples.price) / examples.price
+
     def rule(self, time: DecisionTime) -> StopRule:
         return PonderThreshold(self.epsilon, time)
 

@@ -30,6 +30,9 @@ class NoHalting(HaltingMethod):
     def objective(self, examples: HaltingExamples) -> NoReturn:
         _refuse()
 
+    def exit_objective(self, examples: HaltingExamples) -> NoReturn:
+        _refuse()
+
     def rule(self, time: DecisionTime) -> StopRule:
         _refuse()
 

@@ -84,15 +84,26 @@ class Softmax(HaltingMethod):
 
         With one increment it is the bound itself.
         """
-        price, increments = examples.price, examples.outputs["increments"]
-        temperature = self._temperature(price)
-        weights = self._horizon_weights(examples, temperature)
+        increments = examples.outputs["increments"]
         streams = [self._stream(increments, _AFTER)]
         if self.before_gradient:
             # There the step to come is judged; step 0 when only the price is known.
             first = examples.initial["increments"][:, _BEFORE].unsqueeze(1)
             streams.append(torch.cat((first, increments[:, :-1, _BEFORE]), dim=1))
-        bound = sum(
+        bound = self._bound(examples, streams)
+        return -bound / (len(streams) * self._temperature(examples.price))
+
+    def exit_objective(self, examples: HaltingExamples) -> Tensor:
+        """Minus the thesis' bound (Eq. 8)."""
+        increments = self._stream(examples.outputs["increments"], _AFTER)
+        return -self._bound(examples, [increments]) / examples.price
+
+    def _bound(self, examples: HaltingExamples, streams: Sequence[Tensor]) -> Tensor:
+        """The sum over streams of increments, each [B, T], in units of the loss."""
+        price = examples.price
+        temperature = self._temperature(price)
+        weights = self._horizon_weights(examples, temperature)
+        bounds = [
             halting_bound(
                 examples.excess,
                 cumulative_logits(stream),
@@ -101,8 +112,8 @@ class Softmax(HaltingMethod):
                 horizon_weights=weights,
             )
             for stream in streams
-        )
-        return -bound / (len(streams) * temperature)
+        ]
+        return torch.stack(bounds).sum(0)
 
     def rule(self, time: DecisionTime) -> StopRule:
         return PosteriorMode(self._decided(time))

@@ -86,16 +86,25 @@ class StickBreaking(HaltingMethod):
 
     def objective(self, examples: HaltingExamples) -> Tensor:
         """The mean over both times of decision of what the hazard is learned by."""
-        progress, learn_by = examples.progress, self.learn_by
-        if learn_by == "free-energy" and (progress is None or progress < self.distilled):
-            learn_by = "distillation"
-        cooling = (self.final_temperature / self.temperature) ** (progress or 0.0)
-        tau = self.temperature * cooling * examples.price
+        learn_by, tau = self._schedule(examples)
         costs = [
             _learn(learn_by, losses, hazard_logits, examples.price, tau)
             for losses, hazard_logits in _stops(examples, tau)
         ]
         return torch.stack(costs).mean(0)
+
+    def exit_objective(self, examples: HaltingExamples) -> Tensor:
+        learn_by, tau = self._schedule(examples)
+        hazard_logits = examples.outputs["hazard_logits"][..., _AFTER]
+        return _learn(learn_by, examples.excess, hazard_logits, examples.price, tau)
+
+    def _schedule(self, examples: HaltingExamples) -> tuple[str, Tensor]:
+        """What the hazard is learned by now, and the temperature in units of the loss, [B]."""
+        progress, learn_by = examples.progress, self.learn_by
+        if learn_by == "free-energy" and (progress is None or progress < self.distilled):
+            learn_by = "distillation"
+        cooling = (self.final_temperature / self.temperature) ** (progress or 0.0)
+        return learn_by, self.temperature * cooling * examples.price
 
     def rule(self, time: DecisionTime) -> StopRule:
         return HazardThreshold(0.0, time)

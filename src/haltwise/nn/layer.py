@@ -1,0 +1,198 @@
+"""The adaptive layer: a process, a halting head, and how the loss is coupled to the exit."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._core.discovery import lookup
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import shown, whole_number
+from haltwise.halting.methods import HaltingMethod, halting_methods
+from haltwise.halting.session import Halts
+from haltwise.nn.base import AdaptiveProcess
+from haltwise.nn.coupling import Coupling
+from haltwise.nn.head import HaltingHead
+from haltwise.nn.online import OnlineHalting
+from haltwise.nn.pondered import Pondered
+from haltwise.nn.prices import price_of_items, price_of_rows
+from haltwise.nn.runner import Executed, run_process
+from haltwise.stop_rules import DecisionTime, StopRule
+
+__all__ = ["AdaptiveComputation"]
+
+
+@final
+class AdaptiveComputation(nn.Module):
+    """A part of a network in which each item takes as many steps as are worth their price.
+
+    `forward` takes every step and is differentiable; `run` takes those that are needed. One set of
+    weights serves every price, if prices are drawn in training: the halting head reads them.
+
+    Args:
+        process: What advances items, and where they may end.
+        method: Halting method, a name in `haltwise.halting.halting_methods()` or one with settings.
+        coupling: What the loss is taken of.
+        width: Units of the halting head's hidden layer; 0 for a linear read-out.
+        price_input: Whether the head reads the price.
+        generator: Draws the head's initial weights; PyTorch's own if None.
+
+    Raises:
+        InputError: There is no such method or coupling, or it does not fit the process.
+
+    Examples:
+        A tanh cell that reads its input again until it need not:
+
+        >>> from haltwise.nn import RecurrentCell
+        >>> process = RecurrentCell(torch.nn.RNNCell(2 + 1, 8), max_steps=5)
+        >>> layer, answer = AdaptiveComputation(process), torch.nn.Linear(8, 1)
+        >>> inputs, targets = torch.randn(32, 2), torch.randn(32)
+        >>> pondered = layer(inputs, price=0.01)
+        >>> errors = answer(pondered.outputs).squeeze(-1) - targets.unsqueeze(-1)
+        >>> errors.shape  # of every item at every exit
+        torch.Size([32, 5])
+        >>> pondered.objective(errors.square()).mean().backward()
+        >>> layer.run(inputs, price=0.01).output.shape
+        torch.Size([32, 8])
+    """
+
+    def __init__(
+        self,
+        process: AdaptiveProcess,
+        method: str | HaltingMethod = "stick-breaking",
+        coupling: str | Coupling = Coupling.EXPECTED_LOSS,
+        *,
+        width: int = 32,
+        price_input: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        own: HaltingMethod = (
+            lookup(halting_methods(), method, "halting method")()
+            if isinstance(method, str)
+            else method
+        )
+        require(
+            own.num_outputs > 0,
+            f"{type(own).__name__} learns nothing about halting; choose another method",
+        )
+        self.process, self.method, self.coupling = process, own, _coupling(coupling)
+        require(
+            not (process.items_interact and self.coupling is Coupling.SAMPLED),
+            f"the items of {type(process).__name__} see each other, so that where one ends changes "
+            "the loss of others; choose the coupling 'expected-loss' or 'expected-state'",
+        )
+        self.head = HaltingHead(
+            own,
+            process.num_features,
+            whole_number("width", width, least=0),
+            price_input=price_input,
+            generator=generator,
+        )
+
+    def forward(
+        self, inputs: Tensor, price: float | Tensor, *, generator: torch.Generator | None = None
+    ) -> Pondered:
+        """Take every step, differentiably.
+
+        Where items of a row see each other and are coupled by the expected state, those without
+        probability left stay what they are, as in `run`.
+
+        Args:
+            inputs: Of the process, n rows.
+            price: c, of a unit of cost, in units of the loss; one for all or [n].
+            generator: Draws exits; PyTorch's own if None.
+
+        Raises:
+            InputError: A price is not above 0.
+        """
+        process, num_rows = self.process, len(inputs)
+        rows, state = price_of_rows(price, num_rows), process.init(inputs)
+        masked = process.items_interact and self.coupling is Coupling.EXPECTED_STATE
+        outputs: list[Tensor] = []
+        halting: dict[str, list[Tensor]] = {}
+        active, prices = None, torch.empty(0)
+        for step in range(process.num_exits):
+            at = torch.full((num_rows,), step, device=inputs.device)
+            found = process.step(at if process.steps_alike else step, state, active)
+            state = found.state
+            outputs.append(found.output)
+            if step == 0:
+                prices = price_of_items(rows.to(inputs.device), found.features)
+            if step == process.num_exits - 1:
+                break
+            asked = self.head(found.features.flatten(0, -2), prices.flatten())
+            for name, value in asked.items():
+                halting.setdefault(name, []).append(value)
+            if masked:
+                so_far = {name: torch.stack(values, 1) for name, values in halting.items()}
+                law = self.method.posterior(so_far, DecisionTime.AFTER_GRADIENT)
+                active = (law.log_prob()[:, -1] > -torch.inf).view(prices.shape)
+        items = prices.shape
+        pondered = Pondered(
+            torch.stack(outputs, len(items)),
+            {name: torch.stack(values, 1).unflatten(0, items) for name, values in halting.items()},
+            prices,
+            process.exit_costs,
+            self.method,
+            self.coupling,
+            generator=generator,
+        )
+        return pondered.draw() if self.coupling is Coupling.SAMPLED else pondered
+
+    @torch.no_grad()
+    def run(
+        self,
+        inputs: Tensor,
+        price: float | Tensor,
+        *,
+        rule: StopRule | None = None,
+        model: Halts | None = None,
+        observe: Callable[[Tensor], Tensor] | None = None,
+        sizes: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Executed:
+        """Take the steps that are needed: rows that have ended leave the batch.
+
+        Batches have few sizes, for each of which a compiled step exists once; empty places repeat a
+        row. In float64 the result of a row is the same to the bit in any company, as far as the
+        process' own operations are for all these sizes (matrix products on CPUs are, from 4 rows
+        on).
+
+        Args:
+            inputs: Of the process, n rows.
+            price: As in `forward`.
+            rule: When an item ends. If None the method's own, not calibrated; where exits are
+                sampled, a draw from the posterior.
+            model: What is asked in place of the layer's own head: a `haltwise.HaltingModel`. It
+                reads the loss observed and, as a read-out, the features.
+            observe: The loss that is observed of outputs [k, *items, ...], such as the entropy of
+                an answer, [k, *items]; needed by a model and by rules that read the loss.
+            sizes: Sizes of batches, rising. If there are more rows than the last, they take turns:
+                where steps are alike a free place goes to the next row at once, else they come in
+                batches. By default five sizes up to that of the whole batch.
+            generator: Draws exits; PyTorch's own if None.
+
+        Raises:
+            InputError: A price is not above 0, sizes do not rise, the rule reads a loss that is not
+                observed, or exits are to be drawn from a law that is known only at the end.
+        """
+        halting = OnlineHalting(
+            self.head if model is None else model,
+            self.coupling,
+            self.process.num_exits,
+            rule,
+            observe,
+            generator,
+        )
+        prices = price_of_rows(price, len(inputs))
+        return run_process(self.process, inputs, prices, halting, sizes)
+
+
+def _coupling(name: str) -> Coupling:
+    try:
+        return Coupling(name)
+    except ValueError:
+        known = ", ".join(Coupling)
+        raise InputError(f"coupling must be one of {known}, got {shown(name)}") from None

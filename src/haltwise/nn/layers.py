@@ -1,0 +1,94 @@
+"""A stack of layers with early exit."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._core.errors import require
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise.nn.transformer import TransformerBlock, shares_keys
+
+__all__ = ["LayerStack"]
+
+
+@final
+class LayerStack(AdaptiveProcess):
+    """Layers one after the other, behind each of which a row or a token may end.
+
+    A token that has ended keeps its state. Later layers see it by *copied* keys and values, which
+    they make of that state, or by *shared* ones, those of the last layer that it went through: that
+    saves the projection as well, and all layers must be a `TransformerBlock` of one width.
+
+    Args:
+        layers: Each from the output of the one before, rows apart.
+        num_features: F, the numbers that `features` makes of an item.
+        heads: Of each layer, from its output to what an item returns there, all of one shape; what
+            the layers put out themselves if None.
+        features: From what items return, [n, *items, ...], to what the halting head reads,
+            [n, *items, F]; by default the numbers of an item, averaged over tokens [n, L, F] where
+            sequences end and over pixels [n, F, H, W] where images do.
+        costs: Of ending behind each layer, rising; 1, 2, ... if None.
+        per: What halts.
+        keys: Where later layers have the keys and values of tokens that have ended from.
+
+    Raises:
+        InputError: Numbers do not fit, or keys are to be shared among layers that have none.
+
+    Examples:
+        >>> layers = [nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3)]
+        >>> stack = LayerStack(layers, 2, heads=[nn.Linear(4, 2) for _ in layers])
+        >>> stack.step(0, stack.init(torch.randn(5, 4))).output.shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        num_features: int,
+        *,
+        heads: Sequence[nn.Module] | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        costs: Sequence[float] | None = None,
+        per: Literal["row", "token"] = "row",
+        keys: Literal["copied", "shared"] = "copied",
+    ) -> None:
+        super().__init__(len(layers), costs)
+        require(per in ("row", "token"), f"per must be 'row' or 'token', got {per!r}")
+        require(
+            heads is None or len(heads) == len(layers),
+            f"{len(layers)} layers need as many heads, got {len(heads or ())}",
+        )
+        self.layers = nn.ModuleList(layers)
+        self.heads = None if heads is None else nn.ModuleList(heads)
+        self.num_features, self.items_interact = num_features, per == "token"
+        self._features = features
+        self._shares = shares_keys(keys, layers)
+
+    def init(self, inputs: Tensor) -> State:
+        state = {"values": inputs}
+        if self._shares:  # the first layer makes its own
+            state["keys"] = inputs.new_zeros(*inputs.shape[:-1], 2 * inputs.shape[-1])
+        return state
+
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        assert isinstance(step, int)  # layers differ
+        layer, values, after = self.layers[step], state["values"], {}
+        if isinstance(layer, TransformerBlock):
+            new, keys = layer.advance(values, active, keys=state.get("keys"))
+            if self._shares:
+                after = {"keys": keys}
+        else:
+            new = layer(values)
+            if active is not None:
+                new = torch.where(active.unsqueeze(-1), new, values)
+        output = new if self.heads is None else self.heads[step](new)
+        return ItemStep(output, self._shown(output), {"values": new, **after})
+
+    def _shown(self, output: Tensor) -> Tensor:
+        if self._features is not None:
+            return self._features(output)
+        if self.items_interact or output.ndim == 2:
+            return output
+        return output.mean(1) if output.ndim == 3 else output.mean((2, 3))

@@ -1,0 +1,153 @@
+"""Halting as steps are taken: which items end now, and what the mean over their exits weighs."""
+
+from collections.abc import Callable, Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import require
+from haltwise._core.tensors import nested_state, sub_state
+from haltwise.halting.methods import HaltingMethod
+from haltwise.halting.session import HaltingSession, Halts
+from haltwise.nn.coupling import Coupling
+from haltwise.processes.observation import StepObservation
+from haltwise.processes.signals import SIGNALS, loss_signals
+from haltwise.stop_rules import (
+    AllOf,
+    AnyOf,
+    DecisionTime,
+    FixedBudget,
+    ReturnedIterate,
+    StopPolicy,
+    StopRule,
+)
+
+__all__ = ["OnlineHalting"]
+
+State = dict[str, Tensor]
+_AFTER = DecisionTime.AFTER_GRADIENT
+
+
+def _log_prob_so_far(method: HaltingMethod, halting: Mapping[str, Tensor], known: Tensor) -> Tensor:
+    """Log q of K items over exits 0..T if none of them halts after the steps that are known.
+
+    Args:
+        method: Whose outputs they are.
+        halting: By name, shapes [K, T, ...].
+        known: How many of the T are known of each item, int64 [K].
+    """
+    masked = {}
+    for name, value in halting.items():
+        steps = torch.arange(value.shape[1], device=value.device)
+        unknown = (steps >= known.unsqueeze(1)).view(*value.shape[:2], *[1] * (value.ndim - 2))
+        masked[name] = value.masked_fill(unknown, -torch.inf)
+    return method.posterior(masked, _AFTER).log_prob()
+
+
+@final
+class OnlineHalting:
+    """Decisions about items, each with a memory of its own.
+
+    For the arguments see `haltwise.nn.AdaptiveComputation.run`.
+    """
+
+    def __init__(
+        self,
+        model: Halts,
+        coupling: Coupling,
+        num_exits: int,
+        rule: StopRule | None,
+        observe: Callable[[Tensor], Tensor] | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        self._model, self._observe = model, observe
+        self._num_exits, self._generator = num_exits, generator
+        self.draws = rule is None and coupling is Coupling.SAMPLED
+        self.takes_means = coupling is Coupling.EXPECTED_STATE
+        own = model.method.rule(_AFTER)
+        if self.draws:
+            one = model.method.outputs(torch.zeros(1, 1, model.method.num_outputs), torch.ones(1))
+            require(
+                model.method.posterior(one, _AFTER).is_causal,
+                f"{type(model.method).__name__} knows its law only when all steps are taken, so "
+                "that no exit can be drawn from it before; give a rule",
+            )
+        self._policy = StopPolicy(own if rule is None else rule, ReturnedIterate.CURRENT)
+        require(
+            observe is not None or _reads_no_loss(self._policy.rule, type(own)),
+            f"{type(self._policy.rule).__name__} reads a loss, but none is observed of outputs; "
+            "give observe, a function from outputs to their losses",
+        )
+
+    def begin(self, price: Tensor) -> State:
+        """The memory of items at prices [K] before their first step."""
+        num = len(price)
+        state = {
+            **nested_state(self._policy.rule.init(num, price), "session.rule."),
+            **nested_state(self._model.init(num, price), "session.model."),
+        }
+        if self.draws:
+            generator = torch.default_generator if self._generator is None else self._generator
+            drawn = torch.rand(num, generator=generator, dtype=price.dtype, device=generator.device)
+            state["uniform"] = drawn.to(price.device)
+        if self.draws or self.takes_means:
+            for name, size in self._model.method.output_sizes.items():
+                shape = (num, self._num_exits, *([] if size == 1 else [size]))
+                state[f"halting.{name}"] = price.new_full(shape, -torch.inf)
+        return state
+
+    def decide(
+        self, step: int | Tensor, output: Tensor, features: Tensor, price: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        """Decide which items end at a step before the last, bool [K].
+
+        Args:
+            step: t < T, or that of each item [K].
+            output: Shape [n, *items, ...].
+            features: Shape [K, F].
+            price: Shape [K].
+            state: From `begin` or the step before.
+        """
+        signals, norm, loss = None, None, torch.full_like(price, torch.nan)
+        if self._observe is not None:
+            loss = self._observe(output).flatten()
+            signals = loss_signals(step, loss)
+            norm = signals[:, SIGNALS.index("log_grad")]
+        readout = features if self._model.readout_size else None
+        session = HaltingSession(self._policy, price, self._model)
+        session.restore(sub_state(state, "session."))
+        # A number of each item is what rules compare with, too.
+        observation = StepObservation(step, loss, norm, signals, readout)  # type: ignore[arg-type]
+        decision = session.observe(observation)
+        after = {**state, **nested_state(session.state(), "session.")}
+        if self.draws or self.takes_means:
+            rows = torch.arange(len(price), device=price.device)
+            steps = torch.zeros_like(rows) + step
+            for name, value in decision.observation.outputs.items():
+                after[f"halting.{name}"][rows, steps] = value
+            if self.draws:
+                log_prob = self._log_prob(after, steps + 1)
+                ended = 1 - log_prob[:, -1].exp()
+                return ended >= state["uniform"], after
+        return decision.stop, after
+
+    def weights(self, state: State, exits: Tensor) -> Tensor:
+        """What the mean over exits 0..T weighs of items that end at `exits` [K], shape [K, T+1].
+
+        What is left of the unit falls on the exit at which an item ends.
+        """
+        weights = self._log_prob(state, exits).exp()
+        before = torch.arange(weights.shape[1], device=exits.device) < exits.unsqueeze(1)
+        weights = weights.masked_fill(~before, 0)
+        return weights.scatter(1, exits.unsqueeze(1), 1 - weights.sum(1, keepdim=True))
+
+    def _log_prob(self, state: State, known: Tensor) -> Tensor:
+        halting = {name: value[:, :-1] for name, value in sub_state(state, "halting.").items()}
+        return _log_prob_so_far(self._model.method, halting, known)
+
+
+def _reads_no_loss(rule: StopRule, own: type[StopRule]) -> bool:
+    if isinstance(rule, AnyOf | AllOf):
+        return all(_reads_no_loss(part, own) for part in rule.rules)
+    return isinstance(rule, FixedBudget | own)

@@ -1,0 +1,223 @@
+"""What an adaptive layer returns: every exit, the posterior over them, and the objective."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import require
+from haltwise.halting.methods import HaltingExamples, HaltingMethod
+from haltwise.halting.posteriors import Posterior
+from haltwise.nn.coupling import Coupling
+from haltwise.processes.signals import SIGNALS, loss_signals_of_steps
+from haltwise.processes.trajectory import Trajectory
+from haltwise.stop_rules import DecisionTime, StopRule, decisions
+
+__all__ = ["Pondered"]
+
+
+@final
+@dataclass(frozen=True)
+class Pondered:
+    """Items of shape `*items`, such as [n] problems or [n, L] tokens, at exits 0..T.
+
+    Attributes:
+        outputs: What an item returns at each exit, shape [*items, T+1, ...].
+        halting: What the halting head puts out at exits 0..T-1, by name, shapes [*items, T, ...].
+        price: c, of a unit of cost, in units of the loss, shape [*items].
+        exit_costs: What ending at each exit costs, shape [T+1].
+        method: The halting method.
+        coupling: How loss and halting step are coupled.
+        drawn: The exit drawn of each item where these are sampled, int64 [*items].
+        generator: Draws what is random in the objective; PyTorch's own if None.
+    """
+
+    outputs: Tensor
+    halting: Mapping[str, Tensor]
+    price: Tensor
+    exit_costs: Tensor
+    method: HaltingMethod
+    coupling: Coupling
+    drawn: Tensor | None = None
+    generator: torch.Generator | None = None
+
+    @property
+    def log_prob(self) -> Tensor:
+        """Log q(t) of exits t = 0..T, shape [*items, T+1]."""
+        return self.posterior.log_prob().view(*self.price.shape, -1)
+
+    @property
+    def posterior(self) -> Posterior:
+        """q(t) of all items in one row each."""
+        return self.method.posterior(self._flat_halting(), DecisionTime.AFTER_GRADIENT)
+
+    @property
+    def exits(self) -> Tensor:
+        """The exit at which each item ends, int64 [*items].
+
+        That which was drawn, or at which the method's stop rule, not calibrated yet, ends it.
+        """
+        if self.drawn is not None:
+            return self.drawn
+        return self.exits_by(self.method.rule(DecisionTime.AFTER_GRADIENT))
+
+    def exits_by(self, rule: StopRule) -> Tensor:
+        """The exit at which a stop rule that reads the halting head ends each item, [*items]."""
+        blank = self.price.new_zeros(*self.price.shape, len(self.exit_costs))
+        return decisions(rule, self.trajectory(blank)).view(self.price.shape)
+
+    @property
+    def output(self) -> Tensor:
+        """What each item returns, shape [*items, ...]: at its exit, or the mean over exits.
+
+        The mean is that of the expected state. It counts nothing at exits that have no probability.
+        """
+        if self.coupling is not Coupling.EXPECTED_STATE:
+            return self.at(self.exits)
+        weight = self._along_outputs(self.log_prob.exp())
+        outputs = torch.where(weight == 0, 0, self.outputs)
+        return (weight * outputs).sum(self.price.ndim)
+
+    def at(self, exits: Tensor) -> Tensor:
+        """The outputs at exits int64 [*items], shape [*items, ...]."""
+        index = self._along_outputs(exits.unsqueeze(-1))
+        shape = (*exits.shape, 1, *self.outputs.shape[exits.ndim + 1 :])
+        return self.outputs.gather(exits.ndim, index.expand(shape)).squeeze(exits.ndim)
+
+    @property
+    def expected_cost(self) -> Tensor:
+        """sum_t q(t) cost(t), in units of cost, shape [*items]."""
+        return (self.log_prob.exp() * self.exit_costs).sum(-1)
+
+    @property
+    def ponder_cost(self) -> Tensor:
+        """The differentiable cost of which objectives take the price, shape [*items].
+
+        It is the expected cost, but for Graves' method, whose N + R it is (in units of a mean step,
+        with what the exits' costs differ from equal steps).
+        """
+        unit, difference = self._steps()
+        pondered = self.posterior.ponder_steps().view(self.price.shape)
+        return unit * pondered + (self.log_prob.exp() * difference).sum(-1)
+
+    def objective(self, losses: Tensor, *, progress: float | None = 1.0) -> Tensor:
+        """What is to be minimised, in units of the loss, shape [*items].
+
+        Coupled by the expected loss it is the method's own objective, such as the free energy of
+        docs/theory.md, Eq. (free-energy), with the exits' costs. Coupled by the expected state it
+        is loss + price * `ponder_cost`. Sampled it is loss + price * cost of the exit drawn, whose
+        gradient is in the mean that of sum_t q(t) (loss_t + price * cost_t), by the score function
+        against the mean of the other items (so give a batch).
+
+        Args:
+            losses: At every exit, shape [*items, T+1], for the expected loss; otherwise of
+                `output`, shape [*items].
+            progress: Share of the training that is done, in [0, 1], as a method's objective knows
+                it; None while the head is to learn by what it would learn from recordings, beside a
+                network that is new.
+
+        Raises:
+            InputError: The shape of the losses is another.
+        """
+        every = self.coupling is Coupling.EXPECTED_LOSS
+        due = [*self.price.shape, len(self.exit_costs)] if every else [*self.price.shape]
+        require(
+            list(losses.shape) == due,
+            f"losses must have shape {due} where they are coupled by {self.coupling.value!r}, got "
+            f"{list(losses.shape)}",
+        )
+        if every:
+            return self._expected_loss(losses, progress)
+        if self.coupling is Coupling.EXPECTED_STATE:
+            return losses + self.price * self.ponder_cost
+        return self._sampled_loss(losses)
+
+    def trajectory(self, losses: Tensor, observed: Tensor | None = None) -> Trajectory:
+        """The items as a record that stop rules, calibration, certificates and reports take.
+
+        Step t of it is exit t, so a step costs 1; where exits are not equally far apart, judge
+        stops by `exit_costs`.
+
+        Args:
+            losses: By which ending at each exit is judged, shape [*items, T+1].
+            observed: What is known of them when an item runs, such as the entropy of an answer, in
+                the same shape; the losses themselves if None. Only with it there are signals, from
+                which a halting model can learn (`haltwise.recordings.runs.save_trajectory`).
+        """
+        due = [*self.price.shape, len(self.exit_costs)]
+        require(
+            list(losses.shape) == due, f"losses must have shape {due}, got {list(losses.shape)}"
+        )
+        flat = losses.detach().flatten(0, -2)
+        seen = flat if observed is None else observed.detach().flatten(0, -2)
+        outputs = {name: value.detach() for name, value in self._flat_halting().items()}
+        if observed is None:
+            return Trajectory(seen, flat, outputs=outputs)
+        signals = loss_signals_of_steps(seen)
+        norms = signals[..., SIGNALS.index("log_grad")]  # what a monitor of losses alone is shown
+        return Trajectory(seen, flat, norms, signals[:, :-1], outputs=outputs)
+
+    def draw(self) -> "Pondered":
+        """The same with an exit of each item drawn from its posterior."""
+        generator = torch.default_generator if self.generator is None else self.generator
+        uniform = torch.rand(
+            self.price.numel(),
+            generator=generator,
+            dtype=self.price.dtype,
+            device=generator.device,
+        )
+        below = self.log_prob.detach().exp().cumsum(-1)[..., :-1]
+        drawn = (below < uniform.to(below.device).view(self.price.shape).unsqueeze(-1)).sum(-1)
+        return dataclasses.replace(self, drawn=drawn)
+
+    @staticmethod
+    def stack(parts: Sequence["Pondered"]) -> "Pondered":
+        """Items of equal shapes with a new dimension in front, such as the tokens of a sequence."""
+        first = parts[0]
+        halting = {
+            name: torch.stack([part.halting[name] for part in parts]) for name in first.halting
+        }
+        return dataclasses.replace(
+            first,
+            outputs=torch.stack([part.outputs for part in parts]),
+            halting=halting,
+            price=torch.stack([part.price for part in parts]),
+        )
+
+    def _expected_loss(self, losses: Tensor, progress: float | None) -> Tensor:
+        """Let the method count equal steps; what the exits' costs differ from them is a loss."""
+        unit, difference = self._steps()
+        price = self.price.flatten()
+        excess = losses.flatten(0, -2) + price.unsqueeze(1) * difference
+        generator = torch.default_generator if self.generator is None else self.generator
+        examples = HaltingExamples(
+            excess, self._flat_halting(), {}, price * unit, progress, generator
+        )
+        return (price * unit * self.method.exit_objective(examples)).view(self.price.shape)
+
+    def _sampled_loss(self, losses: Tensor) -> Tensor:
+        assert self.drawn is not None
+        total = losses + self.price * self.exit_costs[self.drawn]
+        log_prob = self.log_prob.gather(-1, self.drawn.unsqueeze(-1)).squeeze(-1)
+        reward = total.detach()
+        num = reward.numel()
+        others = (reward.sum() - reward) / (num - 1) if num > 1 else torch.zeros_like(reward)
+        return total + (reward - others) * (log_prob - log_prob.detach())
+
+    def _steps(self) -> tuple[Tensor, Tensor]:
+        """The mean cost of a step, [], and what exits cost beside so many such steps, [T+1]."""
+        costs = self.exit_costs
+        num = len(costs) - 1
+        unit = (costs[-1] - costs[0]) / num
+        return unit, costs - unit * torch.arange(num + 1, dtype=costs.dtype, device=costs.device)
+
+    def _flat_halting(self) -> dict[str, Tensor]:
+        ndim = self.price.ndim
+        return {name: value.flatten(0, ndim - 1) for name, value in self.halting.items()}
+
+    def _along_outputs(self, value: Tensor) -> Tensor:
+        """A value [*items, K] beside outputs [*items, T+1, ...]."""
+        return value.view(*value.shape, *[1] * (self.outputs.ndim - value.ndim))

@@ -1,0 +1,32 @@
+"""The price of a unit of cost, of every row and of every item in it."""
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import require
+from haltwise._core.settings import real_number, shown
+
+__all__ = ["price_of_items", "price_of_rows"]
+
+
+def price_of_rows(price: float | Tensor, num_rows: int) -> Tensor:
+    """Check a price, a number or a tensor [n], and give every row its own, shape [n].
+
+    Raises:
+        InputError: A price is not a finite number above 0, or there is another number of them.
+    """
+    if not isinstance(price, Tensor) or price.ndim == 0:
+        price = torch.full((num_rows,), real_number("price", price), dtype=torch.float64)
+    require(
+        list(price.shape) == [num_rows],
+        f"price must be a number or have shape [{num_rows}], got {shown(price)}",
+    )
+    wrong = price[~((price > 0) & (price < torch.inf))].tolist()
+    require(not wrong, f"prices must be finite numbers above 0, got {wrong[:1]}")
+    return price
+
+
+def price_of_items(price: Tensor, features: Tensor) -> Tensor:
+    """Give every item with features [n, *items, F] the price [n] of its row, shape [n, *items]."""
+    items = features.shape[:-1]
+    return price.to(features).view(-1, *[1] * (len(items) - 1)).expand(items)

@@ -1,0 +1,195 @@
+"""Recurrent cells that read each input several times (Graves 2016; Elman 1990 is the tanh cell)."""
+
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._core.errors import require
+from haltwise.halting.methods import HaltingMethod
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise.nn.coupling import Coupling
+from haltwise.nn.layer import AdaptiveComputation
+from haltwise.nn.pondered import Pondered
+from haltwise.nn.runner import Executed
+from haltwise.stop_rules import StopRule
+
+__all__ = ["AdaptiveRNN", "RecurrentCell"]
+
+Hidden = Tensor | tuple[Tensor, Tensor]
+"""The state of a cell [B, H]; of an LSTM cell its hidden and its cell state."""
+
+
+@final
+class RecurrentCell(AdaptiveProcess):
+    """A recurrent cell that reads the same input [B, D] at every step.
+
+    Its last input is 1 at the first step of an input and 0 at all others (Graves 2016, section 2),
+    so give a cell of D + 1 inputs. An item returns its hidden state [B, H], and for an LSTM cell
+    hidden and cell state side by side [B, 2 H]. Inputs may bring a state of that form with them,
+    [B, D + H] or [B, D + 2 H]; it is 0 otherwise.
+
+    Args:
+        cell: Of D + 1 inputs and H units.
+        max_steps: Steps an item may take at most; that is how many exits there are.
+    """
+
+    steps_alike: ClassVar[bool] = True
+
+    def __init__(self, cell: nn.RNNCellBase, max_steps: int = 10) -> None:
+        super().__init__(max_steps)
+        self.cell = cell
+        self.num_features = cell.hidden_size
+        self._parts = ("hidden", "cell") if isinstance(cell, nn.LSTMCell) else ("hidden",)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers of the state that an item returns: H, or 2 H of an LSTM cell."""
+        return len(self._parts) * self.num_features
+
+    def init(self, inputs: Tensor) -> State:
+        num_inputs = self.cell.input_size - 1
+        known = [num_inputs, num_inputs + self.state_size]
+        require(
+            inputs.ndim == 2 and inputs.shape[1] in known,
+            f"inputs must have shape [B, {known[0]}], one less than the cell reads, or [B, "
+            f"{known[1]}] with a state beside them; got {list(inputs.shape)}",
+        )
+        given, state = inputs[:, :num_inputs], inputs[:, num_inputs:]
+        if not state.shape[1]:
+            state = inputs.new_zeros(len(inputs), self.state_size)
+        return {"inputs": given, **self._named(state)}
+
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        inputs, parts = state["inputs"], tuple(state[name] for name in self._parts)
+        first = (torch.zeros_like(inputs[:, :1], dtype=torch.int64) + _column(step)) == 0
+        new = self.cell(torch.cat((inputs, first.to(inputs)), 1), parts if parts[1:] else parts[0])
+        output = torch.cat(new, 1) if parts[1:] else new
+        after = self._named(output)
+        return ItemStep(output, after["hidden"], {"inputs": inputs, **after})
+
+    def _named(self, state: Tensor) -> State:
+        return dict(zip(self._parts, state.split(self.num_features, 1), strict=True))
+
+
+@final
+class AdaptiveRNN(nn.Module):
+    """A recurrent network that ponders each token: adaptive computation time (Graves 2016).
+
+    It is called as `torch.nn.RNN` of one layer is, and returns a third value, the `Pondered` of all
+    tokens. Where a token ends changes what comes after it, so the state that goes on is the mean
+    over exits, Graves' own coupling.
+
+    Args:
+        cell: Reads D inputs and the flag of `RecurrentCell`; has H units.
+        max_steps: Steps a token may take at most.
+        method: As for `haltwise.nn.AdaptiveComputation`.
+        batch_first: Whether inputs and outputs are [B, L, ...] instead of [L, B, ...].
+        width: Units of the halting head's hidden layer; Graves' own is a linear read-out.
+        price_input: Whether the head reads the price.
+        generator: Draws the head's initial weights; PyTorch's own if None.
+
+    Examples:
+        >>> rnn = AdaptiveRNN(torch.nn.GRUCell(3 + 1, 16), max_steps=4)
+        >>> outputs, last, pondered = rnn(torch.randn(7, 5, 3), price=0.01)
+        >>> outputs.shape, last.shape, pondered.ponder_cost.shape
+        (torch.Size([7, 5, 16]), torch.Size([1, 5, 16]), torch.Size([7, 5]))
+        >>> loss = outputs.square().mean() + 0.01 * pondered.ponder_cost.mean()
+        >>> outputs, last, executed = rnn.run(torch.randn(7, 5, 3), price=0.01)
+        >>> executed.exits.shape
+        torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        cell: nn.RNNCellBase,
+        max_steps: int = 10,
+        method: str | HaltingMethod = "graves",
+        *,
+        batch_first: bool = False,
+        width: int = 0,
+        price_input: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self._process, self.batch_first = RecurrentCell(cell, max_steps), batch_first
+        self.layer = AdaptiveComputation(
+            self._process,
+            method,
+            Coupling.EXPECTED_STATE,
+            width=width,
+            price_input=price_input,
+            generator=generator,
+        )
+
+    def forward(
+        self, inputs: Tensor, hidden: Hidden | None = None, *, price: float | Tensor
+    ) -> tuple[Tensor, Hidden, Pondered]:
+        """Take every step of every token, differentiably.
+
+        Args:
+            inputs: Shape [L, B, D], or [B, L, D] if `batch_first`.
+            hidden: State before the first token, [1, B, H], of an LSTM cell a pair; 0 if None.
+            price: c, of a step, in units of the loss; one for all or of each sequence, [B].
+
+        Returns:
+            Hidden states [L, B, H], the state after the last token as `hidden` is, and what all
+            tokens went through, items of shape [L, B].
+
+        Raises:
+            InputError: A shape or a price is impossible, or there is no token.
+        """
+        tokens, state = self._begin(inputs, hidden)
+        parts = []
+        for token in tokens:
+            pondered = self.layer(torch.cat((token, state), 1), price)
+            state = pondered.output
+            parts.append((state, pondered))
+        outputs, last = self._end([state for state, _ in parts])
+        return outputs, last, Pondered.stack([pondered for _, pondered in parts])
+
+    @torch.no_grad()
+    def run(
+        self,
+        inputs: Tensor,
+        hidden: Hidden | None = None,
+        *,
+        price: float | Tensor,
+        rule: StopRule | None = None,
+        sizes: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Hidden, Executed]:
+        """Take the steps that are needed; `rule` and `sizes` as in `AdaptiveComputation.run`.
+
+        With Graves' method and its own rule the outputs are those of `forward`.
+
+        Returns:
+            As `forward`, but what was executed of all tokens, items of shape [L, B].
+        """
+        tokens, state = self._begin(inputs, hidden)
+        parts = []
+        for token in tokens:
+            executed = self.layer.run(torch.cat((token, state), 1), price, rule=rule, sizes=sizes)
+            state = executed.output
+            parts.append(executed)
+        outputs, last = self._end([executed.output for executed in parts])
+        return outputs, last, Executed.stack(parts)
+
+    def _begin(self, inputs: Tensor, hidden: Hidden | None) -> tuple[Sequence[Tensor], Tensor]:
+        """The tokens [B, D] in order, and the state before them, [B, H] or [B, 2 H]."""
+        require(inputs.ndim == 3, f"inputs must have 3 dimensions, got {inputs.ndim}")
+        tokens = inputs.unbind(1 if self.batch_first else 0)
+        require(len(tokens) > 0, "inputs have no tokens")
+        if hidden is None:
+            return tokens, inputs.new_zeros(len(tokens[0]), self._process.state_size)
+        return tokens, torch.cat(hidden if isinstance(hidden, tuple) else (hidden,), -1)[0]
+
+    def _end(self, states: Sequence[Tensor]) -> tuple[Tensor, Hidden]:
+        size = self._process.num_features
+        outputs = torch.stack([state[:, :size] for state in states], 1 if self.batch_first else 0)
+        last = tuple(part.unsqueeze(0) for part in states[-1].split(size, 1))
+        return outputs, (last[0], last[1]) if len(last) > 1 else last[0]
+
+
+def _column(step: int | Tensor) -> int | Tensor:
+    return step.unsqueeze(1) if isinstance(step, Tensor) else step

@@ -1,0 +1,83 @@
+"""A block that is repeated: the universal or looped transformer."""
+
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._core.errors import require
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise.nn.transformer import TransformerBlock, shares_keys
+
+__all__ = ["RepeatedBlock"]
+
+
+@final
+class RepeatedBlock(AdaptiveProcess):
+    """One block applied again and again to sequences [B, L, D] (Dehghani et al. 2018).
+
+    Per sequence an item returns its tokens [B, L, D]; per token it returns itself, and a token that
+    has ended stays as it is, and is seen by the others that go on. In training by the
+    expected loss all tokens run to the end, so that those which end earlier are then seen in a
+    state that training did not show; by the expected state they end as they do when run.
+
+    Args:
+        block: From tokens [B, L, D] to tokens of that shape, rows apart; for instance a
+            `haltwise.nn.TransformerBlock`.
+        dim: D.
+        max_steps: Times that it is applied at most; that is how many exits there are.
+        per: What halts.
+        inject: Whether the inputs are added to the tokens before every application, as looped
+            models do; otherwise the first reads them alone.
+        keys: By which tokens that have ended are seen, see `haltwise.nn.LayerStack`.
+    """
+
+    steps_alike: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        block: nn.Module,
+        dim: int,
+        max_steps: int,
+        *,
+        per: Literal["sequence", "token"] = "sequence",
+        inject: bool = True,
+        keys: Literal["copied", "shared"] = "copied",
+    ) -> None:
+        super().__init__(max_steps)
+        require(per in ("sequence", "token"), f"per must be 'sequence' or 'token', got {per!r}")
+        self.block, self.inject = block, inject
+        self._shares = shares_keys(keys, [block])
+        self.items_interact = per == "token"
+        self.num_features = dim + 1 if self.items_interact else 2 * dim + 1
+
+    def init(self, inputs: Tensor) -> State:
+        state = {"tokens": inputs}
+        if self.inject:
+            state = {"inputs": inputs, "tokens": torch.zeros_like(inputs)}
+        if self._shares:  # the first application makes its own
+            state["keys"] = inputs.new_zeros(*inputs.shape[:-1], 2 * inputs.shape[-1])
+        return state
+
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        before = state["tokens"]
+        seen = before + state["inputs"] if self.inject else before
+        if isinstance(self.block, TransformerBlock):
+            tokens, keys = self.block.advance(seen, active, before, state.get("keys"))
+            if self._shares:
+                state = {**state, "keys": keys}
+        else:
+            tokens = self.block(seen)
+            if active is not None:
+                tokens = torch.where(active.unsqueeze(-1), tokens, before)
+        change = (tokens - before).square().mean(-1, keepdim=True)
+        if self.items_interact:
+            features = torch.cat((tokens, _log(change)), -1)
+        else:  # the token that moves most tells whether all is settled
+            features = torch.cat((tokens.mean(1), tokens.amax(1), _log(change.amax(1))), -1)
+        return ItemStep(tokens, features, {**state, "tokens": tokens})
+
+
+def _log(square: Tensor) -> Tensor:
+    """The logarithm of a mean square, 0 where nothing moves."""
+    return square.add(1e-12).log()

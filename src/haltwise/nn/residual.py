@@ -1,0 +1,67 @@
+"""A stage of residual units that images, or positions in them, leave early."""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from haltwise._core.errors import require
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+
+__all__ = ["ResidualStage"]
+
+
+@final
+class ResidualStage(AdaptiveProcess):
+    """Residual units x + f(x) on images [n, C, H, W] (Figurnov et al. 2017: ACT and SACT).
+
+    Per image an item returns [C, H, W]. Per position it returns its C channels, so that outputs are
+    [n, H, W, C], channels last; a position that has ended is what later units see of it. The head
+    reads the channels, at a position with the means of the 3 x 3 around it and of the image.
+
+    Args:
+        units: f of each unit, which keep the shape.
+        num_channels: C.
+        costs: Of ending behind each unit, for instance in megaflops, rising; 1, 2, ... if None.
+        per: What halts.
+
+    Examples:
+        >>> units = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)]
+        >>> stage = ResidualStage(units, 4, per="position")
+        >>> stage.step(0, stage.init(torch.randn(2, 4, 8, 8))).output.shape
+        torch.Size([2, 8, 8, 4])
+    """
+
+    def __init__(
+        self,
+        units: Sequence[nn.Module],
+        num_channels: int,
+        *,
+        costs: Sequence[float] | None = None,
+        per: Literal["image", "position"] = "image",
+    ) -> None:
+        super().__init__(len(units), costs)
+        require(per in ("image", "position"), f"per must be 'image' or 'position', got {per!r}")
+        self.units = nn.ModuleList(units)
+        self.items_interact = per == "position"
+        self.num_features = (3 if self.items_interact else 2) * num_channels
+
+    def init(self, inputs: Tensor) -> State:
+        return {"image": inputs}
+
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        assert isinstance(step, int)  # units differ
+        image = state["image"]
+        change = self.units[step](image)
+        if active is not None:
+            change = change * active.unsqueeze(1)
+        image = image + change
+        mean = image.mean((2, 3))
+        if not self.items_interact:
+            return ItemStep(image, torch.cat((mean, image.amax((2, 3))), 1), {"image": image})
+        around = avg_pool2d(image, 3, stride=1, padding=1)
+        whole = mean.unsqueeze(-1).unsqueeze(-1).expand_as(image)
+        features = torch.cat((image, around, whole), 1).movedim(1, -1)
+        return ItemStep(image.movedim(1, -1), features, {"image": image})

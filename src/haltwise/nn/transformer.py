@@ -1,0 +1,121 @@
+"""A transformer's block, which computes for those tokens alone that still run."""
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from haltwise._core.errors import require
+
+__all__ = ["TransformerBlock", "shares_keys"]
+
+_PARTS = 4
+"""Tokens that run are computed in batches of so many sizes."""
+_FEWEST = 8
+
+
+@final
+class TransformerBlock(nn.Module):
+    """Self-attention and a perceptron, each behind a normalization and beside a shortcut.
+
+    Args:
+        dim: D, numbers of a token.
+        num_heads: Heads of the attention, a divisor of D.
+        hidden: Units of the perceptron; 4 D if None.
+        causal: Whether tokens see those before them only.
+
+    Raises:
+        InputError: D is not divisible by the number of heads.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int = 4, hidden: int | None = None, *, causal: bool = False
+    ) -> None:
+        super().__init__()
+        require(dim % num_heads == 0, f"dim must be a multiple of num_heads={num_heads}, got {dim}")
+        self.num_heads, self.causal = num_heads, causal
+        self.attention_norm, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.project = nn.Linear(dim, dim)
+        self.widen = nn.Linear(dim, hidden or 4 * dim)
+        self.narrow = nn.Linear(hidden or 4 * dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The tokens after the block, both of shape [B, L, D]."""
+        return self.advance(tokens)[0]
+
+    def advance(
+        self,
+        tokens: Tensor,
+        active: Tensor | None = None,
+        kept: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens after the block, and the keys and values by which they saw each other.
+
+        Without gradients, queries and perceptrons are computed for active tokens alone.
+
+        Args:
+            tokens: Shape [B, L, D].
+            active: Which of them run, bool [B, L]; all if None.
+            kept: What others are after the block, shape [B, L, D]; what they were if None.
+            keys: Keys and values of others, side by side, [B, L, 2 D]; if None they are the block's
+                own, of the tokens as they are.
+        """
+        kept = tokens if kept is None else kept
+        if active is None or torch.is_grad_enabled():
+            normed = self.attention_norm(tokens)
+            seen = self.key_value(normed)
+            if active is not None and keys is not None:
+                seen = torch.where(active.unsqueeze(-1), seen, keys)
+            new = self._finish(tokens, self._attend(self.query(normed), seen))
+            return new if active is None else torch.where(active.unsqueeze(-1), new, kept), seen
+        index = _in_batches(active.flatten())
+        flat = tokens.flatten(0, 1)
+        running = flat[index]
+        normed = self.attention_norm(running)
+        if keys is None:
+            seen = self.key_value(self.attention_norm(tokens))
+        else:
+            seen = keys.flatten(0, 1).index_copy(0, index, self.key_value(normed)).view_as(keys)
+        query = torch.zeros_like(flat).index_copy(0, index, self.query(normed))
+        attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)[index]
+        new = kept.flatten(0, 1).index_copy(0, index, self._finish(running, attended))
+        return new.view_as(tokens), seen
+
+    def _attend(self, query: Tensor, keys: Tensor) -> Tensor:
+        """What queries [B, L, D] find among keys and values [B, L, 2 D]."""
+        parts = (query, *keys.chunk(2, -1))
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        found: Tensor = scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return found.transpose(1, 2).flatten(2)
+
+    def _finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Tokens [..., D] after the block, given what their queries found."""
+        tokens = tokens + self.project(attended)
+        new: Tensor = tokens + self.narrow(gelu(self.widen(self.norm(tokens))))
+        return new
+
+
+def shares_keys(keys: str, layers: Sequence[nn.Module]) -> bool:
+    """Whether layers see tokens that have ended by keys and values of before."""
+    require(keys in ("copied", "shared"), f"keys must be 'copied' or 'shared', got {keys!r}")
+    require(
+        keys == "copied" or all(isinstance(layer, TransformerBlock) for layer in layers),
+        "keys and values are shared among layers of the kind TransformerBlock alone; choose "
+        "keys='copied'",
+    )
+    return keys == "shared"
+
+
+def _in_batches(active: Tensor) -> Tensor:
+    """The tokens that run, int64, in one of few numbers; the first of them fills it up."""
+    index = active.nonzero().squeeze(1)
+    number = len(active)
+    size = math.ceil(len(index) * _PARTS / number)
+    due = min(number, max(_FEWEST, math.ceil(size * number / _PARTS)))
+    return torch.cat((index, index[:1].expand(due - len(index) if len(index) else 0)))

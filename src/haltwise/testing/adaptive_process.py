@@ -1,0 +1,260 @@
+"""The contract of an adaptive process as a check."""
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from haltwise._core.errors import InputError
+from haltwise.halting.methods import halting_methods
+from haltwise.nn.base import AdaptiveProcess
+from haltwise.nn.coupling import Coupling
+from haltwise.nn.layer import AdaptiveComputation
+from haltwise.nn.pondered import Pondered
+from haltwise.nn.runner import Executed
+from haltwise.stop_rules import FixedBudget
+from haltwise.testing.assertions import close, expect, expect_items, normal, seeded
+
+__all__ = ["check_adaptive_process"]
+
+_PRICE = 0.1
+_NUM_DRAWS = 100
+
+
+def check_adaptive_process(
+    process: AdaptiveProcess, inputs: Tensor, *, tolerance: float | None = None
+) -> None:
+    """Check what `haltwise.nn.AdaptiveComputation` takes for granted of a process.
+
+    With every halting method and coupling that fits, and a halting head of random weights:
+
+    - State, outputs and features have the rows along dimension 0, and exits rise in cost.
+    - Rows do not see each other: a row runs alone as among others, and `run` gives what `forward`
+      gives.
+    - Probabilities of exits sum to one; a fixed budget of all steps returns the last output.
+    - Exits drawn from the posterior cost what is expected, and the gradient of their loss is that
+      of the expected loss, both within 3 standard errors.
+    - Objectives have the gradients that differences have.
+
+    Args:
+        process: In float64, and deterministic: in evaluation mode if it has dropout.
+        inputs: Of 3 rows or more.
+        tolerance: Relative and absolute, between a row among others and by itself. If None the same
+            bits are asked for: `run` never computes less than 8 rows, so that products of matrices
+            are rounded alike.
+
+    Raises:
+        AssertionError: The process breaks the contract; the message says how.
+
+    Examples:
+        >>> from haltwise.nn import RecurrentCell
+        >>> process = RecurrentCell(torch.nn.GRUCell(2 + 1, 4), max_steps=3).double()
+        >>> check_adaptive_process(process, torch.randn(5, 2, dtype=torch.float64))
+    """
+    expect(len(inputs) >= 3, f"give inputs of at least 3 rows, got {len(inputs)}")
+    features = _check_steps(process, inputs)
+    tolerance = 0.0 if tolerance is None else tolerance
+    for layer in _layers(process, features):
+        pondered = layer(inputs, _PRICE, generator=seeded(1))
+        total = pondered.log_prob.exp().sum(-1)
+        expect(
+            close(total, torch.ones_like(total), 1e-12, 1.0),
+            f"{_name(layer)}: the probabilities of exits do not sum to one",
+        )
+        _check_runs(layer, inputs, pondered, tolerance)
+        if layer.coupling is Coupling.SAMPLED:
+            _check_draws(layer, inputs)
+        else:
+            _check_differences(layer, inputs)
+
+
+def _layers(process: AdaptiveProcess, features: Tensor) -> Iterator[AdaptiveComputation]:
+    """The process under every method and coupling that fits, with random heads.
+
+    They see features [K, F] standardised, so that items end at all exits.
+    """
+    spread = features.std(0) + 1e-12
+    for kind, coupling in itertools.product(halting_methods().values(), Coupling):
+        method = kind()
+        if method.num_outputs == 0 or (process.items_interact and coupling is Coupling.SAMPLED):
+            continue
+        layer = AdaptiveComputation(
+            copy.deepcopy(process), method, coupling, width=0, price_input=False
+        ).double()
+        readout = layer.head.readout
+        readout.weight.data = 2 * normal(0, *readout.weight.shape) / spread / len(spread) ** 0.5
+        readout.bias.data = 1.5 - readout.weight.data @ features.mean(0)
+        yield layer
+
+
+def _name(layer: AdaptiveComputation) -> str:
+    return f"{type(layer.method).__name__} coupled by {layer.coupling.value!r}"
+
+
+def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> Tensor:
+    """The features of all items at all steps, shape [K, F]."""
+    num, costs = len(inputs), process.exit_costs
+    expect(
+        list(costs.shape) == [process.num_exits] and bool((costs.diff() > 0).all()),
+        f"exit_costs must rise over the {process.num_exits} exits, got {costs.tolist()}",
+    )
+    state = process.init(inputs)
+    expect_items(state, num, "the state")
+    seen = []
+    for step in range(process.num_exits):
+        rows = torch.full((num,), step)
+        found = process.step(rows if process.steps_alike else step, state)
+        state = found.state
+        expect_items(state, num, "the state")
+        items = found.features.shape[:-1]
+        expect(
+            len(items) > 0 and items[0] == num and found.features.shape[-1] == process.num_features,
+            f"the features at step {step} must have shape [{num}, ..., {process.num_features}], "
+            f"got {list(found.features.shape)}",
+        )
+        expect(
+            found.output.shape[: len(items)] == items,
+            f"the output at step {step} must begin with the items' shape {list(items)}, got "
+            f"{list(found.output.shape)}",
+        )
+        seen.append(found.features.detach().flatten(0, -2))
+    return torch.cat(seen)
+
+
+def _check_runs(
+    layer: AdaptiveComputation, inputs: Tensor, pondered: Pondered, tolerance: float
+) -> None:
+    """Runs among others, alone, in turns and to the last exit."""
+    if layer.coupling is not Coupling.SAMPLED:
+        _check_companions(layer, inputs, pondered, tolerance)
+    budget = FixedBudget(layer.process.num_exits - 1)
+    last = layer.run(inputs, _PRICE, rule=budget)
+    if layer.coupling is not Coupling.EXPECTED_STATE:
+        due = pondered.at(torch.full_like(last.exits, layer.process.num_exits - 1))
+        expect(
+            close(last.output, due.detach(), max(tolerance, 1e-12), 1.0),
+            f"{_name(layer)}: running all steps does not return forward's last output",
+        )
+
+
+def _check_companions(
+    layer: AdaptiveComputation, inputs: Tensor, pondered: Pondered, tolerance: float
+) -> None:
+    """Rows in other company, and among all as `forward` has them."""
+    found = layer.run(inputs, _PRICE)
+    for sizes in (None, [8], [9, 11]):
+        for chosen in ([0], list(range(len(inputs)))[::-1], [1, 1, 2] * 5):
+            index = torch.tensor(chosen)
+            part = layer.run(inputs[index], _PRICE, sizes=sizes)
+            same = torch.equal(part.exits, found.exits[index])
+            expect(
+                same and close(part.output, found.output[index], tolerance, 1.0),
+                f"{_name(layer)}: a row of {chosen} in batches of {sizes or 'any size'} is not "
+                "what it is among all others",
+            )
+    if layer.coupling is Coupling.EXPECTED_STATE:
+        alike = _leaves_nothing(pondered, found)
+    else:  # where items see each other, forward lets all of them run on
+        alike = not layer.process.items_interact
+    if alike:
+        expect(
+            torch.equal(found.exits, pondered.exits)
+            and close(found.output, pondered.output.detach(), max(tolerance, 1e-12), 1.0),
+            f"{_name(layer)}: run ends elsewhere than forward says",
+        )
+
+
+def _leaves_nothing(pondered: Pondered, found: Executed) -> bool:
+    """Whether nothing is probable after the exits at which items ended."""
+    steps = torch.arange(len(pondered.exit_costs))
+    after = steps > found.exits.unsqueeze(-1)
+    return bool((pondered.log_prob[after] == -torch.inf).all())
+
+
+def _check_draws(layer: AdaptiveComputation, inputs: Tensor) -> None:
+    """Costs and gradients of exits that are drawn, against their expectation."""
+    many = inputs.repeat(_NUM_DRAWS, *[1] * (inputs.ndim - 1))
+    expected = layer(inputs, _PRICE, generator=seeded(2))
+    try:
+        cost = layer.run(many, _PRICE, generator=seeded(3)).cost
+    except InputError:  # the law is known only at the end
+        pondered = layer(many, _PRICE, generator=seeded(3))
+        assert pondered.drawn is not None
+        cost = layer.process.exit_costs[pondered.drawn]
+    difference = cost - expected.expected_cost.detach().repeat(_NUM_DRAWS, *[1] * (cost.ndim - 1))
+    _expect_zero_mean(difference, f"{_name(layer)}: what exits cost that were drawn")
+
+    weight = normal(4, *expected.outputs.shape[expected.price.ndim + 1 :])
+    losses = _losses(expected.outputs, weight, expected.price.ndim + 1)
+    prob = expected.log_prob.exp()
+    exact = (prob * (losses + _PRICE * expected.exit_costs)).sum(-1).mean()
+    parameters = [value for value in layer.parameters() if value.requires_grad]
+    due = _along(torch.autograd.grad(exact, parameters, retain_graph=True, allow_unused=True))
+    differences = []
+    for _ in range(_NUM_DRAWS):
+        drawn = expected.draw()
+        loss = _losses(drawn.output, weight, drawn.price.ndim)
+        mean = drawn.objective(loss).mean()
+        grads = torch.autograd.grad(mean, parameters, retain_graph=True, allow_unused=True)
+        differences.append(_along(grads) - due)
+    _expect_zero_mean(torch.stack(differences), f"{_name(layer)}: the gradient by exits drawn")
+
+
+def _losses(outputs: Tensor, weight: Tensor, num_items: int) -> Tensor:
+    """A smooth loss of every output [*items, ...]."""
+    weighted: Tensor = outputs * weight
+    total = weighted if weight.ndim == 0 else weighted.flatten(num_items).sum(-1)
+    loss: Tensor = total.sin()
+    return loss
+
+
+def _along(grads: Sequence[Tensor | None]) -> Tensor:
+    """The share of gradients along a fixed direction."""
+    parts = [
+        (grad * normal(place, *grad.shape)).sum()
+        for place, grad in enumerate(grads)
+        if grad is not None
+    ]
+    return torch.stack(parts).sum()
+
+
+def _expect_zero_mean(values: Tensor, what: str) -> None:
+    values = values.flatten().detach()
+    error = values.std() / len(values) ** 0.5
+    expect(
+        values.mean().abs() <= 3 * error + 1e-12,
+        f"{what} is off by {values.mean().item():.3g}, more than 3 standard errors of "
+        f"{error.item():.3g}",
+    )
+
+
+def _check_differences(layer: AdaptiveComputation, inputs: Tensor) -> None:
+    """Gradients along a direction of the parameters, against central differences."""
+    pondered = layer(inputs, _PRICE)
+    every = layer.coupling is Coupling.EXPECTED_LOSS
+    ndim = pondered.price.ndim
+    weight = normal(5, *pondered.outputs.shape[ndim + 1 :])
+
+    def objective() -> Tensor:
+        found: Pondered = layer(inputs, _PRICE)
+        losses = _losses(found.outputs if every else found.output, weight, ndim + every)
+        mean: Tensor = found.objective(losses).mean()
+        return mean
+
+    parameters: list[nn.Parameter] = [p for p in layer.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(objective(), parameters, allow_unused=True)
+    slope, step = _along(grads).item(), 1e-6
+    values = []
+    for sign in (1, -2):
+        for place, parameter in enumerate(parameters):
+            if grads[place] is not None:
+                parameter.data += sign * step * normal(place, *parameter.shape)
+        values.append(objective().item())
+    found = (values[0] - values[1]) / (2 * step)
+    expect(
+        abs(found - slope) <= 1e-5 * (abs(slope) + 1),
+        f"{_name(layer)}: the gradient along a direction is {slope:.8g}, differences say "
+        f"{found:.8g}",
+    )

@@ -1,0 +1,90 @@
+"""Exits of a network as recorded runs, and halting models in place of the layer's own head."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from draws import seeded
+from torch import Tensor, nn
+
+from haltwise import HaltingModel, InputError
+from haltwise.halting import HalterSettings
+from haltwise.models import Card, Choice
+from haltwise.nn import AdaptiveComputation, Pondered, RecurrentCell
+from haltwise.processes import Trajectory
+from haltwise.processes.signals import SIGNALS
+from haltwise.recordings.runs import RecordedRuns, save_trajectory
+from haltwise.stop_rules import HazardThreshold, Logistic, decisions
+
+
+def entropy(outputs: Tensor) -> Tensor:
+    found: Tensor = torch.distributions.Bernoulli(logits=outputs.sum(-1)).entropy()
+    return found
+
+
+@pytest.fixture
+def layer() -> AdaptiveComputation:
+    torch.manual_seed(0)
+    return AdaptiveComputation(RecurrentCell(nn.GRUCell(3 + 1, 5), 6))
+
+
+@pytest.fixture
+def inputs() -> Tensor:
+    return 3 * torch.randn(60, 3, generator=seeded())
+
+
+def recorded(layer: AdaptiveComputation, inputs: Tensor) -> Trajectory:
+    with torch.no_grad():
+        pondered: Pondered = layer(inputs, 0.1)
+    losses = pondered.outputs.square().sum(-1)
+    return pondered.trajectory(losses, entropy(pondered.outputs))
+
+
+def test_saved_exits_are_the_runs_that_a_monitor_learns_from(
+    layer: AdaptiveComputation, inputs: Tensor, tmp_path: Path
+) -> None:
+    trajectory = recorded(layer, inputs)
+    save_trajectory(tmp_path / "runs", trajectory)
+    loaded = RecordedRuns.load(tmp_path / "runs")
+    assert (loaded.observed, loaded.maximizes) == ("loss", False)
+    found = loaded.trajectory
+    assert (found.num_items, found.num_steps) == (60, 5)
+    for name in ("loss", "excess", "log_grad_norm", "signals"):
+        torch.testing.assert_close(found.known(name), trajectory.known(name))
+    assert torch.equal(found.known("signals")[..., SIGNALS.index("step")][0], torch.arange(5.0))
+    with pytest.raises(InputError, match=r"there is a run .* already"):
+        save_trajectory(tmp_path / "runs", trajectory)
+    broken = replace(trajectory, excess=trajectory.excess / 0)
+    with pytest.raises(InputError, match="does not stay finite"):
+        save_trajectory(tmp_path / "other", broken)
+
+
+@pytest.mark.parametrize("sizes", [None, [8], [16, 32]])
+def test_a_model_in_place_of_the_head_decides_as_on_the_recording(
+    layer: AdaptiveComputation, inputs: Tensor, sizes: list[int] | None
+) -> None:
+    card = Card(
+        method=Choice("stick-breaking"),
+        price=0.1,
+        horizon=5,
+        halter=HalterSettings(width=5, memory=4),
+    )
+    model = HaltingModel(card, generator=seeded(1))
+    assert model.halter is not None
+    nn.init.normal_(model.halter.weights[-1], std=0.5, generator=seeded(2))
+    trajectory = model.attach(recorded(layer, inputs), 0.1)
+    logits = trajectory.known("hazard_logits")[..., 0]
+    rule = HazardThreshold(logits.median().item())
+    executed = layer.run(inputs, 0.1, model=model, rule=rule, observe=entropy, sizes=sizes)
+    assert torch.equal(executed.exits, decisions(rule, trajectory))
+    assert len(set(executed.exits.tolist())) > 2
+
+
+def test_rules_of_losses_decide_as_on_the_recording(
+    layer: AdaptiveComputation, inputs: Tensor
+) -> None:
+    trajectory = recorded(layer, inputs)
+    rule = Logistic((0.0, 0.0, -4.0, 0.0), 0.0)
+    executed = layer.run(inputs, 0.1, rule=rule, observe=entropy)
+    assert torch.equal(executed.exits, decisions(rule, trajectory))

@@ -1,0 +1,300 @@
+"""The adaptive layer against loops written out by hand."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from draws import DOUBLE, seeded
+from torch import Tensor, nn
+
+from haltwise import InputError, certify
+from haltwise.certificates import ExcessLoss
+from haltwise.evaluation import stopping_report
+from haltwise.halting import StickBreaking
+from haltwise.nn import (
+    AdaptiveComputation,
+    AdaptiveProcess,
+    AdaptiveRNN,
+    Coupling,
+    ItemStep,
+    RecurrentCell,
+    RepeatedBlock,
+    TransformerBlock,
+)
+from haltwise.stop_rules import FixedBudget, HazardThreshold, Patience, calibrate, decisions
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=seeded(), dtype=DOUBLE)
+
+
+def shaken(layer: Any, scale: float = 0.3) -> Any:
+    """The layer in float64 with a head that is not new."""
+    head = layer.layer.head if isinstance(layer, AdaptiveRNN) else layer.head
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=scale, generator=seeded(3))
+    return layer.double()
+
+
+class Given(AdaptiveProcess):
+    """Rows [n, T+1] whose entry t is the output of exit t, and all that is seen there."""
+
+    num_features = 1
+
+    def __init__(self, num_exits: int, *, costs: Tensor | None = None, alike: bool = False) -> None:
+        super().__init__(num_exits)
+        self.steps_alike = alike  # type: ignore[misc]
+        if costs is not None:
+            self.exit_costs = costs
+
+    def init(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"inputs": inputs}
+
+    def step(
+        self, step: int | Tensor, state: dict[str, Tensor], active: Tensor | None = None
+    ) -> ItemStep:
+        inputs = state["inputs"]
+        rows = torch.arange(len(inputs))
+        output = inputs[rows, torch.zeros_like(rows) + step]
+        return ItemStep(output, output.unsqueeze(1), state)
+
+
+def reads_features(num_exits: int, method: Any = "stick-breaking", **settings: Any) -> Any:
+    """A layer whose halting logit is the output itself, less 0; so rows say where they end."""
+    layer = AdaptiveComputation(
+        Given(num_exits, **settings), method, width=0, price_input=False
+    ).double()
+    layer.head.readout.weight.data[:] = 1
+    return layer
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_graves_computation_of_a_sequence_is_that_of_a_loop_over_items(kind: Any) -> None:
+    """Adaptive computation time as its paper defines it, one item and step at a time."""
+    torch.manual_seed(0)
+    cell, epsilon, price = kind(3 + 1, 4), 0.01, 0.2
+    rnn = shaken(AdaptiveRNN(cell, 6, "graves"), 0.8)
+    inputs = randn(5, 3, 3)
+    outputs, last, pondered = rnn(inputs, price=price)
+    for item in range(3):
+        state = torch.zeros(1, rnn._process.state_size, dtype=DOUBLE)
+        for token in range(5):
+            total, mean, number = 0.0, torch.zeros_like(state), 0
+            remainder = 1.0
+            while True:
+                flagged = torch.cat((inputs[token, item], torch.tensor([float(number == 0)])))
+                parts = state.split(4, 1)
+                new = cell(flagged.unsqueeze(0), parts if len(parts) > 1 else parts[0])
+                state = torch.cat(new, 1) if len(parts) > 1 else new
+                number += 1
+                seen = torch.cat((state[:, :4], torch.tensor([[math.log(price)]])), 1)
+                logit = rnn.layer.head.readout(seen)[0, 0] - 2
+                halting = torch.sigmoid(logit).item()
+                if total + halting >= 1 - epsilon or number == 6:
+                    remainder = 1 - total
+                    mean = mean + remainder * state
+                    break
+                mean, total = mean + halting * state, total + halting
+            state = mean
+            torch.testing.assert_close(outputs[token, item], state[0, :4])
+            ponder = pondered.ponder_cost[token, item].item()
+            assert ponder == pytest.approx(number + remainder)
+            assert pondered.exits[token, item] == number - 1
+        final = torch.cat(last, -1) if isinstance(last, tuple) else last
+        torch.testing.assert_close(final[0, item], state[0])
+    ran, ran_last, executed = rnn.run(inputs, price=price)
+    torch.testing.assert_close(ran, outputs)
+    torch.testing.assert_close(ran_last, last)
+    assert torch.equal(executed.cost, executed.exits + 1.0)
+    assert 0 < executed.exits.float().mean() < 5  # neither end would show much
+
+
+def test_a_network_that_halts_at_once_is_torch_s_own() -> None:
+    torch.manual_seed(0)
+    cell = nn.RNNCell(2 + 1, 4)
+    rnn = AdaptiveRNN(cell, 3, batch_first=True)
+    nn.init.constant_(rnn.layer.head.readout.bias, 50.0)
+    plain = nn.RNN(3, 4, batch_first=True)
+    plain.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
+    inputs, hidden = torch.randn(3, 6, 2), torch.randn(1, 3, 4)
+    outputs, last, _ = rnn(inputs, hidden, price=0.1)
+    flagged = torch.cat((inputs, torch.ones(3, 6, 1)), 2)
+    due, due_last = plain(flagged, hidden)
+    torch.testing.assert_close(outputs, due)
+    torch.testing.assert_close(last, due_last)
+
+
+def test_objectives_count_what_exits_cost() -> None:
+    """The free energy sum_t q (f + c C_t + tau log q), summed one exit at a time."""
+    costs = torch.tensor([0.5, 2.0, 7.0], dtype=DOUBLE)
+    layer = reads_features(3, StickBreaking(final_temperature=0.4), costs=costs)
+    rows, losses, price = randn(4, 3), randn(4, 3).square(), 0.3
+    pondered = layer(rows, price)
+    found = pondered.objective(losses)
+    unit = (7.0 - 0.5) / 2
+    for item in range(4):
+        rho = torch.sigmoid(rows[item] - 2).tolist()
+        q = [rho[0], (1 - rho[0]) * rho[1], (1 - rho[0]) * (1 - rho[1])]
+        tau = 0.4 * price * unit  # temperatures are in prices of a step
+        due = sum(
+            q[t] * (losses[item, t].item() + price * costs[t].item() + tau * math.log(q[t]))
+            for t in range(3)
+        )
+        assert found[item].item() == pytest.approx(due)
+        expected = sum(q[t] * costs[t].item() for t in range(3))
+        assert pondered.expected_cost[item].item() == pytest.approx(expected)
+    state = layer
+    state.coupling = Coupling.EXPECTED_STATE
+    again = state(rows, price)
+    torch.testing.assert_close(
+        again.objective(losses[:, 0]), losses[:, 0] + price * again.expected_cost
+    )
+
+
+def test_graves_objective_has_n_plus_r() -> None:
+    layer = reads_features(4, "graves")
+    rows = torch.tensor([[2.5, 1.0, 0.0, 9.9]], dtype=DOUBLE)  # h = .62, .27, .12: N = 2
+    pondered = layer(rows, 0.1)
+    h = torch.sigmoid(rows[0] - 2).tolist()
+    remainder = 1 - h[0] - h[1]
+    losses = torch.tensor([[1.0, 2.0, 3.0, math.nan]], dtype=DOUBLE)
+    due = h[0] * 1 + h[1] * 2 + remainder * 3 + 0.1 * (3 + remainder)
+    assert pondered.objective(losses).item() == pytest.approx(due)
+    assert pondered.exits.item() == 2
+
+
+@pytest.mark.parametrize("method", ["stick-breaking", "graves", "softmax"])
+@pytest.mark.parametrize("coupling", ["expected-loss", "expected-state"])
+def test_gradients_of_inputs_are_those_of_differences(method: str, coupling: str) -> None:
+    torch.manual_seed(0)
+    process = RepeatedBlock(TransformerBlock(4, 2), 4, 3)
+    layer = shaken(AdaptiveComputation(process, method, coupling, width=5))
+
+    def objective(inputs: Tensor) -> Tensor:
+        pondered = layer(inputs, 0.1)
+        every = coupling == "expected-loss"
+        outputs = pondered.outputs if every else pondered.output
+        found: Tensor = pondered.objective(outputs.square().mean((-1, -2)))
+        return found
+
+    assert torch.autograd.gradcheck(objective, randn(2, 3, 4).requires_grad_())
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_rows_leave_and_others_take_their_places(alike: bool) -> None:
+    """Rows say at which exit they end; few places, many rows."""
+    ends = torch.randint(0, 10, (100,), generator=seeded())
+    rows = torch.full((100, 10), -50.0, dtype=DOUBLE)
+    rows[torch.arange(100), ends] = 50
+    layer = reads_features(10, alike=alike)
+    executed = layer.run(rows, 0.1, sizes=[8, 16])
+    assert torch.equal(executed.exits, ends)
+    assert torch.equal(executed.output, rows[torch.arange(100), ends])
+    assert torch.equal(executed.cost, ends + 1.0)
+    taken = int((ends + 1).sum())
+    assert executed.sizes == (8, 16)
+    if alike:  # places are filled again: nearly nothing but the tail is computed in vain
+        assert taken <= executed.num_row_steps <= taken + 10 * 16
+    else:
+        batches = ends.chunk(7)
+        due = sum(
+            8 if (batch >= step).sum() <= 8 else 16
+            for batch in batches
+            for step in range(int(batch.max()) + 1)
+        )
+        assert executed.num_row_steps == due
+
+
+def test_every_row_has_its_own_price() -> None:
+    torch.manual_seed(0)
+    layer = shaken(AdaptiveComputation(RecurrentCell(nn.GRUCell(3, 5), 6), width=0))
+    nn.init.ones_(layer.head.readout.weight[:, -1])
+    nn.init.constant_(layer.head.readout.bias, 5.0)
+    inputs = randn(20, 2)
+    prices = torch.logspace(-3, 0, 20, dtype=DOUBLE)
+    found = layer.run(inputs, prices)
+    assert len(set(found.exits.tolist())) > 1
+    for row in range(20):
+        alone = layer.run(inputs[row : row + 1], prices[row].item())
+        assert torch.equal(alone.output[0], found.output[row])
+
+
+def test_tokens_that_have_ended_stay_as_they_are() -> None:
+    """Universal transformer: outputs of later exits repeat those of the token's own."""
+    torch.manual_seed(0)
+    process = RepeatedBlock(TransformerBlock(8, 2), 8, 5, per="token")
+    layer = AdaptiveComputation(process, "graves", "expected-state", width=0, price_input=False)
+    shaken(layer)
+    pondered = layer(randn(3, 6, 8), 0.1)
+    assert pondered.price.shape == (3, 6)
+    exits = pondered.exits
+    assert len(set(exits.flatten().tolist())) > 1
+    for sequence in range(3):
+        for token in range(6):
+            own = int(exits[sequence, token])
+            outputs = pondered.outputs[sequence, token]
+            assert (outputs[own:] == outputs[own]).all()
+            assert own == 0 or (outputs[own] != outputs[own - 1]).any()
+
+
+def test_rules_certificates_and_reports_take_the_trajectory() -> None:
+    torch.manual_seed(0)
+    layer = AdaptiveComputation(RecurrentCell(nn.GRUCell(3, 5), 6), width=0, price_input=False)
+    nn.init.constant_(shaken(layer, 1.0).head.readout.bias, 1.0)
+    pondered = layer(randn(400, 2), 0.05)
+    losses = (pondered.outputs.mean(-1) - 0.1).abs()
+    recorded = pondered.trajectory(losses)
+    assert torch.equal(decisions(HazardThreshold(), recorded), pondered.exits)
+    chosen = calibrate(HazardThreshold, recorded, price=0.05).policy.rule
+    executed = layer.run(randn(400, 2), 0.05, rule=chosen)
+    assert torch.equal(executed.exits, pondered.exits_by(chosen))
+    report = stopping_report(losses.detach(), executed.exits, price=0.05)
+    assert report.rules["oracle"].j.value <= report.rules["given"].j.value
+    found = certify(
+        HazardThreshold, recorded, risk=ExcessLoss(), level=0.9, confidence=0.9, bound=1.0
+    )
+    assert found.require().mean_risk < 0.9
+
+
+def test_rules_that_read_a_loss_are_given_what_is_observed() -> None:
+    layer = reads_features(5)
+    rows = torch.tensor([[5.0, 4.0, 4.0, 4.0, 1.0]], dtype=DOUBLE)
+    rule = Patience(2, 0.0)
+    found = layer.run(rows, 0.1, rule=rule, observe=lambda output: output)
+    assert found.exits.tolist() == [3]
+    with pytest.raises(InputError, match="Patience reads a loss, but none is observed"):
+        layer.run(rows, 0.1, rule=rule)
+    with pytest.raises(InputError, match="AnyOf reads a loss"):
+        layer.run(rows, 0.1, rule=FixedBudget(1) | rule)
+    assert layer.run(rows, 0.1, rule=FixedBudget(1) | FixedBudget(3)).exits.tolist() == [1]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    cell, rows = RecurrentCell(nn.GRUCell(3, 5), 4), torch.zeros(3, 2)
+    with pytest.raises(InputError, match="unknown halting method 'gravs'; did you mean 'graves'"):
+        AdaptiveComputation(cell, "gravs")
+    with pytest.raises(InputError, match="NoHalting learns nothing about halting"):
+        AdaptiveComputation(cell, "none")
+    with pytest.raises(InputError, match="coupling must be one of expected-loss"):
+        AdaptiveComputation(cell, coupling="mean")
+    with pytest.raises(InputError, match="num_exits must be at least 2, got 1"):
+        RecurrentCell(nn.GRUCell(3, 5), 1)
+    tokens = RepeatedBlock(TransformerBlock(4, 2), 4, 3, per="token")
+    with pytest.raises(InputError, match="the items of RepeatedBlock see each other"):
+        AdaptiveComputation(tokens, coupling="sampled")
+    layer = AdaptiveComputation(cell)
+    for price in (0.0, -1.0, math.inf, math.nan, torch.ones(2)):
+        with pytest.raises(InputError, match="price"):
+            layer(rows, price)
+    with pytest.raises(InputError, match=r"losses must have shape \[3, 4\]"):
+        layer(rows, 0.1).objective(torch.zeros(3))
+    with pytest.raises(InputError, match=r"inputs must have shape \[B, 2\]"):
+        layer(torch.zeros(3, 3), 0.1)
+    with pytest.raises(InputError, match="sizes must be at least one whole number, and rise"):
+        layer.run(rows, 0.1, sizes=[16, 8])
+    with pytest.raises(InputError, match="there is nothing to run"):
+        layer.run(rows[:0], 0.1)
+    drawn = AdaptiveComputation(cell, "softmax", "sampled")
+    with pytest.raises(InputError, match="Softmax knows its law only when all steps are taken"):
+        drawn.run(rows, 0.1)
