@@ -260,10 +260,13 @@ def test_list_names_families_and_shipped_optimizers_in_a_terminal(tmp_path: Path
     lines = done.stdout.splitlines()
     for name in (*families(), *names()):
         assert any(line.split()[:1] == [name] for line in lines), name
-    assert max(map(len, lines)) < 100
-    ends = {line.index(" parameters") for line in lines if line.endswith(" parameters")}
-    assert len(ends) == 1
+    assert max(map(len, lines)) <= 80
     assert len(set(lines)) == len(lines)  # each sentence once
+    done = run_here("list", "student", cwd=tmp_path)
+    assert done.stdout.count("student-t-10d") == 3
+    assert "cifar" not in done.stdout
+    done = run_here("list", "nowhere", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("command", ["", "train", "train-monitor", "list", "info"])

@@ -1,31 +1,46 @@
 """`haltwise list`: the families to train on and the shipped weights."""
 
+import textwrap
 from collections.abc import Sequence
 
 import click
 
+from haltwise._core.errors import require
 from haltwise.models.loading import card_of, names
-from haltwise.tasks import families
+from haltwise.tasks import TaskFamily, families
 
 __all__ = ["command"]
 
 
 @click.command("list")
-def command() -> None:
-    """List the families and the shipped weights."""
-    click.echo("Families (haltwise train FAMILY):")
+@click.argument("text", default="")
+def command(text: str) -> None:
+    """List the families and the shipped weights, those with TEXT in their names if it is given."""
+    found = {name: family for name, family in families().items() if text in name}
+    shipped = [name for name in names() if text in name]
+    require(bool(found or shipped), f"nothing has {text!r} in its name; see haltwise list")
+    if found:
+        click.echo("Families (haltwise train FAMILY), and how many parameters a problem has:")
+        for sentence, members in _by_sentence(found).items():
+            click.echo(textwrap.fill(sentence, 79, initial_indent="  ", subsequent_indent="  "))
+            for name in members:
+                click.echo(f"    {name:<{max(map(len, found))}}  {found[name].dim:>5}")
+    if shipped:
+        click.echo("Shipped weights (haltwise evaluate NAME, haltwise.load(NAME)):")
+        table = [("name", "family", "steps", "price", "halting"), *map(_row, shipped)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for cells in table:
+            line = " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+            click.echo(f"  {line}".rstrip())
+
+
+def _by_sentence(found: dict[str, TaskFamily]) -> dict[str, list[str]]:
+    """Names of families that one sentence describes, in order."""
     described: dict[str, list[str]] = {}
-    for name, family in families().items():
-        row = f"    {name:<{max(map(len, families()))}}  {family.dim:>5} parameters"
-        described.setdefault((type(family).__doc__ or "").splitlines()[0], []).append(row)
-    for description, rows in described.items():
-        click.echo("\n".join((f"  {description}", *rows)))
-    click.echo("Shipped weights (haltwise evaluate NAME, haltwise.load(NAME)):")
-    table = [("name", "family", "steps", "price", "halting"), *map(_row, names())]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-        click.echo(f"  {line}".rstrip())
+    for name in sorted(found):
+        sentence = (type(found[name]).__doc__ or "").splitlines()[0]
+        described.setdefault(sentence, []).append(name)
+    return described
 
 
 def _row(name: str) -> Sequence[str]:
