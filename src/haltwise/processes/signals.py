@@ -208,5 +208,5 @@ def loss_signals(step: int | Tensor, loss: Tensor) -> Tensor:
 
 
 def loss_signals_of_steps(losses: Tensor) -> Tensor:
-    """The signals of steps 0..T of which losses [B, T+1] alone are known, [B, T+1, len(SIGNALS)]."""
+    """The signals of steps 0..T whose losses [B, T+1] alone are known, [B, T+1, len(SIGNALS)]."""
     return torch.stack([loss_signals(step, loss) for step, loss in enumerate(losses.unbind(1))], 1)
