@@ -58,6 +58,7 @@ python_maximum_signature_line_length = 80
 
 _EQUATION = re.compile(r"docs/theory\.md, (Eqs?\.) ((?:\([a-z-]+\)(?:, | and )?)+)")
 _COLON = "\0"
+_FIELD = re.compile(r"\s*:[^:]*:")  # of a list of parameters
 _CODE = re.compile(r"(`[^`]*`)")
 
 
@@ -80,13 +81,15 @@ def _as_restructured_text(
             if depth >= indent + 4 and not line.lstrip().startswith(">>>"):  # a formula
                 result += [" " * indent + "::", ""]
                 literal = True
-        if literal or line.lstrip().startswith((">>>", "...", ":", "..")):
+        if literal or line.lstrip().startswith((">>>", "...", "..")):
             result.append(line)
             continue
-        text = _EQUATION.sub(_link, line)
+        field = _FIELD.match(line)
+        begin = field[0] if field else ""
+        text = _EQUATION.sub(_link, line.removeprefix(begin))
         text = re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", text)  # `Parameter`s
         parts = _CODE.split(text)
-        result.append("".join(p if p.startswith("`") else _escape(p) for p in parts))
+        result.append(begin + "".join(p if p.startswith("`") else _escape(p) for p in parts))
     lines[:] = [line.replace(_COLON, ":") for line in result]
 
 
