@@ -76,7 +76,8 @@ class LayerStack(AdaptiveProcess):
         assert isinstance(step, int)  # layers differ
         layer, values, after = self.layers[step], state["values"], {}
         if isinstance(layer, TransformerBlock):
-            new, keys = layer.advance(values, active, keys=state.get("keys"))
+            stale = active if self._shares else None
+            new, keys = layer.advance(values, active, keys=state.get("keys"), stale=stale)
             if self._shares:
                 after = {"keys": keys}
         else:

@@ -55,17 +55,22 @@ class RepeatedBlock(AdaptiveProcess):
         state = {"tokens": inputs}
         if self.inject:
             state = {"inputs": inputs, "tokens": torch.zeros_like(inputs)}
-        if self._shares:  # the first application makes its own
-            state["keys"] = inputs.new_zeros(*inputs.shape[:-1], 2 * inputs.shape[-1])
+        if self.items_interact and isinstance(self.block, TransformerBlock):
+            *shape, dim = inputs.shape
+            ran = torch.ones(shape, dtype=torch.bool, device=inputs.device)
+            state |= {"keys": inputs.new_zeros(*shape, 2 * dim), "ran": ran}
         return state
 
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
         before = state["tokens"]
         seen = before + state["inputs"] if self.inject else before
-        if isinstance(self.block, TransformerBlock):
-            tokens, keys = self.block.advance(seen, active, before, state.get("keys"))
-            if self._shares:
-                state = {**state, "keys": keys}
+        if "keys" in state:
+            assert isinstance(self.block, TransformerBlock)
+            # Of a token that has just ended, copies are made of its last state, and then kept.
+            stale = active if self._shares else state["ran"]
+            tokens, keys = self.block.advance(seen, active, before, state["keys"], stale)
+            ran = torch.ones_like(state["ran"]) if active is None else active
+            state = {**state, "keys": keys, "ran": ran}
         else:
             tokens = self.block(seen)
             if active is not None:

@@ -54,35 +54,37 @@ class TransformerBlock(nn.Module):
         active: Tensor | None = None,
         kept: Tensor | None = None,
         keys: Tensor | None = None,
+        stale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The tokens after the block, and the keys and values by which they saw each other.
 
-        Without gradients, queries and perceptrons are computed for active tokens alone.
+        Without gradients, nothing is computed for tokens that need it not.
 
         Args:
             tokens: Shape [B, L, D].
             active: Which of them run, bool [B, L]; all if None.
             kept: What others are after the block, shape [B, L, D]; what they were if None.
-            keys: Keys and values of others, side by side, [B, L, 2 D]; if None they are the block's
-                own, of the tokens as they are.
+            keys: Keys and values that are known, side by side, [B, L, 2 D]; none if None.
+            stale: Of which tokens they are to be made anew, bool [B, L]; of all if None.
         """
         kept = tokens if kept is None else kept
         if active is None or torch.is_grad_enabled():
             normed = self.attention_norm(tokens)
             seen = self.key_value(normed)
-            if active is not None and keys is not None:
-                seen = torch.where(active.unsqueeze(-1), seen, keys)
+            if keys is not None and stale is not None:
+                seen = torch.where(stale.unsqueeze(-1), seen, keys)
             new = self._finish(tokens, self._attend(self.query(normed), seen))
             return new if active is None else torch.where(active.unsqueeze(-1), new, kept), seen
-        index = _in_batches(active.flatten())
-        flat = tokens.flatten(0, 1)
-        running = flat[index]
-        normed = self.attention_norm(running)
-        if keys is None:
+        flat, index = tokens.flatten(0, 1), _in_batches(active.flatten())
+        if keys is None or stale is None:
             seen = self.key_value(self.attention_norm(tokens))
         else:
-            seen = keys.flatten(0, 1).index_copy(0, index, self.key_value(normed)).view_as(keys)
-        query = torch.zeros_like(flat).index_copy(0, index, self.query(normed))
+            which = _in_batches(stale.flatten())
+            made = self.key_value(self.attention_norm(flat[which]))
+            seen = keys.flatten(0, 1).index_copy(0, which, made).view_as(keys)
+        running = flat[index]
+        query = torch.zeros_like(flat)
+        query[index] = self.query(self.attention_norm(running))
         attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)[index]
         new = kept.flatten(0, 1).index_copy(0, index, self._finish(running, attended))
         return new.view_as(tokens), seen
