@@ -1,7 +1,10 @@
 """The adaptive layer against loops written out by hand."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, final
 
 import pytest
 import torch
@@ -11,7 +14,13 @@ from torch import Tensor, nn
 from haltwise import InputError, certify
 from haltwise.certificates import ExcessLoss
 from haltwise.evaluation import stopping_report
-from haltwise.halting import StickBreaking
+from haltwise.halting import (
+    HaltingExamples,
+    HaltingMethod,
+    Posterior,
+    StickBreaking,
+    StickBreakingPosterior,
+)
 from haltwise.nn import (
     AdaptiveComputation,
     AdaptiveProcess,
@@ -22,7 +31,16 @@ from haltwise.nn import (
     RepeatedBlock,
     TransformerBlock,
 )
-from haltwise.stop_rules import FixedBudget, HazardThreshold, Patience, calibrate, decisions
+from haltwise.processes import StepObservation
+from haltwise.stop_rules import (
+    DecisionTime,
+    FixedBudget,
+    HazardThreshold,
+    Patience,
+    StopRule,
+    calibrate,
+    decisions,
+)
 
 
 def randn(*shape: int) -> Tensor:
@@ -268,6 +286,50 @@ def test_rules_that_read_a_loss_are_given_what_is_observed() -> None:
     with pytest.raises(InputError, match="AnyOf reads a loss"):
         layer.run(rows, 0.1, rule=FixedBudget(1) | rule)
     assert layer.run(rows, 0.1, rule=FixedBudget(1) | FixedBudget(3)).exits.tolist() == [1]
+
+
+@dataclass(frozen=True)
+class AtThird(StopRule):
+    """A rule of the caller's, to which a step is one number."""
+
+    def step(
+        self, observation: StepObservation, memory: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        done = True if observation.step >= 2 else False  # noqa: SIM210
+        return torch.full_like(observation.loss, done, dtype=torch.bool), memory
+
+
+def test_rules_of_the_caller_s_see_one_step_at_a_time() -> None:
+    layer = reads_features(5, alike=True)
+    executed = layer.run(randn(50, 5), 0.1, rule=AtThird(), observe=lambda x: x, sizes=[8])
+    assert executed.exits.tolist() == [2] * 50
+    assert executed.num_row_steps == 7 * 8 * 3
+
+
+@final
+@dataclass(frozen=True)
+class WithoutExits(HaltingMethod):
+    """A method of the caller's that knows loops alone."""
+
+    output_sizes: ClassVar[Mapping[str, int]] = MappingProxyType({"hazard_logits": 2})
+
+    def outputs(self, raw: Tensor, price: Tensor) -> dict[str, Tensor]:
+        return {"hazard_logits": raw}
+
+    def posterior(self, outputs: Mapping[str, Tensor], time: DecisionTime) -> Posterior:
+        return StickBreakingPosterior(outputs["hazard_logits"][..., time])
+
+    def objective(self, examples: HaltingExamples) -> Tensor:
+        return examples.excess[:, 0]
+
+    def rule(self, time: DecisionTime) -> StopRule:
+        return HazardThreshold(0.0, time)
+
+
+def test_a_method_without_an_objective_for_exits_says_so() -> None:
+    pondered = reads_features(3, WithoutExits())(randn(4, 3), 0.1)
+    with pytest.raises(InputError, match="WithoutExits has no objective for exits inside"):
+        pondered.objective(randn(4, 3))
 
 
 def test_what_does_not_fit_is_refused() -> None:

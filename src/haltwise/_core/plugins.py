@@ -20,6 +20,7 @@ from haltwise._core.errors import InputError, require
 __all__ = [
     "Place",
     "class_of",
+    "comes_with_the_package",
     "is_file",
     "label",
     "load_object",
@@ -113,6 +114,20 @@ def whereabouts(found: object) -> str:
         "again; move it there",
     )
     return resolve(name)
+
+
+def comes_with_the_package(*things: object) -> bool:
+    """Whether classes, and those of the `rules` that they are made of, are none of a caller's.
+
+    What others write may read memory that a recorded loop does not list, change what it does from
+    call to call, or take what is a tensor for a number.
+    """
+    own = __name__.partition(".")[0]
+    return all(
+        type(thing).__module__.partition(".")[0] == own
+        and comes_with_the_package(*getattr(thing, "rules", ()))
+        for thing in things
+    )
 
 
 class Place(NamedTuple):

@@ -170,8 +170,9 @@ class AdaptiveComputation(nn.Module):
             observe: The loss that is observed of outputs [k, *items, ...], such as the entropy of
                 an answer, [k, *items]; needed by a model and by rules that read the loss.
             sizes: Sizes of batches, rising. If there are more rows than the last, they take turns:
-                where steps are alike a free place goes to the next row at once, else they come in
-                batches. By default five sizes up to that of the whole batch.
+                where steps are alike, and the rule is of this package, a free place goes to the
+                next row at once; else they come in batches. By default five sizes up to that of the
+                whole batch.
             generator: Draws exits; PyTorch's own if None.
 
         Raises:

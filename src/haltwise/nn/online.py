@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.tensors import nested_state, sub_state
 from haltwise.halting.methods import HaltingMethod
 from haltwise.halting.session import HaltingSession, Halts
@@ -75,10 +76,16 @@ class OnlineHalting:
             )
         self._policy = StopPolicy(own if rule is None else rule, ReturnedIterate.CURRENT)
         require(
-            observe is not None or _reads_no_loss(self._policy.rule, type(own)),
+            observe is not None
+            or all(isinstance(part, FixedBudget | type(own)) for part in _parts(self._policy.rule)),
             f"{type(self._policy.rule).__name__} reads a loss, but none is observed of outputs; "
             "give observe, a function from outputs to their losses",
         )
+
+    @property
+    def takes_any_steps(self) -> bool:
+        """Whether items at different steps may be decided on at once."""
+        return comes_with_the_package(self._policy.rule)
 
     def begin(self, price: Tensor) -> State:
         """The memory of items at prices [K] before their first step."""
@@ -147,7 +154,8 @@ class OnlineHalting:
         return _log_prob_so_far(self._model.method, halting, known)
 
 
-def _reads_no_loss(rule: StopRule, own: type[StopRule]) -> bool:
+def _parts(rule: StopRule) -> list[StopRule]:
+    """The rules that a rule is made of."""
     if isinstance(rule, AnyOf | AllOf):
-        return all(_reads_no_loss(part, own) for part in rule.rules)
-    return isinstance(rule, FixedBudget | own)
+        return [part for inner in rule.rules for part in _parts(inner)]
+    return [rule]

@@ -108,9 +108,10 @@ class Pondered:
 
         Coupled by the expected loss it is the method's own objective, such as the free energy of
         docs/theory.md, Eq. (free-energy), with the exits' costs. Coupled by the expected state it
-        is loss + price * `ponder_cost`. Sampled it is loss + price * cost of the exit drawn, whose
-        gradient is in the mean that of sum_t q(t) (loss_t + price * cost_t), by the score function
-        against the mean of the other items (so give a batch).
+        is loss + price * `ponder_cost`, docs/theory.md, Eq. (expected-state). Sampled it is loss +
+        price * cost of the exit drawn, whose gradient is in the mean that of
+        sum_t q(t) (loss_t + price * cost_t), docs/theory.md, Eq. (score-function), with the mean of
+        the other items for b (so give a batch).
 
         Args:
             losses: At every exit, shape [*items, T+1], for the expected loss; otherwise of

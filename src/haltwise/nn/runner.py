@@ -69,7 +69,8 @@ def run_process(
     num_rows = len(inputs)
     require(num_rows > 0, "there is nothing to run: the inputs have no rows")
     chosen = _sizes(num_rows, sizes)
-    in_turn = 1 if process.steps_alike else math.ceil(num_rows / chosen[-1])
+    at_once = process.steps_alike and halting.takes_any_steps
+    in_turn = 1 if at_once else math.ceil(num_rows / chosen[-1])
     run = _Run(process, inputs, price, halting, chosen)
     for part in torch.arange(num_rows, device=inputs.device).chunk(in_turn):
         run.take(part)

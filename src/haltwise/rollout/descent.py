@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.tensors import nested_state, select_state, tensors_of
 from haltwise.rollout.early_exit import Outcome
 from haltwise.rollout.ledger import MEMORY, Ledger
@@ -21,7 +22,6 @@ from haltwise.rollout.step_graphs import (
     Loop,
     StepGraphs,
     batch_kind,
-    comes_with_the_package,
 )
 from haltwise.tasks.base import TaskBatch, ask
 

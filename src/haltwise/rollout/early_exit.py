@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.settings import whole_number
 from haltwise._core.tensors import are_finite, nested_state, select_state, undisturbed
 from haltwise.halting.session import Decision, HaltingSession
@@ -22,7 +23,6 @@ from haltwise.rollout.step_graphs import (
     Loop,
     StepGraphs,
     batch_kind,
-    comes_with_the_package,
 )
 from haltwise.stop_rules import ReturnedIterate
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from haltwise._core.tensors import tensors_of
 from haltwise.tasks.base import TaskBatch
 
-__all__ = ["Loop", "StepGraphs", "Unsynchronized", "batch_kind", "comes_with_the_package"]
+__all__ = ["Loop", "StepGraphs", "Unsynchronized", "batch_kind"]
 
 _SIZES = (2**13, 2**15, 2**17, 2**19, 2**21)  # coordinates
 _NUM_STEPS = 8  # of a recording
@@ -268,20 +268,6 @@ def batch_kind(batch: TaskBatch) -> tuple[object, ...] | None:
     if not all(isinstance(value, _PLAIN) for value in plain.values()):
         return None
     return type(batch), *plain.items()
-
-
-def comes_with_the_package(*things: object) -> bool:
-    """Whether classes, and those of the `rules` that they are made of, are none of a caller's.
-
-    A recording reads memory where it lay; what others write may read some that a loop does not
-    list, or change what it does from call to call.
-    """
-    own = __name__.partition(".")[0]
-    return all(
-        type(thing).__module__.partition(".")[0] == own
-        and comes_with_the_package(*getattr(thing, "rules", ()))
-        for thing in things
-    )
 
 
 class SynchronizationError(RuntimeError):
