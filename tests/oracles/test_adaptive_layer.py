@@ -21,6 +21,7 @@ from haltwise.halting import (
     StickBreaking,
     StickBreakingPosterior,
 )
+from haltwise.halting.objectives import cumulative_logits, halting_bound
 from haltwise.nn import (
     AdaptiveComputation,
     AdaptiveProcess,
@@ -360,3 +361,29 @@ def test_what_does_not_fit_is_refused() -> None:
     drawn = AdaptiveComputation(cell, "softmax", "sampled")
     with pytest.raises(InputError, match="Softmax knows its law only when all steps are taken"):
         drawn.run(rows, 0.1)
+
+
+def test_softmax_objective_is_minus_the_thesis_bound() -> None:
+    rows, losses = randn(4, 3), randn(4, 3).square()
+    found = reads_features(3, "softmax")(rows, 0.2).objective(losses)
+    increments = rows[:, :2] - 1  # log r of a temperature of one price
+    bound = halting_bound(
+        losses + 0.2, cumulative_logits(increments), price=0.2, temperature=0.2
+    )  # the first exit costs a step
+    torch.testing.assert_close(found, -bound)
+
+
+def test_a_loss_of_an_exit_drawn_is_that_loss_and_its_cost() -> None:
+    costs = torch.tensor([1.0, 3.0, 4.0], dtype=DOUBLE)
+    layer = reads_features(3, costs=costs)
+    layer.coupling = Coupling.SAMPLED
+    rows = randn(2000, 3)
+    pondered = layer(rows, 0.5, generator=seeded(7))
+    assert pondered.drawn is not None
+    assert torch.equal(pondered.output, rows.gather(1, pondered.drawn.unsqueeze(1)).squeeze(1))
+    losses = pondered.output.square()
+    due = losses + 0.5 * costs[pondered.drawn]
+    torch.testing.assert_close(pondered.objective(losses), due)
+    shares = torch.bincount(pondered.drawn, minlength=3) / 2000
+    torch.testing.assert_close(shares, pondered.log_prob.exp().mean(0).float(), atol=0.03, rtol=0)
+    assert torch.equal(layer.run(rows, 0.5, generator=seeded(7)).exits, pondered.drawn)
