@@ -20,7 +20,7 @@ from haltwise.testing.assertions import close, expect, expect_items, normal, see
 __all__ = ["check_adaptive_process"]
 
 _PRICE = 0.1
-_NUM_DRAWS = 100
+_NUM_DRAWS, _NUM_MEANS = 100, 20
 
 
 def check_adaptive_process(
@@ -193,10 +193,13 @@ def _check_draws(layer: AdaptiveComputation, inputs: Tensor) -> None:
     parameters = [value for value in layer.parameters() if value.requires_grad]
     due = _along(torch.autograd.grad(exact, parameters, retain_graph=True, allow_unused=True))
     differences = []
-    for _ in range(_NUM_DRAWS):
-        drawn = expected.draw()
-        loss = _losses(drawn.output, weight, drawn.price.ndim)
-        mean = drawn.objective(loss).mean()
+    for _ in range(_NUM_MEANS):
+        means = []
+        for _ in range(_NUM_DRAWS // _NUM_MEANS):
+            drawn = expected.draw()
+            loss = _losses(drawn.output, weight, drawn.price.ndim)
+            means.append(drawn.objective(loss).mean())
+        mean = torch.stack(means).mean()
         grads = torch.autograd.grad(mean, parameters, retain_graph=True, allow_unused=True)
         differences.append(_along(grads) - due)
     _expect_zero_mean(torch.stack(differences), f"{_name(layer)}: the gradient by exits drawn")
