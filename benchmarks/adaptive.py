@@ -3,8 +3,8 @@
 A looped transformer runs to its last loop, and until its items end, on the same inputs. Where items
 end is drawn beforehand from a geometric law, since what is measured is the running: the halting
 head reads it, and is asked at every loop as any other. The third row has four times as many
-problems: free places go to those that wait. Tokens end independently of each other, so that hardly
-a sequence ends early as a whole: what is saved is saved inside.
+problems: free places go to those that wait. Tokens end evenly up to the end of their sequence, or
+apart from each other: then hardly a sequence ends early as a whole, and all is saved inside.
 
     python benchmarks/adaptive.py --threads 2
 """
@@ -30,6 +30,8 @@ from haltwise.nn import (
 
 MEAN_LEFT = 0.47
 """Mean share of the loops that an item takes, before the last loop cuts it off."""
+WAYS = ("sequence", "token", "token apart")
+"""What ends: a sequence, a token up to the end of its sequence, or a token whatever others do."""
 
 
 @final
@@ -92,10 +94,11 @@ class Settings(NamedTuple):
 
 
 def make_layer(
-    per: Literal["sequence", "token"], settings: Settings, dtype: torch.dtype = torch.float32
+    way: str, settings: Settings, dtype: torch.dtype = torch.float32
 ) -> AdaptiveComputation:
     """A layer whose items end when their countdown has reached 0."""
     block = TransformerBlock(settings.dim)
+    per: Literal["sequence", "token"] = "sequence" if way == "sequence" else "token"
     inner = RepeatedBlock(block, settings.dim, settings.loops, per=per)
     layer = AdaptiveComputation(Countdown(inner), width=0, price_input=False)
     nn.init.constant_(layer.head.readout.weight, -100.0)
@@ -103,19 +106,23 @@ def make_layer(
     return layer.to(settings.device, dtype)
 
 
-def sample(num: int, settings: Settings, generator: torch.Generator) -> Tensor:
+def sample(way: str, num: int, settings: Settings, generator: torch.Generator) -> Tensor:
     """Draw sequences, beside each token the loop at which it ends."""
     tokens = torch.randn(num, settings.length, settings.dim, generator=generator)
     uniform = torch.rand(num, settings.length, 1, generator=generator)
     mean = MEAN_LEFT * settings.loops
     ends = (uniform.log() / torch.tensor(1 - 1 / mean).log()).floor()
-    return torch.cat((tokens, ends.clamp_max(settings.loops - 1)), -1).to(settings.device)
+    ends = ends.clamp_max(settings.loops - 1)
+    if way != "token apart":  # the first token is the last to end
+        share = torch.arange(settings.length, 0, -1).view(-1, 1) / settings.length
+        ends = (ends[:, :1] * share).round()
+    return torch.cat((tokens, ends), -1).to(settings.device)
 
 
-def measure(per: Literal["sequence", "token"], settings: Settings) -> list[Row]:
+def measure(way: str, settings: Settings) -> list[Row]:
     """Rows of all loops, of early exit, and of four times as many problems in as many places."""
-    layer = make_layer(per, settings)
-    many = sample(4 * settings.batch, settings, torch.Generator().manual_seed(0))
+    layer = make_layer(way, settings)
+    many = sample(way, 4 * settings.batch, settings, torch.Generator().manual_seed(0))
     inputs, rows = many[: settings.batch], []
 
     @torch.no_grad()
@@ -127,14 +134,15 @@ def measure(per: Literal["sequence", "token"], settings: Settings) -> list[Row]:
         return output
 
     full = seconds(all_loops, settings)
-    rows.append(Row(f"{per}: all loops", 1.0, 1.0, full, Seconds(1.0, 1.0), 1))
-    sizes = None if per == "sequence" else [settings.batch]
+    rows.append(Row(f"{way}: all loops", 1.0, 1.0, full, Seconds(1.0, 1.0), 1))
+    # Of tokens there are batches in few sizes already: the sizes of both would multiply.
+    sizes = None if way == "sequence" else [settings.batch]
     placed = layer.run(inputs, 1.0, sizes=sizes).sizes
     ways: dict[str, Callable[[], Executed]] = {
         "until they end": lambda: layer.run(inputs, 1.0, sizes=sizes),
         "the same, 4 x as many": lambda: layer.run(many, 1.0, sizes=placed),
     }
-    for way, run in ways.items():
+    for how, run in ways.items():
         shapes: set[torch.Size] = set()
         with watched(layer, shapes):
             executed = run()
@@ -143,7 +151,7 @@ def measure(per: Literal["sequence", "token"], settings: Settings) -> list[Row]:
         wall, cpu = (value * per_batch for value in seconds(run, settings))
         rows.append(
             Row(
-                f"{per}: {way}",
+                f"{way}: {how}",
                 (executed.exits + 1).double().mean().item() / settings.loops,
                 executed.num_row_steps / share,
                 Seconds(wall, cpu),
@@ -187,10 +195,10 @@ def wait(settings: Settings) -> None:
         torch.cuda.synchronize()
 
 
-def same_alone(per: Literal["sequence", "token"], settings: Settings) -> bool:
+def same_alone(way: str, settings: Settings) -> bool:
     """Whether every row has the same bits in a batch of one as among all, in float64."""
-    layer = make_layer(per, settings, torch.float64)
-    inputs = sample(settings.batch, settings, torch.Generator().manual_seed(1)).double()
+    layer = make_layer(way, settings, torch.float64)
+    inputs = sample(way, settings.batch, settings, torch.Generator().manual_seed(1)).double()
     together = layer.run(inputs, 1.0)
     return all(
         torch.equal(layer.run(inputs[row : row + 1], 1.0).output[0], together.output[row])
@@ -215,14 +223,14 @@ def main(
     settings = Settings(batch, length, dim, loops, repeats, device)
     heads = f"{'executed':>9}{'computed':>9}{'seconds':>9}{'saves':>7}{'CPU s':>7}{'saves':>7}"
     click.echo(f"{'':32}{heads}{'shapes':>7}")
-    for per in ("sequence", "token"):
-        for row in measure(per, settings):
+    for way in WAYS:
+        for row in measure(way, settings):
             cells = f"{row.executed:9.1%}{row.computed:9.1%}"
             cells += f"{row.seconds.wall:9.3f}{row.saves.wall:6.2f}x"
             cells += f"{row.seconds.cpu:7.3f}{row.saves.cpu:6.2f}x"
             click.echo(f"{row.way:32}{cells}{row.shapes:7}")
-        same = same_alone(per, settings)
-        click.echo(f"{per}: the same bits in a batch of one, in float64: {same}")
+        same = same_alone(way, settings)
+        click.echo(f"{way}: the same bits in a batch of one, in float64: {same}")
 
 
 if __name__ == "__main__":

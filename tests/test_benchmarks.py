@@ -93,12 +93,14 @@ def test_what_an_adaptive_layer_executes_is_what_its_items_were_told() -> None:
     adaptive = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(adaptive)
     settings = adaptive.Settings(batch=32, length=4, dim=8, loops=6, repeats=1)
-    inputs = adaptive.sample(4 * 32, settings, torch.Generator().manual_seed(0))[:32]
-    for per, told in (("sequence", inputs[:, 0, -1]), ("token", inputs[..., -1])):
-        layer = adaptive.make_layer(per, settings)
+    for way in adaptive.WAYS:
+        many = adaptive.sample(way, 4 * 32, settings, torch.Generator().manual_seed(0))
+        inputs = many[:32]
+        told = inputs[:, 0, -1] if way == "sequence" else inputs[..., -1]
+        layer = adaptive.make_layer(way, settings)
         assert torch.equal(layer.run(inputs, 1.0).exits, told.long())
-        _, once, turns = adaptive.measure(per, settings)
+        _, once, turns = adaptive.measure(way, settings)
         assert once.executed == pytest.approx((told + 1).mean().item() / 6)
         assert once.executed <= once.computed <= 1
         assert max(once.shapes, turns.shapes) <= 5
-        assert adaptive.same_alone(per, settings)
+        assert adaptive.same_alone(way, settings)

@@ -18,11 +18,11 @@ State = dict[str, Tensor]
 
 
 class ItemStep(NamedTuple):
-    """What a process makes of one step of n rows, each of one item or of items of shape `*items`.
+    """What a process makes of one step of n rows, each of one item or of items of shape `items...`.
 
     Attributes:
-        output: What an item returns if it ends here, shape [n, *items, ...].
-        features: What a halting head reads of it, shape [n, *items, F].
+        output: What an item returns if it ends here, shape [n, items..., ...].
+        features: What a halting head reads of it, shape [n, items..., F].
         state: What the next step goes on from.
     """
 
@@ -94,6 +94,6 @@ class AdaptiveProcess(nn.Module, ABC):
         Args:
             step: t; of each row, int64 [n], where steps are alike.
             state: Of n rows.
-            active: Which items still run, bool [n, *items], where they interact; all if None.
+            active: Which items still run, bool [n, items...], where they interact; all if None.
                 Those that do not must return what they returned.
         """

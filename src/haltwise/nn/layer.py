@@ -167,8 +167,8 @@ class AdaptiveComputation(nn.Module):
                 sampled, a draw from the posterior.
             model: What is asked in place of the layer's own head: a `haltwise.HaltingModel`. It
                 reads the loss observed and, as a read-out, the features.
-            observe: The loss that is observed of outputs [k, *items, ...], such as the entropy of
-                an answer, [k, *items]; needed by a model and by rules that read the loss.
+            observe: The loss that is observed of outputs [k, items..., ...], such as the entropy of
+                an answer, [k, items...]; needed by a model and by rules that read the loss.
             sizes: Sizes of batches, rising. If there are more rows than the last, they take turns:
                 where steps are alike, and the rule is of this package, a free place goes to the
                 next row at once; else they come in batches. By default five sizes up to that of the

@@ -26,9 +26,9 @@ class LayerStack(AdaptiveProcess):
         num_features: F, the numbers that `features` makes of an item.
         heads: Of each layer, from its output to what an item returns there, all of one shape; what
             the layers put out themselves if None.
-        features: From what items return, [n, *items, ...], to what the halting head reads,
-            [n, *items, F]; by default the numbers of an item, averaged over tokens [n, L, F] where
-            sequences end and over pixels [n, F, H, W] where images do.
+        features: From what items return, [n, items..., ...], to what the halting head reads,
+            [n, items..., F]; by default the numbers of an item, averaged over tokens [n, L, F]
+            where sequences end and over pixels [n, F, H, W] where images do.
         costs: Of ending behind each layer, rising; 1, 2, ... if None.
         per: What halts.
         keys: Where later layers have the keys and values of tokens that have ended from.

@@ -111,7 +111,7 @@ class OnlineHalting:
 
         Args:
             step: t < T, or that of each item [K].
-            output: Shape [n, *items, ...].
+            output: Shape [n, items..., ...].
             features: Shape [K, F].
             price: Shape [K].
             state: From `begin` or the step before.

@@ -22,16 +22,16 @@ __all__ = ["Pondered"]
 @final
 @dataclass(frozen=True)
 class Pondered:
-    """Items of shape `*items`, such as [n] problems or [n, L] tokens, at exits 0..T.
+    """Items of shape `items...`, such as [n] problems or [n, L] tokens, at exits 0..T.
 
     Attributes:
-        outputs: What an item returns at each exit, shape [*items, T+1, ...].
-        halting: What the halting head puts out at exits 0..T-1, by name, shapes [*items, T, ...].
-        price: c, of a unit of cost, in units of the loss, shape [*items].
+        outputs: What an item returns at each exit, shape [items..., T+1, ...].
+        halting: What the halting head puts out at exits 0..T-1, by name, shapes [items..., T, ...].
+        price: c, of a unit of cost, in units of the loss, shape [items...].
         exit_costs: What ending at each exit costs, shape [T+1].
         method: The halting method.
         coupling: How loss and halting step are coupled.
-        drawn: The exit drawn of each item where these are sampled, int64 [*items].
+        drawn: The exit drawn of each item where these are sampled, int64 [items...].
         generator: Draws what is random in the objective; PyTorch's own if None.
     """
 
@@ -46,7 +46,7 @@ class Pondered:
 
     @property
     def log_prob(self) -> Tensor:
-        """Log q(t) of exits t = 0..T, shape [*items, T+1]."""
+        """Log q(t) of exits t = 0..T, shape [items..., T+1]."""
         return self.posterior.log_prob().view(*self.price.shape, -1)
 
     @property
@@ -56,7 +56,7 @@ class Pondered:
 
     @property
     def exits(self) -> Tensor:
-        """The exit at which each item ends, int64 [*items].
+        """The exit at which each item ends, int64 [items...].
 
         That which was drawn, or at which the method's stop rule, not calibrated yet, ends it.
         """
@@ -65,13 +65,13 @@ class Pondered:
         return self.exits_by(self.method.rule(DecisionTime.AFTER_GRADIENT))
 
     def exits_by(self, rule: StopRule) -> Tensor:
-        """The exit at which a stop rule that reads the halting head ends each item, [*items]."""
+        """The exit at which a stop rule that reads the halting head ends each item, [items...]."""
         blank = self.price.new_zeros(*self.price.shape, len(self.exit_costs))
         return decisions(rule, self.trajectory(blank)).view(self.price.shape)
 
     @property
     def output(self) -> Tensor:
-        """What each item returns, shape [*items, ...]: at its exit, or the mean over exits.
+        """What each item returns, shape [items..., ...]: at its exit, or the mean over exits.
 
         The mean is that of the expected state. It counts nothing at exits that have no probability.
         """
@@ -82,19 +82,19 @@ class Pondered:
         return (weight * outputs).sum(self.price.ndim)
 
     def at(self, exits: Tensor) -> Tensor:
-        """The outputs at exits int64 [*items], shape [*items, ...]."""
+        """The outputs at exits int64 [items...], shape [items..., ...]."""
         index = self._along_outputs(exits.unsqueeze(-1))
         shape = (*exits.shape, 1, *self.outputs.shape[exits.ndim + 1 :])
         return self.outputs.gather(exits.ndim, index.expand(shape)).squeeze(exits.ndim)
 
     @property
     def expected_cost(self) -> Tensor:
-        """sum_t q(t) cost(t), in units of cost, shape [*items]."""
+        """sum_t q(t) cost(t), in units of cost, shape [items...]."""
         return (self.log_prob.exp() * self.exit_costs).sum(-1)
 
     @property
     def ponder_cost(self) -> Tensor:
-        """The differentiable cost of which objectives take the price, shape [*items].
+        """The differentiable cost of which objectives take the price, shape [items...].
 
         It is the expected cost, but for Graves' method, whose N + R it is (in units of a mean step,
         with what the exits' costs differ from equal steps).
@@ -104,7 +104,7 @@ class Pondered:
         return unit * pondered + (self.log_prob.exp() * difference).sum(-1)
 
     def objective(self, losses: Tensor, *, progress: float | None = 1.0) -> Tensor:
-        """What is to be minimised, in units of the loss, shape [*items].
+        """What is to be minimised, in units of the loss, shape [items...].
 
         Coupled by the expected loss it is the method's own objective, such as the free energy of
         docs/theory.md, Eq. (free-energy), with the exits' costs. Coupled by the expected state it
@@ -114,8 +114,8 @@ class Pondered:
         the other items for b (so give a batch).
 
         Args:
-            losses: At every exit, shape [*items, T+1], for the expected loss; otherwise of
-                `output`, shape [*items].
+            losses: At every exit, shape [items..., T+1], for the expected loss; otherwise of
+                `output`, shape [items...].
             progress: Share of the training that is done, in [0, 1], as a method's objective knows
                 it; None while the head is to learn by what it would learn from recordings, beside a
                 network that is new.
@@ -143,7 +143,7 @@ class Pondered:
         stops by `exit_costs`.
 
         Args:
-            losses: By which ending at each exit is judged, shape [*items, T+1].
+            losses: By which ending at each exit is judged, shape [items..., T+1].
             observed: What is known of them when an item runs, such as the entropy of an answer, in
                 the same shape; the losses themselves if None. Only with it there are signals, from
                 which a halting model can learn (`haltwise.recordings.runs.save_trajectory`).
@@ -220,5 +220,5 @@ class Pondered:
         return {name: value.flatten(0, ndim - 1) for name, value in self.halting.items()}
 
     def _along_outputs(self, value: Tensor) -> Tensor:
-        """A value [*items, K] beside outputs [*items, T+1, ...]."""
+        """A value [items..., K] beside outputs [items..., T+1, ...]."""
         return value.view(*value.shape, *[1] * (self.outputs.ndim - value.ndim))

@@ -27,6 +27,6 @@ def price_of_rows(price: float | Tensor, num_rows: int) -> Tensor:
 
 
 def price_of_items(price: Tensor, features: Tensor) -> Tensor:
-    """Give every item with features [n, *items, F] the price [n] of its row, shape [n, *items]."""
+    """The price [n] of its row for every item with features [n, items..., F], [n, items...]."""
     items = features.shape[:-1]
     return price.to(features).view(-1, *[1] * (len(items) - 1)).expand(items)

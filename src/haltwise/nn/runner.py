@@ -27,12 +27,12 @@ _REFILLED = 8
 
 @final
 class Executed(NamedTuple):
-    """What became of items of shape `*items`, such as [n] problems or [n, L] tokens.
+    """What became of items of shape `items...`, such as [n] problems or [n, L] tokens.
 
     Attributes:
-        output: What each returns, shape [*items, ...].
-        exits: The exit at which it ended, int64 [*items].
-        cost: What that costs, by the process' `exit_costs`, shape [*items].
+        output: What each returns, shape [items..., ...].
+        exits: The exit at which it ended, int64 [items...].
+        cost: What that costs, by the process' `exit_costs`, shape [items...].
         num_row_steps: Steps of rows that were computed, empty places included.
         sizes: Of the batches that were computed, rising.
     """
@@ -214,7 +214,7 @@ class _Run:
         self._exits = torch.zeros(num, dtype=torch.int64, device=output.device)
 
     def _decide(self, found: ItemStep, places: State) -> tuple[Tensor, State]:
-        """Which items end, bool [n, *items], and the memory of decisions after it."""
+        """Which items end, bool [n, items...], and the memory of decisions after it."""
         active, at = places["active"], _along(places["step"], places["active"])
         if self._is_lockstep and self._step == self._last:
             return torch.ones_like(active), {}
@@ -281,7 +281,7 @@ class _Run:
 
 
 def _any(items: Tensor) -> Tensor:
-    """Whether it is so of any item of a row, [n, *items] to [n]."""
+    """Whether it is so of any item of a row, [n, items...] to [n]."""
     return items.flatten(1).any(1) if items.ndim > 1 else items
 
 

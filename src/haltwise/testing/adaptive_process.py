@@ -206,7 +206,7 @@ def _check_draws(layer: AdaptiveComputation, inputs: Tensor) -> None:
 
 
 def _losses(outputs: Tensor, weight: Tensor, num_items: int) -> Tensor:
-    """A smooth loss of every output [*items, ...]."""
+    """A smooth loss of every output [items..., ...]."""
     weighted: Tensor = outputs * weight
     total = weighted if weight.ndim == 0 else weighted.flatten(num_items).sum(-1)
     loss: Tensor = total.sin()
