@@ -1,7 +1,7 @@
 """The adaptive layer against loops written out by hand."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, final
@@ -387,3 +387,59 @@ def test_a_loss_of_an_exit_drawn_is_that_loss_and_its_cost() -> None:
     shares = torch.bincount(pondered.drawn, minlength=3) / 2000
     torch.testing.assert_close(shares, pondered.log_prob.exp().mean(0).float(), atol=0.03, rtol=0)
     assert torch.equal(layer.run(rows, 0.5, generator=seeded(7)).exits, pondered.drawn)
+
+
+LAYERS: dict[str, tuple[Callable[[], AdaptiveComputation], tuple[int, ...]]] = {
+    "cell": (lambda: AdaptiveComputation(RecurrentCell(nn.GRUCell(4, 8), 5)), (20, 3)),
+    "tokens": (
+        lambda: AdaptiveComputation(
+            RepeatedBlock(TransformerBlock(8, 2), 8, 4, per="token"), "graves", "expected-state"
+        ),
+        (9, 5, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_the_caller_has_set_disturbs_nothing(name: str) -> None:
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    layer, inputs = make(), torch.randn(shape, generator=seeded())
+    nn.init.normal_(layer.head.readout.weight, generator=seeded(1))
+    due, trained = layer.run(inputs, 0.1), layer(inputs, 0.1)
+    with torch.inference_mode():
+        assert torch.equal(layer.run(inputs, 0.1).output, due.output)
+    with torch.device("meta"):
+        assert torch.equal(layer.run(inputs, 0.1).output, due.output)
+    torch.set_default_dtype(DOUBLE)
+    try:
+        assert torch.equal(layer.run(inputs, 0.1).output, due.output)
+        assert torch.equal(layer(inputs, 0.1).log_prob, trained.log_prob)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved, pondered = layer.run(inputs, 0.1), layer(inputs, 0.1)
+    assert pondered.log_prob.dtype == torch.float32
+    same = halved.exits == due.exits
+    assert same.float().mean() > 0.7
+    torch.testing.assert_close(halved.output[same].float(), due.output[same], atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("coupling", ["expected-loss", "expected-state", "sampled"])
+def test_a_row_that_is_no_number_disturbs_no_other(name: str, coupling: str) -> None:
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    layer, inputs = make(), torch.randn(shape, generator=seeded())
+    if coupling == "sampled" and layer.process.items_interact:
+        return
+    layer.coupling = Coupling(coupling)
+    due = layer.run(inputs, 0.1, generator=seeded())
+    inputs[3] = math.nan
+    found = layer.run(inputs, 0.1, generator=seeded())
+    others = torch.arange(len(inputs)) != 3
+    assert torch.equal(found.output[others], due.output[others])
+    assert (found.exits[3] == layer.process.num_exits - 1).all()
+    assert found.output[3].isnan().all()
+    with pytest.raises(InputError, match="step 0; leave out problems that diverged"):
+        _ = layer(inputs, 0.1).log_prob

@@ -53,10 +53,10 @@ class HaltingHead(nn.Module):
         """Outputs by name, shapes [B, ...], of features [B, F] at prices [B]."""
         inputs = features
         if self.price_input:
-            inputs = torch.cat((features, price.log().unsqueeze(-1)), -1)
+            inputs = torch.cat((features, price.log().to(features).unsqueeze(-1)), -1)
         if self.hidden is not None:
             inputs = nn.functional.gelu(self.hidden(inputs))
-        return self.method.outputs(self.readout(inputs), price)
+        return self.method.outputs(self.readout(inputs).to(price.dtype), price)
 
     @property
     def readout_size(self) -> int:

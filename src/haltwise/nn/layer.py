@@ -119,7 +119,7 @@ class AdaptiveComputation(nn.Module):
             state = found.state
             outputs.append(found.output)
             if step == 0:
-                prices = price_of_items(rows.to(inputs.device), found.features)
+                prices = price_of_items(rows, found.features)
             if step == process.num_exits - 1:
                 break
             asked = self.head(found.features.flatten(0, -2), prices.flatten())
@@ -158,7 +158,7 @@ class AdaptiveComputation(nn.Module):
         Batches have few sizes, for each of which a compiled step exists once; empty places repeat a
         row. In float64 the result of a row is the same to the bit in any company, as far as the
         process' own operations are for all these sizes (matrix products on CPUs are, from 4 rows
-        on).
+        on). An item that is no number any more takes all steps, and disturbs no other row.
 
         Args:
             inputs: Of the process, n rows.

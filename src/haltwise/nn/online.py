@@ -132,7 +132,9 @@ class OnlineHalting:
             rows = torch.arange(len(price), device=price.device)
             steps = torch.zeros_like(rows) + step
             for name, value in decision.observation.outputs.items():
-                after[f"halting.{name}"][rows, steps] = value
+                # An item that has gone wrong runs to its last exit, and disturbs no other.
+                sound = value.nan_to_num(-torch.inf, torch.finfo(value.dtype).max, -torch.inf)
+                after[f"halting.{name}"][rows, steps] = sound
             if self.draws:
                 log_prob = self._log_prob(after, steps + 1)
                 ended = 1 - log_prob[:, -1].exp()

@@ -77,7 +77,7 @@ class Pondered:
         """
         if self.coupling is not Coupling.EXPECTED_STATE:
             return self.at(self.exits)
-        weight = self._along_outputs(self.log_prob.exp())
+        weight = self._along_outputs(self.log_prob.exp().to(self.outputs.dtype))
         outputs = torch.where(weight == 0, 0, self.outputs)
         return (weight * outputs).sum(self.price.ndim)
 

@@ -16,7 +16,8 @@ def price_of_rows(price: float | Tensor, num_rows: int) -> Tensor:
         InputError: A price is not a finite number above 0, or there is another number of them.
     """
     if not isinstance(price, Tensor) or price.ndim == 0:
-        price = torch.full((num_rows,), real_number("price", price), dtype=torch.float64)
+        number = real_number("price", price)
+        price = torch.full((num_rows,), number, dtype=torch.float64, device="cpu")
     require(
         list(price.shape) == [num_rows],
         f"price must be a number or have shape [{num_rows}], got {shown(price)}",
@@ -27,6 +28,10 @@ def price_of_rows(price: float | Tensor, num_rows: int) -> Tensor:
 
 
 def price_of_items(price: Tensor, features: Tensor) -> Tensor:
-    """The price [n] of its row for every item with features [n, items..., F], [n, items...]."""
-    items = features.shape[:-1]
-    return price.to(features).view(-1, *[1] * (len(items) - 1)).expand(items)
+    """The price [n] of its row for every item with features [n, items..., F], [n, items...].
+
+    In the precision of the features, but at least single: laws of exits are no matter for half.
+    """
+    items, dtype = features.shape[:-1], torch.promote_types(features.dtype, torch.float32)
+    price = price.to(features.device, dtype)
+    return price.view(-1, *[1] * (len(items) - 1)).expand(items)

@@ -188,9 +188,8 @@ class _Run:
         self._num_row_steps += num
         self._used.add(num)
         if self._halting.takes_means:
-            places["outputs"][torch.arange(num, device=places["row"].device), places["step"]] = (
-                found.output
-            )
+            kept = places["outputs"]
+            kept[torch.arange(num, device=kept.device), places["step"]] = found.output.to(kept)
         stop, memory = self._decide(found, places)
         active = places["active"]
         ends = active & stop
@@ -245,12 +244,12 @@ class _Run:
             ndim = places["active"].ndim
             outputs = outputs.flatten(2, ndim) if ndim > 1 else outputs.unsqueeze(2)
             outputs = outputs[place, :, within]
-            weights = _along(weights, outputs)
+            weights = _along(weights.to(outputs), outputs)
             returned = (weights * outputs.masked_fill(weights == 0, 0)).sum(1)
         else:
             returned = output.flatten(0, places["active"].ndim - 1)[ended]
         rows = places["row"][place] * per_row + within
-        self._output[rows] = returned
+        self._output[rows] = returned.to(self._output)  # autocast may change its mind
         self._exits[rows] = exits
 
     def _refill(self, alive: Tensor) -> bool:

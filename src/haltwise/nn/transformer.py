@@ -80,13 +80,13 @@ class TransformerBlock(nn.Module):
             seen = self.key_value(self.attention_norm(tokens))
         else:
             which = _in_batches(stale.flatten())
-            made = self.key_value(self.attention_norm(flat[which]))
+            made = self.key_value(self.attention_norm(flat[which])).to(keys)
             seen = keys.flatten(0, 1).index_copy(0, which, made).view_as(keys)
         running = flat[index]
-        query = torch.zeros_like(flat)
-        query[index] = self.query(self.attention_norm(running))
+        asked = self.query(self.attention_norm(running))
+        query = asked.new_zeros(flat.shape).index_copy_(0, index, asked)
         attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)[index]
-        new = kept.flatten(0, 1).index_copy(0, index, self._finish(running, attended))
+        new = kept.flatten(0, 1).index_copy(0, index, self._finish(running, attended).to(kept))
         return new.view_as(tokens), seen
 
     def _attend(self, query: Tensor, keys: Tensor) -> Tensor:
