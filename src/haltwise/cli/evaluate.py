@@ -11,7 +11,7 @@ from haltwise._core.errors import require
 from haltwise.cli import options
 from haltwise.cli.printing import plain, print_stopping, say, write_json
 from haltwise.cli.settings import SettingsCommand
-from haltwise.evaluation import evaluate
+from haltwise.evaluation import evaluate, judge_processes
 from haltwise.evaluation.records import save_evaluation
 from haltwise.models import loading
 
@@ -67,8 +67,30 @@ def command(
     """Evaluate RUN_OR_NAME on held-out problems beside tuned baselines.
 
     J is the excess loss at the stop plus price times cost. Cost is counted in updates applied and
-    in gradients evaluated. Workers started by torchrun share the tuning of learning rates.
+    in gradients evaluated. Workers started by torchrun share the tuning of learning rates. Of a
+    model that stops processes, the stops alone are judged; where the best causal rule is known,
+    beside it.
     """
+    card = loading.card_of(run_or_name, own)
+    if card.rule is None and (card.family is not None or family is not None):
+        require(
+            not compare and baseline is None and out is None,
+            f"{run_or_name} stops processes: there is no optimizer to compare, and no record is "
+            "kept; drop --compare, --baseline and --out, and write the figures by --json",
+        )
+        stopping = judge_processes(
+            loading.load_halting(run_or_name, own),
+            options.process_family_of(card, family, settings),
+            price=card.price if price is None else price,
+            horizon=card.horizon if horizon is None else horizon,
+            seed=seed,
+            num_items=4096 if num_problems is None else num_problems,
+            device=device,
+            learners=learners,
+        )
+        write_json(json_path, stopping)
+        print_stopping(stopping)
+        return
     device, workers = options.joined(device)
     if baseline is None:
         baseline = f"{run_or_name}-lstm" if f"{run_or_name}-lstm" in loading.names() else "none"
@@ -78,7 +100,6 @@ def command(
         key = options.model_name(name)
         require(key not in models, f"every optimizer needs a name of its own, got {key} twice")
         models[key] = loading.load(name, own)
-    card = models[options.model_name(run_or_name)].card
     drawn = options.family_of(card, family, settings, data_dir)
     if num_problems is None:
         num_problems = min(4096, max(64, _COORDINATES // drawn.dim))

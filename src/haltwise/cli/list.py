@@ -7,6 +7,7 @@ import click
 
 from haltwise._core.errors import require
 from haltwise.models.loading import card_of, names
+from haltwise.processes import ProcessFamily, process_families
 from haltwise.tasks import TaskFamily, families
 
 __all__ = ["command"]
@@ -16,7 +17,8 @@ __all__ = ["command"]
 @click.argument("text", default="")
 def command(text: str) -> None:
     """List the families and the shipped weights, those with TEXT in their names if it is given."""
-    found = {name: family for name, family in families().items() if text in name}
+    every: dict[str, TaskFamily | ProcessFamily] = {**families(), **process_families()}
+    found = {name: family for name, family in every.items() if text in name}
     shipped = [name for name in names() if text in name]
     require(bool(found or shipped), f"nothing has {text!r} in its name; see haltwise list")
     if found:
@@ -24,7 +26,9 @@ def command(text: str) -> None:
         for sentence, members in _by_sentence(found).items():
             click.echo(textwrap.fill(sentence, 79, initial_indent="  ", subsequent_indent="  "))
             for name in members:
-                click.echo(f"    {name:<{max(map(len, found))}}  {found[name].dim:>5}")
+                family = found[name]
+                size = "process" if isinstance(family, ProcessFamily) else f"{family.dim:>5}"
+                click.echo(f"    {name:<{max(map(len, found))}}  {size}")
     if shipped:
         click.echo("Shipped weights (haltwise evaluate NAME, haltwise.load(NAME)):")
         table = [("name", "family", "steps", "price", "halting"), *map(_row, shipped)]
@@ -34,7 +38,7 @@ def command(text: str) -> None:
             click.echo(f"  {line}".rstrip())
 
 
-def _by_sentence(found: dict[str, TaskFamily]) -> dict[str, list[str]]:
+def _by_sentence(found: dict[str, TaskFamily | ProcessFamily]) -> dict[str, list[str]]:
     """Names of families that one sentence describes, in order."""
     described: dict[str, list[str]] = {}
     for name in sorted(found):

@@ -8,13 +8,16 @@ from typing import Any
 import click
 import torch
 
+from haltwise._core.discovery import configure
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice, Leaf
 from haltwise._core.plugins import is_file, label, load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
 from haltwise.models.card import Card
+from haltwise.processes import ProcessFamily, process_families
 from haltwise.tasks import TaskFamily, family
+from haltwise.training.presets import process_family
 
 __all__ = [
     "PATH",
@@ -33,6 +36,7 @@ __all__ = [
     "model_name",
     "own_classes",
     "price_option",
+    "process_family_of",
     "threads_option",
 ]
 
@@ -140,6 +144,23 @@ def family_of(
     """Make the family of `family_choice`; for `data_dir` see `haltwise.tasks.family`."""
     chosen = family_choice(card, name, settings)
     return family(chosen.name, chosen.settings, data_dir=data_dir)
+
+
+def process_family_of(card: Card, name: str | None, settings: Mapping[str, Any]) -> ProcessFamily:
+    """Make the family of processes of `family_choice`.
+
+    Raises:
+        InputError: It is one of problems, which this model does not stop.
+    """
+    chosen = family_choice(card, name, settings)
+    found = process_family(chosen.name)
+    require(
+        found is not None,
+        f"this model stops processes, and {label(chosen.name)} is no family of processes; choose "
+        f"among {', '.join(process_families())} or name PATH.py:NAME",
+    )
+    made: ProcessFamily = configure(found, chosen.settings, chosen.name)
+    return made
 
 
 def family_choice(card: Card, name: str | None, settings: Mapping[str, Any]) -> Choice:

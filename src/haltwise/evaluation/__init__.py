@@ -2,6 +2,7 @@
 
 from haltwise.evaluation.evaluate import Evaluation, evaluate
 from haltwise.evaluation.judge import Stops, judge
+from haltwise.evaluation.processes import judge_processes
 from haltwise.evaluation.recommend import Recommendation, Trial, recommend
 from haltwise.evaluation.records import EvaluationRecord, Interval, StoppingRecord, StudyRecord
 from haltwise.evaluation.stopping_report import stopping_report
@@ -18,6 +19,7 @@ __all__ = [
     "Trial",
     "evaluate",
     "judge",
+    "judge_processes",
     "judge_runs",
     "recommend",
     "stopping_report",

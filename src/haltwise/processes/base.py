@@ -9,6 +9,7 @@ from torch import Tensor
 
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import loss_signals
+from haltwise.processes.trajectory import Trajectory
 
 __all__ = ["Process", "ProcessFamily", "ProcessStep", "State", "StepObservation"]
 
@@ -108,3 +109,16 @@ class ProcessFamily(ABC):
         device: torch.device | str = "cpu",
     ) -> Process:
         """Draw a process of `num_items` independent items."""
+
+    def best_stops(self, trajectory: Trajectory, price: float) -> Tensor | None:
+        """The steps at which the best causal rule stops the items, int64 [n].
+
+        None where the law of the items is not known, as by default. Evaluations show these stops
+        beside the learned ones as "best causal": what can be reached without seeing the future.
+
+        Args:
+            trajectory: n recorded items of this family.
+            price: c, in units of the loss.
+        """
+        del trajectory, price
+        return None

@@ -10,6 +10,7 @@ import numpy as np
 from haltwise._core import discovery, plugins
 from haltwise._core.nested_settings import Leaf, leaves
 from haltwise.halting.methods import HaltingMethod, halting_methods
+from haltwise.processes import process_families
 from haltwise.tasks import families
 from haltwise.training.gradients import GradientEstimator, estimators
 from haltwise.training.settings import TrainingSettings
@@ -34,9 +35,14 @@ class Named(NamedTuple):
         return discovery.find(self.table(), name, self.kind, self.noun)
 
 
+def _families() -> Mapping[str, Any]:
+    """Families of problems and of processes."""
+    return {**families(), **process_families()}
+
+
 CHOICES: Mapping[str, Named] = MappingProxyType(
     {
-        "family": Named("family", object, families),  # of problems or of processes
+        "family": Named("family", object, _families),
         "rule": Named("update rule", UpdateRule, rules),
         "method": Named("halting method", HaltingMethod, halting_methods),
         "joint.estimator": Named("gradient estimator", GradientEstimator, estimators),

@@ -6,22 +6,22 @@ from typing import Any
 
 from haltwise._core import discovery, plugins
 from haltwise._core.nested_settings import merge
-from haltwise.processes.base import ProcessFamily
+from haltwise.processes import ProcessFamily, process_families
 from haltwise.tasks import training_defaults
 
 __all__ = ["MONITOR_DEFAULTS", "PRESETS", "default_settings", "process_family"]
 
 
 def process_family(name: str) -> Any | None:
-    """The family of processes, a class or an instance, that PATH.py:NAME names; its file is run.
+    """The family of processes, a class or an instance, called `name`; None for any other family.
 
-    None for any other family.
+    Where that is PATH.py:NAME, the file is run.
 
     Raises:
         InputError: The file does not run, or it defines no such name.
     """
     if not plugins.is_file(name):
-        return None
+        return process_families().get(name)
     found = plugins.load_object(name, object, "family")
     kind = found if isinstance(found, type) else type(found)
     return found if issubclass(kind, ProcessFamily) else None

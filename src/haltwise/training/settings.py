@@ -126,8 +126,8 @@ class TrainingSettings:
     """One training run. The same settings on the same machine give the same weights."""
 
     family: Choice = field(default_factory=lambda: Choice("regression-2d"))
-    """Family of problems, a name in `haltwise.tasks.families()`, or PATH.py:NAME; also a family of
-    processes."""
+    """Family of problems or of processes: a name in `haltwise.tasks.families()` or in
+    `haltwise.processes.process_families()`, or PATH.py:NAME."""
     mixed_with: list[str] = field(default_factory=list)
     """Further families: the rule learns from problems of one of them at a time, drawn with equal
     chances, and the halter from as many of each."""

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Self, final
 
 import numpy as np
+import torch
 
 from haltwise.bench.domain import Domain, Sample
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.rule import CurveRule
+from haltwise.planning import optimal_stopping
 
 __all__ = ["BestOnChainRule", "ChainDomain"]
 
@@ -37,12 +39,12 @@ class BestOnChainRule(CurveRule):
         state = curve.columns["state"].astype(int)
         unit = curve.loss[0] / _LOSSES[state[0]]
         step = curve.budget / _STEPS
-        advantage = going_on(unit, self.price * step)
+        advantage = _going_on(unit, self.price * step)
         best: Floats = advantage[np.round(curve.cost / step).astype(int), state]
         return best
 
 
-def going_on(unit: float, price: float) -> Floats:
+def _going_on(unit: float, price: float) -> Floats:
     """What going on gains over stopping after each number of steps in each state.
 
     Args:
@@ -52,13 +54,10 @@ def going_on(unit: float, price: float) -> Floats:
     Returns:
         Shape [steps + 1, states]; 0 after the last step.
     """
-    loss = unit * _LOSSES
-    value, advantage = loss.copy(), np.zeros((_STEPS + 1, _STATES))
-    for step in range(_STEPS - 1, -1, -1):
-        later = price + _CHANCES * np.append(value[1:], value[-1]) + (1 - _CHANCES) * value
-        advantage[step] = loss - later
-        value = np.minimum(loss, later)
-    return advantage
+    transition = np.diag(1 - _CHANCES) + np.diag(_CHANCES[:-1], 1)
+    losses = torch.from_numpy(unit * _LOSSES)
+    found = optimal_stopping(torch.from_numpy(transition), losses, price, _STEPS)
+    return np.vstack((found.advantage.numpy(), np.zeros(_STATES)))
 
 
 @final
