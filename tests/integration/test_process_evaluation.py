@@ -18,10 +18,12 @@ from haltwise.training import train
 
 TINY: dict[str, Any] = {
     "price": 0.02,
-    "horizon": 60,
-    "halter": {"memory": 0, "width": 16},
-    "halting": {"num_steps": 150, "num_recorded": 2048, "batch_size": 256},
-    "validation": {"every": 75, "num_problems": 256, "num_calibration": 1024},
+    "horizon": 40,
+    "method": {"name": "stick-breaking", "settings": {"distilled": 0.8}},
+    "halter": {"memory": 0, "width": 32},
+    "halting": {"num_steps": 300, "num_recorded": 4096, "batch_size": 512},
+    "adam": {"learning_rate": 0.03},
+    "validation": {"every": 100, "num_problems": 512, "num_calibration": 2048},
 }
 
 
@@ -32,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def judged(run: Path, family: Any = None, **settings: Any) -> StoppingRecord:
     family = MarkovChainFamily() if family is None else family
-    settings = {"price": 0.02, "horizon": 60, "seed": 3, "num_items": 2048, **settings}
+    settings = {"price": 0.02, "horizon": 40, "seed": 3, "num_items": 2048, **settings}
     return judge_processes(load_halting(run), family, learners=False, **settings)
 
 
@@ -47,15 +49,15 @@ def test_a_short_training_captures_half_of_what_is_possible(run: Path) -> None:
 def test_the_best_causal_line_is_that_of_the_law(run: Path) -> None:
     """Its J is the mean cost of the runs of the stream, stopped by hand in states 8 and above."""
     family = MarkovChainFamily()
-    recorded = record_process(family.sample(2048, stream(3, "test")), 60)
+    recorded = record_process(family.sample(2048, stream(3, "test")), 40)
     level = family.losses()[8].item() * 1.001
     paid = []
     for losses in recorded.loss.tolist():
-        stop = next((t for t, loss in enumerate(losses) if loss <= level), 60)
+        stop = next((t for t, loss in enumerate(losses) if loss <= level), 40)
         paid.append(losses[stop] + 0.02 * stop)
     record = judged(run)
     assert record.rules["best-causal"].j.value == pytest.approx(sum(paid) / 2048, rel=1e-6)
-    expected = optimal_stopping(family.transition(), family.losses(), 0.02, 60).value[0].item()
+    expected = optimal_stopping(family.transition(), family.losses(), 0.02, 40).value[0].item()
     assert sum(paid) / 2048 == pytest.approx(expected, abs=0.02)
 
 
@@ -84,7 +86,7 @@ def test_the_command_shows_the_line(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "best causal rule" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["num_steps"] == 60
+    assert found["num_steps"] == 40
     assert found["rules"]["best-causal"]["gain"]["value"] > 0
     for options, sentence in (
         (["--compare", "regression-2d"], "there is no optimizer to compare"),

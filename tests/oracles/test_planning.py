@@ -133,6 +133,17 @@ def test_thresholded_em_stops_as_dynamic_programming_does(temperature: float) ->
     assert (plan.log_likelihoods.diff() >= -1e-12).all()
 
 
+def test_at_a_low_temperature_em_stops_a_state_later() -> None:
+    family = MarkovChainFamily()
+    transition, losses = family.transition(), family.losses()
+    mdp, ratio = as_decision_process(transition, losses, 0.02, 0.3)
+    stop = expectation_maximization(mdp, ratio, num_iterations=2000).policy[1, :-1] > 0.5
+    assert int(stop.byte().argmax()) == 9
+    matrix = torch.eye(40, dtype=DOUBLE) - transition * ~stop.unsqueeze(1)
+    cost = torch.linalg.solve(matrix, torch.where(stop, losses, 0.02))
+    assert cost[0].item() == pytest.approx(0.50135, abs=5e-6)
+
+
 def test_em_seeks_risks_at_low_temperatures() -> None:
     """What it maximises is at least the expected cost (Jensen), and nears it as tau grows."""
     transition, losses = random_chain(1, 6)
