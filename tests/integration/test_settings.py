@@ -25,6 +25,7 @@ from haltwise.cli.settings import SettingOption, parse
 from haltwise.cli.train import command as train_command
 from haltwise.cli.train_monitor import command as train_monitor_command
 from haltwise.halting import halting_methods
+from haltwise.processes import process_families
 from haltwise.tasks import families
 from haltwise.training import Trainer, TrainingSettings, estimators, train
 from haltwise.training.choices import CHOICES
@@ -75,7 +76,7 @@ def test_a_monitor_has_the_settings_of_a_halter_alone() -> None:
 
 def named() -> Iterator[tuple[str, str, Any]]:
     for path, table in (
-        ("family", families()),
+        ("family", {**families(), **process_families()}),
         ("rule", rules()),
         ("method", halting_methods()),
         ("joint.estimator", estimators()),
