@@ -171,11 +171,16 @@ def row(each: Point) -> str:
 
 
 def table(exits: Exits) -> str:
-    """The learned exits, all steps, and each opponent as accurate as these; then at equal cost."""
+    """The learned exits, all steps, and each opponent as accurate as these; then at equal cost.
+
+    Where all steps are not the best, as where too many objects are painted, equal cost alone.
+    """
     _, judged = halves(len(exits.learned))
     last = torch.full_like(exits.learned, exits.right.shape[1] - 1)
     stops = {"learned": exits.learned, "all steps": last}
-    stops |= {name: as_accurate(exits, value) for name, value in exits.statistics.items()}
+    depths = exits.right.double().mean(0)
+    if depths[-1] >= depths.max() - KEPT:  # more steps do no harm
+        stops |= {name: as_accurate(exits, value) for name, value in exits.statistics.items()}
     lines = ["  exit                      cost (easy, hard)      accuracy (easy, hard)"]
     lines += [row(point(name, exits, stop, judged)) for name, stop in stops.items()]
     cost = point("learned", exits, exits.learned, judged).cost[0]

@@ -12,6 +12,7 @@ LOOPED_RESULTS
 
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import click
 import torch
@@ -20,25 +21,53 @@ from puzzles import TASKS, Puzzles
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from haltwise.nn import AdaptiveComputation, RepeatedBlock, TransformerBlock
+from haltwise.nn import AdaptiveComputation, AdaptiveProcess, ItemStep, TransformerBlock
 
 DIM, LOOPS, BATCH, LEARNING_RATE, WARM_UP = 64, 12, 64, 2e-3, 0.6
 LOW, HIGH = 1e-4, 3e-2  # prices of a loop, in nats of the mean cell
 
 
+class Loop(AdaptiveProcess):
+    """One block applied again and again; each exit returns log-odds of the cells [n, L, C].
+
+    The head reads the tokens, how far they still move and how sure the least sure cell is.
+    """
+
+    steps_alike: ClassVar[bool] = True
+
+    def __init__(self, num_answers: int) -> None:
+        super().__init__(LOOPS)
+        self.num_features = 2 * DIM + 3
+        self.block = TransformerBlock(DIM, num_heads=4, hidden=2 * DIM)
+        self.read = nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, num_answers))
+
+    def init(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"inputs": inputs, "tokens": torch.zeros_like(inputs)}
+
+    def step(
+        self, step: int | Tensor, state: dict[str, Tensor], active: Tensor | None = None
+    ) -> ItemStep:
+        before = state["tokens"]
+        tokens = self.block(before + state["inputs"])
+        logits = self.read(tokens)
+        log_prob = logits.log_softmax(-1)
+        entropy = -(log_prob.exp() * log_prob).sum(-1)
+        moved = (tokens - before).square().mean(-1)
+        sizes = torch.stack((moved.amax(1), entropy.amax(1), entropy.mean(1)), 1)
+        features = torch.cat((tokens.mean(1), tokens.amax(1), (sizes + 1e-6).log()), 1)
+        return ItemStep(logits, features, {**state, "tokens": tokens})
+
+
 class Solver(nn.Module):
-    """A looped transformer and what reads its tokens."""
+    """A looped transformer and what it begins with."""
 
     def __init__(self, sample: Puzzles, generator: torch.Generator) -> None:
         super().__init__()
         num_tokens, num_inputs = sample.inputs.shape[1:]
         self.embed = nn.Linear(num_inputs, DIM)
         self.place = nn.Parameter(0.3 * torch.randn(num_tokens, DIM, generator=generator))
-        block = TransformerBlock(DIM, num_heads=4, hidden=2 * DIM)
-        self.layer = AdaptiveComputation(
-            RepeatedBlock(block, DIM, LOOPS), width=32, generator=generator
-        )
-        self.read = nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, int(sample.targets.max()) + 1))
+        loop = Loop(int(sample.targets.max()) + 1)
+        self.layer = AdaptiveComputation(loop, width=32, generator=generator)
 
     def tokens(self, inputs: Tensor) -> Tensor:
         """What the loop begins with, [n, L, D]."""
@@ -65,7 +94,7 @@ def train(task: str, num_steps: int, seed: int, num_puzzles: int) -> Solver:
         rows = torch.randint(len(puzzles.inputs), (BATCH,), generator=generator)
         exponent = torch.rand(BATCH, generator=generator)
         pondered = solver.layer(solver.tokens(puzzles.inputs[rows]), LOW * (HIGH / LOW) ** exponent)
-        losses = losses_of(solver.read(pondered.outputs), puzzles.targets[rows])
+        losses = losses_of(pondered.outputs, puzzles.targets[rows])
         loss = losses.mean()
         if done > WARM_UP:
             progress = (done - WARM_UP) / (1 - WARM_UP)
@@ -87,7 +116,7 @@ def measure(solver: Solver, puzzles: Puzzles) -> tuple[Exits, float]:
         price = LOW * (HIGH / LOW) ** (exponent / 12)
         pondered = solver.layer(tokens, price)
         by_price[price] = pondered.exits
-    logits = solver.read(pondered.outputs)
+    logits = pondered.outputs
     right = (logits.argmax(-1) == puzzles.targets.unsqueeze(1)).all(-1)
     chosen = highest_price(right, by_price)
     log_prob = logits.log_softmax(-1)
@@ -103,13 +132,15 @@ def measure(solver: Solver, puzzles: Puzzles) -> tuple[Exits, float]:
 @torch.no_grad()
 def seconds(solver: Solver, inputs: Tensor, price: float, repeats: int = 7) -> tuple[float, float]:
     """Least wall-clock seconds of all loops without a head, and of those worth their price."""
-    tokens, block = solver.tokens(inputs), solver.layer.process.block
+    loop = solver.layer.process
+    tokens, block, read = solver.tokens(inputs), loop.block, loop.read
     fixed, own = [], []
     for _ in range(repeats):
         began = time.perf_counter()
         state = torch.zeros_like(tokens)
         for _ in range(LOOPS):
             state = block(state + tokens)
+        read(state)
         fixed.append(time.perf_counter() - began)
         began = time.perf_counter()
         solver.layer.run(tokens, price)

@@ -9,9 +9,10 @@ n does not depend on whether there will be another, so the sum over n is exact,
 the free energy of a stick-breaking posterior at a price of log(1 / PRIOR) nats an object: neither a
 score function nor a baseline network is needed, which the original has.
 
-    python examples/scenes.py --num-seeds 10     # 25 CPU seconds a seed
+    python examples/scenes.py --num-seeds 10
 
-SCENES_RESULTS
+Count accuracy on scenes of digits held out is .9905 to 1 in all of ten seeds, 45 CPU seconds each
+(docs/adaptive-examples.md).
 """
 
 import math

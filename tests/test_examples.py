@@ -153,6 +153,8 @@ def test_exits_are_judged_on_the_half_that_chose_nothing(exits: ModuleType) -> N
     assert "all steps                  3.00 ( 3.00,  3.00)   1.0000 (1.0000, 1.0000)" in text
     assert "given                      2.00 ( 1.00,  3.00)   1.0000 (1.0000, 1.0000)" in text
     assert "fixed depth                                       0.7500" in text
+    worse = exits.table(exits.Exits(~right, made.cost, learned, hard, {"given": statistic}))
+    assert sum(line.startswith("  given") for line in worse.splitlines()) == 1
     by_price = {0.1: torch.tensor([2, 2, 2, 2]), 0.2: learned, 0.3: torch.zeros(4).long()}
     assert exits.highest_price(right, by_price) == 0.2
 
