@@ -146,6 +146,7 @@ def test_exits_are_judged_on_the_half_that_chose_nothing(exits: ModuleType) -> N
     hard = torch.tensor([False, True, True, False])
     learned = torch.tensor([1, 2, 1, 0])
     made = exits.Exits(right, torch.tensor([1.0, 2.0, 3.0]), learned, hard, {"given": statistic})
+    assert exits.first_below(statistic, 1.0).tolist() == [1, 2, 1, 0]
     # The first and the third choose: at levels up to 1 both are right at the second exit.
     assert exits.as_accurate(made, statistic).tolist() == [1, 2, 1, 0]
     text = exits.table(made)
