@@ -9,7 +9,9 @@ number of steps. Inputs in the test are in no training batch.
 
     python examples/logic.py --num-seeds 3
 
-LOGIC_RESULTS
+Accuracy at mean steps on 4,000 held-out inputs, and that of the fixed numbers at equal mean steps:
+.9985 at 2.32 (.9948), .9925 at 2.43 (.9968), .9955 at 2.28 (.9938) for seeds 0, 1 and 2. So the
+learned exits win in two of three, and repetition nearly ties (docs/adaptive-examples.md).
 """
 
 from pathlib import Path
