@@ -20,7 +20,7 @@ _SHORTER = 0.1
 class RuleEngine(Engine):
     """An update rule, whose steps are taken whatever they do; the best point is returned.
 
-    How much a step changes the loss, up or down, is forecast by the curvature along the last one.
+    What a step gains is forecast by the curvature along the last one.
 
     Args:
         rule: What moves the parameters.
@@ -43,7 +43,7 @@ class RuleEngine(Engine):
         gain = -(point.grad * move).sum(1) - 0.5 * memory["curvature"] * move.square().sum(1)
         # There is nothing to gain where there is no slope at all, whichever way momentum goes.
         slope = -point.grad.square().sum(1)
-        return Proposal(move, slope, gain.abs(), torch.zeros_like(slope).bool())
+        return Proposal(move, slope, gain, torch.zeros_like(slope).bool())
 
     def learn(
         self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory

@@ -117,6 +117,8 @@ class ToleranceStop(EngineStop):
         xtol: Stop after a step s from x where |s| < xtol (xtol + |x|), Euclidean norms: the `xtol`
             of `scipy.optimize.least_squares`, and the `xrtol` of BFGS.
         least_squares: Which meaning `ftol` has.
+        searches: Whether steps are made to lower the loss, so that some that do not tell that it
+            cannot be lowered. Those of a rule may be too short to tell, and may climb.
 
     Raises:
         InputError: A tolerance is below 0.
@@ -126,6 +128,7 @@ class ToleranceStop(EngineStop):
     ftol: float | None = None
     xtol: float | None = None
     least_squares: bool = False
+    searches: bool = True
 
     def __post_init__(self) -> None:
         for name in ("gtol", "ftol", "xtol"):
@@ -156,9 +159,10 @@ class ToleranceStop(EngineStop):
         met, stalls = memory["met"], memory["stalls"]
         if self.gtol is not None:
             met = met.masked_fill(point.grad.abs().amax(1) <= self.gtol, 0)
-        stuck = (stalls >= _STALLS) & (proposal.gain <= rounding(point.loss))
-        met = torch.where((met < 0) & stuck, 3, met)
-        met = torch.where((met < 0) & (stalls >= _LONG_STALLS), 4, met)
+        if self.searches:
+            stuck = (stalls >= _STALLS) & (proposal.gain <= rounding(point.loss))
+            met = torch.where((met < 0) & stuck, 3, met)
+            met = torch.where((met < 0) & (stalls >= _LONG_STALLS), 4, met)
         return met.masked_fill(point.loss < -(torch.finfo(point.loss.dtype).max ** 0.5), 5)
 
     def learn(

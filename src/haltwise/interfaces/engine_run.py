@@ -77,12 +77,12 @@ def tolerances_of(
     engine: Engine, price: object, gtol: float | None, ftol: float | None, xtol: float | None
 ) -> ToleranceStop:
     """The tolerances asked for; SciPy's own where neither these nor a price are."""
-    least_squares = isinstance(engine, GaussNewton)
+    kind = {"least_squares": isinstance(engine, GaussNewton), "searches": engine.is_monotone}
     if price is None and gtol is None and ftol is None and xtol is None:
-        if least_squares:  # scipy.optimize.least_squares
-            return ToleranceStop(1e-8, 1e-8, 1e-8, least_squares=True)
-        return ToleranceStop(1e-5, 1e7 * 2.220446049250313e-16)  # L-BFGS-B
-    return ToleranceStop(gtol, ftol, xtol, least_squares)
+        if kind["least_squares"]:  # scipy.optimize.least_squares
+            return ToleranceStop(1e-8, 1e-8, 1e-8, **kind)
+        return ToleranceStop(1e-5, 1e7 * 2.220446049250313e-16, **kind)  # L-BFGS-B
+    return ToleranceStop(gtol, ftol, xtol, **kind)
 
 
 def solve_by_engine(
