@@ -56,11 +56,8 @@ class EngineObservation(NamedTuple):
     curvature: Tensor | None = None
 
     def is_finite(self) -> Tensor:
-        """Which problems have finite values alone, bool [K]."""
-        finite = are_finite(self.loss) & are_finite(self.grad).all(1)
-        if self.curvature is not None:
-            finite &= are_finite(self.curvature).flatten(1).all(1)
-        return finite
+        """Which problems have a finite loss and gradient, bool [K]."""
+        return are_finite(self.loss) & are_finite(self.grad).all(1)
 
 
 class Proposal(NamedTuple):

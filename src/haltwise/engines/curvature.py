@@ -11,7 +11,7 @@ def newton_direction(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
     Where it is not, so far as that can be told from rounding, eigenvalues are replaced by their
     sizes, so that the direction descends and leaves saddles (Dauphin et al. 2014; Nocedal & Wright
-    2006, section 3.4), and small ones by a floor.
+    2006, section 3.4), and small ones by a floor. Where C or g is not finite, nor is the direction.
 
     Args:
         curvature: C, symmetric, shape [K, D, D].

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from haltwise._core.tensors import are_finite
 from haltwise.engines.base import (
     Engine,
     EngineObservation,
@@ -61,12 +62,12 @@ class Newton(Engine):
     ) -> tuple[Tensor, Memory]:
         assert seen.curvature is not None
         length = memory["length"]
-        finite = seen.is_finite()
-        taken = finite & is_lower(point, seen, length, proposal.slope)
         direction, definite = newton_direction(seen.curvature, seen.grad)
+        finite = are_finite(seen.loss) & are_finite(direction).all(1)  # or all else is not
+        taken = finite & is_lower(point, seen, length, proposal.slope)
         shorter = shortened(length, proposal.slope, seen.loss - point.loss, finite)
         # Where the loss is concave the best length is unknown, if there is one.
-        longer = torch.where(definite, 1, _GROWTH * length.clamp_min(1))
+        longer = (_GROWTH * length.clamp_min(1)).masked_fill(definite, 1)
         return taken, {
             "direction": torch.where(taken.unsqueeze(1), direction, memory["direction"]),
             "definite": torch.where(taken, definite, memory["definite"]),

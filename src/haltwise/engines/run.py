@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from haltwise._core.plugins import comes_with_the_package
-from haltwise._core.tensors import nested_state, select_state, tensors_of
+from haltwise._core.tensors import are_finite, nested_state, select_state, tensors_of
 from haltwise.engines.base import Engine, EngineObservation, Memory, Point, Proposal
 from haltwise.engines.stops import EngineStop
 from haltwise.rollout.early_exit import Outcome
@@ -89,8 +89,10 @@ def begin(engine: Engine, batch: TaskBatch, budget: Tensor) -> tuple[Begun, Engi
     """
     seen = engine.observe(batch, batch.start)
     point = Point(batch.start, seen.loss, seen.grad)
-    left = torch.where(seen.is_finite(), budget - 1, 0)
-    return Begun(point, engine.init(point, seen), left), seen
+    finite = seen.is_finite()
+    if seen.curvature is not None:
+        finite &= are_finite(seen.curvature).flatten(1).all(1)
+    return Begun(point, engine.init(point, seen), torch.where(finite, budget - 1, 0)), seen
 
 
 @torch.no_grad()

@@ -91,13 +91,13 @@ class PriceStop(EngineStop):
         solved = poor & (point.grad.square().sum(1).sqrt() <= FLAT * memory["first_norm"])
         waited = memory["waited"]
         halts = ((waited >= _PATIENCE) & solved) | (waited >= _LONG_PATIENCE)
-        return torch.where(poor & proposal.is_known, 1, halts.long() - 1)
+        return (halts.long() - 1).masked_fill(poor & proposal.is_known, 1)
 
     def learn(
         self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
     ) -> Memory:
         earned = taken & (before.loss - after.loss > memory["price"])
-        return {**memory, "waited": torch.where(earned, 0, memory["waited"] + 1)}
+        return {**memory, "waited": (memory["waited"] + 1).masked_fill(earned, 0)}
 
 
 @final
@@ -153,16 +153,16 @@ class ToleranceStop(EngineStop):
 
     def init(self, point: Point) -> Memory:
         count = torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device)
-        return {"met": count - 1, "stalls": count}
+        return {"met": count - 1, "stalls": count, "rounding": rounding(point.loss)}
 
     def decide(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
         met, stalls = memory["met"], memory["stalls"]
         if self.gtol is not None:
             met = met.masked_fill(point.grad.abs().amax(1) <= self.gtol, 0)
         if self.searches:
-            stuck = (stalls >= _STALLS) & (proposal.gain <= rounding(point.loss))
-            met = torch.where((met < 0) & stuck, 3, met)
-            met = torch.where((met < 0) & (stalls >= _LONG_STALLS), 4, met)
+            stuck = (stalls >= _STALLS) & (proposal.gain <= memory["rounding"])
+            met = met.masked_fill((met < 0) & stuck, 3)
+            met = met.masked_fill((met < 0) & (stalls >= _LONG_STALLS), 4)
         return met.masked_fill(point.loss < -(torch.finfo(point.loss.dtype).max ** 0.5), 5)
 
     def learn(
@@ -180,6 +180,6 @@ class ToleranceStop(EngineStop):
                 size = torch.maximum(before.loss.abs(), after.loss.abs()).clamp_min(1)
                 small = fall.abs() <= self.ftol * size  # rules with momentum may climb
             met = met.masked_fill(taken & small, 1)
-        lower = after.loss < before.loss - rounding(before.loss)
-        stalls = torch.where(lower, 0, memory["stalls"] + 1)
-        return {"met": met, "stalls": stalls}
+        lower = after.loss < before.loss - memory["rounding"]
+        stalls = (memory["stalls"] + 1).masked_fill(lower, 0)
+        return {"met": met, "stalls": stalls, "rounding": rounding(after.loss)}
