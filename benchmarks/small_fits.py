@@ -79,9 +79,12 @@ def ours(x: Tensor, y: Tensor) -> dict[str, Way]:
     start, data = x.new_zeros(len(x), DIM), {"x": x, "y": y}
     plain = haltwise.FunctionBatch(start, loss, data)
     given = haltwise.FunctionBatch(start, loss, data, derivatives=derivatives)
+    unit_loss = haltwise.generalized_linear(lambda z, y: softplus(z) - y * z, RIDGE)
+    linear = haltwise.FunctionBatch(start, derivatives=unit_loss, data=data)
     solved: dict[str, tuple[haltwise.FunctionBatch, dict[str, Any]]] = {
         "haltwise newton, derivatives given": (given, {"method": "newton"}),
         "haltwise newton, given, price 1e-2": (given, {"method": "newton", "price": 1e-2}),
+        "haltwise newton, generalized_linear": (linear, {"method": "newton"}),
         "haltwise newton, automatic": (plain, {"method": "newton"}),
         "haltwise lbfgs": (plain, {"method": "lbfgs"}),
     }

@@ -515,6 +515,39 @@ def test_derivatives_of_residuals_may_be_given() -> None:
         torch.testing.assert_close(ours.params, own.params, rtol=1e-5, atol=1e-5)
 
 
+def test_generalized_linear_models_are_those_written_out(logistics: Logistics) -> None:
+    fine = torch.from_numpy(np.flatnonzero(~logistics.hopeless))[:30]
+    ridge = torch.tensor([0.1, 0.0, 2.0, 0.5], dtype=DOUBLE)
+
+    def whole(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        z = (x @ w.unsqueeze(-1)).squeeze(-1)
+        return (softplus(z) - y * z).sum(1) + (ridge / 2 * w.square()).sum(1)
+
+    data = {"x": logistics.data["x"][fine], "y": logistics.data["y"][fine]}
+    start = torch.randn(30, DIM, generator=seeded(1), dtype=DOUBLE)
+    written = FunctionBatch(start, whole, data)
+    made = haltwise.generalized_linear(lambda z, y: softplus(z) - y * z, ridge)
+    given = FunctionBatch(start, derivatives=made, data=data)
+    torch.testing.assert_close(given.observe_curvature(start), written.observe_curvature(start))
+    straight = haltwise.generalized_linear(lambda z, y: y * z)
+    _, grad, hessian = straight(start, **data)
+    torch.testing.assert_close(grad, (data["y"].unsqueeze(1) @ data["x"]).squeeze(1))
+    assert not hessian.any()
+    for unit_loss, message in (
+        (lambda z, y: (y * z).sum(1), "a loss of each observation"),
+        (lambda z, y: y, "does not depend on the linear predictors"),
+    ):
+        problem = FunctionBatch(
+            start,
+            derivatives=haltwise.generalized_linear(unit_loss),
+            data=data,
+        )
+        with pytest.raises(InputError, match=message):
+            haltwise.solve(problem, method="newton")
+    with pytest.raises(InputError, match="ridge must be at least 0"):
+        haltwise.generalized_linear(whole, -1.0)
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_derivatives_that_are_not_those_of_the_loss_are_refused(
     which: int, logistics: Logistics

@@ -194,7 +194,8 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         """What `derivatives` returns, checked and detached."""
         assert self.derivatives is not None
         params = _plain(params).detach()
-        given = self.derivatives(params, **self.data)
+        with torch.enable_grad():  # it may differentiate inside
+            given = self.derivatives(params, **self.data)
         number, dim = params.shape
         if self.residuals is not None:
             shapes = [[number, -1], [number, -1, dim]]
