@@ -321,11 +321,8 @@ class _Run:
         """A copy, with so many places."""
         rows, part = self._rows(places), copy.copy(self)
         index = torch.arange(places, device=rows.device)
-        index = index.clamp_max(len(self.items) - 1)  # empty places hold something sound
-        part._select(index)
-        part.items = torch.where(
-            rows < self.num_items, torch.arange(places, device=rows.device), places
-        )
+        part._select(index.clamp_max(len(self.items) - 1))  # empty places hold something sound
+        part.items = torch.where(rows < self.num_items, index, places)
         part.num_items = places
         part.results = gather_rows(self.results, rows)
         if self.ledger is not None:
