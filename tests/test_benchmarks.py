@@ -90,12 +90,7 @@ def test_the_benchmark_prints_both_tables(bench: ModuleType) -> None:
 
 
 def test_what_an_adaptive_layer_executes_is_what_its_items_were_told() -> None:
-    path = Path(__file__).parents[1] / "benchmarks" / "adaptive.py"
-    spec = importlib.util.spec_from_file_location("adaptive", path)
-    assert spec is not None
-    assert spec.loader is not None
-    adaptive = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(adaptive)
+    adaptive = program("adaptive")
     settings = adaptive.Settings(batch=32, length=4, dim=8, loops=6, repeats=1)
     for way in adaptive.WAYS:
         many = adaptive.sample(way, 4 * 32, settings, torch.Generator().manual_seed(0))
