@@ -115,3 +115,15 @@ def test_ways_of_small_fits_find_the_same_minima() -> None:
     settings = ["--num-problems", "40", "--rounds", "1", "--no-peers"]
     result = CliRunner().invoke(fits.main, settings, catch_exceptions=False)
     assert result.output.count("haltwise newton") == 4
+
+
+def test_evaluations_at_a_mean_excess_are_those_of_the_stop_that_leaves_it() -> None:
+    fits = program("price_or_tolerance")
+    problem = fits.families(12)["logistic"]
+    least = haltwise.solve(problem, method="newton", gtol=1e-9).loss
+    counts = fits.evaluations(problem, "newton", least, "price")
+    assert counts.shape == (4,)
+    rough, fine = (haltwise.solve(problem, method="newton", price=p) for p in (1.0, 1e-5))
+    low, high = (found.num_gradients.double().mean() for found in (rough, fine))
+    assert all(low <= count <= high for count in counts if count == count)
+    assert sorted(counts[2:]) == list(counts[2:])
