@@ -17,15 +17,19 @@ from haltwise.tasks import TaskBatch, family
 NUM_PROBLEMS, PRICE = 4096, 0.0527
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "halting_saves.py"
-    spec = importlib.util.spec_from_file_location("halting_saves", path)
+def program(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    return program("halting_saves")
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +90,7 @@ def test_the_benchmark_prints_both_tables(bench: ModuleType) -> None:
 
 
 def test_what_an_adaptive_layer_executes_is_what_its_items_were_told() -> None:
-    path = Path(__file__).parents[1] / "benchmarks" / "adaptive.py"
-    spec = importlib.util.spec_from_file_location("adaptive", path)
-    assert spec is not None
-    assert spec.loader is not None
-    adaptive = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(adaptive)
+    adaptive = program("adaptive")
     settings = adaptive.Settings(batch=32, length=4, dim=8, loops=6, repeats=1)
     for way in adaptive.WAYS:
         many = adaptive.sample(way, 4 * 32, settings, torch.Generator().manual_seed(0))
@@ -104,3 +103,27 @@ def test_what_an_adaptive_layer_executes_is_what_its_items_were_told() -> None:
         assert once.executed <= once.computed <= 1
         assert max(once.shapes, turns.shapes) <= 5
         assert adaptive.same_alone(way, settings)
+
+
+def test_ways_of_small_fits_find_the_same_minima() -> None:
+    fits = program("small_fits")
+    x, y = fits.make(40)
+    expected = fits.newton(x, y, 12)
+    for name, way in {**fits.ours(x, y), **fits.by_torch(x, y), **fits.by_scipy(x, y, 1)}.items():
+        rough = 0.5 if "adam" in name else 2e-2
+        torch.testing.assert_close(way(), expected, rtol=0, atol=rough, msg=name)
+    settings = ["--num-problems", "40", "--rounds", "1", "--no-peers"]
+    result = CliRunner().invoke(fits.main, settings, catch_exceptions=False)
+    assert result.output.count("haltwise newton") == 4
+
+
+def test_evaluations_at_a_mean_excess_are_those_of_the_stop_that_leaves_it() -> None:
+    fits = program("price_or_tolerance")
+    problem = fits.families(12)["logistic"]
+    least = haltwise.solve(problem, method="newton", gtol=1e-9).loss
+    counts = fits.evaluations(problem, "newton", least, "price")
+    assert counts.shape == (4,)
+    rough, fine = (haltwise.solve(problem, method="newton", price=p) for p in (1.0, 1e-5))
+    low, high = (found.num_gradients.double().mean() for found in (rough, fine))
+    assert all(low <= count <= high for count in counts if count == count)
+    assert sorted(counts[2:]) == list(counts[2:])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no 
     from haltwise.models.optimizer_model import OptimizerModel
     from haltwise.rollout.early_exit import Execution, Outcome
     from haltwise.tasks.function import FunctionBatch
+    from haltwise.tasks.generalized_linear import generalized_linear
 
 __all__ = [
     "CurveModel",
@@ -42,6 +43,7 @@ __all__ = [
     "Solution",
     "__version__",
     "certify",
+    "generalized_linear",
     "load",
     "load_halting",
     "minimize",
@@ -67,6 +69,7 @@ _PLACES = {
     "RunMonitor": "interfaces.run_monitor",
     "Solution": "interfaces.solve",
     "certify": "interfaces.certify",
+    "generalized_linear": "tasks.generalized_linear",
     "load": "interfaces.load",
     "load_halting": "models.loading",
     "minimize": "interfaces.scipy",

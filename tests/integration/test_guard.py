@@ -16,7 +16,10 @@ from torch import Tensor
 
 import haltwise
 from haltwise import FitWarning, FunctionBatch, Outcome
-from haltwise.rollout.descent import DESCENT_REASONS, Descent, descend
+from haltwise.engines.base import Point
+from haltwise.engines.lbfgs import LBFGS
+from haltwise.engines.run import Begun, descend, reasons_of
+from haltwise.engines.stops import PriceStop
 from haltwise.rollout.ledger import Ledger
 from haltwise.stop_rules import (
     CostUnit,
@@ -291,22 +294,18 @@ def test_descent_finds_the_minimum_of_quadratics() -> None:
     ledger, everything = Ledger(start), torch.arange(6)
     ledger.note(everything, start, *first)
 
-    begun = Descent(
-        start,
-        first.loss,
-        first.grad,
-        torch.full((6,), 1e-4, dtype=torch.float64),
-        torch.full((6,), 200),
-        first.grad.norm(dim=1),
-    )
-    price = torch.full((6,), 1e-12, dtype=torch.float64)
-    outcome, reason = descend(problem, begun, price, ledger, everything)
+    point = Point(start, *first)
+    memory = LBFGS().init_scaled(point, torch.full((6,), 1e-4, dtype=torch.float64))
+    stops = [PriceStop(torch.full((6,), 1e-12, dtype=torch.float64))]
+    begun = Begun(point, memory, torch.full((6,), 200))
+    found = descend(LBFGS(), problem, begun, stops, ledger=ledger, items=everything)
     exact = torch.linalg.lstsq(factor, target.unsqueeze(-1)).solution.squeeze(-1)
     least = loss(exact, factor, target)
     torch.testing.assert_close(ledger.loss, least, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(loss(ledger.params, factor, target), ledger.loss)
-    assert (outcome == Outcome.HALTED).all()
-    assert {DESCENT_REASONS[index] for index in reason.tolist()} <= set(DESCENT_REASONS)
+    torch.testing.assert_close(found.point.loss, least, rtol=1e-9, atol=1e-9)
+    assert (found.outcome == Outcome.HALTED).all()
+    assert set(found.reason.tolist()) <= set(range(len(reasons_of(stops))))
 
 
 def test_descent_survives_walls_of_infinity() -> None:

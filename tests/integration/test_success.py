@@ -14,7 +14,8 @@ from torch import Tensor
 
 import haltwise
 from haltwise import FunctionBatch, Outcome
-from haltwise.rollout.descent import FLAT, forecast_gain
+from haltwise.engines.lbfgs import forecast_gain
+from haltwise.engines.stops import FLAT
 from haltwise.rollout.ledger import MEMORY
 from haltwise.stop_rules import FixedBudget, ReturnedIterate, StopPolicy
 from haltwise.tasks import family

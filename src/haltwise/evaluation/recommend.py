@@ -19,6 +19,9 @@ from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.random import stream
 from haltwise._core.settings import real_number, whole_number
 from haltwise._core.tensors import undisturbed
+from haltwise.engines import Point, lbfgs
+from haltwise.engines.run import Begun, descend
+from haltwise.engines.stops import PriceStop
 from haltwise.evaluation.optimizers import LEARNING_RATES, loss_curves
 from haltwise.interfaces.solve import Solution, solve
 from haltwise.models.files import placed
@@ -26,7 +29,6 @@ from haltwise.models.loading import load, names
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.units import Units
-from haltwise.rollout.descent import Descent, descend
 from haltwise.rollout.ledger import Ledger
 from haltwise.tasks.base import TaskBatch, TaskFamily, ask
 from haltwise.update_rules import Adam
@@ -238,8 +240,10 @@ def _lbfgs(batch: TaskBatch, price: float, max_steps: int) -> _Outcome:
     norm = grad.square().sum(1).sqrt()
     budget = torch.full_like(ledger.count, max_steps - 1)
     # The first step has a length of 1 at most, as that of `torch.optim.LBFGS`.
-    begun = Descent(batch.start, loss, grad, 1 / norm.clamp_min(1), budget, norm)
-    descend(batch, begun, torch.full_like(loss, price), ledger, everything)
+    engine, point = lbfgs.LBFGS(), Point(batch.start, loss, grad)
+    begun = Begun(point, engine.init_scaled(point, 1 / norm.clamp_min(1)), budget)
+    stop = PriceStop(torch.full_like(loss, price))
+    descend(engine, batch, begun, [stop], ledger=ledger, items=everything)
     seconds = time.perf_counter() - began
     return _Outcome(_score(batch, ledger.params), ledger.count.double().cpu(), seconds)
 

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from haltwise._core.tensors import select_state
+from haltwise.engines.base import Point
+from haltwise.engines.lbfgs import LBFGS, forecast_gain
+from haltwise.engines.run import Begun, descend, reasons_of
+from haltwise.engines.stops import FLAT, PriceStop
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.guard import GuardWatch, UnitCheck
 from haltwise.models.optimizer_model import OptimizerModel
@@ -14,7 +18,6 @@ from haltwise.models.scales import Course
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.units import Units
-from haltwise.rollout.descent import DESCENT_REASONS, FLAT, Descent, descend, forecast_gain
 from haltwise.rollout.early_exit import Outcome, run_until_halted
 from haltwise.rollout.ledger import Ledger
 from haltwise.rollout.step_graphs import StepGraphs
@@ -88,7 +91,9 @@ class Chunk:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Possible reasons of a stop, in words."""
-        return (*self._policy.rule.reasons, *DESCENT_REASONS)
+        *own, flat = reasons_of([PriceStop(self._price)])
+        taken = (f"L-BFGS took over, and {reason}" for reason in own)
+        return (*self._policy.rule.reasons, *taken, flat)
 
     def solve(self, max_steps: int, *, by_own_rule: bool) -> None:
         """Follow the rule, whatever it does, until the policy stops it; see `solve_guarded`."""
@@ -219,25 +224,23 @@ class Chunk:
         items = self.fallback.nonzero().squeeze(1)
         if len(items) == 0:
             return
-        begun = Descent(
-            ledger.params[items],
-            ledger.loss[items],
-            ledger.grad[items],
-            self._length[items],
-            budget[items],
-            self._first_norm()[items],
-        )
+        engine = LBFGS()
+        point = Point(ledger.params[items], ledger.loss[items], ledger.grad[items])
+        memory = engine.init_scaled(point, self._length[items])
         before, spent = ledger.loss[items], ledger.count[items]
-        outcome, reason = descend(
+        descended = descend(
+            engine,
             self._batch.select(items),
-            begun,
-            self._price[items],
-            *(ledger, items),
+            Begun(point, memory, budget[items]),
+            [PriceStop(self._price[items], self._first_norm()[items])],
+            ledger=ledger,
+            items=items,
             graphs=self._graphs,
         )
+        reason = descended.reason
         earned = before - ledger.loss[items] > self._price[items] * (ledger.count[items] - spent)
         self.misfits[items] &= earned | ~strange[items]
-        self.outcome[items] = outcome
+        self.outcome[items] = descended.outcome
         self.reason[items] = torch.where(
             reason >= 0, reason + len(self._policy.rule.reasons), reason
         )

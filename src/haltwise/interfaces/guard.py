@@ -3,7 +3,7 @@
 The guard (`haltwise.interfaces.chunk`) reads what is evaluated anyway. All of it is remembered, so
 the best point seen can be returned; the first steps tell in which units a problem is one that the
 weights know; and where a problem shows that they do not fit it, L-BFGS goes on from its best point
-(`haltwise.rollout.descent`). Learned optimizers with such guards: Heaton et al. 2020 (safeguarded
+(`haltwise.engines.lbfgs`). Learned optimizers with such guards: Heaton et al. 2020 (safeguarded
 L2O), Prémont-Schwarz et al. 2022 (loss-guarded L2O); both compare with the fallback's step at an
 evaluation a step, which is saved here: a problem is handed over once, when it has failed.
 """

@@ -138,7 +138,8 @@ class HaltingMonitor:
             "mode out",
         )
         self._maximizes = (mode or recorded) == "max"
-        self._price = price_of_each(model, price, 1, torch.zeros((), dtype=_SEEN, device="cpu"))
+        price = card.price if price is None else price
+        self._price = price_of_each(price, 1, torch.zeros((), dtype=_SEEN, device="cpu"))
         warn_of_prices(model, self._price, 2)
         self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
         # A stop at call t leaves a recorded loop where it is then, t rounds after the first

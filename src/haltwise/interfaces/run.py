@@ -81,7 +81,7 @@ def run(
     first = process.result(process.init())
     like = first if first.is_floating_point() else torch.zeros((), device=first.device)
     policy = stop_policy(halting, stop, halting.card.unit)
-    prices = price_of_each(halting, price, process.num_items, like)
+    prices = price_of_each(halting.card.price if price is None else price, process.num_items, like)
     session = HaltingSession(policy, prices, placed(halting, like).prepare())
     if stop is None:
         warn_of_prices(halting, prices, 3)
@@ -151,11 +151,8 @@ def stop_policy(
     return StopPolicy(stop, RETURNABLE[unit][0])
 
 
-def price_of_each(
-    model: HaltingModel, price: float | Tensor | None, num_items: int, like: Tensor
-) -> Tensor:
-    """The price of every item, shape [B]; the model's own if None."""
-    price = model.card.price if price is None else price
+def price_of_each(price: float | Tensor, num_items: int, like: Tensor) -> Tensor:
+    """The price of every item, shape [B]."""
     if isinstance(price, Tensor | np.ndarray | list | tuple):
         try:
             given = torch.as_tensor(price, device=like.device)

@@ -13,7 +13,9 @@ from torch.nn.functional import pad
 from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
+from haltwise.engines import Engine
 from haltwise.interfaces.chunk import Chunk
+from haltwise.interfaces.engine_run import engine_for, solve_by_engine, tolerances_of
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.kept import model_for, named
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
@@ -22,12 +24,15 @@ from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
 from haltwise.tasks.function import FunctionBatch
+from haltwise.update_rules import UpdateRule
 
 __all__ = ["Solution", "solve"]
 
 _CHUNK = 2**17  # coordinates at once; their states and temporaries take 1.4 kB each
 _LARGEST_CHUNK = 2**21  # on an accelerator
 _MEMORY_EACH = 2**14  # bytes of its memory for each of them
+_OPTIMIZER = "regression-10d"
+_EVALUATIONS = 200  # of an engine, unless told otherwise
 _MANY = 20  # problems of which a share tells more than each
 
 
@@ -46,18 +51,20 @@ class Solution:
             finite; the parameters are then the last finite ones.
         reason: Index into `reasons` of what stopped each problem, -1 where nothing did; int64 [B].
         reasons: Why a problem may be stopped, in words.
-        success: Whether it halted where the price pays for no more: where what is left to gain, by
-            the curvature seen, is not clearly above the price, that is by more than three times.
-            Never OUT_OF_STEPS or NONFINITE; bool [B].
-        left: What a step of L-BFGS is forecast to gain from there by the last gradients observed,
-            shape [B]; infinite where the loss is convex along none of the last steps, NaN where
-            there was no step or losses are stochastic.
+        success: Whether it halted where the price pays for no more, or where a tolerance is met.
+            Of a learned optimizer, whether what is left to gain, by the curvature seen, is not
+            clearly above the price, that is by more than three times. Never OUT_OF_STEPS or
+            NONFINITE; bool [B].
+        left: What another step is forecast to gain from there, shape [B]. Of a learned optimizer, a
+            step of L-BFGS, by the last gradients observed; infinite where the loss is convex along
+            none of the last steps, NaN where there was no step or losses are stochastic.
         fallback: Where L-BFGS took over from the optimizer, bool [B].
         param_scale: Units of parameters in which the optimizer saw each problem, shape [B]: 1
             where they were its own.
         loss_scale: Likewise, by what factor it saw the losses, shape [B].
         history: If asked for, the losses in the order of evaluation, NaN behind the last, shape
             [B, max(num_gradients)].
+        method: The engine that solved them, and why.
     """
 
     params: Tensor
@@ -73,6 +80,7 @@ class Solution:
     param_scale: Tensor
     loss_scale: Tensor
     history: Tensor | None = None
+    method: str = "lstm"
 
     def __repr__(self) -> str:
         number, dim = self.params.shape
@@ -85,12 +93,17 @@ class Solution:
         taken = int(self.fallback.sum())
         early = int(((self.outcome == Outcome.HALTED) & ~self.success).sum())
         return (
-            f"Solution({number:,} problems of {dim:,} parameters: {ends}; "
+            f"Solution({number:,} problems of {dim:,} parameters by {self.method.split(',')[0]}: "
+            f"{ends}; "
             f"{self.num_gradients.double().mean():.1f} gradients each, median loss "
             f"{self.loss.double().nanmedian():.4g}"
             + (f"; L-BFGS took over in {taken:,}" if taken else "")
-            + (f"; {early:,} halted too early for their price)" if early else ")")
+            + (f"; {early:,} halted {self._unsuccessfully})" if early else ")")
         )
+
+    @property
+    def _unsuccessfully(self) -> str:
+        return "too early for their price" if self.method == "lstm" else "without success"
 
     def why(self, problem: int) -> str:
         """Say in words why a problem ended.
@@ -102,7 +115,7 @@ class Solution:
         if reason < 0:
             return _WHY[Outcome(int(self.outcome[problem]))]
         left = self.left[problem].item()
-        if self.success[problem] or math.isnan(left):
+        if self.success[problem] or math.isnan(left) or self.method != "lstm":
             return self.reasons[reason]
         more = f"{left:.2g} is" if math.isfinite(left) else "more than one can tell is"
         return f"{self.reasons[reason]}, but by the curvature seen {more} left to gain"
@@ -117,10 +130,14 @@ _WHY = {
 @undisturbed()
 def solve(
     problem: TaskBatch,
-    optimizer: str | Path | OptimizerModel = "regression-10d",
+    optimizer: str | Path | OptimizerModel | None = None,
     stop: StopRule | StopPolicy | None = None,
     *,
+    method: str | Engine | UpdateRule = "lstm",
     price: float | Tensor | None = None,
+    gtol: float | None = None,
+    ftol: float | None = None,
+    xtol: float | None = None,
     max_steps: int | None = None,
     param_scale: float | Tensor | None = None,
     guard: bool = True,
@@ -131,31 +148,68 @@ def solve(
 
     All is computed in the dtype (float32 or float64) and on the device of `problem.start`.
     Problems run in chunks, so what memory is needed beside the problems and the solution does not
-    grow with B. On an NVIDIA GPU steps of few problems are recorded as CUDA graphs, where batch,
-    stop rule and optimizer are made of this package's classes, and kept with the optimizer for its
-    next problems (`haltwise.rollout.step_graphs`); a loss of your own is called step by step.
+    grow with B. No problem disturbs another, the best point seen is returned, to within rounding of
+    the loss, and none is worse than the start.
 
-    A guard watches what is evaluated anyway. Of a deterministic loss the best point seen is
-    returned, so never one worse than the start. The first steps tell in which units a problem is
-    one that the optimizer was trained on, judged by the median of the call's problems and then
-    each by itself; what was spent in other units counts in `num_gradients`. And where a problem
-    does not behave as those in training did, where anything is not finite, or steps are left after
-    the trained horizon, L-BFGS goes on from the best point, as long as its steps earn their price.
+    `method` says by which engine:
+
+    - `"newton"`: Newton's method with a line search, or IRLS where the problem gives such a
+      curvature. The fastest for smooth losses of few parameters.
+    - `"gauss-newton"`: for residuals, damped after Levenberg and Marquardt where it must be.
+    - `"lbfgs"`: L-BFGS, for any smooth loss and any number of parameters.
+    - `"adam"`, `"gradient-descent"`, `"momentum"`, `"nesterov"`, `"rmsprop"`: rules at a rate of
+      0.1 for Adam and 0.01 for others; for another give the rule, as in
+      `method=haltwise.update_rules.Adam(0.3)`.
+    - `"auto"`: the first of Gauss-Newton, Newton and L-BFGS that can solve such problems;
+      `Solution.method` says which and why.
+    - `"lstm"`: a learned `optimizer`.
+
+    An engine stops a problem by a price: where the next evaluation is not worth it. Newton and
+    Gauss-Newton know from the curvature what a step will gain; the step at hand is then taken, if
+    the loss behind it is no higher. Or by tolerances, each with SciPy's meaning; those that are not
+    given are off, and of several the first that is met counts:
+
+    - `gtol`: max_i |g_i| <= gtol, as L-BFGS-B, BFGS and `least_squares` have it.
+    - `ftol`: a step from f to f' with (f - f') / max(|f|, |f'|, 1) <= ftol, as L-BFGS-B has it;
+      of Gauss-Newton f - f' < ftol f, as `least_squares` has it.
+    - `xtol`: a step s from x with |s| < xtol (xtol + |x|), as `least_squares` has it.
+
+    Without any of them, these are gtol = 1e-5 and ftol = 2.2e-9, SciPy's for L-BFGS-B, and for
+    Gauss-Newton all 1e-8, those of `least_squares`.
+
+    What follows is about learned optimizers. On an NVIDIA GPU steps of few problems are recorded as
+    CUDA graphs, where batch, stop rule and optimizer are made of this package's classes, and kept
+    with the optimizer for its next problems (`haltwise.rollout.step_graphs`); a loss of your own is
+    called step by step. A guard watches what is evaluated anyway. The first steps tell in which
+    units a problem is one that the optimizer was trained on, judged by the median of the call's
+    problems and then each by itself; what was spent in other units counts in `num_gradients`. And
+    where a problem does not behave as those in training did, where anything is not finite, or steps
+    are left after the trained horizon, L-BFGS goes on from the best point, as long as its steps
+    earn their price.
 
     Args:
         problem: The batch, for instance a `haltwise.FunctionBatch` of your own loss.
-        optimizer: A shipped name, a run directory, a weights file or the optimizer itself.
-        stop: When to stop, as a policy or as a rule, which then returns the last update applied.
-            The optimizer's own policy, gradients being counted, if None.
-        price: What a gradient must earn, in units of the loss, one for all or [B]; what the
+        optimizer: Of method "lstm", a shipped name, a run directory, a weights file or the
+            optimizer itself; "regression-10d" if None.
+        stop: Of method "lstm", when to stop, as a policy or as a rule, which then returns the last
+            update applied. The optimizer's own policy, gradients being counted, if None.
+        method: The name of an engine, an engine (`haltwise.engines.Engine`) or an update rule.
+        price: What an evaluation must earn, in units of the loss, one for all or [B]: a gradient,
+            of Newton with the curvature, of Gauss-Newton residuals and Jacobian. What a learned
             optimizer was meta-trained for if None.
-        max_steps: Gradients a problem may cost at most; the optimizer's horizon if None.
-        param_scale: Typical sizes of changes of the parameters, up to a common factor, one for
-            each: give it where they are measured in different units.
-        guard: Whether to guard. Without, the optimizer is followed whatever it does.
+        gtol: Of engines, a tolerance of gradients, at least 0.
+        ftol: Of engines, a tolerance of losses, at least 0.
+        xtol: Of engines, a tolerance of steps, at least 0.
+        max_steps: Evaluations a problem may cost at most; 200, of "lstm" the optimizer's horizon,
+            if None.
+        param_scale: Of method "lstm", typical sizes of changes of the parameters, up to a common
+            factor, one for each: give it where they are measured in different units.
+        guard: Of method "lstm", whether to guard. Without, the optimizer is followed whatever it
+            does.
         history: Whether to return the losses.
-        chunk_size: Problems at once. If None, so many that their parameters come to 131,072 numbers
-            on a CPU (some 200 MB), and up to 2^21 on a GPU (an eighth of its memory at most).
+        chunk_size: Problems at once. If None, of engines on a CPU as many as come to 4 MB, and of
+            "lstm" so many that their parameters come to 131,072 numbers on a CPU (some 200 MB), and
+            up to 2^21 on a GPU (an eighth of its memory at most).
 
     Returns:
         One outcome per problem; a problem that goes wrong disturbs no other. Where the loss of
@@ -163,7 +217,8 @@ def solve(
         `num_gradients`.
 
     Raises:
-        InputError: The problem, the optimizer or a setting is no good.
+        InputError: The problem, the optimizer or a setting is no good, or the engine cannot solve
+            such problems.
 
     Warns:
         FitWarning: Prices lie outside those trained on, L-BFGS took over in many problems, or a few
@@ -175,13 +230,40 @@ def solve(
         >>> solution = solve(problem, optimizer="regression-10d")
         >>> solution.params.shape, bool(solution.steps.float().mean() < 15)
         (torch.Size([100, 10]), True)
+
+        Two Rosenbrock valleys, by residuals:
+
+        >>> def residuals(params):
+        ...     x, y = params.unbind(1)
+        ...     return torch.stack((10 * (y - x * x), 1 - x), 1)
+        >>> start = torch.tensor([[-1.2, 1.0], [2.0, 2.0]], dtype=torch.float64)
+        >>> solution = solve(FunctionBatch(start, residuals=residuals), method="auto")
+        >>> solution.params.round(decimals=6).tolist(), solution.method
+        ([[1.0, 1.0], [1.0, 1.0]], 'gauss-newton, as the losses are sums of squares of residuals')
+        >>> solution.why(0)
+        'its gradient is within gtol = 1e-08'
     """
     _check(problem)
+    if method != "lstm":
+        for name, value in (("optimizer", optimizer), ("stop", stop), ("param_scale", param_scale)):
+            require(value is None, f"{name} belongs to method 'lstm'; leave it out, or the method")
+        return _by_engine(
+            *(problem, method, price, gtol, ftol, xtol, max_steps),
+            history=history,
+            chunk_size=chunk_size,
+        )
+    for name, tolerance in (("gtol", gtol), ("ftol", ftol), ("xtol", xtol)):
+        require(
+            tolerance is None,
+            f"method 'lstm' stops by a price and has no {name}; choose another method, as 'auto'",
+        )
+    optimizer = _OPTIMIZER if optimizer is None else optimizer
     start = problem.start
     model = optimizer if isinstance(optimizer, OptimizerModel) else named(optimizer)
     model, graphs = model_for(model, start)
     policy = stop_policy(model.halting, stop, CostUnit.GRADIENTS)
-    prices = price_of_each(model.halting, price, problem.num_problems, start)
+    price = model.card.price if price is None else price
+    prices = price_of_each(price, problem.num_problems, start)
     num_steps = model.card.horizon if max_steps is None else whole_number("max_steps", max_steps)
     if chunk_size is None:
         chunk_size = max(1, _coordinates_at_once(start.device) // problem.dim)
@@ -223,6 +305,47 @@ def _coordinates_at_once(device: torch.device) -> int:
     return max(_CHUNK, min(_LARGEST_CHUNK, memory // _MEMORY_EACH))
 
 
+def _by_engine(
+    problem: TaskBatch,
+    method: str | Engine | UpdateRule,
+    price: float | Tensor | None,
+    gtol: float | None,
+    ftol: float | None,
+    xtol: float | None,
+    max_steps: int | None,
+    *,
+    history: bool,
+    chunk_size: int | None,
+) -> Solution:
+    engine, choice = engine_for(method, problem)
+    prices = None if price is None else price_of_each(price, problem.num_problems, problem.start)
+    found, reasons, losses = solve_by_engine(
+        engine,
+        problem,
+        tolerances_of(engine, price, gtol, ftol, xtol),
+        prices,
+        _EVALUATIONS if max_steps is None else whole_number("max_steps", max_steps),
+        chunk_size=None if chunk_size is None else whole_number("chunk_size", chunk_size),
+        history=history,
+    )
+    ones = torch.ones_like(found.loss[:1]).expand(len(found.loss))
+    return Solution(
+        **found._asdict(),
+        reasons=reasons,
+        fallback=torch.zeros_like(found.success),
+        param_scale=ones,
+        loss_scale=ones,
+        history=_padded(losses) if history else None,
+        method=f"{choice.name}, as {choice.why}",
+    )
+
+
+def _padded(losses: list[Tensor]) -> Tensor:
+    """Losses of all chunks, shape [B, largest number of them]."""
+    width = max(seen.shape[1] for seen in losses)
+    return torch.cat([pad(seen, (0, width - seen.shape[1]), value=math.nan) for seen in losses])
+
+
 def _sizes(param_scale: float | Tensor | None, start: Tensor) -> Tensor | None:
     if param_scale is None:
         return None
@@ -244,11 +367,6 @@ def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(chunk, name) for chunk in chunks])
 
-    losses = None
-    if history:
-        kept = [chunk.ledger.losses for chunk in chunks]
-        width = max(seen.shape[1] for seen in kept)
-        losses = torch.cat([pad(seen, (0, width - seen.shape[1]), value=math.nan) for seen in kept])
     return Solution(
         params=joined("params"),
         loss=joined("loss"),
@@ -262,7 +380,7 @@ def _joined(chunks: list[Chunk], *, history: bool) -> Solution:
         fallback=joined("fallback"),
         param_scale=joined("scale").exp(),
         loss_scale=joined("loss_scale").exp(),
-        history=losses,
+        history=_padded([chunk.ledger.losses for chunk in chunks]) if history else None,
     )
 
 

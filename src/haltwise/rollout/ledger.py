@@ -125,7 +125,7 @@ class Ledger:
     def latest(self) -> tuple[Tensor, Tensor, Tensor]:
         """The latest gradient [B, D], and the steps to it and changes of the gradient along them.
 
-        The latter are as `haltwise.rollout.descent.forecast_gain` takes them, [B, MEMORY, D].
+        The latter are as `haltwise.engines.lbfgs.forecast_gain` takes them, [B, MEMORY, D].
         """
         back = self.count.unsqueeze(1) - 1 - torch.arange(MEMORY + 1, device=self.count.device)
         place = (back % (MEMORY + 1)).unsqueeze(2)

@@ -16,7 +16,17 @@ from torch import Tensor
 from haltwise._core.settings import whole_number
 from haltwise._core.tensors import map_tensors, undisturbed
 
-__all__ = ["DifferentiatedScore", "Observation", "Score", "TaskBatch", "TaskFamily", "ask"]
+__all__ = [
+    "CurvedObservation",
+    "DifferentiatedScore",
+    "Observation",
+    "Score",
+    "SupportsCurvature",
+    "SupportsResiduals",
+    "TaskBatch",
+    "TaskFamily",
+    "ask",
+]
 
 
 class Observation(NamedTuple):
@@ -24,6 +34,14 @@ class Observation(NamedTuple):
 
     loss: Tensor
     grad: Tensor
+
+
+class CurvedObservation(NamedTuple):
+    """Loss [B], gradient [B, D] and a matrix of curvature [B, D, D]."""
+
+    loss: Tensor
+    grad: Tensor
+    curvature: Tensor
 
 
 class DifferentiatedScore(NamedTuple):
@@ -48,6 +66,40 @@ class Score(NamedTuple):
 
 
 Seen = TypeVar("Seen", Observation, DifferentiatedScore, Score)
+
+
+class SupportsCurvature(ABC):
+    """A deterministic batch that knows second derivatives; see `haltwise.engines.Newton`."""
+
+    @property
+    def curvature_refusal(self) -> str | None:
+        """Why this batch has none after all, in a clause; None where it has."""
+        return None
+
+    @property
+    def gives_curvature(self) -> bool:
+        """Whether curvature costs about as much as a gradient; false if D times as much."""
+        return True
+
+    @abstractmethod
+    def observe_curvature(self, params: Tensor) -> CurvedObservation:
+        """Compute loss and gradient as `observe` does, and the Hessian or what stands for it."""
+
+
+class SupportsResiduals(ABC):
+    """A deterministic batch whose losses are sums of squares, 1/2 sum_m r_m^2.
+
+    See `haltwise.engines.GaussNewton`.
+    """
+
+    @property
+    def residuals_refusal(self) -> str | None:
+        """Why this batch has none after all, in a clause; None where it has."""
+        return None
+
+    @abstractmethod
+    def observe_residuals(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute residuals r [B, M] and their Jacobian dr / dtheta [B, M, D]."""
 
 
 def ask(method: Callable[[Tensor, int], Seen], params: Tensor, step: int) -> Seen:

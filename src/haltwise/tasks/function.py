@@ -1,7 +1,8 @@
 """Problems given by one function: a loss that PyTorch differentiates, and data per problem."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -11,34 +12,72 @@ from torch import Tensor
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
 from haltwise._core.tensors import copied_array, undisturbed
-from haltwise.tasks.base import Observation, TaskBatch
+from haltwise.tasks.base import (
+    CurvedObservation,
+    Observation,
+    SupportsCurvature,
+    SupportsResiduals,
+    TaskBatch,
+)
 
-__all__ = ["FunctionBatch"]
+__all__ = ["FunctionBatch", "squares"]
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class FunctionBatch(TaskBatch):
-    """B problems given by one function: `loss(params [B, D], **data)` returns losses [B].
+class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
+    """B problems given by functions of parameters [B, D] and of data, all batched.
 
-    The function is called with any number of the problems, as those that have halted leave the
-    batch. So what belongs to each problem is passed as data, selected along with the parameters,
-    and no loss may depend on another problem's row. A function of a single problem can be wrapped
-    by `torch.vmap`.
+    One of these says what is minimised:
+
+    - `loss(params, **data)` returns losses [B].
+    - `residuals(params, **data)` returns residuals [B, M]; the loss is half the sum of their
+      squares, as in `scipy.optimize.least_squares`. A mask multiplies what does not count by 0.
+    - `derivatives(params, **data)` returns tuples of what you differentiated yourself, for speed:
+      (loss [B], gradient [B, D]), or with a third entry, the Hessian [B, D, D] or a positive
+      definite matrix that stands for it (IRLS, Fisher scoring); or, beside `residuals`,
+      (residuals [B, M], Jacobian [B, M, D]).
+
+    What is not given is found by automatic differentiation. The functions are called with any
+    number of the problems, as those that have halted leave the batch. So what belongs to each
+    problem is passed as data, selected along with the parameters, and no loss may depend on another
+    problem's row. A function of a single problem can be wrapped by `torch.vmap`.
 
     Examples:
-        >>> def loss(params, x, y):  # exponential decays
-        ...     return (y - params[:, :1] * torch.exp(-params[:, 1:] * x)).square().sum(1)
+        Exponential decays, each point a residual:
+
+        >>> def residuals(params, x, y):
+        ...     return y - params[:, :1] * torch.exp(-params[:, 1:] * x)
         >>> x = torch.rand(100, 8)
-        >>> decays = FunctionBatch(torch.ones(100, 2), loss, {"x": x, "y": torch.exp(-x)})
+        >>> data = {"x": x, "y": torch.exp(-x)}
+        >>> decays = FunctionBatch(torch.ones(100, 2), residuals=residuals, data=data)
         >>> decays.observe(decays.start, 0).loss.shape
         torch.Size([100])
+
+        Logistic regressions with a ridge, their derivatives by hand:
+
+        >>> def logistic(w, x, y):
+        ...     z = (x @ w.unsqueeze(-1)).squeeze(-1)
+        ...     mean = z.sigmoid()
+        ...     loss = (torch.nn.functional.softplus(z) - y * z).sum(1) + w.square().sum(1) / 4
+        ...     gradient = ((mean - y).unsqueeze(1) @ x).squeeze(1) + w / 2
+        ...     return loss, gradient, x.mT @ ((mean * (1 - mean)).unsqueeze(-1) * x) + ridge
+        >>> ridge, x = torch.eye(3) / 2, torch.randn(100, 20, 3)
+        >>> data = {"x": x, "y": (x[..., 0] > 0).float()}
+        >>> fits = FunctionBatch(torch.zeros(100, 3), derivatives=logistic, data=data)
+        >>> fits.observe_curvature(fits.start).curvature.shape
+        torch.Size([100, 3, 3])
     """
 
-    loss: Callable[..., Tensor]
+    loss: Callable[..., Tensor] | None = None
     """From parameters [B, D] and data to losses [B], differentiable in its first argument."""
     data: dict[str, Tensor] = field(default_factory=dict)
-    """Its keyword arguments, each [B, ...]; tensors, or NumPy arrays to be copied to tensors."""
+    """Keyword arguments, each [B, ...]; tensors, or NumPy arrays to be copied to tensors."""
+    _: KW_ONLY
+    residuals: Callable[..., Tensor] | None = None
+    """From parameters and data to residuals [B, M], differentiable in its first argument."""
+    derivatives: Callable[..., tuple[Tensor, ...]] | None = None
+    """From parameters and data to values and derivatives, see above."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", _plain(self.start))
@@ -53,49 +92,149 @@ class FunctionBatch(TaskBatch):
 
     @undisturbed(grad=True)
     def observe(self, params: Tensor, step: int) -> Observation:
-        """Compute loss and gradient, the latter by automatic differentiation.
+        """Compute loss and gradient, the latter by automatic differentiation if it is not given.
 
         Raises:
-            InputError: The loss has the wrong shape or type, or does not depend on the parameters.
+            InputError: A function returns a wrong shape or type, or does not depend on the
+                parameters.
         """
+        if self.derivatives is not None:
+            if self.residuals is not None:
+                residuals, jacobian = self.observe_residuals(params)
+                return Observation(*squares(residuals, jacobian)[:2])
+            return Observation(*self._derivatives(params)[:2])
         leaf, loss = self._losses(params)
-        grad = None
-        if loss.requires_grad:
-            (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
-        if grad is None:
-            raise InputError(
-                "the loss has no gradient in its parameters; compute it from them by PyTorch "
-                "alone, without NumPy, .item() or .detach()"
-            )
-        return Observation(loss.detach(), grad)
+        return Observation(loss.detach(), _gradient(loss, leaf).detach())
 
     @undisturbed(grad=True)
     def observe_loss(self, params: Tensor, step: int) -> Tensor:
+        if self.loss is None and self.residuals is None:
+            return self._derivatives(params)[0]
         return self._losses(params)[1].detach()
+
+    @property
+    def gives_curvature(self) -> bool:
+        if self.derivatives is None or self.residuals is not None:
+            return False
+        one = self.select(torch.zeros(1, dtype=torch.int64, device=self.start.device))
+        return len(one._derivatives(one.start)) == 3
+
+    @property
+    def curvature_refusal(self) -> str | None:
+        if self.loss is None and self.residuals is None and not self.gives_curvature:
+            return "its derivatives are no more than a loss and a gradient; give the loss, too"
+        return None
+
+    @undisturbed(grad=True)
+    def observe_curvature(self, params: Tensor) -> CurvedObservation:
+        """Compute loss, gradient and Hessian; D + 1 backward passes if they are not given.
+
+        Raises:
+            InputError: As `observe`, or the loss cannot be differentiated twice.
+        """
+        if self.derivatives is not None and self.residuals is None:
+            given = self._derivatives(params)
+            if len(given) == 3:
+                return CurvedObservation(*given)
+        leaf, loss = self._losses(params)
+        grad = _gradient(loss, leaf, create_graph=True)
+        return CurvedObservation(loss.detach(), grad.detach(), _rows_of_jacobian(grad, leaf))
+
+    @property
+    def residuals_refusal(self) -> str | None:
+        return None if self.residuals is not None else "no residuals are given"
+
+    @undisturbed(grad=True)
+    def observe_residuals(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute residuals and their Jacobian; D + 1 backward passes if it is not given.
+
+        Raises:
+            InputError: As `observe`, or the residuals cannot be differentiated twice.
+        """
+        if self.derivatives is not None:
+            residuals, jacobian = self._derivatives(params)
+            return residuals, jacobian
+        leaf, residuals = self._residuals(params)
+        # J^T v is linear in v, and its derivative with respect to v is J^T.
+        weights = torch.zeros_like(residuals, requires_grad=True)
+        product = _gradient(residuals, leaf, weights, create_graph=True)
+        return residuals.detach(), _rows_of_jacobian(product, weights).mT
 
     def _losses(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters as a leaf, for the function may differentiate inside, and the losses."""
-        params = _plain(params).detach().requires_grad_()
-        loss = self.loss(params, **self.data)
+        if self.loss is None:
+            leaf, residuals = self._residuals(params)
+            return leaf, 0.5 * residuals.square().sum(1)
+        leaf = _plain(params).detach().requires_grad_()
+        loss = self.loss(leaf, **self.data)
         require(
             isinstance(loss, Tensor) and loss.shape == params.shape[:1],
             f"the loss must return one value per problem, a tensor of shape [{len(params)}] for "
             f"parameters of shape {list(params.shape)}; got {_shape(loss)}",
         )
+        _require_dtype("the loss", loss, leaf)
+        return leaf, loss
+
+    def _residuals(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """The parameters as a leaf, and the residuals."""
+        assert self.residuals is not None
+        leaf = _plain(params).detach().requires_grad_()
+        residuals = self.residuals(leaf, **self.data)
         require(
-            loss.dtype == params.dtype,
-            f"the loss has dtype {loss.dtype} for parameters of {params.dtype}; "
-            "give start and data the same dtype",
+            isinstance(residuals, Tensor)
+            and residuals.ndim == 2
+            and residuals.shape[:1] == params.shape[:1],
+            f"residuals must return a tensor of shape [{len(params)}, M] for parameters of shape "
+            f"{list(params.shape)}; got {_shape(residuals)}",
         )
-        return params, loss
+        _require_dtype("residuals", residuals, leaf)
+        return leaf, residuals
+
+    def _derivatives(self, params: Tensor) -> tuple[Tensor, ...]:
+        """What `derivatives` returns, checked and detached."""
+        assert self.derivatives is not None
+        params = _plain(params).detach()
+        with torch.enable_grad():  # it may differentiate inside
+            given = self.derivatives(params, **self.data)
+        number, dim = params.shape
+        if self.residuals is not None:
+            shapes = [[number, -1], [number, -1, dim]]
+        else:
+            shapes = [[number], [number, dim], [number, dim, dim]]
+        counts = {2} if self.residuals is not None else {2, 3}
+        fits = isinstance(given, tuple) and len(given) in counts
+        if fits:
+            width = given[0].shape[-1] if isinstance(given[0], Tensor) and given[0].ndim else 0
+            fits = all(
+                isinstance(value, Tensor)
+                and list(value.shape) == [width if size == -1 else size for size in shape]
+                for value, shape in zip(given, shapes, strict=False)
+            )
+        what = "residuals [{0}, M] and their Jacobian [{0}, M, {1}]"
+        if self.residuals is None:
+            what = "losses [{0}], gradients [{0}, {1}] and, if known, Hessians [{0}, {1}, {1}]"
+        got = ", ".join(map(_shape, given)) if isinstance(given, tuple) else repr(type(given))
+        require(fits, f"derivatives must return a tuple of {what.format(number, dim)}; got {got}")
+        for value in given:
+            _require_dtype("what derivatives returns", value, params)
+        return tuple(value.detach() for value in given)
 
     def check(self) -> None:
         """Try the function on a few problems, together and alone.
 
         Raises:
-            InputError: Data have the wrong length, the function fails on a subset of the problems,
-                or a loss changes with the problems beside it.
+            InputError: Data have the wrong length, a function fails on a subset of the problems, a
+                loss changes with the problems beside it, or derivatives are not those of the loss.
         """
+        require(
+            self.loss is not None or self.residuals is not None or self.derivatives is not None,
+            "there is nothing to minimise; give a loss, residuals or derivatives",
+        )
+        require(
+            self.loss is None or self.residuals is None,
+            "give a loss or residuals, not both: the loss of residuals is half the sum of their "
+            "squares",
+        )
         require(
             isinstance(self.data, Mapping),
             "data must be a dictionary of tensors, the keyword arguments of the loss, got "
@@ -115,6 +254,8 @@ class FunctionBatch(TaskBatch):
         params = torch.where(some.start == 0, away, some.start * (1 + away))
         together = self._try(some, params)
         tolerance = torch.finfo(params.dtype).eps ** 0.5
+        if self.derivatives is not None:
+            some._check_derivatives(params, together)
         for number, problem in enumerate(index):
             row = torch.tensor([number], device=params.device)
             alone = self._try(some.select(row), params[row])
@@ -126,6 +267,30 @@ class FunctionBatch(TaskBatch):
                     "beside it; each loss must be a function of its own row of parameters and data "
                     "alone, and not random",
                 )
+
+    @undisturbed(grad=True)
+    def _check_derivatives(self, params: Tensor, given: Observation) -> None:
+        """Compare given losses and gradients with automatic ones, where there are any."""
+        assert self.derivatives is not None
+        if self.loss is not None or self.residuals is not None:
+            leaf, loss = self._losses(params)
+        else:
+            leaf = params.clone().requires_grad_()
+            loss = self.derivatives(leaf, **self.data)[0]
+        if not loss.requires_grad:
+            return
+        tolerance = torch.finfo(params.dtype).eps ** 0.4
+        own = Observation(loss.detach(), _gradient(loss, leaf).detach())
+        for name, expected, found in zip(("loss", "gradient"), own, given, strict=True):
+            finite = expected.isfinite() & found.isfinite()
+            size = expected[finite].abs().amax().item() if finite.any() else 0.0
+            require(
+                torch.allclose(found[finite], expected[finite], tolerance, tolerance * size),
+                f"the {name} that derivatives returns is not that of "
+                f"{'the residuals' if self.residuals is not None else 'the loss'}: it differs by "
+                f"{(found - expected)[finite].abs().amax().item() if size else math.nan:.2g} from "
+                "what automatic differentiation finds; correct it, or leave derivatives out",
+            )
 
     def _try(self, part: "FunctionBatch", params: Tensor) -> Observation:
         try:
@@ -147,6 +312,57 @@ def _plain(value: Any, name: str = "start") -> Any:
         with torch.inference_mode(False):
             return value.clone()
     return value
+
+
+def squares(residuals: Tensor, jacobian: Tensor) -> CurvedObservation:
+    """Half the sum of squares with its gradient J^T r and Gauss-Newton's curvature J^T J."""
+    transposed = jacobian.mT
+    return CurvedObservation(
+        0.5 * residuals.square().sum(1),
+        (transposed @ residuals.unsqueeze(-1)).squeeze(-1),
+        transposed @ jacobian,
+    )
+
+
+def _gradient(
+    value: Tensor, leaf: Tensor, weights: Tensor | None = None, *, create_graph: bool = False
+) -> Tensor:
+    """The gradient of the sum of values, or of their sum weighted, for each problem its own."""
+    grad = None
+    if value.requires_grad:
+        weights = torch.ones_like(value) if weights is None else weights
+        (grad,) = torch.autograd.grad(
+            value, leaf, weights, create_graph=create_graph, allow_unused=True
+        )
+    if grad is None:
+        raise InputError(
+            "the loss has no gradient in its parameters; compute it from them by PyTorch "
+            "alone, without NumPy, .item() or .detach()"
+        )
+    return grad
+
+
+def _rows_of_jacobian(value: Tensor, leaf: Tensor) -> Tensor:
+    """The derivatives [B, D, ...] of values [B, D] with respect to a leaf [B, ...].
+
+    A backward pass for each of the D is several times as fast as `torch.func.hessian` under `vmap`,
+    which moves D copies of the data through memory.
+    """
+    if not value.requires_grad:  # linear
+        return leaf.new_zeros(*value.shape, *leaf.shape[1:])
+    rows = []
+    for total in value.sum(0):
+        (row,) = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)
+        rows.append(torch.zeros_like(leaf) if row is None else row)
+    return torch.stack(rows, 1).detach()
+
+
+def _require_dtype(name: str, value: Tensor, params: Tensor) -> None:
+    require(
+        value.dtype == params.dtype,
+        f"{name} has dtype {value.dtype} for parameters of {params.dtype}; "
+        "give start and data the same dtype",
+    )
 
 
 def _shape(value: object) -> str:

@@ -133,7 +133,7 @@ class GroupModels:
         if group["price"] is not None:
             halting = self.of(group).halting
             like = torch.zeros((), dtype=working_dtype(head_of(group)), device="cpu")
-            price = price_of_each(halting, group["price"], 1, like)
+            price = price_of_each(group["price"], 1, like)
             warn_of_prices(halting, price, 4)
             group["price"] = price.item()
         self.leaf_of_each(group)

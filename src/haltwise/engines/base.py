@@ -1,0 +1,153 @@
+"""The contract of an engine: a way to lower the losses of B problems side by side."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from haltwise._core.tensors import are_finite
+from haltwise.tasks.base import TaskBatch, ask
+
+__all__ = [
+    "Engine",
+    "EngineObservation",
+    "Memory",
+    "Point",
+    "Proposal",
+    "is_lower",
+    "rounding",
+    "shortened",
+]
+
+Memory = dict[str, Tensor]
+"""What an engine or a stop remembers, each tensor with the problems along dimension 0."""
+
+_DECREASE = 1e-4  # of the decrease forecast by the slope that a step must reach
+_SHORTEST, _LONGEST = 0.1, 0.5  # times its length, by which a step that failed is shortened
+_ROUNDING = 16  # units in the last place by which sums of some hundred terms differ
+
+
+class Point(NamedTuple):
+    """Where K problems are.
+
+    Attributes:
+        params: Shape [K, D].
+        loss: The loss there, shape [K].
+        grad: The gradient there, shape [K, D].
+    """
+
+    params: Tensor
+    loss: Tensor
+    grad: Tensor
+
+
+class EngineObservation(NamedTuple):
+    """What is evaluated of K problems at once: one unit of cost.
+
+    Attributes:
+        loss: Shape [K].
+        grad: Shape [K, D].
+        curvature: Where the engine asks for it, shape [K, D, D].
+    """
+
+    loss: Tensor
+    grad: Tensor
+    curvature: Tensor | None = None
+
+    def is_finite(self) -> Tensor:
+        """Which problems have a finite loss and gradient, bool [K]."""
+        return are_finite(self.loss) & are_finite(self.grad).all(1)
+
+
+class Proposal(NamedTuple):
+    """The next step of K problems.
+
+    Attributes:
+        move: To be added to the parameters, shape [K, D].
+        slope: The gradient along the direction, per unit of the step's length; below 0 but where
+            there is nothing to gain, shape [K].
+        gain: By how much the loss is forecast to fall, shape [K].
+        is_known: Where the forecast is that of the curvature at this very point, undamped, bool
+            [K]. Others need to be confirmed by what steps really earn.
+    """
+
+    move: Tensor
+    slope: Tensor
+    gain: Tensor
+    is_known: Tensor
+
+
+class Engine(ABC):
+    """A way to lower losses: frozen settings, pure functions of points and memories.
+
+    The host (`haltwise.engines.run`) evaluates, decides when each problem stops, counts, and lets
+    those that have halted leave. An engine proposes steps and learns from what they found.
+    Problems never see each other, and a step that is not finite is never taken.
+    `haltwise.testing.check_engine` checks the contract.
+    """
+
+    is_monotone: ClassVar[bool] = True
+    """Whether a step is taken only if it lowers the loss, but for rounding."""
+    completes: ClassVar[bool] = False
+    """Whether the step at hand where a problem halts is so good that it is taken on the forecast,
+    if the loss alone confirms it."""
+
+    is_recordable: ClassVar[bool] = False
+    """Whether `propose` and `learn` copy no values to the host."""
+
+    def refusal(self, batch: TaskBatch) -> str | None:
+        """Why this engine cannot work on a batch, in a clause; None if it can."""
+        del batch
+        return None
+
+    def observe(self, batch: TaskBatch, params: Tensor) -> EngineObservation:
+        """Evaluate a batch of K problems at parameters [K, D]."""
+        return EngineObservation(*ask(batch.observe, params, 0))
+
+    @abstractmethod
+    def init(self, point: Point, seen: EngineObservation) -> Memory:
+        """The memory at the first point."""
+
+    @abstractmethod
+    def propose(self, point: Point, memory: Memory) -> Proposal:
+        """The next step from a point."""
+
+    @abstractmethod
+    def learn(
+        self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        """Judge a step by what was evaluated behind it.
+
+        Args:
+            point: Where it began.
+            proposal: The step.
+            seen: What was found.
+            memory: Before the step; left untouched.
+
+        Returns:
+            Where the step is taken, bool [K], and the memory for the next.
+        """
+
+
+def rounding(loss: Tensor) -> Tensor:
+    """By how much a loss may differ from itself, computed in another order."""
+    return _ROUNDING * torch.finfo(loss.dtype).eps * loss.abs()
+
+
+def is_lower(point: Point, seen: EngineObservation, length: Tensor, slope: Tensor) -> Tensor:
+    """Where a step of so many lengths lowers the loss enough (Armijo's condition), bool [K].
+
+    Where the loss is the same but for rounding, it is the gradient that must be smaller.
+    """
+    enough = seen.loss <= point.loss + _DECREASE * length * slope
+    same = seen.loss <= point.loss + rounding(point.loss)
+    smaller = seen.grad.square().sum(1) < point.grad.square().sum(1)
+    return enough | (same & smaller)
+
+
+def shortened(length: Tensor, slope: Tensor, rise: Tensor, finite: Tensor) -> Tensor:
+    """The minimum of the parabola through loss, slope and the loss of the step that failed."""
+    found = -0.5 * length * length * slope / (rise - length * slope)
+    found = torch.where(finite, found, 0).nan_to_num(0.0)
+    return torch.maximum(found, _SHORTEST * length).minimum(_LONGEST * length)

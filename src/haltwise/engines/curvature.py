@@ -1,0 +1,43 @@
+"""Steps from a matrix of curvature: Cholesky's where it is positive definite."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["newton_direction"]
+
+
+def newton_direction(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """-C^-1 g, and where C is positive definite, bool [K].
+
+    Where it is not, so far as that can be told from rounding, eigenvalues are replaced by their
+    sizes, so that the direction descends and leaves saddles (Dauphin et al. 2014; Nocedal & Wright
+    2006, section 3.4), and small ones by a floor. Where C or g is not finite, nor is the direction.
+
+    Args:
+        curvature: C, symmetric, shape [K, D, D].
+        grad: g, shape [K, D].
+    """
+    factor, info = torch.linalg.cholesky_ex(curvature)
+    direction = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1).neg_()
+    pivots = factor.diagonal(dim1=-2, dim2=-1)
+    eps = torch.finfo(grad.dtype).eps
+    # Also false where anything is not finite.
+    definite = (pivots.amin(1).square() > eps * pivots.amax(1).square()) & (info == 0)
+    if not definite.all():
+        rows = (~definite).nonzero().squeeze(1)
+        direction[rows] = _along_eigenvectors(curvature[rows], grad[rows])
+    return direction, definite
+
+
+def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
+    finite = curvature.isfinite().flatten(1).all(1) & grad.isfinite().all(1)
+    curvature = torch.where(finite.view(-1, 1, 1), curvature, 0)
+    values, vectors = torch.linalg.eigh(curvature)
+    sizes = values.abs()
+    norm = grad.square().sum(1, keepdim=True).sqrt()
+    largest = sizes.amax(1, keepdim=True)
+    # Where the loss is linear, a step of length 1.
+    floor = torch.where(largest > 0, largest * torch.finfo(grad.dtype).eps ** 0.5, norm)
+    inner = (vectors.mT @ grad.unsqueeze(-1)).squeeze(-1) / torch.maximum(sizes, floor)
+    direction = -(vectors @ inner.unsqueeze(-1)).squeeze(-1)
+    return torch.where(finite.unsqueeze(1), direction.nan_to_num(0), torch.nan)

@@ -1,0 +1,89 @@
+"""Gauss-Newton for sums of squares, damped after Levenberg and Marquardt where it must be."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise.engines.base import Engine, EngineObservation, Memory, Point, Proposal, is_lower
+from haltwise.engines.curvature import newton_direction
+from haltwise.tasks.base import SupportsResiduals, TaskBatch
+from haltwise.tasks.function import squares
+
+__all__ = ["GaussNewton"]
+
+_FIRST = 1e-3  # damping after the first step that failed
+_LEAST = 1e-7  # damping below which there is none
+_FALL = 10.0  # by which damping falls after a step that went as forecast
+_WELL, _POORLY = 0.75, 0.25  # shares of the forecast that a step gained
+
+
+@final
+@dataclass(frozen=True)
+class GaussNewton(Engine):
+    """Gauss-Newton steps, damped where they fail (Levenberg 1944, Marquardt 1963, Moré 1978).
+
+    (J^T J + lambda diag) s = -J^T r, with the largest diagonal seen. lambda is 0 until a step
+    fails; it then grows as Nielsen 1999 has it, and falls where steps gain what was forecast.
+    An evaluation is residuals and their Jacobian.
+    """
+
+    completes = True
+
+    def refusal(self, batch: TaskBatch) -> str | None:
+        if not isinstance(batch, SupportsResiduals):
+            return f"{type(batch).__name__} does not give residuals"
+        return batch.residuals_refusal
+
+    def observe(self, batch: TaskBatch, params: Tensor) -> EngineObservation:
+        assert isinstance(batch, SupportsResiduals)
+        return EngineObservation(*squares(*batch.observe_residuals(params)))
+
+    def init(self, point: Point, seen: EngineObservation) -> Memory:
+        assert seen.curvature is not None
+        none = torch.zeros_like(seen.loss)
+        return {
+            "normal": seen.curvature,  # J^T J
+            "scale": _diagonal(seen.curvature),
+            "damping": none,
+            "growth": none + 2,
+        }
+
+    def propose(self, point: Point, memory: Memory) -> Proposal:
+        normal, damping = memory["normal"], memory["damping"]
+        added = damping.unsqueeze(1) * memory["scale"]
+        move, definite = newton_direction(normal + torch.diag_embed(added), point.grad)
+        slope = (move * point.grad).sum(1)
+        # -g s - s^T J^T J s / 2, where (J^T J + added) s = -g
+        gain = 0.5 * ((added * move.square()).sum(1) - slope)
+        return Proposal(move, slope, gain, definite & (damping == 0))
+
+    def learn(
+        self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        assert seen.curvature is not None
+        taken = seen.is_finite() & is_lower(point, seen, torch.ones_like(seen.loss), proposal.slope)
+        damping, growth = memory["damping"], memory["growth"]
+        share = (point.loss - seen.loss) / proposal.gain
+        calmer = torch.where(share > _WELL, damping / _FALL, damping)
+        calmer = torch.where(calmer < _LEAST, 0, calmer)
+        calmer = torch.where(share < _POORLY, (2 * damping).clamp_min(_FIRST), calmer)
+        stiffer = damping.clamp_min(_FIRST / 2) * growth
+        wide = taken.view(-1, 1, 1)
+        scale = torch.maximum(memory["scale"], _diagonal(seen.curvature))
+        return taken, {
+            "normal": torch.where(wide, seen.curvature, memory["normal"]),
+            "scale": torch.where(taken.unsqueeze(1), scale, memory["scale"]),
+            "damping": torch.where(taken, calmer, stiffer),
+            "growth": torch.where(taken, 2, 2 * growth),
+        }
+
+
+def _diagonal(normal: Tensor) -> Tensor:
+    """The diagonal, 1 where it is 0, so that any damping is felt."""
+    diagonal = normal.diagonal(dim1=-2, dim2=-1)
+    return torch.where(diagonal > 0, diagonal, 1)
+
+
+ENGINES = {"gauss-newton": GaussNewton()}

@@ -1,0 +1,185 @@
+"""When problems stop that an engine works on: by a price, or by SciPy's tolerances."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import require
+from haltwise.engines.base import Memory, Point, Proposal, rounding
+
+__all__ = ["FLAT", "EngineStop", "PriceStop", "ToleranceStop"]
+
+FLAT = 1e-2
+"""Times the first gradient's norm: where a gradient is smaller, a problem is as good as solved."""
+
+_PATIENCE = 3  # steps in a row that may fail to earn their price where little is left to gain
+_LONG_PATIENCE = 10  # and anywhere else: from one valley to the next
+_STALLS, _LONG_STALLS = 6, 60  # steps in a row that do not lower the loss, see `ToleranceStop`
+_AGREES = 0.25  # share of the forecast fall by which a step of least squares must lower the loss
+
+
+class EngineStop(ABC):
+    """A reason to stop, pure functions of points and memories."""
+
+    @property
+    @abstractmethod
+    def reasons(self) -> tuple[str, ...]:
+        """Possible reasons of a stop, in words."""
+
+    @property
+    def failures(self) -> tuple[int, ...]:
+        """Which of them are no success."""
+        return ()
+
+    @abstractmethod
+    def init(self, point: Point) -> Memory:
+        """The memory at the first point of all."""
+
+    @abstractmethod
+    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
+        """Index into `reasons` of what stops each problem before this step, -1 where it goes on.
+
+        Returns:
+            int64 [K].
+        """
+
+    @abstractmethod
+    def learn(
+        self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
+    ) -> Memory:
+        """The memory after a step, `after` being `before` where it was not taken."""
+
+
+@final
+class PriceStop(EngineStop):
+    """Stop where a step is not worth its price.
+
+    Where the gain of a step is known by the curvature at the point (Newton's decrement), a problem
+    stops once that is no more than the price. Elsewhere it stops once 10 steps in a row have each
+    earned less than the price; 3 are enough where the same is forecast of the next and the gradient
+    is below `FLAT` times the first.
+
+    Args:
+        price: What an evaluation must earn, in units of the loss, shape [K].
+        first_norm: Norm of the gradient at which each problem began, shape [K]; that of the first
+            point if None.
+    """
+
+    def __init__(self, price: Tensor, first_norm: Tensor | None = None) -> None:
+        self._price, self._first_norm = price, first_norm
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (
+            "the last steps earned less than their price",
+            "another step is forecast to gain less than its price",
+        )
+
+    def init(self, point: Point) -> Memory:
+        norm = self._first_norm
+        return {
+            "price": self._price,
+            "first_norm": point.grad.square().sum(1).sqrt() if norm is None else norm,
+            "waited": torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device),
+        }
+
+    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
+        poor = proposal.gain <= memory["price"]
+        solved = poor & (point.grad.square().sum(1).sqrt() <= FLAT * memory["first_norm"])
+        waited = memory["waited"]
+        halts = ((waited >= _PATIENCE) & solved) | (waited >= _LONG_PATIENCE)
+        return (halts.long() - 1).masked_fill(poor & proposal.is_known, 1)
+
+    def learn(
+        self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
+    ) -> Memory:
+        earned = taken & (before.loss - after.loss > memory["price"])
+        return {**memory, "waited": (memory["waited"] + 1).masked_fill(earned, 0)}
+
+
+@final
+@dataclass(frozen=True)
+class ToleranceStop(EngineStop):
+    """Stop at tolerances that mean what they mean in SciPy, and where nothing can be gained.
+
+    The latter is so after six steps that did not lower the loss by more than its rounding, where no
+    more is forecast of the next, and anywhere after 60 of them.
+
+    Args:
+        gtol: Stop where max_i |g_i| <= gtol: that of `scipy.optimize.minimize` with L-BFGS-B or
+            BFGS, and of `scipy.optimize.least_squares` without bounds.
+        ftol: Stop after a step from loss f to f' where (f - f') / max(|f|, |f'|, 1) <= ftol, as
+            L-BFGS-B does; with `least_squares` where f - f' < ftol f and the step lowers the loss
+            by more than a quarter of the forecast, as `scipy.optimize.least_squares` does.
+        xtol: Stop after a step s from x where |s| < xtol (xtol + |x|), Euclidean norms: the `xtol`
+            of `scipy.optimize.least_squares`, and the `xrtol` of BFGS.
+        least_squares: Which meaning `ftol` has.
+        searches: Whether steps are made to lower the loss, so that some that do not tell that it
+            cannot be lowered. Those of a rule may be too short to tell, and may climb.
+
+    Raises:
+        InputError: A tolerance is below 0.
+    """
+
+    gtol: float | None = None
+    ftol: float | None = None
+    xtol: float | None = None
+    least_squares: bool = False
+    searches: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("gtol", "ftol", "xtol"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"{name} must be at least 0, got {value}")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return (
+            f"its gradient is within gtol = {self.gtol}",
+            f"the last step lowered the loss by no more than ftol = {self.ftol}",
+            f"the last step was no longer than xtol = {self.xtol}",
+            "no step lowers the loss by more than its rounding",
+            f"{_LONG_STALLS} steps in a row did not lower the loss by more than its rounding; is "
+            "it smooth, and its gradient right?",
+            "its loss falls without bound",
+        )
+
+    @property
+    def failures(self) -> tuple[int, ...]:
+        return (4, 5)
+
+    def init(self, point: Point) -> Memory:
+        count = torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device)
+        return {"met": count - 1, "stalls": count, "rounding": rounding(point.loss)}
+
+    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
+        met, stalls = memory["met"], memory["stalls"]
+        if self.gtol is not None:
+            met = met.masked_fill(point.grad.abs().amax(1) <= self.gtol, 0)
+        if self.searches:
+            stuck = (stalls >= _STALLS) & (proposal.gain <= memory["rounding"])
+            met = met.masked_fill((met < 0) & stuck, 3)
+            met = met.masked_fill((met < 0) & (stalls >= _LONG_STALLS), 4)
+        return met.masked_fill(point.loss < -(torch.finfo(point.loss.dtype).max ** 0.5), 5)
+
+    def learn(
+        self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
+    ) -> Memory:
+        met = memory["met"]
+        if self.xtol is not None:
+            step, size = (v.square().sum(1).sqrt() for v in (proposal.move, before.params))
+            met = met.masked_fill(taken & (step < self.xtol * (self.xtol + size)), 2)
+        if self.ftol is not None:
+            fall = before.loss - after.loss
+            if self.least_squares:
+                small = (fall < self.ftol * before.loss) & (fall > _AGREES * proposal.gain)
+            else:
+                size = torch.maximum(before.loss.abs(), after.loss.abs()).clamp_min(1)
+                small = fall.abs() <= self.ftol * size  # rules with momentum may climb
+            met = met.masked_fill(taken & small, 1)
+        lower = after.loss < before.loss - memory["rounding"]
+        stalls = (memory["stalls"] + 1).masked_fill(lower, 0)
+        return {"met": met, "stalls": stalls, "rounding": rounding(after.loss)}

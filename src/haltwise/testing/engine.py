@@ -1,0 +1,180 @@
+"""The contract of an engine as a check."""
+
+import torch
+from torch import Tensor
+
+from haltwise._core.tensors import map_tensors
+from haltwise.engines import Engine, EngineObservation, Memory, Point, Proposal
+from haltwise.tasks.function import FunctionBatch
+from haltwise.testing.assertions import (
+    expect,
+    expect_alike,
+    expect_items,
+    expect_kinds,
+    expect_shape,
+    normal,
+    tensors,
+    unchanged,
+)
+
+__all__ = ["check_engine"]
+
+_NUM_ITEMS, _NUM_ROWS, _NUM_STEPS = 5, 9, 4
+_EXACT = 1e-9  # relative; of float64 numbers that were summed in another order
+_SINGLE = 1e-2  # relative; of float32 numbers after a few steps
+
+
+def check_engine(engine: Engine, *, dim: int = 3) -> None:
+    """Check that an engine keeps the contract of `haltwise.engines.Engine`.
+
+    On 5 small problems that are smooth sums of squares, in float64:
+
+    - every entry of the memory has the problems along dimension 0, and keeps its shape and dtype;
+    - moves are [K, D], slopes and gains [K];
+    - `init`, `propose` and `learn` change nothing in place and repeat bit for bit;
+    - problems are independent: a permutation permutes, a selection of them runs as it would alone,
+      and a problem that is not finite leaves the others as they are;
+    - a step to where nothing is finite is never taken;
+    - an engine that says that it is monotone takes no step that raises a loss, and a few steps
+      lower all;
+    - float32 agrees with float64.
+
+    Args:
+        engine: The engine.
+        dim: D, the number of parameters of each problem.
+
+    Raises:
+        AssertionError: Naming the engine and the promise that it breaks.
+
+    Examples:
+        >>> from haltwise.engines import Proposal
+        >>> class Careless(Engine):
+        ...     def init(self, point, seen):
+        ...         return {}
+        ...     def propose(self, point, memory):
+        ...         slope = -point.grad.square().sum(1)
+        ...         return Proposal(-1e-3 * point.grad, slope, -1e-3 * slope, slope > 0)
+        ...     def learn(self, point, proposal, seen, memory):
+        ...         return torch.ones_like(point.loss).bool(), memory
+        >>> check_engine(Careless())
+        Traceback (most recent call last):
+        AssertionError: Careless: a step to where nothing is finite is taken
+    """
+    batch = _problems(dim)
+    try:
+        _check_steps(engine, batch)
+        whole = _run(engine, batch)
+        for message, index in (
+            ("a permutation of the problems does not permute steps", [3, 1, 4, 0, 2]),
+            ("selected problems do not run as they would alone", [4, 1]),
+            ("a problem does not run as it would alone", [2]),
+        ):
+            chosen = torch.tensor(index)
+            alone = _run(engine, batch.select(chosen))
+            own = {name: value[chosen] for name, value in whole.items()}
+            expect_alike(alone, own, message, _EXACT)
+        poisoned, others = batch.data["target"].clone(), torch.tensor([0, 1, 3, 4])
+        poisoned[2] = torch.nan
+        spoiled = FunctionBatch(
+            batch.start,
+            residuals=batch.residuals,
+            data={**batch.data, "target": poisoned},
+        )
+        expect_alike(
+            {name: value[others] for name, value in _run(engine, spoiled).items()},
+            {name: value[others] for name, value in whole.items()},
+            "a problem whose loss is NaN changes the steps of others",
+            _EXACT,
+        )
+        single = _run(engine, map_tensors(batch, Tensor.float))
+        expect_alike(single, whole, "float32 and float64 disagree", _SINGLE)
+    except AssertionError as error:
+        raise AssertionError(f"{type(engine).__name__}: {error}") from error
+
+
+def _problems(dim: int) -> FunctionBatch:
+    def residuals(params: Tensor, design: Tensor, target: Tensor) -> Tensor:
+        return (design @ params.unsqueeze(-1)).squeeze(-1).tanh() - target
+
+    data = {
+        "design": normal(1, _NUM_ITEMS, _NUM_ROWS, dim),
+        "target": normal(2, _NUM_ITEMS, _NUM_ROWS).tanh(),
+    }
+    return FunctionBatch(0.1 * normal(3, _NUM_ITEMS, dim), residuals=residuals, data=data)
+
+
+def _begin(engine: Engine, batch: FunctionBatch) -> tuple[Point, Memory]:
+    seen = engine.observe(batch, batch.start)
+    point = Point(batch.start, seen.loss, seen.grad)
+    return point, engine.init(point, seen)
+
+
+def _after(point: Point, params: Tensor, seen: EngineObservation, taken: Tensor) -> Point:
+    wide = taken.unsqueeze(1)
+    return Point(
+        torch.where(wide, params, point.params),
+        torch.where(taken, seen.loss, point.loss),
+        torch.where(wide, seen.grad, point.grad),
+    )
+
+
+def _run(engine: Engine, batch: FunctionBatch) -> dict[str, Tensor]:
+    """Points after each of a few steps, shapes [B, T, ...]."""
+    point, memory = _begin(engine, batch)
+    points = []
+    for _ in range(_NUM_STEPS):
+        proposal = engine.propose(point, memory)
+        trial = point.params + proposal.move
+        seen = engine.observe(batch, trial)
+        taken, memory = engine.learn(point, proposal, seen, memory)
+        point = _after(point, trial, seen, taken)
+        points.append(point)
+    pairs = zip(Point._fields, zip(*points, strict=True), strict=True)
+    return {name: torch.stack(values, 1) for name, values in pairs}
+
+
+def _check_steps(engine: Engine, batch: FunctionBatch) -> None:
+    point, memory = _begin(engine, batch)
+    expect_items(memory, _NUM_ITEMS, "the memory")
+    first = point.loss
+    for _ in range(_NUM_STEPS):
+        before = {**point._asdict(), "memory": memory}
+        with unchanged("propose changes its arguments in place", before):
+            proposal = engine.propose(point, memory)
+        expect_alike(
+            tensors(engine.propose(point, memory)),
+            tensors(proposal),
+            "propose does not repeat: it must depend on its arguments alone",
+        )
+        _check_shapes(proposal, point)
+        trial = point.params + proposal.move
+        seen = engine.observe(batch, trial)
+        given = {**before, "proposal": proposal._asdict(), "seen": seen._asdict()}
+        with unchanged("learn changes its arguments in place", given):
+            taken, after = engine.learn(point, proposal, seen, memory)
+        again = engine.learn(point, proposal, seen, memory)
+        expect_alike(
+            {"taken": again[0], **again[1]},
+            {"taken": taken, **after},
+            "learn does not repeat: it must depend on its arguments alone",
+        )
+        expect_kinds(after, memory, "the memory")
+        nowhere = seen._replace(loss=torch.full_like(seen.loss, torch.nan))
+        refused = ~engine.learn(point, proposal, nowhere, memory)[0]
+        expect(refused.all(), "a step to where nothing is finite is taken")
+        lower = seen.loss <= point.loss * (1 + _EXACT)
+        expect(
+            not engine.is_monotone or bool((lower | ~taken).all()),
+            "a step that raises the loss is taken, though the engine is monotone",
+        )
+        point, memory = _after(point, trial, seen, taken), after
+    lowered = not engine.is_monotone or bool((point.loss < first).all())
+    expect(lowered, "a few steps do not lower the losses")
+
+
+def _check_shapes(proposal: Proposal, point: Point) -> None:
+    expect_shape(proposal.move, point.params.shape, "move")
+    for name in ("slope", "gain", "is_known"):
+        expect_shape(getattr(proposal, name), point.loss.shape, name)
+    expect(proposal.is_known.dtype == torch.bool, "is_known must be bool")
+    expect((proposal.slope < 0).all(), "a slope is not below 0 where the gradient is not 0")
