@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no 
     from haltwise.curves.model import CurveModel
     from haltwise.evaluation.recommend import Recommendation, recommend
     from haltwise.interfaces.certify import certify
+    from haltwise.interfaces.groups import Groups, from_groups
     from haltwise.interfaces.load import load
     from haltwise.interfaces.monitor import HaltingMonitor
     from haltwise.interfaces.prices import price_for_budget, price_for_time, price_for_tolerance
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no 
     from haltwise.models.loading import load_halting
     from haltwise.models.optimizer_model import OptimizerModel
     from haltwise.rollout.early_exit import Execution, Outcome
+    from haltwise.tasks.bounds import interval, positive
     from haltwise.tasks.function import FunctionBatch
     from haltwise.tasks.generalized_linear import generalized_linear
 
@@ -32,6 +34,7 @@ __all__ = [
     "Execution",
     "FitWarning",
     "FunctionBatch",
+    "Groups",
     "HaltingModel",
     "HaltingMonitor",
     "InputError",
@@ -43,10 +46,13 @@ __all__ = [
     "Solution",
     "__version__",
     "certify",
+    "from_groups",
     "generalized_linear",
+    "interval",
     "load",
     "load_halting",
     "minimize",
+    "positive",
     "price_for_budget",
     "price_for_time",
     "price_for_tolerance",
@@ -60,6 +66,7 @@ _PLACES = {
     "Curves": "curves.curves",
     "Execution": "rollout.early_exit",
     "FunctionBatch": "tasks.function",
+    "Groups": "interfaces.groups",
     "HaltingModel": "models.halting_model",
     "HaltingMonitor": "interfaces.monitor",
     "LearnedOptimizer": "interfaces.torch_optim",
@@ -69,10 +76,13 @@ _PLACES = {
     "RunMonitor": "interfaces.run_monitor",
     "Solution": "interfaces.solve",
     "certify": "interfaces.certify",
+    "from_groups": "interfaces.groups",
     "generalized_linear": "tasks.generalized_linear",
+    "interval": "tasks.bounds",
     "load": "interfaces.load",
     "load_halting": "models.loading",
     "minimize": "interfaces.scipy",
+    "positive": "tasks.bounds",
     "price_for_budget": "interfaces.prices",
     "price_for_time": "interfaces.prices",
     "price_for_tolerance": "interfaces.prices",

@@ -283,8 +283,8 @@ def test_numpy_arrays_are_taken_for_tensors(least_squares: FunctionBatch) -> Non
     start = least_squares.start.numpy()[::-1].copy()
     start.flags.writeable = False  # as of other libraries
     data = {name: value.numpy()[::-1] for name, value in least_squares.data.items()}
-    given = FunctionBatch(start, least_squares.loss, data)  # type: ignore[arg-type]
-    flipped = haltwise.solve(given).params.flip(0)
+    given = FunctionBatch(start, least_squares.loss, data)
+    flipped = torch.from_numpy(haltwise.solve(given).params).flip(0)
     assert torch.equal(flipped, haltwise.solve(least_squares).params)
 
 

@@ -39,7 +39,7 @@ OUTSIDE = torch.arange(5.0)
         (lambda: ONES, "must be a TaskBatch, got Tensor; make one of a loss"),
         (lambda: FunctionBatch(ONES[0], centred), r"shape \[B, D\].*got shape \[2\]"),
         (lambda: FunctionBatch(ONES[:0], centred), r"got shape \[0, 2\]"),
-        (lambda: FunctionBatch([[1.0]], centred), "got list"),  # type: ignore[arg-type]
+        (lambda: FunctionBatch([[1.0]], centred), "got list"),
         (lambda: FunctionBatch(ONES.long(), centred), r"got torch.int64; convert"),
         (lambda: FunctionBatch(ONES.half(), centred), r"got torch.float16; convert"),
         (
@@ -62,10 +62,10 @@ OUTSIDE = torch.arange(5.0)
             lambda: FunctionBatch(ONES, lambda p, x: x.sum(1), {"x": ONES[:4]}),
             r"data\['x'\] must be a tensor with the 5 problems .* got shape \[4, 2\]",
         ),
-        (lambda: FunctionBatch(np.array([["1"]]), centred), "start must hold numbers"),  # type: ignore[arg-type]
+        (lambda: FunctionBatch(np.array([["1"]]), centred), "start must hold numbers"),
         (lambda: FunctionBatch(ONES, centred, [ONES]), "data must be a dictionary"),  # type: ignore[arg-type]
         (
-            lambda: FunctionBatch(ONES, lambda p, x: p.sum(1), {"x": 3}),  # type: ignore[dict-item]
+            lambda: FunctionBatch(ONES, lambda p, x: p.sum(1), {"x": 3}),
             r"data\['x'\] .* got 3",
         ),
     ],

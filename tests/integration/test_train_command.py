@@ -16,7 +16,8 @@ from in_process import haltwise as run_here
 from tiny_runs import ALL, TINY_OPTIONS, haltwise, tiny
 
 from haltwise import InputError, _kernels, load
-from haltwise.cli import main, progress
+from haltwise._core import progress
+from haltwise.cli import main
 from haltwise.cli.progress import run_trainer
 from haltwise.models.loading import names
 from haltwise.tasks import families

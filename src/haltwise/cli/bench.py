@@ -7,11 +7,11 @@ import click
 from rich.console import Console
 
 from haltwise._core.errors import require
+from haltwise._core.progress import display
 from haltwise.bench.domains import domains
 from haltwise.bench.run import QUICK, BenchSettings, find_domain, run_bench
 from haltwise.cli.options import PATH, json_option
 from haltwise.cli.printing import plain, print_table, say, write_json
-from haltwise.cli.progress import display
 from haltwise.curves.rules import curve_rules
 from haltwise.datasets.store import default_directory
 from haltwise.report.bench import bench_tables, headline, judged_rule, write_bench

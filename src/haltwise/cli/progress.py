@@ -1,27 +1,21 @@
 """A training followed on a terminal or in a log, and ended by signals."""
 
-import contextlib
 import math
 import signal
-import time
-from collections.abc import Callable, Iterator
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Display
 
+from haltwise._core.progress import display, unless_gone
 from haltwise._core.workers import Workers
 from haltwise.cli.printing import plain, say
 from haltwise.training import Progress, Trainer
 
-__all__ = ["display", "run_trainer"]
+__all__ = ["run_trainer"]
 
-_SECONDS = 10.0  # between lines, at least
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-_Show = Callable[[str, int, int, str], None]  # what, done, of how many, figures
 
 
 def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
@@ -76,7 +70,7 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
 def _follow(trainer: Trainer, console: Console) -> None:
     rollbacks = 0
     with display(console) as watched:
-        show, tell = _unless_gone(watched), _unless_gone(console.print)
+        show, tell = unless_gone(watched), unless_gone(console.print)
         trainer.source.report = lambda done, total: show("recorded", done, total, "")
         for progress in trainer.run():
             show("meta-step", progress.step, trainer.num_steps, _figures(progress))
@@ -88,66 +82,9 @@ def _follow(trainer: Trainer, console: Console) -> None:
             rollbacks = progress.num_rollbacks  # another phase counts anew
 
 
-def _unless_gone(show: Callable[..., None]) -> Callable[..., None]:
-    """The same, but training goes on where the terminal or the pipe that it shows to is closed."""
-
-    def shown(*what: object) -> None:
-        with contextlib.suppress(OSError, SystemExit):  # Rich exits where a pipe is closed
-            show(*what)
-
-    return shown
-
-
 def _figures(progress: Progress) -> str:
     loss, j, stop = (
         "-" if math.isnan(value) else f"{value:.4g}"
         for value in (progress.loss, progress.price_adjusted_loss, progress.mean_halting_step)
     )
     return f"loss {loss}, J {j}, stops at {stop}"
-
-
-def display(console: Console) -> contextlib.AbstractContextManager[_Show]:
-    """Progress bars on a terminal, else a plain line now and then."""
-    return (_bars if console.is_terminal else _lines)(console)
-
-
-@contextlib.contextmanager
-def _lines(console: Console) -> Iterator[_Show]:
-    """A plain line now and then, for output that is not a terminal."""
-    last = time.monotonic()
-
-    def show(what: str, done: int, total: int, figures: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _SECONDS:
-            last = now
-            line = f"{what} {done} of {total}" + (f": {figures}" if figures else "")
-            console.print(line, soft_wrap=True, highlight=False)
-
-    yield show
-
-
-@contextlib.contextmanager
-def _bars(console: Console) -> Iterator[_Show]:
-    """Progress bars on a terminal; that of a recording goes when it is done."""
-    with Display(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        refresh_per_second=4,
-    ) as display:
-        tasks = {}
-
-        def show(what: str, done: int, total: int, figures: str) -> None:
-            if what not in tasks:  # what a resumed run has done already took no time
-                tasks[what] = display.add_task(what, total=total, completed=done, figures=figures)
-            is_over = what == "recorded" and done == total
-            display.update(
-                tasks[what], completed=done, total=total, figures=figures, visible=not is_over
-            )
-
-        yield show

@@ -17,7 +17,15 @@ from haltwise.curves.columns import (
     find_column,
 )
 
-__all__ = ["MOST_COLUMNS", "Keys", "PointTable", "RawRuns", "frame_runs", "parse_numbers"]
+__all__ = [
+    "MOST_COLUMNS",
+    "Keys",
+    "PointTable",
+    "RawRuns",
+    "frame_columns",
+    "frame_runs",
+    "parse_numbers",
+]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -521,6 +529,28 @@ def frame_runs(frame: Any, keys: Keys) -> RawRuns:
     Raises:
         InputError: It has no columns, or they are not vectors of one length.
     """
+    columns = frame_columns(frame)
+    keys = keys.of(columns)
+    table = PointTable(keys, "the data frame")
+    every = np.arange(len(next(iter(columns.values()))))
+    for name, values in columns.items():
+        if values.dtype.kind in "mM":  # durations and times of day
+            seconds = values.astype(f"{values.dtype.kind}8[ns]").astype(np.float64) / 1e9
+            table.add_numbers(name, every, np.where(np.isnat(values), np.nan, seconds))
+        elif values.dtype.kind in "fiub" and name not in keys:
+            table.add_numbers(name, every, values.astype(np.float64))
+        else:
+            table.add_column(name, every, list(map(str, values.tolist())))
+    table.end(len(every))
+    return table.runs("the data frame", is_log=False)
+
+
+def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a data frame, or of a dictionary by name, as arrays of one length.
+
+    Raises:
+        InputError: It has no columns, or they are not vectors of one length.
+    """
     names = getattr(frame, "column_names", None) or getattr(frame, "columns", None)
     if names is None and isinstance(frame, Mapping):
         names = frame.keys()
@@ -540,16 +570,4 @@ def frame_runs(frame: Any, keys: Keys) -> RawRuns:
         "the columns of a data frame must be vectors of one length, got "
         + (", ".join(f"{name} {list(v.shape)}" for name, v in columns.items()) or "none"),
     )
-    keys = keys.of(columns)
-    table = PointTable(keys, "the data frame")
-    every = np.arange(*next(iter(shapes)))
-    for name, values in columns.items():
-        if values.dtype.kind in "mM":  # durations and times of day
-            seconds = values.astype(f"{values.dtype.kind}8[ns]").astype(np.float64) / 1e9
-            table.add_numbers(name, every, np.where(np.isnat(values), np.nan, seconds))
-        elif values.dtype.kind in "fiub" and name not in keys:
-            table.add_numbers(name, every, values.astype(np.float64))
-        else:
-            table.add_column(name, every, list(map(str, values.tolist())))
-    table.end(len(every))
-    return table.runs("the data frame", is_log=False)
+    return columns

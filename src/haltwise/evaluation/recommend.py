@@ -23,6 +23,7 @@ from haltwise.engines import Point, lbfgs
 from haltwise.engines.run import Begun, descend
 from haltwise.engines.stops import PriceStop
 from haltwise.evaluation.optimizers import LEARNING_RATES, loss_curves
+from haltwise.interfaces.own_form import in_coordinates
 from haltwise.interfaces.solve import Solution, solve
 from haltwise.models.files import placed
 from haltwise.models.loading import load, names
@@ -207,7 +208,7 @@ def _sample(problems: TaskBatch | TaskFamily, number: int | None, seed: int) -> 
     if isinstance(problems, TaskFamily):
         return problems.sample(number, generator)
     chosen = torch.randperm(problems.num_problems, generator=generator)[:number]
-    return problems.select(chosen.to(problems.start.device))
+    return in_coordinates(problems).select(chosen.to(problems.start.device))
 
 
 def _score(batch: TaskBatch, params: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from haltwise._core import discovery
 from haltwise._core.errors import InputError, require
+from haltwise._core.progress import followed
 from haltwise._core.tensors import are_finite, map_tensors, tensors_of
 from haltwise.engines import Engine, engines
 from haltwise.engines.base import rounding
@@ -21,7 +22,7 @@ from haltwise.rollout.ledger import Ledger
 from haltwise.tasks.base import TaskBatch
 from haltwise.update_rules import UpdateRule
 
-__all__ = ["EngineSolution", "engine_for", "solve_by_engine", "tolerances_of"]
+__all__ = ["EngineSolution", "cached_chunk", "engine_for", "solve_by_engine", "tolerances_of"]
 
 _BYTES = 2**22  # of a chunk's problems: beyond that they are in no cache
 _FEWEST = 64  # problems, below which dispatching operations takes the time
@@ -94,6 +95,7 @@ def solve_by_engine(
     *,
     chunk_size: int | None = None,
     history: bool = False,
+    progress: bool = False,
 ) -> tuple[EngineSolution, tuple[str, ...], list[Tensor]]:
     """Solve chunk after chunk.
 
@@ -105,14 +107,13 @@ def solve_by_engine(
         max_steps: Evaluations that a problem may cost.
         chunk_size: Problems at once; as many as fit the cache if None.
         history: Whether losses are kept.
+        progress: Whether to show how many problems are done.
 
     Returns:
         What became of the problems, reasons in words, and if asked for the losses of each chunk.
     """
     number = problem.num_problems
-    if chunk_size is None:
-        size = sum(tensor.nbytes for tensor in tensors_of(problem).values()) / number
-        chunk_size = max(_FEWEST, int(_BYTES / size)) if problem.start.is_cpu else number
+    chunk_size = cached_chunk(problem) if chunk_size is None else chunk_size
     count = torch.zeros(number, dtype=torch.int64, device=problem.start.device)
     flags = torch.zeros(number, dtype=torch.bool, device=problem.start.device)
     loss = problem.start.new_empty(number)
@@ -128,8 +129,9 @@ def solve_by_engine(
     )
     reasons: tuple[str, ...] = ()
     losses: list[Tensor] = []
-    for first in range(0, number, chunk_size):
-        rows = slice(first, first + chunk_size)
+    chunks = [range(number)[first : first + chunk_size] for first in range(0, number, chunk_size)]
+    for chunk in followed(chunks, "problems", asked=progress):
+        rows = slice(chunk.start, chunk.stop)
         part = problem if chunk_size >= number else map_tensors(problem, lambda v: v[rows])  # noqa: B023
         stops: list[EngineStop] = [tolerances]
         if price is not None:
@@ -142,6 +144,14 @@ def solve_by_engine(
         if ledger is not None:
             losses.append(ledger.losses)
     return solution, reasons, losses
+
+
+def cached_chunk(problem: TaskBatch) -> int:
+    """As many problems as fit the cache of a CPU, all of them elsewhere."""
+    if not problem.start.is_cpu:
+        return problem.num_problems
+    size = sum(tensor.nbytes for tensor in tensors_of(problem).values()) / problem.num_problems
+    return max(_FEWEST, int(_BYTES / size))
 
 
 def _solve_chunk(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from haltwise._core.errors import FitWarning, require
 from haltwise._core.settings import real_number, whole_number
+from haltwise.interfaces.own_form import in_coordinates
 from haltwise.interfaces.solve import solve
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
@@ -99,6 +100,7 @@ def price_for_budget(
     model = optimizer if isinstance(optimizer, OptimizerModel) else load(optimizer)
     card = model.card
     low, high = card.price / card.price_range, card.price * card.price_range
+    problem = in_coordinates(problem)
 
     def used(price: float) -> float:
         with warnings.catch_warnings():

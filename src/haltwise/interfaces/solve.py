@@ -2,15 +2,16 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.progress import followed
 from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.engines import Engine
@@ -18,7 +19,13 @@ from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.engine_run import engine_for, solve_by_engine, tolerances_of
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.kept import model_for, named
+from haltwise.interfaces.own_form import columns_of, data_frame, in_own_form, num_parameters
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
+from haltwise.interfaces.standard_errors import (
+    StandardErrors,
+    require_curvature,
+    standard_errors_at,
+)
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
@@ -39,10 +46,10 @@ _MANY = 20  # problems of which a share tells more than each
 @final
 @dataclass(frozen=True, repr=False)
 class Solution:
-    """What became of B problems.
+    """What became of B problems; arrays where the start was given in NumPy arrays, else tensors.
 
     Attributes:
-        params: The parameters returned, shape [B, D].
+        params: The parameters returned, in the form of the start, shape [B, D] or [B, ...] by name.
         loss: The loss there, shape [B]; of a stochastic task that of minibatch number `steps`.
         steps: Gradients evaluated before they were reached, int64 [B].
         num_gradients: Gradients evaluated, int64 [B].
@@ -65,9 +72,10 @@ class Solution:
         history: If asked for, the losses in the order of evaluation, NaN behind the last, shape
             [B, max(num_gradients)].
         method: The engine that solved them, and why.
+        standard_errors: If asked for, those of the parameters, by the curvature where they ended.
     """
 
-    params: Tensor
+    params: Any
     loss: Tensor
     steps: Tensor
     num_gradients: Tensor
@@ -81,9 +89,10 @@ class Solution:
     loss_scale: Tensor
     history: Tensor | None = None
     method: str = "lstm"
+    standard_errors: StandardErrors | None = None
 
     def __repr__(self) -> str:
-        number, dim = self.params.shape
+        number, dim = len(self.loss), num_parameters(self.params)
         counts = {outcome: int((self.outcome == outcome).sum()) for outcome in Outcome}
         ends = ", ".join(
             f"{count:,} {outcome.name.lower().replace('_', ' ')}"
@@ -94,9 +103,8 @@ class Solution:
         early = int(((self.outcome == Outcome.HALTED) & ~self.success).sum())
         return (
             f"Solution({number:,} problems of {dim:,} parameters by {self.method.split(',')[0]}: "
-            f"{ends}; "
-            f"{self.num_gradients.double().mean():.1f} gradients each, median loss "
-            f"{self.loss.double().nanmedian():.4g}"
+            f"{ends}; {torch.as_tensor(self.num_gradients).double().mean():.1f} gradients each, "
+            f"median loss {torch.as_tensor(self.loss).double().nanmedian():.4g}"
             + (f"; L-BFGS took over in {taken:,}" if taken else "")
             + (f"; {early:,} halted {self._unsuccessfully})" if early else ")")
         )
@@ -119,6 +127,34 @@ class Solution:
             return self.reasons[reason]
         more = f"{left:.2g} is" if math.isfinite(left) else "more than one can tell is"
         return f"{self.reasons[reason]}, but by the curvature seen {more} left to gain"
+
+    def to_frame(self, index: Any = None) -> Any:
+        """Convert to a data frame of pandas with a row for each problem.
+
+        Columns are the parameters by name (`rate`, `effect[0]`, ...; `params[0]`, ... of a single
+        tensor), their standard errors (`rate_se`, ...) if asked for, `loss`, `num_gradients`,
+        `success`, `outcome` and `reason`.
+
+        Args:
+            index: A label for each row, for instance `Groups.keys`; counted from 0 if None.
+
+        Raises:
+            InputError: pandas is not installed, the index has another length, or a parameter is
+                called as another column.
+        """
+        errors = self.standard_errors
+        columns = [*columns_of(self.params).items()]
+        columns += [] if errors is None else columns_of(errors.params, "_se").items()
+        own = {name: getattr(self, name) for name in ("loss", "num_gradients", "success")}
+        columns += columns_of(own).items()
+        outcome, reason = (torch.as_tensor(v).cpu() for v in (self.outcome, self.reason))
+        why = torch.where(reason < 0, len(self.reasons) + outcome, reason)
+        reasons = (*self.reasons, *(_WHY.get(outcome, "") for outcome in Outcome))
+        texts = {
+            "outcome": (outcome.numpy(), [outcome.name for outcome in Outcome]),
+            "reason": (why.numpy(), reasons),
+        }
+        return data_frame(columns, texts, index)
 
 
 _WHY = {
@@ -143,6 +179,8 @@ def solve(
     guard: bool = True,
     history: bool = False,
     chunk_size: int | None = None,
+    standard_errors: bool = False,
+    progress: bool = False,
 ) -> Solution:
     """Minimise B problems side by side; each leaves the batch as soon as it halts.
 
@@ -210,6 +248,10 @@ def solve(
         chunk_size: Problems at once. If None, of engines on a CPU as many as come to 4 MB, and of
             "lstm" so many that their parameters come to 131,072 numbers on a CPU (some 200 MB), and
             up to 2^21 on a GPU (an eighth of its memory at most).
+        standard_errors: Whether to compute standard errors, the loss being a negative
+            log-likelihood: see `haltwise.interfaces.standard_errors.StandardErrors`.
+        progress: Whether to show on the standard error stream how many problems are done: a bar on
+            a terminal, else a line every ten seconds.
 
     Returns:
         One outcome per problem; a problem that goes wrong disturbs no other. Where the loss of
@@ -244,14 +286,18 @@ def solve(
         'its gradient is within gtol = 1e-08'
     """
     _check(problem)
+    if standard_errors:
+        require_curvature(problem)
     if method != "lstm":
         for name, value in (("optimizer", optimizer), ("stop", stop), ("param_scale", param_scale)):
             require(value is None, f"{name} belongs to method 'lstm'; leave it out, or the method")
-        return _by_engine(
+        solution = _by_engine(
             *(problem, method, price, gtol, ftol, xtol, max_steps),
             history=history,
             chunk_size=chunk_size,
+            progress=progress,
         )
+        return _finished(solution, problem, standard_errors=standard_errors)
     for name, tolerance in (("gtol", gtol), ("ftol", ftol), ("xtol", xtol)):
         require(
             tolerance is None,
@@ -272,7 +318,8 @@ def solve(
     # Of the whole batch: where a rule draws lots, chunks must not draw the same.
     memory = policy.rule.init(problem.num_problems, start)
     chunks: list[Chunk] = []
-    for index in torch.arange(problem.num_problems, device=start.device).split(chunk_size):
+    whole = torch.arange(problem.num_problems, device=start.device)
+    for index in followed(whole.split(chunk_size), "problems", asked=progress):
         part = problem if len(index) == problem.num_problems else problem.select(index)
         own = select_state(memory, index)
         guarded = guard and not problem.stochastic
@@ -293,7 +340,15 @@ def solve(
     solution = _joined(chunks, history=history)
     if guard:
         _warn(solution, model, prices, chunks)
-    return solution
+    return _finished(solution, problem, standard_errors=standard_errors)
+
+
+def _finished(solution: Solution, problem: TaskBatch, *, standard_errors: bool) -> Solution:
+    """The same, its standard errors if they are asked for, and in the form of the problem."""
+    if standard_errors:
+        errors = standard_errors_at(problem, solution.params)
+        solution = replace(solution, standard_errors=errors)
+    return in_own_form(solution, problem)
 
 
 def _coordinates_at_once(device: torch.device) -> int:
@@ -316,6 +371,7 @@ def _by_engine(
     *,
     history: bool,
     chunk_size: int | None,
+    progress: bool,
 ) -> Solution:
     engine, choice = engine_for(method, problem)
     prices = None if price is None else price_of_each(price, problem.num_problems, problem.start)
@@ -327,6 +383,7 @@ def _by_engine(
         _EVALUATIONS if max_steps is None else whole_number("max_steps", max_steps),
         chunk_size=None if chunk_size is None else whole_number("chunk_size", chunk_size),
         history=history,
+        progress=progress,
     )
     ones = torch.ones_like(found.loss[:1]).expand(len(found.loss))
     return Solution(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -19,6 +19,7 @@ from haltwise.tasks.base import (
     SupportsResiduals,
     TaskBatch,
 )
+from haltwise.tasks.coordinates import Bounds, Coordinates
 
 __all__ = ["FunctionBatch", "squares"]
 
@@ -26,7 +27,9 @@ __all__ = ["FunctionBatch", "squares"]
 @final
 @dataclass(frozen=True, eq=False)
 class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
-    """B problems given by functions of parameters [B, D] and of data, all batched.
+    """B problems given by functions of parameters and of data, all batched.
+
+    Parameters are a tensor [B, D], or a dictionary of tensors [B, ...] by name, as the start is.
 
     One of these says what is minimised:
 
@@ -67,20 +70,48 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         >>> fits = FunctionBatch(torch.zeros(100, 3), derivatives=logistic, data=data)
         >>> fits.observe_curvature(fits.start).curvature.shape
         torch.Size([100, 3, 3])
+
+        Named parameters, one of which is above 0:
+
+        >>> import haltwise
+        >>> def named(params, x, y):
+        ...     size, rate = params["size"].unsqueeze(1), params["rate"].unsqueeze(1)
+        ...     return (y - size * torch.exp(-rate * x)).square().sum(1)
+        >>> start = {"size": torch.ones(100), "rate": torch.full((100,), 0.5)}
+        >>> decays = FunctionBatch(
+        ...     start, named, {"x": torch.rand(100, 8), "y": torch.rand(100, 8)},
+        ...     bounds={"rate": haltwise.positive()},
+        ... )
+        >>> decays.start.shape, sorted(decays.own(decays.start))
+        (torch.Size([100, 2]), ['rate', 'size'])
     """
 
+    start: Any
+    """Initial parameters: a tensor [B, D] or a dictionary of tensors [B, ...], float32 or float64,
+    or NumPy arrays, for which results are arrays, too. Once the batch is made they are the free
+    coordinates [B, D] that are optimized, see `coordinates`."""
     loss: Callable[..., Tensor] | None = None
-    """From parameters [B, D] and data to losses [B], differentiable in its first argument."""
-    data: dict[str, Tensor] = field(default_factory=dict)
+    """From parameters and data to losses [B], differentiable in its first argument."""
+    data: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments, each [B, ...]; tensors, or NumPy arrays to be copied to tensors."""
     _: KW_ONLY
     residuals: Callable[..., Tensor] | None = None
     """From parameters and data to residuals [B, M], differentiable in its first argument."""
     derivatives: Callable[..., tuple[Tensor, ...]] | None = None
-    """From parameters and data to values and derivatives, see above."""
+    """From parameters and data to values and derivatives, see above; of a tensor without bounds."""
+    bounds: InitVar[Bounds | None] = None
+    """Bounds of parameters, `haltwise.positive()` or `haltwise.interval(low, high)`: by name, by
+    column or for all. The start must lie strictly within them."""
+    coordinates: Coordinates | None = None
+    """How coordinates [B, D] stand for the parameters, made of `start` and `bounds`; None where
+    they are the parameters, given as a tensor."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "start", _plain(self.start))
+    def __post_init__(self, bounds: Bounds | None) -> None:
+        start = self.start
+        if self.coordinates is None:
+            start, coordinates = Coordinates.of(start, bounds)
+            object.__setattr__(self, "coordinates", coordinates)
+        object.__setattr__(self, "start", _plain(start, "start"))
         if isinstance(self.data, Mapping):
             data = {name: _plain(value, f"data[{name!r}]") for name, value in self.data.items()}
             object.__setattr__(self, "data", data)
@@ -88,7 +119,11 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     @property
     def reference_loss(self) -> Tensor:
         """Zero, as the least loss is unknown."""
-        return self.start.new_zeros(self.num_problems)
+        return torch.zeros_like(self.start[:, 0])
+
+    def own(self, params: Tensor) -> Any:
+        """Convert coordinates [B, D] to parameters as the loss takes them."""
+        return params if self.coordinates is None else self.coordinates.own(params)
 
     @undisturbed(grad=True)
     def observe(self, params: Tensor, step: int) -> Observation:
@@ -165,8 +200,8 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         if self.loss is None:
             leaf, residuals = self._residuals(params)
             return leaf, 0.5 * residuals.square().sum(1)
-        leaf = _plain(params).detach().requires_grad_()
-        loss = self.loss(leaf, **self.data)
+        leaf = _plain(params, "params").detach().requires_grad_()
+        loss = self.loss(self.own(leaf), **self.data)
         require(
             isinstance(loss, Tensor) and loss.shape == params.shape[:1],
             f"the loss must return one value per problem, a tensor of shape [{len(params)}] for "
@@ -178,8 +213,8 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     def _residuals(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters as a leaf, and the residuals."""
         assert self.residuals is not None
-        leaf = _plain(params).detach().requires_grad_()
-        residuals = self.residuals(leaf, **self.data)
+        leaf = _plain(params, "params").detach().requires_grad_()
+        residuals = self.residuals(self.own(leaf), **self.data)
         require(
             isinstance(residuals, Tensor)
             and residuals.ndim == 2
@@ -193,7 +228,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     def _derivatives(self, params: Tensor) -> tuple[Tensor, ...]:
         """What `derivatives` returns, checked and detached."""
         assert self.derivatives is not None
-        params = _plain(params).detach()
+        params = _plain(params, "params").detach()
         with torch.enable_grad():  # it may differentiate inside
             given = self.derivatives(params, **self.data)
         number, dim = params.shape
@@ -234,6 +269,11 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
             self.loss is None or self.residuals is None,
             "give a loss or residuals, not both: the loss of residuals is half the sum of their "
             "squares",
+        )
+        require(
+            self.derivatives is None or self.coordinates is None or self.coordinates.is_plain,
+            "derivatives are those in a single tensor of parameters without bounds; leave them "
+            "out, or give such a start",
         )
         require(
             isinstance(self.data, Mapping),
@@ -304,7 +344,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
             ) from error
 
 
-def _plain(value: Any, name: str = "start") -> Any:
+def _plain(value: Any, name: str) -> Any:
     """A tensor that gradients may be taken through, of a NumPy array, too; all else as it is."""
     if isinstance(value, np.ndarray):
         return copied_array(value, name)

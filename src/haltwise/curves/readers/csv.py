@@ -1,5 +1,6 @@
 """Comma-separated values: all runs in one file, or one run a file."""
 
+import contextlib
 import csv
 import itertools
 import warnings
@@ -12,7 +13,7 @@ from haltwise.curves.raw import MOST_COLUMNS, Keys, PointTable, RawRuns, parse_n
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, stem
 
-__all__ = ["READERS", "Csv", "header_of", "is_csv", "read_table"]
+__all__ = ["READERS", "Csv", "header_of", "is_csv", "opened_table", "read_table"]
 
 _PORTION = 2**18  # cells read at once
 _DELIMITERS = ",;\t"
@@ -51,6 +52,24 @@ def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None 
     Warns:
         DataWarning: The last line is cut off, or a column mixes texts and numbers.
     """
+    with opened_table(path) as (header, portions):
+        table = PointTable(Keys() if keys is None else keys.of(filter(None, header)), str(path))
+        for rows in portions:
+            columns = zip(header, zip(*rows, strict=True), strict=True)
+            table.add({name: cells for name, cells in columns if name}, len(rows))
+    return table.runs(name or stem(path), is_log=is_log)
+
+
+@contextlib.contextmanager
+def opened_table(path: Path) -> Iterator[tuple[list[str], Iterator[list[list[str]]]]]:
+    """Open a table with a header: the names of its columns, and its rows, many at a time.
+
+    Raises:
+        InputError: It is no such table.
+
+    Warns:
+        DataWarning: The last line is cut off.
+    """
     with open_text(path) as file:
         first = file.readline(2**22)
         header = header_of(first)
@@ -63,12 +82,8 @@ def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None 
         )
         twice = [name for name in header if name and header.count(name) > 1]
         require(not twice, f"{path} has two columns {', '.join(map(repr, twice[:1]))}; rename one")
-        table = PointTable(Keys() if keys is None else keys.of(filter(None, header)), str(path))
         reader = csv.reader(file, delimiter=_delimiter(first))
-        for rows in _portions(path, reader, len(header)):
-            columns = zip(header, zip(*rows, strict=True), strict=True)
-            table.add({name: cells for name, cells in columns if name}, len(rows))
-    return table.runs(name or stem(path), is_log=is_log)
+        yield header, _portions(path, reader, len(header))
 
 
 def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[list[list[str]]]:

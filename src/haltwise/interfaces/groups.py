@@ -1,0 +1,240 @@
+"""Tables with a column of groups as padded batches, one problem for each group."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import shown
+from haltwise.curves.raw import frame_columns, parse_numbers
+from haltwise.curves.readers.csv import opened_table
+
+__all__ = ["Groups", "from_groups"]
+
+Array = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
+
+MASK = "mask"
+_PADDING, _SMALL = 20, 2**22  # padded rows for each that there is, and rows that are always fine
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Groups:
+    """The rows of B groups side by side, padded to the N rows of the longest.
+
+    A shorter group is padded by its own last row, so that no loss becomes infinite or NaN there;
+    the mask tells such rows from its own. Whatever is summed over rows is to be multiplied by it.
+
+    Attributes:
+        keys: What each group is called, in the order of their first rows; a tuple for each where
+            several columns tell groups apart.
+        data: Columns by name, each [B, N], or [B, N, C] where C of them were put together; and
+            `mask`, bool [B, N], true where a row is the group's own. It is the `data` of a
+            `haltwise.FunctionBatch`.
+        counts: Rows of each group, int64 [B].
+    """
+
+    keys: list[Any]
+    data: dict[str, Tensor]
+    counts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        low, high = int(self.counts.min()), int(self.counts.max())
+        return (
+            f"Groups({len(self):,} of {low:,} to {high:,} rows, {int(self.counts.sum()):,} in all: "
+            + ", ".join(f"{name} {list(value.shape)}" for name, value in self.data.items())
+            + ")"
+        )
+
+
+def from_groups(
+    table: Any,
+    by: str | Sequence[str],
+    columns: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> Groups:
+    """Put the rows of a table side by side by group, for one problem each.
+
+    Rows of a group need not stand together; within it they keep their order.
+
+    Args:
+        table: A data frame of pandas, polars or pyarrow, a dictionary of arrays of one length, or
+            the path of a CSV file with a header (`.gz` and `.xz` are decompressed).
+        by: The column that tells groups apart, or several.
+        columns: Those to take: names, or new names with one column or several for each, which are
+            put together as [B, N, C]. All but `by` if None.
+        dtype: Of all numbers: float64, which holds any column of a table exactly, or float32.
+
+    Raises:
+        InputError: A column is missing, holds texts, missing values or infinities, or groups
+            differ so much in length that padding would fill the memory.
+
+    Examples:
+        >>> table = {"shop": ["a", "b", "a", "a"], "price": [1, 2, 3, 4], "sold": [9, 7, 5, 3]}
+        >>> groups = from_groups(table, by="shop", columns={"x": ["price"], "y": "sold"})
+        >>> groups
+        Groups(2 of 1 to 3 rows, 4 in all: x [2, 3, 1], y [2, 3], mask [2, 3])
+        >>> groups.keys, groups.data["y"].tolist(), groups.data["mask"].sum(1).tolist()
+        (['a', 'b'], [[9.0, 5.0, 3.0], [7.0, 7.0, 7.0]], [3, 1])
+    """
+    require(
+        dtype in (torch.float32, torch.float64),
+        f"dtype must be torch.float32 or torch.float64, got {shown(dtype)}",
+    )
+    told_by = [by] if isinstance(by, str) else list(by)
+    require(len(told_by) > 0, "by must name at least one column")
+    wanted = _wanted(columns)
+    needed = None if wanted is None else {*told_by, *(name for _, some in wanted for name in some)}
+    where = str(table) if isinstance(table, str | Path) else "the table"
+    if isinstance(table, str | Path):
+        found = _read(Path(table), told_by, needed)
+    else:
+        found = frame_columns(table)
+    if wanted is None:
+        wanted = [(name, [name]) for name in found if name not in told_by]
+    for name in (*told_by, *(name for _, some in wanted for name in some)):
+        require(
+            name in found,
+            f"{where} has no column {name!r}; it has {', '.join(map(repr, list(found)[:30]))}",
+        )
+    require(
+        all(name != MASK for name, _ in wanted),
+        f"a column is called {MASK!r}, as what tells padding from rows will be; give it another "
+        "name by columns={...}",
+    )
+    codes, keys = _coded([found[name] for name in told_by], told_by, where)
+    rows, mask, counts = _padded_rows(codes, keys)
+    data = {}
+    for name, some in wanted:
+        parts = [
+            torch.from_numpy(_numbers(found[one], one, codes, keys, where)[rows]) for one in some
+        ]
+        is_one = isinstance(columns, Mapping) and isinstance(columns[name], str)
+        whole = parts[0] if is_one or not isinstance(columns, Mapping) else torch.stack(parts, -1)
+        data[name] = whole.to(dtype)
+    return Groups(keys, {**data, MASK: torch.from_numpy(mask)}, torch.from_numpy(counts))
+
+
+def _wanted(
+    columns: Sequence[str] | Mapping[str, str | Sequence[str]] | None,
+) -> list[tuple[str, list[str]]] | None:
+    """New names, and the columns that each is made of."""
+    if columns is None:
+        return None
+    require(
+        not isinstance(columns, str) and len(columns) > 0,
+        f"columns must be names, or a dictionary of new names, got {shown(columns)}",
+    )
+    if not isinstance(columns, Mapping):
+        return [(name, [name]) for name in columns]
+    return [
+        (name, [some] if isinstance(some, str) else list(some)) for name, some in columns.items()
+    ]
+
+
+def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, Array]:
+    """The columns of a CSV file: numbers, but as they are written where they tell groups apart."""
+    parts: dict[str, list[Array]] = {}
+    row = 2
+    with opened_table(path) as (header, portions):
+        for rows in portions:
+            for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+                if not name or (needed is not None and name not in needed):
+                    continue
+                if name in told_by:
+                    part: Array = np.array([cell.strip() for cell in cells], dtype=object)
+                else:
+                    numbers = parse_numbers(cells)
+                    if numbers is None:
+                        bad = next(n for n, c in enumerate(cells) if parse_numbers([c]) is None)
+                        raise InputError(
+                            f"column {name!r} of {path} holds the text {cells[bad]!r} in row "
+                            f"{row + bad}; name the columns to take by columns=[...], or encode it"
+                        )
+                    part = numbers
+                parts.setdefault(name, []).append(part)
+            row += len(rows)
+    require(row > 2, f"{path} has a header and no rows")
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _coded(columns: list[Array], told_by: list[str], where: str) -> tuple[Integers, list[Any]]:
+    """Which group each row belongs to, counted in the order of first rows, and their names."""
+    parts = [
+        (column.astype(str) if column.dtype.kind in "mM" else column).tolist() for column in columns
+    ]
+    values = parts[0] if len(parts) == 1 else zip(*parts, strict=True)
+    seen: dict[Any, int] = {}
+    codes = np.fromiter((seen.setdefault(key, len(seen)) for key in values), np.int64)
+    require(len(codes) > 0, f"{where} has no rows")
+    for key, code in seen.items():
+        for name, part in zip(told_by, key if len(columns) > 1 else (key,), strict=True):
+            if _is_missing(part):
+                rows = np.flatnonzero(codes == code)
+                raise InputError(
+                    f"{where} has no {name!r} in {len(rows)} rows, the first of them number "
+                    f"{rows[0]}; fill it in or drop them"
+                )
+    return codes, list(seen)
+
+
+def _is_missing(key: object) -> bool:
+    is_nan = isinstance(key, float) and math.isnan(key)
+    # pandas has values of its own for it, and dates that are unknown are written so.
+    return (
+        is_nan or key is None or key in ("", "NaT") or type(key).__name__ in ("NAType", "NaTType")
+    )
+
+
+def _padded_rows(codes: Integers, keys: list[Any]) -> tuple[Integers, Array, Integers]:
+    """Row numbers [B, N], the last of a group repeated; which are not repeated; rows [B]."""
+    counts = np.bincount(codes)
+    longest, number = int(counts.max()), len(codes)
+    padded = longest * len(counts)
+    require(
+        padded <= max(_SMALL, _PADDING * number),
+        f"group {keys[int(counts.argmax())]!r} has {longest:,} rows, half of the groups at most "
+        f"{int(np.median(counts)):,}: {len(counts):,} groups padded to the longest are "
+        f"{padded:,} rows for {number:,}; solve the few long groups in a call of their own",
+    )
+    order = np.argsort(codes, kind="stable")
+    first = np.cumsum(counts) - counts
+    place = np.arange(longest)
+    mask = place < counts[:, None]
+    return order[first[:, None] + np.minimum(place, counts[:, None] - 1)], mask, counts
+
+
+def _numbers(values: Array, name: str, codes: Integers, keys: list[Any], where: str) -> Array:
+    """A column in float64; float32 where it is."""
+    is_number = values.dtype.kind in "fiub"
+    if values.dtype.kind == "O":  # numbers with missing ones among them come so
+        try:
+            values = np.array([np.nan if _is_missing(value) else value for value in values], float)
+            is_number = True
+        except (TypeError, ValueError):
+            pass
+    require(
+        is_number,
+        f"column {name!r} of {where} holds no numbers ({values.dtype}); name the columns to take "
+        "by columns=[...], or encode it",
+    )
+    numbers = values if values.dtype == np.float32 else values.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    require(
+        len(bad) == 0,
+        f"column {name!r} of {where} is missing or infinite in {len(bad)} rows, the first of them "
+        f"in group {keys[codes[bad[0]]] if len(bad) else None!r}; fill it in or drop them",
+    )
+    return numbers

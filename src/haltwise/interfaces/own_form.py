@@ -1,0 +1,134 @@
+"""Results in the form of a user's problem: named parameters within bounds, NumPy arrays, tables."""
+
+import importlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from haltwise._core.errors import require
+from haltwise._core.extras import extra
+from haltwise._core.settings import shown
+from haltwise._core.tensors import map_tensors
+from haltwise.tasks.base import TaskBatch
+from haltwise.tasks.coordinates import Coordinates
+from haltwise.tasks.function import FunctionBatch
+
+__all__ = [
+    "as_given",
+    "columns_of",
+    "coordinates_of",
+    "data_frame",
+    "in_coordinates",
+    "in_own_form",
+    "num_parameters",
+]
+
+Record = TypeVar("Record")
+
+
+def coordinates_of(problem: TaskBatch) -> Coordinates | None:
+    """How coordinates stand for a problem's parameters; None where they are these."""
+    return problem.coordinates if isinstance(problem, FunctionBatch) else None
+
+
+def in_coordinates(problem: TaskBatch) -> TaskBatch:
+    """The same problem, but solutions of it are in coordinates [B, D], as tensors."""
+    coordinates = coordinates_of(problem)
+    if coordinates is None:
+        return problem
+    assert isinstance(problem, FunctionBatch)
+    return replace(problem, coordinates=replace(coordinates, are_results=True))
+
+
+def in_own_form(record: Record, problem: TaskBatch) -> Record:
+    """Convert `record.params` to the problem's parameters, and all to arrays if its start was one.
+
+    Args:
+        record: A dataclass whose field `params` are coordinates, shape [B, D].
+        problem: What it is about.
+    """
+    coordinates = coordinates_of(problem)
+    if coordinates is None or coordinates.are_results:
+        return record
+    anything: Any = record
+    own: Record = replace(anything, params=coordinates.own(anything.params))
+    return as_given(own, coordinates)
+
+
+def as_given(record: Record, coordinates: Coordinates | None) -> Record:
+    """The record with arrays for its tensors where the start was given in arrays."""
+    if coordinates is None or not coordinates.as_arrays:
+        return record
+    to_array: Any = _array
+    arrays: Record = map_tensors(record, to_array)
+    return arrays
+
+
+def _array(value: torch.Tensor) -> npt.NDArray[Any]:
+    return value.contiguous().numpy()
+
+
+def columns_of(params: Any, suffix: str = "") -> dict[str, npt.NDArray[Any]]:
+    """The numbers of parameters in columns [B] that name them.
+
+    Examples:
+        >>> sorted(columns_of({"rate": torch.ones(2), "effect": torch.ones(2, 3)}))
+        ['effect[0]', 'effect[1]', 'effect[2]', 'rate']
+    """
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for name, value in (params if isinstance(params, Mapping) else {"params": params}).items():
+        array: npt.NDArray[Any] = torch.as_tensor(value).numpy(force=True)
+        flat = array.reshape(len(array), -1)
+        for number, place in enumerate(itertools.product(*map(range, array.shape[1:]))):
+            label = f"{name}[{','.join(map(str, place))}]" if place else name
+            columns[label + suffix] = flat[:, number]
+    return columns
+
+
+def num_parameters(params: Any) -> int:
+    """D, how many numbers the parameters of a problem are."""
+    values = params.values() if isinstance(params, Mapping) else (params,)
+    return sum(math.prod(value.shape[1:]) for value in values)
+
+
+def data_frame(
+    columns: Sequence[tuple[str, npt.NDArray[Any]]],
+    texts: Mapping[str, tuple[npt.NDArray[np.int64], Sequence[str]]],
+    index: Any,
+) -> Any:
+    """A data frame of pandas.
+
+    Args:
+        columns: Names and numbers, each [B].
+        texts: Columns of texts, as indices [B] into possible ones.
+        index: A label for each row; counted from 0 if None.
+
+    Raises:
+        InputError: There is no pandas, `index` has another length, or two columns share a name.
+    """
+    with extra("pandas"):
+        pandas = importlib.import_module("pandas")
+    names = [*(name for name, _ in columns), *texts]
+    twice = [name for name in names if names.count(name) > 1]
+    require(
+        not twice,
+        f"two columns of the data frame would be called {twice[0] if twice else None!r}; give the "
+        "parameter another name",
+    )
+    number = len(columns[0][1])
+    require(
+        index is None or len(index) == number,
+        f"index must have one label for each of the {number} problems, got {shown(index)}",
+    )
+    if isinstance(index, list) and index and isinstance(index[0], tuple):
+        index = pandas.MultiIndex.from_tuples(index)
+    named = {
+        name: np.array(possible, dtype=object)[codes] for name, (codes, possible) in texts.items()
+    }
+    return pandas.DataFrame({**dict(columns), **named}, index=index)

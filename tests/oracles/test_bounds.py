@@ -1,0 +1,132 @@
+"""Bounds by free coordinates: a bijection with the slope that it says, whatever the numbers."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import haltwise
+from haltwise import FunctionBatch, InputError
+from haltwise.tasks.bounds import OpenInterval
+
+DOUBLE = torch.float64
+ENDS = [(0.0, math.inf), (-3.0, math.inf), (-math.inf, 2.0), (0.0, 1.0), (-5.0, 1e3)]
+some_bounds = st.sampled_from(ENDS).map(lambda ends: OpenInterval(*ends))
+free_values = st.floats(-30, 30)
+
+
+@given(bounds=some_bounds, value=free_values)
+def test_free_coordinates_and_parameters_are_inverse(bounds: OpenInterval, value: float) -> None:
+    free = torch.tensor([value], dtype=DOUBLE)
+    own = bounds.own(free)
+    assert bounds.low <= own.item() <= bounds.high
+    if bounds.holds(own):
+        back = bounds.free(own)
+        rounding = 4e-16 * own.abs().clamp_min(1).item() / bounds.slope(free).item()
+        assert abs(back.item() - value) <= 1e-12 + 4 * rounding
+
+
+@given(bounds=some_bounds, value=free_values)
+def test_the_slope_is_the_derivative(bounds: OpenInterval, value: float) -> None:
+    free = torch.tensor([value], dtype=DOUBLE, requires_grad=True)
+    (slope,) = torch.autograd.grad(bounds.own(free), free)
+    torch.testing.assert_close(bounds.slope(free.detach()), slope, rtol=1e-9, atol=0)
+    assert slope > 0
+
+
+@given(
+    dim=st.integers(1, 6),
+    columns=st.dictionaries(st.integers(0, 5), some_bounds, max_size=6),
+    seed=st.integers(0, 99),
+)
+def test_columns_with_bounds_are_the_loss_of_their_own_parameters(
+    dim: int, columns: dict[int, OpenInterval], seed: int
+) -> None:
+    columns = {column: bounds for column, bounds in columns.items() if column < dim}
+    generator = torch.Generator().manual_seed(seed)
+    free = torch.randn(4, dim, generator=generator, dtype=DOUBLE)
+    own = free.clone()
+    for column, bounds in columns.items():
+        own[:, column] = bounds.own(free[:, column])
+    problem = FunctionBatch(own, lambda params: params.cos().sum(1), bounds=columns)
+    torch.testing.assert_close(problem.start, free, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(problem.own(problem.start), own)
+    seen = problem.observe(problem.start, 0)
+    torch.testing.assert_close(seen.loss, own.cos().sum(1))
+    slope = torch.ones_like(free)
+    for column, bounds in columns.items():
+        slope[:, column] = bounds.slope(free[:, column])
+    torch.testing.assert_close(seen.grad, -own.sin() * slope, rtol=1e-7, atol=1e-9)
+
+
+def named(params: dict[str, Tensor], weight: Tensor) -> Tensor:
+    total = params["effect"].flatten(1).square().sum(1) + (params["rate"] - 2).square()
+    return total * weight
+
+
+@given(number=st.integers(1, 5), rows=st.integers(1, 3), columns=st.integers(1, 3))
+def test_named_parameters_are_the_flat_ones(number: int, rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(7)
+    effect = torch.randn(number, rows, columns, generator=generator, dtype=DOUBLE)
+    rate = torch.rand(number, generator=generator, dtype=DOUBLE) + 0.1
+    weight = torch.rand(number, generator=generator, dtype=DOUBLE)
+    start = {"effect": effect, "rate": rate}
+    problem = FunctionBatch(start, named, {"weight": weight}, bounds={"rate": haltwise.positive()})
+    assert problem.start.shape == (number, rows * columns + 1)
+    own = problem.own(problem.start)
+    assert list(own) == ["effect", "rate"]
+    for name, value in start.items():
+        torch.testing.assert_close(own[name], value)
+    flat = torch.column_stack((2 * effect.flatten(1), 2 * (rate - 2) * rate)) * weight[:, None]
+    torch.testing.assert_close(problem.observe(problem.start, 0).grad, flat)
+    last = problem.select(torch.tensor([number - 1]))
+    torch.testing.assert_close(last.own(last.start)["effect"], effect[-1:])
+
+
+ONES = torch.ones(3, 2, dtype=DOUBLE)
+POSITIVE = haltwise.positive()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"start": -ONES, "bounds": POSITIVE}, r"inside \(0, inf\), but is -1 in problem 0; start"),
+        ({"start": ONES, "bounds": haltwise.interval(-1, 1)}, r"inside \(-1, 1\), but is 1 in"),
+        ({"start": ONES * torch.nan, "bounds": POSITIVE}, "but is nan in problem 0"),
+        (
+            {"start": {"a": ONES, "b": 0 * ONES}, "bounds": {"b": POSITIVE}},
+            r"\['b'\] must lie",
+        ),
+        ({"start": {"a": ONES}, "bounds": {"b": POSITIVE}}, "bounds name 'b', but .* are 'a'"),
+        ({"start": {"a": ONES}, "bounds": [POSITIVE, None]}, "must be a dictionary by name"),
+        ({"start": {"a": ONES}, "bounds": {"a": (0, 1)}}, r"bounds\['a'\] must be haltwise.pos"),
+        ({"start": ONES, "bounds": {2: POSITIVE}}, "column 2, but the parameters have columns 0"),
+        ({"start": ONES, "bounds": {"a": POSITIVE}}, "column 'a', but"),
+        ({"start": ONES, "bounds": [POSITIVE]}, "one or None for each of 2 columns, got"),
+        ({"start": ONES, "bounds": [POSITIVE, 1.0]}, r"bounds\[1\] must be haltwise.pos"),
+        ({"start": ONES, "bounds": 3}, "bounds must be haltwise.positive"),
+        ({"start": ONES[0], "bounds": POSITIVE}, r"of shape \[B, D\] or .* got shape \[2\]"),
+        ({"start": ONES.long(), "bounds": POSITIVE}, "start must be float32 or float64, got torch"),
+        ({"start": {}}, "empty dictionary"),
+        ({"start": {0: ONES}}, r"named by text, got \[0\]"),
+        ({"start": {"a": 1.0}}, r"start\['a'\] must be a tensor of shape \[B, ...\].* got 1.0"),
+        ({"start": {"a": torch.tensor(1.0)}}, r"a row for each problem, got shape \[\]"),
+        ({"start": {"a": ONES, "b": ONES.numpy()}}, "mixes NumPy arrays and tensors"),
+        ({"start": {"a": ONES, "b": ONES[:2]}}, "differ in problems: 3 and 2"),
+        ({"start": {"a": ONES, "b": ONES.float()}}, "differ in dtype: torch.float64 and torch.f"),
+        ({"start": {"a": ONES.half()}}, r"start\['a'\] must be float32 or float64, got torch.fl"),
+    ],
+)
+def test_starts_and_bounds_that_will_not_do(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FunctionBatch(loss=lambda params: params.sum(1), **given)
+
+
+@pytest.mark.parametrize("ends", [(1, 1), (2, 1), (-math.inf, math.inf), (math.nan, 1), ("0", 1)])
+def test_intervals_that_are_none(ends: tuple[Any, Any]) -> None:
+    with pytest.raises(InputError):
+        haltwise.interval(*ends)
