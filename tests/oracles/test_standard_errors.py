@@ -152,6 +152,20 @@ def test_there_are_none_where_there_is_no_minimum() -> None:
     assert found.why(0) == "it has them all"
 
 
+def test_there_are_none_where_data_do_not_determine_the_parameters() -> None:
+    x, y = draw(NUM, ROWS, 3), draw(NUM, ROWS)
+    x[:, :, 2] = x[:, :, 0] - 3 * x[:, :, 1]  # but for rounding
+    params = (torch.linalg.pinv(x) @ y.unsqueeze(-1)).squeeze(-1)
+    found = errors_at(FunctionBatch(0 * params, gaussian, {"x": x, "y": y}), params)
+    assert (found.reason == INDEFINITE).all()
+
+    def saddle(params: Tensor) -> Tensor:  # each parameter by itself has a minimum
+        return params.square().sum(1) + 4 * params.prod(1)
+
+    problem = FunctionBatch(torch.zeros(1, 2, dtype=DOUBLE), saddle)
+    assert errors_at(problem, problem.start).reason.tolist() == [INDEFINITE]
+
+
 def test_a_parameter_at_its_bound_has_none_and_the_others_have_theirs() -> None:
     def loss(params: Tensor) -> Tensor:  # least at -1 in the first, which must be positive
         return 2 * (params[:, 0] + 1) + 50 * (params[:, 1] - 3).square()
