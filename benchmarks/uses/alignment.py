@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from race import Array, Way, command
-from ways import Solve, bfgs, haltwise_way, joblib_way, vmap_way
+from ways import Solve, bfgs_ways, haltwise_way, joblib_way
 
 POINTS, NOISE = 50, 0.02
 SCALE = 2.5 * NOISE  # of Cauchy's loss
@@ -164,14 +164,7 @@ def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
             Way(f"SVD by iterated weights, {steps}", iterated_svd(data, steps), problems)
             for steps in (6, 12)
         ),
-        *(
-            Way(
-                f"optimistix BFGS {tolerance:g}, vmap",
-                vmap_way(start, data, bfgs(jax_loss, tolerance)),
-                problems,
-            )
-            for tolerance in (1e-3, 1e-6)
-        ),
+        *bfgs_ways(start, data, jax_loss),
         Way(
             "SciPy L-BFGS-B, joblib",
             joblib_way(start, data, scipy_one, threads),

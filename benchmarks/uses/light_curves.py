@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from race import Array, Way, command
-from ways import bfgs, haltwise_way, joblib_way, vmap_way
+from ways import bfgs_ways, haltwise_way, joblib_way
 
 POINTS = 200
 CENTER = np.log([0.15, 150.0])  # of log-normal priors of width 1: magnitudes, days
@@ -176,14 +176,7 @@ def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
             haltwise_way(start, data, settings | {"method": "newton"}, derivatives=scores),
             problems,
         ),
-        *(
-            Way(
-                f"optimistix BFGS {tolerance:g}, vmap",
-                vmap_way(start, data, bfgs(jax_loss, tolerance)),
-                problems,
-            )
-            for tolerance in (1e-3, 1e-6)
-        ),
+        *bfgs_ways(start, data, jax_loss),
         Way(
             "celerite2, SciPy L-BFGS-B, joblib",
             joblib_way(start, data, celerite_one, threads),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from race import Array, Way, command
-from ways import Solve, bfgs, haltwise_way, joblib_way, vmap_way
+from ways import Solve, bfgs_ways, haltwise_way, joblib_way
 
 ROWS, DIM, RIDGE = 60, 8, 0.5
 
@@ -100,14 +100,7 @@ def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
         Way("haltwise, the loss alone", own, problems),
         Way("haltwise, generalized_linear", by_hand, problems),
         Way("torch, Newton by hand, 8 steps", newton(data), problems),
-        *(
-            Way(
-                f"optimistix BFGS {tolerance:g}, vmap",
-                vmap_way(start, data, bfgs(jax_loss, tolerance)),
-                problems,
-            )
-            for tolerance in (1e-3, 1e-6)
-        ),
+        *bfgs_ways(start, data, jax_loss),
         Way(
             "SciPy L-BFGS-B, joblib",
             joblib_way(start, data, scipy_one, threads),

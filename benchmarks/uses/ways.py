@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from race import Array
+from race import Array, Way
 
 Solve = Callable[[int], Array]
 Data = Mapping[str, Array]
@@ -67,3 +67,15 @@ def bfgs(loss: Callable[..., Any], tolerance: float) -> Callable[..., Any]:
         ).value
 
     return one
+
+
+def bfgs_ways(start: Array, data: Data, loss: Callable[..., Any]) -> list[Way]:
+    """All problems by Optimistix's BFGS under `vmap`, to a loose and to a sharp tolerance."""
+    return [
+        Way(
+            f"optimistix BFGS {tolerance:g}, vmap",
+            vmap_way(start, data, bfgs(loss, tolerance)),
+            len(start),
+        )
+        for tolerance in (1e-3, 1e-6)
+    ]

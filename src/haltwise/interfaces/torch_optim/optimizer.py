@@ -218,7 +218,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             self._fused.step(loss)
             return
         require(
-            not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()),
+            not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()),
             "this step cannot be captured in a CUDA graph, as it asks the device; take a step "
             "outside of it first, by fused kernels (`haltwise info` says whether they run)",
         )
