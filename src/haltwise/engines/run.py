@@ -16,7 +16,7 @@ from haltwise.engines.stops import EngineStop
 from haltwise.rollout.early_exit import Outcome
 from haltwise.rollout.ledger import Ledger
 from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
-from haltwise.rollout.step_graphs import Loop, StepGraphs, batch_kind
+from haltwise.rollout.step_graphs import Loop, StepGraphs, advance_all, batch_kind
 from haltwise.tasks.base import TaskBatch
 
 __all__ = ["Begun", "Descended", "begin", "descend", "failures_of", "reasons_of"]
@@ -121,19 +121,7 @@ def descend(
             that has cost as much as moving the others.
     """
     run = _Run(engine, batch, begun, stops, ledger, items, leaves_gaps=leaves_gaps)
-    most: int | None = None  # places, of a recording that is not refused
-    while len(run.items):
-        places = None
-        if graphs is not None and run.kind is not None:
-            places = graphs.places(len(run.items), batch.dim, most)
-        if graphs is None or places is None:
-            run.step()
-            continue
-        with graphs.advanced(run.spread(places.number), places.fewer) as loop:
-            if loop is None:
-                most = places.fewer
-            else:
-                run.gather(loop)
+    advance_all(run, batch.dim, graphs)
     return run.descended()
 
 

@@ -22,6 +22,7 @@ from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
 from haltwise.rollout.step_graphs import (
     Loop,
     StepGraphs,
+    advance_all,
     batch_kind,
 )
 from haltwise.stop_rules import ReturnedIterate
@@ -139,19 +140,7 @@ def run_until_halted(
     """
     max_steps = whole_number("max_steps", max_steps)
     run = _Run(process, session, watch, max_steps)
-    most: int | None = None  # places, of a recording that is not refused
-    while len(run.items):
-        places = None
-        if graphs is not None and run.num_steps >= _FEWEST and run.kind is not None:
-            places = graphs.places(len(run.items), run.current[0].numel(), most)
-        if graphs is None or places is None:
-            run.step()
-            continue
-        with graphs.advanced(run.spread(places.number), places.fewer) as loop:
-            if loop is None:
-                most = places.fewer
-            else:
-                run.gather(loop)
+    advance_all(run, run.current[:1].numel(), graphs)
     return run.execution()
 
 
@@ -218,8 +207,7 @@ class _Run:
             return
         self._settle(seen)
         kept = (~ended & (self.items < self.num_items)).nonzero().squeeze(1)
-        gaps = self.leaves_gaps and self.num_steps >= _FEWEST and self.kind
-        if gaps and len(kept) > _PAYS * len(self.items):
+        if self.leaves_gaps and self.kind and len(kept) > _PAYS * len(self.items):
             self._leave(seen, ended)
         else:
             self._select(kept)
@@ -323,6 +311,8 @@ class _Run:
     @property
     def kind(self) -> tuple[object, ...] | None:
         """All that steps depend on beside values of tensors; None if they cannot be recorded."""
+        if isinstance(self.num_steps, int) and self.num_steps < _FEWEST:
+            return None
         process, session, watch = self.process, self.session, self.watch
         if not isinstance(process, OptimizationProcess) or process.batch.stochastic:
             return None

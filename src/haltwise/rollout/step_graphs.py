@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, NamedTuple, Protocol, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from haltwise._core.tensors import tensors_of
 from haltwise.tasks.base import TaskBatch
 
-__all__ = ["Loop", "StepGraphs", "Unsynchronized", "batch_kind"]
+__all__ = ["Loop", "StepGraphs", "Unsynchronized", "advance_all", "batch_kind"]
 
 _SIZES = (2**13, 2**15, 2**17, 2**19, 2**21)  # coordinates
 _NUM_STEPS = 8  # of a recording
@@ -55,6 +55,52 @@ class Loop(ABC):
 
 
 AnyLoop = TypeVar("AnyLoop", bound=Loop)
+
+
+class Run(Protocol[AnyLoop]):
+    """Items that advance step by step, of which a copy can be recorded.
+
+    Attributes:
+        items: Those that have not ended, int64 [K].
+        kind: See `Loop.kind`; None where steps cannot be recorded now.
+    """
+
+    items: Tensor
+
+    @property
+    def kind(self) -> tuple[object, ...] | None: ...
+
+    def step(self) -> None:
+        """Take a step, after which those that end leave."""
+
+    def spread(self, places: int) -> AnyLoop:
+        """A copy, with so many places."""
+
+    def gather(self, loop: AnyLoop) -> None:
+        """Go on where a copy has ended, with the items that are left."""
+
+
+def advance_all(run: Run[AnyLoop], dim: int, graphs: "StepGraphs | None") -> None:
+    """Advance until all have ended, by recorded steps where `graphs` has places for the items.
+
+    Args:
+        run: The items.
+        dim: Coordinates of each.
+        graphs: Where steps are recorded, if they are to be.
+    """
+    most: int | None = None  # places, of a recording that is not refused
+    while len(run.items):
+        places = None
+        if graphs is not None and run.kind is not None:
+            places = graphs.places(len(run.items), dim, most)
+        if graphs is None or places is None:
+            run.step()
+            continue
+        with graphs.advanced(run.spread(places.number), places.fewer) as loop:
+            if loop is None:
+                most = places.fewer
+            else:
+                run.gather(loop)
 
 
 class Places(NamedTuple):
