@@ -1,6 +1,8 @@
 """The one exception for input that a user can mend, and warnings; their text is safe to print."""
 
+import sys
 import unicodedata
+import warnings
 
 __all__ = [
     "CalibrationWarning",
@@ -10,6 +12,7 @@ __all__ = [
     "InputError",
     "printable",
     "require",
+    "warn",
 ]
 
 
@@ -58,6 +61,18 @@ class DataWarning(_Printable, UserWarning):
 
 class FitWarning(_Printable, UserWarning):
     """Weights are used on what they were not trained for: the message says in what respect."""
+
+
+_OF_TOOLS = {"haltwise", "torch", "contextlib", "sklearn"}
+"""Packages whose lines are not where a user would mend anything."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's that led here: the innermost that is of none of the tools."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OF_TOOLS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,12 +1,11 @@
 """Fresh problems or recorded runs for a trained model, and the exchange of its weights file."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from haltwise._core.errors import CalibrationWarning, require
+from haltwise._core.errors import CalibrationWarning, require, warn
 from haltwise._core.files import read_bytes, write_atomically
 from haltwise.cli import options
 from haltwise.models import loading
@@ -118,10 +117,9 @@ def record_for(
     recorded = source.take(model, num_problems, purpose)
     num_left_out = source.num_left_out[(purpose,)]
     if num_left_out:
-        warnings.warn(
+        warn(
             f"{num_left_out} of {num_problems} problems are left out: they do not stay finite",
             CalibrationWarning,
-            stacklevel=2,
         )
     return recorded
 

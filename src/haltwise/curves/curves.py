@@ -1,7 +1,6 @@
 """The one record of recorded learning curves: ragged, with costs, targets, budgets and groups."""
 
 import io
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple, final, get_args
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import DataWarning, InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.files import write_atomically
 from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys, frame_runs
@@ -455,7 +454,7 @@ class _LeftOut:
         parts = [f"{num} of {num_runs} runs: they {why}" for why, num in self.runs.items() if num]
         parts += [f"{num} points {why}" for why, num in self.points.items() if num]
         if parts:
-            warnings.warn("left out: " + "; ".join(parts), DataWarning, stacklevel=4)
+            warn("left out: " + "; ".join(parts), DataWarning)
 
 
 def _put_in_order(

@@ -1,13 +1,12 @@
 """Learn from recorded runs when to give a run up, and what that would have saved and lost."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import DataWarning, require
+from haltwise._core.errors import DataWarning, require, warn
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features
 from haltwise.curves.folds import deal
@@ -170,7 +169,7 @@ def _usable(curves: Curves, ended_early: EndedEarly) -> Curves:
         (int((censored & ~missing).sum()), f"ended before their budget and are {ended_early}"),
     ):
         if 0 < number < curves.num_runs:
-            warnings.warn(f"{number} of {curves.num_runs} runs {what}", DataWarning, stacklevel=3)
+            warn(f"{number} of {curves.num_runs} runs {what}", DataWarning)
     require(
         not missing.all(),
         "no run has a target, so nothing is a success; name one, or ask for a quantile of what "
@@ -195,11 +194,10 @@ def folds_of(curves: Curves, seed: int) -> npt.NDArray[np.int64]:
     """
     if len(np.unique(curves.group)) > 1:
         return deal(curves.group, _FOLDS, seed)
-    warnings.warn(
+    warn(
         "all runs are of one group: what is learned is tried on other runs of this group, and "
         "need not hold for another; name a column of groups if there are some",
         DataWarning,
-        stacklevel=3,
     )
     return deal(np.arange(curves.num_runs).astype(str), _FOLDS, seed)
 

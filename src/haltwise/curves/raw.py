@@ -1,6 +1,5 @@
 """Runs as files and tables hold them, before it is settled which column is judged."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, final
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import DataWarning, InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.columns import (
     Direction,
     choose_cost,
@@ -188,7 +187,10 @@ class RawRuns:
             spent = choose_cost(known, lambda name: _is_complete(self.runs, name, judged))
             chosen.append(f"the cost is {spent!r}" if spent else "the cost is the number of points")
         if chosen:
-            _warn(f"nobody named them, so {' and '.join(chosen)}; name cost= and metric= to choose")
+            warn(
+                f"nobody named them, so {' and '.join(chosen)}; name cost= and metric= to choose",
+                DataWarning,
+            )
         own_metric = judged == self.metric and better == self.direction
         kept = list(known if columns is None else dict.fromkeys((judged, *columns)))
         wanted = dict.fromkeys(kept if spent is None else (*kept, spent))
@@ -198,7 +200,10 @@ class RawRuns:
         _require_room(runs, len(kept))
         if spent is not None:
             if _are_times_of_day(runs, spent):
-                _warn(f"{spent!r} holds times of day: they are counted from the first of a run")
+                warn(
+                    f"{spent!r} holds times of day: they are counted from the first of a run",
+                    DataWarning,
+                )
                 runs = [_since_first(run, spent) for run in runs]
             if not self.is_told_apart:
                 _require_one_run(runs, self.labels, spent)
@@ -339,9 +344,10 @@ def _sorted(runs: Sequence[Mapping[str, Floats]], cost: str) -> list[Mapping[str
         found.append(rows)
         num_sorted += 1
     if num_sorted:
-        _warn(
+        warn(
             f"the rows of {num_sorted} of {len(runs)} runs were not in the order of {cost!r}: "
-            "they were sorted"
+            "they were sorted",
+            DataWarning,
         )
     return found
 
@@ -364,10 +370,6 @@ def _told_apart(names: Sequence[str]) -> list[str]:
         number = seen[name] = seen.get(name, 0) + 1
         found.append(name if number == 1 else f"{name} ({number})")
     return found
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, DataWarning, stacklevel=4)
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -474,7 +476,10 @@ class PointTable:
             "of them empty: they would not fit into the memory; keep fewer columns",
         )
         for column, text in self._mixed.items():
-            _warn(f"{self._where}: the column {column!r} is left out: {text[:40]!r} is no number")
+            warn(
+                f"{self._where}: the column {column!r} is left out: {text[:40]!r} is no number",
+                DataWarning,
+            )
         texts = {column: self._dense_codes(column) for column in self._codes}
         told = [column for column in self._keys if column in texts]
         run = np.zeros(num, np.int64)

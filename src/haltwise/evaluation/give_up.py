@@ -1,6 +1,5 @@
 """Judge a rule that gives runs up on recorded runs that it has not seen."""
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,7 +8,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from haltwise._core.errors import DataWarning, FitWarning, InputError
+from haltwise._core.errors import DataWarning, FitWarning, InputError, warn
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.learning import Learned, learn
@@ -188,11 +187,10 @@ def _warn_of_unusual(model: CurveModel, curves: Curves) -> None:
     often = {name: num for name, num in found.items() if num > _OFTEN * curves.num_runs}
     if often:
         listed = ", ".join(f"{name} in {num}" for name, num in sorted(often.items()))
-        warnings.warn(
+        warn(
             f"of {curves.num_runs} runs many lie beyond what the model was learned on ({listed}); "
             "its levels may not hold: learn from runs of this kind with haltwise learn",
             FitWarning,
-            stacklevel=3,
         )
 
 
@@ -234,18 +232,16 @@ def with_targets(curves: Curves) -> Curves:
     """The runs that have targets, or all with the median of their peers where none has one."""
     missing = np.isnan(curves.target)
     if missing.all():
-        warnings.warn(
+        warn(
             "no run has a target: the median of what runs of the same task reach at their end is "
             "taken for one; name another by --target",
             DataWarning,
-            stacklevel=3,
         )
         return curves.targets_among_peers()
     if missing.any():
-        warnings.warn(
+        warn(
             f"{int(missing.sum())} of {curves.num_runs} runs are left out: they have no target",
             DataWarning,
-            stacklevel=3,
         )
     return curves.select(~missing)
 

@@ -1,12 +1,11 @@
 """Whether weights fit what they are used on, by signals that are measured anyway."""
 
-import warnings
 from typing import final
 
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import FitWarning
+from haltwise._core.errors import FitWarning, warn
 from haltwise.models.scales import Scales
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
@@ -41,21 +40,17 @@ class FirstStepsCheck:
             second = observation.known("signals")
             self._foreign[items] = self._scales.is_foreign(self._first[items], second)
 
-    def warn(self, stacklevel: int) -> None:
-        """Warn where many do not fit; for `stacklevel` see `warn_of_misfits`."""
-        warn_of_misfits(self._foreign, stacklevel + 1)
+    def warn(self) -> None:
+        """Warn where many do not fit."""
+        warn_of_misfits(self._foreign)
 
 
-def warn_of_misfits(foreign: Tensor, stacklevel: int) -> None:
-    """Say so where most of the items are far from those in training, bool [B].
-
-    For `stacklevel` see `warnings.warn`; 1 is whoever calls this.
-    """
+def warn_of_misfits(foreign: Tensor) -> None:
+    """Say so where most of the items are far from those in training, bool [B]."""
     if foreign.double().mean() > MANY_MISFITS:
-        warnings.warn(
+        warn(
             f"{int(foreign.sum())} of {len(foreign)} items lie far outside what the weights were "
             "trained on, by the sizes of their gradients, steps and gains; choose other weights by "
             "haltwise.recommend, or train some on such problems",
             FitWarning,
-            stacklevel=stacklevel + 1,
         )

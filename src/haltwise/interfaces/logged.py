@@ -1,10 +1,9 @@
 """Metrics by name, as frameworks log them."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from haltwise._core.errors import DataWarning, require
+from haltwise._core.errors import DataWarning, require, warn
 from haltwise.interfaces.run_monitor import RunMonitor
 
 __all__ = ["logged", "warn_of_no_point"]
@@ -32,11 +31,10 @@ def warn_of_no_point(monitor: RunMonitor, name: str, known: Iterable[str]) -> No
         DataWarning: The monitor has seen no point.
     """
     if monitor.steps == 0:
-        warnings.warn(
+        warn(
             f"the run was not watched: no metric {name!r} was logged, but {_listed(known)}; name "
             "one that is",
             DataWarning,
-            stacklevel=3,
         )
 
 

@@ -140,7 +140,7 @@ class HaltingMonitor:
         self._maximizes = (mode or recorded) == "max"
         price = card.price if price is None else price
         self._price = price_of_each(price, 1, torch.zeros((), dtype=_SEEN, device="cpu"))
-        warn_of_prices(model, self._price, 2)
+        warn_of_prices(model, self._price)
         self._model: HaltingModel | None = model.to(self._price).eval().requires_grad_(False)
         # A stop at call t leaves a recorded loop where it is then, t rounds after the first
         # decision: it counts updates. Other models were trained for asking before the gradient.
@@ -370,7 +370,7 @@ class HaltingMonitor:
         if self._steps == 0:
             self._begun = signals
         elif self._steps == 1 and scales is not None and self._begun is not None and finite:
-            warn_of_misfits(scales.is_foreign(self._begun, signals), 4)
+            warn_of_misfits(scales.is_foreign(self._begun, signals))
         if not finite:
             self._reason = "the loss, a gradient or an update is not finite"
             return

@@ -1,6 +1,5 @@
 """Any process in one call: each item runs until another step is not worth its price."""
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.settings import real_number, shown
 from haltwise._core.tensors import ZERO, undisturbed
 from haltwise.halting.session import HaltingSession
@@ -84,7 +83,7 @@ def run(
     prices = price_of_each(halting.card.price if price is None else price, process.num_items, like)
     session = HaltingSession(policy, prices, placed(halting, like).prepare())
     if stop is None:
-        warn_of_prices(halting, prices, 3)
+        warn_of_prices(halting, prices)
     num_steps = halting.card.horizon if max_steps is None else max_steps
     exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
     scales = halting.card.scales if stop is None else None
@@ -95,7 +94,7 @@ def run(
     watch = _RunWatch(check, is_exact=exact)
     ran = run_until_halted(process, session, num_steps, watch=watch, graphs=graphs)
     if check is not None:
-        check.warn(3)
+        check.warn()
     if not exact:
         return ran
     taken = ran.outcome == Outcome.TAKEN
@@ -179,19 +178,15 @@ def price_of_each(price: float | Tensor, num_items: int, like: Tensor) -> Tensor
     return given.expand(num_items)
 
 
-def warn_of_prices(model: HaltingModel, asked: Tensor, stacklevel: int) -> None:
-    """Say so where many of the prices asked for, shape [B], are none that were trained on.
-
-    For `stacklevel` see `warnings.warn`; 1 is whoever calls this.
-    """
+def warn_of_prices(model: HaltingModel, asked: Tensor) -> None:
+    """Say so where many of the prices asked for, shape [B], are none that were trained on."""
     card, outside = model.card, (model.trained_price(asked) - asked).abs() > 1e-4 * asked
     if model.halts and outside.double().mean() > _NOT_FITTING:
         low, high = card.price / card.price_range, card.price * card.price_range
-        warnings.warn(
+        warn(
             f"the weights know prices from {low:.3g} to {high:.3g}, but {int(outside.sum())} of "
             f"{len(asked)} items have others, such as {asked[outside][0].item():.3g} in the units "
             "of the weights; they are stopped as at the nearest of these; choose weights trained "
             "for such a price",
             FitWarning,
-            stacklevel=stacklevel + 1,
         )

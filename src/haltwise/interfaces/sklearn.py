@@ -1,10 +1,9 @@
 """Giving up fits of scikit-learn by a score of one's own."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, final
 
-from haltwise._core.errors import FitWarning
+from haltwise._core.errors import FitWarning, warn
 from haltwise.interfaces.run_monitor import Number, RunMonitor
 
 __all__ = ["RunCallback", "fit_by_batches"]
@@ -85,11 +84,10 @@ class RunCallback:
             return False
         if self.monitor.should_stop and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"{type(estimator).__name__} was told to stop, but goes on: this version of it "
                 "does not obey callbacks; use partial_fit or a lower max_iter",
                 FitWarning,
-                stacklevel=2,
             )
         self.monitor.update(self._score(fitted_estimator))
         return self.monitor.should_stop

@@ -1,7 +1,6 @@
 """Thousands of problems in one call: each runs until it is not worth another gradient."""
 
 import math
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.progress import followed
 from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
@@ -446,18 +445,17 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: lis
     asked = prices * solution.loss_scale
     if len(asked) < _MANY:  # of losses in other units the solution says it
         asked = torch.where(solution.loss_scale == 1, asked, model.card.price)
-    warn_of_prices(model.halting, asked, 4)
+    warn_of_prices(model.halting, asked)
     misfits = torch.cat([chunk.misfits for chunk in chunks])
     share = misfits.double().mean().item()
     if len(asked) < _MANY:
-        warn_of_misfits(torch.cat([chunk.foreign for chunk in chunks]), 4)
+        warn_of_misfits(torch.cat([chunk.foreign for chunk in chunks]))
     elif share > MANY_MISFITS:
-        warnings.warn(
+        warn(
             f"{share:.0%} of the problems do not behave as those that the weights were trained on, "
             "and L-BFGS took over; choose other weights by haltwise.recommend, or train some on "
             "such problems",
             FitWarning,
-            stacklevel=4,
         )
 
 

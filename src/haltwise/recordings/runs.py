@@ -2,7 +2,6 @@
 
 import re
 import uuid
-import warnings
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NamedTuple, final, get_args
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import CalibrationWarning, InputError, require
+from haltwise._core.errors import CalibrationWarning, InputError, require, warn
 from haltwise._core.files import load_tensors, make_directory, save_tensors
 from haltwise._core.random import stream
 from haltwise._core.tensors import require_like
@@ -191,10 +190,9 @@ class RecordedRuns:
             (len(kept) - len(finite), "have a loss, a score or a signal that is not finite"),
         ):
             if number:
-                warnings.warn(
+                warn(
                     f"{number} of {len(runs)} runs are left out: they {why}",
                     CalibrationWarning,
-                    stacklevel=2,
                 )
         require(len(finite) > 0, f"no run in {directory} stays finite for {horizon} steps")
         return cls(trajectory.select(finite), kept[0].observed, kept[0].maximizes)
@@ -230,11 +228,10 @@ class RecordedRuns:
             f"{_FEW_RUNS} or more are better; record more",
         )
         if num < _FEW_RUNS:
-            warnings.warn(
+            warn(
                 f"{num} runs are few: a simple rule that is tuned may serve as well; {_FEW_RUNS} "
                 "or more are better",
                 CalibrationWarning,
-                stacklevel=2,
             )
         order = torch.randperm(num, generator=stream(seed, "runs"))
         sizes = [round(share * num) for share in _SHARES.values()]

@@ -1,7 +1,6 @@
 """The choice of a stop policy on trajectories that were set aside for it."""
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import CalibrationWarning, require
+from haltwise._core.errors import CalibrationWarning, require, warn
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules.base import StopRule, decide_all
 from haltwise.stop_rules.gradient_norm import GradientNorm
@@ -95,11 +94,10 @@ def calibrate(
     """
     kept = trajectory.excess.isfinite().all(1).nonzero().squeeze(1)
     if len(kept) < trajectory.num_items:
-        warnings.warn(
+        warn(
             f"{trajectory.num_items - len(kept)} of {trajectory.num_items} problems are left out "
             "of the calibration: their excess loss is not finite at every step",
             CalibrationWarning,
-            stacklevel=2,
         )
         trajectory = trajectory.select(kept)
     require(
@@ -107,12 +105,11 @@ def calibrate(
         f"calibration needs at least {_NUM_NEEDED} problems, got {len(kept)}; record more",
     )
     if price is not None and _stops_at_once(trajectory.excess, unit, price):
-        warnings.warn(
+        warn(
             f"at a price of {price:g} every one of the {len(kept)} problems is best stopped at its "
             f"first step (cost counted in {unit.value}): nothing is worth computing; lower the "
             "price",
             CalibrationWarning,
-            stacklevel=2,
         )
     mean = trajectory.excess.double().mean(0)
     gain = (mean[0] - mean.min()).item() / max(trajectory.num_steps, 1)

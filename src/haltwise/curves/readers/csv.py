@@ -3,12 +3,11 @@
 import contextlib
 import csv
 import itertools
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
-from haltwise._core.errors import DataWarning, InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.raw import MOST_COLUMNS, Keys, PointTable, RawRuns, parse_numbers
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, stem
@@ -108,9 +107,7 @@ def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[lis
     except csv.Error as error:
         raise InputError(f"{path} is no table of values after row {number} ({error})") from None
     if cut:
-        warnings.warn(
-            f"{path} ends in the middle of a row, which is left out", DataWarning, stacklevel=2
-        )
+        warn(f"{path} ends in the middle of a row, which is left out", DataWarning)
 
 
 @final

@@ -1,14 +1,13 @@
 """JSON lines: one object a point, as many loggers and W&B's history exports have them."""
 
 import itertools
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, final
 
 import numpy as np
 
-from haltwise._core.errors import DataWarning, InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.raw import Keys, PointTable, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, parse_json, stem
@@ -76,9 +75,7 @@ def _objects(path: Path, file: TextIO) -> Iterator[dict[str, Any]]:
     if error is not None:
         if line.endswith("\n"):
             raise error
-        warnings.warn(
-            f"{path} ends in the middle of a line, which is left out", DataWarning, stacklevel=2
-        )
+        warn(f"{path} ends in the middle of a line, which is left out", DataWarning)
 
 
 def flat(entry: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

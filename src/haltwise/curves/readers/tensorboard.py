@@ -3,7 +3,6 @@
 import bisect
 import os
 import struct
-import warnings
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 
 import numpy as np
 
-from haltwise._core.errors import DataWarning, InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.raw import Keys, PointTable, RawRuns
 from haltwise.curves.readers.base import Reader
 
@@ -59,10 +58,9 @@ class TensorBoard(Reader):
         replaced = sum(_read_file(path, series) for path in sorted(paths))
         folder = paths[0].parent
         if replaced:
-            warnings.warn(
+            warn(
                 f"{folder} was restarted: {replaced} points that were recorded again are left out",
                 DataWarning,
-                stacklevel=2,
             )
         require(len(series) > 0, f"the event files in {folder} hold no scalars")
         steps = np.unique(np.concatenate([np.asarray(tag.steps) for tag in series.values()]))
@@ -147,10 +145,9 @@ def _records(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[bytes, int
         length = int.from_bytes(header[:8], "little")
         if len(header) < 12 or length + 4 > size - file.tell():
             require(length < 2**32, _corrupt(path, f"a record is said to have {length} bytes"))
-            warnings.warn(
+            warn(
                 f"{path} ends in the middle of a record, which is left out",
                 DataWarning,
-                stacklevel=2,
             )
             return
         content = file.read(length)

@@ -134,7 +134,7 @@ class GroupModels:
             halting = self.of(group).halting
             like = torch.zeros((), dtype=working_dtype(head_of(group)), device="cpu")
             price = price_of_each(group["price"], 1, like)
-            warn_of_prices(halting, price, 4)
+            warn_of_prices(halting, price)
             group["price"] = price.item()
         self.leaf_of_each(group)
 

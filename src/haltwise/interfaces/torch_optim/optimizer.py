@@ -1,7 +1,6 @@
 """A learned optimizer behind the interface of `torch.optim`."""
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.settings import real_number, whole_number
 from haltwise._core.tensors import undisturbed
 from haltwise._kernels import fused
@@ -317,11 +316,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _warn_of_adam(group: Group, why: str) -> None:
-        warnings.warn(
+        warn(
             f"Adam takes over from the weights {group['weights']!r} {why}, with a learning rate "
             "that falls from now on; to follow the weights all the same give guard=False",
             FitWarning,
-            stacklevel=7,
         )
 
     def _move_by_adam(self, param: Tensor, group: Group, guard: Guard) -> None:

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import re
-import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import CheckpointWarning, InputError, require
+from haltwise._core.errors import CheckpointWarning, InputError, require, warn
 from haltwise._core.files import (
     load_tensors,
     make_directory,
@@ -189,10 +188,9 @@ class RunDirectory:
                 return step, load_tensors(path)
             except InputError as error:
                 faults.append(str(error))
-                warnings.warn(
+                warn(
                     f"passed over a checkpoint and took the one before: {error}",
                     CheckpointWarning,
-                    stacklevel=2,
                 )
         require(
             not faults,
