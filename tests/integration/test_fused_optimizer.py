@@ -75,14 +75,14 @@ def train_both(
     monkeypatch: pytest.MonkeyPatch, fused: Run, plain: Run, steps: int, **options: Any
 ) -> None:
     fused.train(steps, **options)
-    assert fused.optimizer._fused is not None
+    assert fused.optimizer._on_device.is_active
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", haltwise.FitWarning)
         assert fused.optimizer.steps_taken >= 0  # reads what the device has done
     with monkeypatch.context() as context:
         context.setenv("HALTWISE_KERNEL", "")
         plain.train(steps, **options)
-    assert plain.optimizer._fused is None
+    assert not plain.optimizer._on_device.is_active
 
 
 def assert_alike(fused: Run, plain: Run, tolerance: float = 1e-4, rel: float = 1e-3) -> None:
@@ -235,13 +235,13 @@ def test_what_was_read_is_not_read_again(fused_device: torch.device) -> None:
     run = Run(fused_device)
     run.train(2)
     assert run.optimizer.steps_taken == 2
-    fused = run.optimizer._fused
+    fused = run.optimizer._on_device._steps
     assert fused is not None
     fused._was_captured = True  # from then on the device may be ahead at any time
-    moved = run.optimizer._moved
+    run.optimizer._moved.clear()
     assert fused.read() == []
     assert run.optimizer.steps_taken == 2
-    assert run.optimizer._moved is moved
+    assert not run.optimizer._moved
     run.train(1)
     assert run.optimizer.steps_taken == 3
-    assert run.optimizer._moved is not moved
+    assert run.optimizer._moved

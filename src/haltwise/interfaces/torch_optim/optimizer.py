@@ -3,65 +3,41 @@
 import copy
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from haltwise._core.errors import FitWarning, InputError, require, warn
+from haltwise._core.errors import InputError, require
 from haltwise._core.settings import real_number, whole_number
 from haltwise._core.tensors import undisturbed
-from haltwise._kernels import fused
 from haltwise.halting.posteriors import Posterior
 from haltwise.interfaces.torch_optim import states
-from haltwise.interfaces.torch_optim.chunks import (
-    UpdateStatistics,
-    init_state,
-    leaves,
-    move,
-    pool,
-    working_dtype,
+from haltwise.interfaces.torch_optim.chunks import UpdateStatistics
+from haltwise.interfaces.torch_optim.groups import Group, GroupModels, Record, Weights, name_of
+from haltwise.interfaces.torch_optim.judging import (
+    ShownStep,
+    end_with_horizon,
+    judge,
+    keeps_update,
+    posterior,
+    require_judged,
 )
-from haltwise.interfaces.torch_optim.groups import (
-    Group,
-    GroupModels,
-    Record,
-    Weights,
-    head_of,
-    name_of,
-    num_coordinates,
+from haltwise.interfaces.torch_optim.on_device import DeviceSteps
+from haltwise.interfaces.torch_optim.problem import Problem, are_finite, survey
+from haltwise.interfaces.torch_optim.takeover import (
+    follows,
+    guard_of,
+    note_failures,
+    note_learned_step,
 )
-from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_, init_tensors
-from haltwise.processes.observation import StepObservation
-from haltwise.processes.signals import SIGNALS, combine_products
-from haltwise.stop_rules import CostUnit, DecisionTime, takes_update
-from haltwise.update_rules import PooledGradient
-from haltwise.update_rules.lstm import LSTMRule
-
-if TYPE_CHECKING:
-    from haltwise.interfaces.torch_optim.fused.steps import FusedGroup, FusedSteps
 
 __all__ = ["LearnedOptimizer"]
 
 _NONFINITE = ("skip", "raise")
 _STATE_DTYPES = (None, torch.float32, torch.bfloat16)
-_ACCELERATOR_CHUNK = 2**20
-
-
-class _Problem(NamedTuple):
-    """A group at this step."""
-
-    group: Group
-    record: Record
-    by_leaf: dict[int, list[Tensor]]
-    """Tensors with a gradient, by the leaf of the group's rule that moves them."""
-
-    @property
-    def params(self) -> list[Tensor]:
-        """Its tensors with a gradient."""
-        return [param for params in self.by_leaf.values() for param in params]
 
 
 @final
@@ -149,9 +125,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self.nonfinite, self.state_dtype, self.guard = nonfinite, state_dtype, guard
         self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size)
         self._models = GroupModels()
-        self._fused: FusedSteps | None = None
-        self._was_overrun = False
-        self._moved: list[_Problem] = []  # by the learned rule, at the last step
+        self._on_device = DeviceSteps(self._models)
+        self._moved: list[Problem] = []  # by the learned rule, at the last step
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
 
@@ -212,207 +187,82 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return returned
 
     def _step(self, loss: Tensor | None) -> None:
-        if self._goes_on_fused():
-            assert self._fused is not None
-            self._fused.step(loss)
+        fusible, device, groups = self.nonfinite == "skip", self._on_device, self.param_groups
+        if fusible and device.goes_on(groups, self.state, self._moved, guarded=self.guard):
+            device.step(loss)
             return
         require(
             not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()),
             "this step cannot be captured in a CUDA graph, as it asks the device; take a step "
             "outside of it first, by fused kernels (`haltwise info` says whether they run)",
         )
-        problems = [found for group in self.param_groups if (found := self._survey(group))]
-        if self._take_fused_step(problems, loss):
+        problems = [found for group in groups if (found := self._survey(group))]
+        if fusible and device.begin(problems, groups, loss, self._moved, guarded=self.guard):
             return
-        if loss is None and all(map(_is_dummy, problems)):
+        device.leave(self._moved)
+        if loss is None and all(problem.is_dummy for problem in problems):
             return
         seen = [] if loss is None else [loss]
-        gradients = [self._pool(problem) for problem in problems]
+        gradients = [problem.pool(self.chunk_size) for problem in problems]
         pooled = [[value for part in own.values() for value in part] for own in gradients]
-        if not _are_finite([*seen, *chain(*pooled)]):
+        if not are_finite([*seen, *chain(*pooled)]):
             self._fail(problems, [[*seen, *own] for own in pooled], "the loss or a gradient is")
             return
         followed = [
             (problem, own)
             for problem, own in zip(problems, gradients, strict=True)
-            if self._is_followed(problem, loss)
+            if not self.guard or follows(problem, loss)
         ]
-        moved = [self._move(problem, own) for problem, own in followed]
+        moved = [problem.move(own, self.chunk_size) for problem, own in followed]
         self._finish([problem for problem, _ in followed], moved, loss)
 
+    def _survey(self, group: Group) -> Problem | None:
+        problem = survey(
+            *(group, self.state, self._models),
+            state_dtype=self.state_dtype,
+            guarded=self.guard,
+        )
+        if problem is not None and self.guard:
+            guard_of(problem)  # makes its state
+        return problem
+
     def _finish(
-        self, followed: list[_Problem], moved: list[UpdateStatistics], loss: Tensor | None
+        self, followed: list[Problem], moved: list[UpdateStatistics], loss: Tensor | None
     ) -> None:
         """Apply the updates of the groups that the learned rule moves, and judge them."""
         squares = [[products[:, 1, 1]] for _, products in moved]
-        finite = _are_finite([*chain(*squares)])
-        self._apply(followed, finite=finite)
+        finite = are_finite([*chain(*squares)])
+        for problem in followed:
+            problem.apply(finite=finite)
         self._moved = followed if finite else []
         if not finite:
             self._fail(followed, squares, "an update is")
             return
-        for problem, (readout, products) in zip(followed, moved, strict=True):
+        for problem, statistics in zip(followed, moved, strict=True):
+            group, record = problem.group, problem.record
             if self.guard:
-                lr = float(problem.group["lr"])
-                dim = num_coordinates(problem.params)
-                size = float(products[0, 1, 1]) / dim / lr**2 if lr else None
-                self._guard_of(problem).note_learned_step(size)
-            problem.record["step"] += 1
-            if loss is not None:
-                self._judge(problem, loss, readout, products)
-        self._end_with_the_horizon()
-
-    def _end_with_the_horizon(self) -> None:
-        for group, record in self._records() if self.guard else ():
-            if "stop" in record and record["step"] >= self._models.of(group).card.horizon:
-                record["stop"] = torch.ones_like(record["stop"])
-
-    # ------------------------------------------------------------------------------------- guard
-
-    def _guard_of(self, problem: _Problem) -> Guard:
-        card = self._models.of(problem.group).card
-        price = problem.group["price"]
-        state, step = problem.record.setdefault("guard", {}), problem.record["step"]
-        return Guard(state, step, card.horizon, card.price if price is None else price)
-
-    def _fail(self, problems: list[_Problem], values: list[list[Tensor]], what: str) -> None:
-        """Give a step up; those problems failed of whose `values` one is not finite."""
-        if self.guard and self.nonfinite == "skip":
-            for problem, own in zip(problems, values, strict=True):
-                if not _are_finite(own):
-                    self._obey(problem, self._guard_of(problem).fail())
-        self._reject(problems, what)
-
-    def _is_followed(self, problem: _Problem, loss: Tensor | None) -> bool:
-        """Whether the learned rule is to move the group; if not, Adam has."""
-        if not self.guard:
-            return True
-        guard, group, record = self._guard_of(problem), problem.group, problem.record
-        sign = -1 if group["maximize"] else 1
-        action = guard.observe(None if loss is None else sign * float(loss))
-        self._obey(problem, action)
-        if not guard.has_taken_over:
-            return True
-        if not action.go_back:  # the gradient is that of other parameters
-            for param in problem.params:
-                self._move_by_adam(param, group, guard)
-            stops = guard.note_adam_step(has_loss=loss is not None)
-            if "stop" in record:
-                record["stop"] = record["stop"] | stops
-        record["step"] += 1
-        record["judged"] += loss is not None
-        return False
-
-    def _obey(self, problem: _Problem, action: Action) -> None:
-        # All of the group's, for some may have no gradient at this step but had one before.
-        for param in problem.group["params"]:
-            kept = self.state[param].get("guard.params") if param in self.state else None
-            if kept is not None and action.remember:
-                kept.copy_(param)
-            elif kept is not None and action.go_back:
-                param.copy_(kept)
-        if action.takes_over:
-            self._warn_of_adam(problem.group, action.takes_over)
-
-    @staticmethod
-    def _warn_of_adam(group: Group, why: str) -> None:
-        warn(
-            f"Adam takes over from the weights {group['weights']!r} {why}, with a learning rate "
-            "that falls from now on; to follow the weights all the same give guard=False",
-            FitWarning,
-        )
-
-    def _move_by_adam(self, param: Tensor, group: Group, guard: Guard) -> None:
-        assert param.grad is not None
-        dtype, lr = working_dtype(param), float(group["lr"])
-        grad = param.grad.detach().reshape(-1).to(dtype)
-        grad = -grad if group["maximize"] else grad
-        update = adam_(self.state[param], grad, guard.num_adam_steps, lr * guard.rate)
-        if group["weight_decay"]:
-            decay = lr * guard.rate * group["weight_decay"]
-            update -= decay * param.detach().reshape(-1).to(dtype)
-        param.add_(update.view(param.shape))
-
-    def _survey(self, group: Group) -> _Problem | None:
-        """The group's tensors that have a gradient, and what is pooled of it."""
-        params: list[Tensor] = group["params"]
-        by_leaf: dict[int, list[Tensor]] = {}
-        for number, (param, leaf) in enumerate(
-            zip(params, self._models.leaf_of_each(group), strict=True)
-        ):
-            self._check_unchanged(group, number)
-            if param.grad is None or param.numel() == 0:
+                note_learned_step(problem, statistics.products)
+            record["step"] += 1
+            if loss is None:
                 continue
-            require(
-                param.grad.layout == torch.strided,
-                f"the gradient of {name_of(group, number)} is sparse ({param.grad.layout}), which "
-                "learned optimizers do not support; make it dense, as by sparse=False of an "
-                "embedding",
-            )
-            require(
-                param.grad.shape == param.shape and param.grad.device == param.device,
-                f"the gradient of {name_of(group, number)} is of shape {list(param.grad.shape)} on "
-                f"{param.grad.device}; compute it anew after a change of the parameter",
-            )
-            by_leaf.setdefault(leaf, []).append(param)
-        if not by_leaf:
-            return None
-        for leaf, own in by_leaf.items():
-            for param in own:
-                if "signals.grad" not in self.state[param]:
-                    rule, _ = leaves(self._models.cast(group, param).rule, num_coordinates(params))[
-                        leaf
-                    ]
-                    self.state[param] |= init_state(rule, param, self.state_dtype)
-        for param in params if self.guard else ():
-            state = self.state.get(param, {})
-            if "signals.grad" in state and "guard.params" not in state:
-                state |= init_tensors(param, state["signals.grad"][0])
-        # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
-        record = self.state[params[0]].setdefault("group", ({**states.FRESH},))[0]
-        problem = _Problem(group, record, by_leaf)
-        if self.guard:
-            self._guard_of(problem)  # makes its state
-        return problem
+            record["judged"] += 1
+            if record["judged"] == record["step"] and self._models.can_judge(group):
+                judge(self._models, group, record, ShownStep.of(problem, loss, statistics))
+        for group, record in self._records() if self.guard else ():
+            end_with_horizon(self._models, group, record)
 
-    def _pool(self, problem: _Problem) -> dict[int, PooledGradient]:
-        """What is pooled of the gradient, by leaf."""
-        maximize = problem.group["maximize"]
-        return {
-            leaf: pool(own, self._chunk_of(own[0]), maximize=maximize)
-            for leaf, own in problem.by_leaf.items()
-        }
-
-    def _chunk_of(self, param: Tensor) -> int:
-        """Coordinates of a tensor that are moved at once."""
-        return self.chunk_size or (16384 if param.is_cpu else _ACCELERATOR_CHUNK)
-
-    def _check_unchanged(self, group: Group, number: int) -> None:
-        """Refuse a parameter that no longer is what its state is of."""
-        param: Tensor = group["params"][number]
-        state = self.state.get(param, {})
-        kept = state.get("signals.grad")
-        if kept is None:
-            return
-        now = param.numel(), param.device, working_dtype(param)
-        require(
-            now == (kept.numel(), kept.device, kept.dtype)
-            and param.shape == state.get("guard.params", param).shape,
-            f"{name_of(group, number)} has {now[0]} entries on {now[1]} to be moved in {now[2]}, "
-            f"but its state is of {kept.numel()} on {kept.device} in {kept.dtype}; resize, reshape "
-            "and move parameters before the optimizer is built",
-        )
-
-    def _reject(self, problems: list[_Problem], what: str) -> None:
-        """Count a step in which something was not finite, or raise."""
+    def _fail(self, problems: list[Problem], values: list[list[Tensor]], what: str) -> None:
+        """Give a step up, of whose `values` some are not finite: count it, or raise."""
+        if self.guard and self.nonfinite == "skip":
+            note_failures(problems, values)
         if self.nonfinite == "skip":
             for problem in problems:
                 problem.record["skipped"] += 1
             return
         culprits = (
-            name_of(group, number)
-            for group, *_ in problems
-            for number, param in enumerate(group["params"])
+            name_of(problem.group, number)
+            for problem in problems
+            for number, param in enumerate(problem.group["params"])
             if param.grad is not None and not param.grad.isfinite().all()
         )
         first = next(culprits, None)
@@ -422,203 +272,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "by nonfinite='skip'"
         )
 
-    def _move(self, problem: _Problem, pooled: dict[int, PooledGradient]) -> UpdateStatistics:
-        """Advance the group's states; every displacement is left in its `signals.update`."""
-        group = problem.group
-        dim = num_coordinates(group["params"])
-        device = problem.params[0].device
-        # Leaves without a gradient show zeros.
-        readouts = [
-            torch.zeros(1, rule.readout_size, device=device)
-            for rule, _ in leaves(self._models.of(group).rule, dim)
-        ]
-        products = torch.zeros((), device=device)
-        for leaf, params in problem.by_leaf.items():
-            total = torch.zeros((), device=device)
-            for param in params:
-                rule, _ = leaves(self._models.cast(group, param).rule, dim)[leaf]
-                moved = move(
-                    rule,
-                    param,
-                    self.state[param],
-                    pooled[leaf],
-                    lr=float(group["lr"]),
-                    weight_decay=group["weight_decay"],
-                    maximize=group["maximize"],
-                    chunk_size=self._chunk_of(param),
-                )
-                total = total + moved.readout.to(device)
-                products = products + moved.products.to(device)
-            readouts[leaf] = total / num_coordinates(params)
-        return UpdateStatistics(torch.cat(readouts, 1), products)
-
-    def _apply(self, problems: list[_Problem], *, finite: bool) -> None:
-        """Add the displacements to the parameters, or forget them where one is not finite."""
-        for group, param in ((each.group, param) for each in problems for param in each.params):
-            state = self.state[param]
-            update, touched = (
-                state[name].view(param.shape) for name in ("signals.update", "touched")
-            )
-            if finite:
-                decay = float(group["lr"]) * group["weight_decay"]
-                # The halter was trained on updates of all coordinates and is shown them.
-                param.add_(torch.where(touched, update, -decay * param if decay else 0.0))
-            else:
-                update.zero_()
-
-    # ---------------------------------------------------------------------------------- halting
-
-    def _judge(self, problem: _Problem, loss: Tensor, readout: Tensor, products: Tensor) -> None:
-        """Decide whether another step is worth its price, if that can be known."""
-        group, record, _ = problem
-        like = head_of(group)
-        value = loss.to(like.device, working_dtype(like)).reshape(1)
-        if group["maximize"]:
-            value = -value
-        record["judged"] += 1
-        if record["judged"] == record["step"] and self._models.can_judge(group):
-            dim = num_coordinates(problem.params)
-            self._judge_step(
-                *(group, record, record["step"] - 1, value),
-                *(readout.to(value), products.to(like.device), dim),
-            )
-
-    def _judge_step(
-        self,
-        group: Group,
-        record: Record,
-        step: int,
-        loss: Tensor,
-        readout: Tensor,
-        products: Tensor,
-        dim: int,
-    ) -> None:
-        """Decide on the device of the loss, of shape [1], which need not be the group's."""
-        signals = combine_products(step, loss.to(products), products, dim).to(loss)
-        session = self._models.new_session(group, loss)
-        if step:
-            state: dict[str, Tensor] = record["session"]
-            session.restore({name: value.to(loss.device) for name, value in state.items()})
-        log_grad_norm = signals[:, SIGNALS.index("log_grad")]
-        decision = session.observe(StepObservation(step, loss, log_grad_norm, signals, readout))
-        record["session"] = session.state()
-        record["stop"] = decision.stop | record.get("stop", torch.zeros_like(decision.stop)).to(
-            loss.device
-        )
-        outputs = decision.observation.outputs
-        record["outputs"] = {
-            name: torch.cat(
-                [*([record["outputs"][name].to(new)] if step else []), new.unsqueeze(1)], 1
-            )
-            for name, new in outputs.items()
-        }
-
-    # ------------------------------------------------------------------------------ on a GPU
-
-    def _take_fused_step(self, problems: list[_Problem], loss: Tensor | None) -> bool:
-        """Take the step by fused kernels, if they serve all groups."""
-        served = self._can_fuse(problems)
-        if not served:
-            self._leave_fused()
-            return False
-        is_cuda = problems[0].params[0].is_cuda
-        require(
-            not (is_cuda and torch.cuda.is_current_stream_capturing()),
-            "a step is captured in a CUDA graph, but the last one was not of the same tensors and "
-            "settings; take a step as it will be captured first",
-        )
-        fresh = not self._is_ahead() and all(each.record["step"] == 0 for each in problems)
-        if loss is None and fresh and all(map(_is_dummy, problems)):
-            return True
-        from haltwise.interfaces.torch_optim.fused.steps import FusedSteps
-
-        if self._fused is None:
-            self._fused = FusedSteps()
-        self._read_device()
-        groups = [self._fused_group(problem) for problem in problems]
-        self._fused.begin(groups, self.param_groups, guarded=self.guard)
-        self._fused.step(loss)
-        return True
-
-    def _goes_on_fused(self) -> bool:
-        """Whether fused kernels take this step as they took the last."""
-        if self._fused is None or self.nonfinite != "skip":
-            return False
-        if self._fused.news():
-            self._read_device()
-        return self._fused.goes_on(self.param_groups, self.state, guarded=self.guard)
-
-    def _can_fuse(self, problems: list[_Problem]) -> bool:
-        if not problems or self.nonfinite != "skip":
-            return False
-        params = [param for each in problems for param in each.group["params"]]
-        device = params[0].device
-        dtypes = {param.dtype for param in params}
-        dtypes |= {each.grad.dtype for p in problems for each in p.params if each.grad is not None}
-        rules = [self._models.of(each.group).rule for each in problems]
-        return (
-            all(param.device == device for param in params)
-            and dtypes <= {torch.float32, torch.bfloat16, torch.float16}
-            and all(
-                isinstance(rule, LSTMRule)
-                and fused.serves(device, torch.float32, rule.hidden_size, rule.num_layers)
-                for rule in rules
-            )
-        )
-
-    def _fused_group(self, problem: _Problem) -> "FusedGroup":
-        from haltwise.interfaces.torch_optim.fused.plan import Member
-        from haltwise.interfaces.torch_optim.fused.steps import FusedGroup
-
-        group, record, _ = problem
-        members = []
-        for param in group["params"]:
-            state = self.state.get(param, {})
-            has_grad = param.grad is not None and param.numel() > 0
-            if has_grad or "guard.params" in state:
-                members.append(Member(param, state, has_grad))
-        model = self._models.cast(group, group["params"][0])
-        assert isinstance(model.rule, LSTMRule)
-        return FusedGroup(
-            *(group, record, members, model.rule, model.card.horizon, model.card.price),
-            self._models.can_judge(group),
-        )
-
-    def _is_ahead(self) -> bool:
-        return self._fused is not None and self._fused.is_ahead
-
-    def _leave_fused(self) -> None:
-        """Go on without the kernels, with all that the device knows."""
-        if self._fused is not None:
-            self._read_device()
-            self._fused = None
+    # ------------------------------------------------------------------------- what is known
 
     def _read_device(self) -> None:
         """Judge the steps that fused kernels have taken, which waits for them."""
-        if self._fused is None or not self._fused.is_ahead:
-            return
-        found = self._fused.read()
-        if not found:
-            return
-        self._moved = []
-        for each, reading in found:
-            group, record = each.group, each.record
-            for logged in reading.logged:
-                self._judge_step(
-                    *(group, record, logged.step, logged.loss.float()),
-                    *(logged.readout.float(), logged.products, reading.num_coordinates),
-                )
-            record["judged"] = reading.num_judged
-            self._was_overrun |= not reading.is_whole
-            if reading.stops and "stop" in record:
-                record["stop"] = torch.ones_like(record["stop"])
-            if reading.moved:
-                moved = [member.param for member in each.members if member.has_grad]
-                self._moved.append(_Problem(group, record, {0: moved}))
-        self._end_with_the_horizon()
-        for each, reading in found:  # last, for a warning may be made an error
-            if reading.takes_over:
-                self._warn_of_adam(each.group, reading.takes_over)
+        self._on_device.read(self._moved)
 
     @property
     def steps_taken(self) -> int:
@@ -663,21 +321,11 @@ class LearnedOptimizer(torch.optim.Optimizer):
             Whether any group was changed.
         """
         self._read_device()
-        changed = False
-        for group, record, by_leaf in self._moved:
-            halting = self._models.of(group).halting
-            hold = record.get("outputs", {}).get("hold_logits")
-            if not record.get("stop") or record["judged"] != record["step"]:
-                continue
-            returns = halting.policy(CostUnit.GRADIENTS).returns
-            hold = None if hold is None else hold[:, -1]
-            if takes_update(returns, hold, record["stop"]):
-                continue
-            for param in (param for params in by_leaf.values() for param in params):
-                param.sub_(self.state[param]["signals.update"].view(param.shape))
-            changed = True
+        undone = [problem for problem in self._moved if not keeps_update(problem)]
+        for problem in undone:
+            problem.take_back()
         self._moved = []
-        return changed
+        return bool(undone)
 
     @property
     def halting_posterior(self) -> tuple[Posterior, ...]:
@@ -690,12 +338,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Raises:
             InputError: As `should_stop`.
         """
-        return tuple(
-            self._models.of(group).halting.method.posterior(
-                record["outputs"], DecisionTime.AFTER_GRADIENT
-            )
-            for group, record in self._judged()
-        )
+        return tuple(posterior(self._models, group, record) for group, record in self._judged())
 
     def _records(self) -> Iterator[tuple[Group, Record]]:
         """The groups that have seen a gradient, and what the host remembers of each.
@@ -711,25 +354,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """The groups that have taken a step, if halting is known of all of them."""
         self._read_device()
         require(
-            not self._was_overrun,
+            not self._on_device.was_overrun,
             "more steps were replayed in a CUDA graph than can wait to be judged; ask should_stop "
             "at least every 1,000 replays",
         )
         moved = [(group, record) for group, record in self._records() if record["step"]]
         for group, record in moved:
-            halting = self._models.of(group).halting
-            require(
-                halting.halts,
-                f"the weights {group['weights']!r} were meta-trained without halting and never "
-                "ask to stop; choose others or end the loop yourself",
-            )
-            halting.policy(CostUnit.GRADIENTS)  # says so if none was calibrated
-            require(
-                record["judged"] == record["step"],
-                f"when to stop is judged from the loss, which {record['step'] - record['judged']} "
-                f"of {record['step']} steps came without; pass it to every step, as "
-                "step(loss=loss) or through a closure",
-            )
+            require_judged(self._models, group, record)
         return moved
 
     # ------------------------------------------------------------------------------ persistence
@@ -751,7 +382,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 is impossible.
             ValueError: It has other parameter groups.
         """
-        self._leave_fused()
+        self._on_device.leave(self._moved)
         taken: list[dict[str, Any]] = []
 
         def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
@@ -768,7 +399,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         finally:
             before.remove()
             after.remove()
-        self._was_overrun = False
+        self._on_device.was_overrun = False
 
     def __getstate__(self) -> dict[str, Any]:
         self._read_device()
@@ -777,24 +408,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._moved, self._fused, self._was_overrun = [], None, False
-
-
-def _is_dummy(problem: _Problem) -> bool:
-    """Whether this is a group's first step and nothing is to be seen or moved in it.
-
-    Tools take such a step to have the states made, as torch.distributed.checkpoint does.
-    """
-    group, record, _ = problem
-    decays = float(group["lr"]) * group["weight_decay"] != 0
-    shows = any(each.grad is not None and bool(each.grad.any()) for each in problem.params)
-    return record["step"] == 0 and not decays and not shows
-
-
-def _are_finite(values: list[Tensor]) -> bool:
-    """Of any device, in one transfer."""
-    flat = [value.to(values[0].device).reshape(-1) for value in values]
-    return not flat or bool(torch.cat(flat).isfinite().all())
+        self._moved, self._on_device = [], DeviceSteps(self._models)
 
 
 def _as_scalar(loss: Tensor | float) -> Tensor:

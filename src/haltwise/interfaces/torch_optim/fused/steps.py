@@ -18,9 +18,11 @@ from haltwise.interfaces.torch_optim.fused.tensors import (
 )
 from haltwise.interfaces.torch_optim.groups import Group, Record
 from haltwise.interfaces.torch_optim.guard import FRESH, why_adam
+from haltwise.interfaces.torch_optim.judging import ShownStep
+from haltwise.interfaces.torch_optim.problem import Problem
 from haltwise.update_rules.lstm import LSTMRule
 
-__all__ = ["FusedGroup", "FusedSteps", "LoggedStep", "Reading"]
+__all__ = ["FusedGroup", "FusedSteps", "Reading"]
 
 _BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
 _REGISTERS = 168  # of a thread in the last layer, so that three programs share a multiprocessor
@@ -32,8 +34,7 @@ class FusedGroup(NamedTuple):
     """A group at a step.
 
     Attributes:
-        group: Its settings.
-        record: What is remembered of it on the host.
+        problem: The group itself.
         members: Its tensors, in order.
         rule: What moves them, where they are.
         horizon: T, steps that its weights were trained for.
@@ -41,8 +42,7 @@ class FusedGroup(NamedTuple):
         is_judged: Whether its weights have learned when to stop.
     """
 
-    group: Group
-    record: Record
+    problem: Problem
     members: list[Member]
     rule: LSTMRule
     horizon: int
@@ -50,28 +50,11 @@ class FusedGroup(NamedTuple):
     is_judged: bool
 
 
-class LoggedStep(NamedTuple):
-    """What a halter is to see of a step.
-
-    Attributes:
-        step: t.
-        loss: Signed, so that it is to be minimised, shape [1].
-        products: See `haltwise.processes.signals.sum_products`, shape [1, 5, 5].
-        readout: Means over coordinates, shape [1, R].
-    """
-
-    step: int
-    loss: Tensor
-    products: Tensor
-    readout: Tensor
-
-
 class Reading(NamedTuple):
     """What the device has done to a group since it was last read.
 
     Attributes:
-        logged: Steps to be judged, in order.
-        num_coordinates: D of all of them.
+        shown: Steps to be judged, in order.
         num_judged: Steps that came with a loss since the group's first.
         stops: Whether steps of Adam have not earned their price.
         moved: Whether the last step applied a learned update.
@@ -79,8 +62,7 @@ class Reading(NamedTuple):
         is_whole: Whether no step to be judged was left out for want of room.
     """
 
-    logged: list[LoggedStep]
-    num_coordinates: int
+    shown: list[ShownStep]
     num_judged: int
     stops: bool
     moved: bool
@@ -121,7 +103,7 @@ class FusedSteps:
         """Take the groups over, of `every` one, with all that is remembered of them on the host."""
         device = groups[0].members[0].param.device
         plan = Plan([each.members for each in groups], [each.rule for each in groups], device)
-        rows = [_row_of(each.record) for each in groups]
+        rows = [_row_of(each.problem.record) for each in groups]
         plan.control.copy_(torch.tensor(rows, dtype=torch.float64))
         self._plan, self._groups, self._guarded = plan, list(groups), guarded
         self._params = [param for group in every for param in group["params"]]
@@ -140,7 +122,8 @@ class FusedSteps:
         capturing = is_cuda and torch.cuda.is_current_stream_capturing()
         settings, rates = [], []
         for number, (each, planned) in enumerate(zip(self._groups, plan.groups, strict=True)):
-            group, lr, price = each.group, each.group["lr"], each.group["price"]
+            group = each.problem.group
+            lr, price = group["lr"], group["price"]
             if isinstance(lr, Tensor) and lr.device.type != "cpu":
                 rates.append((number, lr))
                 lr = 0.0
@@ -177,7 +160,7 @@ class FusedSteps:
 
     def _key(self, *, has_loss: bool) -> object:
         """On which it depends what is launched."""
-        return has_loss, *(each.group["weight_decay"] != 0 for each in self._groups)
+        return has_loss, *(each.problem.group["weight_decay"] != 0 for each in self._groups)
 
     def _replay(self, plan: Plan, *, has_loss: bool) -> None:
         """Launch all kernels at once, as a CUDA graph; the first time they are compiled instead."""
@@ -242,7 +225,7 @@ class FusedSteps:
                         GRAD_DTYPE=DTYPES[part.grad_dtype],
                         PARAM_DTYPE=DTYPES[part.param_dtype],
                         WORD=16 // plan.anchor.itemsize,
-                        DECAYS=each.group["weight_decay"] != 0,
+                        DECAYS=each.problem.group["weight_decay"] != 0,
                         JUDGED=has_loss and each.is_judged,
                         FIRST=layer,
                         LAST=layer + 1,
@@ -304,18 +287,18 @@ class FusedSteps:
         for each, planned, row in zip(self._groups, plan.groups, rows, strict=True):
             takes_over = _note(each, row)
             log = planned.log[: int(row[control.LOGGED.value])].cpu()
-            logged = [_logged(line, each.rule.hidden_size) for line in log]
+            size, dim = each.rule.hidden_size, planned.num_coordinates
+            shown = [_shown(line, size, dim) for line in log]
             found.append(
                 (
                     each,
                     Reading(
-                        logged,
-                        planned.num_coordinates,
+                        shown,
                         int(row[control.NUM_JUDGED.value]),
                         row[control.STOPS.value] != 0,
                         row[control.MOVED.value] != 0,
                         takes_over,
-                        len(logged) < NUM_LOG_ROWS or not self._was_captured,
+                        len(shown) < NUM_LOG_ROWS or not self._was_captured,
                     ),
                 )
             )
@@ -333,7 +316,7 @@ class FusedSteps:
             return False
         self._mirror = None
         return any(
-            why != 0 and each.record["guard"]["adam"] < 0
+            why != 0 and each.problem.record["guard"]["adam"] < 0
             for why, each in zip(sent.tolist(), self._groups, strict=True)
         )
 
@@ -362,12 +345,12 @@ def _row_of(record: Record) -> list[float]:
 def _has_moved_on(each: FusedGroup, row: list[float]) -> bool:
     """Whether the device has taken or skipped a step that the host does not know of."""
     places = {"step": control.STEP, "skipped": control.SKIPPED}
-    return any(row[place.value] != each.record[name] for name, place in places.items())
+    return any(row[place.value] != each.problem.record[name] for name, place in places.items())
 
 
 def _note(each: FusedGroup, row: list[float]) -> str:
     """Bring the host's record up to date; why Adam has taken over in the meantime."""
-    record = each.record
+    record = each.problem.record
     step = int(row[control.STEP.value])
     record["step"], record["skipped"] = step, int(row[control.SKIPPED.value])
     if "guard" not in record:
@@ -385,9 +368,9 @@ def _note(each: FusedGroup, row: list[float]) -> str:
     )
 
 
-def _logged(line: Tensor, size: int) -> LoggedStep:
+def _shown(line: Tensor, size: int, num_coordinates: int) -> ShownStep:
     products = line.new_zeros(5, 5)
     for value, (one, other) in zip(line[2:12], control.PRODUCTS, strict=True):
         products[one, other] = products[other, one] = value
-    readout = line[16 : 16 + size]
-    return LoggedStep(int(line[0]), line[1:2], products.unsqueeze(0), readout.unsqueeze(0))
+    loss, readout = line[1:2].float(), line[16 : 16 + size].float().unsqueeze(0)
+    return ShownStep(int(line[0]), loss, products.unsqueeze(0), readout, num_coordinates)

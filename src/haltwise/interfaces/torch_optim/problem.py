@@ -1,0 +1,207 @@
+"""A parameter group at a step: what is known of it, and one step of its learned rule."""
+
+from collections.abc import MutableMapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import require
+from haltwise.interfaces.torch_optim.chunks import (
+    UpdateStatistics,
+    init_state,
+    leaves,
+    move,
+    pool,
+    working_dtype,
+)
+from haltwise.interfaces.torch_optim.groups import (
+    Group,
+    GroupModels,
+    Record,
+    name_of,
+    num_coordinates,
+)
+from haltwise.interfaces.torch_optim.guard import init_tensors
+from haltwise.interfaces.torch_optim.states import FRESH
+from haltwise.update_rules import PooledGradient
+
+__all__ = ["Problem", "are_finite", "survey"]
+
+_CHUNK, _ACCELERATOR_CHUNK = 2**14, 2**20
+
+States = MutableMapping[Tensor, dict[str, Any]]
+"""What is remembered of each tensor, as `torch.optim.Optimizer.state`."""
+
+
+class Problem(NamedTuple):
+    """A group at a step.
+
+    Attributes:
+        group: Its settings.
+        record: What is remembered of it on the host.
+        by_leaf: Its tensors with a gradient, by the leaf of the group's rule that moves them.
+        states: See `States`.
+        models: Its weights are among them.
+    """
+
+    group: Group
+    record: Record
+    by_leaf: dict[int, list[Tensor]]
+    states: States
+    models: GroupModels
+
+    @property
+    def params(self) -> list[Tensor]:
+        """Its tensors with a gradient."""
+        return [param for params in self.by_leaf.values() for param in params]
+
+    @property
+    def is_dummy(self) -> bool:
+        """Whether this is the group's first step and nothing is to be seen or moved in it.
+
+        Tools take such a step to have the states made, as torch.distributed.checkpoint does.
+        """
+        decays = float(self.group["lr"]) * self.group["weight_decay"] != 0
+        shows = any(each.grad is not None and bool(each.grad.any()) for each in self.params)
+        return self.record["step"] == 0 and not decays and not shows
+
+    def pool(self, chunk_size: int | None) -> dict[int, PooledGradient]:
+        """What is pooled of the gradient, by leaf."""
+        maximize = self.group["maximize"]
+        return {
+            leaf: pool(own, _chunk_of(own[0], chunk_size), maximize=maximize)
+            for leaf, own in self.by_leaf.items()
+        }
+
+    def move(self, pooled: dict[int, PooledGradient], chunk_size: int | None) -> UpdateStatistics:
+        """Advance the states; every displacement is left in its `signals.update`."""
+        group, models = self.group, self.models
+        dim = num_coordinates(group["params"])
+        device = self.params[0].device
+        # Leaves without a gradient show zeros.
+        readouts = [
+            torch.zeros(1, rule.readout_size, device=device)
+            for rule, _ in leaves(models.of(group).rule, dim)
+        ]
+        products = torch.zeros((), device=device)
+        for leaf, params in self.by_leaf.items():
+            total = torch.zeros((), device=device)
+            for param in params:
+                rule, _ = leaves(models.cast(group, param).rule, dim)[leaf]
+                moved = move(
+                    rule,
+                    param,
+                    self.states[param],
+                    pooled[leaf],
+                    lr=float(group["lr"]),
+                    weight_decay=group["weight_decay"],
+                    maximize=group["maximize"],
+                    chunk_size=_chunk_of(param, chunk_size),
+                )
+                total = total + moved.readout.to(device)
+                products = products + moved.products.to(device)
+            readouts[leaf] = total / num_coordinates(params)
+        return UpdateStatistics(torch.cat(readouts, 1), products)
+
+    def apply(self, *, finite: bool) -> None:
+        """Add the displacements to the parameters, or forget them where one is not finite."""
+        decay = float(self.group["lr"]) * self.group["weight_decay"]
+        for param in self.params:
+            state = self.states[param]
+            update, touched = (
+                state[name].view(param.shape) for name in ("signals.update", "touched")
+            )
+            if finite:
+                # The halter was trained on updates of all coordinates and is shown them.
+                param.add_(torch.where(touched, update, -decay * param if decay else 0.0))
+            else:
+                update.zero_()
+
+    def take_back(self) -> None:
+        """Undo the last displacements."""
+        for param in self.params:
+            param.sub_(self.states[param]["signals.update"].view(param.shape))
+
+
+def survey(
+    group: Group,
+    states: States,
+    models: GroupModels,
+    *,
+    state_dtype: torch.dtype | None,
+    guarded: bool,
+) -> Problem | None:
+    """The group at this step, with states made where there are none yet; None without a gradient.
+
+    Args:
+        group: Its settings and parameters.
+        states: See `States`; new ones are added.
+        models: The weights of all groups.
+        state_dtype: In which the rule's states are kept, if not as the parameters say.
+        guarded: Whether Adam may take over, which needs states, too.
+
+    Raises:
+        InputError: A gradient is sparse or of another shape than its parameter, or a parameter no
+            longer is what its state is of.
+    """
+    params: list[Tensor] = group["params"]
+    by_leaf: dict[int, list[Tensor]] = {}
+    for number, (param, leaf) in enumerate(zip(params, models.leaf_of_each(group), strict=True)):
+        _check_unchanged(group, number, states)
+        if param.grad is None or param.numel() == 0:
+            continue
+        require(
+            param.grad.layout == torch.strided,
+            f"the gradient of {name_of(group, number)} is sparse ({param.grad.layout}), which "
+            "learned optimizers do not support; make it dense, as by sparse=False of an "
+            "embedding",
+        )
+        require(
+            param.grad.shape == param.shape and param.grad.device == param.device,
+            f"the gradient of {name_of(group, number)} is of shape {list(param.grad.shape)} on "
+            f"{param.grad.device}; compute it anew after a change of the parameter",
+        )
+        by_leaf.setdefault(leaf, []).append(param)
+    if not by_leaf:
+        return None
+    for leaf, own in by_leaf.items():
+        for param in own:
+            if "signals.grad" not in states[param]:
+                rule, _ = leaves(models.cast(group, param).rule, num_coordinates(params))[leaf]
+                states[param] |= init_state(rule, param, state_dtype)
+    for param in params if guarded else ():
+        state = states.get(param, {})
+        if "signals.grad" in state and "guard.params" not in state:
+            state |= init_tensors(param, state["signals.grad"][0])
+    # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
+    record = states[params[0]].setdefault("group", ({**FRESH},))[0]
+    return Problem(group, record, by_leaf, states, models)
+
+
+def are_finite(values: list[Tensor]) -> bool:
+    """Whether all values are, of any device, in one transfer."""
+    flat = [value.to(values[0].device).reshape(-1) for value in values]
+    return not flat or bool(torch.cat(flat).isfinite().all())
+
+
+def _check_unchanged(group: Group, number: int, states: States) -> None:
+    """Refuse a parameter that no longer is what its state is of."""
+    param: Tensor = group["params"][number]
+    state = states.get(param, {})
+    kept = state.get("signals.grad")
+    if kept is None:
+        return
+    now = param.numel(), param.device, working_dtype(param)
+    require(
+        now == (kept.numel(), kept.device, kept.dtype)
+        and param.shape == state.get("guard.params", param).shape,
+        f"{name_of(group, number)} has {now[0]} entries on {now[1]} to be moved in {now[2]}, "
+        f"but its state is of {kept.numel()} on {kept.device} in {kept.dtype}; resize, reshape "
+        "and move parameters before the optimizer is built",
+    )
+
+
+def _chunk_of(param: Tensor, asked: int | None) -> int:
+    """Coordinates of a tensor that are moved at once: a CPU's caches fit fewer."""
+    return asked or (_CHUNK if param.is_cpu else _ACCELERATOR_CHUNK)

@@ -1,0 +1,88 @@
+"""What the guard does to a group: it keeps its best parameters, goes back, and moves by Adam."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from haltwise._core.errors import FitWarning, warn
+from haltwise.interfaces.torch_optim.chunks import working_dtype
+from haltwise.interfaces.torch_optim.groups import Group, num_coordinates
+from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_
+from haltwise.interfaces.torch_optim.problem import Problem, are_finite
+
+__all__ = ["follows", "guard_of", "note_failures", "note_learned_step", "warn_of_adam"]
+
+
+def guard_of(problem: Problem) -> Guard:
+    """The guard of a group, whose state is made with the first call."""
+    card, record = problem.models.of(problem.group).card, problem.record
+    price = problem.group["price"]
+    state = record.setdefault("guard", {})
+    return Guard(state, record["step"], card.horizon, card.price if price is None else price)
+
+
+def follows(problem: Problem, loss: Tensor | None) -> bool:
+    """Whether the learned rule is to move the group at this step; if not, Adam has."""
+    guard, group, record = guard_of(problem), problem.group, problem.record
+    sign = -1 if group["maximize"] else 1
+    action = guard.observe(None if loss is None else sign * float(loss))
+    _obey(problem, action)
+    if not guard.has_taken_over:
+        return True
+    if not action.go_back:  # the gradient is that of other parameters
+        for param in problem.params:
+            _move_by_adam(problem, param, guard)
+        stops = guard.note_adam_step(has_loss=loss is not None)
+        if "stop" in record:
+            record["stop"] = record["stop"] | stops
+    record["step"] += 1
+    record["judged"] += loss is not None
+    return False
+
+
+def note_failures(problems: Iterable[Problem], values: Iterable[Sequence[Tensor]]) -> None:
+    """Note a step that is given up; those problems failed of whose `values` one is not finite."""
+    for problem, own in zip(problems, values, strict=True):
+        if not are_finite(list(own)):
+            _obey(problem, guard_of(problem).fail())
+
+
+def note_learned_step(problem: Problem, products: Tensor) -> None:
+    """Note that the learned update was applied, by the step's `sum_products`, [1, 5, 5]."""
+    lr, dim = float(problem.group["lr"]), num_coordinates(problem.params)
+    size = float(products[0, 1, 1]) / dim / lr**2 if lr else None
+    guard_of(problem).note_learned_step(size)
+
+
+def warn_of_adam(group: Group, why: str) -> None:
+    """Say that Adam takes over, and why, in words."""
+    warn(
+        f"Adam takes over from the weights {group['weights']!r} {why}, with a learning rate that "
+        "falls from now on; to follow the weights all the same give guard=False",
+        FitWarning,
+    )
+
+
+def _obey(problem: Problem, action: Action) -> None:
+    # All of the group's, for some may have no gradient at this step but had one before.
+    for param in problem.group["params"]:
+        kept = problem.states[param].get("guard.params") if param in problem.states else None
+        if kept is not None and action.remember:
+            kept.copy_(param)
+        elif kept is not None and action.go_back:
+            param.copy_(kept)
+    if action.takes_over:
+        warn_of_adam(problem.group, action.takes_over)
+
+
+def _move_by_adam(problem: Problem, param: Tensor, guard: Guard) -> None:
+    assert param.grad is not None
+    group = problem.group
+    dtype, lr = working_dtype(param), float(group["lr"])
+    grad = param.grad.detach().reshape(-1).to(dtype)
+    grad = -grad if group["maximize"] else grad
+    update = adam_(problem.states[param], grad, guard.num_adam_steps, lr * guard.rate)
+    if group["weight_decay"]:
+        decay = lr * guard.rate * group["weight_decay"]
+        update -= decay * param.detach().reshape(-1).to(dtype)
+    param.add_(update.view(param.shape))
