@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and reads /proc")
 TESTS = Path(__file__).parent
-QUICK = {"kills": 3, "full-disks": 3, "damaged": 4, "locked": 3, "fuzzed": 160}
+QUICK = {"kills": 3, "interruptions": 6, "full-disks": 3, "damaged": 4, "locked": 3, "fuzzed": 160}
 
 
 def faults(*arguments: object, sabotage: str = "") -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import warnings
 
 import click
 
+from faults.commands import interruptions
 from faults.damage import damage
 from faults.disks import full_disks
 from faults.fuzz import fuzz
@@ -16,17 +17,27 @@ from haltwise._core.errors import CheckpointWarning
 
 @click.command()
 @click.option("--kills", "num_kills", default=240, show_default=True)
+@click.option("--interruptions", "num_interruptions", default=250, show_default=True)
 @click.option("--full-disks", "num_disks", default=60, show_default=True)
 @click.option("--damaged", default=200, show_default=True)
 @click.option("--locked", default=30, show_default=True)
 @click.option("--fuzzed", default=2400, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(num_kills: int, num_disks: int, damaged: int, locked: int, fuzzed: int, seed: int) -> None:
+def main(
+    num_kills: int,
+    num_interruptions: int,
+    num_disks: int,
+    damaged: int,
+    locked: int,
+    fuzzed: int,
+    seed: int,
+) -> None:
     """Run every fault and count; exit with 1 if anything was lost, differs or was let in."""
     warnings.simplefilter("ignore", CheckpointWarning)
     failures = []
     for part, number in (
         (kills, num_kills),
+        (interruptions, num_interruptions),
         (full_disks, num_disks),
         (damage, damaged),
         (locks, locked),

@@ -31,7 +31,7 @@ def damage(number: int, seed: int) -> Tally:
             for name in chosen:
                 content = (directory / name).read_bytes()
                 (directory / name).write_bytes(mutate(rng, content))
-            status, text = fork(lambda: advance(directory))
+            status, text, _ = fork(lambda: advance(directory))
             case = f"{', '.join(map(str, chosen))}"
             code = os.waitstatus_to_exitcode(status)
             if code == 0:

@@ -79,7 +79,7 @@ def full_disks(number: int, seed: int) -> Tally:
             tally.cases += 1
             size, event = rng.randrange(4096, 2**18), rng.randrange(num_events)
             kind, work = rng.choice([("tmpfs", on_tmpfs), ("limit", limited), ("patched", patched)])
-            status, text = fork(work)
+            status, text, _ = fork(work)
             code = os.waitstatus_to_exitcode(status)
             case = f"{kind} of {size} bytes, event {event}"
             if code == 78:

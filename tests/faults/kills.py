@@ -22,11 +22,11 @@ def kills(number: int, seed: int) -> Tally:
                 before = [step for step, _ in RunDirectory(directory, 3).checkpoints()]
                 if rng.random() < 0.5:
                     at = rng.uniform(0, seconds)
-                    status, text = fork(lambda: advance(directory), at)
+                    status, text, _ = fork(lambda: advance(directory), at)
                     kind = "at a random time"
                 else:
                     event = rng.randrange(num_events)
-                    status, text = fork(kill_at(event, lambda: advance(directory)))
+                    status, text, _ = fork(kill_at(event, lambda: advance(directory)))
                     kind = "while writing"
                     case += f", event {event}"
                 if is_killed(status):

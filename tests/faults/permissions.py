@@ -37,7 +37,7 @@ def locks(number: int, seed: int) -> Tally:
             place = rng.choice(places)
             mode = place.stat().st_mode
             place.chmod(rng.choice((0, 0o200, 0o400)) | (0o100 if place.is_dir() else 0))
-            status, text = fork(as_nobody)
+            status, text, _ = fork(as_nobody)
             with contextlib.suppress(FileNotFoundError):  # an old checkpoint, removed meanwhile
                 place.chmod(mode)
             code = os.waitstatus_to_exitcode(status)

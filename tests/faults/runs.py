@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def state(directory: Path) -> dict[str, Any]:
 
 def compare(tally: Tally, directory: Path, reference: dict[str, Any], case: str) -> None:
     """Finish the run undisturbed and compare it with the reference."""
-    status, text = fork(lambda: advance(directory))
+    status, text, _ = fork(lambda: advance(directory))
     if status != 0:
         tally.lost.append(f"{case}: {text}")
         return
@@ -72,20 +72,23 @@ def warm_up() -> None:
     torch.optim.Adam([weight]).step()
 
 
-def make_reference(root: Path) -> tuple[dict[str, Any], float, int]:
-    """Train undisturbed; return the state, its seconds and its number of events."""
-    warm_up()
-    begin = time.perf_counter()
-    status, text = fork(lambda: advance(root / "reference"))
-    seconds = time.perf_counter() - begin
-    assert status == 0, text
+def count_events(work: Callable[[], object], root: Path) -> tuple[float, int]:
+    """Do `work` undisturbed in a child; return its seconds and its number of events."""
     counted = root / "events"
 
     def count() -> None:
         with counted.open("wb", buffering=0) as file:
             events(lambda _: None if file.closed else (file.write(b"."), None)[1])
-            advance(root / "counted")
+            work()
 
-    status, text = fork(count)
+    begin = time.perf_counter()
+    status, text, _ = fork(count)
     assert status == 0, text
-    return state(root / "reference"), seconds, counted.stat().st_size
+    return time.perf_counter() - begin, counted.stat().st_size
+
+
+def make_reference(root: Path) -> tuple[dict[str, Any], float, int]:
+    """Train undisturbed; return the state, its seconds and its number of events."""
+    warm_up()
+    seconds, num_events = count_events(lambda: advance(root / "reference"), root)
+    return state(root / "reference"), seconds, num_events
