@@ -4,11 +4,14 @@
     python experiments/other_units.py regression-10d --num-problems 500
 
 Parameters count S times as much, and losses with the price K times. Printed is the mean excess loss
-in natural units, beside that of problems in natural units, and the gradients spent.
+in natural units, beside that of problems in natural units, and the gradients spent. Last, every
+coordinate is in units of its own, up to S times larger or smaller, that nobody tells, and then told
+by `param_scale`.
 """
 
 import warnings
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -22,6 +25,7 @@ UNITS = (
     *((size, 1.0) for size in (1.0, 0.01, 0.1, 0.3, 3.0, 10.0, 100.0)),
     *((1.0, scale) for scale in (1e-4, 1e-2, 0.1, 10.0, 1e2, 1e4)),
 )
+SPREADS = (3.0, 10.0, 100.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class InOtherUnits(TaskBatch):
     """Another batch, its parameters counting `size` times and its losses `scale` times."""
 
     inner: TaskBatch
-    size: float
+    size: float | Tensor
     scale: float
 
     @property
@@ -45,6 +49,31 @@ class InOtherUnits(TaskBatch):
     def select(self, index: Tensor) -> "InOtherUnits":
         """See `TaskBatch.select`."""
         return InOtherUnits(self.start[index], self.inner.select(index), self.size, self.scale)
+
+
+class Found(NamedTuple):
+    """Mean excess losses without and with the guard, and the gradients that this one spends."""
+
+    free: float
+    excess: float
+    num_gradients: float
+
+    def show(self, label: str, natural: float | None) -> None:
+        """Print a row."""
+        ratio = self.excess / (natural or self.excess)
+        click.echo(
+            f"{label} {self.free:10.4g} {self.excess:9.4g} {ratio:6.2f} {self.num_gradients:8.2f}"
+        )
+
+
+def _both(other: InOtherUnits, name: str, price: float, **told: Any) -> Found:
+    free, guarded = (
+        haltwise.solve(other, name, price=price, guard=guard, **told) for guard in (False, True)
+    )
+    excess = [
+        ((each.loss - other.reference_loss) / other.scale).mean().item() for each in (free, guarded)
+    ]
+    return Found(excess[0], excess[1], guarded.num_gradients.double().mean().item())
 
 
 @click.command()
@@ -64,19 +93,15 @@ def main(names: tuple[str, ...], num_problems: int, seed: int) -> None:
         natural = None
         for size, scale in UNITS:
             other = InOtherUnits(problem.start / size, problem, size, scale)
-            free, guarded = (
-                haltwise.solve(other, name, price=price * scale, guard=guard)
-                for guard in (False, True)
-            )
-            excess = [
-                ((found.loss - other.reference_loss) / scale).mean().item()
-                for found in (free, guarded)
-            ]
-            natural = natural or excess[1]
-            click.echo(
-                f"{size:6g} {scale:7g} {excess[0]:10.4g} {excess[1]:9.4g} "
-                f"{excess[1] / natural:6.2f} {guarded.num_gradients.double().mean():8.2f}"
-            )
+            found = _both(other, name, price * scale)
+            natural = natural or found.excess
+            found.show(f"{size:6g} {scale:7g}", natural)
+        for size in SPREADS:
+            draw = torch.rand(problem.dim, generator=torch.Generator().manual_seed(seed))
+            sizes = size ** (2 * draw - 1)
+            other = InOtherUnits(problem.start / sizes, problem, sizes, 1.0)
+            _both(other, name, price).show(f"{size:6g} {'each':>7}", natural)
+            _both(other, name, price, param_scale=1 / sizes).show(f"{size:6g} {'told':>7}", natural)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def minimize(
         optimizer: As for `haltwise.solve`, which this calls; so `stop` and `price`.
         stop: When to stop.
         price: What a gradient must earn.
-        maxiter: Gradients at most; the optimizer's horizon if None.
+        maxiter: Gradients at most; see `max_steps` of `haltwise.solve` if None.
         guard: As there.
         unsupported: Whatever else SciPy knows (bounds, constraints, hess, tol ...) is refused,
             unless it is None or empty.

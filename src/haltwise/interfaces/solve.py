@@ -237,8 +237,9 @@ def solve(
         gtol: Of engines, a tolerance of gradients, at least 0.
         ftol: Of engines, a tolerance of losses, at least 0.
         xtol: Of engines, a tolerance of steps, at least 0.
-        max_steps: Evaluations a problem may cost at most; 200, of "lstm" the optimizer's horizon,
-            if None.
+        max_steps: Evaluations a problem may cost at most. If None, 200; of "lstm" twice the
+            optimizer's horizon, so that L-BFGS can go on where that ends, or the horizon itself
+            where nothing takes over: without a guard, and where `stop` decides.
         param_scale: Of method "lstm", typical sizes of changes of the parameters, up to a common
             factor, one for each: give it where they are measured in different units.
         guard: Of method "lstm", whether to guard. Without, the optimizer is followed whatever it
@@ -309,7 +310,11 @@ def solve(
     policy = stop_policy(model.halting, stop, CostUnit.GRADIENTS)
     price = model.card.price if price is None else price
     prices = price_of_each(price, problem.num_problems, start)
-    num_steps = model.card.horizon if max_steps is None else whole_number("max_steps", max_steps)
+    guarded = guard and not problem.stochastic
+    if max_steps is None:
+        num_steps = model.card.horizon * (2 if guarded and stop is None else 1)
+    else:
+        num_steps = whole_number("max_steps", max_steps)
     if chunk_size is None:
         chunk_size = max(1, _coordinates_at_once(start.device) // problem.dim)
     chunk_size = whole_number("chunk_size", chunk_size)
@@ -321,7 +326,6 @@ def solve(
     for index in followed(whole.split(chunk_size), "problems", asked=progress):
         part = problem if len(index) == problem.num_problems else problem.select(index)
         own = select_state(memory, index)
-        guarded = guard and not problem.stochastic
         chunk = Chunk(
             *(model, policy, part, prices[index], own, sizes),
             guarded=guarded,
