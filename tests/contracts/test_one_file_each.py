@@ -80,7 +80,7 @@ def test_a_family_is_trained_on_and_solved(tmp_path: Path) -> None:
     card = haltwise.load(run).card
     assert card.family == Choice(FAMILY, {"num_params": 3, "spread": 4.0})
     batch = problems()
-    solution = haltwise.solve(batch, haltwise.load(run))
+    solution = haltwise.solve(batch, haltwise.load(run), guard=False)
     # The oracle of this family: gradient descent shrinks the distance to 3 by 1 - 0.2 w a step.
     widths = batch.widths  # type: ignore[attr-defined]
     expected = 3 - 3 * (1 - 0.2 * widths) ** solution.steps.unsqueeze(1)

@@ -93,7 +93,8 @@ def _disturb(
         tally.lost.append(f"{label}: {ended.text}")
     tally.lost += [f"{label}: process {left} goes on" for left in orphans(ended.pid)]
     tally.lost += [f"{label}: {broken}" for broken in _broken(directory)]
-    if not kill and (left := [*directory.rglob("*.tmp")]):
+    # A loop of one's own dies of the signal; a command tidies up.
+    if ended.status >> 8 == _INTERRUPTED and (left := [*directory.rglob("*.tmp")]):
         tally.lost.append(f"{label}: {left[0].name} is left")
     status, text, _ = fork(work)
     if status != 0:
