@@ -61,7 +61,8 @@ def _leaves(typed: Mapping[str, str], arguments: Sequence[str]) -> Iterator[Leaf
         arguments[0] if arguments else None, typed.get("--preset"), typed.get("--config")
     )
     named = {} if family is None else {"family": {"name": family}}
-    below = merge(named, default_settings(preset, family), settings)
+    rule = typed.get("--rule") or settings.get("rule", {}).get("name")
+    below = merge(named, default_settings(preset, family, rule), settings)
     return setting_leaves(typed, below, lambda path: path not in _NO_OPTIONS)
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.tensors import are_finite, nested_state, select_state, tensors_of
 from haltwise.engines.base import Engine, EngineObservation, Memory, Point, Proposal
+from haltwise.engines.process import try_step
 from haltwise.engines.stops import EngineStop
 from haltwise.rollout.early_exit import Outcome
 from haltwise.rollout.ledger import Ledger
@@ -212,10 +213,13 @@ class _Run:
     def _plan(self) -> _Plan:
         proposal = self.engine.propose(self.point, self.memory)
         reason, first = torch.full_like(self.items, -1), 0
+        watches = []
         for stop, memory in zip(self.stops, self.watches, strict=True):
-            found = stop.decide(self.point, proposal, memory)
+            found, memory = stop.decide(self.point, proposal, memory)
+            watches.append(memory)
             reason = torch.where((found >= 0) & (reason < 0), found + first, reason)
             first += len(stop.reasons)
+        self.watches = watches
         descends = proposal.slope < 0
         reason = torch.where(descends, reason, first + (self.point.grad == 0).all(1).long())
         ended = (reason >= 0) | (self.counts["budget"] <= 0) | (self.items == self.num_items)
@@ -255,17 +259,11 @@ class _Run:
 
     def _try(self, proposal: Proposal) -> None:
         before, counts = self.point, self.counts
-        trial = before.params + proposal.move
-        seen = self.engine.observe(self.batch, trial)
+        tried = try_step(self.engine, self.batch, before, proposal, self.memory)
+        taken, after, self.memory = tried.taken, tried.after, tried.memory
         if self.ledger is not None:
-            self.ledger.note(self.of_ledger[self.items], trial, seen.loss, seen.grad)
-        taken, self.memory = self.engine.learn(before, proposal, seen, self.memory)
-        column = taken.unsqueeze(1)
-        after = Point(
-            torch.where(column, trial, before.params),
-            torch.where(taken, seen.loss, before.loss),
-            torch.where(column, seen.grad, before.grad),
-        )
+            seen = tried.seen
+            self.ledger.note(self.of_ledger[self.items], tried.trial, seen.loss, seen.grad)
         self.watches = [
             stop.learn(before, proposal, after, taken, memory)
             for stop, memory in zip(self.stops, self.watches, strict=True)
@@ -300,7 +298,7 @@ class _Run:
         kind = batch_kind(self.batch)
         if kind is None or not comes_with_the_package(self.batch, self.engine, *self.stops):
             return None
-        if not self.engine.is_recordable:
+        if not (self.engine.is_recordable and all(stop.is_recordable for stop in self.stops)):
             return None
         reasons = (stop.reasons for stop in self.stops)
         return "descent", *kind, self.engine, *reasons, *(self.ledger.kind if self.ledger else ())

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ _AGREES = 0.25  # share of the forecast fall by which a step of least squares mu
 class EngineStop(ABC):
     """A reason to stop, pure functions of points and memories."""
 
+    is_recordable: ClassVar[bool] = True
+    """Whether `decide` and `learn` copy no values to the host and read the memory alone."""
+
     @property
     @abstractmethod
     def reasons(self) -> tuple[str, ...]:
@@ -39,18 +42,22 @@ class EngineStop(ABC):
         """The memory at the first point of all."""
 
     @abstractmethod
-    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
-        """Index into `reasons` of what stops each problem before this step, -1 where it goes on.
+    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> tuple[Tensor, Memory]:
+        """Decide before a step which problems stop.
 
         Returns:
-            int64 [K].
+            Index into `reasons` of what stops each, -1 where it goes on, int64 [K]; and the memory
+            for `learn`.
         """
 
     @abstractmethod
     def learn(
         self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
     ) -> Memory:
-        """The memory after a step, `after` being `before` where it was not taken."""
+        """The memory after a step, `after` being `before` where it was not taken.
+
+        `memory` is that of the last `decide`.
+        """
 
 
 @final
@@ -86,12 +93,12 @@ class PriceStop(EngineStop):
             "waited": torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device),
         }
 
-    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
+    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> tuple[Tensor, Memory]:
         poor = proposal.gain <= memory["price"]
         solved = poor & (point.grad.square().sum(1).sqrt() <= FLAT * memory["first_norm"])
         waited = memory["waited"]
         halts = ((waited >= _PATIENCE) & solved) | (waited >= _LONG_PATIENCE)
-        return (halts.long() - 1).masked_fill(poor & proposal.is_known, 1)
+        return (halts.long() - 1).masked_fill(poor & proposal.is_known, 1), memory
 
     def learn(
         self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
@@ -155,7 +162,7 @@ class ToleranceStop(EngineStop):
         count = torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device)
         return {"met": count - 1, "stalls": count, "rounding": rounding(point.loss)}
 
-    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
+    def decide(self, point: Point, proposal: Proposal, memory: Memory) -> tuple[Tensor, Memory]:
         met, stalls = memory["met"], memory["stalls"]
         if self.gtol is not None:
             met = met.masked_fill(point.grad.abs().amax(1) <= self.gtol, 0)
@@ -163,7 +170,8 @@ class ToleranceStop(EngineStop):
             stuck = (stalls >= _STALLS) & (proposal.gain <= memory["rounding"])
             met = met.masked_fill((met < 0) & stuck, 3)
             met = met.masked_fill((met < 0) & (stalls >= _LONG_STALLS), 4)
-        return met.masked_fill(point.loss < -(torch.finfo(point.loss.dtype).max ** 0.5), 5)
+        falls = point.loss < -(torch.finfo(point.loss.dtype).max ** 0.5)
+        return met.masked_fill(falls, 5), memory
 
     def learn(
         self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory

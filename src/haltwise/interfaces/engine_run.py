@@ -1,31 +1,88 @@
 """Engines in `haltwise.solve`: problems in chunks, each stopped by its price or by tolerances."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from haltwise._core import discovery
 from haltwise._core.errors import InputError, require
 from haltwise._core.progress import followed
-from haltwise._core.tensors import are_finite, map_tensors, tensors_of
-from haltwise.engines import Engine, engines
-from haltwise.engines.base import rounding
-from haltwise.engines.choose import EngineChoice, choose
+from haltwise._core.tensors import map_tensors, tensors_of
+from haltwise.engines import Engine
 from haltwise.engines.gauss_newton import GaussNewton
 from haltwise.engines.hand_rule import RuleEngine
-from haltwise.engines.run import Descended, begin, descend, failures_of, reasons_of
+from haltwise.engines.named import choice_of
+from haltwise.engines.process import completed
+from haltwise.engines.rule_stop import RuleStop
+from haltwise.engines.run import begin, descend, failures_of, reasons_of
 from haltwise.engines.stops import EngineStop, PriceStop, ToleranceStop
+from haltwise.models.card import Choice
+from haltwise.models.files import halting_of, placed, read_model
+from haltwise.models.halting_model import HaltingModel
+from haltwise.models.loading import find
+from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.rollout.ledger import Ledger
+from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
-from haltwise.update_rules import UpdateRule
 
-__all__ = ["EngineSolution", "cached_chunk", "engine_for", "solve_by_engine", "tolerances_of"]
+__all__ = ["EngineSolution", "RuleToStop", "cached_chunk", "rule_to_stop", "solve_by_engine", "tolerances_of"]
 
 _BYTES = 2**22  # of a chunk's problems: beyond that they are in no cache
 _FEWEST = 64  # problems, below which dispatching operations takes the time
+
+
+class RuleToStop(NamedTuple):
+    """A stop rule that is to stop an engine, and the model that it asks: see `RuleStop`."""
+
+    policy: StopPolicy
+    model: HaltingModel | None = None
+    from_first: bool = True
+
+
+def rule_to_stop(
+    stop: str | Path | HaltingModel | OptimizerModel | StopRule | StopPolicy,
+    engine: Engine,
+    like: Tensor,
+) -> RuleToStop:
+    """What `stop` of `haltwise.solve` means for an engine.
+
+    Args:
+        stop: A shipped name, a run directory, a weights file or the model itself; or a rule.
+        engine: What is to be stopped.
+        like: In whose dtype and on whose device the model is to be.
+
+    Raises:
+        InputError: The model stops something else, or was trained without halting.
+    """
+    if isinstance(stop, StopPolicy):
+        return RuleToStop(stop)
+    if isinstance(stop, StopRule):
+        return RuleToStop(StopPolicy(stop, RETURNABLE[CostUnit.UPDATES][0]))
+    require(
+        isinstance(stop, str | Path | HaltingModel | OptimizerModel),
+        "stop must be a halting model, its name or its run, a StopRule, a StopPolicy or None, got "
+        f"{stop!r}; for a number of evaluations give max_steps",
+    )
+    model = read_model(find(stop)) if isinstance(stop, str | Path) else stop
+    card, own = model.card, choice_of(engine)
+    known = choice_of(RuleEngine(model.rule)) if isinstance(model, OptimizerModel) else card.engine
+    require(
+        known == own,
+        f"this model stops {'other loops' if known is None else _named(known)}, not {_named(own)}; "
+        "train one by haltwise.training.train_stop, or give a tolerance or a price",
+    )
+    halting = halting_of(model)
+    require(halting.halts, "this model was trained without halting; give a tolerance or a price")
+    policy = halting.policy(CostUnit.UPDATES)
+    return RuleToStop(policy, placed(halting, like), card.engine is not None)
+
+
+def _named(choice: Choice) -> str:
+    settings = ", ".join(f"{name}={value!r}" for name, value in choice.settings.items())
+    return f"{choice.name}({settings})" if settings else choice.name
 
 
 class EngineSolution(NamedTuple):
@@ -41,45 +98,17 @@ class EngineSolution(NamedTuple):
     left: Tensor
 
 
-def engine_for(
-    method: str | Engine | UpdateRule, problem: TaskBatch
-) -> tuple[Engine, EngineChoice]:
-    """The engine that is meant, and why.
-
-    Raises:
-        InputError: There is none of this name, or it cannot solve such problems.
-    """
-    choice = choose(problem) if method == "auto" else EngineChoice(str(method), "it was asked for")
-    if isinstance(method, UpdateRule):
-        method = RuleEngine(method)
-    if isinstance(method, Engine):
-        engine = method
-    else:
-        require(
-            isinstance(method, str),
-            f"method must be a name, an engine or an update rule, got {type(method).__name__}",
-        )
-        names = {"lstm": None, "auto": None, **engines()}
-        engine = discovery.lookup(names, choice.name, "method")
-    require(
-        not problem.stochastic,
-        f"method {choice.name!r} needs a loss that is the same at every step; choose 'lstm'",
-    )
-    refusal = engine.refusal(problem)
-    if refusal is not None:
-        raise InputError(
-            f"method {choice.name!r} cannot solve these problems: {refusal}; choose 'lbfgs' or "
-            "'auto'"
-        )
-    return engine, choice
-
-
 def tolerances_of(
-    engine: Engine, price: object, gtol: float | None, ftol: float | None, xtol: float | None
+    engine: Engine,
+    gtol: float | None,
+    ftol: float | None,
+    xtol: float | None,
+    *,
+    by_default: bool,
 ) -> ToleranceStop:
-    """The tolerances asked for; SciPy's own where neither these nor a price are."""
+    """The tolerances asked for; SciPy's own where there are none, if `by_default`."""
     kind = {"least_squares": isinstance(engine, GaussNewton), "searches": engine.is_monotone}
-    if price is None and gtol is None and ftol is None and xtol is None:
+    if by_default and gtol is None and ftol is None and xtol is None:
         if kind["least_squares"]:  # scipy.optimize.least_squares
             return ToleranceStop(1e-8, 1e-8, 1e-8, **kind)
         return ToleranceStop(1e-5, 1e7 * 2.220446049250313e-16, **kind)  # L-BFGS-B
@@ -93,6 +122,7 @@ def solve_by_engine(
     price: Tensor | None,
     max_steps: int,
     *,
+    rule: RuleToStop | None = None,
     chunk_size: int | None = None,
     history: bool = False,
     progress: bool = False,
@@ -105,6 +135,7 @@ def solve_by_engine(
         tolerances: When to stop.
         price: What an evaluation must earn, shape [B], if that stops them, too.
         max_steps: Evaluations that a problem may cost.
+        rule: What stops them, too; a model is asked at the price.
         chunk_size: Problems at once; as many as fit the cache if None.
         history: Whether losses are kept.
         progress: Whether to show how many problems are done.
@@ -134,8 +165,11 @@ def solve_by_engine(
         rows = slice(chunk.start, chunk.stop)
         part = problem if chunk_size >= number else map_tensors(problem, lambda v: v[rows])  # noqa: B023
         stops: list[EngineStop] = [tolerances]
-        if price is not None:
+        if price is not None and (rule is None or rule.model is None):
             stops.insert(0, PriceStop(price[rows]))
+        if rule is not None:
+            own = torch.zeros_like(part.start[:, 0]) if price is None else price[rows]
+            stops.insert(0, RuleStop(rule.policy, own, rule.model, from_first=rule.from_first))
         ledger = Ledger(part.start, best=False, recent=False, history=True) if history else None
         found = _solve_chunk(engine, part, stops, max_steps, ledger)
         for whole, own in zip(solution, found, strict=True):
@@ -178,7 +212,8 @@ def _solve_chunk(
     params, loss, steps = found.point.params, found.point.loss, found.at
     left = torch.where(halted, found.gain, torch.nan)
     if engine.completes:
-        params, loss, steps = _completed(batch, found, halted)
+        params, loss, taken = completed(batch, found.point, found.move, halted)
+        steps = torch.where(taken, found.spent + 1, found.at)
         left = (left - (found.point.loss - loss)).clamp_min(0)
     # Steps within rounding of the loss may climb by as little.
     worse = (loss > begun.point.loss).nonzero().squeeze(1)
@@ -188,18 +223,4 @@ def _solve_chunk(
         success &= found.reason != reason
     return EngineSolution(
         params, loss, steps, found.spent + 1, found.outcome, found.reason, success, left
-    )
-
-
-def _completed(batch: TaskBatch, found: Descended, halted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the step at hand, where the loss behind it is no higher, but for rounding."""
-    point = found.point
-    trial = point.params + found.move.masked_fill(~halted.unsqueeze(1), 0)
-    with torch.enable_grad():  # a loss may differentiate inside
-        loss = batch.observe_loss(trial, 0).detach()
-    taken = halted & are_finite(loss) & (loss <= point.loss + rounding(point.loss))
-    return (
-        torch.where(taken.unsqueeze(1), trial, point.params),
-        torch.where(taken, loss, point.loss),
-        torch.where(taken, found.spent + 1, found.at),
     )

@@ -135,9 +135,13 @@ class _RunWatch(RowWatch):
 
 
 def stop_policy(
-    model: HaltingModel, stop: StopRule | StopPolicy | None, unit: CostUnit
+    model: HaltingModel, stop: object, unit: CostUnit
 ) -> StopPolicy:
-    """The policy meant by `stop`; of a rule, the unit's default iterate is returned."""
+    """The policy meant by `stop`; of a rule, the unit's default iterate is returned.
+
+    Raises:
+        InputError: It is neither a rule nor a policy nor None.
+    """
     if stop is None:
         return model.policy(unit)
     if isinstance(stop, StopPolicy):

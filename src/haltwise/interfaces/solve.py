@@ -15,7 +15,8 @@ from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.engines import Engine
 from haltwise.interfaces.chunk import Chunk
-from haltwise.interfaces.engine_run import engine_for, solve_by_engine, tolerances_of
+from haltwise.engines.named import engine_for
+from haltwise.interfaces.engine_run import rule_to_stop, solve_by_engine, tolerances_of
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.kept import model_for, named
 from haltwise.interfaces.own_form import columns_of, data_frame, in_own_form, num_parameters
@@ -25,6 +26,7 @@ from haltwise.interfaces.standard_errors import (
     require_curvature,
     standard_errors_at,
 )
+from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
@@ -166,7 +168,7 @@ _WHY = {
 def solve(
     problem: TaskBatch,
     optimizer: str | Path | OptimizerModel | None = None,
-    stop: StopRule | StopPolicy | None = None,
+    stop: StopRule | StopPolicy | str | Path | HaltingModel | OptimizerModel | None = None,
     *,
     method: str | Engine | UpdateRule = "lstm",
     price: float | Tensor | None = None,
@@ -289,10 +291,10 @@ def solve(
     if standard_errors:
         require_curvature(problem)
     if method != "lstm":
-        for name, value in (("optimizer", optimizer), ("stop", stop), ("param_scale", param_scale)):
+        for name, value in (("optimizer", optimizer), ("param_scale", param_scale)):
             require(value is None, f"{name} belongs to method 'lstm'; leave it out, or the method")
         solution = _by_engine(
-            *(problem, method, price, gtol, ftol, xtol, max_steps),
+            *(problem, method, stop, price, gtol, ftol, xtol, max_steps),
             history=history,
             chunk_size=chunk_size,
             progress=progress,
@@ -366,6 +368,7 @@ def _coordinates_at_once(device: torch.device) -> int:
 def _by_engine(
     problem: TaskBatch,
     method: str | Engine | UpdateRule,
+    stop: StopRule | StopPolicy | str | Path | HaltingModel | OptimizerModel | None,
     price: float | Tensor | None,
     gtol: float | None,
     ftol: float | None,
@@ -377,13 +380,21 @@ def _by_engine(
     progress: bool,
 ) -> Solution:
     engine, choice = engine_for(method, problem)
+    rule = None if stop is None else rule_to_stop(stop, engine, problem.start)
+    if rule is not None and rule.model is not None and price is None:
+        price = rule.model.card.price
     prices = None if price is None else price_of_each(price, problem.num_problems, problem.start)
+    if rule is not None and rule.model is not None:
+        assert prices is not None
+        warn_of_prices(rule.model, prices, 4)
+    own = (gtol, ftol, xtol)
     found, reasons, losses = solve_by_engine(
         engine,
         problem,
-        tolerances_of(engine, price, gtol, ftol, xtol),
+        tolerances_of(engine, *own, by_default=price is None and stop is None),
         prices,
         _EVALUATIONS if max_steps is None else whole_number("max_steps", max_steps),
+        rule=rule,
         chunk_size=None if chunk_size is None else whole_number("chunk_size", chunk_size),
         history=history,
         progress=progress,

@@ -39,6 +39,9 @@ class Card:
     """T, the steps of the trajectories it was trained on."""
     rule: Choice | None = None
     """The update rule; None for a model that only stops."""
+    engine: Choice | None = None
+    """The engine of `haltwise.solve` that it stops, or the update rule that is run as one; None for
+    any other model."""
     halter: HalterSettings = field(default_factory=HalterSettings)
     """The shape of the halter."""
     price_range: float = 1.0
@@ -79,6 +82,8 @@ class Card:
         """A JSON object from which `from_json` makes the same card."""
         plain = replace(self, policies={}, certificates=(), provenance=dict(self.provenance))
         document = asdict(plain)
+        if self.engine is None:  # so that fingerprints of older files stay
+            del document["engine"]
         document["unit"] = self.unit.value
         document["policies"] = {
             unit.value: policy_to_json(policy) for unit, policy in self.policies.items()
@@ -103,7 +108,8 @@ class Card:
             if found == _WITHOUT_CERTIFICATES:
                 given["certificates"] = []
             given["halter"] = HalterSettings(**given["halter"])
-            for name in ("method", "rule", "family"):
+            given.setdefault("engine", None)
+            for name in ("method", "rule", "engine", "family"):
                 missing = given[name] is None and name != "method"
                 given[name] = None if missing else Choice(**given[name])
             if given["scales"] is not None:

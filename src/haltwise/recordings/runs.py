@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, final, get_args
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from haltwise._core.errors import CalibrationWarning, InputError, require, warn
 from haltwise._core.files import load_tensors, make_directory, save_tensors
+from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
 from haltwise._core.tensors import require_like
 from haltwise.processes.observation import Observed
@@ -61,6 +62,7 @@ def save_run(
     name: str | None = None,
     *,
     maximizes: bool = False,
+    engine: Choice | None = None,
 ) -> Path:
     """Write one run to a file of its own in `directory`, which is created if missing.
 
@@ -71,6 +73,7 @@ def save_run(
         observed: What the signals were taken from.
         name: Of the file, which is returned; numbered if None.
         maximizes: Whether losses and scores are the negatives of what was given.
+        engine: The engine of `haltwise.solve` that ran, if one did.
 
     Raises:
         InputError: It cannot be written, or there is one of that name.
@@ -89,6 +92,7 @@ def save_run(
         "signals": list(SIGNALS),
         "observed": observed,
         "maximizes": maximizes,
+        "engine": None if engine is None else asdict(engine),
     }
     save_tensors(path, tensors, card, new=True)
     return path
@@ -135,6 +139,7 @@ class RecordedRuns:
     trajectory: Trajectory
     observed: Observed
     maximizes: bool = False
+    engine: Choice | None = None
 
     @classmethod
     def load(cls, directory: str | Path, horizon: int | None = None) -> "RecordedRuns":
@@ -195,7 +200,8 @@ class RecordedRuns:
                     CalibrationWarning,
                 )
         require(len(finite) > 0, f"no run in {directory} stays finite for {horizon} steps")
-        return cls(trajectory.select(finite), kept[0].observed, kept[0].maximizes)
+        first = kept[0]
+        return cls(trajectory.select(finite), first.observed, first.maximizes, first.engine)
 
     def keeping_best(self) -> "RecordedRuns":
         """The same where a stop leaves not the last state, but that of the lowest loss observed.
@@ -251,6 +257,7 @@ class RecordedRun(NamedTuple):
         observed: What the signals were taken from.
         is_scored: Whether scores were given.
         maximizes: Whether losses and scores are the negatives of what was given.
+        engine: The engine of `haltwise.solve` that ran, if one did.
     """
 
     signals: Tensor
@@ -258,12 +265,15 @@ class RecordedRun(NamedTuple):
     observed: Observed
     is_scored: bool
     maximizes: bool
+    engine: Choice | None
 
     @property
     def how(self) -> str:
         """How it was recorded, in words."""
         mode = " in mode 'max'" if self.maximizes else ""
-        return f"{self.observed} seen and {'scores' if self.is_scored else 'no scores'}{mode}"
+        ran = "" if self.engine is None else f" of {self.engine.name} {dict(self.engine.settings)}"
+        scored = "scores" if self.is_scored else "no scores"
+        return f"{self.observed} seen{ran} and {scored}{mode}"
 
     @property
     def num_steps(self) -> int:
@@ -296,4 +306,9 @@ def load_run(path: Path) -> RecordedRun:
     signals, observed = tensors["signals"], card["observed"]
     scores = tensors.get("scores", signals[1:, SIGNALS.index("loss")])
     maximizes = card.get("maximizes") is True  # older files have none
-    return RecordedRun(signals, scores, observed, "scores" in tensors, maximizes)
+    engine = card.get("engine")  # older files have none
+    try:
+        choice = None if engine is None else Choice(**engine)
+    except (InputError, TypeError):
+        raise InputError(f"{path} does not say what ran, but {engine!r}; remove it") from None
+    return RecordedRun(signals, scores, observed, "scores" in tensors, maximizes, choice)

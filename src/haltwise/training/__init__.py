@@ -3,7 +3,7 @@
 from haltwise.training.gradients import GradientEstimator, Pathwise, estimators
 from haltwise.training.presets import PRESETS
 from haltwise.training.settings import TrainingSettings
-from haltwise.training.train import monitor_settings, train, train_monitor
+from haltwise.training.train import monitor_settings, train, train_monitor, train_stop
 from haltwise.training.trainer import Progress, Trainer
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "monitor_settings",
     "train",
     "train_monitor",
+    "train_stop",
 ]

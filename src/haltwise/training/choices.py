@@ -9,6 +9,7 @@ import numpy as np
 
 from haltwise._core import discovery, plugins
 from haltwise._core.nested_settings import Leaf, leaves
+from haltwise.engines.named import own_kinds
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.processes import process_families
 from haltwise.tasks import families
@@ -40,10 +41,15 @@ def _families() -> Mapping[str, Any]:
     return {**families(), **process_families()}
 
 
+def _rules() -> Mapping[str, Any]:
+    """Update rules, and engines of `haltwise.solve` that are none."""
+    return {**own_kinds(), **rules()}
+
+
 CHOICES: Mapping[str, Named] = MappingProxyType(
     {
         "family": Named("family", object, _families),
-        "rule": Named("update rule", UpdateRule, rules),
+        "rule": Named("update rule", UpdateRule, _rules),
         "method": Named("halting method", HaltingMethod, halting_methods),
         "joint.estimator": Named("gradient estimator", GradientEstimator, estimators),
     }

@@ -6,10 +6,11 @@ from typing import Any
 
 from haltwise._core import discovery, plugins
 from haltwise._core.nested_settings import merge
+from haltwise.engines.named import own_kinds
 from haltwise.processes import ProcessFamily, process_families
 from haltwise.tasks import training_defaults
 
-__all__ = ["MONITOR_DEFAULTS", "PRESETS", "default_settings", "process_family"]
+__all__ = ["ENGINE_DEFAULTS", "MONITOR_DEFAULTS", "PRESETS", "default_settings", "process_family"]
 
 
 def process_family(name: str) -> Any | None:
@@ -27,12 +28,15 @@ def process_family(name: str) -> Any | None:
     return found if issubclass(kind, ProcessFamily) else None
 
 
-def default_settings(preset: str, family: str | None) -> dict[str, Any]:
+def default_settings(
+    preset: str, family: str | None, rule: str | None = None
+) -> dict[str, Any]:
     """The settings that lie under those of a command or a call, as nested objects.
 
     Args:
         preset: A name in `PRESETS`.
         family: A name, or PATH.py:NAME, whose file is executed; None where there is none yet.
+        rule: The name of the update rule or the engine; None where it is the default.
 
     Raises:
         InputError: The preset is unknown, or a file does not run.
@@ -42,7 +46,8 @@ def default_settings(preset: str, family: str | None) -> dict[str, Any]:
         return merge(chosen)
     if process_family(family) is not None:
         return merge(chosen, PROCESS_DEFAULTS)
-    return merge(training_defaults().get(family, {}), chosen)
+    engine = ENGINE_DEFAULTS if rule in own_kinds() else {}
+    return merge(training_defaults().get(family, {}), engine, chosen)
 
 
 PRESETS: Mapping[str, dict[str, Any]] = MappingProxyType(
@@ -86,6 +91,12 @@ PROCESS_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"rule": {"name": "none"}, "price_range": 3.0}
 )
 """Settings that differ where processes are stopped: they move by themselves."""
+
+ENGINE_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"halter": {"width": 32, "memory": 0, "features": "descent"}}
+)
+"""Settings that differ where engines are stopped: a small halter, for their steps are cheap, which
+reads no units, for their problems have all."""
 
 # Some hundreds of runs are all there is: a smaller halter, fewer steps.
 MONITOR_DEFAULTS: Mapping[str, Any] = MappingProxyType(

@@ -208,7 +208,7 @@ class TrainingSettings:
         asked = merge(*(checked(cls, document) for document in changes))
         settings = merge(
             {"family": {"name": family}},
-            default_settings(preset, family),
+            default_settings(preset, family, asked.get("rule", {}).get("name")),
             asked,
             brought_settings(asked),
             {"preset": preset},

@@ -14,6 +14,10 @@ from haltwise._core.errors import require
 from haltwise._core.files import digest
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
+from haltwise.engines import Engine
+from haltwise.engines.named import choice_of, engine_of, own_kinds
+from haltwise.engines.process import EngineProcess
+from haltwise.models.card import Choice
 from haltwise.models.files import Model
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.base import ProcessFamily
@@ -40,6 +44,8 @@ class Source(ABC):
     """What is observed of the process."""
     maximizes: bool = False
     """Whether the loss is the negative of a metric that is better the higher it is."""
+    engine: Choice | None = None
+    """What moves the problems where that is an engine of `haltwise.solve`."""
     description: dict[str, Any]
     """What identifies the source beside the settings, as JSON values by name."""
 
@@ -105,6 +111,7 @@ class FamilySource(Source):
     """Problems of a family and of those that it is mixed with."""
 
     unit = CostUnit.GRADIENTS
+    _engine: Engine | None = None
 
     def __init__(
         self,
@@ -121,6 +128,9 @@ class FamilySource(Source):
         )
         self.family = own
         self._mixed_with = {name: family(name, data_dir=data_dir) for name in settings.mixed_with}
+        if settings.rule.name in own_kinds():
+            self._engine = engine_of(settings.rule)
+            self.engine, self.unit = choice_of(self._engine), CostUnit.UPDATES
         self.description = {"family_settings": asdict(own)}
 
     def sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
@@ -134,13 +144,16 @@ class FamilySource(Source):
         share = max(1, num_problems // (1 + len(self._mixed_with)))
         families = [(self.family, key)]
         families += [(other, (*key, name)) for name, other in self._mixed_with.items()]
+        # Engines are meant for float64: at the end of a descent float32 has rounding alone.
+        dtype = torch.float32 if self._engine is None else torch.float64
         return [
-            each.sample(share, stream(self._settings.seed, *path), device=self._device)
+            each.sample(
+                share, stream(self._settings.seed, *path), dtype=dtype, device=self._device
+            )
             for each, path in families
         ]
 
     def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
-        assert isinstance(model, OptimizerModel)
         horizon, batches = self._settings.horizon, self.sample_each(num_items, *key)
         num = sum(batch.num_problems for batch in batches)
         parts: list[Trajectory] = []
@@ -148,7 +161,15 @@ class FamilySource(Source):
         for batch in batches:
             index = torch.arange(batch.num_problems, device=self._device)
             for part in index.split(max(1, _RECORDED_COORDINATES // batch.dim)):
-                parts.append(record(model.rule, batch.select(part), horizon))
+                chosen = batch.select(part)
+                if self._engine is None:
+                    assert isinstance(model, OptimizerModel)
+                    parts.append(record(model.rule, chosen, horizon))
+                else:
+                    refusal = self._engine.refusal(chosen)
+                    require(refusal is None, f"rule {self._settings.rule.name}: {refusal}")
+                    recorded = record_process(EngineProcess(self._engine, chosen), horizon)
+                    parts.append(map_tensors(recorded, Tensor.float))
                 done += len(part)
                 if self.report is not None:
                     self.report(done, num)
@@ -189,6 +210,7 @@ class RecordedSource(Source):
         runs = RecordedRuns.load(settings.runs, settings.horizon)
         runs = runs.keeping_best() if settings.keeps_best else runs
         self.observed, self.maximizes = runs.observed, runs.maximizes
+        self.engine = runs.engine
         recorded = vars(runs.trajectory)
         tensors = {name: value for name, value in recorded.items() if isinstance(value, Tensor)}
         self.description = {"observed": runs.observed, "recordings": digest(tensors, "")}

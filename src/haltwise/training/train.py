@@ -6,17 +6,21 @@ from typing import Any
 
 import torch
 
+from haltwise._core.nested_settings import merge
 from haltwise._core.plugins import whereabouts
 from haltwise._core.tensors import undisturbed
+from haltwise.engines import Engine
+from haltwise.engines.record import record_descents
 from haltwise.processes.base import ProcessFamily
 from haltwise.recordings.runs import RecordedRuns
-from haltwise.tasks import TaskFamily
+from haltwise.tasks import TaskBatch, TaskFamily
 from haltwise.training.choices import plain
-from haltwise.training.presets import MONITOR_DEFAULTS
+from haltwise.training.presets import ENGINE_DEFAULTS, MONITOR_DEFAULTS
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.trainer import Trainer
+from haltwise.update_rules import UpdateRule
 
-__all__ = ["monitor_settings", "train", "train_monitor"]
+__all__ = ["monitor_settings", "train", "train_monitor", "train_stop"]
 
 
 @undisturbed(grad=True, on_cpu=True)
@@ -112,3 +116,59 @@ def train_monitor(
     chosen = monitor_settings(runs, price=price, horizon=horizon, **settings)
     command = f"train_monitor({str(runs)!r}, price={price:g})"
     return _finish(Trainer(chosen, Path(directory), device=device, command=command))
+
+
+@undisturbed(grad=True, on_cpu=True)
+def train_stop(
+    problem: TaskBatch,
+    directory: str | Path,
+    *,
+    method: str | Engine | UpdateRule,
+    price: float,
+    horizon: int = 60,
+    **settings: Any,
+) -> Path:
+    """Learn when to stop an engine on problems of your own; for `stop` of `haltwise.solve`.
+
+    The engine runs on each problem for `horizon` evaluations beyond the first. What it showed is
+    kept in `directory`/recorded, a file for each problem, and `train_monitor` learns from that, by
+    features that have no units (`haltwise.halting.features.descent`).
+
+    Args:
+        problem: Some hundreds of your problems or more, such as those that are to be solved.
+        directory: Directory of the run, created if missing.
+        method: The engine or update rule, as for `haltwise.solve`.
+        price: c, what an evaluation must earn, in units of the loss.
+        horizon: T, evaluations after the first; so many that all have earned what they can.
+        settings: Further settings, as of `train_monitor`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        InputError: There are too few problems, the engine cannot solve them, a setting is no good,
+            or the directory holds a run already.
+
+    Warns:
+        CalibrationWarning: Few problems, or some that are not finite and were left out.
+
+    Examples:
+        >>> import tempfile, haltwise
+        >>> from haltwise.tasks import family
+        >>> problem = family("logistic-10d").sample(200, torch.Generator().manual_seed(0))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train_stop(
+        ...         problem, folder, method="lbfgs", price=0.01, horizon=20,
+        ...         halting={"num_steps": 100},
+        ...     )
+        ...     solution = haltwise.solve(problem, method="lbfgs", stop=run)
+        >>> bool(solution.num_gradients.double().mean() < 15)
+        True
+    """
+    recorded = Path(directory) / "recorded"
+    record_descents(problem, recorded, method=method, horizon=horizon)
+    chosen = monitor_settings(
+        recorded, price=price, horizon=horizon, **merge(ENGINE_DEFAULTS, settings)
+    )
+    command = f"train_stop(method={method!r}, price={price:g})"
+    return _finish(Trainer(chosen, Path(directory), command=command))
