@@ -115,21 +115,6 @@ def test_residuals_take_names_and_bounds() -> None:
     np.testing.assert_allclose(found.params["rate"], expected.params["rate"], rtol=1e-4)
 
 
-def test_derivatives_of_named_or_bounded_parameters_are_refused() -> None:
-    def derivatives(params: Any) -> Any:
-        return params.square().sum(1), 2 * params
-
-    begun = np.ones((3, 2))
-    plain = FunctionBatch(begun, derivatives=derivatives)
-    assert (haltwise.solve(plain, method="lbfgs").params == 0).all()
-    for batch in (
-        FunctionBatch({"a": begun}, derivatives=derivatives),
-        FunctionBatch(begun, derivatives=derivatives, bounds=haltwise.positive()),
-    ):
-        with pytest.raises(InputError, match="single tensor of parameters without bounds"):
-            haltwise.solve(batch, method="lbfgs")
-
-
 def test_one_array_comes_back_as_one_array() -> None:
     begun = np.ones((3, 2))
     batch = FunctionBatch(begun, lambda params: params.square().sum(1))

@@ -38,6 +38,13 @@ def test_the_slope_is_the_derivative(bounds: OpenInterval, value: float) -> None
     assert slope > 0
 
 
+@given(bounds=some_bounds, value=free_values)
+def test_the_bend_is_the_derivative_of_the_slope(bounds: OpenInterval, value: float) -> None:
+    free = torch.tensor([value], dtype=DOUBLE, requires_grad=True)
+    (bend,) = torch.autograd.grad(bounds.slope(free), free)
+    torch.testing.assert_close(bounds.bend(free.detach()), bend, rtol=1e-6, atol=1e-12)
+
+
 @given(
     dim=st.integers(1, 6),
     columns=st.dictionaries(st.integers(0, 5), some_bounds, max_size=6),
@@ -130,3 +137,76 @@ def test_starts_and_bounds_that_will_not_do(given: dict[str, Any], message: str)
 def test_intervals_that_are_none(ends: tuple[Any, Any]) -> None:
     with pytest.raises(InputError):
         haltwise.interval(*ends)
+
+
+def waits(params: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Residuals of saturating curves, of parameters by name."""
+    top, rate, tilt = params["top"].unsqueeze(1), params["rate"], params["tilt"].unsqueeze(1)
+    return y - top * (1 - torch.exp(-rate[:, :1] * x)) - rate[:, 1:] * tilt * x
+
+
+def curves(**given: Any) -> FunctionBatch:
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.rand(2, 4, 9, generator=generator, dtype=DOUBLE)
+    start = {
+        "top": 0.5 + torch.rand(4, generator=generator, dtype=DOUBLE),
+        "rate": 0.2 + 0.6 * torch.rand(4, 2, generator=generator, dtype=DOUBLE),
+        "tilt": torch.randn(4, generator=generator, dtype=DOUBLE),
+    }
+    bounds = {"top": haltwise.positive(), "rate": haltwise.interval(0, 1)}
+    return FunctionBatch(start, data={"x": x, "y": y}, bounds=bounds, **given)
+
+
+def flat(params: Any) -> Tensor:
+    return torch.cat([value.reshape(len(value), -1) for value in params.values()], 1)
+
+
+def unflat(values: Tensor) -> dict[str, Tensor]:
+    return {"top": values[..., 0], "rate": values[..., 1:3], "tilt": values[..., 3]}
+
+
+def own_derivatives(params: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, gradient and Hessian in the named parameters themselves, flattened in their order."""
+
+    def loss(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        one = {name: value.unsqueeze(0) for name, value in unflat(values).items()}
+        return waits(one, x.unsqueeze(0), y.unsqueeze(0)).square().sum() / 2
+
+    gradient = torch.func.grad(loss)
+    each = [
+        torch.vmap(function)(flat(params), x, y)
+        for function in (loss, gradient, torch.func.jacrev(gradient))
+    ]
+    return each[0], each[1], each[2]
+
+
+def own_jacobian(params: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def residuals(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        one = {name: value.unsqueeze(0) for name, value in unflat(values).items()}
+        return waits(one, x.unsqueeze(0), y.unsqueeze(0)).squeeze(0)
+
+    return waits(params, x, y), torch.vmap(torch.func.jacrev(residuals))(flat(params), x, y)
+
+
+def test_derivatives_of_named_and_bounded_parameters_are_those_in_their_coordinates() -> None:
+    automatic = curves(residuals=waits)
+    found = curves(derivatives=own_derivatives).observe_curvature(automatic.start)
+    for own, expected in zip(found, automatic.observe_curvature(automatic.start), strict=True):
+        torch.testing.assert_close(own, expected)
+    both = curves(residuals=waits, derivatives=own_jacobian)
+    for own, expected in zip(
+        both.observe_residuals(automatic.start),
+        automatic.observe_residuals(automatic.start),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, expected)
+
+
+def test_problems_with_such_derivatives_have_the_same_solutions() -> None:
+    expected = haltwise.solve(curves(residuals=waits), method="gauss-newton", max_steps=500)
+    for method, batch in (
+        ("gauss-newton", curves(residuals=waits, derivatives=own_jacobian)),
+        ("newton", curves(derivatives=own_derivatives)),
+    ):
+        solution = haltwise.solve(batch, method=method, gtol=1e-8, max_steps=500)
+        torch.testing.assert_close(solution.loss, expected.loss, rtol=1e-6, atol=1e-9)

@@ -285,7 +285,7 @@ def test_a_step_that_falls_short_of_its_forecast_does_not_end_least_squares() ->
     proposal = Proposal(torch.ones(2, 1), -losses, torch.tensor([1.9, 2.1]), losses > 0)
     taken = torch.tensor([True, True])
     memory = stop.learn(before, proposal, after, taken, stop.init(before))
-    assert stop.decide(after, proposal, memory).tolist() == [1, -1]
+    assert stop.decide(after, proposal, memory)[0].tolist() == [1, -1]
 
 
 def test_without_tolerance_or_price_those_of_scipy_hold() -> None:
@@ -638,6 +638,6 @@ def test_a_price_is_what_steps_must_earn_where_nothing_is_known() -> None:
     proposal = Proposal(torch.ones(2, 1), -price, torch.tensor([0.1, 0.1]), none)
     memory, stopped = stop.init(before), []
     for _ in range(11):
-        stopped.append(stop.decide(before, proposal, memory).tolist())
+        stopped.append(stop.decide(before, proposal, memory)[0].tolist())
         memory = stop.learn(before, proposal, before, ~none, memory)
     assert [each.index(0) for each in zip(*stopped, strict=True)] == [10, 3]

@@ -69,7 +69,7 @@ def choice_of(engine: Engine) -> Choice:
     thing: Any = engine.rule if isinstance(engine, RuleEngine) else engine
     kinds: Mapping[str, type] = {**own_kinds(), **update_rules.rules()}
     names = {kind: name for name, kind in kinds.items()}
-    settings = asdict(thing) if is_dataclass(thing) else {}
+    settings = asdict(thing) if is_dataclass(thing) and not isinstance(thing, type) else {}
     return Choice(names.get(type(thing), type(thing).__name__), settings)
 
 

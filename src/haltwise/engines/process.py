@@ -88,9 +88,7 @@ class View:
         first = point.loss if self._from_first else torch.zeros_like(point.loss)
         return {"first": first, **init_signals(point.params)}
 
-    def show(
-        self, step: int, point: Point, proposal: Proposal, memory: Memory
-    ) -> StepObservation:
+    def show(self, step: int, point: Point, proposal: Proposal, memory: Memory) -> StepObservation:
         """The observation of K problems before a step, their signals included."""
         last = {name: memory[name] for name in ("grad", "update")}
         loss = point.loss - memory["first"]
@@ -116,7 +114,8 @@ class EngineProcess(Process):
 
     A stop at step t has cost t evaluations beside the first. What it returns is where the problem
     is; of an engine that completes its steps what the step at hand leads to, if the loss there is
-    no higher; of one that is not monotone the best point so far. Losses are judged above the reference of the batch.
+    no higher; of one that is not monotone the best point so far. Losses are judged above the
+    reference of the batch.
 
     Args:
         engine: How the problems descend.

@@ -214,8 +214,8 @@ class _Run:
         proposal = self.engine.propose(self.point, self.memory)
         reason, first = torch.full_like(self.items, -1), 0
         watches = []
-        for stop, memory in zip(self.stops, self.watches, strict=True):
-            found, memory = stop.decide(self.point, proposal, memory)
+        for stop, before in zip(self.stops, self.watches, strict=True):
+            found, memory = stop.decide(self.point, proposal, before)
             watches.append(memory)
             reason = torch.where((found >= 0) & (reason < 0), found + first, reason)
             first += len(stop.reasons)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import require
 from haltwise._core.progress import followed
 from haltwise._core.tensors import map_tensors, tensors_of
 from haltwise.engines import Engine
@@ -28,7 +28,14 @@ from haltwise.rollout.ledger import Ledger
 from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
 
-__all__ = ["EngineSolution", "RuleToStop", "cached_chunk", "rule_to_stop", "solve_by_engine", "tolerances_of"]
+__all__ = [
+    "EngineSolution",
+    "RuleToStop",
+    "cached_chunk",
+    "rule_to_stop",
+    "solve_by_engine",
+    "tolerances_of",
+]
 
 _BYTES = 2**22  # of a chunk's problems: beyond that they are in no cache
 _FEWEST = 64  # problems, below which dispatching operations takes the time

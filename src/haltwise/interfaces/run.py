@@ -134,9 +134,7 @@ class _RunWatch(RowWatch):
         """Nothing is remembered."""
 
 
-def stop_policy(
-    model: HaltingModel, stop: object, unit: CostUnit
-) -> StopPolicy:
+def stop_policy(model: HaltingModel, stop: object, unit: CostUnit) -> StopPolicy:
     """The policy meant by `stop`; of a rule, the unit's default iterate is returned.
 
     Raises:

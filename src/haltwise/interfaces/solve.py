@@ -14,8 +14,8 @@ from haltwise._core.progress import followed
 from haltwise._core.settings import shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.engines import Engine
-from haltwise.interfaces.chunk import Chunk
 from haltwise.engines.named import engine_for
+from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.engine_run import rule_to_stop, solve_by_engine, tolerances_of
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.kept import model_for, named

@@ -59,6 +59,13 @@ class OpenInterval:
             return (-free).exp()
         return (self.high - self.low) * torch.sigmoid(free) * torch.sigmoid(-free)
 
+    def bend(self, free: Tensor) -> Tensor:
+        """Compute d^2x/du^2."""
+        slope = self.slope(free)
+        if math.isinf(self.high):
+            return slope
+        return -slope if math.isinf(self.low) else -slope * torch.tanh(free / 2)
+
 
 def positive() -> OpenInterval:
     """Bound a parameter to numbers above 0, by optimizing its logarithm.

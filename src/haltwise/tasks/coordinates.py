@@ -107,10 +107,13 @@ class Coordinates:
         ]
         return torch.cat(slopes, 1)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the coordinates are the parameters, in a single tensor."""
-        return self.pieces[0].name is None and not any(self.bounded)
+    def bend(self, free: Tensor) -> Tensor:
+        """Compute the second derivative of each own parameter, as `slope`."""
+        bends = [
+            torch.zeros_like(part) if piece.bounds is None else piece.bounds.bend(part)
+            for piece, part in self._parts(free)
+        ]
+        return torch.cat(bends, 1)
 
     @property
     def bounded(self) -> list[bool]:

@@ -39,7 +39,8 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     - `derivatives(params, **data)` returns tuples of what you differentiated yourself, for speed:
       (loss [B], gradient [B, D]), or with a third entry, the Hessian [B, D, D] or a positive
       definite matrix that stands for it (IRLS, Fisher scoring); or, beside `residuals`,
-      (residuals [B, M], Jacobian [B, M, D]).
+      (residuals [B, M], Jacobian [B, M, D]). Named parameters count in their order, flattened one
+      after the other, and those with bounds as they are: the chain rule is applied here.
 
     What is not given is found by automatic differentiation. The functions are called with any
     number of the problems, as those that have halted leave the batch. So what belongs to each
@@ -98,7 +99,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     residuals: Callable[..., Tensor] | None = None
     """From parameters and data to residuals [B, M], differentiable in its first argument."""
     derivatives: Callable[..., tuple[Tensor, ...]] | None = None
-    """From parameters and data to values and derivatives, see above; of a tensor without bounds."""
+    """From parameters and data to values and derivatives in these parameters, see above."""
     bounds: InitVar[Bounds | None] = None
     """Bounds of parameters, `haltwise.positive()` or `haltwise.interval(low, high)`: by name, by
     column or for all. The start must lie strictly within them."""
@@ -226,11 +227,11 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         return leaf, residuals
 
     def _derivatives(self, params: Tensor) -> tuple[Tensor, ...]:
-        """What `derivatives` returns, checked and detached."""
+        """What `derivatives` returns, checked and detached, in coordinates."""
         assert self.derivatives is not None
         params = _plain(params, "params").detach()
         with torch.enable_grad():  # it may differentiate inside
-            given = self.derivatives(params, **self.data)
+            given = self.derivatives(self.own(params), **self.data)
         number, dim = params.shape
         if self.residuals is not None:
             shapes = [[number, -1], [number, -1, dim]]
@@ -252,7 +253,22 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         require(fits, f"derivatives must return a tuple of {what.format(number, dim)}; got {got}")
         for value in given:
             _require_dtype("what derivatives returns", value, params)
-        return tuple(value.detach() for value in given)
+        return self._by_chain_rule(params, tuple(value.detach() for value in given))
+
+    def _by_chain_rule(self, params: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Derivatives in coordinates [B, D] from those in the parameters that they stand for."""
+        if self.coordinates is None or not any(self.coordinates.bounded):
+            return given
+        slope = self.coordinates.slope(params)
+        if self.residuals is not None:
+            residuals, jacobian = given
+            return residuals, jacobian * slope.unsqueeze(1)
+        loss, grad, *curvature = given
+        if not curvature:
+            return loss, grad * slope
+        hessian = slope.unsqueeze(2) * curvature[0] * slope.unsqueeze(1)
+        bend = torch.diag_embed(grad * self.coordinates.bend(params))
+        return loss, grad * slope, hessian + bend
 
     def check(self) -> None:
         """Try the function on a few problems, together and alone.
@@ -269,11 +285,6 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
             self.loss is None or self.residuals is None,
             "give a loss or residuals, not both: the loss of residuals is half the sum of their "
             "squares",
-        )
-        require(
-            self.derivatives is None or self.coordinates is None or self.coordinates.is_plain,
-            "derivatives are those in a single tensor of parameters without bounds; leave them "
-            "out, or give such a start",
         )
         require(
             isinstance(self.data, Mapping),
@@ -316,7 +327,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
             leaf, loss = self._losses(params)
         else:
             leaf = params.clone().requires_grad_()
-            loss = self.derivatives(leaf, **self.data)[0]
+            loss = self.derivatives(self.own(leaf), **self.data)[0]
         if not loss.requires_grad:
             return
         tolerance = torch.finfo(params.dtype).eps ** 0.4

@@ -28,9 +28,7 @@ def process_family(name: str) -> Any | None:
     return found if issubclass(kind, ProcessFamily) else None
 
 
-def default_settings(
-    preset: str, family: str | None, rule: str | None = None
-) -> dict[str, Any]:
+def default_settings(preset: str, family: str | None, rule: str | None = None) -> dict[str, Any]:
     """The settings that lie under those of a command or a call, as nested objects.
 
     Args:

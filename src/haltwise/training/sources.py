@@ -147,9 +147,7 @@ class FamilySource(Source):
         # Engines are meant for float64: at the end of a descent float32 has rounding alone.
         dtype = torch.float32 if self._engine is None else torch.float64
         return [
-            each.sample(
-                share, stream(self._settings.seed, *path), dtype=dtype, device=self._device
-            )
+            each.sample(share, stream(self._settings.seed, *path), dtype=dtype, device=self._device)
             for each, path in families
         ]
 
