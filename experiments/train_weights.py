@@ -22,10 +22,9 @@ from children import Children
 
 from haltwise._core.discovery import lookup
 from haltwise.cli import main
-from haltwise.models.loading import names
+from haltwise.models.loading import find, names, stop_names
 
 RECIPES = Path(__file__).parent / "weights"
-SHIPPED = Path(__file__).parents[1] / "src" / "haltwise" / "models" / "weights"
 
 ON_DEVICE = (
     *("regression-10d-plain", "student-t-10d", "regression-10d-plain-adam"),
@@ -103,9 +102,9 @@ def train_weights(
             returncode, _ = children.run(command, root)
             if returncode:
                 sys.exit(returncode)
-            if install and name in names():
+            if install and name in (*names(), *stop_names()):
                 weights = root / "runs" / name / "best.safetensors"
-                shutil.copy(weights, SHIPPED / f"{name}.safetensors")
+                shutil.copy(weights, find(name))
 
 
 def command_of(name: str, path: Path, root: Path, device: str, *, quick: bool) -> list[str]:

@@ -135,22 +135,10 @@ def command(
 
 
 def _certified(card: Card, certificate: Certificate) -> Card:
-    """The card with this stop and its certificate, and that of the other unit if it is as good."""
-    assert certificate.policy is not None
-    assert certificate.unit is not None
-    others = [
-        each
-        for each in card.certificates
-        if each.unit is not certificate.unit
-        and (each.model, each.price) == (certificate.model, certificate.price)
-    ]
+    """The card with this stop and its certificate, and the command that put them there."""
     calibration = {**card.provenance.get("calibration", {}), "command": command_line()}
-    return replace(
-        card,
-        policies={**card.policies, certificate.unit: certificate.policy},
-        certificates=(*others, certificate),
-        provenance={**card.provenance, "calibration": calibration},
-    )
+    provenance = {**card.provenance, "calibration": calibration}
+    return replace(card.with_certificate(certificate), provenance=provenance)
 
 
 def _unit(name: str) -> CostUnit:

@@ -80,7 +80,7 @@ def command(
         )
         stopping = judge_processes(
             loading.load_halting(run_or_name, own),
-            options.process_family_of(card, family, settings),
+            options.process_family_of(card, family, settings, data_dir),
             price=card.price if price is None else price,
             horizon=card.horizon if horizon is None else horizon,
             seed=seed,

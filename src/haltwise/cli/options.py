@@ -14,6 +14,8 @@ from haltwise._core.nested_settings import Choice, Leaf
 from haltwise._core.plugins import is_file, label, load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
+from haltwise.engines.named import engine_of
+from haltwise.engines.process import Descents
 from haltwise.models.card import Card
 from haltwise.processes import ProcessFamily, process_families
 from haltwise.tasks import TaskFamily, family
@@ -146,13 +148,18 @@ def family_of(
     return family(chosen.name, chosen.settings, data_dir=data_dir)
 
 
-def process_family_of(card: Card, name: str | None, settings: Mapping[str, Any]) -> ProcessFamily:
-    """Make the family of processes of `family_choice`.
+def process_family_of(
+    card: Card, name: str | None, settings: Mapping[str, Any], data_dir: Path | None
+) -> ProcessFamily:
+    """Make the family of processes of `family_choice`: of problems under an engine, for its stop.
 
     Raises:
         InputError: It is one of problems, which this model does not stop.
     """
     chosen = family_choice(card, name, settings)
+    if card.engine is not None:
+        problems = family(chosen.name, chosen.settings, data_dir=data_dir)
+        return Descents(engine_of(card.engine), problems)
     found = process_family(chosen.name)
     require(
         found is not None,

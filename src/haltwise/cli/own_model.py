@@ -42,7 +42,7 @@ def opened(run: str, own: list[type], verb: str) -> Iterator[Opened]:
         InputError: It comes with the package, does not halt, or is being trained.
     """
     require(
-        run not in loading.names(),
+        run not in (*loading.names(), *loading.stop_names()),
         f"{run} comes with the package and stays as it is; copy {loading.find(run)} to a "
         f"directory of yours and {verb} the copy",
     )
@@ -94,7 +94,8 @@ def record_for(
     """
     card = model.card
     require(
-        runs is None or (card.family is None and family is None and not settings),
+        runs is None
+        or ((card.family is None or card.engine is not None) and family is None and not settings),
         f"--runs are for monitors, and {run} was trained on problems; name a --family"
         if card.family is not None
         else "give --runs or --family, not both",
@@ -104,7 +105,7 @@ def record_for(
     source = source_of(
         TrainingSettings(
             family=options.family_choice(card, family, settings),
-            rule=card.rule or Choice("none"),
+            rule=card.engine or card.rule or Choice("none"),
             horizon=card.horizon,
             seed=seed,
         ),
@@ -140,7 +141,16 @@ def _of_runs(card: Card, directory: Path) -> Trajectory:
         f"the model watches {card.observed}, but the runs in {directory} were recorded with "
         f"{runs.observed}; record some as those it was trained on",
     )
+    require(
+        runs.engine == card.engine,
+        f"the model stops {_ran(card.engine)}, but the runs in {directory} are of "
+        f"{_ran(runs.engine)}; record some as those it was trained on",
+    )
     return (runs.keeping_best() if card.keeps_best else runs).trajectory
+
+
+def _ran(engine: Choice | None) -> str:
+    return "a loop" if engine is None else f"{engine.name} {dict(engine.settings)}"
 
 
 def _free(path: Path) -> Path:

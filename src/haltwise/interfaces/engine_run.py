@@ -82,6 +82,10 @@ def rule_to_stop(
         "train one by haltwise.training.train_stop, or give a tolerance or a price",
     )
     halting = halting_of(model)
+    require(
+        halting.readout_size == 0,
+        "this model reads the hidden state of its own optimizer; give it as the optimizer",
+    )
     require(halting.halts, "this model was trained without halting; give a tolerance or a price")
     policy = halting.policy(CostUnit.UPDATES)
     return RuleToStop(policy, placed(halting, like), card.engine is not None)

@@ -1,9 +1,9 @@
 """Models that are trained and loaded: halting models, optimizer models and their cards."""
 
 from haltwise.models.card import Card, Choice
-from haltwise.models.files import certified, fingerprint, read_model, save_model
+from haltwise.models.files import certified, fingerprint, read_model, save_model, with_certificate
 from haltwise.models.halting_model import HaltingModel
-from haltwise.models.loading import load, load_halting, names
+from haltwise.models.loading import load, load_halting, names, stop_names
 from haltwise.models.optimizer_model import OptimizerModel
 
 __all__ = [
@@ -18,4 +18,6 @@ __all__ = [
     "names",
     "read_model",
     "save_model",
+    "stop_names",
+    "with_certificate",
 ]

@@ -78,6 +78,28 @@ class Card:
             "a certificate on a card must name the policy that it is of; this one is of a table",
         )
 
+    def with_certificate(self, certificate: Certificate) -> Self:
+        """The card with this stop and its certificate, and that of the other unit if it is as good.
+
+        Raises:
+            InputError: The certificate is of a table and names no stop.
+        """
+        policy, unit = certificate.policy, certificate.unit
+        require(
+            policy is not None and unit is not None,
+            "a certificate of a table names no stop; certify the model by haltwise.certify",
+        )
+        assert policy is not None
+        assert unit is not None
+        others = [
+            each
+            for each in self.certificates
+            if each.unit is not unit
+            and (each.model, each.price) == (certificate.model, certificate.price)
+        ]
+        policies = {**self.policies, unit: policy}
+        return replace(self, policies=policies, certificates=(*others, certificate))
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes the same card."""
         plain = replace(self, policies={}, certificates=(), provenance=dict(self.provenance))

@@ -27,6 +27,7 @@ __all__ = [
     "read_card",
     "read_model",
     "save_model",
+    "with_certificate",
 ]
 
 Model = OptimizerModel | HaltingModel
@@ -111,6 +112,23 @@ def fingerprint(model: Model, *, with_policies: bool = True) -> str:
     for name in ("provenance", "certificates", *(() if with_policies else ("policies",))):
         del document[name]
     return digest(model.state_dict(), json.dumps(document, sort_keys=True))
+
+
+def with_certificate(model: AnyModel, certificate: Certificate) -> AnyModel:
+    """A copy of the model that stops as is certified, for use; its file stays as it is.
+
+    Args:
+        model: The model.
+        certificate: Of `haltwise.certify`, for this model.
+
+    Raises:
+        InputError: It is of another model, or of a table.
+    """
+    twin = copy.deepcopy(model)
+    halting = halting_of(twin)
+    halting.card = model.card.with_certificate(certificate)
+    certified(twin, certificate.price)
+    return twin
 
 
 def certified(model: Model, price: float | None = None) -> tuple[Certificate, ...]:

@@ -80,8 +80,11 @@ class HaltingModel(nn.Module):
         """The prices nearest to `price`, of any shape, that were seen in training.
 
         Beyond them the halter has learned nothing: gradients used would rise again with the price.
+        Where it reads no units, every price is that of problems of another size.
         """
-        card = self.card
+        card, halter = self.card, self.halter
+        if halter is not None and halter.features is not None and not halter.features.has_units:
+            return price
         return price.clamp(card.price / card.price_range, card.price * card.price_range)
 
     def prepare(self) -> "HaltingModel":

@@ -11,14 +11,20 @@ from haltwise.models.files import halting_of, read_card, read_model
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 
-__all__ = ["card_of", "find", "load", "load_halting", "names", "run_directory"]
+__all__ = ["card_of", "find", "load", "load_halting", "names", "run_directory", "stop_names"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
+_STOPS = _WEIGHTS / "stops"
 
 
 def names() -> list[str]:
     """The names of the shipped models."""
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+
+
+def stop_names() -> list[str]:
+    """The names of the shipped models that stop an engine of `haltwise.solve`."""
+    return sorted(path.stem for path in _STOPS.glob("*.safetensors"))
 
 
 def run_directory(name_or_path: str | Path, runs: Path = Path("runs")) -> Path:
@@ -36,8 +42,9 @@ def find(name_or_path: str | Path) -> Path:
     Raises:
         InputError: There is none; near names are suggested.
     """
-    if str(name_or_path) in names():
-        return _WEIGHTS / f"{name_or_path}.safetensors"
+    for directory, known in ((_WEIGHTS, names()), (_STOPS, stop_names())):
+        if str(name_or_path) in known:
+            return directory / f"{name_or_path}.safetensors"
     require(
         isinstance(name_or_path, str | Path),
         f"weights must be a name or a path, got {shown(name_or_path)}",

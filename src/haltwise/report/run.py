@@ -142,7 +142,9 @@ def _overview(
 
 def _description(name: str, card: Card) -> str:
     """A card in a sentence."""
-    moved = "stops a loop" if card.rule is None else f"moves parameters by {card.rule.name}"
+    moved = "stops a loop" if card.engine is None else f"stops {card.engine.name}"
+    if card.rule is not None:
+        moved = f"moves parameters by {card.rule.name}"
     problems = "recorded runs" if card.family is None else card.family.name
     prices = f"{as_given(card.price)} per step"
     if card.price_range > 1:

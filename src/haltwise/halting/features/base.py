@@ -1,6 +1,7 @@
 """The contract of a kind of halting features."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,6 +14,9 @@ class FeatureSet(ABC):
     Signals know nothing of the price (`haltwise.processes.signals`), features do: what can be
     gained is measured in prices, so that one halter serves every price.
     """
+
+    has_units: ClassVar[bool] = True
+    """Whether features change where losses and the price are multiplied by one number."""
 
     @property
     @abstractmethod

@@ -22,6 +22,8 @@ class DescentFeatures(FeatureSet):
     other units: the features stay. So a halter that reads nothing else serves losses of any size.
     """
 
+    has_units = False
+
     @property
     def num_features(self) -> int:
         return 2 * _NUM_CHANGING + 9
