@@ -10,7 +10,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise.engines.base import Memory, Point, Proposal, rounding
 
-__all__ = ["FLAT", "EngineStop", "PriceStop", "ToleranceStop"]
+__all__ = ["FLAT", "LBFGSB", "EngineStop", "PriceStop", "ToleranceStop"]
 
 FLAT = 1e-2
 """Times the first gradient's norm: where a gradient is smaller, a problem is as good as solved."""
@@ -191,3 +191,7 @@ class ToleranceStop(EngineStop):
         lower = after.loss < before.loss - memory["rounding"]
         stalls = (memory["stalls"] + 1).masked_fill(lower, 0)
         return {"met": met, "stalls": stalls, "rounding": rounding(after.loss)}
+
+
+LBFGSB = ToleranceStop(gtol=1e-5, ftol=1e7 * 2.220446049250313e-16)
+"""The tolerances of SciPy's L-BFGS-B where none are given."""

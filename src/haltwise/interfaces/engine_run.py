@@ -1,6 +1,7 @@
 """Engines in `haltwise.solve`: problems in chunks, each stopped by its price or by tolerances."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from haltwise.engines.named import choice_of
 from haltwise.engines.process import completed
 from haltwise.engines.rule_stop import RuleStop
 from haltwise.engines.run import begin, descend, failures_of, reasons_of
-from haltwise.engines.stops import EngineStop, PriceStop, ToleranceStop
+from haltwise.engines.stops import LBFGSB, EngineStop, PriceStop, ToleranceStop
 from haltwise.models.card import Choice
 from haltwise.models.files import halting_of, placed, read_model
 from haltwise.models.halting_model import HaltingModel
@@ -122,7 +123,7 @@ def tolerances_of(
     if by_default and gtol is None and ftol is None and xtol is None:
         if kind["least_squares"]:  # scipy.optimize.least_squares
             return ToleranceStop(1e-8, 1e-8, 1e-8, **kind)
-        return ToleranceStop(1e-5, 1e7 * 2.220446049250313e-16, **kind)  # L-BFGS-B
+        return replace(LBFGSB, **kind)
     return ToleranceStop(gtol, ftol, xtol, **kind)
 
 

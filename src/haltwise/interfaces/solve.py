@@ -22,6 +22,7 @@ from haltwise.interfaces.kept import model_for, named
 from haltwise.interfaces.own_form import columns_of, data_frame, in_own_form, num_parameters
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
 from haltwise.interfaces.standard_errors import (
+    FAR,
     StandardErrors,
     require_curvature,
     standard_errors_at,
@@ -230,12 +231,15 @@ def solve(
         problem: The batch, for instance a `haltwise.FunctionBatch` of your own loss.
         optimizer: Of method "lstm", a shipped name, a run directory, a weights file or the
             optimizer itself; "regression-10d" if None.
-        stop: Of method "lstm", when to stop, as a policy or as a rule, which then returns the last
-            update applied. The optimizer's own policy, gradients being counted, if None.
+        stop: When to stop, as a policy or as a rule, which of method "lstm" returns the last update
+            applied. Of engines also a halting model that was trained for them (`train_stop`,
+            `haltwise train FAMILY --rule lbfgs`): itself, its run, or a shipped name, "stop-lbfgs"
+            or "stop-adam". If None, the optimizer's own policy, gradients being counted; of
+            engines price and tolerances.
         method: The name of an engine, an engine (`haltwise.engines.Engine`) or an update rule.
         price: What an evaluation must earn, in units of the loss, one for all or [B]: a gradient,
             of Newton with the curvature, of Gauss-Newton residuals and Jacobian. What a learned
-            optimizer was meta-trained for if None.
+            optimizer or stop was trained for if None.
         gtol: Of engines, a tolerance of gradients, at least 0.
         ftol: Of engines, a tolerance of losses, at least 0.
         xtol: Of engines, a tolerance of steps, at least 0.
@@ -251,7 +255,8 @@ def solve(
             "lstm" so many that their parameters come to 131,072 numbers on a CPU (some 200 MB), and
             up to 2^21 on a GPU (an eighth of its memory at most).
         standard_errors: Whether to compute standard errors, the loss being a negative
-            log-likelihood: see `haltwise.interfaces.standard_errors.StandardErrors`.
+            log-likelihood: see `haltwise.interfaces.standard_errors.StandardErrors`. They need
+            solutions closer than a learned optimizer comes to many; choose another method.
         progress: Whether to show on the standard error stream how many problems are done: a bar on
             a terminal, else a line every ten seconds.
 
@@ -265,8 +270,8 @@ def solve(
             such problems.
 
     Warns:
-        FitWarning: Prices lie outside those trained on, L-BFGS took over in many problems, or a few
-            are far from those trained on.
+        FitWarning: Prices lie outside those trained on, L-BFGS took over in many problems, a few
+            are far from those trained on, or some stop too early for the standard errors asked for.
 
     Examples:
         >>> from haltwise.tasks import family
@@ -352,6 +357,15 @@ def _finished(solution: Solution, problem: TaskBatch, *, standard_errors: bool) 
     """The same, its standard errors if they are asked for, and in the form of the problem."""
     if standard_errors:
         errors = standard_errors_at(problem, solution.params)
+        far = int((torch.as_tensor(errors.reason) == FAR).sum())
+        if far:
+            warnings.warn(
+                f"{far} of {problem.num_problems} problems have no standard errors: they were "
+                "stopped more than half a standard error from the minimum; solve them by another "
+                "method, as 'auto', or at a lower price",
+                FitWarning,
+                stacklevel=4,
+            )
         solution = replace(solution, standard_errors=errors)
     return in_own_form(solution, problem)
 

@@ -12,7 +12,7 @@ from haltwise.interfaces.engine_run import cached_chunk
 from haltwise.interfaces.own_form import as_given, coordinates_of
 from haltwise.tasks.base import SupportsCurvature, TaskBatch, ask
 
-__all__ = ["StandardErrors", "require_curvature", "standard_errors_at"]
+__all__ = ["FAR", "StandardErrors", "require_curvature", "standard_errors_at"]
 
 _FAR = 0.5  # standard errors; as far may an estimate be off beside its own uncertainty
 _LOOSE = 3.0  # of a bounded parameter, in its free coordinate: a factor of 20 of a positive one
