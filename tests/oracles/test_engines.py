@@ -585,6 +585,54 @@ def test_auto_chooses_by_what_the_problem_gives(logistics: Logistics) -> None:
         assert re.match(expected, solution.method), solution.method
 
 
+def many(number: int, **given: Any) -> FunctionBatch:
+    """Regressions of 60 rows, with columns of all scales if their logarithms spread so far."""
+    draw: dict[str, Any] = {"generator": seeded(), "dtype": DOUBLE}
+    spread = given.pop("spread", 0.0)
+    x = torch.randn(number, 60, 6, **draw) * (spread * torch.randn(number, 1, 6, **draw)).exp()
+    data = {
+        "x": x,
+        "y": (torch.rand(number, 60, **draw) > 0.4).double(),
+        "ridge": torch.full((number,), 0.1, dtype=DOUBLE),
+    }
+    functions = given or {"loss": logistic}
+    return FunctionBatch(torch.zeros(number, 6, dtype=DOUBLE), data=data, **functions)
+
+
+@pytest.mark.parametrize(
+    ("number", "given", "expected"),
+    [
+        (1000, {}, r"lbfgs, as it took .* gradients where Newton took .* each costs \d"),
+        (999, {}, "newton, as a smooth loss"),  # too few to try
+        (1000, {"spread": 2.0}, "newton, as a smooth loss"),  # L-BFGS takes several times as many
+        (1000, {"derivatives": logistic_derivatives}, "newton, as the problems give"),
+    ],
+)
+def test_auto_counts_what_second_derivatives_of_many_problems_cost(
+    number: int, given: dict[str, Any], expected: str
+) -> None:
+    problem = many(number, **given)
+    solution = haltwise.solve(problem, method="auto")
+    assert re.match(expected, solution.method), solution.method
+    assert haltwise.solve(problem, method="auto").method == solution.method
+
+
+def test_what_second_derivatives_cost_is_counted() -> None:
+    start = torch.ones(2, 5, dtype=DOUBLE)
+    quadratic = FunctionBatch(start, lambda params: params.square().sum(1))
+    assert 1 < quadratic.curvature_cost < 6  # D + 1 backward passes, as against two passes
+
+    def long(params: Tensor) -> Tensor:
+        total = torch.zeros_like(params[:, 0])
+        for _ in range(50):
+            total = (total + params[:, 0] * params[:, 1]).sin()
+        return total
+
+    # Each product and sine must be differentiated through again.
+    assert FunctionBatch(start, long).curvature_cost > 1.5 * quadratic.curvature_cost
+    assert many(3, derivatives=logistic_derivatives).curvature_cost == 1
+
+
 def test_methods_that_cannot_solve_a_problem_say_so(logistics: Logistics) -> None:
     start, data = logistics.start[:5], {n: v[:5] for n, v in logistics.data.items()}
     problem = FunctionBatch(start, logistic, data)

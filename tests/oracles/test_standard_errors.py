@@ -233,3 +233,11 @@ def test_what_has_no_second_derivatives_is_refused() -> None:
     slopes = FunctionBatch(torch.ones(2, 3), derivatives=lambda p: (p.square().sum(1), 2 * p))
     with pytest.raises(InputError, match=r"standard errors need .* give the loss, too"):
         haltwise.solve(slopes, method="lbfgs", standard_errors=True)
+
+
+def test_solutions_too_far_from_the_minimum_are_counted_in_a_warning() -> None:
+    problem, _, _ = logistic_fits()
+    with pytest.warns(haltwise.FitWarning, match="7 of 7 problems have no standard errors"):
+        found = haltwise.solve(problem, method="newton", max_steps=1, standard_errors=True)
+    assert found.standard_errors is not None
+    assert (found.standard_errors.reason == FAR).all()

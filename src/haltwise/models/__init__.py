@@ -3,7 +3,7 @@
 from haltwise.models.card import Card, Choice
 from haltwise.models.files import certified, fingerprint, read_model, save_model, with_certificate
 from haltwise.models.halting_model import HaltingModel
-from haltwise.models.loading import load, load_halting, names, stop_names
+from haltwise.models.loading import card_of, load, load_halting, names, stop_names
 from haltwise.models.optimizer_model import OptimizerModel
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Choice",
     "HaltingModel",
     "OptimizerModel",
+    "card_of",
     "certified",
     "fingerprint",
     "load",
