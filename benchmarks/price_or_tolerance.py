@@ -10,7 +10,6 @@ stops have seen no problems of these families.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import click
@@ -133,14 +132,14 @@ def at_targets(points: list[tuple[Tensor, Tensor]]) -> Any:
 
 def ways(case: Case, label: str, learned: dict[str, str]) -> dict[str, Any]:
     """Evaluations at each of `TARGETS`, by stop."""
-    found: dict[str, Callable[[], Any]] = {
-        stop: lambda stop=stop: evaluations(case, stop, learned.get(label)) for stop in GRIDS
+    unknown = np.full(len(TARGETS), np.nan)
+    found = {
+        stop: unknown
+        if stop == "learned" and label not in learned
+        else evaluations(case, stop, learned.get(label))
+        for stop in GRIDS
     }
-    found["hindsight"] = lambda: in_hindsight(case)
-    return {
-        stop: np.full(len(TARGETS), np.nan) if stop == "learned" and label not in learned else run()
-        for stop, run in found.items()
-    }
+    return found | {"hindsight": in_hindsight(case)}
 
 
 @click.command()

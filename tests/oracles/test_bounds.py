@@ -142,7 +142,8 @@ def test_intervals_that_are_none(ends: tuple[Any, Any]) -> None:
 def waits(params: Any, x: Tensor, y: Tensor) -> Tensor:
     """Residuals of saturating curves, of parameters by name."""
     top, rate, tilt = params["top"].unsqueeze(1), params["rate"], params["tilt"].unsqueeze(1)
-    return y - top * (1 - torch.exp(-rate[:, :1] * x)) - rate[:, 1:] * tilt * x
+    curve: Tensor = top * (1 - torch.exp(-rate[:, :1] * x)) + rate[:, 1:] * tilt * x
+    return y - curve
 
 
 def curves(**given: Any) -> FunctionBatch:

@@ -21,7 +21,7 @@ from haltwise.certificates import (
 )
 from haltwise.curves import Curves, certify_curves
 from haltwise.curves.rule import CurveRule
-from haltwise.models.files import Model, fingerprint, halting_of
+from haltwise.models.files import Model, fingerprint, halting_of, placed
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
@@ -115,7 +115,7 @@ def certify(
         card = model.card
         price = card.price if price is None else price
         unit = card.unit if unit is None else unit
-        recorded = halting_of(model).attach(recorded, price)
+        recorded = placed(halting_of(model), recorded.loss).attach(recorded, price)
         if returns is None and unit in card.policies:
             returns = card.policies[unit].returns
     unit = CostUnit.UPDATES if unit is None else unit

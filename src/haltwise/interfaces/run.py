@@ -144,11 +144,11 @@ def stop_policy(model: HaltingModel, stop: object, unit: CostUnit) -> StopPolicy
         return model.policy(unit)
     if isinstance(stop, StopPolicy):
         return stop
-    require(
-        isinstance(stop, StopRule),
-        f"stop must be a StopRule, a StopPolicy or None, got {stop!r}; for a number of steps give "
-        "max_steps or haltwise.stop_rules.FixedBudget",
-    )
+    if not isinstance(stop, StopRule):
+        raise InputError(
+            f"stop must be a StopRule, a StopPolicy or None, got {stop!r}; for a number of steps "
+            "give max_steps or haltwise.stop_rules.FixedBudget"
+        )
     return StopPolicy(stop, RETURNABLE[unit][0])
 
 
