@@ -359,12 +359,11 @@ def _finished(solution: Solution, problem: TaskBatch, *, standard_errors: bool) 
         errors = standard_errors_at(problem, solution.params)
         far = int((torch.as_tensor(errors.reason) == FAR).sum())
         if far:
-            warnings.warn(
+            warn(
                 f"{far} of {problem.num_problems} problems have no standard errors: they were "
                 "stopped more than half a standard error from the minimum; solve them by another "
                 "method, as 'auto', or at a lower price",
                 FitWarning,
-                stacklevel=4,
             )
         solution = replace(solution, standard_errors=errors)
     return in_own_form(solution, problem)
@@ -400,7 +399,7 @@ def _by_engine(
     prices = None if price is None else price_of_each(price, problem.num_problems, problem.start)
     if rule is not None and rule.model is not None:
         assert prices is not None
-        warn_of_prices(rule.model, prices, 4)
+        warn_of_prices(rule.model, prices)
     own = (gtol, ftol, xtol)
     found, reasons, losses = solve_by_engine(
         engine,
