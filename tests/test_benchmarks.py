@@ -121,9 +121,12 @@ def test_evaluations_at_a_mean_excess_are_those_of_the_stop_that_leaves_it() -> 
     fits = program("price_or_tolerance")
     problem = fits.families(12)["logistic"]
     least = haltwise.solve(problem, method="newton", gtol=1e-9).loss
-    counts = fits.evaluations(problem, "newton", least, "price")
+    case = fits.Case(problem, fits.ENGINES["newton"], least)
+    counts = fits.evaluations(case, "price", None)
     assert counts.shape == (4,)
-    rough, fine = (haltwise.solve(problem, method="newton", price=p) for p in (1.0, 1e-5))
+    known = counts == counts
+    assert (fits.in_hindsight(case)[known] <= counts[known]).all()
+    rough, fine = (haltwise.solve(problem, method="newton", price=p) for p in (10.0, 1e-5))
     low, high = (found.num_gradients.double().mean() for found in (rough, fine))
     assert all(low <= count <= high for count in counts if count == count)
     assert sorted(counts[2:]) == list(counts[2:])

@@ -14,12 +14,11 @@ from haltwise._core.nested_settings import Choice, Leaf
 from haltwise._core.plugins import is_file, label, load_object
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
-from haltwise.engines.named import engine_of
-from haltwise.engines.process import Descents
 from haltwise.models.card import Card
 from haltwise.processes import ProcessFamily, process_families
 from haltwise.tasks import TaskFamily, family
 from haltwise.training.presets import process_family
+from haltwise.training.sources import descents_of
 
 __all__ = [
     "PATH",
@@ -159,7 +158,7 @@ def process_family_of(
     chosen = family_choice(card, name, settings)
     if card.engine is not None:
         problems = family(chosen.name, chosen.settings, data_dir=data_dir)
-        return Descents(engine_of(card.engine), problems)
+        return descents_of(card.engine, problems)
     found = process_family(chosen.name)
     require(
         found is not None,

@@ -16,7 +16,7 @@ from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
 from haltwise.engines import Engine
 from haltwise.engines.named import choice_of, engine_of, own_kinds
-from haltwise.engines.process import EngineProcess
+from haltwise.engines.process import Descents, EngineProcess
 from haltwise.models.card import Choice
 from haltwise.models.files import Model
 from haltwise.models.optimizer_model import OptimizerModel
@@ -30,7 +30,7 @@ from haltwise.tasks import TaskBatch, TaskFamily, family
 from haltwise.training.presets import process_family
 from haltwise.training.settings import TrainingSettings
 
-__all__ = ["FamilySource", "ProcessSource", "RecordedSource", "Source", "source_of"]
+__all__ = ["FamilySource", "ProcessSource", "RecordedSource", "Source", "descents_of", "source_of"]
 
 _RECORDED_COORDINATES = 2**18  # recorded at once: their state fills some 80 MiB
 
@@ -219,6 +219,11 @@ class RecordedSource(Source):
 
     def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         return self._parts[str(key[0])]
+
+
+def descents_of(engine: Choice, problems: TaskFamily) -> ProcessFamily:
+    """Problems of a family under the engine that a card names, as processes to judge its stops."""
+    return Descents(engine_of(engine), problems)
 
 
 def source_of(
