@@ -34,6 +34,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Recorded runs": {
         "learn": "Learn from recorded runs when to give one up.",
         "judge": "Judge such a model on runs that it has not seen.",
+        "replay": "See where recorded runs would have stopped at any price.",
         "watch": "Follow a growing log, and say when to give the run up.",
         "bench": "Compare all stop rules on recorded runs of many kinds.",
     },

@@ -255,6 +255,15 @@ class CurveModel(CurveRule):
             path, tensors, {"kind": _KIND, "card": self.card.to_json(), "forecast": document}
         )
 
+    @staticmethod
+    def is_file(path: Path) -> bool:
+        """Whether a safetensors file is of a curve model.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        return load_tensors(path)[1].get("kind") == _KIND
+
     @classmethod
     def load(cls, path: Path) -> Self:
         """The model of a file that `save` wrote.
