@@ -1,7 +1,7 @@
 """Pages: sections of words, tables and figures in one HTML file that makes no request."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ from haltwise._core.version import __version__
 from haltwise.evaluation import Interval
 from haltwise.report.drawing import Drawing
 from haltwise.report.formats import MISSING, Saving, Spread, num, rounded
+from haltwise.report.glossary import explained
 
 __all__ = ["Column", "Facts", "Figure", "Section", "Table", "render", "write_page"]
 
@@ -138,9 +139,23 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
     }
     embedded = {"tables": tables, "figures": figures}
     assert len(tables) + len(figures) == sum(not isinstance(block, Facts) for block in blocks)
-    page = render("page", title=title, embedded=embedded, sections=sections)
+    glossary = explained("\n".join(_words(sections)))
+    page = render("page", title=title, embedded=embedded, sections=sections, glossary=glossary)
     write_atomically(path, page.encode())
     return path
+
+
+def _words(sections: Sequence[Section]) -> Iterator[str]:
+    for section in sections:
+        yield from (section.title, section.subtitle, section.headline, *section.sentences)
+        for block in section.blocks:
+            yield block.title
+            if isinstance(block, Table):
+                yield from (block.note, *block.headings, *(row[0] for row in block.cells))
+            if isinstance(block, Figure):
+                yield block.note
+                for panel in block.drawing.panels:
+                    yield from (panel.x.title, panel.y.title, *(each.name for each in panel.series))
 
 
 def render(
