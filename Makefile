@@ -23,6 +23,7 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+	$(BIN)/basedpyright --level error tests/typed
 
 layers: $(READY)
 	$(BIN)/lint-imports
