@@ -4,6 +4,7 @@ import runpy
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ def described() -> list[tuple[object, list[str]]]:
     losses = torch.ones(5, 4)
     batch = family("regression-10d").sample(5, torch.Generator().manual_seed(0))
     policy = model.policy()
+    swapped: Any = torch.square
     return [
         (model, ["lstm on regression-2d", "40 steps", "0.0527", "weights"]),
         (model.halting, ["HaltingModel(stick-breaking"]),
@@ -44,6 +46,7 @@ def described() -> list[tuple[object, list[str]]]:
         (batch, ["5 problems of 10 parameters", "float32"]),
         (haltwise.FunctionBatch(torch.zeros(4, 2), torch.square), ["4 problems of 2"]),
         (haltwise.FunctionBatch({"a": torch.zeros(4, 2)}, torch.square), ["4 problems"]),
+        (haltwise.FunctionBatch(swapped, swapped), ["start is a "]),
         (Trajectory(losses, losses), ["5 items over 3 steps", "loss, excess)"]),
         (RecordedRuns(Trajectory(losses, losses), "loss"), ["5 runs of 3 steps", "lower"]),
         (HaltingSession(policy, torch.tensor([0.1, 0.2])), ["2 items", "0.1 to 0.2"]),
@@ -53,7 +56,7 @@ def described() -> list[tuple[object, list[str]]]:
     ]
 
 
-@pytest.mark.parametrize("place", range(16))
+@pytest.mark.parametrize("place", range(17))
 def test_what_is_printed_tells_what_it_is(place: int) -> None:
     thing, words = described()[place]
     text = repr(thing)

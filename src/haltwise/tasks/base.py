@@ -129,11 +129,12 @@ class TaskBatch(ABC):
 
     def __repr__(self) -> str:
         kind = type(self).__name__
-        if not isinstance(self.start, Tensor):  # of a form of its own, until it is solved
-            return f"{kind}(from {type(self.start).__name__})"
+        start: object = self.start
+        if not isinstance(start, Tensor):  # a mistake, which is refused where it is solved
+            return f"{kind}(start is a {type(start).__name__})"
         return (
-            f"{kind}({self.num_problems:,} problems of {self.dim:,} parameters, "
-            f"{self.start.dtype} on {self.start.device})"
+            f"{kind}({self.num_problems:,} problems of {self.dim:,} parameters, {start.dtype} on "
+            f"{start.device})"
         )
 
     @property
