@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo check test lint types layers fast unit docs figure bench faults weights clean
+.PHONY: demo check test lint types layers fast unit sdist docs figure bench faults weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -23,6 +23,7 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+	$(BIN)/basedpyright --level error tests/typed
 
 layers: $(READY)
 	$(BIN)/lint-imports
@@ -32,6 +33,13 @@ fast: $(READY)
 
 unit: $(READY)
 	$(BIN)/pytest -n auto
+
+sdist: $(READY)  ## The source distribution, tested from itself.
+	rm -rf build/sdist
+	$(BIN)/python setup.py --quiet sdist --dist-dir build/sdist
+	tar -C build/sdist -xf build/sdist/haltwise-*.tar.gz
+	cd build/sdist/haltwise-*/ && $(abspath $(BIN))/python setup.py --quiet build_ext --inplace \
+	  && PYTHONPATH=$$PWD/src $(abspath $(BIN))/pytest -p no:cacheprovider tests/contracts
 
 docs: $(READY)  ## The documentation site in build/docs; all its examples and notebooks are executed.
 	$(BIN)/pytest docs README.md

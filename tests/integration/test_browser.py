@@ -7,12 +7,15 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from reported_runs import write_run
 
 import haltwise
-from haltwise.report import write_explorer, write_report
+from haltwise.curves import Curves
+from haltwise.curves.shipped import pretrained
+from haltwise.report import write_explorer, write_replay, write_report
 from haltwise.tasks import family
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -35,13 +38,6 @@ URL.createObjectURL = (blob) => {
   return "#";
 };
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-const press = async (element) => {
-  const { left, top, width, height } = element.getBoundingClientRect();
-  const at = { bubbles: true, clientX: left + width / 2, clientY: top + height / 2, view: window };
-  element.dispatchEvent(new MouseEvent("mousedown", at));
-  element.dispatchEvent(new MouseEvent("mouseup", at));
-  await wait(500);  // Plotly waits whether a click becomes a double one
-};
 const report = async (look) => {
   await wait(300);
   try {
@@ -60,33 +56,56 @@ const report = async (look) => {
 
 REPORT = """
 const canvases = [...document.querySelectorAll(".canvas")];
-const blank = (canvas) => !canvas.querySelector(".main-svg");
-for (let tries = 0; tries < 60 && canvases.some(blank); tries += 1) await wait(250);
+const figure = (canvas) => canvas.querySelector("svg[tabindex]");
+await wait(300);
 const sizes = canvases.map((canvas) => {
-  const box = canvas.querySelector(".main-svg")?.getBoundingClientRect();
-  return box ? [box.width, box.height, canvas.clientWidth] : null;
+  const box = figure(canvas).getBoundingClientRect();
+  return [box.width, box.height, canvas.clientWidth];
 });
-const visible = (div) => div._fullData.filter((trace) => trace.visible === true).length;
+const drawn = (canvas) => figure(canvas).querySelectorAll("path, circle, rect").length;
 const toggles = [];
 for (const canvas of canvases) {
-  const toggle = canvas.querySelector(".legendtoggle");
-  if (!toggle) continue;
-  const before = visible(canvas);
-  await press(toggle);
-  toggles.push([before, visible(canvas)]);
+  if (!canvas.querySelector(".legend button")) continue;
+  const before = drawn(canvas);
+  canvas.querySelector(".legend button:last-child").focus();
+  document.activeElement.click();
+  const [after, held] = [drawn(canvas), document.activeElement.closest(".canvas") === canvas];
+  document.activeElement.click();
+  toggles.push([before, after, drawn(canvas), held]);
 }
+const told = canvases.map((canvas) => {
+  figure(canvas).focus();
+  const say = (key) => {
+    figure(canvas).dispatchEvent(new KeyboardEvent("keydown", { key }));
+    return canvas.querySelector(".tip").textContent;
+  };
+  const found = [say("ArrowRight"), say("ArrowRight"), say("End"), say("Home")];
+  say("Escape");
+  return [...found, canvas.querySelector(".tip").hidden];
+});
+const box = figure(canvases[0]).getBoundingClientRect();
+const move = { bubbles: true, clientX: box.left + 3, clientY: box.top + box.height / 2 };
+const missed = canvases[0].querySelector(".tip");
+figure(canvases[0]).dispatchEvent(new PointerEvent("pointermove", move));
+const unmarked = missed.hidden;
+const dot = figure(canvases[0]).querySelector("g circle").getBoundingClientRect();
+Object.assign(move, { clientX: dot.left + dot.width / 2 + 2, clientY: dot.top + dot.height / 2 });
+figure(canvases[0]).dispatchEvent(new PointerEvent("pointermove", move));
+const pointed = [unmarked, missed.hidden];
 for (const button of document.querySelectorAll("[data-csv]")) button.click();
+const csv = document.querySelectorAll("[data-csv]").length;
+for (let tries = 0; tries < 20 && seen.downloads.length < csv; tries += 1) await wait(50);
+for (const button of document.querySelectorAll("[data-svg]")) button.click();
 const ground = () => getComputedStyle(document.body).backgroundColor;
 const first = ground();
 document.getElementById("theme").click();
 await wait(1000);
 const overflow = document.documentElement.scrollWidth - innerWidth;
-const csv = document.querySelectorAll("[data-csv]").length;
-return { sizes, toggles, width: innerWidth, overflow, grounds: [first, ground()], csv };
+const grounds = [first, ground()];
+return { sizes, toggles, told, pointed, width: innerWidth, overflow, grounds, csv };
 """
 
 EXPLORER = """
-const byId = (id) => document.getElementById(id);
 const states = [];
 for (const price of [0, byId("price").max]) {
   byId("price").value = price;
@@ -97,14 +116,15 @@ for (const price of [0, byId("price").max]) {
 }
 byId("step").value = byId("step").max;
 byId("step").dispatchEvent(new Event("input"));
-const sums = [byId("posterior")._fullData[0].y.reduce((a, b) => a + b, 0)];
+const [bars] = embedded.figures.posterior.panels[0].series;
+const sums = [bars.y.reduce((a, b) => a + b, 0)];
 byId("play").click();
 await wait(1200);
 const played = +byId("step").value;
 for (const button of document.querySelectorAll("[data-csv]")) button.click();
 await wait(1000);
 const canvases = [...document.querySelectorAll(".canvas")];
-const drawn = canvases.map((canvas) => canvas.querySelectorAll(".main-svg").length > 0);
+const drawn = canvases.map((canvas) => canvas.querySelectorAll("svg[tabindex] path").length > 5);
 const overflow = document.documentElement.scrollWidth - innerWidth;
 return { states, sums, played, drawn, overflow, width: innerWidth };
 """
@@ -150,12 +170,25 @@ def test_the_report_works_in_a_browser(width: int, report_page: Path, tmp_path: 
         assert min(wide, high) >= 200
         assert abs(wide - card) <= 1
     assert len(seen["toggles"]) >= 3
-    assert all(after < before for before, after in seen["toggles"])
+    for before, after, again, held in seen["toggles"]:
+        assert after < before == again
+        assert held  # the keyboard stays where it was
+    for first, second, last, home, hidden in seen["told"]:
+        assert first
+        assert home == first != last
+        assert second != first
+        assert hidden
+    assert seen["pointed"] == [True, False]
     assert seen["width"] == width
     assert seen["overflow"] <= 0
     assert len(set(seen["grounds"])) == 2
-    assert len(seen["downloads"]) == seen["csv"] >= 6
-    for text in seen["downloads"]:
+    tables, drawings = seen["downloads"][: seen["csv"]], seen["downloads"][seen["csv"] :]
+    assert len(tables) >= 6
+    assert len(drawings) == len(seen["sizes"])
+    for text in drawings:
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert "var(" not in text
+    for text in tables:
         header, *rows = text.strip().split("\r\n")
         assert len(rows) >= 1
         assert "," in header
@@ -183,6 +216,42 @@ def test_the_explorer_works_in_a_browser(tmp_path: Path) -> None:
     assert seen["drawn"] == [True] * 4
     assert seen["overflow"] <= 0
     assert len(seen["downloads"]) == 4
+
+
+REPLAY = """
+const states = [];
+for (const place of [0, byId("price").max]) {
+  byId("price").value = place;
+  byId("price").dispatchEvent(new Event("input"));
+  states.push([byId("headline").textContent, byId("sentence").textContent]);
+}
+const buttons = [...document.querySelectorAll("[data-place]")].map((button) => {
+  button.click();
+  return [+byId("price").value, +button.dataset.place];
+});
+const drawn = [...document.querySelectorAll(".canvas svg[tabindex]")].length;
+const overflow = document.documentElement.scrollWidth - innerWidth;
+return { states, buttons, drawn, overflow };
+"""
+
+
+def test_the_replay_works_in_a_browser(tmp_path: Path) -> None:
+    losses = [[(3 - end) * 0.9**t + end for t in range(40)] for end in (0.5, 0.9, 2.0, 2.5)]
+    curves = Curves.from_matrix(losses, target=1.0)
+    page = write_replay(
+        pretrained(), curves, tmp_path / "replay.html", name="training-runs", runs_name="mine"
+    )
+    seen = look(page, REPLAY, tmp_path, 500)
+    assert seen["errors"] == seen["requests"] == []
+    (free, all_go_on), (dear, all_end) = seen["states"]
+    assert "goes on to its target" in free or "never given up" in free
+    assert "0 are given up" in all_go_on
+    assert "is given up after" in dear
+    assert "4 are given up" in all_end
+    assert seen["buttons"]
+    assert all(moved == wanted for moved, wanted in seen["buttons"])
+    assert seen["drawn"] == 4
+    assert seen["overflow"] <= 0
 
 
 def test_the_watch_sees_requests_and_errors(tmp_path: Path) -> None:

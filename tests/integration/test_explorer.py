@@ -38,13 +38,13 @@ def test_stops_are_those_of_an_execution(name: str) -> None:
         price = torch.full((6,), shown["prices"][place], dtype=torch.float64)
         session = HaltingSession(model.policy(CostUnit.UPDATES), price, model.halting)
         run = run_until_halted(OptimizationProcess(model.rule, problems), session, HORIZON)
-        at = [problem["at"][place] for problem in shown["problems"]]
+        at = [problem["at"][place] for problem in shown["items"]]
         returned = torch.tensor([each["returned"] for each in at])
         halted = run.outcome == Outcome.HALTED
         assert (returned == torch.where(halted, run.num_updates, HORIZON)).all()
         assert [bool(each["reason"]) for each in at] == halted.tolist()
         ended = [
-            problem["path"][step] for problem, step in zip(shown["problems"], returned, strict=True)
+            problem["path"][step] for problem, step in zip(shown["items"], returned, strict=True)
         ]
         torch.testing.assert_close(torch.tensor(ended, dtype=torch.float64), run.result)
         stops.append(returned.double().mean())
@@ -63,7 +63,7 @@ def test_outputs_are_those_of_a_session(name: str) -> None:
         observation, state = process.step(step, state)
         outputs = session.observe(observation).observation.outputs
         gains = model.halting.method.forecast_gain(outputs, policy.rule, price) / price
-        at = [problem["at"][20] for problem in shown["problems"]]
+        at = [problem["at"][20] for problem in shown["items"]]
         assert [each["forecast"][step] for each in at] == pytest.approx(gains.tolist(), rel=1e-4)
         if "hazard_logits" in outputs:
             hazards = outputs["hazard_logits"][:, 0].sigmoid().tolist()
@@ -73,7 +73,7 @@ def test_outputs_are_those_of_a_session(name: str) -> None:
 
 def test_contours_are_the_excess_loss() -> None:
     shown, _, problems = shown_of("regression-2d", "rosenbrock-2d", 1)
-    (problem,) = shown["problems"]
+    (problem,) = shown["items"]
     contours, steepness = problem["contours"], problems.steepness.item()
     assert contours["minimizer"] == [1, 1]
     for row, second in enumerate(contours["y"]):

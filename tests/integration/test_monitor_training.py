@@ -132,3 +132,12 @@ def test_the_command_line_judges_a_monitor_on_other_runs(
     found = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert (found["num_items"], found["price"]) == (60, 0.02)
     assert f"{found['rules'][found['judged']]['j']['value']:.3g}" in result.stdout
+    page = (tmp_path / "m" / "report.html").read_text(encoding="utf-8")
+    assert "<h1>m on test</h1>" in page
+    again = ["judge", "m", test, "--tuning-runs", recorded_runs, "--html", "y.html"]
+    judged = in_process.haltwise(*again, "--json", "y.json", cwd=tmp_path)
+    assert judged.returncode == 0, judged.stderr
+    assert json.loads((tmp_path / "y.json").read_text(encoding="utf-8")) == found
+    assert (tmp_path / "y.html").read_text(encoding="utf-8") == page
+    half = in_process.haltwise("judge", "m", test, "--price", 1, cwd=tmp_path)
+    assert (half.returncode, "give --tuning-runs, too" in half.stderr) == (2, True)

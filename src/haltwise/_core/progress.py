@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Show", "display", "followed", "unless_gone"]
+__all__ = ["Show", "display", "duration", "followed", "unless_gone", "working"]
 
 Part = TypeVar("Part", bound=Sized)
 
@@ -42,6 +43,56 @@ def followed(parts: Sequence[Part], what: str, *, asked: bool = True) -> Iterato
             show(what, done, total, "")
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    Examples:
+        >>> duration(7.4), duration(125), duration(7300)
+        ('7 s', '2 min 5 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@contextlib.contextmanager
+def working(
+    what: str, console: "Console", *, every: float = _SECONDS
+) -> Iterator[Callable[[str], None]]:
+    """Show that something of unknown length goes on, and for how long.
+
+    Args:
+        what: What is done first; what follows is told to the function that is handed out.
+        console: A terminal, or where a plain line is written now and then.
+        every: Seconds between lines.
+    """
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    if console.is_terminal:
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False)
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as shown:
+            task = shown.add_task(what)
+            yield unless_gone(lambda text: shown.update(task, description=text))
+        return
+    started, over, now = time.monotonic(), threading.Event(), [what]
+    write = unless_gone(lambda line: console.print(line, soft_wrap=True, markup=False))
+
+    def tell() -> None:
+        while not over.wait(every):
+            write(f"{now[-1]}, {duration(time.monotonic() - started)}")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield now.append
+    finally:
+        over.set()
+        teller.join()
+
+
 def _on_stderr() -> contextlib.AbstractContextManager[Show]:
     if sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
         from rich.console import Console
@@ -70,14 +121,15 @@ def display(console: "Console") -> contextlib.AbstractContextManager[Show]:
 @contextlib.contextmanager
 def _lines(write: Callable[[str], None]) -> Iterator[Show]:
     """A plain line now and then, for output that is not a terminal."""
-    last = time.monotonic()
+    started = last = time.monotonic()
 
     def show(what: str, done: int, total: int, figures: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _SECONDS:
             last = now
-            write(f"{what} {done} of {total}" + (f": {figures}" if figures else ""))
+            taken = duration(now - started)
+            write(f"{what} {done} of {total}, {taken}" + (f": {figures}" if figures else ""))
 
     yield show
 

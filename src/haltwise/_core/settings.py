@@ -2,10 +2,9 @@
 
 import inspect
 import math
-import numbers
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, SupportsFloat, Union, get_args, get_origin, get_type_hints
 
 from haltwise._core.errors import InputError, require
 
@@ -55,12 +54,15 @@ def require_types(
 
 
 def real_number(name: str, value: object) -> float:
-    """Convert one real number of Python, NumPy or PyTorch; it may be infinite or NaN."""
+    """Convert one real number of Python, NumPy or PyTorch, or whatever else is a float at need.
+
+    It may be infinite or NaN.
+    """
     try:
         plain = value.item() if hasattr(value, "item") else value
-        if not isinstance(plain, bool) and isinstance(plain, numbers.Real):
+        if not isinstance(plain, bool) and isinstance(plain, SupportsFloat):
             return float(plain)
-    except (ValueError, RuntimeError, OverflowError):  # several numbers, or too many digits
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # several, or too many digits
         pass
     raise InputError(f"{name} must be a single real number, got {shown(value)}")
 

@@ -1,10 +1,11 @@
 """The command line: one file a command, imported when it is used."""
 
 import codecs
-import importlib
 import io
+import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from types import FrameType
@@ -13,34 +14,39 @@ from typing import Any, final
 import click
 
 from haltwise._core.errors import CheckpointWarning, InputError, printable
+from haltwise._core.progress import duration
 from haltwise._core.version import __version__
+from haltwise.cli import completion
 
 __all__ = ["cli", "main"]
 
 _COMMANDS: Mapping[str, Mapping[str, str]] = {
-    "Train": {
-        "train": "Train an optimizer that knows when to stop.",
+    "Training runs and loops of your own": {
+        "learn": "Learn from recorded runs when to give one up.",
+        "judge": "Judge what was learned on runs that it has not seen.",
+        "replay": "See where recorded runs would have stopped at any price.",
+        "watch": "Follow a growing log, and say when to give the run up.",
         "train-monitor": "Learn when to stop a loop from recorded runs of it.",
-        "calibrate": "Choose anew when a trained model stops.",
-        "certify": "Stop a trained model where a risk is certified to be small.",
     },
-    "Judge": {
-        "evaluate": "Evaluate an optimizer on held-out problems, baselines beside.",
-        "study": "Compare stop rules over seeds and prices.",
+    "Many problems to solve": {
         "recommend": "Try what ships on your problems and say what to use.",
+        "evaluate": "Judge an optimizer and its stops on held-out problems.",
+        "explore": "Watch a problem being solved at any price.",
+    },
+    "When a model stops": {
+        "calibrate": "Choose anew when a trained model stops.",
+        "certify": "Stop where a risk is certified to be small.",
         "stopping-report": "Judge stops that are given with their losses.",
+    },
+    "Research": {
+        "train": "Train an optimizer that knows when to stop.",
+        "study": "Compare stop rules over seeds and prices.",
+        "bench": "Compare all stop rules on recorded runs of many kinds.",
         "diagnose": "Find out why a training does not learn.",
     },
-    "Recorded runs": {
-        "learn": "Learn from recorded runs when to give one up.",
-        "judge": "Judge such a model on runs that it has not seen.",
-        "watch": "Follow a growing log, and say when to give the run up.",
-        "bench": "Compare all stop rules on recorded runs of many kinds.",
-    },
-    "Look": {
+    "To look up": {
         "report": "Write a run and its evaluations as one page.",
-        "explore": "Watch a problem being solved at any price.",
-        "list": "List families and shipped weights.",
+        "list": "List families and weights.",
         "info": "Say what runs here: versions, devices, kernels.",
     },
 }
@@ -54,11 +60,12 @@ class _LazyGroup(click.Group):
         return [name for section in _COMMANDS.values() for name in section]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
+        known = {name: text for section in _COMMANDS.values() for name, text in section.items()}
+        if cmd_name not in known:
             return None
-        module = importlib.import_module(f"haltwise.cli.{cmd_name.replace('-', '_')}")
-        command: click.Command = module.command
-        return command
+        if ctx.resilient_parsing:
+            return completion.Completed(cmd_name, known[cmd_name])
+        return completion.command(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in _COMMANDS.items():
@@ -69,11 +76,17 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="haltwise")
 def cli() -> None:
-    """Stop any iterative process when its next step is not worth its price.
+    r"""Stop any iterative process when its next step is not worth its price.
 
-    Losses are in the units of the family (nats for regression), prices are losses per step, steps
-    are updates of the optimizee's parameters, meta-steps are updates of the optimizer's weights.
+    A price is what one more step must gain to be worth taking, in units of the loss. Every command
+    has a --help of its own; names and files are completed in a shell that has run
+
+    \b
+      eval "$(_HALTWISE_COMPLETE=bash_source haltwise)"    (or zsh_source)
     """
+
+
+_LONG = 60.0  # seconds, from which on a command says what it took
 
 
 def main(command: click.Command = cli) -> None:
@@ -91,8 +104,12 @@ def main(command: click.Command = cli) -> None:
         number = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _interrupt)  # so that nothing is left half written
+    started = time.monotonic()
     try:
         command(standalone_mode=False)
+        taken = time.monotonic() - started
+        if taken >= _LONG and os.environ.get("RANK", "0") == "0":  # torchrun's first worker
+            click.echo(f"took {duration(taken)}", err=True)
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.1 has none
             error.show()

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from haltwise._core.errors import require
+from haltwise._core.progress import working
 from haltwise._core.random import stream
 from haltwise.cli import options
 from haltwise.cli.own_model import opened, record_for, replace_weights
@@ -59,7 +60,7 @@ def command(
     """
     with opened(run, own, "calibrate") as found:
         card, halting = found.model.card, halting_of(found.model)
-        with Console(stderr=True).status("recording"):
+        with working("recording", Console(stderr=True)):
             recorded = record_for(
                 found.model,
                 run,
@@ -76,7 +77,7 @@ def command(
             num_items >= _FEWEST,
             f"calibration needs at least {_FEWEST} items, got {num_items}; record more",
         )
-        with Console(stderr=True).status("calibrating"):
+        with working("calibrating", Console(stderr=True)):
             chosen = calibrate_policies(card, halting, recorded, card.policies)
             kept = {**chosen.to_json(), "num_items": num_items, "command": command_line()}
             provenance = {**card.provenance, "calibration": kept}

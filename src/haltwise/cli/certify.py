@@ -11,6 +11,7 @@ from rich.console import Console
 from haltwise._core.discovery import configure, lookup
 from haltwise._core.errors import CalibrationWarning, InputError, require
 from haltwise._core.files import read_bytes
+from haltwise._core.progress import working
 from haltwise.certificates import RISKS, Certificate
 from haltwise.cli import options
 from haltwise.cli.own_model import opened, record_for, replace_weights
@@ -94,7 +95,7 @@ def command(
     risk = configure(chosen, {} if target is None else {"target": target}, kind)
     charged = None if unit is None else _unit(unit)
     with opened(run, own, "certify") as found:
-        with Console(stderr=True).status("recording"), warnings.catch_warnings():
+        with working("recording", Console(stderr=True)), warnings.catch_warnings():
             warnings.simplefilter("error", CalibrationWarning)
             try:
                 recorded = record_for(
@@ -112,7 +113,7 @@ def command(
                 raise InputError(
                     f"{warning}; what is certified of the others would not hold for such"
                 ) from None
-        with Console(stderr=True).status("certifying"):
+        with working("certifying", Console(stderr=True)):
             outcome = certify(
                 found.model,
                 recorded,

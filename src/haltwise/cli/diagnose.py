@@ -6,6 +6,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from haltwise._core.progress import working
 from haltwise.cli import options
 from haltwise.cli.printing import say, write_json
 from haltwise.cli.settings import SettingsCommand
@@ -45,7 +46,7 @@ def command(
     model = loading.load(run_or_name, own)
     drawn = options.family_of(model.card, family, settings, data_dir)
     num = min(128, max(8, _COORDINATES // drawn.dim)) if num_problems is None else num_problems
-    with Console(stderr=True).status("looking"):
+    with working("looking", Console(stderr=True)):
         found = look_at(model, drawn, price=price, horizon=horizon, num_problems=num, seed=seed)
     write_json(json_path, found)
     for name, value in found.figures.items():

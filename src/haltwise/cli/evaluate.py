@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 from haltwise._core.errors import require
+from haltwise._core.progress import working
 from haltwise.cli import options
-from haltwise.cli.printing import plain, print_stopping, say, write_json
+from haltwise.cli.printing import print_stopping, say, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import evaluate, judge_processes
 from haltwise.evaluation.records import save_evaluation
@@ -103,7 +104,7 @@ def command(
     drawn = options.family_of(card, family, settings, data_dir)
     if num_problems is None:
         num_problems = min(4096, max(64, _COORDINATES // drawn.dim))
-    with Console(stderr=True, quiet=not workers.is_first).status("loading") as status:
+    with working("loading", Console(stderr=True, quiet=not workers.is_first)) as announce:
         evaluation = evaluate(
             models,
             drawn,
@@ -114,7 +115,7 @@ def command(
             num_problems=num_problems,
             device=device,
             workers=workers,
-            announce=lambda text: status.update(plain(text)),
+            announce=announce,
             learners=learners,
         )
     workers.leave()

@@ -1,4 +1,4 @@
-"""`haltwise judge`: judge a model that gives runs up on runs that it has not seen."""
+"""`haltwise judge`: judge a model that stops runs on runs that it has not seen."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +10,15 @@ from haltwise._core.errors import require
 from haltwise.certificates import Certificate
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, read_curves
-from haltwise.cli.printing import print_table, say, write_json
+from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.curves.certify import certify_curves
 from haltwise.curves.model import CurveModel
 from haltwise.curves.shipped import PRETRAINED, find_curve_model, load_curve_model
+from haltwise.evaluation import judge_runs
 from haltwise.evaluation.give_up import judge_curves, with_targets
+from haltwise.models.loading import load_halting
+from haltwise.recordings.runs import RecordedRuns
+from haltwise.report import write_stopping_report
 from haltwise.report.give_up import levels_table
 
 __all__ = ["command"]
@@ -39,6 +43,16 @@ __all__ = ["command"]
 @click.option(
     "--adopt", is_flag=True, help="Write the certificate to the card of MODEL, a file of yours."
 )
+@click.option(
+    "--tuning-runs",
+    type=options.PATH,
+    help="For a monitor: recordings on which the rules beside it are tuned, such as those it was "
+    "trained on.",
+)
+@click.option("--price", type=float, help="For a monitor: price of a round.  [default: the card's]")
+@click.option(
+    "--html", "html_path", type=options.PATH, help="For a monitor: write a page here, too."
+)
 @options.json_option
 @options.data_directory
 @options.threads_option
@@ -49,14 +63,28 @@ def command(
     level: float | None,
     confidence: float | None,
     adopt: bool,
+    tuning_runs: Path | None,
+    price: float | None,
+    html_path: Path | None,
     json_path: Path | None,
     data_dir: Path | None,
 ) -> None:
-    """Judge MODEL on the recorded runs in FILE, at the levels that it remembers.
+    """Judge MODEL on the recorded runs in FILE, which it has not seen.
 
     MODEL is `training-runs`, which comes with the package, a directory that `haltwise learn` wrote,
-    or a weights file. FILE is a file or a folder of any format that `haltwise learn` takes.
+    or a weights file; it is judged at the levels that it remembers. FILE is a file or a folder of
+    any format that `haltwise learn` takes.
+
+    Or MODEL is a monitor, a directory that `haltwise train-monitor` wrote, FILE the directory of
+    what haltwise.HaltingMonitor.recording wrote, and --tuning-runs another.
     """
+    if tuning_runs is not None:
+        _judge_monitor(model, Path(file), tuning_runs, price, html_path, json_path)
+        return
+    require(
+        price is None and html_path is None,
+        "--price and --html are for monitors; give --tuning-runs, too",
+    )
     require(
         not adopt or (level is not None and model != PRETRAINED),
         "--adopt writes a certificate (--certify LEVEL) to a model of yours; copy one that comes "
@@ -78,3 +106,24 @@ def command(
                 CurveModel(rule.forecast, certified).save(path)
                 say(path)
     write_json(json_path, document)
+
+
+def _judge_monitor(
+    model: str,
+    test_runs: Path,
+    tuning_runs: Path,
+    price: float | None,
+    html_path: Path | None,
+    json_path: Path | None,
+) -> None:
+    halting = load_halting(model)
+    test, tuning = (
+        RecordedRuns.load(runs, halting.card.horizon) for runs in (test_runs, tuning_runs)
+    )
+    charged = halting.card.price if price is None else price
+    record = judge_runs(halting, test, tuning, price=charged)
+    write_json(json_path, record)
+    print_stopping(record)
+    if html_path is not None:
+        title = f"{options.model_name(model)} on {test_runs.resolve().name}"
+        say(write_stopping_report(record, html_path, title))

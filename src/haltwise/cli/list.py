@@ -1,42 +1,53 @@
-"""`haltwise list`: the families to train on and the shipped weights."""
+"""`haltwise list`: the families to train on and the weights that come with the package."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 
 import click
 
 from haltwise._core.errors import require
+from haltwise.curves.shipped import PRETRAINED, pretrained
 from haltwise.models.loading import card_of, names, stop_names
 from haltwise.processes import ProcessFamily, process_families
 from haltwise.tasks import TaskFamily, families
 
 __all__ = ["command"]
 
+_WIDTH = 79
+Family = TaskFamily | ProcessFamily
+
 
 @click.command("list")
 @click.argument("text", default="")
 def command(text: str) -> None:
-    """List the families and the shipped weights, those with TEXT in their names if it is given."""
-    every: dict[str, TaskFamily | ProcessFamily] = {**families(), **process_families()}
-    found = {name: family for name, family in every.items() if text in name}
-    shipped = [name for name in names() if text in name]
-    stops = [name for name in stop_names() if text in name]
-    require(bool(found or shipped or stops), f"nothing has {text!r} in its name; see haltwise list")
+    """List families and weights, those with TEXT in what is said of them if it is given."""
+    every: dict[str, Family] = {**families(), **process_families()}
+    found = {name: family for name, family in every.items() if _has(text, name, _sentence(family))}
+    shipped, stops = (
+        [row for row in map(_row, known) if _has(text, *row)] for known in (names(), stop_names())
+    )
+    require(
+        bool(found or shipped or stops) or _has(text, PRETRAINED),
+        f"nothing has {text!r} in its name; see haltwise list",
+    )
     if found:
         click.echo("Families (haltwise train FAMILY), and how many parameters a problem has:")
         for sentence, members in _by_sentence(found).items():
-            click.echo(textwrap.fill(sentence, 79, initial_indent="  ", subsequent_indent="  "))
+            click.echo(_wrapped(sentence, "  "))
             for name in members:
-                family = found[name]
-                size = "process" if isinstance(family, ProcessFamily) else f"{family.dim:>5}"
-                click.echo(f"    {name:<{max(map(len, found))}}  {size}")
-    for title, ships in (
-        ("Shipped weights (haltwise evaluate NAME, haltwise.load(NAME)):", shipped),
-        ("Shipped stops of engines (haltwise.solve(..., stop=NAME)):", stops),
+                click.echo(_family(name, found[name], max(map(len, found))))
+    for title, rows in (
+        ("Weights of optimizers (haltwise evaluate NAME, haltwise.load(NAME)):", shipped),
+        ("Stops of engines (haltwise.solve(..., stop=NAME)):", stops),
     ):
-        if ships:
+        if rows:
             click.echo(title)
-            _print_table([("name", "family", "steps", "price", "halting"), *map(_row, ships)])
+            _print_table([("name", "family", "steps", "price", "halting"), *rows])
+    if _has(text, PRETRAINED):
+        card = pretrained().card
+        click.echo("Weights that give training runs up (haltwise watch, haltwise.RunMonitor):")
+        click.echo(f"  {PRETRAINED}, learned on {card.num_runs} runs of {card.num_groups} groups")
 
 
 def _print_table(table: Sequence[Sequence[str]]) -> None:
@@ -46,13 +57,38 @@ def _print_table(table: Sequence[Sequence[str]]) -> None:
         click.echo(f"  {line}".rstrip())
 
 
-def _by_sentence(found: dict[str, TaskFamily | ProcessFamily]) -> dict[str, list[str]]:
+def _has(text: str, *words: str) -> bool:
+    return any(text.lower() in each.lower() for each in words)
+
+
+def _sentence(family: Family) -> str:
+    return (type(family).__doc__ or "").splitlines()[0]
+
+
+def _by_sentence(found: Mapping[str, Family]) -> dict[str, list[str]]:
     """Names of families that one sentence describes, in order."""
     described: dict[str, list[str]] = {}
     for name in sorted(found):
-        sentence = (type(found[name]).__doc__ or "").splitlines()[0]
-        described.setdefault(sentence, []).append(name)
+        described.setdefault(_sentence(found[name]), []).append(name)
     return described
+
+
+def _family(name: str, family: Family, width: int) -> str:
+    """A line with the settings in which a family differs from the plain one of its class."""
+    size = "process" if isinstance(family, ProcessFamily) else f"{family.dim:>5}"
+    own = [
+        f"{each.name}={getattr(family, each.name)}"
+        for each in (fields(family) if is_dataclass(family) else ())
+        if each.default is not MISSING and getattr(family, each.name) != each.default
+    ]
+    line = f"    {name:<{width}}  {size}"
+    return _wrapped(", ".join(own), f"{line}  ", " " * (len(line) + 2)) if own else line
+
+
+def _wrapped(text: str, first: str, later: str | None = None) -> str:
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=first, subsequent_indent=first if later is None else later
+    )
 
 
 def _row(name: str) -> Sequence[str]:

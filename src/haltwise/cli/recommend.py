@@ -6,6 +6,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from haltwise._core.progress import working
 from haltwise.cli import options
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.cli.settings import SettingsCommand
@@ -59,7 +60,7 @@ def command(
     """
     changed = settings.get("family", {}).get("settings", {})
     drawn = make_family(family, changed, data_dir=data_dir)
-    with Console(stderr=True).status("trying"):
+    with working("trying", Console(stderr=True)):
         found = recommend(
             drawn,
             optimizers or None,

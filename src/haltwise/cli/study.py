@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 from haltwise._core.errors import require
+from haltwise._core.progress import working
 from haltwise.cli import options
-from haltwise.cli.printing import plain, print_table, write_json
+from haltwise.cli.printing import print_table, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import study
 from haltwise.models import loading
@@ -83,7 +84,7 @@ def command(
         require(bool(equals) and bool(name), f"--halter takes NAME=RUN, got {entry!r}")
         require(name not in models, f"two models are called {name!r}; choose another NAME")
         models[name] = loading.load(run, own)
-    with Console(stderr=True).status("starting") as status:
+    with working("starting", Console(stderr=True)) as announce:
         record = study(
             models,
             {
@@ -95,7 +96,7 @@ def command(
             seeds=range(first_seed, first_seed + seeds),
             num_problems=num_problems,
             device=device,
-            announce=lambda text: status.update(plain(text)),
+            announce=announce,
             learners=learners,
         )
     write_json(json_path, record)

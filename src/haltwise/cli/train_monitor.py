@@ -7,13 +7,14 @@ from typing import Any
 import click
 
 from haltwise.cli.options import PATH, json_option, threads_option
-from haltwise.cli.printing import print_stopping, write_json
+from haltwise.cli.printing import print_stopping, say, write_json
 from haltwise.cli.progress import run_trainer
 from haltwise.cli.settings import SettingsCommand, setting_leaves
 from haltwise.cli.train import command_line
 from haltwise.evaluation import judge_runs
 from haltwise.models.loading import load_halting
 from haltwise.recordings.runs import RecordedRuns
+from haltwise.report import write_stopping_report
 from haltwise.training import Trainer, monitor_settings
 from haltwise.training.presets import MONITOR_DEFAULTS
 
@@ -40,7 +41,7 @@ _OPTIONS = re.compile(
 @click.option(
     "--test-runs",
     type=PATH,
-    help="Other recorded runs, on which it is judged beside tuned rules.",
+    help="Other recorded runs, on which it is judged beside tuned rules, with a page.",
 )
 @json_option
 @threads_option
@@ -62,8 +63,10 @@ def command(
     test = None if test_runs is None else RecordedRuns.load(test_runs, chosen.horizon)
     directory = out or Path("runs") / f"{runs.resolve().name}-monitor"
     run_trainer(Trainer(chosen, directory, command=command_line()))
-    if test is not None:
+    if test is not None and test_runs is not None:
         tuning = RecordedRuns.load(runs, chosen.horizon)
         record = judge_runs(load_halting(directory), test, tuning, price=price)
         print_stopping(record)
         write_json(json_path, record)
+        title = f"{directory.name} on {test_runs.resolve().name}"
+        say(write_stopping_report(record, directory / "report.html", title))

@@ -46,6 +46,15 @@ class Curve(NamedTuple):
     budget: float = np.nan
     task: str = ""
 
+    def __repr__(self) -> str:
+        spent = f"{self.cost[-1]:.4g}" if len(self.cost) else "nothing"
+        last = self.columns[self.metric][-1:]
+        return (
+            f"Curve({self.num_points:,} points, {self.metric} ({self.direction}) "
+            f"{', '.join(f'{value:.4g}' for value in last) or 'unknown'} after {spent} of "
+            f"{self.budget:.4g}, target {self.target:.4g})"
+        )
+
     @property
     def num_points(self) -> int:
         """Number of points."""

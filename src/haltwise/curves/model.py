@@ -157,6 +157,15 @@ class CurveModel(CurveRule):
     def __init__(self, forecast: Forecast, card: CurveCard) -> None:
         self.forecast, self.card = forecast, card
 
+    def __repr__(self) -> str:
+        card = self.card
+        levels = ", ".join(f"{float(lost):.0%}" for lost in card.levels)
+        return (
+            f"CurveModel(learned on {card.num_runs:,} runs of {card.num_groups:,} groups, "
+            f"{card.metric} ({card.direction}) per {card.cost_unit}; levels that lost "
+            f"{levels or 'nothing known'} of the successes)"
+        )
+
     @property
     def digest(self) -> str:
         """A checksum of the trees, by which a certificate knows them."""
@@ -254,6 +263,15 @@ class CurveModel(CurveRule):
         save_tensors(
             path, tensors, {"kind": _KIND, "card": self.card.to_json(), "forecast": document}
         )
+
+    @staticmethod
+    def is_file(path: Path) -> bool:
+        """Whether a safetensors file is of a curve model.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        return load_tensors(path)[1].get("kind") == _KIND
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -5,7 +5,13 @@ from pathlib import Path
 from haltwise._core.errors import require
 from haltwise.curves.model import CurveModel
 
-__all__ = ["PRETRAINED", "find_curve_model", "load_curve_model", "pretrained"]
+__all__ = [
+    "PRETRAINED",
+    "find_curve_model",
+    "is_curve_model",
+    "load_curve_model",
+    "pretrained",
+]
 
 PRETRAINED = "training-runs"
 """The model learned on public training runs."""
@@ -16,6 +22,14 @@ _WEIGHTS = Path(__file__).parent / "weights"
 def pretrained() -> CurveModel:
     """The model that comes with the package."""
     return load_curve_model(PRETRAINED)
+
+
+def is_curve_model(name_or_path: str | Path) -> bool:
+    """Whether a name, a directory or a file is that of a curve model, and not of other weights."""
+    path = Path(name_or_path)
+    if str(name_or_path) == PRETRAINED or (path / "model.safetensors").is_file():
+        return True
+    return path.is_file() and CurveModel.is_file(path)
 
 
 def find_curve_model(name_or_path: str | Path) -> Path:

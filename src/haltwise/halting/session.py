@@ -92,6 +92,13 @@ class HaltingSession:
         self._rule_memory = memory
         self._model_memory: State | None = None
 
+    def __repr__(self) -> str:
+        low, high = (f"{float(price):.4g}" for price in self.price.aminmax())
+        prices = low if low == high else f"{low} to {high}"
+        return (
+            f"HaltingSession({len(self.price):,} items at a price of {prices}, {self.policy.rule})"
+        )
+
     @property
     def reasons(self) -> tuple[str, ...]:
         """Possible reasons of a stop, in words."""

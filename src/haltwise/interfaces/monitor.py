@@ -205,6 +205,15 @@ class HaltingMonitor:
             return None
         return HaltingSession(self._model.policy(), self._price, self._model)
 
+    def __repr__(self) -> str:
+        if self._model is None:
+            return f"HaltingMonitor({self.identity}; {self._steps} rounds seen)"
+        state = "goes on" if self._reason is None else f"stops: {self._reason}"
+        return (
+            f"HaltingMonitor(at a price of {float(self._price):g} a round: "
+            f"{self._model.card.summary}; {self._steps} rounds seen, {state})"
+        )
+
     @property
     def identity(self) -> str:
         """What tells it from other monitors: weights and price, or where it records."""

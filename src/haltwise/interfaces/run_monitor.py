@@ -130,6 +130,15 @@ class RunMonitor:
         """What tells it from other monitors: its rule and settings."""
         return str(self._settings())
 
+    def __repr__(self) -> str:
+        state = "met its target" if self._cost and self.succeeded else f"stops: {self._reason}"
+        if self._reason is None and not (self._cost and self.succeeded):
+            state = "goes on"
+        return (
+            f"RunMonitor({self._settings()['rule']} on {self._metric} ({self._direction}), target "
+            f"{self._target:g}, budget {self._budget:g}; {self._steps} points seen, {state})"
+        )
+
     @property
     def steps(self) -> int:
         """Points seen, the calls of `update`."""

@@ -36,6 +36,7 @@ def minimize(
     stop: StopRule | StopPolicy | None = None,
     price: float | None = None,
     maxiter: int | None = None,
+    disp: bool = False,
     guard: bool = True,
     **unsupported: Any,
 ) -> "OptimizeResult":
@@ -57,12 +58,14 @@ def minimize(
         stop: When to stop.
         price: What a gradient must earn.
         maxiter: Gradients at most; see `max_steps` of `haltwise.solve` if None.
+        disp: Whether to print in the end what came of it.
         guard: As there.
         unsupported: Whatever else SciPy knows (bounds, constraints, hess, tol ...) is refused,
             unless it is None or empty.
 
     Returns:
-        x, fun, success, status (an `Outcome`; 99 if the callback stopped it), message, nit
+        x, fun, jac (the gradient at x; None where none was evaluated there, as after the last
+        update), success, status (an `Outcome`; 99 if the callback stopped it), message, nit
         (updates that led to x), nfev and njev. It is a success if it halted where the price pays
         for no more, see `haltwise.Solution.success`.
 
@@ -81,6 +84,12 @@ def minimize(
             "haltwise.minimize needs SciPy: pip install 'haltwise[scipy]' (haltwise.solve does "
             "without)"
         ) from error
+    options = unsupported.pop("options", None)
+    require(
+        not options,
+        "haltwise.minimize takes what SciPy takes as options as arguments of its own; write "
+        f"{', '.join(f'{name}={setting!r}' for name, setting in dict(options or {}).items())}",
+    )
     for name, setting in unsupported.items():
         require(
             setting is None
@@ -112,9 +121,10 @@ def minimize(
         x, value, steps = stopped.x, stopped.value, stopped.step
         # SciPy's own number and sentence.
         status, message, success = 99, "`callback` raised `StopIteration`.", False
-    return OptimizeResult(
+    result = OptimizeResult(
         x=x,
         fun=value,
+        jac=objective.gradient_at(x),
         success=success,
         status=status,
         message=f"{message[:1].upper()}{message[1:]}",
@@ -122,6 +132,20 @@ def minimize(
         nfev=objective.num_values,
         njev=objective.num_gradients,
     )
+    if disp:
+        print(f"{result.message}.\n{_summary(result)}")  # noqa: T201 - SciPy's disp
+    return result
+
+
+def _summary(result: "OptimizeResult") -> str:
+    """The figures that SciPy's own methods print."""
+    rows = {
+        "Current function value": f"{result.fun:.6f}",
+        "Iterations": result.nit,
+        "Function evaluations": result.nfev,
+        "Gradient evaluations": result.njev,
+    }
+    return "\n".join(f"         {name}: {value}" for name, value in rows.items())
 
 
 @final
@@ -174,6 +198,7 @@ class _Objective:
         )
         self._fun, self._jac, self._args = fun, jac, args
         self.num_values = self.num_gradients = 0
+        self._seen: dict[bytes, NDArray[np.float64]] = {}
 
     def value(self, x: "NDArray[np.float64]") -> float:
         self.num_values += 1
@@ -202,7 +227,12 @@ class _Objective:
             gradient.shape == x.shape,
             f"the gradient must have the shape of x, {x.shape}, got {gradient.shape}",
         )
+        self._seen[x.tobytes()] = gradient
         return _number(value), gradient
+
+    def gradient_at(self, x: "NDArray[np.float64]") -> "NDArray[np.float64] | None":
+        """The gradient that was evaluated at x, if one was."""
+        return self._seen.get(x.tobytes())
 
 
 def _array(what: str, value: Any) -> "NDArray[np.float64]":

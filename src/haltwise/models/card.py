@@ -6,6 +6,7 @@ from typing import Any, Self, final
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
+from haltwise._core.plugins import label
 from haltwise._core.settings import require_types
 from haltwise.certificates.certificate import Certificate
 from haltwise.halting.halter import HalterSettings
@@ -77,6 +78,24 @@ class Card:
             all(each.policy is not None and each.unit is not None for each in self.certificates),
             "a certificate on a card must name the policy that it is of; this one is of a table",
         )
+
+    @property
+    def summary(self) -> str:
+        """What it was trained for, in a line."""
+        stopped = "a loop" if self.rule is None else self.rule.name
+        seen = "recorded runs" if self.family is None else label(self.family.name)
+        prices = f"price {self.price:g}"
+        if self.price_range > 1:
+            low, high = self.price / self.price_range, self.price * self.price_range
+            prices += f", {low:.3g} to {high:.3g} seen"
+        known = " and ".join(unit.value for unit in self.policies)
+        return (
+            f"{self.method.name} stops {stopped} on {seen} within {self.horizon} steps; {prices}; "
+            + (f"policies for {known}" if known else "no policy yet")
+        )
+
+    def __repr__(self) -> str:
+        return f"Card({self.summary})"
 
     def with_certificate(self, certificate: Certificate) -> Self:
         """The card with this stop and its certificate, and that of the other unit if it is as good.

@@ -16,7 +16,7 @@ from haltwise.models.card import Card
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import CostUnit, StopPolicy
 
-__all__ = ["HaltingModel"]
+__all__ = ["HaltingModel", "described"]
 
 State = dict[str, Tensor]
 
@@ -47,6 +47,9 @@ class HaltingModel(nn.Module):
         self.halter: Halter | None = None
         if self.method.num_outputs:
             self.halter = Halter(card.halter, readout_size, self.method.num_outputs, generator)
+
+    def __repr__(self) -> str:
+        return described(self, self.card)
 
     @property
     def halts(self) -> bool:
@@ -142,3 +145,9 @@ class HaltingModel(nn.Module):
             price = torch.full_like(trajectory.loss[:, 0], price)
         outputs = self(trajectory.known("signals"), trajectory.shown_readouts(), price)
         return replace(trajectory, outputs=outputs)
+
+
+def described(model: nn.Module, card: Card) -> str:
+    """A model in a line."""
+    number = sum(weight.numel() for weight in model.parameters())
+    return f"{type(model).__name__}({card.summary}; {number:,} weights)"

@@ -9,7 +9,7 @@ from torch import nn
 from haltwise import update_rules
 from haltwise._core.errors import require
 from haltwise.models.card import Card
-from haltwise.models.halting_model import HaltingModel
+from haltwise.models.halting_model import HaltingModel, described
 from haltwise.stop_rules import CostUnit, StopPolicy
 from haltwise.update_rules import UpdateRule
 
@@ -39,6 +39,9 @@ class OptimizerModel(nn.Module):
             card.rule.name, card.rule.settings, generator, own
         )
         self.halting = HaltingModel(card, self.rule.readout_size, generator, own)
+
+    def __repr__(self) -> str:
+        return described(self, self.card)
 
     @property
     def card(self) -> Card:

@@ -65,6 +65,18 @@ class Trajectory:
             "got " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()),
         )
 
+    def __repr__(self) -> str:
+        known = [
+            each.name
+            for each in fields(self)
+            if each.name != "outputs" and getattr(self, each.name) is not None
+        ]
+        outputs = f"; outputs {', '.join(self.outputs)}" if self.outputs else ""
+        return (
+            f"Trajectory({self.num_items:,} items over {self.num_steps:,} steps: "
+            f"{', '.join(known)}{outputs})"
+        )
+
     @property
     def num_items(self) -> int:
         """B."""

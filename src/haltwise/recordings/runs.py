@@ -141,6 +141,12 @@ class RecordedRuns:
     maximizes: bool = False
     engine: Choice | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"RecordedRuns({self.trajectory.num_items:,} runs of {self.trajectory.num_steps:,} "
+            f"steps, {self.observed} seen, {'higher' if self.maximizes else 'lower'} is better)"
+        )
+
     @classmethod
     def load(cls, directory: str | Path, horizon: int | None = None) -> "RecordedRuns":
         """The runs in `directory`, in the order of their names.

@@ -92,7 +92,7 @@ def write_bench(record: BenchRecord, judged: str, path: Path) -> Path:
     warnings = [f"{name} is left out: {why}." for name, why in record.skipped.items()]
     if few:
         warnings.append(
-            f"{joined(sorted(set(few)))} have fewer than {_FEW} groups: their intervals say little."
+            f"Fewer than {_FEW} groups, whose intervals say little: {joined(sorted(set(few)))}."
         )
     duels = _duels(record, judged)
     wins = sum(duel.ahead.low > 0 for duel in duels)
@@ -182,9 +182,10 @@ def _sentences(record: BenchRecord) -> list[str]:
 
 def _duel_sentence(duels: Sequence[Duel], judged: str) -> str:
     behind = sum(duel.ahead.high < 0 for duel in duels)
+    name = rule_name(judged)
     return (
-        f"{rule_name(judged)} is behind for sure in {behind} of {len(duels)} comparisons, each "
-        "with the rule that did best there of all others."
+        f"{name[0].upper()}{name[1:]} is behind for sure in {behind} of {len(duels)} comparisons, "
+        "each with the rule that did best there of all others."
     )
 
 

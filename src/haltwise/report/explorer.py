@@ -1,7 +1,7 @@
-"""The explorer: problems watched being solved, at any price, on one page."""
+"""The explorer: problems and recorded runs watched step by step, at any price, on one page."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.trajectory import Trajectory
+from haltwise.recordings.runs import RecordedRuns
 from haltwise.report.formats import rounded, short
 from haltwise.report.page import render
 from haltwise.rollout.record import record
@@ -26,19 +27,29 @@ from haltwise.stop_rules import (
 )
 from haltwise.tasks.base import TaskBatch, TaskFamily
 
-__all__ = ["explore", "write_explorer"]
+__all__ = ["explore", "explore_runs", "write_explorer", "write_run_explorer"]
 
 _NUM_PRICES, _GRID = 31, 56
+_NUM_VALUES = 150_000  # that depend on prices: a page of a megabyte
 _DECADES = 7.0  # below the highest loss drawn, all contours are one colour
+_MOST = 20  # items of a page
 _NOTES = {
-    "path": "Contours of log₁₀ of the loss above {reference}; the star is returned.",
-    "loss": "The {quantity} after t updates, alone and with the price of the steps; the line marks "
-    "the stop.",
-    "posterior": "q(t) is the halting posterior over all steps drawn; the hazard, where the method "
-    "has one, is the probability of stopping now, given that one has come this far.",
-    "forecast": "What another step is forecast to gain, and what it brought, in prices: below 1 it "
-    "is not worth its price. The axis ends at 10 prices.",
+    "path": "Bands of log₁₀ of the loss above {reference}, darker where it is higher; the star is "
+    "returned.",
+    "loss": "The {quantity} after t {step}s, alone and with their price; the line marks the stop.",
+    "posterior": "q(t) is the halting posterior over all {step}s drawn; the hazard, where the "
+    "method has one, is the probability of stopping now, given that one has come this far.",
+    "forecast": "What another {step} is forecast to gain, and what it brought, in prices: below 1 "
+    "it is not worth its price. The axis ends at 10 prices.",
 }
+
+
+class _Words(NamedTuple):
+    """What things are called on a page."""
+
+    item: str
+    step: str
+    quantity: str
 
 
 def write_explorer(
@@ -74,22 +85,62 @@ def write_explorer(
         num_problems=num_problems,
         num_steps=model.card.horizon if num_steps is None else num_steps,
     )
-    first = document["problems"][0]
-    notes = {**_NOTES, "loss": _NOTES["loss"].format(quantity=document["quantity"])}
-    if first["contours"] is None:
-        del notes["path"]
-    else:
-        known = first["contours"]["minimizer"] is not None
-        reference = "its minimum" if known else "the lowest value drawn"
-        notes["path"] = notes["path"].format(reference=reference)
-    if first["at"][0]["forecast"] is None:
-        del notes["forecast"]
-    title = f"{short(name)} on {short(family_name)}"
     words = (
         f"Problems of seed {seed}. Decisions are made with the gradient at θ_t in hand: a stop at "
         f"t costs t updates. It stops by {document['rule']}."
     )
-    page = render("explorer", title=title, embedded=document, panels=notes, words=words)
+    return _write(path, f"{short(name)} on {short(family_name)}", document, words)
+
+
+def write_run_explorer(
+    model: HaltingModel,
+    runs: RecordedRuns,
+    path: Path,
+    *,
+    name: str,
+    runs_name: str,
+    num_runs: int = 5,
+) -> Path:
+    """Write one HTML page on which recorded runs of a loop are followed round by round.
+
+    Args:
+        model: What `haltwise.training.train_monitor` wrote, loaded.
+        runs: Of the loop that it stops.
+        path: Where the page goes; it holds everything and makes no request.
+        name: Of the model, for the page.
+        runs_name: For the page.
+        num_runs: How many there are to choose from, 1 to 20, spread evenly over all.
+
+    Raises:
+        InputError: The model does not halt, or the page cannot be written.
+    """
+    document = explore_runs(model, runs, num_runs=num_runs)
+    words = (
+        "A stop at t leaves what t rounds have made. "
+        + ("Scores are negated, so that lower is better. " if runs.maximizes else "")
+        + f"It stops by {document['rule']}."
+    )
+    return _write(path, f"{short(name)} on {short(runs_name)}", document, words)
+
+
+def _write(path: Path, title: str, document: dict[str, Any], words: str) -> Path:
+    first, called = document["items"][0], document["words"]
+    notes = dict(_NOTES)
+    if first["contours"] is None:
+        del notes["path"]
+    if first["at"][0]["forecast"] is None:
+        del notes["forecast"]
+    known = first["contours"] is not None and first["contours"]["minimizer"] is not None
+    reference = "its minimum" if known else "the lowest value drawn"
+    notes = {key: note.format(reference=reference, **called) for key, note in notes.items()}
+    page = render(
+        "explorer",
+        title=title,
+        embedded=document,
+        scripts=["panels"],
+        panels=notes,
+        words=words,
+    )
     write_atomically(path, page.encode())
     return path
 
@@ -110,37 +161,66 @@ def explore(
     and why it stops, the posterior, the hazards and the forecasts, the latter None where the method
     has none.
     """
-    require(1 <= num_problems <= 20, f"num_problems must lie in 1..20, got {num_problems}")
-    require(
-        model.halting.halts,
-        "this model was trained without halting, so there are no stops to explore; choose another, "
-        "such as regression-2d",
-    )
-    policy = model.policy(CostUnit.UPDATES)
+    require(1 <= num_problems <= _MOST, f"num_problems must lie in 1..{_MOST}, got {num_problems}")
+    _require_halting(model.halting)
     batch = family.sample(num_problems, generator, dtype=torch.float64)
     model = model.double()
     recorded = record(model.rule, batch, num_steps)
     kept = recorded.finite.nonzero().squeeze(1)
     require(len(kept) > 0, f"none of {num_problems} problems stays finite for {num_steps} steps")
     batch, recorded = batch.select(kept), recorded.select(kept)
-    problems: list[dict[str, Any]] = [
-        {"excess": _plain(excess), "path": None, "contours": None, "at": []}
-        for excess in recorded.excess
-    ]
+    words = _Words("problem", "update", "excess loss" if _is_excess(batch) else "loss")
+    document = _document(model.halting, recorded, words)
     if family.dim == 2:
         for place, path in enumerate(_paths(model, batch, num_steps)):
             contours = _contours(batch.select(torch.tensor([place])), path)
-            problems[place] |= {"path": path.tolist(), "contours": contours}
-    prices = _prices(model.card.price, model.card.price_range)
+            document["items"][place] |= {"path": path.tolist(), "contours": contours}
+    return document
+
+
+def explore_runs(model: HaltingModel, runs: RecordedRuns, *, num_runs: int) -> dict[str, Any]:
+    """What the explorer draws of recorded runs; see `explore`."""
+    require(1 <= num_runs <= _MOST, f"num_runs must lie in 1..{_MOST}, got {num_runs}")
+    _require_halting(model)
+    recorded = (runs.keeping_best() if model.card.keeps_best else runs).trajectory
+    number = min(num_runs, recorded.num_items)
+    places = torch.linspace(0, recorded.num_items - 1, number, dtype=torch.float64).round().long()
+    return _document(model, recorded.select(places), _Words("run", "round", "score"), places)
+
+
+def _require_halting(model: HaltingModel) -> None:
+    require(
+        model.halts,
+        "this model was trained without halting, so there are no stops to explore; choose another, "
+        "such as regression-2d",
+    )
+
+
+def _document(
+    model: HaltingModel, recorded: Trajectory, words: _Words, places: Tensor | None = None
+) -> dict[str, Any]:
+    policy = model.policy(CostUnit.UPDATES)
+    numbers = range(recorded.num_items) if places is None else places.tolist()
+    items: list[dict[str, Any]] = [
+        {
+            "name": f"{words.item} {number + 1}",
+            "excess": _plain(excess),
+            "path": None,
+            "contours": None,
+            "at": [],
+        }
+        for number, excess in zip(numbers, recorded.excess, strict=True)
+    ]
+    prices = _prices(model.card.price, model.card.price_range, recorded.loss.numel())
     for price in prices:
-        stops = _stops(model.halting, policy, model.halting.attach(recorded, price), price)
-        for problem, found in zip(problems, stops, strict=True):
-            problem["at"].append(found)
+        stops = _stops(model, policy, model.attach(recorded, price), price)
+        for item, found in zip(items, stops, strict=True):
+            item["at"].append(found)
     return {
         "prices": prices,
         "rule": short(repr(policy.rule)),
-        "quantity": "excess loss" if _is_excess(batch) else "loss",
-        "problems": problems,
+        "words": words._asdict(),
+        "items": items,
         "figures": {},
     }
 
@@ -180,11 +260,10 @@ def _stops(
     return [dict(zip(found, each, strict=True)) for each in zip(*found.values(), strict=True)]
 
 
-def _prices(middle: float, spread: float) -> list[float]:
-    """The prices of the slider: those that were seen in training, and some more around one."""
-    exponents = torch.linspace(
-        -1, 1, _NUM_PRICES if spread > 1 else 1, dtype=torch.float32
-    ).tolist()
+def _prices(middle: float, spread: float, num_steps: int) -> list[float]:
+    """The prices of the slider: those that were seen in training, fewer for many steps of items."""
+    number = max(5, min(_NUM_PRICES, _NUM_VALUES // (3 * num_steps)))
+    exponents = torch.linspace(-1, 1, number if spread > 1 else 1, dtype=torch.float32).tolist()
     return [float(f"{middle * spread**exponent:.3g}") for exponent in exponents]
 
 

@@ -1,16 +1,14 @@
 """What giving runs up saves and loses, as tables, sentences and figures."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from haltwise.curves.learning import Learned
 from haltwise.curves.levels import GiveUps, candidate_levels
 from haltwise.evaluation.give_up import GiveUpRecord
-from haltwise.report.figures import new_figure
-from haltwise.report.formats import as_given, count, facts, num, percent, percent_estimate, rounded
+from haltwise.report.drawing import Axis, Drawing, Panel, Rule, Series
+from haltwise.report.formats import count, facts, num, percent, percent_estimate
 from haltwise.report.page import Column, Facts, Figure, Section, Table, write_page
 from haltwise.report.palette import BLUE, GREY, VERMILION
 
@@ -123,31 +121,33 @@ def _frontier(record: GiveUpRecord, learned: Learned) -> Figure:
     stops = GiveUps.of(learned.curves, scores, candidate_levels(learned.curves, scores))
     saved, lost = stops.share_saved, stops.share_lost
     kept = sorted(set(np.linspace(0, len(lost) - 1, 200).round().astype(int).tolist()))
-    figure = new_figure("share of the successes lost", "share of the cost saved")
-    _line(figure, "other levels", [lost[k] for k in kept], [saved[k] for k in kept], BLUE)
-    figure.add_hline(y=rounded(record.oracle_saved), line={"color": GREY, "dash": "dot"})
-    figure.add_scatter(
-        x=[rounded(at.lost.value) for at in record.levels.values()],
-        y=[rounded(at.saved.value) for at in record.levels.values()],
-        mode="markers", name="levels on the card",
-        text=[as_given(float(n)) if n[0].isdigit() else n for n in record.levels],
-        marker={"color": VERMILION, "symbol": "diamond", "size": 12},
-        hovertemplate="%{text}: %{y:.1%} saved, %{x:.1%} lost<extra></extra>",
-    )  # fmt: skip
-    figure.update_layout(hovermode="closest")
-    figure.update_xaxes(tickformat=".0%", range=[-0.005, 0.25])
-    figure.update_yaxes(tickformat=".0%")
+    names = [f"{percent(float(n))} lost" if n[0].isdigit() else n for n in record.levels]
+    levels = record.levels.values()
+    chosen = [(at.lost.value, at.saved.value) for at in levels]
+    series = [
+        Series(
+            "other levels", [lost[k] for k in kept], [saved[k] for k in kept], BLUE, width=2.5,
+            text=[_told(lost[k], saved[k]) for k in kept],
+        ),
+        Series(
+            "levels on the card", [lost for lost, _ in chosen], [saved for _, saved in chosen],
+            VERMILION, "points", size=12, symbol="diamond",
+            text=[f"{name}: {_told(*at)}" for name, at in zip(names, chosen, strict=True)],
+        ),
+    ]  # fmt: skip
+    panel = Panel(
+        Axis("share of the successes lost", percent=True, range=(-0.005, 0.25)),
+        Axis("share of the cost saved", percent=True),
+        series,
+        [Rule(GREY, y=record.oracle_saved, dash="dot")],
+    )
     return Figure(
         "frontier",
         "The more successes one is ready to lose, the more is saved",
         "The dotted line is what one who knows the future would save, at no loss.",
-        figure,
+        Drawing([panel], hover="point"),
     )
 
 
-def _line(figure: Any, name: str, x: Sequence[float], y: Sequence[float], colour: str) -> None:
-    figure.add_scatter(
-        x=list(map(rounded, x)), y=list(map(rounded, y)), mode="lines", name=name,
-        line={"color": colour, "width": 2.5},
-        hovertemplate="%{y:.1%} saved, %{x:.1%} lost<extra></extra>",
-    )  # fmt: skip
+def _told(lost: float, saved: float) -> str:
+    return f"{percent(saved)} of the cost saved, {percent(lost)} of the successes lost"

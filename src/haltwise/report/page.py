@@ -1,7 +1,7 @@
 """Pages: sections of words, tables and figures in one HTML file that makes no request."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,9 @@ from haltwise._core.extras import extra
 from haltwise._core.files import write_atomically
 from haltwise._core.version import __version__
 from haltwise.evaluation import Interval
+from haltwise.report.drawing import Drawing
 from haltwise.report.formats import MISSING, Saving, Spread, num, rounded
+from haltwise.report.glossary import explained
 
 __all__ = ["Column", "Facts", "Figure", "Section", "Table", "render", "write_page"]
 
@@ -91,17 +93,10 @@ class Figure:
     """Of the file that is downloaded, unique on its page."""
     title: str
     note: str
-    figure: Any
-    """A `plotly.graph_objects.Figure`."""
+    drawing: Drawing
     half: bool = False
     """Whether it may share a line with another on wide screens."""
     kind: ClassVar[str] = "figure"
-
-    def embedded(self) -> dict[str, Any]:
-        """What plotly.js draws and what is downloaded."""
-        document = self.figure.to_plotly_json()
-        document["layout"].pop("template", None)
-        return {"data": document["data"], "layout": document["layout"]}
 
 
 @final
@@ -139,23 +134,46 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
     """
     blocks = [block for section in sections for block in section.blocks]
     tables = {block.name: block.embedded() for block in blocks if isinstance(block, Table)}
-    figures = {block.name: block.embedded() for block in blocks if isinstance(block, Figure)}
+    figures = {
+        block.name: block.drawing.embedded() for block in blocks if isinstance(block, Figure)
+    }
     embedded = {"tables": tables, "figures": figures}
     assert len(tables) + len(figures) == sum(not isinstance(block, Facts) for block in blocks)
-    page = render("page", title=title, embedded=embedded, sections=sections)
+    glossary = explained("\n".join(_words(sections)))
+    page = render("page", title=title, embedded=embedded, sections=sections, glossary=glossary)
     write_atomically(path, page.encode())
     return path
 
 
-def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any) -> str:
-    """The template `NAME.html.jinja` with `NAME.js`, plotly.js and all it draws embedded.
+def _words(sections: Sequence[Section]) -> Iterator[str]:
+    for section in sections:
+        yield from (section.title, section.subtitle, section.headline, *section.sentences)
+        for block in section.blocks:
+            yield block.title
+            if isinstance(block, Table):
+                yield from (block.note, *block.headings, *(row[0] for row in block.cells))
+            if isinstance(block, Figure):
+                yield block.note
+                for panel in block.drawing.panels:
+                    yield from (panel.x.title, panel.y.title, *(each.name for each in panel.series))
 
-    The script reads `embedded`, JSON values; the template names the other values.
+
+def render(
+    name: str,
+    *,
+    title: str,
+    embedded: Mapping[str, Any],
+    scripts: Sequence[str] = (),
+    **values: Any,
+) -> str:
+    """The template `NAME.html.jinja` with `NAME.js` and all it draws embedded.
+
+    The script reads `embedded`, JSON values, and finds the other `scripts` before it; the template
+    names the other values.
     """
     with extra("report"):
         import jinja2
         from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
@@ -164,15 +182,17 @@ def render(name: str, *, title: str, embedded: Mapping[str, Any], **values: Any)
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    scripts = [(_HERE / f"{each}.js").read_text(encoding="utf-8") for each in ("common", name)]
+    code = [
+        (_HERE / f"{each}.js").read_text(encoding="utf-8")
+        for each in ("common", "drawing", *scripts, name)
+    ]
     return environment.get_template(f"{name}.html.jinja").render(
         title=title,
         embedded=embedded,
         version=__version__,
         # All of it comes with the packages or is escaped, nothing from records as it stands.
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup("".join(scripts)),  # noqa: S704
-        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),  # noqa: S704
+        script=Markup("".join(code)),  # noqa: S704
         json=Markup(_json(embedded)),  # noqa: S704
         **values,
     )

@@ -1,7 +1,7 @@
 """One colour and one name per stop rule and optimizer, the same on every page.
 
-The colours are those of Okabe and Ito (2008), distinct to colour-blind readers. `INK` stands for
-the page's colour of text; on white the page darkens the yellow, on black it lightens the blue.
+The colours are those of Okabe and Ito (2008), distinct to colour-blind readers. The style sheet has
+them, darker or lighter where the ground asks for it; `INK` is the colour of text.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from haltwise.report.formats import short
 
 __all__ = [
     "BLUE",
+    "GREEN",
     "GREY",
     "INK",
     "VERMILION",
@@ -19,11 +20,12 @@ __all__ = [
     "rule_name",
 ]
 
-INK = "#010101"
+INK = "var(--ink)"
 
-BLUE, _SKY, _ORANGE, VERMILION, _GREEN, _PINK, _YELLOW, GREY = (
-    "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#8C8C8C",
-)  # fmt: skip
+BLUE, _SKY, _ORANGE, VERMILION, GREEN, _PINK, _YELLOW, GREY = (
+    f"var(--{name})"
+    for name in ("blue", "sky", "orange", "vermilion", "green", "pink", "yellow", "grey")
+)
 
 _RULES = {
     "learned": ("learned rule", BLUE),
@@ -32,11 +34,11 @@ _RULES = {
     "after_gradient": ("learned rule, after the gradient", _YELLOW),
     "gradient_norm": ("gradient norm", _ORANGE),
     "plateau": ("plateau", _PINK),
-    "patience": ("patience", _GREEN),
+    "patience": ("patience", GREEN),
     "logistic": ("logistic", VERMILION),
     "logistic_signals": ("logistic, all signals", VERMILION),
     "boosted_trees": ("boosted trees, all signals", _ORANGE),
-    "value_trees": ("value trees, all signals", _GREEN),
+    "value_trees": ("value trees, all signals", GREEN),
     "fixed_tuned": ("fixed budget, tuned", GREY),
     "fixed": ("best fixed budget (hindsight)", GREY),
     "these-stops": ("these stops", BLUE),
@@ -57,7 +59,7 @@ _OPTIMIZERS = {
     "sgd": Line(_ORANGE, "solid", 1.6),
     "nesterov": Line(VERMILION, "dash", 1.6),
     "rmsprop": Line(_PINK, "dashdot", 1.6),
-    "adam": Line(_GREEN, "longdash", 1.6),
+    "adam": Line(GREEN, "longdash", 1.6),
 }
 _DASHES = ("solid", "dash", "dashdot")
 

@@ -54,7 +54,7 @@ def write_report(run: Path, path: Path, own: Iterable[type] = ()) -> Path:
 
     Args:
         run: Directory with evaluations; with weights, a training log and a study, if there are any.
-        path: Where the page goes; it holds everything, plotly.js included, and makes no request.
+        path: Where the page goes; it holds everything and makes no request.
         own: Classes of your own that the card may name; see `haltwise.load`.
 
     Raises:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar, final
+from typing import Any, NamedTuple, Self, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -126,6 +126,21 @@ class TaskBatch(ABC):
 
     start: Tensor
     """Initial parameters theta_0, shape [B, D]."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # a dataclass would print all its tensors
+            cls.__repr__ = TaskBatch.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        start: object = self.start
+        if not isinstance(start, Tensor):  # a mistake, which is refused where it is solved
+            return f"{kind}(start is a {type(start).__name__})"
+        return (
+            f"{kind}({self.num_problems:,} problems of {self.dim:,} parameters, {start.dtype} on "
+            f"{start.device})"
+        )
 
     @property
     def num_problems(self) -> int:

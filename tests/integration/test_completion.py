@@ -1,0 +1,62 @@
+"""A shell completes commands and names, and waits for no library."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from haltwise.cli import completion
+from haltwise.models.loading import names
+from haltwise.processes import process_families
+from haltwise.tasks import families
+
+LIGHT = "import sys; sys.modules['torch'] = None; "
+CODE = "import sys; from haltwise.__main__ import main; sys.argv = ['haltwise']; main()"
+
+
+def completed(line: str, cwd: Path, prefix: str = "") -> list[str]:
+    """What bash is offered for the last word of a line."""
+    words = line.split(" ")
+    place = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-c", prefix + CODE],
+        env=os.environ | place | {"_HALTWISE_COMPLETE": "bash_complete"},
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return [each.partition(",")[2] for each in done.stdout.splitlines()]
+
+
+def test_names_are_those_that_importing_finds() -> None:
+    assert completion.family_names() == sorted([*families(), *process_families()])
+    assert completion.weight_names() == names()
+
+
+@pytest.mark.parametrize(
+    ("line", "some"),
+    [
+        ("haltwise wat", ["watch"]),
+        ("haltwise train quad", ["quadratic-10d"]),
+        ("haltwise evaluate student", ["student-t-10d"]),
+        ("haltwise evaluate mi", ["mine"]),
+        ("haltwise evaluate mine --family student", ["student-t-10d"]),
+        ("haltwise evaluate --family student-t-10d mi", ["mine"]),
+        ("haltwise report ", ["mine"]),
+        ("haltwise judge tr", ["training-runs"]),
+        ("haltwise replay runs.csv --model tr", ["training-runs"]),
+        ("haltwise learn ru", ["ru"]),  # a file, which the shell completes
+    ],
+)
+def test_names_are_completed_without_pytorch(line: str, some: list[str], tmp_path: Path) -> None:
+    for run in ("mine", "other"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
+    assert completed(line, tmp_path, LIGHT) == some
+
+
+def test_options_are_completed(tmp_path: Path) -> None:
+    found = completed("haltwise train regression-2d --family.num", tmp_path)
+    assert found == ["--family.num-params"]
+    assert "--learners" in completed("haltwise evaluate x --le", tmp_path)
