@@ -1,5 +1,7 @@
 """The documentation keeps its promises: equations exist, examples run, commands are accepted."""
 
+import ast
+import doctest
 import importlib.util
 import os
 import re
@@ -201,6 +203,63 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
         "small_change the 8",
         "k_means StickBreaking 8",
     ], run.stderr
+
+
+# ----------------------------------------------------------------------------- tasks and glossary
+
+
+def test_each_task_takes_ten_lines_and_one_command() -> None:
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    sections = text.split("\n## ")[1:]
+    assert len(sections) == 10
+    for section in sections:
+        name = section.partition("\n")[0]
+        examples = doctest.DocTestParser().get_examples("".join(fences(section, "python")))
+        lines = sum(example.source.count("\n") for example in examples if not example.want)
+        asked = [line for block in fences(section, "sh") for line in block.splitlines()]
+        assert lines <= 10, f"{name}: {lines} lines"
+        assert len(asked) <= 1, f"{name}: {asked}"
+        assert lines + len(asked) > 0, name
+
+
+def headings() -> set[str]:
+    """What heads the columns and curves of tables and figures, on the terminal and in reports."""
+    found = set()
+    for path in (ROOT / "src/haltwise").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Column", "Curve"):
+                parts = getattr(node.args[0], "values", node.args[:1]) if node.args else ()
+                texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+                found.add(" ".join(map(str, texts)))
+    return found
+
+
+def glossary() -> set[str]:
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^(\w.*)\n  \S", text, re.MULTILINE)
+    return {part for term in terms for part in term.split(", ")}
+
+
+# Words of headings that mean what they mean anywhere.
+PLAIN = set("""
+a above accuracy after ahead at be best by card case equal evaluation failed figure first fold in its last
+learning lost may mean of one's optimizer other own past rate seconds setting step steps sum test
+that the their to where with
+""".split())  # fmt: skip
+
+
+def unexplained(heading: str) -> set[str]:
+    """The words of a heading that are neither in the glossary nor plain."""
+    left = heading.lower().replace("’s", "")
+    for term in sorted(glossary(), key=len, reverse=True):
+        left = re.sub(rf"\b{re.escape(term.lower())}(e?s)?\b", " ", left)
+    return set(re.findall(r"[a-z][a-z'-]*", left)) - PLAIN
+
+
+def test_every_term_of_a_table_is_in_the_glossary() -> None:
+    found = headings()
+    assert {"captured gain", "cost", "excess at the stop"} <= found
+    assert {heading: rest for heading in found if (rest := unexplained(heading))} == {}
 
 
 # ---------------------------------------------------------------------------------- architecture
