@@ -156,14 +156,23 @@ def _internals(names: list[PublicName]) -> dict[str, str]:
 def _module(name: str, names: list[PublicName]) -> str:
     """A module, without what is described at a public name."""
     places = {each.place for each in names} - {""}
-    own = {place.removeprefix(f"{name}.") for place in places if place.rpartition(".")[0] == name}
-    if name not in CALLBACKS:  # whose libraries need not be there
-        module = import_module(name)
-        own |= {key for key in getattr(module, "__all__", ()) if _place(getattr(module, key)) in places}
-    # A function that is imported by the name of its module stands in the inventory, not the module.
-    hidden = name in {each.path for each in names}
-    options = ["members"] + ([f"exclude-members: {', '.join(sorted(own))}"] if own else []) + ["no-index"] * hidden
-    return _directive("automodule", name, *options)
+    if name in CALLBACKS:  # whose libraries need not be there
+        own = [place for place in places if place.rpartition(".")[0] == name]
+        return _automodule(name, [place.rpartition(".")[2] for place in own])
+    module = import_module(name)
+    listed = getattr(module, "__all__", vars(module))
+    own = [key for key in listed if _place(getattr(module, key)) in places]
+    if name not in {each.path for each in names}:
+        return _automodule(name, own)
+    # A function is imported by the name of its module, so the module is not in the inventory.
+    rest = [key for key in listed if key not in own and inspect.isfunction(getattr(module, key))]
+    parts = [_directive("autofunction", f"{name}.{key}") for key in rest]
+    return "\n\n".join([f"Behind {{py:obj}}`{name}`.", *parts])
+
+
+def _automodule(name: str, excluded: list[str]) -> str:
+    without = [f"exclude-members: {', '.join(sorted(excluded))}"] if excluded else []
+    return _directive("automodule", name, "members", *without)
 
 
 def _short(module: str) -> str:
@@ -216,7 +225,8 @@ def register_aliases(app: Sphinx, env: BuildEnvironment) -> list[str]:
     homes: dict[str, list[str]] = {}
     for other, home in aliases().items():
         homes.setdefault(home, []).append(other)
-    for path, entry in list(objects.items()):
+    described = {path: entry for path, entry in objects.items() if not entry.aliased}
+    for path, entry in described.items():
         parts = path.split(".")
         for end in range(2, len(parts) + 1):
             for other in homes.get(".".join(parts[:end]), ()):

@@ -121,7 +121,9 @@ def ticks(values: Sequence[float], *, logarithmic: bool) -> list[float]:
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         return [10.0**power for power in range(low, high + 1)]
     size = 10 ** math.floor(math.log10(max(values)))
-    step = next(s for s in (0.1 * size, 0.2 * size, 0.5 * size, size, 2 * size) if 6 * s >= max(values))
+    step = next(
+        s for s in (0.1 * size, 0.2 * size, 0.5 * size, size, 2 * size) if 6 * s >= max(values)
+    )
     return [step * i for i in range(math.ceil(max(values) / step) + 1)]
 
 
