@@ -16,6 +16,7 @@ import click
 from sphinx.application import Sphinx
 from sphinx.domains.python import ObjectEntry
 from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
 
 import haltwise
 from haltwise.cli import cli
@@ -131,7 +132,19 @@ def _describe(public: PublicName) -> str:
         return _directive(kind, public.path, "members")
     if inspect.isfunction(value):
         return _directive("autofunction", public.path)
-    return _directive("autodata", public.path, "no-value")
+    text = " ".join(_doc_of_constant(public))
+    return f"```{{eval-rst}}\n.. py:data:: {public.path}\n\n   {text}\n```"
+
+
+def _doc_of_constant(public: PublicName) -> list[str]:
+    """The string below it in the module of its package that defines it."""
+    for module in modules():
+        if module.name.startswith(public.package) and not module.ispkg:
+            analyzer = ModuleAnalyzer.for_module(module.name)
+            analyzer.analyze()
+            if ("", public.name) in analyzer.attr_docs:
+                return analyzer.attr_docs["", public.name]
+    return []
 
 
 def _summary(package: str, name: str) -> str:

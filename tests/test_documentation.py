@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import importlib.util
 import os
 import re
@@ -167,6 +168,12 @@ rule = stop_rules.stop_rules()["small-change"](0.5)
 solution = haltwise.solve(problems, "regression-2d", stop=rule)
 print("small_change", solution.reasons[0].split()[0], len(solution.params))
 
+place = f"{folder / 'waves' / 'waves.py'}:Waves"
+family = haltwise._core.plugins.load_object(place, tasks.TaskFamily, "family")()
+model = haltwise.load(train(family, folder / "run-waves", **tiny))
+waves = family.sample(8, torch.Generator().manual_seed(0))
+print("waves", len(haltwise.solve(waves, model).params))
+
 place = f"{folder / 'k_means' / 'k_means.py'}:Clouds"
 run = train(place, folder / "run-k-means", rule="none", **tiny)
 model = haltwise.load_halting(run)
@@ -186,7 +193,8 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
             path.parent.mkdir()
             path.write_text(found.code, encoding="utf-8")
     assert names == {
-        "valley.py", "lion.py", "small_change.py", "survival.py", "k_means.py", "evolution.py",
+        "valley.py", "waves.py", "lion.py", "small_change.py", "survival.py", "k_means.py",
+        "evolution.py",
     }  # fmt: skip
     run = subprocess.run(
         [sys.executable, "-c", USE_RECIPES, str(tmp_path)],
@@ -201,6 +209,7 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
         "survival Survival 8",
         "evolution Evolution 8",
         "small_change the 8",
+        "waves 8",
         "k_means StickBreaking 8",
     ], run.stderr
 
@@ -241,11 +250,12 @@ def glossary() -> set[str]:
 
 
 # Words of headings that mean what they mean anywhere.
-PLAIN = set("""
-a above accuracy after ahead at be best by card case equal evaluation failed figure first fold in its last
-learning lost may mean of one's optimizer other own past rate seconds setting step steps sum test
-that the their to where with
-""".split())  # fmt: skip
+PLAIN = {
+    "a", "above", "accuracy", "after", "ahead", "at", "be", "best", "by", "card", "case", "equal",
+    "evaluation", "failed", "figure", "first", "fold", "in", "its", "last", "learning", "lost",
+    "may", "mean", "of", "one's", "optimizer", "other", "own", "past", "rate", "seconds", "setting",
+    "step", "steps", "sum", "test", "that", "the", "their", "to", "where", "with",
+}  # fmt: skip
 
 
 def unexplained(heading: str) -> set[str]:
@@ -273,6 +283,14 @@ def load_drawing() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_charts_show_the_figures_of_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/drawing")
+    results = importlib.import_module("results")
+    for name, chart in results.CHARTS.items():
+        committed = (ROOT / f"docs/_static/results-{name}.svg").read_text(encoding="utf-8")
+        assert committed == results.draw(chart), "run python docs/drawing/results.py"
 
 
 def test_the_picture_of_the_architecture_is_todays() -> None:

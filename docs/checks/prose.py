@@ -1,4 +1,4 @@
-"""Words of the pages are spelled right: those of a dictionary (Hunspell's, in Python), or words.txt.
+"""Words of the pages are spelled right: they are in a dictionary, Hunspell's, or in words.txt.
 
 pytest docs/checks/prose.py
 """

@@ -162,12 +162,12 @@ def draw(chart: Chart) -> str:
     for kind, name in zip(MARKS, chart.columns, strict=False):
         parts.append(f'{mark(kind, at, 68)}<text x="{at + 14}" y="73">{html.escape(name)}</text>')
         at += 44 + round(7 * len(name))
-    for place in places:
-        parts.append(
-            f'<line class="grid" x1="{x(place)}" x2="{x(place)}" y1="{TOP - 18}" '
-            f'y2="{height - 46}"/><text class="muted" x="{x(place)}" y="{height - 30}" '
-            f'text-anchor="middle">{place:.4g}</text>'
-        )
+    parts += [
+        f'<line class="grid" x1="{x(place)}" x2="{x(place)}" y1="{TOP - 18}" y2="{height - 46}"/>'
+        f'<text class="muted" x="{x(place)}" y="{height - 30}" text-anchor="middle">'
+        f"{place:.4g}</text>"
+        for place in places
+    ]
     middle = round((left + WIDTH - RIGHT) / 2)
     parts.append(
         f'<text class="muted" x="{middle}" y="{height - 10}" text-anchor="middle">'
