@@ -153,6 +153,11 @@ def _write_plotly(app: Sphinx) -> None:
     (folder / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
 
 
+def _close_examples(app: Sphinx, docname: str, source: list[str]) -> None:
+    """The blank line that ends an example's output is not shown."""
+    source[0] = re.sub(r"(^```python\n.*?)\n+^```$", r"\1\n```", source[0], flags=re.S | re.M)
+
+
 def setup(app: Sphinx) -> None:
     """Connect the hooks."""
     # Equations need neither a script nor a network.
@@ -160,6 +165,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _hide_colons, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", _as_restructured_text, priority=900)
     app.connect("autodoc-skip-member", _skip)
+    app.connect("source-read", _close_examples)
     app.connect("builder-inited", reference.write_pages)
     app.connect("env-updated", reference.register_aliases)
     app.connect("builder-inited", _write_plotly)
