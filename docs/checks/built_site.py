@@ -126,17 +126,22 @@ def test_figures_can_be_read_without_seeing_or_pointing() -> None:
             assert re.search(r'tabindex="0" role="img" aria-label="[^"]+"', figure), page
 
 
-HARNESS = """<!doctype html><title>harness</title><script src="/axe.min.js"></script>
+HARNESS = """<!doctype html><title>harness</title>
 <iframe id="frame" style="width: 1280px; height: 1000px"></iframe>
 <script>
 const frame = document.getElementById("frame");
-const open = (page) => new Promise((done) => { frame.onload = done; frame.src = page; });
-(async () => {
+const loaded = (element, place) => new Promise((done) => {
+  element.onload = done;
+  element.src = place;
+});
+const look = async () => {
   const found = [];
   for (const page of PAGES) {
-    await open("/" + page);
+    await loaded(frame, "/" + page);
     const inner = frame.contentWindow;
-    inner.eval(axe.source);
+    const script = inner.document.createElement("script");
+    inner.document.head.append(script);
+    await loaded(script, "/axe.min.js");
     for (const theme of ["light", "dark"]) {
       inner.document.body.dataset.theme = theme;
       const rules = theme === "light" ? RULES : ["color-contrast"];
@@ -150,8 +155,10 @@ const open = (page) => new Promise((done) => { frame.onload = done; frame.src = 
       }
     }
   }
-  await fetch("/found", { method: "POST", body: JSON.stringify(found) });
-})();
+  return found;
+};
+look().catch((error) => [[String(error.stack)]])
+  .then((found) => fetch("/found", { method: "POST", body: JSON.stringify(found) }));
 </script>"""
 RULES = (
     "color-contrast", "image-alt", "svg-img-alt", "link-name", "button-name", "label", "list",
@@ -161,11 +168,8 @@ RULES = (
 # One page of each kind: they share a theme, and looking at all would take minutes.
 LOOKED_AT = [
     f"{page}.html"
-    for page in (
-        "index", "recipes", "glossary", "results", "theory", "architecture", "learn/one-problem",
-        "start/training-runs", "uses/logistic", "api/haltwise", "api/commands",
-    )
-]  # fmt: skip
+    for page in ("index", "recipes", "results", "theory", "learn/one-problem", "api/haltwise.testing")
+]
 
 
 class Handler(SimpleHTTPRequestHandler):
