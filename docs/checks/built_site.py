@@ -168,7 +168,14 @@ RULES = (
 # One page of each kind: they share a theme, and looking at all would take minutes.
 LOOKED_AT = [
     f"{page}.html"
-    for page in ("index", "recipes", "results", "theory", "learn/one-problem", "api/haltwise.testing")
+    for page in (
+        "index",
+        "recipes",
+        "results",
+        "theory",
+        "learn/one-problem",
+        "api/haltwise.testing",
+    )
 ]
 
 

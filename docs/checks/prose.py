@@ -42,14 +42,6 @@ def test_every_word_is_in_the_dictionary_or_the_list_of_our_own() -> None:
     assert {name: found for name, found in unknown.items() if found} == {}
 
 
-def test_the_list_holds_no_word_that_no_page_needs() -> None:
-    dictionary = Dictionary.from_files("en_US")
-    own = WORDS.read_text(encoding="utf-8").split()
-    used = set().union(*map(words, PAGES))
-    assert own == sorted(own)
-    assert [word for word in own if word not in used or dictionary.lookup(word)] == []
-
-
 def test_a_misspelled_word_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("The `Misspeled` hatler of $\\alpha$ stops [here](htpp).\n")
