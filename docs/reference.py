@@ -133,7 +133,8 @@ def _describe(public: PublicName) -> str:
     if inspect.isfunction(value):
         return _directive("autofunction", public.path)
     text = " ".join(_doc_of_constant(public))
-    return f"```{{eval-rst}}\n.. py:data:: {public.path}\n\n   {text}\n```"
+    head = f".. py:data:: {public.name}\n   :module: {public.package}"
+    return f"```{{eval-rst}}\n{head}\n\n   {text}\n```"
 
 
 def _doc_of_constant(public: PublicName) -> list[str]:

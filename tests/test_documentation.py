@@ -134,7 +134,7 @@ for package, name in (
     (update_rules, "lion"),
     (stop_rules, "small_change"),
     (methods, "survival"),
-    (gradients, "evolution"),
+    (gradients, "perturbation"),
 ):  # as if the files lay in the package
     package.__path__.append(str(folder / name))
 
@@ -145,12 +145,12 @@ tiny = {
     "validation": {"every": 4, "num_problems": 64, "num_calibration": 64},
 }
 lion = {"name": "lion", "settings": {"learning_rate": 0.05}}
-evolution = {**tiny["joint"], "estimator": "evolution"}
+perturbation = {**tiny["joint"], "estimator": "perturbation"}
 for name, family, changes in (
     ("valley", "valley-5d", {}),
     ("lion", "regression-2d", {"rule": lion}),
     ("survival", "regression-2d", {"method": "survival"}),
-    ("evolution", "regression-2d", {"joint": evolution}),
+    ("perturbation", "regression-2d", {"joint": perturbation}),
 ):
     run = train(family, folder / f"run-{name}", **{**tiny, **changes})
     model = haltwise.load(run)
@@ -160,7 +160,7 @@ for name, family, changes in (
         "valley": model.card.family.name,
         "lion": type(model.rule).__name__,
         "survival": type(model.halting.method).__name__,
-        "evolution": gradients.estimators()["evolution"].__name__,
+        "perturbation": gradients.estimators()["perturbation"].__name__,
     }[name]
     print(name, chosen, len(solution.params))
 
@@ -194,7 +194,7 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
             path.write_text(found.code, encoding="utf-8")
     assert names == {
         "valley.py", "waves.py", "lion.py", "small_change.py", "survival.py", "k_means.py",
-        "evolution.py",
+        "perturbation.py",
     }  # fmt: skip
     run = subprocess.run(
         [sys.executable, "-c", USE_RECIPES, str(tmp_path)],
@@ -207,7 +207,7 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
         "valley valley-5d 8",
         "lion Lion 8",
         "survival Survival 8",
-        "evolution Evolution 8",
+        "perturbation Perturbation 8",
         "small_change the 8",
         "waves 8",
         "k_means StickBreaking 8",
