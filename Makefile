@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo check test lint types layers fast unit sdist docs figure bench faults weights clean
+.PHONY: demo check test lint types layers fast unit sdist docs site figures bench faults weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -20,6 +20,7 @@ test: lint types layers unit  ## Everything that continuous integration checks.
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(READY)
 	$(BIN)/mypy
@@ -39,14 +40,20 @@ sdist: $(READY)  ## The source distribution, tested from itself.
 	$(BIN)/python setup.py --quiet sdist --dist-dir build/sdist
 	tar -C build/sdist -xf build/sdist/haltwise-*.tar.gz
 	cd build/sdist/haltwise-*/ && $(abspath $(BIN))/python setup.py --quiet build_ext --inplace \
-	  && PYTHONPATH=$$PWD/src $(abspath $(BIN))/pytest -p no:cacheprovider tests/contracts
+	  && PYTHONPATH=$$PWD/src $(abspath $(BIN))/pytest -p no:cacheprovider \
+	  tests/contracts/test_core_dependencies.py tests/contracts/test_one_file_each.py
 
-docs: $(READY)  ## The documentation site in build/docs; all its examples and notebooks are executed.
+docs: site  ## The same, and all examples of the pages are run.
 	$(BIN)/pytest docs README.md
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 
-figure: $(READY)  ## The README's figure.
+site: $(READY)  ## The documentation in build/docs, notebooks executed; spelling, links, names, contrast.
+	$(BIN)/pytest docs/checks/prose.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	$(BIN)/pytest docs/checks/built_site.py
+
+figures: $(READY)  ## The figures that pages and README show; the first is measured, in a minute.
 	$(BIN)/python examples/frontier.py docs/_static/frontier.svg
+	for name in architecture results uses; do $(BIN)/python docs/drawing/$$name.py; done
 
 bench: $(READY)  ## Speed, memory, break-even and what halting saves; tables, JSON, plot in runs/bench.
 	$(BIN)/python benchmarks/speed.py

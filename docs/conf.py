@@ -1,12 +1,10 @@
 """The documentation site; `make docs` builds it, warnings as errors."""
 
-import pkgutil
 import re
-from importlib import import_module
+import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import latex2mathml.converter
 from docutils import nodes
 from plotly.offline import get_plotlyjs
@@ -15,7 +13,9 @@ from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
 import haltwise
-from haltwise.cli import cli
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference
 
 project = "Haltwise"
 author = "The Haltwise developers"
@@ -26,8 +26,14 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["haltwise.css"]
 exclude_patterns = ["_static"]
-# A name in a signature is that of its public entry (haltwise.solve) and that of its module's.
-suppress_warnings = ["ref.python"]
+# Every link to one of our own names must arrive; other projects' would need a network.
+nitpicky = True
+_UNDESCRIBED = "AnyLoop|AnyModel|Estimator|Places|Record|Run|Seen|Value"  # most are type variables
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!haltwise\.).*"),
+    ("py:.*", r"haltwise\.(.*\.)?_.*"),
+    ("py:class", rf"haltwise\..*\.({_UNDESCRIBED})"),
+]
 
 extensions = [
     "myst_nb",
@@ -140,91 +146,16 @@ def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any)
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
-def _write_reference(app: Sphinx) -> None:
-    """One page a package and one for the commands, so that nothing public is forgotten."""
-    folder = Path(app.srcdir) / "api"
-    folder.mkdir(exist_ok=True)
-    pages: dict[str, list[str]] = {"haltwise": []}
-    for module in sorted(pkgutil.walk_packages(haltwise.__path__, "haltwise."), key=_name):
-        if "._" in module.name or module.name.startswith("haltwise.cli"):
-            continue
-        if module.ispkg:
-            pages[module.name] = []
-        else:
-            pages[module.name.rpartition(".")[0]].append(module.name)
-    for package, modules in pages.items():
-        own = [
-            name
-            for name, value in vars(import_module(package)).items()
-            if getattr(value, "__module__", None) == package and not name.startswith("_")
-        ]
-        parts = [f"# {package}", _directive("automodule", package, ", ".join(own))]
-        if package == "haltwise":
-            parts += [_public_entry(name) for name in haltwise.__all__ if name != "__version__"]
-        for module in modules:
-            parts += [
-                f"## {module.removeprefix('haltwise.')}",
-                _directive("automodule", module, "*"),
-            ]
-        _write(folder / f"{package}.md", "\n\n".join(parts) + "\n")
-    parts = ["# Commands"]
-    for name in cli.list_commands(click.Context(cli)):
-        parts += [f"## haltwise {name}", f"```text\n{_command_help(name)}\n```"]
-    _write(folder / "commands.md", "\n\n".join(parts) + "\n")
-    contents = "```{toctree}\n:maxdepth: 2\n:glob:\n\n*\n```"
-    _write(folder / "index.md", f"# API and commands\n\n{contents}\n")
-
-
-def _name(module: pkgutil.ModuleInfo) -> str:
-    return module.name
-
-
-def _public_entry(name: str) -> str:
-    """What `haltwise` exports, which is imported when it is used: a line and where to read on."""
-    found = getattr(haltwise, name)
-    if found.__module__.startswith("haltwise._"):  # documented nowhere else
-        return _directive("autoexception", f"haltwise.{name}")
-    kind = "class" if isinstance(found, type) else "function"
-    place = f"{found.__module__}.{name}"
-    summary = (found.__doc__ or "").partition("\n")[0]
-    return (
-        f"```{{eval-rst}}\n.. py:{kind}:: haltwise.{name}\n\n"
-        f"   {_escape(summary)} See :py:{_ROLES[kind]}:`{place}`.\n```"
-    )
-
-
-_ROLES = {"class": "class", "function": "func"}
-
-
-def _command_help(name: str) -> str:
-    """The help of a command; its options depend on what is typed, here nothing."""
-    parent = click.Context(cli, info_name="haltwise", max_content_width=80)
-    command = cli.get_command(parent, name)
-    assert command is not None
-    context = click.Context(
-        command, parent=parent, info_name=name, max_content_width=80, resilient_parsing=True
-    )
-    command.parse_args(context, [])
-    return command.get_help(context)
-
-
-def _directive(kind: str, name: str, members: str = "") -> str:
-    """A directive of autodoc; `members` "*" for all."""
-    option = {"": "", "*": "   :members:\n"}.get(members, f"   :members: {members}\n")
-    return f"```{{eval-rst}}\n.. {kind}:: {name}\n{option}```"
-
-
-def _write(path: Path, text: str) -> None:
-    """Only what has changed, so that unchanged pages are not read again."""
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8")
-
-
 def _write_plotly(app: Sphinx) -> None:
     """The notebooks' figures make no request: plotly.js comes with the package."""
     folder = Path(app.outdir) / "_static"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+
+
+def _close_examples(app: Sphinx, docname: str, source: list[str]) -> None:
+    """The blank line that ends an example's output is not shown."""
+    source[0] = re.sub(r"(^```python\n.*?)\n+^```$", r"\1\n```", source[0], flags=re.S | re.M)
 
 
 def setup(app: Sphinx) -> None:
@@ -234,7 +165,9 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _hide_colons, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", _as_restructured_text, priority=900)
     app.connect("autodoc-skip-member", _skip)
-    app.connect("builder-inited", _write_reference)
+    app.connect("source-read", _close_examples)
+    app.connect("builder-inited", reference.write_pages)
+    app.connect("env-updated", reference.register_aliases)
     app.connect("builder-inited", _write_plotly)
     app.add_js_file("plotly.min.js")
     app.add_js_file("figures.js")

@@ -24,10 +24,11 @@ def fences(text: str, language: str) -> list[str]:
 
 
 def recipe(page: Path) -> Recipe | None:
-    """The code above "Save this as `NAME.py`", without the examples that show a value."""
+    """The code of a section above "Save this as `NAME.py`", but for examples that show a value."""
     above, found, below = page.read_text(encoding="utf-8").partition("Save this as `")
     if not found:
         return None
+    above = above.rpartition("\n## ")[2]
     examples = doctest.DocTestParser().get_examples("".join(fences(above, "python")))
     code = "".join(example.source for example in examples if not example.want)
     return Recipe(below.partition("`")[0], code)

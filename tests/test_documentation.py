@@ -1,5 +1,8 @@
 """The documentation keeps its promises: equations exist, examples run, commands are accepted."""
 
+import ast
+import doctest
+import importlib
 import importlib.util
 import os
 import re
@@ -131,7 +134,7 @@ for package, name in (
     (update_rules, "lion"),
     (stop_rules, "small_change"),
     (methods, "survival"),
-    (gradients, "evolution"),
+    (gradients, "perturbation"),
 ):  # as if the files lay in the package
     package.__path__.append(str(folder / name))
 
@@ -142,12 +145,12 @@ tiny = {
     "validation": {"every": 4, "num_problems": 64, "num_calibration": 64},
 }
 lion = {"name": "lion", "settings": {"learning_rate": 0.05}}
-evolution = {**tiny["joint"], "estimator": "evolution"}
+perturbation = {**tiny["joint"], "estimator": "perturbation"}
 for name, family, changes in (
     ("valley", "valley-5d", {}),
     ("lion", "regression-2d", {"rule": lion}),
     ("survival", "regression-2d", {"method": "survival"}),
-    ("evolution", "regression-2d", {"joint": evolution}),
+    ("perturbation", "regression-2d", {"joint": perturbation}),
 ):
     run = train(family, folder / f"run-{name}", **{**tiny, **changes})
     model = haltwise.load(run)
@@ -157,13 +160,19 @@ for name, family, changes in (
         "valley": model.card.family.name,
         "lion": type(model.rule).__name__,
         "survival": type(model.halting.method).__name__,
-        "evolution": gradients.estimators()["evolution"].__name__,
+        "perturbation": gradients.estimators()["perturbation"].__name__,
     }[name]
     print(name, chosen, len(solution.params))
 
 rule = stop_rules.stop_rules()["small-change"](0.5)
 solution = haltwise.solve(problems, "regression-2d", stop=rule)
 print("small_change", solution.reasons[0].split()[0], len(solution.params))
+
+place = f"{folder / 'waves' / 'waves.py'}:Waves"
+family = haltwise._core.plugins.load_object(place, tasks.TaskFamily, "family")()
+model = haltwise.load(train(family, folder / "run-waves", **tiny))
+waves = family.sample(8, torch.Generator().manual_seed(0))
+print("waves", len(haltwise.solve(waves, model).params))
 
 place = f"{folder / 'k_means' / 'k_means.py'}:Clouds"
 run = train(place, folder / "run-k-means", rule="none", **tiny)
@@ -184,7 +193,8 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
             path.parent.mkdir()
             path.write_text(found.code, encoding="utf-8")
     assert names == {
-        "valley.py", "lion.py", "small_change.py", "survival.py", "k_means.py", "evolution.py",
+        "valley.py", "waves.py", "lion.py", "small_change.py", "survival.py", "k_means.py",
+        "perturbation.py",
     }  # fmt: skip
     run = subprocess.run(
         [sys.executable, "-c", USE_RECIPES, str(tmp_path)],
@@ -197,10 +207,69 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
         "valley valley-5d 8",
         "lion Lion 8",
         "survival Survival 8",
-        "evolution Evolution 8",
+        "perturbation Perturbation 8",
         "small_change the 8",
+        "waves 8",
         "k_means StickBreaking 8",
     ], run.stderr
+
+
+# ----------------------------------------------------------------------------- tasks and glossary
+
+
+def test_each_task_takes_ten_lines_and_one_command() -> None:
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    sections = text.split("\n## ")[1:]
+    assert len(sections) == 10
+    for section in sections:
+        name = section.partition("\n")[0]
+        examples = doctest.DocTestParser().get_examples("".join(fences(section, "python")))
+        lines = sum(example.source.count("\n") for example in examples if not example.want)
+        asked = [line for block in fences(section, "sh") for line in block.splitlines()]
+        assert lines <= 10, f"{name}: {lines} lines"
+        assert len(asked) <= 1, f"{name}: {asked}"
+        assert lines + len(asked) > 0, name
+
+
+def headings() -> set[str]:
+    """What heads the columns and curves of tables and figures, on the terminal and in reports."""
+    found = set()
+    for path in (ROOT / "src/haltwise").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Column", "Curve"):
+                parts = getattr(node.args[0], "values", node.args[:1]) if node.args else ()
+                texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+                found.add(" ".join(map(str, texts)))
+    return found
+
+
+def glossary() -> set[str]:
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^(\w.*)\n  \S", text, re.MULTILINE)
+    return {part for term in terms for part in term.split(", ")}
+
+
+# Words of headings that mean what they mean anywhere.
+PLAIN = {
+    "a", "above", "accuracy", "after", "ahead", "at", "be", "best", "by", "card", "case", "equal",
+    "evaluation", "failed", "figure", "first", "fold", "in", "its", "last", "learning", "lost",
+    "may", "mean", "of", "one's", "optimizer", "other", "own", "past", "rate", "seconds", "setting",
+    "step", "steps", "sum", "test", "that", "the", "their", "to", "where", "with",
+}  # fmt: skip
+
+
+def unexplained(heading: str) -> set[str]:
+    """The words of a heading that are neither in the glossary nor plain."""
+    left = heading.lower().replace("’s", "")
+    for term in sorted(glossary(), key=len, reverse=True):
+        left = re.sub(rf"\b{re.escape(term.lower())}(e?s)?\b", " ", left)
+    return set(re.findall(r"[a-z][a-z'-]*", left)) - PLAIN
+
+
+def test_every_term_of_a_table_is_in_the_glossary() -> None:
+    found = headings()
+    assert {"captured gain", "cost", "excess at the stop"} <= found
+    assert {heading: rest for heading in found if (rest := unexplained(heading))} == {}
 
 
 # ---------------------------------------------------------------------------------- architecture
@@ -214,6 +283,14 @@ def load_drawing() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_charts_show_the_figures_of_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/drawing")
+    results = importlib.import_module("results")
+    for name, chart in results.CHARTS.items():
+        committed = (ROOT / f"docs/_static/results-{name}.svg").read_text(encoding="utf-8")
+        assert committed == results.draw(chart), "run python docs/drawing/results.py"
 
 
 def test_the_picture_of_the_architecture_is_todays() -> None:

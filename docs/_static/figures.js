@@ -16,8 +16,16 @@
       Plotly.react(script.previousElementSibling, data, layout, { displayModeBar: false, responsive: true });
     }
   };
+  // What is wider than its place is scrolled by arrow keys, too.
+  const reach = () => {
+    for (const wide of document.querySelectorAll("article table.docutils, article div.math, article pre")) {
+      if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
+    }
+  };
   addEventListener("DOMContentLoaded", () => {
     draw();
+    reach();
+    addEventListener("resize", reach);
     new MutationObserver(draw).observe(document.body, { attributeFilter: ["data-theme"] });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   });

@@ -1,5 +1,6 @@
 """Figures of the notebooks, drawn by `_static/figures.js` in the colours of the page's theme."""
 
+import html
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -65,4 +66,6 @@ def show(
         * zero_line,
     }
     text = json.dumps({"data": data, "layout": layout}).replace("</", "<\\/")
-    return HTML(f'<div></div><script type="application/json" class="plotly-figure">{text}</script>')
+    label = html.escape(f"{y} over the steps: {', '.join(curve.name for curve in curves)}")
+    place = f'<div class="figure-place" tabindex="0" role="img" aria-label="{label}"></div>'
+    return HTML(f'{place}<script type="application/json" class="plotly-figure">{text}</script>')
