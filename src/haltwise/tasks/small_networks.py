@@ -17,28 +17,53 @@ _SIDE = 8
 _ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-class _Attention(nn.Module):
-    """One block of a transformer that reads an image row by row."""
+class _Block(nn.Module):
+    """A block of a transformer, normalised before what it adds, or else after (Xiong et al. 2020).
 
-    def __init__(self, width: int, activation: nn.Module) -> None:
+    Steps that the former bears throw the latter off.
+    """
+
+    def __init__(self, width: int, activation: nn.Module, *, first: bool) -> None:
         super().__init__()
-        self.embed = nn.Linear(_SIDE, width)
-        self.place = nn.Parameter(0.02 * torch.randn(_SIDE, width))
+        self.first = first
         self.attending, self.thinking = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
         self.thought = nn.Sequential(
             nn.Linear(width, 2 * width), activation, nn.Linear(2 * width, width)
         )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Rows [B, R, W] to rows."""
+        if self.first:
+            hidden = hidden + self._attend(self.attending(hidden))
+            return hidden + self.thought(self.thinking(hidden))
+        hidden = self.attending(hidden + self._attend(hidden))
+        after: Tensor = self.thinking(hidden + self.thought(hidden))
+        return after
+
+    def _attend(self, rows: Tensor) -> Tensor:
+        query, key, value = self.query_key_value(rows).chunk(3, -1)
+        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
+        attended: Tensor = self.attended(weights @ value)
+        return attended
+
+
+class _Attention(nn.Module):
+    """Blocks of a transformer that reads an image row by row."""
+
+    def __init__(self, width: int, num_blocks: int, activation: nn.Module, *, first: bool) -> None:
+        super().__init__()
+        self.embed = nn.Linear(_SIDE, width)
+        self.place = nn.Parameter(0.02 * torch.randn(_SIDE, width))
+        self.blocks = nn.Sequential(
+            *(_Block(width, activation, first=first) for _ in range(num_blocks))
+        )
         self.head = nn.Linear(width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 8, 8] to logits [B, 10]."""
-        hidden = self.embed(images) + self.place
-        query, key, value = self.query_key_value(self.attending(hidden)).chunk(3, -1)
-        weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
-        hidden = hidden + self.attended(weights @ value)
-        hidden = hidden + self.thought(self.thinking(hidden))
+        hidden = self.blocks(self.embed(images) + self.place)
         logits: Tensor = self.head(hidden.mean(1))
         return logits
 
@@ -55,15 +80,16 @@ class SmallNetwork(ImageClassification):
     """
 
     kind: Literal["perceptron", "convolutional", "attention"] = "perceptron"
-    """Fully connected; 3 x 3 convolutions with pooling; or a block of a transformer over rows."""
+    """Fully connected; 3 x 3 convolutions with pooling; or blocks of a transformer over rows."""
     num_hidden: int = 20
     """Units, channels or width of a hidden layer."""
     num_layers: int = 1
-    """Number of hidden layers, or of convolutions; attention has a single block."""
+    """Number of hidden layers, of convolutions or of blocks."""
     activation: Literal["sigmoid", "tanh", "relu"] = "relu"
     """Activation of the hidden layers."""
     normalised: bool = False
-    """Whether batch normalisation follows each hidden layer; attention has layer normalisation."""
+    """Whether batch normalisation follows each hidden layer; whether layer normalisation comes
+    before what a block adds rather than after."""
     init: Literal["normal", "module"] = "module"
     """theta_0: PyTorch's own scheme, or N(0, init_std^2)."""
     unit_range: float = 2.0
@@ -81,7 +107,7 @@ class SmallNetwork(ImageClassification):
     def make_module(self) -> nn.Module:
         activation, width, side = _ACTIVATIONS[self.activation], self.num_hidden, _SIDE
         if self.kind == "attention":
-            return _Attention(width, activation())
+            return _Attention(width, self.num_layers, activation(), first=self.normalised)
         layers: list[nn.Module] = []
         if self.kind == "convolutional":
             layers.append(nn.Unflatten(1, (1, side)))
@@ -125,5 +151,6 @@ FAMILIES = {
     "digits-convolutional-normalised": SmallNetwork(
         kind="convolutional", num_hidden=8, num_layers=2, normalised=True
     ),
-    "digits-attention": SmallNetwork(kind="attention", num_hidden=16),
+    "digits-attention": SmallNetwork(kind="attention", num_hidden=16, normalised=True),
+    "digits-attention-2layer": SmallNetwork(kind="attention", num_hidden=24, num_layers=2),
 }
