@@ -218,6 +218,26 @@ def test_gates_follow_each_other(generator: torch.Generator) -> None:
 
 
 @pytest.mark.usefixtures("exits")
+def test_characters_are_read_at_variable_width(tmp_path: Path) -> None:
+    example = load_example("variable_width")
+    path = tmp_path / "text.txt"
+    path.write_text("To be, or not to be: that is the question. " * 300)
+    text = example.read(path.read_text())
+    assert len(text.taught) + len(text.held_out) == len(path.read_text())
+    assert "".join(text.characters[n] for n in text.taught[:13]) == "To be, or not"
+    arguments = (str(path), "--updates", "2", "--units", "6", "--width", "4", "--width", "6")
+    lines = [line.split() for line in run_example(example, *arguments).splitlines()]
+    ((_, bits, operations, width), _) = (line for line in lines if line[0] == "fixed")
+    # A cell of 4 units reads 24 numbers; its 4 units are read for each character.
+    assert float(operations) == 3 * 4 * (24 + 4) + 4 * len(text.characters)
+    assert 0 < float(bits) < 8
+    assert width == "4"
+    priced = [line for line in lines if line[0] == "price"]
+    assert len(priced) == 7
+    assert all(1 <= float(line[4]) <= 6 for line in priced)
+
+
+@pytest.mark.usefixtures("exits")
 def test_puzzles_have_one_solution_and_their_difficulty(generator: torch.Generator) -> None:
     puzzles = load_example("puzzles")
     solved = puzzles.grids()
