@@ -13,7 +13,7 @@ from haltwise._core.errors import require
 __all__ = ["TransformerBlock", "shares_keys"]
 
 _FINEST = 16
-"""Tokens that run are computed in parts of this share of all, and of 2, 4, 8 and 16 such shares."""
+"""Tokens that run are computed in parts of this share of all, and of 2, 4 and 8 such shares."""
 _FEWEST = 8
 """Tokens of the smallest part: matrix products of fewer are rounded in another way."""
 
@@ -82,17 +82,19 @@ class TransformerBlock(nn.Module):
             seen = self.key_value(self.attention_norm(tokens))
             query = seen.new_zeros(flat.shape)
             for part in running:
-                query.index_copy_(0, part, self.query(self.attention_norm(flat[part])).to(query))
+                normed = self.attention_norm(flat.index_select(0, part))
+                query.index_copy_(0, part, self.query(normed).to(query))
         else:  # what runs is stale, so that both are made of one normalization
             seen, query = keys.clone(), keys.new_zeros(flat.shape)
             for part in _parts(stale.flatten()):
-                normed = self.attention_norm(flat[part])
+                normed = self.attention_norm(flat.index_select(0, part))
                 seen.view(-1, seen.shape[-1]).index_copy_(0, part, self.key_value(normed).to(seen))
                 query.index_copy_(0, part, self.query(normed).to(query))
         attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)
         new = kept.flatten(0, 1).clone()
         for part in running:
-            new.index_copy_(0, part, self._finish(flat[part], attended[part]).to(new))
+            own, found = (value.index_select(0, part) for value in (flat, attended))
+            new.index_copy_(0, part, self._finish(own, found).to(new))
         return new.view_as(tokens), seen
 
     def _attend(self, query: Tensor, keys: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ def _parts(active: Tensor) -> list[Tensor]:
     parts = []
     while len(index):
         size = least
-        while 2 * size <= len(index):
+        while 2 * size <= min(len(index), _FINEST // 2 * least):
             size *= 2
         part, index = index[:size], index[size:]
         parts.append(torch.cat((part, part[:1].expand(size - len(part)))))
