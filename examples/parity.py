@@ -7,6 +7,11 @@ leave an error of .26. Vectors in the test are drawn anew, so of those with few 
 were in training.
 
     python examples/parity.py --num-seeds 3
+
+Accuracy at mean steps on 4,000 vectors, and that of the fixed numbers at equal mean steps: .9768 at
+2.15 (.9685), .9772 at 2.10 (.9840), .9858 at 1.92 (.9589) for seeds 0, 1 and 2. So the learned
+exits win in two of three, but err in more than 1 %, which three repetitions hardly do
+(docs/adaptive-examples.md).
 """
 
 from functools import partial
