@@ -111,14 +111,20 @@ def curves(exits: Exits, num_levels: int = 60) -> dict[str, list[Point]]:
             for depth in range(exits.right.shape[1])
         ]
     }
-    shares = torch.linspace(0, 1, num_levels, dtype=torch.float64)
     for name, statistic in exits.statistics.items():
-        known = statistic[tuned].double()
-        levels = known[known.isfinite()].quantile(shares).unique().tolist()
+        levels = dict.fromkeys(levels_of(statistic[tuned], num_levels) or [-math.inf])
         found[name] = [
             point(name, exits, first_below(statistic, level), judged) for level in levels
         ]
     return found
+
+
+def levels_of(statistic: Tensor, num: int) -> list[float]:
+    """So many quantiles of a statistic's finite values, rising; none if there are none."""
+    finite = statistic[statistic.isfinite()].double()
+    if len(finite) == 0:
+        return []
+    return finite.quantile(torch.linspace(0, 1, num, dtype=torch.float64)).tolist()
 
 
 def accuracy_at(points: list[Point], cost: float) -> float:
@@ -155,9 +161,8 @@ def highest_price(right: Tensor, by_price: Mapping[float, Tensor]) -> float:
 def as_accurate(exits: Exits, statistic: Tensor) -> Tensor:
     """The exits at the highest level of a statistic that keeps the accuracy of all steps."""
     tuned, _ = halves(len(exits.right))
-    finite = statistic[tuned][statistic[tuned].isfinite()].double()
-    levels = finite.quantile(torch.linspace(0, 1, 200, dtype=torch.float64)).tolist()
-    by_price = {level: first_below(statistic, level) for level in [-torch.inf, *levels]}
+    levels = [-math.inf, *levels_of(statistic[tuned], 200)]
+    by_price = {level: first_below(statistic, level) for level in levels}
     return by_price[highest_price(exits.right, by_price)]
 
 

@@ -33,48 +33,6 @@ def load_example(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def parity() -> ModuleType:
-    return load_example("parity")
-
-
-def test_parity_inputs_are_what_they_say(parity: ModuleType, generator: torch.Generator) -> None:
-    inputs, target, count = parity.sample(500, 9, 2, 5, generator)
-    assert sorted(set(count.tolist())) == [2, 3, 4, 5]
-    for row, parity_bit, num_nonzero in zip(
-        inputs.tolist(), target.tolist(), count.tolist(), strict=True
-    ):
-        assert set(row) <= {-1.0, 0.0, 1.0}
-        assert sum(value != 0 for value in row) == num_nonzero
-        assert parity_bit == row.count(1.0) % 2
-
-
-def test_parity_prints_a_line_for_every_posterior_and_task(
-    parity: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parity, "NUM_TEST", 200)
-    arguments = ["--updates", "4", "--num-seeds", "2"]
-    result = CliRunner().invoke(parity.main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    lines = [line.split() for line in result.output.splitlines()[2:]]
-    rows, summaries = lines[:12], lines[12:]
-    for task, posterior, *_, mean, _, half in summaries:
-        both = [float(row[5]) - float(row[8]) for row in rows if row[:2] == [task, posterior]]
-        assert float(mean) == pytest.approx(sum(both) / 2, abs=2e-3)
-        assert float(half) == pytest.approx(12.706 * abs(both[0] - both[1]) / 2, abs=2e-2)
-    assert len(summaries) == 6
-    assert {(task, posterior) for task, posterior, *_ in rows} == {
-        (task, posterior)
-        for task in ("interpolation", "extrapolation")
-        for posterior in parity.POSTERIORS
-    }
-    for row in rows:
-        steps, *shares = map(float, (row[2], *row[5:]))
-        assert 1 <= steps <= 4
-        assert len(shares) == 9
-        assert all(0 <= share <= 1 for share in shares)
-
-
 def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
     frontier = load_example("frontier")
     found = frontier.measure("regression-2d", 64, 7)
@@ -145,7 +103,9 @@ def test_exits_are_judged_on_the_half_that_chose_nothing(exits: ModuleType) -> N
     statistic = torch.tensor([[2.0, 1.0], [2.0, 2.0], [2.0, 1.0], [0.0, 1.0]])
     hard = torch.tensor([False, True, True, False])
     learned = torch.tensor([1, 2, 1, 0])
-    made = exits.Exits(right, torch.tensor([1.0, 2.0, 3.0]), learned, hard, {"given": statistic})
+    never = torch.full_like(statistic, torch.inf)
+    statistics = {"given": statistic, "never": never}
+    made = exits.Exits(right, torch.tensor([1.0, 2.0, 3.0]), learned, hard, statistics)
     assert exits.first_below(statistic, 1.0).tolist() == [1, 2, 1, 0]
     # The first and the third choose: at levels up to 1 both are right at the second exit.
     assert exits.as_accurate(made, statistic).tolist() == [1, 2, 1, 0]
@@ -153,6 +113,7 @@ def test_exits_are_judged_on_the_half_that_chose_nothing(exits: ModuleType) -> N
     assert "learned                    2.00 ( 1.00,  3.00)   1.0000 (1.0000, 1.0000)" in text
     assert "all steps                  3.00 ( 3.00,  3.00)   1.0000 (1.0000, 1.0000)" in text
     assert "given                      2.00 ( 1.00,  3.00)   1.0000 (1.0000, 1.0000)" in text
+    assert "never                      3.00 ( 3.00,  3.00)   1.0000 (1.0000, 1.0000)" in text
     assert "fixed depth                                       0.7500" in text
     worse = exits.table(exits.Exits(~right, made.cost, learned, hard, {"given": statistic}))
     assert sum(line.startswith("  given") for line in worse.splitlines()) == 1
@@ -207,6 +168,32 @@ def test_the_sum_over_objects_is_the_evidence_bound() -> None:
 
 
 @pytest.mark.usefixtures("exits")
+def test_parity_inputs_are_what_they_say(generator: torch.Generator) -> None:
+    parity = load_example("parity")
+    for scatter in (False, True):
+        inputs, targets, counts = parity.sample(500, 5, generator, size=9, scatter=scatter)
+        assert set(counts.tolist()) == {1, 2, 3, 4, 5}
+        for row, target, count in zip(inputs.tolist(), targets, counts.tolist(), strict=True):
+            assert set(row) <= {-1.0, 0.0, 1.0}
+            assert sum(value != 0 for value in row) == count
+            assert target == row.count(1.0) % 2
+            assert scatter or 0 not in row[:count]
+        assert scatter == (inputs[:, 0] == 0).any()
+
+
+@pytest.mark.usefixtures("exits")
+@pytest.mark.parametrize("method", ["softmax", "stick-breaking", "graves"])
+def test_parity_is_pondered_under_each_law(method: str) -> None:
+    parity = load_example("parity")
+    arguments = ("--size", "8", "--method", method, "--updates", "4", "--num-test", "80")
+    lines = [line.split() for line in run_example(parity, *arguments).splitlines()]
+    (learned,) = (line for line in lines if line[:1] == ["learned"])
+    assert 1 <= float(learned[1]) <= parity.STEPS
+    assert [line[2] for line in lines if line[:2] == ["trained", "for"]] == ["1", "2", "3"]
+    assert lines[-1][0] == "at"
+
+
+@pytest.mark.usefixtures("exits")
 def test_gates_follow_each_other(generator: torch.Generator) -> None:
     logic = load_example("logic")
     tables = {tuple(gate.flatten().tolist()) for gate in logic.GATES}
@@ -228,6 +215,26 @@ def test_gates_follow_each_other(generator: torch.Generator) -> None:
     assert not {tuple(row) for row in inputs.tolist()} & {tuple(row) for row in held_out.tolist()}
     output = run_example(logic, "--updates", "3", "--num-test", "80")
     assert "trained for 8" in output
+
+
+@pytest.mark.usefixtures("exits")
+def test_characters_are_read_at_variable_width(tmp_path: Path) -> None:
+    example = load_example("variable_width")
+    path = tmp_path / "text.txt"
+    path.write_text("To be, or not to be: that is the question. " * 300)
+    text = example.read(path.read_text())
+    assert len(text.taught) + len(text.held_out) == len(path.read_text())
+    assert "".join(text.characters[n] for n in text.taught[:13]) == "To be, or not"
+    arguments = (str(path), "--updates", "2", "--units", "6", "--width", "4", "--width", "6")
+    lines = [line.split() for line in run_example(example, *arguments).splitlines()]
+    ((_, bits, operations, width), _) = (line for line in lines if line[0] == "fixed")
+    # A cell of 4 units reads 24 numbers; its 4 units are read for each character.
+    assert float(operations) == 3 * 4 * (24 + 4) + 4 * len(text.characters)
+    assert 0 < float(bits) < 8
+    assert width == "4"
+    priced = [line for line in lines if line[0] == "price"]
+    assert len(priced) == 7
+    assert all(1 <= float(line[4]) <= 6 for line in priced)
 
 
 @pytest.mark.usefixtures("exits")

@@ -257,6 +257,29 @@ def test_tokens_that_have_ended_stay_as_they_are() -> None:
             assert own == 0 or (outputs[own] != outputs[own - 1]).any()
 
 
+@pytest.mark.parametrize("num", [0, 1, 7, 40, 99, 120])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_block_computes_for_those_that_run_what_it_computes_for_all(
+    num: int, known: bool
+) -> None:
+    """In few sizes, and in vain for less than a sixteenth of all beside them."""
+    torch.manual_seed(0)
+    block = TransformerBlock(8, 2).double()
+    order = torch.randperm(120, generator=seeded()).view(20, 6)
+    active, stale = order < num, order < min(120, num + 5)
+    tokens, kept, keys = randn(20, 6, 8), 2 * randn(20, 6, 8), 3 * randn(20, 6, 16)
+    given = (keys, stale) if known else (None, None)
+    due = block.advance(tokens, active, kept, *given)
+    sizes = []
+    block.widen.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        found = block.advance(tokens, active, kept, *given)
+    torch.testing.assert_close(found, due)
+    assert torch.equal(found[0][~active], kept[~active])
+    assert set(sizes) <= {8, 16, 32, 64}
+    assert num <= sum(sizes) < num + 8
+
+
 def test_rules_certificates_and_reports_take_the_trajectory() -> None:
     torch.manual_seed(0)
     layer = AdaptiveComputation(RecurrentCell(nn.GRUCell(3, 5), 6), width=0, price_input=False)

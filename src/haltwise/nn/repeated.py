@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from haltwise._core.errors import require
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State
@@ -75,7 +76,7 @@ class RepeatedBlock(AdaptiveProcess):
             tokens = self.block(seen)
             if active is not None:
                 tokens = torch.where(active.unsqueeze(-1), tokens, before)
-        change = (tokens - before).square().mean(-1, keepdim=True)
+        change = mse_loss(tokens, before, reduction="none").mean(-1, keepdim=True)
         if self.items_interact:
             features = torch.cat((tokens, _log(change)), -1)
         else:  # the token that moves most tells whether all is settled

@@ -12,9 +12,10 @@ from haltwise._core.errors import require
 
 __all__ = ["TransformerBlock", "shares_keys"]
 
-_PARTS = 4
-"""Tokens that run are computed in batches of so many sizes."""
+_FINEST = 16
+"""Tokens that run are computed in parts of this share of all, and of 2, 4 and 8 such shares."""
 _FEWEST = 8
+"""Tokens of the smallest part: matrix products of fewer are rounded in another way."""
 
 
 @final
@@ -65,7 +66,8 @@ class TransformerBlock(nn.Module):
             active: Which of them run, bool [B, L]; all if None.
             kept: What others are after the block, shape [B, L, D]; what they were if None.
             keys: Keys and values that are known, side by side, [B, L, 2 D]; none if None.
-            stale: Of which tokens they are to be made anew, bool [B, L]; of all if None.
+            stale: Of which tokens they are to be made anew, bool [B, L], those that run among
+                them; of all if None.
         """
         kept = tokens if kept is None else kept
         if active is None or torch.is_grad_enabled():
@@ -75,18 +77,24 @@ class TransformerBlock(nn.Module):
                 seen = torch.where(stale.unsqueeze(-1), seen, keys)
             new = self._finish(tokens, self._attend(self.query(normed), seen))
             return new if active is None else torch.where(active.unsqueeze(-1), new, kept), seen
-        flat, index = tokens.flatten(0, 1), _in_batches(active.flatten())
+        flat, running = tokens.flatten(0, 1), _parts(active.flatten())
         if keys is None or stale is None:
             seen = self.key_value(self.attention_norm(tokens))
-        else:
-            which = _in_batches(stale.flatten())
-            made = self.key_value(self.attention_norm(flat[which])).to(keys)
-            seen = keys.flatten(0, 1).index_copy(0, which, made).view_as(keys)
-        running = flat[index]
-        asked = self.query(self.attention_norm(running))
-        query = asked.new_zeros(flat.shape).index_copy_(0, index, asked)
-        attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)[index]
-        new = kept.flatten(0, 1).index_copy(0, index, self._finish(running, attended).to(kept))
+            query = seen.new_zeros(flat.shape)
+            for part in running:
+                normed = self.attention_norm(flat.index_select(0, part))
+                query.index_copy_(0, part, self.query(normed).to(query))
+        else:  # what runs is stale, so that both are made of one normalization
+            seen, query = keys.clone(), keys.new_zeros(flat.shape)
+            for part in _parts(stale.flatten()):
+                normed = self.attention_norm(flat.index_select(0, part))
+                seen.view(-1, seen.shape[-1]).index_copy_(0, part, self.key_value(normed).to(seen))
+                query.index_copy_(0, part, self.query(normed).to(query))
+        attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)
+        new = kept.flatten(0, 1).clone()
+        for part in running:
+            own, found = (value.index_select(0, part) for value in (flat, attended))
+            new.index_copy_(0, part, self._finish(own, found).to(new))
         return new.view_as(tokens), seen
 
     def _attend(self, query: Tensor, keys: Tensor) -> Tensor:
@@ -114,10 +122,19 @@ def shares_keys(keys: str, layers: Sequence[nn.Module]) -> bool:
     return keys == "shared"
 
 
-def _in_batches(active: Tensor) -> Tensor:
-    """The tokens that run, int64, in one of few numbers; the first of them fills it up."""
+def _parts(active: Tensor) -> list[Tensor]:
+    """The tokens that run, int64, in parts of few sizes, each twice the one before.
+
+    The least is a sixteenth of all, so that less than that is computed in vain: the last part is
+    filled up by a token that runs.
+    """
     index = active.nonzero().squeeze(1)
-    number = len(active)
-    size = math.ceil(len(index) * _PARTS / number)
-    due = min(number, max(_FEWEST, math.ceil(size * number / _PARTS)))
-    return torch.cat((index, index[:1].expand(due - len(index) if len(index) else 0)))
+    least = min(len(active), max(_FEWEST, math.ceil(len(active) / _FINEST)))
+    parts = []
+    while len(index):
+        size = least
+        while 2 * size <= min(len(index), _FINEST // 2 * least):
+            size *= 2
+        part, index = index[:size], index[size:]
+        parts.append(torch.cat((part, part[:1].expand(size - len(part)))))
+    return parts
