@@ -4,9 +4,10 @@ from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample, one_hot, softplus
+from torch.nn.functional import adaptive_avg_pool2d, affine_grid, grid_sample, one_hot, softplus
 
 from haltwise._core.errors import require
+from haltwise._core.settings import whole_number
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State
 
 __all__ = ["ObjectGenerator", "Scene"]
@@ -40,15 +41,26 @@ class ObjectGenerator(AdaptiveProcess):
     their number is a sum, and needs no score function. With the price c = -log(ratio of a geometric
     prior) and `StickBreaking(final_temperature=1 / c)`, the objective of `losses` is the negative
     evidence bound up to constants. Places and codes are drawn by PyTorch's generator in training
-    mode, and are their means in evaluation mode.
+    mode, and are their means in evaluation mode. What is read at each step is what the objects so
+    far leave of the image, and so the last decision sees whether anything is left.
 
     Args:
         size: Pixels of an image's side.
         window: Pixels of an object's side.
         max_objects: S.
-        hidden: Units of the recurrent network that reads the image and the object before.
+        hidden: Units of the recurrent network that reads what is left and the object before.
         code: Numbers by which an object is described.
         noise: Standard deviation of a pixel.
+        reading: Pixels of the side to which that is averaged for reading; `size` if None. Windows
+            are seen in full.
+
+    Raises:
+        InputError: A window is not smaller than the image, or more is to be read than there is.
+
+    Examples:
+        >>> generator = ObjectGenerator(20, 10, reading=10)
+        >>> generator.step(0, generator.init(torch.rand(5, 20, 20))).features.shape
+        torch.Size([5, 128])
     """
 
     steps_alike: ClassVar[bool] = True
@@ -62,12 +74,15 @@ class ObjectGenerator(AdaptiveProcess):
         hidden: int = 128,
         code: int = 20,
         noise: float = 0.3,
+        reading: int | None = None,
     ) -> None:
         super().__init__(max_objects + 1, range(max_objects + 1))
         require(0 < window < size, f"window must be smaller than size={size}, got {window}")
+        self.reading = size if reading is None else whole_number("reading", reading)
+        require(self.reading <= size, f"reading must be at most size={size}, got {reading}")
         self.size, self.window, self.code, self.noise = size, window, code, noise
         self.num_features = hidden
-        self.reader = nn.LSTMCell(size * size + 3 + code, hidden)
+        self.reader = nn.LSTMCell(self.reading**2 + 3 + code, hidden)
         self.place = nn.Sequential(nn.Linear(hidden, 64), nn.ReLU(), nn.Linear(64, 6))
         self.encode = nn.Sequential(
             nn.Linear(window * window, 100), nn.ReLU(), nn.Linear(100, 2 * code)
@@ -100,11 +115,10 @@ class ObjectGenerator(AdaptiveProcess):
         is_there = (number > 0).to(image)  # the first step looks, and draws nothing
         place, code, divergence, drawn = self._object(image, state["hidden"])
         place, code = place * is_there.unsqueeze(1), code * is_there.unsqueeze(1)
-        hidden, cell = self.reader(
-            torch.cat((image.flatten(1), place, code), 1), (state["hidden"], cell)
-        )
-        which = one_hot((number - 1).clamp_min(0), self.num_exits - 1).to(image)
         canvas = state["canvas"] + drawn * is_there.view(-1, 1, 1)
+        left = adaptive_avg_pool2d((image - canvas).unsqueeze(1), self.reading).flatten(1)
+        hidden, cell = self.reader(torch.cat((left, place, code), 1), (state["hidden"], cell))
+        which = one_hot((number - 1).clamp_min(0), self.num_exits - 1).to(image)
         divergence = state["divergence"] + divergence * is_there
         places = state["places"] + which.unsqueeze(2) * place.unsqueeze(1)
         output = torch.cat((canvas.flatten(1), divergence.unsqueeze(1), places.flatten(1)), 1)
