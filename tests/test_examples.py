@@ -176,9 +176,13 @@ def run_example(example: ModuleType, *arguments: str) -> str:
 @pytest.mark.usefixtures("exits")
 def test_scenes_hold_what_was_counted(generator: torch.Generator, tmp_path: Path) -> None:
     scenes = load_example("scenes")
-    images, counts = scenes.sample(200, torch.full((3, 8, 8), 0.5), generator)
+    images, counts = scenes.sample(200, 20, torch.full((3, 8, 8), 0.5), generator)
     assert sorted(counts.unique().tolist()) == [0, 1, 2]
     assert torch.equal(images.sum((1, 2)), counts * 32.0)  # all pixels, those that overlap too
+    images, counts = scenes.sample(200, 50, torch.full((3, 28, 28), 0.5), generator)
+    side = (2 * images.sum((1, 2)) / counts.clamp_min(1)).sqrt()
+    assert ((side > 28 / 1.8) & (side < 28 / 0.8))[counts > 0].all()
+    assert 0.5 < side[counts > 0].std() < 3
     figure = tmp_path / "scenes.html"
     arguments = ("--num-steps", "3", "--num-seeds", "1", "--num-test", "60")
     output = run_example(scenes, *arguments, "--figure", str(figure))
@@ -192,18 +196,76 @@ def test_the_sum_over_objects_is_the_evidence_bound() -> None:
     """Against the bound written out: q(n) [log p(x | x_n) - KL + log p(n) - log q(n)]."""
     scenes = load_example("scenes")
     torch.manual_seed(0)
-    layer = scenes.AdaptiveComputation(scenes.Painter(), scenes.METHOD)
-    images = torch.rand(5, scenes.CANVAS, scenes.CANVAS)
+    layer = scenes.painter(20, torch.Generator())
+    images = torch.rand(5, 20, 20)
     with torch.no_grad():
         for weight in layer.head.parameters():
             weight.normal_()
         pondered = layer(images, scenes.PRICE)
-        costs = scenes.losses(pondered.outputs, images)
+        painted = layer.process.scene(pondered.outputs)
+        errors = (images.unsqueeze(1) - painted.canvas).flatten(2).square().sum(-1)
+        costs = errors / (2 * 0.3**2) + painted.divergence
         bound = torch.zeros(5)
-        for n in range(scenes.MOST + 1):
+        for n in range(layer.process.num_exits):
             log_prob = pondered.log_prob[:, n]
             bound += log_prob.exp() * (-costs[:, n] - n * math.log(100) - log_prob)
         assert_close(pondered.objective(costs), -bound)
+
+
+@pytest.mark.usefixtures("exits")
+def test_clutter_is_laid_over_a_digit(generator: torch.Generator) -> None:
+    clutter = load_example("clutter")
+    white = torch.full((2, 20, 20), 255, dtype=torch.uint8), torch.tensor([3, 7])
+    images = clutter.sample(100, white, generator)
+    assert sorted(images.num_pieces.unique().tolist()) == list(range(clutter.MOST + 1))
+    alone = images.num_pieces == 0
+    assert (images.pixels[alone].sum((1, 2, 3)) == 400).all()
+    at_half = torch.nn.functional.max_pool2d(images.pixels.squeeze(1), 2) > 0
+    assert torch.equal(images.masks[alone], at_half[alone])
+    assert (at_half | ~images.masks).all()
+    assert (images.pixels[~alone].sum((1, 2, 3)) <= 400 + 49 * images.num_pieces[~alone]).all()
+    assert images.pixels[~alone].sum() > 400 * (~alone).sum()
+
+
+@pytest.mark.usefixtures("exits")
+def test_operations_are_those_of_the_convolutions() -> None:
+    load_example("ponder_networks")
+    maps = load_example("ponder_maps")
+    network = maps.Network(maps.UNITS).eval()
+    counted = []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            each = layer.in_channels * math.prod(layer.kernel_size)
+            layer.register_forward_hook(
+                lambda _, __, found, each=each: counted.append(found.numel() * each)
+            )
+    pixels = torch.rand(1, 1, 28, 28)
+    answers = network(pixels)
+    assert sum(counted) == maps.STEM + maps.UNITS * maps.UNIT
+    for statistic in maps.LEVELS:  # no position stops at an impossible level
+        found, taken = maps.stopped(network, pixels, statistic, -1.0)
+        assert_close(found, answers)
+        assert taken.tolist() == [maps.UNITS]
+    ended = torch.zeros(1, maps.SIDE, maps.SIDE, dtype=torch.int64)
+    once = maps.STEM + maps.UNIT + maps.HEAD["position"] + maps.READ
+    assert maps.share_of(ended, "position").tolist() == [pytest.approx(once / maps.ALL)]
+
+
+@pytest.mark.usefixtures("exits")
+def test_maps_are_pondered(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALTWISE_DATA_DIR", str(tiny_images))
+    maps = load_example("ponder_maps")
+    monkeypatch.setattr(maps, "DEPTHS", (2, maps.UNITS))
+    figure = tmp_path / "maps.svg"
+    arguments = ("--num-steps", "3", "--num-test", "40", "--figure", str(figure))
+    output = run_example(maps, *arguments)
+    assert "ROC area of the ponder maps" in output
+    assert "patience" in output
+    pictures = ElementTree.fromstring(figure.read_text()).findall(".//{*}image")
+    assert len(pictures) == 12
+    assert all(each.get("href", "").startswith("data:image/png;base64,") for each in pictures)
 
 
 @pytest.mark.usefixtures("exits")

@@ -28,6 +28,7 @@ from haltwise.nn import (
     AdaptiveRNN,
     Coupling,
     ItemStep,
+    ObjectGenerator,
     RecurrentCell,
     RepeatedBlock,
     TransformerBlock,
@@ -237,6 +238,22 @@ def test_every_row_has_its_own_price() -> None:
     for row in range(20):
         alone = layer.run(inputs[row : row + 1], prices[row].item())
         assert torch.equal(alone.output[0], found.output[row])
+
+
+@pytest.mark.parametrize("reading", [None, 4])
+def test_a_generator_reads_what_its_objects_leave(reading: int | None) -> None:
+    generator = ObjectGenerator(8, 4, hidden=6, code=2, reading=reading).eval()
+    side = generator.reading
+    read: list[Tensor] = []
+    generator.reader.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    images = torch.rand(3, 8, 8, generator=seeded())
+    pondered = AdaptiveComputation(generator)(images, 1.0)
+    canvas = generator.scene(pondered.outputs).canvas
+    assert canvas[:, -1].sum() > canvas[:, 1].sum() > 0
+    for step, found in enumerate(read):
+        left = images - canvas[:, step]
+        means = left.view(3, side, 8 // side, side, 8 // side).mean((2, 4))
+        torch.testing.assert_close(found[:, : side**2], means.flatten(1))
 
 
 def test_tokens_that_have_ended_stay_as_they_are() -> None:
