@@ -33,6 +33,7 @@ from haltwise.nn import (
     RepeatedBlock,
     TransformerBlock,
 )
+from haltwise.nn.objects import _sample
 from haltwise.processes import StepObservation
 from haltwise.stop_rules import (
     DecisionTime,
@@ -254,6 +255,29 @@ def test_a_generator_reads_what_its_objects_leave(reading: int | None) -> None:
         left = images - canvas[:, step]
         means = left.view(3, side, 8 // side, side, 8 // side).mean((2, 4))
         torch.testing.assert_close(found[:, : side**2], means.flatten(1))
+
+
+def test_windows_show_what_grid_sample_shows() -> None:
+    place = torch.tensor(
+        [[1.0, 0, 0], [2.5, 0.7, -1.1], [0.4, -0.3, 0.9], [6, 5, 0.3]], dtype=DOUBLE
+    )
+    place.requires_grad_()
+    image = randn(4, 9, 9).requires_grad_()
+    for size in (5, 9, 14):
+        scale, x, y = place.unbind(1)
+        none = torch.zeros_like(scale)
+        theta = torch.stack((scale, none, x, none, scale, y), 1).view(4, 2, 3)
+        grid = nn.functional.affine_grid(theta, [4, 1, size, size], align_corners=False)
+        due = nn.functional.grid_sample(image.unsqueeze(1), grid, align_corners=False).squeeze(1)
+        found = _sample(image, place, size)
+        torch.testing.assert_close(found, due, rtol=1e-12, atol=1e-12)
+        weight = randn(4, size, size)
+        slopes = [
+            torch.autograd.grad((each * weight).sum(), (image, place)) for each in (due, found)
+        ]
+        torch.testing.assert_close(slopes[1][0], slopes[0][0], rtol=1e-10, atol=1e-10)
+        # At the first place the pixels are on the grid, where the slope jumps.
+        torch.testing.assert_close(slopes[1][1][1:], slopes[0][1][1:], rtol=1e-10, atol=1e-10)
 
 
 def test_tokens_that_have_ended_stay_as_they_are() -> None:

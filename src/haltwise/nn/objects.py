@@ -4,7 +4,7 @@ from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, affine_grid, grid_sample, one_hot, softplus
+from torch.nn.functional import avg_pool2d, one_hot, softplus
 
 from haltwise._core.errors import require
 from haltwise._core.settings import whole_number
@@ -55,7 +55,7 @@ class ObjectGenerator(AdaptiveProcess):
             are seen in full.
 
     Raises:
-        InputError: A window is not smaller than the image, or more is to be read than there is.
+        InputError: A window is not smaller than the image, or `reading` does not divide its size.
 
     Examples:
         >>> generator = ObjectGenerator(20, 10, reading=10)
@@ -79,7 +79,9 @@ class ObjectGenerator(AdaptiveProcess):
         super().__init__(max_objects + 1, range(max_objects + 1))
         require(0 < window < size, f"window must be smaller than size={size}, got {window}")
         self.reading = size if reading is None else whole_number("reading", reading)
-        require(self.reading <= size, f"reading must be at most size={size}, got {reading}")
+        require(
+            size % self.reading == 0, f"reading must be a divisor of size={size}, got {reading}"
+        )
         self.size, self.window, self.code, self.noise = size, window, code, noise
         self.num_features = hidden
         self.reader = nn.LSTMCell(self.reading**2 + 3 + code, hidden)
@@ -116,7 +118,7 @@ class ObjectGenerator(AdaptiveProcess):
         place, code, divergence, drawn = self._object(image, state["hidden"])
         place, code = place * is_there.unsqueeze(1), code * is_there.unsqueeze(1)
         canvas = state["canvas"] + drawn * is_there.view(-1, 1, 1)
-        left = adaptive_avg_pool2d((image - canvas).unsqueeze(1), self.reading).flatten(1)
+        left = avg_pool2d((image - canvas).unsqueeze(1), self.size // self.reading).flatten(1)
         hidden, cell = self.reader(torch.cat((left, place, code), 1), (state["hidden"], cell))
         which = one_hot((number - 1).clamp_min(0), self.num_exits - 1).to(image)
         divergence = state["divergence"] + divergence * is_there
@@ -167,12 +169,22 @@ class ObjectGenerator(AdaptiveProcess):
 
 
 def _sample(image: Tensor, place: Tensor, size: int) -> Tensor:
-    """What windows of scale, x and y [n, 3] show of images [n, a, a], shape [n, size, size]."""
-    scale, x, y = place.unbind(1)
-    none = torch.zeros_like(scale)
-    rows = torch.stack((scale, none, x), 1), torch.stack((none, scale, y), 1)
-    grid = affine_grid(torch.stack(rows, 1), [len(image), 1, size, size], align_corners=False)
-    return grid_sample(image.unsqueeze(1), grid, align_corners=False).squeeze(1)
+    """What windows of scale, x and y [n, 3] show of images [n, a, a], shape [n, size, size].
+
+    Bilinear, and nothing outside (`grid_sample`). As windows are not turned, rows and columns can
+    be taken one after the other, which two products of matrices do in a tenth of the time.
+    """
+    scale, x, y = place.unsqueeze(2).unbind(1)
+    num = image.shape[-1]
+    centres = (2 * torch.arange(size, device=image.device) + 1).to(image) / size - 1
+    pixels = torch.arange(num, device=image.device)
+
+    def weights(shift: Tensor) -> Tensor:
+        """Of the image's pixels in those of a line, [n, size, a]."""
+        at = ((scale * centres + shift + 1) * num - 1) / 2
+        return (1 - (at.unsqueeze(2) - pixels).abs()).relu()
+
+    return weights(y) @ image @ weights(x).mT
 
 
 def _divergence(mean: Tensor, spread: Tensor, prior_mean: Tensor, prior_spread: Tensor) -> Tensor:
