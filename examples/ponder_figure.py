@@ -2,6 +2,7 @@
 
 import base64
 import html
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ text { font: 13px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1b
 text { stroke: none !important; } image { image-rendering: pixelated; }
 .c0 { stroke: #0072b2; fill: #0072b2; } .c1 { stroke: #b34a00; fill: #b34a00; }
 .c2 { stroke: #59636e; fill: #59636e; } .c3 { stroke: #007a5a; fill: #007a5a; }
+.c6 { stroke: #b3261e; fill: #b3261e; }
 .c4 { stroke: #a3427f; fill: #a3427f; } .c5 { stroke: #8a6d00; fill: #8a6d00; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6e8eb; } .muted { fill: #a3abb5; } .grid { stroke: #39414a; }
   .c0 { stroke: #56b4e9; fill: #56b4e9; } .c1 { stroke: #f08a4b; fill: #f08a4b; }
   .c2 { stroke: #a8a8a8; fill: #a8a8a8; } .c3 { stroke: #2cc79b; fill: #2cc79b; }
+  .c6 { stroke: #ef7d7d; fill: #ef7d7d; }
   .c4 { stroke: #e08fc4; fill: #e08fc4; } .c5 { stroke: #d9b93b; fill: #d9b93b; }
 }
 """
@@ -54,15 +57,14 @@ def draw(
         maps: Drawn below, as many as there is room for.
     """
     points = [point for curve in curves.values() for point in curve]
-    high = max(right for _, right in points)
+    high = math.ceil(50 * max(right for _, right in points)) / 50
     low = high - 0.1
 
     def x(share: float) -> float:
         return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
 
     def y(right: float) -> float:
-        share = (right - low) / (1.04 * (high - low))
-        return round(BOTTOM - max(share, -0.02) * (BOTTOM - TOP), 1)
+        return round(BOTTOM - (right - low) / (high - low) * (BOTTOM - TOP), 1)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -81,7 +83,7 @@ def draw(
             f"{tick / 5:g}</text>"
         )
     for number, (name, curve) in enumerate(curves.items()):
-        shown = sorted(point for point in curve if point[1] >= low)
+        shown = sorted(point for point in curve if point[1] >= low and point[0] <= 1.02)
         line = " ".join(f"{x(share)},{y(right)}" for share, right in shown)
         dash = "" if number < 2 else ' stroke-dasharray="5 4"'
         radius = 4 if number < 2 else 2.5

@@ -35,13 +35,12 @@ from exits import (
 from ponder_figure import Maps, draw
 from ponder_networks import (
     CHANNELS,
-    HIGH,
-    LOW,
     SIDE,
     UNITS,
     Halting,
     Network,
     alone,
+    prices,
     stopped,
     taught,
 )
@@ -51,11 +50,10 @@ from torch.nn.functional import max_pool2d
 DEPTHS = (2, 4, UNITS)  # of networks that are trained alone
 KEPT = 0.002  # what accuracy may fall by
 LEVELS = {
-    "change": [2.0**power for power in range(-5, 3)],
-    "second difference": [2.0**power for power in range(-6, 2)],
-    "darkness": [0.0, 0.01, 0.02, 0.05, 0.1, 0.2],
+    "change": [2.0**power for power in range(-4, 2)],
+    "second difference": [2.0**power for power in range(-6, 0)],
+    "darkness": [0.0, 0.01, 0.05, 0.1, 0.2],
 }
-PRICES = [LOW * (HIGH / LOW) ** (exponent / 4) for exponent in range(5)]
 
 # Multiply-adds of an image; batch normalisation is part of the convolution behind which it is.
 STEM, READ = SIDE**2 * 25 * CHANNELS, (SIDE**2 + 10) * 2 * CHANNELS
@@ -108,14 +106,14 @@ def share_of(exits: Tensor, per: str) -> Tensor:
 @torch.no_grad()
 def compare_positions(
     halting: Halting, whole: Network, hull: list[Point], judge: Judge
-) -> tuple[dict[str, list[Point]], Tensor]:
+) -> tuple[dict[str, list[Point]], Point, Tensor]:
     """Print how positions halt beside the opponents.
 
     Returns:
-        Their curves, and the units that positions took, int64 [n, SIDE, SIDE].
+        All curves, the learned exits, and the units that positions took, int64 [n, SIDE, SIDE].
     """
     images, found, steps = judge.images, [], []
-    for price in PRICES:
+    for price in prices("position"):
         parts = [
             halting.layer.run(halting.begin(pixels), price) for pixels in images.pixels.split(250)
         ]
@@ -126,24 +124,21 @@ def compare_positions(
     full = judge.right(whole)
     least = judge.point("", full, 1.0, tuned=True).accuracy[0] - KEPT
     best = judge.chosen(found, least)
-    curves = {"each position": [judge.point("", *each, tuned=False) for each in found]}
-    lines = [
-        row(judge.point("learned", *found[best], tuned=False)),
-        row(judge.point("all units", full, 1.0, tuned=False)),
-    ]
+    learned = judge.point("learned", *found[best], tuned=False)
+    lines = [row(learned), row(judge.point("all units", full, 1.0, tuned=False))]
+    drawn = {}
     for name in ("change", "second difference", "darkness"):
         values = []
         for level in LEVELS[name]:
             answers, taken = stopped(whole, images.pixels, name, level)
             values.append((answers.argmax(1) == images.labels, (STEM + taken * UNIT + READ) / ALL))
         lines.append(row(judge.point(name, *values[judge.chosen(values, least)], tuned=False)))
-        curves[name] = [judge.point(name, *each, tuned=False) for each in values]
+        drawn[name] = [judge.point(name, *each, tuned=False) for each in values]
     click.echo("\n".join(lines))
-    cost = curves["each position"][best].cost[0]
-    others = {"trained alone": hull, **curves}
-    del others["each position"]
-    for name, points in others.items():
+    cost = learned.cost[0]
+    for name, points in {"trained alone": hull, **drawn}.items():
         click.echo(f"  at {cost:.3f} of the operations, {name:24} {accuracy_at(points, cost):.4f}")
+    drawn["each position"] = [judge.point("", *each, tuned=False) for each in found]
     taken = steps[best]
     bright = max_pool2d(images.pixels, 2).squeeze(1)
     ink = bright > 0.5
@@ -157,14 +152,14 @@ def compare_positions(
         f"  ROC area of the ponder maps for the digit {areas[0]:.3f} (brightness {areas[1]:.3f}; "
         f"maps where it is bright {areas[2]:.3f})"
     )
-    return curves, taken
+    return drawn, learned, taken
 
 
 @torch.no_grad()
 def compare_images(halting: Halting, hull: list[Point], judge: Judge) -> dict[str, list[Point]]:
     """Print how images halt beside the opponents, and return their curves."""
     images, by_price = judge.images, {}
-    for price in PRICES:
+    for price in prices("image"):
         parts = [halting.layer(halting.begin(part), price) for part in images.pixels.split(250)]
         by_price[price] = torch.cat([part.exits for part in parts])
     answers = torch.cat([part.outputs for part in parts])
@@ -192,7 +187,7 @@ def seconds(network: Network, halting: Halting, pixels: Tensor, repeats: int = 5
     for _ in range(repeats):
         for name, call in (
             ("all", lambda: network(pixels)),
-            ("own", lambda: halting.layer.run(halting.begin(pixels), PRICES[-2])),
+            ("own", lambda: halting.layer.run(halting.begin(pixels), prices(halting.per)[1])),
         ):
             began = time.perf_counter()
             call()
@@ -205,7 +200,7 @@ def seconds(network: Network, halting: Halting, pixels: Tensor, repeats: int = 5
 @click.option("--num-seeds", default=1, show_default=True)
 @click.option("--first-seed", default=0, show_default=True)
 @click.option("--num-steps", default=1000, show_default=True, help="Updates before halting.")
-@click.option("--num-test", default=3000, show_default=True)
+@click.option("--num-test", default=2400, show_default=True)
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw the last seed as SVG.")
 def main(
     num_seeds: int, first_seed: int, num_steps: int, num_test: int, figure: Path | None
@@ -231,17 +226,20 @@ def main(
             halting = taught(before, per, num_steps, seed)
             click.echo(f"each {per} halts by itself: share of multiply-adds, accuracy")
             if per == "position":
-                drawn, taken = compare_positions(halting, whole, hull, judge)
+                drawn, learned, taken = compare_positions(halting, whole, hull, judge)
             else:
                 drawn |= compare_images(halting, hull, judge)
             click.echo(seconds(whole, halting, judge.images.pixels[:256]))
         click.echo(f"  {time.process_time() - began:.0f} CPU seconds")
     if figure is not None:
-        shown = {
-            name: [(each.cost[0], each.accuracy[0]) for each in points]
-            for name, points in {**drawn, "trained alone": hull}.items()
-        }
-        draw(figure, "Half", shown, Maps(judge.images.pixels[:, 0], taken, UNITS))
+        title = (
+            f"Positions that halt by themselves need {learned.cost[0]:.0%} of the operations: "
+            f"accuracy {learned.accuracy[0]:.3f}, all units {hull[-1].accuracy[0]:.3f}"
+        )
+        names = ["each position", "each image", "trained alone", *drawn]
+        drawn["trained alone"] = hull
+        shown = {name: [(at.cost[0], at.accuracy[0]) for at in drawn[name]] for name in names}
+        draw(figure, title, shown, Maps(judge.images.pixels[:, 0], taken, UNITS))
 
 
 if __name__ == "__main__":

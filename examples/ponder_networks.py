@@ -12,20 +12,19 @@ from haltwise.nn import AdaptiveComputation, LayerStack, ResidualStage
 
 __all__ = [
     "CHANNELS",
-    "HIGH",
-    "LOW",
     "SIDE",
     "UNITS",
     "Halting",
     "Network",
     "alone",
+    "prices",
     "stopped",
     "taught",
 ]
 
 SIDE, CHANNELS, UNITS = CANVAS // 2, 16, 6
-BATCH, RATE, HEAD_RATE, TUNED = 64, 1e-2, 5e-2, 1 / 3  # updates for halting, of the others'
-LOW, HIGH = 1e-2, 5e-1  # prices of a unit at all positions, in nats
+BATCH, RATE, HEAD_RATE, TUNED = 64, 1e-2, 5e-2, 0.4  # updates for halting, of the others'
+PRICES = {"image": (1e-2, 1.0), "position": (1e-3, 1e-1)}  # of a unit everywhere, in nats
 
 
 class Network(nn.Module):
@@ -90,7 +89,8 @@ class Halting(nn.Module):
 
     def losses(self, images: Images, done: float) -> Tensor:
         """Cross-entropy and what halting costs, at prices drawn anew for each image."""
-        price = LOW * (HIGH / LOW) ** torch.rand(len(images.labels))
+        low, high = PRICES[self.per]
+        price = low * (high / low) ** torch.rand(len(images.labels))
         pondered = self.layer(self.begin(images.pixels), price)
         if self.per == "position":
             found = cross_entropy(self.answers(pondered.output), images.labels, reduction="none")
@@ -176,6 +176,12 @@ def taught(network: Network, per: str, num_steps: int, seed: int) -> Halting:
     halting = Halting(network, per)
     train(halting, halting.losses, int(TUNED * num_steps), RATE / 2, seed)
     return halting
+
+
+def prices(per: str) -> list[float]:
+    """Prices to choose one from."""
+    low, high = PRICES[per]
+    return [low * (high / low) ** (place / 3) for place in range(4)]
 
 
 def stopped(

@@ -32,7 +32,7 @@ from haltwise.halting.methods import StickBreaking
 from haltwise.nn import AdaptiveComputation, ObjectGenerator
 
 PRICE = math.log(100)  # nats an object: the prior's ratio is .01
-BATCH, LEARNING_RATE, WARM_UP = 64, 5e-4, 0.15
+BATCH, LEARNING_RATE, WARM_UP = 64, 1e-3, 0.15
 METHOD = StickBreaking(temperature=1 / PRICE, final_temperature=1 / PRICE, distilled=0.0)
 
 
@@ -55,7 +55,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     20: Kind("digits", (1.0, 0.0), window=10, reading=20, hidden=128, code=20, num_steps=2200),
-    50: Kind("mnist", (1.3, 0.1), window=28, reading=25, hidden=256, code=50, num_steps=2500),
+    50: Kind("mnist", (1.3, 0.1), window=28, reading=25, hidden=128, code=50, num_steps=1000),
 }
 
 
