@@ -199,8 +199,8 @@ def seconds(network: Network, halting: Halting, pixels: Tensor, repeats: int = 5
 @click.command()
 @click.option("--num-seeds", default=1, show_default=True)
 @click.option("--first-seed", default=0, show_default=True)
-@click.option("--num-steps", default=1000, show_default=True, help="Updates before halting.")
-@click.option("--num-test", default=2400, show_default=True)
+@click.option("--num-steps", default=1200, show_default=True, help="Updates before halting.")
+@click.option("--num-test", default=2000, show_default=True)
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw the last seed as SVG.")
 def main(
     num_seeds: int, first_seed: int, num_steps: int, num_test: int, figure: Path | None
@@ -233,7 +233,7 @@ def main(
         click.echo(f"  {time.process_time() - began:.0f} CPU seconds")
     if figure is not None:
         title = (
-            f"Positions that halt by themselves need {learned.cost[0]:.0%} of the operations: "
+            f"Positions that halt need {learned.cost[0]:.0%} of the operations: "
             f"accuracy {learned.accuracy[0]:.3f}, all units {hull[-1].accuracy[0]:.3f}"
         )
         names = ["each position", "each image", "trained alone", *drawn]

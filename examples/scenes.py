@@ -31,9 +31,7 @@ from haltwise.datasets import load
 from haltwise.halting.methods import StickBreaking
 from haltwise.nn import AdaptiveComputation, ObjectGenerator
 
-PRICE = math.log(100)  # nats an object: the prior's ratio is .01
 BATCH, LEARNING_RATE, WARM_UP = 64, 1e-3, 0.15
-METHOD = StickBreaking(temperature=1 / PRICE, final_temperature=1 / PRICE, distilled=0.0)
 
 
 class Kind(NamedTuple):
@@ -42,10 +40,13 @@ class Kind(NamedTuple):
     Attributes:
         data: Whose digits.
         shrunk: By which factor, mean and standard deviation.
+        price: Of an object, in nats: minus the logarithm of the prior's ratio. The larger a digit,
+            the more a second object can do for one that is painted badly.
     """
 
     data: str
     shrunk: tuple[float, float]
+    price: float
     window: int
     reading: int
     hidden: int
@@ -54,8 +55,17 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    20: Kind("digits", (1.0, 0.0), window=10, reading=20, hidden=128, code=20, num_steps=2200),
-    50: Kind("mnist", (1.3, 0.1), window=28, reading=25, hidden=128, code=50, num_steps=1000),
+    20: Kind(
+        "digits",
+        (1.0, 0.0),
+        math.log(100),
+        window=10,
+        reading=20,
+        hidden=128,
+        code=20,
+        num_steps=2200,
+    ),
+    50: Kind("mnist", (1.3, 0.1), 30.0, window=28, reading=25, hidden=128, code=50, num_steps=1000),
 }
 
 
@@ -111,7 +121,9 @@ def painter(size: int, generator: torch.Generator) -> AdaptiveComputation:
     process = ObjectGenerator(
         size, kind.window, hidden=kind.hidden, code=kind.code, reading=kind.reading
     )
-    return AdaptiveComputation(process, METHOD, width=64, generator=generator)
+    nat = 1 / kind.price
+    method = StickBreaking(temperature=nat, final_temperature=nat, distilled=0.0)
+    return AdaptiveComputation(process, method, width=64, generator=generator)
 
 
 def train(size: int, num_steps: int, seed: int) -> tuple[AdaptiveComputation, float]:
@@ -126,7 +138,7 @@ def train(size: int, num_steps: int, seed: int) -> tuple[AdaptiveComputation, fl
         done = step / num_steps
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1, 2 * (1 - done))
         images = scenes.images[torch.randint(len(scenes.images), (BATCH,), generator=generator)]
-        pondered = layer(images, PRICE)
+        pondered = layer(images, KINDS[size].price)
         costs = layer.process.losses(pondered.outputs, images)
         # A new painter would learn never to paint a second object: at first all must be good.
         loss = costs.mean() if done < WARM_UP else pondered.objective(costs).mean()
@@ -140,10 +152,10 @@ def train(size: int, num_steps: int, seed: int) -> tuple[AdaptiveComputation, fl
 @torch.no_grad()
 def measure(layer: AdaptiveComputation, seed: int, num: int) -> tuple[Exits, float]:
     """Exits on scenes of held-out digits, and the share in which `run` stops at the right count."""
-    process = layer.process
+    process, price = layer.process, KINDS[layer.process.size].price
     shapes = digits(process.size, held_out=True)
     scenes = sample(num, process.size, shapes, torch.Generator().manual_seed(seed + 1000))
-    pondered = layer(scenes.images, PRICE)
+    pondered = layer(scenes.images, price)
     painted = process.scene(pondered.outputs)
     change = painted.canvas.diff(dim=1).square().sum((-1, -2))
     change = change / (2 * process.noise**2)  # KL between pixels' normals
@@ -159,7 +171,7 @@ def measure(layer: AdaptiveComputation, seed: int, num: int) -> tuple[Exits, flo
             "second difference": torch.cat((change[:, :1], change.diff(dim=1).abs()), 1),
         },
     )
-    run = layer.run(scenes.images, PRICE)
+    run = layer.run(scenes.images, price)
     return exits, (run.exits == scenes.counts).double().mean().item()
 
 

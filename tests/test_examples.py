@@ -201,7 +201,7 @@ def test_the_sum_over_objects_is_the_evidence_bound() -> None:
     with torch.no_grad():
         for weight in layer.head.parameters():
             weight.normal_()
-        pondered = layer(images, scenes.PRICE)
+        pondered = layer(images, scenes.KINDS[20].price)
         painted = layer.process.scene(pondered.outputs)
         errors = (images.unsqueeze(1) - painted.canvas).flatten(2).square().sum(-1)
         costs = errors / (2 * 0.3**2) + painted.divergence
