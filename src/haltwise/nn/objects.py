@@ -1,10 +1,10 @@
 """A scene as a sum of objects, as many as are worth it: attend, infer, repeat without REINFORCE."""
 
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, one_hot, softplus
+from torch.nn.functional import avg_pool2d, softplus
 
 from haltwise._core.errors import require
 from haltwise._core.settings import whole_number
@@ -63,8 +63,6 @@ class ObjectGenerator(AdaptiveProcess):
         torch.Size([5, 128])
     """
 
-    steps_alike: ClassVar[bool] = True
-
     def __init__(
         self,
         size: int,
@@ -109,23 +107,18 @@ class ObjectGenerator(AdaptiveProcess):
             "canvas": torch.zeros_like(inputs),
             "divergence": inputs.new_zeros(num),
             "places": inputs.new_zeros(num, self.num_exits - 1, 3),
+            "object": inputs.new_zeros(num, 3 + self.code),
         }
 
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
-        image, cell = state["image"], state["cell"]
-        number = torch.zeros(len(image), dtype=torch.int64, device=image.device) + step
-        is_there = (number > 0).to(image)  # the first step looks, and draws nothing
-        place, code, divergence, drawn = self._object(image, state["hidden"])
-        place, code = place * is_there.unsqueeze(1), code * is_there.unsqueeze(1)
-        canvas = state["canvas"] + drawn * is_there.view(-1, 1, 1)
-        left = avg_pool2d((image - canvas).unsqueeze(1), self.size // self.reading).flatten(1)
-        hidden, cell = self.reader(torch.cat((left, place, code), 1), (state["hidden"], cell))
-        which = one_hot((number - 1).clamp_min(0), self.num_exits - 1).to(image)
-        divergence = state["divergence"] + divergence * is_there
-        places = state["places"] + which.unsqueeze(2) * place.unsqueeze(1)
-        output = torch.cat((canvas.flatten(1), divergence.unsqueeze(1), places.flatten(1)), 1)
-        after = {"canvas": canvas, "divergence": divergence, "places": places}
-        return ItemStep(output, hidden, {"image": image, "hidden": hidden, "cell": cell, **after})
+        assert isinstance(step, int)  # the first looks, and draws nothing
+        new = dict(state) if step == 0 else self._object(step, state)
+        left = avg_pool2d((new["image"] - new["canvas"]).unsqueeze(1), self.size // self.reading)
+        seen = torch.cat((left.flatten(1), new["object"]), 1)
+        new["hidden"], new["cell"] = self.reader(seen, (state["hidden"], state["cell"]))
+        canvas, places = new["canvas"].flatten(1), new["places"].flatten(1)
+        output = torch.cat((canvas, new["divergence"].unsqueeze(1), places), 1)
+        return ItemStep(output, new["hidden"], new)
 
     def scene(self, outputs: Tensor) -> Scene:
         """The parts of outputs [..., K] of this process."""
@@ -147,9 +140,10 @@ class ObjectGenerator(AdaptiveProcess):
         square = (images.unsqueeze(1) - scene.canvas).square().sum((-1, -2))
         return square / (2 * self.noise**2) + scene.divergence
 
-    def _object(self, image: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Place, code, divergence and image of the next object."""
-        mean, spread = self.place(hidden).split(3, 1)
+    def _object(self, step: int, state: State) -> State:
+        """The state with another object, not read yet."""
+        image = state["image"]
+        mean, spread = self.place(state["hidden"]).split(3, 1)
         spread = softplus(spread - 1)
         place = self._draw(mean, spread)
         scale = place[:, :1].clamp(1.2, _LARGEST)
@@ -162,7 +156,14 @@ class ObjectGenerator(AdaptiveProcess):
         ones = torch.ones_like(code_mean)
         divergence = divergence + _divergence(code_mean, code_spread, 0 * ones, ones)
         window = self.decode(code).sigmoid().unflatten(1, (self.window, self.window))
-        return place, code, divergence, _sample(window, place, self.size)
+        before, after = state["places"][:, : step - 1], state["places"][:, step:]
+        return {
+            **state,
+            "canvas": state["canvas"] + _sample(window, place, self.size),
+            "divergence": state["divergence"] + divergence,
+            "places": torch.cat((before, place.unsqueeze(1), after), 1),
+            "object": torch.cat((place, code), 1),
+        }
 
     def _draw(self, mean: Tensor, spread: Tensor) -> Tensor:
         return mean + spread * torch.randn_like(spread) if self.training else mean
