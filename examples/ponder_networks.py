@@ -24,7 +24,7 @@ __all__ = [
 
 SIDE, CHANNELS, UNITS = CANVAS // 2, 16, 6
 BATCH, RATE, HEAD_RATE, TUNED = 32, 1e-2, 5e-2, 0.4  # updates for halting, of the others'
-PRICES = {"image": (1e-2, 1.0), "position": (1e-3, 1e-1)}  # of a unit everywhere, in nats
+PRICES = {"image": (1e-2, 0.5), "position": (3e-3, 0.2)}  # of a unit everywhere, in nats
 
 
 class Network(nn.Module):
