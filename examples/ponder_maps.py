@@ -103,6 +103,19 @@ def share_of(exits: Tensor, per: str) -> Tensor:
     return (STEM + each + READ) / ALL
 
 
+def seconds(network: Network, halting: Halting, pixels: Tensor, price: float) -> str:
+    """Least wall-clock time of all units and of those that are worth their price, in 5 runs."""
+    some, own, every = pixels[:256], [], []
+    for _ in range(5):
+        began = time.perf_counter()
+        network(some)
+        every.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        halting.layer.run(halting.begin(some), price)
+        own.append(time.perf_counter() - began)
+    return f"  {len(some)} images in {1e3 * min(own):.0f} ms, all units {1e3 * min(every):.0f} ms"
+
+
 @torch.no_grad()
 def compare_positions(
     halting: Halting, whole: Network, hull: list[Point], judge: Judge
@@ -113,7 +126,8 @@ def compare_positions(
         All curves, the learned exits, and the units that positions took, int64 [n, SIDE, SIDE].
     """
     images, found, steps = judge.images, [], []
-    for price in prices("position"):
+    tried = prices("position", 4)
+    for price in tried:
         parts = [
             halting.layer.run(halting.begin(pixels), price) for pixels in images.pixels.split(250)
         ]
@@ -139,6 +153,7 @@ def compare_positions(
     for name, points in {"trained alone": hull, **drawn}.items():
         click.echo(f"  at {cost:.3f} of the operations, {name:24} {accuracy_at(points, cost):.4f}")
     drawn["each position"] = [judge.point("", *each, tuned=False) for each in found]
+    click.echo(seconds(whole, halting, images.pixels, tried[best]))
     taken = steps[best]
     bright = max_pool2d(images.pixels, 2).squeeze(1)
     ink = bright > 0.5
@@ -156,15 +171,18 @@ def compare_positions(
 
 
 @torch.no_grad()
-def compare_images(halting: Halting, hull: list[Point], judge: Judge) -> dict[str, list[Point]]:
+def compare_images(
+    halting: Halting, whole: Network, hull: list[Point], judge: Judge
+) -> dict[str, list[Point]]:
     """Print how images halt beside the opponents, and return their curves."""
     images, by_price = judge.images, {}
-    for price in prices("image"):
+    for price in prices("image", 13):
         parts = [halting.layer(halting.begin(part), price) for part in images.pixels.split(250)]
         by_price[price] = torch.cat([part.exits for part in parts])
     answers = torch.cat([part.outputs for part in parts])
     right = answers.argmax(-1) == images.labels.unsqueeze(1)
-    learned = by_price[highest_price(right, by_price)]
+    chosen = highest_price(right, by_price)
+    learned = by_price[chosen]
     statistics = statistics_of_answers(answers.log_softmax(-1))
     hard = images.num_pieces > MOST // 2
     exits = Exits(right, share_of(torch.arange(UNITS), "image"), learned, hard, statistics)
@@ -177,23 +195,8 @@ def compare_images(halting: Halting, hull: list[Point], judge: Judge) -> dict[st
     ]
     cost = judge.point("", right[:, 0], exits.cost[learned], tuned=False).cost[0]
     click.echo(f"  {'trained alone':24}  {'':24}{accuracy_at(hull, cost):.4f}")
+    click.echo(seconds(whole, halting, images.pixels, chosen))
     return {"each image": found, "entropy, each image": curves(exits)["entropy"]}
-
-
-@torch.no_grad()
-def seconds(network: Network, halting: Halting, pixels: Tensor, repeats: int = 5) -> str:
-    """Least wall-clock time of all units and of those that are worth their price."""
-    times: dict[str, list[float]] = {"all": [], "own": []}
-    for _ in range(repeats):
-        for name, call in (
-            ("all", lambda: network(pixels)),
-            ("own", lambda: halting.layer.run(halting.begin(pixels), prices(halting.per)[1])),
-        ):
-            began = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - began)
-    own, every = (1000 * min(times[name]) for name in ("own", "all"))
-    return f"  {len(pixels)} images in {own:.0f} ms, all units {every:.0f} ms"
 
 
 @click.command()
@@ -228,8 +231,7 @@ def main(
             if per == "position":
                 drawn, learned, taken = compare_positions(halting, whole, hull, judge)
             else:
-                drawn |= compare_images(halting, hull, judge)
-            click.echo(seconds(whole, halting, judge.images.pixels[:256]))
+                drawn |= compare_images(halting, whole, hull, judge)
         click.echo(f"  {time.process_time() - began:.0f} CPU seconds")
     if figure is not None:
         title = (

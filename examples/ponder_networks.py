@@ -178,10 +178,10 @@ def taught(network: Network, per: str, num_steps: int, seed: int) -> Halting:
     return halting
 
 
-def prices(per: str) -> list[float]:
+def prices(per: str, num: int) -> list[float]:
     """Prices to choose one from."""
     low, high = PRICES[per]
-    return [low * (high / low) ** (place / 3) for place in range(4)]
+    return [low * (high / low) ** (place / (num - 1)) for place in range(num)]
 
 
 def stopped(

@@ -28,12 +28,10 @@ from haltwise.nn import (
     AdaptiveRNN,
     Coupling,
     ItemStep,
-    ObjectGenerator,
     RecurrentCell,
     RepeatedBlock,
     TransformerBlock,
 )
-from haltwise.nn.objects import _sample
 from haltwise.processes import StepObservation
 from haltwise.stop_rules import (
     DecisionTime,
@@ -239,45 +237,6 @@ def test_every_row_has_its_own_price() -> None:
     for row in range(20):
         alone = layer.run(inputs[row : row + 1], prices[row].item())
         assert torch.equal(alone.output[0], found.output[row])
-
-
-@pytest.mark.parametrize("reading", [None, 4])
-def test_a_generator_reads_what_its_objects_leave(reading: int | None) -> None:
-    generator = ObjectGenerator(8, 4, hidden=6, code=2, reading=reading).eval()
-    side = generator.reading
-    read: list[Tensor] = []
-    generator.reader.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    images = torch.rand(3, 8, 8, generator=seeded())
-    pondered = AdaptiveComputation(generator)(images, 1.0)
-    canvas = generator.scene(pondered.outputs).canvas
-    assert canvas[:, -1].sum() > canvas[:, 1].sum() > 0
-    for step, found in enumerate(read):
-        left = images - canvas[:, step]
-        means = left.view(3, side, 8 // side, side, 8 // side).mean((2, 4))
-        torch.testing.assert_close(found[:, : side**2], means.flatten(1))
-
-
-def test_windows_show_what_grid_sample_shows() -> None:
-    place = torch.tensor(
-        [[1.0, 0, 0], [2.5, 0.7, -1.1], [0.4, -0.3, 0.9], [6, 5, 0.3]], dtype=DOUBLE
-    )
-    place.requires_grad_()
-    image = randn(4, 9, 9).requires_grad_()
-    for size in (5, 9, 14):
-        scale, x, y = place.unbind(1)
-        none = torch.zeros_like(scale)
-        theta = torch.stack((scale, none, x, none, scale, y), 1).view(4, 2, 3)
-        grid = nn.functional.affine_grid(theta, [4, 1, size, size], align_corners=False)
-        due = nn.functional.grid_sample(image.unsqueeze(1), grid, align_corners=False).squeeze(1)
-        found = _sample(image, place, size)
-        torch.testing.assert_close(found, due, rtol=1e-12, atol=1e-12)
-        weight = randn(4, size, size)
-        slopes = [
-            torch.autograd.grad((each * weight).sum(), (image, place)) for each in (due, found)
-        ]
-        torch.testing.assert_close(slopes[1][0], slopes[0][0], rtol=1e-10, atol=1e-10)
-        # At the first place the pixels are on the grid, where the slope jumps.
-        torch.testing.assert_close(slopes[1][1][1:], slopes[0][1][1:], rtol=1e-10, atol=1e-10)
 
 
 def test_tokens_that_have_ended_stay_as_they_are() -> None:
