@@ -35,11 +35,13 @@ class _Block(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Rows [B, R, W] to rows."""
+        after: Tensor
         if self.first:
             hidden = hidden + self._attend(self.attending(hidden))
-            return hidden + self.thought(self.thinking(hidden))
-        hidden = self.attending(hidden + self._attend(hidden))
-        after: Tensor = self.thinking(hidden + self.thought(hidden))
+            after = hidden + self.thought(self.thinking(hidden))
+        else:
+            hidden = self.attending(hidden + self._attend(hidden))
+            after = self.thinking(hidden + self.thought(hidden))
         return after
 
     def _attend(self, rows: Tensor) -> Tensor:
