@@ -88,7 +88,7 @@ def test_how_many_runs_are_shown_is_checked(curves: Curves, number: int, tmp_pat
 def test_monitored_runs_stop_where_a_session_stops(stopper: Path, recorded_runs: Path) -> None:
     model = load_halting(stopper)
     runs = RecordedRuns.load(recorded_runs, model.card.horizon)
-    shown = explore_runs(model, runs, num_runs=3)
+    shown = explore_runs(model, runs.trajectory, num_runs=3)
     chosen = runs.trajectory.select(torch.tensor([0, 74, 149]))
     assert [item["name"] for item in shown["items"]] == ["run 1", "run 75", "run 150"]
     for place, price in enumerate(shown["prices"]):
@@ -103,7 +103,7 @@ def test_monitored_runs_stop_where_a_session_stops(stopper: Path, recorded_runs:
 def test_long_recordings_have_fewer_prices(stopper: Path, recorded_runs: Path) -> None:
     model = load_halting(stopper)
     runs = RecordedRuns.load(recorded_runs, model.card.horizon)
-    many, few = (explore_runs(model, runs, num_runs=number) for number in (20, 2))
+    many, few = (explore_runs(model, runs.trajectory, num_runs=number) for number in (20, 2))
     assert len(few["prices"]) >= len(many["prices"]) >= 5
     assert len(json.dumps(many)) < 1_500_000
 

@@ -69,7 +69,15 @@ def command(
         f"{model}",
     )
     recorded = RecordedRuns.load(runs, halting.card.horizon)
+    if halting.card.keeps_best:
+        recorded = recorded.keeping_best()
     page = report.write_run_explorer(
-        halting, recorded, out, name=name, runs_name=runs_name, num_runs=num_runs
+        halting,
+        recorded.trajectory,
+        out,
+        name=name,
+        runs_name=runs_name,
+        maximizes=recorded.maximizes,
+        num_runs=num_runs,
     )
     say(page)

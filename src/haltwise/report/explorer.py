@@ -13,7 +13,6 @@ from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.trajectory import Trajectory
-from haltwise.recordings.runs import RecordedRuns
 from haltwise.report.formats import rounded, short
 from haltwise.report.page import render
 from haltwise.rollout.record import record
@@ -94,30 +93,32 @@ def write_explorer(
 
 def write_run_explorer(
     model: HaltingModel,
-    runs: RecordedRuns,
+    recorded: Trajectory,
     path: Path,
     *,
     name: str,
     runs_name: str,
+    maximizes: bool = False,
     num_runs: int = 5,
 ) -> Path:
     """Write one HTML page on which recorded runs of a loop are followed round by round.
 
     Args:
         model: What `haltwise.training.train_monitor` wrote, loaded.
-        runs: Of the loop that it stops.
+        recorded: Runs of the loop that it stops, as it leaves them.
         path: Where the page goes; it holds everything and makes no request.
         name: Of the model, for the page.
         runs_name: For the page.
+        maximizes: Whether scores were to be increased, and are negated.
         num_runs: How many there are to choose from, 1 to 20, spread evenly over all.
 
     Raises:
         InputError: The model does not halt, or the page cannot be written.
     """
-    document = explore_runs(model, runs, num_runs=num_runs)
+    document = explore_runs(model, recorded, num_runs=num_runs)
     words = (
         "A stop at t leaves what t rounds have made. "
-        + ("Scores are negated, so that lower is better. " if runs.maximizes else "")
+        + ("Scores are negated, so that lower is better. " if maximizes else "")
         + f"It stops by {document['rule']}."
     )
     return _write(path, f"{short(name)} on {short(runs_name)}", document, words)
@@ -178,11 +179,10 @@ def explore(
     return document
 
 
-def explore_runs(model: HaltingModel, runs: RecordedRuns, *, num_runs: int) -> dict[str, Any]:
+def explore_runs(model: HaltingModel, recorded: Trajectory, *, num_runs: int) -> dict[str, Any]:
     """What the explorer draws of recorded runs; see `explore`."""
     require(1 <= num_runs <= _MOST, f"num_runs must lie in 1..{_MOST}, got {num_runs}")
     _require_halting(model)
-    recorded = (runs.keeping_best() if model.card.keeps_best else runs).trajectory
     number = min(num_runs, recorded.num_items)
     places = torch.linspace(0, recorded.num_items - 1, number, dtype=torch.float64).round().long()
     return _document(model, recorded.select(places), _Words("run", "round", "score"), places)
