@@ -207,6 +207,62 @@ def test_the_sum_over_objects_is_the_evidence_bound() -> None:
 
 
 @pytest.mark.usefixtures("exits")
+def test_clutter_is_laid_over_a_digit(generator: torch.Generator) -> None:
+    clutter = load_example("clutter")
+    white = torch.full((2, 20, 20), 255, dtype=torch.uint8), torch.tensor([3, 7])
+    images = clutter.sample(100, white, generator)
+    assert sorted(images.num_pieces.unique().tolist()) == list(range(clutter.MOST + 1))
+    alone = images.num_pieces == 0
+    assert (images.pixels[alone].sum((1, 2, 3)) == 400).all()
+    at_half = torch.nn.functional.max_pool2d(images.pixels.squeeze(1), 2) > 0
+    assert torch.equal(images.masks[alone], at_half[alone])
+    assert (at_half | ~images.masks).all()
+    assert (images.pixels[~alone].sum((1, 2, 3)) <= 400 + 49 * images.num_pieces[~alone]).all()
+    assert images.pixels[~alone].sum() > 400 * (~alone).sum()
+
+
+@pytest.mark.usefixtures("exits")
+def test_operations_are_those_of_the_convolutions() -> None:
+    load_example("ponder_networks")
+    maps = load_example("ponder_maps")
+    network = maps.Network(maps.UNITS).eval()
+    counted = []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            each = layer.in_channels * math.prod(layer.kernel_size)
+            layer.register_forward_hook(
+                lambda _, __, found, each=each: counted.append(found.numel() * each)
+            )
+    pixels = torch.rand(1, 1, 28, 28)
+    answers = network(pixels)
+    assert sum(counted) == maps.STEM + maps.UNITS * maps.UNIT
+    for statistic in maps.LEVELS:  # no position stops at an impossible level
+        found, taken = maps.stopped(network, pixels, statistic, -1.0)
+        assert_close(found, answers)
+        assert taken.tolist() == [maps.UNITS]
+    ended = torch.zeros(1, maps.SIDE, maps.SIDE, dtype=torch.int64)
+    once = maps.STEM + maps.UNIT + maps.HEAD["position"] + maps.READ
+    assert maps.share_of(ended, "position").tolist() == [pytest.approx(once / maps.ALL)]
+
+
+@pytest.mark.usefixtures("exits")
+def test_maps_are_pondered(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALTWISE_DATA_DIR", str(tiny_images))
+    maps = load_example("ponder_maps")
+    monkeypatch.setattr(maps, "DEPTHS", (2, maps.UNITS))
+    figure = tmp_path / "maps.svg"
+    arguments = ("--num-steps", "3", "--num-test", "40", "--figure", str(figure))
+    output = run_example(maps, *arguments)
+    assert "ROC area of the ponder maps" in output
+    assert "patience" in output
+    pictures = ElementTree.fromstring(figure.read_text()).findall(".//{*}image")
+    assert len(pictures) == 12
+    assert all(each.get("href", "").startswith("data:image/png;base64,") for each in pictures)
+
+
+@pytest.mark.usefixtures("exits")
 def test_gates_follow_each_other(generator: torch.Generator) -> None:
     logic = load_example("logic")
     tables = {tuple(gate.flatten().tolist()) for gate in logic.GATES}
