@@ -23,7 +23,8 @@ __all__ = [
 ]
 
 SIDE, CHANNELS, UNITS = CANVAS // 2, 16, 6
-BATCH, RATE, HEAD_RATE, TUNED = 32, 1e-2, 5e-2, 0.4  # updates for halting, of the others'
+BATCH, RATE, TUNED = 32, 1e-2, 0.4  # the last is updates for halting, of the others'
+HEAD_RATE = {"image": 1e-2, "position": 5e-2}  # of that of positions an image's may never end
 PRICES = {"image": (1e-2, 0.5), "position": (3e-3, 0.2)}  # of a unit everywhere, in nats
 
 
@@ -135,13 +136,13 @@ def sureness(answers: Tensor) -> Tensor:
 
 def train(
     network: nn.Module, losses: Callable[[Images, float], Tensor], num_steps: int, rate: float,
-    seed: int,
+    seed: int, head_rate: float = 0.0,
 ) -> None:  # fmt: skip
     """Minimise losses of images that are drawn anew for every update."""
     generator, source = torch.Generator().manual_seed(seed), digits(held_out=False)
     heads = [value for name, value in network.named_parameters() if ".head." in name]
     others = [value for name, value in network.named_parameters() if ".head." not in name]
-    groups = [{"params": others, "rate": rate}, {"params": heads, "rate": HEAD_RATE}]
+    groups = [{"params": others, "rate": rate}, {"params": heads, "rate": head_rate}]
     adam = torch.optim.AdamW(groups, rate, weight_decay=0.01)
     network.train()
     for step in range(num_steps):
@@ -174,7 +175,7 @@ def taught(network: Network, per: str, num_steps: int, seed: int) -> Halting:
     """The same with images or positions that have learned to halt."""
     torch.manual_seed(seed)
     halting = Halting(network, per)
-    train(halting, halting.losses, int(TUNED * num_steps), RATE / 2, seed)
+    train(halting, halting.losses, int(TUNED * num_steps), RATE / 2, seed, HEAD_RATE[per])
     return halting
 
 
