@@ -12,7 +12,7 @@ from haltwise.curves.rules.progress import relative, share_spent
 
 __all__ = ["LastImprovementRule", "UntunedImprovementRule"]
 
-_FAR = 1e12  # a loss beyond all others
+_FAR = 1e9  # of a rate; what is beyond has no mean with others
 
 
 def _rate(curve: Curve, price: float | None) -> Floats:
@@ -31,9 +31,6 @@ def _rate(curve: Curve, price: float | None) -> Floats:
     return rate
 
 
-_FAR = 1e9
-
-
 @final
 @dataclass(frozen=True)
 class LastImprovementRule(CurveRule):
@@ -50,7 +47,7 @@ class LastImprovementRule(CurveRule):
 
     def score(self, curve: Curve) -> Floats:
         rate = _rate(curve, self.price)
-        rate[1:] = np.clip(rate[1:], -_FAR, _FAR)  # an infinite loss has no mean with others
+        rate[1:] = np.clip(rate[1:], -_FAR, _FAR)
         for point in range(2, len(rate)):
             last = rate[point - 1]
             rate[point] = last + (1 - self.memory) * (rate[point] - last)
