@@ -24,7 +24,7 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
-	$(BIN)/basedpyright --level error tests/typed
+	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python tests/typed
 
 layers: $(READY)
 	$(BIN)/lint-imports
