@@ -75,14 +75,14 @@ def train_both(
     monkeypatch: pytest.MonkeyPatch, fused: Run, plain: Run, steps: int, **options: Any
 ) -> None:
     fused.train(steps, **options)
-    assert fused.optimizer._on_device.is_active
+    assert fused.optimizer._on_device._steps is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", haltwise.FitWarning)
         assert fused.optimizer.steps_taken >= 0  # reads what the device has done
     with monkeypatch.context() as context:
         context.setenv("HALTWISE_KERNEL", "")
         plain.train(steps, **options)
-    assert not plain.optimizer._on_device.is_active
+    assert plain.optimizer._on_device._steps is None
 
 
 def assert_alike(fused: Run, plain: Run, tolerance: float = 1e-4, rel: float = 1e-3) -> None:

@@ -40,11 +40,6 @@ class DeviceSteps:
         self.was_overrun = False
         """Whether more steps waited to be judged than there was room for."""
 
-    @property
-    def is_active(self) -> bool:
-        """Whether the last step was taken so."""
-        return self._steps is not None
-
     def goes_on(
         self, groups: Sequence[Group], states: States, moved: list[Problem], *, guarded: bool
     ) -> bool:

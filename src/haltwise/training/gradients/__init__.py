@@ -8,9 +8,17 @@ from collections.abc import Mapping
 
 from haltwise._core import discovery
 from haltwise.training.gradients.base import BoundEstimator, Estimate, GradientEstimator
+from haltwise.training.gradients.evolution import Evolution
 from haltwise.training.gradients.pathwise import Pathwise
 
-__all__ = ["BoundEstimator", "Estimate", "GradientEstimator", "Pathwise", "estimators"]
+__all__ = [
+    "BoundEstimator",
+    "Estimate",
+    "Evolution",
+    "GradientEstimator",
+    "Pathwise",
+    "estimators",
+]
 
 
 def estimators() -> Mapping[str, type[GradientEstimator]]:
