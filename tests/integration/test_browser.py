@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from reported_runs import write_run
 
@@ -231,17 +233,21 @@ const buttons = [...document.querySelectorAll("[data-place]")].map((button) => {
 });
 const drawn = [...document.querySelectorAll(".canvas svg[tabindex]")].length;
 const overflow = document.documentElement.scrollWidth - innerWidth;
-return { states, buttons, drawn, overflow };
+const controls = document.querySelector(".controls").offsetHeight;
+return { states, buttons, drawn, overflow, controls };
 """
 
 
-def test_the_replay_works_in_a_browser(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [500, 1000])
+def test_the_replay_works_in_a_browser(width: int, tmp_path: Path) -> None:
     losses = [[(3 - end) * 0.9**t + end for t in range(40)] for end in (0.5, 0.9, 2.0, 2.5)]
     curves = Curves.from_matrix(losses, target=1.0)
+    names = [f"a-folder/of-long-names/{number}-{'0123456789' * 6}.log" for number in range(4)]
+    curves = replace(curves, name=np.array(names))
     page = write_replay(
         pretrained(), curves, tmp_path / "replay.html", name="training-runs", runs_name="mine"
     )
-    seen = look(page, REPLAY, tmp_path, 500)
+    seen = look(page, REPLAY, tmp_path, width)
     assert seen["errors"] == seen["requests"] == []
     (free, all_go_on), (dear, all_end) = seen["states"]
     assert "goes on to its target" in free or "never given up" in free
@@ -252,6 +258,7 @@ def test_the_replay_works_in_a_browser(tmp_path: Path) -> None:
     assert all(moved == wanted for moved, wanted in seen["buttons"])
     assert seen["drawn"] == 4
     assert seen["overflow"] <= 0
+    assert seen["controls"] < 250  # px; a long name of a run squeezes nothing
 
 
 def test_the_watch_sees_requests_and_errors(tmp_path: Path) -> None:
