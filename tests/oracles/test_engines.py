@@ -109,7 +109,7 @@ def relative(found: Any, expected: Any) -> Any:
 
 
 @pytest.mark.parametrize("given", ["loss", "derivatives"])
-@pytest.mark.parametrize("method", ["newton", "lbfgs"])
+@pytest.mark.parametrize("method", ["newton", "bfgs", "lbfgs"])
 def test_minima_of_a_thousand_regressions_are_scipy_s(
     method: str, given: str, logistics: Logistics, logistics_by_scipy: Any
 ) -> None:
@@ -163,7 +163,7 @@ def test_minima_of_a_thousand_sums_of_squares_are_scipy_s() -> None:
         assert error <= 1e-6 * np.linalg.norm(found.x), i
 
 
-@pytest.mark.parametrize("method", ["newton", "lbfgs", "gauss-newton"])
+@pytest.mark.parametrize("method", ["newton", "bfgs", "lbfgs", "gauss-newton"])
 def test_a_problem_runs_beside_others_as_it_does_alone(method: str, logistics: Logistics) -> None:
     functions: dict[str, Any] = {"loss": logistic}
     start, data = logistics.start, logistics.data
@@ -334,7 +334,7 @@ def test_newton_stops_where_its_decrement_is_not_worth_the_price(
     assert ((solution.loss - best.loss) <= 0.3 * price).all()
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adam", "nesterov", "newton", "gauss-newton"])
+@pytest.mark.parametrize("method", ["bfgs", "lbfgs", "adam", "nesterov", "newton", "gauss-newton"])
 def test_a_higher_price_costs_no_more_and_leaves_no_less(method: str) -> None:
     problem = kinetics_problem(60)
     cheap, dear = (
@@ -397,7 +397,7 @@ HARD: dict[str, tuple[Callable[[Tensor], Tensor], list[float], float]] = {
 }
 
 
-@pytest.mark.parametrize("method", ["newton", "lbfgs"])
+@pytest.mark.parametrize("method", ["newton", "bfgs", "lbfgs"])
 @pytest.mark.parametrize("case", HARD)
 def test_hard_losses_are_solved(case: str, method: str) -> None:
     loss, start, least = HARD[case]
@@ -425,6 +425,41 @@ def test_none_is_ever_worse_than_its_start(seed: int, method: str) -> None:
     torch.testing.assert_close(problem.observe_loss(solution.params, 0), solution.loss)
     assert (solution.num_gradients <= 20).all()
     assert (solution.steps <= solution.num_gradients).all()
+
+
+def test_bfgs_learns_the_inverse_of_a_quadratic() -> None:
+    """It begins with Newton's step, and its updates are those of the textbook."""
+    draw = seeded(5)
+    root = torch.randn(3, 4, 4, generator=draw, dtype=DOUBLE)
+    hessian = root @ root.mT + 0.1 * torch.eye(4, dtype=DOUBLE)
+
+    def quadratic(params: Tensor, hessian: Tensor) -> Tensor:
+        return 0.5 * torch.einsum("bi,bij,bj->b", params, hessian, params)
+
+    batch = FunctionBatch(torch.ones(3, 4, dtype=DOUBLE), quadratic, {"hessian": hessian})
+    engine = engines()["bfgs"]
+    seen = engine.observe_first(batch)
+    point = Point(batch.start, seen.loss, seen.grad)
+    memory = engine.init(point, seen)
+    torch.testing.assert_close(memory["inverse"], torch.linalg.inv(hessian))
+    memory = {**memory, "inverse": 0.1 * torch.eye(4, dtype=DOUBLE).expand(3, 4, 4)}
+    proposal = engine.propose(point, memory)
+    moved = engine.observe(batch, point.params + proposal.move)
+    taken, after = engine.learn(point, proposal, moved, memory)
+    s, y = proposal.move.unsqueeze(2), (moved.grad - seen.grad).unsqueeze(2)
+    left = torch.eye(4, dtype=DOUBLE) - s @ y.mT / (s.mT @ y)
+    expected = left @ memory["inverse"] @ left.mT + s @ s.mT / (s.mT @ y)
+    torch.testing.assert_close(after["inverse"][taken], expected[taken])
+    assert taken.any()
+
+
+def test_bfgs_begins_without_a_hessian_that_is_not_finite() -> None:
+    start = torch.tensor([[0.0], [1.0]], dtype=DOUBLE)  # |x - 3|^1.5 + x^1.5 is kinked at 0
+    problem = FunctionBatch(start, lambda x: ((x - 3).abs() ** 1.5 + x.abs() ** 1.5).sum(1))
+    assert not problem.observe_curvature(start).curvature[0].isfinite().all()
+    solution = haltwise.solve(problem, method="bfgs")
+    assert solution.success.all()
+    torch.testing.assert_close(solution.params, torch.full_like(start, 1.5), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", sorted(engines()))
@@ -575,7 +610,7 @@ def test_auto_chooses_by_what_the_problem_gives(logistics: Logistics) -> None:
 
     for problem, expected in (
         (kinetics_problem(5), "gauss-newton, as the losses are sums of squares of residuals"),
-        (FunctionBatch(start, logistic, data), "newton, as a smooth loss of 4 parameters has"),
+        (FunctionBatch(start, logistic, data), "bfgs, as a smooth loss of 4 parameters has"),
         (FunctionBatch(start, derivatives=logistic_derivatives, data=data), "newton, as the prob"),
         (FunctionBatch(wide, cauchy), "lbfgs, as second derivatives in 40 parameters would take"),
         (FunctionBatch(wide[:, :2], kinked), "lbfgs, as the loss has no curvature where"),
@@ -583,54 +618,6 @@ def test_auto_chooses_by_what_the_problem_gives(logistics: Logistics) -> None:
     ):
         solution = haltwise.solve(problem, method="auto", price=1e-3)
         assert re.match(expected, solution.method), solution.method
-
-
-def many(number: int, **given: Any) -> FunctionBatch:
-    """Regressions of 60 rows, with columns of all scales if their logarithms spread so far."""
-    draw: dict[str, Any] = {"generator": seeded(), "dtype": DOUBLE}
-    spread = given.pop("spread", 0.0)
-    x = torch.randn(number, 60, 6, **draw) * (spread * torch.randn(number, 1, 6, **draw)).exp()
-    data = {
-        "x": x,
-        "y": (torch.rand(number, 60, **draw) > 0.4).double(),
-        "ridge": torch.full((number,), 0.1, dtype=DOUBLE),
-    }
-    functions = given or {"loss": logistic}
-    return FunctionBatch(torch.zeros(number, 6, dtype=DOUBLE), data=data, **functions)
-
-
-@pytest.mark.parametrize(
-    ("number", "given", "expected"),
-    [
-        (1000, {}, r"lbfgs, as it took .* gradients where Newton took .* each costs \d"),
-        (999, {}, "newton, as a smooth loss"),  # too few to try
-        (1000, {"spread": 2.0}, "newton, as a smooth loss"),  # L-BFGS takes several times as many
-        (1000, {"derivatives": logistic_derivatives}, "newton, as the problems give"),
-    ],
-)
-def test_auto_counts_what_second_derivatives_of_many_problems_cost(
-    number: int, given: dict[str, Any], expected: str
-) -> None:
-    problem = many(number, **given)
-    solution = haltwise.solve(problem, method="auto")
-    assert re.match(expected, solution.method), solution.method
-    assert haltwise.solve(problem, method="auto").method == solution.method
-
-
-def test_what_second_derivatives_cost_is_counted() -> None:
-    start = torch.ones(2, 5, dtype=DOUBLE)
-    quadratic = FunctionBatch(start, lambda params: params.square().sum(1))
-    assert 1 < quadratic.curvature_cost < 6  # D + 1 backward passes, as against two passes
-
-    def long(params: Tensor) -> Tensor:
-        total = torch.zeros_like(params[:, 0])
-        for _ in range(50):
-            total = (total + params[:, 0] * params[:, 1]).sin()
-        return total
-
-    # Each product and sine must be differentiated through again.
-    assert FunctionBatch(start, long).curvature_cost > 1.5 * quadratic.curvature_cost
-    assert many(3, derivatives=logistic_derivatives).curvature_cost == 1
 
 
 def test_methods_that_cannot_solve_a_problem_say_so(logistics: Logistics) -> None:

@@ -105,6 +105,10 @@ class Engine(ABC):
         """Evaluate a batch of K problems at parameters [K, D]."""
         return EngineObservation(*ask(batch.observe, params, 0))
 
+    def observe_first(self, batch: TaskBatch) -> EngineObservation:
+        """Evaluate a batch at its start, for `init`."""
+        return self.observe(batch, batch.start)
+
     @abstractmethod
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         """The memory at the first point."""

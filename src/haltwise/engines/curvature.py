@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["newton_direction"]
+__all__ = ["newton_direction", "positive_inverse"]
 
 
 def newton_direction(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,3 +41,11 @@ def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
     inner = (vectors.mT @ grad.unsqueeze(-1)).squeeze(-1) / torch.maximum(sizes, floor)
     direction = -(vectors @ inner.unsqueeze(-1)).squeeze(-1)
     return torch.where(finite.unsqueeze(1), direction.nan_to_num(0), torch.nan)
+
+
+def positive_inverse(curvature: Tensor) -> Tensor:
+    """The inverse of a finite matrix, eigenvalues replaced as in `newton_direction`, [K, D, D]."""
+    values, vectors = torch.linalg.eigh(curvature)
+    sizes = values.abs()
+    floor = sizes.amax(1, keepdim=True) * torch.finfo(curvature.dtype).eps ** 0.5
+    return (vectors / torch.maximum(sizes, floor).unsqueeze(1)) @ vectors.mT

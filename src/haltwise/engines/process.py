@@ -141,7 +141,7 @@ class EngineProcess(Process):
 
     def init(self) -> State:
         start = self.batch.start
-        seen = self.engine.observe(self.batch, start)
+        seen = self.engine.observe_first(self.batch)
         point = Point(start, seen.loss, seen.grad)
         best = {} if self.engine.is_monotone else {"params": start, "loss": seen.loss}
         return _state(point, self.engine.init(point, seen), self._view.init(point), best)

@@ -88,7 +88,7 @@ def begin(engine: Engine, batch: TaskBatch, budget: Tensor) -> tuple[Begun, Engi
 
     Those that are not finite there have nothing left of it.
     """
-    seen = engine.observe(batch, batch.start)
+    seen = engine.observe_first(batch)
     point = Point(batch.start, seen.loss, seen.grad)
     finite = seen.is_finite()
     if seen.curvature is not None:

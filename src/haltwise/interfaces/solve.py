@@ -194,19 +194,21 @@ def solve(
     `method` says by which engine:
 
     - `"newton"`: Newton's method with a line search, or IRLS where the problem gives such a
-      curvature. The fastest for smooth losses of few parameters.
+      curvature. The fastest where curvature is given.
+    - `"bfgs"`: BFGS that begins with the Hessian; the fastest for few parameters of a smooth loss
+      that gives none.
     - `"gauss-newton"`: for residuals, damped after Levenberg and Marquardt where it must be.
     - `"lbfgs"`: L-BFGS, for any smooth loss and any number of parameters.
     - `"adam"`, `"gradient-descent"`, `"momentum"`, `"nesterov"`, `"rmsprop"`: rules at a rate of
       0.1 for Adam and 0.01 for others; for another give the rule, as in
       `method=haltwise.update_rules.Adam(0.3)`.
-    - `"auto"`: the first of Gauss-Newton, Newton and L-BFGS that can solve such problems;
-      `Solution.method` says which and why.
+    - `"auto"`: Gauss-Newton for residuals, Newton where curvature is given, BFGS for up to 16
+      parameters, else L-BFGS; `Solution.method` says which and why.
     - `"lstm"`: a learned `optimizer`.
 
-    An engine stops a problem by a price: where the next evaluation is not worth it. Newton and
-    Gauss-Newton know from the curvature what a step will gain; the step at hand is then taken, if
-    the loss behind it is no higher. Or by tolerances, each with SciPy's meaning; those that are not
+    An engine stops a problem by a price: where the next evaluation is not worth it. Newton,
+    Gauss-Newton and BFGS know from the curvature what a step will gain; the step at hand is then
+    taken, if the loss behind it is no higher. Or by tolerances, each with SciPy's meaning; those that are not
     given are off, and of several the first that is met counts:
 
     - `gtol`: max_i |g_i| <= gtol, as L-BFGS-B, BFGS and `least_squares` have it.

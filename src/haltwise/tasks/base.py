@@ -81,11 +81,6 @@ class SupportsCurvature(ABC):
         """Whether curvature costs about as much as a gradient; false if D times as much."""
         return True
 
-    @property
-    def curvature_cost(self) -> float:
-        """Roughly what `observe_curvature` costs, in calls of `observe`."""
-        return 1.0
-
     @abstractmethod
     def observe_curvature(self, params: Tensor) -> CurvedObservation:
         """Compute loss and gradient as `observe` does, and the Hessian or what stands for it."""

@@ -156,22 +156,6 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         return len(one._derivatives(one.start)) == 3
 
     @property
-    @undisturbed(grad=True)
-    def curvature_cost(self) -> float:
-        """Roughly what the Hessian costs, in gradients, by the sizes of autograd's graphs.
-
-        Raises:
-            InputError: As `observe_curvature`.
-        """
-        if self.gives_curvature:
-            return 1.0
-        one = self.select(torch.zeros(1, dtype=torch.int64, device=self.start.device))
-        leaf, loss = one._losses(one.start)
-        first = _graph_size(loss)
-        second = _graph_size(_gradient(loss, leaf, create_graph=True))
-        return 1 + self.dim * second / (2 * first)  # a gradient goes through its graph twice
-
-    @property
     def curvature_refusal(self) -> str | None:
         if self.loss is None and self.residuals is None and not self.gives_curvature:
             return "its derivatives are no more than a loss and a gradient; give the loss, too"
@@ -407,17 +391,6 @@ def _gradient(
             "alone, without NumPy, .item() or .detach()"
         )
     return grad
-
-
-def _graph_size(value: Tensor) -> int:
-    """The number of operations in autograd's graph of a value."""
-    seen, left = set(), [value.grad_fn]
-    while left:
-        node = left.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            left += [before for before, _ in node.next_functions]
-    return max(1, len(seen))
 
 
 def _rows_of_jacobian(value: Tensor, leaf: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def _problems(dim: int) -> FunctionBatch:
 
 
 def _begin(engine: Engine, batch: FunctionBatch) -> tuple[Point, Memory]:
-    seen = engine.observe(batch, batch.start)
+    seen = engine.observe_first(batch)
     point = Point(batch.start, seen.loss, seen.grad)
     return point, engine.init(point, seen)
 

@@ -1,0 +1,126 @@
+"""BFGS from the Hessian at the start: Newton's steps for the price of one Hessian.
+
+The inverse is a matrix [D, D] of each problem, so that a step is a few operations whatever is
+remembered, and losses have few parameters. A trial costs a gradient, whether taken or not.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from haltwise._core.tensors import are_finite
+from haltwise.engines.base import (
+    Engine,
+    EngineObservation,
+    Memory,
+    Point,
+    Proposal,
+    is_lower,
+    shortened,
+)
+from haltwise.engines.curvature import positive_inverse
+from haltwise.tasks.base import SupportsCurvature, TaskBatch
+
+__all__ = ["BFGS"]
+
+_GROWTH = 4.0  # of the inverse after a step along which the loss is not convex
+_REACH = 10.0  # times the last step: how long the next may be
+_FAILURES = 4  # steps in a row that failed, after which the inverse begins anew
+_LEAST, _MOST = 0.7, 1.4  # of its forecast that a whole step gained, if the next is believed
+
+
+@final
+@dataclass(frozen=True)
+class BFGS(Engine):
+    """BFGS with a backtracking line search (Nocedal & Wright 2006, algorithm 6.1).
+
+    The first evaluation is a loss, a gradient and a Hessian, of which negative eigenvalues count
+    by their size; all others are a loss and a gradient. After a step of full length that gained
+    about what was forecast, the forecast of the next counts as known; and where a problem halts,
+    the step at hand is taken if the loss behind it is no higher.
+    """
+
+    completes = True
+    is_recordable = True
+
+    def refusal(self, batch: TaskBatch) -> str | None:
+        if not isinstance(batch, SupportsCurvature):
+            return f"{type(batch).__name__} does not give second derivatives"
+        return batch.curvature_refusal
+
+    def observe_first(self, batch: TaskBatch) -> EngineObservation:
+        assert isinstance(batch, SupportsCurvature)
+        loss, grad, curvature = batch.observe_curvature(batch.start)
+        # Without a sound Hessian the first step has a length of 1.
+        sound = are_finite(curvature).flatten(1).all(1) & (curvature != 0).flatten(1).any(1)
+        size = grad.square().sum(1).sqrt()
+        size = torch.where(are_finite(size) & (size > 0), size, 1)
+        plain = torch.diag_embed(size.unsqueeze(1).expand_as(grad))
+        curvature = torch.where(sound.view(-1, 1, 1), curvature, plain)
+        return EngineObservation(loss, grad, curvature)
+
+    def init(self, point: Point, seen: EngineObservation) -> Memory:
+        assert seen.curvature is not None
+        inverse = positive_inverse(seen.curvature)
+        scale = inverse.diagonal(dim1=-2, dim2=-1).mean(1)
+        return {
+            "inverse": inverse,
+            "scale": scale,  # of the inverse where it begins anew
+            "length": torch.ones_like(scale),
+            "reach": torch.full_like(scale, torch.inf),  # of the next step
+            "failures": torch.zeros_like(scale, dtype=torch.int64),
+            "known": torch.zeros_like(scale, dtype=torch.bool),
+        }
+
+    def propose(self, point: Point, memory: Memory) -> Proposal:
+        direction = _times(memory["inverse"], point.grad).neg_()
+        size = direction.square().sum(1).sqrt()
+        direction = direction * (memory["reach"] / size).clamp_max(1).nan_to_num(0).unsqueeze(1)
+        slope, length = (direction * point.grad).sum(1), memory["length"]
+        move = length.unsqueeze(1) * direction
+        return Proposal(move, slope, -0.5 * length * slope, memory["known"])
+
+    def learn(
+        self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory
+    ) -> tuple[Tensor, Memory]:
+        length, move = memory["length"], proposal.move
+        finite = seen.is_finite()
+        taken = finite & is_lower(point, seen, length, proposal.slope)
+        change, fall = seen.grad - point.grad, point.loss - seen.loss
+        bend, size = (move * change).sum(1), change.square().sum(1)
+        convex = taken & (bend > torch.finfo(bend.dtype).eps * size)
+        failures = (memory["failures"] + 1).masked_fill(taken, 0)
+        forgets = failures == _FAILURES
+        believed = (fall > _LEAST * proposal.gain) & (fall < _MOST * proposal.gain)
+        scale = torch.where(convex, bend / size, memory["scale"])
+        grown = torch.where(taken, _GROWTH, 1).view(-1, 1, 1) * memory["inverse"]
+        updated = _updated(memory["inverse"], move, change, bend)
+        one = torch.eye(move.shape[1], dtype=move.dtype, device=move.device)
+        inverse = torch.where(convex.view(-1, 1, 1), updated, grown)
+        shorter = shortened(length, proposal.slope, -fall, finite)
+        return taken, {
+            "inverse": torch.where(forgets.view(-1, 1, 1), scale.view(-1, 1, 1) * one, inverse),
+            "scale": scale,
+            "length": torch.where(taken | forgets, 1, shorter),
+            "reach": torch.where(taken, _REACH * move.square().sum(1).sqrt(), memory["reach"]),
+            "failures": failures,
+            "known": convex & (length == 1) & believed,
+        }
+
+
+def _updated(inverse: Tensor, move: Tensor, change: Tensor, bend: Tensor) -> Tensor:
+    """The nearest inverse that maps the change of the gradient to the move: algorithm 6.1."""
+    through = _times(inverse, change)
+    share = 0.5 * (1 + (change * through).sum(1) / bend)
+    other = (share.unsqueeze(1) * move - through) / bend.unsqueeze(1)
+    left, right = torch.stack((move, other), 2), torch.stack((other, move), 1)
+    return torch.baddbmm(inverse, left, right)
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
+
+
+ENGINES = {"bfgs": BFGS()}
