@@ -67,11 +67,14 @@ def losses(params: Array, source: Array, target: Array) -> Array:
 
 
 def torch_loss(params: Any, source: Any, target: Any) -> Any:
-    """The same, as a user of Haltwise writes it."""
+    """The same, as a user of Haltwise writes it: a matrix for each turn, clouds of shape [B, 3, N]."""
     import torch
 
-    square = (moved(params, source) - target).square().sum(2)
-    return torch.log1p(square / SCALE**2).sum(1)
+    turn, one = params[:, :3], torch.eye(3, dtype=params.dtype, device=params.device)
+    square = turn.square().sum(1)[:, None, None]
+    matrix = (1 - square) * one + 2 * (turn.unsqueeze(2) * turn.unsqueeze(1) + _crossed(turn))
+    points = (matrix / (1 + square)) @ source + params[:, 3:, None]
+    return torch.log1p((points - target).square().sum(1) / SCALE**2).sum(1)
 
 
 def reweighted(params: Any, source: Any, target: Any) -> tuple[Any, Any, Any]:
@@ -143,11 +146,12 @@ def jax_loss(params: Any, source: Any, target: Any) -> Any:
     """The same for one pair of JAX."""
     import jax.numpy as jnp
 
-    turn, shift = params[:3], params[3:]
-    square = turn @ turn
-    points = (1 - square) * source + 2 * (source @ turn)[:, None] * turn
-    points = (points + 2 * jnp.cross(turn, source)) / (1 + square) + shift
-    return jnp.log1p(((points - target) ** 2).sum(1) / SCALE**2).sum()
+    turn, square = params[:3], params[:3] @ params[:3]
+    x, y, z = turn
+    crossed = jnp.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    matrix = (1 - square) * jnp.eye(3) + 2 * (jnp.outer(turn, turn) + crossed)
+    points = (matrix / (1 + square)) @ source + params[3:, None]
+    return jnp.log1p(((points - target) ** 2).sum(0) / SCALE**2).sum()
 
 
 def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
@@ -155,7 +159,8 @@ def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
     data = simulate(problems)
     start = np.zeros((problems, 6))
     settings = {"price": 1e-4}
-    own = haltwise_way(start, data, settings | {"method": "lbfgs"}, loss=torch_loss)
+    long = {name: np.ascontiguousarray(cloud.swapaxes(1, 2)) for name, cloud in data.items()}
+    own = haltwise_way(start, long, settings | {"method": "bfgs"}, loss=torch_loss)
     by_hand = haltwise_way(start, data, settings | {"method": "newton"}, derivatives=reweighted)
     found = [
         Way("haltwise, the loss alone", own, problems),
@@ -164,7 +169,7 @@ def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
             Way(f"SVD by iterated weights, {steps}", iterated_svd(data, steps), problems)
             for steps in (6, 12)
         ),
-        *bfgs_ways(start, data, jax_loss),
+        *bfgs_ways(start, long, jax_loss),
         Way(
             "SciPy L-BFGS-B, joblib",
             joblib_way(start, data, scipy_one, threads),

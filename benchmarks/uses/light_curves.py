@@ -60,11 +60,11 @@ def torch_loss(params: Any, gap: Any, magnitude: Any, variance: Any) -> Any:
     """The same, as a user of Haltwise writes it."""
     import torch
 
+    gap, magnitude, variance = (v.T.contiguous() for v in (gap, magnitude, variance))  # points first
     power, tau = (2 * params[:, 0]).exp(), params[:, 1].exp()
-    decays = (-gap / tau.unsqueeze(1)).exp().unbind(1)
-    above = (magnitude - params[:, 2:]).unbind(1)
+    decays, above = (-gap / tau).exp(), magnitude - params[:, 2]
     mean, spread, total = torch.zeros_like(power), power, torch.zeros_like(power)
-    for decay, seen, noise in zip(decays, above, variance.unbind(1), strict=True):
+    for decay, seen, noise in zip(decays, above, variance, strict=True):
         mean, spread = decay * mean, decay.square() * (spread - power) + power
         expected, surprise = spread + noise, seen - mean
         total = total + expected.log() + surprise.square() / expected
@@ -168,7 +168,7 @@ def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
     found = [
         Way(
             "haltwise, the loss alone",
-            haltwise_way(start, data, settings | {"method": "lbfgs"}, loss=torch_loss),
+            haltwise_way(start, data, settings | {"method": "bfgs"}, loss=torch_loss),
             problems,
         ),
         Way(

@@ -94,7 +94,7 @@ def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
     data = simulate(problems)
     start = np.zeros((problems, DIM))
     settings = {"method": "newton", "price": 1e-4}
-    own = haltwise_way(start, data, settings, loss=torch_loss)
+    own = haltwise_way(start, data, {"method": "bfgs", "price": 1e-5}, loss=torch_loss)
     by_hand = haltwise_way(start, data, settings, derivatives=irls)
     found = [
         Way("haltwise, the loss alone", own, problems),

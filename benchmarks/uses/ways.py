@@ -70,12 +70,12 @@ def bfgs(loss: Callable[..., Any], tolerance: float) -> Callable[..., Any]:
 
 
 def bfgs_ways(start: Array, data: Data, loss: Callable[..., Any]) -> list[Way]:
-    """All problems by Optimistix's BFGS under `vmap`, to a loose and to a sharp tolerance."""
+    """All problems by Optimistix's BFGS under `vmap`, to loose and sharp tolerances."""
     return [
         Way(
             f"optimistix BFGS {tolerance:g}, vmap",
             vmap_way(start, data, bfgs(loss, tolerance)),
             len(start),
         )
-        for tolerance in (1e-3, 1e-6)
+        for tolerance in (1e-3, 1e-4, 1e-6)
     ]

@@ -436,12 +436,17 @@ def test_bfgs_learns_the_inverse_of_a_quadratic() -> None:
     def quadratic(params: Tensor, hessian: Tensor) -> Tensor:
         return 0.5 * torch.einsum("bi,bij,bj->b", params, hessian, params)
 
-    batch = FunctionBatch(torch.ones(3, 4, dtype=DOUBLE), quadratic, {"hessian": hessian})
+    batch = FunctionBatch(torch.full((3, 4), 0.1, dtype=DOUBLE), quadratic, {"hessian": hessian})
     engine = engines()["bfgs"]
     seen = engine.observe_first(batch)
     point = Point(batch.start, seen.loss, seen.grad)
     memory = engine.init(point, seen)
     torch.testing.assert_close(memory["inverse"], torch.linalg.inv(hessian))
+    assert (memory["unseen"] == 0).all()
+    far = engine.init(point, seen._replace(grad=100 * seen.grad))  # Newton's step is too long
+    assert (far["unseen"] > 0).all()
+    steps = far["inverse"] @ (100 * seen.grad).unsqueeze(2)
+    assert (torch.linalg.eigh(hessian).eigenvectors.mT @ steps).abs().max() < 1 + 1e-9
     memory = {**memory, "inverse": 0.1 * torch.eye(4, dtype=DOUBLE).expand(3, 4, 4)}
     proposal = engine.propose(point, memory)
     moved = engine.observe(batch, point.params + proposal.move)

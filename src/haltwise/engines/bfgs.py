@@ -37,9 +37,11 @@ class BFGS(Engine):
     """BFGS with a backtracking line search (Nocedal & Wright 2006, algorithm 6.1).
 
     The first evaluation is a loss, a gradient and a Hessian, of which negative eigenvalues count
-    by their size; all others are a loss and a gradient. After a step of full length that gained
-    about what was forecast, the forecast of the next counts as known; and where a problem halts,
-    the step at hand is taken if the loss behind it is no higher.
+    by their size and the first step goes at most 1 along each eigenvector, as that of SciPy's
+    L-BFGS-B; all others are a loss and a gradient. After a step of full length that gained
+    about what was forecast, the forecast of the next counts as known, if at least as many steps
+    have been learned from as eigenvalues were replaced; and where a problem halts, the step at
+    hand is taken if the loss behind it is no higher.
     """
 
     completes = True
@@ -53,17 +55,17 @@ class BFGS(Engine):
     def observe_first(self, batch: TaskBatch) -> EngineObservation:
         assert isinstance(batch, SupportsCurvature)
         loss, grad, curvature = batch.observe_curvature(batch.start)
-        # Without a sound Hessian the first step has a length of 1.
+        # Without a sound Hessian the first step has a length of 1, and no eigenvalue is known.
         sound = are_finite(curvature).flatten(1).all(1) & (curvature != 0).flatten(1).any(1)
         size = grad.square().sum(1).sqrt()
         size = torch.where(are_finite(size) & (size > 0), size, 1)
-        plain = torch.diag_embed(size.unsqueeze(1).expand_as(grad))
+        plain = torch.diag_embed(-size.unsqueeze(1).expand_as(grad))
         curvature = torch.where(sound.view(-1, 1, 1), curvature, plain)
         return EngineObservation(loss, grad, curvature)
 
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         assert seen.curvature is not None
-        inverse = positive_inverse(seen.curvature)
+        inverse, unseen = positive_inverse(seen.curvature, seen.grad)
         scale = inverse.diagonal(dim1=-2, dim2=-1).mean(1)
         return {
             "inverse": inverse,
@@ -72,6 +74,7 @@ class BFGS(Engine):
             "reach": torch.full_like(scale, torch.inf),  # of the next step
             "failures": torch.zeros_like(scale, dtype=torch.int64),
             "known": torch.zeros_like(scale, dtype=torch.bool),
+            "unseen": unseen,  # directions along which the inverse is no more than a guess
         }
 
     def propose(self, point: Point, memory: Memory) -> Proposal:
@@ -93,6 +96,7 @@ class BFGS(Engine):
         convex = taken & (bend > torch.finfo(bend.dtype).eps * size)
         failures = (memory["failures"] + 1).masked_fill(taken, 0)
         forgets = failures == _FAILURES
+        unseen = memory["unseen"] - convex.long()
         believed = (fall > _LEAST * proposal.gain) & (fall < _MOST * proposal.gain)
         scale = torch.where(convex, bend / size, memory["scale"])
         grown = torch.where(taken, _GROWTH, 1).view(-1, 1, 1) * memory["inverse"]
@@ -106,7 +110,8 @@ class BFGS(Engine):
             "length": torch.where(taken | forgets, 1, shorter),
             "reach": torch.where(taken, _REACH * move.square().sum(1).sqrt(), memory["reach"]),
             "failures": failures,
-            "known": convex & (length == 1) & believed,
+            "known": convex & (length == 1) & believed & (unseen <= 0),
+            "unseen": torch.where(forgets, move.shape[1], unseen),
         }
 
 

@@ -43,9 +43,22 @@ def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
     return torch.where(finite.unsqueeze(1), direction.nan_to_num(0), torch.nan)
 
 
-def positive_inverse(curvature: Tensor) -> Tensor:
-    """The inverse of a finite matrix, eigenvalues replaced as in `newton_direction`, [K, D, D]."""
+def positive_inverse(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """A positive definite matrix for C^-1, shape [K, D, D].
+
+    Eigenvalues are replaced by their sizes, and made so large that -C^-1 g is at most 1 along each
+    eigenvector. Longer steps, as along a flat one, end on plateaus where nothing is left to learn.
+
+    Args:
+        curvature: C, symmetric and finite, shape [K, D, D].
+        grad: g, shape [K, D].
+
+    Returns:
+        The matrix, and of how many eigenvalues it is not the inverse, int64 [K].
+    """
     values, vectors = torch.linalg.eigh(curvature)
-    sizes = values.abs()
-    floor = sizes.amax(1, keepdim=True) * torch.finfo(curvature.dtype).eps ** 0.5
-    return (vectors / torch.maximum(sizes, floor).unsqueeze(1)) @ vectors.mT
+    sizes, eps = values.abs(), torch.finfo(grad.dtype).eps
+    along = (vectors.mT @ grad.nan_to_num(0, 0, 0).unsqueeze(-1)).squeeze(-1).abs()
+    floor = torch.maximum(along, eps**0.5 * sizes.amax(1, keepdim=True))
+    inverse = (vectors / torch.maximum(sizes, floor).unsqueeze(1)) @ vectors.mT
+    return inverse, (values < floor).sum(1)

@@ -208,8 +208,8 @@ def solve(
 
     An engine stops a problem by a price: where the next evaluation is not worth it. Newton,
     Gauss-Newton and BFGS know from the curvature what a step will gain; the step at hand is then
-    taken, if the loss behind it is no higher. Or by tolerances, each with SciPy's meaning; those that are not
-    given are off, and of several the first that is met counts:
+    taken, if the loss behind it is no higher. Or by tolerances, each with SciPy's meaning; those
+    that are not given are off, and of several the first that is met counts:
 
     - `gtol`: max_i |g_i| <= gtol, as L-BFGS-B, BFGS and `least_squares` have it.
     - `ftol`: a step from f to f' with (f - f') / max(|f|, |f'|, 1) <= ftol, as L-BFGS-B has it;
