@@ -67,7 +67,7 @@ def losses(params: Array, source: Array, target: Array) -> Array:
 
 
 def torch_loss(params: Any, source: Any, target: Any) -> Any:
-    """The same, as a user of Haltwise writes it: a matrix for each turn, clouds of shape [B, 3, N]."""
+    """The same, as a user of Haltwise writes it: a matrix turns clouds of shape [B, 3, N]."""
     import torch
 
     turn, one = params[:, :3], torch.eye(3, dtype=params.dtype, device=params.device)

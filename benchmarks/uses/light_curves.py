@@ -60,7 +60,9 @@ def torch_loss(params: Any, gap: Any, magnitude: Any, variance: Any) -> Any:
     """The same, as a user of Haltwise writes it."""
     import torch
 
-    gap, magnitude, variance = (v.T.contiguous() for v in (gap, magnitude, variance))  # points first
+    gap, magnitude, variance = (
+        v.T.contiguous() for v in (gap, magnitude, variance)
+    )  # points first
     power, tau = (2 * params[:, 0]).exp(), params[:, 1].exp()
     decays, above = (-gap / tau).exp(), magnitude - params[:, 2]
     mean, spread, total = torch.zeros_like(power), power, torch.zeros_like(power)

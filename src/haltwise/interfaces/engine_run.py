@@ -38,7 +38,8 @@ __all__ = [
     "tolerances_of",
 ]
 
-_BYTES = 2**22  # of a chunk's problems: beyond that they are in no cache
+_BYTES = 2**22  # of a chunk's problems and memories: beyond that they are in no cache
+_REMEMBERED = 12  # vectors of a problem that L-BFGS keeps; others keep D of them, or fewer
 _FEWEST = 64  # problems, below which dispatching operations takes the time
 
 
@@ -197,6 +198,7 @@ def cached_chunk(problem: TaskBatch) -> int:
     if not problem.start.is_cpu:
         return problem.num_problems
     size = sum(tensor.nbytes for tensor in tensors_of(problem).values()) / problem.num_problems
+    size += min(problem.dim, _REMEMBERED) * problem.dim * problem.start.element_size()
     return max(_FEWEST, int(_BYTES / size))
 
 
