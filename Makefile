@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo check test lint types layers fast unit sdist docs site figures bench faults weights clean
+.PHONY: demo check test static lint types layers fast unit sdist docs site figures bench faults weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -13,9 +13,12 @@ demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a
 	$(BIN)/haltwise evaluate runs/demo --num-problems 2048
 	$(BIN)/haltwise report runs/demo
 
-check: lint types layers fast  ## For every change: lint, types, layers, contracts and oracles.
+check: static fast  ## For every change: lint, types, layers, contracts and oracles.
 
-test: lint types layers unit  ## Everything that continuous integration checks.
+test: static unit  ## Everything that continuous integration checks.
+
+static:
+	$(MAKE) --no-print-directory --jobs 2 --output-sync lint types layers
 
 lint: $(READY)
 	$(BIN)/ruff check .

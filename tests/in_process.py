@@ -1,13 +1,11 @@
 """The command line without a process of its own, for tests that need many commands."""
 
 import contextlib
+import io
 from pathlib import Path
 from typing import NamedTuple
 
-from click.testing import CliRunner
-
-from haltwise import InputError
-from haltwise.cli import cli
+from haltwise.cli import run
 
 
 class Result(NamedTuple):
@@ -19,11 +17,8 @@ class Result(NamedTuple):
 
 
 def haltwise(*arguments: object, cwd: Path) -> Result:
-    """Run one command in `cwd`; bad input is a line on stderr, as `haltwise.cli.main` has it."""
-    with contextlib.chdir(cwd):
-        result = CliRunner().invoke(cli, list(map(str, arguments)))
-    if isinstance(result.exception, InputError):
-        return Result(2, result.stdout, f"haltwise: {result.exception}\n")
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Result(result.exit_code, result.stdout, result.stderr)
+    """Run one command in `cwd`."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(arguments=[*map(str, arguments)])
+    return Result(code, out.getvalue(), err.getvalue())

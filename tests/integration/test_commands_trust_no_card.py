@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,52 +29,70 @@ COMMANDS = {
 }
 
 
-def run_of(folder: Path, *options: object) -> tuple[Path, Path]:
-    """Train a run; the file that its card names, and the one that shows it was executed."""
-    mine, executed = write_own(folder)
-    done = haltwise("train", *options, *TINY_OPTIONS, "--out", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    executed.unlink()
-    return mine, executed
+@dataclass(frozen=True)
+class Trained:
+    """A run, the file that its card names, and the one that shows it was executed."""
+
+    folder: Path
+    mine: Path
+    executed: Path
+
+    @classmethod
+    def by(cls, folder: Path, *options: object) -> "Trained":
+        found = cls(folder, *write_own(folder))
+        done = haltwise("train", *options, *TINY_OPTIONS, "--out", "run", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        return found
+
+
+@pytest.fixture(scope="module")
+def own_rule(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return Trained.by(tmp_path_factory.mktemp("rule"), "regression-2d", "--rule", "mine.py:Halved")
+
+
+@pytest.fixture(scope="module")
+def own_family(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("family")
+    return Trained.by(folder, "mine.py:Bowls", "--family.size", 2)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_rule_is_executed_only_where_it_is_named(command: str, tmp_path: Path) -> None:
-    mine, executed = run_of(tmp_path, "regression-2d", "--rule", "mine.py:Halved")
-    own = ["--own", f"{mine}:Halved"]
-    refused = haltwise(*COMMANDS[command], cwd=tmp_path)
-    assert (refused.returncode, executed.exists()) == (2, False), refused.stderr
+def test_a_rule_is_executed_only_where_it_is_named(command: str, own_rule: Trained) -> None:
+    own = ["--own", f"{own_rule.mine}:Halved"]
+    own_rule.executed.unlink()
+    refused = haltwise(*COMMANDS[command], cwd=own_rule.folder)
+    assert (refused.returncode, own_rule.executed.exists()) == (2, False), refused.stderr
     assert " ".join(own) in refused.stderr
-    done = haltwise(*COMMANDS[command], *own, cwd=tmp_path)
+    done = haltwise(*COMMANDS[command], *own, cwd=own_rule.folder)
     assert done.returncode == 0, done.stderr
 
 
-def test_models_beside_and_reports_execute_nothing_either(tmp_path: Path) -> None:
-    mine, executed = run_of(tmp_path, "regression-2d", "--rule", "mine.py:Halved")
-    own = ["--own", f"{mine}:Halved"]
+def test_models_beside_and_reports_execute_nothing_either(own_rule: Trained) -> None:
+    own = ["--own", f"{own_rule.mine}:Halved"]
+    own_rule.executed.unlink()
     beside = ["study", "regression-2d", "--halter", "a=run", "--seeds", 2, *FEW]
-    assert " ".join(own) in haltwise(*beside, cwd=tmp_path).stderr
-    assert not executed.exists()
-    assert haltwise(*COMMANDS["evaluate"], *own, cwd=tmp_path).returncode == 0
-    executed.unlink()
+    assert " ".join(own) in haltwise(*beside, cwd=own_rule.folder).stderr
+    assert not own_rule.executed.exists()
+    assert haltwise(*COMMANDS["evaluate"], *own, cwd=own_rule.folder).returncode == 0
+    own_rule.executed.unlink()
     # A page shows what was recorded: it reads the card and needs no code of the rule.
-    assert haltwise("report", "run", cwd=tmp_path).returncode == 0
-    assert not executed.exists()
+    assert haltwise("report", "run", cwd=own_rule.folder).returncode == 0
+    own_rule.executed.touch(exist_ok=False)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "study", "diagnose", "explore"])
-def test_a_family_is_executed_only_where_it_is_named(command: str, tmp_path: Path) -> None:
-    mine, executed = run_of(tmp_path, "mine.py:Bowls")
-    refused = haltwise(*COMMANDS[command], cwd=tmp_path)
-    assert (refused.returncode, executed.exists()) == (2, False)
-    assert f"add --family {mine}:Bowls" in refused.stderr
-    done = haltwise(*COMMANDS[command], "--family", f"{mine}:Bowls", cwd=tmp_path)
+def test_a_family_is_executed_only_where_it_is_named(command: str, own_family: Trained) -> None:
+    own_family.executed.unlink()
+    refused = haltwise(*COMMANDS[command], cwd=own_family.folder)
+    assert (refused.returncode, own_family.executed.exists()) == (2, False)
+    named = ["--family", f"{own_family.mine}:Bowls"]
+    assert f"add {' '.join(named)}" in refused.stderr
+    done = haltwise(*COMMANDS[command], *named, cwd=own_family.folder)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_family_named_again_is_the_one_trained_on(tmp_path: Path) -> None:
-    mine, _ = run_of(tmp_path, "mine.py:Bowls", "--family.size", 2)
-    card = load(tmp_path / "run").card
+def test_a_family_named_again_is_the_one_trained_on(own_family: Trained) -> None:
+    mine, card = own_family.mine, load(own_family.folder / "run").card
     found = family_of(card, f"{mine}:Bowls", {}, None)
     assert found.dim == 2
     changed = {"family": {"settings": {"size": 5}}}

@@ -26,6 +26,14 @@ from haltwise.training.run.directory import RunDirectory, differences
 from haltwise.training.run.log import read_log
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("whole")
+    finish(Trainer(tiny(), directory))
+    return directory
+
+
 def broken_off(directory: Path, after: int, *, saves: bool, **changes: Any) -> None:
     """Leave a run as a signal does, or a power cut."""
     trainer = Trainer(tiny(**changes), directory)
@@ -38,14 +46,15 @@ def broken_off(directory: Path, after: int, *, saves: bool, **changes: Any) -> N
 
 @pytest.mark.parametrize("saves", [True, False])
 @pytest.mark.parametrize("after", [1, 4, 5, JOINT - 1, JOINT, JOINT + 1, JOINT + 2, ALL - 1])
-def test_a_resumed_run_equals_an_uninterrupted_one(after: int, saves: bool, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    after: int, saves: bool, whole: Path, tmp_path: Path
+) -> None:
     """Interrupted in either phase or just between them, by a signal or by a power cut."""
-    whole = finish(Trainer(tiny(), tmp_path / "whole"))
-    broken_off(tmp_path / "broken", after, saves=saves)
-    resumed = finish(Trainer.resume(tmp_path / "broken"))
-    for name, value in whole.model.state_dict().items():
+    broken_off(tmp_path, after, saves=saves)
+    resumed = finish(Trainer.resume(tmp_path))
+    for name, value in load(whole).state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert_same_run(whole, tmp_path)
 
 
 def test_so_does_that_of_a_hand_designed_rule(tmp_path: Path) -> None:
@@ -56,10 +65,9 @@ def test_so_does_that_of_a_hand_designed_rule(tmp_path: Path) -> None:
 
 
 def test_a_run_may_be_cut_between_its_best_weights_and_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The halter's first best weights replace those it began from, which are needed no more."""
-    finish(Trainer(tiny(), tmp_path / "whole"))
     save = Trainer.save
 
     def cut(trainer: Trainer) -> None:
@@ -69,28 +77,27 @@ def test_a_run_may_be_cut_between_its_best_weights_and_its_checkpoint(
 
     monkeypatch.setattr(Trainer, "save", cut)
     with pytest.raises(KeyboardInterrupt):
-        finish(Trainer(tiny(), tmp_path / "broken"))
+        finish(Trainer(tiny(), tmp_path))
     monkeypatch.undo()
-    finish(Trainer.resume(tmp_path / "broken"))
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    finish(Trainer.resume(tmp_path))
+    assert_same_run(whole, tmp_path)
 
 
 def test_a_run_cut_just_before_its_calibration_is_calibrated_when_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish(Trainer(tiny(), tmp_path / "whole"))
 
     def cut(trainer: Trainer) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "_calibrate", cut)
     with pytest.raises(KeyboardInterrupt):
-        finish(Trainer(tiny(), tmp_path / "broken"))
+        finish(Trainer(tiny(), tmp_path))
     monkeypatch.undo()
     with pytest.raises(InputError, match="do not know when to stop yet"):
-        load(tmp_path / "broken").policy()
-    finish(Trainer.resume(tmp_path / "broken"))
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+        load(tmp_path).policy()
+    finish(Trainer.resume(tmp_path))
+    assert_same_run(whole, tmp_path)
 
 
 def test_an_interrupted_run_never_stops_by_another_rule_in_silence(tmp_path: Path) -> None:
@@ -118,10 +125,9 @@ def test_the_last_few_checkpoints_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("after", [5, 11])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "foreign"])
 def test_a_corrupt_checkpoint_is_passed_over_and_the_one_before_used(
-    damage: str, after: int, tmp_path: Path
+    damage: str, after: int, whole: Path, tmp_path: Path
 ) -> None:
-    finish(Trainer(tiny(), tmp_path / "whole"))
-    (_, path), *_ = leave(tmp_path / "broken", after).checkpoints()
+    (_, path), *_ = leave(tmp_path, after).checkpoints()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     damaged = {
@@ -132,10 +138,10 @@ def test_a_corrupt_checkpoint_is_passed_over_and_the_one_before_used(
     }
     path.write_bytes(damaged[damage])
     with pytest.warns(CheckpointWarning, match=path.name):
-        trainer = Trainer.resume(tmp_path / "broken")
+        trainer = Trainer.resume(tmp_path)
     assert trainer.step == after - after % 2 - 2
     finish(trainer)
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert_same_run(whole, tmp_path)
 
 
 def test_a_run_without_one_good_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -269,9 +269,7 @@ def test_what_is_wrong_is_one_sentence_in_toml(
 def test_what_is_wrong_is_one_sentence_on_the_command_line(
     typed: str, sentence: str, tmp_path: Path
 ) -> None:
-    from tiny_runs import haltwise as run
-
-    done = run("train", "regression-2d", "--out", "run", *typed.split(), cwd=tmp_path)
+    done = haltwise("train", "regression-2d", "--out", "run", *typed.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert done.stderr.startswith("haltwise: ")

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any, final
 
@@ -18,7 +18,7 @@ from haltwise._core.progress import duration
 from haltwise._core.version import __version__
 from haltwise.cli import completion
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "run"]
 
 _COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Training runs and loops of your own": {
@@ -90,7 +90,7 @@ _LONG = 60.0  # seconds, from which on a command says what it took
 
 
 def main(command: click.Command = cli) -> None:
-    """Run a command line; bad input ends with one sentence and exit code 2.
+    """Run the command line of this process, and end it.
 
     Args:
         command: Of a program of its own, if not `haltwise`.
@@ -104,29 +104,43 @@ def main(command: click.Command = cli) -> None:
         number = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _interrupt)  # so that nothing is left half written
+    sys.exit(run(command))
+
+
+def run(command: click.Command = cli, arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; what is wrong with it is one sentence on the error stream.
+
+    Args:
+        command: Of a program of its own, if not `haltwise`.
+        arguments: Those of this process if None.
+
+    Returns:
+        The exit code: 2 for bad input, 130 if interrupted.
+    """
     started = time.monotonic()
     try:
-        command(standalone_mode=False)
+        code = command.main(arguments, standalone_mode=False)
         taken = time.monotonic() - started
         if taken >= _LONG and os.environ.get("RANK", "0") == "0":  # torchrun's first worker
             click.echo(f"took {duration(taken)}", err=True)
+        return code if isinstance(code, int) else 0
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # click 8.1 has none
             error.show()
         else:
             _complain(error.format_message())
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted")
-        sys.exit(130)
+        return 130
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         _complain(f"out of memory; ask for fewer problems at once: {error or 'it is full'}")
-        sys.exit(2)
+        return 2
     except (InputError, OSError) as error:  # a full disk may strike anywhere
         _complain(str(error))
-        sys.exit(2)
+        return 2
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

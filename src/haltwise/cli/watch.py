@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -104,7 +103,7 @@ def command(
         if once or verdict.kind in ("give up", "success", "end"):
             break
     if exit_code and shown is not None and shown.kind == "give up":
-        sys.exit(_GIVEN_UP)
+        click.get_current_context().exit(_GIVEN_UP)
 
 
 def _rule(name: str) -> CurveRule | str:
