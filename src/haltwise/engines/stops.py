@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.settings import real_number
 from haltwise.engines.base import Memory, Point, Proposal, rounding
 
 __all__ = ["FLAT", "LBFGSB", "EngineStop", "PriceStop", "ToleranceStop"]
@@ -140,7 +141,8 @@ class ToleranceStop(EngineStop):
     def __post_init__(self) -> None:
         for name in ("gtol", "ftol", "xtol"):
             value = getattr(self, name)
-            require(value is None or value >= 0, f"{name} must be at least 0, got {value}")
+            given = 0.0 if value is None else real_number(name, value)
+            require(given >= 0, f"{name} must be at least 0, got {value}")
 
     @property
     def reasons(self) -> tuple[str, ...]:

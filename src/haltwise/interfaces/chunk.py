@@ -198,9 +198,11 @@ class Chunk:
         course = Course(check.first, check.second, last_signals, lowest)
         price = self._model.halting.trained_price(self._price[items] * scale)
         features = course.features(price, self._batch.dim)
-        # Where it stops at the first step there is no course, but units may have been corrected.
+        # Where it stops at the first step there is no course, but units may have been corrected, or
+        # be such that no step seems worth its price.
         moved = last_signals[:, 0] > 0
-        strange = torch.where(moved, scales.courses.is_strange(features), check.scale != 0)
+        unsure = (check.scale != 0) | check.is_small
+        strange = torch.where(moved, scales.courses.is_strange(features), unsure)
         self._strange = self._strange.index_put((items,), strange)
         foreign = moved & scales.courses.is_foreign(features)
         self.foreign = self.foreign.index_put((items,), foreign)
