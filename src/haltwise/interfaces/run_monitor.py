@@ -281,7 +281,7 @@ class RunMonitor:
         require(
             not differ,
             "the state was taken by a monitor with another "
-            + " and another ".join(f"{name} ({shown(settings.get(name))})" for name in differ)
+            + " and another ".join(f"{name} ({settings.get(name)!s:.50})" for name in differ)
             + "; build this one in the same way",
         )
         self._budget, self._cost, self._columns = known, cost, columns
