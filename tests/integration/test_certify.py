@@ -30,6 +30,7 @@ from haltwise.certificates import (
     RiskMonitor,
     SuccessGivenUp,
     certify_table,
+    from_the_safest,
     tabulate,
 )
 from haltwise.models import HaltingModel, certified, fingerprint, save_model
@@ -141,6 +142,17 @@ def test_thresholds_depend_on_problems_that_are_set_aside_alone() -> None:
     )  # fmt: skip
     assert isinstance(found, Certificate)
     assert (found.num_groups, found.num_problems, found.num_set_aside) == (21, 525, 75)
+
+
+def test_candidates_of_equal_risk_stand_in_no_other_s_way() -> None:
+    ordered = from_the_safest(
+        BUDGETS[::-1],
+        Trajectory(LOSSES, torch.zeros_like(LOSSES)),
+        ExcessLoss(),
+        unit=UPDATES,
+        returns=CURRENT,
+    )
+    assert ordered == BUDGETS
 
 
 def test_a_loss_without_a_bound_needs_one() -> None:
