@@ -30,6 +30,7 @@ from haltwise.certificates import (
     RiskMonitor,
     SuccessGivenUp,
     certify_table,
+    from_the_safest,
     tabulate,
 )
 from haltwise.models import HaltingModel, certified, fingerprint, save_model
@@ -143,6 +144,17 @@ def test_thresholds_depend_on_problems_that_are_set_aside_alone() -> None:
     assert (found.num_groups, found.num_problems, found.num_set_aside) == (21, 525, 75)
 
 
+def test_candidates_of_equal_risk_stand_in_no_other_s_way() -> None:
+    ordered = from_the_safest(
+        BUDGETS[::-1],
+        Trajectory(LOSSES, torch.zeros_like(LOSSES)),
+        ExcessLoss(),
+        unit=UPDATES,
+        returns=CURRENT,
+    )
+    assert ordered == BUDGETS
+
+
 def test_a_loss_without_a_bound_needs_one() -> None:
     with pytest.raises(InputError, match="has no bound of its own; give bound"):
         certify(BUDGETS, DECAYS, risk=ExcessLoss(), level=0.05, confidence=0.9)
@@ -175,6 +187,14 @@ def test_a_problem_that_diverged_counts_as_the_bound_if_clipped() -> None:
         ({"price": 0.1}, "a stop rule knows none"),
         ({"confidence": None}, "give a confidence"),
         ({"group": ["a"]}, r"one label a problem, \[600\], got \[1\]"),
+        ({"group": [None] * 600}, "texts or numbers, all of one kind"),
+        ({"recorded": torch.zeros(3, 4)}, r"recorded must be Trajectory, got shape \[3, 4\]"),
+        ({"risk": 3}, "risk must be .* got 3"),
+        ({"risk": lambda excess, cost: 1}, "must be a tensor of shape .* got 1"),
+        ({"unit": "updates"}, "unit must be CostUnit.* got 'updates'"),
+        ({"returns": "best"}, "returns must be ReturnedIterate.* got 'best'"),
+        ({"bound": "a"}, "bound must be a single real number, got 'a'"),
+        ({"clip": "no"}, "clip must be True or False, got 'no'"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,25 @@ def test_settings_that_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             read(path, **settings)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe without a writer would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(InputError, match="neither a file nor a folder"):
+        read(tmp_path / "pipe.csv")
+    with pytest.raises(InputError, match=r"there is no file or folder [^ ]*$"):
+        read(tmp_path / "none.csv", data_dir=tmp_path)
+    with pytest.raises(InputError, match="name a file or a folder of recorded runs, got None"):
+        read(None)  # type: ignore[arg-type]
+
+
+def test_a_metric_that_is_no_column_is_not_replaced_by_another(tmp_path: Path) -> None:
+    Curves.from_matrix([[3.0, 2.0]], target=2.0).save(tmp_path / "sound.npz")
+    with np.load(tmp_path / "sound.npz") as sound:
+        np.savez(tmp_path / "broken.npz", **{**sound, "metric": np.array(["a", "b"])})
+    with pytest.raises(InputError, match="which is no column"):
+        read(tmp_path / "broken.npz")
 
 
 def test_an_unknown_format_lists_those_there_are(tmp_path: Path) -> None:

@@ -323,6 +323,13 @@ def test_descent_finds_the_minimum_of_quadratics() -> None:
     assert set(found.reason.tolist()) <= set(range(len(reasons_of(stops))))
 
 
+def test_of_equal_losses_the_ledger_keeps_the_first() -> None:
+    ledger, one = Ledger(torch.zeros(1, 2)), torch.arange(1)
+    for place, loss in enumerate((3.0, 1.0, 1.0, 2.0)):
+        ledger.note(one, torch.full((1, 2), float(place)), torch.tensor([loss]), torch.ones(1, 2))
+    assert (ledger.at.item(), ledger.params.tolist()) == (1, [[1.0, 1.0]])
+
+
 def test_descent_survives_walls_of_infinity() -> None:
     def loss(params: Tensor) -> Tensor:
         inside = (1 - params.square()).clamp_min(0)

@@ -238,12 +238,31 @@ def test_what_scipy_knows_and_this_does_not(settings: dict[str, Any], message: s
         (value, START, True, "must return the value and the gradient, got float64"),
         (both, "start", True, "x0 must hold real numbers"),
         (both, [[1.0], [1.0, 2.0]], True, "x0 must hold real numbers"),
+        (None, START, True, "fun must be a function, got None"),
         (value, START, "cs", "jac must be a function, True, None or '2-point', got 'cs'"),
     ],
 )
 def test_functions_that_will_not_do(fun: Any, x0: Any, jac: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         haltwise.minimize(fun, x0, jac=jac)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"callback": 3}, "callback must be a function, got 3"),
+        ({"disp": "no"}, "disp must be True or False, got 'no'"),
+        ({"guard": "no"}, "guard must be True or False, got 'no'"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        haltwise.minimize(both, START, jac=True, **settings)
+
+
+def test_a_callback_without_a_signature_is_called() -> None:
+    found = haltwise.minimize(both, START, jac=True, callback=max, disp=0)  # type: ignore[arg-type]
+    assert found.success
 
 
 def test_a_missing_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

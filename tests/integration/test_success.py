@@ -142,6 +142,45 @@ def test_where_no_step_was_taken_the_weights_are_trusted_and_others_are_not() ->
     assert other.left.isnan().all()
 
 
+@pytest.mark.parametrize(
+    ("method", "loss", "start", "dtype"),
+    [
+        ("gradient-descent", lambda p: 1e8 * (p - 1).square().sum(1), 0.0, torch.float64),
+        ("momentum", lambda p: 1e8 * (p - 1).square().sum(1), 0.0, torch.float64),
+        ("adam", lambda p: 1e30 * (p - 1).square().sum(1), 0.0, torch.float32),
+        ("lstm", lambda p: 1e30 * (p - 1).square().sum(1), 0.0, torch.float32),
+        ("lstm", lambda p: p.abs().sum(1), 1e6, torch.float32),
+    ],
+)
+def test_what_diverges_overflows_or_gives_up_at_once_is_no_success(
+    method: str, loss: Any, start: float, dtype: torch.dtype
+) -> None:
+    """The point returned is no worse than the start, and nowhere near the minimum."""
+    solution = haltwise.solve(
+        FunctionBatch(torch.full((1, 3), start, dtype=dtype), loss), method=method, max_steps=60
+    )
+    first = loss(torch.full((1, 3), start, dtype=dtype))
+    assert 0.99 * first < solution.loss <= first
+    assert not solution.success
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize("param_scale", [None, 1e-3])
+def test_units_far_from_those_of_training_leave_no_more_of_the_loss(
+    scale: float, param_scale: float | None
+) -> None:
+    """A thousand times larger parameters had too small a gradient for a single step."""
+    batch = family("regression-10d").sample(3, torch.Generator().manual_seed(5))
+
+    def loss(params: Tensor, i: Tensor) -> Tensor:
+        return batch.select(i).observe_loss(params / scale, 0)
+
+    problem = FunctionBatch(batch.start * scale, loss, {"i": torch.arange(3)})
+    own = haltwise.solve(batch, "regression-10d")
+    solution = haltwise.solve(problem, "regression-10d", param_scale=param_scale)
+    assert (solution.loss < 1.02 * own.loss).all()
+
+
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, MEMORY))
 def test_the_forecast_is_that_of_the_dense_bfgs_matrix(seed: int, dim: int, pairs: int) -> None:
     draw = np.random.default_rng(seed)

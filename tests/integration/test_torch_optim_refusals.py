@@ -179,12 +179,39 @@ def test_other_numbers_are_refused(dtype: torch.dtype) -> None:
         ({"nonfinite": "ignore"}, "'skip' or 'raise', got 'ignore'"),
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
         ({"price": 0.0}, "price must be above 0 and finite, got 0.0"),
+        ({"guard": "no"}, "guard must be True or False, got 'no'"),
+        ({"maximize": "no"}, "maximize must be True or False, got 'no'"),
         ({"weights": "regresion-10d"}, "did you mean 'regression-10d'"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LearnedOptimizer(given_grads((2,)), **{"weights": "regression-10d", **options})
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"), [(float("nan"), "lr has become nan"), ("fast", "lr must be a single real")]
+)
+def test_a_rate_that_a_schedule_spoils_is_told_and_moves_nothing(lr: Any, message: str) -> None:
+    (param,) = given_grads((2,))
+    optimizer = LearnedOptimizer([param], "regression-10d")
+    optimizer.step(loss=1.0)
+    before = param.detach().clone()
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(InputError, match=message):
+        optimizer.step(loss=1.0)
+    assert torch.equal(param, before)
+
+
+def test_a_parameter_that_is_put_into_a_group_is_looked_at() -> None:
+    (param,) = given_grads((2,))
+    optimizer = LearnedOptimizer([param], "regression-10d")
+    optimizer.step(loss=1.0)
+    odd = torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    odd.grad = torch.ones_like(odd)
+    optimizer.param_groups[0]["params"].append(odd)
+    with pytest.raises(InputError, match="real floating-point"):
+        optimizer.step(loss=1.0)
 
 
 def test_weights_for_other_sizes_are_refused() -> None:

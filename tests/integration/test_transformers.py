@@ -17,6 +17,15 @@ from haltwise.recordings.runs import RecordedRuns
 pytestmark = pytest.mark.filterwarnings("ignore")  # their own
 
 
+def test_an_evaluation_before_the_training_is_no_point_of_it() -> None:
+    pytest.importorskip("transformers")
+    from haltwise.interfaces.transformers import RunCallback
+
+    callback = RunCallback(patience(1))
+    callback.on_log(None, SimpleNamespace(global_step=0), None, logs={"eval_loss": 1.0})  # type: ignore[arg-type]
+    assert callback.monitor.steps == 0
+
+
 class TestTransformers:
     def fit(
         self,

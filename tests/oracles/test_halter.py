@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from haltwise import InputError, load_halting
-from haltwise.halting import Halter, HalterSettings
+from haltwise.halting import Halter, HalterSettings, HaltingSession
 from haltwise.models import HaltingModel
+from haltwise.processes.observation import StepObservation
+from haltwise.stop_rules import Patience, ReturnedIterate, StopPolicy
 
 R, K = 3, 5  # read-out, raw outputs
 SHAPES: dict[str, dict[str, Any]] = {
@@ -154,3 +156,23 @@ def test_a_model_is_prepared_without_being_changed() -> None:
         next(model.parameters()).add_(1.0)  # values are read at every step
     assert torch.equal(outputs(prepared), outputs(model))
     assert not torch.equal(outputs(prepared), before)
+
+
+def test_a_session_goes_on_where_its_state_was_taken() -> None:
+    """Also one whose stop rule alone remembers."""
+    losses = torch.tensor([[4.0, 3.0, 3.0, 3.0, 2.0], [4.0, 4.0, 4.0, 1.0, 0.0]])
+
+    def session() -> HaltingSession:
+        return HaltingSession(StopPolicy(Patience(3), ReturnedIterate.BEST), PRICE)
+
+    whole = session()
+    state: dict[str, Tensor] = {}
+    for step, loss in enumerate(losses.unbind(1)):
+        seen = StepObservation(step, loss, torch.zeros(2))
+        expected = whole.observe(seen).stop
+        if step:
+            again = session()
+            again.restore(state)
+            assert torch.equal(again.observe(seen).stop, expected)
+        state = {name: value.clone() for name, value in whole.state().items()}
+    assert state["rule.waited"].tolist() == [0, 0]

@@ -16,6 +16,7 @@ from haltwise import InputError, RunMonitor
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
+from haltwise.interfaces.levelled_rule import LevelledRule
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
 
@@ -33,6 +34,11 @@ def test_it_stops_at_the_first_point_below_the_level(
             break
     assert monitor.steps == stop_of(found, num, min_points, direction)
     assert (monitor.reason is None) != monitor.should_stop
+
+
+def test_a_whole_curve_may_be_given_up_at_its_first_point() -> None:
+    curve = Curve(np.arange(2.0), {"loss": np.ones(2)}, "loss", "min")
+    assert LevelledRule(Patience(), level=0.5, min_points=1).gives_up(curve) == 0
 
 
 def test_once_stopped_it_stays_so() -> None:

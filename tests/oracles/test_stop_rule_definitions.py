@@ -24,6 +24,11 @@ from haltwise.stop_rules import (
 )
 
 
+def test_patience_is_tried_at_falls_that_were_seen() -> None:
+    still = Trajectory(torch.full((4, 9), 3.0), torch.zeros(4, 9))
+    assert {rule.tolerance for rule in Patience.candidates(still, still.excess)} == {0.0}
+
+
 def fixed_budget(rule: FixedBudget, i: int, t: int) -> bool:
     return t >= rule.budget
 

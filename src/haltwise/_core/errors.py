@@ -1,8 +1,10 @@
 """The one exception for input that a user can mend, and warnings; their text is safe to print."""
 
+import contextlib
 import sys
 import unicodedata
 import warnings
+from collections.abc import Iterator
 
 __all__ = [
     "CalibrationWarning",
@@ -11,6 +13,7 @@ __all__ = [
     "FitWarning",
     "InputError",
     "printable",
+    "refusing_others",
     "require",
     "warn",
 ]
@@ -73,6 +76,19 @@ def warn(message: str, category: type[Warning]) -> None:
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OF_TOOLS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def refusing_others(message: str) -> Iterator[None]:
+    """Raise `InputError(message)` where a state or a document is built otherwise than expected."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        raise InputError(message) from error
 
 
 def require(condition: bool, message: str) -> None:

@@ -11,9 +11,11 @@ from haltwise._core.errors import InputError, require
 __all__ = [
     "alternatives",
     "fits",
+    "one_of",
     "parameters",
     "real_number",
     "require_at_least",
+    "require_flags",
     "require_positive",
     "require_types",
     "shown",
@@ -72,8 +74,27 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
     found = real_number(name, value)
     if not found.is_integer():
         raise InputError(f"{name} must be a whole number, got {shown(value)}")
-    require(least <= found <= _LARGEST, f"{name} must be at least {least}, got {shown(value)}")
+    require(found >= least, f"{name} must be at least {least}, got {shown(value)}")
+    require(found <= _LARGEST, f"{name} must be at most {_LARGEST}, got {shown(value)}")
     return int(found)
+
+
+def require_flags(**flags: object) -> None:
+    """Refuse what is not true or false of Python or NumPy, even if it counts as true in Python."""
+    for name, value in flags.items():
+        is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
+        require(
+            is_bool and not getattr(value, "shape", ()),
+            f"{name} must be True or False, got {shown(value)}",
+        )
+
+
+def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Refuse what is none of some words."""
+    listed = " or ".join(map(repr, known))
+    require(
+        isinstance(value, str) and value in known, f"{name} must be {listed}, got {shown(value)}"
+    )
 
 
 def shown(value: object) -> str:

@@ -1,10 +1,11 @@
 """A test of "the risk is at most the level" that never ends, by betting."""
 
 import math
+import sys
 from typing import Any, final
 
-from haltwise._core.errors import require
-from haltwise._core.settings import real_number, whole_number
+from haltwise._core.errors import refusing_others, require
+from haltwise._core.settings import real_number, shown, whole_number
 
 __all__ = ["EProcess", "bets_of", "share_waiting"]
 
@@ -46,7 +47,10 @@ class EProcess:
     def __init__(self, level: float, confidence: float) -> None:
         self.level = real_number("level", level)
         self.confidence = real_number("confidence", confidence)
-        require(0 < self.level < math.inf, f"level must be above 0 and finite, got {level!r}")
+        tiny = sys.float_info.min  # whose inverse is finite
+        require(
+            tiny <= self.level < math.inf, f"level must be above 0 and finite, got {shown(level)}"
+        )
         require(
             0 < self.confidence < 1, f"confidence must be above 0 and below 1, got {confidence!r}"
         )
@@ -119,20 +123,25 @@ class EProcess:
         Raises:
             InputError: It is no such state, or that of another test.
         """
-        require(
-            set(state) == set(self.state_dict()) and len(state["wealth"]) == len(self._bets),
-            "this is no state of an EProcess; load what its state_dict() gave",
+        message = "this is no state of an EProcess; load what its state_dict() gave"
+        with refusing_others(message):
+            level, confidence = (real_number(name, state[name]) for name in ("level", "confidence"))
+            wealth = [real_number("wealth", each) for each in state["wealth"]]
+            num, total = whole_number("num", state["num"], 0), real_number("sum", state["sum"])
+            alarm = None if state["alarm"] is None else whole_number("alarm", state["alarm"])
+            own = set(state) == set(self.state_dict()) and len(wealth) == len(self._bets)
+        possible = (
+            all(0 <= each < math.inf for each in (*wealth, total))
+            and (num > 0 or total == sum(wealth) == 0)
+            and (alarm is None or alarm <= num)
         )
+        require(own and possible, message)
         require(
-            (state["level"], state["confidence"]) == (self.level, self.confidence),
-            f"the state is of a test at level {state['level']} and confidence "
-            f"{state['confidence']}, this one is at {self.level:g} and {self.confidence:g}",
+            (level, confidence) == (self.level, self.confidence),
+            f"the state is of a test at level {level:g} and confidence {confidence:g}, this one is "
+            f"at {self.level:g} and {self.confidence:g}",
         )
-        alarm = state["alarm"]
-        self._begun = [real_number("wealth", each) for each in state["wealth"]]
-        self._num = whole_number("num", state["num"], 0)
-        self._sum = real_number("sum", state["sum"])
-        self._alarm = None if alarm is None else whole_number("alarm", alarm)
+        self._begun, self._num, self._sum, self._alarm = wealth, num, total, alarm
 
 
 def bets_of(level: float) -> tuple[list[float], list[float]]:

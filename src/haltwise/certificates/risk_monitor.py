@@ -1,11 +1,12 @@
 """Runs that are let go on past their stop, to test for ever what was certified."""
 
+import copy
 import math
 from typing import Any, final
 
 import torch
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.random import split_mix, stream
 from haltwise._core.settings import real_number, shown, whole_number
 from haltwise.certificates.certificate import Certificate
@@ -138,19 +139,22 @@ class RiskMonitor:
         Raises:
             InputError: It is no such state, or that of another monitor.
         """
-        own = self.state_dict()
-        require(
-            set(state) == set(own),
-            "this is no state of a RiskMonitor; load what its state_dict() gave",
-        )
-        for name in ("share", "bound", "seed"):
-            require(
-                state[name] == own[name],
-                f"the state is of a monitor with {name} {state[name]}, this one has {own[name]}",
+        own, test = self.state_dict(), copy.copy(self._test)
+        message = "this is no state of a RiskMonitor; load what its state_dict() gave"
+        with refusing_others(message):
+            require(set(state) == set(own), message)
+            for name in ("share", "bound", "seed"):
+                require(
+                    bool(state[name] == own[name]),
+                    f"the state is of a monitor with {name} {shown(state[name])}, this one has "
+                    f"{own[name]}",
+                )
+            test.load_state_dict(state["test"])
+            num_runs, num_let_go = (
+                whole_number(name, state[name], 0) for name in ("num_runs", "num_let_go")
             )
-        self._test.load_state_dict(state["test"])
-        self._num_runs = whole_number("num_runs", state["num_runs"], 0)
-        self._num_let_go = whole_number("num_let_go", state["num_let_go"], 0)
+        require(test.num <= num_let_go <= num_runs, message)
+        self._test, self._num_runs, self._num_let_go = test, num_runs, num_let_go
 
     def __repr__(self) -> str:
         test = self._test

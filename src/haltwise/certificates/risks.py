@@ -9,6 +9,9 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import require
+from haltwise._core.settings import shown
+
 __all__ = [
     "RISKS",
     "Cost",
@@ -145,7 +148,13 @@ class FunctionOfStop(Risk):
         return f"mean of {getattr(self.function, '__name__', 'a function')}"
 
     def losses(self, stops: StopOutcomes) -> Tensor:
-        return self.function(stops.excess, stops.cost)
+        found = self.function(stops.excess, stops.cost)
+        require(
+            isinstance(found, Tensor) and found.shape == stops.excess.shape,
+            f"{self.words} must be a tensor of shape {list(stops.excess.shape)}, a loss for each "
+            f"problem and threshold, got {shown(found)}",
+        )
+        return found
 
     def natural_bound(self, num_steps: int) -> float | None:
         del num_steps

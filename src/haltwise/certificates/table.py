@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.settings import real_number
 
 __all__ = ["RiskTable", "label_codes"]
@@ -144,7 +144,8 @@ def label_codes(labels: Sequence[Any] | Tensor, num: int) -> Tensor:
     found = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if found.shape != (num,):
         raise InputError(f"group must have one label a problem, [{num}], got {list(found.shape)}")
-    _, first, codes = np.unique(found, return_index=True, return_inverse=True)
+    with refusing_others("the labels in group must be texts or numbers, all of one kind"):
+        _, first, codes = np.unique(found, return_index=True, return_inverse=True)
     rank = np.empty_like(first)
     rank[first.argsort()] = np.arange(len(first))
     return torch.from_numpy(rank[codes])

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.files import write_atomically
+from haltwise._core.settings import one_of
 from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys, frame_runs
 
@@ -139,10 +140,7 @@ class Curves:
             self.metric in self.columns,
             f"there is no column {self.metric!r}; name one of {', '.join(self.columns)}",
         )
-        require(
-            self.direction in get_args(Direction),
-            f"direction must be 'min' or 'max', got {self.direction!r}",
-        )
+        one_of("direction", self.direction, get_args(Direction))
         for name in ("target", "budget", "group", "task", "name"):
             got = getattr(self, name).shape
             require(got == (num,), f"{name} must have one entry for each of {num} runs, got {got}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.settings import real_number
 from haltwise.engines.base import Memory, Point, Proposal, rounding
 
 __all__ = ["FLAT", "LBFGSB", "EngineStop", "PriceStop", "ToleranceStop"]
@@ -140,7 +141,8 @@ class ToleranceStop(EngineStop):
     def __post_init__(self) -> None:
         for name in ("gtol", "ftol", "xtol"):
             value = getattr(self, name)
-            require(value is None or value >= 0, f"{name} must be at least 0, got {value}")
+            given = 0.0 if value is None else real_number(name, value)
+            require(given >= 0, f"{name} must be at least 0, got {value}")
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -152,15 +154,21 @@ class ToleranceStop(EngineStop):
             f"{_LONG_STALLS} steps in a row did not lower the loss by more than its rounding; is "
             "it smooth, and its gradient right?",
             "its loss falls without bound",
+            "ftol or xtol are met above the lowest loss, or without a move: it diverges or swings",
         )
 
     @property
     def failures(self) -> tuple[int, ...]:
-        return (4, 5)
+        return (4, 5, 6)
 
     def init(self, point: Point) -> Memory:
         count = torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device)
-        return {"met": count - 1, "stalls": count, "rounding": rounding(point.loss)}
+        return {
+            "met": count - 1,
+            "stalls": count,
+            "rounding": rounding(point.loss),
+            "lowest": point.loss,
+        }
 
     def decide(self, point: Point, proposal: Proposal, memory: Memory) -> tuple[Tensor, Memory]:
         met, stalls = memory["met"], memory["stalls"]
@@ -176,21 +184,31 @@ class ToleranceStop(EngineStop):
     def learn(
         self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
     ) -> Memory:
-        met = memory["met"]
+        met, lowest, slack = memory["met"], memory["lowest"], memory["rounding"]
+        size = torch.maximum(before.loss.abs(), after.loss.abs()).clamp_min(1)
+        if self.ftol is not None:
+            slack = torch.maximum(slack, self.ftol * size)
+        fails = after.loss > lowest + slack
+        if not self.searches:  # as where squares of its gradient overflow
+            fails |= (after.params == before.params).all(1)
         if self.xtol is not None:
-            step, size = (v.square().sum(1).sqrt() for v in (proposal.move, before.params))
-            met = met.masked_fill(taken & (step < self.xtol * (self.xtol + size)), 2)
+            step, length = (v.square().sum(1).sqrt() for v in (proposal.move, before.params))
+            short = taken & (step < self.xtol * (self.xtol + length))
+            met = torch.where(short, torch.where(fails, 6, 2), met)
         if self.ftol is not None:
             fall = before.loss - after.loss
             if self.least_squares:
                 small = (fall < self.ftol * before.loss) & (fall > _AGREES * proposal.gain)
             else:
-                size = torch.maximum(before.loss.abs(), after.loss.abs()).clamp_min(1)
                 small = fall.abs() <= self.ftol * size  # rules with momentum may climb
-            met = met.masked_fill(taken & small, 1)
+            met = torch.where(taken & small, torch.where(fails, 6, 1), met)
         lower = after.loss < before.loss - memory["rounding"]
-        stalls = (memory["stalls"] + 1).masked_fill(lower, 0)
-        return {"met": met, "stalls": stalls, "rounding": rounding(after.loss)}
+        return {
+            "met": met,
+            "stalls": (memory["stalls"] + 1).masked_fill(lower, 0),
+            "rounding": rounding(after.loss),
+            "lowest": torch.minimum(lowest, after.loss),
+        }
 
 
 LBFGSB = ToleranceStop(gtol=1e-5, ftol=1e7 * 2.220446049250313e-16)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import real_number
+from haltwise._core.settings import real_number, require_flags, shown, words
 from haltwise.certificates import (
     Certificate,
     FunctionOfStop,
@@ -107,6 +107,16 @@ def certify(
         return _certify_curves(rule, recorded, risk, level, confidence, group)
     if isinstance(risk, str):
         raise InputError(f"name a kind of risk, such as SuccessGivenUp(0.1), not {risk!r}")
+    kinds: tuple[tuple[str, Any, Any], ...] = (
+        ("recorded", recorded, Trajectory),
+        ("risk", risk, Risk | Callable),
+        ("unit", unit, CostUnit | None),
+        ("returns", returns, ReturnedIterate | None),
+    )
+    for name, value, kind in kinds:
+        require(isinstance(value, kind), f"{name} must be {words(kind)}, got {shown(value)}")
+    require_flags(clip=clip)
+    bound = None if bound is None else real_number("bound", bound)
     model = rule if isinstance(rule, HaltingModel | OptimizerModel) else None
     if price is not None:
         require(model is not None, "a price is what a model is asked at; a stop rule knows none")
@@ -120,10 +130,10 @@ def certify(
             returns = card.policies[unit].returns
     unit = CostUnit.UPDATES if unit is None else unit
     returns = RETURNABLE[unit][0] if returns is None else returns
-    kind = risk if isinstance(risk, Risk) else FunctionOfStop(risk)
-    largest = kind.natural_bound(recorded.num_steps) if bound is None else bound
+    at_risk = risk if isinstance(risk, Risk) else FunctionOfStop(risk)
+    largest = at_risk.natural_bound(recorded.num_steps) if bound is None else bound
     candidates, used, num_set_aside = _candidates(
-        rule, recorded, kind, group, unit=unit, returns=returns, bound=largest
+        rule, recorded, at_risk, group, unit=unit, returns=returns, bound=largest
     )
     if used is not None:
         recorded = recorded.select(used)
@@ -131,7 +141,7 @@ def certify(
     table = tabulate(
         candidates,
         recorded,
-        kind,
+        at_risk,
         unit=unit,
         returns=returns,
         groups=group,

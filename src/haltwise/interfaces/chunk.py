@@ -84,7 +84,7 @@ class Chunk:
         self.outcome, self.reason = torch.zeros_like(self.at), torch.full_like(self.at, -1)
         self.scale, self.loss_scale = torch.zeros_like(price), torch.zeros_like(price)
         self.fallback = torch.zeros_like(price, dtype=torch.bool)
-        self._length = torch.ones_like(price)
+        self._length, self._first_gain = torch.ones_like(price), torch.zeros_like(price)
         self.misfits = self.foreign = self._strange = torch.zeros_like(self.fallback)
         self.left, self.success = torch.full_like(price, torch.nan), self.fallback.clone()
 
@@ -186,6 +186,7 @@ class Chunk:
             for signals in (check.first, last_signals)
         )
         # 1 / kappa along the last step, or else the length of the first, in gradients.
+        self._first_gain[items] = first["gain"] / check.loss_scale.exp()
         knows = (last["step"] > 0) & ~is_flat(last["log_curvature"])
         length = torch.where(knows, -last["log_curvature"], first["log_update"] - first["log_grad"])
         length = (2 * check.scale + check.loss_scale + length).exp()
@@ -197,9 +198,11 @@ class Chunk:
         course = Course(check.first, check.second, last_signals, lowest)
         price = self._model.halting.trained_price(self._price[items] * scale)
         features = course.features(price, self._batch.dim)
-        # Where it stops at the first step there is no course, but units may have been corrected.
+        # Where it stops at the first step there is no course, but units may have been corrected, or
+        # be such that no step seems worth its price.
         moved = last_signals[:, 0] > 0
-        strange = torch.where(moved, scales.courses.is_strange(features), check.scale != 0)
+        unsure = (check.scale != 0) | check.is_small
+        strange = torch.where(moved, scales.courses.is_strange(features), unsure)
         self._strange = self._strange.index_put((items,), strange)
         foreign = moved & scales.courses.is_foreign(features)
         self.foreign = self.foreign.index_put((items,), foreign)
@@ -287,9 +290,11 @@ class Chunk:
             grad = torch.where(latest.unsqueeze(1), grad, ledger.grad)
         gained = torch.where(self.at == ledger.count, ledger.last - self.loss, 0)
         left = (forecast_gain(grad, steps, changes) - gained).clamp_min(0)
-        flat = grad.square().sum(1).sqrt() <= FLAT * self._first_norm()
-        # One gradient tells no curvature. What a model was trained for needs none; others do.
-        seen = ledger.count > 1
+        norm, limit = grad.square().sum(1).sqrt(), FLAT * self._first_norm()
+        flat = (norm <= limit) & limit.isfinite()  # squares may overflow
+        # One gradient tells no curvature. A model's own rule needs none, but where it will not take
+        # a step that promises to first order what it costs, it does not know the problem.
+        seen, known = ledger.count > 1, self._first_gain <= _CLEARLY * self._price
         self.left = torch.where(seen, left, torch.nan)
         paid = (left <= _CLEARLY * self._price) | (flat & left.isinf())
-        self.success &= torch.where(seen, paid, flat | (not by_own_rule))
+        self.success &= torch.where(seen, paid, flat | (known & (not by_own_rule)))

@@ -123,6 +123,7 @@ class UnitCheck:
     Attributes:
         scale, loss_scale: Corrected.
         wrong: Which problems are seen in wrong units, bool [K]; they are taken away.
+        is_small: Where the first gradient was far below all in training, bool [K].
         first, second: Signals of steps 0 and 1, each [K, S].
     """
 
@@ -137,7 +138,7 @@ class UnitCheck:
         judges_gradients: bool,
     ) -> None:
         self.scale, self.loss_scale = scale.clone(), loss_scale.clone()
-        self.wrong = torch.zeros_like(scale, dtype=torch.bool)
+        self.wrong = self.is_small = torch.zeros_like(scale, dtype=torch.bool)
         self.first = self.second = scale.new_zeros(len(scale), len(SIGNALS))
         self._scales, self._price_shift, self._price_range = scales, price_shift, price_range
         self._judges_gradients = judges_gradients
@@ -164,8 +165,9 @@ class UnitCheck:
         _, shifted = _moves(grad + self._price_shift, known, usual)
         explained = shifted.abs() < move.abs()
         self.loss_scale += torch.where(explained, self._price_shift, 0)
-        # Too short steps do no harm and tell the scale; much too long ones are not tried.
+        # Too short steps tell the scale, unless none is taken; much too long ones are not tried.
         move = torch.where(explained, shifted, move)
+        self.is_small = move > 2 * _SLACK
         move = torch.where(move < -2 * _SLACK, move, 0)
         self.scale += move
         self.wrong |= explained | (move != 0)

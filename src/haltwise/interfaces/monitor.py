@@ -2,18 +2,18 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, final, get_args
+from typing import Any, Literal, Self, final, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from haltwise._core.errors import require
-from haltwise._core.settings import real_number
-from haltwise._core.tensors import copied_array, is_plain, undisturbed
+from haltwise._core.errors import refusing_others, require
+from haltwise._core.settings import fits, one_of, real_number
+from haltwise._core.tensors import copied_array, is_plain, require_like, undisturbed
 from haltwise.certificates import RiskMonitor
 from haltwise.curves.curves import Direction
 from haltwise.halting.session import HaltingSession
@@ -31,10 +31,22 @@ from haltwise.stop_rules import CostUnit
 
 __all__ = ["HaltingMonitor"]
 
-_STATE = (
-    "steps", "reason", "lowest", "improved", "observed", "memory", "products", "signals", "scores",
-    "holds", "begun", "is_let_go", "stop_forgone",
-)  # fmt: skip
+_STATE: Mapping[str, Any] = {
+    "steps": int,
+    "reason": str | None,
+    "lowest": Any,  # infinite at first
+    "improved": bool,
+    "observed": Literal["loss", "gradients", "updates"] | None,
+    "memory": dict | None,
+    "products": Tensor | None,
+    "signals": list[Tensor],
+    "scores": list[float],
+    "holds": bool,
+    "begun": Tensor | None,
+    "is_let_go": bool,
+    "stop_forgone": int | None,
+}
+"""What is remembered, and what each entry is."""
 _SEEN = torch.float32
 _CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
 
@@ -131,7 +143,7 @@ class HaltingMonitor:
             "train a monitor on recorded runs of this loop with haltwise train-monitor",
         )
         recorded = "max" if card.maximizes else "min"
-        _require_mode(mode or recorded)
+        one_of("mode", recorded if mode is None else mode, get_args(Direction))
         require(
             card.family is not None or mode in (None, recorded),
             f"{name} were learned on runs recorded in mode {recorded!r}, not {mode!r}; leave the "
@@ -165,7 +177,7 @@ class HaltingMonitor:
         Raises:
             InputError: There is a run of that name.
         """
-        _require_mode(mode)
+        one_of("mode", mode, get_args(Direction))
         monitor = cls.__new__(cls)
         monitor._model = monitor._observed = monitor._risk = None
         monitor._directory, monitor._name = Path(directory), name
@@ -475,10 +487,10 @@ class HaltingMonitor:
         Raises:
             InputError: It is no monitor's state, or that of one with other weights.
         """
-        require(
-            set(state) == {"digest", "session", "risk", *_STATE},
-            "this is no state of a HaltingMonitor; load what its state_dict() gave",
-        )
+        message = "this is no state of a HaltingMonitor; load what its state_dict() gave"
+        with refusing_others(message):
+            require(set(state) == {"digest", "session", "risk", *_STATE}, message)
+            self._require_possible(state, message)
         require(
             state["digest"] == self._digest(),
             "the state was taken with other weights, in another mode, or by a monitor that "
@@ -497,15 +509,33 @@ class HaltingMonitor:
         if self._session is not None and state["session"]:
             self._session.restore(copy.deepcopy(state["session"]))
 
+    def _require_possible(self, state: dict[str, Any], message: str) -> None:
+        """Refuse entries of other kinds than this monitor's own."""
+        signals = (*state["signals"], *([] if state["begun"] is None else [state["begun"]]))
+        products, shape = state["products"], (1, 5, 5)
+        require(
+            all(fits(state[name], hint) for name, hint in _STATE.items())
+            and not math.isnan(real_number("lowest", state["lowest"]))
+            and state["steps"] >= (state["stop_forgone"] or 0) >= 0
+            and all(each.shape == (1, len(SIGNALS)) for each in signals)
+            and (products is None or (products.shape, products.dtype) == (shape, torch.float64)),
+            message,
+        )
+        for memory in (state["memory"] or {}).values():
+            like = memory["params"]
+            require(like.ndim == 1 and bool(like.isfinite().all()), message)
+            require_like(memory, dict.fromkeys(("params", "grad", "update"), like))
+        session = self._new_session()
+        if session is not None and (state["session"] or (state["steps"] and not state["reason"])):
+            zero = torch.zeros(1)
+            session.observe(StepObservation(0, zero, zero, torch.zeros(1, len(SIGNALS))))
+            require_like(state["session"], session.state())
+
     def _digest(self) -> str:
         mode = " in mode 'max'" if self._maximizes else ""
         if self._model is None:
             return f"recording{mode}"
         return f"{fingerprint(self._model)} at {self._price.item():g}{mode}"
-
-
-def _require_mode(mode: str) -> None:
-    require(mode in get_args(Direction), f"mode must be 'min' or 'max', got {mode!r}")
 
 
 def _risk_monitor(
@@ -525,6 +555,10 @@ def _risk_monitor(
 def _parameters(model: Model) -> dict[int, Tensor]:
     """The parameters that are not frozen, by their place among all."""
     found: Any = model.parameters() if isinstance(model, nn.Module) else model
+    require(
+        isinstance(found, Iterable),
+        f"the model must be a module, tensors or NumPy arrays, got {type(found).__name__}",
+    )
     params: dict[int, Tensor] = {}
     for key, param in enumerate([found] if isinstance(found, Tensor | np.ndarray) else found):
         if isinstance(param, np.ndarray):  # nothing is frozen there

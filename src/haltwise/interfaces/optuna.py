@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from haltwise._core.errors import require
-from haltwise._core.settings import real_number, whole_number
+from haltwise._core.settings import real_number, require_flags, whole_number
 from haltwise.curves.curves import Curve, Curves, Direction
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
@@ -83,6 +83,7 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         n_startup_trials: int = 1,
         min_points: int = 2,
     ) -> None:
+        require_flags(peers=peers)
         self._rule = LevelledRule(
             rule, level=level, price=price, lost=lost, cost_unit=cost_unit, min_points=min_points
         )
@@ -92,6 +93,7 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         self._min_delta = real_number("min_delta", min_delta)
         require(self._min_delta >= 0, f"min_delta must not be negative, got {min_delta}")
         self._budget = None if budget is None else real_number("the budget", budget)
+        require(not (self._budget or 1) <= 0, f"the budget must be above 0, got {budget}")
         self._peers = peers
         self._num_startup = whole_number("n_startup_trials", n_startup_trials, least=0)
         self._learned: tuple[str, int] | None = None  # the study and the trials learned from

@@ -1,5 +1,6 @@
 """A monitor that gives a run up by its log alone, whatever it is that runs."""
 
+import itertools
 import math
 from array import array
 from bisect import bisect_left
@@ -10,8 +11,8 @@ from typing import Any, Final, SupportsFloat, final, get_args
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import require
-from haltwise._core.settings import real_number
+from haltwise._core.errors import refusing_others, require
+from haltwise._core.settings import one_of, real_number, shown
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Direction
 from haltwise.curves.rule import CurveRule
@@ -90,9 +91,9 @@ class RunMonitor:
         cost_unit: str | None = None,
         min_points: int = MIN_POINTS,
     ) -> None:
+        one_of("direction", direction, get_args(Direction))
         require(
-            direction in get_args(Direction),
-            f"direction must be 'min' or 'max', got {direction!r}",
+            isinstance(metric, str), f"metric must be the name of a column, got {shown(metric)}"
         )
         self._rule = LevelledRule(
             rule, level=level, price=price, lost=lost, cost_unit=cost_unit, min_points=min_points
@@ -258,7 +259,8 @@ class RunMonitor:
         Raises:
             InputError: It is no monitor's state, or that of one with other settings.
         """
-        try:
+        message = "this is no state of a RunMonitor; load what its state_dict() gave"
+        with refusing_others(message):
             settings, steps, reason = dict(state["settings"]), state["steps"], state["reason"]
             cost, counted, budget = array("d", state["cost"]), state["counted"], state["budget"]
             columns = {name: array("d", map(float, v)) for name, v in state["columns"].items()}
@@ -266,21 +268,20 @@ class RunMonitor:
                 state.keys() == _STATE
                 and isinstance(steps, int)
                 and steps >= len(cost)
+                and all(a < b for a, b in itertools.pairwise((-1.0, *cost)))
                 and isinstance(reason, str | None)
                 and isinstance(counted, bool | None)
                 and math.isfinite(sum(cost))
                 and settings.get("metric") in columns
                 and {len(column) for column in columns.values()} == {len(cost)}
             )
-            known = float(budget)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            whole = False
-        require(whole, "this is no state of a RunMonitor; load what its state_dict() gave")
-        differ = [name for name, mine in self._settings().items() if settings.get(name) != mine]
+            known, own = float(budget), self._settings()
+            differ = [name for name, mine in own.items() if bool(settings.get(name) != mine)]
+        require(whole and not known <= 0, message)
         require(
             not differ,
             "the state was taken by a monitor with another "
-            + " and another ".join(f"{name} ({settings.get(name)})" for name in differ)
+            + " and another ".join(f"{name} ({settings.get(name)!s:.50})" for name in differ)
             + "; build this one in the same way",
         )
         self._budget, self._cost, self._columns = known, cost, columns

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import whole_number
+from haltwise._core.settings import require_flags, shown, whole_number
 from haltwise.interfaces.run_monitor import RunMonitor
 from haltwise.interfaces.solve import solve
 from haltwise.models.optimizer_model import OptimizerModel
@@ -101,6 +101,10 @@ def minimize(
             else "haltwise.minimize has no tolerance to set: it stops by itself, the later the "
             "lower the `price`; leave tol out",
         )
+    require(callable(fun), f"fun must be a function, got {shown(fun)}")
+    given = callback is None or callable(callback)
+    require(given, f"callback must be a function, got {shown(callback)}")
+    require_flags(disp=bool(disp) if isinstance(disp, int) else disp)  # SciPy takes 0 and 1, too
     objective = _Objective(fun, jac, args if isinstance(args, tuple) else (args,))
     start = np.atleast_1d(_array("x0", x0))
     require(
@@ -293,7 +297,10 @@ def _report(
     """What tells SciPy's kind of callback of an iterate."""
     if callback is None:
         return lambda *_: None
-    whole = set(inspect.signature(callback).parameters) == {"intermediate_result"}
+    try:
+        whole = set(inspect.signature(callback).parameters) == {"intermediate_result"}
+    except ValueError:  # one of C tells no names
+        whole = False
 
     def report(step: int, x: "NDArray[np.float64]", value: float) -> None:
         from scipy.optimize import OptimizeResult

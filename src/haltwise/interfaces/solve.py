@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.progress import followed
-from haltwise._core.settings import shown, whole_number
+from haltwise._core.settings import require_flags, shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.engines import Engine
 from haltwise.engines.named import engine_for
@@ -295,6 +295,7 @@ def solve(
         'its gradient is within gtol = 1e-08'
     """
     _check(problem)
+    require_flags(guard=guard, history=history, standard_errors=standard_errors, progress=progress)
     if standard_errors:
         require_curvature(problem)
     if method != "lstm":

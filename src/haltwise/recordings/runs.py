@@ -46,6 +46,7 @@ def require_new(directory: Path, name: str | None) -> None:
         InputError: It is so; the message says what to do.
     """
     if name is not None:
+        require(isinstance(name, str), f"the name of a run must be a text, got {name!r:.80}")
         require(
             0 < len(name.encode(errors="replace")) <= _LONGEST and not re.search(r"[/\\\0]", name),
             f"the name of a run must have 1 to {_LONGEST} bytes and no slash, got {name!r}",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from haltwise._core import discovery as _discovery
 from haltwise._core.errors import InputError, require
+from haltwise._core.settings import shown
 from haltwise.curves.columns import Direction
 from haltwise.curves.curves import Curves
 from haltwise.curves.raw import Keys, RawRuns
@@ -91,7 +92,14 @@ def read(
         >>> curves.num_runs, curves.succeeded.tolist()
         (2, [True, False])
     """
+    require(
+        isinstance(path, str | Path), f"name a file or a folder of recorded runs, got {shown(path)}"
+    )
     place = _find(Path(path), data_dir)
+    require(  # a pipe can be read but once, and waits for whoever writes it
+        place.is_dir() or place.is_file(),
+        f"{place} is neither a file nor a folder; write the runs to a file",
+    )
     table = readers()
     if format is not None:
         _discovery.lookup(table, format, "format")
@@ -121,7 +129,9 @@ def read(
 def _find(path: Path, data_dir: str | Path | None) -> Path:
     """The path, or that below the data directory."""
     base = default_directory() if data_dir is None else Path(data_dir)
-    places = [path] if base is None else [path, base / path, base / _FOLDER / path]
+    places = [path]
+    if base is not None and not path.is_absolute():
+        places += [base / path, base / _FOLDER / path]
     for place in places:
         if place.exists():
             return place

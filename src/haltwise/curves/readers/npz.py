@@ -23,6 +23,8 @@ class Saved(Archive):
         unit, direction = str(arrays["cost_unit"]), str(arrays["direction"])
         if direction not in ("min", "max"):
             raise ValueError(f"the direction is {direction!r}")
+        if str(arrays["metric"]) not in columns:
+            raise ValueError(f"the metric is {str(arrays['metric'])!r:.50}, which is no column")
         cost = unit if unit not in columns else "cost"
         values = np.concatenate([arrays["values"], arrays["cost"][:, None]], 1)
         found = ragged(values, arrays["offset"], [*columns, cost])

@@ -1,7 +1,6 @@
 """Parameter groups of `torch.optim`, and the weights that move each."""
 
 import copy
-import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import accumulate
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import real_number
+from haltwise._core.settings import real_number, require_flags
 from haltwise._core.tensors import is_plain
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.run import price_of_each, warn_of_prices
@@ -28,6 +27,7 @@ __all__ = [
     "GroupModels",
     "Record",
     "Weights",
+    "check_parameter",
     "check_settings",
     "head_of",
     "name_of",
@@ -112,24 +112,8 @@ class GroupModels:
     def check(self, group: Group) -> None:
         """Refuse settings and parameters that the group's weights cannot move."""
         check_settings(group)
-        for number, param in enumerate(group["params"]):
-            require(
-                is_plain(param),
-                f"{name_of(group, number)} is a {type(param).__name__} on {param.device}, which is "
-                "not whole and in memory; sharded (FSDP, DTensor), lazy and meta parameters are "
-                "not supported: replicate the module (DistributedDataParallel) or initialize it",
-            )
-            require(
-                param.dtype in _DTYPES and param.layout == torch.strided,
-                f"{name_of(group, number)} is a {param.layout} tensor of {param.dtype}; only dense "
-                "tensors of real floating-point numbers can be optimized (view complex ones by "
-                "torch.view_as_real)",
-            )
-            require(
-                not param.is_inference(),
-                f"{name_of(group, number)} was made in inference mode, so it has no gradients and "
-                "cannot be changed; make it outside of torch.inference_mode()",
-            )
+        for number in range(len(group["params"])):
+            check_parameter(group, number)
         if group["price"] is not None:
             halting = self.of(group).halting
             like = torch.zeros((), dtype=working_dtype(head_of(group)), device="cpu")
@@ -164,15 +148,39 @@ def name_of(group: Group, number: int) -> str:
     return f"parameter {number}" + ("" if is_lazy(param) else f" of shape {list(param.shape)}")
 
 
+def check_parameter(group: Group, number: int) -> None:
+    """Refuse a parameter that no weights can move."""
+    param = group["params"][number]
+    require(
+        is_plain(param),
+        f"{name_of(group, number)} is a {type(param).__name__} on {param.device}, which is "
+        "not whole and in memory; sharded (FSDP, DTensor), lazy and meta parameters are "
+        "not supported: replicate the module (DistributedDataParallel) or initialize it",
+    )
+    require(
+        param.dtype in _DTYPES and param.layout == torch.strided,
+        f"{name_of(group, number)} is a {param.layout} tensor of {param.dtype}; only dense "
+        "tensors of real floating-point numbers can be optimized (view complex ones by "
+        "torch.view_as_real)",
+    )
+    require(
+        not param.is_inference(),
+        f"{name_of(group, number)} was made in inference mode, so it has no gradients and "
+        "cannot be changed; make it outside of torch.inference_mode()",
+    )
+
+
 def check_settings(group: Group) -> None:
     """Refuse settings that no group can have."""
+    require_flags(maximize=group["maximize"])
     for name in ("lr", "weight_decay", "price"):
         if name == "price" and group[name] is None:
             continue
         value = real_number(name, group[name])
         fits = value > 0 if name == "price" else value >= 0
         bound = "above 0" if name == "price" else "at least 0"
-        require(fits and math.isfinite(value), f"{name} must be {bound} and finite, got {value}")
+        finite = abs(value) <= torch.finfo(torch.float32).max
+        require(fits and finite, f"{name} must be {bound} and finite, got {value}")
 
 
 def num_coordinates(params: Iterable[Tensor]) -> int:

@@ -1,7 +1,7 @@
 """A learned optimizer behind the interface of `torch.optim`."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any, final
 
@@ -11,7 +11,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import real_number, whole_number
+from haltwise._core.settings import real_number, require_flags, whole_number
 from haltwise._core.tensors import undisturbed
 from haltwise.halting.posteriors import Posterior
 from haltwise.interfaces.torch_optim import states
@@ -123,6 +123,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             f"state_dtype must be torch.bfloat16, torch.float32 or None, got {state_dtype!r}",
         )
         self.nonfinite, self.state_dtype, self.guard = nonfinite, state_dtype, guard
+        require_flags(guard=guard)
         self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size)
         self._models = GroupModels()
         self._on_device = DeviceSteps(self._models)
@@ -382,6 +383,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 is impossible.
             ValueError: It has other parameter groups.
         """
+        require(
+            isinstance(state_dict, Mapping) and {"state", "param_groups"} <= state_dict.keys(),
+            "this is no state of an optimizer; load what its state_dict() gave",
+        )
         self._on_device.leave(self._moved)
         taken: list[dict[str, Any]] = []
 

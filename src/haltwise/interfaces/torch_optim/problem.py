@@ -1,5 +1,6 @@
 """A parameter group at a step: what is known of it, and one step of its learned rule."""
 
+import math
 from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.settings import real_number
 from haltwise.interfaces.torch_optim.chunks import (
     UpdateStatistics,
     init_state,
@@ -19,6 +21,7 @@ from haltwise.interfaces.torch_optim.groups import (
     Group,
     GroupModels,
     Record,
+    check_parameter,
     name_of,
     num_coordinates,
 )
@@ -142,15 +145,20 @@ def survey(
         guarded: Whether Adam may take over, which needs states, too.
 
     Raises:
-        InputError: A gradient is sparse or of another shape than its parameter, or a parameter no
-            longer is what its state is of.
+        InputError: A rate is not finite, a gradient is sparse or of another shape than its
+            parameter, or a parameter no longer is what its state is of.
     """
+    for name in ("lr", "weight_decay"):
+        value = real_number(name, group[name])
+        require(math.isfinite(value), f"{name} has become {value}; mend what sets it")
     params: list[Tensor] = group["params"]
     by_leaf: dict[int, list[Tensor]] = {}
     for number, (param, leaf) in enumerate(zip(params, models.leaf_of_each(group), strict=True)):
         _check_unchanged(group, number, states)
         if param.grad is None or param.numel() == 0:
             continue
+        if param not in states:  # it may have come to the group since
+            check_parameter(group, number)
         require(
             param.grad.layout == torch.strided,
             f"the gradient of {name_of(group, number)} is sparse ({param.grad.layout}), which "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import refusing_others, require
 from haltwise._core.tensors import is_plain
 from haltwise.interfaces.torch_optim.chunks import init_state, leaves
 from haltwise.interfaces.torch_optim.groups import (
@@ -52,12 +52,24 @@ def check(
     Raises:
         InputError: It does not fit.
     """
+    foreign = (
+        "this state is not that of a learned optimizer; load one that "
+        "haltwise.LearnedOptimizer.state_dict() gave"
+    )
+    with refusing_others(foreign):
+        _check_groups(given, optimizer, models, state_dtype, foreign)
+
+
+def _check_groups(
+    given: State,
+    optimizer: torch.optim.Optimizer,
+    models: GroupModels,
+    state_dtype: torch.dtype | None,
+    foreign: str,
+) -> None:
+    require(isinstance(given["state"], dict), foreign)
     for own, other in zip(optimizer.param_groups, given["param_groups"], strict=False):
-        require(
-            "digest" in other,
-            "this state is not that of a learned optimizer; load one that "
-            "haltwise.LearnedOptimizer.state_dict() gave",
-        )
+        require("digest" in other and isinstance(other["weights"], str), foreign)
         require(
             own["digest"] == other["digest"],
             f"the state was taken with the weights {other['weights']!r} of digest "
