@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import real_number
+from haltwise._core.settings import real_number, shown
 from haltwise.certificates import (
     Certificate,
     FunctionOfStop,
@@ -105,6 +105,11 @@ def certify(
     rule: Any = model_or_rule
     if isinstance(recorded, Curves) or isinstance(rule, CurveRule):
         return _certify_curves(rule, recorded, risk, level, confidence, group)
+    require(
+        isinstance(recorded, Trajectory),
+        f"recorded must be a Trajectory or Curves, got {shown(recorded)}; of losses [n, T+1] make "
+        "Trajectory(losses, excess), of tensors",
+    )
     if isinstance(risk, str):
         raise InputError(f"name a kind of risk, such as SuccessGivenUp(0.1), not {risk!r}")
     model = rule if isinstance(rule, HaltingModel | OptimizerModel) else None
