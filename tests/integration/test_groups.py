@@ -141,6 +141,15 @@ def test_tables_that_will_not_do(change: dict[str, Any], by: Any, given: Any, me
         from_groups({**TABLE, **change}, by, given)
 
 
+def test_rows_with_gaps_are_left_out_where_that_is_asked_for() -> None:
+    gaps = {"y": [1, NAN, 3, None, 5, 6], "shop": ["a", "b", "c", "b", None, "a"]}
+    groups = from_groups(gaps, "shop", drop_missing=True)
+    assert groups.keys == ["a", "c"]
+    assert groups.data["y"][groups.data["mask"]].tolist() == [1, 6, 3]
+    with pytest.raises(InputError, match="missing or infinite in 1 rows"):  # infinities are no gaps
+        from_groups({**gaps, "y": [np.inf, NAN, 3, 4, 5, 6]}, "shop", drop_missing=True)
+
+
 def test_other_things_that_will_not_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a data frame or columns by name were expected, got int"):
         from_groups(3, "shop")
@@ -154,6 +163,9 @@ def test_other_things_that_will_not_do(tmp_path: Path) -> None:
         from_groups(path, "shop")
     path.write_text(CSV.replace("3.5", ""))
     with pytest.raises(InputError, match=r"'y' of .*csv is missing or infinite in 1 rows"):
+        from_groups(path, "shop")
+    path.write_text(CSV.replace(",", ";").replace("3.5", "3,5"))
+    with pytest.raises(InputError, match=r"holds the text '3,5' in row 5; .*decimal=','"):
         from_groups(path, "shop")
     path.write_text("shop,x\n")
     with pytest.raises(InputError, match="no rows"):

@@ -41,6 +41,20 @@ def test_a_whole_curve_may_be_given_up_at_its_first_point() -> None:
     assert LevelledRule(Patience(), level=0.5, min_points=1).gives_up(curve) == 0
 
 
+@given(values, st.floats(0.5, 3), st.sampled_from(["min", "max"]))
+def test_a_price_ends_at_the_first_gain_below_it(
+    found: list[float], price: float, direction: str
+) -> None:
+    monitor = RunMonitor(price=price, direction=cast("Any", direction), min_points=2)
+    for value in found:
+        monitor.update(value)
+        if monitor.should_stop:
+            break
+    gains = np.diff(found) * (1 if direction == "max" else -1)
+    first = np.flatnonzero(gains < price)
+    assert monitor.steps == (first[0] + 2 if len(first) else len(found))
+
+
 def test_once_stopped_it_stays_so() -> None:
     monitor = patience(2)
     for value in (1.0, 1.0, 1.0):

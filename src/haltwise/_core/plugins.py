@@ -71,7 +71,11 @@ def load_object(name: str, kind: type, what: str) -> Any:
     )
     module = _execute(path)
     if not hasattr(module, attribute):
-        defined = [key for key, value in vars(module).items() if _is_a(value, kind)]
+        defined = [
+            key
+            for key, value in vars(module).items()
+            if _is_a(value, kind) and not key.startswith("_") and not isinstance(value, ModuleType)
+        ]
         raise InputError(
             f"{path} defines no {attribute}; "
             + (f"it has {', '.join(defined)}" if defined else f"add {_outline(attribute, kind)}")

@@ -105,10 +105,14 @@ def certify(
     rule: Any = model_or_rule
     if isinstance(recorded, Curves) or isinstance(rule, CurveRule):
         return _certify_curves(rule, recorded, risk, level, confidence, group)
+    require(
+        isinstance(recorded, Trajectory),
+        f"recorded must be a Trajectory or Curves, got {shown(recorded)}; of losses [n, T+1] make "
+        "Trajectory(losses, excess), of tensors",
+    )
     if isinstance(risk, str):
         raise InputError(f"name a kind of risk, such as SuccessGivenUp(0.1), not {risk!r}")
     kinds: tuple[tuple[str, Any, Any], ...] = (
-        ("recorded", recorded, Trajectory),
         ("risk", risk, Risk | Callable),
         ("unit", unit, CostUnit | None),
         ("returns", returns, ReturnedIterate | None),

@@ -64,6 +64,7 @@ def from_groups(
     columns: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     *,
     dtype: torch.dtype = torch.float64,
+    drop_missing: bool = False,
 ) -> Groups:
     """Put the rows of a table side by side by group, for one problem each.
 
@@ -76,6 +77,8 @@ def from_groups(
         columns: Those to take: names, or new names with one column or several for each, which are
             put together as [B, N, C]. All but `by` if None.
         dtype: Of all numbers: float64, which holds any column of a table exactly, or float32.
+        drop_missing: Whether to leave out rows that lack their group or a number that is taken,
+            and so groups without any other row. They are refused otherwise.
 
     Raises:
         InputError: A column is missing, holds texts, missing values or infinities, or groups
@@ -114,13 +117,26 @@ def from_groups(
         f"a column is called {MASK!r}, as what tells padding from rows will be; give it another "
         "name by columns={...}",
     )
-    codes, keys = _coded([found[name] for name in told_by], told_by, where)
+    labels = [found[name] for name in told_by]
+    numbers = {one: _numbers(found[one], one, where) for _, some in wanted for one in some}
+    if drop_missing:
+        lacking = [[_is_missing(label) for label in column.tolist()] for column in labels]
+        whole_rows = ~np.any([*lacking, *map(np.isnan, numbers.values())], axis=0)
+        labels = [column[whole_rows] for column in labels]
+        numbers = {name: values[whole_rows] for name, values in numbers.items()}
+    codes, keys = _coded(labels, told_by, where)
+    for name, values in numbers.items():
+        bad = np.flatnonzero(~np.isfinite(values))
+        require(
+            len(bad) == 0,
+            f"column {name!r} of {where} is missing or infinite in {len(bad)} rows, the first of "
+            f"them in group {keys[codes[bad[0]]] if len(bad) else None!r}; fill it in, or leave "
+            "rows with missing numbers out by drop_missing=True",
+        )
     rows, mask, counts = _padded_rows(codes, keys)
     data = {}
     for name, some in wanted:
-        parts = [
-            torch.from_numpy(_numbers(found[one], one, codes, keys, where)[rows]) for one in some
-        ]
+        parts = [torch.from_numpy(numbers[one][rows]) for one in some]
         is_one = isinstance(columns, Mapping) and isinstance(columns[name], str)
         whole = parts[0] if is_one or not isinstance(columns, Mapping) else torch.stack(parts, -1)
         data[name] = whole.to(dtype)
@@ -161,7 +177,13 @@ def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, 
                         bad = next(n for n, c in enumerate(cells) if parse_numbers([c]) is None)
                         raise InputError(
                             f"column {name!r} of {path} holds the text {cells[bad]!r} in row "
-                            f"{row + bad}; name the columns to take by columns=[...], or encode it"
+                            f"{row + bad}; "
+                            + (
+                                "its commas are no decimal points: read it by "
+                                "pandas.read_csv(..., decimal=',') and give the frame"
+                                if parse_numbers([cells[bad].replace(",", ".")]) is not None
+                                else "name the columns to take by columns=[...], or encode it"
+                            )
                         )
                     part = numbers
                 parts.setdefault(name, []).append(part)
@@ -216,7 +238,7 @@ def _padded_rows(codes: Integers, keys: list[Any]) -> tuple[Integers, Array, Int
     return order[first[:, None] + np.minimum(place, counts[:, None] - 1)], mask, counts
 
 
-def _numbers(values: Array, name: str, codes: Integers, keys: list[Any], where: str) -> Array:
+def _numbers(values: Array, name: str, where: str) -> Array:
     """A column in float64; float32 where it is."""
     is_number = values.dtype.kind in "fiub"
     if values.dtype.kind == "O":  # numbers with missing ones among them come so
@@ -230,11 +252,4 @@ def _numbers(values: Array, name: str, codes: Integers, keys: list[Any], where: 
         f"column {name!r} of {where} holds no numbers ({values.dtype}); name the columns to take "
         "by columns=[...], or encode it",
     )
-    numbers = values if values.dtype == np.float32 else values.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    require(
-        len(bad) == 0,
-        f"column {name!r} of {where} is missing or infinite in {len(bad)} rows, the first of them "
-        f"in group {keys[codes[bad[0]]] if len(bad) else None!r}; fill it in or drop them",
-    )
-    return numbers
+    return values if values.dtype == np.float32 else values.astype(np.float64)

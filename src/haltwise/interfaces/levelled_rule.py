@@ -74,7 +74,9 @@ class LevelledRule:
             self._level is None or not math.isnan(self._level),
             "the level is NaN; give a number, or -inf to give nothing up",
         )
-        if not isinstance(found, CurveModel):
+        if not given and found.fixed_level is not None:
+            self._level = found.fixed_level
+        elif not isinstance(found, CurveModel):
             require(
                 self._level is not None,
                 f"{type(found).__name__} is not a learned model, which has levels of its own; give "

@@ -16,6 +16,7 @@ from haltwise._core.settings import one_of, real_number, shown
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Direction
 from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules.last_improvement import UntunedImprovementRule
 from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
 
 __all__ = ["Number", "RunMonitor"]
@@ -43,14 +44,16 @@ class RunMonitor:
 
     Args:
         rule: A rule on curves, or the name or path of a learned one: `"training-runs"`, which comes
-            with the package, or a directory that `haltwise learn` wrote.
+            with the package, or a directory that `haltwise learn` wrote. None, with a price, ends
+            the run after the first point that was not worth what it cost.
         metric: The name of the column that is judged.
         direction: Whether lower or higher values of it are better.
         target: The value that is a success; None if there is none.
         budget: What a run may spend, in units of cost; None if unknown.
         level: The run is given up at the first point whose score lies below; or a certificate of
             the rule, such as one on the card of a learned one.
-        price: For a learned rule, instead: (value of a unit of cost) / (value of a success).
+        price: Without a rule: what a unit of cost must gain, in units of the metric. For a learned
+            one, instead of a level: (value of a unit of cost) / (value of a success).
         lost: For a learned rule, instead: the share of the successes that may be lost, one of those
             that it remembers a level for; .01 if nothing is given.
         cost_unit: What cost is counted in. Where a learned rule was learned in another unit, its
@@ -61,6 +64,14 @@ class RunMonitor:
         InputError: There is no such rule, a setting is impossible, or a learned rule has no target.
 
     Examples:
+        End a loop once a step lowers its loss by less than .01:
+
+        >>> monitor = RunMonitor(price=0.01)
+        >>> while not monitor.should_stop:
+        ...     monitor.update(1 / (1 + monitor.steps))
+        >>> monitor.steps, monitor.reason
+        (11, 'the last gain was 0.00909 per unit of cost, whose price is 0.01')
+
         Give up what has not improved by a hundredth for ten points:
 
         >>> import numpy as np
@@ -79,7 +90,7 @@ class RunMonitor:
 
     def __init__(
         self,
-        rule: CurveRule | str | Path,
+        rule: CurveRule | str | Path | None = None,
         *,
         metric: str = "loss",
         direction: Direction = "min",
@@ -95,6 +106,9 @@ class RunMonitor:
         require(
             isinstance(metric, str), f"metric must be the name of a column, got {shown(metric)}"
         )
+        if rule is None:
+            require(price is not None, "give a price, which ends the run, or a rule that does")
+            rule, price = UntunedImprovementRule(real_number("a price", price)), None
         self._rule = LevelledRule(
             rule, level=level, price=price, lost=lost, cost_unit=cost_unit, min_points=min_points
         )

@@ -68,6 +68,11 @@ class AdaptiveComputation(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        require(
+            isinstance(process, AdaptiveProcess),
+            f"{type(process).__name__} does not say what one step is; wrap what loops in one of "
+            "haltwise.nn, such as RecurrentCell(torch.nn.GRUCell(...)), or a class of yours",
+        )
         own: HaltingMethod = (
             lookup(halting_methods(), method, "halting method")()
             if isinstance(method, str)

@@ -109,7 +109,11 @@ def _groups(record: GiveUpRecord) -> Table:
         "Groups, those that lose most first",
         [
             Column("group", str),
-            *(Column(f"{what} at {name}", percent) for name in names for what in ("saved", "lost")),
+            *(
+                Column(f"{what} at {percent(float(name))}", percent)
+                for name in names
+                for what in ("saved", "lost")
+            ),
         ],
         rows,
         note=f"{left} more groups lose no more than these." if left else "",

@@ -54,7 +54,10 @@ def open_text(path: Path) -> Iterator[TextIO]:
             raw = io.BufferedReader(_Bounded(file, most, path), 2**18)
             yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8 ({error.reason}); convert it") from None
+        raise InputError(
+            f"{path} is no text in UTF-8 ({error.reason}); convert it, for instance by "
+            f"iconv -f LATIN1 -t UTF-8 {path}"
+        ) from None
 
 
 def read_head(path: Path) -> str:

@@ -72,6 +72,14 @@ class UntunedImprovementRule(CurveRule):
     def score(self, curve: Curve) -> Floats:
         return _rate(curve, self.price)
 
+    def why(self, curve: Curve) -> str:
+        if self.price is None:
+            return super().why(curve)
+        return (
+            f"the last gain was {self.price * self.score(curve)[-1]:.3g} per unit of cost, whose "
+            f"price is {self.price:g}"
+        )
+
 
 CURVE_RULES = {
     "last-improvement": LastImprovementRule,
