@@ -29,6 +29,7 @@ _LEAST_LEAF = 100  # rows of a leaf of boosted trees, where there are many; a fo
 _BOOSTED_LEAVES = {"own": 15, "all": 8}
 _FOREST_LEAVES = {"own": 500, "all": 250}
 _MISSING = -100.0  # below every feature: a forest knows no NaN
+_MOST_ROWS = 40_000  # that trees are fitted to
 _SURE = 1e-4  # no chance is nearer to 0 or 1
 
 
@@ -59,6 +60,22 @@ class Rows(NamedTuple):
         """The rows at `where`, bool [n]."""
         chosen: Any = [values[where] for values in self]
         return Rows(*chosen)
+
+    def thinned(self, most: int, seed: int) -> "Rows":
+        """At most so many rows, drawn by their weight from each run alike; all if they are fewer.
+
+        Args:
+            most: Rows to draw.
+            seed: Of the draw.
+
+        Returns:
+            The rows, each with the number of times it was drawn for its weight.
+        """
+        if len(self.weight) <= most:
+            return self
+        ends = np.cumsum(self.weight) * (most / self.weight.sum())
+        drawn = np.diff(np.floor(ends + np.random.default_rng(seed).random()), prepend=0.0)
+        return self._replace(weight=drawn).select(drawn > 0)
 
 
 @final
@@ -121,7 +138,7 @@ class Forecast:
 
         boosted, forests = {}, {}
         for name, leaves in _BOOSTED_LEAVES.items():
-            some = rows if name == "all" else rows.select(~rows.easier)
+            some = (rows if name == "all" else rows.select(~rows.easier)).thinned(_MOST_ROWS, seed)
             runs = len(np.unique(some.run[some.success])), len(np.unique(some.run[~some.success]))
             require(
                 min(runs) > 0,
