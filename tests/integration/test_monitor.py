@@ -388,7 +388,11 @@ def test_frozen_parameters_are_not_seen(tmp_path: Path) -> None:
 
 
 def test_a_metric_is_recorded_and_stopped_by_its_negative(stopper: Path, tmp_path: Path) -> None:
-    for direction, sign, kind in (("min", 1, float), ("max", -1, np.float32), ("max", -1, np.array)):
+    for direction, sign, kind in (
+        ("min", 1, float),
+        ("max", -1, np.float32),
+        ("max", -1, np.array),
+    ):
         path = tmp_path / f"{direction} {kind}"
         with HaltingMonitor.recording(path, direction=direction) as monitor:  # type: ignore[arg-type]
             for value in (3.0, 1.0, 2.0):

@@ -91,8 +91,8 @@ class HaltingMonitor:
 
     Raises:
         InputError: There are no such weights, they do not say when to stop, or the recorded runs
-            had another direction; or a fraction of runs is to be let go, and there is no certificate of
-            these weights at this price.
+            had another direction; or a fraction of runs is to be let go, and there is no
+            certificate of these weights at this price.
 
     Examples:
         >>> import tempfile
