@@ -14,7 +14,16 @@ from haltwise.curves.forecast import MOST_ROWS, Forecast, Rows
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.curves.model import CurveCard, CurveModel, Loss, Range, cost_scale, per_cost
 
-__all__ = ["LOST", "EndedEarly", "Learned", "cross_fit", "folds_of", "learn", "rows_of"]
+__all__ = [
+    "LOST",
+    "EndedEarly",
+    "Learned",
+    "cross_fit",
+    "folds_of",
+    "learn",
+    "rows_of",
+    "with_room",
+]
 
 LOST = (0.01, 0.02, 0.05)
 """Shares of the successes that may be lost, for which levels are chosen."""
@@ -162,8 +171,32 @@ def _at_unseen_levels(
     return stops._replace(level=np.array([np.nan]), saved=saved, lost=given_up)
 
 
+def with_room(curves: Curves) -> Curves:
+    """The runs that have something to spend, so that something can be saved.
+
+    Raises:
+        InputError: None has.
+
+    Warns:
+        DataWarning: Some have not.
+    """
+    room = curves.budget > 0
+    require(
+        bool(room.any()),
+        "no run has a budget above 0, so nothing can be saved; give each run more than one point, "
+        "or name a budget",
+    )
+    if not room.all():
+        warn(
+            f"{int((~room).sum())} of {curves.num_runs} runs are left out: their budget is 0",
+            DataWarning,
+        )
+    return curves.select(room)
+
+
 def _usable(curves: Curves, ended_early: EndedEarly) -> Curves:
     """The runs that can be learned from."""
+    curves = with_room(curves)
     missing, censored = np.isnan(curves.target), curves.censored
     dropped = missing | (censored if ended_early == "left out" else False)
     for number, what in (

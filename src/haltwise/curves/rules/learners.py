@@ -91,12 +91,16 @@ def inputs(curve: Curve, price: float | None) -> Floats:
 
 
 def with_inputs(curves: Curves, price: float | None) -> Curves:
-    """The same with the inputs as columns, so that they are computed once for many fits."""
+    """The same with the inputs as columns, so that they are computed once for many fits.
+
+    Inputs at another price that were there before are replaced.
+    """
     table = np.concatenate([inputs(curve, price) for curve in curves])
     names = (*FEATURES, *(() if price is None else WORTH))
     require(table.shape[1] == len(names), f"expected {len(names)} features, got {table.shape[1]}")
-    columns = (*curves.columns, *(f"{_PREFIX}{name}" for name in names))
-    return replace(curves, columns=columns, values=np.hstack((curves.values, table)))
+    own = [place for place, name in enumerate(curves.columns) if not name.startswith(_PREFIX)]
+    columns = (*(curves.columns[place] for place in own), *(f"{_PREFIX}{name}" for name in names))
+    return replace(curves, columns=columns, values=np.hstack((curves.values[:, own], table)))
 
 
 def input_table(curves: Curves, price: float | None) -> Floats:
