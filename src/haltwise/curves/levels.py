@@ -143,11 +143,13 @@ def level_for(stops: GiveUps, group: Names, lost: float, *, margin: float = 0.0)
     share = stops.share_lost
     if margin:
         # The delete-a-group jackknife of a ratio.
-        groups = np.unique(group[stops.succeeded])
+        groups, place = np.unique(group[stops.succeeded], return_inverse=True)
         if len(groups) < 2:
             share = share + margin * np.sqrt(share * (1 - share) / max(stops.succeeded.sum(), 1))
         else:
-            without = np.stack([stops.select(group != one).share_lost for one in groups])
+            losses, sizes = stops.lost[stops.succeeded], np.bincount(place)
+            by_group = np.stack([losses[place == one].sum(0) for one in range(len(groups))])
+            without = (by_group.sum(0) - by_group) / (sizes.sum() - sizes)[:, None]
             spread = ((without - without.mean(0)) ** 2).sum(0) * (len(groups) - 1) / len(groups)
             share = share + margin * np.sqrt(spread)
     above = np.flatnonzero(share > lost)
