@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from haltwise._core.errors import FitWarning, InputError
+from haltwise._core.errors import DataWarning, FitWarning, InputError
 from haltwise._core.version import __version__
 
 if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no PyTorch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no 
 __all__ = [
     "CurveModel",
     "Curves",
+    "DataWarning",
     "Execution",
     "FitWarning",
     "FunctionBatch",

@@ -1,6 +1,7 @@
 """`haltwise learn` and `haltwise judge` on runs of a stranger."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,16 @@ def test_easier_targets_are_never_harder() -> None:
 def test_what_cannot_be_learned_is_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         learn(some_runs(60, 0).with_targets(change["target"]))
+
+
+def test_runs_with_nothing_to_spend_are_left_out(learned: Learned) -> None:
+    short = Curves.from_runs([{"loss": [2.0]}] * 3, metric="loss", target=1.0)
+    with pytest.raises(InputError, match="no run has a budget above 0"):
+        judge_curves(learned.model, short)
+    some = some_runs(60, 0)
+    mixed = replace(some, budget=np.where(np.arange(60) < 2, 0.0, some.budget))
+    with pytest.warns(DataWarning, match="2 of 60 runs are left out: their budget is 0"):
+        assert judge_curves(learned.model, mixed).runs == 58
 
 
 def test_runs_of_another_kind_are_warned_of(learned: Learned) -> None:

@@ -388,8 +388,13 @@ def test_frozen_parameters_are_not_seen(tmp_path: Path) -> None:
 
 
 def test_a_metric_is_recorded_and_stopped_by_its_negative(stopper: Path, tmp_path: Path) -> None:
-    for mode, sign, kind in (("min", 1, float), ("max", -1, np.float32), ("max", -1, np.array)):
-        with HaltingMonitor.recording(tmp_path / f"{mode} {kind}", mode=mode) as monitor:  # type: ignore[arg-type]
+    for direction, sign, kind in (
+        ("min", 1, float),
+        ("max", -1, np.float32),
+        ("max", -1, np.array),
+    ):
+        path = tmp_path / f"{direction} {kind}"
+        with HaltingMonitor.recording(path, direction=direction) as monitor:  # type: ignore[arg-type]
             for value in (3.0, 1.0, 2.0):
                 monitor.update(kind(sign * value), score=kind(sign * 2 * value))
                 assert monitor.improved == (value != 2)
@@ -400,18 +405,18 @@ def test_a_metric_is_recorded_and_stopped_by_its_negative(stopper: Path, tmp_pat
         assert found.trajectory.excess.tolist() == [[6, 2, 4]]
 
 
-def test_the_mode_is_that_of_the_recorded_runs(stopper: Path) -> None:
+def test_the_direction_is_that_of_the_recorded_runs(stopper: Path) -> None:
     model = load_halting(stopper)
     assert not model.card.maximizes
-    with pytest.raises(InputError, match="recorded in mode 'min', not 'max'; leave the mode out"):
-        HaltingMonitor(model, mode="max")
-    with pytest.raises(InputError, match="mode must be 'min' or 'max', got 'up'"):
-        HaltingMonitor(model, mode="up")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="recorded with direction 'min', not 'max'; leave the"):
+        HaltingMonitor(model, direction="max")
+    with pytest.raises(InputError, match="direction must be 'min' or 'max', got 'up'"):
+        HaltingMonitor(model, direction="up")  # type: ignore[arg-type]
     model.card = replace(model.card, maximizes=True)
     lower, higher = HaltingMonitor(stopper), HaltingMonitor(model)
     assert drive(lower, 3) == drive_upwards(higher, 3) < 31
     assert higher.reason == lower.reason
-    with pytest.raises(InputError, match="in another mode"):
+    with pytest.raises(InputError, match="with another direction"):
         lower.load_state_dict(higher.state_dict())
 
 

@@ -27,6 +27,8 @@ def test_it_learns_when_to_stop_and_beats_tuned_rules(
     assert found.num_items == 60
     assert found.stops.gain.value > 0.97 > found.rules["patience"].gain.value
     assert found.rules["patience"].difference.low > 0
+    stops = [_first_poor(row, 0.02) for row in held_out.trajectory.loss.tolist()]
+    assert found.rules["last_improvement"].mean_cost == pytest.approx(sum(stops) / 60)
     # J is what it says it is, and the loop stops where the batch does.
     rule = model.policy(CostUnit.UPDATES).rule
     expected = decisions(rule, model.attach(held_out.trajectory, 0.02))
@@ -36,6 +38,12 @@ def test_it_learns_when_to_stop_and_beats_tuned_rules(
         assert stopped == decided + 1
         costs.append(Decay(seed).loss(stopped) + 0.02 * decided)
     assert sum(costs) / 60 == pytest.approx(found.stops.j.value, rel=1e-5)
+
+
+def _first_poor(loss: list[float], price: float) -> int:
+    """The first step whose improvement is below the price, the last step if none is."""
+    poor = (step for step in range(1, len(loss)) if loss[step - 1] - loss[step] < price)
+    return next(poor, len(loss) - 1)
 
 
 @pytest.mark.parametrize("observed", ["loss", "updates"])

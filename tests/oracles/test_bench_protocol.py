@@ -10,12 +10,12 @@ import pytest
 from haltwise._core.errors import InputError
 from haltwise.bench.cases import SHARES, Case, give_up_case, stop_case
 from haltwise.bench.domain import Question
-from haltwise.bench.protocol import Judged, judge_rule, quantile_levels, stops_below
+from haltwise.bench.protocol import Judged, judge_rule
 from haltwise.bench.records import captured, case_of, cell_of, failed_share, lead, lost, saved
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.folds import deal
 from haltwise.curves.learning import LOST
-from haltwise.curves.levels import GiveUps
+from haltwise.curves.levels import GiveUps, quantile_levels, stops_below
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.best_so_far import BestSoFarRule
 from haltwise.curves.rules.fixed_budget import BudgetRule

@@ -112,6 +112,43 @@ def test_a_tree_that_points_beyond_its_end_is_refused(name: str) -> None:
             Trees(nodes, 0.0, rows.shape[1])
 
 
+def test_a_tree_that_goes_in_circles_is_refused() -> None:
+    nodes = {
+        "feature": [[0, 0]],
+        "threshold": [[0.0, 0.0]],
+        "missing_left": [[True, True]],
+        "left": [[1, 0]],
+        "right": [[1, 0]],
+        "value": [[0.0, 0.0]],
+    }
+    trees = Trees({name: np.array(values) for name, values in nodes.items()}, 0.0, 1)
+    with pytest.raises(InputError, match="more than 64 levels"):
+        trees(np.zeros((1, 1)))
+
+
+def test_thinned_rows_weigh_what_all_weighed() -> None:
+    rng = np.random.default_rng(4)
+    num, weight = 5000, rng.random(5000)
+    rows = Rows(rng.random((num, 1)), rng.random(num) < 0.5, weight, np.arange(num), weight < 0)
+    assert rows.thinned(num, seed=0) is rows
+    few = rows.thinned(500, seed=0)
+    assert len(few.weight) <= 500 == few.weight.sum()
+    # Systematic: of every stretch of rows a share is drawn that is its share of the weight.
+    for part in np.array_split(np.arange(num), 10):
+        drawn = few.weight[np.isin(few.run, part)].sum()
+        assert abs(drawn - 500 * weight[part].sum() / weight.sum()) < 1
+    assert not np.array_equal(few.run, rows.thinned(500, seed=1).run)
+
+
+def test_the_name_of_the_metric_tells_nothing() -> None:
+    found = [
+        curve_features(Curve(np.arange(9.0), {name: np.exp(-np.arange(9.0))}, name, "min", 0.1, 20))
+        for name in ("score", "loss", "val_loss")
+    ]
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
 def test_a_forecast_comes_back_from_its_arrays_with_its_base() -> None:
     rows, success, _ = _data(600)
     number = np.arange(len(rows))

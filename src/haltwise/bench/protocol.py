@@ -17,16 +17,15 @@ from haltwise.bench.domain import Question
 from haltwise.curves.curves import Curves, Floats, Integers
 from haltwise.curves.folds import deal
 from haltwise.curves.learning import LOST
-from haltwise.curves.levels import GiveUps, candidate_levels, first_below
-from haltwise.curves.rule import CurveRule
+from haltwise.curves.levels import GiveUps, candidate_levels, quantile_levels, stops_below
+from haltwise.curves.rule import CurveRule, Scores, checked_scores, cross_fitted
+from haltwise.curves.rules.learned import ForecastRule
 from haltwise.curves.rules.learners import LearnedCurveRule, with_inputs
 
-__all__ = ["Judged", "judge_rule", "quantile_levels", "stops_below"]
+__all__ = ["Judged", "judge_rule"]
 
 _INNER = 2  # folds within the training groups
-_LEVELS = 150  # quantiles of scores to choose a level among
 
-Scores = list[Floats]
 Candidates = Callable[[float | None], Sequence[CurveRule]]
 
 
@@ -113,11 +112,11 @@ class _Scorer:
     ) -> None:
         self._rules, self._fold, self._seed = rules, fold, seed
         self._learns = type(rules[0]).fit is not CurveRule.fit
-        reads = isinstance(rules[0], LearnedCurveRule)
+        reads = isinstance(rules[0], LearnedCurveRule | ForecastRule)
         self._shown = with_inputs(case.shown, price) if reads else case.shown
         self._tuning: dict[int, list[Scores]] = {}
         self._judged: dict[tuple[int, int], Scores] = {}
-        self._all = [] if self._learns else [_scores(rule, self._shown) for rule in rules]
+        self._all = [] if self._learns else [checked_scores(rule, self._shown) for rule in rules]
 
     @property
     def is_silent(self) -> bool:
@@ -132,7 +131,7 @@ class _Scorer:
             train = np.flatnonzero(self._fold != number)
             own = self._shown.select(train)
             self._tuning[number] = (
-                [_cross_fitted(rule, own, _inner(own, self._seed)) for rule in self._rules]
+                [cross_fitted(rule, own, _inner(own, self._seed)) for rule in self._rules]
                 if self._learns
                 else [[scores[i] for i in train] for scores in self._all]
             )
@@ -144,51 +143,11 @@ class _Scorer:
             test = np.flatnonzero(self._fold == number)
             if self._learns:
                 rule = self._rules[place].fit(self._shown.select(self._fold != number))
-                scores = _scores(rule, self._shown.select(test))
+                scores = checked_scores(rule, self._shown.select(test))
             else:
                 scores = [self._all[place][i] for i in test]
             self._judged[number, place] = scores
         return self._judged[number, place]
-
-
-def stops_below(scores: Scores, levels: Floats) -> Integers:
-    """The first point whose score lies below each level, the number of points if none; [n, L].
-
-    Examples:
-        >>> stops_below([np.array([3.0, 1.0, 2.0])], np.array([1.0, 1.5, 9.0])).tolist()
-        [[3, 1, 0]]
-    """
-    return np.stack([first_below(score, levels) for score in scores])
-
-
-def quantile_levels(scores: Scores) -> Floats:
-    """Levels to choose among: quantiles of all scores and of the lowest of each run, and never."""
-    lowest = np.array([score.min() for score in scores])
-    every = np.concatenate(scores)
-    marks = np.linspace(0, 1, _LEVELS)
-    found = [
-        np.quantile(values, marks, method="lower")
-        for values in (lowest[np.isfinite(lowest)], every[np.isfinite(every)])
-        if len(values)
-    ]
-    highest = np.nextafter(max((each[-1] for each in found), default=0.0), np.inf)
-    return np.unique(np.concatenate(([-np.inf, highest], *found)))
-
-
-def _scores(rule: CurveRule, curves: Curves) -> Scores:
-    """The scores of a rule, which may be a stranger's, checked."""
-    found = [np.asarray(score, float) for score in rule.scores(curves)]
-    for score, num in zip(found, curves.num_points, strict=True):
-        require(
-            score.shape == (num,),
-            f"{type(rule).__name__} scores {num} points by shape {list(score.shape)}; give one "
-            "number a point",
-        )
-        require(
-            not np.isnan(score).any(),
-            f"{type(rule).__name__} scores a point by NaN; give inf where nothing can be told yet",
-        )
-    return found
 
 
 def _inner(curves: Curves, seed: int) -> Integers:
@@ -196,17 +155,6 @@ def _inner(curves: Curves, seed: int) -> Integers:
     if len(np.unique(curves.group)) > 1:
         return deal(curves.group, _INNER, seed + 1)
     return deal(np.arange(curves.num_runs).astype(str), _INNER, seed + 1)
-
-
-def _cross_fitted(rule: CurveRule, curves: Curves, fold: Integers) -> Scores:
-    """Scores of each run by the rule fitted to the other folds."""
-    found: Scores = [np.empty(0)] * curves.num_runs
-    for number in range(fold.max() + 1):
-        fitted = rule.fit(curves.select(fold != number))
-        rest = np.flatnonzero(fold == number)
-        for i, scores in zip(rest, _scores(fitted, curves.select(rest)), strict=True):
-            found[i] = scores
-    return found
 
 
 def _choose(

@@ -9,14 +9,17 @@ from haltwise.curves.learning import Learned, learn
 from haltwise.curves.model import CurveModel
 from haltwise.curves.readers import read
 from haltwise.curves.shipped import load_curve_model
+from haltwise.curves.stopping import LearnedStop, learn_to_stop
 
 __all__ = [
     "Curve",
     "CurveModel",
     "Curves",
     "Learned",
+    "LearnedStop",
     "certify_curves",
     "learn",
+    "learn_to_stop",
     "load_curve_model",
     "read",
 ]

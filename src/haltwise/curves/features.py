@@ -21,8 +21,8 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "grad_norm": ("grad_norm", "logged_grad_norm_geomean", "gradient_norm"),
     }
 )
-"""Columns beside the metric that are looked at where a curve has them, by the first name that is
-there; others are not."""
+"""Columns that are looked at where a curve has them beside its metric, by the first name that is
+there; others are not. The metric itself is none of them, so that its name tells nothing."""
 
 _PAST = (0.25, 0.5, 0.75, 0.9)  # of the cost so far: what was known then is compared with now
 _RECENT = 6  # points over which noise is measured
@@ -138,8 +138,9 @@ def _beside(
 ) -> list[Floats]:
     """What the columns beside the metric show."""
     lacking = np.full(curve.num_points, np.nan)
+    beside = {name: values for name, values in curve.columns.items() if name != curve.metric}
     metric, train, valid, gradient = (
-        next((_filled(curve.columns[name]) for name in names if name in curve.columns), lacking)
+        next((_filled(beside[name]) for name in names if name in beside), lacking)
         for names in ROLES.values()
     )
     sign = -1.0 if curve.direction == "max" else 1.0

@@ -12,7 +12,7 @@ from haltwise.curves.curves import Booleans, Floats
 from haltwise.curves.features import FEATURES
 from haltwise.curves.trees import JoinedTrees, Trees
 
-__all__ = ["Forecast", "Rows"]
+__all__ = ["MOST_ROWS", "Forecast", "Rows"]
 
 _BOOSTED = {
     "max_iter": 150,
@@ -30,6 +30,10 @@ _BOOSTED_LEAVES = {"own": 15, "all": 8}
 _FOREST_LEAVES = {"own": 500, "all": 250}
 _MISSING = -100.0  # below every feature: a forest knows no NaN
 _SURE = 1e-4  # no chance is nearer to 0 or 1
+
+
+MOST_ROWS = 40_000
+"""Rows that trees are fitted to where nobody asks for more: a million points take minutes."""
 
 
 class Rows(NamedTuple):
@@ -60,6 +64,22 @@ class Rows(NamedTuple):
         chosen: Any = [values[where] for values in self]
         return Rows(*chosen)
 
+    def thinned(self, most: int, seed: int) -> "Rows":
+        """At most so many rows, drawn by their weight from each run alike; all if they are fewer.
+
+        Args:
+            most: Rows to draw.
+            seed: Of the draw.
+
+        Returns:
+            The rows, each with the number of times it was drawn for its weight.
+        """
+        if len(self.weight) <= most:
+            return self
+        ends = np.cumsum(self.weight) * (most / self.weight.sum())
+        drawn = np.diff(np.floor(ends + np.random.default_rng(seed).random()), prepend=0.0)
+        return self._replace(weight=drawn).select(drawn > 0)
+
 
 @final
 class Forecast:
@@ -69,6 +89,7 @@ class Forecast:
         boosted: By name, sums of trees that are log-odds.
         forests: By name, sums of trees that are probabilities.
         base: A forecast learned elsewhere, whose log-odds are one more feature; None for none.
+        num_features: F, without that of the base.
     """
 
     def __init__(
@@ -76,8 +97,9 @@ class Forecast:
         boosted: Mapping[str, Trees],
         forests: Mapping[str, Trees],
         base: "Forecast | None" = None,
+        num_features: int = len(FEATURES),
     ) -> None:
-        num = len(FEATURES) + (base is not None)
+        num = num_features + (base is not None)
         for trees in (*boosted.values(), *forests.values()):
             require(
                 trees.num_features == num,
@@ -99,8 +121,10 @@ class Forecast:
         return np.clip(chance, _SURE, 1 - _SURE)
 
     @classmethod
-    def fit(cls, rows: Rows, *, seed: int, base: Self | None = None) -> Self:
-        """Fit to rows of which some are successes and some are not.
+    def fit(
+        cls, rows: Rows, *, seed: int, base: Self | None = None, most_rows: int = MOST_ROWS
+    ) -> Self:
+        """Fit to rows of which some are successes and some are not; of many to `most_rows`.
 
         Raises:
             InputError: All rows are successes, or none is.
@@ -112,16 +136,18 @@ class Forecast:
 
         # scikit-learn's threads spin where others have the cores.
         with threadpool_limits(limits=torch.get_num_threads()):
-            return cls._fit(rows, seed, base, torch.get_num_threads())
+            return cls._fit(rows, seed, base, most_rows, torch.get_num_threads())
 
     @classmethod
-    def _fit(cls, rows: Rows, seed: int, base: Self | None, num_threads: int) -> Self:
+    def _fit(
+        cls, rows: Rows, seed: int, base: Self | None, most_rows: int, num_threads: int
+    ) -> Self:
         with extra("learn"):
             from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 
         boosted, forests = {}, {}
         for name, leaves in _BOOSTED_LEAVES.items():
-            some = rows if name == "all" else rows.select(~rows.easier)
+            some = (rows if name == "all" else rows.select(~rows.easier)).thinned(most_rows, seed)
             runs = len(np.unique(some.run[some.success])), len(np.unique(some.run[~some.success]))
             require(
                 min(runs) > 0,
@@ -150,7 +176,7 @@ class Forecast:
             )
             forest.fit(_without_missing(features), some.success, sample_weight=weight)
             forests[name] = Trees.of_forest(forest, num)
-        return cls(boosted, forests, base)
+        return cls(boosted, forests, base, rows.features.shape[1])
 
     # --------------------------------------------------------------------------------- in a file
 

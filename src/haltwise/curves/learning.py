@@ -10,11 +10,20 @@ from haltwise._core.errors import DataWarning, require, warn
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features
 from haltwise.curves.folds import deal
-from haltwise.curves.forecast import Forecast, Rows
+from haltwise.curves.forecast import MOST_ROWS, Forecast, Rows
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.curves.model import CurveCard, CurveModel, Loss, Range, cost_scale, per_cost
 
-__all__ = ["LOST", "EndedEarly", "Learned", "cross_fit", "folds_of", "learn", "rows_of"]
+__all__ = [
+    "LOST",
+    "EndedEarly",
+    "Learned",
+    "cross_fit",
+    "folds_of",
+    "learn",
+    "rows_of",
+    "with_room",
+]
 
 LOST = (0.01, 0.02, 0.05)
 """Shares of the successes that may be lost, for which levels are chosen."""
@@ -72,6 +81,7 @@ def learn(
     ended_early: EndedEarly = "failures",
     lost: Sequence[float] = LOST,
     seed: int = 0,
+    most_rows: int = MOST_ROWS,
     progress: Callable[[str], None] | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Learned:
@@ -91,6 +101,7 @@ def learn(
             good runs were ended too, and left out they leave the doomed ones out.
         lost: Shares of the successes that may be lost.
         seed: Of everything that is random.
+        most_rows: Points, of all runs, that trees are fitted to; more take longer.
         progress: Called with a line after each step.
         provenance: What the card shall remember, for people.
 
@@ -117,7 +128,7 @@ def learn(
     features = [curve_features(curve) for curve in curves]
     rows = rows_of(curves, seed, features)
     bases = [base] if base is None or curves.num_runs >= _MANY else [None, base]
-    fitted = [cross_fit(rows, features, folds, seed, one, beside, say) for one in bases]
+    fitted = [cross_fit(rows, features, folds, seed, one, beside, say, most_rows) for one in bases]
     best = int(np.argmin([_log_loss(curves, chances) for chances in fitted]))
     chosen, chances = (None if len(bases) == 1 else bases[best]), fitted[best]
     scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
@@ -130,7 +141,7 @@ def learn(
             level, float(unseen.share_saved[0]), float(unseen.share_lost[0])
         )
     say("fitting to all runs")
-    forecast = Forecast.fit(Rows.join([rows, *beside]), seed=seed, base=chosen)
+    forecast = Forecast.fit(Rows.join([rows, *beside]), seed=seed, base=chosen, most_rows=most_rows)
     card = CurveCard(
         metric=curves.metric,
         cost_unit=curves.cost_unit,
@@ -160,8 +171,32 @@ def _at_unseen_levels(
     return stops._replace(level=np.array([np.nan]), saved=saved, lost=given_up)
 
 
+def with_room(curves: Curves) -> Curves:
+    """The runs that have something to spend, so that something can be saved.
+
+    Raises:
+        InputError: None has.
+
+    Warns:
+        DataWarning: Some have not.
+    """
+    room = curves.budget > 0
+    require(
+        bool(room.any()),
+        "no run has a budget above 0, so nothing can be saved; give each run more than one point, "
+        "or name a budget",
+    )
+    if not room.all():
+        warn(
+            f"{int((~room).sum())} of {curves.num_runs} runs are left out: their budget is 0",
+            DataWarning,
+        )
+    return curves.select(room)
+
+
 def _usable(curves: Curves, ended_early: EndedEarly) -> Curves:
     """The runs that can be learned from."""
+    curves = with_room(curves)
     missing, censored = np.isnan(curves.target), curves.censored
     dropped = missing | (censored if ended_early == "left out" else False)
     for number, what in (
@@ -185,7 +220,7 @@ def _usable(curves: Curves, ended_early: EndedEarly) -> Curves:
     return kept
 
 
-def folds_of(curves: Curves, seed: int) -> npt.NDArray[np.int64]:
+def folds_of(curves: Curves, seed: int, most: int = _FOLDS) -> npt.NDArray[np.int64]:
     """The fold of each run, shape [n]: whole groups, the largest dealt first.
 
     Warns:
@@ -193,13 +228,13 @@ def folds_of(curves: Curves, seed: int) -> npt.NDArray[np.int64]:
             another.
     """
     if len(np.unique(curves.group)) > 1:
-        return deal(curves.group, _FOLDS, seed)
+        return deal(curves.group, most, seed)
     warn(
         "all runs are of one group: what is learned is tried on other runs of this group, and "
         "need not hold for another; name a column of groups if there are some",
         DataWarning,
     )
-    return deal(np.arange(curves.num_runs).astype(str), _FOLDS, seed)
+    return deal(np.arange(curves.num_runs).astype(str), most, seed)
 
 
 def rows_of(curves: Curves, seed: int, features: Sequence[Floats] | None = None) -> Rows:
@@ -265,13 +300,14 @@ def cross_fit(
     base: Forecast | None = None,
     beside: Sequence[Rows] = (),
     say: Callable[[str], None] = _silent,
+    most_rows: int = MOST_ROWS,
 ) -> list[Floats]:
     """The chances at each point of each run, by a forecast that has not seen the run's fold."""
     chances: list[Floats] = [np.empty(0)] * len(features)
     num_folds = int(folds.max()) + 1
     for fold in range(num_folds):
         others = Rows.join([rows.select(folds[rows.run] != fold), *beside])
-        forecast = Forecast.fit(others, seed=seed, base=base)
+        forecast = Forecast.fit(others, seed=seed, base=base, most_rows=most_rows)
         mine = np.flatnonzero(folds == fold).tolist()
         if mine:
             found = forecast.chance(np.concatenate([features[run] for run in mine]))

@@ -8,9 +8,17 @@ import numpy as np
 from haltwise._core.errors import require
 from haltwise.curves.curves import Booleans, Curves, Floats, Integers, Names
 
-__all__ = ["GiveUps", "candidate_levels", "first_below", "level_for"]
+__all__ = [
+    "GiveUps",
+    "candidate_levels",
+    "first_below",
+    "level_for",
+    "quantile_levels",
+    "stops_below",
+]
 
 _MOST_LEVELS = 2000
+_QUANTILES = 150
 
 
 @final
@@ -84,6 +92,30 @@ def first_below(score: Floats, level: Floats) -> Integers:
     return np.searchsorted(-lowest, -level, side="right")
 
 
+def stops_below(scores: Sequence[Floats], levels: Floats) -> Integers:
+    """The first point whose score lies below each level, the number of points if none; [n, L].
+
+    Examples:
+        >>> stops_below([np.array([3.0, 1.0, 2.0])], np.array([1.0, 1.5, 9.0])).tolist()
+        [[3, 1, 0]]
+    """
+    return np.stack([first_below(score, levels) for score in scores])
+
+
+def quantile_levels(scores: Sequence[Floats]) -> Floats:
+    """Levels to choose among: quantiles of all scores and of the lowest of each run, and never."""
+    lowest = np.array([score.min() for score in scores])
+    every = np.concatenate(scores)
+    marks = np.linspace(0, 1, _QUANTILES)
+    found = [
+        np.quantile(values, marks, method="lower")
+        for values in (lowest[np.isfinite(lowest)], every[np.isfinite(every)])
+        if len(values)
+    ]
+    highest = np.nextafter(max((each[-1] for each in found), default=0.0), np.inf)
+    return np.unique(np.concatenate(([-np.inf, highest], *found)))
+
+
 def candidate_levels(curves: Curves, scores: Sequence[Floats]) -> Floats:
     """Levels to choose among: the lowest scores of runs before their end, increasing."""
     ends = np.where(curves.success >= 0, curves.success, curves.num_points)
@@ -111,11 +143,13 @@ def level_for(stops: GiveUps, group: Names, lost: float, *, margin: float = 0.0)
     share = stops.share_lost
     if margin:
         # The delete-a-group jackknife of a ratio.
-        groups = np.unique(group[stops.succeeded])
+        groups, place = np.unique(group[stops.succeeded], return_inverse=True)
         if len(groups) < 2:
             share = share + margin * np.sqrt(share * (1 - share) / max(stops.succeeded.sum(), 1))
         else:
-            without = np.stack([stops.select(group != one).share_lost for one in groups])
+            losses, sizes = stops.lost[stops.succeeded], np.bincount(place)
+            by_group = np.stack([losses[place == one].sum(0) for one in range(len(groups))])
+            without = (by_group.sum(0) - by_group) / (sizes.sum() - sizes)[:, None]
             spread = ((without - without.mean(0)) ** 2).sum(0) * (len(groups) - 1) / len(groups)
             share = share + margin * np.sqrt(spread)
     above = np.flatnonzero(share > lost)

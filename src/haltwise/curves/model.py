@@ -18,7 +18,7 @@ from haltwise.curves.features import FEATURES, curve_features
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.rule import CurveRule
 
-__all__ = ["CurveCard", "CurveModel", "Loss", "Range"]
+__all__ = ["CurveCard", "CurveModel", "Loss", "Range", "cost_scale", "not_early", "per_cost"]
 
 _KIND = "curve model"
 _FORMAT = 1
@@ -304,8 +304,12 @@ def per_cost(curve: Curve, chance: Floats) -> Floats:
     left = np.maximum(curve.budget - curve.cost, 0.0)
     with np.errstate(divide="ignore"):
         score: Floats = chance / (left * (1 - chance / 2))
-    score[curve.cost < _EARLIEST * curve.budget] = np.inf
-    return score
+    return not_early(curve, score)
+
+
+def not_early(curve: Curve, score: Floats) -> Floats:
+    """The score, infinite before a twentieth of the budget is spent."""
+    return np.where(curve.cost < _EARLIEST * curve.budget, np.inf, score)
 
 
 def cost_scale(curves: Curves) -> float:

@@ -4,9 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from haltwise.curves.curves import Curve, Curves, Floats
+import numpy as np
 
-__all__ = ["CurveRule"]
+from haltwise._core.errors import require
+from haltwise.curves.curves import Curve, Curves, Floats, Integers
+
+__all__ = ["CurveRule", "Scores", "checked_scores", "cross_fitted"]
+
+Scores = list[Floats]
+"""One score a point of each run."""
 
 
 class CurveRule(ABC):
@@ -50,3 +56,30 @@ class CurveRule(ABC):
     def why(self, curve: Curve) -> str:
         """Say in a sentence what the score at the last point of the curve stands for."""
         return f"the score is {self.score(curve)[-1]:.3g}"
+
+
+def checked_scores(rule: CurveRule, curves: Curves) -> Scores:
+    """The scores of a rule, which may be a stranger's, checked."""
+    found = [np.asarray(score, float) for score in rule.scores(curves)]
+    for score, num in zip(found, curves.num_points, strict=True):
+        require(
+            score.shape == (num,),
+            f"{type(rule).__name__} scores {num} points by shape {list(score.shape)}; give one "
+            "number a point",
+        )
+        require(
+            not np.isnan(score).any(),
+            f"{type(rule).__name__} scores a point by NaN; give inf where nothing can be told yet",
+        )
+    return found
+
+
+def cross_fitted(rule: CurveRule, curves: Curves, fold: Integers) -> Scores:
+    """Scores of each run by the rule fitted to the other folds."""
+    found: Scores = [np.empty(0)] * curves.num_runs
+    for number in range(fold.max() + 1):
+        fitted = rule.fit(curves.select(fold != number))
+        rest = np.flatnonzero(fold == number)
+        for i, scores in zip(rest, checked_scores(fitted, curves.select(rest)), strict=True):
+            found[i] = scores
+    return found

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, Self, final
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import require
+from haltwise._core.errors import InputError, require
 from haltwise.curves.curves import Floats
 
 __all__ = ["JoinedTrees", "Trees"]
 
-_BLOCK = 2048  # rows at once
+_BLOCK = 256  # rows at once
 _DEEPEST = 64  # levels of a tree; more in a file is an error, not a long walk
 _DTYPES: dict[str, Any] = {
     "feature": np.int16,
@@ -121,23 +121,32 @@ class JoinedTrees:
     """
 
     def __init__(self, parts: Sequence[Trees]) -> None:
-        sizes = [part.nodes["feature"].shape for part in parts]
-        num, width = sum(size[0] for size in sizes), max(size[1] for size in sizes)
-        self._num_features = parts[0].num_features
+        self._num_features = num_features = parts[0].num_features
         self._bases = [part.base for part in parts]
+        sizes = [part.nodes["feature"].shape for part in parts]
         self._ends = np.cumsum([size[0] for size in sizes])[:-1]
-        self._roots = width * np.arange(num)[:, None]
-        self._flat = {}
-        for name, dtype in _DTYPES.items():
-            array = np.zeros((num, width), np.int64 if dtype is np.int16 else dtype)
-            stacked = [
-                np.pad(p.nodes[name], ((0, 0), (0, width - s[1])))
-                for p, s in zip(parts, sizes, strict=True)
-            ]
-            array[:] = np.concatenate(stacked)
-            if name in ("left", "right"):
-                array += self._roots
-            self._flat[name] = array.ravel()
+        width = max(size[1] for size in sizes)
+        nodes = {
+            name: np.concatenate(
+                [np.pad(p.nodes[name], ((0, 0), (0, width - s[1]))) for p, s in pairs]
+            )
+            for name in _DTYPES
+            for pairs in (list(zip(parts, sizes, strict=True)),)
+        }
+        depths = _depths(nodes)
+        self._order = np.argsort(-depths, kind="stable")  # the deepest first
+        # How many trees go on below each level.
+        self._num_deeper = [int((depths > level).sum()) for level in range(int(depths.max()))]
+        nodes = {name: array[self._order] for name, array in nodes.items()}
+        self._roots = width * np.arange(len(depths))[:, None]
+        # Rows are looked up twice over: with -inf where a value is missing, which goes left
+        # everywhere, and with NaN, which goes right.
+        feature = nodes["feature"].astype(np.int64) + num_features * ~nodes["missing_left"]
+        self._feature = feature.ravel()
+        self._threshold = nodes["threshold"].ravel()
+        children = np.stack((nodes["right"], nodes["left"]), -1).astype(np.int64)
+        self._children = (children + self._roots[..., None]).ravel()
+        self._value = nodes["value"].ravel()
 
     def __call__(self, rows: Floats) -> list[Floats]:
         """The sums of each part for each row, shapes [n], of rows [n, F]."""
@@ -146,31 +155,54 @@ class JoinedTrees:
             f"rows must have shape [n, {self._num_features}], got {list(rows.shape)}",
         )
         blocks = range(0, max(len(rows), 1), _BLOCK)
-        values = np.concatenate(
-            [self._leaves(rows[start : start + _BLOCK].astype(np.float32)) for start in blocks], 1
-        )
-        parts = np.split(values, self._ends)
+        sums = [
+            [part.sum(0, dtype=np.float64) for part in np.split(values, self._ends)]
+            for values in (
+                self._leaves(rows[start : start + _BLOCK].astype(np.float32)) for start in blocks
+            )
+        ]
         return [
-            base + part.sum(0, dtype=np.float64)
-            for base, part in zip(self._bases, parts, strict=True)
+            base + np.concatenate(part)
+            for base, part in zip(self._bases, zip(*sums, strict=True), strict=True)
         ]
 
     def _leaves(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The value of the leaf of each tree that each row ends in, shape [M, n]."""
-        flat, row = self._flat, np.arange(len(rows))
-        place = np.broadcast_to(self._roots, (len(self._roots), len(rows)))
-        missing = np.isnan(rows)
-        some_missing = bool(missing.any())
-        for _ in range(_DEEPEST):
-            feature = flat["feature"].take(place)
-            left = rows[row, feature] <= flat["threshold"].take(place)
-            if some_missing:
-                left |= missing[row, feature] & flat["missing_left"].take(place)
-            child = np.where(left, flat["left"].take(place), flat["right"].take(place))
-            if np.array_equal(child, place):
-                break
-            place = child
-        return flat["value"].take(place)
+        missing_left = np.where(np.isnan(rows), np.float32(-np.inf), rows)
+        table = np.concatenate((missing_left, rows), 1)
+        width = table.shape[1]
+        begins, table = width * np.arange(len(rows)), table.ravel()
+        place = np.repeat(self._roots, len(rows), 1)
+        for num in self._num_deeper:
+            here = place[:num]
+            left = table.take(self._feature.take(here) + begins) <= self._threshold.take(here)
+            place[:num] = self._children.take(2 * here + left)
+        found = np.empty(place.shape, np.float32)
+        found[self._order] = self._value.take(place)
+        return found
+
+
+def _depths(nodes: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
+    """The number of steps from the root of each of M trees to its deepest leaf, shape [M].
+
+    Raises:
+        InputError: A tree is too deep, or goes in circles.
+    """
+    left, right = (nodes[name].astype(np.int64) for name in ("left", "right"))
+    itself = np.arange(left.shape[1])
+    reached = np.zeros(left.shape, bool)
+    reached[:, 0] = True
+    depths = np.zeros(len(left), np.int64)
+    for _ in range(_DEEPEST):
+        inner = reached & (left != itself)
+        if not inner.any():
+            return depths
+        depths += inner.any(1)
+        reached = np.zeros(left.shape, bool)
+        trees, places = np.nonzero(inner)
+        for child in (left, right):
+            reached[trees, child[trees, places]] = True
+    raise InputError(f"a tree has more than {_DEEPEST} levels; the file is damaged")
 
 
 class _Tree(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from haltwise._core.errors import DataWarning, FitWarning, InputError, warn
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.forecast import Forecast
-from haltwise.curves.learning import Learned, learn
+from haltwise.curves.learning import Learned, learn, with_room
 from haltwise.curves.levels import GiveUps
 from haltwise.curves.model import CurveModel, cost_scale, per_cost
 from haltwise.evaluation.statistics import Interval, jackknife
@@ -162,13 +162,14 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
     they are translated by the mean budgets. Runs without a target are left out.
 
     Raises:
-        InputError: No run has a target.
+        InputError: No run has a target, or none a budget above 0.
 
     Warns:
         FitWarning: Many runs look unlike those that the model was learned on. It is a `DataWarning`
-            that runs without a target are left out, or medians of peers taken for targets.
+            that runs without a target or a budget are left out, or medians of peers taken for
+            targets.
     """
-    curves = with_targets(curves)
+    curves = with_room(with_targets(curves))
     _warn_of_unusual(model, curves)
     scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)
     levels = {name: model.level(lost=float(name), scale=scale) for name in model.card.levels}

@@ -118,6 +118,9 @@ def judge_runs(
 ) -> StoppingRecord:
     """Judge the stops of a monitor on recorded runs beside baselines tuned on other runs.
 
+    One of them, "last improvement", stops where a round has gained less than its price, and needs
+    neither runs nor tuning.
+
     Where the monitor's loop goes back to its best state at the end, all rules do.
 
     Args:
@@ -139,8 +142,19 @@ def judge_runs(
     )
     runs, others = (model.attach(each.trajectory, price) for each in pair)
     unit, others = CostUnit.UPDATES, keep_finite(others)
-    opponents = learned_opponents(others, keep_finite(runs), [unit], price)[unit]
+    finite = keep_finite(runs)
+    opponents = learned_opponents(others, finite, [unit], price)[unit]
+    opponents["last_improvement"] = _last_improvement(finite, price)
     return judge_model(model, runs, others, unit, price, opponents)[0]
+
+
+def _last_improvement(runs: Trajectory, price: float) -> Stops:
+    """Stop after the first round that did not improve the loss by its price: nothing is tuned."""
+    poor = runs.loss.diff(dim=1) > -price
+    never = torch.ones_like(poor[:, :1])
+    stop = torch.cat((poor, never), 1).int().argmax(1)
+    stop = (stop + 1).clamp(max=runs.num_steps)
+    return Stops(runs.excess.gather(1, stop.unsqueeze(1)).squeeze(1), stop, "last improvement")
 
 
 def _same_rule(one: OptimizerModel, other: OptimizerModel) -> bool:

@@ -98,13 +98,13 @@ class HaltingMonitor:
             past the stop (`is_let_go`), after which `report` is told what the stop would have
             lost. A fraction takes level and bound from the certificate of the weights; give a
             `RiskMonitor` to choose all else, or to share one among loops.
-        mode: `"max"` if a higher loss and score are better, as of an accuracy. None is what was
-            recorded, and `"min"` for weights that were not learned on recorded runs.
+        direction: `"max"` if a higher loss and score are better, as of an accuracy. None is what
+            was recorded, and `"min"` for weights that were not learned on recorded runs.
 
     Raises:
         InputError: There are no such weights, they do not say when to stop, or the recorded runs
-            had another mode; or a fraction of runs is to be let go, and there is no certificate of
-            these weights at this price.
+            had another direction; or a fraction of runs is to be let go, and there is no
+            certificate of these weights at this price.
 
     Examples:
         >>> import tempfile
@@ -124,7 +124,7 @@ class HaltingMonitor:
         *,
         price: float | None = None,
         let_go: float | RiskMonitor | None = None,
-        mode: Direction | None = None,
+        direction: Direction | None = None,
     ) -> None:
         if isinstance(weights, OptimizerModel):
             weights = weights.halting
@@ -143,13 +143,13 @@ class HaltingMonitor:
             "train a monitor on recorded runs of this loop with haltwise train-monitor",
         )
         recorded = "max" if card.maximizes else "min"
-        one_of("mode", recorded if mode is None else mode, get_args(Direction))
+        one_of("direction", recorded if direction is None else direction, get_args(Direction))
         require(
-            card.family is not None or mode in (None, recorded),
-            f"{name} were learned on runs recorded in mode {recorded!r}, not {mode!r}; leave the "
-            "mode out",
+            card.family is not None or direction in (None, recorded),
+            f"{name} were learned on runs recorded with direction {recorded!r}, not {direction!r}; "
+            "leave the direction out",
         )
-        self._maximizes = (mode or recorded) == "max"
+        self._maximizes = (direction or recorded) == "max"
         price = card.price if price is None else price
         self._price = price_of_each(price, 1, torch.zeros((), dtype=_SEEN, device="cpu"))
         warn_of_prices(model, self._price)
@@ -165,23 +165,23 @@ class HaltingMonitor:
 
     @classmethod
     def recording(
-        cls, directory: str | Path, *, name: str | None = None, mode: Direction = "min"
+        cls, directory: str | Path, *, name: str | None = None, direction: Direction = "min"
     ) -> Self:
         """A monitor that never stops but writes what it sees to a file in `directory`.
 
         Args:
             directory: Created if missing.
             name: Of the file, which holds one run; numbered if None. Runs are sorted by it.
-            mode: `"max"` if a higher loss and score are better, as of an accuracy.
+            direction: `"max"` if a higher loss and score are better, as of an accuracy.
 
         Raises:
             InputError: There is a run of that name.
         """
-        one_of("mode", mode, get_args(Direction))
+        one_of("direction", direction, get_args(Direction))
         monitor = cls.__new__(cls)
         monitor._model = monitor._observed = monitor._risk = None
         monitor._directory, monitor._name = Path(directory), name
-        monitor._maximizes = mode == "max"
+        monitor._maximizes = direction == "max"
         monitor._signals = []
         monitor.start()
         return monitor
@@ -337,7 +337,7 @@ class HaltingMonitor:
 
         Args:
             loss: That was observed in it, a single number of Python, NumPy or PyTorch; averaged
-                over processes, if several. In mode "max" the higher the better.
+                over processes, if several. With direction "max" the higher the better.
             model: A module, of which the parameters that are not frozen are seen, or tensors or
                 NumPy arrays; None to go by the loss alone. Its gradients are those of this round,
                 the parameters those after it.
@@ -493,7 +493,7 @@ class HaltingMonitor:
             self._require_possible(state, message)
         require(
             state["digest"] == self._digest(),
-            "the state was taken with other weights, in another mode, or by a monitor that "
+            "the state was taken with other weights, with another direction, or by a monitor that "
             "recorded; build this one in the same way",
         )
         require(
@@ -532,10 +532,10 @@ class HaltingMonitor:
             require_like(state["session"], session.state())
 
     def _digest(self) -> str:
-        mode = " in mode 'max'" if self._maximizes else ""
+        direction = ", direction 'max'" if self._maximizes else ""
         if self._model is None:
-            return f"recording{mode}"
-        return f"{fingerprint(self._model)} at {self._price.item():g}{mode}"
+            return f"recording{direction}"
+        return f"{fingerprint(self._model)} at {self._price.item():g}{direction}"
 
 
 def _risk_monitor(

@@ -277,10 +277,10 @@ class RecordedRun(NamedTuple):
     @property
     def how(self) -> str:
         """How it was recorded, in words."""
-        mode = " in mode 'max'" if self.maximizes else ""
+        direction = ", direction 'max'" if self.maximizes else ""
         ran = "" if self.engine is None else f" of {self.engine.name} {dict(self.engine.settings)}"
         scored = "scores" if self.is_scored else "no scores"
-        return f"{self.observed} seen{ran} and {scored}{mode}"
+        return f"{self.observed} seen{ran} and {scored}{direction}"
 
     @property
     def num_steps(self) -> int:

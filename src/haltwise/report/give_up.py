@@ -24,6 +24,8 @@ def levels_table(record: GiveUpRecord) -> Table:
         for name, at in record.levels.items()
     ]
     note = f"95 % intervals, {record.groups} groups left out in turn."
+    if record.groups == 1:
+        note = "All runs are of one group, so no interval tells how others would fare."
     if record.ended_early:
         ended = count(record.ended_early)
         note += f" {ended} runs ended before their budget without success and count as failures."

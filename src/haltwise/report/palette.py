@@ -39,6 +39,7 @@ _RULES = {
     "logistic_signals": ("logistic, all signals", VERMILION),
     "boosted_trees": ("boosted trees, all signals", _ORANGE),
     "value_trees": ("value trees, all signals", GREEN),
+    "last_improvement": ("last improvement below the price", _PINK),
     "fixed_tuned": ("fixed budget, tuned", GREY),
     "fixed": ("best fixed budget (hindsight)", GREY),
     "these-stops": ("these stops", BLUE),

@@ -24,6 +24,7 @@ __all__ = [
     "TrainingPoints",
     "budget_of",
     "filled",
+    "input_table",
     "inputs",
     "training_points",
     "with_inputs",
@@ -90,15 +91,20 @@ def inputs(curve: Curve, price: float | None) -> Floats:
 
 
 def with_inputs(curves: Curves, price: float | None) -> Curves:
-    """The same with the inputs as columns, so that they are computed once for many fits."""
+    """The same with the inputs as columns, so that they are computed once for many fits.
+
+    Inputs at another price that were there before are replaced.
+    """
     table = np.concatenate([inputs(curve, price) for curve in curves])
     names = (*FEATURES, *(() if price is None else WORTH))
     require(table.shape[1] == len(names), f"expected {len(names)} features, got {table.shape[1]}")
-    columns = (*curves.columns, *(f"{_PREFIX}{name}" for name in names))
-    return replace(curves, columns=columns, values=np.hstack((curves.values, table)))
+    own = [place for place, name in enumerate(curves.columns) if not name.startswith(_PREFIX)]
+    columns = (*(curves.columns[place] for place in own), *(f"{_PREFIX}{name}" for name in names))
+    return replace(curves, columns=columns, values=np.hstack((curves.values[:, own], table)))
 
 
-def _table(curves: Curves, price: float | None) -> Floats:
+def input_table(curves: Curves, price: float | None) -> Floats:
+    """The inputs at each point of each run, shape [points, F]; see `with_inputs`."""
     ready = [place for place, name in enumerate(curves.columns) if name.startswith(_PREFIX)]
     if ready:
         return curves.values[:, ready]
@@ -124,7 +130,7 @@ class LearnedCurveRule(CurveRule):
         return self.predict(inputs(curve, self.price))
 
     def scores(self, curves: Curves) -> list[Floats]:
-        values = self.predict(_table(curves, self.price))
+        values = self.predict(input_table(curves, self.price))
         return [np.asarray(part) for part in np.split(values, curves.offset[1:-1])]
 
 
@@ -147,7 +153,7 @@ class TrainingPoints(NamedTuple):
 
 def training_points(curves: Curves, price: float | None) -> TrainingPoints:
     """Points of recorded runs, as many of each; without a price none after a target is met."""
-    table = _table(curves, price)
+    table = input_table(curves, price)
     success = curves.success if price is None else np.full(curves.num_runs, -1)
     most = max(2, MOST_ROWS // curves.num_runs)
     run, point, label = [], [], []

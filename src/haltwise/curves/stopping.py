@@ -1,0 +1,154 @@
+"""Learn from few recorded runs when to stop one early: what is learned, or a rule of one line."""
+
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import numpy as np
+
+from haltwise._core.errors import DataWarning, require, warn
+from haltwise.curves.curves import Curve, Curves, Floats, Integers
+from haltwise.curves.learning import folds_of
+from haltwise.curves.levels import quantile_levels, stops_below
+from haltwise.curves.model import not_early
+from haltwise.curves.rule import CurveRule, cross_fitted
+from haltwise.curves.rules.last_improvement import LastImprovementRule
+from haltwise.curves.rules.learned import ForecastRule
+from haltwise.curves.rules.learners import with_inputs
+from haltwise.curves.rules.progress import best_so_far
+
+__all__ = ["LearnedStop", "learn_to_stop"]
+
+_FOLDS = 3
+_FEWEST = 20  # runs
+_MARGIN = 0.5  # standard errors within which the level that stops latest is taken
+_TAKES_OVER = 1.0  # standard errors by which the rule of one line must be ahead
+
+
+@final
+@dataclass(frozen=True)
+class NotEarly(CurveRule):
+    """A rule that stops nothing before a twentieth of the budget is spent."""
+
+    rule: CurveRule
+
+    def score(self, curve: Curve) -> Floats:
+        return not_early(curve, self.rule.score(curve))
+
+
+@final
+class LearnedStop(NamedTuple):
+    """When to stop a run early, and what that saved on runs of groups that were not learned from.
+
+    Attributes:
+        rule: What scores a run; for `RunMonitor`.
+        level: A run is stopped at the first point whose score lies below it, -inf if never.
+        saved: By how much the mean cost of a run, loss and price of what it spent, was lower than
+            where all go on to their end, in units of the metric.
+        standard_error: That of `saved`, over runs.
+    """
+
+    rule: CurveRule
+    level: float
+    saved: float
+    standard_error: float
+
+
+def learn_to_stop(
+    curves: Curves, price: float, *, returned: Floats | None = None, seed: int = 0
+) -> LearnedStop:
+    """Learn when another step of a loop is not worth its price, from some dozens of its runs.
+
+    Trees and forests learn at which points some later one was worth its cost. On folds of groups
+    that they have not seen, a level is chosen that costs least; of those that are as good within
+    half a standard error, the one that stops latest, for a stop far too early costs most. Where the
+    mean of the last improvements is better there by more than a standard error, it takes over, and
+    where neither beats going on to the end, nothing is ever stopped.
+
+    Args:
+        curves: Recorded runs, each longer than it should be.
+        price: What a unit of cost must gain, in units of the metric.
+        returned: What a stop at each point is worth, in units of the metric and lower is better,
+            shape [P]; the best metric so far if None. Such as a loss on test data.
+        seed: Of the folds.
+
+    Raises:
+        InputError: There are too few runs, or the price is impossible.
+
+    Warns:
+        DataWarning: There is but one group, or runs were left out.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> speeds = rng.uniform(0.05, 0.5, (40, 1))
+        >>> losses = np.exp(-speeds * np.arange(40)) + 0.01 * rng.standard_normal((40, 40))
+        >>> found = learn_to_stop(Curves.from_matrix(losses, group=["a", "b"] * 20), price=0.01)
+        >>> found.saved > 2 * found.standard_error
+        True
+    """
+    require(price > 0, f"the price must be above 0, got {price}")
+    worth = np.concatenate([best_so_far(c.loss) for c in curves]) if returned is None else returned
+    require(
+        worth.shape == curves.cost.shape,
+        f"returned must be one number for each of {len(curves.cost)} points, got shape "
+        f"{list(worth.shape)}",
+    )
+    curves, worth = _finite(curves.with_budgets(), worth)
+    curves = with_inputs(curves, price)
+    fold = folds_of(curves, seed, _FOLDS)
+    bills = worth + price * curves.cost
+    rules = [ForecastRule(price), *map(NotEarly, LastImprovementRule.candidates(price))]
+    learned, *simple = (_try(rule, curves, bills, fold) for rule in rules)
+    never = learned._replace(level=-np.inf, charges=bills[curves.offset[1:] - 1])
+    best = min(never, learned, key=_mean)
+    other = min(simple, key=_mean)
+    ahead = best.charges - other.charges
+    if ahead.mean() > _TAKES_OVER * _error(ahead):
+        best = other
+    saved = never.charges - best.charges
+    return LearnedStop(best.rule.fit(curves), best.level, float(saved.mean()), _error(saved))
+
+
+class _Tried(NamedTuple):
+    """A rule at its level, and what a stop by it cost each run while its fold was held out, [n]."""
+
+    rule: CurveRule
+    level: float
+    charges: Floats
+
+
+def _try(rule: CurveRule, curves: Curves, bills: Floats, fold: Integers) -> _Tried:
+    """Choose the level on scores of a rule that has not seen the fold of a run."""
+    scores = cross_fitted(rule, curves, fold)
+    levels = quantile_levels(scores)
+    stops = np.minimum(stops_below(scores, levels), curves.num_points[:, None] - 1)
+    charges = bills[curves.offset[:-1, None] + stops]
+    behind = charges - charges[:, [charges.mean(0).argmin()]]
+    good = behind.mean(0) <= _MARGIN * behind.std(0, ddof=1) / np.sqrt(len(behind))
+    place = int(np.flatnonzero(good)[0])
+    return _Tried(rule, float(levels[place]), charges[:, place])
+
+
+def _finite(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
+    """The runs that have two points and a finite first loss, and what their points are worth."""
+    kept = np.isfinite(worth[curves.offset[:-1]]) & (curves.num_points > 1)
+    num = int(kept.sum())
+    require(
+        num >= _FEWEST,
+        f"{num} runs have two points and a finite first loss; record at least {_FEWEST} such",
+    )
+    if num < curves.num_runs:
+        warn(
+            f"{curves.num_runs - num} of {curves.num_runs} runs are left out: they have one point, "
+            "or their first loss is not finite",
+            DataWarning,
+        )
+    return curves.select(kept), worth[np.repeat(kept, curves.num_points)]
+
+
+def _mean(tried: _Tried) -> float:
+    return float(tried.charges.mean())
+
+
+def _error(values: Floats) -> float:
+    """The standard error of a mean over runs."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
