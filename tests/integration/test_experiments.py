@@ -22,9 +22,8 @@ def test_every_shipped_name_has_a_file_of_settings_that_train() -> None:
     weights = program("train_weights")
     known: dict[str, Path] = weights.recipes()
     rules = {path.stem for path in known.values() if path.parent.name == "rules"}
-    unshipped = {"small-networks"}  # a recipe whose training takes longer than anyone has waited
     shipped = {*names(), *stop_names()}
-    assert known.keys() - rules == shipped | unshipped
+    assert known.keys() - rules == shipped
     for name, path in known.items():
         document = tomllib.loads(path.read_text())
         origin = document.pop("rule_from", None)

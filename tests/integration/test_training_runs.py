@@ -72,7 +72,12 @@ def test_a_halter_is_trained_for_the_rule_of_another_run(tmp_path: Path) -> None
 
 
 def test_weights_to_begin_with_bring_their_own_settings() -> None:
-    """Those of the card are taken, and no others may stand beside them."""
+    """Those of the card are taken, and none but those of the same rule may stand beside them."""
+    slower = {"name": "lstm", "settings": {"output_scale": 0.01}}
+    changed = tiny(rule_from="mnist-mlp-lstm", rule=slower).rule.settings
+    shipped = load("mnist-mlp-lstm").card.rule
+    assert shipped is not None
+    assert changed == {**shipped.settings, "output_scale": 0.01}
     brought = tiny(rule_from="mnist-mlp-lstm", halter_from="regression-2d-mode")
     cards = load("mnist-mlp-lstm").card, load("regression-2d-mode").card
     assert brought.rule == cards[0].rule

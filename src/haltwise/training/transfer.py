@@ -48,6 +48,9 @@ def _brought_choice(
     """
     given = asked.get(section)
     if not plugins.is_file(brought.name):
+        if section == "rule" and given is not None and given.get("name") == brought.name:
+            changed = given.get("settings", {})  # those of a size fit no weights, and are refused
+            return {"name": brought.name, "settings": {**brought.settings, **changed}}
         require(given is None, f"{origin} brings its own settings; drop {section}")
         return asdict(brought)
     label = plugins.label(brought.name)

@@ -6,6 +6,9 @@ optimization, Prémont-Schwarz et al. 2022, without their second evaluation a st
 are too noisy to compare single steps by). After the trained horizon nothing is known of the weights
 at all, and Adam takes over; where they have failed, from the parameters at which the smoothed loss
 was lowest. Its steps are as large as the learned ones were there, and annealed from then on.
+
+A loss that is lowest by no more than noise has gained nothing: parameters there may be worse than
+they look, as a network's whose ReLUs have all died. Adam then begins at the start, carefully.
 """
 
 import math
@@ -33,6 +36,7 @@ WINDOW = 10  # steps of Adam that must together earn their price
 EPS = 1e-4  # of the root mean square
 TINY, HUGE = 1e-19, 1e15  # of a gradient whose square is a float32
 USUAL_RATE = 1e-3  # of Adam, where no learned step has shown its size
+FRESH_RATE = 3e-3  # of Adam from the start, where learned steps have gained nothing
 BETAS = (0.9, 0.99)
 
 FRESH = {
@@ -52,6 +56,8 @@ FRESH = {
     "size_there": 0.0,  # its root, corrected
     "rate": 0.0,  # Adam's, to begin with
     "window": math.inf,  # the smoothed loss when the last window ended
+    "gained": 0,  # 1 once a lowest loss was more than noise, and is what the copy is of
+    "most": 0.0,  # of the noise
 }
 _WHY = {
     "rises": "at step {step}, as the loss has risen above its lowest",
@@ -73,7 +79,8 @@ class Action(NamedTuple):
     """What is to be done with a group's parameters before a step.
 
     Attributes:
-        remember: Keep a copy of them: the smoothed loss is at its lowest.
+        remember: Keep a copy of them, in place of that of the start: the smoothed loss is at its
+            lowest, and has fallen by more than noise.
         go_back: Return to the copy; the gradient in hand is not that of the parameters then.
         takes_over: Why Adam takes over at this step, in words; empty if it does not.
     """
@@ -140,6 +147,9 @@ class Guard:
             why = action.takes_over
             if self._step >= self._horizon:
                 why = why_adam("ended", horizon=self._horizon)
+                if self._has_gained_nothing() and not action.go_back:
+                    self._begin_again()
+                    action = Action(go_back=True)
             if why:
                 self._take_over()
             return action._replace(takes_over=why)
@@ -201,6 +211,7 @@ class Guard:
             state["noise"] += (1 - SMOOTHING) * (deviation - state["noise"])
         else:
             state["first"] = loss
+        state["most"] = max(state["most"], state["noise"])
         is_high = loss - state["first"] > BOLD * abs(state["first"])
         state["high"] = state["high"] + 1 if is_high else 0
         state["losses"] += 1
@@ -209,7 +220,9 @@ class Guard:
         if smooth <= state["lowest"]:
             state["lowest"], state["lowest_at"] = smooth, step
             state["noise_there"] = state["noise"]
-            return Action(remember=True)
+            if state["first"] - smooth > min(LITTLE * abs(state["first"]), state["most"]):
+                state["gained"] = 1
+            return Action(remember=bool(state["gained"]))
         above, fall = smooth - state["lowest"], max(state["first"] - state["lowest"], 0.0)
         if step - state["begun"] < FEW:
             rises = state["high"] >= LONG
@@ -226,15 +239,22 @@ class Guard:
         why = why_adam("rises" if rises else "waits", step=step, waited=waited)
         return Action(go_back=True, takes_over=why)
 
+    def _has_gained_nothing(self) -> bool:
+        return bool(self._state["losses"] and not self._state["gained"])
+
     def _begin_again(self) -> None:
-        """Go on from where the smoothed loss was lowest."""
+        """Go on from the copy: from where the smoothed loss was lowest, or from the start."""
         state = self._state
+        if not state["gained"]:
+            state["lowest"], state["most"] = state["first"], state["noise_there"]
         state["smooth"], state["noise"] = state["lowest"] * self._weight(), state["noise_there"]
         state["lowest_at"] = state["begun"] = self._step
         state["high"] = 0
 
     def _take_over(self) -> None:
-        self._state["adam"], self._state["rate"] = 0, self._state["size_there"] or USUAL_RATE
+        rate = self._state["size_there"] or USUAL_RATE
+        self._state["rate"] = FRESH_RATE if self._has_gained_nothing() else rate
+        self._state["adam"] = 0
 
 
 def init_tensors(param: Tensor, like: Tensor) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ _WINDOW = tl.constexpr(guard.WINDOW)
 _EPS = tl.constexpr(guard.EPS)
 _TINY = tl.constexpr(guard.TINY)
 _USUAL_RATE = tl.constexpr(guard.USUAL_RATE)
+_FRESH_RATE = tl.constexpr(guard.FRESH_RATE)
 _SECOND_BETA = tl.constexpr(guard.BETAS[1])
 
 # What is done at this step.
@@ -98,6 +99,8 @@ WEIGHT = tl.constexpr(32)
 SIZE_THERE = tl.constexpr(33)
 FULL_RATE = tl.constexpr(34)
 WINDOW = tl.constexpr(35)
+GAINED = tl.constexpr(36)
+MOST = tl.constexpr(37)
 CONTROL = 40
 """Numbers of a control record."""
 GUARD = 20
@@ -135,11 +138,12 @@ def power(BASE: tl.constexpr, exponent):
 
 
 @triton.jit
-def _take_over(record, size_there, why, step, waited):
+def _take_over(record, size_there, nothing_gained, why, step, waited):
     """`Guard._take_over`, and why; all has been read."""
     usual = tl.full((), _USUAL_RATE, tl.float64)
+    rate = tl.where(size_there != 0, size_there, usual)
     tl.store(record + ADAM_STEPS, 0.0)
-    tl.store(record + FULL_RATE, tl.where(size_there != 0, size_there, usual))
+    tl.store(record + FULL_RATE, tl.where(nothing_gained, _FRESH_RATE, rate))
     tl.store(record + WHY, why)
     tl.store(record + WHY_STEP, step)
     tl.store(record + WHY_WAITED, waited)
@@ -156,11 +160,17 @@ def _fail(record):
     size_there = tl.load(record + SIZE_THERE)
     by_adam = tl.load(record + ADAM_STEPS) >= 0
     full_rate = tl.load(record + FULL_RATE)
+    first = tl.load(record + FIRST)
+    nothing_gained = (losses > 0) & (tl.load(record + GAINED) == 0)
     gives_up = (failures >= _FAILURES) & (step > 0)
     goes_back = gives_up & (losses > 0)
     tl.debug_barrier()
     tl.store(record + FAILURES, tl.where(gives_up, 0.0, failures))
     if goes_back:
+        if nothing_gained:
+            lowest = first
+            tl.store(record + LOWEST, first)
+            tl.store(record + MOST, noise_there)
         tl.store(record + SMOOTH, lowest * (1 - power(_SMOOTHING, losses)))
         tl.store(record + NOISE, noise_there)
         tl.store(record + LOWEST_AT, step)
@@ -170,7 +180,7 @@ def _fail(record):
         if by_adam:
             tl.store(record + FULL_RATE, full_rate * _CUT)
         else:
-            _take_over(record, size_there, DIVERGES, step, 0.0)
+            _take_over(record, size_there, nothing_gained, DIVERGES, step, 0.0)
     return goes_back
 
 
@@ -182,62 +192,73 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
     by_adam = tl.load(record + ADAM_STEPS) >= 0
     size_there = tl.load(record + SIZE_THERE)
     full_rate = tl.load(record + FULL_RATE)
+    losses = tl.load(record + LOSSES)
+    smooth = tl.load(record + SMOOTH)
+    noise = tl.load(record + NOISE)
+    first = tl.load(record + FIRST)
+    high = tl.load(record + HIGH)
+    lowest = tl.load(record + LOWEST)
+    noise_there = tl.load(record + NOISE_THERE)
+    lowest_at = tl.load(record + LOWEST_AT)
+    begun_at = tl.load(record + BEGUN)
+    gained = tl.load(record + GAINED)
+    most = tl.load(record + MOST)
     remembers = step < 0
     rises = remembers
     waits = remembers
     waited = 0.0 * step
     if HAS_LOSS:
-        losses = tl.load(record + LOSSES)
-        smooth = tl.load(record + SMOOTH)
-        noise_before = tl.load(record + NOISE)
-        first = tl.load(record + FIRST)
-        high = tl.load(record + HIGH)
-        lowest = tl.load(record + LOWEST)
-        noise_there = tl.load(record + NOISE_THERE)
-        lowest_at = tl.load(record + LOWEST_AT)
-        begun_at = tl.load(record + BEGUN)
         began = losses > 0
         deviation = tl.abs(loss - smooth / tl.where(began, 1 - power(_SMOOTHING, losses), 1.0))
+        noise_before = noise
         noise = noise_before + (deviation - noise_before) * (1 - _SMOOTHING)
         noise = tl.where(began, noise, noise_before)
         first = tl.where(began, first, loss)
+        most = tl.maximum(most, noise)
         high = tl.where(loss - first > tl.abs(first) * _BOLD, high + 1, 0.0)
         losses += 1
-        weight = 1 - power(_SMOOTHING, losses)
         smooth += (loss - smooth) * (1 - _SMOOTHING)
-        level = smooth / weight
-        remembers = level <= lowest
-        lowest = tl.where(remembers, level, lowest)
-        lowest_at = tl.where(remembers, step, lowest_at)
-        noise_there = tl.where(remembers, noise, noise_there)
+        level = smooth / (1 - power(_SMOOTHING, losses))
+        is_lowest = level <= lowest
+        lowest = tl.where(is_lowest, level, lowest)
+        lowest_at = tl.where(is_lowest, step, lowest_at)
+        noise_there = tl.where(is_lowest, noise, noise_there)
         fall = tl.maximum(first - lowest, 0.0)
         stands = fall < tl.abs(first) * _LITTLE
+        gains = fall > tl.minimum(tl.abs(first) * _LITTLE, most)
+        gained = tl.where(is_lowest & gains, 1.0, gained)
+        remembers = is_lowest & (gained != 0)
         usual = tl.where(stands, tl.maximum(noise_before, noise_there), noise_there)
         is_new = step - begun_at < _FEW
         rises = level - lowest > tl.maximum(fall * _RISE, usual * _NOISE)
-        rises = ((is_new & (high >= _LONG)) | ((is_new == 0) & rises)) & (remembers == 0)
+        rises = ((is_new & (high >= _LONG)) | ((is_new == 0) & rises)) & (is_lowest == 0)
         waited = step - lowest_at
-        waits = (remembers == 0) & (by_adam == 0) & (waited > horizon * _WAIT)
-        again = rises | waits
-        tl.debug_barrier()
-        tl.store(record + LOSSES, losses)
-        tl.store(record + FIRST, first)
-        tl.store(record + LOWEST, lowest)
-        tl.store(record + NOISE_THERE, noise_there)
-        tl.store(record + SMOOTH, tl.where(again, lowest * weight, smooth))
-        tl.store(record + NOISE, tl.where(again, noise_there, noise))
-        tl.store(record + HIGH, tl.where(again, 0.0, high))
-        tl.store(record + LOWEST_AT, tl.where(again, step, lowest_at))
-        tl.store(record + BEGUN, tl.where(again, step, begun_at))
-    goes_back = rises | waits
-    ends = step >= horizon
+        waits = (is_lowest == 0) & (by_adam == 0) & (waited > horizon * _WAIT)
+    nothing_gained = (losses > 0) & (gained == 0)
+    ends = (by_adam == 0) & (step >= horizon)
+    goes_back = rises | waits | (ends & nothing_gained)
+    starts = goes_back & nothing_gained
+    lowest = tl.where(starts, first, lowest)
+    most = tl.where(starts, noise_there, most)
     tl.debug_barrier()
+    tl.store(record + LOSSES, losses)
+    tl.store(record + FIRST, first)
+    tl.store(record + LOWEST, lowest)
+    tl.store(record + NOISE_THERE, noise_there)
+    tl.store(record + GAINED, gained)
+    tl.store(record + MOST, most)
+    begun = tl.where(goes_back, lowest, 0.0) * (1 - power(_SMOOTHING, losses))
+    tl.store(record + SMOOTH, tl.where(goes_back, begun, smooth))
+    tl.store(record + NOISE, tl.where(goes_back, noise_there, noise))
+    tl.store(record + HIGH, tl.where(goes_back, 0.0, high))
+    tl.store(record + LOWEST_AT, tl.where(goes_back, step, lowest_at))
+    tl.store(record + BEGUN, tl.where(goes_back, step, begun_at))
     if by_adam:
         if goes_back:
             tl.store(record + FULL_RATE, full_rate * _CUT)
     elif goes_back | ends:
         why = tl.where(ends, ENDED, tl.where(rises, RISES, WAITS))
-        _take_over(record, size_there, why, step, waited)
+        _take_over(record, size_there, nothing_gained, why, step, waited)
     return remembers, goes_back
 
 
