@@ -22,7 +22,7 @@ def test_an_evaluation_before_the_training_is_no_point_of_it() -> None:
     from haltwise.interfaces.transformers import RunCallback
 
     callback = RunCallback(patience(1))
-    callback.on_log(None, SimpleNamespace(global_step=0), None, logs={"eval_loss": 1.0})  # type: ignore[arg-type]
+    callback.on_log(None, SimpleNamespace(global_step=0), None, logs={"eval_loss": 1.0})
     assert callback.monitor.steps == 0
 
 

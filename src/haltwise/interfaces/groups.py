@@ -121,7 +121,7 @@ def from_groups(
     numbers = {one: _numbers(found[one], one, where) for _, some in wanted for one in some}
     if drop_missing:
         lacking = [[_is_missing(label) for label in column.tolist()] for column in labels]
-        whole_rows = ~np.any([*lacking, *map(np.isnan, numbers.values())], axis=0)
+        whole_rows = ~np.array([*lacking, *map(np.isnan, numbers.values())]).any(0)
         labels = [column[whole_rows] for column in labels]
         numbers = {name: values[whole_rows] for name, values in numbers.items()}
     codes, keys = _coded(labels, told_by, where)
