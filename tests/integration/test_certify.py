@@ -188,7 +188,7 @@ def test_a_problem_that_diverged_counts_as_the_bound_if_clipped() -> None:
         ({"confidence": None}, "give a confidence"),
         ({"group": ["a"]}, r"one label a problem, \[600\], got \[1\]"),
         ({"group": [None] * 600}, "texts or numbers, all of one kind"),
-        ({"recorded": torch.zeros(3, 4)}, r"recorded must be Trajectory, got shape \[3, 4\]"),
+        ({"recorded": torch.zeros(3, 4)}, r"recorded must be a Trajectory .* got shape \[3, 4\]"),
         ({"risk": 3}, "risk must be .* got 3"),
         ({"risk": lambda excess, cost: 1}, "must be a tensor of shape .* got 1"),
         ({"unit": "updates"}, "unit must be CostUnit.* got 'updates'"),

@@ -20,7 +20,7 @@ _FIT = 20  # groups in a table
 def levels_table(record: GiveUpRecord) -> Table:
     """What is saved and lost at each level."""
     rows = [
-        [name if name.startswith("price") else float(name), at.saved, at.lost, at.level]
+        [name if _is_price(name) else float(name), at.saved, at.lost, at.level]
         for name, at in record.levels.items()
     ]
     note = f"95 % intervals, {record.groups} groups left out in turn."
@@ -98,6 +98,11 @@ def _sizes(record: GiveUpRecord) -> Table:
     )
 
 
+def _is_price(level: str) -> bool:
+    """Whether a level is called by a price, not by a share of successes."""
+    return level.startswith("price")
+
+
 def _groups(record: GiveUpRecord) -> Table:
     names = list(record.levels)
     worst = sorted(record.by_group.items(), key=lambda entry: -entry[1][names[-1]][1])
@@ -112,7 +117,7 @@ def _groups(record: GiveUpRecord) -> Table:
         [
             Column("group", str),
             *(
-                Column(f"{what} at {percent(float(name))}", percent)
+                Column(f"{what} at {name if _is_price(name) else percent(float(name))}", percent)
                 for name in names
                 for what in ("saved", "lost")
             ),
