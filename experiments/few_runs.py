@@ -1,6 +1,6 @@
 """When to stop a loop, learned from 60 of its runs, beside other learners on the same 60.
 
-    python experiments/few_runs.py --data-dir DATA --draws 10
+    python experiments/few_runs.py --data-dir DATA
 
 Half of the groups of a domain of StopBench are held out; of the others 60 runs are drawn. Every
 learner reads the same inputs and cross-fits on the same three folds of groups to choose its setting
@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from threadpoolctl import threadpool_limits
 
 from haltwise.bench.cases import Case, stop_case
@@ -26,6 +27,7 @@ from haltwise.curves.rule import CurveRule, cross_fitted
 from haltwise.curves.rules import curve_rules
 from haltwise.curves.rules.learners import with_inputs
 from haltwise.curves.stopping import learn_to_stop
+from haltwise.evaluation.statistics import jackknife
 
 NAMES = ("last-improvement-untuned", "last-improvement", "logistic", "boosted-trees", "value-trees")
 DOMAINS = ("mixtures", "digits", "taskset")
@@ -80,7 +82,8 @@ def compare(case: Case, price: float, draw: int) -> tuple[dict[str, float], floa
 
 def interval(values: Floats) -> str:
     """A mean with its 95 % interval over draws."""
-    return f"{values.mean():.3f} ± {1.96 * values.std(ddof=1) / np.sqrt(len(values)):.3f}"
+    (found,) = jackknife(lambda means: means, torch.from_numpy(values).unsqueeze(1))
+    return f"{found.value:.3f} ± {found.high - found.value:.3f}"
 
 
 def main() -> None:

@@ -203,7 +203,7 @@ def test_a_policy_that_is_worse_than_simple_rules(model: OptimizerModel) -> None
     steps = decisions(Plateau(price), trajectory)
     excess = trajectory.excess.gather(1, (steps + 1).clamp_max(40).unsqueeze(1)).squeeze(1)
     untuned = (excess / price + (steps + 1).clamp_max(40)).double().mean().item()
-    figure = found.figures["J in prices, last improvement < price"]
+    figure = found.figures["J in prices, last improvement below the price"]
     assert figure == pytest.approx(untuned, rel=1e-5)
 
 

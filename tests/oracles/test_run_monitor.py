@@ -327,3 +327,5 @@ def test_it_loads_no_state_of_another_monitor() -> None:
             other.load_state_dict(state)
         assert other.identity != patience(3, budget=5).identity
     patience(3, budget=5).load_state_dict(state)
+    with pytest.raises(InputError, match=r"another rule \(UntunedImprovementRule\(price=0\.1\)\)"):
+        RunMonitor(price=0.2).load_state_dict(RunMonitor(price=0.1).state_dict())

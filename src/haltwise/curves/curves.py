@@ -13,7 +13,8 @@ from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.files import write_atomically
 from haltwise._core.settings import one_of
 from haltwise.curves.columns import Direction
-from haltwise.curves.raw import Keys, frame_runs
+from haltwise.curves.raw import Keys
+from haltwise.curves.tables import frame_runs
 
 __all__ = ["Curve", "Curves", "Direction"]
 

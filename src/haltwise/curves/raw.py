@@ -17,23 +17,17 @@ from haltwise.curves.columns import (
 )
 
 __all__ = [
-    "MOST_COLUMNS",
+    "MOST_CELLS",
     "Keys",
-    "PointTable",
     "RawRuns",
-    "frame_columns",
-    "frame_runs",
     "parse_numbers",
 ]
 
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Sparse = tuple[Integers | slice, Floats]  # rows and what stands in them
 
-MOST_COLUMNS = 10_000
-"""Columns that a table may have."""
+MOST_CELLS = 12 * 2**20
+"""Of a dense table that is mostly empty: it takes 8 bytes a cell and is copied twice."""
 
-_CELLS = 12 * 2**20  # of a dense table, which takes 8 bytes a cell and is copied twice
 _EPOCH = 1e9  # seconds: 2001
 _YEARS = 1.02  # later in a run than at its start: by one year in 2026
 _MISSING = frozenset(("", "-", "na", "n/a", "nan", "none", "null", "<na>", "nat"))
@@ -289,7 +283,7 @@ def _require_room(runs: Sequence[Mapping[str, Floats]], num_columns: int) -> Non
     points = sum(len(next(iter(run.values()), ())) for run in runs)
     held = sum(len(values) for run in runs for values in run.values())
     require(
-        points * num_columns <= max(_CELLS, 2 * held),
+        points * num_columns <= max(MOST_CELLS, 2 * held),
         f"{points} points with {num_columns} columns are too many to be held; name those to keep "
         "(columns=[...])",
     )
@@ -372,9 +366,6 @@ def _told_apart(names: Sequence[str]) -> list[str]:
     return found
 
 
-# ------------------------------------------------------------------------------------------ tables
-
-
 def parse_numbers(cells: Sequence[str]) -> Floats | None:
     """Numbers as they are written, NaN for what stands for a missing one; None if one is a text.
 
@@ -392,187 +383,3 @@ def parse_numbers(cells: Sequence[str]) -> Floats | None:
         )
     except ValueError:
         return None
-
-
-@final
-class PointTable:
-    """Rows that belong to runs, filled portion by portion; columns that are empty take no room.
-
-    Args:
-        keys: The columns that tell runs apart.
-        where: The file, for messages.
-    """
-
-    def __init__(self, keys: Keys, where: str) -> None:
-        self._keys, self._where = keys, where
-        self._num_rows = 0
-        self._numbers: dict[str, list[Sparse]] = {}
-        self._codes: dict[str, list[tuple[Integers, Integers]]] = {}
-        self._texts: dict[str, dict[str, int]] = {}
-        self._mixed: dict[str, str] = {}
-
-    def add(self, columns: Mapping[str, Sequence[str]], num_rows: int) -> None:
-        """Add rows, given by columns as they are written, each of `num_rows`."""
-        every = np.arange(num_rows)
-        for name, cells in columns.items():
-            self.add_column(name, every, cells)
-        self.end(num_rows)
-
-    def add_column(self, name: str, rows: Integers, cells: Sequence[str]) -> None:
-        """Add what one column holds in some of the rows to come; `end` says how many those are."""
-        numbers = None if name in self._keys or name in self._texts else parse_numbers(cells)
-        if numbers is not None:
-            self.add_numbers(name, rows, numbers)
-        else:
-            self._add_texts(name, rows, cells)
-
-    def add_numbers(self, name: str, rows: Integers, numbers: Floats) -> None:
-        """Add the numbers of one column in some of the rows to come."""
-        known = ~np.isnan(numbers)
-        entry = self._numbers.setdefault(name, [])
-        first, num = self._num_rows, len(numbers)
-        if num and known.all() and rows[-1] - rows[0] == num - 1:
-            entry.append((slice(first + int(rows[0]), first + int(rows[0]) + num), numbers))
-        elif known.any():
-            entry.append((rows[known] + first, numbers[known]))
-
-    def _add_texts(self, name: str, rows: Integers, cells: Sequence[str]) -> None:
-        if name in self._numbers:
-            if any(len(values) for _, values in self._numbers[name]):
-                bad = next(cell for cell in cells if parse_numbers([cell]) is None)
-                self._mixed.setdefault(name, bad)
-            del self._numbers[name]
-        seen = self._texts.setdefault(name, {})
-        codes = np.array([seen.setdefault(cell, len(seen)) for cell in cells], np.int64)
-        self._codes.setdefault(name, []).append((rows + self._num_rows, codes))
-
-    def end(self, num_rows: int) -> None:
-        """Close a portion of this many rows."""
-        self._num_rows += num_rows
-        require(
-            len(self._numbers) + len(self._texts) <= MOST_COLUMNS,
-            f"{self._where} has more than {MOST_COLUMNS} columns: too many",
-        )
-
-    def runs(self, name: str, **settings: Any) -> RawRuns:
-        """The runs, in the order in which they appear.
-
-        Args:
-            name: Of the run if no column tells runs apart.
-            **settings: Those of `RawRuns`.
-
-        Raises:
-            InputError: There are no rows, or too many columns for so many rows.
-
-        Warns:
-            DataWarning: A column was left out since texts and numbers are mixed in it.
-        """
-        num = self._num_rows
-        require(num > 0, f"{self._where} holds no rows")
-        filled = sum(len(part) for parts in self._numbers.values() for _, part in parts)
-        require(
-            num * len(self._numbers) <= max(_CELLS, 2 * filled),
-            f"{self._where} has {num} rows and {len(self._numbers)} columns of numbers, nearly all "
-            "of them empty: they would not fit into the memory; keep fewer columns",
-        )
-        for column, text in self._mixed.items():
-            warn(
-                f"{self._where}: the column {column!r} is left out: {text[:40]!r} is no number",
-                DataWarning,
-            )
-        texts = {column: self._dense_codes(column) for column in self._codes}
-        told = [column for column in self._keys if column in texts]
-        run = np.zeros(num, np.int64)
-        for column in told:
-            run = np.unique(
-                run * (len(self._texts[column]) + 2) + texts[column], return_inverse=True
-            )[1]
-        in_order = bool((run[1:] >= run[:-1]).all())
-        order = np.arange(num) if in_order else np.argsort(run, kind="stable")
-        starts = np.flatnonzero(np.diff(run[order], prepend=-1))
-        appearance = np.argsort(order[starts])
-        bounds = np.append(starts, num)
-        numbers = {column: self._dense(column) for column in list(self._numbers)}
-        if not in_order:
-            numbers = {column: values[order] for column, values in numbers.items()}
-        slices = [slice(bounds[place], bounds[place + 1]) for place in appearance]
-        labels: list[dict[str, str]] = [{} for _ in slices]
-        for column, codes in texts.items():
-            sorted_codes = codes[order]
-            least = np.minimum.reduceat(sorted_codes, starts)[appearance]
-            most = np.maximum.reduceat(sorted_codes, starts)[appearance]
-            names = [*self._texts[column]]
-            for label, low, high in zip(labels, least, most, strict=True):
-                if low == high and low >= 0:
-                    label[column] = names[low]
-        for label in labels:
-            label["run"] = "/".join(label[c] for c in told[::-1] if label.get(c)) or name
-        runs = [{c: values[part] for c, values in numbers.items()} for part in slices]
-        own: dict[str, Any] = {
-            "group": self._keys.group,
-            "task": self._keys.task,
-            "is_told_apart": bool(told),
-        }
-        return RawRuns(runs, labels, **{**own, **settings})
-
-    def _dense(self, name: str) -> Floats:
-        values = np.full(self._num_rows, np.nan)
-        for rows, part in self._numbers.pop(name):
-            values[rows] = part
-        return values
-
-    def _dense_codes(self, name: str) -> Integers:
-        codes = np.full(self._num_rows, -1, np.int64)
-        for rows, part in self._codes[name]:
-            codes[rows] = part
-        return codes
-
-
-def frame_runs(frame: Any, keys: Keys) -> RawRuns:
-    """The runs in a data frame of pandas, polars or pyarrow, or in columns by name.
-
-    Raises:
-        InputError: It has no columns, or they are not vectors of one length.
-    """
-    columns = frame_columns(frame)
-    keys = keys.of(columns)
-    table = PointTable(keys, "the data frame")
-    every = np.arange(len(next(iter(columns.values()))))
-    for name, values in columns.items():
-        if values.dtype.kind in "mM":  # durations and times of day
-            seconds = values.astype(f"{values.dtype.kind}8[ns]").astype(np.float64) / 1e9
-            table.add_numbers(name, every, np.where(np.isnat(values), np.nan, seconds))
-        elif values.dtype.kind in "fiub" and name not in keys:
-            table.add_numbers(name, every, values.astype(np.float64))
-        else:
-            table.add_column(name, every, list(map(str, values.tolist())))
-    table.end(len(every))
-    return table.runs("the data frame", is_log=False)
-
-
-def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
-    """The columns of a data frame, or of a dictionary by name, as arrays of one length.
-
-    Raises:
-        InputError: It has no columns, or they are not vectors of one length.
-    """
-    names = getattr(frame, "column_names", None) or getattr(frame, "columns", None)
-    if names is None and isinstance(frame, Mapping):
-        names = frame.keys()
-    if names is None:
-        raise InputError(
-            f"a data frame or columns by name were expected, got {type(frame).__name__}"
-        )
-    columns: dict[str, npt.NDArray[Any]] = {}
-    for name in names:
-        column = frame[name]
-        columns[str(name)] = np.asarray(
-            column.to_numpy() if hasattr(column, "to_numpy") else column
-        )
-    shapes = {values.shape for values in columns.values()}
-    require(
-        len(shapes) == 1 and len(next(iter(shapes))) == 1,
-        "the columns of a data frame must be vectors of one length, got "
-        + (", ".join(f"{name} {list(v.shape)}" for name, v in columns.items()) or "none"),
-    )
-    return columns

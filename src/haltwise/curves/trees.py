@@ -126,12 +126,12 @@ class JoinedTrees:
         sizes = [part.nodes["feature"].shape for part in parts]
         self._ends = np.cumsum([size[0] for size in sizes])[:-1]
         width = max(size[1] for size in sizes)
+        wider = [((0, 0), (0, width - size[1])) for size in sizes]
         nodes = {
             name: np.concatenate(
-                [np.pad(p.nodes[name], ((0, 0), (0, width - s[1]))) for p, s in pairs]
+                [np.pad(part.nodes[name], by) for part, by in zip(parts, wider, strict=True)]
             )
             for name in _DTYPES
-            for pairs in (list(zip(parts, sizes, strict=True)),)
         }
         depths = _depths(nodes)
         self._order = np.argsort(-depths, kind="stable")  # the deepest first

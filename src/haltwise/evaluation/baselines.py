@@ -14,9 +14,11 @@ from haltwise.models.halting_model import HaltingModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
     BASELINES,
+    RETURNABLE,
     CostUnit,
     DecisionTime,
     FixedBudget,
+    Plateau,
     StopPolicy,
     StopRule,
     choose,
@@ -25,7 +27,7 @@ from haltwise.stop_rules import (
     tune_baselines,
 )
 
-__all__ = ["choose_policies", "cross_fit"]
+__all__ = ["choose_policies", "cross_fit", "last_improvement"]
 
 
 def choose_policies(
@@ -87,6 +89,11 @@ def cross_fit(
         )
         for name, both in parts.items()
     }
+
+
+def last_improvement(price: float, unit: CostUnit) -> StopPolicy:
+    """The opponent that needs no tuning: stop where the last step gained no more than its price."""
+    return StopPolicy(Plateau(price), RETURNABLE[unit][0])
 
 
 def _halves(num: int, generator: torch.Generator, groups: Tensor | None) -> Tensor:

@@ -12,14 +12,14 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.random import stream
 from haltwise._core.tensors import sub_state
-from haltwise.evaluation.baselines import cross_fit
+from haltwise.evaluation.baselines import cross_fit, last_improvement
 from haltwise.evaluation.evaluate import keep_finite
 from haltwise.evaluation.judge import Stops, judge
 from haltwise.evaluation.stopping_report import FEWEST_ITEMS
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.trajectory import Trajectory
 from haltwise.rollout.record import record
-from haltwise.stop_rules import RETURNABLE, CostUnit, Plateau, StopPolicy, costs, decisions
+from haltwise.stop_rules import CostUnit, costs, decisions
 from haltwise.tasks.base import TaskBatch, TaskFamily, ask
 from haltwise.tasks.module import ModuleBatch
 from haltwise.training.gradients import Pathwise
@@ -328,10 +328,11 @@ def _check_rivals(
         return
     halting, unit = model.halting, model.card.unit
     policy = halting.card.policies.get(unit, halting.method.policy(unit))
-    untuned = StopPolicy(Plateau(price), RETURNABLE[unit][0])
     stops = {
         "its own stops": Stops.by(policy, trajectory, unit),
-        "last improvement < price": Stops.by(untuned, trajectory, unit),
+        "last improvement below the price": Stops.by(
+            last_improvement(price, unit), trajectory, unit
+        ),
     }
     tuned = cross_fit(trajectory, unit, price, stream(seed, "diagnose", "halves"))
     stops |= {name.replace("_", " "): each for name, each in tuned.items()}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from haltwise._core.errors import require
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
-from haltwise.evaluation.baselines import choose_policies
+from haltwise.evaluation.baselines import choose_policies, last_improvement
 from haltwise.evaluation.evaluate import judge_model, keep_finite
 from haltwise.evaluation.judge import Stops, judge
 from haltwise.evaluation.learners import LEARNERS, learned_opponents
@@ -118,8 +118,8 @@ def judge_runs(
 ) -> StoppingRecord:
     """Judge the stops of a monitor on recorded runs beside baselines tuned on other runs.
 
-    One of them, "last improvement", stops where a round has gained less than its price, and needs
-    neither runs nor tuning.
+    One of them, "last_improvement", needs no tuning: it stops where a round has gained no more than
+    its price.
 
     Where the monitor's loop goes back to its best state at the end, all rules do.
 
@@ -144,17 +144,8 @@ def judge_runs(
     unit, others = CostUnit.UPDATES, keep_finite(others)
     finite = keep_finite(runs)
     opponents = learned_opponents(others, finite, [unit], price)[unit]
-    opponents["last_improvement"] = _last_improvement(finite, price)
+    opponents["last_improvement"] = Stops.by(last_improvement(price, unit), finite, unit)
     return judge_model(model, runs, others, unit, price, opponents)[0]
-
-
-def _last_improvement(runs: Trajectory, price: float) -> Stops:
-    """Stop after the first round that did not improve the loss by its price: nothing is tuned."""
-    poor = runs.loss.diff(dim=1) > -price
-    never = torch.ones_like(poor[:, :1])
-    stop = torch.cat((poor, never), 1).int().argmax(1)
-    stop = (stop + 1).clamp(max=runs.num_steps)
-    return Stops(runs.excess.gather(1, stop.unsqueeze(1)).squeeze(1), stop, "last improvement")
 
 
 def _same_rule(one: OptimizerModel, other: OptimizerModel) -> bool:

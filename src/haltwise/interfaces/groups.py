@@ -13,8 +13,9 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import shown
-from haltwise.curves.raw import frame_columns, parse_numbers
+from haltwise.curves.raw import parse_numbers
 from haltwise.curves.readers.csv import opened_table
+from haltwise.curves.tables import frame_columns
 
 __all__ = ["Groups", "from_groups"]
 

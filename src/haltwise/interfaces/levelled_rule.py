@@ -1,6 +1,7 @@
 """A rule on curves with the level below which a run is given up."""
 
 import math
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import final
 
@@ -105,7 +106,7 @@ class LevelledRule:
     def settings(self) -> dict[str, float | str | None]:
         """What tells it from others."""
         return {
-            "rule": type(self.rule).__name__,
+            "rule": _name_of(self.rule),
             "level": None if self._level is None else f"{self._level:.17g}",  # it may be infinite
             "price": self._price,
             "lost": self._lost,
@@ -137,6 +138,13 @@ class LevelledRule:
         )
         below = np.flatnonzero(scores[start:end] < self.level(curve.budget))  # NaN is below nothing
         return start + int(below[0]) if len(below) else None
+
+
+def _name_of(rule: CurveRule) -> str:
+    """The class of a rule, with what tells it from others of the class and outlives a process."""
+    if isinstance(rule, CurveModel):
+        return f"{type(rule).__name__} {rule.digest}"
+    return repr(rule) if is_dataclass(rule) else type(rule).__name__
 
 
 def _certified(rule: CurveRule, certificate: Certificate) -> float:

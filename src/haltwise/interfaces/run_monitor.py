@@ -150,8 +150,8 @@ class RunMonitor:
         if self._reason is None and not (self._cost and self.succeeded):
             state = "goes on"
         return (
-            f"RunMonitor({self._settings()['rule']} on {self._metric} ({self._direction}), target "
-            f"{self._target:g}, budget {self._budget:g}; {self._steps} points seen, {state})"
+            f"RunMonitor({type(self._rule.rule).__name__} on {self._metric} ({self._direction}), "
+            f"target {self._target:g}, budget {self._budget:g}; {self._steps} points seen, {state})"
         )
 
     @property

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import MOST_COLUMNS, Keys, PointTable, RawRuns, parse_numbers
+from haltwise.curves.raw import Keys, RawRuns, parse_numbers
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, stem
+from haltwise.curves.tables import MOST_COLUMNS, PointTable
 
 __all__ = ["READERS", "Csv", "header_of", "is_csv", "opened_table", "read_table"]
 

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, TextIO, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, PointTable, RawRuns
+from haltwise.curves.raw import Keys, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, parse_json, stem
+from haltwise.curves.tables import PointTable
 
 __all__ = ["READERS", "JsonLines", "flat"]
 

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO, NamedTuple, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, PointTable, RawRuns
+from haltwise.curves.raw import Keys, RawRuns
 from haltwise.curves.readers.base import Reader
+from haltwise.curves.tables import PointTable
 
 __all__ = ["READERS", "TensorBoard"]
 

@@ -8,7 +8,8 @@ at all, and Adam takes over; where they have failed, from the parameters at whic
 was lowest. Its steps are as large as the learned ones were there, and annealed from then on.
 
 A loss that is lowest by no more than noise has gained nothing: parameters there may be worse than
-they look, as a network's whose ReLUs have all died. Adam then begins at the start, carefully.
+they look, as a network's whose ReLUs have all died. Adam then begins at the start, at a rate that
+is no larger than such networks bear.
 """
 
 import math
@@ -36,7 +37,7 @@ WINDOW = 10  # steps of Adam that must together earn their price
 EPS = 1e-4  # of the root mean square
 TINY, HUGE = 1e-19, 1e15  # of a gradient whose square is a float32
 USUAL_RATE = 1e-3  # of Adam, where no learned step has shown its size
-FRESH_RATE = 3e-3  # of Adam from the start, where learned steps have gained nothing
+FRESH_RATE = 1e-2  # of Adam from the start at most, where learned steps have gained nothing
 BETAS = (0.9, 0.99)
 
 FRESH = {
@@ -253,7 +254,7 @@ class Guard:
 
     def _take_over(self) -> None:
         rate = self._state["size_there"] or USUAL_RATE
-        self._state["rate"] = FRESH_RATE if self._has_gained_nothing() else rate
+        self._state["rate"] = min(rate, FRESH_RATE) if self._has_gained_nothing() else rate
         self._state["adam"] = 0
 
 
