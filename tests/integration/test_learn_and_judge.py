@@ -60,7 +60,7 @@ def test_the_price_is_the_level(learned: Learned) -> None:
     scores = [learned.model.score(curve) for curve in fresh]
     price = 1 / 30  # thirty steps are worth a success
     worth = []
-    for factor in (0.1, 1.0, 10.0):
+    for factor in (0.03, 1.0, 30.0):
         level = learned.model.level(price=factor * price)
         stops = GiveUps.of(fresh, scores, np.array([level]))
         worth.append(float(price * stops.saved.sum() - stops.lost.sum()))

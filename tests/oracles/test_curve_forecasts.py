@@ -48,7 +48,28 @@ def test_features_use_nothing_later_and_know_no_units(
         target=scale * curve.target + shift,
     )
     if abs(curve.loss[np.isfinite(curve.loss)][:1] - curve.target).min(initial=1) > 1e-3:
-        np.testing.assert_allclose(curve_features(other), features, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            curve_features(other)[:, _SHIFTED], features[:, _SHIFTED], rtol=1e-4, atol=1e-4
+        )
+
+
+_SHIFTED = [not name.startswith(("valid_loss", "loss_ratio")) for name in FEATURES]
+"""Features that know no shift; a loss of validation, for which the metric may stand, has a zero."""
+
+
+@pytest.mark.parametrize(("lowest", "stands"), [(0.2, True), (-0.2, False)])
+def test_a_positive_metric_that_falls_stands_for_the_loss_of_validation(
+    lowest: float, stands: bool
+) -> None:
+    loss = np.linspace(2.0, lowest, 9)
+    named = {"metric": loss, "valid_loss": loss}
+    alone = curve_features(Curve(np.arange(9.0), {"metric": loss}, "metric", "min", 0.1, 8.0))
+    beside = curve_features(Curve(np.arange(9.0), named, "metric", "min", 0.1, 8.0))
+    known = 9 if stands else 8  # until it is negative
+    np.testing.assert_array_equal(alone[:known], beside[:known])
+    assert np.isnan(alone[known:, FEATURES.index("valid_loss")]).all()
+    scaled = Curve(np.arange(9.0), {"metric": 7 * loss}, "metric", "min", 0.7, 8.0)
+    np.testing.assert_allclose(curve_features(scaled), alone)
 
 
 def test_features_of_a_maximised_metric_are_those_of_its_negative() -> None:
@@ -56,7 +77,8 @@ def test_features_of_a_maximised_metric_are_those_of_its_negative() -> None:
     loss = 3 - np.log1p(np.arange(30)) + 0.1 * rng.standard_normal(30)
     low = Curves.from_matrix([loss], target=0.5)[0]
     high = Curves.from_matrix([-loss], target=-0.5, direction="max")[0]
-    np.testing.assert_array_equal(curve_features(low), curve_features(high))
+    found, other = (curve_features(curve)[:, _SHIFTED] for curve in (low, high))
+    np.testing.assert_array_equal(found, other)
 
 
 def test_a_power_law_is_extrapolated_exactly() -> None:

@@ -22,8 +22,8 @@ ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Columns that are looked at where a curve has them beside its metric, by the first name that is
-there; others are not. The name of the metric tells nothing: a metric that should fall stands for
-the loss of validation where there is no other."""
+there; others are not. The name of the metric tells nothing: a metric that should fall and is
+positive stands for the loss of validation where there is no other."""
 
 _PAST = (0.25, 0.5, 0.75, 0.9)  # of the cost so far: what was known then is compared with now
 _RECENT = 6  # points over which noise is measured
@@ -145,7 +145,8 @@ def _beside(
         for names in ROLES.values()
     )
     if valid is lacking and curve.direction == "min":
-        valid = _filled(curve.columns[curve.metric])
+        own = _filled(curve.loss)
+        valid = np.where(np.fmin.accumulate(own) > 0, own, np.nan)  # of what can be negative, none
     sign = -1.0 if curve.direction == "max" else 1.0
     train_distance = np.clip((sign * metric - curve.loss_target) / unit, -_FAR, _FAR)
     found = [
