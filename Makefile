@@ -50,6 +50,7 @@ docs: site  ## The same, and all examples of the pages are run.
 	$(BIN)/pytest docs README.md
 
 site: $(READY)  ## The documentation in build/docs, notebooks executed; spelling, links, names, contrast.
+	rm -rf build/docs
 	$(BIN)/pytest docs/checks/prose.py
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 	$(BIN)/pytest docs/checks/built_site.py

@@ -141,9 +141,10 @@ def power(BASE: tl.constexpr, exponent):
 def _take_over(record, size_there, nothing_gained, why, step, waited):
     """`Guard._take_over`, and why; all has been read."""
     usual = tl.full((), _USUAL_RATE, tl.float64)
+    most = tl.full((), _FRESH_RATE, tl.float64)
     rate = tl.where(size_there != 0, size_there, usual)
     tl.store(record + ADAM_STEPS, 0.0)
-    tl.store(record + FULL_RATE, tl.where(nothing_gained, tl.minimum(rate, _FRESH_RATE), rate))
+    tl.store(record + FULL_RATE, tl.where(nothing_gained, tl.minimum(rate, most), rate))
     tl.store(record + WHY, why)
     tl.store(record + WHY_STEP, step)
     tl.store(record + WHY_WAITED, waited)
