@@ -343,7 +343,7 @@ def monitored(model: str, **settings: Any) -> list[float]:
         param.grad = torch.ones_like(param)
     for step in range(3):
         monitor.update(10.0 - step, [param])
-    return [float(monitor.should_stop), *monitor._memory[0]["grad"].tolist()]  # type: ignore[index]
+    return [float(monitor.should_stop), *monitor._watched.memory[0]["grad"].tolist()]  # type: ignore[index]
 
 
 FACES: dict[str, Callable[..., list[float]]] = {

@@ -19,7 +19,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import haltwise
-import haltwise.interfaces.monitor
+import haltwise.interfaces.watched
 from haltwise import HaltingMonitor, InputError, Outcome
 from haltwise._core.files import load_tensors
 from haltwise.halting import HalterSettings
@@ -69,7 +69,7 @@ def test_it_decides_as_solve_does(problems: TaskBatch) -> None:
 def test_it_records_what_a_batch_records(
     problems: TaskBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(haltwise.interfaces.monitor, "_CHUNK", 3)
+    monkeypatch.setattr(haltwise.interfaces.watched, "_CHUNK", 3)
     for problem in range(24):
         with HaltingMonitor.recording(tmp_path, name=f"{problem:03}") as monitor:
             loop = steps_of_adam(problems, problem)

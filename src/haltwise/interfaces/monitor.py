@@ -2,30 +2,29 @@
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, final, get_args
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from haltwise._core.errors import refusing_others, require
 from haltwise._core.settings import fits, one_of, real_number
-from haltwise._core.tensors import copied_array, is_plain, require_like, undisturbed
+from haltwise._core.tensors import require_like, undisturbed
 from haltwise.certificates import RiskMonitor
 from haltwise.curves.curves import Direction
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.fit import warn_of_misfits
 from haltwise.interfaces.run import price_of_each, warn_of_prices
 from haltwise.interfaces.run_monitor import Number
+from haltwise.interfaces.watched import Model, WatchedParameters, has_gradients, parameters_of
 from haltwise.models.files import certified, fingerprint
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import Observed, StepObservation
-from haltwise.processes.signals import SIGNALS, combine_products, sum_products
+from haltwise.processes.signals import SIGNALS, combine_products
 from haltwise.recordings.runs import require_new, save_run
 from haltwise.stop_rules import CostUnit
 
@@ -37,7 +36,6 @@ _STATE: Mapping[str, Any] = {
     "lowest": Any,  # infinite at first
     "improved": bool,
     "observed": Literal["loss", "gradients", "updates"] | None,
-    "memory": dict | None,
     "products": Tensor | None,
     "signals": list[Tensor],
     "scores": list[float],
@@ -48,10 +46,6 @@ _STATE: Mapping[str, Any] = {
 }
 """What is remembered, and what each entry is."""
 _SEEN = torch.float32
-_CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
-
-Array = Tensor | npt.NDArray[Any]
-Model = nn.Module | Array | Iterable[Array]
 
 
 @final
@@ -204,13 +198,13 @@ class HaltingMonitor:
         self._is_let_go = False
         self._stop_forgone: int | None = None
         self._begun: Tensor | None = None  # the signals of the first round
-        self._memory: dict[int, dict[str, Tensor]] | None = None
+        self._watched = WatchedParameters()
         self._products: Tensor | None = None
         self._session = self._new_session()
         self._signals: list[Tensor] = []
         self._scores: list[float] = []
         if model is not None and self._observed != "loss":
-            self._memory = {key: _first(param) for key, param in _parameters(model).items()}
+            self._watched = WatchedParameters.of(model)
 
     def _new_session(self) -> HaltingSession | None:
         if self._model is None:
@@ -297,33 +291,12 @@ class HaltingMonitor:
 
         For loops in which the loss is known only after the gradients are gone.
         """
-        params = _parameters(model)
         if self._observed is None:
-            seen = any(param.grad is not None for param in params.values())
+            seen = has_gradients(parameters_of(model))
             self._observed = "gradients" if seen else "updates"
-        if self._observed == "loss":
-            return
-        memory = self._memory or {}
-        for key, param in params.items():
-            kept = memory[key]["params"] if key in memory else param.detach().reshape(-1)
-            require(
-                (kept.shape, kept.device) == ((param.numel(),), param.device),
-                f"parameter {key} of the model has {param.numel()} entries on {param.device}, but "
-                f"had {len(kept)} on {kept.device} at the last call; give start() and every "
-                "update() the same model, moved before, with its frozen parameters",
-            )
-        # What was frozen is forgotten, what was unfrozen begins.
-        self._memory = {key: memory.get(key) or _first(param) for key, param in params.items()}
-        require(
-            self._observed == "updates" or any(param.grad is not None for param in params.values()),
-            "no parameter has a gradient, but gradients were seen before; call update() after the "
-            "optimizer's step and before the gradients are cleared",
-        )
-        total = torch.zeros(1, 5, 5, dtype=torch.float64)
-        for key, param in params.items():
-            with_gradient = self._observed == "gradients"
-            total += _measure(param, self._memory[key], with_gradient=with_gradient).cpu()
-        self._products = total
+        if self._observed != "loss":
+            with_gradients = self._observed == "gradients"
+            self._products = self._watched.look(model, with_gradients=with_gradients)
 
     @undisturbed(on_cpu=True)
     def update(
@@ -365,11 +338,9 @@ class HaltingMonitor:
             )
             self._observed = "loss"
         products, self._products = self._products, None
-        dim = 1
+        dim = 1 if products is None else self._watched.dim
         if products is None:
             products = torch.zeros(1, 5, 5, dtype=torch.float64)
-        elif self._memory is not None:
-            dim = sum(len(memory["params"]) for memory in self._memory.values())
         signals = combine_products(self._steps, value, products, dim).float()
         finite = bool(value.isfinite().all() and products.isfinite().all())
         if self._steps == 0 and self._risk is not None:
@@ -421,10 +392,9 @@ class HaltingMonitor:
             Whether anything was changed.
         """
         holds, self._holds = self._holds, False
-        if not holds or self._memory is None:
+        if not holds or self._watched.memory is None:
             return False
-        for key, param in _parameters(model).items():
-            param.detach().sub_(self._memory[key]["update"].view(param.shape))
+        self._watched.take_back(model)
         return True
 
     # ---------------------------------------------------------------------------------- recording
@@ -479,7 +449,8 @@ class HaltingMonitor:
         own = {name: getattr(self, f"_{name}") for name in _STATE}
         session = None if self._session is None else self._session.state()
         risk = None if self._risk is None else self._risk.state_dict()
-        return copy.deepcopy({"digest": self._digest(), "session": session, "risk": risk, **own})
+        apart = {"memory": self._watched.memory, "session": session, "risk": risk}
+        return copy.deepcopy({"digest": self._digest(), **apart, **own})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -489,7 +460,7 @@ class HaltingMonitor:
         """
         message = "this is no state of a HaltingMonitor; load what its state_dict() gave"
         with refusing_others(message):
-            require(set(state) == {"digest", "session", "risk", *_STATE}, message)
+            require(set(state) == {"digest", "memory", "session", "risk", *_STATE}, message)
             self._require_possible(state, message)
         require(
             state["digest"] == self._digest(),
@@ -505,6 +476,7 @@ class HaltingMonitor:
             self._risk.load_state_dict(state["risk"])
         for name in _STATE:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
+        self._watched = WatchedParameters(copy.deepcopy(state["memory"]))
         self._session = self._new_session()
         if self._session is not None and state["session"]:
             self._session.restore(copy.deepcopy(state["session"]))
@@ -514,17 +486,15 @@ class HaltingMonitor:
         signals = (*state["signals"], *([] if state["begun"] is None else [state["begun"]]))
         products, shape = state["products"], (1, 5, 5)
         require(
-            all(fits(state[name], hint) for name, hint in _STATE.items())
+            fits(state["memory"], dict | None)
+            and all(fits(state[name], hint) for name, hint in _STATE.items())
             and not math.isnan(real_number("lowest", state["lowest"]))
             and state["steps"] >= (state["stop_forgone"] or 0) >= 0
             and all(each.shape == (1, len(SIGNALS)) for each in signals)
             and (products is None or (products.shape, products.dtype) == (shape, torch.float64)),
             message,
         )
-        for memory in (state["memory"] or {}).values():
-            like = memory["params"]
-            require(like.ndim == 1 and bool(like.isfinite().all()), message)
-            require_like(memory, dict.fromkeys(("params", "grad", "update"), like))
+        WatchedParameters.check(state["memory"] or {}, message)
         session = self._new_session()
         if session is not None and (state["session"] or (state["steps"] and not state["reason"])):
             zero = torch.zeros(1)
@@ -550,67 +520,3 @@ def _risk_monitor(
         "certify, or give a haltwise.certificates.RiskMonitor",
     )
     return RiskMonitor.of(certificates[0], share=let_go)
-
-
-def _parameters(model: Model) -> dict[int, Tensor]:
-    """The parameters that are not frozen, by their place among all."""
-    found: Any = model.parameters() if isinstance(model, nn.Module) else model
-    require(
-        isinstance(found, Iterable),
-        f"the model must be a module, tensors or NumPy arrays, got {type(found).__name__}",
-    )
-    params: dict[int, Tensor] = {}
-    for key, param in enumerate([found] if isinstance(found, Tensor | np.ndarray) else found):
-        if isinstance(param, np.ndarray):  # nothing is frozen there
-            params[key] = copied_array(param, "a parameter")
-            continue
-        require(
-            isinstance(param, Tensor),
-            "the model must be a module, tensors or NumPy arrays, but there is a "
-            f"{type(param).__name__}; give update() those that the loop changes",
-        )
-        require(
-            is_plain(param),
-            f"a parameter is a {type(param).__name__} on {param.device}, which is not whole and in "
-            "memory; the monitor does not see sharded (FSDP, DTensor), lazy and meta parameters",
-        )
-        if param.requires_grad:
-            params[key] = param
-    params = {key: param for key, param in params.items() if param.numel()}
-    require(
-        len(params) > 0, "the model has no parameter that is not frozen; give the monitor others"
-    )
-    for param in params.values():
-        require(
-            param.layout == torch.strided and param.is_floating_point(),
-            f"a parameter of shape {list(param.shape)} is a {param.layout} tensor of "
-            f"{param.dtype}; the monitor sees dense, real ones: give it a list without this one",
-        )
-    return params
-
-
-def _first(param: Tensor) -> dict[str, Tensor]:
-    """The memory of a parameter before the first round."""
-    flat = param.detach().reshape(-1)
-    zeros = {name: torch.zeros_like(flat) for name in ("grad", "update")}
-    return {"params": flat.clone(), **zeros}
-
-
-def _measure(param: Tensor, memory: dict[str, Tensor], *, with_gradient: bool) -> Tensor:
-    """The products of one tensor, float64 [1, 5, 5]; its memory is advanced."""
-    grad = param.grad if with_gradient else None
-    if grad is not None and grad.layout != torch.strided:
-        grad = grad.to_dense()
-    values = param.detach().reshape(-1)
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    products = torch.zeros(1, 5, 5, dtype=wide, device=values.device)
-    for begin in range(0, len(values), _CHUNK):
-        span = slice(begin, begin + _CHUNK)
-        old = {name: value[span].to(wide).unsqueeze(0) for name, value in memory.items()}
-        now = values[span].to(wide).unsqueeze(0)
-        new = torch.zeros_like(now) if grad is None else grad.reshape(1, -1)[:, span].to(wide)
-        update = now - old["params"]
-        products += sum_products(new, update, old)
-        for name, value in (("params", now), ("grad", new), ("update", update)):
-            memory[name][span].copy_(value.squeeze(0))
-    return products
