@@ -182,7 +182,7 @@ def tuned_rate(name: str, steps: list[int], data: tuple[Tensor, Tensor]) -> dict
 
 
 @click.command()
-@click.option("--weights", default="mnist-mlp", show_default=True)
+@click.option("--weights", default="small-networks", show_default=True)
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--steps", multiple=True, type=int, default=(100, 300, 1000), show_default=True)
 @click.option("--module", "modules", multiple=True, default=tuple(MODULES))

@@ -137,7 +137,7 @@ def test_a_price_given_replaces_that_of_meta_training() -> None:
 
 
 def test_the_default_weights_are_those_of_networks() -> None:
-    assert inspect.signature(LearnedOptimizer).parameters["weights"].default == "mnist-mlp"
+    assert inspect.signature(LearnedOptimizer).parameters["weights"].default == "small-networks"
 
 
 def test_frozen_parameters_count_for_nothing() -> None:

@@ -106,7 +106,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        weights: Weights = "mnist-mlp",
+        weights: Weights = "small-networks",
         *,
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
