@@ -74,9 +74,9 @@ def compare(case: Case, price: float, draw: int) -> tuple[dict[str, float], floa
     )
     found = {name: gain(*tuned(name, own, price, draw), test, price) for name in NAMES}
     begun = time.process_time()
-    learned = learn_to_stop(own.shown, price, returned=own.loss, seed=draw)
+    model = learn_to_stop(own.shown, price, returned=own.loss, seed=draw).model
     seconds = time.process_time() - begun
-    found[OWN] = gain(learned.rule, learned.level, test, price)
+    found[OWN] = gain(model, model.fixed_level, test, price)
     return found, seconds
 
 

@@ -164,3 +164,39 @@ def test_commands_write_a_model_a_report_and_a_judgement(tmp_path: Path) -> None
     done = CliRunner().invoke(cli, ["learn", str(tmp_path / "past.csv"), "--out", str(out)])
     assert done.exit_code != 0
     assert "there is a model" in str(done.exception or done.output)
+
+
+# --- Early stops --------------------------------------------------------------------------------
+
+
+def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    losses = np.exp(-rng.uniform(0.05, 0.5, (24, 1)) * np.arange(30))
+    lines = [
+        f"r{run},p{run % 3},{epoch},{loss:.6f}"
+        for run, row in enumerate(losses)
+        for epoch, loss in enumerate(row)
+    ]
+    (tmp_path / "runs.csv").write_text("\n".join(["run,project,epoch,loss", *lines, ""]))
+    runs, out = str(tmp_path / "runs.csv"), str(tmp_path / "early")
+    columns = ["--metric", "loss", "--cost", "epoch"]
+    reading = [runs, "--group", "project", *columns]
+    learning = ["learn", *reading, "--stop-early", "--out", out]
+    missing = CliRunner().invoke(cli, learning)
+    assert "--stop-early needs --price" in str(missing.exception)
+    assert not Path(out).exists()
+    done = CliRunner().invoke(cli, [*learning, "--price", "0.02"])
+    assert done.exit_code == 0, done.output
+    assert "best equal" in done.output
+    page = Path(out, "report.html").read_text()
+    assert "When to stop a run early" in page
+    judged = ["judge", out, *reading, "--json", str(tmp_path / "found.json")]
+    assert CliRunner().invoke(cli, judged).exit_code == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["ways"]["model"]["j"]["value"] < found["ways"]["to the end"]["j"]["value"]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["epoch,loss", *(f"{k},{0.5**k:.6f}" for k in range(25)), ""]))
+    watching = ["watch", str(log), "--rule", out, *columns, "--once", "--exit-code"]
+    watched = CliRunner().invoke(cli, watching)
+    assert watched.exit_code == 3
+    assert "log.csv: stop, loss" in watched.output

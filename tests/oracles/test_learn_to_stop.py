@@ -1,12 +1,20 @@
 """When to stop a loop, learned from few runs: known answers, and what is refused or left out."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from haltwise import DataWarning, InputError, RunMonitor
-from haltwise.curves.curves import Curves, Floats
+from haltwise.curves.curves import Curves, Floats, Integers
 from haltwise.curves.levels import stops_below
+from haltwise.curves.rules.last_improvement import LastImprovementRule
+from haltwise.curves.rules.learned import ForecastRule
+from haltwise.curves.shipped import load_curve_model, load_curve_rule
+from haltwise.curves.stop_model import StopCard, StopModel
 from haltwise.curves.stopping import LearnedStop, learn_to_stop
+from haltwise.evaluation.stop_early import judge_learned_stop, judge_stops
 
 PRICE = 0.01
 
@@ -17,6 +25,12 @@ def _losses(seed: int, num: int = 40) -> Floats:
     noise = 0.003 * rng.standard_normal((num, 40))
     found: Floats = np.exp(-rng.uniform(0.05, 0.5, (num, 1)) * np.arange(40)) + noise
     return found
+
+
+def _stops(model: StopModel, curves: Curves) -> Integers:
+    """Where a model stops runs of forty points."""
+    stops = stops_below(model.scores(curves), np.array([model.fixed_level]))[:, 0]
+    return np.minimum(stops, 39)
 
 
 def _curves(losses: Floats) -> Curves:
@@ -31,20 +45,20 @@ def learned() -> LearnedStop:
 def test_it_costs_little_more_than_the_oracle(learned: LearnedStop) -> None:
     losses = _losses(1, 200)
     bills = np.minimum.accumulate(losses, 1) + PRICE * np.arange(40)
-    stops = stops_below(learned.rule.scores(_curves(losses)), np.array([learned.level]))
-    own = bills[np.arange(200), np.minimum(stops[:, 0], 39)].mean()
+    stops = _stops(learned.model, _curves(losses))
+    own = bills[np.arange(200), stops].mean()
     fixed, oracle = bills.mean(0).min(), bills.min(1).mean()
     assert (fixed - own) / (fixed - oracle) > 0.8
     # What it says that it saves is what it saves on other runs.
-    assert bills[:, -1].mean() - own == pytest.approx(learned.saved, abs=4 * learned.standard_error)
+    card = learned.model.card
+    assert bills[:, -1].mean() - own == pytest.approx(card.saved, abs=4 * card.standard_error)
 
 
 def test_a_monitor_stops_where_the_rule_does(learned: LearnedStop) -> None:
     losses = _losses(2, 3)
     curves = _curves(losses)
-    stops = stops_below(learned.rule.scores(curves), np.array([learned.level]))[:, 0]
-    for row, stop in zip(losses, stops.tolist(), strict=True):
-        monitor = RunMonitor(learned.rule, level=learned.level, budget=39, min_points=1)
+    for row, stop in zip(losses, _stops(learned.model, curves).tolist(), strict=True):
+        monitor = RunMonitor(learned.model, budget=39, min_points=1)
         for value in row:
             monitor.update(value)
             if monitor.should_stop:
@@ -54,7 +68,8 @@ def test_a_monitor_stops_where_the_rule_does(learned: LearnedStop) -> None:
 
 def test_nothing_is_stopped_where_all_steps_pay() -> None:
     found = learn_to_stop(_curves(1 - 0.02 * np.arange(20) * np.ones((24, 1))), PRICE)
-    assert (found.level, found.saved) == (-np.inf, 0.0)
+    assert (found.model.card.level, found.model.card.saved) == (None, 0.0)
+    assert found.stops.tolist() == [19] * 24
 
 
 def test_what_a_stop_returns_may_be_another_loss() -> None:
@@ -62,7 +77,7 @@ def test_what_a_stop_returns_may_be_another_loss() -> None:
     losses = 1 - 0.02 * np.arange(30) + 0.001 * np.random.default_rng(0).random((24, 30))
     returned = np.tile(np.abs(np.arange(30) - 8.0), 24)
     found = learn_to_stop(_curves(losses), PRICE, returned=returned)
-    assert found.saved > 5
+    assert found.model.card.saved > 5
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_lost_silently() -> None:
@@ -76,3 +91,83 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost_silently() -> None:
     losses[0, 0] = np.inf
     with pytest.warns(DataWarning, match="1 of 22 runs are left out"):
         learn_to_stop(_curves(losses), PRICE)
+
+
+# --- The model in a file ------------------------------------------------------------------------
+
+
+def _card(**changed: object) -> StopCard:
+    card = StopCard("loss", "epochs", price=PRICE, budget=39.0, level=1.5)
+    return replace(card, **changed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["forecast", "constant", "last improvement"])
+def test_a_file_holds_the_same_model(kind: str, learned: LearnedStop, tmp_path: Path) -> None:
+    model = {
+        "forecast": learned.model,
+        "constant": StopModel(ForecastRule(PRICE, 0.3), _card(level=None)),
+        "last improvement": StopModel(LastImprovementRule(PRICE, 0.5), _card()),
+    }[kind]
+    model.save(tmp_path / "model.safetensors")
+    found = load_curve_rule(tmp_path)
+    assert isinstance(found, StopModel)
+    assert (found.card, found.digest) == (model.card, model.digest)
+    for curve in _curves(_losses(4, 3)):
+        np.testing.assert_array_equal(found.score(curve), model.score(curve))
+    with pytest.raises(InputError, match="says when to stop runs early, not which to give up"):
+        load_curve_model(tmp_path)
+
+
+def test_what_would_be_judged_wrongly_is_refused() -> None:
+    model = StopModel(LastImprovementRule(PRICE), _card())
+    with pytest.raises(InputError, match="a price per unit of epochs, but costs are counted in h"):
+        RunMonitor(model, cost_unit="hours")
+    with pytest.raises(InputError, match="at which it stops runs; leave price and lost out"):
+        RunMonitor(model, price=0.1)
+    monitor = RunMonitor(model, direction="max", min_points=1)
+    with pytest.raises(InputError, match="the best loss is the min, not the max"):
+        monitor.update(1.0)
+
+
+def test_a_run_without_a_budget_has_that_of_the_runs_learned_from(learned: LearnedStop) -> None:
+    (curve,) = _curves(_losses(5, 1))
+    scores = learned.model.score(curve._replace(budget=39.0))
+    np.testing.assert_array_equal(learned.model.score(curve._replace(budget=np.nan)), scores)
+
+
+def test_the_reason_names_the_gain_and_its_price() -> None:
+    monitor = RunMonitor(StopModel(LastImprovementRule(PRICE), _card()), min_points=1)
+    for loss in (1.0, 0.9, 0.89):
+        monitor.update(loss)
+    assert monitor.reason == (
+        "the mean of the last gains is 0.01 per unit of epochs, below 0.015, at which it pays to "
+        "stop at a price of 0.01"
+    )
+
+
+# --- Judged -------------------------------------------------------------------------------------
+
+
+def test_it_is_judged_by_what_its_stops_cost() -> None:
+    losses = _losses(6)
+    curves = _curves(losses)
+    model = StopModel(LastImprovementRule(PRICE, 0.5), _card())
+    record = judge_stops(model, replace(curves, cost_unit="epochs"))
+    worth = np.minimum.accumulate(losses, 1)
+    bills = worth + PRICE * np.arange(40)
+    stops = _stops(model, curves)
+    assert record.ways["model"].j.value == pytest.approx(bills[np.arange(40), stops].mean())
+    assert record.ways["model"].returned.value == pytest.approx(worth[np.arange(40), stops].mean())
+    assert record.ways["model"].spent.value == pytest.approx(stops.mean() / 39)
+    assert record.ways["oracle"].j.value == pytest.approx(bills.min(1).mean())
+    assert record.ways["to the end"].j.value == pytest.approx(bills[:, -1].mean())
+    assert record.ways["best equal share"].j.value == pytest.approx(bills.mean(0).min())
+    assert record.stopped == (stops < 39).mean()
+    gained = bills[:, -1] - bills[np.arange(40), stops]
+    assert record.by_group["group 1"] == pytest.approx(gained[1::4].mean())
+    with pytest.raises(InputError, match="costs are counted in step"):
+        judge_stops(model, curves)
+
+
+def test_the_card_says_what_its_own_runs_say(learned: LearnedStop) -> None:
+    assert judge_learned_stop(learned).saved.value == pytest.approx(learned.model.card.saved)

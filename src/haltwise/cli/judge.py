@@ -13,13 +13,16 @@ from haltwise.cli.curve_options import curve_options, read_curves
 from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.curves.certify import certify_curves
 from haltwise.curves.model import CurveModel
-from haltwise.curves.shipped import PRETRAINED, find_curve_model, load_curve_model
+from haltwise.curves.shipped import PRETRAINED, find_curve_model, load_curve_rule
+from haltwise.curves.stop_model import StopModel
 from haltwise.evaluation import judge_runs
 from haltwise.evaluation.give_up import judge_curves, with_targets
+from haltwise.evaluation.stop_early import judge_stops
 from haltwise.models.loading import load_halting
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.report import write_stopping_report
 from haltwise.report.give_up import levels_table
+from haltwise.report.stop_early import ways_table
 
 __all__ = ["command"]
 
@@ -72,7 +75,8 @@ def command(
     """Judge MODEL on the recorded runs in FILE, which it has not seen.
 
     MODEL is `training-runs`, which comes with the package, a directory that `haltwise learn` wrote,
-    or a weights file; it is judged at the levels that it remembers. FILE is a file or a folder of
+    or a weights file; it is judged at the levels that it remembers, one that stops runs early at
+    its price. FILE is a file or a folder of
     any format that `haltwise learn` takes.
 
     Or MODEL is a monitor, a directory that `haltwise train-monitor` wrote, FILE the directory of
@@ -90,7 +94,15 @@ def command(
         "--adopt writes a certificate (--certify LEVEL) to a model of yours; copy one that comes "
         "with the package first",
     )
-    rule, curves = load_curve_model(model), with_targets(read_curves(file, reading, data_dir))
+    curves = read_curves(file, reading, data_dir)
+    learned = load_curve_rule(model)
+    if isinstance(learned, StopModel):
+        require(level is None, "--certify is for models that give runs up, not for early stops")
+        stopped = judge_stops(learned, curves)
+        print_table(ways_table(stopped))
+        write_json(json_path, stopped)
+        return
+    rule, curves = learned, with_targets(curves)
     record = judge_curves(rule, curves)
     document = record.to_json()
     print_table(levels_table(record))

@@ -1,4 +1,4 @@
-"""`haltwise learn`: learn from recorded runs when to give one up."""
+"""`haltwise learn`: learn from recorded runs when to give one up, or to stop it early."""
 
 import shlex
 import sys
@@ -13,10 +13,14 @@ from haltwise._core.version import __version__
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, read_curves
 from haltwise.cli.printing import print_table, say, write_json
+from haltwise.curves.curves import Curves
 from haltwise.curves.learning import EndedEarly, learn
 from haltwise.curves.shipped import pretrained
+from haltwise.curves.stopping import learn_to_stop
 from haltwise.evaluation.give_up import judge_learned, judge_sizes, with_targets
+from haltwise.evaluation.stop_early import judge_learned_stop
 from haltwise.report.give_up import levels_table, write_give_up
+from haltwise.report.stop_early import ways_table, write_stop_early
 
 __all__ = ["command"]
 
@@ -25,10 +29,17 @@ __all__ = ["command"]
 @click.argument("logs")
 @curve_options
 @click.option(
+    "--stop-early",
+    is_flag=True,
+    help="Learn when another step is not worth --price, in place of which runs will fail. No "
+    "target is needed, and some dozens of runs do.",
+)
+@click.option(
     "--price",
     type=float,
     help="What a unit of cost is worth, where a success is worth --value-of-success; adds what "
-    "giving up at that price does.",
+    "giving up at that price does. With --stop-early, what a unit of cost must gain, in units of "
+    "the metric.",
 )
 @click.option(
     "--value-of-success",
@@ -64,6 +75,7 @@ __all__ = ["command"]
 def command(
     logs: str,
     reading: dict[str, Any],
+    stop_early: bool,
     price: float | None,
     value_of_success: float,
     ended_early: EndedEarly,
@@ -80,19 +92,29 @@ def command(
     is chosen on groups that a forecast has not seen. Writes OUT/model.safetensors, for
     `haltwise watch` and `haltwise.RunMonitor`, and OUT/report.html, which says what it would have
     saved and lost.
+
+    With --stop-early runs are stopped where another step is not worth its price; record runs that
+    are longer than they should be.
     """
     require(value_of_success > 0, f"--value-of-success must be above 0, got {value_of_success}")
     path = out / "model.safetensors"
     require(not path.exists(), f"there is a model {path} already; choose another --out")
-    curves = with_targets(read_curves(logs, reading, data_dir))
+    require(
+        price is not None or not stop_early,
+        "--stop-early needs --price, what a unit of cost must gain, in units of the metric",
+    )
+    curves = read_curves(logs, reading, data_dir)
+    if stop_early and price is not None:
+        _learn_to_stop(curves, price, seed, path)
+        return
     base = pretrained().forecast if use_pretrained else None
     learned = learn(
-        curves,
+        with_targets(curves),
         base=base,
         ended_early=ended_early,
         seed=seed,
         progress=say,
-        provenance={"command": shlex.join(sys.argv[1:]), "version": __version__},
+        provenance=_provenance(),
     )
     record = judge_learned(learned, None if price is None else price / value_of_success)
     make_directory(out)
@@ -104,3 +126,22 @@ def command(
     print_table(levels_table(record))
     say(path)
     say(page)
+
+
+def _learn_to_stop(curves: Curves, price: float, seed: int, path: Path) -> None:
+    say(f"{curves.num_runs} runs of {len(set(curves.group))} groups")
+    learned = learn_to_stop(curves, price, seed=seed, provenance=_provenance())
+    record = judge_learned_stop(learned)
+    make_directory(path.parent)
+    learned.model.save(path)
+    write_json(path.parent / "record.json", record)
+    page = write_stop_early(path.parent / "report.html", record, learned.model.card)
+    print_table(ways_table(record))
+    if learned.model.card.level is None:
+        say("nothing learned was better than going on to the end, so this model stops no run")
+    say(path)
+    say(page)
+
+
+def _provenance() -> dict[str, str]:
+    return {"command": shlex.join(sys.argv[1:]), "version": __version__}

@@ -19,6 +19,7 @@ from haltwise.cli.printing import say
 from haltwise.curves import Curve, read
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.shipped import PRETRAINED
+from haltwise.curves.stop_model import StopModel
 from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
 
 __all__ = ["command"]
@@ -39,8 +40,8 @@ class _Verdict(NamedTuple):
     "--rule",
     default=PRETRAINED,
     show_default=True,
-    help="What gives runs up: a learned model, its name or directory, or a rule on curves of your "
-    "own, PATH.py:NAME, whose file is executed.",
+    help="What gives runs up or stops them early: a learned model, its name or directory, or a "
+    "rule on curves of your own, PATH.py:NAME, whose file is executed.",
 )
 @click.option("--level", type=float, help="Give up where the score is below; for any rule.")
 @click.option(
@@ -77,7 +78,7 @@ def command(
     exit_code: bool,
     **reading: Any,
 ) -> None:
-    """Follow a growing LOG, and say when the run should be given up.
+    """Follow a growing LOG, and say when the run should be given up, or stopped early.
 
     LOG holds one run, in any format of `haltwise learn`: CSV, JSON lines, trainer_state.json,
     Lightning's metrics.csv and others. A line is printed where the verdict changes; the command
@@ -166,7 +167,8 @@ def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:
     place = rule.gives_up(curve)
     if place is not None:
         why = rule.rule.why(curve.until(place + 1))
-        return _Verdict("give up", f"give up, {at(place)}: {why}")
+        what = "stop" if isinstance(rule.rule, StopModel) else "give up"
+        return _Verdict("give up", f"{what}, {at(place)}: {why}")
     if curve.cost[last] >= curve.budget:
         return _Verdict("end", f"the budget {curve.budget:g} is spent, {at(last)}")
     return _Verdict("go on", f"go on, {at(last)} after {curve.num_points} points")

@@ -8,7 +8,8 @@ from haltwise.curves.curves import Curve, Curves
 from haltwise.curves.learning import Learned, learn
 from haltwise.curves.model import CurveModel
 from haltwise.curves.readers import read
-from haltwise.curves.shipped import load_curve_model
+from haltwise.curves.shipped import load_curve_model, load_curve_rule
+from haltwise.curves.stop_model import StopModel
 from haltwise.curves.stopping import LearnedStop, learn_to_stop
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "Curves",
     "Learned",
     "LearnedStop",
+    "StopModel",
     "certify_curves",
     "learn",
     "learn_to_stop",
     "load_curve_model",
+    "load_curve_rule",
     "read",
 ]

@@ -195,9 +195,12 @@ class Forecast:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, npt.NDArray[Any]], document: Mapping[str, Any]
+        cls,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        document: Mapping[str, Any],
+        num_features: int = len(FEATURES),
     ) -> "Forecast":
-        """The forecast that `to_arrays` wrote; every value is checked.
+        """The forecast of F features that `to_arrays` wrote; every value is checked.
 
         Raises:
             InputError: It is not what `to_arrays` writes.
@@ -205,11 +208,11 @@ class Forecast:
         base = None
         if "base" in document:
             require("base" not in document["base"], "a forecast has one base at most")
-            base = cls.from_arrays(_below(arrays, "base"), document["base"])
-        num = len(FEATURES) + (base is not None)
+            base = cls.from_arrays(_below(arrays, "base"), document["base"], num_features)
+        num = num_features + (base is not None)
         bases = {str(name): float(value) for name, value in document["bases"].items()}
         parts = {name: Trees(_below(arrays, name), value, num) for name, value in bases.items()}
-        return cls(_below(parts, "boosted"), _below(parts, "forest"), base)
+        return cls(_below(parts, "boosted"), _below(parts, "forest"), base, num_features)
 
 
 def _with_base(base: Forecast, features: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 
@@ -22,8 +22,10 @@ class CurveRule(ABC):
     has not seen (`haltwise.curves.levels`), so all rules are tuned alike.
     """
 
-    fixed_level: ClassVar[float | None] = None
-    """The level of a rule that leaves none to choose."""
+    @property
+    def fixed_level(self) -> float | None:
+        """The level of a rule that leaves none to choose."""
+        return None
 
     @classmethod
     def candidates(cls, price: float | None = None) -> Sequence[Self]:

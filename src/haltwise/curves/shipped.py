@@ -4,12 +4,14 @@ from pathlib import Path
 
 from haltwise._core.errors import require
 from haltwise.curves.model import CurveModel
+from haltwise.curves.stop_model import StopModel
 
 __all__ = [
     "PRETRAINED",
     "find_curve_model",
     "is_curve_model",
     "load_curve_model",
+    "load_curve_rule",
     "pretrained",
 ]
 
@@ -25,11 +27,11 @@ def pretrained() -> CurveModel:
 
 
 def is_curve_model(name_or_path: str | Path) -> bool:
-    """Whether a name, a directory or a file is that of a curve model, and not of other weights."""
+    """Whether a name, a directory or a file is of a model of curves, and not of other weights."""
     path = Path(name_or_path)
     if str(name_or_path) == PRETRAINED or (path / "model.safetensors").is_file():
         return True
-    return path.is_file() and CurveModel.is_file(path)
+    return path.is_file() and (CurveModel.is_file(path) or StopModel.is_file(path))
 
 
 def find_curve_model(name_or_path: str | Path) -> Path:
@@ -49,6 +51,22 @@ def load_curve_model(name_or_path: str | Path) -> CurveModel:
     """A curve model: `training-runs`, a directory that `haltwise learn` wrote, or a file.
 
     Raises:
+        InputError: There is none, it is corrupt or foreign, or it is a stop model.
+    """
+    path = find_curve_model(name_or_path)
+    require(
+        not StopModel.is_file(path),
+        f"{name_or_path} says when to stop runs early, not which to give up; name a model that "
+        "haltwise learn wrote without --stop-early",
+    )
+    return CurveModel.load(path)
+
+
+def load_curve_rule(name_or_path: str | Path) -> CurveModel | StopModel:
+    """What `haltwise learn` wrote, which gives runs up or stops them early, or `training-runs`.
+
+    Raises:
         InputError: There is none, or it is corrupt or foreign.
     """
-    return CurveModel.load(find_curve_model(name_or_path))
+    path = find_curve_model(name_or_path)
+    return StopModel.load(path) if StopModel.is_file(path) else CurveModel.load(path)

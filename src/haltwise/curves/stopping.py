@@ -1,7 +1,9 @@
 """Learn from few recorded runs when to stop one early: what is learned, or a rule of one line."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -9,14 +11,15 @@ from haltwise._core.errors import DataWarning, require, warn
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.learning import folds_of
 from haltwise.curves.levels import quantile_levels, stops_below
-from haltwise.curves.model import not_early
+from haltwise.curves.model import cost_scale, not_early
 from haltwise.curves.rule import CurveRule, cross_fitted
 from haltwise.curves.rules.last_improvement import LastImprovementRule
 from haltwise.curves.rules.learned import ForecastRule
 from haltwise.curves.rules.learners import with_inputs
 from haltwise.curves.rules.progress import best_so_far
+from haltwise.curves.stop_model import StopCard, StopModel
 
-__all__ = ["LearnedStop", "learn_to_stop"]
+__all__ = ["LearnedStop", "learn_to_stop", "stops_of", "worth_of"]
 
 _FOLDS = 3
 _FEWEST = 20  # runs
@@ -29,7 +32,7 @@ _TAKES_OVER = 1.0  # standard errors by which the rule of one line must be ahead
 class NotEarly(CurveRule):
     """A rule that stops nothing before a twentieth of the budget is spent."""
 
-    rule: CurveRule
+    rule: LastImprovementRule
 
     def score(self, curve: Curve) -> Floats:
         return not_early(curve, self.rule.score(curve))
@@ -37,24 +40,29 @@ class NotEarly(CurveRule):
 
 @final
 class LearnedStop(NamedTuple):
-    """When to stop a run early, and what that saved on runs of groups that were not learned from.
+    """A model that stops runs early, and what it made of those it was learned on, unseen.
 
     Attributes:
-        rule: What scores a run; for `RunMonitor`.
-        level: A run is stopped at the first point whose score lies below it, -inf if never.
-        saved: By how much the mean cost of a run, loss and price of what it spent, was lower than
-            where all go on to their end, in units of the metric.
-        standard_error: That of `saved`, over runs.
+        model: The model, fitted to all runs.
+        curves: The runs it was learned on.
+        worth: What a stop at each point is worth, in units of the metric and lower is better, [P].
+        stops: The point at which each run is stopped by a rule that has not seen its group; its
+            last where it is not, int64 [n]. The level was chosen by them.
     """
 
-    rule: CurveRule
-    level: float
-    saved: float
-    standard_error: float
+    model: StopModel
+    curves: Curves
+    worth: Floats
+    stops: Integers
 
 
 def learn_to_stop(
-    curves: Curves, price: float, *, returned: Floats | None = None, seed: int = 0
+    curves: Curves,
+    price: float,
+    *,
+    returned: Floats | None = None,
+    seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
 ) -> LearnedStop:
     """Learn when another step of a loop is not worth its price, from some dozens of its runs.
 
@@ -70,6 +78,7 @@ def learn_to_stop(
         returned: What a stop at each point is worth, in units of the metric and lower is better,
             shape [P]; the best metric so far if None. Such as a loss on test data.
         seed: Of the folds.
+        provenance: What the card shall remember, for people.
 
     Raises:
         InputError: There are too few runs, or the price is impossible.
@@ -82,50 +91,90 @@ def learn_to_stop(
         >>> speeds = rng.uniform(0.05, 0.5, (40, 1))
         >>> losses = np.exp(-speeds * np.arange(40)) + 0.01 * rng.standard_normal((40, 40))
         >>> found = learn_to_stop(Curves.from_matrix(losses, group=["a", "b"] * 20), price=0.01)
-        >>> found.saved > 2 * found.standard_error
+        >>> found.model.card.saved > 2 * found.model.card.standard_error
         True
     """
     require(price > 0, f"the price must be above 0, got {price}")
-    worth = np.concatenate([best_so_far(c.loss) for c in curves]) if returned is None else returned
-    require(
-        worth.shape == curves.cost.shape,
-        f"returned must be one number for each of {len(curves.cost)} points, got shape "
-        f"{list(worth.shape)}",
-    )
-    curves, worth = _finite(curves.with_budgets(), worth)
-    curves = with_inputs(curves, price)
+    curves, worth = _finite(curves.with_budgets(), worth_of(curves, returned))
+    read = with_inputs(curves, price)
     fold = folds_of(curves, seed, _FOLDS)
     bills = worth + price * curves.cost
-    rules = [ForecastRule(price), *map(NotEarly, LastImprovementRule.candidates(price))]
-    learned, *simple = (_try(rule, curves, bills, fold) for rule in rules)
-    never = learned._replace(level=-np.inf, charges=bills[curves.offset[1:] - 1])
+    rules: list[ForecastRule | NotEarly] = [ForecastRule(price)]
+    rules += map(NotEarly, LastImprovementRule.candidates(price))
+    learned, *simple = (_try(rule, read, bills, fold) for rule in rules)
+    ends = curves.num_points - 1
+    never = learned._replace(level=-np.inf, stops=ends, charges=bills[curves.offset[:-1] + ends])
     best = min(never, learned, key=_mean)
     other = min(simple, key=_mean)
     ahead = best.charges - other.charges
     if ahead.mean() > _TAKES_OVER * _error(ahead):
         best = other
     saved = never.charges - best.charges
-    return LearnedStop(best.rule.fit(curves), best.level, float(saved.mean()), _error(saved))
+    card = StopCard(
+        metric=curves.metric,
+        cost_unit=curves.cost_unit,
+        price=price,
+        budget=cost_scale(curves),
+        level=best.level if math.isfinite(best.level) else None,
+        direction=curves.direction,
+        saved=float(saved.mean()),
+        standard_error=_error(saved),
+        num_runs=curves.num_runs,
+        num_groups=len(np.unique(curves.group)),
+        provenance=provenance or {},
+    )
+    rule = best.rule.rule if isinstance(best.rule, NotEarly) else best.rule.fit(read)
+    return LearnedStop(StopModel(rule, card), curves, worth, best.stops)
+
+
+def worth_of(curves: Curves, returned: Floats | None = None) -> Floats:
+    """What a stop at each point is worth, [P]: what it returns, or else the best metric so far.
+
+    Raises:
+        InputError: There is not one number for each point.
+    """
+    if returned is None:
+        return np.concatenate([best_so_far(curve.loss) for curve in curves])
+    require(
+        returned.shape == curves.cost.shape,
+        f"returned must be one number for each of {len(curves.cost)} points, got shape "
+        f"{list(returned.shape)}",
+    )
+    return returned
+
+
+def stops_of(scores: Sequence[Floats], levels: Floats, curves: Curves) -> Integers:
+    """The points at which runs end at each level, their last where they are not stopped, [n, L]."""
+    ends: Integers = np.minimum(stops_below(scores, levels), curves.num_points[:, None] - 1)
+    return ends
 
 
 class _Tried(NamedTuple):
-    """A rule at its level, and what a stop by it cost each run while its fold was held out, [n]."""
+    """A rule at its level, and where runs stopped by it while their fold was held out.
 
-    rule: CurveRule
+    Attributes:
+        rule: The rule, not fitted.
+        level: Chosen by the stops below.
+        stops: Shape [n].
+        charges: What these cost, shape [n].
+    """
+
+    rule: ForecastRule | NotEarly
     level: float
+    stops: Integers
     charges: Floats
 
 
-def _try(rule: CurveRule, curves: Curves, bills: Floats, fold: Integers) -> _Tried:
+def _try(rule: ForecastRule | NotEarly, curves: Curves, bills: Floats, fold: Integers) -> _Tried:
     """Choose the level on scores of a rule that has not seen the fold of a run."""
     scores = cross_fitted(rule, curves, fold)
     levels = quantile_levels(scores)
-    stops = np.minimum(stops_below(scores, levels), curves.num_points[:, None] - 1)
+    stops = stops_of(scores, levels, curves)
     charges = bills[curves.offset[:-1, None] + stops]
     behind = charges - charges[:, [charges.mean(0).argmin()]]
     good = behind.mean(0) <= _MARGIN * behind.std(0, ddof=1) / np.sqrt(len(behind))
     place = int(np.flatnonzero(good)[0])
-    return _Tried(rule, float(levels[place]), charges[:, place])
+    return _Tried(rule, float(levels[place]), stops[:, place], charges[:, place])
 
 
 def _finite(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:

@@ -13,7 +13,8 @@ from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.shipped import load_curve_model
+from haltwise.curves.shipped import load_curve_rule
+from haltwise.curves.stop_model import StopModel
 
 __all__ = ["MIN_POINTS", "LevelledRule"]
 
@@ -27,7 +28,7 @@ class LevelledRule:
     """A rule, and when its score is low enough to give a run up.
 
     Args:
-        rule: The rule, or what `haltwise.curves.shipped.load_curve_model` takes: the name or path
+        rule: The rule, or what `haltwise.curves.shipped.load_curve_rule` takes: the name or path
             of a learned one.
         level: A run is given up at the first point whose score lies below; a certificate of this
             rule stands for the level that it certifies. A learned rule has levels of its own, for a
@@ -53,7 +54,7 @@ class LevelledRule:
         cost_unit: str | None = None,
         min_points: int = MIN_POINTS,
     ) -> None:
-        found: object = load_curve_model(rule) if isinstance(rule, str | Path) else rule
+        found: object = load_curve_rule(rule) if isinstance(rule, str | Path) else rule
         require(
             isinstance(found, CurveRule),
             f"{shown(rule)} is no rule on curves; give a haltwise.curves.rule.CurveRule or the "
@@ -61,6 +62,13 @@ class LevelledRule:
         )
         assert isinstance(found, CurveRule)
         self.rule = found
+        if isinstance(found, StopModel):
+            found.require_unit(cost_unit)
+            require(
+                price is None and lost is None,
+                f"this model was learned at a price of {found.card.price:g}, at which it stops "
+                "runs; leave price and lost out, or learn at another price",
+            )
         if isinstance(level, Certificate):
             level = _certified(found, level)
         self.min_points = whole_number("min_points", min_points)
@@ -142,7 +150,7 @@ class LevelledRule:
 
 def _name_of(rule: CurveRule) -> str:
     """The class of a rule, with what tells it from others of the class and outlives a process."""
-    if isinstance(rule, CurveModel):
+    if isinstance(rule, CurveModel | StopModel):
         return f"{type(rule).__name__} {rule.digest}"
     return repr(rule) if is_dataclass(rule) else type(rule).__name__
 

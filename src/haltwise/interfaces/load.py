@@ -26,7 +26,7 @@ def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel |
     """A trained model: an optimizer model, or the curve model `training-runs`.
 
     The curve model gives up training runs that will not meet their target, by their logs alone; one
-    that `haltwise learn` wrote is loaded by `haltwise.curves.load_curve_model`.
+    that `haltwise learn` wrote is loaded by `haltwise.curves.load_curve_rule`.
 
     Args:
         name_or_path: A shipped name (`haltwise list`), a run directory, the name of one in `runs/`

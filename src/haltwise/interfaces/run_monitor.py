@@ -44,8 +44,9 @@ class RunMonitor:
 
     Args:
         rule: A rule on curves, or the name or path of a learned one: `"training-runs"`, which comes
-            with the package, or a directory that `haltwise learn` wrote. None, with a price, ends
-            the run after the first point that was not worth what it cost.
+            with the package, or a directory that `haltwise learn` wrote, to give runs up or, with
+            `--stop-early`, to stop them where another step is not worth its price. None, with a
+            price, ends the run after the first point that was not worth what it cost.
         metric: The name of the column that is judged.
         direction: Whether lower or higher values of it are better.
         target: The value that is a success; None if there is none.

@@ -29,7 +29,9 @@ class BestOnChainRule(CurveRule):
     price: float = 0.1
     """What a unit of cost must gain, in units of the metric."""
 
-    fixed_level: ClassVar[float | None] = 0.0
+    @property
+    def fixed_level(self) -> float:
+        return 0.0
 
     @classmethod
     def candidates(cls, price: float | None = None) -> Sequence[Self]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self, final
+from typing import Self, final
 
 import numpy as np
 
@@ -62,7 +62,9 @@ class UntunedImprovementRule(CurveRule):
     price: float | None = None
     """What a unit of cost must gain, in units of the metric."""
 
-    fixed_level: ClassVar[float | None] = 1.0
+    @property
+    def fixed_level(self) -> float:
+        return 1.0
 
     @classmethod
     def candidates(cls, price: float | None = None) -> Sequence[Self]:
