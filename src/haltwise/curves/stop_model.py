@@ -107,7 +107,7 @@ class StopModel(CurveRule):
         >>> model = StopModel(LastImprovementRule(0.01, 0.5), card)
         >>> curve = Curves.from_matrix([0.9 ** np.arange(50)])[0]
         >>> int(np.flatnonzero(model.score(curve) < card.level)[0])
-        23
+        24
     """
 
     def __init__(self, rule: ForecastRule | LastImprovementRule, card: StopCard) -> None:
