@@ -1,8 +1,8 @@
 """How fast Haltwise is on a GPU: steps, meta-gradients and solving, with peers beside, as a table.
 
 Meta-gradients are those of `workloads.py`; what moves parameters is the shipped LSTM of two layers
-of 20 units. Times are medians of rounds after a warm-up, with the GPU waited for. Each section
-first checks what it times against float64.
+of 20 units, and in steps the rule `mlp` of `small-networks`, too. Times are medians of rounds after
+a warm-up, with the GPU waited for. Each section first checks what it times against float64.
 """
 
 import os
@@ -222,19 +222,19 @@ def _vector(num_params: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(num_params, device=DEVICE))]
 
 
-def check_step() -> float:
+def check_step(weights: str) -> float:
     """Largest relative error of three steps' updates and states, against float64 on the CPU."""
     generator = torch.Generator().manual_seed(3)
     grads = [0.1 * torch.randn(5000, generator=generator) for _ in range(3)]
     states = []
     for device, dtype in ((DEVICE, torch.float32), (torch.device("cpu"), torch.float64)):
         param = nn.Parameter(torch.zeros(5000, device=device, dtype=dtype))
-        optimizer = LearnedOptimizer([param], "mnist-mlp")
+        optimizer = LearnedOptimizer([param], weights)
         for number, grad in enumerate(grads):
             param.grad = grad.to(device, dtype)
             optimizer.step(loss=1.0 - 0.1 * number)
         states.append({"param": param.detach().cpu(), **optimizer.state[param]})
-    names = ("param", "rule.hidden", "rule.cell", "signals.update")
+    names = ["param", "signals.update", *(name for name in states[0] if name.startswith("rule."))]
     return max(relative_error(states[0][name].cpu(), states[1][name]) for name in names)
 
 
@@ -258,7 +258,10 @@ def _peak(step: Way, num_params: int) -> str:
 
 def step_rows() -> Iterator[Row]:
     """One step with its loss: the learned optimizer, and Adam and a copy of the state beside."""
-    yield Row("three steps", "beside float64", 0.0, f"relative error {check_step():.1e}")
+    for weights in ("mnist-mlp", "small-networks"):
+        error = check_step(weights)
+        note = f"relative error {error:.1e}" + " TOO LARGE" * (error > AGREEMENT)
+        yield Row(f"three steps of {weights}", "beside float64", 0.0, note)
     for what, make in (
         ("1 M parameters", lambda: _vector(1_000_000)),
         ("18.9 M in 72 tensors", _transformer),
@@ -272,8 +275,10 @@ def step_rows() -> Iterator[Row]:
             ("haltwise", {}),
             ("haltwise, unguarded", {"guard": False}),
             ("haltwise, bfloat16 state", {"state_dtype": torch.bfloat16}),
+            ("haltwise, small-networks", {"weights": "small-networks"}),
         ):
-            step = _falling(LearnedOptimizer(params, "mnist-mlp", lr=1e-6, **options))
+            settings: dict[str, Any] = {"weights": "mnist-mlp", "lr": 1e-6} | options
+            step = _falling(LearnedOptimizer(params, **settings))
             row = _per_call(attempt(what, way, lambda run=step: _repeated(run), 3))
             yield row._replace(note=row.note or _peak(step, num_params))
             del step

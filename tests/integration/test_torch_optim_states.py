@@ -136,6 +136,19 @@ def test_a_state_of_several_dtypes_goes_on_bit_by_bit() -> None:
     assert found.log_prob().shape == (1, 5)
 
 
+@pytest.mark.parametrize("num_entries", [1, 2, 3])
+def test_only_what_is_of_coordinates_is_kept_in_bfloat16(num_entries: int) -> None:
+    (param,) = given_grads((num_entries,))
+    optimizer = LearnedOptimizer([param], "small-networks", state_dtype=torch.bfloat16)
+    optimizer.step(loss=1.0)
+    narrow = {
+        name
+        for name, value in optimizer.state[param].items()
+        if name.startswith("rule.") and value.dtype is torch.bfloat16
+    }
+    assert narrow == {"rule.momenta", "rule.squares", "rule.agreement"}
+
+
 def test_a_state_of_others_is_refused_and_changes_nothing() -> None:
     model = Model()
     optimizer = LearnedOptimizer(model.parameters(), "regression-10d")

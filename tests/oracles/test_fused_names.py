@@ -4,13 +4,14 @@ import importlib
 
 import pytest
 
-ROOMS = tuple(f"_kernels.fused.{name}" for name in ("backward", "cell", "step", "sums"))
+ROOMS = (
+    *(f"_kernels.fused.{name}" for name in ("backward", "cell", "step", "sums")),
+    *(f"interfaces.torch_optim.fused.{name}" for name in ("control", "lstm", "mlp", "tensors")),
+)
 TAKEN = {"params", "options", "specialization"}
 
 
-@pytest.mark.parametrize(
-    "room", [*ROOMS, "interfaces.torch_optim.fused.control", "interfaces.torch_optim.fused.tensors"]
-)
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_operand_of_a_kernel_is_called_like_the_launchers_own(room: str) -> None:
     pytest.importorskip("triton")
     module = importlib.import_module(f"haltwise.{room}")

@@ -16,14 +16,18 @@ __all__ = ["command"]
 @click.command("info")
 def command() -> None:
     """Say which versions, kernel, threads and devices are in use."""
+    on_gpus = (
+        fused.implementation(torch.device("cuda", 0))
+        if torch.cuda.is_available()
+        else "no GPU is available to PyTorch"
+    )
     rows = {
         "haltwise": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "LSTM on CPUs": _kernels.implementation(),
-        "LSTM on GPUs": fused.implementation(torch.device("cuda", 0))
-        if torch.cuda.is_available()
-        else "no GPU is available to PyTorch",
+        "LSTM on GPUs": on_gpus,
+        "MLP steps on GPUs": on_gpus,
         "CPU threads": str(torch.get_num_threads()),
         "CUDA": ", ".join(
             torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())

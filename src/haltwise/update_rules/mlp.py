@@ -13,14 +13,14 @@ from haltwise.update_rules.capabilities import SupportsChunks
 
 __all__ = ["MLPRule"]
 
-_MOMENTA = (0.5, 0.9, 0.99)  # shares of the gradients' averages that are kept
-_SQUARES = (0.9, 0.99)  # of the squared gradients' averages; the last normalises
-_AGREEMENT = 0.8
-_PERIODS = (3.0, 10.0, 30.0, 100.0)  # steps in which the features of time decay
-_FEWEST = 1e-8  # of the root mean square over coordinates: what no gradient is divided by less than
-_BOUND = 4.0  # of features and of the logarithm of the step size
-_NUM_DIRECTIONS = 1 + len(_MOMENTA)
-_NUM_FEATURES = 15 + len(_PERIODS)
+MOMENTA = (0.5, 0.9, 0.99)  # shares of the gradients' averages that are kept
+SQUARES = (0.9, 0.99)  # of the squared gradients' averages; the last normalises
+AGREEMENT = 0.8
+PERIODS = (3.0, 10.0, 30.0, 100.0)  # steps in which the features of time decay
+FEWEST = 1e-8  # of the root mean square over coordinates: what no gradient is divided by less than
+BOUND = 4.0  # of features and of the logarithm of the step size
+NUM_DIRECTIONS = 1 + len(MOMENTA)
+NUM_FEATURES = 15 + len(PERIODS)
 
 
 class _Seen(NamedTuple):
@@ -74,7 +74,7 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         require(hidden_size >= 1, f"hidden_size must be at least 1, got {hidden_size}")
         require(output_scale > 0, f"output_scale must be above 0, got {output_scale}")
         self.hidden_size, self.output_scale = hidden_size, output_scale
-        sizes = (_NUM_FEATURES, hidden_size, hidden_size, 1 + _NUM_DIRECTIONS)
+        sizes = (NUM_FEATURES, hidden_size, hidden_size, 1 + NUM_DIRECTIONS)
         layers = [
             nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
             for inputs, outputs in itertools.pairwise(sizes)
@@ -92,8 +92,8 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
     def init(self, params: Tensor) -> State:
         of_problem = params.new_zeros(len(params), 1)
         return {
-            "momenta": params.new_zeros(*params.shape, len(_MOMENTA)),
-            "squares": params.new_zeros(*params.shape, len(_SQUARES)),
+            "momenta": params.new_zeros(*params.shape, len(MOMENTA)),
+            "squares": params.new_zeros(*params.shape, len(SQUARES)),
             "agreement": torch.zeros_like(params),
             "count": of_problem,  # gradients since the first that was not all zeros
             "log_unit": of_problem.clone(),  # the size of that one
@@ -116,7 +116,7 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
             2 * torch.tanh(weight / 2) * direction
             for weight, direction in zip(weights, seen.directions.unbind(-1), strict=True)
         )
-        size = self.output_scale * torch.exp(_BOUND * torch.tanh(log_size / _BOUND))
+        size = self.output_scale * torch.exp(BOUND * torch.tanh(log_size / BOUND))
         return UpdateStep(-size * mixed, hidden.mean(1), seen.state)
 
 
@@ -133,19 +133,19 @@ def _look(grad: Tensor, state: State, log_size: Tensor) -> _Seen:
     def average(old: Tensor, new: Tensor, kept: Tensor | float) -> Tensor:
         return kept * old + (1 - kept) * new
 
-    keeps, keeps_squares = constants(_MOMENTA, grad), constants(_SQUARES, grad)
+    keeps, keeps_squares = constants(MOMENTA, grad), constants(SQUARES, grad)
     momenta = average(state["momenta"], grad.unsqueeze(-1), keeps)
     squares = average(state["squares"], grad.square().unsqueeze(-1), keeps_squares)
-    sizes = average(state["sizes"], now, _SQUARES[0])
+    sizes = average(state["sizes"], now, SQUARES[0])
     steps = count.clamp_min(1)
-    size = (sizes / (1 - _SQUARES[0] ** steps)).sqrt()
+    size = (sizes / (1 - SQUARES[0] ** steps)).sqrt()
     roots = (squares / (1 - keeps_squares ** steps.unsqueeze(-1))).sqrt()
-    root = roots[..., -1] + _FEWEST * size + 1e-30
+    root = roots[..., -1] + FEWEST * size + 1e-30
     unbiased = momenta / (1 - keeps ** steps.unsqueeze(-1))
     directions = torch.cat((grad.unsqueeze(-1), unbiased), -1) / root.unsqueeze(-1)
-    directions = directions.clamp(-_BOUND, _BOUND)
+    directions = directions.clamp(-BOUND, BOUND)
     new, fast, middle, slow = directions.unbind(-1)
-    agreement = average(state["agreement"], new * fast, _AGREEMENT)
+    agreement = average(state["agreement"], new * fast, AGREEMENT)
 
     def log(value: Tensor) -> Tensor:
         return value.clamp_min(1e-30).log()
@@ -153,7 +153,7 @@ def _look(grad: Tensor, state: State, log_size: Tensor) -> _Seen:
     of_problem = [
         log_size - log_unit - log(size),
         log(size),
-        *(torch.exp(-steps / period) for period in _PERIODS),
+        *(torch.exp(-steps / period) for period in PERIODS),
     ]
     of_coordinate = [
         *(new * new, fast * fast, middle * middle, slow * slow),
@@ -171,7 +171,7 @@ def _look(grad: Tensor, state: State, log_size: Tensor) -> _Seen:
         "log_unit": log_unit,
         "sizes": sizes,
     }
-    return _Seen(directions, torch.stack(features, -1).clamp(-_BOUND, _BOUND), state)
+    return _Seen(directions, torch.stack(features, -1).clamp(-BOUND, BOUND), state)
 
 
 RULES = {"mlp": MLPRule}

@@ -17,6 +17,7 @@ __all__ = [
     "backward_kernel",
     "forward_kernel",
     "input_kernel",
+    "tanh",
     "weight_gradient_kernel",
 ]
 
@@ -42,7 +43,7 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _tanh(x):
+def tanh(x):
     """Accurate relative to its value near zero, too."""
     square = x * x
     series = -0.05396825396825397 + square * 0.021869488536155203
@@ -127,9 +128,9 @@ def _input_columns(block, INPUTS: tl.constexpr, H: tl.constexpr, UNITS: tl.const
 @triton.jit
 def _cell(z, c):
     """Gates, cell and hidden state after a step, from the gates' sums."""
-    enter, forget, candidate, leave = _sigmoid(z[0]), _sigmoid(z[1]), _tanh(z[2]), _sigmoid(z[3])
+    enter, forget, candidate, leave = _sigmoid(z[0]), _sigmoid(z[1]), tanh(z[2]), _sigmoid(z[3])
     c = forget * c + enter * candidate
-    return (enter, forget, candidate, leave), c, leave * _tanh(c)
+    return (enter, forget, candidate, leave), c, leave * tanh(c)
 
 
 @triton.jit
@@ -291,7 +292,7 @@ def _read_out_backward(
 @triton.jit
 def _cell_backward(dh, dc, gates, before, after):
     """Derivatives of the gates' sums and of the cell before a step."""
-    squashed = _tanh(after)
+    squashed = tanh(after)
     dc += dh * gates[3] * (1 - squashed * squashed)
     d_sums = (
         dc * gates[2] * (gates[0] * (1 - gates[0])),

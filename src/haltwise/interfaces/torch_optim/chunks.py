@@ -82,10 +82,12 @@ def init_state(rule: UpdateRule, param: Tensor, state_dtype: torch.dtype | None 
         # Rules may begin with one tensor of zeros for all; ours are written to.
         shared = any(value.data_ptr() == other.data_ptr() for other in state.values())
         state[name] = value.clone(memory_format=torch.contiguous_format) if shared else value
-    for name, value in state.items():
-        narrows = name.startswith("rule.") and value.is_floating_point() and value.ndim > 1
-        if state_dtype is not None and narrows and value.shape[1] == param.numel():
-            state[name] = value.to(state_dtype)
+    # By its shape alone, what is of a tensor of one entry might be of its coordinate.
+    of_two = {} if state_dtype is None else rule.init(like[:, :1].expand(1, 2))
+    for name, value in nested_state(of_two, "rule.").items():
+        of_coordinates = value.ndim > 1 and value.shape[1] == 2
+        if value.is_floating_point() and of_coordinates and state[name].shape[1] == param.numel():
+            state[name] = state[name].to(state_dtype)
     state["touched"] = torch.zeros_like(like, dtype=torch.bool)
     return state
 

@@ -15,7 +15,7 @@ from haltwise.interfaces.torch_optim.groups import Group, GroupModels
 from haltwise.interfaces.torch_optim.judging import end_with_horizon, judge
 from haltwise.interfaces.torch_optim.problem import Problem, States
 from haltwise.interfaces.torch_optim.takeover import warn_of_adam
-from haltwise.update_rules.lstm import LSTMRule
+from haltwise.update_rules import LSTMRule, MLPRule, UpdateRule
 
 if TYPE_CHECKING:
     from haltwise.interfaces.torch_optim.fused.steps import FusedGroup, FusedSteps
@@ -143,12 +143,15 @@ def _serves(problems: Sequence[Problem]) -> bool:
     return (
         all(param.device == device for param in params)
         and dtypes <= _DTYPES
-        and all(
-            isinstance(rule, LSTMRule)
-            and fused.serves(device, torch.float32, rule.hidden_size, rule.num_layers)
-            for rule in rules
-        )
+        and all(_has_kernels(rule, device) for rule in rules)
     )
+
+
+def _has_kernels(rule: UpdateRule, device: torch.device) -> bool:
+    """Whether `haltwise.interfaces.torch_optim.fused.rules` moves such a rule there."""
+    if isinstance(rule, LSTMRule):
+        return fused.serves(device, torch.float32, rule.hidden_size, rule.num_layers)
+    return isinstance(rule, MLPRule) and fused.serves(device, torch.float32, rule.hidden_size)
 
 
 def _fused(problem: Problem) -> "FusedGroup":
@@ -163,7 +166,6 @@ def _fused(problem: Problem) -> "FusedGroup":
         if has_grad or "guard.params" in state:
             members.append(Member(param, state, has_grad))
     model = models.cast(group, group["params"][0])
-    assert isinstance(model.rule, LSTMRule)
     card = model.card
     return FusedGroup(
         problem, members, model.rule, card.horizon, card.price, models.can_judge(group)

@@ -52,15 +52,14 @@ GRAD = tl.constexpr(0)  # address, 0 if there is none at this step
 PARAM = tl.constexpr(1)
 SIZE = tl.constexpr(2)
 FIRST_CHUNK = tl.constexpr(3)
-HIDDEN = tl.constexpr(4)  # distance from the anchor, in 16 bytes
-CELL = tl.constexpr(5)
-LAST_GRAD = tl.constexpr(6)
-LAST_UPDATE = tl.constexpr(7)
-TOUCHED = tl.constexpr(8)
-COPY = tl.constexpr(9)
-ADAM_MEAN = tl.constexpr(10)
-ADAM_SQUARE = tl.constexpr(11)
-COLUMNS = tl.constexpr(12)
+LAST_GRAD = tl.constexpr(4)
+LAST_UPDATE = tl.constexpr(5)
+TOUCHED = tl.constexpr(6)
+COPY = tl.constexpr(7)
+ADAM_MEAN = tl.constexpr(8)
+ADAM_SQUARE = tl.constexpr(9)
+RULE = tl.constexpr(10)  # from here on where the rule's states lie (`rules.py`)
+COLUMNS = tl.constexpr(16)
 CHUNK = tl.constexpr(512)
 """Entries of a tensor that a program takes at once."""
 
@@ -82,6 +81,7 @@ WHY_STEP = tl.constexpr(13)
 WHY_WAITED = tl.constexpr(14)
 STOPS = tl.constexpr(15)  # whether Adam's steps have not earned their price
 LOSS = tl.constexpr(16)
+LOG_RMS = tl.constexpr(17)  # of the gradient, as in `haltwise._core.tensors.log_rms`
 # What the guard remembers, in the order of its record.
 BEGUN = tl.constexpr(20)
 ADAM_STEPS = tl.constexpr(21)
@@ -321,6 +321,7 @@ def begin_step(
     # The floor, exp(-80), is what every rule reads of zeros.
     tl.store(control + MEAN, total / num)
     tl.store(control + INVERSE, 1 / tl.maximum(tl.sqrt(squares / num), 1.8048513878454153e-35))
+    tl.store(control + LOG_RMS, 0.5 * tl.log(tl.maximum(squares / num, 1e-90)))
     tl.store(control + MODE, mode)
     tl.store(control + MOVED, 0.0)
     tl.store(control + REMEMBER, tl.where(remembers, 1.0, 0.0))

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._kernels.fused.packing import Tiles, pack, pack_readout
 from haltwise._kernels.fused.rows import num_processors
 from haltwise.interfaces.torch_optim.fused.control import (
     CHUNK,
@@ -18,26 +16,24 @@ from haltwise.interfaces.torch_optim.fused.control import (
     PARAM,
     SETTINGS,
 )
-from haltwise.update_rules.lstm import LSTMRule
+from haltwise.interfaces.torch_optim.fused.rules import FusedRule, fused_rule
+from haltwise.update_rules import UpdateRule
 
-__all__ = ["DTYPES", "NUM_LOG_ROWS", "Member", "Part", "Plan", "PlannedGroup"]
+__all__ = ["NUM_LOG_ROWS", "Member", "Part", "Plan", "PlannedGroup"]
 
 NUM_LOG_ROWS = 1024
 """Steps that may wait to be judged."""
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _PROGRAMS = 3  # on a multiprocessor, that advance the last layer
 _GIVEN = 6  # settings that the host gives
 _MANY = 4  # likewise, that advance others or move parameters
 _STATES = (
-    "rule.hidden",
-    "rule.cell",
     "signals.grad",
     "signals.update",
     "touched",
     "guard.params",
     "guard.mean",
     "guard.square",
-)  # in the order of the table
+)  # in the order of the table, before the rule's
 
 State = dict[str, Any]
 
@@ -61,25 +57,22 @@ class Part(NamedTuple):
     num_chunks: int
     first_program: int
     num_programs: int
+    first_tensor: int
+    num_tensors: int
+    """Tensors with a gradient, which come first."""
 
 
 @final
 class PlannedGroup:
-    """A group, its weights in the kernels' order, and its part of the plan's memory."""
+    """A group, the kernels of its rule, and its part of the plan's memory."""
 
-    def __init__(self, rule: LSTMRule, device: torch.device) -> None:
-        weight, given = rule.readout_weight, rule.readout_bias
-        bias: Tensor = weight.new_zeros(1) if given is None else given
-        self.rule, self.tiles = rule, Tiles.of(rule.hidden_size)
-        self.packed = pack(list(rule.weights), list(rule.biases))
-        self.readout = pack_readout(weight, bias)
-        self.num_outputs = bias.numel()
-        self.num_units = sum(self.tiles)
+    def __init__(self, rule: FusedRule, device: torch.device) -> None:
+        self.rule = rule
         self.parts: list[Part] = []
         self.first_tensor = self.num_tensors = self.num_coordinates = 0
         self.first_program = self.num_programs = 0
         self.log = torch.zeros(
-            NUM_LOG_ROWS, 16 + self.num_units, dtype=torch.float64, device=device
+            NUM_LOG_ROWS, 16 + rule.num_units, dtype=torch.float64, device=device
         )
         self.partials = torch.empty(0)
 
@@ -95,24 +88,32 @@ class Plan:
     """
 
     def __init__(
-        self, members: Sequence[Sequence[Member]], rules: Sequence[LSTMRule], device: torch.device
+        self, members: Sequence[Sequence[Member]], rules: Sequence[UpdateRule], device: torch.device
     ) -> None:
         self.device = device
-        self.groups = [PlannedGroup(rule, device) for rule in rules]
+        num_tensors = sum(map(len, members))
+        self.groups = [
+            PlannedGroup(fused_rule(rule, own[0].state, num_tensors), device)
+            for rule, own in zip(rules, members, strict=True)
+        ]
         self.members: list[Member] = []
         self.temporaries: dict[int, Tensor] = {}
+        self._kept: list[list[tuple[str, object]]] = []
         owners: list[Tensor] = []
-        firsts: list[int] = []
+        rows: list[list[int]] = []
         chunk = program = 0
         limit = _PROGRAMS * num_processors(device)
         for group, own in zip(self.groups, members, strict=True):
             group.first_tensor, group.first_program = len(self.members), program
             for (grad_dtype, param_dtype), part in _by_dtype(own).items():
-                begin, moved = chunk, 0
+                begin, moved, first_tensor = chunk, 0, len(self.members)
                 for member in part:
                     num_chunks = -(-member.param.numel() // CHUNK.value)
                     owners.append(torch.full((num_chunks,), len(self.members), dtype=torch.int32))
-                    firsts.append(chunk)
+                    names = (*_STATES, *group.rule.entries)
+                    _put_in_order(member.state, names)
+                    rows.append(_row(member, chunk, group.rule))
+                    self._kept.append([(name, member.state.get(name)) for name in names])
                     self.members.append(member)
                     chunk += num_chunks
                     moved += num_chunks * member.has_grad
@@ -120,28 +121,25 @@ class Plan:
                 num_programs = min(moved, limit)
                 group.parts.append(
                     Part(
-                        grad_dtype, param_dtype, begin, moved, chunk - begin, program, num_programs
+                        *(grad_dtype, param_dtype, begin, moved, chunk - begin),
+                        *(program, num_programs),
+                        *(first_tensor, sum(member.has_grad for member in part)),
                     )
                 )
                 program += num_programs
             group.num_tensors = len(self.members) - group.first_tensor
             group.num_programs = program - group.first_program
             group.partials = torch.empty(
-                group.num_programs, 2 + group.num_units, dtype=torch.float64, device=device
+                group.num_programs, 2 + group.rule.num_units, dtype=torch.float64, device=device
             )
         self.owner = torch.cat(owners).to(device)
         self.num_many = _MANY * num_processors(device)
-        self.anchor: Tensor = self.members[0].state["rule.hidden"].new_empty(16)
         self.num_programs = program
-        table = torch.zeros(len(self.members), COLUMNS.value, dtype=torch.int64)
-        for row, first, member in zip(table.unbind(), firsts, self.members, strict=True):
-            _put_in_order(member.state)
-            pointers = [_address(member.state.get(name)) for name in _STATES]
-            pointers[:2] = [(at - self.anchor.data_ptr()) // 16 for at in pointers[:2]]
-            row[2:] = torch.tensor([member.param.numel(), first, *pointers])
+        table = torch.zeros(len(rows), COLUMNS.value, dtype=torch.int64)
+        for row, known in zip(table.unbind(), rows, strict=True):
+            row[: len(known)] = torch.tensor(known)
         self.table = table.to(device)
         self._pointers: list[int] = []
-        self._kept = [[member.state.get(name) for name in _STATES] for member in self.members]
         self._settings: list[tuple[float, ...]] = []
         self._shapes = [param.shape for param, _, _ in self.members]
         self._spare: list[Tensor] = []
@@ -175,7 +173,7 @@ class Plan:
                 and param.device == self.device
             ):
                 return False
-            if any(state.get(name) is not value for name, value in zip(_STATES, kept, strict=True)):
+            if any(state.get(name) is not value for name, value in kept):
                 return False
         return all(
             (grad.dtype, param.dtype) == dtypes
@@ -254,12 +252,18 @@ def _by_dtype(members: Sequence[Member]) -> dict[tuple[torch.dtype, torch.dtype]
     return found
 
 
-def _put_in_order(state: State) -> None:
+def _put_in_order(state: State, names: Sequence[str]) -> None:
     """Kernels take states row by row, at addresses that are multiples of 16."""
-    for name in _STATES:
+    for name in names:
         value = state.get(name)
         if isinstance(value, Tensor) and (not value.is_contiguous() or value.data_ptr() % 16):
             state[name] = value.clone(memory_format=torch.contiguous_format)
+
+
+def _row(member: Member, first_chunk: int, rule: FusedRule) -> list[int]:
+    """Its row of the table; where gradient and parameter are is told at every step."""
+    own = [_address(member.state.get(name)) for name in _STATES]
+    return [0, 0, member.param.numel(), first_chunk, *own, *rule.places(member.state)]
 
 
 def _address(tensor: object) -> int:

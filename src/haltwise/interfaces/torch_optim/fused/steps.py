@@ -8,24 +8,18 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._kernels import fused
-from haltwise._kernels.fused.packing import is_resident
 from haltwise.interfaces.torch_optim.fused import control
-from haltwise.interfaces.torch_optim.fused.plan import DTYPES, NUM_LOG_ROWS, Member, Plan
-from haltwise.interfaces.torch_optim.fused.tensors import (
-    advance_tensors,
-    apply_tensors,
-    pool_tensors,
-)
+from haltwise.interfaces.torch_optim.fused.plan import NUM_LOG_ROWS, Member, Plan
+from haltwise.interfaces.torch_optim.fused.rules import DTYPES, Advance
+from haltwise.interfaces.torch_optim.fused.tensors import apply_tensors, pool_tensors
 from haltwise.interfaces.torch_optim.groups import Group, Record
 from haltwise.interfaces.torch_optim.guard import FRESH, why_adam
 from haltwise.interfaces.torch_optim.judging import ShownStep
 from haltwise.interfaces.torch_optim.problem import Problem
-from haltwise.update_rules.lstm import LSTMRule
+from haltwise.update_rules import UpdateRule
 
 __all__ = ["FusedGroup", "FusedSteps", "Reading"]
 
-_BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
-_REGISTERS = 168  # of a thread in the last layer, so that three programs share a multiprocessor
 _WHY = ("", "rises", "waits", "ended", "fails")
 """Kinds of reasons, at the numbers by which a control record names them."""
 
@@ -44,7 +38,7 @@ class FusedGroup(NamedTuple):
 
     problem: Problem
     members: list[Member]
-    rule: LSTMRule
+    rule: UpdateRule
     horizon: int
     price: float
     is_judged: bool
@@ -210,37 +204,28 @@ class FusedSteps:
             )
         for number, each, planned in pairs:
             for part in planned.parts:
+                if not part.num_moved:
+                    continue
                 first = part.first_program - planned.first_program
-                resident = is_resident(planned.tiles, 1)
-                num_layers, small = each.rule.num_layers, planned.tiles.first == 16
-                for layer in range(num_layers if part.num_moved else 0):
-                    is_last = layer == num_layers - 1
-                    many = min(part.num_moved, plan.num_many)
-                    advance_tensors[(part.num_programs if is_last else many,)](
-                        *(plan.table, plan.owner, part.first_chunk, part.num_moved),
-                        *(plan.settings[number], plan.control[number]),
-                        *(planned.partials[first:], plan.update_squares[part.first_program :]),
-                        *(planned.packed, planned.readout, float(each.rule.output_scale)),
-                        plan.anchor,
-                        GRAD_DTYPE=DTYPES[part.grad_dtype],
-                        PARAM_DTYPE=DTYPES[part.param_dtype],
-                        WORD=16 // plan.anchor.itemsize,
-                        DECAYS=each.problem.group["weight_decay"] != 0,
-                        JUDGED=has_loss and each.is_judged,
-                        FIRST=layer,
-                        LAST=layer + 1,
-                        LAYERS=num_layers,
-                        H=each.rule.hidden_size,
-                        UA=planned.tiles.first,
-                        UB=planned.tiles.second,
-                        INPUTS=4 if each.rule.shared_gradient else 2,
-                        OUTPUTS=planned.num_outputs,
-                        RESIDENT=resident,
-                        BLOCK=_BLOCK,
-                        num_warps=_WARPS,
-                        num_stages=1,
-                        maxnreg=_REGISTERS if is_last and small else None,
+                planned.rule.advance(
+                    Advance(
+                        operands=(
+                            *(plan.table, plan.owner, part.first_chunk, part.num_moved),
+                            *(plan.settings[number], plan.control[number]),
+                            *(planned.partials[first:], plan.update_squares[part.first_program :]),
+                        ),
+                        constants={
+                            "GRAD_DTYPE": DTYPES[part.grad_dtype],
+                            "PARAM_DTYPE": DTYPES[part.param_dtype],
+                            "DECAYS": each.problem.group["weight_decay"] != 0,
+                            "JUDGED": has_loss and each.is_judged,
+                        },
+                        num_programs=part.num_programs,
+                        num_many=min(part.num_moved, plan.num_many),
+                        first_tensor=part.first_tensor,
+                        num_tensors=part.num_tensors,
                     )
+                )
         for number, each, planned in pairs:
             control.end_step[(1,)](
                 *(plan.settings[number], plan.control[number], plan.pooled, planned.partials),
@@ -249,8 +234,8 @@ class FusedSteps:
                 HAS_LOSS=has_loss,
                 GUARDED=guarded,
                 JUDGED=has_loss and each.is_judged,
-                UNITS=planned.num_units,
-                WIDTH=1 << (planned.num_units + 1).bit_length(),
+                UNITS=planned.rule.num_units,
+                WIDTH=1 << (planned.rule.num_units + 1).bit_length(),
             )
         for number, _, planned in pairs:
             for part in planned.parts:
@@ -287,7 +272,7 @@ class FusedSteps:
         for each, planned, row in zip(self._groups, plan.groups, rows, strict=True):
             takes_over = _note(each, row)
             log = planned.log[: int(row[control.LOGGED.value])].cpu()
-            size, dim = each.rule.hidden_size, planned.num_coordinates
+            size, dim = each.rule.readout_size, planned.num_coordinates
             shown = [_shown(line, size, dim) for line in log]
             found.append(
                 (

@@ -8,15 +8,7 @@ done at this step lies in the group's control record: the host knows nothing of 
 import triton
 import triton.language as tl
 
-from haltwise._kernels.fused.cell import (
-    advance,
-    gradient_features,
-    load_weights,
-    narrowed,
-    read_out,
-    row_in_memory,
-    unit_in_memory,
-)
+from haltwise._kernels.fused.cell import narrowed
 from haltwise.interfaces.torch_optim import guard
 from haltwise.interfaces.torch_optim.fused.control import (
     ADAM,
@@ -24,7 +16,6 @@ from haltwise.interfaces.torch_optim.fused.control import (
     ADAM_SQUARE,
     ADAM_STEP,
     ADAM_STEPS,
-    CELL,
     CHUNK,
     COLUMNS,
     COPY,
@@ -32,13 +23,10 @@ from haltwise.interfaces.torch_optim.fused.control import (
     FIRST_CHUNK,
     GO_BACK,
     GRAD,
-    HIDDEN,
-    INVERSE,
     LAST_GRAD,
     LAST_UPDATE,
     LEARNED,
     LR,
-    MEAN,
     MODE,
     MOVED,
     PARAM,
@@ -50,7 +38,15 @@ from haltwise.interfaces.torch_optim.fused.control import (
     power,
 )
 
-__all__ = ["advance_tensors", "apply_tensors", "pool_tensors"]
+__all__ = [
+    "apply_tensors",
+    "displace",
+    "leave_sums",
+    "pointer",
+    "pool_tensors",
+    "rates",
+    "remembered",
+]
 
 HUGE = tl.constexpr(guard.HUGE)
 FIRST_BETA = tl.constexpr(guard.BETAS[0])
@@ -58,7 +54,7 @@ SECOND_BETA = tl.constexpr(guard.BETAS[1])
 
 
 @triton.jit
-def _pointer(entry, DTYPE: tl.constexpr):
+def pointer(entry, DTYPE: tl.constexpr):
     return tl.load(entry).to(tl.pointer_type(DTYPE))
 
 
@@ -97,14 +93,14 @@ def pool_tensors(
         entry = table + tl.load(owner + chunk) * COLUMNS
         at = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK + tl.arange(0, CHUNK)
         known = at < tl.load(entry + SIZE)
-        grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
+        grad = tl.load(pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
         grad = grad.to(tl.float32) * sign
         wide = grad.to(tl.float64)
         total += wide
         squares += wide * wide
         if JUDGED:
-            last_grad = tl.load(_pointer(entry + LAST_GRAD, tl.float32) + at, mask=known, other=0.0)
-            step = tl.load(_pointer(entry + LAST_UPDATE, tl.float32) + at, mask=known, other=0.0)
+            last_grad = tl.load(pointer(entry + LAST_GRAD, tl.float32) + at, mask=known, other=0.0)
+            step = tl.load(pointer(entry + LAST_UPDATE, tl.float32) + at, mask=known, other=0.0)
             last_grad = last_grad.to(tl.float64)
             step = step.to(tl.float64)
             change = wide - last_grad
@@ -118,7 +114,7 @@ def pool_tensors(
             grad = tl.minimum(tl.maximum(grad, -HUGE), HUGE)
             wide = (grad * grad).to(tl.float64) * (1 - SECOND_BETA)
             if by_adam:
-                old = tl.load(_pointer(entry + ADAM_SQUARE, tl.float32) + at, mask=known, other=0.0)
+                old = tl.load(pointer(entry + ADAM_SQUARE, tl.float32) + at, mask=known, other=0.0)
                 wide += old.to(tl.float64) * SECOND_BETA
             tl.store(adam_sums + chunk, tl.sum(wide, 0))
     at = partials + 8 * tl.program_id(0)
@@ -134,121 +130,78 @@ def pool_tensors(
 
 
 @triton.jit
-def advance_tensors(
-    table,
-    owner,
-    first_chunk,
-    num_chunks,
-    settings,
-    control,
-    partials,
-    update_squares,
-    packed,
-    readout,
-    scale,
-    anchor,
-    GRAD_DTYPE: tl.constexpr,
-    PARAM_DTYPE: tl.constexpr,
-    WORD: tl.constexpr,
-    DECAYS: tl.constexpr,
-    JUDGED: tl.constexpr,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
-    LAYERS: tl.constexpr,
-    H: tl.constexpr,
-    UA: tl.constexpr,
-    UB: tl.constexpr,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    RESIDENT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Advance layers FIRST.. up to LAST; after the last of all, leave displacements and sums.
-
-    States lie at distances from `anchor`, counted in 16 bytes, which are WORD entries.
-
-    Sums are `update_squares` [programs]; and, if the step is judged, `partials` [programs,
-    2 + UA + UB]: products with gradients and last displacements, and the top layer's outputs.
-    """
-    mode = tl.load(control + MODE)
+def rates(settings):
+    """The sign of gradients, the learning rate and the weight decay of a step."""
     sign = tl.load(settings + SIGN).to(tl.float32)
     lr = tl.load(settings + LR).to(tl.float32)
     decay = (tl.load(settings + LR) * tl.load(settings + DECAY)).to(tl.float32)
-    mean = tl.load(control + MEAN).to(tl.float32)
-    inverse = tl.load(control + INVERSE).to(tl.float32)
-    uu = tl.zeros((BLOCK,), tl.float64)
-    gu = uu
-    up = uu
-    read_a = tl.zeros((BLOCK, UA), tl.float32)
-    read_b = tl.zeros((BLOCK, UB if UB > 0 else 1), tl.float32)
-    if mode == LEARNED:
-        weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT)
-        level = tl.zeros((BLOCK,), tl.float32) + mean
-        x2 = tl.zeros((BLOCK,), tl.float32)
-        x3 = x2
-        if INPUTS == 4:
-            x2, x3 = gradient_features(level)
-        for chunk in range(
-            first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
-        ):
-            entry = table + tl.load(owner + chunk) * COLUMNS
-            begin = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK
-            size = tl.load(entry + SIZE)
-            # From a pointer known to be aligned the compiler loads 16 bytes at once.
-            hidden = anchor + tl.load(entry + HIDDEN) * WORD
-            cell = anchor + tl.load(entry + CELL) * WORD
-            for part in range(0, tl.minimum(CHUNK, size - begin), BLOCK):
-                at = begin + part
-                row = row_in_memory(BLOCK)
-                known = row < size - at
-                grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at + row, mask=known, other=0.0)
-                grad = grad.to(tl.float32) * sign
-                x0, x1 = gradient_features(grad)
-                # Asked for now, needed at the end.
-                last_grad = _pointer(entry + LAST_GRAD, tl.float32) + at + row
-                last_update = _pointer(entry + LAST_UPDATE, tl.float32) + at + row
-                touched = _pointer(entry + TOUCHED, tl.int8) + at + row
-                if LAST == LAYERS:
-                    seen = tl.load(touched, mask=known, other=0)
-                    if JUDGED:
-                        before = tl.load(last_update, mask=known, other=0.0)
-                top_a, top_b = advance(
-                    hidden + at * (LAYERS * H), cell + at * (LAYERS * H),
-                    hidden + at * (LAYERS * H), cell + at * (LAYERS * H), weights,
-                    size - at, x0, x1, x2, x3,
-                    FIRST, LAST, LAYERS, H, UA, UB, RESIDENT, BLOCK,
-                )  # fmt: skip
-                if LAST == LAYERS:
-                    update = lr * read_out(
-                        top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB
-                    )
-                    if DECAYS:
-                        value = tl.load(
-                            _pointer(entry + PARAM, PARAM_DTYPE) + at + row, mask=known, other=0.0
-                        )
-                        update -= decay * value.to(tl.float32)
-                    update = tl.where(known, update, 0.0)
-                    u = update.to(tl.float64)
-                    uu += u * u
-                    if JUDGED:
-                        gu += u * grad.to(tl.float64)
-                        up += u * before.to(tl.float64)
-                        read_a += tl.where(known[:, None], top_a, 0.0)
-                        if UB > 0:
-                            read_b += tl.where(known[:, None], top_b, 0.0)
-                    tl.store(last_grad, grad, mask=known)
-                    tl.store(last_update, update, mask=known)
-                    seen = tl.where(grad != 0, 1, seen.to(tl.int32)).to(tl.int8)
-                    tl.store(touched, seen, mask=known)
-    if LAST == LAYERS:
-        tl.store(update_squares + tl.program_id(0), tl.sum(uu, 0))
-        if JUDGED:
-            at = partials + tl.program_id(0) * (2 + UA + UB)
-            tl.store(at, tl.sum(gu, 0))
-            tl.store(at + 1, tl.sum(up, 0))
-            tl.store(at + 2 + unit_in_memory(0, UA), tl.sum(read_a.to(tl.float64), 0))
-            if UB > 0:
-                tl.store(at + 2 + UA + tl.arange(0, UB), tl.sum(read_b.to(tl.float64), 0))
+    return sign, lr, decay
+
+
+@triton.jit
+def remembered(entry, at, row, known, JUDGED: tl.constexpr):
+    """What is kept of rows for `displace`, asked for early: where it lies, and some of it.
+
+    Returns:
+        Addresses of the last gradients, of the last displacements and of whether rows were
+        touched; whether they were; and the last displacements, if the step is judged.
+    """
+    last_grad = pointer(entry + LAST_GRAD, tl.float32) + at + row
+    last_update = pointer(entry + LAST_UPDATE, tl.float32) + at + row
+    touched = pointer(entry + TOUCHED, tl.int8) + at + row
+    seen = tl.load(touched, mask=known, other=0)
+    before = seen
+    if JUDGED:
+        before = tl.load(last_update, mask=known, other=0.0)
+    return last_grad, last_update, touched, seen, before
+
+
+@triton.jit
+def displace(
+    entry,
+    at,
+    row,
+    known,
+    grad,
+    update,
+    decay,
+    kept,
+    sums,
+    PARAM_DTYPE: tl.constexpr,
+    DECAYS: tl.constexpr,
+    JUDGED: tl.constexpr,
+):
+    """Leave the rows' displacements, which are their updates and the decay; add to the sums.
+
+    Those are, for each row of a block, the displacement's square and, if the step is judged, its
+    products with the gradient and with the last displacement.
+    """
+    last_grad, last_update, touched, seen, before = kept
+    uu, gu, up = sums
+    if DECAYS:
+        value = tl.load(pointer(entry + PARAM, PARAM_DTYPE) + at + row, mask=known, other=0.0)
+        update -= decay * value.to(tl.float32)
+    update = tl.where(known, update, 0.0)
+    u = update.to(tl.float64)
+    uu += u * u
+    if JUDGED:
+        gu += u * grad.to(tl.float64)
+        up += u * before.to(tl.float64)
+    tl.store(last_grad, grad, mask=known)
+    tl.store(last_update, update, mask=known)
+    seen = tl.where(grad != 0, 1, seen.to(tl.int32)).to(tl.int8)
+    tl.store(touched, seen, mask=known)
+    return uu, gu, up
+
+
+@triton.jit
+def leave_sums(update_squares, partials, sums, JUDGED: tl.constexpr):
+    """Leave a program's sums; `partials` is its row."""
+    uu, gu, up = sums
+    tl.store(update_squares + tl.program_id(0), tl.sum(uu, 0))
+    if JUDGED:
+        tl.store(partials, tl.sum(gu, 0))
+        tl.store(partials + 1, tl.sum(up, 0))
 
 
 @triton.jit
@@ -284,19 +237,19 @@ def apply_tensors(
         at = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK + tl.arange(0, CHUNK)
         known = at < tl.load(entry + SIZE)
         has_grad = tl.load(entry + GRAD) != 0
-        param = _pointer(entry + PARAM, PARAM_DTYPE) + at
+        param = pointer(entry + PARAM, PARAM_DTYPE) + at
         value = tl.load(param, mask=known, other=0.0)
         if GUARDED:
-            copy = _pointer(entry + COPY, PARAM_DTYPE) + at
+            copy = pointer(entry + COPY, PARAM_DTYPE) + at
             if remember:
                 tl.store(copy, value, mask=known)
             if go_back:
                 tl.store(param, tl.load(copy, mask=known, other=0.0), mask=known)
         if has_grad & (mode == LEARNED):
-            last_update = _pointer(entry + LAST_UPDATE, tl.float32) + at
+            last_update = pointer(entry + LAST_UPDATE, tl.float32) + at
             if moved:
                 update = tl.load(last_update, mask=known, other=0.0)
-                seen = tl.load(_pointer(entry + TOUCHED, tl.int8) + at, mask=known, other=0)
+                seen = tl.load(pointer(entry + TOUCHED, tl.int8) + at, mask=known, other=0)
                 wide = value.to(tl.float32)
                 wide += tl.where(seen != 0, update, -plain * wide)
                 tl.store(param, narrowed(wide, PARAM_DTYPE), mask=known)
@@ -304,11 +257,11 @@ def apply_tensors(
                 tl.store(last_update, tl.zeros((CHUNK,), tl.float32), mask=known)
         if GUARDED:
             if has_grad & (mode == ADAM):
-                grad = tl.load(_pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
+                grad = tl.load(pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
                 grad = grad.to(tl.float32) * sign
                 grad = tl.minimum(tl.maximum(grad, -HUGE), HUGE)
-                first = _pointer(entry + ADAM_MEAN, tl.float32) + at
-                second = _pointer(entry + ADAM_SQUARE, tl.float32) + at
+                first = pointer(entry + ADAM_MEAN, tl.float32) + at
+                second = pointer(entry + ADAM_SQUARE, tl.float32) + at
                 average = tl.load(first, mask=known, other=0.0)
                 average += (grad - average) * (1 - FIRST_BETA)
                 square = tl.load(second, mask=known, other=0.0)

@@ -1,0 +1,287 @@
+"""The kernels that advance the tensors of a group by the rule `mlp`.
+
+They do what `haltwise.update_rules.mlp` does elsewhere: `take_in` with what is kept of a tensor as
+a whole, `advance_mlp` with its coordinates; a test holds the two together.
+"""
+
+import triton
+import triton.language as tl
+
+from haltwise._kernels.fused.backward import tanh
+from haltwise._kernels.fused.cell import narrowed
+from haltwise.interfaces.torch_optim.fused.control import (
+    CHUNK,
+    COLUMNS,
+    FIRST_CHUNK,
+    GRAD,
+    LEARNED,
+    LOG_RMS,
+    MODE,
+    RULE,
+    SIZE,
+    power,
+)
+from haltwise.interfaces.torch_optim.fused.tensors import (
+    displace,
+    leave_sums,
+    pointer,
+    rates,
+    remembered,
+)
+from haltwise.update_rules import mlp
+
+__all__ = ["FACTS", "advance_mlp", "take_in"]
+
+_FAST = tl.constexpr(mlp.MOMENTA[0])
+_MIDDLE = tl.constexpr(mlp.MOMENTA[1])
+_SLOW = tl.constexpr(mlp.MOMENTA[2])
+_SHORT = tl.constexpr(mlp.SQUARES[0])
+_LONG = tl.constexpr(mlp.SQUARES[1])
+_AGREEMENT = tl.constexpr(mlp.AGREEMENT)
+_FEWEST = tl.constexpr(mlp.FEWEST)
+_BOUND = tl.constexpr(mlp.BOUND)
+_PERIODS = tl.constexpr(mlp.PERIODS)
+_NUM_PERIODS = tl.constexpr(len(mlp.PERIODS))
+_OF_TENSOR = tl.constexpr(2 + len(mlp.PERIODS))  # features, the last
+_OF_COORDINATE = tl.constexpr(mlp.NUM_FEATURES - 2 - len(mlp.PERIODS))
+_FEATURES = tl.constexpr(mlp.NUM_FEATURES)
+
+# Columns of the table, from RULE on.
+_MOMENTA = tl.constexpr(0)
+_SQUARES = tl.constexpr(1)
+_AGREE = tl.constexpr(2)
+_COUNT = tl.constexpr(3)
+_LOG_UNIT = tl.constexpr(4)
+_SIZES = tl.constexpr(5)
+
+# What coordinates read of their tensor, float32.
+_INVERSE_UNIT = tl.constexpr(0)  # by which gradients are multiplied
+_LEAST = tl.constexpr(1)  # added to their root mean squares
+_INVERSE_SIZE = tl.constexpr(2)
+_UNBIASED = tl.constexpr(3)  # corrections for the start at 0, of three momenta and two squares
+_SHARED = tl.constexpr(8)  # features
+FACTS = tl.constexpr(16)
+"""Numbers that are known of a tensor."""
+
+
+@triton.jit
+def _bounded(x, BOUND: tl.constexpr):
+    return tl.minimum(tl.maximum(x, -BOUND), BOUND)
+
+
+@triton.jit
+def _average(old, new, KEPT: tl.constexpr):
+    return old * KEPT + new * (1 - KEPT)
+
+
+@triton.jit
+def _unbias(KEPT: tl.constexpr, steps):
+    return 1 / (1 - power(KEPT, steps))
+
+
+@triton.jit
+def take_in(table, first_tensor, control, facts):
+    """Advance what is kept of each tensor as a whole, and leave in `facts` what is known of it.
+
+    A program is given a tensor. All is computed in float64, which single numbers can afford.
+    """
+    tensor = first_tensor + tl.program_id(0)
+    own = table + tensor * COLUMNS + RULE
+    count_at = pointer(own + _COUNT, tl.float32)
+    log_unit_at = pointer(own + _LOG_UNIT, tl.float32)
+    sizes_at = pointer(own + _SIZES, tl.float32)
+    if tl.load(control + MODE) == LEARNED:
+        log_size = tl.load(control + LOG_RMS)
+        count = tl.load(count_at).to(tl.float64)
+        log_unit = tl.load(log_unit_at)
+        sizes = tl.load(sizes_at).to(tl.float64)
+        begins = count == 0
+        is_nothing = log_size < -80
+        count = tl.where(begins & is_nothing, count, count + 1)
+        log_unit = tl.where(begins, tl.maximum(log_size, -80.0).to(tl.float32), log_unit)
+        change = log_size - log_unit.to(tl.float64)
+        sizes = _average(sizes, tl.exp(2 * _bounded(change, 30.0)), _SHORT)
+        steps = tl.maximum(count, 1.0)
+        size = tl.sqrt(sizes * _unbias(_SHORT, steps))
+        log_of_size = tl.log(size)
+        known = facts + tensor * FACTS
+        tl.debug_barrier()  # all threads have read
+        tl.store(count_at, count.to(tl.float32))
+        tl.store(log_unit_at, log_unit)
+        tl.store(sizes_at, sizes.to(tl.float32))
+        tl.store(known + _INVERSE_UNIT, tl.exp(-log_unit.to(tl.float64)).to(tl.float32))
+        tl.store(known + _LEAST, (size * _FEWEST + 1e-30).to(tl.float32))
+        tl.store(known + _INVERSE_SIZE, (1 / size).to(tl.float32))
+        tl.store(known + _UNBIASED, _unbias(_FAST, steps).to(tl.float32))
+        tl.store(known + _UNBIASED + 1, _unbias(_MIDDLE, steps).to(tl.float32))
+        tl.store(known + _UNBIASED + 2, _unbias(_SLOW, steps).to(tl.float32))
+        tl.store(known + _UNBIASED + 3, _unbias(_SHORT, steps).to(tl.float32))
+        tl.store(known + _UNBIASED + 4, _unbias(_LONG, steps).to(tl.float32))
+        tl.store(known + _SHARED, _bounded(change - log_of_size, _BOUND).to(tl.float32))
+        tl.store(known + _SHARED + 1, _bounded(log_of_size, _BOUND).to(tl.float32))
+        for index in tl.static_range(_NUM_PERIODS):
+            fading = tl.exp(-steps / _PERIODS[index])
+            tl.store(known + _SHARED + 2 + index, fading.to(tl.float32))
+
+
+@triton.jit
+def _log(x):
+    """Of at least what a feature can show."""
+    return tl.log(tl.maximum(x, 1e-30))
+
+
+@triton.jit
+def _look(own, known, grad, at, row, exists, DTYPE: tl.constexpr):
+    """Take in the gradients of rows, and keep what is remembered of them.
+
+    Returns:
+        The normalised gradients and momenta, and the features of coordinates.
+    """
+    momenta = pointer(own + _MOMENTA, DTYPE) + 3 * at + 3 * row
+    squares = pointer(own + _SQUARES, DTYPE) + 2 * at + 2 * row
+    agreement = pointer(own + _AGREE, DTYPE) + at + row
+    fast = tl.load(momenta, mask=exists, other=0.0).to(tl.float32)
+    middle = tl.load(momenta + 1, mask=exists, other=0.0).to(tl.float32)
+    slow = tl.load(momenta + 2, mask=exists, other=0.0).to(tl.float32)
+    short = tl.load(squares, mask=exists, other=0.0).to(tl.float32)
+    long = tl.load(squares + 1, mask=exists, other=0.0).to(tl.float32)
+    agree = tl.load(agreement, mask=exists, other=0.0).to(tl.float32)
+    new = _bounded(grad * tl.load(known + _INVERSE_UNIT), 1e12)
+    fast = _average(fast, new, _FAST)
+    middle = _average(middle, new, _MIDDLE)
+    slow = _average(slow, new, _SLOW)
+    short = _average(short, new * new, _SHORT)
+    long = _average(long, new * new, _LONG)
+    tl.store(momenta, narrowed(fast, DTYPE), mask=exists)
+    tl.store(momenta + 1, narrowed(middle, DTYPE), mask=exists)
+    tl.store(momenta + 2, narrowed(slow, DTYPE), mask=exists)
+    tl.store(squares, narrowed(short, DTYPE), mask=exists)
+    tl.store(squares + 1, narrowed(long, DTYPE), mask=exists)
+    root = tl.sqrt(long * tl.load(known + _UNBIASED + 4)) + tl.load(known + _LEAST)
+    new = _bounded(new / root, _BOUND)
+    fast = _bounded(fast * tl.load(known + _UNBIASED) / root, _BOUND)
+    middle = _bounded(middle * tl.load(known + _UNBIASED + 1) / root, _BOUND)
+    slow = _bounded(slow * tl.load(known + _UNBIASED + 2) / root, _BOUND)
+    agree = _average(agree, new * fast, _AGREEMENT)
+    tl.store(agreement, narrowed(agree, DTYPE), mask=exists)
+    recent = tl.sqrt(short * tl.load(known + _UNBIASED + 3))
+    features = (
+        new * new, fast * fast, middle * middle, slow * slow,
+        new * fast, new * middle, new * slow, fast * middle, fast * slow, middle * slow,
+        agree, _log(root * tl.load(known + _INVERSE_SIZE)) / 2, _log(recent / root),
+    )  # fmt: skip
+    return (new, fast, middle, slow), features
+
+
+@triton.jit
+def _of_tensor(packed, known, UNITS: tl.constexpr):
+    """What features that a tensor's coordinates share add to the first layer, bias included."""
+    unit = tl.arange(0, UNITS)
+    total = tl.load(packed + _FEATURES * UNITS + unit)
+    for index in tl.static_range(_OF_TENSOR):
+        weight = tl.load(packed + (_OF_COORDINATE + index) * UNITS + unit)
+        total += tl.load(known + _SHARED + index) * weight
+    return total
+
+
+@triton.jit
+def _relu(x):
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _output(hidden, last, index: tl.constexpr, UNITS: tl.constexpr):
+    """One output: weights, and behind those of all outputs the biases."""
+    weight = tl.load(last + index * UNITS + tl.arange(0, UNITS))
+    return tl.sum(hidden * weight[None, :], 1) + tl.load(last + 5 * UNITS + index)
+
+
+@triton.jit
+def _part(weight, direction):
+    """How far a direction is followed."""
+    return 2 * tanh(weight / 2) * direction
+
+
+@triton.jit
+def advance_mlp(
+    table,
+    owner,
+    first_chunk,
+    num_chunks,
+    settings,
+    control,
+    partials,
+    update_squares,
+    packed,
+    facts,
+    scale,
+    GRAD_DTYPE: tl.constexpr,
+    PARAM_DTYPE: tl.constexpr,
+    DECAYS: tl.constexpr,
+    JUDGED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    UNITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Advance the states of coordinates, kept in DTYPE; leave displacements and sums.
+
+    The rule's weights are packed one after the other (`rules.py`): of the first layer [features,
+    UNITS] and biases, of the second [UNITS, UNITS] and biases, of the outputs [5, UNITS] and
+    biases; units that there are not have zeros.
+
+    Sums are `update_squares` [programs]; and, if the step is judged, `partials` [programs,
+    2 + UNITS]: products with gradients and last displacements, and the second layer's outputs.
+    """
+    mode = tl.load(control + MODE)
+    sign, lr, decay = rates(settings)
+    uu = tl.zeros((BLOCK,), tl.float64)
+    sums = (uu, uu, uu)
+    read = tl.zeros((BLOCK, UNITS), tl.float32)
+    unit = tl.arange(0, UNITS)
+    if mode == LEARNED:
+        second = packed + (_FEATURES + 1) * UNITS
+        weight = tl.load(second + unit[:, None] * UNITS + unit[None, :])
+        bias = tl.load(second + UNITS * UNITS + unit)
+        last = second + (UNITS + 1) * UNITS
+        for chunk in range(
+            first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
+        ):
+            tensor = tl.load(owner + chunk)
+            entry = table + tensor * COLUMNS
+            known = facts + tensor * FACTS
+            begin = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK
+            size = tl.load(entry + SIZE)
+            level = _of_tensor(packed, known, UNITS)
+            for part in range(0, tl.minimum(CHUNK, size - begin), BLOCK):
+                at = begin + part
+                row = tl.arange(0, BLOCK)
+                exists = row < size - at
+                grad = tl.load(pointer(entry + GRAD, GRAD_DTYPE) + at + row, mask=exists, other=0.0)
+                grad = grad.to(tl.float32) * sign
+                kept = remembered(entry, at, row, exists, JUDGED)
+                directions, features = _look(entry + RULE, known, grad, at, row, exists, DTYPE)
+                hidden = tl.zeros((BLOCK, UNITS), tl.float32) + level[None, :]
+                for index in tl.static_range(_OF_COORDINATE):
+                    feature = _bounded(features[index], _BOUND)
+                    column = tl.load(packed + index * UNITS + unit)
+                    hidden += feature[:, None] * column[None, :]
+                biases = tl.zeros((BLOCK, UNITS), tl.float32) + bias[None, :]
+                hidden = _relu(tl.dot(_relu(hidden), weight, biases, input_precision="tf32x3"))
+                mixed = (
+                    _part(_output(hidden, last, 1, UNITS), directions[0])
+                    + _part(_output(hidden, last, 2, UNITS), directions[1])
+                    + _part(_output(hidden, last, 3, UNITS) + 1, directions[2])
+                    + _part(_output(hidden, last, 4, UNITS), directions[3])
+                )
+                log_size = tanh(_output(hidden, last, 0, UNITS) / _BOUND) * _BOUND
+                update = -lr * (scale * tl.exp(log_size) * mixed)
+                if JUDGED:
+                    read += tl.where(exists[:, None], hidden, 0.0)
+                sums = displace(
+                    entry, at, row, exists, grad, update, decay, kept, sums,
+                    PARAM_DTYPE, DECAYS, JUDGED,
+                )  # fmt: skip
+    own = partials + tl.program_id(0) * (2 + UNITS)
+    leave_sums(update_squares, own, sums, JUDGED)
+    if JUDGED:
+        tl.store(own + 2 + unit, tl.sum(read.to(tl.float64), 0))

@@ -1,0 +1,58 @@
+"""Kernels that move parameters are compiled for a GPU, for which none is needed.
+
+The interpreter takes much that the compiler does not.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import importlib
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+DOUBLES = {"settings", "control", "partials", "update_squares"}
+INTEGERS = {"first_chunk", "num_chunks", "first_tensor"}
+TYPES = (
+    {name: "*fp64" for name in DOUBLES}
+    | {name: "i32" for name in INTEGERS}
+    | {"table": "*i64", "owner": "*i32", "scale": "fp32", "anchor": "*bf16"}
+)
+COMMON = dict(GRAD_DTYPE=tl.bfloat16, PARAM_DTYPE=tl.float32, DECAYS=True, JUDGED=True)
+KERNELS = {
+    "mlp.take_in": {},
+    "mlp.advance_mlp": COMMON | dict(DTYPE=tl.bfloat16, UNITS=32, BLOCK=64),
+    "lstm.advance_lstm": COMMON
+    | dict(WORD=8, FIRST=1, LAST=2, LAYERS=2, H=20, UA=16, UB=4)
+    | dict(INPUTS=4, OUTPUTS=4, RESIDENT=True, BLOCK=64),
+}
+for name, constants in KERNELS.items():
+    room, own = name.split(".")
+    kernel = getattr(importlib.import_module(f"haltwise.interfaces.torch_optim.fused.{room}"), own)
+    signature = {
+        name: "constexpr" if name in constants else TYPES.get(name, "*fp32")
+        for name in kernel.arg_names
+    }
+    source = ASTSource(kernel, signature, constants)
+    found = triton.compile(source, GPUTarget("cuda", 80, 32), {"num_warps": 4, "num_stages": 1})
+    assert found.metadata.shared <= 100 * 1024, name
+    print(name, len(found.asm["cubin"]))
+"""
+
+
+def test_kernels_that_move_parameters_compile(tmp_path: Path) -> None:
+    triton = pytest.importorskip("triton")
+    if "nvidia" not in triton.backends.backends:
+        pytest.skip("this Triton has no compiler for NVIDIA GPUs")
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 3
