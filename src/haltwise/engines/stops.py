@@ -162,8 +162,9 @@ class ToleranceStop(EngineStop):
         gtol: Stop where max_i |g_i| <= gtol: that of `scipy.optimize.minimize` with L-BFGS-B or
             BFGS, and of `scipy.optimize.least_squares` without bounds.
         ftol: Stop after a step from loss f to f' where (f - f') / max(|f|, |f'|, 1) <= ftol, as
-            L-BFGS-B does; with `least_squares` where f - f' < ftol f and the step lowers the loss
-            by more than a quarter of the forecast, as `scipy.optimize.least_squares` does.
+            L-BFGS-B does, but for steps at whose end the loss falls as steeply as at their start;
+            with `least_squares` where f - f' < ftol f and the step lowers the loss by more than a
+            quarter of the forecast, as `scipy.optimize.least_squares` does.
         xtol: Stop after a step s from x where |s| < xtol (xtol + |x|), Euclidean norms: the `xtol`
             of `scipy.optimize.least_squares`, and the `xrtol` of BFGS.
         least_squares: Which meaning `ftol` has.
