@@ -1,5 +1,7 @@
 """Success: a problem halted where the price pays for no more, by the curvature seen."""
 
+import math
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 
 import haltwise
 from haltwise import FunctionBatch, Outcome
+from haltwise.engines import engines
 from haltwise.engines.lbfgs import forecast_gain
 from haltwise.engines.stops import FLAT
 from haltwise.rollout.ledger import MEMORY
@@ -48,6 +51,27 @@ CASES: dict[str, tuple[Any, list[float]]] = {
 }
 
 
+def uneven(params: Tensor) -> Tensor:
+    sizes = torch.logspace(0, 6, params.shape[1], dtype=params.dtype)
+    return (sizes * params.square()).sum(1) / 2
+
+
+def saddle(params: Tensor) -> Tensor:
+    x, y = params.unbind(1)
+    return x.pow(4) / 4 - x.square() / 2 + y.square()
+
+
+HARD: dict[str, tuple[Any, list[float]]] = {
+    **CASES,
+    "uneven quadratic": (uneven, [1.0] * 6),
+    "beside a saddle": (saddle, [1e-6, 1.0]),
+    "on a plateau": (lambda params: 1 - (-params.square().sum(1) / 2).exp(), [4.0, 1.0]),
+    "kinks": (lambda params: params.abs().sum(1), [3.0, -1.0, 0.3]),
+    "all but kinks": (lambda params: (1e-8 + params.square()).sqrt().sum(1), [1e3, 1.0]),
+    "walls": (lambda params: (3 * params - (1 - params.square()).log()).sum(1), [0.9, 0.0]),
+}
+
+
 def pays(loss: Any, begun: Tensor, end: Tensor, price: float) -> float:
     """What SciPy's L-BFGS-B earns from there on above its price, in prices, at the best moment."""
     values: list[float] = []
@@ -64,7 +88,7 @@ def pays(loss: Any, begun: Tensor, end: Tensor, price: float) -> float:
         return 0.0
     values.clear()
     scipy.optimize.minimize(counted, end.numpy(), jac=True, method="L-BFGS-B")
-    gained = (values[0] - np.minimum.accumulate(values)) / price
+    gained = (values[0] - np.fmin.accumulate(values)) / price
     return float((gained - np.arange(len(values))).max())
 
 
@@ -78,6 +102,60 @@ def test_no_success_where_the_price_clearly_pays_for_more(case: str, name: str) 
     if solution.success:
         price = haltwise.load(name).card.price
         assert pays(loss, begun[0], solution.params[0], price) < 3
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_no_engine_succeeds_where_the_price_clearly_pays_for_more(case: str) -> None:
+    """But where the curvature at the point knows the gain of one step, which is all it knows.
+
+    Along the last step of a rule, it tells nothing across a kink.
+    """
+    loss, start = HARD[case]
+    begun, price = torch.tensor([start], dtype=torch.float64), 0.1
+    for method, engine in engines().items():
+        if method == "gauss-newton" or (case == "kinks" and not engine.is_monotone):
+            continue
+        problem = FunctionBatch(begun, loss)
+        found = haltwise.solve(problem, method=method, price=price, history=True, max_steps=99)
+        assert found.history is not None
+        lowest = found.history.nan_to_num(math.inf).amin()
+        assert found.loss <= lowest + 1e-12 * lowest.abs(), method
+        torch.testing.assert_close(found.loss, loss(found.params))
+        if found.success and "another step" not in found.why(0):
+            assert pays(loss, begun[0], found.params[0], price) < 3, (method, found.why(0))
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "bfgs"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ftol", [None, 1e-4])
+def test_a_start_far_out_is_left(method: str, dtype: torch.dtype, ftol: float | None) -> None:
+    """There a step of length 1 moves nothing in float32, and little more in float64."""
+    start = torch.tensor([[1e12, 3e11], [1e5, 1e6]], dtype=dtype)
+
+    def loss(params: Tensor) -> Tensor:
+        return params[:, 0].square() + 9 * params[:, 1].square()
+
+    found = haltwise.solve(FunctionBatch(start, loss), method=method, ftol=ftol)
+    assert found.success.all()
+    assert (found.loss < 1e-9 * loss(start)).all()
+
+
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+@pytest.mark.parametrize(("case", "name"), list(zip(HARD, cycle(SOLVERS), strict=False)))
+def test_a_callback_sees_nothing_better_than_what_is_returned(case: str, name: str) -> None:
+    loss, start = HARD[case]
+
+    def both(x: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        leaf = torch.from_numpy(x[None]).requires_grad_()
+        value = loss(leaf).sum()
+        return value.item(), torch.autograd.grad(value, leaf)[0][0].numpy()
+
+    seen = [both(np.array(start))[0]]
+    found = haltwise.minimize(
+        both, start, jac=True, optimizer=name, callback=lambda x: seen.append(both(x)[0])
+    )
+    assert found.fun == pytest.approx(both(found.x)[0], rel=1e-12)
+    assert found.fun <= np.nanmin(seen) + 1e-12 * abs(found.fun)
 
 
 @pytest.mark.filterwarnings("ignore::haltwise.FitWarning")

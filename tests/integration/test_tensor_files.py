@@ -56,6 +56,13 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
     assert names(path.parent) == [path.name]
 
 
+def test_a_file_without_its_checksum_is_refused(path: Path) -> None:
+    content = safetensors.torch.save({"x": torch.ones(2)}, {"haltwise": json.dumps(METADATA)})
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="checksum does not match"):
+        load_tensors(path)
+
+
 def test_tensors_that_share_memory_are_saved(path: Path) -> None:
     base = torch.arange(6.0)
     save_tensors(path, {"all": base, "same": base, "part": base[2:]}, {})

@@ -12,7 +12,7 @@ from haltwise._core.random import stream
 from haltwise.evaluation import optimizers
 from haltwise.evaluation.baselines import _halves, cross_fit
 from haltwise.evaluation.judge import Stops
-from haltwise.evaluation.learners import LEARNERS, learned_opponents
+from haltwise.evaluation.learners import LEARNERS, _best_now, learned_opponents
 from haltwise.evaluation.optimizers import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -202,6 +202,12 @@ def test_hand_designed_optimizers_are_those_of_torch() -> None:
         for grad in (1.0, 2.0):
             update, _, state = rule.update(torch.full((1, 1), grad, dtype=DOUBLE), state)
         assert update.item() == pytest.approx(expected)
+
+
+def test_learners_are_told_where_no_later_step_is_worth_its_price() -> None:
+    run = Trajectory(torch.zeros(1, 5), torch.tensor([[3.0, 1.0, 0.9, 0.0, 0.0]], dtype=DOUBLE))
+    assert _best_now(run, 0.2).tolist() == [[False, False, False, True]]
+    assert _best_now(run, 0.6).tolist() == [[False, True, False, True]]
 
 
 def test_learners_on_all_signals_beat_simple_rules_and_are_blind_to_the_test() -> None:

@@ -327,6 +327,13 @@ def test_only_subjects_count_for_the_risk_and_all_problems_for_the_savings() -> 
     assert (found.num_groups, found.promise) == (18, Promise.NEXT_GROUP)
 
 
+def test_of_safe_thresholds_the_one_that_saves_most_is_certified() -> None:
+    losses, saved = torch.zeros(100, 4), torch.tensor([1.0, 3.0, 2.0, 3.0])
+    table = RiskTable.of(losses, saved.expand(100, 4))
+    found = certify_table(table, level=0.05, confidence=0.9).require()
+    assert (found.threshold, found.savings) == (1, 3.0)
+
+
 def test_group_means_by_brute_force() -> None:
     labels = [["b", "a", "c"][i % 3] for i in range(31)]
     losses = torch.rand(31, 4, generator=seeded(2), dtype=DOUBLE)

@@ -171,7 +171,7 @@ def test_the_name_of_the_metric_tells_nothing() -> None:
         np.testing.assert_array_equal(found[0], other)
 
 
-def test_a_forecast_comes_back_from_its_arrays_with_its_base() -> None:
+def test_a_forecast_is_a_mean_of_log_odds_and_comes_back_with_its_base() -> None:
     rows, success, _ = _data(600)
     number = np.arange(len(rows))
     given = Rows(rows, success, np.ones(len(rows)), number, number % 3 == 0)
@@ -180,6 +180,13 @@ def test_a_forecast_comes_back_from_its_arrays_with_its_base() -> None:
     again = Forecast.from_arrays(*forecast.to_arrays())
     np.testing.assert_array_equal(again.chance(rows), forecast.chance(rows))
     assert not np.array_equal(base.chance(rows), forecast.chance(rows))
+    whole = np.nan_to_num(rows)
+    odds = [trees(whole) for trees in base.boosted.values()]
+    for trees in base.forests.values():
+        share = np.clip(trees(whole), 1e-4, 1 - 1e-4)
+        odds.append(np.log(share / (1 - share)))
+    expected = np.clip(1 / (1 + np.exp(-np.mean(odds, 0))), 1e-4, 1 - 1e-4)
+    np.testing.assert_allclose(base.chance(whole), expected, atol=1e-5)
 
 
 def _random_runs(rng: np.random.Generator) -> tuple[Curves, list[np.ndarray]]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ from haltwise.stop_rules import (
     StopRule,
     decisions,
 )
+
+
+def test_patience_is_tried_up_to_the_horizon() -> None:
+    for num, longest in ((5, 12), (41, 40), (1500, 1000)):
+        run = Trajectory(torch.rand(2, num), torch.zeros(2, num))
+        assert max(rule.length for rule in Patience.candidates(run, run.excess)) == longest
 
 
 def test_patience_is_tried_at_falls_that_were_seen() -> None:
@@ -155,3 +162,9 @@ def test_a_single_increment_decides_with_the_gradient_in_hand_alone() -> None:
     assert torch.equal(found, decisions(PosteriorMode(AFTER, 1), TRAJECTORY))
     with pytest.raises(InputError, match="decide with the gradient in hand alone"):
         decisions(PosteriorMode(BEFORE), single)
+
+
+def test_a_step_that_earns_just_its_price_is_not_taken() -> None:
+    even = torch.tensor([[0.5, 0.0, 0.5]], dtype=DOUBLE)
+    found = replace(curve(3, 2, 1), outputs={"increments": even})
+    assert decisions(PosteriorMode(AFTER), found).tolist() == [1]

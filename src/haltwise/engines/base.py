@@ -1,5 +1,6 @@
 """The contract of an engine: a way to lower the losses of B problems side by side."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
@@ -15,6 +16,7 @@ __all__ = [
     "Memory",
     "Point",
     "Proposal",
+    "first_length",
     "is_lower",
     "rounding",
     "shortened",
@@ -137,6 +139,11 @@ class Engine(ABC):
 def rounding(loss: Tensor) -> Tensor:
     """By how much a loss may differ from itself, computed in another order."""
     return _ROUNDING * torch.finfo(loss.dtype).eps * loss.abs()
+
+
+def first_length(params: Tensor) -> Tensor:
+    """The length of a first step, shape [K]: 1, as in SciPy, or what tells at such parameters."""
+    return (math.sqrt(torch.finfo(params.dtype).eps) * params.abs().amax(1)).clamp_min(1)
 
 
 def is_lower(point: Point, seen: EngineObservation, length: Tensor, slope: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from haltwise.engines.base import (
     Memory,
     Point,
     Proposal,
+    first_length,
     is_lower,
     shortened,
 )
@@ -37,8 +38,8 @@ class BFGS(Engine):
     """BFGS with a backtracking line search (Nocedal & Wright 2006, algorithm 6.1).
 
     The first evaluation is a loss, a gradient and a Hessian, of which negative eigenvalues count
-    by their size and the first step goes at most 1 along each eigenvector, as that of SciPy's
-    L-BFGS-B; all others are a loss and a gradient. After a step of full length that gained
+    by their size and the first step goes at most `first_length` along each eigenvector, as that of
+    L-BFGS; all others are a loss and a gradient. After a step of full length that gained
     about what was forecast, the forecast of the next counts as known, if at least as many steps
     have been learned from as eigenvalues were replaced; and where a problem halts, the step at
     hand is taken if the loss behind it is no higher.
@@ -55,17 +56,18 @@ class BFGS(Engine):
     def observe_first(self, batch: TaskBatch) -> EngineObservation:
         assert isinstance(batch, SupportsCurvature)
         loss, grad, curvature = batch.observe_curvature(batch.start)
-        # Without a sound Hessian the first step has a length of 1, and no eigenvalue is known.
+        # Without a sound Hessian the first step is that of L-BFGS, and no eigenvalue is known.
         sound = are_finite(curvature).flatten(1).all(1) & (curvature != 0).flatten(1).any(1)
         size = grad.square().sum(1).sqrt()
         size = torch.where(are_finite(size) & (size > 0), size, 1)
+        size = size / first_length(batch.start)
         plain = torch.diag_embed(-size.unsqueeze(1).expand_as(grad))
         curvature = torch.where(sound.view(-1, 1, 1), curvature, plain)
         return EngineObservation(loss, grad, curvature)
 
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         assert seen.curvature is not None
-        inverse, unseen = positive_inverse(seen.curvature, seen.grad)
+        inverse, unseen = positive_inverse(seen.curvature, seen.grad, first_length(point.params))
         scale = inverse.diagonal(dim1=-2, dim2=-1).mean(1)
         return {
             "inverse": inverse,

@@ -43,15 +43,17 @@ def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
     return torch.where(finite.unsqueeze(1), direction.nan_to_num(0), torch.nan)
 
 
-def positive_inverse(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def positive_inverse(curvature: Tensor, grad: Tensor, longest: Tensor) -> tuple[Tensor, Tensor]:
     """A positive definite matrix for C^-1, shape [K, D, D].
 
-    Eigenvalues are replaced by their sizes, and made so large that -C^-1 g is at most 1 along each
-    eigenvector. Longer steps, as along a flat one, end on plateaus where nothing is left to learn.
+    Eigenvalues are replaced by their sizes, and made so large that -C^-1 g is at most `longest`
+    along each eigenvector. Longer steps, as along a flat one, end on plateaus where nothing is left
+    to learn.
 
     Args:
         curvature: C, symmetric and finite, shape [K, D, D].
         grad: g, shape [K, D].
+        longest: Shape [K].
 
     Returns:
         The matrix, and of how many eigenvalues it is not the inverse, int64 [K].
@@ -59,6 +61,6 @@ def positive_inverse(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(curvature)
     sizes, eps = values.abs(), torch.finfo(grad.dtype).eps
     along = (vectors.mT @ grad.nan_to_num(0, 0, 0).unsqueeze(-1)).squeeze(-1).abs()
-    floor = torch.maximum(along, eps**0.5 * sizes.amax(1, keepdim=True))
+    floor = torch.maximum(along / longest.unsqueeze(1), eps**0.5 * sizes.amax(1, keepdim=True))
     inverse = (vectors / torch.maximum(sizes, floor).unsqueeze(1)) @ vectors.mT
     return inverse, (values < floor).sum(1)

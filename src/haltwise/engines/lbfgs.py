@@ -17,6 +17,7 @@ from haltwise.engines.base import (
     Memory,
     Point,
     Proposal,
+    first_length,
     is_lower,
     shortened,
 )
@@ -34,14 +35,15 @@ _FAILURES = 4  # steps in a row that failed, after which the memory is dropped
 class LBFGS(Engine):
     """L-BFGS with six pairs and a backtracking line search.
 
-    The first step has a length of 1, as that of SciPy's L-BFGS-B.
+    The first step has a length of 1, as that of SciPy's L-BFGS-B, and more only where parameters
+    are so large that such a step would be lost in their rounding.
     """
 
     is_recordable = True
 
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         size = point.grad.square().sum(1).sqrt()
-        return self.init_scaled(point, torch.where(size > 0, 1 / size, 1))
+        return self.init_scaled(point, torch.where(size > 0, first_length(point.params) / size, 1))
 
     def init_scaled(self, point: Point, scale: Tensor) -> Memory:
         """The memory where the first step is to be of `scale` gradients, shape [K]."""

@@ -9,15 +9,12 @@ from haltwise._core.errors import require
 from haltwise._core.tensors import nested_state, sub_state
 from haltwise.engines.base import Memory, Point, Proposal
 from haltwise.engines.process import View
-from haltwise.engines.stops import EngineStop
+from haltwise.engines.stops import CLEARLY, EngineStop
 from haltwise.halting.session import HaltingSession
 from haltwise.models.halting_model import HaltingModel
 from haltwise.stop_rules import RETURNABLE, CostUnit, StopPolicy
 
-__all__ = ["CLEARLY", "RuleStop"]
-
-CLEARLY = 3
-"""Prices; a forecast of less is within what it errs by on problems that are solved."""
+__all__ = ["RuleStop"]
 
 
 @final

@@ -11,14 +11,18 @@ from haltwise._core.errors import require
 from haltwise._core.settings import real_number
 from haltwise.engines.base import Memory, Point, Proposal, rounding
 
-__all__ = ["FLAT", "LBFGSB", "EngineStop", "PriceStop", "ToleranceStop"]
+__all__ = ["CLEARLY", "FLAT", "LBFGSB", "EngineStop", "PriceStop", "ToleranceStop"]
 
 FLAT = 1e-2
 """Times the first gradient's norm: where a gradient is smaller, a problem is as good as solved."""
 
+CLEARLY = 3
+"""Prices; a forecast of less is within what it errs by on problems that are solved."""
+
 _PATIENCE = 3  # steps in a row that may fail to earn their price where little is left to gain
 _LONG_PATIENCE = 10  # and anywhere else: from one valley to the next
 _STALLS, _LONG_STALLS = 6, 60  # steps in a row that do not lower the loss, see `ToleranceStop`
+_STEEP = 0.9  # times the slope where it began: a step that ends as steeply is too short to tell
 _AGREES = 0.25  # share of the forecast fall by which a step of least squares must lower the loss
 
 
@@ -68,44 +72,82 @@ class PriceStop(EngineStop):
     Where the gain of a step is known by the curvature at the point (Newton's decrement), a problem
     stops once that is no more than the price. Elsewhere it stops once 10 steps in a row have each
     earned less than the price; 3 are enough where the same is forecast of the next and the gradient
-    is below `FLAT` times the first.
+    is below `FLAT` times the first. It is no success if the gradient is not, and clearly more than
+    the price is left to gain.
 
     Args:
         price: What an evaluation must earn, in units of the loss, shape [K].
         first_norm: Norm of the gradient at which each problem began, shape [K]; that of the first
             point if None.
+        searches: Whether steps are made to lower the loss, so that their forecast tells what is
+            left to gain. Those of a rule may be too short to tell, and may climb.
     """
 
-    def __init__(self, price: Tensor, first_norm: Tensor | None = None) -> None:
-        self._price, self._first_norm = price, first_norm
+    def __init__(
+        self, price: Tensor, first_norm: Tensor | None = None, *, searches: bool = True
+    ) -> None:
+        self._price, self._first_norm, self._searches = price, first_norm, searches
 
     @property
     def reasons(self) -> tuple[str, ...]:
         return (
             "the last steps earned less than their price",
             "another step is forecast to gain less than its price",
+            "the last steps earned less than their price, though by the curvature seen far more is "
+            "left to gain; is its gradient right, and the method or its rate right for it?",
         )
 
+    @property
+    def failures(self) -> tuple[int, ...]:
+        return (2,)
+
     def init(self, point: Point) -> Memory:
-        norm = self._first_norm
+        norm = _norm(point.grad)
         return {
             "price": self._price,
-            "first_norm": point.grad.square().sum(1).sqrt() if norm is None else norm,
+            "first_norm": norm if self._first_norm is None else self._first_norm,
             "waited": torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device),
+            "curvature": torch.zeros_like(point.loss),  # along the last step
+            "lowest": point.loss,
+            "lowest_norm": norm,
         }
 
     def decide(self, point: Point, proposal: Proposal, memory: Memory) -> tuple[Tensor, Memory]:
         poor = proposal.gain <= memory["price"]
-        solved = poor & (point.grad.square().sum(1).sqrt() <= FLAT * memory["first_norm"])
+        flat = FLAT * memory["first_norm"]
+        solved = poor & (_norm(point.grad) <= flat)
         waited = memory["waited"]
         halts = ((waited >= _PATIENCE) & solved) | (waited >= _LONG_PATIENCE)
-        return (halts.long() - 1).masked_fill(poor & proposal.is_known, 1), memory
+        left = self._left(point, proposal, memory) > CLEARLY * memory["price"]
+        fails = halts & left & (memory["lowest_norm"] > flat)
+        reason = (halts.long() - 1).masked_fill(fails, 2)
+        return reason.masked_fill(poor & proposal.is_known, 1), memory
 
     def learn(
         self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
     ) -> Memory:
         earned = taken & (before.loss - after.loss > memory["price"])
-        return {**memory, "waited": (memory["waited"] + 1).masked_fill(earned, 0)}
+        bend = (proposal.move * (after.grad - before.grad)).sum(1)
+        lower = after.loss < memory["lowest"]
+        return {
+            **memory,
+            "waited": (memory["waited"] + 1).masked_fill(earned, 0),
+            "curvature": (bend / proposal.move.square().sum(1)).nan_to_num(0, 0, 0),
+            "lowest": torch.where(lower, after.loss, memory["lowest"]),
+            "lowest_norm": torch.where(lower, _norm(after.grad), memory["lowest_norm"]),
+        }
+
+    def _left(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
+        """What is left to gain, shape [K]; of a rule by the best step along the gradient."""
+        if self._searches:
+            return proposal.gain
+        curvature = memory["curvature"]
+        tells = (curvature > 0) & (point.loss <= memory["lowest"] + memory["price"])
+        return torch.where(tells, 0.5 * memory["lowest_norm"].square() / curvature, torch.inf)
+
+
+def _norm(grad: Tensor) -> Tensor:
+    return grad.square().sum(1).sqrt()
 
 
 @final
@@ -120,8 +162,9 @@ class ToleranceStop(EngineStop):
         gtol: Stop where max_i |g_i| <= gtol: that of `scipy.optimize.minimize` with L-BFGS-B or
             BFGS, and of `scipy.optimize.least_squares` without bounds.
         ftol: Stop after a step from loss f to f' where (f - f') / max(|f|, |f'|, 1) <= ftol, as
-            L-BFGS-B does; with `least_squares` where f - f' < ftol f and the step lowers the loss
-            by more than a quarter of the forecast, as `scipy.optimize.least_squares` does.
+            L-BFGS-B does, but for steps at whose end the loss falls as steeply as at their start;
+            with `least_squares` where f - f' < ftol f and the step lowers the loss by more than a
+            quarter of the forecast, as `scipy.optimize.least_squares` does.
         xtol: Stop after a step s from x where |s| < xtol (xtol + |x|), Euclidean norms: the `xtol`
             of `scipy.optimize.least_squares`, and the `xrtol` of BFGS.
         least_squares: Which meaning `ftol` has.
@@ -201,6 +244,7 @@ class ToleranceStop(EngineStop):
                 small = (fall < self.ftol * before.loss) & (fall > _AGREES * proposal.gain)
             else:
                 small = fall.abs() <= self.ftol * size  # rules with momentum may climb
+                small &= ~self._is_short(before, proposal, after)
             met = torch.where(taken & small, torch.where(fails, 6, 1), met)
         lower = after.loss < before.loss - memory["rounding"]
         return {
@@ -209,6 +253,17 @@ class ToleranceStop(EngineStop):
             "rounding": rounding(after.loss),
             "lowest": torch.minimum(lowest, after.loss),
         }
+
+    def _is_short(self, before: Point, proposal: Proposal, after: Point) -> Tensor:
+        """Where the loss falls as steeply behind a step as before it, bool [K].
+
+        SciPy's line searches do not end at such a step (Wolfe's second condition), so that its
+        ftol never judges one.
+        """
+        if not self.searches:
+            return torch.zeros_like(before.loss, dtype=torch.bool)
+        at, behind = ((point.grad * proposal.move).sum(1) for point in (before, after))
+        return behind < _STEEP * at
 
 
 LBFGSB = ToleranceStop(gtol=1e-5, ftol=1e7 * 2.220446049250313e-16)

@@ -10,7 +10,7 @@ from haltwise._core.tensors import select_state
 from haltwise.engines.base import Point
 from haltwise.engines.lbfgs import LBFGS, forecast_gain
 from haltwise.engines.run import Begun, descend, reasons_of
-from haltwise.engines.stops import FLAT, PriceStop
+from haltwise.engines.stops import CLEARLY, FLAT, PriceStop
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.guard import GuardWatch, UnitCheck
 from haltwise.models.optimizer_model import OptimizerModel
@@ -28,7 +28,6 @@ __all__ = ["Chunk"]
 
 _ATTEMPTS = 5  # at finding the units
 _WAIT = 8  # steps without a new lowest loss that are always granted
-_CLEARLY = 3  # prices; a forecast of less is within what it errs by on problems that are solved
 
 
 @final
@@ -294,7 +293,7 @@ class Chunk:
         flat = (norm <= limit) & limit.isfinite()  # squares may overflow
         # One gradient tells no curvature. A model's own rule needs none, but where it will not take
         # a step that promises to first order what it costs, it does not know the problem.
-        seen, known = ledger.count > 1, self._first_gain <= _CLEARLY * self._price
+        seen, known = ledger.count > 1, self._first_gain <= CLEARLY * self._price
         self.left = torch.where(seen, left, torch.nan)
-        paid = (left <= _CLEARLY * self._price) | (flat & left.isinf())
+        paid = (left <= CLEARLY * self._price) | (flat & left.isinf())
         self.success &= torch.where(seen, paid, flat | (known & (not by_own_rule)))

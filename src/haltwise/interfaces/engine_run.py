@@ -179,7 +179,7 @@ def solve_by_engine(
         part = problem if chunk_size >= number else map_tensors(problem, lambda v: v[rows])  # noqa: B023
         stops: list[EngineStop] = [tolerances]
         if price is not None and (rule is None or rule.model is None):
-            stops.insert(0, PriceStop(price[rows]))
+            stops.insert(0, PriceStop(price[rows], searches=engine.is_monotone))
         if rule is not None:
             own = torch.zeros_like(part.start[:, 0]) if price is None else price[rows]
             stops.insert(0, RuleStop(rule.policy, own, rule.model, from_first=rule.from_first))
