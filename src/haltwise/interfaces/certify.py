@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
@@ -18,6 +19,7 @@ from haltwise.certificates import (
     from_the_safest,
     set_aside,
     tabulate,
+    warn_of_copies,
 )
 from haltwise.curves import Curves, certify_curves
 from haltwise.curves.rule import CurveRule
@@ -87,6 +89,9 @@ def certify(
     Raises:
         InputError: An argument is impossible, or a loss is above the bound.
 
+    Warns:
+        CalibrationWarning: One problem in a hundred or more has the very losses of another.
+
     Examples:
         >>> import torch
         >>> from haltwise.certificates import ExcessLoss
@@ -134,6 +139,8 @@ def certify(
             returns = card.policies[unit].returns
     unit = CostUnit.UPDATES if unit is None else unit
     returns = RETURNABLE[unit][0] if returns is None else returns
+    record = torch.cat((recorded.loss, recorded.excess), 1).cpu().numpy()
+    warn_of_copies([row.tobytes() for row in record], group)
     at_risk = risk if isinstance(risk, Risk) else FunctionOfStop(risk)
     largest = at_risk.natural_bound(recorded.num_steps) if bound is None else bound
     candidates, used, num_set_aside = _candidates(
