@@ -78,6 +78,17 @@ def test_copies_are_certified_with_a_warning(kind: str) -> None:
     certify_them(number.tolist())  # a warning would be an error
 
 
+@pytest.mark.parametrize("bound", [1.0, 5.0])
+def test_losses_with_a_floor_are_refused_with_the_way_out(bound: float) -> None:
+    above = LOSSES + 2.0
+    asked: dict[str, Any] = {"level": 0.1, "confidence": 0.9, "bound": bound}
+    with pytest.raises(InputError, match=r"it is 2\.\d+ on average.* floor .*losses\[:, -1:\]"):
+        certify(BUDGETS, Trajectory(above, above), risk=ExcessLoss(), **asked)
+    lost = (above - above[:, -1:]).clip(0)
+    found = certify(BUDGETS, Trajectory(above, lost), risk=ExcessLoss(), **asked)
+    assert isinstance(found, Certificate)
+
+
 # --- Tables by brute force -----------------------------------------------------------------------
 
 
