@@ -17,7 +17,8 @@ from random_models import random_model
 from reported_runs import write_run
 from torch import Tensor
 
-from haltwise import HaltingMonitor, InputError, certify, load
+from haltwise import Curves, HaltingMonitor, InputError, certify, load
+from haltwise._core.errors import CalibrationWarning
 from haltwise._core.random import stream
 from haltwise.certificates import (
     Certificate,
@@ -33,6 +34,7 @@ from haltwise.certificates import (
     from_the_safest,
     tabulate,
 )
+from haltwise.curves.rules.patience import PatienceRule
 from haltwise.models import HaltingModel, certified, fingerprint, save_model
 from haltwise.models.loading import load_halting
 from haltwise.processes import Trajectory
@@ -55,6 +57,36 @@ RATE = 0.2 + torch.rand(600, 1, generator=seeded(5), dtype=DOUBLE)
 LOSSES = torch.exp(-RATE * torch.arange(21))
 DECAYS = Trajectory(LOSSES, LOSSES)
 BUDGETS = [FixedBudget(num) for num in range(20, -1, -1)]
+
+
+@pytest.mark.parametrize("kind", ["losses", "runs"])
+def test_copies_are_certified_with_a_warning(kind: str) -> None:
+    number = torch.arange(660) % 600  # the first 60 come twice
+
+    def certify_them(group: list[int] | None) -> Any:
+        if kind == "losses":
+            recorded = DECAYS.select(number)
+            return certify(BUDGETS, recorded, risk=ExcessLoss(), bound=1.0, group=group, **asked)
+        curves = Curves.from_matrix(LOSSES[number], target=0.5)
+        return certify(PatienceRule(), curves, risk="given-up", group=group, **asked)
+
+    asked: dict[str, Any] = {"level": 0.1, "confidence": 0.9}
+    sentence = f"60 of 660 {'runs' if kind == 'runs' else 'problems'} equal one before them"
+    for group in (None, [*range(660)]):
+        with pytest.warns(CalibrationWarning, match=sentence):
+            certify_them(group)
+    certify_them(number.tolist())  # a warning would be an error
+
+
+@pytest.mark.parametrize("bound", [1.0, 5.0])
+def test_losses_with_a_floor_are_refused_with_the_way_out(bound: float) -> None:
+    above = LOSSES + 2.0
+    asked: dict[str, Any] = {"level": 0.1, "confidence": 0.9, "bound": bound}
+    with pytest.raises(InputError, match=r"it is 2\.\d+ on average.* floor .*losses\[:, -1:\]"):
+        certify(BUDGETS, Trajectory(above, above), risk=ExcessLoss(), **asked)
+    lost = (above - above[:, -1:]).clip(0)
+    found = certify(BUDGETS, Trajectory(above, lost), risk=ExcessLoss(), **asked)
+    assert isinstance(found, Certificate)
 
 
 # --- Tables by brute force -----------------------------------------------------------------------

@@ -20,9 +20,7 @@ from haltwise.curves import Curves, read
 from haltwise.curves.readers import readers
 
 NAMED: dict[str, Any] = {"cost": "step", "metric": "loss"}
-TABLE = (
-    "run,group,step,loss,acc\na,g,0,3.0,.1\na,g,1,2.0,\nb,h,0,5.0,.2\nb,h,2,nan,.3\nb,h,3,4.5,.4\n"
-)
+TABLE = "run,group,step,loss,acc\na,g,0,3.0,.1\na,g,1,2.0,\nb,h,0,5.0,.2\nb,h,2,,.3\nb,h,3,4.5,.4\n"
 
 
 def written(path: Path, text: str) -> Path:
@@ -251,8 +249,53 @@ def test_an_unknown_format_lists_those_there_are(tmp_path: Path) -> None:
 def test_a_column_of_numbers_and_texts_is_left_out_and_said(tmp_path: Path) -> None:
     rows = "".join(f"{step},{step},1\n" for step in range(200_000))
     path = written(tmp_path / "t.csv", f"step,loss,note\n{rows}200000,3,oops\n")
-    with pytest.warns(DataWarning, match="column 'note' is left out: 'oops' is no number"):
+    sentence = f"the column 'note' of {path} holds the text 'oops' in row 200002"
+    with pytest.warns(DataWarning, match=f"{sentence}: the column is left out"):
         assert read(path, **NAMED).columns == ("loss",)
+    with pytest.raises(InputError, match=f"{sentence}; mend it"):
+        read(path, cost="step", metric="note")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("t.csv", "step,loss\n0,3\n\n1,oops\n2,1\n", "the text 'oops' in row 4; mend"),
+        ("t.csv", "step;loss\n0;3\n1;2,5\n", "'2,5' in row 3 .its comma is no decimal point"),
+        ("t.csv", "step;loss\n0;3,5\n1;2,5\n", "'3,5' in row 2 .its comma is no decimal point"),
+        (
+            "t.csv",
+            "run,step,loss\nb,1,2\na,1,3\na,0,?\nb,0,??\n",
+            "'[?]' in row 4",
+        ),
+        ("t.jsonl", '{"step": 0, "loss": 3}\n\n{"step": 1, "loss": "oops"}\n', "in row 3;"),
+    ],
+    ids=["text", "comma", "all commas", "runs", "jsonl"],
+)
+def test_a_text_where_a_number_should_be_is_named(
+    tmp_path: Path, name: str, text: str, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=f"the column 'loss' of .*{name} holds .*{sentence}"):
+        read(written(tmp_path / name, text), **NAMED)
+
+
+def test_texts_that_are_the_same_throughout_a_run_are_labels(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", "run,step,loss,size\na,0,3,64\na,1,2,64\nb,0,3,auto\n")
+    assert read(path, group="size", **NAMED).group.tolist() == ["64", "auto"]
+
+
+@pytest.mark.parametrize("nan", ["nan", "NaN", "-nan"])
+def test_nan_that_is_written_is_a_run_that_diverged(tmp_path: Path, nan: str) -> None:
+    """What is not measured is left empty, or written as loggers write it."""
+    for missing in ("", "null", "NA", "-"):
+        path = written(tmp_path / "t.csv", f"step,loss,aside\n0,3,{nan}\n1,{missing},1\n2,{nan},\n")
+        found = read(path, **NAMED)
+        np.testing.assert_equal(found.values, [[3, np.nan], [np.nan, 1], [np.inf, np.nan]])
+        assert found.columns == ("loss", "aside")
+        found = read(path, direction="max", **NAMED)
+        np.testing.assert_equal(found.values[:, 0], [3, np.nan, -np.inf])
+    path = written(tmp_path / "t.csv", f"step,loss\n0,{nan}\n1,2\n2,{nan}\n")
+    with pytest.warns(DataWarning, match="'loss' is NaN at 1 points, with numbers after them"):
+        assert read(path, **NAMED).values.ravel().tolist() == [np.inf, 2, np.inf]
 
 
 def test_a_row_that_is_being_written_is_left_out(tmp_path: Path) -> None:
@@ -289,7 +332,7 @@ def test_weights_and_biases(tmp_path: Path) -> None:
     text = "\n".join(map(json.dumps, lines))
     found = read(written(tmp_path / "h.jsonl", text), cost="_runtime", metric="eval.loss")
     assert found.cost.tolist() == [1.5, 2.5, 0.5]
-    np.testing.assert_equal(found.values[:, found.columns.index("eval.loss")], [3, np.nan, np.inf])
+    np.testing.assert_equal(found.values[:, found.columns.index("eval.loss")], [3, np.inf, np.inf])
 
 
 def test_tensorboard(tmp_path: Path) -> None:
@@ -363,6 +406,10 @@ def test_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0].columns["loss"], 1 / np.arange(1, 11))
     np.testing.assert_equal(found[0].columns["eval_loss"][[3, 4, 9]], [np.nan, 0.4, 0.2])
     assert read(tmp_path, cost="epoch").budget.tolist() == [2]
+    state.global_step = 11
+    state.log_history.append({"eval_loss": float("nan"), "epoch": 1.1, "step": 11})
+    state.save_to_json(str(tmp_path / "run" / "trainer_state.json"))
+    assert read(tmp_path)[0].columns["eval_loss"][-1] == np.inf
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

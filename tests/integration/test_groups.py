@@ -122,7 +122,13 @@ NAN = float("nan")
         ({}, [], None, "by must name at least one column"),
         ({}, "shop", "x", "columns must be names, or a dictionary"),
         ({}, "shop", [], "columns must be names"),
-        ({"y": list("abcdef")}, "shop", None, "'y' of the table holds no numbers .*columns="),
+        (
+            {"y": [1, 2, None, "4", "five", "six"]},
+            "shop",
+            None,
+            "'y' of the table holds the text 'five' in row 4; mend it.*columns=",
+        ),
+        ({"y": [object()] * 6}, "shop", None, "'y' of the table holds no numbers .*columns="),
         (
             {"y": [1, 2, NAN, 4, NAN, 6]},
             "shop",
@@ -158,14 +164,14 @@ def test_other_things_that_will_not_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no rows"):
         from_groups({"shop": np.array([]), "x": np.array([])}, "shop")
     path = tmp_path / "table.csv"
-    path.write_text(CSV.replace("3.5", "n. a."))
-    with pytest.raises(InputError, match=r"'y' of .*table.csv holds the text 'n. a.' in row 5;"):
+    path.write_text(CSV.replace("3.5", "n. a.").replace("\n", "\n\n", 1))  # a row that is empty
+    with pytest.raises(InputError, match=r"'y' of .*table.csv holds the text 'n. a.' in row 6;"):
         from_groups(path, "shop")
     path.write_text(CSV.replace("3.5", ""))
     with pytest.raises(InputError, match=r"'y' of .*csv is missing or infinite in 1 rows"):
         from_groups(path, "shop")
     path.write_text(CSV.replace(",", ";").replace("3.5", "3,5"))
-    with pytest.raises(InputError, match=r"holds the text '3,5' in row 5; .*decimal=','"):
+    with pytest.raises(InputError, match=r"holds the text '3,5' in row 5 .*decimal=','"):
         from_groups(path, "shop")
     path.write_text("shop,x\n")
     with pytest.raises(InputError, match="no rows"):

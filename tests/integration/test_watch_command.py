@@ -1,6 +1,7 @@
 """`haltwise watch`: on logs that grow, in threads and processes of their own."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from in_process import Result, haltwise
+
+from haltwise import RunMonitor
 
 RULE = f"{Path(__file__).parents[1] / 'tiny_rules.py'}:Patience"
 
@@ -109,6 +112,32 @@ def test_other_formats(tmp_path: Path) -> None:
         found = watch(log, "--once", "--cost", "step", "--level", -1.5, "--exit-code")
         assert found.stdout == f"{log}: give up, loss 2 at 30: nothing was better for 2 points\n"
         assert found.returncode == 3
+
+
+@pytest.mark.parametrize("unit", [None, "hours"])
+def test_a_log_and_a_monitor_give_up_at_the_same_point(log: Path, unit: str | None) -> None:
+    """Also where the column is called as the unit of the learned rule: a name says no unit."""
+    monitor = RunMonitor("training-runs", target=0.5, budget=100, cost_unit=unit)
+    rows = "hours,loss\n"
+    for hours in range(1, 100):
+        loss = 1 + math.exp(-hours / 10)
+        rows += f"{hours},{loss}\n"
+        monitor.update(loss, cost=hours)
+        if monitor.should_stop:
+            break
+    log.write_text(rows + f"{hours + 1},1\n")
+    said = ("--cost-unit", unit) if unit else ()
+    options = ("--metric", "loss", "--cost", "hours", "--target", 0.5, "--budget", 100, *said)
+    found = haltwise("watch", log, "--once", *options, cwd=log.parent)
+    assert found.stdout == f"{log}: give up, loss {loss:.4g} at {hours}: {monitor.reason}\n"
+    assert hours == (20 if unit else 48)
+
+
+def test_nan_is_a_run_that_diverged_and_an_empty_cell_is_not(log: Path) -> None:
+    for cell, shown in (("nan", "inf"), ("", "nan")):
+        log.write_text(f"step,loss\n0,3\n1,{cell}\n")
+        found = watch(log, "--once", "--cost", "step")
+        assert found.stdout == f"{log}: go on, loss {shown} at 1 after 2 points\n"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ safest to the boldest, wherever they come from. See docs/certificates.md.
 
 from haltwise.certificates.certificate import Certificate, Promise, Refusal
 from haltwise.certificates.certify import certify_table
+from haltwise.certificates.copies import warn_of_copies
 from haltwise.certificates.e_process import EProcess
 from haltwise.certificates.risk_monitor import RiskMonitor
 from haltwise.certificates.risks import (
@@ -40,4 +41,5 @@ __all__ = [
     "from_the_safest",
     "set_aside",
     "tabulate",
+    "warn_of_copies",
 ]

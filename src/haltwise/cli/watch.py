@@ -5,7 +5,6 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
@@ -61,6 +60,11 @@ class _Verdict(NamedTuple):
 @click.option("--target", type=float, help="The value of the metric that is a success.")
 @click.option("--budget", type=float, help="What the run may spend, in units of the cost.")
 @click.option(
+    "--cost-unit",
+    help="What the cost is counted in. Where it is what a learned rule was learned in, the levels "
+    "for --lost hold as they are; else they are translated by the budget.",
+)
+@click.option(
     "--min-points", default=MIN_POINTS, show_default=True, help="Points before it is given up."
 )
 @click.option("--poll", default=5.0, show_default=True, help="Seconds between looks at the log.")
@@ -72,6 +76,7 @@ def command(
     level: float | None,
     price: float | None,
     lost: float | None,
+    cost_unit: str | None,
     min_points: int,
     poll: float,
     once: bool,
@@ -81,23 +86,31 @@ def command(
     """Follow a growing LOG, and say when the run should be given up, or stopped early.
 
     LOG holds one run, in any format of `haltwise learn`: CSV, JSON lines, trainer_state.json,
-    Lightning's metrics.csv and others. A line is printed where the verdict changes; the command
-    ends when the run is given up, has met its target or has spent its budget. It never touches the
-    run itself, but with --exit-code a script can: code 3 says give up, and nothing else does.
+    Lightning's metrics.csv and others. A metric that is written as nan is the worst there is, since
+    the run diverged; leave empty what was not measured. A line is printed where the verdict
+    changes; the command ends when the run is given up, has met its target or has spent its budget.
+    It never touches the run itself, but with --exit-code a script can: code 3 says give up, and
+    nothing else does.
     """
     require(poll > 0, f"--poll must be above 0, got {poll:g}")
-    make = partial(LevelledRule, level=level, price=price, lost=lost, min_points=min_points)
-    found = make(_rule(rule)).rule
+    levelled = LevelledRule(
+        _rule(rule),
+        level=level,
+        price=price,
+        lost=lost,
+        cost_unit=cost_unit,
+        min_points=min_points,
+    )
     shown: _Verdict | None = None
     for _ in _changes(log, poll):
         try:
-            curve, unit = _one_run(log, reading)
+            curve = _one_run(log, reading)
         except InputError as error:  # the log may have only begun
             if once:
                 raise
             verdict = _Verdict("wait", f"waiting: {error}")
         else:
-            verdict = _judge(curve, make(found, cost_unit=unit))
+            verdict = _judge(curve, levelled)
         if shown is None or verdict.kind != shown.kind:
             say(f"{log}: {verdict.sentence}")
         shown = verdict
@@ -136,8 +149,8 @@ def _state(log: Path) -> list[tuple[str, int, int]]:
     return sorted(found)
 
 
-def _one_run(log: Path, reading: dict[str, Any]) -> tuple[Curve, str]:
-    """The one run of a log as it is now, and the unit of its cost."""
+def _one_run(log: Path, reading: dict[str, Any]) -> Curve:
+    """The one run of a log as it is now."""
     if log.suffix.lower() in _LINES and not log.is_dir():
         # A copy, without a last line that is still being written: half a number is a number, too.
         whole, newline, _ = read_bytes(log).rpartition(b"\n")
@@ -154,7 +167,7 @@ def _one_run(log: Path, reading: dict[str, Any]) -> tuple[Curve, str]:
     curve = curves[0]
     # Where nothing tells the budget, the record takes what was spent by the longest run.
     told = reading["budget"] is not None or curve.budget > curve.cost[-1]
-    return curve if told else curve._replace(budget=math.nan), curves.cost_unit
+    return curve if told else curve._replace(budget=math.nan)
 
 
 def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:

@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 
 from haltwise._core.errors import require
-from haltwise.certificates import Certificate, Refusal, RiskTable, certify_table, set_aside
+from haltwise.certificates import (
+    Certificate,
+    Refusal,
+    RiskTable,
+    certify_table,
+    set_aside,
+    warn_of_copies,
+)
 from haltwise.curves.curves import Curves
 from haltwise.curves.levels import GiveUps, candidate_levels
 from haltwise.curves.model import CurveModel
@@ -44,6 +51,9 @@ def certify_curves(
     Raises:
         InputError: No run has a target, or no run meets it.
 
+    Warns:
+        CalibrationWarning: One run in a hundred or more has the very points of another.
+
     Examples:
         >>> from haltwise.curves import learn
         >>> rng = np.random.default_rng(0)
@@ -64,6 +74,9 @@ def certify_curves(
         "no run meets its target, so there is no success to lose; name another target",
     )
     groups = curves.group.tolist() if grouped else None
+    measured = np.column_stack((curves.cost, curves.values))
+    bounds = zip(curves.offset[:-1], curves.offset[1:], strict=True)
+    warn_of_copies([measured[a:b].tobytes() for a, b in bounds], groups, "runs")
     aside = set_aside(curves.num_runs, groups).numpy()
     scores = [rule.score(curve) for curve in curves]
     tuning = curves.select(aside)

@@ -1,5 +1,6 @@
 """Runs as files and tables hold them, before it is settled which column is judged."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, final
@@ -20,7 +21,11 @@ __all__ = [
     "MOST_CELLS",
     "Keys",
     "RawRuns",
+    "is_missing",
+    "measured",
+    "parse_number",
     "parse_numbers",
+    "text_in_place",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -30,7 +35,10 @@ MOST_CELLS = 12 * 2**20
 
 _EPOCH = 1e9  # seconds: 2001
 _YEARS = 1.02  # later in a run than at its start: by one year in 2026
-_MISSING = frozenset(("", "-", "na", "n/a", "nan", "none", "null", "<na>", "nat"))
+_MISSING = frozenset(("", "-", "na", "n/a", "none", "null", "<na>", "nat"))
+_DIVERGED = math.copysign(math.nan, -1.0)
+"""A NaN that was measured. As R has its NA, a NaN of its own kind tells it from a missing number;
+the sign is kept by whatever copies, and `RawRuns.settled` makes the worst value of it."""
 _RUN = ("run", "run_id", "run_name", "run_uuid", "trial", "trial_id", "trial_name", "experiment")
 
 
@@ -93,6 +101,10 @@ class RawRuns:
     """Whether rows stand in the order of time; those of a table may stand in any."""
     is_told_apart: bool = True
     """Whether it is certain where a run ends and the next begins."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Columns that hold texts, with a sentence that names the first that is no number."""
+    mixed: frozenset[str] = frozenset()
+    """Those of them that hold numbers as well in a run, and so are neither labels nor measured."""
 
     @classmethod
     def merged(cls, parts: Sequence["RawRuns"]) -> "RawRuns":
@@ -131,6 +143,8 @@ class RawRuns:
             cost=cost,
             metric=metric,
             is_told_apart=all(part.is_told_apart for part in parts),
+            texts={name: why for part in parts[::-1] for name, why in part.texts.items()},
+            mixed=frozenset().union(*(part.mixed for part in parts)),
             runs=[run for part in parts for run in part.runs],
             labels=[labels for part in parts for labels in part.labels],
             target=np.concatenate(targets),
@@ -155,14 +169,20 @@ class RawRuns:
             InputError: A column is missing, or what nobody names cannot be chosen.
 
         Warns:
-            DataWarning: Something was chosen by the names of columns, or rows were sorted.
+            DataWarning: Something was chosen by the names of columns, a column was left out, rows
+                were sorted, or numbers follow a metric that is NaN.
         """
         known = _known_columns(self.runs)
         for name in (cost, metric, *(columns or ())):
-            require(
-                name is None or name in known,
-                f"there is no column {name!r} of numbers; name one of {', '.join(known) or 'none'}",
+            if name is None or name in known:
+                continue
+            if name in self.texts:
+                raise InputError(f"{self.texts[name]}; mend it, or leave the cell empty")
+            raise InputError(
+                f"there is no column {name!r} of numbers; name one of {', '.join(known) or 'none'}"
             )
+        for name in sorted(self.mixed - known.keys()):
+            warn(f"{self.texts[name]}: the column is left out", DataWarning)
         chosen = []
         judged = metric or (self.metric if self.metric in known else None)
         if judged is None:
@@ -188,9 +208,8 @@ class RawRuns:
         own_metric = judged == self.metric and better == self.direction
         kept = list(known if columns is None else dict.fromkeys((judged, *columns)))
         wanted = dict.fromkeys(kept if spent is None else (*kept, spent))
-        runs: list[Mapping[str, Floats]] = [
-            {name: run[name] for name in wanted if name in run} for run in self.runs
-        ]
+        parts = [{name: run[name] for name in wanted if name in run} for run in self.runs]
+        runs = _with_worst(parts, judged, np.inf if better == "min" else -np.inf)
         _require_room(runs, len(kept))
         if spent is not None:
             if _are_times_of_day(runs, spent):
@@ -256,6 +275,27 @@ class RawRuns:
             number = float(known[0])
             found.append(str(int(number)) if number.is_integer() else repr(number))
         return found
+
+
+def _with_worst(
+    runs: Sequence[Mapping[str, Floats]], metric: str, worst: float
+) -> list[Mapping[str, Floats]]:
+    """The runs, with the worst value where the metric was measured and is NaN."""
+    found, recovered = [], 0
+    for run in runs:
+        values = run.get(metric, np.empty(0))
+        diverged = np.isnan(values) & ~is_missing(values)
+        numbers = np.flatnonzero(~np.isnan(values))
+        recovered += int(diverged[: numbers[-1]].sum()) if len(numbers) else 0
+        found.append({**run, metric: np.where(diverged, worst, values)} if diverged.any() else run)
+    if recovered:
+        warn(
+            f"{metric!r} is NaN at {recovered} points, with numbers after them; it counts as "
+            f"{worst:g} there, as in a run that diverged. Where it was not measured, leave the "
+            "cell empty",
+            DataWarning,
+        )
+    return found
 
 
 def _known_columns(runs: Sequence[Mapping[str, Floats]]) -> dict[str, None]:
@@ -370,16 +410,50 @@ def parse_numbers(cells: Sequence[str]) -> Floats | None:
     """Numbers as they are written, NaN for what stands for a missing one; None if one is a text.
 
     Examples:
-        >>> parse_numbers(["1", "", "2e3", "inf", "null"]).tolist()
-        [1.0, nan, 2000.0, inf, nan]
+        >>> numbers = parse_numbers(["1", "", "2e3", "inf", "null", "nan"])
+        >>> numbers.tolist(), is_missing(numbers).tolist()
+        ([1.0, nan, 2000.0, inf, nan, nan], [False, True, False, False, True, False])
     """
     try:
-        return np.array(list(map(float, cells)))
+        return measured(np.array(list(map(float, cells))))
     except ValueError:
         pass
     try:
-        return np.array(
-            [np.nan if cell.strip().lower() in _MISSING else float(cell) for cell in cells]
-        )
+        return np.array(list(map(parse_number, cells)))
     except ValueError:
         return None
+
+
+def parse_number(cell: str) -> float:
+    """One number as it is written; see `parse_numbers`.
+
+    Raises:
+        ValueError: It is a text.
+    """
+    if cell.strip().lower() in _MISSING:
+        return math.nan
+    number = float(cell)
+    return _DIVERGED if math.isnan(number) else number
+
+
+def measured(numbers: Floats) -> Floats:
+    """The same, with NaN as a value that was measured, not as a missing one."""
+    nan = np.isnan(numbers)
+    return np.where(nan, _DIVERGED, numbers) if nan.any() else numbers
+
+
+def is_missing(numbers: Floats) -> npt.NDArray[np.bool_]:
+    """Which numbers are missing; a NaN that was `measured` is not."""
+    return np.isnan(numbers) & ~np.signbit(numbers)
+
+
+def text_in_place(column: str, where: str, row: int, cell: str) -> str:
+    """A sentence on a text that stands where a number was expected.
+
+    Examples:
+        >>> text_in_place("loss", "log.csv", 3, "oops")
+        "the column 'loss' of log.csv holds the text 'oops' in row 3"
+    """
+    found = f"the column {column!r} of {where} holds the text {cell[:40]!r} in row {row}"
+    is_number = parse_numbers([cell.replace(",", ".")]) is not None
+    return f"{found} (its comma is no decimal point)" if is_number else found

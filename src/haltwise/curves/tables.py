@@ -1,13 +1,22 @@
 """Tables of points whose rows belong to runs: of files read by portions, and of data frames."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import MOST_CELLS, Keys, RawRuns, parse_numbers
+from haltwise._core.errors import InputError, require
+from haltwise.curves.raw import (
+    MOST_CELLS,
+    Keys,
+    RawRuns,
+    is_missing,
+    parse_number,
+    parse_numbers,
+    text_in_place,
+)
 
 __all__ = ["MOST_COLUMNS", "PointTable", "frame_columns", "frame_runs"]
 
@@ -31,17 +40,18 @@ class PointTable:
     def __init__(self, keys: Keys, where: str) -> None:
         self._keys, self._where = keys, where
         self._num_rows = 0
+        self._places: list[Sequence[int]] = []  # of the rows in the file
         self._numbers: dict[str, list[Sparse]] = {}
         self._codes: dict[str, list[tuple[Integers, Integers]]] = {}
         self._texts: dict[str, dict[str, int]] = {}
-        self._mixed: dict[str, str] = {}
+        self._were_numbers: set[str] = set()
 
-    def add(self, columns: Mapping[str, Sequence[str]], num_rows: int) -> None:
-        """Add rows, given by columns as they are written, each of `num_rows`."""
-        every = np.arange(num_rows)
+    def add(self, columns: Mapping[str, Sequence[str]], places: Sequence[int]) -> None:
+        """Add rows, given by columns as they are written, and where they stand in the file."""
+        every = np.arange(len(places))
         for name, cells in columns.items():
             self.add_column(name, every, cells)
-        self.end(num_rows)
+        self.end(places)
 
     def add_column(self, name: str, rows: Integers, cells: Sequence[str]) -> None:
         """Add what one column holds in some of the rows to come; `end` says how many those are."""
@@ -53,7 +63,7 @@ class PointTable:
 
     def add_numbers(self, name: str, rows: Integers, numbers: Floats) -> None:
         """Add the numbers of one column in some of the rows to come."""
-        known = ~np.isnan(numbers)
+        known = ~is_missing(numbers)
         entry = self._numbers.setdefault(name, [])
         first, num = self._num_rows, len(numbers)
         if num and known.all() and rows[-1] - rows[0] == num - 1:
@@ -64,16 +74,16 @@ class PointTable:
     def _add_texts(self, name: str, rows: Integers, cells: Sequence[str]) -> None:
         if name in self._numbers:
             if any(len(values) for _, values in self._numbers[name]):
-                bad = next(cell for cell in cells if parse_numbers([cell]) is None)
-                self._mixed.setdefault(name, bad)
+                self._were_numbers.add(name)
             del self._numbers[name]
         seen = self._texts.setdefault(name, {})
         codes = np.array([seen.setdefault(cell, len(seen)) for cell in cells], np.int64)
         self._codes.setdefault(name, []).append((rows + self._num_rows, codes))
 
-    def end(self, num_rows: int) -> None:
-        """Close a portion of this many rows."""
-        self._num_rows += num_rows
+    def end(self, places: Sequence[int]) -> None:
+        """Close a portion of rows that stand at these places of the file, such as line numbers."""
+        self._num_rows += len(places)
+        self._places.append(places)
         require(
             len(self._numbers) + len(self._texts) <= MOST_COLUMNS,
             f"{self._where} has more than {MOST_COLUMNS} columns: too many",
@@ -88,9 +98,6 @@ class PointTable:
 
         Raises:
             InputError: There are no rows, or too many columns for so many rows.
-
-        Warns:
-            DataWarning: A column was left out since texts and numbers are mixed in it.
         """
         num = self._num_rows
         require(num > 0, f"{self._where} holds no rows")
@@ -100,11 +107,6 @@ class PointTable:
             f"{self._where} has {num} rows and {len(self._numbers)} columns of numbers, nearly all "
             "of them empty: they would not fit into the memory; keep fewer columns",
         )
-        for column, text in self._mixed.items():
-            warn(
-                f"{self._where}: the column {column!r} is left out: {text[:40]!r} is no number",
-                DataWarning,
-            )
         texts = {column: self._dense_codes(column) for column in self._codes}
         told = [column for column in self._keys if column in texts]
         run = np.zeros(num, np.int64)
@@ -122,7 +124,15 @@ class PointTable:
             numbers = {column: values[order] for column, values in numbers.items()}
         slices = [slice(bounds[place], bounds[place + 1]) for place in appearance]
         labels: list[dict[str, str]] = [{} for _ in slices]
+        sentences, mixed = {}, set()
         for column, codes in texts.items():
+            kinds = self._kinds(column)[codes]
+            bad = np.flatnonzero(kinds == _TEXT)
+            if column not in told and len(bad):
+                among_numbers = order[_among_numbers(kinds[order], starts)]
+                first = int(min(among_numbers, default=bad[0]))
+                sentences[column] = self._sentence(column, first)
+                mixed |= {column} if len(among_numbers) else set()
             sorted_codes = codes[order]
             least = np.minimum.reduceat(sorted_codes, starts)[appearance]
             most = np.maximum.reduceat(sorted_codes, starts)[appearance]
@@ -137,8 +147,25 @@ class PointTable:
             "group": self._keys.group,
             "task": self._keys.task,
             "is_told_apart": bool(told),
+            "texts": sentences,
+            "mixed": frozenset(mixed),
         }
         return RawRuns(runs, labels, **{**own, **settings})
+
+    def _kinds(self, name: str) -> Integers:
+        """What each code of a column stands for; the last, -1, for what has none."""
+        uncoded = _NUMBER if name in self._were_numbers else _NEITHER
+        return np.array([*map(_kind, self._texts[name]), uncoded])
+
+    def _sentence(self, name: str, row: int) -> str:
+        code = self._dense_codes(name)[row]
+        first = 0
+        for places in self._places:
+            if row < first + len(places):
+                break
+            first += len(places)
+        text = [*self._texts[name]][code]
+        return text_in_place(name, self._where, places[row - first], text)
 
     def _dense(self, name: str) -> Floats:
         values = np.full(self._num_rows, np.nan)
@@ -151,6 +178,26 @@ class PointTable:
         for rows, part in self._codes[name]:
             codes[rows] = part
         return codes
+
+
+_NEITHER, _NUMBER, _TEXT = range(3)  # in a cell
+
+
+def _kind(cell: str) -> int:
+    try:
+        return _NEITHER if math.isnan(parse_number(cell)) else _NUMBER
+    except ValueError:
+        return _TEXT
+
+
+def _among_numbers(kinds: Integers, starts: Integers) -> Integers:
+    """The texts in a column, sorted by run, of runs that have numbers in it, too.
+
+    A text that is the same throughout a run is a label, whatever others have there.
+    """
+    sizes = np.diff(starts, append=len(kinds))
+    has_numbers = np.repeat(np.logical_or.reduceat(kinds == _NUMBER, starts), sizes)
+    return np.flatnonzero(has_numbers & (kinds == _TEXT))
 
 
 def frame_runs(frame: Any, keys: Keys) -> RawRuns:
@@ -170,8 +217,9 @@ def frame_runs(frame: Any, keys: Keys) -> RawRuns:
         elif values.dtype.kind in "fiub" and name not in keys:
             table.add_numbers(name, every, values.astype(np.float64))
         else:
-            table.add_column(name, every, list(map(str, values.tolist())))
-    table.end(len(every))
+            cells = ["" if value != value else str(value) for value in values.tolist()]  # noqa: PLR0124 - NaN
+            table.add_column(name, every, cells)
+    table.end(range(len(every)))
     return table.runs("the data frame", is_log=False)
 
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import real_number, require_flags, shown, words
 from haltwise.certificates import (
     Certificate,
+    ExcessLoss,
     FunctionOfStop,
     Refusal,
     Risk,
@@ -18,6 +20,7 @@ from haltwise.certificates import (
     from_the_safest,
     set_aside,
     tabulate,
+    warn_of_copies,
 )
 from haltwise.curves import Curves, certify_curves
 from haltwise.curves.rule import CurveRule
@@ -87,6 +90,9 @@ def certify(
     Raises:
         InputError: An argument is impossible, or a loss is above the bound.
 
+    Warns:
+        CalibrationWarning: One problem in a hundred or more has the very losses of another.
+
     Examples:
         >>> import torch
         >>> from haltwise.certificates import ExcessLoss
@@ -134,8 +140,13 @@ def certify(
             returns = card.policies[unit].returns
     unit = CostUnit.UPDATES if unit is None else unit
     returns = RETURNABLE[unit][0] if returns is None else returns
+    record = torch.cat((recorded.loss, recorded.excess), 1).cpu().numpy()
+    warn_of_copies([row.tobytes() for row in record], group)
     at_risk = risk if isinstance(risk, Risk) else FunctionOfStop(risk)
     largest = at_risk.natural_bound(recorded.num_steps) if bound is None else bound
+    is_complete = largest is not None and (confidence is not None or group is not None)
+    if isinstance(at_risk, ExcessLoss) and is_complete:
+        _require_no_floor(recorded.excess, real_number("level", level), largest if clip else None)
     candidates, used, num_set_aside = _candidates(
         rule, recorded, at_risk, group, unit=unit, returns=returns, bound=largest
     )
@@ -162,6 +173,21 @@ def certify(
         unit=unit,
         price=price,
         model=None if model is None else fingerprint(model, with_policies=False),
+    )
+
+
+def _require_no_floor(excess: Tensor, level: float, bound: float | None) -> None:
+    """Refuse losses [n, T+1] above the level wherever they are stopped, for they have a floor."""
+    least = excess.double().nan_to_num(math.inf).amin(1)
+    mean = least.clamp_max(math.inf if bound is None else bound).mean().item()
+    # Of most problems, for that of a few may be high since they diverged.
+    is_floor = level < mean < math.inf and least.median().item() > level
+    require(
+        not is_floor,
+        f"no stop keeps the mean excess loss at or below {level:g}: where it is least on each "
+        f"course, it is {mean:.4g} on average. Losses that have a floor are to be given without "
+        "it, for instance as what is lost against going on to the end, "
+        "excess=(losses - losses[:, -1:]).clip(0)",
     )
 
 

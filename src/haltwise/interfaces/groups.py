@@ -1,5 +1,6 @@
 """Tables with a column of groups as padded batches, one problem for each group."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import shown
-from haltwise.curves.raw import parse_numbers
+from haltwise.curves.raw import parse_numbers, text_in_place
 from haltwise.curves.readers.csv import opened_table
 from haltwise.curves.tables import frame_columns
 
@@ -164,9 +165,9 @@ def _wanted(
 def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, Array]:
     """The columns of a CSV file: numbers, but as they are written where they tell groups apart."""
     parts: dict[str, list[Array]] = {}
-    row = 2
+    num_rows = 0
     with opened_table(path) as (header, portions):
-        for rows in portions:
+        for places, rows in portions:
             for name, cells in zip(header, zip(*rows, strict=True), strict=True):
                 if not name or (needed is not None and name not in needed):
                     continue
@@ -176,21 +177,19 @@ def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, 
                     numbers = parse_numbers(cells)
                     if numbers is None:
                         bad = next(n for n, c in enumerate(cells) if parse_numbers([c]) is None)
-                        raise InputError(
-                            f"column {name!r} of {path} holds the text {cells[bad]!r} in row "
-                            f"{row + bad}; "
-                            + (
-                                "its commas are no decimal points: read it by "
-                                "pandas.read_csv(..., decimal=',') and give the frame"
-                                if parse_numbers([cells[bad].replace(",", ".")]) is not None
-                                else "name the columns to take by columns=[...], or encode it"
-                            )
-                        )
+                        raise _text(name, str(path), places[bad], cells[bad])
                     part = numbers
                 parts.setdefault(name, []).append(part)
-            row += len(rows)
-    require(row > 2, f"{path} has a header and no rows")
+            num_rows += len(rows)
+    require(num_rows > 0, f"{path} has a header and no rows")
     return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _text(name: str, where: str, row: int, cell: str) -> InputError:
+    return InputError(
+        f"{text_in_place(name, where, row, cell)}; mend or encode it, name the columns to take by "
+        "columns=[...], or give a frame, such as pandas.read_csv(..., decimal=',')"
+    )
 
 
 def _coded(columns: list[Array], told_by: list[str], where: str) -> tuple[Integers, list[Any]]:
@@ -241,15 +240,15 @@ def _padded_rows(codes: Integers, keys: list[Any]) -> tuple[Integers, Array, Int
 
 def _numbers(values: Array, name: str, where: str) -> Array:
     """A column in float64; float32 where it is."""
-    is_number = values.dtype.kind in "fiub"
-    if values.dtype.kind == "O":  # numbers with missing ones among them come so
-        try:
-            values = np.array([np.nan if _is_missing(value) else value for value in values], float)
-            is_number = True
-        except (TypeError, ValueError):
-            pass
+    if values.dtype.kind in "OUST":  # numbers with missing ones among them, or texts, come so
+        cells = values.tolist()
+        with contextlib.suppress(TypeError, ValueError):
+            values = np.array([np.nan if _is_missing(cell) else cell for cell in cells], float)
+        for row, cell in enumerate(cells if values.dtype.kind in "OUST" else ()):
+            if isinstance(cell, str) and parse_numbers([cell]) is None:
+                raise _text(name, where, row, cell)
     require(
-        is_number,
+        values.dtype.kind in "fiub",
         f"column {name!r} of {where} holds no numbers ({values.dtype}); name the columns to take "
         "by columns=[...], or encode it",
     )

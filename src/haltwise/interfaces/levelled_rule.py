@@ -36,8 +36,8 @@ class LevelledRule:
         price: (value of a unit of cost) / (value of a success), for a learned rule.
         lost: Share of the successes that may be lost, for a learned rule, which remembers levels
             for some; .01 if nothing is given.
-        cost_unit: What cost is counted in. Where the learned rule's card has another unit, its
-            levels for successes lost are translated by the run's budget.
+        cost_unit: What cost is counted in. Unless it is the unit of the learned rule's card, levels
+            for successes lost are translated by the run's budget.
         min_points: A run of fewer points is not given up.
 
     Raises:

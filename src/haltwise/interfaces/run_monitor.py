@@ -37,7 +37,8 @@ class RunMonitor:
     runs of one's own loop, sees gradients and parameters if they are shown, and stops where another
     round is not worth its price.
 
-    A value that is NaN counts as the worst there is, since the run diverged. Where the cost goes
+    A value that is NaN counts as the worst there is, since the run diverged, as it does where it is
+    written in a log (`haltwise.curves.read`). Where the cost goes
     back, the run was resumed from there, and what had been logged after that point is forgotten.
     The rule scores the whole log each time, in well under a millisecond for some hundred points; of
     a long loop, show every tenth or hundredth step.
@@ -57,8 +58,9 @@ class RunMonitor:
             one, instead of a level: (value of a unit of cost) / (value of a success).
         lost: For a learned rule, instead: the share of the successes that may be lost, one of those
             that it remembers a level for; .01 if nothing is given.
-        cost_unit: What cost is counted in. Where a learned rule was learned in another unit, its
-            levels for `lost` are translated by the budget.
+        cost_unit: What cost is counted in. Where it is that of the card of a learned rule, levels
+            for `lost` hold as they are; where it is another or nobody says, they are translated by
+            the budget.
         min_points: The run is not given up before it has as many points.
 
     Raises:

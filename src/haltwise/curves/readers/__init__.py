@@ -50,6 +50,10 @@ def read(
     whose name tells that it is a validation loss, else another loss or accuracy, and the cost is a
     column of seconds, else steps, else epochs. A warning says what was chosen.
 
+    A metric that a log holds as NaN was measured, and is the worst there is: the run diverged. What
+    was not measured is an empty cell, null, None or NA. Arrays and data frames have NaN for that;
+    give them inf where a run diverged.
+
     Args:
         path: A file, or a folder, of which every file of a known format is read.
         format: One of `readers`; recognised by names and contents if None.

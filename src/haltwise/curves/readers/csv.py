@@ -54,14 +54,18 @@ def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None 
     """
     with opened_table(path) as (header, portions):
         table = PointTable(Keys() if keys is None else keys.of(filter(None, header)), str(path))
-        for rows in portions:
+        for places, rows in portions:
             columns = zip(header, zip(*rows, strict=True), strict=True)
-            table.add({name: cells for name, cells in columns if name}, len(rows))
+            table.add({name: cells for name, cells in columns if name}, places)
     return table.runs(name or stem(path), is_log=is_log)
 
 
+Portion = tuple[Sequence[int], list[list[str]]]
+"""Rows, and their numbers in the file, in which the header is row 1."""
+
+
 @contextlib.contextmanager
-def opened_table(path: Path) -> Iterator[tuple[list[str], Iterator[list[list[str]]]]]:
+def opened_table(path: Path) -> Iterator[tuple[list[str], Iterator[Portion]]]:
     """Open a table with a header: the names of its columns, and its rows, many at a time.
 
     Raises:
@@ -86,13 +90,13 @@ def opened_table(path: Path) -> Iterator[tuple[list[str], Iterator[list[list[str
         yield header, _portions(path, reader, len(header))
 
 
-def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[list[list[str]]]:
+def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[Portion]:
     """Rows of the right width, many at a time; only the last may be cut off."""
     number = 1
     cut: str | None = None
     try:
         while portion := list(itertools.islice(rows, max(1, _PORTION // width))):
-            good = []
+            good, places = [], []
             for row in portion:
                 number += 1
                 if not row:
@@ -103,8 +107,10 @@ def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[lis
                     cut = wrong
                 else:
                     good.append(row)
+                    places.append(number)
             if good:
-                yield good
+                is_range = places[-1] - places[0] == len(places) - 1
+                yield range(places[0], places[-1] + 1) if is_range else places, good
     except csv.Error as error:
         raise InputError(f"{path} is no table of values after row {number} ({error})") from None
     if cut:

@@ -42,7 +42,7 @@ class JsonLines(Reader):
             objects = _objects(path, file)
             while portion := list(itertools.islice(objects, _PORTION)):
                 columns: dict[str, tuple[list[int], list[Any]]] = {}
-                for row, entry in enumerate(portion):
+                for row, (_, entry) in enumerate(portion):
                     for name, value in flat(entry):
                         rows, values = columns.setdefault(name, ([], []))
                         rows.append(row)
@@ -51,14 +51,14 @@ class JsonLines(Reader):
                     table = PointTable(keys.of(columns), str(path))
                 for name, (rows, values) in columns.items():
                     table.add_column(name, np.array(rows), [*map(str, values)])
-                table.end(len(portion))
+                table.end([number for number, _ in portion])
         if table is None:
             raise InputError(f"{path} holds no objects of JSON")
         return table.runs(stem(path), is_log=True)
 
 
-def _objects(path: Path, file: TextIO) -> Iterator[dict[str, Any]]:
-    """The objects of a file; a last line that is cut off is left out."""
+def _objects(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a file; a last line that is cut off is left out."""
     error: InputError | None = None
     for number, line in enumerate(file, 1):
         if not line.strip():
@@ -72,7 +72,7 @@ def _objects(path: Path, file: TextIO) -> Iterator[dict[str, Any]]:
             error = wrong
             continue
         require(isinstance(found, dict), f"{where} is no object of JSON; write one a line")
-        yield found
+        yield number, found
     if error is not None:
         if line.endswith("\n"):
             raise error

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, RawRuns
+from haltwise.curves.raw import Keys, RawRuns, measured
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.tables import PointTable
 
@@ -70,10 +70,11 @@ class TensorBoard(Reader):
         for name, tag in series.items():
             rows = np.searchsorted(steps, tag.steps)
             seconds[rows] = np.maximum(seconds[rows], tag.seconds)
-            table.add_numbers(f"{name} (tag)" if name in _OWN else name, rows, np.array(tag.values))
+            values = measured(np.array(tag.values))
+            table.add_numbers(f"{name} (tag)" if name in _OWN else name, rows, values)
         for name, values in zip(_OWN, (steps, seconds), strict=True):
             table.add_numbers(name, np.arange(len(steps)), values)
-        table.end(len(steps))
+        table.end(range(len(steps)))
         name = folder.absolute().name
         return table.runs(name, is_told_apart=True, is_log=False, cost="step", cost_unit="steps")
 

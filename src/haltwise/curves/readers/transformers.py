@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from haltwise._core.errors import InputError, require
-from haltwise.curves.raw import Keys, RawRuns
+from haltwise.curves.raw import Keys, RawRuns, parse_number
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import open_text, parse_json
 from haltwise.curves.readers.jsonl import flat
@@ -79,7 +79,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _number(value: Any) -> float:
     try:
-        return float(value) if isinstance(value, int | float) else np.nan
+        return parse_number(str(value)) if isinstance(value, int | float) else np.nan
     except OverflowError:
         return np.nan
 
