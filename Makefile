@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Without bytecode, each of the many processes of the tests would compile the library again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo check test static lint types layers fast unit sdist docs site figures bench faults weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
@@ -36,7 +39,7 @@ fast: $(READY)
 	$(BIN)/pytest -n auto tests/contracts tests/oracles
 
 unit: $(READY)
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 sdist: $(READY)  ## The source distribution, tested from itself.
 	rm -rf build/sdist

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from haltwise import Curves, FitWarning, InputError
 from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
-from haltwise.curves import load_curve_model
+from haltwise.curves import forecast, load_curve_model
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps
 from haltwise.evaluation.give_up import judge_curves, judge_learned
@@ -29,12 +29,12 @@ def some_runs(num: int, seed: int, groups: int = 5) -> Curves:
 
 @pytest.fixture(scope="module")
 def learned() -> Learned:
-    """What is learned from 300 runs of three groups."""
-    return learn(some_runs(300, 0, groups=3))
+    """What is learned from 150 runs of three groups."""
+    return learn(some_runs(150, 0, groups=3))
 
 
 def test_what_is_learned_saves_and_loses_little_on_runs_of_its_kind(learned: Learned) -> None:
-    record = judge_curves(learned.model, some_runs(300, 1))
+    record = judge_curves(learned.model, some_runs(150, 1))
     at = record.levels["0.05"]
     assert at.saved.value > 0.4 * record.oracle_saved
     assert at.lost.value < 0.1
@@ -56,7 +56,7 @@ def test_the_last_score_is_the_last_of_the_scores(learned: Learned) -> None:
 
 def test_the_price_is_the_level(learned: Learned) -> None:
     """Giving up below chance / (cost to come) = price is best among those at any other level."""
-    fresh = some_runs(600, 2)
+    fresh = some_runs(300, 2)
     scores = [learned.model.score(curve) for curve in fresh]
     price = 1 / 30  # thirty steps are worth a success
     worth = []
@@ -131,7 +131,10 @@ def test_a_run_without_a_target_cannot_be_forecast(learned: Learned) -> None:
         model.level(lost=0.3)
 
 
-def test_commands_write_a_model_a_report_and_a_judgement(tmp_path: Path) -> None:
+def test_commands_write_a_model_a_report_and_a_judgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(forecast._BOOSTED, "max_iter", 10)  # how good it is is judged above
     for name, seed in (("past", 0), ("new", 1)):
         lines = ["run,team,step,loss"]
         for number, curve in enumerate(some_runs(80, seed)):

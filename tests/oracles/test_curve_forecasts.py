@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haltwise import Curves, InputError
+from haltwise.curves.bins import Bins
 from haltwise.curves.curves import Curve
 from haltwise.curves.features import FEATURES, curve_features
 from haltwise.curves.forecast import Forecast, Rows
@@ -119,6 +120,35 @@ def test_trees_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(
         Trees.of_forest(forest, num)(whole), forest.predict_proba(whole)[:, 1], atol=1e-5
     )
+
+
+def test_bins_are_of_equal_weight_and_trees_of_them_are_those_of_scikit_learn() -> None:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    rows, success, rng = _data(1500)
+    rows[:, 3] = rng.integers(0, 5, len(rows))
+    rows[:, 4] = 2.0
+    rows[:, 5] = np.minimum(rows[:, 5], 0.0)  # above the edge at 0 is nothing
+    rows = rows.astype(np.float32).astype(np.float64)
+    weight = rng.integers(1, 9, len(rows)).astype(np.float64)
+    bins = Bins.of(rows, weight, 16)
+    np.testing.assert_array_equal(bins.edges[3], [0.5, 1.5, 2.5, 3.5])
+    assert len(bins.edges[4]) == 0
+    for place, edges in enumerate(bins.edges):
+        known = ~np.isnan(rows[:, place])
+        values, number = rows[known, place], bins.number[known, place]
+        assert np.isnan(bins.number[~known, place]).all()
+        np.testing.assert_array_equal(number, (values[:, None] > edges).sum(1))
+        shares = [weight[known][number == each].sum() for each in range(len(edges) + 1)]
+        if place not in (3, 4, 5):
+            most = weight[known].sum() / 16 + weight.max()
+            assert len(edges) == 15
+            assert max(shares) <= most
+        assert min(shares) > 0
+    model = HistGradientBoostingClassifier(max_iter=20, max_bins=16)
+    model.fit(bins.number, success, sample_weight=weight)
+    found = Trees.of(model, rows.shape[1], bins)(rows)
+    np.testing.assert_allclose(found, model.decision_function(bins.number), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["feature", "left", "right"])

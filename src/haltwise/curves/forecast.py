@@ -8,13 +8,14 @@ import numpy.typing as npt
 
 from haltwise._core.errors import require
 from haltwise._core.extras import extra
+from haltwise.curves.bins import Bins
 from haltwise.curves.curves import Booleans, Floats
 from haltwise.curves.features import FEATURES
 from haltwise.curves.trees import JoinedTrees, Trees
 
 __all__ = ["MOST_ROWS", "Forecast", "Rows"]
 
-_BOOSTED = {
+_BOOSTED: dict[str, Any] = {
     "max_iter": 150,
     "learning_rate": 0.06,
     "l2_regularization": 5.0,
@@ -165,8 +166,9 @@ class Forecast:
                 min_samples_leaf=leaf,
                 random_state=seed,
             )
-            model.fit(features, some.success, sample_weight=weight)
-            boosted[name] = Trees.of(model, num)
+            bins = Bins.of(features, weight, _BOOSTED["max_bins"])
+            model.fit(bins.number, some.success, sample_weight=weight)
+            boosted[name] = Trees.of(model, num, bins)
             forest = ExtraTreesClassifier(
                 **_FOREST,
                 n_jobs=num_threads,

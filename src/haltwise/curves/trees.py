@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haltwise._core.errors import InputError, require
+from haltwise.curves.bins import Bins
 from haltwise.curves.curves import Floats
 
 __all__ = ["JoinedTrees", "Trees"]
@@ -63,19 +64,27 @@ class Trees:
         self.base, self.num_features = float(base), num_features
 
     @classmethod
-    def of(cls, model: Any, num_features: int) -> Self:
+    def of(cls, model: Any, num_features: int, bins: Bins | None = None) -> Self:
         """The trees of a fitted `HistGradientBoostingClassifier` of two classes, or `...Regressor`.
 
         Their sum is `decision_function` of the one and `predict` of the other (squared error).
+
+        Args:
+            model: Fitted to features, or to the numbers of their bins.
+            num_features: F.
+            bins: Those it was fitted to; the trees still read features.
         """
         parts = []
         for stage in model._predictors:
             tree = stage[0].nodes
+            threshold = tree["num_threshold"]
+            if bins is not None:
+                threshold = bins.threshold(tree["feature_idx"], threshold)
             parts.append(
                 _Tree(
                     leaf=tree["is_leaf"].astype(bool),
                     feature=tree["feature_idx"],
-                    threshold=tree["num_threshold"],
+                    threshold=threshold,
                     missing_left=tree["missing_go_to_left"],
                     left=tree["left"],
                     right=tree["right"],
