@@ -126,7 +126,7 @@ NAN = float("nan")
             {"y": [1, 2, None, "4", "five", "six"]},
             "shop",
             None,
-            "'y' of the table holds the text 'five' in row 4; mend it.*columns=",
+            "'y' of the table holds the text 'five' in row 4; mend or encode it.*columns=",
         ),
         ({"y": [object()] * 6}, "shop", None, "'y' of the table holds no numbers .*columns="),
         (

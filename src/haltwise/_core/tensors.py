@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from torch.nn.parameter import is_lazy
 
 from haltwise._core.errors import InputError, require
@@ -23,6 +24,7 @@ __all__ = [
     "log_rms",
     "map_tensors",
     "nested_state",
+    "probability",
     "require_like",
     "select_state",
     "sub_state",
@@ -50,6 +52,15 @@ def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
             changed[name] = {key: function(entry) for key, entry in value.items()}
     copy: Record = replace(anything, **changed)
     return copy
+
+
+def probability(log_odds: Tensor) -> Tensor:
+    """sigmoid(log_odds), with the same bits wherever in a tensor an entry stands.
+
+    With AVX2 PyTorch's own sigmoid rounds the last entries of a tensor otherwise than the first, so
+    that an item would halt elsewhere in other company.
+    """
+    return torch.exp(logsigmoid(log_odds))
 
 
 def tensors_of(record: Any) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.tensors import probability
 from haltwise.stop_rules.ponder import DEFAULT_EPSILON
 
 __all__ = [
@@ -123,12 +124,12 @@ class GravesPosterior(Posterior):
 
     def halting_step(self) -> Tensor:
         """N, int64 [B]."""
-        short = self.halting_logits.detach().sigmoid().cumsum(1) < 1 - self.epsilon
+        short = probability(self.halting_logits.detach()).cumsum(1) < 1 - self.epsilon
         return short.sum(1)
 
     def remainder(self) -> Tensor:
         """R, shape [B]; above epsilon."""
-        before = pad(self.halting_logits.sigmoid().cumsum(1), (1, 0))  # sum_{k<t} h_k
+        before = pad(probability(self.halting_logits).cumsum(1), (1, 0))  # sum_{k<t} h_k
         return 1 - before.gather(1, self.halting_step().unsqueeze(1)).squeeze(1)
 
     def ponder_steps(self) -> Tensor:

@@ -6,6 +6,7 @@ from typing import final
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.tensors import probability
 from haltwise.processes.observation import StepObservation
 from haltwise.stop_rules.base import DecisionTime, Memory, StopRule
 
@@ -42,7 +43,7 @@ class PonderThreshold(StopRule):
         return {"total": like.new_zeros(num_items)}
 
     def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
-        total = memory["total"] + observation.known("halting_logits")[:, self.time].sigmoid()
+        total = memory["total"] + probability(observation.known("halting_logits")[:, self.time])
         return total >= 1 - self.epsilon, {"total": total}
 
 
