@@ -102,7 +102,7 @@ class HaltingMonitor:
 
     Examples:
         >>> import tempfile
-        >>> model = nn.Linear(3, 1)
+        >>> model = torch.nn.Linear(3, 1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with HaltingMonitor.recording(folder) as monitor:
         ...         monitor.start(model)

@@ -21,13 +21,13 @@ def ways_table(record: StopEarlyRecord) -> Table:
         f"At a price of {num(record.price)} per unit of {record.cost_unit}, {count(record.runs)} "
         f"runs of {record.groups} groups",
         [
-            Column("stopped", str),
+            Column("rule", str),
             Column("J", interval),
-            Column("returned", interval),
-            Column("cost spent", percent_estimate),
+            Column("loss", interval),
+            Column("cost", percent_estimate),
         ],
         [[name, way.j, way.returned, way.spent] for name, way in record.ways.items()],
-        note="J is what is returned and the price of what was spent, in units of the metric, lower "
+        note="J is the loss at the stop and the price of what was spent, in units of the metric, lower "
         f"is better. The best equal share of its budget for every run ({percent(_best(record))}) "
         "is chosen in hindsight; the oracle knows the future. "
         + (
