@@ -28,8 +28,8 @@ def ways_table(record: StopEarlyRecord) -> Table:
         ],
         [[name, way.j, way.returned, way.spent] for name, way in record.ways.items()],
         note="J is the loss at the stop and the price of what was spent, in units of the metric; "
-        f"lower is better. The best equal share of its budget for every run ({percent(_best(record))}) "
-        "is chosen in hindsight; the oracle knows the future. "
+        "lower is better. The best equal share of its budget for every run, "
+        f"{percent(_best(record))}, is chosen in hindsight; the oracle knows the future. "
         + (
             f"95 % intervals, {record.groups} groups left out in turn."
             if record.groups > 1
