@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import zipfile
 from collections.abc import Callable
@@ -111,6 +112,12 @@ def test_frames_and_files_are_treated_alike(tmp_path: Path) -> None:
         found = Curves.from_frame(frame, **NAMED)
     order = np.argsort(found.name)
     assert same(found.select(order), read(path, **NAMED))
+
+
+def test_a_missing_number_of_a_frame_has_either_sign() -> None:
+    """Some arithmetic makes NaN with the sign set, such as inf - inf on many processors."""
+    frame = {"run": ["a"] * 3, "step": [0, 1, 2], "loss": [3.0, math.copysign(math.nan, -1), 1.0]}
+    np.testing.assert_equal(Curves.from_frame(frame, **NAMED)[0].loss, [3, np.nan, 1])
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])

@@ -167,6 +167,10 @@ def test_it_is_judged_by_what_its_stops_cost() -> None:
     assert record.by_group["group 1"] == pytest.approx(gained[1::4].mean())
     with pytest.raises(InputError, match="costs are counted in step"):
         judge_stops(model, curves)
+    losses[0, 0] = np.inf
+    with pytest.warns(DataWarning, match="1 of 40 runs are left out"):
+        rest = judge_stops(model, replace(_curves(losses), cost_unit="epochs"))
+    assert rest.ways["to the end"].j.value == pytest.approx(bills[1:, -1].mean())
 
 
 def test_the_card_says_what_its_own_runs_say(learned: LearnedStop) -> None:

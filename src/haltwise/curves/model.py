@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from haltwise.curves.rule import CurveRule
 
 __all__ = ["CurveCard", "CurveModel", "Loss", "Range", "cost_scale", "not_early", "per_cost"]
 
-_KIND = "curve model"
 _FORMAT = 1
 _EARLIEST = 0.05  # of the budget, before which nothing is given up
 
@@ -154,6 +153,9 @@ class CurveModel(CurveRule):
         True
     """
 
+    kind: ClassVar[str] = "curve model"
+    """What its file says that it holds."""
+
     def __init__(self, forecast: Forecast, card: CurveCard) -> None:
         self.forecast, self.card = forecast, card
 
@@ -261,17 +263,8 @@ class CurveModel(CurveRule):
         arrays, document = self.forecast.to_arrays()
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         save_tensors(
-            path, tensors, {"kind": _KIND, "card": self.card.to_json(), "forecast": document}
+            path, tensors, {"kind": self.kind, "card": self.card.to_json(), "forecast": document}
         )
-
-    @staticmethod
-    def is_file(path: Path) -> bool:
-        """Whether a safetensors file is of a curve model.
-
-        Raises:
-            InputError: It cannot be read.
-        """
-        return load_tensors(path)[1].get("kind") == _KIND
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -281,7 +274,7 @@ class CurveModel(CurveRule):
             InputError: There is no such file, or it is corrupt or foreign.
         """
         tensors, document = load_tensors(path)
-        require(document.get("kind") == _KIND, f"{path} is no curve model")
+        require(document.get("kind") == cls.kind, f"{path} is no curve model")
         try:
             card = CurveCard.from_json(document["card"])
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

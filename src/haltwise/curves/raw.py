@@ -36,9 +36,9 @@ MOST_CELLS = 12 * 2**20
 _EPOCH = 1e9  # seconds: 2001
 _YEARS = 1.02  # later in a run than at its start: by one year in 2026
 _MISSING = frozenset(("", "-", "na", "n/a", "none", "null", "<na>", "nat"))
-_DIVERGED = math.copysign(math.nan, -1.0)
-"""A NaN that was measured. As R has its NA, a NaN of its own kind tells it from a missing number;
-the sign is kept by whatever copies, and `RawRuns.settled` makes the worst value of it."""
+_DIVERGED = np.array(0x7FF8_0000_0000_07BA).view(np.float64)
+"""A NaN that was measured. As R has its NA, a NaN with a payload of its own, which no arithmetic
+makes, tells it from a missing number until `RawRuns.settled` makes the worst value of it."""
 _RUN = ("run", "run_id", "run_name", "run_uuid", "trial", "trial_id", "trial_name", "experiment")
 
 
@@ -433,7 +433,7 @@ def parse_number(cell: str) -> float:
     if cell.strip().lower() in _MISSING:
         return math.nan
     number = float(cell)
-    return _DIVERGED if math.isnan(number) else number
+    return float(_DIVERGED) if math.isnan(number) else number
 
 
 def measured(numbers: Floats) -> Floats:
@@ -444,7 +444,9 @@ def measured(numbers: Floats) -> Floats:
 
 def is_missing(numbers: Floats) -> npt.NDArray[np.bool_]:
     """Which numbers are missing; a NaN that was `measured` is not."""
-    return np.isnan(numbers) & ~np.signbit(numbers)
+    bits = np.ascontiguousarray(numbers, np.float64).view(np.int64)
+    missing: npt.NDArray[np.bool_] = np.isnan(numbers) & (bits != _DIVERGED.view(np.int64))
+    return missing
 
 
 def text_in_place(column: str, where: str, row: int, cell: str) -> str:

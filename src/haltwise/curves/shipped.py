@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from haltwise._core.errors import require
+from haltwise._core.files import load_tensors
 from haltwise.curves.model import CurveModel
 from haltwise.curves.stop_model import StopModel
 
@@ -31,7 +32,7 @@ def is_curve_model(name_or_path: str | Path) -> bool:
     path = Path(name_or_path)
     if str(name_or_path) == PRETRAINED or (path / "model.safetensors").is_file():
         return True
-    return path.is_file() and (CurveModel.is_file(path) or StopModel.is_file(path))
+    return path.is_file() and _kind(path) in (CurveModel.kind, StopModel.kind)
 
 
 def find_curve_model(name_or_path: str | Path) -> Path:
@@ -55,7 +56,7 @@ def load_curve_model(name_or_path: str | Path) -> CurveModel:
     """
     path = find_curve_model(name_or_path)
     require(
-        not StopModel.is_file(path),
+        _kind(path) != StopModel.kind,
         f"{name_or_path} says when to stop runs early, not which to give up; name a model that "
         "haltwise learn wrote without --stop-early",
     )
@@ -69,4 +70,9 @@ def load_curve_rule(name_or_path: str | Path) -> CurveModel | StopModel:
         InputError: There is none, or it is corrupt or foreign.
     """
     path = find_curve_model(name_or_path)
-    return StopModel.load(path) if StopModel.is_file(path) else CurveModel.load(path)
+    return StopModel.load(path) if _kind(path) == StopModel.kind else CurveModel.load(path)
+
+
+def _kind(path: Path) -> object:
+    """What a safetensors file says that it holds."""
+    return load_tensors(path)[1].get("kind")

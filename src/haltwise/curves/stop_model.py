@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from haltwise.curves.rules.learners import WORTH
 
 __all__ = ["StopCard", "StopModel"]
 
-_KIND = "stop model"
 _FORMAT = 1
 
 
@@ -102,13 +101,16 @@ class StopModel(CurveRule):
         card: Its card.
 
     Examples:
-        >>> card = StopCard("loss", "steps", price=0.01, budget=50.0, level=1.0)
         >>> from haltwise.curves.curves import Curves
+        >>> card = StopCard("loss", "steps", price=0.01, budget=50.0, level=1.0)
         >>> model = StopModel(LastImprovementRule(0.01, 0.5), card)
         >>> curve = Curves.from_matrix([0.9 ** np.arange(50)])[0]
         >>> int(np.flatnonzero(model.score(curve) < card.level)[0])
         24
     """
+
+    kind: ClassVar[str] = "stop model"
+    """What its file says that it holds."""
 
     def __init__(self, rule: ForecastRule | LastImprovementRule, card: StopCard) -> None:
         self.rule, self.card = rule, card
@@ -185,7 +187,7 @@ class StopModel(CurveRule):
             rule = {"name": "forecast", "forecast": document}
         else:
             rule = {"name": "constant", "chance": self.rule.model}
-        return tensors, {"kind": _KIND, "card": self.card.to_json(), "rule": rule}
+        return tensors, {"kind": self.kind, "card": self.card.to_json(), "rule": rule}
 
     def save(self, path: Path) -> None:
         """Write it to a safetensors file, atomically.
@@ -195,15 +197,6 @@ class StopModel(CurveRule):
         """
         save_tensors(path, *self._to_file())
 
-    @staticmethod
-    def is_file(path: Path) -> bool:
-        """Whether a safetensors file is of a stop model.
-
-        Raises:
-            InputError: It cannot be read.
-        """
-        return load_tensors(path)[1].get("kind") == _KIND
-
     @classmethod
     def load(cls, path: Path) -> Self:
         """The model of a file that `save` wrote.
@@ -212,7 +205,7 @@ class StopModel(CurveRule):
             InputError: There is no such file, or it is corrupt or foreign.
         """
         tensors, document = load_tensors(path)
-        require(document.get("kind") == _KIND, f"{path} is no stop model")
+        require(document.get("kind") == cls.kind, f"{path} is no stop model")
         try:
             card = StopCard.from_json(document["card"])
             rule = _rule(document["rule"], tensors, card.price)

@@ -19,7 +19,7 @@ from haltwise.curves.rules.learners import with_inputs
 from haltwise.curves.rules.progress import best_so_far
 from haltwise.curves.stop_model import StopCard, StopModel
 
-__all__ = ["LearnedStop", "learn_to_stop", "stops_of", "worth_of"]
+__all__ = ["LearnedStop", "judgeable", "learn_to_stop", "stops_of", "worth_of"]
 
 _FOLDS = 3
 _FEWEST = 20  # runs
@@ -95,7 +95,12 @@ def learn_to_stop(
         True
     """
     require(price > 0, f"the price must be above 0, got {price}")
-    curves, worth = _finite(curves.with_budgets(), worth_of(curves, returned))
+    curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
+    require(
+        curves.num_runs >= _FEWEST,
+        f"{curves.num_runs} runs have two points and a finite first loss; record at least "
+        f"{_FEWEST} such",
+    )
     read = with_inputs(curves, price)
     fold = folds_of(curves, seed, _FOLDS)
     bills = worth + price * curves.cost
@@ -177,18 +182,21 @@ def _try(rule: ForecastRule | NotEarly, curves: Curves, bills: Floats, fold: Int
     return _Tried(rule, float(levels[place]), stops[:, place], charges[:, place])
 
 
-def _finite(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
-    """The runs that have two points and a finite first loss, and what their points are worth."""
+def judgeable(curves: Curves, worth: Floats) -> tuple[Curves, Floats]:
+    """The runs that have two points and a finite first loss, and what their points are worth, [P].
+
+    Raises:
+        InputError: No run has.
+
+    Warns:
+        DataWarning: Some have not.
+    """
     kept = np.isfinite(worth[curves.offset[:-1]]) & (curves.num_points > 1)
-    num = int(kept.sum())
-    require(
-        num >= _FEWEST,
-        f"{num} runs have two points and a finite first loss; record at least {_FEWEST} such",
-    )
-    if num < curves.num_runs:
+    require(bool(kept.any()), "no run has two points and a finite first loss; record others")
+    if not kept.all():
         warn(
-            f"{curves.num_runs - num} of {curves.num_runs} runs are left out: they have one point, "
-            "or their first loss is not finite",
+            f"{int((~kept).sum())} of {curves.num_runs} runs are left out: they have one point, or "
+            "their first loss is not finite",
             DataWarning,
         )
     return curves.select(kept), worth[np.repeat(kept, curves.num_points)]

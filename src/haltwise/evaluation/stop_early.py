@@ -6,10 +6,9 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from haltwise._core.errors import require
 from haltwise.curves.curves import Curves, Floats, Integers
 from haltwise.curves.stop_model import StopModel
-from haltwise.curves.stopping import LearnedStop, stops_of, worth_of
+from haltwise.curves.stopping import LearnedStop, judgeable, stops_of, worth_of
 from haltwise.evaluation.statistics import Interval, captured_gain, jackknife
 
 __all__ = ["StopEarlyRecord", "WayToStop", "judge_learned_stop", "judge_stops"]
@@ -76,14 +75,17 @@ def judge_stops(
         returned: What a stop at each point is worth, shape [P]; the best metric so far if None.
 
     Raises:
-        InputError: Costs are counted in another unit, another direction is better, or the first
-            loss of a run is not finite.
+        InputError: Costs are counted in another unit, another direction is better, or no run can
+            be judged.
+
+    Warns:
+        DataWarning: Runs are left out: they have one point, or their first loss is not finite.
     """
     model.require_unit(curves.cost_unit)
-    curves = curves.with_budgets()
+    curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
     scores = [model.score(curve) for curve in curves]
     stops = stops_of(scores, np.array([model.fixed_level]), curves)
-    return _record(model, curves, worth_of(curves, returned), stops[:, 0])
+    return _record(model, curves, worth, stops[:, 0])
 
 
 def judge_learned_stop(learned: LearnedStop) -> StopEarlyRecord:
@@ -95,10 +97,6 @@ def judge_learned_stop(learned: LearnedStop) -> StopEarlyRecord:
 
 
 def _record(model: StopModel, curves: Curves, worth: Floats, stops: Integers) -> StopEarlyRecord:
-    require(
-        bool(np.isfinite(worth).all()),
-        "the first loss of a run, or what a stop returns, is not finite; leave that run out",
-    )
     card, begins, ends = model.card, curves.offset[:-1], curves.num_points - 1
     bills = worth + card.price * curves.cost
     equal = np.stack(

@@ -28,7 +28,13 @@ def ways_table(record: StopEarlyRecord) -> Table:
         ],
         [[name, way.j, way.returned, way.spent] for name, way in record.ways.items()],
         note="J is the loss at the stop and the price of what was spent, in units of the metric; "
-        "lower is better. The best equal share of its budget for every run, "
+        "lower is better. "
+        + (
+            f"The loss is the {record.metric} with its sign changed. "
+            if record.direction == "max"
+            else ""
+        )
+        + "The best equal share of its budget for every run, "
         f"{percent(_best(record))}, is chosen in hindsight; the oracle knows the future. "
         + (
             f"95 % intervals, {record.groups} groups left out in turn."
