@@ -1,11 +1,12 @@
 """What stopping runs early saves, as a table, sentences and a figure."""
 
+import math
 from pathlib import Path
 
 from haltwise.curves.stop_model import StopCard
 from haltwise.evaluation.stop_early import StopEarlyRecord
 from haltwise.report.drawing import Axis, Drawing, Panel, Rule, Series
-from haltwise.report.formats import count, facts, interval, num, percent, percent_estimate
+from haltwise.report.formats import as_given, count, facts, interval, num, percent, percent_estimate
 from haltwise.report.page import Column, Facts, Figure, Section, Table, write_page
 from haltwise.report.palette import BLUE, GREY, VERMILION
 
@@ -18,8 +19,8 @@ def ways_table(record: StopEarlyRecord) -> Table:
     """What each way to stop costs."""
     return Table(
         "ways",
-        f"At a price of {num(record.price)} per unit of {record.cost_unit}, {count(record.runs)} "
-        f"runs of {record.groups} groups",
+        f"{count(record.runs)} runs of {record.groups} groups, at a price of "
+        f"{as_given(record.price)} per unit of {record.cost_unit}",
         [
             Column("rule", str),
             Column("J", interval),
@@ -34,8 +35,8 @@ def ways_table(record: StopEarlyRecord) -> Table:
             if record.direction == "max"
             else ""
         )
-        + "The best equal share of its budget for every run, "
-        f"{percent(_best(record))}, is chosen in hindsight; the oracle knows the future. "
+        + "The best equal share of its budget for every run is chosen in hindsight; the oracle "
+        "knows the future. "
         + (
             f"95 % intervals, {record.groups} groups left out in turn."
             if record.groups > 1
@@ -56,13 +57,19 @@ def write_stop_early(path: Path, record: StopEarlyRecord, card: StopCard) -> Pat
         title="What it would have saved",
         subtitle=f"{count(record.runs)} runs of {record.groups} groups, {record.metric}",
         headline=f"Stopping {percent(record.stopped)} of the runs before their end saves "
-        f"{num(saved.value)} a run, beside going on",
+        f"{num(saved.value)} of J a run",
         verdict="gain" if saved.low > 0 else "loss" if saved.high < 0 else "unclear",
         sentences=[
             "What scores a run had not seen its group. The level was chosen by these very scores, "
             "so on other runs a little less may be saved: haltwise judge says how much.",
-            f"Of what an oracle gains over the best equal share, {percent(record.captured.value)} "
-            "are captured.",
+            *(
+                []
+                if math.isnan(record.captured.value)
+                else [
+                    "Of what an oracle gains over the best equal share, "
+                    f"{percent(record.captured.value)} are captured."
+                ]
+            ),
         ],
         blocks=[ways_table(record), _shares(record)],
     )
@@ -79,10 +86,6 @@ def write_stop_early(path: Path, record: StopEarlyRecord, card: StopCard) -> Pat
         anchor="made", title="How it was made", blocks=[Facts("Card", facts(card.to_json()))]
     )
     return write_page(path, "When to stop a run early", [overview, where, made])
-
-
-def _best(record: StopEarlyRecord) -> float:
-    return min(record.by_share, key=lambda at: at[1])[0]
 
 
 def _shares(record: StopEarlyRecord) -> Figure:
