@@ -107,7 +107,7 @@ class PriceStop(EngineStop):
             "price": self._price,
             "first_norm": norm if self._first_norm is None else self._first_norm,
             "waited": torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device),
-            "curvature": torch.zeros_like(point.loss),  # along the last step
+            "curvature": torch.zeros_like(point.loss),  # along the last step of a rule
             "lowest": point.loss,
             "lowest_norm": norm,
         }
@@ -127,12 +127,15 @@ class PriceStop(EngineStop):
         self, before: Point, proposal: Proposal, after: Point, taken: Tensor, memory: Memory
     ) -> Memory:
         earned = taken & (before.loss - after.loss > memory["price"])
-        bend = (proposal.move * (after.grad - before.grad)).sum(1)
+        curvature = memory["curvature"]
+        if not self._searches:
+            bend = (proposal.move * (after.grad - before.grad)).sum(1)
+            curvature = (bend / proposal.move.square().sum(1)).nan_to_num(0, 0, 0)
         lower = after.loss < memory["lowest"]
         return {
             **memory,
             "waited": (memory["waited"] + 1).masked_fill(earned, 0),
-            "curvature": (bend / proposal.move.square().sum(1)).nan_to_num(0, 0, 0),
+            "curvature": curvature,
             "lowest": torch.where(lower, after.loss, memory["lowest"]),
             "lowest_norm": torch.where(lower, _norm(after.grad), memory["lowest_norm"]),
         }
