@@ -13,7 +13,7 @@ from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
 from haltwise.curves import forecast, load_curve_model
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
-from haltwise.curves.levels import GiveUps
+from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.evaluation.give_up import judge_curves, judge_learned
 
 
@@ -44,6 +44,20 @@ def test_what_is_learned_saves_and_loses_little_on_runs_of_its_kind(learned: Lea
     for name, found in learned.model.card.levels.items():
         assert own.levels[name].saved.value == pytest.approx(found.saved)
         assert own.levels[name].lost.value == pytest.approx(found.lost)
+
+
+def test_a_level_is_chosen_on_the_other_folds(learned: Learned) -> None:
+    curves, scores = learned.curves, learned.scores
+    levels = candidate_levels(curves, scores)
+    found = learned.unseen(0.05)
+    for fold in np.unique(learned.folds):
+        mine, others = (np.flatnonzero(at) for at in (learned.folds == fold, learned.folds != fold))
+        seen = GiveUps.of(curves.select(others), [scores[run] for run in others], levels)
+        level = level_for(seen, curves.group[others], 0.05, margin=0.5)
+        own = [scores[run] for run in mine]
+        expected = GiveUps.of(curves.select(mine), own, np.array([level]))
+        np.testing.assert_allclose(found.saved[mine], expected.saved)
+        np.testing.assert_array_equal(found.lost[mine], expected.lost)
 
 
 def test_the_last_score_is_the_last_of_the_scores(learned: Learned) -> None:

@@ -75,9 +75,9 @@ def command(
     """Judge MODEL on the recorded runs in FILE, which it has not seen.
 
     MODEL is `training-runs`, which comes with the package, a directory that `haltwise learn` wrote,
-    or a weights file; it is judged at the levels that it remembers, one that stops runs early at
-    its price. FILE is a file or a folder of
-    any format that `haltwise learn` takes.
+    or a weights file. One that gives runs up is judged at the levels that it remembers, one that
+    stops them early at its price. FILE is a file or a folder of any format that `haltwise learn`
+    takes.
 
     Or MODEL is a monitor, a directory that `haltwise train-monitor` wrote, FILE the directory of
     what haltwise.HaltingMonitor.recording wrote, and --tuning-runs another.

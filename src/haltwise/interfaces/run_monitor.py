@@ -38,10 +38,10 @@ class RunMonitor:
     round is not worth its price.
 
     A value that is NaN counts as the worst there is, since the run diverged, as it does where it is
-    written in a log (`haltwise.curves.read`). Where the cost goes
-    back, the run was resumed from there, and what had been logged after that point is forgotten.
-    The rule scores the whole log each time, in well under a millisecond for some hundred points; of
-    a long loop, show every tenth or hundredth step.
+    written in a log (`haltwise.curves.read`). Where the cost goes back, the run was resumed from
+    there, and what had been logged after that point is forgotten. The rule scores the whole log
+    each time, in well under a millisecond for some hundred points; of a long loop, show every tenth
+    or hundredth step.
 
     Args:
         rule: A rule on curves, or the name or path of a learned one: `"training-runs"`, which comes
