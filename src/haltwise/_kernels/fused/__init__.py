@@ -24,6 +24,7 @@ __all__ = [
     "MAX_LAYERS",
     "MAX_SIZE",
     "implementation",
+    "is_asked_for",
     "is_interpreted",
     "launching",
     "serves",
@@ -40,6 +41,11 @@ MAX_INPUTS = 128
 def is_interpreted() -> bool:
     """Whether kernels run in Triton's interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def is_asked_for() -> bool:
+    """Whether HALTWISE_KERNEL=triton asks for kernels that have not proved themselves on a GPU."""
+    return _setting() == "triton"
 
 
 def serves(device: torch.device, dtype: torch.dtype, size: int = 0, num_layers: int = 0) -> bool:
@@ -86,9 +92,13 @@ def implementation(device: torch.device) -> str:
     return f"PyTorch's operations ({missing})" if missing else "fused kernels (Triton)"
 
 
+def _setting() -> str:
+    return os.environ.get("HALTWISE_KERNEL", "").strip().lower()
+
+
 def _missing(device: torch.device) -> str | None:
     """Why the kernels do not run on a device."""
-    setting = os.environ.get("HALTWISE_KERNEL", "").strip().lower()
+    setting = _setting()
     if setting == "plain":
         return "HALTWISE_KERNEL=plain"
     if device.type == "cpu":
