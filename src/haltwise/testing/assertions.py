@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from haltwise._core.errors import InputError
 from haltwise._core.tensors import require_like
@@ -19,6 +20,7 @@ __all__ = [
     "expect_kinds",
     "expect_shape",
     "normal",
+    "rounding_among_others",
     "seeded",
     "tensors",
     "unchanged",
@@ -64,6 +66,26 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 0.0, scale: Any = 
         largest = expected.abs().amax(tuple(range(1, expected.ndim)), keepdim=True)
         same |= (found - expected).abs() <= tolerance * (largest + scale)
     return bool(same.all())
+
+
+def rounding_among_others() -> float:
+    """How far, relatively, a row of a float64 product may be from the same row in other company.
+
+    0 where PyTorch's products round a row alike wherever it stands and whatever stands beside it:
+    they do with AVX-512, from 8 rows on, and do not with AVX2.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    rows = randn(24, 17)
+    keep = all(
+        torch.equal(linear(rows[:num].flip(0), weight).flip(0), linear(rows, weight)[:num])
+        for weight in (randn(3, 17), randn(8, 17), randn(96, 17))
+        for num in range(8, 25)
+    )
+    return 0.0 if keep else 1e-12
 
 
 def expect(condition: bool | Tensor, message: str) -> None:
