@@ -84,11 +84,9 @@ class BenchRecord:
     """Why a domain is missing."""
 
     def rules(self, question: Question) -> list[str]:
-        """The rules that apply to a question, in the order of their first cell."""
-        found = [
-            cell.rule for cell in self.cells.values() if cell.question is question and cell.sums
-        ]
-        return list(dict.fromkeys(found))
+        """The rules that apply to a question, in the order of the alphabet."""
+        cells = self.cells.values()
+        return sorted({cell.rule for cell in cells if cell.question is question and cell.sums})
 
     def of(self, question: Question) -> dict[str, BenchCase]:
         """The cases of a question, by name."""

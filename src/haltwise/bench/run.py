@@ -16,6 +16,7 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.extras import extra
 from haltwise._core.files import make_directory, read_bytes, read_json, write_atomically
 from haltwise._core.json import from_json, to_json
+from haltwise._core.progress import Show
 from haltwise._core.version import __version__
 from haltwise.bench.cases import PRICES, make_case
 from haltwise.bench.domain import Domain, Question, Sample
@@ -38,8 +39,6 @@ REFERENCE = "best-causal"
 
 GIVEN = "these-stops"
 """What stops that were given are called."""
-
-Report = Callable[[int, int, str], None]
 
 
 @final
@@ -68,7 +67,7 @@ def run_bench(
     *,
     data_dir: Path | None = None,
     num_jobs: int = 1,
-    report: Report | None = None,
+    report: Show | None = None,
 ) -> BenchRecord:
     """Judge rules on domains; what was judged before in this directory is not judged again.
 
@@ -79,7 +78,8 @@ def run_bench(
         settings: What all cells have in common.
         data_dir: A folder of recorded curves.
         num_jobs: Processes.
-        report: Told how many cells are done, of how many, and which was the last.
+        report: Told how many domains have their runs and then how many cells are done: ("domain" or
+            "cell", how many, of how many, the last); and ("", 0, 0, which domain is left out, why).
 
     Raises:
         InputError: The directory holds a bench of other settings, a name is unknown, or a rule of
@@ -97,10 +97,16 @@ def run_bench(
     bench = _Bench(directory, settings, data_dir)
     # Cells of other rules and domains stay in the record; what is skipped may be there next time.
     record = replace(record, skipped={})
-    for name, found in zip(names, _side_by_side(bench.prepare, names, num_jobs), strict=True):
+    prepared = {}
+    report("domain", 0, len(names), "")
+    for name, found in _side_by_side(bench.prepare, names, num_jobs):
+        prepared[name] = found
+        report("domain", len(prepared), len(names), _label(name))
+    for name in names:
+        found = prepared[name]
         if isinstance(found, str):
             record.skipped[_label(name)] = found
-            report(0, 0, f"{_label(name)} is left out: {found}")
+            report("", 0, 0, f"{_label(name)} is left out: {found}")
         else:
             for case, cells in found:
                 _forget(record, case)
@@ -116,17 +122,17 @@ def run_bench(
     todo = [each for each in plan if not _is_done(record, *each)]
     _save(directory, record)
     done = len(plan) - len(todo)
-    report(done, len(plan), "")
-    for cell in _side_by_side(lambda each: bench.cell(*each), todo, num_jobs):
+    report("cell", done, len(plan), "")
+    for _, cell in _side_by_side(lambda each: bench.cell(*each), todo, num_jobs):
         record.cells[f"{cell.domain}/{cell.question}/{cell.rule}"] = cell
         _save(directory, record)
         done += 1
-        report(done, len(plan), f"{cell.rule} on {cell.domain}, {cell.question}")
+        report("cell", done, len(plan), f"{cell.rule} on {cell.domain}, {cell.question}")
     return record
 
 
-def _ignore(done: int, total: int, what: str) -> None:
-    del done, total, what
+def _ignore(unit: str, done: int, total: int, what: str) -> None:
+    del unit, done, total, what
 
 
 def _forget(record: BenchRecord, case: BenchCase) -> None:
@@ -212,15 +218,23 @@ class _Bench:
         return self.directory / "curves" / f"{_label(name)}.npz"
 
 
-def _side_by_side(function: Callable[[Any], Any], items: Sequence[Any], jobs: int) -> Iterator[Any]:
-    """The function of each item in turn, several at a time."""
+def _side_by_side(
+    function: Callable[[Any], Any], items: Sequence[Any], jobs: int
+) -> Iterator[tuple[Any, Any]]:
+    """Each item with its value, as soon as it is known; several are computed at a time."""
+
+    def valued(item: Any) -> tuple[Any, Any]:
+        return item, function(item)
+
     if jobs == 1 or len(items) < 2:
-        yield from map(function, items)
+        yield from map(valued, items)
         return
     with extra("learn"):
         from joblib import Parallel, delayed
 
-    yield from Parallel(n_jobs=jobs, return_as="generator")(delayed(function)(i) for i in items)
+    # In any order: a slow item would keep those behind it from being saved.
+    parallel = Parallel(n_jobs=jobs, return_as="generator_unordered")
+    yield from parallel(delayed(valued)(item) for item in items)
 
 
 def _candidates(name: str) -> Candidates:

@@ -97,9 +97,9 @@ def command(
     console = Console(stderr=True)
     with display(console) as show:
 
-        def report(done: int, total: int, what: str) -> None:
+        def report(unit: str, done: int, total: int, what: str) -> None:
             if total:
-                show("cell", done, total, what)
+                show(unit, done, total, what)
             else:
                 console.print(plain(what), soft_wrap=True)
 
