@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Without bytecode, each of the many processes of the tests would compile the library again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test static lint types layers fast unit sdist docs site figures bench faults weights clean
+.PHONY: demo check test static lint types layers fast unit sdist docs site figures completion bench faults weights clean
 
 demo: $(READY)  ## Meta-train a self-stopping optimizer, evaluate it and write a report.
 	rm -rf runs/demo
@@ -61,6 +61,9 @@ site: $(READY)  ## The documentation in build/docs, notebooks executed; spelling
 figures: $(READY)  ## The figures that pages and README show; the first is measured, in a minute.
 	$(BIN)/python examples/frontier.py docs/_static/frontier.svg
 	for name in architecture results uses; do $(BIN)/python docs/drawing/$$name.py; done
+
+completion: $(READY)  ## The table of options that shells complete.
+	$(BIN)/python -c "from haltwise.cli import completion; completion.write_option_table()"
 
 bench: $(READY)  ## Speed, memory, break-even and what halting saves; tables, JSON, plot in runs/bench.
 	$(BIN)/python benchmarks/speed.py

@@ -26,7 +26,7 @@ def completed(line: str, cwd: Path, prefix: str = "") -> list[str]:
         cwd=cwd, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stderr == ""
-    return [each.partition(",")[2] for each in done.stdout.splitlines()]
+    return [each.partition(",")[2] for each in done.stdout.splitlines() if each]
 
 
 def test_names_are_those_that_importing_finds() -> None:
@@ -56,7 +56,31 @@ def test_names_are_completed_without_pytorch(line: str, some: list[str], tmp_pat
     assert completed(line, tmp_path, LIGHT) == some
 
 
-def test_options_are_completed(tmp_path: Path) -> None:
-    found = completed("haltwise train regression-2d --family.num", tmp_path)
-    assert found == ["--family.num-params"]
-    assert "--learners" in completed("haltwise evaluate x --le", tmp_path)
+def test_the_table_of_options_is_that_of_the_commands() -> None:
+    """`make completion` brings it up to date."""
+    assert completion.written_option_table() == completion.option_table()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("haltwise train regression-2d --family.num", ["--family.num-params"]),
+        ("haltwise train --family.num", []),
+        ("haltwise train --out x regression-2d --joint.estimator.", [
+            "--joint.estimator.segment", "--joint.estimator.truncate"
+        ]),
+        ("haltwise evaluate x --le", ["--learners"]),
+        ("haltwise bench --q", ["--quick"]),
+    ],
+)  # fmt: skip
+def test_options_are_completed_without_pytorch(line: str, found: list[str], tmp_path: Path) -> None:
+    assert completed(line, tmp_path, LIGHT) == found
+
+
+def test_options_of_what_is_chosen_are_those_of_the_command(tmp_path: Path) -> None:
+    """Whose rule, method or file has settings that no table knows."""
+    assert completed("haltwise train regression-2d --rule adam --rule.l", tmp_path) == [
+        "--rule.learning-rate"
+    ]
+    # A family that takes settings of the default rule away.
+    assert completed("haltwise train cifar10-cnn --rule.hidden", tmp_path) == []

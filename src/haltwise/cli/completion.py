@@ -1,7 +1,12 @@
-"""Completion in a shell: names are read off files, for importing what they name takes seconds."""
+"""Completion in a shell: names are read off files, for importing what they name takes seconds.
+
+Options are read off options.json, which `make completion` writes and a test compares with the
+commands.
+"""
 
 import ast
 import importlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import final
@@ -9,9 +14,19 @@ from typing import final
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["Completed", "command", "family_names", "run_names", "weight_names"]
+__all__ = [
+    "Completed",
+    "command",
+    "family_names",
+    "option_table",
+    "run_names",
+    "weight_names",
+    "write_option_table",
+    "written_option_table",
+]
 
 _PACKAGE = Path(__file__).parents[1]
+_TABLE = Path(__file__).with_name("options.json")
 
 
 def command(name: str) -> click.Command:
@@ -89,10 +104,15 @@ class Completed(click.Command):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The options."""
         assert self.name is not None
-        real = command(self.name)
-        words = list(ctx.params["words"])
-        with real.make_context(self.name, words, ctx.parent, resilient_parsing=True) as typed:
-            return real.shell_complete(typed, incomplete)
+        words: Sequence[str] = ctx.params["words"]
+        options = _written_options(self.name, words)
+        if options is None:
+            options = _options(self.name, words)
+        return [
+            CompletionItem(option, help=text)
+            for option, text in options.items()
+            if option.startswith(incomplete)
+        ]
 
     def _values(
         self, ctx: click.Context, _: click.Parameter, incomplete: str
@@ -112,6 +132,69 @@ class Completed(click.Command):
             names = _ARGUMENTS[self.name]()
         found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
         return found or [CompletionItem(incomplete, type="file")]
+
+
+Options = dict[str, str]
+"""Names, with what each is for."""
+
+
+def option_table() -> dict[str, Options]:
+    """The options of every command, and those that a family adds or changes; imports them all.
+
+    Returns:
+        By command; by "train FAMILY" what is not as it is without one. A family that takes options
+        away is not there.
+    """
+    from haltwise.cli import cli
+
+    table = {name: _options(name, []) for name in cli.list_commands(click.Context(cli))}
+    plain = table["train"]
+    for family in family_names():
+        own = _options("train", [family])
+        if own.keys() >= plain.keys():
+            changed = {key: text for key, text in own.items() if plain.get(key) != text}
+            table[f"train {family}"] = changed
+    return table
+
+
+def write_option_table() -> None:
+    """Bring options.json up to date with the commands."""
+    _TABLE.write_text(json.dumps(option_table(), indent=1) + "\n", encoding="utf-8")
+
+
+def written_option_table() -> dict[str, Options]:
+    """What `write_option_table` wrote."""
+    table: dict[str, Options] = json.loads(_TABLE.read_text(encoding="utf-8"))
+    return table
+
+
+def _written_options(name: str, words: Sequence[str]) -> Options | None:
+    """The options of a command after some words, or None where the table cannot tell."""
+    table = written_option_table()
+    found = table[name]
+    typed = {word.partition("=")[0] for word in words}
+    # What is chosen among several has options of its own, and a preset or a file chooses, too.
+    chosen = typed & {"--config", "--preset", *(option.rpartition(".")[0] for option in found)}
+    if chosen or any(".py:" in word for word in words):
+        return None
+    families = typed.intersection(family_names()) if name == "train" else ()
+    for family in families:
+        if f"train {family}" not in table:
+            return None
+        found |= table[f"train {family}"]
+    return found
+
+
+def _options(name: str, words: Sequence[str]) -> Options:
+    """The options of a command after some words, imported."""
+    real = command(name)
+    with real.make_context(name, list(words), resilient_parsing=True) as typed:
+        return {
+            option: param.help or ""
+            for param in real.get_params(typed)
+            if isinstance(param, click.Option) and not param.hidden
+            for option in (*param.opts, *param.secondary_opts)
+        }
 
 
 def _keys(room: str, table: str) -> Iterator[str]:
