@@ -63,7 +63,7 @@ figures: $(READY)  ## The figures that pages and README show; the first is measu
 	for name in architecture results uses; do $(BIN)/python docs/drawing/$$name.py; done
 
 completion: $(READY)  ## The table of options that shells complete.
-	$(BIN)/python -c "from haltwise.cli import completion; completion.write_option_table()"
+	$(BIN)/python -c "from haltwise import cli; cli.completion.write_option_table(cli.command_names())"
 
 bench: $(READY)  ## Speed, memory, break-even and what halting saves; tables, JSON, plot in runs/bench.
 	$(BIN)/python benchmarks/speed.py

@@ -1,14 +1,33 @@
 """The plan of the house: imports point one way, between rooms and between files."""
 
 import ast
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from inspect import isabstract
 from pathlib import Path
+from typing import Any
 
 import grimp
 import pytest
 
 import haltwise
+from haltwise.bench.domain import Domain
+from haltwise.bench.domains import domains
+from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules import curve_rules
+from haltwise.engines import Engine, engines
+from haltwise.halting.features import FeatureSet, feature_sets
+from haltwise.halting.methods import HaltingMethod, halting_methods
+from haltwise.processes import ProcessFamily, process_families
+from haltwise.stop_rules import StopRule, stop_rules
+from haltwise.tasks import TaskFamily, families
+from haltwise.training.gradients import GradientEstimator, estimators
+from haltwise.update_rules import UpdateRule
+from haltwise.update_rules.table import rules as update_rules
 
 SOURCE = Path(haltwise.__file__).parent
+OF_WHAT_USERS_GIVE = {"AllOf", "AnyOf", "ModuleTask"}  # which have no name before
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +121,33 @@ def test_tensors_do_not_speak() -> None:
             if set(name.strip("_").split("_")) & set(FOREIGN_WORDS)
         ]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("room", "kind", "table"),
+    [
+        ("bench.domains", Domain, domains),
+        ("curves.rules", CurveRule, curve_rules),
+        ("engines", Engine, engines),
+        ("halting.features", FeatureSet, feature_sets),
+        ("halting.methods", HaltingMethod, halting_methods),
+        ("processes", ProcessFamily, process_families),
+        ("stop_rules", StopRule, stop_rules),
+        ("tasks", TaskFamily, families),
+        ("training.gradients", GradientEstimator, estimators),
+        ("update_rules", UpdateRule, update_rules),
+    ],
+)
+def test_what_a_room_defines_has_a_name_in_its_table(
+    room: str, kind: type, table: Callable[[], Mapping[str, Any]]
+) -> None:
+    package = importlib.import_module(f"haltwise.{room}")
+    defined = {
+        value
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        for value in vars(importlib.import_module(info.name)).values()
+        if isinstance(value, type) and value.__module__ == info.name
+        if issubclass(value, kind) and not isabstract(value) and not value.__name__.startswith("_")
+    }
+    named = {entry if isinstance(entry, type) else type(entry) for entry in table().values()}
+    assert {each.__name__ for each in defined - named} <= OF_WHAT_USERS_GIVE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from haltwise.cli import completion
+from haltwise.cli import command_names, completion
 from haltwise.models.loading import names
 from haltwise.processes import process_families
 from haltwise.tasks import families
@@ -58,7 +58,7 @@ def test_names_are_completed_without_pytorch(line: str, some: list[str], tmp_pat
 
 def test_the_table_of_options_is_that_of_the_commands() -> None:
     """`make completion` brings it up to date."""
-    assert completion.written_option_table() == completion.option_table()
+    assert completion.written_option_table() == completion.option_table(command_names())
 
 
 @pytest.mark.parametrize(

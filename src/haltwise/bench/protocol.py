@@ -42,7 +42,7 @@ class Judged(NamedTuple):
 
 
 def judge_rule(
-    candidates: Candidates, case: Case, num_folds: int = 5, seed: int = 0
+    candidates: Candidates, case: Case, num_folds: int = 3, seed: int = 0
 ) -> Judged | None:
     """Judge a rule by the protocol; None if it has nothing to say on these runs.
 

@@ -46,16 +46,16 @@ GIVEN = "these-stops"
 class BenchSettings:
     """What all cells have in common."""
 
-    num_runs: int = 1200
+    num_runs: int = 400
     """Of a domain, at most."""
-    num_folds: int = 5
+    num_folds: int = 3
     """That groups are dealt to."""
     prices: tuple[float, ...] = PRICES
     """Of a whole budget, in typical gains of a run of the same task."""
     seed: int = 0
 
 
-QUICK = BenchSettings(num_runs=120, num_folds=3, prices=(0.1,))
+QUICK = BenchSettings(num_runs=120, prices=(0.1,))
 """A first look in minutes: too few runs for fine differences."""
 
 

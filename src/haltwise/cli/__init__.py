@@ -18,7 +18,7 @@ from haltwise._core.progress import duration
 from haltwise._core.version import __version__
 from haltwise.cli import completion
 
-__all__ = ["cli", "main", "run"]
+__all__ = ["cli", "command_names", "main", "run"]
 
 _COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Training runs and loops of your own": {
@@ -52,12 +52,17 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+def command_names() -> list[str]:
+    """Every command, in the order of the help."""
+    return [name for section in _COMMANDS.values() for name in section]
+
+
 @final
 class _LazyGroup(click.Group):
     """Commands that are imported when they are used: none waits for the libraries of others."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for section in _COMMANDS.values() for name in section]
+        return command_names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         known = {name: text for section in _COMMANDS.values() for name, text in section.items()}

@@ -138,16 +138,17 @@ Options = dict[str, str]
 """Names, with what each is for."""
 
 
-def option_table() -> dict[str, Options]:
+def option_table(names: Iterable[str]) -> dict[str, Options]:
     """The options of every command, and those that a family adds or changes; imports them all.
+
+    Args:
+        names: Of the commands.
 
     Returns:
         By command; by "train FAMILY" what is not as it is without one. A family that takes options
         away is not there.
     """
-    from haltwise.cli import cli
-
-    table = {name: _options(name, []) for name in cli.list_commands(click.Context(cli))}
+    table = {name: _options(name, []) for name in names}
     plain = table["train"]
     for family in family_names():
         own = _options("train", [family])
@@ -157,9 +158,9 @@ def option_table() -> dict[str, Options]:
     return table
 
 
-def write_option_table() -> None:
+def write_option_table(names: Iterable[str]) -> None:
     """Bring options.json up to date with the commands."""
-    _TABLE.write_text(json.dumps(option_table(), indent=1) + "\n", encoding="utf-8")
+    _TABLE.write_text(json.dumps(option_table(names), indent=1) + "\n", encoding="utf-8")
 
 
 def written_option_table() -> dict[str, Options]:

@@ -86,3 +86,6 @@ def _stake(curve: Curve, price: float) -> Floats:
     with np.errstate(invalid="ignore"):
         stake: Floats = np.nan_to_num(np.abs(stop - later), nan=0.0)
     return stake
+
+
+CURVE_RULES = {"learned": ForecastRule}
