@@ -28,6 +28,7 @@ FEW = 10  # steps from a beginning, in which learned rules are bold
 BOLD, LONG = 0.5, 3  # of the first loss, above it: too much for so many of these steps in a row
 RISE = 0.15  # of the whole fall of the loss, above the lowest: too much
 LITTLE = 0.1  # of the first loss: a fall that is no progress yet
+ROUNDING = 1e-6  # of the first loss: a fall or rise that a loss which never changes may show
 NOISE = 3.0  # times the mean deviation from the smoothed loss: no mere noise
 WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
 ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
@@ -221,7 +222,9 @@ class Guard:
         if smooth <= state["lowest"]:
             state["lowest"], state["lowest_at"] = smooth, step
             state["noise_there"] = state["noise"]
-            if state["first"] - smooth > min(LITTLE * abs(state["first"]), state["most"]):
+            unit = abs(state["first"])
+            much = max(min(LITTLE * unit, state["most"]), ROUNDING * unit)
+            if state["first"] - smooth > much:
                 state["gained"] = 1
             return Action(remember=bool(state["gained"]))
         above, fall = smooth - state["lowest"], max(state["first"] - state["lowest"], 0.0)
@@ -231,7 +234,7 @@ class Guard:
             # Without progress the lowest is that of the start, which knows nothing of the noise.
             stands = fall < LITTLE * abs(state["first"])
             noise = max(noise, state["noise_there"]) if stands else state["noise_there"]
-            rises = above > max(RISE * fall, NOISE * noise)
+            rises = above > max(RISE * fall, NOISE * noise, ROUNDING * abs(state["first"]))
         waits = not self.has_taken_over and step - state["lowest_at"] > WAIT * self._horizon
         if not (rises or waits):
             return Action()

@@ -20,6 +20,7 @@ _LONG = tl.constexpr(guard.LONG)
 _RISE = tl.constexpr(guard.RISE)
 _LITTLE = tl.constexpr(guard.LITTLE)
 _NOISE = tl.constexpr(guard.NOISE)
+_ROUNDING = tl.constexpr(guard.ROUNDING)
 _WAIT = tl.constexpr(guard.WAIT)
 _ANNEAL = tl.constexpr(guard.ANNEAL)
 _CUT = tl.constexpr(guard.CUT)
@@ -226,12 +227,13 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
         noise_there = tl.where(is_lowest, noise, noise_there)
         fall = tl.maximum(first - lowest, 0.0)
         stands = fall < tl.abs(first) * _LITTLE
-        gains = fall > tl.minimum(tl.abs(first) * _LITTLE, most)
+        rounding = tl.abs(first) * _ROUNDING
+        gains = fall > tl.maximum(tl.minimum(tl.abs(first) * _LITTLE, most), rounding)
         gained = tl.where(is_lowest & gains, 1.0, gained)
         remembers = is_lowest & (gained != 0)
         usual = tl.where(stands, tl.maximum(noise_before, noise_there), noise_there)
         is_new = step - begun_at < _FEW
-        rises = level - lowest > tl.maximum(fall * _RISE, usual * _NOISE)
+        rises = level - lowest > tl.maximum(tl.maximum(fall * _RISE, usual * _NOISE), rounding)
         rises = ((is_new & (high >= _LONG)) | ((is_new == 0) & rises)) & (is_lowest == 0)
         waited = step - lowest_at
         waits = (is_lowest == 0) & (by_adam == 0) & (waited > horizon * _WAIT)
