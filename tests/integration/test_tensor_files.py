@@ -13,7 +13,7 @@ from torch import Tensor
 
 from haltwise import InputError
 from haltwise._core.errors import CheckpointWarning
-from haltwise._core.files import load_tensors, read_json, save_tensors, write_atomically
+from haltwise._core.files import digest, load_tensors, read_json, save_tensors, write_atomically
 from haltwise.training.run.directory import RunDirectory
 
 METADATA = {"step": 3, "name": "é", "nested": {"loss": [1.5, None, True]}}
@@ -54,6 +54,19 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
         assert torch.equal(found[name], value)
         assert not found[name].requires_grad
     assert names(path.parent) == [path.name]
+
+
+def test_the_checksum_tells_types_shapes_names_and_documents_apart() -> None:
+    """Of zeros, which are the same bytes in any type and shape."""
+    alike = [
+        ({"x": torch.zeros(4)}, "{}"),
+        ({"x": torch.zeros(4, dtype=torch.int32)}, "{}"),
+        ({"x": torch.zeros(2, 2)}, "{}"),
+        ({"y": torch.zeros(4)}, "{}"),
+        ({"x": torch.zeros(4)}, "[]"),
+        ({"x": torch.zeros(2), "y": torch.zeros(2)}, "{}"),
+    ]
+    assert len({digest(*each) for each in alike}) == len(alike)
 
 
 def test_a_file_without_its_checksum_is_refused(path: Path) -> None:

@@ -103,6 +103,17 @@ def test_the_candidate_that_costs_least_is_chosen(unit: CostUnit) -> None:
     assert found.policy.rule == candidates[best]
 
 
+def test_a_candidate_without_a_number_comes_last() -> None:
+    """The excess is NaN at step 0, which one of two budgets returns, whatever their order."""
+    excess = TRAJECTORY.excess.clone()
+    excess[:, 0] = math.nan
+    blind = replace(TRAJECTORY, excess=excess)
+    for budgets in ((0, 2), (2, 0)):
+        for wanted in ({"price": 0.2}, {"budget": 5.0}):
+            found = choose(map(FixedBudget, budgets), blind, CostUnit.UPDATES, **wanted)
+            assert found.policy.rule == FixedBudget(2)
+
+
 class Reached(NamedTuple):
     """What a candidate reached, by plain loops."""
 

@@ -14,12 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from haltwise import InputError
-from haltwise.halting.objectives import (
-    DEFAULT_CONTINUATION,
-    cumulative_logits,
-    halting_bound,
-    sum_of_losses,
-)
+from haltwise.halting.objectives import cumulative_logits, halting_bound, sum_of_losses
 from haltwise.halting.priors import HorizonPrior
 
 
@@ -38,8 +33,8 @@ def bounds_by_definition(
 
 def default_weights(num_steps: int) -> np.ndarray:
     """p(T) at nu = .9, the tail on the last horizon."""
-    r, horizons = math.sqrt(DEFAULT_CONTINUATION), np.arange(num_steps)
-    probs = r**horizons * (1 - r ** (horizons + 1)) * (1 - DEFAULT_CONTINUATION)
+    r, horizons = math.sqrt(0.9), np.arange(num_steps)
+    probs = r**horizons * (1 - r ** (horizons + 1)) * (1 - 0.9)
     probs[-1] = 1 - probs[:-1].sum()
     return probs
 
@@ -143,7 +138,7 @@ def test_float32_stays_finite_and_right_over_a_thousand_steps(size: float, shape
 def test_sampled_horizons_agree_on_average() -> None:
     losses, logits, price = randn(12), randn(12, seed=2).cumsum(0), 0.3
     bounds = torch.from_numpy(bounds_by_definition(losses, logits, price, 1.0))
-    prior = HorizonPrior(torch.full((40000,), DEFAULT_CONTINUATION, dtype=DOUBLE))
+    prior = HorizonPrior(torch.full((40000,), 0.9, dtype=DOUBLE))
     sampled = bounds[prior.sample(seeded()).clamp_max(11).long()]
     exact = halting_bound(losses[None], logits[None], price=price)
     assert (sampled.mean() - exact).abs() < 4 * sampled.std() / 200

@@ -20,6 +20,7 @@ from haltwise.halting.objectives import (
     distillation,
     halting_bound,
 )
+from haltwise.stop_rules import HazardThreshold
 
 TAU = 0.7  # of the hazard, in prices
 
@@ -252,6 +253,25 @@ def test_the_forecast_gain_of_the_optimum_is_the_gain() -> None:
             found = method.forecast_gain({"increments": best[:, t]}, method.rule(time), PRICE)
             assert found is not None
             assert_close(found, gain[:, t], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("threshold", [-0.8, 0.0, 1.5])
+def test_the_forecast_gain_is_the_price_where_the_hazard_meets_its_threshold(
+    threshold: float,
+) -> None:
+    """Off it, log-odds are (cost of going on - cost of stopping) / tau, moved by the threshold."""
+    method, cost = at_tau(), PRICE.unsqueeze(1)
+    gain = EXCESS[:, :-1] - EXCESS[:, 1:]
+    best = ((cost - gain) / (TAU * cost) + threshold).unsqueeze(-1).expand(-1, -1, 2)
+    for t in range(T):
+        for time in (AFTER, BEFORE):
+            rule = HazardThreshold(threshold, time)
+            found = method.forecast_gain({"hazard_logits": best[:, t]}, rule, PRICE)
+            assert found is not None
+            assert_close(found, gain[:, t], rtol=1e-12, atol=1e-12)
+            at_level = torch.full((B, 2), threshold, dtype=DOUBLE)
+            found = method.forecast_gain({"hazard_logits": at_level}, rule, PRICE)
+            assert_close(found, PRICE, rtol=1e-12, atol=0)
 
 
 # --- Graves --------------------------------------------------------------------------------------
