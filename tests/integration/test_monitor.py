@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from draws import DOUBLE, seeded
+from line_fits import plain_loop
 from loops import RATE, Decay, drive, record_runs, steps_of_adam
 from random_models import random_model, with_threshold
 from torch import nn
@@ -262,6 +263,17 @@ def watch_a_layer(monitor: HaltingMonitor, **changes: object) -> None:
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
     monitor.update(**{"loss": 1.0, "model": model, **changes})  # type: ignore[arg-type]
+
+
+def test_a_monitor_of_recorded_runs_takes_no_update_back(sgd_stopper: Path) -> None:
+    """A recorded loop stayed where it was at its end; so does one that is stopped."""
+    monitor = HaltingMonitor(sgd_stopper)
+    model = plain_loop(monitor, 7, 40)
+    assert monitor.should_stop
+    assert monitor.steps < 20
+    before = [param.detach().clone() for param in model.parameters()]
+    assert not monitor.take_back(model)
+    assert all(map(torch.equal, before, model.parameters()))
 
 
 @pytest.mark.parametrize("spoil", ["loss", "gradient", "parameter"])
