@@ -71,6 +71,9 @@ def test_a_table_of_all_runs(tmp_path: Path, suffix: str, line_end: str) -> None
     assert found.succeeded.tolist() == [True, False]
     assert found.budget.tolist() == [3, 3]
     assert found.cost_unit == "step"
+    named = read(path, target=2.5, **NAMED, cost_unit="epochs")
+    assert named.cost_unit == "epochs"
+    assert named.cost.tolist() == found.cost.tolist()
 
 
 def test_one_run_a_file_and_groups_by_folder(tmp_path: Path) -> None:

@@ -178,6 +178,20 @@ def test_commands_write_a_model_a_report_and_a_judgement(
     for level in ("0.01", "0.02", "0.05"):
         assert 0 <= found["levels"][level]["saved"] <= found["oracle_saved"]
         assert 0 <= found["levels"][level]["lost"] <= 1
+    # In a unit of another name levels are translated by the budget; in the model's they hold.
+    levels = []
+    rows = [line.split(",") for line in (tmp_path / "new.csv").read_text().splitlines()[1:]]
+    lines = [f"{run},{team},{10 * float(cost)},{loss}" for run, team, cost, loss in rows]
+    (tmp_path / "other.csv").write_text("\n".join(["run,team,time,loss", *lines]))
+    for unit in ([], ["--cost-unit", "step"], ["--cost-unit", "weeks"]):
+        of_time = ["--cost", "time", *named[2:], *unit]
+        done = CliRunner().invoke(
+            cli, ["judge", str(out), str(tmp_path / "other.csv"), *of_time, "--json", str(judged)]
+        )
+        assert done.exit_code == 0, done.output
+        levels.append(json.loads(judged.read_text())["levels"]["0.05"]["level"])
+    own = found["levels"]["0.05"]["level"]
+    assert levels == pytest.approx([own / 10, own, own / 10])
     done = CliRunner().invoke(cli, ["learn", str(tmp_path / "past.csv"), "--out", str(out)])
     assert done.exit_code != 0
     assert "there is a model" in str(done.exception or done.output)

@@ -27,6 +27,7 @@ __all__ = [
 
 _PACKAGE = Path(__file__).parents[1]
 _TABLE = Path(__file__).with_name("options.json")
+_HELP = "Show this message and exit."  # which click makes when a command is first asked for it
 
 
 def command(name: str) -> click.Command:
@@ -108,9 +109,10 @@ class Completed(click.Command):
         options = _written_options(self.name, words)
         if options is None:
             options = _options(self.name, words)
+        every = {**options, "-h": _HELP, "--help": _HELP}
         return [
             CompletionItem(option, help=text)
-            for option, text in options.items()
+            for option, text in every.items()
             if option.startswith(incomplete)
         ]
 
@@ -193,7 +195,7 @@ def _options(name: str, words: Sequence[str]) -> Options:
         return {
             option: param.help or ""
             for param in real.get_params(typed)
-            if isinstance(param, click.Option) and not param.hidden
+            if isinstance(param, click.Option) and not param.hidden and param.name != "help"
             for option in (*param.opts, *param.secondary_opts)
         }
 

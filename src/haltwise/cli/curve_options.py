@@ -14,6 +14,8 @@ _TEXTS: Mapping[str, str] = {
     "format": "Format of the file.  [default: recognised]",
     "run": "Column that tells runs apart.",
     "cost": "Column of what had been spent, such as seconds or steps.",
+    "cost_unit": "What the cost is counted in, such as hours: where a learned rule was learned in "
+    "it, its levels and prices hold as they are.  [default: the column's name]",
     "metric": "Column that is judged.",
     "group": "Column or label of the group of a run, such as a project: what is learned is tried "
     "on groups that it has not seen.",
@@ -33,7 +35,9 @@ def curve_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     command.__doc__ = function.__doc__
     vars(command)["__click_params__"] = vars(function).get("__click_params__", [])
-    offered = [click.option(f"--{name}", help=text) for name, text in _TEXTS.items()]
+    offered = [
+        click.option(f"--{name.replace('_', '-')}", help=text) for name, text in _TEXTS.items()
+    ]
     offered += [
         click.option(
             "--direction",

@@ -35,6 +35,7 @@ def read(
     format: str | None = None,  # noqa: A002
     run: str | None = None,
     cost: str | None = None,
+    cost_unit: str | None = None,
     metric: str | None = None,
     direction: Direction | None = None,
     target: npt.ArrayLike | str | None = None,
@@ -61,6 +62,8 @@ def read(
             task; one named run or trial if None.
         cost: The column of what had been spent at each point. Times of day are counted from the
             first of a run.
+        cost_unit: What the cost is counted in, in words; the name of its column if None. Models
+            that were learned in a unit of that name take costs as they are.
         metric: The column that is judged.
         direction: Whether lower ("min") or higher ("max") values of the metric are better; told by
             its name if None.
@@ -127,6 +130,8 @@ def read(
         task=task,
         columns=columns,
     )
+    if cost_unit is not None:
+        settled["cost_unit"] = cost_unit
     return Curves.from_runs(**settled)
 
 
