@@ -195,7 +195,7 @@ def _options(name: str, words: Sequence[str]) -> Options:
         return {
             option: param.help or ""
             for param in real.get_params(typed)
-            if isinstance(param, click.Option) and not param.hidden and param.name != "help"
+            if isinstance(param, click.Option) and not param.hidden and "--help" not in param.opts
             for option in (*param.opts, *param.secondary_opts)
         }
 
