@@ -186,6 +186,9 @@ def test_the_sum_over_objects_is_the_evidence_bound(
         layer.head.hidden.weight *= 0.1
         pondered = layer(images, own.price)
         costs = scenes.losses(pondered.outputs, images)
+        canvas, divergence = pondered.outputs[..., :-1], pondered.outputs[..., -1]
+        squares = (images.flatten(1).unsqueeze(1) - canvas).square().sum(2)
+        assert_close(costs, squares / (2 * 0.3**2) + divergence)
         bound = torch.zeros(5)
         for n in range(scenes.MOST + 1):
             log_prob = pondered.log_prob[:, n]
