@@ -134,10 +134,18 @@ def run_example(example: ModuleType, *arguments: str) -> str:
     return result.output
 
 
-@pytest.mark.usefixtures("exits")
-def test_scenes_hold_what_was_counted(generator: torch.Generator, tmp_path: Path) -> None:
-    scenes = load_example("scenes")
-    images, counts = scenes.sample(200, torch.full((3, 8, 8), 0.5), generator)
+@pytest.fixture
+def scenes(exits: ModuleType) -> ModuleType:
+    """Scenes, and what paints them."""
+    del exits
+    load_example("painters")
+    return load_example("scenes")
+
+
+def test_scenes_hold_what_was_counted(
+    scenes: ModuleType, generator: torch.Generator, tmp_path: Path
+) -> None:
+    images, counts = scenes.sample(200, torch.full((3, 8, 8), 0.5), 20, generator)
     assert sorted(counts.unique().tolist()) == [0, 1, 2]
     assert torch.equal(images.sum((1, 2)), counts * 32.0)  # all pixels, those that overlap too
     figure = tmp_path / "scenes.html"
@@ -148,23 +156,89 @@ def test_scenes_hold_what_was_counted(generator: torch.Generator, tmp_path: Path
     assert "plotly" in figure.read_text()
 
 
-@pytest.mark.usefixtures("exits")
-def test_the_sum_over_objects_is_the_evidence_bound() -> None:
+def test_larger_scenes_are_searched(
+    scenes: ModuleType, tiny_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALTWISE_DATA_DIR", str(tiny_images))
+    # Random pixels that overlap are too bright; these do not shine.
+    own = scenes.digits
+    monkeypatch.setattr(scenes, "digits", lambda kind, held_out: own(kind, held_out=held_out) / 2)
+    assert scenes.digits("mnist", held_out=True).shape == (20, 28, 28)
+    output = run_example(
+        scenes, "--canvas", "mnist", "--num-steps", "2", "--num-seeds", "1", "--num-test", "60"
+    )
+    assert "executed count accuracy" in output
+    assert "KL of the next object" in output
+
+
+@pytest.mark.parametrize("kind", ["digits", "mnist"])
+def test_the_sum_over_objects_is_the_evidence_bound(
+    scenes: ModuleType, generator: torch.Generator, kind: str
+) -> None:
     """Against the bound written out: q(n) [log p(x | x_n) - KL + log p(n) - log q(n)]."""
-    scenes = load_example("scenes")
     torch.manual_seed(0)
-    layer = scenes.AdaptiveComputation(scenes.Painter(), scenes.METHOD)
-    images = torch.rand(5, scenes.CANVAS, scenes.CANVAS)
+    own = scenes.KINDS[kind]
+    layer = own.layer(generator)
+    images = torch.rand(5, own.painter.canvas, own.painter.canvas)
     with torch.no_grad():
         for weight in layer.head.parameters():
             weight.normal_()
-        pondered = layer(images, scenes.PRICE)
+        layer.head.hidden.weight *= 0.1
+        pondered = layer(images, own.price)
         costs = scenes.losses(pondered.outputs, images)
+        canvas, divergence = pondered.outputs[..., :-1], pondered.outputs[..., -1]
+        squares = (images.flatten(1).unsqueeze(1) - canvas).square().sum(2)
+        assert_close(costs, squares / (2 * 0.3**2) + divergence)
         bound = torch.zeros(5)
         for n in range(scenes.MOST + 1):
             log_prob = pondered.log_prob[:, n]
-            bound += log_prob.exp() * (-costs[:, n] - n * math.log(100) - log_prob)
+            bound += log_prob.exp() * (-costs[:, n] - n * own.price - log_prob)
         assert_close(pondered.objective(costs), -bound)
+
+
+def test_objects_are_painted_where_most_is_left(scenes: ModuleType) -> None:
+    torch.manual_seed(0)
+    painter = scenes.Searcher().eval()
+    images = torch.zeros(2, 50, 50)
+    images[0, 13:21, 27:35] = images[1, 29:37, 21:29] = 1
+    centre, _ = painter._brightest(images)
+    assert_close(centre, torch.tensor([[0.24, -0.32], [0.0, 0.32]]))
+    painted = painter._paint(images, centre, painter._seen(images, centre), noise=False)
+    canvas = painted.on_canvas(50)
+    for drawn, (row, column) in zip(canvas, ((17, 31), (33, 25)), strict=True):
+        lines = (drawn > 0).nonzero().float().mean(0)  # the middle of the window
+        assert lines.tolist() == [pytest.approx(row, abs=2), pytest.approx(column, abs=2)]
+    # It gains what the canvas comes closer to the image, less what it costs.
+    closer = (images.square() - (images - canvas).square()).sum((1, 2)) / (2 * scenes.SPREAD**2)
+    assert_close(painted.gain, closer - painted.cost, rtol=0.05, atol=0)
+
+
+def test_looking_ahead_takes_the_first_of_the_best_pair(
+    scenes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two blots touch with their brighter halves; an object is what is in 14 columns."""
+    painters = sys.modules["painters"]
+    painter = scenes.Searcher().eval()
+    image = torch.zeros(1, 50, 50)
+    image[0, 15:35, 11:39] = 0.8
+    image[0, 15:35, 18:32] = 1
+
+    def paint(
+        rest: torch.Tensor, centre: torch.Tensor, seen: torch.Tensor, *, noise: bool
+    ) -> object:
+        del seen, noise
+        scale = torch.full((len(rest), 1), 50 / 28)
+        glimpse = painters._window(rest, 1 / scale, centre, 28)
+        glimpse[:, :, :7] = glimpse[:, :, 21:] = 0
+        gain = glimpse.square().sum((1, 2)) / (2 * painters.SPREAD**2)
+        return painters.Painted(glimpse, scale, centre, torch.zeros(len(rest)), gain)
+
+    monkeypatch.setattr(painter, "_paint", paint)
+    alone, most, _ = painter._search(image, ahead=False)
+    assert_close(alone[:, :1], torch.zeros(1, 1), atol=0.05, rtol=0)
+    first, gain, _ = painter._search(image, ahead=True)
+    assert_close(first[:, :1].abs(), torch.full((1, 1), 0.28), atol=0.05, rtol=0)
+    assert gain < most
 
 
 @pytest.mark.usefixtures("exits")
@@ -309,6 +383,19 @@ def test_puzzles_have_one_solution_and_their_difficulty(generator: torch.Generat
     # The first cell may be 0 or 3; with 0 there is nothing left for the last of its row.
     clues = [-1, 1, 2, -1, 2, -1, 3, 1, 1, 3, 0, 2, -1, 2, 1, 3]
     assert puzzles.backtracks(clues) == 1
+    larger = puzzles.sudoku6(40, generator, held_out=True)
+    digits, places = larger.inputs.split((7, 18), 2)
+    assert (places[0].sum(0) == 6).all()  # cells of a row, a column and a box
+    shown = digits.argmax(-1) - 1
+    assert ((shown >= 0).sum(1) <= 24).all()
+    for row, target in zip(shown.tolist(), larger.targets.tolist(), strict=True):
+        grid = torch.tensor(target).view(6, 6)
+        boxes = grid.view(3, 2, 2, 3).transpose(1, 2).reshape(6, 6)
+        for units in (grid, grid.T, boxes):
+            assert (units.sort(1).values == torch.arange(6)).all()
+        assert puzzles.solutions(row, 2, [*range(6)]) == [target]
+    assert larger.difficulty.max() > 0
+    assert len(puzzles.solutions([-1] * 36, 3, [*range(6)])) == 3
     mazes = puzzles.maze(20, generator, held_out=True)
     for inputs, target, length in zip(*mazes, strict=True):
         way = set(target.nonzero().squeeze(1).tolist())
@@ -323,7 +410,7 @@ def test_puzzles_have_one_solution_and_their_difficulty(generator: torch.Generat
 
 
 @pytest.mark.usefixtures("exits")
-@pytest.mark.parametrize("task", ["sudoku", "maze"])
+@pytest.mark.parametrize("task", ["sudoku", "sudoku6", "maze"])
 def test_puzzles_are_looped_over(task: str) -> None:
     looped = load_example("looped_transformer")
     arguments = ("--num-steps", "3", "--num-puzzles", "80", "--num-test", "80", "--batch", "16")
