@@ -161,11 +161,20 @@ def choose(
         (price is None) != (budget is None),
         f"give exactly one of price and budget, got {'none' if price is None else 'both'}",
     )
-    measured = [
-        _measure(StopPolicy(candidate, iterate), decided, trajectory, unit)
-        for candidate, decided in decide_all(candidates, trajectory)
+    # What a stop at any step returns is the same for all candidates.
+    every = torch.arange(trajectory.num_steps + 1, device=trajectory.loss.device)
+    every = every.expand(trajectory.num_items, -1)
+    excess = {
+        iterate: returned_excess(trajectory, every, unit, iterate)
         for iterate in returns or RETURNABLE[unit][:1]
-    ]
+    }
+    measured = []
+    for candidate, decided in decide_all(candidates, trajectory):
+        charged = steps_charged(decided, unit, trajectory.num_steps).double().mean().item()
+        for iterate, table in excess.items():
+            mean = table.gather(1, decided.unsqueeze(1)).double().mean().item()
+            policy = StopPolicy(candidate, iterate)
+            measured.append(Calibration(policy, unit, len(decided), mean, charged))
     if price is not None:
         c = price
         return min(measured, key=lambda m: _least(m.mean_j(c)))
@@ -178,19 +187,6 @@ def choose(
         f"is {least:.4g}",
     )
     return min(within, key=lambda m: (_least(m.mean_excess), m.mean_cost))
-
-
-def _measure(
-    policy: StopPolicy, decided: Tensor, trajectory: Trajectory, unit: CostUnit
-) -> Calibration:
-    excess = returned_excess(trajectory, decided, unit, policy.returns).double()
-    return Calibration(
-        policy,
-        unit,
-        len(excess),
-        mean_excess=excess.mean().item(),
-        mean_cost=steps_charged(decided, unit, trajectory.num_steps).double().mean().item(),
-    )
 
 
 def _least(value: float) -> float:
