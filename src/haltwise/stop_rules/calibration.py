@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, final
 
@@ -29,6 +30,7 @@ from haltwise.stop_rules.policy import (
 __all__ = ["BASELINES", "Calibration", "calibrate", "choose", "returnable", "tune_baselines"]
 
 _NUM_NEEDED = 50  # problems, for a threshold
+_MOST_AT_ONCE = 2**18  # decisions measured together
 
 BASELINES: Mapping[str, type[StopRule]] = MappingProxyType(
     {
@@ -169,12 +171,19 @@ def choose(
         for iterate in returns or RETURNABLE[unit][:1]
     }
     measured = []
-    for candidate, decided in decide_all(candidates, trajectory):
-        charged = steps_charged(decided, unit, trajectory.num_steps).double().mean().item()
-        for iterate, table in excess.items():
-            mean = table.gather(1, decided.unsqueeze(1)).double().mean().item()
-            policy = StopPolicy(candidate, iterate)
-            measured.append(Calibration(policy, unit, len(decided), mean, charged))
+    tried = decide_all(candidates, trajectory)
+    while block := list(islice(tried, max(1, _MOST_AT_ONCE // max(1, trajectory.num_items)))):
+        decided = torch.stack([steps for _, steps in block])
+        cost = steps_charged(decided, unit, trajectory.num_steps).double().mean(1).tolist()
+        means = {
+            iterate: table.t().gather(0, decided).double().mean(1).tolist()
+            for iterate, table in excess.items()
+        }
+        measured += [
+            Calibration(StopPolicy(rule, iterate), unit, decided.shape[1], of[number], cost[number])
+            for number, (rule, _) in enumerate(block)
+            for iterate, of in means.items()
+        ]
     if price is not None:
         c = price
         return min(measured, key=lambda m: _least(m.mean_j(c)))
