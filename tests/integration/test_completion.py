@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from haltwise.cli import completion
+from haltwise.cli import cli, completion
 from haltwise.models.loading import names
 from haltwise.processes import process_families
 from haltwise.tasks import families
@@ -56,7 +56,19 @@ def test_names_are_completed_without_pytorch(line: str, some: list[str], tmp_pat
     assert completed(line, tmp_path, LIGHT) == some
 
 
-def test_options_are_completed(tmp_path: Path) -> None:
-    found = completed("haltwise train regression-2d --family.num", tmp_path)
-    assert found == ["--family.num-params"]
-    assert "--learners" in completed("haltwise evaluate x --le", tmp_path)
+def test_options_are_completed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of typed settings, for which the library is read."""
+    for line, expected in (
+        ("haltwise train regression-2d --family.num", ["--family.num-params"]),
+        ("haltwise evaluate x --le", ["--learners"]),
+    ):
+        monkeypatch.setenv("_HALTWISE_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+        with pytest.raises(SystemExit):
+            cli.main(args=[], prog_name="haltwise")
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert [each.partition(",")[2] for each in out.splitlines()] == expected
