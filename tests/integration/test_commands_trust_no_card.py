@@ -29,7 +29,7 @@ COMMANDS = {
         "run",
         "--no-learners",
         *FEW,
-    ],  # fmt: skip
+    ],
     "study": ["study", "run", "--seeds", 2, *FEW],
     "diagnose": ["diagnose", "run", *FEW],
     "explore": ["explore", "run", "--num-problems", 2, "--horizon", 4],
