@@ -127,9 +127,13 @@ def test_a_table_shows_hostile_text_as_it_is_written(capsys: pytest.CaptureFixtu
 
 EVALUATE = """
 import sys
-from haltwise.cli import run
+from haltwise.__main__ import main
 for path in sys.argv[1:]:
-    assert run(arguments=["evaluate", path]) == 2
+    sys.argv[1:] = ["evaluate", path]
+    try:
+        main()
+    except SystemExit as left:
+        assert left.code == 2
 """
 
 
