@@ -41,8 +41,14 @@ def process(rule: str, name: str, dtype: torch.dtype) -> OptimizationProcess:
 
 
 @pytest.mark.parametrize("rule", SETTINGS)
-@pytest.mark.parametrize("name", ["regression-10d", "regression-10d-noisy", "student-t-10d"])
-@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("regression-10d", DOUBLE),
+        ("regression-10d-noisy", torch.float32),
+        ("student-t-10d", torch.float32),
+    ],
+)
 def test_an_update_rule_on_a_task_is_a_process(rule: str, name: str, dtype: torch.dtype) -> None:
     check_process(process(rule, name, dtype))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,12 +42,19 @@ def worst_policies(run: Path) -> None:
     save_model(run / "best.safetensors", model.state_dict(), card)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of Adam whose halter has learned little."""
-    finish(Trainer(by_adam(horizon=20, price=0.5, price_range=4.0), tmp_path / "run"))
-    worst_policies(tmp_path / "run")
-    return tmp_path / "run"
+    run = tmp_path_factory.mktemp("trained") / "run"
+    finish(Trainer(by_adam(horizon=20, price=0.5, price_range=4.0), run))
+    worst_policies(run)
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def files(run: Path) -> dict[str, bytes]:

@@ -13,8 +13,8 @@ from haltwise.certificates import Certificate, Refusal
 from haltwise.cli import cli
 from haltwise.curves import learn
 from haltwise.curves.curves import Curve, Floats
-from haltwise.curves.levels import GiveUps
 from haltwise.curves.rule import CurveRule
+from haltwise.curves.shipped import pretrained
 
 
 class Shown(CurveRule):
@@ -39,8 +39,9 @@ def pool(num: int, seed: int, groups: int = 20) -> Curves:
 
 
 def test_the_level_loses_no_more_than_certified_in_nine_of_ten_draws() -> None:
-    whole = pool(20_000, 0)
-    scores = [curve.columns["score"] for curve in whole]
+    whole = pool(4_000, 0)
+    first = np.array([curve.columns["score"][0] for curve in whole])
+    of_successes = first[whole.success >= 0]
     rng = np.random.default_rng(1)
     violated = certified = 0
     for _ in range(60):
@@ -48,8 +49,7 @@ def test_the_level_loses_no_more_than_certified_in_nine_of_ten_draws() -> None:
         found = haltwise.certify(Shown(), drawn, risk="given-up", level=0.05, confidence=0.9)
         if isinstance(found, Certificate):
             assert found.score_level is not None
-            stops = GiveUps.of(whole, scores, np.array([found.score_level]))
-            violated += stops.share_lost[0] > 0.05
+            violated += (of_successes < found.score_level).mean() > 0.05
             certified += 1
     assert certified > 40
     assert violated <= 12  # binomial: at most 12 of 60 at .1 with probability .994
@@ -104,7 +104,7 @@ def test_a_certificate_lies_on_the_card_and_holds_for_these_trees_alone(tmp_path
     for loss in 2.9 - 0.01 * np.arange(15):
         monitor.update(loss)
     assert monitor.should_stop
-    other = learn(some(2)).model
+    other = pretrained()
     with pytest.raises(InputError, match="of another rule"):
         RunMonitor(other, target=1.0, level=found)
     CurveModel(other.forecast, replace(other.card, certificates=(found,))).save(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from haltwise.cli import command_names, completion
+from haltwise.cli import cli, command_names, completion
 from haltwise.models.loading import names
 from haltwise.processes import process_families
 from haltwise.tasks import families
@@ -61,26 +61,37 @@ def test_the_table_of_options_is_that_of_the_commands() -> None:
     assert completion.written_option_table() == completion.option_table(command_names())
 
 
+def test_options_are_completed_without_pytorch(tmp_path: Path) -> None:
+    line = "haltwise train --out x regression-2d --family.num"
+    assert completed(line, tmp_path, LIGHT) == ["--family.num-params"]
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("haltwise train regression-2d --family.num", ["--family.num-params"]),
         ("haltwise train --family.num", []),
-        ("haltwise train --out x regression-2d --joint.estimator.", [
+        ("haltwise train regression-2d --joint.estimator.", [
             "--joint.estimator.segment", "--joint.estimator.truncate"
         ]),
         ("haltwise evaluate x --le", ["--learners"]),
         ("haltwise bench --q", ["--quick"]),
+        # Settings of what is chosen, which no table knows.
+        ("haltwise train regression-2d --rule adam --rule.l", ["--rule.learning-rate"]),
+        # A family that takes settings of the default rule away.
+        ("haltwise train cifar10-cnn --rule.hidden", []),
     ],
 )  # fmt: skip
-def test_options_are_completed_without_pytorch(line: str, found: list[str], tmp_path: Path) -> None:
-    assert completed(line, tmp_path, LIGHT) == found
-
-
-def test_options_of_what_is_chosen_are_those_of_the_command(tmp_path: Path) -> None:
-    """Whose rule, method or file has settings that no table knows."""
-    assert completed("haltwise train regression-2d --rule adam --rule.l", tmp_path) == [
-        "--rule.learning-rate"
-    ]
-    # A family that takes settings of the default rule away.
-    assert completed("haltwise train cifar10-cnn --rule.hidden", tmp_path) == []
+def test_options_are_completed(
+    line: str,
+    found: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("_HALTWISE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    with pytest.raises(SystemExit):
+        cli.main(args=[], prog_name="haltwise")
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [each.partition(",")[2] for each in out.splitlines() if each] == found

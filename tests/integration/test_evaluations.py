@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from evaluation_cases import make_evaluation
@@ -61,12 +62,22 @@ def evaluated(models: dict[str, OptimizerModel], num_problems: int, **settings: 
     return evaluate(models, family(name), family_name=name, num_problems=num_problems, **given)
 
 
-def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(tmp_path: Path) -> None:
+def least_squares(x: Any, y: Any) -> Any:
+    """A learner as those of `haltwise.evaluation.learners`."""
+    weights = np.linalg.lstsq(x, y, rcond=None)[0]
+    return lambda new: new @ weights
+
+
+def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     models = {
         "mine": load("regression-2d"),
         "lstm": untrained("none"),
         "thesis": load("regression-2d-thesis"),
     }
+    for name in ("_boosted", "_regression"):  # trees take long, and are judged elsewhere
+        monkeypatch.setattr(f"haltwise.evaluation.learners.{name}", least_squares)
     found = evaluated(models, 100, learners=True)
     record, excess = found.record, found.arrays["excess"].double()
     table = costs(excess, 0.05)
@@ -124,8 +135,11 @@ def test_the_iterate_that_a_holding_model_returns_is_judged() -> None:
     torch.testing.assert_close(found.arrays["j.gradients.learned"][stopped], expected[stopped])
 
 
-def test_networks_are_judged_on_minibatches_and_test_examples() -> None:
+def test_networks_are_judged_on_minibatches_and_test_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The means stand beside what a loop over the problems by hand gives."""
+    monkeypatch.setattr("haltwise.evaluation.optimizers.LEARNING_RATES", (0.01, 0.1, 1.0))
     model = untrained(initial_descent=True, output_scale=0.03)
     record = evaluated({"mine": model}, 32, family="digits-mlp", price=0.01, horizon=3).record
     assert record.lbfgs == []  # its line search cannot work on minibatches
@@ -227,7 +241,8 @@ def test_damaged_records_are_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path) -> None:
-    options = ["--num-problems", 64, "--horizon", 8, "--seed", 7, "--json", "out.json"]
+    options = ["--num-problems", 64, "--horizon", 8, "--seed", 7, "--no-learners"]
+    options += ["--json", "out.json"]
     done = haltwise("evaluate", "regression-2d", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = from_json(EvaluationRecord, json.loads((tmp_path / "out.json").read_text()))

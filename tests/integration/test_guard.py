@@ -184,7 +184,7 @@ def test_nothing_changes_for_problems_that_fit(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     st.sampled_from(SOLVERS),
     st.integers(0, 10**6),

@@ -1,6 +1,7 @@
 """A monitor learned from recorded runs: better than tuned rules, on little, and resumable."""
 
 import json
+import shutil
 from pathlib import Path
 
 import in_process
@@ -86,8 +87,8 @@ def test_training_goes_on_where_it_was_cut(
     assert card_of(tmp_path).policies == card_of(stopper).policies
 
 
-def test_it_does_not_go_on_with_other_recordings(tmp_path: Path) -> None:
-    runs = record_runs(tmp_path / "runs", range(120))
+def test_it_does_not_go_on_with_other_recordings(recorded_runs: Path, tmp_path: Path) -> None:
+    runs = Path(shutil.copytree(recorded_runs, tmp_path / "runs"))
     settings = monitor_settings(runs, price=0.02, halting={"num_steps": 8}, validation={"every": 2})
     for progress in Trainer(settings, tmp_path / "run").run():
         if progress.step == 5:

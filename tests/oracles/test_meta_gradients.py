@@ -86,8 +86,9 @@ def autograd_oracle(
     return gradients(model)
 
 
-@pytest.mark.parametrize("truncate", [False, True])
-@pytest.mark.parametrize("segment", [1, 3, T, T + 5])
+@pytest.mark.parametrize(
+    ("segment", "truncate"), [(1, False), (T + 5, False), (1, True), (3, True), (T, True)]
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_meta_gradients_equal_autograd(variant: str, segment: int, truncate: bool) -> None:
     model, batch = make(**VARIANTS[variant]), BATCHES["noisy"]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, final
 
@@ -29,6 +30,7 @@ from haltwise.stop_rules.policy import (
 __all__ = ["BASELINES", "Calibration", "calibrate", "choose", "returnable", "tune_baselines"]
 
 _NUM_NEEDED = 50  # problems, for a threshold
+_MOST_AT_ONCE = 2**18  # decisions measured together
 
 BASELINES: Mapping[str, type[StopRule]] = MappingProxyType(
     {
@@ -161,11 +163,27 @@ def choose(
         (price is None) != (budget is None),
         f"give exactly one of price and budget, got {'none' if price is None else 'both'}",
     )
-    measured = [
-        _measure(StopPolicy(candidate, iterate), decided, trajectory, unit)
-        for candidate, decided in decide_all(candidates, trajectory)
+    # What a stop at any step returns is the same for all candidates.
+    every = torch.arange(trajectory.num_steps + 1, device=trajectory.loss.device)
+    every = every.expand(trajectory.num_items, -1)
+    excess = {
+        iterate: returned_excess(trajectory, every, unit, iterate)
         for iterate in returns or RETURNABLE[unit][:1]
-    ]
+    }
+    measured = []
+    tried = decide_all(candidates, trajectory)
+    while block := list(islice(tried, max(1, _MOST_AT_ONCE // max(1, trajectory.num_items)))):
+        decided = torch.stack([steps for _, steps in block])
+        cost = steps_charged(decided, unit, trajectory.num_steps).double().mean(1).tolist()
+        means = {
+            iterate: table.t().gather(0, decided).double().mean(1).tolist()
+            for iterate, table in excess.items()
+        }
+        measured += [
+            Calibration(StopPolicy(rule, iterate), unit, decided.shape[1], of[number], cost[number])
+            for number, (rule, _) in enumerate(block)
+            for iterate, of in means.items()
+        ]
     if price is not None:
         c = price
         return min(measured, key=lambda m: _least(m.mean_j(c)))
@@ -178,19 +196,6 @@ def choose(
         f"is {least:.4g}",
     )
     return min(within, key=lambda m: (_least(m.mean_excess), m.mean_cost))
-
-
-def _measure(
-    policy: StopPolicy, decided: Tensor, trajectory: Trajectory, unit: CostUnit
-) -> Calibration:
-    excess = returned_excess(trajectory, decided, unit, policy.returns).double()
-    return Calibration(
-        policy,
-        unit,
-        len(excess),
-        mean_excess=excess.mean().item(),
-        mean_cost=steps_charged(decided, unit, trajectory.num_steps).double().mean().item(),
-    )
 
 
 def _least(value: float) -> float:

@@ -1,32 +1,33 @@
 """Stop every problem after the same number of steps."""
 
 from dataclasses import dataclass
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import torch
 from torch import Tensor
 
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.trajectory import Trajectory
-from haltwise.stop_rules.base import Memory, StopRule
+from haltwise.stop_rules.base import LevelRule, Memory
 
 __all__ = ["FixedBudget"]
 
 
 @final
 @dataclass(frozen=True)
-class FixedBudget(StopRule):
+class FixedBudget(LevelRule):
     """Stop at step `budget`: what everybody does who has no stop rule."""
 
     budget: int
+
+    level_setting: ClassVar[str] = "budget"
 
     @property
     def reasons(self) -> tuple[str, ...]:
         return (f"{self.budget} steps are done",)
 
-    def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
-        none = torch.zeros_like(observation.loss, dtype=torch.bool)
-        return none | (observation.step >= self.budget), memory
+    def statistic(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        return torch.full_like(observation.loss, observation.step, dtype=torch.float32), memory
 
     @classmethod
     def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:

@@ -102,26 +102,37 @@ def takes_update(returns: ReturnedIterate, hold_logits: Tensor | None, like: Ten
 
 
 def returned_steps(decided: Tensor, trajectory: Trajectory, returns: ReturnedIterate) -> Tensor:
-    """The s of the theta_s returned by stops decided at steps [n], int64 [n].
+    """The s of the theta_s returned by stops decided at steps [n] or [n, stops], int64 likewise.
 
     Where a rule never stops (T), theta_T is returned; its loss was never observed, so `BEST`
     chooses among theta_0..theta_{T-1}.
     """
     last = trajectory.num_steps - 1
+
+    def at_stops(known: Tensor) -> Tensor:
+        stops = decided.clamp_max(last)
+        return known.gather(1, stops if stops.dim() > 1 else stops.unsqueeze(1)).view_as(stops)
+
     if returns is ReturnedIterate.BEST:
-        steps = torch.arange(trajectory.num_steps, device=decided.device)
-        unknown = (steps > decided.unsqueeze(1)) | trajectory.loss[:, :-1].isnan()
-        return trajectory.loss[:, :-1].masked_fill(unknown, torch.inf).argmin(1)
+        return at_stops(_best_so_far(trajectory.loss[:, :-1]))
     hold = trajectory.outputs.get("hold_logits")
     if hold is not None:
-        hold = hold.gather(1, decided.clamp_max(last).unsqueeze(1)).squeeze(1)
+        hold = at_stops(hold)
     return torch.where(decided > last, decided, decided + takes_update(returns, hold, decided))
+
+
+def _best_so_far(loss: Tensor) -> Tensor:
+    """The first s <= t of least loss, where NaN is none, int64 in the shape [n, T] of `loss`."""
+    loss = loss.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    steps = torch.arange(loss.shape[1], device=loss.device)
+    before = loss.cummin(1).values.roll(1, 1)
+    return torch.where((steps > 0) & (loss < before), steps, 0).cummax(1).values
 
 
 def returned_excess(
     trajectory: Trajectory, decided: Tensor, unit: CostUnit, returns: ReturnedIterate
 ) -> Tensor:
-    """The excess of what stops decided at steps [n] return, shape [n].
+    """The excess of what stops decided at steps [n] or [n, stops] return, shaped likewise.
 
     Raises:
         InputError: What is to be returned costs more than the unit counts.
@@ -132,7 +143,7 @@ def returned_excess(
         + " or ".join(repr(choice.value) for choice in RETURNABLE[unit]),
     )
     steps = returned_steps(decided, trajectory, returns)
-    return trajectory.excess.gather(1, steps.unsqueeze(1)).squeeze(1)
+    return trajectory.excess.gather(1, steps.view(len(steps), -1)).view_as(steps)
 
 
 def steps_charged(decided: Tensor, unit: CostUnit, num_steps: int) -> Tensor:
