@@ -315,6 +315,12 @@ def test_rules_that_read_a_loss_are_given_what_is_observed() -> None:
     assert layer.run(rows, 0.1, rule=FixedBudget(1) | FixedBudget(3)).exits.tolist() == [1]
 
 
+def test_rows_that_begin_at_different_times_have_a_budget_each() -> None:
+    layer = reads_features(5, alike=True)
+    rule = FixedBudget(2) | (FixedBudget(3) & FixedBudget(1))
+    assert layer.run(randn(50, 5), 0.1, rule=rule, sizes=[8]).exits.tolist() == [2] * 50
+
+
 @dataclass(frozen=True)
 class AtThird(StopRule):
     """A rule of the caller's, to which a step is one number."""

@@ -27,7 +27,8 @@ class FixedBudget(LevelRule):
         return (f"{self.budget} steps are done",)
 
     def statistic(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
-        return torch.full_like(observation.loss, observation.step, dtype=torch.float32), memory
+        # Items that began at different times each have a step of their own.
+        return torch.zeros_like(observation.loss, dtype=torch.float32) + observation.step, memory
 
     @classmethod
     def candidates(cls, trajectory: Trajectory, costs: Tensor) -> list[Self]:
