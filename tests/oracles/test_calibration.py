@@ -109,8 +109,10 @@ def test_a_candidate_without_a_number_comes_last() -> None:
     excess[:, 0] = math.nan
     blind = replace(TRAJECTORY, excess=excess)
     for budgets in ((0, 2), (2, 0)):
-        for wanted in ({"price": 0.2}, {"budget": 5.0}):
-            found = choose(map(FixedBudget, budgets), blind, CostUnit.UPDATES, **wanted)
+        for price, budget in ((0.2, None), (None, 5.0)):
+            found = choose(
+                map(FixedBudget, budgets), blind, CostUnit.UPDATES, price=price, budget=budget
+            )
             assert found.policy.rule == FixedBudget(2)
 
 

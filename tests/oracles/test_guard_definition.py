@@ -14,7 +14,7 @@ class Seen(NamedTuple):
     """The losses of a run, and where it began anew: after how many, from which level and noise."""
 
     losses: list[float]
-    count: int = 0
+    begun: int = 0
     level: float = 0.0
     noise: float = 0.0
 
@@ -22,13 +22,13 @@ class Seen(NamedTuple):
         """The mean of the first `num` losses, each weighing a fifth less than the next one."""
         weights = 0.8 ** np.arange(num)[::-1]
         own = np.array(self.losses[:num])
-        own[: self.count] = self.level
+        own[: self.begun] = self.level
         return float(weights @ own / weights.sum())
 
     def mean_deviation(self, num: int) -> float:
         """The mean distance of a loss from the smoothed loss before it, smoothed alike from 0."""
         found = self.noise
-        for place in range(max(self.count, 1), num):
+        for place in range(max(self.begun, 1), num):
             found += 0.2 * (abs(self.losses[place] - self.smooth(place)) - found)
         return found
 
