@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample, relu, softplus
+from torch.nn.functional import grid_sample, relu, softplus
 
 from haltwise.nn import AdaptiveProcess, ItemStep
 
@@ -65,7 +65,7 @@ class Painter(AdaptiveProcess):
         mean, deviation = raw[:, :3], softplus(raw[:, 3:] - 1)
         where = mean + deviation * torch.randn_like(deviation)
         scale, shift = where[:, :1].clamp(1.2, 6), where[:, 1:]
-        glimpse = _moved(state["image"], 1 / scale, -shift / scale, self.window)
+        glimpse = _window(state["image"], 1 / scale, -shift / scale, self.window)
         code_mean, code_raw = self.encoder(glimpse.flatten(1)).chunk(2, 1)
         code_deviation = softplus(code_raw) + 1e-4
         code = code_mean + code_deviation * torch.randn_like(code_deviation)
@@ -73,7 +73,7 @@ class Painter(AdaptiveProcess):
         prior = torch.tensor(self.mean), torch.tensor(self.deviation)
         cost = _divergence(mean, deviation, *prior) + _divergence(code_mean, code_deviation)
         return {
-            "canvas": state["canvas"] + _moved(painted, scale, shift, self.canvas),
+            "canvas": state["canvas"] + _window(painted, scale, shift, self.canvas),
             "cost": state["cost"] + cost,
             "last": torch.cat((scale, shift, code), 1),
         }
@@ -218,15 +218,8 @@ def _perceptron(num_inputs: int, num_hidden: int, num_outputs: int) -> nn.Sequen
     )
 
 
-def _moved(image: Tensor, scale: Tensor, shift: Tensor, size: int) -> Tensor:
-    """A spatial transformer: images [n, a, a] at scale [n, 1], moved by shift [n, 2]."""
-    moved = torch.cat((torch.diag_embed(scale.expand(-1, 2)), shift.unsqueeze(2)), 2)
-    grid = affine_grid(moved, [len(image), 1, size, size], align_corners=False)
-    return grid_sample(image.unsqueeze(1), grid, align_corners=False).squeeze(1)
-
-
 def _window(image: Tensor, scale: Tensor, shift: Tensor, size: int) -> Tensor:
-    """The same with a grid that is made more quickly, and rounded in another order."""
+    """A spatial transformer: images [n, a, a] at scale [n, 1], moved by shift [n, 2]."""
     lines = (2 * torch.arange(size) + 1) / size - 1
     across, down = (scale * lines + shift[:, side : side + 1] for side in (0, 1))
     each = len(image), size, size
