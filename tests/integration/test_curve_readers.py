@@ -6,6 +6,7 @@ import json
 import lzma
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,19 @@ def test_data_frames(library: str) -> None:
     )
     found = Curves.from_frame(made, **NAMED)
     np.testing.assert_equal(found.values[:, 0], [2, np.nan, 3])
+
+
+@pytest.mark.parametrize(("last", "are_times"), [(1.71e9, True), (1.8e9, False)])
+def test_large_costs_are_times_of_day_where_no_run_takes_years(
+    last: float, are_times: bool, tmp_path: Path
+) -> None:
+    """A run from 1.7e9 to 1.8e9 seconds would have taken three years; tokens grow so."""
+    path = written(tmp_path / "run.csv", f"at,loss\n1.7e9,3\n{last},2\n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = read(path, cost="at", metric="loss")
+    assert found.cost.tolist() == ([0.0, last - 1.7e9] if are_times else [1.7e9, last])
+    assert any("times of day" in str(each.message) for each in caught) is are_times
 
 
 def test_a_frame_of_times(tmp_path: Path) -> None:

@@ -201,6 +201,16 @@ def test_peers_of_a_new_task_are_compared_in_relative_units() -> None:
     assert rule.score(mine)[-1] == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("num", [4, 5])
+def test_five_peers_of_the_same_task_are_enough(num: int) -> None:
+    """With fewer, those of all tasks count, by the share of the way that was left."""
+    ends = [1.0] * num + [4.5] * 20
+    runs = Curves.from_matrix(np.linspace(5, ends, 11).T, task=["a"] * num + ["b"] * 20)
+    mine = curve(np.linspace(5, 3, 11).tolist())._replace(task="a")
+    score = PeersRule().fit(runs).score(mine)[-1]
+    assert score == pytest.approx(0.0 if num == 5 else 20 / 24)
+
+
 def test_only_peers_that_still_run_count() -> None:
     losses = [[5.0, 1.0, np.nan], [5.0, 4.0, 3.0]] + [[5.0, 4.5, 4.0]] * 3
     rule = PeersRule().fit(Curves.from_matrix(losses, budget=2.0))
