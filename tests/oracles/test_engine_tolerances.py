@@ -1,0 +1,120 @@
+"""When a price or a tolerance stops an engine, on single steps that are written by hand."""
+
+import pytest
+import torch
+from draws import DOUBLE
+from torch import Tensor
+
+from haltwise.engines import Memory, Point, Proposal
+from haltwise.engines.stops import EngineStop, PriceStop, ToleranceStop
+
+FTOL = 1e-3
+
+
+def at(loss: float, grad: float = -1.0, params: float = 0.0) -> Point:
+    """One problem of one parameter."""
+    return Point(number(params).unsqueeze(1), number(loss), number(grad).unsqueeze(1))
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor([value], dtype=DOUBLE)
+
+
+def proposal(gain: float, move: float = 1.0, *, known: bool = False) -> Proposal:
+    return Proposal(number(move).unsqueeze(1), number(-1.0), number(gain), torch.tensor([known]))
+
+
+def reason(stop: EngineStop, point: Point, next_step: Proposal, memory: Memory) -> int:
+    return int(stop.decide(point, next_step, memory)[0].item())
+
+
+def after(stop: EngineStop, before: Point, step: Proposal, end: Point) -> Memory:
+    """The memory after one step from the beginning."""
+    taken = torch.tensor([True])
+    memory = stop.decide(before, step, stop.init(before))[1]
+    return stop.learn(before, step, end, taken, memory)
+
+
+@pytest.mark.parametrize(("slope", "stops"), [(-0.85, True), (-0.95, False)])
+def test_a_step_that_ends_as_steeply_as_it_began_is_too_short_to_tell(
+    slope: float, stops: bool
+) -> None:
+    """Wolfe's second condition with the .9 of SciPy's line searches."""
+    stop, step = ToleranceStop(ftol=FTOL), proposal(1.0)
+    end = at(1 - FTOL / 2, slope)
+    assert reason(stop, end, step, after(stop, at(1.0), step, end)) == (1 if stops else -1)
+
+
+@pytest.mark.parametrize(("fall", "stops"), [(0.9, True), (1.1, False)])
+def test_ftol_is_a_share_of_the_larger_loss_or_of_one(fall: float, stops: bool) -> None:
+    for loss in (0.2, 1.0, 50.0):
+        stop, step = ToleranceStop(ftol=FTOL), proposal(1.0)
+        end = at(loss - fall * FTOL * max(loss, 1.0), 0.0)
+        assert reason(stop, end, step, after(stop, at(loss), step, end)) == (1 if stops else -1)
+
+
+@pytest.mark.parametrize(("share", "stops"), [(0.2, False), (0.3, True)])
+def test_least_squares_stop_where_the_step_went_as_forecast(share: float, stops: bool) -> None:
+    """A quarter of the forecast, as `scipy.optimize.least_squares` asks for."""
+    stop, fall = ToleranceStop(ftol=FTOL, least_squares=True), FTOL / 2
+    step, end = proposal(fall / share), at(1 - fall)
+    assert reason(stop, end, step, after(stop, at(1.0), step, end)) == (1 if stops else -1)
+
+
+@pytest.mark.parametrize(("length", "stops"), [(0.9, True), (1.1, False)])
+def test_xtol_is_a_share_of_the_parameters_and_itself(length: float, stops: bool) -> None:
+    stop, xtol = ToleranceStop(xtol=1e-2), 1e-2
+    for params in (0.0, 5.0):
+        step = proposal(1.0, length * xtol * (xtol + params))
+        begin = at(1.0, params=params)
+        memory = after(stop, begin, step, at(0.5, params=params))
+        assert reason(stop, at(0.5), step, memory) == (2 if stops else -1)
+
+
+def test_gtol_is_the_largest_coordinate() -> None:
+    stop = ToleranceStop(gtol=0.1)
+    for size, expected in ((0.1, 0), (0.11, -1)):
+        point = at(1.0, size)
+        assert reason(stop, point, proposal(1.0), stop.init(point)) == expected
+
+
+def waits(stop: PriceStop, first: Point, later: Point, gain: float) -> int:
+    """After how many steps that earn nothing it stops; 0 if it has not after 20."""
+    memory, step = stop.init(first), proposal(gain)
+    for count in range(1, 21):
+        memory = stop.learn(later, step, later, torch.tensor([True]), memory)
+        found, memory = stop.decide(later, step, memory)
+        if found.item() >= 0:
+            return count
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "gain", "count"),
+    [
+        (0.009, 0.09, 3),  # flat, and no more is forecast: as good as solved
+        (0.009, 0.11, 10),
+        (0.011, 0.09, 10),
+    ],
+)
+def test_steps_that_do_not_earn_their_price_are_waited_for(
+    norm: float, gain: float, count: int
+) -> None:
+    stop = PriceStop(number(0.1))
+    assert waits(stop, at(1.0, 1.0), at(1.0, norm), gain) == count
+
+
+@pytest.mark.parametrize(("prices", "fails"), [(2.9, False), (3.1, True)])
+def test_a_stop_that_leaves_three_prices_is_no_success(prices: float, fails: bool) -> None:
+    stop, price = PriceStop(number(0.1)), 0.1
+    point, step = at(1.0, 1.0), proposal(prices * price)
+    memory = stop.init(point)
+    for _ in range(10):
+        memory = stop.learn(point, step, point, torch.tensor([True]), memory)
+    assert (reason(stop, point, step, memory) in stop.failures) is fails
+
+
+def test_what_the_curvature_at_the_point_forecasts_is_believed_at_once() -> None:
+    stop, point = PriceStop(number(0.1)), at(1.0, 1.0)
+    for gain, known, expected in ((0.1, True, 1), (0.11, True, -1), (0.1, False, -1)):
+        assert reason(stop, point, proposal(gain, known=known), stop.init(point)) == expected
