@@ -278,3 +278,11 @@ def test_scores_that_are_none_are_refused(case: Case) -> None:
 
 def _judged(key: str, values: Floats) -> Judged:
     return Judged({key: values}, {})
+
+
+def test_two_typical_gains_below_its_start_stand_for_a_target() -> None:
+    """The features of an early stop need one; losses are counted in typical gains."""
+    losses = [[6.0, 2.0], [5.0, 3.0], [9.0, 3.0]]  # gains of 4, 2 and 6: the typical one is 4
+    shown = stop_case(Curves.from_matrix(losses)).shown
+    np.testing.assert_allclose([curve.loss[0] for curve in shown], np.array([6, 5, 9]) / 4)
+    np.testing.assert_allclose(shown.target, np.array([6, 5, 9]) / 4 - 2)

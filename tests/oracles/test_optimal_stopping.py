@@ -158,3 +158,11 @@ def test_what_is_impossible_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=sentence):
             replace(MarkovChainFamily(), **setting)
+
+
+def test_where_going_on_gains_nothing_it_stops() -> None:
+    """A step at a price of 1/2 that gains 1/2: both are binary fractions, so the tie is exact."""
+    transition = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    losses = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    for horizon in (None, 3):
+        assert optimal_stopping(transition, losses, 0.5, horizon).stop.all()
