@@ -55,7 +55,7 @@ class BenchSettings:
     seed: int = 0
 
 
-QUICK = BenchSettings(num_runs=120, prices=(0.1,))
+QUICK = BenchSettings(num_runs=120, num_folds=2, prices=(0.1,))
 """A first look in minutes: too few runs for fine differences."""
 
 

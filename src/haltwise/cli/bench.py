@@ -51,7 +51,7 @@ PAGE = "bench.html"
 @click.option(
     "--quick",
     is_flag=True,
-    help="Fewer runs, one price: a first look in three minutes on two cores.",
+    help="Fewer runs and folds, one price: a first look in some minutes.",
 )
 @click.option(
     "--seed", default=0, show_default=True, help="Of the runs that are made and the folds."

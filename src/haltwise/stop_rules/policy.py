@@ -114,14 +114,14 @@ def returned_steps(decided: Tensor, trajectory: Trajectory, returns: ReturnedIte
         return known.gather(1, stops if stops.dim() > 1 else stops.unsqueeze(1)).view_as(stops)
 
     if returns is ReturnedIterate.BEST:
-        return at_stops(_best_so_far(trajectory.loss[:, :-1]))
+        return at_stops(_steps_of_best(trajectory.loss[:, :-1]))
     hold = trajectory.outputs.get("hold_logits")
     if hold is not None:
         hold = at_stops(hold)
     return torch.where(decided > last, decided, decided + takes_update(returns, hold, decided))
 
 
-def _best_so_far(loss: Tensor) -> Tensor:
+def _steps_of_best(loss: Tensor) -> Tensor:
     """The first s <= t of least loss, where NaN is none, int64 in the shape [n, T] of `loss`."""
     loss = loss.nan_to_num(torch.inf, torch.inf, -torch.inf)
     steps = torch.arange(loss.shape[1], device=loss.device)
