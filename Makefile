@@ -55,7 +55,7 @@ docs: site  ## The same, and all examples of the pages are run.
 site: $(READY)  ## The documentation in build/docs, notebooks executed; spelling, links, names, contrast.
 	rm -rf build/docs
 	$(BIN)/pytest docs/checks/prose.py
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	$(BIN)/sphinx-build --quiet --jobs 3 --fail-on-warning --keep-going docs build/docs
 	$(BIN)/pytest docs/checks/built_site.py
 
 figures: $(READY)  ## The figures that pages and README show; the first is measured, in a minute.
@@ -74,10 +74,10 @@ faults: $(READY)  ## Kills, full disks, damaged and fuzzed files: counted, and n
 	PYTHONPATH=tests $(BIN)/python -m faults
 
 # An environment that exists is brought up to date; what already satisfies the constraints, such
-# as a PyTorch build for your GPU, is kept.
+# as a PyTorch build for your GPU, is kept. What is imported is compiled then, not all that comes.
 $(READY): pyproject.toml setup.py constraints.txt $(wildcard src/haltwise/_kernels/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,tensorboard]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,docs,tensorboard]"
 	touch $@
 
 # The shipped optimizers, each from one file of settings in experiments/weights: some four hours

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import latex2mathml.converter
 from docutils import nodes
 from plotly.offline import get_plotlyjs
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
@@ -158,6 +160,29 @@ def _close_examples(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"(^```python\n.*?)\n+^```$", r"\1\n```", source[0], flags=re.S | re.M)
 
 
+def _share_navigation() -> Callable[..., None]:
+    """The tree beside pages of source is made once for all at one depth: it takes half a second."""
+    trees: dict[int, str] = {}
+
+    def share(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+        del app, template, tree
+        if page.startswith("_modules/"):
+            make, depth = context["toctree"], page.count("/")
+            context["toctree"] = lambda **settings: (
+                trees.get(depth) or trees.setdefault(depth, make(**settings))
+            )
+
+    return share
+
+
+def _drop_foreign_sources(app: Sphinx, env: BuildEnvironment) -> None:
+    """Readers in parallel keep the modules, too, of what we use from other projects."""
+    del app
+    sources = vars(env)["_viewcode_modules"]
+    for name in [name for name in sources if name.partition(".")[0] != "haltwise"]:
+        del sources[name]
+
+
 def setup(app: Sphinx) -> None:
     """Connect the hooks."""
     # Equations need neither a script nor a network.
@@ -168,6 +193,8 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", _close_examples)
     app.connect("builder-inited", reference.write_pages)
     app.connect("env-updated", reference.register_aliases)
+    app.connect("env-updated", _drop_foreign_sources)
     app.connect("builder-inited", _write_plotly)
+    app.connect("html-page-context", _share_navigation(), priority=400)  # before the theme
     app.add_js_file("plotly.min.js")
     app.add_js_file("figures.js")

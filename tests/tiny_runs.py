@@ -1,7 +1,5 @@
 """Trainings small enough for tests, and what to compare of them."""
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ __all__ = [
     "by_adam",
     "diverging",
     "finish",
-    "haltwise",
     "leave",
     "optimizer",
     "sabotage",
@@ -134,15 +131,3 @@ TINY_OPTIONS = (
     *("--validation.every", "2", "--validation.num-problems", "16"),
     *("--validation.num-calibration", "32"),
 )
-
-
-def haltwise(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "haltwise", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )

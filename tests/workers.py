@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import hold
 from tiny_runs import finish, tiny
 from torch import distributed
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from haltwise._core.workers import Workers
 from haltwise.training import Trainer, TrainingSettings
@@ -48,6 +49,7 @@ def work(rank: int, size: int, directory: Path, steps: int, interrupted: bool) -
 
 
 def together(size: int, directory: Path, steps: int = 10**9) -> None:
-    """Train in several processes."""
+    """Train in several processes, forked from one that has imported what they need."""
+    hold(__name__)
     arguments = (size, directory, steps, steps < 10**9)
-    spawn(work, arguments, nprocs=size)
+    start_processes(work, arguments, nprocs=size, start_method="forkserver")

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import forked
 import pytest
 from in_process import haltwise as run_here
-from tiny_runs import ALL, TINY_OPTIONS, haltwise, tiny
+from tiny_runs import ALL, TINY_OPTIONS, tiny
 
 from haltwise import InputError, _kernels, load
 from haltwise._core import progress
@@ -31,7 +32,8 @@ def settings_of(run: Path) -> TrainingSettings:
 
 
 def test_a_training_leaves_a_run_and_prints_its_directory(tmp_path: Path) -> None:
-    done = haltwise("train", "regression-2d", "--out", "run", *TINY_OPTIONS, cwd=tmp_path)
+    command = ("train", "regression-2d", "--out", "run", *TINY_OPTIONS)
+    done = forked.run(*command, cwd=tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (done.stdout, done.stderr) == ("run\n", "")
     assert load(tmp_path / "run").card.provenance["command"].startswith("haltwise train reg")
@@ -205,25 +207,15 @@ def test_an_interruption_leaves_a_checkpoint_and_says_how_to_go_on(
     command = ["train", "regression-2d", "--out", "run", *TINY_OPTIONS]
     # A power cut would leave none before step 100.
     command += ["--joint.num-steps", "100000", "--validation.every", "50000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "haltwise", *command],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # noqa: PLW1509 - it may be ignored
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "run" / "config.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        time.sleep(1)
-        os.kill(process.pid, number)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    training = forked.Command(*command, cwd=tmp_path, folder=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "config.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(training.pid, number)
+    code, _, errors = training.wait(60)
+    assert code == 130
     assert "haltwise train --resume run" in errors
     assert "Traceback" not in errors
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from tiny_runs import assert_same_run, finish
@@ -75,25 +77,27 @@ def test_torchrun_restarts_from_the_last_checkpoint_when_a_worker_dies(tmp_path:
 
 
 def test_evaluation_by_two_workers_is_that_of_one(tmp_path: Path) -> None:
-    options = ["regression-2d", "--num-problems", "64", "--horizon", "6", "--threads", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = ["evaluate", "regression-2d", "--num-problems", "64", "--horizon", "6"]
+    command += ["--threads", "1"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}  # as torchrun
     summaries = []
-    for name, start in (
-        ("alone", [sys.executable]),
-        ("shared", [*launcher, "--nproc-per-node", "2"]),
+    for name, environments in (
+        ("alone", [{}]),
+        ("shared", [{**meeting, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]),
     ):
-        call = [*start, "-m", "haltwise", "evaluate", *options, "--json", f"{name}.json"]
-        done = subprocess.run(
-            [*call, "--out", name],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("evaluation-") == 1  # one worker speaks
+        started = []
+        for number, environment in enumerate(environments):
+            folder = tmp_path / f"{name}-{number}"
+            folder.mkdir()
+            call = [*command, "--json", f"{name}.json", "--out", name]
+            started.append(
+                forked.Command(*call, cwd=tmp_path, folder=folder, environment=environment)
+            )
+        ended = [process.wait() for process in started]
+        assert {done.returncode for done in ended} == {0}, ended
+        assert [done.stdout.count("evaluation-") for done in ended] == [1, 0][: len(ended)]
         summaries.append(json.loads((tmp_path / f"{name}.json").read_text()))
     for summary in summaries:
         for seconds in ("seconds", "seconds_fixed"):

@@ -1,0 +1,68 @@
+"""Commands in processes of their own that import nothing: a server that holds all forks them."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from in_process import Result
+
+import haltwise.__main__
+
+__all__ = ["Command", "hold", "run"]
+
+_SLOW_TO_IMPORT = ("haltwise.training", "sklearn.linear_model", "torch._dynamo")
+
+
+def hold(*modules: str) -> None:
+    """Have the server import these, too; the first call that starts a process decides."""
+    multiprocessing.set_forkserver_preload([__name__, *_SLOW_TO_IMPORT, *modules])
+
+
+class Command:
+    """A command that runs; `haltwise` is the first of its words and is left out."""
+
+    def __init__(
+        self, *arguments: object, cwd: Path, folder: Path, environment: Mapping[str, str] = {}
+    ) -> None:
+        """Start it; what it prints goes to two files in `folder`."""
+        hold()
+        self._files = (folder / "stdout", folder / "stderr")
+        self._process = ForkServerProcess(
+            target=_run, args=([*map(str, arguments)], cwd, self._files, dict(environment))
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def wait(self, seconds: float = 300) -> Result:
+        """Wait until it has ended; a signal that ended it is a negative code."""
+        self._process.join(seconds)
+        code = self._process.exitcode
+        if code is None:
+            self._process.kill()
+            raise TimeoutError(f"process {self.pid} has not ended in {seconds} s")
+        return Result(code, *(path.read_text() for path in self._files))
+
+
+def run(*arguments: object, cwd: Path, folder: Path) -> Result:
+    """Run a command to its end."""
+    return Command(*arguments, cwd=cwd, folder=folder).wait()
+
+
+def _run(
+    arguments: list[str], cwd: Path, files: tuple[Path, Path], environment: dict[str, str]
+) -> None:
+    os.environ |= environment
+    os.chdir(cwd)
+    for number, path in enumerate(files, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they may be ignored
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["haltwise", *arguments]
+    haltwise.__main__.main()
