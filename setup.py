@@ -19,6 +19,7 @@ setup(
                 )
             ],
             extra_compile_args=[] if sys.platform == "win32" else [*FLAGS, "-fvisibility=hidden"],
+            extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],  # without symbols
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,  # without a compiler the package runs on its reference in PyTorch
             py_limited_api=True,  # it is loaded by ctypes and knows nothing of Python
