@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from haltwise import InputError
+from haltwise._core.errors import CalibrationWarning
 from haltwise.certificates import Certificate, Promise, Refusal, RiskTable, certify_table
 from haltwise.certificates.p_values import betting_p_values, binomial_p_values, fewest_problems
 from haltwise.certificates.per_group import (
@@ -322,9 +324,46 @@ def test_only_subjects_count_for_the_risk_and_all_problems_for_the_savings() -> 
     assert (found.num_problems, found.threshold, found.savings) == (200, 1, 199.5)
     few = torch.arange(400) < 18  # two groups without a subject
     table = RiskTable.of(losses, savings, subjects=few, groups=labels)
-    found = certify_table(table, level=0.05, confidence=0.9)
+    with pytest.warns(CalibrationWarning, match="more than 1 problems"):
+        found = certify_table(table, level=0.05, confidence=0.9)
     assert isinstance(found, Certificate)
     assert (found.num_groups, found.promise) == (18, Promise.NEXT_GROUP)
+
+
+def test_groups_of_one_say_no_more_and_no_less_than_no_groups() -> None:
+    """Of one problem a share is 0 or 1, so that .001 would say of the next what .999 says."""
+    chance = torch.rand(600, 1, generator=torch.Generator().manual_seed(3))
+    lost = chance < torch.linspace(0, 0.2, 41)
+    saved = torch.arange(41.0).expand(600, 41)
+    single = RiskTable.of(lost, saved, groups=[f"run {i}" for i in range(600)])
+    alone = RiskTable.of(lost, saved)
+    for level in (0.05, 0.1):
+        found = certify_table(single, level=level, confidence=0.9).require()
+        assert found == certify_table(alone, level=level, confidence=0.9)
+        assert found.promise is Promise.MEAN
+        assert lost[:, found.threshold].double().mean() < level
+    refused = certify_table(single, level=0.001, confidence=0.9)
+    assert isinstance(refused, Refusal)
+    assert "600 problems, 2302 needed" in repr(refused)
+    # In expectation, and of losses of any size, a level says something of groups of one.
+    in_expectation = certify_table(single, level=0.05, confidence=None).require()
+    assert in_expectation.promise is Promise.EXPECTATION
+    any_size = RiskTable.of(lost.double(), saved, groups=range(600))
+    found = certify_table(any_size, level=0.05, confidence=0.9).require()
+    assert found.promise is Promise.NEXT_GROUP
+
+
+@pytest.mark.parametrize(("level", "warns"), [(0.33, True), (0.34, False)])
+def test_groups_too_small_for_a_level_are_warned_of(level: float, warns: bool) -> None:
+    lost = torch.zeros(60, 2, dtype=torch.bool)
+    table = RiskTable.of(lost, groups=[i // 3 for i in range(60)])
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        certify_table(table, level=level, confidence=0.9).require()
+        certify_table(table, level=level, confidence=None).require()
+    assert len(caught) == warns
+    if warns:
+        assert "no group has more than 3 problems" in str(caught[0].message)
+        assert "0.334 or more" in str(caught[0].message)
 
 
 def test_of_safe_thresholds_the_one_that_saves_most_is_certified() -> None:

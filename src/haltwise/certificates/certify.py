@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import CalibrationWarning, require, warn
 from haltwise._core.settings import real_number
 from haltwise.certificates.certificate import Certificate, Promise, Refusal
 from haltwise.certificates.p_values import betting_growth, fewest_problems
@@ -29,6 +29,10 @@ def certify_table(
     Without groups the mean over problems is certified, with confidence. With groups it is the mean
     in the next group: with a probability of `confidence`, or, if that is None, in expectation.
 
+    A loss of 0 or 1 in a group of one problem has a mean of 0 or 1, so that with a probability the
+    next mean is at most any level if the next loss is 0: no level would say more than another. Of
+    groups of one problem the mean over problems is therefore certified, as without groups.
+
     Args:
         table: Calibration problems; the whole statement rests on how they were drawn.
         level: The bound on the risk, in its own units, above 0 and below the table's bound.
@@ -36,6 +40,10 @@ def certify_table(
 
     Raises:
         InputError: Level or confidence is impossible.
+
+    Warns:
+        CalibrationWarning: No group has so many problems with losses of 0 or 1 that a share of
+            them could be above 0 and within the level.
 
     Examples:
         >>> table = RiskTable.of([[0.0, 0.0]] * 13, groups=range(13))
@@ -52,13 +60,30 @@ def certify_table(
     if confidence is not None:
         confidence = real_number("confidence", confidence)
         require(0 < confidence < 1, f"confidence must be above 0 and below 1, got {confidence:g}")
-    if table.groups is not None:
+    if table.groups is not None and not (
+        confidence is not None and table.is_indicator and table.has_groups_of_one
+    ):
+        if confidence is not None and table.is_indicator:
+            _warn_of_small_groups(table, level, confidence)
         return _next_group(table, level, confidence)
     require(
         confidence is not None, "give a confidence; without one, give the group of each problem"
     )
     assert confidence is not None
     return _mean(table, level, confidence)
+
+
+def _warn_of_small_groups(table: RiskTable, level: float, confidence: float) -> None:
+    largest = table.num_in_largest_group
+    if level * largest < 1:
+        warn(
+            f"no group has more than {largest} problems that the risk is about, so a share of at "
+            f"most {level:g} of one group is none of it: certified is that the next group loses "
+            f"none, with a probability of {confidence:g}, and over many groups more than the level "
+            f"may be lost; ask for a level of {_ceiling(1 / largest)} or more, or, with "
+            "confidence=None, for the level in expectation",
+            CalibrationWarning,
+        )
 
 
 def _mean(table: RiskTable, level: float, confidence: float) -> Certificate | Refusal:

@@ -127,6 +127,18 @@ class RiskTable:
         """Groups of which at least one problem is a subject; 0 where there are no groups."""
         return 0 if self.groups is None else len(self.groups[self.subjects].unique())
 
+    @property
+    def has_groups_of_one(self) -> bool:
+        """Whether there are groups and each is a single problem, whatever the risk is about."""
+        return self.groups is not None and len(self.groups.unique()) == len(self.groups)
+
+    @property
+    def num_in_largest_group(self) -> int:
+        """Problems that the risk is about in the group that has most of them; 0 without groups."""
+        if self.groups is None:
+            return 0
+        return int(self.groups[self.subjects].unique(return_counts=True)[1].max())
+
     def relative_losses(self) -> Tensor:
         """Losses of the subjects in units of the bound, at most 1; shape [num_problems, K]."""
         return self.losses[self.subjects] / self.bound

@@ -7,6 +7,7 @@ import numpy as np
 from haltwise._core.errors import require
 from haltwise.certificates import (
     Certificate,
+    Promise,
     Refusal,
     RiskTable,
     certify_table,
@@ -42,7 +43,8 @@ def certify_curves(
         curves: Runs with targets, at least some of which meet them, none ended early by the rule.
         level: The share of successes that may be given up.
         confidence: Such as 0.9.
-        grouped: Whether whole groups of `curves` are exchangeable, not runs.
+        grouped: Whether whole groups of `curves` are exchangeable, not runs. Where each run is a
+            group of its own, as without a column of groups, it is runs.
 
     Returns:
         A certificate, whose `score_level` is the level for `RunMonitor`; or a refusal with the
@@ -52,7 +54,8 @@ def certify_curves(
         InputError: No run has a target, or no run meets it.
 
     Warns:
-        CalibrationWarning: One run in a hundred or more has the very points of another.
+        CalibrationWarning: One run in a hundred or more has the very points of another, or groups
+            have too few successes for the level to matter.
 
     Examples:
         >>> from haltwise.curves import learn
@@ -98,8 +101,9 @@ def certify_curves(
     )
     found = certify_table(table, level=level, confidence=confidence)
     if isinstance(found, Refusal):
-        num = len(np.unique(curves.group[aside])) if grouped else int(aside.sum())
-        what = "groups" if grouped else "runs"
+        by_group = found.promise is not Promise.MEAN
+        num = len(np.unique(curves.group[aside])) if by_group else int(aside.sum())
+        what = "groups" if by_group else "runs"
         return replace(found, reason=f"{found.reason} ({num} {what} were set aside to find levels)")
     return replace(
         found,

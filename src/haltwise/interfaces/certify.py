@@ -91,7 +91,8 @@ def certify(
         InputError: An argument is impossible, or a loss is above the bound.
 
     Warns:
-        CalibrationWarning: One problem in a hundred or more has the very losses of another.
+        CalibrationWarning: One problem in a hundred or more has the very losses of another, or
+            groups have too few problems for the level of a share to matter.
 
     Examples:
         >>> import torch
