@@ -29,6 +29,7 @@ from haltwise.curves.rules.plateau import PlateauRule
 from haltwise.curves.rules.power_law import PowerLawRule
 from haltwise.curves.rules.progress import best_so_far, relative
 from haltwise.curves.rules.value_trees import ValueTreesRule, bill, cost_to_go
+from haltwise.curves.rules.windowed_improvement import WindowedImprovementRule
 
 
 def curve(
@@ -102,6 +103,47 @@ def test_the_untuned_rule_stops_where_an_improvement_does_not_pay() -> None:
     score = rule.score(curve([4.0, 3.0, 2.6, 2.5]))
     np.testing.assert_allclose(score[1:], [2.0, 0.8, 0.2])
     assert UntunedImprovementRule.candidates(None) == []
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0, np.inf, -1.0, -4.0]), max_size=14),
+    st.sampled_from([1, 2, 3, 20]),
+)
+def test_a_window_of_improvements_counts_where_the_last_tells_little(
+    rises: list[float], window: int
+) -> None:
+    """By definition: steady is what never rises, nor falls by more than before, in the window."""
+    loss = [9.0]
+    for rise in rises:
+        loss.append(rise if rise == np.inf else (loss[-1] if loss[-1] < np.inf else 5.0) + rise)
+    cost = np.cumsum([0.0, *(1.0 + number % 2 for number in range(len(rises)))])
+    score = WindowedImprovementRule(0.5, window).score(curve(loss, cost.tolist()))
+    for t in range(len(loss)):
+        steady = all(
+            np.inf > _rate(loss, cost, j) >= 0
+            and (j == 1 or _rate(loss, cost, j) <= _rate(loss, cost, j - 1) + 1e-9)
+            for j in range(max(1, t - window + 1), t + 1)
+        )
+        back = 1 if steady else window
+        if t < back:
+            assert score[t] == np.inf
+            continue
+        gained = min(loss[: t - back + 1]) - min(loss[: t + 1])
+        assert score[t] == pytest.approx(gained / (cost[t] - cost[t - back]) / 0.5)
+
+
+def _rate(loss: list[float], cost: Any, j: int) -> float:
+    with np.errstate(invalid="ignore"):
+        return float((np.float64(loss[j - 1]) - loss[j]) / (cost[j] - cost[j - 1]))
+
+
+@pytest.mark.parametrize("name", list(curve_rules()))
+def test_no_score_exceeds_the_highest(name: str) -> None:
+    runs = population()
+    for price in (None, 0.01):
+        for rule in curve_rules()[name].candidates(price):
+            for score in rule.fit(runs).scores(runs):
+                assert (score[np.isfinite(score)] <= rule.highest_score).all()
 
 
 def test_gradient_norm_is_a_logarithm_or_says_nothing() -> None:

@@ -16,6 +16,7 @@ from haltwise import InputError, RunMonitor
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules.patience import PatienceRule
 from haltwise.interfaces.levelled_rule import LevelledRule
 
 values = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=40)
@@ -42,17 +43,56 @@ def test_a_whole_curve_may_be_given_up_at_its_first_point() -> None:
 
 
 @given(values, st.floats(0.5, 3), st.sampled_from(["min", "max"]))
-def test_a_price_ends_at_the_first_gain_below_it(
+def test_a_price_ends_a_steady_fall_at_the_first_gain_below_it(
     found: list[float], price: float, direction: str
 ) -> None:
+    sign = 1 if direction == "max" else -1
+    falls = sorted(map(abs, found), reverse=True)
+    measured = [10.0, *(10 + sign * np.cumsum(falls))]
     monitor = RunMonitor(price=price, direction=cast("Any", direction), min_points=2)
-    for value in found:
+    for value in measured:
         monitor.update(value)
         if monitor.should_stop:
             break
-    gains = np.diff(found) * (1 if direction == "max" else -1)
-    first = np.flatnonzero(gains < price)
-    assert monitor.steps == (first[0] + 2 if len(first) else len(found))
+    below = [number for number, fall in enumerate(falls, 2) if fall < price]
+    assert monitor.steps == (below[0] if below else len(measured))
+
+
+@pytest.mark.parametrize("price", [0, -0.1, math.nan, math.inf, "a", True])
+def test_a_price_that_is_none_is_refused(price: Any) -> None:
+    with pytest.raises(InputError, match=r"price must be a (finite number above 0|single real)"):
+        RunMonitor(price=price)
+
+
+def test_noise_ends_no_loop_that_goes_on_gaining() -> None:
+    """The point of largest gain less price is at 92 steps; noise of 20 prices is all over it."""
+    rng = np.random.default_rng(4)
+    clean = 2 * np.exp(-0.05 * np.arange(400)) + 0.5
+    bills = clean + 1e-3 * np.arange(400)
+    for _ in range(20):
+        monitor = RunMonitor(price=1e-3)
+        for value in clean + rng.normal(0, 0.02, 400):
+            monitor.update(value)
+            if monitor.should_stop:
+                break
+        assert bills[monitor.steps - 1] < bills.min() + 0.1  # 1.2 where the first rise ends it
+        assert "the best of the last 20 points gained" in str(monitor.reason)
+
+
+def test_a_run_that_comes_back_from_nan_goes_on() -> None:
+    monitor = RunMonitor(price=0.1)
+    for value in (1, math.nan, 0.5, 0.4, math.inf, 0.3):
+        monitor.update(value)
+    assert not monitor.should_stop
+    for _ in range(20):
+        monitor.update(math.nan)
+    assert monitor.should_stop
+
+
+def test_a_level_that_ends_every_run_is_refused() -> None:
+    with pytest.raises(InputError, match=r"level of 5\.0 would end .* PatienceRule are at most 0"):
+        RunMonitor(PatienceRule(), level=5)
+    RunMonitor(PatienceRule(), level=-5)
 
 
 def test_once_stopped_it_stays_so() -> None:
@@ -327,5 +367,5 @@ def test_it_loads_no_state_of_another_monitor() -> None:
             other.load_state_dict(state)
         assert other.identity != patience(3, budget=5).identity
     patience(3, budget=5).load_state_dict(state)
-    with pytest.raises(InputError, match=r"another rule \(UntunedImprovementRule\(price=0\.1\)\)"):
+    with pytest.raises(InputError, match=r"another rule \(WindowedImprovementRule\(price=0\.1, w"):
         RunMonitor(price=0.2).load_state_dict(RunMonitor(price=0.1).state_dict())

@@ -69,6 +69,13 @@ def real_number(name: str, value: object) -> float:
     raise InputError(f"{name} must be a single real number, got {shown(value)}")
 
 
+def price_per_unit(value: object, name: str = "price") -> float:
+    """Convert a price: a finite number above 0, for a step that costs nothing is never to stop."""
+    price = real_number(name, value)
+    require(0 < price < math.inf, f"{name} must be a finite number above 0, got {price:g}")
+    return price
+
+
 def whole_number(name: str, value: object, least: int = 1) -> int:
     """Convert a whole number of at least `least`, also one that is a float, as 1e3."""
     found = real_number(name, value)

@@ -11,7 +11,7 @@ import torch
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import digest, load_tensors, save_tensors
-from haltwise._core.settings import require_types
+from haltwise._core.settings import price_per_unit, require_types
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features
@@ -232,8 +232,7 @@ class CurveModel(CurveRule):
             "say how many successes may be lost (lost=) or what a unit of cost is worth (price=)",
         )
         if price is not None:
-            require(price > 0, f"a price must be above 0, got {price}")
-            return price
+            return price_per_unit(price)
         found = self.card.levels.get(f"{lost:g}")
         require(
             found is not None,

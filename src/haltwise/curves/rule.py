@@ -1,8 +1,9 @@
 """The contract of a rule that gives runs up, by what their curves show."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -21,6 +22,9 @@ class CurveRule(ABC):
     A score may use nothing later than its point. The level is chosen apart, on runs that the rule
     has not seen (`haltwise.curves.levels`), so all rules are tuned alike.
     """
+
+    highest_score: ClassVar[float] = math.inf
+    """What no score but an infinite one exceeds; a higher level would end every run at once."""
 
     @property
     def fixed_level(self) -> float | None:

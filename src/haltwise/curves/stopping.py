@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, require, warn
+from haltwise._core.settings import price_per_unit
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.learning import folds_of
 from haltwise.curves.levels import quantile_levels, stops_below
@@ -94,7 +95,7 @@ def learn_to_stop(
         >>> found.model.card.saved > 2 * found.model.card.standard_error
         True
     """
-    require(price > 0, f"the price must be above 0, got {price}")
+    price = price_per_unit(price)
     curves, worth = judgeable(curves.with_budgets(), worth_of(curves, returned))
     require(
         curves.num_runs >= _FEWEST,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import stream
+from haltwise._core.settings import price_per_unit
 from haltwise._core.tensors import sub_state
 from haltwise.evaluation.baselines import cross_fit, last_improvement
 from haltwise.evaluation.evaluate import keep_finite
@@ -76,9 +77,8 @@ def diagnose(
     Raises:
         InputError: A setting is impossible.
     """
-    price = model.card.price if price is None else price
+    price = price_per_unit(model.card.price if price is None else price)
     horizon = model.card.horizon if horizon is None else horizon
-    require(price > 0, f"price must be above 0, got {price}")
     require(horizon >= 2, f"horizon must be at least 2, got {horizon}")
     require(num_problems >= 8, f"num_problems must be at least 8, got {num_problems}")
     batch = family.sample(num_problems, stream(seed, "diagnose"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import stream
+from haltwise._core.settings import price_per_unit
 from haltwise._core.tensors import map_tensors
 from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
@@ -96,7 +97,7 @@ def evaluate(
     Raises:
         InputError: A setting is impossible, or the first model does not halt.
     """
-    require(price > 0, f"price must be above 0, got {price}")
+    price = price_per_unit(price)
     require(horizon >= 1, f"the horizon must be at least 1 step, got {horizon}")
     require(num_problems >= 32, f"num_problems must be at least 32, got {num_problems}")
     taken = sorted(models.keys() & HAND_DESIGNED)

@@ -6,6 +6,7 @@ import torch
 
 from haltwise._core.errors import require
 from haltwise._core.random import stream
+from haltwise._core.settings import price_per_unit
 from haltwise.evaluation.evaluate import judge_model, keep_finite
 from haltwise.evaluation.judge import Stops
 from haltwise.evaluation.learners import learned_opponents
@@ -50,7 +51,7 @@ def judge_processes(
     Raises:
         InputError: A setting is impossible, or no item stays finite.
     """
-    require(price > 0, f"price must be above 0, got {price}")
+    price = price_per_unit(price)
     require(num_items >= 32, f"num_problems must be at least 32, got {num_items}")
     require(model.halts, "this model was trained without halting; there are no stops to judge")
 

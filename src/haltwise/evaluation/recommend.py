@@ -17,7 +17,7 @@ from torch import Tensor
 
 from haltwise._core.errors import FitWarning, InputError, require
 from haltwise._core.random import stream
-from haltwise._core.settings import real_number, whole_number
+from haltwise._core.settings import price_per_unit, whole_number
 from haltwise._core.tensors import undisturbed
 from haltwise.engines import Point, lbfgs
 from haltwise.engines.run import Begun, descend
@@ -163,8 +163,7 @@ def recommend(
     own = {} if sample.stochastic else {LBFGS: _lbfgs(judged, 0.0, max_steps)}
     if price is None:
         price = _price_of(judged, own, max_steps)
-    price = real_number("price", price)
-    require(0 < price < math.inf, f"price must be above 0 and finite, got {price:g}")
+    price = price_per_unit(price)
     if own:
         own = {LBFGS: _lbfgs(judged, price, max_steps)}
     own["adam"] = _adam(LEARNING_RATES[::3], tuning, judged, price, max_steps)

@@ -1,12 +1,11 @@
 """Judge somebody else's stops, from a matrix of losses and the stops alone."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
+from haltwise._core.settings import price_per_unit
 from haltwise.evaluation.baselines import cross_fit
 from haltwise.evaluation.judge import Stops, judge
 from haltwise.evaluation.records import StoppingRecord
@@ -103,10 +102,7 @@ def _check(
         "losses must have shape [n, T+1], a row an item and a column for each of the steps 0..T, T "
         f"at least 1; got {list(losses.shape)}",
     )
-    require(
-        math.isfinite(price) and price > 0,
-        f"price must be a finite number above 0, in units of the loss per step, got {price}",
-    )
+    price = price_per_unit(price)
     num, num_steps = len(losses), losses.shape[1] - 1
     shapes = {
         "stops": (stops, [num]),

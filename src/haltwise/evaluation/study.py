@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import require
 from haltwise._core.random import stream
+from haltwise._core.settings import price_per_unit
 from haltwise._core.tensors import map_tensors
 from haltwise.evaluation.baselines import choose_policies, last_improvement
 from haltwise.evaluation.evaluate import judge_model, keep_finite
@@ -66,7 +67,7 @@ def study(
     """
     require(len(seeds) >= 2, f"a study needs at least 2 seeds, got {len(seeds)}")
     require(num_problems >= 32, f"num_problems must be at least 32, got {num_problems}")
-    require(min(prices) > 0, f"every price must be above 0, got {min(prices)}")
+    prices = [price_per_unit(price, "every price") for price in prices]
     for name, model in models.items():
         require(model.halting.halts, f"{name} was trained without halting; study another")
     first, *others = models.values()
@@ -132,7 +133,7 @@ def judge_runs(
     Raises:
         InputError: The price is impossible, or the runs differ in length.
     """
-    require(price > 0, f"price must be above 0, got {price}")
+    price = price_per_unit(price)
     pair = [runs.keeping_best() if model.card.keeps_best else runs for runs in (test, tuning)]
     lengths = [runs.trajectory.num_steps for runs in pair]
     require(

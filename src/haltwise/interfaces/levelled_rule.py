@@ -1,5 +1,6 @@
 """A rule on curves with the level below which a run is given up."""
 
+import inspect
 import math
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -82,6 +83,12 @@ class LevelledRule:
         require(
             self._level is None or not math.isnan(self._level),
             "the level is NaN; give a number, or -inf to give nothing up",
+        )
+        require(
+            self._level is None or self._level <= found.highest_score,
+            f"a level of {self._level} would end every run at once, for the scores of "
+            f"{type(found).__name__} are at most {found.highest_score:g}: "
+            f"{(inspect.getdoc(found) or '').partition(chr(10))[0]}",
         )
         if not given and found.fixed_level is not None:
             self._level = found.fixed_level

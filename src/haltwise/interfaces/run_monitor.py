@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from haltwise._core.errors import refusing_others, require
-from haltwise._core.settings import one_of, real_number, shown
+from haltwise._core.settings import one_of, price_per_unit, real_number, shown
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Direction
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.last_improvement import UntunedImprovementRule
+from haltwise.curves.rules.windowed_improvement import WindowedImprovementRule
 from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
 
 __all__ = ["Number", "RunMonitor"]
@@ -47,7 +47,9 @@ class RunMonitor:
         rule: A rule on curves, or the name or path of a learned one: `"training-runs"`, which comes
             with the package, or a directory that `haltwise learn` wrote, to give runs up or, with
             `--stop-early`, to stop them where another step is not worth its price. None, with a
-            price, ends the run after the first point that was not worth what it cost.
+            price, ends the run after a point that was not worth what it cost; where the metric is
+            noisy, after twenty that were not
+            (`haltwise.curves.rules.windowed_improvement.WindowedImprovementRule`).
         metric: The name of the column that is judged.
         direction: Whether lower or higher values of it are better.
         target: The value that is a success; None if there is none.
@@ -111,7 +113,7 @@ class RunMonitor:
         )
         if rule is None:
             require(price is not None, "give a price, which ends the run, or a rule that does")
-            rule, price = UntunedImprovementRule(real_number("a price", price)), None
+            rule, price = WindowedImprovementRule(price_per_unit(price)), None
         self._rule = LevelledRule(
             rule, level=level, price=price, lost=lost, cost_unit=cost_unit, min_points=min_points
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.settings import price_per_unit
 from haltwise.planning.mdp import FiniteMDP, require_stochastic
 
 __all__ = [
@@ -215,8 +216,5 @@ def _require_chain(transition: Tensor, losses: Tensor, price: float, max_steps: 
     )
     require_stochastic(transition)
     require(bool(losses.isfinite().all()), "losses must be finite")
-    require(
-        math.isfinite(price) and price > 0,
-        f"price must be a finite number above 0, in units of the loss per step, got {price}",
-    )
+    price = price_per_unit(price)
     require(max_steps is None or max_steps >= 1, f"max_steps must be at least 1, got {max_steps}")

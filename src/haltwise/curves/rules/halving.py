@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import numpy as np
 
@@ -22,6 +22,8 @@ class HalvingRule(CurveRule):
     A level of 1 - 1/eta is asynchronous successive halving with the peers all there (Li et al.
     2020, "A system for massively parallel hyperparameter tuning").
     """
+
+    highest_score: ClassVar[float] = 1.0
 
     first: float = 1 / 27
     """The share of the budget of the first rung."""

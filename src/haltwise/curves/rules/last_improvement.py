@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Any, Self, final
 
 import numpy as np
 
+from haltwise._core.settings import price_per_unit
 from haltwise.curves.curves import Curve, Floats
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.progress import relative, share_spent
@@ -31,6 +32,11 @@ def _rate(curve: Curve, price: float | None) -> Floats:
     return rate
 
 
+def _require_price(rule: Any) -> None:
+    if rule.price is not None:
+        price_per_unit(rule.price)
+
+
 @final
 @dataclass(frozen=True)
 class LastImprovementRule(CurveRule):
@@ -40,6 +46,9 @@ class LastImprovementRule(CurveRule):
     """What a unit of cost must gain, in units of the metric; None to give runs up."""
     memory: float = 0.0
     """The weight of the mean so far against that of the last improvement."""
+
+    def __post_init__(self) -> None:
+        _require_price(self)
 
     @classmethod
     def candidates(cls, price: float | None = None) -> Sequence[Self]:
@@ -61,6 +70,9 @@ class UntunedImprovementRule(CurveRule):
 
     price: float | None = None
     """What a unit of cost must gain, in units of the metric."""
+
+    def __post_init__(self) -> None:
+        _require_price(self)
 
     @property
     def fixed_level(self) -> float:

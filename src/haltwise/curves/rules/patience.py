@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, final
+from typing import ClassVar, Literal, Self, final
 
 import numpy as np
 
@@ -20,6 +20,8 @@ class PatienceRule(CurveRule):
 
     Sources: Prechelt 1998, "Early stopping, but when?"; `EarlyStopping` of Keras and Lightning.
     """
+
+    highest_score: ClassVar[float] = 0.0
 
     wait: Literal["points", "budget"] = "points"
     """Whether waiting is counted in points or in shares of the budget."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self, final
+from typing import ClassVar, Self, final
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class PeersRule(CurveRule):
 
     Source: the median rule of Google Vizier (Golovin et al. 2017), Optuna's `PercentilePruner`.
     """
+
+    highest_score: ClassVar[float] = 1.0
 
     begin: float = 0.0
     """The share of the budget before which nobody is given up."""
