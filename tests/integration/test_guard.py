@@ -295,7 +295,7 @@ def test_low_prices_go_on_where_the_weights_would_stop() -> None:
 
 def test_problems_that_do_not_fit_are_counted() -> None:
     problem = FunctionBatch(torch.tensor([[-1.2, 1.0]]).repeat(30, 1), rosenbrock)
-    with pytest.warns(FitWarning, match="100% of the problems do not behave"):
+    with pytest.warns(FitWarning, match="do not fit 30 of the 30 problems"):
         haltwise.solve(problem, "student-t-10d")
 
 

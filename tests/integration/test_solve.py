@@ -15,7 +15,7 @@ from stop_rule_cases import Drawn
 from torch import Tensor
 
 import haltwise
-from haltwise import FunctionBatch, Outcome
+from haltwise import FitWarning, FunctionBatch, Outcome, Solution
 from haltwise._core.random import stream
 from haltwise.halting import HaltingSession
 from haltwise.models import loading
@@ -34,6 +34,12 @@ from haltwise.tasks import Observation, TaskBatch, family
 PROBLEMS = 12
 
 
+def solve_learned(
+    problem: TaskBatch, optimizer: Any = "regression-10d", *stop: Any, **settings_: Any
+) -> Solution:
+    return haltwise.solve(problem, optimizer, *stop, **settings_)
+
+
 def squares(params: Tensor, x: Tensor, y: Tensor) -> Tensor:
     residual = y - (x @ params.unsqueeze(-1)).squeeze(-1)
     return residual.square().sum(1) / 2
@@ -46,6 +52,46 @@ def least_squares() -> FunctionBatch:
     y = (x @ truth).squeeze(-1) + torch.randn(PROBLEMS, 20, **draw)
     start = 0.1 * torch.randn(PROBLEMS, 10, **draw)
     return FunctionBatch(start, squares, {"x": x, "y": y})
+
+
+def test_weights_are_asked_for_by_name(
+    least_squares: FunctionBatch, batch: TaskBatch, noisy_batch: TaskBatch
+) -> None:
+    """Of problems that nobody said they know, an engine finds the minimum."""
+    solution = haltwise.solve(least_squares)
+    x, y = least_squares.data["x"], least_squares.data["y"]
+    expected = torch.linalg.lstsq(x, y.unsqueeze(2)).solution.squeeze(2)
+    torch.testing.assert_close(solution.params, expected, rtol=1e-5, atol=1e-6)
+    assert solution.method.startswith("bfgs, as a smooth loss")
+    assert haltwise.solve(batch, price=0.01).method.startswith("lbfgs, as")
+    asked: list[dict[str, Any]] = [
+        {"optimizer": "regression-10d"},
+        {"param_scale": 1.0},
+        {"guard": False},
+    ]
+    for settings_ in asked:
+        assert haltwise.solve(least_squares, **settings_).method == "lstm"
+    assert haltwise.solve(noisy_batch).method == "lstm"  # no other takes a loss that changes
+
+
+def peaks(params: Tensor, u: Tensor, z: Tensor) -> Tensor:
+    height, place, width = params.unsqueeze(2).unbind(1)
+    mean = height * torch.exp(-((u - place) ** 2) / 2 / (2 * width).exp())
+    return torch.log1p(((z - mean) / 0.2) ** 2).sum(1)
+
+
+def test_weights_that_do_not_halt_in_their_horizon_are_warned_of() -> None:
+    """Those for quadratics spend seven times the gradients of BFGS on these, and print it."""
+    draw: dict[str, Any] = {"generator": stream(5), "dtype": DOUBLE}
+    u, noise = torch.randn(40, 32, **draw), torch.randn(40, 32, **draw)
+    truth = torch.tensor([1.5, 0, 0]) + torch.randn(40, 3, **draw) * torch.tensor([0.5, 0.6, 0.3])
+    height, place, width = truth.unsqueeze(2).unbind(1)
+    z = height * torch.exp(-((u - place) ** 2) / 2 / (2 * width).exp()) + 0.1 * noise
+    start = torch.tensor([1.0, 0, 0], dtype=DOUBLE).expand(40, 3)
+    problem = FunctionBatch(start, peaks, {"u": u, "z": z})
+    with pytest.warns(FitWarning, match=r"do not fit \d\d of the 40 problems.*method, as 'auto'"):
+        haltwise.solve(problem, "quadratic-10d")
+    haltwise.solve(problem, "regression-10d")  # which do fit: a warning would be an error
 
 
 @pytest.fixture
@@ -78,7 +124,7 @@ def test_solving_equals_a_slow_loop(
     model = haltwise.load("regression-10d").double()
     policy = StopPolicy(stop, ReturnedIterate.NEXT) if isinstance(stop, GradientNorm) else stop
     policy = policy or model.policy()
-    solution = haltwise.solve(problem, stop=stop, history=True, chunk_size=chunk_size, guard=False)
+    solution = solve_learned(problem, stop=stop, history=True, chunk_size=chunk_size, guard=False)
     assert solution.history is not None
     assert solution.history.shape == (PROBLEMS, solution.num_gradients.max())
     for number in range(PROBLEMS):
@@ -97,7 +143,7 @@ def test_chunks_change_nothing(chunk_size: int, seed: int) -> None:
     problem = family("regression-10d").sample(PROBLEMS, stream(seed), dtype=torch.float64)
     stop = Drawn(seed) if seed % 2 else None  # lots are drawn by position in the whole batch
     whole, parts = (
-        haltwise.solve(problem, stop=stop, history=True, chunk_size=size)
+        solve_learned(problem, stop=stop, history=True, chunk_size=size)
         for size in (None, chunk_size)
     )
     for name in ("steps", "num_gradients", "outcome"):
@@ -113,7 +159,7 @@ def test_solving_is_running_the_process_until_it_halts(batch: TaskBatch) -> None
     price = torch.linspace(0.01, 0.3, PROBLEMS).double()
     session = HaltingSession(model.policy(), price, model.halting)
     run = run_until_halted(OptimizationProcess(model.rule, batch), session, 9)
-    solution = haltwise.solve(batch, model, price=price, max_steps=9, guard=False)
+    solution = solve_learned(batch, model, price=price, max_steps=9, guard=False)
     assert torch.equal(solution.params, run.result)
     assert torch.equal(solution.steps, run.num_updates)
     assert torch.equal(solution.num_gradients, run.num_gradients)
@@ -132,7 +178,7 @@ def test_a_function_is_the_task_it_computes(batch: TaskBatch) -> None:
     rest = torch.stack((known.minimum, known.scale), 1)
     data = {"factor": known.factor, "target": known.target, "rest": rest}
     ours, theirs = (
-        haltwise.solve(problem) for problem in (FunctionBatch(batch.start, loss, data), batch)
+        solve_learned(problem) for problem in (FunctionBatch(batch.start, loss, data), batch)
     )
     assert torch.equal(ours.steps, theirs.steps)
     torch.testing.assert_close(ours.params, theirs.params, rtol=1e-8, atol=1e-8)
@@ -148,7 +194,7 @@ def test_a_function_of_one_problem_will_do_under_vmap(least_squares: FunctionBat
         lambda params, x, y: torch.vmap(one)(params, x, y),  # noqa: PLW0108 (takes no keywords)
         least_squares.data,
     )
-    torch.testing.assert_close(haltwise.solve(mapped).params, haltwise.solve(least_squares).params)
+    torch.testing.assert_close(solve_learned(mapped).params, solve_learned(least_squares).params)
 
 
 def test_a_function_s_gradient_is_that_of_finite_differences(least_squares: FunctionBatch) -> None:
@@ -167,12 +213,12 @@ def test_a_function_s_gradient_is_that_of_finite_differences(least_squares: Func
 def test_problems_of_which_some_go_wrong_leave_the_others_alone(
     least_squares: FunctionBatch,
 ) -> None:
-    clean = haltwise.solve(least_squares)
+    clean = solve_learned(least_squares)
     y = least_squares.data["y"].clone()
     y[4] = torch.nan
     y[7] = 1e200  # overflows
     broken = FunctionBatch(least_squares.start, squares, {**least_squares.data, "y": y})
-    solution = haltwise.solve(broken)
+    solution = solve_learned(broken)
     assert (solution.outcome[[4, 7]] == Outcome.NONFINITE).all()
     assert torch.equal(solution.params[4], broken.start[4])
     assert solution.loss[4].isnan()
@@ -188,7 +234,7 @@ def test_single_precision_finds_what_double_finds(least_squares: FunctionBatch) 
         squares,
         {name: value.float() for name, value in least_squares.data.items()},
     )
-    ours, double = haltwise.solve(single), haltwise.solve(least_squares)
+    ours, double = solve_learned(single), solve_learned(least_squares)
     assert ours.params.dtype == ours.loss.dtype == torch.float32
     assert double.params.dtype == double.loss.dtype == torch.float64
     same = ours.steps == double.steps  # a decision may lie within rounding
@@ -200,7 +246,7 @@ def test_single_precision_finds_what_double_finds(least_squares: FunctionBatch) 
 
 def test_the_caller_s_optimizer_is_left_as_it_is(batch: TaskBatch) -> None:
     optimizer = haltwise.load("regression-10d")
-    haltwise.solve(batch, optimizer)
+    solve_learned(batch, optimizer)
     assert next(optimizer.parameters()).dtype == torch.float32
 
 
@@ -211,7 +257,7 @@ def test_a_step_on_the_batch_evaluates_no_more_than_it_says(least_squares: Funct
         rows.append(len(params))
         return squares(params, x, y)
 
-    solution = haltwise.solve(FunctionBatch(least_squares.start, counted, least_squares.data))
+    solution = solve_learned(FunctionBatch(least_squares.start, counted, least_squares.data))
     probes = 3 + 3  # three problems together, then each alone
     # The last call is for the losses of updates that were applied but never observed.
     assert sum(rows[:-1]) - probes == int(solution.num_gradients.sum())
@@ -222,9 +268,9 @@ def test_weights_come_by_path_too(tmp_path: Path, batch: TaskBatch) -> None:
     source = Path(loading.__file__).parent / "weights" / "regression-10d.safetensors"
     path = tmp_path / "best.safetensors"
     path.write_bytes(source.read_bytes())
-    named = haltwise.solve(batch)
+    named = solve_learned(batch)
     for optimizer in (path, tmp_path, str(tmp_path)):
-        assert torch.equal(haltwise.solve(batch, optimizer).params, named.params)
+        assert torch.equal(solve_learned(batch, optimizer).params, named.params)
 
 
 def test_importing_stays_cheap() -> None:
@@ -235,7 +281,7 @@ def test_importing_stays_cheap() -> None:
 
 
 def test_nothing_is_shown(batch: TaskBatch, capfd: pytest.CaptureFixture[str]) -> None:
-    haltwise.solve(batch)
+    solve_learned(batch)
     assert capfd.readouterr() == ("", "")
 
 
@@ -249,7 +295,7 @@ def test_a_loss_may_differentiate_inside(least_squares: FunctionBatch) -> None:
 
     problem = FunctionBatch(least_squares.start, loss, least_squares.data)
     for guard in (True, False):
-        solution = haltwise.solve(problem, max_steps=6, guard=guard)
+        solution = solve_learned(problem, max_steps=6, guard=guard)
         expected = problem.observe_loss(solution.params, 0)
         assert torch.equal(solution.loss, expected)
         assert not expected.requires_grad
@@ -269,8 +315,8 @@ class Undetached(TaskBatch):
 
 def test_a_batch_of_one_s_own_may_differentiate_inside() -> None:
     problem = Undetached(torch.zeros(4, 10))
-    haltwise.solve(problem)
-    solution = haltwise.solve(problem, guard=False, max_steps=2)  # its last update is evaluated
+    solve_learned(problem)
+    solution = solve_learned(problem, guard=False, max_steps=2)  # its last update is evaluated
     rule = haltwise.load("regression-10d").rule
     assert (
         haltwise.run(OptimizationProcess(rule, problem), "regression-10d").result.isfinite().all()
@@ -284,15 +330,15 @@ def test_numpy_arrays_are_taken_for_tensors(least_squares: FunctionBatch) -> Non
     start.flags.writeable = False  # as of other libraries
     data = {name: value.numpy()[::-1] for name, value in least_squares.data.items()}
     given = FunctionBatch(start, least_squares.loss, data)
-    flipped = torch.from_numpy(haltwise.solve(given).params).flip(0)
-    assert torch.equal(flipped, haltwise.solve(least_squares).params)
+    flipped = torch.from_numpy(solve_learned(given).params).flip(0)
+    assert torch.equal(flipped, solve_learned(least_squares).params)
 
 
 @pytest.mark.parametrize("guard", [False, True])
 def test_every_problem_keeps_its_own_price_in_chunks(batch: TaskBatch, *, guard: bool) -> None:
     prices = torch.logspace(-2, -0.5, PROBLEMS, dtype=torch.float64)
     whole, chunked = (
-        haltwise.solve(batch, price=prices, chunk_size=size, guard=guard) for size in (None, 5)
+        solve_learned(batch, price=prices, chunk_size=size, guard=guard) for size in (None, 5)
     )
     assert torch.equal(whole.num_gradients, chunked.num_gradients)
     assert len(whole.num_gradients.unique()) > 2

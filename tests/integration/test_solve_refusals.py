@@ -96,7 +96,9 @@ def test_problems_that_will_not_do(make: Callable[[], Any], message: str) -> Non
 def test_settings_that_will_not_do(given: dict[str, Any], message: str) -> None:
     batch = family("regression-10d").sample(12, stream(2), dtype=torch.float64)
     with pytest.raises(InputError, match=message):
-        haltwise.solve(batch, **given)
+        haltwise.solve(
+            batch, **({} if "method" in given else {"optimizer": "regression-10d"}) | given
+        )
 
 
 def test_a_stop_rule_takes_the_place_of_a_calibration_that_is_missing() -> None:

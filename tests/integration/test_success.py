@@ -202,7 +202,7 @@ def test_success_costs_no_gradient_and_holds_without_the_guard() -> None:
         problem = FunctionBatch(torch.ones(1, 10), loss)
         problem.check()
         checked, calls = calls, 0
-        solution = haltwise.solve(problem, stop=stop, guard=guard)
+        solution = haltwise.solve(problem, "regression-10d", stop, guard=guard)
         assert calls - checked == solution.num_gradients.sum()
         assert bool(solution.success) is success
 

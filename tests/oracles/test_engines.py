@@ -643,7 +643,7 @@ def test_methods_that_cannot_solve_a_problem_say_so(logistics: Logistics) -> Non
         (lambda: haltwise.solve(problem, method=3), "method must be a name"),  # type: ignore[arg-type]
         (lambda: haltwise.solve(stochastic, method="lbfgs"), "the same at every step"),
         (lambda: haltwise.solve(problem, "quadratic-10d", method="lbfgs"), "belongs to method"),
-        (lambda: haltwise.solve(problem, gtol=1e-3), "stops by a price and has no gtol"),
+        (lambda: haltwise.solve(problem, "quadratic-10d", gtol=1e-3), "by a price and has no gtol"),
         (lambda: haltwise.solve(problem, method="lbfgs", gtol=-1.0), "gtol must be at least 0"),
         (lambda: haltwise.solve(problem, method="lbfgs", price=0.0), "every price must be above 0"),
         (lambda: haltwise.solve(FunctionBatch(start)), "there is nothing to minimise"),

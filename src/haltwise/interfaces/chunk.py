@@ -52,8 +52,8 @@ class Chunk:
         outcome, reason: As in `haltwise.Solution`, each int64 [B].
         left, success: As there, each [B].
         scale, loss_scale: Logarithms of the units in which the model saw the problems, each [B].
-        misfits: Where the optimizer failed, or stopped where L-BFGS has earned more than it cost,
-            bool [B].
+        misfits: Where the optimizer failed, did not halt within the horizon that it was trained for
+            at such a price, or stopped where L-BFGS has earned more than it cost; bool [B].
         foreign: Where the way to the stop was far from all in training, bool [B].
         fallback: Where L-BFGS took over, bool [B].
         ledger: All that was evaluated.
@@ -213,15 +213,17 @@ class Chunk:
         failed = (self.outcome == Outcome.TAKEN) | (self.outcome == Outcome.NONFINITE)
         strange = (self.outcome == Outcome.HALTED) & self._strange
         early = self.outcome == Outcome.OUT_OF_STEPS
+        late = torch.zeros_like(failed)
         if not by_own_rule:
             lowest = card.price / card.price_range
             below = self._price * self.loss_scale.exp() < lowest * (1 - 1e-4)
+            late = early & ~below & (ledger.count >= card.horizon)
             early |= (self.outcome == Outcome.HALTED) & below
             failed |= strange
         usable = ledger.loss.isfinite()
         self.outcome[(self.outcome == Outcome.TAKEN) & usable] = int(Outcome.OUT_OF_STEPS)
         self.outcome[~usable] = int(Outcome.NONFINITE)
-        self.misfits = failed
+        self.misfits = failed | late
         self.fallback = (failed | early) & usable & (budget > 0)
         items = self.fallback.nonzero().squeeze(1)
         if len(items) == 0:

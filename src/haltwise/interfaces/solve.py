@@ -171,7 +171,7 @@ def solve(
     optimizer: str | Path | OptimizerModel | None = None,
     stop: StopRule | StopPolicy | str | Path | HaltingModel | OptimizerModel | None = None,
     *,
-    method: str | Engine | UpdateRule = "lstm",
+    method: str | Engine | UpdateRule | None = None,
     price: float | Tensor | None = None,
     gtol: float | None = None,
     ftol: float | None = None,
@@ -205,6 +205,9 @@ def solve(
     - `"auto"`: Gauss-Newton for residuals, Newton where curvature is given, BFGS for up to 16
       parameters, else L-BFGS; `Solution.method` says which and why.
     - `"lstm"`: a learned `optimizer`.
+    - None: `"lstm"` where an `optimizer` is given, or losses differ from step to step, which no
+      other method takes; else `"auto"`. Weights know the problems that they were trained on, and
+      nobody said that these are such.
 
     An engine stops a problem by a price: where the next evaluation is not worth it. Newton,
     Gauss-Newton and BFGS know from the curvature what a step will gain; the step at hand is then
@@ -238,7 +241,8 @@ def solve(
             `haltwise train FAMILY --rule lbfgs`): itself, its run, or a shipped name, "stop-lbfgs"
             or "stop-adam". If None, the optimizer's own policy, gradients being counted; of
             engines price and tolerances.
-        method: The name of an engine, an engine (`haltwise.engines.Engine`) or an update rule.
+        method: The name of an engine, an engine (`haltwise.engines.Engine`) or an update rule; or
+            None, see above.
         price: What an evaluation must earn, in units of the loss, one for all or [B]: a gradient,
             of Newton with the curvature, of Gauss-Newton residuals and Jacobian. What a learned
             optimizer or stop was trained for if None.
@@ -298,6 +302,8 @@ def solve(
     require_flags(guard=guard, history=history, standard_errors=standard_errors, progress=progress)
     if standard_errors:
         require_curvature(problem)
+    learned = optimizer is not None or param_scale is not None or not guard or problem.stochastic
+    method = method or ("lstm" if learned else "auto")
     if method != "lstm":
         for name, value in (("optimizer", optimizer), ("param_scale", param_scale)):
             require(value is None, f"{name} belongs to method 'lstm'; leave it out, or the method")
@@ -483,9 +489,9 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: lis
         warn_of_misfits(torch.cat([chunk.foreign for chunk in chunks]))
     elif share > MANY_MISFITS:
         warn(
-            f"{share:.0%} of the problems do not behave as those that the weights were trained on, "
-            "and L-BFGS took over; choose other weights by haltwise.recommend, or train some on "
-            "such problems",
+            f"the weights do not fit {int(misfits.sum())} of the {len(misfits)} problems, which do "
+            "not behave as those that they were trained on; choose a method, as 'auto', or other "
+            "weights by haltwise.recommend, or train some on such problems",
             FitWarning,
         )
 
