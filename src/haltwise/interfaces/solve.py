@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.progress import followed
-from haltwise._core.settings import require_flags, shown, whole_number
+from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.engines import Engine
 from haltwise.engines.named import engine_for
@@ -493,7 +493,9 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: lis
 def _check(problem: TaskBatch) -> None:
     require(
         isinstance(problem, TaskBatch),
-        f"a problem must be a TaskBatch, got {type(problem).__name__}; "
+        "a problem must be a TaskBatch, "
+        + (got(problem) if isinstance(problem, type) else f"got {type(problem).__name__}")
+        + "; "
         "make one of a loss by haltwise.FunctionBatch(start, loss, data)",
     )
     start = problem.start
