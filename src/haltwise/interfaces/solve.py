@@ -1,6 +1,7 @@
 """Thousands of problems in one call: each runs until it is not worth another gradient."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -130,7 +131,11 @@ class Solution:
         more = f"{left:.2g} is" if math.isfinite(left) else "more than one can tell is"
         return f"{self.reasons[reason]}, but by the curvature seen {more} left to gain"
 
-    def to_frame(self, index: Any = None) -> Any:
+    def to_frame(
+        self,
+        index: Any = None,
+        names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    ) -> Any:
         """Convert to a data frame of pandas with a row for each problem.
 
         Columns are the parameters by name (`rate`, `effect[0]`, ...; `params[0]`, ... of a single
@@ -138,15 +143,27 @@ class Solution:
         `success`, `outcome` and `reason`.
 
         Args:
-            index: A label for each row, for instance `Groups.keys`; counted from 0 if None.
+            index: A label for each row; or the `haltwise.Groups` that the problems were made of,
+                whose keys they then are, and the index is called as their column; counted from 0 if
+                None.
+            names: What to call the D numbers of a single tensor, in order, for instance
+                `["intercept", *groups.columns["x"]]`; of named parameters a dictionary of such
+                lists, for those that are to have other names.
 
         Raises:
-            InputError: pandas is not installed, the index has another length, or a parameter is
-                called as another column.
+            InputError: pandas is not installed, the index has another length, names do not fit the
+                parameters, or a parameter is called as another column.
+
+        Examples:
+            >>> batch = FunctionBatch(torch.ones(2, 2), lambda params: params.square().sum(1))
+            >>> solution = solve(batch, method="newton")
+            >>> frame = solution.to_frame(["a", "b"], names=["base", "slope"])  # doctest: +SKIP
+            >>> frame.loc["a", "slope"]  # doctest: +SKIP
+            0.0
         """
         errors = self.standard_errors
-        columns = [*columns_of(self.params).items()]
-        columns += [] if errors is None else columns_of(errors.params, "_se").items()
+        columns = [*columns_of(self.params, names=names).items()]
+        columns += [] if errors is None else columns_of(errors.params, "_se", names).items()
         own = {name: getattr(self, name) for name in ("loss", "num_gradients", "success")}
         columns += columns_of(own).items()
         outcome, reason = (torch.as_tensor(v).cpu() for v in (self.outcome, self.reason))
