@@ -20,7 +20,13 @@ from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.engine_run import rule_to_stop, solve_by_engine, tolerances_of
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.kept import model_for, named
-from haltwise.interfaces.own_form import columns_of, data_frame, in_own_form, num_parameters
+from haltwise.interfaces.own_form import (
+    columns_of,
+    coordinates_of,
+    data_frame,
+    in_own_form,
+    num_parameters,
+)
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
 from haltwise.interfaces.standard_errors import (
     FAR,
@@ -33,6 +39,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
+from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
 from haltwise.update_rules import UpdateRule
 
@@ -522,9 +529,15 @@ def _check(problem: TaskBatch) -> None:
         + (f"shape {list(start.shape)}" if isinstance(start, Tensor) else type(start).__name__)
         + "; make one by torch.tensor",
     )
+    coordinates = coordinates_of(problem)
+    as_array = coordinates is not None and coordinates.as_arrays
     require(
-        start.dtype in (torch.float32, torch.float64),
-        f"start must be float32 or float64, got {start.dtype}; convert it by start.float()",
+        start.dtype in (torch.float32, torch.float64), no_dtype("start", start, as_array=as_array)
+    )
+    require(
+        start.device.type != "meta",
+        "the problems are on the device meta, which holds no numbers; make them on another, such "
+        "as 'cpu'",
     )
     bad = (~start.isfinite()).any(1).nonzero().flatten().tolist()
     require(
