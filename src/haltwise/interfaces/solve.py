@@ -525,9 +525,13 @@ def _check(problem: TaskBatch) -> None:
     start = problem.start
     require(
         isinstance(start, Tensor) and start.ndim == 2 and start.numel() > 0,
-        "start must be a tensor of shape [B, D], a row of parameters for each problem, got "
-        + (f"shape {list(start.shape)}" if isinstance(start, Tensor) else type(start).__name__)
-        + "; make one by torch.tensor",
+        "start must be a tensor or an array of shape [B, D], a row of parameters for each problem, "
+        "got "
+        + (
+            f"shape {list(start.shape)}"
+            if isinstance(start, Tensor)
+            else f"{type(start).__name__}; make one by torch.tensor, or an array by numpy.array"
+        ),
     )
     coordinates = coordinates_of(problem)
     as_array = coordinates is not None and coordinates.as_arrays

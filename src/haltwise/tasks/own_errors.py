@@ -39,25 +39,13 @@ def likely_cause(
         ...     return (params * x).sum(1)
         >>> found = likely_cause(TypeError(), {"loss": loss}, torch.ones(2, 2), {"z": 1})
         >>> found.partition(":")[0]
-        "loss(params, x) does not take what it is called with, params, z=..."
+        'loss(params, x) does not take what it is called with, params, z=...'
     """
     text = str(error)
     if isinstance(error, TypeError):
-        for name, function in functions.items():
-            refusal = _refused_call(function, params, data)
-            if refusal is not None:
-                called = ", ".join(("params", *(f"{key}=..." for key in data)))
-                return (
-                    f"{name}({_arguments(function)}) does not take what it is called with, "
-                    f"{called}: {refusal}. Name every entry of data among its arguments, and put "
-                    "all that it needs beside the parameters into data"
-                )
-        inner = _KEYWORD.search(text)  # of a function that it hands its data on to
-        if inner is not None and inner[1] in data:
-            return (
-                f"every entry of data is given to it by name, so name {inner[1]!r} among its "
-                f"arguments, or leave {inner[1]!r} out of data"
-            )
+        of_arguments = _by_arguments(text, functions, params, data)
+        if of_arguments is not None:
+            return of_arguments
     if _NUMPY.search(text):
         return (
             "it must compute by PyTorch alone, with tensors: torch.exp in the place of numpy.exp, "
@@ -84,16 +72,37 @@ def _one_of(params: Any) -> Tensor:
     return tensor
 
 
-def _refused_call(function: Callable[..., Any], params: Any, data: Mapping[str, Any]) -> str | None:
+def _by_arguments(
+    text: str, functions: Mapping[str, Callable[..., Any]], params: Any, data: Mapping[str, Any]
+) -> str | None:
+    for name, function in functions.items():
+        if _refuses(function, params, data):
+            called = ", ".join(("params", *(f"{key}=..." for key in data)))
+            return (
+                f"{name}({_arguments(function)}) does not take what it is called with, {called}: "
+                "name every entry of data among its arguments, and put all that it needs beside "
+                "the parameters into data"
+            )
+    inner = _KEYWORD.search(text)  # of a function that it hands its data on to
+    if inner is not None and inner[1] in data:
+        return (
+            f"every entry of data is given to it by name, so name {inner[1]!r} among its "
+            f"arguments, or leave {inner[1]!r} out of data"
+        )
+    return None
+
+
+def _refuses(function: Callable[..., Any], params: Any, data: Mapping[str, Any]) -> bool:
+    """Whether a function has other arguments than those it is called with."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of a function that is not written in Python
-        return None
+        return False
     try:
         signature.bind(params, **data)
-    except TypeError as refusal:
-        return str(refusal)
-    return None
+    except TypeError:
+        return True
+    return False
 
 
 def _arguments(function: Callable[..., Any]) -> str:
