@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
-from haltwise import _kernels
-from haltwise._kernels import lstm, native, reference_lstm_sequence
+from haltwise import InputError, _kernels
+from haltwise._kernels import fused, lstm, native, reference_lstm_sequence
+from haltwise.cli import cli
+from haltwise.rollout import step_graphs
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 DTYPES = tuple(TOLERANCE)
@@ -355,6 +358,37 @@ def test_the_environment_forces_the_reference(monkeypatch: pytest.MonkeyPatch) -
     others = problem.arguments[1:]
     last = reference_lstm_sequence(problem.inputs[:1], *others)[1:]
     assert all(map(torch.equal, lstm.lstm_step(problem.inputs[0], *others), last))
+
+
+@pytest.mark.parametrize("value", ["foo", "plan", "0", "plain triton", "native"])
+def test_values_of_the_environment_that_mean_nothing_are_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALTWISE_KERNEL", value)
+    problem = Problem(5)
+    readers: list[Callable[[], object]] = [
+        _kernels.available,
+        _kernels.implementation,
+        fused.is_asked_for,
+        lambda: fused.implementation(torch.device("cpu")),
+        lambda: problem.solve(lstm.lstm_sequence),
+        step_graphs._modes,
+    ]
+    for read in readers:
+        with pytest.raises(InputError, match=f"HALTWISE_KERNEL is {value!r}.*'plain'.*'triton'"):
+            read()
+    found = CliRunner().invoke(cli, ["info"])
+    assert found.exit_code != 0
+    assert isinstance(found.exception, InputError) or "HALTWISE_KERNEL is" in found.output
+
+
+@pytest.mark.parametrize("value", ["", " ", "plain", "PLAIN ", "triton", "Triton"])
+def test_values_of_the_environment_that_mean_something_are_taken(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HALTWISE_KERNEL", value)
+    assert fused.is_asked_for() == (value.lower() == "triton")
+    assert ("HALTWISE_KERNEL=plain" in _kernels.implementation()) == ("plain" in value.lower())
 
 
 def test_without_the_library_the_reference_runs_and_says_why(

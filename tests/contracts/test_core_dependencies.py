@@ -19,7 +19,8 @@ import torch, haltwise
 from haltwise.tasks import family
 
 problems = family("regression-10d").sample(20, torch.Generator().manual_seed(0))
-assert haltwise.solve(problems).success.any()
+assert haltwise.solve(problems).success.all()
+assert haltwise.solve(problems, "regression-10d").success.any()
 
 model = torch.nn.Linear(3, 1)
 optimizer = haltwise.LearnedOptimizer(model.parameters())

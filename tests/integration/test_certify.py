@@ -24,6 +24,7 @@ from haltwise.certificates import (
     Certificate,
     Cost,
     ExcessLoss,
+    FunctionOfStop,
     LossAbove,
     Promise,
     Refusal,
@@ -506,3 +507,12 @@ def test_rules_are_taken_in_the_order_given() -> None:
     found = certify(rules, DECAYS, risk=LossAbove(0.5), level=0.05, confidence=0.9)
     assert isinstance(found, Refusal)
     assert "even the safest threshold has a risk of 1 on these" in found.reason
+
+
+@pytest.mark.parametrize("kind", [ExcessLoss, SuccessGivenUp, LossAbove, Cost, FunctionOfStop])
+def test_a_class_of_risks_is_told_to_be_made_one(kind: Any) -> None:
+    advice = rf"risk is the class {kind.__name__}; make one, as in risk={kind.__name__}\("
+    with pytest.raises(InputError, match=advice):
+        certify(BUDGETS, DECAYS, risk=kind, level=0.05, confidence=0.9, bound=1.0)
+    with pytest.raises(InputError, match=advice):
+        certify(BUDGETS, DECAYS, risk=kind, level=0.05, confidence=None)

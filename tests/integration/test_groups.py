@@ -185,3 +185,161 @@ def test_one_group_far_longer_than_the_rest_does_not_fill_the_memory() -> None:
     key = np.concatenate((np.zeros(100_000), np.arange(1, 100_000))).astype(np.int64)
     with pytest.raises(InputError, match="group 0 has 100,000 rows, half of the groups at most 1:"):
         from_groups({"key": key, "x": key}, "key")
+
+
+@pytest.mark.parametrize("by", [0, np.int64(0), [0]])
+@pytest.mark.parametrize("library", ["pandas", "dictionary"])
+def test_columns_that_are_called_by_numbers_are_taken(by: Any, library: str) -> None:
+    table: Any = {0: ["b", "a", "b"], 1: [1.0, 2.0, 3.0], 2: [4.0, 5.0, 6.0]}
+    if library == "pandas":
+        table = pytest.importorskip("pandas").DataFrame(table)
+    groups = from_groups(table, by, {"x": [1, 2], "y": 2})
+    assert groups.keys == ["b", "a"]
+    assert groups.data["x"][0].tolist() == [[1.0, 4.0], [3.0, 6.0]]
+    assert groups.data["y"][1].tolist() == [5.0, 5.0]
+    assert sorted(from_groups(table, by, [1]).data) == ["1", "mask"]
+    with pytest.raises(InputError, match="the table has no column '7'; it has '0', '1', '2'"):
+        from_groups(table, 7)
+
+
+@pytest.mark.parametrize("by", [None, 3.5, [None], [["shop"]], {"shop"}, np.float64(0)])
+def test_what_names_no_column_is_refused(by: Any) -> None:
+    with pytest.raises(InputError, match=r"(by|column) must be"):
+        from_groups(TABLE, by)
+
+
+def test_columns_are_remembered_by_name() -> None:
+    groups = from_groups(TABLE, "shop", {"design": ["x", "y"], "plain": "y"})
+    assert groups.by == ("shop",)
+    assert groups.columns == {"design": ("x", "y"), "plain": ("y",)}
+    assert from_groups(TABLE, ["shop", "x"]).by == ("shop", "x")
+    assert from_groups(TABLE, "shop").columns == {"x": ("x",), "y": ("y",)}
+
+
+@pytest.mark.parametrize(
+    ("written", "keys"),
+    [
+        (["36", "4", "36", "-1", "0"], [36, 4, -1, 0]),
+        (["36.0", "4.0", "36.0", "-1.0", "0.0"], [36, 4, -1, 0]),  # as pandas writes ints with gaps
+        (["007", "4", "36"], ["007", "4", "36"]),
+        (["7", "07", "36"], ["7", "07", "36"]),
+        (["1", "1.0", "2"], ["1", "1.0", "2"]),
+        (["1.5", "2.0"], ["1.5", "2.0"]),
+        (["1", "2", "c"], ["1", "2", "c"]),
+        (["-0", "1"], ["-0", "1"]),
+        (["+1", "2"], ["+1", "2"]),
+        (["1e3", "2"], ["1e3", "2"]),
+        (["1_000", "2"], ["1_000", "2"]),
+        (["٣", "2"], ["٣", "2"]),  # a digit of another script
+        (["9223372036854775807", "1"], [9223372036854775807, 1]),
+        (["9223372036854775808", "1"], ["9223372036854775808", "1"]),
+        (["1" * 5000, "1"], ["1" * 5000, "1"]),
+        (["True", "False"], ["True", "False"]),
+    ],
+)
+def test_keys_of_a_file_are_whole_numbers_where_all_are_written_so(
+    written: list[str], keys: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("key,x\n" + "".join(f"{key},{n}\n" for n, key in enumerate(written)))
+    found = from_groups(path, "key").keys
+    assert found == keys
+    assert [type(key) for key in found] == [type(key) for key in keys]
+
+
+def test_keys_of_several_columns_are_whole_numbers_one_column_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("shop,code,x\n1,01,5\n2,02,6\n,03,7\n1,01,8\n")
+    groups = from_groups(path, ["shop", "code"], drop_missing=True)
+    assert groups.keys == [(1, "01"), (2, "02")]
+    with pytest.raises(InputError, match="no 'shop' in 1 rows"):
+        from_groups(path, ["shop", "code"])
+
+
+def test_keys_of_a_frame_stay_what_they_are() -> None:
+    assert from_groups({"key": ["36", "4"], "x": [1, 2]}, "key").keys == ["36", "4"]
+
+
+def shifted(params: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    inner = params[:, :1] + (x @ params[:, 1:].unsqueeze(-1)).squeeze(-1)
+    return ((y - inner).square() * mask).sum(1)
+
+
+def test_results_go_back_to_the_table_they_came_from(tmp_path: Path) -> None:
+    """From a file as from the frame that pandas reads of it, by the column of groups."""
+    pandas = pytest.importorskip("pandas")
+    generator = np.random.default_rng(1)
+    path = tmp_path / "table.csv"
+    frame = pandas.DataFrame(
+        {
+            "clinic": generator.permutation(np.repeat([12, 7, 36], 9)),
+            "age": generator.normal(size=27),
+            "dose": generator.normal(size=27),
+        }
+    )
+    frame["y"] = frame["clinic"] + 2 * frame["age"] - frame["dose"]
+    frame.to_csv(path, index=False)
+    names = {"x": ["age", "dose"], "y": "y"}
+    for table in (path, frame):
+        groups = from_groups(table, "clinic", names)
+        batch = FunctionBatch(np.zeros((3, 3)), shifted, groups.data)
+        solution = haltwise.solve(batch, method="newton", standard_errors=True)
+        found = solution.to_frame(groups, names=["intercept", *groups.columns["x"]])
+        assert found.index.name == "clinic"
+        assert list(found.columns[:6]) == [
+            *("intercept", "age", "dose"),
+            *("intercept_se", "age_se", "dose_se"),
+        ]
+        merged = pandas.read_csv(path).join(found.add_suffix("_fit"), on="clinic")
+        np.testing.assert_allclose(merged["intercept_fit"], merged["clinic"], rtol=1e-9)
+        np.testing.assert_allclose(merged["age_fit"], 2.0, rtol=1e-9)
+        np.testing.assert_allclose(merged["dose_fit"], -1.0, rtol=1e-9)
+        assert found.to_csv().startswith("clinic,intercept,age,dose,")
+    plain = solution.to_frame(groups.keys)
+    assert list(plain.columns[:3]) == ["params[0]", "params[1]", "params[2]"]
+    assert plain.index.name is None
+
+
+def test_several_columns_of_groups_are_levels_of_the_index() -> None:
+    pytest.importorskip("pandas")
+    groups = from_groups({**TABLE, "day": [1, 2] * 3}, ["shop", "day"], ["x"])
+    batch = FunctionBatch({"a": np.ones(5)}, lambda params, **_: params["a"].square(), groups.data)
+    found = haltwise.solve(batch, method="newton").to_frame(index=groups)
+    assert found.index.names == ["shop", "day"]
+    assert found.index[0] == ("b", 1)
+    two = from_groups(TABLE, "shop")
+    with pytest.raises(InputError, match="index must have one label for each of the 5 problems"):
+        haltwise.solve(batch, method="newton").to_frame(index=two)
+
+
+@pytest.mark.parametrize(
+    ("start", "names", "message"),
+    [
+        (np.ones((2, 3)), ["a", "b"], r"names must be one for each of the 3 numbers of params"),
+        (np.ones((2, 3)), "abc", r"names must be one for each"),
+        (np.ones((2, 3)), ["a", "b", 3], r"names must be one for each"),
+        (np.ones((2, 3)), ["a", "b", "a"], r"would be called 'a'; give"),
+        (np.ones((2, 3)), {"w": ["a", "b", "c"]}, r"names are of 'w'.* 'params'"),
+        ({"w": np.ones((2, 3))}, ["a", "b", "c"], r"a dictionary .*'w'"),
+        ({"w": np.ones((2, 3))}, {"v": ["a", "b", "c"]}, r"names are of 'v'.* 'w'"),
+        ({"w": np.ones((2, 3))}, {"w": ["a"]}, r"names\['w'\] must be one for each of the 3"),
+    ],
+)
+def test_names_of_columns_that_will_not_do(start: Any, names: Any, message: str) -> None:
+    pytest.importorskip("pandas")
+    solution = haltwise.solve(FunctionBatch(start, sum_of_squares), method="newton")
+    with pytest.raises(InputError, match=message):
+        solution.to_frame(names=names)
+
+
+def sum_of_squares(params: Any) -> Tensor:
+    values = params.values() if isinstance(params, dict) else [params]
+    return sum((value.reshape(len(value), -1).square().sum(1) for value in values), torch.zeros(()))
+
+
+def test_numbers_of_named_parameters_are_named_too() -> None:
+    pytest.importorskip("pandas")
+    start = {"w": np.ones((2, 2)), "b": np.ones(2), "c": np.ones((2, 2, 1))}
+    solution = haltwise.solve(FunctionBatch(start, sum_of_squares), method="newton")
+    found = solution.to_frame(names={"w": ["age", "dose"], "b": ["base"]})
+    assert list(found.columns[:5]) == ["age", "dose", "base", "c[0,0]", "c[1,0]"]

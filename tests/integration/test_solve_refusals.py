@@ -1,6 +1,7 @@
 """Problems and settings that `haltwise.solve` refuses, each with a way out."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from torch import Tensor
 import haltwise
 from haltwise import FunctionBatch, InputError, OptimizerModel
 from haltwise._core.random import stream
-from haltwise.models import Card, Choice
+from haltwise.engines import engines
+from haltwise.engines.newton import Newton
+from haltwise.models import Card, Choice, save_model
 from haltwise.stop_rules import FixedBudget
 from haltwise.tasks import family
+from haltwise.update_rules import Adam
 
 UNCALIBRATED = OptimizerModel(
     Card(method=Choice("stick-breaking"), price=0.1, horizon=5, rule=Choice("lstm"))
@@ -99,6 +103,85 @@ def test_settings_that_will_not_do(given: dict[str, Any], message: str) -> None:
         haltwise.solve(
             batch, **({} if "method" in given else {"optimizer": "regression-10d"}) | given
         )
+
+
+def refused(found: Any) -> None:
+    (reason,) = found.skipped.values()
+    raise InputError(reason)
+
+
+@pytest.mark.parametrize("how", ["first", "optimizer", "price_for_budget", "recommend"])
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        *((name, f"method={name!r}") for name in ("auto", "lstm", *engines())),
+        (Newton(), "method=Newton()"),
+        (Adam(0.3), "method=Adam("),
+    ],
+)
+def test_an_engine_in_the_place_of_weights_is_told_where_it_belongs(
+    engine: Any, said: str, how: str
+) -> None:
+    batch = family("regression-10d").sample(3, stream(2))
+    call: dict[str, Callable[[], Any]] = {
+        "first": lambda: haltwise.solve(batch, engine),
+        "optimizer": lambda: haltwise.solve(batch, optimizer=engine),
+        "price_for_budget": lambda: haltwise.price_for_budget(batch, 5, engine),
+        "recommend": lambda: refused(haltwise.recommend(batch, [engine], price=0.1, max_steps=5)),
+    }
+    with pytest.raises(InputError) as caught:
+        call[how]()
+    assert "did you mean" not in str(caught.value)
+    assert "haltwise.solve" in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_run_that_is_called_as_an_engine_is_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths go first, as anywhere else."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "runs" / "bfgs"
+    path.mkdir(parents=True)
+    model = haltwise.load("regression-10d")
+    save_model(path / "best.safetensors", model.state_dict(), model.card)
+    batch = family("regression-10d").sample(3, stream(2))
+    assert len(haltwise.solve(batch, "bfgs").loss) == 3
+
+
+def test_a_name_that_is_near_to_none_gets_no_list_of_all() -> None:
+    batch = family("regression-10d").sample(3, stream(2))
+    for call in (
+        lambda: haltwise.solve(batch, "zzz"),
+        lambda: haltwise.load("zzz"),
+        lambda: haltwise.LearnedOptimizer([torch.nn.Parameter(torch.ones(2))], weights="zzz"),
+        lambda: family("zzz"),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert "did you mean" not in str(caught.value)
+        assert "`haltwise list` shows" in str(caught.value)
+        assert str(caught.value).count("'") == 2  # around the name itself
+    for name in ("regresion-10d", "lstm", "mnist"):
+        with pytest.raises(InputError) as caught:
+            haltwise.load(name)
+        assert str(caught.value).count(" or '") <= 2
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ({"method": Newton}, r"got the class Newton; .*Newton\("),
+        ({"method": Adam}, r"got the class Adam; .*Adam\("),
+        ({"stop": FixedBudget}, r"got the class FixedBudget; .*FixedBudget\("),
+        ({"method": "lbfgs", "stop": FixedBudget}, r"got the class FixedBudget; .*FixedBudget\("),
+        ({"problem": FunctionBatch}, r"got the class FunctionBatch; .*FunctionBatch\("),
+    ],
+)
+def test_a_class_in_the_place_of_an_instance_is_told_so(given: dict[str, Any], advice: str) -> None:
+    batch = family("regression-10d").sample(3, stream(2))
+    with pytest.raises(InputError, match=advice):
+        haltwise.solve(**{"problem": batch, **given})
 
 
 def test_a_stop_rule_takes_the_place_of_a_calibration_that_is_missing() -> None:

@@ -267,6 +267,26 @@ def test_a_learned_rule_needs_a_target_and_a_budget(learned: CurveModel) -> None
         RunMonitor(learned, target=1, lost=0.3)
 
 
+def test_a_missing_budget_is_refused_before_the_first_round(learned: CurveModel) -> None:
+    """At the construction it cannot be known: callbacks tell the budget by `start`."""
+    monitor = RunMonitor(learned, target=1)
+    with pytest.raises(InputError, match="give a budget"):
+        _ = monitor.should_stop  # before the first round, in `while not monitor.should_stop`
+    with pytest.raises(InputError, match="give a budget"):
+        monitor.start()  # as hosts do that know none
+    monitor.start(budget=3)
+    assert not monitor.should_stop
+    monitor = RunMonitor(learned, target=1, budget=3)
+    monitor.start()
+    assert not monitor.should_stop
+
+
+@pytest.mark.parametrize("number", [0.01, 1, np.float64(0.01), np.float32(0.5), torch.tensor(0.1)])
+def test_a_number_for_a_rule_is_told_to_be_a_price(number: Any) -> None:
+    with pytest.raises(InputError, match=r"no rule on curves; .*RunMonitor\(price=[01]"):
+        RunMonitor(number)
+
+
 class Wrong(CurveRule):
     def score(self, curve: Curve) -> Floats:
         return np.zeros(1)

@@ -3,15 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from draws import randn
 from stop_rule_cases import TRAJECTORY, N, T
 from torch import Tensor
 
-from haltwise import InputError
+from haltwise import InputError, certify
 from haltwise._core.tensors import map_tensors
+from haltwise.certificates import ExcessLoss
 from haltwise.processes import Trajectory
+from haltwise.stop_rules import Plateau
 
 FULL = replace(
     TRAJECTORY,
@@ -100,3 +103,42 @@ def test_shapes_that_do_not_fit_are_refused(name: str) -> None:
         changes = {"outputs": {**FULL.outputs, name: shorter}}
     with pytest.raises(InputError, match="must have losses of shape"):
         replace(FULL, **changes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_arrays_are_a_trajectory_as_tensors_are(dtype: Any) -> None:
+    losses: Any = np.array([[3, 2, 1], [5, 4, 4]], dtype)
+    signals: Any = np.ones((2, 2, 3), np.float32)
+    found = Trajectory(losses, losses - 1, signals=signals, outputs={"h": signals[..., 0]})
+    expected = torch.from_numpy(losses.astype(np.float32 if dtype is np.float32 else np.float64))
+    assert torch.equal(found.loss, expected)
+    assert found.loss.dtype == found.excess.dtype == expected.dtype
+    assert torch.equal(found.excess, expected - 1)
+    assert isinstance(found.signals, Tensor)
+    assert found.outputs["h"].shape == (2, 2)
+    losses[:] = 0  # the record is a copy
+    assert torch.equal(found.loss, expected)
+    assert found.select(torch.tensor([1])).num_items == 1
+    assert Trajectory.join([found, found]).num_items == 4
+
+
+def test_arrays_are_certified_as_tensors_are() -> None:
+    losses: Any = np.exp(-np.random.default_rng(0).uniform(0.05, 0.5, (400, 1)) * np.arange(30))
+    asked: Any = {"risk": ExcessLoss(), "level": 0.1, "confidence": 0.9, "bound": 1.0}
+    ours = certify(Plateau, Trajectory(losses, losses), **asked)
+    tensors = torch.from_numpy(losses)
+    assert ours == certify(Plateau, Trajectory(tensors, tensors), **asked)
+    assert ours.require().policy is not None
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ([[1.0, 2.0]], "loss must be a tensor or an array of NumPy, got"),
+        (np.array([["a", "b"]]), "loss must hold numbers"),
+        (np.ones(3), r"losses must be a matrix \[n, T\+1\], got 1-D"),
+    ],
+)
+def test_what_is_neither_is_refused(loss: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Trajectory(loss, loss)

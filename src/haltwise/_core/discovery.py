@@ -135,8 +135,37 @@ def configure(entry: Any, settings: Mapping[str, Any], name: str, **others: Any)
         return replace(entry, **settings) if settings else entry
 
 
+_LISTED: Mapping[str, str] = MappingProxyType(
+    {
+        "family": "haltwise list",
+        "optimizer": "haltwise list",
+        "setting": "haltwise train --help",
+    }
+)
+"""Commands that show what there is, by the noun for it."""
+_MOST = 16  # names that a sentence may hold
+
+
 def unknown(name: str, names: Iterable[str], what: str) -> str:
-    """Word the message that `name` is not among `names`, with the near ones."""
+    """Word the message that `name` is not among `names`: with the near ones, three at most.
+
+    Where none is near, it says which command shows all, or names them where there is no such.
+
+    Examples:
+        >>> unknown("adma", ["adam", "lstm", "sgd"], "update rule")
+        "unknown update rule 'adma'; did you mean 'adam'?"
+        >>> unknown("zzz", ["adam", "lstm", "sgd"], "update rule")
+        "unknown update rule 'zzz'; there are 'adam', 'lstm' and 'sgd'."
+        >>> unknown("zzz", ["regression-2d"], "family")
+        "unknown family 'zzz'; `haltwise list` shows which there are."
+    """
     names = list(names)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
-    return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    if near:
+        return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    if what in _LISTED:
+        return f"unknown {what} {name!r}; `{_LISTED[what]}` shows which there are."
+    *first, last = map(repr, names[:_MOST])
+    those = f"{', '.join(first)} and {last}" if first else last
+    more = f", and {len(names) - _MOST} others" if len(names) > _MOST else ""
+    return f"unknown {what} {name!r}; there {'are' if first else 'is'} {those}{more}."

@@ -11,6 +11,7 @@ from haltwise._core.errors import InputError, require
 __all__ = [
     "alternatives",
     "fits",
+    "got",
     "one_of",
     "parameters",
     "real_number",
@@ -107,13 +108,28 @@ def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
 def shown(value: object) -> str:
     """A value for a message: shortened, and the shape of what is many numbers."""
     shape = getattr(value, "shape", ())
-    if shape:
+    if isinstance(shape, tuple) and shape:  # a class of NumPy has a descriptor of that name
         return f"shape {list(shape)}"
     try:
         text = repr(value)
     except ValueError:  # Python prints no integers of more than 4300 digits
         text = "an integer of thousands of digits"
     return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+def got(value: object) -> str:
+    """What came where something else was expected, for the end of a message.
+
+    Examples:
+        >>> got(3)
+        'got 3'
+        >>> got(dict)
+        'got the class dict; make one of it, as in dict(...)'
+    """
+    if isinstance(value, type):
+        name = value.__name__
+        return f"got the class {name}; make one of it, as in {name}(...)"
+    return f"got {shown(value)}"
 
 
 def require_at_least(least: float, settings: object, *names: str) -> None:

@@ -13,12 +13,14 @@ from torch.nn.functional import logsigmoid
 from torch.nn.parameter import is_lazy
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.settings import shown
 
 __all__ = [
     "ZERO",
     "are_finite",
     "constants",
     "copied_array",
+    "floating_dtype",
     "flush_negligible",
     "is_plain",
     "log_rms",
@@ -30,6 +32,7 @@ __all__ = [
     "sub_state",
     "tensors_of",
     "undisturbed",
+    "usable_device",
     "widened",
 ]
 
@@ -164,6 +167,51 @@ def copied_array(value: npt.NDArray[Any], name: str) -> Tensor:
         return torch.tensor(np.ascontiguousarray(value))
     except TypeError as error:
         raise InputError(f"{name} must hold numbers, got an array of {value.dtype}") from error
+
+
+def floating_dtype(dtype: object) -> torch.dtype:
+    """The float32 or float64 that is meant, by PyTorch's name, NumPy's or a text.
+
+    Raises:
+        InputError: It is another dtype, or none.
+
+    Examples:
+        >>> floating_dtype(np.float32), floating_dtype("float64")
+        (torch.float32, torch.float64)
+    """
+    found: object = dtype
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        anything: Any = dtype
+        try:
+            name = np.dtype(anything).name
+        except (TypeError, ValueError):
+            name = ""
+        found = {"float32": torch.float32, "float64": torch.float64}.get(name)
+    if found is torch.float32 or found is torch.float64:
+        assert isinstance(found, torch.dtype)
+        return found
+    raise InputError(
+        "dtype must be torch.float32 or torch.float64, or NumPy's of these names, got "
+        + shown(dtype)
+    )
+
+
+def usable_device(device: Any) -> torch.device:
+    """A device that tensors can be made on.
+
+    Raises:
+        InputError: There is none of this name, or it cannot be used here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"the device {shown(device)} cannot be used ({reason}); give the name of one that is "
+            "there, as 'cpu' is"
+        ) from error
+    return found
 
 
 def widened(value: Tensor) -> Tensor:

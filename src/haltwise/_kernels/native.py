@@ -26,6 +26,7 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.kernel_setting import KERNEL_VARIABLE, kernel_setting
 from haltwise._kernels.operands import (
     CPU,
     LOG_RANGE,
@@ -132,7 +133,7 @@ def library() -> _Library:
 def _enabled() -> _Library | str:
     """The library, or why it is not used."""
     # Asked first whether it is there, which takes a third of the time.
-    if "HALTWISE_KERNEL" in os.environ and os.environ["HALTWISE_KERNEL"].strip().lower() == "plain":
+    if KERNEL_VARIABLE in os.environ and kernel_setting() == "plain":
         return "HALTWISE_KERNEL=plain"
     return _load()
 

@@ -8,6 +8,7 @@ from haltwise import update_rules
 from haltwise._core import discovery
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice
+from haltwise._core.settings import got
 from haltwise.engines import Engine, engines
 from haltwise.engines.choose import EngineChoice, choose
 from haltwise.engines.hand_rule import RuleEngine
@@ -33,7 +34,7 @@ def engine_for(
     else:
         require(
             isinstance(method, str),
-            f"method must be a name, an engine or an update rule, got {type(method).__name__}",
+            f"method must be a name, an engine or an update rule, {got(method)}",
         )
         names = {"lstm": None, "auto": None, **engines()}
         engine = discovery.lookup(names, choice.name, "method")

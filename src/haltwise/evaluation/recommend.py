@@ -23,6 +23,7 @@ from haltwise.engines import Point, lbfgs
 from haltwise.engines.run import Begun, descend
 from haltwise.engines.stops import PriceStop
 from haltwise.evaluation.optimizers import LEARNING_RATES, loss_curves
+from haltwise.interfaces.kept import refuse_engines
 from haltwise.interfaces.own_form import in_coordinates
 from haltwise.interfaces.solve import Solution, solve
 from haltwise.models.files import placed
@@ -172,6 +173,7 @@ def recommend(
     outcomes, skipped = dict(own), {}
     for name in names() if optimizers is None else optimizers:
         try:
+            refuse_engines(name)
             model = placed(load(name), sample.start)
             if optimizers is None and not model.halting.halts:
                 continue

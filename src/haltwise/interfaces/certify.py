@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import real_number, require_flags, shown, words
+from haltwise._core.settings import parameters, real_number, require_flags, shown, words
 from haltwise.certificates import (
     Certificate,
     ExcessLoss,
@@ -115,8 +115,13 @@ def certify(
     require(
         isinstance(recorded, Trajectory),
         f"recorded must be a Trajectory or Curves, got {shown(recorded)}; of losses [n, T+1] make "
-        "Trajectory(losses, excess), of tensors",
+        "Trajectory(losses, excess), of tensors or arrays",
     )
+    if isinstance(risk, type):
+        raise InputError(
+            f"risk is the class {risk.__name__}; make one, as in "
+            f"risk={risk.__name__}({', '.join(parameters(risk))})"
+        )
     if isinstance(risk, str):
         raise InputError(f"name a kind of risk, such as SuccessGivenUp(0.1), not {risk!r}")
     kinds: tuple[tuple[str, Any, Any], ...] = (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.progress import followed
+from haltwise._core.settings import got
 from haltwise._core.tensors import map_tensors, tensors_of
 from haltwise.engines import Engine
 from haltwise.engines.gauss_newton import GaussNewton
@@ -72,8 +73,8 @@ def rule_to_stop(
         return RuleToStop(StopPolicy(stop, RETURNABLE[CostUnit.UPDATES][0]))
     require(
         isinstance(stop, str | Path | HaltingModel | OptimizerModel),
-        "stop must be a halting model, its name or its run, a StopRule, a StopPolicy or None, got "
-        f"{stop!r}; for a number of evaluations give max_steps",
+        "stop must be a halting model, its name or its run, a StopRule, a StopPolicy or None, "
+        f"{got(stop)}; for a number of evaluations give max_steps",
     )
     model = read_model(find(stop)) if isinstance(stop, str | Path) else stop
     card, own = model.card, choice_of(engine)

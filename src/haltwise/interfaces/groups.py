@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, final
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import shown
+from haltwise._core.tensors import floating_dtype
 from haltwise.curves.raw import parse_numbers, text_in_place
 from haltwise.curves.readers.csv import opened_table
 from haltwise.curves.tables import frame_columns
@@ -22,6 +25,8 @@ __all__ = ["Groups", "from_groups"]
 
 Array = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
+Name = str | int
+"""Of a column; that of a frame may be a number."""
 
 MASK = "mask"
 _PADDING, _SMALL = 20, 2**22  # padded rows for each that there is, and rows that are always fine
@@ -37,16 +42,21 @@ class Groups:
 
     Attributes:
         keys: What each group is called, in the order of their first rows; a tuple for each where
-            several columns tell groups apart.
+            several columns tell groups apart. Of a file, integers where a column holds nothing
+            else, and else the texts as they are written.
         data: Columns by name, each [B, N], or [B, N, C] where C of them were put together; and
             `mask`, bool [B, N], true where a row is the group's own. It is the `data` of a
             `haltwise.FunctionBatch`.
         counts: Rows of each group, int64 [B].
+        by: The columns of the table that tell groups apart.
+        columns: The columns of the table that each entry of `data` is made of.
     """
 
     keys: list[Any]
     data: dict[str, Tensor]
     counts: Tensor
+    by: tuple[str, ...] = ()
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,23 +72,27 @@ class Groups:
 
 def from_groups(
     table: Any,
-    by: str | Sequence[str],
-    columns: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+    by: Name | Sequence[Name],
+    columns: Sequence[Name] | Mapping[str, Name | Sequence[Name]] | None = None,
     *,
-    dtype: torch.dtype = torch.float64,
+    dtype: Any = torch.float64,
     drop_missing: bool = False,
 ) -> Groups:
     """Put the rows of a table side by side by group, for one problem each.
 
-    Rows of a group need not stand together; within it they keep their order.
+    Rows of a group need not stand together; within it they keep their order. What tells groups
+    apart in a CSV file is taken as integers where all of a column are written so (`36`, or `36.0`
+    throughout), as pandas reads them; otherwise as it is written, so that `007` stays what it is.
 
     Args:
         table: A data frame of pandas, polars or pyarrow, a dictionary of arrays of one length, or
             the path of a CSV file with a header (`.gz` and `.xz` are decompressed).
-        by: The column that tells groups apart, or several.
+        by: The column that tells groups apart, or several; by name, or by number where a frame
+            calls its columns by numbers.
         columns: Those to take: names, or new names with one column or several for each, which are
             put together as [B, N, C]. All but `by` if None.
-        dtype: Of all numbers: float64, which holds any column of a table exactly, or float32.
+        dtype: Of all numbers: `torch.float64`, which holds any column of a table exactly, or
+            `torch.float32`; NumPy's stand for them.
         drop_missing: Whether to leave out rows that lack their group or a number that is taken,
             and so groups without any other row. They are refused otherwise.
 
@@ -93,12 +107,11 @@ def from_groups(
         Groups(2 of 1 to 3 rows, 4 in all: x [2, 3, 1], y [2, 3], mask [2, 3])
         >>> groups.keys, groups.data["y"].tolist(), groups.data["mask"].sum(1).tolist()
         (['a', 'b'], [[9.0, 5.0, 3.0], [7.0, 7.0, 7.0]], [3, 1])
+        >>> groups.by, groups.columns
+        (('shop',), {'x': ('price',), 'y': ('sold',)})
     """
-    require(
-        dtype in (torch.float32, torch.float64),
-        f"dtype must be torch.float32 or torch.float64, got {shown(dtype)}",
-    )
-    told_by = [by] if isinstance(by, str) else list(by)
+    dtype = floating_dtype(dtype)
+    told_by = _names(by, "by must be the name of a column, or a list of them")
     require(len(told_by) > 0, "by must name at least one column")
     wanted = _wanted(columns)
     needed = None if wanted is None else {*told_by, *(name for _, some in wanted for name in some)}
@@ -127,6 +140,8 @@ def from_groups(
         labels = [column[whole_rows] for column in labels]
         numbers = {name: values[whole_rows] for name, values in numbers.items()}
     codes, keys = _coded(labels, told_by, where)
+    if isinstance(table, str | Path):
+        keys = _as_written(keys)
     for name, values in numbers.items():
         bad = np.flatnonzero(~np.isfinite(values))
         require(
@@ -139,27 +154,45 @@ def from_groups(
     data = {}
     for name, some in wanted:
         parts = [torch.from_numpy(numbers[one][rows]) for one in some]
-        is_one = isinstance(columns, Mapping) and isinstance(columns[name], str)
-        whole = parts[0] if is_one or not isinstance(columns, Mapping) else torch.stack(parts, -1)
+        is_one = not isinstance(columns, Mapping) or _is_name(columns[name])
+        whole = parts[0] if is_one else torch.stack(parts, -1)
         data[name] = whole.to(dtype)
-    return Groups(keys, {**data, MASK: torch.from_numpy(mask)}, torch.from_numpy(counts))
+    return Groups(
+        keys,
+        {**data, MASK: torch.from_numpy(mask)},
+        torch.from_numpy(counts),
+        tuple(told_by),
+        {name: tuple(some) for name, some in wanted},
+    )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str | Integral)
+
+
+def _names(value: object, expected: str) -> list[str]:
+    """One name of a column or several, as texts."""
+    names = [value] if _is_name(value) else value
+    fine = isinstance(names, Sequence | np.ndarray) and all(map(_is_name, names))
+    require(fine, f"{expected}, got {shown(value)}")
+    assert isinstance(names, Sequence | np.ndarray)
+    return [str(name) for name in names]
 
 
 def _wanted(
-    columns: Sequence[str] | Mapping[str, str | Sequence[str]] | None,
+    columns: Sequence[Name] | Mapping[str, Name | Sequence[Name]] | None,
 ) -> list[tuple[str, list[str]]] | None:
     """New names, and the columns that each is made of."""
     if columns is None:
         return None
     require(
-        not isinstance(columns, str) and len(columns) > 0,
+        not _is_name(columns) and len(columns) > 0,
         f"columns must be names, or a dictionary of new names, got {shown(columns)}",
     )
+    expected = "a column must be named, by its name or a list of names"
     if not isinstance(columns, Mapping):
-        return [(name, [name]) for name in columns]
-    return [
-        (name, [some] if isinstance(some, str) else list(some)) for name, some in columns.items()
-    ]
+        return [(name, [name]) for name in _names(columns, expected)]
+    return [(name, _names(some, expected)) for name, some in columns.items()]
 
 
 def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, Array]:
@@ -210,6 +243,26 @@ def _coded(columns: list[Array], told_by: list[str], where: str) -> tuple[Intege
                     f"{rows[0]}; fill it in or drop them"
                 )
     return codes, list(seen)
+
+
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,18})(\.0)?")
+
+
+def _as_written(keys: list[Any]) -> list[Any]:
+    """Keys of a file, with integers for each column that holds nothing else.
+
+    Only where that can be undone: no text with a leading zero, and no two texts of one number.
+    """
+    columns = [*zip(*keys, strict=True)] if isinstance(keys[0], tuple) else [tuple(keys)]
+    converted: list[Sequence[Any]] = []
+    for texts in columns:
+        found = [_WHOLE.fullmatch(text) for text in texts]
+        known = [match for match in found if match is not None]
+        alike = len({match[2] for match in known}) == 1 and len(known) == len(texts)
+        numbers = [int(match[1]) for match in known]
+        fit = alike and all(-(2**63) <= number < 2**63 for number in numbers)
+        converted.append(numbers if fit else texts)
+    return [*zip(*converted, strict=True)] if isinstance(keys[0], tuple) else list(converted[0])
 
 
 def _is_missing(key: object) -> bool:

@@ -8,16 +8,41 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import require
+from haltwise._core.settings import shown
+from haltwise.engines import Engine, engines
 from haltwise.models.files import placed
-from haltwise.models.loading import find, load
+from haltwise.models.loading import find, load, run_directory
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.step_graphs import StepGraphs
+from haltwise.update_rules import UpdateRule
 
-__all__ = ["model_for", "named"]
+__all__ = ["model_for", "named", "refuse_engines"]
+
+
+def refuse_engines(optimizer: object) -> None:
+    """Refuse an engine of `haltwise.solve` where the weights of an optimizer are expected.
+
+    Raises:
+        InputError: It is an engine or an update rule, or named as one and no run is.
+
+    Examples:
+        >>> refuse_engines("regression-2d")
+    """
+    is_engine = isinstance(optimizer, Engine | UpdateRule)
+    if isinstance(optimizer, str):
+        is_name = optimizer in {"auto", "lstm", *engines()}
+        is_engine = is_name and not run_directory(optimizer).exists()
+    require(
+        not is_engine,
+        f"{shown(optimizer)} is a method of haltwise.solve, not the weights of an optimizer; give "
+        f"it by name, as in haltwise.solve(problem, method={shown(optimizer)})",
+    )
 
 
 def named(optimizer: str | Path) -> OptimizerModel:
     """See `haltwise.load`; the last is kept, as long as its file is unchanged."""
+    refuse_engines(optimizer)
     found = find(optimizer).stat()
     return _named(optimizer, (found.st_mtime_ns, found.st_size))
 

@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from haltwise._core.errors import require
 from haltwise._core.extras import extra
 from haltwise._core.settings import shown
 from haltwise._core.tensors import map_tensors
+from haltwise.interfaces.groups import Groups
 from haltwise.tasks.base import TaskBatch
 from haltwise.tasks.coordinates import Coordinates
 from haltwise.tasks.function import FunctionBatch
@@ -71,24 +72,78 @@ def as_given(record: Record, coordinates: Coordinates | None) -> Record:
 
 
 def _array(value: torch.Tensor) -> npt.NDArray[Any]:
-    return value.contiguous().numpy()
+    return value.contiguous().numpy(force=True)
 
 
-def columns_of(params: Any, suffix: str = "") -> dict[str, npt.NDArray[Any]]:
+def columns_of(params: Any, suffix: str = "", names: Any = None) -> dict[str, npt.NDArray[Any]]:
     """The numbers of parameters in columns [B] that name them.
+
+    Args:
+        params: Parameters, one tensor or array or several by name, [B, ...] each.
+        suffix: For the end of each name.
+        names: What to call the numbers of each problem's parameters, in order: a list for a single
+            tensor, lists by name for named ones. Those without are called `params[0]` and so on.
+
+    Raises:
+        InputError: There are names of other parameters, or not as many as numbers, or one twice.
 
     Examples:
         >>> sorted(columns_of({"rate": torch.ones(2), "effect": torch.ones(2, 3)}))
         ['effect[0]', 'effect[1]', 'effect[2]', 'rate']
+        >>> list(columns_of(torch.ones(2, 3), "_se", names=["base", "age", "dose"]))
+        ['base_se', 'age_se', 'dose_se']
     """
     columns: dict[str, npt.NDArray[Any]] = {}
-    for name, value in (params if isinstance(params, Mapping) else {"params": params}).items():
+    named = params if isinstance(params, Mapping) else {"params": params}
+    given = _names_by_parameter(names, named, is_named=isinstance(params, Mapping))
+    for name, value in named.items():
         array: npt.NDArray[Any] = torch.as_tensor(value).numpy(force=True)
         flat = array.reshape(len(array), -1)
-        for number, place in enumerate(itertools.product(*map(range, array.shape[1:]))):
-            label = f"{name}[{','.join(map(str, place))}]" if place else name
+        places = itertools.product(*map(range, array.shape[1:]))
+        labels = [f"{name}[{','.join(map(str, place))}]" if place else name for place in places]
+        if name in given:
+            own = given[name]
+            label = f"names[{name!r}]" if isinstance(params, Mapping) else "names"
+            require(
+                isinstance(own, Sequence)
+                and not isinstance(own, str)
+                and len(own) == len(labels)
+                and all(isinstance(each, str) for each in own),
+                f"{label} must be one for each of the {len(labels)} numbers of {name}, got "
+                f"{shown(own)}",
+            )
+            labels = list(own)
+        for number, label in enumerate(labels):
+            _require_new(label + suffix, columns)
             columns[label + suffix] = flat[:, number]
     return columns
+
+
+def _names_by_parameter(
+    names: Any, params: Mapping[str, Any], *, is_named: bool
+) -> Mapping[str, Any]:
+    """Lists of names by parameter."""
+    if names is None:
+        return {}
+    require(
+        isinstance(names, Mapping) or not is_named,
+        "names must be a dictionary of lists of names by parameter, of "
+        f"{', '.join(map(repr, params))}, got {shown(names)}",
+    )
+    given: Mapping[str, Any] = names if isinstance(names, Mapping) else {"params": names}
+    for name in given:
+        require(
+            name in params,
+            f"names are of {name!r}, but the parameters are {', '.join(map(repr, params))}",
+        )
+    return given
+
+
+def _require_new(name: str, columns: Container[str]) -> None:
+    require(
+        name not in columns,
+        f"two columns of the data frame would be called {name!r}; give the parameter another name",
+    )
 
 
 def num_parameters(params: Any) -> int:
@@ -107,7 +162,7 @@ def data_frame(
     Args:
         columns: Names and numbers, each [B].
         texts: Columns of texts, as indices [B] into possible ones.
-        index: A label for each row; counted from 0 if None.
+        index: A label for each row, or the groups that are the rows; counted from 0 if None.
 
     Raises:
         InputError: There is no pandas, `index` has another length, or two columns share a name.
@@ -115,20 +170,22 @@ def data_frame(
     with extra("pandas"):
         pandas = importlib.import_module("pandas")
     names = [*(name for name, _ in columns), *texts]
-    twice = [name for name in names if names.count(name) > 1]
-    require(
-        not twice,
-        f"two columns of the data frame would be called {twice[0] if twice else None!r}; give the "
-        "parameter another name",
-    )
+    seen: set[str] = set()
+    for name in names:
+        _require_new(name, seen)
+        seen.add(name)
     number = len(columns[0][1])
     require(
         index is None or len(index) == number,
         f"index must have one label for each of the {number} problems, got {shown(index)}",
     )
-    if isinstance(index, list) and index and isinstance(index[0], tuple):
-        index = pandas.MultiIndex.from_tuples(index)
+    levels = index.by if isinstance(index, Groups) else ()
+    labels = index.keys if isinstance(index, Groups) else index
+    if isinstance(labels, list) and labels and isinstance(labels[0], tuple):
+        labels = pandas.MultiIndex.from_tuples(labels, names=levels or None)
+    elif levels:
+        labels = pandas.Index(labels, name=levels[0])
     named = {
         name: np.array(possible, dtype=object)[codes] for name, (codes, possible) in texts.items()
     }
-    return pandas.DataFrame({**dict(columns), **named}, index=index)
+    return pandas.DataFrame({**dict(columns), **named}, index=labels)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from haltwise._core.errors import FitWarning, require
 from haltwise._core.settings import real_number, whole_number
+from haltwise.interfaces.kept import named
 from haltwise.interfaces.own_form import in_coordinates
 from haltwise.interfaces.solve import solve
-from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.tasks.base import TaskBatch
 
@@ -97,7 +97,7 @@ def price_for_budget(
         tensor(True)
     """
     budget = _above_zero("num_gradients", num_gradients)
-    model = optimizer if isinstance(optimizer, OptimizerModel) else load(optimizer)
+    model = optimizer if isinstance(optimizer, OptimizerModel) else named(optimizer)
     card = model.card
     low, high = card.price / card.price_range, card.price * card.price_range
     problem = in_coordinates(problem)

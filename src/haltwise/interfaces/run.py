@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import FitWarning, InputError, require, warn
-from haltwise._core.settings import real_number, shown
+from haltwise._core.settings import got, real_number, shown
 from haltwise._core.tensors import ZERO, undisturbed
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.fit import FirstStepsCheck
@@ -146,7 +146,7 @@ def stop_policy(model: HaltingModel, stop: object, unit: CostUnit) -> StopPolicy
         return stop
     if not isinstance(stop, StopRule):
         raise InputError(
-            f"stop must be a StopRule, a StopPolicy or None, got {stop!r}; for a number of steps "
+            f"stop must be a StopRule, a StopPolicy or None, {got(stop)}; for a number of steps "
             "give max_steps or haltwise.stop_rules.FixedBudget"
         )
     return StopPolicy(stop, RETURNABLE[unit][0])

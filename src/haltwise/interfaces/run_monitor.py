@@ -11,7 +11,7 @@ from typing import Any, Final, SupportsFloat, final, get_args
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import refusing_others, require
+from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.settings import one_of, price_per_unit, real_number, shown
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Direction
@@ -111,6 +111,13 @@ class RunMonitor:
         require(
             isinstance(metric, str), f"metric must be the name of a column, got {shown(metric)}"
         )
+        given: object = rule
+        if isinstance(given, SupportsFloat):
+            number = real_number("a rule", given)
+            raise InputError(
+                f"{number:g} is no rule on curves; if it is a price, name it: "
+                f"RunMonitor(price={number:g})"
+            )
         if rule is None:
             require(price is not None, "give a price, which ends the run, or a rule that does")
             rule, price = WindowedImprovementRule(price_per_unit(price)), None
@@ -127,14 +134,21 @@ class RunMonitor:
         )
         self._own_budget = math.nan if budget is None else real_number("the budget", budget)
         require(not self._own_budget <= 0, f"the budget must be above 0, got {self._own_budget:g}")
-        self.start()
+        self._begin()  # a loop may still tell its budget, by `start`
 
     def start(self, *, budget: Number | None = None) -> None:
         """Begin a run; what was seen of another is forgotten.
 
         Args:
             budget: What it may spend, for loops that know; a budget of the constructor goes first.
+
+        Raises:
+            InputError: The rule is a learned one, and nobody knows the budget.
         """
+        self._begin(budget)
+        self._require_budget()
+
+    def _begin(self, budget: Number | None = None) -> None:
         known = self._own_budget
         if math.isnan(known) and budget is not None:
             known = real_number("the budget", budget)
@@ -174,7 +188,11 @@ class RunMonitor:
         """Whether the run should be given up; once so, it stays so.
 
         A run that has met its target should not: see `succeeded`.
+
+        Raises:
+            InputError: The rule is a learned one, and nobody knows the budget.
         """
+        self._require_budget()
         return self._reason is not None
 
     @property
@@ -213,11 +231,7 @@ class RunMonitor:
             InputError: A number is none, or a cost is negative, not finite, or given in some
                 updates only.
         """
-        require(
-            self._budget > 0 or not self._rule.is_learned,
-            "a learned rule forecasts what a run will reach in its budget, but there is none; give "
-            "a budget, in the unit in which cost is counted",
-        )
+        self._require_budget()
         require(
             self._counted in (None, cost is None),
             "some updates of this run gave a cost and some did not; give every update() one, or "
@@ -243,6 +257,13 @@ class RunMonitor:
             curve = self.curve
             if self._rule.gives_up(curve, curve.num_points - 1) is not None:
                 self._reason = self._rule.rule.why(curve)
+
+    def _require_budget(self) -> None:
+        require(
+            self._budget > 0 or not self._rule.is_learned,
+            "a learned rule forecasts what a run will reach in its budget, but there is none; give "
+            "a budget, in the unit in which cost is counted",
+        )
 
     def _append(self, spent: float, measured: Mapping[str, float]) -> None:
         """Note a point, and forget those that it replaces."""

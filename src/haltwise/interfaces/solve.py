@@ -1,6 +1,7 @@
 """Thousands of problems in one call: each runs until it is not worth another gradient."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -11,7 +12,7 @@ from torch.nn.functional import pad
 
 from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.progress import followed
-from haltwise._core.settings import require_flags, shown, whole_number
+from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.engines import Engine
 from haltwise.engines.named import engine_for
@@ -19,7 +20,13 @@ from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.engine_run import rule_to_stop, solve_by_engine, tolerances_of
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.kept import model_for, named
-from haltwise.interfaces.own_form import columns_of, data_frame, in_own_form, num_parameters
+from haltwise.interfaces.own_form import (
+    columns_of,
+    coordinates_of,
+    data_frame,
+    in_own_form,
+    num_parameters,
+)
 from haltwise.interfaces.run import price_of_each, stop_policy, warn_of_prices
 from haltwise.interfaces.standard_errors import (
     FAR,
@@ -32,6 +39,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
+from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
 from haltwise.update_rules import UpdateRule
 
@@ -130,7 +138,11 @@ class Solution:
         more = f"{left:.2g} is" if math.isfinite(left) else "more than one can tell is"
         return f"{self.reasons[reason]}, but by the curvature seen {more} left to gain"
 
-    def to_frame(self, index: Any = None) -> Any:
+    def to_frame(
+        self,
+        index: Any = None,
+        names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    ) -> Any:
         """Convert to a data frame of pandas with a row for each problem.
 
         Columns are the parameters by name (`rate`, `effect[0]`, ...; `params[0]`, ... of a single
@@ -138,15 +150,27 @@ class Solution:
         `success`, `outcome` and `reason`.
 
         Args:
-            index: A label for each row, for instance `Groups.keys`; counted from 0 if None.
+            index: A label for each row; or the `haltwise.Groups` that the problems were made of,
+                whose keys they then are, and the index is called as their column; counted from 0 if
+                None.
+            names: What to call the D numbers of a single tensor, in order, for instance
+                `["intercept", *groups.columns["x"]]`; of named parameters a dictionary of such
+                lists, for those that are to have other names.
 
         Raises:
-            InputError: pandas is not installed, the index has another length, or a parameter is
-                called as another column.
+            InputError: pandas is not installed, the index has another length, names do not fit the
+                parameters, or a parameter is called as another column.
+
+        Examples:
+            >>> batch = FunctionBatch(torch.ones(2, 2), lambda params: params.square().sum(1))
+            >>> solution = solve(batch, method="newton")
+            >>> frame = solution.to_frame(["a", "b"], names=["base", "slope"])  # doctest: +SKIP
+            >>> frame.loc["a", "slope"]  # doctest: +SKIP
+            0.0
         """
         errors = self.standard_errors
-        columns = [*columns_of(self.params).items()]
-        columns += [] if errors is None else columns_of(errors.params, "_se").items()
+        columns = [*columns_of(self.params, names=names).items()]
+        columns += [] if errors is None else columns_of(errors.params, "_se", names).items()
         own = {name: getattr(self, name) for name in ("loss", "num_gradients", "success")}
         columns += columns_of(own).items()
         outcome, reason = (torch.as_tensor(v).cpu() for v in (self.outcome, self.reason))
@@ -499,19 +523,31 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: lis
 def _check(problem: TaskBatch) -> None:
     require(
         isinstance(problem, TaskBatch),
-        f"a problem must be a TaskBatch, got {type(problem).__name__}; "
+        "a problem must be a TaskBatch, "
+        + (got(problem) if isinstance(problem, type) else f"got {type(problem).__name__}")
+        + "; "
         "make one of a loss by haltwise.FunctionBatch(start, loss, data)",
     )
     start = problem.start
     require(
         isinstance(start, Tensor) and start.ndim == 2 and start.numel() > 0,
-        "start must be a tensor of shape [B, D], a row of parameters for each problem, got "
-        + (f"shape {list(start.shape)}" if isinstance(start, Tensor) else type(start).__name__)
-        + "; make one by torch.tensor",
+        "start must be a tensor or an array of shape [B, D], a row of parameters for each problem, "
+        "got "
+        + (
+            f"shape {list(start.shape)}"
+            if isinstance(start, Tensor)
+            else f"{type(start).__name__}; make one by torch.tensor, or an array by numpy.array"
+        ),
+    )
+    coordinates = coordinates_of(problem)
+    as_array = coordinates is not None and coordinates.as_arrays
+    require(
+        start.dtype in (torch.float32, torch.float64), no_dtype("start", start, as_array=as_array)
     )
     require(
-        start.dtype in (torch.float32, torch.float64),
-        f"start must be float32 or float64, got {start.dtype}; convert it by start.float()",
+        start.device.type != "meta",
+        "the problems are on the device meta, which holds no numbers; make them on another, such "
+        "as 'cpu'",
     )
     bad = (~start.isfinite()).any(1).nonzero().flatten().tolist()
     require(

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.tensors import map_tensors
+from haltwise._core.settings import got
+from haltwise._core.tensors import copied_array, map_tensors
 from haltwise.processes.observation import StepObservation, known
 
 __all__ = ["Trajectory"]
@@ -20,13 +22,15 @@ class Trajectory:
     """The course of B items over T steps, with the value of a stop at each step.
 
     It may come from a process of this package or from any loop: a matrix of losses is enough, and
-    what is not known is None. No autograd graph hangs on it, and nothing but `outputs` depends on
+    what is not known is None. Arrays of NumPy are copied to tensors, in float64 where they hold
+    whole numbers. No autograd graph hangs on it, and nothing but `outputs` depends on
     a price or on a halting model.
 
     Examples:
-        >>> losses = torch.tensor([[3.0, 2.0, 1.5]])
-        >>> Trajectory(losses, losses).num_steps
-        2
+        >>> losses = np.array([[3.0, 2.0, 1.5]])
+        >>> recorded = Trajectory(losses, losses - losses[:, -1:])
+        >>> recorded.num_steps, recorded.excess
+        (2, tensor([[1.5000, 0.5000, 0.0000]], dtype=torch.float64))
     """
 
     loss: Tensor
@@ -46,6 +50,15 @@ class Trajectory:
     """What a halting model puts out at steps 0..T-1, by name, shapes [B, T, ...]."""
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "outputs":
+                given = {f"outputs[{name!r}]": entry for name, entry in value.items()}
+                if any(isinstance(entry, np.ndarray) for entry in given.values()):
+                    tensors = (_tensor(name, entry) for name, entry in given.items())
+                    object.__setattr__(self, "outputs", dict(zip(value, tensors, strict=True)))
+            elif value is not None and not isinstance(value, Tensor):
+                object.__setattr__(self, item.name, _tensor(item.name, value))
         require(self.loss.ndim == 2, f"losses must be a matrix [n, T+1], got {self.loss.ndim}-D")
         per_state = {"excess": self.excess, "log_grad_norm": self.log_grad_norm}
         per_step = {"signals": self.signals, "readouts": self.readouts, **self.outputs}
@@ -141,6 +154,19 @@ class Trajectory:
                 _at(self.readouts, step),
                 {name: value[:, step] for name, value in self.outputs.items()},
             )
+
+
+def _tensor(name: str, value: object) -> Tensor:
+    """The tensor of an array, whose whole numbers are as good as others."""
+    if isinstance(value, np.ndarray):
+        found = copied_array(value, name)
+        return found if found.is_floating_point() else found.double()
+    require(
+        isinstance(value, Tensor),
+        f"{name} must be a tensor or an array of NumPy, {got(value)}",
+    )
+    assert isinstance(value, Tensor)
+    return value
 
 
 def _at(value: Tensor | None, step: int) -> Tensor | None:

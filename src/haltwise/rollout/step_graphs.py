@@ -5,7 +5,6 @@ to launch than to run. A `Loop` takes several such steps on tensors whose shapes
 a recording of it has tensors of its own, into which later loops of the same kind are copied.
 """
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from haltwise._core.kernel_setting import kernel_setting
 from haltwise._core.tensors import tensors_of
 from haltwise.tasks.base import TaskBatch
 
@@ -223,7 +223,7 @@ def _memory_for_recordings(device: torch.device) -> int:
 
 def _modes() -> tuple[object, ...]:
     """Settings of the process by which kernels are chosen."""
-    return os.environ.get("HALTWISE_KERNEL"), torch.are_deterministic_algorithms_enabled()
+    return kernel_setting(), torch.are_deterministic_algorithms_enabled()
 
 
 class _Memory(NamedTuple):

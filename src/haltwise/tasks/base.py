@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Self, TypeVar, final
 import torch
 from torch import Tensor
 
-from haltwise._core.settings import whole_number
-from haltwise._core.tensors import map_tensors, undisturbed
+from haltwise._core.errors import require
+from haltwise._core.settings import shown, whole_number
+from haltwise._core.tensors import floating_dtype, map_tensors, undisturbed, usable_device
 
 __all__ = [
     "CurvedObservation",
@@ -198,6 +199,42 @@ class TaskBatch(ABC):
         loss, grad, excess, _ = self.evaluate(params, step)
         return Score(loss, grad, excess)
 
+    def to(
+        self,
+        device: torch.device | torch.dtype | str | int | None = None,
+        dtype: Any = None,
+    ) -> Self:
+        """Copy the batch to a device, or its floating-point numbers to a dtype, or both.
+
+        Whole numbers and flags keep their dtype, and what is in order already is not copied.
+
+        Args:
+            device: Such as "cuda", "cuda:1" or "cpu"; where everything is if None. As in
+                `torch.Tensor.to`, a dtype may take its place.
+            dtype: `torch.float32` or `torch.float64`, or NumPy's; as it is if None.
+
+        Raises:
+            InputError: The device cannot be used, or it is another dtype.
+
+        Examples:
+            >>> import haltwise
+            >>> batch = haltwise.FunctionBatch(torch.ones(3, 2), lambda params: params.sum(1))
+            >>> batch.to("cpu", torch.float64)
+            FunctionBatch(3 problems of 2 parameters, torch.float64 on cpu)
+        """
+        if isinstance(device, torch.dtype):
+            require(dtype is None, f"give one dtype, not both {device} and {shown(dtype)}")
+            device, dtype = None, device
+        place = None if device is None else usable_device(device)
+        kind = None if dtype is None else floating_dtype(dtype)
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor):  # a mistake, which is refused where it is solved
+                return value
+            return value.to(place, kind if value.is_floating_point() else None)
+
+        return map_tensors(self, moved)
+
     def select(self, index: Tensor) -> Self:
         """Take the problems at `index`, int64 [any number of them], as a batch of their own."""
         return map_tensors(self, lambda value: value.index_select(0, index))
@@ -255,6 +292,4 @@ class TaskFamily(ABC):
             InputError: `num_problems` is below 1, or data files are missing or bad.
         """
         batch = self._sample(whole_number("num_problems", num_problems), generator)
-        return map_tensors(
-            batch, lambda value: value.to(device, dtype if value.is_floating_point() else None)
-        )
+        return batch.to(device, dtype)

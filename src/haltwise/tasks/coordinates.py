@@ -15,7 +15,7 @@ from haltwise._core.settings import shown
 from haltwise._core.tensors import copied_array, undisturbed
 from haltwise.tasks.bounds import OpenInterval
 
-__all__ = ["Bounds", "Coordinates"]
+__all__ = ["Bounds", "Coordinates", "no_dtype"]
 
 Bounds: TypeAlias = OpenInterval | Mapping[Any, OpenInterval] | Sequence[OpenInterval | None]
 """For all parameters, for some by name or by column, or for each column, None for no bounds."""
@@ -80,7 +80,7 @@ class Coordinates:
                 "start must be a tensor of shape [B, D] or a dictionary of tensors [B, ...], got "
                 + (f"shape {list(own.shape)}" if isinstance(own, Tensor) else shown(own)),
             )
-            require(own.dtype in _DTYPES, _no_dtype("start", own))
+            require(own.dtype in _DTYPES, no_dtype("start", own, as_array=as_arrays))
             runs = itertools.groupby(_by_column(bounds, own.shape[1]))
             pieces = [_Piece(None, (len(list(run)),), limit) for limit, run in runs]
             parts = list(own.split([piece.width for piece in pieces], 1))
@@ -147,13 +147,14 @@ def _same_kind(start: Mapping[Any, Any]) -> tuple[dict[str, Tensor], bool]:
         name: copied_array(value, f"start[{name!r}]") if is_array else value
         for (name, value), is_array in zip(start.items(), arrays, strict=True)
     }
-    for name, value in values.items():
+    for is_array, (name, value) in zip(arrays, values.items(), strict=True):
         require(
             isinstance(value, Tensor) and value.ndim > 0 and value.numel() > 0,
             f"start[{name!r}] must be a tensor of shape [B, ...], a row for each problem, got "
             + (f"shape {list(value.shape)}" if isinstance(value, Tensor) else shown(value)),
         )
-        require(value.dtype in _DTYPES, _no_dtype(f"start[{name!r}]", value))
+        label = f"start[{name!r}]"
+        require(value.dtype in _DTYPES, no_dtype(label, value, as_array=is_array))
     require(
         all(arrays) or not any(arrays),
         "start mixes NumPy arrays and tensors; give all of one kind, in which results come back",
@@ -173,8 +174,15 @@ def _same_kind(start: Mapping[Any, Any]) -> tuple[dict[str, Tensor], bool]:
     return values, all(arrays)
 
 
-def _no_dtype(label: str, value: Tensor) -> str:
-    return f"{label} must be float32 or float64, got {value.dtype}; convert it"
+def no_dtype(label: str, value: Tensor, *, as_array: bool) -> str:
+    """Word the message that a start is of no dtype to compute in, for tensors or for arrays."""
+    dtype = str(value.dtype)
+    return (
+        f"{label} must be float32 or float64, got "
+        + (dtype.removeprefix("torch.") if as_array else dtype)
+        + f"; convert it by {label}"
+        + (".astype(float)" if as_array else ".double()")
+    )
 
 
 def _by_name(bounds: Bounds | None, names: tuple[str, ...]) -> dict[str, OpenInterval]:

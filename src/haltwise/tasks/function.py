@@ -1,7 +1,8 @@
 """Problems given by one function: a loss that PyTorch differentiates, and data per problem."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any, final
 
@@ -20,8 +21,11 @@ from haltwise.tasks.base import (
     TaskBatch,
 )
 from haltwise.tasks.coordinates import Bounds, Coordinates
+from haltwise.tasks.own_errors import likely_cause
 
 __all__ = ["FunctionBatch", "squares"]
+
+_LARGE = 2**22  # numbers in parameters and data, of which a trial is no longer cheap
 
 
 @final
@@ -43,9 +47,9 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
       after the other, and those with bounds as they are: the chain rule is applied here.
 
     What is not given is found by automatic differentiation. The functions are called with any
-    number of the problems, as those that have halted leave the batch. So what belongs to each
-    problem is passed as data, selected along with the parameters, and no loss may depend on another
-    problem's row. A function of a single problem can be wrapped by `torch.vmap`.
+    number of the problems, even one, as those that have halted leave the batch. So what belongs to
+    each problem is passed as data, selected along with the parameters, and no loss may depend on
+    another problem's row. A function of a single problem can be wrapped by `torch.vmap`.
 
     Examples:
         Exponential decays, each point a residual:
@@ -90,11 +94,15 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     start: Any
     """Initial parameters: a tensor [B, D] or a dictionary of tensors [B, ...], float32 or float64,
     or NumPy arrays, for which results are arrays, too. Once the batch is made they are the free
-    coordinates [B, D] that are optimized, see `coordinates`."""
+    coordinates [B, D] that are optimized, see `coordinates`, in the dtype of the batch: float64
+    where the start or any of the data is, so that no digit is lost, else float32. `to` changes
+    it, and moves the batch to another device."""
     loss: Callable[..., Tensor] | None = None
     """From parameters and data to losses [B], differentiable in its first argument."""
     data: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments, each [B, ...]; tensors, or NumPy arrays to be copied to tensors."""
+    """Keyword arguments, each [B, ...]; tensors, or NumPy arrays to be copied to tensors, which go
+    to the device of the tensors beside them. Floating-point numbers come to the functions in the
+    dtype of the batch; whole numbers and flags stay what they are."""
     _: KW_ONLY
     residuals: Callable[..., Tensor] | None = None
     """From parameters and data to residuals [B, M], differentiable in its first argument."""
@@ -107,15 +115,19 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     """How coordinates [B, D] stand for the parameters, made of `start` and `bounds`; None where
     they are the parameters, given as a tensor."""
 
+    @undisturbed()
     def __post_init__(self, bounds: Bounds | None) -> None:
-        start = self.start
+        start, data = self.start, self.data
+        arrays = _array_names(start, data)
         if self.coordinates is None:
             start, coordinates = Coordinates.of(start, bounds)
             object.__setattr__(self, "coordinates", coordinates)
-        object.__setattr__(self, "start", _plain(start, "start"))
-        if isinstance(self.data, Mapping):
-            data = {name: _plain(value, f"data[{name!r}]") for name, value in self.data.items()}
+        start = _plain(start, "start")
+        if isinstance(data, Mapping):
+            data = {name: _plain(value, f"data[{name!r}]") for name, value in data.items()}
+            start, data = _agreeing(start, data, arrays)
             object.__setattr__(self, "data", data)
+        object.__setattr__(self, "start", start)
 
     @property
     def reference_loss(self) -> Tensor:
@@ -289,13 +301,19 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         require(
             isinstance(self.data, Mapping),
             "data must be a dictionary of tensors, the keyword arguments of the loss, got "
-            + type(self.data).__name__,
+            + type(self.data).__name__
+            + ("; give its .data" if isinstance(getattr(self.data, "data", 0), Mapping) else ""),
         )
         for name, value in self.data.items():
             require(
                 isinstance(value, Tensor) and value.shape[:1] == self.start.shape[:1],
                 f"data[{name!r}] must be a tensor with the {self.num_problems} problems along its "
                 f"first dimension, got {_shape(value)}",
+            )
+            require(
+                value.device == self.start.device,
+                f"data[{name!r}] is on {value.device} and start on {self.start.device}; move both "
+                f"by FunctionBatch(...).to('{self.start.device}')",
             )
         index = sorted({0, self.num_problems // 2, self.num_problems - 1})
         some = self.select(torch.tensor(index, device=self.start.device))
@@ -306,7 +324,8 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         together = self._try(some, params)
         tolerance = torch.finfo(params.dtype).eps ** 0.5
         if self.derivatives is not None:
-            some._check_derivatives(params, together)
+            with self._explained(some, params):
+                some._check_derivatives(params, together)
         for number, problem in enumerate(index):
             row = torch.tensor([number], device=params.device)
             alone = self._try(some.select(row), params[row])
@@ -344,15 +363,84 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
             )
 
     def _try(self, part: "FunctionBatch", params: Tensor) -> Observation:
-        try:
+        with self._explained(part, params):
             return part.observe(params, 0)
+
+    @contextlib.contextmanager
+    def _explained(self, part: "FunctionBatch", params: Tensor) -> Iterator[None]:
+        """Say of an error inside a function what its likely cause is."""
+        try:
+            yield
         except InputError:
             raise
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            raise InputError(
-                f"the loss fails for {len(params)} of the {self.num_problems} problems ({error}); "
-                "it must take any subset of them, so what belongs to a problem must come in `data`"
-            ) from error
+            names = ("loss", "residuals", "derivatives")
+            given = {name: getattr(part, name) for name in names if getattr(part, name) is not None}
+            own = part.own(params)
+            cause = likely_cause(error, given, own, part.data)
+            among = ""
+            if cause is None and self._fails_for_its_size(params):
+                among = f" for {len(params)} of the {self.num_problems} problems"
+                cause = (
+                    "it must take any subset of them, even a single one, so what belongs to a "
+                    "problem must come in `data`"
+                )
+            if cause is None:
+                tensors = (
+                    {f"params[{key!r}]": v for key, v in own.items()}
+                    if isinstance(own, dict)
+                    else {"params": own}
+                )
+                shapes = (f"{name} {list(v.shape)}" for name, v in {**tensors, **part.data}.items())
+                cause = "it was called with " + ", ".join(shapes)
+            text = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"the loss fails{among} ({text}); {cause}") from error
+
+    def _fails_for_its_size(self, params: Tensor) -> bool:
+        """Whether a function that failed for some problems takes all of them."""
+        if len(params) == 1 < self.num_problems:  # it was called with three of them before
+            return True
+        if sum(value.numel() for value in (self.start, *self.data.values())) > _LARGE:
+            return False
+        try:
+            self.observe(self.start, 0)
+        except Exception:  # whatever it is, it is no matter of the size
+            return False
+        return True
+
+
+def _array_names(start: Any, data: Any) -> set[str | None]:
+    """Which of the data came as arrays, and None among them if the start did."""
+    found: set[str | None] = set()
+    if isinstance(data, Mapping):
+        found |= {name for name, value in data.items() if isinstance(value, np.ndarray)}
+    parts = tuple(start.values()) if isinstance(start, Mapping) else (start,)
+    if parts and all(isinstance(part, np.ndarray) for part in parts):
+        found.add(None)
+    return found
+
+
+def _agreeing(
+    start: Any, data: dict[str, Any], arrays: set[str | None]
+) -> tuple[Any, dict[str, Any]]:
+    """Start and data in the widest of their dtypes, and arrays where the tensors are."""
+    if not isinstance(start, Tensor) or start.dtype not in (torch.float32, torch.float64):
+        return start, data
+    tensors = {name: value for name, value in data.items() if isinstance(value, Tensor)}
+    places = [value.device for name, value in tensors.items() if name not in arrays]
+    place = places[0] if None in arrays and places else start.device
+    is_wide = place.type != "mps" and any(  # which has no float64
+        value.dtype == torch.float64 for value in (start, *tensors.values())
+    )
+    dtype = torch.float64 if is_wide else torch.float32
+    moved = {
+        name: value.to(
+            place if name in arrays else value.device,
+            dtype if value.is_floating_point() else value.dtype,
+        )
+        for name, value in tensors.items()
+    }
+    return start.to(place, dtype), {**data, **moved}
 
 
 def _plain(value: Any, name: str) -> Any:
@@ -411,8 +499,8 @@ def _rows_of_jacobian(value: Tensor, leaf: Tensor) -> Tensor:
 def _require_dtype(name: str, value: Tensor, params: Tensor) -> None:
     require(
         value.dtype == params.dtype,
-        f"{name} has dtype {value.dtype} for parameters of {params.dtype}; "
-        "give start and data the same dtype",
+        f"{name} has dtype {value.dtype} for parameters of {params.dtype}; compute it in that of "
+        "the parameters, or give the start in the other",
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from haltwise._core.kernel_setting import kernel_setting
 from haltwise._kernels.operands import is_dense
 
 __all__ = [
@@ -45,7 +46,7 @@ def is_interpreted() -> bool:
 
 def is_asked_for() -> bool:
     """Whether HALTWISE_KERNEL=triton asks for kernels that have not proved themselves on a GPU."""
-    return _setting() == "triton"
+    return kernel_setting() == "triton"
 
 
 def serves(device: torch.device, dtype: torch.dtype, size: int = 0, num_layers: int = 0) -> bool:
@@ -92,13 +93,9 @@ def implementation(device: torch.device) -> str:
     return f"PyTorch's operations ({missing})" if missing else "fused kernels (Triton)"
 
 
-def _setting() -> str:
-    return os.environ.get("HALTWISE_KERNEL", "").strip().lower()
-
-
 def _missing(device: torch.device) -> str | None:
     """Why the kernels do not run on a device."""
-    setting = _setting()
+    setting = kernel_setting()
     if setting == "plain":
         return "HALTWISE_KERNEL=plain"
     if device.type == "cpu":
