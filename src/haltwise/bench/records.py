@@ -50,6 +50,8 @@ class BenchCase:
     cost of those that never met their target, and `successes`."""
     fixed: dict[str, list[list[float]]]
     """Charges of equal budgets, by price: groups, then shares of the budget."""
+    given_price: float | None = None
+    """Of a unit of cost, in units of the loss, where the one price was given like that."""
 
 
 @final
@@ -98,7 +100,7 @@ class BenchRecord:
         return found if found is not None and found.sums else None
 
 
-def case_of(name: str, title: str, case: Case) -> BenchCase:
+def case_of(name: str, title: str, case: Case, given_price: float | None = None) -> BenchCase:
     """Sum what hindsight makes of a case."""
     shown = case.shown
     sums = {"runs": np.ones(shown.num_runs)}
@@ -117,7 +119,7 @@ def case_of(name: str, title: str, case: Case) -> BenchCase:
     return BenchCase(
         name, case.question, title, shown.num_runs, case.num_left_out, case.digest, keys,
         list(map(str, np.unique(shown.group))),
-        {key: _over_groups(values, case) for key, values in sums.items()}, fixed,
+        {key: _over_groups(values, case) for key, values in sums.items()}, fixed, given_price,
     )  # fmt: skip
 
 

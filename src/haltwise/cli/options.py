@@ -24,6 +24,7 @@ __all__ = [
     "PATH",
     "data_directory",
     "device_option",
+    "direction_option",
     "family_choice",
     "family_leaves",
     "family_name",
@@ -85,6 +86,13 @@ own_classes = click.option(
     multiple=True,
     callback=_load_own,
     help="A class of your own that the weights name; its file is executed. May be repeated.",
+)
+direction_option = click.option(
+    "--direction",
+    type=click.Choice(["min", "max"]),
+    default="min",
+    show_default=True,
+    help="Whether lower or higher is better of what is given: max for an accuracy.",
 )
 data_directory = click.option(
     "--data-dir",
