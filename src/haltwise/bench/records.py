@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
+import torch
 
 from haltwise.bench.cases import Case
 from haltwise.bench.domain import Question
 from haltwise.bench.protocol import Judged
 from haltwise.curves.curves import Floats
 from haltwise.curves.learning import LOST
-from haltwise.evaluation.statistics import Interval
+from haltwise.evaluation.statistics import Interval, share_interval
 
 __all__ = [
     "BenchCase",
@@ -141,7 +142,8 @@ def saved(case: BenchCase, cell: BenchCell, key: str) -> Interval:
 def lost(case: BenchCase, cell: BenchCell, key: str) -> Interval:
     """The share of the successes that is lost."""
     columns = {"lost": cell.sums[f"lost@{key}"], "all": case.sums["successes"]}
-    return _bootstrap(case, columns, lambda sums: sums["lost"] / np.maximum(sums["all"], 1))
+    found = _bootstrap(case, columns, lambda sums: sums["lost"] / np.maximum(sums["all"], 1))
+    return share_interval(found, *(torch.tensor(column) for column in columns.values()))
 
 
 def captured(case: BenchCase, cell: BenchCell, key: str) -> Interval:

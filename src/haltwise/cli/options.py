@@ -201,8 +201,9 @@ def family_choice(card: Card, name: str | None, settings: Mapping[str, Any]) -> 
         )
     if is_file(trained_on.name):
         raise InputError(
-            f"these weights were trained on {trained_on.name}, and a file is executed only where "
-            f"you name it; add --family {trained_on.name}"
+            f"these weights were trained on {trained_on.name}, and since weights may come from "
+            "anywhere, a file that they name is executed only where you name it, too; if you trust "
+            f"it, add --family {trained_on.name}"
         )
     return Choice(trained_on.name, {**trained_on.settings, **changed})
 

@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from haltwise.evaluation.records import Bin, Frontier, Reliability, StopFigures, StoppingRecord
-from haltwise.evaluation.statistics import captured_gain, jackknife, least_mix, rank_correlation
+from haltwise.evaluation.statistics import (
+    captured_gain,
+    jackknife,
+    least_mix,
+    rank_correlation,
+    share_interval,
+)
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
     CostUnit,
@@ -245,7 +251,11 @@ def _reliability(
         frequency=(events.sum() / total).item(),
         error=((sums - events).sum(0).abs().sum() / total).item(),
         bins=[
-            Bin(int(count[k]), (sums[:, k].sum() / count[k]).item(), frequency[k])
+            Bin(
+                int(count[k]),
+                (sums[:, k].sum() / count[k]).item(),
+                share_interval(frequency[k], events[:, k], cases[:, k], groups),
+            )
             for k in range(_NUM_BINS)
             if count[k] > 0
         ],

@@ -15,11 +15,14 @@ __all__ = [
     "count",
     "counted",
     "facts",
+    "in_groups",
     "interval",
+    "intervals_note",
     "joined",
     "num",
     "percent",
     "percent_estimate",
+    "plural",
     "rounded",
     "saving",
     "short",
@@ -30,6 +33,16 @@ __all__ = [
 MISSING = "–"
 """Stands where there is no number."""
 
+_PLURALS = {
+    **{
+        unit: f"{unit}s"
+        for unit in (
+            "epoch", "step", "iteration", "round", "update", "gradient", "evaluation", "sample",
+            "example", "token", "tree", "second", "minute", "hour", "day",
+        )
+    },
+    "batch": "batches",
+}  # fmt: skip
 _SPACE = "\N{NARROW NO-BREAK SPACE}"
 _DIRECTORY = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
 
@@ -73,6 +86,24 @@ def count(value: float) -> str:
 def counted(number: float, noun: str) -> str:
     """A number of things: 1 run, 8,827 runs."""
     return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def plural(unit: str) -> str:
+    """A unit of cost as it follows a number: a column called epoch counts epochs."""
+    return _PLURALS.get(unit, unit)
+
+
+def in_groups(runs: int, groups: int) -> str:
+    """How many runs of how many groups; each may be one of its own."""
+    return counted(runs, "run") + ("" if groups == runs else f" of {counted(groups, 'group')}")
+
+
+def intervals_note(runs: int, groups: int) -> str:
+    """How the intervals of a table came to be."""
+    if groups == 1:
+        return "All runs are of one group, so no interval tells how others would fare."
+    left_out = "runs" if groups == runs else counted(groups, "group")
+    return f"95 % intervals, {left_out} left out in turn."
 
 
 def percent(value: float) -> str:
