@@ -162,9 +162,14 @@ def _close_examples(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def _say_where_programs_are(app: Sphinx, docname: str, source: list[str]) -> None:
     """A page that cites programs says that none of them is installed."""
-    folders = re.findall(r"\b(benchmarks|examples|experiments)/\w", source[0])
+    place = Path(app.env.doc2path(docname))
+    if place.suffix != ".md":
+        return
+    included = re.findall(r"^```\{include\} (\S+)", source[0], re.MULTILINE)
+    text = "".join((source[0], *((place.parent / name).read_text("utf-8") for name in included)))
+    folders = sorted(set(re.findall(r"\b(benchmarks|examples|experiments)/\w", text)))
     if folders:
-        named = " and ".join(f"`{folder}`" for folder in sorted(set(folders)))
+        named = " and ".join(f"`{folder}`" for folder in folders)
         source[0] += f"\n\n---\n\n*The programs in {named} are in the source repository.*\n"
 
 
