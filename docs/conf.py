@@ -160,6 +160,19 @@ def _close_examples(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"(^```python\n.*?)\n+^```$", r"\1\n```", source[0], flags=re.S | re.M)
 
 
+def _say_where_programs_are(app: Sphinx, docname: str, source: list[str]) -> None:
+    """A page that cites programs says that none of them is installed."""
+    place = Path(app.env.doc2path(docname))
+    if place.suffix != ".md":
+        return
+    included = re.findall(r"^```\{include\} (\S+)", source[0], re.MULTILINE)
+    text = "".join((source[0], *((place.parent / name).read_text("utf-8") for name in included)))
+    folders = sorted(set(re.findall(r"\b(benchmarks|examples|experiments)/\w", text)))
+    if folders:
+        named = " and ".join(f"`{folder}`" for folder in folders)
+        source[0] += f"\n\n---\n\n*The programs in {named} are in the source repository.*\n"
+
+
 def _share_navigation() -> Callable[..., None]:
     """The tree beside pages of source is made once for all at one depth: it takes half a second."""
     trees: dict[int, str] = {}
@@ -191,6 +204,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _as_restructured_text, priority=900)
     app.connect("autodoc-skip-member", _skip)
     app.connect("source-read", _close_examples)
+    app.connect("source-read", _say_where_programs_are)
     app.connect("builder-inited", reference.write_pages)
     app.connect("env-updated", reference.register_aliases)
     app.connect("env-updated", _drop_foreign_sources)

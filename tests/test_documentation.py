@@ -268,7 +268,7 @@ def unexplained(heading: str) -> set[str]:
 
 def test_every_term_of_a_table_is_in_the_glossary() -> None:
     found = headings()
-    assert {"captured gain", "cost", "excess at the stop"} <= found
+    assert {"captured gain", "cost", "stop rule"} <= found
     assert {heading: rest for heading in found if (rest := unexplained(heading))} == {}
 
 

@@ -47,6 +47,16 @@ def anchors(page: str) -> set[str]:
     return set(re.findall(r'\b(?:id|name)="([^"]+)"', text_of(page)))
 
 
+def test_a_page_that_cites_programs_says_where_they_are() -> None:
+    cited = [
+        page
+        for page in PROSE
+        if re.search(r"\b(benchmarks|examples|experiments)/\w", text_of(page))
+    ]
+    assert len(cited) > 10
+    assert [page for page in cited if "in the source repository" not in text_of(page)] == []
+
+
 # ---------------------------------------------------------------------------- names, links, search
 
 

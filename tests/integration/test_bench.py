@@ -1,19 +1,24 @@
 """`haltwise bench`: it goes on where it was, takes strangers in, and shows what it found."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from in_process import Result, haltwise
 
-from haltwise._core.errors import InputError
+from haltwise._core.errors import DataWarning, InputError
 from haltwise.bench.domain import Question, Sample, sample_runs
 from haltwise.bench.domains import domains
+from haltwise.bench.records import BenchRecord
 from haltwise.bench.run import GIVEN, RECORD, REFERENCE, BenchSettings, run_bench
 from haltwise.cli.bench import command
 from haltwise.curves.curves import Curves
+from haltwise.report.bench import bench_tables, headline, write_bench
+from haltwise.report.formats import num
 
 TINY = BenchSettings(num_runs=24, num_folds=2, prices=(0.1,))
 
@@ -111,16 +116,99 @@ def test_the_command_prints_tables_and_writes_a_page(
     result = CliRunner().invoke(
         command,
         ["--quick", "--domain", "chain", "--rule", "patience", "--rule", "last-improvement",
-         "--judged", "patience", "--jobs", "1", "--output", str(out), "--json",
+         "--judged", "patience", "--jobs", "1", "--out", str(out), "--json",
          str(tmp_path / "all.json")],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "Stopping early: captured gain" in result.output
-    assert "Patience is ahead of the best other rule in" in result.output
+    assert "Patience: ahead of the best other rule in" in result.output
+    assert "A stop returns the best point so far" in result.output
     page = (out / "bench.html").read_text(encoding="utf-8")
     assert "a chain of known law" in page
     assert "best causal rule" in page
     assert json.loads((tmp_path / "all.json").read_text())["cells"]
+
+
+def given_stops(path: Path, **arrays: object) -> np.ndarray:
+    """Write stops of exponential decays; the losses."""
+    rates = np.random.default_rng(0).uniform(0.1, 1, 30)
+    losses = np.exp(-rates[:, None] * np.arange(12))
+    stops = (losses + 0.02 * np.arange(12)).argmin(1)
+    np.savez(path, **{"losses": losses, "stops": stops, **arrays})
+    return losses
+
+
+def benched(folder: Path, *options: object) -> Result:
+    few = ["--rule", "patience", "--rule", "fixed-budget", "--jobs", 1]
+    return haltwise("bench", "--stops", "ours.npz", *few, *options, cwd=folder)
+
+
+def test_the_price_of_given_stops_is_an_option_and_shown_as_given(tmp_path: Path) -> None:
+    losses = given_stops(tmp_path / "ours.npz")
+    refused = benched(tmp_path)
+    assert refused.returncode == 2
+    assert "ours.npz has no array price; give the price (--price)" in refused.stderr
+    shown = []
+    for options in (("--price", 0.02), ("--price", 0.03), ()):
+        done = benched(tmp_path, *options)
+        assert done.returncode == 0, done.stderr
+        shown.append(done.stdout)
+        given_stops(tmp_path / "ours.npz", price=0.02)  # the option goes over it
+    assert [re.findall(r"\b0\.\d+\b", text) for text in shown[:2]] == [["0.02"], ["0.03"]]
+    assert shown[2] == shown[0]
+    key = 0.02 * 11 / np.median(losses[:, 0] - losses.min(1))
+    page = (tmp_path / "bench/bench.html").read_text(encoding="utf-8")
+    assert f"makes a price of {num(key)} of a whole budget" in page
+    for price in ("nan", 0, -1):
+        assert "finite number above 0" in benched(tmp_path, "--price", price).stderr
+    alone = haltwise("bench", "--domain", "chain", "--price", 1, cwd=tmp_path)
+    assert "name their file by --stops" in alone.stderr
+
+
+def test_given_scores_that_rise_are_taken_for_what_they_are(tmp_path: Path) -> None:
+    losses = given_stops(tmp_path / "ours.npz")
+    falling = benched(tmp_path, "--price", 0.02)
+    assert falling.stderr.count("--direction") == 0
+    given_stops(tmp_path / "ours.npz", losses=1 - losses)
+    with pytest.warns(DataWarning, match=r"higher is better, say so \(--direction max\)"):
+        refused = benched(tmp_path, "--price", 0.02)
+    assert "--direction max" in refused.stderr
+    rising = benched(tmp_path, "--price", 0.02, "--direction", "max")
+    assert rising.stdout == falling.stdout
+
+
+def bench_of(folder: Path, stops: np.ndarray, price: float) -> BenchRecord:
+    rates = np.random.default_rng(0).uniform(0.1, 1, 30)
+    losses = np.exp(-rates[:, None] * np.arange(12))
+    np.savez(folder / "ours.npz", losses=losses, stops=stops)
+    rules = ["fixed-budget", "patience", "last-improvement-untuned"]
+    return run_bench(folder / "out", [str(folder / "ours.npz")], rules, TINY, price=price)
+
+
+def test_rules_that_gain_nothing_are_in_the_order_of_what_they_lose(tmp_path: Path) -> None:
+    record = bench_of(tmp_path, np.zeros(30, int), 0.02)
+    name, case = next(iter(record.cases.items()))
+    bad = {rule: record.cells[f"{name}/{rule}"] for rule in record.rules(Question.STOP)}
+    (key,) = case.keys
+    top = max(case.fixed[key][0])
+    for place, rule in enumerate(sorted(bad)):  # worse and worse, none worth anything
+        sums = {f"charge@{key}": [10 * top * (1 + (place * 7) % 4)] * len(case.groups)}
+        record.cells[f"{name}/{rule}"] = replace(bad[rule], sums=sums)
+    rows = bench_tables(record, GIVEN)[0].rows[:-2]
+    figures = [row[1] for row in rows]
+    assert len(figures) == 4
+    assert max(figures) < 0
+    assert figures == sorted(figures, reverse=True)
+
+
+def test_words_agree_in_number(tmp_path: Path) -> None:
+    record = bench_of(tmp_path, np.zeros(30, int), 0.02)
+    page = write_bench(record, GIVEN, tmp_path / "page.html").read_text(encoding="utf-8")
+    texts = " ".join(
+        [headline(record, GIVEN), *(t.title for t in bench_tables(record, GIVEN)), page]
+    )
+    assert "These stops: ahead" in texts
+    assert not re.findall(r"\b1 [a-z]+s\b|stops is", texts)
 
 
 @pytest.mark.parametrize("name", [name for name, domain in domains().items() if domain.is_made])

@@ -4,7 +4,8 @@ import copy
 import html
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from random_models import random_model
 from reported_runs import write_run
 from torch import Tensor
 
-from haltwise import Curves, HaltingMonitor, InputError, certify, load
+from haltwise import Curves, FunctionBatch, HaltingMonitor, InputError, certify, load
 from haltwise._core.errors import CalibrationWarning
 from haltwise._core.random import stream
 from haltwise.certificates import (
@@ -25,6 +26,7 @@ from haltwise.certificates import (
     Cost,
     ExcessLoss,
     FunctionOfStop,
+    GainForgone,
     LossAbove,
     Promise,
     Refusal,
@@ -51,7 +53,7 @@ from haltwise.stop_rules import (
     StopRule,
     decisions,
 )
-from haltwise.tasks import family
+from haltwise.tasks import TaskBatch, TaskFamily, family
 
 UPDATES, CURRENT = CostUnit.UPDATES, ReturnedIterate.CURRENT
 RATE = 0.2 + torch.rand(600, 1, generator=seeded(5), dtype=DOUBLE)
@@ -83,11 +85,25 @@ def test_copies_are_certified_with_a_warning(kind: str) -> None:
 def test_losses_with_a_floor_are_refused_with_the_way_out(bound: float) -> None:
     above = LOSSES + 2.0
     asked: dict[str, Any] = {"level": 0.1, "confidence": 0.9, "bound": bound}
-    with pytest.raises(InputError, match=r"it is 2\.\d+ on average.* floor .*losses\[:, -1:\]"):
+    with pytest.raises(InputError, match=r"it is 2\.\d+ on average.* floor .*risk=GainForgone\(\)"):
         certify(BUDGETS, Trajectory(above, above), risk=ExcessLoss(), **asked)
+    found = certify(BUDGETS, Trajectory(above, above), risk=GainForgone(), **asked)
     lost = (above - above[:, -1:]).clip(0)
-    found = certify(BUDGETS, Trajectory(above, lost), risk=ExcessLoss(), **asked)
+    same = certify(BUDGETS, Trajectory(above, lost), risk=ExcessLoss(), **asked)
     assert isinstance(found, Certificate)
+    assert replace(found, risk=same.risk) == same
+
+
+def test_the_end_that_is_forgone_is_what_going_on_returns() -> None:
+    losses = torch.tensor([[3.0, 1.0, 2.0], [3.0, 2.0, 1.0]], dtype=DOUBLE)
+    recorded = Trajectory(losses, losses)
+    for returns, lost in (
+        (ReturnedIterate.CURRENT, [[0.0, 0.0, 1.0], [0.0, 1.0, 2.0]]),
+        (ReturnedIterate.BEST, [[0.0, 0.0, 2.0], [0.0, 0.0, 1.0]]),  # the last loss is not seen
+    ):
+        rules = [FixedBudget(num) for num in (2, 1, 0)]
+        table = tabulate(rules, recorded, GainForgone(), unit=UPDATES, returns=returns, bound=5)
+        assert table.losses.tolist() == lost
 
 
 # --- Tables by brute force -----------------------------------------------------------------------
@@ -395,8 +411,44 @@ def test_what_cannot_be_certified_is_refused_and_changes_nothing(
     done = haltwise("certify", weights, *arguments, "--runs", more_runs, cwd=tmp_path)
     assert done.returncode == 2
     assert sentence in done.stderr
+    assert without_option(done.stderr) == set()
     assert weights.read_bytes() == before
     assert not list(tmp_path.glob("*.before*"))
+
+
+def without_option(message: str) -> set[str]:
+    """The arguments of Python that a message advises and does not name as options, too."""
+    advised = set(re.findall(r"(\w+)=|give (?:a )?(bound|confidence|level|price)\b", message))
+    return {name for pair in advised for name in pair if name and f"--{name}" not in message}
+
+
+@dataclass(frozen=True)
+class Floors(TaskFamily):
+    """Parabolas whose least is 7, which nobody is told."""
+
+    dim = 2
+
+    def _sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
+        away = torch.randn(num_problems, 2, generator=generator, dtype=DOUBLE)
+        return FunctionBatch(away, lambda params: 7 + params.square().sum(1))
+
+
+def test_a_family_whose_least_loss_is_unknown_can_be_certified(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    model = load("regression-2d")
+    save_model(tmp_path / "run/best.safetensors", model.state_dict(), model.card)
+    asked = [
+        "certify", "run/best.safetensors", "--family", f"{__file__}:Floors", "--num-problems", 400,
+        "--level", 0.5, "--confidence", 0.9, "--bound", 40,
+    ]  # fmt: skip
+    done = haltwise(*asked, "--risk", "excess", cwd=tmp_path)
+    assert done.returncode == 2
+    assert without_option(done.stderr) == set()
+    advised = re.findall(r"\((--risk [\w-]+)\)", done.stderr)
+    assert advised == ["--risk forgone"]
+    done = haltwise(*asked, *advised[0].split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the mean gain forgone by not going on to the end is at most 0.5" in done.stdout
 
 
 def test_runs_are_not_left_out_silently(weights: Path, tmp_path: Path) -> None:

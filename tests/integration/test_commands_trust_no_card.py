@@ -94,8 +94,13 @@ def test_a_family_is_executed_only_where_it_is_named(command: str, own_family: T
     assert (refused.returncode, own_family.executed.exists()) == (2, False)
     named = ["--family", f"{own_family.mine}:Bowls"]
     assert f"add {' '.join(named)}" in refused.stderr
+    assert "weights may come from anywhere" in refused.stderr
     done = haltwise(*COMMANDS[command], *named, cwd=own_family.folder)
     assert done.returncode == 0, done.stderr
+    if command == "evaluate":  # no least loss is known of the bowls; what took long is shown
+        for optimizer in ("adam", "rmsprop"):
+            assert optimizer in done.stdout.partition("Optimizers")[2]
+        assert "excess" not in done.stdout
 
 
 def test_a_family_named_again_is_the_one_trained_on(own_family: Trained) -> None:

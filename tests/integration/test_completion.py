@@ -1,6 +1,7 @@
 """A shell completes commands and names, and waits for no library."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,14 @@ def test_options_are_completed(
     out, err = capsys.readouterr()
     assert err == ""
     assert [each.partition(",")[2] for each in out.splitlines() if each] == found
+
+
+def test_where_a_command_writes_is_called_by_one_name() -> None:
+    table = completion.option_table(command_names())
+    found = {
+        option
+        for options in table.values()
+        for option in options
+        if re.match(r"--(out|dest|directory|save|write)", option)
+    }
+    assert found == {"--out"}

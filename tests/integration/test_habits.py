@@ -42,7 +42,7 @@ def described() -> list[tuple[object, list[str]]]:
         (haltwise.load("regression-2d-lstm"), ["regression-2d"]),
         (runs, [f"{runs.card.num_runs:,} runs", "hours", "1%"]),
         (curves, ["2 runs", "6 points"]),
-        (curves[0], ["3 points", "loss (min) 1.5 after 2 of 2"]),
+        (curves[0], ["3 points", "loss (min) 1.5 after 2,", "budget 2"]),
         (batch, ["5 problems of 10 parameters", "float32"]),
         (haltwise.FunctionBatch(torch.zeros(4, 2), torch.square), ["4 problems of 2"]),
         (haltwise.FunctionBatch({"a": torch.zeros(4, 2)}, torch.square), ["4 problems"]),

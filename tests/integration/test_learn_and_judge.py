@@ -1,6 +1,8 @@
 """`haltwise learn` and `haltwise judge` on runs of a stranger."""
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import haltwise
 from haltwise import Curves, FitWarning, InputError
 from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
@@ -15,6 +18,7 @@ from haltwise.curves import forecast, load_curve_model
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
 from haltwise.evaluation.give_up import judge_curves, judge_learned
+from haltwise.models import card_of
 
 
 def some_runs(num: int, seed: int, groups: int = 5) -> Curves:
@@ -231,3 +235,18 @@ def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> 
     watched = CliRunner().invoke(cli, watching)
     assert watched.exit_code == 3
     assert "log.csv: stop, loss" in watched.output
+
+
+@pytest.mark.parametrize("place", ["", "model.safetensors"])
+@pytest.mark.parametrize(
+    "load", [haltwise.load, haltwise.load_halting, haltwise.HaltingMonitor, card_of]
+)
+def test_what_was_learned_of_curves_is_told_from_other_weights(
+    load: Callable[[Path], object], place: str, learned: Learned, tmp_path: Path
+) -> None:
+    learned.model.save(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="that haltwise learn wrote; load it by") as raised:
+        load(tmp_path / place)
+    (name,) = re.findall(r"load it by haltwise\.curves\.(\w+)", str(raised.value))
+    found = getattr(haltwise.curves, name)(tmp_path / place)
+    assert repr(found) == repr(learned.model)

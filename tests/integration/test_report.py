@@ -382,7 +382,7 @@ def test_warnings_name_what_is_wrong(tmp_path: Path) -> None:
     adam = replace(record.curves["adam"], at_edge=True, num_nonfinite=2)
     stopping = {unit: replace(each, num_left_out=3) for unit, each in record.stopping.items()}
     text = page_of(changed(curves=record.curves | {"adam": adam}, stopping=stopping), tmp_path).text
-    assert "3 problems did not stay finite" in text
+    assert "Left out: 3 problems that did not stay finite" in text
     assert "learning rate of adam" in text
     assert "adam on 2 problems" in text
 

@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from in_process import haltwise
 from stopping_cases import (
     GROUPS,
@@ -27,9 +29,10 @@ from stopping_cases import (
 from torch import Tensor
 
 from haltwise import InputError
+from haltwise._core.errors import DataWarning
 from haltwise._core.json import to_json
 from haltwise.evaluation import stopping_report
-from haltwise.report.stopping import headline, sentences, verdict, warnings
+from haltwise.report.stopping import headline, rules_table, sentences, verdict, warnings
 from haltwise.stop_rules import CostUnit
 
 
@@ -40,7 +43,7 @@ def test_items_that_are_not_finite_are_left_out_and_counted() -> None:
     kept = [i for i in range(N) if i not in (3, 40)]
     same = judged(LOSSES[kept], STOPS[kept], hazards=HAZARDS[kept], groups=GROUPS[kept])
     assert record.num_left_out == 2
-    assert "2 problems did not stay finite" in " ".join(warnings(record))
+    assert "Left out: 2 problems that did not" in " ".join(warnings(record))
     assert to_json(record) == {**to_json(same), "num_left_out": 2}
 
 
@@ -224,6 +227,84 @@ def test_a_single_array_is_refused(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------- words
+
+
+def reported(directory: Path, *options: object) -> str:
+    """What the command prints, in one line."""
+    done = haltwise("stopping-report", "t.npz", "--price", PRICE, *options, cwd=directory)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return " ".join(done.stdout.split())
+
+
+def test_what_is_left_out_is_said_first_and_in_the_right_number(tmp_path: Path) -> None:
+    for num, words in ((1, "1 problem that"), (2, "2 problems that")):
+        losses = LOSSES.numpy().copy()
+        losses[:num, 3] = math.nan
+        save(tmp_path, losses=losses, stops=STOPS.numpy())
+        assert reported(tmp_path).startswith(f"Warning: Left out: {words} did not stay finite")
+
+
+@pytest.mark.parametrize("way", ["min", "max"])
+def test_losses_that_end_worse_than_they_start_are_taken_for_scores(
+    way: Literal["min", "max"], tmp_path: Path
+) -> None:
+    other: Literal["min", "max"] = "max" if way == "min" else "min"
+    given = 5 - LOSSES if way == "min" else LOSSES
+    save(tmp_path, losses=given.numpy(), stops=STOPS.numpy())
+    sentence = "say so (--direction max)" if way == "min" else "leave out --direction max"
+    shown = reported(tmp_path, "--direction", way)
+    assert shown.startswith("Warning: ")
+    assert sentence in shown.partition("Stop rules")[0]
+    with pytest.warns(DataWarning, match=f'direction="{other}"'):
+        judged(given, direction=way)
+    assert "Warning" not in reported(tmp_path, "--direction", other)
+
+
+def test_higher_is_better_is_judged_like_the_loss_with_its_sign_changed() -> None:
+    observed = LOSSES + 0.1
+    found = judged(-LOSSES, observed=-observed, baselines=True, direction="max")
+    same = judged(LOSSES, observed=observed, baselines=True)
+    assert to_json(found) == {**to_json(same), "direction": "max"}
+    assert "the score with its sign changed" in rules_table(found).note
+    assert "sign changed" not in rules_table(same).note
+    with pytest.raises(InputError, match="direction must be 'min' or 'max', got 'up'"):
+        judged(direction="up")
+
+
+def test_where_nothing_can_be_gained_no_share_of_it_is_a_headline() -> None:
+    losses = torch.ones(N, T + 1, dtype=torch.float64) + torch.arange(T + 1)
+    losses[0, 1] = losses[0, 0] - PRICE - 1e-9  # one item may gain next to nothing
+    with pytest.warns(DataWarning):
+        record = judged(losses, torch.full((N,), T))
+    assert abs(record.stops.gain.value) > 1e6
+    assert "%" not in headline(record)
+    assert "Next to nothing can be gained here" in headline(record)
+    assert "J of the stops 8.80 above" in headline(record)
+    assert verdict(record) == "loss"
+    shown = [cell for row in rules_table(record).cells for cell in row if cell]
+    assert not [cell for cell in shown if re.search(r"\d{7}", cell)]
+    assert "– more" not in " ".join(sentences(record))
+
+
+def test_the_point_that_counts_is_told() -> None:
+    for settings, words in (
+        ({}, "with the loss at the stop."),
+        ({"unit": CostUnit.GRADIENTS}, "with the loss one step after the stop."),
+        ({"returned": ORACLE}, "with the loss at the steps in `returned`."),
+    ):
+        assert words in rules_table(judged(**settings)).note
+
+
+def test_where_no_least_loss_is_known_nothing_is_solved_or_an_excess() -> None:
+    table = rules_table(judged())
+    shown = [column.heading for column in table.columns if column.show is not None]
+    assert "loss at the stop" in shown
+    assert "solved" not in shown
+    assert "excess" not in " ".join([*shown, table.note, *sentences(judged())])
+    known = rules_table(replace(judged(), has_reference=True))
+    shown = [column.heading for column in known.columns if column.show is not None]
+    assert {"excess at the stop", "solved"} <= set(shown)
 
 
 def test_words_follow_the_figures() -> None:

@@ -175,7 +175,9 @@ def test_where_nobody_watches_a_line_comes_every_ten_seconds(
     looks = 14 + 3 + 2 + 4  # meta-steps; recorded, validated and calibrated 8 at a time
     assert len(lines) == (looks if seconds == 11 else looks * seconds // 12)
     steps = [line for line in lines if line.startswith("meta-step ")]
-    form = re.compile(r"meta-step \d+ of 14, (\d+ min )?\d+ s: loss .*, stops at .*")
+    form = re.compile(
+        r"meta-step \d+ of 14, (\d+ min )?\d+ s: meta-loss .*, validated J .*, stops at .*"
+    )
     assert all(map(form.fullmatch, steps))
     recorded = [line for line in lines if line.startswith("recorded ")]
     assert len(steps) + len(recorded) == len(lines)

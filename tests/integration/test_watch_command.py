@@ -144,7 +144,7 @@ def test_nan_is_a_run_that_diverged_and_an_empty_cell_is_not(log: Path) -> None:
     ("options", "message"),
     [
         (("--poll", 0), "--poll must be above 0, got 0"),
-        (("--lost", 0.05), "give one of a level and successes lost, not all"),
+        (("--lost", 0.05), "give a level or successes lost, not both"),
         (("--rule", "no such"), "no such"),
         (("--metric", "accuracy"), "accuracy"),
     ],

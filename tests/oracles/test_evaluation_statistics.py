@@ -9,10 +9,12 @@ from torch import Tensor
 
 from haltwise._core.random import stream
 from haltwise.evaluation.statistics import (
+    Interval,
     captured_gain,
     jackknife,
     least_mix,
     rank_correlation,
+    share_interval,
 )
 
 DOUBLE = torch.float64
@@ -123,3 +125,32 @@ def test_ranks_share_ties_and_leave_out_what_is_not_finite() -> None:
     assert rank_correlation(first, second) == pytest.approx(expected)
     assert math.isnan(rank_correlation(first, torch.ones(6)))
     assert math.isnan(rank_correlation(first[:2], second[:2]))
+
+
+def test_the_interval_of_a_share_is_a_share_and_exact_where_trials_are_single() -> None:
+    for events, num in ((0, 112), (1, 112), (30, 112), (112, 112)):
+        happened = torch.zeros(num, dtype=torch.float64)
+        happened[:events] = 1
+        own = jackknife(identity, happened.unsqueeze(1))[0]
+        found = share_interval(own, happened, torch.ones(num))
+        exact = stats.binomtest(events, num).proportion_ci(0.95, "exact")
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+        assert found.low < found.high
+
+
+def test_the_interval_of_a_share_counts_groups_where_nothing_varies() -> None:
+    groups = torch.arange(40) % 8
+    trials = torch.ones(40)
+    for events in (torch.zeros(40), torch.ones(40)):
+        own = Interval(events[0].item(), events[0].item(), events[0].item())
+        found = share_interval(own, events, trials, groups)
+        exact = stats.binomtest(8 * int(events[0]), 8).proportion_ci(0.95, "exact")
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    few = torch.zeros(40)
+    few[3] = 1
+    own = jackknife(identity, few.double().unsqueeze(1), groups)[0]
+    assert own.low < 0
+    found = share_interval(own, few, trials, groups)
+    assert (found.low, found.high) == (0.0, own.high)
+    unknown = Interval(0.0, math.nan, math.nan)
+    assert share_interval(unknown, few, trials, torch.zeros(40, dtype=torch.int64)) is unknown

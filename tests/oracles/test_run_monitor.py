@@ -299,7 +299,7 @@ class Wrong(CurveRule):
         (lambda: RunMonitor(3, level=0), "3 is no rule on curves"),  # type: ignore[arg-type]
         (lambda: RunMonitor(Wrong()), "Wrong is not a learned model, .* give the level"),
         (lambda: RunMonitor(Patience(), lost=0.02), "Patience is not a learned model"),
-        (lambda: RunMonitor(Patience(), lost=0.05, level=1), "one of a level and successes lost"),
+        (lambda: RunMonitor(Patience(), lost=0.05, level=1), "a level or successes lost, not both"),
         (lambda: RunMonitor(Patience(), level=math.nan), "the level is NaN"),
         (lambda: patience(1, direction="down"), "direction must be 'min' or 'max', got 'down'"),
         (lambda: patience(1, target="a"), "the target must be a single real number, got 'a'"),

@@ -57,6 +57,10 @@ class Domain(ABC):
         del curves
         return None
 
+    def given_price(self) -> float | None:
+        """Of a unit of cost, in units of the loss, where somebody's own stops have one."""
+        return None
+
     def stops(self, curves: Curves) -> Integers | None:
         """Stops that come with the runs, int64 [n], where somebody's own are judged."""
         del curves

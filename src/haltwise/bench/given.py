@@ -1,8 +1,9 @@
 """Somebody's own stops on their own runs, as a domain: every rule is judged beside them."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from haltwise.curves.curves import Curves, Integers
 
 __all__ = ["GivenDomain"]
 
-_NEEDED = ("losses", "stops", "price")
+_NEEDED = ("losses", "stops")
 
 
 @final
@@ -24,11 +25,16 @@ class GivenDomain(Domain):
     """Runs and stops in an .npz file.
 
     Its arrays: `losses` [n, T+1], NaN where a run had ended; `stops` [n], the point 0..T at which
-    each run is stopped; `price`, of a unit of cost, in units of the loss. Optional: `costs` [T+1]
-    or [n, T+1], steps if missing; `groups` [n], runs of which are alike.
+    each run is stopped. Optional: `price`, of a unit of cost, in units of the loss, if it is not
+    given elsewhere; `costs` [T+1] or [n, T+1], steps if missing; `groups` [n], runs of which are
+    alike.
     """
 
     path: Path
+    price: float | None = None
+    """Of a unit of cost, in units of the loss; that of the file if None."""
+    direction: Literal["min", "max"] = "min"
+    """Whether lower or higher is better of what the file calls losses."""
     title: ClassVar[str] = "stops that were given"
 
     def curves(self, sample: Sample) -> Curves:
@@ -38,8 +44,8 @@ class GivenDomain(Domain):
         missing = [name for name in _NEEDED if name not in arrays]
         require(
             not missing,
-            f"{self.path} has no array {' and no '.join(missing)}; write losses [n, T+1], stops "
-            "[n] and price with numpy.savez",
+            f"{self.path} has no array {' and no '.join(missing)}; write losses [n, T+1] and stops "
+            "[n] with numpy.savez",
         )
         num = len(np.atleast_1d(arrays["losses"]))
         stops = arrays["stops"]
@@ -52,7 +58,10 @@ class GivenDomain(Domain):
             groups.shape == (num,), f"groups must be one a run, [{num}], got {list(groups.shape)}"
         )
         curves = Curves.from_matrix(
-            arrays["losses"], arrays.get("costs"), group=[str(group) for group in groups]
+            arrays["losses"],
+            arrays.get("costs"),
+            group=[str(group) for group in groups],
+            direction=self.direction,
         )
         ends = dict(zip(curves.name.tolist(), curves.num_points.tolist(), strict=True))
         wrong = [i for i, stop in enumerate(stops) if not 0 <= stop < ends.get(str(i), stop + 1)]
@@ -66,14 +75,31 @@ class GivenDomain(Domain):
         return curves
 
     def prices(self, curves: Curves) -> tuple[float, ...] | None:
-        """The one price of the file."""
-        price = real_number("price", read_arrays(self.path, ("price",))["price"])
-        require(price > 0, f"price must be above 0, got {price}")
+        """The one price, of a whole budget in typical gains."""
+        price = self.given_price()
         usable = np.isfinite(curves.values[curves.offset[:-1], 0]) & (curves.num_points >= 2)
         require(bool(usable.any()), f"no run in {self.path} has two points and a finite first loss")
         gain = float(typical_gains(curves, usable)[usable][0])
-        require(gain > 0, f"half of the runs in {self.path} gain nothing; no price can be told")
+        require(
+            gain > 0,
+            f"half of the runs in {self.path} gain nothing, so no price can be told; if higher is "
+            "better, say so (--direction max)",
+        )
         return (price * float(curves.budget[0]) / gain,)
+
+    def given_price(self) -> float:
+        """The price that is given, or else that of the file."""
+        found = read_arrays(self.path, ("price",)).get("price", self.price)
+        given = found if self.price is None else self.price
+        require(given is not None, f"{self.path} has no array price; give the price (--price)")
+        price = real_number("price", given)
+        require(0 < price < math.inf, f"price must be a finite number above 0, got {price}")
+        return price
+
+    def worsens(self) -> bool:
+        """Whether most runs end worse than they start, as if another direction were better."""
+        losses = [curve.loss for curve in self.curves(Sample(0, 0))]
+        return sum(bool(loss[-1] > loss[0]) for loss in losses) > len(losses) / 2
 
     def stops(self, curves: Curves) -> Integers | None:
         given = read_arrays(self.path, ("stops",))["stops"]

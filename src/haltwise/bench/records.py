@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
+import torch
 
 from haltwise.bench.cases import Case
 from haltwise.bench.domain import Question
 from haltwise.bench.protocol import Judged
 from haltwise.curves.curves import Floats
 from haltwise.curves.learning import LOST
-from haltwise.evaluation.statistics import Interval
+from haltwise.evaluation.statistics import Interval, share_interval
 
 __all__ = [
     "BenchCase",
@@ -50,6 +51,8 @@ class BenchCase:
     cost of those that never met their target, and `successes`."""
     fixed: dict[str, list[list[float]]]
     """Charges of equal budgets, by price: groups, then shares of the budget."""
+    given_price: float | None = None
+    """Of a unit of cost, in units of the loss, where the one price was given like that."""
 
 
 @final
@@ -98,7 +101,7 @@ class BenchRecord:
         return found if found is not None and found.sums else None
 
 
-def case_of(name: str, title: str, case: Case) -> BenchCase:
+def case_of(name: str, title: str, case: Case, given_price: float | None = None) -> BenchCase:
     """Sum what hindsight makes of a case."""
     shown = case.shown
     sums = {"runs": np.ones(shown.num_runs)}
@@ -117,7 +120,7 @@ def case_of(name: str, title: str, case: Case) -> BenchCase:
     return BenchCase(
         name, case.question, title, shown.num_runs, case.num_left_out, case.digest, keys,
         list(map(str, np.unique(shown.group))),
-        {key: _over_groups(values, case) for key, values in sums.items()}, fixed,
+        {key: _over_groups(values, case) for key, values in sums.items()}, fixed, given_price,
     )  # fmt: skip
 
 
@@ -139,7 +142,8 @@ def saved(case: BenchCase, cell: BenchCell, key: str) -> Interval:
 def lost(case: BenchCase, cell: BenchCell, key: str) -> Interval:
     """The share of the successes that is lost."""
     columns = {"lost": cell.sums[f"lost@{key}"], "all": case.sums["successes"]}
-    return _bootstrap(case, columns, lambda sums: sums["lost"] / np.maximum(sums["all"], 1))
+    found = _bootstrap(case, columns, lambda sums: sums["lost"] / np.maximum(sums["all"], 1))
+    return share_interval(found, *(torch.tensor(column) for column in columns.values()))
 
 
 def captured(case: BenchCase, cell: BenchCell, key: str) -> Interval:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from haltwise._core import discovery, plugins
 from haltwise._core.errors import InputError, require
@@ -68,6 +68,8 @@ def run_bench(
     data_dir: Path | None = None,
     num_jobs: int = 1,
     report: Show | None = None,
+    price: float | None = None,
+    direction: Literal["min", "max"] = "min",
 ) -> BenchRecord:
     """Judge rules on domains; what was judged before in this directory is not judged again.
 
@@ -80,6 +82,9 @@ def run_bench(
         num_jobs: Processes.
         report: Told how many domains have their runs and then how many cells are done: ("domain" or
             "cell", how many, of how many, the last); and ("", 0, 0, which domain is left out, why).
+        price: Of a unit of cost, in units of the loss, for files with somebody's stops; their own
+            if None.
+        direction: Whether lower or higher is better of the losses in such files.
 
     Raises:
         InputError: The directory holds a bench of other settings, a name is unknown, or a rule of
@@ -94,7 +99,7 @@ def run_bench(
     record = _previous(directory, made_of)
     for rule in rules:
         _candidates(rule)  # an unknown one is refused before anything is computed
-    bench = _Bench(directory, settings, data_dir)
+    bench = _Bench(directory, settings, data_dir, price, direction)
     # Cells of other rules and domains stay in the record; what is skipped may be there next time.
     record = replace(record, skipped={})
     prepared = {}
@@ -143,14 +148,21 @@ def _forget(record: BenchRecord, case: BenchCase) -> None:
             del record.cells[key]
 
 
-def find_domain(name: str) -> Domain:
+def find_domain(
+    name: str, price: float | None = None, direction: Literal["min", "max"] = "min"
+) -> Domain:
     """A named domain, one of a user's file, or the runs and stops of an .npz file.
+
+    Args:
+        name: Its name.
+        price: See `run_bench`, as is `direction`.
+        direction: Whether lower or higher is better.
 
     Raises:
         InputError: The name is unknown; near ones are suggested.
     """
     if name.endswith(".npz"):
-        return GivenDomain(Path(name))
+        return GivenDomain(Path(name), price, direction)
     found = discovery.find(domains(), name, Domain, "domain")
     made: Domain = found() if isinstance(found, type) else found
     return made
@@ -164,10 +176,12 @@ class _Bench:
     directory: Path
     settings: BenchSettings
     data_dir: Path | None
+    price: float | None
+    direction: Literal["min", "max"]
 
     def prepare(self, name: str) -> str | list[tuple[BenchCase, list[BenchCell]]]:
         """The cases of a domain, with the cells of stops that it brings; or why it has none."""
-        domain = find_domain(name)
+        domain = self._domain(name)
         keeps = domain.is_made and self._path(name).exists()
         try:
             if not keeps:
@@ -187,12 +201,13 @@ class _Bench:
                 charged = case.charges(stops[:, None], price)[:, 0]
                 judged = Judged({f"charge@{price:g}": charged}, {})
                 cells.append(cell_of(_label(name), GIVEN, case, judged, case.digest, 0.0))
-            found.append((case_of(_label(name), domain.title, case), cells))
+            made = case_of(_label(name), domain.title, case, domain.given_price())
+            found.append((made, cells))
         return found
 
     def cell(self, name: str, question: Question, rule: str) -> BenchCell:
         """One rule under one question on one domain."""
-        domain = find_domain(name)
+        domain = self._domain(name)
         curves = self._kept(name)
         case = make_case(domain, question, curves, self.settings.prices)
         candidates = _candidates(rule) if rule != REFERENCE else _reference(domain)
@@ -207,6 +222,9 @@ class _Bench:
         seconds = time.perf_counter() - begun
         digest = _digest(case.digest, rule)
         return cell_of(_label(name), _label(rule), case, judged, digest, seconds)
+
+    def _domain(self, name: str) -> Domain:
+        return find_domain(name, self.price, self.direction)
 
     def _sample(self) -> Sample:
         return Sample(self.settings.num_runs, self.settings.seed, self.data_dir)
@@ -302,7 +320,7 @@ def _previous(directory: Path, settings: dict[str, str]) -> BenchRecord:
     require(
         not differs,
         f"{directory} holds a bench with another {' and another '.join(differs)}; name another "
-        "directory by --output",
+        "directory by --out",
     )
     return record
 

@@ -1,7 +1,8 @@
 """Certificates: bounds on what a stop loses that hold, or a refusal with the number needed.
 
 Everything works on a `RiskTable`, the losses of calibration problems under thresholds from the
-safest to the boldest, wherever they come from. See docs/certificates.md.
+safest to the boldest, wherever they come from. The page "Certificates" of the
+documentation has the proofs.
 """
 
 from haltwise.certificates.certificate import Certificate, Promise, Refusal
@@ -14,6 +15,7 @@ from haltwise.certificates.risks import (
     Cost,
     ExcessLoss,
     FunctionOfStop,
+    GainForgone,
     LossAbove,
     Risk,
     StopOutcomes,
@@ -29,6 +31,7 @@ __all__ = [
     "EProcess",
     "ExcessLoss",
     "FunctionOfStop",
+    "GainForgone",
     "LossAbove",
     "Promise",
     "Refusal",

@@ -67,7 +67,8 @@ def certify_table(
             _warn_of_small_groups(table, level, confidence)
         return _next_group(table, level, confidence)
     require(
-        confidence is not None, "give a confidence; without one, give the group of each problem"
+        confidence is not None,
+        "give a confidence (--confidence); without one, give the group of each problem",
     )
     assert confidence is not None
     return _mean(table, level, confidence)

@@ -17,6 +17,7 @@ __all__ = [
     "Cost",
     "ExcessLoss",
     "FunctionOfStop",
+    "GainForgone",
     "LossAbove",
     "Risk",
     "StopOutcomes",
@@ -31,11 +32,13 @@ class StopOutcomes(NamedTuple):
         excess: Excess of what is returned, float64 [n, K].
         cost: What is charged, float64 [n, K].
         lowest: Least excess at any step, float64 [n].
+        last: Excess of what going on to the horizon's end returns, float64 [n].
     """
 
     excess: Tensor
     cost: Tensor
     lowest: Tensor
+    last: Tensor
 
 
 class Risk(ABC):
@@ -76,6 +79,22 @@ class ExcessLoss(Risk):
 
     def losses(self, stops: StopOutcomes) -> Tensor:
         return stops.excess
+
+
+@final
+@dataclass(frozen=True)
+class GainForgone(Risk):
+    """Mean loss of what a stop returns above that of going on to the end, 0 where it is below.
+
+    For losses whose least is not known: a floor that no stop can go below cancels.
+    """
+
+    @property
+    def words(self) -> str:
+        return "mean gain forgone by not going on to the end"
+
+    def losses(self, stops: StopOutcomes) -> Tensor:
+        return (stops.excess - stops.last.unsqueeze(1)).clamp_min(0)
 
 
 @final
@@ -164,6 +183,7 @@ class FunctionOfStop(Risk):
 RISKS: Mapping[str, type[Risk]] = MappingProxyType(
     {
         "excess": ExcessLoss,
+        "forgone": GainForgone,
         "given-up": SuccessGivenUp,
         "above": LossAbove,
         "cost": Cost,

@@ -100,7 +100,7 @@ class RiskTable:
         require(
             clip or not num_clipped,
             f"the loss of {num_clipped} of {num} problems is above the bound of {largest:g} or not "
-            "finite; give a larger bound, or clip=True to certify the loss clipped there",
+            "finite; give a larger bound, or clip=True (--clip) to certify the loss clipped there",
         )
         values = values.masked_fill(above, largest)
         require(bool(values.isfinite().all()), "a loss is minus infinity; leave out that problem")

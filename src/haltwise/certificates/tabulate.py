@@ -71,8 +71,8 @@ def tabulate(
     largest = risk.natural_bound(trajectory.num_steps) if bound is None else bound
     if largest is None:
         raise InputError(
-            f"the {risk.words} has no bound of its own; give bound, the largest that a problem can "
-            "have, or beyond which it does not count (clip=True)"
+            f"the {risk.words} has no bound of its own; give bound (--bound), the largest that a "
+            "problem can have, or beyond which it does not count with clip=True (--clip)"
         )
     if risk.rises_with_cost:
         savings = (stops.excess[:, :1] - stops.excess).nan_to_num(0, 0, 0)
@@ -149,4 +149,6 @@ def _stops(
         excess.append(returned_excess(trajectory, decided, unit, returns).double())
         cost.append(steps_charged(decided, unit, trajectory.num_steps).double())
     lowest = trajectory.excess.double().nan_to_num(math.inf).amin(1)
-    return StopOutcomes(torch.stack(excess, 1), torch.stack(cost, 1), lowest)
+    never = torch.full((trajectory.num_items,), trajectory.num_steps, device=lowest.device)
+    last = returned_excess(trajectory, never, unit, returns).double()
+    return StopOutcomes(torch.stack(excess, 1), torch.stack(cost, 1), lowest, last)

@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
 
-from haltwise._core.errors import require
+from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.progress import display
 from haltwise.bench.domains import domains
+from haltwise.bench.given import GivenDomain
 from haltwise.bench.run import QUICK, BenchSettings, find_domain, run_bench
-from haltwise.cli.options import PATH, json_option
+from haltwise.cli.options import PATH, direction_option, json_option
 from haltwise.cli.printing import plain, print_table, say, write_json
 from haltwise.curves.rules import curve_rules
 from haltwise.datasets.store import default_directory
@@ -36,10 +38,17 @@ PAGE = "bench.html"
     multiple=True,
     type=PATH,
     metavar="FILE.npz",
-    help="Your own stops of your own runs: arrays losses [n, T+1], stops [n] and price, optional "
+    help="Your own stops of your own runs: arrays losses [n, T+1] and stops [n], optional price, "
     "costs and groups. All rules are judged on the same runs. May be repeated; no other domain is "
     "run then unless named.",
 )
+@click.option(
+    "--price",
+    type=float,
+    help="Of --stops: price of a unit of cost, such as a step, in units of the loss.  [default: "
+    "that of the file]",
+)
+@direction_option
 @click.option(
     "--rule",
     "rules",
@@ -63,7 +72,7 @@ PAGE = "bench.html"
     "$HALTWISE_DATA_DIR]",
 )
 @click.option(
-    "--output",
+    "--out",
     type=PATH,
     default=Path("bench"),
     show_default=True,
@@ -74,26 +83,41 @@ PAGE = "bench.html"
 def command(
     names: tuple[str, ...],
     given: tuple[Path, ...],
+    price: float | None,
+    direction: Literal["min", "max"],
     rules: tuple[str, ...],
     judged: str | None,
     *,
     quick: bool,
     seed: int,
     data_dir: Path | None,
-    output: Path,
+    out: Path,
     jobs: int,
     json_path: Path | None,
 ) -> None:
     """Compare all stop rules on recorded runs of many kinds, under one protocol.
 
     Groups of runs are held out, and every rule's settings are chosen on the others. What is done is
-    kept in OUTPUT/bench.json, and OUTPUT/bench.html shows it.
+    kept in OUT/bench.json, and OUT/bench.html shows it.
     """
     require(jobs >= 1, f"--jobs must be at least 1, got {jobs}")
     settings = replace(QUICK if quick else BenchSettings(), seed=seed)
     chosen = [*(names or (() if given else domains())), *map(str, given)]
+    require(
+        bool(given) or (price is None and direction == "min"),
+        "--price and --direction are for stops of yours; name their file by --stops",
+    )
     for name in chosen:
-        find_domain(name)
+        domain = find_domain(name, price, direction)
+        if isinstance(domain, GivenDomain) and domain.worsens():
+            warn(
+                f"losses in {name} end higher than they start in most runs; if higher is better, "
+                "say so (--direction max)"
+                if direction == "min"
+                else f"scores in {name} end lower than they start in most runs; if lower is "
+                "better, leave out --direction max",
+                DataWarning,
+            )
     console = Console(stderr=True)
     with display(console) as show:
 
@@ -104,13 +128,15 @@ def command(
                 console.print(plain(what), soft_wrap=True)
 
         record = run_bench(
-            output,
+            out,
             chosen,
             rules or tuple(curve_rules()),
             settings,
             data_dir=data_dir or default_directory(),
             num_jobs=jobs,
             report=report,
+            price=price,
+            direction=direction,
         )
     write_json(json_path, record)
     require(bool(record.cases), "no domain could be run; name a folder of data by --data-dir")
@@ -118,4 +144,4 @@ def command(
     for table in bench_tables(record, own):
         print_table(table)
     say(f"{headline(record, own)}.")
-    say(write_bench(record, own, output / PAGE))
+    say(write_bench(record, own, out / PAGE))

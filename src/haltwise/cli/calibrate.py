@@ -92,7 +92,7 @@ def command(
 
 
 def _table(card: Card, found: Calibrated, num_items: int) -> Table:
-    """The policies before and now, and what they cost on the items they were chosen on."""
+    """The policies before and now, with their J on the items they were chosen on."""
     rows: list[list[Any]] = []
     for unit, policy in found.policies.items():
         scores = found.scores[unit]
@@ -101,7 +101,7 @@ def _table(card: Card, found: Calibrated, num_items: int) -> Table:
         chosen = next(iter(scores))
         kind = "kept" if chosen == "held" else rule_name(chosen)
         rows.append([_words(policy), kind, unit.value, scores[chosen]])
-    columns = [Column(heading, str) for heading in ("stops where", "stop rule", "cost")]
+    columns = [Column(heading, str) for heading in ("stops where", "stop rule", "counted in")]
     return Table(
         "calibration",
         "Stop policies, before and now",

@@ -32,9 +32,10 @@ __all__ = ["command"]
     "--risk",
     "kind",
     required=True,
-    help="excess: mean excess loss at the stop; given-up: share of the problems that would reach "
-    "the target and are stopped short of it; above: share of problems stopped above the target; "
-    "cost: mean cost.",
+    help="excess: mean excess loss at the stop; forgone: mean loss at the stop above that of going "
+    "on to the end, where the least loss is not known; given-up: share of the problems that would "
+    "reach the target and are stopped short of it; above: share of problems stopped above the "
+    "target; cost: mean cost.",
 )
 @click.option("--level", type=float, required=True, help="What the risk must not exceed.")
 @click.option(
@@ -43,7 +44,11 @@ __all__ = ["command"]
     help="Confidence, or probability in the next group; leave it out for the expectation there.",
 )
 @click.option("--target", type=float, help="Excess loss, for the risks given-up and above.")
-@click.option("--bound", type=float, help="Largest excess loss that a problem can have.")
+@click.option(
+    "--bound",
+    type=float,
+    help="Largest loss that a problem can have, for the risks excess and forgone.",
+)
 @click.option("--clip", is_flag=True, help="Count larger ones as the bound.")
 @options.price_option
 @click.option("--unit", help="updates or gradients, what is charged.  [default: the card's]")

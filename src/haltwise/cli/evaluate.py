@@ -10,11 +10,12 @@ from rich.console import Console
 from haltwise._core.errors import require
 from haltwise._core.progress import working
 from haltwise.cli import options
-from haltwise.cli.printing import print_stopping, say, write_json
+from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import evaluate, judge_processes
 from haltwise.evaluation.records import save_evaluation
 from haltwise.models import loading
+from haltwise.report.run import optimizers_table
 
 __all__ = ["command"]
 
@@ -129,4 +130,5 @@ def command(
     for stopping in evaluation.record.stopping.values():
         print_stopping(stopping)
         say()
+    print_table(optimizers_table(evaluation.record, wide=False))
     say(path)

@@ -24,6 +24,7 @@ __all__ = [
     "PATH",
     "data_directory",
     "device_option",
+    "direction_option",
     "family_choice",
     "family_leaves",
     "family_name",
@@ -85,6 +86,13 @@ own_classes = click.option(
     multiple=True,
     callback=_load_own,
     help="A class of your own that the weights name; its file is executed. May be repeated.",
+)
+direction_option = click.option(
+    "--direction",
+    type=click.Choice(["min", "max"]),
+    default="min",
+    show_default=True,
+    help="Whether lower or higher is better of what is given: max for an accuracy.",
 )
 data_directory = click.option(
     "--data-dir",
@@ -193,8 +201,9 @@ def family_choice(card: Card, name: str | None, settings: Mapping[str, Any]) -> 
         )
     if is_file(trained_on.name):
         raise InputError(
-            f"these weights were trained on {trained_on.name}, and a file is executed only where "
-            f"you name it; add --family {trained_on.name}"
+            f"these weights were trained on {trained_on.name}, and since weights may come from "
+            "anywhere, a file that they name is executed only where you name it, too; if you trust "
+            f"it, add --family {trained_on.name}"
         )
     return Choice(trained_on.name, {**trained_on.settings, **changed})
 

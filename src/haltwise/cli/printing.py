@@ -16,9 +16,9 @@ from haltwise._core.files import write_atomically
 from haltwise._core.json import to_json
 from haltwise.evaluation.records import StoppingRecord
 from haltwise.report.page import Table
-from haltwise.report.stopping import rules_table, sentences
+from haltwise.report.stopping import rules_table, sentences, warnings
 
-__all__ = ["plain", "print_stopping", "print_table", "say", "write_json"]
+__all__ = ["plain", "print_stopping", "print_table", "print_warnings", "say", "write_json"]
 
 _FIRST = 18  # characters that are left to the first column, if it needs them
 
@@ -34,9 +34,16 @@ def say(text: object = "") -> None:
 
 
 def print_stopping(record: StoppingRecord) -> None:
-    """Print how stop rules did, as a table and three sentences."""
+    """Print how stop rules did: what was left out, a table and three sentences."""
+    print_warnings(record)
     print_table(rules_table(record, wide=False))
     say(" ".join(sentences(record)[:3]))
+
+
+def print_warnings(record: StoppingRecord) -> None:
+    """Print what makes a record mean less than it seems to."""
+    for warning in warnings(record):
+        say(f"Warning: {warning}")
 
 
 def print_table(table: Table) -> None:

@@ -87,4 +87,4 @@ def _figures(progress: Progress) -> str:
         "-" if math.isnan(value) else f"{value:.4g}"
         for value in (progress.loss, progress.price_adjusted_loss, progress.mean_halting_step)
     )
-    return f"loss {loss}, J {j}, stops at {stop}"
+    return f"meta-loss {loss}, validated J {j}, stops at {stop}"

@@ -1,7 +1,8 @@
 """`haltwise stopping-report`: judge stops that are given with their losses."""
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -10,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from haltwise._core.arrays import array_names, read_arrays
-from haltwise._core.errors import require
-from haltwise.cli.options import PATH, json_option
-from haltwise.cli.printing import print_table, say, write_json
+from haltwise._core.errors import DataWarning, require
+from haltwise.cli.options import PATH, direction_option, json_option
+from haltwise.cli.printing import print_table, print_warnings, say, write_json
 from haltwise.evaluation import stopping_report
 from haltwise.report import write_stopping_report
-from haltwise.report.stopping import headline, rules_table, sentences, warnings
+from haltwise.report.stopping import headline, rules_table, sentences
 from haltwise.stop_rules import CostUnit
 
 __all__ = ["command"]
@@ -35,10 +36,16 @@ _ARRAYS = (*_NEEDED, "returned", "hazards", "observed", "groups")
     type=click.Choice([unit.value for unit in CostUnit]),
     help="updates: a stop at t costs t. gradients: it costs t + 1 and ends at theta_{t+1}.",
 )
+@direction_option
 @json_option
 @click.option("--html", "html_path", type=PATH, help="Write a page here.")
 def command(
-    traces: Path, price: float, unit: str, json_path: Path | None, html_path: Path | None
+    traces: Path,
+    price: float,
+    unit: str,
+    direction: Literal["min", "max"],
+    json_path: Path | None,
+    html_path: Path | None,
 ) -> None:
     """Judge the stops in TRACES, an .npz file.
 
@@ -47,14 +54,17 @@ def command(
     stopping at t once there; observed [n, T+1], the losses that baselines see; groups [n],
     integers: the run or seed that an item belongs to.
     """
-    record = stopping_report(**_load(traces), price=price, unit=CostUnit(unit))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the record has it, too
+        record = stopping_report(
+            **_load(traces), price=price, unit=CostUnit(unit), direction=direction
+        )
     write_json(json_path, record)
     if html_path is not None:
         write_stopping_report(record, html_path, traces.stem)
+    print_warnings(record)
     print_table(rules_table(record, wide=False))
     say(" ".join((f"{headline(record)}.", *sentences(record))))
-    for warning in warnings(record):
-        say(f"Warning: {warning}")
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys
 from haltwise.curves.tables import frame_runs
 
-__all__ = ["Curve", "Curves", "Direction"]
+__all__ = ["Curve", "Curves", "Direction", "aim"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -24,6 +24,19 @@ Booleans = npt.NDArray[np.bool_]
 Names = npt.NDArray[np.str_]
 
 _LONGEST = 2**24  # points of one run
+
+
+def aim(target: float, budget: float) -> str:
+    """Name the target and the budget of a run, which are NaN where there is none.
+
+    Examples:
+        >>> aim(0.76, np.nan)
+        'target 0.76, no budget'
+    """
+    known = {"target": target, "budget": budget}
+    return ", ".join(
+        f"no {name}" if np.isnan(value) else f"{name} {value:.4g}" for name, value in known.items()
+    )
 
 
 @final
@@ -53,8 +66,8 @@ class Curve(NamedTuple):
         last = self.columns[self.metric][-1:]
         return (
             f"Curve({self.num_points:,} points, {self.metric} ({self.direction}) "
-            f"{', '.join(f'{value:.4g}' for value in last) or 'unknown'} after {spent} of "
-            f"{self.budget:.4g}, target {self.target:.4g})"
+            f"{', '.join(f'{value:.4g}' for value in last) or 'unknown'} after {spent}, "
+            f"{aim(self.target, self.budget)})"
         )
 
     @property

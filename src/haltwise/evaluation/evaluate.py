@@ -123,7 +123,12 @@ def evaluate(
         curves[key] = _curve(recorded, test)
         announce(f"judging the stops of {key}")
         stopping[key], found = _judge_both(
-            each.halting, recorded, tune_on, price, learners=learners
+            each.halting,
+            recorded,
+            tune_on,
+            price,
+            learners=learners,
+            has_reference=test.has_reference,
         )
         arrays = arrays or found
     announce("solving for real, halted problems leaving the batch")
@@ -173,6 +178,8 @@ def judge_model(
     unit: CostUnit,
     price: float,
     opponents: dict[str, Stops],
+    *,
+    has_reference: bool = True,
 ) -> tuple[StoppingRecord, dict[str, Stops]]:
     """Judge the stops of a halting model beside those of rules tuned on other items.
 
@@ -192,6 +199,7 @@ def judge_model(
         hazards=model.method.hazards(kept.outputs, time),
         settings=settings_frontier(settings, policies["learned"].returns, kept, unit),
         num_left_out=test.num_items - kept.num_items,
+        has_reference=has_reference,
     )
     return judged, stops
 
@@ -203,7 +211,13 @@ def keep_finite(trajectory: Trajectory) -> Trajectory:
 
 
 def _judge_both(
-    model: HaltingModel, test: Trajectory, tuning: Trajectory, price: float, *, learners: bool
+    model: HaltingModel,
+    test: Trajectory,
+    tuning: Trajectory,
+    price: float,
+    *,
+    learners: bool,
+    has_reference: bool,
 ) -> tuple[dict[CostUnit, StoppingRecord], dict[str, Tensor]]:
     """The records in both units of cost, and the arrays behind them."""
     test, tuning = model.attach(test, price), keep_finite(model.attach(tuning, price))
@@ -218,7 +232,9 @@ def _judge_both(
     opponents = learned_opponents(tuning, kept, CostUnit, price) if learners else {}
     for unit in CostUnit:
         others = opponents.get(unit, {})
-        records[unit], stops = judge_model(model, test, tuning, unit, price, others)
+        records[unit], stops = judge_model(
+            model, test, tuning, unit, price, others, has_reference=has_reference
+        )
         for name, each in stops.items():
             arrays[f"cost.{unit.value}.{name}"] = each.cost
             arrays[f"j.{unit.value}.{name}"] = each.j(price)

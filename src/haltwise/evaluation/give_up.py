@@ -14,7 +14,7 @@ from haltwise.curves.forecast import Forecast
 from haltwise.curves.learning import Learned, learn, with_room
 from haltwise.curves.levels import GiveUps
 from haltwise.curves.model import CurveModel, cost_scale, per_cost
-from haltwise.evaluation.statistics import Interval, jackknife
+from haltwise.evaluation.statistics import Interval, jackknife, share_interval
 
 __all__ = [
     "GiveUpFigures",
@@ -62,7 +62,8 @@ class SizeFigures:
 class GiveUpRecord:
     """A rule that gives runs up, judged on n runs.
 
-    Intervals are those of `haltwise.evaluation.statistics.jackknife`, with whole groups left out.
+    Intervals are those of `haltwise.evaluation.statistics.jackknife`, with whole groups left out,
+    and for the share of successes lost of `haltwise.evaluation.statistics.share_interval`.
     """
 
     runs: int
@@ -248,15 +249,18 @@ def with_targets(curves: Curves) -> Curves:
 
 
 def _shares(stops: GiveUps, groups: torch.Tensor) -> tuple[Interval, Interval]:
-    columns = np.stack(
-        (stops.saved[:, 0], stops.spent, stops.lost[:, 0], stops.succeeded), 1
-    ).astype(np.float64)
+    columns = torch.from_numpy(
+        np.stack((stops.saved[:, 0], stops.spent, stops.lost[:, 0], stops.succeeded), 1).astype(
+            np.float64
+        )
+    )
     saved, lost = jackknife(
         lambda means: torch.stack((means[:, 0] / means[:, 1], means[:, 2] / means[:, 3]), 1),
-        torch.from_numpy(columns),
+        columns,
         groups,
     )
-    return saved, lost
+    saved = Interval(saved.value, max(saved.low, 0.0), min(saved.high, 1.0))
+    return saved, share_interval(lost, columns[:, 2], columns[:, 3], groups)
 
 
 def quarter_auc(curves: Curves, chances: Sequence[Floats]) -> float:

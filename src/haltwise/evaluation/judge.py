@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from haltwise.evaluation.records import Bin, Frontier, Reliability, StopFigures, StoppingRecord
-from haltwise.evaluation.statistics import captured_gain, jackknife, least_mix, rank_correlation
+from haltwise.evaluation.statistics import (
+    captured_gain,
+    jackknife,
+    least_mix,
+    rank_correlation,
+    share_interval,
+)
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
     CostUnit,
@@ -73,6 +79,7 @@ def judge(
     hazards: Tensor | None = None,
     settings: list[tuple[float, float]] | None = None,
     num_left_out: int = 0,
+    has_reference: bool = True,
 ) -> StoppingRecord:
     """Judge stops beside the best fixed budget and the oracle, both chosen in hindsight.
 
@@ -89,6 +96,7 @@ def judge(
             their reliability is judged too.
         settings: From `settings_frontier`.
         num_left_out: Items that are left out, for the record.
+        has_reference: Whether excess is counted above a loss that is known.
     """
     excess = trajectory.excess.double()
     table = costs(excess, price)
@@ -108,13 +116,15 @@ def judge(
         num_steps=trajectory.num_steps,
         num_left_out=num_left_out,
         judged=judged,
-        rules=_figures(table, rules, excess[:, 0], price, groups),
+        rules=_figures(table, rules, excess[:, 0] if has_reference else None, price, groups),
         fixed_budget=budget,
         oracle_share_at_0=_share(best == 0),
         oracle_share_at_horizon=_share(best == trajectory.num_steps),
         regret_quantiles=_quantiles(own.j(price) - table.amin(1)),
         **_against_budgets(excess, own, price, groups, settings or []),
         reliability=None if hazards is None else _reliability(hazards, table, unit, groups),
+        has_reference=has_reference,
+        share_rising=_share(excess[:, -1] > excess[:, 0]),
     )
 
 
@@ -146,7 +156,7 @@ def _quantiles(values: Tensor) -> dict[str, float]:
 def _figures(
     table: Tensor,
     rules: Mapping[str, Stops],
-    initial: Tensor,
+    initial: Tensor | None,
     price: float,
     groups: Tensor | None,
 ) -> dict[str, StopFigures]:
@@ -169,7 +179,9 @@ def _figures(
             mean_cost=stops.cost.double().mean().item(),
             sd_cost=stops.cost.double().std().item(),
             share_at_horizon=_share(stops.cost == table.shape[1] - 1),
-            share_solved=_share(stops.excess <= _SOLVED * initial),
+            share_solved=(
+                math.nan if initial is None else _share(stops.excess <= _SOLVED * initial)
+            ),
             rank_correlation=rank_correlation(stops.cost, oracle),
         )
         for place, (name, stops) in enumerate(rules.items())
@@ -239,7 +251,11 @@ def _reliability(
         frequency=(events.sum() / total).item(),
         error=((sums - events).sum(0).abs().sum() / total).item(),
         bins=[
-            Bin(int(count[k]), (sums[:, k].sum() / count[k]).item(), frequency[k])
+            Bin(
+                int(count[k]),
+                (sums[:, k].sum() / count[k]).item(),
+                share_interval(frequency[k], events[:, k], cases[:, k], groups),
+            )
             for k in range(_NUM_BINS)
             if count[k] > 0
         ],

@@ -56,7 +56,8 @@ class StopFigures:
     sd_cost: float
     share_at_horizon: float
     share_solved: float
-    """Share of the items that end with at most 5 % of their initial excess."""
+    """Share of the items that end with at most 5 % of their initial excess; NaN where it is counted
+    from no reference."""
     rank_correlation: float
     """Spearman's, of the costs with the oracle's."""
 
@@ -128,6 +129,22 @@ class StoppingRecord:
     """J less the oracle's: on such a share of the items at most that much."""
     frontier: Frontier
     reliability: Reliability | None
+    has_reference: bool = True
+    """Whether excess is counted above a loss that is known; if not, it is the loss itself."""
+    share_rising: float = 0.0
+    """Share of the items whose excess is higher at the last step than at the first."""
+    direction: str = "min"
+    """Whether lower or higher was better of what was given; if higher, its sign is changed."""
+
+    @property
+    def excess_name(self) -> str:
+        """What excess is called: the loss, where no reference is known."""
+        return "excess" if self.has_reference else "loss"
+
+    @property
+    def rises(self) -> bool:
+        """Whether most excesses rise, as scores do of which higher is better."""
+        return self.share_rising > 0.5
 
     @property
     def stops(self) -> StopFigures:

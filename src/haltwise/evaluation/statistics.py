@@ -10,7 +10,14 @@ from torch import Tensor
 
 from haltwise._core.extras import extra
 
-__all__ = ["Interval", "captured_gain", "jackknife", "least_mix", "rank_correlation"]
+__all__ = [
+    "Interval",
+    "captured_gain",
+    "jackknife",
+    "least_mix",
+    "rank_correlation",
+    "share_interval",
+]
 
 _LEVEL = 0.95
 _BLOCK = 2**16  # entries of a temporary, which then stays in a cache
@@ -65,6 +72,50 @@ def jackknife(
     error = left_out.std(0, correction=0) * math.sqrt(degrees)
     half = (float(stdtrit(degrees, (1 + _LEVEL) / 2)) * error).tolist()
     return [Interval(v, v - h, v + h) for v, h in zip(values, half, strict=True)]
+
+
+def share_interval(
+    found: Interval, events: Tensor, trials: Tensor, groups: Tensor | None = None
+) -> Interval:
+    """The interval of a share of trials that are events, which lies within 0 and 1.
+
+    It is exact (Clopper and Pearson 1934) where no group has more than one trial. Where all trials
+    are events, or none, nothing varies for a jackknife to see: then each group counts as one trial.
+    Elsewhere it is the one found, cut at 0 and 1.
+
+    Args:
+        found: The share and the interval by `jackknife` or a bootstrap over the groups.
+        events: Of each item, shape [n].
+        trials: Of each item, shape [n].
+        groups: The group 0..G-1 of each item, int64 [n]; each is one of its own if None.
+
+    Examples:
+        >>> none, runs = torch.zeros(112), torch.ones(112)
+        >>> round(share_interval(Interval(0.0, 0.0, 0.0), none, runs).high, 3)
+        0.032
+    """
+    if groups is not None:
+        events, trials = (
+            values.new_zeros(int(groups.max()) + 1).index_add_(0, groups, values)
+            for values in (events, trials)
+        )
+    num, happened, total = int((trials > 0).sum()), events.sum().item(), trials.sum().item()
+    if num < 2 or not math.isfinite(found.low + found.high):
+        return found
+    if trials.max() <= 1 or happened in (0, total):
+        counted = happened * num / total
+        return Interval(found.value, *_clopper_pearson(counted, num))
+    return Interval(found.value, max(found.low, 0.0), min(found.high, 1.0))
+
+
+def _clopper_pearson(events: float, trials: int) -> tuple[float, float]:
+    with extra("learn"):
+        from scipy.special import betaincinv
+
+    tail = (1 - _LEVEL) / 2
+    low = betaincinv(events, trials - events + 1, tail) if events > 0 else 0.0
+    high = betaincinv(events + 1, trials - events, 1 - tail) if events < trials else 1.0
+    return float(low), float(high)
 
 
 def captured_gain(fixed: Tensor, rule: Tensor, oracle: Tensor) -> Tensor:

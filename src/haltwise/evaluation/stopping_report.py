@@ -1,9 +1,12 @@
 """Judge somebody else's stops, from a matrix of losses and the stops alone."""
 
+from dataclasses import replace
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
 from haltwise.evaluation.baselines import cross_fit
@@ -28,6 +31,7 @@ def stopping_report(
     hazards: Tensor | None = None,
     observed: Tensor | None = None,
     groups: Tensor | None = None,
+    direction: Literal["min", "max"] = "min",
     baselines: bool = True,
 ) -> StoppingRecord:
     """Judge stops on the trajectories of any program.
@@ -55,11 +59,16 @@ def stopping_report(
         observed: What the baselines see in place of `losses`, shape [n, T+1].
         groups: The run or seed to which each item belongs, integers [n]. Intervals then hold for
             other groups, not for other items of these.
+        direction: Whether lower or higher is better; where higher is, as of an accuracy, a loss is
+            what was given with its sign changed.
         baselines: Whether to tune baselines.
 
     Raises:
         InputError: A shape, a stop, a price or a hazard is impossible, or fewer than
             `FEWEST_ITEMS` items have finite losses.
+
+    Warns:
+        DataWarning: Most items end worse than they start, as if another direction were better.
 
     Examples:
         >>> losses = torch.rand(50, 1, dtype=torch.float64) * 0.5 ** torch.arange(9)
@@ -67,6 +76,9 @@ def stopping_report(
         1.0
     """
     _check(losses, stops, price, returned, hazards, observed, groups)
+    require(direction in ("min", "max"), f"direction must be 'min' or 'max', got {direction!r}")
+    if direction == "max":
+        losses, observed = -losses.double(), None if observed is None else -observed.double()
     cost = steps_charged(stops.long(), unit, losses.shape[1] - 1)
     ends = cost if returned is None else returned.long()
     excess = losses.double().gather(1, ends.unsqueeze(1)).squeeze(1)
@@ -74,10 +86,12 @@ def stopping_report(
     seen = (losses if observed is None else observed)[rows].double()
     trajectory = Trajectory(seen, losses[rows].double())
     inner = None if groups is None else torch.unique(groups[rows], return_inverse=True)[1]
-    given = {"given": Stops(excess[rows], cost[rows])}
+    where = "at the stop" if unit is CostUnit.UPDATES else "one step after the stop"
+    where = where if returned is None else "at the steps in `returned`"
+    given = {"given": Stops(excess[rows], cost[rows], f"as given, with the loss {where}")}
     if baselines:
         given |= cross_fit(trajectory, unit, price, stream(0, "stopping report"), inner)
-    return judge(
+    record = judge(
         trajectory,
         given,
         unit,
@@ -85,7 +99,16 @@ def stopping_report(
         groups=inner,
         hazards=None if hazards is None else hazards[rows],
         num_left_out=len(losses) - len(rows),
+        has_reference=False,
     )
+    if record.rises:
+        other = "min" if direction == "max" else "max"
+        warn(
+            f"{record.share_rising:.0%} of the items end worse than they start; if the other "
+            f'direction is better, say direction="{other}" (--direction {other})',
+            DataWarning,
+        )
+    return replace(record, direction=direction)
 
 
 def _check(

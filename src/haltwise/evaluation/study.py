@@ -146,7 +146,7 @@ def judge_runs(
     finite = keep_finite(runs)
     opponents = learned_opponents(others, finite, [unit], price)[unit]
     opponents["last_improvement"] = Stops.by(last_improvement(price, unit), finite, unit)
-    return judge_model(model, runs, others, unit, price, opponents)[0]
+    return judge_model(model, runs, others, unit, price, opponents, has_reference=False)[0]
 
 
 def _same_rule(one: OptimizerModel, other: OptimizerModel) -> bool:

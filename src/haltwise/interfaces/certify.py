@@ -60,7 +60,8 @@ def certify(
     depend on the problems that certify them: those of a model or of a class of stop rules are found
     on one problem in ten, or on one group in ten, set aside for it. Without `group` the mean over
     problems is certified, with this confidence; with it the mean in the next group, with this
-    probability, or in expectation if confidence is None (docs/certificates.md).
+    probability, or in expectation if confidence is None. The page "Certificates" of the
+    documentation has the proofs.
 
     Args:
         model_or_rule: A model, a class of stop rules with `candidates`, or stop rules from the
@@ -77,7 +78,7 @@ def certify(
         group: A label a problem, [n]: whole groups are exchangeable, not problems. Recorded runs
             have groups of their own: give those, `curves.group`, where they count.
         bound: The largest loss that a problem can have; the kind of risk knows its own, but for
-            the excess loss.
+            the excess loss and the gain forgone.
         clip: Whether losses above the bound count as the bound; the certificate says so.
         price: c, at which a model is asked; that of its card if None.
         unit: What is paid for; the model's own, or updates for a rule.
@@ -192,8 +193,8 @@ def _require_no_floor(excess: Tensor, level: float, bound: float | None) -> None
         not is_floor,
         f"no stop keeps the mean excess loss at or below {level:g}: where it is least on each "
         f"course, it is {mean:.4g} on average. Losses that have a floor are to be given without "
-        "it, for instance as what is lost against going on to the end, "
-        "excess=(losses - losses[:, -1:]).clip(0)",
+        "it; or certify what is lost against going on to the end, risk=GainForgone() (--risk "
+        "forgone)",
     )
 
 

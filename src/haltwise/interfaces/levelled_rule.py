@@ -76,7 +76,8 @@ class LevelledRule:
         self._cost_unit = cost_unit
         asked = {"a level": level, "a price": price, "successes lost": lost}
         given = [name for name, value in asked.items() if value is not None]
-        require(len(given) <= 1, f"give one of {' and '.join(given)}, not all")
+        count = "both" if len(given) == 2 else "all three"
+        require(len(given) <= 1, f"give {' or '.join(given)}, not {count}")
         self._level, self._price, self._lost = (
             None if value is None else real_number(name, value) for name, value in asked.items()
         )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.settings import one_of, price_per_unit, real_number, shown
 from haltwise.certificates import Certificate
-from haltwise.curves.curves import Curve, Direction
+from haltwise.curves.curves import Curve, Direction, aim
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.windowed_improvement import WindowedImprovementRule
 from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
@@ -75,7 +75,7 @@ class RunMonitor:
         >>> while not monitor.should_stop:
         ...     monitor.update(1 / (1 + monitor.steps))
         >>> monitor.steps, monitor.reason
-        (11, 'the last gain was 0.00909 per unit of cost, whose price is 0.01')
+        (11, 'the last gain was 0.00909 per unit of cost, below its price of 0.01')
 
         Give up what has not improved by a hundredth for ten points:
 
@@ -170,7 +170,7 @@ class RunMonitor:
             state = "goes on"
         return (
             f"RunMonitor({type(self._rule.rule).__name__} on {self._metric} ({self._direction}), "
-            f"target {self._target:g}, budget {self._budget:g}; {self._steps} points seen, {state})"
+            f"{aim(self._target, self._budget)}; {self._steps} points seen, {state})"
         )
 
     @property

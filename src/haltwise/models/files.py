@@ -18,6 +18,7 @@ from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 
 __all__ = [
+    "OF_CURVES",
     "Model",
     "build_model",
     "certified",
@@ -29,6 +30,12 @@ __all__ = [
     "save_model",
     "with_certificate",
 ]
+
+OF_CURVES = (
+    "a model of recorded runs that haltwise learn wrote; load it by "
+    "haltwise.curves.load_curve_rule, or name it to haltwise.RunMonitor, haltwise watch or judge"
+)
+"""What a file or a directory holds that is no model of this room, and the way out."""
 
 Model = OptimizerModel | HaltingModel
 AnyModel = TypeVar("AnyModel", OptimizerModel, HaltingModel)
@@ -96,6 +103,8 @@ def read_model(path: Path, own: Iterable[type] = ()) -> Model:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = load_tensors(path)
+    is_of_curves = metadata.get("kind") in ("curve model", "stop model")
+    require(not is_of_curves, f"{path} holds {OF_CURVES}")
     if not isinstance(metadata.get("card"), dict):
         raise InputError(f"{path} holds no model; best.safetensors of a run does")
     return tensors, metadata["card"]

@@ -7,7 +7,7 @@ from haltwise._core.discovery import unknown
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import shown
 from haltwise.models.card import Card
-from haltwise.models.files import halting_of, read_card, read_model
+from haltwise.models.files import OF_CURVES, halting_of, read_card, read_model
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 
@@ -55,7 +55,8 @@ def find(name_or_path: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot read {shown(str(path))}: {error.strerror}") from None
     if path.is_dir():
-        best = path / "best.safetensors"
+        best, of_curves = path / "best.safetensors", path / "model.safetensors"
+        require(best.exists() or not of_curves.exists(), f"{path} holds {OF_CURVES}")
         if not best.exists():
             raise InputError(
                 f"{path} holds no weights yet: there is no {best}; train it further with "

@@ -25,7 +25,7 @@ from haltwise.report.formats import (
     MISSING,
     Saving,
     as_given,
-    count,
+    counted,
     joined,
     num,
     percent,
@@ -100,7 +100,8 @@ def write_bench(record: BenchRecord, judged: str, path: Path) -> Path:
     top = Section(
         anchor="bench",
         title="StopBench",
-        subtitle=f"{len(record.cases)} cases, {record.settings.get('num_runs')} runs each at most",
+        subtitle=f"{counted(len(record.cases), 'case')}, {record.settings.get('num_runs')} runs "
+        "each at most",
         headline=headline(record, judged),
         verdict="gain" if wins > losses else "loss" if losses > wins else "unclear",
         sentences=[*_sentences(record), _duel_sentence(duels, judged)],
@@ -123,10 +124,9 @@ def bench_tables(record: BenchRecord, judged: str) -> list[Table]:
     """Every rule in every case, and where the judged rule is behind and ahead."""
     found = [_overview(record, question, judged) for question in Question if record.of(question)]
     duels = _duels(record, judged)
-    name = rule_name(judged)
-    for word, title, chosen in (
-        ("behind", f"Where {name} is behind", [d for d in duels if not d.ahead.value > 0]),
-        ("ahead", f"Where {name} is ahead", [d for d in duels if d.ahead.value > 0]),
+    for word, chosen in (
+        ("behind", [duel for duel in duels if not duel.ahead.value > 0]),
+        ("ahead", [duel for duel in duels if duel.ahead.value > 0]),
     ):
         rows = [
             [f"{d.case.domain}, {_at(d.case, d.key)}", d.own, rule_name(d.best), d.other, d.ahead]
@@ -136,7 +136,7 @@ def bench_tables(record: BenchRecord, judged: str) -> list[Table]:
             found.append(
                 Table(
                     f"bench-{word}",
-                    title,
+                    f"{_capital(rule_name(judged))}: {word}",
                     [
                         Column("case", str),
                         Column("its figure", percent),
@@ -145,9 +145,7 @@ def bench_tables(record: BenchRecord, judged: str) -> list[Table]:
                         Column("ahead by", percent_estimate),
                     ],
                     rows,
-                    note="Captured gain, or the share of cost saved. The best other rule is that "
-                    "of all which did best on the test runs, in hindsight. To give up, only those "
-                    "count that do not lose more successes than allowed for sure.",
+                    note=_duel_note([duel.case for duel in chosen]),
                 )
             )
     return found
@@ -158,19 +156,47 @@ def headline(record: BenchRecord, judged: str) -> str:
     duels = _duels(record, judged)
     wins = sum(duel.ahead.value > 0 for duel in duels)
     sure = sum(duel.ahead.low > 0 for duel in duels)
-    name = rule_name(judged)
     return (
-        f"{name[0].upper()}{name[1:]} is ahead of the best other rule in {wins} of {len(duels)} "
-        f"comparisons, in {sure} of them for sure"
+        f"{_capital(rule_name(judged))}: ahead of the best other rule in {wins} of "
+        f"{counted(len(duels), 'comparison')}, for sure in {sure}"
     )
+
+
+def _capital(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
+
+
+def _duel_note(cases: Sequence[BenchCase]) -> str:
+    """What the figures of these cases are."""
+    asked = {case.question for case in cases}
+    found = [
+        " or ".join(
+            words
+            for question, words in (
+                (Question.STOP, "captured gain"),
+                (Question.GIVE_UP, "the share of cost saved"),
+            )
+            if question in asked
+        ),
+        "the best other rule is that of all which did best on the test runs, in hindsight",
+    ]
+    if Question.GIVE_UP in asked:
+        found.append(
+            "to give up, only those count that do not lose more successes than allowed for sure"
+        )
+    if any(case.question is Question.STOP and case.given_price is None for case in cases):
+        found.append("prices are of a whole budget, in typical gains of a run")
+    if any(case.given_price is not None for case in cases):
+        found.append("the price of stops that were given is of a unit of cost, as it was given")
+    return " ".join(f"{_capital(each)}." for each in found)
 
 
 def _sentences(record: BenchRecord) -> list[str]:
     runs = sum(case.num_runs for case in record.cases.values())
     return [
-        f"{count(runs)} runs in {len(record.cases)} cases. Whole groups of runs are held out in "
-        f"turn; settings and levels of every rule are chosen on the other groups alone, by "
-        "cross-fitting where a rule learns. No rule sees the column it is scored by.",
+        f"{counted(runs, 'run')} in {counted(len(record.cases), 'case')}. Whole groups of runs are "
+        "held out in turn; settings and levels of every rule are chosen on the other groups "
+        "alone, by cross-fitting where a rule learns. No rule sees the column it is scored by.",
         "Stopping early returns the best point so far and pays for what was spent; the captured "
         "gain is 0 for the best budget that is alike for all runs, in hindsight, and 100 % for the "
         "oracle. Losses are counted in the typical gain of a task, prices are of a whole budget.",
@@ -182,10 +208,10 @@ def _sentences(record: BenchRecord) -> list[str]:
 
 def _duel_sentence(duels: Sequence[Duel], judged: str) -> str:
     behind = sum(duel.ahead.high < 0 for duel in duels)
-    name = rule_name(judged)
     return (
-        f"{name[0].upper()}{name[1:]} is behind for sure in {behind} of {len(duels)} comparisons, "
-        "each with the rule that did best there of all others."
+        f"{_capital(rule_name(judged))}: behind for sure in {behind} of "
+        f"{counted(len(duels), 'comparison')}, each with the rule that did best there of all "
+        "others."
     )
 
 
@@ -196,8 +222,11 @@ def _overview(record: BenchRecord, question: Question, judged: str) -> Table:
     for rule in record.rules(question):
         cells = [(case, record.cell(name, rule)) for name, case in cases.items()]
         rows.append([rule, *(None if cell is None else _mean(c, cell) for c, cell in cells)])
-        merits[rule] = fmean([_merit(case, cell) for case, cell in cells if cell is not None])
-    rows.sort(key=lambda row: -merits[row[0]])
+        merits[rule] = tuple(
+            fmean(of(case, cell) for case, cell in cells if cell is not None)
+            for of in (_merit, _demerit)
+        )
+    rows.sort(key=lambda row: merits[row[0]], reverse=True)
     if question is Question.STOP:
         rows += [["oracle", *[1.0] * len(cases)], ["fixed", *[0.0] * len(cases)]]
     else:
@@ -209,8 +238,14 @@ def _overview(record: BenchRecord, question: Question, judged: str) -> Table:
         f"{_ASKED[question]}: {_FOUND[question].format(key=percent(float(key)))}",
         [Column("rule", rule_name), *(Column(case.domain, show) for case in cases.values())],
         rows,
-        note="Rules are ordered by their mean over the domains they apply to, each counted between "
-        "none and all, and as none where more successes than allowed are lost for sure.",
+        note=(
+            "A stop returns the best point so far. Rules are ordered by their mean over the "
+            "domains they apply to, each counted between none and all; of those alike, by how far "
+            "they are below none."
+            if question is Question.STOP
+            else "Rules are ordered by their mean over the domains they apply to, each counted "
+            "between none and all, and as none where more successes than allowed are lost for sure."
+        ),
         strong=next((i for i, row in enumerate(rows) if row[0] == judged), None),
     )
 
@@ -225,7 +260,16 @@ def _mean(case: BenchCase, cell: BenchCell) -> float | Saving:
 def _merit(case: BenchCase, cell: BenchCell) -> float:
     keys = case.keys if case.question is Question.STOP else case.keys[-1:]
     value = fmean(_figure(case, cell, key) for key in keys)
-    return min(max(value, 0.0), 1.0) if all(_keeps(case, cell, key) for key in keys) else 0.0
+    kept = math.isfinite(value) and all(_keeps(case, cell, key) for key in keys)
+    return min(max(value, 0.0), 1.0) if kept else 0.0
+
+
+def _demerit(case: BenchCase, cell: BenchCell) -> float:
+    """How far it is below none, 0 or less: what orders rules that are not worth anything."""
+    if case.question is Question.STOP:
+        value = fmean(_figure(case, cell, key) for key in case.keys)
+        return min(value, 0.0) if math.isfinite(value) else 0.0
+    return -lost(case, cell, case.keys[-1]).value
 
 
 def _duels(record: BenchRecord, judged: str) -> list[Duel]:
@@ -266,7 +310,8 @@ def _keeps(case: BenchCase, cell: BenchCell, key: str) -> bool:
 
 def _at(case: BenchCase, key: str) -> str:
     if case.question is Question.STOP:
-        return f"stop, price {as_given(float(f'{float(key):.3g}'))}"
+        price = float(f"{float(key):.3g}") if case.given_price is None else case.given_price
+        return f"stop, price {as_given(price)}"
     return f"give up, {percent(float(key))} lost"
 
 
@@ -295,7 +340,9 @@ def _details(record: BenchRecord, name: str, case: BenchCase, judged: str) -> Se
             columns.append(Column(f"saved where {allowed} may be lost", percent_estimate))
             columns.append(Column("lost", percent_estimate))
     columns += [Column("setting in the first fold", None), Column("seconds", num)]
-    left = f" {count(case.num_left_out)} runs could not be judged." if case.num_left_out else ""
+    left = ""
+    if case.num_left_out:
+        left = f" Left out: {counted(case.num_left_out, 'run')} that could not be judged."
     met = ""
     if case.question is Question.GIVE_UP:
         met = (
@@ -307,9 +354,19 @@ def _details(record: BenchRecord, name: str, case: BenchCase, judged: str) -> Se
         "Captured gain" if case.question is Question.STOP else "Cost saved and successes lost",
         columns,
         rows,
-        note=f"{count(case.num_runs)} runs of {len(case.groups)} groups.{met}{left} Brackets hold "
-        "95 % intervals, by the bootstrap over groups.",
+        note=f"{counted(case.num_runs, 'run')} of {counted(len(case.groups), 'group')}.{met}{left} "
+        f"Brackets hold 95 % intervals, by the bootstrap over groups.{_price_note(case)}",
         strong=next((i for i, row in enumerate(rows) if row[0] == judged), None),
     )
     asked = _ASKED[case.question].lower()
     return Section(f"{case.domain}-{case.question}", f"{case.title}: {asked}", blocks=[table])
+
+
+def _price_note(case: BenchCase) -> str:
+    """What a price that was given comes to in the units of all others."""
+    if case.given_price is None:
+        return ""
+    return (
+        f" The price of a unit of cost, {as_given(case.given_price)}, makes a price of "
+        f"{num(float(case.keys[0]))} of a whole budget, in typical gains of a run."
+    )

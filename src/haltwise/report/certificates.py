@@ -13,11 +13,11 @@ def certificate_sentences(certificate: Certificate) -> list[str]:
     if certificate.promise is not Promise.MEAN:
         assert certificate.num_groups is not None
         rests_on += f" in {count(certificate.num_groups)} groups"
-    if certificate.num_set_aside:
-        rests_on += f"; its thresholds were found on {count(certificate.num_set_aside)} others"
+    aside = certificate.num_set_aside
+    others = f"; its thresholds were found on {count(aside)} others" if aside else ""
     found = [
         f"Certified: {certificate.statement}.",
-        f"It rests on {rests_on}, of which the risk was {num(certificate.mean_risk)}.",
+        f"It rests on {rests_on}, of which the risk was {num(certificate.mean_risk)}{others}.",
         f"It assumes that {certificate.assumption}.",
     ]
     if certificate.num_clipped:

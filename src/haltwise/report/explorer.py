@@ -170,7 +170,7 @@ def explore(
     kept = recorded.finite.nonzero().squeeze(1)
     require(len(kept) > 0, f"none of {num_problems} problems stays finite for {num_steps} steps")
     batch, recorded = batch.select(kept), recorded.select(kept)
-    words = _Words("problem", "update", "excess loss" if _is_excess(batch) else "loss")
+    words = _Words("problem", "update", "excess loss" if batch.has_reference else "loss")
     document = _document(model.halting, recorded, words)
     if family.dim == 2:
         for place, path in enumerate(_paths(model, batch, num_steps)):
@@ -223,11 +223,6 @@ def _document(
         "items": items,
         "figures": {},
     }
-
-
-def _is_excess(batch: TaskBatch) -> bool:
-    """Whether losses are measured from a least loss that is known."""
-    return batch.minimizer is not None or bool((batch.reference_loss != 0).any())
 
 
 def _stops(

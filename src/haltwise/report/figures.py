@@ -64,14 +64,15 @@ def frontier(record: StoppingRecord, stem: str) -> Figure:
             )
         )  # fmt: skip
     drawn = [budgets.mean_excess, [stops.mean_excess for stops in record.rules.values()]]
-    y = Axis("mean excess loss", log=_is_log(*drawn))
+    what = record.excess_name
+    y = Axis(f"mean {what}", log=_is_log(*drawn))
     theirs = float(np.interp(own.mean_cost, budgets.hull, hull))
     side = "below" if own.mean_excess < theirs else "not below"
     note = "Lower and further left is better. The diamond is the policy judged"
     note += ", as it ships; its other settings return what it returns." if budgets.settings else "."
     return Figure(
         f"{stem}-frontier",
-        f"For {num(own.mean_cost)} {unit} on average the stops leave a mean excess of "
+        f"For {num(own.mean_cost)} {unit} on average the stops leave a mean {what} of "
         f"{num(own.mean_excess)}, {side} the {num(theirs)} of fixed budgets mixed at random",
         note,
         Drawing([Panel(Axis(f"mean cost, {unit}"), y, series)], hover="point"),

@@ -13,12 +13,16 @@ __all__ = [
     "Spread",
     "as_given",
     "count",
+    "counted",
     "facts",
+    "in_groups",
     "interval",
+    "intervals_note",
     "joined",
     "num",
     "percent",
     "percent_estimate",
+    "plural",
     "rounded",
     "saving",
     "short",
@@ -29,6 +33,16 @@ __all__ = [
 MISSING = "–"
 """Stands where there is no number."""
 
+_PLURALS = {
+    **{
+        unit: f"{unit}s"
+        for unit in (
+            "epoch", "step", "iteration", "round", "update", "gradient", "evaluation", "sample",
+            "example", "token", "tree", "second", "minute", "hour", "day",
+        )
+    },
+    "batch": "batches",
+}  # fmt: skip
 _SPACE = "\N{NARROW NO-BREAK SPACE}"
 _DIRECTORY = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
 
@@ -69,6 +83,29 @@ def count(value: float) -> str:
     return _minus(f"{value:,.0f}") if math.isfinite(value) else MISSING
 
 
+def counted(number: float, noun: str) -> str:
+    """A number of things: 1 run, 8,827 runs."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def plural(unit: str) -> str:
+    """A unit of cost as it follows a number: a column called epoch counts epochs."""
+    return _PLURALS.get(unit, unit)
+
+
+def in_groups(runs: int, groups: int) -> str:
+    """How many runs of how many groups; each may be one of its own."""
+    return counted(runs, "run") + ("" if groups == runs else f" of {counted(groups, 'group')}")
+
+
+def intervals_note(runs: int, groups: int) -> str:
+    """How the intervals of a table came to be."""
+    if groups == 1:
+        return "All runs are of one group, so no interval tells how others would fare."
+    left_out = "runs" if groups == runs else counted(groups, "group")
+    return f"95 % intervals, {left_out} left out in turn."
+
+
 def percent(value: float) -> str:
     """A share: 86 %."""
     return f"{_hundredths(value)}{_SPACE}%" if math.isfinite(value) else MISSING
@@ -76,16 +113,21 @@ def percent(value: float) -> str:
 
 def percent_estimate(value: Interval) -> str:
     """A share with its interval: 86 % [81, 90]."""
-    if not math.isfinite(value.low + value.high):
+    if not _has_width(value):
         return percent(value.value)
     return f"{percent(value.value)} [{_hundredths(value.low)}, {_hundredths(value.high)}]"
 
 
 def interval(value: Interval) -> str:
     """An estimate with its interval: 0.860 [0.812, 0.901]."""
-    if not math.isfinite(value.low + value.high):
+    if not _has_width(value):
         return num(value.value)
     return f"{num(value.value)} [{num(value.low)}, {num(value.high)}]"
+
+
+def _has_width(value: Interval) -> bool:
+    """Whether there is an interval: none of no width, which would claim to know all."""
+    return math.isfinite(value.low + value.high) and value.low < value.high
 
 
 def spread(value: Spread) -> str:
@@ -142,9 +184,11 @@ def _hundredths(value: float) -> str:
     if not math.isfinite(value):
         return MISSING
     points = 100 * value
+    if abs(points) >= 99_999.5:
+        return _minus(f"{points:.1e}")
     near = 0 < abs(points) < 0.995 or 99 < abs(points) < 100
-    text = f"{points:.1f}" if near else f"{points:.0f}"
-    return "0" if float(text) == 0 else _minus(text)
+    text = f"{points:.1f}" if near else f"{points:,.0f}"
+    return "0" if text.strip("-0.") == "" else _minus(text)
 
 
 def _minus(text: str) -> str:

@@ -8,7 +8,17 @@ from haltwise.curves.learning import Learned
 from haltwise.curves.levels import GiveUps, candidate_levels
 from haltwise.evaluation.give_up import GiveUpRecord
 from haltwise.report.drawing import Axis, Drawing, Panel, Rule, Series
-from haltwise.report.formats import count, facts, num, percent, percent_estimate
+from haltwise.report.formats import (
+    count,
+    counted,
+    facts,
+    in_groups,
+    intervals_note,
+    num,
+    percent,
+    percent_estimate,
+    plural,
+)
 from haltwise.report.page import Column, Facts, Figure, Section, Table, write_page
 from haltwise.report.palette import BLUE, GREY, VERMILION
 
@@ -23,15 +33,15 @@ def levels_table(record: GiveUpRecord) -> Table:
         [name if _is_price(name) else float(name), at.saved, at.lost, at.level]
         for name, at in record.levels.items()
     ]
-    note = f"95 % intervals, {record.groups} groups left out in turn."
-    if record.groups == 1:
-        note = "All runs are of one group, so no interval tells how others would fare."
+    note = intervals_note(record.runs, record.groups)
+    if record.groups > 1:
+        note += " That of successes lost is exact where they are single or none is lost."
     if record.ended_early:
-        ended = count(record.ended_early)
-        note += f" {ended} runs ended before their budget without success and count as failures."
+        ended = counted(record.ended_early, "run")
+        note += f" Counted as failures: {ended} that ended before the budget without success."
     return Table(
         "levels",
-        f"Of {num(record.hours)} {record.cost_unit} in {count(record.runs)} runs "
+        f"Of {num(record.hours)} {plural(record.cost_unit)} in {counted(record.runs, 'run')} "
         f"{percent(record.oracle_saved)} went into runs that did not succeed",
         [
             Column("successes that may be lost", lambda v: v if isinstance(v, str) else percent(v)),
@@ -55,9 +65,9 @@ def write_give_up(path: Path, record: GiveUpRecord, learned: Learned) -> Path:
     overview = Section(
         anchor="saved",
         title="What it would have saved",
-        subtitle=f"{count(record.runs)} runs of {record.groups} groups, {card.metric}",
+        subtitle=f"{in_groups(record.runs, record.groups)}, {card.metric}",
         headline=f"Giving doomed runs up saves {percent(shown.saved.value)} of all "
-        f"{record.cost_unit} and loses {percent(shown.lost.value)} of the successes",
+        f"{plural(record.cost_unit)} and loses {percent(shown.lost.value)} of the successes",
         verdict="gain" if shown.saved.low > 0 else "unclear",
         sentences=[
             "Neither the forecast of a run nor the level below which it is given up had seen its "
@@ -123,7 +133,7 @@ def _groups(record: GiveUpRecord) -> Table:
             ),
         ],
         rows,
-        note=f"{left} more groups lose no more than these." if left else "",
+        note=f"{left} more lose no more than these." if left else "",
     )
 
 

@@ -10,7 +10,7 @@ from haltwise._core.files import write_atomically
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.levels import GiveUps, first_below
 from haltwise.curves.model import CurveModel, cost_scale, per_cost
-from haltwise.report.formats import as_given, count, percent, short
+from haltwise.report.formats import as_given, count, percent, plural, short
 from haltwise.report.page import render
 
 __all__ = ["replay", "write_replay"]
@@ -95,7 +95,7 @@ def replay(model: CurveModel, curves: Curves, *, num_runs: int, min_points: int)
             for lost, at in levels.items()
         ],
         "metric": curves.metric,
-        "unit": curves.cost_unit,
+        "unit": plural(curves.cost_unit),
         "totals": {
             "saved": stops.share_saved.tolist(),
             "lost": stops.share_lost.tolist(),

@@ -43,7 +43,7 @@ from haltwise.report.studies import study_section
 from haltwise.stop_rules import CostUnit
 from haltwise.training.run.log import read_log
 
-__all__ = ["write_report"]
+__all__ = ["optimizers_table", "write_report"]
 
 _UNIT = CostUnit.GRADIENTS
 """The unit of the key figures: users pay for gradients."""
@@ -189,7 +189,7 @@ def _evaluation(record: EvaluationRecord, arrays: Mapping[str, Tensor], place: i
             *stopping_figures(stopping, stem, costs),
             loss_curves(record, stem),
             *(rules_table(record.stopping[unit], stem) for unit in (_UNIT, CostUnit.UPDATES)),
-            _optimizers(record, stem),
+            optimizers_table(record, stem),
             Facts("How it was evaluated", facts(settings)),
         ],
     )
@@ -228,10 +228,10 @@ def _warnings(record: EvaluationRecord) -> list[str]:
     return found
 
 
-def _optimizers(record: EvaluationRecord, stem: str) -> Table:
+def optimizers_table(record: EvaluationRecord, stem: str = "", *, wide: bool = True) -> Table:
     """Every optimizer: its losses if nothing stops it, its own stops if it has any."""
     stopping = {record.optimizer: record.stopping, **record.others}
-    own = record.stopping[_UNIT].stops
+    own, what = record.stopping[_UNIT].stops, record.stopping[_UNIT].excess_name
     rows: list[list[Any]] = []
     for name, curve in record.curves.items():
         stops = stopping[name][_UNIT].stops if name in stopping else None
@@ -257,13 +257,13 @@ def _optimizers(record: EvaluationRecord, stem: str) -> Table:
         [
             Column("optimizer", str),
             Column("learning rate", as_given),
-            Column(f"sum of mean excess, steps 1 to {record.horizon}"),
-            Column("mean excess at the last step"),
-            Column(f"mean excess after {num(own.mean_cost)} steps"),
-            Column(f"steps to a mean excess of {num(own.mean_excess)}", count),
+            Column(f"sum of mean {what}, steps 1 to {record.horizon}", num if wide else None),
+            Column(f"mean {what} at the last step"),
+            Column(f"mean {what} after {num(own.mean_cost)} steps", num if wide else None),
+            Column(f"steps to a mean {what} of {num(own.mean_excess)}", count),
             Column("J of its own stops", interval),
-            Column(f"their cost, {_UNIT.value}", spread),
-            Column("their captured gain", percent_estimate),
+            Column(f"their cost, {_UNIT.value}", spread if wide else None),
+            Column("their captured gain", percent_estimate if wide else None),
             last,
         ],
         rows,

@@ -6,7 +6,16 @@ from pathlib import Path
 from haltwise.curves.stop_model import StopCard
 from haltwise.evaluation.stop_early import StopEarlyRecord
 from haltwise.report.drawing import Axis, Drawing, Panel, Rule, Series
-from haltwise.report.formats import as_given, count, facts, interval, num, percent, percent_estimate
+from haltwise.report.formats import (
+    as_given,
+    facts,
+    in_groups,
+    interval,
+    intervals_note,
+    num,
+    percent,
+    percent_estimate,
+)
 from haltwise.report.page import Column, Facts, Figure, Section, Table, write_page
 from haltwise.report.palette import BLUE, GREY, VERMILION
 
@@ -19,7 +28,7 @@ def ways_table(record: StopEarlyRecord) -> Table:
     """What each way to stop costs."""
     return Table(
         "ways",
-        f"{count(record.runs)} runs of {record.groups} groups, at a price of "
+        f"{in_groups(record.runs, record.groups)}, at a price of "
         f"{as_given(record.price)} per unit of {record.cost_unit}",
         [
             Column("rule", str),
@@ -36,12 +45,7 @@ def ways_table(record: StopEarlyRecord) -> Table:
             else ""
         )
         + "The best equal share of its budget for every run is chosen in hindsight; the oracle "
-        "knows the future. "
-        + (
-            f"95 % intervals, {record.groups} groups left out in turn."
-            if record.groups > 1
-            else "All runs are of one group, so no interval tells how others would fare."
-        ),
+        "knows the future. " + intervals_note(record.runs, record.groups),
     )
 
 
@@ -55,7 +59,7 @@ def write_stop_early(path: Path, record: StopEarlyRecord, card: StopCard) -> Pat
     overview = Section(
         anchor="saved",
         title="What it would have saved",
-        subtitle=f"{count(record.runs)} runs of {record.groups} groups, {record.metric}",
+        subtitle=f"{in_groups(record.runs, record.groups)}, {record.metric}",
         headline=f"Stopping {percent(record.stopped)} of the runs before their end saves "
         f"{num(saved.value)} of J a run",
         verdict="gain" if saved.low > 0 else "loss" if saved.high < 0 else "unclear",
@@ -79,7 +83,7 @@ def write_stop_early(path: Path, record: StopEarlyRecord, card: StopCard) -> Pat
         "Groups, those that save least first",
         [Column("group", str), Column("saved a run", num)],
         [[group, gain] for group, gain in worst[:_FIT]],
-        note=f"{len(worst) - _FIT} more groups save no less." if len(worst) > _FIT else "",
+        note=f"{len(worst) - _FIT} more save no less." if len(worst) > _FIT else "",
     )
     where = Section(anchor="groups", title="Where it fails", blocks=[groups])
     made = Section(

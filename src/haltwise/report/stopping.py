@@ -13,7 +13,7 @@ from haltwise.report.figures import frontier, reliability, stop_steps
 from haltwise.report.formats import (
     Spread,
     as_given,
-    count,
+    counted,
     interval,
     num,
     percent,
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _TUNED = ("fixed_tuned", *BASELINES, *LEARNERS)
+_ABSURD = 10.0  # a captured gain, of all that can be gained, beyond which that is next to nothing
 
 
 def write_stopping_report(record: StoppingRecord, path: Path, title: str) -> Path:
@@ -71,8 +72,8 @@ def best_baseline(record: StoppingRecord) -> str | None:
 
 
 def verdict(record: StoppingRecord) -> str:
-    """`gain`, `loss` or `unclear`, by the interval of the captured gain."""
-    gain = record.stops.gain
+    """`gain`, `loss` or `unclear`, by the interval of what is gained over the best fixed budget."""
+    gain = record.rules["fixed"].difference if _has_no_room(record) else record.stops.gain
     return "gain" if gain.low > 0 else "loss" if gain.high < 0 else "unclear"
 
 
@@ -81,6 +82,13 @@ def headline(record: StoppingRecord) -> str:
     gain, best = record.stops.gain, best_baseline(record)
     if not math.isfinite(gain.value):
         return "The best fixed budget is as good as the oracle: nothing can be gained here"
+    if _has_no_room(record):
+        own, fixed, oracle = (record.rules[r].j.value for r in (record.judged, "fixed", "oracle"))
+        return (
+            f"Next to nothing can be gained here: J of the oracle is {num(fixed - oracle)} below "
+            f"that of the best fixed budget, and J of the stops {num(abs(own - fixed))} "
+            f"{'above' if own > fixed else 'below'} it, so captured gain is a share of almost 0"
+        )
     beside = ""
     if best is not None:
         theirs = percent(record.rules[best].gain.value)
@@ -98,17 +106,31 @@ def sentences(record: StoppingRecord) -> list[str]:
     """What the stops cost, what they save, whom they beat and what they know."""
     own, oracle = record.stops, record.rules["oracle"]
     outcome = (
-        f"Counted in {record.unit.value}, excess and price come to J = {interval(own.j)}, against "
-        f"{num(record.rules['fixed'].j.value)} for the best fixed budget, {record.fixed_budget}, "
-        f"and {num(oracle.j.value)} for the oracle, on {count(record.num_items)} problems."
+        f"Counted in {record.unit.value}, {record.excess_name} and price × cost come to J = "
+        f"{interval(own.j)}, against {num(record.rules['fixed'].j.value)} for the best fixed "
+        f"budget, {record.fixed_budget}, and {num(oracle.j.value)} for the oracle, on "
+        f"{counted(record.num_items, 'problem')}."
     )
     return [outcome, _saved(record), *_opponent(record), _skill(record), _regret(record)]
 
 
 def warnings(record: StoppingRecord) -> list[str]:
-    """A warning if items were left out."""
-    lost = record.num_left_out
-    return [f"{count(lost)} problems did not stay finite and are left out."] if lost else []
+    """Warnings if items were left out, or if given losses rise."""
+    found = []
+    if record.num_left_out:
+        left_out = counted(record.num_left_out, "problem")
+        found.append(f"Left out: {left_out} that did not stay finite (NaN or infinite).")
+    if record.rises and record.judged == "given":
+        what, side, way_out = (
+            ("Losses", "higher", "if higher is better, say so (--direction max)")
+            if record.direction == "min"
+            else ("Scores", "lower", "if lower is better, leave out --direction max")
+        )
+        found.append(
+            f"{what} end {side} than they start on {percent(record.share_rising)} of the problems; "
+            f"{way_out}."
+        )
+    return found
 
 
 def rules_table(record: StoppingRecord, stem: str = "", *, wide: bool = True) -> Table:
@@ -144,16 +166,22 @@ def rules_table(record: StoppingRecord, stem: str = "", *, wide: bool = True) ->
             Column("captured gain", percent_estimate),
             Column(f"J above {rule_name(record.judged)}", interval if wide else None),
             Column("cost", spread),
-            Column("excess at the stop", num if wide else None),
+            Column(f"{record.excess_name} at the stop", num if wide else None),
             Column("at the horizon", percent if wide else None),
-            Column("solved", percent if wide else None),
+            Column("solved", percent if wide and record.has_reference else None),
             Column("rank correlation with the oracle’s", num if wide else None),
             Column("policy", None),
         ],
         rows,
-        note="J and excess in units of the loss, lower is better; ± is the standard deviation. "
-        "Brackets hold 95 % intervals; differences are paired. Baselines are tuned on other "
-        "problems than they are judged on.",
+        note=f"J{' and excess' if record.has_reference else ''} in units of the loss"
+        + (", which is the score with its sign changed" if record.direction == "max" else "")
+        + ", lower is better; ± is the standard deviation. Brackets hold 95 % intervals; "
+        "differences are paired. Baselines are tuned on other problems than they are judged on"
+        + (
+            f"; they may return the best point so far. These stops are taken {record.stops.policy}."
+            if record.judged == "given"
+            else "."
+        ),
         strong=0,
     )
 
@@ -172,13 +200,15 @@ def stopping_figures(
 
 def _saved(record: StoppingRecord) -> str:
     """The cost that budgets need for equal excess, beside that of the stops."""
-    own, budgets, unit = record.stops, record.frontier, record.unit.value
+    own, budgets, unit, what = record.stops, record.frontier, record.unit.value, record.excess_name
     saved = budgets.saved
-    text = f"They take {num(own.mean_cost)} {unit} to a mean excess of {num(own.mean_excess)}; "
+    text = f"They take {num(own.mean_cost)} {unit} to a mean {what} of {num(own.mean_excess)}; "
     # NaN where the excess of the last step is not as low.
     if min(budgets.mean_excess) <= own.mean_excess:
         needed = num(budgets.cost_for_equal_excess)
-        text += f"for equal excess, budgets mixed at random need {needed} {unit}"
+        text += f"for equal {what}, budgets mixed at random need {needed} {unit}"
+        if not math.isfinite(saved.value):  # they need none
+            return f"{text}, so that nothing can be saved."
         change = f"{percent_estimate(saved)} are saved"
     else:
         text += f"no fixed budget of up to {record.num_steps} comes so low"
@@ -192,6 +222,13 @@ def _saved(record: StoppingRecord) -> str:
         more = Interval(-saved.value, -saved.high, -saved.low)
         change = f"these take {percent_estimate(more)} more"
     return f"{text}: {change}."
+
+
+def _has_no_room(record: StoppingRecord) -> bool:
+    """Whether the oracle gains too little for captured gain, a share of that, to say anything."""
+    gain = record.stops.gain
+    ends = [abs(end) for end in (gain.value, gain.low, gain.high) if math.isfinite(end)]
+    return math.isfinite(gain.value) and max(ends) > _ABSURD
 
 
 def _opponent(record: StoppingRecord) -> list[str]:
@@ -210,7 +247,7 @@ def _opponent(record: StoppingRecord) -> list[str]:
 
 
 def _skill(record: StoppingRecord) -> str:
-    text = f"Dealt to the problems at random, the same stops would cost {num(record.permuted_j)}: "
+    text = f"Dealt to the problems at random, the same stops have a J of {num(record.permuted_j)}: "
     change = interval(record.skill)
     if record.skill.low > 0:
         return f"{text}telling problems apart lowers J by {change}."

@@ -28,7 +28,12 @@ class Plateau(LevelRule):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        return (f"the last step lowered the loss by no more than {self.tolerance:.4g}",)
+        size = f"{abs(self.tolerance):.4g}"
+        if self.tolerance < 0:
+            return (f"the last step raised the loss by {size} or more",)
+        if self.tolerance == 0:
+            return ("the last step did not lower the loss",)
+        return (f"the last step lowered the loss by no more than {size}",)
 
     def init(self, num_items: int, like: Tensor) -> Memory:
         return {"last": like.new_full((num_items,), torch.inf)}

@@ -159,6 +159,11 @@ class TaskBatch(ABC):
         return None
 
     @property
+    def has_reference(self) -> bool:
+        """Whether excess is measured from a least loss that is known, or from some other bound."""
+        return self.minimizer is not None or bool((self.reference_loss != 0).any())
+
+    @property
     def stochastic(self) -> bool:
         """Whether the loss observed at given parameters depends on the step."""
         return False

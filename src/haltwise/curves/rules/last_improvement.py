@@ -89,10 +89,12 @@ class UntunedImprovementRule(CurveRule):
     def why(self, curve: Curve) -> str:
         if self.price is None:
             return super().why(curve)
-        return (
-            f"the last gain was {self.price * self.score(curve)[-1]:.3g} per unit of cost, whose "
-            f"price is {self.price:g}"
-        )
+        if not np.isfinite(curve.loss[-1]):
+            return "the last metric is not finite"
+        gain = self.price * self.score(curve)[-1]
+        if gain < 0:
+            return f"nothing was gained: the last point is worse by {-gain:.3g} per unit of cost"
+        return f"the last gain was {gain:.3g} per unit of cost, below its price of {self.price:g}"
 
 
 CURVE_RULES = {
