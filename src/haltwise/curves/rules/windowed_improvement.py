@@ -13,6 +13,7 @@ from haltwise.curves.rules.progress import best_so_far
 
 __all__ = ["WindowedImprovementRule"]
 
+_LATELY = 5  # improvements, which noise puts in falling order once in 120 times
 _ROUNDING = 1e-12  # of a loss: of falls that differ by less, neither is the larger
 
 
@@ -23,8 +24,8 @@ class WindowedImprovementRule(CurveRule):
 
     A loss that always falls, and by less each time, is taken at its word: the score is its last
     improvement in prices of what it cost, as that of `UntunedImprovementRule`. Where it rose, or
-    fell by more than before, within the window, a single improvement tells little; the score is
-    then what the best loss gained over the window, in prices of what the window cost.
+    fell by more than before, in the last five steps, a single improvement tells little; the score
+    is then what the best loss gained over the window, in prices of what the window cost.
 
     Raises:
         InputError: The price is not above 0 and finite, or the window is no number of points.
@@ -75,7 +76,7 @@ class WindowedImprovementRule(CurveRule):
             is_steady = (rate >= -rounding) & np.isfinite(rate)
             is_steady[1:] &= rate[1:] <= rate[:-1] + rounding[1:]
         num_unsteady = np.concatenate(([0], np.cumsum(~is_steady)))  # before each point
-        begin = np.maximum(np.arange(len(loss)) - self.window, 0)
+        begin = np.maximum(np.arange(len(loss)) - _LATELY, 0)
         return np.where(num_unsteady > num_unsteady[begin], self.window, 1)
 
 
