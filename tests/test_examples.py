@@ -50,6 +50,7 @@ def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
     assert "gradients a problem" in (drawing[0].text or "")
 
 
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")  # a training of seconds hardly stops
 def test_a_family_from_a_file_is_trained_on_and_solved(tmp_path: Path) -> None:
     arguments = ["--out", str(tmp_path / "run"), "--joint-steps", "2"]
     arguments += ["--halting-steps", "2", "--num-recorded", "64"]

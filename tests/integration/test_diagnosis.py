@@ -238,7 +238,7 @@ def test_the_command_prints_findings_and_writes_figures(tmp_path: Path) -> None:
 
 def test_bad_input(model: OptimizerModel) -> None:
     for settings, sentence in (
-        ({"price": 0.0}, "price must be above 0"),
+        ({"price": 0.0}, "price must be a finite number above 0"),
         ({"horizon": 1}, "horizon must be at least 2"),
         ({"num_problems": 3}, "num_problems must be at least 8"),
     ):

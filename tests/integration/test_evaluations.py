@@ -170,7 +170,7 @@ def test_networks_are_judged_on_minibatches_and_test_examples(
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"price": 0.0}, "price must be above 0, got 0"),
+        ({"price": 0.0}, "price must be a finite number above 0, got 0"),
         ({"horizon": 0}, "at least 1 step, got 0"),
         ({"num_problems": 31}, "num_problems must be at least 32, got 31"),
         ({"models": {"adam": untrained()}}, "adam is the name of a hand-designed"),

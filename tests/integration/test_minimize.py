@@ -37,7 +37,7 @@ def test_minimize_is_solve_for_one_problem() -> None:
     def loss(params: torch.Tensor) -> torch.Tensor:
         return (params @ design.T - target).square().sum(1) / 2
 
-    solution = haltwise.solve(FunctionBatch(torch.from_numpy(START)[None], loss))
+    solution = haltwise.solve(FunctionBatch(torch.from_numpy(START)[None], loss), "regression-10d")
     result = haltwise.minimize(value, START, jac=gradient)
     assert result.x.dtype == np.float64
     np.testing.assert_allclose(result.x, solution.params[0].numpy(), rtol=1e-9)

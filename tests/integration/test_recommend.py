@@ -165,7 +165,7 @@ def test_what_cannot_take_the_problems_is_skipped_unless_named(
 
 def test_impossible_questions_are_refused(problems: TaskBatch) -> None:
     for wrong, message in (
-        ({"price": -1.0}, "price must be above 0"),
+        ({"price": -1.0}, "price must be a finite number above 0"),
         ({"max_steps": 0}, "max_steps must be"),
         ({"num_problems": 0}, "num_problems must be"),
     ):

@@ -172,7 +172,7 @@ def test_stops_of_other_things_are_refused() -> None:
         with pytest.raises(InputError, match=message):
             haltwise.solve(problem, method=method, stop=stop)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="stop must be a StopRule"):
-        haltwise.solve(problem, stop=model)
+        haltwise.solve(problem, "regression-10d", model)
 
 
 def test_engines_have_the_names_that_cards_know_them_by() -> None:

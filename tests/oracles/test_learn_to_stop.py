@@ -82,7 +82,7 @@ def test_what_a_stop_returns_may_be_another_loss() -> None:
 
 def test_bad_input_is_one_sentence_and_nothing_is_lost_silently() -> None:
     losses = _losses(3, 22)
-    with pytest.raises(InputError, match="price must be above 0, got 0"):
+    with pytest.raises(InputError, match="price must be a finite number above 0, got 0"):
         learn_to_stop(_curves(losses), 0)
     with pytest.raises(InputError, match="19 runs have two points and a finite first loss"):
         learn_to_stop(_curves(losses[:19]), PRICE)

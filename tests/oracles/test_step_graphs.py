@@ -215,6 +215,12 @@ SOLVED: dict[str, tuple[Callable[[], TaskBatch], dict[str, Any]]] = {
 }
 
 
+def solve_learned(
+    problem: TaskBatch, optimizer: Any = "regression-10d", *stop: Any, **settings: Any
+) -> Solution:
+    return haltwise.solve(problem, optimizer, *stop, **settings)
+
+
 @pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
 @pytest.mark.parametrize("guard", [True, False])
 @pytest.mark.parametrize("kind", SOLVED)
@@ -222,10 +228,10 @@ def test_solutions_are_the_same(
     kind: str, guard: bool, recorded: StepGraphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, settings = SOLVED[kind]
-    found = haltwise.solve(make(), guard=guard, **settings)
+    found = solve_learned(make(), guard=guard, **settings)
     assert recorded._recordings
     monkeypatch.undo()
-    expected = haltwise.solve(make(), guard=guard, **settings)
+    expected = solve_learned(make(), guard=guard, **settings)
     agree(found, expected, FIELDS)
 
 
@@ -249,7 +255,7 @@ def test_processes_run_the_same(stop: StopPolicy | None, monkeypatch: pytest.Mon
 @pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
 def test_descents_are_recorded(recorded: StepGraphs) -> None:
     batch = problems("rosenbrock-2d", 8)
-    haltwise.solve(batch, max_steps=60)
+    solve_learned(batch, max_steps=60)
     kinds = {recording.kind[0] for recording in recorded._recordings}
     assert "descent" in kinds
 
@@ -262,24 +268,24 @@ def test_a_loss_of_the_callers_is_asked_step_by_step(recorded: StepGraphs) -> No
         return (params - target).square().sum(1)
 
     target = torch.linspace(0, 3, 9).unsqueeze(1).expand(9, 4)
-    solution = haltwise.solve(FunctionBatch(torch.zeros(9, 4), loss, {"target": target}))
+    solution = solve_learned(FunctionBatch(torch.zeros(9, 4), loss, {"target": target}))
     assert not recorded._recordings
     once_more = 3 + 1 + 1 + 1 + 9  # the function is tried, and results are evaluated
     assert sum(sizes) <= solution.num_gradients.sum() + once_more
 
 
 def test_a_stop_rule_of_the_callers_is_asked_step_by_step(recorded: StepGraphs) -> None:
-    haltwise.solve(problems(), stop=Drawn(3) | Patience(3), max_steps=9)
+    solve_learned(problems(), stop=Drawn(3) | Patience(3), max_steps=9)
     assert not recorded._recordings
 
 
 def test_noisy_losses_are_asked_step_by_step(recorded: StepGraphs) -> None:
-    haltwise.solve(problems("regression-10d-noisy"))
+    solve_learned(problems("regression-10d-noisy"))
     assert not recorded._recordings
 
 
 def test_losses_that_are_asked_for_are_noted_step_by_step(recorded: StepGraphs) -> None:
-    solution = haltwise.solve(problems(), history=True)
+    solution = solve_learned(problems(), history=True)
     assert not recorded._recordings
     assert solution.history is not None
 
@@ -299,7 +305,7 @@ def test_the_loss_returned_is_that_of_the_parameters_returned() -> None:
 
 
 def solve_some(number: int = PROBLEMS) -> Solution:
-    return haltwise.solve(problems(number=number))
+    return solve_learned(problems(number=number))
 
 
 def test_recordings_are_made_once_and_few_are_kept(recorded: StepGraphs) -> None:
@@ -309,7 +315,7 @@ def test_recordings_are_made_once_and_few_are_kept(recorded: StepGraphs) -> None
     solve_some(PROBLEMS - 7)  # as many places
     assert {id(one) for one in recorded._recordings} == {id(one) for one in first}
     for steps in range(10, 30):
-        haltwise.solve(problems(), stop=Patience(steps), max_steps=5)
+        solve_learned(problems(), stop=Patience(steps), max_steps=5)
     assert len(recorded._recordings) == step_graphs._MOST
 
 
@@ -475,15 +481,15 @@ def agreeing(found: Solution, expected: Solution) -> Tensor:
 @pytest.mark.parametrize("kind", SOLVED)
 def test_a_gpu_finds_what_a_cpu_finds(kind: str) -> None:
     make, settings = SOLVED[kind]
-    expected = haltwise.solve(make(), **settings)
+    expected = solve_learned(make(), **settings)
     # Rounding decides where the way is chaotic, also on a CPU.
     noise = seeded(5)
     shaken = haltwise._core.tensors.map_tensors(
         make(), lambda value: value * (1 + 1e-13 * torch.randn(value.shape, generator=noise))
     )
-    sure = agreeing(haltwise.solve(shaken, **settings), expected).double().mean()
+    sure = agreeing(solve_learned(shaken, **settings), expected).double().mean()
     for _ in range(2):
-        solution = haltwise.solve(on_gpu(make()), **settings)
+        solution = solve_learned(on_gpu(make()), **settings)
         found = agreeing(solution, expected).double().mean()
         assert found == 1 if sure == 1 else found >= sure - 0.15
         torch.testing.assert_close(solution.loss.cpu().median(), expected.loss.median())
@@ -493,29 +499,29 @@ def test_a_gpu_finds_what_a_cpu_finds(kind: str) -> None:
 @pytest.mark.parametrize("kind", SOLVED)
 def test_places_may_be_left_empty(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, settings = SOLVED[kind]
-    expected = haltwise.solve(make(), **settings)
+    expected = solve_learned(make(), **settings)
     monkeypatch.setattr(early_exit._Run, "leaves_gaps", True)  # as on an accelerator
-    agree(haltwise.solve(make(), **settings), expected, FIELDS)
+    agree(solve_learned(make(), **settings), expected, FIELDS)
 
 
 @CUDA
 def test_graphs_are_captured_kept_and_dropped_with_the_model() -> None:
     model = haltwise.load("regression-10d")
     batch = family("regression-10d").sample(500, seeded(), device="cuda")
-    first = haltwise.solve(batch, model)
+    first = solve_learned(batch, model)
     graphs = kept._KEPT[model].graphs
     assert all(recording._graph is not None for recording in graphs._recordings)
     number = len(graphs._recordings)
     assert number >= 1
     with torch.cuda.stream(torch.cuda.Stream()):
-        second = haltwise.solve(batch, model)
+        second = solve_learned(batch, model)
     torch.cuda.synchronize()
     assert len(graphs._recordings) == number
     assert torch.equal(first.num_gradients, second.num_gradients)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(1.1)
-    haltwise.solve(batch, model)
+    solve_learned(batch, model)
     assert kept._KEPT[model].graphs is not graphs
     gone = weakref.ref(kept._KEPT[model].graphs)
     del model
@@ -530,6 +536,6 @@ def test_a_loss_that_waits_for_the_gpu_is_solved_step_by_step() -> None:
         return (params - target).square().sum(1) * (1.0 if weight >= 0 else 2.0)
 
     target = torch.ones(50, 4, device="cuda")
-    solution = haltwise.solve(FunctionBatch(torch.zeros_like(target), loss, {"target": target}))
+    solution = solve_learned(FunctionBatch(torch.zeros_like(target), loss, {"target": target}))
     assert (solution.outcome == Outcome.HALTED).all()
-    assert haltwise.solve(on_gpu(problems())).success.any()  # and graphs go on working
+    assert solve_learned(on_gpu(problems())).success.any()  # and graphs go on working

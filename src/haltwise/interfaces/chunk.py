@@ -217,7 +217,8 @@ class Chunk:
         if not by_own_rule:
             lowest = card.price / card.price_range
             below = self._price * self.loss_scale.exp() < lowest * (1 - 1e-4)
-            late = early & ~below & (ledger.count >= card.horizon)
+            if self._model.halting.halts:
+                late = early & ~below & (ledger.count >= card.horizon)
             early |= (self.outcome == Outcome.HALTED) & below
             failed |= strange
         usable = ledger.loss.isfinite()

@@ -297,4 +297,6 @@ class TaskFamily(ABC):
             InputError: `num_problems` is below 1, or data files are missing or bad.
         """
         batch = self._sample(whole_number("num_problems", num_problems), generator)
-        return batch.to(device, dtype)
+        return map_tensors(
+            batch, lambda value: value.to(device, dtype if value.is_floating_point() else None)
+        )

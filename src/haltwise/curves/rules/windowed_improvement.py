@@ -65,7 +65,7 @@ class WindowedImprovementRule(CurveRule):
         rate = self.price * self.score(curve)[-1]
         many = self._looks_back(curve)[-1]
         gain = "the last gain was" if many == 1 else f"the best of the last {many} points gained"
-        return f"{gain} {rate:.3g} per unit of cost, whose price is {self.price:g}"
+        return f"{gain} {rate:.3g} per unit of cost, below its price of {self.price:g}"
 
     def _looks_back(self, curve: Curve) -> Integers:
         """How many points before each its loss is compared with: one, or the window; shape [n]."""
