@@ -436,3 +436,9 @@ def test_names_and_facts() -> None:
     assert (joined(["a"]), joined(["a", "b", "c"])) == ("a", "a, b and c")
     tree = {"a": {"b": [1, 2.5], "c": []}, "d": None, "e": "/x/y"}
     assert facts(tree) == [("a.b", "1, 2.5"), ("a.c", "–"), ("d", "–"), ("e", "y")]
+
+
+def test_a_table_without_rows_is_downloaded_with_its_headings() -> None:
+    """That of a question to which no rule that was run has an answer."""
+    table = Table("none", "None", [Column("rule", str), Column("gain")], [])
+    assert table.embedded() == {"columns": ["rule", "gain"], "rows": []}

@@ -66,8 +66,8 @@ class Table:
     def embedded(self) -> dict[str, Any]:
         """What is downloaded; an interval takes three columns, a spread or a saving two."""
         kinds = [
-            next((type(value) for value in values if value is not None), float)
-            for values in zip(*self.rows, strict=True)
+            next((type(row[i]) for row in self.rows if row[i] is not None), float)
+            for i in range(len(self.columns))
         ]
         ends = [_ENDS.get(kind, ("",)) for kind in kinds]
         pairs = zip(self.columns, ends, strict=True)
