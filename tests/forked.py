@@ -18,22 +18,21 @@ _SLOW_TO_IMPORT = ("haltwise.training", "sklearn.linear_model", "torch._dynamo")
 
 
 def hold(*modules: str) -> None:
-    """Have the server import these, too; the first call that starts a process decides."""
+    """Have the server import these, too, unless it runs already."""
     multiprocessing.set_forkserver_preload([__name__, *_SLOW_TO_IMPORT, *modules])
 
 
 class Command:
-    """A command that runs; `haltwise` is the first of its words and is left out."""
+    """A command of `haltwise` that runs, and is ended with the tests at the latest."""
 
     def __init__(
         self, *arguments: object, cwd: Path, folder: Path, environment: Mapping[str, str] = {}
     ) -> None:
-        """Start it; what it prints goes to two files in `folder`."""
+        """Start it in `cwd`; what it prints goes to two files in `folder`."""
         hold()
         self._files = (folder / "stdout", folder / "stderr")
-        self._process = ForkServerProcess(
-            target=_run, args=([*map(str, arguments)], cwd, self._files, dict(environment))
-        )
+        given = ([*map(str, arguments)], cwd, self._files, dict(environment))
+        self._process = ForkServerProcess(target=_run, args=given, daemon=True)  # a test may fail
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

@@ -40,7 +40,7 @@ def run(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess
 def use_distributed(code: str) -> str:
     """What is printed by a program that uses `spread`, a distributed tensor of three ones.
 
-    It runs in a process of its own that is the only one of its group.
+    It runs under `python -O`, in a process of its own that is the only one of its group.
     """
     whole = f"""
 import torch, torch.distributed as dist
@@ -51,7 +51,7 @@ spread = distribute_tensor(torch.ones(1, 3), init_device_mesh("cpu", (1,)), [Rep
 dist.destroy_process_group()
 """
     child = subprocess.run(
-        [sys.executable, "-c", whole],
+        [sys.executable, "-O", "-c", whole],
         check=False,
         capture_output=True,
         text=True,

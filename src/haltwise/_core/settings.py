@@ -71,7 +71,11 @@ def real_number(name: str, value: object) -> float:
 
 
 def price_per_unit(value: object, name: str = "price") -> float:
-    """Convert a price: a finite number above 0, for a step that costs nothing is never to stop."""
+    """Convert a price of a unit of cost, in units of the loss; free steps would never end.
+
+    Raises:
+        InputError: It is not a finite number above 0.
+    """
     price = real_number(name, value)
     require(0 < price < math.inf, f"{name} must be a finite number above 0, got {price:g}")
     return price

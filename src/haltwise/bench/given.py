@@ -1,18 +1,17 @@
 """Somebody's own stops on their own runs, as a domain: every rule is judged beside them."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import numpy as np
 
 from haltwise._core.arrays import read_arrays
 from haltwise._core.errors import require
-from haltwise._core.settings import real_number
+from haltwise._core.settings import price_per_unit
 from haltwise.bench.cases import typical_gains
 from haltwise.bench.domain import Domain, Sample
-from haltwise.curves.curves import Curves, Integers
+from haltwise.curves.curves import Curves, Direction, Integers
 
 __all__ = ["GivenDomain"]
 
@@ -33,7 +32,7 @@ class GivenDomain(Domain):
     path: Path
     price: float | None = None
     """Of a unit of cost, in units of the loss; that of the file if None."""
-    direction: Literal["min", "max"] = "min"
+    direction: Direction = "min"
     """Whether lower or higher is better of what the file calls losses."""
     title: ClassVar[str] = "stops that were given"
 
@@ -92,9 +91,7 @@ class GivenDomain(Domain):
         found = read_arrays(self.path, ("price",)).get("price", self.price)
         given = found if self.price is None else self.price
         require(given is not None, f"{self.path} has no array price; give the price (--price)")
-        price = real_number("price", given)
-        require(0 < price < math.inf, f"price must be a finite number above 0, got {price}")
-        return price
+        return price_per_unit(given)
 
     def worsens(self) -> bool:
         """Whether most runs end worse than they start, as if another direction were better."""

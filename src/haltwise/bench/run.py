@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 from haltwise._core import discovery, plugins
 from haltwise._core.errors import InputError, require
@@ -24,7 +24,7 @@ from haltwise.bench.domains import domains
 from haltwise.bench.given import GivenDomain
 from haltwise.bench.protocol import Candidates, Judged, judge_rule
 from haltwise.bench.records import BenchCase, BenchCell, BenchRecord, case_of, cell_of
-from haltwise.curves.curves import Curves
+from haltwise.curves.curves import Curves, Direction
 from haltwise.curves.readers import read
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules import curve_rules
@@ -69,7 +69,7 @@ def run_bench(
     num_jobs: int = 1,
     report: Show | None = None,
     price: float | None = None,
-    direction: Literal["min", "max"] = "min",
+    direction: Direction = "min",
 ) -> BenchRecord:
     """Judge rules on domains; what was judged before in this directory is not judged again.
 
@@ -148,9 +148,7 @@ def _forget(record: BenchRecord, case: BenchCase) -> None:
             del record.cells[key]
 
 
-def find_domain(
-    name: str, price: float | None = None, direction: Literal["min", "max"] = "min"
-) -> Domain:
+def find_domain(name: str, price: float | None = None, direction: Direction = "min") -> Domain:
     """A named domain, one of a user's file, or the runs and stops of an .npz file.
 
     Args:
@@ -177,7 +175,7 @@ class _Bench:
     settings: BenchSettings
     data_dir: Path | None
     price: float | None
-    direction: Literal["min", "max"]
+    direction: Direction
 
     def prepare(self, name: str) -> str | list[tuple[BenchCase, list[BenchCell]]]:
         """The cases of a domain, with the cells of stops that it brings; or why it has none."""

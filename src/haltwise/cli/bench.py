@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import click
 from rich.console import Console
@@ -14,6 +13,7 @@ from haltwise.bench.given import GivenDomain
 from haltwise.bench.run import QUICK, BenchSettings, find_domain, run_bench
 from haltwise.cli.options import PATH, direction_option, json_option
 from haltwise.cli.printing import plain, print_table, say, write_json
+from haltwise.curves.curves import Direction
 from haltwise.curves.rules import curve_rules
 from haltwise.datasets.store import default_directory
 from haltwise.report.bench import bench_tables, headline, judged_rule, write_bench
@@ -84,7 +84,7 @@ def command(
     names: tuple[str, ...],
     given: tuple[Path, ...],
     price: float | None,
-    direction: Literal["min", "max"],
+    direction: Direction,
     rules: tuple[str, ...],
     judged: str | None,
     *,

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
@@ -14,6 +14,7 @@ from haltwise._core.arrays import array_names, read_arrays
 from haltwise._core.errors import DataWarning, require
 from haltwise.cli.options import PATH, direction_option, json_option
 from haltwise.cli.printing import print_table, print_warnings, say, write_json
+from haltwise.curves.curves import Direction
 from haltwise.evaluation import stopping_report
 from haltwise.report import write_stopping_report
 from haltwise.report.stopping import headline, rules_table, sentences
@@ -43,7 +44,7 @@ def command(
     traces: Path,
     price: float,
     unit: str,
-    direction: Literal["min", "max"],
+    direction: Direction,
     json_path: Path | None,
     html_path: Path | None,
 ) -> None:

@@ -1,7 +1,6 @@
 """Judge somebody else's stops, from a matrix of losses and the stops alone."""
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
+from haltwise.curves.curves import Direction
 from haltwise.evaluation.baselines import cross_fit
 from haltwise.evaluation.judge import Stops, judge
 from haltwise.evaluation.records import StoppingRecord
@@ -31,7 +31,7 @@ def stopping_report(
     hazards: Tensor | None = None,
     observed: Tensor | None = None,
     groups: Tensor | None = None,
-    direction: Literal["min", "max"] = "min",
+    direction: Direction = "min",
     baselines: bool = True,
 ) -> StoppingRecord:
     """Judge stops on the trajectories of any program.

@@ -47,8 +47,8 @@ class RunMonitor:
         rule: A rule on curves, or the name or path of a learned one: `"training-runs"`, which comes
             with the package, or a directory that `haltwise learn` wrote, to give runs up or, with
             `--stop-early`, to stop them where another step is not worth its price. None, with a
-            price, ends the run after a point that was not worth what it cost; where the metric is
-            noisy, after twenty that were not
+            price, ends the run after a point that gained less than it cost; where the metric is
+            noisy, after twenty that did so together
             (`haltwise.curves.rules.windowed_improvement.WindowedImprovementRule`).
         metric: The name of the column that is judged.
         direction: Whether lower or higher values of it are better.

@@ -229,9 +229,9 @@ def solve(
     - `"auto"`: Gauss-Newton for residuals, Newton where curvature is given, BFGS for up to 16
       parameters, else L-BFGS; `Solution.method` says which and why.
     - `"lstm"`: a learned `optimizer`.
-    - None: `"lstm"` where an `optimizer` is given, or losses differ from step to step, which no
-      other method takes; else `"auto"`. Weights know the problems that they were trained on, and
-      nobody said that these are such.
+    - None: `"lstm"` where an `optimizer`, `param_scale` or `guard=False` is given, or where losses
+      differ from step to step, which no other method takes; else `"auto"`. Weights know the
+      problems that they were trained on, and nobody said that these are such.
 
     An engine stops a problem by a price: where the next evaluation is not worth it. Newton,
     Gauss-Newton and BFGS know from the curvature what a step will gain; the step at hand is then

@@ -20,25 +20,35 @@ _ROUNDING = 1e-12  # of a loss: of falls that differ by less, neither is the lar
 @final
 @dataclass(frozen=True)
 class WindowedImprovementRule(CurveRule):
-    """Stop at the last improvement that was not worth its price, or where noise hides it, at many.
+    """Stop at the first improvement not worth its price; where noise hides it, at a window of them.
 
-    A loss that always falls, and by less each time, is taken at its word: the score is its last
-    improvement in prices of what it cost, as that of `UntunedImprovementRule`. Where it rose, or
-    fell by more than before, in the last five steps, a single improvement tells little; the score
-    is then what the best loss gained over the window, in prices of what the window cost.
+    With b_t the lowest loss until point t, C_t the cost spent and c the price, the score is
+    (b_{t-m} - b_t) / (c (C_t - C_{t-m})), infinite for t < m. A loss whose last five improvements
+    per unit of cost only shrank, and were never below 0, is taken at its word: m = 1, as
+    `UntunedImprovementRule` has it. Otherwise one improvement tells little, and m is the window.
 
     Raises:
-        InputError: The price is not above 0 and finite, or the window is no number of points.
+        InputError: The price is not a finite number above 0, or the window no number of points.
+
+    Examples:
+        A steady fall ends at the first gain below the price; a rise alone ends nothing.
+
+        >>> steady = Curve(np.arange(4.0), {"loss": np.array([4, 3, 2.5, 2.45])}, "loss", "min")
+        >>> WindowedImprovementRule(0.1).score(steady).round(1).tolist()
+        [inf, 10.0, 5.0, 0.5]
+        >>> noisy = steady._replace(columns={"loss": np.array([4, 3, 3.2, 2.5])})
+        >>> WindowedImprovementRule(0.1, window=2).score(noisy).round(1).tolist()
+        [inf, 10.0, 5.0, 2.5]
     """
 
     price: float
     """What a unit of cost must gain, in units of the metric."""
     window: int = 20
-    """How many points noise may hide improvements for; so many more are seen at most."""
+    """m where the loss is not steady, in points; a run is then seen for so many more at most."""
 
     def __post_init__(self) -> None:
         price_per_unit(self.price)
-        whole_number("window", self.window)
+        object.__setattr__(self, "window", whole_number("window", self.window))
 
     @property
     def fixed_level(self) -> float:
