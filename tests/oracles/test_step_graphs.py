@@ -484,9 +484,11 @@ def test_a_gpu_finds_what_a_cpu_finds(kind: str) -> None:
     expected = solve_learned(make(), **settings)
     # Rounding decides where the way is chaotic, also on a CPU.
     noise = seeded(5)
-    shaken = haltwise._core.tensors.map_tensors(
-        make(), lambda value: value * (1 + 1e-13 * torch.randn(value.shape, generator=noise))
-    )
+
+    def shake(value: Tensor) -> Tensor:
+        return value * (1 + 1e-13 * torch.randn(value.shape, generator=noise, dtype=value.dtype))
+
+    shaken = haltwise._core.tensors.map_tensors(make(), shake)
     sure = agreeing(solve_learned(shaken, **settings), expected).double().mean()
     for _ in range(2):
         solution = solve_learned(on_gpu(make()), **settings)
