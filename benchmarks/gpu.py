@@ -348,7 +348,6 @@ def machine() -> str:
 @click.option("--jax/--no-jax", default=True, help="Whether a JAX scan runs beside, if installed.")
 def main(sections: tuple[str, ...], jax: bool) -> None:
     """Measure everything on the first GPU, in a few minutes, and print a table."""
-    os.environ.setdefault("HALTWISE_KERNEL", "triton")  # for those of `mlp`, too
     click.echo(machine())
     click.echo("\n| | way | ms | |\n|---|---|---|---|")
     rows = {

@@ -369,7 +369,6 @@ def test_values_of_the_environment_that_mean_nothing_are_refused(
     readers: list[Callable[[], object]] = [
         _kernels.available,
         _kernels.implementation,
-        fused.is_asked_for,
         lambda: fused.implementation(torch.device("cpu")),
         lambda: problem.solve(lstm.lstm_sequence),
         step_graphs._modes,
@@ -387,7 +386,6 @@ def test_values_of_the_environment_that_mean_something_are_taken(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HALTWISE_KERNEL", value)
-    assert fused.is_asked_for() == (value.lower() == "triton")
     assert ("HALTWISE_KERNEL=plain" in _kernels.implementation()) == ("plain" in value.lower())
 
 

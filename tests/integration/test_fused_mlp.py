@@ -9,9 +9,7 @@ from random_models import random_model
 from torch import Tensor, nn
 
 from haltwise import LearnedOptimizer
-from haltwise._kernels import fused
-from haltwise.interfaces.torch_optim import on_device
-from haltwise.update_rules import LSTMRule, MLPRule
+from haltwise.update_rules import MLPRule
 
 __all__ = ["fused_device"]
 
@@ -192,13 +190,3 @@ def test_networks_too_wide_for_the_kernels_are_moved_elsewhere(fused_device: tor
     run.train(1)
     assert run.optimizer._on_device._steps is None
     assert run.optimizer.steps_taken == 1
-
-
-def test_kernels_that_have_not_run_on_a_gpu_wait_to_be_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fused, "serves", lambda *_: True)
-    for asked in (False, True):
-        monkeypatch.setenv("HALTWISE_KERNEL", "triton" if asked else "")
-        assert on_device._has_kernels(MLPRule(), torch.device("cuda")) == asked
-        assert on_device._has_kernels(LSTMRule(), torch.device("cuda"))

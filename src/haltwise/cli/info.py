@@ -27,9 +27,7 @@ def command() -> None:
         "torch": torch.__version__,
         "LSTM on CPUs": _kernels.implementation(),
         "LSTM on GPUs": on_gpus,
-        "MLP steps on GPUs": on_gpus
-        if fused.is_asked_for() or not torch.cuda.is_available()
-        else "PyTorch's operations (HALTWISE_KERNEL=triton asks for kernels not yet run on a GPU)",
+        "MLP steps on GPUs": on_gpus,
         "CPU threads": str(torch.get_num_threads()),
         "CUDA": ", ".join(
             torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())

@@ -25,7 +25,6 @@ __all__ = [
     "MAX_LAYERS",
     "MAX_SIZE",
     "implementation",
-    "is_asked_for",
     "is_interpreted",
     "launching",
     "serves",
@@ -42,11 +41,6 @@ MAX_INPUTS = 128
 def is_interpreted() -> bool:
     """Whether kernels run in Triton's interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-def is_asked_for() -> bool:
-    """Whether HALTWISE_KERNEL=triton asks for kernels that have not proved themselves on a GPU."""
-    return kernel_setting() == "triton"
 
 
 def serves(device: torch.device, dtype: torch.dtype, size: int = 0, num_layers: int = 0) -> bool:

@@ -148,14 +148,11 @@ def _serves(problems: Sequence[Problem]) -> bool:
 
 
 def _has_kernels(rule: UpdateRule, device: torch.device) -> bool:
-    """Whether `haltwise.interfaces.torch_optim.fused.rules` moves such a rule there.
-
-    Kernels that have not run on a GPU move nothing that nobody asked them to.
-    """
-    if isinstance(rule, LSTMRule):
-        return fused.serves(device, torch.float32, rule.hidden_size, rule.num_layers)
-    serves = isinstance(rule, MLPRule) and fused.serves(device, torch.float32, rule.hidden_size)
-    return serves and fused.is_asked_for()
+    """Whether `haltwise.interfaces.torch_optim.fused.rules` moves such a rule there."""
+    if not isinstance(rule, LSTMRule | MLPRule):
+        return False
+    num_layers = rule.num_layers if isinstance(rule, LSTMRule) else 0
+    return fused.serves(device, torch.float32, rule.hidden_size, num_layers)
 
 
 def _fused(problem: Problem) -> "FusedGroup":
