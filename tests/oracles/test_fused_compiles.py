@@ -18,26 +18,30 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 DOUBLES = {"settings", "control", "partials", "update_squares"}
-INTEGERS = {"first_chunk", "num_chunks", "first_tensor"}
+INTEGERS = {"first_chunk", "num_chunks", "first_tensor", "num_rows", "group"}
+MOVING = "haltwise.interfaces.torch_optim.fused"
 TYPES = (
     {name: "*fp64" for name in DOUBLES}
     | {name: "i32" for name in INTEGERS}
     | {"table": "*i64", "owner": "*i32", "scale": "fp32", "anchor": "*bf16"}
+    | {f"{MOVING}.lstm.packed": "*fp16", "haltwise._kernels.fused.step.packed": "*fp16"}
 )
 COMMON = dict(GRAD_DTYPE=tl.bfloat16, PARAM_DTYPE=tl.float32, DECAYS=True, JUDGED=True)
+LSTM = dict(LAST=2, LAYERS=2, H=20, UA=16, UB=4, INPUTS=4, OUTPUTS=4, RESIDENT=True, BLOCK=64)
 KERNELS = {
-    "mlp.take_in": {},
-    "mlp.advance_mlp": COMMON | dict(DTYPE=tl.bfloat16, UNITS=32, BLOCK=64),
-    "lstm.advance_lstm": COMMON
-    | dict(WORD=8, FIRST=1, LAST=2, LAYERS=2, H=20, UA=16, UB=4)
-    | dict(INPUTS=4, OUTPUTS=4, RESIDENT=True, BLOCK=64),
+    f"{MOVING}.mlp.take_in": {},
+    f"{MOVING}.mlp.advance_mlp": COMMON | dict(DTYPE=tl.bfloat16, UNITS=32, BLOCK=64),
+    f"{MOVING}.lstm.advance_lstm": COMMON | LSTM | dict(WORD=8, FIRST=1),
+    "haltwise._kernels.fused.step.step_rows": LSTM | dict(FIRST=0),
 }
 for name, constants in KERNELS.items():
-    room, own = name.split(".")
-    kernel = getattr(importlib.import_module(f"haltwise.interfaces.torch_optim.fused.{room}"), own)
+    room, own = name.rsplit(".", 1)
+    kernel = getattr(importlib.import_module(room), own)
     signature = {
-        name: "constexpr" if name in constants else TYPES.get(name, "*fp32")
-        for name in kernel.arg_names
+        each: "constexpr"
+        if each in constants
+        else TYPES.get(f"{room}.{each}", TYPES.get(each, "*fp32"))
+        for each in kernel.arg_names
     }
     source = ASTSource(kernel, signature, constants)
     found = triton.compile(source, GPUTarget("cuda", 80, 32), {"num_warps": 4, "num_stages": 1})
@@ -55,4 +59,4 @@ def test_kernels_that_move_parameters_compile(tmp_path: Path) -> None:
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 3
+    assert len(done.stdout.splitlines()) == 4

@@ -2,13 +2,20 @@
 
 A program holds BLOCK rows. The H units of a layer lie in two tiles of UA and UB columns, powers of
 two, so that 20 units are 16 + 4 and not 32: a padded column costs as much as a real one. UB is 0
-where one tile is as good. A product's weights come packed (`packing.py`), split into two parts of
-11 bits each, so that three products of the matrix units (tf32) are as exact as one of float32.
+where one tile is as good.
+
+What is multiplied is split into two float16 of 11 bits each, and a product of float32 into three
+of the matrix units: high times high, and each high with the other's low. What they leave out, and
+what float16 rounds off below 2^-14, is some 3e-8 of a sum's largest term, as much as rounding sums
+to float32 does; tf32, whose parts have 11 bits, too, takes twice the time, registers and memory.
+Of a state that is kept in bfloat16 there is no low part. Weights come packed and split
+(`packing.py`).
 
 The matrix units say which thread holds which row and column of what they read and write. Rows of a
 block and columns of its first tile are counted in an order of their own (`row_in_memory`,
 `unit_in_memory`) for which a thread reads from memory just what it has to hold: 16 bytes at once,
-which then need not go through shared memory.
+which then need not go through shared memory. What they read is counted otherwise than what they
+write (`_operand`), but by the same threads.
 """
 
 import math
@@ -23,6 +30,7 @@ from haltwise._kernels.fused.packing import GATE_FACTORS
 __all__ = [
     "advance",
     "gradient_features",
+    "load_states",
     "load_weights",
     "narrowed",
     "read_out",
@@ -43,37 +51,79 @@ THRESHOLD = tl.constexpr(math.exp(-operands.LOG_RANGE))
 
 @triton.jit
 def _split(x):
-    """Split into 11 bits, which are what a matrix unit reads, and the rest."""
-    bits = x.to(tl.int32, bitcast=True)
-    high = ((bits + 0x1000) & -8192).to(tl.float32, bitcast=True)
-    return high, x - high  # what is no number shows in the second
+    """The nearest float16, and that of the rest; what is no number shows in the second."""
+    high = x.to(tl.float16)
+    return high, (x - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
-def _load_product(packed, K: tl.constexpr, N: tl.constexpr):
-    """Weights [K, N]: both their parts, [2 K, N], and the first of them."""
-    columns = tl.arange(0, N)[None, :]
-    both = tl.load(packed + tl.arange(0, 2 * K)[:, None] * N + columns)
-    high = tl.load(packed + tl.arange(0, K)[:, None] * N + columns)
-    return packed + 2 * K * N, (both, high)
+def _operand(x, BLOCK: tl.constexpr, K: tl.constexpr):
+    """Columns as the matrix units read them, of which `packing._as_read` orders the weights.
+
+    Of 16 columns a thread has every fourth where they are written, and two pairs where they are
+    read.
+    """
+    x = tl.permute(tl.reshape(x, (BLOCK, K // 16, 2, 2, 4)), (0, 1, 2, 4, 3))
+    return tl.reshape(x, (BLOCK, K))
+
+
+@triton.jit
+def _load_part(packed, FIRST: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+    """Rows FIRST.. up to FIRST + K of what has N columns.
+
+    One behind the other: a block of states may have as many rows and columns, and the compiler
+    would share out the entries of both in the same way.
+    """
+    return tl.reshape(tl.load(packed + FIRST * N + tl.arange(0, K * N)), (K, N))
+
+
+@triton.jit
+def _load_product(packed, K: tl.constexpr, N: tl.constexpr, ROUGH: tl.constexpr):
+    """Weights [K, N] as `_add_product` reads them; in memory the high halves, then the low ones."""
+    high = _load_part(packed, 0, K, N)
+    fine = high
+    if ROUGH == 0:
+        small = _load_part(packed, 0, 2 * K, N)  # both halves, for low and high ones
+    else:
+        small = _load_part(packed, K, K, N)
+        if ROUGH < K:
+            fine = _load_part(packed, ROUGH, K - ROUGH, N)
+    return packed + 2 * K * N, (small, high, fine)
 
 
 @triton.jit
 def _load_bias(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, N: tl.constexpr):
     """The bias of N gates, where it is no column of their products."""
     if LAYER > 0 and (UB == 0 or 2 * UB == UA):
-        return packed + N, tl.load(packed + tl.arange(0, N))
+        column = tl.arange(0, N)
+        high = tl.load(packed + column).to(tl.float32)
+        return packed + 2 * N, high + tl.load(packed + N + column).to(tl.float32)
     else:
         return packed, tl.zeros((N,), tl.float32)
 
 
+@triton.constexpr_function
+def _num_rough(is_rough, layer, width):
+    """Of the 2 `width` columns of a layer's first product, how many have no low half."""
+    if not is_rough:
+        return 0
+    return width if layer == 0 else 2 * width
+
+
 @triton.jit
-def _load_gates(packed, LAYER: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr, N: tl.constexpr):
+def _load_gates(
+    packed,
+    LAYER: tl.constexpr,
+    UA: tl.constexpr,
+    UB: tl.constexpr,
+    N: tl.constexpr,
+    ROUGH: tl.constexpr,
+):
     """What N gates of a layer are made of: two products and a bias."""
-    packed, first = _load_product(packed, 2 * UA, N)
+    packed, first = _load_product(packed, 2 * UA, N, _num_rough(ROUGH, LAYER, UA))
     second = first
     if LAYER > 0 and UB > 0:
-        packed, second = _load_product(packed, UA, N)
+        packed, second = _load_product(packed, UA, N, _num_rough(ROUGH, 0, UA))
     packed, bias = _load_bias(packed, LAYER, UA, UB, N)
     return packed, (first, second, bias)
 
@@ -86,6 +136,7 @@ def load_weights(
     UA: tl.constexpr,
     UB: tl.constexpr,
     RESIDENT: tl.constexpr,
+    ROUGH: tl.constexpr,
 ):
     """Those of layers FIRST.., for `advance`; loaded before a loop, they stay in shared memory.
 
@@ -96,14 +147,14 @@ def load_weights(
         if layer > 0 and UB > 0:
             packed += 4 * (UA + UB) * 2 * UA
         if layer > 0 and (UB == 0 or 2 * UB == UA):
-            packed += 4 * (UA + UB)
+            packed += 4 * (UA + UB) * 2
     if RESIDENT:
         weights = ()
         for layer in tl.static_range(FIRST, LAYERS):
             first = ()
             if UB > 0:
-                packed, first = _load_gates(packed, layer, UA, UB, 4 * UB)
-            packed, second = _load_gates(packed, layer, UA, UB, 4 * UA)
+                packed, first = _load_gates(packed, layer, UA, UB, 4 * UB, ROUGH)
+            packed, second = _load_gates(packed, layer, UA, UB, 4 * UA, ROUGH)
             weights = weights + (first, second)
         return weights
     else:
@@ -111,24 +162,42 @@ def load_weights(
 
 
 @triton.jit
-def _add_product(z, x, weights, BLOCK: tl.constexpr, K: tl.constexpr):
-    """Add x [BLOCK, K] times weights: what is small first, in one product, for which all wait."""
-    high, low = _split(x)
-    z = tl.dot(_behind(low, high, BLOCK, K), weights[0], z, input_precision="tf32")
-    return tl.dot(high, weights[1], z, input_precision="tf32")
+def _add_product(z, x, fine, weights, BLOCK: tl.constexpr, K: tl.constexpr, ROUGH: tl.constexpr):
+    """Add x [BLOCK, K] times weights, what is small first; `fine` are columns from ROUGH on.
+
+    What can be is added in one product, for which all wait.
+    """
+    if ROUGH == 0:
+        high, low = _split(_operand(x, BLOCK, K))
+        z = tl.dot(_behind(low, high, BLOCK, K), weights[0], z)
+    else:
+        if ROUGH < K:
+            _, low = _split(_operand(fine, BLOCK, K - ROUGH))
+            z = tl.dot(low, weights[2], z)
+        high = _operand(x, BLOCK, K).to(tl.float16)
+        z = tl.dot(high, weights[0], z)
+    return tl.dot(high, weights[1], z)
 
 
 @triton.jit
 def _add_streamed(
-    z, x, packed, FIRST: tl.constexpr, K: tl.constexpr, U: tl.constexpr, N: tl.constexpr
+    z,
+    x,
+    packed,
+    FIRST: tl.constexpr,
+    K: tl.constexpr,
+    U: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROUGH: tl.constexpr,
 ):
     """Add x times rows FIRST.. of weights [K, N], which are loaded one part after the other."""
-    at = packed + (FIRST + tl.arange(0, U))[:, None] * N + tl.arange(0, N)[None, :]
-    x_high, x_low = _split(x)
-    high = tl.load(at)
-    z = tl.dot(x_low, high, z, input_precision="tf32")
-    z = tl.dot(x_high, high, z, input_precision="tf32")
-    return tl.dot(x_high, tl.load(at + K * N), z, input_precision="tf32")
+    x_high, x_low = _split(_operand(x, BLOCK, U))
+    high = _load_part(packed, FIRST, U, N)
+    if not ROUGH:
+        z = tl.dot(x_low, high, z)
+    z = tl.dot(x_high, _load_part(packed, K + FIRST, U, N), z)
+    return tl.dot(x_high, high, z)
 
 
 @triton.jit
@@ -142,22 +211,24 @@ def _sums(
     UB: tl.constexpr,
     N: tl.constexpr,
     RESIDENT: tl.constexpr,
+    ROUGH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The arguments of N gates, [BLOCK, N]; the address behind their weights if not RESIDENT."""
     z = tl.zeros((BLOCK, N), tl.float32)
     if RESIDENT:
         z += weights[2][None, :]
-        z = _add_product(z, _behind(own, below, BLOCK, UA), weights[0], BLOCK, 2 * UA)
+        x = _behind(own, below, BLOCK, UA)
+        z = _add_product(z, x, below, weights[0], BLOCK, 2 * UA, _num_rough(ROUGH, LAYER, UA))
         if LAYER > 0 and UB > 0:
-            z = _add_product(z, rest, weights[1], BLOCK, UA)
+            z = _add_product(z, rest, rest, weights[1], BLOCK, UA, _num_rough(ROUGH, 0, UA))
         return z, weights
     else:
-        z = _add_streamed(z, own, weights, 0, 2 * UA, UA, N)
-        z = _add_streamed(z, below, weights, UA, 2 * UA, UA, N)
+        z = _add_streamed(z, own, weights, 0, 2 * UA, UA, N, BLOCK, ROUGH)
+        z = _add_streamed(z, below, weights, UA, 2 * UA, UA, N, BLOCK, ROUGH and LAYER > 0)
         weights += 4 * UA * N
         if LAYER > 0 and UB > 0:
-            z = _add_streamed(z, rest, weights, 0, UA, UA, N)
+            z = _add_streamed(z, rest, weights, 0, UA, UA, N, BLOCK, ROUGH)
             weights += 2 * UA * N
         weights, bias = _load_bias(weights, LAYER, UA, UB, N)
         return z + bias[None, :], weights
@@ -182,6 +253,12 @@ def _exp2(x):
         return tl.exp2(x)
     else:
         return libdevice.exp2(x)
+
+
+@triton.jit
+def _clamped_exp2(x):
+    """At most 2^40: no sigmoid is told from 0 by its result, and products stay below 2^126."""
+    return _exp2(tl.minimum(x, 40.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -214,7 +291,7 @@ def _once(x):
     if INTERPRETED:
         return x
     else:
-        return tl.inline_asm_elementwise("mov.f32 $0, $1;", "=f,f", [x], tl.float32, False, 1)
+        return tl.inline_asm_elementwise("mov.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
 
 
 @triton.jit
@@ -222,12 +299,13 @@ def _cell(z, cell, BLOCK: tl.constexpr, U: tl.constexpr):
     """Hidden and cell state after the step, from the gates' sums [BLOCK, 4 U].
 
     Packed weights give what a power of 2 takes: -log2(e) x for a sigmoid 1 / (1 + exp(-x)), and
-    2 log2(e) x for a tanh. Those that are multiplied share a division.
+    2 log2(e) x for a tanh. Those that are multiplied or added share a division.
     """
     enter, forget, candidate, leave = _gates(z, BLOCK, U)
     candidate, under = _tanh(candidate)
-    entering = _divide(candidate, under + under * _exp2(enter))
-    cell = _once(_divide(_once(cell), 1.0 + _exp2(forget)) + entering)
+    under += under * _clamped_exp2(enter)
+    forgetting = 1.0 + _clamped_exp2(forget)
+    cell = _once(_divide(_once(cell) * under + candidate * forgetting, under * forgetting))
     shown, under = _tanh(cell * TWICE)
     return _once(_divide(shown, under + under * _exp2(leave))), cell
 
@@ -323,15 +401,12 @@ def _unaligned():
 
 
 @triton.jit
-def _load(
-    state, row, inside, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Units FIRST.. of one layer, float32 [BLOCK, U]."""
+def _load(state, row, inside, FIRST: tl.constexpr, U: tl.constexpr, H: tl.constexpr):
+    """Units FIRST.. of one layer, [BLOCK, U], as they lie in memory."""
     unit = _column(FIRST, U)
     if FIRST + U > H:
         inside = inside & (unit < H)[None, :]
-    value = tl.load(state + row + unit[None, :], mask=inside, other=0.0)
-    return _from_memory(value.to(tl.float32), FIRST, BLOCK, U)
+    return tl.load(state + row + unit[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -363,29 +438,85 @@ def _store(
 
 
 @triton.jit
-def advance(
+def _load_tiles(state, row, inside, H: tl.constexpr, UA: tl.constexpr, UB: tl.constexpr):
+    """All units of one layer in two tiles, of which the second is the first where UB is 0."""
+    first = _load(state, row, inside, 0, UA, H)
+    second = first
+    if UB > 0:
+        second = _load(state, row, inside, UA, UB, H)
+    return first, second
+
+
+@triton.jit
+def load_states(
     hidden,
     cell,
+    below,
+    num_rows,
+    far,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    PITCH: tl.constexpr,
+    H: tl.constexpr,
+    UA: tl.constexpr,
+    UB: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What `advance` is to read of states, of which `num_rows` rows are there.
+
+    A row's H units lie PITCH entries behind the last row's, and `far` behind those of the layer
+    below. `below` is the new hidden state, where the layer under the first has been advanced by
+    another kernel.
+    """
+    rows = tl.arange(0, BLOCK)
+    inside = (rows < num_rows)[:, None]
+    row = (rows * PITCH)[:, None]
+    states = ()
+    for layer in tl.static_range(FIRST, LAST):
+        own = _load_tiles(hidden + layer * far, row, inside, H, UA, UB)
+        states = states + (own, _load_tiles(cell + layer * far, row, inside, H, UA, UB))
+    if FIRST > 0:
+        under = below + (FIRST - 1) * far
+        states = states + (_load_tiles(under, row, inside, H, UA, UB),)
+    return states
+
+
+@triton.jit
+def _tiles(loaded, UA: tl.constexpr, UB: tl.constexpr, BLOCK: tl.constexpr):
+    """Such tiles in float32 and in the kernel's order."""
+    first = _from_memory(loaded[0].to(tl.float32), 0, BLOCK, UA)
+    second = first
+    if UB > 0:
+        second = _from_memory(loaded[1].to(tl.float32), UA, BLOCK, UB)
+    return first, second
+
+
+@triton.jit
+def advance(
+    states,
     new_hidden,
     new_cell,
     weights,
     num_rows,
+    far,
     x0,
     x1,
     x2,
     x3,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
-    LAYERS: tl.constexpr,
+    PITCH: tl.constexpr,
     H: tl.constexpr,
     UA: tl.constexpr,
     UB: tl.constexpr,
     RESIDENT: tl.constexpr,
+    ROUGH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One step of layers FIRST.. up to LAST; states [BLOCK, L, H], of which `num_rows` are there.
+    """One step of layers FIRST.. up to LAST, from what `load_states` has read.
 
-    The features `x0` to `x3` are of rows in the order of `row_in_memory`.
+    New states lie as it says there. The features `x0` to `x3` are of rows in the order of
+    `row_in_memory`. ROUGH says that states have no more than 11 bits.
 
     Layers may be advanced one after the other in kernels of their own: each reads what that below
     has left in the new state, and needs few registers and little shared memory, so that more
@@ -398,30 +529,16 @@ def advance(
     """
     rows = tl.arange(0, BLOCK)
     inside = (rows < num_rows)[:, None]
-    # All is asked of the memory before anything is computed: while it comes, there is time.
-    states = ()
-    for layer in tl.static_range(FIRST, LAST):
-        row = (rows * (LAYERS * H) + layer * H)[:, None]
-        own_a = _load(hidden, row, inside, 0, UA, H, BLOCK)
-        c_a = _load(cell, row, inside, 0, UA, H, BLOCK)
-        own_b = own_a
-        c_b = c_a
-        if UB > 0:
-            own_b = _load(hidden, row, inside, UA, UB, H, BLOCK)
-            c_b = _load(cell, row, inside, UA, UB, H, BLOCK)
-        states = states + ((own_a, own_b, c_a, c_b),)
+    row = (rows * PITCH)[:, None]
     features = _features(x0, x1, x2, x3)
     below_a = tl.zeros((BLOCK, UA), tl.float32)
     below_b = below_a
     if FIRST > 0:
-        row = (rows * (LAYERS * H) + (FIRST - 1) * H)[:, None]
-        below_a = _load(new_hidden, row, inside, 0, UA, H, BLOCK)
-        if UB > 0:
-            below_b = _load(new_hidden, row, inside, UA, UB, H, BLOCK)
+        below_a, below_b = _tiles(states[2 * (LAST - FIRST)], UA, UB, BLOCK)
     for layer in tl.static_range(FIRST, LAST):
-        row = (rows * (LAYERS * H) + layer * H)[:, None]
-        own_a = states[layer - FIRST][0]
-        own_b = states[layer - FIRST][1]
+        hidden, cell = new_hidden + layer * far, new_cell + layer * far
+        own_a, own_b = _tiles(states[2 * (layer - FIRST)], UA, UB, BLOCK)
+        c_a, c_b = _tiles(states[2 * (layer - FIRST) + 1], UA, UB, BLOCK)
         rest = own_a
         second = below_a
         if layer == 0:
@@ -435,21 +552,21 @@ def advance(
             own = weights
             if RESIDENT:
                 own = weights[2 * (layer - FIRST)]
-            z, own = _sums(own_a, second, rest, own, layer, UA, UB, 4 * UB, RESIDENT, BLOCK)
+            z, own = _sums(own_a, second, rest, own, layer, UA, UB, 4 * UB, RESIDENT, ROUGH, BLOCK)
             if not RESIDENT:
                 weights = own
-            below_b, c_b = _cell(z, states[layer - FIRST][3], BLOCK, UB)
-            _store(new_hidden, below_b, row, inside, UA, UB, H, BLOCK)
-            _store(new_cell, c_b, row, inside, UA, UB, H, BLOCK)
+            below_b, c_b = _cell(z, c_b, BLOCK, UB)
+            _store(hidden, below_b, row, inside, UA, UB, H, BLOCK)
+            _store(cell, c_b, row, inside, UA, UB, H, BLOCK)
         own = weights
         if RESIDENT:
             own = weights[2 * (layer - FIRST) + 1]
-        z_a, own = _sums(own_a, second, rest, own, layer, UA, UB, 4 * UA, RESIDENT, BLOCK)
+        z_a, own = _sums(own_a, second, rest, own, layer, UA, UB, 4 * UA, RESIDENT, ROUGH, BLOCK)
         if not RESIDENT:
             weights = own
-        below_a, c_a = _cell(z_a, states[layer - FIRST][2], BLOCK, UA)
-        _store(new_hidden, below_a, row, inside, 0, UA, H, BLOCK)
-        _store(new_cell, c_a, row, inside, 0, UA, H, BLOCK)
+        below_a, c_a = _cell(z_a, c_a, BLOCK, UA)
+        _store(hidden, below_a, row, inside, 0, UA, H, BLOCK)
+        _store(cell, c_a, row, inside, 0, UA, H, BLOCK)
     return below_a, below_b
 
 

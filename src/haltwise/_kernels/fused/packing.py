@@ -35,7 +35,10 @@ class Tiles(NamedTuple):
 
 
 def pack(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """All layers, one after the other, as `cell.advance` reads them.
+    """All layers, one after the other, as `cell.advance` reads them, float16 [P].
+
+    A weight is split into two: its nearest float16 and what that leaves. Beyond 22,000, where no
+    trained weight is, the second is none, and so is every update that follows.
 
     Args:
         weights: L tensors [4H, fan_in + H], float32, where the first fan-in is 2 or 4.
@@ -43,17 +46,17 @@ def pack(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """
     size = biases[0].numel() // 4
     num_inputs = weights[0].shape[1] - size
-    index, part, factor = _order(size, num_inputs, len(weights), biases[0].device)
+    index, is_low, factor = _order(size, num_inputs, len(weights), biases[0].device)
     flat = [each.detach().flatten() for pair in zip(weights, biases, strict=True) for each in pair]
     value = torch.cat([flat[0].new_zeros(1), *flat]).index_select(0, index) * factor
-    high = ((value.view(torch.int32) + 0x1000) & -8192).view(torch.float32)
-    return torch.where(part == 0, value, torch.where(part == 1, high, value - high))
+    high = value.half()
+    return torch.where(is_low, (value - high).half(), high)
 
 
 def is_resident(tiles: Tiles, num_layers: int) -> bool:
     """Whether the weights of so many layers, not the first, have room in shared memory."""
     rows = tiles.first * (3 if tiles.second else 2)
-    return 3 * 4 * num_layers * rows * 4 * sum(tiles) <= _SHARED  # the first part twice
+    return 3 * 2 * num_layers * rows * 4 * sum(tiles) <= _SHARED  # the high halves twice
 
 
 def pack_readout(weight: Tensor, bias: Tensor) -> Tensor:
@@ -69,11 +72,11 @@ def _order(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where each packed number lies among all parameters, of which the first is a zero, int64 [P].
 
-    And which part of it is packed, int8 [P]: 0 all, 1 the 11 bits that matrix units read, 2 what
-    they leave; and by what it is multiplied before, float32 [P].
+    And whether what the high half leaves is packed, bool [P]; and by what it is multiplied before,
+    float32 [P].
     """
     tiles = Tiles.of(size)
-    index, part, factor = [], [], []
+    index, is_low, factor = [], [], []
     factors = torch.tensor(GATE_FACTORS, device="cpu").repeat_interleave(size)
     begin, fan_in = 1, num_inputs
     for layer in range(num_layers):
@@ -81,7 +84,7 @@ def _order(
         weight = begin + torch.arange(4 * size * width, device="cpu").view(4 * size, width)
         bias = begin + weight.numel() + torch.arange(4 * size, device="cpu")
         begin += weight.numel() + bias.numel()
-        products = _inputs(tiles, size, fan_in, is_first=layer == 0)
+        products = [_as_read(each) for each in _inputs(tiles, size, fan_in, is_first=layer == 0)]
         for units in reversed(_units(tiles, size)):  # the kernel computes the small tile first
             rows = _gate_columns(units, size)
             for columns in products:
@@ -92,21 +95,21 @@ def _order(
                 found = torch.where(real, found, 0).flatten()
                 index += [found, found]
                 factor += 2 * [factors[rows].repeat(len(columns))]
-                part += [torch.full_like(found, half) for half in (1, 2)]
+                is_low += [torch.full_like(found, half) for half in (0, 1)]
             if not any((columns == _BIAS).any() for columns in products):
-                index.append(torch.where(rows >= 0, bias[rows], 0))
-                part.append(torch.zeros_like(rows))
-                factor.append(factors[rows])
+                index += 2 * [torch.where(rows >= 0, bias[rows], 0)]
+                factor += 2 * [factors[rows]]
+                is_low += [torch.full_like(rows, half) for half in (0, 1)]
         fan_in = size
-    part_of_each = torch.cat(part).to(device, torch.int8)
-    return torch.cat(index).to(device), part_of_each, torch.cat(factor).to(device)
+    halves = torch.cat(is_low).to(device, torch.bool)
+    return torch.cat(index).to(device), halves, torch.cat(factor).to(device)
 
 
 def _units(tiles: Tiles, size: int) -> list[Tensor]:
     """Units of each tile in use in the kernel's order (`cell.unit_in_memory`), -1 for none.
 
-    Of a product's 16 columns the matrix units give a thread every fourth, of memory it reads four
-    behind each other: so many columns of the first tile are counted by fours.
+    Of 16 columns that matrix units write a thread has every fourth, of memory it reads four behind
+    each other: so many columns of the first tile are counted by fours.
     """
     every = torch.arange(sum(tiles), device="cpu")
     every = torch.where(every < size, every, -1)
@@ -145,6 +148,11 @@ def _inputs(tiles: Tiles, size: int, fan_in: int, *, is_first: bool) -> list[Ten
         rest = torch.cat((own[1], below[1]))
         products.append(_padded(rest, tiles.first))
     return products
+
+
+def _as_read(columns: Tensor) -> Tensor:
+    """In the order in which matrix units read sixteen columns (`cell._operand`)."""
+    return columns.view(-1, 2, 2, 4).transpose(2, 3).flatten()
 
 
 def _padded(columns: Tensor, width: int) -> Tensor:

@@ -6,6 +6,7 @@ import triton.language as tl
 from haltwise._kernels.fused.cell import (
     advance,
     gradient_features,
+    load_states,
     load_weights,
     read_out,
     row_in_memory,
@@ -43,7 +44,7 @@ def step_rows(
 
     `pooled` is (mean, 1 / root mean square) of the gradients [N] of every `group` rows.
     """
-    weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT)
+    weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT, False)
     for block in range(tl.program_id(0), tl.cdiv(num_rows, BLOCK), tl.num_programs(0)):
         begin = block * tl.full((), BLOCK, tl.int64)
         row = row_in_memory(BLOCK)
@@ -58,9 +59,13 @@ def step_rows(
         if INPUTS == 4:
             x2, x3 = gradient_features(mean)
         at = begin * (LAYERS * H)
+        states = load_states(
+            hidden + at, cell + at, new_hidden + at, num_rows - begin, H,
+            FIRST, LAST, LAYERS * H, H, UA, UB, BLOCK,
+        )  # fmt: skip
         top_a, top_b = advance(
-            hidden + at, cell + at, new_hidden + at, new_cell + at, weights, num_rows - begin,
-            x0, x1, x2, x3, FIRST, LAST, LAYERS, H, UA, UB, RESIDENT, BLOCK,
+            states, new_hidden + at, new_cell + at, weights, num_rows - begin, H,
+            x0, x1, x2, x3, FIRST, LAST, LAYERS * H, H, UA, UB, RESIDENT, False, BLOCK,
         )  # fmt: skip
         if LAST == LAYERS:
             update = read_out(top_a, top_b, readout, grad, mean, inverse, scale, OUTPUTS, UA, UB)

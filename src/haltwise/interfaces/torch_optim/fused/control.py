@@ -115,7 +115,8 @@ DIVERGES = tl.constexpr(4)
 PRODUCTS = ((1, 1), (0, 1), (1, 3), (0, 0), (2, 2), (3, 3), (4, 4), (2, 3), (0, 3), (0, 4))
 """Which of `haltwise.processes.signals.sum_products` a row of the log holds, in this order."""
 
-_ROWS = tl.constexpr(256)
+_ROWS = tl.constexpr(256)  # of sums, and
+_TILE = tl.constexpr(8192)  # numbers, that are asked for at once, for each time there is a wait
 
 
 @triton.jit
@@ -393,16 +394,16 @@ def end_step(
                     tl.store(row + 1, loss)
                     tl.store(row + 2, squares)
                     column = tl.arange(0, 8)
-                    sums = tl.zeros((64, 8), tl.float64)
-                    for begin in range(0, num_programs, 64):
-                        program = begin + tl.arange(0, 64)[:, None]
+                    sums = tl.zeros((_ROWS, 8), tl.float64)
+                    for begin in range(0, num_programs, _ROWS):
+                        program = begin + tl.arange(0, _ROWS)[:, None]
                         at = pooled + 8 * (first_program + program) + column[None, :]
                         sums += tl.load(at, mask=program < num_programs, other=0.0)
                     tl.store(row + 4 + column, tl.sum(sums, 0), mask=column > 0)
                     column = tl.arange(0, WIDTH)
-                    sums = tl.zeros((32, WIDTH), tl.float64)
-                    for begin in range(0, num_programs, 32):
-                        program = begin + tl.arange(0, 32)[:, None]
+                    sums = tl.zeros((_TILE // WIDTH, WIDTH), tl.float64)
+                    for begin in range(0, num_programs, _TILE // WIDTH):
+                        program = begin + tl.arange(0, _TILE // WIDTH)[:, None]
                         at = partials + (2 + UNITS) * program + column[None, :]
                         known = (program < num_programs) & (column < 2 + UNITS)[None, :]
                         sums += tl.load(at, mask=known, other=0.0)

@@ -6,6 +6,7 @@ import triton.language as tl
 from haltwise._kernels.fused.cell import (
     advance,
     gradient_features,
+    load_states,
     load_weights,
     read_out,
     row_in_memory,
@@ -66,7 +67,8 @@ def advance_lstm(
 ):
     """Advance layers FIRST.. up to LAST; after the last of all, leave displacements and sums.
 
-    States lie at distances from `anchor`, counted in 16 bytes, which are WORD entries.
+    States [L, rows, H] lie at distances from `anchor`, counted in 16 bytes, which are WORD entries:
+    layer by layer, for each is advanced by a launch of its own, and memory is read in wholes.
 
     Sums are `update_squares` [programs]; and, if the step is judged, `partials` [programs,
     2 + UA + UB]: products with gradients and last displacements, and the top layer's outputs.
@@ -79,8 +81,9 @@ def advance_lstm(
     sums = (uu, uu, uu)
     read_a = tl.zeros((BLOCK, UA), tl.float32)
     read_b = tl.zeros((BLOCK, UB if UB > 0 else 1), tl.float32)
+    rough: tl.constexpr = anchor.dtype.element_ty != tl.float32
     if mode == LEARNED:
-        weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT)
+        weights = load_weights(packed, FIRST, LAST, UA, UB, RESIDENT, rough)
         level = tl.zeros((BLOCK,), tl.float32) + mean
         x2 = tl.zeros((BLOCK,), tl.float32)
         x3 = x2
@@ -104,11 +107,13 @@ def advance_lstm(
                 x0, x1 = gradient_features(grad)
                 if LAST == LAYERS:
                     kept = remembered(entry, at, row, known, JUDGED)
+                states = load_states(
+                    hidden + at * H, cell + at * H, hidden + at * H, size - at, size * H,
+                    FIRST, LAST, H, H, UA, UB, BLOCK,
+                )  # fmt: skip
                 top_a, top_b = advance(
-                    hidden + at * (LAYERS * H), cell + at * (LAYERS * H),
-                    hidden + at * (LAYERS * H), cell + at * (LAYERS * H), weights,
-                    size - at, x0, x1, x2, x3,
-                    FIRST, LAST, LAYERS, H, UA, UB, RESIDENT, BLOCK,
+                    states, hidden + at * H, cell + at * H, weights, size - at, size * H,
+                    x0, x1, x2, x3, FIRST, LAST, H, H, UA, UB, RESIDENT, rough, BLOCK,
                 )  # fmt: skip
                 if LAST == LAYERS:
                     update = lr * read_out(

@@ -23,9 +23,9 @@ __all__ = ["NUM_LOG_ROWS", "Member", "Part", "Plan", "PlannedGroup"]
 
 NUM_LOG_ROWS = 1024
 """Steps that may wait to be judged."""
-_PROGRAMS = 3  # on a multiprocessor, that advance the last layer
+_PROGRAMS = 4  # on a multiprocessor, that advance the last layer
 _GIVEN = 6  # settings that the host gives
-_MANY = 4  # likewise, that advance others or move parameters
+_MANY = 5  # likewise, that advance others or move parameters
 _STATES = (
     "signals.grad",
     "signals.update",
@@ -111,7 +111,7 @@ class Plan:
                     num_chunks = -(-member.param.numel() // CHUNK.value)
                     owners.append(torch.full((num_chunks,), len(self.members), dtype=torch.int32))
                     names = (*_STATES, *group.rule.entries)
-                    _put_in_order(member.state, names)
+                    _put_in_order(member.state, group.rule)
                     rows.append(_row(member, chunk, group.rule))
                     self._kept.append([(name, member.state.get(name)) for name in names])
                     self.members.append(member)
@@ -252,12 +252,14 @@ def _by_dtype(members: Sequence[Member]) -> dict[tuple[torch.dtype, torch.dtype]
     return found
 
 
-def _put_in_order(state: State, names: Sequence[str]) -> None:
-    """Kernels take states row by row, at addresses that are multiples of 16."""
-    for name in names:
+def _put_in_order(state: State, rule: FusedRule) -> None:
+    """As kernels take states: their entries in order, at addresses that are multiples of 16."""
+    for name in (*_STATES, *rule.entries):
         value = state.get(name)
-        if isinstance(value, Tensor) and (not value.is_contiguous() or value.data_ptr() % 16):
-            state[name] = value.clone(memory_format=torch.contiguous_format)
+        if isinstance(value, Tensor):
+            order = rule.in_order if name in rule.entries else Tensor.contiguous
+            found = order(value)
+            state[name] = order(value.clone()) if found.data_ptr() % 16 else found
 
 
 def _row(member: Member, first_chunk: int, rule: FusedRule) -> list[int]:

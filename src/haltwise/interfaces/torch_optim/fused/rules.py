@@ -24,7 +24,7 @@ __all__ = ["DTYPES", "Advance", "FusedRule", "fused_rule"]
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _BLOCK, _WARPS = 64, 4  # rows of a program, and warps that share them
 _ENTRIES = 2048  # of a layer of an MLP in a program, so that its registers hold them
-_REGISTERS = 168  # of a thread in the last layer, so that three programs share a multiprocessor
+_REGISTERS = 128  # of a thread in the last layer, so that four programs share a multiprocessor
 
 State = dict[str, Any]
 
@@ -58,6 +58,11 @@ class FusedRule(ABC):
     num_units: int
     """Columns of the read-out's sums."""
 
+    @classmethod
+    def in_order(cls, value: Tensor) -> Tensor:
+        """What is kept of a tensor for the rule, in the order in which kernels read memory."""
+        return value.contiguous()
+
     @abstractmethod
     def places(self, state: State) -> list[int]:
         """What the table says from `RULE` on of a tensor with this state."""
@@ -69,7 +74,12 @@ class FusedRule(ABC):
 
 @final
 class _FusedLSTM(FusedRule):
-    """States are found by their distances from `anchor`, in 16 bytes."""
+    """States are found by their distances from `anchor`, in 16 bytes.
+
+    The coordinates of a layer lie behind each other, also in what is shown as [B, D, L, H]: of rows
+    with all layers, a layer's launch would read and write parts of what the memory moves at once,
+    which takes twice the time.
+    """
 
     entries = ("rule.hidden", "rule.cell")
 
@@ -82,6 +92,10 @@ class _FusedLSTM(FusedRule):
         self.num_outputs = bias.numel()
         self.num_units = sum(self.tiles)
         self.anchor: Tensor = state["rule.hidden"].new_empty(16)
+
+    @classmethod
+    def in_order(cls, value: Tensor) -> Tensor:
+        return value.movedim(-2, 0).contiguous().movedim(0, -2)
 
     def places(self, state: State) -> list[int]:
         first = self.anchor.data_ptr()
