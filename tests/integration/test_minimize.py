@@ -38,7 +38,7 @@ def test_minimize_is_solve_for_one_problem() -> None:
         return (params @ design.T - target).square().sum(1) / 2
 
     solution = haltwise.solve(FunctionBatch(torch.from_numpy(START)[None], loss), "regression-10d")
-    result = haltwise.minimize(value, START, jac=gradient)
+    result = haltwise.minimize(value, START, jac=gradient, optimizer="regression-10d")
     assert result.x.dtype == np.float64
     np.testing.assert_allclose(result.x, solution.params[0].numpy(), rtol=1e-9)
     assert result.fun == pytest.approx(value(result.x), rel=1e-12)
@@ -126,6 +126,41 @@ def test_callbacks_see_every_iterate(through: str) -> None:
         assert fun == pytest.approx(value(x))
 
 
+def test_callbacks_see_what_an_engine_takes() -> None:
+    """Points it tried and did not take are none of theirs; that it returns is the last of them."""
+    seen: list[Any] = []
+    valley = scipy.optimize.rosen
+    settings: dict[str, Any] = {"jac": scipy.optimize.rosen_der, "callback": seen.append}
+    result = haltwise.minimize(valley, [-1.2, 1.0], **settings)
+    values = [valley(x) for x in ([-1.2, 1.0], *seen)]
+    assert len(seen) < result.nit
+    assert np.all(np.diff(values) < 0)
+    np.testing.assert_array_equal(seen[-1], result.x)
+
+    def far(intermediate_result: Any) -> None:
+        if intermediate_result.fun < 1:
+            raise StopIteration
+
+    stopped = haltwise.minimize(valley, [-1.2, 1.0], **settings | {"callback": far})
+    number = next(index for index, each in enumerate(values) if each < 1)
+    assert (stopped.status, stopped.success, stopped.nit) == (99, False, number)
+    assert stopped.fun == values[number]
+
+
+def test_the_default_is_as_good_as_scipy_s() -> None:
+    """Not that of weights that were trained on other functions, nor one that stops by a price."""
+    result = haltwise.minimize(both, START, jac=True)
+    expected = scipy.optimize.minimize(both, START, jac=True)
+    assert result.success
+    assert result.fun == pytest.approx(expected.fun, rel=1e-8)
+    priced = haltwise.minimize(both, START, jac=True, price=0.1)
+    assert priced.success
+    assert priced.nit < result.nit
+    tight = haltwise.minimize(both, START, jac=True, method="lbfgs", gtol=1e-9, maxiter=99)
+    assert tight.message == "Its gradient is within gtol = 1e-09"
+    assert np.abs(gradient(tight.x)).max() <= 1e-9
+
+
 @pytest.mark.parametrize("last", [1, 4, 7])
 def test_a_callback_may_stop_it(last: int) -> None:
     seen: list[Any] = []
@@ -143,9 +178,10 @@ def test_a_callback_may_stop_it(last: int) -> None:
 
 
 def test_running_out_and_going_wrong_are_said() -> None:
-    short = haltwise.minimize(both, START, jac=True, maxiter=2)
-    assert (short.status, short.success, short.nit) == (Outcome.OUT_OF_STEPS, False, 2)
-    assert "maxiter" in short.message
+    for optimizer, steps in ((None, 0), ("regression-10d", 2)):  # an engine refuses its first step
+        short = haltwise.minimize(both, START, jac=True, optimizer=optimizer, maxiter=2)
+        assert (short.status, short.success, short.nit) == (Outcome.OUT_OF_STEPS, False, steps)
+        assert "maxiter" in short.message
 
     def wrong(x: Any) -> Any:
         return np.nan, x
@@ -188,7 +224,7 @@ def test_success_is_where_the_price_pays_for_no_more() -> None:
     assert short.message.startswith("1 steps are done, but by the curvature seen 6.2 is left")
     assert np.abs(long.x).max() < 1e-2
     assert long.success
-    own = haltwise.minimize(both, START, jac=True)
+    own = haltwise.minimize(both, START, jac=True, optimizer="regression-10d")
     assert own.success
     assert own.message == "Going on is forecast to gain less than its price"
 
@@ -212,8 +248,9 @@ def test_basins_can_be_hopped() -> None:
         ({"constraints": {"type": "eq", "fun": value}}, "knows no constraints"),
         ({"hess": lambda x: np.eye(10)}, "knows no hess"),
         ({"hessp": lambda x, p: p}, "knows no hessp"),
-        ({"tol": 1e-6}, "has no tolerance to set"),
-        ({"options": {"gtol": 1e-6}}, "knows no gtol"),
+        ({"tol": 1e-6}, "give gtol, ftol, xtol or price"),
+        ({"options": {"maxls": 20}}, "knows no maxls"),
+        ({"options": {"gtol": -1e-6}}, "gtol"),
         ({"options": {"optimizer": "nobody"}}, "unknown optimizer 'nobody'"),
     ],
 )

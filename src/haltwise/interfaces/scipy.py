@@ -12,11 +12,13 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import require_flags, shown, whole_number
+from haltwise.engines import Engine
 from haltwise.interfaces.run_monitor import RunMonitor
 from haltwise.interfaces.solve import solve
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.stop_rules import StopPolicy, StopRule
 from haltwise.tasks import Observation, TaskBatch
+from haltwise.update_rules import UpdateRule
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -32,18 +34,22 @@ def minimize(
     *,
     jac: Callable[..., Any] | bool | str | None = None,
     callback: Callable[..., Any] | None = None,
-    optimizer: str | Path | OptimizerModel = "regression-10d",
+    optimizer: str | Path | OptimizerModel | None = None,
     stop: StopRule | StopPolicy | None = None,
+    method: str | Engine | UpdateRule | None = None,
     price: float | None = None,
+    gtol: float | None = None,
+    ftol: float | None = None,
+    xtol: float | None = None,
     maxiter: int | None = None,
     disp: bool = False,
     guard: bool = True,
     **unsupported: Any,
 ) -> "OptimizeResult":
-    """Minimise a function of NumPy arrays by a learned optimizer that stops by itself.
+    """Minimise a function of NumPy arrays, as far as that is worth its price.
 
     Also a `method` for SciPy: `scipy.optimize.minimize(fun, x0, jac=True,
-    method=haltwise.minimize, options={"optimizer": "quadratic-10d"})`. For many problems at once
+    method=haltwise.minimize, options={"price": 1e-3})`. For many problems at once
     `haltwise.solve` is far quicker.
 
     Args:
@@ -52,11 +58,17 @@ def minimize(
         args: More arguments of `fun` and `jac`; one that is no tuple stands for itself.
         jac: `jac(x, *args)` gives the gradient [n]; True if `fun` does; None or "2-point" for
             forward differences, which cost n + 1 values of `fun` each.
-        callback: Called after each update with the new x, or with an `OptimizeResult` (x and fun)
-            if its one parameter is called `intermediate_result`; may raise `StopIteration`.
-        optimizer: As for `haltwise.solve`, which this calls; so `stop` and `price`.
+        callback: Called with each new x, or with an `OptimizeResult` (x and fun) if its one
+            parameter is called `intermediate_result`; may raise `StopIteration`. New are points
+            lower than all before, and all that learned updates lead to.
+        optimizer: As for `haltwise.solve`, which this calls; so all that follow. Without any of
+            them BFGS, or L-BFGS for many parameters, runs to SciPy's tolerances.
         stop: When to stop.
+        method: By which engine.
         price: What a gradient must earn.
+        gtol: A tolerance of gradients.
+        ftol: A tolerance of losses.
+        xtol: A tolerance of steps.
         maxiter: Gradients at most; see `max_steps` of `haltwise.solve` if None.
         disp: Whether to print in the end what came of it.
         guard: As there.
@@ -66,14 +78,22 @@ def minimize(
     Returns:
         x, fun, jac (the gradient at x; None where none was evaluated there, as after the last
         update), success, status (an `Outcome`; 99 if the callback stopped it), message, nit
-        (updates that led to x), nfev and njev. It is a success if it halted where the price pays
-        for no more, see `haltwise.Solution.success`.
+        (steps that led to x), nfev and njev. It is a success if it halted within a tolerance, or
+        where the price pays for no more, see `haltwise.Solution.success`.
 
     Raises:
         InputError: An argument is no good, or SciPy is missing.
 
     Examples:
-        >>> result = minimize(lambda x: (x - 0.5) @ (x - 0.5), [0.0] * 10, jac=lambda x: 2 * x - 1)
+        >>> from scipy.optimize import rosen, rosen_der
+        >>> result = minimize(rosen, [-1.2, 1.0], jac=rosen_der)
+        >>> result.message, bool(result.fun < 1e-10)
+        ('Its gradient is within gtol = 1e-05', True)
+
+        By a learned optimizer, as far as a gradient earns .01:
+
+        >>> given = {"optimizer": "regression-10d", "price": 0.01}
+        >>> result = minimize(lambda x: x @ x, [0.5] * 10, jac=lambda x: 2 * x, **given)
         >>> result.success, bool(result.fun < 0.1)
         (True, True)
     """
@@ -98,8 +118,8 @@ def minimize(
             f"haltwise.minimize knows no {name}; leave it out, or choose another method of "
             "scipy.optimize.minimize"
             if name != "tol"
-            else "haltwise.minimize has no tolerance to set: it stops by itself, the later the "
-            "lower the `price`; leave tol out",
+            else "haltwise.minimize has a tolerance for each thing, and a price: give gtol, ftol, "
+            "xtol or price, and leave tol out",
         )
     require(callable(fun), f"fun must be a function, got {shown(fun)}")
     given = callback is None or callable(callback)
@@ -112,17 +132,27 @@ def minimize(
         f"x0 must be a vector of real numbers, got shape {start.shape}",
     )
     maxiter = None if maxiter is None else whole_number("maxiter", maxiter)
-    batch = _FunctionOfArrays(torch.from_numpy(start).unsqueeze(0), objective, _report(callback))
+    iterates = _Iterates(_told(callback))
+    batch = _FunctionOfArrays(torch.from_numpy(start).unsqueeze(0), objective, iterates)
     try:
-        solution = solve(batch, optimizer, stop, price=price, max_steps=maxiter, guard=guard)
+        solution = solve(
+            *(batch, optimizer, stop),
+            method=method,
+            price=price,
+            gtol=gtol,
+            ftol=ftol,
+            xtol=xtol,
+            max_steps=maxiter,
+            guard=guard,
+        )
         x, value = solution.params[0].numpy(), solution.loss.item()
         steps, status = int(solution.steps), int(solution.outcome)
         message = solution.why(0).replace("max_steps", "maxiter")
         success = bool(solution.success)
-        if steps == solution.num_gradients:  # theta_s was never observed, so not reported
-            batch.report(steps, x, value)
+        if steps > 0:
+            iterates.end(x, value)
     except _CallbackStop as stopped:
-        x, value, steps = stopped.x, stopped.value, stopped.step
+        x, value, steps = stopped.x, stopped.value, iterates.num
         # SciPy's own number and sentence.
         status, message, success = 99, "`callback` raised `StopIteration`.", False
     result = OptimizeResult(
@@ -259,13 +289,44 @@ def _number(value: Any) -> float:
 
 
 @final
+class _Iterates:
+    """Which of the points that are evaluated a callback is told of.
+
+    An engine tries points that it may not take; it takes those that lower the loss.
+    """
+
+    def __init__(self, tell: Callable[["NDArray[np.float64]", float], None]) -> None:
+        self._tell = tell
+        self._lowest = float("inf")
+        self._told: set[bytes] = set()
+        self._has_begun = False
+        self.num = 0
+
+    def see(self, x: "NDArray[np.float64]", value: float, *, is_update: bool) -> None:
+        """A point was evaluated; the first one is the start."""
+        if self._has_begun and (is_update or value < self._lowest):
+            self._report(x, value)
+        self._has_begun = True
+        self._lowest = min(value, self._lowest)
+
+    def end(self, x: "NDArray[np.float64]", value: float) -> None:
+        """A point other than the start is returned, which may not have been told of."""
+        if x.tobytes() not in self._told:
+            self._report(x, value)
+
+    def _report(self, x: "NDArray[np.float64]", value: float) -> None:
+        self.num += 1
+        self._told.add(x.tobytes())
+        self._tell(x, value)
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class _FunctionOfArrays(TaskBatch):
     """A batch of one problem."""
 
     objective: _Objective
-    report: Callable[[int, "NDArray[np.float64]", float], None]
-    """Told t, theta_t and the loss there for t >= 1."""
+    iterates: _Iterates
 
     @property
     def reference_loss(self) -> Tensor:
@@ -274,8 +335,7 @@ class _FunctionOfArrays(TaskBatch):
     def observe(self, params: Tensor, step: int) -> Observation:
         x = params[0].numpy()
         value, gradient = self.objective.value_and_gradient(x)
-        if step > 0:
-            self.report(step, x, value)
+        self.iterates.see(x, value, is_update=step > 0)
         return Observation(params.new_tensor([value]), torch.from_numpy(gradient).unsqueeze(0))
 
     def observe_loss(self, params: Tensor, step: int) -> Tensor:
@@ -284,16 +344,14 @@ class _FunctionOfArrays(TaskBatch):
 
 @final
 class _CallbackStop(Exception):  # noqa: N818
-    """The callback raised `StopIteration` at theta_t."""
+    """The callback raised `StopIteration` at x."""
 
-    def __init__(self, step: int, x: "NDArray[np.float64]", value: float) -> None:
+    def __init__(self, x: "NDArray[np.float64]", value: float) -> None:
         super().__init__()
-        self.step, self.x, self.value = step, x, value
+        self.x, self.value = x, value
 
 
-def _report(
-    callback: Callable[..., Any] | None,
-) -> Callable[[int, "NDArray[np.float64]", float], None]:
+def _told(callback: Callable[..., Any] | None) -> Callable[["NDArray[np.float64]", float], None]:
     """What tells SciPy's kind of callback of an iterate."""
     if callback is None:
         return lambda *_: None
@@ -302,7 +360,7 @@ def _report(
     except ValueError:  # one of C tells no names
         whole = False
 
-    def report(step: int, x: "NDArray[np.float64]", value: float) -> None:
+    def tell(x: "NDArray[np.float64]", value: float) -> None:
         from scipy.optimize import OptimizeResult
 
         try:
@@ -311,6 +369,6 @@ def _report(
             else:
                 callback(x.copy())
         except StopIteration:
-            raise _CallbackStop(step, x.copy(), value) from None
+            raise _CallbackStop(x.copy(), value) from None
 
-    return report
+    return tell
