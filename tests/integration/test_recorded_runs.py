@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -68,6 +69,18 @@ def test_few_runs_are_refused_or_warned_of(tmp_path: Path) -> None:
     assert [part.num_items for part in parts.values()] == [26, 4, 10]
     first = torch.cat([part.loss[:, 0] for part in parts.values()])
     assert len(first.unique()) == FEWEST_RUNS  # every run is in one part
+
+
+def test_a_hundred_runs_are_not_few(tmp_path: Path) -> None:
+    record_runs(tmp_path, range(FEWEST_RUNS))
+    runs = RecordedRuns.load(tmp_path)
+    many = [
+        replace(runs, trajectory=runs.trajectory.select(torch.arange(n) % FEWEST_RUNS))
+        for n in (99, 100)
+    ]
+    with pytest.warns(CalibrationWarning, match="99 runs are few.*100 or more are better"):
+        many[0].split(0)
+    assert [part.num_items for part in many[1].split(0).values()] == [65, 10, 25]
 
 
 def test_runs_are_cut_to_one_length(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from haltwise import DataWarning, InputError, RunMonitor
+from haltwise.curves import stopping
 from haltwise.curves.curves import Curves, Floats, Integers
-from haltwise.curves.levels import stops_below
+from haltwise.curves.levels import quantile_levels, stops_below
 from haltwise.curves.rules.last_improvement import LastImprovementRule
 from haltwise.curves.rules.learned import ForecastRule
 from haltwise.curves.shipped import load_curve_model, load_curve_rule
@@ -17,6 +18,7 @@ from haltwise.curves.stopping import LearnedStop, learn_to_stop
 from haltwise.evaluation.stop_early import judge_learned_stop, judge_stops
 
 PRICE = 0.01
+MOST = 0.25, 0.5, 1.0
 
 
 def _losses(seed: int, num: int = 40) -> Floats:
@@ -64,6 +66,44 @@ def test_a_monitor_stops_where_the_rule_does(learned: LearnedStop) -> None:
             if monitor.should_stop:
                 break
         assert monitor.steps == min(stop + 1, 40)
+
+
+@pytest.mark.parametrize("seed", [2, 4, 6])  # for which other margins give other levels
+def test_its_level_is_the_latest_of_those_as_good_within_half_a_standard_error(seed: int) -> None:
+    curves = _curves(_losses(seed))
+    rule = stopping.NotEarly(LastImprovementRule.candidates(PRICE)[2])
+    bills = stopping.worth_of(curves) + PRICE * curves.cost
+    found = stopping._try(rule, curves, bills, np.arange(40) % 3)
+    scores = [rule.score(curve) for curve in curves]
+    charges = []
+    for level in quantile_levels(scores).tolist():  # the lowest stops latest
+        stops = [next((t for t, x in enumerate(own) if x < level), 39) for own in scores]
+        charges.append([bills[40 * run + stop] for run, stop in enumerate(stops)])
+    best = np.array(min(charges, key=np.mean))
+    excess = [np.array(own) - best for own in charges]
+    errors = [own.mean() / max(own.std(ddof=1) / np.sqrt(40), 1e-300) for own in excess]
+    within = {most: next(i for i, x in enumerate(errors) if x <= most) for most in MOST}
+    np.testing.assert_allclose(found.charges, charges[within[0.5]])
+    assert within[MOST[0]] > within[0.5] > within[MOST[2]]
+
+
+@pytest.mark.parametrize(("lead", "takes_over"), [(0.9, False), (1.1, True)])
+def test_a_rule_of_one_line_takes_over_if_it_leads_by_a_standard_error(
+    lead: float, takes_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lead over what is learned is `lead` standard errors of it, run by run."""
+    spread = np.linspace(-1, 1, 40)
+    spread *= np.sqrt(40) / spread.std(ddof=1)  # a standard error of 1
+
+    def tried(rule: object, curves: Curves, bills: Floats, fold: Integers) -> object:
+        del bills, fold
+        is_simple = isinstance(rule, stopping.NotEarly)
+        charges = -100 - lead - spread if is_simple else np.full(40, -100.0)
+        return stopping._Tried(rule, 0.1, np.zeros(40, np.int64), charges)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stopping, "_try", tried)
+    found = learn_to_stop(_curves(_losses(0)), PRICE)
+    assert isinstance(found.model.rule, LastImprovementRule) == takes_over
 
 
 def test_nothing_is_stopped_where_all_steps_pay() -> None:
