@@ -29,7 +29,7 @@ lint: $(READY)
 	$(BIN)/codespell
 
 types: $(READY)
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/basedpyright --level error --pythonpath $(BIN)/python tests/typed
 
 layers: $(READY)

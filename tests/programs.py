@@ -1,12 +1,17 @@
-"""The programs in experiments, loaded or run."""
+"""The programs in experiments, loaded or run, and code that runs without assertions."""
 
 import importlib.util
-import subprocess
+import runpy
 import sys
+import tempfile
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
-__all__ = ["EXPERIMENTS", "program", "run", "use_distributed"]
+import forked
+from in_process import Result
+
+__all__ = ["EXPERIMENTS", "be_program", "program", "run", "run_optimized", "use_distributed"]
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -25,37 +30,62 @@ def program(name: str) -> ModuleType:
     return module
 
 
-def run(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def be_program(arguments: list[str]) -> None:
+    """Be the program whose file is the first argument."""
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def run(name: str, *arguments: object, cwd: Path) -> Result:
     """Run a program in a process of its own."""
-    return subprocess.run(
-        [sys.executable, str(EXPERIMENTS / f"{name}.py"), *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    file = EXPERIMENTS / f"{name}.py"
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        return forked.run(file, *arguments, cwd=cwd, folder=place, work=be_program)
+
+
+def run_optimized(code: str, *modules: str) -> str:
+    """What is printed by code that uses the library as `python -O` compiles it.
+
+    That is in a process of its own, whose crash would show.
+
+    Args:
+        code: Uses the library.
+        modules: Others to compile in this way.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        done = forked.run(code, *modules, cwd=place, folder=place, work=_be_optimized)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _be_optimized(arguments: list[str]) -> None:
+    code, *modules = arguments
+    rooms, get_code = {"haltwise", *modules}, SourceFileLoader.get_code
+
+    def optimized(self: SourceFileLoader, name: str) -> CodeType | None:
+        if name.partition(".")[0] not in rooms:
+            return get_code(self, name)
+        return compile(self.get_data(self.path), self.path, "exec", dont_inherit=True, optimize=1)
+
+    SourceFileLoader.get_code = optimized  # type: ignore[method-assign, assignment]
+    for name in [name for name in sys.modules if name.partition(".")[0] in rooms]:
+        del sys.modules[name]
+    exec(compile(code, "code", "exec", dont_inherit=True, optimize=1), {"__name__": "__main__"})
 
 
 def use_distributed(code: str) -> str:
     """What is printed by a program that uses `spread`, a distributed tensor of three ones.
 
-    It runs under `python -O`, in a process of its own that is the only one of its group.
+    It runs without assertions, in a process of its own that is the only one of its group.
     """
-    whole = f"""
+    return run_optimized(f"""
 import torch, torch.distributed as dist
 from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 spread = distribute_tensor(torch.ones(1, 3), init_device_mesh("cpu", (1,)), [Replicate()])
 {code}
 dist.destroy_process_group()
-"""
-    child = subprocess.run(
-        [sys.executable, "-O", "-c", whole],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert child.returncode == 0, child.stderr
-    return child.stdout
+""")

@@ -4,15 +4,13 @@ import ast
 import doctest
 import importlib
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import click
+import forked
 import pytest
 from pages import PAGES, ROOT, fences, recipe
 
@@ -128,6 +126,7 @@ from haltwise import stop_rules, tasks, training, update_rules
 from haltwise.halting import methods
 from haltwise.training import gradients, train
 
+torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 for package, name in (
     (tasks, "valley"),
@@ -196,13 +195,7 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
         "valley.py", "waves.py", "lion.py", "small_change.py", "survival.py", "k_means.py",
         "perturbation.py",
     }  # fmt: skip
-    run = subprocess.run(
-        [sys.executable, "-c", USE_RECIPES, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    run = forked.run(USE_RECIPES, tmp_path, cwd=tmp_path, folder=tmp_path, work=forked.code)
     assert run.stdout.splitlines() == [
         "valley valley-5d 8",
         "lion Lion 8",

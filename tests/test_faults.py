@@ -1,30 +1,21 @@
 """A little of every part of the fault harness, in a process that has run no backward pass."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
+from in_process import Result
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks and reads /proc")
-TESTS = Path(__file__).parent
 QUICK = {"kills": 3, "interruptions": 6, "full-disks": 3, "damaged": 4, "locked": 3, "fuzzed": 160}
 
 
-def faults(*arguments: object, sabotage: str = "") -> subprocess.CompletedProcess[str]:
-    argv = json.dumps(["faults", *map(str, arguments)])
-    code = f"{sabotage}\nimport runpy, sys\nsys.argv = {argv}\nsys.path.insert(0, {str(TESTS)!r})\n"
+def faults(folder: Path, *arguments: object, sabotage: str = "") -> Result:
+    code = f"{sabotage}\nimport runpy\n"
     code += "runpy.run_module('faults', run_name='__main__', alter_sys=True)"
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = forked.Command(code, *arguments, cwd=folder, folder=folder, work=forked.code)
+    return process.wait(600)
 
 
 def only(**numbers: int) -> list[object]:
@@ -32,8 +23,8 @@ def only(**numbers: int) -> list[object]:
     return [part for name, number in sizes.items() for part in (f"--{name}", number)]
 
 
-def test_nothing_is_lost() -> None:
-    result = faults(*only(**QUICK))
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    result = faults(tmp_path, *only(**QUICK))
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("0 lost, 0 differing") == len(QUICK)
 
@@ -54,6 +45,8 @@ CARELESS_READER = "import haltwise.datasets.files as files; files.require = lamb
     ("part", "number", "sabotage"),
     [("kills", 2, CARELESS_WRITER), ("fuzzed", 120, CARELESS_READER)],
 )
-def test_the_harness_sees_what_is_broken(part: str, number: int, sabotage: str) -> None:
-    result = faults(*only(**{part: number}), sabotage=sabotage)
+def test_the_harness_sees_what_is_broken(
+    part: str, number: int, sabotage: str, tmp_path: Path
+) -> None:
+    result = faults(tmp_path, *only(**{part: number}), sabotage=sabotage)
     assert result.returncode == 1, result.stdout + result.stderr

@@ -24,7 +24,7 @@ def family(request: pytest.FixtureRequest, tiny_images: Path) -> TaskFamily:
     """Every named family; real formats, tiny files: no test needs real data."""
     found = tasks.family(request.param)
     if isinstance(found, ImageClassification):
-        found = replace(found, batch_size=6, num_score=20).with_data_dir(tiny_images)
+        found = replace(found, batch_size=4, num_score=6).with_data_dir(tiny_images)
     return found
 
 

@@ -243,7 +243,7 @@ class TestLightning:
     def test_it_is_given_up_by_its_log(self, name: str, in_training: bool, tmp_path: Path) -> None:
         callback = self.run_callback(patience(1, min_points=2), name, in_training=in_training)
         stops = set()
-        for seed in range(4):
+        for seed in range(2):
             log = self.losses(name, tmp_path, seed, 12, **self.NOISY)
             trainer = self.fit(callback, seed, 12, tmp_path, **self.NOISY)
             monitor = callback.monitor

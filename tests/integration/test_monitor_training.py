@@ -11,7 +11,7 @@ from loops import Decay, drive, record_runs
 
 from haltwise import HaltingMonitor, InputError
 from haltwise._core.files import load_tensors
-from haltwise.evaluation import judge_runs
+from haltwise.evaluation import judge_runs, learners
 from haltwise.models import load_halting
 from haltwise.models.loading import card_of
 from haltwise.recordings.runs import RecordedRuns
@@ -130,8 +130,10 @@ def test_commands_that_need_an_optimizer_refuse_a_monitor(
 
 
 def test_the_command_line_judges_a_monitor_on_other_runs(
-    recorded_runs: Path, tmp_path: Path
+    recorded_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # How good they are is judged above.
+    monkeypatch.setattr(learners, "_NUM_TREES", dict.fromkeys(learners._NUM_TREES, 5))
     test = record_runs(tmp_path / "test", range(1000, 1060))
     options = ["--test-runs", test, "--json", "x.json", "--halting.num-steps", 20]
     command = ["train-monitor", recorded_runs, "--price", 0.02, "--out", "m", "--threads", 1]

@@ -5,10 +5,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -238,16 +235,10 @@ from haltwise.cli import main
 os.fsync = lambda _: os.kill(os.getpid(), {int(number)})
 main(click.Command("write", callback=lambda: files.write_atomically(Path("x"), b"whole")))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # it may be ignored
-    )
+    (tmp_path / "here").mkdir()
+    done = forked.run(code, cwd=tmp_path / "here", folder=tmp_path, work=forked.code)
     assert (done.returncode, done.stderr.strip()) == (130, "haltwise: interrupted")
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "here").iterdir())
 
 
 # --- Looking around ------------------------------------------------------------------------------

@@ -46,18 +46,17 @@ def both(step: int | Tensor, loss: Tensor, rows: dict[str, Tensor]) -> tuple[Ten
 @pytest.mark.parametrize("dim", [1, 2, 10, 700])
 @pytest.mark.parametrize("many", [False, True])
 def test_signals(dim: int, many: bool) -> None:
-    shape = (100, 3) if many else (100,)
+    shape = (60, 3) if many else (60,)  # of which rows that are as drawn, and special ones
     loss = torch.randn(shape, generator=seeded()).to(DEVICE)
     scale = torch.exp(10 * torch.randn(*shape, 1, generator=seeded(9)))
     rows = {name: drawn(*shape, dim, seed=i, scale=scale) for i, name in enumerate(NAMES)}
-    rows["last_update"][:50] = -0.3 * rows["last_grad"][:50]  # otherwise curvature is below 0
-    rows["grad"][:50] *= 0.7
+    rows["last_update"][:30] = -0.3 * rows["last_grad"][:30]  # otherwise curvature is below 0
+    rows["grad"][:30] *= 0.7
+    rows = {name: spoiled(value, i) for i, (name, value) in enumerate(rows.items())}
     steps: list[int | Tensor]
     steps = [torch.tensor([0, 1, 9]).to(DEVICE)] if many else [0, 7, torch.tensor(3).to(DEVICE)]
     for step in steps:
-        torch.testing.assert_close(*both(step, loss, rows), rtol=1e-5, atol=1e-6)
-        odd = {name: spoiled(value, i) for i, (name, value) in enumerate(rows.items())}
-        found, expected = both(step, loss, odd)
+        found, expected = both(step, loss, rows)
         assert torch.equal(found.isnan(), expected.isnan())
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 

@@ -84,7 +84,7 @@ def runs() -> list[list[float]]:
     """Losses that fall, stay, rise, jump and grow noisy, at several levels and of both signs."""
     random = np.random.default_rng(0)
     found = []
-    for number in range(400):
+    for number in range(200):
         time = np.arange(STEPS)
         fall = random.choice([0.0, 0.05, 0.5, 3.0])
         loss = 1 + fall * np.exp(-time / random.uniform(2, 30))

@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from haltwise import InputError
-from haltwise.halting import Graves, HaltingMethod, HorizonPrior, Softmax, StickBreaking
+from haltwise.halting import (
+    Graves,
+    HaltingExamples,
+    HaltingMethod,
+    HorizonPrior,
+    Softmax,
+    StickBreaking,
+)
 from haltwise.halting.objectives import (
     continuation_value,
     cumulative_logits,
@@ -192,6 +199,20 @@ def bound_by_definition(losses: list[float], increments: list[float], price: flo
     return bound
 
 
+def repeated(one: HaltingExamples, num: int) -> HaltingExamples:
+    """The same examples many times over, each with a horizon of its own."""
+
+    def tiled(value: Tensor) -> Tensor:
+        return value.repeat(num, *[1] * (value.ndim - 1))
+
+    return one._replace(
+        excess=tiled(one.excess),
+        outputs={name: tiled(value) for name, value in one.outputs.items()},
+        initial={name: tiled(value) for name, value in one.initial.items()},
+        price=tiled(one.price),
+    )
+
+
 def test_a_sampled_horizon_of_the_thesis_is_the_exact_expectation_on_average() -> None:
     """One bound at one horizon a problem, drawn from p(T) with nu = exp(-2 c) (Eq. 13 and 14)."""
     increments = outputs()["increments"][..., 0]
@@ -199,9 +220,9 @@ def test_a_sampled_horizon_of_the_thesis_is_the_exact_expectation_on_average() -
         Softmax(1.0, continuation=None, horizons=horizons, before_gradient=False)
         for horizons in ("exact", "sampled")
     )
-    num, generator = 4000, seeded()
-    drawn = examples(increments=increments)._replace(initial={}, generator=generator)
-    draws = torch.stack([sampled.objective(drawn) for _ in range(num)])
+    num = 4000
+    drawn = repeated(examples(increments=increments)._replace(initial={}), num)
+    draws = sampled.objective(drawn).view(num, B)
     for i, price in enumerate(PRICE.tolist()):
         r, nu = math.exp(-price), math.exp(-2 * price)
         probs = [r**t * (1 - r ** (t + 1)) * (1 - nu) for t in range(T)]
@@ -221,10 +242,7 @@ def test_a_sampled_horizon_of_the_thesis_is_the_exact_expectation_on_average() -
 
 def test_sampled_horizons_are_the_exact_ones_on_average() -> None:
     exact, sampled = Softmax(), Softmax(horizons="sampled")
-    generator = seeded()
-    draws = torch.stack(
-        [sampled.objective(examples()._replace(generator=generator)) for _ in range(4000)]
-    )
+    draws = sampled.objective(repeated(examples(), 4000)).view(4000, B)
     error = draws.std(0) / math.sqrt(4000)
     assert ((draws.mean(0) - objective(exact)).abs() < 4 * error).all()
     assert (error > 0).all()

@@ -63,13 +63,8 @@ def test_torchrun_restarts_from_the_last_checkpoint_when_a_worker_dies(tmp_path:
     finally:
         process.terminate()  # has torchrun end its workers
     assert process.returncode == 0, output
-    subprocess.run(
-        [sys.executable, "-m", "haltwise", "train", *options, "--out", "alone"],
-        cwd=tmp_path,
-        check=True,
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
+    done = forked.run("train", *options, "--out", "alone", cwd=tmp_path, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     weights = [load_tensors(tmp_path / run / "best.safetensors")[0] for run in ("shared", "alone")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     steps = [record["step"] for record in read_log(tmp_path / "shared")]

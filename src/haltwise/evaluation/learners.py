@@ -32,6 +32,7 @@ _MOST_ROWS = 2**17  # of (item, step) to fit a model on
 _FAR = 10.0  # prices, beyond which a value is clear
 _RATE = 0.15  # of running means
 _ROUNDS = 2  # of policy iteration before the last
+_NUM_TREES = {"boosted_trees": 50, "value_trees": 100}  # of each model
 
 Array = npt.NDArray[Any]
 Scores = list[Array]  # of the tuning and the test items, [n, T] each; higher is stop
@@ -132,8 +133,8 @@ def _boosted(x: Array, y: Array) -> Any:
     if y.all() or not y.any():
         return lambda new: np.full(len(new), float(y[0]))
     model = HistGradientBoostingClassifier(
-        max_iter=50, learning_rate=0.2, max_leaf_nodes=15, min_samples_leaf=_leaf(y),
-        l2_regularization=5.0, early_stopping=False, random_state=0,
+        max_iter=_NUM_TREES["boosted_trees"], learning_rate=0.2, max_leaf_nodes=15,
+        min_samples_leaf=_leaf(y), l2_regularization=5.0, early_stopping=False, random_state=0,
     )  # fmt: skip
     return model.fit(x, y).decision_function
 
@@ -143,8 +144,8 @@ def _regression(x: Array, y: Array) -> Any:
         from sklearn.ensemble import HistGradientBoostingRegressor
 
     model = HistGradientBoostingRegressor(
-        max_iter=100, learning_rate=0.15, min_samples_leaf=_leaf(y), l2_regularization=1.0,
-        early_stopping=False, random_state=0,
+        max_iter=_NUM_TREES["value_trees"], learning_rate=0.15, min_samples_leaf=_leaf(y),
+        l2_regularization=1.0, early_stopping=False, random_state=0,
     )  # fmt: skip
     return model.fit(x, y).predict
 
