@@ -207,6 +207,20 @@ def test_each_recipe_is_one_file(tmp_path: Path) -> None:
     ], run.stderr
 
 
+def test_links_of_the_package_page_lead_somewhere_from_anywhere() -> None:
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "--long-description"],
+        env={**os.environ, "HALTWISE_URL": "https://example.org/it/"},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    targets = re.findall(r"\]\(([^)\s]+)\)", done.stdout)
+    assert len(targets) > 20
+    for target in targets:
+        kind, _, path = target.removeprefix("https://example.org/it/").partition("/main/")
+        assert kind == ("raw" if path.endswith(".svg") else "blob"), target
+        assert (ROOT / path).is_file(), target
+
+
 # ----------------------------------------------------------------------------- tasks and glossary
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from haltwise.cli import cli, command_names, completion
 from haltwise.models.loading import names
@@ -28,6 +29,14 @@ def completed(line: str, cwd: Path, prefix: str = "") -> list[str]:
     )  # fmt: skip
     assert done.stderr == ""
     return [each.partition(",")[2] for each in done.stdout.splitlines() if each]
+
+
+def test_the_help_has_the_line_that_asks_for_completion() -> None:
+    lines = CliRunner().invoke(cli, ["--help"]).output.splitlines()
+    assert 'eval "$(_HALTWISE_COMPLETE=bash_source haltwise)"    (or zsh_source)' in [
+        line.strip() for line in lines
+    ]
+    assert max(map(len, lines)) <= 80
 
 
 def test_names_are_those_that_importing_finds() -> None:

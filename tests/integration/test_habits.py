@@ -14,7 +14,9 @@ import haltwise
 from haltwise import InputError
 from haltwise.curves import Curves
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.optuna import HaltwisePruner
 from haltwise.interfaces.run_monitor import RunMonitor
+from haltwise.interfaces.scipy import RunCallback as ScipyCallback
 from haltwise.processes.trajectory import Trajectory
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.tasks import family
@@ -53,10 +55,13 @@ def described() -> list[tuple[object, list[str]]]:
         (haltwise.HaltingMonitor("regression-10d-plain-adam", price=0.01), ["0.01", "goes on"]),
         (haltwise.HaltingMonitor.recording("somewhere"), ["recording to somewhere", "0 rounds"]),
         (monitored(), ["accuracy (max)", "0 points", "goes on"]),
+        (ScipyCallback(monitored()), ["RunCallback(RunMonitor(", "accuracy (max)"]),
+        (HaltwisePruner("training-runs"), ["CurveModel, at the pace", "that of the best trial"]),
+        (HaltwisePruner("training-runs", lost=0.05, target=0.2, budget=9), ["0.2, budget 9"]),
     ]
 
 
-@pytest.mark.parametrize("place", range(17))
+@pytest.mark.parametrize("place", range(20))
 def test_what_is_printed_tells_what_it_is(place: int) -> None:
     thing, words = described()[place]
     text = repr(thing)

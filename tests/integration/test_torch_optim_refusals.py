@@ -228,7 +228,7 @@ def test_weights_for_other_sizes_are_refused() -> None:
 def test_a_learning_rate_or_a_loss_in_the_wrong_place_is_told_where_to_go() -> None:
     (param,) = given_grads((3,))
     for wrong in (0.001, 1, torch.tensor(0.1)):
-        with pytest.raises(InputError, match=r"a learning rate is given by its name, as lr=0.5"):
+        with pytest.raises(InputError, match=r"lr, given by its name, multiplies its updates"):
             LearnedOptimizer([param], wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"weights must be a name.* got None"):
         LearnedOptimizer([{"params": [param], "weights": None}])

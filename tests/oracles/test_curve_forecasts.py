@@ -164,6 +164,28 @@ def test_a_tree_that_points_beyond_its_end_is_refused(name: str) -> None:
             Trees(nodes, 0.0, rows.shape[1])
 
 
+def test_trees_in_a_file_are_the_same_trees_without_their_children() -> None:
+    from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+
+    rows, success, _ = _data(900)
+    rows, num = rows.astype(np.float32).astype(np.float64), rows.shape[1]
+    whole = np.nan_to_num(rows)
+    boosted = HistGradientBoostingClassifier(max_iter=9, max_leaf_nodes=7).fit(rows, success)
+    # Best first, scikit-learn's order of nodes is not that of levels.
+    forest = ExtraTreesClassifier(9, max_leaf_nodes=30, random_state=0).fit(whole, success)
+    for trees in (Trees.of(boosted, num), Trees.of_forest(forest, num)):
+        arrays = trees.to_arrays()
+        again = Trees.from_arrays(arrays, trees.base, num)
+        np.testing.assert_array_equal(again(rows), trees(rows))
+        for name, array in again.to_arrays().items():
+            np.testing.assert_array_equal(array, arrays[name])
+        short = {name: array[:, :-1] for name, array in arrays.items()}
+        with pytest.raises(InputError, match="the file is damaged"):
+            Trees.from_arrays(short, trees.base, num)
+        with pytest.raises(InputError, match="learn them again"):
+            Trees.from_arrays(trees.nodes, trees.base, num)
+
+
 def test_a_tree_that_goes_in_circles_is_refused() -> None:
     nodes = {
         "feature": [[0, 0]],

@@ -81,14 +81,14 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="haltwise")
 def cli() -> None:
-    r"""Stop any iterative process when its next step is not worth its price.
+    """Stop any iterative process when its next step is not worth its price.
 
     A price is what one more step must gain to be worth taking, in units of the loss. Every command
     has a --help of its own; names and files are completed in a shell that has run
 
     \b
       eval "$(_HALTWISE_COMPLETE=bash_source haltwise)"    (or zsh_source)
-    """
+    """  # noqa: D301 - click keeps the lines of a paragraph that the character \b begins
 
 
 _LONG = 60.0  # seconds, from which on a command says what it took

@@ -188,7 +188,7 @@ class Forecast:
         parts = {f"boosted.{name}": trees for name, trees in self.boosted.items()}
         parts |= {f"forest.{name}": trees for name, trees in self.forests.items()}
         for name, trees in parts.items():
-            arrays |= {f"{name}.{key}": array for key, array in trees.nodes.items()}
+            arrays |= {f"{name}.{key}": array for key, array in trees.to_arrays().items()}
         document: dict[str, Any] = {"bases": {name: trees.base for name, trees in parts.items()}}
         if self.base is not None:
             below, document["base"] = self.base.to_arrays()
@@ -213,7 +213,10 @@ class Forecast:
             base = cls.from_arrays(_below(arrays, "base"), document["base"], num_features)
         num = num_features + (base is not None)
         bases = {str(name): float(value) for name, value in document["bases"].items()}
-        parts = {name: Trees(_below(arrays, name), value, num) for name, value in bases.items()}
+        parts = {
+            name: Trees.from_arrays(_below(arrays, name), value, num)
+            for name, value in bases.items()
+        }
         return cls(_below(parts, "boosted"), _below(parts, "forest"), base, num_features)
 
 

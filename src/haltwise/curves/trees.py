@@ -120,6 +120,62 @@ class Trees:
         """The sum for each row, shape [n], of rows [n, F]."""
         return JoinedTrees([self])(rows)[0]
 
+    # --------------------------------------------------------------------------------- in a file
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by name, shape [M, N] each, from which `from_arrays` makes the same trees.
+
+        Level by level, so that the children of the k-th inner node, from 0, are at 2k + 1 and
+        2k + 2 and need not be written. A `number` is an inner node's threshold or a leaf's value;
+        what is no inner node has -1 for its `feature`.
+        """
+        _depths(self.nodes)  # a tree that goes in circles has no levels
+        children = zip(self.nodes["left"], self.nodes["right"], strict=True)
+        orders = [_level_order(*each) for each in children]
+        shape = len(orders), max(len(order) for order in orders)
+        arrays = {
+            "feature": np.full(shape, -1, np.min_scalar_type(-self.num_features)),
+            "number": np.zeros(shape, np.float32),
+            "missing_left": np.ones(shape, np.bool_),
+        }
+        for row, order in enumerate(orders):
+            tree = {name: array[row, order] for name, array in self.nodes.items()}
+            leaf = tree["left"] == order
+            arrays["feature"][row, : len(order)] = np.where(leaf, -1, tree["feature"])
+            arrays["number"][row, : len(order)] = np.where(leaf, tree["value"], tree["threshold"])
+            arrays["missing_left"][row, : len(order)] = leaf | tree["missing_left"]
+        return arrays
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], base: float, num_features: int
+    ) -> Self:
+        """The trees that `to_arrays` wrote; see the class for what is checked."""
+        names = ("feature", "number", "missing_left")
+        require(
+            arrays.keys() == set(names),
+            f"trees in a file have the arrays {', '.join(names)}; got {', '.join(arrays)}; learn "
+            "them again with this version",
+        )
+        feature, number, missing_left = (arrays[name] for name in names)
+        require(
+            feature.ndim == 2 and feature.shape == number.shape == missing_left.shape,
+            f"the arrays of trees must have one shape [M, N], got {feature.shape}, "
+            f"{number.shape} and {missing_left.shape}",
+        )
+        leaf = feature < 0
+        first = 2 * np.cumsum(~leaf, 1) - 1  # the left child of each inner node
+        itself = np.arange(feature.shape[1])
+        nodes = {
+            "feature": np.where(leaf, 0, feature),
+            "threshold": np.where(leaf, 0, number),
+            "missing_left": missing_left,
+            "left": np.where(leaf, itself, first),
+            "right": np.where(leaf, itself, first + 1),
+            "value": np.where(leaf, number, 0),
+        }
+        return cls(nodes, base, num_features)
+
 
 @final
 class JoinedTrees:
@@ -212,6 +268,19 @@ def _depths(nodes: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
         for child in (left, right):
             reached[trees, child[trees, places]] = True
     raise InputError(f"a tree has more than {_DEEPEST} levels; the file is damaged")
+
+
+def _level_order(
+    left: npt.NDArray[np.int16], right: npt.NDArray[np.int16]
+) -> npt.NDArray[np.int64]:
+    """The places of the nodes of one tree that its root leads to, level by level."""
+    level = np.zeros(1, np.int64)
+    levels = []
+    while len(level):
+        levels.append(level)
+        inner = level[left[level] != level]
+        level = np.stack((left[inner], right[inner]), 1).ravel().astype(np.int64)
+    return np.concatenate(levels)
 
 
 class _Tree(NamedTuple):

@@ -41,6 +41,9 @@ class RunCallback(Callback):  # type: ignore[misc]
         self._metric = metric
         self._known: set[str] = set()
 
+    def __repr__(self) -> str:
+        return f"RunCallback({self._metric}: {self.monitor})"
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if epoch == 0 or self.monitor.steps == 0:
             self.monitor.start(budget=self.params["epochs"])

@@ -38,6 +38,9 @@ class RunCallback:
         self.order = 30  # after LightGBM's own that log and record
         self.before_iteration = False
 
+    def __repr__(self) -> str:
+        return f"RunCallback({self._metric}: {self.monitor})"
+
     def __call__(self, env: CallbackEnv) -> None:
         if env.iteration == env.begin_iteration:
             self.monitor.start(budget=env.end_iteration - env.begin_iteration)

@@ -48,6 +48,9 @@ class HaltingCallback(Callback):  # type: ignore[misc]
         self._global_step = 0
         self._losses: list[Tensor] = []  # since the last step of the optimizer
 
+    def __repr__(self) -> str:
+        return f"HaltingCallback({self.monitor})"
+
     @property
     def state_key(self) -> str:
         """Tell several callbacks of one trainer apart in its checkpoints."""
@@ -170,6 +173,9 @@ class RunCallback(Callback):  # type: ignore[misc]
         self.monitor = monitor
         self._metric, self._in_training = metric, in_training
         self._resumed = False
+
+    def __repr__(self) -> str:
+        return f"RunCallback({self._metric}: {self.monitor})"
 
     @property
     def state_key(self) -> str:

@@ -212,12 +212,13 @@ class HaltingMonitor:
         return HaltingSession(self._model.policy(), self._price, self._model)
 
     def __repr__(self) -> str:
+        seen = f"{self._steps} round{'s' * (self._steps != 1)} seen"
         if self._model is None:
-            return f"HaltingMonitor({self.identity}; {self._steps} rounds seen)"
+            return f"HaltingMonitor({self.identity}; {seen})"
         state = "goes on" if self._reason is None else f"stops: {self._reason}"
         return (
             f"HaltingMonitor(at a price of {float(self._price):g} a round: "
-            f"{self._model.card.summary}; {self._steps} rounds seen, {state})"
+            f"{self._model.card.summary}; {seen}, {state})"
         )
 
     @property

@@ -98,6 +98,13 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         self._num_startup = whole_number("n_startup_trials", n_startup_trials, least=0)
         self._learned: tuple[str, int] | None = None  # the study and the trials learned from
 
+    def __repr__(self) -> str:
+        target = "that of the best trial" if self._target is None else f"{self._target:g}"
+        budget = "that of the longest trial" if self._budget is None else f"{self._budget:g}"
+        pace = ", at the pace of the study" if self._goes_by_pace else ""
+        rule = type(self._rule.rule).__name__
+        return f"HaltwisePruner({rule}{pace}; target {target}, budget {budget})"
+
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         completed = [other for other in finished if other.state is TrialState.COMPLETE]

@@ -35,6 +35,9 @@ class RunStopper(Stopper):  # type: ignore[misc]
         self.monitors: dict[str, RunMonitor] = {}
         """Of each trial, by its identity."""
 
+    def __repr__(self) -> str:
+        return f"RunStopper({self._metric}: {self._monitor})"
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         if trial_id not in self.monitors:
             self.monitors[trial_id] = copy.copy(self._monitor)

@@ -168,9 +168,10 @@ class RunMonitor:
         state = "met its target" if self._cost and self.succeeded else f"stops: {self._reason}"
         if self._reason is None and not (self._cost and self.succeeded):
             state = "goes on"
+        seen = f"{self._steps} point{'s' * (self._steps != 1)} seen"
         return (
             f"RunMonitor({type(self._rule.rule).__name__} on {self._metric} ({self._direction}), "
-            f"{aim(self._target, self._budget)}; {self._steps} points seen, {state})"
+            f"{aim(self._target, self._budget)}; {seen}, {state})"
         )
 
     @property

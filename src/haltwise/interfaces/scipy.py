@@ -210,6 +210,9 @@ class RunCallback:
     def __init__(self, monitor: RunMonitor) -> None:
         self.monitor = monitor
 
+    def __repr__(self) -> str:
+        return f"RunCallback({self.monitor})"
+
     def __call__(self, intermediate_result: "OptimizeResult") -> None:
         self.monitor.update(intermediate_result.fun)
         if self.monitor.should_stop:

@@ -66,6 +66,9 @@ class RunCallback:
         self._score = score
         self._warned = False
 
+    def __repr__(self) -> str:
+        return f"RunCallback({self.monitor})"
+
     def setup(self, estimator: Any, context: Any) -> None:
         """Begin a run."""
         self.monitor.start()

@@ -46,6 +46,9 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
         self._moved = False  # since the last round
         self._metrics: dict[str, float] = {}  # of all sets, since the last step
 
+    def __repr__(self) -> str:
+        return f"HaltingCallback({self.monitor})"
+
     def on_train_begin(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
         self.monitor.discard()  # of a training that did not end
         self.monitor.start(model)
@@ -123,6 +126,9 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self._metric = metric
         self._training = False  # an evaluation may be for its own sake
         self._known: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"RunCallback({self._metric}: {self.monitor})"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.monitor.start(budget=state.max_steps)

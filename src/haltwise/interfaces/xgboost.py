@@ -36,6 +36,9 @@ class RunCallback(TrainingCallback):  # type: ignore[misc]
         self.monitor = monitor
         self._metric = metric
 
+    def __repr__(self) -> str:
+        return f"RunCallback({self._metric}: {self.monitor})"
+
     def before_training(self, model: Any) -> Any:
         self.monitor.start()
         return model

@@ -62,7 +62,8 @@ class GroupModels:
         require(
             isinstance(weights, Weights),
             f"weights must be a name, a path or an OptimizerModel, got {weights!r:.100}; a "
-            "learning rate is given by its name, as lr=0.5",
+            "learned optimizer needs no learning rate: lr, given by its name, multiplies its "
+            "updates and is 1 if left out",
         )
         if isinstance(weights, OptimizerModel):  # copied: meta-training may go on
             model, group["weights"] = copy.deepcopy(weights), "OptimizerModel"
