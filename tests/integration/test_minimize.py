@@ -147,6 +147,22 @@ def test_callbacks_see_what_an_engine_takes() -> None:
     assert stopped.fun == values[number]
 
 
+def test_callbacks_see_what_follows_a_point_that_is_no_number() -> None:
+    tried: list[float] = []
+    seen: list[float] = []
+
+    def barrier(x: Any) -> Any:
+        with np.errstate(invalid="ignore"):
+            tried.append(float(70 * x[0] - np.log(x[0])))
+        return tried[-1], 70 - 1 / x
+
+    settings: dict[str, Any] = {"method": "lbfgs", "callback": lambda x: seen.append(x[0])}
+    result = haltwise.minimize(barrier, [0.02], jac=True, **settings)
+    assert np.isnan(tried[1])
+    assert seen[-1] == result.x[0] == pytest.approx(1 / 70, rel=1e-3)
+    assert len(seen) == sum(tried[i] < np.nanmin(tried[:i]) for i in range(1, len(tried)))
+
+
 def test_the_default_is_as_good_as_scipy_s() -> None:
     """Not that of weights that were trained on other functions, nor one that stops by a price."""
     result = haltwise.minimize(both, START, jac=True)

@@ -25,6 +25,6 @@ def kernel_setting() -> str:
     require(
         setting in ("", "plain", "triton"),
         f"{KERNEL_VARIABLE} is {shown(given)}; set it to 'plain', for PyTorch's operations alone, "
-        "or to 'triton', for those that Triton's interpreter runs on a CPU, or leave it unset",
+        "or to 'triton', for Triton's kernels on a CPU in its interpreter, or leave it unset",
     )
     return setting

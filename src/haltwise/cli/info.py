@@ -26,8 +26,7 @@ def command() -> None:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "LSTM on CPUs": _kernels.implementation(),
-        "LSTM on GPUs": on_gpus,
-        "MLP steps on GPUs": on_gpus,
+        "LSTM, MLP on GPUs": on_gpus,
         "CPU threads": str(torch.get_num_threads()),
         "CUDA": ", ".join(
             torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())

@@ -132,7 +132,7 @@ def minimize(
         f"x0 must be a vector of real numbers, got shape {start.shape}",
     )
     maxiter = None if maxiter is None else whole_number("maxiter", maxiter)
-    iterates = _Iterates(_told(callback))
+    iterates = _Iterates(_teller(callback))
     batch = _FunctionOfArrays(torch.from_numpy(start).unsqueeze(0), objective, iterates)
     try:
         solution = solve(
@@ -310,7 +310,7 @@ class _Iterates:
         if self._has_begun and (is_update or value < self._lowest):
             self._report(x, value)
         self._has_begun = True
-        self._lowest = min(value, self._lowest)
+        self._lowest = min(self._lowest, value)  # which is left as it is by NaN
 
     def end(self, x: "NDArray[np.float64]", value: float) -> None:
         """A point other than the start is returned, which may not have been told of."""
@@ -354,7 +354,7 @@ class _CallbackStop(Exception):  # noqa: N818
         self.x, self.value = x, value
 
 
-def _told(callback: Callable[..., Any] | None) -> Callable[["NDArray[np.float64]", float], None]:
+def _teller(callback: Callable[..., Any] | None) -> Callable[["NDArray[np.float64]", float], None]:
     """What tells SciPy's kind of callback of an iterate."""
     if callback is None:
         return lambda *_: None

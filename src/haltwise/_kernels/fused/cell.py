@@ -51,7 +51,7 @@ THRESHOLD = tl.constexpr(math.exp(-operands.LOG_RANGE))
 
 @triton.jit
 def _split(x):
-    """The nearest float16, and that of the rest; what is no number shows in the second."""
+    """The nearest float16, and that of the rest; where x is not finite, neither is the second."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
 

@@ -37,8 +37,9 @@ class Tiles(NamedTuple):
 def pack(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """All layers, one after the other, as `cell.advance` reads them, float16 [P].
 
-    A weight is split into two: its nearest float16 and what that leaves. Beyond 22,000, where no
-    trained weight is, the second is none, and so is every update that follows.
+    A weight is split into two: its nearest float16 and what that leaves. One beyond 22,000, where
+    no trained weight is, overflows: its halves are infinite, and updates are NaN, which no step
+    takes.
 
     Args:
         weights: L tensors [4H, fan_in + H], float32, where the first fan-in is 2 or 4.

@@ -115,8 +115,9 @@ DIVERGES = tl.constexpr(4)
 PRODUCTS = ((1, 1), (0, 1), (1, 3), (0, 0), (2, 2), (3, 3), (4, 4), (2, 3), (0, 3), (0, 4))
 """Which of `haltwise.processes.signals.sum_products` a row of the log holds, in this order."""
 
-_ROWS = tl.constexpr(256)  # of sums, and
-_TILE = tl.constexpr(8192)  # numbers, that are asked for at once, for each time there is a wait
+# How much is loaded at once: each further round waits for the memory once more.
+_ROWS = tl.constexpr(256)
+_NUMBERS = tl.constexpr(8192)
 
 
 @triton.jit
@@ -401,9 +402,9 @@ def end_step(
                         sums += tl.load(at, mask=program < num_programs, other=0.0)
                     tl.store(row + 4 + column, tl.sum(sums, 0), mask=column > 0)
                     column = tl.arange(0, WIDTH)
-                    sums = tl.zeros((_TILE // WIDTH, WIDTH), tl.float64)
-                    for begin in range(0, num_programs, _TILE // WIDTH):
-                        program = begin + tl.arange(0, _TILE // WIDTH)[:, None]
+                    sums = tl.zeros((_NUMBERS // WIDTH, WIDTH), tl.float64)
+                    for begin in range(0, num_programs, _NUMBERS // WIDTH):
+                        program = begin + tl.arange(0, _NUMBERS // WIDTH)[:, None]
                         at = partials + (2 + UNITS) * program + column[None, :]
                         known = (program < num_programs) & (column < 2 + UNITS)[None, :]
                         sums += tl.load(at, mask=known, other=0.0)

@@ -67,8 +67,8 @@ def advance_lstm(
 ):
     """Advance layers FIRST.. up to LAST; after the last of all, leave displacements and sums.
 
-    States [L, rows, H] lie at distances from `anchor`, counted in 16 bytes, which are WORD entries:
-    layer by layer, for each is advanced by a launch of its own, and memory is read in wholes.
+    States [L, rows, H] lie at distances from `anchor`, counted in 16 bytes, which are WORD entries.
+    Each layer is advanced by a launch of its own, which reads and writes one dense piece of them.
 
     Sums are `update_squares` [programs]; and, if the step is judged, `partials` [programs,
     2 + UA + UB]: products with gradients and last displacements, and the top layer's outputs.

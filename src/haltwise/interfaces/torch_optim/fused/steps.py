@@ -236,7 +236,7 @@ class FusedSteps:
                 JUDGED=has_loss and each.is_judged,
                 UNITS=planned.rule.num_units,
                 WIDTH=1 << (planned.rule.num_units + 1).bit_length(),
-                num_warps=8,
+                num_warps=8,  # its one program loads all sums
             )
         for number, _, planned in pairs:
             for part in planned.parts:
