@@ -34,21 +34,14 @@ def simulate(number: int) -> dict[str, Array]:
 
 
 def moved(params: Array, source: Array) -> Array:
-    """Points turned by tan(angle / 2) * axis (Rodrigues), then shifted; arrays or tensors."""
+    """Points turned by tan(angle / 2) * axis (Rodrigues), then shifted."""
     turn, shift = params[:, None, :3], params[:, None, 3:]
     square = (turn * turn).sum(-1)[..., None]
     along = (turn * source).sum(-1)[..., None]
     x, y, z = turn[..., 0], turn[..., 1], turn[..., 2]
     a, b, c = source[..., 0], source[..., 1], source[..., 2]
-    stack = np.stack if isinstance(params, np.ndarray) else _torch().stack
-    cross = stack((y * c - z * b, z * a - x * c, x * b - y * a), -1)
+    cross = np.stack((y * c - z * b, z * a - x * c, x * b - y * a), -1)
     return ((1 - square) * source + 2 * along * turn + 2 * cross) / (1 + square) + shift
-
-
-def _torch() -> Any:
-    import torch
-
-    return torch
 
 
 def kabsch(source: Array, target: Array, weight: Array) -> Array:
@@ -70,33 +63,46 @@ def torch_loss(params: Any, source: Any, target: Any) -> Any:
     """The same, as a user of Haltwise writes it: a matrix turns clouds of shape [B, 3, N]."""
     import torch
 
-    turn, one = params[:, :3], torch.eye(3, dtype=params.dtype, device=params.device)
-    square = turn.square().sum(1)[:, None, None]
-    matrix = (1 - square) * one + 2 * (turn.unsqueeze(2) * turn.unsqueeze(1) + _crossed(turn))
-    points = (matrix / (1 + square)) @ source + params[:, 3:, None]
+    points = _rotation(params[:, :3]) @ source + params[:, 3:, None]
     return torch.log1p((points - target).square().sum(1) / SCALE**2).sum(1)
 
 
 def reweighted(params: Any, source: Any, target: Any) -> tuple[Any, Any, Any]:
-    """The same with its gradient and a curvature by iterated weights, which is never indefinite."""
+    """The same with its gradient and a curvature by iterated weights, which is never indefinite.
+
+    A point q = R p moves with d q = s x q, where the velocity s is 2 (d w + w x d w) / (1 + |w|^2).
+    So all that is needed of the cloud are weighted sums: of q, of q q^T and of q times what is left
+    to the target.
+    """
     import torch
 
-    turn = params[:, None, :3]
-    points = moved(params, source)
-    residual = points - target
-    square = residual.square().sum(2)
-    weight = 2 / (SCALE**2 + square)
-    size = 1 + turn.square().sum(-1, keepdim=True)
-    turned = (points - params[:, None, 3:]).unsqueeze(-1)
-    p, w = source.unsqueeze(-1), turn.unsqueeze(-1)
-    along = (turn * source).sum(-1)[..., None, None]
+    turn = params[:, :3]
     one = torch.eye(3, dtype=params.dtype, device=params.device)
-    jacobian = w @ p.mT - p @ w.mT + along * one - _crossed(source)
-    jacobian = (2 * jacobian - 2 * turned @ w.mT) / size.unsqueeze(-1)
-    jacobian = torch.cat((jacobian, one.expand_as(jacobian)), 3)
-    scaled = (weight[..., None, None] * jacobian).flatten(1, 2)
-    gradient = (scaled.mT @ residual.flatten(1, 2).unsqueeze(-1)).squeeze(-1)
-    return torch.log1p(square / SCALE**2).sum(1), gradient, scaled.mT @ jacobian.flatten(1, 2)
+    turned = _rotation(turn) @ source
+    left = turned + params[:, 3:, None] - target
+    square = left.square().sum(1, keepdim=True)
+    weight = 2 / (SCALE**2 + square)
+    weighted = weight * turned
+    mass, middle, force = weight.sum(2), weighted.sum(2), (weight * left).sum(2)
+    inertia, twist = weighted @ turned.mT, weighted @ left.mT
+    inertia = inertia.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] * one - inertia
+    torque = (twist - twist.mT)[:, [1, 2, 0], [2, 0, 1]]
+    spin = 2 * (one + _crossed(turn)) / (1 + turn.square().sum(1))[:, None, None]
+    mixed = spin.mT @ _crossed(middle)
+    gradient = torch.cat(((torque.unsqueeze(1) @ spin).squeeze(1), force), 1)
+    rows = (spin.mT @ inertia @ spin, mixed), (mixed.mT, mass.unsqueeze(2) * one)
+    curvature = torch.cat([torch.cat(row, 2) for row in rows], 1)
+    return torch.log1p(square / SCALE**2).sum((1, 2)), gradient, curvature
+
+
+def _rotation(turn: Any) -> Any:
+    """The matrix of Rodrigues' vector, shape [B, 3, 3]."""
+    import torch
+
+    one = torch.eye(3, dtype=turn.dtype, device=turn.device)
+    square = turn.square().sum(1)[:, None, None]
+    matrix = (1 - square) * one + 2 * (turn.unsqueeze(2) * turn.unsqueeze(1) + _crossed(turn))
+    return matrix / (1 + square)
 
 
 def _crossed(points: Any) -> Any:
@@ -161,7 +167,7 @@ def ways(problems: int, threads: int) -> tuple[list[Way], Any]:
     settings = {"price": 1e-4}
     long = {name: np.ascontiguousarray(cloud.swapaxes(1, 2)) for name, cloud in data.items()}
     own = haltwise_way(start, long, settings | {"method": "bfgs"}, loss=torch_loss)
-    by_hand = haltwise_way(start, data, settings | {"method": "newton"}, derivatives=reweighted)
+    by_hand = haltwise_way(start, long, settings | {"method": "newton"}, derivatives=reweighted)
     found = [
         Way("haltwise, the loss alone", own, problems),
         Way("haltwise, iterated weights", by_hand, problems),

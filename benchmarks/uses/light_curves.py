@@ -79,48 +79,47 @@ def torch_loss(params: Any, gap: Any, magnitude: Any, variance: Any) -> Any:
 def scores(params: Any, gap: Any, magnitude: Any, variance: Any) -> tuple[Any, Any, Any]:
     """The same with its gradient and the expected information, by one pass of the filter.
 
-    Derivatives of mean and spread are carried along (Gupta & Mehra 1974): `_power` in the logarithm
-    of the amplitude, `_tau` of the time scale, `_level` in the mean.
+    Derivatives are carried along (Gupta & Mehra 1974): `means` are those of the mean in the
+    logarithms of amplitude and time scale and in the level, `spreads` those of the spread in the
+    first two. Where nothing is differentiated, sums grow in place; and a point's numbers are made
+    when it is reached, for pages of memory cost more than products.
     """
     import torch
 
-    power, tau = (2 * params[:, 0]).exp(), params[:, 1].exp()
-    age = gap / tau.unsqueeze(1)
-    decays = (-age).exp()
-    grown = (decays * age).unbind(1)  # derivatives of decays in the logarithm of tau
-    above = (magnitude - params[:, 2:]).unbind(1)
-    zero = torch.zeros_like(power)
-    mean, spread, total = zero, power, zero
-    mean_power = mean_tau = mean_level = spread_tau = zero
-    spread_power = 2 * power
-    grad, information = torch.zeros_like(params), params.new_zeros(len(params), 3, 3)
-    curves = zip(decays.unbind(1), grown, above, variance.unbind(1), strict=True)
-    for decay, slope, seen, noise in curves:
-        square = decay.square()
-        spread_tau = square * spread_tau + 2 * decay * slope * (spread - power)
-        spread_power = square * (spread_power - 2 * power) + 2 * power
-        mean_tau = decay * mean_tau + slope * mean
-        mean_power, mean_level = decay * mean_power, decay * mean_level
-        mean, spread = decay * mean, square * (spread - power) + power
-        expected, surprise = spread + noise, seen - mean
-        total = total + expected.log() + surprise.square() / expected
-        by_mean = torch.stack((-mean_power, -mean_tau, -1 - mean_level), 1)
-        by_spread = torch.stack((spread_power, spread_tau, zero), 1) / expected.unsqueeze(1)
-        scaled = (surprise / expected).unsqueeze(1)
-        grad = grad + by_spread * (0.5 - 0.5 * surprise.unsqueeze(1) * scaled) + by_mean * scaled
-        lever = torch.stack((by_mean / expected.sqrt().unsqueeze(1), by_spread / 2**0.5), 2)
-        information = information + lever @ lever.mT
-        gain = spread / expected
-        kept = noise / expected.square()
-        gain_power, gain_tau = spread_power * kept, spread_tau * kept
-        mean_power = mean_power + gain_power * surprise - gain * mean_power
-        mean_tau = mean_tau + gain_tau * surprise - gain * mean_tau
-        mean_level = mean_level - gain * (1 + mean_level)
-        mean, spread = mean + gain * surprise, gain * noise
-        spread_power, spread_tau = gain_power * noise, gain_tau * noise
-    away = torch.cat((params[:, :2] - params.new_tensor(CENTER), zero.unsqueeze(1)), 1)
-    prior = torch.diag(params.new_tensor([1.0, 1.0, 0.0]))
-    return (total + away.square().sum(1)) / 2, grad + away, information + prior
+    gap, magnitude, variance = (v.T.contiguous() for v in (gap, magnitude, variance))
+    power, rate, level = (2 * params[:, 0]).exp(), (-params[:, 1]).exp(), params[:, 2]
+    mean, spread, total = level, power, torch.zeros_like(power)
+    means, spreads = power.new_zeros(3, len(power)), power.new_zeros(2, len(power))
+    means[2], spreads[0] = 1, 2 * power
+    grad, information = torch.zeros_like(means), power.new_zeros(3, 3, len(power))
+    for days, seen, noise in zip(gap, magnitude, variance, strict=True):
+        age = days * rate
+        decay = (-age).exp()
+        square, below, away = decay.square(), spread - power, mean - level
+        means[2].sub_(1)
+        means[1].addcmul_(age, away)
+        means.mul_(decay)[2].add_(1)
+        spreads[0].sub_(power, alpha=2)
+        spreads[1].addcmul_(age, below, value=2)
+        spreads.mul_(square)[0].add_(power, alpha=2)
+        mean, spread = torch.addcmul(level, decay, away), torch.addcmul(power, square, below)
+        inverse, surprise = (spread + noise).reciprocal(), seen - mean
+        scaled = surprise * inverse
+        pull = surprise * scaled
+        total = total + pull - inverse.log()
+        part = spreads * inverse
+        grad.addcmul_(means, scaled, value=-1)
+        grad[:2].addcmul_(part, 1 - pull, value=0.5)
+        information.addcmul_((means * inverse).unsqueeze(1), means)
+        information[:2, :2].addcmul_(part.unsqueeze(1), part, value=0.5)
+        kept = noise * inverse
+        means.mul_(kept)[:2].addcmul_(part, kept * surprise)
+        spreads.mul_(kept.square())
+        mean, spread = mean + spread * scaled, spread * kept
+    far = params - params.new_tensor([*CENTER, 0.0])
+    prior = params.new_tensor([1.0, 1.0, 0.0])
+    loss = (total + (prior * far.square()).sum(1)) / 2
+    return loss, grad.T + prior * far, information.permute(2, 0, 1) + torch.diag(prior)
 
 
 def celerite_one(start: Array, gap: Array, magnitude: Array, variance: Array) -> Array:
