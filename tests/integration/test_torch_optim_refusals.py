@@ -1,6 +1,7 @@
 """Steps that are not finite, losses that are missing, and parameters that cannot be moved."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -113,6 +114,18 @@ def test_without_the_loss_it_does_not_pretend_to_know() -> None:
         with pytest.raises(InputError, match="1 of 3 steps came without; pass it to every step"):
             getattr(optimizer, ask)
     assert optimizer.steps_taken == 3
+
+
+def test_a_rate_of_another_optimizer_is_warned_of() -> None:
+    (param,) = given_grads((3,))
+    with pytest.warns(haltwise.FitWarning, match=r"lr = 0.001 .* 1,000 times too short; leave lr"):
+        LearnedOptimizer([param], lr=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for lr in (0.0, 0.05, 1.0):
+            LearnedOptimizer([param], lr=lr)
+        optimizer = LearnedOptimizer([param])
+        torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-3)
 
 
 def uncalibrated() -> haltwise.OptimizerModel:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.settings import real_number, require_flags
 from haltwise._core.tensors import is_plain
 from haltwise.halting.session import HaltingSession
@@ -32,8 +32,10 @@ __all__ = [
     "head_of",
     "name_of",
     "num_coordinates",
+    "warn_of_rate",
 ]
 
+_LEAST_RATE = 0.05  # below it, an lr that is given at the start is likely one of Adam's
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 Weights = str | Path | OptimizerModel
@@ -182,6 +184,17 @@ def check_settings(group: Group) -> None:
         bound = "above 0" if name == "price" else "at least 0"
         finite = abs(value) <= torch.finfo(torch.float32).max
         require(fits and finite, f"{name} must be {bound} and finite, got {value}")
+
+
+def warn_of_rate(group: Group) -> None:
+    """Warn of an `lr` that is another optimizer's."""
+    rate = float(group["lr"])
+    if 0 < rate < _LEAST_RATE:
+        warn(
+            f"lr = {rate:g} multiplies steps that were meta-trained for lr = 1, so they are "
+            f"{round(1 / rate):,} times too short; leave lr out, a scheduler may lower it later",
+            FitWarning,
+        )
 
 
 def num_coordinates(params: Iterable[Tensor]) -> int:

@@ -16,7 +16,14 @@ from haltwise._core.tensors import undisturbed
 from haltwise.halting.posteriors import Posterior
 from haltwise.interfaces.torch_optim import states
 from haltwise.interfaces.torch_optim.chunks import UpdateStatistics
-from haltwise.interfaces.torch_optim.groups import Group, GroupModels, Record, Weights, name_of
+from haltwise.interfaces.torch_optim.groups import (
+    Group,
+    GroupModels,
+    Record,
+    Weights,
+    name_of,
+    warn_of_rate,
+)
 from haltwise.interfaces.torch_optim.judging import (
     ShownStep,
     end_with_horizon,
@@ -71,7 +78,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         params: Tensors, named tensors or groups, as any `torch.optim.Optimizer` takes them.
         weights: A shipped name, a run directory, a weights file or an optimizer. A group may have
             its own.
-        lr: Multiplies the update; 1 is what was meta-trained. For schedulers.
+        lr: Multiplies the update; 1 is what was meta-trained. For schedulers; one that begins
+            below .05 is warned of, as it may be another optimizer's.
         weight_decay: Decoupled, as in AdamW: a step takes `lr * weight_decay * param` off a
             parameter, beside the learned update, which does not see it; under Adam, times Adam's
             own rate.
@@ -150,6 +158,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         except InputError:
             self.param_groups.pop()
             raise
+        warn_of_rate(group)
 
     # --------------------------------------------------------------------------------- stepping
 
