@@ -7,6 +7,7 @@ import pytest
 from haltwise import InputError
 from haltwise.tasks import TaskFamily
 from haltwise.tasks.cifar10 import CifarConvolutional
+from haltwise.tasks.curve_fitting import CurveFitting
 from haltwise.tasks.diabetes import Diabetes
 from haltwise.tasks.logistic_regression import LogisticRegression
 from haltwise.tasks.matrix_factorization import DigitFactorization
@@ -46,6 +47,10 @@ from haltwise.tasks.rosenbrock import Rosenbrock
         (MinibatchRegression, {"beta": 0.0}, "beta"),
         (Quadratic, {"num_params": 0}, "num_params"),
         (Quadratic, {"start_std": -1.0}, "start_std"),
+        (CurveFitting, {"curve": "line"}, "decay, growth, peak, got 'line'"),
+        (CurveFitting, {"num_observations": 2}, "num_observations"),
+        (CurveFitting, {"min_noise": 0.0}, "noise"),
+        (CurveFitting, {"max_noise": 0.001}, "noise"),
         (Rosenbrock, {"num_params": 1}, "num_params"),
         (Rosenbrock, {"min_steepness": 0.0}, "steepness"),
         (Rosenbrock, {"max_steepness": 0.5}, "steepness"),

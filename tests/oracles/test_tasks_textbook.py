@@ -1,4 +1,4 @@
-"""Quadratics, Rosenbrock, Student-t and diabetes against SciPy, PyTorch and NumPy."""
+"""Quadratics, Rosenbrock, Student-t, curves and diabetes against SciPy, PyTorch and NumPy."""
 
 import math
 
@@ -11,6 +11,7 @@ from task_oracles import DOUBLE, assert_law, randn, seeded
 from torch import Tensor
 from torch.testing import assert_close
 
+from haltwise.tasks.curve_fitting import Curve, CurveFitting, CurveFittingBatch
 from haltwise.tasks.diabetes import Diabetes
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.tasks.quadratic import Quadratic
@@ -44,6 +45,58 @@ def test_rosenbrock_steepness_is_log_uniform() -> None:
     batch = Rosenbrock().sample(3000, seeded(), dtype=DOUBLE)
     assert isinstance(batch, RosenbrockBatch)
     assert_law(batch.steepness, scipy.stats.loguniform(1, 100))
+
+
+def formula(curve: Curve, params: Tensor, at: Tensor) -> Tensor:
+    """Curves as books write them, of parameters [B, 3] at [B, N]."""
+    level, log_rate, third = params.unsqueeze(2).unbind(1)
+    rate = log_rate.exp()
+    match curve:
+        case "decay":
+            return level * torch.exp(-rate * at) + third
+        case "growth":
+            return level / (1 + torch.exp(-rate * (at - third)))
+        case "peak":
+            return level * torch.exp(-((rate * (at - third)) ** 2) / 2)
+
+
+@pytest.mark.parametrize("curve", ["decay", "growth", "peak"])
+def test_curves_are_least_squares_of_their_formulas(curve: Curve) -> None:
+    batch = CurveFitting(curve=curve).sample(40, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, CurveFittingBatch)
+    params = (batch.start + 0.3 * randn(40, 3)).requires_grad_()
+    residuals = (formula(curve, params, batch.at) - batch.observed) / batch.noise.unsqueeze(1)
+    loss = 0.5 * residuals.square().sum(1)
+    (grad,) = torch.autograd.grad(loss.sum(), params, retain_graph=True)
+    seen = batch.observe(params.detach(), 0)
+    assert_close(seen.loss, loss.detach(), rtol=1e-12, atol=0)
+    assert_close(seen.grad, grad, rtol=1e-9, atol=1e-9 * grad.abs().max().item())
+    given, jacobian = batch.observe_residuals(params.detach())
+    assert_close(given, residuals.detach(), rtol=1e-12, atol=1e-12)
+    for point in range(batch.at.shape[1]):
+        (row,) = torch.autograd.grad(residuals[:, point].sum(), params, retain_graph=True)
+        assert_close(jacobian[:, point], row, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("curve", ["decay", "growth", "peak"])
+def test_curves_begin_to_be_judged_at_the_minimum_that_scipy_finds(curve: Curve) -> None:
+    family = CurveFitting(curve=curve, max_noise=0.05)
+    batch = family.sample(60, seeded(), dtype=DOUBLE)
+    assert isinstance(batch, CurveFittingBatch)
+    above = []
+    for row in range(60):
+        one = batch.select(torch.tensor([row]))
+
+        def residuals(params: np.ndarray, one: CurveFittingBatch = one) -> np.ndarray:
+            return one.observe_residuals(torch.from_numpy(params)[None])[0][0].numpy()
+
+        ends = [
+            scipy.optimize.least_squares(residuals, start, method="lm", xtol=1e-12, ftol=1e-12)
+            for start in (np.array([1.0, log_rate, 0.5]) for log_rate in (0.5, 1.5, 2.0, 2.5))
+        ]
+        above.append(one.reference_loss.item() - min(end.cost for end in ends))
+    # A few have a second minimum, or none that is finite.
+    assert np.quantile(np.abs(above), 0.9) < 1e-6
 
 
 @pytest.fixture(scope="module")
