@@ -22,9 +22,11 @@ from children import Children
 
 from haltwise._core.discovery import lookup
 from haltwise.cli import main
-from haltwise.models.loading import find, names, stop_names
+from haltwise.models.loading import find
 
 RECIPES = Path(__file__).parent / "weights"
+SHIPPED = find("regression-2d").parent
+"""Where weights lie in the package, as their recipes lie in RECIPES."""
 
 ON_DEVICE = (
     *("regression-10d-plain", "student-t-10d", "regression-10d-plain-adam"),
@@ -102,9 +104,10 @@ def train_weights(
             returncode, _ = children.run(command, root)
             if returncode:
                 sys.exit(returncode)
-            if install and name in (*names(), *stop_names()):
+            place = known[name].relative_to(RECIPES).with_suffix(".safetensors")
+            if install and place.parent.name != "rules":  # those begin other runs, and do not ship
                 weights = root / "runs" / name / "best.safetensors"
-                shutil.copy(weights, find(name))
+                shutil.copy(weights, SHIPPED / place)
 
 
 def command_of(name: str, path: Path, root: Path, device: str, *, quick: bool) -> list[str]:
