@@ -33,13 +33,13 @@ ENGINES: dict[str, Engine] = {
     **{name: engines()[name] for name in ("newton", "gauss-newton", "lbfgs")},
     "adam": RuleEngine(Adam(0.1)),
 }
-LEARNED = {"lbfgs": "stop-lbfgs", "adam": "stop-adam"}
+LEARNED = {"gauss-newton": "stop-gauss-newton", "lbfgs": "stop-lbfgs", "adam": "stop-adam"}
 """Names of the halting models, by engine."""
 _STEPS = 300
 
 
 def families(number: int) -> dict[str, haltwise.FunctionBatch]:
-    """Logistic regressions, plain and with columns of all scales, counts, and reaction rates."""
+    """Logistic regressions, plain and with columns of all scales, rates, two decays, and counts."""
     draw: dict[str, Any] = {"generator": torch.Generator().manual_seed(7), "dtype": torch.float64}
 
     def logistic(spread: float) -> haltwise.FunctionBatch:
@@ -68,6 +68,24 @@ def families(number: int) -> dict[str, haltwise.FunctionBatch]:
         start = torch.zeros(number, 2, dtype=torch.float64)
         return haltwise.FunctionBatch(start, residuals=residuals, data={"s": s, "v": v})
 
+    def two_decays() -> haltwise.FunctionBatch:
+        t = 4 * torch.rand(number, 24, **draw)
+        fast, slow = (torch.tensor([[1.0], [-1.0]]) + 0.4 * torch.randn(2, number, **draw)).exp()
+        high, low = (0.3 * torch.randn(2, number, **draw)).exp()
+
+        def value(p: Tensor, t: Tensor) -> Tensor:
+            high, fast, low, slow = p.exp().unsqueeze(-1).unbind(1)
+            return high * torch.exp(-fast * t) + low * torch.exp(-slow * t)
+
+        truth = torch.stack((high, fast, low, slow), 1).log()
+        y = value(truth, t) + 0.02 * torch.randn(number, 24, **draw)
+
+        def residuals(p: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return 50 * (value(p, t) - y)
+
+        start = torch.tensor([0.0, 0.5, 0.0, -0.5], dtype=torch.float64).repeat(number, 1)
+        return haltwise.FunctionBatch(start, residuals=residuals, data={"t": t, "y": y})
+
     def counts() -> haltwise.FunctionBatch:
         x = torch.randn(number, 40, 5, **draw) / 2
         x[..., 0] = 1
@@ -86,6 +104,7 @@ def families(number: int) -> dict[str, haltwise.FunctionBatch]:
         "logistic": logistic(0.0),
         "logistic, badly scaled": logistic(1.0),
         "Michaelis-Menten": rates(),
+        "two decays": two_decays(),
         "Poisson": counts(),
     }
 
