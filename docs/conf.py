@@ -9,7 +9,9 @@ from typing import Any
 import latex2mathml.converter
 from docutils import nodes
 from plotly.offline import get_plotlyjs
+from sphinx.addnodes import toctree
 from sphinx.application import Sphinx
+from sphinx.domains.python import ObjectEntry, PythonDomain
 from sphinx.environment import BuildEnvironment
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
@@ -173,19 +175,64 @@ def _say_where_programs_are(app: Sphinx, docname: str, source: list[str]) -> Non
         source[0] += f"\n\n---\n\n*The programs in {named} are in the source repository.*\n"
 
 
-def _share_navigation() -> Callable[..., None]:
-    """The tree beside pages of source is made once for all at one depth: it takes half a second."""
+def _prune_navigation() -> Callable[..., None]:
+    """The tree beside a page shows titles only, so it is made from these.
+
+    Sphinx copies all headings and described names of all pages for it, on every page, and drops
+    them again, which takes a third of the whole build. Pages of source, which are not in the tree,
+    share one for each depth.
+    """
+    titles: dict[str, nodes.bullet_list] = {}
     trees: dict[int, str] = {}
 
-    def share(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
-        del app, template, tree
-        if page.startswith("_modules/"):
-            make, depth = context["toctree"], page.count("/")
-            context["toctree"] = lambda **settings: (
-                trees.get(depth) or trees.setdefault(depth, make(**settings))
-            )
+    def prune(app: Sphinx, page: str, template: str, context: dict[str, Any], tree: Any) -> None:
+        del template, tree
+        env, make, depth = app.env, context["toctree"], page.count("/")
+        if not titles:
+            titles.update({name: _titles(toc) for name, toc in env.tocs.items()})
 
-    return share
+        def from_titles(**settings: Any) -> str:
+            if page.startswith("_modules/") and depth in trees:
+                return trees[depth]
+            whole, env.tocs = env.tocs, titles
+            try:
+                made: str = make(**settings)
+            finally:
+                env.tocs = whole
+            return trees.setdefault(depth, made) if page.startswith("_modules/") else made
+
+        context["toctree"] = from_titles
+
+    return prune
+
+
+def _titles(toc: nodes.bullet_list) -> nodes.bullet_list:
+    """A page's table of contents without its headings, unless they hold tables of their own."""
+    copied = toc.deepcopy()
+    for item in copied.children:
+        if isinstance(item, nodes.list_item) and not any(item.findall(toctree)):
+            item[:] = item[:1]
+    return copied
+
+
+class _OwnNames(PythonDomain):
+    """Python's domain, which looks for none of the names that are described elsewhere.
+
+    Sphinx compares each of the types in all signatures, such as `torch.Tensor`, with all of ours.
+    """
+
+    _num_names = 0
+    _last_parts: frozenset[str] = frozenset()
+
+    def find_obj(
+        self, env: BuildEnvironment, modname: str, classname: str, name: str, *how: Any
+    ) -> list[tuple[str, ObjectEntry]]:
+        if self._num_names != len(self.objects):
+            self._num_names = len(self.objects)
+            self._last_parts = frozenset(name.rpartition(".")[2] for name in self.objects)
+        if name.removesuffix("()").rpartition(".")[2] not in self._last_parts:
+            return []
+        return super().find_obj(env, modname, classname, name, *how)
 
 
 def _drop_foreign_sources(app: Sphinx, env: BuildEnvironment) -> None:
@@ -209,6 +256,7 @@ def setup(app: Sphinx) -> None:
     app.connect("env-updated", reference.register_aliases)
     app.connect("env-updated", _drop_foreign_sources)
     app.connect("builder-inited", _write_plotly)
-    app.connect("html-page-context", _share_navigation(), priority=400)  # before the theme
+    app.add_domain(_OwnNames, override=True)
+    app.connect("html-page-context", _prune_navigation(), priority=400)  # before the theme
     app.add_js_file("plotly.min.js")
     app.add_js_file("figures.js")

@@ -58,6 +58,19 @@ def test_python_on_a_page_is_a_doctest(page: Path) -> None:
         assert block.startswith(">>>"), f"nobody runs this: {block[:60]!r}"
 
 
+def test_no_example_to_run_is_in_a_module_that_is_not_collected(
+    pytestconfig: pytest.Config,
+) -> None:
+    left_out = [name for name in pytestconfig.getoption("ignore") if name.startswith("src/")]
+    assert len(left_out) == 2
+    described = ast.Module, ast.ClassDef, ast.FunctionDef
+    for name in left_out:
+        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+            text = ast.get_docstring(node) if isinstance(node, described) else None
+            for example in doctest.DocTestParser().get_examples(text or ""):
+                assert example.options.get(doctest.SKIP), f"nobody runs this: {example.source!r}"
+
+
 # -------------------------------------------------------------------------------------- commands
 
 
