@@ -28,6 +28,7 @@ from exits import (
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from haltwise.halting import HaltingMethod
 from haltwise.nn import AdaptiveComputation, RecurrentCell
 
 __all__ = ["Network", "Problems", "Task", "compare", "train"]
@@ -57,8 +58,8 @@ class Task:
     growth: float
     """Share of the updates in which sizes grow from 1 to the greatest."""
     max_steps: int = 8
-    method: str = "stick-breaking"
-    """The halting method."""
+    method: str | HaltingMethod = "stick-breaking"
+    """The halting method, a name or one with settings."""
 
 
 class Network(nn.Module):

@@ -362,6 +362,13 @@ def test_characters_are_read_at_variable_width(tmp_path: Path) -> None:
     assert float(operations) == 3 * 4 * (24 + 4) + 4 * len(text.characters)
     assert 0 < float(bits) < 8
     assert width == "4"
+    model = example.Variable(len(text.characters), 6)
+    torch.nn.init.normal_(model.cell.share.weight)
+    tokens, price = text.held_out[:60].view(3, 20), torch.full((3,), 1e-3)
+    with torch.no_grad():
+        logits, hidden, widths = model(tokens, None, price)
+        assert len(widths.unique()) > 1
+        assert_close(logits[:, -1], model.read(hidden))
     priced = [line for line in lines if line[0] == "price"]
     assert len(priced) == 7
     assert all(1 <= float(line[4]) <= 6 for line in priced)
