@@ -66,7 +66,8 @@ def test_single_precision_and_minimizers_are_accurate(family: TaskFamily) -> Non
     )
     exact, found = batch.evaluate(params, 1), single.evaluate(params.float(), 1)
     size = exact.excess_grad.norm(dim=1, keepdim=True)
-    assert ((found.excess_grad - exact.excess_grad).abs() <= 1e-4 * size).all()
+    least = torch.finfo(torch.float32).tiny  # below it single precision has few digits
+    assert ((found.excess_grad - exact.excess_grad).abs() <= 1e-4 * size + least).all()
     assert_close(found.loss.double(), exact.loss, rtol=2e-5, atol=1e-5)
     assert_close(found.excess.double(), exact.excess, rtol=2e-5, atol=1e-5)
     if batch.minimizer is not None:
