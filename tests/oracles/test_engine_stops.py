@@ -295,3 +295,25 @@ def test_a_shipped_stop_spends_less_than_a_price_alone(name: str) -> None:
             costs.append((found.loss - least + price * found.num_gradients).mean().item())
         assert costs[0] < costs[1]
     assert model.card.provenance["command"].startswith("haltwise train --config experiments/")
+
+
+def test_a_step_that_is_taken_at_the_stop_leaves_only_what_it_did_not_gain() -> None:
+    """Gauss-Newton halts with a good step at hand and takes it: that is a success."""
+    problem, price = rates(300), 1e-3
+    least = haltwise.solve(problem, method="gauss-newton", gtol=1e-9).loss
+    found = haltwise.solve(problem, method="gauss-newton", stop="stop-gauss-newton", price=price)
+    solved = found.loss - least <= 5 * price
+    assert solved.double().mean() > 0.9
+    assert (found.success == solved).double().mean() > 0.95
+
+
+def test_a_stop_before_a_step_that_fails_is_no_success() -> None:
+    """From 3 the Gauss-Newton step of atan is to -9.5, where the loss is higher."""
+    problem = FunctionBatch(torch.full((4, 1), 3.0, dtype=DOUBLE), residuals=torch.atan)
+    model = untrained(engines()["gauss-newton"])
+    everywhere = StopPolicy(FixedBudget(0), ReturnedIterate.CURRENT)
+    model.card = replace(model.card, policies={CostUnit.UPDATES: everywhere})
+    found = haltwise.solve(problem, method="gauss-newton", stop=model, price=1e-3)
+    assert found.num_gradients.tolist() == [1] * 4
+    assert not found.success.any()
+    assert found.why(0).endswith("but the step at hand is forecast to gain far more")

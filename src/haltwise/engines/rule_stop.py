@@ -22,7 +22,8 @@ class RuleStop(EngineStop):
     """Stop where a stop rule does, that of a halting model for instance.
 
     Whatever is returned at the cost of updates is what an engine returns anyway, or worse. A stop
-    is no success where the step at hand is forecast to gain clearly more than the price.
+    is no success where the step at hand is forecast to gain clearly more than the price, or, of an
+    engine that takes that step where it halts, to have gained clearly more than it did.
 
     Args:
         policy: The rule and what it returns.
@@ -30,6 +31,7 @@ class RuleStop(EngineStop):
         model: The halting model that the rule asks, in the dtype of the price; None if it asks
             none.
         from_first: See `View`.
+        completes: See `haltwise.engines.Engine`.
 
     Raises:
         InputError: The policy returns what engines do not.
@@ -44,6 +46,7 @@ class RuleStop(EngineStop):
         model: HaltingModel | None = None,
         *,
         from_first: bool = True,
+        completes: bool = False,
     ) -> None:
         require(
             policy.returns in RETURNABLE[CostUnit.UPDATES],
@@ -52,6 +55,7 @@ class RuleStop(EngineStop):
         )
         self._policy, self._price, self._view = policy, price, View(from_first=from_first)
         self._model = None if model is None else model.prepare()
+        self._completes = completes
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -84,9 +88,8 @@ class RuleStop(EngineStop):
             self._view.show(step, point, proposal, sub_state(memory, "view."))
         )
         reason = decision.reason
-        if self._model is not None:
-            early = (reason >= 0) & (proposal.gain > CLEARLY * memory["price"])
-            reason = torch.where(early, reason + len(self._policy.rule.reasons), reason)
+        if not self._completes:
+            reason = self._early(reason, proposal.gain, memory["price"])
         return reason, {**memory, **nested_state(session.state(), "session.")}
 
     def learn(
@@ -94,3 +97,14 @@ class RuleStop(EngineStop):
     ) -> Memory:
         viewed = self._view.learn(before, proposal, taken, sub_state(memory, "view."))
         return {**memory, "step": memory["step"] + 1, **nested_state(viewed, "view.")}
+
+    def completed(self, reason: Tensor, left: Tensor) -> Tensor:
+        return self._early(reason, left, self._price)
+
+    def _early(self, reason: Tensor, left: Tensor, price: Tensor) -> Tensor:
+        """The reasons, another where a model stops though clearly more than the price is left."""
+        if self._model is None:
+            return reason
+        number = len(self._policy.rule.reasons)
+        early = (reason >= 0) & (reason < number) & (left > CLEARLY * price)
+        return torch.where(early, reason + number, reason)

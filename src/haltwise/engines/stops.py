@@ -64,6 +64,17 @@ class EngineStop(ABC):
         `memory` is that of the last `decide`.
         """
 
+    def completed(self, reason: Tensor, left: Tensor) -> Tensor:
+        """The reasons once the step at hand was tried; see `Engine.completes`.
+
+        Args:
+            reason: Index into `reasons`, or outside of it where this did not stop a problem; int64
+                [B].
+            left: What that step was forecast to gain and did not, in units of the loss, shape [B].
+        """
+        del left
+        return reason
+
 
 @final
 class PriceStop(EngineStop):

@@ -183,7 +183,12 @@ def solve_by_engine(
             stops.insert(0, PriceStop(price[rows], searches=engine.is_monotone))
         if rule is not None:
             own = torch.zeros_like(part.start[:, 0]) if price is None else price[rows]
-            stops.insert(0, RuleStop(rule.policy, own, rule.model, from_first=rule.from_first))
+            own_stop = RuleStop(
+                *(rule.policy, own, rule.model),
+                from_first=rule.from_first,
+                completes=engine.completes,
+            )
+            stops.insert(0, own_stop)
         ledger = Ledger(part.start, best=False, recent=False, history=True) if history else None
         found = _solve_chunk(engine, part, stops, max_steps, ledger)
         for whole, own in zip(solution, found, strict=True):
@@ -225,17 +230,21 @@ def _solve_chunk(
     )
     halted = found.outcome == Outcome.HALTED
     params, loss, steps = found.point.params, found.point.loss, found.at
-    left = torch.where(halted, found.gain, torch.nan)
+    left, reason = torch.where(halted, found.gain, torch.nan), found.reason
     if engine.completes:
         params, loss, taken = completed(batch, found.point, found.move, halted)
         steps = torch.where(taken, found.spent + 1, found.at)
         left = (left - (found.point.loss - loss)).clamp_min(0)
+        first = 0
+        for stop in stops:
+            reason = stop.completed(reason - first, left) + first
+            first += len(stop.reasons)
     # Steps within rounding of the loss may climb by as little.
     worse = (loss > begun.point.loss).nonzero().squeeze(1)
     params[worse], loss[worse], steps[worse] = batch.start[worse], begun.point.loss[worse], 0
     success = halted.clone()
-    for reason in failures_of(stops):
-        success &= found.reason != reason
+    for failure in failures_of(stops):
+        success &= reason != failure
     return EngineSolution(
-        params, loss, steps, found.spent + 1, found.outcome, found.reason, success, left
+        params, loss, steps, found.spent + 1, found.outcome, reason, success, left
     )

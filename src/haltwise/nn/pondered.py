@@ -118,9 +118,10 @@ class Pondered:
                 `output`, shape [items...].
             progress: Share of the training that is done, in [0, 1], as a method's objective knows
                 it; None while the head is to learn by what it would learn from recordings, beside a
-                network that is new. What learns by distillation at first knows the losses of all
-                exits, and trains a network at the one that is right by chance: on hard labels give
-                no progress, or `StickBreaking(distilled=0.0)`.
+                network that is new. A head that learns by distillation at first (below
+                `StickBreaking.distilled`, and at None) is told the losses of all exits, and a
+                network beside it is trained at the exit that is right by chance. Where that
+                misleads, as on labels of 0 and 1, leave it at 1, or set `distilled` to 0.
 
         Raises:
             InputError: The shape of the losses is another.
