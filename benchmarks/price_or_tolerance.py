@@ -50,7 +50,7 @@ def families(number: int) -> dict[str, haltwise.FunctionBatch]:
         ridge = 10 ** (3 * torch.rand(number, **draw) - 2)
 
         def loss(w: Tensor, x: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
-            z = (x @ w.unsqueeze(-1)).squeeze(-1)
+            z = (w.unsqueeze(1) @ x.mT).squeeze(1)
             return (softplus(z) - y * z).sum(1) + ridge / 2 * w.square().sum(1)
 
         start = torch.zeros(number, 8, dtype=torch.float64)
@@ -94,7 +94,7 @@ def families(number: int) -> dict[str, haltwise.FunctionBatch]:
         y = torch.poisson(((x @ w).squeeze(-1) + level).exp(), draw["generator"])
 
         def loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            z = (x @ w.unsqueeze(-1)).squeeze(-1)
+            z = (w.unsqueeze(1) @ x.mT).squeeze(1)
             return (z.exp() - y * z).sum(1) + w.square().sum(1) / 20
 
         start = torch.zeros(number, 5, dtype=torch.float64)

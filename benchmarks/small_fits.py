@@ -37,13 +37,13 @@ def make(number: int) -> tuple[Tensor, Tensor]:
 
 def loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Negative log-likelihoods with a ridge, [B]."""
-    z = (x @ w.unsqueeze(-1)).squeeze(-1)
+    z = (w.unsqueeze(1) @ x.mT).squeeze(1)
     return (softplus(z) - y * z).sum(1) + RIDGE / 2 * w.square().sum(1)
 
 
 def derivatives(w: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, gradient and Hessian: what a user writes for speed."""
-    z = (x @ w.unsqueeze(-1)).squeeze(-1)
+    z = (w.unsqueeze(1) @ x.mT).squeeze(1)
     mean = z.sigmoid()
     value = (softplus(z) - y * z).sum(1) + RIDGE / 2 * w.square().sum(1)
     grad = ((mean - y).unsqueeze(1) @ x).squeeze(1) + RIDGE * w
@@ -56,8 +56,8 @@ def newton(x: Tensor, y: Tensor, num_steps: int) -> Tensor:
     """Newton's method by hand, a fixed number of full steps."""
     w, ridge = x.new_zeros(len(x), DIM), RIDGE * torch.eye(DIM, dtype=x.dtype)
     for _ in range(num_steps):
-        mean = (x @ w.unsqueeze(-1)).squeeze(-1).sigmoid()
-        grad = (x.mT @ (mean - y).unsqueeze(-1)).squeeze(-1) + RIDGE * w
+        mean = (w.unsqueeze(1) @ x.mT).squeeze(1).sigmoid()
+        grad = ((mean - y).unsqueeze(1) @ x).squeeze(1) + RIDGE * w
         hessian = x.mT @ ((mean * (1 - mean)).unsqueeze(-1) * x) + ridge
         w = w - torch.linalg.solve(hessian, grad)
     return w

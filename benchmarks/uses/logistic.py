@@ -31,7 +31,7 @@ def torch_loss(params: Any, x: Any, y: Any) -> Any:
     """The same, as a user of Haltwise writes it."""
     import torch
 
-    z = (x @ params.unsqueeze(-1)).squeeze(-1)
+    z = (params.unsqueeze(1) @ x.mT).squeeze(1)
     likelihood = torch.nn.functional.softplus(z) - y * z
     return likelihood.sum(1) + RIDGE / 2 * params.square().sum(1)
 
@@ -59,8 +59,8 @@ def newton(data: dict[str, Array], steps: int = 8) -> Solve:
         a, b = x[:number], y[:number]
         params = torch.zeros(number, DIM, dtype=torch.float64)
         for _ in range(steps):
-            mean = (a @ params.unsqueeze(-1)).squeeze(-1).sigmoid()
-            grad = (a.mT @ (mean - b).unsqueeze(-1)).squeeze(-1) + RIDGE * params
+            mean = (params.unsqueeze(1) @ a.mT).squeeze(1).sigmoid()
+            grad = ((mean - b).unsqueeze(1) @ a).squeeze(1) + RIDGE * params
             curvature = a.mT @ ((mean * (1 - mean)).unsqueeze(-1) * a) + ridge
             params = params - torch.linalg.solve(curvature, grad)
         return params.numpy()

@@ -99,7 +99,7 @@ def gauss_newton(start: Array, data: dict[str, Array], steps: int = 12) -> Solve
         for _ in range(steps):
             normal = jacobian.mT @ jacobian
             damped = normal + damping * torch.diag_embed(normal.diagonal(dim1=1, dim2=2))
-            move = torch.linalg.solve(damped, (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1))
+            move = torch.linalg.solve(damped, (residual.unsqueeze(1) @ jacobian).squeeze(1))
             trial = derivatives(params - move, *given)
             better = trial[0].square().sum(1) < residual.square().sum(1)
             params = torch.where(better.unsqueeze(1), params - move, params)

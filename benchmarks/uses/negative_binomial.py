@@ -76,7 +76,7 @@ def torch_loss(params: dict[str, Any], x: Any, y: Any) -> Any:
     """The same, as a user of Haltwise writes it."""
     import torch
 
-    eta = (x @ params["effect"].unsqueeze(-1)).squeeze(-1)
+    eta = (params["effect"].unsqueeze(1) @ x.mT).squeeze(1)
     size = 1 / params["dispersion"].unsqueeze(1)
     shrunk = torch.log1p(eta.exp() / size)
     likelihood = torch.lgamma(y + size) - torch.lgamma(size) - torch.lgamma(y + 1)
@@ -88,7 +88,7 @@ def derivatives(params: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
     """Loss, gradient and curvature by hand, in effects and a: the dispersion is LEAST + exp(a)."""
     import torch
 
-    eta, grown = (x @ params[:, :-1].unsqueeze(-1)).squeeze(-1), params[:, -1:].exp()
+    eta, grown = (params[:, None, :-1] @ x.mT).squeeze(1), params[:, -1:].exp()
     size = 1 / (LEAST + grown)
     slope = -grown * size.square()  # of size in a
     bend = slope + 2 * grown.square() * size**3

@@ -39,7 +39,7 @@ __all__ = [
     "tolerances_of",
 ]
 
-_BYTES = 2**23  # of a chunk: of less, dispatching takes the time, and of more, memory does
+_BYTES = 2**24  # of a chunk: of less, dispatching takes the time, and of more, memory does
 _REMEMBERED = 12  # vectors of a problem that L-BFGS keeps; others keep D of them, or fewer
 _FEWEST = 64  # problems, below which dispatching operations takes the time
 

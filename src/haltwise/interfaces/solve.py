@@ -281,7 +281,7 @@ def solve(
         guard: Of method "lstm", whether to guard. Without, the optimizer is followed whatever it
             does.
         history: Whether to return the losses.
-        chunk_size: Problems at once. If None, of engines on a CPU as many as come to 8 MB, and of
+        chunk_size: Problems at once. If None, of engines on a CPU as many as come to 16 MB, and of
             "lstm" so many that their parameters come to 131,072 numbers on a CPU (some 200 MB), and
             up to 2^21 on a GPU (an eighth of its memory at most).
         standard_errors: Whether to compute standard errors, the loss being a negative

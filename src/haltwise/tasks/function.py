@@ -65,7 +65,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         Logistic regressions with a ridge, their derivatives by hand:
 
         >>> def logistic(w, x, y):
-        ...     z = (x @ w.unsqueeze(-1)).squeeze(-1)
+        ...     z = (w.unsqueeze(1) @ x.mT).squeeze(1)
         ...     mean = z.sigmoid()
         ...     loss = (torch.nn.functional.softplus(z) - y * z).sum(1) + w.square().sum(1) / 4
         ...     gradient = ((mean - y).unsqueeze(1) @ x).squeeze(1) + w / 2
@@ -455,11 +455,10 @@ def _plain(value: Any, name: str) -> Any:
 
 def squares(residuals: Tensor, jacobian: Tensor) -> CurvedObservation:
     """Half the sum of squares with its gradient J^T r and Gauss-Newton's curvature J^T J."""
-    transposed = jacobian.mT
     return CurvedObservation(
         0.5 * residuals.square().sum(1),
-        (transposed @ residuals.unsqueeze(-1)).squeeze(-1),
-        transposed @ jacobian,
+        (residuals.unsqueeze(1) @ jacobian).squeeze(1),  # J^T r is three times as slow
+        jacobian.mT @ jacobian,
     )
 
 

@@ -48,7 +48,8 @@ def generalized_linear(
 
     def derivatives(params: Tensor, x: Tensor, **data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         params = params.detach()
-        predictors = (x @ params.unsqueeze(-1)).squeeze(-1).requires_grad_()
+        # X theta is two to four times as slow as theta^T X^T.
+        predictors = (params.unsqueeze(1) @ x.mT).squeeze(1).requires_grad_()
         losses = unit_loss(predictors, **data)
         require(
             isinstance(losses, Tensor) and losses.shape == predictors.shape,
