@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from haltwise.update_rules import (
     UpdateStep,
     backpropagate,
     prepare,
+    mlp,
     update_,
     update_chunk,
 )
@@ -63,9 +65,9 @@ def randn(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=seeded(seed), dtype=DOUBLE)
 
 
-def make(case: str) -> UpdateRule:
+def make(case: str, **changes: Any) -> UpdateRule:
     name, settings = CASES[case]
-    rule = rules.make(name, settings, seeded())
+    rule = rules.make(name, settings | changes, seeded())
     return rule.double().requires_grad_(False) if isinstance(rule, nn.Module) else rule
 
 
@@ -197,9 +199,9 @@ def test_adam_counts_the_steps_of_each_problem() -> None:
 # --- The rule of normalised momenta --------------------------------------------------------------
 
 
-def trained_mlp() -> MLPRule:
+def trained_mlp(**settings: Any) -> MLPRule:
     """One far from its start."""
-    rule = make("mlp")
+    rule = make("mlp", **settings)
     assert isinstance(rule, MLPRule)
     for weight in rule.parameters():
         weight.add_(randn(*weight.shape, seed=weight.numel()))
@@ -207,7 +209,7 @@ def trained_mlp() -> MLPRule:
 
 
 def test_a_new_mlp_rule_is_nearly_adam() -> None:
-    rule, grads = make("mlp"), randn(B, 30, D)
+    rule, grads = make("mlp", gain=0.0), randn(B, 30, D)
     assert isinstance(rule, MLPRule)
     with torch.no_grad():
         for weight in rule.layers[-1].parameters():
@@ -228,10 +230,46 @@ def test_an_mlp_rule_moves_alike_in_any_unit_of_the_loss_and_against_it(factor: 
 
 
 def test_updates_of_an_mlp_rule_are_bounded() -> None:
-    rule = trained_mlp()
+    rule = trained_mlp(gain=3.0)
     grads = randn(B, 40, D) * 10 ** (8 * randn(B, 40, 1, seed=2))
-    bound = rule.output_scale * math.exp(4) * 2 * 4 * 4
+    bound = rule.output_scale * mlp.LARGEST * math.exp(4) * 2 * 4 * 4
     assert (run(rule, grads).update.abs() <= bound).all()
+
+
+def scales(grads: Tensor, gain: float) -> Tensor:
+    """By which the updates of an MLP rule are multiplied, shape [B, K], in NumPy."""
+    found = np.zeros(grads.shape[:2])
+    for problem, steps in enumerate(grads.numpy()):
+        momentum, log_scale = np.zeros(grads.shape[2]), 0.0
+        for number, grad in enumerate(steps):
+            size = np.linalg.norm(grad) * np.linalg.norm(momentum)
+            cosine = grad @ momentum / size if size else 0.0
+            low, high = mlp.USUAL
+            rises, falls = max(cosine - high, 0), max(low - cosine, 0)
+            log_scale += gain * (mlp.RISE * rises - falls)
+            log_scale = min(max(log_scale, math.log(mlp.SMALLEST)), math.log(mlp.LARGEST))
+            found[problem, number] = math.exp(log_scale)
+            momentum = 0.9 * momentum + 0.1 * grad
+    return torch.from_numpy(found)
+
+
+@pytest.mark.parametrize("gain", [0.2, 5.0])
+def test_the_scale_of_an_mlp_rule_follows_the_angle_of_gradients(gain: float) -> None:
+    grads = 1e3 * (randn(B, 30, D) + randn(B, 1, D, seed=2))
+    grads[0] *= (-1.0) ** torch.arange(30).view(-1, 1)
+    plain, found = (run(trained_mlp(gain=own), grads).update for own in (0.0, gain))
+    expected = scales(grads, gain)
+    assert_close(found, expected.unsqueeze(-1) * plain, rtol=1e-9, atol=0)
+    assert (expected.amax(1) > 1.2).any()
+    assert (expected.amin(1) < 0.9).any()
+
+
+@pytest.mark.parametrize(("sign", "end"), [(1, mlp.LARGEST), (-1, mlp.SMALLEST)])
+def test_the_scale_ends_at_its_bounds(sign: int, end: float) -> None:
+    signs = torch.tensor([float(sign)] * 200, dtype=DOUBLE).cumprod(0).view(1, -1, 1)
+    plain, found = (run(trained_mlp(gain=own), signs * randn(1, 1, D)) for own in (0.0, 0.2))
+    assert_close(found.update[:, -1], end * plain.update[:, -1], rtol=1e-9, atol=0)
+    assert (plain.state["log_scale"] == 0).all()
 
 
 def test_an_mlp_rule_begins_at_the_first_gradient_that_is_not_zero() -> None:

@@ -17,18 +17,19 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-DOUBLES = {"settings", "control", "partials", "update_squares"}
-INTEGERS = {"first_chunk", "num_chunks", "first_tensor", "num_rows", "group"}
+DOUBLES = {"settings", "control", "partials", "update_squares", "sums"}
+INTEGERS = {"first_chunk", "num_chunks", "first_tensor", "num_rows", "num_sums", "group"}
 MOVING = "haltwise.interfaces.torch_optim.fused"
 TYPES = (
     {name: "*fp64" for name in DOUBLES}
     | {name: "i32" for name in INTEGERS}
-    | {"table": "*i64", "owner": "*i32", "scale": "fp32", "anchor": "*bf16"}
+    | {"table": "*i64", "owner": "*i32", "scale": "fp32", "gain": "fp32", "anchor": "*bf16"}
     | {f"{MOVING}.lstm.packed": "*fp16", "haltwise._kernels.fused.step.packed": "*fp16"}
 )
 COMMON = dict(GRAD_DTYPE=tl.bfloat16, PARAM_DTYPE=tl.float32, DECAYS=True, JUDGED=True)
 LSTM = dict(LAST=2, LAYERS=2, H=20, UA=16, UB=4, INPUTS=4, OUTPUTS=4, RESIDENT=True, BLOCK=64)
 KERNELS = {
+    f"{MOVING}.mlp.align": dict(GRAD_DTYPE=tl.bfloat16, DTYPE=tl.bfloat16),
     f"{MOVING}.mlp.take_in": {},
     f"{MOVING}.mlp.advance_mlp": COMMON | dict(DTYPE=tl.bfloat16, UNITS=32, BLOCK=64),
     f"{MOVING}.lstm.advance_lstm": COMMON | LSTM | dict(WORD=8, FIRST=1),
@@ -59,4 +60,4 @@ def test_kernels_that_move_parameters_compile(tmp_path: Path) -> None:
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 4
+    assert len(done.stdout.splitlines()) == 5

@@ -198,7 +198,12 @@ def _check_chunks(rule: UpdateRule, grads: Tensor) -> None:
             for name, value in state.items()
         }
 
-    for index in torch.arange(dim).chunk(2):
+    chunks = torch.arange(dim).chunk(2)
+    sums = [rule.sums(grad[:, index], own(state, index)) for index in chunks]
+    known = [value for value in sums if value is not None]
+    if known:
+        pooled = pooled._replace(sums=torch.stack(known).sum(0))
+    for index in chunks:
         step = update_chunk(rule, grad[:, index], own(state, index), pooled)
         readout += step.readout * len(index)
         expect_alike(

@@ -84,10 +84,13 @@ class PooledGradient(NamedTuple):
     Attributes:
         mean: Shape [...].
         log_rms: Natural logarithm of the root mean square, shape [...].
+        sums: What the rule itself sums over coordinates, shape [..., S]; None if it sums nothing,
+            see `SupportsChunks.sums`.
     """
 
     mean: Tensor
     log_rms: Tensor
+    sums: Tensor | None = None
 
     @classmethod
     def of(cls, grad: Tensor) -> Self:

@@ -73,6 +73,21 @@ def update_(rule: UpdateRule, grad: Tensor, state: State) -> UpdateStep:
 class SupportsChunks(ABC):
     """A rule that can move a problem's coordinates in chunks."""
 
+    def sums(self, grad: Tensor, state: State) -> Tensor | None:
+        """What the rule has to know of all coordinates before it moves any, beside the statistics.
+
+        Hosts add up those of all chunks and give them back as `PooledGradient.sums`.
+
+        Args:
+            grad: Of N of the problem's D coordinates, shape [B, N].
+            state: Of these coordinates, before the step; left untouched.
+
+        Returns:
+            Sums over these coordinates, shape [B, S]; None if there is nothing to sum.
+        """
+        del grad, state
+        return None
+
     @abstractmethod
     def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
         """See `haltwise.update_rules.update_chunk`."""
@@ -88,7 +103,7 @@ def update_chunk(
         rule: The rule.
         grad: Of N of the problem's D coordinates, shape [B, N].
         state: Of these coordinates; not to be used again.
-        pooled: Statistics of the whole gradient, each [B].
+        pooled: Statistics of the whole gradient, and the rule's `sums` over all of it.
 
     Returns:
         Updates [B, N], the read-out's mean over these coordinates, and their state.

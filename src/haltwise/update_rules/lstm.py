@@ -144,7 +144,9 @@ class LSTMRule(
     ) -> UpdateStep:
         """A step without a graph; `pooled` of the whole gradient if `grad` is not all of it."""
         update, readout, hidden, cell = self._coordinatewise.step(
-            grad, state["hidden"], state["cell"], pooled, in_place=in_place
+            *(grad, state["hidden"], state["cell"]),
+            None if pooled is None else (pooled.mean, pooled.log_rms),
+            in_place=in_place,
         )
         return UpdateStep(update, readout, {"hidden": hidden, "cell": cell})
 

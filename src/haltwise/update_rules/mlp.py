@@ -1,6 +1,7 @@
 """A small network on normalised momenta of the gradient, shared by all coordinates."""
 
 import itertools
+import math
 from typing import NamedTuple, final
 
 import torch
@@ -19,6 +20,10 @@ AGREEMENT = 0.8
 PERIODS = (3.0, 10.0, 30.0, 100.0)  # steps in which the features of time decay
 FEWEST = 1e-8  # of the root mean square over coordinates: what no gradient is divided by less than
 BOUND = 4.0  # of features and of the logarithm of the step size
+DIRECTION = 1  # of the momenta: the one whose agreement with the next gradient sets the scale
+USUAL = (-0.25, 0.05)  # cosines at which the scale stays as it is
+RISE = 4.0  # how fast the scale rises, times as fast as it falls
+SMALLEST, LARGEST = 0.25, 3.0  # scale
 NUM_DIRECTIONS = 1 + len(MOMENTA)
 NUM_FEATURES = 15 + len(PERIODS)
 
@@ -53,13 +58,25 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
     bounded, and the same in any unit of the loss. A new rule is Adam with the learning rate
     `output_scale`, slightly perturbed.
 
+    What no coordinate can tell, but all together can, is whether steps are too short or too long. A
+    problem's updates are multiplied by a scale s, 1 at first and between 1/4 and 3, which moves
+    by the cosine a of the gradient and the momentum (of some 10 steps) before it,
+
+        log s_t = log s_{t-1} + gain (4 max(a - .05, 0) - max(-.25 - a, 0)),
+
+    so it rises while gradients still point the way that was gone, and falls where they point back,
+    which is past the minimum along it. A little of that is usual where minibatches are noisy.
+
     Normalised momenta are the inputs of RNNprop (Lv et al. 2017), momenta of several time scales
     and a network without memory of its own those of Metz et al. 2020, "Tasks, stability,
-    architecture, and compute".
+    architecture, and compute". The scale is a hypergradient's descent by its sign and angle (Jacobs
+    1988, "Increased rates of convergence through learning rate adaptation"; Baydin et al. 2018,
+    "Online learning rate adaptation with hypergradient descent").
 
     Args:
         hidden_size: H, units of a hidden layer.
         output_scale: Size of the first updates.
+        gain: How fast the scale moves; 0 leaves it at 1.
         generator: Draws the initial weights.
     """
 
@@ -68,12 +85,14 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         hidden_size: int = 32,
         *,
         output_scale: float = 0.01,
+        gain: float = 0.2,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         require(hidden_size >= 1, f"hidden_size must be at least 1, got {hidden_size}")
         require(output_scale > 0, f"output_scale must be above 0, got {output_scale}")
-        self.hidden_size, self.output_scale = hidden_size, output_scale
+        require(gain >= 0, f"gain must be at least 0, got {gain}")
+        self.hidden_size, self.output_scale, self.gain = hidden_size, output_scale, gain
         sizes = (NUM_FEATURES, hidden_size, hidden_size, 1 + NUM_DIRECTIONS)
         layers = [
             nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
@@ -98,15 +117,25 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
             "count": of_problem,  # gradients since the first that was not all zeros
             "log_unit": of_problem.clone(),  # the size of that one
             "sizes": of_problem.clone(),  # average of the mean squares, in its unit
+            "log_scale": of_problem.clone(),
         }
 
     def update(self, grad: Tensor, state: State) -> UpdateStep:
-        return self._update(grad, state, PooledGradient.of(grad))
+        pooled = PooledGradient.of(grad)._replace(sums=self.sums(grad, state))
+        return self._update(grad, state, pooled)
 
     def update_chunk(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
         return self._update(grad, state, pooled)
 
+    def sums(self, grad: Tensor, state: State) -> Tensor:
+        """Products of gradient and momentum, [B, 3]: with each other, and each with itself."""
+        grad, momentum = _in_unit(grad, state["log_unit"]), state["momenta"][..., DIRECTION]
+        pairs = (grad * momentum, grad.square(), momentum.square())
+        return torch.stack([pair.sum(1) for pair in pairs], 1)
+
     def _update(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
+        assert pooled.sums is not None
+        log_scale = self._adapted(state["log_scale"], pooled.sums)
         seen = _look(grad, state, pooled.log_rms.unsqueeze(1))
         first, second, last = self.layers
         hidden = torch.relu(second(torch.relu(first(seen.features))))
@@ -116,8 +145,21 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
             2 * torch.tanh(weight / 2) * direction
             for weight, direction in zip(weights, seen.directions.unbind(-1), strict=True)
         )
-        size = self.output_scale * torch.exp(BOUND * torch.tanh(log_size / BOUND))
-        return UpdateStep(-size * mixed, hidden.mean(1), seen.state)
+        size = self.output_scale * torch.exp(log_scale + BOUND * torch.tanh(log_size / BOUND))
+        return UpdateStep(-size * mixed, hidden.mean(1), {**seen.state, "log_scale": log_scale})
+
+    def _adapted(self, log_scale: Tensor, sums: Tensor) -> Tensor:
+        product, *squares = sums.unsqueeze(-1).unbind(1)
+        cosine = product / squares[0].sqrt() / squares[1].sqrt()
+        cosine = torch.where((squares[0] > 0) & (squares[1] > 0), cosine, 0)
+        low, high = USUAL
+        change = RISE * (cosine - high).clamp_min(0) - (low - cosine).clamp_min(0)
+        return (log_scale + self.gain * change).clamp(math.log(SMALLEST), math.log(LARGEST))
+
+
+def _in_unit(grad: Tensor, log_unit: Tensor) -> Tensor:
+    """Gradients in the unit of the first, in which squares do not overflow."""
+    return (grad * torch.exp(-log_unit)).clamp(-1e12, 1e12)
 
 
 def _look(grad: Tensor, state: State, log_size: Tensor) -> _Seen:
@@ -126,8 +168,7 @@ def _look(grad: Tensor, state: State, log_size: Tensor) -> _Seen:
     is_nothing = log_size < -80  # a gradient of all zeros, before which there is no scale
     count = state["count"] + ~(begins & is_nothing)
     log_unit = torch.where(begins, log_size.clamp_min(-80), state["log_unit"])
-    # Normalised by the first gradient, squares do not overflow.
-    grad = (grad * torch.exp(-log_unit)).clamp(-1e12, 1e12)
+    grad = _in_unit(grad, log_unit)
     now = torch.exp((log_size - log_unit).clamp(-30, 30)).square()
 
     def average(old: Tensor, new: Tensor, kept: Tensor | float) -> Tensor:

@@ -18,6 +18,7 @@ from haltwise.update_rules import (
     PartitionedRule,
     PooledGradient,
     State,
+    SupportsChunks,
     UpdateRule,
     update_chunk,
 )
@@ -51,18 +52,42 @@ def _gradients(param: Tensor, chunk_size: int, *, maximize: bool) -> Iterator[Te
 
 
 @one_thread()
-def pool(params: Iterable[Tensor], chunk_size: int, *, maximize: bool) -> PooledGradient:
-    """What is pooled of the gradients of `params`, each [1]; NaN or infinite if one of them is."""
-    sums, logs, num = [], [], 0
-    for param in params:
+def pool(
+    tensors: Iterable[tuple[UpdateRule, Tensor, State]], chunk_size: int, *, maximize: bool
+) -> PooledGradient:
+    """What is pooled of the gradients of tensors, each [1]; NaN or infinite if one of them is.
+
+    Args:
+        tensors: Those that a rule moves together; the rule where each is, and what is remembered.
+        chunk_size: Coordinates at once.
+        maximize: Whether to ascend.
+    """
+    totals, logs, own, num = [], [], [], 0
+    for rule, param, state in tensors:
+        kept, begin = sub_state(state, "rule."), 0
         for grad in _gradients(param, chunk_size, maximize=maximize):
-            sums.append(grad.sum(1, dtype=widened(grad[:, :0]).dtype))
+            totals.append(grad.sum(1, dtype=widened(grad[:, :0]).dtype))
             logs.append(2 * widened(log_rms(grad)) + math.log(grad.shape[1]))
-            num += grad.shape[1]
-    device = sums[0].device  # a model may be spread over several
-    total = torch.stack([value.to(device) for value in sums]).sum(0)
-    squares = torch.stack([value.to(device) for value in logs]).logsumexp(0)
-    return PooledGradient(total / num, (squares - math.log(num)) / 2)
+            if isinstance(rule, SupportsChunks):
+                span = slice(begin, begin + grad.shape[1])
+                part = {
+                    name: _working(_part(value, span, param.numel()), grad.dtype)
+                    for name, value in kept.items()
+                }
+                sums = rule.sums(grad, part)
+                own += [] if sums is None else [widened(sums)]
+            begin += grad.shape[1]
+        num += begin
+    device = totals[0].device  # a model may be spread over several
+
+    def together(values: list[Tensor]) -> Tensor:
+        return torch.stack([value.to(device) for value in values])
+
+    return PooledGradient(
+        together(totals).sum(0) / num,
+        (together(logs).logsumexp(0) - math.log(num)) / 2,
+        together(own).sum(0) if own else None,
+    )
 
 
 def init_state(rule: UpdateRule, param: Tensor, state_dtype: torch.dtype | None = None) -> State:
@@ -120,7 +145,9 @@ def move(
     coordinates, and the tensor itself is left untouched.
     """
     size, dtype = param.numel(), working_dtype(param)
-    pooled = PooledGradient(*(value.to(param.device, dtype) for value in pooled))
+    pooled = PooledGradient(
+        *(None if value is None else value.to(param.device, dtype) for value in pooled)
+    )
     values = param.detach().reshape(1, -1) if weight_decay else None
     own, last = sub_state(state, "rule."), sub_state(state, "signals.")
     of_tensor: State = {}
@@ -129,10 +156,7 @@ def move(
     for grad in _gradients(param, chunk_size, maximize=maximize):
         span = slice(begin, begin + grad.shape[1])
         old = {name: _part(value, span, size) for name, value in own.items()}
-        given = {
-            name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in old.items()
-        }
+        given = {name: _working(value, dtype) for name, value in old.items()}
         step = update_chunk(rule, grad, given, pooled)
         state["touched"][:, span] |= grad != 0
         update = lr * step.update
@@ -155,6 +179,11 @@ def move(
     for name, value in of_tensor.items():
         own[name].copy_(value)
     return UpdateStatistics(readout, products)
+
+
+def _working(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """An entry of a state in the dtype that is computed in."""
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def _part(value: Tensor, span: slice, size: int) -> Tensor:

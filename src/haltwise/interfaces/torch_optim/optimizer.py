@@ -214,7 +214,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             return
         seen = [] if loss is None else [loss]
         gradients = [problem.pool(self.chunk_size) for problem in problems]
-        pooled = [[value for part in own.values() for value in part] for own in gradients]
+        pooled = [
+            [value for part in own.values() for value in part if value is not None]
+            for own in gradients
+        ]
         if not are_finite([*seen, *chain(*pooled)]):
             self._fail(problems, [[*seen, *own] for own in pooled], "the loss or a gradient is")
             return

@@ -27,7 +27,7 @@ from haltwise.interfaces.torch_optim.groups import (
 )
 from haltwise.interfaces.torch_optim.guard import init_tensors
 from haltwise.interfaces.torch_optim.states import FRESH
-from haltwise.update_rules import PooledGradient
+from haltwise.update_rules import PooledGradient, UpdateRule
 
 __all__ = ["Problem", "are_finite", "survey"]
 
@@ -73,9 +73,18 @@ class Problem(NamedTuple):
         """What is pooled of the gradient, by leaf."""
         maximize = self.group["maximize"]
         return {
-            leaf: pool(own, _chunk_of(own[0], chunk_size), maximize=maximize)
+            leaf: pool(
+                [(self._rule(leaf, param), param, self.states[param]) for param in own],
+                _chunk_of(own[0], chunk_size),
+                maximize=maximize,
+            )
             for leaf, own in self.by_leaf.items()
         }
+
+    def _rule(self, leaf: int, param: Tensor) -> UpdateRule:
+        """The rule of a leaf, where a tensor is."""
+        dim = num_coordinates(self.group["params"])
+        return leaves(self.models.cast(self.group, param).rule, dim)[leaf][0]
 
     def move(self, pooled: dict[int, PooledGradient], chunk_size: int | None) -> UpdateStatistics:
         """Advance the states; every displacement is left in its `signals.update`."""
@@ -91,9 +100,8 @@ class Problem(NamedTuple):
         for leaf, params in self.by_leaf.items():
             total = torch.zeros((), device=device)
             for param in params:
-                rule, _ = leaves(models.cast(group, param).rule, dim)[leaf]
                 moved = move(
-                    rule,
+                    self._rule(leaf, param),
                     param,
                     self.states[param],
                     pooled[leaf],

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from haltwise.interfaces.torch_optim import guard
 
-__all__ = ["CONTROL", "GUARD", "SETTINGS", "begin_step", "end_step", "power"]
+__all__ = ["CONTROL", "GUARD", "SETTINGS", "begin_step", "end_step", "power", "total"]
 
 _SMOOTHING = tl.constexpr(guard.SMOOTHING)
 _FEW = tl.constexpr(guard.FEW)
@@ -60,7 +60,7 @@ COPY = tl.constexpr(7)
 ADAM_MEAN = tl.constexpr(8)
 ADAM_SQUARE = tl.constexpr(9)
 RULE = tl.constexpr(10)  # from here on where the rule's states lie (`rules.py`)
-COLUMNS = tl.constexpr(16)
+COLUMNS = tl.constexpr(20)
 CHUNK = tl.constexpr(512)
 """Entries of a tensor that a program takes at once."""
 
@@ -121,13 +121,13 @@ _NUMBERS = tl.constexpr(8192)
 
 
 @triton.jit
-def _total(sums, num, COLUMNS: tl.constexpr):
+def total(sums, num, COLUMNS: tl.constexpr):
     """The sum of a column of [num, COLUMNS], in an order that does not change."""
-    total = tl.zeros((_ROWS,), tl.float64)
+    found = tl.zeros((_ROWS,), tl.float64)
     for begin in range(0, num, _ROWS):
         row = begin + tl.arange(0, _ROWS)
-        total += tl.load(sums + row * COLUMNS, mask=row < num, other=0.0)
-    return tl.sum(total, 0)
+        found += tl.load(sums + row * COLUMNS, mask=row < num, other=0.0)
+    return tl.sum(found, 0)
 
 
 @triton.jit
@@ -284,9 +284,9 @@ def begin_step(
     GUARDED: tl.constexpr,
 ):
     """Decide what is done at this step; `pooled` [programs of all groups, 8]."""
-    finite = _is_finite(_total(pooled + 1, num_all_programs, 8))
-    total = _total(pooled + 8 * first_program, num_programs, 8)
-    squares = _total(pooled + 8 * first_program + 1, num_programs, 8)
+    finite = _is_finite(total(pooled + 1, num_all_programs, 8))
+    gradients = total(pooled + 8 * first_program, num_programs, 8)
+    squares = total(pooled + 8 * first_program + 1, num_programs, 8)
     num = tl.load(settings + NUM)
     value = 0.0 * num
     if HAS_LOSS:
@@ -315,7 +315,7 @@ def begin_step(
                     entry = table + tensor * COLUMNS
                     size = tl.load(entry + SIZE)
                     first = tl.load(entry + FIRST_CHUNK)
-                    square = _total(adam_sums + first, tl.cdiv(size, CHUNK), 1) / size
+                    square = total(adam_sums + first, tl.cdiv(size, CHUNK), 1) / size
                     tl.store(adam_roots + tensor, tl.sqrt(square * unbias) * _EPS + _TINY)
     else:
         tl.store(control + SKIPPED, skipped + 1)
@@ -323,7 +323,7 @@ def begin_step(
             if (_is_finite(squares) & _is_finite(value)) == 0:
                 goes_back = _fail(control)
     # The floor, exp(-80), is what every rule reads of zeros.
-    tl.store(control + MEAN, total / num)
+    tl.store(control + MEAN, gradients / num)
     tl.store(control + INVERSE, 1 / tl.maximum(tl.sqrt(squares / num), 1.8048513878454153e-35))
     tl.store(control + LOG_RMS, 0.5 * tl.log(tl.maximum(squares / num, 1e-90)))
     tl.store(control + MODE, mode)
@@ -365,8 +365,8 @@ def end_step(
     num = tl.load(settings + NUM)
     lr = tl.load(settings + LR)
     if mode == LEARNED:
-        finite = _is_finite(_total(update_squares, num_all_programs, 1))
-        squares = _total(update_squares + first_program, num_programs, 1)
+        finite = _is_finite(total(update_squares, num_all_programs, 1))
+        squares = total(update_squares + first_program, num_programs, 1)
         if finite:
             if GUARDED:
                 losses = tl.load(control + LOSSES)

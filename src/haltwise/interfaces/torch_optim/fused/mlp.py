@@ -1,8 +1,11 @@
 """The kernels that advance the tensors of a group by the rule `mlp`.
 
-They do what `haltwise.update_rules.mlp` does elsewhere: `take_in` with what is kept of a tensor as
-a whole, `advance_mlp` with its coordinates; a test holds the two together.
+They do what `haltwise.update_rules.mlp` does elsewhere: `align` sums over a group's coordinates,
+`take_in` advances what is kept of a tensor as a whole, `advance_mlp` its coordinates; a test holds
+the two together.
 """
+
+import math
 
 import triton
 import triton.language as tl
@@ -20,6 +23,7 @@ from haltwise.interfaces.torch_optim.fused.control import (
     RULE,
     SIZE,
     power,
+    total,
 )
 from haltwise.interfaces.torch_optim.fused.tensors import (
     displace,
@@ -30,7 +34,7 @@ from haltwise.interfaces.torch_optim.fused.tensors import (
 )
 from haltwise.update_rules import mlp
 
-__all__ = ["FACTS", "advance_mlp", "take_in"]
+__all__ = ["FACTS", "advance_mlp", "align", "take_in"]
 
 _FAST = tl.constexpr(mlp.MOMENTA[0])
 _MIDDLE = tl.constexpr(mlp.MOMENTA[1])
@@ -40,6 +44,12 @@ _LONG = tl.constexpr(mlp.SQUARES[1])
 _AGREEMENT = tl.constexpr(mlp.AGREEMENT)
 _FEWEST = tl.constexpr(mlp.FEWEST)
 _BOUND = tl.constexpr(mlp.BOUND)
+_DIRECTION = tl.constexpr(mlp.DIRECTION)
+_LOW = tl.constexpr(mlp.USUAL[0])
+_HIGH = tl.constexpr(mlp.USUAL[1])
+_RISE = tl.constexpr(mlp.RISE)
+_LOWEST = tl.constexpr(math.log(mlp.SMALLEST))
+_HIGHEST = tl.constexpr(math.log(mlp.LARGEST))
 _PERIODS = tl.constexpr(mlp.PERIODS)
 _NUM_PERIODS = tl.constexpr(len(mlp.PERIODS))
 _OF_TENSOR = tl.constexpr(2 + len(mlp.PERIODS))  # features, the last
@@ -53,6 +63,7 @@ _AGREE = tl.constexpr(2)
 _COUNT = tl.constexpr(3)
 _LOG_UNIT = tl.constexpr(4)
 _SIZES = tl.constexpr(5)
+_LOG_SCALE = tl.constexpr(6)
 
 # What coordinates read of their tensor, float32.
 _INVERSE_UNIT = tl.constexpr(0)  # by which gradients are multiplied
@@ -60,6 +71,7 @@ _LEAST = tl.constexpr(1)  # added to their root mean squares
 _INVERSE_SIZE = tl.constexpr(2)
 _UNBIASED = tl.constexpr(3)  # corrections for the start at 0, of three momenta and two squares
 _SHARED = tl.constexpr(8)  # features
+_SCALE = tl.constexpr(14)  # of updates, behind the features
 FACTS = tl.constexpr(16)
 """Numbers that are known of a tensor."""
 
@@ -80,7 +92,46 @@ def _unbias(KEPT: tl.constexpr, steps):
 
 
 @triton.jit
-def take_in(table, first_tensor, control, facts):
+def align(
+    table,
+    owner,
+    first_chunk,
+    num_chunks,
+    settings,
+    control,
+    sums,
+    GRAD_DTYPE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Products of gradients and momenta, [programs, 3], as `MLPRule.sums` says."""
+    if tl.load(control + MODE) == LEARNED:
+        sign, _, _ = rates(settings)
+        product = tl.zeros((CHUNK,), tl.float64)
+        gg = product
+        mm = product
+        for chunk in range(
+            first_chunk + tl.program_id(0), first_chunk + num_chunks, tl.num_programs(0)
+        ):
+            entry = table + tl.load(owner + chunk) * COLUMNS
+            at = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK + tl.arange(0, CHUNK)
+            known = at < tl.load(entry + SIZE)
+            grad = tl.load(pointer(entry + GRAD, GRAD_DTYPE) + at, mask=known, other=0.0)
+            momenta = pointer(entry + RULE + _MOMENTA, DTYPE) + 3 * at + _DIRECTION
+            momentum = tl.load(momenta, mask=known, other=0.0).to(tl.float64)
+            log_unit = tl.load(pointer(entry + RULE + _LOG_UNIT, tl.float32)).to(tl.float64)
+            grad = grad.to(tl.float32) * sign * tl.exp(-log_unit).to(tl.float32)
+            grad = _bounded(grad, 1e12).to(tl.float64)
+            product += grad * momentum
+            gg += grad * grad
+            mm += momentum * momentum
+        own = sums + 3 * tl.program_id(0)
+        tl.store(own, tl.sum(product, 0))
+        tl.store(own + 1, tl.sum(gg, 0))
+        tl.store(own + 2, tl.sum(mm, 0))
+
+
+@triton.jit
+def take_in(table, first_tensor, control, sums, num_sums, gain, facts):
     """Advance what is kept of each tensor as a whole, and leave in `facts` what is known of it.
 
     A program is given a tensor. All is computed in float64, which single numbers can afford.
@@ -90,6 +141,7 @@ def take_in(table, first_tensor, control, facts):
     count_at = pointer(own + _COUNT, tl.float32)
     log_unit_at = pointer(own + _LOG_UNIT, tl.float32)
     sizes_at = pointer(own + _SIZES, tl.float32)
+    log_scale_at = pointer(own + _LOG_SCALE, tl.float32)
     if tl.load(control + MODE) == LEARNED:
         log_size = tl.load(control + LOG_RMS)
         count = tl.load(count_at).to(tl.float64)
@@ -104,11 +156,19 @@ def take_in(table, first_tensor, control, facts):
         steps = tl.maximum(count, 1.0)
         size = tl.sqrt(sizes * _unbias(_SHORT, steps))
         log_of_size = tl.log(size)
+        log_scale = tl.load(log_scale_at).to(tl.float64)
+        product = total(sums, num_sums, 3)
+        gg, mm = total(sums + 1, num_sums, 3), total(sums + 2, num_sums, 3)
+        cosine = tl.where((gg > 0) & (mm > 0), product / tl.sqrt(gg) / tl.sqrt(mm), 0.0)
+        turn = tl.maximum(cosine - _HIGH, 0.0) * _RISE - tl.maximum(-(cosine - _LOW), 0.0)
+        log_scale = tl.minimum(tl.maximum(log_scale + gain * turn, _LOWEST), _HIGHEST)
         known = facts + tensor * FACTS
         tl.debug_barrier()  # all threads have read
         tl.store(count_at, count.to(tl.float32))
         tl.store(log_unit_at, log_unit)
         tl.store(sizes_at, sizes.to(tl.float32))
+        tl.store(log_scale_at, log_scale.to(tl.float32))
+        tl.store(known + _SCALE, tl.exp(log_scale).to(tl.float32))
         tl.store(known + _INVERSE_UNIT, tl.exp(-log_unit.to(tl.float64)).to(tl.float32))
         tl.store(known + _LEAST, (size * _FEWEST + 1e-30).to(tl.float32))
         tl.store(known + _INVERSE_SIZE, (1 / size).to(tl.float32))
@@ -252,6 +312,7 @@ def advance_mlp(
             begin = (chunk - tl.load(entry + FIRST_CHUNK)) * CHUNK
             size = tl.load(entry + SIZE)
             level = _of_tensor(packed, known, UNITS)
+            own_scale = scale * tl.load(known + _SCALE)
             for part in range(0, tl.minimum(CHUNK, size - begin), BLOCK):
                 at = begin + part
                 row = tl.arange(0, BLOCK)
@@ -274,7 +335,7 @@ def advance_mlp(
                     + _part(_output(hidden, last, 4, UNITS), directions[3])
                 )
                 log_size = tanh(_output(hidden, last, 0, UNITS) / _BOUND) * _BOUND
-                update = -lr * (scale * tl.exp(log_size) * mixed)
+                update = -lr * (own_scale * tl.exp(log_size) * mixed)
                 if JUDGED:
                     read += tl.where(exists[:, None], hidden, 0.0)
                 sums = displace(

@@ -129,6 +129,7 @@ class Plan:
                 program += num_programs
             group.num_tensors = len(self.members) - group.first_tensor
             group.num_programs = program - group.first_program
+            group.rule.reserve(group.num_programs)
             group.partials = torch.empty(
                 group.num_programs, 2 + group.rule.num_units, dtype=torch.float64, device=device
             )

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from haltwise._kernels.fused.packing import Tiles, is_resident, pack, pack_readout
 from haltwise.interfaces.torch_optim.fused.lstm import advance_lstm
-from haltwise.interfaces.torch_optim.fused.mlp import FACTS, advance_mlp, take_in
+from haltwise.interfaces.torch_optim.fused.mlp import FACTS, advance_mlp, align, take_in
 from haltwise.update_rules import LSTMRule, MLPRule, UpdateRule
 
 __all__ = ["DTYPES", "Advance", "FusedRule", "fused_rule"]
@@ -37,6 +37,7 @@ class Advance(NamedTuple):
             settings, control record, and where sums are left.
         constants: Dtypes, and what is asked of it.
         num_programs: So many leave sums.
+        first_program: The first of them among those of the group.
         num_many: So many may run where none are left.
         first_tensor: In the table.
         num_tensors: With a gradient.
@@ -45,6 +46,7 @@ class Advance(NamedTuple):
     operands: tuple[Any, ...]
     constants: dict[str, Any]
     num_programs: int
+    first_program: int
     num_many: int
     first_tensor: int
     num_tensors: int
@@ -66,6 +68,14 @@ class FusedRule(ABC):
     @abstractmethod
     def places(self, state: State) -> list[int]:
         """What the table says from `RULE` on of a tensor with this state."""
+
+    def reserve(self, num_programs: int) -> None:
+        """Make room for what so many programs of the group sum."""
+        del num_programs
+
+    def pool(self, launch: Advance) -> None:
+        """Sum over coordinates what the rule has to know of all before any is advanced."""
+        del launch
 
     @abstractmethod
     def advance(self, launch: Advance) -> None:
@@ -137,21 +147,38 @@ class _FusedMLP(FusedRule):
         "rule.count",
         "rule.log_unit",
         "rule.sizes",
+        "rule.log_scale",
     )
 
     def __init__(self, rule: MLPRule, state: State, num_tensors: int) -> None:
         self.num_units = max(16, 1 << (rule.hidden_size - 1).bit_length())
         self.packed = _packed(rule, self.num_units)
-        self.scale = float(rule.output_scale)
+        self.scale, self.gain = float(rule.output_scale), float(rule.gain)
         self.facts = self.packed.new_zeros(num_tensors, FACTS.value)
         self.dtype = DTYPES[state["rule.momenta"].dtype]
+        self.sums = self.packed.new_zeros(0, 3, dtype=torch.float64)
 
     def places(self, state: State) -> list[int]:
         return [state[name].data_ptr() for name in self.entries]
 
+    def reserve(self, num_programs: int) -> None:
+        self.sums = self.sums.new_zeros(num_programs, 3)
+
+    def pool(self, launch: Advance) -> None:
+        align[(launch.num_programs,)](
+            *launch.operands[:6],
+            self.sums[launch.first_program :],
+            GRAD_DTYPE=launch.constants["GRAD_DTYPE"],
+            DTYPE=self.dtype,
+        )
+
     def advance(self, launch: Advance) -> None:
         table, control = launch.operands[0], launch.operands[5]
-        take_in[(launch.num_tensors,)](table, launch.first_tensor, control, self.facts, num_warps=1)
+        take_in[(launch.num_tensors,)](
+            *(table, launch.first_tensor, control),
+            *(self.sums, len(self.sums), self.gain, self.facts),
+            num_warps=1,
+        )
         advance_mlp[(launch.num_programs,)](
             *launch.operands,
             *(self.packed, self.facts, self.scale),

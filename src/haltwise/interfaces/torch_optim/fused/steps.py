@@ -203,29 +203,33 @@ class FusedSteps:
                 GUARDED=guarded,
             )
         for number, each, planned in pairs:
+            launches = []
             for part in planned.parts:
                 if not part.num_moved:
                     continue
                 first = part.first_program - planned.first_program
-                planned.rule.advance(
-                    Advance(
-                        operands=(
-                            *(plan.table, plan.owner, part.first_chunk, part.num_moved),
-                            *(plan.settings[number], plan.control[number]),
-                            *(planned.partials[first:], plan.update_squares[part.first_program :]),
-                        ),
-                        constants={
-                            "GRAD_DTYPE": DTYPES[part.grad_dtype],
-                            "PARAM_DTYPE": DTYPES[part.param_dtype],
-                            "DECAYS": each.problem.group["weight_decay"] != 0,
-                            "JUDGED": has_loss and each.is_judged,
-                        },
-                        num_programs=part.num_programs,
-                        num_many=min(part.num_moved, plan.num_many),
-                        first_tensor=part.first_tensor,
-                        num_tensors=part.num_tensors,
-                    )
+                launch = Advance(
+                    operands=(
+                        *(plan.table, plan.owner, part.first_chunk, part.num_moved),
+                        *(plan.settings[number], plan.control[number]),
+                        *(planned.partials[first:], plan.update_squares[part.first_program :]),
+                    ),
+                    constants={
+                        "GRAD_DTYPE": DTYPES[part.grad_dtype],
+                        "PARAM_DTYPE": DTYPES[part.param_dtype],
+                        "DECAYS": each.problem.group["weight_decay"] != 0,
+                        "JUDGED": has_loss and each.is_judged,
+                    },
+                    num_programs=part.num_programs,
+                    first_program=first,
+                    num_many=min(part.num_moved, plan.num_many),
+                    first_tensor=part.first_tensor,
+                    num_tensors=part.num_tensors,
                 )
+                planned.rule.pool(launch)
+                launches.append(launch)
+            for launch in launches:
+                planned.rule.advance(launch)
         for number, each, planned in pairs:
             control.end_step[(1,)](
                 *(plan.settings[number], plan.control[number], plan.pooled, planned.partials),
