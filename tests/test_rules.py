@@ -26,8 +26,8 @@ from haltwise.update_rules import (
     UpdateRule,
     UpdateStep,
     backpropagate,
-    prepare,
     mlp,
+    prepare,
     update_,
     update_chunk,
 )
