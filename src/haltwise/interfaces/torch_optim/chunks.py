@@ -145,9 +145,11 @@ def move(
     coordinates, and the tensor itself is left untouched.
     """
     size, dtype = param.numel(), working_dtype(param)
-    sums = None if pooled.sums is None else pooled.sums.to(param.device, dtype)
-    statistics = (value.to(param.device, dtype) for value in (pooled.mean, pooled.log_rms))
-    pooled = PooledGradient(*statistics, sums)
+    pooled = PooledGradient(
+        pooled.mean.to(param.device, dtype),
+        pooled.log_rms.to(param.device, dtype),
+        None if pooled.sums is None else pooled.sums.to(param.device, dtype),
+    )
     values = param.detach().reshape(1, -1) if weight_decay else None
     own, last = sub_state(state, "rule."), sub_state(state, "signals.")
     of_tensor: State = {}
