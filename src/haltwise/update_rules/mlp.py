@@ -21,7 +21,7 @@ PERIODS = (3.0, 10.0, 30.0, 100.0)  # steps in which the features of time decay
 FEWEST = 1e-8  # of the root mean square over coordinates: what no gradient is divided by less than
 BOUND = 4.0  # of features and of the logarithm of the step size
 DIRECTION = 1  # of the momenta: the one whose agreement with the next gradient sets the scale
-USUAL = (-0.25, 0.05)  # cosines at which the scale stays as it is
+USUAL = (-0.3, 0.05)  # cosines at which the scale stays as it is
 RISE = 4.0  # how fast the scale rises, times as fast as it falls
 SMALLEST, LARGEST = 0.25, 3.0  # scale
 NUM_DIRECTIONS = 1 + len(MOMENTA)
@@ -62,7 +62,7 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
     problem's updates are multiplied by a scale s, 1 at first and between 1/4 and 3, which moves
     by the cosine a of the gradient and the momentum (of some 10 steps) before it,
 
-        log s_t = log s_{t-1} + gain (4 max(a - .05, 0) - max(-.25 - a, 0)),
+        log s_t = log s_{t-1} + gain (4 max(a - .05, 0) - max(-.3 - a, 0)),
 
     so it rises while gradients still point the way that was gone, and falls where they point back,
     which is past the minimum along it. A little of that is usual where minibatches are noisy.
