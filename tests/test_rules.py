@@ -272,6 +272,12 @@ def test_the_scale_ends_at_its_bounds(sign: int, end: float) -> None:
     assert (plain.state["log_scale"] == 0).all()
 
 
+def test_an_mlp_rule_without_its_sums_is_refused() -> None:
+    rule, grad = make("mlp"), randn(B, D)
+    with pytest.raises(InputError, match="needs its sums over all coordinates"):
+        update_chunk(rule, grad, rule.init(grad), PooledGradient.of(grad))
+
+
 def test_an_mlp_rule_begins_at_the_first_gradient_that_is_not_zero() -> None:
     rule, grads = trained_mlp(), randn(B, 6, D)
     late = torch.cat((torch.zeros(B, 3, D, dtype=DOUBLE), grads), 1)

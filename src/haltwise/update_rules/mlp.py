@@ -134,6 +134,11 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         return torch.stack([pair.sum(1) for pair in pairs], 1)
 
     def _update(self, grad: Tensor, state: State, pooled: PooledGradient) -> UpdateStep:
+        require(
+            pooled.sums is not None,
+            "the rule mlp needs its sums over all coordinates; add those of the chunks, which "
+            "`sums` returns, and give them as PooledGradient.sums",
+        )
         assert pooled.sums is not None
         log_scale = self._adapted(state["log_scale"], pooled.sums)
         seen = _look(grad, state, pooled.log_rms.unsqueeze(1))
