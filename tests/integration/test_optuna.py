@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_rules import Median, exponential_runs, small_model
 
-from haltwise import InputError
+from haltwise import FitWarning, InputError
 from haltwise.curves.curves import Curve, Floats
 from haltwise.curves.features import FEATURES
 from haltwise.curves.forecast import Forecast
@@ -189,3 +189,60 @@ def test_the_worse_half_of_four_trials_is_pruned(direction: str, sign: int) -> N
     curves = [[math.nan] + [sign * end] * 7 for end in ends]
     found = run(HaltwisePruner(equal_chances(0.99)), curves, direction)
     assert found == [8, 8, 8, 2, 8, 3]
+
+
+def test_a_fixed_level_that_prunes_nothing_says_so_once() -> None:
+    curves = [[float(trial)] * 4 for trial in range(14)]
+    with pytest.warns(FitWarning, match=r"lost=0.01 has pruned none of 10 trials.*leave lost= out"):
+        assert run(HaltwisePruner(equal_chances(0.5), lost=0.01), curves) == [4] * 14
+    with pytest.warns(FitWarning) as warned:
+        run(HaltwisePruner(equal_chances(0.5), price=1e-9), curves)
+    assert ["price=1e-09" in str(each.message) for each in warned] == [True]
+    for silent in (
+        HaltwisePruner(equal_chances(0.99)),  # by the pace
+        HaltwisePruner(equal_chances(0.01), price=0.5),  # it prunes
+        HaltwisePruner(Seen(), level=-1e9),  # a level of one's own for a rule of one's own
+    ):
+        run(silent, curves)  # warnings are errors
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_the_target_is_in_the_unit_of_the_reports(direction: str, sign: int) -> None:
+    rule = Seen()
+    reported = [0.9, 0.5, 0.6]
+
+    def objective(trial: Any) -> float:
+        for step, value in enumerate(reported):
+            trial.report(sign * (value + trial.number), step)
+            trial.should_prune()
+        return sign * (returned + trial.number)
+
+    for returned, target in ((-60.0, 0.5), (0.5, 0.5), (0.55, 0.55), (60.0, 0.9)):
+        study = optuna.create_study(
+            direction=direction, pruner=HaltwisePruner(rule, level=-1e9, min_points=1)
+        )
+        study.optimize(objective, n_trials=2)
+        assert rule.curve is not None
+        assert rule.curve.target == sign * target
+
+
+@pytest.mark.parametrize("settings", [{}, {"lost": 0.01}, {"price": 1e9}, {"peers": True}])
+def test_nothing_is_pruned_while_budget_or_target_is_unknown(settings: Any) -> None:
+    pruner = HaltwisePruner(equal_chances(0.01), **settings)
+    # Only the last trial knows how far another went beyond step 0.
+    assert run(pruner, [[1.0], [2.0] * 5, [3.0] * 5])[:2] == [1, 5]
+
+    def objective(trial: Any) -> float:
+        trial.set_constraint("far", 1.0)  # positive: violated
+        for step in range(4):
+            trial.report(float(trial.number), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(trial.number)
+
+    study = optuna.create_study(pruner=pruner)
+    study.optimize(objective, n_trials=3)
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
+    study = optuna.create_study(pruner=pruner)
+    study.add_trial(optuna.trial.create_trial(value=-1.0))  # without its curve
+    study.optimize(lambda trial: [trial.report(5, 0), trial.report(5, 1), 1.0][-1], n_trials=2)

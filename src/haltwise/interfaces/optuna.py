@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from haltwise._core.errors import require
+from haltwise._core.errors import FitWarning, require, warn
 from haltwise._core.settings import real_number, require_flags, whole_number
 from haltwise.curves.curves import Curve, Curves, Direction
 from haltwise.curves.model import CurveModel
@@ -24,6 +24,7 @@ except ImportError:
 __all__ = ["HaltwisePruner"]
 
 _FEWEST_PEERS = 4  # of which the worse half is pruned
+_MANY_TRIALS = 10  # completed before it is strange that a learned rule has pruned none
 
 
 @final
@@ -32,7 +33,12 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
 
     A trial succeeds if it becomes as good as the best completed one; it is pruned where that is no
     longer likely enough by the rule. A trial that has been as good already is not pruned. The
-    metric is called `value` on the curve, and the steps that are reported are its cost.
+    metric is called `value` on the curve, and the steps that are reported are its cost. Report what
+    the objective returns: of a best trial that returned what it never came near to by its reports,
+    such as a percentage beside shares, the nearest value that it reported is the target.
+
+    A trial is not pruned while nothing tells its target or a learned rule's budget, for instance
+    where all completed trials violate constraints, or came from elsewhere without their values.
 
     Unless told otherwise, a learned rule goes by the pace of the study. A random search that has
     spent C finds its next best trial in about as much again, so that to spend c elsewhere is worth
@@ -54,13 +60,18 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         level: See `haltwise.RunMonitor`; so `price`, `lost` and `cost_unit`. If none of the three
             is given, a learned rule goes by the pace of the study.
         price: What a step is worth, in values of a success.
-        lost: The share of successes that may be lost.
+        lost: The share of successes that may be lost. It was measured on recorded runs, many of
+            which met their target; few trials beat the best one, so that a level for it may prune
+            none. Without it, trials go by the pace of the study.
         cost_unit: What steps are called on the card of a learned rule.
         n_startup_trials: Trials that must have been completed before one is pruned.
         min_points: Values that a trial must have reported before it is pruned.
 
     Raises:
         InputError: There is no such rule, or a setting is impossible.
+
+    Warns:
+        FitWarning: A fixed level of a learned rule pruned none of ten trials or more.
 
     Examples:
         >>> study = optuna.create_study(  # doctest: +SKIP
@@ -97,6 +108,7 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         self._peers = peers
         self._num_startup = whole_number("n_startup_trials", n_startup_trials, least=0)
         self._learned: tuple[str, int] | None = None  # the study and the trials learned from
+        self._warned = False
 
     def __repr__(self) -> str:
         target = "that of the best trial" if self._target is None else f"{self._target:g}"
@@ -115,15 +127,36 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         direction: Direction = "max" if maximizes else "min"
         target = self._target
         if target is None:
-            target = study.best_value + self._min_delta * (1 if maximizes else -1)
+            target = _best_value(study) + self._min_delta * (1 if maximizes else -1)
         steps = [other.last_step for other in completed if other.last_step is not None]
-        budget = self._budget or float(max(steps, default=math.nan))
+        budget = self._budget or max(steps, default=0) or math.nan
+        if math.isnan(target) or (self._rule.is_learned and math.isnan(budget)):
+            return False
         if self._peers:
             self._learn(study, finished, direction, target, budget)
         curve = _curve(trial, direction, target, budget)
         if self._goes_by_pace:
             return self._falls_behind(study, completed, curve)
-        return self._rule.gives_up(curve, curve.num_points - 1) is not None
+        if self._rule.gives_up(curve, curve.num_points - 1) is not None:
+            return True
+        if self._rule.is_learned and len(completed) == len(finished) >= _MANY_TRIALS:
+            self._warn_of_level(budget, len(completed))
+        return False
+
+    def _warn_of_level(self, budget: float, num_trials: int) -> None:
+        """Say once that a level which was learned elsewhere prunes nothing here."""
+        if self._warned:
+            return
+        self._warned = True
+        settings = self._rule.settings
+        name = next(key for key in ("lost", "price", "level") if settings[key] is not None)
+        warn(
+            f"{name}={settings[name]} has pruned none of {num_trials} trials: no score fell below "
+            f"the level {self._rule.level(budget):.2g}, for few trials beat the best one, while "
+            f"levels are learned from runs many of which succeed; leave {name}= out to prune by "
+            "the pace of the study",
+            FitWarning,
+        )
 
     def _falls_behind(self, study: Study, completed: list[FrozenTrial], curve: Curve) -> bool:
         """Whether the trial promises too little for the pace of the study, or lags its peers."""
@@ -166,6 +199,17 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
                 )
             )
             self._learned = key
+
+
+def _best_value(study: Study) -> float:
+    """The value of the best trial in the unit of its reports, NaN if none satisfies constraints."""
+    try:
+        best = study.best_trial
+    except ValueError:  # no feasible trial
+        return math.nan
+    reported = [value for value in best.intermediate_values.values() if not math.isnan(value)]
+    assert best.value is not None
+    return min(max(best.value, min(reported)), max(reported)) if reported else best.value
 
 
 def _is_in_worse_half(curve: Curve, trials: list[FrozenTrial]) -> bool:
