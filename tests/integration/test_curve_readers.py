@@ -204,7 +204,12 @@ def test_time_that_is_not_always_known_is_no_cost(tmp_path: Path) -> None:
         ("step,global_step,loss\n0,0,2\n", "step and global_step could all be it"),
         ("step,score\n0,2\n", "which column is the metric. no name says so"),
         ("run,step,loss\n", "holds no rows"),
-        ("", "does not begin with a line that names its columns"),
+        ("", "t.csv is empty"),
+        ("run;step;loss\na;0;3,5\n", "'loss' of .* holds the text '3,5' in row 2 .its comma"),
+        ("step,acc\n0,50%\n", "the column 'acc' of .* holds the text '50%' in row 2"),
+        ('step,loss\n"1,000",3\n"2,000",2\n', "'step' of .*'1,000'.* name another cost"),
+        ("run|step|loss\na|0|3\n", "has one column, 'run|step|loss', and no numbers in it"),
+        ("# by me\nstep,loss\n0,3\n", "2 cells in row 2, .* or the first, which names"),
         ("1,2,3\n4,5,6\n", "does not begin with a line that names its columns"),
         ("step,step,loss\n1,2,3\n", "two columns 'step'"),
         ("step,loss\n1,2,3\n", "3 cells in row 2, but 2 columns"),
@@ -375,6 +380,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     again.close()
     other = writer(str(tmp_path / "b"))
     other.add_scalar("loss", 1.5, 3)
+    other.add_scalar("val", 1.5, 3)
     other.close()
     with pytest.warns(DataWarning, match="restarted: 3 points"):
         found = read(tmp_path, metric="val", direction="min")
@@ -545,3 +551,110 @@ def test_columns_that_nearly_nobody_fills_are_refused(tmp_path: Path) -> None:
 
 def test_general_formats_are_asked_last() -> None:
     assert list(readers())[-3:] == ["csv", "jsonl", "matrix"]
+
+
+def test_logs_without_a_point_are_left_out_of_a_folder(tmp_path: Path) -> None:
+    written(tmp_path / "a.csv", "step,loss,val_loss\n0,3,\n1,2,2.5\n")
+    for name, text in (("b.csv", ""), ("c.csv", "step,loss,val_loss\n")):
+        written(tmp_path / name, text)
+        with pytest.raises(InputError, match=r"is empty|holds no rows"):
+            read(tmp_path / name)
+    written(tmp_path / "d.csv", "step,loss,val_loss\n0,3,\n1,2,\n")  # it was never validated
+    with pytest.warns(DataWarning) as caught:
+        found = read(tmp_path, cost="step", metric="val_loss")
+    assert found.name.tolist() == ["a"]
+    messages = [str(each.message) for each in caught]
+    assert any("left out: 2 of 4 logs without a point; " in each for each in messages)
+    assert "left out: 1 of 2 runs: they never measured 'val_loss'" in messages
+
+
+def test_rows_that_do_not_say_their_run_are_counted(tmp_path: Path) -> None:
+    text = "group,run,step,loss\n x ,a,0,3\nx,a,1,2\nx,,0,5\n,b,0,4\n"
+    with pytest.warns(DataWarning) as caught:
+        found = read(written(tmp_path / "t.csv", text), cost="step", metric="loss")
+    assert found.num_points.tolist() == [2, 1, 1]  # blanks around a name make no other run
+    assert found.group.tolist() == ["x", "x", ""]
+    for name in ("run", "group"):
+        assert (
+            sum(
+                f"1 of 4 rows of {tmp_path / 't.csv'} have no '{name}'" in str(w.message)
+                for w in caught
+            )
+            == 1
+        )
+
+
+def test_a_run_that_diverged_in_a_chart_ends_at_the_worst(tmp_path: Path) -> None:
+    text = '"Step","a - loss","a - loss__MIN","b - loss"\n0,3,3,""\n1,NaN,NaN,4\n2,NaN,NaN,3\n'
+    found = read(written(tmp_path / "t.csv", text), metric="loss")
+    assert found[0].columns["loss"].tolist() == [3, np.inf, np.inf]
+    assert found[1].cost.tolist() == [1, 2]
+    path = written(tmp_path / "u.csv", 'Step,a - loss\n"1,000",3\n')
+    with pytest.raises(InputError, match="'Step' of .* holds the text '1,000'"):
+        read(path, metric="loss")
+
+
+def test_a_metric_that_is_nan_throughout_diverged(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.csv", "step,loss\n0,nan\n1,nan\n")
+    assert read(path, cost="step", metric="loss").values[:, 0].tolist() == [np.inf, np.inf]
+
+
+def test_texts_in_other_encodings_and_headers_over_lines(tmp_path: Path) -> None:
+    for encoding in ("utf-16", "utf-16-le"):
+        (tmp_path / "t.csv").write_bytes("step,loss\n0,3\n".encode(encoding))
+        with pytest.raises(InputError, match="iconv -f UTF-16 -t UTF-8"):
+            read(tmp_path / "t.csv")
+    path = written(tmp_path / "t.csv", 'step,"loss\n(nats)"\n0,3\n1,2\n')
+    assert read(path, cost="step", metric="loss\n(nats)").values[:, 0].tolist() == [3, 2]
+
+
+def test_data_frames_of_pandas_keep_their_index() -> None:
+    pandas = pytest.importorskip("pandas")
+    plain = {"run": ["a", "a", "b"], "step": [0, 1, 0], "loss": [3.0, 2.0, 4.0]}
+    frame = pandas.DataFrame(plain)
+    expected = Curves.from_frame(plain, cost="step", metric="loss")
+    for indexed in (
+        frame.set_index(["run", "step"]),
+        frame.set_index("step"),
+        frame.set_index("step", drop=False),
+        frame.assign(run=frame["run"].astype("category"), step=frame["step"].astype("Int64")),
+    ):
+        found = Curves.from_frame(indexed, cost="step", metric="loss")
+        assert found.name.tolist() == expected.name.tolist()
+        np.testing.assert_array_equal(found.cost, expected.cost)
+    frame["done"] = pandas.array([True, None, False], dtype="boolean")
+    found = Curves.from_frame(frame, cost="step", metric="loss")
+    np.testing.assert_array_equal(found[0].columns["done"], [1, np.nan])
+    days = pandas.to_datetime(["2026-01-01", "2026-01-02", "2026-01-01"]).tz_localize("Asia/Tokyo")
+    with pytest.warns(DataWarning, match="times of day"):
+        found = Curves.from_frame(frame.assign(at=days), cost="at", metric="loss")
+    assert found.cost.tolist() == [0, 86400, 0]
+    frame.columns = pandas.MultiIndex.from_product([["log"], frame.columns])
+    found = Curves.from_frame(frame, run="log.run", cost="log.step", metric="log.loss")
+    assert found.num_points.tolist() == [2, 1]
+    twice = pandas.concat([frame, frame], axis=1)
+    with pytest.raises(InputError, match="has two columns 'log.run'; rename one"):
+        Curves.from_frame(twice)
+
+
+def test_columns_may_be_tensors_and_have_numbers_for_names() -> None:
+    torch = pytest.importorskip("torch")
+    loss = torch.tensor([3.0, 2.0], dtype=torch.bfloat16, requires_grad=True)
+    found = Curves.from_frame({0: [0, 1], 1: loss}, cost=0, metric=1, direction="min")
+    assert found.values[:, 0].tolist() == [3, 2]
+
+
+def test_runs_that_are_refused() -> None:
+    one: Any = [{"loss": [3.0, 2.0]}]
+    for runs, settings, message in (
+        (one[0], {}, "runs must be a list with one dictionary a run"),
+        (one, {"budget": -1}, "a budget must not be negative, got -1"),
+        (one, {"target": "low"}, "target must be a number or one for each run, got 'low'"),
+        (one, {"group": [np.nan]}, "group has no entry for run .0."),
+    ):
+        with pytest.raises(InputError, match=message):
+            Curves.from_runs(runs, **{"metric": "loss", **settings})
+    with pytest.raises(InputError, match="losses are no matrix of numbers"):
+        Curves.from_matrix([[3.0, 2.0], [1.0]])
+    with pytest.raises(InputError, match="cost and metric both name 'loss'"):
+        Curves.from_frame({"loss": [3, 2]}, cost="loss", metric="loss")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.files import write_atomically
-from haltwise._core.settings import one_of
+from haltwise._core.settings import one_of, shown
 from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys
 from haltwise.curves.tables import frame_runs
@@ -178,7 +178,8 @@ class Curves:
     ) -> "Curves":
         """Put runs in order, each given by its columns.
 
-        Points whose cost is not known are left out. Points of one cost that follow each other are
+        Points whose cost is not known are left out, and so are runs that never measured the metric
+        where others did. Points of one cost that follow each other are
         one: of a column that several know, the last counts. Where the cost goes back, the run was
         resumed from there: what had been recorded after that point is replaced by what followed.
 
@@ -203,11 +204,23 @@ class Curves:
         Warns:
             DataWarning: Runs or points were left out; the message says how many and why.
         """
+        require(
+            not isinstance(runs, Mapping) and all(isinstance(run, Mapping) for run in runs),
+            "runs must be a list with one dictionary a run, of its columns by name",
+        )
         require(len(runs) > 0, "there are no runs; give at least one")
         for what, given in (("name", name), ("group", group), ("task", task)):
             require(
                 given is None or len(given) == len(runs),
                 f"{what} must have one entry for each of {len(runs)} runs, got {given}",
+            )
+            lacking = [
+                i for i, each in enumerate(() if given is None else given) if _is_missing(each)
+            ]
+            require(
+                not lacking,
+                f"{what} has no entry for run {lacking[:1]}; give it one of its own, or leave "
+                f"{what} out",
             )
         names = np.array([str(i) for i in range(len(runs))] if name is None else list(name), str)
         counted = not any(cost in run for run in runs)
@@ -217,13 +230,16 @@ class Curves:
             f"no run has a column {metric!r}; name one of {', '.join(columns) or 'none there are'}",
         )
         costs, values, sizes, report = [], [], [], _LeftOut()
-        for label, run in zip(names, runs, strict=True):
+        judged = columns.index(metric)
+        seen = np.empty(len(runs), bool)
+        for place, (label, run) in enumerate(zip(names, runs, strict=True)):
             spent, measured = _put_in_order(
                 str(label), run, cost, columns, counted=counted, report=report
             )
             costs.append(spent)
             values.append(measured)
             sizes.append(len(spent))
+            seen[place] = not np.isnan(measured[:, judged]).all()
         num = len(runs)
         offset = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
         curves = cls(
@@ -242,10 +258,15 @@ class Curves:
         )
         empty = np.diff(offset) == 0
         report.runs["have no point"] = int(empty.sum())
+        kept = seen if seen.any() else ~empty
+        report.runs[f"never measured {metric!r}"] = int((~empty & ~kept).sum())
         report.warn(num)
-        require(not empty.all(), "no run has a point; check the columns that were named")
-        kept = curves.select(~empty) if empty.any() else curves
-        return kept.with_budgets()
+        require(kept.any(), "no run has a point; check the columns that were named")
+        require(
+            not (curves.budget < 0).any(),
+            f"a budget must not be negative, got {curves.budget.min():g}",
+        )
+        return (curves if kept.all() else curves.select(kept)).with_budgets()
 
     @classmethod
     def from_matrix(
@@ -262,7 +283,13 @@ class Curves:
         Raises:
             InputError: See `from_runs`.
         """
-        table = np.asarray(losses, np.float64)
+        try:
+            table = np.asarray(losses, np.float64)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"losses are no matrix of numbers ({error}); fill shorter rows up with NaN, or give "
+                "each run its own columns (from_runs)"
+            ) from None
         require(table.ndim == 2, f"losses must be a matrix [n, T+1], got {table.ndim}-D")
         spent = np.asarray(np.arange(table.shape[1]) if costs is None else costs, np.float64)
         require(
@@ -312,6 +339,11 @@ class Curves:
             >>> Curves.from_frame(frame, cost="step", metric="loss").num_points.tolist()
             [2, 1]
         """
+        # Columns may have numbers for names.
+        run, group, task = (str(n) if isinstance(n, int) else n for n in (run, group, task))
+        for name in ("cost", "metric"):
+            if isinstance(settings.get(name), int):
+                settings[name] = str(settings[name])
         raw = frame_runs(frame, Keys(run, group, task))
         return cls.from_runs(**raw.settled(group=group, task=task, **settings))
 
@@ -455,8 +487,17 @@ def _last_known(loss: Floats) -> float:
     return float(known[-1]) if len(known) else np.inf
 
 
+def _is_missing(label: object) -> bool:
+    return label is None or (isinstance(label, float) and np.isnan(label))
+
+
 def _each(value: npt.ArrayLike | None, num: int, what: str) -> Floats:
-    given = np.asarray(np.nan if value is None else value, np.float64)
+    try:
+        given = np.asarray(np.nan if value is None else value, np.float64)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{what} must be a number or one for each run, got {shown(value)}"
+        ) from None
     require(
         given.shape in ((), (num,)),
         f"{what} must be one number or one for each of {num} runs, got shape {list(given.shape)}",

@@ -1,6 +1,7 @@
 """Runs as files and tables hold them, before it is settled which column is judged."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, final
@@ -20,8 +21,10 @@ from haltwise.curves.columns import (
 __all__ = [
     "MOST_CELLS",
     "Keys",
+    "NothingRecorded",
     "RawRuns",
     "is_missing",
+    "is_unread_number",
     "measured",
     "parse_number",
     "parse_numbers",
@@ -36,10 +39,16 @@ MOST_CELLS = 12 * 2**20
 _EPOCH = 1e9  # seconds: 2001
 _YEARS = 1.02  # later in a run than at its start: by one year in 2026
 _MISSING = frozenset(("", "-", "na", "n/a", "none", "null", "<na>", "nat"))
+_WRITTEN = re.compile(r"[-+]?[$\u20ac]?\d[\d.,'\u2019\s]*%?", re.ASCII)
 _DIVERGED = np.array(0x7FF8_0000_0000_07BA).view(np.float64)
 """A NaN that was measured. As R has its NA, a NaN with a payload of its own, which no arithmetic
 makes, tells it from a missing number until `RawRuns.settled` makes the worst value of it."""
 _RUN = ("run", "run_id", "run_name", "run_uuid", "trial", "trial_id", "trial_name", "experiment")
+
+
+@final
+class NothingRecorded(InputError):
+    """A source without a single point, such as the log of a run that has only begun."""
 
 
 @final
@@ -105,6 +114,8 @@ class RawRuns:
     """Columns that hold texts, with a sentence that names the first that is no number."""
     mixed: frozenset[str] = frozenset()
     """Those of them that hold numbers as well in a run, and so are neither labels nor measured."""
+    unread: frozenset[str] = frozenset()
+    """Those of them that hold numbers as people write them, "1,000" or "50 %"."""
 
     @classmethod
     def merged(cls, parts: Sequence["RawRuns"]) -> "RawRuns":
@@ -145,6 +156,7 @@ class RawRuns:
             is_told_apart=all(part.is_told_apart for part in parts),
             texts={name: why for part in parts[::-1] for name, why in part.texts.items()},
             mixed=frozenset().union(*(part.mixed for part in parts)),
+            unread=frozenset().union(*(part.unread for part in parts)),
             runs=[run for part in parts for run in part.runs],
             labels=[labels for part in parts for labels in part.labels],
             target=np.concatenate(targets),
@@ -172,7 +184,11 @@ class RawRuns:
             DataWarning: Something was chosen by the names of columns, a column was left out, rows
                 were sorted, or numbers follow a metric that is NaN.
         """
-        known = _known_columns(self.runs)
+        known = _known_columns(self.runs, metric or self.metric)
+        require(
+            cost is None or cost != metric,
+            f"cost and metric both name {cost!r}; name two columns, or leave the cost out",
+        )
         for name in (cost, metric, *(columns or ())):
             if name is None or name in known:
                 continue
@@ -186,7 +202,8 @@ class RawRuns:
         chosen = []
         judged = metric or (self.metric if self.metric in known else None)
         if judged is None:
-            judged = choose_metric(known)
+            judged = choose_metric({**known, **dict.fromkeys(sorted(self.unread))})
+            self._require_read(judged, "metric")
             chosen.append(f"the metric is {judged!r}")
         own = self.direction if judged == self.metric else None
         better = direction or own or direction_of(judged)
@@ -199,6 +216,8 @@ class RawRuns:
         spent = cost or (self.cost if self.cost in known else None)
         if spent is None:
             spent = choose_cost(known, lambda name: _is_complete(self.runs, name, judged))
+            if spent is None:  # rather refuse a column that cannot be read than count points
+                self._require_read(choose_cost(sorted(self.unread), lambda _: True), "cost")
             chosen.append(f"the cost is {spent!r}" if spent else "the cost is the number of points")
         if chosen:
             warn(
@@ -237,6 +256,11 @@ class RawRuns:
             "name": _told_apart(names),
             "cost_unit": unit or (spent.strip("_") if spent else "points"),
         }
+
+    def _require_read(self, name: str | None, what: str) -> None:
+        """Refuse to choose a column whose numbers could not be read, or another in its place."""
+        if name in self.unread:
+            raise InputError(f"{self.texts[name]}; mend it, or name another {what} ({what}=...)")
 
     def _numbers(self, value: npt.ArrayLike | str | None) -> npt.ArrayLike | None:
         """A number, one a run, or what a column or label of that name holds throughout a run."""
@@ -298,13 +322,17 @@ def _with_worst(
     return found
 
 
-def _known_columns(runs: Sequence[Mapping[str, Floats]]) -> dict[str, None]:
-    """The names of columns that hold a number anywhere, in the order in which they appear."""
+def _known_columns(runs: Sequence[Mapping[str, Floats]], metric: str | None) -> dict[str, None]:
+    """The names of columns that hold a number anywhere, in the order in which they appear.
+
+    Of a metric that is known to be one, NaN that was measured will do: all runs diverged.
+    """
     found: dict[str, None] = {}
     empty: dict[str, None] = {}
     for run in runs:
         for name, values in run.items():
-            if name not in found and not np.isnan(values).all():
+            unknown = is_missing if name == metric else np.isnan
+            if name not in found and not unknown(values).all():
                 found[name] = None
             empty[name] = None
     return {name: None for name in empty if name in found}
@@ -447,6 +475,16 @@ def is_missing(numbers: Floats) -> npt.NDArray[np.bool_]:
     bits = np.ascontiguousarray(numbers, np.float64).view(np.int64)
     missing: npt.NDArray[np.bool_] = np.isnan(numbers) & (bits != _DIVERGED.view(np.int64))
     return missing
+
+
+def is_unread_number(cell: str) -> bool:
+    """Whether a text is a number as people write it.
+
+    Examples:
+        >>> [is_unread_number(cell) for cell in ("1,000", "50 %", "1'000.5", "2026-01-01", "a1")]
+        [True, True, True, False, False]
+    """
+    return _WRITTEN.fullmatch(cell.strip()) is not None
 
 
 def text_in_place(column: str, where: str, row: int, cell: str) -> str:

@@ -1,5 +1,6 @@
 """Tables of points whose rows belong to runs: of files read by portions, and of data frames."""
 
+import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
@@ -7,12 +8,14 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.raw import (
     MOST_CELLS,
     Keys,
+    NothingRecorded,
     RawRuns,
     is_missing,
+    is_unread_number,
     parse_number,
     parse_numbers,
     text_in_place,
@@ -77,6 +80,8 @@ class PointTable:
                 self._were_numbers.add(name)
             del self._numbers[name]
         seen = self._texts.setdefault(name, {})
+        if name in self._keys:  # blanks around a name make no other run
+            cells = ["" if _is_lacking(cell) else cell.strip() for cell in cells]
         codes = np.array([seen.setdefault(cell, len(seen)) for cell in cells], np.int64)
         self._codes.setdefault(name, []).append((rows + self._num_rows, codes))
 
@@ -97,10 +102,15 @@ class PointTable:
             **settings: Those of `RawRuns`.
 
         Raises:
-            InputError: There are no rows, or too many columns for so many rows.
+            NothingRecorded: There are no rows.
+        InputError: There are too many columns for so many rows.
+
+        Warns:
+            DataWarning: Rows lack what tells runs apart, while others have it.
         """
         num = self._num_rows
-        require(num > 0, f"{self._where} holds no rows")
+        if num == 0:
+            raise NothingRecorded(f"{self._where} holds no rows")
         filled = sum(len(part) for parts in self._numbers.values() for _, part in parts)
         require(
             num * len(self._numbers) <= max(MOST_CELLS, 2 * filled),
@@ -109,6 +119,8 @@ class PointTable:
         )
         texts = {column: self._dense_codes(column) for column in self._codes}
         told = [column for column in self._keys if column in texts]
+        for column in told:
+            self._warn_of_lacking(column, texts[column])
         run = np.zeros(num, np.int64)
         for column in told:
             run = np.unique(
@@ -124,7 +136,7 @@ class PointTable:
             numbers = {column: values[order] for column, values in numbers.items()}
         slices = [slice(bounds[place], bounds[place + 1]) for place in appearance]
         labels: list[dict[str, str]] = [{} for _ in slices]
-        sentences, mixed = {}, set()
+        sentences, mixed, unread = {}, set(), set()
         for column, codes in texts.items():
             kinds = self._kinds(column)[codes]
             bad = np.flatnonzero(kinds == _TEXT)
@@ -132,6 +144,8 @@ class PointTable:
                 among_numbers = order[_among_numbers(kinds[order], starts)]
                 first = int(min(among_numbers, default=bad[0]))
                 sentences[column] = self._sentence(column, first)
+                if is_unread_number([*self._texts[column]][codes[first]]):
+                    unread.add(column)
                 mixed |= {column} if len(among_numbers) else set()
             sorted_codes = codes[order]
             least = np.minimum.reduceat(sorted_codes, starts)[appearance]
@@ -149,8 +163,19 @@ class PointTable:
             "is_told_apart": bool(told),
             "texts": sentences,
             "mixed": frozenset(mixed),
+            "unread": frozenset(unread),
         }
         return RawRuns(runs, labels, **{**own, **settings})
+
+    def _warn_of_lacking(self, column: str, codes: Integers) -> None:
+        names = np.array([*map(_is_lacking, self._texts[column]), True])
+        lacking = int(names[codes].sum())
+        if 0 < lacking < len(codes):
+            warn(
+                f"{lacking} of {len(codes)} rows of {self._where} have no {column!r}: they count "
+                "as of one that has no name; fill it in where that is wrong",
+                DataWarning,
+            )
 
     def _kinds(self, name: str) -> Integers:
         """What each code of a column stands for; the last, -1, for what has none."""
@@ -181,6 +206,10 @@ class PointTable:
 
 
 _NEITHER, _NUMBER, _TEXT = range(3)  # in a cell
+
+
+def _is_lacking(cell: str) -> bool:
+    return cell.strip().lower() in ("", "nan", "<na>", "nat")  # "none" may be a group
 
 
 def _kind(cell: str) -> int:
@@ -217,14 +246,35 @@ def frame_runs(frame: Any, keys: Keys) -> RawRuns:
         elif values.dtype.kind in "fiub" and name not in keys:
             table.add_numbers(name, every, values.astype(np.float64))
         else:
-            cells = ["" if value != value else str(value) for value in values.tolist()]  # noqa: PLR0124 - NaN
-            table.add_column(name, every, cells)
+            table.add_column(name, every, [*map(_cell, values.tolist())])
     table.end(range(len(every)))
     return table.runs("the data frame", is_log=False)
 
 
+def _cell(value: Any) -> str:
+    """An entry of a column of objects as a file would hold it, empty where it is missing."""
+    same = value == value  # noqa: PLR0124 - NaN differs from itself, and pandas.NA does not say
+    if value is None or not isinstance(same, bool | np.bool_) or not same:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return str(int(value))
+    return repr(value.timestamp()) if isinstance(value, datetime.datetime) else str(value)
+
+
+def _array(column: Any) -> npt.NDArray[Any]:
+    if hasattr(column, "detach"):  # a tensor of PyTorch
+        column = column.detach().cpu()
+        column = column.double() if column.is_floating_point() else column
+    try:
+        return np.asarray(column.to_numpy() if hasattr(column, "to_numpy") else column)
+    except ValueError as error:
+        raise InputError(f"a column of the data frame is no vector ({error})") from None
+
+
 def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
     """The columns of a data frame, or of a dictionary by name, as arrays of one length.
+
+    The named levels of an index of pandas are columns, too; those of columns are joined by dots.
 
     Raises:
         InputError: It has no columns, or they are not vectors of one length.
@@ -236,12 +286,18 @@ def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
         raise InputError(
             f"a data frame or columns by name were expected, got {type(frame).__name__}"
         )
+    given = [(name, frame[name]) for name in names]
+    index = getattr(frame, "index", None)  # of pandas, whose levels are columns if they have names
+    levels = [level for level in getattr(index, "names", ()) if level is not None]
+    own = [(level, index.get_level_values(level)) for level in levels if level not in names]
     columns: dict[str, npt.NDArray[Any]] = {}
-    for name in names:
-        column = frame[name]
-        columns[str(name)] = np.asarray(
-            column.to_numpy() if hasattr(column, "to_numpy") else column
+    for name, column in own + given:
+        label = ".".join(filter(None, map(str, name))) if isinstance(name, tuple) else str(name)
+        require(
+            label not in columns,
+            f"the data frame has two columns {label!r}; rename one",
         )
+        columns[label] = _array(column)
     shapes = {values.shape for values in columns.values()}
     require(
         len(shapes) == 1 and len(next(iter(shapes))) == 1,

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy.typing as npt
 
 from haltwise._core import discovery as _discovery
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.settings import shown
 from haltwise.curves.columns import Direction
 from haltwise.curves.curves import Curves
-from haltwise.curves.raw import Keys, RawRuns
+from haltwise.curves.raw import Keys, NothingRecorded, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import read_head
 from haltwise.datasets.store import default_directory
@@ -116,9 +116,21 @@ def read(
     keys = Keys(run, *texts)
     sources = table[name].sources(mine)
     parts = []
+    nothing: list[NothingRecorded] = []
     for source in sources:
-        part = table[name].read(source, keys)
-        parts.append(_labelled(part, source[0], place, alone=len(sources) == 1))
+        try:
+            part = table[name].read(source, keys)
+        except NothingRecorded as error:
+            nothing.append(error)
+        else:
+            parts.append(_labelled(part, source[0], place, alone=len(sources) == 1))
+    if not parts:
+        raise nothing[0]
+    if nothing:
+        warn(
+            f"left out: {len(nothing)} of {len(sources)} logs without a point; {nothing[0]}",
+            DataWarning,
+        )
     raw = RawRuns.merged(parts)
     settled = raw.settled(
         cost=cost,
@@ -182,7 +194,8 @@ def _recognise(
         len(found) > 0,
         f"no file in {place} is of a known format; those are {known}"
         if place.is_dir()
-        else f"{place} is of no known format; those are {known} (format=...)",
+        else f"{place} is of no known format; those are {known} (format=...)"
+        + ("; JSON must have one object a line" if read_head(place).lstrip()[:1] in "[{" else ""),
     )
     listed = " and ".join(f"{name} ({len(files)})" for name, files in found.items())
     require(

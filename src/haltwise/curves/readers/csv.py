@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, RawRuns, parse_numbers
+from haltwise.curves.raw import Keys, NothingRecorded, RawRuns, parse_numbers
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, stem
 from haltwise.curves.tables import MOST_COLUMNS, PointTable
@@ -24,11 +24,12 @@ def is_csv(path: Path) -> bool:
     return inner_suffix(path) in (".csv", ".tsv")
 
 
-def header_of(head: str) -> list[str]:
-    """The names of the columns, in the first line of a file."""
-    line = head.partition("\n")[0].rstrip("\r")
+def header_of(head: str, *, whole: bool = False) -> list[str]:
+    """The names of the columns, in the first line of a file, or in all that is given."""
+    line = (head if whole else head.partition("\n")[0]).rstrip("\r\n")
+    lines = line.splitlines(keepends=True)
     try:
-        return [name.strip() for name in next(csv.reader([line], delimiter=_delimiter(line)), [])]
+        return [name.strip() for name in next(csv.reader(lines, delimiter=_delimiter(line)), [])]
     except csv.Error:
         return []
 
@@ -57,7 +58,13 @@ def read_table(path: Path, keys: Keys | None, *, is_log: bool, name: str | None 
         for places, rows in portions:
             columns = zip(header, zip(*rows, strict=True), strict=True)
             table.add({name: cells for name, cells in columns if name}, places)
-    return table.runs(name or stem(path), is_log=is_log)
+    found = table.runs(name or stem(path), is_log=is_log)
+    require(
+        len(header) > 1 or any(found.runs),
+        f"{path} has one column, {header[0][:60]!r}, and no numbers in it; separate columns by "
+        "commas, semicolons or tabs",
+    )
+    return found
 
 
 Portion = tuple[Sequence[int], list[list[str]]]
@@ -76,7 +83,16 @@ def opened_table(path: Path) -> Iterator[tuple[list[str], Iterator[Portion]]]:
     """
     with open_text(path) as file:
         first = file.readline(2**22)
-        header = header_of(first)
+        while first.count('"') % 2 and (more := file.readline(2**22)):
+            first += more  # a name in quotes goes on in the next line
+        if not first:
+            raise NothingRecorded(f"{path} is empty")
+        require(
+            "\0" not in first,
+            f"{path} holds NUL characters, as text in UTF-16 does; convert it, for instance by "
+            f"iconv -f UTF-16 -t UTF-8 {path}",
+        )
+        header = header_of(first, whole=True)
         require(
             any(header) and parse_numbers([name or "?" for name in header]) is None,
             f"{path} does not begin with a line that names its columns; add one",
@@ -102,7 +118,10 @@ def _portions(path: Path, rows: Iterator[list[str]], width: int) -> Iterator[Por
                 if not row:
                     continue
                 wrong = f"{path} has {len(row)} cells in row {number}, but {width} columns"
-                require(cut is None and len(row) <= width, f"{cut or wrong}; mend that row")
+                what = (
+                    "that row, or the first, which names the columns" if number == 2 else "that row"
+                )
+                require(cut is None and len(row) <= width, f"{cut or wrong}; mend {what}")
                 if len(row) < width:
                     cut = wrong
                 else:

@@ -1,5 +1,6 @@
 """Text files and JSON, read so that no file can fill the memory."""
 
+import codecs
 import contextlib
 import io
 import json
@@ -54,9 +55,10 @@ def open_text(path: Path) -> Iterator[TextIO]:
             raw = io.BufferedReader(_Bounded(file, most, path), 2**18)
             yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
     except UnicodeDecodeError as error:
+        wide = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         raise InputError(
             f"{path} is no text in UTF-8 ({error.reason}); convert it, for instance by "
-            f"iconv -f LATIN1 -t UTF-8 {path}"
+            f"iconv -f {'UTF-16' if wide else 'LATIN1'} -t UTF-8 {path}"
         ) from None
 
 

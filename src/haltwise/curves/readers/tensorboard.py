@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, RawRuns, measured
+from haltwise.curves.raw import Keys, NothingRecorded, RawRuns, measured
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.tables import PointTable
 
@@ -63,7 +63,8 @@ class TensorBoard(Reader):
                 f"{folder} was restarted: {replaced} points that were recorded again are left out",
                 DataWarning,
             )
-        require(len(series) > 0, f"the event files in {folder} hold no scalars")
+        if not series:
+            raise NothingRecorded(f"the event files in {folder} hold no scalars")
         steps = np.unique(np.concatenate([np.asarray(tag.steps) for tag in series.values()]))
         seconds = np.zeros(len(steps))
         table = PointTable(Keys(), str(folder))

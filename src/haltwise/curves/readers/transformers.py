@@ -7,8 +7,8 @@ from typing import Any, final
 
 import numpy as np
 
-from haltwise._core.errors import InputError, require
-from haltwise.curves.raw import Keys, RawRuns, parse_number
+from haltwise._core.errors import InputError
+from haltwise.curves.raw import Keys, NothingRecorded, RawRuns, parse_number
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import open_text, parse_json
 from haltwise.curves.readers.jsonl import flat
@@ -42,10 +42,10 @@ class Transformers(Reader):
         columns = {
             name: np.array([_number(entry.get(name)) for entry in history]) for name in names
         }
-        require(
-            "step" in columns,
-            f"the log_history of {path} has no entry with a step; was anything logged?",
-        )
+        if "step" not in columns:
+            raise NothingRecorded(
+                f"the log_history of {path} has no entry with a step; was anything logged?"
+            )
         limits = {"step": "max_steps", "epoch": "num_train_epochs"}
         budgets = {
             cost: np.array([most if (most := _number(state.get(key))) > 0 else np.nan])

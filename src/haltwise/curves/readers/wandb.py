@@ -6,8 +6,8 @@ from typing import final
 
 import numpy as np
 
-from haltwise._core.errors import require
-from haltwise.curves.raw import Keys, RawRuns
+from haltwise._core.errors import InputError, require
+from haltwise.curves.raw import Keys, RawRuns, is_missing
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.csv import header_of, is_csv, read_table
 
@@ -31,8 +31,12 @@ class Wandb(Reader):
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         path = paths[0]
-        (table,) = read_table(path, None, is_log=True).runs
+        read = read_table(path, None, is_log=True)
+        (table,) = read.runs
         shared = [name for name in table if _BETWEEN not in name]
+        for name, why in read.texts.items():
+            if name not in shared:
+                raise InputError(f"{why}; mend it, or export the chart again")
         require(
             len(shared) > 0,
             f"{path} has no column of steps or times before those of the runs; export it again",
@@ -44,7 +48,7 @@ class Wandb(Reader):
                 metrics.setdefault(run, {})[metric] = name
         runs = []
         for columns in metrics.values():
-            known = np.any([~np.isnan(table[name]) for name in columns.values()], 0)
+            known = np.any([~is_missing(table[name]) for name in columns.values()], 0)
             rows = {name: table[name][known] for name in shared}
             runs.append(rows | {metric: table[name][known] for metric, name in columns.items()})
         labels = [{"run": name} for name in metrics]
