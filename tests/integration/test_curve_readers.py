@@ -648,7 +648,8 @@ def test_runs_that_are_refused() -> None:
     one: Any = [{"loss": [3.0, 2.0]}]
     for runs, settings, message in (
         (one[0], {}, "runs must be a list with one dictionary a run"),
-        (one, {"budget": -1}, "a budget must not be negative, got -1"),
+        (one, {"budget": -1}, "a budget must be finite and not negative, got .-1"),
+        (one, {"budget": np.inf}, "a budget must be finite and not negative, got .inf"),
         (one, {"target": "low"}, "target must be a number or one for each run, got 'low'"),
         (one, {"group": [np.nan]}, "group has no entry for run .0."),
     ):
@@ -658,3 +659,28 @@ def test_runs_that_are_refused() -> None:
         Curves.from_matrix([[3.0, 2.0], [1.0]])
     with pytest.raises(InputError, match="cost and metric both name 'loss'"):
         Curves.from_frame({"loss": [3, 2]}, cost="loss", metric="loss")
+
+
+@pytest.mark.parametrize("kind", ["project", 7, "split"])
+def test_runs_that_a_column_nobody_named_tells_apart_are_not_merged(kind: Any) -> None:
+    other = {"project": ("red", "blue"), 7: (7, 8), "split": ("train", "val")}[kind]
+    table: dict[str, list[Any]] = {"run": [], "of": [], "seconds": [], "loss": []}
+    for place, name in enumerate(other):
+        for step in range(4):
+            rows = ("a", name, 1.0 + step * (1 + 0.1 * place), 3.0 - step)
+            for column, value in zip(table.values(), rows, strict=True):
+                column.append(value)
+    named: Any = {"cost": "seconds", "metric": "loss"}
+    message = "in run 'a' the cost 'seconds' begins again for each 'of', as if there were 2 runs"
+    with pytest.raises(InputError, match=message):
+        Curves.from_frame(table, **named)
+    assert Curves.from_frame(table, **named, group="of").num_points.tolist() == [4, 4]
+    # Resumed on another machine: the second piece begins where the first had come to.
+    table["seconds"][4:] = [3.5, 4.5, 5.5, 6.5]
+    with pytest.warns(DataWarning, match="were sorted"):
+        assert Curves.from_frame(table, **named).num_points.tolist() == [8]
+    # Each value measures something else: one run.
+    table["seconds"][4:] = table["seconds"][:4]
+    table["val"], table["loss"][4:] = [np.nan] * 4 + [2.0] * 4, [np.nan] * 4
+    with pytest.warns(DataWarning, match=r"were sorted|left out"):
+        assert Curves.from_frame(table, **named).num_points.tolist() == [4]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_rules import Patience, exponential_runs, patience, small_model, stop_of
 
-from haltwise import InputError, RunMonitor
+from haltwise import DataWarning, InputError, RunMonitor
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
@@ -117,18 +117,19 @@ def test_time_that_goes_back_is_a_resumed_run(
     points: list[tuple[int, int]], direction: Any
 ) -> None:
     monitor = RunMonitor(Patience(), direction=direction, level=-math.inf, target=-2)
+    metric = monitor.curve.metric
     aside = [value / 2 if value % 2 else math.nan for _, value in points]
     for (cost, value), half in zip(points, aside, strict=True):
         monitor.update(value, cost=cost, half=half)
     columns: dict[str, Any] = {
         "cost": [c for c, _ in points],
-        "loss": [v for _, v in points],
+        metric: [v for _, v in points],
         "half": aside,
     }
     with warnings.catch_warnings(action="ignore"):  # of what was replaced
-        expected = Curves.from_runs([columns], metric="loss", direction=direction, target=-2)[0]
+        expected = Curves.from_runs([columns], metric=metric, direction=direction, target=-2)[0]
     assert monitor.curve.cost.tolist() == expected.cost.tolist()
-    for name in ("loss", "half"):
+    for name in (metric, "half"):
         np.testing.assert_array_equal(monitor.curve.columns[name], expected.columns[name])
     assert monitor.succeeded == (expected.success >= 0)
     assert monitor.steps == len(points)
@@ -260,7 +261,9 @@ def test_a_learned_rule_needs_a_target_and_a_budget(learned: CurveModel) -> None
     with pytest.raises(InputError, match="will meet its target, but there is none; give a target"):
         RunMonitor(learned, budget=3)
     monitor = RunMonitor(learned, target=1)
-    with pytest.raises(InputError, match="in its budget, but there is none; give a budget"):
+    with pytest.raises(
+        InputError, match="in its budget, but there is no finite one; give a budget"
+    ):
         monitor.update(1)
     assert monitor.steps == 0
     with pytest.raises(InputError, match=r"no level for a share of 0.3 of the successes, but for"):
@@ -389,3 +392,25 @@ def test_it_loads_no_state_of_another_monitor() -> None:
     patience(3, budget=5).load_state_dict(state)
     with pytest.raises(InputError, match=r"another rule \(WindowedImprovementRule\(price=0\.1, w"):
         RunMonitor(price=0.2).load_state_dict(RunMonitor(price=0.1).state_dict())
+
+
+def test_the_metric_is_called_a_loss_only_where_lower_is_better() -> None:
+    assert "on loss (min)" in repr(patience())
+    monitor = patience(direction="max")
+    assert "on metric (max)" in repr(monitor)
+    monitor.update(0.5, loss=1.5)  # the training loss beside an accuracy
+    assert monitor.curve.columns["loss"].tolist() == [1.5]
+    assert "on reward (max)" in repr(patience(direction="max", metric="reward"))
+
+
+@pytest.mark.parametrize(("metric", "direction"), [("val_accuracy", "min"), ("val_loss", "max")])
+def test_a_name_that_tells_another_direction_is_warned_of(metric: str, direction: Any) -> None:
+    with pytest.warns(DataWarning, match=f"by its name '{metric}' is better the "):
+        patience(metric=metric, direction=direction)
+    patience(metric="score", direction=direction)  # warnings are errors
+
+
+@pytest.mark.parametrize("budget", [math.inf, math.nan])
+def test_a_learned_rule_refuses_an_endless_budget(learned: CurveModel, budget: float) -> None:
+    with pytest.raises(InputError, match="there is no finite one; give a budget"):
+        RunMonitor(learned, target=1, budget=budget).update(1.0)

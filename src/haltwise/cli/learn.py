@@ -9,6 +9,7 @@ import click
 
 from haltwise._core.errors import require
 from haltwise._core.files import make_directory
+from haltwise._core.settings import price_per_unit
 from haltwise._core.version import __version__
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, read_curves
@@ -103,6 +104,8 @@ def command(
         price is not None or not stop_early,
         "--stop-early needs --price, what a unit of cost must gain, in units of the metric",
     )
+    if price is not None:
+        price_per_unit(price)  # before the learning, which takes long
     curves = read_curves(logs, reading, data_dir)
     if stop_early and price is not None:
         _learn_to_stop(curves, price, seed, path)

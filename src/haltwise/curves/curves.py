@@ -263,8 +263,9 @@ class Curves:
         report.warn(num)
         require(kept.any(), "no run has a point; check the columns that were named")
         require(
-            not (curves.budget < 0).any(),
-            f"a budget must not be negative, got {curves.budget.min():g}",
+            not (curves.budget < 0).any() and not np.isinf(curves.budget).any(),
+            "a budget must be finite and not negative, got "
+            f"{curves.budget[np.isinf(curves.budget) | (curves.budget < 0)][:1]}",
         )
         return (curves if kept.all() else curves.select(kept)).with_budgets()
 

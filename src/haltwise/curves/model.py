@@ -190,8 +190,9 @@ class CurveModel(CurveRule):
             "the median of what its peers reached (Curves.targets_among_peers)",
         )
         require(
-            bool(curve.budget > 0),
-            f"a run needs a budget above 0 to forecast what it will reach, got {curve.budget}",
+            0 < curve.budget < np.inf,
+            "a run needs a budget above 0 to forecast what it will reach, got "
+            f"{curve.budget:g}; give it one (budget=), in the unit of its cost",
         )
         return curve_features(curve)
 

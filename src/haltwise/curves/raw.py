@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
 
 MOST_CELLS = 12 * 2**20
 """Of a dense table that is mostly empty: it takes 8 bytes a cell and is copied twice."""
@@ -116,6 +117,8 @@ class RawRuns:
     """Those of them that hold numbers as well in a run, and so are neither labels nor measured."""
     unread: frozenset[str] = frozenset()
     """Those of them that hold numbers as people write them, "1,000" or "50 %"."""
+    changing: Sequence[Mapping[str, Codes]] = ()
+    """Of each run, codes of the texts in columns of texts that change within it; empty if none."""
 
     @classmethod
     def merged(cls, parts: Sequence["RawRuns"]) -> "RawRuns":
@@ -159,6 +162,7 @@ class RawRuns:
             unread=frozenset().union(*(part.unread for part in parts)),
             runs=[run for part in parts for run in part.runs],
             labels=[labels for part in parts for labels in part.labels],
+            changing=[codes for part in parts for codes in part.changing or [{}] * len(part.runs)],
             target=np.concatenate(targets),
             budgets=budgets,
         )
@@ -239,6 +243,10 @@ class RawRuns:
                 runs = [_since_first(run, spent) for run in runs]
             if not self.is_told_apart:
                 _require_one_run(runs, self.labels, spent)
+            every = self.changing or [{}] * len(runs)
+            for run, label, changing in zip(self.runs, self.labels, every, strict=True):
+                if spent in run and judged in run:
+                    _require_unmerged({**run, **changing}, changing, label, spent, judged)
             if not self.is_log:
                 runs = _sorted(runs, spent)
         limit = self.budgets.get(spent or "") if budget is None else budget
@@ -386,6 +394,36 @@ def _require_one_run(
             not begins_again or bool(backwards.all()),
             f"in {label['run']} the cost {cost!r} begins again, as if there were several runs; "
             "name the column that tells them apart (run=...), or sort the rows if it is one run",
+        )
+
+
+def _require_unmerged(
+    rows: Mapping[str, Floats | Codes],
+    texts: Mapping[str, Codes],
+    label: Mapping[str, str],
+    cost: str,
+    metric: str,
+) -> None:
+    """Refuse a run whose metric begins again for each value of a column that nobody named."""
+    known = np.isfinite(rows[cost]) & ~is_missing(rows[metric])
+    spent = rows[cost][known]
+    if (spent[1:] > spent[:-1]).all():
+        return
+    for name, values in rows.items():
+        mine = values[known]
+        if name in (cost, metric) or (name not in texts and not (mine == np.round(mine)).all()):
+            continue
+        found, place = np.unique(mine, return_inverse=True)
+        if not 2 <= len(found) <= len(mine) / 2:
+            continue
+        pieces = [spent[place == number] for number in range(len(found))]
+        earliest = min(piece[0] for piece in pieces)
+        soon = max(piece[:2].max() for piece in pieces if piece[0] == earliest)
+        require(
+            not all((piece[1:] > piece[:-1]).all() and piece[0] <= soon for piece in pieces),
+            f"in run {label['run']!r} the cost {cost!r} begins again for each {name!r}, as if "
+            f"there were {len(found)} runs; name that column as well (run=, group= or task=), or a "
+            "cost that goes on",
         )
 
 

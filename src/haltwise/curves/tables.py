@@ -136,6 +136,7 @@ class PointTable:
             numbers = {column: values[order] for column, values in numbers.items()}
         slices = [slice(bounds[place], bounds[place + 1]) for place in appearance]
         labels: list[dict[str, str]] = [{} for _ in slices]
+        changing: list[dict[str, Integers]] = [{} for _ in slices]
         sentences, mixed, unread = {}, set(), set()
         for column, codes in texts.items():
             kinds = self._kinds(column)[codes]
@@ -154,6 +155,10 @@ class PointTable:
             for label, low, high in zip(labels, least, most, strict=True):
                 if low == high and low >= 0:
                     label[column] = names[low]
+            if column not in told:
+                for run_codes, part, low, high in zip(changing, slices, least, most, strict=True):
+                    if low < high:
+                        run_codes[column] = sorted_codes[part]
         for label in labels:
             label["run"] = "/".join(label[c] for c in told[::-1] if label.get(c)) or name
         runs = [{c: values[part] for c, values in numbers.items()} for part in slices]
@@ -164,6 +169,7 @@ class PointTable:
             "texts": sentences,
             "mixed": frozenset(mixed),
             "unread": frozenset(unread),
+            "changing": changing,
         }
         return RawRuns(runs, labels, **{**own, **settings})
 

@@ -3,7 +3,7 @@
 from typing import Any, final
 
 from haltwise.interfaces.logged import warn_of_no_point
-from haltwise.interfaces.run_monitor import RunMonitor
+from haltwise.interfaces.run_monitor import RunMonitor, warn_of_direction
 
 try:
     from keras.callbacks import Callback
@@ -37,6 +37,7 @@ class RunCallback(Callback):  # type: ignore[misc]
 
     def __init__(self, monitor: RunMonitor, metric: str = "val_loss") -> None:
         super().__init__()
+        warn_of_direction(metric, monitor.direction)
         self.monitor = monitor
         self._metric = metric
         self._known: set[str] = set()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise.interfaces.monitor import HaltingMonitor
-from haltwise.interfaces.run_monitor import RunMonitor
+from haltwise.interfaces.run_monitor import RunMonitor, warn_of_direction
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -170,6 +170,7 @@ class RunCallback(Callback):  # type: ignore[misc]
     def __init__(
         self, monitor: RunMonitor, metric: str = "val_loss", *, in_training: bool = False
     ) -> None:
+        warn_of_direction(metric, monitor.direction)
         self.monitor = monitor
         self._metric, self._in_training = metric, in_training
         self._resumed = False

@@ -4,7 +4,7 @@ import copy
 from typing import Any, final
 
 from haltwise.interfaces.logged import logged
-from haltwise.interfaces.run_monitor import RunMonitor
+from haltwise.interfaces.run_monitor import RunMonitor, warn_of_direction
 
 try:
     from ray.tune import Stopper
@@ -31,6 +31,7 @@ class RunStopper(Stopper):  # type: ignore[misc]
     def __init__(
         self, monitor: RunMonitor, metric: str, *, cost: str = "training_iteration"
     ) -> None:
+        warn_of_direction(metric, monitor.direction)
         self._monitor, self._metric, self._cost = monitor, metric, cost
         self.monitors: dict[str, RunMonitor] = {}
         """Of each trial, by its identity."""

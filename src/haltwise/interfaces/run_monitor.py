@@ -11,15 +11,16 @@ from typing import Any, Final, SupportsFloat, final, get_args
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import InputError, refusing_others, require
+from haltwise._core.errors import DataWarning, InputError, refusing_others, require, warn
 from haltwise._core.settings import one_of, price_per_unit, real_number, shown
 from haltwise.certificates import Certificate
+from haltwise.curves.columns import direction_of
 from haltwise.curves.curves import Curve, Direction, aim
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.windowed_improvement import WindowedImprovementRule
 from haltwise.interfaces.levelled_rule import MIN_POINTS, LevelledRule
 
-__all__ = ["Number", "RunMonitor"]
+__all__ = ["Number", "RunMonitor", "warn_of_direction"]
 
 Number = SupportsFloat | npt.NDArray[Any]
 """A single real number of Python, NumPy or PyTorch, also an array or a tensor of size one."""
@@ -50,7 +51,8 @@ class RunMonitor:
             price, ends the run after a point that gained less than it cost; where the metric is
             noisy, after twenty that did so together
             (`haltwise.curves.rules.windowed_improvement.WindowedImprovementRule`).
-        metric: The name of the column that is judged.
+        metric: The name of the column that is judged; "loss" if None, or "metric" where higher is
+            better.
         direction: Whether lower or higher values of it are better.
         target: The value that is a success; None if there is none.
         budget: What a run may spend, in units of cost; None if unknown.
@@ -67,6 +69,9 @@ class RunMonitor:
 
     Raises:
         InputError: There is no such rule, a setting is impossible, or a learned rule has no target.
+
+    Warns:
+        DataWarning: By the name of the metric, the other direction is better.
 
     Examples:
         End a loop once a step lowers its loss by less than .01:
@@ -97,7 +102,7 @@ class RunMonitor:
         self,
         rule: CurveRule | str | Path | None = None,
         *,
-        metric: str = "loss",
+        metric: str | None = None,
         direction: Direction = "min",
         target: Number | None = None,
         budget: Number | None = None,
@@ -109,8 +114,10 @@ class RunMonitor:
     ) -> None:
         one_of("direction", direction, get_args(Direction))
         require(
-            isinstance(metric, str), f"metric must be the name of a column, got {shown(metric)}"
+            isinstance(metric, str | None),
+            f"metric must be the name of a column, got {shown(metric)}",
         )
+        warn_of_direction(metric, direction)
         given: object = rule
         if isinstance(given, SupportsFloat):
             number = real_number("a rule", given)
@@ -124,7 +131,7 @@ class RunMonitor:
         self._rule = LevelledRule(
             rule, level=level, price=price, lost=lost, cost_unit=cost_unit, min_points=min_points
         )
-        self._metric = metric
+        self._metric = metric or ("loss" if direction == "min" else "metric")
         self._direction: Direction = direction
         self._target = math.nan if target is None else real_number("the target", target)
         require(
@@ -261,9 +268,9 @@ class RunMonitor:
 
     def _require_budget(self) -> None:
         require(
-            self._budget > 0 or not self._rule.is_learned,
-            "a learned rule forecasts what a run will reach in its budget, but there is none; give "
-            "a budget, in the unit in which cost is counted",
+            0 < self._budget < math.inf or not self._rule.is_learned,
+            "a learned rule forecasts what a run will reach in its budget, but there is no "
+            "finite one; give a budget, in the unit in which cost is counted",
         )
 
     def _append(self, spent: float, measured: Mapping[str, float]) -> None:
@@ -337,6 +344,18 @@ class RunMonitor:
             "target": target,
             "budget": budget,
         }
+
+
+def warn_of_direction(metric: str | None, direction: Direction) -> None:
+    """Say where the name of a metric tells that the other direction is better."""
+    known = None if metric is None else direction_of(metric)
+    if known not in (None, direction):
+        warn(
+            f"by its name {metric!r} is better the {'higher' if known == 'max' else 'lower'}, but "
+            f"the monitor was made with direction={direction!r}; make it with {known!r}, or give "
+            "the metric another name",
+            DataWarning,
+        )
 
 
 def _plain(numbers: Iterable[float]) -> list[float | str]:

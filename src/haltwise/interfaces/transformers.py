@@ -7,7 +7,7 @@ from torch import nn
 from haltwise._core.errors import require
 from haltwise.interfaces.logged import warn_of_no_point
 from haltwise.interfaces.monitor import HaltingMonitor
-from haltwise.interfaces.run_monitor import RunMonitor
+from haltwise.interfaces.run_monitor import RunMonitor, warn_of_direction
 
 try:
     from transformers import TrainerCallback, TrainerControl
@@ -122,6 +122,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, monitor: RunMonitor, metric: str = "eval_loss") -> None:
+        warn_of_direction(metric, monitor.direction)
         self.monitor = monitor
         self._metric = metric
         self._training = False  # an evaluation may be for its own sake

@@ -3,7 +3,7 @@
 from typing import Any, final
 
 from haltwise.interfaces.logged import logged
-from haltwise.interfaces.run_monitor import RunMonitor
+from haltwise.interfaces.run_monitor import RunMonitor, warn_of_direction
 
 try:
     from xgboost.callback import TrainingCallback
@@ -33,6 +33,7 @@ class RunCallback(TrainingCallback):  # type: ignore[misc]
 
     def __init__(self, monitor: RunMonitor, metric: str) -> None:
         super().__init__()
+        warn_of_direction(metric, monitor.direction)
         self.monitor = monitor
         self._metric = metric
 
