@@ -590,7 +590,7 @@ def test_a_run_that_diverged_in_a_chart_ends_at_the_worst(tmp_path: Path) -> Non
     assert found[0].columns["loss"].tolist() == [3, np.inf, np.inf]
     assert found[1].cost.tolist() == [1, 2]
     path = written(tmp_path / "u.csv", 'Step,a - loss\n"1,000",3\n')
-    with pytest.raises(InputError, match="'Step' of .* holds the text '1,000'"):
+    with pytest.raises(InputError, match=r"'Step' of .* holds the text '1,000'"):
         read(path, metric="loss")
 
 
@@ -633,7 +633,7 @@ def test_data_frames_of_pandas_keep_their_index() -> None:
     found = Curves.from_frame(frame, run="log.run", cost="log.step", metric="log.loss")
     assert found.num_points.tolist() == [2, 1]
     twice = pandas.concat([frame, frame], axis=1)
-    with pytest.raises(InputError, match="has two columns 'log.run'; rename one"):
+    with pytest.raises(InputError, match=r"has two columns 'log.run'; rename one"):
         Curves.from_frame(twice)
 
 
@@ -646,6 +646,7 @@ def test_columns_may_be_tensors_and_have_numbers_for_names() -> None:
 
 def test_runs_that_are_refused() -> None:
     one: Any = [{"loss": [3.0, 2.0]}]
+    settings: Any
     for runs, settings, message in (
         (one[0], {}, "runs must be a list with one dictionary a run"),
         (one, {"budget": -1}, "a budget must be finite and not negative, got .-1"),
@@ -654,7 +655,7 @@ def test_runs_that_are_refused() -> None:
         (one, {"group": [np.nan]}, "group has no entry for run .0."),
     ):
         with pytest.raises(InputError, match=message):
-            Curves.from_runs(runs, **{"metric": "loss", **settings})
+            Curves.from_runs(runs, metric="loss", **settings)
     with pytest.raises(InputError, match="losses are no matrix of numbers"):
         Curves.from_matrix([[3.0, 2.0], [1.0]])
     with pytest.raises(InputError, match="cost and metric both name 'loss'"):

@@ -209,15 +209,14 @@ def test_a_fixed_level_that_prunes_nothing_says_so_once() -> None:
 @pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
 def test_the_target_is_in_the_unit_of_the_reports(direction: str, sign: int) -> None:
     rule = Seen()
-    reported = [0.9, 0.5, 0.6]
-
-    def objective(trial: Any) -> float:
-        for step, value in enumerate(reported):
-            trial.report(sign * (value + trial.number), step)
-            trial.should_prune()
-        return sign * (returned + trial.number)
-
     for returned, target in ((-60.0, 0.5), (0.5, 0.5), (0.55, 0.55), (60.0, 0.9)):
+
+        def objective(trial: Any, returned: float = returned) -> float:
+            for step, value in enumerate([0.9, 0.5, 0.6]):
+                trial.report(sign * (value + trial.number), step)
+                trial.should_prune()
+            return sign * (returned + float(trial.number))
+
         study = optuna.create_study(
             direction=direction, pruner=HaltwisePruner(rule, level=-1e9, min_points=1)
         )

@@ -1,5 +1,6 @@
 """Stopping by the log alone: against brute force, and against the record of curves."""
 
+import copy
 import json
 import math
 import warnings
@@ -395,22 +396,33 @@ def test_it_loads_no_state_of_another_monitor() -> None:
 
 
 def test_the_metric_is_called_a_loss_only_where_lower_is_better() -> None:
-    assert "on loss (min)" in repr(patience())
-    monitor = patience(direction="max")
+    assert "on loss (min)" in repr(patience(3))
+    monitor = patience(3, direction="max")
     assert "on metric (max)" in repr(monitor)
     monitor.update(0.5, loss=1.5)  # the training loss beside an accuracy
     assert monitor.curve.columns["loss"].tolist() == [1.5]
-    assert "on reward (max)" in repr(patience(direction="max", metric="reward"))
+    assert "on reward (max)" in repr(patience(3, direction="max", metric="reward"))
 
 
 @pytest.mark.parametrize(("metric", "direction"), [("val_accuracy", "min"), ("val_loss", "max")])
 def test_a_name_that_tells_another_direction_is_warned_of(metric: str, direction: Any) -> None:
     with pytest.warns(DataWarning, match=f"by its name '{metric}' is better the "):
-        patience(metric=metric, direction=direction)
-    patience(metric="score", direction=direction)  # warnings are errors
+        patience(3, metric=metric, direction=direction)
+    patience(3, metric="score", direction=direction)  # warnings are errors
 
 
 @pytest.mark.parametrize("budget", [math.inf, math.nan])
 def test_a_learned_rule_refuses_an_endless_budget(learned: CurveModel, budget: float) -> None:
     with pytest.raises(InputError, match="there is no finite one; give a budget"):
         RunMonitor(learned, target=1, budget=budget).update(1.0)
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    monitor = patience(3)
+    monitor.update(3.0)
+    other = copy.copy(monitor)
+    for value in (2.0, 1.0):
+        other.update(value, half=0.5)
+    assert (monitor.steps, monitor.curve.loss.tolist()) == (1, [3])
+    assert (other.steps, other.curve.loss.tolist()) == (3, [3, 2, 1])
+    assert monitor.curve.columns.keys() == {"loss"}

@@ -261,11 +261,10 @@ class Curves:
         kept = seen if seen.any() else ~empty
         report.runs[f"never measured {metric!r}"] = int((~empty & ~kept).sum())
         report.warn(num)
-        require(kept.any(), "no run has a point; check the columns that were named")
+        require(bool(kept.any()), "no run has a point; check the columns that were named")
+        wrong = curves.budget[(curves.budget < 0) | np.isinf(curves.budget)]
         require(
-            not (curves.budget < 0).any() and not np.isinf(curves.budget).any(),
-            "a budget must be finite and not negative, got "
-            f"{curves.budget[np.isinf(curves.budget) | (curves.budget < 0)][:1]}",
+            len(wrong) == 0, f"a budget must be finite and not negative, got {wrong[:1].tolist()}"
         )
         return (curves if kept.all() else curves.select(kept)).with_budgets()
 
@@ -288,8 +287,8 @@ class Curves:
             table = np.asarray(losses, np.float64)
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"losses are no matrix of numbers ({error}); fill shorter rows up with NaN, or give "
-                "each run its own columns (from_runs)"
+                f"losses are no matrix of numbers ({error}); fill shorter rows up with NaN, or "
+                "give each run its own columns (from_runs)"
             ) from None
         require(table.ndim == 2, f"losses must be a matrix [n, T+1], got {table.ndim}-D")
         spent = np.asarray(np.arange(table.shape[1]) if costs is None else costs, np.float64)

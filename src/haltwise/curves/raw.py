@@ -21,7 +21,7 @@ from haltwise.curves.columns import (
 __all__ = [
     "MOST_CELLS",
     "Keys",
-    "NothingRecorded",
+    "NothingRecordedError",
     "RawRuns",
     "is_missing",
     "is_unread_number",
@@ -48,7 +48,7 @@ _RUN = ("run", "run_id", "run_name", "run_uuid", "trial", "trial_id", "trial_nam
 
 
 @final
-class NothingRecorded(InputError):
+class NothingRecordedError(InputError):
     """A source without a single point, such as the log of a run that has only begun."""
 
 
@@ -189,18 +189,7 @@ class RawRuns:
                 were sorted, or numbers follow a metric that is NaN.
         """
         known = _known_columns(self.runs, metric or self.metric)
-        require(
-            cost is None or cost != metric,
-            f"cost and metric both name {cost!r}; name two columns, or leave the cost out",
-        )
-        for name in (cost, metric, *(columns or ())):
-            if name is None or name in known:
-                continue
-            if name in self.texts:
-                raise InputError(f"{self.texts[name]}; mend it, or leave the cell empty")
-            raise InputError(
-                f"there is no column {name!r} of numbers; name one of {', '.join(known) or 'none'}"
-            )
+        self._require_columns(known, cost, metric, columns)
         for name in sorted(self.mixed - known.keys()):
             warn(f"{self.texts[name]}: the column is left out", DataWarning)
         chosen = []
@@ -243,10 +232,7 @@ class RawRuns:
                 runs = [_since_first(run, spent) for run in runs]
             if not self.is_told_apart:
                 _require_one_run(runs, self.labels, spent)
-            every = self.changing or [{}] * len(runs)
-            for run, label, changing in zip(self.runs, self.labels, every, strict=True):
-                if spent in run and judged in run:
-                    _require_unmerged({**run, **changing}, changing, label, spent, judged)
+            self._require_unmerged(spent, judged)
             if not self.is_log:
                 runs = _sorted(runs, spent)
         limit = self.budgets.get(spent or "") if budget is None else budget
@@ -264,6 +250,32 @@ class RawRuns:
             "name": _told_apart(names),
             "cost_unit": unit or (spent.strip("_") if spent else "points"),
         }
+
+    def _require_columns(
+        self,
+        known: Mapping[str, None],
+        cost: str | None,
+        metric: str | None,
+        columns: Sequence[str] | None,
+    ) -> None:
+        require(
+            cost is None or cost != metric,
+            f"cost and metric both name {cost!r}; name two columns, or leave the cost out",
+        )
+        for name in (cost, metric, *(columns or ())):
+            if name is None or name in known:
+                continue
+            if name in self.texts:
+                raise InputError(f"{self.texts[name]}; mend it, or leave the cell empty")
+            raise InputError(
+                f"there is no column {name!r} of numbers; name one of {', '.join(known) or 'none'}"
+            )
+
+    def _require_unmerged(self, cost: str, metric: str) -> None:
+        every = self.changing or [{}] * len(self.runs)
+        for run, label, changing in zip(self.runs, self.labels, every, strict=True):
+            if cost in run and metric in run:
+                _require_unmerged(run, changing, label, cost, metric)
 
     def _require_read(self, name: str | None, what: str) -> None:
         """Refuse to choose a column whose numbers could not be read, or another in its place."""
@@ -398,18 +410,19 @@ def _require_one_run(
 
 
 def _require_unmerged(
-    rows: Mapping[str, Floats | Codes],
+    run: Mapping[str, Floats],
     texts: Mapping[str, Codes],
     label: Mapping[str, str],
     cost: str,
     metric: str,
 ) -> None:
     """Refuse a run whose metric begins again for each value of a column that nobody named."""
-    known = np.isfinite(rows[cost]) & ~is_missing(rows[metric])
-    spent = rows[cost][known]
+    known = np.isfinite(run[cost]) & ~is_missing(run[metric])
+    spent = run[cost][known]
     if (spent[1:] > spent[:-1]).all():
         return
-    for name, values in rows.items():
+    others: dict[str, Floats | Codes] = {**run, **texts}
+    for name, values in others.items():
         mine = values[known]
         if name in (cost, metric) or (name not in texts and not (mine == np.round(mine)).all()):
             continue

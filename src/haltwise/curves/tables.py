@@ -12,7 +12,7 @@ from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.raw import (
     MOST_CELLS,
     Keys,
-    NothingRecorded,
+    NothingRecordedError,
     RawRuns,
     is_missing,
     is_unread_number,
@@ -102,7 +102,7 @@ class PointTable:
             **settings: Those of `RawRuns`.
 
         Raises:
-            NothingRecorded: There are no rows.
+            NothingRecordedError: There are no rows.
         InputError: There are too many columns for so many rows.
 
         Warns:
@@ -110,7 +110,7 @@ class PointTable:
         """
         num = self._num_rows
         if num == 0:
-            raise NothingRecorded(f"{self._where} holds no rows")
+            raise NothingRecordedError(f"{self._where} holds no rows")
         filled = sum(len(part) for parts in self._numbers.values() for _, part in parts)
         require(
             num * len(self._numbers) <= max(MOST_CELLS, 2 * filled),
@@ -155,10 +155,9 @@ class PointTable:
             for label, low, high in zip(labels, least, most, strict=True):
                 if low == high and low >= 0:
                     label[column] = names[low]
-            if column not in told:
-                for run_codes, part, low, high in zip(changing, slices, least, most, strict=True):
-                    if low < high:
-                        run_codes[column] = sorted_codes[part]
+            for run_codes, part, low, high in zip(changing, slices, least, most, strict=True):
+                if low < high:
+                    run_codes[column] = sorted_codes[part]
         for label in labels:
             label["run"] = "/".join(label[c] for c in told[::-1] if label.get(c)) or name
         runs = [{c: values[part] for c, values in numbers.items()} for part in slices]
@@ -293,7 +292,9 @@ def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
             f"a data frame or columns by name were expected, got {type(frame).__name__}"
         )
     given = [(name, frame[name]) for name in names]
-    index = getattr(frame, "index", None)  # of pandas, whose levels are columns if they have names
+    index: Any = getattr(
+        frame, "index", None
+    )  # of pandas, whose levels are columns if they have names
     levels = [level for level in getattr(index, "names", ()) if level is not None]
     own = [(level, index.get_level_values(level)) for level in levels if level not in names]
     columns: dict[str, npt.NDArray[Any]] = {}

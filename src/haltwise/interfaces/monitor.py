@@ -325,7 +325,8 @@ class HaltingMonitor:
         Warns:
             FitWarning: The first two rounds lie far outside what was trained on.
         """
-        number = self._signed("the mean loss", loss)
+        name = "metric" if self._maximizes else "loss"
+        number = self._signed(f"the mean {name}", loss)
         value = torch.tensor([number], dtype=torch.float64)
         if model is not None:
             self.look(model)
@@ -365,7 +366,8 @@ class HaltingMonitor:
         elif self._steps == 1 and scales is not None and self._begun is not None and finite:
             warn_of_misfits(scales.is_foreign(self._begun, signals))
         if not finite:
-            self._reason = "the loss, a gradient or an update is not finite"
+            name = "metric" if self._maximizes else "loss"
+            self._reason = f"the {name}, a gradient or an update is not finite"
             return
         loss, norm = (signals[:, SIGNALS.index(name)] for name in ("loss", "log_grad"))
         decision = self._session.observe(StepObservation(self._steps, loss, norm, signals))

@@ -207,9 +207,11 @@ def _best_value(study: Study) -> float:
         best = study.best_trial
     except ValueError:  # no feasible trial
         return math.nan
-    reported = [value for value in best.intermediate_values.values() if not math.isnan(value)]
-    assert best.value is not None
-    return min(max(best.value, min(reported)), max(reported)) if reported else best.value
+    reported: list[float] = [
+        value for value in best.intermediate_values.values() if not math.isnan(value)
+    ]
+    value = float(best.value)
+    return min(max(value, min(reported)), max(reported)) if reported else value
 
 
 def _is_in_worse_half(curve: Curve, trials: list[FrozenTrial]) -> bool:

@@ -6,7 +6,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, SupportsFloat, final, get_args
+from typing import Any, Final, Self, SupportsFloat, final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -165,6 +165,13 @@ class RunMonitor:
         self._counted: bool | None = None  # whether costs count the updates
         self._steps = 0
         self._reason: str | None = None
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        copied._cost = self._cost[:]
+        copied._columns = {name: column[:] for name, column in self._columns.items()}
+        return copied
 
     @property
     def identity(self) -> str:

@@ -12,7 +12,7 @@ from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.settings import shown
 from haltwise.curves.columns import Direction
 from haltwise.curves.curves import Curves
-from haltwise.curves.raw import Keys, NothingRecorded, RawRuns
+from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import read_head
 from haltwise.datasets.store import default_directory
@@ -116,11 +116,11 @@ def read(
     keys = Keys(run, *texts)
     sources = table[name].sources(mine)
     parts = []
-    nothing: list[NothingRecorded] = []
+    nothing: list[NothingRecordedError] = []
     for source in sources:
         try:
             part = table[name].read(source, keys)
-        except NothingRecorded as error:
+        except NothingRecordedError as error:
             nothing.append(error)
         else:
             parts.append(_labelled(part, source[0], place, alone=len(sources) == 1))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, final
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, NothingRecorded, RawRuns, parse_numbers
+from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns, parse_numbers
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, stem
 from haltwise.curves.tables import MOST_COLUMNS, PointTable
@@ -86,7 +86,7 @@ def opened_table(path: Path) -> Iterator[tuple[list[str], Iterator[Portion]]]:
         while first.count('"') % 2 and (more := file.readline(2**22)):
             first += more  # a name in quotes goes on in the next line
         if not first:
-            raise NothingRecorded(f"{path} is empty")
+            raise NothingRecordedError(f"{path} is empty")
         require(
             "\0" not in first,
             f"{path} holds NUL characters, as text in UTF-16 does; convert it, for instance by "

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TextIO, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, NothingRecorded, RawRuns
+from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import inner_suffix, open_text, parse_json, stem
 from haltwise.curves.tables import PointTable
@@ -53,7 +53,7 @@ class JsonLines(Reader):
                     table.add_column(name, np.array(rows), [*map(str, values)])
                 table.end([number for number, _ in portion])
         if table is None:
-            raise NothingRecorded(f"{path} holds no objects of JSON")
+            raise NothingRecordedError(f"{path} holds no objects of JSON")
         return table.runs(stem(path), is_log=True)
 
 

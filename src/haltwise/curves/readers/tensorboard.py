@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 import numpy as np
 
 from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise.curves.raw import Keys, NothingRecorded, RawRuns, measured
+from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns, measured
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.tables import PointTable
 
@@ -64,7 +64,7 @@ class TensorBoard(Reader):
                 DataWarning,
             )
         if not series:
-            raise NothingRecorded(f"the event files in {folder} hold no scalars")
+            raise NothingRecordedError(f"the event files in {folder} hold no scalars")
         steps = np.unique(np.concatenate([np.asarray(tag.steps) for tag in series.values()]))
         seconds = np.zeros(len(steps))
         table = PointTable(Keys(), str(folder))

@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from haltwise._core.errors import InputError
-from haltwise.curves.raw import Keys, NothingRecorded, RawRuns, parse_number
+from haltwise.curves.raw import Keys, NothingRecordedError, RawRuns, parse_number
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import open_text, parse_json
 from haltwise.curves.readers.jsonl import flat
@@ -43,7 +43,7 @@ class Transformers(Reader):
             name: np.array([_number(entry.get(name)) for entry in history]) for name in names
         }
         if "step" not in columns:
-            raise NothingRecorded(
+            raise NothingRecordedError(
                 f"the log_history of {path} has no entry with a step; was anything logged?"
             )
         limits = {"step": "max_steps", "epoch": "num_train_epochs"}
