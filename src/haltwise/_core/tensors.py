@@ -28,6 +28,7 @@ __all__ = [
     "nested_state",
     "probability",
     "require_like",
+    "require_unmasked",
     "select_state",
     "sub_state",
     "tensors_of",
@@ -162,11 +163,25 @@ def undisturbed(*, grad: bool = False, on_cpu: bool = False) -> Iterator[None]:
 
 
 def copied_array(value: npt.NDArray[Any], name: str) -> Tensor:
-    """The tensor of a NumPy array; it does not share its memory, which may be read-only."""
+    """The tensor of a NumPy array; it does not share its memory, which may be read-only.
+
+    Raises:
+        InputError: It holds no numbers, or some of them are masked.
+    """
+    require_unmasked(value, name)
     try:
-        return torch.tensor(np.ascontiguousarray(value))
+        return torch.tensor(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     except TypeError as error:
         raise InputError(f"{name} must hold numbers, got an array of {value.dtype}") from error
+
+
+def require_unmasked(value: object, name: str) -> None:
+    """Raise an `InputError` for a masked array, as what it masks would be taken for numbers."""
+    require(
+        not np.ma.is_masked(value),
+        f"{name} is a masked array, and what it masks would count as numbers; fill it by "
+        f"{name}.filled(0), and multiply by a mask of your own, an array ~{name}.mask beside it",
+    )
 
 
 def floating_dtype(dtype: object) -> torch.dtype:
