@@ -71,7 +71,7 @@ def test_nor_by_a_way_that_leaves_no_trace(method: str) -> None:
 
 
 def test_a_function_may_change_what_it_has_made() -> None:
-    def loss(params: Any) -> Tensor:
+    def loss(params: dict[str, Tensor]) -> Tensor:
         rate = params["rate"]  # made of its logarithm
         rate.mul_(2)
         return (rate - 3).square()
@@ -100,7 +100,7 @@ def test_a_gradient_that_is_cut_is_warned_of(
     def loss(params: Tensor) -> Tensor:
         kept, lost = params.split(2, 1)
         whole = cut(3 * lost) / 3 if cut is not torch.round else 3 * lost + cut(lost).detach()
-        surrogate = kept.square().sum(1) + whole.square().sum(1)
+        surrogate: Tensor = kept.square().sum(1) + whole.square().sum(1)
         return surrogate if cut is not torch.round else surrogate.detach() + kept.sum(1)
 
     with pytest.warns(GradientWarning, match="not that of its values"):
@@ -149,13 +149,14 @@ def test_where_rounding_ends_the_descent_it_is_a_success() -> None:
     assert solution.success.all()
 
 
-@pytest.mark.parametrize("where", ["start", "named", "data", "x0", "gradient"])
+@pytest.mark.parametrize("where", ["start", "named", "data", "table", "x0", "gradient"])
 def test_what_an_array_masks_is_not_taken_for_numbers(where: str) -> None:
     hidden = np.ma.masked_array(np.full((4, 2), 1e6), [[False, True]] * 4)
     plain = np.zeros((4, 2))
     makers: dict[str, Callable[[], Any]] = {
         "start": lambda: FunctionBatch(hidden, squares, {"y": plain}),
         "named": lambda: FunctionBatch({"x": hidden}, lambda params: params["x"].sum(1)),
+        "table": lambda: haltwise.from_groups({"g": plain[:, 0], "x": hidden[:, 1]}, by="g"),
         "data": lambda: FunctionBatch(plain, squares, {"y": hidden}),
         "x0": lambda: haltwise.minimize(lambda x: float(x @ x), hidden[0]),
         "gradient": lambda: haltwise.minimize(
@@ -229,3 +230,36 @@ def test_callbacks_see_no_point_that_has_no_gradient() -> None:
         seen.clear()
         result = haltwise.minimize(wall, [0.0, 0.0], method=method, **settings)
         assert result.fun == min(seen)
+
+
+@pytest.mark.parametrize("method", ["newton", "bfgs", "lbfgs", "gauss-newton", "lstm"])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("bounds", [haltwise.interval(0, 1), haltwise.positive(), "below"])
+def test_a_start_at_a_bound_where_nothing_is_felt_is_no_success(
+    method: str, dtype: torch.dtype, bounds: Any
+) -> None:
+    """In the logarithm of the distance to its bound, the loss has no slope there."""
+    y, start = torch.tensor([-1.0, 0.0, 0.4, 0.9], dtype=dtype), torch.full((4,), 1e-7, dtype=dtype)
+    sign = -1 if bounds == "below" else 1
+    limit = haltwise.interval(-torch.inf, 0) if bounds == "below" else bounds
+
+    def residuals(params: dict[str, Tensor], y: Tensor) -> Tensor:
+        return (params["x"] - y).unsqueeze(1)
+
+    def made(begin: Tensor) -> FunctionBatch:
+        given: dict[str, Any] = {"residuals": residuals}
+        data = {"y": sign * y}
+        return FunctionBatch({"x": sign * begin}, data=data, bounds={"x": limit}, **given)
+
+    solution = haltwise.solve(made(start), method=method)
+    least = 3 * haltwise.load("regression-10d").card.price if method == "lstm" else 1e-3
+    off = 0.5 * (solution.params["x"] - sign * y.clamp_min(0)).square() > least
+    assert not solution.success[off].any()
+    if method == "lbfgs":
+        assert off.tolist() == [False, False, True, True]
+        assert solution.success.tolist() == [True, True, False, False]
+        assert solution.why(2).endswith("or by another method")
+    inside = haltwise.solve(made(torch.full_like(y, 0.3)), method=method)
+    off = 0.5 * (inside.params["x"] - sign * y.clamp_min(0)).square() > 1e-2
+    assert not inside.success[off].any()  # a step may lead to the other bound
+    assert method != "lbfgs" or inside.success.all()

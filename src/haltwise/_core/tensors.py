@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.nn.parameter import is_lazy
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import shown
 
@@ -28,7 +29,6 @@ __all__ = [
     "nested_state",
     "probability",
     "require_like",
-    "require_unmasked",
     "select_state",
     "sub_state",
     "tensors_of",
@@ -173,15 +173,6 @@ def copied_array(value: npt.NDArray[Any], name: str) -> Tensor:
         return torch.tensor(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     except TypeError as error:
         raise InputError(f"{name} must hold numbers, got an array of {value.dtype}") from error
-
-
-def require_unmasked(value: object, name: str) -> None:
-    """Raise an `InputError` for a masked array, as what it masks would be taken for numbers."""
-    require(
-        not np.ma.is_masked(value),
-        f"{name} is a masked array, and what it masks would count as numbers; fill it by "
-        f"{name}.filled(0), and multiply by a mask of your own, an array ~{name}.mask beside it",
-    )
 
 
 def floating_dtype(dtype: object) -> torch.dtype:

@@ -7,6 +7,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import InputError, require
 from haltwise.curves.raw import (
     MOST_CELLS,
@@ -239,6 +240,7 @@ def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
     columns: dict[str, npt.NDArray[Any]] = {}
     for name in names:
         column = frame[name]
+        require_unmasked(column, f"column {str(name)!r}")
         columns[str(name)] = np.asarray(
             column.to_numpy() if hasattr(column, "to_numpy") else column
         )

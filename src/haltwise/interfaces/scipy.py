@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import require_flags, shown, whole_number
-from haltwise._core.tensors import require_unmasked
 from haltwise.engines import Engine
 from haltwise.interfaces.run_monitor import RunMonitor
 from haltwise.interfaces.solve import solve

@@ -510,7 +510,8 @@ def _plain(value: Any, name: str) -> Any:
 
 def _leaf(params: Tensor) -> Tensor:
     """A copy that gradients may be taken for, so that no function can change the parameters."""
-    return _plain(params, "params").detach().clone().requires_grad_()
+    copy: Tensor = _plain(params, "params").detach().clone()
+    return copy.requires_grad_()
 
 
 def squares(residuals: Tensor, jacobian: Tensor) -> CurvedObservation:
