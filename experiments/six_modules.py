@@ -10,6 +10,7 @@ AdamW and Prodigy where they are installed. Losses are over all training images.
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -200,7 +201,7 @@ def main(
     data, wanted = digits(), sorted(steps)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FitWarning)
-    above_start = above_best = runs = 0
+    runs, above_start, above_best = Counter[int](), Counter[int](), Counter[int]()
     for name in modules:
         ways = {"Haltwise": partial(LearnedOptimizer, weights=weights)}
         if bfloat16:
@@ -214,9 +215,11 @@ def main(
                 at = torch.tensor([result["at"][step] for result in results])
                 line.append(f"{step}: {at.median():9.4g} (worst {at.max():9.4g})")
                 if way == "Haltwise":
-                    runs += seeds
-                    above_start += sum(r["at"][step] > r["start"] for r in results)
-                    above_best += sum(r["at"][step] > 1.05 * r["best_at"][step] for r in results)
+                    runs[step] += seeds
+                    above_start[step] += sum(r["at"][step] > r["start"] for r in results)
+                    above_best[step] += sum(
+                        r["at"][step] > 1.05 * r["best_at"][step] for r in results
+                    )
             if way == "Haltwise":
                 line.append(f"stops {[result['stopped'] for result in results]}")
             print("  ".join(line), flush=True)
@@ -229,9 +232,11 @@ def main(
                 at = torch.tensor([result["at"][step] for result in results])
                 line.append(f"{step}: {at.median():9.4g} (rate {rate:g})")
             print("  ".join(line), flush=True)
-    print(
-        f"of {runs} endings {above_start} lie above the start, {above_best} above 1.05 x the best"
-    )
+    for step in wanted:
+        print(
+            f"of {runs[step]} endings at {step} steps {above_start[step]} lie above the start, "
+            f"{above_best[step]} above 1.05 x the best"
+        )
 
 
 if __name__ == "__main__":

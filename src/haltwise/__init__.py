@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from haltwise._core.errors import DataWarning, FitWarning, InputError
+from haltwise._core.errors import DataWarning, FitWarning, GradientWarning, InputError
 from haltwise._core.version import __version__
 
 if TYPE_CHECKING:  # imported when they are used: `haltwise --version` needs no PyTorch
@@ -35,6 +35,7 @@ __all__ = [
     "Execution",
     "FitWarning",
     "FunctionBatch",
+    "GradientWarning",
     "Groups",
     "HaltingModel",
     "HaltingMonitor",

@@ -21,6 +21,7 @@ from haltwise.evaluation.optimizers import HAND_DESIGNED
 from haltwise.evaluation.records import load_evaluations, save_evaluation
 from haltwise.halting import HalterSettings
 from haltwise.models import Card, Choice
+from haltwise.models.loading import find
 from haltwise.rollout import record
 from haltwise.stop_rules import (
     CostUnit,
@@ -258,6 +259,33 @@ def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path) -> None:
     twice = haltwise("evaluate", "regression-2d", "--compare", "regression-2d", cwd=tmp_path)
     assert twice.returncode == 2
     assert "a name of its own" in twice.stderr
+
+
+def test_the_record_of_a_file_is_kept_in_runs_and_not_beside_it(tmp_path: Path) -> None:
+    folder, options = tmp_path / "theirs", ["--num-problems", 64, "--horizon", 8]
+    options += ["--no-learners", "--baseline", "none"]
+    folder.mkdir()
+    weights = folder / "mine.safetensors"
+    weights.write_bytes(find("regression-2d").read_bytes())
+    shipped = find("regression-2d")
+    before = {path: sorted(path.iterdir()) for path in (folder, shipped.parent)}
+    for path in (weights, shipped):
+        done = haltwise("evaluate", path, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert sorted(path.parent.iterdir()) == before[path.parent]
+        assert f"runs/{path.stem}/evaluation-" in done.stdout
+        assert len(load_evaluations(tmp_path / "runs" / path.stem)) == 1
+
+
+@pytest.mark.parametrize("command", ["calibrate", "certify"])
+def test_no_command_changes_a_shipped_file(command: str, tmp_path: Path) -> None:
+    path = find("regression-2d-mode")
+    before = path.read_bytes(), sorted(path.parent.iterdir())
+    asked = ["--risk", "excess", "--level", 0.5] if command == "certify" else []
+    done = haltwise(command, path, "--num-problems", 64, *asked, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "comes with the package and stays as it is" in done.stderr
+    assert (path.read_bytes(), sorted(path.parent.iterdir())) == before
 
 
 def test_rules_are_tuned_on_the_tuning_problems() -> None:

@@ -175,7 +175,8 @@ def test_nothing_changes_for_problems_that_fit(name: str) -> None:
 
     def j(solution: haltwise.Solution) -> float:
         costs = solution.loss - problem.reference_loss + price * solution.num_gradients
-        return costs.double().mean().item()
+        mean: float = costs.double().mean().item()
+        return mean
 
     assert j(guarded) < 1.01 * j(free)
 

@@ -354,3 +354,21 @@ def test_a_first_step_that_shows_nothing_is_no_step(decay: float) -> None:
     param.grad = torch.zeros(3)
     optimizer.step()
     assert optimizer.steps_taken == 2
+
+
+def test_a_parameter_that_modules_share_is_to_be_given_once() -> None:
+    """PyTorch warns, and its optimizers then move it twice in every step."""
+    shared = nn.Parameter(torch.ones(3))
+    optimizer = haltwise.LearnedOptimizer([nn.Parameter(torch.ones(2))], "regression-10d")
+    for params in ([shared, shared], [("first", shared), ("second", shared)]):
+        with (
+            pytest.warns(UserWarning, match="duplicate parameters"),
+            pytest.raises(InputError, match="twice"),
+        ):
+            haltwise.LearnedOptimizer(params, "regression-10d")
+    with (
+        pytest.warns(UserWarning, match="duplicate parameters"),
+        pytest.raises(InputError, match="twice"),
+    ):
+        optimizer.add_param_group({"params": [shared, shared]})
+    assert len(optimizer.param_groups) == 1

@@ -58,6 +58,22 @@ def fit() -> haltwise.Solution:
     return solution
 
 
+def fit_arrays() -> float:
+    """The same in NumPy, of which the answer is arrays."""
+
+    def loss(params: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        return (params["level"] - targets).square()
+
+    start, targets = {"level": np.zeros(4)}, np.arange(4.0)
+    solution = haltwise.solve(
+        haltwise.FunctionBatch(start, loss, {"targets": targets}), standard_errors=True
+    )
+    errors = solution.standard_errors
+    assert errors is not None
+    share = float(solution.success.astype(np.float32).mean() * errors.distance.astype(int).size)
+    return share + float(np.median(solution.params["level"][solution.success]))
+
+
 def minimise() -> float:
     """One function, in SciPy's manner."""
     result = haltwise.minimize(lambda x: float(((x - 1) ** 2).sum()), np.zeros(10), maxiter=20)
@@ -71,6 +87,6 @@ def look(weights: str | Path) -> str:
 
 
 if __name__ == "__main__":
-    print(stop_a_loop([1.0, 0.5, 0.4]), give_a_run_up([0.1, 0.2]), minimise())
+    print(stop_a_loop([1.0, 0.5, 0.4]), give_a_run_up([0.1, 0.2]), minimise(), fit_arrays())
     print(train(torch.nn.Linear(3, 1), torch.ones(5, 3)), fit().success.all())
     print(look("regression-2d"), look("training-runs"))

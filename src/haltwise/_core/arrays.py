@@ -1,4 +1,4 @@
-"""Arrays of NumPy's .npz archives, none of which can fill the memory or execute anything."""
+"""Arrays of NumPy's: of .npz archives, which cannot fill the memory or execute anything; masked."""
 
 import io
 import zipfile
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import most_content, read_bytes
 
-__all__ = ["array_names", "read_arrays"]
+__all__ = ["array_names", "read_arrays", "require_unmasked"]
 
 _SUFFIX = ".npy"
 
@@ -81,3 +81,12 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any
     if len(body) != dtype.itemsize * np.prod(shape, dtype=object):
         raise ValueError(f"{entry.filename} is not as long as its header says")
     return np.frombuffer(body, dtype).reshape(shape, order="F" if in_columns else "C")
+
+
+def require_unmasked(value: object, name: str) -> None:
+    """Raise an `InputError` for a masked array, as what it masks would be taken for numbers."""
+    require(
+        not np.ma.is_masked(value),
+        f"{name} is a masked array, and what it masks would count as numbers; fill it by "
+        f"{name}.filled(0), and multiply by a mask of your own, an array ~{name}.mask beside it",
+    )

@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointWarning",
     "DataWarning",
     "FitWarning",
+    "GradientWarning",
     "InputError",
     "printable",
     "refusing_others",
@@ -64,6 +65,10 @@ class DataWarning(_Printable, UserWarning):
 
 class FitWarning(_Printable, UserWarning):
     """Weights are used on what they were not trained for: the message says in what respect."""
+
+
+class GradientWarning(_Printable, UserWarning):
+    """A gradient that is not that of its loss: the message says what may have cut it."""
 
 
 _OF_TOOLS = {"haltwise", "torch", "contextlib", "sklearn"}

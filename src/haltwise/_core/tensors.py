@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from torch.nn.parameter import is_lazy
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import shown
 
@@ -162,9 +163,14 @@ def undisturbed(*, grad: bool = False, on_cpu: bool = False) -> Iterator[None]:
 
 
 def copied_array(value: npt.NDArray[Any], name: str) -> Tensor:
-    """The tensor of a NumPy array; it does not share its memory, which may be read-only."""
+    """The tensor of a NumPy array; it does not share its memory, which may be read-only.
+
+    Raises:
+        InputError: It holds no numbers, or some of them are masked.
+    """
+    require_unmasked(value, name)
     try:
-        return torch.tensor(np.ascontiguousarray(value))
+        return torch.tensor(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     except TypeError as error:
         raise InputError(f"{name} must hold numbers, got an array of {value.dtype}") from error
 

@@ -45,7 +45,9 @@ _COORDINATES = 2**18  # of all test problems together, unless told otherwise
 )
 @options.learners_option(default=True)
 @click.option(
-    "--out", type=options.PATH, help="Directory of the record.  [default: the run, or runs/NAME]"
+    "--out",
+    type=options.PATH,
+    help="Directory of the record.  [default: the run, or else runs/NAME]",
 )
 @options.device_option
 @options.measuring_options
@@ -123,8 +125,10 @@ def command(
     if not workers.is_first:
         return
     if out is None:
-        shipped = run_or_name in loading.names()
-        out = Path("runs") / run_or_name if shipped else loading.run_directory(run_or_name)
+        found = loading.find(run_or_name)
+        is_run = (found.parent / "config.json").exists() and not loading.is_shipped(run_or_name)
+        # Beside a file that is in no run may be anything, as other people's weights.
+        out = found.parent if is_run else Path("runs") / options.model_name(run_or_name)
     path = save_evaluation(evaluation.record, evaluation.arrays, out)
     write_json(json_path, evaluation.record)
     for stopping in evaluation.record.stopping.values():

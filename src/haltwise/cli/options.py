@@ -213,7 +213,12 @@ def family_name(card: Card, name: str | None) -> str:
     return label(name or ("" if card.family is None else card.family.name))
 
 
+_OF_RUNS = ("best.safetensors", "model.safetensors")  # what runs call the files of their weights
+
+
 def model_name(run_or_name: str) -> str:
-    """The name under which a model appears: as it ships, or that of its run directory."""
+    """The name under which a model appears: that of its run directory, or of its file."""
     path = Path(run_or_name).resolve()
-    return path.parent.name if path.is_file() else path.name
+    if not path.is_file():
+        return path.name
+    return path.parent.name if path.name in _OF_RUNS else path.stem

@@ -42,7 +42,7 @@ def opened(run: str, own: list[type], verb: str) -> Iterator[Opened]:
         InputError: It comes with the package, does not halt, or is being trained.
     """
     require(
-        run not in (*loading.names(), *loading.stop_names()),
+        not loading.is_shipped(run),
         f"{run} comes with the package and stays as it is; copy {loading.find(run)} to a "
         f"directory of yours and {verb} the copy",
     )

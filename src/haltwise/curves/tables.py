@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.raw import (
     MOST_CELLS,
@@ -292,9 +293,8 @@ def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
             f"a data frame or columns by name were expected, got {type(frame).__name__}"
         )
     given = [(name, frame[name]) for name in names]
-    index: Any = getattr(
-        frame, "index", None
-    )  # of pandas, whose levels are columns if they have names
+    # Of pandas, whose levels are columns if they have names.
+    index: Any = getattr(frame, "index", None)
     levels = [level for level in getattr(index, "names", ()) if level is not None]
     own = [(level, index.get_level_values(level)) for level in levels if level not in names]
     columns: dict[str, npt.NDArray[Any]] = {}
@@ -304,6 +304,7 @@ def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
             label not in columns,
             f"the data frame has two columns {label!r}; rename one",
         )
+        require_unmasked(column, f"column {label!r}")
         columns[label] = _array(column)
     shapes = {values.shape for values in columns.values()}
     require(

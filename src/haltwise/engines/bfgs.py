@@ -101,7 +101,9 @@ class BFGS(Engine):
         unseen = memory["unseen"] - convex.long()
         believed = (fall > _LEAST * proposal.gain) & (fall < _MOST * proposal.gain)
         scale = torch.where(convex, bend / size, memory["scale"])
-        grown = torch.where(taken, _GROWTH, 1).view(-1, 1, 1) * memory["inverse"]
+        # Of two numbers alone the default dtype would decide.
+        growth = torch.where(taken, _GROWTH, torch.ones_like(length))
+        grown = growth.view(-1, 1, 1) * memory["inverse"]
         updated = _updated(memory["inverse"], move, change, bend)
         one = torch.eye(move.shape[1], dtype=move.dtype, device=move.device)
         inverse = torch.where(convex.view(-1, 1, 1), updated, grown)

@@ -212,15 +212,19 @@ class ToleranceStop(EngineStop):
             "it smooth, and its gradient right?",
             "its loss falls without bound",
             "ftol or xtol are met above the lowest loss, or without a move: it diverges or swings",
+            "no step lowers the loss, though by its gradient far more is left to gain; is it "
+            "smooth, and its gradient right?",
         )
 
     @property
     def failures(self) -> tuple[int, ...]:
-        return (4, 5, 6)
+        return (4, 5, 6, 7)
 
     def init(self, point: Point) -> Memory:
         count = torch.zeros(len(point.loss), dtype=torch.int64, device=point.loss.device)
         return {
+            "first_norm": _norm(point.grad),
+            "promised": torch.zeros_like(point.loss),
             "met": count - 1,
             "stalls": count,
             "rounding": rounding(point.loss),
@@ -233,6 +237,12 @@ class ToleranceStop(EngineStop):
             met = met.masked_fill(point.grad.abs().amax(1) <= self.gtol, 0)
         if self.searches:
             stuck = (stalls >= _STALLS) & (proposal.gain <= memory["rounding"])
+            # Also a step against a wrong gradient is shortened until it promises no more than that.
+            steep = ~(_norm(point.grad) <= FLAT * memory["first_norm"])
+            much = memory["promised"] > torch.finfo(point.loss.dtype).eps ** 0.5 * (
+                point.loss.abs().clamp_min(1)
+            )
+            met = met.masked_fill((met < 0) & stuck & steep & much, 7)
             met = met.masked_fill((met < 0) & stuck, 3)
             met = met.masked_fill((met < 0) & (stalls >= _LONG_STALLS), 4)
         falls = point.loss < -(torch.finfo(point.loss.dtype).max ** 0.5)
@@ -261,7 +271,10 @@ class ToleranceStop(EngineStop):
                 small &= ~self._is_short(before, proposal, after)
             met = torch.where(taken & small, torch.where(fails, 6, 1), met)
         lower = after.loss < before.loss - memory["rounding"]
+        promised = torch.maximum(memory["promised"], proposal.gain)
         return {
+            "first_norm": memory["first_norm"],
+            "promised": promised.masked_fill(lower, 0),  # by the steps that have failed since
             "met": met,
             "stalls": (memory["stalls"] + 1).masked_fill(lower, 0),
             "rounding": rounding(after.loss),

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from haltwise.tasks.coordinates import Coordinates
 from haltwise.tasks.function import FunctionBatch
 
 __all__ = [
+    "Values",
     "as_given",
     "columns_of",
     "coordinates_of",
@@ -31,6 +32,10 @@ __all__ = [
 ]
 
 Record = TypeVar("Record")
+
+Values: TypeAlias = Any
+"""A tensor, or a NumPy array of the same shape and dtype where the start was given in arrays, which
+no type checker can know."""
 
 
 def coordinates_of(problem: TaskBatch) -> Coordinates | None:

@@ -105,7 +105,8 @@ def price_for_budget(
     def used(price: float) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FitWarning)  # use of what is found warns
-            return solve(problem, model, price=price).num_gradients.double().mean().item()
+            mean: float = solve(problem, model, price=price).num_gradients.double().mean().item()
+            return mean
 
     most, fewest = used(low), used(high)
     require(

@@ -1,15 +1,17 @@
 """One function at a time, in the manner of `scipy.optimize.minimize`."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import require_flags, shown, whole_number
 from haltwise.engines import Engine
@@ -59,8 +61,10 @@ def minimize(
         jac: `jac(x, *args)` gives the gradient [n]; True if `fun` does; None or "2-point" for
             forward differences, which cost n + 1 values of `fun` each.
         callback: Called with each new x, or with an `OptimizeResult` (x and fun) if its one
-            parameter is called `intermediate_result`; may raise `StopIteration`. New are points
-            lower than all before, and all that learned updates lead to.
+            parameter is called `intermediate_result`; may raise `StopIteration`, and what is
+            returned is the lowest of the points that it was called with, or without a `guard` the
+            last. New are points lower than all before that have a gradient, and all that learned
+            updates lead to.
         optimizer: As for `haltwise.solve`, which this calls; so all that follow. Without any of
             them BFGS, or L-BFGS for many parameters, runs to SciPy's tolerances.
         stop: When to stop.
@@ -151,8 +155,10 @@ def minimize(
         success = bool(solution.success)
         if steps > 0:
             iterates.end(x, value)
-    except _CallbackStop as stopped:
-        x, value, steps = stopped.x, stopped.value, iterates.num
+    except _CallbackStop:
+        found = iterates.lowest if guard else iterates.last
+        assert found is not None
+        x, value, steps = found
         # SciPy's own number and sentence.
         status, message, success = 99, "`callback` raised `StopIteration`.", False
     result = OptimizeResult(
@@ -274,6 +280,7 @@ class _Objective:
 
 def _array(what: str, value: Any) -> "NDArray[np.float64]":
     """A copy of real numbers as float64."""
+    require_unmasked(value, what)
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -291,26 +298,41 @@ def _number(value: Any) -> float:
     return float(array.item())
 
 
+class _Iterate(NamedTuple):
+    """A point, its value, and how many a callback was told of by then."""
+
+    x: "NDArray[np.float64]"
+    value: float
+    num: int
+
+
 @final
 class _Iterates:
     """Which of the points that are evaluated a callback is told of.
 
-    An engine tries points that it may not take; it takes those that lower the loss.
+    An engine tries points that it may not take; it takes those that lower the loss and have a
+    gradient from which to go on.
+
+    Attributes:
+        lowest: The point of the lowest value among the start and those told of.
+        last: The last of them.
     """
 
     def __init__(self, tell: Callable[["NDArray[np.float64]", float], None]) -> None:
         self._tell = tell
-        self._lowest = float("inf")
         self._told: set[bytes] = set()
-        self._has_begun = False
-        self.num = 0
+        self._num = 0
+        self.lowest: _Iterate | None = None
+        self.last: _Iterate | None = None
 
-    def see(self, x: "NDArray[np.float64]", value: float, *, is_update: bool) -> None:
+    def see(
+        self, x: "NDArray[np.float64]", value: float, *, is_update: bool, is_sound: bool
+    ) -> None:
         """A point was evaluated; the first one is the start."""
-        if self._has_begun and (is_update or value < self._lowest):
+        if self.lowest is None:
+            self._note(x, value)
+        elif is_update or (is_sound and self._is_lower(value)):
             self._report(x, value)
-        self._has_begun = True
-        self._lowest = min(self._lowest, value)  # which is left as it is by NaN
 
     def end(self, x: "NDArray[np.float64]", value: float) -> None:
         """A point other than the start is returned, which may not have been told of."""
@@ -318,9 +340,19 @@ class _Iterates:
             self._report(x, value)
 
     def _report(self, x: "NDArray[np.float64]", value: float) -> None:
-        self.num += 1
+        self._num += 1
         self._told.add(x.tobytes())
+        self._note(x, value)
         self._tell(x, value)
+
+    def _note(self, x: "NDArray[np.float64]", value: float) -> None:
+        self.last = _Iterate(x.copy(), value, self._num)
+        if self.lowest is None or self._is_lower(value):
+            self.lowest = self.last
+
+    def _is_lower(self, value: float) -> bool:
+        assert self.lowest is not None
+        return value < self.lowest.value or math.isnan(self.lowest.value)
 
 
 @final
@@ -338,7 +370,8 @@ class _FunctionOfArrays(TaskBatch):
     def observe(self, params: Tensor, step: int) -> Observation:
         x = params[0].numpy()
         value, gradient = self.objective.value_and_gradient(x)
-        self.iterates.see(x, value, is_update=step > 0)
+        is_sound = math.isfinite(value) and bool(np.isfinite(gradient).all())
+        self.iterates.see(x, value, is_update=step > 0, is_sound=is_sound)
         return Observation(params.new_tensor([value]), torch.from_numpy(gradient).unsqueeze(0))
 
     def observe_loss(self, params: Tensor, step: int) -> Tensor:
@@ -347,11 +380,7 @@ class _FunctionOfArrays(TaskBatch):
 
 @final
 class _CallbackStop(Exception):  # noqa: N818
-    """The callback raised `StopIteration` at x."""
-
-    def __init__(self, x: "NDArray[np.float64]", value: float) -> None:
-        super().__init__()
-        self.x, self.value = x, value
+    """The callback raised `StopIteration`."""
 
 
 def _teller(callback: Callable[..., Any] | None) -> Callable[["NDArray[np.float64]", float], None]:
@@ -372,6 +401,6 @@ def _teller(callback: Callable[..., Any] | None) -> Callable[["NDArray[np.float6
             else:
                 callback(x.copy())
         except StopIteration:
-            raise _CallbackStop(x.copy(), value) from None
+            raise _CallbackStop from None
 
     return tell

@@ -20,7 +20,9 @@ from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.engine_run import rule_to_stop, solve_by_engine, tolerances_of
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
 from haltwise.interfaces.kept import model_for, named
+from haltwise.interfaces.near_bounds import STUCK, stuck_at_bounds
 from haltwise.interfaces.own_form import (
+    Values,
     columns_of,
     coordinates_of,
     data_frame,
@@ -86,18 +88,18 @@ class Solution:
     """
 
     params: Any
-    loss: Tensor
-    steps: Tensor
-    num_gradients: Tensor
-    outcome: Tensor
-    reason: Tensor
+    loss: Values
+    steps: Values
+    num_gradients: Values
+    outcome: Values
+    reason: Values
     reasons: tuple[str, ...]
-    success: Tensor
-    left: Tensor
-    fallback: Tensor
-    param_scale: Tensor
-    loss_scale: Tensor
-    history: Tensor | None = None
+    success: Values
+    left: Values
+    fallback: Values
+    param_scale: Values
+    loss_scale: Values
+    history: Values | None = None
     method: str = "lstm"
     standard_errors: StandardErrors | None = None
 
@@ -387,7 +389,21 @@ def solve(
 
 
 def _finished(solution: Solution, problem: TaskBatch, *, standard_errors: bool) -> Solution:
-    """The same, its standard errors if they are asked for, and in the form of the problem."""
+    """The same, its standard errors if they are asked for, and in the form of the problem.
+
+    What is stuck at a bound is no success.
+    """
+    # A learned optimizer may linger there.
+    spent = solution.num_gradients * (solution.method != "lstm")
+    stuck = solution.success & stuck_at_bounds(problem, solution.params, spent)
+    if stuck.any():
+        solution = replace(
+            solution,
+            success=solution.success & ~stuck,
+            left=solution.left.masked_fill(stuck, math.nan),
+            reason=solution.reason.masked_fill(stuck, len(solution.reasons)),
+            reasons=(*solution.reasons, STUCK),
+        )
     if standard_errors:
         errors = standard_errors_at(problem, solution.params)
         far = int((torch.as_tensor(errors.reason) == FAR).sum())

@@ -9,7 +9,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.tensors import widened
 from haltwise.interfaces.engine_run import cached_chunk
-from haltwise.interfaces.own_form import as_given, coordinates_of
+from haltwise.interfaces.own_form import Values, as_given, coordinates_of
 from haltwise.tasks.base import SupportsCurvature, TaskBatch, ask
 
 __all__ = ["FAR", "StandardErrors", "require_curvature", "standard_errors_at"]
@@ -54,9 +54,9 @@ class StandardErrors:
     """
 
     params: Any
-    covariance: Tensor
-    distance: Tensor
-    reason: Tensor
+    covariance: Values
+    distance: Values
+    reason: Values
     reasons: tuple[str, ...] = _REASONS
 
     def __repr__(self) -> str:

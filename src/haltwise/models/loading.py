@@ -11,7 +11,16 @@ from haltwise.models.files import OF_CURVES, halting_of, read_card, read_model
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 
-__all__ = ["card_of", "find", "load", "load_halting", "names", "run_directory", "stop_names"]
+__all__ = [
+    "card_of",
+    "find",
+    "is_shipped",
+    "load",
+    "load_halting",
+    "names",
+    "run_directory",
+    "stop_names",
+]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _STOPS = _WEIGHTS / "stops"
@@ -25,6 +34,13 @@ def names() -> list[str]:
 def stop_names() -> list[str]:
     """The names of the shipped models that stop an engine of `haltwise.solve`."""
     return sorted(path.stem for path in _STOPS.glob("*.safetensors"))
+
+
+def is_shipped(name_or_path: str | Path) -> bool:
+    """Whether this is the name of a model that comes with the package, or the file of one."""
+    if str(name_or_path) in (*names(), *stop_names()):
+        return True
+    return find(name_or_path).resolve().is_relative_to(_WEIGHTS.resolve())
 
 
 def run_directory(name_or_path: str | Path, runs: Path = Path("runs")) -> Path:

@@ -120,6 +120,10 @@ class Coordinates:
         """Which coordinates have bounds, D of them."""
         return [piece.bounds is not None for piece in self.pieces for _ in range(piece.width)]
 
+    def bounded_parts(self, values: Tensor) -> list[tuple[OpenInterval | None, Tensor]]:
+        """Split values [B, D], one for each coordinate, where the bounds differ."""
+        return [(piece.bounds, part) for piece, part in self._parts(values)]
+
     def shaped(self, values: Tensor) -> Any:
         """Give values [B, D], one for each parameter, the form of the start, as tensors."""
         return self._joined([part for _, part in self._parts(values)])

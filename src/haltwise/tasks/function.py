@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import GradientWarning, InputError, require, warn
 from haltwise._core.random import stream
 from haltwise._core.tensors import copied_array, undisturbed
 from haltwise.tasks.base import (
@@ -25,6 +25,7 @@ from haltwise.tasks.own_errors import likely_cause
 
 __all__ = ["FunctionBatch", "squares"]
 
+_TELLS, _WRONG = 0.01, 0.1  # of a difference of losses, see `FunctionBatch._check_gradient`
 _LARGE = 2**22  # numbers in parameters and data, of which a trial is no longer cheap
 
 
@@ -208,13 +209,32 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         product = _gradient(residuals, leaf, weights, create_graph=True)
         return residuals.detach(), _rows_of_jacobian(product, weights).mT
 
+    def _called(self, name: str, function: Callable[..., Any], params: Tensor) -> Any:
+        """What a function returns at a copy of the parameters, [B, D] in coordinates.
+
+        Raises:
+            InputError: It has changed its arguments in place, which are not its own.
+        """
+        lent = {"params": params, **{f"data[{key!r}]": v for key, v in self.data.items()}}
+        lent = {key: value for key, value in lent.items() if isinstance(value, Tensor)}
+        before = {key: value._version for key, value in lent.items()}
+        found = function(self.own(params), **self.data)
+        for key, value in lent.items():
+            require(
+                value._version == before[key],
+                f"{name} changes {key} in place, so what it computes is not of the parameters and "
+                "data that it is given; compute a new tensor, as by x.clamp(min=0) in the place "
+                "of x.clamp_(min=0), or give bounds",
+            )
+        return found
+
     def _losses(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters as a leaf, for the function may differentiate inside, and the losses."""
         if self.loss is None:
             leaf, residuals = self._residuals(params)
             return leaf, 0.5 * residuals.square().sum(1)
-        leaf = _plain(params, "params").detach().requires_grad_()
-        loss = self.loss(self.own(leaf), **self.data)
+        leaf = _leaf(params)
+        loss = self._called("the loss", self.loss, leaf)
         require(
             isinstance(loss, Tensor) and loss.shape == params.shape[:1],
             f"the loss must return one value per problem, a tensor of shape [{len(params)}] for "
@@ -226,8 +246,8 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     def _residuals(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters as a leaf, and the residuals."""
         assert self.residuals is not None
-        leaf = _plain(params, "params").detach().requires_grad_()
-        residuals = self.residuals(self.own(leaf), **self.data)
+        leaf = _leaf(params)
+        residuals = self._called("residuals", self.residuals, leaf)
         require(
             isinstance(residuals, Tensor)
             and residuals.ndim == 2
@@ -241,9 +261,9 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     def _derivatives(self, params: Tensor) -> tuple[Tensor, ...]:
         """What `derivatives` returns, checked and detached, in coordinates."""
         assert self.derivatives is not None
-        params = _plain(params, "params").detach()
+        params = _leaf(params).detach()
         with torch.enable_grad():  # it may differentiate inside
-            given = self.derivatives(self.own(params), **self.data)
+            given = self._called("derivatives", self.derivatives, params)
         number, dim = params.shape
         if self.residuals is not None:
             shapes = [[number, -1], [number, -1, dim]]
@@ -288,6 +308,10 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         Raises:
             InputError: Data have the wrong length, a function fails on a subset of the problems, a
                 loss changes with the problems beside it, or derivatives are not those of the loss.
+
+        Warns:
+            GradientWarning: Automatic gradients are not those of the loss, as where a part of it is
+                detached.
         """
         require(
             self.loss is not None or self.residuals is not None or self.derivatives is not None,
@@ -337,6 +361,37 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
                     "beside it; each loss must be a function of its own row of parameters and data "
                     "alone, and not random",
                 )
+        if self.derivatives is None:
+            some._check_gradient(params, together)
+
+    def _check_gradient(self, params: Tensor, seen: Observation) -> None:
+        """Compare automatic gradients along a direction with differences of losses.
+
+        A difference tells nothing where that of twice the step is another, as in rounding and on
+        curves too sharp for it.
+        """
+        ahead = 1 - 2 * (torch.arange(self.dim, device=params.device) % 2)
+        move = torch.finfo(params.dtype).eps ** 0.4 * params * ahead
+        ways = torch.arange(len(params), device=params.device).repeat(2)
+        there = torch.cat((params + move, params + 2 * move))
+        with self._explained(self, params):
+            losses = self.select(ways).observe_loss(there, 0)
+        near, far = (losses - seen.loss.repeat(2)).chunk(2)
+        forecast = (seen.grad * move).sum(1)
+        noise = 16 * torch.finfo(params.dtype).eps * seen.loss.abs()
+        clear = (near - far / 2).abs() + noise < _TELLS * near.abs()
+        clear |= (near == 0) & (far == 0) & (noise < _TELLS * forecast.abs())
+        wrong = clear & (
+            (near - forecast).abs() > _WRONG * torch.maximum(near.abs(), forecast.abs())
+        )
+        if 2 * wrong.sum() > clear.sum():
+            warn(
+                "the gradient of the loss is not that of its values, so what is found need be no "
+                "minimum: is a part of it computed in NumPy, under torch.no_grad(), by .item(), "
+                ".detach() or round(), or by a function with a backward of its own? If that is "
+                "meant, give loss and gradient as derivatives",
+                GradientWarning,
+            )
 
     @undisturbed(grad=True)
     def _check_derivatives(self, params: Tensor, given: Observation) -> None:
@@ -346,7 +401,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
             leaf, loss = self._losses(params)
         else:
             leaf = params.clone().requires_grad_()
-            loss = self.derivatives(self.own(leaf), **self.data)[0]
+            loss = self._called("derivatives", self.derivatives, leaf)[0]
         if not loss.requires_grad:
             return
         tolerance = torch.finfo(params.dtype).eps ** 0.4
@@ -451,6 +506,12 @@ def _plain(value: Any, name: str) -> Any:
         with torch.inference_mode(False):
             return value.clone()
     return value
+
+
+def _leaf(params: Tensor) -> Tensor:
+    """A copy that gradients may be taken for, so that no function can change the parameters."""
+    copy: Tensor = _plain(params, "params").detach().clone()
+    return copy.requires_grad_()
 
 
 def squares(residuals: Tensor, jacobian: Tensor) -> CurvedObservation:

@@ -115,7 +115,13 @@ class GroupModels:
     def check(self, group: Group) -> None:
         """Refuse settings and parameters that the group's weights cannot move."""
         check_settings(group)
-        for number in range(len(group["params"])):
+        first = {param: number for number, param in reversed([*enumerate(group["params"])])}
+        for number, param in enumerate(group["params"]):
+            require(
+                first[param] == number,
+                f"{name_of(group, number)} is in this parameter group twice, as where modules "
+                "share it, and would be moved twice in a step; give it once",
+            )
             check_parameter(group, number)
         if group["price"] is not None:
             halting = self.of(group).halting
