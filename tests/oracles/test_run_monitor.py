@@ -90,6 +90,17 @@ def test_a_run_that_comes_back_from_nan_goes_on() -> None:
     assert monitor.should_stop
 
 
+@pytest.mark.parametrize("num_nan", [5, 6, 60])
+def test_a_run_that_has_diverged_from_its_start_is_given_up_after_a_tenth(num_nan: int) -> None:
+    monitor = RunMonitor("training-runs", target=0.5, budget=60, lost=0.05)
+    for point in range(1, 61):
+        monitor.update(math.nan if point <= num_nan else 5 * 0.9**point, cost=point)
+        assert monitor.should_stop == (point >= 6 and num_nan >= 6)
+    assert (monitor.reason or "").startswith("its chance to reach 0.5 is forecast to be 0,") == (
+        num_nan >= 6
+    )
+
+
 def test_a_level_that_ends_every_run_is_refused() -> None:
     with pytest.raises(InputError, match=r"level of 5\.0 would end .* PatienceRule are at most 0"):
         RunMonitor(PatienceRule(), level=5)

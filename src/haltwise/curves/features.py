@@ -11,7 +11,7 @@ import numpy as np
 
 from haltwise.curves.curves import Booleans, Curve, Floats
 
-__all__ = ["FEATURES", "ROLES", "curve_features"]
+__all__ = ["FEATURES", "ROLES", "curve_features", "has_diverged"]
 
 ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -26,6 +26,7 @@ there; others are not. The name of the metric tells nothing: a metric that shoul
 positive stands for the loss of validation where there is no other."""
 
 _PAST = (0.25, 0.5, 0.75, 0.9)  # of the cost so far: what was known then is compared with now
+_LONG = 0.1  # of the budget, for which a run that can recover is not infinite
 _RECENT = 6  # points over which noise is measured
 _TINY, _FAR = 1e-3, 3.0  # distances below and beyond are not told apart
 
@@ -82,12 +83,23 @@ def curve_features(curve: Curve) -> Floats:
         unit = np.abs(_first(loss) - curve.loss_target)
         unit = np.where(unit > 0, unit, np.nan)
         distance = np.clip((loss - curve.loss_target) / unit, -1.0, _FAR)
+        distance[loss == np.inf] = _FAR  # before any is finite, too
         then = {past: _Then(past, cost) for past in _PAST}
         columns = [
             *_progress(cost, distance, np.isnan(curve.loss), then),
             *_beside(curve, distance, unit, then),
         ]
         return np.stack(columns, 1)
+
+
+def has_diverged(features: Floats) -> Booleans:
+    """Where no value of the metric was finite in a tenth of the budget or more, bool [n].
+
+    The first finite value is at a distance of 1, so the best is not farther from then on.
+    """
+    cost, best = (features[:, FEATURES.index(name)] for name in ("cost", "best"))
+    diverged: Booleans = (cost >= _LONG) & (best > 1)
+    return diverged
 
 
 def _progress(

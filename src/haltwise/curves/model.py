@@ -14,7 +14,7 @@ from haltwise._core.files import digest, load_tensors, save_tensors
 from haltwise._core.settings import price_per_unit, require_types
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves, Floats
-from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.features import FEATURES, curve_features, has_diverged
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.rule import CurveRule
 
@@ -181,7 +181,12 @@ class CurveModel(CurveRule):
         Raises:
             InputError: The curve has no target or no budget.
         """
-        return self.forecast.chance(self._features(curve))
+        return self._chance(self._features(curve))
+
+    def _chance(self, features: Floats) -> Floats:
+        """The forecast's chances; none where nothing finite was measured for long."""
+        chance: Floats = np.where(has_diverged(features), 0.0, self.forecast.chance(features))
+        return chance
 
     def _features(self, curve: Curve) -> Floats:
         require(
@@ -201,11 +206,11 @@ class CurveModel(CurveRule):
         return per_cost(curve, self.chance(curve))
 
     def last_score(self, curve: Curve) -> float:
-        chance = self.forecast.chance(self._features(curve)[-1:])
+        chance = self._chance(self._features(curve)[-1:])
         return float(per_cost(curve._replace(cost=curve.cost[-1:]), chance)[0])
 
     def why(self, curve: Curve) -> str:
-        chance = self.forecast.chance(self._features(curve)[-1:])[0]
+        chance = self._chance(self._features(curve)[-1:])[0]
         left = max(curve.budget - curve.cost[-1], 0.0)
         unusual = self.unusual(curve)
         beyond = f"; beyond what it was learned on: {', '.join(unusual)}" if unusual else ""
@@ -295,8 +300,8 @@ def per_cost(curve: Curve, chance: Floats) -> Floats:
     many noisy scores the lowest counts, and the first are the noisiest (measured on AlgoPerf).
     """
     left = np.maximum(curve.budget - curve.cost, 0.0)
-    with np.errstate(divide="ignore"):
-        score: Floats = chance / (left * (1 - chance / 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.where(left > 0, chance / (left * (1 - chance / 2)), np.inf)
     return not_early(curve, score)
 
 
