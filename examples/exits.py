@@ -191,7 +191,9 @@ def table(exits: Exits) -> str:
     cost = point("learned", exits, exits.learned, judged).cost[0]
     lines += [f"  at a mean cost of {cost:.2f}, the best mixture of two settings of"]
     for name, points in curves(exits).items():
-        lines.append(f"  {name:24}  {'':24}{accuracy_at(points, cost):.4f}")
+        accuracy = accuracy_at(points, cost)
+        shown = f"{accuracy:.4f}" if math.isfinite(accuracy) else "takes more"
+        lines.append(f"  {name:24}  {'':24}{shown}")
     return "\n".join(lines)
 
 

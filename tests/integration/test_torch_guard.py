@@ -161,6 +161,27 @@ def test_it_goes_back_to_where_the_smoothed_loss_was_lowest(misses: bool) -> Non
     assert not torch.equal(params[0], again[0])
 
 
+@pytest.mark.parametrize("has_loss", [True, False])
+def test_a_long_outage_costs_the_rate_of_one(*, has_loss: bool) -> None:
+    params = given_grads((4,))
+    optimizer = LearnedOptimizer(params, "regression-10d")
+    assert params[0].grad is not None
+    good, bad = params[0].grad.clone(), torch.full((4,), math.nan)
+
+    def rate_after(*grads: torch.Tensor) -> float:
+        for grad in grads:
+            params[0].grad = grad.clone()
+            optimizer.step(loss=3.0 if has_loss else None)
+        rate: float = guards(optimizer)[0]["rate"]
+        return rate
+
+    with pytest.warns(FitWarning, match="as steps are not finite"):
+        rate = rate_after(*[good] * 5, *[bad] * 3)
+    assert rate_after(*[bad] * 27) == rate > 0  # nothing has moved that would have led there
+    assert rate_after(good, *[bad] * 3) == pytest.approx(0.3 * rate)
+    assert rate_after(*[bad] * 27) == pytest.approx(0.3 * rate)
+
+
 def test_a_loss_that_no_longer_falls_is_given_up() -> None:
     optimizer = LearnedOptimizer(given_grads((4,)), "regression-10d")
     steps = tell(optimizer, [10.0, *[1.0] * 15, *[1.1] * 40])

@@ -169,11 +169,14 @@ class Guard:
         if state["failures"] < FAILURES or self._step == 0:
             return Action()
         state["failures"] = 0
+        has_moved = self._step > state["begun"]
+        state["begun"] = self._step
         if state["losses"]:
             self._begin_again()
         go_back = state["losses"] > 0  # else the copy is that of the start
         if self.has_taken_over:
-            state["rate"] *= CUT
+            if has_moved:  # else no step has led here, and a smaller one would not help
+                state["rate"] *= CUT
             return Action(go_back=go_back)
         self._take_over()
         return Action(go_back=go_back, takes_over=why_adam("fails", step=self._step))

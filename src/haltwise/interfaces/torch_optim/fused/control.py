@@ -157,6 +157,7 @@ def _take_over(record, size_there, nothing_gained, why, step, waited):
 def _fail(record):
     """`Guard.fail`; whether to go back."""
     step = tl.load(record + STEP)
+    begun_at = tl.load(record + BEGUN)
     failures = tl.load(record + FAILURES) + 1
     losses = tl.load(record + LOSSES)
     lowest = tl.load(record + LOWEST)
@@ -178,11 +179,12 @@ def _fail(record):
         tl.store(record + SMOOTH, lowest * (1 - power(_SMOOTHING, losses)))
         tl.store(record + NOISE, noise_there)
         tl.store(record + LOWEST_AT, step)
-        tl.store(record + BEGUN, step)
         tl.store(record + HIGH, 0.0)
     if gives_up:
+        tl.store(record + BEGUN, step)
         if by_adam:
-            tl.store(record + FULL_RATE, full_rate * _CUT)
+            if step > begun_at:  # else no step has led here
+                tl.store(record + FULL_RATE, full_rate * _CUT)
         else:
             _take_over(record, size_there, nothing_gained, DIVERGES, step, 0.0)
     return goes_back
