@@ -72,6 +72,66 @@ class PaysBack(Sound):
         self.exit_costs = torch.tensor([1.0, 2.0, 1.5, 3.0], dtype=DOUBLE)
 
 
+class NeverEndsPaying(Sound):
+    def __init__(self) -> None:
+        super().__init__()
+        self.exit_costs = torch.tensor([1.0, 2.0, 3.0, torch.inf], dtype=DOUBLE)
+
+
+class CountsItsCalls(Sound):
+    calls = 0
+
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        self.calls += 1
+        found = super().step(step, state)
+        return found._replace(output=found.output + 1e-9 * self.calls)
+
+
+class ShowsNoise(Sound):
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        found = super().step(step, state)
+        return found._replace(features=found.features + torch.randn_like(found.features))
+
+
+class HalvesItsInputs(Sound):
+    def init(self, inputs: Tensor) -> State:
+        return {"values": inputs.div_(2)}
+
+
+class WritesIntoItsState(Sound):
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        found = super().step(step, state)
+        if not torch.is_grad_enabled():
+            state["values"].copy_(found.output)
+        return found
+
+
+class KeepsTheInputsOfOthers(Sound):
+    def init(self, inputs: Tensor) -> State:
+        self.inputs = inputs
+        return {"values": inputs}
+
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        found = super().step(step, state)
+        return found._replace(output=found.output + self.inputs[: len(found.output)])
+
+
+class Remembers(Sound):
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        found = super().step(step, state)
+        return found._replace(state={**found.state, "before": found.output})
+
+
+class IsATuple(Sound):
+    def init(self, inputs: Tensor) -> State:
+        return (inputs,)  # type: ignore[return-value]
+
+
+class ReturnsATuple(Sound):
+    def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
+        return tuple(super().step(step, state))  # type: ignore[return-value]
+
+
 INPUTS = torch.randn(5, 3, generator=seeded(), dtype=DOUBLE)
 
 
@@ -92,12 +152,21 @@ INPUTS = torch.randn(5, 3, generator=seeded(), dtype=DOUBLE)
             r"the output at step 0 must begin with the items' shape \[5\], got \[\]",
         ),
         (PaysBack, "exit_costs must rise over the 4 exits"),
+        (NeverEndsPaying, "exit_costs must rise over the 4 exits and be finite"),
+        (CountsItsCalls, "output of step 0 is another when the step is repeated"),
+        (ShowsNoise, "features of step 0 is another when the step is repeated"),
+        (HalvesItsInputs, "init must not change its inputs"),
+        (WritesIntoItsState, "step 0 must not change values, which it is given"),
+        (KeepsTheInputsOfOthers, r"a row of .* in batches of .* is not what it is"),
+        (Remembers, "the state of steps that are alike must keep its names"),
+        (IsATuple, "the state must be a dictionary of tensors"),
+        (ReturnsATuple, r"step 0 must return an ItemStep\(output, features, state\)"),
     ],
 )
 def test_a_broken_process_is_found_out(kind: type[Sound], message: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(AssertionError, match=message):
-        check_adaptive_process(kind().double(), INPUTS)
+        check_adaptive_process(kind().double(), INPUTS.clone())
 
 
 def test_two_rows_show_too_little() -> None:

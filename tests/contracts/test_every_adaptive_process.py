@@ -31,6 +31,12 @@ CASES: dict[str, tuple[Callable[[], AdaptiveProcess], Tensor]] = {
         lambda: RepeatedBlock(TransformerBlock(8, 2), 8, 3),
         inputs(4, 5, 8),
     ),
+    "torch's encoder layer, whose units have kinks": (
+        lambda: RepeatedBlock(
+            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 8, 3
+        ),
+        inputs(4, 5, 8),
+    ),
     "universal transformer": (
         lambda: RepeatedBlock(TransformerBlock(8, 2, causal=True), 8, 3, per="token"),
         inputs(4, 5, 8),

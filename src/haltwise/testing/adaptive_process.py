@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import InputError
+from haltwise._core.settings import got
 from haltwise.halting.methods import halting_methods
-from haltwise.nn.base import AdaptiveProcess
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.layer import AdaptiveComputation
 from haltwise.nn.pondered import Pondered
@@ -18,10 +19,14 @@ from haltwise.stop_rules import FixedBudget
 from haltwise.testing.assertions import (
     close,
     expect,
+    expect_alike,
     expect_items,
+    expect_kinds,
     normal,
     rounding_among_others,
     seeded,
+    tensors,
+    unchanged,
 )
 
 __all__ = ["check_adaptive_process"]
@@ -38,6 +43,8 @@ def check_adaptive_process(
     With every halting method and coupling that fits, and a halting head of random weights:
 
     - State, outputs and features have the rows along dimension 0, and exits rise in cost.
+    - A step that is repeated gives the same bits, and neither inputs nor states are changed in
+      place. (What a step really costs, nobody can see: give `exit_costs` that are true.)
     - Rows do not see each other: a row runs alone as among others, and `run` gives what `forward`
       gives.
     - Probabilities of exits sum to one; a fixed budget of all steps returns the last output.
@@ -100,21 +107,26 @@ def _name(layer: AdaptiveComputation) -> str:
     return f"{type(layer.method).__name__} coupled by {layer.coupling.value!r}"
 
 
+@torch.no_grad()
 def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> Tensor:
     """The features of all items at all steps, shape [K, F]."""
     num, costs = len(inputs), process.exit_costs
+    rising = bool((costs.diff() > 0).all() and costs.isfinite().all())
     expect(
-        list(costs.shape) == [process.num_exits] and bool((costs.diff() > 0).all()),
-        f"exit_costs must rise over the {process.num_exits} exits, got {costs.tolist()}",
+        list(costs.shape) == [process.num_exits] and rising,
+        f"exit_costs must rise over the {process.num_exits} exits and be finite, got "
+        f"{costs.tolist()}",
     )
-    state = process.init(inputs)
-    expect_items(state, num, "the state")
+    with unchanged("init must not change its inputs", {"inputs": inputs}):
+        state = process.init(inputs)
+    _expect_state(state, num)
     seen = []
     for step in range(process.num_exits):
-        rows = torch.full((num,), step)
-        found = process.step(rows if process.steps_alike else step, state)
+        found = _step_twice(process, step, state, num)
+        _expect_state(found.state, num)
+        if process.steps_alike:
+            expect_kinds(found.state, state, "the state of steps that are alike")
         state = found.state
-        expect_items(state, num, "the state")
         items = found.features.shape[:-1]
         expect(
             len(items) > 0 and items[0] == num and found.features.shape[-1] == process.num_features,
@@ -128,6 +140,34 @@ def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> Tensor:
         )
         seen.append(found.features.detach().flatten(0, -2))
     return torch.cat(seen)
+
+
+def _expect_state(state: object, num: int) -> None:
+    expect(isinstance(state, dict), f"the state must be a dictionary of tensors, {got(state)}")
+    assert isinstance(state, dict)
+    expect_items(state, num, "the state")
+
+
+def _step_twice(process: AdaptiveProcess, step: int, state: State, num: int) -> ItemStep:
+    """Step t of all rows; it must not change what it is given, and repeat to the bit."""
+    at = torch.full((num,), step) if process.steps_alike else step
+    found = []
+    for _ in range(2):
+        with unchanged(f"step {step} must not change {{}}, which it is given", state):
+            one = process.step(at, state)
+        expect(
+            isinstance(one, ItemStep),
+            f"step {step} must return an ItemStep(output, features, state), {got(one)}",
+        )
+        found.append(one)
+    first, second = (tensors(one) for one in found)
+    expect_alike(
+        second,
+        first,
+        f"{{}} of step {step} is another when the step is repeated: it draws at random (call "
+        "eval() if that is dropout), or something is kept between calls",
+    )
+    return found[0]
 
 
 def _check_runs(
@@ -255,14 +295,17 @@ def _check_differences(layer: AdaptiveComputation, inputs: Tensor) -> None:
 
     parameters: list[nn.Parameter] = [p for p in layer.parameters() if p.requires_grad]
     grads = torch.autograd.grad(objective(), parameters, allow_unused=True)
-    slope, step = _along(grads).item(), 1e-6
-    values = []
-    for sign in (1, -2):
-        for place, parameter in enumerate(parameters):
-            if grads[place] is not None:
-                parameter.data += sign * step * normal(place, *parameter.shape)
-        values.append(objective().item())
-    found = (values[0] - values[1]) / (2 * step)
+    slope = _along(grads).item()
+    quotients = []
+    for step in (1e-6, 1e-7, 1e-8):  # the longer are more exact, the shorter miss kinks
+        values = []
+        for sign in (1, -2, 1):
+            for place, parameter in enumerate(parameters):
+                if grads[place] is not None:
+                    parameter.data += sign * step * normal(place, *parameter.shape)
+            values.append(objective().item())
+        quotients.append((values[0] - values[1]) / (2 * step))
+    found = min(quotients, key=lambda quotient: abs(quotient - slope))
     expect(
         abs(found - slope) <= 1e-5 * (abs(slope) + 1),
         f"{_name(layer)}: the gradient along a direction is {slope:.8g}, differences say "
