@@ -373,7 +373,7 @@ def test_what_does_not_fit_is_refused() -> None:
         AdaptiveComputation(cell, "none")
     with pytest.raises(InputError, match="coupling must be one of expected-loss"):
         AdaptiveComputation(cell, coupling="mean")
-    with pytest.raises(InputError, match="num_exits must be at least 2, got 1"):
+    with pytest.raises(InputError, match="max_steps must be at least 2, got 1"):
         RecurrentCell(nn.GRUCell(3, 5), 1)
     tokens = RepeatedBlock(TransformerBlock(4, 2), 4, 3, per="token")
     with pytest.raises(InputError, match="the items of RepeatedBlock see each other"):
@@ -382,7 +382,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for price in (0.0, -1.0, math.inf, math.nan, torch.ones(2)):
         with pytest.raises(InputError, match="price"):
             layer(rows, price)
-    with pytest.raises(InputError, match=r"losses must have shape \[3, 4\]"):
+    with pytest.raises(InputError, match=r"losses must be a tensor of shape \[3, 4\]"):
         layer(rows, 0.1).objective(torch.zeros(3))
     with pytest.raises(InputError, match=r"inputs must have shape \[B, 2\]"):
         layer(torch.zeros(3, 3), 0.1)

@@ -2,16 +2,25 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from haltwise._core.errors import require
-from haltwise._core.settings import whole_number
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import got, real_number, whole_number
 
-__all__ = ["AdaptiveProcess", "ItemStep", "State"]
+__all__ = [
+    "AdaptiveProcess",
+    "ItemStep",
+    "State",
+    "begin",
+    "require_batch_first",
+    "require_rows",
+    "require_shape",
+    "take_step",
+]
 
 State = dict[str, Tensor]
 """What rows carry from step to step; every tensor has them along dimension 0."""
@@ -43,7 +52,8 @@ class AdaptiveProcess(nn.Module, ABC):
         costs: Of ending at each exit, rising; the steps taken, 1, 2, ..., if None.
 
     Raises:
-        InputError: There are fewer than 2 exits, or costs do not fit or do not rise.
+        InputError: There are fewer than 2 exits, or costs do not fit, are infinite or do not rise
+            in the default precision.
 
     Examples:
         Newton's iteration for square roots; its last change is what a head may read:
@@ -75,13 +85,21 @@ class AdaptiveProcess(nn.Module, ABC):
     def __init__(self, num_exits: int, costs: Sequence[float] | None = None) -> None:
         super().__init__()
         self.num_exits = whole_number("num_exits", num_exits, least=2)
-        values = [*range(1, self.num_exits + 1)] if costs is None else [*costs]
+        require(
+            costs is None or (hasattr(costs, "__iter__") and not isinstance(costs, str)),
+            f"costs must be a number for each of {self.num_exits} exits, {got(costs)}",
+        )
+        steps = range(1, self.num_exits + 1)
+        values = [real_number("costs", cost) for cost in (steps if costs is None else costs)]
+        stored = torch.tensor(values, dtype=torch.get_default_dtype(), device="cpu")
         require(
             len(values) == self.num_exits
-            and all(low < high for low, high in itertools.pairwise(values)),
-            f"costs must rise over {self.num_exits} exits, got {values}",
+            and bool(stored.isfinite().all())
+            and all(low < high for low, high in itertools.pairwise(stored.tolist())),
+            f"costs must be finite and rise over {self.num_exits} exits, also in {stored.dtype}, "
+            f"got {values}",
         )
-        self.register_buffer("exit_costs", torch.tensor(values, dtype=torch.get_default_dtype()))
+        self.register_buffer("exit_costs", stored.to(torch.get_default_device()))
 
     @abstractmethod
     def init(self, inputs: Tensor) -> State:
@@ -97,3 +115,120 @@ class AdaptiveProcess(nn.Module, ABC):
             active: Which items still run, bool [n, items...], where they interact; all if None.
                 Those that do not must return what they returned.
         """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Convert weights, but keep costs in single precision at least: half knows no 2,049."""
+        costs = self.exit_costs
+        module = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.exit_costs.dtype in (torch.float16, torch.bfloat16):
+            self.exit_costs = costs.to(self.exit_costs.device, torch.float32)
+        return module
+
+
+def require_rows(inputs: object) -> None:
+    """Refuse inputs that are no tensor with the rows along dimension 0."""
+    require(
+        isinstance(inputs, Tensor) and inputs.ndim > 0,
+        f"inputs must be a tensor with the rows along dimension 0, {got(inputs)}",
+    )
+
+
+def require_shape(found: object, like: Tensor, whose: str) -> None:
+    """Refuse what a module of the caller's returns in another shape, before it is broadcast."""
+    if not (isinstance(found, Tensor) and found.shape == like.shape):
+        kind = "" if isinstance(found, Tensor) else f" of type {type(found).__name__}"
+        raise InputError(
+            f"{whose} must return a tensor of the shape {list(like.shape)} of its input, "
+            f"{got(found)}{kind}"
+        )
+
+
+def require_batch_first(modules: Sequence[nn.Module]) -> None:
+    """Refuse layers of PyTorch to which rows are tokens, so that they would see each other."""
+    for module in modules:
+        kind = getattr(module, "_orig_mod", module)
+        if isinstance(kind, nn.Sequential | nn.ModuleList):
+            require_batch_first([*kind])
+        elif isinstance(kind, nn.TransformerEncoder):
+            require_batch_first([*kind.layers])
+        else:
+            attention = getattr(kind, "self_attn", kind)
+            require(
+                not isinstance(attention, nn.MultiheadAttention | nn.RNNBase)
+                or attention.batch_first,
+                f"{type(kind).__name__} reads tokens [L, B, D], so that rows would see each other; "
+                "make it with batch_first=True",
+            )
+
+
+def begin(process: AdaptiveProcess, inputs: Tensor) -> State:
+    """The state before step 0.
+
+    Raises:
+        InputError: It is no dictionary of tensors with the rows along dimension 0.
+    """
+    state = process.init(inputs)
+    _require_state(process, state, len(inputs))
+    return state
+
+
+def take_step(
+    process: AdaptiveProcess,
+    step: int | Tensor,
+    state: State,
+    active: Tensor | None,
+    num_rows: int,
+    like: Tensor | None = None,
+) -> ItemStep:
+    """Take a step of `num_rows` rows.
+
+    Args:
+        process: Whose step it is.
+        step: As the process takes it.
+        state: Of the rows.
+        active: Which of their items run.
+        num_rows: n.
+        like: An output of an exit before, [m, ...].
+
+    Raises:
+        InputError: What it returns is not what the contract says.
+    """
+    found = process.step(step, state, active)
+    name = type(process).__name__
+    if not isinstance(found, ItemStep):
+        raise InputError(
+            f"a step of {name} must return an ItemStep(output, features, state), {got(found)}"
+        )
+    _require_state(process, found.state, num_rows)
+    features, output = found.features, found.output
+    ends = num_rows, process.num_features
+    if features.ndim < 2 or (len(features), features.shape[-1]) != ends:
+        raise InputError(
+            f"the features of {name} must have shape [{num_rows}, ..., {process.num_features}], "
+            f"got {list(features.shape)}; the last is the process' num_features"
+        )
+    items = features.shape[:-1]
+    if output.shape[: len(items)] != items:
+        raise InputError(
+            f"the outputs of {name} must begin with the shape of its items, {list(items)}, got "
+            f"{list(output.shape)}"
+        )
+    if like is not None and output.shape[1:] != like.shape[1:]:
+        raise InputError(
+            f"all exits of {name} must return outputs of one shape, got {list(like.shape[1:])} "
+            f"and then {list(output.shape[1:])} of a row; bring them to one, such as by heads"
+        )
+    return found
+
+
+def _require_state(process: AdaptiveProcess, state: object, num_rows: int) -> None:
+    name = type(process).__name__
+    if not isinstance(state, dict):
+        raise InputError(f"the state of {name} must be a dictionary of tensors, {got(state)}")
+    for key, value in state.items():
+        if not (isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_rows):
+            raise InputError(
+                f"{key} of the state of {name} must be a tensor with the {num_rows} rows along "
+                f"dimension 0, {got(value)}; give what is nested names of its own, and leave out "
+                "what is None"
+            )

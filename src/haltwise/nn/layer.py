@@ -5,13 +5,14 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from haltwise._core.discovery import lookup
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import shown, whole_number
+from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.halting.session import Halts
-from haltwise.nn.base import AdaptiveProcess
+from haltwise.nn.base import AdaptiveProcess, begin, require_rows, take_step
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.head import HaltingHead
 from haltwise.nn.online import OnlineHalting
@@ -79,9 +80,14 @@ class AdaptiveComputation(nn.Module):
             else method
         )
         require(
+            isinstance(own, HaltingMethod),
+            f"method must be the name of a halting method or one with settings, {got(own)}",
+        )
+        require(
             own.num_outputs > 0,
             f"{type(own).__name__} learns nothing about halting; choose another method",
         )
+        require_flags(price_input=price_input)
         self.process, self.method, self.coupling = process, own, _coupling(coupling)
         require(
             not (process.items_interact and self.coupling is Coupling.SAMPLED),
@@ -110,17 +116,26 @@ class AdaptiveComputation(nn.Module):
             generator: Draws exits; PyTorch's own if None.
 
         Raises:
-            InputError: A price is not above 0.
+            InputError: A price is not above 0, or inputs or what the process makes of them has an
+                impossible shape.
         """
+        require_rows(inputs)
         process, num_rows = self.process, len(inputs)
-        rows, state = price_of_rows(price, num_rows), process.init(inputs)
+        rows, state = price_of_rows(price, num_rows), begin(process, inputs)
         masked = process.items_interact and self.coupling is Coupling.EXPECTED_STATE
         outputs: list[Tensor] = []
         halting: dict[str, list[Tensor]] = {}
         active, prices = None, torch.empty(0)
         for step in range(process.num_exits):
             at = torch.full((num_rows,), step, device=inputs.device)
-            found = process.step(at if process.steps_alike else step, state, active)
+            found = take_step(
+                process,
+                at if process.steps_alike else step,
+                state,
+                active,
+                num_rows,
+                outputs[0] if outputs else None,
+            )
             state = found.state
             outputs.append(found.output)
             if step == 0:
@@ -183,8 +198,11 @@ class AdaptiveComputation(nn.Module):
 
         Raises:
             InputError: A price is not above 0, sizes do not rise, the rule reads a loss that is not
-                observed, or exits are to be drawn from a law that is known only at the end.
+                observed, exits are to be drawn from a law that is known only at the end, or batch
+                normalization mixes the rows.
         """
+        require_rows(inputs)
+        _require_rows_apart(self.process)
         halting = OnlineHalting(
             self.head if model is None else model,
             self.coupling,
@@ -195,6 +213,18 @@ class AdaptiveComputation(nn.Module):
         )
         prices = price_of_rows(price, len(inputs))
         return run_process(self.process, inputs, prices, halting, sizes)
+
+
+def _require_rows_apart(process: AdaptiveProcess) -> None:
+    """Refuse batch normalization by the rows of a batch: places that are empty would count."""
+    for name, module in process.named_modules():
+        if isinstance(module, _BatchNorm):
+            mixes = module.training or module.running_mean is None
+            require(
+                not mixes,
+                f"{name} of {type(process).__name__} is a {type(module).__name__} that normalizes "
+                "rows by each other; call eval() before run, and let it track running statistics",
+            )
 
 
 def _coupling(name: str) -> Coupling:

@@ -6,8 +6,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from haltwise._core.errors import require
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import got
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_batch_first, require_shape
 from haltwise.nn.transformer import TransformerBlock, shares_keys
 
 __all__ = ["LayerStack"]
@@ -60,9 +61,14 @@ class LayerStack(AdaptiveProcess):
             heads is None or len(heads) == len(layers),
             f"{len(layers)} layers need as many heads, got {len(heads or ())}",
         )
+        require_batch_first(layers)
         self.layers = nn.ModuleList(layers)
         self.heads = None if heads is None else nn.ModuleList(heads)
         self.num_features, self.items_interact = num_features, per == "token"
+        require(
+            features is None or callable(features),
+            f"features must be a function of outputs, {got(features)}",
+        )
         self._features = features
         self._shares = shares_keys(keys, layers)
 
@@ -82,6 +88,11 @@ class LayerStack(AdaptiveProcess):
                 after = {"keys": keys}
         else:
             new = layer(values)
+            if not isinstance(new, Tensor):
+                kind = type(layer).__name__
+                raise InputError(f"layer {step}, a {kind}, must return a tensor, {got(new)}")
+            if self.items_interact:
+                require_shape(new, values, f"layer {step}")
             if active is not None:
                 new = torch.where(active.unsqueeze(-1), new, values)
         output = new if self.heads is None else self.heads[step](new)
@@ -92,4 +103,9 @@ class LayerStack(AdaptiveProcess):
             return self._features(output)
         if self.items_interact or output.ndim == 2:
             return output
+        require(
+            output.ndim in (3, 4),
+            f"outputs of shape {list(output.shape)} have no features of their own; give features, "
+            "a function of them",
+        )
         return output.mean(1) if output.ndim == 3 else output.mean((2, 3))

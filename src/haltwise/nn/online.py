@@ -8,6 +8,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.plugins import comes_with_the_package
+from haltwise._core.settings import got
 from haltwise._core.tensors import nested_state, sub_state
 from haltwise.halting.methods import HaltingMethod
 from haltwise.halting.session import HaltingSession, Halts
@@ -62,6 +63,14 @@ class OnlineHalting:
         observe: Callable[[Tensor], Tensor] | None,
         generator: torch.Generator | None,
     ) -> None:
+        require(
+            isinstance(getattr(model, "method", None), HaltingMethod),
+            f"model must be a halting model, {got(model)}; haltwise.load_halting(...) loads one",
+        )
+        require(
+            rule is None or isinstance(rule, StopRule),
+            f"rule must be a stop rule with its settings, {got(rule)}; a policy has one in .rule",
+        )
         self._model, self._observe = model, observe
         self._num_exits, self._generator = num_exits, generator
         self.draws = rule is None and coupling is Coupling.SAMPLED
@@ -118,7 +127,12 @@ class OnlineHalting:
         """
         signals, norm, loss = None, None, torch.full_like(price, torch.nan)
         if self._observe is not None:
-            loss = self._observe(output).flatten()
+            loss = self._observe(output)
+            require(
+                isinstance(loss, Tensor) and loss.numel() == len(price) and loss.ndim > 0,
+                f"observe must make a loss of each of {len(price)} items, {got(loss)}",
+            )
+            loss = loss.flatten()
             signals = loss_signals(step, loss)
             norm = signals[:, SIGNALS.index("log_grad")]
         readout = features if self._model.readout_size else None

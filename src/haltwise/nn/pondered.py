@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.settings import got
 from haltwise.halting.methods import HaltingExamples, HaltingMethod
 from haltwise.halting.posteriors import Posterior
 from haltwise.nn.coupling import Coupling
@@ -47,7 +48,7 @@ class Pondered:
     @property
     def log_prob(self) -> Tensor:
         """Log q(t) of exits t = 0..T, shape [items..., T+1]."""
-        return self.posterior.log_prob().view(*self.price.shape, -1)
+        return self.posterior.log_prob().view(*self.price.shape, len(self.exit_costs))
 
     @property
     def posterior(self) -> Posterior:
@@ -83,6 +84,12 @@ class Pondered:
 
     def at(self, exits: Tensor) -> Tensor:
         """The outputs at exits int64 [items...], shape [items..., ...]."""
+        require(
+            isinstance(exits, Tensor)
+            and exits.dtype == torch.int64
+            and exits.shape == self.price.shape,
+            f"exits must be int64 of shape {list(self.price.shape)}, {got(exits)}",
+        )
         index = self._along_outputs(exits.unsqueeze(-1))
         shape = (*exits.shape, 1, *self.outputs.shape[exits.ndim + 1 :])
         return self.outputs.gather(exits.ndim, index.expand(shape)).squeeze(exits.ndim)
@@ -129,9 +136,9 @@ class Pondered:
         every = self.coupling is Coupling.EXPECTED_LOSS
         due = [*self.price.shape, len(self.exit_costs)] if every else [*self.price.shape]
         require(
-            list(losses.shape) == due,
-            f"losses must have shape {due} where they are coupled by {self.coupling.value!r}, got "
-            f"{list(losses.shape)}",
+            isinstance(losses, Tensor) and list(losses.shape) == due,
+            f"losses must be a tensor of shape {due} where they are coupled by "
+            f"{self.coupling.value!r}, {got(losses)}",
         )
         if every:
             return self._expected_loss(losses, progress)
@@ -152,9 +159,11 @@ class Pondered:
                 which a halting model can learn (`haltwise.recordings.runs.save_trajectory`).
         """
         due = [*self.price.shape, len(self.exit_costs)]
-        require(
-            list(losses.shape) == due, f"losses must have shape {due}, got {list(losses.shape)}"
-        )
+        for name, value in {"losses": losses, "observed": observed}.items():
+            require(
+                value is None or (isinstance(value, Tensor) and list(value.shape) == due),
+                f"{name} must be a tensor of shape {due}, {got(value)}",
+            )
         flat = losses.detach().flatten(0, -2)
         seen = flat if observed is None else observed.detach().flatten(0, -2)
         outputs = {name: value.detach() for name, value in self._flat_halting().items()}

@@ -1,29 +1,47 @@
 """The price of a unit of cost, of every row and of every item in it."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.settings import real_number, shown
+from haltwise._core.tensors import copied_array
 
 __all__ = ["price_of_items", "price_of_rows"]
 
+_LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
 
 def price_of_rows(price: float | Tensor, num_rows: int) -> Tensor:
-    """Check a price, a number or a tensor [n], and give every row its own, shape [n].
+    """Check a price, a number or a tensor or array [n], and give every row its own, shape [n].
 
     Raises:
         InputError: A price is not a finite number above 0, or there is another number of them.
     """
+    given: object = price
+    if isinstance(given, np.ndarray) and given.ndim > 0:
+        price = copied_array(given, "price")
     if not isinstance(price, Tensor) or price.ndim == 0:
+        require(
+            not isinstance(given, list | tuple),
+            f"price must be a number or a tensor of shape [{num_rows}], got {shown(price)}",
+        )
         number = real_number("price", price)
         price = torch.full((num_rows,), number, dtype=torch.float64, device="cpu")
     require(
         list(price.shape) == [num_rows],
         f"price must be a number or have shape [{num_rows}], got {shown(price)}",
     )
+    require(
+        not price.is_complex() and price.dtype != torch.bool,
+        f"prices must be real numbers, got {price.dtype}",
+    )
     wrong = price[~((price > 0) & (price < torch.inf))].tolist()
     require(not wrong, f"prices must be finite numbers above 0, got {wrong[:1]}")
+    # Laws of exits may be computed in single precision.
+    wrong = price[(price < _LEAST) | (price > _MOST)].tolist()
+    require(not wrong, f"prices must lie between {_LEAST:.1e} and {_MOST:.1e}, got {wrong[:1]}")
     return price
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
+from haltwise._core.settings import got, shown, whole_number
 from haltwise.halting.methods import HaltingMethod
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.layer import AdaptiveComputation
 from haltwise.nn.pondered import Pondered
@@ -16,6 +17,8 @@ from haltwise.nn.runner import Executed
 from haltwise.stop_rules import StopRule
 
 __all__ = ["AdaptiveRNN", "RecurrentCell"]
+
+_SIZES = "input_size", "hidden_size"
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 """The state of a cell [B, H]; of an LSTM cell its hidden and its cell state."""
@@ -38,10 +41,19 @@ class RecurrentCell(AdaptiveProcess):
     steps_alike: ClassVar[bool] = True
 
     def __init__(self, cell: nn.RNNCellBase, max_steps: int = 10) -> None:
-        super().__init__(max_steps)
+        super().__init__(whole_number("max_steps", max_steps, least=2))
+        kind = getattr(cell, "_orig_mod", cell)  # what torch.compile has made a module of
+        require(
+            isinstance(cell, nn.Module)
+            and not isinstance(kind, nn.RNNBase)
+            and all(isinstance(getattr(cell, name, None), int) for name in _SIZES),
+            "cell must be an nn.RNNCell, nn.GRUCell or nn.LSTMCell, or one of yours with the "
+            f"attributes input_size and hidden_size and a state [B, H], {got(cell)}; for another "
+            "state write a haltwise.nn.AdaptiveProcess",
+        )
         self.cell = cell
         self.num_features = cell.hidden_size
-        self._parts = ("hidden", "cell") if isinstance(cell, nn.LSTMCell) else ("hidden",)
+        self._parts = ("hidden", "cell") if isinstance(kind, nn.LSTMCell) else ("hidden",)
 
     @property
     def state_size(self) -> int:
@@ -65,6 +77,8 @@ class RecurrentCell(AdaptiveProcess):
         inputs, parts = state["inputs"], tuple(state[name] for name in self._parts)
         first = (torch.zeros_like(inputs[:, :1], dtype=torch.int64) + _column(step)) == 0
         new = self.cell(torch.cat((inputs, first.to(inputs)), 1), parts if parts[1:] else parts[0])
+        if not parts[1:]:
+            require_shape(new, parts[0], "the cell")
         output = torch.cat(new, 1) if parts[1:] else new
         after = self._named(output)
         return ItemStep(output, after["hidden"], {"inputs": inputs, **after})
@@ -177,12 +191,31 @@ class AdaptiveRNN(nn.Module):
 
     def _begin(self, inputs: Tensor, hidden: Hidden | None) -> tuple[Sequence[Tensor], Tensor]:
         """The tokens [B, D] in order, and the state before them, [B, H] or [B, 2 H]."""
-        require(inputs.ndim == 3, f"inputs must have 3 dimensions, got {inputs.ndim}")
+        dims = "[B, L, D]" if self.batch_first else "[L, B, D]"
+        require(
+            isinstance(inputs, Tensor) and inputs.ndim == 3,
+            f"inputs must be a tensor of shape {dims}, {got(inputs)}; pad sequences of different "
+            "lengths, and leave what follows their ends out of the loss",
+        )
+        require(
+            inputs.shape[2] == self._process.cell.input_size - 1,
+            f"inputs must have {self._process.cell.input_size - 1} numbers a token, one less than "
+            f"the cell reads, got {inputs.shape[2]}",
+        )
         tokens = inputs.unbind(1 if self.batch_first else 0)
         require(len(tokens) > 0, "inputs have no tokens")
         if hidden is None:
             return tokens, inputs.new_zeros(len(tokens[0]), self._process.state_size)
-        return tokens, torch.cat(hidden if isinstance(hidden, tuple) else (hidden,), -1)[0]
+        parts = hidden if isinstance(hidden, tuple) else (hidden,)
+        size = self._process.num_features
+        number, due = self._process.state_size // size, [1, len(tokens[0]), size]
+        require(
+            len(parts) == number
+            and all(isinstance(part, Tensor) and list(part.shape) == due for part in parts),
+            f"hidden must be {'a pair of tensors' if number > 1 else 'a tensor'} of shape {due}, "
+            f"got {', '.join(shown(part) for part in parts)}",
+        )
+        return tokens, torch.cat(parts, -1)[0]
 
     def _end(self, states: Sequence[Tensor]) -> tuple[Tensor, Hidden]:
         size = self._process.num_features

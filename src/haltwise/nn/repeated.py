@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from haltwise._core.errors import require
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise._core.settings import got, whole_number
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_batch_first, require_shape
 from haltwise.nn.transformer import TransformerBlock, shares_keys
 
 __all__ = ["RepeatedBlock"]
@@ -45,14 +46,21 @@ class RepeatedBlock(AdaptiveProcess):
         inject: bool = True,
         keys: Literal["copied", "shared"] = "copied",
     ) -> None:
-        super().__init__(max_steps)
+        super().__init__(whole_number("max_steps", max_steps, least=2))
         require(per in ("sequence", "token"), f"per must be 'sequence' or 'token', got {per!r}")
+        require(isinstance(block, nn.Module), f"block must be an nn.Module, {got(block)}")
+        require_batch_first([block])
+        self.dim = whole_number("dim", dim)
         self.block, self.inject = block, inject
         self._shares = shares_keys(keys, [block])
         self.items_interact = per == "token"
-        self.num_features = dim + 1 if self.items_interact else 2 * dim + 1
+        self.num_features = self.dim + 1 if self.items_interact else 2 * self.dim + 1
 
     def init(self, inputs: Tensor) -> State:
+        require(
+            inputs.ndim == 3 and inputs.shape[1] > 0 and inputs.shape[2] == self.dim,
+            f"inputs must be tokens [B, L, {self.dim}], L at least 1, {got(inputs)}",
+        )
         state = {"tokens": inputs}
         if self.inject:
             state = {"inputs": inputs, "tokens": torch.zeros_like(inputs)}
@@ -74,6 +82,7 @@ class RepeatedBlock(AdaptiveProcess):
             state = {**state, "keys": keys, "ran": ran}
         else:
             tokens = self.block(seen)
+            require_shape(tokens, before, "the block")
             if active is not None:
                 tokens = torch.where(active.unsqueeze(-1), tokens, before)
         change = mse_loss(tokens, before, reduction="none").mean(-1, keepdim=True)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from haltwise._core.errors import require
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise._core.settings import got, whole_number
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
 
 __all__ = ["ResidualStage"]
 
@@ -46,15 +47,21 @@ class ResidualStage(AdaptiveProcess):
         require(per in ("image", "position"), f"per must be 'image' or 'position', got {per!r}")
         self.units = nn.ModuleList(units)
         self.items_interact = per == "position"
-        self.num_features = (3 if self.items_interact else 2) * num_channels
+        self.num_channels = whole_number("num_channels", num_channels)
+        self.num_features = (3 if self.items_interact else 2) * self.num_channels
 
     def init(self, inputs: Tensor) -> State:
+        require(
+            inputs.ndim == 4 and inputs.shape[1] == self.num_channels,
+            f"inputs must be images [n, {self.num_channels}, H, W], {got(inputs)}",
+        )
         return {"image": inputs}
 
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
         assert isinstance(step, int)  # units differ
         image = state["image"]
         change = self.units[step](image)
+        require_shape(change, image, f"unit {step}")
         if active is not None:
             change = change * active.unsqueeze(1)
         image = image + change

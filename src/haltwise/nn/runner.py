@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from haltwise._core.errors import require
-from haltwise._core.settings import whole_number
+from haltwise._core.settings import got, whole_number
 from haltwise._core.tensors import nested_state, select_state, sub_state
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State, begin, take_step
 from haltwise.nn.online import OnlineHalting
 from haltwise.nn.prices import price_of_items
 
@@ -80,6 +80,10 @@ def run_process(
 def _sizes(num_rows: int, sizes: Sequence[int] | None) -> list[int]:
     if sizes is None:
         return sorted({max(_FEWEST, math.ceil(share * num_rows)) for share in _SHARES})
+    require(
+        hasattr(sizes, "__iter__") and not isinstance(sizes, str),
+        f"sizes must be whole numbers in a list, {got(sizes)}",
+    )
     chosen = [whole_number("sizes", size) for size in sizes]
     require(
         len(chosen) > 0 and all(low < high for low, high in itertools.pairwise(chosen)),
@@ -152,7 +156,7 @@ class _Run:
             "row": pad(rows, (0, missing), value=self._num_rows),
             "step": torch.zeros_like(index),
             "price": self._price[index],
-            **nested_state(self._process.init(self._inputs[index]), "process."),
+            **nested_state(begin(self._process, self._inputs[index]), "process."),
         }
         return places if self._like is None else {**places, **self._memory(places["price"])}
 
@@ -175,10 +179,13 @@ class _Run:
     def _advance(self) -> None:
         """Take a step in every place, and write down what ends there."""
         process, places = self._process, self.places
-        found = process.step(
+        found = take_step(
+            process,
             places["step"] if process.steps_alike else self._step,
             sub_state(places, "process."),
             places.get("active") if process.items_interact else None,
+            len(places["row"]),
+            None if self._like is None else self._like.output,
         )
         if self._like is None:
             self._begin_results(found)
@@ -262,6 +269,12 @@ class _Run:
         for index in empty.split(number):
             if len(index) == number and len(self._waiting):
                 entered = self._enter(number)
+                require(
+                    entered.keys() == self.places.keys(),
+                    f"the state of {type(self._process).__name__} must keep its names, got "
+                    f"{sorted(sub_state(self.places, 'process.'))} after "
+                    f"{sorted(sub_state(entered, 'process.'))}",
+                )
                 self.places = {
                     name: value.index_copy(0, index, entered[name])
                     for name, value in self.places.items()

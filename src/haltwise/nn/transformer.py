@@ -36,6 +36,7 @@ class TransformerBlock(nn.Module):
         self, dim: int, num_heads: int = 4, hidden: int | None = None, *, causal: bool = False
     ) -> None:
         super().__init__()
+        require(num_heads > 0, f"num_heads must be at least 1, got {num_heads}")
         require(dim % num_heads == 0, f"dim must be a multiple of num_heads={num_heads}, got {dim}")
         self.num_heads, self.causal = num_heads, causal
         self.attention_norm, self.norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
