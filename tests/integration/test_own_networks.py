@@ -38,7 +38,7 @@ def layer() -> AdaptiveComputation:
         ([0.1] * 6, r"price must be a number or a tensor of shape \[6\]"),
         (np.full(5, 0.1), r"price must be a number or have shape \[6\], got shape \[5\]"),
         (np.full((6, 1), 0.1), r"price must be a number or have shape \[6\], got shape \[6, 1\]"),
-        (np.ma.masked_array([0.1] * 6, [1, 0, 0, 0, 0, 0]), "price .*mask"),
+        (np.ma.masked_array([0.1] * 6, [True] + [False] * 5), "price .*mask"),
         (torch.ones(6, dtype=torch.bool), "prices must be real numbers, got torch.bool"),
         (torch.ones(6, dtype=torch.complex64), "prices must be real numbers, got torch.complex64"),
         (1e-300, "prices must lie between 1.2e-38 and 3.4e.38, got .1e-300"),
@@ -64,7 +64,15 @@ class Bare(nn.Module):
         return state
 
 
-def encoder(**settings: Any) -> nn.Module:
+# What a caller gives who has not looked at the types.
+CELL: Any = RecurrentCell
+RNN: Any = AdaptiveRNN
+BLOCK: Any = RepeatedBlock
+STACK: Any = LayerStack
+LAYER: Any = AdaptiveComputation
+
+
+def encoder(**settings: Any) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, **settings)
 
 
@@ -75,28 +83,26 @@ def linear(*sizes: int) -> list[nn.Module]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RecurrentCell(Bare()), "cell must be an nn.RNNCell, nn.GRUCell or nn.LSTMCell"),
-        (lambda: RecurrentCell(nn.GRU(3, 5)), "cell must be .* got GRU"),
-        (lambda: AdaptiveRNN(Bare()), "cell must be an nn.RNNCell"),
-        (lambda: RepeatedBlock(encoder(), 8, 3), "TransformerEncoderLayer reads tokens .L, B, D"),
+        (lambda: CELL(Bare()), "cell must be an nn.RNNCell, nn.GRUCell or nn.LSTMCell"),
+        (lambda: CELL(nn.GRU(3, 5)), "cell must be .* got GRU"),
+        (lambda: RNN(Bare()), "cell must be an nn.RNNCell"),
+        (lambda: BLOCK(encoder(), 8, 3), "TransformerEncoderLayer reads tokens .L, B, D"),
         (
-            lambda: LayerStack([nn.Sequential(nn.Identity(), encoder())] * 2, 8),
+            lambda: STACK([nn.Sequential(nn.Identity(), encoder())] * 2, 8),
             "rows would see each other; make it with batch_first=True",
         ),
         (
-            lambda: RepeatedBlock(
-                nn.TransformerEncoder(encoder(), 2, enable_nested_tensor=False), 8, 3
-            ),
+            lambda: BLOCK(nn.TransformerEncoder(encoder(), 2, enable_nested_tensor=False), 8, 3),
             "TransformerEncoderLayer reads tokens",
         ),
-        (lambda: RepeatedBlock(lambda x: x, 8, 3), "block must be an nn.Module"),
-        (lambda: RepeatedBlock(encoder(batch_first=True), 8, 1), "max_steps must be at least 2"),
-        (lambda: LayerStack(linear(4, 4), 4, costs=[1, math.inf]), "costs must be finite and rise"),
-        (lambda: LayerStack(linear(4, 4), 4, costs=[1e9, 1e9 + 1]), "rise .* in torch.float32"),
-        (lambda: LayerStack(linear(4, 4), 4, costs="12"), "costs must be a number for each of 2"),
-        (lambda: LayerStack(linear(4, 4), 4, features="mean"), "features must be a function"),
+        (lambda: BLOCK(lambda x: x, 8, 3), "block must be an nn.Module"),
+        (lambda: BLOCK(encoder(batch_first=True), 8, 1), "max_steps must be at least 2"),
+        (lambda: STACK(linear(4, 4), 4, costs=[1, math.inf]), "costs must be finite and rise"),
+        (lambda: STACK(linear(4, 4), 4, costs=[1e9, 1e9 + 1]), "rise .* in torch.float32"),
+        (lambda: STACK(linear(4, 4), 4, costs="12"), "costs must be a number for each of 2"),
+        (lambda: STACK(linear(4, 4), 4, features="mean"), "features must be a function"),
         (
-            lambda: AdaptiveComputation(LayerStack(linear(4, 4), 4), StickBreaking),
+            lambda: LAYER(STACK(linear(4, 4), 4), StickBreaking),
             r"method must be .* as in StickBreaking\(...\)",
         ),
     ],
@@ -231,7 +237,7 @@ def test_a_network_in_half_precision_costs_what_it_did(
 ) -> None:
     process = LayerStack(linear(4, 4, 4), 4, costs=[2049, 2051, 100_000])
     network = nn.Sequential(AdaptiveComputation(process)).to(before).to(dtype)
-    found = network[0]
+    found: Any = network[0]
     assert found.process.exit_costs.tolist() == [2049, 2051, 100_000]
     assert found.process.layers[0].weight.dtype == dtype
     executed = found.run(torch.randn(5, 4, dtype=dtype), 0.1, rule=FixedBudget(1))
@@ -290,6 +296,7 @@ def test_what_run_cannot_use_is_named(settings: dict[str, Any], message: str) ->
 
 
 def test_inputs_losses_and_exits_that_are_no_tensors_are_named() -> None:
+    inputs: Any
     for inputs in (INPUTS.tolist(), INPUTS.numpy(), None, torch.tensor(1.0)):
         for call in (layer(), layer().run):
             with pytest.raises(InputError, match="inputs must be a tensor with the rows along"):
