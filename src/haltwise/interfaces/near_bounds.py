@@ -27,8 +27,8 @@ def stuck_at_bounds(problem: TaskBatch, params: Tensor, num_gradients: Tensor) -
     In its free coordinate a parameter at its bound has no slope, whatever it has in its own. Of one
     that belongs there the loss falls towards the bound; so a problem is stuck where it falls away
     from it, and far more steeply behind a step of length 1: at a minimum it falls less steeply
-    there. And the loss must be lower behind that step. It takes two gradients, not counted, of those that have stopped after three or came near
-    to a bound.
+    there. And the loss must be lower behind that step. It takes two gradients, not counted, of
+    those that have stopped after three or came near to a bound.
 
     Args:
         problem: B problems.
