@@ -224,7 +224,8 @@ def test_a_shortened_step_is_forecast_by_the_same_parabola(seed: int) -> None:
 
     def fall(step: Tensor) -> Tensor:
         bend = (step.unsqueeze(1) @ curvature @ step.unsqueeze(2)).flatten()
-        return -(grad * step).sum(1) - bend / 2
+        found: Tensor = -(grad * step).sum(1) - bend / 2
+        return found
 
     reach = torch.tensor([0.5, math.inf, 1.0], dtype=DOUBLE)
     whole = Proposal(move, slope, fall(move), torch.ones(5, dtype=torch.bool))

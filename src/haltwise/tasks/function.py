@@ -141,8 +141,9 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         """A local model says nothing of a bounded parameter at many times its value."""
         if self.coordinates is None or not any(self.coordinates.bounded):
             return None
-        reach = [_REACH if is_bounded else math.inf for is_bounded in self.coordinates.bounded]
-        return self.start.new_tensor(reach)
+        far = [_REACH if is_bounded else math.inf for is_bounded in self.coordinates.bounded]
+        reach: Tensor = self.start.new_tensor(far)
+        return reach
 
     def own(self, params: Tensor) -> Any:
         """Convert coordinates [B, D] to parameters as the loss takes them."""
