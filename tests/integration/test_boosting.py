@@ -107,7 +107,9 @@ class TestLightGBM:
             booster, found = self.train(seed, [callback])
             assert booster.num_trees() == callback.monitor.steps == expected
             assert callback.monitor.curve.budget == 40
-            assert callback.monitor.curve.columns["loss"].tolist() == found[name]
+            assert callback.monitor.curve.loss.tolist() == [
+                value if direction == "min" else -value for value in found[name]
+            ]
             assert booster.best_iteration == expected  # predictions use all trees
             stops.add(expected)
         assert len(stops) > 1

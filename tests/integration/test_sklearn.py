@@ -36,7 +36,7 @@ def test_a_loop_of_partial_fit_stops_by_its_score() -> None:
         found = SGDClassifier(random_state=0)
         assert fit_by_batches(found, iter(batches), monitor, accuracy, classes=[0, 1]) is found
         assert monitor.steps == found.t_ // 5 == expected
-    assert monitor.curve.columns["loss"].tolist() == scores[:expected]
+    assert monitor.curve.columns["metric"].tolist() == scores[:expected]
 
 
 def test_all_batches_are_used_if_nothing_stops_it() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import haltwise
 from haltwise import FunctionBatch, InputError
+from haltwise.engines.base import Point, Proposal, within
 from haltwise.tasks.bounds import OpenInterval
 
 DOUBLE = torch.float64
@@ -211,3 +212,54 @@ def test_problems_with_such_derivatives_have_the_same_solutions() -> None:
     ):
         solution = haltwise.solve(batch, method=method, gtol=1e-8, max_steps=500)
         torch.testing.assert_close(solution.loss, expected.loss, rtol=1e-6, atol=1e-9)
+
+
+@given(seed=st.integers(0, 99))
+def test_a_shortened_step_is_forecast_by_the_same_parabola(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    grad, move = torch.randn(2, 5, 3, generator=generator, dtype=DOUBLE)
+    root = torch.randn(5, 3, 3, generator=generator, dtype=DOUBLE)
+    curvature = root @ root.mT
+    slope = (grad * move).sum(1)
+
+    def fall(step: Tensor) -> Tensor:
+        bend = (step.unsqueeze(1) @ curvature @ step.unsqueeze(2)).flatten()
+        found: Tensor = -(grad * step).sum(1) - bend / 2
+        return found
+
+    reach = torch.tensor([0.5, math.inf, 1.0], dtype=DOUBLE)
+    whole = Proposal(move, slope, fall(move), torch.ones(5, dtype=torch.bool))
+    found = within(reach, Point(torch.zeros_like(grad), slope, grad), whole)
+    assert (found.move.abs() <= reach * (1 + 1e-12)).all()
+    is_whole = (move.abs() <= reach).all(1)
+    assert torch.equal(found.is_known, is_whole)
+    assert torch.equal(found.move[is_whole], move[is_whole])
+    torch.testing.assert_close(found.gain, fall(found.move))
+    torch.testing.assert_close(found.slope, (grad * found.move).sum(1))
+    share = found.move / move
+    torch.testing.assert_close(share, share[:, :1].expand_as(share))  # the direction is the same
+
+
+@pytest.mark.parametrize("method", ["bfgs", "gauss-newton", "newton", "lbfgs", "auto"])
+@pytest.mark.parametrize("bounds", [haltwise.positive(), {"k": haltwise.interval(0, 50)}])
+def test_a_poor_start_leads_to_no_plateau(method: str, bounds: Any) -> None:
+    """By steps of any length a third of these fits end where the decay is over at once."""
+    generator = torch.Generator().manual_seed(0)
+    time = torch.linspace(0, 5, 30, dtype=DOUBLE)
+
+    def decay(params: dict[str, Tensor]) -> Tensor:
+        size, rate, rest = (params[name].unsqueeze(1) for name in ("a", "k", "c"))
+        return size * torch.exp(-rate * time) + rest
+
+    draw = torch.rand(3, 60, generator=generator, dtype=DOUBLE)
+    size, rate, rest = 0.5 + 4.5 * draw[0], 0.2 + 2.8 * draw[1], 0.05 + draw[2]
+    seen = decay({"a": size, "k": rate, "c": rest})
+    problem = FunctionBatch(
+        {name: torch.full((60,), 0.1, dtype=DOUBLE) for name in "akc"},
+        residuals=lambda params, seen: decay(params) - seen,
+        data={"seen": seen},
+        bounds=bounds,
+    )
+    solution = haltwise.solve(problem, method=method, gtol=1e-9)
+    assert solution.loss.max() < 1e-9
+    assert solution.success.all()

@@ -20,6 +20,7 @@ __all__ = [
     "is_lower",
     "rounding",
     "shortened",
+    "within",
 ]
 
 Memory = dict[str, Tensor]
@@ -78,6 +79,24 @@ class Proposal(NamedTuple):
     slope: Tensor
     gain: Tensor
     is_known: Tensor
+
+
+def within(reach: Tensor | None, point: Point, proposal: Proposal) -> Proposal:
+    """The same step, shortened to what every coordinate may go, `TaskBatch.reach` [D].
+
+    Its forecast is that of the same parabola along the step, which is not known from there on.
+    """
+    if reach is None:
+        return proposal
+    share = (reach / proposal.move.abs()).amin(1)
+    share = torch.where(share < 1, share, 1)  # of NaN, too
+    slope = (proposal.move * point.grad).sum(1)
+    return Proposal(
+        share.unsqueeze(1) * proposal.move,
+        share * proposal.slope,
+        share * (share * (slope + proposal.gain) - slope),
+        proposal.is_known & (share == 1),
+    )
 
 
 class Engine(ABC):

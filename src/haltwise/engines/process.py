@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from haltwise._core.tensors import are_finite, nested_state, sub_state
-from haltwise.engines.base import Engine, EngineObservation, Memory, Point, Proposal, rounding
+from haltwise.engines.base import (
+    Engine,
+    EngineObservation,
+    Memory,
+    Point,
+    Proposal,
+    rounding,
+    within,
+)
 from haltwise.processes.base import Process, ProcessFamily, ProcessStep, State
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, init_signals, measure_signals
@@ -149,7 +157,7 @@ class EngineProcess(Process):
     @torch.no_grad()
     def step(self, step: int, state: State) -> ProcessStep:
         point, memory = Point(**sub_state(state, "point.")), sub_state(state, "memory.")
-        proposal, viewed = self.engine.propose(point, memory), sub_state(state, "view.")
+        proposal, viewed = self._propose(point, memory), sub_state(state, "view.")
         tried = try_step(self.engine, self.batch, point, proposal, memory)
         best, after = sub_state(state, "best."), tried.after
         if best:
@@ -171,6 +179,9 @@ class EngineProcess(Process):
         del step, observation
         return self._end(state)[1] - self.batch.reference_loss
 
+    def _propose(self, point: Point, memory: Memory) -> Proposal:
+        return within(self.batch.reach, point, self.engine.propose(point, memory))
+
     def _end(self, state: State) -> tuple[Tensor, Tensor]:
         """What is returned of each item that stops in this state, and the loss there."""
         best = sub_state(state, "best.")
@@ -179,7 +190,7 @@ class EngineProcess(Process):
         point = Point(**sub_state(state, "point."))
         if not self.engine.completes:
             return point.params, point.loss
-        move = self.engine.propose(point, sub_state(state, "memory.")).move
+        move = self._propose(point, sub_state(state, "memory.")).move
         everything = torch.ones_like(point.loss, dtype=torch.bool)
         return completed(self.batch, point, move, everything)[:2]
 

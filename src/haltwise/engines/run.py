@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.tensors import are_finite, nested_state, select_state, tensors_of
-from haltwise.engines.base import Engine, EngineObservation, Memory, Point, Proposal
+from haltwise.engines.base import Engine, EngineObservation, Memory, Point, Proposal, within
 from haltwise.engines.process import try_step
 from haltwise.engines.stops import EngineStop
 from haltwise.rollout.early_exit import Outcome
@@ -212,6 +212,7 @@ class _Run:
 
     def _plan(self) -> _Plan:
         proposal = self.engine.propose(self.point, self.memory)
+        proposal = within(self.batch.reach, self.point, proposal)
         reason, first = torch.full_like(self.items, -1), 0
         watches = []
         for stop, before in zip(self.stops, self.watches, strict=True):

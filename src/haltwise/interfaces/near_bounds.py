@@ -27,8 +27,8 @@ def stuck_at_bounds(problem: TaskBatch, params: Tensor, num_gradients: Tensor) -
     In its free coordinate a parameter at its bound has no slope, whatever it has in its own. Of one
     that belongs there the loss falls towards the bound; so a problem is stuck where it falls away
     from it, and far more steeply behind a step of length 1: at a minimum it falls less steeply
-    there. It takes two gradients, not counted, of those that have stopped after three or came near
-    to a bound.
+    there. And the loss must be lower behind that step. It takes two gradients, not counted, of
+    those that have stopped after three or came near to a bound.
 
     Args:
         problem: B problems.
@@ -48,11 +48,15 @@ def stuck_at_bounds(problem: TaskBatch, params: Tensor, num_gradients: Tensor) -
     if len(rows) == 0:
         return stuck
     part, here, inward, depth = problem.select(rows), params[rows], inward[rows], depth[rows]
-    slope = -inward * ask(part.observe, here, 0).grad
+    at = ask(part.observe, here, 0)
+    slope = -inward * at.grad
     inward = inward.masked_fill(slope < 0, 0)
     step = inward * (depth - _FELT).clamp_min(1)  # farther in, the slope may be 0
-    slope_there = -inward * ask(part.observe, here + step, 0).grad
-    stuck[rows] = ((slope_there > 0) & (slope_there > _CONCAVE * slope)).any(1)
+    there = ask(part.observe, here + step, 0)
+    slope_there = -inward * there.grad
+    steeper = ((slope_there > 0) & (slope_there > _CONCAVE * slope)).any(1)
+    # All go at once: one alone may be steeper for the others' steps, but then the loss is higher.
+    stuck[rows] = steeper & (there.loss < at.loss)
     return stuck
 
 

@@ -164,6 +164,11 @@ class TaskBatch(ABC):
         return self.minimizer is not None or bool((self.reference_loss != 0).any())
 
     @property
+    def reach(self) -> Tensor | None:
+        """How far one step of an engine may take each coordinate, shape [D]; None for any way."""
+        return None
+
+    @property
     def stochastic(self) -> bool:
         """Whether the loss observed at given parameters depends on the step."""
         return False

@@ -25,6 +25,7 @@ from haltwise.tasks.own_errors import likely_cause
 
 __all__ = ["FunctionBatch", "squares"]
 
+_REACH = 2.0  # of a step in coordinates that stand for bounded ones: a factor of 7.4
 _TELLS, _WRONG = 0.01, 0.1  # of a difference of losses, see `FunctionBatch._check_gradient`
 _LARGE = 2**22  # numbers in parameters and data, of which a trial is no longer cheap
 
@@ -134,6 +135,15 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
     def reference_loss(self) -> Tensor:
         """Zero, as the least loss is unknown."""
         return torch.zeros_like(self.start[:, 0])
+
+    @property
+    def reach(self) -> Tensor | None:
+        """A local model says nothing of a bounded parameter at many times its value."""
+        if self.coordinates is None or not any(self.coordinates.bounded):
+            return None
+        far = [_REACH if is_bounded else math.inf for is_bounded in self.coordinates.bounded]
+        reach: Tensor = self.start.new_tensor(far)
+        return reach
 
     def own(self, params: Tensor) -> Any:
         """Convert coordinates [B, D] to parameters as the loss takes them."""
