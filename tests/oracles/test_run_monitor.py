@@ -417,7 +417,7 @@ def test_the_metric_is_called_a_loss_only_where_lower_is_better() -> None:
 
 @pytest.mark.parametrize(("metric", "direction"), [("val_accuracy", "min"), ("val_loss", "max")])
 def test_a_name_that_tells_another_direction_is_warned_of(metric: str, direction: Any) -> None:
-    with pytest.warns(DataWarning, match=f"by its name '{metric}' is better the "):
+    with pytest.warns(DataWarning, match=f"er values of a metric called '{metric}' are better"):
         patience(3, metric=metric, direction=direction)
     patience(3, metric="score", direction=direction)  # warnings are errors
 

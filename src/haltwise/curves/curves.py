@@ -179,9 +179,9 @@ class Curves:
         """Put runs in order, each given by its columns.
 
         Points whose cost is not known are left out, and so are runs that never measured the metric
-        where others did. Points of one cost that follow each other are
-        one: of a column that several know, the last counts. Where the cost goes back, the run was
-        resumed from there: what had been recorded after that point is replaced by what followed.
+        where others did. Points of one cost that follow each other are one: of a column that
+        several know, the last counts. Where the cost goes back, the run was resumed from there:
+        what had been recorded after that point is replaced by what followed.
 
         Args:
             runs: Columns of each run by name, all of one length in a run; a column that a run lacks

@@ -26,7 +26,7 @@ there; others are not. The name of the metric tells nothing: a metric that shoul
 positive stands for the loss of validation where there is no other."""
 
 _PAST = (0.25, 0.5, 0.75, 0.9)  # of the cost so far: what was known then is compared with now
-_LONG = 0.1  # of the budget, for which a run that can recover is not infinite
+_LONG = 0.1  # of the budget: a run that was never finite by then has diverged
 _RECENT = 6  # points over which noise is measured
 _TINY, _FAR = 1e-3, 3.0  # distances below and beyond are not told apart
 
@@ -93,9 +93,10 @@ def curve_features(curve: Curve) -> Floats:
 
 
 def has_diverged(features: Floats) -> Booleans:
-    """Where no value of the metric was finite in a tenth of the budget or more, bool [n].
+    """Where the metric was measured, but never finite by a tenth of the budget or later, bool [n].
 
-    The first finite value is at a distance of 1, so the best is not farther from then on.
+    Features have shape [n, F], as of `curve_features`. The first finite value is at a distance
+    of 1, so the best is not farther from then on.
     """
     cost, best = (features[:, FEATURES.index(name)] for name in ("cost", "best"))
     diverged: Booleans = (cost >= _LONG) & (best > 1)

@@ -358,9 +358,9 @@ def warn_of_direction(metric: str | None, direction: Direction) -> None:
     known = None if metric is None else direction_of(metric)
     if known not in (None, direction):
         warn(
-            f"by its name {metric!r} is better the {'higher' if known == 'max' else 'lower'}, but "
-            f"the monitor was made with direction={direction!r}; make it with {known!r}, or give "
-            "the metric another name",
+            f"{'higher' if known == 'max' else 'lower'} values of a metric called {metric!r} are "
+            f"better, but the monitor was made with direction={direction!r}; make it with "
+            f"{known!r}, or give the metric another name",
             DataWarning,
         )
 
