@@ -1,6 +1,6 @@
 """What every adaptive process must satisfy, with every halting method and coupling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -24,7 +24,14 @@ def inputs(*shape: int) -> Tensor:
     return torch.randn(shape, generator=seeded(), dtype=DOUBLE)
 
 
-CASES: dict[str, tuple[Callable[[], AdaptiveProcess], Tensor]] = {
+def padded(tokens: Tensor) -> Mapping[str, Tensor]:
+    """The same rows with two tokens, one token and none at the end that are padding."""
+    places = torch.arange(tokens.shape[1])
+    number = tokens.shape[1] - torch.arange(len(tokens)).flip(0) % 3
+    return {"tokens": tokens, "padding": places >= number.unsqueeze(1)}
+
+
+CASES: dict[str, tuple[Callable[[], AdaptiveProcess], Tensor | Mapping[str, Tensor]]] = {
     "tanh cell": (lambda: RecurrentCell(nn.RNNCell(3 + 1, 6), 4), inputs(4, 3)),
     "LSTM cell": (lambda: RecurrentCell(nn.LSTMCell(3 + 1, 5), 3), inputs(4, 3)),
     "looped transformer": (
@@ -44,6 +51,14 @@ CASES: dict[str, tuple[Callable[[], AdaptiveProcess], Tensor]] = {
     "universal transformer with shared keys": (
         lambda: RepeatedBlock(TransformerBlock(8, 2), 8, 3, per="token", keys="shared"),
         inputs(4, 5, 8),
+    ),
+    "looped transformer, padded": (
+        lambda: RepeatedBlock(TransformerBlock(8, 2, causal=True), 8, 3),
+        padded(inputs(4, 5, 8)),
+    ),
+    "universal transformer, padded": (
+        lambda: RepeatedBlock(TransformerBlock(8, 2), 8, 3, per="token"),
+        padded(inputs(4, 5, 8)),
     ),
     "block that is not told its inputs": (
         lambda: RepeatedBlock(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), 4, 3, inject=False),
@@ -71,6 +86,20 @@ CASES: dict[str, tuple[Callable[[], AdaptiveProcess], Tensor]] = {
             [TransformerBlock(8, 2, causal=True) for _ in range(3)], 8, per="token", keys="shared"
         ),
         inputs(4, 5, 8),
+    ),
+    "stack of layers, sequences that are padded": (
+        lambda: LayerStack([TransformerBlock(4, 2) for _ in range(3)], 4),
+        padded(inputs(4, 3, 4)),
+    ),
+    "stack of layers, tokens that are padded": (
+        lambda: LayerStack(
+            [TransformerBlock(8, 2, causal=True) for _ in range(3)],
+            2,
+            heads=[nn.Linear(8, 2) for _ in range(3)],
+            per="token",
+            keys="shared",
+        ),
+        padded(inputs(4, 5, 8)),
     ),
     "residual stage of images": (
         lambda: ResidualStage([nn.Conv2d(2, 2, 3, padding=1) for _ in range(3)], 2),

@@ -339,7 +339,10 @@ HIDDEN = torch.zeros(1, 3, 5)
 @pytest.mark.parametrize(
     ("inputs", "hidden", "message"),
     [
-        ((7, 2), None, r"inputs must be a tensor of shape \[L, B, D\], got shape \[7, 2\]"),
+        ((2,), None, r"inputs must be a tensor of shape \[L, B, D\], \[L, D\] of one sequence, or"),
+        ((7, 3), None, "inputs must have 2 numbers a token, one less than the cell reads, got 3"),
+        ((0, 2), None, "inputs have no tokens"),
+        ((7, 2), HIDDEN, r"hidden must be a pair of tensors of shape \[1, 5\]"),
         ((7, 3, 3), None, "inputs must have 2 numbers a token, one less than the cell reads"),
         ((7, 3, 2), HIDDEN, r"hidden must be a pair of tensors of shape \[1, 3, 5\]"),
         ((7, 3, 2), (HIDDEN[0], HIDDEN[0]), r"got shape \[3, 5\], shape \[3, 5\]"),
@@ -354,9 +357,3 @@ def test_sequences_and_states_of_other_shapes_are_named(
     for call in (rnn, rnn.run):
         with pytest.raises(InputError, match=message):
             call(torch.zeros(inputs), hidden, price=0.1)
-
-
-def test_packed_sequences_are_refused_with_what_to_do() -> None:
-    packed: Any = nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(2, 2)])
-    with pytest.raises(InputError, match="pad sequences of different lengths"):
-        AdaptiveRNN(nn.GRUCell(3, 5), 4)(packed, price=0.1)

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, real_number, whole_number
+from haltwise.nn.inputs import Inputs, count_rows
 
 __all__ = [
     "AdaptiveProcess",
     "ItemStep",
     "State",
     "begin",
-    "require_batch_first",
-    "require_rows",
     "require_shape",
     "take_step",
 ]
@@ -102,8 +101,12 @@ class AdaptiveProcess(nn.Module, ABC):
         self.register_buffer("exit_costs", stored.to(torch.get_default_device()))
 
     @abstractmethod
-    def init(self, inputs: Tensor) -> State:
-        """The state before step 0 of inputs [n, ...], with all that steps read of them."""
+    def init(self, inputs: Any) -> State:
+        """The state before step 0 of n rows, with all that steps read of them.
+
+        Args:
+            inputs: As the layer is given them: a tensor [n, ...], or several by name.
+        """
 
     @abstractmethod
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
@@ -116,6 +119,14 @@ class AdaptiveProcess(nn.Module, ABC):
                 Those that do not must return what they returned.
         """
 
+    def present(self, state: State) -> Tensor | None:
+        """Which items there are, bool [n, items...]; all if None. What is padding is none.
+
+        Args:
+            state: Of n rows, from `init`.
+        """
+        return None
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Convert weights, but keep costs in single precision at least: half knows no 2,049."""
         costs = self.exit_costs
@@ -125,15 +136,7 @@ class AdaptiveProcess(nn.Module, ABC):
         return module
 
 
-def require_rows(inputs: object) -> None:
-    """Refuse inputs that are no tensor with the rows along dimension 0."""
-    require(
-        isinstance(inputs, Tensor) and inputs.ndim > 0,
-        f"inputs must be a tensor with the rows along dimension 0, {got(inputs)}",
-    )
-
-
-def require_shape(found: object, like: Tensor, whose: str) -> None:
+def require_shape(found: object, like: Tensor, whose: str) -> Tensor:
     """Refuse what a module of the caller's returns in another shape, before it is broadcast."""
     if not (isinstance(found, Tensor) and found.shape == like.shape):
         kind = "" if isinstance(found, Tensor) else f" of type {type(found).__name__}"
@@ -141,34 +144,17 @@ def require_shape(found: object, like: Tensor, whose: str) -> None:
             f"{whose} must return a tensor of the shape {list(like.shape)} of its input, "
             f"{got(found)}{kind}"
         )
+    return found
 
 
-def require_batch_first(modules: Sequence[nn.Module]) -> None:
-    """Refuse layers of PyTorch to which rows are tokens, so that they would see each other."""
-    for module in modules:
-        kind = getattr(module, "_orig_mod", module)
-        if isinstance(kind, nn.Sequential | nn.ModuleList):
-            require_batch_first([*kind])
-        elif isinstance(kind, nn.TransformerEncoder):
-            require_batch_first([*kind.layers])
-        else:
-            attention = getattr(kind, "self_attn", kind)
-            require(
-                not isinstance(attention, nn.MultiheadAttention | nn.RNNBase)
-                or attention.batch_first,
-                f"{type(kind).__name__} reads tokens [L, B, D], so that rows would see each other; "
-                "make it with batch_first=True",
-            )
-
-
-def begin(process: AdaptiveProcess, inputs: Tensor) -> State:
+def begin(process: AdaptiveProcess, inputs: Inputs) -> State:
     """The state before step 0.
 
     Raises:
         InputError: It is no dictionary of tensors with the rows along dimension 0.
     """
     state = process.init(inputs)
-    _require_state(process, state, len(inputs))
+    _require_state(process, state, count_rows(inputs))
     return state
 
 

@@ -12,9 +12,10 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.halting.session import Halts
-from haltwise.nn.base import AdaptiveProcess, begin, require_rows, take_step
+from haltwise.nn.base import AdaptiveProcess, begin, take_step
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.head import HaltingHead
+from haltwise.nn.inputs import Inputs, count_rows, device_of
 from haltwise.nn.online import OnlineHalting
 from haltwise.nn.pondered import Pondered
 from haltwise.nn.prices import price_of_items, price_of_rows
@@ -103,7 +104,7 @@ class AdaptiveComputation(nn.Module):
         )
 
     def forward(
-        self, inputs: Tensor, price: float | Tensor, *, generator: torch.Generator | None = None
+        self, inputs: Inputs, price: float | Tensor, *, generator: torch.Generator | None = None
     ) -> Pondered:
         """Take every step, differentiably.
 
@@ -111,7 +112,7 @@ class AdaptiveComputation(nn.Module):
         probability left stay what they are, as in `run`.
 
         Args:
-            inputs: Of the process, n rows.
+            inputs: Of the process, n rows along dimension 0; a tensor, or several by name.
             price: c, of a unit of cost, in units of the loss; one for all or [n].
             generator: Draws exits; PyTorch's own if None.
 
@@ -119,18 +120,17 @@ class AdaptiveComputation(nn.Module):
             InputError: A price is not above 0, or inputs or what the process makes of them has an
                 impossible shape.
         """
-        require_rows(inputs)
-        process, num_rows = self.process, len(inputs)
+        process, num_rows = self.process, count_rows(inputs)
         rows, state = price_of_rows(price, num_rows), begin(process, inputs)
+        present, device = process.present(state), device_of(inputs)
         masked = process.items_interact and self.coupling is Coupling.EXPECTED_STATE
         outputs: list[Tensor] = []
         halting: dict[str, list[Tensor]] = {}
-        active, prices = None, torch.empty(0)
+        active, prices = (present if process.items_interact else None), torch.empty(0)
         for step in range(process.num_exits):
-            at = torch.full((num_rows,), step, device=inputs.device)
             found = take_step(
                 process,
-                at if process.steps_alike else step,
+                torch.full((num_rows,), step, device=device) if process.steps_alike else step,
                 state,
                 active,
                 num_rows,
@@ -149,6 +149,8 @@ class AdaptiveComputation(nn.Module):
                 so_far = {name: torch.stack(values, 1) for name, values in halting.items()}
                 law = self.method.posterior(so_far, DecisionTime.AFTER_GRADIENT)
                 active = (law.log_prob()[:, -1] > -torch.inf).view(prices.shape)
+                if present is not None:
+                    active = active & present
         items = prices.shape
         pondered = Pondered(
             torch.stack(outputs, len(items)),
@@ -158,13 +160,14 @@ class AdaptiveComputation(nn.Module):
             self.method,
             self.coupling,
             generator=generator,
+            present=present,
         )
         return pondered.draw() if self.coupling is Coupling.SAMPLED else pondered
 
     @torch.no_grad()
     def run(
         self,
-        inputs: Tensor,
+        inputs: Inputs,
         price: float | Tensor,
         *,
         rule: StopRule | None = None,
@@ -201,7 +204,7 @@ class AdaptiveComputation(nn.Module):
                 observed, exits are to be drawn from a law that is known only at the end, or batch
                 normalization mixes the rows.
         """
-        require_rows(inputs)
+        num_rows = count_rows(inputs)
         _require_rows_apart(self.process)
         halting = OnlineHalting(
             self.head if model is None else model,
@@ -211,7 +214,7 @@ class AdaptiveComputation(nn.Module):
             observe,
             generator,
         )
-        prices = price_of_rows(price, len(inputs))
+        prices = price_of_rows(price, num_rows)
         return run_process(self.process, inputs, prices, halting, sizes)
 
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_batch_first, require_shape
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
+from haltwise.nn.blocks import apply_block, require_batch_first
+from haltwise.nn.inputs import Inputs, pool_tokens, read_tokens, without_padding
 from haltwise.nn.transformer import TransformerBlock, shares_keys
 
 __all__ = ["LayerStack"]
@@ -21,6 +23,10 @@ class LayerStack(AdaptiveProcess):
     A token that has ended keeps its state. Later layers see it by *copied* keys and values, which
     they make of that state, or by *shared* ones, those of the last layer that it went through: that
     saves the projection as well, and all layers must be a `TransformerBlock` of one width.
+
+    Inputs are a tensor [n, ...], or {"tokens": [n, L, D], "padding": [n, L]} with a mask that is
+    True at padding: no token sees it, layers and heads put out 0 for it, and it is no item where
+    tokens end. Layers and heads must then be such as `RepeatedBlock` takes for its block.
 
     Args:
         layers: Each from the output of the one before, rows apart.
@@ -72,33 +78,48 @@ class LayerStack(AdaptiveProcess):
         self._features = features
         self._shares = shares_keys(keys, layers)
 
-    def init(self, inputs: Tensor) -> State:
-        state = {"values": inputs}
+    def init(self, inputs: Inputs) -> State:
+        values, padding = read_tokens(inputs, "LayerStack")
+        state = {"values": values}
+        if padding is not None:
+            state["padding"] = padding
         if self._shares:  # the first layer makes its own
-            state["keys"] = inputs.new_zeros(*inputs.shape[:-1], 2 * inputs.shape[-1])
+            state["keys"] = values.new_zeros(*values.shape[:-1], 2 * values.shape[-1])
         return state
+
+    def present(self, state: State) -> Tensor | None:
+        return ~state["padding"] if self.items_interact and "padding" in state else None
 
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
         assert isinstance(step, int)  # layers differ
-        layer, values, after = self.layers[step], state["values"], {}
+        layer, values, padding = self.layers[step], state["values"], state.get("padding")
+        after = {**state}
+        if padding is not None:
+            active = ~padding if active is None else active & ~padding
         if isinstance(layer, TransformerBlock):
             stale = active if self._shares else None
-            new, keys = layer.advance(values, active, keys=state.get("keys"), stale=stale)
+            new, keys = layer.advance(
+                values, active, keys=state.get("keys"), stale=stale, padding=padding
+            )
             if self._shares:
-                after = {"keys": keys}
+                after["keys"] = keys
         else:
-            new = layer(values)
-            if not isinstance(new, Tensor):
-                kind = type(layer).__name__
-                raise InputError(f"layer {step}, a {kind}, must return a tensor, {got(new)}")
-            if self.items_interact:
+            new = _tensor(apply_block(layer, values, padding), f"layer {step}", layer)
+            if self.items_interact or padding is not None:
                 require_shape(new, values, f"layer {step}")
             if active is not None:
                 new = torch.where(active.unsqueeze(-1), new, values)
-        output = new if self.heads is None else self.heads[step](new)
-        return ItemStep(output, self._shown(output), {"values": new, **after})
+        after["values"] = output = new
+        if self.heads is not None:
+            head = self.heads[step]
+            output = _tensor(apply_block(head, new, padding), f"head {step}", head)
+        if padding is not None:
+            is_of_tokens = self.items_interact or output.ndim > 2
+            padding = padding if is_of_tokens and output.shape[:2] == padding.shape else None
+        output = without_padding(output, padding)
+        return ItemStep(output, self._shown(output, padding), after)
 
-    def _shown(self, output: Tensor) -> Tensor:
+    def _shown(self, output: Tensor, padding: Tensor | None) -> Tensor:
         if self._features is not None:
             return self._features(output)
         if self.items_interact or output.ndim == 2:
@@ -108,4 +129,11 @@ class LayerStack(AdaptiveProcess):
             f"outputs of shape {list(output.shape)} have no features of their own; give features, "
             "a function of them",
         )
-        return output.mean(1) if output.ndim == 3 else output.mean((2, 3))
+        return pool_tokens(output, padding)[0] if output.ndim == 3 else output.mean((2, 3))
+
+
+def _tensor(found: object, whose: str, module: nn.Module) -> Tensor:
+    if not isinstance(found, Tensor):
+        kind = type(module).__name__
+        raise InputError(f"{whose}, a {kind}, must return a tensor, {got(found)}")
+    return found

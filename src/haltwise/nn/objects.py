@@ -8,6 +8,7 @@ from torch.nn.functional import affine_grid, grid_sample, one_hot, softplus
 
 from haltwise._core.errors import require
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State
+from haltwise.nn.inputs import Inputs, require_tensor
 
 __all__ = ["ObjectGenerator", "Scene"]
 
@@ -82,7 +83,8 @@ class ObjectGenerator(AdaptiveProcess):
             list(self.decode.parameters())[-1].sub_(2)  # else every object begins as a grey square
             list(self.place.parameters())[-1][:3] = prior[0]
 
-    def init(self, inputs: Tensor) -> State:
+    def init(self, inputs: Inputs) -> State:
+        inputs = require_tensor(inputs, "ObjectGenerator")
         num = len(inputs)
         zeros = inputs.new_zeros(num, self.num_features)
         return {

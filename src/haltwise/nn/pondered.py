@@ -1,7 +1,7 @@
 """What an adaptive layer returns: every exit, the posterior over them, and the objective."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got
+from haltwise._core.tensors import select_state
 from haltwise.halting.methods import HaltingExamples, HaltingMethod
 from haltwise.halting.posteriors import Posterior
 from haltwise.nn.coupling import Coupling
@@ -25,6 +26,9 @@ __all__ = ["Pondered"]
 class Pondered:
     """Items of shape `items...`, such as [n] problems or [n, L] tokens, at exits 0..T.
 
+    What is padding is no item: its output, cost and objective are 0, its exit is -1, and records
+    leave it out. So sum over items, and divide by `present.sum()` for a mean.
+
     Attributes:
         outputs: What an item returns at each exit, shape [items..., T+1, ...].
         halting: What the halting head puts out at exits 0..T-1, by name, shapes [items..., T, ...].
@@ -34,6 +38,7 @@ class Pondered:
         coupling: How loss and halting step are coupled.
         drawn: The exit drawn of each item where these are sampled, int64 [items...].
         generator: Draws what is random in the objective; PyTorch's own if None.
+        present: Which items there are, bool [items...]; all if None.
     """
 
     outputs: Tensor
@@ -44,6 +49,7 @@ class Pondered:
     coupling: Coupling
     drawn: Tensor | None = None
     generator: torch.Generator | None = None
+    present: Tensor | None = None
 
     @property
     def log_prob(self) -> Tensor:
@@ -67,8 +73,10 @@ class Pondered:
 
     def exits_by(self, rule: StopRule) -> Tensor:
         """The exit at which a stop rule that reads the halting head ends each item, [items...]."""
-        blank = self.price.new_zeros(*self.price.shape, len(self.exit_costs))
-        return decisions(rule, self.trajectory(blank)).view(self.price.shape)
+        blank = self.price.new_zeros(self.price.numel(), len(self.exit_costs))
+        outputs = {name: value.detach() for name, value in self._flat_halting().items()}
+        exits = decisions(rule, Trajectory(blank, blank, outputs=outputs))
+        return self._of_items(exits.view(self.price.shape), -1)
 
     @property
     def output(self) -> Tensor:
@@ -78,7 +86,8 @@ class Pondered:
         """
         if self.coupling is not Coupling.EXPECTED_STATE:
             return self.at(self.exits)
-        weight = self._along_outputs(self.log_prob.exp().to(self.outputs.dtype))
+        weight = self._of_items(self.log_prob.exp().to(self.outputs.dtype), 0)
+        weight = self._along_outputs(weight)
         outputs = torch.where(weight == 0, 0, self.outputs)
         return (weight * outputs).sum(self.price.ndim)
 
@@ -90,14 +99,15 @@ class Pondered:
             and exits.shape == self.price.shape,
             f"exits must be int64 of shape {list(self.price.shape)}, {got(exits)}",
         )
-        index = self._along_outputs(exits.unsqueeze(-1))
+        index = self._along_outputs(self._of_items(exits, 0).unsqueeze(-1))
         shape = (*exits.shape, 1, *self.outputs.shape[exits.ndim + 1 :])
-        return self.outputs.gather(exits.ndim, index.expand(shape)).squeeze(exits.ndim)
+        found = self.outputs.gather(exits.ndim, index.expand(shape)).squeeze(exits.ndim)
+        return self._of_items(found, 0)
 
     @property
     def expected_cost(self) -> Tensor:
         """sum_t q(t) cost(t), in units of cost, shape [items...]."""
-        return (self.log_prob.exp() * self.exit_costs).sum(-1)
+        return self._of_items((self.log_prob.exp() * self.exit_costs).sum(-1), 0)
 
     @property
     def ponder_cost(self) -> Tensor:
@@ -108,7 +118,8 @@ class Pondered:
         """
         unit, difference = self._steps()
         pondered = self.posterior.ponder_steps().view(self.price.shape)
-        return unit * pondered + (self.log_prob.exp() * difference).sum(-1)
+        cost = unit * pondered + (self.log_prob.exp() * difference).sum(-1)
+        return self._of_items(cost, 0)
 
     def objective(self, losses: Tensor, *, progress: float | None = 1.0) -> Tensor:
         """What is to be minimised, in units of the loss, shape [items...].
@@ -140,6 +151,7 @@ class Pondered:
             f"losses must be a tensor of shape {due} where they are coupled by "
             f"{self.coupling.value!r}, {got(losses)}",
         )
+        losses = self._of_items(losses, 0)
         if every:
             return self._expected_loss(losses, progress)
         if self.coupling is Coupling.EXPECTED_STATE:
@@ -167,6 +179,9 @@ class Pondered:
         flat = losses.detach().flatten(0, -2)
         seen = flat if observed is None else observed.detach().flatten(0, -2)
         outputs = {name: value.detach() for name, value in self._flat_halting().items()}
+        place = self._places()
+        if place is not None:
+            seen, flat, outputs = seen[place], flat[place], select_state(outputs, place)
         if observed is None:
             return Trajectory(seen, flat, outputs=outputs)
         signals = loss_signals_of_steps(seen)
@@ -184,21 +199,17 @@ class Pondered:
         )
         below = self.log_prob.detach().exp().cumsum(-1)[..., :-1]
         drawn = (below < uniform.to(below.device).view(self.price.shape).unsqueeze(-1)).sum(-1)
-        return dataclasses.replace(self, drawn=drawn)
+        return dataclasses.replace(self, drawn=self._of_items(drawn, -1))
 
     @staticmethod
     def stack(parts: Sequence["Pondered"]) -> "Pondered":
         """Items of equal shapes with a new dimension in front, such as the tokens of a sequence."""
-        first = parts[0]
-        halting = {
-            name: torch.stack([part.halting[name] for part in parts]) for name in first.halting
-        }
-        return dataclasses.replace(
-            first,
-            outputs=torch.stack([part.outputs for part in parts]),
-            halting=halting,
-            price=torch.stack([part.price for part in parts]),
-        )
+        return _joined(parts, torch.stack)
+
+    @staticmethod
+    def cat(parts: Sequence["Pondered"]) -> "Pondered":
+        """Items one after the other along the first dimension."""
+        return _joined(parts, torch.cat)
 
     def _expected_loss(self, losses: Tensor, progress: float | None) -> Tensor:
         """Let the method count equal steps; what the exits' costs differ from them is a loss."""
@@ -206,19 +217,25 @@ class Pondered:
         price = self.price.flatten()
         excess = losses.flatten(0, -2) + price.unsqueeze(1) * difference
         generator = torch.default_generator if self.generator is None else self.generator
-        examples = HaltingExamples(
-            excess, self._flat_halting(), {}, price * unit, progress, generator
-        )
-        return (price * unit * self.method.exit_objective(examples)).view(self.price.shape)
+        halting, place = self._flat_halting(), self._places()
+        if place is not None:
+            excess, price, halting = excess[place], price[place], select_state(halting, place)
+        examples = HaltingExamples(excess, halting, {}, price * unit, progress, generator)
+        objective = price * unit * self.method.exit_objective(examples)
+        if place is not None:
+            zeros = objective.new_zeros(self.price.numel())
+            objective = zeros.index_copy(0, place, objective)
+        return objective.view(self.price.shape)
 
     def _sampled_loss(self, losses: Tensor) -> Tensor:
         assert self.drawn is not None
-        total = losses + self.price * self.exit_costs[self.drawn]
-        log_prob = self.log_prob.gather(-1, self.drawn.unsqueeze(-1)).squeeze(-1)
+        drawn = self._of_items(self.drawn, 0)
+        total = self._of_items(losses + self.price * self.exit_costs[drawn], 0)
+        log_prob = self.log_prob.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
         reward = total.detach()
-        num = reward.numel()
+        num = reward.numel() if self.present is None else self.present.sum()
         others = (reward.sum() - reward) / (num - 1) if num > 1 else torch.zeros_like(reward)
-        return total + (reward - others) * (log_prob - log_prob.detach())
+        return total + self._of_items((reward - others) * (log_prob - log_prob.detach()), 0)
 
     def _steps(self) -> tuple[Tensor, Tensor]:
         """The mean cost of a step, [], and what exits cost beside so many such steps, [T+1]."""
@@ -231,6 +248,33 @@ class Pondered:
         ndim = self.price.ndim
         return {name: value.flatten(0, ndim - 1) for name, value in self.halting.items()}
 
+    def _places(self) -> Tensor | None:
+        """The items that there are among all, int64 [K]; None for all."""
+        return None if self.present is None else self.present.flatten().nonzero().squeeze(1)
+
+    def _of_items(self, value: Tensor, other: float) -> Tensor:
+        """Values [items..., ...], and something else where there is no item."""
+        if self.present is None:
+            return value
+        return torch.where(_along(self.present, value), value, other)
+
     def _along_outputs(self, value: Tensor) -> Tensor:
         """A value [items..., K] beside outputs [items..., T+1, ...]."""
-        return value.view(*value.shape, *[1] * (self.outputs.ndim - value.ndim))
+        return _along(value, self.outputs)
+
+
+def _along(value: Tensor, other: Tensor) -> Tensor:
+    """A value of the first dimensions of `other` beside it."""
+    return value.view(*value.shape, *[1] * (other.ndim - value.ndim))
+
+
+def _joined(parts: Sequence[Pondered], join: Callable[[list[Tensor]], Tensor]) -> Pondered:
+    """Items of several, but for what was drawn and is absent: those it is called for have none."""
+    first = parts[0]
+    names = first.halting
+    return dataclasses.replace(
+        first,
+        outputs=join([part.outputs for part in parts]),
+        halting={name: join([part.halting[name] for part in parts]) for name in names},
+        price=join([part.price for part in parts]),
+    )

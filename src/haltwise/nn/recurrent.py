@@ -1,18 +1,22 @@
 """Recurrent cells that read each input several times (Graves 2016; Elman 1990 is the tanh cell)."""
 
-from collections.abc import Sequence
-from typing import ClassVar, final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got, shown, whole_number
 from haltwise.halting.methods import HaltingMethod
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
 from haltwise.nn.coupling import Coupling
+from haltwise.nn.inputs import Inputs, require_tensor
 from haltwise.nn.layer import AdaptiveComputation
 from haltwise.nn.pondered import Pondered
+from haltwise.nn.prices import price_of_rows
 from haltwise.nn.runner import Executed
 from haltwise.stop_rules import StopRule
 
@@ -22,6 +26,9 @@ _SIZES = "input_size", "hidden_size"
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 """The state of a cell [B, H]; of an LSTM cell its hidden and its cell state."""
+Sequences = TypeVar("Sequences", Tensor, PackedSequence)
+"""Sequences of one length, or packed."""
+_Part = TypeVar("_Part", Pondered, Executed)
 
 
 @final
@@ -60,7 +67,8 @@ class RecurrentCell(AdaptiveProcess):
         """Numbers of the state that an item returns: H, or 2 H of an LSTM cell."""
         return len(self._parts) * self.num_features
 
-    def init(self, inputs: Tensor) -> State:
+    def init(self, inputs: Inputs) -> State:
+        inputs = require_tensor(inputs, "RecurrentCell")
         num_inputs = self.cell.input_size - 1
         known = [num_inputs, num_inputs + self.state_size]
         require(
@@ -91,9 +99,9 @@ class RecurrentCell(AdaptiveProcess):
 class AdaptiveRNN(nn.Module):
     """A recurrent network that ponders each token: adaptive computation time (Graves 2016).
 
-    It is called as `torch.nn.RNN` of one layer is, and returns a third value, the `Pondered` of all
-    tokens. Where a token ends changes what comes after it, so the state that goes on is the mean
-    over exits, Graves' own coupling.
+    It is called as `torch.nn.RNN` of one layer is, with a batch, one sequence or packed sequences,
+    and returns a third value, the `Pondered` of all tokens. Where a token ends changes what comes
+    after it, so the state that goes on is the mean over exits, Graves' own coupling.
 
     Args:
         cell: Reads D inputs and the flag of `RecurrentCell`; has H units.
@@ -138,90 +146,142 @@ class AdaptiveRNN(nn.Module):
         )
 
     def forward(
-        self, inputs: Tensor, hidden: Hidden | None = None, *, price: float | Tensor
-    ) -> tuple[Tensor, Hidden, Pondered]:
+        self, inputs: Sequences, hidden: Hidden | None = None, *, price: float | Tensor
+    ) -> tuple[Sequences, Hidden, Pondered]:
         """Take every step of every token, differentiably.
 
         Args:
-            inputs: Shape [L, B, D], or [B, L, D] if `batch_first`.
-            hidden: State before the first token, [1, B, H], of an LSTM cell a pair; 0 if None.
+            inputs: Shape [L, B, D], or [B, L, D] if `batch_first`; one sequence [L, D]; or N tokens
+                of sequences that `torch.nn.utils.rnn` has packed.
+            hidden: State before the first token, [1, B, H], of an LSTM cell a pair; 0 if None. Of
+                one sequence [1, H].
             price: c, of a step, in units of the loss; one for all or of each sequence, [B].
 
         Returns:
-            Hidden states [L, B, H], the state after the last token as `hidden` is, and what all
-            tokens went through, items of shape [L, B].
+            Hidden states of the tokens as `inputs` are, with H in the place of D; the state after
+            the last token of each sequence as `hidden` is; and what all tokens went through, items
+            of shape [L, B], of one sequence [L], of packed ones [N] in their order.
 
         Raises:
             InputError: A shape or a price is impossible, or there is no token.
         """
-        tokens, state = self._begin(inputs, hidden)
-        parts = []
-        for token in tokens:
-            pondered = self.layer(torch.cat((token, state), 1), price)
-            state = pondered.output
-            parts.append((state, pondered))
-        outputs, last = self._end([state for state, _ in parts])
-        return outputs, last, Pondered.stack([pondered for _, pondered in parts])
+        outputs, last, parts = self._ponder(self.layer, inputs, hidden, price)
+        return outputs, last, _join(Pondered, inputs)(parts)
 
     @torch.no_grad()
     def run(
         self,
-        inputs: Tensor,
+        inputs: Sequences,
         hidden: Hidden | None = None,
         *,
         price: float | Tensor,
         rule: StopRule | None = None,
         sizes: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Hidden, Executed]:
+    ) -> tuple[Sequences, Hidden, Executed]:
         """Take the steps that are needed; `rule` and `sizes` as in `AdaptiveComputation.run`.
 
         With Graves' method and its own rule the outputs are those of `forward`.
 
         Returns:
-            As `forward`, but what was executed of all tokens, items of shape [L, B].
+            As `forward`, but what was executed of all tokens, items of the same shape.
         """
-        tokens, state = self._begin(inputs, hidden)
-        parts = []
-        for token in tokens:
-            executed = self.layer.run(torch.cat((token, state), 1), price, rule=rule, sizes=sizes)
-            state = executed.output
-            parts.append(executed)
-        outputs, last = self._end([executed.output for executed in parts])
-        return outputs, last, Executed.stack(parts)
+        run = partial(self.layer.run, rule=rule, sizes=sizes)
+        outputs, last, parts = self._ponder(run, inputs, hidden, price)
+        return outputs, last, _join(Executed, inputs)(parts)
 
-    def _begin(self, inputs: Tensor, hidden: Hidden | None) -> tuple[Sequence[Tensor], Tensor]:
-        """The tokens [B, D] in order, and the state before them, [B, H] or [B, 2 H]."""
+    def _ponder(
+        self,
+        ponder: Callable[[Tensor, Tensor], _Part],
+        inputs: Sequences,
+        hidden: Hidden | None,
+        price: float | Tensor,
+    ) -> tuple[Sequences, Hidden, list[_Part]]:
+        """Ponder token after token, of the sequences that have so many."""
+        steps, num_rows = self._steps(inputs)
+        state, prices = self._begin(inputs, hidden, num_rows), price_of_rows(price, num_rows)
+        order = inputs.sorted_indices if isinstance(inputs, PackedSequence) else None
+        if order is not None:
+            state, prices = state[order], prices[order.to(prices.device)]
+        parts = []
+        for tokens in steps:  # of the longest sequences, which are the first rows
+            num = len(tokens)
+            part = ponder(torch.cat((tokens, state[:num]), 1), prices[:num])
+            state = part.output if num == num_rows else torch.cat((part.output, state[num:]))
+            parts.append(part)
+        if isinstance(inputs, PackedSequence) and inputs.unsorted_indices is not None:
+            state = state[inputs.unsorted_indices]
+        return (
+            self._outputs(inputs, [part.output for part in parts]),
+            self._last(inputs, state),
+            parts,
+        )
+
+    def _steps(self, inputs: Sequences) -> tuple[Sequence[Tensor], int]:
+        """The tokens [n, D] of each step in order, n falling, and the number B of sequences."""
         dims = "[B, L, D]" if self.batch_first else "[L, B, D]"
+        packed = isinstance(inputs, PackedSequence)
+        data = inputs.data if isinstance(inputs, PackedSequence) else inputs
         require(
-            isinstance(inputs, Tensor) and inputs.ndim == 3,
-            f"inputs must be a tensor of shape {dims}, {got(inputs)}; pad sequences of different "
-            "lengths, and leave what follows their ends out of the loss",
+            isinstance(data, Tensor) and data.ndim in ((2,) if packed else (2, 3)),
+            f"inputs must be a tensor of shape {dims}, [L, D] of one sequence, or packed "
+            f"sequences, {got(data)}",
         )
+        due = self._process.cell.input_size - 1
         require(
-            inputs.shape[2] == self._process.cell.input_size - 1,
-            f"inputs must have {self._process.cell.input_size - 1} numbers a token, one less than "
-            f"the cell reads, got {inputs.shape[2]}",
+            data.shape[-1] == due,
+            f"inputs must have {due} numbers a token, one less than the cell reads, got "
+            f"{data.shape[-1]}",
         )
-        tokens = inputs.unbind(1 if self.batch_first else 0)
-        require(len(tokens) > 0, "inputs have no tokens")
+        if isinstance(inputs, PackedSequence):
+            steps: Sequence[Tensor] = data.split(inputs.batch_sizes.tolist())
+        elif data.ndim == 2:
+            steps = data.split(1)
+        else:
+            steps = data.unbind(1 if self.batch_first else 0)
+        require(len(steps) > 0 and (data.ndim == 3 or len(data) > 0), "inputs have no tokens")
+        return steps, len(steps[0])
+
+    def _begin(self, inputs: Sequences, hidden: Hidden | None, num_rows: int) -> Tensor:
+        """The state before the first tokens, [B, H] or, of an LSTM cell, [B, 2 H]."""
         if hidden is None:
-            return tokens, inputs.new_zeros(len(tokens[0]), self._process.state_size)
+            like = inputs.data if isinstance(inputs, PackedSequence) else inputs
+            return like.new_zeros(num_rows, self._process.state_size)
         parts = hidden if isinstance(hidden, tuple) else (hidden,)
         size = self._process.num_features
-        number, due = self._process.state_size // size, [1, len(tokens[0]), size]
+        number = self._process.state_size // size
+        due = [1, size] if _is_single(inputs) else [1, num_rows, size]
         require(
             len(parts) == number
             and all(isinstance(part, Tensor) and list(part.shape) == due for part in parts),
             f"hidden must be {'a pair of tensors' if number > 1 else 'a tensor'} of shape {due}, "
             f"got {', '.join(shown(part) for part in parts)}",
         )
-        return tokens, torch.cat(parts, -1)[0]
+        return torch.cat([part.reshape(num_rows, size) for part in parts], 1)
 
-    def _end(self, states: Sequence[Tensor]) -> tuple[Tensor, Hidden]:
-        size = self._process.num_features
-        outputs = torch.stack([state[:, :size] for state in states], 1 if self.batch_first else 0)
-        last = tuple(part.unsqueeze(0) for part in states[-1].split(size, 1))
-        return outputs, (last[0], last[1]) if len(last) > 1 else last[0]
+    def _outputs(self, inputs: Sequences, states: Sequence[Tensor]) -> Sequences:
+        """The hidden states after the tokens, as these are."""
+        states = [state[:, : self._process.num_features] for state in states]
+        if isinstance(inputs, PackedSequence):
+            return PackedSequence(torch.cat(states), *inputs[1:])
+        if _is_single(inputs):
+            return torch.cat(states)
+        return torch.stack(states, 1 if self.batch_first else 0)
+
+    def _last(self, inputs: Sequences, state: Tensor) -> Hidden:
+        """The state of sequences [B, H] or [B, 2 H] as `hidden` is."""
+        parts = state.split(self._process.num_features, 1)
+        last = tuple(part if _is_single(inputs) else part.unsqueeze(0) for part in parts)
+        return (last[0], last[1]) if len(last) > 1 else last[0]
+
+
+def _is_single(inputs: Sequences) -> bool:
+    return not isinstance(inputs, PackedSequence) and inputs.ndim == 2
+
+
+def _join(kind: type[_Part], inputs: Sequences) -> Callable[[list[_Part]], _Part]:
+    """How what became of tokens, each step's [n], is put together."""
+    is_batch = not isinstance(inputs, PackedSequence) and inputs.ndim == 3
+    return kind.stack if is_batch else kind.cat
 
 
 def _column(step: int | Tensor) -> int | Tensor:

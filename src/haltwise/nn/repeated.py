@@ -8,7 +8,9 @@ from torch.nn.functional import mse_loss
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got, whole_number
-from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_batch_first, require_shape
+from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
+from haltwise.nn.blocks import apply_block, require_batch_first
+from haltwise.nn.inputs import Inputs, pool_tokens, read_tokens
 from haltwise.nn.transformer import TransformerBlock, shares_keys
 
 __all__ = ["RepeatedBlock"]
@@ -23,9 +25,14 @@ class RepeatedBlock(AdaptiveProcess):
     expected loss all tokens run to the end, so that those which end earlier are then seen in a
     state that training did not show; by the expected state they end as they do when run.
 
+    Sequences of different lengths are padded, and come as {"tokens": [B, L, D], "padding": [B, L]}
+    with a mask that is True at padding: no token sees it, it is 0 in what sequences return, and is
+    no item where tokens halt.
+
     Args:
         block: From tokens [B, L, D] to tokens of that shape, rows apart; for instance a
-            `haltwise.nn.TransformerBlock`.
+            `haltwise.nn.TransformerBlock`. Where there is padding one of PyTorch's encoder layers,
+            a layer of single tokens, or a module whose `forward` has an argument `padding`.
         dim: D.
         max_steps: Times that it is applied at most; that is how many exits there are.
         per: What halts.
@@ -56,40 +63,48 @@ class RepeatedBlock(AdaptiveProcess):
         self.items_interact = per == "token"
         self.num_features = self.dim + 1 if self.items_interact else 2 * self.dim + 1
 
-    def init(self, inputs: Tensor) -> State:
+    def init(self, inputs: Inputs) -> State:
+        tokens, padding = read_tokens(inputs, "RepeatedBlock")
         require(
-            inputs.ndim == 3 and inputs.shape[1] > 0 and inputs.shape[2] == self.dim,
-            f"inputs must be tokens [B, L, {self.dim}], L at least 1, {got(inputs)}",
+            tokens.ndim == 3 and tokens.shape[1] > 0 and tokens.shape[2] == self.dim,
+            f"inputs must be tokens [B, L, {self.dim}], L at least 1, {got(tokens)}",
         )
-        state = {"tokens": inputs}
+        state = {"tokens": tokens}
         if self.inject:
-            state = {"inputs": inputs, "tokens": torch.zeros_like(inputs)}
+            state = {"inputs": tokens, "tokens": torch.zeros_like(tokens)}
+        if padding is not None:
+            state["padding"] = padding
         if self.items_interact and isinstance(self.block, TransformerBlock):
-            *shape, dim = inputs.shape
-            ran = torch.ones(shape, dtype=torch.bool, device=inputs.device)
-            state |= {"keys": inputs.new_zeros(*shape, 2 * dim), "ran": ran}
+            *shape, dim = tokens.shape
+            ran = torch.ones(shape, dtype=torch.bool, device=tokens.device)
+            state |= {"keys": tokens.new_zeros(*shape, 2 * dim), "ran": ran}
         return state
 
+    def present(self, state: State) -> Tensor | None:
+        return ~state["padding"] if self.items_interact and "padding" in state else None
+
     def step(self, step: int | Tensor, state: State, active: Tensor | None = None) -> ItemStep:
-        before = state["tokens"]
+        before, padding = state["tokens"], state.get("padding")
+        if padding is not None:
+            active = ~padding if active is None else active & ~padding
         seen = before + state["inputs"] if self.inject else before
         if "keys" in state:
             assert isinstance(self.block, TransformerBlock)
             # Of a token that has just ended, copies are made of its last state, and then kept.
             stale = active if self._shares else state["ran"]
-            tokens, keys = self.block.advance(seen, active, before, state["keys"], stale)
+            tokens, keys = self.block.advance(seen, active, before, state["keys"], stale, padding)
             ran = torch.ones_like(state["ran"]) if active is None else active
             state = {**state, "keys": keys, "ran": ran}
         else:
-            tokens = self.block(seen)
-            require_shape(tokens, before, "the block")
+            tokens = require_shape(apply_block(self.block, seen, padding), before, "the block")
             if active is not None:
                 tokens = torch.where(active.unsqueeze(-1), tokens, before)
         change = mse_loss(tokens, before, reduction="none").mean(-1, keepdim=True)
         if self.items_interact:
             features = torch.cat((tokens, _log(change)), -1)
         else:  # the token that moves most tells whether all is settled
-            features = torch.cat((tokens.mean(1), tokens.amax(1), _log(change.amax(1))), -1)
+            mean, most = pool_tokens(tokens, padding)
+            features = torch.cat((mean, most, _log(change.amax(1))), -1)
         return ItemStep(tokens, features, {**state, "tokens": tokens})
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d
 from haltwise._core.errors import require
 from haltwise._core.settings import got, whole_number
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State, require_shape
+from haltwise.nn.inputs import Inputs, require_tensor
 
 __all__ = ["ResidualStage"]
 
@@ -50,7 +51,8 @@ class ResidualStage(AdaptiveProcess):
         self.num_channels = whole_number("num_channels", num_channels)
         self.num_features = (3 if self.items_interact else 2) * self.num_channels
 
-    def init(self, inputs: Tensor) -> State:
+    def init(self, inputs: Inputs) -> State:
+        inputs = require_tensor(inputs, "ResidualStage")
         require(
             inputs.ndim == 4 and inputs.shape[1] == self.num_channels,
             f"inputs must be images [n, {self.num_channels}, H, W], {got(inputs)}",

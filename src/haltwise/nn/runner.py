@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -13,6 +13,7 @@ from haltwise._core.errors import require
 from haltwise._core.settings import got, whole_number
 from haltwise._core.tensors import nested_state, select_state, sub_state
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State, begin, take_step
+from haltwise.nn.inputs import Inputs, count_rows, device_of, select_rows
 from haltwise.nn.online import OnlineHalting
 from haltwise.nn.prices import price_of_items
 
@@ -31,8 +32,8 @@ class Executed(NamedTuple):
 
     Attributes:
         output: What each returns, shape [items..., ...].
-        exits: The exit at which it ended, int64 [items...].
-        cost: What that costs, by the process' `exit_costs`, shape [items...].
+        exits: The exit at which it ended, int64 [items...]; -1 of padding, which is no item.
+        cost: What that costs, by the process' `exit_costs`, shape [items...]; of padding 0.
         num_row_steps: Steps of rows that were computed, empty places included.
         sizes: Of the batches that were computed, rising.
     """
@@ -46,10 +47,21 @@ class Executed(NamedTuple):
     @classmethod
     def stack(cls, parts: Sequence["Executed"]) -> "Executed":
         """Items of equal shapes with a new dimension in front, such as the tokens of a sequence."""
+        return cls._joined(parts, torch.stack)
+
+    @classmethod
+    def cat(cls, parts: Sequence["Executed"]) -> "Executed":
+        """Items one after the other along the first dimension."""
+        return cls._joined(parts, torch.cat)
+
+    @classmethod
+    def _joined(
+        cls, parts: Sequence["Executed"], join: Callable[[list[Tensor]], Tensor]
+    ) -> "Executed":
         return cls(
-            torch.stack([part.output for part in parts]),
-            torch.stack([part.exits for part in parts]),
-            torch.stack([part.cost for part in parts]),
+            join([part.output for part in parts]),
+            join([part.exits for part in parts]),
+            join([part.cost for part in parts]),
             sum(part.num_row_steps for part in parts),
             tuple(sorted({size for part in parts for size in part.sizes})),
         )
@@ -57,7 +69,7 @@ class Executed(NamedTuple):
 
 def run_process(
     process: AdaptiveProcess,
-    inputs: Tensor,
+    inputs: Inputs,
     price: Tensor,
     halting: OnlineHalting,
     sizes: Sequence[int] | None,
@@ -66,13 +78,13 @@ def run_process(
 
     See `haltwise.nn.AdaptiveComputation.run`.
     """
-    num_rows = len(inputs)
+    num_rows = count_rows(inputs)
     require(num_rows > 0, "there is nothing to run: the inputs have no rows")
     chosen = _sizes(num_rows, sizes)
     at_once = process.steps_alike and halting.takes_any_steps
     in_turn = 1 if at_once else math.ceil(num_rows / chosen[-1])
     run = _Run(process, inputs, price, halting, chosen)
-    for part in torch.arange(num_rows, device=inputs.device).chunk(in_turn):
+    for part in torch.arange(num_rows, device=device_of(inputs)).chunk(in_turn):
         run.take(part)
     return run.executed()
 
@@ -106,14 +118,14 @@ class _Run:
     def __init__(
         self,
         process: AdaptiveProcess,
-        inputs: Tensor,
+        inputs: Inputs,
         price: Tensor,
         halting: OnlineHalting,
         sizes: list[int],
     ) -> None:
-        self._process, self._inputs, self._price = process, inputs, price.to(inputs.device)
+        self._process, self._inputs, self._price = process, inputs, price.to(device_of(inputs))
         self._halting, self._sizes = halting, sizes
-        self._num_rows, self._last = len(inputs), process.num_exits - 1
+        self._num_rows, self._last = count_rows(inputs), process.num_exits - 1
         self._output = self._exits = torch.empty(0)
         self._items: tuple[int, ...] = ()
         self._num_row_steps = 0
@@ -139,10 +151,11 @@ class _Run:
 
     def executed(self) -> Executed:
         """What has become of all."""
+        cost = self._process.exit_costs[self._exits.clamp_min(0)]
         return Executed(
             self._output.unflatten(0, self._items),
             self._exits.view(self._items),
-            self._process.exit_costs[self._exits].view(self._items),
+            cost.masked_fill(self._exits < 0, 0).view(self._items),
             self._num_row_steps,
             tuple(sorted(self._used)),
         )
@@ -156,9 +169,13 @@ class _Run:
             "row": pad(rows, (0, missing), value=self._num_rows),
             "step": torch.zeros_like(index),
             "price": self._price[index],
-            **nested_state(begin(self._process, self._inputs[index]), "process."),
         }
-        return places if self._like is None else {**places, **self._memory(places["price"])}
+        state = begin(self._process, select_rows(self._inputs, index))
+        present = self._process.present(state)
+        if present is not None:
+            places["active"] = present
+        places |= nested_state(state, "process.")
+        return places if self._like is None else {**self._memory(places["price"]), **places}
 
     def _memory(self, price: Tensor) -> State:
         """What is kept of n places beside the state of the process, as long as none has halted."""
@@ -189,8 +206,7 @@ class _Run:
         )
         if self._like is None:
             self._begin_results(found)
-        if "active" not in places:
-            places = {**places, **self._memory(places["price"])}
+            places = {**self._memory(places["price"]), **places}
         num = len(places["row"])
         self._num_row_steps += num
         self._used.add(num)
@@ -217,7 +233,7 @@ class _Run:
         self._items, output = (self._num_rows, *found.features.shape[1:-1]), found.output
         num = math.prod(self._items)
         self._output = output.new_zeros(num, *output.shape[len(self._items) :])
-        self._exits = torch.zeros(num, dtype=torch.int64, device=output.device)
+        self._exits = torch.full((num,), -1, dtype=torch.int64, device=output.device)
 
     def _decide(self, found: ItemStep, places: State) -> tuple[Tensor, State]:
         """Which items end, bool [n, items...], and the memory of decisions after it."""

@@ -46,9 +46,9 @@ class TransformerBlock(nn.Module):
         self.widen = nn.Linear(dim, hidden or 4 * dim)
         self.narrow = nn.Linear(hidden or 4 * dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The tokens after the block, both of shape [B, L, D]."""
-        return self.advance(tokens)[0]
+    def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        """The tokens after the block, both of shape [B, L, D]; padding as in `advance`."""
+        return self.advance(tokens, padding=padding)[0]
 
     def advance(
         self,
@@ -57,6 +57,7 @@ class TransformerBlock(nn.Module):
         kept: Tensor | None = None,
         keys: Tensor | None = None,
         stale: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The tokens after the block, and the keys and values by which they saw each other.
 
@@ -69,6 +70,7 @@ class TransformerBlock(nn.Module):
             keys: Keys and values that are known, side by side, [B, L, 2 D]; none if None.
             stale: Of which tokens they are to be made anew, bool [B, L], those that run among
                 them; of all if None.
+            padding: Which tokens nobody sees, bool [B, L]; none if None.
         """
         kept = tokens if kept is None else kept
         if active is None or torch.is_grad_enabled():
@@ -76,7 +78,7 @@ class TransformerBlock(nn.Module):
             seen = self.key_value(normed)
             if keys is not None and stale is not None:
                 seen = torch.where(stale.unsqueeze(-1), seen, keys)
-            new = self._finish(tokens, self._attend(self.query(normed), seen))
+            new = self._finish(tokens, self._attend(self.query(normed), seen, padding))
             return new if active is None else torch.where(active.unsqueeze(-1), new, kept), seen
         flat, running = tokens.flatten(0, 1), _parts(active.flatten())
         if keys is None or stale is None:
@@ -91,18 +93,24 @@ class TransformerBlock(nn.Module):
                 normed = self.attention_norm(flat.index_select(0, part))
                 seen.view(-1, seen.shape[-1]).index_copy_(0, part, self.key_value(normed).to(seen))
                 query.index_copy_(0, part, self.query(normed).to(query))
-        attended = self._attend(query.view_as(tokens), seen).flatten(0, 1)
+        attended = self._attend(query.view_as(tokens), seen, padding).flatten(0, 1)
         new = kept.flatten(0, 1).clone()
         for part in running:
             own, found = (value.index_select(0, part) for value in (flat, attended))
             new.index_copy_(0, part, self._finish(own, found).to(new))
         return new.view_as(tokens), seen
 
-    def _attend(self, query: Tensor, keys: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, keys: Tensor, padding: Tensor | None) -> Tensor:
         """What queries [B, L, D] find among keys and values [B, L, 2 D]."""
         parts = (query, *keys.chunk(2, -1))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        found: Tensor = scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        mask, causal = None, self.causal
+        if padding is not None:
+            mask = ~padding.view(len(padding), 1, 1, -1)
+            if causal:  # padding before the first token sees itself, else it would see nothing
+                own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+                mask, causal = mask & torch.ones_like(own).tril() | own, False
+        found: Tensor = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return found.transpose(1, 2).flatten(2)
 
     def _finish(self, tokens: Tensor, attended: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from haltwise._core.settings import got
 from haltwise.halting.methods import halting_methods
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State
 from haltwise.nn.coupling import Coupling
+from haltwise.nn.inputs import Inputs, count_rows, select_rows
 from haltwise.nn.layer import AdaptiveComputation
 from haltwise.nn.pondered import Pondered
 from haltwise.nn.runner import Executed
@@ -36,7 +37,7 @@ _NUM_DRAWS, _NUM_MEANS = 100, 20
 
 
 def check_adaptive_process(
-    process: AdaptiveProcess, inputs: Tensor, *, tolerance: float | None = None
+    process: AdaptiveProcess, inputs: Inputs, *, tolerance: float | None = None
 ) -> None:
     """Check what `haltwise.nn.AdaptiveComputation` takes for granted of a process.
 
@@ -54,7 +55,7 @@ def check_adaptive_process(
 
     Args:
         process: In float64, and deterministic: in evaluation mode if it has dropout.
-        inputs: Of 3 rows or more.
+        inputs: Of 3 rows or more; a tensor, or several by name.
         tolerance: Relative and absolute, between a row among others and by itself. If None the same
             bits are asked for where this machine's matrix products have them, from the 8 rows on
             that `run` computes at least, and 1e-12 elsewhere.
@@ -67,7 +68,7 @@ def check_adaptive_process(
         >>> process = RecurrentCell(torch.nn.GRUCell(2 + 1, 4), max_steps=3).double()
         >>> check_adaptive_process(process, torch.randn(5, 2, dtype=torch.float64))
     """
-    expect(len(inputs) >= 3, f"give inputs of at least 3 rows, got {len(inputs)}")
+    expect(count_rows(inputs) >= 3, f"give inputs of at least 3 rows, got {count_rows(inputs)}")
     features = _check_steps(process, inputs)
     tolerance = rounding_among_others() if tolerance is None else tolerance
     for layer in _layers(process, features):
@@ -108,9 +109,9 @@ def _name(layer: AdaptiveComputation) -> str:
 
 
 @torch.no_grad()
-def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> Tensor:
+def _check_steps(process: AdaptiveProcess, inputs: Inputs) -> Tensor:
     """The features of all items at all steps, shape [K, F]."""
-    num, costs = len(inputs), process.exit_costs
+    num, costs = count_rows(inputs), process.exit_costs
     rising = bool((costs.diff() > 0).all() and costs.isfinite().all())
     expect(
         list(costs.shape) == [process.num_exits] and rising,
@@ -120,9 +121,11 @@ def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> Tensor:
     with unchanged("init must not change its inputs", {"inputs": inputs}):
         state = process.init(inputs)
     _expect_state(state, num)
+    present = process.present(state)
+    active = present if process.items_interact else None
     seen = []
     for step in range(process.num_exits):
-        found = _step_twice(process, step, state, num)
+        found = _step_twice(process, step, state, active, num)
         _expect_state(found.state, num)
         if process.steps_alike:
             expect_kinds(found.state, state, "the state of steps that are alike")
@@ -138,7 +141,12 @@ def _check_steps(process: AdaptiveProcess, inputs: Tensor) -> Tensor:
             f"the output at step {step} must begin with the items' shape {list(items)}, got "
             f"{list(found.output.shape)}",
         )
-        seen.append(found.features.detach().flatten(0, -2))
+        expect(
+            present is None or (present.dtype == torch.bool and present.shape == items),
+            f"present must say of items {list(items)} whether they are, {got(present)}",
+        )
+        features = found.features.detach()
+        seen.append(features.flatten(0, -2) if present is None else features[present])
     return torch.cat(seen)
 
 
@@ -148,13 +156,15 @@ def _expect_state(state: object, num: int) -> None:
     expect_items(state, num, "the state")
 
 
-def _step_twice(process: AdaptiveProcess, step: int, state: State, num: int) -> ItemStep:
+def _step_twice(
+    process: AdaptiveProcess, step: int, state: State, active: Tensor | None, num: int
+) -> ItemStep:
     """Step t of all rows; it must not change what it is given, and repeat to the bit."""
     at = torch.full((num,), step) if process.steps_alike else step
     found = []
     for _ in range(2):
         with unchanged(f"step {step} must not change {{}}, which it is given", state):
-            one = process.step(at, state)
+            one = process.step(at, state, active)
         expect(
             isinstance(one, ItemStep),
             f"step {step} must return an ItemStep(output, features, state), {got(one)}",
@@ -171,7 +181,7 @@ def _step_twice(process: AdaptiveProcess, step: int, state: State, num: int) -> 
 
 
 def _check_runs(
-    layer: AdaptiveComputation, inputs: Tensor, pondered: Pondered, tolerance: float
+    layer: AdaptiveComputation, inputs: Inputs, pondered: Pondered, tolerance: float
 ) -> None:
     """Runs among others, alone, in turns and to the last exit."""
     if layer.coupling is not Coupling.SAMPLED:
@@ -187,14 +197,14 @@ def _check_runs(
 
 
 def _check_companions(
-    layer: AdaptiveComputation, inputs: Tensor, pondered: Pondered, tolerance: float
+    layer: AdaptiveComputation, inputs: Inputs, pondered: Pondered, tolerance: float
 ) -> None:
     """Rows in other company, and among all as `forward` has them."""
     found = layer.run(inputs, _PRICE)
     for sizes in (None, [8], [9, 11]):
-        for chosen in ([0], list(range(len(inputs)))[::-1], [1, 1, 2] * 5):
+        for chosen in ([0], list(range(count_rows(inputs)))[::-1], [1, 1, 2] * 5):
             index = torch.tensor(chosen)
-            part = layer.run(inputs[index], _PRICE, sizes=sizes)
+            part = layer.run(select_rows(inputs, index), _PRICE, sizes=sizes)
             same = torch.equal(part.exits, found.exits[index])
             expect(
                 same and close(part.output, found.output[index], tolerance, 1.0),
@@ -217,19 +227,21 @@ def _leaves_nothing(pondered: Pondered, found: Executed) -> bool:
     """Whether nothing is probable after the exits at which items ended."""
     steps = torch.arange(len(pondered.exit_costs))
     after = steps > found.exits.unsqueeze(-1)
+    after &= (found.exits >= 0).unsqueeze(-1)
     return bool((pondered.log_prob[after] == -torch.inf).all())
 
 
-def _check_draws(layer: AdaptiveComputation, inputs: Tensor) -> None:
+def _check_draws(layer: AdaptiveComputation, inputs: Inputs) -> None:
     """Costs and gradients of exits that are drawn, against their expectation."""
-    many = inputs.repeat(_NUM_DRAWS, *[1] * (inputs.ndim - 1))
+    many = select_rows(inputs, torch.arange(count_rows(inputs)).repeat(_NUM_DRAWS))
     expected = layer(inputs, _PRICE, generator=seeded(2))
     try:
         cost = layer.run(many, _PRICE, generator=seeded(3)).cost
     except InputError:  # the law is known only at the end
         pondered = layer(many, _PRICE, generator=seeded(3))
         assert pondered.drawn is not None
-        cost = layer.process.exit_costs[pondered.drawn]
+        cost = layer.process.exit_costs[pondered.drawn.clamp_min(0)]
+        cost = cost.masked_fill(pondered.drawn < 0, 0)
     difference = cost - expected.expected_cost.detach().repeat(_NUM_DRAWS, *[1] * (cost.ndim - 1))
     _expect_zero_mean(difference, f"{_name(layer)}: what exits cost that were drawn")
 
@@ -280,7 +292,7 @@ def _expect_zero_mean(values: Tensor, what: str) -> None:
     )
 
 
-def _check_differences(layer: AdaptiveComputation, inputs: Tensor) -> None:
+def _check_differences(layer: AdaptiveComputation, inputs: Inputs) -> None:
     """Gradients along a direction of the parameters, against central differences."""
     pondered = layer(inputs, _PRICE)
     every = layer.coupling is Coupling.EXPECTED_LOSS

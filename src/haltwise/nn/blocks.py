@@ -1,0 +1,74 @@
+"""Blocks that are not ours: how rows stay apart in them, and how padding is not seen."""
+
+import inspect
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules import activation
+
+from haltwise._core.errors import InputError, require
+
+__all__ = ["apply_block", "require_batch_first"]
+
+_PYTORCHS = nn.TransformerEncoderLayer, nn.TransformerEncoder
+_ALONG_OTHERS = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin"}
+_TOKENWISE: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.Identity,
+    nn.Dropout,
+    *(getattr(activation, name) for name in activation.__all__ if name not in _ALONG_OTHERS),
+)
+"""Layers that treat every token [B, L, D] by itself."""
+
+
+def require_batch_first(modules: Sequence[nn.Module]) -> None:
+    """Refuse layers of PyTorch to which rows are tokens, so that they would see each other."""
+    for module in modules:
+        kind = _plain(module)
+        if isinstance(kind, nn.Sequential | nn.ModuleList):
+            require_batch_first([*kind])
+        elif isinstance(kind, nn.TransformerEncoder):
+            require_batch_first([*kind.layers])
+        else:
+            attention = getattr(kind, "self_attn", kind)
+            require(
+                not isinstance(attention, nn.MultiheadAttention | nn.RNNBase)
+                or attention.batch_first,
+                f"{type(kind).__name__} reads tokens [L, B, D], so that rows would see each other; "
+                "make it with batch_first=True",
+            )
+
+
+def apply_block(block: nn.Module, tokens: Tensor, padding: Tensor | None) -> object:
+    """What a block makes of tokens [B, L, D] without seeing those that are padding, bool [B, L].
+
+    Raises:
+        InputError: There is padding, and the block cannot be told which tokens are.
+    """
+    if padding is None:
+        return block(tokens)
+    kind = _plain(block)
+    if isinstance(kind, nn.Sequential):
+        found: object = tokens
+        for part in kind:
+            assert isinstance(found, Tensor)
+            found = apply_block(part, found, padding)
+        return found
+    if isinstance(kind, _TOKENWISE):
+        return block(tokens)
+    if isinstance(kind, _PYTORCHS):
+        return block(tokens, src_key_padding_mask=padding)
+    if "padding" in inspect.signature(kind.forward).parameters:
+        return block(tokens, padding=padding)
+    raise InputError(
+        f"{type(kind).__name__} cannot be told which tokens are padding; give its forward an "
+        "argument padding, a mask [B, L] that is True there, or give no padding"
+    )
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module that torch.compile has wrapped, or itself."""
+    kind: nn.Module = getattr(module, "_orig_mod", module)
+    return kind

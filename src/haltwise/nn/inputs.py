@@ -1,0 +1,118 @@
+"""What rows are made of: one tensor or several by name, and tokens of which some are padding."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import got
+from haltwise._core.tensors import select_state
+
+__all__ = [
+    "Inputs",
+    "count_rows",
+    "device_of",
+    "pool_tokens",
+    "read_tokens",
+    "require_tensor",
+    "select_rows",
+    "without_padding",
+]
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""Rows along dimension 0, of one tensor or of several by name."""
+
+_TOKENS = {"tokens", "padding"}
+
+
+def count_rows(inputs: object) -> int:
+    """The number of rows of inputs.
+
+    Raises:
+        InputError: They are no tensor with the rows along dimension 0, nor several by name.
+    """
+    parts = {"inputs": inputs}
+    if isinstance(inputs, Mapping):
+        require(len(inputs) > 0, "inputs by name must be at least one tensor, got none")
+        parts = {f"inputs[{name!r}]": value for name, value in inputs.items()}
+    numbers = set()
+    for name, value in parts.items():
+        if not (isinstance(value, Tensor) and value.ndim > 0):
+            raise InputError(
+                f"{name} must be a tensor with the rows along dimension 0, {got(value)}"
+            )
+        numbers.add(len(value))
+    require(
+        len(numbers) == 1,
+        f"inputs by name must have as many rows each, got {sorted(numbers)}",
+    )
+    return numbers.pop()
+
+
+def device_of(inputs: Inputs) -> torch.device:
+    """Where inputs lie."""
+    return (inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))).device
+
+
+def select_rows(inputs: Inputs, index: Tensor) -> Inputs:
+    """The rows at `index`, int64 [K]."""
+    if isinstance(inputs, Tensor):
+        return inputs[index]
+    return select_state(inputs, index)
+
+
+def require_tensor(inputs: Inputs, whose: str) -> Tensor:
+    """Refuse several tensors where a process reads one."""
+    if not isinstance(inputs, Tensor):
+        raise InputError(f"{whose} reads one tensor, got several by name: {sorted(inputs)}")
+    return inputs
+
+
+def read_tokens(inputs: Inputs, whose: str) -> tuple[Tensor, Tensor | None]:
+    """Tokens [B, L, ...], 0 where they are padding, and which of them are, bool [B, L], or None.
+
+    Args:
+        inputs: Tokens, or under the name "tokens" and, as PyTorch's layers take it, a mask that is
+            True at padding, under "padding".
+        whose: The process.
+
+    Raises:
+        InputError: There are other names, the mask is no such mask, or a row is all padding.
+    """
+    if isinstance(inputs, Tensor):
+        return inputs, None
+    names = {str(name) for name in inputs}
+    require(
+        names <= _TOKENS and "tokens" in names,
+        f"inputs of {whose} are tokens, or by name 'tokens' and 'padding', got {sorted(names)}",
+    )
+    tokens, padding = inputs["tokens"], inputs.get("padding")
+    if padding is None:
+        return tokens, None
+    require(
+        padding.dtype == torch.bool and padding.shape == tokens.shape[:2],
+        f"padding must be a mask of shape {list(tokens.shape[:2])}, True where a token is none, "
+        f"{got(padding)} of {padding.dtype}",
+    )
+    empty = int(padding.all(1).sum())
+    require(empty == 0, f"every row must have a token that is no padding; {empty} have none")
+    return without_padding(tokens, padding), padding
+
+
+def without_padding(tokens: Tensor, padding: Tensor | None) -> Tensor:
+    """Tokens [B, L, ...], 0 where they are padding, bool [B, L]."""
+    if padding is None:
+        return tokens
+    return tokens.masked_fill(padding.view(*padding.shape, *[1] * (tokens.ndim - 2)), 0)
+
+
+def pool_tokens(tokens: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and maximum over tokens [B, L, D] that are no padding, [B, D] each.
+
+    Padding must be 0.
+    """
+    if padding is None:
+        return tokens.mean(1), tokens.amax(1)
+    number = (~padding).sum(1, keepdim=True)
+    return tokens.sum(1) / number, tokens.masked_fill(padding.unsqueeze(-1), -torch.inf).amax(1)
