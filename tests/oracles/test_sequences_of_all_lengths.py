@@ -52,6 +52,13 @@ class Mean(nn.Module):
         return (tokens + mean).tanh()
 
 
+class Mixing(nn.Linear):
+    """A linear layer by its kind alone: tokens see each other."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens.mean(1, keepdim=True)) + tokens
+
+
 def encoder_layer() -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(DIM, 2, 16, dropout=0.0, batch_first=True)
 
@@ -218,9 +225,10 @@ def test_several_tensors_come_by_name() -> None:
     single = AdaptiveComputation(RecurrentCell(nn.GRUCell(3, 5), 4))
     with pytest.raises(InputError, match="RecurrentCell reads one tensor, got several by name"):
         single({"tokens": torch.zeros(3, 2)}, 0.1)
-    blind = AdaptiveComputation(RepeatedBlock(nn.Sequential(nn.Conv1d(3, 3, 1)), DIM, 3))
-    with pytest.raises(InputError, match="Conv1d cannot be told which tokens are padding"):
-        blind({"tokens": tokens.float(), "padding": mask}, 0.1)
+    for block in (nn.Conv1d(3, 3, 1), Mixing(DIM, DIM)):
+        blind = AdaptiveComputation(RepeatedBlock(nn.Sequential(block), DIM, 3))
+        with pytest.raises(InputError, match="(Conv1d|Mixing) cannot be told which tokens are pad"):
+            blind({"tokens": tokens.float(), "padding": mask}, 0.1)
 
 
 @pytest.mark.parametrize("kind", [nn.GRUCell, nn.LSTMCell])

@@ -10,7 +10,8 @@ from haltwise._core.errors import InputError, require
 
 __all__ = ["apply_block", "require_batch_first"]
 
-_PYTORCHS = nn.TransformerEncoderLayer, nn.TransformerEncoder
+_MASKS = "padding", "src_key_padding_mask"
+"""Arguments by which blocks, those of PyTorch among them, are told which tokens are padding."""
 _ALONG_OTHERS = {"GLU", "LogSoftmax", "MultiheadAttention", "Softmax", "Softmax2d", "Softmin"}
 _TOKENWISE: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -56,12 +57,12 @@ def apply_block(block: nn.Module, tokens: Tensor, padding: Tensor | None) -> obj
             assert isinstance(found, Tensor)
             found = apply_block(part, found, padding)
         return found
-    if isinstance(kind, _TOKENWISE):
+    arguments = inspect.signature(kind.forward).parameters
+    for name in _MASKS:
+        if name in arguments:
+            return block(tokens, **{name: padding})
+    if any(type(kind).forward is layer.forward for layer in _TOKENWISE):
         return block(tokens)
-    if isinstance(kind, _PYTORCHS):
-        return block(tokens, src_key_padding_mask=padding)
-    if "padding" in inspect.signature(kind.forward).parameters:
-        return block(tokens, padding=padding)
     raise InputError(
         f"{type(kind).__name__} cannot be told which tokens are padding; give its forward an "
         "argument padding, a mask [B, L] that is True there, or give no padding"

@@ -31,8 +31,9 @@ class RepeatedBlock(AdaptiveProcess):
 
     Args:
         block: From tokens [B, L, D] to tokens of that shape, rows apart; for instance a
-            `haltwise.nn.TransformerBlock`. Where there is padding one of PyTorch's encoder layers,
-            a layer of single tokens, or a module whose `forward` has an argument `padding`.
+            `haltwise.nn.TransformerBlock`. Where there is padding, a module whose `forward` has an
+            argument `padding` or, as PyTorch's encoder layers, `src_key_padding_mask`, a layer of
+            PyTorch's that treats every token by itself, or several of them in an nn.Sequential.
         dim: D.
         max_steps: Times that it is applied at most; that is how many exits there are.
         per: What halts.
