@@ -63,7 +63,7 @@ CHARTS = {
         "results.md",
         "Modules that no weights were trained for",
         "On modules never seen, the default is below a tuned Adam on all six",
-        "median loss of six modules on digits after 100 steps, 5 seeds",
+        "median loss of six modules on digits after 100 steps, 15 seeds",
         (0,),
         {"small-networks, as it ships": 1, "Adam, tuned for each": 3, "Adam, rate 1e-3": 2},
         "loss after 100 steps, lower is better",

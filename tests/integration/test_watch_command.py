@@ -130,7 +130,7 @@ def test_a_log_and_a_monitor_give_up_at_the_same_point(log: Path, unit: str | No
     options = ("--metric", "loss", "--cost", "hours", "--target", 0.5, "--budget", 100, *said)
     found = haltwise("watch", log, "--once", *options, cwd=log.parent)
     assert found.stdout == f"{log}: give up, loss {loss:.4g} at {hours}: {monitor.reason}\n"
-    assert hours == (20 if unit else 48)
+    assert (hours < 35) == (unit == "hours")
 
 
 def test_nan_is_a_run_that_diverged_and_an_empty_cell_is_not(log: Path) -> None:

@@ -227,7 +227,7 @@ def test_several_tensors_come_by_name() -> None:
         single({"tokens": torch.zeros(3, 2)}, 0.1)
     for block in (nn.Conv1d(3, 3, 1), Mixing(DIM, DIM)):
         blind = AdaptiveComputation(RepeatedBlock(nn.Sequential(block), DIM, 3))
-        with pytest.raises(InputError, match=r"(Conv1d|Mixing) cannot be told which tokens are pad"):
+        with pytest.raises(InputError, match=r"(Conv1d|Mixing) cannot be told which tokens are"):
             blind({"tokens": tokens.float(), "padding": mask}, 0.1)
 
 
