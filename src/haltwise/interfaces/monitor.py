@@ -126,6 +126,7 @@ class HaltingMonitor:
             model, name = copy.deepcopy(weights), "these weights"
         else:
             model, name = load_halting(weights), str(weights)
+        self._fingerprint: str | None = None
         card = model.card
         require(
             model.halts,
@@ -508,7 +509,8 @@ class HaltingMonitor:
         direction = ", direction 'max'" if self._maximizes else ""
         if self._model is None:
             return f"recording{direction}"
-        return f"{fingerprint(self._model)} at {self._price.item():g}{direction}"
+        self._fingerprint = self._fingerprint or fingerprint(self._model)  # its own, which stays
+        return f"{self._fingerprint} at {self._price.item():g}{direction}"
 
 
 def _risk_monitor(
