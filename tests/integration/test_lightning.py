@@ -224,6 +224,26 @@ class TestLightning:
             self.fit(other, 500, 1, tmp_path)
             assert other.monitor.steps == expected
 
+    @pytest.mark.parametrize("accumulated", [1, 4])
+    def test_a_recording_goes_on_from_a_checkpoint(self, accumulated: int, tmp_path: Path) -> None:
+        class Saves(pytest.importorskip("lightning.pytorch").Callback):  # type: ignore[misc]
+            def on_train_epoch_end(self, trainer: Any, _: Any) -> None:
+                if trainer.current_epoch == 1:
+                    trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+        settings: dict[str, Any] = {"size": 8, "accumulate_grad_batches": accumulated}
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"))
+        self.fit([callback, Saves()], 3, 4, tmp_path, **settings)
+        self.fit(callback, 3, 4, tmp_path, checkpoint=tmp_path / "x.ckpt", **settings)
+        whole, resumed = self.recorded(tmp_path / "a")
+        assert len(whole) == 4 * 4 // accumulated
+        assert torch.equal(whole, resumed)
+        other = self.callback(HaltingMonitor.recording(tmp_path / "b"))  # not in the checkpoint
+        with pytest.warns(DataWarning, match="its first rounds were not seen: this run is not re"):
+            self.fit(other, 3, 4, tmp_path, checkpoint=tmp_path / "x.ckpt", **settings)
+        assert other.monitor.steps == 2 * 4 // accumulated
+        assert not (tmp_path / "b").exists()
+
     def run_callback(self, *arguments: Any, **settings: Any) -> Any:
         pytest.importorskip("lightning")
         from haltwise.interfaces.lightning import RunCallback

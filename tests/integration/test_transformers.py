@@ -238,6 +238,23 @@ class TestTransformers:
             self.fit(callback, 0, 2, tmp_path)
         assert __file__ in {each.filename for each in told if each.category is DataWarning}
 
+    def test_half_a_training_is_not_recorded(self, tmp_path: Path) -> None:
+        settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+        monitor = HaltingMonitor.recording(tmp_path / "a")
+        self.fit(self.callback(monitor), 1, 6, tmp_path, **settings)
+        with pytest.warns(DataWarning, match="its first rounds were not seen: this run is not re"):
+            self.fit(
+                self.callback(monitor),
+                1,
+                6,
+                tmp_path,
+                checkpoint=str(tmp_path / "checkpoint-3"),
+                **settings,
+            )
+        assert monitor.steps == 3
+        self.fit(self.callback(monitor), 1, 6, tmp_path, **settings)
+        assert RecordedRuns.load(tmp_path / "a").trajectory.known("signals").shape[:2] == (2, 4)
+
     @pytest.mark.parametrize("metric", [None, "eval_loss"])
     def test_a_training_without_a_round_is_reported(
         self, metric: str | None, tmp_path: Path

@@ -56,7 +56,8 @@ class HaltingCallback(_WithMonitor[HaltingMonitor]):
     """Lets a `HaltingMonitor` record a Lightning fit, or end it.
 
     The monitor looks at parameters and gradients at every step of the optimizer. Every fit is a run
-    of its own, unless a checkpoint is loaded; one that ends by an exception is not recorded.
+    of its own, unless a checkpoint is loaded; one that ends by an exception is not recorded, nor is
+    one from a checkpoint that was written without this callback.
     Several processes stop together, by the mean of their losses, and the first of them records.
 
     Args:
@@ -96,13 +97,14 @@ class HaltingCallback(_WithMonitor[HaltingMonitor]):
         return key
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._global_step, self._losses, self._moved = trainer.global_step, [], False
+        self._losses, self._moved = [], False
         if not self._resumed:
             self.monitor.discard()  # of a fit that did not end
-            self.monitor.start(pl_module)
+            self.monitor.start(pl_module, resumed=trainer.ckpt_path is not None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _require_validation(trainer, self._metric)
+        self._global_step = trainer.global_step  # that of a checkpoint is known by now
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any

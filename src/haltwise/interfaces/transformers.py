@@ -25,9 +25,9 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
 
     A round lies between two logs of the training loss (`logging_steps`), or between two evaluations
     if a metric is named. The monitor looks at parameters and gradients at every step of the
-    optimizer; its state is not in the checkpoints, so a resumed training is judged from there on.
-    Every training is a run of its own; one that ends by an exception is not recorded. Of several
-    processes, the first records.
+    optimizer; its state is not in the checkpoints, so a resumed training is judged from there on,
+    and is not recorded. Every training is a run of its own; one that ends by an exception is not
+    recorded. Of several processes, the first records.
 
     Args:
         monitor: One that stops, or `HaltingMonitor.recording(...)`, which is closed at the end of
@@ -53,9 +53,11 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
     def __repr__(self) -> str:
         return f"HaltingCallback({self.monitor})"
 
-    def on_train_begin(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any = None, state: Any = None, *_: Any, model: nn.Module, **kwargs: Any
+    ) -> None:
         self.monitor.discard()  # of a training that did not end
-        self.monitor.start(model)
+        self.monitor.start(model, resumed=state is not None and state.global_step > 0)
         self._moved, self._metrics, self._known = False, {}, set()
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
