@@ -40,6 +40,11 @@ class _WithMonitor(Callback, Generic[Monitor]):  # type: ignore[misc]
     ) -> None:
         self._stage, self._resumed = None, False
 
+    def _stop(self, trainer: Trainer) -> None:
+        """Stop the fit where the monitor of any process says so."""
+        stops = trainer.strategy.reduce_boolean_decision(self.monitor.should_stop, all=False)
+        trainer.should_stop = trainer.should_stop or stops
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.monitor.state_dict()
         return state
@@ -160,10 +165,6 @@ class HaltingCallback(_WithMonitor[HaltingMonitor]):
         self._moved = True
         return True
 
-    def _stop(self, trainer: Trainer) -> None:
-        stops = trainer.strategy.reduce_boolean_decision(self.monitor.should_stop, all=False)
-        trainer.should_stop = trainer.should_stop or stops
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             self.monitor.discard()
@@ -239,7 +240,7 @@ class RunCallback(_WithMonitor[RunMonitor]):
         value = _logged(trainer, self._metric, where).to(pl_module.device)
         mean = trainer.strategy.reduce(value, reduce_op="mean")
         self.monitor.update(mean, cost=trainer.global_step)
-        trainer.should_stop = trainer.should_stop or self.monitor.should_stop
+        self._stop(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed = False
