@@ -73,7 +73,7 @@ class GradientWarning(_Printable, UserWarning):
 
 _OF_TOOLS = {
     "haltwise", "torch", "contextlib", "sklearn", "accelerate", "keras", "lightgbm", "lightning",
-    "optuna", "ray", "scipy", "transformers", "xgboost",
+    "optuna", "pytorch_lightning", "ray", "scipy", "transformers", "xgboost",
 }  # fmt: skip
 """Packages whose lines are not where a user would mend anything."""
 
