@@ -154,6 +154,19 @@ class TestLightGBM:
             assert booster.best_iteration == best + 1 < monitor.steps < 40
             assert booster.best_score["valid_0"][name] == abs(monitor.curve.loss[best])
 
+    @pytest.mark.parametrize(
+        "settings", [{"early_stopping_round": 0}, {"early_stopping_round": 9, "boosting": "dart"}]
+    )
+    def test_all_trees_are_used_without_early_stopping(self, settings: dict[str, Any]) -> None:
+        callback = self.callback(patience(4), "valid_0-binary_logloss")
+        booster, _ = self.train(0, [callback], **settings)
+        assert booster.best_iteration == booster.num_trees() == callback.monitor.steps < 40
+
+    def test_dart_has_no_best_round(self) -> None:
+        callback = self.callback(patience(4), "valid_0-binary_logloss", at_best=True)
+        with pytest.raises(InputError, match="dart changes earlier trees"):
+            self.train(0, [callback], boosting="dart")
+
     def test_a_wrong_direction_and_an_unknown_metric_are_refused(self) -> None:
         with pytest.raises(
             InputError, match=r"auc is better the higher, but .* make it with 'max'"

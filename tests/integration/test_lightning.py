@@ -312,6 +312,26 @@ class TestLightning:
             assert again.global_step == trainer.global_step
             assert callback.monitor.steps == seen["steps"]
 
+    @pytest.mark.parametrize("halts", [True, False])
+    def test_a_search_for_a_learning_rate_resumes_nothing(
+        self, halts: bool, sgd_stopper: Path, tmp_path: Path
+    ) -> None:
+        finder = pytest.importorskip("lightning.pytorch.callbacks").LearningRateFinder
+
+        class Finds(finder):  # type: ignore[misc, valid-type]
+            def on_fit_start(self, trainer: Any, module: Any) -> None:
+                module.lr = 0.0  # where the rate is written, which this fit does not take
+                super().on_fit_start(trainer, module)
+
+        callback = self.run_callback(patience(0, min_points=2))
+        if halts:
+            callback = self.callback(HaltingMonitor(sgd_stopper))
+        steps = []
+        for beside in ([], [Finds(num_training_steps=3)]):
+            self.fit([callback, *beside], 500, 30, tmp_path)
+            steps.append(callback.monitor.steps)
+        assert 1 < steps[0] == steps[1] < 30
+
     @pytest.mark.parametrize("validates", [True, False])
     def test_a_fit_without_a_point_is_reported(self, validates: bool, tmp_path: Path) -> None:
         callback = self.run_callback(patience(1))

@@ -58,6 +58,11 @@ class RunCallback:
         if env.iteration == env.begin_iteration:
             self.monitor.start(budget=env.end_iteration - env.begin_iteration)
             self._lowest = math.inf
+            require(
+                not (self._at_best and _is_dart(env.params)),
+                "dart changes earlier trees, so no round is left as it was at its best; leave "
+                "at_best out",
+            )
         results = env.evaluation_result_list or []
         _, _, value, is_higher_better, *_ = logged(
             {f"{r[0]}-{r[1]}": r for r in results}, self._metric
@@ -74,6 +79,11 @@ class RunCallback:
         if loss < self._lowest or env.iteration == env.begin_iteration:
             self._lowest, self._best = loss, (env.iteration, results)
         if self.monitor.should_stop:
-            asked = env.params.get("early_stopping_round")
-            at_best = asked is not None if self._at_best is None else self._at_best
+            asked = (env.params.get("early_stopping_round") or 0) > 0 and not _is_dart(env.params)
+            at_best = asked if self._at_best is None else self._at_best
             raise EarlyStopException(*(self._best if at_best else (env.iteration, results)))
+
+
+def _is_dart(params: dict[str, Any]) -> bool:
+    """Whether earlier trees change, where LightGBM has no early stopping either."""
+    return "dart" in (params.get(name) for name in ("boosting", "boosting_type", "boost"))

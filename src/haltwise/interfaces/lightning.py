@@ -27,18 +27,19 @@ class _WithMonitor(Callback, Generic[Monitor]):  # type: ignore[misc]
     def __init__(self, monitor: Monitor) -> None:
         self.monitor: Monitor = monitor
         self._resumed = False
-        self._stage: str | None = None  # none outside the trainer
+        self._ignores_state = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._stage = stage
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._stage = None
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Nothing goes on from one that is only validated, tested or predicted by, nor from one of
+        # the start, as after a search for a learning rate.
+        self._ignores_state = trainer.state.fn != "fit" or checkpoint["global_step"] == 0
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._stage, self._resumed = None, False
+        self._resumed = False
 
     def _stop(self, trainer: Trainer) -> None:
         """Stop the fit where the monitor of any process says so."""
@@ -50,8 +51,8 @@ class _WithMonitor(Callback, Generic[Monitor]):  # type: ignore[misc]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Of a checkpoint that is only validated, tested or predicted by, nothing goes on.
-        if self._stage in (None, "fit"):
+        ignores, self._ignores_state = self._ignores_state, False
+        if not ignores:
             self.monitor.load_state_dict(state_dict)
             self._resumed = True
 
@@ -101,15 +102,13 @@ class HaltingCallback(_WithMonitor[HaltingMonitor]):
         )
         return key
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._losses, self._moved = [], False
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What a checkpoint holds is known by now, with any strategy.
+        _require_validation(trainer, self._metric)
+        self._global_step, self._losses, self._moved = trainer.global_step, [], False
         if not self._resumed:
             self.monitor.discard()  # of a fit that did not end
             self.monitor.start(pl_module, resumed=trainer.ckpt_path is not None)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _require_validation(trainer, self._metric)
-        self._global_step = trainer.global_step  # that of a checkpoint is known by now
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any
