@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import make_pipeline
 from tiny_rules import patience, stop_of
@@ -105,6 +106,17 @@ def test_an_estimator_without_partial_fit_is_refused() -> None:
     x, y = table(0)
     with pytest.raises(InputError, match="LogisticRegression has no partial_fit, so it cannot"):
         fit_by_batches(LogisticRegression(), [(x, y)], patience(1), lambda _: 1.0)
+
+
+def test_a_batch_is_a_pair() -> None:
+    x, _ = table(0)
+    batches: Any = [x[:2]]  # which has two rows
+    with pytest.raises(InputError, match=r"a pair of inputs and targets, got shape \[2, 5\]; with"):
+        fit_by_batches(MiniBatchKMeans(2), batches, patience(1), lambda _: 1.0)
+    fit_by_batches(
+        MiniBatchKMeans(2, n_init=1), [(x, None)] * 3, monitor := patience(99), lambda _: 1.0
+    )
+    assert monitor.steps == 3
 
 
 @callbacks

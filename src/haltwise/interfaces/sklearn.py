@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, final
 
 from haltwise._core.errors import FitWarning, require, warn
+from haltwise._core.settings import shown
 from haltwise.interfaces.run_monitor import Number, RunMonitor
 
 __all__ = ["RunCallback", "fit_by_batches"]
@@ -31,7 +32,7 @@ def fit_by_batches(
         The estimator.
 
     Raises:
-        InputError: The estimator has no `partial_fit`.
+        InputError: The estimator has no `partial_fit`, or a batch is no pair.
 
     Examples:
         >>> batches = ((x[i::10], y[i::10]) for i in range(10))  # doctest: +SKIP
@@ -45,7 +46,13 @@ def fit_by_batches(
     )
     monitor.start()
     fitted: Any = estimator
-    for inputs, targets in batches:
+    for batch in batches:
+        require(
+            isinstance(batch, tuple | list) and len(batch) == 2,
+            f"a batch must be a pair of inputs and targets, got {shown(batch)}; without targets "
+            "give (inputs, None)",
+        )
+        inputs, targets = batch
         fitted.partial_fit(inputs, targets, **settings)
         monitor.update(score(estimator))
         if monitor.should_stop:
