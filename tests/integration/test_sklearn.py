@@ -113,9 +113,8 @@ def test_a_batch_is_a_pair() -> None:
     batches: Any = [x[:2]]  # which has two rows
     with pytest.raises(InputError, match=r"a pair of inputs and targets, got shape \[2, 5\]; with"):
         fit_by_batches(MiniBatchKMeans(2), batches, patience(1), lambda _: 1.0)
-    fit_by_batches(
-        MiniBatchKMeans(2, n_init=1), [(x, None)] * 3, monitor := patience(99), lambda _: 1.0
-    )
+    monitor = patience(99)
+    fit_by_batches(MiniBatchKMeans(2, n_init=1), [(x, None)] * 3, monitor, lambda _: 1.0)
     assert monitor.steps == 3
 
 
