@@ -55,7 +55,7 @@ class TestXGBoost:
             assert booster.num_boosted_rounds() == callback.monitor.steps == expected
             curve = callback.monitor.curve
             assert curve.cost.tolist() == list(range(1, expected + 1))
-            assert curve.columns["loss"].tolist() == log["valid"][name][:expected]
+            assert curve.columns[curve.metric].tolist() == log["valid"][name][:expected]
             stops.add(expected)
         assert len(stops) > 1
         assert max(stops) < 40
@@ -70,20 +70,33 @@ class TestXGBoost:
         assert callback.monitor.steps == stop_of(log["test-logloss-mean"], 4) < 30
         assert len(found["test-logloss-mean"]) == callback.monitor.steps
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_early_stopping_beside_it_keeps_its_best_round(self, order: int) -> None:
+        xgboost = pytest.importorskip("xgboost")
+        x, y, *_ = tables(0)
+        settings: dict[str, Any] = {"num_boost_round": 30, "as_pandas": False, "seed": 1}
+        stopping = xgboost.callback.EarlyStopping(25, metric_name="logloss")
+        callback = self.callback(patience(12), "test-logloss")
+        found = xgboost.cv(
+            self.PARAMS, xgboost.DMatrix(x, y), callbacks=[callback, stopping][::order], **settings
+        )["test-logloss-mean"]
+        seen = callback.monitor.curve.loss
+        assert len(found) == seen.argmin() + 1 < len(seen) < 30
+
     def test_an_unknown_metric_is_refused(self) -> None:
         with pytest.raises(InputError, match=r"no metric 'x' .* train-auc, train-logloss, valid"):
             self.train(0, [self.callback(patience(1), "x")])
 
 
 class TestLightGBM:
-    def train(self, seed: int, callbacks: list[Any], num: int = 40) -> tuple[Any, Any]:
+    def train(self, seed: int, callbacks: list[Any], num: int = 40, **settings: Any) -> Any:
         lightgbm = pytest.importorskip("lightgbm")
         x, y, x_valid, y_valid = tables(seed)
         log: dict[str, Any] = {}
         data = lightgbm.Dataset(x, y)
         booster = lightgbm.train(
             {"objective": "binary", "metric": ["binary_logloss", "auc"], "verbosity": -1,
-             "num_threads": 1, "learning_rate": 0.3, "min_data_in_leaf": 5},
+             "num_threads": 1, "learning_rate": 0.3, "min_data_in_leaf": 5, **settings},
             data,
             num,
             valid_sets=[lightgbm.Dataset(x_valid, y_valid, reference=data)],
@@ -91,11 +104,11 @@ class TestLightGBM:
         )  # fmt: skip
         return booster, log["valid_0"]
 
-    def callback(self, *arguments: Any) -> Any:
+    def callback(self, *arguments: Any, **settings: Any) -> Any:
         pytest.importorskip("lightgbm")
         from haltwise.interfaces.lightgbm import RunCallback
 
-        return RunCallback(*arguments)
+        return RunCallback(*arguments, **settings)
 
     @pytest.mark.parametrize(("name", "direction"), [("binary_logloss", "min"), ("auc", "max")])
     def test_it_stops_by_the_log(self, name: str, direction: Any) -> None:
@@ -124,6 +137,35 @@ class TestLightGBM:
         callback = self.callback(patience(2), "valid-binary_logloss")
         lightgbm.cv(params, lightgbm.Dataset(x, y), callbacks=[callback], **settings)
         assert callback.monitor.steps == stop_of(log, 2) < 30
+
+    @pytest.mark.parametrize("name", ["binary_logloss", "auc"])
+    @pytest.mark.parametrize("by_parameter", [True, False])
+    def test_early_stopping_beside_it_keeps_the_best_round(
+        self, name: str, by_parameter: bool
+    ) -> None:
+        lightgbm = pytest.importorskip("lightgbm")
+        monitor = patience(8, direction="min" if name == "binary_logloss" else "max")
+        settings = {"early_stopping_round": 30} if by_parameter else {}
+        callback = self.callback(monitor, f"valid_0-{name}", at_best=None if by_parameter else True)
+        beside = [] if by_parameter else [lightgbm.early_stopping(30, verbose=False)]
+        for seed in range(2):  # the second finds nothing left of the first
+            booster, _ = self.train(seed, [*beside, callback], **settings)
+            best = int(monitor.curve.loss.argmin())
+            assert booster.best_iteration == best + 1 < monitor.steps < 40
+            assert booster.best_score["valid_0"][name] == abs(monitor.curve.loss[best])
+
+    @pytest.mark.parametrize(
+        "settings", [{"early_stopping_round": 0}, {"early_stopping_round": 9, "boosting": "dart"}]
+    )
+    def test_all_trees_are_used_without_early_stopping(self, settings: dict[str, Any]) -> None:
+        callback = self.callback(patience(4), "valid_0-binary_logloss")
+        booster, _ = self.train(0, [callback], **settings)
+        assert booster.best_iteration == booster.num_trees() == callback.monitor.steps < 40
+
+    def test_dart_has_no_best_round(self) -> None:
+        callback = self.callback(patience(4), "valid_0-binary_logloss", at_best=True)
+        with pytest.raises(InputError, match="dart changes earlier trees"):
+            self.train(0, [callback], boosting="dart")
 
     def test_a_wrong_direction_and_an_unknown_metric_are_refused(self) -> None:
         with pytest.raises(

@@ -63,8 +63,15 @@ def test_a_fit_goes_on_from_its_initial_epoch() -> None:
     fit([fresh], epochs=6, initial_epoch=3)
     assert fresh.monitor.curve.cost.tolist() == [4, 5, 6]
     assert fresh.monitor.curve.budget == 6
+    for epoch in range(6, 9):  # a loop of fits of one epoch
+        fit([fresh], epochs=epoch + 1, initial_epoch=epoch)
+        assert fresh.monitor.curve.budget == epoch + 1
+    assert fresh.monitor.curve.cost.tolist() == list(range(4, 10))
 
 
 def test_a_metric_that_was_never_logged_is_reported() -> None:
-    with pytest.warns(DataWarning, match="no metric 'f1' was logged, but loss, val_loss"):
-        fit([RunCallback(patience(1), "f1")], epochs=2)
+    callback = RunCallback(patience(1, direction="max"), "f1")
+    with pytest.warns(DataWarning, match="no metric 'f1' was logged, but loss, val_loss") as told:
+        fit([callback], epochs=2)
+    (place,) = {each.filename for each in told if each.category is DataWarning}
+    assert place == __file__  # not a line of Keras

@@ -7,10 +7,14 @@ import pytest
 import torch
 from line_fits import assert_records_as_plain_loop, line_data, new_line, plain_loop
 from safetensors.torch import load_file
-from tiny_rules import patience, stop_of
+from tiny_rules import patience, small_model, stop_of
 from torch import Tensor, nn
 
-from haltwise import HaltingMonitor
+from haltwise import HaltingMonitor, RunMonitor
+from haltwise._core.errors import DataWarning
+from haltwise.curves.model import CurveModel
+from haltwise.interfaces import monitor as monitor_module
+from haltwise.models.files import fingerprint
 from haltwise.recordings.runs import RecordedRuns
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # their own
@@ -220,6 +224,26 @@ class TestLightning:
             self.fit(other, 500, 1, tmp_path)
             assert other.monitor.steps == expected
 
+    @pytest.mark.parametrize("accumulated", [1, 4])
+    def test_a_recording_goes_on_from_a_checkpoint(self, accumulated: int, tmp_path: Path) -> None:
+        class Saves(pytest.importorskip("lightning.pytorch").Callback):  # type: ignore[misc]
+            def on_train_epoch_end(self, trainer: Any, _: Any) -> None:
+                if trainer.current_epoch == 1:
+                    trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+        settings: dict[str, Any] = {"size": 8, "accumulate_grad_batches": accumulated}
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"))
+        self.fit([callback, Saves()], 3, 4, tmp_path, **settings)
+        self.fit(callback, 3, 4, tmp_path, checkpoint=tmp_path / "x.ckpt", **settings)
+        whole, resumed = self.recorded(tmp_path / "a")
+        assert len(whole) == 4 * 4 // accumulated
+        assert torch.equal(whole, resumed)
+        other = self.callback(HaltingMonitor.recording(tmp_path / "b"))  # not in the checkpoint
+        with pytest.warns(DataWarning, match="its first rounds were not seen: this run is not re"):
+            self.fit(other, 3, 4, tmp_path, checkpoint=tmp_path / "x.ckpt", **settings)
+        assert other.monitor.steps == 2 * 4 // accumulated
+        assert not (tmp_path / "b").exists()
+
     def run_callback(self, *arguments: Any, **settings: Any) -> Any:
         pytest.importorskip("lightning")
         from haltwise.interfaces.lightning import RunCallback
@@ -264,13 +288,98 @@ class TestLightning:
             monitor.update(-100, cost=1e9)  # which is forgotten
         self.fit([callbacks[1]], 0, 6, tmp_path, checkpoint=saved)
         assert rule[1].curve.cost.tolist() == [1, 2, 3, 4, 5, 6]
+        assert rule[1].curve.budget == 6  # of this fit
         self.fit([callbacks[1]], 0, 2, tmp_path)  # of a run of its own
         assert rule[1].curve.cost.tolist() == [1, 2]
 
+    def test_to_validate_a_checkpoint_resumes_nothing(
+        self, sgd_stopper: Path, tmp_path: Path
+    ) -> None:
+        callbacks = [
+            self.run_callback(patience(0, min_points=1)),
+            self.callback(HaltingMonitor(sgd_stopper)),
+        ]
+        for callback in callbacks:
+            trainer = self.fit(callback, 500, 30, tmp_path)
+            seen, saved = callback.monitor.state_dict(), tmp_path / "x.ckpt"
+            assert seen["reason"] is not None
+            trainer.save_checkpoint(saved)
+            self.fit(callback, 500, 1, tmp_path)
+            loader, begun = trainer.val_dataloaders, callback.monitor.steps
+            trainer.validate(trainer.lightning_module, loader, saved, verbose=False)
+            assert callback.monitor.steps == begun  # what is known of the last fit stays
+            again = self.fit(callback, 500, 30, tmp_path)  # and the next is a run of its own
+            assert again.global_step == trainer.global_step
+            assert callback.monitor.steps == seen["steps"]
+
+    @pytest.mark.parametrize("halts", [True, False])
+    def test_a_search_for_a_learning_rate_resumes_nothing(
+        self, halts: bool, sgd_stopper: Path, tmp_path: Path
+    ) -> None:
+        finder = pytest.importorskip("lightning.pytorch.callbacks").LearningRateFinder
+
+        class Finds(finder):  # type: ignore[misc, valid-type]
+            def on_fit_start(self, trainer: Any, module: Any) -> None:
+                module.lr = 0.0  # where the rate is written, which this fit does not take
+                super().on_fit_start(trainer, module)
+
+        callback = self.run_callback(patience(0, min_points=2))
+        if halts:
+            callback = self.callback(HaltingMonitor(sgd_stopper))
+        steps = []
+        for beside in ([], [Finds(num_training_steps=3)]):
+            self.fit([callback, *beside], 500, 30, tmp_path)
+            steps.append(callback.monitor.steps)
+        assert 1 < steps[0] == steps[1] < 30
+
+    @pytest.mark.parametrize("validates", [True, False])
+    def test_a_fit_without_a_point_is_reported(self, validates: bool, tmp_path: Path) -> None:
+        callback = self.run_callback(patience(1))
+        if not validates:
+            callback = self.callback(HaltingMonitor.recording(tmp_path / "a"), "val_loss")
+        with pytest.warns(
+            DataWarning, match="no metric 'val_loss' was logged, but train_l"
+        ) as told:
+            self.fit(callback, 0, 2, tmp_path, check_val_every_n_epoch=3)
+        assert __file__ in {each.filename for each in told if each.category is DataWarning}
+
+    def test_a_fit_asks_but_once_which_trees_it_goes_by(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Lightning wants a callback's key at every hook, and a checksum of many trees is slow."""
+        asked: list[CurveModel] = []
+        model = small_model()
+
+        def checksum(model: CurveModel) -> str:
+            asked.append(model)
+            return "trees"
+
+        monkeypatch.setattr(CurveModel, "digest", property(checksum))
+        callback = self.run_callback(RunMonitor(model, target=0.01), "val_loss")
+        self.fit(callback, 0, 5, tmp_path)
+        assert callback.monitor.steps == 5
+        assert "CurveModel trees" in callback.state_key
+        assert len(asked) == 1
+
+    def test_a_fit_asks_but_once_which_weights_it_goes_by(
+        self, sgd_stopper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Any] = []
+
+        def counted(model: Any) -> str:
+            asked.append(model)
+            return fingerprint(model)
+
+        monkeypatch.setattr(monitor_module, "fingerprint", counted)
+        callback = self.callback(HaltingMonitor(sgd_stopper))
+        self.fit(callback, 500, 5, tmp_path)
+        assert callback.monitor.steps > 1
+        assert len(asked) == 1
+
     def test_the_log_must_have_the_metric(self, tmp_path: Path) -> None:
         for name, settings, message in (
-            ("x", {}, "no metric 'x' was logged; there are .*val_loss"),
-            ("x", {"in_training": True}, "no metric 'x' was logged"),
+            ("x", {}, "no metric 'x' was logged; there are .*val_loss.* in validation_step"),
+            ("x", {"in_training": True}, "no metric 'x' was logged.* in training_step, with on_ep"),
             ("train_loss", {}, "no metric 'train_loss' was logged"),
         ):
             with pytest.raises(ValueError, match=message):

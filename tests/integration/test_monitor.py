@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,13 @@ from draws import DOUBLE, seeded
 from line_fits import plain_loop
 from loops import RATE, Decay, drive, record_runs, steps_of_adam
 from random_models import random_model, with_threshold
+from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 import haltwise
 import haltwise.interfaces.watched
-from haltwise import HaltingMonitor, InputError, Outcome
+from haltwise import DataWarning, HaltingMonitor, InputError, Outcome
 from haltwise._core.files import load_tensors
 from haltwise.halting import HalterSettings
 from haltwise.models import OptimizerModel, load_halting
@@ -441,3 +443,30 @@ def drive_upwards(monitor: HaltingMonitor, seed: int) -> int:
         if monitor.should_stop:
             break
     return monitor.steps
+
+
+def test_half_a_run_is_not_recorded(tmp_path: Path) -> None:
+    monitor = HaltingMonitor.recording(tmp_path / "a")
+    for resumed in (False, True, False):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            monitor.start(resumed=resumed)
+        assert [each.category for each in told] == [DataWarning] * resumed
+        for step in range(3):
+            monitor.update(1 / (1 + step), score=2.0)
+        state = monitor.state_dict()
+        if resumed:  # nor where the half is resumed once more
+            monitor.load_state_dict(state)
+            monitor.update(0.1, score=2.0)
+        monitor.close()
+    assert len(list((tmp_path / "a").iterdir())) == 2
+    monitor.load_state_dict(state)  # closed, and yet it goes on
+    monitor.update(0.1, score=2.0)
+    assert monitor.steps == 4
+    monitor.close()
+    monitor.update(1.0)  # without start()
+    assert monitor.steps == 1
+    monitor.update(0.5)
+    monitor.close()
+    lengths = [len(load_file(path)["signals"]) for path in sorted((tmp_path / "a").iterdir())]
+    assert sorted(lengths) == [2, 3, 3, 4]

@@ -245,3 +245,54 @@ def test_nothing_is_pruned_while_budget_or_target_is_unknown(settings: Any) -> N
     study = optuna.create_study(pruner=pruner)
     study.add_trial(optuna.trial.create_trial(value=-1.0))  # without its curve
     study.optimize(lambda trial: [trial.report(5, 0), trial.report(5, 1), 1.0][-1], n_trials=2)
+
+
+@pytest.mark.parametrize("name", ["target", "budget", "min_delta"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_settings_that_are_no_number_are_refused(name: str, value: float) -> None:
+    settings: Any = {name: value}
+    with pytest.raises(InputError, match=f"{name} must be a finite number, got {value}"):
+        HaltwisePruner("training-runs", **settings)
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_a_best_value_that_is_infinite_ends_no_study(direction: str, sign: int) -> None:
+    curves = [[sign * -math.inf] * 5, *[[5.0] * 5] * 5]
+    assert run(HaltwisePruner(equal_chances(0.01)), curves, direction) == [5] * 6
+
+
+def test_a_pruner_may_serve_several_studies() -> None:
+    """What it keeps of finished trials is that of the study that asks, also of one by its name."""
+    rng = np.random.default_rng(0)
+    both = [rng.uniform(0, 9, (12, 6)).round(1).tolist() for _ in range(2)]
+    shared = HaltwisePruner(equal_chances(0.5))
+    for direction in ("minimize", "maximize"):
+        for curves in both:
+            expected = run(HaltwisePruner(equal_chances(0.5)), curves, direction)
+            assert run(shared, curves, direction) == expected
+            assert min(expected) < 6
+
+
+def test_a_decision_copies_no_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a study of hundreds of trials a copy takes longer than all else."""
+    pruner = HaltwisePruner(equal_chances(0.5))
+    study = optuna.create_study(pruner=pruner)
+    for number in range(5):
+        values = dict(enumerate([9.0 + number] * 6))
+        study.add_trial(optuna.trial.create_trial(value=9.0 + number, intermediate_values=values))
+    copied: list[Any] = []
+
+    def noted(trial: Any, _: Any) -> Any:
+        copied.append(trial)
+        return trial
+
+    monkeypatch.setattr(optuna.trial.FrozenTrial, "__deepcopy__", noted, raising=False)
+    running = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING, intermediate_values={0: 9.0, 1: 8.0}
+    )
+    pruner.prune(study, running)
+    assert len(copied) == 1  # the best one
+    copied.clear()
+    for _ in range(3):
+        pruner.prune(study, running)
+    assert copied == []

@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.pipeline import make_pipeline
 from tiny_rules import patience, stop_of
 
+from haltwise import InputError
 from haltwise._core.errors import FitWarning
 from haltwise.interfaces.sklearn import RunCallback, fit_by_batches
 
@@ -97,3 +100,28 @@ def test_an_estimator_that_does_not_obey_is_reported() -> None:
         model.fit(x, y)
     assert len([warning for warning in told if warning.category is FitWarning]) == 1
     assert callback.monitor.steps == model.n_iter_[0]
+
+
+def test_an_estimator_without_partial_fit_is_refused() -> None:
+    x, y = table(0)
+    with pytest.raises(InputError, match="LogisticRegression has no partial_fit, so it cannot"):
+        fit_by_batches(LogisticRegression(), [(x, y)], patience(1), lambda _: 1.0)
+
+
+def test_a_batch_is_a_pair() -> None:
+    x, _ = table(0)
+    batches: Any = [x[:2]]  # which has two rows
+    with pytest.raises(InputError, match=r"a pair of inputs and targets, got shape \[2, 5\]; with"):
+        fit_by_batches(MiniBatchKMeans(2), batches, patience(1), lambda _: 1.0)
+    monitor = patience(99)
+    fit_by_batches(MiniBatchKMeans(2, n_init=1), [(x, None)] * 3, monitor, lambda _: 1.0)
+    assert monitor.steps == 3
+
+
+@callbacks
+def test_a_fit_without_iterations_is_reported() -> None:
+    x, y = table(0)
+    model = make_pipeline(obedient()([1.0, 2.0]))
+    with pytest.warns(FitWarning, match="Pipeline showed its callback no iteration") as told:
+        model.set_callbacks(RunCallback(patience(1), lambda _: 1.0)).fit(x, y)
+    assert [each.filename for each in told] == [__file__]

@@ -55,13 +55,17 @@ class TestTransformers:
             output_dir=str(folder),
             max_steps=num,
             per_device_eval_batch_size=32,
-            logging_steps=1,
             report_to=[],
             use_cpu=True,
             max_grad_norm=0.0,
             lr_scheduler_type="constant",
             disable_tqdm=True,
-            **{"save_strategy": "no", "per_device_train_batch_size": 32, **settings},
+            **{
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "per_device_train_batch_size": 32,
+                **settings,
+            },
         )
         model = Model()
         trainer = transformers.Trainer(
@@ -229,5 +233,33 @@ class TestTransformers:
         assert resumed.monitor.state_dict() == whole.monitor.state_dict()
 
     def test_a_metric_that_is_never_logged_is_reported(self, tmp_path: Path) -> None:
-        with pytest.warns(DataWarning, match="no metric 'eval_f1' was logged, but .*loss"):
-            self.fit(self.run_callback(patience(1), "eval_f1"), 0, 2, tmp_path)
+        callback = self.run_callback(patience(1, direction="max"), "eval_f1")
+        with pytest.warns(DataWarning, match="no metric 'eval_f1' was logged, but .*loss") as told:
+            self.fit(callback, 0, 2, tmp_path)
+        assert __file__ in {each.filename for each in told if each.category is DataWarning}
+
+    def test_half_a_training_is_not_recorded(self, tmp_path: Path) -> None:
+        settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+        monitor = HaltingMonitor.recording(tmp_path / "a")
+        self.fit(self.callback(monitor), 1, 6, tmp_path, **settings)
+        with pytest.warns(DataWarning, match="its first rounds were not seen: this run is not re"):
+            self.fit(
+                self.callback(monitor),
+                1,
+                6,
+                tmp_path,
+                checkpoint=str(tmp_path / "checkpoint-3"),
+                **settings,
+            )
+        assert monitor.steps == 3
+        self.fit(self.callback(monitor), 1, 6, tmp_path, **settings)
+        assert RecordedRuns.load(tmp_path / "a").trajectory.known("signals").shape[:2] == (2, 4)
+
+    @pytest.mark.parametrize("metric", [None, "eval_loss"])
+    def test_a_training_without_a_round_is_reported(
+        self, metric: str | None, tmp_path: Path
+    ) -> None:
+        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"), metric)
+        known = f"no metric '{metric or 'loss'}' was logged, but "
+        with pytest.warns(DataWarning, match=known):
+            self.fit(callback, 0, 2, tmp_path, logging_steps=1 if metric else 50)

@@ -19,6 +19,9 @@ from haltwise import RunMonitor
 RULE = f"{Path(__file__).parents[1] / 'tiny_rules.py'}:Patience"
 
 
+LEARNED = ("--rule", "training-runs", "--level", 0.1, "--cost", "step")
+
+
 def watch(log: Path, *arguments: object) -> Result:
     options = (
         "--rule",
@@ -62,6 +65,32 @@ def test_a_growing_log_is_given_up(log: Path, monkeypatch: pytest.MonkeyPatch) -
     assert second == f"{log}: go on, loss 2 at 1 after 2 points"
     assert third == f"{log}: give up, loss 2.5 at 4: nothing was better for 3 points"
     assert next(parts) == "never"
+
+
+def test_what_keeps_a_log_from_being_read_is_said_when_it_appears(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(text: str) -> None:
+        log.write_text(text)
+
+    edits = iter(
+        [
+            partial(write, ""),
+            partial(write, "run,step,loss\n"),
+            partial(write, "run,step,los\na,0,3\n"),
+            partial(write, "run,step,los\na,0,3\na,1,3\n"),
+            partial(write, "run,step,loss\na,0,3\nb,0,3\n"),
+            partial(write, "run,step,loss\na,0,3\na,1,3\na,2,3\na,3,3\n"),
+        ]
+    )
+    monkeypatch.setattr(time, "sleep", lambda _: next(edits)())
+    found = watch(log, "--cost", "step", "--level", -2.5, "--exit-code")
+    assert [line.removeprefix(f"{log}: ") for line in found.stdout.splitlines()] == [
+        f"waiting: there is no file {log}",
+        "waiting: there is no column 'loss' of numbers; name one of step, los",
+        f"waiting: {log} holds 2 runs; watch a log that holds one",
+        "give up, loss 3 at 3: nothing was better for 3 points",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +176,8 @@ def test_nan_is_a_run_that_diverged_and_an_empty_cell_is_not(log: Path) -> None:
         (("--lost", 0.05), "give a level or successes lost, not both"),
         (("--rule", "no such"), "no such"),
         (("--metric", "accuracy"), "accuracy"),
+        (LEARNED, "but there is none; name one (--target)"),
+        ((*LEARNED, "--target", 1), "but there is none; name one (--budget), in units of the cost"),
     ],
     ids=str,
 )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tiny_rules import Patience, exponential_runs, patience, small_model, stop_of
 
 from haltwise import DataWarning, InputError, RunMonitor
+from haltwise.curves.columns import direction_of
 from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.model import CurveModel
 from haltwise.curves.rule import CurveRule
@@ -437,3 +438,41 @@ def test_a_copy_goes_its_own_way() -> None:
     assert (monitor.steps, monitor.curve.loss.tolist()) == (1, [3])
     assert (other.steps, other.curve.loss.tolist()) == (3, [3, 2, 1])
     assert monitor.curve.columns.keys() == {"loss"}
+
+
+def test_a_run_that_goes_on_has_the_budget_of_the_loop() -> None:
+    monitor = RunMonitor(small_model(), target=-1, lost=0.05)
+    monitor.start(budget=10)
+    for step in range(1, 5):
+        monitor.update(9.0, cost=step)
+    assert monitor.should_stop
+    for told in ({}, {"budget": 10}):
+        monitor.resume(**told)
+        assert (monitor.should_stop, monitor.steps, monitor.curve.budget) == (True, 4, 10)
+    monitor.resume(budget=1e9)  # for which the chances will do
+    assert (monitor.should_stop, monitor.steps, monitor.curve.budget) == (False, 4, 1e9)
+    monitor.update(9.0, cost=5)
+    assert (monitor.should_stop, monitor.steps) == (False, 5)
+    monitor.resume(budget=10)
+    monitor.update(9.0, cost=6)
+    assert (monitor.should_stop, monitor.steps) == (True, 6)
+    own = RunMonitor(small_model(), target=-1, budget=7)
+    own.resume(budget=100)
+    assert own.curve.budget == 7
+    with pytest.raises(InputError, match="there is no finite one; give a budget"):
+        RunMonitor(small_model(), target=-1).resume()
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"),
+    [
+        ("neg_mean_squared_error", "max"),
+        ("val_neg_log_loss", "max"),
+        ("valid-merror", "min"),
+        ("test-rmsle", "min"),
+        ("valid-poisson-nloglik", "min"),
+        ("d2_log_loss_score", None),
+    ],
+)
+def test_names_of_metrics_tell_their_direction(name: str, direction: Any) -> None:
+    assert direction_of(name) == direction

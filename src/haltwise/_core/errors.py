@@ -71,7 +71,10 @@ class GradientWarning(_Printable, UserWarning):
     """A gradient that is not that of its loss: the message says what may have cut it."""
 
 
-_OF_TOOLS = {"haltwise", "torch", "contextlib", "sklearn"}
+_OF_TOOLS = {
+    "haltwise", "torch", "contextlib", "sklearn", "accelerate", "keras", "lightgbm", "lightning",
+    "optuna", "pytorch_lightning", "ray", "scipy", "transformers", "xgboost",
+}  # fmt: skip
 """Packages whose lines are not where a user would mend anything."""
 
 

@@ -16,6 +16,7 @@ from haltwise._core.plugins import is_file, load_object
 from haltwise.cli.options import PATH
 from haltwise.cli.printing import say
 from haltwise.curves import Curve, read
+from haltwise.curves.raw import NothingRecordedError
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.shipped import PRETRAINED
 from haltwise.curves.stop_model import StopModel
@@ -29,7 +30,7 @@ _GIVEN_UP = 3  # exit code
 
 @final
 class _Verdict(NamedTuple):
-    kind: Literal["wait", "go on", "give up", "success", "end"]
+    kind: Literal["wait", "cannot read", "go on", "give up", "success", "end"]
     sentence: str
 
 
@@ -88,9 +89,9 @@ def command(
     LOG holds one run, in any format of `haltwise learn`: CSV, JSON lines, trainer_state.json,
     Lightning's metrics.csv and others. A metric that is written as nan is the worst there is, since
     the run diverged; leave empty what was not measured. A line is printed where the verdict
-    changes; the command ends when the run is given up, has met its target or has spent its budget.
-    It never touches the run itself, but with --exit-code a script can: code 3 says give up, and
-    nothing else does.
+    changes, or what keeps the log from being read; the command ends when the run is given up, has
+    met its target or has spent its budget. It never touches the run itself, but with --exit-code a
+    script can: code 3 says give up, and nothing else does.
     """
     require(poll > 0, f"--poll must be above 0, got {poll:g}")
     levelled = LevelledRule(
@@ -105,13 +106,15 @@ def command(
     for _ in _changes(log, poll):
         try:
             curve = _one_run(log, reading)
-        except InputError as error:  # the log may have only begun
+        except InputError as error:
             if once:
                 raise
-            verdict = _Verdict("wait", f"waiting: {error}")
+            has_begun = log.exists() and not isinstance(error, NothingRecordedError)
+            verdict = _Verdict("cannot read" if has_begun else "wait", f"waiting: {error}")
         else:
             verdict = _judge(curve, levelled)
-        if shown is None or verdict.kind != shown.kind:
+        is_news = shown is None or verdict.kind != shown.kind
+        if is_news or (verdict.kind == "cannot read" and verdict != shown):
             say(f"{log}: {verdict.sentence}")
         shown = verdict
         if once or verdict.kind in ("give up", "success", "end"):
@@ -160,7 +163,7 @@ def _one_run(log: Path, reading: dict[str, Any]) -> Curve:
             try:
                 curves = read(copy, **reading)
             except InputError as error:
-                raise InputError(str(error).replace(str(copy), str(log))) from None
+                raise type(error)(str(error).replace(str(copy), str(log))) from None
     else:
         curves = read(log, **reading)
     require(curves.num_runs == 1, f"{log} holds {curves.num_runs} runs; watch a log that holds one")
@@ -174,6 +177,16 @@ def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:
     def at(place: int) -> str:
         return f"{curve.metric} {curve.columns[curve.metric][place]:.4g} at {curve.cost[place]:g}"
 
+    learned = "the rule forecasts whether the run will meet its target"
+    require(
+        not rule.is_learned or math.isfinite(curve.target),
+        f"{learned}, but there is none; name one (--target)",
+    )
+    require(
+        not rule.is_learned or 0 < curve.budget < math.inf,
+        f"{learned} within its budget, but there is none; name one (--budget), in units of the "
+        "cost",
+    )
     last = curve.num_points - 1
     if curve.success >= 0:
         return _Verdict("success", f"the target {curve.target:g} is met, {at(curve.success)}")

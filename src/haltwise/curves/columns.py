@@ -27,13 +27,13 @@ _COSTS = (  # what is nearest to money first
 )  # fmt: skip
 _LOWER = {
     "bpb", "bpc", "brier", "cer", "crossentropy", "deviance", "entropy", "err", "error", "fid",
-    "kl", "logloss", "loss", "losses", "mae", "mape", "mlogloss", "mse", "nll", "perplexity", "ppl",
-    "regret", "rmse", "wer",
+    "kl", "logloss", "loss", "losses", "mae", "mape", "merror", "mlogloss", "mse", "nll", "nloglik",
+    "perplexity", "ppl", "regret", "rmse", "rmsle", "wer",
 }  # fmt: skip
 _HIGHER = {
-    "acc", "accuracy", "ap", "auc", "aucpr", "auprc", "auroc", "bleu", "dice", "f1", "iou", "map",
-    "mcc", "miou", "ndcg", "precision", "psnr", "r2", "recall", "return", "reward", "rouge", "ssim",
-    "top", "top1", "top5",
+    "acc", "accuracy", "ap", "auc", "aucpr", "auprc", "auroc", "bleu", "d2", "dice", "f1", "iou",
+    "map", "mcc", "miou", "ndcg", "precision", "psnr", "r2", "recall", "return", "reward", "rouge",
+    "ssim", "top", "top1", "top5",
 }  # fmt: skip
 _NO_METRIC = {  # words of what is measured about a metric or besides
     "best", "grad", "gradient", "lr", "max", "min", "norm", "per", "runtime", "scale", "second",
@@ -59,13 +59,15 @@ def direction_of(name: str) -> Direction | None:
     Examples:
         >>> direction_of("val/loss"), direction_of("eval_accuracy"), direction_of("score")
         ('min', 'max', None)
+        >>> direction_of("neg_mean_squared_error")  # as scikit-learn calls its scores
+        'max'
     """
     # As in validation_0-logloss, auc-mean, f1_macro, top_1.
     words = set(plain(name).split("_"))
     lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
     if lower == higher:
         return None
-    return "min" if lower else "max"
+    return "min" if lower != ("neg" in words) else "max"
 
 
 def choose_metric(names: Iterable[str]) -> str:

@@ -183,6 +183,14 @@ class CurveModel(CurveRule):
         """
         return self._chance(self._features(curve))
 
+    def last_chance(self, curve: Curve) -> float:
+        """The chance at the last point, `chance(curve)[-1]`, in less time.
+
+        Raises:
+            InputError: The curve has no target or no budget.
+        """
+        return float(self._chance(self._features(curve)[-1:])[0])
+
     def _chance(self, features: Floats) -> Floats:
         """The forecast's chances; none where nothing finite was measured for long."""
         chance: Floats = np.where(has_diverged(features), 0.0, self.forecast.chance(features))
@@ -206,11 +214,11 @@ class CurveModel(CurveRule):
         return per_cost(curve, self.chance(curve))
 
     def last_score(self, curve: Curve) -> float:
-        chance = self._chance(self._features(curve)[-1:])
+        chance = np.array([self.last_chance(curve)])
         return float(per_cost(curve._replace(cost=curve.cost[-1:]), chance)[0])
 
     def why(self, curve: Curve) -> str:
-        chance = self._chance(self._features(curve)[-1:])[0]
+        chance = self.last_chance(curve)
         left = max(curve.budget - curve.cost[-1], 0.0)
         unusual = self.unusual(curve)
         beyond = f"; beyond what it was learned on: {', '.join(unusual)}" if unusual else ""

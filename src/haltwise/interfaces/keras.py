@@ -18,8 +18,8 @@ class RunCallback(Callback):  # type: ignore[misc]
     """Ends a training of `model.fit` where it is given up, with any backend of Keras.
 
     Cost is counted in epochs, and the number of epochs asked for is the budget. A fit whose
-    `initial_epoch` is above 0 goes on with the run that the monitor knows, any other is a run of
-    its own.
+    `initial_epoch` is above 0 goes on with the run that the monitor knows, with its own number of
+    epochs for the budget; any other is a run of its own.
 
     Args:
         monitor: When to give up.
@@ -40,14 +40,21 @@ class RunCallback(Callback):  # type: ignore[misc]
         warn_of_direction(metric, monitor.direction)
         self.monitor = monitor
         self._metric = metric
+        self._begun = False
         self._known: set[str] = set()
 
     def __repr__(self) -> str:
         return f"RunCallback({self._metric}: {self.monitor})"
 
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._begun, self._known = False, set()
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if epoch == 0 or self.monitor.steps == 0:
-            self.monitor.start(budget=self.params["epochs"])
+        if not self._begun:
+            goes_on = epoch > 0 and self.monitor.steps > 0
+            begin = self.monitor.resume if goes_on else self.monitor.start
+            begin(budget=self.params["epochs"])
+        self._begun = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         values = logs or {}
@@ -57,4 +64,4 @@ class RunCallback(Callback):  # type: ignore[misc]
             self.model.stop_training |= self.monitor.should_stop
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        warn_of_no_point(self.monitor, self._metric, self._known)
+        warn_of_no_point(self.monitor.steps, self._metric, self._known)

@@ -63,6 +63,7 @@ class LevelledRule:
         )
         assert isinstance(found, CurveRule)
         self.rule = found
+        self._name: str | None = None  # that of a model is made of all its trees
         if isinstance(found, StopModel):
             found.require_unit(cost_unit)
             require(
@@ -121,8 +122,9 @@ class LevelledRule:
     @property
     def settings(self) -> dict[str, float | str | None]:
         """What tells it from others."""
+        self._name = self._name or _name_of(self.rule)
         return {
-            "rule": _name_of(self.rule),
+            "rule": self._name,
             "level": None if self._level is None else f"{self._level:.17g}",  # it may be infinite
             "price": self._price,
             "lost": self._lost,
@@ -132,7 +134,7 @@ class LevelledRule:
 
     def learn(self, curves: Curves) -> None:
         """Let the rule learn from recorded runs; the level stays."""
-        self.rule = self.rule.fit(curves)
+        self.rule, self._name = self.rule.fit(curves), None
 
     def gives_up(self, curve: Curve, start: int = 0) -> int | None:
         """The first point, from number `start` on, at which the run is given up.

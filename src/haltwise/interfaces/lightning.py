@@ -1,12 +1,13 @@
 """Stopping a Lightning `Trainer`: `pip install 'haltwise[lightning]'`."""
 
 import math
-from typing import Any, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise.interfaces.logged import warn_of_no_point
 from haltwise.interfaces.monitor import HaltingMonitor
 from haltwise.interfaces.run_monitor import RunMonitor, warn_of_direction
 
@@ -17,13 +18,52 @@ except ImportError:
 
 __all__ = ["HaltingCallback", "RunCallback"]
 
+Monitor = TypeVar("Monitor", HaltingMonitor, RunMonitor)
+
+
+class _WithMonitor(Callback, Generic[Monitor]):  # type: ignore[misc]
+    """A callback whose monitor is in the checkpoints; a fit from one goes on with its run."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor: Monitor = monitor
+        self._resumed = False
+        self._ignores_state = False
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Nothing goes on from one that is only validated, tested or predicted by, nor from one of
+        # the start, as after a search for a learning rate.
+        self._ignores_state = trainer.state.fn != "fit" or checkpoint["global_step"] == 0
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._resumed = False
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Stop the fit where the monitor of any process says so."""
+        stops = trainer.strategy.reduce_boolean_decision(self.monitor.should_stop, all=False)
+        trainer.should_stop = trainer.should_stop or stops
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.monitor.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        ignores, self._ignores_state = self._ignores_state, False
+        if not ignores:
+            self.monitor.load_state_dict(state_dict)
+            self._resumed = True
+
 
 @final
-class HaltingCallback(Callback):  # type: ignore[misc]
+class HaltingCallback(_WithMonitor[HaltingMonitor]):
     """Lets a `HaltingMonitor` record a Lightning fit, or end it.
 
     The monitor looks at parameters and gradients at every step of the optimizer. Every fit is a run
-    of its own, unless a checkpoint is loaded; one that ends by an exception is not recorded.
+    of its own, unless a checkpoint is loaded; one that ends by an exception is not recorded, nor is
+    one from a checkpoint that was written without this callback.
     Several processes stop together, by the mean of their losses, and the first of them records.
 
     Args:
@@ -34,6 +74,9 @@ class HaltingCallback(Callback):  # type: ignore[misc]
             `training_step` returned since the last.
         score: Logged in validation, too: what a stop is judged by, for recording.
 
+    Warns:
+        DataWarning: The fit had no validation, so there was no round.
+
     Examples:
         >>> trainer = Trainer(callbacks=[HaltingCallback(monitor, "val_loss")])  # doctest: +SKIP
     """
@@ -42,9 +85,9 @@ class HaltingCallback(Callback):  # type: ignore[misc]
         self, monitor: HaltingMonitor, metric: str | None = None, *, score: str | None = None
     ) -> None:
         require(score is None or metric is not None, "a score needs a metric beside it; name both")
-        self.monitor = monitor
+        super().__init__(monitor)
         self._metric, self._score = metric, score
-        self._resumed = self._moved = False
+        self._moved = False
         self._global_step = 0
         self._losses: list[Tensor] = []  # since the last step of the optimizer
 
@@ -59,14 +102,13 @@ class HaltingCallback(Callback):  # type: ignore[misc]
         )
         return key
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # What a checkpoint holds is known by now, with any strategy.
+        _require_validation(trainer, self._metric)
         self._global_step, self._losses, self._moved = trainer.global_step, [], False
         if not self._resumed:
             self.monitor.discard()  # of a fit that did not end
-            self.monitor.start(pl_module)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _require_validation(trainer, self._metric)
+            self.monitor.start(pl_module, resumed=trainer.ckpt_path is not None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *batch: Any
@@ -122,36 +164,28 @@ class HaltingCallback(Callback):  # type: ignore[misc]
         self._moved = True
         return True
 
-    def _stop(self, trainer: Trainer) -> None:
-        stops = trainer.strategy.reduce_boolean_decision(self.monitor.should_stop, all=False)
-        trainer.should_stop = trainer.should_stop or stops
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             self.monitor.discard()
         self.monitor.close()
         self._resumed = False
+        if self._metric is not None:
+            warn_of_no_point(self.monitor.steps, self._metric, trainer.callback_metrics)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self.monitor.discard()
-        self._resumed = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.monitor.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.monitor.load_state_dict(state_dict)
-        self._resumed = True
+        super().on_exception(trainer, pl_module, exception)
 
 
 @final
-class RunCallback(Callback):  # type: ignore[misc]
+class RunCallback(_WithMonitor[RunMonitor]):
     """Ends a Lightning fit where a `RunMonitor` gives it up, by its log alone.
 
     Cost is counted in steps of the optimizer, and the steps that are planned are the budget. The
-    state of the monitor is in the checkpoints. Several processes stop together, by the mean of the
+    state of the monitor is in the checkpoints, and a fit that is resumed from one goes on with its
+    run, by the steps that are planned then. Several processes stop together, by the mean of the
     metric over them.
 
     Args:
@@ -163,6 +197,9 @@ class RunCallback(Callback):  # type: ignore[misc]
     Raises:
         InputError: The metric was not logged by then.
 
+    Warns:
+        DataWarning: The fit had no validation.
+
     Examples:
         >>> trainer = Trainer(callbacks=[RunCallback(monitor, "val_loss")])  # doctest: +SKIP
     """
@@ -171,9 +208,8 @@ class RunCallback(Callback):  # type: ignore[misc]
         self, monitor: RunMonitor, metric: str = "val_loss", *, in_training: bool = False
     ) -> None:
         warn_of_direction(metric, monitor.direction)
-        self.monitor = monitor
+        super().__init__(monitor)
         self._metric, self._in_training = metric, in_training
-        self._resumed = False
 
     def __repr__(self) -> str:
         return f"RunCallback({self._metric}: {self.monitor})"
@@ -186,8 +222,8 @@ class RunCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _require_validation(trainer, None if self._in_training else self._metric)
-        if not self._resumed:
-            self.monitor.start(budget=_planned_steps(trainer, pl_module))
+        begin = self.monitor.resume if self._resumed else self.monitor.start
+        begin(budget=_planned_steps(trainer, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Validation may also be for its own sake, or precede the first step.
@@ -199,25 +235,15 @@ class RunCallback(Callback):  # type: ignore[misc]
             self._update(trainer, pl_module)
 
     def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = _logged(trainer, self._metric).to(pl_module.device)
+        where = "training_step, with on_epoch=True" if self._in_training else "validation_step"
+        value = _logged(trainer, self._metric, where).to(pl_module.device)
         mean = trainer.strategy.reduce(value, reduce_op="mean")
         self.monitor.update(mean, cost=trainer.global_step)
-        trainer.should_stop = trainer.should_stop or self.monitor.should_stop
+        self._stop(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed = False
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._resumed = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.monitor.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.monitor.load_state_dict(state_dict)
-        self._resumed = True
+        warn_of_no_point(self.monitor.steps, self._metric, trainer.callback_metrics)
 
 
 def _require_validation(trainer: Trainer, metric: str | None) -> None:
@@ -236,11 +262,11 @@ def _planned_steps(trainer: Trainer, pl_module: LightningModule) -> float | None
     return steps if 0 < steps < math.inf else None
 
 
-def _logged(trainer: Trainer, name: str) -> Tensor:
+def _logged(trainer: Trainer, name: str, where: str = "validation_step") -> Tensor:
     known: dict[str, Tensor] = trainer.callback_metrics
     require(
         name in known,
         f"no metric {name!r} was logged; there are {', '.join(sorted(known)) or 'none'}: log it by "
-        "self.log in validation_step",
+        f"self.log in {where}",
     )
     return known[name]

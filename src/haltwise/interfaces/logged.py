@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from haltwise._core.errors import DataWarning, require, warn
-from haltwise.interfaces.run_monitor import RunMonitor
 
 __all__ = ["logged", "warn_of_no_point"]
 
@@ -17,26 +16,22 @@ def logged(values: Mapping[str, Value], name: str) -> Value:
     Raises:
         InputError: It is not among `values`; the message says which are.
     """
-    require(
-        name in values,
-        f"no metric {name!r} was logged, but {_listed(values)}; name one that is",
-    )
+    require(name in values, _no_metric(name, values))
     return values[name]
 
 
-def warn_of_no_point(monitor: RunMonitor, name: str, known: Iterable[str]) -> None:
-    """Say at the end of a run that it was never judged, if that is so.
+def warn_of_no_point(num_points: int, name: str, known: Iterable[str]) -> None:
+    """Say at the end of a run that its monitor has seen nothing of it, if that is so.
 
     Warns:
-        DataWarning: The monitor has seen no point.
+        DataWarning: There was no point.
     """
-    if monitor.steps == 0:
-        warn(
-            f"the run was not watched: no metric {name!r} was logged, but {_listed(known)}; name "
-            "one that is",
-            DataWarning,
-        )
+    if num_points == 0:
+        warn(f"the run was not watched: {_no_metric(name, known)}", DataWarning)
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none at all"
+def _no_metric(name: str, known: Iterable[str]) -> str:
+    listed = ", ".join(sorted(known))
+    if not listed:
+        return f"no metric {name!r} was logged, nor any other; have the training evaluate one"
+    return f"no metric {name!r} was logged, but {listed}; name one that is"

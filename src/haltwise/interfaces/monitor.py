@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, final, get_args
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import refusing_others, require
+from haltwise._core.errors import DataWarning, refusing_others, require, warn
 from haltwise._core.settings import fits, one_of, real_number
 from haltwise._core.tensors import require_like, undisturbed
 from haltwise.certificates import RiskMonitor
@@ -126,6 +126,7 @@ class HaltingMonitor:
             model, name = copy.deepcopy(weights), "these weights"
         else:
             model, name = load_halting(weights), str(weights)
+        self._fingerprint: str | None = None
         card = model.card
         require(
             model.halts,
@@ -181,16 +182,30 @@ class HaltingMonitor:
         return monitor
 
     @undisturbed(on_cpu=True)
-    def start(self, model: Model | None = None) -> None:
+    def start(self, model: Model | None = None, *, resumed: bool = False) -> None:
         """Begin a run, at the parameters as they are; a run recorded before it is written.
 
         Args:
             model: As in `update`, or None: the first update is then taken for zero.
+            resumed: Whether the loop goes on from rounds that this monitor has not seen. Half a run
+                teaches the wrong thing, so it is not recorded; one that is to be stopped is judged
+                from here on.
+
+        Warns:
+            DataWarning: The run is not recorded.
         """
         if self._directory is not None:
             self.close()
             require_new(self._directory, self._name)  # not at the end of the run
             self._observed = None
+            if resumed:
+                warn(
+                    "the loop was resumed, and its first rounds were not seen: this run is not "
+                    "recorded. Record whole runs, or keep the monitor's state_dict() with the loop",
+                    DataWarning,
+                )
+        self._is_whole = not resumed
+        self._is_written = False
         self._steps = 0
         self._reason: str | None = None
         self._lowest, self._improved = math.inf, False
@@ -201,7 +216,7 @@ class HaltingMonitor:
         self._watched = WatchedParameters()
         self._products: Tensor | None = None
         self._session = self._new_session()
-        self._signals: list[Tensor] = []
+        self._signals: list[Tensor] = []  # all or none
         self._scores: list[float] = []
         if model is not None and self._observed != "loss":
             self._watched = WatchedParameters.of(model)
@@ -325,6 +340,8 @@ class HaltingMonitor:
         Warns:
             FitWarning: The first two rounds lie far outside what was trained on.
         """
+        if self._is_written:  # and so this is another run
+            self.start()
         name = "metric" if self._maximizes else "loss"
         number = self._signed(f"the mean {name}", loss)
         value = torch.tensor([number], dtype=torch.float64)
@@ -348,6 +365,7 @@ class HaltingMonitor:
         if self._steps == 0 and self._risk is not None:
             self._is_let_go = self._risk.draw()
         if self._directory is not None:
+            self._is_whole &= len(self._signals) == self._steps
             self._record(signals if finite else torch.full_like(signals, torch.nan), score)
         elif not self.should_stop:
             self._decide(signals, finite=finite)
@@ -403,6 +421,8 @@ class HaltingMonitor:
     # ---------------------------------------------------------------------------------- recording
 
     def _record(self, signals: Tensor, score: Number | None) -> None:
+        if not self._is_whole:
+            return
         require(
             (score is not None) == bool(self._scores) or self._steps == 0,
             "some rounds of this run came with a score and some without; give every update() one",
@@ -432,6 +452,7 @@ class HaltingMonitor:
             maximizes=self._maximizes,
         )
         self._signals, self._scores = [], []
+        self._is_written = True
 
     def discard(self) -> None:
         """Forget the run that was recorded, as one that did not come to its end."""
@@ -479,6 +500,7 @@ class HaltingMonitor:
             self._risk.load_state_dict(state["risk"])
         for name in _STATE:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
+        self._is_whole, self._is_written = True, False
         self._watched = WatchedParameters(copy.deepcopy(state["memory"]))
         self._session = self._new_session()
         if self._session is not None and state["session"]:
@@ -508,7 +530,8 @@ class HaltingMonitor:
         direction = ", direction 'max'" if self._maximizes else ""
         if self._model is None:
             return f"recording{direction}"
-        return f"{fingerprint(self._model)} at {self._price.item():g}{direction}"
+        self._fingerprint = self._fingerprint or fingerprint(self._model)  # its own, which stays
+        return f"{self._fingerprint} at {self._price.item():g}{direction}"
 
 
 def _risk_monitor(

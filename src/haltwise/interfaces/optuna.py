@@ -1,6 +1,8 @@
 """Pruning Optuna's trials by a rule on their curves: `pip install 'haltwise[optuna]'`."""
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -23,6 +25,7 @@ except ImportError:
 
 __all__ = ["HaltwisePruner"]
 
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _FEWEST_PEERS = 4  # of which the worse half is pruned
 _MANY_TRIALS = 10  # completed before it is strange that a learned rule has pruned none
 
@@ -38,7 +41,8 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
     such as a percentage beside shares, the nearest value that it reported is the target.
 
     A trial is not pruned while nothing tells its target or a learned rule's budget, for instance
-    where all completed trials violate constraints, or came from elsewhere without their values.
+    where all completed trials violate constraints, or came from elsewhere without their values; nor
+    while the best value is infinite.
 
     Unless told otherwise, a learned rule goes by the pace of the study. A random search that has
     spent C finds its next best trial in about as much again, so that to spend c elsewhere is worth
@@ -100,14 +104,19 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         )
         is_free = all(value is None for value in (level, price, lost))
         self._goes_by_pace = is_free and self._rule.is_learned
-        self._target = None if target is None else real_number("the target", target)
-        self._min_delta = real_number("min_delta", min_delta)
+        self._target = None if target is None else _finite("the target", target)
+        self._min_delta = _finite("min_delta", min_delta)
         require(self._min_delta >= 0, f"min_delta must not be negative, got {min_delta}")
-        self._budget = None if budget is None else real_number("the budget", budget)
-        require(not (self._budget or 1) <= 0, f"the budget must be above 0, got {budget}")
+        self._budget = None if budget is None else _finite("the budget", budget)
+        require(
+            self._budget is None or self._budget > 0, f"the budget must be above 0, got {budget}"
+        )
         self._peers = peers
         self._num_startup = whole_number("n_startup_trials", n_startup_trials, least=0)
-        self._learned: tuple[str, int] | None = None  # the study and the trials learned from
+        # What was made of which trials of which study.
+        self._learned: tuple[object, ...] | None = None
+        self._best: tuple[tuple[object, ...] | None, float] = (None, math.nan)
+        self._courses = _Courses()
         self._warned = False
 
     def __repr__(self) -> str:
@@ -118,8 +127,9 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         return f"HaltwisePruner({rule}{pace}; target {target}, budget {budget})"
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        completed = [other for other in finished if other.state is TrialState.COMPLETE]
+        trials = study.get_trials(deepcopy=False)
+        finished = [each for each in trials if each.state in _FINISHED]
+        completed = [each for each in finished if each.state is TrialState.COMPLETE]
         needed = max(self._num_startup, self._target is None)
         if len(completed) < needed or not trial.intermediate_values:
             return False
@@ -127,16 +137,25 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         direction: Direction = "max" if maximizes else "min"
         target = self._target
         if target is None:
-            target = _best_value(study) + self._min_delta * (1 if maximizes else -1)
-        steps = [other.last_step for other in completed if other.last_step is not None]
-        budget = self._budget or max(steps, default=0) or math.nan
-        if math.isnan(target) or (self._rule.is_learned and math.isnan(budget)):
+            best = self._best_value(study, completed)
+            target = best + self._min_delta * (1 if maximizes else -1)
+        courses = self._courses.of(study, trials)
+        whole = [
+            course
+            for course, other in zip(courses, trials, strict=True)
+            if other.state is TrialState.COMPLETE and course.steps
+        ]
+        longest = max((course.steps[-1] for course in whole), default=0)
+        budget = self._budget or longest or math.nan
+        if not math.isfinite(target) or (self._rule.is_learned and math.isnan(budget)):
             return False
         if self._peers:
             self._learn(study, finished, direction, target, budget)
         curve = _curve(trial, direction, target, budget)
         if self._goes_by_pace:
-            return self._falls_behind(study, completed, curve)
+            # Cost is counted in whole trials here, whether steps start at 0 or at 1.
+            num_points = max((len(course.steps) for course in whole), default=0)
+            return self._falls_behind(courses, curve, num_points)
         if self._rule.gives_up(curve, curve.num_points - 1) is not None:
             return True
         if self._rule.is_learned and len(completed) == len(finished) >= _MANY_TRIALS:
@@ -158,21 +177,31 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
             FitWarning,
         )
 
-    def _falls_behind(self, study: Study, completed: list[FrozenTrial], curve: Curve) -> bool:
-        """Whether the trial promises too little for the pace of the study, or lags its peers."""
-        # Cost is counted in whole trials here, whether steps start at 0 or at 1.
-        whole = max((len(other.intermediate_values) for other in completed), default=0)
-        if curve.num_points < self._rule.min_points or curve.success >= 0 or whole == 0:
+    def _falls_behind(self, courses: Sequence["_Course"], curve: Curve, num: int) -> bool:
+        """Whether the trial promises too little for the pace of the study, or lags its peers.
+
+        Args:
+            courses: Of all trials.
+            curve: Of this one.
+            num: Points of a whole trial.
+        """
+        if curve.num_points < self._rule.min_points or curve.success >= 0 or num == 0:
             return False
         model = self._rule.rule
         assert isinstance(model, CurveModel)
-        trials = study.get_trials(deepcopy=False)
-        if _is_in_worse_half(curve, trials):
+        if _is_in_worse_half(curve, courses):
             return True
-        values = sum(len(other.intermediate_values) for other in trials)
+        values = sum(len(course.steps) for course in courses)
         left = max(1 - curve.cost[-1] / curve.budget, 0.0)
-        chance = model.chance(curve)[-1]
-        return bool(chance * values < left * (1 - chance / 2) * whole)
+        chance = model.last_chance(curve)
+        return bool(chance * values < left * (1 - chance / 2) * num)
+
+    def _best_value(self, study: Study, completed: list[FrozenTrial]) -> float:
+        """The best value so far; it is looked for when another trial has completed."""
+        key = _version(study, completed)
+        if key != self._best[0]:
+            self._best = key, _best_value(study)
+        return self._best[1]
 
     def _learn(
         self,
@@ -182,7 +211,7 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         target: float,
         budget: float,
     ) -> None:
-        key = (study.study_name, len(finished))
+        key = _version(study, finished)
         curves = [
             _curve(other, direction, target, budget)
             for other in finished
@@ -201,6 +230,57 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
             self._learned = key
 
 
+@final
+class _Course:
+    """The values that a trial reported, by step, and the best ones until each, as losses."""
+
+    def __init__(self, trial: FrozenTrial, sign: float) -> None:
+        reported = sorted(trial.intermediate_values.items())
+        self.steps = [step for step, _ in reported]
+        # NaN never is the best: `fmin` passes it over.
+        losses = sign * np.array([value for _, value in reported], np.float64)
+        self._best: list[float] = np.fmin.accumulate(losses).tolist()
+
+    def best_until(self, step: float) -> float | None:
+        """The best value until a step that was reported; None for others."""
+        place = bisect_left(self.steps, step)
+        return self._best[place] if step in self.steps[place : place + 1] else None
+
+
+@final
+class _Courses:
+    """The courses of trials, each made but once of those that have finished."""
+
+    def __init__(self) -> None:
+        self._study = ""
+        self._finished: dict[tuple[object, ...], _Course] = {}
+
+    def of(self, study: Study, trials: Sequence[FrozenTrial]) -> list[_Course]:
+        """One of each trial of a study."""
+        if study.study_name != self._study:
+            self._study, self._finished = study.study_name, {}
+        sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
+        found = []
+        for trial in trials:
+            key = trial.number, trial.datetime_complete
+            course = self._finished.get(key) or _Course(trial, sign)
+            if trial.datetime_complete is not None:
+                self._finished[key] = course
+            found.append(course)
+        return found
+
+
+def _finite(name: str, value: Number) -> float:
+    found = real_number(name, value)
+    require(math.isfinite(found), f"{name} must be a finite number, got {found}")
+    return found
+
+
+def _version(study: Study, finished: list[FrozenTrial]) -> tuple[object, ...]:
+    """What tells the finished trials of a study from those at another time, or of another."""
+    return study.study_name, len(finished), finished[-1].number, finished[-1].datetime_complete
+
+
 def _best_value(study: Study) -> float:
     """The value of the best trial in the unit of its reports, NaN if none satisfies constraints."""
     try:
@@ -214,18 +294,11 @@ def _best_value(study: Study) -> float:
     return min(max(value, min(reported)), max(reported)) if reported else value
 
 
-def _is_in_worse_half(curve: Curve, trials: list[FrozenTrial]) -> bool:
+def _is_in_worse_half(curve: Curve, courses: Sequence[_Course]) -> bool:
     """Whether at least half of the trials that came as far, with this one, had been better."""
-    step, sign = curve.cost[-1], -1.0 if curve.direction == "max" else 1.0
-    # NaN never is the best: `fmin` passes it over.
-    bests = [
-        np.fmin.reduce(
-            [sign * value for at, value in other.intermediate_values.items() if at <= step]
-        )
-        for other in trials
-        if step in other.intermediate_values
-    ]
-    ahead = int(np.sum(np.array(bests) < curve.loss.min()))
+    step, mine = float(curve.cost[-1]), float(curve.loss.min())
+    bests = [best for course in courses if (best := course.best_until(step)) is not None]
+    ahead = sum(best < mine for best in bests)
     return len(bests) >= _FEWEST_PEERS and ahead >= len(bests) // 2
 
 

@@ -155,16 +155,44 @@ class RunMonitor:
         self._begin(budget)
         self._require_budget()
 
+    def _known_budget(self, budget: Number | None) -> float:
+        if math.isnan(self._own_budget) and budget is not None:
+            return real_number("the budget", budget)
+        return self._own_budget
+
     def _begin(self, budget: Number | None = None) -> None:
-        known = self._own_budget
-        if math.isnan(known) and budget is not None:
-            known = real_number("the budget", budget)
-        self._budget = known
+        self._budget = self._known_budget(budget)
         self._cost = array("d")
         self._columns = {self._metric: array("d")}
         self._counted: bool | None = None  # whether costs count the updates
         self._steps = 0
         self._reason: str | None = None
+
+    def resume(self, *, budget: Number | None = None) -> None:
+        """Go on with the run that is known, after a break.
+
+        Where the loop has another budget now, the run is judged by that one, and anew: one that was
+        given up in so many epochs may be worth twice as many.
+
+        Args:
+            budget: What it may spend in all, for loops that know; a budget of the constructor goes
+                first.
+
+        Raises:
+            InputError: The rule is a learned one, and nobody knows the budget.
+
+        Examples:
+            >>> monitor = RunMonitor(price=0.01)
+            >>> monitor.start(budget=10)
+            >>> monitor.update(0.5)
+            >>> monitor.resume(budget=20)
+            >>> monitor.steps, monitor.curve.budget
+            (1, 20.0)
+        """
+        known = self._known_budget(budget)
+        if known > 0 and known != self._budget:
+            self._budget, self._reason = known, None
+        self._require_budget()
 
     def __copy__(self) -> Self:
         copied = type(self).__new__(type(self))

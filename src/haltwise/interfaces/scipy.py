@@ -193,13 +193,17 @@ class RunCallback:
     """A callback of `scipy.optimize` that ends the minimization where it is given up.
 
     The value of the function is the metric, and cost is counted in iterations. It serves all
-    methods of `scipy.optimize.minimize` that show a callback this value, and
-    `differential_evolution`. SciPy returns what it has, with `success` False and a message that
-    the callback raised `StopIteration`; `monitor.reason` says why.
+    methods of `scipy.optimize.minimize` that show a callback this value, which TNC does not;
+    `least_squares`, whose cost is the value; `differential_evolution`, `basinhopping` and
+    `dual_annealing`. SciPy returns what it has; its message says that the callback ended it, which
+    most methods count as no success, and `monitor.reason` says why.
 
     Args:
-        monitor: When to give up; a new one for each minimization, or call `monitor.start()`
-            between them.
+        monitor: When to give up. What follows a minimization that was given up is a run of its own;
+            where one ended by itself, call `monitor.start()` before the next.
+
+    Raises:
+        InputError: SciPy showed the callback no value.
 
     Examples:
         >>> from haltwise.curves.rule import CurveRule
@@ -215,14 +219,32 @@ class RunCallback:
 
     def __init__(self, monitor: RunMonitor) -> None:
         self.monitor = monitor
+        self._ended = False
+        # Only to a callback of just this argument do the methods of `minimize` show the value.
+        parameter = inspect.Parameter(
+            "intermediate_result", inspect.Parameter.POSITIONAL_OR_KEYWORD
+        )
+        self.__signature__ = inspect.Signature([parameter])
 
     def __repr__(self) -> str:
         return f"RunCallback({self.monitor})"
 
-    def __call__(self, intermediate_result: "OptimizeResult") -> None:
-        self.monitor.update(intermediate_result.fun)
-        if self.monitor.should_stop:
+    def __call__(self, intermediate_result: "OptimizeResult", *others: Any) -> bool:
+        if self._ended:  # and so this is another minimization
+            self.monitor.start()
+        # Of least squares `fun` are the residuals; others are given the point and its value.
+        result: Any = intermediate_result
+        values = others or [getattr(result, n) for n in ("cost", "fun") if hasattr(result, n)]
+        require(
+            len(values) > 0,
+            "SciPy showed the callback a point without its value, as TNC and direct do; choose "
+            "another method, such as L-BFGS-B",
+        )
+        self.monitor.update(values[0])
+        self._ended = self.monitor.should_stop
+        if self._ended and not others:
             raise StopIteration
+        return self._ended
 
 
 @final

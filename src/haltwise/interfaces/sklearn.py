@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, final
 
-from haltwise._core.errors import FitWarning, warn
+from haltwise._core.errors import FitWarning, require, warn
+from haltwise._core.settings import shown
 from haltwise.interfaces.run_monitor import Number, RunMonitor
 
 __all__ = ["RunCallback", "fit_by_batches"]
@@ -30,14 +31,28 @@ def fit_by_batches(
     Returns:
         The estimator.
 
+    Raises:
+        InputError: The estimator has no `partial_fit`, or a batch is no pair.
+
     Examples:
         >>> batches = ((x[i::10], y[i::10]) for i in range(10))  # doctest: +SKIP
         >>> score = lambda model: model.score(x_valid, y_valid)  # doctest: +SKIP
         >>> fit_by_batches(SGDRegressor(), batches, monitor, score)  # doctest: +SKIP
     """
+    require(
+        hasattr(estimator, "partial_fit"),
+        f"{type(estimator).__name__} has no partial_fit, so it cannot be fitted by batches; take "
+        "an estimator that has, such as SGDClassifier",
+    )
     monitor.start()
     fitted: Any = estimator
-    for inputs, targets in batches:
+    for batch in batches:
+        require(
+            isinstance(batch, tuple | list) and len(batch) == 2,
+            f"a batch must be a pair of inputs and targets, got {shown(batch)}; without targets "
+            "give (inputs, None)",
+        )
+        inputs, targets = batch
         fitted.partial_fit(inputs, targets, **settings)
         monitor.update(score(estimator))
         if monitor.should_stop:
@@ -58,7 +73,7 @@ class RunCallback:
         score: The metric, called with an estimator that is fitted as far as the iteration came.
 
     Warns:
-        FitWarning: The estimator does not obey.
+        FitWarning: The estimator does not obey, or showed no iteration, as those that fit others.
     """
 
     def __init__(self, monitor: RunMonitor, score: Callable[[Any], Number]) -> None:
@@ -75,7 +90,14 @@ class RunCallback:
         self._warned = False
 
     def teardown(self, estimator: Any, context: Any) -> None:
-        """Do nothing at the end of a fit."""
+        """Say if the fit was not watched."""
+        if self.monitor.steps == 0:
+            warn(
+                f"{type(estimator).__name__} showed its callback no iteration, so the fit was not "
+                "watched; set the callback on an estimator that has iterations, such as the one "
+                "within",
+                FitWarning,
+            )
 
     def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
         """Do nothing before an iteration."""

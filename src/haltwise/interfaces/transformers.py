@@ -25,9 +25,9 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
 
     A round lies between two logs of the training loss (`logging_steps`), or between two evaluations
     if a metric is named. The monitor looks at parameters and gradients at every step of the
-    optimizer; its state is not in the checkpoints, so a resumed training is judged from there on.
-    Every training is a run of its own; one that ends by an exception is not recorded. Of several
-    processes, the first records.
+    optimizer; its state is not in the checkpoints, so a resumed training is judged from there on,
+    and is not recorded. Every training is a run of its own; one that ends by an exception is not
+    recorded. Of several processes, the first records.
 
     Args:
         monitor: One that stops, or `HaltingMonitor.recording(...)`, which is closed at the end of
@@ -35,6 +35,9 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
         metric: Of the evaluation, as `"eval_loss"`, or `"eval_NAME_loss"` where there are several
             sets: it is then the loss of the round.
         score: Of the evaluation, too: what a stop is judged by, for recording.
+
+    Warns:
+        DataWarning: There was no round, as the metric was never logged.
     """
 
     def __init__(
@@ -45,14 +48,17 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
         self._metric, self._score = metric, score
         self._moved = False  # since the last round
         self._metrics: dict[str, float] = {}  # of all sets, since the last step
+        self._known: set[str] = set()
 
     def __repr__(self) -> str:
         return f"HaltingCallback({self.monitor})"
 
-    def on_train_begin(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any = None, state: Any = None, *_: Any, model: nn.Module, **kwargs: Any
+    ) -> None:
         self.monitor.discard()  # of a training that did not end
-        self.monitor.start(model)
-        self._moved, self._metrics = False, {}
+        self.monitor.start(model, resumed=state is not None and state.global_step > 0)
+        self._moved, self._metrics, self._known = False, {}, set()
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Refuse names that none of the sets knew."""
@@ -74,6 +80,7 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: Any, state: Any, control: TrainerControl, *, logs: dict[str, float], **_: Any
     ) -> None:
+        self._known |= logs.keys()
         # The last log, of the whole run, has no loss.
         if self._moved and self._metric is None and "loss" in logs:
             self._update(control, logs["loss"], None)
@@ -99,6 +106,7 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
             self.monitor.discard()
         self.monitor.close()
         self.on_step_begin()
+        warn_of_no_point(self.monitor.steps, self._metric or "loss", self._known)
 
 
 @final
@@ -148,4 +156,4 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self._training = False
-        warn_of_no_point(self.monitor, self._metric, self._known)
+        warn_of_no_point(self.monitor.steps, self._metric, self._known)

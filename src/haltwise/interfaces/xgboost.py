@@ -18,7 +18,8 @@ class RunCallback(TrainingCallback):  # type: ignore[misc]
     """Ends a training of `xgboost.train`, `xgboost.cv` or an estimator where it is given up.
 
     Cost is counted in boosting rounds. Every training is a run of its own. Of `xgboost.cv` the
-    mean over the folds is the metric.
+    mean over the folds is the metric, and the rounds until the last are returned, or until the best
+    where XGBoost's early stopping is beside it.
 
     Args:
         monitor: When to give up.
@@ -55,6 +56,7 @@ class RunCallback(TrainingCallback):  # type: ignore[misc]
         value = logged(values, self._metric)
         mean = value[0] if isinstance(value, tuple) else value  # of folds beside the deviation
         self.monitor.update(mean, cost=epoch + 1)
-        if self.monitor.should_stop and hasattr(model, "cvfolds"):
+        is_of_folds = hasattr(model, "cvfolds")
+        if self.monitor.should_stop and is_of_folds and model.attr("best_iteration") is None:
             model.set_attr(best_iteration=str(epoch))  # xgboost.cv returns the rounds up to it
         return self.monitor.should_stop
