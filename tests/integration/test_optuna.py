@@ -124,6 +124,15 @@ def test_a_rule_may_learn_from_the_peers() -> None:
     assert rule.curves.num_points.tolist() == [4, 4, 3, 4]
 
 
+def test_there_need_be_no_peer_yet() -> None:
+    rule = Median()
+    pruner = HaltwisePruner(
+        rule, target=1.0, budget=4, level=0.0, peers=True, n_startup_trials=0, min_points=1
+    )
+    assert run(pruner, [[9.0, 8, 7, 6]]) == [4]
+    assert rule.num_fits == 0
+
+
 def test_a_trial_that_diverged_is_judged() -> None:
     curves = [[1.0, 1.0, 1.0], [math.nan, math.nan, math.nan, math.nan], [math.inf] * 4]
     pruner = HaltwisePruner(Seen(), level=-1e9, min_points=3)

@@ -42,7 +42,7 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
 
     A trial is not pruned while nothing tells its target or a learned rule's budget, for instance
     where all completed trials violate constraints, or came from elsewhere without their values; nor
-    while the best value is infinite.
+    while the best value is infinite, or there are no peers yet to learn from.
 
     Unless told otherwise, a learned rule goes by the pace of the study. A random search that has
     spent C finds its next best trial in about as much again, so that to spend c elsewhere is worth
@@ -149,8 +149,8 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         budget = self._budget or longest or math.nan
         if not math.isfinite(target) or (self._rule.is_learned and math.isnan(budget)):
             return False
-        if self._peers:
-            self._learn(study, finished, direction, target, budget)
+        if self._peers and not self._learn(study, finished, direction, target, budget):
+            return False
         curve = _curve(trial, direction, target, budget)
         if self._goes_by_pace:
             # Cost is counted in whole trials here, whether steps start at 0 or at 1.
@@ -210,24 +210,29 @@ class HaltwisePruner(BasePruner):  # type: ignore[misc]
         direction: Direction,
         target: float,
         budget: float,
-    ) -> None:
+    ) -> bool:
+        """Let the rule learn from the trials that have finished; whether there are any."""
         key = _version(study, finished)
+        if key == self._learned:
+            return True
         curves = [
             _curve(other, direction, target, budget)
             for other in finished
             if other.intermediate_values
         ]
-        if key != self._learned and curves:
-            self._rule.learn(
-                Curves.from_runs(
-                    [{"cost": curve.cost, **curve.columns} for curve in curves],
-                    metric="value",
-                    direction=direction,
-                    target=target,
-                    budget=budget,
-                )
+        if not curves:
+            return False
+        self._rule.learn(
+            Curves.from_runs(
+                [{"cost": curve.cost, **curve.columns} for curve in curves],
+                metric="value",
+                direction=direction,
+                target=target,
+                budget=budget,
             )
-            self._learned = key
+        )
+        self._learned = key
+        return True
 
 
 @final
@@ -278,7 +283,8 @@ def _finite(name: str, value: Number) -> float:
 
 def _version(study: Study, finished: list[FrozenTrial]) -> tuple[object, ...]:
     """What tells the finished trials of a study from those at another time, or of another."""
-    return study.study_name, len(finished), finished[-1].number, finished[-1].datetime_complete
+    last = [(trial.number, trial.datetime_complete) for trial in finished[-1:]]
+    return study.study_name, len(finished), *last
 
 
 def _best_value(study: Study) -> float:
