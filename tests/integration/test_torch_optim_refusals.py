@@ -157,7 +157,7 @@ def test_weights_that_cannot_halt_say_so(
     [
         torch.ones(2),
         torch.ones((), dtype=torch.complex64),
-        torch.tensor(True),  # noqa: FBT003
+        torch.tensor(True),
         torch.ones((), device="meta"),
     ],
 )

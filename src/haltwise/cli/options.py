@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,7 @@ def family_choice(card: Card, name: str | None, settings: Mapping[str, Any]) -> 
         raise InputError(
             f"these weights were trained on {trained_on.name}, and since weights may come from "
             "anywhere, a file that they name is executed only where you name it, too; if you trust "
-            f"it, add --family {trained_on.name}"
+            f"it, add --family {shlex.quote(trained_on.name)}"
         )
     return Choice(trained_on.name, {**trained_on.settings, **changed})
 

@@ -1,5 +1,6 @@
 """Models by name: those that come with the package, and those in run directories."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -75,8 +76,12 @@ def find(name_or_path: str | Path) -> Path:
         require(best.exists() or not of_curves.exists(), f"{path} holds {OF_CURVES}")
         if not best.exists():
             raise InputError(
-                f"{path} holds no weights yet: there is no {best}; train it further with "
-                f"`haltwise train --resume {path}`"
+                f"{path} holds no weights yet: there is no {best}; "
+                + (
+                    f"train it further with `haltwise train --resume {shlex.quote(str(path))}`"
+                    if (path / "config.json").exists()
+                    else "it is not the directory of a run either, so name one, or a weights file"
+                )
             )
         return best
     if path.exists():

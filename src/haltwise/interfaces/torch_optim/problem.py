@@ -152,8 +152,8 @@ def survey(
         guarded: Whether Adam may take over, which needs states, too.
 
     Raises:
-        InputError: A setting has become impossible, a gradient is sparse or of another shape than its
-            parameter, or a parameter no longer is what its state is of.
+        InputError: A setting has become impossible, a gradient is sparse or of another shape than
+            its parameter, or a parameter no longer is what its state is of.
     """
     check_present_settings(group, waits=True)
     params: list[Tensor] = group["params"]
