@@ -163,7 +163,7 @@ def test_a_group_that_is_frozen_is_not_asked_whether_to_stop() -> None:
     assert not optimizer.should_stop
     first.requires_grad_(False)
     first.grad = None
-    for _ in range(60):
+    for _ in range(59):
         optimizer.step(loss=1.0)
     with pytest.warns(haltwise.FitWarning, match="after the 60 steps"):
         optimizer.step(loss=1.0)
