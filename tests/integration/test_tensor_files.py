@@ -268,3 +268,14 @@ def test_content_is_on_disk_before_the_rename_and_the_rename_after_it(
     write_atomically(path, b"content")
     assert [name for name, *_ in calls.mock_calls] == ["fsync", "replace", "fsync"]
     assert path.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("place", [".", "..", "", "folder", "folder/.."])
+def test_a_directory_in_the_place_of_a_file_is_named(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is a directory; name a file in it"):
+        write_atomically(Path(place), b"mine")
+    assert names(tmp_path) == ["folder"]

@@ -55,9 +55,13 @@ def write_atomically(path: Path, content: bytes, *, new: bool = False) -> None:
         new: Whether to refuse a file that is there already.
 
     Raises:
-        InputError: The directory is full, read-only or missing, or there is such a file; nothing is
-            left behind.
+        InputError: The directory is full, read-only or missing, there is such a file, or the path
+            is that of a directory; nothing is left behind.
     """
+    require(
+        path.name not in ("", "..") and not path.is_dir(),
+        f"{path} is a directory; name a file in it",
+    )
     # No process id, which containers and hosts that share a directory may have in common.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:

@@ -58,9 +58,10 @@ class GroupModels:
     def __init__(self) -> None:
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
+        self._told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_models": self._models, "_casts": {}}  # made when needed
+        return {**vars(self), "_casts": {}}  # made when needed
 
     def add(self, group: Group) -> None:
         """Load the `weights` of a group and note their name and `digest` in it."""
@@ -134,6 +135,19 @@ class GroupModels:
             warn_of_prices(halting, price)
             group["price"] = price.item()
         self.leaf_of_each(group)
+
+    def warn_of_level(self, group: Group) -> None:
+        """Say, once for the weights, that a loss is below all that they know."""
+        if group["digest"] in self._told:
+            return
+        self._told.add(group["digest"])
+        loss = "the negative of the loss" if group["maximize"] else "the loss"
+        warn(
+            f"{loss} is below 0, where the weights {group['weights']!r} have seen none: how much "
+            "is left to gain is not known, and they do not ask to stop before their horizon; add "
+            "to the loss what keeps it above 0, or end the loop yourself",
+            FitWarning,
+        )
 
     def can_judge(self, group: Group) -> bool:
         """Whether the weights have learned when to stop."""
