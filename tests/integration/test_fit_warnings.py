@@ -115,10 +115,10 @@ def test_a_loss_below_zero_is_not_taken_for_nothing_to_gain(maximize: bool) -> N
     optimizer = haltwise.LearnedOptimizer([param], maximize=maximize)
     sign = -1 if maximize else 1
     with pytest.warns(haltwise.FitWarning, match="below 0, where the weights .* have seen none"):
-        optimizer.step(loss=-100.0 * sign)
+        optimizer.step(loss=-1000.0 * sign)
     for step in range(8):
         assert not optimizer.should_stop
-        optimizer.step(loss=(-101.0 - step) * sign)  # a second warning would be an error
+        optimizer.step(loss=(-1001.0 - step) * sign)  # a second warning would be an error
 
 
 def test_losses_below_zero_of_ones_own_family_may_stop(tmp_path: Path) -> None:
@@ -127,5 +127,5 @@ def test_losses_below_zero_of_ones_own_family_may_stop(tmp_path: Path) -> None:
     model.halting.card = own
     (param,) = given_grads((30,))
     optimizer = haltwise.LearnedOptimizer([param], model)
-    optimizer.step(loss=-100.0)
+    optimizer.step(loss=-1000.0)
     assert optimizer.should_stop

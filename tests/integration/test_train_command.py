@@ -108,6 +108,8 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         ("train regression-2d --rule-from nowhere", "unknown optimizer"),
         ("train-monitor .", "Missing option '--price'"),
         ("train-monitor . --price 1", "there are no recorded runs in"),
+        ("train-monitor . --price 1 --test-runs ./", "--test-runs . are the runs that it learns"),
+        ("train regression-2d --out=", "'--out': it is empty; name a file or a directory"),
         ("trian regression-2d", "No such command 'trian'"),
         ("train regression-2d --device nowhere", "--device nowhere cannot be used"),
         ("train regression-2d --threads 0", "--threads must be at least 1, got 0"),

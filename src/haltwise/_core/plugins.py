@@ -21,6 +21,7 @@ __all__ = [
     "Place",
     "class_of",
     "comes_with_the_package",
+    "file_of",
     "is_file",
     "label",
     "load_object",
@@ -42,6 +43,11 @@ def resolve(name: str) -> str:
         return name
     path, attribute = _split(name)
     return f"{path.resolve()}:{attribute}"
+
+
+def file_of(name: str) -> Path:
+    """The file of PATH.py:NAME."""
+    return _split(name)[0]
 
 
 def label(name: str) -> str:

@@ -43,7 +43,17 @@ __all__ = [
     "threads_option",
 ]
 
-PATH = click.Path(path_type=Path)
+
+class _Place(click.Path):
+    """A path; an empty text, as of a variable of the shell that is not set, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("it is empty; name a file or a directory, or leave it out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Place(path_type=Path)
 
 Command = Callable[..., None]
 
