@@ -160,13 +160,14 @@ def test_a_group_that_is_frozen_is_not_asked_whether_to_stop() -> None:
     groups = [{"params": [first]}, {"params": [second]}]
     optimizer = LearnedOptimizer(groups, "regression-10d", price=0.01)
     optimizer.step(loss=1.0)
-    assert not optimizer.should_stop
+    stops = [optimizer.should_stop]
     first.requires_grad_(False)
     first.grad = None
     for _ in range(59):
         optimizer.step(loss=1.0)
     with pytest.warns(haltwise.FitWarning, match="after the 60 steps"):
         optimizer.step(loss=1.0)
-    assert optimizer.should_stop
-    first.requires_grad_(True)
-    assert not optimizer.should_stop
+    for frozen in (True, False):
+        first.requires_grad_(not frozen)
+        stops.append(optimizer.should_stop)
+    assert stops == [False, True, False]

@@ -144,8 +144,8 @@ class GroupModels:
         loss = "the negative of the loss" if group["maximize"] else "the loss"
         warn(
             f"{loss} is below 0, where the weights {group['weights']!r} have seen none: how much "
-            "is left to gain is not known, and they do not ask to stop before their horizon; add "
-            "to the loss what keeps it above 0, or end the loop yourself",
+            "is left to gain is not known, and they do not ask to stop before their horizon; shift "
+            "the loss by a constant so that this stays above 0, or end the loop yourself",
             FitWarning,
         )
 
