@@ -110,6 +110,8 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         ("train-monitor . --price 1", "there are no recorded runs in"),
         ("train-monitor . --price 1 --test-runs ./", "--test-runs . are the runs that it learns"),
         ("train regression-2d --out=", "'--out': it is empty; name a file or a directory"),
+        ("evaluate regression-2d --json gone/x.json", "gone is missing; name a file in another"),
+        ("diagnose regression-2d --json .", "'--json': . is a directory; name a file in it"),
         ("trian regression-2d", "No such command 'trian'"),
         ("train regression-2d --device nowhere", "--device nowhere cannot be used"),
         ("train regression-2d --threads 0", "--threads must be at least 1, got 0"),
@@ -281,3 +283,11 @@ def test_info_says_which_kernel_runs(tmp_path: Path) -> None:
 def test_an_unknown_shipped_name_is_suggested() -> None:
     with pytest.raises(InputError, match="did you mean 'regression-2d'"):
         load("regresion-2d")
+
+
+def test_an_evaluation_that_cannot_be_kept_is_printed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sizes = ["--num-problems", 32, "--horizon", 2, "--baseline", "none"]
+    done = run_here("evaluate", "regression-2d", *sizes, "--out", "file/x", cwd=tmp_path)
+    assert (done.returncode, "cannot create file/x" in done.stderr) == (2, True)
+    assert "captured gain" in done.stdout

@@ -127,8 +127,9 @@ def most_content(size: int) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file, or raise an `InputError`."""
+    content = read_bytes(path)
     try:
-        document = json.loads(read_bytes(path).decode())
+        document = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
     require(isinstance(document, dict), f"{path} holds no JSON object; restore it from a copy")

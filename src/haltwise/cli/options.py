@@ -23,6 +23,7 @@ from haltwise.training.sources import descents_of
 
 __all__ = [
     "PATH",
+    "WRITTEN",
     "data_directory",
     "device_option",
     "direction_option",
@@ -45,15 +46,31 @@ __all__ = [
 
 
 class _Place(click.Path):
-    """A path; an empty text, as of a variable of the shell that is not set, is none."""
+    """A path; an empty text, as of a variable of the shell that is not set, is none.
+
+    Args:
+        is_written: Whether a file is written there at the end, which is tried before the work.
+    """
+
+    def __init__(self, *, is_written: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self._is_written = is_written
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value):
             self.fail("it is empty; name a file or a directory, or leave it out", param, ctx)
-        return super().convert(value, param, ctx)
+        path = super().convert(value, param, ctx)
+        if self._is_written:
+            folder = Path(path).parent
+            if Path(path).is_dir():
+                self.fail(f"{path} is a directory; name a file in it", param, ctx)
+            if not (folder.is_dir() and os.access(folder, os.W_OK)):
+                what = "cannot be written" if folder.exists() else "is missing"
+                self.fail(f"{folder} {what}; name a file in another directory", param, ctx)
+        return path
 
 
-PATH = _Place(path_type=Path)
+PATH, WRITTEN = _Place(), _Place(is_written=True)
 
 Command = Callable[..., None]
 
@@ -90,7 +107,7 @@ price_option = click.option(
     "--price", type=float, help="Price of a step, in units of the loss.  [default: the card's]"
 )
 horizon_option = click.option("--horizon", type=int, help="Steps allowed.  [default: the card's]")
-json_option = click.option("--json", "json_path", type=PATH, help="Write all figures here, too.")
+json_option = click.option("--json", "json_path", type=WRITTEN, help="Write all figures here, too.")
 own_classes = click.option(
     "--own",
     metavar="PATH.py:NAME",

@@ -68,9 +68,13 @@ def find(name_or_path: str | Path) -> Path:
     )
     path = Path(name_or_path)
     try:
-        path = path if path.is_file() else run_directory(path)
+        return _file_at(path if path.is_file() else run_directory(path), name_or_path)
     except OSError as error:
         raise InputError(f"cannot read {shown(str(path))}: {error.strerror}") from None
+
+
+def _file_at(path: Path, name: str | Path) -> Path:
+    """The weights file at a path that was found for a name."""
     if path.is_dir():
         best, of_curves = path / "best.safetensors", path / "model.safetensors"
         require(best.exists() or not of_curves.exists(), f"{path} holds {OF_CURVES}")
@@ -87,7 +91,7 @@ def find(name_or_path: str | Path) -> Path:
     if path.exists():
         return path
     raise InputError(
-        unknown(str(name_or_path), names(), "optimizer")
+        unknown(str(name), names(), "optimizer")
         + " A run directory, its name in runs/ or a weights file will do as well."
     )
 
