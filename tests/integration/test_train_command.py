@@ -283,11 +283,3 @@ def test_info_says_which_kernel_runs(tmp_path: Path) -> None:
 def test_an_unknown_shipped_name_is_suggested() -> None:
     with pytest.raises(InputError, match="did you mean 'regression-2d'"):
         load("regresion-2d")
-
-
-def test_an_evaluation_that_cannot_be_kept_is_printed(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    sizes = ["--num-problems", 32, "--horizon", 2, "--baseline", "none"]
-    done = run_here("evaluate", "regression-2d", *sizes, "--out", "file/x", cwd=tmp_path)
-    assert (done.returncode, "cannot create file/x" in done.stderr) == (2, True)
-    assert "captured gain" in done.stdout

@@ -59,10 +59,10 @@ class _Place(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value):
             self.fail("it is empty; name a file or a directory, or leave it out", param, ctx)
-        path = super().convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
         if self._is_written:
-            folder = Path(path).parent
-            if Path(path).is_dir():
+            folder = path.parent
+            if path.is_dir():
                 self.fail(f"{path} is a directory; name a file in it", param, ctx)
             if not (folder.is_dir() and os.access(folder, os.W_OK)):
                 what = "cannot be written" if folder.exists() else "is missing"
