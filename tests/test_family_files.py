@@ -41,6 +41,29 @@ def instead(text: str, other: str) -> str:
     return GOOD.replace(text, other)
 
 
+OWN = (
+    HEAD
+    + """
+@dataclass(frozen=True)
+class Own(TaskBatch):
+    center: torch.Tensor
+
+    @property
+    def reference_loss(self):
+        return self.start.new_zeros(len(self.start))
+
+    def observe(self, params, step):
+        from haltwise.tasks import Observation
+        loss = (params - self.center).square().sum(1)
+        # noise
+        return Observation(loss, 2 * (params - self.center))
+"""
+    + GOOD[len(HEAD) :].replace(
+        'haltwise.FunctionBatch(torch.zeros_like(center), bowl, {"center": center})',
+        "Own(torch.zeros_like(center), center)",
+    )
+)
+
 CASES = {
     "no method": (
         GOOD[: GOOD.index("    def _sample")],
@@ -68,6 +91,26 @@ CASES = {
     ),
     "nowhere": (instead("zeros_like(center)", "full_like(center, torch.inf)"), "is not finite"),
     "random": (instead("generator=generator, ", ""), r"draws other problems from the same gener"),
+    "random loss": (
+        instead("sum(1)", "sum(1) + torch.randn(len(params))"),
+        r"line 10: .*each loss must be a function of its own row .* and not random",
+    ),
+    "random own loss": (
+        OWN.replace("# noise", "loss = loss + torch.randn(len(params))"),
+        r"the loss .*beside it|the loss differs when it is computed again .*draw what is random in",
+    ),
+    "mixed": (
+        instead("sum(1)", "sum(1) + params.mean()"),
+        r"the loss of problem 0 .* changes with the problems beside it",
+    ),
+    "mixed own": (
+        OWN.replace("# noise", "loss = loss - loss.mean()"),
+        r"the loss of a problem changes with the problems beside it",
+    ),
+    "no reference": (
+        OWN.replace("new_zeros(len(self.start))", "new_full((len(self.start),), torch.nan)"),
+        r"the excess loss is not finite where the loss is; reference_loss of Bowls must be finite",
+    ),
     "json": (
         instead("size: int = 3", "size: int = 3\n    kind: object = torch.int8"),
         r"line 10: the fields of Bowls must be JSON values, .*dtype is not JSON serializable",
@@ -84,6 +127,15 @@ def test_a_family_that_does_not_work_is_told_why(case: str, tmp_path: Path) -> N
         family(f"{path}:Bowls")
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_a_family_may_have_a_problem_that_is_not_finite(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    for text in (GOOD, OWN):
+        before, line = "    def _sample", "        center[0] = torch.nan\n        return "
+        head, tail = text.split(before)
+        path.write_text(head + before + tail.replace("        return ", line, 1))
+        assert family(f"{path}:Bowls").dim == 3
 
 
 def test_other_things_in_a_file_are_no_families(file: Path) -> None:
@@ -152,7 +204,7 @@ def test_a_run_is_found_by_its_name_everywhere(
         assert done.returncode == 0, (command, done.stderr)
     assert (run / "report.html").exists()
     (tmp_path / "mine").mkdir()  # a path comes first
-    with pytest.raises(InputError, match="mine holds no weights yet"):
+    with pytest.raises(InputError, match=r"mine holds no weights yet.* not the directory of a run"):
         load("mine")
 
 

@@ -241,6 +241,15 @@ def test_damaged_records_are_refused_in_a_sentence(tmp_path: Path) -> None:
         from_json(EvaluationRecord, document)
 
 
+def test_what_cannot_be_kept_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = make_evaluation()
+    monkeypatch.setattr("haltwise.cli.evaluate.evaluate", lambda *_, **__: found)
+    (tmp_path / "file").write_text("")
+    done = haltwise("evaluate", "regression-2d", "--out", "file/x", cwd=tmp_path)
+    assert (done.returncode, "cannot create file/x" in done.stderr) == (2, True)
+    assert "captured gain" in done.stdout
+
+
 def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path) -> None:
     options = ["--num-problems", 64, "--horizon", 8, "--seed", 7, "--no-learners"]
     options += ["--json", "out.json"]

@@ -2,14 +2,17 @@
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from loops import steps_of_adam
+from networks import given_grads
 from test_guard import InOtherUnits, rosenbrock
 
 import haltwise
 from haltwise import FitWarning, FunctionBatch, HaltingMonitor
+from haltwise.models import Choice
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.rollout import record
 from haltwise.tasks import family
@@ -104,3 +107,25 @@ def test_cards_without_scales_say_nothing() -> None:
     model.halting.card = replace(model.card, scales=None)
     process = OptimizationProcess(model.rule, family("logistic-10d").sample(20, stream()))
     haltwise.run(process, model)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_a_loss_below_zero_is_not_taken_for_nothing_to_gain(maximize: bool) -> None:
+    (param,) = given_grads((30,))
+    optimizer = haltwise.LearnedOptimizer([param], maximize=maximize)
+    sign = -1 if maximize else 1
+    with pytest.warns(haltwise.FitWarning, match="below 0, where the weights .* have seen none"):
+        optimizer.step(loss=-1000.0 * sign)
+    for step in range(8):
+        assert not optimizer.should_stop
+        optimizer.step(loss=(-1001.0 - step) * sign)  # a second warning would be an error
+
+
+def test_losses_below_zero_of_ones_own_family_may_stop(tmp_path: Path) -> None:
+    model = haltwise.load("small-networks")
+    own = replace(model.card, family=Choice(f"{tmp_path / 'mine.py'}:Mine", {}))
+    model.halting.card = own
+    (param,) = given_grads((30,))
+    optimizer = haltwise.LearnedOptimizer([param], model)
+    optimizer.step(loss=-1000.0)
+    assert optimizer.should_stop

@@ -155,3 +155,24 @@ def test_what_was_read_is_not_read_again(fused_device: torch.device) -> None:
     run.train(1)
     assert run.optimizer.steps_taken == 3
     assert run.optimizer._moved
+
+
+@pytest.mark.parametrize("before", [torch.float32, torch.bfloat16])
+def test_a_converted_parameter_goes_back_to_where_it_was(
+    fused_device: torch.device, before: torch.dtype
+) -> None:
+    after = torch.bfloat16 if before is torch.float32 else torch.float32
+    moved, frozen = (nn.Parameter(torch.full((3,), size).to(fused_device)) for size in (1.5, 2.5))
+    optimizer = LearnedOptimizer([moved, frozen])
+    for step in range(4):
+        kind = after if step else before  # a single bad step would be skipped
+        for param, sees in ((moved, True), (frozen, step == 0)):
+            param.data, param.grad = param.data.to(kind), None
+            param.grad = torch.full_like(param, torch.nan if step else 1.0) if sees else None
+        optimizer.step(loss=1.0)
+    with pytest.warns(haltwise.FitWarning, match="steps are not finite"):
+        assert optimizer.num_skipped == 3
+    assert moved.tolist() == [1.5] * 3
+    assert frozen.tolist() == [2.5] * 3
+    copies = [optimizer.state[param]["guard.params"] for param in (moved, frozen)]
+    assert [copy.dtype for copy in copies] == [after, after]

@@ -369,7 +369,11 @@ def test_half_a_run_is_no_run(tmp_path: Path) -> None:
 def test_numpy_arrays_are_parameters_without_gradients(tmp_path: Path) -> None:
     """Of loops without PyTorch; a single array will do, and one that is read-only."""
     weights = np.array([[3.0, 4.0], [0.0, 0.0]])
-    models: dict[str, Any] = {"one": weights, "two": [weights, weights[0].astype(np.float32)]}
+    models: dict[str, Any] = {
+        "one": weights,
+        "two": [weights, weights[0].astype(np.float32)],
+        "named": {"weights": weights},
+    }
     for name, model in models.items():
         with HaltingMonitor.recording(tmp_path / name) as monitor:
             monitor.start(model)
@@ -385,6 +389,10 @@ def test_numpy_arrays_are_parameters_without_gradients(tmp_path: Path) -> None:
         assert_close(sizes, torch.full((3,), math.log(0.5)), atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="there is a str"):
         HaltingMonitor.recording(tmp_path).update(1.0, "model")  # type: ignore[arg-type]
+    monitor, params = HaltingMonitor.recording(tmp_path), nn.Linear(2, 1).parameters()
+    monitor.start(params)
+    with pytest.raises(InputError, match="an iterator that is used up; give every call a list"):
+        monitor.update(1.0, params)
 
 
 def test_frozen_parameters_are_not_seen(tmp_path: Path) -> None:

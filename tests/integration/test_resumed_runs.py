@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import ALL, JOINT, assert_same_run, by_adam, diverging, finish, leave, tiny
+from own_files import BOWLS
+from tiny_runs import ALL, JOINT, TINY, assert_same_run, by_adam, diverging, finish, leave, tiny
 
 from haltwise import InputError, load, solve
 from haltwise._core.errors import CheckpointWarning
@@ -20,7 +21,7 @@ from haltwise._core.tensors import require_like
 from haltwise.stop_rules import CostUnit, FixedBudget
 from haltwise.tasks import family
 from haltwise.tasks.least_squares import LeastSquaresBatch
-from haltwise.training import Trainer
+from haltwise.training import Trainer, TrainingSettings
 from haltwise.training.gradients import Estimate
 from haltwise.training.run.directory import RunDirectory, differences
 from haltwise.training.run.log import read_log
@@ -467,3 +468,16 @@ def test_of_two_that_begin_at_once_one_is_refused(
         Trainer(tiny(seed=1), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["seed"] == 2
     finish(others[1])
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_file_of_ones_own_that_has_changed_since_is_told(changes: bool, tmp_path: Path) -> None:
+    path, run = tmp_path / "mine.py", tmp_path / "run"
+    path.write_text(BOWLS)
+    own = TrainingSettings.from_preset("act", f"{path}:Bowls", TINY)
+    leave(run, 3, own)
+    if changes:
+        path.write_text(BOWLS.replace("zeros_like(center)", "ones_like(center)"))
+        with pytest.warns(CheckpointWarning, match=r"mine\.py has changed since the checkpoint"):
+            Trainer.resume(run).save()
+    Trainer.resume(run)  # a warning would be an error

@@ -12,7 +12,7 @@ import pytest
 from in_process import haltwise
 from tiny_runs import TINY_OPTIONS, tiny
 
-from haltwise import InputError
+from haltwise import InputError, load
 from haltwise._core.nested_settings import (
     Choice,
     Leaf,
@@ -24,6 +24,7 @@ from haltwise._core.nested_settings import (
 from haltwise.cli.settings import SettingOption, parse
 from haltwise.cli.train import command as train_command
 from haltwise.cli.train_monitor import command as train_monitor_command
+from haltwise.evaluation.records import load_evaluations
 from haltwise.halting import halting_methods
 from haltwise.processes import process_families
 from haltwise.tasks import families
@@ -298,6 +299,18 @@ def test_a_torn_toml_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "torn.toml").write_text("price = \n")
     done = haltwise("train", "regression-2d", "--config", "torn.toml", cwd=tmp_path)
     assert done.stderr.startswith("haltwise: torn.toml is not TOML: Invalid value (at line 1")
+    done = haltwise("train", "regression-2d", "--config", "gone.toml", cwd=tmp_path)
+    assert done.stderr == "haltwise: there is no file gone.toml\n"
+
+
+def test_commands_that_messages_name_may_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"`haltwise train --resume '.*/my run'`"):
+        load(run)
+    with pytest.raises(InputError, match=r"`haltwise evaluate '.*/my run'` first"):
+        load_evaluations(run)
 
 
 # --- What lies over what -------------------------------------------------------------------------

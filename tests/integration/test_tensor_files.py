@@ -11,9 +11,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from haltwise import InputError
+from haltwise import InputError, load
 from haltwise._core.errors import CheckpointWarning
 from haltwise._core.files import digest, load_tensors, read_json, save_tensors, write_atomically
+from haltwise._core.plugins import load_object
 from haltwise.training.run.directory import RunDirectory
 
 METADATA = {"step": 3, "name": "é", "nested": {"loss": [1.5, None, True]}}
@@ -268,3 +269,36 @@ def test_content_is_on_disk_before_the_rename_and_the_rename_after_it(
     write_atomically(path, b"content")
     assert [name for name, *_ in calls.mock_calls] == ["fsync", "replace", "fsync"]
     assert path.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("place", [".", "..", "", "folder", "folder/.."])
+def test_a_directory_in_the_place_of_a_file_is_named(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is a directory; name a file in it"):
+        write_atomically(Path(place), b"mine")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_file_that_cannot_be_read_is_not_called_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions would not do, which the superuser needs none of."""
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    mine = tmp_path / "mine.py"
+    mine.write_text("class Mine: ...")
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"^cannot read .*config\.json: Permission denied$"):
+        read_json(tmp_path / "config.json")
+    with pytest.raises(InputError, match=r"^cannot read .*mine\.py: Permission denied; correct"):
+        load_object(f"{mine}:Mine", object, "class")
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(InputError, match=r"^cannot read .*run'?: Permission denied$"):
+        load(run)

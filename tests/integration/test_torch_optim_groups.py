@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import pytest
 import torch
 from draws import DOUBLE, seeded
 from networks import (
@@ -17,6 +18,7 @@ from random_models import random_model
 from torch import nn
 from torch.testing import assert_close
 
+import haltwise
 from haltwise import LearnedOptimizer
 from haltwise.halting import HalterSettings
 from haltwise.tasks import family
@@ -151,3 +153,21 @@ def test_frozen_parameters_count_for_nothing() -> None:
         outputs.append(optimizer.state[params[0]]["group"][0]["outputs"])
     for name, value in outputs[0].items():
         assert torch.equal(value, outputs[1][name]), name
+
+
+def test_a_group_that_is_frozen_is_not_asked_whether_to_stop() -> None:
+    first, second = given_grads((3,), (3,))
+    groups = [{"params": [first]}, {"params": [second]}]
+    optimizer = LearnedOptimizer(groups, "regression-10d", price=0.01)
+    optimizer.step(loss=1.0)
+    stops = [optimizer.should_stop]
+    first.requires_grad_(False)
+    first.grad = None
+    for _ in range(59):
+        optimizer.step(loss=1.0)
+    with pytest.warns(haltwise.FitWarning, match="after the 60 steps"):
+        optimizer.step(loss=1.0)
+    for frozen in (True, False):
+        first.requires_grad_(not frozen)
+        stops.append(optimizer.should_stop)
+    assert stops == [False, True, False]

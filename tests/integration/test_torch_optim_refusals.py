@@ -152,7 +152,15 @@ def test_weights_that_cannot_halt_say_so(
     assert not torch.equal(param, numbers(3, seed=0))
 
 
-@pytest.mark.parametrize("loss", [torch.ones(2), torch.ones((), dtype=torch.complex64)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        torch.ones(2),
+        torch.ones((), dtype=torch.complex64),
+        torch.tensor(True),
+        torch.ones((), device="meta"),
+    ],
+)
 def test_a_loss_that_is_no_number_is_refused(loss: Tensor) -> None:
     (param,) = given_grads((3,))
     optimizer = LearnedOptimizer([param], "regression-10d")
@@ -202,18 +210,34 @@ def test_impossible_settings_are_refused(options: dict[str, Any], message: str) 
         LearnedOptimizer(given_grads((2,)), **{"weights": "regression-10d", **options})
 
 
+@pytest.mark.parametrize("kernel", ["", "triton"])
 @pytest.mark.parametrize(
-    ("lr", "message"), [(float("nan"), "lr has become nan"), ("fast", "lr must be a single real")]
+    ("setting", "value", "message"),
+    [
+        ("lr", float("nan"), "lr has become nan"),
+        ("lr", "fast", "lr must be a single real"),
+        ("lr", -1e-3, "lr has become -0.001, but must be at least 0"),
+        ("lr", torch.tensor(-1.0), "lr has become -1.0"),
+        ("weight_decay", float("inf"), "weight_decay has become inf"),
+        ("price", 0.0, "price has become 0.0, but must be above 0"),
+        ("maximize", "yes", "maximize must be True or False"),
+    ],
 )
-def test_a_rate_that_a_schedule_spoils_is_told_and_moves_nothing(lr: Any, message: str) -> None:
+def test_a_setting_that_a_schedule_spoils_is_told_and_moves_nothing(
+    setting: str, value: Any, message: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel:
+        pytest.importorskip("triton")
+    monkeypatch.setenv("HALTWISE_KERNEL", kernel)
     (param,) = given_grads((2,))
     optimizer = LearnedOptimizer([param], "regression-10d")
     optimizer.step(loss=1.0)
     before = param.detach().clone()
-    optimizer.param_groups[0]["lr"] = lr
+    optimizer.param_groups[0][setting] = value
     with pytest.raises(InputError, match=message):
         optimizer.step(loss=1.0)
     assert torch.equal(param, before)
+    assert (optimizer.steps_taken, optimizer.num_skipped) == (1, 0)
 
 
 def test_a_parameter_that_is_put_into_a_group_is_looked_at() -> None:
@@ -325,6 +349,13 @@ for use in (LearnedOptimizer, HaltingMonitor.recording("x").start):
         print(error)
 """)
     assert shown.count("is a DTensor on cpu, which is not whole") == 2
+
+
+def test_a_parameter_whose_entries_share_memory_is_refused() -> None:
+    param = torch.nn.Parameter(torch.ones(1).expand(3))
+    with pytest.raises(InputError, match=r"share one place in memory, .* clone it"):
+        LearnedOptimizer([param], "regression-10d")
+    LearnedOptimizer([torch.nn.Parameter(torch.ones(1).expand(1, 1))], "regression-10d")
 
 
 def test_a_parameter_class_of_ones_own_is_optimized() -> None:

@@ -75,6 +75,22 @@ class TestStates:
         assert torch.equal(flat(twin), flat(model))
         assert not torch.equal(flat(model), before)
 
+    def test_a_state_may_be_loaded_again_and_into_copies(self, name: str) -> None:
+        model = Model()
+        optimizer = ALL[name](model.parameters())
+        advance(model, optimizer, 2)
+        start, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        ends = []
+        for copied in (False, False, True):  # as a search for a rate, or going back to the best
+            if copied:
+                model, optimizer = copy.deepcopy((model, optimizer))
+            model.load_state_dict(start)
+            optimizer.load_state_dict(copy.deepcopy(state))  # PyTorch shares its tensors
+            advance(model, optimizer, 2, first=2)
+            ends.append(flat(model))
+        assert torch.equal(ends[0], ends[1])
+        assert torch.equal(ends[0], ends[2])
+
     def test_named_parameters_keep_their_names(self, name: str) -> None:
         model = Model()
         optimizer = ALL[name](model.named_parameters())
@@ -354,3 +370,38 @@ def test_a_distributed_checkpoint_goes_on_bit_by_bit(steps: int, tmp_path: Path)
         assert torch.equal(flat(each), flat(never))
         assert it.should_stop == alone.should_stop
         assert_same(it.state_dict(), alone.state_dict())
+
+
+def test_names_in_another_order_are_refused_and_other_names_are_not() -> None:
+    first, second = given_grads((3,), (3,))
+    optimizer = LearnedOptimizer([("a", first), ("b", second)], "regression-10d")
+    optimizer.step(loss=1.0)
+    state = optimizer.state_dict()
+    for mixed in ([("b", second), ("a", first)], [{"params": [each]} for each in (("b", second),)]):
+        other = LearnedOptimizer(mixed, "regression-10d")
+        if len(mixed) == 1:
+            other.add_param_group({"params": [("a", first)]})
+            state["param_groups"] = [
+                {**state["param_groups"][0], "params": [number], "param_names": [name]}
+                for number, name in enumerate("ab")
+            ]
+        with pytest.raises(InputError, match="another order, of 'a' in the place of 'b'"):
+            other.load_state_dict(state)
+    wrapped = LearnedOptimizer([("m.a", first), ("m.b", second)], "regression-10d")
+    wrapped.load_state_dict(optimizer.state_dict())
+    assert wrapped.steps_taken == 1
+
+
+@pytest.mark.parametrize("before", [torch.float32, torch.bfloat16])
+def test_a_module_that_is_converted_goes_on_and_its_state_may_be_loaded(
+    before: torch.dtype,
+) -> None:
+    after = torch.bfloat16 if before is torch.float32 else torch.float32
+    model = Model(before)
+    optimizer = LearnedOptimizer(model.parameters(), "regression-10d")
+    advance(model, optimizer, 2, dtype=before)
+    model.to(after)
+    advance(model, optimizer, 2, first=2, dtype=after)
+    other = LearnedOptimizer(copy.deepcopy(model).parameters(), "regression-10d")
+    other.load_state_dict(optimizer.state_dict())
+    assert_same(other.state_dict(), optimizer.state_dict())

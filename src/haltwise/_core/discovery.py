@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib
 import pkgutil
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass, replace
 from types import MappingProxyType, ModuleType
@@ -85,7 +86,7 @@ def find_known(table: Mapping[str, Any], name: str, what: str, own: Iterable[typ
     if plugins.is_file(name):
         raise InputError(
             f"these weights were trained with the {what} {name}; import its class and give it, as "
-            f"in haltwise.load(..., own=[{wanted}]), or give a command --own {name}"
+            f"in haltwise.load(..., own=[{wanted}]), or give a command --own {shlex.quote(name)}"
         )
     return lookup(table, name, what)
 

@@ -55,9 +55,13 @@ def write_atomically(path: Path, content: bytes, *, new: bool = False) -> None:
         new: Whether to refuse a file that is there already.
 
     Raises:
-        InputError: The directory is full, read-only or missing, or there is such a file; nothing is
-            left behind.
+        InputError: The directory is full, read-only or missing, there is such a file, or the path
+            is that of a directory; nothing is left behind.
     """
+    require(
+        path.name not in ("", "..") and not path.is_dir(),
+        f"{path} is a directory; name a file in it",
+    )
     # No process id, which containers and hosts that share a directory may have in common.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -123,8 +127,9 @@ def most_content(size: int) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read the JSON object in a file, or raise an `InputError`."""
+    content = read_bytes(path)
     try:
-        document = json.loads(read_bytes(path).decode())
+        document = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); restore it from a copy") from None
     require(isinstance(document, dict), f"{path} holds no JSON object; restore it from a copy")

@@ -21,6 +21,7 @@ __all__ = [
     "Place",
     "class_of",
     "comes_with_the_package",
+    "file_of",
     "is_file",
     "label",
     "load_object",
@@ -42,6 +43,11 @@ def resolve(name: str) -> str:
         return name
     path, attribute = _split(name)
     return f"{path.resolve()}:{attribute}"
+
+
+def file_of(name: str) -> Path:
+    """The file of PATH.py:NAME."""
+    return _split(name)[0]
 
 
 def label(name: str) -> str:
@@ -185,6 +191,10 @@ def _split(name: str) -> tuple[Path, str]:
 
 
 def _execute(path: Path) -> ModuleType:
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; correct its permissions") from None
     folder = str(path.resolve().parent)
     # Two files of one name in two directories are two modules.
     identity = f"haltwise_plugin_{path.stem}_{zlib.crc32(folder.encode()):08x}"
@@ -194,7 +204,7 @@ def _execute(path: Path) -> ModuleType:
     sys.path.insert(0, folder)
     try:
         with Place(path, 1).errors():
-            code = compile(path.read_bytes(), str(path.resolve()), "exec", dont_inherit=True)
+            code = compile(source, str(path.resolve()), "exec", dont_inherit=True)
             exec(code, vars(module))  # noqa: S102 - the user has named the file to be executed
     finally:
         sys.path.remove(folder)

@@ -129,10 +129,9 @@ def command(
         is_run = (found.parent / "config.json").exists() and not loading.is_shipped(run_or_name)
         # Beside a file that is in no run may be anything, as other people's weights.
         out = found.parent if is_run else Path("runs") / options.model_name(run_or_name)
-    path = save_evaluation(evaluation.record, evaluation.arrays, out)
-    write_json(json_path, evaluation.record)
     for stopping in evaluation.record.stopping.values():
         print_stopping(stopping)
         say()
     print_table(optimizers_table(evaluation.record, wide=False))
-    say(path)
+    write_json(json_path, evaluation.record)
+    say(save_evaluation(evaluation.record, evaluation.arrays, out))

@@ -54,7 +54,7 @@ __all__ = ["command"]
 )
 @click.option("--price", type=float, help="For a monitor: price of a round.  [default: the card's]")
 @click.option(
-    "--html", "html_path", type=options.PATH, help="For a monitor: write a page here, too."
+    "--html", "html_path", type=options.WRITTEN, help="For a monitor: write a page here, too."
 )
 @options.json_option
 @options.data_directory

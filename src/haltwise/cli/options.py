@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from haltwise.training.sources import descents_of
 
 __all__ = [
     "PATH",
+    "WRITTEN",
     "data_directory",
     "device_option",
     "direction_option",
@@ -42,7 +44,33 @@ __all__ = [
     "threads_option",
 ]
 
-PATH = click.Path(path_type=Path)
+
+class _Place(click.Path):
+    """A path; an empty text, as of a variable of the shell that is not set, is none.
+
+    Args:
+        is_written: Whether a file is written there at the end, which is tried before the work.
+    """
+
+    def __init__(self, *, is_written: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self._is_written = is_written
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("it is empty; name a file or a directory, or leave it out", param, ctx)
+        path: Any = super().convert(value, param, ctx)
+        if self._is_written:
+            folder = path.parent
+            if path.is_dir():
+                self.fail(f"{path} is a directory; name a file in it", param, ctx)
+            if not (folder.is_dir() and os.access(folder, os.W_OK)):
+                what = "cannot be written" if folder.exists() else "is missing"
+                self.fail(f"{folder} {what}; name a file in another directory", param, ctx)
+        return path
+
+
+PATH, WRITTEN = _Place(), _Place(is_written=True)
 
 Command = Callable[..., None]
 
@@ -79,7 +107,7 @@ price_option = click.option(
     "--price", type=float, help="Price of a step, in units of the loss.  [default: the card's]"
 )
 horizon_option = click.option("--horizon", type=int, help="Steps allowed.  [default: the card's]")
-json_option = click.option("--json", "json_path", type=PATH, help="Write all figures here, too.")
+json_option = click.option("--json", "json_path", type=WRITTEN, help="Write all figures here, too.")
 own_classes = click.option(
     "--own",
     metavar="PATH.py:NAME",
@@ -203,7 +231,7 @@ def family_choice(card: Card, name: str | None, settings: Mapping[str, Any]) -> 
         raise InputError(
             f"these weights were trained on {trained_on.name}, and since weights may come from "
             "anywhere, a file that they name is executed only where you name it, too; if you trust "
-            f"it, add --family {trained_on.name}"
+            f"it, add --family {shlex.quote(trained_on.name)}"
         )
     return Choice(trained_on.name, {**trained_on.settings, **changed})
 

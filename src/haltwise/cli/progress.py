@@ -1,6 +1,7 @@
 """A training followed on a terminal or in a log, and ended by signals."""
 
 import math
+import shlex
 import signal
 from types import FrameType
 
@@ -52,7 +53,7 @@ def run_trainer(trainer: Trainer, workers: Workers | None = None) -> None:
         console.print(
             plain(
                 f"Stopped after {trainer.step} meta-steps; go on with: "
-                f"haltwise train --resume {trainer.directory}"
+                f"haltwise train --resume {shlex.quote(str(trainer.directory))}"
             ),
             soft_wrap=True,
         )

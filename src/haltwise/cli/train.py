@@ -45,8 +45,9 @@ def _asked(
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read nested training settings from a TOML file, or raise an `InputError`."""
+    written = read_bytes(path)
     try:
-        document = tomllib.loads(read_bytes(path).decode())
+        document = tomllib.loads(written.decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}; fix that line") from None
     try:

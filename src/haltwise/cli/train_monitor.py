@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from haltwise._core.errors import require
 from haltwise.cli.options import PATH, json_option, threads_option
 from haltwise.cli.printing import print_stopping, say, write_json
 from haltwise.cli.progress import run_trainer
@@ -59,6 +60,11 @@ def command(
 
     haltwise.HaltingMonitor.recording writes them, haltwise.HaltingMonitor stops by what is learned.
     """
+    require(
+        test_runs is None or test_runs.resolve() != runs.resolve(),
+        f"--test-runs {test_runs} are the runs that it learns from, which would flatter it; record "
+        "others to judge it on",
+    )
     chosen = monitor_settings(runs, price=price, horizon=horizon, keeps_best=keeps_best, **settings)
     test = None if test_runs is None else RecordedRuns.load(test_runs, chosen.horizon)
     directory = out or Path("runs") / f"{runs.resolve().name}-monitor"

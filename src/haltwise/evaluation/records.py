@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -301,7 +302,8 @@ def load_evaluations(directory: Path) -> list[tuple[EvaluationRecord, dict[str, 
         found.append((from_json(EvaluationRecord, metadata.get("evaluation")), arrays))
     require(
         len(found) > 0,
-        f"{directory} holds no evaluation; run `haltwise evaluate {directory}` first",
+        f"{directory} holds no evaluation; run `haltwise evaluate {shlex.quote(str(directory))}` "
+        "first",
     )
     return found
 

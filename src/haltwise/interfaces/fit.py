@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import FitWarning, warn
+from haltwise._core.plugins import is_file
+from haltwise.models.card import Card
 from haltwise.models.scales import Scales
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
 
-__all__ = ["MANY_MISFITS", "FirstStepsCheck", "warn_of_misfits"]
+__all__ = ["MANY_MISFITS", "FirstStepsCheck", "is_below_those_seen", "warn_of_misfits"]
 
 MANY_MISFITS = 0.5
 """Share of the items that is worth a warning."""
@@ -43,6 +45,16 @@ class FirstStepsCheck:
     def warn(self) -> None:
         """Warn where many do not fit."""
         warn_of_misfits(self._foreign)
+
+
+def is_below_those_seen(card: Card, loss: Tensor, price: Tensor) -> Tensor:
+    """Which losses [B] are lower than any that weights were trained on, by more than a price [B].
+
+    How far a loss is above 0 tells how much is left to gain on families of the package, whose
+    losses are never negative. Of other families it is not known.
+    """
+    is_known = card.family is not None and not is_file(card.family.name)
+    return loss < -price if is_known else torch.zeros_like(loss, dtype=torch.bool)
 
 
 def warn_of_misfits(foreign: Tensor) -> None:

@@ -328,8 +328,8 @@ class HaltingMonitor:
             loss: That was observed in it, a single number of Python, NumPy or PyTorch; averaged
                 over processes, if several. With direction "max" the higher the better.
             model: A module, of which the parameters that are not frozen are seen, or tensors or
-                NumPy arrays; None to go by the loss alone. Its gradients are those of this round,
-                the parameters those after it.
+                NumPy arrays, also by name; None to go by the loss alone. Its gradients are those of
+                this round, the parameters those after it.
             score: When recording, what a stop now is judged by, for instance the loss on separate
                 examples; the loss of the next round if None. Not looked at when stopping.
 

@@ -1,6 +1,6 @@
 """The parameters of a loop that is not ours, as a monitor sees them move."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -17,7 +17,7 @@ __all__ = ["Memory", "Model", "WatchedParameters"]
 _CHUNK = 2**18  # coordinates measured at once; their products take 10 MB in float64
 
 Array = Tensor | npt.NDArray[Any]
-Model = nn.Module | Array | Iterable[Array]
+Model = nn.Module | Array | Iterable[Array] | Mapping[Any, Array]
 Memory = dict[int, dict[str, Tensor]]
 """By the place of a parameter among all: where it was, its last gradient and last update, [N]."""
 
@@ -100,13 +100,22 @@ def parameters_of(model: Model) -> dict[int, Tensor]:
     Raises:
         InputError: There are none, or one of them is no dense, real tensor that is in memory.
     """
-    found: Any = model.parameters() if isinstance(model, nn.Module) else model
+    found: Any = model
+    if isinstance(model, nn.Module):
+        found = model.parameters()
+    elif isinstance(model, Mapping):
+        found = model.values()
     require(
         isinstance(found, Iterable),
         f"the model must be a module, tensors or NumPy arrays, got {type(found).__name__}",
     )
     params: dict[int, Tensor] = {}
-    for key, param in enumerate([found] if isinstance(found, Tensor | np.ndarray) else found):
+    members = [found] if isinstance(found, Tensor | np.ndarray) else list(found)
+    require(
+        bool(members) or not isinstance(found, Iterator),
+        "the model is an iterator that is used up; give every call a list, or the module itself",
+    )
+    for key, param in enumerate(members):
         if isinstance(param, np.ndarray):  # nothing is frozen there
             params[key] = copied_array(param, "a parameter")
             continue
@@ -124,7 +133,9 @@ def parameters_of(model: Model) -> dict[int, Tensor]:
             params[key] = param
     params = {key: param for key, param in params.items() if param.numel()}
     require(
-        len(params) > 0, "the model has no parameter that is not frozen; give the monitor others"
+        len(params) > 0,
+        "the model has no parameter that is not frozen; give the monitor others, as NumPy arrays "
+        "where they require no gradient",
     )
     for param in params.values():
         require(

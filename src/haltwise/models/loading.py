@@ -1,5 +1,6 @@
 """Models by name: those that come with the package, and those in run directories."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,22 +68,30 @@ def find(name_or_path: str | Path) -> Path:
     )
     path = Path(name_or_path)
     try:
-        path = path if path.is_file() else run_directory(path)
+        return _file_at(path if path.is_file() else run_directory(path), name_or_path)
     except OSError as error:
         raise InputError(f"cannot read {shown(str(path))}: {error.strerror}") from None
+
+
+def _file_at(path: Path, name: str | Path) -> Path:
+    """The weights file at a path that was found for a name."""
     if path.is_dir():
         best, of_curves = path / "best.safetensors", path / "model.safetensors"
         require(best.exists() or not of_curves.exists(), f"{path} holds {OF_CURVES}")
         if not best.exists():
             raise InputError(
-                f"{path} holds no weights yet: there is no {best}; train it further with "
-                f"`haltwise train --resume {path}`"
+                f"{path} holds no weights yet: there is no {best}; "
+                + (
+                    f"train it further with `haltwise train --resume {shlex.quote(str(path))}`"
+                    if (path / "config.json").exists()
+                    else "it is not the directory of a run either, so name one, or a weights file"
+                )
             )
         return best
     if path.exists():
         return path
     raise InputError(
-        unknown(str(name_or_path), names(), "optimizer")
+        unknown(str(name), names(), "optimizer")
         + " A run directory, its name in runs/ or a weights file will do as well."
     )
 

@@ -64,6 +64,8 @@ def write_report(run: Path, path: Path, own: Iterable[type] = ()) -> Path:
     cards = _cards(run, [record for record, _ in evaluations], own)
     try:
         parts = _parts(run, evaluations, study, cards)
+    except InputError:  # it says which file
+        raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"the records in {run} do not fit together ({error!r}); evaluate it again"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
@@ -17,7 +18,7 @@ from haltwise.training.gradients import GradientEstimator, estimators
 from haltwise.training.settings import TrainingSettings
 from haltwise.update_rules import UpdateRule, rules
 
-__all__ = ["CHOICES", "Named", "own_classes", "plain", "settings_of"]
+__all__ = ["CHOICES", "Named", "own_classes", "own_files", "plain", "settings_of"]
 
 
 @final
@@ -75,6 +76,14 @@ def own_classes(settings: TrainingSettings) -> list[type]:
     """
     chosen = {"rule": settings.rule.name, "method": settings.method.name}
     return [CHOICES[path].find(name) for path, name in chosen.items() if plugins.is_file(name)]
+
+
+def own_files(settings: TrainingSettings) -> dict[str, str]:
+    """The files of your own that settings name, and a checksum of what each holds."""
+    chosen = settings.family, settings.rule, settings.method, settings.joint.estimator
+    names = (*(choice.name for choice in chosen), *settings.mixed_with)
+    files = {plugins.file_of(name) for name in names if plugins.is_file(name)}
+    return {str(path): blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in files}
 
 
 def plain(path: str, value: Any) -> Any:

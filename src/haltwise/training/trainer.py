@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import CheckpointWarning, InputError, require, warn
 from haltwise._core.json import from_json, to_json
 from haltwise._core.random import stream
 from haltwise._core.tensors import nested_state, require_like, sub_state
@@ -26,7 +26,7 @@ from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
 from haltwise.models.card import Card
 from haltwise.stop_rules import RETURNABLE, CostUnit, FixedBudget, StopPolicy
-from haltwise.training.choices import own_classes
+from haltwise.training.choices import own_classes, own_files
 from haltwise.training.learner import Counters, Learner, TrainingState
 from haltwise.training.run.directory import Checkpoint, RunDirectory, refuse_drift
 from haltwise.training.run.log import RunLog
@@ -140,7 +140,8 @@ class Trainer:
         If `settings` are given, the run must have the same. For the other arguments see the class.
 
         Warns:
-            CheckpointWarning: The newest checkpoint is corrupt and the one before was taken.
+            CheckpointWarning: The newest checkpoint is corrupt and the one before was taken, or a
+                file of your own has changed since.
 
         Raises:
             InputError: There is no run, its files are corrupt, it is of other settings, or another
@@ -187,7 +188,7 @@ class Trainer:
         self._workers = workers or Workers()
         self._files = RunDirectory(directory, settings.run.num_checkpoints)
         self.source = source_of(settings, device, data_dir)
-        self._own = own_classes(settings)
+        self._own, self._own_files = own_classes(settings), own_files(settings)
         self._learner = Learner(settings, self.source, self._own, device, self._workers)
         self.model = self._learner.model
         """As trained so far."""
@@ -398,6 +399,7 @@ class Trainer:
         metadata: dict[str, Any] = {
             **self._identity(),
             "command": self._command,
+            "own_files": self._own_files,
             **{name: state.to_json() for name, state in states.items()},
             "counters": asdict(self._learner.counters),
             "num_records": self._log.num_records,
@@ -420,6 +422,16 @@ class Trainer:
         """What a checkpoint belongs to, as JSON values."""
         return {"settings": self.settings.to_json(), **self.source.description}
 
+    def _warn_of_changes(self, before: Mapping[str, str]) -> None:
+        """Say which files of your own are others than when the run was left."""
+        for path, checksum in self._own_files.items() if self._workers.is_first else ():
+            if before.get(path, checksum) != checksum:
+                warn(
+                    f"{path} has changed since the checkpoint, and the run goes on with what it "
+                    "holds now; where it computes anything else, begin anew in another directory",
+                    CheckpointWarning,
+                )
+
     def _restore(self, step: int, checkpoint: Checkpoint) -> int:
         """Take up a checkpoint, which must fit; the number of records that the log had then."""
         tensors, metadata = checkpoint
@@ -427,6 +439,7 @@ class Trainer:
             written = TrainingSettings.from_json(metadata["settings"]).to_json()
             described = {name: metadata[name] for name in self.source.description}
             refuse_drift(self.directory, {"settings": written, **described}, self._identity())
+            self._warn_of_changes(metadata.get("own_files", {}))
             found = from_json(
                 _Written, {item.name: metadata[item.name] for item in fields(_Written)}
             )

@@ -23,11 +23,13 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.stop_rules import CostUnit
 
 __all__ = [
+    "NUMBERS",
     "Group",
     "GroupModels",
     "Record",
     "Weights",
     "check_parameter",
+    "check_present_settings",
     "check_settings",
     "head_of",
     "name_of",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 _LEAST_RATE = 0.05  # below it, an lr that is given at the start is likely one of Adam's
+NUMBERS = ("lr", "weight_decay", "price")
+"""Settings of a group that are numbers."""
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 Weights = str | Path | OptimizerModel
@@ -54,9 +58,10 @@ class GroupModels:
     def __init__(self) -> None:
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
+        self._told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_models": self._models, "_casts": {}}  # made when needed
+        return {**vars(self), "_casts": {}}  # made when needed
 
     def add(self, group: Group) -> None:
         """Load the `weights` of a group and note their name and `digest` in it."""
@@ -131,6 +136,19 @@ class GroupModels:
             group["price"] = price.item()
         self.leaf_of_each(group)
 
+    def warn_of_level(self, group: Group) -> None:
+        """Say, once for the weights, that a loss is below all that they know."""
+        if group["digest"] in self._told:
+            return
+        self._told.add(group["digest"])
+        loss = "the negative of the loss" if group["maximize"] else "the loss"
+        warn(
+            f"{loss} is below 0, where the weights {group['weights']!r} have seen none: how much "
+            "is left to gain is not known, and they do not ask to stop before their horizon; shift "
+            "the loss by a constant so that this stays above 0, or end the loop yourself",
+            FitWarning,
+        )
+
     def can_judge(self, group: Group) -> bool:
         """Whether the weights have learned when to stop."""
         return CostUnit.GRADIENTS in self.of(group).card.policies
@@ -173,6 +191,14 @@ def check_parameter(group: Group, number: int) -> None:
         "torch.view_as_real)",
     )
     require(
+        not any(
+            stride == 0 and size > 1
+            for stride, size in zip(param.stride(), param.shape, strict=True)
+        ),
+        f"{name_of(group, number)} has entries that share one place in memory, as expand() leaves "
+        "them; clone it",
+    )
+    require(
         not param.is_inference(),
         f"{name_of(group, number)} was made in inference mode, so it has no gradients and "
         "cannot be changed; make it outside of torch.inference_mode()",
@@ -181,15 +207,36 @@ def check_parameter(group: Group, number: int) -> None:
 
 def check_settings(group: Group) -> None:
     """Refuse settings that no group can have."""
+    _check_settings(group, "{name} must be {bound} and finite, got {value}")
+
+
+def check_present_settings(group: Group, *, waits: bool) -> None:
+    """Refuse what schedulers and others have made of a group's settings.
+
+    Args:
+        group: Its settings.
+        waits: Whether to look at a tensor on another device, for which one must wait.
+    """
+    _check_settings(
+        group,
+        "{name} has become {value}, but must be {bound} and finite; mend what sets it",
+        waits=waits,
+    )
+
+
+def _check_settings(group: Group, refusal: str, *, waits: bool = True) -> None:
     require_flags(maximize=group["maximize"])
-    for name in ("lr", "weight_decay", "price"):
-        if name == "price" and group[name] is None:
+    for name in NUMBERS:
+        given = group[name]
+        if name == "price" and given is None:
             continue
-        value = real_number(name, group[name])
+        if isinstance(given, Tensor) and not (waits or given.is_cpu):
+            continue
+        value = real_number(name, given)
         fits = value > 0 if name == "price" else value >= 0
         bound = "above 0" if name == "price" else "at least 0"
         finite = abs(value) <= torch.finfo(torch.float32).max
-        require(fits and finite, f"{name} must be {bound} and finite, got {value}")
+        require(fits and finite, refusal.format(name=name, value=value, bound=bound))
 
 
 def warn_of_rate(group: Group) -> None:

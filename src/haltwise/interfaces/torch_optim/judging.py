@@ -7,6 +7,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise.halting.posteriors import Posterior
+from haltwise.interfaces.fit import is_below_those_seen
 from haltwise.interfaces.torch_optim.chunks import UpdateStatistics, working_dtype
 from haltwise.interfaces.torch_optim.groups import (
     Group,
@@ -57,7 +58,11 @@ class ShownStep(NamedTuple):
 def judge(models: GroupModels, group: Group, record: Record, shown: ShownStep) -> None:
     """Decide whether another step is worth its price; the record is brought up to date.
 
-    It is decided on the device of the loss, which need not be the group's.
+    It is decided on the device of the loss, which need not be the group's. Where the loss is lower
+    than any that the weights know, they do not ask to stop.
+
+    Warns:
+        FitWarning: It is so for the first time.
     """
     step, loss = shown.step, shown.loss
     products, dim = shown.products, shown.num_coordinates
@@ -70,12 +75,15 @@ def judge(models: GroupModels, group: Group, record: Record, shown: ShownStep) -
     decision = session.observe(StepObservation(step, loss, log_grad_norm, signals, shown.readout))
     record["session"] = session.state()
     stopped = record.get("stop", torch.zeros_like(decision.stop))
-    record["stop"] = decision.stop | stopped.to(loss.device)
+    is_low = is_below_those_seen(models.of(group).card, loss, session.price)
+    record["stop"] = (decision.stop & ~is_low) | stopped.to(loss.device)
     outputs = decision.observation.outputs
     record["outputs"] = {
         name: torch.cat([*([record["outputs"][name].to(new)] if step else []), new.unsqueeze(1)], 1)
         for name, new in outputs.items()
     }
+    if is_low:
+        models.warn_of_level(group)
 
 
 def end_with_horizon(models: GroupModels, group: Group, record: Record) -> None:

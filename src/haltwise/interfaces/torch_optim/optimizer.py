@@ -21,6 +21,7 @@ from haltwise.interfaces.torch_optim.groups import (
     GroupModels,
     Record,
     Weights,
+    check_present_settings,
     name_of,
     warn_of_rate,
 )
@@ -199,6 +200,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _step(self, loss: Tensor | None) -> None:
         fusible, device, groups = self.nonfinite == "skip", self._on_device, self.param_groups
         if fusible and device.goes_on(groups, self.state, self._moved, guarded=self.guard):
+            for group in groups:
+                check_present_settings(group, waits=False)
             device.step(loss)
             return
         require(
@@ -307,7 +310,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def should_stop(self) -> bool:
         """Whether every group has asked to stop, at the last step or before.
 
-        Its update is applied; see `take_back`.
+        Its update is applied; see `take_back`. Groups that are frozen whole have nothing more to
+        gain and are not asked.
 
         The decision is about the next gradient: it is forecast not to be worth its price. Where
         Adam has taken over, ten of its steps together have not earned theirs; and where there is a
@@ -317,7 +321,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             InputError: It is not known: a step came without the loss, or the weights were
                 meta-trained without halting.
         """
-        stops = [record["stop"] for _, record in self._judged()]
+        judged = self._judged()
+        trained = [
+            (group, record)
+            for group, record in judged
+            if any(param.requires_grad for param in group["params"])
+        ]
+        stops = [record["stop"] for _, record in trained or judged]
         return bool(stops) and all(map(bool, stops))
 
     @undisturbed()
@@ -434,8 +444,11 @@ def _as_scalar(loss: Tensor | float) -> Tensor:
     else:  # as exact as Python's
         value = torch.tensor(real_number("the loss", loss), dtype=torch.float64, device="cpu")
     require(
-        value.numel() == 1 and not value.is_complex(),
-        f"the loss must be a single real number, got {value.dtype} of shape {list(value.shape)}; "
-        "take its mean",
+        value.numel() == 1
+        and not value.is_complex()
+        and value.dtype != torch.bool
+        and not value.is_meta,
+        f"the loss must be a single real number, got {value.dtype} of shape {list(value.shape)} "
+        f"on {value.device}; take its mean",
     )
     return value.reshape(())

@@ -1,6 +1,5 @@
 """A parameter group at a step: what is known of it, and one step of its learned rule."""
 
-import math
 from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
@@ -8,7 +7,6 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.settings import real_number
 from haltwise.interfaces.torch_optim.chunks import (
     UpdateStatistics,
     init_state,
@@ -22,6 +20,7 @@ from haltwise.interfaces.torch_optim.groups import (
     GroupModels,
     Record,
     check_parameter,
+    check_present_settings,
     name_of,
     num_coordinates,
 )
@@ -153,12 +152,10 @@ def survey(
         guarded: Whether Adam may take over, which needs states, too.
 
     Raises:
-        InputError: A rate is not finite, a gradient is sparse or of another shape than its
-            parameter, or a parameter no longer is what its state is of.
+        InputError: A setting has become impossible, a gradient is sparse or of another shape than
+            its parameter, or a parameter no longer is what its state is of.
     """
-    for name in ("lr", "weight_decay"):
-        value = real_number(name, group[name])
-        require(math.isfinite(value), f"{name} has become {value}; mend what sets it")
+    check_present_settings(group, waits=True)
     params: list[Tensor] = group["params"]
     by_leaf: dict[int, list[Tensor]] = {}
     for number, (param, leaf) in enumerate(zip(params, models.leaf_of_each(group), strict=True)):
@@ -186,9 +183,11 @@ def survey(
             if "signals.grad" not in states[param]:
                 rule, _ = leaves(models.cast(group, param).rule, num_coordinates(params))[leaf]
                 states[param] |= init_state(rule, param, state_dtype)
-    for param in params if guarded else ():
+    for param in params:
         state = states.get(param, {})
-        if "signals.grad" in state and "guard.params" not in state:
+        if "guard.params" in state:  # follows the parameter's dtype, which kernels take it to have
+            state["guard.params"] = state["guard.params"].to(param.dtype)
+        elif guarded and "signals.grad" in state:
             state |= init_tensors(param, state["signals.grad"][0])
     # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
     record = states[params[0]].setdefault("group", ({**FRESH},))[0]

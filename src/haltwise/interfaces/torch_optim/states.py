@@ -14,6 +14,7 @@ from haltwise._core.errors import refusing_others, require
 from haltwise._core.tensors import is_plain
 from haltwise.interfaces.torch_optim.chunks import init_state, leaves
 from haltwise.interfaces.torch_optim.groups import (
+    NUMBERS,
     Group,
     GroupModels,
     Record,
@@ -68,6 +69,7 @@ def _check_groups(
     foreign: str,
 ) -> None:
     require(isinstance(given["state"], dict), foreign)
+    _check_order(optimizer.param_groups, given["param_groups"])
     for own, other in zip(optimizer.param_groups, given["param_groups"], strict=False):
         require("digest" in other and isinstance(other["weights"], str), foreign)
         require(
@@ -77,7 +79,7 @@ def _check_groups(
             f"{own['digest'][:12]}; build it with the same weights",
         )
         require(
-            not (missing := optimizer.defaults.keys() - other.keys()),
+            not (missing := {"maximize", *NUMBERS} - other.keys()),
             f"a parameter group of the state lacks {missing}; load one that state_dict() gave",
         )
         check_settings(other)
@@ -85,6 +87,25 @@ def _check_groups(
             states = [given["state"].get(key, {}) for key in other["params"]]
             together = {**own, **other, "params": own["params"]}
             _check_group(models, own, together, states, state_dtype)
+
+
+def _check_order(groups: list[Group], given: list[Group]) -> None:
+    """Refuse a state of the same names in another order, in which its entries would be mixed up.
+
+    Other names are those of a module that is wrapped, for instance, and go by their places.
+    """
+    names, others = (
+        [name for group in each for name in group.get("param_names", ())]
+        for each in (groups, given)
+    )
+    if sorted(names) != sorted(others):
+        return
+    for name, other in zip(names, others, strict=True):
+        require(
+            name == other,
+            f"the state was taken of the same parameters in another order, of {other!r} in the "
+            f"place of {name!r}; give them in the order that they had then",
+        )
 
 
 def _check_group(

@@ -145,10 +145,7 @@ class Plan:
         self._shapes = [param.shape for param, _, _ in self.members]
         self._spare: list[Tensor] = []
         self._captured: list[list[Tensor]] = []
-        self._dtypes = [
-            (param.dtype if param.grad is None else param.grad.dtype, param.dtype)
-            for param, _, _ in self.members
-        ]
+        self._dtypes = [_dtypes(param) for param, _, _ in self.members]
 
         def wide(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
@@ -167,20 +164,17 @@ class Plan:
             is_seen = grad is not None and param.numel() > 0
             if states.get(param) is not state or is_seen is not has_grad or param.shape != shape:
                 return False
+            if param.device != self.device:
+                return False
             if grad is not None and not (
                 grad.layout is torch.strided
                 and grad.shape == param.shape
                 and grad.device == self.device
-                and param.device == self.device
             ):
                 return False
             if any(state.get(name) is not value for name, value in kept):
                 return False
-        return all(
-            (grad.dtype, param.dtype) == dtypes
-            for (param, _, _), dtypes in zip(self.members, self._dtypes, strict=True)
-            if (grad := param.grad) is not None
-        )
+        return [_dtypes(param) for param, _, _ in self.members] == self._dtypes
 
     def place(self, settings: Sequence[tuple[float, ...]], *, capturing: bool) -> list[Tensor]:
         """Tell the device where gradients and parameters are, and the groups' settings.
@@ -240,6 +234,11 @@ class Plan:
         """Give parameters that are not in order their new values."""
         for number, value in self.temporaries.items():
             self.members[number].param.copy_(value)
+
+
+def _dtypes(param: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Those of its gradient, or its own without one, and of the tensor itself."""
+    return param.dtype if param.grad is None else param.grad.dtype, param.dtype
 
 
 def _by_dtype(members: Sequence[Member]) -> dict[tuple[torch.dtype, torch.dtype], list[Member]]:
