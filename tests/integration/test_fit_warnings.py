@@ -129,3 +129,18 @@ def test_losses_below_zero_of_ones_own_family_may_stop(tmp_path: Path) -> None:
     optimizer = haltwise.LearnedOptimizer([param], model)
     optimizer.step(loss=-1000.0)
     assert optimizer.should_stop
+
+
+def test_solve_goes_on_from_losses_lower_than_the_weights_know(generator: torch.Generator) -> None:
+    inputs = torch.randn(20, 15, 6, generator=generator)
+    targets = 2 * torch.randn(20, 15, generator=generator)
+
+    def loss(params: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        residuals = (inputs @ params.unsqueeze(2)).squeeze(2) - targets
+        return 10 * residuals.square().mean(1) - 1000
+
+    problem = FunctionBatch(torch.zeros(20, 6), loss, data={"inputs": inputs, "targets": targets})
+    lowest = loss(torch.linalg.lstsq(inputs, targets).solution, inputs, targets)
+    with pytest.warns(FitWarning, match="weights do not fit"):
+        found = haltwise.solve(problem, "digits-mlp")
+    assert (found.loss - lowest).max() < 0.1

@@ -12,6 +12,7 @@ from haltwise.engines.lbfgs import LBFGS, forecast_gain
 from haltwise.engines.run import Begun, descend, reasons_of
 from haltwise.engines.stops import CLEARLY, FLAT, PriceStop
 from haltwise.halting.session import HaltingSession
+from haltwise.interfaces.fit import is_below_those_seen
 from haltwise.interfaces.guard import GuardWatch, UnitCheck
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.models.scales import Course
@@ -211,7 +212,8 @@ class Chunk:
         ledger, card = self.ledger, self._model.card
         budget = max_steps - ledger.count
         failed = (self.outcome == Outcome.TAKEN) | (self.outcome == Outcome.NONFINITE)
-        strange = (self.outcome == Outcome.HALTED) & self._strange
+        low = is_below_those_seen(card, ledger.loss, self._price)
+        strange = (self.outcome == Outcome.HALTED) & (self._strange | low)
         early = self.outcome == Outcome.OUT_OF_STEPS
         late = torch.zeros_like(failed)
         if not by_own_rule:
