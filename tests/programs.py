@@ -1,5 +1,6 @@
 """The programs in experiments, loaded or run, and code that runs without assertions."""
 
+import importlib
 import importlib.util
 import runpy
 import sys
@@ -48,13 +49,12 @@ def be_program(arguments: list[str]) -> None:
 
 def be_program_and_its_commands(arguments: list[str]) -> None:
     """Be a program, and each command of `haltwise` that it would start a process for."""
-    import children
 
     def be_command(_: object, arguments: Sequence[str], cwd: Path) -> tuple[int, str]:
         done = haltwise(*arguments, cwd=cwd)
         return done.returncode, done.stderr
 
-    children.Children.run = be_command  # type: ignore[method-assign]
+    importlib.import_module("children").Children.run = be_command
     be_program(arguments)
 
 

@@ -217,7 +217,9 @@ def test_steps_and_moments_are_those_of_torch_s_adam_without_its_compiler(
         for parameter, other in zip(own[:2], twins, strict=False):  # the last has no gradient
             parameter.grad = torch.randn(parameter.shape, generator=generator)
             other.grad = parameter.grad.clone()
-        twin.param_groups[0]["lr"] = 0.1 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / 100)))
+        twin.param_groups[0]["lr"] = 0.1 * (
+            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / 100))
+        )
         twin.step()
         with monkeypatch.context() as patched:
             patched.setitem(sys.modules, "torch._dynamo", None)  # whoever imports it fails

@@ -22,9 +22,7 @@ TRAINING = (
 
 def test_a_recipe_is_trained_with_what_it_begins_with_and_goes_on(tmp_path: Path) -> None:
     arguments = ["regression-2d-mode", "--quick", "--root", "here"]
-    train_weights = partial(
-        run, "train_weights", cwd=tmp_path, work=be_program_and_its_commands
-    )
+    train_weights = partial(run, "train_weights", cwd=tmp_path, work=be_program_and_its_commands)
     done = train_weights(*arguments)
     assert done.returncode == 0, done.stderr
     runs = tmp_path / "here" / "runs"

@@ -210,8 +210,10 @@ def decide_all(
         if key is None:
             yield from ((rule, decisions(rule, trajectory)) for rule in alike)
             continue
+        of_levels = (rule for rule in alike if isinstance(rule, LevelRule))  # all of them are
+        num_at_once = max(1, _MOST_AT_ONCE // max(1, trajectory.num_items))
         highest: Tensor | None = None
-        while block := list(islice(alike, max(1, _MOST_AT_ONCE // max(1, trajectory.num_items)))):
+        while block := list(islice(of_levels, num_at_once)):
             if highest is None:
                 highest = _highest_so_far(block[0], trajectory).t().contiguous()
             levels = highest.new_tensor([rule.level for rule in block])
