@@ -37,9 +37,10 @@ class Children:
             del signum, frame
             raise KeyboardInterrupt
 
-        for number in _SIGNALS:
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number, handler in before.items():
             # SIGINT, too: whoever is started in the background by a shell inherits it ignored.
-            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            if number == signal.SIGINT or handler != signal.SIG_IGN:
                 signal.signal(number, interrupt)
         try:
             yield
@@ -48,6 +49,8 @@ class Children:
                 signal.signal(number, signal.SIG_IGN)  # once is enough
             self._end()
             raise
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def run(
         self, arguments: Sequence[str], cwd: Path | None = None, *, quiet: bool = False

@@ -3,7 +3,9 @@
 Without a GPU, Triton's interpreter runs the fused kernels; it must know before it is imported.
 """
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -23,6 +25,20 @@ hypothesis.settings.register_profile(
     "oracle", deadline=None, derandomize=True, database=None, max_examples=60
 )
 hypothesis.settings.load_profile("oracle")
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over tests and modules, which live to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_disks() -> Iterator[None]:
+    """Files need outlive no power cut; `tests/faults` waits, in processes of its own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

@@ -65,7 +65,8 @@ class Command:
         if code is None:
             self._process.kill()
             raise TimeoutError(f"process {self.pid} has not ended in {seconds} s")
-        return Result(code, *(path.read_text() for path in self._files))
+        # A test may have it write in another encoding.
+        return Result(code, *(path.read_text("utf-8", "replace") for path in self._files))
 
 
 def run(

@@ -1,17 +1,27 @@
 """The programs in experiments, loaded or run, and code that runs without assertions."""
 
+import importlib
 import importlib.util
 import runpy
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
 import forked
-from in_process import Result
+from in_process import Result, haltwise
 
-__all__ = ["EXPERIMENTS", "be_program", "program", "run", "run_optimized", "use_distributed"]
+__all__ = [
+    "EXPERIMENTS",
+    "be_program",
+    "be_program_and_its_commands",
+    "program",
+    "run",
+    "run_optimized",
+    "use_distributed",
+]
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -37,12 +47,25 @@ def be_program(arguments: list[str]) -> None:
     runpy.run_path(arguments[0], run_name="__main__")
 
 
-def run(name: str, *arguments: object, cwd: Path) -> Result:
+def be_program_and_its_commands(arguments: list[str]) -> None:
+    """Be a program, and each command of `haltwise` that it would start a process for."""
+
+    def be_command(_: object, arguments: Sequence[str], cwd: Path) -> tuple[int, str]:
+        done = haltwise(*arguments, cwd=cwd)
+        return done.returncode, done.stderr
+
+    importlib.import_module("children").Children.run = be_command
+    be_program(arguments)
+
+
+def run(
+    name: str, *arguments: object, cwd: Path, work: Callable[[list[str]], None] = be_program
+) -> Result:
     """Run a program in a process of its own."""
     file = EXPERIMENTS / f"{name}.py"
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        return forked.run(file, *arguments, cwd=cwd, folder=place, work=be_program)
+        return forked.run(file, *arguments, cwd=cwd, folder=place, work=work)
 
 
 def run_optimized(code: str, *modules: str) -> str:

@@ -54,9 +54,11 @@ def test_it_is_no_setting_of_the_family(tiny_images: Path) -> None:
         tasks.family("mnist-mlp", {"data_dir": str(tiny_images)})
 
 
-SMALL = ["--validation.num-calibration", "8", "--family.num-score", "20"]
+SMALL = ["--validation.num-calibration", "8", "--validation.num-problems", "4", "--horizon", "2"]
+SMALL += ["--joint.num-steps", "2", "--joint.batch-size", "2", "--halting.num-steps", "2"]
+SMALL += ["--family.num-score", "4", "--family.num-hidden", "2"]
 FEW: list[object] = ["--family", "mnist-mlp-40", "--num-problems", 32, "--horizon", 2]
-FEW += ["--family.batch-size", 2, "--family.num-hidden", 2]
+FEW += ["--family.batch-size", 2, "--family.num-hidden", 2, "--family.num-score", 4]
 
 
 def test_commands_hand_it_on_and_leave_it_off_the_card(tiny_images: Path, tmp_path: Path) -> None:

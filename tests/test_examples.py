@@ -50,17 +50,6 @@ def test_the_frontier_is_a_figure_of_what_was_executed(tmp_path: Path) -> None:
     assert "gradients a problem" in (drawing[0].text or "")
 
 
-@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")  # a training of seconds hardly stops
-def test_a_family_from_a_file_is_trained_on_and_solved(tmp_path: Path) -> None:
-    arguments = ["--out", str(tmp_path / "run"), "--joint-steps", "2"]
-    arguments += ["--halting-steps", "2", "--num-recorded", "64"]
-    example = load_example("my_family")
-    result = CliRunner().invoke(example.main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    assert "gradients of at most 40" in result.output
-    assert haltwise.load(tmp_path / "run").card.family is not None
-
-
 def test_a_loop_is_recorded_and_stopped() -> None:
     example = load_example("stop_your_own_loop")
     arguments = ["--runs", "40", "--test-runs", "12", "--rounds", "5", "--halting-steps", "3"]

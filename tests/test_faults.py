@@ -43,7 +43,7 @@ CARELESS_READER = "import haltwise.datasets.files as files; files.require = lamb
 
 @pytest.mark.parametrize(
     ("part", "number", "sabotage"),
-    [("kills", 2, CARELESS_WRITER), ("fuzzed", 120, CARELESS_READER)],
+    [("kills", 2, CARELESS_WRITER), ("fuzzed", 48, CARELESS_READER)],
 )
 def test_the_harness_sees_what_is_broken(
     part: str, number: int, sabotage: str, tmp_path: Path

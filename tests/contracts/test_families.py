@@ -24,12 +24,12 @@ def family(request: pytest.FixtureRequest, tiny_images: Path) -> TaskFamily:
     """Every named family; real formats, tiny files: no test needs real data."""
     found = tasks.family(request.param)
     if isinstance(found, ImageClassification):
-        found = replace(found, batch_size=4, num_score=6).with_data_dir(tiny_images)
+        found = replace(found, batch_size=2, num_score=3).with_data_dir(tiny_images)
     return found
 
 
 def test_every_family_keeps_the_contract(family: TaskFamily) -> None:
-    check_family(family)
+    check_family(family, num_problems=3)
 
 
 def test_gradients_equal_autograd(family: TaskFamily) -> None:

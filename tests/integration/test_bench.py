@@ -214,12 +214,12 @@ def test_words_agree_in_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, domain in domains().items() if domain.is_made])
 def test_made_domains_are_alike_each_time_and_have_groups(name: str) -> None:
     domain = domains()[name]
-    small, again = (domain.curves(Sample(8, 3)) for _ in range(2))
+    small, again = (domain.curves(Sample(4, 3)) for _ in range(2))
     np.testing.assert_array_equal(small.values, again.values)
     assert len(np.unique(small.group)) > 1
     assert domain.scored is None or domain.scored in small.columns
     assert np.isfinite(small.values[small.offset[:-1]]).all()
-    other = domain.curves(Sample(8, 4))
+    other = domain.curves(Sample(4, 4))
     assert other.values.shape != small.values.shape or not np.array_equal(
         other.values, small.values, equal_nan=True
     )

@@ -20,8 +20,10 @@ from haltwise.training import Trainer, monitor_settings, train_monitor
 
 
 def test_it_learns_when_to_stop_and_beats_tuned_rules(
-    recorded_runs: Path, stopper: Path, tmp_path: Path
+    recorded_runs: Path, stopper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # How good they are is judged elsewhere.
+    monkeypatch.setattr(learners, "_NUM_TREES", dict.fromkeys(learners._NUM_TREES, 5))
     held_out = RecordedRuns.load(record_runs(tmp_path, range(1000, 1060)))
     model = load_halting(stopper)
     found = judge_runs(model, held_out, RecordedRuns.load(recorded_runs), price=0.02)
@@ -132,7 +134,7 @@ def test_commands_that_need_an_optimizer_refuse_a_monitor(
 def test_the_command_line_judges_a_monitor_on_other_runs(
     recorded_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # How good they are is judged above.
+    # How good they are is judged elsewhere.
     monkeypatch.setattr(learners, "_NUM_TREES", dict.fromkeys(learners._NUM_TREES, 5))
     test = record_runs(tmp_path / "test", range(1000, 1060))
     options = ["--test-runs", test, "--json", "x.json", "--halting.num-steps", 20]

@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
     "horizon": 40,
     "method": {"name": "stick-breaking", "settings": {"distilled": 0.8}},
     "halter": {"memory": 0, "width": 32},
-    "halting": {"num_steps": 300, "num_recorded": 2048, "batch_size": 512},
+    "halting": {"num_steps": 200, "num_recorded": 2048, "batch_size": 256},
     "adam": {"learning_rate": 0.03},
     "validation": {"every": 100, "num_problems": 256, "num_calibration": 512},
 }

@@ -39,7 +39,7 @@ def test_a_call_trains_what_stops_newton_s_iteration_well(tmp_path: Path) -> Non
     """Its stops capture most of what the best fixed budget leaves to gain, by loops over items."""
     price, horizon, num = 1.0, 20, 400
     settings: dict[str, Any] = {
-        "halting": {"num_steps": 300, "num_recorded": 2048, "batch_size": 128},
+        "halting": {"num_steps": 200, "num_recorded": 1024, "batch_size": 64},
         "validation": {"every": 100, "num_problems": 256, "num_calibration": 1024},
     }
     family = square_roots(5.0)

@@ -1,15 +1,18 @@
 """What ships in the wheel, and how a name becomes a model."""
 
+import lzma
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from made_once import made_once
 
 import haltwise
 from haltwise import InputError, OptimizerModel
 from haltwise._core.files import save_tensors
 from haltwise._core.random import stream
+from haltwise.datasets import default_directory
 from haltwise.halting import HalterSettings
 from haltwise.models import Card, Choice, load_halting, loading, save_model
 from haltwise.stop_rules import (
@@ -64,11 +67,25 @@ def test_a_card_says_how_to_stop_at_the_cost_of_either_unit(name: str) -> None:
     assert Card.from_json(card.to_json()) == card
 
 
+@pytest.fixture(scope="session")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """One file of CIFAR-10 in the place of all, which take seconds to unpack; None without it."""
+    packed = Path(default_directory() or "") / "cifar10" / "data_batch_1.bin.xz"
+
+    def unpack(folder: Path) -> None:
+        first = folder / "data_batch_1.bin"
+        first.write_bytes(lzma.decompress(packed.read_bytes()))
+        for name in (*(f"data_batch_{number}" for number in range(2, 6)), "test_batch"):
+            (folder / f"{name}.bin").symlink_to(first)
+
+    return made_once(tmp_path_factory, "cifar", unpack) if packed.is_file() else None
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_model_solves_its_family(name: str) -> None:
+def test_a_shipped_model_solves_its_family(name: str, cifar: Path | None) -> None:
     model = haltwise.load(name)
     assert model.card.family is not None
-    source = family(model.card.family.name)
+    source = family(model.card.family.name, data_dir=cifar if name.startswith("cifar") else None)
     num = min(50, max(1, 2**15 // source.dim))
     try:
         problems = source.sample(num, stream(0, "shipped"))

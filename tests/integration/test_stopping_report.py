@@ -2,15 +2,14 @@
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -153,19 +152,22 @@ def test_damaged_and_swollen_archives_are_refused_in_a_sentence(
     assert "too many for so small a file" in sentence()
 
 
+def _write_in(arguments: list[str]) -> None:
+    """Be a command whose output has the encoding that is the first argument."""
+    encoding, *command = arguments
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    forked.command(command)
+
+
 def test_an_output_of_few_characters_loses_no_sign(tmp_path: Path) -> None:
     """Windows writes what is redirected in cp1252, which has no minus sign."""
     save(tmp_path, losses=LOSSES.numpy() - 30, stops=STOPS.numpy())
     outputs = []
     for encoding in ("utf-8", "cp1252"):
-        done = subprocess.run(
-            [sys.executable, "-m", "haltwise", "stopping-report", "t.npz", "--price", "0.05"],
-            cwd=tmp_path,
-            capture_output=True,
-            check=True,
-            env={**os.environ, "PYTHONIOENCODING": encoding},
-        )
-        outputs.append(done.stdout.decode(encoding))
+        command = [encoding, "stopping-report", "t.npz", "--price", "0.05"]
+        done = forked.run(*command, cwd=tmp_path, folder=tmp_path, work=_write_in)
+        assert done.returncode == 0, done.stderr
+        outputs.append((tmp_path / "stdout").read_text(encoding))
     numbers = [re.findall(r"[-\N{MINUS SIGN}]?\d[\d.,]*", text) for text in outputs]
     plain = [[number.replace("\N{MINUS SIGN}", "-") for number in each] for each in numbers]
     assert any(number.startswith("\N{MINUS SIGN}") for number in numbers[0])

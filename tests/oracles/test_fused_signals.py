@@ -55,7 +55,7 @@ def test_signals(dim: int, many: bool) -> None:
     rows = {name: spoiled(value, i) for i, (name, value) in enumerate(rows.items())}
     steps: list[int | Tensor]
     steps = [torch.tensor([0, 1, 9]).to(DEVICE)] if many else [0, 7, torch.tensor(3).to(DEVICE)]
-    for step in steps:
+    for step in steps[-1:] if dim == 700 else steps:  # many coordinates take long
         found, expected = both(step, loss, rows)
         assert torch.equal(found.isnan(), expected.isnan())
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,31 @@ def test_the_learning_rate_falls_to_one_percent_by_a_cosine(step: int, factor: f
     weight.grad = torch.tensor([3.0, -1.0, 0.2, 20.0])
     assert adam.step(1.0, step, 10, 0.02)
     torch.testing.assert_close(weight.data, -0.02 * factor * weight.grad.sign())
+
+
+def test_steps_and_moments_are_those_of_torch_s_adam_without_its_compiler(
+    monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    own = [nn.Parameter(torch.randn(size, generator=generator)) for size in (3, 5, 2)]
+    twins = copy.deepcopy(own)
+    meta_adam = MetaAdam(AdamSettings(clip_norm=1e9), [own])
+    twin = torch.optim.Adam(twins)
+    for step in range(100):
+        for parameter, other in zip(own[:2], twins, strict=False):  # the last has no gradient
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            other.grad = parameter.grad.clone()
+        twin.param_groups[0]["lr"] = 0.1 * (
+            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / 100))
+        )
+        twin.step()
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, "torch._dynamo", None)  # whoever imports it fails
+            assert meta_adam.step(0.0, step, 100, 0.1)
+    assert len(meta_adam.state) == len(twin.state) == 2
+    for parameter, other in zip(own, twins, strict=True):
+        assert torch.equal(parameter, other)
+        for name, value in twin.state[other].items():
+            assert torch.equal(meta_adam.state[parameter][name], value)
 
 
 def test_rule_and_halter_are_clipped_apart_and_nothing_infinite_is_taken() -> None:

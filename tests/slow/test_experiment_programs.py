@@ -4,19 +4,26 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import forked
 import pytest
-from programs import EXPERIMENTS, be_program, run
-from tiny_runs import TINY_OPTIONS
+from programs import EXPERIMENTS, be_program, be_program_and_its_commands, run
 
 from haltwise import load
+
+# Of a rule alone: a process then ends without importing what calibrates a halter.
+TRAINING = (
+    *("regression-2d", "--preset", "lstm", "--joint.batch-size", "8", "--horizon", "6"),
+    *("--joint.num-steps", "6", "--validation.every", "2", "--validation.num-problems", "16"),
+)
 
 
 def test_a_recipe_is_trained_with_what_it_begins_with_and_goes_on(tmp_path: Path) -> None:
     arguments = ["regression-2d-mode", "--quick", "--root", "here"]
-    done = run("train_weights", *arguments, cwd=tmp_path)
+    train_weights = partial(run, "train_weights", cwd=tmp_path, work=be_program_and_its_commands)
+    done = train_weights(*arguments)
     assert done.returncode == 0, done.stderr
     runs = tmp_path / "here" / "runs"
     names = ["regression-2d", "regression-2d-mode", "regression-2d-rule"]
@@ -28,14 +35,14 @@ def test_a_recipe_is_trained_with_what_it_begins_with_and_goes_on(tmp_path: Path
     best = runs / "regression-2d" / "best.safetensors"
     before = best.stat().st_mtime_ns
     again = ["regression-2d", *arguments[1:]]
-    assert run("train_weights", *again, cwd=tmp_path).returncode == 0
+    assert train_weights(*again).returncode == 0
     assert best.stat().st_mtime_ns == before
 
 
 def test_failures_are_reported_and_the_rest_is_done_once(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "seed-1").write_text("in the way")
-    command = ["regression-2d", "--seeds", "0..1", "--jobs", 2, "--out", "out", *TINY_OPTIONS]
+    command = [*TRAINING, "--seeds", "0..1", "--jobs", 2, "--out", "out"]
     done = run("sweep", *command, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("1 of 2 trainings failed: seed-1")
@@ -57,7 +64,7 @@ def test_failures_are_reported_and_the_rest_is_done_once(tmp_path: Path) -> None
 def test_a_sweep_that_is_ended_ends_its_trainings_after_a_checkpoint(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    command = ["regression-2d", "--seeds", "0..3", "--jobs", "2", "--out", "out", *TINY_OPTIONS]
+    command = [*TRAINING, "--seeds", "0..3", "--jobs", "2", "--out", "out"]
     command += ["--joint.num-steps", "100000", "--validation.every", "50000"]
     program = EXPERIMENTS / "sweep.py"
     process = forked.Command(program, *command, cwd=tmp_path, folder=tmp_path, work=be_program)

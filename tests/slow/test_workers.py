@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
@@ -16,6 +17,7 @@ from tiny_runs import assert_same_run, finish
 from workers import together
 
 from haltwise._core.files import load_tensors
+from haltwise.evaluation import learners
 from haltwise.training import Trainer
 from haltwise.training.run.log import read_log
 
@@ -71,6 +73,12 @@ def test_torchrun_restarts_from_the_last_checkpoint_when_a_worker_dies(tmp_path:
     assert steps == [*range(5, 61, 5)]
 
 
+def _with_few_trees(arguments: list[str]) -> None:
+    """Be a command whose learners need to be the same and not to be good."""
+    learners._NUM_TREES |= dict.fromkeys(learners._NUM_TREES, 5)
+    forked.command(arguments)
+
+
 def test_evaluation_by_two_workers_is_that_of_one(tmp_path: Path) -> None:
     command = ["evaluate", "regression-2d", "--num-problems", "64", "--horizon", "6"]
     command += ["--threads", "1"]
@@ -87,9 +95,8 @@ def test_evaluation_by_two_workers_is_that_of_one(tmp_path: Path) -> None:
             folder = tmp_path / f"{name}-{number}"
             folder.mkdir()
             call = [*command, "--json", f"{name}.json", "--out", name]
-            started.append(
-                forked.Command(*call, cwd=tmp_path, folder=folder, environment=environment)
-            )
+            given: dict[str, Any] = {"folder": folder, "environment": environment}
+            started.append(forked.Command(*call, cwd=tmp_path, work=_with_few_trees, **given))
         ended = [process.wait() for process in started]
         assert {done.returncode for done in ended} == {0}, ended
         assert [done.stdout.count("evaluation-") for done in ended] == [1, 0][: len(ended)]

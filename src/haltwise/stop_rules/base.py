@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import product
+from itertools import groupby, islice, product
 from typing import ClassVar, Self, final
 
 import torch
@@ -199,20 +199,34 @@ class AllOf(_Composed):
 # ------------------------------------------------------------------------- on recorded trajectories
 
 
+_MOST_AT_ONCE = 2**18  # decisions
+
+
 def decide_all(
     rules: Iterable[StopRule], trajectory: Trajectory
 ) -> Iterator[tuple[StopRule, Tensor]]:
     """Each rule with its `decisions`, int64 [n]; those that differ in a level alone at once."""
-    shared: dict[object, Tensor] = {}
-    for rule in rules:
-        if not isinstance(rule, LevelRule):
-            yield rule, decisions(rule, trajectory)
+    for key, alike in groupby(rules, _all_but_the_level):
+        if key is None:
+            yield from ((rule, decisions(rule, trajectory)) for rule in alike)
             continue
-        others = {**vars(rule), rule.level_setting: None}
-        key = (type(rule), *others.values())
-        if key not in shared:
-            shared = {key: _highest_so_far(rule, trajectory)}
-        yield rule, (shared[key] < rule.level).sum(0)
+        of_levels = (rule for rule in alike if isinstance(rule, LevelRule))  # all of them are
+        num_at_once = max(1, _MOST_AT_ONCE // max(1, trajectory.num_items))
+        highest: Tensor | None = None
+        while block := list(islice(of_levels, num_at_once)):
+            if highest is None:
+                highest = _highest_so_far(block[0], trajectory).t().contiguous()
+            levels = highest.new_tensor([rule.level for rule in block])
+            # What has not been reached comes before it: the highest so far only grows.
+            steps = torch.searchsorted(highest, levels.repeat(len(highest), 1))
+            yield from zip(block, steps.t().contiguous(), strict=True)
+
+
+def _all_but_the_level(rule: StopRule) -> object:
+    """What two level rules have in common that differ in their levels alone; None of others."""
+    if not isinstance(rule, LevelRule):
+        return None
+    return type(rule), *{**vars(rule), rule.level_setting: None}.values()
 
 
 def _highest_so_far(rule: LevelRule, trajectory: Trajectory) -> Tensor:

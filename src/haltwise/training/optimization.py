@@ -6,6 +6,7 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from haltwise.training.settings import AdamSettings
 
@@ -19,14 +20,14 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class MetaAdam:
     """Adam on the parameters that learn in a phase, its rate decayed to 1 % by a cosine.
 
-    Those of a group are clipped together.
+    Those of a group are clipped together. It is what `torch.optim.Adam` is, whose objects import
+    PyTorch's compiler, which takes seconds.
     """
 
     def __init__(self, settings: AdamSettings, groups: Sequence[list[nn.Parameter]]) -> None:
         self._settings, self._groups = settings, groups
         self.learning = [weight for group in groups for weight in group]
-        self._adam = torch.optim.Adam(self.learning, lr=settings.learning_rate)
-        self.state: dict[Tensor, dict[str, Tensor]] = self._adam.state
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
         """Moments by parameter, to be saved and restored."""
 
     def step(self, loss: float, step: int, num_steps: int, learning_rate: float) -> bool:
@@ -35,12 +36,37 @@ class MetaAdam:
         `step` of the phase's `num_steps` are done; the cosine lowers the learning rate.
         """
         cosine = 0.5 * (1 + math.cos(math.pi * step / num_steps))
-        self._adam.param_groups[0]["lr"] = learning_rate * (0.01 + 0.99 * cosine)
         norms = [
             torch.nn.utils.clip_grad_norm_(weights, self._settings.clip_norm)
             for weights in self._groups
         ]
         if not (math.isfinite(loss) and all(norm.isfinite() for norm in norms)):
             return False
-        self._adam.step()
+        self._advance(learning_rate * (0.01 + 0.99 * cosine))
         return True
+
+    @torch.no_grad()
+    def _advance(self, learning_rate: float) -> None:
+        weights = [weight for weight in self.learning if weight.grad is not None]
+        for weight in weights:
+            if weight not in self.state:
+                values = (torch.zeros(()), torch.zeros_like(weight), torch.zeros_like(weight))
+                self.state[weight] = dict(zip(MOMENTS, values, strict=True))
+        steps, means, squares = (
+            [self.state[weight][name] for weight in weights] for name in MOMENTS
+        )
+        adam(
+            weights,  # type: ignore[arg-type]
+            [weight.grad for weight in weights],  # type: ignore[misc]
+            means,
+            squares,
+            [],
+            steps,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
