@@ -97,7 +97,8 @@ class Trees:
     def of_forest(cls, model: Any, num_features: int) -> Self:
         """The trees of a fitted `ExtraTreesClassifier` of two classes, which knows no NaN.
 
-        Their sum is `predict_proba` of the second class.
+        Their sum is `predict_proba` of the second class, but shares have 12 bits and thresholds,
+        which were drawn at random, 16: more would be half of a file, and say nothing.
         """
         parts = []
         for estimator in model.estimators_:
@@ -107,11 +108,11 @@ class Trees:
                 _Tree(
                     leaf=tree.children_left < 0,
                     feature=tree.feature,
-                    threshold=tree.threshold,
+                    threshold=_rounded(tree.threshold, 16),
                     missing_left=np.ones(tree.node_count, bool),
                     left=tree.children_left,
                     right=tree.children_right,
-                    value=share[:, 1] / len(model.estimators_),
+                    value=_rounded(share[:, 1] / len(model.estimators_), 12),
                 )
             )
         return cls(_stacked(parts), 0.0, num_features)
@@ -175,6 +176,13 @@ class Trees:
             "value": np.where(leaf, number, 0),
         }
         return cls(nodes, base, num_features)
+
+
+def _rounded(values: Floats, bits: int) -> Floats:
+    """Values with so many bits in their mantissas; zeros take no room in a compressed file."""
+    mantissa, exponent = np.frexp(values)
+    rounded: Floats = np.ldexp(np.round(mantissa * 2**bits) / 2**bits, exponent)
+    return rounded
 
 
 @final
