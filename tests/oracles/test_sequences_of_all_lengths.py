@@ -200,6 +200,7 @@ def test_a_process_is_told_of_no_padding_that_runs(coupling: str) -> None:
         assert exits.max() > exits[~inputs["padding"]].min()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 def test_several_tensors_come_by_name() -> None:
     layer = layer_of("loops of sequences", "expected-loss")
     tokens = torch.zeros(2, 3, DIM, dtype=DOUBLE)
@@ -225,9 +226,12 @@ def test_several_tensors_come_by_name() -> None:
     single = AdaptiveComputation(RecurrentCell(nn.GRUCell(3, 5), 4))
     with pytest.raises(InputError, match="RecurrentCell reads one tensor, got several by name"):
         single({"tokens": torch.zeros(3, 2)}, 0.1)
-    for block in (nn.Conv1d(3, 3, 1), Mixing(DIM, DIM)):
+    traced: nn.Module = torch.jit.trace(nn.Tanh(), tokens.float())
+    for block in (nn.Conv1d(3, 3, 1), Mixing(DIM, DIM), traced):
         blind = AdaptiveComputation(RepeatedBlock(nn.Sequential(block), DIM, 3))
-        with pytest.raises(InputError, match=r"(Conv1d|Mixing) cannot be told which tokens are"):
+        with pytest.raises(
+            InputError, match=r"(Conv1d|Mixing|Traced).* cannot be told which tokens are"
+        ):
             blind({"tokens": tokens.float(), "padding": mask}, 0.1)
 
 

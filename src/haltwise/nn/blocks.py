@@ -1,7 +1,7 @@
 """Blocks that are not ours: how rows stay apart in them, and how padding is not seen."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules import activation
@@ -57,16 +57,23 @@ def apply_block(block: nn.Module, tokens: Tensor, padding: Tensor | None) -> obj
             assert isinstance(found, Tensor)
             found = apply_block(part, found, padding)
         return found
-    arguments = inspect.signature(kind.forward).parameters
+    arguments = _arguments(kind)
     for name in _MASKS:
         if name in arguments:
             return block(tokens, **{name: padding})
-    if any(type(kind).forward is layer.forward for layer in _TOKENWISE):
+    if any(getattr(type(kind), "forward", None) is layer.forward for layer in _TOKENWISE):
         return block(tokens)
     raise InputError(
         f"{type(kind).__name__} cannot be told which tokens are padding; give its forward an "
         "argument padding, a mask [B, L] that is True there, or give no padding"
     )
+
+
+def _arguments(module: nn.Module) -> Collection[str]:
+    try:
+        return inspect.signature(module.forward).parameters
+    except ValueError:  # it was traced by torch.jit, and takes what it was traced with
+        return ()
 
 
 def _plain(module: nn.Module) -> nn.Module:
