@@ -32,7 +32,8 @@ html_css_files = ["haltwise.css"]
 exclude_patterns = ["_static"]
 # Every link to one of our own names must arrive; other projects' would need a network.
 nitpicky = True
-_UNDESCRIBED = "AnyLoop|AnyModel|Estimator|Places|Record|Run|Seen|Value"  # most are type variables
+# Most are type variables.
+_UNDESCRIBED = "AnyLoop|AnyModel|Estimator|Places|Record|Run|Seen|Sequences|Value"
 nitpick_ignore_regex = [
     ("py:.*", r"(?!haltwise\.).*"),
     ("py:.*", r"haltwise\.(.*\.)?_.*"),
