@@ -102,7 +102,7 @@ def save(directory: Path, **arrays: Any) -> None:
 def test_the_command_writes_what_the_call_returns(tmp_path: Path) -> None:
     arrays = {"losses": LOSSES, "stops": STOPS, "hazards": HAZARDS, "groups": GROUPS}
     save(tmp_path, **{name: value.numpy() for name, value in arrays.items()})
-    files = ("--json", "out.json", "--html", "out.html")
+    files = ("--json", "new/out.json", "--html", "newer/out.html")  # directories are made
     done = haltwise(
         "stopping-report", "t.npz", "--price", PRICE, "--unit", "gradients", *files, cwd=tmp_path
     )
@@ -110,15 +110,15 @@ def test_the_command_writes_what_the_call_returns(tmp_path: Path) -> None:
     expected = stopping_report(
         LOSSES, STOPS, price=PRICE, unit=CostUnit.GRADIENTS, hazards=HAZARDS, groups=GROUPS
     )
-    assert json.loads((tmp_path / "out.json").read_text()) == to_json(expected)
+    assert json.loads((tmp_path / "new" / "out.json").read_text()) == to_json(expected)
     shown = " ".join(done.stdout.split())
     for sentence in sentences(expected):
         assert " ".join(sentence.split()) in shown
     assert "patience" in shown
-    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    page = (tmp_path / "newer" / "out.html").read_text(encoding="utf-8")
     assert page.rstrip().endswith("</html>")
     assert "drawing" in page
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "out.json", "t.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "newer", "t.npz"]
 
 
 def test_damaged_and_swollen_archives_are_refused_in_a_sentence(

@@ -110,7 +110,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         ("train-monitor . --price 1", "there are no recorded runs in"),
         ("train-monitor . --price 1 --test-runs ./", "--test-runs . are the runs that it learns"),
         ("train regression-2d --out=", "'--out': it is empty; name a file or a directory"),
-        ("evaluate regression-2d --json gone/x.json", "gone is missing; name a file in another"),
+        ("evaluate regression-2d --json /dev/null/x.json", "/dev/null cannot be written in; name"),
         ("diagnose regression-2d --json .", "'--json': . is a directory; name a file in it"),
         ("trian regression-2d", "No such command 'trian'"),
         ("train regression-2d --device nowhere", "--device nowhere cannot be used"),

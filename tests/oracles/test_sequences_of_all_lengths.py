@@ -208,13 +208,15 @@ def test_several_tensors_come_by_name() -> None:
     wrong: list[tuple[Any, str]] = [
         ({}, "inputs by name must be at least one tensor"),
         ({"tokens": tokens, "padding": mask[:1]}, r"as many rows each, got \[1, 2\]"),
-        ({"tokens": tokens, "padding": mask[:, :1]}, r"a mask of shape \[\d, 3\], True where"),
-        ({"tokens": tokens, "padding": mask.double()}, "True where a token is none, .*float64"),
+        ({"tokens": tokens, "padding": mask[:, :1]}, r"a mask \[B, L\], True where"),
+        ({"tokens": tokens[:, 0, 0], "padding": mask[:, 0]}, r"a mask \[B, L\], True where"),
+        ({"tokens": tokens, "padding": mask.double()}, "True where no token is, .*float64"),
         (
             {"tokens": tokens, "padding": ~mask},
             "every row must have a token that is no padding; . have none",
         ),
         ({"tokens": tokens, "mask": mask}, "'tokens' and 'padding', got .'mask', 'tokens'."),
+        ({"tokens": tokens, "padding": mask.to("meta")}, "on one device, got cpu, meta"),
         ({"padding": mask}, "by name 'tokens' and 'padding', got .'padding'."),
         ({"tokens": None}, "inputs.'tokens'. must be a tensor with the rows along"),
         ([tokens], "inputs must be a tensor with the rows along"),

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from haltwise._core.errors import require
+from haltwise._core.files import make_directory
 from haltwise.certificates import Certificate
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, read_curves
@@ -137,5 +138,6 @@ def _judge_monitor(
     write_json(json_path, record)
     print_stopping(record)
     if html_path is not None:
+        make_directory(html_path.parent)
         title = f"{options.model_name(model)} on {test_runs.resolve().name}"
         say(write_stopping_report(record, html_path, title))

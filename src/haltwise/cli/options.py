@@ -49,7 +49,8 @@ class _Place(click.Path):
     """A path; an empty text, as of a variable of the shell that is not set, is none.
 
     Args:
-        is_written: Whether a file is written there at the end, which is tried before the work.
+        is_written: Whether a file is written there at the end, in a directory that is made then if
+            it is missing; whether that can be is seen before the work.
     """
 
     def __init__(self, *, is_written: bool = False) -> None:
@@ -61,12 +62,11 @@ class _Place(click.Path):
             self.fail("it is empty; name a file or a directory, or leave it out", param, ctx)
         path: Any = super().convert(value, param, ctx)
         if self._is_written:
-            folder = path.parent
             if path.is_dir():
                 self.fail(f"{path} is a directory; name a file in it", param, ctx)
-            if not (folder.is_dir() and os.access(folder, os.W_OK)):
-                what = "cannot be written" if folder.exists() else "is missing"
-                self.fail(f"{folder} {what}; name a file in another directory", param, ctx)
+            there = next(each for each in path.absolute().parents if os.access(each, os.F_OK))
+            if not (there.is_dir() and os.access(there, os.W_OK)):
+                self.fail(f"{there} cannot be written in; name another directory", param, ctx)
         return path
 
 

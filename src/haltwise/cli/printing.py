@@ -12,7 +12,7 @@ from rich.table import Table as Terminal
 from rich.text import Text
 
 from haltwise._core.errors import printable
-from haltwise._core.files import write_atomically
+from haltwise._core.files import make_directory, write_atomically
 from haltwise._core.json import to_json
 from haltwise.evaluation.records import StoppingRecord
 from haltwise.report.page import Table
@@ -85,6 +85,7 @@ def _blocks(table: Table, width: int) -> list[list[int]]:
 
 
 def write_json(path: Path | None, record: object) -> None:
-    """Write a record as JSON, atomically, where there is a path."""
+    """Write a record as JSON, atomically, where there is a path; its directory is made."""
     if path is not None:
+        make_directory(path.parent)
         write_atomically(path, (json.dumps(to_json(record), indent=1) + "\n").encode())

@@ -30,22 +30,28 @@ def count_rows(inputs: object) -> int:
     """The number of rows of inputs.
 
     Raises:
-        InputError: They are no tensor with the rows along dimension 0, nor several by name.
+        InputError: They are no tensor with the rows along dimension 0, nor several by name, which
+            have as many rows each and lie on one device.
     """
     parts = {"inputs": inputs}
     if isinstance(inputs, Mapping):
         require(len(inputs) > 0, "inputs by name must be at least one tensor, got none")
         parts = {f"inputs[{name!r}]": value for name, value in inputs.items()}
-    numbers = set()
+    numbers, devices = set(), set()
     for name, value in parts.items():
         if not (isinstance(value, Tensor) and value.ndim > 0):
             raise InputError(
                 f"{name} must be a tensor with the rows along dimension 0, {got(value)}"
             )
         numbers.add(len(value))
+        devices.add(str(value.device))
     require(
         len(numbers) == 1,
         f"inputs by name must have as many rows each, got {sorted(numbers)}",
+    )
+    require(
+        len(devices) == 1,
+        f"inputs by name must lie on one device, got {', '.join(sorted(devices))}",
     )
     return numbers.pop()
 
@@ -91,9 +97,9 @@ def read_tokens(inputs: Inputs, whose: str) -> tuple[Tensor, Tensor | None]:
     if padding is None:
         return tokens, None
     require(
-        padding.dtype == torch.bool and padding.shape == tokens.shape[:2],
-        f"padding must be a mask of shape {list(tokens.shape[:2])}, True where a token is none, "
-        f"{got(padding)} of {padding.dtype}",
+        padding.ndim == 2 and padding.dtype == torch.bool and padding.shape == tokens.shape[:2],
+        f"padding of tokens {list(tokens.shape)} must be a mask [B, L], True where no token "
+        f"is, {got(padding)} of {padding.dtype}",
     )
     empty = int(padding.all(1).sum())
     require(empty == 0, f"every row must have a token that is no padding; {empty} have none")
