@@ -59,6 +59,14 @@ class Mixing(nn.Linear):
         return super().forward(tokens.mean(1, keepdim=True)) + tokens
 
 
+class Averaged(nn.Sequential):
+    """Several layers by its kind, and more."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mean: Tensor = self[0](tokens.mean(1, keepdim=True))
+        return mean + tokens
+
+
 def encoder_layer() -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(DIM, 2, 16, dropout=0.0, batch_first=True)
 
@@ -80,7 +88,11 @@ PROCESSES: dict[str, Callable[[], AdaptiveProcess]] = {
     "torch's encoder": lambda: RepeatedBlock(
         nn.TransformerEncoder(encoder_layer(), 2, enable_nested_tensor=False), DIM, 3, per="token"
     ),
-    "a block of the caller's": lambda: RepeatedBlock(nn.Sequential(Mean(), nn.Tanh()), DIM, 3),
+    "a block of the caller's": lambda: RepeatedBlock(
+        nn.Sequential(*[Mean()] * 2, nn.Tanh(), nn.LayerNorm(DIM)),  # one of them twice
+        DIM,
+        3,
+    ),
     "layers of sequences": lambda: LayerStack([Mean() for _ in range(3)], DIM),
     "layers of sequences with heads": lambda: LayerStack(
         [TransformerBlock(DIM, 2) for _ in range(3)], 3, heads=heads()
@@ -229,11 +241,10 @@ def test_several_tensors_come_by_name() -> None:
     with pytest.raises(InputError, match="RecurrentCell reads one tensor, got several by name"):
         single({"tokens": torch.zeros(3, 2)}, 0.1)
     traced: nn.Module = torch.jit.trace(nn.Tanh(), tokens.float())
-    for block in (nn.Conv1d(3, 3, 1), Mixing(DIM, DIM), traced):
+    whole = nn.LayerNorm([3, DIM])  # of all tokens together
+    for block in (nn.Conv1d(3, 3, 1), Mixing(DIM, DIM), Averaged(nn.Tanh()), whole, traced):
         blind = AdaptiveComputation(RepeatedBlock(nn.Sequential(block), DIM, 3))
-        with pytest.raises(
-            InputError, match=r"(Conv1d|Mixing|Traced).* cannot be told which tokens are"
-        ):
+        with pytest.raises(InputError, match=r"\w+ cannot be told which tokens are padding"):
             blind({"tokens": tokens.float(), "padding": mask}, 0.1)
 
 

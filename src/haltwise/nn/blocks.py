@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules import activation
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.settings import got
+from haltwise.nn.inputs import without_padding
 
 __all__ = ["apply_block", "require_batch_first"]
 
@@ -21,7 +23,7 @@ _TOKENWISE: tuple[type[nn.Module], ...] = (
     nn.Dropout,
     *(getattr(activation, name) for name in activation.__all__ if name not in _ALONG_OTHERS),
 )
-"""Layers that treat every token [B, L, D] by itself."""
+"""Layers that treat every token [B, L, D] by itself, normalizations if they are over D alone."""
 
 
 def require_batch_first(modules: Sequence[nn.Module]) -> None:
@@ -45,28 +47,42 @@ def require_batch_first(modules: Sequence[nn.Module]) -> None:
 def apply_block(block: nn.Module, tokens: Tensor, padding: Tensor | None) -> object:
     """What a block makes of tokens [B, L, D] without seeing those that are padding, bool [B, L].
 
+    Padding is 0 in what it is given, and in what each block of a sequence is.
+
     Raises:
-        InputError: There is padding, and the block cannot be told which tokens are.
+        InputError: There is padding, and the block cannot be told which tokens are; or a part of a
+            sequence of blocks returns no tensor.
     """
     if padding is None:
         return block(tokens)
     kind = _plain(block)
-    if isinstance(kind, nn.Sequential):
+    if isinstance(kind, nn.Sequential) and _forward_of(kind) is nn.Sequential.forward:
         found: object = tokens
         for part in kind:
-            assert isinstance(found, Tensor)
+            if not isinstance(found, Tensor):
+                raise InputError(
+                    f"what comes before a {type(part).__name__} must return a tensor, {got(found)}"
+                )
+            if found.ndim > 2 and found.shape[:2] == padding.shape:
+                found = without_padding(found, padding)
             found = apply_block(part, found, padding)
         return found
     arguments = _arguments(kind)
     for name in _MASKS:
         if name in arguments:
             return block(tokens, **{name: padding})
-    if any(getattr(type(kind), "forward", None) is layer.forward for layer in _TOKENWISE):
+    is_tokenwise = any(_forward_of(kind) is layer.forward for layer in _TOKENWISE)
+    if is_tokenwise and len(getattr(kind, "normalized_shape", "D")) == 1:
         return block(tokens)
     raise InputError(
         f"{type(kind).__name__} cannot be told which tokens are padding; give its forward an "
         "argument padding, a mask [B, L] that is True there, or give no padding"
     )
+
+
+def _forward_of(module: nn.Module) -> object:
+    """What its class computes, which a class below PyTorch's own may have made another."""
+    return getattr(type(module), "forward", None)
 
 
 def _arguments(module: nn.Module) -> Collection[str]:
