@@ -67,19 +67,28 @@ class Row(NamedTuple):
     computed: float
     """Loops of rows that were computed, empty places included, as a share of all."""
     seconds: "Seconds"
-    """Of as many problems as are in a batch."""
+    """Of as many problems as are in a batch: the median of the repetitions."""
     saves: "Seconds"
-    """How many times less that is than all loops take."""
+    """How many times less that is than all loops take in the same repetition: the median."""
     shapes: int
     """Shapes for which the block's perceptron would have to be compiled."""
 
 
 class Seconds(NamedTuple):
-    """Medians of repetitions."""
+    """Seconds of a repetition, or what of them."""
 
     wall: float
     cpu: float
     """Of all threads; another program beside takes nothing of it."""
+
+    @classmethod
+    def median(cls, repetitions: "list[Seconds]") -> "Seconds":
+        """The medians of both."""
+        return cls(*map(statistics.median, zip(*repetitions, strict=True)))
+
+    def over(self, other: "Seconds") -> "Seconds":
+        """How many times the other these are."""
+        return Seconds(self.wall / other.wall, self.cpu / other.cpu)
 
 
 class Settings(NamedTuple):
@@ -133,8 +142,6 @@ def measure(way: str, settings: Settings) -> list[Row]:
             output, _, state = process.step(steps, state)
         return output
 
-    full = seconds(all_loops, settings)
-    rows.append(Row(f"{way}: all loops", 1.0, 1.0, full, Seconds(1.0, 1.0), 1))
     # Of tokens there are batches in few sizes already: the sizes of both would multiply.
     sizes = None if way == "sequence" else [settings.batch]
     placed = layer.run(inputs, 1.0, sizes=sizes).sizes
@@ -142,20 +149,22 @@ def measure(way: str, settings: Settings) -> list[Row]:
         "until they end": lambda: layer.run(inputs, 1.0, sizes=sizes),
         "the same, 4 x as many": lambda: layer.run(many, 1.0, sizes=placed),
     }
-    for how, run in ways.items():
+    full, *times = in_turns([all_loops, *ways.values()], settings)
+    rows.append(Row(f"{way}: all loops", 1.0, 1.0, Seconds.median(full), Seconds(1.0, 1.0), 1))
+    for (how, run), taken in zip(ways.items(), times, strict=True):
         shapes: set[torch.Size] = set()
         with watched(layer, shapes):
             executed = run()
         share = len(executed.output) * settings.loops
         per_batch = settings.batch / len(executed.output)
-        wall, cpu = (value * per_batch for value in seconds(run, settings))
+        mine = [Seconds(*(value * per_batch for value in each)) for each in taken]
         rows.append(
             Row(
                 f"{way}: {how}",
                 (executed.exits + 1).double().mean().item() / settings.loops,
                 executed.num_row_steps / share,
-                Seconds(wall, cpu),
-                Seconds(full.wall / wall, full.cpu / cpu),
+                Seconds.median(mine),
+                Seconds.median([a.over(b) for a, b in zip(full, mine, strict=True)]),
                 len(shapes),
             )
         )
@@ -175,18 +184,22 @@ def watched(layer: AdaptiveComputation, shapes: set[torch.Size]) -> Iterator[Non
         hook.remove()
 
 
-def seconds(run: Callable[[], object], settings: Settings) -> Seconds:
-    """Median seconds of a call, after one that warms up."""
-    run()
-    wall, cpu = [], []
-    for _ in range(settings.repeats):
-        wait(settings)
-        begin = time.perf_counter(), time.process_time()
+def in_turns(runs: list[Callable[[], object]], settings: Settings) -> list[list[Seconds]]:
+    """Seconds of every repetition of each, after one call that warms up.
+
+    They take turns: what else the machine does then slows all of them, and ratios keep their sense.
+    """
+    for run in runs:
         run()
-        wait(settings)
-        wall.append(time.perf_counter() - begin[0])
-        cpu.append(time.process_time() - begin[1])
-    return Seconds(statistics.median(wall), statistics.median(cpu))
+    taken: list[list[Seconds]] = [[] for _ in runs]
+    for _ in range(settings.repeats):
+        for run, mine in zip(runs, taken, strict=True):
+            wait(settings)
+            begin = time.perf_counter(), time.process_time()
+            run()
+            wait(settings)
+            mine.append(Seconds(time.perf_counter() - begin[0], time.process_time() - begin[1]))
+    return taken
 
 
 def wait(settings: Settings) -> None:

@@ -152,6 +152,7 @@ def seconds(solver: Solver, inputs: Tensor, price: float, repeats: int = 7) -> t
 
 @click.command()
 @click.argument("task", type=click.Choice(list(TASKS)))
+@click.option("--first-seed", default=0, show_default=True)
 @click.option("--num-seeds", default=1, show_default=True)
 @click.option("--num-steps", default=2500, show_default=True, help="Updates.")
 @click.option("--num-puzzles", default=50_000, show_default=True, help="To learn from.")
@@ -159,11 +160,11 @@ def seconds(solver: Solver, inputs: Tensor, price: float, repeats: int = 7) -> t
 @click.option("--batch", default=256, show_default=True, help="Puzzles timed together.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw the last seed's exits here.")
 def main(
-    task: str, num_seeds: int, num_steps: int, num_puzzles: int, num_test: int, batch: int,
-    figure: Path | None,
+    task: str, first_seed: int, num_seeds: int, num_steps: int, num_puzzles: int, num_test: int,
+    batch: int, figure: Path | None,
 ) -> None:  # fmt: skip
     """Solve puzzles of a TASK with as many loops as each needs."""
-    for seed in range(num_seeds):
+    for seed in range(first_seed, first_seed + num_seeds):
         solver = train(task, num_steps, seed, num_puzzles)
         test = TASKS[task](num_test, torch.Generator().manual_seed(seed + 1000), held_out=True)
         exits, price = measure(solver, test)

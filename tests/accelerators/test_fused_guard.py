@@ -110,3 +110,21 @@ def test_both_guards_do_and_remember_the_same(
     for one, other in zip(device(steps, place), host(steps), strict=True):
         assert one[:-1] == other[:-1]
         assert one[-1] == pytest.approx(other[-1], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.8])
+def test_they_tell_noise_and_rises_alike(fall: float) -> None:
+    """Longer courses, of which the noise is known: with an outlier, and a rise that stays."""
+    pytest.importorskip("triton")
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    noise = torch.randn(36, generator=torch.Generator().manual_seed(1)).tolist()
+    steps: list[tuple[float | None, float, float]] = []
+    for step, deviation in enumerate(noise):
+        level = 1 - fall * (1 - math.exp(-step / 4)) + 5 * (step == 25) + 3 * (step > 29)
+        steps.append((level + 0.05 * deviation, 1.0, 0.5))
+    expected = host(steps)
+    assert any(back for _, _, _, back, _, _ in expected[30:])
+    assert not expected[25][3]
+    for one, other in zip(device(steps, place), expected, strict=True):
+        assert one[:-1] == other[:-1]
+        assert one[-1] == pytest.approx(other[-1], rel=1e-9, abs=1e-12)

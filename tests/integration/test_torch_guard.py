@@ -145,11 +145,11 @@ def test_it_goes_back_to_where_the_smoothed_loss_was_lowest(misses: bool) -> Non
     *_, lowest = tell(optimizer, [10.0 - t / 2 for t in range(15)])
     if misses:  # it has no gradient at the step that goes back
         params[1].grad = None
-    with pytest.warns(FitWarning, match="at step 15, as the loss has risen above its lowest"):
-        for _ in tell(optimizer, [100.0]):
+    with pytest.warns(FitWarning, match="at step 17, as the loss has risen above its lowest"):
+        for _ in tell(optimizer, [100.0, 100.0, 100.0]):  # a single one may be an outlier
             pass
     assert all(torch.equal(param, value) for param, value in zip(params, lowest, strict=True))
-    assert optimizer.steps_taken == 16
+    assert optimizer.steps_taken == 18
     rate = guards(optimizer)[0]["rate"]
     for _ in tell(optimizer, [3.0]):
         pass
@@ -267,7 +267,7 @@ def test_a_small_fall_that_is_no_noise_is_kept() -> None:
     optimizer = LearnedOptimizer(given_grads((4,)), "regression-10d")
     *_, lowest = tell(optimizer, [1000 - step / 20 for step in range(25)])
     with pytest.warns(FitWarning, match="has risen"):
-        for _ in tell(optimizer, [1100.0]):
+        for _ in tell(optimizer, [1100.0, 1100.0, 1100.0]):
             pass
     (param,) = optimizer.param_groups[0]["params"]
     assert torch.equal(param, lowest[0])

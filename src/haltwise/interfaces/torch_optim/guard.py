@@ -9,7 +9,12 @@ was lowest. Its steps are as large as the learned ones were there, and annealed 
 
 A loss that is lowest by no more than noise has gained nothing: parameters there may be worse than
 they look, as a network's whose ReLUs have all died. Adam then begins at the start, at a rate that
-is no larger than such networks bear.
+is no larger than such networks bear, and what is known of the losses begins there, too: the first
+of them may have been a lucky one, above which all others lie.
+
+Noise must not be taken for harm, or a module would go back for ever: how far losses lie above the
+smoothed one is measured from all of them, a loss far above it counts as a limited one, and the
+lowest is trusted as far as it is the mean of many.
 """
 
 import math
@@ -30,9 +35,12 @@ RISE = 0.15  # of the whole fall of the loss, above the lowest: too much
 LITTLE = 0.1  # of the first loss: a fall that is no progress yet
 ROUNDING = 1e-6  # of the first loss: a fall or rise that a loss which never changes may show
 NOISE = 3.0  # times the mean deviation from the smoothed loss: no mere noise
+MEMORY = 0.05  # of the noise: some twenty steps
+FAR = 2.0  # times what is too much, or the noise: as far above as a single loss counts
 WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
 ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
 CUT = 0.3  # of Adam's rate, where the loss rises under Adam, too
+LEAST = 0.01  # of the rate that Adam begins at, at most: a smaller one mends no loss
 FAILURES = 3  # steps in a row at which something is not finite
 WINDOW = 10  # steps of Adam that must together earn their price
 EPS = 1e-4  # of the root mean square
@@ -45,21 +53,20 @@ FRESH = {
     "begun": 0,  # step of the first beginning or the last going back
     "adam": -1,  # steps of Adam; -1 before it has taken over
     "failures": 0,  # steps in a row at which something was not finite
-    "losses": 0,  # seen
+    "losses": 0,  # seen since the start, or since going back to it
     "lowest_at": 0,
     "smooth": 0.0,  # not corrected for its start at 0, as in Adam
-    "noise": 0.0,
+    "noise": 0.0,  # the mean deviation from the smoothed loss, by those above it
     "first": 0.0,
     "lowest": math.inf,
+    "lowest_of": 0,  # losses seen by then
     "high": 0,  # steps in a row of a loss that is far above the first
-    "noise_there": 0.0,  # where the smoothed loss was lowest
     "size": 0.0,  # mean square of the learned update at lr 1, smoothed alike
     "weight": 0.0,  # by which it is corrected
     "size_there": 0.0,  # its root, corrected
     "rate": 0.0,  # Adam's, to begin with
     "window": math.inf,  # the smoothed loss when the last window ended
     "gained": 0,  # 1 once a lowest loss was more than noise, and is what the copy is of
-    "most": 0.0,  # of the noise
 }
 _WHY = {
     "rises": "at step {step}, as the loss has risen above its lowest",
@@ -144,20 +151,22 @@ class Guard:
 
     def observe(self, loss: float | None) -> Action:
         """Begin a step with the loss at the parameters, where it is known."""
+        state = self._state
+        has_losses = loss is not None or state["losses"] > 0
         action = Action() if loss is None else self._judge(loss)
-        if not self.has_taken_over:
-            why = action.takes_over
-            if self._step >= self._horizon:
-                why = why_adam("ended", horizon=self._horizon)
-                if self._has_gained_nothing() and not action.go_back:
-                    self._begin_again()
-                    action = Action(go_back=True)
-            if why:
-                self._take_over()
-            return action._replace(takes_over=why)
-        if action.go_back:
-            self._state["rate"] *= CUT
-        return action._replace(takes_over="")
+        if self.has_taken_over:
+            if action.go_back:
+                self._cut()
+            return action._replace(takes_over="")
+        why, nothing_gained = action.takes_over, has_losses and not state["gained"]
+        if self._step >= self._horizon:
+            why = why_adam("ended", horizon=self._horizon)
+            if nothing_gained and not action.go_back:
+                self._begin_again()
+                action = Action(go_back=True)
+        if why:
+            self._take_over(nothing_gained=nothing_gained)
+        return action._replace(takes_over=why)
 
     def fail(self) -> Action:
         """Note that something is not finite at this step.
@@ -171,14 +180,15 @@ class Guard:
         state["failures"] = 0
         has_moved = self._step > state["begun"]
         state["begun"] = self._step
-        if state["losses"]:
-            self._begin_again()
         go_back = state["losses"] > 0  # else the copy is that of the start
+        nothing_gained = go_back and not state["gained"]
+        if go_back:
+            self._begin_again()
         if self.has_taken_over:
             if has_moved:  # else no step has led here, and a smaller one would not help
-                state["rate"] *= CUT
+                self._cut()
             return Action(go_back=go_back)
-        self._take_over()
+        self._take_over(nothing_gained=nothing_gained)
         return Action(go_back=go_back, takes_over=why_adam("fails", step=self._step))
 
     def note_learned_step(self, mean_square: float | None) -> None:
@@ -210,34 +220,25 @@ class Guard:
 
     def _judge(self, loss: float) -> Action:
         state, step = self._state, self._step
-        noise = state["noise"]
-        if state["losses"]:
-            deviation = abs(loss - state["smooth"] / self._weight())
-            state["noise"] += (1 - SMOOTHING) * (deviation - state["noise"])
-        else:
+        if not state["losses"]:
             state["first"] = loss
-        state["most"] = max(state["most"], state["noise"])
         is_high = loss - state["first"] > BOLD * abs(state["first"])
         state["high"] = state["high"] + 1 if is_high else 0
+        if state["losses"]:
+            loss = self._take_in(loss)
         state["losses"] += 1
         state["smooth"] += (1 - SMOOTHING) * (loss - state["smooth"])
-        smooth = state["smooth"] / self._weight()
+        smooth, is_known = state["smooth"] / self._weight(), state["losses"] > FEW
         if smooth <= state["lowest"]:
             state["lowest"], state["lowest_at"] = smooth, step
-            state["noise_there"] = state["noise"]
+            state["lowest_of"] = state["losses"]
             unit = abs(state["first"])
-            much = max(min(LITTLE * unit, state["most"]), ROUNDING * unit)
-            if state["first"] - smooth > much:
+            noise = NOISE * state["noise"] if is_known else math.inf
+            if state["first"] - smooth > max(min(LITTLE * unit, noise), ROUNDING * unit):
                 state["gained"] = 1
             return Action(remember=bool(state["gained"]))
-        above, fall = smooth - state["lowest"], max(state["first"] - state["lowest"], 0.0)
-        if step - state["begun"] < FEW:
-            rises = state["high"] >= LONG
-        else:
-            # Without progress the lowest is that of the start, which knows nothing of the noise.
-            stands = fall < LITTLE * abs(state["first"])
-            noise = max(noise, state["noise_there"]) if stands else state["noise_there"]
-            rises = above > max(RISE * fall, NOISE * noise, ROUNDING * abs(state["first"]))
+        rises = is_known and smooth - state["lowest"] > self._too_much()
+        rises |= state["high"] >= LONG and state["losses"] <= FEW + LONG
         waits = not self.has_taken_over and step - state["lowest_at"] > WAIT * self._horizon
         if not (rises or waits):
             return Action()
@@ -246,22 +247,54 @@ class Guard:
         why = why_adam("rises" if rises else "waits", step=step, waited=waited)
         return Action(go_back=True, takes_over=why)
 
-    def _has_gained_nothing(self) -> bool:
-        return bool(self._state["losses"] and not self._state["gained"])
+    def _take_in(self, loss: float) -> float:
+        """Learn the noise from a loss; how much of it counts."""
+        state = self._state
+        smooth = state["smooth"] / self._weight()
+        deviation = loss - smooth
+        is_known = state["losses"] > FEW
+        if is_known:
+            deviation = min(deviation, FAR * self._too_much())
+        # Those above alone: a loss that falls lies below its smoothed past without any noise.
+        above = max(deviation, 0.0)
+        if is_known and state["noise"]:  # a rise is not to be learned as noise while it is judged
+            above = min(above, FAR * state["noise"])
+        state["noise"] += max(1 / state["losses"], MEMORY) * (2 * above - state["noise"])
+        return float(smooth + deviation)
+
+    def _too_much(self) -> float:
+        """How far above its lowest the smoothed loss is beyond doubt.
+
+        Smoothed from k losses it has (1 + b^k) / (1 - b^k) times the variance that it has of many,
+        b the smoothing. The difference of one of many and the lowest, of k, so has 1 / (1 - b^k)
+        times the variance of two of many.
+        """
+        state = self._state
+        fall = max(state["first"] - state["lowest"], 0.0)
+        noise = NOISE * state["noise"] / math.sqrt(1 - SMOOTHING ** state["lowest_of"])
+        return float(max(RISE * fall, noise, ROUNDING * abs(state["first"])))
 
     def _begin_again(self) -> None:
         """Go on from the copy: from where the smoothed loss was lowest, or from the start."""
         state = self._state
-        if not state["gained"]:
-            state["lowest"], state["most"] = state["first"], state["noise_there"]
-        state["smooth"], state["noise"] = state["lowest"] * self._weight(), state["noise_there"]
+        if state["gained"]:
+            state["smooth"] = state["lowest"] * self._weight()
+        else:  # nothing is known but what is seen from there on
+            names = ("losses", "smooth", "noise", "first", "lowest", "lowest_of")
+            state |= {name: FRESH[name] for name in names}
         state["lowest_at"] = state["begun"] = self._step
         state["high"] = 0
 
-    def _take_over(self) -> None:
+    def _take_over(self, *, nothing_gained: bool) -> None:
         rate = self._state["size_there"] or USUAL_RATE
-        self._state["rate"] = min(rate, FRESH_RATE) if self._has_gained_nothing() else rate
+        self._state["rate"] = min(rate, FRESH_RATE) if nothing_gained else rate
         self._state["adam"] = 0
+
+    def _cut(self) -> None:
+        """Let Adam take smaller steps."""
+        state = self._state
+        least = LEAST * min(state["size_there"] or USUAL_RATE, FRESH_RATE)
+        state["rate"] = max(CUT * state["rate"], min(least, state["rate"]))
 
 
 def init_tensors(param: Tensor, like: Tensor) -> dict[str, Tensor]:

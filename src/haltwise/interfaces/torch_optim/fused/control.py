@@ -20,10 +20,13 @@ _LONG = tl.constexpr(guard.LONG)
 _RISE = tl.constexpr(guard.RISE)
 _LITTLE = tl.constexpr(guard.LITTLE)
 _NOISE = tl.constexpr(guard.NOISE)
+_MEMORY = tl.constexpr(guard.MEMORY)
+_FAR = tl.constexpr(guard.FAR)
 _ROUNDING = tl.constexpr(guard.ROUNDING)
 _WAIT = tl.constexpr(guard.WAIT)
 _ANNEAL = tl.constexpr(guard.ANNEAL)
 _CUT = tl.constexpr(guard.CUT)
+_LEAST = tl.constexpr(guard.LEAST)
 _FAILURES = tl.constexpr(guard.FAILURES)
 _WINDOW = tl.constexpr(guard.WINDOW)
 _EPS = tl.constexpr(guard.EPS)
@@ -93,15 +96,14 @@ SMOOTH = tl.constexpr(25)
 NOISE = tl.constexpr(26)
 FIRST = tl.constexpr(27)
 LOWEST = tl.constexpr(28)
-HIGH = tl.constexpr(29)
-NOISE_THERE = tl.constexpr(30)
+LOWEST_OF = tl.constexpr(29)
+HIGH = tl.constexpr(30)
 UPDATE_SIZE = tl.constexpr(31)
 WEIGHT = tl.constexpr(32)
 SIZE_THERE = tl.constexpr(33)
 FULL_RATE = tl.constexpr(34)
 WINDOW = tl.constexpr(35)
 GAINED = tl.constexpr(36)
-MOST = tl.constexpr(37)
 CONTROL = 40
 """Numbers of a control record."""
 GUARD = 20
@@ -154,6 +156,32 @@ def _take_over(record, size_there, nothing_gained, why, step, waited):
 
 
 @triton.jit
+def _cut(record, size_there, full_rate):
+    """`Guard._cut`; all has been read."""
+    usual = tl.full((), _USUAL_RATE, tl.float64)
+    most = tl.full((), _FRESH_RATE, tl.float64)
+    least = tl.minimum(tl.where(size_there != 0, size_there, usual), most) * _LEAST
+    tl.store(record + FULL_RATE, tl.maximum(full_rate * _CUT, tl.minimum(least, full_rate)))
+
+
+@triton.jit
+def _begin_again(record, nothing_gained, lowest, losses, step):
+    """`Guard._begin_again`; all has been read, and what was seen is written."""
+    tl.store(record + SMOOTH, lowest * (1 - power(_SMOOTHING, losses)))
+    if nothing_gained:
+        tl.debug_barrier()
+        tl.store(record + LOSSES, 0.0)
+        tl.store(record + SMOOTH, 0.0)
+        tl.store(record + NOISE, 0.0)
+        tl.store(record + FIRST, 0.0)
+        tl.store(record + LOWEST, float("inf"))
+        tl.store(record + LOWEST_OF, 0.0)
+    tl.store(record + LOWEST_AT, step)
+    tl.store(record + BEGUN, step)
+    tl.store(record + HIGH, 0.0)
+
+
+@triton.jit
 def _fail(record):
     """`Guard.fail`; whether to go back."""
     step = tl.load(record + STEP)
@@ -161,33 +189,33 @@ def _fail(record):
     failures = tl.load(record + FAILURES) + 1
     losses = tl.load(record + LOSSES)
     lowest = tl.load(record + LOWEST)
-    noise_there = tl.load(record + NOISE_THERE)
     size_there = tl.load(record + SIZE_THERE)
     by_adam = tl.load(record + ADAM_STEPS) >= 0
     full_rate = tl.load(record + FULL_RATE)
-    first = tl.load(record + FIRST)
     nothing_gained = (losses > 0) & (tl.load(record + GAINED) == 0)
     gives_up = (failures >= _FAILURES) & (step > 0)
     goes_back = gives_up & (losses > 0)
     tl.debug_barrier()
     tl.store(record + FAILURES, tl.where(gives_up, 0.0, failures))
     if goes_back:
-        if nothing_gained:
-            lowest = first
-            tl.store(record + LOWEST, first)
-            tl.store(record + MOST, noise_there)
-        tl.store(record + SMOOTH, lowest * (1 - power(_SMOOTHING, losses)))
-        tl.store(record + NOISE, noise_there)
-        tl.store(record + LOWEST_AT, step)
-        tl.store(record + HIGH, 0.0)
+        _begin_again(record, nothing_gained, lowest, losses, step)
     if gives_up:
+        tl.debug_barrier()
         tl.store(record + BEGUN, step)
         if by_adam:
             if step > begun_at:  # else no step has led here
-                tl.store(record + FULL_RATE, full_rate * _CUT)
+                _cut(record, size_there, full_rate)
         else:
             _take_over(record, size_there, nothing_gained, DIVERGES, step, 0.0)
     return goes_back
+
+
+@triton.jit
+def _too_much(first, lowest, lowest_of, noise):
+    """`Guard._too_much`."""
+    fall = tl.maximum(first - lowest, 0.0)
+    doubt = noise * _NOISE / tl.sqrt(1 - power(_SMOOTHING, tl.maximum(lowest_of, 1.0)))
+    return tl.maximum(tl.maximum(fall * _RISE, doubt), tl.abs(first) * _ROUNDING)
 
 
 @triton.jit
@@ -204,65 +232,65 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
     first = tl.load(record + FIRST)
     high = tl.load(record + HIGH)
     lowest = tl.load(record + LOWEST)
-    noise_there = tl.load(record + NOISE_THERE)
+    lowest_of = tl.load(record + LOWEST_OF)
     lowest_at = tl.load(record + LOWEST_AT)
-    begun_at = tl.load(record + BEGUN)
     gained = tl.load(record + GAINED)
-    most = tl.load(record + MOST)
     remembers = step < 0
     rises = remembers
     waits = remembers
     waited = 0.0 * step
     if HAS_LOSS:
         began = losses > 0
-        deviation = tl.abs(loss - smooth / tl.where(began, 1 - power(_SMOOTHING, losses), 1.0))
-        noise_before = noise
-        noise = noise_before + (deviation - noise_before) * (1 - _SMOOTHING)
-        noise = tl.where(began, noise, noise_before)
         first = tl.where(began, first, loss)
-        most = tl.maximum(most, noise)
         high = tl.where(loss - first > tl.abs(first) * _BOLD, high + 1, 0.0)
+        # `Guard._take_in`.
+        level = smooth / tl.where(began, 1 - power(_SMOOTHING, losses), 1.0)
+        was_known = losses > _FEW
+        most = _too_much(first, lowest, lowest_of, noise) * _FAR
+        deviation = loss - level
+        deviation = tl.where(was_known, tl.minimum(deviation, most), deviation)
+        above = tl.maximum(deviation, 0.0)
+        above = tl.where(was_known & (noise != 0), tl.minimum(above, noise * _FAR), above)
+        memory = tl.full((), _MEMORY, tl.float64)
+        share = tl.maximum(1 / tl.maximum(losses, 1.0), memory)
+        noise = tl.where(began, noise + (2 * above - noise) * share, noise)
+        loss = tl.where(began, level + deviation, loss)
         losses += 1
         smooth += (loss - smooth) * (1 - _SMOOTHING)
         level = smooth / (1 - power(_SMOOTHING, losses))
+        is_known = losses > _FEW
         is_lowest = level <= lowest
         lowest = tl.where(is_lowest, level, lowest)
         lowest_at = tl.where(is_lowest, step, lowest_at)
-        noise_there = tl.where(is_lowest, noise, noise_there)
-        fall = tl.maximum(first - lowest, 0.0)
-        stands = fall < tl.abs(first) * _LITTLE
-        rounding = tl.abs(first) * _ROUNDING
-        gains = fall > tl.maximum(tl.minimum(tl.abs(first) * _LITTLE, most), rounding)
+        lowest_of = tl.where(is_lowest, losses, lowest_of)
+        little = tl.abs(first) * _LITTLE
+        little = tl.where(is_known, tl.minimum(little, noise * _NOISE), little)
+        gains = first - level > tl.maximum(little, tl.abs(first) * _ROUNDING)
         gained = tl.where(is_lowest & gains, 1.0, gained)
         remembers = is_lowest & (gained != 0)
-        usual = tl.where(stands, tl.maximum(noise_before, noise_there), noise_there)
-        is_new = step - begun_at < _FEW
-        rises = level - lowest > tl.maximum(tl.maximum(fall * _RISE, usual * _NOISE), rounding)
-        rises = ((is_new & (high >= _LONG)) | ((is_new == 0) & rises)) & (is_lowest == 0)
+        rises = is_known & (level - lowest > _too_much(first, lowest, lowest_of, noise))
+        rises = (rises | ((high >= _LONG) & (losses <= _FEW + _LONG))) & (is_lowest == 0)
         waited = step - lowest_at
         waits = (is_lowest == 0) & (by_adam == 0) & (waited > horizon * _WAIT)
     nothing_gained = (losses > 0) & (gained == 0)
     ends = (by_adam == 0) & (step >= horizon)
     goes_back = rises | waits | (ends & nothing_gained)
-    starts = goes_back & nothing_gained
-    lowest = tl.where(starts, first, lowest)
-    most = tl.where(starts, noise_there, most)
     tl.debug_barrier()
     tl.store(record + LOSSES, losses)
+    tl.store(record + SMOOTH, smooth)
+    tl.store(record + NOISE, noise)
     tl.store(record + FIRST, first)
     tl.store(record + LOWEST, lowest)
-    tl.store(record + NOISE_THERE, noise_there)
+    tl.store(record + LOWEST_OF, lowest_of)
+    tl.store(record + LOWEST_AT, lowest_at)
+    tl.store(record + HIGH, high)
     tl.store(record + GAINED, gained)
-    tl.store(record + MOST, most)
-    begun = tl.where(goes_back, lowest, 0.0) * (1 - power(_SMOOTHING, losses))
-    tl.store(record + SMOOTH, tl.where(goes_back, begun, smooth))
-    tl.store(record + NOISE, tl.where(goes_back, noise_there, noise))
-    tl.store(record + HIGH, tl.where(goes_back, 0.0, high))
-    tl.store(record + LOWEST_AT, tl.where(goes_back, step, lowest_at))
-    tl.store(record + BEGUN, tl.where(goes_back, step, begun_at))
+    if goes_back:
+        tl.debug_barrier()
+        _begin_again(record, nothing_gained, lowest, losses, step)
     if by_adam:
         if goes_back:
-            tl.store(record + FULL_RATE, full_rate * _CUT)
+            _cut(record, size_there, full_rate)
     elif goes_back | ends:
         why = tl.where(ends, ENDED, tl.where(rises, RISES, WAITS))
         _take_over(record, size_there, nothing_gained, why, step, waited)
