@@ -5,6 +5,8 @@ from torch import Tensor
 
 __all__ = ["newton_direction", "positive_inverse"]
 
+_TOLD = 8  # roundings of a diagonal entry; of singular matrices up to some four are left of it
+
 
 def newton_direction(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """-C^-1 g, and where C is positive definite, bool [K].
@@ -19,10 +21,10 @@ def newton_direction(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """
     factor, info = torch.linalg.cholesky_ex(curvature)
     direction = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1).neg_()
-    pivots = factor.diagonal(dim1=-2, dim2=-1)
-    eps = torch.finfo(grad.dtype).eps
-    # Also false where anything is not finite.
-    definite = (pivots.amin(1).square() > eps * pivots.amax(1).square()) & (info == 0)
+    pivots, own = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (factor, curvature))
+    # What is left of a diagonal entry, whatever its units; also false where anything is not finite.
+    told = (pivots.square() > _TOLD * torch.finfo(grad.dtype).eps * own).all(1)
+    definite = told & (info == 0)
     if not definite.all():
         rows = (~definite).nonzero().squeeze(1)
         direction[rows] = _along_eigenvectors(curvature[rows], grad[rows])
