@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import require
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import loss_signals
 from haltwise.processes.trajectory import Trajectory
@@ -88,7 +89,16 @@ class Process(ABC):
         return observation.loss
 
     def observe(self, step: int, loss: Tensor) -> StepObservation:
-        """An observation of the loss alone, with its signals, for processes without gradients."""
+        """An observation of the loss alone, with its signals, for processes without gradients.
+
+        Raises:
+            InputError: The losses are not one for each item.
+        """
+        require(
+            isinstance(loss, Tensor) and loss.ndim == 1,
+            "the losses of a step must be a tensor of shape [B], one for each item, got "
+            + (f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__),
+        )
         return StepObservation(step, loss, signals=loss_signals(step, loss))
 
 
