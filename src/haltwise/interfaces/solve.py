@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from haltwise._core.errors import FitWarning, InputError, require, warn
+from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.progress import followed
 from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
@@ -43,6 +44,7 @@ from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
 from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
+from haltwise.tasks.trial import require_sound
 from haltwise.update_rules import UpdateRule
 
 __all__ = ["Solution", "solve"]
@@ -329,7 +331,7 @@ def solve(
     if standard_errors:
         require_curvature(problem)
     learned = optimizer is not None or param_scale is not None or not guard or problem.stochastic
-    method = method or ("lstm" if learned else "auto")
+    method = ("lstm" if learned else "auto") if method is None else method
     if method != "lstm":
         for name, value in (("optimizer", optimizer), ("param_scale", param_scale)):
             require(value is None, f"{name} belongs to method 'lstm'; leave it out, or the method")
@@ -561,6 +563,10 @@ def _check(problem: TaskBatch) -> None:
         start.dtype in (torch.float32, torch.float64), no_dtype("start", start, as_array=as_array)
     )
     require(
+        start.layout == torch.strided,
+        f"start is {str(start.layout).removeprefix('torch.')}; make it dense by start.to_dense()",
+    )
+    require(
         start.device.type != "meta",
         "the problems are on the device meta, which holds no numbers; make them on another, such "
         "as 'cpu'",
@@ -573,3 +579,5 @@ def _check(problem: TaskBatch) -> None:
     )
     if isinstance(problem, FunctionBatch):
         problem.check()
+    elif not comes_with_the_package(problem):
+        require_sound(problem)

@@ -1,4 +1,4 @@
-"""A trial of a family from a user's file, before hours are spent on one that does not work."""
+"""A trial of a user's family or batch, before hours are spent on one that does not work."""
 
 import json
 from dataclasses import asdict
@@ -9,10 +9,73 @@ from torch import Tensor
 from haltwise._core import plugins
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
-from haltwise.tasks.base import TaskBatch, TaskFamily
+from haltwise._core.tensors import tensors_of
+from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 from haltwise.tasks.function import FunctionBatch
 
-__all__ = ["require_usable"]
+__all__ = ["require_sound", "require_usable"]
+
+
+def require_sound(batch: TaskBatch) -> None:
+    """Evaluate a few problems of a batch of a user's own class at their starts, and each alone.
+
+    Raises:
+        InputError: A tensor field does not have the problems along its first dimension, or
+            `observe` returns what it must not, changes its arguments, or losses that depend on the
+            problems beside them or on chance.
+    """
+    title, number = type(batch).__name__, batch.num_problems
+    for name, value in tensors_of(batch).items():
+        require(
+            value.shape[:1] == (number,),
+            f"the field {name} of {title} must have the {number} problems along its first "
+            f"dimension, got shape {list(value.shape)}; what all problems share goes into a field "
+            "that is no tensor, such as a tuple of tensors",
+        )
+    index = sorted({0, number // 2, number - 1})
+    some = batch.select(torch.tensor(index, device=batch.start.device))
+    together = _observed(some)
+    if batch.stochastic:
+        return
+    tolerance = torch.finfo(batch.start.dtype).eps ** 0.5
+    for place, problem in enumerate(index):
+        row = torch.tensor([place], device=batch.start.device)
+        for own, beside in zip(_observed(some.select(row)), together, strict=True):
+            size = own.abs().nan_to_num().amax().item()
+            require(
+                torch.allclose(own, beside[row], tolerance, tolerance * size, equal_nan=True),
+                f"the loss of problem {problem} of {title}, or its gradient, changes with the "
+                "problems beside it or from call to call; it must depend on its own rows of "
+                "parameters and fields alone, and where it draws minibatches `stochastic` is true",
+            )
+
+
+def _observed(batch: TaskBatch) -> Observation:
+    """What a batch of a user's own class observes at its start."""
+    title, params = type(batch).__name__, batch.start.detach().clone()
+    with torch.enable_grad():  # a loss may differentiate inside
+        seen: object = batch.observe(params, 0)
+    require(
+        isinstance(seen, Observation),
+        f"{title}.observe must return an Observation(loss, grad), got {type(seen).__name__}",
+    )
+    assert isinstance(seen, Observation)
+    for what, value, shape in (
+        ("loss", seen.loss, list(params.shape[:1])),
+        ("gradient", seen.grad, list(params.shape)),
+    ):
+        is_tensor = isinstance(value, Tensor)
+        found = f"{value.dtype} in shape {list(value.shape)}" if is_tensor else type(value).__name__
+        require(
+            is_tensor and list(value.shape) == shape and value.dtype == params.dtype,
+            f"the {what} that {title}.observe returns must be a tensor of {params.dtype} in shape "
+            f"{shape} for parameters of shape {list(params.shape)}, got {found}",
+        )
+    require(
+        torch.equal(params, batch.start),
+        f"{title}.observe changes the parameters that it is given in place; compute a new tensor",
+    )
+    return Observation(seen.loss.detach(), seen.grad.detach())
 
 
 def require_usable(family: TaskFamily, name: str) -> None:
