@@ -1,4 +1,4 @@
-"""A trial of a user's family or batch, before hours are spent on one that does not work."""
+"""Trials of a user's families and batches, before hours are spent on one that does not work."""
 
 import json
 from dataclasses import asdict
@@ -9,14 +9,70 @@ from torch import Tensor
 from haltwise._core import plugins
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
+from haltwise._core.settings import got
 from haltwise._core.tensors import tensors_of
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
+from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
 
-__all__ = ["require_sound", "require_usable"]
+__all__ = ["require_solvable", "require_usable"]
 
 
-def require_sound(batch: TaskBatch) -> None:
+def require_solvable(problem: TaskBatch) -> None:
+    """Try a batch of problems before it is solved.
+
+    Raises:
+        InputError: It is no batch, its start is no good, or the functions of a `FunctionBatch` or
+            a batch of a user's own class return what they must not.
+
+    Warns:
+        GradientWarning: See `FunctionBatch.check`.
+    """
+    require(
+        isinstance(problem, TaskBatch),
+        "a problem must be a TaskBatch, "
+        + (got(problem) if isinstance(problem, type) else f"got {type(problem).__name__}")
+        + "; "
+        "make one of a loss by haltwise.FunctionBatch(start, loss, data)",
+    )
+    start = problem.start
+    require(
+        isinstance(start, Tensor) and start.ndim == 2 and start.numel() > 0,
+        "start must be a tensor or an array of shape [B, D], a row of parameters for each problem, "
+        "got "
+        + (
+            f"shape {list(start.shape)}"
+            if isinstance(start, Tensor)
+            else f"{type(start).__name__}; make one by torch.tensor, or an array by numpy.array"
+        ),
+    )
+    coordinates = problem.coordinates if isinstance(problem, FunctionBatch) else None
+    as_array = coordinates is not None and coordinates.as_arrays
+    require(
+        start.dtype in (torch.float32, torch.float64), no_dtype("start", start, as_array=as_array)
+    )
+    require(
+        start.layout == torch.strided,
+        f"start is {str(start.layout).removeprefix('torch.')}; make it dense by start.to_dense()",
+    )
+    require(
+        start.device.type != "meta",
+        "the problems are on the device meta, which holds no numbers; make them on another, such "
+        "as 'cpu'",
+    )
+    bad = (~start.isfinite()).any(1).nonzero().flatten().tolist()
+    require(
+        not bad,
+        f"start holds NaN or infinity in {len(bad)} of {len(start)} problems, first in problem "
+        f"{bad[0] if bad else None}; start from finite parameters",
+    )
+    if isinstance(problem, FunctionBatch):
+        problem.check()
+    elif not plugins.comes_with_the_package(problem):
+        _require_sound(problem)
+
+
+def _require_sound(batch: TaskBatch) -> None:
     """Evaluate a few problems of a batch of a user's own class at their starts, and each alone.
 
     Raises:
