@@ -73,6 +73,7 @@ OUTSIDE = torch.arange(5.0)
             lambda: FunctionBatch(ONES, lambda p, x: p.sum(1), {"x": ONES.to_sparse()}),
             r"is sparse_coo, .*; make it dense by data\['x'\].to_dense\(\)",
         ),
+        (lambda: FunctionBatch(ONES, lambda p: p.sub_(3).square().sum(1)), "as by params - 3 in"),
         (lambda: FunctionBatch(ONES.to_sparse(), centred), "make it dense by start.to_dense"),
         (
             lambda: FunctionBatch(ONES.numpy().astype(np.longdouble), centred),
@@ -163,6 +164,12 @@ CENTER = torch.arange(10.0).view(5, 2)
 def test_batches_of_ones_own_that_will_not_do(batch: Bowls, message: str, method: str) -> None:
     with pytest.raises(InputError, match=message):
         haltwise.solve(batch, method=method)
+
+
+def test_weights_without_numbers_are_refused() -> None:
+    model = haltwise.load("regression-2d").to("meta")
+    with pytest.raises(InputError, match="are on the device meta, which holds no numbers"):
+        haltwise.solve(Bowls(ONES, CENTER), model)
 
 
 def test_a_batch_of_ones_own_is_solved() -> None:

@@ -154,6 +154,7 @@ def test_what_is_impossible_is_refused() -> None:
         optimal_stopping(transition, losses / 0, 0.1)
     for setting, sentence in (
         ({"num_states": 1}, "num_states must be at least 2, got 1"),
+        ({"num_states": 2.5}, "num_states must be a whole number, got 2.5"),
         ({"relapse": 1.5}, r"relapse is a probability, in \[0, 1\], got 1.5"),
         ({"loss_decay": 0.0}, "loss_decay must be above 0, got 0.0"),
     ):
