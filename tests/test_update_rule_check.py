@@ -160,9 +160,15 @@ class WrongBackpropagation(nn.Module, Right, SupportsBackpropagation):
         return {}
 
 
+class Bare(Right):
+    def update(self, grad: Tensor, state: State) -> Any:
+        return super().update(grad, state).update
+
+
 @pytest.mark.parametrize(
     ("rule", "promise"),
     [
+        (Bare, "what update returns must be an UpdateStep, got Tensor"),
         (Flat, "velocity of the state must be a tensor with the 5 items along dimension 0"),
         (Counted, r"count of the state must be a tensor with the 5 items.*, got shape \[\]"),
         (Forgetful, "the state must keep its names, .*: there is no tensor velocity"),
@@ -193,6 +199,12 @@ def test_each_broken_promise_is_named(rule: Callable[[], UpdateRule], promise: s
 @pytest.mark.parametrize("dim", [1, 2, 7])
 def test_right_rules_pass(rule: Callable[[], UpdateRule], dim: int) -> None:
     check_update_rule(rule(), dim=dim)
+
+
+def test_a_class_is_no_rule() -> None:
+    kind: Any = Right
+    with pytest.raises(AssertionError, match="must be an UpdateRule, got the class Right; make"):
+        check_update_rule(kind)
 
 
 def test_the_rule_is_left_as_it_was() -> None:

@@ -177,3 +177,11 @@ def test_two_rows_show_too_little() -> None:
 def test_a_sound_process_passes() -> None:
     torch.manual_seed(0)
     check_adaptive_process(Sound().double(), INPUTS)
+
+
+def test_the_check_leaves_global_randomness_as_it_was() -> None:
+    torch.manual_seed(0)
+    process = Sound().double()
+    before = torch.get_rng_state()
+    check_adaptive_process(process, INPUTS)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -2,11 +2,13 @@
 
 from typing import Any, Self
 
+import numpy as np
 import pytest
 import torch
 from draws import DOUBLE
 from torch import Tensor
 
+from haltwise import InputError
 from haltwise.processes import Process, ProcessStep, StepObservation
 from haltwise.testing import check_process
 
@@ -152,6 +154,34 @@ class Diverges(Sound):
         return ProcessStep(observation, {"theta": after["theta"] / (3 - step)})
 
 
+class ReturnsAPair(Sound):
+    def step(self, step: int, state: State) -> Any:
+        return tuple(super().step(step, state))
+
+
+class ObservesATensor(Sound):
+    def step(self, step: int, state: State) -> ProcessStep:
+        observation: Any = state["theta"].square().sum(1)
+        return ProcessStep(observation, super().step(step, state).state)
+
+
+class CountsInWholeNumbers(Sound):
+    def step(self, step: int, state: State) -> ProcessStep:
+        loss = state["theta"].square().sum(1)
+        return ProcessStep(StepObservation(step, loss.long()), super().step(step, state).state)
+
+
+class ScoresANumber(Sound):
+    def score(self, state: State, step: int, observation: StepObservation) -> Any:
+        return 1.0
+
+
+class DrawsFromNumPy(Sound):
+    def init(self) -> State:
+        np.random.rand()  # noqa: NPY002
+        return super().init()
+
+
 START = torch.arange(1.0, 13, dtype=DOUBLE).view(4, 3)
 
 
@@ -173,11 +203,29 @@ START = torch.arange(1.0, 13, dtype=DOUBLE).view(4, 3)
         (ScoresAllAtOnce, r"the score must have shape \[4\]"),
         (Grows, "the result at step 1 must have shape"),
         (Diverges, "the result at step 4 is not finite; check fewer steps"),
+        (ReturnsAPair, "what step returns must be a ProcessStep, got tuple"),
+        (ObservesATensor, "the observation of a step must be a StepObservation, got Tensor"),
+        (CountsInWholeNumbers, "the loss must be of a floating-point dtype, got torch.int64"),
+        (ScoresANumber, "the score must be a Tensor, got 1.0"),
+        (DrawsFromNumPy, "the global generator of NumPy"),
     ],
 )
 def test_a_broken_process_is_found_out(kind: type[Sound], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_process(kind(START))
+
+
+def test_what_is_no_process_is_named() -> None:
+    kind: Any = Sound
+    with pytest.raises(AssertionError, match="must be a Process, got the class Sound; make one"):
+        check_process(kind)
+    with pytest.raises(AssertionError, match="num_steps must be at least 1, got 0"):
+        check_process(Sound(START), num_steps=0)
+
+
+def test_losses_that_are_not_one_for_each_item_are_named() -> None:
+    with pytest.raises(InputError, match=r"of shape \[B\], one for each item, got shape \[4, 1\]"):
+        Sound(START).observe(0, START[:, :1])
 
 
 def test_a_process_of_one_item_shows_too_little() -> None:

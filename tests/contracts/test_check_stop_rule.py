@@ -139,9 +139,34 @@ class LevelInTheStatistic(LevelRule):
         return torch.full_like(observation.loss, observation.step - self.threshold), memory
 
 
+class KeepsItsMemoryOnItself(Sound):
+    def init(self, num_items: int, like: Tensor) -> Memory:
+        self.__dict__["lowest"] = torch.full((num_items,), torch.inf).to(like)
+        return super().init(num_items, like)
+
+    def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        stop, memory = super().step(observation, memory)
+        return stop | (self.__dict__["lowest"] < observation.loss), memory
+
+
+class ForgetsItsMemory(Sound):
+    def step(self, observation: StepObservation, memory: Memory) -> Any:
+        return super().step(observation, memory)[0]
+
+
+class DrawsAtRandom(Sound):
+    def step(self, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+        torch.rand(1)
+        return super().step(observation, memory)
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
+        (KeepsItsMemoryOnItself(), "the rule fails when others leave at step 0"),
+        (ForgetsItsMemory(), "step must return where items stop and the memory"),
+        (DrawsAtRandom(), "the global generator of PyTorch"),
+        (Sound, "must be a StopRule, got the class Sound; make one of it"),
         (WritesToItsMemory(), "step wrote to the memory it was given at step"),
         (WritesToTheObservation(), "step wrote to the observation it was given at step 0"),
         (ComparesItemsWithEachOther(), "items are decided otherwise when others leave"),
@@ -160,7 +185,7 @@ class LevelInTheStatistic(LevelRule):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, StopRule) else "",
 )
-def test_a_broken_rule_is_found_out(rule: StopRule, message: str) -> None:
+def test_a_broken_rule_is_found_out(rule: Any, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_stop_rule(rule)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from haltwise.engines import Engine, EngineObservation, Memory, Point, Proposal, engines
+from haltwise.tasks import TaskBatch
 from haltwise.testing import check_engine
 
 
@@ -77,3 +78,82 @@ def test_the_check_refuses_what_breaks_the_contract() -> None:
     ):
         with pytest.raises(AssertionError, match=message):
             check_engine(engine)
+
+
+class Hoping(Descent):
+    def propose(self, point: Point, memory: Memory) -> Proposal:
+        proposal = super().propose(point, memory)
+        return proposal._replace(gain=-proposal.gain)
+
+
+class Single(Descent):
+    def propose(self, point: Point, memory: Memory) -> Proposal:
+        proposal = super().propose(point, memory)
+        return proposal._replace(move=proposal.move.float())
+
+
+class Plain(Descent):
+    def propose(self, point: Point, memory: Memory) -> Any:
+        return tuple(super().propose(point, memory))
+
+
+class Counting(Descent):
+    def learn(self, *arguments: Any) -> tuple[Tensor, Memory]:
+        taken, memory = super().learn(*arguments)
+        return taken.double(), memory
+
+
+class ByLossAlone(Descent):
+    def learn(self, *arguments: Any) -> tuple[Tensor, Memory]:
+        point, _, seen, memory = arguments
+        return seen.loss.isfinite() & (seen.loss < point.loss), memory
+
+
+class IntoTheDepths(Descent):
+    def learn(self, *arguments: Any) -> tuple[Tensor, Memory]:
+        point, _, seen, memory = arguments
+        return (seen.loss < point.loss) & ~seen.grad.isnan().any(1), memory
+
+
+class Credulous(Descent):
+    def learn(self, *arguments: Any) -> tuple[Tensor, Memory]:
+        return arguments[2].is_finite(), arguments[3]
+
+
+class Doubling(Descent):
+    def observe(self, batch: TaskBatch, params: Tensor) -> EngineObservation:
+        seen = super().observe(batch, params)
+        return seen._replace(grad=2 * seen.grad)
+
+
+class Drawing(Descent):
+    def propose(self, point: Point, memory: Memory) -> Proposal:
+        torch.rand(1)
+        return super().propose(point, memory)
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (Hoping(), "a gain is not above 0"),
+        (Single(), "move must be torch.float64"),
+        (Plain(), "what propose returns must be a Proposal, got tuple"),
+        (Counting(), "learn must say by a bool tensor"),
+        (ByLossAlone(), "where an entry of the gradient is nan is taken"),
+        (IntoTheDepths(), "where the loss is -inf is taken"),
+        (Credulous(), "a step that raises the loss is taken"),
+        (Doubling(), "the grad that observe_first gives"),
+        (Drawing(), "the global generator of PyTorch"),
+        (Descent, "must be an Engine, got the class Descent; make one of it"),
+        ("newton", "must be an Engine, got 'newton'"),
+    ],
+)
+def test_the_check_names_what_is_broken(engine: Any, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_engine(engine)
+
+
+def test_the_check_leaves_global_randomness_as_it_was() -> None:
+    before = torch.get_rng_state()
+    check_engine(Descent())
+    assert torch.equal(torch.get_rng_state(), before)

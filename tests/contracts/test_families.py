@@ -351,15 +351,45 @@ class WithTensor(Bowls):
     scale: Tensor = field(default_factory=lambda: torch.ones(2))
 
 
+@dataclass(frozen=True)
+class TooMany(Bowls):
+    def _sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
+        return super()._sample(7, generator)
+
+
+@dataclass(frozen=True)
+class Single(Bowls):
+    def _sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
+        return super()._sample(num_problems, generator).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Nothing(Bowls):
+    def _sample(self, num_problems: int, generator: torch.Generator) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class Drawing(Bowls):
+    def _sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
+        torch.rand(1)
+        return super()._sample(num_problems, generator)
+
+
 @pytest.mark.parametrize(
     ("family", "sentence"),
     [
+        (TooMany(), r"^start must have shape \[4, 2\], got \[7, 2\]"),
+        (Single(), "^`_sample` must draw starts in torch.float64, got torch.float32"),
+        (Nothing(), "^what `_sample` draws must be a TaskBatch, got None"),
+        (Drawing(), "^the global generator of PyTorch"),
+        (Bowls, "must be a TaskFamily, got the class Bowls; make one of it"),
         (OwnGenerator(), "^drawing problems must advance the generator"),
         (DrawnInItsDtype(), "^DrawnInItsDtype must not override `sample`; draw problems by"),
         (WithTuple(), "^WithTuple is another family when made again from its fields in JSON"),
         (WithTensor(), "^the fields of WithTensor must be JSON values"),
     ],
 )
-def test_a_broken_family_is_seen(family: TaskFamily, sentence: str) -> None:
+def test_a_broken_family_is_seen(family: Any, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_family(family)

@@ -14,8 +14,14 @@ from haltwise import FunctionBatch, InputError
 from haltwise._core.random import stream
 from haltwise.halting import HalterSettings, HaltingSession
 from haltwise.models import OptimizerModel
-from haltwise.processes import OptimizationProcess, Trajectory
-from haltwise.rollout import Execution, Outcome, record, run_until_halted
+from haltwise.processes import (
+    OptimizationProcess,
+    Process,
+    ProcessStep,
+    StepObservation,
+    Trajectory,
+)
+from haltwise.rollout import Execution, Outcome, record, record_process, run_until_halted
 from haltwise.stop_rules import (
     FixedBudget,
     GradientNorm,
@@ -29,9 +35,103 @@ from haltwise.stop_rules import (
     returned_steps,
 )
 from haltwise.tasks import TaskBatch, family
+from haltwise.testing import check_process
 from haltwise.update_rules import SGD
 
 STEPS, PROBLEMS, PRICE = 12, 40, 0.05
+FOUR = torch.arange(1.0, 5.0)
+
+
+class Halves(Process):
+    """Each item halves at every step."""
+
+    def __init__(self, start: Tensor) -> None:
+        self.start = start
+
+    @property
+    def num_items(self) -> int:
+        return len(self.start)
+
+    def init(self) -> dict[str, Tensor]:
+        return {"value": self.start}
+
+    def step(self, step: int, state: dict[str, Tensor]) -> Any:
+        return ProcessStep(self.observe(step, state["value"]), {"value": state["value"] / 2})
+
+    def result(self, state: dict[str, Tensor]) -> Tensor:
+        return state["value"]
+
+    def select(self, index: Tensor) -> "Halves":
+        return type(self)(self.start[index])
+
+
+class Forgets(Halves):
+    def step(self, step: int, state: dict[str, Tensor]) -> Any:
+        return None
+
+
+class ObservesOne(Halves):
+    def step(self, step: int, state: dict[str, Tensor]) -> Any:
+        return ProcessStep(self.observe(step, state["value"][:1]), state)
+
+
+class InNumbers(StopRule):
+    reasons = ("the loss is small",)
+
+    def step(self, observation: StepObservation, memory: dict[str, Tensor]) -> Any:
+        return (observation.loss < 1).float(), memory
+
+
+class OneForAll(InNumbers):
+    def step(self, observation: StepObservation, memory: dict[str, Tensor]) -> Any:
+        return (observation.loss < 1)[:1], memory
+
+
+class WithoutMemory(InNumbers):
+    def step(self, observation: StepObservation, memory: dict[str, Tensor]) -> Any:
+        return observation.loss < 1
+
+
+class Small(InNumbers):
+    def step(self, observation: StepObservation, memory: dict[str, Tensor]) -> Any:
+        return observation.loss < 1, memory
+
+
+def test_results_may_be_one_number_of_each_item() -> None:
+    check_process(Halves(FOUR))
+    session = HaltingSession(StopPolicy(Small(), ReturnedIterate.CURRENT), torch.ones(4))
+    found = run_until_halted(Halves(FOUR), session, 9)
+    assert found.result.tolist() == [0.5, 0.5, 0.75, 0.5]
+    recorded = record_process(Halves(FOUR), 3)
+    assert recorded.finite.all()
+    assert recorded.final is not None
+    assert recorded.final.shape == (4,)
+
+
+def test_steps_that_are_none_are_refused() -> None:
+    session = HaltingSession(StopPolicy(Patience(2), ReturnedIterate.CURRENT), torch.ones(4))
+    for process, got in ((Forgets(FOUR), "got NoneType"), (ObservesOne(FOUR), r"got shape \[1\]")):
+        with pytest.raises(InputError, match=rf"with a loss for each of 4 items, {got}"):
+            record_process(process, 3)
+        with pytest.raises(InputError, match=rf"with a loss for each of 4 items, {got}"):
+            run_until_halted(process, session, 3)
+    kind: Any = Halves
+    with pytest.raises(InputError, match="must be a Process, got the class Halves; make one of it"):
+        record_process(kind, 3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "got"),
+    [
+        (InNumbers(), r"got torch.float32 in shape \[4\]"),
+        (OneForAll(), r"got torch.bool in shape \[1\]"),
+        (WithoutMemory(), r"got torch.bool in shape \[4\]"),
+    ],
+)
+def test_stops_that_are_none_of_each_item_are_refused(rule: StopRule, got: str) -> None:
+    session = HaltingSession(StopPolicy(rule, ReturnedIterate.CURRENT), torch.ones(4))
+    with pytest.raises(InputError, match=rf"a bool tensor of shape \[4\], .* the memory, {got}"):
+        run_until_halted(Halves(FOUR), session, 3)
 
 
 def model_of(method: str) -> OptimizerModel:

@@ -1,6 +1,7 @@
 """Problems and settings that `haltwise.solve` refuses, each with a way out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from haltwise.engines import engines
 from haltwise.engines.newton import Newton
 from haltwise.models import Card, Choice, save_model
 from haltwise.stop_rules import FixedBudget
-from haltwise.tasks import family
+from haltwise.tasks import Observation, TaskBatch, family
 from haltwise.update_rules import Adam
 
 UNCALIBRATED = OptimizerModel(
@@ -69,6 +70,16 @@ OUTSIDE = torch.arange(5.0)
         (lambda: FunctionBatch(np.array([["1"]]), centred), "start must hold numbers"),
         (lambda: FunctionBatch(ONES, centred, [ONES]), "data must be a dictionary"),  # type: ignore[arg-type]
         (
+            lambda: FunctionBatch(ONES, lambda p, x: p.sum(1), {"x": ONES.to_sparse()}),
+            r"is sparse_coo, .*; make it dense by data\['x'\].to_dense\(\)",
+        ),
+        (lambda: FunctionBatch(ONES, lambda p: p.sub_(3).square().sum(1)), "as by params - 3 in"),
+        (lambda: FunctionBatch(ONES.to_sparse(), centred), "make it dense by start.to_dense"),
+        (
+            lambda: FunctionBatch(ONES.numpy().astype(np.longdouble), centred),
+            r"start must hold numbers that PyTorch has, .* convert it by .astype\(float\)",
+        ),
+        (
             lambda: FunctionBatch(ONES, lambda p, x: p.sum(1), {"x": 3}),
             r"data\['x'\] .* got 3",
         ),
@@ -79,9 +90,96 @@ def test_problems_that_will_not_do(make: Callable[[], Any], message: str) -> Non
         haltwise.solve(make())
 
 
+@dataclass(frozen=True)
+class Bowls(TaskBatch):
+    """A batch of one's own; each broken one observes something else."""
+
+    center: Tensor
+
+    @property
+    def reference_loss(self) -> Tensor:
+        return torch.zeros_like(self.start[:, 0])
+
+    def observe(self, params: Tensor, step: int) -> Any:
+        away = params - self.center
+        return Observation(away.square().sum(1), 2 * away)
+
+
+class Pairs(Bowls):
+    def observe(self, params: Tensor, step: int) -> Any:
+        return tuple(super().observe(params, step))
+
+
+class Columns(Bowls):
+    def observe(self, params: Tensor, step: int) -> Any:
+        loss, grad = super().observe(params, step)
+        return Observation(loss.unsqueeze(1), grad)
+
+
+class OneGradient(Bowls):
+    def observe(self, params: Tensor, step: int) -> Any:
+        loss, grad = super().observe(params, step)
+        return Observation(loss, grad[:1])
+
+
+class Precise(Bowls):
+    def observe(self, params: Tensor, step: int) -> Any:
+        return Observation(*(value.double() for value in super().observe(params, step)))
+
+
+class InPlace(Bowls):
+    def observe(self, params: Tensor, step: int) -> Any:
+        return super().observe(params.add_(1), step)
+
+
+class Mean(Bowls):
+    def observe(self, params: Tensor, step: int) -> Any:
+        loss, grad = super().observe(params, step)
+        return Observation(loss + loss.mean(), grad)
+
+
+class Noisy(Bowls):
+    def observe(self, params: Tensor, step: int) -> Any:
+        loss, grad = super().observe(params, step)
+        return Observation(loss * torch.rand((), generator=NOISE), grad)
+
+
+CENTER = torch.arange(10.0).view(5, 2)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam", "lstm"])
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (Pairs(ONES, CENTER), r"must return an Observation\(loss, grad\), got tuple"),
+        (Columns(ONES, CENTER), r"the loss that Columns.observe returns .*shape \[3, 1\]"),
+        (OneGradient(ONES, CENTER), r"the gradient that OneGradient.observe .*shape \[1, 2\]"),
+        (Precise(ONES, CENTER), "must be a tensor of torch.float32 .* got torch.float64"),
+        (InPlace(ONES, CENTER), "changes the parameters that it is given in place"),
+        (Mean(ONES, CENTER), "loss of problem 0 of Mean.* changes with the problems beside it"),
+        (Noisy(ONES, CENTER), "loss of problem 0 of Noisy.* or from call to call"),
+        (Bowls(ONES, CENTER[0]), r"the field center of Bowls must have the 5 .* shape \[2\]"),
+    ],
+)
+def test_batches_of_ones_own_that_will_not_do(batch: Bowls, message: str, method: str) -> None:
+    with pytest.raises(InputError, match=message):
+        haltwise.solve(batch, method=method)
+
+
+def test_weights_without_numbers_are_refused() -> None:
+    model = haltwise.load("regression-2d").to("meta")
+    with pytest.raises(InputError, match="are on the device meta, which holds no numbers"):
+        haltwise.solve(Bowls(ONES, CENTER), model)
+
+
+def test_a_batch_of_ones_own_is_solved() -> None:
+    torch.testing.assert_close(haltwise.solve(Bowls(ONES, CENTER)).params, CENTER)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"method": ""}, "unknown method ''"),
         ({"optimizer": "regresion-10d"}, "did you mean 'regression-10d'"),
         ({"stop": 5}, "stop must be a StopRule"),
         ({"price": 0.0}, "above 0 and finite, got 0"),

@@ -31,6 +31,28 @@ def test_free_coordinates_and_parameters_are_inverse(bounds: OpenInterval, value
         assert abs(back.item() - value) <= 1e-12 + 4 * rounding
 
 
+@pytest.mark.parametrize("width", [1.0, 1e3, 1e6, 1e30])
+@pytest.mark.parametrize("method", ["newton", "lbfgs"])
+def test_a_wide_interval_keeps_the_digits_of_single_precision(width: float, method: str) -> None:
+    own = width * torch.tensor([[0.3, -0.9, 3e-7, -3e-5, 0.0]])
+    bounds = haltwise.interval(-width, width)
+    torch.testing.assert_close(bounds.own(bounds.free(own)), own, rtol=1e-5, atol=0)
+    target = torch.tensor([[0.1, -0.2, 0.25]])
+    problem = FunctionBatch(
+        torch.full((1, 3), 0.3),
+        lambda p: (p - target).square().sum(1),
+        bounds=haltwise.interval(-1e6, 1e6),
+    )
+    torch.testing.assert_close(problem.own(problem.start), torch.full((1, 3), 0.3))
+    found = haltwise.solve(problem, method=method, gtol=0, ftol=1e-12, max_steps=1000)
+    torch.testing.assert_close(found.params, target, rtol=1e-3, atol=0)
+
+
+def test_an_interval_wider_than_numbers_are_is_refused() -> None:
+    with pytest.raises(InputError, match="too wide to be computed in; leave a parameter without"):
+        haltwise.interval(-1e308, 1e308)
+
+
 @given(bounds=some_bounds, value=free_values)
 def test_the_slope_is_the_derivative(bounds: OpenInterval, value: float) -> None:
     free = torch.tensor([value], dtype=DOUBLE, requires_grad=True)

@@ -297,6 +297,32 @@ def test_a_shipped_stop_spends_less_than_a_price_alone(name: str) -> None:
     assert model.card.provenance["command"].startswith("haltwise train --config experiments/")
 
 
+def test_what_cannot_be_learned_from_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    generator = seeded(0)
+
+    def noisy(params: Tensor) -> Tensor:
+        return params.square().sum(1) + torch.rand(len(params), generator=generator)
+
+    problem: Any
+    for problem, sentence in (
+        (FunctionBatch(torch.ones(40, 3), noisy), "of parameters and data alone, and not random"),
+        (torch.ones(40, 3), "a problem must be a TaskBatch, got Tensor"),
+        (FunctionBatch(torch.ones(0, 3), noisy), r"got shape \[0, 3\]"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            train_stop(problem, tmp_path / "run", method="lbfgs", price=0.1)
+    batch = FunctionBatch(torch.ones(40, 3), lambda params: params.square().sum(1))
+    family: Any
+    for family, sentence in (
+        (batch, "for problems at hand there are train_stop and haltwise.solve"),
+        (Descents, "got the class Descents; make one of it, as in"),
+        (3, "a family must be a name, PATH.py:NAME, .* got 3"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            train(family, tmp_path / "run", price=0.1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_step_that_is_taken_at_the_stop_leaves_only_what_it_did_not_gain() -> None:
     """Gauss-Newton halts with a good step at hand and takes it: that is a success."""
     problem, price = rates(300), 1e-3

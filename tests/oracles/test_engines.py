@@ -519,6 +519,65 @@ def test_a_direction_is_newton_s_or_descends(*, definite: bool) -> None:
 # ------------------------------------------------------------------------- derivatives and choice
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_what_is_definite_is_told_from_rounding_in_any_units(dtype: torch.dtype) -> None:
+    columns = torch.randn(500, 12, 4, generator=seeded(5), dtype=dtype)
+    grad = torch.randn(500, 4, generator=seeded(6), dtype=dtype)
+    units = 2.0 ** torch.tensor([-10.0, 3.0, 10.0, 0.0], dtype=dtype)
+    plain, known = newton_direction(columns.mT @ columns, grad)
+    scaled = columns * units
+    found, told = newton_direction(scaled.mT @ scaled, grad * units)
+    assert known.all()
+    assert told.all()
+    torch.testing.assert_close(found * units, plain)
+    columns[..., -1] = columns[..., :-1].sum(-1)  # of no rank more
+    assert not newton_direction(columns.mT @ columns, grad)[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("method", ["newton", "bfgs", "lbfgs"])
+def test_the_unit_of_the_loss_changes_no_path(method: str, dtype: torch.dtype) -> None:
+    def valley(params: Tensor) -> Tensor:
+        x, y = params.unbind(1)
+        return 100 * (y - x * x).square() + (1 - x).square()
+
+    start = torch.tensor([[-1.2, 1.0], [2.0, 2.0]], dtype=dtype)
+    for unit in (2.0**30, 2.0**-30):
+        one, other = (
+            haltwise.solve(FunctionBatch(start, loss), method=method, gtol=gtol)
+            for loss, gtol in ((valley, 1e-2), (lambda p, c=unit: c * valley(p), 1e-2 * unit))
+        )
+        assert one.success.all()
+        assert other.success.all()
+        torch.testing.assert_close(other.params, one.params, atol=0.02, rtol=0)
+        # Eigenvectors are rounded otherwise in other units, and valleys are long.
+        assert (other.num_gradients <= 1.2 * one.num_gradients).all()
+
+
+def test_units_of_the_parameters_do_not_hinder_newton_in_single_precision() -> None:
+    scales = 10.0 ** torch.arange(-6, 7, 2)
+    start = torch.randn(40, 7, generator=seeded(7))
+    problem = FunctionBatch(start, lambda params: (scales * (params - 1).square()).sum(1))
+    found = haltwise.solve(problem, method="newton", gtol=0)
+    assert found.success.all()
+    assert found.num_gradients.max() <= 4
+    torch.testing.assert_close(found.params, torch.ones(40, 7), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_gradients_whose_squares_vanish_are_within_their_tolerance(method: str) -> None:
+    problem = FunctionBatch(torch.zeros(2, 2), lambda params: 1e-25 * (params - 3).square().sum(1))
+    found = haltwise.solve(problem, method=method)
+    assert found.success.all()
+    assert found.why(0) == "its gradient is within gtol = 1e-05"
+
+
+def test_a_linear_loss_falls_without_bound_up_to_where_squares_overflow() -> None:
+    found = haltwise.solve(FunctionBatch(torch.zeros(1, 2), lambda params: params.sum(1)))
+    assert found.why(0) == "its loss falls without bound"
+    assert not found.success.any()
+
+
 def test_curvature_and_jacobian_are_those_of_finite_differences() -> None:
     problem, width = kinetics_problem(7), 1e-6
     params = problem.start + 0.1

@@ -1,6 +1,7 @@
 """Stopping known chains: every rule tried, every path listed, and runs drawn at random."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -153,11 +154,31 @@ def test_what_is_impossible_is_refused() -> None:
         optimal_stopping(transition, losses / 0, 0.1)
     for setting, sentence in (
         ({"num_states": 1}, "num_states must be at least 2, got 1"),
+        ({"num_states": 2.5}, "num_states must be a whole number, got 2.5"),
         ({"relapse": 1.5}, r"relapse is a probability, in \[0, 1\], got 1.5"),
         ({"loss_decay": 0.0}, "loss_decay must be above 0, got 0.0"),
     ):
         with pytest.raises(InputError, match=sentence):
             replace(MarkovChainFamily(), **setting)
+
+
+def test_states_that_are_none_and_starts_that_are_no_law_are_refused() -> None:
+    transition = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
+    losses = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    best = optimal_stopping(transition, losses, 0.2, 2)
+    for states, sentence in (
+        (torch.zeros(2, 3), r"int64 tensor of shape \[n, T\+1\], got torch.float32"),
+        (torch.full((2, 3), -1), "numbers of the 2 states, from 0 on, got -1 to -1"),
+        (torch.zeros(2, 5, dtype=torch.int64), "beyond the horizon of 2 steps"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            best.stops(states)
+    start = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    with pytest.raises(InputError, match=r"start must be probabilities that sum to 1; .* sum to 2"):
+        stopping_costs(transition, losses, 0.2, start)
+    fate = stopping_costs(torch.eye(2, dtype=torch.float64), losses, 0.2, start / 2)
+    assert fate.fixed == fate.clairvoyant
+    assert math.isnan(fate.captured_gain)
 
 
 def test_where_going_on_gains_nothing_it_stops() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -159,6 +160,47 @@ def test_em_seeks_risks_at_low_temperatures() -> None:
     assert gaps[-1] < 1e-3
 
 
+@pytest.mark.parametrize("greedy", [True, False])
+def test_where_nothing_is_ever_earned_all_policies_stay(*, greedy: bool) -> None:
+    transition, reward = random_process(0)
+    plan = expectation_maximization(FiniteMDP(transition, 0 * reward), 0.5, greedy=greedy)
+    assert_close(plan.policy, torch.full((3, 4), 1 / 3, dtype=DOUBLE), rtol=0, atol=0)
+
+
+def test_what_is_no_process_is_named() -> None:
+    transition, reward = random_process(0)
+    wrong: Any
+    for wrong, sentence in (
+        ((transition, reward), r"must be a FiniteMDP\(transition, reward\), got tuple"),
+        (FiniteMDP(transition, reward.float()), "of one floating-point dtype .* got torch.float64"),
+        (FiniteMDP(transition.long(), reward.long()), "of one floating-point dtype .* torch.int64"),
+        (FiniteMDP(transition.numpy(), reward), "transition must be a tensor, got ndarray"),  # type: ignore[arg-type]
+        (
+            FiniteMDP(transition[:, :0, :0], reward[:, :0]),
+            "transition must hold numbers",
+        ),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            value_iteration(wrong, 0.5)
+    settings: Any
+    for settings, sentence in (
+        ({"start": torch.full((4,), 0.5, dtype=DOUBLE)}, "sum to 1; the least is 0.5, and .* 2"),
+        ({"start": torch.full((4,), 0.25)}, "start must be a tensor of torch.float64 in shape"),
+        ({"num_iterations": -1}, "num_iterations must be at least 0, got -1"),
+        ({"num_iterations": 1.5}, "num_iterations must be a whole number, got 1.5"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            expectation_maximization(FiniteMDP(transition, reward), 0.5, **settings)
+    anything: Any = "0.5"
+    with pytest.raises(InputError, match="continuation must be a single real number"):
+        value_iteration(FiniteMDP(transition, reward), anything)
+    chain, losses = random_chain(0, 3)
+    with pytest.raises(InputError, match="losses must not be below 0, got -"):
+        as_decision_process(chain, losses - 10, 0.1, 1.0)
+    with pytest.raises(InputError, match="is 0 to rounding; choose a higher one"):
+        as_decision_process(chain, losses.abs() + 1, 0.1, 1e-4)
+
+
 def test_what_is_impossible_is_refused() -> None:
     mdp = random_process(0)
     for wrong, gamma, sentence in (
@@ -173,5 +215,5 @@ def test_what_is_impossible_is_refused() -> None:
         wrong = FiniteMDP(mdp.transition, mdp.reward * factor)
         with pytest.raises(InputError, match=rf"in \[0, 1\], {value}"):
             expectation_maximization(wrong, 0.5)
-    with pytest.raises(InputError, match="temperature must be above 0, got 0"):
+    with pytest.raises(InputError, match="temperature must be above 0 and finite, got 0"):
         as_decision_process(*random_chain(0, 3), 0.1, 0.0)

@@ -172,7 +172,10 @@ def copied_array(value: npt.NDArray[Any], name: str) -> Tensor:
     try:
         return torch.tensor(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     except TypeError as error:
-        raise InputError(f"{name} must hold numbers, got an array of {value.dtype}") from error
+        raise InputError(
+            f"{name} must hold numbers that PyTorch has, got an array of {value.dtype}"
+            + ("; convert it by .astype(float)" if np.issubdtype(value.dtype, np.number) else "")
+        ) from error
 
 
 def floating_dtype(dtype: object) -> torch.dtype:

@@ -17,6 +17,7 @@ __all__ = [
     "Point",
     "Proposal",
     "first_length",
+    "is_convex",
     "is_lower",
     "rounding",
     "shortened",
@@ -174,6 +175,17 @@ def is_lower(point: Point, seen: EngineObservation, length: Tensor, slope: Tenso
     same = seen.loss <= point.loss + rounding(point.loss)
     smaller = seen.grad.square().sum(1) < point.grad.square().sum(1)
     return enough | (same & smaller)
+
+
+def is_convex(bend: Tensor, step: Tensor, change: Tensor) -> Tensor:
+    """Where the curvature along a step is told from rounding, bool; in any unit of the loss.
+
+    Args:
+        bend: <s, y>, of the step and the change of the gradient along it, shape [...].
+        step: |s|^2, in the same shape.
+        change: |y|^2.
+    """
+    return bend > torch.finfo(bend.dtype).eps * step.sqrt() * change.sqrt()
 
 
 def shortened(length: Tensor, slope: Tensor, rise: Tensor, finite: Tensor) -> Tensor:

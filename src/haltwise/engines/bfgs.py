@@ -18,6 +18,7 @@ from haltwise.engines.base import (
     Point,
     Proposal,
     first_length,
+    is_convex,
     is_lower,
     shortened,
 )
@@ -94,8 +95,8 @@ class BFGS(Engine):
         finite = seen.is_finite()
         taken = finite & is_lower(point, seen, length, proposal.slope)
         change, fall = seen.grad - point.grad, point.loss - seen.loss
-        bend, size = (move * change).sum(1), change.square().sum(1)
-        convex = taken & (bend > torch.finfo(bend.dtype).eps * size)
+        bend, size, way = (move * change).sum(1), change.square().sum(1), move.square().sum(1)
+        convex = taken & is_convex(bend, way, size)
         failures = (memory["failures"] + 1).masked_fill(taken, 0)
         forgets = failures == _FAILURES
         unseen = memory["unseen"] - convex.long()
@@ -112,7 +113,7 @@ class BFGS(Engine):
             "inverse": torch.where(forgets.view(-1, 1, 1), scale.view(-1, 1, 1) * one, inverse),
             "scale": scale,
             "length": torch.where(taken | forgets, 1, shorter),
-            "reach": torch.where(taken, _REACH * move.square().sum(1).sqrt(), memory["reach"]),
+            "reach": torch.where(taken, _REACH * way.sqrt(), memory["reach"]),
             "failures": failures,
             "known": convex & (length == 1) & believed & (unseen <= 0),
             "unseen": torch.where(forgets, move.shape[1], unseen),

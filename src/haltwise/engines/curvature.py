@@ -5,8 +5,13 @@ from torch import Tensor
 
 __all__ = ["newton_direction", "positive_inverse"]
 
+_TOLD = 8  # roundings of a diagonal entry; of singular matrices up to some four are left of it
+_FLAT = 2e-16  # of the largest curvature: the rounding of float64, so that units matter little
 
-def newton_direction(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+
+def newton_direction(
+    curvature: Tensor, grad: Tensor, *, flat: float = _FLAT
+) -> tuple[Tensor, Tensor]:
     """-C^-1 g, and where C is positive definite, bool [K].
 
     Where it is not, so far as that can be told from rounding, eigenvalues are replaced by their
@@ -16,13 +21,16 @@ def newton_direction(curvature: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         curvature: C, symmetric, shape [K, D, D].
         grad: g, shape [K, D].
+        flat: Share of the largest curvature below which nothing is told of a direction, whatever
+            the rounding.
     """
     factor, info = torch.linalg.cholesky_ex(curvature)
     direction = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1).neg_()
-    pivots = factor.diagonal(dim1=-2, dim2=-1)
-    eps = torch.finfo(grad.dtype).eps
-    # Also false where anything is not finite.
-    definite = (pivots.amin(1).square() > eps * pivots.amax(1).square()) & (info == 0)
+    pivots, own = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (factor, curvature))
+    left = pivots.square()
+    # What is left of a diagonal entry, whatever its units; also false where anything is not finite.
+    told = (left > _TOLD * torch.finfo(grad.dtype).eps * own).all(1)
+    definite = told & (left.amin(1) > flat * left.amax(1)) & (info == 0)
     if not definite.all():
         rows = (~definite).nonzero().squeeze(1)
         direction[rows] = _along_eigenvectors(curvature[rows], grad[rows])

@@ -18,6 +18,7 @@ from haltwise.engines.base import (
     Point,
     Proposal,
     first_length,
+    is_convex,
     is_lower,
     shortened,
 )
@@ -74,9 +75,8 @@ class LBFGS(Engine):
         finite = seen.is_finite()
         taken = finite & is_lower(point, seen, length, proposal.slope)
         change = seen.grad - point.grad
-        bend = (move * change).sum(1)
-        size = change.square().sum(1)
-        convex = taken & _is_convex(bend, size)
+        bend, size, way = (move * change).sum(1), change.square().sum(1), move.square().sum(1)
+        convex = taken & is_convex(bend, way, size)
         failures = torch.where(taken, 0, memory["failures"] + 1)
         forgets = (failures == _FAILURES) & (memory["inverse"] != 0).any(1)
         # 0 / 0 where nothing moved is discarded by `convex`.
@@ -92,7 +92,7 @@ class LBFGS(Engine):
         return taken, {
             "scale": scale,
             "length": torch.where(taken | forgets, 1, shorter),
-            "reach": torch.where(taken, _REACH * move.square().sum(1).sqrt(), memory["reach"]),
+            "reach": torch.where(taken, _REACH * way.sqrt(), memory["reach"]),
             "failures": failures,
             "steps": pushed("steps", move),
             "changes": pushed("changes", change),
@@ -137,7 +137,7 @@ def forecast_gain(grad: Tensor, steps: Tensor, changes: Tensor) -> Tensor:
         tensor([7.])
     """
     bend, size = (steps * changes).sum(-1), changes.square().sum(-1)
-    convex = _is_convex(bend, size) & bend.isfinite() & size.isfinite()
+    convex = is_convex(bend, steps.square().sum(-1), size) & bend.isfinite() & size.isfinite()
     newest = convex.to(torch.uint8).argmax(1, keepdim=True)
     scale = torch.where(convex, bend / size, 0).gather(1, newest).squeeze(1)
     memory = {
@@ -148,11 +148,6 @@ def forecast_gain(grad: Tensor, steps: Tensor, changes: Tensor) -> Tensor:
     }
     gain = -0.5 * (_direction(grad, memory) * grad).sum(1)
     return torch.where(convex.any(1), gain, torch.inf)
-
-
-def _is_convex(bend: Tensor, size: Tensor) -> Tensor:
-    """Where <s, y> is told from rounding, given |y|^2."""
-    return bend > torch.finfo(bend.dtype).eps * size
 
 
 ENGINES = {"lbfgs": LBFGS()}

@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 
 from haltwise._core.errors import InputError
+from haltwise._core.settings import whole_number
 from haltwise.engines import Engine
 from haltwise.engines.named import choice_of, engine_for
 from haltwise.engines.process import EngineProcess
 from haltwise.recordings.runs import save_run
 from haltwise.rollout.record import record_process
 from haltwise.tasks.base import TaskBatch
+from haltwise.tasks.trial import require_solvable
 from haltwise.update_rules import UpdateRule
 
 __all__ = ["record_descents"]
@@ -36,7 +38,8 @@ def record_descents(
         horizon: T, evaluations after the first.
 
     Raises:
-        InputError: The engine cannot solve such problems, or there are such files already.
+        InputError: The problems are no good, or the engine cannot solve them, or there are such
+            files already.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -48,6 +51,8 @@ def record_descents(
         ...     RecordedRuns.load(directory).trajectory.num_steps
         10
     """
+    require_solvable(problem)
+    horizon = whole_number("horizon", horizon)
     engine, _ = engine_for(method, problem)
     directory, choice = Path(directory), choice_of(engine)
     if directory.exists() and any(directory.iterdir()):

@@ -221,8 +221,9 @@ class _Run:
             reason = torch.where((found >= 0) & (reason < 0), found + first, reason)
             first += len(stop.reasons)
         self.watches = watches
-        descends = proposal.slope < 0
-        reason = torch.where(descends, reason, first + (self.point.grad == 0).all(1).long())
+        lost = (reason < 0) & ~(proposal.slope < 0)  # NaN, too
+        reason = reason.masked_fill(lost, first)
+        reason = reason.masked_fill((self.point.grad == 0).all(1), first + 1)
         ended = (reason >= 0) | (self.counts["budget"] <= 0) | (self.items == self.num_items)
         return _Plan(proposal, reason, ended)
 

@@ -6,12 +6,12 @@ from typing import NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import InputError, require
 from haltwise._core.tensors import nested_state, select_state, sub_state
 from haltwise.halting.methods import HaltingMethod
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
-from haltwise.stop_rules import StopPolicy, takes_update
+from haltwise.stop_rules import StopPolicy, StopRule, takes_update
 
 __all__ = ["Decision", "HaltingSession", "Halts"]
 
@@ -124,7 +124,8 @@ class HaltingSession:
         if self._in_model_units and observation.loss_scale is not None:
             signals = dict(zip(SIGNALS, observation.known("signals").unbind(-1), strict=True))
             seen = observation._replace(loss=signals["loss"], log_grad_norm=signals["log_grad"])
-        stop, self._rule_memory = rule.step(seen, self._rule_memory)
+        decided: object = rule.step(seen, self._rule_memory)
+        stop, self._rule_memory = _sound(rule, decided, loss)
         return Decision(
             stop,
             torch.where(stop, rule.why(stop, self._rule_memory), -1),
@@ -197,3 +198,22 @@ class HaltingSession:
         """Go on where `state` was taken after a step or more."""
         self._rule_memory = sub_state(state, "rule.")
         self._model_memory = sub_state(state, "model.")
+
+
+def _sound(rule: StopRule, decided: object, loss: Tensor) -> tuple[Tensor, State]:
+    """What a stop rule returns, refused where it would be spread over the items."""
+    if isinstance(decided, tuple) and len(decided) == 2:
+        stop, memory = decided
+        if isinstance(stop, Tensor) and stop.dtype == torch.bool and stop.shape == loss.shape:
+            return stop, memory
+        decided = stop
+    found = (
+        f"{decided.dtype} in shape {list(decided.shape)}"
+        if isinstance(decided, Tensor)
+        else type(decided).__name__
+    )
+    raise InputError(
+        f"{type(rule).__name__}.step must return a bool tensor of shape {list(loss.shape)}, where "
+        f"items stop, and the memory, got {found}; haltwise.testing.check_stop_rule says what else "
+        "a stop rule must keep"
+    )

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.progress import followed
-from haltwise._core.settings import got, require_flags, shown, whole_number
+from haltwise._core.settings import require_flags, shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed
 from haltwise.engines import Engine
 from haltwise.engines.named import engine_for
@@ -24,7 +24,6 @@ from haltwise.interfaces.near_bounds import STUCK, stuck_at_bounds
 from haltwise.interfaces.own_form import (
     Values,
     columns_of,
-    coordinates_of,
     data_frame,
     in_own_form,
     num_parameters,
@@ -41,8 +40,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
 from haltwise.tasks.base import TaskBatch
-from haltwise.tasks.coordinates import no_dtype
-from haltwise.tasks.function import FunctionBatch
+from haltwise.tasks.trial import require_solvable
 from haltwise.update_rules import UpdateRule
 
 __all__ = ["Solution", "solve"]
@@ -164,6 +162,7 @@ class Solution:
                 parameters, or a parameter is called as another column.
 
         Examples:
+            >>> from haltwise import FunctionBatch
             >>> batch = FunctionBatch(torch.ones(2, 2), lambda params: params.square().sum(1))
             >>> solution = solve(batch, method="newton")
             >>> frame = solution.to_frame(["a", "b"], names=["base", "slope"])  # doctest: +SKIP
@@ -314,6 +313,7 @@ def solve(
 
         Two Rosenbrock valleys, by residuals:
 
+        >>> from haltwise import FunctionBatch
         >>> def residuals(params):
         ...     x, y = params.unbind(1)
         ...     return torch.stack((10 * (y - x * x), 1 - x), 1)
@@ -324,12 +324,12 @@ def solve(
         >>> solution.why(0)
         'its gradient is within gtol = 1e-08'
     """
-    _check(problem)
+    require_solvable(problem)
     require_flags(guard=guard, history=history, standard_errors=standard_errors, progress=progress)
     if standard_errors:
         require_curvature(problem)
     learned = optimizer is not None or param_scale is not None or not guard or problem.stochastic
-    method = method or ("lstm" if learned else "auto")
+    method = ("lstm" if learned else "auto") if method is None else method
     if method != "lstm":
         for name, value in (("optimizer", optimizer), ("param_scale", param_scale)):
             require(value is None, f"{name} belongs to method 'lstm'; leave it out, or the method")
@@ -534,42 +534,3 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: lis
             "weights by haltwise.recommend, or train some on such problems",
             FitWarning,
         )
-
-
-def _check(problem: TaskBatch) -> None:
-    require(
-        isinstance(problem, TaskBatch),
-        "a problem must be a TaskBatch, "
-        + (got(problem) if isinstance(problem, type) else f"got {type(problem).__name__}")
-        + "; "
-        "make one of a loss by haltwise.FunctionBatch(start, loss, data)",
-    )
-    start = problem.start
-    require(
-        isinstance(start, Tensor) and start.ndim == 2 and start.numel() > 0,
-        "start must be a tensor or an array of shape [B, D], a row of parameters for each problem, "
-        "got "
-        + (
-            f"shape {list(start.shape)}"
-            if isinstance(start, Tensor)
-            else f"{type(start).__name__}; make one by torch.tensor, or an array by numpy.array"
-        ),
-    )
-    coordinates = coordinates_of(problem)
-    as_array = coordinates is not None and coordinates.as_arrays
-    require(
-        start.dtype in (torch.float32, torch.float64), no_dtype("start", start, as_array=as_array)
-    )
-    require(
-        start.device.type != "meta",
-        "the problems are on the device meta, which holds no numbers; make them on another, such "
-        "as 'cpu'",
-    )
-    bad = (~start.isfinite()).any(1).nonzero().flatten().tolist()
-    require(
-        not bad,
-        f"start holds NaN or infinity in {len(bad)} of {len(start)} problems, first in problem "
-        f"{bad[0] if bad else None}; start from finite parameters",
-    )
-    if isinstance(problem, FunctionBatch):
-        problem.check()

@@ -59,10 +59,18 @@ def halting_of(model: Model) -> HaltingModel:
 
 
 def placed(model: AnyModel, like: Tensor) -> AnyModel:
-    """The model in the dtype and on the device of `like`; a copy, unless it is there already."""
+    """The model in the dtype and on the device of `like`; a copy, unless it is there already.
+
+    Raises:
+        InputError: Its weights hold no numbers.
+    """
     weight = next(model.parameters(), like)
     if (weight.dtype, weight.device) == (like.dtype, like.device):
         return model
+    require(
+        weight.device.type != "meta",
+        "the weights are on the device meta, which holds no numbers; load the model again",
+    )
     return copy.deepcopy(model).to(like)
 
 

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.settings import got, real_number, whole_number
 
 __all__ = [
     "FiniteMDP",
     "PlannedPolicy",
     "expectation_maximization",
+    "require_distribution",
+    "require_numbers",
     "require_stochastic",
     "value_iteration",
 ]
@@ -69,7 +72,8 @@ def value_iteration(mdp: FiniteMDP, continuation: float, *, tolerance: float = 1
         >>> value_iteration(FiniteMDP(transition.double(), reward.double()), 0.5)
         tensor([3.0000, 6.0000], dtype=torch.float64)
     """
-    _require_possible(mdp, continuation)
+    continuation = _possible(mdp, continuation)
+    tolerance = real_number("tolerance", tolerance)
     require(0 < tolerance < 1, f"tolerance must lie in (0, 1), got {tolerance}")
     value = torch.zeros_like(mdp.reward[0])
     # |V_n - V| <= gamma^n |V_0 - V|, the largest value.
@@ -109,7 +113,7 @@ def expectation_maximization(
         num_iterations: Of the EM, at most: a greedy plan ends when no action changes.
 
     Raises:
-        InputError: The process, the discount or a reward is impossible.
+        InputError: The process, the discount, a reward or the start is impossible.
 
     Examples:
         >>> transition = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
@@ -118,7 +122,8 @@ def expectation_maximization(
         >>> expectation_maximization(mdp, 0.5, greedy=True).value
         tensor([0.3000, 0.6000], dtype=torch.float64)
     """
-    _require_possible(mdp, continuation)
+    continuation = _possible(mdp, continuation)
+    num_iterations = whole_number("num_iterations", num_iterations, least=0)
     low, high = (bound.item() for bound in mdp.reward.aminmax())
     require(
         low >= 0 and high <= 1,
@@ -128,14 +133,15 @@ def expectation_maximization(
     num_states = mdp.reward.shape[1]
     if start is None:
         start = mdp.reward.new_full((num_states,), 1 / num_states)
+    require_distribution("start", start, mdp.reward[0])
     policy = torch.full_like(mdp.reward, 1 / len(mdp.reward))
     value = _policy_value(mdp, policy, continuation)
     likelihoods = [start @ value]
     for _ in range(num_iterations):
         gains = mdp.reward + continuation * (mdp.transition @ value)  # Q(a, s)
-        new = _greedy(gains) if greedy else policy * gains
-        total = new.sum(0)
-        new = torch.where(total > 0, new / total, policy)
+        weighed = (_greedy(gains) if greedy else policy) * gains
+        new = _greedy(gains) if greedy else weighed / weighed.sum(0)
+        new = torch.where(weighed.sum(0) > 0, new, policy)
         if greedy and torch.equal(new, policy):
             break
         policy, value = new, _policy_value(mdp, new, continuation)
@@ -158,6 +164,39 @@ def _policy_value(mdp: FiniteMDP, policy: Tensor, continuation: float) -> Tensor
     return value
 
 
+def require_numbers(**tensors: Tensor) -> None:
+    """Refuse what are no tensors of real numbers of one dtype on one device, and empty ones."""
+    for name, value in tensors.items():
+        require(isinstance(value, Tensor), f"{name} must be a tensor, got {type(value).__name__}")
+        require(value.numel() > 0, f"{name} must hold numbers, got shape {list(value.shape)}")
+    kinds = {(value.dtype, value.device) for value in tensors.values()}
+    (dtype, _), *others = kinds
+    require(
+        not others and dtype.is_floating_point,
+        f"{' and '.join(tensors)} must be of one floating-point dtype on one device, best "
+        "torch.float64, got "
+        + ", ".join(f"{value.dtype} on {value.device}" for value in tensors.values()),
+    )
+
+
+def require_distribution(name: str, value: Tensor, like: Tensor) -> None:
+    """Refuse anything but probabilities of the S states, in the shape and dtype of `like` [S]."""
+    kind = f"a tensor of {like.dtype} in shape {list(like.shape)}"
+    require(isinstance(value, Tensor), f"{name} must be {kind}, {got(value)}")
+    require(
+        value.shape == like.shape and value.dtype == like.dtype,
+        f"{name} must be {kind}, the probability of each state, got {value.dtype} in shape "
+        f"{list(value.shape)}",
+    )
+    total, least = value.sum().item(), value.min().item()
+    rounding = max(_ROUNDING, torch.finfo(value.dtype).eps * len(value))
+    require(
+        least >= 0 and abs(total - 1) <= rounding,
+        f"{name} must be probabilities that sum to 1; the least is {least:g}, and they sum to "
+        f"{total:.12g}",
+    )
+
+
 def require_stochastic(transition: Tensor) -> None:
     """Refuse a matrix [..., S, S] whose rows are not probabilities."""
     sums = transition.sum(-1)
@@ -169,13 +208,22 @@ def require_stochastic(transition: Tensor) -> None:
     )
 
 
-def _require_possible(mdp: FiniteMDP, continuation: float) -> None:
+def _possible(mdp: FiniteMDP, continuation: float) -> float:
+    """The continuation, after the process has been checked."""
+    require(
+        isinstance(mdp, FiniteMDP),
+        f"a finite decision process must be a FiniteMDP(transition, reward), got "
+        f"{type(mdp).__name__}",
+    )
+    require_numbers(transition=mdp.transition, reward=mdp.reward)
     shape = tuple(mdp.transition.shape)
     require(
         mdp.transition.ndim == 3 and shape == (*mdp.reward.shape, shape[-1]) and shape[0] > 0,
         "a finite decision process needs transitions [A, S, S] and rewards [A, S], got "
         f"{list(shape)} and {list(mdp.reward.shape)}",
     )
+    continuation = real_number("continuation", continuation)
     require(0 <= continuation < 1, f"the continuation must lie in [0, 1), got {continuation}")
     require_stochastic(mdp.transition)
     require(bool(mdp.reward.isfinite().all()), "rewards must be finite")
+    return continuation

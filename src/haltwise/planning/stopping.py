@@ -7,8 +7,13 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.settings import price_per_unit
-from haltwise.planning.mdp import FiniteMDP, require_stochastic
+from haltwise._core.settings import got, price_per_unit, real_number, whole_number
+from haltwise.planning.mdp import (
+    FiniteMDP,
+    require_distribution,
+    require_numbers,
+    require_stochastic,
+)
 
 __all__ = [
     "OptimalStopping",
@@ -42,7 +47,30 @@ class OptimalStopping(NamedTuple):
         """The step at which the rule stops runs in states [n, T+1] at steps 0..T, int64 [n].
 
         T, where it would go on.
+
+        Raises:
+            InputError: They are no states of the chain, or of more steps than the horizon has.
         """
+        num_steps, num_states = self.advantage.shape
+        require(
+            isinstance(states, Tensor) and states.ndim == 2 and states.dtype == torch.int64,
+            "states must be an int64 tensor of shape [n, T+1], "
+            + (
+                f"got {states.dtype} in shape {list(states.shape)}"
+                if isinstance(states, Tensor)
+                else got(states)
+            ),
+        )
+        require(
+            bool(((states >= 0) & (states < num_states)).all()),
+            f"states must be numbers of the {num_states} states, from 0 on, got "
+            f"{states.min().item() if states.numel() else 0} to "
+            f"{states.max().item() if states.numel() else 0}",
+        )
+        require(
+            num_steps == 1 or states.shape[1] <= num_steps + 1,
+            f"states at 0..{states.shape[1] - 1} go beyond the horizon of {num_steps} steps",
+        )
         steps = torch.arange(states.shape[1] - 1, device=states.device)
         rows = steps if len(self.advantage) > 1 else torch.zeros_like(steps)
         stop = self.stop[rows, states[:, :-1]]
@@ -68,8 +96,13 @@ class StoppingCosts(NamedTuple):
 
     @property
     def captured_gain(self) -> float:
-        """That of the best causal rule, docs/theory.md, Eq. (captured-gain)."""
-        return (self.fixed - self.causal) / (self.fixed - self.clairvoyant)
+        """That of the best causal rule, docs/theory.md, Eq. (captured-gain).
+
+        NaN where the clairvoyant is no better than the best fixed number of steps.
+        """
+        room = self.fixed - self.clairvoyant
+        exists = room > 1e-12 * max(abs(self.fixed), abs(self.clairvoyant))
+        return (self.fixed - self.causal) / room if exists else math.nan
 
 
 def optimal_stopping(
@@ -98,7 +131,7 @@ def optimal_stopping(
         >>> found.stop.tolist(), round(found.value[0].item(), 6)
         ([[False, True]], 0.4)
     """
-    _require_chain(transition, losses, price, max_steps)
+    price, max_steps = _possible(transition, losses, price, max_steps)
     if max_steps is None:
         value = _fixed_point(transition, losses, price)
         later = price + transition @ value
@@ -131,7 +164,7 @@ def stopping_costs(
         max_steps: T.
 
     Raises:
-        InputError: As in `optimal_stopping`.
+        InputError: As in `optimal_stopping`, or `start` is no distribution.
 
     Examples:
         >>> transition = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
@@ -140,6 +173,8 @@ def stopping_costs(
         >>> [round(cost, 6) for cost in (costs.causal, costs.fixed, costs.clairvoyant)]
         [0.55, 0.65, 0.45]
     """
+    price, max_steps = _possible(transition, losses, price, max_steps)
+    require_distribution("start", start, losses)
     found = optimal_stopping(transition, losses, price, max_steps)
     # Beyond that many steps the price alone is more than all losses differ by.
     reach = math.ceil((losses.max() - losses.min()).item() / price)
@@ -179,10 +214,25 @@ def as_decision_process(
         that were stopped remain, and r.
 
     Raises:
-        InputError: As in `optimal_stopping`, or the temperature is not above 0.
+        InputError: As in `optimal_stopping`, a loss is below 0, or the temperature is not above 0
+            or so low that rewards vanish.
     """
-    _require_chain(transition, losses, price, None)
-    require(temperature > 0, f"the temperature must be above 0, got {temperature}")
+    price, _ = _possible(transition, losses, price, None)
+    temperature = real_number("temperature", temperature)
+    require(
+        0 < temperature < math.inf,
+        f"the temperature must be above 0 and finite, got {temperature:g}",
+    )
+    least, most = (bound.item() for bound in losses.aminmax())
+    require(
+        least >= 0,
+        f"losses must not be below 0, got {least:g}; add a constant, which changes no plan",
+    )
+    require(
+        math.exp(-price / temperature) > 0 and bool(((-losses / temperature).exp() > 0).all()),
+        f"at a temperature of {temperature:g} the reward of a loss of {most:g}, or of a step at "
+        f"{price:g}, is 0 to rounding; choose a higher one",
+    )
     num_states = len(losses)
     moves = losses.new_zeros(2, num_states + 1, num_states + 1)
     moves[0, :num_states, :num_states] = transition
@@ -207,8 +257,12 @@ def _fixed_point(transition: Tensor, losses: Tensor, price: float) -> Tensor:
         value = torch.linalg.solve(matrix, torch.where(stops, losses, price))
 
 
-def _require_chain(transition: Tensor, losses: Tensor, price: float, max_steps: int | None) -> None:
-    num_states = len(losses)
+def _possible(
+    transition: Tensor, losses: Tensor, price: float, max_steps: int | None
+) -> tuple[float, int | None]:
+    """Price and horizon, after the chain has been checked."""
+    require_numbers(transition=transition, losses=losses)
+    num_states = losses.numel()
     require(
         losses.ndim == 1 and tuple(transition.shape) == (num_states, num_states),
         "a chain needs losses [S] and transitions [S, S], got "
@@ -216,5 +270,5 @@ def _require_chain(transition: Tensor, losses: Tensor, price: float, max_steps: 
     )
     require_stochastic(transition)
     require(bool(losses.isfinite().all()), "losses must be finite")
-    price = price_per_unit(price)
-    require(max_steps is None or max_steps >= 1, f"max_steps must be at least 1, got {max_steps}")
+    steps = None if max_steps is None else whole_number("max_steps", max_steps)
+    return price_per_unit(price), steps

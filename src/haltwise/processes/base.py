@@ -7,11 +7,12 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import InputError, require
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import loss_signals
 from haltwise.processes.trajectory import Trajectory
 
-__all__ = ["Process", "ProcessFamily", "ProcessStep", "State", "StepObservation"]
+__all__ = ["Process", "ProcessFamily", "ProcessStep", "State", "StepObservation", "advanced"]
 
 State = dict[str, Tensor]
 """What a process carries from step to step; every tensor has the items along dimension 0."""
@@ -22,6 +23,26 @@ class ProcessStep(NamedTuple):
 
     observation: StepObservation
     state: State
+
+
+def advanced(process: "Process", step: int, state: State) -> ProcessStep:
+    """Take a step, and refuse what is none.
+
+    Raises:
+        InputError: The process returns no `ProcessStep` with a loss for each item.
+    """
+    found: object = process.step(step, state)
+    if isinstance(found, ProcessStep) and isinstance(found.observation, StepObservation):
+        loss: object = found.observation.loss
+        if isinstance(loss, Tensor) and loss.shape == (process.num_items,):
+            return found
+        found = loss
+    what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    raise InputError(
+        f"{type(process).__name__}.step must return a ProcessStep(observation, state), the "
+        f"observation with a loss for each of {process.num_items} items, got {what}; "
+        "haltwise.testing.check_process says what else a process must keep"
+    )
 
 
 class Process(ABC):
@@ -88,7 +109,16 @@ class Process(ABC):
         return observation.loss
 
     def observe(self, step: int, loss: Tensor) -> StepObservation:
-        """An observation of the loss alone, with its signals, for processes without gradients."""
+        """An observation of the loss alone, with its signals, for processes without gradients.
+
+        Raises:
+            InputError: The losses are not one for each item.
+        """
+        require(
+            isinstance(loss, Tensor) and loss.ndim == 1,
+            "the losses of a step must be a tensor of shape [B], one for each item, got "
+            + (f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__),
+        )
         return StepObservation(step, loss, signals=loss_signals(step, loss))
 
 

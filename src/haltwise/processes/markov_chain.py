@@ -9,6 +9,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.random import split_mix
+from haltwise._core.settings import whole_number
 from haltwise.planning import optimal_stopping
 from haltwise.processes.base import Process, ProcessFamily, ProcessStep, State
 from haltwise.processes.trajectory import Trajectory
@@ -77,7 +78,8 @@ class MarkovChainFamily(ProcessFamily):
     """Probability of a step backwards where there is none forwards."""
 
     def __post_init__(self) -> None:
-        require(self.num_states >= 2, f"num_states must be at least 2, got {self.num_states}")
+        count = whole_number("num_states", self.num_states, least=2)
+        object.__setattr__(self, "num_states", count)  # the class is frozen
         for name in ("loss_decay", "progress_decay"):
             value = getattr(self, name)
             require(value > 0 and math.isfinite(value), f"{name} must be above 0, got {value}")

@@ -128,7 +128,7 @@ class Trajectory:
         """The items of all parts in order; what one of them lacks is left out."""
         if len({None if part.final is None else part.final.shape[1:] for part in parts}) > 1:
             parts = [
-                part if part.final is None else replace(part, final=part.final.flatten(1)[:, :0])
+                part if part.final is None else replace(part, final=part.loss[:, :0])
                 for part in parts
             ]
         joined: dict[str, Any] = {}

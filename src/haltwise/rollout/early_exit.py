@@ -15,7 +15,7 @@ from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.settings import whole_number
 from haltwise._core.tensors import are_finite, nested_state, select_state, undisturbed
 from haltwise.halting.session import Decision, HaltingSession
-from haltwise.processes.base import Process
+from haltwise.processes.base import Process, advanced
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
@@ -221,7 +221,7 @@ class _Run:
 
     def _advance(self) -> _Observed:
         # Steps are numbered by a tensor in an `OptimizationProcess` only.
-        observation, after = self.process.step(self.num_steps, self.state)  # type: ignore[arg-type]
+        observation, after = advanced(self.process, self.num_steps, self.state)  # type: ignore[arg-type]
         taken = None if self.watch is None else self.watch(self.items, observation)
         moved = self.process.result(after)
         finite = _are_finite(observation, moved)
@@ -415,7 +415,7 @@ def _along(mask: Tensor, value: Tensor) -> Tensor:
 
 def _are_finite(observation: StepObservation, moved: Tensor) -> Tensor:
     """Which items have a finite loss, gradient and next iterate, bool [K]."""
-    finite = are_finite(observation.loss) & are_finite(moved).flatten(1).all(1)
+    finite = are_finite(observation.loss) & are_finite(moved).unsqueeze(-1).flatten(1).all(1)
     if observation.log_grad_norm is not None:
         finite &= are_finite(observation.log_grad_norm)
     return finite

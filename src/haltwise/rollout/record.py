@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.settings import whole_number
+from haltwise._core.settings import got, whole_number
 from haltwise._core.tensors import log_rms, undisturbed
-from haltwise.processes.base import Process, State
+from haltwise.processes.base import Process, State, advanced
 from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.processes.trajectory import Trajectory
 from haltwise.tasks.base import DifferentiatedScore, Score, TaskBatch, ask
@@ -23,14 +23,15 @@ def record_process(process: Process, num_steps: int) -> Trajectory:
     """Run T >= 1 steps of a process on every item.
 
     Raises:
-        InputError: T is below 1, or an observation comes without signals.
+        InputError: T is below 1, it is no process, or an observation comes without signals.
     """
+    require(isinstance(process, Process), f"a process must be a Process, {got(process)}")
     num_steps = whole_number("num_steps", num_steps)
     state = process.init()
     loss, excess, norms, signals, readouts = ([] for _ in range(5))
     for step in range(num_steps + 1):
         before = state
-        observation, state = process.step(step, before)
+        observation, state = advanced(process, step, before)
         loss.append(observation.loss)
         excess.append(process.score(before, step, observation))
         if observation.log_grad_norm is not None:

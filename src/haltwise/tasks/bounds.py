@@ -12,6 +12,8 @@ from haltwise._core.settings import real_number
 
 __all__ = ["OpenInterval", "interval", "positive"]
 
+_MIDDLE = 1.0  # |u| up to which x is reckoned from the middle of two bounds
+
 
 @final
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class OpenInterval:
             return free.exp() + self.low
         if math.isinf(self.low):
             return self.high - (-free).exp()
-        width = self.high - self.low
-        # From the nearer bound, or else x would be rounded to the upper one too early.
-        near_low, near_high = (width * torch.sigmoid(sign * free) for sign in (1, -1))
-        return torch.where(free <= 0, self.low + near_low, self.high - near_high)
+        # From the nearest of bounds and middle, or x would have the rounding of the others.
+        near_low, near_high = (2 * self._half * torch.sigmoid(sign * free) for sign in (1, -1))
+        near_bound = torch.where(free <= 0, self.low + near_low, self.high - near_high)
+        near_middle = self._middle + self._half * torch.tanh(free / 2)
+        return torch.where(free.abs() < _MIDDLE, near_middle, near_bound)
 
     def free(self, own: Tensor) -> Tensor:
         """Compute u from x."""
@@ -49,7 +52,9 @@ class OpenInterval:
             return (own - self.low).log()
         if math.isinf(self.low):
             return -(self.high - own).log()
-        return (own - self.low).log() - (self.high - own).log()
+        near_bound = (own - self.low).log() - (self.high - own).log()
+        share = (own - self._middle) / self._half
+        return torch.where(share.abs() < math.tanh(_MIDDLE / 2), 2 * share.atanh(), near_bound)
 
     def slope(self, free: Tensor) -> Tensor:
         """Compute dx/du."""
@@ -57,7 +62,7 @@ class OpenInterval:
             return free.exp()
         if math.isinf(self.low):
             return (-free).exp()
-        return (self.high - self.low) * torch.sigmoid(free) * torch.sigmoid(-free)
+        return 2 * self._half * torch.sigmoid(free) * torch.sigmoid(-free)
 
     def bend(self, free: Tensor) -> Tensor:
         """Compute d^2x/du^2."""
@@ -65,6 +70,15 @@ class OpenInterval:
         if math.isinf(self.high):
             return slope
         return -slope if math.isinf(self.low) else -slope * torch.tanh(free / 2)
+
+    @property
+    def _half(self) -> float:
+        """Half of the distance between two bounds."""
+        return 0.5 * self.high - 0.5 * self.low
+
+    @property
+    def _middle(self) -> float:
+        return 0.5 * self.high + 0.5 * self.low
 
 
 def positive() -> OpenInterval:
@@ -88,7 +102,8 @@ def interval(low: float, high: float) -> OpenInterval:
     """Bound a parameter to numbers strictly between two; one of them may be infinite.
 
     Raises:
-        InputError: `low` is not below `high`, both are infinite, or one is NaN.
+        InputError: `low` is not below `high`, both are infinite, one is NaN, or the distance
+            between them is no number of float64.
 
     Examples:
         >>> interval(0, 1).own(torch.zeros(2))
@@ -99,5 +114,10 @@ def interval(low: float, high: float) -> OpenInterval:
         ends.low < ends.high and not (math.isinf(ends.low) and math.isinf(ends.high)),
         "an interval needs low below high, and one of them finite, got "
         f"{ends.low:g} and {ends.high:g}; leave a parameter without bounds out",
+    )
+    require(
+        math.isinf(ends.low) or math.isinf(ends.high) or math.isfinite(ends.high - ends.low),
+        f"an interval from {ends.low:g} to {ends.high:g} is too wide to be computed in; leave a "
+        "parameter without bounds out",
     )
     return ends

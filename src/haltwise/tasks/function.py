@@ -345,6 +345,11 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
                 f"first dimension, got {_shape(value)}",
             )
             require(
+                value.layout == torch.strided,
+                f"data[{name!r}] is {str(value.layout).removeprefix('torch.')}, of which problems "
+                f"cannot be selected; make it dense by data[{name!r}].to_dense()",
+            )
+            require(
                 value.device == self.start.device,
                 f"data[{name!r}] is on {value.device} and start on {self.start.device}; move both "
                 f"by FunctionBatch(...).to('{self.start.device}')",

@@ -11,10 +11,25 @@ from torch import Tensor
 __all__ = ["likely_cause"]
 
 _KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
-_NUMPY = re.compile(r"numpy\(\)|numpy\.ndarray|ufunc|__array", re.IGNORECASE)
-_INDEX = re.compile(r"used as indices|index tensor", re.IGNORECASE)
 _DTYPE = re.compile(r"dtype|scalar type|not implemented for '|result type", re.IGNORECASE)
 _DEVICE = re.compile(r"same device|on different devices", re.IGNORECASE)
+_CAUSES = (
+    (
+        re.compile(r"leaf Variable that requires grad .* in-place", re.IGNORECASE),
+        "it changes the parameters in place; compute a new tensor, as by params - 3 in the place "
+        "of params -= 3",
+    ),
+    (
+        re.compile(r"numpy\(\)|numpy\.ndarray|ufunc|__array", re.IGNORECASE),
+        "it must compute by PyTorch alone, with tensors: torch.exp in the place of numpy.exp, and "
+        "torch.as_tensor(array) of arrays that it brings itself",
+    ),
+    (
+        re.compile(r"used as indices|index tensor", re.IGNORECASE),
+        "what is an index must be whole numbers, and those of a table are not: convert it inside "
+        "the function, by .long()",
+    ),
+)
 
 
 def likely_cause(
@@ -46,16 +61,9 @@ def likely_cause(
         of_arguments = _by_arguments(text, functions, params, data)
         if of_arguments is not None:
             return of_arguments
-    if _NUMPY.search(text):
-        return (
-            "it must compute by PyTorch alone, with tensors: torch.exp in the place of numpy.exp, "
-            "and torch.as_tensor(array) of arrays that it brings itself"
-        )
-    if _INDEX.search(text):
-        return (
-            "what is an index must be whole numbers, and those of a table are not: convert it "
-            "inside the function, by .long()"
-        )
+    for pattern, cause in _CAUSES:
+        if pattern.search(text):
+            return cause
     if _DTYPE.search(text):
         return _by_dtypes(text, _one_of(params), data)
     if _DEVICE.search(text):

@@ -1,4 +1,4 @@
-"""A trial of a family from a user's file, before hours are spent on one that does not work."""
+"""Trials of a user's families and batches, before hours are spent on one that does not work."""
 
 import json
 from dataclasses import asdict
@@ -9,10 +9,129 @@ from torch import Tensor
 from haltwise._core import plugins
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
-from haltwise.tasks.base import TaskBatch, TaskFamily
+from haltwise._core.settings import got
+from haltwise._core.tensors import tensors_of
+from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
+from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
 
-__all__ = ["require_usable"]
+__all__ = ["require_solvable", "require_usable"]
+
+
+def require_solvable(problem: TaskBatch) -> None:
+    """Try a batch of problems before it is solved.
+
+    Raises:
+        InputError: It is no batch, its start is no good, or the functions of a `FunctionBatch` or
+            a batch of a user's own class return what they must not.
+
+    Warns:
+        GradientWarning: See `FunctionBatch.check`.
+    """
+    require(
+        isinstance(problem, TaskBatch),
+        "a problem must be a TaskBatch, "
+        + (got(problem) if isinstance(problem, type) else f"got {type(problem).__name__}")
+        + "; "
+        "make one of a loss by haltwise.FunctionBatch(start, loss, data)",
+    )
+    start = problem.start
+    require(
+        isinstance(start, Tensor) and start.ndim == 2 and start.numel() > 0,
+        "start must be a tensor or an array of shape [B, D], a row of parameters for each problem, "
+        "got "
+        + (
+            f"shape {list(start.shape)}"
+            if isinstance(start, Tensor)
+            else f"{type(start).__name__}; make one by torch.tensor, or an array by numpy.array"
+        ),
+    )
+    coordinates = problem.coordinates if isinstance(problem, FunctionBatch) else None
+    as_array = coordinates is not None and coordinates.as_arrays
+    require(
+        start.dtype in (torch.float32, torch.float64), no_dtype("start", start, as_array=as_array)
+    )
+    require(
+        start.layout == torch.strided,
+        f"start is {str(start.layout).removeprefix('torch.')}; make it dense by start.to_dense()",
+    )
+    require(
+        start.device.type != "meta",
+        "the problems are on the device meta, which holds no numbers; make them on another, such "
+        "as 'cpu'",
+    )
+    bad = (~start.isfinite()).any(1).nonzero().flatten().tolist()
+    require(
+        not bad,
+        f"start holds NaN or infinity in {len(bad)} of {len(start)} problems, first in problem "
+        f"{bad[0] if bad else None}; start from finite parameters",
+    )
+    if isinstance(problem, FunctionBatch):
+        problem.check()
+    elif not plugins.comes_with_the_package(problem):
+        _require_sound(problem)
+
+
+def _require_sound(batch: TaskBatch) -> None:
+    """Evaluate a few problems of a batch of a user's own class at their starts, and each alone.
+
+    Raises:
+        InputError: A tensor field does not have the problems along its first dimension, or
+            `observe` returns what it must not, changes its arguments, or losses that depend on the
+            problems beside them or on chance.
+    """
+    title, number = type(batch).__name__, batch.num_problems
+    for name, value in tensors_of(batch).items():
+        require(
+            value.shape[:1] == (number,),
+            f"the field {name} of {title} must have the {number} problems along its first "
+            f"dimension, got shape {list(value.shape)}; what all problems share goes into a field "
+            "that is no tensor, such as a tuple of tensors",
+        )
+    index = sorted({0, number // 2, number - 1})
+    some = batch.select(torch.tensor(index, device=batch.start.device))
+    together = _observed(some)
+    if batch.stochastic:
+        return
+    tolerance = torch.finfo(batch.start.dtype).eps ** 0.5
+    for place, problem in enumerate(index):
+        row = torch.tensor([place], device=batch.start.device)
+        for own, beside in zip(_observed(some.select(row)), together, strict=True):
+            size = own.abs().nan_to_num().amax().item()
+            require(
+                torch.allclose(own, beside[row], tolerance, tolerance * size, equal_nan=True),
+                f"the loss of problem {problem} of {title}, or its gradient, changes with the "
+                "problems beside it or from call to call; it must depend on its own rows of "
+                "parameters and fields alone, and where it draws minibatches `stochastic` is true",
+            )
+
+
+def _observed(batch: TaskBatch) -> Observation:
+    """What a batch of a user's own class observes at its start."""
+    title, params = type(batch).__name__, batch.start.detach().clone()
+    with torch.enable_grad():  # a loss may differentiate inside
+        seen: object = batch.observe(params, 0)
+    require(
+        isinstance(seen, Observation),
+        f"{title}.observe must return an Observation(loss, grad), got {type(seen).__name__}",
+    )
+    assert isinstance(seen, Observation)
+    for what, value, shape in (
+        ("loss", seen.loss, list(params.shape[:1])),
+        ("gradient", seen.grad, list(params.shape)),
+    ):
+        is_tensor = isinstance(value, Tensor)
+        found = f"{value.dtype} in shape {list(value.shape)}" if is_tensor else type(value).__name__
+        require(
+            is_tensor and list(value.shape) == shape and value.dtype == params.dtype,
+            f"the {what} that {title}.observe returns must be a tensor of {params.dtype} in shape "
+            f"{shape} for parameters of shape {list(params.shape)}, got {found}",
+        )
+    require(
+        torch.equal(params, batch.start),
+        f"{title}.observe changes the parameters that it is given in place; compute a new tensor",
+    )
+    return Observation(seen.loss.detach(), seen.grad.detach())
 
 
 def require_usable(family: TaskFamily, name: str) -> None:

@@ -21,8 +21,10 @@ from haltwise.testing.assertions import (
     close,
     expect,
     expect_alike,
+    expect_instance,
     expect_items,
     expect_kinds,
+    global_randomness_untouched,
     normal,
     rounding_among_others,
     seeded,
@@ -36,6 +38,7 @@ _PRICE = 0.1
 _NUM_DRAWS, _NUM_MEANS = 100, 20
 
 
+@global_randomness_untouched()
 def check_adaptive_process(
     process: AdaptiveProcess, inputs: Inputs, *, tolerance: float | None = None
 ) -> None:
@@ -68,6 +71,7 @@ def check_adaptive_process(
         >>> process = RecurrentCell(torch.nn.GRUCell(2 + 1, 4), max_steps=3).double()
         >>> check_adaptive_process(process, torch.randn(5, 2, dtype=torch.float64))
     """
+    expect_instance(process, AdaptiveProcess, "an adaptive process")
     expect(count_rows(inputs) >= 3, f"give inputs of at least 3 rows, got {count_rows(inputs)}")
     features = _check_steps(process, inputs)
     tolerance = rounding_among_others() if tolerance is None else tolerance
@@ -95,9 +99,10 @@ def _layers(process: AdaptiveProcess, features: Tensor) -> Iterator[AdaptiveComp
         method = kind()
         if method.num_outputs == 0 or (process.items_interact and coupling is Coupling.SAMPLED):
             continue
-        layer = AdaptiveComputation(
-            copy.deepcopy(process), method, coupling, width=0, price_input=False
-        ).double()
+        with torch.random.fork_rng(devices=[]):  # what a head begins with is replaced
+            layer = AdaptiveComputation(
+                copy.deepcopy(process), method, coupling, width=0, price_input=False
+            ).double()
         readout = layer.head.readout
         readout.weight.data = 2 * normal(0, *readout.weight.shape) / spread / len(spread) ** 0.5
         readout.bias.data = 1.5 - readout.weight.data @ features.mean(0)

@@ -5,20 +5,24 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from haltwise._core.errors import InputError
+from haltwise._core.settings import got
 from haltwise._core.tensors import require_like
 
 __all__ = [
     "close",
     "expect",
     "expect_alike",
+    "expect_instance",
     "expect_items",
     "expect_kinds",
     "expect_shape",
+    "global_randomness_untouched",
     "normal",
     "rounding_among_others",
     "seeded",
@@ -94,6 +98,14 @@ def expect(condition: bool | Tensor, message: str) -> None:
         raise AssertionError(message)
 
 
+def expect_instance(value: object, kind: type, name: str) -> None:
+    """Refuse anything but an instance of a class."""
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    is_large = isinstance(value, tuple | Mapping | Tensor)
+    what = f"got {type(value).__name__}" if is_large else got(value)
+    expect(isinstance(value, kind), f"{name} must be {article} {kind.__name__}, {what}")
+
+
 def expect_shape(value: Tensor, shape: Sequence[int], name: str) -> None:
     """Refuse a tensor of another shape."""
     found = list(value.shape)
@@ -139,3 +151,25 @@ def unchanged(message: str, record: Any) -> Iterator[None]:
     before = {name: value.clone() for name, value in tensors(record).items()}
     yield
     expect_alike(tensors(record), before, message)
+
+
+@contextmanager
+def global_randomness_untouched() -> Iterator[None]:
+    """Refuse a block, or a decorated check, that draws from a global generator or seeds one."""
+    before = _global_randomness()
+    yield
+    for name, state in _global_randomness().items():
+        expect(
+            state == before[name],
+            f"the global generator of {name} is drawn from or seeded, which changes the user's "
+            "other random numbers; take what is random from a torch.Generator that is passed in",
+        )
+
+
+def _global_randomness() -> dict[str, object]:
+    """States by name; not that of `random`, which some packages draw from when imported."""
+    _, keys, place, *cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "PyTorch": torch.get_rng_state().numpy().tobytes(),
+        "NumPy": (np.asarray(keys).tobytes(), place, *cached),
+    }

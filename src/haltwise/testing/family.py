@@ -6,13 +6,15 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from haltwise.tasks import TaskBatch, TaskFamily
+from haltwise.tasks import Observation, TaskBatch, TaskFamily
 from haltwise.testing.assertions import (
     close,
     expect,
     expect_alike,
+    expect_instance,
     expect_items,
     expect_shape,
+    global_randomness_untouched,
     normal,
     seeded,
     tensors,
@@ -27,6 +29,7 @@ _STENCIL = {1: 8 / 12, -1: -8 / 12, 2: -1 / 12, -2: 1 / 12}  # of the five-point
 _OTHER_STEPS = (0, 2, 10**6)
 
 
+@global_randomness_untouched()
 def check_family(family: TaskFamily, *, num_problems: int = 4) -> None:
     """Check that a family keeps the contract of `TaskFamily` and `TaskBatch`.
 
@@ -45,11 +48,13 @@ def check_family(family: TaskFamily, *, num_problems: int = 4) -> None:
         >>> check_family(family("quadratic-10d"))
     """
     expect(num_problems >= 3, f"num_problems must be at least 3, got {num_problems}")
+    expect_instance(family, TaskFamily, "a family")
     _check_settings(family)
+    _check_draw(family, num_problems)
     batch = _sample(family, num_problems)
     # Not the starts, which may be special points.
     params = batch.start + 0.1 * normal(1, *batch.start.shape)
-    _check_shapes(family, batch, params)
+    _check_shapes(batch, params)
     _check_generator(family, batch)
     _check_purity(family, batch, params)
     _check_observations(batch, params)
@@ -84,12 +89,23 @@ def _check_settings(family: TaskFamily) -> None:
     expect(again == family, f"{title} is another family when made again from its fields in JSON")
 
 
-def _check_shapes(family: TaskFamily, batch: TaskBatch, params: Tensor) -> None:
+def _check_draw(family: TaskFamily, num_problems: int) -> None:
+    drawn = family._sample(num_problems, seeded(0))
+    expect_instance(drawn, TaskBatch, "what `_sample` draws")
+    expect_shape(drawn.start, [num_problems, family.dim], "start")
+    expect(
+        drawn.start.dtype == torch.float64,
+        f"`_sample` must draw starts in torch.float64, got {drawn.start.dtype}",
+    )
+
+
+def _check_shapes(batch: TaskBatch, params: Tensor) -> None:
     num_problems = len(params)
-    expect_shape(batch.start, [num_problems, family.dim], "start")
     expect_items(tensors(batch), num_problems, "the batch")
     for name, value in tensors(batch).items():
         expect(value.isfinite().all(), f"{name} holds NaN or infinity")
+    observed: object = batch.observe(params, 0)
+    expect_instance(observed, Observation, "what `observe` returns")
     for name, value in _seen(batch, params, 0).items():
         expect_shape(value, params.shape if "grad" in name else [num_problems], name)
         expect(value.isfinite().all(), f"{name} is not finite near the start")

@@ -21,7 +21,15 @@ from haltwise.stop_rules import (
     decisions,
     total_cost,
 )
-from haltwise.testing.assertions import close, expect, expect_shape, normal, seeded
+from haltwise.testing.assertions import (
+    close,
+    expect,
+    expect_instance,
+    expect_shape,
+    global_randomness_untouched,
+    normal,
+    seeded,
+)
 
 __all__ = ["check_halting_method"]
 
@@ -29,6 +37,7 @@ _NUM_ITEMS, _NUM_STEPS = 5, 7
 _PROGRESS = (None, 0.0, 0.5, 1.0)
 
 
+@global_randomness_untouched()
 def check_halting_method(method: HaltingMethod, *, detached: Collection[str] = ()) -> None:
     """Check what training, calibration and sessions take for granted of a halting method.
 
@@ -57,6 +66,7 @@ def check_halting_method(method: HaltingMethod, *, detached: Collection[str] = (
         >>> from haltwise.halting import StickBreaking
         >>> check_halting_method(StickBreaking())
     """
+    expect_instance(method, HaltingMethod, "a halting method")
     again = type(method)(**json.loads(json.dumps(asdict(method))))
     expect(again == method, f"the settings do not survive JSON: {method!r} became {again!r}")
     examples = _examples(method)

@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 
 from haltwise._core.tensors import select_state
-from haltwise.processes.base import Process
+from haltwise.processes.base import Process, ProcessStep, StepObservation
 from haltwise.testing.assertions import (
     close,
     expect,
     expect_alike,
+    expect_instance,
     expect_items,
     expect_shape,
+    global_randomness_untouched,
     tensors,
     unchanged,
 )
@@ -18,6 +20,7 @@ from haltwise.testing.assertions import (
 __all__ = ["check_process"]
 
 
+@global_randomness_untouched()
 def check_process(process: Process, *, num_steps: int = 5, tolerance: float | None = None) -> None:
     """Check what recording, early exit and sessions take for granted of a process.
 
@@ -48,11 +51,20 @@ def check_process(process: Process, *, num_steps: int = 5, tolerance: float | No
         ... )
         >>> check_process(OptimizationProcess(SGD(0.01), problems))
     """
+    expect_instance(process, Process, "a process")
+    expect(num_steps >= 1, f"num_steps must be at least 1, got {num_steps}")
     num_items = process.num_items
     expect(num_items >= 2, f"give a process of at least 2 items, got {num_items}")
     expect_items(process.init(), num_items, "the state")
     with unchanged("the state at step 0 is another after a step", process.init()):
-        loss = process.step(0, process.init()).observation.loss
+        taken: object = process.step(0, process.init())
+    expect_instance(taken, ProcessStep, "what step returns")
+    assert isinstance(taken, ProcessStep)
+    expect_instance(taken.observation, StepObservation, "the observation of a step")
+    loss = taken.observation.loss
+    expect(
+        loss.is_floating_point(), f"the loss must be of a floating-point dtype, got {loss.dtype}"
+    )
     expect(loss.isfinite().all(), f"the loss at the start must be finite, got {loss.tolist()}")
     run = _run(process, num_steps)
     again = _run(process, num_steps)
@@ -114,6 +126,7 @@ def _run(
             f"the result at step {step} changes when the next step is taken",
         )
         score = process.score(state, step, observation)
+        expect_instance(score, Tensor, "the score")
         expect(
             close(score, process.score(before, step, observation)),
             f"the score at step {step} changes when the next step is taken",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from haltwise._core.settings import got
 from haltwise._core.tensors import map_tensors, select_state
 from haltwise.processes.signals import SIGNALS
 from haltwise.processes.trajectory import Trajectory
@@ -14,8 +15,10 @@ from haltwise.stop_rules.base import LevelRule, StopRule, decide_all, decisions
 from haltwise.testing.assertions import (
     close,
     expect,
+    expect_instance,
     expect_items,
     expect_kinds,
+    global_randomness_untouched,
     normal,
     seeded,
     unchanged,
@@ -26,6 +29,7 @@ __all__ = ["check_stop_rule"]
 _NUM_ITEMS, _NUM_STEPS = 24, 10
 
 
+@global_randomness_untouched()
 def check_stop_rule(rule: StopRule, trajectory: Trajectory | None = None) -> None:
     """Check what sessions, early exit and calibration take for granted of a stop rule.
 
@@ -50,6 +54,7 @@ def check_stop_rule(rule: StopRule, trajectory: Trajectory | None = None) -> Non
         >>> from haltwise.stop_rules import FixedBudget, Patience
         >>> check_stop_rule(Patience(3) | FixedBudget(8))
     """
+    expect_instance(rule, StopRule, "a stop rule")
     if trajectory is None:
         trajectory = _example()
     reasons: object = rule.reasons
@@ -124,7 +129,12 @@ def _check_steps(rule: StopRule, trajectory: Trajectory) -> None:
             unchanged(f"step wrote to the memory it was given {where}", memory),
             unchanged(f"step wrote to the observation it was given {where}", observation),
         ):
-            stop, after = rule.step(observation, memory)
+            decided: Any = rule.step(observation, memory)
+        expect(
+            isinstance(decided, tuple) and len(decided) == 2,
+            f"step must return where items stop and the memory {where}, {got(decided)}",
+        )
+        stop, after = decided
         expect(
             isinstance(stop, Tensor) and stop.dtype == torch.bool and stop.shape == (num_items,),
             f"step must return a bool tensor of shape [{num_items}] {where}, got {stop!r}",
@@ -173,8 +183,15 @@ def _check_company(rule: StopRule, trajectory: Trajectory, decided: Tensor) -> N
     )
     for leave_at in range(trajectory.num_steps):
         kept = torch.randperm(num_items, generator=seeded(3 + leave_at))[: max(1, num_items // 3)]
+        try:
+            found = _decide(rule, trajectory, kept, leave_at)
+        except RuntimeError as error:
+            raise AssertionError(
+                f"the rule fails when others leave at step {leave_at} ({error}); keep what belongs "
+                "to an item in the memory's row"
+            ) from error
         expect(
-            close(_decide(rule, trajectory, kept, leave_at), decided[leave_at:, kept]),
+            close(found, decided[leave_at:, kept]),
             f"items are decided otherwise when others leave at step {leave_at}; keep what belongs "
             "to an item in the memory's row",
         )

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from haltwise.testing.assertions import (
     expect,
     expect_alike,
+    expect_instance,
     expect_items,
     expect_kinds,
     expect_shape,
+    global_randomness_untouched,
     normal,
     tensors,
     unchanged,
@@ -37,6 +39,7 @@ _EXACT = 1e-9  # relative; of float64 numbers that were summed in another order
 _SINGLE = 1e-3  # relative; of float32 numbers after a few steps
 
 
+@global_randomness_untouched()
 def check_update_rule(rule: UpdateRule, *, dim: int = 7) -> None:
     """Check that an update rule keeps the contract of `haltwise.update_rules.UpdateRule`.
 
@@ -71,6 +74,7 @@ def check_update_rule(rule: UpdateRule, *, dim: int = 7) -> None:
         Traceback (most recent call last):
         AssertionError: SignDescent: update changes its arguments in place
     """
+    expect_instance(rule, UpdateRule, "an update rule")
     double = _in_dtype(rule, torch.float64)
     scale = 10.0 ** torch.linspace(-2, 2, _NUM_ITEMS, dtype=torch.float64)
     grads = normal(1, _NUM_ITEMS, _NUM_STEPS, dim) * scale.view(-1, 1, 1)
@@ -123,7 +127,10 @@ def _check_shapes(rule: UpdateRule, grads: Tensor) -> None:
         first = state = rule.init(torch.zeros_like(grad))
         expect_items(first, num_items, "the state")
         for _ in range(2):
-            update, readout, state = rule.update(grad, state)
+            step: object = rule.update(grad, state)
+            expect_instance(step, UpdateStep, "what update returns")
+            assert isinstance(step, UpdateStep)
+            update, readout, state = step
             expect_shape(update, grad.shape, "update")
             expect_shape(readout, (num_items, rule.readout_size), "readout")
             expect_kinds(state, first, "the state")

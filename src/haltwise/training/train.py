@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from haltwise._core.errors import require
 from haltwise._core.nested_settings import merge
 from haltwise._core.plugins import whereabouts
+from haltwise._core.settings import got
 from haltwise._core.tensors import undisturbed
 from haltwise.engines import Engine
 from haltwise.engines.record import record_descents
@@ -51,7 +53,7 @@ def train(
         The run directory, which `haltwise.load`, `haltwise.solve` and all others take.
 
     Raises:
-        InputError: A setting is impossible, or the directory holds a run already.
+        InputError: It is no family, a setting is impossible, or the directory holds a run already.
     """
     changes = {name: plain(name, value) for name, value in settings.items()}
     if isinstance(family, TaskFamily | ProcessFamily):
@@ -59,6 +61,15 @@ def train(
         if isinstance(family, TaskFamily):
             data_dir = data_dir or family.data_dir
         family = whereabouts(family)
+    require(
+        isinstance(family, str),
+        f"a family must be a name, PATH.py:NAME, a TaskFamily or a ProcessFamily, {got(family)}"
+        + (
+            "; for problems at hand there are train_stop and haltwise.solve"
+            if isinstance(family, TaskBatch)
+            else ""
+        ),
+    )
     chosen = TrainingSettings.from_preset(preset, family, changes)
     command = f"train({family!r})"
     return _finish(
