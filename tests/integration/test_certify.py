@@ -401,7 +401,7 @@ def test_the_command_certifies_the_next_group(
         (("--risk", "exces", "--level", 0.1, "--confidence", 0.9), "mean 'excess'"),
         (("--risk", "given-up", "--level", 0.1, "--confidence", 0.9), "target"),
         ((*EXCESS, "--unit", "seconds"), "--unit must be updates or gradients"),
-        ((*EXCESS, "--price", -1), "price must be above 0"),
+        ((*EXCESS, "--price", -1), "price must be a finite number above 0"),
     ],
 )
 def test_what_cannot_be_certified_is_refused_and_changes_nothing(
@@ -420,6 +420,23 @@ def without_option(message: str) -> set[str]:
     """The arguments of Python that a message advises and does not name as options, too."""
     advised = set(re.findall(r"(\w+)=|give (?:a )?(bound|confidence|level|price)\b", message))
     return {name for pair in advised for name in pair if name and f"--{name}" not in message}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--risk", "cost", "--level", 99, "--confidence", 0.9), "below 30, the largest loss"),
+        (("--risk", "cost", "--level", 1, "--confidence", 2), "confidence must be above 0"),
+        (("--risk", "cost", "--level", 1), "give a confidence"),
+        ((*EXCESS, "--bound", 0), "bound must be above 0"),
+        ((*EXCESS, "--price", "inf"), "price must be a finite number above 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_recorded(
+    arguments: tuple[object, ...], sentence: str, weights: Path, tmp_path: Path
+) -> None:
+    done = haltwise("certify", weights, *arguments, "--runs", "none", cwd=tmp_path)
+    assert sentence in done.stderr
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import parameters, real_number, require_flags, shown, words
+from haltwise._core.settings import (
+    parameters,
+    price_per_unit,
+    real_number,
+    require_flags,
+    shown,
+    words,
+)
 from haltwise.certificates import (
     Certificate,
     ExcessLoss,
@@ -137,7 +144,7 @@ def certify(
     model = rule if isinstance(rule, HaltingModel | OptimizerModel) else None
     if price is not None:
         require(model is not None, "a price is what a model is asked at; a stop rule knows none")
-        require(real_number("price", price) > 0, f"price must be above 0, got {price:g}")
+        price = price_per_unit(price)
     if model is not None:
         card = model.card
         price = card.price if price is None else price
