@@ -477,7 +477,7 @@ def test_a_saved_record_is_read_back(tmp_path: Path) -> None:
     made = Curves.from_runs(
         [
             {"seconds": [0.5, 2.0], "acc": [0.1, np.nan], "steps": [1, 2]},
-            {"seconds": [1.0], "acc": [np.inf]},
+            {"seconds": [1.0], "acc": [-np.inf]},
         ],
         cost="seconds",
         metric="acc",
