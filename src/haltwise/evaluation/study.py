@@ -68,6 +68,11 @@ def study(
     require(len(seeds) >= 2, f"a study needs at least 2 seeds, got {len(seeds)}")
     require(num_problems >= 32, f"num_problems must be at least 32, got {num_problems}")
     prices = [price_per_unit(price, "every price") for price in prices]
+    for what, given in (("seed", seeds), ("price", prices)):
+        twice = sorted({each for each in given if given.count(each) > 1})
+        require(
+            not twice, f"{what} {twice[:1]} is given twice, and would count twice; give it once"
+        )
     for name, model in models.items():
         require(model.halting.halts, f"{name} was trained without halting; study another")
     first, *others = models.values()
