@@ -8,7 +8,6 @@ import click
 
 from haltwise._core.arrays import array_names, read_arrays
 from haltwise._core.errors import DataWarning, require, warn
-from haltwise._core.files import make_directory
 from haltwise.cli.options import PATH, WRITTEN, direction_option, json_option
 from haltwise.cli.printing import print_table, print_warnings, say, write_json
 from haltwise.curves.curves import Direction
@@ -57,7 +56,6 @@ def command(
         record = stopping_report(**arrays, price=price, unit=CostUnit(unit), direction=direction)
     write_json(json_path, record)
     if html_path is not None:
-        make_directory(html_path.parent)
         write_stopping_report(record, html_path, traces.stem)
     print_warnings(record)
     print_table(rules_table(record, wide=False))
