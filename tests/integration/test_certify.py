@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from draws import DOUBLE, seeded
@@ -49,6 +50,7 @@ from haltwise.stop_rules import (
     FixedBudget,
     HazardThreshold,
     Patience,
+    Plateau,
     ReturnedIterate,
     StopRule,
     decisions,
@@ -237,6 +239,8 @@ def test_a_problem_that_diverged_counts_as_the_bound_if_clipped() -> None:
         ({"confidence": None}, "give a confidence"),
         ({"group": ["a"]}, r"one label a problem, \[600\], got \[1\]"),
         ({"group": [None] * 600}, "texts or numbers, all of one kind"),
+        ({"group": [math.nan] * 600}, "a label for each problem, but some are NaN"),
+        ({"model_or_rule": Plateau, "group": [1] * 600}, "every group was set aside to .* groups"),
         ({"recorded": torch.zeros(3, 4)}, r"recorded must be a Trajectory .* got shape \[3, 4\]"),
         ({"risk": 3}, "risk must be .* got 3"),
         ({"risk": lambda excess, cost: 1}, "must be a tensor of shape .* got 1"),
@@ -253,6 +257,23 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: st
     }  # fmt: skip
     with pytest.raises(InputError, match=message):
         certify(**(given | arguments))
+
+
+def test_labels_are_those_of_the_problems_in_their_order() -> None:
+    """A column of a data frame has an index of its own, which is not to be asked."""
+    labels = [number // 20 for number in range(600)]
+    found = [
+        certify(Plateau, DECAYS, risk=LossAbove(0.3), level=0.2, confidence=0.8, group=group)
+        for group in (labels, torch.tensor(labels), pd.Series(labels, index=[*range(600)][::-1]))
+    ]
+    assert found[0].require() == found[1] == found[2]
+
+
+@pytest.mark.parametrize("kind", [LossAbove, SuccessGivenUp])
+@pytest.mark.parametrize("target", [math.nan, math.inf, "a"])
+def test_a_target_that_is_no_number_is_refused(kind: Any, target: Any) -> None:
+    with pytest.raises(InputError, match="target must be"):
+        kind(target)
 
 
 # --- Models and their cards ----------------------------------------------------------------------

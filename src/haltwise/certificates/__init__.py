@@ -21,7 +21,7 @@ from haltwise.certificates.risks import (
     StopOutcomes,
     SuccessGivenUp,
 )
-from haltwise.certificates.table import RiskTable
+from haltwise.certificates.table import RiskTable, label_codes
 from haltwise.certificates.tabulate import from_the_safest, largest_loss, set_aside, tabulate
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "SuccessGivenUp",
     "certify_table",
     "from_the_safest",
+    "label_codes",
     "largest_loss",
     "require_promise",
     "set_aside",
