@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from draws import DOUBLE, seeded
@@ -261,10 +260,15 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: st
 
 def test_labels_are_those_of_the_problems_in_their_order() -> None:
     """A column of a data frame has an index of its own, which is not to be asked."""
+    pandas = pytest.importorskip("pandas")
     labels = [number // 20 for number in range(600)]
     found = [
         certify(Plateau, DECAYS, risk=LossAbove(0.3), level=0.2, confidence=0.8, group=group)
-        for group in (labels, torch.tensor(labels), pd.Series(labels, index=[*range(600)][::-1]))
+        for group in (
+            labels,
+            torch.tensor(labels),
+            pandas.Series(labels, index=[*range(600)][::-1]),
+        )
     ]
     assert found[0].require() == found[1] == found[2]
 

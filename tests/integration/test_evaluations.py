@@ -244,9 +244,9 @@ def test_damaged_records_are_refused_in_a_sentence(tmp_path: Path) -> None:
 def test_what_cannot_be_kept_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = make_evaluation()
     monkeypatch.setattr("haltwise.cli.evaluate.evaluate", lambda *_, **__: found)
-    (tmp_path / "file").write_text("")
-    done = haltwise("evaluate", "regression-2d", "--out", "file/x", cwd=tmp_path)
-    assert (done.returncode, "cannot create file/x" in done.stderr) == (2, True)
+    (tmp_path / "runs").write_text("")
+    done = haltwise("evaluate", "regression-2d", cwd=tmp_path)
+    assert (done.returncode, "cannot create runs/regression-2d" in done.stderr) == (2, True)
     assert "captured gain" in done.stdout
 
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from haltwise._core.errors import require
 from haltwise._core.progress import working
 from haltwise.cli import options
-from haltwise.cli.printing import print_table, write_json
+from haltwise.cli.printing import print_table, say, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import study
 from haltwise.models import loading
-from haltwise.report.studies import margins_table, study_table
+from haltwise.report.studies import margins_table, study_section, study_table
 from haltwise.stop_rules import CostUnit
 from haltwise.tasks.base import TaskFamily
 
@@ -103,6 +103,8 @@ def command(
             learners=learners,
         )
     write_json(json_path, record)
+    for warning in study_section(record).warnings:
+        say(f"Warning: {warning}")
     for unit in CostUnit:
         print_table(study_table(record, unit))
         print_table(margins_table(record, unit))

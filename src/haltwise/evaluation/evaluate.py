@@ -142,9 +142,13 @@ def evaluate(
     lbfgs, num_lbfgs = [], 0
     if not test.stochastic:
         announce("running L-BFGS")
-        num_lbfgs = min(_NUM_LBFGS, num_problems)
-        few = family.sample(num_lbfgs, stream(seed, "test"), dtype=torch.float64)
-        lbfgs = lbfgs_curve(few, horizon).mean(0).tolist()
+        few = family.sample(
+            min(_NUM_LBFGS, num_problems), stream(seed, "test"), dtype=torch.float64
+        )
+        lowest = lbfgs_curve(few, horizon)
+        lowest = lowest[lowest.isfinite().all(1)]  # where a problem begins at NaN, none helps
+        num_lbfgs = len(lowest)
+        lbfgs = lowest.mean(0).tolist() if num_lbfgs else []
     return Evaluation(
         EvaluationRecord(
             optimizer=name,
