@@ -214,6 +214,8 @@ JUDGE, LEARN = ("judge", "training-runs", "none.csv"), ("learn", "none.csv")
             (*JUDGE, "--tuning-runs", "x", "--metric", "acc", "--certify", "0.1", "--adopt"),
             "--metric and --certify and --adopt cannot go with --tuning-runs",
         ),
+        (("judge", "none", "none.csv"), "a monitor is judged with --tuning-runs"),
+        (("judge", "x", "runs", "--tuning-runs", "./runs"), "are the runs to judge by"),
         ((*LEARN, "--out", __file__), "cannot be written in; name another directory"),
         ((*LEARN, "--out", "x", "--price", "1", "--value-of-success", "inf"), "--value-of-success"),
         (

@@ -13,7 +13,12 @@ from haltwise.cli.curve_options import curve_options, given_options, read_curves
 from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.curves.certify import certify_curves
 from haltwise.curves.model import CurveModel
-from haltwise.curves.shipped import PRETRAINED, find_curve_model, load_curve_rule
+from haltwise.curves.shipped import (
+    PRETRAINED,
+    find_curve_model,
+    is_curve_model,
+    load_curve_rule,
+)
 from haltwise.curves.stop_model import StopModel
 from haltwise.evaluation import judge_runs
 from haltwise.evaluation.give_up import judge_curves, with_targets
@@ -107,6 +112,11 @@ def command(
     )
     if level is not None:
         require_promise(level, confidence)
+    require(
+        is_curve_model(model),
+        f"there is no model {model} of recorded curves; name {PRETRAINED}, or a directory that "
+        "haltwise learn wrote; a monitor is judged with --tuning-runs",
+    )
     learned = load_curve_rule(model)
     if isinstance(learned, StopModel):
         others = given_options({**certifying, **successes(reading)})
@@ -148,6 +158,11 @@ def _judge_monitor(
     html_path: Path | None,
     json_path: Path | None,
 ) -> None:
+    require(
+        test_runs.resolve() != tuning_runs.resolve(),
+        f"--tuning-runs {tuning_runs} are the runs to judge by, which would flatter what is tuned "
+        "on them; record others",
+    )
     halting = load_halting(model)
     test, tuning = (
         RecordedRuns.load(runs, halting.card.horizon) for runs in (test_runs, tuning_runs)
