@@ -172,12 +172,15 @@ def test_commands_write_a_model_a_report_and_a_judgement(
     assert "Where it fails" in page
     assert "past runs on" in page
     assert load_curve_model(out).card.num_groups == 3
+    kept = json.loads((out / "record.json").read_text())
     done = CliRunner().invoke(
         cli, ["judge", str(out), str(tmp_path / "new.csv"), *named, "--json", str(judged)]
     )
     assert done.exit_code == 0, done.output
     found = json.loads(judged.read_text())
     assert (found["runs"], found["groups"]) == (80, 3)
+    for name in found["levels"]:
+        assert found["levels"][name].keys() == kept["levels"][name].keys()
     assert 0 < found["oracle_saved"] < 1
     for level in ("0.01", "0.02", "0.05"):
         assert 0 <= found["levels"][level]["saved"] <= found["oracle_saved"]

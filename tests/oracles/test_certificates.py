@@ -443,6 +443,11 @@ def test_impossible_certificates_are_refused(name: str, value: object, message: 
         Certificate.from_json({**example().to_json(), name: value})
 
 
+def test_no_certificate_is_of_certainty() -> None:
+    for confidence, words in ((0.9, "90 %"), (0.9999999, "99.99999 %"), (0.07, "7 %")):
+        assert f"with {words} confidence" in example(confidence=confidence).statement
+
+
 def test_a_certificate_lacks_nothing() -> None:
     document = example().to_json()
     for name in document:

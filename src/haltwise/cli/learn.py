@@ -127,7 +127,7 @@ def command(
     learned.model.save(path)
     if sizes:
         record = judge_sizes(record, learned, base, say)
-    write_json(out / "record.json", record)
+    write_json(out / "record.json", record.to_json())
     page = write_give_up(out / "report.html", record, learned)
     print_table(levels_table(record))
     say(path)
