@@ -108,6 +108,28 @@ def test_somebodys_stops_are_judged_beside_the_rules(tmp_path: Path) -> None:
         run_bench(tmp_path / "new", [str(path)], ["fixed-budget"], TINY)
 
 
+def test_stops_at_points_that_costs_merge_are_refused(tmp_path: Path) -> None:
+    losses, stops = np.exp(-np.arange(6.0)) * np.ones((9, 1)), np.full(9, 3)
+    path = tmp_path / "ours.npz"
+    for costs in ([0, 1, 1, 2, 3, 4], [0, 1, np.nan, 2, 3, 4]):
+        np.savez(path, losses=losses, stops=stops, price=0.02, costs=costs, groups=np.arange(9) % 3)
+        with (
+            pytest.warns(DataWarning, match="left out: 9 points"),
+            pytest.raises(InputError, match="costs must rise from each point to the next"),
+        ):
+            run_bench(tmp_path / "out", [str(path)], ["fixed-budget"], TINY)
+
+
+def test_what_cannot_be_run_is_said_before_anything_is(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", losses=[[2.0, 1.0]], stops=[0], price=1, group=[0])
+    done = haltwise("bench", "--stops", "t.npz", "--judged", "other", cwd=tmp_path)
+    assert "no rule 'other' is run, which --judged names" in done.stderr
+    with pytest.warns(DataWarning, match="arrays that are not used, group; those that can be"):
+        haltwise("bench", "--stops", "t.npz", "--rule", "fixed-budget", cwd=tmp_path)
+    with pytest.raises(InputError, match="seed must be at least 0, got -1"):
+        BenchSettings(seed=-1)
+
+
 def test_the_command_prints_tables_and_writes_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ from haltwise.stop_rules import (
     FixedBudget,
     HazardThreshold,
     Patience,
+    Plateau,
     ReturnedIterate,
     StopRule,
     decisions,
@@ -237,6 +238,8 @@ def test_a_problem_that_diverged_counts_as_the_bound_if_clipped() -> None:
         ({"confidence": None}, "give a confidence"),
         ({"group": ["a"]}, r"one label a problem, \[600\], got \[1\]"),
         ({"group": [None] * 600}, "texts or numbers, all of one kind"),
+        ({"group": [math.nan] * 600}, "a label for each problem, but some are NaN"),
+        ({"model_or_rule": Plateau, "group": [1] * 600}, "every group was set aside to .* groups"),
         ({"recorded": torch.zeros(3, 4)}, r"recorded must be a Trajectory .* got shape \[3, 4\]"),
         ({"risk": 3}, "risk must be .* got 3"),
         ({"risk": lambda excess, cost: 1}, "must be a tensor of shape .* got 1"),
@@ -253,6 +256,28 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: st
     }  # fmt: skip
     with pytest.raises(InputError, match=message):
         certify(**(given | arguments))
+
+
+def test_labels_are_those_of_the_problems_in_their_order() -> None:
+    """A column of a data frame has an index of its own, which is not to be asked."""
+    pandas = pytest.importorskip("pandas")
+    labels = [number // 20 for number in range(600)]
+    found = [
+        certify(Plateau, DECAYS, risk=LossAbove(0.3), level=0.2, confidence=0.8, group=group)
+        for group in (
+            labels,
+            torch.tensor(labels),
+            pandas.Series(labels, index=[*range(600)][::-1]),
+        )
+    ]
+    assert found[0].require() == found[1] == found[2]
+
+
+@pytest.mark.parametrize("kind", [LossAbove, SuccessGivenUp])
+@pytest.mark.parametrize("target", [math.nan, math.inf, "a"])
+def test_a_target_that_is_no_number_is_refused(kind: Any, target: Any) -> None:
+    with pytest.raises(InputError, match="target must be"):
+        kind(target)
 
 
 # --- Models and their cards ----------------------------------------------------------------------
@@ -401,7 +426,7 @@ def test_the_command_certifies_the_next_group(
         (("--risk", "exces", "--level", 0.1, "--confidence", 0.9), "mean 'excess'"),
         (("--risk", "given-up", "--level", 0.1, "--confidence", 0.9), "target"),
         ((*EXCESS, "--unit", "seconds"), "--unit must be updates or gradients"),
-        ((*EXCESS, "--price", -1), "price must be above 0"),
+        ((*EXCESS, "--price", -1), "price must be a finite number above 0"),
     ],
 )
 def test_what_cannot_be_certified_is_refused_and_changes_nothing(
@@ -420,6 +445,23 @@ def without_option(message: str) -> set[str]:
     """The arguments of Python that a message advises and does not name as options, too."""
     advised = set(re.findall(r"(\w+)=|give (?:a )?(bound|confidence|level|price)\b", message))
     return {name for pair in advised for name in pair if name and f"--{name}" not in message}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--risk", "cost", "--level", 99, "--confidence", 0.9), "below 30, the largest loss"),
+        (("--risk", "cost", "--level", 1, "--confidence", 2), "confidence must be above 0"),
+        (("--risk", "cost", "--level", 1), "give a confidence"),
+        ((*EXCESS, "--bound", 0), "bound must be above 0"),
+        ((*EXCESS, "--price", "inf"), "price must be a finite number above 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_recorded(
+    arguments: tuple[object, ...], sentence: str, weights: Path, tmp_path: Path
+) -> None:
+    done = haltwise("certify", weights, *arguments, "--runs", "none", cwd=tmp_path)
+    assert sentence in done.stderr
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,15 @@ def test_settings_that_are_refused(tmp_path: Path) -> None:
             read(path, **settings)
 
 
+def test_runs_that_leave_their_target_empty_have_none(tmp_path: Path) -> None:
+    text = "run,step,loss,goal,cap\na,0,3,2,\na,1,1,2,\nb,0,3,,9\nb,1,1,,9\n"
+    found = read(written(tmp_path / "t.csv", text), **NAMED, target="goal", budget="cap")
+    np.testing.assert_equal(found.target, [2, np.nan])
+    assert found.budget.tolist() == [1, 9]  # the most that a run spent, where none is named
+    with pytest.raises(InputError, match="run 'a' has no 'aim'; name one of"):
+        read(tmp_path / "t.csv", **NAMED, target="aim")
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     """A pipe without a writer would be waited for without end."""
     os.mkfifo(tmp_path / "pipe.csv")
@@ -477,7 +486,7 @@ def test_a_saved_record_is_read_back(tmp_path: Path) -> None:
     made = Curves.from_runs(
         [
             {"seconds": [0.5, 2.0], "acc": [0.1, np.nan], "steps": [1, 2]},
-            {"seconds": [1.0], "acc": [np.inf]},
+            {"seconds": [1.0], "acc": [-np.inf]},
         ],
         cost="seconds",
         metric="acc",

@@ -1,7 +1,8 @@
 """Held-out evaluations: what they hold, that they survive the disk, and what they refuse."""
 
 import json
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from evaluation_cases import make_evaluation
 from in_process import haltwise
 
-from haltwise import InputError, OptimizerModel, load
+from haltwise import FitWarning, FunctionBatch, InputError, OptimizerModel, load
 from haltwise._core.files import load_tensors, save_tensors
 from haltwise._core.json import from_json, to_json
 from haltwise._core.random import stream
@@ -31,7 +32,7 @@ from haltwise.stop_rules import (
     costs,
     tune_baselines,
 )
-from haltwise.tasks import family
+from haltwise.tasks import TaskBatch, TaskFamily, family
 from haltwise.tasks.module import ModuleBatch
 
 
@@ -79,7 +80,8 @@ def test_an_evaluation_holds_what_it_promises_and_survives_the_disk(
     }
     for name in ("_boosted", "_regression"):  # trees take long, and are judged elsewhere
         monkeypatch.setattr(f"haltwise.evaluation.learners.{name}", least_squares)
-    found = evaluated(models, 100, learners=True)
+    with pytest.warns(FitWarning, match="thesis was trained at a price of .*; at 0.05 it stops"):
+        found = evaluated(models, 100, learners=True)
     record, excess = found.record, found.arrays["excess"].double()
     table = costs(excess, 0.05)
     for unit, stopping in record.stopping.items():
@@ -142,7 +144,7 @@ def test_networks_are_judged_on_minibatches_and_test_examples(
     """The means stand beside what a loop over the problems by hand gives."""
     monkeypatch.setattr("haltwise.evaluation.optimizers.LEARNING_RATES", (0.01, 0.1, 1.0))
     model = untrained(initial_descent=True, output_scale=0.03)
-    record = evaluated({"mine": model}, 32, family="digits-mlp", price=0.01, horizon=3).record
+    record = evaluated({"mine": model}, 32, family="digits-mlp", horizon=3).record
     assert record.lbfgs == []  # its line search cannot work on minibatches
     batch = family("digits-mlp").sample(32, stream(5, "test"))
     assert isinstance(batch, ModuleBatch)
@@ -241,12 +243,49 @@ def test_damaged_records_are_refused_in_a_sentence(tmp_path: Path) -> None:
         from_json(EvaluationRecord, document)
 
 
+@pytest.mark.parametrize("broken", [0.5, 1.0])
+def test_what_does_not_stay_finite_is_left_out_or_refused(broken: float) -> None:
+    """Also of the problems that L-BFGS is run on, whose line search knows no NaN."""
+
+    @dataclass(frozen=True)
+    class Bowls(TaskFamily):
+        dim = 2
+
+        def _sample(self, num_problems: int, generator: torch.Generator) -> TaskBatch:
+            start = torch.randn(num_problems, 2, generator=generator)
+            away = torch.zeros(num_problems)
+            away[: int(broken * num_problems)] = math.nan
+            return FunctionBatch(
+                start, lambda params, away: params.square().sum(1) + away, {"away": away}
+            )
+
+    given: dict[str, Any] = {
+        "family_name": "bowls",
+        "price": 0.05,
+        "horizon": 4,
+        "seed": 0,
+        "learners": False,
+    }
+    if broken == 1:
+        with pytest.raises(InputError, match="finite"):
+            evaluate({"mine": load("regression-2d")}, Bowls(), num_problems=32, **given)
+        return
+    with pytest.warns(FitWarning, match="mine was trained at"):
+        found = evaluate(
+            {"mine": load("regression-2d")}, Bowls(), num_problems=32, **{**given, "price": 9.0}
+        )
+    record = found.record
+    assert [each.num_left_out for each in record.stopping.values()] == [16, 16]
+    assert record.num_lbfgs == 16
+    assert np.isfinite(record.lbfgs).all()
+
+
 def test_what_cannot_be_kept_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = make_evaluation()
     monkeypatch.setattr("haltwise.cli.evaluate.evaluate", lambda *_, **__: found)
-    (tmp_path / "file").write_text("")
-    done = haltwise("evaluate", "regression-2d", "--out", "file/x", cwd=tmp_path)
-    assert (done.returncode, "cannot create file/x" in done.stderr) == (2, True)
+    (tmp_path / "runs").write_text("")
+    done = haltwise("evaluate", "regression-2d", cwd=tmp_path)
+    assert (done.returncode, "cannot create runs/regression-2d" in done.stderr) == (2, True)
     assert "captured gain" in done.stdout
 
 

@@ -1,9 +1,11 @@
 """What the explorer shows is what an execution does, problem by problem and price by price."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import in_process
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from haltwise.halting.session import HaltingSession
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.report import write_explorer
 from haltwise.report.explorer import explore
+from haltwise.report.page import write_page
 from haltwise.rollout.early_exit import Outcome, run_until_halted
 from haltwise.stop_rules import CostUnit
 
@@ -114,6 +117,18 @@ def test_methods_without_forecasts_are_explored(tmp_path: Path, monkeypatch: Any
     page = page_of(model, "regression-2d", tmp_path / "x.html")
     assert 'id="posterior"' in page
     assert 'id="forecast"' not in page
+
+
+def test_a_page_is_written_where_it_can_be(tmp_path: Path) -> None:
+    """In a directory that is made, whatever the bytes of a name; where it cannot, that is first."""
+    arguments = ("--family", "regression-2d", "--horizon", 2, "--num-problems", 1)
+    done = in_process.haltwise("explore", *arguments, "--out", "new/x.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "file").write_text("")
+    done = in_process.haltwise("explore", "unknown", "--out", "file/x.html", cwd=tmp_path)
+    assert "cannot be written in; name another directory" in done.stderr
+    page = write_page(tmp_path / "y.html", os.fsdecode(b"\xff"), [])
+    assert "\\udcff" in page.read_text(encoding="utf-8")
 
 
 def test_optimizers_that_never_stop_are_refused(tmp_path: Path) -> None:

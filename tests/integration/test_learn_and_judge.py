@@ -172,12 +172,15 @@ def test_commands_write_a_model_a_report_and_a_judgement(
     assert "Where it fails" in page
     assert "past runs on" in page
     assert load_curve_model(out).card.num_groups == 3
+    kept = json.loads((out / "record.json").read_text())
     done = CliRunner().invoke(
         cli, ["judge", str(out), str(tmp_path / "new.csv"), *named, "--json", str(judged)]
     )
     assert done.exit_code == 0, done.output
     found = json.loads(judged.read_text())
     assert (found["runs"], found["groups"]) == (80, 3)
+    for name in found["levels"]:
+        assert found["levels"][name].keys() == kept["levels"][name].keys()
     assert 0 < found["oracle_saved"] < 1
     for level in ("0.01", "0.02", "0.05"):
         assert 0 <= found["levels"][level]["saved"] <= found["oracle_saved"]
@@ -199,6 +202,46 @@ def test_commands_write_a_model_a_report_and_a_judgement(
     done = CliRunner().invoke(cli, ["learn", str(tmp_path / "past.csv"), "--out", str(out)])
     assert done.exit_code != 0
     assert "there is a model" in str(done.exception or done.output)
+
+
+JUDGE, LEARN = ("judge", "training-runs", "none.csv"), ("learn", "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((*JUDGE, "--confidence", "0.9"), "give --certify LEVEL, too"),
+        ((*JUDGE, "--certify", "1.5"), "level must be above 0 and below 1"),
+        ((*JUDGE, "--certify", "0.1", "--confidence", "7"), "confidence must be above 0 and below"),
+        (
+            (*JUDGE, "--tuning-runs", "x", "--metric", "acc", "--certify", "0.1", "--adopt"),
+            "--metric and --certify and --adopt cannot go with --tuning-runs",
+        ),
+        (("judge", "none", "none.csv"), "a monitor is judged with --tuning-runs"),
+        (("judge", "x", "runs", "--tuning-runs", "./runs"), "are the runs to judge by"),
+        ((*LEARN, "--out", __file__), "cannot be written in; name another directory"),
+        ((*LEARN, "--out", "x", "--price", "1", "--value-of-success", "inf"), "--value-of-success"),
+        (
+            (*LEARN, "--out", "x", "--price", "1e-300", "--value-of-success", "1e37"),
+            "--price / --value-of-success must be a finite number above 0, got 0",
+        ),
+        ((*LEARN, "--out", "x", "--value-of-success", "2"), "is what a --price is set against"),
+        (
+            (*LEARN, "--out", "x", "--price", "1", "--stop-early", "--target", "1", "--no-sizes"),
+            "--target and --sizes cannot go with --stop-early",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_read(
+    arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = CliRunner().invoke(cli, arguments)
+    assert sentence in f"{done.exception}{done.output}"
+
+
+def test_no_seed_is_negative() -> None:
+    with pytest.raises(InputError, match="seed must be at least 0, got -1"):
+        learn(some_runs(60, 0), seed=-1)
 
 
 # --- Early stops --------------------------------------------------------------------------------
@@ -227,6 +270,8 @@ def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> 
     assert "When to stop a run early" in page
     judged = ["judge", out, *reading, "--json", str(tmp_path / "found.json")]
     assert CliRunner().invoke(cli, judged).exit_code == 0
+    unused = CliRunner().invoke(cli, [*judged, "--target-quantile", "0.5"])
+    assert "--target-quantile cannot be given here" in str(unused.exception)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["ways"]["model"]["j"]["value"] < found["ways"]["to the end"]["j"]["value"]
     log = tmp_path / "log.csv"

@@ -1,6 +1,7 @@
 """Recommendations: every figure against its definition, and the choice that follows from them."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from test_guard import rosenbrock
+from torch import Tensor
 
 import haltwise
 from haltwise import FunctionBatch, InputError, Recommendation
+from haltwise._core.errors import DataWarning
 from haltwise._core.random import stream
 from haltwise.cli import cli
 from haltwise.evaluation.optimizers import LEARNING_RATES
@@ -128,6 +131,24 @@ def test_where_nothing_fits_it_says_so() -> None:
     assert found.price == pytest.approx(start / 500, rel=1e-3)
 
 
+def broken_bowls(rows: Tensor) -> FunctionBatch:
+    """Bowls whose loss is NaN wherever one is, on the problems at `rows`."""
+    broken = torch.zeros(8)
+    broken[rows] = math.nan
+    start = torch.randn(8, 2, generator=stream(0))
+    return FunctionBatch(
+        start, lambda params, away: params.square().sum(1) + away, {"away": broken}
+    )
+
+
+def test_problems_that_begin_at_nan_are_left_out_and_counted() -> None:
+    with pytest.warns(DataWarning, match="2 of 8 problems are left out: they begin with a loss"):
+        found = haltwise.recommend(broken_bowls(torch.tensor([1, 6])), ["regression-2d"])
+    assert (found.num_judged, found.num_tuning) == (3, 3)
+    assert all(math.isfinite(each.j) for each in found.trials)
+    assert "nan" not in found.sentence
+
+
 def test_one_problem_is_tuned_on_itself() -> None:
     problem = FunctionBatch(torch.tensor([[-1.2, 1.0]]), rosenbrock)
     found = haltwise.recommend(problem, ["regression-2d"], max_steps=20)
@@ -174,8 +195,12 @@ def test_impossible_questions_are_refused(problems: TaskBatch) -> None:
     with pytest.raises(InputError, match="must be a TaskBatch or a TaskFamily, got list"):
         haltwise.recommend([1.0])  # type: ignore[arg-type]
     flat = FunctionBatch(torch.ones(4, 2), lambda params: 0 * params.sum(1) + 1)
-    with pytest.raises(InputError, match="give a price"):
+    with pytest.raises(InputError, match=r"L-BFGS does not lower the losses, .* give a price"):
         haltwise.recommend(flat, FEW)
+    with pytest.warns(DataWarning, match="6 of 8"):
+        haltwise.recommend(broken_bowls(torch.arange(6)), [], price=1.0)
+    with pytest.raises(InputError, match="none of 8 problems begins with a finite loss"):
+        haltwise.recommend(broken_bowls(torch.arange(8)), [])
 
 
 def test_the_command_prints_and_writes_the_same(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"losses": LOSSES[:19], "stops": STOPS[:19]}, "at least 20 items with finite losses, got 19"),
     ({"losses": LOSSES[:0], "stops": STOPS[:0]}, "got 0"),
     ({"losses": nan_at(LOSSES[:20], 3), "stops": STOPS[:20]}, "got 19 after 1 with NaN"),
+    ({"observed": LOSSES * math.nan}, "got 0 after 60 with NaN"),
+    ({"losses": LOSSES * 1e300}, r"below 1e\+150, got .*; divide losses and price"),
+    ({"price": 1e300}, r"price must be at most 3.4e\+38, .* got 1e\+300"),
+    ({"losses": LOSSES.to(torch.complex64)}, "losses must be real numbers, got complex64"),
+    ({"losses": [[1.0], [1.0, 2.0]]}, "losses must be a tensor or an array of numbers"),
+    ({"groups": ["a"] * N}, r"groups must be integers, got <U1; number them with numpy.unique"),
+    ({"unit": "updates"}, "unit must be CostUnit.UPDATES or CostUnit.GRADIENTS"),
 ]
 
 
@@ -86,6 +93,20 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_input_is_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         judged(**settings)
+
+
+def test_arrays_of_any_kind_are_judged_alike() -> None:
+    own = {"observed": LOSSES, "hazards": HAZARDS, "returned": STOPS, "groups": GROUPS}
+    expected = to_json(judged(**own))
+    for convert in (Tensor.numpy, Tensor.tolist):
+        arrays = {"losses": LOSSES, "stops": STOPS, **own}
+        given: dict[str, Any] = {name: convert(value) for name, value in arrays.items()}
+        assert to_json(judged(**given)) == expected
+    assert to_json(judged(LOSSES.clone().requires_grad_(), **own)) == expected
+    price = torch.tensor(PRICE, dtype=torch.float64)
+    assert to_json(judged(**own, price=price)) == expected
+    halves = LOSSES.bfloat16()
+    assert to_json(judged(halves)) == to_json(judged(halves.double()))
 
 
 def test_the_groups_of_a_loop_may_have_any_numbers() -> None:
@@ -272,6 +293,17 @@ def test_higher_is_better_is_judged_like_the_loss_with_its_sign_changed() -> Non
     assert "sign changed" not in rules_table(same).note
     with pytest.raises(InputError, match="direction must be 'min' or 'max', got 'up'"):
         judged(direction="up")
+
+
+def test_an_array_that_is_not_used_is_named(tmp_path: Path) -> None:
+    save(tmp_path, losses=LOSSES, stops=STOPS, group=GROUPS)
+    with pytest.warns(DataWarning, match="arrays that are not used, group; those that can be are"):
+        haltwise("stopping-report", "t.npz", "--price", PRICE, cwd=tmp_path)
+
+
+def test_one_group_is_warned_of() -> None:
+    assert "All problems are of one group" in " ".join(warnings(judged(groups=GROUPS * 0)))
+    assert not warnings(judged(groups=GROUPS))
 
 
 def test_where_nothing_can_be_gained_no_share_of_it_is_a_headline() -> None:

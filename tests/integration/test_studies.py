@@ -145,6 +145,8 @@ def test_bad_input_is_refused(model: OptimizerModel) -> None:
         ({"x": model}, [1], 0.1, 200, "at least 2 seeds, got 1"),
         ({"x": model}, [1, 2], 0.0, 200, "above 0, got 0"),
         ({"x": model}, [1, 2], 0.1, 31, "at least 32, got 31"),
+        ({"x": model}, [1, 2, 1], 0.1, 64, r"seed \[1\] is given twice, and would count twice"),
+        ({"x": model}, [1, 2], 1e300, 64, "at most 3.4e"),
         ({"x": lstm}, [1, 2], 0.1, 64, "x was trained without halting"),
     ):
         with pytest.raises(InputError, match=message):
@@ -156,6 +158,15 @@ def test_bad_input_is_refused(model: OptimizerModel) -> None:
                 seeds=seeds,
                 num_problems=num,
             )
+
+
+def test_what_is_named_twice_is_refused(tmp_path: Path) -> None:
+    for twice, sentence in (
+        (("--price", 0.1), "price [0.1] is given twice"),
+        (("--family", "regression-2d"), "two families are called 'regression-2d'"),
+    ):
+        done = haltwise("study", "regression-2d", *twice, *twice, cwd=tmp_path)
+        assert sentence in done.stderr
 
 
 def test_the_command_shows_both_units_and_writes_every_figure(tmp_path: Path) -> None:

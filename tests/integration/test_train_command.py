@@ -118,6 +118,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         ("train regression-2d --set batch_size=32", "No such option '--set'"),
         ("train regression-2d --config \x1b]0;mine\x07", r"no file \x1b]0;mine\x07"),
         ("evaluate regression-2d --num-problems 1000000000000000", "out of memory"),
+        ("evaluate regression-2d --price 1e300", "price must be at most 3.4e+38"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from stopping_cases import DOUBLE, GROUPS, LOSSES, PRICE, STEPS, N, T, judged
 
+from haltwise import FunctionBatch
 from haltwise._core.random import stream
 from haltwise.evaluation import learners, optimizers
 from haltwise.evaluation.baselines import _halves, cross_fit
@@ -233,3 +234,16 @@ def test_learners_on_all_signals_beat_simple_rules_and_are_blind_to_the_test(
         assert torch.equal(seeing[name].cost, blind[name].cost)
     few = tuning.select(torch.arange(49))
     assert learned_opponents(few, test, CostUnit, price) == {unit: {} for unit in CostUnit}
+
+
+def test_problems_that_begin_at_nan_hide_nothing_of_the_others() -> None:
+    """Neither the rate that is best nor what L-BFGS makes of them."""
+    start = torch.randn(6, 2, generator=stream(3), dtype=DOUBLE)
+    away = torch.tensor([0, 0, math.nan, 0, 0, math.inf], dtype=DOUBLE)
+    whole = FunctionBatch(start, lambda params, away: params.square().sum(1) + away, {"away": away})
+    kept = whole.select(torch.tensor([0, 1, 3, 4]))
+    found, expected = lbfgs_curve(whole, 6), lbfgs_curve(kept, 6)
+    torch.testing.assert_close(found[[0, 1, 3, 4]], expected)
+    assert found[[2, 5]].isinf().all()
+    make = HAND_DESIGNED["adam"]
+    assert tune_rule(make, whole, 5).learning_rate == tune_rule(make, kept, 5).learning_rate

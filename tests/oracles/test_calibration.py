@@ -190,6 +190,22 @@ def test_just_one_thing_can_be_wanted(wanted: dict[str, Any]) -> None:
         calibrate(Patience, MANY, **wanted)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"price": -1.0}, "price must be a finite number above 0, got -1"),
+        ({"price": math.nan}, "price must be a finite number above 0, got nan"),
+        ({"budget": "ten"}, "budget must be a single real number, got 'ten'"),
+        ({"price": 1.0, "unit": "updates"}, "unit must be CostUnit.UPDATES or .* got 'updates'"),
+        ({"price": 1.0, "returns": ReturnedIterate.BEST}, "returns must be a tuple"),
+        ({"price": 1.0, "trajectory": MANY.loss}, "trajectory must be a Trajectory, .* got shape"),
+    ],
+)
+def test_what_cannot_be_wanted_is_refused(wanted: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        calibrate(Patience, **{"trajectory": MANY, **wanted})
+
+
 def test_too_few_items_are_refused() -> None:
     with pytest.raises(InputError, match="at least 50 problems, got 49"):
         calibrate(Patience, MANY.select(torch.arange(49)), price=0.1)

@@ -1,5 +1,6 @@
 """Certificates against brute force, SciPy and the frequency with which they are wrong."""
 
+import itertools
 import json
 import math
 import warnings
@@ -264,6 +265,30 @@ def test_the_way_out_of_a_refusal_is_one() -> None:
     certify_table(RiskTable.of([[0.0]] * 114), level=0.02, confidence=0.9).require()
 
 
+@pytest.mark.parametrize("bound", [1e-9, 20.0, 4e5, 1e300])
+def test_the_way_out_of_a_refusal_is_one_in_any_units(bound: float) -> None:
+    quiet = RiskTable.of([[0.0, 0.0]] * 13, groups=range(13), bound=bound)
+    found = certify_table(quiet, level=0.02 * bound, confidence=None)
+    assert isinstance(found, Refusal)
+    level = float(found.reason.rpartition(" ")[2])
+    assert bound / 14 <= level < 1.01 * bound / 14
+    certify_table(quiet, level=level, confidence=None).require()
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_the_edges_of_what_can_be_asked_have_answers(boolean: bool) -> None:
+    losses = torch.zeros(50, 1, dtype=torch.bool if boolean else DOUBLE)
+    for groups, level, confidence in itertools.product(
+        (None, range(50)), (1e-299, 0.5, 1 - 1e-15), (1e-299, 0.5, 1 - 1e-15)
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationWarning)
+            found = certify_table(
+                RiskTable.of(losses, groups=groups), level=level, confidence=confidence
+            )
+        assert found.level == level
+
+
 def test_a_safest_threshold_that_is_not_safe_is_refused_with_a_forecast_or_none() -> None:
     losses = torch.zeros(200, 1, dtype=torch.bool)
     losses[:7] = True
@@ -416,6 +441,11 @@ def test_a_certificate_survives_json() -> None:
 def test_impossible_certificates_are_refused(name: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Certificate.from_json({**example().to_json(), name: value})
+
+
+def test_no_certificate_is_of_certainty() -> None:
+    for confidence, words in ((0.9, "90 %"), (0.9999999, "99.99999 %"), (0.07, "7 %")):
+        assert f"with {words} confidence" in example(confidence=confidence).statement
 
 
 def test_a_certificate_lacks_nothing() -> None:

@@ -34,6 +34,16 @@ def merged(*rows: tuple[float, ...]) -> tuple[float, ...]:
     )
 
 
+@pytest.mark.parametrize(("direction", "best"), [("min", -np.inf), ("max", np.inf)])
+def test_a_metric_that_is_infinitely_good_is_of_a_run_that_diverged(
+    direction: Any, best: float
+) -> None:
+    with pytest.warns(DataWarning, match="'loss' is -?inf at 1 points, better than any number"):
+        found = Curves.from_matrix([[0.0, best, 0.0]], direction=direction)
+    assert found.values.ravel().tolist() == [0, -best, 0]
+    assert not found.with_targets(1.0 if direction == "max" else -1.0).succeeded.any()
+
+
 @given(POINTS)
 def test_a_run_goes_on_from_where_its_cost_goes_back_to(points: list[tuple[float, ...]]) -> None:
     kept: list[tuple[float, ...]] = []

@@ -108,6 +108,36 @@ def test_mixtures_of_budgets_are_those_of_a_fine_grid(
         assert value == pytest.approx(best, abs=2e-3) or value == best == math.inf
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("num", [1, 2, 5, 9])
+def test_mixtures_are_the_best_of_all_pairs(num: int, whole: bool) -> None:
+    """Whatever lies in whichever order, on the limit and in rows that allow none."""
+    limited, wanted = (
+        draw.mul(4).floor() if whole else draw
+        for draw in torch.rand(2, 200, num, generator=stream(num), dtype=torch.float64)
+    )
+    limits = torch.linspace(-0.1, 4.1 if whole else 1.1, 200, dtype=torch.float64)
+    limits[::3] = limited[::3, 0]
+    found = least_mix(limited, wanted, limits).tolist()
+    for xs, ys, limit, value in zip(limited, wanted, limits.tolist(), found, strict=True):
+        points = [*zip(xs.tolist(), ys.tolist(), strict=True)]
+        within = [point for point in points if point[0] <= limit]
+        least = min((y for _, y in within), default=math.inf)
+        for x, y in within:
+            mixed = [y + (limit - x) / (p - x) * (q - y) for p, q in points if p > limit]
+            least = min([least, *mixed])
+        assert value == pytest.approx(least, abs=1e-12)
+
+
+def test_mixtures_of_a_thousand_budgets_take_no_memory_of_pairs() -> None:
+    """Which would be a minute, and gigabytes, for some thousands of problems."""
+    steps = torch.arange(1001, dtype=torch.float64).expand(2000, -1)
+    curves = torch.rand(2000, 1, generator=stream(0), dtype=torch.float64) * 0.99**steps
+    limits = torch.full((2000,), 10.5, dtype=torch.float64)
+    expected = curves[:, 10:12].mean(1)  # of a convex curve
+    torch.testing.assert_close(least_mix(steps, curves, limits), expected)
+
+
 def test_mixing_for_a_loss_inverts_mixing_for_a_cost() -> None:
     curve = torch.tensor([[5.0, 4.5, 1.0, 2.0, 0.9, 0.2]], dtype=DOUBLE)
     steps = torch.arange(6, dtype=DOUBLE).unsqueeze(0)

@@ -215,3 +215,10 @@ def test_it_is_judged_by_what_its_stops_cost() -> None:
 
 def test_the_card_says_what_its_own_runs_say(learned: LearnedStop) -> None:
     assert judge_learned_stop(learned).saved.value == pytest.approx(learned.model.card.saved)
+
+
+def test_the_metric_that_is_told_is_the_one_that_was_judged() -> None:
+    card = StopCard("loss", "steps", price=0.01, budget=50.0, level=1.0)
+    model = StopModel(LastImprovementRule(0.01, 0.5), card)
+    runs = [{"loss": 0.9 ** np.arange(20), "test": 0.8 ** np.arange(20)}] * 3
+    assert judge_stops(model, Curves.from_runs(runs, metric="test")).metric == "test"

@@ -195,7 +195,7 @@ def test_it_takes_numbers_of_any_make(number: Any) -> None:
 @pytest.mark.parametrize(("direction", "worst"), [("min", math.inf), ("max", -math.inf)])
 def test_nan_is_the_worst_value(direction: Any, worst: float) -> None:
     monitor = patience(3, direction=direction)
-    for value in (0.0, math.nan, math.nan, worst):
+    for value in (0.0, math.nan, -worst, worst):
         assert not monitor.should_stop
         monitor.update(value, aside=math.nan)
     assert monitor.should_stop

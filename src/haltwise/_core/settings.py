@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _LARGEST = 2**63 - 1
+_HIGHEST = 3.4e38
 _UNIONS = (Union, types.UnionType)
 _WORDS: Mapping[Any, str] = {
     bool: "true|false",
@@ -78,6 +79,11 @@ def price_per_unit(value: object, name: str = "price") -> float:
     """
     price = real_number(name, value)
     require(0 < price < math.inf, f"{name} must be a finite number above 0, got {price:g}")
+    require(
+        price <= _HIGHEST,
+        f"{name} must be at most {_HIGHEST:g}, the largest number in single precision, got "
+        f"{price:g}; divide losses and price by the same number",
+    )
     return price
 
 

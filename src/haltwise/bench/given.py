@@ -6,16 +6,17 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from haltwise._core.arrays import read_arrays
+from haltwise._core.arrays import array_names, read_arrays
 from haltwise._core.errors import require
 from haltwise._core.settings import price_per_unit
 from haltwise.bench.cases import typical_gains
 from haltwise.bench.domain import Domain, Sample
-from haltwise.curves.curves import Curves, Direction, Integers
+from haltwise.curves.curves import Curves, Direction, Floats, Integers
 
-__all__ = ["GivenDomain"]
+__all__ = ["ARRAYS", "GivenDomain"]
 
 _NEEDED = ("losses", "stops")
+ARRAYS = (*_NEEDED, "price", "costs", "groups")
 
 
 @final
@@ -63,6 +64,12 @@ class GivenDomain(Domain):
             direction=self.direction,
         )
         ends = dict(zip(curves.name.tolist(), curves.num_points.tolist(), strict=True))
+        merged = [name for name, end in ends.items() if end != _length(arrays["losses"][int(name)])]
+        require(
+            not merged,
+            f"costs must rise from each point to the next, or stops would count other points; run "
+            f"{merged[:1]} has points of one cost, or of none",
+        )
         wrong = [i for i, stop in enumerate(stops) if not 0 <= stop < ends.get(str(i), stop + 1)]
         require(
             not wrong,
@@ -72,6 +79,10 @@ class GivenDomain(Domain):
             else "",
         )
         return curves
+
+    def unused(self) -> list[str]:
+        """Arrays in the file that nothing is done with, such as those whose name is misspelt."""
+        return [name for name in array_names(self.path) if name not in ARRAYS]
 
     def prices(self, curves: Curves) -> tuple[float, ...] | None:
         """The one price, of a whole budget in typical gains."""
@@ -101,3 +112,8 @@ class GivenDomain(Domain):
     def stops(self, curves: Curves) -> Integers | None:
         given = read_arrays(self.path, ("stops",))["stops"]
         return np.array([given[int(name)] for name in curves.name], np.int64)
+
+
+def _length(losses: Floats) -> int:
+    """Points of a run: all up to its last loss that is no NaN."""
+    return int(np.flatnonzero(~np.isnan(losses)).max(initial=-1)) + 1

@@ -17,6 +17,7 @@ from haltwise._core.extras import extra
 from haltwise._core.files import make_directory, read_bytes, read_json, write_atomically
 from haltwise._core.json import from_json, to_json
 from haltwise._core.progress import Show
+from haltwise._core.settings import whole_number
 from haltwise._core.version import __version__
 from haltwise.bench.cases import PRICES, make_case
 from haltwise.bench.domain import Domain, Question, Sample
@@ -53,6 +54,9 @@ class BenchSettings:
     prices: tuple[float, ...] = PRICES
     """Of a whole budget, in typical gains of a run of the same task."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole_number("seed", self.seed, 0)
 
 
 QUICK = BenchSettings(num_runs=120, num_folds=2, prices=(0.1,))

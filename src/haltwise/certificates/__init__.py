@@ -6,7 +6,7 @@ documentation has the proofs.
 """
 
 from haltwise.certificates.certificate import Certificate, Promise, Refusal
-from haltwise.certificates.certify import certify_table
+from haltwise.certificates.certify import certify_table, require_promise
 from haltwise.certificates.copies import warn_of_copies
 from haltwise.certificates.e_process import EProcess
 from haltwise.certificates.risk_monitor import RiskMonitor
@@ -21,8 +21,8 @@ from haltwise.certificates.risks import (
     StopOutcomes,
     SuccessGivenUp,
 )
-from haltwise.certificates.table import RiskTable
-from haltwise.certificates.tabulate import from_the_safest, set_aside, tabulate
+from haltwise.certificates.table import RiskTable, label_codes
+from haltwise.certificates.tabulate import from_the_safest, largest_loss, set_aside, tabulate
 
 __all__ = [
     "RISKS",
@@ -42,6 +42,9 @@ __all__ = [
     "SuccessGivenUp",
     "certify_table",
     "from_the_safest",
+    "label_codes",
+    "largest_loss",
+    "require_promise",
     "set_aside",
     "tabulate",
     "warn_of_copies",

@@ -244,5 +244,5 @@ def _opening(promise: Promise, confidence: float | None, risk: str) -> str:
     if promise is Promise.EXPECTATION or confidence is None:
         return f"the {risk} expected in the next group"
     if promise is Promise.NEXT_GROUP:
-        return f"with a probability of {confidence:.6g}, the {risk} in the next group"
-    return f"with {100 * confidence:.6g} % confidence, the {risk}"
+        return f"with a probability of {confidence:.15g}, the {risk} in the next group"
+    return f"with {100 * confidence:.15g} % confidence, the {risk}"

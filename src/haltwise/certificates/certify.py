@@ -18,7 +18,9 @@ from haltwise.certificates.per_group import (
 from haltwise.certificates.per_problem import count_safe_means
 from haltwise.certificates.table import RiskTable
 
-__all__ = ["certify_table"]
+__all__ = ["certify_table", "require_promise"]
+
+_LEAST = 1e-300  # of level / bound and of confidence: smaller ones underflow
 
 
 def certify_table(
@@ -51,27 +53,47 @@ def certify_table(
         Refusal(not certifiable: 13 groups, 49 needed; record more groups, or allow a level of \
 0.0715)
     """
-    level = real_number("level", level)
-    require(
-        0 < level < table.bound,
-        f"level must be above 0 and below {table.bound:g}, the largest loss of a problem, got "
-        f"{level:g}",
-    )
-    if confidence is not None:
-        confidence = real_number("confidence", confidence)
-        require(0 < confidence < 1, f"confidence must be above 0 and below 1, got {confidence:g}")
+    grouped = table.groups is not None
+    level, confidence = require_promise(level, confidence, table.bound, grouped=grouped)
     if table.groups is not None and not (
         confidence is not None and table.is_indicator and table.has_groups_of_one
     ):
         if confidence is not None and table.is_indicator:
             _warn_of_small_groups(table, level, confidence)
         return _next_group(table, level, confidence)
-    require(
-        confidence is not None,
-        "give a confidence (--confidence); without one, give the group of each problem",
-    )
     assert confidence is not None
     return _mean(table, level, confidence)
+
+
+def require_promise(
+    level: float, confidence: float | None, bound: float = 1.0, *, grouped: bool = True
+) -> tuple[float, float | None]:
+    """Level and confidence as numbers, where a certificate can have them.
+
+    Args:
+        level: On the risk.
+        confidence: None for an expectation.
+        bound: The largest loss of a problem.
+        grouped: Whether problems have groups, of which there is an expectation.
+
+    Raises:
+        InputError: Level or confidence is impossible.
+    """
+    level = real_number("level", level)
+    require(
+        _LEAST <= level / bound < 1,
+        f"level must be above 0 and below {bound:g}, the largest loss of a problem, got {level:g}",
+    )
+    if confidence is not None:
+        confidence = real_number("confidence", confidence)
+        require(
+            _LEAST <= confidence < 1, f"confidence must be above 0 and below 1, got {confidence:g}"
+        )
+    require(
+        confidence is not None or grouped,
+        "give a confidence (--confidence); without one, give the group of each problem",
+    )
+    return level, confidence
 
 
 def _warn_of_small_groups(table: RiskTable, level: float, confidence: float) -> None:
@@ -169,5 +191,5 @@ def _certificate(
 
 def _ceiling(value: float) -> str:
     """A level rounded up to three digits, so that it suffices."""
-    digits = 3 - math.ceil(math.log10(value))
-    return f"{float(Fraction(math.ceil(value * 10**digits), 10**digits)):g}"
+    scale = Fraction(10) ** (3 - math.ceil(math.log10(value)))
+    return f"{float(math.ceil(value * float(scale)) / scale):g}"

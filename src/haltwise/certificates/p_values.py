@@ -75,7 +75,7 @@ def _bets(num_problems: int, level: float, confidence: float) -> list[float]:
     problems without a loss. Losses of less variance are best met by what lies between.
     """
     largest = 1 / (1 - level)
-    least = math.sqrt(-2 * math.log(1 - confidence) / (num_problems * level * (1 - level)))
+    least = math.sqrt(-2 * math.log1p(-confidence) / (num_problems * level * (1 - level)))
     num = 1 + max(0, math.ceil(math.log(largest / least, _RATIO)))
     return [max(largest * _RATIO**-step, min(least, largest)) for step in range(num)]
 
@@ -114,4 +114,4 @@ def fewest_problems(level: float, confidence: float) -> int:
         >>> fewest_problems(0.02, 0.9)
         114
     """
-    return math.ceil(math.log(1 - confidence) / math.log1p(-level))
+    return math.ceil(math.log1p(-confidence) / math.log1p(-level))

@@ -1,5 +1,6 @@
 """Kinds of risk: what a stop may cost a problem at most, on average."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.settings import shown
+from haltwise._core.settings import real_number, shown
 
 __all__ = [
     "RISKS",
@@ -107,6 +108,9 @@ class SuccessGivenUp(Risk):
 
     is_indicator = True
 
+    def __post_init__(self) -> None:
+        _require_target(self.target)
+
     @property
     def words(self) -> str:
         return f"share of successes (an excess loss of at most {self.target:g}) given up"
@@ -127,6 +131,9 @@ class LossAbove(Risk):
     """The excess loss that a problem should not exceed."""
 
     is_indicator = True
+
+    def __post_init__(self) -> None:
+        _require_target(self.target)
 
     @property
     def words(self) -> str:
@@ -178,6 +185,13 @@ class FunctionOfStop(Risk):
     def natural_bound(self, num_steps: int) -> float | None:
         del num_steps
         return 1.0
+
+
+def _require_target(target: float) -> None:
+    require(
+        math.isfinite(real_number("target", target)),
+        f"target must be finite, an excess loss, got {target}",
+    )
 
 
 RISKS: Mapping[str, type[Risk]] = MappingProxyType(

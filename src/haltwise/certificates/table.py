@@ -156,6 +156,10 @@ def label_codes(labels: Sequence[Any] | Tensor, num: int) -> Tensor:
     found = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if found.shape != (num,):
         raise InputError(f"group must have one label a problem, [{num}], got {list(found.shape)}")
+    require(
+        found.dtype.kind != "f" or not np.isnan(found).any(),
+        "group must have a label for each problem, but some are NaN; leave those problems out",
+    )
     with refusing_others("the labels in group must be texts or numbers, all of one kind"):
         _, first, codes = np.unique(found, return_index=True, return_inverse=True)
     rank = np.empty_like(first)

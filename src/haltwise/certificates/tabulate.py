@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.settings import real_number
 from haltwise.certificates.risks import Risk, StopOutcomes
 from haltwise.certificates.table import RiskTable, label_codes
 from haltwise.processes.trajectory import Trajectory
@@ -20,7 +21,7 @@ from haltwise.stop_rules import (
     steps_charged,
 )
 
-__all__ = ["from_the_safest", "set_aside", "tabulate"]
+__all__ = ["from_the_safest", "largest_loss", "set_aside", "tabulate"]
 
 _SHARE = 10  # one problem in so many finds the thresholds
 
@@ -68,12 +69,7 @@ def tabulate(
     """
     require(len(candidates) > 0, "there is no candidate to certify; give stop rules to try")
     stops = _stops(candidates, trajectory, unit, returns)
-    largest = risk.natural_bound(trajectory.num_steps) if bound is None else bound
-    if largest is None:
-        raise InputError(
-            f"the {risk.words} has no bound of its own; give bound (--bound), the largest that a "
-            "problem can have, or beyond which it does not count with clip=True (--clip)"
-        )
+    largest = largest_loss(risk, trajectory.num_steps, bound)
     if risk.rises_with_cost:
         savings = (stops.excess[:, :1] - stops.excess).nan_to_num(0, 0, 0)
     else:
@@ -88,6 +84,22 @@ def tabulate(
         clip=clip,
         is_indicator=risk.is_indicator,
     )
+
+
+def largest_loss(risk: Risk, num_steps: int, bound: float | None) -> float:
+    """The largest loss that a problem can have: the bound, or that of the kind of risk if None.
+
+    Raises:
+        InputError: Neither is known, or the bound is none.
+    """
+    largest = risk.natural_bound(num_steps) if bound is None else real_number("bound", bound)
+    if largest is None:
+        raise InputError(
+            f"the {risk.words} has no bound of its own; give bound (--bound), the largest that a "
+            "problem can have, or beyond which it does not count with clip=True (--clip)"
+        )
+    require(0 < largest < math.inf, f"bound must be above 0 and finite, got {largest:g}")
+    return largest
 
 
 def from_the_safest(

@@ -174,7 +174,7 @@ _PLAIN = str.maketrans(
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Whether PyTorch could not allocate memory, for which CPUs have no exception of their own."""
     text = str(error).lower()
-    words = ("allocate memory", "out of memory", "bad_alloc", "alloc_failed", "overflow")
+    words = ("allocate memory", "out of memory", "bad_alloc", "alloc_failed", "overflowed")
     return isinstance(error, MemoryError) or any(word in text for word in words)
 
 

@@ -7,11 +7,20 @@ import click
 from rich.console import Console
 
 from haltwise._core.errors import DataWarning, require, warn
+from haltwise._core.plugins import label
 from haltwise._core.progress import display
 from haltwise.bench.domains import domains
-from haltwise.bench.given import GivenDomain
-from haltwise.bench.run import QUICK, BenchSettings, find_domain, run_bench
-from haltwise.cli.options import PATH, direction_option, json_option
+from haltwise.bench.given import ARRAYS, GivenDomain
+from haltwise.bench.run import (
+    GIVEN,
+    QUICK,
+    RECORD,
+    REFERENCE,
+    BenchSettings,
+    find_domain,
+    run_bench,
+)
+from haltwise.cli.options import DIRECTORY, PATH, direction_option, json_option
 from haltwise.cli.printing import plain, print_table, say, write_json
 from haltwise.curves.curves import Direction
 from haltwise.curves.rules import curve_rules
@@ -73,7 +82,7 @@ PAGE = "bench.html"
 )
 @click.option(
     "--out",
-    type=PATH,
+    type=DIRECTORY,
     default=Path("bench"),
     show_default=True,
     help="Directory for the page and the record; a bench that was interrupted goes on there.",
@@ -101,6 +110,11 @@ def command(
     kept in OUT/bench.json, and OUT/bench.html shows it.
     """
     require(jobs >= 1, f"--jobs must be at least 1, got {jobs}")
+    ran = {*map(label, rules or curve_rules()), GIVEN, REFERENCE}
+    require(
+        judged is None or judged in ran or (out / RECORD).exists(),
+        f"no rule {judged!r} is run, which --judged names; those are {', '.join(sorted(ran))}",
+    )
     settings = replace(QUICK if quick else BenchSettings(), seed=seed)
     chosen = [*(names or (() if given else domains())), *map(str, given)]
     require(
@@ -109,6 +123,12 @@ def command(
     )
     for name in chosen:
         domain = find_domain(name, price, direction)
+        if isinstance(domain, GivenDomain) and (unused := domain.unused()):
+            warn(
+                f"{name} has arrays that are not used, {', '.join(unused)}; those that can be are "
+                f"{', '.join(ARRAYS)}",
+                DataWarning,
+            )
         if isinstance(domain, GivenDomain) and domain.worsens():
             warn(
                 f"losses in {name} end higher than they start in most runs; if higher is better, "

@@ -12,7 +12,8 @@ from haltwise._core.discovery import configure, lookup
 from haltwise._core.errors import CalibrationWarning, InputError, require
 from haltwise._core.files import read_bytes
 from haltwise._core.progress import working
-from haltwise.certificates import RISKS, Certificate
+from haltwise._core.settings import price_per_unit
+from haltwise.certificates import RISKS, Certificate, largest_loss, require_promise
 from haltwise.cli import options
 from haltwise.cli.own_model import opened, record_for, replace_weights
 from haltwise.cli.printing import write_json
@@ -99,7 +100,12 @@ def command(
     chosen = lookup(RISKS, kind, "risk")
     risk = configure(chosen, {} if target is None else {"target": target}, kind)
     charged = None if unit is None else _unit(unit)
+    labels = None if groups is None else _labels(groups, runs)
+    if price is not None:
+        price_per_unit(price)
     with opened(run, own, "certify") as found:
+        largest = largest_loss(risk, found.model.card.horizon, bound)
+        require_promise(level, confidence, largest, grouped=labels is not None)
         with working("recording", Console(stderr=True)), warnings.catch_warnings():
             warnings.simplefilter("error", CalibrationWarning)
             try:
@@ -125,7 +131,7 @@ def command(
                 risk=risk,
                 level=level,
                 confidence=confidence,
-                group=None if groups is None else _labels(groups, runs),
+                group=labels,
                 bound=bound,
                 clip=clip,
                 price=price,

@@ -8,7 +8,7 @@ import click
 
 from haltwise.curves import Curves, read
 
-__all__ = ["curve_options", "read_curves"]
+__all__ = ["curve_options", "given_options", "read_curves", "successes"]
 
 _TEXTS: Mapping[str, str] = {
     "format": "Format of the file.  [default: recognised]",
@@ -53,6 +53,20 @@ def curve_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(offered):
         command = option(command)
     return command
+
+
+def given_options(values: Mapping[str, Any]) -> list[str]:
+    """The options among these values by name that were given: what is neither None nor False."""
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, value in values.items()
+        if value is not None and value is not False
+    ]
+
+
+def successes(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that say what a success is, by name."""
+    return {name: reading[name] for name in ("target", "target_quantile")}
 
 
 def read_curves(path: str, reading: Mapping[str, Any], data_dir: Path | None) -> Curves:

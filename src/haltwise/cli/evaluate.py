@@ -46,7 +46,7 @@ _COORDINATES = 2**18  # of all test problems together, unless told otherwise
 @options.learners_option(default=True)
 @click.option(
     "--out",
-    type=options.PATH,
+    type=options.DIRECTORY,
     help="Directory of the record.  [default: the run, or else runs/NAME]",
 )
 @options.device_option

@@ -21,7 +21,7 @@ __all__ = ["command"]
 @click.option("--num-problems", default=5, show_default=True, help="Problems to choose from.")
 @options.horizon_option
 @click.option(
-    "--out", type=options.PATH, default="explore.html", show_default=True, help="The page."
+    "--out", type=options.WRITTEN, default="explore.html", show_default=True, help="The page."
 )
 @options.own_classes
 @options.data_directory

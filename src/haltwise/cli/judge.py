@@ -7,14 +7,18 @@ from typing import Any
 import click
 
 from haltwise._core.errors import require
-from haltwise._core.files import make_directory
-from haltwise.certificates import Certificate
+from haltwise.certificates import Certificate, require_promise
 from haltwise.cli import options
-from haltwise.cli.curve_options import curve_options, read_curves
+from haltwise.cli.curve_options import curve_options, given_options, read_curves, successes
 from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.curves.certify import certify_curves
 from haltwise.curves.model import CurveModel
-from haltwise.curves.shipped import PRETRAINED, find_curve_model, load_curve_rule
+from haltwise.curves.shipped import (
+    PRETRAINED,
+    find_curve_model,
+    is_curve_model,
+    load_curve_rule,
+)
 from haltwise.curves.stop_model import StopModel
 from haltwise.evaluation import judge_runs
 from haltwise.evaluation.give_up import judge_curves, with_targets
@@ -83,7 +87,14 @@ def command(
     Or MODEL is a monitor, a directory that `haltwise train-monitor` wrote, FILE the directory of
     what haltwise.HaltingMonitor.recording wrote, and --tuning-runs another.
     """
+    certifying = {"certify": level, "confidence": confidence, "adopt": adopt}
     if tuning_runs is not None:
+        others = given_options({**reading, **certifying})
+        require(
+            not others,
+            f"{' and '.join(others)} cannot go with --tuning-runs, by which a monitor is judged; "
+            "its recordings have a form of their own, and haltwise certify certifies it",
+        )
         _judge_monitor(model, Path(file), tuning_runs, price, html_path, json_path)
         return
     require(
@@ -95,10 +106,27 @@ def command(
         "--adopt writes a certificate (--certify LEVEL) to a model of yours; copy one that comes "
         "with the package first",
     )
-    curves = read_curves(file, reading, data_dir)
+    require(
+        level is not None or confidence is None,
+        "--confidence is that of a certificate; give --certify LEVEL, too",
+    )
+    if level is not None:
+        require_promise(level, confidence)
+    require(
+        is_curve_model(model),
+        f"there is no model {model} of recorded curves; name {PRETRAINED}, or a directory that "
+        "haltwise learn wrote; a monitor is judged with --tuning-runs",
+    )
     learned = load_curve_rule(model)
     if isinstance(learned, StopModel):
-        require(level is None, "--certify is for models that give runs up, not for early stops")
+        others = given_options({**certifying, **successes(reading)})
+        require(
+            not others,
+            f"{' and '.join(others)} cannot be given here: {model} stops runs early, whether they "
+            "succeed or not",
+        )
+    curves = read_curves(file, reading, data_dir)
+    if isinstance(learned, StopModel):
         stopped = judge_stops(learned, curves)
         print_table(ways_table(stopped))
         write_json(json_path, stopped)
@@ -107,18 +135,19 @@ def command(
     record = judge_curves(rule, curves)
     document = record.to_json()
     print_table(levels_table(record))
+    found = None
     if level is not None:
         found = certify_curves(rule, curves, level=level, confidence=confidence)
         document["certificate"] = found.to_json()
         say(found)
         if isinstance(found, Certificate):
             say(f"give runs up below a score of {found.score_level}; {found.assumption}")
-            if adopt:
-                certified = replace(rule.card, certificates=(*rule.card.certificates, found))
-                path = find_curve_model(model)
-                CurveModel(rule.forecast, certified).save(path)
-                say(path)
     write_json(json_path, document)
+    if adopt and isinstance(found, Certificate):
+        certified = replace(rule.card, certificates=(*rule.card.certificates, found))
+        path = find_curve_model(model)
+        CurveModel(rule.forecast, certified).save(path)
+        say(path)
 
 
 def _judge_monitor(
@@ -129,6 +158,11 @@ def _judge_monitor(
     html_path: Path | None,
     json_path: Path | None,
 ) -> None:
+    require(
+        test_runs.resolve() != tuning_runs.resolve(),
+        f"--tuning-runs {tuning_runs} are the runs to judge by, which would flatter what is tuned "
+        "on them; record others",
+    )
     halting = load_halting(model)
     test, tuning = (
         RecordedRuns.load(runs, halting.card.horizon) for runs in (test_runs, tuning_runs)
@@ -138,6 +172,5 @@ def _judge_monitor(
     write_json(json_path, record)
     print_stopping(record)
     if html_path is not None:
-        make_directory(html_path.parent)
         title = f"{options.model_name(model)} on {test_runs.resolve().name}"
         say(write_stopping_report(record, html_path, title))

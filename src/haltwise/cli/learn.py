@@ -2,21 +2,23 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from haltwise._core.errors import require
 from haltwise._core.files import make_directory
 from haltwise._core.settings import price_per_unit
 from haltwise._core.version import __version__
 from haltwise.cli import options
-from haltwise.cli.curve_options import curve_options, read_curves
+from haltwise.cli.curve_options import curve_options, given_options, read_curves, successes
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.curves.curves import Curves
 from haltwise.curves.learning import EndedEarly, learn
-from haltwise.curves.shipped import pretrained
+from haltwise.curves.shipped import PRETRAINED, load_curve_model
 from haltwise.curves.stopping import learn_to_stop
 from haltwise.evaluation.give_up import judge_learned, judge_sizes, with_targets
 from haltwise.evaluation.stop_early import judge_learned_stop
@@ -58,7 +60,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--pretrained/--no-pretrained",
-    "use_pretrained",
+    "pretrained",
     default=True,
     show_default=True,
     help="Whether the forecast that comes with the package may help where runs are few.",
@@ -70,7 +72,7 @@ __all__ = ["command"]
     help="Whether to try what fewer past runs would have been worth; it takes as long again.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of folds and trees.")
-@click.option("--out", type=options.PATH, required=True, help="Directory of model and report.")
+@click.option("--out", type=options.DIRECTORY, required=True, help="Directory of model and report.")
 @options.data_directory
 @options.threads_option
 def command(
@@ -80,7 +82,7 @@ def command(
     price: float | None,
     value_of_success: float,
     ended_early: EndedEarly,
-    use_pretrained: bool,
+    pretrained: bool,
     sizes: bool,
     seed: int,
     out: Path,
@@ -97,20 +99,21 @@ def command(
     With --stop-early runs are stopped where another step is not worth its price; record runs that
     are longer than they should be.
     """
-    require(value_of_success > 0, f"--value-of-success must be above 0, got {value_of_success}")
     path = out / "model.safetensors"
     require(not path.exists(), f"there is a model {path} already; choose another --out")
     require(
         price is not None or not stop_early,
         "--stop-early needs --price, what a unit of cost must gain, in units of the metric",
     )
-    if price is not None:
-        price_per_unit(price)  # before the learning, which takes long
+    value = price_per_unit(value_of_success, "--value-of-success")
+    if price is not None:  # before the learning, which takes long
+        price_per_unit(price_per_unit(price) / value, "--price / --value-of-success")
+    _require_use(reading, stop_early=stop_early, price=price)
     curves = read_curves(logs, reading, data_dir)
     if stop_early and price is not None:
         _learn_to_stop(curves, price, seed, path)
         return
-    base = pretrained().forecast if use_pretrained else None
+    base = load_curve_model(PRETRAINED).forecast if pretrained else None
     learned = learn(
         with_targets(curves),
         base=base,
@@ -119,16 +122,35 @@ def command(
         progress=say,
         provenance=_provenance(),
     )
-    record = judge_learned(learned, None if price is None else price / value_of_success)
+    record = judge_learned(learned, None if price is None else price / value)
     make_directory(out)
     learned.model.save(path)
     if sizes:
         record = judge_sizes(record, learned, base, say)
-    write_json(out / "record.json", record)
+    write_json(out / "record.json", record.to_json())
     page = write_give_up(out / "report.html", record, learned)
     print_table(levels_table(record))
     say(path)
     say(page)
+
+
+def _require_use(reading: Mapping[str, Any], *, stop_early: bool, price: float | None) -> None:
+    """Refuse options that would make no difference."""
+    context = click.get_current_context()
+    typed = {
+        name: context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        for name in ("value_of_success", "ended_early", "pretrained", "sizes")
+    }
+    if stop_early:
+        others = given_options({**successes(reading), **typed})
+        require(
+            not others,
+            f"{' and '.join(others)} cannot go with --stop-early, which asks for no success",
+        )
+    require(
+        price is not None or not typed["value_of_success"],
+        "--value-of-success is what a --price is set against; give one, too",
+    )
 
 
 def _learn_to_stop(curves: Curves, price: float, seed: int, path: Path) -> None:

@@ -22,6 +22,7 @@ from haltwise.training.presets import process_family
 from haltwise.training.sources import descents_of
 
 __all__ = [
+    "DIRECTORY",
     "PATH",
     "WRITTEN",
     "data_directory",
@@ -51,26 +52,30 @@ class _Place(click.Path):
     Args:
         is_written: Whether a file is written there at the end, in a directory that is made then if
             it is missing; whether that can be is seen before the work.
+        is_directory: Whether files are written in it.
     """
 
-    def __init__(self, *, is_written: bool = False) -> None:
+    def __init__(self, *, is_written: bool = False, is_directory: bool = False) -> None:
         super().__init__(path_type=Path)
-        self._is_written = is_written
+        self._is_written, self._is_directory = is_written, is_directory
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value):
             self.fail("it is empty; name a file or a directory, or leave it out", param, ctx)
         path: Any = super().convert(value, param, ctx)
-        if self._is_written:
-            if path.is_dir():
-                self.fail(f"{path} is a directory; name a file in it", param, ctx)
-            there = next(each for each in path.absolute().parents if os.access(each, os.F_OK))
+        if self._is_written and path.is_dir():
+            self.fail(f"{path} is a directory; name a file in it", param, ctx)
+        if self._is_written or self._is_directory:
+            place = path.absolute() / "file" if self._is_directory else path.absolute()
+            there = next(each for each in place.parents if os.access(each, os.F_OK))
             if not (there.is_dir() and os.access(there, os.W_OK)):
-                self.fail(f"{there} cannot be written in; name another directory", param, ctx)
+                self.fail(
+                    f"{path}: {there} cannot be written in; name another directory", param, ctx
+                )
         return path
 
 
-PATH, WRITTEN = _Place(), _Place(is_written=True)
+PATH, WRITTEN, DIRECTORY = _Place(), _Place(is_written=True), _Place(is_directory=True)
 
 Command = Callable[..., None]
 

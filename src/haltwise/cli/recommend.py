@@ -11,7 +11,7 @@ from haltwise.cli import options
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import Recommendation, recommend
-from haltwise.report.formats import num, percent
+from haltwise.report.formats import counted, num, percent
 from haltwise.report.page import Column, Table
 from haltwise.tasks import family as make_family
 
@@ -75,6 +75,7 @@ def command(
 
 
 def _table(found: Recommendation) -> Table:
+    others = counted(found.num_tuning, "other") if found.num_tuning else "the same"
     return Table(
         "recommendation",
         "Optimizers on these problems",
@@ -99,8 +100,8 @@ def _table(found: Recommendation) -> Table:
             ]
             for trial in found.trials
         ],
-        note=f"On {found.num_judged} problems at a price of {num(found.price)} a gradient; Adam "
-        f"was tuned on {found.num_tuning or 'the same'} others. What was handed over L-BFGS "
-        f"finished. Cannot take these problems: {', '.join(found.skipped) or 'none'}.",
+        note=f"On {counted(found.num_judged, 'problem')} at a price of {num(found.price)} a "
+        f"gradient; Adam was tuned on {others}. What was handed over L-BFGS finished. Cannot take "
+        f"these problems: {', '.join(found.skipped) or 'none'}.",
         strong=[trial.name for trial in found.trials].index(found.use),
     )

@@ -8,7 +8,7 @@ import click
 from haltwise import report
 from haltwise._core.errors import require
 from haltwise.cli import options
-from haltwise.cli.curve_options import curve_options, read_curves
+from haltwise.cli.curve_options import curve_options, given_options, read_curves
 from haltwise.cli.printing import say
 from haltwise.curves.shipped import PRETRAINED, is_curve_model, load_curve_model
 from haltwise.evaluation.give_up import with_targets
@@ -30,7 +30,7 @@ __all__ = ["command"]
     "--num-runs", default=12, show_default=True, help="Runs to choose from, spread over all."
 )
 @click.option(
-    "--out", type=options.PATH, default="replay.html", show_default=True, help="The page."
+    "--out", type=options.WRITTEN, default="replay.html", show_default=True, help="The page."
 )
 @curve_options
 @options.data_directory
@@ -57,7 +57,7 @@ def command(
         )
         say(page)
         return
-    given = [f"--{key.replace('_', '-')}" for key, value in reading.items() if value is not None]
+    given = given_options(reading)
     require(
         not given,
         f"{' and '.join(given)} say how curves are read; a monitor has recordings of its own form",

@@ -5,14 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from haltwise._core.arrays import array_names, read_arrays
-from haltwise._core.errors import DataWarning, require
-from haltwise._core.files import make_directory
+from haltwise._core.errors import DataWarning, require, warn
 from haltwise.cli.options import PATH, WRITTEN, direction_option, json_option
 from haltwise.cli.printing import print_table, print_warnings, say, write_json
 from haltwise.curves.curves import Direction
@@ -24,7 +19,6 @@ from haltwise.stop_rules import CostUnit
 __all__ = ["command"]
 
 _NEEDED = ("losses", "stops")
-_INTEGERS = ("stops", "returned", "groups")
 _ARRAYS = (*_NEEDED, "returned", "hazards", "observed", "groups")
 
 
@@ -56,14 +50,12 @@ def command(
     stopping at t once there; observed [n, T+1], the losses that baselines see; groups [n],
     integers: the run or seed that an item belongs to.
     """
+    arrays = _load(traces)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the record has it, too
-        record = stopping_report(
-            **_load(traces), price=price, unit=CostUnit(unit), direction=direction
-        )
+        record = stopping_report(**arrays, price=price, unit=CostUnit(unit), direction=direction)
     write_json(json_path, record)
     if html_path is not None:
-        make_directory(html_path.parent)
         write_stopping_report(record, html_path, traces.stem)
     print_warnings(record)
     print_table(rules_table(record, wide=False))
@@ -72,23 +64,18 @@ def command(
 
 def _load(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file; nothing in it is ever executed."""
-    found = read_arrays(path, _ARRAYS)
+    found, there = read_arrays(path, _ARRAYS), array_names(path)
     missing = [name for name in _NEEDED if name not in found]
     require(
         not missing,
         f"{path} has no array {' and no '.join(missing)}, only "
-        f"{', '.join(array_names(path)) or 'nothing'}; write it with numpy.savez",
+        f"{', '.join(there) or 'nothing'}; write it with numpy.savez",
     )
-    return {name: _tensor(name, array) for name, array in found.items()}
-
-
-def _tensor(name: str, array: NDArray[np.generic]) -> Tensor:
-    """Integers of 64 bits, or numbers in double precision."""
-    kinds, what, kind = (
-        ("iu", "integers", int) if name in _INTEGERS else ("fiu", "real numbers", float)
-    )
-    require(
-        array.dtype.kind in kinds,
-        f"{name} must be {what}, got {array.dtype}; convert with {name}.astype({kind.__name__})",
-    )
-    return torch.from_numpy(array.astype(np.int64 if kind is int else np.float64))
+    unknown = [name for name in there if name not in _ARRAYS]
+    if unknown:
+        warn(
+            f"{path} has arrays that are not used, {', '.join(unknown)}; those that can be are "
+            f"{', '.join(_ARRAYS)}",
+            DataWarning,
+        )
+    return found

@@ -10,12 +10,13 @@ from rich.console import Console
 from haltwise._core.errors import require
 from haltwise._core.progress import working
 from haltwise.cli import options
-from haltwise.cli.printing import print_table, write_json
+from haltwise.cli.printing import print_table, say, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import study
 from haltwise.models import loading
-from haltwise.report.studies import margins_table, study_table
+from haltwise.report.studies import margins_table, study_section, study_table
 from haltwise.stop_rules import CostUnit
+from haltwise.tasks.base import TaskFamily
 
 __all__ = ["command"]
 
@@ -84,13 +85,15 @@ def command(
         require(bool(equals) and bool(name), f"--halter takes NAME=RUN, got {entry!r}")
         require(name not in models, f"two models are called {name!r}; choose another NAME")
         models[name] = loading.load(run, own)
+    drawn: dict[str, TaskFamily] = {}
+    for each in families or (None,):
+        label = options.family_name(card, each)
+        require(label not in drawn, f"two families are called {label!r}; name each once")
+        drawn[label] = options.family_of(card, each, settings, data_dir)
     with working("starting", Console(stderr=True)) as announce:
         record = study(
             models,
-            {
-                options.family_name(card, name): options.family_of(card, name, settings, data_dir)
-                for name in families or (None,)
-            },
+            drawn,
             prices=prices or (card.price,),
             horizon=card.horizon if horizon is None else horizon,
             seeds=range(first_seed, first_seed + seeds),
@@ -100,6 +103,8 @@ def command(
             learners=learners,
         )
     write_json(json_path, record)
+    for warning in study_section(record).warnings:
+        say(f"Warning: {warning}")
     for unit in CostUnit:
         print_table(study_table(record, unit))
         print_table(margins_table(record, unit))

@@ -16,7 +16,14 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.files import read_bytes
 from haltwise._core.nested_settings import Leaf, checked, merge
 from haltwise._core.plugins import label
-from haltwise.cli.options import PATH, data_directory, device_option, joined, threads_option
+from haltwise.cli.options import (
+    DIRECTORY,
+    PATH,
+    data_directory,
+    device_option,
+    joined,
+    threads_option,
+)
 from haltwise.cli.progress import run_trainer
 from haltwise.cli.settings import SettingsCommand, setting_leaves
 from haltwise.models.loading import run_directory
@@ -78,7 +85,7 @@ def _leaves(typed: Mapping[str, str], arguments: Sequence[str]) -> Iterator[Leaf
 @click.option(
     "--config", type=PATH, help="TOML file of settings; those on the command line go over it."
 )
-@click.option("--out", type=PATH, help="Run directory.  [default: runs/FAMILY-PRESET]")
+@click.option("--out", type=DIRECTORY, help="Run directory.  [default: runs/FAMILY-PRESET]")
 @click.option("--resume", type=PATH, help="Go on with the run in this directory.")
 @click.option(
     "--continue",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from haltwise._core.errors import require
-from haltwise.cli.options import PATH, json_option, threads_option
+from haltwise.cli.options import DIRECTORY, PATH, json_option, threads_option
 from haltwise.cli.printing import print_stopping, say, write_json
 from haltwise.cli.progress import run_trainer
 from haltwise.cli.settings import SettingsCommand, setting_leaves
@@ -34,7 +34,7 @@ _OPTIONS = re.compile(
 )
 @click.argument("runs", type=PATH)
 @click.option("--price", type=float, required=True, help="Price of a round, in units of the score.")
-@click.option("--out", type=PATH, help="Run directory.  [default: runs/RUNS-monitor]")
+@click.option("--out", type=DIRECTORY, help="Run directory.  [default: runs/RUNS-monitor]")
 @click.option(
     "--horizon", type=int, help="Rounds after the first.  [default: those of the shortest run]"
 )

@@ -181,7 +181,8 @@ class Curves:
         Points whose cost is not known are left out, and so are runs that never measured the metric
         where others did. Points of one cost that follow each other are one: of a column that
         several know, the last counts. Where the cost goes back, the run was resumed from there:
-        what had been recorded after that point is replaced by what followed.
+        what had been recorded after that point is replaced by what followed. A metric that is
+        infinite, whatever its sign, is the worst there is: the run diverged.
 
         Args:
             runs: Columns of each run by name, all of one length in a run; a column that a run lacks
@@ -240,11 +241,12 @@ class Curves:
             values.append(measured)
             sizes.append(len(spent))
             seen[place] = not np.isnan(measured[:, judged]).all()
+        table = _without_perfect(np.concatenate(values), judged, metric, direction)
         num = len(runs)
         offset = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
         curves = cls(
             np.concatenate(costs),
-            np.concatenate(values),
+            table,
             columns,
             offset,
             metric,
@@ -517,6 +519,20 @@ class _LeftOut:
         parts += [f"{num} points {why}" for why, num in self.points.items() if num]
         if parts:
             warn("left out: " + "; ".join(parts), DataWarning)
+
+
+def _without_perfect(values: Floats, judged: int, metric: str, direction: Direction) -> Floats:
+    """The values [P, C], the metric being worst where it is infinitely good: no run is."""
+    best = np.inf if direction == "max" else -np.inf
+    perfect = values[:, judged] == best
+    if perfect.any():
+        warn(
+            f"{metric!r} is {best:g} at {int(perfect.sum())} points, better than any number; it "
+            f"counts as {-best:g} there, as in a run that diverged",
+            DataWarning,
+        )
+        values[perfect, judged] = -best
+    return values
 
 
 def _put_in_order(

@@ -283,10 +283,17 @@ class RawRuns:
             raise InputError(f"{self.texts[name]}; mend it, or name another {what} ({what}=...)")
 
     def _numbers(self, value: npt.ArrayLike | str | None) -> npt.ArrayLike | None:
-        """A number, one a run, or what a column or label of that name holds throughout a run."""
+        """A number, one a run, or what a column or label of that name holds throughout a run.
+
+        It is NaN for runs that leave it empty while others do not.
+        """
         if not isinstance(value, str):
             return value
-        numbers = parse_numbers(self._label(value))
+        is_known = any(
+            value in labels or (value in run and not np.isnan(run[value]).all())
+            for run, labels in zip(self.runs, self.labels, strict=True)
+        )
+        numbers = parse_numbers(self._label(value, empty="" if is_known else None))
         require(numbers is not None, f"{value!r} holds texts; name a column or label of numbers")
         return numbers
 
@@ -301,7 +308,8 @@ class RawRuns:
             name = kind
         return None if name is None else self._label(name)
 
-    def _label(self, name: str) -> list[str]:
+    def _label(self, name: str, empty: str | None = None) -> list[str]:
+        """What each run calls `name`; `empty`, if there is such a text, where it says nothing."""
         found: list[str] = []
         for run, labels in zip(self.runs, self.labels, strict=True):
             if name in labels:
@@ -309,6 +317,9 @@ class RawRuns:
                 continue
             known = run[name][~np.isnan(run[name])] if name in run else np.empty(0)
             where = f"run {labels.get('run', len(found))!r}"
+            if len(known) == 0 and empty is not None:
+                found.append(empty)
+                continue
             if len(known) == 0:
                 others = [*dict.fromkeys((*labels, *run))]
                 raise InputError(f"{where} has no {name!r}; name one of {', '.join(others)}")

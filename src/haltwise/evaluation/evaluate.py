@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
+from haltwise._core.errors import FitWarning, require, warn
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
 from haltwise._core.tensors import map_tensors
@@ -95,7 +95,11 @@ def evaluate(
         announce: Called with a sentence at the start of each part.
 
     Raises:
-        InputError: A setting is impossible, or the first model does not halt.
+        InputError: A setting is impossible, the first model does not halt, or no problem stays
+            finite.
+
+    Warns:
+        FitWarning: A model was not trained at such a price.
     """
     price = price_per_unit(price)
     require(horizon >= 1, f"the horizon must be at least 1 step, got {horizon}")
@@ -119,6 +123,7 @@ def evaluate(
         if not each.halting.halts:
             curves[key] = _curve(loss_curves(each.rule, test, horizon), test)
             continue
+        warn_of_price(each.halting, price, key)
         recorded, tune_on = (record(each.rule, batch, horizon) for batch in (test, tuning))
         curves[key] = _curve(recorded, test)
         announce(f"judging the stops of {key}")
@@ -142,9 +147,13 @@ def evaluate(
     lbfgs, num_lbfgs = [], 0
     if not test.stochastic:
         announce("running L-BFGS")
-        num_lbfgs = min(_NUM_LBFGS, num_problems)
-        few = family.sample(num_lbfgs, stream(seed, "test"), dtype=torch.float64)
-        lbfgs = lbfgs_curve(few, horizon).mean(0).tolist()
+        few = family.sample(
+            min(_NUM_LBFGS, num_problems), stream(seed, "test"), dtype=torch.float64
+        )
+        lowest = lbfgs_curve(few, horizon)
+        lowest = lowest[lowest.isfinite().all(1)]  # where a problem begins at NaN, none helps
+        num_lbfgs = len(lowest)
+        lbfgs = lowest.mean(0).tolist() if num_lbfgs else []
     return Evaluation(
         EvaluationRecord(
             optimizer=name,
@@ -204,6 +213,19 @@ def judge_model(
     return judged, stops
 
 
+def warn_of_price(model: HaltingModel, price: float, name: str) -> None:
+    """Say so where a model is judged at a price that it was not trained at."""
+    asked, card = torch.tensor(price, dtype=torch.float64), model.card
+    if model.halts and abs(model.trained_price(asked).item() - price) > 1e-4 * price:
+        low, high = card.price / card.price_range, card.price * card.price_range
+        known = f"prices from {low:.3g} to {high:.3g}" if low < high else f"a price of {low:.3g}"
+        warn(
+            f"{name} was trained at {known}; at {price:.3g} it stops as at the nearest that it "
+            "knows, and is judged by that: train one for such a price",
+            FitWarning,
+        )
+
+
 def keep_finite(trajectory: Trajectory) -> Trajectory:
     """The items that stayed finite, on the CPU: few numbers, many small operations."""
     finite = trajectory.select(trajectory.finite.nonzero().squeeze(1))
@@ -221,6 +243,10 @@ def _judge_both(
 ) -> tuple[dict[CostUnit, StoppingRecord], dict[str, Tensor]]:
     """The records in both units of cost, and the arrays behind them."""
     test, tuning = model.attach(test, price), keep_finite(model.attach(tuning, price))
+    require(
+        tuning.num_items > 0 and bool(test.finite.any()),
+        "no problem stays finite, so there are no stops to judge; look at it by haltwise diagnose",
+    )
     records, kept = {}, keep_finite(test)
     posterior = model.method.posterior(kept.outputs, DecisionTime.AFTER_GRADIENT)
     arrays = {

@@ -1,5 +1,6 @@
 """Judge a rule that gives runs up on recorded runs that it has not seen."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -148,7 +149,9 @@ def judge_sizes(
             progress(f"what {size} past runs would have been worth")
         part = curves.select(np.sort(order[:size]))
         try:
-            at = learn(part, base=base, lost=(lost,)).model.card.levels[f"{lost:g}"]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DataWarning)  # of all of them it was said before
+                at = learn(part, base=base, lost=(lost,)).model.card.levels[f"{lost:g}"]
             found.append(SizeFigures(size, at.saved, at.lost))
         except InputError:
             break  # too few successes or failures among them, and among fewer still

@@ -177,7 +177,7 @@ def _figures(
             difference=found[2 * num + place],
             mean_excess=stops.excess.double().mean().item(),
             mean_cost=stops.cost.double().mean().item(),
-            sd_cost=stops.cost.double().std().item(),
+            sd_cost=stops.cost.double().std().item() if len(j) > 1 else math.nan,
             share_at_horizon=_share(stops.cost == table.shape[1] - 1),
             share_solved=(
                 math.nan if initial is None else _share(stops.excess <= _SOLVED * initial)

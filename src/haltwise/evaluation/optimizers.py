@@ -1,5 +1,6 @@
 """Optimizers to compare with: hand-designed rules at tuned learning rates, and L-BFGS."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def tune_rule(
         for number in workers.share(len(places)):
             rule = make(LEARNING_RATES[places[number]])
             excess = loss_curves(rule, batch, num_steps).excess
-            found[number] = widened(excess[:, 1:]).mean().nan_to_num(math.inf, math.inf)
+            begun = excess[:, 0].isfinite()  # no rate helps where a problem begins at NaN
+            found[number] = widened(excess[begun, 1:]).mean().nan_to_num(math.inf, math.inf)
         workers.sum(found)
         scores |= zip(places, found.tolist(), strict=True)
     best = min(scores, key=scores.__getitem__)
@@ -106,7 +108,7 @@ def lbfgs_curve(batch: TaskBatch, num_gradients: int) -> Tensor:
 
     `torch.optim.LBFGS` with strong Wolfe line search, one problem at a time in float64; line
     searches are charged for every evaluation. On quadratics it is conjugate gradients.
-    The losses of the batch must be exact.
+    The losses of the batch must be exact; infinite is what has seen none that is finite.
     """
     seen = torch.tensor(
         [
@@ -114,7 +116,7 @@ def lbfgs_curve(batch: TaskBatch, num_gradients: int) -> Tensor:
             for problem in range(batch.num_problems)
         ],
         dtype=torch.float64,
-    )
+    ).nan_to_num(math.inf, math.inf, -math.inf)
     # The first evaluation is at theta_0 and buys the first move.
     return torch.cat((seen[:, :1], seen.cummin(1).values), 1)
 
@@ -138,5 +140,7 @@ def _lbfgs_excess(problem: TaskBatch, num_gradients: int) -> list[float]:
         params.grad = evaluation.grad.to(params)
         return evaluation.excess[0].double()
 
-    solver.step(closure)
+    # PyTorch's line search finds no bracket among losses that are NaN, and says so by IndexError.
+    with contextlib.suppress(IndexError):
+        solver.step(closure)
     return (seen + [seen[-1]] * num_gradients)[:num_gradients]

@@ -7,7 +7,7 @@ import torch
 from haltwise._core.errors import require
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
-from haltwise.evaluation.evaluate import judge_model, keep_finite
+from haltwise.evaluation.evaluate import judge_model, keep_finite, warn_of_price
 from haltwise.evaluation.judge import Stops
 from haltwise.evaluation.learners import learned_opponents
 from haltwise.evaluation.records import StoppingRecord
@@ -54,6 +54,8 @@ def judge_processes(
     price = price_per_unit(price)
     require(num_items >= 32, f"num_problems must be at least 32, got {num_items}")
     require(model.halts, "this model was trained without halting; there are no stops to judge")
+
+    warn_of_price(model, price, "the model")
 
     def recorded(part: str) -> Trajectory:
         announce(f"recording {num_items} items to {part}")

@@ -15,7 +15,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import FitWarning, InputError, require
+from haltwise._core.errors import DataWarning, FitWarning, InputError, require, warn
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit, whole_number
 from haltwise._core.tensors import undisturbed
@@ -147,6 +147,9 @@ def recommend(
     Raises:
         InputError: The problems or a setting are no good.
 
+    Warns:
+        DataWarning: Problems are left out, since their first loss is not finite.
+
     Examples:
         >>> from haltwise.tasks import family
         >>> found = recommend(
@@ -157,6 +160,7 @@ def recommend(
     """
     max_steps = whole_number("max_steps", max_steps)
     sample = _sample(problems, num_problems, seed)
+    sample = _with_finite_starts(sample)
     half = sample.num_problems // 2
     index = torch.arange(sample.num_problems, device=sample.start.device)
     judged = sample.select(index[half:]) if half else sample
@@ -212,6 +216,22 @@ def _sample(problems: TaskBatch | TaskFamily, number: int | None, seed: int) -> 
     return in_coordinates(problems).select(chosen.to(problems.start.device))
 
 
+def _with_finite_starts(sample: TaskBatch) -> TaskBatch:
+    """The problems that begin with a finite loss: of others no optimizer makes anything."""
+    seen = ask(sample.observe, sample.start, 0).loss.cpu()
+    kept = (seen.isfinite() & _score(sample, sample.start).isfinite()).nonzero().squeeze(1)
+    num = sample.num_problems
+    require(len(kept) > 0, f"none of {num} problems begins with a finite loss; start elsewhere")
+    if len(kept) < num:
+        warn(
+            f"{num - len(kept)} of {num} problems are left out: they begin with a loss that is not "
+            "finite",
+            DataWarning,
+        )
+        sample = sample.select(kept.to(sample.start.device))
+    return sample
+
+
 def _score(batch: TaskBatch, params: Tensor) -> Tensor:
     """The loss that stops are judged by, infinite where it is not finite, float64 [B]."""
     return ask(batch.score, params, 0).excess.double().cpu().nan_to_num(math.inf, math.inf)
@@ -228,7 +248,8 @@ def _price_of(judged: TaskBatch, own: dict[str, _Outcome], max_steps: int) -> fl
     gain = (begun - lowest).mean().item()
     require(
         0 < gain < math.inf,
-        "neither L-BFGS nor Adam lowers the losses, so no price follows from them; give a price",
+        f"{LBFGS if own else 'Adam'} does not lower the losses, so no price follows from what it "
+        "gains; give a price",
     )
     return gain / _SHARE
 
@@ -342,6 +363,8 @@ def _sentence(use: Trial, trials: list[Trial], outcomes: dict[str, _Outcome], pr
 def _difference(worse: _Outcome, better: _Outcome, price: float) -> str:
     """The mean paired difference of J in prices, with twice its standard error."""
     each = (worse.loss - better.loss) / price + worse.num_gradients - better.num_gradients
-    if len(each) < 2 or not each.isfinite().all():
+    if not each.isfinite().all():
+        return "infinitely many"
+    if len(each) < 2:
         return f"{each.mean().item():.3g}"
     return f"{each.mean().item():.3g} ± {2 * each.std().item() / math.sqrt(len(each)):.2g}"

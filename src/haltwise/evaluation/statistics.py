@@ -142,20 +142,40 @@ def least_mix(limited: Tensor, wanted: Tensor, limit: Tensor) -> Tensor:
         limit: What the mean of `limited` may be at most, shape [R]; where no budget keeps within
             it, the least mean is infinite.
     """
-    rows = max(1, _BLOCK // limited.shape[1] ** 2)
+    rows = max(1, _BLOCK // limited.shape[1])
     parts = zip(limited.split(rows), wanted.split(rows), limit.split(rows), strict=True)
     return torch.cat([_least_mix(*part) for part in parts])
 
 
 def _least_mix(limited: Tensor, wanted: Tensor, limit: Tensor) -> Tensor:
     bound = limit.unsqueeze(1)
-    within = limited <= bound
-    pure = wanted.masked_fill(~within, torch.inf).amin(1)
-    # Every pair of a budget within the limit and one beyond it, mixed to meet the limit.
-    share = (bound - limited).unsqueeze(2) / (limited.unsqueeze(1) - limited.unsqueeze(2))
-    mixed = wanted.unsqueeze(2) + share * (wanted.unsqueeze(1) - wanted.unsqueeze(2))
-    pairs = within.unsqueeze(2) & ~within.unsqueeze(1)
-    return torch.minimum(pure, mixed.masked_fill(~pairs, torch.inf).flatten(1).amin(1))
+    pure = wanted.masked_fill(limited > bound, torch.inf).amin(1, keepdim=True)
+    below, beyond = limited < bound, limited > bound
+
+    def mixed(here: Tensor, there: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
+        """The best partner of a budget at `here` [R, 1], and what they come to, mixed as allowed.
+
+        The line through the two is lower at the limit the lower the partner lies beside it.
+        """
+        x, y = limited.gather(1, here), wanted.gather(1, here)
+        slope = (wanted - y) / (limited - x)
+        best = (slope * there).masked_fill(~partners, torch.inf).argmin(1, keepdim=True)
+        share = (bound - x) / (limited.gather(1, best) - x)
+        return best, y + share * (wanted.gather(1, best) - y)
+
+    # Of a budget within the limit and one beyond it, each is chosen anew for the other, until no
+    # budget lies below the line through the two: then no mixture is better.
+    right = torch.ones_like(bound)
+    low = wanted.masked_fill(~below, torch.inf).argmin(1, keepdim=True)
+    exists = below.any(1, keepdim=True) & beyond.any(1, keepdim=True)
+    found = torch.full_like(bound, torch.inf)
+    while True:
+        high, _ = mixed(low, right, beyond)
+        low, value = mixed(high, -right, below)
+        better = exists & (value < found)
+        if not better.any():
+            return torch.minimum(pure, found).squeeze(1)
+        found = torch.where(better, value, found)
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:

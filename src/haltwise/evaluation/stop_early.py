@@ -118,7 +118,7 @@ def _record(model: StopModel, curves: Curves, worth: Floats, stops: Integers) ->
     return StopEarlyRecord(
         runs=curves.num_runs,
         groups=len(names),
-        metric=card.metric,
+        metric=curves.metric,
         direction=card.direction,
         cost_unit=card.cost_unit,
         price=card.price,

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise._core.random import stream
-from haltwise._core.settings import price_per_unit
+from haltwise._core.settings import price_per_unit, shown
 from haltwise.curves.curves import Direction
 from haltwise.evaluation.baselines import cross_fit
 from haltwise.evaluation.judge import Stops, judge
@@ -20,17 +23,22 @@ __all__ = ["FEWEST_ITEMS", "stopping_report"]
 FEWEST_ITEMS = 20
 """With fewer, an interval means nothing."""
 
+Array = Tensor | npt.ArrayLike
+
+_INTEGERS = ("stops", "returned", "groups")
+_LARGEST = 1e150  # the squares of larger numbers overflow
+
 
 def stopping_report(
-    losses: Tensor,
-    stops: Tensor,
+    losses: Array,
+    stops: Array,
     *,
     price: float,
     unit: CostUnit = CostUnit.UPDATES,
-    returned: Tensor | None = None,
-    hazards: Tensor | None = None,
-    observed: Tensor | None = None,
-    groups: Tensor | None = None,
+    returned: Array | None = None,
+    hazards: Array | None = None,
+    observed: Array | None = None,
+    groups: Array | None = None,
     direction: Direction = "min",
     baselines: bool = True,
 ) -> StoppingRecord:
@@ -46,9 +54,11 @@ def stopping_report(
     judged, they may return the best iterate observed. The stops are taken as given: if whatever
     made them was tuned on these items, the comparison flatters them.
 
+    Arrays may be tensors, arrays of NumPy or lists.
+
     Args:
-        losses: Scored loss after 0..T steps, shape [n, T+1]; items with a loss that is not finite
-            are left out, and counted.
+        losses: Scored loss after 0..T steps, shape [n, T+1]; items with a loss that is not finite,
+            scored or observed, are left out, and counted.
         stops: Step 0..T at which each item's stop was decided, integers [n]; T if never.
         price: c, of a step, above 0, in units of the loss.
         unit: `UPDATES`: a stop at t costs t and returns theta_t. `GRADIENTS`: it costs t + 1 and
@@ -75,30 +85,57 @@ def stopping_report(
         >>> stopping_report(losses, torch.full((50,), 3), price=0.02).rules["oracle"].gain.value
         1.0
     """
-    _check(losses, stops, price, returned, hazards, observed, groups)
+    given = {
+        "losses": losses,
+        "stops": stops,
+        "returned": returned,
+        "hazards": hazards,
+        "observed": observed,
+        "groups": groups,
+    }
+    arrays = {name: _tensor(name, each) for name, each in given.items() if each is not None}
+    price = price_per_unit(price)
+    require(
+        isinstance(unit, CostUnit),
+        f"unit must be {' or '.join(map(str, CostUnit))} (haltwise.stop_rules), got {shown(unit)}",
+    )
     require(direction in ("min", "max"), f"direction must be 'min' or 'max', got {direction!r}")
-    if direction == "max":
-        losses, observed = -losses.double(), None if observed is None else -observed.double()
-    cost = steps_charged(stops.long(), unit, losses.shape[1] - 1)
-    ends = cost if returned is None else returned.long()
-    excess = losses.double().gather(1, ends.unsqueeze(1)).squeeze(1)
-    rows = losses.isfinite().all(1).nonzero().squeeze(1)
-    seen = (losses if observed is None else observed)[rows].double()
-    trajectory = Trajectory(seen, losses[rows].double())
-    inner = None if groups is None else torch.unique(groups[rows], return_inverse=True)[1]
+    return _judge(arrays, price, unit, direction, baselines=baselines)
+
+
+def _judge(
+    arrays: dict[str, Tensor],
+    price: float,
+    unit: CostUnit,
+    direction: Direction,
+    *,
+    baselines: bool,
+) -> StoppingRecord:
+    """Judge the stops of arrays by name, int64 or float64."""
+    kept = _check(arrays, price)
+    rows = kept.nonzero().squeeze(1)
+    arrays = {name: value[rows] for name, value in arrays.items()}
+    sign = -1.0 if direction == "max" else 1.0
+    losses, stops = sign * arrays["losses"], arrays["stops"]
+    trajectory = Trajectory(sign * arrays.get("observed", arrays["losses"]), losses)
+    cost = steps_charged(stops, unit, trajectory.num_steps)
+    ends = arrays.get("returned", cost)
+    groups = arrays.get("groups")
+    inner = None if groups is None else torch.unique(groups, return_inverse=True)[1]
     where = "at the stop" if unit is CostUnit.UPDATES else "one step after the stop"
-    where = where if returned is None else "at the steps in `returned`"
-    given = {"given": Stops(excess[rows], cost[rows], f"as given, with the loss {where}")}
+    where = "at the steps in `returned`" if "returned" in arrays else where
+    excess = losses.gather(1, ends.unsqueeze(1)).squeeze(1)
+    judged = {"given": Stops(excess, cost, f"as given, with the loss {where}")}
     if baselines:
-        given |= cross_fit(trajectory, unit, price, stream(0, "stopping report"), inner)
+        judged |= cross_fit(trajectory, unit, price, stream(0, "stopping report"), inner)
     record = judge(
         trajectory,
-        given,
+        judged,
         unit,
         price=price,
         groups=inner,
-        hazards=None if hazards is None else hazards[rows],
-        num_left_out=len(losses) - len(rows),
+        hazards=arrays.get("hazards"),
+        num_left_out=len(kept) - len(rows),
         has_reference=False,
     )
     if record.rises:
@@ -111,61 +148,72 @@ def stopping_report(
     return replace(record, direction=direction)
 
 
-def _check(
-    losses: Tensor,
-    stops: Tensor,
-    price: float,
-    returned: Tensor | None,
-    hazards: Tensor | None,
-    observed: Tensor | None,
-    groups: Tensor | None,
-) -> None:
+def _tensor(name: str, value: Array) -> Tensor:
+    """Whole numbers in 64 bits, or real numbers in double precision, on the CPU."""
+    require_unmasked(value, name)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name} must be a tensor or an array of numbers ({error})") from None
+    kinds, what, kind = (
+        ("iu", "integers", "int") if name in _INTEGERS else ("fiu", "real numbers", "float")
+    )
+    way_out = f"convert with {name}.astype({kind})"
+    if name == "groups":
+        way_out = "number them with numpy.unique(groups, return_inverse=True)[1]"
+    require(array.dtype.kind in kinds, f"{name} must be {what}, got {array.dtype}; {way_out}")
+    return torch.from_numpy(array.astype(np.int64 if kind == "int" else np.float64))
+
+
+def _check(arrays: dict[str, Tensor], price: float) -> Tensor:
+    """Refuse what cannot be judged; the items whose losses are finite, bool [n]."""
+    losses = arrays["losses"]
     require(
         losses.ndim == 2 and losses.shape[1] >= 2,
         "losses must have shape [n, T+1], a row an item and a column for each of the steps 0..T, T "
         f"at least 1; got {list(losses.shape)}",
     )
-    price = price_per_unit(price)
     num, num_steps = len(losses), losses.shape[1] - 1
-    shapes = {
-        "stops": (stops, [num]),
-        "returned": (returned, [num]),
-        "hazards": (hazards, [num, num_steps]),
-        "observed": (observed, [num, num_steps + 1]),
-        "groups": (groups, [num]),
-    }
-    for name, (value, shape) in shapes.items():
-        if value is None:
-            continue
+    shapes = {"hazards": [num, num_steps], "observed": [num, num_steps + 1], "losses": None}
+    for name, value in arrays.items():
+        shape = shapes.get(name, [num])
         require(
-            list(value.shape) == shape,
+            shape is None or list(value.shape) == shape,
             f"{name} must have shape {shape} to go with losses of shape {list(losses.shape)}, got "
             f"{list(value.shape)}",
         )
-        if name in ("hazards", "observed"):
+        if name not in ("stops", "returned"):
             continue
-        kind = str(value.dtype).removeprefix("torch.")
-        require(
-            "int" in kind, f"{name} must be integers, got {kind}; convert with {name}.astype(int)"
-        )
         wrong = ((value < 0) | (value > num_steps)).nonzero().flatten().tolist()
-        if wrong and name != "groups":
+        if wrong:
             raise InputError(
                 f"{name} must lie in 0..{num_steps}, the steps that losses hold; got "
                 f"{int(value[wrong[0]])} in row {wrong[0]}; an item that never stopped has "
                 f"{num_steps}"
             )
-    if hazards is not None:
+    if "hazards" in arrays:
+        hazards = arrays["hazards"]
         unlikely = hazards[~((hazards >= 0) & (hazards <= 1))].tolist()
         if unlikely:
             raise InputError(
                 f"hazards must be probabilities in [0, 1], got {unlikely[0]}; apply a sigmoid to "
                 "log-odds"
             )
-    num_finite = int(losses.isfinite().all(1).sum())
+    kept = losses.isfinite().all(1) & arrays.get("observed", losses).isfinite().all(1)
+    num_finite = int(kept.sum())
     left_out = f" after {num - num_finite} with NaN or infinite losses were left out"
     require(
         num_finite >= FEWEST_ITEMS,
         f"a report needs at least {FEWEST_ITEMS} items with finite losses, got {num_finite}"
         f"{left_out if num_finite < num else ''}; record more",
     )
+    largest = max(losses[kept].abs().max().item(), price * num_steps)
+    require(
+        largest < _LARGEST,
+        f"losses and the price of all steps must be below {_LARGEST:g}, got {largest:g}; divide "
+        "losses and price by the same number",
+    )
+    return kept

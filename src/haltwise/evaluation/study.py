@@ -12,7 +12,7 @@ from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
 from haltwise._core.tensors import map_tensors
 from haltwise.evaluation.baselines import choose_policies, last_improvement
-from haltwise.evaluation.evaluate import judge_model, keep_finite
+from haltwise.evaluation.evaluate import judge_model, keep_finite, warn_of_price
 from haltwise.evaluation.judge import Stops, judge
 from haltwise.evaluation.learners import LEARNERS, learned_opponents
 from haltwise.evaluation.records import OverSeeds, StoppingRecord, StudyCell, StudyRecord
@@ -68,6 +68,11 @@ def study(
     require(len(seeds) >= 2, f"a study needs at least 2 seeds, got {len(seeds)}")
     require(num_problems >= 32, f"num_problems must be at least 32, got {num_problems}")
     prices = [price_per_unit(price, "every price") for price in prices]
+    for what, given in (("seed", seeds), ("price", prices)):
+        twice = sorted({each for each in given if given.count(each) > 1})
+        require(
+            not twice, f"{what} {twice[:1]} is given twice, and would count twice; give it once"
+        )
     for name, model in models.items():
         require(model.halting.halts, f"{name} was trained without halting; study another")
     first, *others = models.values()
@@ -78,6 +83,9 @@ def study(
         "halting models are compared on the trajectories of one update rule, but these have "
         "several",
     )
+    for price in prices:
+        for name, model in models.items():
+            warn_of_price(model.halting, price, name)
     share, rule = num_problems // len(families), first.rule
     if isinstance(rule, nn.Module):
         rule = copy.deepcopy(rule).to(device)
@@ -141,6 +149,7 @@ def judge_runs(
         f"the runs to judge by have {lengths[0]} steps, those to tune on {lengths[1]}; record them "
         "alike",
     )
+    warn_of_price(model, price, "the monitor")
     runs, others = (model.attach(each.trajectory, price) for each in pair)
     unit, others = CostUnit.UPDATES, keep_finite(others)
     finite = keep_finite(runs)

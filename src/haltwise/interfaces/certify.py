@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.settings import parameters, real_number, require_flags, shown, words
+from haltwise._core.settings import (
+    parameters,
+    price_per_unit,
+    real_number,
+    require_flags,
+    shown,
+    words,
+)
 from haltwise.certificates import (
     Certificate,
     ExcessLoss,
@@ -18,6 +25,7 @@ from haltwise.certificates import (
     Risk,
     certify_table,
     from_the_safest,
+    label_codes,
     set_aside,
     tabulate,
     warn_of_copies,
@@ -137,7 +145,7 @@ def certify(
     model = rule if isinstance(rule, HaltingModel | OptimizerModel) else None
     if price is not None:
         require(model is not None, "a price is what a model is asked at; a stop rule knows none")
-        require(real_number("price", price) > 0, f"price must be above 0, got {price:g}")
+        price = price_per_unit(price)
     if model is not None:
         card = model.card
         price = card.price if price is None else price
@@ -147,6 +155,8 @@ def certify(
             returns = card.policies[unit].returns
     unit = CostUnit.UPDATES if unit is None else unit
     returns = RETURNABLE[unit][0] if returns is None else returns
+    if group is not None:  # now, while labels stand in the order of the problems
+        group = label_codes(group, recorded.num_items)
     record = torch.cat((recorded.loss, recorded.excess), 1).cpu().numpy()
     warn_of_copies([row.tobytes() for row in record], group)
     at_risk = risk if isinstance(risk, Risk) else FunctionOfStop(risk)
@@ -159,7 +169,7 @@ def certify(
     )
     if used is not None:
         recorded = recorded.select(used)
-        group = None if group is None else [group[i] for i in used.tolist()]
+        group = None if group is None else group[used]
     table = tabulate(
         candidates,
         recorded,
@@ -218,7 +228,7 @@ def _candidates(
     rule: Any,
     recorded: Trajectory,
     risk: Risk,
-    group: Sequence[Any] | Tensor | None,
+    group: Tensor | None,
     *,
     unit: CostUnit,
     returns: ReturnedIterate,
@@ -246,7 +256,8 @@ def _candidates(
         )
     require(len(found) > 0, "the halting method leaves no threshold open to certify")
     left = (~aside).nonzero().squeeze(1)
-    require(len(left) > 0, "every problem was set aside to find thresholds; record more")
+    what = "problem" if group is None else "group"
+    require(len(left) > 0, f"every {what} was set aside to find thresholds; record more {what}s")
     ordered = from_the_safest(
         found,
         tuning,

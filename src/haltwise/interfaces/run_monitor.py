@@ -292,7 +292,7 @@ class RunMonitor:
         )
         found = real_number("the value", value)
         worst = math.inf if self._direction == "min" else -math.inf
-        measured = {self._metric: worst if math.isnan(found) else found}
+        measured = {self._metric: found if math.isfinite(found) else worst}
         measured |= {name: real_number(name, number) for name, number in columns.items()}
         self._counted = cost is None
         self._append(spent, measured)

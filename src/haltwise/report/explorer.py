@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.files import write_atomically
 from haltwise._core.random import stream
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.trajectory import Trajectory
 from haltwise.report.formats import rounded, short
-from haltwise.report.page import render
+from haltwise.report.page import render, save_page
 from haltwise.rollout.record import record
 from haltwise.stop_rules import (
     CostUnit,
@@ -142,7 +141,7 @@ def _write(path: Path, title: str, document: dict[str, Any], words: str) -> Path
         panels=notes,
         words=words,
     )
-    write_atomically(path, page.encode())
+    save_page(path, page)
     return path
 
 

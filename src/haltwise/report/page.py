@@ -8,14 +8,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, final
 
 from haltwise._core.extras import extra
-from haltwise._core.files import write_atomically
+from haltwise._core.files import make_directory, write_atomically
 from haltwise._core.version import __version__
 from haltwise.evaluation import Interval
 from haltwise.report.drawing import Drawing
 from haltwise.report.formats import MISSING, Saving, Spread, num, rounded
 from haltwise.report.glossary import explained
 
-__all__ = ["Column", "Facts", "Figure", "Section", "Table", "render", "write_page"]
+__all__ = ["Column", "Facts", "Figure", "Section", "Table", "render", "save_page", "write_page"]
 
 _HERE = Path(__file__).parent
 
@@ -141,7 +141,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
     assert len(tables) + len(figures) == sum(not isinstance(block, Facts) for block in blocks)
     glossary = explained("\n".join(_words(sections)))
     page = render("page", title=title, embedded=embedded, sections=sections, glossary=glossary)
-    write_atomically(path, page.encode())
+    save_page(path, page)
     return path
 
 
@@ -196,6 +196,16 @@ def render(
         json=Markup(_json(embedded)),  # noqa: S704
         **values,
     )
+
+
+def save_page(path: Path, page: str) -> None:
+    """Write a page, in a directory that is made if it is missing; names of files may be no text.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    make_directory(path.parent)
+    write_atomically(path, page.encode(errors="backslashreplace"))
 
 
 _ENDS: Mapping[type, tuple[str, ...]] = MappingProxyType(

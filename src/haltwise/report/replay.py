@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from haltwise._core.errors import require
-from haltwise._core.files import write_atomically
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.levels import GiveUps, first_below
 from haltwise.curves.model import CurveModel, cost_scale, per_cost
 from haltwise.report.formats import as_given, count, percent, plural, short
-from haltwise.report.page import render
+from haltwise.report.page import render, save_page
 
 __all__ = ["replay", "write_replay"]
 
@@ -69,7 +68,7 @@ def write_replay(
         panels=_NOTES,
         words=words,
     )
-    write_atomically(path, page.encode())
+    save_page(path, page)
     return path
 
 

@@ -115,8 +115,13 @@ def sentences(record: StoppingRecord) -> list[str]:
 
 
 def warnings(record: StoppingRecord) -> list[str]:
-    """Warnings if items were left out, or if given losses rise."""
+    """Warnings if items were left out or are of one group, or if given losses rise."""
     found = []
+    own = record.stops.j
+    if record.num_items > 1 and math.isfinite(own.value) and math.isnan(own.low):
+        found.append(
+            "All problems are of one group, so no interval tells how another group would fare."
+        )
     if record.num_left_out:
         left_out = counted(record.num_left_out, "problem")
         found.append(f"Left out: {left_out} that did not stay finite (NaN or infinite).")

@@ -4,7 +4,16 @@ import math
 from statistics import fmean, stdev
 
 from haltwise.evaluation import StudyRecord
-from haltwise.report.formats import MISSING, Spread, as_given, count, interval, short, spread
+from haltwise.report.formats import (
+    MISSING,
+    Spread,
+    as_given,
+    count,
+    counted,
+    interval,
+    short,
+    spread,
+)
 from haltwise.report.page import Column, Section, Table
 from haltwise.report.palette import rule_name
 from haltwise.stop_rules import CostUnit
@@ -16,7 +25,7 @@ def study_section(record: StudyRecord) -> Section:
     """The learned rule beside the best tuned baseline, and every rule in each unit of cost."""
     trials = len(record.cells) * len(record.seeds)
     passed = trials - sum(len(cell.failures) for cell in record.cells)
-    lost = f"{count(record.num_left_out)} problems did not stay finite and are left out."
+    lost = f"Left out: {counted(record.num_left_out, 'problem')} that did not stay finite."
     name = short(record.optimizer)
     return Section(
         anchor="study",

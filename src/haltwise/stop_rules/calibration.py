@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import CalibrationWarning, require, warn
+from haltwise._core.settings import price_per_unit, real_number, shown
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules.base import StopRule, decide_all
 from haltwise.stop_rules.gradient_norm import GradientNorm
@@ -79,7 +80,7 @@ def calibrate(
     not finite throughout are left out, with a warning; at least 50 must be left.
 
     Raises:
-        InputError: See `choose`; or there are too few items.
+        InputError: See `choose`; or there are too few items, or an argument is impossible.
 
     Warns:
         CalibrationWarning: Items were left out, or the price is so high that every item is best
@@ -94,6 +95,15 @@ def calibrate(
         >>> calibrate(Patience, Trajectory(losses, losses), price=0.05).policy.rule.length >= 1
         True
     """
+    kinds: tuple[tuple[str, object, Any, str], ...] = (
+        ("trajectory", trajectory, Trajectory, "a Trajectory, of losses [n, T+1] and excess"),
+        ("unit", unit, CostUnit, " or ".join(map(str, CostUnit))),
+        ("returns", returns, tuple | None, "a tuple of ReturnedIterate"),
+    )
+    for name, value, kind, words in kinds:
+        require(isinstance(value, kind), f"{name} must be {words}, got {shown(value)}")
+    price = None if price is None else price_per_unit(price)
+    budget = None if budget is None else real_number("budget", budget)
     kept = trajectory.excess.isfinite().all(1).nonzero().squeeze(1)
     if len(kept) < trajectory.num_items:
         warn(
