@@ -1,6 +1,7 @@
 """When the guard of `LearnedOptimizer` acts, recomputed at each step from all losses seen."""
 
 import math
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_a_seventh_of_the_fall_is_too_much(jump: float, acts: bool) -> None:
     assert any(backs) is acts
 
 
-NOISES = {
+NOISES: dict[str, Callable[[np.random.Generator], float]] = {
     "normal": lambda random: 1 + 0.3 * random.standard_normal(),
     "skewed": lambda random: math.exp(0.5 * random.standard_normal()),
     "heavy": lambda random: math.exp(random.standard_normal()),
@@ -171,7 +172,8 @@ def test_noise_is_not_taken_for_harm(noise: str, fall: float) -> None:
     """Losses as of small batches: it goes back a few times at most, and steps stay long enough."""
     backs, rates = [], []
     for seed in range(20):
-        random, state, num = np.random.default_rng(seed), {}, 0
+        random, num = np.random.default_rng(seed), 0
+        state: State = {}
         for step in range(1000):
             guard = Guard(state, step, 100, 0.0)
             level = 1 - fall + fall * math.exp(-step / 30)
@@ -193,7 +195,8 @@ def test_noise_is_not_taken_for_harm(noise: str, fall: float) -> None:
 def test_a_rise_is_noticed_among_noise(noise: float, at: int) -> None:
     """Losses that fall from 1 to .1 and rise by 2 at once."""
     for seed in range(20):
-        random, state, backs = np.random.default_rng(seed), {}, []
+        random, backs = np.random.default_rng(seed), []
+        state: State = {}
         for step in range(at + 25):
             level = 0.1 + 0.9 * math.exp(-step / 10) + 2 * (step >= at)
             loss = level * (1 + noise * random.standard_normal())
@@ -204,7 +207,8 @@ def test_a_rise_is_noticed_among_noise(noise: float, at: int) -> None:
 
 def test_a_lucky_first_loss_does_not_undo_all_that_follows() -> None:
     """It lies below all others until half of them is gained."""
-    random, state, backs = np.random.default_rng(0), {}, []
+    random, backs = np.random.default_rng(0), []
+    state: State = {}
     for step in range(600):
         loss = (1 - step / 1000) * (1 + 0.1 * random.standard_normal())
         backs.append(Guard(state, step, 100, 0.0).observe(loss if step else 0.6).go_back)
