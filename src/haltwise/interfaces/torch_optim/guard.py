@@ -5,7 +5,8 @@ has found no new lowest for long, shows that the weights do not fit the module (
 optimization, Prémont-Schwarz et al. 2022, without their second evaluation a step: minibatch losses
 are too noisy to compare single steps by). After the trained horizon nothing is known of the weights
 at all, and Adam takes over; where they have failed, from the parameters at which the smoothed loss
-was lowest. Its steps are as large as the learned ones were there, and annealed from then on.
+was lowest. Its steps are as large as the learned ones were there, and annealed from then on: soon
+where the weights have done their work, slowly where it is all left to do.
 
 A loss that is lowest by no more than noise has gained nothing: parameters there may be worse than
 they look, as a network's whose ReLUs have all died. Adam then begins at the start, at a rate that
@@ -39,6 +40,7 @@ MEMORY = 0.05  # of the noise: some twenty steps
 FAR = 2.0  # times what is too much, or the noise: as far above as a single loss counts
 WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
 ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
+SLOWLY = 2.0  # the same where the weights have failed, and Adam has all to do
 CUT = 0.3  # of Adam's rate, where the loss rises under Adam, too
 LEAST = 0.01  # of the rate that Adam begins at, at most: a smaller one mends no loss
 FAILURES = 3  # steps in a row at which something is not finite
@@ -65,6 +67,7 @@ FRESH = {
     "weight": 0.0,  # by which it is corrected
     "size_there": 0.0,  # its root, corrected
     "rate": 0.0,  # Adam's, to begin with
+    "anneal": 0.0,  # steps of Adam after which it has halved
     "window": math.inf,  # the smoothed loss when the last window ended
     "gained": 0,  # 1 once a lowest loss was more than noise, and is what the copy is of
 }
@@ -131,6 +134,7 @@ class Guard:
                 math.isfinite(state[name]) or state[name] == value for name, value in FRESH.items()
             )
             and math.isfinite(state["lowest"]) == (state["losses"] > 0)
+            and (state["anneal"] > 0 or state["adam"] < 0)
         )
         require(fits, f"the guard's state is impossible after {step} steps: {state!r:.400}")
 
@@ -147,7 +151,7 @@ class Guard:
     @property
     def rate(self) -> float:
         """Adam's learning rate at this step."""
-        return float(self._state["rate"] / (1 + self.num_adam_steps / (ANNEAL * self._horizon)))
+        return float(self._state["rate"] / (1 + self.num_adam_steps / self._state["anneal"]))
 
     def observe(self, loss: float | None) -> Action:
         """Begin a step with the loss at the parameters, where it is known."""
@@ -159,13 +163,14 @@ class Guard:
                 self._cut()
             return action._replace(takes_over="")
         why, nothing_gained = action.takes_over, has_losses and not state["gained"]
-        if self._step >= self._horizon:
+        ends = self._step >= self._horizon
+        if ends:
             why = why_adam("ended", horizon=self._horizon)
             if nothing_gained and not action.go_back:
                 self._begin_again()
                 action = Action(go_back=True)
         if why:
-            self._take_over(nothing_gained=nothing_gained)
+            self._take_over(nothing_gained=nothing_gained, failed=nothing_gained or not ends)
         return action._replace(takes_over=why)
 
     def fail(self) -> Action:
@@ -188,7 +193,7 @@ class Guard:
             if has_moved:  # else no step has led here, and a smaller one would not help
                 self._cut()
             return Action(go_back=go_back)
-        self._take_over(nothing_gained=nothing_gained)
+        self._take_over(nothing_gained=nothing_gained, failed=True)
         return Action(go_back=go_back, takes_over=why_adam("fails", step=self._step))
 
     def note_learned_step(self, mean_square: float | None) -> None:
@@ -285,8 +290,9 @@ class Guard:
         state["lowest_at"] = state["begun"] = self._step
         state["high"] = 0
 
-    def _take_over(self, *, nothing_gained: bool) -> None:
+    def _take_over(self, *, nothing_gained: bool, failed: bool) -> None:
         rate = self._state["size_there"] or USUAL_RATE
+        self._state["anneal"] = (SLOWLY if failed else ANNEAL) * self._horizon
         self._state["rate"] = min(rate, FRESH_RATE) if nothing_gained else rate
         self._state["adam"] = 0
 

@@ -25,6 +25,7 @@ _FAR = tl.constexpr(guard.FAR)
 _ROUNDING = tl.constexpr(guard.ROUNDING)
 _WAIT = tl.constexpr(guard.WAIT)
 _ANNEAL = tl.constexpr(guard.ANNEAL)
+_SLOWLY = tl.constexpr(guard.SLOWLY)
 _CUT = tl.constexpr(guard.CUT)
 _LEAST = tl.constexpr(guard.LEAST)
 _FAILURES = tl.constexpr(guard.FAILURES)
@@ -102,8 +103,9 @@ UPDATE_SIZE = tl.constexpr(31)
 WEIGHT = tl.constexpr(32)
 SIZE_THERE = tl.constexpr(33)
 FULL_RATE = tl.constexpr(34)
-WINDOW = tl.constexpr(35)
-GAINED = tl.constexpr(36)
+ANNEAL = tl.constexpr(35)
+WINDOW = tl.constexpr(36)
+GAINED = tl.constexpr(37)
 CONTROL = 40
 """Numbers of a control record."""
 GUARD = 20
@@ -143,8 +145,10 @@ def power(BASE: tl.constexpr, exponent):
 
 
 @triton.jit
-def _take_over(record, size_there, nothing_gained, why, step, waited):
+def _take_over(record, horizon, size_there, nothing_gained, why, step, waited):
     """`Guard._take_over`, and why; all has been read."""
+    failed = nothing_gained | (why != ENDED)
+    tl.store(record + ANNEAL, tl.where(failed, horizon * _SLOWLY, horizon * _ANNEAL))
     usual = tl.full((), _USUAL_RATE, tl.float64)
     most = tl.full((), _FRESH_RATE, tl.float64)
     rate = tl.where(size_there != 0, size_there, usual)
@@ -182,9 +186,10 @@ def _begin_again(record, nothing_gained, lowest, losses, step):
 
 
 @triton.jit
-def _fail(record):
+def _fail(record, settings):
     """`Guard.fail`; whether to go back."""
     step = tl.load(record + STEP)
+    horizon = tl.load(settings + HORIZON)
     begun_at = tl.load(record + BEGUN)
     failures = tl.load(record + FAILURES) + 1
     losses = tl.load(record + LOSSES)
@@ -206,7 +211,7 @@ def _fail(record):
             if step > begun_at:  # else no step has led here
                 _cut(record, size_there, full_rate)
         else:
-            _take_over(record, size_there, nothing_gained, DIVERGES, step, 0.0)
+            _take_over(record, horizon, size_there, nothing_gained, DIVERGES, step, 0.0)
     return goes_back
 
 
@@ -293,7 +298,7 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
             _cut(record, size_there, full_rate)
     elif goes_back | ends:
         why = tl.where(ends, ENDED, tl.where(rises, RISES, WAITS))
-        _take_over(record, size_there, nothing_gained, why, step, waited)
+        _take_over(record, horizon, size_there, nothing_gained, why, step, waited)
     return remembers, goes_back
 
 
@@ -337,7 +342,7 @@ def begin_step(
                 mode += ADAM - LEARNED
                 if goes_back:
                     mode += RETURN - ADAM
-                rate = full_rate / (1 + taken / (tl.load(settings + HORIZON) * _ANNEAL))
+                rate = full_rate / (1 + taken / tl.load(control + ANNEAL))
                 tl.store(control + RATE, rate * tl.load(settings + LR))
                 tl.store(control + ADAM_STEP, taken)
                 unbias = 1 / (1 - power(_SECOND_BETA, taken + 1))
@@ -351,7 +356,7 @@ def begin_step(
         tl.store(control + SKIPPED, skipped + 1)
         if GUARDED:
             if (_is_finite(squares) & _is_finite(value)) == 0:
-                goes_back = _fail(control)
+                goes_back = _fail(control, settings)
     # The floor, exp(-80), is what every rule reads of zeros.
     tl.store(control + MEAN, gradients / num)
     tl.store(control + INVERSE, 1 / tl.maximum(tl.sqrt(squares / num), 1.8048513878454153e-35))
@@ -447,7 +452,7 @@ def end_step(
             goes_back = num < 0
             if GUARDED:
                 if _is_finite(squares) == 0:
-                    goes_back = _fail(control)
+                    goes_back = _fail(control, settings)
             tl.debug_barrier()
             tl.store(control + SKIPPED, skipped + 1)
             tl.store(control + GO_BACK, tl.where(goes_back, 1.0, 0.0))
