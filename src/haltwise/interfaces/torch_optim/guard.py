@@ -42,13 +42,13 @@ WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
 ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
 SLOWLY = 2.0  # the same where the weights have failed, and Adam has all to do
 CUT = 0.3  # of Adam's rate, where the loss rises under Adam, too
-LEAST = 0.01  # of the rate that Adam begins at, at most: a smaller one mends no loss
+LEAST = 0.1  # of `FRESH_RATE`, at most: a smaller one is no cure, and noise must not lead to it
 FAILURES = 3  # steps in a row at which something is not finite
 WINDOW = 10  # steps of Adam that must together earn their price
 EPS = 1e-4  # of the root mean square
 TINY, HUGE = 1e-19, 1e15  # of a gradient whose square is a float32
 USUAL_RATE = 1e-3  # of Adam, where no learned step has shown its size
-FRESH_RATE = 1e-2  # of Adam from the start at most, where learned steps have gained nothing
+FRESH_RATE = 3e-3  # of Adam from the start at most, where learned steps have gained nothing
 BETAS = (0.9, 0.99)
 
 FRESH = {
