@@ -214,3 +214,19 @@ def test_a_lucky_first_loss_does_not_undo_all_that_follows() -> None:
         backs.append(Guard(state, step, 100, 0.0).observe(loss if step else 0.6).go_back)
     assert sum(backs) <= 1
     assert state["gained"] == 1
+
+
+@pytest.mark.parametrize(("left", "halved"), [(0.05, 0.5), (0.3, 2.0), (1.0, 2.0)])
+def test_the_rate_falls_slowly_where_much_is_left(left: float, halved: float) -> None:
+    """It has halved after half the horizon, or twice of it where more than a tenth is left."""
+    state: State = {}
+    for step in range(HORIZON):
+        guard = Guard(state, step, HORIZON, 0.0)
+        guard.observe(left + (1 - left) * math.exp(-step))
+        guard.note_learned_step(1e-4)
+    Guard(state, HORIZON, HORIZON, 0.0).observe(left)
+    first = Guard(state, HORIZON, HORIZON, 0.0).rate
+    for _ in range(int(halved * HORIZON)):
+        guard = Guard(state, HORIZON, HORIZON, 0.0)
+        guard.note_adam_step(has_loss=False)
+    assert guard.rate == pytest.approx(first / 2)

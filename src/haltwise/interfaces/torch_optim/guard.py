@@ -6,7 +6,7 @@ optimization, Prémont-Schwarz et al. 2022, without their second evaluation a st
 are too noisy to compare single steps by). After the trained horizon nothing is known of the weights
 at all, and Adam takes over; where they have failed, from the parameters at which the smoothed loss
 was lowest. Its steps are as large as the learned ones were there, and annealed from then on: soon
-where the weights have done their work, slowly where it is all left to do.
+where the weights have left little of the loss, slowly where there is more to do.
 
 A loss that is lowest by no more than noise has gained nothing: parameters there may be worse than
 they look, as a network's whose ReLUs have all died. Adam then begins at the start, at a rate that
@@ -33,14 +33,14 @@ SMOOTHING = 0.8  # of the loss: some five steps
 FEW = 10  # steps from a beginning, in which learned rules are bold
 BOLD, LONG = 0.5, 3  # of the first loss, above it: too much for so many of these steps in a row
 RISE = 0.15  # of the whole fall of the loss, above the lowest: too much
-LITTLE = 0.1  # of the first loss: a fall that is no progress yet
+LITTLE = 0.1  # of the first loss: a fall that is no progress yet, or what is hardly worth more
 ROUNDING = 1e-6  # of the first loss: a fall or rise that a loss which never changes may show
 NOISE = 3.0  # times the mean deviation from the smoothed loss: no mere noise
 MEMORY = 0.05  # of the noise: some twenty steps
 FAR = 2.0  # times what is too much, or the noise: as far above as a single loss counts
 WAIT = 0.5  # of the horizon, without a new lowest smoothed loss
 ANNEAL = 0.5  # of the horizon, after which Adam's rate has halved
-SLOWLY = 2.0  # the same where the weights have failed, and Adam has all to do
+SLOWLY = 2.0  # the same where more than a little is left, and Adam has it to do
 CUT = 0.3  # of Adam's rate, where the loss rises under Adam, too
 LEAST = 0.1  # of `FRESH_RATE`, at most: a smaller one is no cure, and noise must not lead to it
 FAILURES = 3  # steps in a row at which something is not finite
@@ -170,7 +170,9 @@ class Guard:
                 self._begin_again()
                 action = Action(go_back=True)
         if why:
-            self._take_over(nothing_gained=nothing_gained, failed=nothing_gained or not ends)
+            fall, unit = state["first"] - state["lowest"], abs(state["first"])
+            is_done = ends and not nothing_gained and fall >= (1 - LITTLE) * unit
+            self._take_over(nothing_gained=nothing_gained, is_done=is_done)
         return action._replace(takes_over=why)
 
     def fail(self) -> Action:
@@ -193,7 +195,7 @@ class Guard:
             if has_moved:  # else no step has led here, and a smaller one would not help
                 self._cut()
             return Action(go_back=go_back)
-        self._take_over(nothing_gained=nothing_gained, failed=True)
+        self._take_over(nothing_gained=nothing_gained, is_done=False)
         return Action(go_back=go_back, takes_over=why_adam("fails", step=self._step))
 
     def note_learned_step(self, mean_square: float | None) -> None:
@@ -290,9 +292,9 @@ class Guard:
         state["lowest_at"] = state["begun"] = self._step
         state["high"] = 0
 
-    def _take_over(self, *, nothing_gained: bool, failed: bool) -> None:
+    def _take_over(self, *, nothing_gained: bool, is_done: bool) -> None:
         rate = self._state["size_there"] or USUAL_RATE
-        self._state["anneal"] = (SLOWLY if failed else ANNEAL) * self._horizon
+        self._state["anneal"] = (ANNEAL if is_done else SLOWLY) * self._horizon
         self._state["rate"] = min(rate, FRESH_RATE) if nothing_gained else rate
         self._state["adam"] = 0
 

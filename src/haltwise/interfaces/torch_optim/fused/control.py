@@ -145,10 +145,9 @@ def power(BASE: tl.constexpr, exponent):
 
 
 @triton.jit
-def _take_over(record, horizon, size_there, nothing_gained, why, step, waited):
+def _take_over(record, horizon, size_there, nothing_gained, is_done, why, step, waited):
     """`Guard._take_over`, and why; all has been read."""
-    failed = nothing_gained | (why != ENDED)
-    tl.store(record + ANNEAL, tl.where(failed, horizon * _SLOWLY, horizon * _ANNEAL))
+    tl.store(record + ANNEAL, tl.where(is_done, horizon * _ANNEAL, horizon * _SLOWLY))
     usual = tl.full((), _USUAL_RATE, tl.float64)
     most = tl.full((), _FRESH_RATE, tl.float64)
     rate = tl.where(size_there != 0, size_there, usual)
@@ -211,7 +210,8 @@ def _fail(record, settings):
             if step > begun_at:  # else no step has led here
                 _cut(record, size_there, full_rate)
         else:
-            _take_over(record, horizon, size_there, nothing_gained, DIVERGES, step, 0.0)
+            is_done = step < 0
+            _take_over(record, horizon, size_there, nothing_gained, is_done, DIVERGES, step, 0.0)
     return goes_back
 
 
@@ -298,7 +298,8 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
             _cut(record, size_there, full_rate)
     elif goes_back | ends:
         why = tl.where(ends, ENDED, tl.where(rises, RISES, WAITS))
-        _take_over(record, horizon, size_there, nothing_gained, why, step, waited)
+        is_done = ends & (nothing_gained == 0) & (first - lowest >= tl.abs(first) * (1 - _LITTLE))
+        _take_over(record, horizon, size_there, nothing_gained, is_done, why, step, waited)
     return remembers, goes_back
 
 
