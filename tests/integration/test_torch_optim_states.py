@@ -283,7 +283,7 @@ IMPOSSIBLE: dict[str, tuple[Spoil, str]] = {
             *((name, torch.nan) for name in ("smooth", "lowest", "size", "rate", "window")),
             ("adam", -2), ("adam", 9), ("begun", 9), ("failures", -1), ("losses", 0),
             ("losses", 2.0), ("noise", -1.0), ("size_there", torch.inf), ("lowest", torch.inf),
-            ("odd", 1),
+            ("lowest_of", 0), ("lowest_of", 9), ("adam", 2), ("odd", 1),
         )
     },
 }  # fmt: skip

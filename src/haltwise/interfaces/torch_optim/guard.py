@@ -58,7 +58,7 @@ FRESH = {
     "losses": 0,  # seen since the start, or since going back to it
     "lowest_at": 0,
     "smooth": 0.0,  # not corrected for its start at 0, as in Adam
-    "noise": 0.0,  # the mean deviation from the smoothed loss, by those above it
+    "noise": 0.0,  # mean deviation from the smoothed loss: twice that of losses above it
     "first": 0.0,
     "lowest": math.inf,
     "lowest_of": 0,  # losses seen by then
@@ -134,6 +134,7 @@ class Guard:
                 math.isfinite(state[name]) or state[name] == value for name, value in FRESH.items()
             )
             and math.isfinite(state["lowest"]) == (state["losses"] > 0)
+            and min(state["losses"], 1) <= state["lowest_of"] <= state["losses"]
             and (state["anneal"] > 0 or state["adam"] < 0)
         )
         require(fits, f"the guard's state is impossible after {step} steps: {state!r:.400}")
