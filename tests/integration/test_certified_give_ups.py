@@ -14,6 +14,7 @@ from haltwise.cli import cli
 from haltwise.curves import learn
 from haltwise.curves.curves import Curve, Floats
 from haltwise.curves.rule import CurveRule
+from haltwise.curves.rules.peers import PeersRule
 from haltwise.curves.shipped import pretrained
 
 
@@ -110,3 +111,17 @@ def test_a_certificate_lies_on_the_card_and_holds_for_these_trees_alone(tmp_path
     CurveModel(other.forecast, replace(other.card, certificates=(found,))).save(path)
     with pytest.raises(InputError, match="certificate of other trees"):
         CurveModel.load(path)
+
+
+def test_a_certificate_of_a_rule_made_by_hand_holds_for_it_alone() -> None:
+    runs = pool(800, 0)
+    peers = PeersRule(0.1).fit(runs.select(np.arange(400)))
+    others = PeersRule(0.1).fit(runs.select(np.arange(300)))
+    found = haltwise.certify(
+        peers, runs.select(np.arange(400, 800)), risk="given-up", level=0.4, confidence=0.8
+    )
+    assert isinstance(found, Certificate)
+    RunMonitor(peers, target=1.0, budget=2.0, level=found)
+    for other in (others, PeersRule(0.2, peers.peers), Shown()):
+        with pytest.raises(InputError, match="of another rule"):
+            RunMonitor(other, target=1.0, budget=2.0, level=found)

@@ -88,7 +88,7 @@ problems, savings 1 of 1 uncertified)
     price: float | None
     """c, at which a halting model was asked."""
     model: str | None
-    """The digest of this model, without its policies."""
+    """The digest of this model, without its policies, or of a rule on curves; None for a table."""
 
     def __post_init__(self) -> None:
         require(0 < self.level < self.bound, f"level must be in (0, {self.bound:g})")

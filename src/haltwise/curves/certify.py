@@ -16,8 +16,7 @@ from haltwise.certificates import (
 )
 from haltwise.curves.curves import Curves
 from haltwise.curves.levels import GiveUps, candidate_levels
-from haltwise.curves.model import CurveModel
-from haltwise.curves.rule import CurveRule
+from haltwise.curves.rule import CurveRule, checked_scores
 
 __all__ = ["certify_curves"]
 
@@ -51,7 +50,8 @@ def certify_curves(
         number of successes or groups needed.
 
     Raises:
-        InputError: No run has a target, or no run meets it.
+        InputError: No run has a target, or no run meets it; a score is NaN; or the rule holds
+            something by which it cannot be known again, such as an open file.
 
     Warns:
         CalibrationWarning: One run in a hundred or more has the very points of another, or groups
@@ -71,7 +71,7 @@ def certify_curves(
         >>> found.require().statement
         'with 90 % confidence, the share of successes given up is at most 0.05'
     """
-    succeeded = curves.succeeded
+    digest, succeeded = rule.digest, curves.succeeded
     require(
         bool(succeeded.any()),
         "no run meets its target, so there is no success to lose; name another target",
@@ -81,7 +81,7 @@ def certify_curves(
     bounds = zip(curves.offset[:-1], curves.offset[1:], strict=True)
     warn_of_copies([measured[a:b].tobytes() for a, b in bounds], groups, "runs")
     aside = set_aside(curves.num_runs, groups).numpy()
-    scores = [rule.score(curve) for curve in curves]
+    scores = checked_scores(rule, curves)
     tuning = curves.select(aside)
     levels = candidate_levels(tuning, [scores[run] for run in np.flatnonzero(aside)])
     require(
@@ -109,5 +109,5 @@ def certify_curves(
         found,
         num_set_aside=int(aside.sum()),
         score_level=float(levels[found.threshold]),
-        model=rule.digest if isinstance(rule, CurveModel) else None,
+        model=digest,
     )

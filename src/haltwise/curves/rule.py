@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from haltwise._core.errors import require
+from haltwise._core.fingerprint import fingerprint
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 
 __all__ = ["CurveRule", "Scores", "checked_scores", "cross_fitted"]
@@ -25,6 +26,15 @@ class CurveRule(ABC):
 
     highest_score: ClassVar[float] = math.inf
     """What no score but an infinite one exceeds; a higher level would end every run at once."""
+
+    @property
+    def digest(self) -> str:
+        """A checksum of its settings and all that it has learned, by which a certificate knows it.
+
+        Raises:
+            InputError: It holds something that cannot be taken apart, such as an open file.
+        """
+        return fingerprint(self)
 
     @property
     def fixed_level(self) -> float | None:

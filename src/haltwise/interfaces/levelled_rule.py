@@ -63,7 +63,7 @@ class LevelledRule:
         )
         assert isinstance(found, CurveRule)
         self.rule = found
-        self._name: str | None = None  # that of a model is made of all its trees
+        self._name: str | None = None  # it is made of all that the rule has learned
         if isinstance(found, StopModel):
             found.require_unit(cost_unit)
             require(
@@ -159,10 +159,9 @@ class LevelledRule:
 
 
 def _name_of(rule: CurveRule) -> str:
-    """The class of a rule, with what tells it from others of the class and outlives a process."""
-    if isinstance(rule, CurveModel | StopModel):
-        return f"{type(rule).__name__} {rule.digest}"
-    return repr(rule) if is_dataclass(rule) else type(rule).__name__
+    """The class of a rule, its settings if it shows them, and what tells it from all others."""
+    shows = is_dataclass(rule) and not isinstance(rule, CurveModel | StopModel)
+    return f"{rule if shows else type(rule).__name__} {rule.digest}"
 
 
 def _certified(rule: CurveRule, certificate: Certificate) -> float:
@@ -171,10 +170,10 @@ def _certified(rule: CurveRule, certificate: Certificate) -> float:
         certificate.score_level is not None,
         "this certificate is of a stop policy, not of a level at which runs are given up",
     )
-    model = rule.digest if isinstance(rule, CurveModel) else None
     require(
-        certificate.model == model,
-        "the certificate is of another rule; certify this one with haltwise judge --certify",
+        certificate.model == rule.digest,
+        "the certificate is of another rule, or of this one when it had learned otherwise; "
+        "certify this one with haltwise judge --certify",
     )
     assert certificate.score_level is not None
     return certificate.score_level
