@@ -19,6 +19,8 @@ from networks import (
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from haltwise import LearnedOptimizer
+
 
 @every_optimizer
 class TestSteps:
@@ -195,3 +197,28 @@ class TestSteps:
                 param.grad = other.grad.cuda()
             optimizer.step()
         assert_close(flat(model).cpu(), flat(twin), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.02])
+def test_taking_a_step_back_leaves_what_it_did_not_move(weight_decay: float) -> None:
+    undone = 0
+    for seed in (3, 17, 43):  # whose last step is better left out, mostly
+        generator = torch.Generator().manual_seed(seed)
+        table = nn.Parameter(torch.randn(3, 5, generator=generator))
+        matrix = torch.randn(10, 10, generator=generator)
+        matrix *= (0.5 * torch.randn(1, generator=generator)).exp()
+        target = torch.randn(10, generator=generator)
+        optimizer = LearnedOptimizer(
+            [table], "quadratic-10d", weight_decay=weight_decay, guard=False
+        )
+        while not optimizer.should_stop and optimizer.steps_taken < 40:
+            optimizer.zero_grad()
+            before = table.detach().clone()
+            loss = (matrix @ table[:2].flatten() - target).square().sum() / 2
+            torch.autograd.backward(loss)
+            optimizer.step(loss=loss)
+        optimizer.param_groups[0]["lr"] = 0.5  # as a schedule does at the end of a loop's body
+        if optimizer.take_back():
+            undone += 1
+            assert_close(table.detach(), before, rtol=1e-5, atol=1e-6)
+    assert undone >= 1

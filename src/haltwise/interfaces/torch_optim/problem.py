@@ -45,6 +45,7 @@ class Problem(NamedTuple):
         by_leaf: Its tensors with a gradient, by the leaf of the group's rule that moves them.
         states: See `States`.
         models: Its weights are among them.
+        decay: The share of a parameter that the step takes off, whatever its gradient.
     """
 
     group: Group
@@ -52,6 +53,7 @@ class Problem(NamedTuple):
     by_leaf: dict[int, list[Tensor]]
     states: States
     models: GroupModels
+    decay: float
 
     @property
     def params(self) -> list[Tensor]:
@@ -64,9 +66,8 @@ class Problem(NamedTuple):
 
         Tools take such a step to have the states made, as torch.distributed.checkpoint does.
         """
-        decays = float(self.group["lr"]) * self.group["weight_decay"] != 0
         shows = any(each.grad is not None and bool(each.grad.any()) for each in self.params)
-        return self.record["step"] == 0 and not decays and not shows
+        return self.record["step"] == 0 and self.decay == 0 and not shows
 
     def pool(self, chunk_size: int | None) -> dict[int, PooledGradient]:
         """What is pooled of the gradient, by leaf."""
@@ -116,22 +117,27 @@ class Problem(NamedTuple):
 
     def apply(self, *, finite: bool) -> None:
         """Add the displacements to the parameters, or forget them where one is not finite."""
-        decay = float(self.group["lr"]) * self.group["weight_decay"]
         for param in self.params:
-            state = self.states[param]
-            update, touched = (
-                state[name].view(param.shape) for name in ("signals.update", "touched")
-            )
+            update, touched = self._last(param)
             if finite:
                 # The halter was trained on updates of all coordinates and is shown them.
-                param.add_(torch.where(touched, update, -decay * param if decay else 0.0))
+                param.add_(torch.where(touched, update, -self.decay * param if self.decay else 0.0))
             else:
                 update.zero_()
 
     def take_back(self) -> None:
-        """Undo the last displacements."""
+        """Undo what `apply` has done."""
+        # Of what never had a gradient 1 - decay times is left; where that is nothing, it stays so.
+        growth = self.decay / (1 - self.decay) if self.decay != 1 else 0.0
         for param in self.params:
-            param.sub_(self.states[param]["signals.update"].view(param.shape))
+            update, touched = self._last(param)
+            param.sub_(torch.where(touched, update, -growth * param if growth else 0.0))
+
+    def _last(self, param: Tensor) -> tuple[Tensor, Tensor]:
+        """The last displacement, and which coordinates have ever had a gradient to follow it."""
+        state = self.states[param]
+        update, touched = (state[name].view(param.shape) for name in ("signals.update", "touched"))
+        return update, touched
 
 
 def survey(
@@ -191,7 +197,8 @@ def survey(
             state |= init_tensors(param, state["signals.grad"][0])
     # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
     record = states[params[0]].setdefault("group", ({**FRESH},))[0]
-    return Problem(group, record, by_leaf, states, models)
+    decay = float(group["lr"]) * group["weight_decay"]
+    return Problem(group, record, by_leaf, states, models, decay)
 
 
 def are_finite(values: list[Tensor]) -> bool:
