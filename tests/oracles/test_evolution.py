@@ -12,18 +12,30 @@ from haltwise import InputError
 from haltwise.models import OptimizerModel
 from haltwise.rollout import unroll
 from haltwise.tasks import TaskBatch
+from haltwise.training.gradients.base import Objective
 from haltwise.training.gradients.evolution import Evolution
 
 
 def objective(excess: Tensor, outputs: Mapping[str, Tensor], price: Tensor) -> Tensor:
-    """Of the losses and of what the halter says of them."""
+    """Of the losses and of what the halter says of them, for weights that are not asked again."""
     said = sum(value.flatten(1).sum(1) for value in outputs.values())
     return excess.clamp_min(1e-6).log().mean(1) + 0.1 * price * said
 
 
+def asking(model: OptimizerModel) -> Objective:
+    """Of what the halter says before the first step, too, as softmax' objective does."""
+
+    def ask(excess: Tensor, outputs: Mapping[str, Tensor], price: Tensor) -> Tensor:
+        first = model.halting.initial(price) if model.halting.method.has_initial else {}
+        said = sum(value.flatten(1).sum(1) for value in first.values())
+        return objective(excess, outputs, price) + price * said
+
+    return ask
+
+
 def value(model: OptimizerModel, batch: TaskBatch) -> Tensor:
     trajectory = unroll(model, batch, T, PRICE, segment=T).trajectory
-    return objective(trajectory.excess, trajectory.outputs, PRICE).sum() / 8
+    return asking(model)(trajectory.excess, trajectory.outputs, PRICE).sum() / 8
 
 
 @pytest.mark.parametrize("variant", ["plain", "softmax"])
@@ -33,7 +45,7 @@ def test_a_draw_is_the_slope_along_it_times_it(variant: str) -> None:
     weights = [*model.parameters()]
     before = [weight.detach().clone() for weight in weights]
     found = Evolution(sigma=1e-5, num_pairs=2).bind(model, T)
-    found.accumulate(batch, PRICE, objective, 8, seeded(5))
+    found.accumulate(batch, PRICE, asking(model), 8, seeded(5))
     assert all(map(torch.equal, weights, before))
     generator = seeded(5)
     expected = [torch.zeros_like(weight) for weight in weights]

@@ -187,6 +187,14 @@ def test_the_softmax_objective_is_the_bound_at_both_times_of_decision(
     assert_close(found, bound_of_both_times(method, weights, temperature), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("per_price", [1.0, 3.0])
+def test_exits_minimise_the_bound_of_decisions_with_the_outcome_in_hand(per_price: float) -> None:
+    """So where a method decides in no other way, it is the objective."""
+    method = Softmax(temperature_per_price=per_price, before_gradient=False)
+    given = examples(increments=outputs()["increments"][..., AFTER])._replace(initial={})
+    assert_close(method.exit_objective(given), method.objective(given), rtol=1e-12, atol=0)
+
+
 def bound_by_definition(losses: list[float], increments: list[float], price: float) -> float:
     """Eq. 8 at one horizon and tau = 1, over all steps of it: E_q log p(x|t) - KL(q || p)."""
     logits = [math.fsum(increments[:t]) for t in range(len(losses))]
@@ -274,13 +282,14 @@ def test_the_forecast_gain_of_the_optimum_is_the_gain() -> None:
 
 
 @pytest.mark.parametrize("threshold", [-0.8, 0.0, 1.5])
+@pytest.mark.parametrize(("learn_by", "tau"), [("free-energy", TAU), ("value", 1.0)])
 def test_the_forecast_gain_is_the_price_where_the_hazard_meets_its_threshold(
-    threshold: float,
+    learn_by: str, tau: float, threshold: float
 ) -> None:
     """Off it, log-odds are (cost of going on - cost of stopping) / tau, moved by the threshold."""
-    method, cost = at_tau(), PRICE.unsqueeze(1)
+    method, cost = at_tau(learn_by), PRICE.unsqueeze(1)
     gain = EXCESS[:, :-1] - EXCESS[:, 1:]
-    best = ((cost - gain) / (TAU * cost) + threshold).unsqueeze(-1).expand(-1, -1, 2)
+    best = ((cost - gain) / (tau * cost) + threshold).unsqueeze(-1).expand(-1, -1, 2)
     for t in range(T):
         for time in (AFTER, BEFORE):
             rule = HazardThreshold(threshold, time)

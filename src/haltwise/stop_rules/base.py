@@ -270,5 +270,5 @@ def quantile_grid(values: Tensor, num: int) -> list[float]:
     flat = values[values.isfinite()].flatten().double()
     require(len(flat) > 0, "no finite value to choose thresholds from")
     flat = flat.sort().values
-    ranks = torch.linspace(0, len(flat) - 1, num, dtype=torch.float32).round().long()
+    ranks = torch.linspace(0, len(flat) - 1, num, dtype=torch.float64).round().long()
     return sorted(set(flat[ranks].tolist()))

@@ -1,4 +1,4 @@
-"""The strongest simple opponent: a logistic rule on gradient norm, loss and step."""
+"""The strongest simple baseline: a logistic rule on gradient norm, loss and step."""
 
 from dataclasses import dataclass
 from typing import Self, final
@@ -52,12 +52,12 @@ class Logistic(LevelRule):
         best_later = costs.flip(1).cummin(1).values.flip(1)[:, 1:]  # min over s > t
         label = (costs[:, :-1] <= best_later).flatten()
         loss, norm = trajectory.loss[:, :-1], trajectory.known("log_grad_norm")[:, :-1]
-        step = torch.arange(trajectory.num_steps, dtype=loss.dtype).expand_as(loss)
+        step = torch.arange(trajectory.num_steps).to(loss).expand_as(loss)
         inputs = _inputs(step, loss, norm).flatten(0, 1).double()
         # Bounded, so that a zero gradient (log of zero) does not ruin the fit.
         inputs = inputs.clamp(-100, 100)
         known = inputs.isfinite().all(1)  # nothing is learned from a run that diverged
-        inputs, label = inputs[known], label[known]
+        inputs, label = inputs[known].cpu(), label[known].cpu()  # for scikit-learn
         if label.all() or not label.any():
             return [cls((0.0, 0.0, 0.0, 0.0), float(not label.any()))]
         center, scale = inputs.mean(0), inputs.std(0).clamp_min(1e-12)

@@ -98,7 +98,7 @@ class HaltingMethod(ABC):
 
     @abstractmethod
     def objective(self, examples: HaltingExamples) -> Tensor:
-        """The objective to be minimised, in prices, shape [B]."""
+        """The objective to be minimised, in prices or in temperatures of its own, shape [B]."""
 
     def exit_objective(self, examples: HaltingExamples) -> Tensor:
         """The same where all decisions are made with the outcome of the step in hand.

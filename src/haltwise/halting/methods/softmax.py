@@ -94,9 +94,9 @@ class Softmax(HaltingMethod):
         return -bound / (len(streams) * self._temperature(examples.price))
 
     def exit_objective(self, examples: HaltingExamples) -> Tensor:
-        """Minus the thesis' bound (Eq. 8)."""
+        """Minus the thesis' bound (Eq. 8), in temperatures."""
         increments = self._stream(examples.outputs["increments"], _AFTER)
-        return -self._bound(examples, [increments]) / examples.price
+        return -self._bound(examples, [increments]) / self._temperature(examples.price)
 
     def _bound(self, examples: HaltingExamples, streams: Sequence[Tensor]) -> Tensor:
         """The sum over streams of increments, each [B, T], in units of the loss."""

@@ -127,12 +127,14 @@ class StickBreaking(HaltingMethod):
         """The gain that makes the hazard what it is: price - tau (log-odds - threshold).
 
         At the optimum the log-odds of stopping are (what going on costs - what stopping costs) /
-        tau, docs/theory.md, Eq. (target); the threshold is where calibration found the two equal.
+        tau, docs/theory.md, Eq. (target), where a forecast of that has a tau of the price, Eq.
+        (value); the threshold is where calibration found the two equal.
         """
         if not isinstance(rule, HazardThreshold):
             return None
         margin = outputs["hazard_logits"][..., rule.time] - rule.threshold
-        return price - self.final_temperature * price * margin
+        unit = 1.0 if self.learn_by == "value" else self.final_temperature
+        return price - unit * price * margin
 
 
 def _stops(examples: HaltingExamples, tau: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -85,8 +85,9 @@ class _Bound(BoundEstimator):
                     found = unroll(
                         self._model, batch, self._num_steps, price, segment=self._num_steps
                     )
-                trajectory = found.trajectory
-                pair.append(objective(trajectory.excess, trajectory.outputs, price))
+                    trajectory = found.trajectory
+                    # What is said of the start is asked of the same weights.
+                    pair.append(objective(trajectory.excess, trajectory.outputs, price))
                 finite &= found.finite & pair[-1].isfinite()
             total += (pair[0] + pair[1]) / (2 * num_pairs)
             draws.append((noise, pair[0] - pair[1]))
