@@ -7,7 +7,9 @@ import torch
 from draws import DOUBLE, seeded
 from torch import Tensor
 
+from haltwise import InputError
 from haltwise.processes import ProcessFamily, process_families
+from haltwise.processes.markov_chain import MarkovChainFamily
 from haltwise.rollout import record_process
 from haltwise.tasks import families
 from haltwise.testing import check_process
@@ -25,6 +27,12 @@ def test_no_name_is_that_of_a_family_of_problems() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_its_processes_keep_the_contract(family: ProcessFamily, dtype: torch.dtype) -> None:
     check_process(family.sample(6, seeded(), dtype=dtype))
+
+
+def test_states_that_no_loss_tells_apart_are_refused() -> None:
+    with pytest.raises(InputError, match=r"have the same loss in torch.float32"):
+        MarkovChainFamily(num_states=800).sample(4, seeded())
+    MarkovChainFamily(num_states=800).sample(4, seeded(), dtype=DOUBLE)
 
 
 def test_it_is_made_again_from_its_settings(family: ProcessFamily) -> None:

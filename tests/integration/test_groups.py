@@ -156,6 +156,13 @@ def test_rows_with_gaps_are_left_out_where_that_is_asked_for() -> None:
         from_groups({**gaps, "y": [np.inf, NAN, 3, 4, 5, 6]}, "shop", drop_missing=True)
 
 
+def test_numbers_that_a_narrow_dtype_does_not_hold_are_refused() -> None:
+    large = {**TABLE, "y": [1.0, 2.0, 1e300, 4.0, 5.0, 6.0]}
+    assert from_groups(large, "shop").data["y"].max() == 1e300
+    with pytest.raises(InputError, match=r"'y' .* is beyond the range of torch.float32 in 1 rows"):
+        from_groups(large, "shop", dtype=torch.float32)
+
+
 def test_other_things_that_will_not_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a data frame or columns by name were expected, got int"):
         from_groups(3, "shop")

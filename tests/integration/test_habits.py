@@ -20,6 +20,7 @@ from haltwise.interfaces.scipy import RunCallback as ScipyCallback
 from haltwise.processes.trajectory import Trajectory
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.tasks import family
+from haltwise.update_rules import SGD
 
 
 def monitored(level: float | None = None) -> RunMonitor:
@@ -52,6 +53,11 @@ def described() -> list[tuple[object, list[str]]]:
         (Trajectory(losses, losses), ["5 items over 3 steps", "loss, excess)"]),
         (RecordedRuns(Trajectory(losses, losses), "loss"), ["5 runs of 3 steps", "lower"]),
         (HaltingSession(policy, torch.tensor([0.1, 0.2])), ["2 items", "0.1 to 0.2"]),
+        (HaltingSession(policy, torch.zeros(0)), ["0 items, "]),
+        (
+            haltwise.solve(batch, method=SGD(0.01, momentum=0.9)),
+            ["momentum=0.9, nesterov=", "): "],
+        ),
         (haltwise.HaltingMonitor("regression-10d-plain-adam", price=0.01), ["0.01", "goes on"]),
         (haltwise.HaltingMonitor.recording("somewhere"), ["recording to somewhere", "0 rounds"]),
         (monitored(), ["accuracy (max)", "0 points", "goes on"]),
@@ -61,7 +67,7 @@ def described() -> list[tuple[object, list[str]]]:
     ]
 
 
-@pytest.mark.parametrize("place", range(20))
+@pytest.mark.parametrize("place", range(22))
 def test_what_is_printed_tells_what_it_is(place: int) -> None:
     thing, words = described()[place]
     text = repr(thing)

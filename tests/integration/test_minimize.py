@@ -1,6 +1,7 @@
 """`haltwise.minimize` against SciPy's calling convention and `haltwise.solve`."""
 
 import sys
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,36 @@ def test_scipy_s_route_is_the_direct_one(jac: Any, options: dict[str, Any]) -> N
     assert set(routed) == set(direct)
     for name in ("x", "fun", "success", "status", "message", "nit", "nfev", "njev"):
         np.testing.assert_array_equal(routed[name], direct[name])
+
+
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({}, {"maxiter": 3}, {"method": "lbfgs"}, {"method": "lbfgs", "maxiter": 4}),
+        *({"optimizer": "regression-10d", "guard": guard} for guard in (True, False)),
+        {"optimizer": "regression-10d", "guard": False, "price": 0.3},
+    ],
+)
+def test_the_gradient_is_that_at_the_point(settings: dict[str, Any]) -> None:
+    result = haltwise.minimize(value, START, jac=gradient, **settings)
+    if result.nit == result.njev:  # the last update is returned, where no gradient was asked for
+        assert "optimizer" in settings
+        assert result.jac is None
+    else:
+        np.testing.assert_allclose(result.jac, gradient(result.x), rtol=1e-12, atol=1e-12)
+
+
+def test_few_of_the_points_are_kept() -> None:
+    start, rosen = np.zeros(20_000), scipy.optimize.rosen
+    tracemalloc.start()
+    try:
+        result = haltwise.minimize(rosen, start, jac=scipy.optimize.rosen_der, maxiter=80)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert result.njev == 80
+    assert peak < 25 * start.nbytes
 
 
 def test_forward_differences_come_near_the_gradient() -> None:

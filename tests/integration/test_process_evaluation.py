@@ -72,7 +72,7 @@ def test_no_such_line_where_the_law_is_unknown(run: Path) -> None:
 def test_impossible_settings_are_refused(run: Path) -> None:
     for settings, sentence in (
         ({"price": 0.0}, "price must be a finite number above 0, got 0"),
-        ({"num_items": 8}, "num_problems must be at least 32, got 8"),
+        ({"num_items": 8}, "at least 32 items are needed to judge by, got 8"),
     ):
         with pytest.raises(InputError, match=sentence):
             judged(run, **settings)

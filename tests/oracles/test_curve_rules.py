@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from haltwise._core.errors import InputError
 from haltwise.curves.curves import Curve, Curves
+from haltwise.curves.progress import best_so_far, relative
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules import curve_rules
 from haltwise.curves.rules.best_so_far import BestSoFarRule
@@ -27,7 +28,6 @@ from haltwise.curves.rules.patience import PatienceRule
 from haltwise.curves.rules.peers import PEER_SHARES, PeersRule
 from haltwise.curves.rules.plateau import PlateauRule
 from haltwise.curves.rules.power_law import PowerLawRule
-from haltwise.curves.rules.progress import best_so_far, relative
 from haltwise.curves.rules.value_trees import ValueTreesRule, bill, cost_to_go
 from haltwise.curves.rules.windowed_improvement import WindowedImprovementRule
 

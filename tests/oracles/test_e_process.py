@@ -116,6 +116,16 @@ def test_a_resumed_test_is_the_uninterrupted_one(losses: list[float], cut: int) 
     assert second.state_dict() == whole.state_dict()
 
 
+def test_losses_of_any_size_leave_a_state_of_numbers() -> None:
+    test, other = EProcess(0.05, 0.9), EProcess(0.05, 0.9)
+    for _ in range(3):
+        assert test.update(1.7e308)
+    other.load_state_dict(json.loads(json.dumps(test.state_dict(), allow_nan=False)))
+    assert other.state_dict() == test.state_dict()
+    assert other.alarm == 1
+    assert 1e300 < other.wealth < math.inf
+
+
 @pytest.mark.parametrize("loss", [-1e-9, math.nan, math.inf, "0.1"])
 def test_impossible_losses_are_refused_and_change_nothing(loss: Any) -> None:
     test = EProcess(0.05, 0.9)

@@ -18,6 +18,7 @@ from haltwise._core.settings import shown
 
 __all__ = [
     "ZERO",
+    "along",
     "are_finite",
     "constants",
     "copied_array",
@@ -90,6 +91,11 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
     `like.new_tensor(values)` waits for the device, and cannot be captured in a CUDA graph.
     """
     return torch.stack([like.new_full((), value) for value in values])
+
+
+def along(value: Tensor, other: Tensor) -> Tensor:
+    """A value of the first dimensions of `other` beside it, as [B] beside [B, D]."""
+    return value.view(*value.shape, *[1] * (other.ndim - value.ndim))
 
 
 def nested_state(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 from haltwise._core.errors import require
 from haltwise.bench.domain import Domain, Question
 from haltwise.curves.curves import Booleans, Curves, Floats, Integers
-from haltwise.curves.rules.progress import best_so_far
+from haltwise.curves.progress import best_so_far
 
 __all__ = [
     "PRICES",

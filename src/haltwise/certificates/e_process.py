@@ -12,6 +12,7 @@ __all__ = ["EProcess", "bets_of", "share_waiting"]
 _LEAST_BET = 0.25  # the best against a risk a quarter above the level, if losses are 0 or 1
 _LARGEST_SHARE = 0.5  # of the wealth, that a loss of 0 can take
 _RATIO = 2.0
+_LARGEST = sys.float_info.max / 2  # of wealth and sums of losses, which must stay numbers
 
 
 @final
@@ -97,11 +98,11 @@ class EProcess:
         if self._alarm is None:
             new = share_waiting(self._num) - share_waiting(self._num + 1)
             self._begun = [
-                (wealth + new) * (1 + bet * (loss - self.level))
+                min((wealth + new) * (1 + bet * (loss - self.level)), _LARGEST)
                 for wealth, bet in zip(self._begun, self._bets, strict=True)
             ]
         self._num += 1
-        self._sum += loss
+        self._sum = min(self._sum + loss, _LARGEST)
         if self._alarm is None and self.wealth * (1 - self.confidence) >= 1:
             self._alarm = self._num
         return self._alarm is not None

@@ -13,6 +13,7 @@ from haltwise._core.discovery import configure
 from haltwise._core.errors import InputError, require
 from haltwise._core.nested_settings import Choice, Leaf
 from haltwise._core.plugins import is_file, label, load_object
+from haltwise._core.tensors import usable_device
 from haltwise._core.workers import Workers
 from haltwise.datasets import DIRECTORY_VARIABLE
 from haltwise.models.card import Card
@@ -88,13 +89,7 @@ def _load_own(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> 
 
 
 def _try_device(_: click.Context, __: click.Parameter, name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}); use --device cpu") from None
-    return device
+    return usable_device(name)
 
 
 def _set_threads(_: click.Context, __: click.Parameter, value: int | None) -> None:

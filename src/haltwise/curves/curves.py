@@ -468,7 +468,8 @@ class Curves:
         of its peers. A run whose last metric is not finite ends worst.
 
         Args:
-            quantile: The share of a task's runs that shall fall short, counted from the worst.
+            quantile: The share of a task's runs that shall fall short: of n runs from the best on,
+                counted from 0, the one at (n - 1) (1 - quantile), rounded, is the target.
         """
         require(0 < quantile < 1, f"a quantile lies between 0 and 1, got {quantile}")
         sign = -1.0 if self.direction == "max" else 1.0

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from haltwise.curves.curves import Booleans, Curve, Floats
+from haltwise.curves.progress import first_known
 
 __all__ = ["FEATURES", "ROLES", "curve_features", "has_diverged"]
 
@@ -80,7 +81,7 @@ def curve_features(curve: Curve) -> Floats:
     loss = _filled(curve.loss)
     with np.errstate(all="ignore"):  # what is not known is NaN, and stays so
         # The first distance to the target is the unit.
-        unit = np.abs(_first(loss) - curve.loss_target)
+        unit = np.abs(first_known(loss) - curve.loss_target)
         unit = np.where(unit > 0, unit, np.nan)
         distance = np.clip((loss - curve.loss_target) / unit, -1.0, _FAR)
         distance[loss == np.inf] = _FAR  # before any is finite, too
@@ -168,10 +169,10 @@ def _beside(
         *(then[past](train_distance) - train_distance for past in (0.5, 0.75)),
     ]
     for loss in (train, valid):
-        logs = np.log(np.maximum(loss / _first(loss), 1e-9))
+        logs = np.log(np.maximum(loss / first_known(loss), 1e-9))
         found += [logs, *(then[past](logs) - logs for past in (0.5, 0.75))]
     found.append(np.clip(np.log(train / valid), -10.0, 10.0))
-    logs = np.log(np.maximum(gradient / _first(gradient), 1e-9))
+    logs = np.log(np.maximum(gradient / first_known(gradient), 1e-9))
     return [*found, logs, then[0.5](logs) - logs]
 
 
@@ -198,10 +199,3 @@ def _filled(values: Floats) -> Floats:
     """The last known value where one is NaN."""
     last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
     return values[last]
-
-
-def _first(values: Floats) -> Floats:
-    """The first finite value at every point from which on it is known, NaN before."""
-    finite = np.isfinite(values)
-    found: Floats = np.where(np.maximum.accumulate(finite), values[finite.argmax()], np.nan)
-    return found

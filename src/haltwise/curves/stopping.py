@@ -13,11 +13,11 @@ from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.learning import folds_of
 from haltwise.curves.levels import quantile_levels, stops_below
 from haltwise.curves.model import cost_scale, not_early
+from haltwise.curves.progress import best_so_far
 from haltwise.curves.rule import CurveRule, cross_fitted
 from haltwise.curves.rules.last_improvement import LastImprovementRule
 from haltwise.curves.rules.learned import ForecastRule
 from haltwise.curves.rules.learners import with_inputs
-from haltwise.curves.rules.progress import best_so_far
 from haltwise.curves.stop_model import StopCard, StopModel
 
 __all__ = ["LearnedStop", "judgeable", "learn_to_stop", "stops_of", "worth_of"]

@@ -37,7 +37,13 @@ def engine_for(
             f"method must be a name, an engine or an update rule, {got(method)}",
         )
         names = {"lstm": None, "auto": None, **engines()}
-        engine = discovery.lookup(names, choice.name, "method")
+        found = discovery.lookup(names, choice.name, "method")
+        if found is None:
+            raise InputError(
+                f"method {choice.name!r} is no engine, but a learned optimizer; choose 'auto' or "
+                f"one of {', '.join(engines())}"
+            )
+        engine = found
     require(
         not problem.stochastic,
         f"method {choice.name!r} needs a loss that is the same at every step; choose 'lstm'",

@@ -101,7 +101,7 @@ def diagnose(
         generator = stream(seed, "diagnose", "objective")
         findings += _check_layers(figures, model, batch, horizon, price, generator)
         findings += _check_stops(figures, trajectory.excess, price)
-        findings += _check_drift(figures, record(model.rule, batch, 2 * horizon - 1).excess)
+        findings += _check_drift(figures, record(model.rule, batch, 2 * horizon).excess)
         if model.halting.halts:
             findings += _check_posterior(figures, model, trajectory)
             more = family.sample(_SHARE * num_problems, stream(seed, "diagnose", "stops"))
@@ -255,8 +255,8 @@ def _share(which: Tensor) -> float:
 
 def _check_drift(figures: dict[str, float], excess: Tensor) -> Iterator[Finding]:
     """From the horizon to twice as far, in shares of what was gained until then."""
-    horizon = excess.shape[1] // 2
-    at = excess[:, horizon - 1]
+    horizon = (excess.shape[1] - 1) // 2
+    at = excess[:, horizon]
     rise = (excess[:, -1] - at) / (excess[:, 0] - at).clamp_min(1e-12)
     share = _share(rise.nan_to_num(torch.inf, torch.inf) > 0.1)
     figures["share that rises beyond the horizon"] = share

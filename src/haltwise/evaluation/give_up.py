@@ -73,7 +73,7 @@ class GiveUpRecord:
     """Runs that met their target."""
     ended_early: int
     """Runs that ended before their budget without success, which count as failures."""
-    hours: float
+    spent: float
     """What all runs spent until they met their target or ended, in `cost_unit`."""
     cost_unit: str
     oracle_saved: float
@@ -214,7 +214,7 @@ def _record(
         groups=len(names),
         succeeded=int(succeeded.sum()),
         ended_early=int(curves.censored.sum()),
-        hours=total,
+        spent=total,
         cost_unit=curves.cost_unit,
         oracle_saved=float(spent[~succeeded].sum()) / total if total else float("nan"),
         quarter_auc=quarter_auc(curves, chances),

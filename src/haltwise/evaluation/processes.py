@@ -52,7 +52,7 @@ def judge_processes(
         InputError: A setting is impossible, or no item stays finite.
     """
     price = price_per_unit(price)
-    require(num_items >= 32, f"num_problems must be at least 32, got {num_items}")
+    require(num_items >= 32, f"at least 32 items are needed to judge by, got {num_items}")
     require(model.halts, "this model was trained without halting; there are no stops to judge")
 
     warn_of_price(model, price, "the model")

@@ -19,8 +19,8 @@ from haltwise._core.errors import DataWarning, FitWarning, InputError, require, 
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit, whole_number
 from haltwise._core.tensors import undisturbed
-from haltwise.engines import Point, lbfgs
-from haltwise.engines.run import Begun, descend
+from haltwise.engines import lbfgs
+from haltwise.engines.run import begin, descend
 from haltwise.engines.stops import PriceStop
 from haltwise.evaluation.optimizers import LEARNING_RATES, loss_curves
 from haltwise.interfaces.kept import refuse_engines
@@ -31,7 +31,6 @@ from haltwise.models.loading import load, names
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.processes.units import Units
-from haltwise.rollout.ledger import Ledger
 from haltwise.tasks.base import TaskBatch, TaskFamily, ask
 from haltwise.update_rules import Adam
 
@@ -165,12 +164,8 @@ def recommend(
     index = torch.arange(sample.num_problems, device=sample.start.device)
     judged = sample.select(index[half:]) if half else sample
     tuning = sample.select(index[:half]) if half else sample
-    own = {} if sample.stochastic else {LBFGS: _lbfgs(judged, 0.0, max_steps)}
-    if price is None:
-        price = _price_of(judged, own, max_steps)
-    price = price_per_unit(price)
-    if own:
-        own = {LBFGS: _lbfgs(judged, price, max_steps)}
+    price = price_per_unit(_price_of(judged, max_steps) if price is None else price)
+    own = {} if sample.stochastic else {LBFGS: _lbfgs(judged, price, max_steps)}
     own["adam"] = _adam(LEARNING_RATES[::3], tuning, judged, price, max_steps)
     own["adam 1e-3"] = _adam((_UNTUNED,), tuning, judged, price, max_steps)
     trials = [_trial(name, outcome, price) for name, outcome in own.items()]
@@ -237,10 +232,10 @@ def _score(batch: TaskBatch, params: Tensor) -> Tensor:
     return ask(batch.score, params, 0).excess.double().cpu().nan_to_num(math.inf, math.inf)
 
 
-def _price_of(judged: TaskBatch, own: dict[str, _Outcome], max_steps: int) -> float:
+def _price_of(judged: TaskBatch, max_steps: int) -> float:
     begun = _score(judged, judged.start)
-    if own:
-        lowest = own[LBFGS].loss
+    if not judged.stochastic:
+        lowest = _lbfgs(judged, 0.0, max_steps).loss
     else:
         curves = (loss_curves(Adam(r), judged, max_steps).excess for r in LEARNING_RATES[::6])
         ends = torch.stack([each.double().mean(0).min().cpu() for each in curves])
@@ -248,27 +243,20 @@ def _price_of(judged: TaskBatch, own: dict[str, _Outcome], max_steps: int) -> fl
     gain = (begun - lowest).mean().item()
     require(
         0 < gain < math.inf,
-        f"{LBFGS if own else 'Adam'} does not lower the losses, so no price follows from what it "
-        "gains; give a price",
+        f"{'Adam' if judged.stochastic else LBFGS} does not lower the losses, so no price follows "
+        "from what it gains; give a price",
     )
     return gain / _SHARE
 
 
 def _lbfgs(batch: TaskBatch, price: float, max_steps: int) -> _Outcome:
     began = time.perf_counter()
-    ledger = Ledger(batch.start)
-    loss, grad = ask(batch.observe, batch.start, 0)
-    everything = torch.arange(len(loss), device=loss.device)
-    ledger.note(everything, batch.start, loss, grad)
-    norm = grad.square().sum(1).sqrt()
-    budget = torch.full_like(ledger.count, max_steps - 1)
-    # The first step has a length of 1 at most, as that of `torch.optim.LBFGS`.
-    engine, point = lbfgs.LBFGS(), Point(batch.start, loss, grad)
-    begun = Begun(point, engine.init_scaled(point, 1 / norm.clamp_min(1)), budget)
-    stop = PriceStop(torch.full_like(loss, price))
-    descend(engine, batch, begun, [stop], ledger=ledger, items=everything)
+    engine, num = lbfgs.LBFGS(), batch.num_problems
+    begun, seen = begin(engine, batch, torch.full((num,), max_steps, device=batch.start.device))
+    found = descend(engine, batch, begun, [PriceStop(torch.full_like(seen.loss, price))])
     seconds = time.perf_counter() - began
-    return _Outcome(_score(batch, ledger.params), ledger.count.double().cpu(), seconds)
+    spent = (found.spent + 1).double().cpu()
+    return _Outcome(_score(batch, found.point.params), spent, seconds)
 
 
 def _adam(

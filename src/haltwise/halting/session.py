@@ -93,11 +93,12 @@ class HaltingSession:
         self._model_memory: State | None = None
 
     def __repr__(self) -> str:
-        low, high = (f"{float(price):.4g}" for price in self.price.aminmax())
-        prices = low if low == high else f"{low} to {high}"
-        return (
-            f"HaltingSession({len(self.price):,} items at a price of {prices}, {self.policy.rule})"
-        )
+        prices = " to ".join(dict.fromkeys(f"{price:.4g}" for price in self._extreme_prices()))
+        at = f" at a price of {prices}" if prices else ""
+        return f"HaltingSession({len(self.price):,} items{at}, {self.policy.rule})"
+
+    def _extreme_prices(self) -> list[float]:
+        return [float(price) for price in self.price.aminmax()] if len(self.price) else []
 
     @property
     def reasons(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.progress import followed
 from haltwise._core.settings import got
-from haltwise._core.tensors import map_tensors, tensors_of
+from haltwise._core.tensors import tensors_of
 from haltwise.engines import Engine
 from haltwise.engines.gauss_newton import GaussNewton
 from haltwise.engines.hand_rule import RuleEngine
@@ -177,7 +177,7 @@ def solve_by_engine(
     chunks = [range(number)[first : first + chunk_size] for first in range(0, number, chunk_size)]
     for chunk in followed(chunks, "problems", asked=progress):
         rows = slice(chunk.start, chunk.stop)
-        part = problem if chunk_size >= number else map_tensors(problem, lambda v: v[rows])  # noqa: B023
+        part = problem if chunk_size >= number else problem.part(chunk.start, chunk.stop)
         stops: list[EngineStop] = [tolerances]
         if price is not None and (rule is None or rule.model is None):
             stops.insert(0, PriceStop(price[rows], searches=engine.is_monotone))

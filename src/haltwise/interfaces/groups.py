@@ -143,10 +143,12 @@ def from_groups(
     if isinstance(table, str | Path):
         keys = _as_written(keys)
     for name, values in numbers.items():
-        bad = np.flatnonzero(~np.isfinite(values))
+        is_missing = ~np.isfinite(values)
+        what = "missing or infinite" if is_missing.any() else f"beyond the range of {dtype}"
+        bad = np.flatnonzero(~torch.from_numpy(values).to(dtype).isfinite().numpy())
         require(
             len(bad) == 0,
-            f"column {name!r} of {where} is missing or infinite in {len(bad)} rows, the first of "
+            f"column {name!r} of {where} is {what} in {len(bad)} rows, the first of "
             f"them in group {keys[codes[bad[0]]] if len(bad) else None!r}; fill it in, or leave "
             "rows with missing numbers out by drop_missing=True",
         )

@@ -301,11 +301,11 @@ def _best_value(study: Study) -> float:
 
 
 def _is_in_worse_half(curve: Curve, courses: Sequence[_Course]) -> bool:
-    """Whether at least half of the trials that came as far, with this one, had been better."""
+    """Whether at least half of the other trials that came as far had been better by then."""
     step, mine = float(curve.cost[-1]), float(curve.loss.min())
     bests = [best for course in courses if (best := course.best_until(step)) is not None]
     ahead = sum(best < mine for best in bests)
-    return len(bests) >= _FEWEST_PEERS and ahead >= len(bests) // 2
+    return len(bests) >= _FEWEST_PEERS and 2 * ahead >= len(bests) - 1
 
 
 def _curve(trial: FrozenTrial, direction: Direction, target: float, budget: float) -> Curve:

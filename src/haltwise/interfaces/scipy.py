@@ -1,5 +1,6 @@
 """One function at a time, in the manner of `scipy.optimize.minimize`."""
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable
@@ -263,7 +264,7 @@ class _Objective:
         )
         self._fun, self._jac, self._args = fun, jac, args
         self.num_values = self.num_gradients = 0
-        self._seen: dict[bytes, NDArray[np.float64]] = {}
+        self._kept: list[_Evaluated] = []
 
     def value(self, x: "NDArray[np.float64]") -> float:
         self.num_values += 1
@@ -292,12 +293,29 @@ class _Objective:
             gradient.shape == x.shape,
             f"the gradient must have the shape of x, {x.shape}, got {gradient.shape}",
         )
-        self._seen[x.tobytes()] = gradient
-        return _number(value), gradient
+        self._keep(_Evaluated(x.copy(), _number(value), gradient))
+        return self._kept[-1].value, gradient
+
+    def _keep(self, new: "_Evaluated") -> None:
+        """Keep the points of which one is returned: the start, the lowest and the latest two."""
+        first, lowest, *latest = self._kept or (new, new)
+        is_lower = new.value < lowest.value or math.isnan(lowest.value)
+        if is_lower and np.isfinite(new.gradient).all():
+            lowest = new
+        self._kept = [first, lowest, *latest[-1:], new]
 
     def gradient_at(self, x: "NDArray[np.float64]") -> "NDArray[np.float64] | None":
-        """The gradient that was evaluated at x, if one was."""
-        return self._seen.get(x.tobytes())
+        """The gradient that was evaluated at x, if that is one of those kept."""
+        bits = x.tobytes()  # NaN equals itself there
+        return next((each.gradient for each in self._kept if each.x.tobytes() == bits), None)
+
+
+class _Evaluated(NamedTuple):
+    """A point with its value and gradient."""
+
+    x: "NDArray[np.float64]"
+    value: float
+    gradient: "NDArray[np.float64]"
 
 
 def _array(what: str, value: Any) -> "NDArray[np.float64]":
@@ -358,12 +376,12 @@ class _Iterates:
 
     def end(self, x: "NDArray[np.float64]", value: float) -> None:
         """A point other than the start is returned, which may not have been told of."""
-        if x.tobytes() not in self._told:
+        if _digest(x) not in self._told:
             self._report(x, value)
 
     def _report(self, x: "NDArray[np.float64]", value: float) -> None:
         self._num += 1
-        self._told.add(x.tobytes())
+        self._told.add(_digest(x))
         self._note(x, value)
         self._tell(x, value)
 
@@ -375,6 +393,11 @@ class _Iterates:
     def _is_lower(self, value: float) -> bool:
         assert self.lowest is not None
         return value < self.lowest.value or math.isnan(self.lowest.value)
+
+
+def _digest(x: "NDArray[np.float64]") -> bytes:
+    """By which one of many points is known, without being kept."""
+    return hashlib.blake2b(x.tobytes(), digest_size=16).digest()
 
 
 @final

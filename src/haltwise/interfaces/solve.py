@@ -65,7 +65,7 @@ class Solution:
         num_gradients: Gradients evaluated, int64 [B].
         outcome: `haltwise.Outcome` values, int64 [B]: HALTED, OUT_OF_STEPS, or NONFINITE where
             the loss at the start, or without the guard any loss, gradient or update, was not
-            finite; the parameters are then the last finite ones.
+            finite; the parameters are then those of that step, before the update.
         reason: Index into `reasons` of what stopped each problem, -1 where nothing did; int64 [B].
         reasons: Why a problem may be stopped, in words.
         success: Whether it halted where the price pays for no more, or where a tolerance is met.
@@ -103,6 +103,7 @@ class Solution:
 
     def __repr__(self) -> str:
         number, dim = len(self.loss), num_parameters(self.params)
+        method = self.method.partition(", as ")[0]
         counts = {outcome: int((self.outcome == outcome).sum()) for outcome in Outcome}
         ends = ", ".join(
             f"{count:,} {outcome.name.lower().replace('_', ' ')}"
@@ -112,7 +113,7 @@ class Solution:
         taken = int(self.fallback.sum())
         early = int(((self.outcome == Outcome.HALTED) & ~self.success).sum())
         return (
-            f"Solution({number:,} problems of {dim:,} parameters by {self.method.split(',')[0]}: "
+            f"Solution({number:,} problems of {dim:,} parameters by {method}: "
             f"{ends}; {torch.as_tensor(self.num_gradients).double().mean():.1f} gradients each, "
             f"median loss {torch.as_tensor(self.loss).double().nanmedian():.4g}"
             + (f"; L-BFGS took over in {taken:,}" if taken else "")

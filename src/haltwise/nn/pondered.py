@@ -10,7 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got
-from haltwise._core.tensors import select_state
+from haltwise._core.tensors import along, select_state
 from haltwise.halting.methods import HaltingExamples, HaltingMethod
 from haltwise.halting.posteriors import Posterior
 from haltwise.nn.coupling import Coupling
@@ -256,16 +256,11 @@ class Pondered:
         """Values [items..., ...], and something else where there is no item."""
         if self.present is None:
             return value
-        return torch.where(_along(self.present, value), value, other)
+        return torch.where(along(self.present, value), value, other)
 
     def _along_outputs(self, value: Tensor) -> Tensor:
         """A value [items..., K] beside outputs [items..., T+1, ...]."""
-        return _along(value, self.outputs)
-
-
-def _along(value: Tensor, other: Tensor) -> Tensor:
-    """A value of the first dimensions of `other` beside it."""
-    return value.view(*value.shape, *[1] * (other.ndim - value.ndim))
+        return along(value, self.outputs)
 
 
 def _joined(parts: Sequence[Pondered], join: Callable[[list[Tensor]], Tensor]) -> Pondered:

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got, whole_number
-from haltwise._core.tensors import nested_state, select_state, sub_state
+from haltwise._core.tensors import along, nested_state, select_state, sub_state
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State, begin, take_step
 from haltwise.nn.inputs import Inputs, count_rows, device_of, select_rows
 from haltwise.nn.online import OnlineHalting
@@ -217,7 +217,7 @@ class _Run:
         active = places["active"]
         ends = active & stop
         self.places = places | memory
-        ended = ends & _along(places["row"] < self._num_rows, ends)
+        ended = ends & along(places["row"] < self._num_rows, ends)
         self._settle(ended.flatten().nonzero().squeeze(1), found.output)
         self._step += 1
         active = active & ~ends
@@ -237,7 +237,7 @@ class _Run:
 
     def _decide(self, found: ItemStep, places: State) -> tuple[Tensor, State]:
         """Which items end, bool [n, items...], and the memory of decisions after it."""
-        active, at = places["active"], _along(places["step"], places["active"])
+        active, at = places["active"], along(places["step"], places["active"])
         if self._is_lockstep and self._step == self._last:
             return torch.ones_like(active), {}
         step = self._step if self._is_lockstep else at.expand_as(active).flatten()
@@ -267,7 +267,7 @@ class _Run:
             ndim = places["active"].ndim
             outputs = outputs.flatten(2, ndim) if ndim > 1 else outputs.unsqueeze(2)
             outputs = outputs[place, :, within]
-            weights = _along(weights.to(outputs), outputs)
+            weights = along(weights.to(outputs), outputs)
             returned = (weights * outputs.masked_fill(weights == 0, 0)).sum(1)
         else:
             returned = output.flatten(0, places["active"].ndim - 1)[ended]
@@ -311,8 +311,3 @@ class _Run:
 def _any(items: Tensor) -> Tensor:
     """Whether it is so of any item of a row, [n, items...] to [n]."""
     return items.flatten(1).any(1) if items.ndim > 1 else items
-
-
-def _along(value: Tensor, other: Tensor) -> Tensor:
-    """A value of the first dimensions of `other` beside it."""
-    return value.view(*value.shape, *[1] * (other.ndim - value.ndim))

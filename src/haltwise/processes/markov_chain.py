@@ -109,8 +109,15 @@ class MarkovChainFamily(ProcessFamily):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> MarkovChain:
+        losses = self.losses().to(dtype)
+        require(
+            len(losses.unique()) == self.num_states,
+            f"some of the {self.num_states} states have the same loss in {dtype}, so that no loss "
+            f"tells where a run is; take fewer num_states, or a loss_decay other than "
+            f"{self.loss_decay:g}",
+        )
         seed = torch.randint(2**63 - 1, (num_items,), generator=generator).to(device)
-        return MarkovChain(self.transition().to(device), self.losses().to(device, dtype), seed)
+        return MarkovChain(self.transition().to(device), losses.to(device), seed)
 
     def best_stops(self, trajectory: Trajectory, price: float) -> Tensor:
         losses = self.losses()

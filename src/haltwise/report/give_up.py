@@ -41,7 +41,7 @@ def levels_table(record: GiveUpRecord) -> Table:
         note += f" Counted as failures: {ended} that ended before the budget without success."
     return Table(
         "levels",
-        f"Of {num(record.hours)} {plural(record.cost_unit)} in {counted(record.runs, 'run')} "
+        f"Of {num(record.spent)} {plural(record.cost_unit)} in {counted(record.runs, 'run')} "
         f"{percent(record.oracle_saved)} went into runs that did not succeed",
         [
             Column("successes that may be lost", lambda v: v if isinstance(v, str) else percent(v)),

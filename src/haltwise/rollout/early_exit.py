@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.settings import whole_number
-from haltwise._core.tensors import are_finite, nested_state, select_state, undisturbed
+from haltwise._core.tensors import along, are_finite, nested_state, select_state, undisturbed
 from haltwise.halting.session import Decision, HaltingSession
 from haltwise.processes.base import Process, advanced
 from haltwise.processes.observation import StepObservation
@@ -42,7 +42,7 @@ class Outcome(IntEnum):
     OUT_OF_STEPS = 1
     """It reached the last step allowed."""
     NONFINITE = 2
-    """Its loss, gradient or next iterate was not finite; the last finite one is returned."""
+    """Its loss, gradient or next iterate was not finite; the iterate of that step is returned."""
     TAKEN = 3
     """A watch took it away, to go on with it in another way."""
 
@@ -262,7 +262,7 @@ class _Run:
             "flags": torch.stack((seen.finite, taken, takes), 1),
         }
         if not self.keeps_best:
-            result = torch.where(_along(takes, seen.moved), seen.moved, seen.current)
+            result = torch.where(along(takes, seen.moved), seen.moved, seen.current)
             written |= {"result": result, "loss": seen.loss}
         for name, value in written.items():
             self.results[name].index_copy_(0, self.items, value)
@@ -406,11 +406,6 @@ def _moving(run: _Run) -> dict[str, Tensor]:
         **nested_state(run.state, "state."),
         **nested_state(run.session.state(), "session."),
     }
-
-
-def _along(mask: Tensor, value: Tensor) -> Tensor:
-    """A mask [K] beside values [K, ...]."""
-    return mask.view(-1, *[1] * (value.ndim - 1))
 
 
 def _are_finite(observation: StepObservation, moved: Tensor) -> Tensor:

@@ -249,6 +249,12 @@ class TaskBatch(ABC):
         """Take the problems at `index`, int64 [any number of them], as a batch of their own."""
         return map_tensors(self, lambda value: value.index_select(0, index))
 
+    def part(self, begin: int, end: int) -> Self:
+        """Take problems `begin` up to `end`, as views if the class has no `select` of its own."""
+        if type(self).select is not TaskBatch.select:
+            return self.select(torch.arange(begin, end, device=self.start.device))
+        return map_tensors(self, lambda value: value[begin:end])
+
 
 @dataclass(frozen=True)
 class TaskFamily(ABC):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Self, final
 
 from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.progress import best_so_far, relative, share_spent
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.progress import best_so_far, relative, share_spent
 
 __all__ = ["BestSoFarRule"]
 

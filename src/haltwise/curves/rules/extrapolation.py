@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from haltwise.curves.curves import Curve, Floats, Integers
-from haltwise.curves.rules.progress import best_so_far, relative, share_spent
+from haltwise.curves.progress import best_so_far, relative, share_spent
 
 __all__ = ["Fits", "extrapolation_score", "fit_prefixes"]
 

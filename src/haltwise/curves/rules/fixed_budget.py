@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.progress import share_spent
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.progress import share_spent
 
 __all__ = ["BudgetRule"]
 

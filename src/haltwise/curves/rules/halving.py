@@ -7,9 +7,9 @@ from typing import ClassVar, Self, final
 import numpy as np
 
 from haltwise.curves.curves import Curve, Curves, Floats
+from haltwise.curves.progress import share_spent
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.peers import Peers
-from haltwise.curves.rules.progress import share_spent
 
 __all__ = ["HalvingRule"]
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from haltwise._core.settings import price_per_unit
 from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.progress import relative, share_spent
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.progress import relative, share_spent
 
 __all__ = ["LastImprovementRule", "UntunedImprovementRule"]
 

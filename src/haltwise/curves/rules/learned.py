@@ -11,9 +11,9 @@ from haltwise.curves.curves import Curve, Curves, Floats
 from haltwise.curves.forecast import Forecast, Rows
 from haltwise.curves.learning import rows_of
 from haltwise.curves.model import not_early, per_cost
+from haltwise.curves.progress import best_so_far
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.rules.learners import budget_of, input_table, inputs, training_points
-from haltwise.curves.rules.progress import best_so_far
 
 __all__ = ["ForecastRule"]
 

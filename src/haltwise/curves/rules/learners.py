@@ -13,8 +13,8 @@ import numpy as np
 from haltwise._core.errors import require
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.progress import best_so_far, first_known
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.progress import best_so_far, first_known
 
 __all__ = [
     "MISSING",

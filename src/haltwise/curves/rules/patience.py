@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, Self, final
 import numpy as np
 
 from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.progress import first_known, share_spent
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.progress import first_known, share_spent
 
 __all__ = ["PatienceRule"]
 

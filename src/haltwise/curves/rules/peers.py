@@ -7,8 +7,8 @@ from typing import ClassVar, Self, final
 import numpy as np
 
 from haltwise.curves.curves import Curve, Curves, Floats
+from haltwise.curves.progress import best_so_far, relative, share_spent
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.progress import best_so_far, relative, share_spent
 
 __all__ = ["PEER_SHARES", "Peers", "PeersRule"]
 

@@ -7,8 +7,8 @@ from typing import Self, final
 import numpy as np
 
 from haltwise.curves.curves import Curve, Floats
+from haltwise.curves.progress import best_so_far, first_known
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.progress import best_so_far, first_known
 
 __all__ = ["PlateauRule"]
 

@@ -9,6 +9,7 @@ import numpy as np
 from haltwise._core.errors import require
 from haltwise._core.extras import extra
 from haltwise.curves.curves import Curve, Curves, Floats
+from haltwise.curves.progress import best_so_far
 from haltwise.curves.rules.learners import (
     MISSING,
     LearnedCurveRule,
@@ -16,7 +17,6 @@ from haltwise.curves.rules.learners import (
     filled,
     training_points,
 )
-from haltwise.curves.rules.progress import best_so_far
 
 __all__ = ["ValueTreesRule", "bill", "cost_to_go"]
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from haltwise._core.settings import price_per_unit, whole_number
 from haltwise.curves.curves import Curve, Floats, Integers
+from haltwise.curves.progress import best_so_far
 from haltwise.curves.rule import CurveRule
-from haltwise.curves.rules.progress import best_so_far
 
 __all__ = ["WindowedImprovementRule"]
 

@@ -1,4 +1,4 @@
-"""What hand-made rules read off a curve, in units that do not depend on those of the metric."""
+"""What rules read off a curve, in units that do not depend on those of the metric."""
 
 import numpy as np
 
