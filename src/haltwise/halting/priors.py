@@ -72,7 +72,7 @@ class HorizonPrior:
         total = torch.zeros_like(self.continuation)
         for log_ratio in (self._log_ratio, 2 * self._log_ratio):
             uniform = torch.rand(
-                total.shape, generator=generator, dtype=total.dtype, device=total.device
+                total.shape, generator=generator, dtype=total.dtype, device=generator.device
             )
-            total += torch.floor(torch.log1p(-uniform) / log_ratio)
+            total += torch.floor(torch.log1p(-uniform.to(total.device)) / log_ratio)
         return total

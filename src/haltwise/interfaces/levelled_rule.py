@@ -2,7 +2,6 @@
 
 import inspect
 import math
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import final
 
@@ -160,8 +159,9 @@ class LevelledRule:
 
 def _name_of(rule: CurveRule) -> str:
     """The class of a rule, its settings if it shows them, and what tells it from all others."""
-    shows = is_dataclass(rule) and not isinstance(rule, CurveModel | StopModel)
-    return f"{rule if shows else type(rule).__name__} {rule.digest}"
+    is_model = isinstance(rule, CurveModel | StopModel)
+    hides = is_model or type(rule).__repr__ is object.__repr__
+    return f"{type(rule).__name__ if hides else rule} {rule.digest}"
 
 
 def _certified(rule: CurveRule, certificate: Certificate) -> float:

@@ -1,0 +1,193 @@
+"""What is done on a CPU and on an accelerator, in a process that has one; see `pretended.py`."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from draws import DOUBLE, seeded
+from pretended import accelerator
+from tiny_runs import TINY
+from torch import Tensor, nn
+
+import haltwise
+from haltwise import FunctionBatch, HaltingMonitor, LearnedOptimizer
+from haltwise._core.nested_settings import merge
+from haltwise._core.tensors import map_tensors
+from haltwise.evaluation import recommend
+from haltwise.models.files import read_model
+from haltwise.models.loading import find
+from haltwise.nn import AdaptiveComputation, LayerStack
+from haltwise.processes import Trajectory
+from haltwise.stop_rules import BASELINES, CostUnit, GradientNorm, tune_baselines
+from haltwise.tasks import family
+from haltwise.training.train import train
+
+__all__ = ["CASES", "SLOW_CASES", "perform"]
+
+Device = torch.device | str
+
+
+def perform(arguments: list[str]) -> None:
+    """Do the case of this name on both."""
+    case = (CASES | SLOW_CASES)[arguments[0]]
+    with accelerator() as device:
+        own, found = _numbers(case("cpu")), _numbers(case(device))
+        assert len(own) == len(found) > 0
+        for one, other in zip(own, found, strict=True):
+            torch.testing.assert_close(
+                other.cpu().double(), one.double(), rtol=1e-3, atol=1e-4, equal_nan=True
+            )
+
+
+def _numbers(found: Any) -> list[Tensor]:
+    return [torch.as_tensor(each).detach() for each in found]
+
+
+# --- Problems ------------------------------------------------------------------------------------
+
+
+def _logistic(device: Device) -> FunctionBatch:
+    x = torch.randn(12, 20, 3, generator=seeded())
+    y = (x.sum(-1) + torch.randn(12, 20, generator=seeded(1)) > 0).float()
+
+    def loss(params: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        logits = (x @ params.unsqueeze(-1)).squeeze(-1)
+        likelihood = nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
+        return likelihood.sum(1) + params.square().sum(1) / 2
+
+    data = {"x": x.to(device), "y": y.to(device)}
+    return FunctionBatch(torch.zeros(12, 3).to(device), loss, data)
+
+
+def _solved(device: Device, **settings: Any) -> Any:
+    solution = haltwise.solve(_logistic(device), **settings)
+    assert solution.params.device.type == torch.device(device).type
+    errors = solution.standard_errors
+    found = [solution.params, solution.loss, solution.num_gradients, solution.outcome]
+    return found if errors is None else [*found, errors.params, errors.distance]
+
+
+def _decays(device: Device) -> Any:
+    batch = family("fit-decay").sample(2, seeded(), device=device)
+    solution = haltwise.solve(batch, price=1e-3)
+    return solution.params, solution.loss
+
+
+def _learned(device: Device, name: str, **settings: Any) -> Any:
+    batch = family(name).sample(8, seeded(), dtype=DOUBLE, device=device)
+    solution = haltwise.solve(batch, name, **settings)
+    return solution.params, solution.loss, solution.num_gradients
+
+
+# --- Loops ---------------------------------------------------------------------------------------
+
+
+def _optimizer(device: Device, weights: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)).to(device)
+    inputs = torch.randn(64, 5, generator=seeded()).to(device)
+    optimizer = LearnedOptimizer(model.parameters(), weights, **settings)
+    for step in range(9):
+        if step == 5:
+            state = optimizer.state_dict()
+            optimizer = LearnedOptimizer(model.parameters(), weights, **settings)
+            optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        loss = (model(inputs) - inputs[:, :1].sin()).square().mean()
+        loss.backward()
+        optimizer.step(loss=loss)
+    stops = optimizer.should_stop
+    optimizer.take_back()
+    return [*model.parameters(), stops, loss]
+
+
+def _monitored(device: Device) -> Any:
+    params = [nn.Parameter(torch.zeros(10, device=device))]
+    monitor, adam = HaltingMonitor("regression-10d-plain-adam"), torch.optim.Adam(params, 0.1)
+    monitor.start(params)
+    while not monitor.should_stop:
+        adam.zero_grad()
+        loss = 30 * (params[0] - 1).square().sum()
+        loss.backward()
+        monitor.update(loss, params)
+        if not monitor.should_stop:
+            adam.step()
+    return monitor.take_back(params), params[0], loss
+
+
+def _layer(device: Device, method: str) -> Any:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(size, 16), nn.Tanh()) for size in (2, 16, 16)]
+    heads = [nn.Linear(16, 1) for _ in layers]
+    stack = LayerStack(layers, num_features=1, heads=heads)
+    layer = AdaptiveComputation(stack, method=method).to(device)
+    adam = torch.optim.Adam(layer.parameters(), 3e-3)
+    inputs = torch.randn(64, 2, generator=seeded()).to(device)
+    for _ in range(3):
+        pondered = layer(inputs, 0.01, generator=seeded(2))
+        losses = (pondered.outputs.squeeze(-1) - inputs[:, :1].sin()).square()
+        loss = pondered.objective(losses).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    executed = layer.run(inputs, 0.01)
+    return loss, executed.output, executed.cost, pondered.posterior.log_prob()
+
+
+# --- Trainings and what is made of them ----------------------------------------------------------
+
+
+def _trained(device: Device, name: str = "regression-2d", **settings: Any) -> Any:
+    changes = merge(TINY, {"halting": {"num_steps": 4}}, settings)
+    with TemporaryDirectory() as folder:
+        run = train(name, Path(folder) / "run", device=device, **changes)
+        model = read_model(find(run))
+    return [weight.flatten()[:3] for weight in model.parameters()]
+
+
+def _tuned(device: Device) -> Any:
+    steps = torch.arange(13.0)
+    excess = (2 * torch.randn(40, 1, generator=seeded())).exp() * torch.exp(-0.3 * steps)
+    recorded = Trajectory(excess, excess, excess.log() + 0.1 * steps)
+    recorded = map_tensors(recorded, lambda value: value.to(device))
+    found = tune_baselines(recorded, CostUnit.UPDATES, 0.1, BASELINES)
+    return [each.mean_j(0.1) for each in found.values()]
+
+
+def _recommended(device: Device) -> Any:
+    problems = family("regression-10d").sample(24, seeded(), device=device)
+    found = recommend(problems, ["regression-10d"], price=0.01, max_steps=20)
+    return [trial.j for trial in found.trials]
+
+
+CASES: dict[str, Callable[[Device], Any]] = {
+    **{
+        f"solve by {method}": partial(_solved, method=method)
+        for method in ("newton", "bfgs", "lbfgs")
+    },
+    "standard errors": partial(_solved, method="newton", standard_errors=True),
+    "solve at a price": partial(_solved, method="lbfgs", price=0.01),
+    "solve by a rule": partial(_solved, method="lbfgs", stop=GradientNorm(-1.0)),
+    "bounds and residuals": _decays,
+    "learned optimizer": partial(_learned, name="regression-10d"),
+    "learned optimizer, unguarded": partial(_learned, name="quadratic-10d", guard=False),
+    "torch optimizer": partial(_optimizer, weights="small-networks"),
+    "torch optimizer, LSTM": partial(_optimizer, weights="mnist-mlp", weight_decay=0.01),
+    "torch optimizer, unguarded": partial(_optimizer, weights="regression-10d", guard=False),
+    "monitor": _monitored,
+    **{f"layer, {method}": partial(_layer, method=method) for method in ("softmax", "graves")},
+    "layer": partial(_layer, method="stick-breaking"),
+    "training": _trained,
+    "training of the thesis": partial(_trained, preset="thesis"),
+    "training of processes": partial(_trained, name="markov-chain"),
+    "baselines": _tuned,
+    "recommendation": _recommended,
+}
+SLOW_CASES: dict[str, Callable[[Device], Any]] = {
+    "solve by Adam": partial(_solved, method="adam"),
+    "training by evolution": partial(_trained, joint={"estimator": {"name": "evolution"}}),
+    "training of networks": partial(_trained, name="digits-relu"),
+}
