@@ -16,11 +16,13 @@ import haltwise
 from haltwise import FunctionBatch, HaltingMonitor, LearnedOptimizer
 from haltwise._core.nested_settings import merge
 from haltwise._core.tensors import map_tensors
+from haltwise.certificates import ExcessLoss
 from haltwise.evaluation import recommend
 from haltwise.models.files import read_model
 from haltwise.models.loading import find
 from haltwise.nn import AdaptiveComputation, LayerStack
 from haltwise.processes import Trajectory
+from haltwise.rollout import record
 from haltwise.stop_rules import BASELINES, CostUnit, GradientNorm, tune_baselines
 from haltwise.tasks import family
 from haltwise.training.train import train
@@ -157,6 +159,14 @@ def _tuned(device: Device) -> Any:
     return [each.mean_j(0.1) for each in found.values()]
 
 
+def _certified(device: Device) -> Any:
+    model = haltwise.load("regression-2d").to(device)
+    recorded = record(model.rule, family("regression-2d").sample(200, seeded(), device=device), 20)
+    settings: dict[str, Any] = {"level": 20.0, "confidence": 0.9, "bound": 100.0, "clip": True}
+    found = haltwise.certify(model, recorded, risk=ExcessLoss(), **settings).require()
+    return found.threshold, found.num_thresholds, found.savings
+
+
 def _recommended(device: Device) -> Any:
     problems = family("regression-10d").sample(24, seeded(), device=device)
     found = recommend(problems, ["regression-10d"], price=0.01, max_steps=20)
@@ -184,6 +194,7 @@ CASES: dict[str, Callable[[Device], Any]] = {
     "training of the thesis": partial(_trained, preset="thesis"),
     "training of processes": partial(_trained, name="markov-chain"),
     "baselines": _tuned,
+    "certificate": _certified,
     "recommendation": _recommended,
 }
 SLOW_CASES: dict[str, Callable[[Device], Any]] = {

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from haltwise._core.errors import require
-from haltwise._core.fingerprint import fingerprint
+from haltwise._core.checksum import checksum
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 
 __all__ = ["CurveRule", "Scores", "checked_scores", "cross_fitted"]
@@ -34,7 +34,7 @@ class CurveRule(ABC):
         Raises:
             InputError: It holds something that cannot be taken apart, such as an open file.
         """
-        return fingerprint(self)
+        return checksum(self)
 
     @property
     def fixed_level(self) -> float | None:

@@ -17,6 +17,7 @@ from haltwise._core.settings import (
     shown,
     words,
 )
+from haltwise._core.tensors import map_tensors
 from haltwise.certificates import (
     Certificate,
     ExcessLoss,
@@ -153,11 +154,12 @@ def certify(
         recorded = placed(halting_of(model), recorded.loss).attach(recorded, price)
         if returns is None and unit in card.policies:
             returns = card.policies[unit].returns
+    recorded = map_tensors(recorded, Tensor.cpu)  # few numbers, and many small operations
     unit = CostUnit.UPDATES if unit is None else unit
     returns = RETURNABLE[unit][0] if returns is None else returns
     if group is not None:  # now, while labels stand in the order of the problems
         group = label_codes(group, recorded.num_items)
-    record = torch.cat((recorded.loss, recorded.excess), 1).cpu().numpy()
+    record = torch.cat((recorded.loss, recorded.excess), 1).numpy()
     warn_of_copies([row.tobytes() for row in record], group)
     at_risk = risk if isinstance(risk, Risk) else FunctionOfStop(risk)
     largest = at_risk.natural_bound(recorded.num_steps) if bound is None else bound

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from haltwise import InputError
-from haltwise._core.fingerprint import fingerprint
+from haltwise._core.checksum import checksum
 from haltwise.curves.rules.peers import Peers, PeersRule
 
 
@@ -55,37 +55,37 @@ DIFFERENT: list[object] = [
 ]
 
 
-def test_what_differs_has_another_fingerprint() -> None:
-    found = [fingerprint(value) for value in DIFFERENT]
+def test_what_differs_has_another_checksum() -> None:
+    found = [checksum(value) for value in DIFFERENT]
     same = [(i, j) for i, one in enumerate(found) for j in range(i) if one == found[j]]
     assert not same, [(DIFFERENT[i], DIFFERENT[j]) for i, j in same]
 
 
 def test_equal_objects_have_one_whatever_was_done_to_them() -> None:
-    assert fingerprint({"a": 1, "b": {2, 3}}) == fingerprint({"b": {3, 2}, "a": 1})
-    assert fingerprint(np.arange(6.0).reshape(2, 3).T) == fingerprint(
+    assert checksum({"a": 1, "b": {2, 3}}) == checksum({"b": {3, 2}, "a": 1})
+    assert checksum(np.arange(6.0).reshape(2, 3).T) == checksum(
         np.ascontiguousarray(np.arange(6.0).reshape(2, 3).T)
     )
     one, used = Open(3), Open(3)
     assert used.twice == 6
-    assert fingerprint(one) == fingerprint(used)
+    assert checksum(one) == checksum(used)
     shared = [1.0]
-    assert fingerprint([shared, shared]) == fingerprint([[1.0], [1.0]])
+    assert checksum([shared, shared]) == checksum([[1.0], [1.0]])
     cycle: list[object] = [1]
     cycle.append(cycle)
-    assert fingerprint(cycle) == fingerprint(cycle)
+    assert checksum(cycle) == checksum(cycle)
 
 
 def test_another_process_finds_the_same() -> None:
     script = (
-        "import numpy as np; from haltwise._core.fingerprint import fingerprint; "
+        "import numpy as np; from haltwise._core.checksum import checksum; "
         "from haltwise.curves.rules.peers import Peers, PeersRule; "
-        "print(fingerprint([{'x', 'y', 'z'}, PeersRule(.2, Peers({'a': np.ones((2, 41))}))]))"
+        "print(checksum([{'x', 'y', 'z'}, PeersRule(.2, Peers({'a': np.ones((2, 41))}))]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    mine = fingerprint([{"x", "y", "z"}, PeersRule(0.2, Peers({"a": np.ones((2, 41))}))])
+    mine = checksum([{"x", "y", "z"}, PeersRule(0.2, Peers({"a": np.ones((2, 41))}))])
     assert done.stdout.strip() == mine
 
 
@@ -94,4 +94,4 @@ def test_what_cannot_be_taken_apart_is_refused() -> None:
         open(__file__) as file,  # noqa: PTH123
         pytest.raises(InputError, match="TextIOWrapper cannot be taken apart"),
     ):
-        fingerprint({"log": file})
+        checksum({"log": file})

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError
 
-__all__ = ["fingerprint"]
+__all__ = ["checksum"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
-def fingerprint(value: object) -> str:
+def checksum(value: object) -> str:
     """A checksum of all that an object holds, by value: of equal ones it is the same.
 
     Unlike that of a pickle it depends neither on the order of a dictionary nor on which of two
@@ -30,15 +30,15 @@ def fingerprint(value: object) -> str:
         InputError: It holds something that cannot be taken apart, such as an open file.
 
     Examples:
-        >>> fingerprint({"a": 1, "b": [2.0]}) == fingerprint({"b": [2.0], "a": 1})
+        >>> checksum({"a": 1, "b": [2.0]}) == checksum({"b": [2.0], "a": 1})
         True
-        >>> fingerprint([0.1]) == fingerprint([0.2])
+        >>> checksum([0.1]) == checksum([0.2])
         False
     """
-    checksum = hashlib.blake2b(digest_size=16)
+    found = hashlib.blake2b(digest_size=16)
     for piece in _pieces(value, ()):
-        checksum.update(len(piece).to_bytes(8, "little") + piece)
-    return checksum.hexdigest()
+        found.update(len(piece).to_bytes(8, "little") + piece)
+    return found.hexdigest()
 
 
 def _pieces(value: Any, above: tuple[int, ...]) -> Iterator[bytes]:
