@@ -7,8 +7,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from haltwise._core.errors import require
 from haltwise._core.checksum import checksum
+from haltwise._core.errors import require
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 
 __all__ = ["CurveRule", "Scores", "checked_scores", "cross_fitted"]

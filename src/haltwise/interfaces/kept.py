@@ -75,24 +75,27 @@ class _Kept:
         self.copy = None if own is model else own
         self.graphs = StepGraphs()
         self._place, self._card = (like.dtype, like.device), model.card
-        self._weights = [(weight, weight.detach().clone()) for weight in _weights(model)]
+        self._weights = _weights(model)
+        self._bits = _bits(self._weights)
 
     def holds(self, model: OptimizerModel, like: Tensor) -> bool:
         """Whether all is as it was."""
-        weights = _weights(model)
+        now = _weights(model)
         return (
             self._place == (like.dtype, like.device)
             and self._card is model.card
-            and len(weights) == len(self._weights)
-            and all(
-                now.data_ptr() == was.data_ptr() and torch.equal(now, value)
-                for now, (was, value) in zip(weights, self._weights, strict=True)
-            )
+            and [each.data_ptr() for each in now] == [each.data_ptr() for each in self._weights]
+            and torch.equal(_bits(now), self._bits)  # at once: each comparison waits for the device
         )
 
 
 def _weights(model: OptimizerModel) -> list[Tensor]:
     return [weight.detach() for weight in (*model.parameters(), *model.buffers())]
+
+
+def _bits(weights: list[Tensor]) -> Tensor:
+    """A copy of all their values, as bytes."""
+    return torch.cat([weight.flatten().view(torch.uint8) for weight in weights])
 
 
 _KEPT: WeakKeyDictionary[OptimizerModel, _Kept] = WeakKeyDictionary()

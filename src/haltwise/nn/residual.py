@@ -70,7 +70,7 @@ class ResidualStage(AdaptiveProcess):
         mean = image.mean((2, 3))
         if not self.items_interact:
             return ItemStep(image, torch.cat((mean, image.amax((2, 3))), 1), {"image": image})
-        around = avg_pool2d(image, 3, stride=1, padding=1)
+        around = avg_pool2d(image, 3, stride=1, padding=1)  # zeros lie beyond the border
         whole = mean.unsqueeze(-1).unsqueeze(-1).expand_as(image)
         features = torch.cat((image, around, whole), 1).movedim(1, -1)
         return ItemStep(image.movedim(1, -1), features, {"image": image})
