@@ -21,7 +21,8 @@ class ResidualStage(AdaptiveProcess):
 
     Per image an item returns [C, H, W]. Per position it returns its C channels, so that outputs are
     [n, H, W, C], channels last; a position that has ended is what later units see of it. The head
-    reads the channels, at a position with the means of the 3 x 3 around it and of the image.
+    reads the channels, at a position with the means of the 3 x 3 around it, where zeros lie beyond
+    the border, and of the image.
 
     Args:
         units: f of each unit, which keep the shape.
@@ -70,7 +71,7 @@ class ResidualStage(AdaptiveProcess):
         mean = image.mean((2, 3))
         if not self.items_interact:
             return ItemStep(image, torch.cat((mean, image.amax((2, 3))), 1), {"image": image})
-        around = avg_pool2d(image, 3, stride=1, padding=1)  # zeros lie beyond the border
+        around = avg_pool2d(image, 3, stride=1, padding=1)
         whole = mean.unsqueeze(-1).unsqueeze(-1).expand_as(image)
         features = torch.cat((image, around, whole), 1).movedim(1, -1)
         return ItemStep(image.movedim(1, -1), features, {"image": image})
