@@ -27,6 +27,7 @@ __all__ = [
     "backpropagate",
     "backpropagate_by_autograd",
     "prepare",
+    "supporting_chunks",
     "update_",
     "update_chunk",
 ]
@@ -111,12 +112,22 @@ def update_chunk(
     Raises:
         InputError: The rule does not support chunks.
     """
+    return supporting_chunks(rule).update_chunk(grad, state, pooled)
+
+
+def supporting_chunks(rule: UpdateRule) -> SupportsChunks:
+    """The rule itself, if it supports chunks.
+
+    Raises:
+        InputError: It does not.
+    """
     if not isinstance(rule, SupportsChunks):
         raise InputError(
             f"{type(rule).__name__} moves all coordinates of a problem at once only; to move them "
-            "in chunks it needs a method `update_chunk` (haltwise.update_rules.SupportsChunks)"
+            "in chunks, as haltwise.LearnedOptimizer does, it needs a method `update_chunk` "
+            "(haltwise.update_rules.SupportsChunks)"
         )
-    return rule.update_chunk(grad, state, pooled)
+    return rule
 
 
 class SupportsBackpropagation(ABC):
