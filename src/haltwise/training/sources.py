@@ -12,6 +12,7 @@ from torch import Tensor
 from haltwise._core.discovery import configure
 from haltwise._core.errors import require
 from haltwise._core.files import digest
+from haltwise._core.plugins import is_file
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
 from haltwise.engines import Engine
@@ -23,6 +24,7 @@ from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.base import ProcessFamily
 from haltwise.processes.observation import Observed
 from haltwise.processes.trajectory import Trajectory
+from haltwise.processes.trial import require_usable
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout.record import record, record_process
 from haltwise.stop_rules import CostUnit
@@ -240,5 +242,8 @@ def source_of(
     name, own = settings.family.name, settings.family.settings
     processes = process_family(name)
     if processes is not None:
-        return ProcessSource(configure(processes, own, name), settings, device)
+        made = configure(processes, own, name)
+        if is_file(name):
+            require_usable(made, name)
+        return ProcessSource(made, settings, device)
     return FamilySource(family(name, own, data_dir=data_dir), settings, device, data_dir)
