@@ -166,7 +166,7 @@ def test_a_rule_that_moves_whole_problems_alone_is_refused_before_the_first_step
     weights = haltwise.load(
         train(FAMILY, tmp_path / "run", rule=name, **TINY), own=[own(name, UpdateRule)]
     )
-    with pytest.raises(haltwise.InputError, match="Descent moves all coordinates.*`update_chunk`"):
+    with pytest.raises(haltwise.InputError, match=r"Descent moves all coordinates.*`update_chunk`"):
         haltwise.LearnedOptimizer(network()[0].parameters(), weights=weights)
 
 

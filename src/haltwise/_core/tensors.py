@@ -28,6 +28,7 @@ __all__ = [
     "map_tensors",
     "nested_state",
     "probability",
+    "require_items",
     "require_like",
     "select_state",
     "sub_state",
@@ -236,6 +237,29 @@ def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     for name, value in expected.items():
         one, other = ((t.dtype, list(t.shape)) for t in (found[name], value))
         require(one == other, f"{name} is {one[0]} {one[1]} instead of {other[0]} {other[1]}")
+
+
+def require_items(state: object, num_items: int, whose: str) -> None:
+    """Raise an `InputError` unless a state is a dictionary of tensors with the items first.
+
+    Args:
+        state: What a process, a rule or a stop rule of a user's own carries from step to step.
+        num_items: B, the size of dimension 0.
+        whose: Names the state in the message.
+    """
+    found = state if isinstance(state, dict) else None
+    require(
+        found is not None,
+        f"{whose} must be a dictionary of tensors, got {type(state).__name__}",
+    )
+    for name, value in (found or {}).items():
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_items:
+            continue
+        what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"{name} of {whose} must be a tensor with the {num_items} items along dimension 0, "
+            f"got {what}; items leave one by one and take their rows with them"
+        )
 
 
 def select_state(state: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
