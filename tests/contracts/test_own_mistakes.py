@@ -262,7 +262,7 @@ def test_processes_that_do_not_work_are_refused_before_they_are_recorded(
             haltwise.run(drawn, stop=stop_some(), max_steps=5)
 
 
-def stop_some() -> StopRule:
+def stop_some() -> Any:
     def step(_: object, observation: StepObservation, memory: Any) -> Any:
         return torch.arange(len(observation.loss)) < observation.step, memory
 
