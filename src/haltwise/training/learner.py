@@ -262,6 +262,7 @@ def _blank_card(settings: TrainingSettings, source: Source) -> Card:
         price_range=settings.price_range,
         unit=source.unit,
         observed=source.observed,
+        readout_size=source.readout_size,
         keeps_best=settings.keeps_best,
         maximizes=source.maximizes,
         family=family,

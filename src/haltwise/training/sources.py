@@ -21,7 +21,7 @@ from haltwise.engines.process import Descents, EngineProcess
 from haltwise.models.card import Choice
 from haltwise.models.files import Model
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.processes.base import ProcessFamily
+from haltwise.processes.base import ProcessFamily, advanced, begun
 from haltwise.processes.observation import Observed
 from haltwise.processes.trajectory import Trajectory
 from haltwise.processes.trial import require_usable
@@ -44,6 +44,8 @@ class Source(ABC):
     """What a stop is charged for."""
     observed: Observed = "gradients"
     """What is observed of the process."""
+    readout_size: int = 0
+    """R, how many numbers a process without an update rule shows of its inner state."""
     maximizes: bool = False
     """Whether the loss is the negative of a metric that is better the higher it is."""
     engine: Choice | None = None
@@ -190,6 +192,9 @@ class ProcessSource(Source):
         self._require_no_rule("processes move by themselves")
         self.family = own
         self.description = {"family_settings": asdict(own)}
+        process = own.sample(1, stream(settings.seed, "shown"), device=device)
+        readout = advanced(process, 0, begun(process)).observation.readout
+        self.readout_size = 0 if readout is None else readout.shape[-1]
 
     def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         generator = stream(self._settings.seed, *key)
