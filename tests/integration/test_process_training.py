@@ -10,7 +10,7 @@ import torch
 from in_process import haltwise
 from tiny_runs import TINY, finish
 
-from haltwise import InputError, load_halting, run
+from haltwise import InputError, load, load_halting, run
 from haltwise._core.nested_settings import Choice
 from haltwise._core.plugins import load_object
 from haltwise.models import HaltingModel
@@ -73,6 +73,10 @@ def test_the_command_needs_no_more_than_the_name(tmp_path: Path) -> None:
     model = load_halting(tmp_path / "run")
     assert model.card.family == Choice(NAME, {"decades": 2.0})
     finish(Trainer.resume(tmp_path / "run"))  # its file is found again
+    with pytest.raises(InputError, match=r"stop processes, .* use it by haltwise\.run\(process, "):
+        load(tmp_path / "run")
+    report = haltwise("report", "run", cwd=tmp_path)
+    assert "stops processes, of which no evaluations are kept; write" in report.stderr
     for options, sentence in (
         (["--rule", "adam", "--rule.learning-rate", 0.1], "processes move by themselves, so"),
         (["--mixed-with", "regression-2d"], "drop mixed_with, which names families of problems"),

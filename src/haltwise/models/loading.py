@@ -131,9 +131,16 @@ def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
     """
     model = read_model(find(name_or_path), _classes(own))
     if not isinstance(model, OptimizerModel):
+        card = model.card
+        if card.engine is not None:
+            what, way = card.engine.name, f"haltwise.solve(problem, stop={str(name_or_path)!r})"
+        elif card.family is not None and card.observed == "loss":
+            what, way = "processes", f"haltwise.run(process, {str(name_or_path)!r})"
+        else:
+            what, way = "a training loop", "haltwise.HaltingMonitor in that loop"
         raise InputError(
-            f"{name_or_path} knows when to stop a training loop, but not how to move parameters; "
-            "use it by haltwise.HaltingMonitor in that loop"
+            f"{name_or_path} knows when to stop {what}, but not how to move parameters; use it by "
+            f"{way}"
         )
     return model
 
