@@ -303,7 +303,9 @@ def test_a_process_is_stopped_by_rules_that_need_the_loss_alone() -> None:
 def test_an_estimator_is_what_the_rule_learns_by(tmp_path: Path) -> None:
     losses = {}
     for factor in (1.0, -1.0):
-        estimator = {"name": ESTIMATOR, "settings": {"factor": factor}}
+        estimator: object = {"name": ESTIMATOR, "settings": {"factor": factor}}
+        if factor > 0:  # an instance says the same
+            estimator = own(ESTIMATOR, GradientEstimator)(factor)
         joint = {"num_steps": 40, "batch_size": 32, "estimator": estimator}
         train(
             FAMILY,
