@@ -196,7 +196,11 @@ PROCESSES = {
     ),
     "no beginning": ("init", "None", "the state that Mistaken.init returns must be a dictionary"),
     "no result": ("result", "None", "what `result` returns of Mistaken must be a tensor"),
-    "one result": ("result", "state['root'].mean()", r"what `result` returns .* got shape \[\]"),
+    "one result": (
+        "result",
+        "state['root'].mean()",
+        r"what `result` returns .* got .* \[\]",
+    ),
     "no selection": ("select", "None", r"Mistaken.select must return a process of the \d"),
     "all selected": ("select", "self", r"Mistaken.select must return a process of the \d"),
     "others selected": (
@@ -289,7 +293,7 @@ def test_a_process_is_stopped_by_a_rule_alone() -> None:
 def test_scores_are_one_for_each_item() -> None:
     roots = load_object(f"{OWN / 'own_process.py'}:Roots", object, "process")
     scoring = type("Scoring", (roots,), {"score": lambda *_: torch.tensor(1.0)})
-    with pytest.raises(InputError, match=r"what `score` returns of Scoring .* got shape \[\]"):
+    with pytest.raises(InputError, match=r"what `score` returns of Scoring .* got .* \[\]"):
         record_process(scoring(torch.ones(4)), 3)
 
 
@@ -342,8 +346,11 @@ def test_families_that_do_not_work_are_refused_before_they_are_trained_on(
 # ----------------------------------------------------------------- halting methods and estimators
 
 OBJECTIVES = {
-    "one for all": ("super().objective(examples).mean()", r"of shape \[8\].* got shape \[\]"),
-    "a column": ("super().objective(examples)[:, None]", r"of shape \[8\].* got shape \[8, 1\]"),
+    "one for all": ("super().objective(examples).mean()", r"of shape \[8\].* got .* \[\]"),
+    "a column": (
+        "super().objective(examples)[:, None]",
+        r"of shape \[8\].* got .* \[8, 1\]",
+    ),
     "a number": ("2.0", r"one number for each item, got float"),
     "detached": ("super().objective(examples).detach()", "does not depend on the outputs"),
 }
@@ -367,7 +374,7 @@ def test_objectives_that_would_teach_nothing_or_something_else(name: str, tmp_pa
 
 ESTIMATES = {
     "nothing": ("None", r"an Estimate\(losses, num_left_out\), .* got NoneType"),
-    "a mean": ("estimate._replace(losses=estimate.losses.mean())", r"got shape \[\]"),
+    "a mean": ("estimate._replace(losses=estimate.losses.mean())", r"got .* in shape \[\]"),
     "no gradient": ("self.model.zero_grad() or estimate", "has left no gradient"),
 }
 

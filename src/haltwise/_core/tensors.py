@@ -24,6 +24,7 @@ __all__ = [
     "floating_dtype",
     "flush_negligible",
     "is_plain",
+    "kind_of",
     "log_rms",
     "map_tensors",
     "nested_state",
@@ -239,6 +240,18 @@ def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         require(one == other, f"{name} is {one[0]} {one[1]} instead of {other[0]} {other[1]}")
 
 
+def kind_of(found: object) -> str:
+    """Words for what came where a tensor of another kind was expected.
+
+    Examples:
+        >>> kind_of(torch.zeros(3, 2)), kind_of(None)
+        ('torch.float32 in shape [3, 2]', 'NoneType')
+    """
+    if isinstance(found, Tensor):
+        return f"{found.dtype} in shape {list(found.shape)}"
+    return type(found).__name__
+
+
 def require_items(state: object, num_items: int, whose: str) -> None:
     """Raise an `InputError` unless a state is a dictionary of tensors with the items first.
 
@@ -255,10 +268,9 @@ def require_items(state: object, num_items: int, whose: str) -> None:
     for name, value in (found or {}).items():
         if isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_items:
             continue
-        what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(
             f"{name} of {whose} must be a tensor with the {num_items} items along dimension 0, "
-            f"got {what}; items leave one by one and take their rows with them"
+            f"got {kind_of(value)}; items leave one by one and take their rows with them"
         )
 
 

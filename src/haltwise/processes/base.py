@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
-from haltwise._core.tensors import require_items
+from haltwise._core.tensors import kind_of, require_items
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import loss_signals
 from haltwise.processes.trajectory import Trajectory
@@ -40,8 +40,8 @@ def advanced(process: "Process", step: int, state: State) -> ProcessStep:
     """Take a step, and refuse what is none.
 
     Raises:
-        InputError: The process returns no `ProcessStep` with a loss for each item, in the dtype of
-            its floating-point numbers, and a state of the items.
+        InputError: The process returns no `ProcessStep` with a floating-point loss for each item
+            and a state of the items.
     """
     found: object = process.step(step, state)
     if isinstance(found, ProcessStep) and isinstance(found.observation, StepObservation):
@@ -56,15 +56,10 @@ def advanced(process: "Process", step: int, state: State) -> ProcessStep:
             )
             return found
         found = loss
-    what = (
-        f"{found.dtype} in shape {list(found.shape)}"
-        if isinstance(found, Tensor)
-        else type(found).__name__
-    )
     raise InputError(
         f"{type(process).__name__}.step must return a ProcessStep(observation, state), the "
         f"observation with a floating-point loss for each of {process.num_items} items, got "
-        f"{what}; haltwise.testing.check_process says what else a process must keep"
+        f"{kind_of(found)}; haltwise.testing.check_process says what else a process must keep"
     )
 
 

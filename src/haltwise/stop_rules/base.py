@@ -12,7 +12,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got
-from haltwise._core.tensors import constants, nested_state, require_items, sub_state
+from haltwise._core.tensors import constants, kind_of, nested_state, require_items, sub_state
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.trajectory import Trajectory
 
@@ -126,15 +126,10 @@ def decide(rule: StopRule, observation: StepObservation, memory: Memory) -> tupl
             require_items(after, len(stop), f"the memory that {type(rule).__name__}.step returns")
             return stop, after
         found = stop
-    what = (
-        f"{found.dtype} in shape {list(found.shape)}"
-        if isinstance(found, Tensor)
-        else type(found).__name__
-    )
     raise InputError(
         f"{type(rule).__name__}.step must return a bool tensor of shape {list(shape)}, where "
-        f"items stop, and the memory, got {what}; haltwise.testing.check_stop_rule says what else "
-        "a stop rule must keep"
+        f"items stop, and the memory, got {kind_of(found)}; haltwise.testing.check_stop_rule says "
+        "what else a stop rule must keep"
     )
 
 
@@ -147,10 +142,9 @@ def number_reasons(rule: StopRule, stop: Tensor, memory: Memory) -> Tensor:
     why: object = rule.why(stop, memory)
     if isinstance(why, Tensor) and why.dtype == torch.int64 and why.shape == stop.shape:
         return why
-    what = f"{why.dtype} {list(why.shape)}" if isinstance(why, Tensor) else type(why).__name__
     raise InputError(
         f"{type(rule).__name__}.why must return an int64 tensor of shape {list(stop.shape)}, which "
-        f"of `reasons` stops each item, got {what}"
+        f"of `reasons` stops each item, got {kind_of(why)}"
     )
 
 

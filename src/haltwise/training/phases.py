@@ -10,6 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
+from haltwise._core.tensors import kind_of
 from haltwise.halting.methods import HaltingExamples
 from haltwise.halting.objectives import LOSSES_OF_STEPS
 from haltwise.models.files import Model, halting_of
@@ -73,11 +74,10 @@ class MetaObjective:
         )
         if isinstance(found, Tensor) and found.shape == price.shape:
             return found
-        what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
             f"{type(method).__name__}.objective must return a tensor of shape {list(price.shape)}, "
-            f"one number for each item, got {what}; haltwise.testing.check_halting_method says "
-            "what else a halting method must keep"
+            f"one number for each item, got {kind_of(found)}; "
+            "haltwise.testing.check_halting_method says what else a halting method must keep"
         )
 
 
@@ -154,10 +154,9 @@ def _sound(estimator: BoundEstimator, estimate: object) -> Estimate:
     ):
         return estimate
     found = estimate.losses if isinstance(estimate, Estimate) else estimate
-    what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
     raise InputError(
         f"{type(estimator).__name__}.accumulate must return an Estimate(losses, num_left_out), the "
-        f"losses of the problems used in shape [n], got {what}"
+        f"losses of the problems used in shape [n], got {kind_of(found)}"
     )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 from torch import Tensor
 
 from haltwise._core.errors import InputError
-from haltwise._core.tensors import log_rms
+from haltwise._core.tensors import kind_of, log_rms
 
 __all__ = ["PooledGradient", "State", "UpdateRule", "UpdateStep", "require_step"]
 
@@ -90,15 +90,11 @@ def require_step(rule: UpdateRule, step: object, grad: Tensor) -> UpdateStep:
         found = step.update
         if isinstance(found, Tensor) and found.shape == grad.shape and found.dtype == grad.dtype:
             return step
-    what = (
-        f"{found.dtype} in shape {list(found.shape)}"
-        if isinstance(found, Tensor)
-        else type(found).__name__
-    )
     raise InputError(
         f"{type(rule).__name__}.update must return an UpdateStep(update, readout, state), the "
-        f"update {grad.dtype} in shape {list(grad.shape)} as the gradient is, got {what}; "
-        "haltwise.testing.check_update_rule says what else an update rule must keep"
+        f"update {grad.dtype} in shape {list(grad.shape)} as the gradient is, got "
+        f"{kind_of(found)}; haltwise.testing.check_update_rule says what else an update rule must "
+        "keep"
     )
 
 
