@@ -57,6 +57,7 @@ def seeded() -> torch.Generator:
 
 def written(folder: Path, original: str, mistake: str) -> str:
     """The name of a class `Wrong`, in a file of a user that begins as one of `tests/own`."""
+    folder.mkdir(exist_ok=True)
     path = folder / original
     path.write_text((OWN / original).read_text() + "\n\n" + mistake)
     return f"{path}:Wrong"
@@ -391,6 +392,15 @@ def test_estimates_that_are_none(name: str, tmp_path: Path) -> None:
         "        return Mistaken(Pathwise().bind(model, num_steps), model, 1.0)\n",
     )
     joint = {"num_steps": 2, "batch_size": 4, "estimator": own}
+    unbound = written(
+        tmp_path / "unbound",
+        "own_estimator.py",
+        "@dataclass(frozen=True)\nclass Wrong(Scaled):\n    def bind(self, model, num_steps):\n"
+        "        return None\n",
+    )
+    with pytest.raises(InputError, match=r"Wrong.bind must return a BoundEstimator, got NoneType"):
+        train("quadratic-10d", tmp_path / "other", rule="mlp",
+              joint={**joint, "estimator": unbound}, **TINY)  # fmt: skip
     with pytest.raises(InputError, match=message):
         train("quadratic-10d", tmp_path / "run", rule="mlp", joint=joint, **TINY)
 
@@ -435,7 +445,6 @@ def test_own_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
     named, other = (
         written(folder, "own_chunked_rule.py", "class Adam(Restarts):\n    '''Mine.'''\n")[:-5]
         for folder in (tmp_path / "a", tmp_path / "b")
-        if not folder.mkdir()  # type: ignore[func-returns-value]
     )
     mine, theirs = (load_object(f"{path}Adam", UpdateRule, "rule") for path in (named, other))
     run = train("quadratic-10d", tmp_path / "run", rule=f"{named}Adam", **TINY)
