@@ -1,6 +1,7 @@
 """Stop any iterative process when its next step is not worth its price."""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from haltwise._core.errors import DataWarning, FitWarning, GradientWarning, InputError
@@ -97,6 +98,8 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(f"haltwise.{_PLACES[name]}"), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"haltwise.{name}") is not None:
+        return importlib.import_module(f"haltwise.{name}")  # as in haltwise.training.train
     raise AttributeError(f"module 'haltwise' has no attribute {name!r}")
 
 

@@ -84,7 +84,7 @@ def test_rooms_are_tied_by_few_imports(graph: grimp.ImportGraph) -> None:
         for module in graph.modules
         for imported in graph.find_modules_directly_imported_by(module)
     }
-    assert len({pair for pair in pairs if pair[0] != pair[1]}) <= 140  # of 24 rooms
+    assert len({pair for pair in pairs if pair[0] != pair[1]}) <= 142  # of 24 rooms
 
 
 def test_nothing_lies_loose_beside_the_rooms() -> None:

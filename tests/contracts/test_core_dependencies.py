@@ -71,3 +71,14 @@ def test_the_command_line_says_what_it_misses() -> None:
     done = run("from haltwise.__main__ import main\nmain()")
     assert done.returncode == 1
     assert done.stderr.strip() == "the command line needs click: pip install 'haltwise[full]'"
+
+
+def test_packages_are_there_by_their_names_once_they_are_asked_for() -> None:
+    done = run(
+        "import sys, haltwise\n"
+        "assert not hasattr(haltwise, 'nosuch') and 'torch' not in sys.modules\n"
+        "haltwise.training.train, haltwise.tasks.family, haltwise.testing.check_family\n"
+        "import haltwise.interfaces\n"
+        "assert callable(haltwise.run)\n"
+    )
+    assert done.returncode == 0, done.stderr

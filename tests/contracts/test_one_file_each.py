@@ -30,12 +30,14 @@ from haltwise.stop_rules import (
     total_cost,
 )
 from haltwise.tasks import TaskFamily, family
+from haltwise.testing import check_update_rule
 from haltwise.training import GradientEstimator, train
 from haltwise.training.run.log import read_log
 from haltwise.update_rules import UpdateRule
 
 OWN = Path(__file__).parent.parent / "own"
 FAMILY, RULE = f"{OWN / 'own_family.py'}:Parabolas", f"{OWN / 'own_rule.py'}:SignDescent"
+COUNTING_RULE = f"{OWN / 'own_chunked_rule.py'}:Restarts"
 METHOD, STOP = f"{OWN / 'own_method.py'}:AlwaysThird", f"{OWN / 'own_stop_rule.py'}:LossBelow"
 PROCESS = f"{OWN / 'own_process.py'}:SquareRoots"
 ESTIMATOR = f"{OWN / 'own_estimator.py'}:Scaled"
@@ -113,6 +115,59 @@ def test_a_rule_moves_the_parameters_of_a_module(sign_descent: OptimizerModel) -
     for old, new in zip(before, model.parameters(), strict=True):
         assert new.grad is not None
         torch.testing.assert_close(new.detach(), old - 0.5 * new.grad.sign())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3, 1])
+def test_a_rule_that_counts_moves_a_module_as_it_moves_a_problem(
+    chunk_size: int | None, tmp_path: Path
+) -> None:
+    train(FAMILY, tmp_path / "run", rule={"name": COUNTING_RULE, "settings": {"rate": 0.3}}, **TINY)
+    rules = own(COUNTING_RULE, UpdateRule)
+    weights = haltwise.load(tmp_path / "run", own=[rules])
+    model, loss = network()
+    optimizer = haltwise.LearnedOptimizer(
+        model.parameters(), weights=weights, guard=False, chunk_size=chunk_size
+    )
+    rule = rules(rate=0.3)
+    check_update_rule(rule)
+    params = torch.cat([param.detach().flatten() for param in model.parameters()]).unsqueeze(0)
+    state = rule.init(params)
+    for step in range(12):
+        optimizer.zero_grad()
+        loss().backward()
+        grads = [param.grad.flatten() for param in model.parameters() if param.grad is not None]
+        taken = rule.update(torch.cat(grads).unsqueeze(0), state)
+        params, state = params + taken.update, taken.state
+        if step == 6:  # what it counts is in the checkpoint
+            saved = optimizer.state_dict()
+            optimizer = haltwise.LearnedOptimizer(
+                model.parameters(), weights=weights, guard=False, chunk_size=chunk_size
+            )
+            optimizer.load_state_dict(saved)
+        optimizer.step(loss=loss())
+    moved = torch.cat([param.detach().flatten() for param in model.parameters()])
+    torch.testing.assert_close(moved.unsqueeze(0), params)
+    assert state["steps"] < 12  # it has begun anew
+
+
+def test_a_rule_that_moves_whole_problems_alone_is_refused_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "plain.py"
+    path.write_text(
+        "from haltwise.update_rules import UpdateRule, UpdateStep\n"
+        "class Descent(UpdateRule):\n"
+        "    def init(self, params):\n"
+        "        return {}\n"
+        "    def update(self, grad, state):\n"
+        "        return UpdateStep.without_readout(-0.1 * grad, state)\n"
+    )
+    name = f"{path}:Descent"
+    weights = haltwise.load(
+        train(FAMILY, tmp_path / "run", rule=name, **TINY), own=[own(name, UpdateRule)]
+    )
+    with pytest.raises(haltwise.InputError, match=r"Descent moves all coordinates.*`update_chunk`"):
+        haltwise.LearnedOptimizer(network()[0].parameters(), weights=weights)
 
 
 def test_a_rule_of_ones_own_is_never_executed_from_a_file_of_weights(
@@ -248,7 +303,9 @@ def test_a_process_is_stopped_by_rules_that_need_the_loss_alone() -> None:
 def test_an_estimator_is_what_the_rule_learns_by(tmp_path: Path) -> None:
     losses = {}
     for factor in (1.0, -1.0):
-        estimator = {"name": ESTIMATOR, "settings": {"factor": factor}}
+        estimator: object = {"name": ESTIMATOR, "settings": {"factor": factor}}
+        if factor > 0:  # an instance says the same
+            estimator = own(ESTIMATOR, GradientEstimator)(factor)
         joint = {"num_steps": 40, "batch_size": 32, "estimator": estimator}
         train(
             FAMILY,

@@ -79,11 +79,23 @@ def find_known(table: Mapping[str, Any], name: str, what: str, own: Iterable[typ
     Raises:
         InputError: There is none; near names are suggested.
     """
-    wanted = plugins.label(name)
-    for brought in own:
-        if brought.__name__ == wanted:
-            return brought
-    if plugins.is_file(name):
+    wanted, is_file = plugins.label(name), plugins.is_file(name)
+    named = [
+        brought
+        for brought in own
+        # One that is shipped is not the class of a file, whatever it is called.
+        if brought.__name__ == wanted and not (is_file and plugins.is_shipped(brought))
+    ]
+    if len(named) > 1:  # files move, so theirs counts only where names leave it open
+        named = [brought for brought in named if plugins.is_from(brought, name)] or named
+        require(
+            len(named) == 1,
+            f"{len(named)} classes called {wanted} were brought, and none or several of them from "
+            f"{name}; give the {what} that these weights were trained with alone",
+        )
+    if named:
+        return named[0]
+    if is_file:
         raise InputError(
             f"these weights were trained with the {what} {name}; import its class and give it, as "
             f"in haltwise.load(..., own=[{wanted}]), or give a command --own {shlex.quote(name)}"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, final, get_type_hints
 from haltwise._core.discovery import unknown
 from haltwise._core.errors import InputError, require
 from haltwise._core.plugins import class_of
-from haltwise._core.settings import alternatives, parameters, require_types
+from haltwise._core.settings import alternatives, got, parameters, require_types
 
 __all__ = ["Choice", "Leaf", "build", "checked", "leaves", "merge"]
 
@@ -88,8 +88,8 @@ def checked(kind: type[Any], document: Mapping[str, Any], path: str = "") -> dic
     """
     require(
         isinstance(document, Mapping),
-        f"{path.rstrip('.') or 'the settings'} must be an object of settings by name, got "
-        f"{document!r}",
+        f"{path.rstrip('.') or 'the settings'} must be an object of settings by name, "
+        f"{got(document)}",
     )
     hints = get_type_hints(kind)
     found: dict[str, Any] = {}

@@ -23,6 +23,8 @@ __all__ = [
     "comes_with_the_package",
     "file_of",
     "is_file",
+    "is_from",
+    "is_shipped",
     "label",
     "load_object",
     "place",
@@ -80,7 +82,10 @@ def load_object(name: str, kind: type, what: str) -> Any:
         defined = [
             key
             for key, value in vars(module).items()
-            if _is_a(value, kind) and not key.startswith("_") and not isinstance(value, ModuleType)
+            if _is_a(value, kind)
+            and class_of(value).__module__ == module.__name__  # not what it imports
+            and not key.startswith("_")
+            and not isinstance(value, ModuleType)
         ]
         raise InputError(
             f"{path} defines no {attribute}; "
@@ -132,12 +137,22 @@ def comes_with_the_package(*things: object) -> bool:
     What others write may read memory that a recorded loop does not list, change what it does from
     call to call, or take what is a tensor for a number.
     """
-    own = __name__.partition(".")[0]
     return all(
-        type(thing).__module__.partition(".")[0] == own
-        and comes_with_the_package(*getattr(thing, "rules", ()))
+        is_shipped(type(thing)) and comes_with_the_package(*getattr(thing, "rules", ()))
         for thing in things
     )
+
+
+def is_shipped(kind: type) -> bool:
+    """Whether a class is of this package."""
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def is_from(kind: type, name: str) -> bool:
+    """Whether a class is defined in the file of PATH.py:NAME."""
+    with contextlib.suppress(TypeError, OSError):  # built in, or typed at a prompt
+        return is_file(name) and Path(inspect.getfile(kind)).resolve() == file_of(name).resolve()
+    return False
 
 
 class Place(NamedTuple):
@@ -190,24 +205,39 @@ def _split(name: str) -> tuple[Path, str]:
     return Path(path), attribute
 
 
+_being_executed: set[str] = set()
+"""Modules whose files have not ended yet."""
+
+
 def _execute(path: Path) -> ModuleType:
     try:
         source = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; correct its permissions") from None
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    if script is not None and Path(script).resolve() == path.resolve():
+        return main  # a script that trains on what it defines: executed again, it would train again
     folder = str(path.resolve().parent)
     # Two files of one name in two directories are two modules.
     identity = f"haltwise_plugin_{path.stem}_{zlib.crc32(folder.encode()):08x}"
+    require(
+        identity not in _being_executed,
+        f"{path} trains, or loads itself, while it is executed for what it defines; write that "
+        'part of it below `if __name__ == "__main__":`',
+    )
     module = ModuleType(identity)
     module.__file__ = str(path.resolve())
     sys.modules[identity] = module  # dataclasses look their module up
     sys.path.insert(0, folder)
+    _being_executed.add(identity)
     try:
         with Place(path, 1).errors():
             code = compile(source, str(path.resolve()), "exec", dont_inherit=True)
             exec(code, vars(module))  # noqa: S102 - the user has named the file to be executed
     finally:
         sys.path.remove(folder)
+        _being_executed.remove(identity)
     return module
 
 

@@ -25,10 +25,12 @@ __all__ = [
     "floating_dtype",
     "flush_negligible",
     "is_plain",
+    "kind_of",
     "log_rms",
     "map_tensors",
     "nested_state",
     "probability",
+    "require_items",
     "require_like",
     "select_state",
     "sub_state",
@@ -242,6 +244,40 @@ def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     for name, value in expected.items():
         one, other = ((t.dtype, list(t.shape)) for t in (found[name], value))
         require(one == other, f"{name} is {one[0]} {one[1]} instead of {other[0]} {other[1]}")
+
+
+def kind_of(found: object) -> str:
+    """Words for what came where a tensor of another kind was expected.
+
+    Examples:
+        >>> kind_of(torch.zeros(3, 2)), kind_of(None)
+        ('torch.float32 in shape [3, 2]', 'NoneType')
+    """
+    if isinstance(found, Tensor):
+        return f"{found.dtype} in shape {list(found.shape)}"
+    return type(found).__name__
+
+
+def require_items(state: object, num_items: int, whose: str) -> None:
+    """Raise an `InputError` unless a state is a dictionary of tensors with the items first.
+
+    Args:
+        state: What a process, a rule or a stop rule of a user's own carries from step to step.
+        num_items: B, the size of dimension 0.
+        whose: Names the state in the message.
+    """
+    found = state if isinstance(state, dict) else None
+    require(
+        found is not None,
+        f"{whose} must be a dictionary of tensors, got {type(state).__name__}",
+    )
+    for name, value in (found or {}).items():
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) == num_items:
+            continue
+        raise InputError(
+            f"{name} of {whose} must be a tensor with the {num_items} items along dimension 0, "
+            f"got {kind_of(value)}; items leave one by one and take their rows with them"
+        )
 
 
 def select_state(state: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:

@@ -1,11 +1,14 @@
 """`haltwise report`: one self-contained page of what a run learned and how it was judged."""
 
+import shlex
 from pathlib import Path
 
 import click
 
+from haltwise._core.errors import require
 from haltwise.cli.options import PATH, WRITTEN, own_classes
 from haltwise.cli.printing import say
+from haltwise.models.files import read_card
 from haltwise.models.loading import run_directory
 from haltwise.report import write_report
 
@@ -19,4 +22,12 @@ __all__ = ["command"]
 def command(run: Path, out: Path | None, own: list[type]) -> None:
     """Write an HTML report of the evaluations in the directory RUN."""
     run = run_directory(run)
+    weights = run / "best.safetensors"
+    card = read_card(weights, own) if weights.exists() else None
+    require(
+        card is None or card.rule is not None or card.family is None,
+        f"{run} stops processes, of which no evaluations are kept; write the figures by `haltwise "
+        f"evaluate {shlex.quote(str(run))} --json FILE`, or a page of any stops by `haltwise "
+        "stopping-report`",
+    )
     say(write_report(run, out or run / "report.html", own))

@@ -152,8 +152,20 @@ class Halter(nn.Module):
         return features, nested_state(recent, "features.")
 
     def _used(self, readout: Tensor) -> Tensor:
-        """The read-out, or nothing of it where it is not read."""
-        return readout if self.settings.readout else readout[..., :0]
+        """The read-out, or nothing of it where it is not read.
+
+        Raises:
+            InputError: It has another size.
+        """
+        if not self.settings.readout:
+            return readout[..., :0]
+        require(
+            readout.shape[-1] == self.readout_size,
+            f"the halting model reads {self.readout_size} numbers of the inner state of a process, "
+            f"its read-out, but this one shows {readout.shape[-1]}; give it a process such "
+            "as it was trained on",
+        )
+        return readout
 
     @property
     def _head(self) -> Head:

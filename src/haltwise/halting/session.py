@@ -6,12 +6,13 @@ from typing import NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import InputError, require
+from haltwise._core.errors import require
 from haltwise._core.tensors import nested_state, select_state, sub_state
 from haltwise.halting.methods import HaltingMethod
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
-from haltwise.stop_rules import StopPolicy, StopRule, takes_update
+from haltwise.stop_rules import StopPolicy, takes_update
+from haltwise.stop_rules.base import begin, decide, number_reasons
 
 __all__ = ["Decision", "HaltingSession", "Halts"]
 
@@ -110,7 +111,7 @@ class HaltingSession:
         """Decide which items stop at this step; steps must come in order, from 0 on."""
         rule, loss = self.policy.rule, observation.loss
         if self._rule_memory is None:
-            self._rule_memory = rule.init(len(loss), loss)
+            self._rule_memory = begin(rule, len(loss), loss)
         if self._model is not None:
             if self._model_memory is None:
                 self._model_memory = self._model.init(len(loss), loss)
@@ -125,11 +126,10 @@ class HaltingSession:
         if self._in_model_units and observation.loss_scale is not None:
             signals = dict(zip(SIGNALS, observation.known("signals").unbind(-1), strict=True))
             seen = observation._replace(loss=signals["loss"], log_grad_norm=signals["log_grad"])
-        decided: object = rule.step(seen, self._rule_memory)
-        stop, self._rule_memory = _sound(rule, decided, loss)
+        stop, self._rule_memory = decide(rule, seen, self._rule_memory)
         return Decision(
             stop,
-            torch.where(stop, rule.why(stop, self._rule_memory), -1),
+            torch.where(stop, number_reasons(rule, stop, self._rule_memory), -1),
             takes_update(self.policy.returns, observation.outputs.get("hold_logits"), stop),
             observation,
         )
@@ -199,22 +199,3 @@ class HaltingSession:
         """Go on where `state` was taken after a step or more."""
         self._rule_memory = sub_state(state, "rule.")
         self._model_memory = sub_state(state, "model.")
-
-
-def _sound(rule: StopRule, decided: object, loss: Tensor) -> tuple[Tensor, State]:
-    """What a stop rule returns, refused where it would be spread over the items."""
-    if isinstance(decided, tuple) and len(decided) == 2:
-        stop, memory = decided
-        if isinstance(stop, Tensor) and stop.dtype == torch.bool and stop.shape == loss.shape:
-            return stop, memory
-        decided = stop
-    found = (
-        f"{decided.dtype} in shape {list(decided.shape)}"
-        if isinstance(decided, Tensor)
-        else type(decided).__name__
-    )
-    raise InputError(
-        f"{type(rule).__name__}.step must return a bool tensor of shape {list(loss.shape)}, where "
-        f"items stop, and the memory, got {found}; haltwise.testing.check_stop_rule says what else "
-        "a stop rule must keep"
-    )

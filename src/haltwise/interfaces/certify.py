@@ -256,6 +256,10 @@ def _candidates(
             "give a model, a class of stop rules or stop rules from the safest to the boldest, got "
             f"{type(rule).__name__}"
         )
+    require(
+        isinstance(found, Sequence) and all(isinstance(each, StopRule) for each in found),
+        f"candidates must be a list of stop rules to choose from, got {shown(found)}",
+    )
     require(len(found) > 0, "the halting method leaves no threshold open to certify")
     left = (~aside).nonzero().squeeze(1)
     what = "problem" if group is None else "group"

@@ -18,7 +18,7 @@ from haltwise.models.files import placed
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.processes.base import Process
+from haltwise.processes.base import Process, begun, result_of
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.rollout.early_exit import Execution, Outcome, RowWatch, run_until_halted
@@ -34,7 +34,7 @@ _NOT_FITTING = 0.05
 @undisturbed()
 def run(
     process: Process,
-    model: str | Path | HaltingModel | OptimizerModel,
+    model: str | Path | HaltingModel | OptimizerModel | None = None,
     stop: StopRule | StopPolicy | None = None,
     *,
     price: float | Tensor | None = None,
@@ -44,11 +44,12 @@ def run(
 
     Args:
         process: B items.
-        model: A run directory, a weights file or the model itself, trained on such processes.
+        model: A run directory, a weights file or the model itself, trained on such processes; None
+            where a stop rule that reads no outputs of a model says when to stop.
         stop: When to stop, as a policy or as a rule; the model's own policy if None.
         price: What a step must earn, in units of the loss, one for all or [B]; what the model was
             trained for if None.
-        max_steps: Steps an item may take at most; those it was trained on if None.
+        max_steps: Steps an item may take at most; those the model was trained on if None.
 
     Returns:
         One outcome per item; an item that goes wrong disturbs no other.
@@ -65,28 +66,40 @@ def run(
         >>> from haltwise.models import load
         >>> batch = family("regression-2d").sample(10, torch.Generator().manual_seed(0))
         >>> model = load("regression-2d")
-        >>> run(OptimizationProcess(model.rule, batch), model).result.shape
+        >>> process = OptimizationProcess(model.rule, batch)
+        >>> run(process, model).result.shape
         torch.Size([10, 2])
+
+        A stop rule alone:
+
+        >>> from haltwise.stop_rules import Patience
+        >>> run(process, stop=Patience(3), max_steps=60).reasons[0]
+        'the loss has not fallen by more than 0 for 3 steps'
     """
     optimizer = model if isinstance(model, OptimizerModel) else None
-    if isinstance(model, OptimizerModel):
-        model = model.halting
-    halting = model if isinstance(model, HaltingModel) else load_halting(model)
+    halting = _halting(model, stop, price, max_steps)
     require(
         isinstance(process, Process),
         f"a process must be a haltwise.processes.Process, got {type(process).__name__}; for a "
         "batch of problems call haltwise.solve",
     )
-    first = process.result(process.init())
+    first = result_of(process, begun(process))
     like = first if first.is_floating_point() else torch.zeros((), device=first.device)
-    policy = stop_policy(halting, stop, halting.card.unit)
-    prices = price_of_each(halting.card.price if price is None else price, process.num_items, like)
-    session = HaltingSession(policy, prices, placed(halting, like).prepare())
-    if stop is None:
-        warn_of_prices(halting, prices)
-    num_steps = halting.card.horizon if max_steps is None else max_steps
+    if halting is None:
+        assert isinstance(stop, StopRule | StopPolicy)
+        assert max_steps is not None
+        policy, num_steps, scales = _as_policy(stop, CostUnit.UPDATES), max_steps, None
+        session = HaltingSession(policy, price_of_each(1.0, process.num_items, like))
+    else:
+        card = halting.card
+        policy = stop_policy(halting, stop, card.unit)
+        prices = price_of_each(card.price if price is None else price, process.num_items, like)
+        session = HaltingSession(policy, prices, placed(halting, like).prepare())
+        if stop is None:
+            warn_of_prices(halting, prices)
+        num_steps = card.horizon if max_steps is None else max_steps
+        scales = card.scales if stop is None else None
     exact = isinstance(process, OptimizationProcess) and not process.batch.stochastic
-    scales = halting.card.scales if stop is None else None
     check = None if scales is None else FirstStepsCheck(scales, process.num_items)
     graphs = None
     if optimizer is not None and isinstance(process, OptimizationProcess):
@@ -104,6 +117,30 @@ def run(
         reason=ran.reason.masked_fill(taken, len(ran.reasons)),
         reasons=(*ran.reasons, "the gradient is zero"),
     )
+
+
+def _halting(model: object, stop: object, price: object, max_steps: object) -> HaltingModel | None:
+    """The halting model to ask, None where a stop rule needs none.
+
+    Raises:
+        InputError: There is no such model; or there is none, and it is not known when to stop.
+    """
+    if model is None:
+        require(
+            isinstance(stop, StopRule | StopPolicy) and price is None and max_steps is not None,
+            "without a model give a stop rule and the most steps, as in "
+            "haltwise.run(process, stop=Patience(5), max_steps=100), and no price, which a rule "
+            "does not know",
+        )
+        return None
+    if isinstance(model, StopRule | StopPolicy):
+        raise InputError(
+            f"model must be a halting model, {got(model)}; give when to stop by its name, as in "
+            "haltwise.run(process, stop=Patience(5), max_steps=100)"
+        )
+    if isinstance(model, OptimizerModel):
+        return model.halting
+    return model if isinstance(model, HaltingModel) else load_halting(model)  # type: ignore[arg-type]
 
 
 @final
@@ -142,14 +179,17 @@ def stop_policy(model: HaltingModel, stop: object, unit: CostUnit) -> StopPolicy
     """
     if stop is None:
         return model.policy(unit)
-    if isinstance(stop, StopPolicy):
-        return stop
-    if not isinstance(stop, StopRule):
+    if not isinstance(stop, StopRule | StopPolicy):
         raise InputError(
             f"stop must be a StopRule, a StopPolicy or None, {got(stop)}; for a number of steps "
             "give max_steps or haltwise.stop_rules.FixedBudget"
         )
-    return StopPolicy(stop, RETURNABLE[unit][0])
+    return _as_policy(stop, unit)
+
+
+def _as_policy(stop: StopRule | StopPolicy, unit: CostUnit) -> StopPolicy:
+    """A policy as it is, or that of a rule, which returns the unit's default iterate."""
+    return stop if isinstance(stop, StopPolicy) else StopPolicy(stop, RETURNABLE[unit][0])
 
 
 def price_of_each(price: float | Tensor, num_items: int, like: Tensor) -> Tensor:

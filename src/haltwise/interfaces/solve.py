@@ -39,6 +39,7 @@ from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
 from haltwise.stop_rules import CostUnit, StopPolicy, StopRule
+from haltwise.stop_rules.base import begin
 from haltwise.tasks.base import TaskBatch
 from haltwise.tasks.trial import require_solvable
 from haltwise.update_rules import UpdateRule
@@ -363,7 +364,7 @@ def solve(
     chunk_size = whole_number("chunk_size", chunk_size)
     sizes = _sizes(param_scale, start)
     # Of the whole batch: where a rule draws lots, chunks must not draw the same.
-    memory = policy.rule.init(problem.num_problems, start)
+    memory = begin(policy.rule, problem.num_problems, start)
     chunks: list[Chunk] = []
     whole = torch.arange(problem.num_problems, device=start.device)
     for index in followed(whole.split(chunk_size), "problems", asked=progress):

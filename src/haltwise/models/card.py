@@ -17,6 +17,7 @@ from haltwise.stop_rules.documents import policy_from_json, policy_to_json
 
 __all__ = ["Card", "Choice"]
 
+_MOST_READ_OUT = 2**16
 _FORMAT = 4
 _WITHOUT_CERTIFICATES = 3  # the format before, otherwise equal
 
@@ -55,6 +56,8 @@ class Card:
     """What the host pays for: a recorded loop counts its rounds as updates."""
     observed: Observed = "gradients"
     """What was observed of the process; a host must show as much."""
+    readout_size: int = 0
+    """R, how many numbers a process without an update rule shows of its inner state."""
     keeps_best: bool = False
     """Whether the recorded loop goes back to its best state at the end."""
     maximizes: bool = False
@@ -74,6 +77,12 @@ class Card:
         for name in ("horizon", "price_range"):
             value = getattr(self, name)
             require(value >= 1, f"the card's {name} must be at least 1, got {value}")
+        size = self.readout_size
+        require(
+            0 <= size <= _MOST_READ_OUT and (size == 0 or self.rule is None),
+            f"the card's readout_size must be 0 to {_MOST_READ_OUT:,}, and 0 beside an update "
+            f"rule, got {size}",
+        )
         require(
             all(each.policy is not None and each.unit is not None for each in self.certificates),
             "a certificate on a card must name the policy that it is of; this one is of a table",
@@ -123,8 +132,9 @@ class Card:
         """A JSON object from which `from_json` makes the same card."""
         plain = replace(self, policies={}, certificates=(), provenance=dict(self.provenance))
         document = asdict(plain)
-        if self.engine is None:  # so that fingerprints of older files stay
-            del document["engine"]
+        for name in ("engine", "readout_size"):  # so that fingerprints of older files stay
+            if not document[name]:
+                del document[name]
         document["unit"] = self.unit.value
         document["policies"] = {
             unit.value: policy_to_json(policy) for unit, policy in self.policies.items()
@@ -164,10 +174,12 @@ class Card:
                 Certificate.from_json(each, own) for each in given["certificates"]
             )
             given.setdefault("maximizes", False)  # older files have none
+            given.setdefault("readout_size", 0)
             plain = (
                 "price",
                 "horizon",
                 "price_range",
+                "readout_size",
                 "observed",
                 "keeps_best",
                 "maximizes",

@@ -49,7 +49,7 @@ def build_model(
     Its weights are float32, whatever PyTorch's default.
     """
     if card.rule is None:
-        return HaltingModel(card, 0, generator, own).float()
+        return HaltingModel(card, card.readout_size, generator, own).float()
     return OptimizerModel(card, generator, own).float()
 
 

@@ -96,9 +96,19 @@ def _file_at(path: Path, name: str | Path) -> Path:
     )
 
 
+def _classes(own: Iterable[type]) -> list[type]:
+    """The classes that a caller brings, refused where they are none."""
+    found = [] if isinstance(own, type) or not isinstance(own, Iterable) else list(own)
+    require(
+        (found != [] or own in ([], ())) and all(isinstance(each, type) for each in found),
+        f"own must be a list of classes, as in own=[MyRule], got {shown(own)}",
+    )
+    return found
+
+
 def card_of(name_or_path: str | Path, own: Iterable[type] = ()) -> Card:
     """The card alone; see `load`."""
-    return read_card(find(name_or_path), own)
+    return read_card(find(name_or_path), _classes(own))
 
 
 def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
@@ -119,15 +129,22 @@ def load(name_or_path: str | Path, own: Iterable[type] = ()) -> OptimizerModel:
         >>> load("regression-2d").card.horizon
         40
     """
-    model = read_model(find(name_or_path), own)
+    model = read_model(find(name_or_path), _classes(own))
     if not isinstance(model, OptimizerModel):
+        card = model.card
+        if card.engine is not None:
+            what, way = card.engine.name, f"haltwise.solve(problem, stop={str(name_or_path)!r})"
+        elif card.family is not None and card.observed == "loss":
+            what, way = "processes", f"haltwise.run(process, {str(name_or_path)!r})"
+        else:
+            what, way = "a training loop", "haltwise.HaltingMonitor in that loop"
         raise InputError(
-            f"{name_or_path} knows when to stop a training loop, but not how to move parameters; "
-            "use it by haltwise.HaltingMonitor in that loop"
+            f"{name_or_path} knows when to stop {what}, but not how to move parameters; use it by "
+            f"{way}"
         )
     return model
 
 
 def load_halting(name_or_path: str | Path, own: Iterable[type] = ()) -> HaltingModel:
     """A trained halting model, with or without an update rule beside it; see `load`."""
-    return halting_of(read_model(find(name_or_path), own))
+    return halting_of(read_model(find(name_or_path), _classes(own)))

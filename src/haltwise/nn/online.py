@@ -24,6 +24,7 @@ from haltwise.stop_rules import (
     StopPolicy,
     StopRule,
 )
+from haltwise.stop_rules.base import begin
 
 __all__ = ["OnlineHalting"]
 
@@ -100,7 +101,7 @@ class OnlineHalting:
         """The memory of items at prices [K] before their first step."""
         num = len(price)
         state = {
-            **nested_state(self._policy.rule.init(num, price), "session.rule."),
+            **nested_state(begin(self._policy.rule, num, price), "session.rule."),
             **nested_state(self._model.init(num, price), "session.model."),
         }
         if self.draws:

@@ -8,11 +8,22 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.tensors import kind_of, require_items
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import loss_signals
 from haltwise.processes.trajectory import Trajectory
 
-__all__ = ["Process", "ProcessFamily", "ProcessStep", "State", "StepObservation", "advanced"]
+__all__ = [
+    "Process",
+    "ProcessFamily",
+    "ProcessStep",
+    "State",
+    "StepObservation",
+    "advanced",
+    "begun",
+    "result_of",
+    "selected",
+]
 
 State = dict[str, Tensor]
 """What a process carries from step to step; every tensor has the items along dimension 0."""
@@ -29,20 +40,66 @@ def advanced(process: "Process", step: int, state: State) -> ProcessStep:
     """Take a step, and refuse what is none.
 
     Raises:
-        InputError: The process returns no `ProcessStep` with a loss for each item.
+        InputError: The process returns no `ProcessStep` with a floating-point loss for each item
+            and a state of the items.
     """
     found: object = process.step(step, state)
     if isinstance(found, ProcessStep) and isinstance(found.observation, StepObservation):
         loss: object = found.observation.loss
-        if isinstance(loss, Tensor) and loss.shape == (process.num_items,):
+        if (
+            isinstance(loss, Tensor)
+            and loss.shape == (process.num_items,)
+            and loss.is_floating_point()
+        ):
+            require_items(
+                found.state, len(loss), f"the state that {type(process).__name__}.step returns"
+            )
             return found
         found = loss
-    what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
     raise InputError(
         f"{type(process).__name__}.step must return a ProcessStep(observation, state), the "
-        f"observation with a loss for each of {process.num_items} items, got {what}; "
-        "haltwise.testing.check_process says what else a process must keep"
+        f"observation with a floating-point loss for each of {process.num_items} items, got "
+        f"{kind_of(found)}; haltwise.testing.check_process says what else a process must keep"
     )
+
+
+def begun(process: "Process") -> State:
+    """The state at step 0, refused where it is none.
+
+    Raises:
+        InputError: `init` returns no dictionary of tensors with the items along dimension 0.
+    """
+    state = process.init()
+    require_items(state, process.num_items, f"the state that {type(process).__name__}.init returns")
+    return state
+
+
+def result_of(process: "Process", state: State) -> Tensor:
+    """The result of each item in this state, refused where it is none.
+
+    Raises:
+        InputError: `result` returns no tensor with the items along dimension 0.
+    """
+    result = process.result(state)
+    require_items({"what `result` returns": result}, process.num_items, type(process).__name__)
+    return result
+
+
+def selected(process: "Process", index: Tensor) -> "Process":
+    """The items at `index` (int64 [K]) as a process, refused where it is one of others.
+
+    Raises:
+        InputError: `select` returns no process of K items.
+    """
+    found: object = process.select(index)
+    num = found.num_items if isinstance(found, Process) else None
+    require(
+        num == len(index),
+        f"{type(process).__name__}.select must return a process of the {len(index)} items at its "
+        "index, got " + (type(found).__name__ if num is None else f"one of {num} items"),
+    )
+    assert isinstance(found, Process)
+    return found
 
 
 class Process(ABC):

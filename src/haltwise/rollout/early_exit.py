@@ -15,7 +15,7 @@ from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.settings import whole_number
 from haltwise._core.tensors import along, are_finite, nested_state, select_state, undisturbed
 from haltwise.halting.session import Decision, HaltingSession
-from haltwise.processes.base import Process, advanced
+from haltwise.processes.base import Process, advanced, begun, result_of, selected
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.optimization import OptimizationProcess
 from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
@@ -177,8 +177,8 @@ class _Run:
         self.process, self.session, self.watch = process, session, watch
         self.num_steps: int | Tensor = 0
         self.max_steps: int | Tensor = max_steps
-        self.state = process.init()
-        self.current = process.result(self.state)
+        self.state = begun(process)
+        self.current = result_of(process, self.state)
         self.num_items = process.num_items
         self.items = torch.arange(process.num_items, device=self.current.device)
         self.keeps_best = session.policy.returns is ReturnedIterate.BEST
@@ -280,7 +280,7 @@ class _Run:
         self.items = self.items[kept]
         if len(kept) == 0:
             return
-        self.process, self.state = self.process.select(kept), select_state(self.state, kept)
+        self.process, self.state = selected(self.process, kept), select_state(self.state, kept)
         self.current = self.process.result(self.state)
         self.session.select(kept)
 

@@ -5,12 +5,13 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got, whole_number
-from haltwise._core.tensors import log_rms, undisturbed
-from haltwise.processes.base import Process, State, advanced
+from haltwise._core.tensors import log_rms, require_items, undisturbed
+from haltwise.processes.base import Process, State, advanced, begun, result_of
 from haltwise.processes.signals import SIGNALS, init_signals, measure_sequence
 from haltwise.processes.trajectory import Trajectory
 from haltwise.tasks.base import DifferentiatedScore, Score, TaskBatch, ask
 from haltwise.update_rules import UpdateRule, prepare, update_
+from haltwise.update_rules.base import require_step
 
 __all__ = ["record", "record_process", "run_rule"]
 
@@ -27,13 +28,15 @@ def record_process(process: Process, num_steps: int) -> Trajectory:
     """
     require(isinstance(process, Process), f"a process must be a Process, {got(process)}")
     num_steps = whole_number("num_steps", num_steps)
-    state = process.init()
+    state = begun(process)
     loss, excess, norms, signals, readouts = ([] for _ in range(5))
     for step in range(num_steps + 1):
         before = state
         observation, state = advanced(process, step, before)
         loss.append(observation.loss)
-        excess.append(process.score(before, step, observation))
+        score = process.score(before, step, observation)
+        require_items({"what `score` returns": score}, len(loss[0]), type(process).__name__)
+        excess.append(score)
         if observation.log_grad_norm is not None:
             norms.append(observation.log_grad_norm)
         if step == num_steps:
@@ -53,7 +56,7 @@ def record_process(process: Process, num_steps: int) -> Trajectory:
         log_grad_norm=torch.stack(norms, 1) if norms else None,
         signals=torch.stack(signals, 1),
         readouts=torch.stack(readouts, 1) if readouts else None,
-        final=process.result(before),
+        final=result_of(process, before),
     )
 
 
@@ -109,9 +112,10 @@ def run_rule(
             break
         if segment is not None and step % segment == 0:
             states.append(state)
-            update, readout, state = rule.update(seen.grad, state)
+            update, readout, state = require_step(rule, rule.update(seen.grad, state), seen.grad)
         else:
             update, readout, state = update_(rule, seen.grad, state)
+        require_items(state, batch.num_problems, f"the state of {type(rule).__name__}")
         grads.append(seen.grad)
         updates.append(update)
         readouts.append(readout)

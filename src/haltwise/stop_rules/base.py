@@ -10,8 +10,9 @@ from typing import ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import require
-from haltwise._core.tensors import constants, nested_state, sub_state
+from haltwise._core.errors import InputError, require
+from haltwise._core.settings import got
+from haltwise._core.tensors import constants, kind_of, nested_state, require_items, sub_state
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.trajectory import Trajectory
 
@@ -21,9 +22,12 @@ __all__ = [
     "DecisionTime",
     "LevelRule",
     "StopRule",
+    "begin",
+    "decide",
     "decide_all",
     "decisions",
     "decisions_and_reasons",
+    "number_reasons",
     "quantile_grid",
 ]
 
@@ -89,7 +93,59 @@ class StopRule(ABC):
             trajectory: The tuning problems.
             costs: excess + price * cost of ending at each step 0..T, shape [n, T+1].
         """
-        raise NotImplementedError(f"{cls.__name__} has nothing to tune")
+        raise InputError(
+            f"{cls.__name__} has no candidates to choose from; give the class a class method "
+            "`candidates(trajectory, costs)` that lists settings to try, or use one as it is"
+        )
+
+
+def begin(rule: StopRule, num_items: int, like: Tensor) -> Memory:
+    """The memory of a stop rule before the first step, refused where it is none.
+
+    Raises:
+        InputError: `init` returns no dictionary of tensors with the items along dimension 0, or it
+            is no stop rule.
+    """
+    require(isinstance(rule, StopRule), f"a stop rule must be a StopRule, {got(rule)}")
+    memory = rule.init(num_items, like)
+    require_items(memory, num_items, f"the memory that {type(rule).__name__}.init returns")
+    return memory
+
+
+def decide(rule: StopRule, observation: StepObservation, memory: Memory) -> tuple[Tensor, Memory]:
+    """Take a step of a stop rule, refused where it would be spread over the items.
+
+    Raises:
+        InputError: `step` returns no bool tensor [B] and memory.
+    """
+    found: object = rule.step(observation, memory)
+    shape = observation.loss.shape
+    if isinstance(found, tuple) and len(found) == 2:
+        stop, after = found
+        if isinstance(stop, Tensor) and stop.dtype == torch.bool and stop.shape == shape:
+            require_items(after, len(stop), f"the memory that {type(rule).__name__}.step returns")
+            return stop, after
+        found = stop
+    raise InputError(
+        f"{type(rule).__name__}.step must return a bool tensor of shape {list(shape)}, where "
+        f"items stop, and the memory, got {kind_of(found)}; haltwise.testing.check_stop_rule says "
+        "what else a stop rule must keep"
+    )
+
+
+def number_reasons(rule: StopRule, stop: Tensor, memory: Memory) -> Tensor:
+    """Which of a stop rule's reasons stops each item, int64 [B], refused where it is no number.
+
+    Raises:
+        InputError: `why` returns no int64 tensor [B].
+    """
+    why: object = rule.why(stop, memory)
+    if isinstance(why, Tensor) and why.dtype == torch.int64 and why.shape == stop.shape:
+        return why
+    raise InputError(
+        f"{type(rule).__name__}.why must return an int64 tensor of shape {list(stop.shape)}, which "
+        f"of `reasons` stops each item, got {kind_of(why)}"
+    )
 
 
 class LevelRule(StopRule):
@@ -133,7 +189,7 @@ class _Composed(StopRule):
     def init(self, num_items: int, like: Tensor) -> Memory:
         memory: Memory = {}
         for index, rule in enumerate(self.rules):
-            memory |= nested_state(rule.init(num_items, like), f"{index}.")
+            memory |= nested_state(begin(rule, num_items, like), f"{index}.")
         return memory
 
     def _step_parts(
@@ -143,9 +199,9 @@ class _Composed(StopRule):
         stops, whys = [], []
         after: Memory = {}
         for index, rule in enumerate(self.rules):
-            stop, own = rule.step(observation, sub_state(memory, f"{index}."))
+            stop, own = decide(rule, observation, sub_state(memory, f"{index}."))
             stops.append(stop)
-            whys.append(rule.why(stop, own))
+            whys.append(number_reasons(rule, stop, own))
             after |= nested_state(own, f"{index}.")
         return torch.stack(stops), torch.stack(whys), after
 
@@ -231,7 +287,7 @@ def _all_but_the_level(rule: StopRule) -> object:
 
 def _highest_so_far(rule: LevelRule, trajectory: Trajectory) -> Tensor:
     """The largest statistic at steps 0..t, shape [T, n]; -inf where there is none."""
-    memory = rule.init(trajectory.num_items, trajectory.loss)
+    memory = begin(rule, trajectory.num_items, trajectory.loss)
     statistics = []
     for observation in trajectory:
         statistic, memory = rule.statistic(observation, memory)
@@ -249,7 +305,7 @@ def decisions(rule: StopRule, trajectory: Trajectory) -> Tensor:
 
 def decisions_and_reasons(rule: StopRule, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
     """`decisions`, and which of `rule.reasons` each is due to, -1 where none is; int64 [n]."""
-    memory = rule.init(trajectory.num_items, trajectory.loss)
+    memory = begin(rule, trajectory.num_items, trajectory.loss)
     stopped = torch.full(
         (trajectory.num_items,),
         trajectory.num_steps,
@@ -258,10 +314,10 @@ def decisions_and_reasons(rule: StopRule, trajectory: Trajectory) -> tuple[Tenso
     )
     reason = torch.full_like(stopped, -1)
     for observation in trajectory:
-        stop, memory = rule.step(observation, memory)
+        stop, memory = decide(rule, observation, memory)
         first = stop & (stopped == trajectory.num_steps)
         stopped = torch.where(first, observation.step, stopped)
-        reason = torch.where(first, rule.why(stop, memory), reason)
+        reason = torch.where(first, number_reasons(rule, stop, memory), reason)
     return stopped, reason
 
 

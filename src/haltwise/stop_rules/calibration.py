@@ -173,6 +173,13 @@ def choose(
         (price is None) != (budget is None),
         f"give exactly one of price and budget, got {'none' if price is None else 'both'}",
     )
+    tried_rules = list(candidates) if isinstance(candidates, Iterable) else candidates
+    require(
+        isinstance(tried_rules, list)
+        and len(tried_rules) > 0
+        and all(isinstance(each, StopRule) for each in tried_rules),
+        f"candidates must be stop rules to choose from, at least one, got {shown(tried_rules)}",
+    )
     # What a stop at any step returns is the same for all candidates.
     every = torch.arange(trajectory.num_steps + 1, device=trajectory.loss.device)
     every = every.expand(trajectory.num_items, -1)
@@ -181,7 +188,7 @@ def choose(
         for iterate in returns or RETURNABLE[unit][:1]
     }
     measured = []
-    tried = decide_all(candidates, trajectory)
+    tried = decide_all(tried_rules, trajectory)
     while block := list(islice(tried, max(1, _MOST_AT_ONCE // max(1, trajectory.num_items)))):
         decided = torch.stack([steps for _, steps in block])
         cost = steps_charged(decided, unit, trajectory.num_steps).double().mean(1).tolist()

@@ -164,18 +164,16 @@ def require_usable(family: TaskFamily, name: str) -> None:
             f"{type(drawn).__name__}",
         )
         batch, again = (family.sample(2, stream(0, "try")) for _ in range(2))
-        seen = batch.evaluate(batch.start, 0)
-        for what, tensor, shape in (
-            ("start", batch.start, [2, dim]),
+        _require_shapes(
+            title, ("start", batch.start, [2, dim]), ("reference_loss", batch.reference_loss, [2])
+        )
+        observed, seen = _observed(batch), batch.evaluate(batch.start, 0)
+        _require_shapes(
+            title,
             ("the loss", seen.loss, [2]),
             ("the gradient", seen.grad, [2, dim]),
             ("the excess loss", seen.excess, [2]),
-        ):
-            given = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            require(
-                given == shape,
-                f"{what} of 2 problems of {title} must have shape {shape}, got {given}",
-            )
+        )
         require(
             bool(seen.loss.isfinite().any()),
             "the loss at the start of both problems tried is not finite; start elsewhere",
@@ -187,21 +185,39 @@ def require_usable(family: TaskFamily, name: str) -> None:
         )
         if isinstance(batch, FunctionBatch):
             batch.check()
-        alone = batch.select(torch.tensor([1])).evaluate(batch.start[1:], 0).loss
+        alone, repeated = _observed(batch.select(torch.tensor([1]))), _observed(batch)
+        for what, value, beside, once_more in zip(
+            ("loss", "gradient"), alone, observed, repeated, strict=True
+        ):
+            size = beside.abs().nan_to_num().amax().item()
+            require(
+                torch.allclose(value, beside[1:], 1e-3, 1e-6 + 1e-4 * size, equal_nan=True),
+                f"the {what} of a problem changes with the problems beside it; what is of one "
+                "problem must lie in tensor fields with the problems along the first dimension",
+            )
+            require(
+                _are_same(once_more, beside),
+                f"the {what} differs when it is computed again for the same problems, parameters "
+                "and step; draw what is random in _sample",
+            )
         require(
-            torch.allclose(alone, seen.loss[1:], 1e-3, 1e-6, equal_nan=True),
-            "the loss of a problem changes with the problems beside it; what is of one problem "
-            "must lie in tensor fields with the problems along the first dimension",
-        )
-        require(
-            _are_same(batch.observe(batch.start, 0).loss, seen.loss),
-            "the loss differs when it is computed again for the same problems, parameters and "
-            "step; draw what is random in _sample",
+            batch.stochastic or _are_same(batch.observe(batch.start, 1).loss, observed.loss),
+            f"the loss of {title} depends on the step; make `stochastic` true, and give `score` as "
+            "a function of the parameters alone",
         )
         require(
             _are_same(again.observe(again.start, 0).loss, seen.loss),
             f"{title}._sample draws other problems from the same generator; pass it on, as in "
             "`torch.randn(..., generator=generator)`",
+        )
+
+
+def _require_shapes(title: str, *values: tuple[str, object, list[int]]) -> None:
+    """Refuse what is of two problems of a family in another shape than is given."""
+    for what, value, shape in values:
+        given = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        require(
+            given == shape, f"{what} of 2 problems of {title} must have shape {shape}, got {given}"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from haltwise._core.errors import InputError
-from haltwise._core.settings import got
+from haltwise._core.settings import got, shown
 from haltwise._core.tensors import require_like
 
 __all__ = [
@@ -107,13 +107,14 @@ def expect_instance(value: object, kind: type, name: str) -> None:
 
 
 def expect_shape(value: Tensor, shape: Sequence[int], name: str) -> None:
-    """Refuse a tensor of another shape."""
-    found = list(value.shape)
+    """Refuse a tensor of another shape, and what is no tensor."""
+    found = list(value.shape) if isinstance(value, Tensor) else shown(value)
     expect(found == list(shape), f"{name} must have shape {list(shape)}, got {found}")
 
 
 def expect_items(state: Mapping[str, Tensor], num_items: int, whose: str) -> None:
     """Refuse a state that is no dictionary of tensors with the items along dimension 0."""
+    expect(isinstance(state, Mapping), f"{whose} must be a dictionary of tensors, {got(state)}")
     for name, value in state.items():
         shape = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         expect(
@@ -125,6 +126,9 @@ def expect_items(state: Mapping[str, Tensor], num_items: int, whose: str) -> Non
 
 def expect_kinds(state: Mapping[str, Tensor], first: Mapping[str, Tensor], whose: str) -> None:
     """Refuse a state whose tensors are not of the names, dtypes and shapes of the first."""
+    for value in (state, *(state.values() if isinstance(state, Mapping) else ())):
+        kind = Mapping if value is state else Tensor
+        expect(isinstance(value, kind), f"{whose} must be a dictionary of tensors, {got(value)}")
     try:
         require_like(state, first)
     except InputError as error:

@@ -1,7 +1,7 @@
 """The contract of a halting method as a check."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from haltwise._core.errors import InputError
 from haltwise.halting.methods.base import HaltingExamples, HaltingMethod
+from haltwise.halting.posteriors import Posterior
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import (
     RETURNABLE,
@@ -25,6 +26,7 @@ from haltwise.testing.assertions import (
     close,
     expect,
     expect_instance,
+    expect_items,
     expect_shape,
     global_randomness_untouched,
     normal,
@@ -131,6 +133,7 @@ def _check_refusals(method: HaltingMethod, examples: HaltingExamples) -> None:
 def _check_outputs(method: HaltingMethod, examples: HaltingExamples) -> None:
     for shape in ((), (_NUM_STEPS,)):
         found = method.outputs(_raw(method, *shape), examples.price)
+        expect_items(found, _NUM_ITEMS, "the outputs")
         expected = {
             name: (_NUM_ITEMS, *shape) if size == 1 else (_NUM_ITEMS, *shape, size)
             for name, size in method.output_sizes.items()
@@ -146,7 +149,10 @@ def _check_outputs(method: HaltingMethod, examples: HaltingExamples) -> None:
 
 def _check_posterior(method: HaltingMethod, examples: HaltingExamples, time: DecisionTime) -> None:
     name = f"log_prob of the posterior {time.name}"
-    log_prob = method.posterior(examples.outputs, time).log_prob()
+    posterior: object = method.posterior(examples.outputs, time)
+    expect_instance(posterior, Posterior, f"the posterior {time.name}")
+    assert isinstance(posterior, Posterior)
+    log_prob = posterior.log_prob()
     expect_shape(log_prob, (_NUM_ITEMS, _NUM_STEPS + 1), name)
     total = log_prob.exp().sum(1)
     expect(
@@ -206,6 +212,7 @@ def _check_gradients(
 
 def _check_rules(method: HaltingMethod, trajectory: Trajectory, time: DecisionTime) -> None:
     candidates = method.candidates(trajectory, costs(trajectory.excess, 0.1), time)
+    expect_instance(candidates, Sequence, "what candidates returns")
     expect(
         len(candidates) > 0 or not method.needs_calibration,
         "a method that needs calibration must offer candidates",

@@ -62,6 +62,7 @@ def check_process(process: Process, *, num_steps: int = 5, tolerance: float | No
     assert isinstance(taken, ProcessStep)
     expect_instance(taken.observation, StepObservation, "the observation of a step")
     loss = taken.observation.loss
+    expect_shape(loss, [num_items], "the loss")
     expect(
         loss.is_floating_point(), f"the loss must be of a floating-point dtype, got {loss.dtype}"
     )
@@ -96,6 +97,7 @@ def _run(
     for step in range(num_steps + 1):
         if kept is not None and step == leave_at:
             process = process.select(kept)
+            expect_instance(process, Process, "a selection")
             expect(
                 process.num_items == len(kept),
                 f"a selection of {len(kept)} items is a process of {process.num_items}",
@@ -104,6 +106,7 @@ def _run(
             found = {name: value[kept] for name, value in found.items()}
         expect_items(state, process.num_items, "the state")
         result = process.result(state)
+        expect_items({"the result": result}, process.num_items, "the process")
         expected = found[f"the result at step {step}"] = result.clone()
         expect_shape(
             result,

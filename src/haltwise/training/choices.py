@@ -87,9 +87,11 @@ def own_files(settings: TrainingSettings) -> dict[str, str]:
 
 
 def plain(path: str, value: Any) -> Any:
-    """Replace what a choice names, where it is given as an instance, by its name and settings."""
+    """Replace what choices name, where they are given as instances, by names and settings."""
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, Mapping) and path not in CHOICES:  # a section
+        return {name: plain(f"{path}.{name}", each) for name, each in value.items()}
     if path not in CHOICES or not isinstance(value, CHOICES[path].kind) or not is_dataclass(value):
         return value
     if isinstance(value, type):

@@ -14,12 +14,13 @@ from haltwise._core.json import from_json, to_json
 from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
 from haltwise._core.settings import require_types
-from haltwise._core.tensors import require_like
+from haltwise._core.tensors import kind_of, require_like
 from haltwise._core.workers import Workers
 from haltwise.models.card import Card
 from haltwise.models.files import build_model, halting_of
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.training.choices import CHOICES
+from haltwise.training.gradients import BoundEstimator
 from haltwise.training.optimization import MOMENTS, MetaAdam
 from haltwise.training.phases import HaltingPhase, JointPhase, MetaObjective, Phase
 from haltwise.training.settings import TrainingSettings
@@ -126,6 +127,10 @@ class Learner:
         phases: list[Phase] = []
         if self._rule_parameters and settings.joint.num_steps:
             bound = estimator.bind(self.model, settings.horizon)
+            require(
+                isinstance(bound, BoundEstimator),
+                f"{name}.bind must return a BoundEstimator, got {kind_of(bound)}",
+            )
             phases.append(JointPhase(settings, device, source, objective, bound))
         phases.append(HaltingPhase(settings, device, source, objective, self.model))
         return phases
@@ -262,6 +267,7 @@ def _blank_card(settings: TrainingSettings, source: Source) -> Card:
         price_range=settings.price_range,
         unit=source.unit,
         observed=source.observed,
+        readout_size=source.readout_size,
         keeps_best=settings.keeps_best,
         maximizes=source.maximizes,
         family=family,

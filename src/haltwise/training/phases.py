@@ -8,7 +8,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
+from haltwise._core.tensors import kind_of
 from haltwise.halting.methods import HaltingExamples
 from haltwise.halting.objectives import LOSSES_OF_STEPS
 from haltwise.models.files import Model, halting_of
@@ -67,8 +69,15 @@ class MetaObjective:
         """The halter's alone, shape [B]; see `HaltingExamples`."""
         method = self._model.method
         initial = self._model.initial(price) if method.has_initial else {}
-        return method.objective(
+        found: object = method.objective(
             HaltingExamples(excess, outputs, initial, price, progress, generator)
+        )
+        if isinstance(found, Tensor) and found.shape == price.shape:
+            return found
+        raise InputError(
+            f"{type(method).__name__}.objective must return a tensor of shape {list(price.shape)}, "
+            f"one number for each item, got {kind_of(found)}; "
+            "haltwise.testing.check_halting_method says what else a halting method must keep"
         )
 
 
@@ -130,7 +139,25 @@ class JointPhase(Phase):
                 return self.objective.joint(excess, outputs, price, generator)
             return self.objective.losses(excess)
 
-        return self.estimator.accumulate(batch, price, objective, joint.batch_size, generator)
+        estimate: object = self.estimator.accumulate(
+            batch, price, objective, joint.batch_size, generator
+        )
+        return _sound(self.estimator, estimate)
+
+
+def _sound(estimator: BoundEstimator, estimate: object) -> Estimate:
+    """What an estimator returned, refused where it says not what it was estimated from."""
+    if (
+        isinstance(estimate, Estimate)
+        and isinstance(estimate.losses, Tensor)
+        and estimate.losses.ndim == 1
+    ):
+        return estimate
+    found = estimate.losses if isinstance(estimate, Estimate) else estimate
+    raise InputError(
+        f"{type(estimator).__name__}.accumulate must return an Estimate(losses, num_left_out), the "
+        f"losses of the problems used in shape [n], got {kind_of(found)}"
+    )
 
 
 @final
@@ -160,6 +187,11 @@ class HaltingPhase(Phase):
         outputs = self.halting(chosen.known("signals"), chosen.shown_readouts(), price)
         progress = step / own.num_steps
         losses = self.objective.halting(chosen.excess, outputs, price, progress, generator)
+        require(
+            losses.requires_grad,
+            f"the objective of {type(self.halting.method).__name__} does not depend on the outputs "
+            "that it is given, so nothing is learned; compute it of them, without detach()",
+        )
         weighed = losses * (price / settings.price) ** own.price_exponent
         (weighed.sum() / own.batch_size).backward()
         return Estimate(weighed.detach(), self.source.num_left_out[key])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from haltwise._core.errors import require
 from haltwise._core.workers import Workers
 from haltwise.training.gradients import Estimate
 from haltwise.training.phases import Phase
@@ -62,6 +63,11 @@ def _row(
 ) -> Tensor:
     losses, num_left_out = estimate
     gradients = [weight.grad for weight in learning]
+    require(
+        len(losses) == 0 or any(gradient is not None for gradient in gradients),
+        "a meta-step has left no gradient, so nothing is learned; a gradient estimator adds it to "
+        "`.grad` of the weights of the model that it is bound to",
+    )
     flat = [
         weight.new_zeros(weight.numel()) if gradient is None else gradient.flatten()
         for weight, gradient in zip(learning, gradients, strict=True)

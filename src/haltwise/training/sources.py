@@ -12,6 +12,7 @@ from torch import Tensor
 from haltwise._core.discovery import configure
 from haltwise._core.errors import require
 from haltwise._core.files import digest
+from haltwise._core.plugins import is_file
 from haltwise._core.random import stream
 from haltwise._core.tensors import map_tensors
 from haltwise.engines import Engine
@@ -20,9 +21,10 @@ from haltwise.engines.process import Descents, EngineProcess
 from haltwise.models.card import Choice
 from haltwise.models.files import Model
 from haltwise.models.optimizer_model import OptimizerModel
-from haltwise.processes.base import ProcessFamily
+from haltwise.processes.base import ProcessFamily, advanced, begun
 from haltwise.processes.observation import Observed
 from haltwise.processes.trajectory import Trajectory
+from haltwise.processes.trial import require_usable
 from haltwise.recordings.runs import RecordedRuns
 from haltwise.rollout.record import record, record_process
 from haltwise.stop_rules import CostUnit
@@ -42,6 +44,8 @@ class Source(ABC):
     """What a stop is charged for."""
     observed: Observed = "gradients"
     """What is observed of the process."""
+    readout_size: int = 0
+    """R, how many numbers a process without an update rule shows of its inner state."""
     maximizes: bool = False
     """Whether the loss is the negative of a metric that is better the higher it is."""
     engine: Choice | None = None
@@ -188,6 +192,9 @@ class ProcessSource(Source):
         self._require_no_rule("processes move by themselves")
         self.family = own
         self.description = {"family_settings": asdict(own)}
+        process = own.sample(1, stream(settings.seed, "shown"), device=device)
+        readout = advanced(process, 0, begun(process)).observation.readout
+        self.readout_size = 0 if readout is None else readout.shape[-1]
 
     def _record(self, model: Model, num_items: int, *key: str | int) -> Trajectory:
         generator = stream(self._settings.seed, *key)
@@ -240,5 +247,8 @@ def source_of(
     name, own = settings.family.name, settings.family.settings
     processes = process_family(name)
     if processes is not None:
-        return ProcessSource(configure(processes, own, name), settings, device)
+        made = configure(processes, own, name)
+        if is_file(name):
+            require_usable(made, name)
+        return ProcessSource(made, settings, device)
     return FamilySource(family(name, own, data_dir=data_dir), settings, device, data_dir)

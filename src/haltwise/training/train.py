@@ -39,15 +39,17 @@ def train(
 
     Args:
         family: A name, PATH.py:NAME, or a family of your own, of problems or of processes, whose
-            class stands at the top of a file, which is executed again: what it is to do only as a
-            script belongs under `if __name__ == "__main__":`.
+            class stands at the top of a file, which is executed again where it is not the script
+            that calls: what it is to do only as a script belongs under
+            `if __name__ == "__main__":`.
         directory: Directory of the run, created if missing.
         preset: A name in `PRESETS`.
         device: Where to compute.
         data_dir: See `haltwise.tasks.family`; by default that of a family of your own.
         settings: Settings of `TrainingSettings`, sections as dictionaries: `price=0.1`,
-            `joint={"num_steps": 500}`; `rule` and `method` by name, with settings as in
-            `rule={"name": "adam", "settings": {"learning_rate": 0.1}}`, or as an instance.
+            `joint={"num_steps": 500}`; `rule`, `method` and the `estimator` of `joint` by name,
+            with settings as in `rule={"name": "adam", "settings": {"learning_rate": 0.1}}`, or as
+            an instance.
 
     Returns:
         The run directory, which `haltwise.load`, `haltwise.solve` and all others take.

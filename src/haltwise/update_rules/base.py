@@ -5,9 +5,10 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
-from haltwise._core.tensors import log_rms
+from haltwise._core.errors import InputError
+from haltwise._core.tensors import kind_of, log_rms
 
-__all__ = ["PooledGradient", "State", "UpdateRule", "UpdateStep"]
+__all__ = ["PooledGradient", "State", "UpdateRule", "UpdateStep", "require_step"]
 
 State = dict[str, Tensor]
 """What a rule carries from step to step; every tensor has the problems along dimension 0."""
@@ -30,7 +31,7 @@ class UpdateStep(NamedTuple):
     @classmethod
     def without_readout(cls, update: Tensor, state: State) -> Self:
         """A step of a rule that offers a halter no features."""
-        return cls(update, update.new_empty(len(update), 0), state)
+        return cls(update, update.new_empty(*update.shape[:1], 0), state)
 
 
 class UpdateRule(ABC):
@@ -76,6 +77,25 @@ class UpdateRule(ABC):
             grad: Shape [B, D].
             state: From `init` or the step before; left untouched.
         """
+
+
+def require_step(rule: UpdateRule, step: object, grad: Tensor) -> UpdateStep:
+    """What a rule returned for the gradient [B, D], refused where it would be spread over it.
+
+    Raises:
+        InputError: It is no `UpdateStep`, or the update is of another shape or dtype.
+    """
+    found = step
+    if isinstance(step, UpdateStep):
+        found = step.update
+        if isinstance(found, Tensor) and found.shape == grad.shape and found.dtype == grad.dtype:
+            return step
+    raise InputError(
+        f"{type(rule).__name__}.update must return an UpdateStep(update, readout, state), the "
+        f"update {grad.dtype} in shape {list(grad.shape)} as the gradient is, got "
+        f"{kind_of(found)}; haltwise.testing.check_update_rule says what else an update rule must "
+        "keep"
+    )
 
 
 class PooledGradient(NamedTuple):

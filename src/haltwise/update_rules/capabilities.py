@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError
-from haltwise.update_rules.base import PooledGradient, State, UpdateRule, UpdateStep
+from haltwise.update_rules.base import PooledGradient, State, UpdateRule, UpdateStep, require_step
 
 __all__ = [
     "SupportsBackpropagation",
@@ -27,6 +27,7 @@ __all__ = [
     "backpropagate",
     "backpropagate_by_autograd",
     "prepare",
+    "supporting_chunks",
     "update_",
     "update_chunk",
 ]
@@ -64,10 +65,13 @@ def update_(rule: UpdateRule, grad: Tensor, state: State) -> UpdateStep:
         rule: The rule.
         grad: Shape [B, D].
         state: From `init` or the step before; not to be used again.
+
+    Raises:
+        InputError: What the rule returns is no step for this gradient.
     """
     if isinstance(rule, SupportsInPlace):
-        return rule.update_(grad, state)
-    return rule.update(grad, state)
+        return require_step(rule, rule.update_(grad, state), grad)
+    return require_step(rule, rule.update(grad, state), grad)
 
 
 class SupportsChunks(ABC):
@@ -111,12 +115,22 @@ def update_chunk(
     Raises:
         InputError: The rule does not support chunks.
     """
+    return require_step(rule, supporting_chunks(rule).update_chunk(grad, state, pooled), grad)
+
+
+def supporting_chunks(rule: UpdateRule) -> SupportsChunks:
+    """The rule itself, if it supports chunks.
+
+    Raises:
+        InputError: It does not.
+    """
     if not isinstance(rule, SupportsChunks):
         raise InputError(
             f"{type(rule).__name__} moves all coordinates of a problem at once only; to move them "
-            "in chunks it needs a method `update_chunk` (haltwise.update_rules.SupportsChunks)"
+            "in chunks, as haltwise.LearnedOptimizer does, it needs a method `update_chunk` "
+            "(haltwise.update_rules.SupportsChunks)"
         )
-    return rule.update_chunk(grad, state, pooled)
+    return rule
 
 
 class SupportsBackpropagation(ABC):

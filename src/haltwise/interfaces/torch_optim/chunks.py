@@ -110,8 +110,8 @@ def init_state(rule: UpdateRule, param: Tensor, state_dtype: torch.dtype | None 
     # By its shape alone, what is of a tensor of one entry might be of its coordinate.
     of_two = {} if state_dtype is None else rule.init(like[:, :1].expand(1, 2))
     for name, value in nested_state(of_two, "rule.").items():
-        of_coordinates = value.ndim > 1 and value.shape[1] == 2
-        if value.is_floating_point() and of_coordinates and state[name].shape[1] == param.numel():
+        of_coordinates = _of_coordinates(value, 2) and _of_coordinates(state[name], param.numel())
+        if value.is_floating_point() and of_coordinates:
             state[name] = state[name].to(state_dtype)
     state["touched"] = torch.zeros_like(like, dtype=torch.bool)
     return state
@@ -170,7 +170,7 @@ def move(
             widened(grad), widened(update), {name: widened(value) for name, value in memory.items()}
         )
         for name, value in step.state.items():
-            if own[name].shape[1] == size:
+            if _of_coordinates(own[name], size):
                 if value.data_ptr() != old[name].data_ptr():
                     old[name].copy_(value)
             else:
@@ -188,5 +188,10 @@ def _working(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
+def _of_coordinates(value: Tensor, size: int) -> bool:
+    """Whether an entry of a state is of a tensor's coordinates, of which there are `size`."""
+    return value.ndim > 1 and value.shape[1] == size
+
+
 def _part(value: Tensor, span: slice, size: int) -> Tensor:
-    return value[:, span] if value.shape[1] == size else value
+    return value[:, span] if _of_coordinates(value, size) else value

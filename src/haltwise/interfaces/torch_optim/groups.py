@@ -21,6 +21,7 @@ from haltwise.models.files import fingerprint
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.stop_rules import CostUnit
+from haltwise.update_rules.capabilities import supporting_chunks
 
 __all__ = [
     "NUMBERS",
@@ -135,6 +136,8 @@ class GroupModels:
             warn_of_prices(halting, price)
             group["price"] = price.item()
         self.leaf_of_each(group)
+        for rule, _ in leaves(self.of(group).rule, num_coordinates(group["params"])):
+            supporting_chunks(rule)
 
     def warn_of_level(self, group: Group) -> None:
         """Say, once for the weights, that a loss is below all that they know."""
