@@ -63,10 +63,10 @@ def random_subsets(seed: Tensor, step: int, num_items: int, size: int) -> Tensor
         seed: One stream per problem, int64 [B].
         step: t, at least 0; without limit.
         num_items: N.
-        size: K <= N, drawn without replacement.
+        size: M <= N, drawn without replacement.
 
     Returns:
-        Distinct items per row, int64 [B, K].
+        Distinct items per row, int64 [B, M].
     """
     now = split_mix(seed, torch.full_like(seed, step))
     keys = split_mix(now.unsqueeze(1), torch.arange(num_items, device=seed.device))

@@ -281,5 +281,5 @@ def require_items(state: object, num_items: int, whose: str) -> None:
 
 
 def select_state(state: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-    """The entries of a state that belong to the items at `index` (int64 [K])."""
+    """The entries of a state that belong to the items at `index` (int64 [M])."""
     return {name: value.index_select(0, index) for name, value in state.items()}

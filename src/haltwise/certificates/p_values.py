@@ -26,14 +26,14 @@ def betting_p_values(
     never lowers it. It depends on the order of the problems, which must not depend on the losses.
 
     Args:
-        losses: At most 1 each, of n problems under K thresholds, shape [n, K]; below 0 is a gain.
+        losses: At most 1 each, of n problems under C thresholds, shape [n, C]; below 0 is a gain.
         level: m in (0, 1).
         confidence: 1 - delta; the bets $\lambda_j$ are those that serve it best.
         num_planned: The number of problems that the bets are made for; n if None. Give it where
             recording may end early, since bets must not depend on when that is.
 
     Returns:
-        Shape [K], in the dtype of the losses.
+        Shape [C], in the dtype of the losses.
 
     Source: Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting".
 
@@ -86,11 +86,11 @@ def binomial_p_values(losses: Tensor, level: float) -> Tensor:
     Exact for a number of problems that was fixed beforehand, and invariant under their order.
 
     Args:
-        losses: 0 or 1, of n problems under K thresholds, shape [n, K].
+        losses: 0 or 1, of n problems under C thresholds, shape [n, C].
         level: In (0, 1).
 
     Returns:
-        Shape [K], in the dtype of the losses.
+        Shape [C], in the dtype of the losses.
 
     Source: Clopper & Pearson 1934.
 

@@ -31,7 +31,7 @@ def count_safe_next_group(means: Tensor, level: float, confidence: float) -> int
     probability of at most m / (G + 1) (docs/certificates.md, Eq. (next-group)).
 
     Args:
-        means: Mean loss of G exchangeable groups under K thresholds, float64 [G, K]; G is at least
+        means: Mean loss of G exchangeable groups under C thresholds, float64 [G, C]; G is at least
             `groups_for_confidence`.
         level: In the units of the means.
         confidence: In (0, 1).
@@ -64,7 +64,7 @@ def count_safe_in_expectation(means: Tensor, level: float) -> int:
     docs/certificates.md, Eq. (expectation). The expectation is over the recorded groups, too.
 
     Args:
-        means: Mean loss of G exchangeable groups under K thresholds, at most 1, float64 [G, K].
+        means: Mean loss of G exchangeable groups under C thresholds, at most 1, float64 [G, C].
         level: In (0, 1).
 
     Source: Angelopoulos, Bates, Fisch, Lei & Schuster 2022 (arXiv 2208.02814).

@@ -17,7 +17,7 @@ def count_safe_means(losses: Tensor, level: float, confidence: float, *, is_indi
     (docs/certificates.md, Eq. (sequence)).
 
     Args:
-        losses: Of n exchangeable problems under K thresholds, at most 1, float64 [n, K].
+        losses: Of n exchangeable problems under C thresholds, at most 1, float64 [n, C].
         level: In (0, 1).
         confidence: In (0, 1).
         is_indicator: Whether losses are 0 or 1 by definition.

@@ -27,11 +27,11 @@ __all__ = [
 
 
 class StopOutcomes(NamedTuple):
-    """Where n problems stop under K candidates, and what they might have reached.
+    """Where n problems stop under C candidates, and what they might have reached.
 
     Attributes:
-        excess: Excess of what is returned, float64 [n, K].
-        cost: What is charged, float64 [n, K].
+        excess: Excess of what is returned, float64 [n, C].
+        cost: What is charged, float64 [n, C].
         lowest: Least excess at any step, float64 [n].
         last: Excess of what going on to the horizon's end returns, float64 [n].
     """
@@ -57,7 +57,7 @@ class Risk(ABC):
 
     @abstractmethod
     def losses(self, stops: StopOutcomes) -> Tensor:
-        """Loss of each problem under each candidate, [n, K]."""
+        """Loss of each problem under each candidate, [n, C]."""
 
     def subjects(self, stops: StopOutcomes) -> Tensor:
         """The problems that the risk is about, bool [n]; all of them."""
@@ -167,7 +167,7 @@ class FunctionOfStop(Risk):
     """Mean of a function of excess loss and cost, bounded by 1 unless a bound is given."""
 
     function: Callable[[Tensor, Tensor], Tensor]
-    """From excess and cost, float64 [n, K] each, to losses [n, K]."""
+    """From excess and cost, float64 [n, C] each, to losses [n, C]."""
 
     @property
     def words(self) -> str:

@@ -17,16 +17,16 @@ __all__ = ["RiskTable", "label_codes"]
 @final
 @dataclass(frozen=True, eq=False)
 class RiskTable:
-    """Losses of n problems under K thresholds, and what a bolder threshold saves.
+    """Losses of n problems under C thresholds, and what a bolder threshold saves.
 
     Columns go from the safest threshold to the boldest, in an order that does not depend on these
     problems. Make one with `RiskTable.of`.
     """
 
     losses: Tensor
-    """Of each problem under each threshold, at most `bound`; float64 [n, K]. Below 0 is a gain."""
+    """Of each problem under each threshold, at most `bound`; float64 [n, C]. Below 0 is a gain."""
     savings: Tensor
-    """What each problem saves under each threshold, in any unit; float64 [n, K]."""
+    """What each problem saves under each threshold, in any unit; float64 [n, C]."""
     groups: Tensor | None
     """The group of each problem, int64 [n]."""
     subjects: Tensor
@@ -56,8 +56,8 @@ class RiskTable:
         """A table of arrays or tensors.
 
         Args:
-            losses: Shape [n, K]; booleans are an indicator.
-            savings: Shape [n, K]; zero if None.
+            losses: Shape [n, C]; booleans are an indicator.
+            savings: Shape [n, C]; zero if None.
             groups: Labels of any kind, [n].
             subjects: Bool [n]; all problems if None.
             risk: In words, for messages and certificates.
@@ -78,7 +78,7 @@ class RiskTable:
         values = torch.as_tensor(losses).double().cpu()
         require(
             values.ndim == 2 and values.numel() > 0,
-            f"losses must be a matrix [n, K] of n problems under K thresholds, got shape "
+            f"losses must be a matrix [n, C] of n problems under C thresholds, got shape "
             f"{list(values.shape)}",
         )
         num = len(values)
@@ -119,7 +119,7 @@ class RiskTable:
 
     @property
     def num_thresholds(self) -> int:
-        """K."""
+        """C."""
         return self.losses.shape[1]
 
     @property
@@ -140,11 +140,11 @@ class RiskTable:
         return int(self.groups[self.subjects].unique(return_counts=True)[1].max())
 
     def relative_losses(self) -> Tensor:
-        """Losses of the subjects in units of the bound, at most 1; shape [num_problems, K]."""
+        """Losses of the subjects in units of the bound, at most 1; shape [num_problems, C]."""
         return self.losses[self.subjects] / self.bound
 
     def group_means(self) -> Tensor:
-        """Mean of `relative_losses` in each group, shape [num_groups, K]."""
+        """Mean of `relative_losses` in each group, shape [num_groups, C]."""
         assert self.groups is not None
         _, codes = self.groups[self.subjects].unique(return_inverse=True)
         sums = torch.zeros(self.num_groups, self.num_thresholds, dtype=torch.float64)

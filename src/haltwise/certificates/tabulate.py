@@ -43,7 +43,7 @@ def tabulate(
     loss that going on saves against the first candidate.
 
     Args:
-        candidates: K settings that do not depend on these problems.
+        candidates: C settings that do not depend on these problems.
         trajectory: n problems.
         risk: What is lost at a stop.
         unit: What is charged.

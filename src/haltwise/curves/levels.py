@@ -23,14 +23,14 @@ _QUANTILES = 150
 
 @final
 class GiveUps(NamedTuple):
-    """What became of n runs given up at the first score below each of K levels.
+    """What became of n runs given up at the first score below each of C levels.
 
     A run is not given up at or after the point at which it meets its target.
 
     Attributes:
-        level: The levels, increasing, shape [K].
-        saved: The cost that each run did not spend, shape [n, K].
-        lost: Which runs were given up though they meet their target, shape [n, K].
+        level: The levels, increasing, shape [C].
+        saved: The cost that each run did not spend, shape [n, C].
+        lost: Which runs were given up though they meet their target, shape [n, C].
         spent: What each run spends if it is let go on, shape [n].
         succeeded: Which runs meet their target if they are let go on, shape [n].
     """
@@ -75,13 +75,13 @@ class GiveUps(NamedTuple):
 
     @property
     def share_saved(self) -> Floats:
-        """The share of all cost that is saved, shape [K]."""
+        """The share of all cost that is saved, shape [C]."""
         share: Floats = self.saved.sum(0) / max(self.spent.sum(), 1e-300)
         return share
 
     @property
     def share_lost(self) -> Floats:
-        """The share of successes that is lost, shape [K]."""
+        """The share of successes that is lost, shape [C]."""
         share: Floats = self.lost.sum(0) / max(self.succeeded.sum(), 1)
         return share
 

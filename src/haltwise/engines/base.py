@@ -33,12 +33,12 @@ _ROUNDING = 16  # units in the last place by which sums of some hundred terms di
 
 
 class Point(NamedTuple):
-    """Where K problems are.
+    """Where M problems are.
 
     Attributes:
-        params: Shape [K, D].
-        loss: The loss there, shape [K].
-        grad: The gradient there, shape [K, D].
+        params: Shape [M, D].
+        loss: The loss there, shape [M].
+        grad: The gradient there, shape [M, D].
     """
 
     params: Tensor
@@ -47,12 +47,12 @@ class Point(NamedTuple):
 
 
 class EngineObservation(NamedTuple):
-    """What is evaluated of K problems at once: one unit of cost.
+    """What is evaluated of M problems at once: one unit of cost.
 
     Attributes:
-        loss: Shape [K].
-        grad: Shape [K, D].
-        curvature: Where the engine asks for it, shape [K, D, D].
+        loss: Shape [M].
+        grad: Shape [M, D].
+        curvature: Where the engine asks for it, shape [M, D, D].
     """
 
     loss: Tensor
@@ -60,20 +60,20 @@ class EngineObservation(NamedTuple):
     curvature: Tensor | None = None
 
     def is_finite(self) -> Tensor:
-        """Which problems have a finite loss and gradient, bool [K]."""
+        """Which problems have a finite loss and gradient, bool [M]."""
         return are_finite(self.loss) & are_finite(self.grad).all(1)
 
 
 class Proposal(NamedTuple):
-    """The next step of K problems.
+    """The next step of M problems.
 
     Attributes:
-        move: To be added to the parameters, shape [K, D].
+        move: To be added to the parameters, shape [M, D].
         slope: The gradient along the direction, per unit of the step's length; below 0 but where
-            there is nothing to gain, shape [K].
-        gain: By how much the loss is forecast to fall, shape [K].
+            there is nothing to gain, shape [M].
+        gain: By how much the loss is forecast to fall, shape [M].
         is_known: Where the forecast is that of the curvature at this very point, undamped, bool
-            [K]. Others need to be confirmed by what steps really earn.
+            [M]. Others need to be confirmed by what steps really earn.
     """
 
     move: Tensor
@@ -124,7 +124,7 @@ class Engine(ABC):
         return None
 
     def observe(self, batch: TaskBatch, params: Tensor) -> EngineObservation:
-        """Evaluate a batch of K problems at parameters [K, D]."""
+        """Evaluate a batch of M problems at parameters [M, D]."""
         return EngineObservation(*ask(batch.observe, params, 0))
 
     def observe_first(self, batch: TaskBatch) -> EngineObservation:
@@ -152,7 +152,7 @@ class Engine(ABC):
             memory: Before the step; left untouched.
 
         Returns:
-            Where the step is taken, bool [K], and the memory for the next.
+            Where the step is taken, bool [M], and the memory for the next.
         """
 
 
@@ -162,12 +162,12 @@ def rounding(loss: Tensor) -> Tensor:
 
 
 def first_length(params: Tensor) -> Tensor:
-    """The length of a first step, shape [K]: 1, as in SciPy, or what tells at such parameters."""
+    """The length of a first step, shape [M]: 1, as in SciPy, or what tells at such parameters."""
     return (math.sqrt(torch.finfo(params.dtype).eps) * params.abs().amax(1)).clamp_min(1)
 
 
 def is_lower(point: Point, seen: EngineObservation, length: Tensor, slope: Tensor) -> Tensor:
-    """Where a step of so many lengths lowers the loss enough (Armijo's condition), bool [K].
+    """Where a step of so many lengths lowers the loss enough (Armijo's condition), bool [M].
 
     Where the loss is the same but for rounding, it is the gradient that must be smaller.
     """

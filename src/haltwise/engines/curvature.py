@@ -12,15 +12,15 @@ _FLAT = 2e-16  # of the largest curvature: the rounding of float64, so that unit
 def newton_direction(
     curvature: Tensor, grad: Tensor, *, flat: float = _FLAT
 ) -> tuple[Tensor, Tensor]:
-    """-C^-1 g, and where C is positive definite, bool [K].
+    """-C^-1 g, and where C is positive definite, bool [M].
 
     Where it is not, so far as that can be told from rounding, eigenvalues are replaced by their
     sizes, so that the direction descends and leaves saddles (Dauphin et al. 2014; Nocedal & Wright
     2006, section 3.4), and small ones by a floor. Where C or g is not finite, nor is the direction.
 
     Args:
-        curvature: C, symmetric, shape [K, D, D].
-        grad: g, shape [K, D].
+        curvature: C, symmetric, shape [M, D, D].
+        grad: g, shape [M, D].
         flat: Share of the largest curvature below which nothing is told of a direction, whatever
             the rounding.
     """
@@ -52,19 +52,19 @@ def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
 
 
 def positive_inverse(curvature: Tensor, grad: Tensor, longest: Tensor) -> tuple[Tensor, Tensor]:
-    """A positive definite matrix for C^-1, shape [K, D, D].
+    """A positive definite matrix for C^-1, shape [M, D, D].
 
     Eigenvalues are replaced by their sizes, and made so large that -C^-1 g is at most `longest`
     along each eigenvector. Longer steps, as along a flat one, end on plateaus where nothing is left
     to learn.
 
     Args:
-        curvature: C, symmetric and finite, shape [K, D, D].
-        grad: g, shape [K, D].
-        longest: Shape [K].
+        curvature: C, symmetric and finite, shape [M, D, D].
+        grad: g, shape [M, D].
+        longest: Shape [M].
 
     Returns:
-        The matrix, and of how many eigenvalues it is not the inverse, int64 [K].
+        The matrix, and of how many eigenvalues it is not the inverse, int64 [M].
     """
     values, vectors = torch.linalg.eigh(curvature)
     sizes, eps = values.abs(), torch.finfo(grad.dtype).eps

@@ -47,7 +47,7 @@ class LBFGS(Engine):
         return self.init_scaled(point, torch.where(size > 0, first_length(point.params) / size, 1))
 
     def init_scaled(self, point: Point, scale: Tensor) -> Memory:
-        """The memory where the first step is to be of `scale` gradients, shape [K]."""
+        """The memory where the first step is to be of `scale` gradients, shape [M]."""
         num, dim = point.params.shape
         pairs = point.params.new_zeros(num, MEMORY, dim)
         return {

@@ -27,12 +27,12 @@ __all__ = ["Descents", "EngineProcess", "Tried", "View", "completed", "try_step"
 @final
 @dataclass(frozen=True)
 class Tried:
-    """What has become of a step of K problems.
+    """What has become of a step of M problems.
 
     Attributes:
-        trial: Where it led, shape [K, D].
+        trial: Where it led, shape [M, D].
         seen: What was evaluated there.
-        taken: Where it was taken, bool [K].
+        taken: Where it was taken, bool [M].
         after: Where the problems are now.
         memory: Of the engine, for the next step.
     """
@@ -47,7 +47,7 @@ class Tried:
 def try_step(
     engine: Engine, batch: TaskBatch, point: Point, proposal: Proposal, memory: Memory
 ) -> Tried:
-    """Evaluate a batch of K problems behind a step, and take it where the engine does."""
+    """Evaluate a batch of M problems behind a step, and take it where the engine does."""
     trial = point.params + proposal.move
     seen = engine.observe(batch, trial)
     taken, memory = engine.learn(point, proposal, seen, memory)
@@ -97,7 +97,7 @@ class View:
         return {"first": first, **init_signals(point.params)}
 
     def show(self, step: int, point: Point, proposal: Proposal, memory: Memory) -> StepObservation:
-        """The observation of K problems before a step, their signals included."""
+        """The observation of M problems before a step, their signals included."""
         last = {name: memory[name] for name in ("grad", "update")}
         loss = point.loss - memory["first"]
         signals, _ = measure_signals(step, loss, point.grad, proposal.move, last)

@@ -27,7 +27,7 @@ class RuleStop(EngineStop):
 
     Args:
         policy: The rule and what it returns.
-        price: c, what an evaluation must earn, in units of the loss, shape [K].
+        price: c, what an evaluation must earn, in units of the loss, shape [M].
         model: The halting model that the rule asks, in the dtype of the price; None if it asks
             none.
         from_first: See `View`.

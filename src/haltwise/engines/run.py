@@ -127,7 +127,7 @@ def descend(
 
 
 class _Plan(NamedTuple):
-    """The next step of K problems, what stops them before it, and which end."""
+    """The next step of M problems, what stops them before it, and which end."""
 
     proposal: Proposal
     reason: Tensor
@@ -139,11 +139,11 @@ class _Run:
     """Problems that descend side by side, and what has become of all.
 
     Attributes:
-        items: Which of the B problems descend, int64 [K]; B where a place is empty.
+        items: Which of the B problems descend, int64 [M]; B where a place is empty.
         point: Where they are.
         memory: Of the engine.
         watches: Memories of the stops.
-        counts: What is left of the budget, spent, and spent before the point; each int64 [K].
+        counts: What is left of the budget, spent, and spent before the point; each int64 [M].
         results: What has become of all, rows of B + 1.
     """
 

@@ -51,7 +51,7 @@ class EngineStop(ABC):
         """Decide before a step which problems stop.
 
         Returns:
-            Index into `reasons` of what stops each, -1 where it goes on, int64 [K]; and the memory
+            Index into `reasons` of what stops each, -1 where it goes on, int64 [M]; and the memory
             for `learn`.
         """
 
@@ -87,8 +87,8 @@ class PriceStop(EngineStop):
     the price is left to gain.
 
     Args:
-        price: What an evaluation must earn, in units of the loss, shape [K].
-        first_norm: Norm of the gradient at which each problem began, shape [K]; that of the first
+        price: What an evaluation must earn, in units of the loss, shape [M].
+        first_norm: Norm of the gradient at which each problem began, shape [M]; that of the first
             point if None.
         searches: Whether steps are made to lower the loss, so that their forecast tells what is
             left to gain. Those of a rule may be too short to tell, and may climb.
@@ -152,7 +152,7 @@ class PriceStop(EngineStop):
         }
 
     def _left(self, point: Point, proposal: Proposal, memory: Memory) -> Tensor:
-        """What is left to gain, shape [K]; of a rule by the best step along the gradient."""
+        """What is left to gain, shape [M]; of a rule by the best step along the gradient."""
         if self._searches:
             return proposal.gain
         curvature = memory["curvature"]
@@ -282,7 +282,7 @@ class ToleranceStop(EngineStop):
         }
 
     def _is_short(self, before: Point, proposal: Proposal, after: Point) -> Tensor:
-        """Where the loss falls as steeply behind a step as before it, bool [K].
+        """Where the loss falls as steeply behind a step as before it, bool [M].
 
         SciPy's line searches do not end at such a step (Wolfe's second condition), so that its
         ftol never judges one.

@@ -58,7 +58,7 @@ class Halter(nn.Module):
     Args:
         settings: Its shape.
         readout_size: R, what the process shows of its inner state.
-        num_outputs: Raw outputs a step, K.
+        num_outputs: Raw outputs a step, O.
         generator: Draws the initial weights.
     """
 
@@ -111,7 +111,7 @@ class Halter(nn.Module):
         return twin
 
     def initial(self, price: Tensor) -> Tensor:
-        """Raw outputs before step 0, when only the price [B] is known, shape [B, K]."""
+        """Raw outputs before step 0, when only the price [B] is known, shape [B, O]."""
         features = price.new_zeros(len(price), 0)
         if self.features is not None:
             features = self.features.blank(price)
@@ -124,7 +124,7 @@ class Halter(nn.Module):
     def step(
         self, signals: Tensor, readout: Tensor, price: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        """Raw outputs of one step [B, K], without a graph, and the memory for the next.
+        """Raw outputs of one step [B, O], without a graph, and the memory for the next.
 
         Signals are [B, S], the read-out [B, R], the price [B]; the state is from `init` or the
         step before.
@@ -137,7 +137,7 @@ class Halter(nn.Module):
         return raw, after
 
     def forward(self, signals: Tensor, readouts: Tensor, price: Tensor) -> Tensor:
-        """Raw outputs of T steps from the first, differentiable, shape [B, T, K].
+        """Raw outputs of T steps from the first, differentiable, shape [B, T, O].
 
         Signals are [B, T, S], read-outs [B, T, R], the price [B]. The memory takes its inputs as
         data: gradients reach read-outs from the perceptron alone.

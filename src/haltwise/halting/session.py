@@ -165,7 +165,7 @@ class HaltingSession:
         )
 
     def select(self, index: Tensor) -> None:
-        """Go on with the items at `index` (int64 [K]) alone."""
+        """Go on with the items at `index` (int64 [M]) alone."""
         self.price = self.price[index]
         if self._rule_memory is not None:
             self._rule_memory = select_state(self._rule_memory, index)
@@ -173,7 +173,7 @@ class HaltingSession:
             self._model_memory = select_state(self._model_memory, index)
 
     def part(self, index: Tensor) -> "HaltingSession":
-        """A session of its own that goes on with the items at `index` (int64 [K])."""
+        """A session of its own that goes on with the items at `index` (int64 [M])."""
         chosen = copy.copy(self)
         chosen.select(index)
         return chosen

@@ -80,7 +80,7 @@ def certify(
             another rule that gives runs up, of which the share of successes given up is certified
             (`haltwise.curves.certify_curves`).
         risk: What is lost at a stop, see `haltwise.certificates.Risk`; or a function of excess
-            loss and cost, float64 [n, K] each, to losses of at most 1. For recorded runs, which
+            loss and cost, float64 [n, C] each, to losses of at most 1. For recorded runs, which
             have their own targets, "given-up".
         level: The bound on the risk, in its own units.
         confidence: Such as 0.9.

@@ -33,7 +33,7 @@ class FirstStepsCheck:
         self._foreign = torch.zeros(num_items, dtype=torch.bool)
 
     def observe(self, items: Tensor, observation: StepObservation) -> None:
-        """Note a step of the items at `items`, int64 [K]."""
+        """Note a step of the items at `items`, int64 [M]."""
         if observation.step == 0:
             self._first = observation.known("signals")
             # The gradient is all that is known of those that halt here.

@@ -104,7 +104,7 @@ class GuardWatch(RowWatch):
 
 @final
 class UnitCheck:
-    """Watch the first two steps of K problems that are seen in some units.
+    """Watch the first two steps of M problems that are seen in some units.
 
     Many problems that differ no more than those in training are of one kind: they are judged by
     their median, sharply. Few, or a mixture, are judged each by itself, by the range seen in
@@ -114,17 +114,17 @@ class UnitCheck:
 
     Args:
         scales: Of the problems that the model was trained on.
-        scale: log of the scale of parameters in which the problems are seen, shape [K].
-        loss_scale: log of that of losses, shape [K].
-        price_shift: log(price of the model / price asked for), shape [K].
+        scale: log of the scale of parameters in which the problems are seen, shape [M].
+        loss_scale: log of that of losses, shape [M].
+        price_shift: log(price of the model / price asked for), shape [M].
         price_range: The log of what either side of the model's price was trained on.
         judges_gradients: Whether the first gradient is to be judged, which needs no step.
 
     Attributes:
         scale, loss_scale: Corrected.
-        wrong: Which problems are seen in wrong units, bool [K]; they are taken away.
-        is_small: Where the first gradient was far below all in training, bool [K].
-        first, second: Signals of steps 0 and 1, each [K, S].
+        wrong: Which problems are seen in wrong units, bool [M]; they are taken away.
+        is_small: Where the first gradient was far below all in training, bool [M].
+        first, second: Signals of steps 0 and 1, each [M, S].
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class UnitCheck:
 def _moves(
     values: Tensor, known: Tensor, usual: UsualRange, slack: float = _SLACK
 ) -> tuple[Tensor, Tensor]:
-    """How far values [K] must move to be usual: shape [] if all together, and each, shape [K]."""
+    """How far values [M] must move to be usual: shape [] if all together, and each, shape [M]."""
     together = values.new_zeros(())
     number = int(known.sum())
     if number == 0:

@@ -62,7 +62,7 @@ def device_of(inputs: Inputs) -> torch.device:
 
 
 def select_rows(inputs: Inputs, index: Tensor) -> Inputs:
-    """The rows at `index`, int64 [K]."""
+    """The rows at `index`, int64 [M]."""
     if isinstance(inputs, Tensor):
         return inputs[index]
     return select_state(inputs, index)

@@ -114,7 +114,7 @@ class ObjectGenerator(AdaptiveProcess):
         return ItemStep(output, hidden, {"image": image, "hidden": hidden, "cell": cell, **after})
 
     def scene(self, outputs: Tensor) -> Scene:
-        """The parts of outputs [..., K] of this process."""
+        """The parts of outputs [..., O] of this process."""
         area = self.size**2
         return Scene(
             outputs[..., :area].unflatten(-1, (self.size, self.size)),
@@ -126,7 +126,7 @@ class ObjectGenerator(AdaptiveProcess):
         """Minus log p(image, objects) / q(objects), without constants, of every exit, [n, S+1].
 
         Args:
-            outputs: Of every exit, shape [n, S+1, K].
+            outputs: Of every exit, shape [n, S+1, O].
             images: Shape [n, size, size].
         """
         scene = self.scene(outputs)
@@ -164,6 +164,6 @@ def _sample(image: Tensor, place: Tensor, size: int) -> Tensor:
 
 
 def _divergence(mean: Tensor, spread: Tensor, prior_mean: Tensor, prior_spread: Tensor) -> Tensor:
-    """KL divergence of normal laws [n, K] with independent entries, [n]."""
+    """KL divergence of normal laws [n, O] with independent entries, [n]."""
     ratio = ((spread.square() + (mean - prior_mean).square()) / prior_spread.square()) / 2
     return ((prior_spread / spread).log() + ratio - 0.5).sum(1)

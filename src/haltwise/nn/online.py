@@ -33,12 +33,12 @@ _AFTER = DecisionTime.AFTER_GRADIENT
 
 
 def _log_prob_so_far(method: HaltingMethod, halting: Mapping[str, Tensor], known: Tensor) -> Tensor:
-    """Log q of K items over exits 0..T if none of them halts after the steps that are known.
+    """Log q of M items over exits 0..T if none of them halts after the steps that are known.
 
     Args:
         method: Whose outputs they are.
-        halting: By name, shapes [K, T, ...].
-        known: How many of the T are known of each item, int64 [K].
+        halting: By name, shapes [M, T, ...].
+        known: How many of the T are known of each item, int64 [M].
     """
     masked = {}
     for name, value in halting.items():
@@ -98,7 +98,7 @@ class OnlineHalting:
         return comes_with_the_package(self._policy.rule)
 
     def begin(self, price: Tensor) -> State:
-        """The memory of items at prices [K] before their first step."""
+        """The memory of items at prices [M] before their first step."""
         num = len(price)
         state = {
             **nested_state(begin(self._policy.rule, num, price), "session.rule."),
@@ -117,13 +117,13 @@ class OnlineHalting:
     def decide(
         self, step: int | Tensor, output: Tensor, features: Tensor, price: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        """Decide which items end at a step before the last, bool [K].
+        """Decide which items end at a step before the last, bool [M].
 
         Args:
-            step: t < T, or that of each item [K].
+            step: t < T, or that of each item [M].
             output: Shape [n, items..., ...].
-            features: Shape [K, F].
-            price: Shape [K].
+            features: Shape [M, F].
+            price: Shape [M].
             state: From `begin` or the step before.
         """
         signals, norm, loss = None, None, torch.full_like(price, torch.nan)
@@ -157,7 +157,7 @@ class OnlineHalting:
         return decision.stop, after
 
     def weights(self, state: State, exits: Tensor) -> Tensor:
-        """What the mean over exits 0..T weighs of items that end at `exits` [K], shape [K, T+1].
+        """What the mean over exits 0..T weighs of items that end at `exits` [M], shape [M, T+1].
 
         What is left of the unit falls on the exit at which an item ends.
         """

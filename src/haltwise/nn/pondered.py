@@ -249,7 +249,7 @@ class Pondered:
         return {name: value.flatten(0, ndim - 1) for name, value in self.halting.items()}
 
     def _places(self) -> Tensor | None:
-        """The items that there are among all, int64 [K]; None for all."""
+        """The items that there are among all, int64 [M]; None for all."""
         return None if self.present is None else self.present.flatten().nonzero().squeeze(1)
 
     def _of_items(self, value: Tensor, other: float) -> Tensor:
@@ -259,7 +259,7 @@ class Pondered:
         return torch.where(along(self.present, value), value, other)
 
     def _along_outputs(self, value: Tensor) -> Tensor:
-        """A value [items..., K] beside outputs [items..., T+1, ...]."""
+        """A value [items..., M] beside outputs [items..., T+1, ...]."""
         return along(value, self.outputs)
 
 

@@ -134,7 +134,7 @@ class _Run:
         self.places: State = {}
 
     def take(self, rows: Tensor) -> None:
-        """Run these rows (int64 [K]) to their ends."""
+        """Run these rows (int64 [M]) to their ends."""
         self._waiting, self._step = rows, 0
         self._is_lockstep = len(rows) <= self._sizes[-1]
         size = next((size for size in self._sizes if size >= len(rows)), self._sizes[-1])

@@ -86,10 +86,10 @@ def result_of(process: "Process", state: State) -> Tensor:
 
 
 def selected(process: "Process", index: Tensor) -> "Process":
-    """The items at `index` (int64 [K]) as a process, refused where it is one of others.
+    """The items at `index` (int64 [M]) as a process, refused where it is one of others.
 
     Raises:
-        InputError: `select` returns no process of K items.
+        InputError: `select` returns no process of M items.
     """
     found: object = process.select(index)
     num = found.num_items if isinstance(found, Process) else None
@@ -155,7 +155,7 @@ class Process(ABC):
 
     @abstractmethod
     def select(self, index: Tensor) -> Self:
-        """The items at `index` (int64 [K]) as a process of their own."""
+        """The items at `index` (int64 [M]) as a process of their own."""
 
     def score(self, state: State, step: int, observation: StepObservation) -> Tensor:
         """The loss that a stop at step t is judged by, shape [B]; the observed one by default.

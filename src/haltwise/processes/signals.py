@@ -70,8 +70,8 @@ def measure_signals(
 
     Args:
         step: t, the same for all problems; or of every entry of `loss`.
-        loss: Observed loss at theta_t, shape [B] or [..., K], of K steps.
-        grad: Gradient at theta_t, shape [B, D] or [..., K, D].
+        loss: Observed loss at theta_t, shape [B] or [..., T], of T steps.
+        grad: Gradient at theta_t, shape [B, D] or [..., T, D].
         update: g_t, which would lead to theta_{t+1}, in the shape of `grad`.
         memory: From `init_signals` or the step before, in the shape of `grad`.
 
@@ -99,13 +99,13 @@ def measure_signals(
 def measure_sequence(
     first: int, losses: Tensor, grads: Tensor, updates: Tensor, memory: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The signals of K consecutive steps at once, and the memory for the step after them.
+    """The signals of T consecutive steps at once, and the memory for the step after them.
 
     Args:
         first: The first of the steps.
-        losses: Shape [B, K].
-        grads: Shape [B, K, D].
-        updates: Shape [B, K, D].
+        losses: Shape [B, T].
+        grads: Shape [B, T, D].
+        updates: Shape [B, T, D].
         memory: From `init_signals` or the steps before.
     """
     after = {"grad": grads[:, -1], "update": updates[:, -1]}
@@ -149,7 +149,7 @@ def combine_products(step: int | Tensor, loss: Tensor, products: Tensor, dim: in
 
     Args:
         step: t, one for all or of every entry of `loss`.
-        loss: Observed loss, shape [B] or [..., K].
+        loss: Observed loss, shape [B] or [..., T].
         products: The sum, shape [..., 5, 5].
         dim: D, the number of all coordinates.
 

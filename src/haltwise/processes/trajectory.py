@@ -120,7 +120,7 @@ class Trajectory:
         return self.loss.new_empty(self.num_items, self.num_steps, 0)
 
     def select(self, index: Tensor) -> "Trajectory":
-        """The items at `index` (int64 [K])."""
+        """The items at `index` (int64 [M])."""
         return map_tensors(self, lambda value: value.index_select(0, index))
 
     @staticmethod

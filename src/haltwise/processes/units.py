@@ -24,5 +24,5 @@ class Units(NamedTuple):
     loss: Tensor
 
     def select(self, index: Tensor) -> "Units":
-        """Those of the problems at `index`, int64 [K]."""
+        """Those of the problems at `index`, int64 [M]."""
         return Units(self.params[index], self.loss[index])

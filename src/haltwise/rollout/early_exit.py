@@ -72,8 +72,8 @@ class Execution:
 
 
 Watch = Callable[[Tensor, StepObservation], Tensor | None]
-"""Told at every step which items run (int64 [K]) and what was observed of them; returns which of
-them are to leave (bool [K]), or None."""
+"""Told at every step which items run (int64 [M]) and what was observed of them; returns which of
+them are to leave (bool [M]), or None."""
 
 
 class RowWatch(ABC):
@@ -99,7 +99,7 @@ class RowWatch(ABC):
 
     @abstractmethod
     def part(self, items: Tensor) -> Self:
-        """A copy that watches the items at `items` (int64 [K]), B for none."""
+        """A copy that watches the items at `items` (int64 [M]), B for none."""
 
     @abstractmethod
     def take_back(self, items: Tensor, part: Self) -> None:
@@ -145,7 +145,7 @@ def run_until_halted(
 
 
 class _Observed(NamedTuple):
-    """What is known after a step of K items, beside what they carry."""
+    """What is known after a step of M items, beside what they carry."""
 
     loss: Tensor
     current: Tensor
@@ -162,8 +162,8 @@ class _Run:
 
     Attributes:
         num_steps: Steps taken; a tensor [] where they are recorded, as is `max_steps`.
-        items: Which of the B items run, int64 [K]; B where a place is empty.
-        current: The results if they stop now, shape [K, ...].
+        items: Which of the B items run, int64 [M]; B where a place is empty.
+        current: The results if they stop now, shape [M, ...].
         results: What has become of all, rows of B + 1.
     """
 
@@ -246,7 +246,7 @@ class _Run:
         self.results["num_updates"].index_copy_(0, rows, self._number(self.num_steps))
 
     def _number(self, value: int | Tensor) -> Tensor:
-        """A number for all that run, int64 [K]."""
+        """A number for all that run, int64 [M]."""
         return torch.zeros_like(self.items) + value
 
     def _begin_losses(self, like: Tensor) -> None:
@@ -409,7 +409,7 @@ def _moving(run: _Run) -> dict[str, Tensor]:
 
 
 def _are_finite(observation: StepObservation, moved: Tensor) -> Tensor:
-    """Which items have a finite loss, gradient and next iterate, bool [K]."""
+    """Which items have a finite loss, gradient and next iterate, bool [M]."""
     finite = are_finite(observation.loss) & are_finite(moved).unsqueeze(-1).flatten(1).all(1)
     if observation.log_grad_norm is not None:
         finite &= are_finite(observation.log_grad_norm)

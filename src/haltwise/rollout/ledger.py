@@ -90,7 +90,7 @@ class Ledger:
         return self.rows["last"][:-1]
 
     def note(self, items: Tensor, params: Tensor, loss: Tensor, grad: Tensor) -> None:
-        """Note an evaluation of the problems at `items`, int64 [K]; B for none."""
+        """Note an evaluation of the problems at `items`, int64 [M]; B for none."""
         rows = self.rows
         if self.first is None:  # that is of all
             self.first = Observation(loss, grad)
@@ -139,7 +139,7 @@ class Ledger:
         return grads[:, 0], steps, changes
 
     def part(self, items: Tensor) -> "Ledger":
-        """A ledger that goes on with the problems at `items`, int64 [K]; B for none."""
+        """A ledger that goes on with the problems at `items`, int64 [M]; B for none."""
         chosen = copy.copy(self)
         chosen.rows, none = gather_rows(self.rows, items), items.new_empty(0)
         chosen.first = Observation(none, none)  # that of all was made

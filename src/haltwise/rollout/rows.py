@@ -17,7 +17,7 @@ Rows = dict[str, Tensor]
 
 
 def gather_rows(rows: Rows, items: Tensor) -> Rows:
-    """Copy the rows of `items` (int64 [K], B for none) and the one that is nobody's."""
+    """Copy the rows of `items` (int64 [M], B for none) and the one that is nobody's."""
     index = torch.cat((items, items.new_full((1,), len(next(iter(rows.values()))) - 1)))
     return select_state(rows, index)
 

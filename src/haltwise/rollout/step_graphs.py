@@ -61,7 +61,7 @@ class Run(Protocol[AnyLoop]):
     """Items that advance step by step, of which a copy can be recorded.
 
     Attributes:
-        items: Those that have not ended, int64 [K].
+        items: Those that have not ended, int64 [M].
         kind: See `Loop.kind`; None where steps cannot be recorded now.
     """
 

@@ -44,7 +44,7 @@ class Unroll:
     """The read-outs [B, T, R] at the root of that graph."""
 
     def select(self, index: Tensor) -> "Unroll":
-        """The problems at `index` (int64 [K]), without a graph."""
+        """The problems at `index` (int64 [M]), without a graph."""
         return Unroll(
             self.trajectory.select(index),
             self.grad.index_select(0, index),

@@ -92,7 +92,7 @@ def check_adaptive_process(
 def _layers(process: AdaptiveProcess, features: Tensor) -> Iterator[AdaptiveComputation]:
     """The process under every method and coupling that fits, with random heads.
 
-    They see features [K, F] standardised, so that items end at all exits.
+    They see features [M, F] standardised, so that items end at all exits.
     """
     spread = features.std(0) + 1e-12
     for kind, coupling in itertools.product(halting_methods().values(), Coupling):
@@ -115,7 +115,7 @@ def _name(layer: AdaptiveComputation) -> str:
 
 @torch.no_grad()
 def _check_steps(process: AdaptiveProcess, inputs: Inputs) -> Tensor:
-    """The features of all items at all steps, shape [K, F]."""
+    """The features of all items at all steps, shape [M, F]."""
     num, costs = count_rows(inputs), process.exit_costs
     rising = bool((costs.diff() > 0).all() and costs.isfinite().all())
     expect(

@@ -37,7 +37,7 @@ def check_engine(engine: Engine, *, dim: int = 3) -> None:
 
     - every entry of the memory has the problems along dimension 0, and keeps its shape and dtype;
     - losses and gradients are those of the problems;
-    - moves are [K, D], slopes and gains [K], in the dtype of the problems, and an engine that says
+    - moves are [M, D], slopes and gains [M], in the dtype of the problems, and an engine that says
       that it is monotone forecasts gains above 0;
     - `init`, `propose` and `learn` change nothing in place and repeat bit for bit;
     - problems are independent: a permutation permutes, a selection of them runs as it would alone,

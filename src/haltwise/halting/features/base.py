@@ -31,15 +31,15 @@ class FeatureSet(ABC):
     def extract(
         self, signals: Tensor, price: Tensor, memory: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Extract the features of K consecutive steps.
+        """Extract the features of T consecutive steps.
 
         Args:
-            signals: Shape [B, K, S].
+            signals: Shape [B, T, S].
             price: c, in units of the loss, shape [B].
             memory: From `init` or the call before.
 
         Returns:
-            Features [B, K, F] and the memory for the step after them.
+            Features [B, T, F] and the memory for the step after them.
         """
 
     @abstractmethod

@@ -87,7 +87,7 @@ class DescentFeatures(FeatureSet):
 
 
 def _first(now: Tensor, starts: Tensor, kept: Tensor) -> Tensor:
-    """The values [B, K, 4] of the last step at which each started, `kept` where that is earlier."""
+    """The values [B, T, 4] of the last step at which each started, `kept` where that is earlier."""
     steps = torch.arange(now.shape[1], device=now.device).view(1, -1, 1)
     at = torch.where(starts, steps, -1).cummax(1).values
     found = now.gather(1, at.clamp_min(0))

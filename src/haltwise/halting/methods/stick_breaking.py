@@ -138,7 +138,7 @@ class StickBreaking(HaltingMethod):
 
 
 def _stops(examples: HaltingExamples, tau: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """For both times of decision: losses [B, K+1] of stopping at each step, hazards [B, K].
+    """For both times of decision: losses [B, T+1] of stopping at each step, hazards [B, T].
 
     Counting updates, a stop at t = 0..T returns theta_t. Counting gradients, one decided at
     t = 0..T-1 has paid for gamma_t and returns theta_t with the learned probability of holding,
@@ -161,7 +161,7 @@ def _stops(examples: HaltingExamples, tau: Tensor) -> tuple[tuple[Tensor, Tensor
 def _learn(
     learn_by: str, losses: Tensor, hazard_logits: Tensor, price: Tensor, tau: Tensor
 ) -> Tensor:
-    """What one hazard [B, K] is learned by, given the losses [B, K+1] of stops, in prices, [B].
+    """What one hazard [B, T] is learned by, given the losses [B, T+1] of stops, in prices, [B].
 
     The free energy is the true cost of stops, but only for a hazard that stops somewhere sensible
     already. A new one stops at random, often where the loss is a thousand prices high. It learns

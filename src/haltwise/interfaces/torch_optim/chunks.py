@@ -44,7 +44,7 @@ def leaves(rule: UpdateRule, dim: int) -> list[tuple[UpdateRule, int]]:
 
 
 def _gradients(param: Tensor, chunk_size: int, *, maximize: bool) -> Iterator[Tensor]:
-    """The gradient to descend, in pieces [1, K] of at most `chunk_size`."""
+    """The gradient to descend, in pieces [1, M] of at most `chunk_size`."""
     assert param.grad is not None
     for piece in param.grad.detach().reshape(1, -1).split(chunk_size, 1):
         grad = piece.to(working_dtype(param))
