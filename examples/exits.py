@@ -1,6 +1,6 @@
 """Exits of networks that answer at every step: accuracy against compute, easy against hard.
 
-What the other examples print and draw. The opponents of a learned exit stop at the first exit at
+What the other examples print and draw. The baselines of a learned exit stop at the first exit at
 which a statistic of the answers falls to a level: the entropy of the answer, the number of steps
 since it last changed (patience), the divergence from the answer before, or how much that changed
 (second difference). Levels are chosen on one half of the items and judged on the other.
@@ -40,7 +40,7 @@ class Exits:
         cost: What each exit costs, rising, shape [T+1].
         learned: The exit that was learned, int64 [n].
         hard: Which items are hard, bool [n].
-        statistics: Of the opponents, by name, at exits 0..T-1, shape [n, T]; they stop where these
+        statistics: Of the baselines, by name, at exits 0..T-1, shape [n, T]; they stop where these
             are at most a level.
     """
 
@@ -61,7 +61,7 @@ class Point:
 
 
 def statistics_of_answers(log_prob: Tensor) -> dict[str, Tensor]:
-    """The opponents' statistics of answers with log-probabilities [n, T+1, C]."""
+    """The baselines' statistics of answers with log-probabilities [n, T+1, C]."""
     prob = log_prob.exp()
     entropy = -(prob * log_prob).sum(-1)
     answer = log_prob.argmax(-1)
@@ -103,7 +103,7 @@ def halves(num: int) -> tuple[Tensor, Tensor]:
 
 
 def curves(exits: Exits, num_levels: int = 60) -> dict[str, list[Point]]:
-    """Each opponent at many levels, chosen as quantiles of the tuning half; fixed depths, too."""
+    """Each baseline at many levels, chosen as quantiles of the tuning half; fixed depths, too."""
     tuned, judged = halves(len(exits.learned))
     found = {
         "fixed depth": [
@@ -176,7 +176,7 @@ def row(each: Point) -> str:
 
 
 def table(exits: Exits) -> str:
-    """The learned exits, all steps, and each opponent as accurate as these; then at equal cost.
+    """The learned exits, all steps, and each baseline as accurate as these; then at equal cost.
 
     Where all steps are not the best, as where too many objects are painted, equal cost alone.
     """

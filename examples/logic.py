@@ -2,7 +2,7 @@
 
 An input holds two bits and 1 to 5 of ten binary gates. Each gate is applied to the last two bits
 and puts out the next, b_{i+1} = gate_i(b_i, b_{i-1}); the last one is the answer. A cell reads the
-same vector at every step (`examples/pondering.py`, which says what the opponents are). Inputs in
+same vector at every step (`examples/pondering.py`, which says what the baselines are). Inputs in
 the test are in no training batch.
 
     python examples/logic.py --num-seeds 3

@@ -1,8 +1,8 @@
 """Graves' parity task: whether a vector holds an odd number of ones, as all of it is read at once.
 
 Of 64 entries the first 1 to 64 are +1 or -1 and the rest 0. A cell reads the whole vector at every
-step (`examples/pondering.py`, which says what the opponents are). Vectors have few entries first,
-for the networks that halt and for their opponents alike; without that curriculum 20,000 updates
+step (`examples/pondering.py`, which says what the baselines are). Vectors have few entries first,
+for the networks that halt and for their baselines alike; without that curriculum 20,000 updates
 leave an error of .26. Vectors in the test are drawn anew, so of those with few entries most
 were in training.
 
@@ -53,7 +53,7 @@ def sample(
 @click.option("--updates", default=16000, show_default=True)
 @click.option("--num-test", default=8000, show_default=True)
 @click.option(
-    "--repetitions", default=REPETITIONS, show_default=True, multiple=True, help="Of opponents."
+    "--repetitions", default=REPETITIONS, show_default=True, multiple=True, help="Of baselines."
 )
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw the last seed's exits here.")
 def main(

@@ -7,7 +7,7 @@ Nobody tells the network where the digit is.
 
     python examples/ponder_maps.py --num-seeds 3 --figure ponder-maps.svg
 
-Opponents are shallower networks that were trained alone and as long, and exits without learning
+Baselines are shallower networks that were trained alone and as long, and exits without learning
 from the network with all units: for images those of `examples/exits.py`, for positions the size of
 the last change, how much that changed, and how bright the image is there (figures:
 docs/adaptive-examples.md).
@@ -120,7 +120,7 @@ def seconds(network: Network, halting: Halting, pixels: Tensor, price: float) ->
 def compare_positions(
     halting: Halting, whole: Network, hull: list[Point], judge: Judge
 ) -> tuple[dict[str, list[Point]], Point, Tensor]:
-    """Print how positions halt beside the opponents.
+    """Print how positions halt beside the baselines.
 
     Returns:
         All curves, the learned exits, and the units that positions took, int64 [n, SIDE, SIDE].
@@ -174,7 +174,7 @@ def compare_positions(
 def compare_images(
     halting: Halting, whole: Network, hull: list[Point], judge: Judge
 ) -> dict[str, list[Point]]:
-    """Print how images halt beside the opponents, and return their curves."""
+    """Print how images halt beside the baselines, and return their curves."""
     images, by_price = judge.images, {}
     for price in prices("image", 13):
         parts = [halting.layer(halting.begin(part), price) for part in images.pixels.split(250)]

@@ -1,6 +1,6 @@
 """Cells that ponder a vector: exits that are learned, beside repetition.
 
-What `logic.py` and `parity.py` share. A cell reads the same vector at every step. Opponents are
+What `logic.py` and `parity.py` share. A cell reads the same vector at every step. Baselines are
 exits of the same network by its answers (`exits.py`), and networks trained for a number of
 repetitions whose last answer alone counts (Repeat-RNN, Fojo et al. 2018), with as many updates on
 as many inputs, two of them mixed at random for an equal mean number of steps.

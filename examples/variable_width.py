@@ -2,7 +2,7 @@
 
 A gated cell of variable width (Jernite et al. 2017) reads a text character by character; units that
 are not computed keep their values. Prices of a unit are drawn anew in training, so one set of
-weights is a curve of bits per character against multiply-adds. Opponents are gated cells of fixed
+weights is a curve of bits per character against multiply-adds. Baselines are gated cells of fixed
 widths with as many updates on the same characters, two of them mixed at random for equal
 multiply-adds. All that is computed counts: rows of the cell, the share, and the read-out, to whose
 sums only the units that are computed add what they have changed by.

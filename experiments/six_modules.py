@@ -153,7 +153,7 @@ def train(
     return found
 
 
-def opponents() -> dict[str, Callable[[list[nn.Parameter]], Any]]:
+def baselines() -> dict[str, Callable[[list[nn.Parameter]], Any]]:
     """Optimizers that need no tuning, as far as they are installed."""
     found: dict[str, Callable[[list[nn.Parameter]], Any]] = {
         "Adam 1e-3": partial(torch.optim.Adam, lr=1e-3)
@@ -187,7 +187,7 @@ def tuned_rate(name: str, steps: list[int], data: tuple[Tensor, Tensor]) -> dict
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--steps", multiple=True, type=int, default=(100, 300, 1000), show_default=True)
 @click.option("--module", "modules", multiple=True, default=tuple(MODULES))
-@click.option("--only", is_flag=True, help="Without opponents.")
+@click.option("--only", is_flag=True, help="Without baselines.")
 @click.option("--bfloat16", is_flag=True, help="Beside it with its state in bfloat16.")
 def main(
     weights: str,
@@ -207,7 +207,7 @@ def main(
         if bfloat16:
             ways["bfloat16 state"] = partial(ways["Haltwise"], state_dtype=torch.bfloat16)
         if not only:
-            ways |= opponents()
+            ways |= baselines()
         for way, make in ways.items():
             results = [train(name, make, seed, wanted, data) for seed in range(seeds)]
             line = [f"{name:12} {way:14}"]

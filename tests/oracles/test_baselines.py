@@ -13,7 +13,7 @@ from haltwise._core.random import stream
 from haltwise.evaluation import learners, optimizers
 from haltwise.evaluation.baselines import _halves, cross_fit
 from haltwise.evaluation.judge import Stops
-from haltwise.evaluation.learners import LEARNERS, _best_now, learned_opponents
+from haltwise.evaluation.learners import LEARNERS, _best_now, learned_baselines
 from haltwise.evaluation.optimizers import (
     HAND_DESIGNED,
     LEARNING_RATES,
@@ -220,7 +220,7 @@ def test_learners_on_all_signals_beat_simple_rules_and_are_blind_to_the_test(
     unit = CostUnit.GRADIENTS
     # Half the trees are ahead already, and take half the time.
     monkeypatch.setattr(learners, "_NUM_TREES", {"boosted_trees": 25, "value_trees": 40})
-    found = learned_opponents(tuning, test, [unit], price)[unit]
+    found = learned_baselines(tuning, test, [unit], price)[unit]
     simple = tune_baselines(tuning, unit, price).values()
     least = min(Stops.by(each.policy, test, unit).j(price).mean().item() for each in simple)
     assert tuple(found) == LEARNERS
@@ -229,11 +229,11 @@ def test_learners_on_all_signals_beat_simple_rules_and_are_blind_to_the_test(
     # Very few are as blind as many.
     monkeypatch.setattr(learners, "_NUM_TREES", dict.fromkeys(learners._NUM_TREES, 5))
     tests = test, replace(test, excess=-test.excess)
-    seeing, blind = (learned_opponents(tuning, each, [unit], price)[unit] for each in tests)
+    seeing, blind = (learned_baselines(tuning, each, [unit], price)[unit] for each in tests)
     for name in LEARNERS:
         assert torch.equal(seeing[name].cost, blind[name].cost)
     few = tuning.select(torch.arange(49))
-    assert learned_opponents(few, test, CostUnit, price) == {unit: {} for unit in CostUnit}
+    assert learned_baselines(few, test, CostUnit, price) == {unit: {} for unit in CostUnit}
 
 
 def test_problems_that_begin_at_nan_hide_nothing_of_the_others() -> None:

@@ -156,7 +156,7 @@ def learners_option(*, default: bool) -> Callable[[Command], Command]:
         "--learners/--no-learners",
         default=default,
         show_default=True,
-        help="Whether trees and a logistic regression on all signals are opponents, too; they take "
+        help="Whether trees and a logistic regression on all signals are baselines, too; they take "
         "half a minute for 2,000 problems and a price.",
     )
 

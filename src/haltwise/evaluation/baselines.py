@@ -92,7 +92,7 @@ def cross_fit(
 
 
 def last_improvement(price: float, unit: CostUnit) -> StopPolicy:
-    """The opponent that needs no tuning: stop where the last step gained no more than its price."""
+    """The baseline that needs no tuning: stop where the last step gained no more than its price."""
     return StopPolicy(Plateau(price), RETURNABLE[unit][0])
 
 

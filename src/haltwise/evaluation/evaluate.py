@@ -16,7 +16,7 @@ from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
 from haltwise.evaluation.baselines import choose_policies
 from haltwise.evaluation.judge import Stops, judge, settings_frontier
-from haltwise.evaluation.learners import learned_opponents
+from haltwise.evaluation.learners import learned_baselines
 from haltwise.evaluation.optimizers import HAND_DESIGNED, lbfgs_curve, loss_curves, tune_rule
 from haltwise.evaluation.records import (
     CurveRecord,
@@ -90,7 +90,7 @@ def evaluate(
         num_problems: n, for the test and again for the tuning.
         device: Where problems are solved; the models are moved there.
         workers: They share the tuning of learning rates, which costs the most; all find the same.
-        learners: Whether trees and a logistic regression on all signals are opponents, too; see
+        learners: Whether trees and a logistic regression on all signals are baselines, too; see
             `haltwise.evaluation.learners`. They take about a minute at 4,096 problems.
         announce: Called with a sentence at the start of each part.
 
@@ -186,19 +186,19 @@ def judge_model(
     tuning: Trajectory,
     unit: CostUnit,
     price: float,
-    opponents: dict[str, Stops],
+    baselines: dict[str, Stops],
     *,
     has_reference: bool = True,
 ) -> tuple[StoppingRecord, dict[str, Stops]]:
     """Judge the stops of a halting model beside those of rules tuned on other items.
 
-    Both trajectories have the model's outputs; the tuning items stayed finite. `opponents` have
+    Both trajectories have the model's outputs; the tuning items stayed finite. `baselines` have
     stops on the test items that stayed finite, and so have all rules in what is returned beside the
     record.
     """
     kept, time = keep_finite(test), unit.decision_time
     policies = choose_policies(model, tuning, unit, price)
-    stops = {name: Stops.by(policy, kept, unit) for name, policy in policies.items()} | opponents
+    stops = {name: Stops.by(policy, kept, unit) for name, policy in policies.items()} | baselines
     settings = model.method.candidates(kept, costs(kept.excess, price), time)
     judged = judge(
         kept,
@@ -255,9 +255,9 @@ def _judge_both(
         "posterior": posterior.log_prob().exp(),
         "oracle": costs(kept.excess.double(), price).argmin(1),
     }
-    opponents = learned_opponents(tuning, kept, CostUnit, price) if learners else {}
+    baselines = learned_baselines(tuning, kept, CostUnit, price) if learners else {}
     for unit in CostUnit:
-        others = opponents.get(unit, {})
+        others = baselines.get(unit, {})
         records[unit], stops = judge_model(
             model, test, tuning, unit, price, others, has_reference=has_reference
         )

@@ -1,4 +1,4 @@
-"""Opponents that read what the halter reads: general learners on the same features.
+"""Baselines that read what the halter reads: general learners on the same features.
 
 A logistic regression and boosted trees learn "no later step is worth its price", seen in hindsight,
 and trees learn the value of going on by fitted policy iteration (Longstaff and Schwartz 2001). In
@@ -22,7 +22,7 @@ from haltwise.halting.features.optimization import OptimizationFeatures
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules import CostUnit, HazardThreshold, choose, costs, returnable
 
-__all__ = ["LEARNERS", "learned_opponents"]
+__all__ = ["LEARNERS", "learned_baselines"]
 
 LEARNERS = ("logistic_signals", "boosted_trees", "value_trees")
 """Their names."""
@@ -38,10 +38,10 @@ Array = npt.NDArray[Any]
 Scores = list[Array]  # of the tuning and the test items, [n, T] each; higher is stop
 
 
-def learned_opponents(
+def learned_baselines(
     tuning: Trajectory, test: Trajectory, units: Iterable[CostUnit], price: float
 ) -> dict[CostUnit, dict[str, Stops]]:
-    """The stops of each opponent on the test items, by unit of cost and by name.
+    """The stops of each baseline on the test items, by unit of cost and by name.
 
     None where no signals are shown, there are too few tuning items, or all of these are alike.
     They are fitted on as many threads as PyTorch has.

@@ -9,7 +9,7 @@ from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
 from haltwise.evaluation.evaluate import judge_model, keep_finite, warn_of_price
 from haltwise.evaluation.judge import Stops
-from haltwise.evaluation.learners import learned_opponents
+from haltwise.evaluation.learners import learned_baselines
 from haltwise.evaluation.records import StoppingRecord
 from haltwise.models.halting_model import HaltingModel
 from haltwise.processes.base import ProcessFamily
@@ -67,12 +67,12 @@ def judge_processes(
     model.to(device)
     test, tuning = recorded("test"), keep_finite(recorded("tune"))
     kept = keep_finite(test)
-    opponents: dict[str, Stops] = {}
+    baselines: dict[str, Stops] = {}
     best = family.best_stops(kept, price)
     if best is not None:
         excess = kept.excess.gather(1, best.unsqueeze(1)).squeeze(1)
-        opponents["best-causal"] = Stops(excess, best, "knows the law of the items")
+        baselines["best-causal"] = Stops(excess, best, "knows the law of the items")
     if learners:
-        announce("fitting the learned opponents")
-        opponents |= learned_opponents(tuning, kept, [CostUnit.UPDATES], price)[CostUnit.UPDATES]
-    return judge_model(model, test, tuning, CostUnit.UPDATES, price, opponents)[0]
+        announce("fitting the learned baselines")
+        baselines |= learned_baselines(tuning, kept, [CostUnit.UPDATES], price)[CostUnit.UPDATES]
+    return judge_model(model, test, tuning, CostUnit.UPDATES, price, baselines)[0]

@@ -14,7 +14,7 @@ from haltwise._core.tensors import map_tensors
 from haltwise.evaluation.baselines import choose_policies, last_improvement
 from haltwise.evaluation.evaluate import judge_model, keep_finite, warn_of_price
 from haltwise.evaluation.judge import Stops, judge
-from haltwise.evaluation.learners import LEARNERS, learned_opponents
+from haltwise.evaluation.learners import LEARNERS, learned_baselines
 from haltwise.evaluation.records import OverSeeds, StoppingRecord, StudyCell, StudyRecord
 from haltwise.evaluation.statistics import jackknife
 from haltwise.models.halting_model import HaltingModel
@@ -57,7 +57,7 @@ def study(
         seeds: At least 2.
         num_problems: n per seed, for the test and again for tuning.
         device: Where problems are solved.
-        learners: Whether trees and a logistic regression on all signals are opponents, too; see
+        learners: Whether trees and a logistic regression on all signals are baselines, too; see
             `haltwise.evaluation.learners`. They take half a minute a seed and price.
         announce: Called with a sentence at the start of each seed.
 
@@ -106,9 +106,9 @@ def study(
             parts.append(map_tensors(whole.select(kept), Tensor.cpu))
             num_left_out += whole.num_items - len(kept)
         for price in prices:
-            opponents = learned_opponents(parts[1], parts[0], CostUnit, price) if learners else {}
+            baselines = learned_baselines(parts[1], parts[0], CostUnit, price) if learners else {}
             for unit in CostUnit:
-                stops = _stops(models, parts, unit, price) | opponents.get(unit, {})
+                stops = _stops(models, parts, unit, price) | baselines.get(unit, {})
                 cell = judge(parts[0], stops, unit, price=price)
                 judged.setdefault((price, unit), []).append(cell)
     return StudyRecord(
@@ -153,9 +153,9 @@ def judge_runs(
     runs, others = (model.attach(each.trajectory, price) for each in pair)
     unit, others = CostUnit.UPDATES, keep_finite(others)
     finite = keep_finite(runs)
-    opponents = learned_opponents(others, finite, [unit], price)[unit]
-    opponents["last_improvement"] = Stops.by(last_improvement(price, unit), finite, unit)
-    return judge_model(model, runs, others, unit, price, opponents, has_reference=False)[0]
+    baselines = learned_baselines(others, finite, [unit], price)[unit]
+    baselines["last_improvement"] = Stops.by(last_improvement(price, unit), finite, unit)
+    return judge_model(model, runs, others, unit, price, baselines, has_reference=False)[0]
 
 
 def _same_rule(one: OptimizerModel, other: OptimizerModel) -> bool:

@@ -111,7 +111,7 @@ def sentences(record: StoppingRecord) -> list[str]:
         f"budget, {record.fixed_budget}, and {num(oracle.j.value)} for the oracle, on "
         f"{counted(record.num_items, 'problem')}."
     )
-    return [outcome, _saved(record), *_opponent(record), _skill(record), _regret(record)]
+    return [outcome, _saved(record), *_baseline(record), _skill(record), _regret(record)]
 
 
 def warnings(record: StoppingRecord) -> list[str]:
@@ -236,7 +236,7 @@ def _has_no_room(record: StoppingRecord) -> bool:
     return math.isfinite(gain.value) and max(ends) > _ABSURD
 
 
-def _opponent(record: StoppingRecord) -> list[str]:
+def _baseline(record: StoppingRecord) -> list[str]:
     best = best_baseline(record)
     if best is None:
         return []
