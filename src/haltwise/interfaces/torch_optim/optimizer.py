@@ -174,7 +174,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: Clears the gradients, computes them anew and returns the loss.
-            loss: The loss that the gradients are of, where there is no closure.
+            loss: The loss that the gradients are of, where no closure returns it.
 
         Returns:
             What the closure returned.
@@ -190,9 +190,14 @@ class LearnedOptimizer(torch.optim.Optimizer):
         )
         returned = None
         if closure is not None:
-            require(loss is None, "give step() a closure or a loss, not both")
             with torch.enable_grad():
-                returned = loss = closure()
+                returned = closure()
+            # Lightning hands its own closure, which returns nothing, to steps taken by hand.
+            require(
+                loss is None or returned is None,
+                "the closure returned the loss that is given to step(), too; give it once",
+            )
+            loss = returned if loss is None else loss
         with undisturbed():
             self._step(None if loss is None else _as_scalar(loss))
         return returned
@@ -393,6 +398,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._read_device()
         return copy.deepcopy(super().state_dict())
 
+    @undisturbed()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken, with the same weights.
 
