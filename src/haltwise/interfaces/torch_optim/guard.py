@@ -154,6 +154,12 @@ class Guard:
         """Adam's learning rate at this step."""
         return float(self._state["rate"] / (1 + self.num_adam_steps / self._state["anneal"]))
 
+    def is_elsewhere(self, loss: float) -> bool:
+        """Whether a loss is beyond doubt none that the last steps have led to."""
+        state = self._state
+        is_known = state["losses"] > FEW
+        return bool(is_known and loss - state["smooth"] / self._weight() > self._too_much())
+
     def observe(self, loss: float | None) -> Action:
         """Begin a step with the loss at the parameters, where it is known."""
         state = self._state

@@ -1,7 +1,7 @@
 """A learned optimizer behind the interface of `torch.optim`."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, final
 
@@ -38,9 +38,12 @@ from haltwise.interfaces.torch_optim.problem import Problem, are_finite, survey
 from haltwise.interfaces.torch_optim.takeover import (
     follows,
     guard_of,
+    is_elsewhere,
     note_failures,
     note_learned_step,
+    warn_of_new_start,
 )
+from haltwise.interfaces.torch_optim.versions import Versions
 
 __all__ = ["LearnedOptimizer"]
 
@@ -137,6 +140,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._models = GroupModels()
         self._on_device = DeviceSteps(self._models)
         self._moved: list[Problem] = []  # by the learned rule, at the last step
+        self._versions = Versions()
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
 
@@ -199,8 +203,26 @@ class LearnedOptimizer(torch.optim.Optimizer):
             )
             loss = returned if loss is None else loss
         with undisturbed():
-            self._step(None if loss is None else _as_scalar(loss))
+            value = None if loss is None else _as_scalar(loss)
+            self._begin_anew(value)
+            try:
+                self._step(value)
+            finally:
+                self._versions.end_step(self.param_groups)
         return returned
+
+    def _begin_anew(self, loss: Tensor | None) -> None:
+        """Forget what is known of groups whose parameters others have set to another start."""
+        changed = self._versions.begin_step(self.param_groups)
+        if loss is None or not (self.guard and any(changed)) or _is_capturing():
+            return
+        self._on_device.leave(self._moved)
+        unusual = [group for group, is_so in zip(self.param_groups, changed, strict=True) if is_so]
+        for group, record in list(self._records(unusual)):
+            if is_elsewhere(Problem(group, record, {}, self.state, self._models), loss):
+                for param in group["params"]:
+                    self.state.pop(param, None)
+                warn_of_new_start(group, record["step"])
 
     def _step(self, loss: Tensor | None) -> None:
         fusible, device, groups = self.nonfinite == "skip", self._on_device, self.param_groups
@@ -210,7 +232,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             device.step(loss)
             return
         require(
-            not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()),
+            not _is_capturing(),
             "this step cannot be captured in a CUDA graph, as it asks the device; take a step "
             "outside of it first, by fused kernels (`haltwise info` says whether they run)",
         )
@@ -342,16 +364,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Call it once `should_stop` is true and the loop ends. The decision is made with the update
         in hand, and most weights have learned when it had better be left out, as where losses
         swing: `haltwise.solve` and evaluations return the parameters without it then. A second
-        call does nothing, nor does one after `load_state_dict`; running statistics of a module,
-        such as those of batch normalisation, are not touched.
+        call does nothing, nor does one after `load_state_dict`, nor where others have set the
+        parameters since, as to the best ones of a validation; running statistics of a module, such
+        as those of batch normalisation, are not touched.
 
         Returns:
             Whether any group was changed.
         """
         self._read_device()
-        undone = [problem for problem in self._moved if not keeps_update(problem)]
+        undone = [
+            problem
+            for problem in self._moved
+            if not keeps_update(problem)
+            and not self._versions.are_unusual(self.param_groups, problem.group)
+        ]
         for problem in undone:
             problem.take_back()
+        self._versions.end_step(self.param_groups)
         self._moved = []
         return bool(undone)
 
@@ -368,12 +397,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         return tuple(posterior(self._models, group, record) for group, record in self._judged())
 
-    def _records(self) -> Iterator[tuple[Group, Record]]:
-        """The groups that have seen a gradient, and what the host remembers of each.
+    def _records(self, groups: Iterable[Group] | None = None) -> Iterator[tuple[Group, Record]]:
+        """Those of the groups that have seen a gradient, and what the host remembers of each.
 
         It is kept with a group's first parameter, as L-BFGS keeps its memory.
         """
-        for group in self.param_groups:
+        for group in self.param_groups if groups is None else groups:
             for param in group["params"][:1]:
                 if "group" in self.state.get(param, {}):
                     yield group, self.state[param]["group"][0]
@@ -442,6 +471,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._moved, self._on_device = [], DeviceSteps(self._models)
+        self._versions = Versions()
+
+
+def _is_capturing() -> bool:
+    """Whether this is captured in a CUDA graph, so that nothing can be asked of the device."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _as_scalar(loss: Tensor | float) -> Tensor:

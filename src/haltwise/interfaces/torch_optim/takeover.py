@@ -10,7 +10,15 @@ from haltwise.interfaces.torch_optim.groups import Group, num_coordinates
 from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_
 from haltwise.interfaces.torch_optim.problem import Problem, are_finite
 
-__all__ = ["follows", "guard_of", "note_failures", "note_learned_step", "warn_of_adam"]
+__all__ = [
+    "follows",
+    "guard_of",
+    "is_elsewhere",
+    "note_failures",
+    "note_learned_step",
+    "warn_of_adam",
+    "warn_of_new_start",
+]
 
 
 def guard_of(problem: Problem) -> Guard:
@@ -40,6 +48,15 @@ def follows(problem: Problem, loss: Tensor | None) -> bool:
     return False
 
 
+def is_elsewhere(problem: Problem, loss: Tensor) -> bool:
+    """Whether parameters that were changed by others lie where no step has led.
+
+    To go back from there would undo what others have done on purpose, such as to begin another run.
+    """
+    sign = -1 if problem.group["maximize"] else 1
+    return guard_of(problem).is_elsewhere(sign * float(loss))
+
+
 def note_failures(problems: Iterable[Problem], values: Iterable[Sequence[Tensor]]) -> None:
     """Note a step that is given up; those problems failed of whose `values` one is not finite."""
     for problem, own in zip(problems, values, strict=True):
@@ -59,6 +76,16 @@ def warn_of_adam(group: Group, why: str) -> None:
     warn(
         f"Adam takes over from the weights {group['weights']!r} {why}, with a learning rate that "
         "falls from now on; to follow the weights all the same give guard=False",
+        FitWarning,
+    )
+
+
+def warn_of_new_start(group: Group, step: int) -> None:
+    """Say that a group begins anew, as it was changed by others."""
+    warn(
+        f"the parameters that the weights {group['weights']!r} move were changed by others after "
+        f"step {step}, and the loss there is none that steps have led to: they begin anew from "
+        "there; build another optimizer for another run",
         FitWarning,
     )
 
