@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,10 @@ def test_another_run_begins_anew(kernel: str, sign: float, monkeypatch: pytest.M
 
 def test_only_the_group_that_was_changed_begins_anew() -> None:
     model = Model()
-    groups = [{"params": model.first.parameters()}, {"params": [model.second.weight]}]
+    groups: list[dict[str, Any]] = [
+        {"params": model.first.parameters()},
+        {"params": [model.second.weight]},
+    ]
     optimizer = LearnedOptimizer(groups)
     train(model, optimizer, 15)
     with torch.no_grad():

@@ -176,7 +176,10 @@ def test_a_group_that_is_frozen_is_not_asked_whether_to_stop() -> None:
 @pytest.mark.parametrize("price", [None, 0.01])
 def test_a_group_may_be_empty(price: float | None) -> None:
     model, twin = Model(), Model()
-    groups = [{"params": model.parameters()}, {"params": [], "weight_decay": 0.1}]
+    groups: list[dict[str, Any]] = [
+        {"params": model.parameters()},
+        {"params": [], "weight_decay": 0.1},
+    ]
     optimizer = LearnedOptimizer(groups, price=price)
     reference = LearnedOptimizer(twin.parameters(), price=price)
     advance(model, optimizer, 3)

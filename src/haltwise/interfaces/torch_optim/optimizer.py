@@ -6,13 +6,13 @@ from itertools import chain
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import real_number, require_flags, whole_number
-from haltwise._core.tensors import undisturbed
+from haltwise._core.tensors import undisturbed, widened
 from haltwise.halting.posteriors import Posterior
 from haltwise.interfaces.torch_optim import states
 from haltwise.interfaces.torch_optim.chunks import UpdateStatistics
@@ -61,9 +61,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     are left out of a step: they neither move nor count. Coordinates whose gradient has been zero
     ever since, as of a token that never came, stay where they are.
 
-    Halting reads the loss. Pass it to every step, as `step(loss=loss)` or through a closure; the
-    same, averaged loss on every process if there are several, or they will stop apart. Without it
-    the parameters move all the same, but `should_stop` and `halting_posterior` are refused.
+    Halting reads the loss, and so does the guard. Pass it to every step, as `step(loss=loss)` or
+    through a closure. Without it the parameters move all the same, but `should_stop` and
+    `halting_posterior` are refused. Of processes that train one model together, as by
+    `DistributedDataParallel`, each has the loss of its own examples: give `average_loss=True`, or
+    pass the same loss everywhere. Else they stop apart, and Adam takes over in one but not in
+    another, after which their parameters are no longer the same.
 
     State is kept in float32, in float64 for float64 parameters: 8 L H + 9 bytes a parameter in
     float32 for an LSTM of L layers of H units, so 329 for the usual two of 20, and 12 for the
@@ -101,6 +104,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             loss rises far above its lowest or falls no more, from the parameters at its lowest;
             where steps are not finite and skipped; and after the horizon that they were trained
             for. Needs a copy of the parameters, and the loss for all but the last.
+        average_loss: Whether a loss is averaged over all processes of `torch.distributed`, every
+            one of which then takes every step, with its loss. Without processes it changes nothing.
 
     Raises:
         InputError: A setting or a parameter is impossible, or there are no such weights.
@@ -128,6 +133,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         chunk_size: int | None = None,
         state_dtype: torch.dtype | None = None,
         guard: bool = True,
+        average_loss: bool = False,
     ) -> None:
         require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
         require(
@@ -135,7 +141,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             f"state_dtype must be torch.bfloat16, torch.float32 or None, got {state_dtype!r}",
         )
         self.nonfinite, self.state_dtype, self.guard = nonfinite, state_dtype, guard
-        require_flags(guard=guard)
+        self.average_loss = average_loss
+        require_flags(guard=guard, average_loss=average_loss)
         self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size)
         self._models = GroupModels()
         self._on_device = DeviceSteps(self._models)
@@ -204,6 +211,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             loss = returned if loss is None else loss
         with undisturbed():
             value = None if loss is None else _as_scalar(loss)
+            if value is not None and self.average_loss:
+                value = _averaged(value, self.param_groups[0]["params"])
             self._begin_anew(value)
             try:
                 self._step(value)
@@ -465,7 +474,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._read_device()
-        own = ("nonfinite", "chunk_size", "state_dtype", "guard", "_models")
+        own = ("nonfinite", "chunk_size", "state_dtype", "guard", "average_loss", "_models")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -477,6 +486,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
 def _is_capturing() -> bool:
     """Whether this is captured in a CUDA graph, so that nothing can be asked of the device."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _averaged(loss: Tensor, params: list[Tensor]) -> Tensor:
+    """The mean of the losses of all processes, each on the device that its parameters are on."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return loss
+    mean = widened(loss.to(params[0].device if params else loss.device)).clone()
+    distributed.all_reduce(mean)
+    return mean / distributed.get_world_size()
 
 
 def _as_scalar(loss: Tensor | float) -> Tensor:
