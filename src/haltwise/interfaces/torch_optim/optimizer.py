@@ -25,6 +25,7 @@ from haltwise.interfaces.torch_optim.groups import (
     name_of,
     warn_of_rate,
 )
+from haltwise.interfaces.torch_optim.interrupts import counted_if_whole
 from haltwise.interfaces.torch_optim.judging import (
     ShownStep,
     end_with_horizon,
@@ -245,6 +246,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "this step cannot be captured in a CUDA graph, as it asks the device; take a step "
             "outside of it first, by fused kernels (`haltwise info` says whether they run)",
         )
+        with counted_if_whole(self.state):
+            self._step_on_host(loss)
+
+    def _step_on_host(self, loss: Tensor | None) -> None:
+        """Take a step unlike the last, which the device may take for the next ones."""
+        fusible, device, groups = self.nonfinite == "skip", self._on_device, self.param_groups
         problems = [found for group in groups if (found := self._survey(group))]
         if fusible and device.begin(problems, groups, loss, self._moved, guarded=self.guard):
             return
@@ -265,6 +272,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             for problem, own in zip(problems, gradients, strict=True)
             if not self.guard or follows(problem, loss)
         ]
+        self._moved = []
         moved = [problem.move(own, self.chunk_size) for problem, own in followed]
         self._finish([problem for problem, _ in followed], moved, loss)
 
