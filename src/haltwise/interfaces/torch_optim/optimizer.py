@@ -104,7 +104,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
         guard: Whether Adam takes over, with a word of warning, where the weights fail: where the
             loss rises far above its lowest or falls no more, from the parameters at its lowest;
             where steps are not finite and skipped; and after the horizon that they were trained
-            for. Needs a copy of the parameters, and the loss for all but the last.
+            for. Needs a copy of the parameters, and the loss for all but the last. False where a
+            loss may rise without harm, as that of a generator whose adversary learns, too.
         average_loss: Whether a loss is averaged over all processes of `torch.distributed`, every
             one of which then takes every step, with its loss. Without processes it changes nothing.
 
