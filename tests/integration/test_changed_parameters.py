@@ -52,17 +52,23 @@ def test_another_run_begins_anew(kernel: str, sign: float, monkeypatch: pytest.M
     start = copy.deepcopy(model.state_dict())
     optimizer = LearnedOptimizer(model.parameters(), maximize=maximize)
     train(model, optimizer, 15, sign=sign)
-    first = flat(model)
     for _ in range(2):  # a fold each, as the loops of many do with other optimizers
         model.load_state_dict(start)
-        with pytest.warns(FitWarning, match=r"changed by others after step 15, .* another run"):
+        for _ in range(2):
+            train(model, optimizer, 1, sign=sign)
+            assert not optimizer.should_stop
+        twin = copy.deepcopy(model)
+        with pytest.warns(
+            FitWarning, match=r"changed by others shortly before step 17, .* another run"
+        ):
             train(model, optimizer, 1, sign=sign)
         train(model, optimizer, 14, sign=sign)
-        assert torch.equal(flat(model), first)
+        train(twin, LearnedOptimizer(twin.parameters(), maximize=maximize), 15, sign=sign)
+        assert torch.equal(flat(model), flat(twin))
         assert optimizer.steps_taken == 15
 
 
-def test_only_the_group_that_was_changed_begins_anew() -> None:
+def test_all_groups_begin_anew_for_they_have_one_loss() -> None:
     model = Model()
     groups: list[dict[str, Any]] = [
         {"params": model.first.parameters()},
@@ -73,9 +79,9 @@ def test_only_the_group_that_was_changed_begins_anew() -> None:
     with torch.no_grad():
         model.second.weight.fill_(5)
     with pytest.warns(FitWarning, match="begin anew") as told:
-        train(model, optimizer, 1)
-    assert len(told) == 1
-    assert [record["step"] for _, record in optimizer._records()] == [16, 1]
+        train(model, optimizer, 3)
+    assert len(told) == 2
+    assert [record["step"] for _, record in optimizer._records()] == [1, 1]
 
 
 def test_a_loop_that_always_clips_is_still_guarded() -> None:
@@ -94,6 +100,21 @@ def test_a_loop_that_always_clips_is_still_guarded() -> None:
         assert [str(each.message)[:15] for each in told] == ["Adam takes over"]
         ends.append(flat(own))
     assert torch.equal(*ends)
+
+
+def test_an_outlier_after_a_change_is_no_other_start() -> None:
+    model = Model()
+    optimizer = LearnedOptimizer(model.parameters())
+    train(model, optimizer, 15)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loss in (1000.0, 1000.0, None, None):
+            optimizer.zero_grad()
+            now = loss_of(model)
+            torch.autograd.backward(now)
+            optimizer.step(loss=now if loss is None else loss)
+    assert optimizer.steps_taken == 19
 
 
 def test_a_change_that_does_no_harm_changes_nothing() -> None:

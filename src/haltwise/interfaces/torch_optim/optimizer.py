@@ -39,12 +39,11 @@ from haltwise.interfaces.torch_optim.problem import Problem, are_finite, survey
 from haltwise.interfaces.torch_optim.takeover import (
     follows,
     guard_of,
-    is_elsewhere,
     note_failures,
     note_learned_step,
     warn_of_new_start,
 )
-from haltwise.interfaces.torch_optim.versions import Versions
+from haltwise.interfaces.torch_optim.versions import NewStarts, Versions
 
 __all__ = ["LearnedOptimizer"]
 
@@ -149,7 +148,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._models = GroupModels()
         self._on_device = DeviceSteps(self._models)
         self._moved: list[Problem] = []  # by the learned rule, at the last step
-        self._versions = Versions()
+        self._versions, self._new_starts = Versions(), NewStarts()
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
 
@@ -223,20 +222,28 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return returned
 
     def _begin_anew(self, loss: Tensor | None) -> None:
-        """Forget what is known of groups whose parameters others have set to another start."""
-        changed = self._versions.begin_step(self.param_groups)
-        if loss is None or not (self.guard and any(changed)) or _is_capturing():
+        """Forget what is known of all groups where others have set some to another start.
+
+        For they have one loss.
+        """
+        changed, starts = self._versions.begin_step(self.param_groups), self._new_starts
+        if loss is None or not (self.guard and (any(changed) or starts)) or _is_capturing():
             return
         self._on_device.leave(self._moved)
-        unusual = [group for group, is_so in zip(self.param_groups, changed, strict=True) if is_so]
-        for group, record in list(self._records(unusual)):
-            if is_elsewhere(Problem(group, record, {}, self.state, self._models), loss):
-                for param in group["params"]:
-                    self.state.pop(param, None)
-                warn_of_new_start(group, record["step"])
+        for number, group in enumerate(self.param_groups):
+            sign = -1 if group["maximize"] else 1
+            for _, record in list(self._records([group])):
+                if any(changed) and "guard" in record:
+                    known = guard_of(Problem(group, record, {}, self.state, self._models))
+                    starts.suspect(number, known.highest_expected)
+                if starts.observe(number, sign * float(loss)):
+                    for param in group["params"]:
+                        self.state.pop(param, None)
+                    warn_of_new_start(group, record["step"])
 
     def _step(self, loss: Tensor | None) -> None:
-        fusible, device, groups = self.nonfinite == "skip", self._on_device, self.param_groups
+        fusible = self.nonfinite == "skip" and not self._new_starts
+        device, groups = self._on_device, self.param_groups
         if fusible and device.goes_on(groups, self.state, self._moved, guarded=self.guard):
             for group in groups:
                 check_present_settings(group, waits=False)
@@ -248,11 +255,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "outside of it first, by fused kernels (`haltwise info` says whether they run)",
         )
         with counted_if_whole(self.state):
-            self._step_on_host(loss)
+            self._step_unlike_last(loss, fusible=fusible)
 
-    def _step_on_host(self, loss: Tensor | None) -> None:
-        """Take a step unlike the last, which the device may take for the next ones."""
-        fusible, device, groups = self.nonfinite == "skip", self._on_device, self.param_groups
+    def _step_unlike_last(self, loss: Tensor | None, *, fusible: bool) -> None:
+        device, groups = self._on_device, self.param_groups
         problems = [found for group in groups if (found := self._survey(group))]
         if fusible and device.begin(problems, groups, loss, self._moved, guarded=self.guard):
             return
@@ -271,11 +277,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         followed = [
             (problem, own)
             for problem, own in zip(problems, gradients, strict=True)
-            if not self.guard or follows(problem, loss)
+            if not self.guard or follows(problem, loss, is_in_doubt=self._is_in_doubt(problem))
         ]
         self._moved = []
         moved = [problem.move(own, self.chunk_size) for problem, own in followed]
         self._finish([problem for problem, _ in followed], moved, loss)
+
+    def _is_in_doubt(self, problem: Problem) -> bool:
+        numbers = [n for n, group in enumerate(self.param_groups) if group is problem.group]
+        return any(map(self._new_starts.is_in_doubt, numbers))
 
     def _survey(self, group: Group) -> Problem | None:
         problem = survey(
@@ -360,7 +370,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         The decision is about the next gradient: it is forecast not to be worth its price. Where
         Adam has taken over, ten of its steps together have not earned theirs; and where there is a
-        guard, the trained horizon has ended.
+        guard, the trained horizon has ended. It is false where others seem to have set parameters
+        to another start.
 
         Raises:
             InputError: It is not known: a step came without the loss, or the weights were
@@ -373,7 +384,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if any(param.requires_grad for param in group["params"])
         ]
         stops = [record["stop"] for _, record in trained or judged]
-        return bool(stops) and all(map(bool, stops))
+        return not self._new_starts and bool(stops) and all(map(bool, stops))
 
     @undisturbed()
     def take_back(self) -> bool:
@@ -489,7 +500,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._moved, self._on_device = [], DeviceSteps(self._models)
-        self._versions = Versions()
+        self._versions, self._new_starts = Versions(), NewStarts()
 
 
 def _is_capturing() -> bool:

@@ -13,7 +13,6 @@ from haltwise.interfaces.torch_optim.problem import Problem, are_finite
 __all__ = [
     "follows",
     "guard_of",
-    "is_elsewhere",
     "note_failures",
     "note_learned_step",
     "warn_of_adam",
@@ -29,11 +28,17 @@ def guard_of(problem: Problem) -> Guard:
     return Guard(state, record["step"], card.horizon, card.price if price is None else price)
 
 
-def follows(problem: Problem, loss: Tensor | None) -> bool:
-    """Whether the learned rule is to move the group at this step; if not, Adam has."""
+def follows(problem: Problem, loss: Tensor | None, *, is_in_doubt: bool = False) -> bool:
+    """Whether the learned rule is to move the group at this step; if not, Adam has.
+
+    Args:
+        problem: The group.
+        loss: That the step came with.
+        is_in_doubt: Whether it may be that of another start, of which the guard knows nothing.
+    """
     guard, group, record = guard_of(problem), problem.group, problem.record
     sign = -1 if group["maximize"] else 1
-    action = guard.observe(None if loss is None else sign * float(loss))
+    action = guard.observe(None if loss is None or is_in_doubt else sign * float(loss))
     _obey(problem, action)
     if not guard.has_taken_over:
         return True
@@ -46,15 +51,6 @@ def follows(problem: Problem, loss: Tensor | None) -> bool:
     record["step"] += 1
     record["judged"] += loss is not None
     return False
-
-
-def is_elsewhere(problem: Problem, loss: Tensor) -> bool:
-    """Whether parameters that were changed by others lie where no step has led.
-
-    To go back from there would undo what others have done on purpose, such as to begin another run.
-    """
-    sign = -1 if problem.group["maximize"] else 1
-    return guard_of(problem).is_elsewhere(sign * float(loss))
 
 
 def note_failures(problems: Iterable[Problem], values: Iterable[Sequence[Tensor]]) -> None:
@@ -83,9 +79,9 @@ def warn_of_adam(group: Group, why: str) -> None:
 def warn_of_new_start(group: Group, step: int) -> None:
     """Say that a group begins anew, as it was changed by others."""
     warn(
-        f"the parameters that the weights {group['weights']!r} move were changed by others after "
-        f"step {step}, and the loss there is none that steps have led to: they begin anew from "
-        "there; build another optimizer for another run",
+        f"parameters were changed by others shortly before step {step}, and the loss is none that "
+        f"steps have led to: the weights {group['weights']!r} begin anew from there; build another "
+        "optimizer for another run",
         FitWarning,
     )
 

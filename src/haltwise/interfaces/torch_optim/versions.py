@@ -7,7 +7,9 @@ from torch import Tensor
 
 from haltwise.interfaces.torch_optim.groups import Group
 
-__all__ = ["Versions"]
+__all__ = ["NewStarts", "Versions"]
+
+_SURE = 3  # losses in a row that the steps before cannot have led to: one may be an outlier
 
 
 @final
@@ -48,6 +50,38 @@ class Versions:
             return 0
         (size, version), (size_then, then) = _state_of(group), self._left[number]
         return version - then if size == size_then else 0
+
+
+@final
+class NewStarts:
+    """Tells groups that others have set to another start from those that they have set back.
+
+    To go back from another start would undo what others have done on purpose, as to begin another
+    run. Parameters that were averaged and set back, say, are at the loss that they were at before.
+    """
+
+    def __init__(self) -> None:
+        self._doubts: dict[int, tuple[float, int]] = {}  # the highest loss expected; above it
+
+    def __bool__(self) -> bool:
+        return bool(self._doubts)
+
+    def is_in_doubt(self, number: int) -> bool:
+        """Whether so little is known as yet of a group that its guard is not to go by it."""
+        return number in self._doubts
+
+    def suspect(self, number: int, highest_expected: float) -> None:
+        """Look at the losses of a group that others have changed, from this step on."""
+        self._doubts.setdefault(number, (highest_expected, 0))
+
+    def observe(self, number: int, loss: float) -> bool:
+        """See the loss of a group; whether it is at another start beyond doubt."""
+        if number not in self._doubts:
+            return False
+        highest, count = self._doubts.pop(number)
+        if loss > highest and count + 1 < _SURE:
+            self._doubts[number] = highest, count + 1
+        return loss > highest and count + 1 >= _SURE
 
 
 def _state_of(group: Group) -> tuple[int, int]:
