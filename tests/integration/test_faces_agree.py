@@ -1,5 +1,6 @@
 """One session behind every face: all of them stop at the same step, for the same reason."""
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -530,6 +531,10 @@ def test_taking_the_last_update_back_returns_what_solve_does(name: str) -> None:
             monitor.update(value, moved)
             if monitor.should_stop:
                 break
+        twin, others = copy.deepcopy((monitor, moved))
+        others[0].data += 1  # as by loading the best parameters of all
+        assert not twin.take_back(others)
+        assert torch.equal(others[0], moved[0] + 1)
         assert monitor.take_back(moved) == (number in held)
         found = torch.cat([param.detach().flatten() for param in moved])
         torch.testing.assert_close(found, solution.params[number], rtol=1e-3, atol=1e-4)

@@ -171,3 +171,19 @@ def test_a_group_that_is_frozen_is_not_asked_whether_to_stop() -> None:
         first.requires_grad_(not frozen)
         stops.append(optimizer.should_stop)
     assert stops == [False, True, False]
+
+
+@pytest.mark.parametrize("price", [None, 0.01])
+def test_a_group_may_be_empty(price: float | None) -> None:
+    model, twin = Model(), Model()
+    groups: list[dict[str, Any]] = [
+        {"params": model.parameters()},
+        {"params": [], "weight_decay": 0.1},
+    ]
+    optimizer = LearnedOptimizer(groups, price=price)
+    reference = LearnedOptimizer(twin.parameters(), price=price)
+    advance(model, optimizer, 3)
+    advance(twin, reference, 3)
+    assert torch.equal(flat(model), flat(twin))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.should_stop == reference.should_stop

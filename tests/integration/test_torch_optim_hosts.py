@@ -16,6 +16,7 @@ from networks import (
     given_grads,
     loss_of,
 )
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import (
@@ -32,7 +33,7 @@ from torch.optim.optimizer import (
 )
 from torch.testing import assert_close
 
-from haltwise import LearnedOptimizer
+from haltwise import InputError, LearnedOptimizer
 
 
 @every_optimizer
@@ -180,3 +181,58 @@ def test_distributed_data_parallel(name: str) -> None:
     advance(parallel, optimizer, 3)
     advance(twin, reference, 3)
     assert_close(flat(model), flat(twin), rtol=1e-6, atol=1e-7)
+
+
+# --- Ours ---
+
+
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_lightning_takes_steps_by_hand_and_by_itself(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self, *, by_hand: bool) -> None:
+            super().__init__()
+            self.model, self.automatic_optimization = Model(), not by_hand
+
+        def training_step(self, _: object, number: int) -> Tensor:
+            loss = loss_of(self.model, number)
+            if not self.automatic_optimization:
+                optimizer = self.optimizers()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step(loss=loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return LearnedOptimizer(self.parameters())
+
+    ends = []
+    for by_hand in (False, True):
+        module = Module(by_hand=by_hand)
+        lightning.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        ).fit(module, list(range(4)))
+        assert not module.optimizers().optimizer.should_stop  # it is known
+        ends.append(flat(module))
+    model = Model()
+    advance(model, LearnedOptimizer(model.parameters()), 4)
+    assert torch.equal(ends[0], flat(model))
+    assert torch.equal(ends[1], flat(model))
+
+
+def test_a_loss_comes_with_a_closure_or_from_it() -> None:
+    model = Model()
+    optimizer = LearnedOptimizer(model.parameters())
+    torch.autograd.backward(loss_of(model))
+    optimizer.step(lambda: None, loss=loss_of(model))  # type: ignore[arg-type, return-value]
+    assert not optimizer.should_stop
+    with pytest.raises(InputError, match=r"the closure returned the loss that is given to step"):
+        optimizer.step(lambda: 1.0, loss=1.0)
+    assert optimizer.steps_taken == 1

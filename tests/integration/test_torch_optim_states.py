@@ -405,3 +405,17 @@ def test_a_module_that_is_converted_goes_on_and_its_state_may_be_loaded(
     other = LearnedOptimizer(copy.deepcopy(model).parameters(), "regression-10d")
     other.load_state_dict(optimizer.state_dict())
     assert_same(other.state_dict(), optimizer.state_dict())
+
+
+def test_a_state_may_be_loaded_in_inference_mode() -> None:
+    model = Model()
+    optimizer = LearnedOptimizer(model.parameters())
+    advance(model, optimizer, 2)
+    start, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    advance(model, optimizer, 2, first=2)
+    end = flat(model)
+    with torch.inference_mode():  # as where the best state of a validation is taken up again
+        model.load_state_dict(start)
+        optimizer.load_state_dict(state)
+    advance(model, optimizer, 2, first=2)
+    assert torch.equal(flat(model), end)

@@ -75,6 +75,21 @@ def test_patience_tolerates_small_improvements() -> None:
     assert score.tolist() == [0, 0, -1, 0, -1, -2, -3, -4, 0]
 
 
+@given(
+    st.lists(st.sampled_from([*FALLING, np.nan, np.inf, -np.inf]), max_size=12),
+    st.sampled_from([0.0, 0.01, 0.3]),
+)
+def test_patience_goes_from_point_to_point(loss: list[float], tolerance: float) -> None:
+    best, start, last, expected = np.inf, np.nan, 0, []
+    for point, value in enumerate(loss):
+        start = value if np.isnan(start) and np.isfinite(value) else start
+        gained = max(start - best, 0.0) if np.isfinite(best) else 0.0
+        if value < best - tolerance * gained:
+            best, last = value, point
+        expected.append(last - point)
+    assert PatienceRule(tolerance=tolerance).score(curve(loss, budget=9.0)).tolist() == expected
+
+
 def test_plateau_is_the_share_gained_in_the_last_part() -> None:
     cost = [0.0, 1.0, 2.0, 4.0, 5.0, 6.5, 8.0, 9.0, 10.0]
     score = PlateauRule(0.4).score(curve(FALLING, cost))

@@ -407,16 +407,14 @@ class HaltingMonitor:
         `haltwise.LearnedOptimizer.take_back`. Monitors trained on recorded runs never ask for it.
 
         Args:
-            model: As in `update`; parameters that the monitor does not see are not touched.
+            model: As in `update`; parameters that the monitor does not see are not touched, nor
+                any if one is no longer where the last round left it, as after loading others.
 
         Returns:
             Whether anything was changed.
         """
         holds, self._holds = self._holds, False
-        if not holds or self._watched.memory is None:
-            return False
-        self._watched.take_back(model)
-        return True
+        return holds and self._watched.memory is not None and self._watched.take_back(model)
 
     # ---------------------------------------------------------------------------------- recording
 

@@ -75,10 +75,16 @@ class WatchedParameters:
             total += _measure(param, self.memory[key], with_gradient=with_gradients).cpu()
         return total
 
-    def take_back(self, model: Model) -> None:
-        """Undo the last update of the parameters that are seen."""
-        for key, param in parameters_of(model).items():
-            param.detach().sub_((self.memory or {})[key]["update"].view(param.shape))
+    def take_back(self, model: Model) -> bool:
+        """Undo the last update of the parameters that are seen, if they are still where it led."""
+        params, memory = parameters_of(model), self.memory or {}
+        is_there = params.keys() <= memory.keys() and all(
+            torch.equal(param.detach().reshape(-1), memory[key]["params"])
+            for key, param in params.items()
+        )
+        for key, param in params.items() if is_there else ():
+            param.detach().sub_(memory[key]["update"].view(param.shape))
+        return is_there
 
     @staticmethod
     def check(memory: Memory, message: str) -> None:

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal, Self, final
 
 import numpy as np
 
-from haltwise.curves.curves import Curve, Floats
-from haltwise.curves.progress import first_known, share_spent
+from haltwise.curves.curves import Curve, Floats, Integers
+from haltwise.curves.progress import best_so_far, first_known, share_spent
 from haltwise.curves.rule import CurveRule
 
 __all__ = ["PatienceRule"]
@@ -34,16 +34,26 @@ class PatienceRule(CurveRule):
         return [cls(wait, tolerance) for wait in waits for tolerance in (0.0, 0.003, 0.01, 0.03)]
 
     def score(self, curve: Curve) -> Floats:
-        loss, start = curve.loss, first_known(curve.loss)
-        clock = share_spent(curve) if self.wait == "budget" else np.arange(len(loss), dtype=float)
-        score = np.zeros(len(loss))
-        best, since = np.inf, clock[0] if len(clock) else 0.0
-        for point, value in enumerate(loss):
-            gained = max(start[point] - best, 0.0) if np.isfinite(best) else 0.0
-            if value < best - self.tolerance * gained:
-                best, since = value, clock[point]
-            score[point] = since - clock[point]
+        loss, num = curve.loss, curve.num_points
+        clock = share_spent(curve) if self.wait == "budget" else np.arange(num, dtype=float)
+        before = np.concatenate([[np.inf], best_so_far(loss)])[:-1]
+        falls = np.flatnonzero(loss < before)
+        if self.tolerance:
+            falls = self._large(falls, loss)
+        since = np.zeros(num, dtype=int)  # as of each point, where the last fall was
+        since[falls] = falls
+        score: Floats = clock[np.maximum.accumulate(since)] - clock
         return score
+
+    def _large(self, falls: Integers, loss: Floats) -> Integers:
+        """Those of the points below all before at which it fell far enough below the last such."""
+        start, best, found = first_known(loss), np.inf, []
+        for point in falls:
+            gained = max(start[point] - best, 0.0) if np.isfinite(best) else 0.0
+            if loss[point] < best - self.tolerance * gained:
+                best = loss[point]
+                found.append(point)
+        return np.array(found, dtype=int)
 
 
 CURVE_RULES = {"patience": PatienceRule}

@@ -131,8 +131,9 @@ class GroupModels:
             check_parameter(group, number)
         if group["price"] is not None:
             halting = self.of(group).halting
-            like = torch.zeros((), dtype=working_dtype(head_of(group)), device="cpu")
-            price = price_of_each(group["price"], 1, like)
+            # A group may be empty, as where no parameter is to decay.
+            dtype = working_dtype(head_of(group)) if group["params"] else torch.float32
+            price = price_of_each(group["price"], 1, torch.zeros((), dtype=dtype, device="cpu"))
             warn_of_prices(halting, price)
             group["price"] = price.item()
         self.leaf_of_each(group)

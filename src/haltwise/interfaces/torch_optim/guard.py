@@ -154,6 +154,13 @@ class Guard:
         """Adam's learning rate at this step."""
         return float(self._state["rate"] / (1 + self.num_adam_steps / self._state["anneal"]))
 
+    @property
+    def highest_expected(self) -> float:
+        """The loss that the last steps have led to at most, beyond doubt; inf if too few came."""
+        state = self._state
+        is_known = state["losses"] > FEW
+        return state["smooth"] / self._weight() + self._too_much() if is_known else math.inf
+
     def observe(self, loss: float | None) -> Action:
         """Begin a step with the loss at the parameters, where it is known."""
         state = self._state

@@ -1,18 +1,18 @@
 """A learned optimizer behind the interface of `torch.optim`."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import real_number, require_flags, whole_number
-from haltwise._core.tensors import undisturbed
+from haltwise._core.tensors import undisturbed, widened
 from haltwise.halting.posteriors import Posterior
 from haltwise.interfaces.torch_optim import states
 from haltwise.interfaces.torch_optim.chunks import UpdateStatistics
@@ -25,6 +25,7 @@ from haltwise.interfaces.torch_optim.groups import (
     name_of,
     warn_of_rate,
 )
+from haltwise.interfaces.torch_optim.interrupts import counted_if_whole
 from haltwise.interfaces.torch_optim.judging import (
     ShownStep,
     end_with_horizon,
@@ -40,7 +41,9 @@ from haltwise.interfaces.torch_optim.takeover import (
     guard_of,
     note_failures,
     note_learned_step,
+    warn_of_new_start,
 )
+from haltwise.interfaces.torch_optim.versions import NewStarts, Versions
 
 __all__ = ["LearnedOptimizer"]
 
@@ -58,9 +61,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
     are left out of a step: they neither move nor count. Coordinates whose gradient has been zero
     ever since, as of a token that never came, stay where they are.
 
-    Halting reads the loss. Pass it to every step, as `step(loss=loss)` or through a closure; the
-    same, averaged loss on every process if there are several, or they will stop apart. Without it
-    the parameters move all the same, but `should_stop` and `halting_posterior` are refused.
+    Halting reads the loss, and so does the guard. Pass it to every step, as `step(loss=loss)` or
+    through a closure. Without it the parameters move all the same, but `should_stop` and
+    `halting_posterior` are refused. Of processes that train one model together, as by
+    `DistributedDataParallel`, each has the loss of its own examples: give `average_loss=True`, or
+    pass the same loss everywhere. Else they stop apart, and Adam takes over in one but not in
+    another, after which their parameters are no longer the same.
 
     State is kept in float32, in float64 for float64 parameters: 8 L H + 9 bytes a parameter in
     float32 for an LSTM of L layers of H units, so 329 for the usual two of 20, and 12 for the
@@ -97,7 +103,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         guard: Whether Adam takes over, with a word of warning, where the weights fail: where the
             loss rises far above its lowest or falls no more, from the parameters at its lowest;
             where steps are not finite and skipped; and after the horizon that they were trained
-            for. Needs a copy of the parameters, and the loss for all but the last.
+            for. Needs a copy of the parameters, and the loss for all but the last. False where a
+            loss may rise without harm, as that of a generator whose adversary learns, too.
+        average_loss: Whether a loss is averaged over all processes of `torch.distributed`, every
+            one of which then takes every step, with its loss. Without processes it changes nothing.
 
     Raises:
         InputError: A setting or a parameter is impossible, or there are no such weights.
@@ -125,6 +134,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         chunk_size: int | None = None,
         state_dtype: torch.dtype | None = None,
         guard: bool = True,
+        average_loss: bool = False,
     ) -> None:
         require(nonfinite in _NONFINITE, f"nonfinite must be 'skip' or 'raise', got {nonfinite!r}")
         require(
@@ -132,11 +142,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
             f"state_dtype must be torch.bfloat16, torch.float32 or None, got {state_dtype!r}",
         )
         self.nonfinite, self.state_dtype, self.guard = nonfinite, state_dtype, guard
-        require_flags(guard=guard)
+        self.average_loss = average_loss
+        require_flags(guard=guard, average_loss=average_loss)
         self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size)
         self._models = GroupModels()
         self._on_device = DeviceSteps(self._models)
         self._moved: list[Problem] = []  # by the learned rule, at the last step
+        self._versions, self._new_starts = Versions(), NewStarts()
         shared = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "price": price}
         super().__init__(params, {"weights": weights, **shared})
 
@@ -174,7 +186,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: Clears the gradients, computes them anew and returns the loss.
-            loss: The loss that the gradients are of, where there is no closure.
+            loss: The loss that the gradients are of, where no closure returns it.
 
         Returns:
             What the closure returned.
@@ -190,25 +202,63 @@ class LearnedOptimizer(torch.optim.Optimizer):
         )
         returned = None
         if closure is not None:
-            require(loss is None, "give step() a closure or a loss, not both")
             with torch.enable_grad():
-                returned = loss = closure()
+                returned = closure()
+            # Lightning hands its own closure, which returns nothing, to steps taken by hand.
+            require(
+                loss is None or returned is None,
+                "the closure returned the loss that is given to step(), too; give it once",
+            )
+            loss = returned if loss is None else loss
         with undisturbed():
-            self._step(None if loss is None else _as_scalar(loss))
+            value = None if loss is None else _as_scalar(loss)
+            if value is not None and self.average_loss:
+                value = _averaged(value, self.param_groups[0]["params"])
+            self._begin_anew(value)
+            try:
+                self._step(value)
+            finally:
+                self._versions.end_step(self.param_groups)
         return returned
 
+    def _begin_anew(self, loss: Tensor | None) -> None:
+        """Forget what is known of all groups where others have set some to another start.
+
+        For they have one loss.
+        """
+        changed, starts = self._versions.begin_step(self.param_groups), self._new_starts
+        if loss is None or not (self.guard and (any(changed) or starts)) or _is_capturing():
+            return
+        self._on_device.leave(self._moved)
+        for number, group in enumerate(self.param_groups):
+            sign = -1 if group["maximize"] else 1
+            for _, record in list(self._records([group])):
+                if any(changed) and "guard" in record:
+                    known = guard_of(Problem(group, record, {}, self.state, self._models))
+                    starts.suspect(number, known.highest_expected)
+                if starts.observe(number, sign * float(loss)):
+                    for param in group["params"]:
+                        self.state.pop(param, None)
+                    warn_of_new_start(group, record["step"])
+
     def _step(self, loss: Tensor | None) -> None:
-        fusible, device, groups = self.nonfinite == "skip", self._on_device, self.param_groups
+        fusible = self.nonfinite == "skip" and not self._new_starts
+        device, groups = self._on_device, self.param_groups
         if fusible and device.goes_on(groups, self.state, self._moved, guarded=self.guard):
             for group in groups:
                 check_present_settings(group, waits=False)
             device.step(loss)
             return
         require(
-            not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()),
+            not _is_capturing(),
             "this step cannot be captured in a CUDA graph, as it asks the device; take a step "
             "outside of it first, by fused kernels (`haltwise info` says whether they run)",
         )
+        with counted_if_whole(self.state):
+            self._step_unlike_last(loss, fusible=fusible)
+
+    def _step_unlike_last(self, loss: Tensor | None, *, fusible: bool) -> None:
+        device, groups = self._on_device, self.param_groups
         problems = [found for group in groups if (found := self._survey(group))]
         if fusible and device.begin(problems, groups, loss, self._moved, guarded=self.guard):
             return
@@ -227,10 +277,15 @@ class LearnedOptimizer(torch.optim.Optimizer):
         followed = [
             (problem, own)
             for problem, own in zip(problems, gradients, strict=True)
-            if not self.guard or follows(problem, loss)
+            if not self.guard or follows(problem, loss, is_in_doubt=self._is_in_doubt(problem))
         ]
+        self._moved = []
         moved = [problem.move(own, self.chunk_size) for problem, own in followed]
         self._finish([problem for problem, _ in followed], moved, loss)
+
+    def _is_in_doubt(self, problem: Problem) -> bool:
+        numbers = [n for n, group in enumerate(self.param_groups) if group is problem.group]
+        return any(map(self._new_starts.is_in_doubt, numbers))
 
     def _survey(self, group: Group) -> Problem | None:
         problem = survey(
@@ -315,7 +370,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
         The decision is about the next gradient: it is forecast not to be worth its price. Where
         Adam has taken over, ten of its steps together have not earned theirs; and where there is a
-        guard, the trained horizon has ended.
+        guard, the trained horizon has ended. It is false where others seem to have set parameters
+        to another start.
 
         Raises:
             InputError: It is not known: a step came without the loss, or the weights were
@@ -328,7 +384,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             if any(param.requires_grad for param in group["params"])
         ]
         stops = [record["stop"] for _, record in trained or judged]
-        return bool(stops) and all(map(bool, stops))
+        return not self._new_starts and bool(stops) and all(map(bool, stops))
 
     @undisturbed()
     def take_back(self) -> bool:
@@ -337,16 +393,23 @@ class LearnedOptimizer(torch.optim.Optimizer):
         Call it once `should_stop` is true and the loop ends. The decision is made with the update
         in hand, and most weights have learned when it had better be left out, as where losses
         swing: `haltwise.solve` and evaluations return the parameters without it then. A second
-        call does nothing, nor does one after `load_state_dict`; running statistics of a module,
-        such as those of batch normalisation, are not touched.
+        call does nothing, nor does one after `load_state_dict`, nor where others have set the
+        parameters since, as to the best ones of a validation; running statistics of a module, such
+        as those of batch normalisation, are not touched.
 
         Returns:
             Whether any group was changed.
         """
         self._read_device()
-        undone = [problem for problem in self._moved if not keeps_update(problem)]
+        undone = [
+            problem
+            for problem in self._moved
+            if not keeps_update(problem)
+            and not self._versions.are_unusual(self.param_groups, problem.group)
+        ]
         for problem in undone:
             problem.take_back()
+        self._versions.end_step(self.param_groups)
         self._moved = []
         return bool(undone)
 
@@ -363,12 +426,12 @@ class LearnedOptimizer(torch.optim.Optimizer):
         """
         return tuple(posterior(self._models, group, record) for group, record in self._judged())
 
-    def _records(self) -> Iterator[tuple[Group, Record]]:
-        """The groups that have seen a gradient, and what the host remembers of each.
+    def _records(self, groups: Iterable[Group] | None = None) -> Iterator[tuple[Group, Record]]:
+        """Those of the groups that have seen a gradient, and what the host remembers of each.
 
         It is kept with a group's first parameter, as L-BFGS keeps its memory.
         """
-        for group in self.param_groups:
+        for group in self.param_groups if groups is None else groups:
             for param in group["params"][:1]:
                 if "group" in self.state.get(param, {}):
                     yield group, self.state[param]["group"][0]
@@ -393,6 +456,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         self._read_device()
         return copy.deepcopy(super().state_dict())
 
+    @undisturbed()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken, with the same weights.
 
@@ -430,12 +494,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._read_device()
-        own = ("nonfinite", "chunk_size", "state_dtype", "guard", "_models")
+        own = ("nonfinite", "chunk_size", "state_dtype", "guard", "average_loss", "_models")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._moved, self._on_device = [], DeviceSteps(self._models)
+        self._versions, self._new_starts = Versions(), NewStarts()
+
+
+def _is_capturing() -> bool:
+    """Whether this is captured in a CUDA graph, so that nothing can be asked of the device."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _averaged(loss: Tensor, params: list[Tensor]) -> Tensor:
+    """The mean of the losses of all processes, each on the device that its parameters are on."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return loss
+    mean = widened(loss.to(params[0].device if params else loss.device)).clone()
+    distributed.all_reduce(mean)
+    return mean / distributed.get_world_size()
 
 
 def _as_scalar(loss: Tensor | float) -> Tensor:

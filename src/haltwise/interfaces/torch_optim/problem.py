@@ -71,19 +71,18 @@ class Problem(NamedTuple):
 
     def pool(self, chunk_size: int | None) -> dict[int, PooledGradient]:
         """What is pooled of the gradient, by leaf."""
-        maximize = self.group["maximize"]
+        maximize, dim = self.group["maximize"], num_coordinates(self.group["params"])
         return {
             leaf: pool(
-                [(self._rule(leaf, param), param, self.states[param]) for param in own],
+                [(self._rule(leaf, param, dim), param, self.states[param]) for param in own],
                 _chunk_of(own[0], chunk_size),
                 maximize=maximize,
             )
             for leaf, own in self.by_leaf.items()
         }
 
-    def _rule(self, leaf: int, param: Tensor) -> UpdateRule:
-        """The rule of a leaf, where a tensor is."""
-        dim = num_coordinates(self.group["params"])
+    def _rule(self, leaf: int, param: Tensor, dim: int) -> UpdateRule:
+        """The rule of a leaf, where a tensor is; of so many coordinates of the group."""
         return leaves(self.models.cast(self.group, param).rule, dim)[leaf][0]
 
     def move(self, pooled: dict[int, PooledGradient], chunk_size: int | None) -> UpdateStatistics:
@@ -101,7 +100,7 @@ class Problem(NamedTuple):
             total = torch.zeros((), device=device)
             for param in params:
                 moved = move(
-                    self._rule(leaf, param),
+                    self._rule(leaf, param, dim),
                     param,
                     self.states[param],
                     pooled[leaf],

@@ -10,7 +10,14 @@ from haltwise.interfaces.torch_optim.groups import Group, num_coordinates
 from haltwise.interfaces.torch_optim.guard import Action, Guard, adam_
 from haltwise.interfaces.torch_optim.problem import Problem, are_finite
 
-__all__ = ["follows", "guard_of", "note_failures", "note_learned_step", "warn_of_adam"]
+__all__ = [
+    "follows",
+    "guard_of",
+    "note_failures",
+    "note_learned_step",
+    "warn_of_adam",
+    "warn_of_new_start",
+]
 
 
 def guard_of(problem: Problem) -> Guard:
@@ -21,11 +28,17 @@ def guard_of(problem: Problem) -> Guard:
     return Guard(state, record["step"], card.horizon, card.price if price is None else price)
 
 
-def follows(problem: Problem, loss: Tensor | None) -> bool:
-    """Whether the learned rule is to move the group at this step; if not, Adam has."""
+def follows(problem: Problem, loss: Tensor | None, *, is_in_doubt: bool = False) -> bool:
+    """Whether the learned rule is to move the group at this step; if not, Adam has.
+
+    Args:
+        problem: The group.
+        loss: That the step came with.
+        is_in_doubt: Whether it may be that of another start, of which the guard knows nothing.
+    """
     guard, group, record = guard_of(problem), problem.group, problem.record
     sign = -1 if group["maximize"] else 1
-    action = guard.observe(None if loss is None else sign * float(loss))
+    action = guard.observe(None if loss is None or is_in_doubt else sign * float(loss))
     _obey(problem, action)
     if not guard.has_taken_over:
         return True
@@ -59,6 +72,16 @@ def warn_of_adam(group: Group, why: str) -> None:
     warn(
         f"Adam takes over from the weights {group['weights']!r} {why}, with a learning rate that "
         "falls from now on; to follow the weights all the same give guard=False",
+        FitWarning,
+    )
+
+
+def warn_of_new_start(group: Group, step: int) -> None:
+    """Say that a group begins anew, as it was changed by others."""
+    warn(
+        f"parameters were changed by others shortly before step {step}, and the loss is none that "
+        f"steps have led to: the weights {group['weights']!r} begin anew from there; build another "
+        "optimizer for another run",
         FitWarning,
     )
 

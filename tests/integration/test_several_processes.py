@@ -1,0 +1,59 @@
+"""Processes that train one model together, each on examples of its own."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from forked import hold
+from networks import Model, flat, loss_of
+from torch import distributed
+from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
+
+import haltwise
+from haltwise import LearnedOptimizer
+
+NUM_STEPS = 20
+
+
+def work(rank: int, folder: Path) -> None:
+    """Train as one of two; only one of them sees a loss that rises."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    model = Model()
+    parallel = DistributedDataParallel(model)
+    optimizer = LearnedOptimizer(parallel.parameters(), average_loss=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", haltwise.FitWarning)
+        for step in range(NUM_STEPS):
+            optimizer.zero_grad()
+            loss = loss_of(parallel, 2 * step + rank)
+            torch.autograd.backward(loss)
+            optimizer.step(loss=loss + (100.0 if rank and step > 14 else 0.0))
+    found = {"params": flat(model), "told": [str(each.message) for each in told]}
+    torch.save(found | {"stop": optimizer.should_stop}, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_they_stay_together_by_the_mean_of_their_losses(tmp_path: Path) -> None:
+    hold(__name__)
+    start_processes(work, (tmp_path,), nprocs=2, start_method="forkserver")
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(one["params"], other["params"])
+    assert one["told"] == other["told"]
+    assert "Adam takes over" in one["told"][0]
+    assert one["stop"] == other["stop"]
+
+
+def test_one_process_has_no_other_to_ask() -> None:
+    model, twin = Model(), Model()
+    for own, average in ((model, True), (twin, False)):
+        optimizer = LearnedOptimizer(own.parameters(), average_loss=average)
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = loss_of(own, step)
+            torch.autograd.backward(loss)
+            optimizer.step(loss=loss)
+        assert optimizer.__getstate__()["average_loss"] is average
+    assert torch.equal(flat(model), flat(twin))
