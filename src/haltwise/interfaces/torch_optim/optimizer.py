@@ -234,7 +234,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             sign = -1 if group["maximize"] else 1
             for _, record in list(self._records([group])):
                 if any(changed) and "guard" in record:
-                    known = guard_of(Problem(group, record, {}, self.state, self._models))
+                    known = guard_of(Problem(group, record, {}, self.state, self._models, 0.0))
                     starts.suspect(number, known.highest_expected)
                 if starts.observe(number, sign * float(loss)):
                     for param in group["params"]:
