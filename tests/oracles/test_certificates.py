@@ -458,7 +458,7 @@ def test_a_certificate_lacks_nothing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"losses": [0.1, 0.2]}, r"matrix \[n, K\] .* got shape \[2\]"),
+        ({"losses": [0.1, 0.2]}, r"matrix \[n, C\] .* got shape \[2\]"),
         ({"losses": [[0.1]], "savings": [1.0]}, r"shape of losses \[1, 1\], got \[1\]"),
         ({"losses": [[0.1]], "groups": ["a", "b"]}, r"one label a problem, \[1\], got \[2\]"),
         ({"losses": [[0.1]], "subjects": [False]}, "about none of the problems"),
