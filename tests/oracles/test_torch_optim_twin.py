@@ -157,6 +157,49 @@ def test_cutting_a_group_into_tensors_and_chunks_changes_nothing(
     assert_close(cut.halting_posterior[0].log_prob(), optimizer.halting_posterior[0].log_prob())
 
 
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    "weights", ["small-networks", "mnist-mlp", *sorted(WEIGHTS.keys() - {"nested"})]
+)
+def test_tensors_of_one_size_that_are_moved_at_once_move_as_by_themselves(
+    weights: str, state_dtype: torch.dtype | None
+) -> None:
+    """With chunks of a tensor each is moved alone; tensors join late, and some at no step."""
+    learned: Any = WEIGHTS[weights]() if weights in WEIGHTS else weights
+    dtype = DOUBLE if state_dtype is None else torch.float32
+    shapes = (6, 1), (3,), (2, 3), (6,), (5,), (1,), (3, 1), (1, 1), (6,)  # a new rule from 9 on
+    together, apart = (
+        [nn.Parameter(randn(*shape, seed=n).to(dtype)) for n, shape in enumerate(shapes)]
+        for _ in range(2)
+    )
+    settings: dict[str, Any] = {"weight_decay": 0.01, "maximize": True, "guard": False}
+    optimizers = [
+        LearnedOptimizer(params, learned, chunk_size=size, state_dtype=state_dtype, **settings)
+        for params, size in ((together, None), (apart, 6))
+    ]
+    for step in range(6):
+        for params in (together, apart):
+            for number, param in enumerate(params):
+                grad = randn(*param.shape, seed=100 * step + number).to(dtype)
+                waits = (number == 1 and step < 2) or (number == 3 and step == 4)
+                param.grad = None if waits else grad
+        for optimizer in optimizers:
+            optimizer.step(loss=0.1 * step - 1.0)
+    tolerance: dict[str, float] = {"rtol": 1e-9, "atol": 1e-12}
+    if state_dtype is not None:  # what rounds otherwise may round to the next number
+        tolerance = {"rtol": 2e-2, "atol": 2e-2}
+    assert_close(together, apart, **tolerance)
+    for one, other in zip(together, apart, strict=True):
+        states = [o.state[param] for o, param in zip(optimizers, (one, other), strict=True)]
+        for name in states[0].keys() - {"group"}:
+            assert_close(states[0][name], states[1][name], **tolerance, msg=name)
+    outputs = [
+        optimizer.state_dict()["state"][0]["group"][0].get("outputs") for optimizer in optimizers
+    ]
+    if state_dtype is None:
+        assert_close(*outputs, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-40, 1e-20, 1e19, 3e38])
 def test_extreme_gradients_leave_everything_finite(scale: float) -> None:
     param = nn.Parameter(torch.zeros(4))

@@ -5,7 +5,7 @@ moves them. Sums run in float64.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -23,7 +23,10 @@ from haltwise.update_rules import (
     update_chunk,
 )
 
-__all__ = ["UpdateStatistics", "init_state", "leaves", "move", "pool", "working_dtype"]
+__all__ = ["UpdateStatistics", "alike", "init_state", "leaves", "move", "pool", "working_dtype"]
+
+
+_GATHERED = 16  # bytes of states that are gathered at most, for each coordinate of a chunk
 
 
 def working_dtype(param: Tensor) -> torch.dtype:
@@ -43,50 +46,90 @@ def leaves(rule: UpdateRule, dim: int) -> list[tuple[UpdateRule, int]]:
     return [leaf for own, size in pairs for leaf in leaves(own, size)]
 
 
-def _gradients(param: Tensor, chunk_size: int, *, maximize: bool) -> Iterator[Tensor]:
-    """The gradient to descend, in pieces [1, M] of at most `chunk_size`."""
-    assert param.grad is not None
-    for piece in param.grad.detach().reshape(1, -1).split(chunk_size, 1):
-        grad = piece.to(working_dtype(param))
-        yield -grad if maximize else grad
+def alike(
+    params: Iterable[Tensor], states: Mapping[Tensor, State], chunk_size: int
+) -> Iterator[list[Tensor]]:
+    """Tensors to pool and move at once, as rows: of one size, on one device, in one dtype.
+
+    Networks repeat layers, and small tensors take less time to compute on than to call for. Their
+    states are gathered for it, which large ones are not worth.
+    """
+    kinds: dict[object, list[Tensor]] = {}
+    for param in params:
+        kinds.setdefault((param.numel(), working_dtype(param), param.device), []).append(param)
+    for own in kinds.values():
+        kept = states[own[0]].values()
+        num_bytes = sum(value.nbytes for value in kept if isinstance(value, Tensor))
+        most = min(chunk_size // own[0].numel(), _GATHERED * chunk_size // num_bytes)
+        number = max(1, most)
+        yield from (own[first : first + number] for first in range(0, len(own), number))
+
+
+def _pieces(
+    params: Sequence[Tensor], chunk_size: int, *, maximize: bool
+) -> Iterator[tuple[slice, Tensor]]:
+    """The gradients to descend of B alike tensors, [B, M] of at most `chunk_size`, and which."""
+    dtype, size = working_dtype(params[0]), params[0].numel()
+    grads = [param.grad.detach().reshape(1, -1) for param in params if param.grad is not None]
+    for first in range(0, size, chunk_size if len(params) == 1 else size):
+        span = slice(first, min(first + chunk_size, size))
+        grad = _together([each[:, span].to(dtype) for each in grads])
+        yield span, -grad if maximize else grad
+
+
+def _together(rows: Sequence[Tensor]) -> Tensor:
+    """Rows [1, ...] as one tensor [B, ...]; a single one as it is."""
+    return rows[0] if len(rows) == 1 else torch.cat([*rows])
+
+
+def _store(places: Sequence[Tensor], value: Tensor) -> None:
+    """Write rows where they belong, unless they were changed there."""
+    if len(places) > 1:
+        torch._foreach_copy_([*places], [*value.split(1)])
+    elif value.data_ptr() != places[0].data_ptr():
+        places[0].copy_(value)
 
 
 @one_thread()
 def pool(
-    tensors: Iterable[tuple[UpdateRule, Tensor, State]], chunk_size: int, *, maximize: bool
+    tensors: Iterable[tuple[UpdateRule, Sequence[Tensor], Sequence[State]]],
+    chunk_size: int,
+    *,
+    maximize: bool,
 ) -> PooledGradient:
     """What is pooled of the gradients of tensors, each [1]; NaN or infinite if one of them is.
 
     Args:
-        tensors: Those that a rule moves together; the rule where each is, and what is remembered.
+        tensors: Those that a rule moves together, in alike ones; the rule where each is, and what
+            is remembered.
         chunk_size: Coordinates at once.
         maximize: Whether to ascend.
     """
     totals, logs, own, num = [], [], [], 0
-    for rule, param, state in tensors:
-        kept, begin = sub_state(state, "rule."), 0
-        for grad in _gradients(param, chunk_size, maximize=maximize):
+    for rule, params, states in tensors:
+        kept, size = [sub_state(state, "rule.") for state in states], params[0].numel()
+        for span, grad in _pieces(params, chunk_size, maximize=maximize):
             totals.append(grad.sum(1, dtype=widened(grad[:, :0]).dtype))
             logs.append(2 * widened(log_rms(grad)) + math.log(grad.shape[1]))
             if isinstance(rule, SupportsChunks):
-                span = slice(begin, begin + grad.shape[1])
                 part = {
-                    name: _working(_part(value, span, param.numel()), grad.dtype)
-                    for name, value in kept.items()
+                    name: _working(
+                        _together([_part(each[name], span, size) for each in kept]), grad.dtype
+                    )
+                    for name in kept[0]
                 }
                 sums = rule.sums(grad, part)
                 own += [] if sums is None else [widened(sums)]
-            begin += grad.shape[1]
-        num += begin
+        num += size * len(params)
     device = totals[0].device  # a model may be spread over several
 
-    def together(values: list[Tensor]) -> Tensor:
-        return torch.stack([value.to(device) for value in values])
+    def joined(values: list[Tensor]) -> Tensor:
+        return torch.cat([value.to(device) for value in values]).unsqueeze(1)
 
     return PooledGradient(
-        together(totals).sum(0) / num,
-        (together(logs).logsumexp(0) - math.log(num)) / 2,
-        together(own).sum(0) if own else None,
+        joined(totals).sum(0) / num,
+        (joined(logs).logsumexp(0) - math.log(num)) / 2,
+        joined(own).sum(0) if own else None,
     )
 
 
@@ -130,8 +173,8 @@ class UpdateStatistics(NamedTuple):
 @one_thread()
 def move(
     rule: UpdateRule,
-    param: Tensor,
-    state: State,
+    params: Sequence[Tensor],
+    states: Sequence[State],
     pooled: PooledGradient,
     *,
     lr: float,
@@ -139,48 +182,53 @@ def move(
     maximize: bool,
     chunk_size: int,
 ) -> UpdateStatistics:
-    """Advance the state of a tensor in place; its displacement is left in `signals.update`.
+    """Advance the states of B alike tensors in place; displacements are left in `signals.update`.
 
-    The rule is in the tensor's working dtype and on its device, `pooled` is of all the rule's
-    coordinates, and the tensor itself is left untouched.
+    The rule is in the tensors' working dtype and on their device, `pooled` is of all the rule's
+    coordinates, and the tensors themselves are left untouched.
     """
-    size, dtype = param.numel(), working_dtype(param)
-    pooled = PooledGradient(
-        pooled.mean.to(param.device, dtype),
-        pooled.log_rms.to(param.device, dtype),
-        None if pooled.sums is None else pooled.sums.to(param.device, dtype),
+    size, dtype, device = params[0].numel(), working_dtype(params[0]), params[0].device
+
+    def of_each(value: Tensor) -> Tensor:
+        return value.to(device, dtype).expand(len(params), *value.shape[1:])
+
+    given_pooled = PooledGradient(
+        of_each(pooled.mean),
+        of_each(pooled.log_rms),
+        None if pooled.sums is None else of_each(pooled.sums),
     )
-    values = param.detach().reshape(1, -1) if weight_decay else None
-    own, last = sub_state(state, "rule."), sub_state(state, "signals.")
+    values = [param.detach().reshape(1, -1) for param in params] if weight_decay else []
+    own, last = ([sub_state(state, part) for state in states] for part in ("rule.", "signals."))
     of_tensor: State = {}
-    readout = products = torch.zeros((), device=param.device)
-    begin = 0
-    for grad in _gradients(param, chunk_size, maximize=maximize):
-        span = slice(begin, begin + grad.shape[1])
-        old = {name: _part(value, span, size) for name, value in own.items()}
-        given = {name: _working(value, dtype) for name, value in old.items()}
-        step = update_chunk(rule, grad, given, pooled)
-        state["touched"][:, span] |= grad != 0
+    readout = products = torch.zeros((), device=device)
+    for span, grad in _pieces(params, chunk_size, maximize=maximize):
+        places = {name: [_part(each[name], span, size) for each in own] for name in own[0]}
+        given = {name: _working(_together(rows), dtype) for name, rows in places.items()}
+        step = update_chunk(rule, grad, given, given_pooled)
         update = lr * step.update
-        if values is not None:
-            update -= lr * weight_decay * values[:, span].to(dtype)
-        memory = {name: value[:, span] for name, value in last.items()}
-        readout = readout + widened(step.readout) * grad.shape[1]
-        products = products + sum_products(
-            widened(grad), widened(update), {name: widened(value) for name, value in memory.items()}
-        )
+        if values:
+            update -= lr * weight_decay * _together([each[:, span].to(dtype) for each in values])
+        memory = {name: [each[name][:, span] for each in last] for name in last[0]}
+        before = {name: widened(_together(rows)) for name, rows in memory.items()}
+        readout = readout + _summed(widened(step.readout)) * grad.shape[1]
+        products = products + _summed(sum_products(widened(grad), widened(update), before))
         for name, value in step.state.items():
-            if _of_coordinates(own[name], size):
-                if value.data_ptr() != old[name].data_ptr():
-                    old[name].copy_(value)
+            if _of_coordinates(own[0][name], size):
+                _store(places[name], value)
             else:
                 of_tensor[name] = value  # every chunk begins with the old one
-        memory["grad"].copy_(grad)
-        memory["update"].copy_(update)
-        begin = span.stop
+        touched = [state["touched"][:, span] for state in states]
+        _store(touched, _together(touched) | (grad != 0))
+        _store(memory["grad"], grad)
+        _store(memory["update"], update)
     for name, value in of_tensor.items():
-        own[name].copy_(value)
+        _store([each[name] for each in own], value)
     return UpdateStatistics(readout, products)
+
+
+def _summed(value: Tensor) -> Tensor:
+    """The sum over tensors, [1, ...]."""
+    return value if len(value) == 1 else value.sum(0, keepdim=True)
 
 
 def _working(value: Tensor, dtype: torch.dtype) -> Tensor:

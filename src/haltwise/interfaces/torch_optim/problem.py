@@ -9,6 +9,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise.interfaces.torch_optim.chunks import (
     UpdateStatistics,
+    alike,
     init_state,
     leaves,
     move,
@@ -74,7 +75,10 @@ class Problem(NamedTuple):
         maximize, dim = self.group["maximize"], num_coordinates(self.group["params"])
         return {
             leaf: pool(
-                [(self._rule(leaf, param, dim), param, self.states[param]) for param in own],
+                [
+                    (self._rule(leaf, some[0], dim), some, [self.states[each] for each in some])
+                    for some in alike(own, self.states, _chunk_of(own[0], chunk_size))
+                ],
                 _chunk_of(own[0], chunk_size),
                 maximize=maximize,
             )
@@ -98,16 +102,16 @@ class Problem(NamedTuple):
         products = torch.zeros((), device=device)
         for leaf, params in self.by_leaf.items():
             total = torch.zeros((), device=device)
-            for param in params:
+            for some in alike(params, self.states, _chunk_of(params[0], chunk_size)):
                 moved = move(
-                    self._rule(leaf, param, dim),
-                    param,
-                    self.states[param],
+                    self._rule(leaf, some[0], dim),
+                    some,
+                    [self.states[each] for each in some],
                     pooled[leaf],
                     lr=float(group["lr"]),
                     weight_decay=group["weight_decay"],
                     maximize=group["maximize"],
-                    chunk_size=_chunk_of(param, chunk_size),
+                    chunk_size=_chunk_of(some[0], chunk_size),
                 )
                 total = total + moved.readout.to(device)
                 products = products + moved.products.to(device)
