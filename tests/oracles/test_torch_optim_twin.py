@@ -185,7 +185,7 @@ def test_tensors_of_one_size_that_are_moved_at_once_move_as_by_themselves(
                 param.grad = None if waits else grad
         for optimizer in optimizers:
             optimizer.step(loss=0.1 * step - 1.0)
-    tolerance: dict[str, float] = {"rtol": 1e-9, "atol": 1e-12}
+    tolerance: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-12}
     if state_dtype is not None:  # what rounds otherwise may round to the next number
         tolerance = {"rtol": 2e-2, "atol": 2e-2}
     assert_close(together, apart, **tolerance)
