@@ -211,3 +211,19 @@ def test_ctrl_c_is_clean(log: Path) -> None:
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "haltwise: interrupted"
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(95, "go on"), (100, "the budget 100 is spent")])
+def test_a_run_that_has_spent_the_budget_of_its_log_has_ended(
+    tmp_path: Path, last: int, verdict: str
+) -> None:
+    history = [{"step": step, "eval_loss": 3 * 0.97**step + 0.5} for step in range(5, last + 1, 5)]
+    state = {"global_step": last, "max_steps": 100, "log_history": history}
+    log = tmp_path / "trainer_state.json"
+    log.write_text(json.dumps(state))
+    done = haltwise(
+        *("watch", log, "--rule", "training-runs", "--level", 1e-9, "--target", 0.3, "--once"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert verdict in done.stdout

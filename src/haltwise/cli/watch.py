@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
 import click
+import numpy as np
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import read_bytes
 from haltwise._core.plugins import is_file, load_object
 from haltwise.cli.options import PATH
 from haltwise.cli.printing import say
-from haltwise.curves import Curve, read
+from haltwise.curves import Curve, Curves
 from haltwise.curves.raw import NothingRecordedError
+from haltwise.curves.readers import settled
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.shipped import PRETRAINED
 from haltwise.curves.stop_model import StopModel
@@ -161,16 +163,16 @@ def _one_run(log: Path, reading: dict[str, Any]) -> Curve:
             copy = Path(folder) / log.name
             copy.write_bytes(whole + newline)
             try:
-                curves = read(copy, **reading)
+                given = settled(copy, **reading)
             except InputError as error:
                 raise type(error)(str(error).replace(str(copy), str(log))) from None
     else:
-        curves = read(log, **reading)
+        given = settled(log, **reading)
+    curves = Curves.from_runs(**given)
     require(curves.num_runs == 1, f"{log} holds {curves.num_runs} runs; watch a log that holds one")
-    curve = curves[0]
     # Where nothing tells the budget, the record takes what was spent by the longest run.
-    told = reading["budget"] is not None or curve.budget > curve.cost[-1]
-    return curve if told else curve._replace(budget=math.nan)
+    budget = np.asarray(np.nan if given["budget"] is None else given["budget"], float)
+    return curves[0]._replace(budget=budget.item())
 
 
 def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:

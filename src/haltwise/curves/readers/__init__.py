@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 
@@ -17,7 +18,7 @@ from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.files import read_head
 from haltwise.datasets.store import default_directory
 
-__all__ = ["Reader", "read", "readers"]
+__all__ = ["Reader", "read", "readers", "settled"]
 
 _FOLDER = "curves"  # of the data directory
 _MOST_FILES = 100_000
@@ -99,6 +100,37 @@ def read(
         >>> curves.num_runs, curves.succeeded.tolist()
         (2, [True, False])
     """
+    return Curves.from_runs(
+        **settled(
+            path,
+            format=format,
+            run=run,
+            cost=cost,
+            cost_unit=cost_unit,
+            metric=metric,
+            direction=direction,
+            target=target,
+            budget=budget,
+            group=group,
+            task=task,
+            columns=columns,
+            data_dir=data_dir,
+        )
+    )
+
+
+def settled(
+    path: str | Path,
+    *,
+    format: str | None = None,  # noqa: A002
+    run: str | None = None,
+    cost_unit: str | None = None,
+    group: str | Sequence[str] | None = None,
+    task: str | Sequence[str] | None = None,
+    data_dir: str | Path | None = None,
+    **chosen: Any,
+) -> dict[str, Any]:
+    """What `read` gives to `Curves.from_runs`; a budget that nothing tells is missing there."""
     require(
         isinstance(path, str | Path), f"name a file or a folder of recorded runs, got {shown(path)}"
     )
@@ -131,20 +163,10 @@ def read(
             f"left out: {len(nothing)} of {len(sources)} logs without a point; {nothing[0]}",
             DataWarning,
         )
-    raw = RawRuns.merged(parts)
-    settled = raw.settled(
-        cost=cost,
-        metric=metric,
-        direction=direction,
-        target=target,
-        budget=budget,
-        group=group,
-        task=task,
-        columns=columns,
-    )
+    found = RawRuns.merged(parts).settled(group=group, task=task, **chosen)
     if cost_unit is not None:
-        settled["cost_unit"] = cost_unit
-    return Curves.from_runs(**settled)
+        found["cost_unit"] = cost_unit
+    return found
 
 
 def _find(path: Path, data_dir: str | Path | None) -> Path:
