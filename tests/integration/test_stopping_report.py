@@ -31,6 +31,7 @@ from haltwise import InputError
 from haltwise._core.errors import DataWarning
 from haltwise._core.json import to_json
 from haltwise.evaluation import stopping_report
+from haltwise.report.figures import frontier
 from haltwise.report.stopping import headline, rules_table, sentences, verdict, warnings
 from haltwise.stop_rules import CostUnit
 
@@ -350,3 +351,18 @@ def test_words_follow_the_figures() -> None:
     assert verdict(bad) == "loss"
     assert headline(bad).startswith("The best fixed budget is better")
     assert "They are beaten by" in " ".join(sentences(bad))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("stop", [0, 1, 3, 8])
+def test_nothing_is_said_of_what_rounding_leaves(stop: int, seed: int) -> None:
+    """Stops that are all one budget are neither better nor worse than it, and know nothing."""
+    draw = np.random.default_rng(seed)
+    losses = draw.random((60, 1)) * 0.7 ** np.arange(9) + 0.01 * draw.random((60, 9))
+    record = stopping_report(losses, np.full(60, stop), price=0.002, baselines=False)
+    text = " ".join(sentences(record))
+    for claim in ("problems apart lowers", "does harm", "comes so low", "100 %", "e-1"):
+        assert claim not in text
+    if stop == 0:
+        assert "so that nothing can be saved" in text
+    assert ", not below the" in frontier(record, "x").title

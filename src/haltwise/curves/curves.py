@@ -417,11 +417,11 @@ class Curves:
         return (self[i] for i in range(self.num_runs))
 
     def __getitem__(self, run: int) -> Curve:
+        run = range(self.num_runs)[run]  # from the end if negative; an IndexError beyond
         where = slice(self.offset[run], self.offset[run + 1])
-        measured = dict(zip(self.columns, self.values[where].T, strict=True))
         return Curve(
             self.cost[where],
-            measured,
+            dict(zip(self.columns, self.values[where].T, strict=True)),
             self.metric,
             self.direction,
             float(self.target[run]),

@@ -1,12 +1,13 @@
 """Learn from recorded runs when to give a run up, and what that would have saved and lost."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from haltwise._core.errors import DataWarning, require, warn
+from haltwise._core.settings import one_of
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features
 from haltwise.curves.folds import deal
@@ -121,6 +122,7 @@ def learn(
         ['0.01', '0.02', '0.05']
     """
     say = progress or _silent
+    one_of("ended_early", ended_early, get_args(EndedEarly))
     curves = _usable(curves, ended_early)
     folds = folds_of(curves, seed)
     num_folds = int(folds.max()) + 1
