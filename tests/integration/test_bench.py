@@ -17,7 +17,7 @@ from haltwise.bench.records import BenchRecord
 from haltwise.bench.run import GIVEN, RECORD, REFERENCE, BenchSettings, run_bench
 from haltwise.cli.bench import command
 from haltwise.curves.curves import Curves
-from haltwise.report.bench import bench_tables, headline, write_bench
+from haltwise.report.bench import bench_tables, headline, judged_rule, write_bench
 from haltwise.report.formats import num
 
 TINY = BenchSettings(num_runs=24, num_folds=2, prices=(0.1,))
@@ -33,6 +33,26 @@ class Slow(CurveRule):
     def score(self, curve):
         return -curve.loss
 """
+
+
+def test_runs_made_for_other_settings_are_not_taken(tmp_path: Path) -> None:
+    """Those of a bench that was interrupted before it had judged anything."""
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(tmp_path, ["chain"], ["patience"], TINY, report=_interrupt)
+    with pytest.raises(InputError, match="another num_runs"):
+        run_bench(tmp_path, ["chain"], ["patience"], replace(TINY, num_runs=30))
+    run_bench(tmp_path, ["chain"], ["patience"], TINY)
+
+
+def test_a_bench_without_a_rule_that_applies_says_so() -> None:
+    with pytest.raises(InputError, match="no rule applies to any case"):
+        judged_rule(BenchRecord({}))
+
+
+def _interrupt(unit: str, done: int, total: int, what: str) -> None:
+    del unit, total, what
+    if done:
+        raise KeyboardInterrupt
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:

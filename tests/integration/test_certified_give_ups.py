@@ -99,6 +99,8 @@ def test_a_certificate_lies_on_the_card_and_holds_for_these_trees_alone(tmp_path
     given = ["judge", str(path), str(tmp_path / "new.npz"), "--adopt"]
     done = CliRunner().invoke(cli, [*given, "--certify", "0.1", "--confidence", "0.9"])
     assert done.exit_code == 0, done.output
+    refused = CliRunner().invoke(cli, [*given, "--certify", "1e-6", "--confidence", "0.9"])
+    assert refused.exit_code != 0
     (found,) = CurveModel.load(path).card.certificates
     assert found.model == model.digest
     monitor = RunMonitor(path, target=1.0, budget=19.0, level=found)

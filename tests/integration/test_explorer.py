@@ -134,3 +134,12 @@ def test_a_page_is_written_where_it_can_be(tmp_path: Path) -> None:
 def test_optimizers_that_never_stop_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="trained without halting"):
         page_of(haltwise.load("regression-2d-lstm"), "regression-2d", tmp_path / "x.html")
+
+
+def test_the_model_shown_stays_as_it_is() -> None:
+    model = load("regression-2d")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    explore(model, family("regression-2d"), num_problems=1)
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name])

@@ -43,7 +43,7 @@ def described() -> list[tuple[object, list[str]]]:
         (model.halting, ["HaltingModel(stick-breaking"]),
         (model.card, ["Card(", "policies for updates and gradients"]),
         (haltwise.load("regression-2d-lstm"), ["regression-2d"]),
-        (runs, [f"{runs.card.num_runs:,} runs", "hours", "1%"]),
+        (runs, [f"{runs.card.num_runs:,} runs", "hours", "1 %"]),
         (curves, ["2 runs", "6 points"]),
         (curves[0], ["3 points", "loss (min) 1.5 after 2,", "budget 2"]),
         (batch, ["5 problems of 10 parameters", "float32"]),

@@ -48,7 +48,9 @@ def test_what_does_not_fit_follows_in_another_block(
         (-20886.85, "−2.1e+06"),
         (0.0, "0"),
         (-0.0, "0"),
-        (1e-9, "0"),
+        (1e-9, "1e−07"),
+        (4e-4, "0.04"),
+        (0.9996, "99.96"),
     ],
 )
 def test_shares_are_in_the_notation_of_the_table(share: float, text: str) -> None:

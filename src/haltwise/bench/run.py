@@ -106,6 +106,7 @@ def run_bench(
     bench = _Bench(directory, settings, data_dir, price, direction)
     # Cells of other rules and domains stay in the record; what is skipped may be there next time.
     record = replace(record, skipped={})
+    _save(directory, record)  # now, for runs that are made for these settings are kept here
     prepared = {}
     report("domain", 0, len(names), "")
     for name, found in _side_by_side(bench.prepare, names, num_jobs):

@@ -12,6 +12,7 @@ from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, given_options, read_curves, successes
 from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.curves.certify import certify_curves
+from haltwise.curves.learning import with_room
 from haltwise.curves.model import CurveModel
 from haltwise.curves.shipped import (
     PRETRAINED,
@@ -131,7 +132,7 @@ def command(
         print_table(ways_table(stopped))
         write_json(json_path, stopped)
         return
-    rule, curves = learned, with_targets(curves)
+    rule, curves = learned, with_room(with_targets(curves))
     record = judge_curves(rule, curves)
     document = record.to_json()
     print_table(levels_table(record))
@@ -143,7 +144,8 @@ def command(
         if isinstance(found, Certificate):
             say(f"give runs up below a score of {found.score_level}; {found.assumption}")
     write_json(json_path, document)
-    if adopt and isinstance(found, Certificate):
+    if adopt and found is not None:
+        found = found.require()
         certified = replace(rule.card, certificates=(*rule.card.certificates, found))
         path = find_curve_model(model)
         CurveModel(rule.forecast, certified).save(path)

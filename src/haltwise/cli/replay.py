@@ -10,6 +10,7 @@ from haltwise._core.errors import require
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, given_options, read_curves
 from haltwise.cli.printing import say
+from haltwise.curves.learning import with_room
 from haltwise.curves.shipped import PRETRAINED, is_curve_model, load_curve_model
 from haltwise.evaluation.give_up import with_targets
 from haltwise.models.loading import load_halting
@@ -51,7 +52,7 @@ def command(
     """
     name, runs_name = options.model_name(model), Path(runs).resolve().name
     if is_curve_model(model):
-        curves = with_targets(read_curves(runs, reading, data_dir))
+        curves = with_room(with_targets(read_curves(runs, reading, data_dir)))
         page = report.write_replay(
             load_curve_model(model), curves, out, name=name, runs_name=runs_name, num_runs=num_runs
         )

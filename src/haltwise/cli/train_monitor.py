@@ -65,6 +65,10 @@ def command(
         f"--test-runs {test_runs} are the runs that it learns from, which would flatter it; record "
         "others to judge it on",
     )
+    require(
+        json_path is None or test_runs is not None,
+        "--json writes how it is judged; give --test-runs, too",
+    )
     chosen = monitor_settings(runs, price=price, horizon=horizon, keeps_best=keeps_best, **settings)
     test = None if test_runs is None else RecordedRuns.load(test_runs, chosen.horizon)
     directory = out or Path("runs") / f"{runs.resolve().name}-monitor"

@@ -11,6 +11,7 @@ import torch
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import digest, load_tensors, save_tensors
+from haltwise._core.percent import in_percent
 from haltwise._core.settings import price_per_unit, require_types
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves, Floats
@@ -161,7 +162,7 @@ class CurveModel(CurveRule):
 
     def __repr__(self) -> str:
         card = self.card
-        levels = ", ".join(f"{float(lost):.0%}" for lost in card.levels)
+        levels = ", ".join(in_percent(float(lost)) for lost in card.levels)
         return (
             f"CurveModel(learned on {card.num_runs:,} runs of {card.num_groups:,} groups, "
             f"{card.metric} ({card.direction}) per {card.cost_unit}; levels that lost "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
+from haltwise._core.percent import in_percent
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
 from haltwise._core.tensors import sub_state
@@ -92,7 +93,7 @@ def diagnose(
         findings.append(
             Finding(
                 "not finite",
-                f"{share:.0%} of the problems do not stay finite for {horizon} steps.",
+                f"{in_percent(share)} of the problems do not stay finite for {horizon} steps.",
                 "Begin with smaller updates (--rule.output-scale 0.03) or a shorter --horizon.",
             )
         )
@@ -138,7 +139,8 @@ def _check_rule(
         if share > 0.5:
             yield Finding(
                 "saturated gates",
-                f"{share:.0%} of its units are beyond ±{_SATURATED:g}, where no gradient passes.",
+                f"{in_percent(share)} of its units are beyond ±{_SATURATED:g}, where no gradient "
+                "passes.",
                 "Train anew with a lower --adam.learning-rate, or restart from a checkpoint before "
                 "the weights grew.",
                 gate,
@@ -222,29 +224,29 @@ def _check_stops(figures: dict[str, float], excess: Tensor, price: float) -> Ite
         "median gain, prices": gain,
         "oracle's stop, mean": oracle.mean().item(),
         "oracle's stop, sd": oracle.std().item(),
-        "share that ends above its start": worse,
+        "share that ends no lower than its start": worse,
         "share best stopped within a step": at_once,
         "share worth every step": at_end,
     }
     if worse > 0.5:
         yield Finding(
             "no descent",
-            f"{worse:.0%} of the problems end above the loss they started from.",
+            f"{in_percent(worse)} of the problems end no lower than the loss they started from.",
             "Let the rule learn by the losses alone at first (--preset lstm, or --joint.warmup 1), "
             "with --rule.initial-descent true.",
         )
     if at_once > 0.9:
         yield Finding(
             "price above the losses",
-            f"At a price of {price:g} it is best to stop {at_once:.0%} of the problems within one "
-            f"step: all there is to gain is {gain:.3g} prices.",
+            f"At a price of {price:g} it is best to stop {in_percent(at_once)} of the problems "
+            f"within one step: all there is to gain is {gain:.3g} prices.",
             "Lower the --price, which is what a step must gain in units of the loss.",
         )
     if at_end > 0.5:
         yield Finding(
             "price below the losses",
-            f"At a price of {price:g} {at_end:.0%} of the problems are worth all {horizon} steps, "
-            "so there is nothing to learn about stopping.",
+            f"At a price of {price:g} {in_percent(at_end)} of the problems are worth all {horizon} "
+            "steps, so there is nothing to learn about stopping.",
             "Raise the --price or the --horizon.",
         )
 
@@ -263,8 +265,8 @@ def _check_drift(figures: dict[str, float], excess: Tensor) -> Iterator[Finding]
     if share > 0.25:
         yield Finding(
             "drift beyond the horizon",
-            f"From step {horizon} to {2 * horizon}, {share:.0%} of the problems lose a tenth or "
-            "more of what they had gained.",
+            f"From step {horizon} to {2 * horizon}, {in_percent(share)} of the problems lose a "
+            "tenth or more of what they had gained.",
             f"Never allow more than {horizon} steps, or train with a longer --horizon.",
         )
 
@@ -298,14 +300,14 @@ def _check_posterior(
     if at_0 > 0.9 and figures["share best stopped within a step"] < 0.9:
         yield Finding(
             "posterior collapsed to step 0",
-            f"{at_0:.0%} of its mass is where nothing is done, {best}",
+            f"{in_percent(at_0)} of its mass is where nothing is done, {best}",
             "Train the halter alone, distilled at first (--joint.num-steps 0 --rule-from RUN "
             "--method.distilled 0.5).",
         )
     elif at_end > 0.9 and figures["share worth every step"] < 0.5:
         yield Finding(
             "posterior collapsed to the horizon",
-            f"{at_end:.0%} of its mass is at step {trajectory.num_steps}, {best}",
+            f"{in_percent(at_end)} of its mass is at step {trajectory.num_steps}, {best}",
             f"{longer}, distilled at first.",
         )
     elif spread < 0.02 * oracle_spread:

@@ -11,7 +11,9 @@ from torch.nn.functional import one_hot
 
 from haltwise.evaluation.records import Bin, Frontier, Reliability, StopFigures, StoppingRecord
 from haltwise.evaluation.statistics import (
+    ROUNDING,
     captured_gain,
+    difference,
     jackknife,
     least_mix,
     rank_correlation,
@@ -165,7 +167,7 @@ def _figures(
     def statistics(means: Tensor) -> Tensor:
         own, budgets = means[:, :num], means[:, num:]
         fixed, oracle = budgets.amin(1, keepdim=True), own[:, -1:]
-        return torch.cat((own, captured_gain(fixed, own, oracle), own - own[:, :1]), 1)
+        return torch.cat((own, captured_gain(fixed, own, oracle), difference(own, own[:, :1])), 1)
 
     found = jackknife(statistics, torch.cat((j, table), 1), groups)
     oracle = rules["oracle"].cost
@@ -205,10 +207,12 @@ def _against_budgets(
         curve, ends, own = means.split((num, num, 2), 1)
         loss, cost = own.unbind(1)
         permuted = ((curve + price * steps) * ends).sum(1)  # the mean over all deals, exactly
-        needed = least_mix(curve, steps.expand_as(curve), loss)
-        saved = 1 - cost / needed.clamp_max(num - 1)
+        slack = ROUNDING * curve.abs().amax(1)  # a budget that all stops took leaves as much
+        needed = least_mix(curve, steps.expand_as(curve), loss + slack)
+        needed = torch.where(needed > num * ROUNDING, needed, 0)
+        saved = difference(torch.ones_like(cost), cost / needed.clamp_max(num - 1))
         needed = torch.where(needed.isfinite(), needed, torch.nan)
-        return torch.stack((permuted - loss - price * cost, saved, permuted, needed), 1)
+        return torch.stack((difference(permuted, loss + price * cost), saved, permuted, needed), 1)
 
     skill, saved, permuted, needed = jackknife(statistics, columns, groups)
     mean = excess.mean(0).expand(num, num)

@@ -1,5 +1,6 @@
 """Stops of a halting model on fresh processes of a family."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -64,7 +65,7 @@ def judge_processes(
         require(bool(found.finite.any()), f"not one of {num_items} items stays finite")
         return model.attach(found, price)
 
-    model.to(device)
+    model = copy.deepcopy(model).to(device)
     test, tuning = recorded("test"), keep_finite(recorded("tune"))
     kept = keep_finite(test)
     baselines: dict[str, Stops] = {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import DataWarning, FitWarning, InputError, require, warn
+from haltwise._core.percent import in_percent
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit, whole_number
 from haltwise._core.tensors import undisturbed
@@ -95,7 +96,7 @@ class Recommendation:
                 f"{trial.loss:.4g}",
                 f"{trial.num_gradients:.1f}",
                 f"{trial.seconds:.2g}",
-                "" if trial.handed_over is None else f"{trial.handed_over:.0%}",
+                "" if trial.handed_over is None else in_percent(trial.handed_over),
                 {None: "", True: "yes", False: "no"}[trial.fits],
             )
             for trial in self.trials

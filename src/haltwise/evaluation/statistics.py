@@ -11,13 +11,18 @@ from torch import Tensor
 from haltwise._core.extras import extra
 
 __all__ = [
+    "ROUNDING",
     "Interval",
     "captured_gain",
+    "difference",
     "jackknife",
     "least_mix",
     "rank_correlation",
     "share_interval",
 ]
+
+ROUNDING = 1e-12
+"""The share of two means below which their difference is none."""
 
 _LEVEL = 0.95
 _BLOCK = 2**16  # entries of a temporary, which then stays in a cache
@@ -125,8 +130,15 @@ def captured_gain(fixed: Tensor, rule: Tensor, oracle: Tensor) -> Tensor:
     NaN where that budget is as good as the oracle. The mean J's of any shapes that broadcast.
     """
     room = fixed - oracle
-    exists = room > 1e-12 * torch.maximum(fixed.abs(), oracle.abs())
+    exists = room > ROUNDING * torch.maximum(fixed.abs(), oracle.abs())
     return torch.where(exists, (fixed - rule) / room, torch.nan)
+
+
+def difference(one: Tensor, other: Tensor) -> Tensor:
+    """Subtract; 0 where that is what rounding leaves of two sums that are the same."""
+    found = one - other
+    is_none = found.abs() <= ROUNDING * torch.maximum(one.abs(), other.abs())
+    return torch.where(is_none & found.isfinite(), 0, found)
 
 
 def least_mix(limited: Tensor, wanted: Tensor, limit: Tensor) -> Tensor:

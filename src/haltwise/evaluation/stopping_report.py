@@ -9,6 +9,7 @@ from torch import Tensor
 
 from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import DataWarning, InputError, require, warn
+from haltwise._core.percent import in_percent
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit, shown
 from haltwise.curves.curves import Direction
@@ -141,8 +142,8 @@ def _judge(
     if record.rises:
         other = "min" if direction == "max" else "max"
         warn(
-            f"{record.share_rising:.0%} of the items end worse than they start; if the other "
-            f'direction is better, say direction="{other}" (--direction {other})',
+            f"{in_percent(record.share_rising)} of the items end worse than they start; if the "
+            f'other direction is better, say direction="{other}" (--direction {other})',
             DataWarning,
         )
     return replace(record, direction=direction)

@@ -25,6 +25,7 @@ from haltwise.report.formats import (
     MISSING,
     Saving,
     as_given,
+    count,
     counted,
     joined,
     num,
@@ -69,6 +70,7 @@ def judged_rule(record: BenchRecord, asked: str | None = None) -> str:
         InputError: The one asked for was not run.
     """
     known = [rule for question in Question for rule in record.rules(question)]
+    require(bool(known), "no rule applies to any case, so there is nothing to show; name others")
     require(
         asked is None or asked in known,
         f"no rule {asked!r} was run; those are {', '.join(dict.fromkeys(known))}",
@@ -100,8 +102,8 @@ def write_bench(record: BenchRecord, judged: str, path: Path) -> Path:
     top = Section(
         anchor="bench",
         title="StopBench",
-        subtitle=f"{counted(len(record.cases), 'case')}, {record.settings.get('num_runs')} runs "
-        "each at most",
+        subtitle=f"{counted(len(record.cases), 'case')} of "
+        f"{count(max(case.num_runs for case in record.cases.values()))} runs at most",
         headline=headline(record, judged),
         verdict="gain" if wins > losses else "loss" if losses > wins else "unclear",
         sentences=[*_sentences(record), _duel_sentence(duels, judged)],
@@ -196,7 +198,8 @@ def _sentences(record: BenchRecord) -> list[str]:
     return [
         f"{counted(runs, 'run')} in {counted(len(record.cases), 'case')}. Whole groups of runs are "
         "held out in turn; settings and levels of every rule are chosen on the other groups "
-        "alone, by cross-fitting where a rule learns. No rule sees the column it is scored by.",
+        "alone, by cross-fitting where a rule learns. Where runs are scored by a column of their "
+        "own, no rule sees it.",
         "Stopping early returns the best point so far and pays for what was spent; the captured "
         "gain is 0 for the best budget that is alike for all runs, in hindsight, and 100 % for the "
         "oracle. Losses are counted in the typical gain of a task, prices are of a whole budget.",

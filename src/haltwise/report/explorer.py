@@ -1,5 +1,6 @@
 """The explorer: problems and recorded runs watched step by step, at any price, on one page."""
 
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,7 +165,7 @@ def explore(
     require(1 <= num_problems <= _MOST, f"num_problems must lie in 1..{_MOST}, got {num_problems}")
     _require_halting(model.halting)
     batch = family.sample(num_problems, generator, dtype=torch.float64)
-    model = model.double()
+    model = copy.deepcopy(model).double()
     recorded = record(model.rule, batch, num_steps)
     kept = recorded.finite.nonzero().squeeze(1)
     require(len(kept) > 0, f"none of {num_problems} problems stays finite for {num_steps} steps")

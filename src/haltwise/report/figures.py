@@ -67,7 +67,8 @@ def frontier(record: StoppingRecord, stem: str) -> Figure:
     what = record.excess_name
     y = Axis(f"mean {what}", log=_is_log(*drawn))
     theirs = float(np.interp(own.mean_cost, budgets.hull, hull))
-    side = "below" if own.mean_excess < theirs else "not below"
+    is_below = own.mean_excess < theirs and not math.isclose(own.mean_excess, theirs)
+    side = "below" if is_below else "not below"
     note = "Lower and further left is better. The diamond is the policy judged"
     note += ", as it ships; its other settings return what it returns." if budgets.settings else "."
     return Figure(

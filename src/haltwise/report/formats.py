@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from haltwise._core.percent import in_percent
 from haltwise.evaluation import Interval
 
 __all__ = [
@@ -180,15 +181,8 @@ def _fact(value: Any) -> str:
 
 
 def _hundredths(value: float) -> str:
-    """Percentage points, with a decimal where rounding would claim none or all."""
-    if not math.isfinite(value):
-        return MISSING
-    points = 100 * value
-    if abs(points) >= 99_999.5:
-        return _minus(f"{points:.1e}")
-    near = 0 < abs(points) < 0.995 or 99 < abs(points) < 100
-    text = f"{points:.1f}" if near else f"{points:,.0f}"
-    return "0" if text.strip("-0.") == "" else _minus(text)
+    """Percentage points."""
+    return _minus(in_percent(value).removesuffix(" %")) if math.isfinite(value) else MISSING
 
 
 def _minus(text: str) -> str:

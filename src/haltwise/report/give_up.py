@@ -97,7 +97,11 @@ def write_give_up(path: Path, record: GiveUpRecord, learned: Learned) -> Path:
 
 
 def _sizes(record: GiveUpRecord) -> Table:
-    least = next((at.runs for at in record.by_size if at.saved > 0), None)
+    least = None  # from which on every number of runs saves something
+    for at in reversed(record.by_size):
+        if not at.saved > 0:
+            break
+        least = at.runs
     return Table(
         "sizes",
         f"It pays from {least} past runs on" if least else "With so few past runs it does not pay",

@@ -21,7 +21,8 @@ _TERMS = {
     "need for equal excess.",
     "Tuned baseline": "A stop rule without a model, its settings of least J on other problems than "
     "those it is judged on.",
-    "Interval": "95 %, by the jackknife over problems, or over the groups that are given.",
+    "Interval": "95 %, by the jackknife over problems, or over the groups that are given; of "
+    "StopBench by the bootstrap over groups.",
     "Solved": "Ends with at most 5 % of its initial excess.",
 }
 _SEEN_BY = {

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from haltwise._core.errors import require
+from haltwise._core.settings import whole_number
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.levels import GiveUps, first_below
 from haltwise.curves.model import CurveModel, cost_scale, per_cost
@@ -79,6 +80,7 @@ def replay(model: CurveModel, curves: Curves, *, num_runs: int, min_points: int)
     points, and at each price the place of that point at which it is given up, None if nowhere.
     """
     require(1 <= num_runs <= _MOST, f"num_runs must lie in 1..{_MOST}, got {num_runs}")
+    min_points = whole_number("min_points", min_points)
     chances = [model.chance(curve) for curve in curves]
     scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
     for score in scores:

@@ -209,7 +209,8 @@ def _saved(record: StoppingRecord) -> str:
     saved = budgets.saved
     text = f"They take {num(own.mean_cost)} {unit} to a mean {what} of {num(own.mean_excess)}; "
     # NaN where the excess of the last step is not as low.
-    if min(budgets.mean_excess) <= own.mean_excess:
+    least = min(budgets.mean_excess)
+    if least <= own.mean_excess or math.isclose(least, own.mean_excess):
         needed = num(budgets.cost_for_equal_excess)
         text += f"for equal {what}, budgets mixed at random need {needed} {unit}"
         if not math.isfinite(saved.value):  # they need none
