@@ -21,7 +21,9 @@ from haltwise.evaluation import recommend
 from haltwise.models.files import read_model
 from haltwise.models.loading import find
 from haltwise.nn import AdaptiveComputation, LayerStack
+from haltwise.planning import stopping_costs
 from haltwise.processes import Trajectory
+from haltwise.processes.markov_chain import MarkovChainFamily
 from haltwise.rollout import record
 from haltwise.stop_rules import BASELINES, CostUnit, GradientNorm, tune_baselines
 from haltwise.tasks import family
@@ -159,6 +161,34 @@ def _tuned(device: Device) -> Any:
     return [each.mean_j(0.1) for each in found.values()]
 
 
+def _resumed(device: Device) -> Any:
+    """A monitor whose state was loaded onto the CPU, as Lightning does."""
+    params = [nn.Parameter(torch.ones(3, device=device))]
+    with TemporaryDirectory() as folder:
+        monitor, other = (HaltingMonitor.recording(folder) for _ in range(2))
+        monitor.start(params)
+        params[0].grad = torch.ones(3, device=device)
+        monitor.update(1.0, params)
+        state = monitor.state_dict()
+        memory = state["memory"]
+        state["memory"] = {
+            key: {name: value.cpu() for name, value in seen.items()} for key, seen in memory.items()
+        }
+        other.load_state_dict(state)
+        other.update(0.5, params)
+        signals = other.state_dict()["signals"]
+    return (torch.cat(signals),)
+
+
+def _planned(device: Device) -> Any:
+    chain = MarkovChainFamily(num_states=6)
+    losses = chain.losses().to(device)
+    start = torch.zeros(6, dtype=DOUBLE, device=device)
+    start[0] = 1
+    found = stopping_costs(chain.transition().to(device), losses, 0.05, start, 12)
+    return found.causal, found.clairvoyant
+
+
 def _certified(device: Device) -> Any:
     model = haltwise.load("regression-2d").to(device)
     recorded = record(model.rule, family("regression-2d").sample(200, seeded(), device=device), 20)
@@ -195,6 +225,8 @@ CASES: dict[str, Callable[[Device], Any]] = {
     "training of processes": partial(_trained, name="markov-chain"),
     "baselines": _tuned,
     "certificate": _certified,
+    "resumed monitor": _resumed,
+    "planning": _planned,
     "recommendation": _recommended,
 }
 SLOW_CASES: dict[str, Callable[[Device], Any]] = {

@@ -36,6 +36,11 @@ def test_a_class_or_an_instance_with_settings(file: Path) -> None:
         assert batch.start.shape == (6, dim)
 
 
+def test_a_file_is_taken_whatever_the_default_device(file: Path) -> None:
+    with torch.device("meta"):
+        assert family(f"{file}:Bowls").dim == 3
+
+
 def instead(text: str, other: str) -> str:
     assert text in GOOD
     return GOOD.replace(text, other)

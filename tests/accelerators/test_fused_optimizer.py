@@ -2,6 +2,7 @@
 
 import warnings
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import haltwise
 from haltwise import LearnedOptimizer
+from haltwise.interfaces.torch_optim import optimizer as optimizer_of_torch
 
 __all__ = ["fused_device"]
 
@@ -176,3 +178,50 @@ def test_a_converted_parameter_goes_back_to_where_it_was(
     assert frozen.tolist() == [2.5] * 3
     copies = [optimizer.state[param]["guard.params"] for param in (moved, frozen)]
     assert [copy.dtype for copy in copies] == [after, after]
+
+
+def test_what_is_taken_back_decayed_as_it_did_at_that_step(
+    fused_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler has changed the rate since the kernels' plan was made."""
+    monkeypatch.setattr(optimizer_of_torch, "keeps_update", lambda problem: False)
+    param = nn.Parameter(torch.linspace(-1, 1, 6, device=fused_device))
+    optimizer = LearnedOptimizer([param], "regression-10d", weight_decay=0.1)
+    seen = torch.tensor([1.0, 1, 1, 1, 1, 0], device=fused_device)  # one never has a gradient
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 1.0 if step < 3 else 0.2
+        optimizer.zero_grad()
+        loss = (param * seen - 1).square().sum()
+        torch.autograd.backward(loss)
+        before = param.detach().clone()
+        optimizer.step(loss=loss.detach())
+    assert optimizer.take_back()
+    torch.testing.assert_close(param.detach(), before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_ends_midway_forgets_none_before_it(
+    fused_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused_steps = pytest.importorskip("haltwise.interfaces.torch_optim.fused.steps")
+
+    def trained(*, fails: bool) -> tuple[int, bool]:
+        params = [nn.Parameter(torch.linspace(-1, 1, n, device=fused_device)) for n in (6, 5)]
+        optimizer = LearnedOptimizer(params, "regression-10d")
+
+        def step(number: int) -> None:
+            optimizer.zero_grad()
+            loss = torch.stack([(param - 1).square().sum() for param in params[:number]]).sum()
+            torch.autograd.backward(loss)
+            optimizer.step(loss=loss.detach())
+
+        for _ in range(5):
+            step(2)
+        if fails:  # where a new plan is needed, as one tensor has no gradient
+            with monkeypatch.context() as patch:
+                patch.setattr(fused_steps, "Plan", mock.Mock(side_effect=MemoryError))
+                with pytest.raises(MemoryError):
+                    step(1)
+        step(1)
+        return optimizer.steps_taken, optimizer.should_stop
+
+    assert trained(fails=True) == trained(fails=False)

@@ -1,6 +1,7 @@
 """Parameters that a loop changes itself between steps: another run, the best state, a clip."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -156,3 +157,44 @@ def test_an_update_is_not_taken_from_other_parameters(
     assert optimizer.take_back() is taken
     assert_close(param.detach(), before if taken else after, rtol=0, atol=0 if not taken else 1e-7)
     assert not optimizer.take_back()
+
+
+@pytest.mark.parametrize("first", ["nan", "none"])
+def test_another_start_is_noticed_whose_first_loss_tells_nothing(first: str) -> None:
+    param = nn.Parameter(torch.linspace(-1, 1, 8))
+    optimizer = LearnedOptimizer([param])
+
+    def step(given: str = "own") -> float:
+        optimizer.zero_grad()
+        loss = (param - 1).square().mean()
+        torch.autograd.backward(loss)
+        value = {"own": loss.detach(), "nan": torch.tensor(torch.nan), "none": None}[given]
+        optimizer.step(loss=value)
+        return loss.item()
+
+    for _ in range(40):
+        step()
+    with torch.no_grad():
+        param.fill_(-9)  # its loss is 100
+    with pytest.warns(FitWarning, match="begin anew"):
+        assert all(loss > 50 for loss in [step(first), *(step() for _ in range(6))])
+
+
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+def test_a_failure_at_another_start_leaves_no_loss_to_divide_by() -> None:
+    param = nn.Parameter(torch.ones(4))
+    optimizer = LearnedOptimizer([param], "regression-10d")
+
+    def step(loss: float, grad: float) -> None:
+        param.grad = torch.full((4,), grad)
+        optimizer.step(loss=loss)
+
+    for _ in range(14):
+        step(1.0, 1e-3)
+    for _ in range(2):
+        step(1.0, math.nan)
+    with torch.no_grad():
+        param.zero_()
+    step(9.0, math.nan)
+    step(9.0, 1.0)
+    assert param.isfinite().all()

@@ -137,9 +137,9 @@ def test_optimizers_that_never_stop_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_model_shown_stays_as_it_is() -> None:
-    model = load("regression-2d")
+    model = haltwise.load("regression-2d")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    explore(model, family("regression-2d"), num_problems=1)
+    explore(model, tasks.family("regression-2d"), stream(5, "x"), num_problems=1, num_steps=3)
     for name, value in model.state_dict().items():
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])

@@ -330,7 +330,7 @@ def test_rounds_that_cannot_be_seen_are_refused(
 def test_rounds_and_states_that_do_not_fit_are_refused(stopper: Path, tmp_path: Path) -> None:
     monitor = HaltingMonitor(stopper)
     watch_a_layer(monitor)
-    with pytest.raises(InputError, match=r"parameter 0 .* has 3 entries on cpu, but had 2"):
+    with pytest.raises(InputError, match=r"parameter 0 .* has 3 entries, but had 2"):
         watch_a_layer(monitor, model=nn.Linear(3, 1))
     with pytest.raises(InputError, match="give every update"):
         watch_a_layer(monitor, model=None)
@@ -478,3 +478,22 @@ def test_half_a_run_is_not_recorded(tmp_path: Path) -> None:
     monitor.close()
     lengths = [len(load_file(path)["signals"]) for path in sorted((tmp_path / "a").iterdir())]
     assert sorted(lengths) == [2, 3, 3, 4]
+
+
+def test_a_state_is_loaded_whatever_the_default_device(stopper: Path) -> None:
+    monitor, other = HaltingMonitor(stopper), HaltingMonitor(stopper)
+    watch_a_layer(monitor)
+    with torch.device("meta"):
+        other.load_state_dict(monitor.state_dict())
+    assert other.state_dict()["steps"] == monitor.state_dict()["steps"] > 0
+
+
+def test_a_run_that_is_no_whole_one_is_not_recorded_after_a_resume(tmp_path: Path) -> None:
+    monitor, other = (HaltingMonitor.recording(tmp_path) for _ in range(2))
+    with pytest.warns(DataWarning, match="this run is not recorded"):
+        monitor.start(resumed=True)
+    other.load_state_dict(monitor.state_dict())
+    for _ in range(4):
+        other.update(1.0)
+    other.close()
+    assert not [*tmp_path.iterdir()]

@@ -241,3 +241,19 @@ def test_solutions_too_far_from_the_minimum_are_counted_in_a_warning() -> None:
         found = haltwise.solve(problem, method="newton", max_steps=1, standard_errors=True)
     assert found.standard_errors is not None
     assert (found.standard_errors.reason == FAR).all()
+
+
+def test_one_that_only_its_neighbours_leave_loose_is_taken_for_known() -> None:
+    """Its curvature alone would do, but with the other's freedom it is as good as at its bound."""
+
+    def loss(params: dict[str, Tensor], matrix: Tensor) -> Tensor:
+        free = torch.stack((params["x"].log(), params["y"]), 1)
+        return (free.unsqueeze(1) @ matrix @ free.unsqueeze(2)).flatten() / 2
+
+    matrix = torch.tensor([[[1.0, 0.99], [0.99, 1.0]]], dtype=DOUBLE)
+    start = {"x": torch.ones(1, dtype=DOUBLE), "y": torch.zeros(1, dtype=DOUBLE)}
+    batch = FunctionBatch(start, loss, {"matrix": matrix}, bounds={"x": POSITIVE})
+    found = errors_at(batch, batch.start)
+    assert found.reason.tolist() == [AT_BOUND]
+    assert found.params["x"].isnan().all()
+    torch.testing.assert_close(found.params["y"], torch.ones(1, dtype=DOUBLE))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -92,3 +93,9 @@ def test_other_images_of_the_same_format_may_be_given(tmp_path: Path) -> None:
     write_mnist(tmp_path / "mnist", small, small)
     with pytest.raises(InputError, match=r"mnist holds images of 8 x 8 pixels, expected 28 x 28"):
         sample_images(Perceptron(), tmp_path)
+
+
+def test_drawing_networks_seeds_no_generator_of_the_user() -> None:
+    with mock.patch("torch.cuda.manual_seed_all") as seeded_elsewhere:
+        tasks.family("digits-convolutional").sample(2, seeded())
+    seeded_elsewhere.assert_not_called()

@@ -42,6 +42,7 @@ _STATE: Mapping[str, Any] = {
     "holds": bool,
     "begun": Tensor | None,
     "is_let_go": bool,
+    "is_whole": bool,
     "stop_forgone": int | None,
 }
 """What is remembered, and what each entry is."""
@@ -474,6 +475,7 @@ class HaltingMonitor:
         apart = {"memory": self._watched.memory, "session": session, "risk": risk}
         return copy.deepcopy({"digest": self._digest(), **apart, **own})
 
+    @undisturbed(on_cpu=True)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
@@ -498,7 +500,7 @@ class HaltingMonitor:
             self._risk.load_state_dict(state["risk"])
         for name in _STATE:
             setattr(self, f"_{name}", copy.deepcopy(state[name]))
-        self._is_whole, self._is_written = True, False
+        self._is_written = False
         self._watched = WatchedParameters(copy.deepcopy(state["memory"]))
         self._session = self._new_session()
         if self._session is not None and state["session"]:

@@ -119,21 +119,15 @@ def _errors(problem: TaskBatch, params: Tensor) -> tuple[Tensor, Tensor, Tensor,
         bounded = bounded.new_tensor(coordinates.bounded)
         slope = widened(coordinates.slope(params))
     loose = bounded & (hessian.diagonal(dim1=1, dim2=2).abs() < _LOOSE**-2)
-    fixed = loose.unsqueeze(2) | loose.unsqueeze(1)
-    hessian = torch.where(fixed, one, hessian)
-
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    unit = torch.where(diagonal > 0, diagonal, 1).rsqrt()  # whatever the units of parameters
-    outer = unit.unsqueeze(2) * unit.unsqueeze(1)
-    values, vectors = torch.linalg.eigh(hessian * outer)
-    # Smaller ones are rounding.
-    definite = (diagonal > 0).all(1) & (values[:, 0] > 10 * dim * torch.finfo(params.dtype).eps)
-    values = torch.where(definite.unsqueeze(1), values, 1)
-    inverse = (vectors / values.unsqueeze(1)) @ vectors.mT * outer
+    eps = torch.finfo(params.dtype).eps
+    for _ in range(2):  # once more where it is the others that leave one without curvature
+        fixed = loose.unsqueeze(2) | loose.unsqueeze(1)
+        hessian = torch.where(fixed, one, hessian)
+        definite, inverse = _inverse(hessian, eps)
+        free = inverse.diagonal(dim1=1, dim2=2).sqrt()
+        loose |= bounded & (free > _LOOSE)
     squared = (grad.unsqueeze(1) @ inverse @ grad.unsqueeze(2)).flatten()
     distance = torch.where(finite & definite, squared.clamp_min(0).sqrt(), torch.nan)
-    free = inverse.diagonal(dim1=1, dim2=2).sqrt()
-    loose |= bounded & (free > _LOOSE)
 
     reason = torch.full_like(distance, -1, dtype=torch.int64)
     for number, where in (
@@ -149,6 +143,17 @@ def _errors(problem: TaskBatch, params: Tensor) -> tuple[Tensor, Tensor, Tensor,
     errors = covariance.diagonal(dim1=1, dim2=2).sqrt()
     like = params.dtype
     return errors.to(like), covariance.to(like), distance.to(like), reason
+
+
+def _inverse(hessian: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Which symmetric matrices [B, D, D] are positive definite but for rounding, and inverses."""
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    unit = torch.where(diagonal > 0, diagonal, 1).rsqrt()  # whatever the units of parameters
+    outer = unit.unsqueeze(2) * unit.unsqueeze(1)
+    values, vectors = torch.linalg.eigh(hessian * outer)
+    definite = (diagonal > 0).all(1) & (values[:, 0] > 10 * hessian.shape[1] * eps)
+    values = torch.where(definite.unsqueeze(1), values, 1)
+    return definite, (vectors / values.unsqueeze(1)) @ vectors.mT * outer
 
 
 def _derivatives(problem: TaskBatch, params: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,19 +52,25 @@ class WatchedParameters:
             The products of `haltwise.processes.signals`, float64 [1, 5, 5] on the CPU.
 
         Raises:
-            InputError: A parameter is none that can be seen, or has another size or device than at
-                the last look, or no parameter has a gradient.
+            InputError: A parameter is none that can be seen, or has another size than at the last
+                look, or no parameter has a gradient.
         """
         params, memory = parameters_of(model), self.memory or {}
         for key, param in params.items():
             kept = memory[key]["params"] if key in memory else param.detach().reshape(-1)
             require(
-                (kept.shape, kept.device) == ((param.numel(),), param.device),
-                f"parameter {key} of the model has {param.numel()} entries on {param.device}, but "
-                f"had {len(kept)} on {kept.device} at the last call; give start() and every "
-                "update() the same model, moved before, with its frozen parameters",
+                len(kept) == param.numel(),
+                f"parameter {key} of the model has {param.numel()} entries, but had {len(kept)} at "
+                "the last call; give start() and every update() the same model, with its frozen "
+                "parameters",
             )
-        self.memory = {key: memory.get(key) or _first(param) for key, param in params.items()}
+        # A state may have been loaded elsewhere, and the model moved since.
+        self.memory = {
+            key: {name: value.to(param.device) for name, value in memory[key].items()}
+            if key in memory
+            else _first(param)
+            for key, param in params.items()
+        }
         require(
             not with_gradients or has_gradients(params),
             "no parameter has a gradient, but gradients were seen before; call update() after the "

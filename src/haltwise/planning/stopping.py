@@ -184,7 +184,7 @@ def stopping_costs(
         fixed.append((at @ losses).item() + price * step)
         at = at @ transition
     budget = min(range(len(fixed)), key=fixed.__getitem__)
-    table = losses + price * torch.arange(horizon + 1, dtype=losses.dtype).unsqueeze(1)  # g, [T, S]
+    table = losses + price * torch.arange(horizon + 1).to(losses).unsqueeze(1)  # g, [T, S]
     levels = table.unique()  # sorted
     alive = start.expand(len(levels), -1) * (table[0] > levels.unsqueeze(1))
     for costs in table[1:]:

@@ -7,7 +7,7 @@ from haltwise._core import plugins
 from haltwise._core.errors import require
 from haltwise._core.random import stream
 from haltwise._core.settings import got
-from haltwise._core.tensors import select_state
+from haltwise._core.tensors import select_state, undisturbed
 from haltwise.processes.base import Process, ProcessFamily, advanced, begun, result_of, selected
 
 __all__ = ["require_usable"]
@@ -15,6 +15,7 @@ __all__ = ["require_usable"]
 _NUM_ITEMS, _NUM_STEPS = 3, 3
 
 
+@undisturbed(grad=True, on_cpu=True)
 def require_usable(family: ProcessFamily, name: str) -> None:
     """Run a few items of the family PATH.py:NAME for a few steps, and one of them alone.
 

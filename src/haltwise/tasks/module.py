@@ -207,7 +207,7 @@ class ModuleTask(TaskFamily):
         if fixed or self._own_scheme:
             for problem, seed in enumerate(seeds[0].tolist()):
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
+                    torch.default_generator.manual_seed(seed)  # of the CPU alone
                     module = self.make_module()
                 tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
                 for name in self._own_scheme & views.keys():
@@ -315,7 +315,7 @@ class ModuleTask(TaskFamily):
         """Take inputs and targets of the fixed training examples, each [num_score, ...]."""
         if (device, dtype) not in self._score_examples:
             # Not evenly spaced: every other image of MNIST has another, harder origin.
-            order = torch.randperm(len(self.train), generator=stream(0, "score"))
+            order = torch.randperm(len(self.train), generator=stream(0, "score"), device="cpu")
             index = order[: self.num_score].to(device)
             self._score_examples[device, dtype] = self.train.take(index, dtype)
         return self._score_examples[device, dtype]

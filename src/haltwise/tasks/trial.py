@@ -10,7 +10,7 @@ from haltwise._core import plugins
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import stream
 from haltwise._core.settings import got
-from haltwise._core.tensors import tensors_of
+from haltwise._core.tensors import tensors_of, undisturbed
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
@@ -134,6 +134,7 @@ def _observed(batch: TaskBatch) -> Observation:
     return Observation(seen.loss.detach(), seen.grad.detach())
 
 
+@undisturbed(grad=True, on_cpu=True)
 def require_usable(family: TaskFamily, name: str) -> None:
     """Draw two problems of the family PATH.py:NAME and evaluate them at their start, and one alone.
 

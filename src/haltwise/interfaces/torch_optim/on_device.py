@@ -13,7 +13,7 @@ from haltwise._core.errors import require
 from haltwise._kernels import fused
 from haltwise.interfaces.torch_optim.groups import Group, GroupModels
 from haltwise.interfaces.torch_optim.judging import end_with_horizon, judge
-from haltwise.interfaces.torch_optim.problem import Problem, States
+from haltwise.interfaces.torch_optim.problem import Problem, States, decay_of
 from haltwise.interfaces.torch_optim.takeover import warn_of_adam
 from haltwise.update_rules import LSTMRule, MLPRule, UpdateRule
 
@@ -37,6 +37,8 @@ class DeviceSteps:
         self._models = models
         self._steps: FusedSteps | None = None
         self._guarded = False
+        self._groups: list[Group] = []
+        self._decays: dict[int, float] = {}  # of the groups at the last step
         self.was_overrun = False
         """Whether more steps waited to be judged than there was room for."""
 
@@ -53,6 +55,9 @@ class DeviceSteps:
     def step(self, loss: Tensor | None) -> None:
         """Take a step as the last one was taken."""
         assert self._steps is not None
+        # A rate on the device is read with all else: to look at it would wait.
+        known = (group for group in self._groups if not isinstance(group["lr"], Tensor))
+        self._decays = {id(group): decay_of(group) for group in known}
         self._steps.step(loss)
 
     def begin(
@@ -96,8 +101,9 @@ class DeviceSteps:
             self._steps = FusedSteps()
         self.read(moved)
         self._guarded = guarded
+        self._groups = [each.group for each in problems]
         self._steps.begin([_fused(each) for each in problems], groups, guarded=guarded)
-        self._steps.step(loss)
+        self.step(loss)
         return True
 
     def leave(self, moved: list[Problem]) -> None:
@@ -126,7 +132,9 @@ class DeviceSteps:
             if self._guarded:
                 end_with_horizon(problem.models, problem.group, record)
             if reading.moved:
-                moved.append(problem)
+                decay = self._decays.get(id(problem.group))
+                decay = decay_of(problem.group) if decay is None else decay
+                moved.append(problem._replace(decay=decay))
         for each, reading in found:  # last, for a warning may be made an error
             if reading.takes_over:
                 warn_of_adam(each.problem.group, reading.takes_over)

@@ -227,7 +227,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         For they have one loss.
         """
         changed, starts = self._versions.begin_step(self.param_groups), self._new_starts
-        if loss is None or not (self.guard and (any(changed) or starts)) or _is_capturing():
+        if not (self.guard and (any(changed) or starts)) or _is_capturing():
             return
         self._on_device.leave(self._moved)
         for number, group in enumerate(self.param_groups):
@@ -236,7 +236,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                 if any(changed) and "guard" in record:
                     known = guard_of(Problem(group, record, {}, self.state, self._models, 0.0))
                     starts.suspect(number, known.highest_expected)
-                if starts.observe(number, sign * float(loss)):
+                if loss is not None and starts.observe(number, sign * float(loss)):
                     for param in group["params"]:
                         self.state.pop(param, None)
                     warn_of_new_start(group, record["step"])
@@ -254,6 +254,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             "this step cannot be captured in a CUDA graph, as it asks the device; take a step "
             "outside of it first, by fused kernels (`haltwise info` says whether they run)",
         )
+        self._read_device()  # what is counted there is not to be forgotten with this step
         with counted_if_whole(self.state):
             self._step_unlike_last(loss, fusible=fusible)
 

@@ -29,7 +29,7 @@ from haltwise.interfaces.torch_optim.guard import init_tensors
 from haltwise.interfaces.torch_optim.states import FRESH
 from haltwise.update_rules import PooledGradient, UpdateRule
 
-__all__ = ["Problem", "are_finite", "survey"]
+__all__ = ["Problem", "are_finite", "decay_of", "survey"]
 
 _CHUNK, _ACCELERATOR_CHUNK = 2**14, 2**20
 
@@ -200,8 +200,12 @@ def survey(
             state |= init_tensors(param, state["signals.grad"][0])
     # A tuple, which the tools of torch.distributed.checkpoint leave as it is.
     record = states[params[0]].setdefault("group", ({**FRESH},))[0]
-    decay = float(group["lr"]) * group["weight_decay"]
-    return Problem(group, record, by_leaf, states, models, decay)
+    return Problem(group, record, by_leaf, states, models, decay_of(group))
+
+
+def decay_of(group: Group) -> float:
+    """The share of a parameter that a step takes off, by the settings as they are."""
+    return float(group["lr"]) * group["weight_decay"] if group["weight_decay"] else 0.0
 
 
 def are_finite(values: list[Tensor]) -> bool:

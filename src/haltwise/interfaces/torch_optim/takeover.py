@@ -45,7 +45,7 @@ def follows(problem: Problem, loss: Tensor | None, *, is_in_doubt: bool = False)
     if not action.go_back:  # the gradient is that of other parameters
         for param in problem.params:
             _move_by_adam(problem, param, guard)
-        stops = guard.note_adam_step(has_loss=loss is not None)
+        stops = guard.note_adam_step(has_loss=loss is not None and not is_in_doubt)
         if "stop" in record:
             record["stop"] = record["stop"] | stops
     record["step"] += 1

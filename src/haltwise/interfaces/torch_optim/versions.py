@@ -1,5 +1,6 @@
 """Whether a loop has changed parameters itself since a step, as by loading others into them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import final
 
@@ -76,7 +77,7 @@ class NewStarts:
 
     def observe(self, number: int, loss: float) -> bool:
         """See the loss of a group; whether it is at another start beyond doubt."""
-        if number not in self._doubts:
+        if number not in self._doubts or not math.isfinite(loss):  # that tells nothing
             return False
         highest, count = self._doubts.pop(number)
         if loss > highest and count + 1 < _SURE:

@@ -79,8 +79,9 @@ class _Bound(BoundEstimator):
                 ).to(weight.device)
                 for weight in learned
             ]
-            pair = []
+            pair, before = [], generator.get_state()
             for sign in (1, -1):
+                generator.set_state(before)  # what an objective draws is the same for both
                 with _moved(learned, noise, sign * sigma):
                     found = unroll(
                         self._model, batch, self._num_steps, price, segment=self._num_steps
