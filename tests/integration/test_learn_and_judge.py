@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,12 @@ def test_easier_targets_are_never_harder() -> None:
 def test_what_cannot_be_learned_is_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         learn(some_runs(60, 0).with_targets(change["target"]))
+
+
+def test_what_runs_that_ended_early_count_as_is_one_of_two_words() -> None:
+    how: Any = "left_out"
+    with pytest.raises(InputError, match="must be 'failures' or 'left out', got 'left_out'"):
+        learn(some_runs(60, 0), ended_early=how)
 
 
 def test_runs_with_nothing_to_spend_are_left_out(learned: Learned) -> None:
