@@ -2,21 +2,24 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from haltwise import HaltingMonitor
+from haltwise import DataWarning, HaltingMonitor
 from haltwise.curves import Curves, read
+from haltwise.curves.columns import Direction
 
 
 @pytest.mark.parametrize("direction", ["min", "max"])
 @pytest.mark.parametrize("scored", [False, True])
 def test_a_recorded_loop_that_became_nan_diverged(
-    tmp_path: Path, direction: str, scored: bool
+    tmp_path: Path, direction: Direction, scored: bool
 ) -> None:
     monitor = HaltingMonitor.recording(tmp_path, direction=direction)
     for value in (3.0, 2.0, 1.5, math.nan, math.nan):
-        monitor.update(value, **({"score": value} if scored else {}))
+        monitor.update(value, score=value if scored else None)
     monitor.close()
     curves = read(tmp_path)
     assert curves.metric == ("score" if scored else "loss")
@@ -33,3 +36,39 @@ def test_runs_are_counted_from_the_end_as_in_a_list() -> None:
     for beyond in (2, -3):
         with pytest.raises(IndexError):
             curves[beyond]
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings"),
+    [
+        ({"spent": [1.0, 2.0], "cost": [9.0, 8.0], "loss": [3.0, 2.0]}, {"cost_unit": "loss"}),
+        ({"spent": [1.0, 2.0], "cost": [9.0, 8.0], "cost 2": [3.0, 2.0]}, {"cost_unit": "cost"}),
+        ({"spent": [1e9, 1.015e9], "loss": [3.0, 2.0]}, {"budget": 2e9, "cost_unit": "tokens"}),
+    ],
+)
+def test_saved_curves_are_read_as_they_were(
+    tmp_path: Path, columns: dict[str, list[float]], settings: dict[str, Any]
+) -> None:
+    made = Curves.from_runs([columns], cost="spent", metric=list(columns)[-1], **settings)
+    made.save(tmp_path / "saved.npz")
+    found = read(tmp_path / "saved.npz")
+    assert (found.columns, found.metric) == (made.columns, made.metric)
+    assert found.cost_unit == made.cost_unit
+    assert found.cost.tolist() == made.cost.tolist()
+    assert found.values.tolist() == made.values.tolist()
+    assert found.budget.tolist() == made.budget.tolist()
+
+
+def test_budgets_that_are_times_of_day_are_counted_from_the_start_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("run,time,loss,end\na,1.7e9,3,1700000900\na,1700000600,2,1700000900\n")
+    named: Any = {"cost": "time", "metric": "loss"}
+    for budget, seconds in (("end", 900.0), (1_700_000_900, 900.0), (3600, 3600.0)):
+        with pytest.warns(DataWarning, match="holds times of day"):
+            found = read(path, budget=budget, **named)
+        assert found.cost.tolist() == [0, 600]
+        assert found.budget.tolist() == [seconds]
+    times = np.array([[1.7e9, 1.7e9 + 60]])
+    np.savez(tmp_path / "m.npz", losses=[[3.0, 2.0]], costs=times, budget=[1.7e9 + 90])
+    with pytest.warns(DataWarning, match="holds times of day"):
+        assert read(tmp_path / "m.npz").budget.tolist() == [90]
