@@ -72,3 +72,19 @@ def test_budgets_that_are_times_of_day_are_counted_from_the_start_as_well(tmp_pa
     np.savez(tmp_path / "m.npz", losses=[[3.0, 2.0]], costs=times, budget=[1.7e9 + 90])
     with pytest.warns(DataWarning, match="holds times of day"):
         assert read(tmp_path / "m.npz").budget.tolist() == [90]
+
+
+def test_runs_of_tables_in_folders_are_named_by_both(tmp_path: Path) -> None:
+    for folder in ("exp_a1", "exp_b2", "deep/1"):
+        (tmp_path / folder).mkdir(parents=True)
+        rows = "".join(f"{run},{step},{3 - step}\n" for run in (1, 2) for step in (1, 2))
+        (tmp_path / folder / "log.csv").write_text(f"run,step,loss\n{rows}")
+    found = read(tmp_path, cost="step", metric="loss").name.tolist()
+    assert found == [f"{each}/{run}" for each in ("deep/1", "exp_a1", "exp_b2") for run in (1, 2)]
+
+
+def test_no_two_runs_have_one_name(tmp_path: Path) -> None:
+    curves = Curves.from_matrix([[3.0, 2.0]] * 5, name=["a", "a (2)", "a", "a", "a (3)"])
+    curves.save(tmp_path / "saved.npz")
+    found = read(tmp_path / "saved.npz").name.tolist()
+    assert found == ["a", "a (2)", "a (4)", "a (5)", "a (3)"]

@@ -508,11 +508,15 @@ def _conflict(rows: Mapping[str, Floats], cost: str) -> bool:
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """The names, numbered where several runs have the same."""
+    """The names, numbered where several runs have the same; no number makes that of another."""
+    taken = set(names)
     seen: dict[str, int] = {}
     found = []
     for name in names:
-        number = seen[name] = seen.get(name, 0) + 1
+        number = seen.get(name, 0) + 1
+        while number > 1 and f"{name} ({number})" in taken:
+            number += 1
+        seen[name] = number
         found.append(name if number == 1 else f"{name} ({number})")
     return found
 
