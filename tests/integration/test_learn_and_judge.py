@@ -237,6 +237,13 @@ JUDGE, LEARN = ("judge", "training-runs", "none.csv"), ("learn", "none.csv")
             (*LEARN, "--out", "x", "--price", "1", "--stop-early", "--target", "1", "--no-sizes"),
             "--target and --sizes cannot go with --stop-early",
         ),
+        *(
+            (
+                (*command, "--target", "1", "--target-quantile", "0.5"),
+                "--target and --target-quantile both say what a success is; give one",
+            )
+            for command in (JUDGE, (*LEARN, "--out", "x"), ("replay", "none.csv"))
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_read(
