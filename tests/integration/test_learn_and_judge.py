@@ -253,6 +253,13 @@ def test_what_cannot_be_done_is_said_before_anything_is_read(
     assert sentence in f"{done.exception}{done.output}"
 
 
+@pytest.mark.parametrize("command", ["learn", "replay"])
+def test_the_data_directory_of_curves_is_not_that_of_images(command: str) -> None:
+    told = CliRunner().invoke(cli, [command, "--help"]).output
+    assert "curves/" in told
+    assert "mnist" not in told
+
+
 def test_no_seed_is_negative() -> None:
     with pytest.raises(InputError, match="seed must be at least 0, got -1"):
         learn(some_runs(60, 0), seed=-1)
