@@ -88,3 +88,11 @@ def test_no_two_runs_have_one_name(tmp_path: Path) -> None:
     curves.save(tmp_path / "saved.npz")
     found = read(tmp_path / "saved.npz").name.tolist()
     assert found == ["a", "a (2)", "a (4)", "a (5)", "a (3)"]
+
+
+def test_a_column_that_a_line_names_twice_takes_no_row_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = ('"a.b": 1, "a": {"b": 10}, "loss": 3', '"loss": 2', '"a.b": 3, "loss": 1')
+    path.write_text("".join(f'{{"step": {step}, {line}}}\n' for step, line in enumerate(lines)))
+    found = read(path, cost="step", metric="loss")
+    np.testing.assert_equal(found[0].columns["a.b"], [10, np.nan, 3])

@@ -70,7 +70,8 @@ class PointTable:
         known = ~is_missing(numbers)
         entry = self._numbers.setdefault(name, [])
         first, num = self._num_rows, len(numbers)
-        if num and known.all() and rows[-1] - rows[0] == num - 1:
+        # One object of JSON may name a column twice, as "a.b" and as "b" in "a".
+        if num and known.all() and (np.diff(rows) == 1).all():
             entry.append((slice(first + int(rows[0]), first + int(rows[0]) + num), numbers))
         elif known.any():
             entry.append((rows[known] + first, numbers[known]))
