@@ -96,3 +96,12 @@ def test_a_column_that_a_line_names_twice_takes_no_row_of_another(tmp_path: Path
     path.write_text("".join(f'{{"step": {step}, {line}}}\n' for step, line in enumerate(lines)))
     found = read(path, cost="step", metric="loss")
     np.testing.assert_equal(found[0].columns["a.b"], [10, np.nan, 3])
+
+
+@pytest.mark.parametrize("year", [1900, 2026, 2261, 2500, 300_000, 10**9])
+def test_dates_of_any_century_are_seconds_since_1970(year: int) -> None:
+    days = np.array([f"{year}-01-01", "NaT"], "M8[D]")
+    steps = {"step": [1, 2], "loss": [3.0, 2.0]}
+    found = Curves.from_frame({**steps, "when": days}, cost="step", metric="loss")
+    seconds = 86400.0 * float((days[0] - np.datetime64(0, "D")).astype(int))
+    np.testing.assert_equal(found[0].columns["when"], [seconds, np.nan])
