@@ -75,6 +75,17 @@ def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert data.load("mnist").train_images.max() == 2
     assert data.load("mnist", tmp_path / "given").train_images.max() == 3
     assert data.load("mnist", tmp_path / "given" / "mnist").train_images.max() == 3
+    # Where the variable's directory holds other data alone, the cache has its turn.
+    (tmp_path / "curves").mkdir()
+    monkeypatch.setenv("HALTWISE_DATA_DIR", str(tmp_path / "curves"))
+    assert data.load("mnist").train_images.max() == 1
+    with pytest.raises(InputError, match="curves has neither train-images"):
+        data.load("mnist", tmp_path / "curves")
+    (tmp_path / "curves" / "t10k-labels-idx1-ubyte").touch()  # some of the files themselves
+    with pytest.raises(InputError, match="curves has neither train-images"):
+        data.load("mnist")
+    monkeypatch.setenv("HALTWISE_DATA_DIR", str(tmp_path / "variable" / "mnist"))
+    assert data.load("mnist").train_images.max() == 2
 
 
 def test_digits_are_those_of_scikit_learn_split_for_good() -> None:

@@ -58,6 +58,10 @@ def test_saved_exits_are_the_runs_that_a_monitor_learns_from(
     broken = replace(trajectory, excess=trajectory.excess / 0)
     with pytest.raises(InputError, match="does not stay finite"):
         save_trajectory(tmp_path / "other", broken)
+    large = replace(trajectory, excess=trajectory.excess.double() + 1e39)
+    with pytest.raises(InputError, match=r"item \[0\] does not stay finite in float32"):
+        save_trajectory(tmp_path / "other", large)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("sizes", [None, [8], [16, 32]])

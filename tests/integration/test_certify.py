@@ -407,7 +407,8 @@ def test_the_command_certifies_what_the_model_then_does(
 def test_the_command_certifies_the_next_group(
     weights: Path, more_runs: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "groups.txt").write_text("".join(f"host {i // 8}\n" for i in range(120)))
+    labels = "".join(f"host {i // 8}\n" for i in range(120))
+    (tmp_path / "groups.txt").write_text(labels, encoding="utf-8-sig")  # as some editors do
     done = haltwise(
         "certify", weights, *EXCESS, "--runs", more_runs, "--groups", "groups.txt", cwd=tmp_path
     )

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,12 @@ def test_easier_targets_are_never_harder() -> None:
 def test_what_cannot_be_learned_is_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         learn(some_runs(60, 0).with_targets(change["target"]))
+
+
+def test_what_runs_that_ended_early_count_as_is_one_of_two_words() -> None:
+    how: Any = "left_out"
+    with pytest.raises(InputError, match="must be 'failures' or 'left out', got 'left_out'"):
+        learn(some_runs(60, 0), ended_early=how)
 
 
 def test_runs_with_nothing_to_spend_are_left_out(learned: Learned) -> None:
@@ -230,6 +237,13 @@ JUDGE, LEARN = ("judge", "training-runs", "none.csv"), ("learn", "none.csv")
             (*LEARN, "--out", "x", "--price", "1", "--stop-early", "--target", "1", "--no-sizes"),
             "--target and --sizes cannot go with --stop-early",
         ),
+        *(
+            (
+                (*command, "--target", "1", "--target-quantile", "0.5"),
+                "--target and --target-quantile both say what a success is; give one",
+            )
+            for command in (JUDGE, (*LEARN, "--out", "x"), ("replay", "none.csv"))
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_read(
@@ -237,6 +251,13 @@ def test_what_cannot_be_done_is_said_before_anything_is_read(
 ) -> None:
     done = CliRunner().invoke(cli, arguments)
     assert sentence in f"{done.exception}{done.output}"
+
+
+@pytest.mark.parametrize("command", ["learn", "replay"])
+def test_the_data_directory_of_curves_is_not_that_of_images(command: str) -> None:
+    told = CliRunner().invoke(cli, [command, "--help"]).output
+    assert "curves/" in told
+    assert "mnist" not in told
 
 
 def test_no_seed_is_negative() -> None:

@@ -303,6 +303,13 @@ def test_a_torn_toml_file_is_named(tmp_path: Path) -> None:
     assert done.stderr == "haltwise: there is no file gone.toml\n"
 
 
+def test_a_toml_file_may_begin_with_the_mark_of_an_editor(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_text("price = -1.0\n", encoding="utf-8-sig")
+    done = haltwise("train", "regression-2d", "--config", "marked.toml", cwd=tmp_path)
+    assert "price" in done.stderr
+    assert "not TOML" not in done.stderr
+
+
 def test_commands_that_messages_name_may_be_pasted(tmp_path: Path) -> None:
     run = tmp_path / "my run"
     run.mkdir()

@@ -356,6 +356,20 @@ def test_scores_of_many_are_those_of_each(kind: type[CurveRule], price: float | 
         np.testing.assert_allclose(many, kept, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", [LogisticCurveRule, BoostedTreesRule, ValueTreesRule])
+def test_a_users_column_is_no_input_whatever_it_is_called(kind: type[CurveRule]) -> None:
+    curves = population()
+    named = replace(
+        curves,
+        columns=("input.lr", "input.cost", *curves.columns),
+        values=np.hstack((np.full((len(curves.cost), 2), 0.1), curves.values)),
+    )
+    fitted = kind().fit(named)
+    for runs in (named, with_inputs(named, None)):
+        np.testing.assert_allclose(fitted.scores(runs)[0], kind().fit(curves).score(curves[0]))
+    assert with_inputs(named, None).columns[:3] == named.columns
+
+
 def test_rules_that_learned_nothing_say_so() -> None:
     with pytest.raises(InputError, match="call fit"):
         BoostedTreesRule().score(curve(FALLING))

@@ -128,9 +128,31 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost_silently() -> None:
         learn_to_stop(_curves(losses[:19]), PRICE)
     with pytest.raises(InputError, match=r"one number for each of 880 points, got shape \[3\]"):
         learn_to_stop(_curves(losses), PRICE, returned=np.zeros(3))
+    with pytest.raises(InputError, match="one number for each of 880 points, got 'loss'"):
+        learn_to_stop(_curves(losses), PRICE, returned="loss")
     losses[0, 0] = np.inf
     with pytest.warns(DataWarning, match="1 of 22 runs are left out"):
         learn_to_stop(_curves(losses), PRICE)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_a_stop_returns_is_finite(wrong: float, learned: LearnedStop) -> None:
+    curves = _curves(_losses(3, 22))
+    returned = np.linspace(1.0, 0.0, 880)
+    returned[217] = wrong
+    with pytest.raises(InputError, match=rf"must be finite, got \[{wrong}\] at point \[217\]"):
+        learn_to_stop(curves, PRICE, returned=returned)
+    with pytest.raises(InputError, match="must be finite"):
+        judge_stops(learned.model, curves, returned)
+
+
+def test_what_a_stop_returns_may_be_a_list() -> None:
+    returned = np.minimum.accumulate(_losses(3, 22), 1).ravel()
+    found = [
+        learn_to_stop(_curves(_losses(3, 22)), PRICE, returned=each)
+        for each in (returned, returned.tolist())
+    ]
+    assert found[0].model.card == found[1].model.card
 
 
 # --- The model in a file ------------------------------------------------------------------------

@@ -161,4 +161,5 @@ def _unit(name: str) -> CostUnit:
 
 def _labels(path: Path, runs: Path | None) -> list[str]:
     require(runs is not None, "--groups are those of --runs; name their directory")
-    return read_bytes(path).decode(errors="replace").splitlines()
+    # Some editors begin a file with a mark, which would be of the first label.
+    return read_bytes(path).decode("utf-8-sig", errors="replace").splitlines()

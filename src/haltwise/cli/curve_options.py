@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from haltwise._core.errors import require
 from haltwise.curves import Curves, read
 
 __all__ = ["curve_options", "given_options", "read_curves", "successes"]
@@ -70,7 +71,13 @@ def successes(reading: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_curves(path: str, reading: Mapping[str, Any], data_dir: Path | None) -> Curves:
-    """The runs of a file or folder, as the options say."""
+    """The runs of a file or folder, as the options say.
+
+    Raises:
+        InputError: See `haltwise.curves.read`; or targets are given twice.
+    """
+    twice = given_options(successes(reading))
+    require(len(twice) < 2, f"{' and '.join(twice)} both say what a success is; give one of them")
     settings = {name: value for name, value in reading.items() if name != "target_quantile"}
     for name in ("target", "budget"):
         settings[name] = _number(settings[name])

@@ -73,7 +73,7 @@ __all__ = ["command"]
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of folds and trees.")
 @click.option("--out", type=options.DIRECTORY, required=True, help="Directory of model and report.")
-@options.data_directory
+@options.curves_directory
 @options.threads_option
 def command(
     logs: str,

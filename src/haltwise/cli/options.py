@@ -26,6 +26,7 @@ __all__ = [
     "DIRECTORY",
     "PATH",
     "WRITTEN",
+    "curves_directory",
     "data_directory",
     "device_option",
     "direction_option",
@@ -126,6 +127,12 @@ data_directory = click.option(
     "--data-dir",
     type=PATH,
     help=f"Directory that holds mnist/ and cifar10/.  [default: ${DIRECTORY_VARIABLE}]",
+)
+curves_directory = click.option(
+    "--data-dir",
+    type=PATH,
+    help="Directory in which recorded runs are looked for, or its folder curves/, where there are "
+    f"none of that name here.  [default: ${DIRECTORY_VARIABLE}]",
 )
 device_option = click.option(
     "--device",

@@ -34,7 +34,7 @@ __all__ = ["command"]
     "--out", type=options.WRITTEN, default="replay.html", show_default=True, help="The page."
 )
 @curve_options
-@options.data_directory
+@options.curves_directory
 @options.threads_option
 def command(
     runs: str,

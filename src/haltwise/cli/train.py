@@ -54,7 +54,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Read nested training settings from a TOML file, or raise an `InputError`."""
     written = read_bytes(path)
     try:
-        document = tomllib.loads(written.decode())
+        document = tomllib.loads(written.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}; fix that line") from None
     try:

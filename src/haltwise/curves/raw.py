@@ -109,6 +109,8 @@ class RawRuns:
     """What a run may spend, in the units of each cost column that is named, shape [n]."""
     is_log: bool = True
     """Whether rows stand in the order of time; those of a table may stand in any."""
+    is_since_start: bool = False
+    """Whether the format's cost counts from the start of a run, however large it is."""
     is_told_apart: bool = True
     """Whether it is certain where a run ends and the next begins."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -223,19 +225,22 @@ class RawRuns:
         parts = [{name: run[name] for name in wanted if name in run} for run in self.runs]
         runs = _with_worst(parts, judged, np.inf if better == "min" else -np.inf)
         _require_room(runs, len(kept))
+        limit = self._numbers(self.budgets.get(spent or "") if budget is None else budget)
         if spent is not None:
-            if _are_times_of_day(runs, spent):
+            counts = self.is_since_start and spent == self.cost
+            if not counts and _are_times_of_day(runs, spent):
                 warn(
                     f"{spent!r} holds times of day: they are counted from the first of a run",
                     DataWarning,
                 )
-                runs = [_since_first(run, spent) for run in runs]
+                first = np.array([_first(run, spent) for run in runs])
+                runs = [_since(run, spent, start) for run, start in zip(runs, first, strict=True)]
+                limit = _limit_since(limit, first)
             if not self.is_told_apart:
                 _require_one_run(runs, self.labels, spent)
             self._require_unmerged(spent, judged)
             if not self.is_log:
                 runs = _sorted(runs, spent)
-        limit = self.budgets.get(spent or "") if budget is None else budget
         names = [labels.get("run", str(place)) for place, labels in enumerate(self.labels)]
         unit = self.cost_unit if spent == self.cost else None
         return {
@@ -244,7 +249,7 @@ class RawRuns:
             "metric": judged,
             "direction": better,
             "target": self._numbers(self.target if target is None and own_metric else target),
-            "budget": self._numbers(limit),
+            "budget": limit,
             "group": self._texts(group, self.group, "group"),
             "task": self._texts(task, self.task, "task"),
             "name": _told_apart(names),
@@ -399,9 +404,25 @@ def _are_times_of_day(runs: Sequence[Mapping[str, Floats]], cost: str) -> bool:
     )
 
 
-def _since_first(run: Mapping[str, Floats], cost: str) -> Mapping[str, Floats]:
-    first = run[cost][np.isfinite(run[cost])].min(initial=np.inf) if cost in run else 0.0
-    return {**run, cost: run[cost] - first} if 0 < first < np.inf else run
+def _first(run: Mapping[str, Floats], cost: str) -> float:
+    """The least cost of a run, 0 where none is known."""
+    known = run[cost][np.isfinite(run[cost])] if cost in run else np.empty(0)
+    return float(known.min()) if len(known) else 0.0
+
+
+def _since(run: Mapping[str, Floats], cost: str, first: float) -> Mapping[str, Floats]:
+    return {**run, cost: run[cost] - first} if first > 0 else run
+
+
+def _limit_since(limit: npt.ArrayLike | None, first: Floats) -> npt.ArrayLike | None:
+    """Budgets that are times of day as well, counted from the first; others last so long."""
+    try:
+        given = np.asarray(limit, np.float64)
+    except (ValueError, TypeError):
+        return limit  # and refused with all other settings
+    if limit is None or given.shape not in ((), first.shape):
+        return limit
+    return np.where(given >= _EPOCH, given - first, given)
 
 
 def _require_one_run(
@@ -487,11 +508,15 @@ def _conflict(rows: Mapping[str, Floats], cost: str) -> bool:
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """The names, numbered where several runs have the same."""
+    """The names, numbered where several runs have the same; no number makes that of another."""
+    taken = set(names)
     seen: dict[str, int] = {}
     found = []
     for name in names:
-        number = seen[name] = seen.get(name, 0) + 1
+        number = seen.get(name, 0) + 1
+        while number > 1 and f"{name} ({number})" in taken:
+            number += 1
+        seen[name] = number
         found.append(name if number == 1 else f"{name} ({number})")
     return found
 

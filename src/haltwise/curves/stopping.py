@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import numpy as np
+import numpy.typing as npt
 
-from haltwise._core.errors import DataWarning, require, warn
-from haltwise._core.settings import price_per_unit
+from haltwise._core.errors import DataWarning, InputError, require, warn
+from haltwise._core.settings import price_per_unit, shown
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.learning import folds_of
 from haltwise.curves.levels import quantile_levels, stops_below
@@ -61,7 +62,7 @@ def learn_to_stop(
     curves: Curves,
     price: float,
     *,
-    returned: Floats | None = None,
+    returned: npt.ArrayLike | None = None,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
 ) -> LearnedStop:
@@ -82,7 +83,8 @@ def learn_to_stop(
         provenance: What the card shall remember, for people.
 
     Raises:
-        InputError: There are too few runs, or the price is impossible.
+        InputError: There are too few runs, the price is impossible, or what is returned is not
+            finite.
 
     Warns:
         DataWarning: There is but one group, or runs were left out.
@@ -133,20 +135,27 @@ def learn_to_stop(
     return LearnedStop(StopModel(rule, card), curves, worth, best.stops)
 
 
-def worth_of(curves: Curves, returned: Floats | None = None) -> Floats:
+def worth_of(curves: Curves, returned: npt.ArrayLike | None = None) -> Floats:
     """What a stop at each point is worth, [P]: what it returns, or else the best metric so far.
 
     Raises:
-        InputError: There is not one number for each point.
+        InputError: There is not one finite number for each point.
     """
     if returned is None:
         return np.concatenate([best_so_far(curve.loss) for curve in curves])
-    require(
-        returned.shape == curves.cost.shape,
-        f"returned must be one number for each of {len(curves.cost)} points, got shape "
-        f"{list(returned.shape)}",
+    wanted = f"returned must be one number for each of {len(curves.cost)} points"
+    try:
+        worth = np.asarray(returned, np.float64)
+    except (ValueError, TypeError):
+        raise InputError(f"{wanted}, got {shown(returned)}") from None
+    require(worth.shape == curves.cost.shape, f"{wanted}, got shape {list(worth.shape)}")
+    wrong = np.flatnonzero(~np.isfinite(worth))
+    require(  # a mean over runs would not be finite either, and neither would the card
+        len(wrong) == 0,
+        f"returned must be finite, got {worth[wrong[:1]]} at point {wrong[:1]}; where a loss "
+        "diverged, give the worst that counts",
     )
-    return returned
+    return worth
 
 
 def stops_of(scores: Sequence[Floats], levels: Floats, curves: Curves) -> Integers:

@@ -31,6 +31,8 @@ Sparse = tuple[Integers | slice, Floats]  # rows and what stands in them
 MOST_COLUMNS = 10_000
 """Columns that a table may have."""
 
+_MOST_TICKS = 9.22e18  # that 64 bits hold
+
 
 @final
 class PointTable:
@@ -70,7 +72,8 @@ class PointTable:
         known = ~is_missing(numbers)
         entry = self._numbers.setdefault(name, [])
         first, num = self._num_rows, len(numbers)
-        if num and known.all() and rows[-1] - rows[0] == num - 1:
+        # One object of JSON may name a column twice, as "a.b" and as "b" in "a".
+        if num and known.all() and (np.diff(rows) == 1).all():
             entry.append((slice(first + int(rows[0]), first + int(rows[0]) + num), numbers))
         elif known.any():
             entry.append((rows[known] + first, numbers[known]))
@@ -247,14 +250,25 @@ def frame_runs(frame: Any, keys: Keys) -> RawRuns:
     every = np.arange(len(next(iter(columns.values()))))
     for name, values in columns.items():
         if values.dtype.kind in "mM":  # durations and times of day
-            seconds = values.astype(f"{values.dtype.kind}8[ns]").astype(np.float64) / 1e9
-            table.add_numbers(name, every, np.where(np.isnat(values), np.nan, seconds))
+            table.add_numbers(name, every, _seconds(values))
         elif values.dtype.kind in "fiub" and name not in keys:
             table.add_numbers(name, every, values.astype(np.float64))
         else:
             table.add_column(name, every, [*map(_cell, values.tolist())])
     table.end(range(len(every)))
     return table.runs("the data frame", is_log=False)
+
+
+def _seconds(times: npt.NDArray[Any]) -> Floats:
+    """Durations, or times of day since 1970, in seconds; NaN where there is none."""
+    kind, missing = times.dtype.kind, np.isnat(times)
+    whole = times.astype(f"{kind}8[s]").astype(np.float64)
+    longest = np.abs(whole[~missing]).max(initial=0)
+    # In the finest unit that 64 bits hold: nanoseconds until 2262.
+    units = ((unit, 1e3**power) for power, unit in ((3, "ns"), (2, "us"), (1, "ms")))
+    unit, per_second = next((u for u in units if longest * u[1] < _MOST_TICKS), ("s", 1.0))
+    seconds = times.astype(f"{kind}8[{unit}]").astype(np.float64) / per_second
+    return np.where(missing, np.nan, seconds)
 
 
 def _cell(value: Any) -> str:

@@ -67,6 +67,12 @@ _REMOTE = {
 _CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 
 
+_PATTERNS = {
+    "mnist": ("*-idx[13]-ubyte*",),
+    "cifar10": ("*_batch*.bin*", "cifar-10-b*"),
+}
+
+
 def load(name: str, directory: Path | str | None = None) -> ImageData:
     """Read the data set `name` from scikit-learn, a directory or an earlier download.
 
@@ -137,15 +143,24 @@ def _cache_directory() -> Path | None:
 
 def _find(name: str, directory: Path | str | None) -> Path:
     require(name in _REMOTE, f"unknown data set {name!r}, expected digits, mnist or cifar10")
-    directory = directory or default_directory()
-    if directory:
-        folder = Path(directory).absolute()
-        require(folder.is_dir(), f"there is no data directory {folder}; {_ways_out(name)}")
-        return folder / name if (folder / name).is_dir() else folder
     cache = _cache_directory()
-    if cache is not None and (cache / name).is_dir():
-        return cache / name
+    cached = cache / name if cache is not None and (cache / name).is_dir() else None
+    named = directory or default_directory()
+    if named:
+        folder = Path(named).absolute()
+        require(folder.is_dir(), f"there is no data directory {folder}; {_ways_out(name)}")
+        folder = folder / name if (folder / name).is_dir() else folder
+        # That of the variable may hold other data, such as recorded runs alone.
+        if directory or cached is None or _holds(folder, name):
+            return folder
+    if cached is not None:
+        return cached
     raise InputError(f"there is no {name} data; {_ways_out(name)}")
+
+
+def _holds(folder: Path, name: str) -> bool:
+    """Whether a folder has a file of a data set, plain, compressed or in an archive."""
+    return any(True for pattern in _PATTERNS[name] for _ in folder.glob(pattern))
 
 
 def _ways_out(name: str) -> str:

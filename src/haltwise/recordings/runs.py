@@ -120,11 +120,16 @@ def save_trajectory(directory: str | Path, trajectory: Trajectory) -> None:
         ...     RecordedRuns.load(directory).trajectory.num_items
         5
     """
-    wrong = (~trajectory.finite).nonzero().flatten().tolist()
-    require(not wrong, f"item {wrong[:1]} does not stay finite; leave such items out")
-    signals = loss_signals_of_steps(trajectory.loss)
-    for number, (shown, scores) in enumerate(zip(signals, trajectory.excess, strict=True)):
-        save_run(Path(directory), shown.float(), scores.float(), "loss", f"{number:06}-item")
+    signals, excess = loss_signals_of_steps(trajectory.loss).float(), trajectory.excess.float()
+    kept = signals.isfinite().flatten(1).all(1) & excess.isfinite().all(1)
+    wrong = (~(trajectory.finite & kept)).nonzero().flatten().tolist()
+    require(
+        not wrong,
+        f"item {wrong[:1]} does not stay finite in float32, of which files are; leave such items "
+        "out, or scale the losses",
+    )
+    for number, (shown, scores) in enumerate(zip(signals, excess, strict=True)):
+        save_run(Path(directory), shown, scores, "loss", f"{number:06}-item")
 
 
 @final

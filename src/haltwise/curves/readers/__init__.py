@@ -237,6 +237,7 @@ def _labelled(part: RawRuns, path: Path, place: Path, *, alone: bool) -> RawRuns
     for label in part.labels:
         name = label["run"]
         if not alone and folder != ".":
-            name = folder if folder.endswith(name) else f"{folder}/{name}"
+            is_its = len(part.labels) == 1 and f"/{folder}".endswith(f"/{name}")  # named after it
+            name = folder if is_its else f"{folder}/{name}"
         labels.append({"folder": folder, "file": inner.name, **label, "run": name})
     return replace(part, labels=labels)

@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from haltwise.curves.raw import Keys, RawRuns
+from haltwise.curves.raw import Keys, RawRuns, measured
 from haltwise.curves.readers.base import Reader
 from haltwise.processes.signals import SIGNALS
 from haltwise.recordings.runs import load_run
@@ -30,6 +30,8 @@ class Haltwise(Reader):
             columns["score"] = run.scores.double().numpy()
         if run.maximizes:  # it holds the negatives
             columns |= {name: -columns[name] for name in ("loss", "score") if name in columns}
+        # Every update gives them, so NaN is a loop that diverged. Other signals may lack.
+        columns |= {name: measured(columns[name]) for name in ("loss", "score") if name in columns}
         return RawRuns(
             [columns],
             [{"run": paths[0].stem}],

@@ -25,7 +25,8 @@ class Saved(Archive):
             raise ValueError(f"the direction is {direction!r}")
         if str(arrays["metric"]) not in columns:
             raise ValueError(f"the metric is {str(arrays['metric'])!r:.50}, which is no column")
-        cost = unit if unit not in columns else "cost"
+        free = (unit, "cost", *(f"cost {number}" for number in range(2, len(columns) + 2)))
+        cost = next(name for name in free if name not in columns)
         values = np.concatenate([arrays["values"], arrays["cost"][:, None]], 1)
         found = ragged(values, arrays["offset"], [*columns, cost])
         num = len(found)
@@ -42,6 +43,7 @@ class Saved(Archive):
             cost_unit=unit,
             target=np.broadcast_to(arrays["target"].astype(np.float64), (num,)),
             budgets={cost: np.broadcast_to(arrays["budget"].astype(np.float64), (num,))},
+            is_since_start=True,
         )
 
 

@@ -6,7 +6,7 @@ price is known to all: improvements are told in prices as well.
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import numpy as np
 
@@ -37,7 +37,6 @@ MISSING = -1e6
 MOST_ROWS = 12_000
 """Points that a model is fitted to, spread evenly over the runs."""
 
-_PREFIX = "input."  # of columns that hold the inputs
 _FAR = 1e6  # the largest input
 _PARTS = (0.1, 0.25, 0.5)  # of the cost so far, over which improvements are told
 
@@ -49,6 +48,13 @@ WORTH = (
     "steps between points, in prices of the budget",
 )
 """What `worth_features` tells."""
+
+
+@final
+class _Input(str):
+    """The name of a column that holds an input: a user's column is none, whatever it is called."""
+
+    __slots__ = ()
 
 
 def worth_features(curve: Curve, price: float) -> Floats:
@@ -98,14 +104,15 @@ def with_inputs(curves: Curves, price: float | None) -> Curves:
     table = np.concatenate([inputs(curve, price) for curve in curves])
     names = (*FEATURES, *(() if price is None else WORTH))
     require(table.shape[1] == len(names), f"expected {len(names)} features, got {table.shape[1]}")
-    own = [place for place, name in enumerate(curves.columns) if not name.startswith(_PREFIX)]
-    columns = (*(curves.columns[place] for place in own), *(f"{_PREFIX}{name}" for name in names))
+    own = [place for place, name in enumerate(curves.columns) if not isinstance(name, _Input)]
+    # A metric of the same name would be found in place of an input; none begins like this.
+    columns = (*(curves.columns[place] for place in own), *(_Input(f"\0{name}") for name in names))
     return replace(curves, columns=columns, values=np.hstack((curves.values[:, own], table)))
 
 
 def input_table(curves: Curves, price: float | None) -> Floats:
     """The inputs at each point of each run, shape [points, F]; see `with_inputs`."""
-    ready = [place for place, name in enumerate(curves.columns) if name.startswith(_PREFIX)]
+    ready = [place for place, name in enumerate(curves.columns) if isinstance(name, _Input)]
     if ready:
         return curves.values[:, ready]
     return np.concatenate([inputs(curve, price) for curve in curves])
