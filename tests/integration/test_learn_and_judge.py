@@ -253,7 +253,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_read(
     assert sentence in f"{done.exception}{done.output}"
 
 
-@pytest.mark.parametrize("command", ["learn", "replay"])
+@pytest.mark.parametrize("command", ["learn", "judge", "replay"])
 def test_the_data_directory_of_curves_is_not_that_of_images(command: str) -> None:
     told = CliRunner().invoke(cli, [command, "--help"]).output
     assert "curves/" in told

@@ -63,7 +63,7 @@ __all__ = ["command"]
     "--html", "html_path", type=options.WRITTEN, help="For a monitor: write a page here, too."
 )
 @options.json_option
-@options.data_directory
+@options.curves_directory
 @options.threads_option
 def command(
     model: str,
