@@ -181,6 +181,17 @@ def test_states_that_are_none_and_starts_that_are_no_law_are_refused() -> None:
     assert math.isnan(fate.captured_gain)
 
 
+def test_a_horizon_of_one_step_is_one() -> None:
+    transition = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
+    losses = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    best = optimal_stopping(transition, losses, 0.2, 1)
+    assert best.stops(torch.tensor([[0, 0], [1, 1]])).tolist() == [1, 0]
+    with pytest.raises(InputError, match="beyond the horizon of 1 steps"):
+        best.stops(torch.zeros(1, 5, dtype=torch.int64))
+    forever = optimal_stopping(transition, losses, 0.2)
+    assert forever.stops(torch.zeros(1, 5, dtype=torch.int64)).tolist() == [4]
+
+
 def test_where_going_on_gains_nothing_it_stops() -> None:
     """A step at a price of 1/2 that gains 1/2: both are binary fractions, so the tie is exact."""
     transition = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)

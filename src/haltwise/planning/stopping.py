@@ -33,10 +33,12 @@ class OptimalStopping(NamedTuple):
             stops where it is not above 0. Shape [T, S], a row for each step 0..T-1, or [1, S],
             where without a horizon every step is alike.
         value: Least expected cost from each state at step 0, shape [S].
+        max_steps: T; None without a horizon.
     """
 
     advantage: Tensor
     value: Tensor
+    max_steps: int | None = None
 
     @property
     def stop(self) -> Tensor:
@@ -51,7 +53,7 @@ class OptimalStopping(NamedTuple):
         Raises:
             InputError: They are no states of the chain, or of more steps than the horizon has.
         """
-        num_steps, num_states = self.advantage.shape
+        num_states = self.advantage.shape[1]
         require(
             isinstance(states, Tensor) and states.ndim == 2 and states.dtype == torch.int64,
             "states must be an int64 tensor of shape [n, T+1], "
@@ -68,11 +70,11 @@ class OptimalStopping(NamedTuple):
             f"{states.max().item() if states.numel() else 0}",
         )
         require(
-            num_steps == 1 or states.shape[1] <= num_steps + 1,
-            f"states at 0..{states.shape[1] - 1} go beyond the horizon of {num_steps} steps",
+            self.max_steps is None or states.shape[1] <= self.max_steps + 1,
+            f"states at 0..{states.shape[1] - 1} go beyond the horizon of {self.max_steps} steps",
         )
         steps = torch.arange(states.shape[1] - 1, device=states.device)
-        rows = steps if len(self.advantage) > 1 else torch.zeros_like(steps)
+        rows = torch.zeros_like(steps) if self.max_steps is None else steps
         stop = self.stop[rows, states[:, :-1]]
         last = torch.ones_like(states[:, :1], dtype=torch.bool)
         return torch.cat((stop, last), 1).byte().argmax(1)
@@ -141,7 +143,7 @@ def optimal_stopping(
         later = price + transition @ value
         rows.append(losses - later)
         value = torch.minimum(losses, later)
-    return OptimalStopping(torch.stack(rows[::-1]), value)
+    return OptimalStopping(torch.stack(rows[::-1]), value, max_steps)
 
 
 def stopping_costs(
