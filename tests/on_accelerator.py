@@ -6,11 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import forked
+import pytest
 import torch
 from draws import DOUBLE, seeded
 from pretended import accelerator
 from tiny_runs import TINY
 from torch import Tensor, nn
+from torch.utils import backend_registration
 
 import haltwise
 from haltwise import FunctionBatch, HaltingMonitor, LearnedOptimizer
@@ -29,9 +32,22 @@ from haltwise.stop_rules import BASELINES, CostUnit, GradientNorm, tune_baseline
 from haltwise.tasks import family
 from haltwise.training.train import train
 
-__all__ = ["CASES", "SLOW_CASES", "perform"]
+__all__ = ["CASES", "SLOW_CASES", "compare", "needs_one"]
 
 Device = torch.device | str
+
+
+needs_one = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch takes no device made in Python",
+)
+
+
+def compare(name: str, folder: Path) -> None:
+    """See that the case of this name comes to the same on a CPU and on the accelerator."""
+    # A process that has such a device is never rid of it.
+    done = forked.run(name, cwd=folder, folder=folder, work=perform)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def perform(arguments: list[str]) -> None:

@@ -41,6 +41,17 @@ def scaled(by: float) -> Any:
     return lambda x: x * by
 
 
+def nested_two(x: float) -> Any:
+    return map(lambda y: y + 2, [x])
+
+
+def nested_three(x: float) -> Any:
+    return map(lambda y: y + 3, [x])
+
+
+nested_three.__qualname__ = nested_two.__qualname__
+
+
 DIFFERENT: list[object] = [
     *(None, False, 0, 0.0, "", b"", (), [], {}, set(), 1, 1.0, "1", float("nan")),
     *([1, 2], [[1], 2], [1, [2]], (1, 2), {1, 2}, {1: 2}, {2: 1}, {"a": [1]}, {"a": 1}),
@@ -49,6 +60,7 @@ DIFFERENT: list[object] = [
     *(torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, 1), torch.ones(2)),
     *(Open(1), Open(2), Open([1]), Slots(1.0), Slots(2.0), Open, Slots),
     *(Frozen(1.0), Frozen(2.0), Frozen(1.0, 1), Frozen(1.0, np.ones(3)), Frozen(1.0, np.ones(2))),
+    *(nested_two, nested_three, lambda x, *, y=1: y, lambda x, *, y=2: y),
     *(scaled(1.0), scaled(2.0), scaled, partial(scaled, 1), partial(scaled, 2)),
     *(np.random.default_rng(0), np.random.default_rng(1), len, max),
     *(PeersRule(), PeersRule(0.1), PeersRule(0.1, Peers({"a": np.ones((2, 41))}))),

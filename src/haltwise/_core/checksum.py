@@ -1,6 +1,7 @@
 """A checksum of an object, by which it is known again in another process."""
 
 import hashlib
+import inspect
 from collections.abc import Iterator
 from functools import cached_property
 from types import CodeType, FunctionType
@@ -24,7 +25,8 @@ def checksum(value: object) -> str:
     equal objects are one.
 
     Args:
-        value: Numbers, arrays, tensors, containers, and whatever else can be copied by `copy`.
+        value: Numbers, arrays, tensors, containers, functions, and whatever else can be copied by
+            `copy`. Of classes only the names count, not what their methods do.
 
     Raises:
         InputError: It holds something that cannot be taken apart, such as an open file.
@@ -74,10 +76,20 @@ def _pieces(value: Any, above: tuple[int, ...]) -> Iterator[bytes]:
 
 
 def _parts_of_function(function: FunctionType) -> list[Any]:
-    code = function.__code__
+    """What it does and what it knows; what it calls by name may change unseen."""
+    known = inspect.getclosurevars(function).nonlocals
+    return [
+        _parts_of_code(function.__code__),
+        known,
+        function.__defaults__,
+        function.__kwdefaults__,
+    ]
+
+
+def _parts_of_code(code: CodeType) -> list[Any]:
+    inside = [_parts_of_code(each) for each in code.co_consts if isinstance(each, CodeType)]
     constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
-    known = [cell.cell_contents for cell in function.__closure__ or ()]
-    return [code.co_code, code.co_names, constants, known, function.__defaults__]
+    return [code.co_code, code.co_names, constants, inside]
 
 
 def _parts(value: Any) -> list[Any]:

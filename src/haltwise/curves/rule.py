@@ -31,6 +31,8 @@ class CurveRule(ABC):
     def digest(self) -> str:
         """A checksum of its settings and all that it has learned, by which a certificate knows it.
 
+        Not of its code: who changes what `score` does certifies it anew.
+
         Raises:
             InputError: It holds something that cannot be taken apart, such as an open file.
         """
