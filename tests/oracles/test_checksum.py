@@ -42,11 +42,11 @@ def scaled(by: float) -> Any:
 
 
 def nested_two(x: float) -> Any:
-    return map(lambda y: y + 2, [x])
+    return [lambda y: y + 2, x]
 
 
 def nested_three(x: float) -> Any:
-    return map(lambda y: y + 3, [x])
+    return [lambda y: y + 3, x]
 
 
 nested_three.__qualname__ = nested_two.__qualname__
