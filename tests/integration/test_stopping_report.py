@@ -361,7 +361,7 @@ def test_nothing_is_said_of_what_rounding_leaves(stop: int, seed: int) -> None:
     losses = draw.random((60, 1)) * 0.7 ** np.arange(9) + 0.01 * draw.random((60, 9))
     record = stopping_report(losses, np.full(60, stop), price=0.002, baselines=False)
     text = " ".join(sentences(record))
-    for claim in ("problems apart lowers", "does harm", "comes so low", "100 %", "e-1"):
+    for claim in ("problems apart lowers", "does harm", "comes so low", "100 %", "e\N{MINUS SIGN}"):
         assert claim not in text
     if stop == 0:
         assert "so that nothing can be saved" in text

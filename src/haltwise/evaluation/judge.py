@@ -207,8 +207,11 @@ def _against_budgets(
         curve, ends, own = means.split((num, num, 2), 1)
         loss, cost = own.unbind(1)
         permuted = ((curve + price * steps) * ends).sum(1)  # the mean over all deals, exactly
-        slack = ROUNDING * curve.abs().amax(1)  # a budget that all stops took leaves as much
-        needed = least_mix(curve, steps.expand_as(curve), loss + slack)
+        # Where all stops are one budget it leaves the very same, but for rounding.
+        gap, place = (curve - loss.unsqueeze(1)).abs().min(1)
+        same = curve.take_along_dim(place.unsqueeze(1), 1).squeeze(1)
+        limit = torch.where(gap <= ROUNDING * curve.abs().amax(1), same, loss)
+        needed = least_mix(curve, steps.expand_as(curve), limit)
         needed = torch.where(needed > num * ROUNDING, needed, 0)
         saved = difference(torch.ones_like(cost), cost / needed.clamp_max(num - 1))
         needed = torch.where(needed.isfinite(), needed, torch.nan)
