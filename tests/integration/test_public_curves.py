@@ -35,12 +35,32 @@ def test_algoperf() -> None:
     np.testing.assert_allclose(found.budget, hours, rtol=1e-6)
 
 
+def test_runs_of_algoperf_that_diverge_end_with_the_worst_metric() -> None:
+    """By its archive: the metrics and losses of 12 runs are NaN from a point on."""
+    with np.load(FOLDER / "algoperf.npz", allow_pickle=False) as raw:
+        value, offset = raw["value"], raw["offset"]
+    valid = read("algoperf.npz")
+    with pytest.warns(DataWarning, match="751 of 3496 runs: they never measured 'train_loss'"):
+        train = read("algoperf.npz", metric="train_loss")
+    diverged = [run for run in range(3496) if np.isnan(value[offset[run + 1] - 1, 4])]
+    assert len(diverged) == 12
+    for run in diverged:
+        known = ~np.isnan(value[offset[run] : offset[run + 1], 4])
+        assert np.isfinite(valid[run].loss).tolist() == known.tolist()
+    assert train.num_runs == 3496 - 751  # the workloads of the others report none
+    assert sum(np.isposinf(run.loss[-1]) for run in train) == 27
+
+
 def test_taskset() -> None:
     found = read("taskset.npz")
     assert (found.num_runs, len(np.unique(found.group))) == (9000, 9)
     assert found.num_points.tolist() == [51] * 9000
     assert set(found.budget) == {10_000}
     assert found.columns == ("train", "valid", "test")
+    with np.load(FOLDER / "taskset.npz", allow_pickle=False) as raw:
+        valid = raw["valid"].reshape(9000, 51)
+    for run in range(0, 9000, 7):
+        assert np.isposinf(found[run].loss).tolist() == (~np.isfinite(valid[run])).tolist()
 
 
 def test_opda() -> None:

@@ -1,7 +1,7 @@
 """Every rule on curves: its definition in one line, and no look at the future."""
 
-import functools
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -235,6 +235,50 @@ def test_fits_leave_out_what_is_not_known() -> None:
     np.testing.assert_allclose(fits.size[-1], 1, atol=1e-9)
 
 
+@pytest.mark.parametrize("tail", [1.0, 0.5, 0.25, 0.1])
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+def test_fits_are_those_of_each_window_alone(tail: float, scale: float) -> None:
+    """phi falls by forty orders, and the loss by many: sums over all of it would be rounding."""
+    time = np.linspace(0, 1, 120)
+    noise = np.random.default_rng(0).normal(0, 0.02, 120)
+    loss = scale * np.exp(-60 * time) + 0.5 * np.exp(-2 * time) + noise
+    loss[[3, 40, 41, 90]] = np.nan
+    shapes = [partial(lambda rate, t: np.exp(-rate * t), rate) for rate in (1.0, 10.0, 100.0)]
+    fits = fit_prefixes(time, loss, shapes, tail)
+    for n in range(1, 121):
+        window = np.arange(n - max(int(np.ceil(tail * n)), min(n, 3)), n)
+        mine = window[np.isfinite(loss[window])]
+        if len(mine) < 3:
+            assert np.isnan(fits.level[n - 1])
+            continue
+        y = loss[mine].astype(np.longdouble)
+        best, expected = ((y - y.mean()) ** 2).sum(), np.full(2, y.mean())
+        for phi in shapes:
+            x = phi(time[mine].astype(np.longdouble))
+            slope = ((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum()
+            ahead = y.mean() + slope * (phi(np.array([time[n - 1], 1.0])) - x.mean())
+            error = ((y - y.mean() - slope * (x - x.mean())) ** 2).sum()
+            if slope > 0 and error < best:
+                best, expected = error, ahead
+        phi = shapes[fits.shape[n - 1]]
+        found = fits.level[n - 1] + fits.size[n - 1] * phi(np.array([time[n - 1], 1.0]))
+        np.testing.assert_allclose(found, expected.astype(float), rtol=1e-6, atol=1e-7)
+
+
+def test_fits_know_nothing_later() -> None:
+    time = np.linspace(0, 1, 50)
+    loss = 1 + np.exp(-3 * time) + np.random.default_rng(0).normal(0, 0.1, 50)
+    loss[[0, 1, 20]] = np.nan
+    shapes = [lambda t: np.exp(-3 * t)]
+    for tail in (1.0, 0.25):
+        whole = fit_prefixes(time, np.append(loss[:-1], 1e300), shapes, tail)
+        for n in range(50):
+            part = fit_prefixes(time[:n], loss[:n], shapes, tail)
+            for one, other in zip(part, whole, strict=True):
+                np.testing.assert_array_equal(one, other[:n])
+        assert (whole.size[-1], whole.level[-1] > 1e297) == (0, True)
+
+
 def test_peers_of_the_same_task_are_counted() -> None:
     runs = Curves.from_matrix(np.linspace(5, [1, 2, 3, 4, 4.5], 11).T, task=["a"] * 5, budget=10.0)
     rule = PeersRule().fit(runs)
@@ -273,6 +317,16 @@ def test_only_peers_that_still_run_count() -> None:
     rule = PeersRule().fit(Curves.from_matrix(losses, budget=2.0))
     assert rule.score(curve([5.0, 4.2, 3.5], budget=2.0)).tolist() == [0.5, 0.6, 0.75]
     assert len(PEER_SHARES) == 41
+
+
+def test_a_peer_that_ends_at_a_share_but_for_rounding_ran_until_there() -> None:
+    spent = [0.0, 0.1, 0.1 + 0.1 + 0.1 - 0.1 * 2.5e-10]
+    runs = Curves.from_runs(
+        [{"loss": np.array([5.0, 4.0, 3.0 - i]), "cost": np.array(spent)} for i in range(5)],
+        metric="loss", cost="cost", direction="min", budget=0.4,
+    )  # fmt: skip
+    rule = PeersRule().fit(runs)
+    assert rule.score(curve([5.0, 4.0, 0.5], [0.0, 0.1, 0.3], budget=0.4))[-1] == 0.6
 
 
 def test_halving_speaks_at_rungs_alone() -> None:
@@ -375,7 +429,7 @@ def test_rules_that_learned_nothing_say_so() -> None:
         BoostedTreesRule().score(curve(FALLING))
 
 
-@functools.cache
+@cache
 def fitted() -> dict[str, list[CurveRule]]:
     """A setting of every rule, fitted."""
     runs = population()

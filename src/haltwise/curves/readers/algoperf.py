@@ -8,13 +8,14 @@ from typing import ClassVar, final
 import numpy as np
 
 from haltwise.curves.raw import RawRuns
-from haltwise.curves.readers.archives import Archive, Arrays, ragged, texts
+from haltwise.curves.readers.archives import Archive, Arrays, evaluated, ragged, texts
 
 __all__ = ["READERS", "AlgoPerf"]
 
 _LABELS = ("version", "ruleset", "submission", "study", "workload", "trial", "metric")
 _SELF_TUNING = 3  # times the budget of a run, by the rules of the benchmark
 _METRICS = ("train_metric", "valid_metric", "test_metric")
+_LOSSES = ("train_loss", "valid_loss", "test_loss")  # of the workloads that have one
 
 
 @final
@@ -37,7 +38,8 @@ class AlgoPerf(Archive):
         if not np.isin(sign, (-1.0, 1.0)).all():
             raise ValueError("metric_sign must be 1 or -1")
         for run, factor in zip(found, sign, strict=True):
-            run |= {name: factor * run[name] for name in _METRICS}
+            run |= {name: evaluated(factor * run[name]) for name in _METRICS}
+            run |= {name: evaluated(run[name]) for name in _LOSSES}
             run["hours"] = run["submission_seconds"] / 3600
         columns = dict(zip(map(str, arrays["target_column"]), arrays["target"].T, strict=True))
         each = {name: texts(arrays[name], num) for name in _LABELS}

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from haltwise._core.arrays import array_names, read_arrays
 from haltwise._core.errors import InputError
-from haltwise.curves.raw import Keys, RawRuns
+from haltwise.curves.raw import Keys, RawRuns, measured
 from haltwise.curves.readers.base import Reader
 
-__all__ = ["Archive", "Arrays", "ragged", "texts"]
+__all__ = ["Archive", "Arrays", "evaluated", "ragged", "texts"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
@@ -65,6 +65,17 @@ def ragged(
         {name: column[first:last] for name, column in by_column.items()}
         for first, last in pairwise(bounds)
     ]
+
+
+def evaluated(values: Floats) -> Floats:
+    """A column of one run that is evaluated at every point, or at none.
+
+    NaN is then what a run evaluates to that has diverged, not a number that is missing.
+
+    Args:
+        values: Of the points of a run, shape [n].
+    """
+    return values if np.isnan(values).all() else measured(values)
 
 
 def texts(array: npt.NDArray[Any], num: int) -> list[str]:

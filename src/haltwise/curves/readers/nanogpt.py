@@ -8,7 +8,7 @@ from typing import ClassVar, final
 import numpy as np
 
 from haltwise.curves.raw import RawRuns
-from haltwise.curves.readers.archives import Archive, Arrays, ragged, texts
+from haltwise.curves.readers.archives import Archive, Arrays, evaluated, ragged, texts
 
 __all__ = ["READERS", "NanoGpt"]
 
@@ -24,6 +24,8 @@ class NanoGpt(Archive):
     def runs(self, arrays: Arrays) -> RawRuns:
         found = ragged(arrays["value"], arrays["offset"], [str(n) for n in arrays["column"]])
         num = len(found)
+        for run in found:
+            run["val_loss"] = evaluated(run["val_loss"])
         steps = arrays["num_steps"].astype(np.float64)
         if steps.shape != (num,):
             raise ValueError(f"num_steps has shape {list(steps.shape)}, not [{num}]")

@@ -42,24 +42,60 @@ def fit_prefixes(time: Floats, loss: Floats, shapes: Sequence[Shape], tail: floa
         shapes: phi, of which the one of least squared error is taken.
         tail: The share of a prefix' points that are fitted.
     """
-    num = len(loss)
-    known = np.isfinite(loss)
-    shift = loss[known][0] if known.any() else 0.0
-    y = np.where(known, loss - shift, 0.0)
-    ends = np.arange(1, num + 1)
+    ends = np.arange(1, len(loss) + 1)
     begins = ends - np.maximum(np.ceil(tail * ends).astype(int), np.minimum(ends, _FEWEST))
+    found: list[Fits] = []
+    pivot = 0
+    while pivot < len(loss):
+        last = int(np.searchsorted(begins, pivot, side="right"))  # of which a window holds it
+        first = begins[pivot]
+        windows = _Windows(begins[pivot:last] - first, ends[pivot:last] - first, pivot - first)
+        part = slice(first, last)
+        with np.errstate(over="ignore", invalid="ignore"):  # no fit is made where squares overflow
+            found.append(_fit(time[part], loss[part], shapes, windows))
+        pivot = last
+    none = np.empty(0)
+    return Fits(*map(np.concatenate, zip((none, none, none.astype(int)), *found, strict=True)))
+
+
+class _Windows(NamedTuple):
+    """Parts of a curve, from `begins` to before `ends`, that all hold the point `pivot`.
+
+    The pivots of windows that move along a curve are few. Sums from a pivot forward and back have
+    the rounding of what a window holds alone, while differences of sums over the whole curve have
+    that of all that came before, where phi and the loss were larger by many orders.
+    """
+
+    begins: Integers
+    ends: Integers
+    pivot: int
+
+    def total(self, values: Floats) -> Floats:
+        """The sum over each window of what each point has; the first window begins at 0."""
+        forward = np.cumsum(values[self.pivot :])
+        back = np.append(np.cumsum(values[: self.pivot][::-1])[::-1], 0.0)
+        every: Floats = forward[self.ends - 1 - self.pivot] + back[self.begins]
+        return every
+
+
+def _fit(time: Floats, loss: Floats, shapes: Sequence[Shape], windows: _Windows) -> Fits:
+    """The best of several shapes in each of several windows, which make up the points given."""
+    known = np.isfinite(loss)
+    # The last that is known at the pivot, else the first after it: later than no window with one.
+    held = np.count_nonzero(known[: windows.pivot + 1])
+    near = np.flatnonzero(known)[max(held - 1, 0) :][:1]
+    shift = loss[near].sum()  # 0 where none is known
 
     def total(values: Floats) -> Floats:
-        sums = np.concatenate(([0.0], np.cumsum(np.where(known, values, 0.0))))
-        window: Floats = sums[ends] - sums[begins]
-        return window
+        return windows.total(np.where(known, values, 0.0))
 
-    count, sum_y, sum_yy = total(np.ones(num)), total(y), total(y * y)
+    y = np.where(known, loss - shift, 0.0)
+    count, sum_y, sum_yy = total(np.ones(len(y))), total(y), total(y * y)
     enough = count >= _FEWEST
     safe = np.maximum(count, 1)
-    level, size = sum_y / safe, np.zeros(num)
+    level, size = sum_y / safe, np.zeros(len(safe))
     flat = error = sum_yy - sum_y**2 / safe
-    shape = np.zeros(num, int)
+    shape = np.zeros(len(safe), int)
     for place, phi in enumerate(shapes):
         x = phi(time)
         sum_x, sum_xx, sum_xy = total(x), total(x * x), total(x * y)

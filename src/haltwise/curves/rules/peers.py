@@ -67,7 +67,7 @@ def _at_shares(curve: Curve, loss: Floats) -> Floats:
     best, spent = best_so_far(loss), share_spent(curve)
     last = np.searchsorted(spent, PEER_SHARES + _CLOSE, side="right") - 1
     found = np.where(last >= 0, best[last.clip(0)], np.inf)
-    return np.where(spent[-1] >= PEER_SHARES, found, np.nan)
+    return np.where(spent[-1] + _CLOSE >= PEER_SHARES, found, np.nan)
 
 
 def _table(rows: Sequence[Floats]) -> Floats:
