@@ -4,12 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import forked
 import pytest
 import torch
-from draws import DOUBLE, seeded
+from draws import seeded
 from pretended import accelerator
 from tiny_runs import TINY
 from torch import Tensor, nn
@@ -18,12 +18,22 @@ from torch.utils import backend_registration
 import haltwise
 from haltwise import FunctionBatch, HaltingMonitor, LearnedOptimizer
 from haltwise._core.nested_settings import merge
-from haltwise._core.tensors import map_tensors
+from haltwise._core.tensors import map_tensors, placed, widest
 from haltwise.certificates import ExcessLoss
 from haltwise.evaluation import recommend
+from haltwise.evaluation.evaluate import evaluate
+from haltwise.evaluation.study import study
 from haltwise.models.files import read_model
 from haltwise.models.loading import find
-from haltwise.nn import AdaptiveComputation, LayerStack
+from haltwise.nn import (
+    AdaptiveComputation,
+    AdaptiveRNN,
+    Coupling,
+    LayerStack,
+    RepeatedBlock,
+    TransformerBlock,
+    VariableComputationCell,
+)
 from haltwise.planning import stopping_costs
 from haltwise.processes import Trajectory
 from haltwise.processes.markov_chain import MarkovChainFamily
@@ -44,22 +54,32 @@ needs_one = pytest.mark.skipif(
 
 
 def compare(name: str, folder: Path) -> None:
-    """See that the case of this name comes to the same on a CPU and on the accelerator."""
+    """See that a case comes to the same on a CPU, on an accelerator, and on one without float64."""
     # A process that has such a device is never rid of it.
     done = forked.run(name, cwd=folder, folder=folder, work=perform)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def perform(arguments: list[str]) -> None:
-    """Do the case of this name on both."""
-    case = (CASES | SLOW_CASES)[arguments[0]]
-    with accelerator() as device:
-        own, found = _numbers(case("cpu")), _numbers(case(device))
-        assert len(own) == len(found) > 0
-        for one, other in zip(own, found, strict=True):
-            torch.testing.assert_close(
-                other.cpu().double(), one.double(), rtol=1e-3, atol=1e-4, equal_nan=True
-            )
+    """Do the case of this name on all."""
+    [name] = arguments
+    case = (CASES | SLOW_CASES)[name]
+    with accelerator() as device:  # which PyTorch must know before it derives anything
+        own = _numbers(case("cpu"))
+        _require_same(_numbers(case(device)), own)
+    with accelerator(narrow=True) as device:
+        if name in PRECISE:
+            case(device)  # as far as it comes
+        else:
+            _require_same(_numbers(case(device)), own)
+
+
+def _require_same(found: list[Tensor], own: list[Tensor]) -> None:
+    assert len(own) == len(found) > 0
+    for one, other in zip(own, found, strict=True):
+        torch.testing.assert_close(
+            other.cpu().double(), one.double(), rtol=1e-3, atol=1e-4, equal_nan=True
+        )
 
 
 def _numbers(found: Any) -> list[Tensor]:
@@ -86,6 +106,7 @@ def _solved(device: Device, **settings: Any) -> Any:
     solution = haltwise.solve(_logistic(device), **settings)
     assert solution.params.device.type == torch.device(device).type
     errors = solution.standard_errors
+    assert "12 problems of 3 parameters" in str(solution)
     found = [solution.params, solution.loss, solution.num_gradients, solution.outcome]
     return found if errors is None else [*found, errors.params, errors.distance]
 
@@ -97,7 +118,7 @@ def _decays(device: Device) -> Any:
 
 
 def _learned(device: Device, name: str, **settings: Any) -> Any:
-    batch = family(name).sample(8, seeded(), dtype=DOUBLE, device=device)
+    batch = family(name).sample(8, seeded(), dtype=widest(device), device=device)
     solution = haltwise.solve(batch, name, **settings)
     return solution.params, solution.loss, solution.num_gradients
 
@@ -157,6 +178,44 @@ def _layer(device: Device, method: str) -> Any:
     return loss, executed.output, executed.cost, pondered.posterior.log_prob()
 
 
+def _tokens(device: Device, per: Literal["sequence", "token"], inputs: Any) -> Any:
+    torch.manual_seed(0)
+    process = RepeatedBlock(TransformerBlock(8, 2), 8, 3, per=per)
+    coupling = Coupling.EXPECTED_STATE if per == "token" else Coupling.EXPECTED_LOSS
+    layer = AdaptiveComputation(process, coupling=coupling).to(device)
+    given = {name: value.to(device) for name, value in inputs.items()}
+    prices = torch.full((4,), 0.01, device=device)
+    pondered = layer(given, prices, generator=seeded(2))
+    loss = pondered.ponder_cost.sum() + pondered.output.square().sum()
+    loss.backward()
+    executed = layer.run(given, prices)
+    grads = [weight.grad for weight in layer.parameters() if weight.grad is not None]
+    return [loss, executed.output, executed.cost, executed.exits, *grads]
+
+
+def _recurrent(device: Device) -> Any:
+    torch.manual_seed(0)
+    rnn = AdaptiveRNN(nn.RNNCell(4, 8), 3).to(device)
+    inputs = torch.randn(5, 4, 3, generator=seeded()).to(device)
+    outputs, last, pondered = rnn(inputs, price=0.01)
+    (outputs.square().sum() + pondered.ponder_cost.sum()).backward()
+    executed = rnn.run(inputs, price=0.01)
+    grads = [weight.grad for weight in rnn.parameters() if weight.grad is not None]
+    return [outputs, last, *executed[:2], executed[2].exits, *grads]
+
+
+def _wide(device: Device) -> Any:
+    torch.manual_seed(0)
+    cell = VariableComputationCell(nn.RNNCell(4, 8)).to(device)
+    inputs = torch.randn(5, 4, generator=seeded()).to(device)
+    step = cell(inputs, price=0.01)
+    ran = cell.run(inputs, price=0.01)
+    return step.hidden, step.width, ran.hidden, ran.width
+
+
+_TOKENS = torch.randn(4, 6, 8, generator=seeded())
+_PADDING = torch.arange(6) >= torch.tensor([[6], [3], [5], [4]])
+
 # --- Trainings and what is made of them ----------------------------------------------------------
 
 
@@ -198,10 +257,10 @@ def _resumed(device: Device) -> Any:
 
 def _planned(device: Device) -> Any:
     chain = MarkovChainFamily(num_states=6)
-    losses = chain.losses().to(device)
-    start = torch.zeros(6, dtype=DOUBLE, device=device)
+    start = torch.zeros(6, dtype=widest(device), device=device)
     start[0] = 1
-    found = stopping_costs(chain.transition().to(device), losses, 0.05, start, 12)
+    transition, losses = (placed(each, device) for each in (chain.transition(), chain.losses()))
+    found = stopping_costs(transition, losses, 0.05, start, 12)
     return found.causal, found.clairvoyant
 
 
@@ -217,6 +276,36 @@ def _recommended(device: Device) -> Any:
     problems = family("regression-10d").sample(24, seeded(), device=device)
     found = recommend(problems, ["regression-10d"], price=0.01, max_steps=20)
     return [trial.j for trial in found.trials]
+
+
+def _priced(device: Device) -> Any:
+    problems = family("regression-2d").sample(8, seeded(), device=device)
+    return (haltwise.price_for_budget(problems, 6.0, "regression-2d"),)
+
+
+def _evaluated(device: Device) -> Any:
+    models = {"regression-2d": haltwise.load("regression-2d")}
+    found = evaluate(
+        models,
+        family("regression-2d"),
+        family_name="regression-2d",
+        price=0.05,
+        horizon=4,
+        seed=0,
+        num_problems=32,
+        device=device,
+        learners=False,
+    )
+    curves = [curve.mean[-1] for curve in found.record.curves.values()]
+    return [*curves, found.arrays["excess"], found.arrays["j.updates.learned"]]
+
+
+def _studied(device: Device) -> Any:
+    models = {"regression-2d": haltwise.load("regression-2d")}
+    families = {"regression-2d": family("regression-2d")}
+    settings: dict[str, Any] = {"prices": [0.05], "horizon": 10, "seeds": [0, 1]}
+    found = study(models, families, **settings, num_problems=64, device=device)
+    return [each.j for cell in found.cells for each in cell.rules.values()]
 
 
 CASES: dict[str, Callable[[Device], Any]] = {
@@ -236,6 +325,12 @@ CASES: dict[str, Callable[[Device], Any]] = {
     "monitor": _monitored,
     **{f"layer, {method}": partial(_layer, method=method) for method in ("softmax", "graves")},
     "layer": partial(_layer, method="stick-breaking"),
+    "sequences": partial(_tokens, per="sequence", inputs={"tokens": _TOKENS}),
+    "tokens that are padded": partial(
+        _tokens, per="token", inputs={"tokens": _TOKENS, "padding": _PADDING}
+    ),
+    "recurrent": _recurrent,
+    "variable width": _wide,
     "training": _trained,
     "training of the thesis": partial(_trained, preset="thesis"),
     "training of processes": partial(_trained, name="markov-chain"),
@@ -244,9 +339,14 @@ CASES: dict[str, Callable[[Device], Any]] = {
     "resumed monitor": _resumed,
     "planning": _planned,
     "recommendation": _recommended,
+    "price of a budget": _priced,
 }
+PRECISE = frozenset(("learned optimizer, unguarded",))
+"""In float32 they come to something else, on a CPU, too."""
 SLOW_CASES: dict[str, Callable[[Device], Any]] = {
     "solve by Adam": partial(_solved, method="adam"),
     "training by evolution": partial(_trained, joint={"estimator": {"name": "evolution"}}),
     "training of networks": partial(_trained, name="digits-relu"),
+    "evaluation": _evaluated,
+    "study": _studied,
 }

@@ -1,7 +1,7 @@
 """A pretended accelerator: tensors that lie on the CPU and say that they do not.
 
 What it refuses a real one refuses, too: operations on tensors of two devices, numbers drawn by a
-generator of the CPU, arrays of NumPy over its memory.
+generator of the CPU, arrays of NumPy over its memory. A narrow one has no float64, as Apple's.
 """
 
 import functools
@@ -16,15 +16,23 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from haltwise._core import tensors as core
 from haltwise._kernels import operands
 from haltwise.interfaces import watched
 from haltwise.interfaces.torch_optim import groups, states
 
-__all__ = ["accelerator"]
+__all__ = ["NAME", "accelerator"]
 
 NAME = "pretended"
 _MOVES = {"_to_copy", "copy_"}
 _INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+
+
+_NARROW = frozenset((NAME,))
+
+
+def _is_narrow() -> bool:
+    return core._NARROW >= _NARROW
 
 
 class Pretended(Tensor):
@@ -34,6 +42,8 @@ class Pretended(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "Pretended":
+        if held.dtype in (torch.float64, torch.complex128) and _is_narrow():
+            raise TypeError(f"{place()} has no {held.dtype}")
         made: Pretended = Tensor._make_wrapper_subclass(
             cls,
             held.size(),
@@ -126,12 +136,14 @@ def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> Te
 
 
 @contextmanager
-def accelerator() -> Iterator[torch.device]:
-    """Where tensors can be made on the device."""
+def accelerator(*, narrow: bool = False) -> Iterator[torch.device]:
+    """Where tensors can be made on the device, which has no float64 if it is narrow."""
     device = place()
     mode = _Accelerator()  # type: ignore[no-untyped-call]
     with mode, ExitStack() as patched:
         # They refuse tensors of other classes than PyTorch's own, which may have no memory.
+        if narrow:
+            patched.enter_context(mock.patch.object(core, "_NARROW", core._NARROW | _NARROW))
         plain = (*operands._PLAIN_TYPES, Pretended)
         patched.enter_context(mock.patch.object(operands, "_PLAIN_TYPES", plain))
         for module in (groups, states, watched):
@@ -160,6 +172,8 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
             )
     if goes and isinstance(kwargs.get("generator"), torch.Generator):
         raise RuntimeError(f"Expected a {NAME!r} device type for generator but found 'cpu'")
+    if pretended and kwargs.get("dtype") == torch.float64 and _is_narrow():
+        raise TypeError(f"{place()} has no float64, {name}")
     own_args, own_kwargs = tree_map_only(Pretended, lambda each: each.held, (args, kwargs))
     if goes and asked is not None:
         own_kwargs["device"] = torch.device("cpu")

@@ -29,7 +29,9 @@ __all__ = [
     "log_rms",
     "map_tensors",
     "nested_state",
+    "placed",
     "probability",
+    "require_dtype",
     "require_items",
     "require_like",
     "select_state",
@@ -38,9 +40,13 @@ __all__ = [
     "undisturbed",
     "usable_device",
     "widened",
+    "widest",
 ]
 
 Record = TypeVar("Record")
+
+_NARROW = frozenset(("mps",))
+"""Kinds of devices without float64."""
 
 
 def map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
@@ -231,9 +237,27 @@ def usable_device(device: Any) -> torch.device:
     return found
 
 
+def widest(device: torch.device | str) -> torch.dtype:
+    """float64, or float32 where the device has no other."""
+    return torch.float32 if torch.device(device).type in _NARROW else torch.float64
+
+
+def placed(value: Tensor, device: torch.device | str) -> Tensor:
+    """Move to a device; float64 becomes float32 where it has no other."""
+    return value.to(device, widest(device) if value.dtype == torch.float64 else value.dtype)
+
+
 def widened(value: Tensor) -> Tensor:
-    """Convert to float64, where the device has it: MPS does not."""
-    return value if value.device.type == "mps" else value.double()
+    """Convert to the widest floating-point numbers that the device has."""
+    return value.to(widest(value.device))
+
+
+def require_dtype(device: torch.device | str, dtype: torch.dtype | None) -> None:
+    """Raise an `InputError` where the device has no numbers of the dtype."""
+    require(
+        dtype != torch.float64 or widest(device) == dtype,
+        f"{device} has no {dtype}; compute in torch.float32 there, or on the CPU",
+    )
 
 
 def require_like(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from haltwise._core.errors import FitWarning, require, warn
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit
-from haltwise._core.tensors import map_tensors
+from haltwise._core.tensors import map_tensors, widened
 from haltwise._core.version import __version__
 from haltwise._core.workers import Workers
 from haltwise.evaluation.baselines import choose_policies
@@ -253,7 +253,7 @@ def _judge_both(
         "excess": kept.excess,
         "loss": kept.loss,
         "posterior": posterior.log_prob().exp(),
-        "oracle": costs(kept.excess.double(), price).argmin(1),
+        "oracle": costs(widened(kept.excess), price).argmin(1),
     }
     baselines = learned_baselines(tuning, kept, CostUnit, price) if learners else {}
     for unit in CostUnit:
@@ -298,21 +298,21 @@ def _held_out(batch: TaskBatch, params: Tensor) -> HeldOutRecord | None:
     """Networks on the test examples, if there are any."""
     if not isinstance(batch, ModuleBatch) or batch.task.test is None:
         return None
-    loss, accuracy = (value.double() for value in batch.held_out(params))
+    loss, accuracy = (widened(value) for value in batch.held_out(params))
     return HeldOutRecord(
         loss.mean().item(), loss.std().item(), accuracy.mean().item(), accuracy.std().item()
     )
 
 
 def _curve(curve: Trajectory, test: TaskBatch) -> CurveRecord:
-    excess = curve.excess.double().cpu()
+    excess = curve.excess.cpu().double()
     assert curve.final is not None
     return CurveRecord(
         mean=excess.mean(0).tolist(),
         median=excess.median(0).values.tolist(),
         low=excess.quantile(0.05, 0).tolist(),
         high=excess.quantile(0.95, 0).tolist(),
-        observed=curve.loss.double().mean(0).tolist(),
+        observed=widened(curve.loss).mean(0).tolist(),
         num_nonfinite=int((~excess.isfinite().all(1)).sum()),
         held_out=_held_out(test, curve.final),
     )

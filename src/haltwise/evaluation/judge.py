@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from haltwise._core.tensors import widened
 from haltwise.evaluation.records import Bin, Frontier, Reliability, StopFigures, StoppingRecord
 from haltwise.evaluation.statistics import (
     ROUNDING,
@@ -68,7 +69,7 @@ class Stops:
 
     def j(self, price: float) -> Tensor:
         """J of each item, docs/theory.md, Eq. (cost); shape [n]."""
-        return self.excess.double() + price * self.cost.double()
+        return widened(self.excess) + price * widened(self.cost)
 
 
 def judge(
@@ -100,7 +101,7 @@ def judge(
         num_left_out: Items that are left out, for the record.
         has_reference: Whether excess is counted above a loss that is known.
     """
-    excess = trajectory.excess.double()
+    excess = widened(trajectory.excess)
     table = costs(excess, price)
     means = table.mean(0)
     budget, best = int(means.argmin()), table.argmin(1)
@@ -138,15 +139,15 @@ def settings_frontier(
     shown = shown[:: max(1, len(shown) // _MAX_SETTINGS)]
     return sorted(
         (
-            steps_charged(decided, unit, trajectory.num_steps).double().mean().item(),
-            returned_excess(trajectory, decided, unit, returns).double().mean().item(),
+            widened(steps_charged(decided, unit, trajectory.num_steps)).mean().item(),
+            widened(returned_excess(trajectory, decided, unit, returns)).mean().item(),
         )
         for _, decided in decide_all(shown, trajectory)
     )
 
 
 def _share(which: Tensor) -> float:
-    return which.double().mean().item()
+    return widened(which).mean().item()
 
 
 def _quantiles(values: Tensor) -> dict[str, float]:
@@ -177,9 +178,9 @@ def _figures(
             j=found[place],
             gain=found[num + place],
             difference=found[2 * num + place],
-            mean_excess=stops.excess.double().mean().item(),
-            mean_cost=stops.cost.double().mean().item(),
-            sd_cost=stops.cost.double().std().item() if len(j) > 1 else math.nan,
+            mean_excess=widened(stops.excess).mean().item(),
+            mean_cost=widened(stops.cost).mean().item(),
+            sd_cost=widened(stops.cost).std().item() if len(j) > 1 else math.nan,
             share_at_horizon=_share(stops.cost == table.shape[1] - 1),
             share_solved=(
                 math.nan if initial is None else _share(stops.excess <= _SOLVED * initial)
@@ -200,8 +201,8 @@ def _against_budgets(
     """The stops beside the same stops dealt at random, and beside budgets mixed at random."""
     num = excess.shape[1]
     steps = torch.arange(num, dtype=torch.float64).unsqueeze(0)
-    own = torch.stack((stops.excess.double(), stops.cost.double()), 1)
-    columns = torch.cat((excess, one_hot(stops.cost, num).double(), own), 1)
+    own = torch.stack((widened(stops.excess), widened(stops.cost)), 1)
+    columns = torch.cat((excess, widened(one_hot(stops.cost, num)), own), 1)
 
     def statistics(means: Tensor) -> Tensor:
         curve, ends, own = means.split((num, num, 2), 1)
@@ -234,7 +235,7 @@ def _reliability(
     hazards: Tensor, table: Tensor, unit: CostUnit, groups: Tensor | None
 ) -> Reliability:
     """Of all (item, t) that the oracle reaches, how often it stops where the hazard is so high."""
-    hazards = hazards.double()
+    hazards = widened(hazards)
     if unit is CostUnit.GRADIENTS:
         # A decision at t ends at t + 1; at T - 1 both answers end at T.
         table, hazards = table[:, 1:], hazards[:, :-1]
@@ -243,7 +244,7 @@ def _reliability(
     reached, event = steps <= stop, steps == stop
     place = (hazards * _NUM_BINS).long().clamp_max(_NUM_BINS - 1)
     cases, events, sums = (
-        hazards.new_zeros(len(hazards), _NUM_BINS).scatter_add(1, place, values.double())
+        hazards.new_zeros(len(hazards), _NUM_BINS).scatter_add(1, place, widened(values))
         for values in (reached, event, hazards * reached)
     )
     frequency = jackknife(

@@ -19,7 +19,7 @@ from haltwise._core.errors import DataWarning, FitWarning, InputError, require, 
 from haltwise._core.percent import in_percent
 from haltwise._core.random import stream
 from haltwise._core.settings import price_per_unit, whole_number
-from haltwise._core.tensors import undisturbed
+from haltwise._core.tensors import undisturbed, widened
 from haltwise.engines import lbfgs
 from haltwise.engines.run import begin, descend
 from haltwise.engines.stops import PriceStop
@@ -230,7 +230,7 @@ def _with_finite_starts(sample: TaskBatch) -> TaskBatch:
 
 def _score(batch: TaskBatch, params: Tensor) -> Tensor:
     """The loss that stops are judged by, infinite where it is not finite, float64 [B]."""
-    return ask(batch.score, params, 0).excess.double().cpu().nan_to_num(math.inf, math.inf)
+    return ask(batch.score, params, 0).excess.cpu().double().nan_to_num(math.inf, math.inf)
 
 
 def _price_of(judged: TaskBatch, max_steps: int) -> float:
@@ -239,7 +239,7 @@ def _price_of(judged: TaskBatch, max_steps: int) -> float:
         lowest = _lbfgs(judged, 0.0, max_steps).loss
     else:
         curves = (loss_curves(Adam(r), judged, max_steps).excess for r in LEARNING_RATES[::6])
-        ends = torch.stack([each.double().mean(0).min().cpu() for each in curves])
+        ends = torch.stack([widened(each).mean(0).min().cpu() for each in curves])
         lowest = ends.nan_to_num(math.inf, math.inf).min()
     gain = (begun - lowest).mean().item()
     require(
@@ -256,7 +256,7 @@ def _lbfgs(batch: TaskBatch, price: float, max_steps: int) -> _Outcome:
     begun, seen = begin(engine, batch, torch.full((num,), max_steps, device=batch.start.device))
     found = descend(engine, batch, begun, [PriceStop(torch.full_like(seen.loss, price))])
     seconds = time.perf_counter() - began
-    spent = (found.spent + 1).double().cpu()
+    spent = (found.spent + 1).cpu().double()
     return _Outcome(_score(batch, found.point.params), spent, seconds)
 
 
@@ -267,7 +267,7 @@ def _adam(
     best, rate, steps = math.inf, _UNTUNED, 1
     paid = price * torch.arange(max_steps + 1, dtype=torch.float64)
     for each in rates:
-        mean = loss_curves(Adam(each), tuning, max_steps).excess.double().mean(0).cpu()
+        mean = loss_curves(Adam(each), tuning, max_steps).excess.cpu().double().mean(0)
         j = (mean + paid).nan_to_num(math.inf, math.inf)
         if j.min() < best:
             best, rate, steps = j.min().item(), each, int(j.argmin())
@@ -290,7 +290,7 @@ def _solved(
         warnings.simplefilter("ignore", FitWarning)  # the table says it
         solution = solve(batch, model, price=price, max_steps=max_steps)
     seconds = time.perf_counter() - began
-    gradients = solution.num_gradients.double().cpu()
+    gradients = solution.num_gradients.cpu().double()
     return _Outcome(_score(batch, solution.params), gradients, seconds), solution
 
 
@@ -306,12 +306,12 @@ def _trial(
     trial = Trial(name, loss, gradients, outcome.seconds, loss + price * gradients)
     if model is None or batch is None or solution is None:
         return trial
-    handed_over = solution.fallback.double().mean().item()
+    handed_over = widened(solution.fallback).mean().item()
     foreign = _foreign(model, batch, solution)
     asked = price * solution.loss_scale
     known = (model.halting.trained_price(asked) - asked).abs() <= 1e-4 * asked
     fits = (
-        handed_over <= _HANDED_OVER and (foreign or 0) <= _FOREIGN and known.double().mean() > 0.5
+        handed_over <= _HANDED_OVER and (foreign or 0) <= _FOREIGN and widened(known).mean() > 0.5
     )
     return Trial(name, loss, gradients, outcome.seconds, trial.j, handed_over, foreign, bool(fits))
 
@@ -326,7 +326,7 @@ def _foreign(model: OptimizerModel, batch: TaskBatch, solution: Solution) -> flo
     first, state = process.step(0, process.init())
     second, _ = process.step(1, state)
     foreign = scales.is_foreign(first.known("signals"), second.known("signals"))
-    return foreign.double().mean().item()
+    return widened(foreign).mean().item()
 
 
 def _sentence(use: Trial, trials: list[Trial], outcomes: dict[str, _Outcome], price: float) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.extras import extra
+from haltwise._core.tensors import widened
 
 __all__ = [
     "ROUNDING",
@@ -200,5 +201,5 @@ def rank_correlation(first: Tensor, second: Tensor) -> float:
 
 def _ranks(values: Tensor) -> Tensor:
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ranks: Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
+    ranks: Tensor = widened(counts.cumsum(0)) - (widened(counts) - 1) / 2
     return ranks[inverse]

@@ -17,7 +17,7 @@ from haltwise._core.settings import (
     shown,
     words,
 )
-from haltwise._core.tensors import map_tensors
+from haltwise._core.tensors import map_tensors, widened
 from haltwise.certificates import (
     Certificate,
     ExcessLoss,
@@ -197,7 +197,7 @@ def certify(
 
 def _require_no_floor(excess: Tensor, level: float, bound: float | None) -> None:
     """Refuse losses [n, T+1] above the level wherever they are stopped, for they have a floor."""
-    least = excess.double().nan_to_num(math.inf).amin(1)
+    least = widened(excess).nan_to_num(math.inf).amin(1)
     mean = least.clamp_max(math.inf if bound is None else bound).mean().item()
     # Of most problems, for that of a few may be high since they diverged.
     is_floor = level < mean < math.inf and least.median().item() > level

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from haltwise._core.errors import FitWarning, warn
 from haltwise._core.plugins import is_file
+from haltwise._core.tensors import widened
 from haltwise.models.card import Card
 from haltwise.models.scales import Scales
 from haltwise.processes.observation import StepObservation
@@ -59,7 +60,7 @@ def is_below_those_seen(card: Card, loss: Tensor, price: Tensor) -> Tensor:
 
 def warn_of_misfits(foreign: Tensor) -> None:
     """Say so where most of the items are far from those in training, bool [B]."""
-    if foreign.double().mean() > MANY_MISFITS:
+    if widened(foreign).mean() > MANY_MISFITS:
         warn(
             f"{int(foreign.sum())} of {len(foreign)} items lie far outside what the weights were "
             "trained on, by the sizes of their gradients, steps and gains; choose other weights by "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from haltwise._core.errors import FitWarning, require
 from haltwise._core.settings import real_number, whole_number
+from haltwise._core.tensors import widened
 from haltwise.interfaces.kept import named
 from haltwise.interfaces.own_form import in_coordinates
 from haltwise.interfaces.solve import solve
@@ -105,7 +106,8 @@ def price_for_budget(
     def used(price: float) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FitWarning)  # use of what is found warns
-            mean: float = solve(problem, model, price=price).num_gradients.double().mean().item()
+            taken = solve(problem, model, price=price).num_gradients
+            mean: float = widened(taken).mean().item()
             return mean
 
     most, fewest = used(low), used(high)

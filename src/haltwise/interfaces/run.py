@@ -10,7 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.settings import got, real_number, shown
-from haltwise._core.tensors import ZERO, undisturbed
+from haltwise._core.tensors import ZERO, undisturbed, widened
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.fit import FirstStepsCheck
 from haltwise.interfaces.kept import model_for
@@ -223,7 +223,7 @@ def price_of_each(price: float | Tensor, num_items: int, like: Tensor) -> Tensor
 def warn_of_prices(model: HaltingModel, asked: Tensor) -> None:
     """Say so where many of the prices asked for, shape [B], are none that were trained on."""
     card, outside = model.card, (model.trained_price(asked) - asked).abs() > 1e-4 * asked
-    if model.halts and outside.double().mean() > _NOT_FITTING:
+    if model.halts and widened(outside).mean() > _NOT_FITTING:
         low, high = card.price / card.price_range, card.price * card.price_range
         warn(
             f"the weights know prices from {low:.3g} to {high:.3g}, but {int(outside.sum())} of "

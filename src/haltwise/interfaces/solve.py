@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.progress import followed
 from haltwise._core.settings import require_flags, shown, whole_number
-from haltwise._core.tensors import select_state, undisturbed
+from haltwise._core.tensors import select_state, undisturbed, widened
 from haltwise.engines import Engine
 from haltwise.engines.named import engine_for
 from haltwise.interfaces.chunk import Chunk
@@ -115,8 +115,8 @@ class Solution:
         early = int(((self.outcome == Outcome.HALTED) & ~self.success).sum())
         return (
             f"Solution({number:,} problems of {dim:,} parameters by {method}: "
-            f"{ends}; {torch.as_tensor(self.num_gradients).double().mean():.1f} gradients each, "
-            f"median loss {torch.as_tensor(self.loss).double().nanmedian():.4g}"
+            f"{ends}; {widened(torch.as_tensor(self.num_gradients)).mean():.1f} gradients each, "
+            f"median loss {torch.as_tensor(self.loss).nanmedian():.4g}"
             + (f"; L-BFGS took over in {taken:,}" if taken else "")
             + (f"; {early:,} halted {self._unsuccessfully})" if early else ")")
         )
@@ -526,7 +526,7 @@ def _warn(solution: Solution, model: OptimizerModel, prices: Tensor, chunks: lis
         asked = torch.where(solution.loss_scale == 1, asked, model.card.price)
     warn_of_prices(model.halting, asked)
     misfits = torch.cat([chunk.misfits for chunk in chunks])
-    share = misfits.double().mean().item()
+    share = widened(misfits).mean().item()
     if len(asked) < _MANY:
         warn_of_misfits(torch.cat([chunk.foreign for chunk in chunks]))
     elif share > MANY_MISFITS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
-from haltwise._core.tensors import copied_array, is_plain, require_like
+from haltwise._core.tensors import copied_array, is_plain, require_like, widest
 from haltwise.processes.signals import sum_products
 
 __all__ = ["Memory", "Model", "WatchedParameters"]
@@ -171,7 +171,7 @@ def _measure(param: Tensor, memory: dict[str, Tensor], *, with_gradient: bool) -
     if grad is not None and grad.layout != torch.strided:
         grad = grad.to_dense()
     values = param.detach().reshape(-1)
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    wide = widest(values.device)
     products = torch.zeros(1, 5, 5, dtype=wide, device=values.device)
     for begin in range(0, len(values), _CHUNK):
         span = slice(begin, begin + _CHUNK)

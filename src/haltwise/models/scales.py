@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import require
-from haltwise._core.tensors import ZERO
+from haltwise._core.tensors import ZERO, widened
 from haltwise.processes.signals import SIGNALS, is_flat
 from haltwise.processes.trajectory import Trajectory
 
@@ -47,7 +47,7 @@ class UsualRange:
     @classmethod
     def of(cls, values: Tensor) -> Self:
         """That of the finite values [n]; there must be some."""
-        finite = values[values.isfinite()].double()
+        finite = widened(values[values.isfinite()])
         require(len(finite) > 0, "no finite value to take a spread of")
         quantiles = finite.new_tensor([_TAIL, 0.5, 1 - _TAIL])
         low, middle, high = torch.quantile(finite[: 2**23], quantiles).tolist()
@@ -108,9 +108,9 @@ class Course(NamedTuple):
         curvature.
         """
         before, after, now = (
-            dict(zip(SIGNALS, signals.double().unbind(-1), strict=True)) for signals in self[:3]
+            dict(zip(SIGNALS, widened(signals).unbind(-1), strict=True)) for signals in self[:3]
         )
-        begun = FirstSteps.of(self.first.double(), self.second.double())
+        begun = FirstSteps.of(widened(self.first), widened(self.second))
 
         def in_prices(gain: Tensor) -> Tensor:
             return (gain / price).clamp_min(_NOTHING).log() - math.log(dim)
@@ -123,8 +123,8 @@ class Course(NamedTuple):
             now["log_update"] - before["log_update"],
             now["log_curvature"] - after["log_curvature"],
             now["step"].log1p(),
-            price.double().log(),
-            in_prices(before["loss"] - self.lowest.double()),
+            widened(price).log(),
+            in_prices(before["loss"] - widened(self.lowest)),
             in_prices(now["least_gain"]),
             in_prices(now["most_gain"]),
         )
@@ -258,4 +258,4 @@ def _longest_wait(losses: Tensor, stops: Tensor) -> int:
     improves[:, 1:] = losses[:, 1:] < lowest[:, :-1]
     waited = steps - torch.where(improves, steps, 0).cummax(1).values
     waited = torch.where(steps <= stops.unsqueeze(1), waited, 0).amax(1)
-    return math.ceil(torch.quantile(waited.double()[: 2**23], 1 - _TAIL).item())
+    return math.ceil(torch.quantile(widened(waited)[: 2**23], 1 - _TAIL).item())

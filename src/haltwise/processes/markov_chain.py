@@ -10,6 +10,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.random import split_mix
 from haltwise._core.settings import whole_number
+from haltwise._core.tensors import widened, widest
 from haltwise.planning import optimal_stopping
 from haltwise.processes.base import Process, ProcessFamily, ProcessStep, State
 from haltwise.processes.trajectory import Trajectory
@@ -40,7 +41,7 @@ class MarkovChain(Process):
     def step(self, step: int, state: State) -> ProcessStep:
         now = state["state"]
         bits = split_mix(self.seed, torch.full_like(self.seed, step))
-        uniform = ((bits >> 11) & (2**53 - 1)).double() * 2.0**-53
+        uniform = widened((bits >> 11) & (2**53 - 1)) * 2.0**-53
         passed = uniform.unsqueeze(1) >= self.transition.cumsum(1)[now, :-1]
         return ProcessStep(self.observe(step, self.losses[now]), {"state": passed.sum(1)})
 
@@ -117,13 +118,13 @@ class MarkovChainFamily(ProcessFamily):
             f"{self.loss_decay:g}",
         )
         seed = torch.randint(2**63 - 1, (num_items,), generator=generator).to(device)
-        return MarkovChain(self.transition().to(device), losses.to(device), seed)
+        return MarkovChain(self.transition().to(device, widest(device)), losses.to(device), seed)
 
     def best_stops(self, trajectory: Trajectory, price: float) -> Tensor:
         losses = self.losses()
         best = optimal_stopping(self.transition(), losses, price, trajectory.num_steps)
         # No two states have the same loss: it says which one a run is in.
-        loss = trajectory.loss.double().cpu()
+        loss = trajectory.loss.cpu().double()
         states = (loss.unsqueeze(-1) - losses).abs().argmin(-1)
         return best.stops(states).to(trajectory.loss.device)
 

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got
-from haltwise._core.tensors import constants, kind_of, nested_state, require_items, sub_state
+from haltwise._core.tensors import (
+    constants,
+    kind_of,
+    nested_state,
+    require_items,
+    sub_state,
+    widened,
+)
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.trajectory import Trajectory
 
@@ -323,7 +330,7 @@ def decisions_and_reasons(rule: StopRule, trajectory: Trajectory) -> tuple[Tenso
 
 def quantile_grid(values: Tensor, num: int) -> list[float]:
     """`num` levels that spread the finite `values` evenly, for thresholds to try."""
-    flat = values[values.isfinite()].flatten().double()
+    flat = widened(values[values.isfinite()].flatten())
     require(len(flat) > 0, "no finite value to choose thresholds from")
     flat = flat.sort().values
     ranks = torch.linspace(0, len(flat) - 1, num, dtype=torch.float64).round().long()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from haltwise._core.errors import CalibrationWarning, require, warn
 from haltwise._core.settings import price_per_unit, real_number, shown
+from haltwise._core.tensors import widened
 from haltwise.processes.trajectory import Trajectory
 from haltwise.stop_rules.base import StopRule, decide_all
 from haltwise.stop_rules.gradient_norm import GradientNorm
@@ -123,7 +124,7 @@ def calibrate(
             "price",
             CalibrationWarning,
         )
-    mean = trajectory.excess.double().mean(0)
+    mean = widened(trajectory.excess).mean(0)
     gain = (mean[0] - mean.min()).item() / max(trajectory.num_steps, 1)
     table = costs(trajectory.excess, gain if price is None else price)
     candidates: Any = rule.candidates
@@ -191,9 +192,9 @@ def choose(
     tried = decide_all(tried_rules, trajectory)
     while block := list(islice(tried, max(1, _MOST_AT_ONCE // max(1, trajectory.num_items)))):
         decided = torch.stack([steps for _, steps in block])
-        cost = steps_charged(decided, unit, trajectory.num_steps).double().mean(1).tolist()
+        cost = widened(steps_charged(decided, unit, trajectory.num_steps)).mean(1).tolist()
         means = {
-            iterate: table.t().gather(0, decided).double().mean(1).tolist()
+            iterate: widened(table.t().gather(0, decided)).mean(1).tolist()
             for iterate, table in excess.items()
         }
         measured += [

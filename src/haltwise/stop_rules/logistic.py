@@ -53,11 +53,12 @@ class Logistic(LevelRule):
         label = (costs[:, :-1] <= best_later).flatten()
         loss, norm = trajectory.loss[:, :-1], trajectory.known("log_grad_norm")[:, :-1]
         step = torch.arange(trajectory.num_steps).to(loss).expand_as(loss)
-        inputs = _inputs(step, loss, norm).flatten(0, 1).double()
+        inputs = _inputs(step, loss, norm).flatten(0, 1).cpu().double()
         # Bounded, so that a zero gradient (log of zero) does not ruin the fit.
         inputs = inputs.clamp(-100, 100)
+        label = label.cpu()  # for scikit-learn
         known = inputs.isfinite().all(1)  # nothing is learned from a run that diverged
-        inputs, label = inputs[known].cpu(), label[known].cpu()  # for scikit-learn
+        inputs, label = inputs[known], label[known]
         if label.all() or not label.any():
             return [cls((0.0, 0.0, 0.0, 0.0), float(not label.any()))]
         center, scale = inputs.mean(0), inputs.std(0).clamp_min(1e-12)

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.settings import shown, whole_number
-from haltwise._core.tensors import floating_dtype, map_tensors, undisturbed, usable_device
+from haltwise._core.tensors import (
+    floating_dtype,
+    map_tensors,
+    require_dtype,
+    undisturbed,
+    usable_device,
+)
 
 __all__ = [
     "CurvedObservation",
@@ -224,7 +230,7 @@ class TaskBatch(ABC):
             dtype: `torch.float32` or `torch.float64`, or NumPy's; as it is if None.
 
         Raises:
-            InputError: The device cannot be used, or it is another dtype.
+            InputError: The device cannot be used or lacks the dtype, or it is another dtype.
 
         Examples:
             >>> import haltwise
@@ -237,6 +243,7 @@ class TaskBatch(ABC):
             device, dtype = None, device
         place = None if device is None else usable_device(device)
         kind = None if dtype is None else floating_dtype(dtype)
+        require_dtype(place or self.start.device, kind or self.start.dtype)
 
         def moved(value: Any) -> Any:
             if not isinstance(value, Tensor):  # a mistake, which is refused where it is solved
@@ -305,8 +312,10 @@ class TaskFamily(ABC):
         generator gives the same problems in every dtype and on every device.
 
         Raises:
-            InputError: `num_problems` is below 1, or data files are missing or bad.
+            InputError: `num_problems` is below 1, data files are missing or bad, or the device
+                has no such numbers.
         """
+        require_dtype(device, dtype)
         batch = self._sample(whole_number("num_problems", num_problems), generator)
         return map_tensors(
             batch, lambda value: value.to(device, dtype if value.is_floating_point() else None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from haltwise._core.errors import GradientWarning, InputError, require, warn
 from haltwise._core.random import stream
-from haltwise._core.tensors import copied_array, undisturbed
+from haltwise._core.tensors import copied_array, undisturbed, widest
 from haltwise.tasks.base import (
     CurvedObservation,
     Observation,
@@ -499,7 +499,7 @@ def _agreeing(
     tensors = {name: value for name, value in data.items() if isinstance(value, Tensor)}
     places = [value.device for name, value in tensors.items() if name not in arrays]
     place = places[0] if None in arrays and places else start.device
-    is_wide = place.type != "mps" and any(  # which has no float64
+    is_wide = widest(place) == torch.float64 and any(
         value.dtype == torch.float64 for value in (start, *tensors.values())
     )
     dtype = torch.float64 if is_wide else torch.float32

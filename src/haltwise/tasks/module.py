@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import split_mix, stream
 from haltwise._core.settings import require_at_least
+from haltwise._core.tensors import widened, widest
 from haltwise.tasks.base import DifferentiatedScore, Observation, Score, TaskBatch, TaskFamily
 
 __all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]
@@ -403,10 +404,10 @@ class ModuleBatch(TaskBatch):
             return loss, (outputs.argmax(1) == targets).to(loss.dtype).mean()
 
         chunk = _CPU_CHUNK if params.device.type == "cpu" else _ACCELERATOR_CHUNK // 16
-        total = params.new_zeros(2, len(params), dtype=torch.float64)
+        total = params.new_zeros(2, len(params), dtype=widest(params.device))
         for index in torch.arange(len(examples), device=params.device).split(chunk):
             found = task.mapped(judge, params, fixed, shared=examples.take(index, params.dtype))
-            total += len(index) / len(examples) * torch.stack(found).double()
+            total += len(index) / len(examples) * widened(torch.stack(found))
         return HeldOut(*total.to(params.dtype))
 
     def _with_statistics(self, params: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from haltwise._core.json import from_json, to_json
 from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
 from haltwise._core.settings import require_types
-from haltwise._core.tensors import kind_of, require_like
+from haltwise._core.tensors import kind_of, require_like, widest
 from haltwise._core.workers import Workers
 from haltwise.models.card import Card
 from haltwise.models.files import build_model, halting_of
@@ -245,7 +245,7 @@ class Learner:
 
         Replicas are equal to the bit on machines of one type, and kept together on others.
         """
-        numbers = torch.tensor(judged, dtype=torch.float64, device=self._device)
+        numbers = torch.tensor(judged, dtype=widest(self._device), device=self._device)
         moments = [state[key] for state in self.adam.state.values() for key in MOMENTS[1:]]
         weights = [weight.data for weight in self.parameters.values()]
         self._workers.follow_first(numbers, *weights, *moments)

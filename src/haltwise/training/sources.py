@@ -14,7 +14,7 @@ from haltwise._core.errors import require
 from haltwise._core.files import digest
 from haltwise._core.plugins import is_file
 from haltwise._core.random import stream
-from haltwise._core.tensors import map_tensors
+from haltwise._core.tensors import map_tensors, widest
 from haltwise.engines import Engine
 from haltwise.engines.named import choice_of, engine_of, own_kinds
 from haltwise.engines.process import Descents, EngineProcess
@@ -149,7 +149,7 @@ class FamilySource(Source):
         families = [(self.family, key)]
         families += [(other, (*key, name)) for name, other in self._mixed_with.items()]
         # Engines are meant for float64: at the end of a descent float32 has rounding alone.
-        dtype = torch.float32 if self._engine is None else torch.float64
+        dtype = torch.float32 if self._engine is None else widest(self._device)
         return [
             each.sample(share, stream(self._settings.seed, *path), dtype=dtype, device=self._device)
             for each, path in families

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from haltwise._core.tensors import widened
 from haltwise.halting.objectives import LOSSES_OF_STEPS
 from haltwise.models.card import Card
 from haltwise.models.files import Model, halting_of
@@ -113,7 +114,7 @@ def validate(
             for price in validation_prices(settings)
         }
         metrics["price_adjusted_loss"], steps = judged[settings.price]
-        metrics["mean_halting_step"] = steps.double().mean().item()
+        metrics["mean_halting_step"] = widened(steps).mean().item()
         score = sum(adjusted / price for price, (adjusted, _) in judged.items())
     return Validated(metrics, score, diverged, num_left_out, steps)
 

@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from haltwise._core.errors import require
 from haltwise._core.settings import require_positive
+from haltwise._core.tensors import widened
 from haltwise.halting.methods.base import HaltingExamples, HaltingMethod
 from haltwise.halting.objectives import (
     continuation_value,
@@ -119,7 +120,7 @@ class StickBreaking(HaltingMethod):
         return HazardThreshold.candidates(trajectory, costs, time)
 
     def hazards(self, outputs: Mapping[str, Tensor], time: DecisionTime) -> Tensor:
-        return outputs["hazard_logits"][..., time].double().sigmoid()
+        return widened(outputs["hazard_logits"][..., time]).sigmoid()
 
     def forecast_gain(
         self, outputs: Mapping[str, Tensor], rule: StopRule, price: Tensor
