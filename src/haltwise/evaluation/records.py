@@ -283,7 +283,7 @@ def save_evaluation(
         InputError: The file cannot be written.
     """
     make_directory(directory)
-    names = (record.optimizer, record.family, f"{record.price:g}", record.horizon, record.seed)
+    names = (record.optimizer, record.family, record.price, record.horizon, record.seed)
     stem = re.sub(r"[^\w.+-]", "_", "-".join(("evaluation", *map(str, names))))
     path = directory / f"{stem}.safetensors"
     save_tensors(path, arrays, {"evaluation": to_json(record)})

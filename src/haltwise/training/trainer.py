@@ -324,16 +324,17 @@ class Trainer:
             self._validation if joint else [],
             judges_halting=not joint or warmup < 1,
         )
-        learner.counters.left_out["validation"] = found.num_left_out
+        diverging = learner.is_diverging or found.diverged
+        left_out, score, diverged = learner.agree(found.num_left_out, found.score, diverging)
+        learner.counters.left_out["validation"] = int(left_out)
         self._metrics = {
             **found.metrics,
             "nonfinite_problems": float(self.num_nonfinite),
             "skipped_steps": float(self.num_skipped),
         }
         self._halting_steps = found.halting_steps
-        score, diverged = learner.agree(found.score, learner.is_diverging or found.diverged)
         self._diverged = bool(diverged)
-        rank = (found.num_left_out, score)
+        rank = (int(left_out), score)
         warming = joint and self.step < warmup * learner.phase.num_steps
         counts = math.isfinite(score) and (warmup == 1 or not warming)
         if counts and not self._diverged and rank < self._best_rank:
