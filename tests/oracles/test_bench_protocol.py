@@ -229,6 +229,9 @@ def test_the_oracle_captures_all_and_the_best_budget_nothing() -> None:
     for price in case.prices:
         table = case.fixed(price)
         best = table[:, table.mean(0).argmin()]
+        rounded = best * (1 + 4e-12)
+        cell = cell_of("here", "rule", case, _judged(f"charge@{price:g}", rounded), "", 0.0)
+        assert captured(record, cell, f"{price:g}").value == 0
         for charge, gain in ((case.oracle(price), 1.0), (best, 0.0)):
             cell = cell_of("here", "rule", case, _judged(f"charge@{price:g}", charge), "", 0.0)
             found = captured(record, cell, f"{price:g}")
@@ -253,8 +256,10 @@ def test_a_lead_is_paired_and_resampled_by_groups() -> None:
     expected = captured(record, one, "0.1").value - captured(record, two, "0.1").value
     assert ahead.value == pytest.approx(expected)
     assert ahead.low <= ahead.value <= ahead.high
-    same = lead(record, one, one, "0.1")
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    sums = {key: [value * (1 - 1e-13) for value in values] for key, values in one.sums.items()}
+    for same in (one, replace(one, sums=sums)):
+        found = lead(record, one, same, "0.1")
+        assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _DRAWS = 1000  # of the bootstrap
+_ROUNDING = 1e-11  # of sums, which are kept to twelve digits
 _NOTHING = 1e-12
 
 
@@ -149,7 +150,7 @@ def lost(case: BenchCase, cell: BenchCell, key: str) -> Interval:
 def captured(case: BenchCase, cell: BenchCell, key: str) -> Interval:
     """Captured gain: 1 is the oracle, 0 the best equal budget in hindsight."""
     columns = {"own": cell.sums[f"charge@{key}"], **_bounds(case, key)}
-    return _bootstrap(case, columns, lambda sums: _gain(sums["own"], sums))
+    return _bootstrap(case, columns, lambda sums: _gain(sums["fixed"].min(-1), sums))
 
 
 def failed_share(case: BenchCase) -> float:
@@ -163,9 +164,7 @@ def lead(case: BenchCase, own: BenchCell, other: BenchCell, key: str) -> Interva
     if case.question is Question.STOP:
         name = f"charge@{key}"
         columns = {"own": own.sums[name], "other": other.sums[name], **_bounds(case, key)}
-        return _bootstrap(
-            case, columns, lambda sums: _gain(sums["own"], sums) - _gain(sums["other"], sums)
-        )
+        return _bootstrap(case, columns, lambda sums: _gain(sums["other"], sums))
     name = f"saved@{key}"
     columns = {"own": own.sums[name], "other": other.sums[name], "cost": case.sums["cost"]}
     return _bootstrap(case, columns, lambda sums: (sums["own"] - sums["other"]) / sums["cost"])
@@ -175,11 +174,13 @@ def _bounds(case: BenchCase, key: str) -> dict[str, Any]:
     return {"oracle": case.sums[f"oracle@{key}"], "fixed": case.fixed[key]}
 
 
-def _gain(own: Floats, sums: Mapping[str, Floats]) -> Floats:
-    best = sums["fixed"].min(-1)
+def _gain(paid: Floats, sums: Mapping[str, Floats]) -> Floats:
+    """How much less than `paid` the own sum is, as a share of what an oracle gains."""
+    best, own = sums["fixed"].min(-1), sums["own"]
     room = best - sums["oracle"]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(room > _NOTHING * np.abs(best), (best - own) / room, np.nan)
+        less = np.where(np.isclose(paid, own, rtol=_ROUNDING, atol=0.0), 0.0, paid - own)
+        return np.where(room > _NOTHING * np.abs(best), less / room, np.nan)
 
 
 def _over_groups(values: Floats, case: Case) -> list[float]:
