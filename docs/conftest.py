@@ -15,7 +15,7 @@ def in_a_directory_of_its_own(
     found = recipe(request.path) if request.path.suffix == ".md" else None
     if found is not None:
         (tmp_path / found.name).write_text(found.code, encoding="utf-8")
-    if request.path.stem in ("recipes", "many-fits"):
+    if request.path.stem == "recipes":
         write_shops(tmp_path / "shops.csv")
     monkeypatch.chdir(tmp_path)
 

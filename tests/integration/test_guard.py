@@ -125,6 +125,19 @@ def test_a_stop_rule_in_units_of_the_loss_knows_in_whose(make: Callable[[float],
         assert (own.steps == found.steps).double().mean() > 0.95
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("params", [1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("share", [0.3, 0.95, 1.0, 1.2])
+@pytest.mark.filterwarnings("ignore::haltwise.FitWarning")
+def test_a_tiny_first_gradient_is_no_minimum(name: str, params: float, share: float) -> None:
+    """Whatever of it a price explains, the start is not returned as the end."""
+    problem, own = solved(name)
+    price = share * haltwise.load(name).card.price
+    found = haltwise.solve(InOtherUnits.of(problem, params, 1.0), name, price=price)
+    excess = (found.loss - problem.reference_loss).median()
+    assert excess < 1.5 * (own.loss - problem.reference_loss).median() + price
+
+
 def test_one_problem_alone_is_recognised_too() -> None:
     problem = sample("quadratic-10d", 20)
     own = haltwise.solve(problem, "quadratic-10d").loss

@@ -301,6 +301,12 @@ def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> 
     watched = CliRunner().invoke(cli, watching)
     assert watched.exit_code == 3
     assert "log.csv: stop, loss" in watched.output
+    log.write_text(log.read_text().replace("epoch,loss", "seconds,loss"))
+    watching[watching.index("epoch")] = "seconds"
+    other = CliRunner().invoke(cli, watching)
+    assert "learned at a price per unit of epoch" in str(other.exception)
+    assert "say --cost-unit 'epoch'" in str(other.exception)
+    assert CliRunner().invoke(cli, [*watching, "--cost-unit", "epoch"]).exit_code == 3
 
 
 @pytest.mark.parametrize("place", ["", "model.safetensors"])

@@ -107,6 +107,31 @@ def test_a_gradient_that_is_cut_is_warned_of(
         haltwise.solve(FunctionBatch(start, loss), method="lbfgs")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("dim", [1, 2, 3, 10, 11])
+@pytest.mark.parametrize("start", [0.0, 1.0])
+@pytest.mark.parametrize("weight", [1.0, 40.0])
+def test_where_it_is_cut_rounding_hides_nothing(
+    dtype: torch.dtype, dim: int, start: float, weight: float
+) -> None:
+    def loss(params: Tensor) -> Tensor:
+        return params.square().sum(1) + weight * params.detach().square().sum(1)
+
+    with pytest.warns(GradientWarning, match="not that of its values"):
+        FunctionBatch(torch.full((3, dim), start, dtype=dtype), loss).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_tensors_of_the_loss_s_own_may_be_narrow(dtype: torch.dtype) -> None:
+    own = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+
+    def loss(params: Tensor) -> Tensor:
+        return (params.float() @ own).square().sum(1).to(params.dtype)
+
+    FunctionBatch(torch.ones(3, 4, dtype=dtype), loss).check()
+    FunctionBatch(torch.ones(3, 4), lambda params: (params @ own).square().sum(1)).check()
+
+
 @pytest.mark.parametrize(
     "loss",
     [

@@ -258,7 +258,7 @@ def test_a_step_on_the_batch_evaluates_no_more_than_it_says(least_squares: Funct
         return squares(params, x, y)
 
     solution = solve_learned(FunctionBatch(least_squares.start, counted, least_squares.data))
-    probes = 3 + 3 + 6  # three problems together, each alone, and two steps from each
+    probes = 3 + 3 + 12  # three problems together, each alone, and two steps each of two ways
     # The last call is for the losses of updates that were applied but never observed.
     assert sum(rows[:-1]) - probes == int(solution.num_gradients.sum())
     assert rows[-1] <= 12

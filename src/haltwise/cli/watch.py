@@ -107,13 +107,15 @@ def command(
     shown: _Verdict | None = None
     for _ in _changes(log, poll):
         try:
-            curve = _one_run(log, reading)
+            curve, unit = _one_run(log, reading)
         except InputError as error:
             if once:
                 raise
             has_begun = log.exists() and not isinstance(error, NothingRecordedError)
             verdict = _Verdict("cannot read" if has_begun else "wait", f"waiting: {error}")
         else:
+            if cost_unit is None:
+                _require_unit(levelled.rule, unit)
             verdict = _judge(curve, levelled)
         is_news = shown is None or verdict.kind != shown.kind
         if is_news or (verdict.kind == "cannot read" and verdict != shown):
@@ -154,8 +156,8 @@ def _state(log: Path) -> list[tuple[str, int, int]]:
     return sorted(found)
 
 
-def _one_run(log: Path, reading: dict[str, Any]) -> Curve:
-    """The one run of a log as it is now."""
+def _one_run(log: Path, reading: dict[str, Any]) -> tuple[Curve, str]:
+    """The one run of a log as it is now, and what its cost is counted in."""
     if log.suffix.lower() in _LINES and not log.is_dir():
         # A copy, without a last line that is still being written: half a number is a number, too.
         whole, newline, _ = read_bytes(log).rpartition(b"\n")
@@ -172,7 +174,16 @@ def _one_run(log: Path, reading: dict[str, Any]) -> Curve:
     require(curves.num_runs == 1, f"{log} holds {curves.num_runs} runs; watch a log that holds one")
     # Where nothing tells the budget, the record takes what was spent by the longest run.
     budget = np.asarray(np.nan if given["budget"] is None else given["budget"], float)
-    return curves[0]._replace(budget=budget.item())
+    return curves[0]._replace(budget=budget.item()), curves.cost_unit
+
+
+def _require_unit(rule: CurveRule, cost_unit: str) -> None:
+    """Refuse a price that is of another unit than the column of costs is called."""
+    if isinstance(rule, StopModel):
+        try:
+            rule.require_unit(cost_unit)
+        except InputError as error:
+            raise InputError(f"{error}; or say --cost-unit {rule.card.cost_unit!r}") from None
 
 
 def _judge(curve: Curve, rule: LevelledRule) -> _Verdict:

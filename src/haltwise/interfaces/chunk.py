@@ -86,6 +86,7 @@ class Chunk:
         self.fallback = torch.zeros_like(price, dtype=torch.bool)
         self._length, self._first_gain = torch.ones_like(price), torch.zeros_like(price)
         self.misfits = self.foreign = self._strange = torch.zeros_like(self.fallback)
+        self._began_small = self._strange  # at the first attempt, which alone judges gradients
         self.left, self.success = torch.full_like(price, torch.nan), self.fallback.clone()
 
     @property
@@ -201,7 +202,9 @@ class Chunk:
         # Where it stops at the first step there is no course, but units may have been corrected, or
         # be such that no step seems worth its price.
         moved = last_signals[:, 0] > 0
-        unsure = (check.scale != 0) | check.is_small
+        began_small = self._began_small[items] | check.is_small
+        self._began_small = self._began_small.index_put((items,), began_small)
+        unsure = (check.scale != 0) | began_small
         strange = torch.where(moved, scales.courses.is_strange(features), unsure)
         self._strange = self._strange.index_put((items,), strange)
         foreign = moved & scales.courses.is_foreign(features)

@@ -265,8 +265,8 @@ def solve(
             optimizer itself; "regression-10d" if None.
         stop: When to stop, as a policy or as a rule, which of method "lstm" returns the last update
             applied. Of engines also a halting model that was trained for them (`train_stop`,
-            `haltwise train FAMILY --rule lbfgs`): itself, its run, or a shipped name, "stop-lbfgs"
-            or "stop-adam". If None, the optimizer's own policy, gradients being counted; of
+            `haltwise train FAMILY --rule lbfgs`): itself, its run, or a shipped name, "stop-lbfgs",
+            "stop-gauss-newton" or "stop-adam". If None, the optimizer's own policy, gradients being counted; of
             engines price and tolerances.
         method: The name of an engine, an engine (`haltwise.engines.Engine`) or an update rule; or
             None, see above.

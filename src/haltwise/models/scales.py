@@ -58,8 +58,8 @@ class FirstSteps(NamedTuple):
     """What the first two observations tell of a problem's scale; natural logarithms, each [B].
 
     With gamma_0 and gamma_1 the gradients seen, g_0 the first update and kappa the curvature along
-    it, `<gamma_1 - gamma_0, g_0> / |g_0|^2`. If parameters count S times and losses K times as
-    much, the gradient is K / S times as large, so the `grad` shifts by log K - log S, the `length`
+    it, `<gamma_1 - gamma_0, g_0> / |g_0|^2`. If parameters are S times and losses K times as
+    large, the gradient is K / S times as large, so the `grad` shifts by log K - log S, the `length`
     by -log S where the first update stays as it is, and the `gain` by log K.
 
     Attributes:

@@ -122,7 +122,8 @@ def backpropagate(
     The optimizee's gradients are constants (first-order meta-gradients, L2L), so an objective's
     gradient with respect to the update g_t is sum_{s>t} w_s gamma_s with w_s its derivative with
     respect to the loss at theta_s: no graph of the optimizee is needed. Segments of the rule are
-    recomputed from their stored state, last first, so memory does not grow with T.
+    recomputed from their stored state, last first: what grows with T are gradients, parameters and
+    the states at the starts of segments, and no graph.
     See docs/theory.md, Eq. (meta-gradient).
 
     Args:

@@ -156,7 +156,8 @@ def require_usable(family: TaskFamily, name: str) -> None:
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"the fields of {title} must be JSON values, as they are written on the card "
-                f"({error})"
+                f"({error}); give a TaskFamily with such fields, whose _sample makes or asks "
+                "whatever holds code or data"
             ) from error
         drawn: object = family._sample(2, stream(0, "try"))
         require(
