@@ -72,6 +72,17 @@ def test_a_stop_rule_of_the_caller_s_is_not_warned_of() -> None:
     haltwise.run(process, model, haltwise.load("regression-2d").policy())
 
 
+def test_a_monitor_that_stops_at_the_first_round_warns_there() -> None:
+    """A loop whose gradients are tiny beside those in training looks finished."""
+    params, monitor = [torch.zeros(10, requires_grad=True)], HaltingMonitor(STOPS_ADAM)
+    monitor.start(params)
+    loss = 1e-6 * (params[0] - 1).square().sum()
+    loss.backward()
+    with pytest.warns(FitWarning, match="1 of 1 items lie far outside"):
+        monitor.update(loss, params)
+    assert monitor.should_stop
+
+
 def test_the_monitor_warns_at_its_second_round_and_goes_on_exactly() -> None:
     model = haltwise.load(STOPS_ADAM)
     assert isinstance(model.rule, Adam)

@@ -393,6 +393,8 @@ class HaltingMonitor:
         if decision.stop and self._is_let_go:
             self._stop_forgone = self._steps + 1
         elif decision.stop:
+            if self._steps == 0 and scales is not None:  # the gradient is all that is known
+                warn_of_misfits(scales.is_foreign(signals, signals))
             self._reason = self._session.explain(decision, step_name="round")
             # Where updates are counted the recorded loop, too, stayed where it was.
             paid = self._model.card.unit is CostUnit.GRADIENTS

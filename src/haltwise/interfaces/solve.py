@@ -265,9 +265,9 @@ def solve(
             optimizer itself; "regression-10d" if None.
         stop: When to stop, as a policy or as a rule, which of method "lstm" returns the last update
             applied. Of engines also a halting model that was trained for them (`train_stop`,
-            `haltwise train FAMILY --rule lbfgs`): itself, its run, or a shipped name, "stop-lbfgs",
-            "stop-gauss-newton" or "stop-adam". If None, the optimizer's own policy, gradients being counted; of
-            engines price and tolerances.
+            `haltwise train FAMILY --rule lbfgs`): itself, its run, or "stop-lbfgs",
+            "stop-gauss-newton" or "stop-adam", which are shipped. If None, the optimizer's own
+            policy, gradients being counted; of engines price and tolerances.
         method: The name of an engine, an engine (`haltwise.engines.Engine`) or an update rule; or
             None, see above.
         price: What an evaluation must earn, in units of the loss, one for all or [B]: a gradient,
