@@ -1,7 +1,9 @@
 """What a user's own functions do to their arguments, hide from gradients or mask harms nobody."""
 
+import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 
 import haltwise
 from haltwise import FunctionBatch, GradientWarning, InputError
+from haltwise.certificates import RiskTable
 
 METHODS = ["newton", "bfgs", "lbfgs", "adam", "lstm"]
 
@@ -201,6 +204,71 @@ def test_arrays_may_have_the_other_byte_order() -> None:
     assert solution.params.dtype == np.float64
     named = haltwise.solve(FunctionBatch({"x": start}, lambda p: (p["x"] - 1).square().sum(1)))
     np.testing.assert_allclose(named.params["x"], 1)
+
+
+def test_a_masked_number_is_none(tmp_path: Path) -> None:
+    """NumPy's mean of nothing is masked, and counts as 0 where it is made a float."""
+    nothing = np.ma.masked_array([0.3, 0.4], [True, True]).mean()
+    batch = FunctionBatch(torch.ones(2, 2), lambda params: params.square().sum(1))
+    param = torch.ones(3, requires_grad=True)
+    param.grad = torch.ones(3)
+    prices: Any = np.ma.masked_array([0.1, 0.1], [True, False])
+    for taken in (
+        lambda: haltwise.RunMonitor(price=0.1).update(nothing),
+        lambda: haltwise.RunMonitor(price=0.1).update(np.ma.masked_array([0.7], [True])),
+        lambda: haltwise.RunMonitor(price=0.1, target=nothing),
+        lambda: haltwise.HaltingMonitor.recording(tmp_path).update(nothing),
+        lambda: haltwise.LearnedOptimizer([param]).step(loss=nothing),
+        lambda: haltwise.solve(batch, price=nothing),
+        lambda: haltwise.solve(batch, price=prices),
+        lambda: haltwise.solve(batch, gtol=nothing),
+        lambda: haltwise.solve(batch, "regression-10d", param_scale=prices),
+        lambda: RiskTable.of(np.ones((2, 1)), groups=prices),
+        lambda: haltwise.generalized_linear(lambda z: z, ridge=prices),
+    ):
+        with pytest.raises(InputError, match="masked"):
+            taken()
+
+
+def test_prices_and_ridges_in_lists_have_all_digits() -> None:
+    batch = FunctionBatch(torch.ones(2, 2, dtype=DOUBLE), lambda params: params.square().sum(1))
+    prices: Any = [1e-50] * 2
+    assert haltwise.solve(batch, price=prices).success.all()
+    x, y = torch.randn(2, 9, 3, dtype=DOUBLE), torch.rand(2, 9, dtype=DOUBLE)
+    found = []
+    ridges: Any = (0.1, [0.1] * 3, torch.tensor(0.1, dtype=DOUBLE))
+    for ridge in ridges:
+        given = haltwise.generalized_linear(lambda z, y: z.exp() - y * z, ridge)
+        start = torch.zeros(2, 3, dtype=DOUBLE)
+        problem = FunctionBatch(start, derivatives=given, data={"x": x, "y": y})
+        found.append(haltwise.solve(problem).params)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    for wrong in ("a", None, 1j, 10**400, math.inf, -1.0):
+        with pytest.raises(InputError, match="ridge must"):
+            haltwise.generalized_linear(lambda z: z, wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", ["small-networks", "regression-10d"])
+def test_to_load_weights_draws_nothing(weights: str) -> None:
+    before = torch.get_rng_state()
+    haltwise.load(weights)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("default", [torch.float16, torch.bfloat16, DOUBLE])
+def test_a_monitor_goes_on_under_any_default_dtype(default: torch.dtype) -> None:
+    param = torch.ones(10, requires_grad=True)
+    param.grad = torch.ones(10)
+    monitor = haltwise.HaltingMonitor("regression-10d-plain-adam")
+    monitor.start([param])
+    monitor.update(5.0, [param])
+    state = monitor.state_dict()
+    torch.set_default_dtype(default)
+    try:
+        haltwise.HaltingMonitor("regression-10d-plain-adam").load_state_dict(state)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -14,7 +15,7 @@ from loops import Decay, drive, record_runs
 from torch.testing import assert_close
 
 from haltwise import HaltingMonitor, InputError
-from haltwise._core.errors import CalibrationWarning
+from haltwise._core.errors import CalibrationWarning, DataWarning
 from haltwise._core.files import load_tensors, save_tensors
 from haltwise.processes.signals import SIGNALS
 from haltwise.recordings.runs import FEWEST_RUNS, RecordedRuns
@@ -46,6 +47,46 @@ def test_a_loop_may_keep_its_best_state(tmp_path: Path) -> None:
     brute = [scores[min(range(t + 1), key=losses.__getitem__)] for t in range(6)]
     assert brute == [30, 20, 20, 20, 10, 10]
     assert runs.keeping_best().trajectory.excess.tolist() == [brute]
+
+
+def test_a_place_that_cannot_be_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="choose another directory"):
+        HaltingMonitor.recording(tmp_path / "file")
+    with pytest.raises(InputError, match="directory must be a path"):
+        HaltingMonitor.recording(None)  # type: ignore[arg-type]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with HaltingMonitor.recording("runs") as monitor:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        monitor.update(1.0)
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_losses_that_single_precision_rounds_by_the_price_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the mean loss is 1e\\+39, which single precision"):
+        HaltingMonitor.recording(tmp_path / "far").update(1e39)
+    with HaltingMonitor.recording(tmp_path / "runs") as recorder:
+        for run in range(100):
+            recorder.start()
+            for step in range(6):
+                recorder.update(1e8 + math.exp(-step * (run % 7 + 1) / 7))
+    tiny: dict[str, Any] = {
+        "halting": {"num_steps": 2, "batch_size": 4},
+        "validation": {"every": 2},
+    }
+    with pytest.warns(DataWarning, match="rounded by 1e\\+01 in single precision, and the price"):
+        trained = train_monitor(tmp_path / "runs", tmp_path / "run", price=0.01, **tiny)
+    monitor = HaltingMonitor(trained)
+    with pytest.warns(DataWarning, match="rounded by 1e\\+01"):
+        _watch_to_the_end(monitor)
+
+
+def _watch_to_the_end(monitor: HaltingMonitor) -> None:
+    while not monitor.should_stop:
+        monitor.update(1e8)
 
 
 def test_runs_that_are_not_finite_are_left_out(tmp_path: Path) -> None:

@@ -163,7 +163,26 @@ class TestTransformers:
             callback.on_log(None, None, control, logs={"loss": 1.0})
         assert callback.monitor.steps == 1
         callback.on_train_end(None, SimpleNamespace(is_world_process_zero=False))
-        assert not (tmp_path / "a").exists()
+        assert not any((tmp_path / "a").iterdir())
+
+    def test_an_evaluation_after_a_training_that_ended_early_is_no_round(
+        self, tmp_path: Path
+    ) -> None:
+        transformers = pytest.importorskip("transformers")
+
+        class Ends(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+            def on_step_end(self, args: Any, state: Any, control: Any, **__: Any) -> None:
+                control.should_training_stop |= state.global_step == 5
+
+        with HaltingMonitor.recording(tmp_path / "a") as monitor:
+            callback = self.callback(monitor, "eval_loss")
+            trainer = self.fit(
+                [callback, Ends()], 0, 8, tmp_path, eval_strategy="steps", eval_steps=2
+            )
+            rounds = monitor.steps
+            trainer.evaluate()
+            assert monitor.steps == rounds > 1
+        assert len(list((tmp_path / "a").iterdir())) == 1
 
     def test_a_training_that_fails_is_not_recorded(self, tmp_path: Path) -> None:
         transformers = pytest.importorskip("transformers")
@@ -173,9 +192,15 @@ class TestTransformers:
                 if state.global_step == 3:
                     raise ZeroDivisionError
 
-        callback = self.callback(HaltingMonitor.recording(tmp_path / "a"))
-        with pytest.raises(ZeroDivisionError):
-            self.fit([callback, Fails()], 3, 8, tmp_path)
+        with HaltingMonitor.recording(tmp_path / "a") as monitor:
+            callback = self.callback(monitor)
+            with pytest.raises(ZeroDivisionError):
+                self.fit([callback, Fails()], 3, 8, tmp_path)
+            monitor.close()
+            assert not any((tmp_path / "a").iterdir())
+            with pytest.raises(ZeroDivisionError):
+                self.fit([callback, Fails()], 3, 8, tmp_path)
+        assert not any((tmp_path / "a").iterdir())
         self.fit(callback, 3, 8, tmp_path)
         assert RecordedRuns.load(tmp_path / "a").trajectory.known("signals").shape[:2] == (1, 6)
 

@@ -6,6 +6,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, SupportsFloat, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from haltwise._core.errors import InputError, require
 
 __all__ = [
@@ -62,6 +64,10 @@ def real_number(name: str, value: object) -> float:
 
     It may be infinite or NaN.
     """
+    require(
+        not np.ma.is_masked(value),
+        f"{name} is masked, so nothing was measured; leave it out, or give NaN if it failed",
+    )
     try:
         plain = value.item() if hasattr(value, "item") else value
         if not isinstance(plain, bool) and isinstance(plain, SupportsFloat):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.settings import real_number
 
@@ -153,6 +154,7 @@ class RiskTable:
 
 def label_codes(labels: Sequence[Any] | Tensor, num: int) -> Tensor:
     """Number the labels [num] of any kind in the order of their first appearance, int64."""
+    require_unmasked(labels, "group")
     found = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if found.shape != (num,):
         raise InputError(f"group must have one label a problem, [{num}], got {list(found.shape)}")

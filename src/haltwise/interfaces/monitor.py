@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, final, get_args
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import DataWarning, refusing_others, require, warn
-from haltwise._core.settings import fits, one_of, real_number
+from haltwise._core.files import make_directory
+from haltwise._core.settings import fits, got, one_of, real_number
 from haltwise._core.tensors import require_like, undisturbed
 from haltwise.certificates import RiskMonitor
 from haltwise.curves.curves import Direction
@@ -25,7 +27,7 @@ from haltwise.models.loading import load_halting
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.processes.observation import Observed, StepObservation
 from haltwise.processes.signals import SIGNALS, combine_products
-from haltwise.recordings.runs import require_new, save_run
+from haltwise.recordings.runs import require_new, save_run, warn_of_rounding
 from haltwise.stop_rules import CostUnit
 
 __all__ = ["HaltingMonitor"]
@@ -166,24 +168,30 @@ class HaltingMonitor:
         """A monitor that never stops but writes what it sees to a file in `directory`.
 
         Args:
-            directory: Created if missing.
+            directory: Created if missing; a relative one is meant from here.
             name: Of the file, which holds one run; numbered if None. Runs are sorted by it.
             direction: `"max"` if a higher loss and score are better, as of an accuracy.
 
         Raises:
-            InputError: There is a run of that name.
+            InputError: There is a run of that name, or no directory can be there.
         """
         one_of("direction", direction, get_args(Direction))
         monitor = cls.__new__(cls)
         monitor._model = monitor._observed = monitor._risk = None
-        monitor._directory, monitor._name = Path(directory), name
+        require(
+            isinstance(directory, str | os.PathLike), f"directory must be a path, {got(directory)}"
+        )
+        monitor._directory, monitor._name = Path(directory).absolute(), name  # cwd may change
+        make_directory(monitor._directory)  # not at the end of the run
         monitor._maximizes = direction == "max"
-        monitor._signals = []
+        monitor._signals, monitor._awaits_end = [], False
         monitor.start()
         return monitor
 
     @undisturbed(on_cpu=True)
-    def start(self, model: Model | None = None, *, resumed: bool = False) -> None:
+    def start(
+        self, model: Model | None = None, *, resumed: bool = False, awaits_end: bool = False
+    ) -> None:
         """Begin a run, at the parameters as they are; a run recorded before it is written.
 
         Args:
@@ -191,6 +199,8 @@ class HaltingMonitor:
             resumed: Whether the loop goes on from rounds that this monitor has not seen. Half a run
                 teaches the wrong thing, so it is not recorded; one that is to be stopped is judged
                 from here on.
+            awaits_end: Whether the run is recorded only where `end` has been called, for loops
+                whose failure nobody tells.
 
         Warns:
             DataWarning: The run is not recorded.
@@ -205,7 +215,7 @@ class HaltingMonitor:
                     "recorded. Record whole runs, or keep the monitor's state_dict() with the loop",
                     DataWarning,
                 )
-        self._is_whole = not resumed
+        self._is_whole, self._awaits_end = not resumed, awaits_end
         self._is_written = False
         self._steps = 0
         self._reason: str | None = None
@@ -340,6 +350,7 @@ class HaltingMonitor:
 
         Warns:
             FitWarning: The first two rounds lie far outside what was trained on.
+            DataWarning: It stops, but losses are so large that rounding may be the cause.
         """
         if self._is_written:  # and so this is another run
             self.start()
@@ -395,6 +406,7 @@ class HaltingMonitor:
         elif decision.stop:
             if self._steps == 0 and scales is not None:  # the gradient is all that is known
                 warn_of_misfits(scales.is_foreign(signals, signals))
+            warn_of_rounding(loss.clamp_max(self._lowest).unsqueeze(1), float(self._price))
             self._reason = self._session.explain(decision, step_name="round")
             # Where updates are counted the recorded loop, too, stayed where it was.
             paid = self._model.card.unit is CostUnit.GRADIENTS
@@ -435,11 +447,26 @@ class HaltingMonitor:
     def _signed(self, name: str, value: Number) -> float:
         """A number with the sign that makes lower better."""
         number = real_number(name, value)
+        require(
+            not math.isfinite(number) or abs(number) <= torch.finfo(_SEEN).max,
+            f"{name} is {number:g}, which single precision does not hold; divide all of them, and "
+            "the price, by the same number",
+        )
         return -number if self._maximizes else number
+
+    def end(self) -> None:
+        """Say that the run came to its end; write it if it was recorded."""
+        self._awaits_end = False
+        self.close()
 
     @undisturbed(on_cpu=True)
     def close(self) -> None:
-        """Write the run that was recorded; nothing if there is none or it is written."""
+        """Write the run that was recorded; nothing if there is none or it is written.
+
+        A run whose `end` is awaited is forgotten.
+        """
+        if self._awaits_end:
+            self.discard()
         if self._directory is None or not self._signals:
             return
         assert self._observed is not None
@@ -524,8 +551,8 @@ class HaltingMonitor:
         WatchedParameters.check(state["memory"] or {}, message)
         session = self._new_session()
         if session is not None and (state["session"] or (state["steps"] and not state["reason"])):
-            zero = torch.zeros(1)
-            session.observe(StepObservation(0, zero, zero, torch.zeros(1, len(SIGNALS))))
+            zero = torch.zeros(1, len(SIGNALS), dtype=_SEEN)
+            session.observe(StepObservation(0, zero[:, 0], zero[:, 0], zero))
             require_like(state["session"], session.state())
 
     def _digest(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.settings import got, real_number, shown
 from haltwise._core.tensors import ZERO, undisturbed, widened
@@ -195,8 +196,11 @@ def _as_policy(stop: StopRule | StopPolicy, unit: CostUnit) -> StopPolicy:
 def price_of_each(price: float | Tensor, num_items: int, like: Tensor) -> Tensor:
     """The price of every item, shape [B]."""
     if isinstance(price, Tensor | np.ndarray | list | tuple):
+        require_unmasked(price, "price")
         try:
-            given = torch.as_tensor(price, device=like.device)
+            # A list would be rounded to PyTorch's default dtype.
+            plain = price if isinstance(price, Tensor) else np.asarray(price)
+            given = torch.as_tensor(plain, device=like.device)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(f"price must hold real numbers, got {shown(price)}") from error
         kinds = given.is_complex(), given.dtype == torch.bool

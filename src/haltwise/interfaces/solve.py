@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import FitWarning, InputError, require, warn
 from haltwise._core.progress import followed
 from haltwise._core.settings import require_flags, shown, whole_number
@@ -484,6 +485,7 @@ def _padded(losses: list[Tensor]) -> Tensor:
 def _sizes(param_scale: float | Tensor | None, start: Tensor) -> Tensor | None:
     if param_scale is None:
         return None
+    require_unmasked(param_scale, "param_scale")
     try:
         sizes = torch.as_tensor(param_scale, dtype=start.dtype, device=start.device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -56,8 +56,8 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any = None, state: Any = None, *_: Any, model: nn.Module, **kwargs: Any
     ) -> None:
-        self.monitor.discard()  # of a training that did not end
-        self.monitor.start(model, resumed=state is not None and state.global_step > 0)
+        resumed = state is not None and state.global_step > 0
+        self.monitor.start(model, resumed=resumed, awaits_end=True)
         self._moved, self._metrics, self._known = False, {}, set()
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +104,8 @@ class HaltingCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             self.monitor.discard()
-        self.monitor.close()
+        self.monitor.end()
+        self._moved = False  # an evaluation is for its own sake from now on
         self.on_step_begin()
         warn_of_no_point(self.monitor.steps, self._metric or "loss", self._known)
 

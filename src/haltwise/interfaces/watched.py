@@ -114,7 +114,7 @@ def parameters_of(model: Model) -> dict[int, Tensor]:
     """
     found: Any = model
     if isinstance(model, nn.Module):
-        found = model.parameters()
+        found = list(model.parameters())
     elif isinstance(model, Mapping):
         found = model.values()
     require(

@@ -1,5 +1,6 @@
 """Recorded runs of a training loop on disk: a few numbers a step, one file a run."""
 
+import math
 import re
 import uuid
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,7 @@ from typing import NamedTuple, final, get_args
 import torch
 from torch import Tensor
 
-from haltwise._core.errors import CalibrationWarning, InputError, require, warn
+from haltwise._core.errors import CalibrationWarning, DataWarning, InputError, require, warn
 from haltwise._core.files import load_tensors, make_directory, save_tensors
 from haltwise._core.nested_settings import Choice
 from haltwise._core.random import stream
@@ -27,6 +28,7 @@ __all__ = [
     "require_new",
     "save_run",
     "save_trajectory",
+    "warn_of_rounding",
 ]
 
 FEWEST_RUNS = 40
@@ -53,6 +55,20 @@ def require_new(directory: Path, name: str | None) -> None:
         )
         path = directory / f"{name}.safetensors"
         require(not path.exists(), f"there is a run {path} already; choose another name")
+
+
+def warn_of_rounding(losses: Tensor, price: float) -> None:
+    """Say so where most runs, losses [n, T+1], end where single precision rounds by a price."""
+    lowest = losses.nan_to_num(math.inf).amin(1)
+    lowest = lowest[lowest.isfinite()].abs().double()
+    rounding = torch.finfo(torch.float32).eps * lowest.median().item() if len(lowest) else 0.0
+    if rounding > price / 10:
+        warn(
+            f"losses of some {lowest.median().item():g} are rounded by {rounding:.1g} in single "
+            f"precision, and the price of a step is {price:g}; take a constant from all of them, "
+            "when recording and in use",
+            DataWarning,
+        )
 
 
 def save_run(

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from haltwise._core.arrays import require_unmasked
 from haltwise._core.errors import InputError, require
+from haltwise._core.settings import shown
 
 __all__ = ["generalized_linear"]
 
@@ -28,7 +31,7 @@ def generalized_linear(
         ridge: At least 0, one for all or one for each parameter, shape [D].
 
     Raises:
-        InputError: The ridge is below 0.
+        InputError: The ridge is below 0, or holds no real, finite numbers.
 
     Examples:
         Poisson regressions:
@@ -43,8 +46,17 @@ def generalized_linear(
         >>> haltwise.solve(problem, method="auto").success.all()
         tensor(True)
     """
-    weights = torch.as_tensor(ridge)
-    require(bool((weights >= 0).all()), f"ridge must be at least 0, got {ridge}")
+    require_unmasked(ridge, "ridge")
+    weights = ridge
+    if not isinstance(weights, Tensor):
+        try:
+            weights = torch.from_numpy(np.array(ridge, np.float64))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"ridge must hold real numbers, got {shown(ridge)}") from error
+    require(
+        not weights.is_complex() and bool(((weights >= 0) & weights.isfinite()).all()),
+        f"ridge must be finite and at least 0, got {shown(ridge)}",
+    )
 
     def derivatives(params: Tensor, x: Tensor, **data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         params = params.detach()

@@ -25,7 +25,7 @@ from haltwise.processes.base import ProcessFamily, advanced, begun
 from haltwise.processes.observation import Observed
 from haltwise.processes.trajectory import Trajectory
 from haltwise.processes.trial import require_usable
-from haltwise.recordings.runs import RecordedRuns
+from haltwise.recordings.runs import RecordedRuns, warn_of_rounding
 from haltwise.rollout.record import record, record_process
 from haltwise.stop_rules import CostUnit
 from haltwise.tasks import TaskBatch, TaskFamily, family
@@ -214,6 +214,7 @@ class RecordedSource(Source):
         self._require_no_rule("recorded runs have been moved already")
         runs = RecordedRuns.load(settings.runs, settings.horizon)
         runs = runs.keeping_best() if settings.keeps_best else runs
+        warn_of_rounding(runs.trajectory.loss, settings.price)
         self.observed, self.maximizes = runs.observed, runs.maximizes
         self.engine = runs.engine
         recorded = vars(runs.trajectory)

@@ -125,6 +125,7 @@ def train_monitor(
 
     Warns:
         CalibrationWarning: Few runs, or some that were left out.
+        DataWarning: Losses are so large that single precision rounds them by the price.
     """
     chosen = monitor_settings(runs, price=price, horizon=horizon, **settings)
     command = f"train_monitor({str(runs)!r}, price={price:g})"

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +94,9 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         require(gain >= 0, f"gain must be at least 0, got {gain}")
         self.hidden_size, self.output_scale, self.gain = hidden_size, output_scale, gain
         sizes = (NUM_FEATURES, hidden_size, hidden_size, 1 + NUM_DIRECTIONS)
+        place: Any = {"device": torch.get_default_device(), "dtype": torch.float32}
         layers = [
-            nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
+            nn.utils.skip_init(nn.Linear, inputs, outputs, **place)
             for inputs, outputs in itertools.pairwise(sizes)
         ]
         for layer, part in zip(layers, (1.0, 1.0, 0.1), strict=True):
