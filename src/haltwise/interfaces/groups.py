@@ -5,9 +5,9 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
-from typing import Any, final
+from typing import Any, SupportsFloat, final
 
 import numpy as np
 import numpy.typing as npt
@@ -280,7 +280,12 @@ def _is_missing(key: object) -> bool:
 
 
 def _is_too_large(cell: object) -> bool:
-    return isinstance(cell, Real) and abs(cell) > _HIGHEST
+    try:
+        if isinstance(cell, SupportsFloat):
+            float(cell)
+    except OverflowError:
+        return True
+    return False
 
 
 def _padded_rows(codes: Integers, keys: list[Any]) -> tuple[Integers, Array, Integers]:
