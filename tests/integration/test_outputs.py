@@ -16,7 +16,7 @@ from haltwise._core.locks import locked
 from haltwise.bench.run import RECORD, BenchSettings, run_bench
 from haltwise.cli import cli, command_names, completion
 from haltwise.cli import learn as learn_command
-from haltwise.cli.places import Place
+from haltwise.cli.places import PathType
 from haltwise.curves.shipped import load_curve_rule
 from haltwise.curves.stop_model import StopModel
 from haltwise.curves.stopping import learn_to_stop
@@ -29,7 +29,11 @@ def writing() -> Iterator[tuple[str, click.Parameter]]:
     """Every option of every command that takes a file to write."""
     for name in command_names():
         for param in completion.command(name).params:
-            if isinstance(param.type, Place) and param.type.writes and not param.type.is_directory:
+            if (
+                isinstance(param.type, PathType)
+                and param.type.writes
+                and not param.type.is_directory
+            ):
                 yield name, param
 
 
@@ -112,7 +116,7 @@ def test_a_class_of_ones_own_is_not_written(tmp_path: Path) -> None:
 def test_an_output_of_before_may_be_written_again(
     name: str, param: click.Parameter, tmp_path: Path
 ) -> None:
-    assert isinstance(param.type, Place)
+    assert isinstance(param.type, PathType)
     (tmp_path / "read").mkdir()
     (tmp_path / "read/old").write_bytes(param.type.begin + b"rest")
     done = haltwise(*line(name, "read"), param.opts[0], "read/old", cwd=tmp_path)
@@ -134,7 +138,7 @@ def test_what_commands_write_begins_as_is_said(tmp_path: Path) -> None:
             for param in completion.command("stopping-report").params
             if param.name == option
         )
-        assert isinstance(kind, Place)
+        assert isinstance(kind, PathType)
         assert (tmp_path / path).read_bytes().startswith(kind.begin)
 
 
@@ -181,6 +185,16 @@ def test_directories_are_kept_apart_as_well(words: str, sentence: str, tmp_path:
     assert re.search(sentence, done.stderr), done.stderr
     for name in (*files, "c/curves/chain.npz"):
         assert (tmp_path / name).read_bytes() == CONTENT
+
+
+def test_a_namesake_in_runs_is_not_what_is_read(tmp_path: Path) -> None:
+    for name in ("b", "runs/b"):
+        (tmp_path / name).mkdir(parents=True)
+    done = haltwise("train-monitor", "b", "--price", 1, "--out", "runs/b", cwd=tmp_path)
+    assert "there are no recorded runs in b" in done.stderr
+    (tmp_path / "b").rmdir()
+    done = haltwise("explore", "b", "--out", "runs/b", cwd=tmp_path)
+    assert "runs/b is a directory; name a file in it" in done.stderr
 
 
 # --- Two at once --------------------------------------------------------------------------------

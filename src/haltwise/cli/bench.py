@@ -21,7 +21,7 @@ from haltwise.bench.run import (
     run_bench,
 )
 from haltwise.cli.options import direction_option, json_option
-from haltwise.cli.places import PATH, Place
+from haltwise.cli.places import PATH, PathType
 from haltwise.cli.printing import plain, print_table, say, write_json
 from haltwise.curves.curves import Direction
 from haltwise.curves.rules import curve_rules
@@ -83,7 +83,7 @@ PAGE = "bench.html"
 )
 @click.option(
     "--out",
-    type=Place(is_directory=True, files=(RECORD, PAGE, "curves")),
+    type=PathType(is_directory=True, files=(RECORD, PAGE, "curves")),
     default=Path("bench"),
     show_default=True,
     help="Directory for the page and the record; a bench that was interrupted goes on there.",

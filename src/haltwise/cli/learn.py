@@ -15,7 +15,7 @@ from haltwise._core.settings import price_per_unit
 from haltwise._core.version import __version__
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, given_options, read_curves, successes
-from haltwise.cli.places import Place
+from haltwise.cli.places import PathType
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.curves.curves import Curves
 from haltwise.curves.learning import EndedEarly, learn
@@ -29,7 +29,7 @@ from haltwise.report.stop_early import ways_table, write_stop_early
 __all__ = ["command"]
 
 _FILES = ("model.safetensors", "record.json", "report.html")
-_OUT = Place(is_directory=True, files=_FILES, is_new=True)
+_OUT = PathType(is_directory=True, files=_FILES, is_new=True)
 
 
 @click.command("learn")

@@ -16,13 +16,13 @@ import click
 from haltwise._core.errors import require
 from haltwise.datasets.store import default_directory
 
-__all__ = ["DIRECTORY", "JSON", "PAGE", "PATH", "Place", "kept_apart"]
+__all__ = ["DIRECTORY", "JSON", "PAGE", "PATH", "PathType", "kept_apart"]
 
 _MOST_FILES = 100_000  # of a folder that are looked at
 
 
 @final
-class Place(click.Path):
+class PathType(click.Path):
     """A path; an empty text, as of a variable of the shell that is not set, is none.
 
     Args:
@@ -75,8 +75,8 @@ class Place(click.Path):
         return path
 
 
-PATH, DIRECTORY = Place(), Place(is_directory=True)
-PAGE, JSON = Place(begin=b"<!DOCTYPE html>"), Place(begin=b'{\n "')
+PATH, DIRECTORY = PathType(), PathType(is_directory=True)
+PAGE, JSON = PathType(begin=b"<!DOCTYPE html>"), PathType(begin=b'{\n "')
 
 
 def kept_apart(command: click.Command) -> click.Command:
@@ -98,7 +98,7 @@ def _require_apart(params: Sequence[click.Parameter], given: Mapping[str, Any]) 
     written = {
         param.name: (f"{param.opts[0]} {path}", path, param.type)
         for param in params
-        if isinstance(param.type, Place) and param.type.writes
+        if isinstance(param.type, PathType) and param.type.writes
         if (path := given[param.name or ""]) is not None
     }
     read = list(_read({name: value for name, value in given.items() if name not in written}))
@@ -141,9 +141,9 @@ def _read(given: Mapping[str, Any]) -> Iterator[Path]:
     bases = [Path(), Path("runs"), *(() if data is None else (data, data / "curves"))]
     for text in _texts(given):
         for name in (text, text.rpartition(":")[0], text.partition("=")[2]):
-            for base in bases if name else ():
-                if os.path.exists(base / name):  # noqa: PTH110 - whatever the text, it never raises
-                    yield base / name
+            places = [base / name for base in bases if name]
+            # Whatever the text, os.path.exists does not raise; a name is looked for in this order.
+            yield from islice((each for each in places if os.path.exists(each)), 1)  # noqa: PTH110
 
 
 def _texts(value: object) -> Iterator[str]:

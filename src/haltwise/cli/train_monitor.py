@@ -8,7 +8,7 @@ import click
 
 from haltwise._core.errors import require
 from haltwise.cli.options import json_option, threads_option
-from haltwise.cli.places import PATH, Place
+from haltwise.cli.places import PATH, PathType
 from haltwise.cli.printing import print_stopping, say, write_json
 from haltwise.cli.progress import run_trainer
 from haltwise.cli.settings import SettingsCommand, setting_leaves
@@ -22,7 +22,7 @@ from haltwise.training.presets import MONITOR_DEFAULTS
 
 __all__ = ["command"]
 
-_OUT = Place(
+_OUT = PathType(
     is_directory=True,
     files=(".lock", "best.safetensors", "checkpoints", "config.json", "log.jsonl", "report.html"),
     is_new=True,
