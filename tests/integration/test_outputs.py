@@ -62,6 +62,7 @@ def folder(tmp_path: Path) -> Path:
     file.write_bytes(CONTENT)
     (tmp_path / "symbolic.json").symlink_to(file)
     os.link(file, tmp_path / "hard.json")
+    (tmp_path / "read/broken").symlink_to("nowhere")
     (tmp_path / "runs").symlink_to("read")
     return tmp_path
 

@@ -176,4 +176,8 @@ def _lies_in(path: Path, folder: Path) -> bool:
     if path.resolve().is_relative_to(folder.resolve()):
         return True
     found = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
-    return any(each.exists() and each.samefile(path) for each in islice(found, _MOST_FILES))
+    for each in islice(found, _MOST_FILES):
+        with suppress(OSError):  # a link that leads nowhere, or a folder that is closed
+            if each.samefile(path):
+                return True
+    return False
