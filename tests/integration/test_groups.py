@@ -1,5 +1,6 @@
 """Tables by group: every row is in its group once, padding is told apart, bad cells are named."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,10 @@ NAN = float("nan")
         ({"shop": ["a", None, "a", "b", "", "b"]}, "shop", None, "no 'shop' in 1 rows"),
         ({"mask": [1] * 6}, "shop", None, "a column is called 'mask'"),
         ({"y": [1.0]}, "shop", None, "vectors of one length"),
+        ({}, "shop", {"x": ["x"], "y": []}, "columns names none for 'y'; name at least one"),
+        ({"y": [1, -(10**400), None] * 2}, "shop", None, "'y' .* holds -1000.* row 1.* beyond"),
+        ({"y": [10**5000] * 6}, "shop", None, "'y' of the table holds .* in row 0.* beyond 1.798e"),
+        ({"y": [Fraction(10**400)] * 6}, "shop", None, "'y' of the table holds .* beyond 1.798e"),
     ],
 )
 def test_tables_that_will_not_do(change: dict[str, Any], by: Any, given: Any, message: str) -> None:

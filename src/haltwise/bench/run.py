@@ -16,6 +16,7 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.extras import extra
 from haltwise._core.files import make_directory, read_bytes, read_json, write_atomically
 from haltwise._core.json import from_json, to_json
+from haltwise._core.locks import locked
 from haltwise._core.progress import Show
 from haltwise._core.settings import whole_number
 from haltwise._core.version import __version__
@@ -91,19 +92,33 @@ def run_bench(
         direction: Whether lower or higher is better of the losses in such files.
 
     Raises:
-        InputError: The directory holds a bench of other settings, a name is unknown, or a rule of
-            one's own fails.
+        InputError: The directory holds a bench of other settings, another bench writes there now, a
+            name is unknown, or a rule of one's own fails.
     """
     report = report or _ignore
     labels = [_label(name) for name in names]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     require(not twice, f"two domains are called {' and '.join(twice)}; rename one")
+    bench = _Bench(directory, settings, data_dir, price, direction)
     make_directory(directory / "curves")
-    made_of = _settings_of(settings, data_dir)
-    record = _previous(directory, made_of)
+    taken = f"another bench writes to {directory}; wait for it, or name another directory by --out"
+    with locked(directory / ".lock", taken):
+        return _run(bench, names, rules, num_jobs, report)
+
+
+def _run(
+    bench: "_Bench", names: Sequence[str], rules: Sequence[str], num_jobs: int, report: Show
+) -> BenchRecord:
+    directory = bench.directory
+    record = _previous(directory, _settings_of(bench.settings, bench.data_dir))
+    for path in () if (directory / RECORD).exists() else map(bench.path, names):
+        require(
+            not path.exists(),
+            f"{directory} holds no bench, for there is no {RECORD}, but {path} would be "
+            "overwritten; move it or name another directory by --out",
+        )
     for rule in rules:
         _candidates(rule)  # an unknown one is refused before anything is computed
-    bench = _Bench(directory, settings, data_dir, price, direction)
     # Cells of other rules and domains stay in the record; what is skipped may be there next time.
     record = replace(record, skipped={})
     _save(directory, record)  # now, for runs that are made for these settings are kept here
@@ -185,10 +200,10 @@ class _Bench:
     def prepare(self, name: str) -> str | list[tuple[BenchCase, list[BenchCell]]]:
         """The cases of a domain, with the cells of stops that it brings; or why it has none."""
         domain = self._domain(name)
-        keeps = domain.is_made and self._path(name).exists()
+        keeps = domain.is_made and self.path(name).exists()
         try:
             if not keeps:
-                domain.curves(self._sample()).save(self._path(name))
+                domain.curves(self._sample()).save(self.path(name))
         except InputError as error:
             if plugins.is_file(name) or isinstance(domain, GivenDomain):
                 raise
@@ -233,9 +248,10 @@ class _Bench:
         return Sample(self.settings.num_runs, self.settings.seed, self.data_dir)
 
     def _kept(self, name: str) -> Curves:
-        return read(self._path(name), format="npz")
+        return read(self.path(name), format="npz")
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Where the runs of a domain are kept."""
         return self.directory / "curves" / f"{_label(name)}.npz"
 
 

@@ -70,7 +70,10 @@ class _LazyGroup(click.Group):
             return None
         if ctx.resilient_parsing:
             return completion.Completed(cmd_name, known[cmd_name])
-        return completion.command(cmd_name)
+        found = completion.command(cmd_name)
+        from haltwise.cli.places import kept_apart  # as heavy as a command
+
+        return kept_apart(found)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in _COMMANDS.items():

@@ -20,7 +20,8 @@ from haltwise.bench.run import (
     find_domain,
     run_bench,
 )
-from haltwise.cli.options import DIRECTORY, PATH, direction_option, json_option
+from haltwise.cli.options import direction_option, json_option
+from haltwise.cli.places import PATH, PathType
 from haltwise.cli.printing import plain, print_table, say, write_json
 from haltwise.curves.curves import Direction
 from haltwise.curves.rules import curve_rules
@@ -82,7 +83,7 @@ PAGE = "bench.html"
 )
 @click.option(
     "--out",
-    type=DIRECTORY,
+    type=PathType(is_directory=True, files=(RECORD, PAGE, "curves")),
     default=Path("bench"),
     show_default=True,
     help="Directory for the page and the record; a bench that was interrupted goes on there.",
@@ -114,6 +115,11 @@ def command(
     require(
         judged is None or judged in ran or (out / RECORD).exists(),
         f"no rule {judged!r} is run, which --judged names; those are {', '.join(sorted(ran))}",
+    )
+    require(
+        (out / RECORD).exists() or not (out / PAGE).exists(),
+        f"{out} holds no bench, for there is no {RECORD}, but {out / PAGE} would be overwritten; "
+        "move it or name another directory by --out",
     )
     settings = replace(QUICK if quick else BenchSettings(), seed=seed)
     chosen = [*(names or (() if given else domains())), *map(str, given)]

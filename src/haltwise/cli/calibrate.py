@@ -12,6 +12,7 @@ from haltwise._core.progress import working
 from haltwise._core.random import stream
 from haltwise.cli import options
 from haltwise.cli.own_model import opened, record_for, replace_weights
+from haltwise.cli.places import PATH
 from haltwise.cli.printing import print_table, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.cli.train import command_line
@@ -31,7 +32,7 @@ _FEWEST = 50  # items to choose on
 @click.command("calibrate", cls=SettingsCommand, leaves=options.family_leaves)
 @click.argument("run")
 @options.family_option
-@click.option("--runs", type=options.PATH, help="Recorded runs to choose on, for a monitor.")
+@click.option("--runs", type=PATH, help="Recorded runs to choose on, for a monitor.")
 @click.option(
     "--num-problems",
     type=int,

@@ -16,6 +16,7 @@ from haltwise._core.settings import price_per_unit
 from haltwise.certificates import RISKS, Certificate, largest_loss, require_promise
 from haltwise.cli import options
 from haltwise.cli.own_model import opened, record_for, replace_weights
+from haltwise.cli.places import PATH
 from haltwise.cli.printing import write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.cli.train import command_line
@@ -54,10 +55,10 @@ __all__ = ["command"]
 @options.price_option
 @click.option("--unit", help="updates or gradients, what is charged.  [default: the card's]")
 @options.family_option
-@click.option("--runs", type=options.PATH, help="Recorded runs to certify on, for a monitor.")
+@click.option("--runs", type=PATH, help="Recorded runs to certify on, for a monitor.")
 @click.option(
     "--groups",
-    type=options.PATH,
+    type=PATH,
     help="File with the group of each run in --runs, one a line, in the order of their names.",
 )
 @click.option(

@@ -10,6 +10,7 @@ from rich.console import Console
 from haltwise._core.errors import require
 from haltwise._core.progress import working
 from haltwise.cli import options
+from haltwise.cli.places import DIRECTORY
 from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.evaluation import evaluate, judge_processes
@@ -46,7 +47,7 @@ _COORDINATES = 2**18  # of all test problems together, unless told otherwise
 @options.learners_option(default=True)
 @click.option(
     "--out",
-    type=options.DIRECTORY,
+    type=DIRECTORY,
     help="Directory of the record.  [default: the run, or else runs/NAME]",
 )
 @options.device_option

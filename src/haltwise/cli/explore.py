@@ -7,6 +7,7 @@ import click
 
 from haltwise import report
 from haltwise.cli import options
+from haltwise.cli.places import PAGE
 from haltwise.cli.printing import say
 from haltwise.cli.settings import SettingsCommand
 from haltwise.models import loading
@@ -20,9 +21,7 @@ __all__ = ["command"]
 @click.option("--seed", type=int, default=2026, show_default=True, help="Seed of the problems.")
 @click.option("--num-problems", default=5, show_default=True, help="Problems to choose from.")
 @options.horizon_option
-@click.option(
-    "--out", type=options.WRITTEN, default="explore.html", show_default=True, help="The page."
-)
+@click.option("--out", type=PAGE, default="explore.html", show_default=True, help="The page.")
 @options.own_classes
 @options.data_directory
 def command(

@@ -10,6 +10,7 @@ from haltwise._core.errors import require
 from haltwise.certificates import Certificate, require_promise
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, given_options, read_curves, successes
+from haltwise.cli.places import PAGE, PATH
 from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.curves.certify import certify_curves
 from haltwise.curves.learning import with_room
@@ -54,14 +55,12 @@ __all__ = ["command"]
 )
 @click.option(
     "--tuning-runs",
-    type=options.PATH,
+    type=PATH,
     help="For a monitor: recordings on which the rules beside it are tuned, such as those it was "
     "trained on.",
 )
 @click.option("--price", type=float, help="For a monitor: price of a round.  [default: the card's]")
-@click.option(
-    "--html", "html_path", type=options.WRITTEN, help="For a monitor: write a page here, too."
-)
+@click.option("--html", "html_path", type=PAGE, help="For a monitor: write a page here, too.")
 @options.json_option
 @options.curves_directory
 @options.threads_option

@@ -15,6 +15,7 @@ from haltwise._core.settings import price_per_unit
 from haltwise._core.version import __version__
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, given_options, read_curves, successes
+from haltwise.cli.places import PathType
 from haltwise.cli.printing import print_table, say, write_json
 from haltwise.curves.curves import Curves
 from haltwise.curves.learning import EndedEarly, learn
@@ -26,6 +27,9 @@ from haltwise.report.give_up import levels_table, write_give_up
 from haltwise.report.stop_early import ways_table, write_stop_early
 
 __all__ = ["command"]
+
+_FILES = ("model.safetensors", "record.json", "report.html")
+_OUT = PathType(is_directory=True, files=_FILES, is_new=True)
 
 
 @click.command("learn")
@@ -72,7 +76,7 @@ __all__ = ["command"]
     help="Whether to try what fewer past runs would have been worth; it takes as long again.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of folds and trees.")
-@click.option("--out", type=options.DIRECTORY, required=True, help="Directory of model and report.")
+@click.option("--out", type=_OUT, required=True, help="Directory of model and report.")
 @options.curves_directory
 @options.threads_option
 def command(
@@ -101,6 +105,12 @@ def command(
     """
     path = out / "model.safetensors"
     require(not path.exists(), f"there is a model {path} already; choose another --out")
+    for other in (out / name for name in _FILES):
+        require(
+            not other.exists(),
+            f"there is no model in {out}, but {other} would be overwritten; move it or choose "
+            "another --out",
+        )
     require(
         price is not None or not stop_early,
         "--stop-early needs --price, what a unit of cost must gain, in units of the metric",
@@ -124,7 +134,7 @@ def command(
     )
     record = judge_learned(learned, None if price is None else price / value)
     make_directory(out)
-    learned.model.save(path)
+    learned.model.save(path, new=True)
     if sizes:
         record = judge_sizes(record, learned, base, say)
     write_json(out / "record.json", record.to_json())
@@ -158,7 +168,7 @@ def _learn_to_stop(curves: Curves, price: float, seed: int, path: Path) -> None:
     learned = learn_to_stop(curves, price, seed=seed, provenance=_provenance())
     record = judge_learned_stop(learned)
     make_directory(path.parent)
-    learned.model.save(path)
+    learned.model.save(path, new=True)
     write_json(path.parent / "record.json", record)
     page = write_stop_early(path.parent / "report.html", record, learned.model.card)
     print_table(ways_table(record))

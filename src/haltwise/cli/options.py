@@ -15,6 +15,7 @@ from haltwise._core.nested_settings import Choice, Leaf
 from haltwise._core.plugins import is_file, label, load_object
 from haltwise._core.tensors import usable_device
 from haltwise._core.workers import Workers
+from haltwise.cli.places import JSON, PATH
 from haltwise.datasets import DIRECTORY_VARIABLE
 from haltwise.models.card import Card
 from haltwise.processes import ProcessFamily, process_families
@@ -23,9 +24,6 @@ from haltwise.training.presets import process_family
 from haltwise.training.sources import descents_of
 
 __all__ = [
-    "DIRECTORY",
-    "PATH",
-    "WRITTEN",
     "curves_directory",
     "data_directory",
     "device_option",
@@ -47,37 +45,6 @@ __all__ = [
     "threads_option",
 ]
 
-
-class _Place(click.Path):
-    """A path; an empty text, as of a variable of the shell that is not set, is none.
-
-    Args:
-        is_written: Whether a file is written there at the end, in a directory that is made then if
-            it is missing; whether that can be is seen before the work.
-        is_directory: Whether files are written in it.
-    """
-
-    def __init__(self, *, is_written: bool = False, is_directory: bool = False) -> None:
-        super().__init__(path_type=Path)
-        self._is_written, self._is_directory = is_written, is_directory
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not str(value):
-            self.fail("it is empty; name a file or a directory, or leave it out", param, ctx)
-        path: Any = super().convert(value, param, ctx)
-        if self._is_written and path.is_dir():
-            self.fail(f"{path} is a directory; name a file in it", param, ctx)
-        if self._is_written or self._is_directory:
-            place = path.absolute() / "file" if self._is_directory else path.absolute()
-            there = next(each for each in place.parents if os.access(each, os.F_OK))
-            if not (there.is_dir() and os.access(there, os.W_OK)):
-                self.fail(
-                    f"{path}: {there} cannot be written in; name another directory", param, ctx
-                )
-        return path
-
-
-PATH, WRITTEN, DIRECTORY = _Place(), _Place(is_written=True), _Place(is_directory=True)
 
 Command = Callable[..., None]
 
@@ -108,7 +75,7 @@ price_option = click.option(
     "--price", type=float, help="Price of a step, in units of the loss.  [default: the card's]"
 )
 horizon_option = click.option("--horizon", type=int, help="Steps allowed.  [default: the card's]")
-json_option = click.option("--json", "json_path", type=WRITTEN, help="Write all figures here, too.")
+json_option = click.option("--json", "json_path", type=JSON, help="Write all figures here, too.")
 own_classes = click.option(
     "--own",
     metavar="PATH.py:NAME",

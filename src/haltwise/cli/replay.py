@@ -9,6 +9,7 @@ from haltwise import report
 from haltwise._core.errors import require
 from haltwise.cli import options
 from haltwise.cli.curve_options import curve_options, given_options, read_curves
+from haltwise.cli.places import PAGE
 from haltwise.cli.printing import say
 from haltwise.curves.learning import with_room
 from haltwise.curves.shipped import PRETRAINED, is_curve_model, load_curve_model
@@ -30,9 +31,7 @@ __all__ = ["command"]
 @click.option(
     "--num-runs", default=12, show_default=True, help="Runs to choose from, spread over all."
 )
-@click.option(
-    "--out", type=options.WRITTEN, default="replay.html", show_default=True, help="The page."
-)
+@click.option("--out", type=PAGE, default="replay.html", show_default=True, help="The page.")
 @curve_options
 @options.curves_directory
 @options.threads_option

@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from haltwise._core.errors import require
-from haltwise.cli.options import PATH, WRITTEN, own_classes
+from haltwise.cli.options import own_classes
+from haltwise.cli.places import PAGE, PATH
 from haltwise.cli.printing import say
 from haltwise.models.files import read_card
 from haltwise.models.loading import run_directory
@@ -17,7 +18,7 @@ __all__ = ["command"]
 
 @click.command("report")
 @click.argument("run", type=PATH)
-@click.option("--out", type=WRITTEN, help="The page.  [default: RUN/report.html]")
+@click.option("--out", type=PAGE, help="The page.  [default: RUN/report.html]")
 @own_classes
 def command(run: Path, out: Path | None, own: list[type]) -> None:
     """Write an HTML report of the evaluations in the directory RUN."""

@@ -8,7 +8,8 @@ import click
 
 from haltwise._core.arrays import array_names, read_arrays
 from haltwise._core.errors import DataWarning, require, warn
-from haltwise.cli.options import PATH, WRITTEN, direction_option, json_option
+from haltwise.cli.options import direction_option, json_option
+from haltwise.cli.places import PAGE, PATH
 from haltwise.cli.printing import print_table, print_warnings, say, write_json
 from haltwise.curves.curves import Direction
 from haltwise.evaluation import stopping_report
@@ -34,7 +35,7 @@ _ARRAYS = (*_NEEDED, "returned", "hazards", "observed", "groups")
 )
 @direction_option
 @json_option
-@click.option("--html", "html_path", type=WRITTEN, help="Write a page here.")
+@click.option("--html", "html_path", type=PAGE, help="Write a page here.")
 def command(
     traces: Path,
     price: float,

@@ -16,14 +16,8 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.files import read_bytes
 from haltwise._core.nested_settings import Leaf, checked, merge
 from haltwise._core.plugins import label
-from haltwise.cli.options import (
-    DIRECTORY,
-    PATH,
-    data_directory,
-    device_option,
-    joined,
-    threads_option,
-)
+from haltwise.cli.options import data_directory, device_option, joined, threads_option
+from haltwise.cli.places import DIRECTORY, PATH
 from haltwise.cli.progress import run_trainer
 from haltwise.cli.settings import SettingsCommand, setting_leaves
 from haltwise.models.loading import run_directory

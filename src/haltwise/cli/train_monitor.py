@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from haltwise._core.errors import require
-from haltwise.cli.options import DIRECTORY, PATH, json_option, threads_option
+from haltwise.cli.options import json_option, threads_option
+from haltwise.cli.places import PATH, PathType
 from haltwise.cli.printing import print_stopping, say, write_json
 from haltwise.cli.progress import run_trainer
 from haltwise.cli.settings import SettingsCommand, setting_leaves
@@ -21,6 +22,11 @@ from haltwise.training.presets import MONITOR_DEFAULTS
 
 __all__ = ["command"]
 
+_OUT = PathType(
+    is_directory=True,
+    files=(".lock", "best.safetensors", "checkpoints", "config.json", "log.jsonl", "report.html"),
+    is_new=True,
+)
 _OPTIONS = re.compile(
     r"(halter|method|halter_from|price_range|adam|run|seed)(\..*)?"
     r"|halting\.(num_steps|batch_size|price_exponent)|validation\.every"
@@ -34,7 +40,7 @@ _OPTIONS = re.compile(
 )
 @click.argument("runs", type=PATH)
 @click.option("--price", type=float, required=True, help="Price of a round, in units of the score.")
-@click.option("--out", type=DIRECTORY, help="Run directory.  [default: runs/RUNS-monitor]")
+@click.option("--out", type=_OUT, help="Run directory.  [default: runs/RUNS-monitor]")
 @click.option(
     "--horizon", type=int, help="Rounds after the first.  [default: those of the shortest run]"
 )
@@ -69,9 +75,18 @@ def command(
         json_path is None or test_runs is not None,
         "--json writes how it is judged; give --test-runs, too",
     )
+    directory = out or Path("runs") / f"{runs.resolve().name}-monitor"
+    require(
+        json_path is None or not _OUT.has(json_path, directory),
+        f"--json {json_path} is a file that is written in {directory}, too; name another file",
+    )
+    page = directory / "report.html"
+    require(
+        test_runs is None or not page.exists(),
+        f"{page} would be overwritten; move it or choose another --out",
+    )
     chosen = monitor_settings(runs, price=price, horizon=horizon, keeps_best=keeps_best, **settings)
     test = None if test_runs is None else RecordedRuns.load(test_runs, chosen.horizon)
-    directory = out or Path("runs") / f"{runs.resolve().name}-monitor"
     run_trainer(Trainer(chosen, directory, command=command_line()))
     if test is not None and test_runs is not None:
         tuning = RecordedRuns.load(runs, chosen.horizon)
@@ -79,4 +94,4 @@ def command(
         print_stopping(record)
         write_json(json_path, record)
         title = f"{directory.name} on {test_runs.resolve().name}"
-        say(write_stopping_report(record, directory / "report.html", title))
+        say(write_stopping_report(record, page, title))

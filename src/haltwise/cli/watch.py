@@ -14,7 +14,7 @@ import numpy as np
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import read_bytes
 from haltwise._core.plugins import is_file, load_object
-from haltwise.cli.options import PATH
+from haltwise.cli.places import PATH
 from haltwise.cli.printing import say
 from haltwise.curves import Curve, Curves
 from haltwise.curves.raw import NothingRecordedError

@@ -268,17 +268,20 @@ class CurveModel(CurveRule):
             and not self.card.ranges[name].low <= value <= self.card.ranges[name].high
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, new: bool = False) -> None:
         """Write it to a safetensors file, atomically.
+
+        Args:
+            path: The file.
+            new: Whether to refuse a file that is there already.
 
         Raises:
             InputError: The file cannot be written.
         """
         arrays, document = self.forecast.to_arrays()
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        save_tensors(
-            path, tensors, {"kind": self.kind, "card": self.card.to_json(), "forecast": document}
-        )
+        metadata = {"kind": self.kind, "card": self.card.to_json(), "forecast": document}
+        save_tensors(path, tensors, metadata, new=new)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -189,13 +189,17 @@ class StopModel(CurveRule):
             rule = {"name": "constant", "chance": self.rule.model}
         return tensors, {"kind": self.kind, "card": self.card.to_json(), "rule": rule}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, new: bool = False) -> None:
         """Write it to a safetensors file, atomically.
+
+        Args:
+            path: The file.
+            new: Whether to refuse a file that is there already.
 
         Raises:
             InputError: The file cannot be written.
         """
-        save_tensors(path, *self._to_file())
+        save_tensors(path, *self._to_file(), new=new)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -1,13 +1,13 @@
 """Tables with a column of groups as padded batches, one problem for each group."""
 
-import contextlib
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any, final
+from typing import Any, SupportsFloat, final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ Name = str | int
 """Of a column; that of a frame may be a number."""
 
 MASK = "mask"
+_HIGHEST = sys.float_info.max
 _PADDING, _SMALL = 20, 2**22  # padded rows for each that there is, and rows that are always fine
 
 
@@ -194,7 +195,10 @@ def _wanted(
     expected = "a column must be named, by its name or a list of names"
     if not isinstance(columns, Mapping):
         return [(name, [name]) for name in _names(columns, expected)]
-    return [(name, _names(some, expected)) for name, some in columns.items()]
+    wanted = [(name, _names(some, expected)) for name, some in columns.items()]
+    for name, some in wanted:
+        require(len(some) > 0, f"columns names none for {name!r}; name at least one, or drop it")
+    return wanted
 
 
 def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, Array]:
@@ -275,6 +279,15 @@ def _is_missing(key: object) -> bool:
     )
 
 
+def _is_too_large(cell: object) -> bool:
+    try:
+        if isinstance(cell, SupportsFloat):
+            float(cell)
+    except OverflowError:
+        return True
+    return False
+
+
 def _padded_rows(codes: Integers, keys: list[Any]) -> tuple[Integers, Array, Integers]:
     """Row numbers [B, N], the last of a group repeated; which are not repeated; rows [B]."""
     counts = np.bincount(codes)
@@ -297,8 +310,17 @@ def _numbers(values: Array, name: str, where: str) -> Array:
     """A column in float64; float32 where it is."""
     if values.dtype.kind in "OUST":  # numbers with missing ones among them, or texts, come so
         cells = values.tolist()
-        with contextlib.suppress(TypeError, ValueError):
+        try:
             values = np.array([np.nan if _is_missing(cell) else cell for cell in cells], float)
+        except OverflowError:  # an integer or a fraction
+            row = next(row for row, cell in enumerate(cells) if _is_too_large(cell))
+            raise InputError(
+                f"column {name!r} of {where} holds {shown(cells[row])} in row {row}, which is "
+                f"beyond {_HIGHEST:.4g}, the largest number in float64; mend it or leave the row "
+                "out"
+            ) from None
+        except (TypeError, ValueError):
+            pass
         for row, cell in enumerate(cells if values.dtype.kind in "OUST" else ()):
             if isinstance(cell, str) and parse_numbers([cell]) is None:
                 raise _text(name, where, row, cell)

@@ -25,6 +25,8 @@ __all__ = [
     "ValidationSettings",
 ]
 
+_LOWEST, _HIGHEST = 1e-37, 1e34  # prices; costs in their units are sums over steps and problems
+
 
 @final
 @dataclass(frozen=True)
@@ -171,6 +173,13 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         _check(self, "price", horizon=1, price_range=1)
+        low, high = self.price / self.price_range, self.price * self.price_range
+        require(
+            low >= _LOWEST and high <= _HIGHEST,
+            f"prices from price / price_range = {low:g} to price * price_range = {high:g} must lie "
+            f"from {_LOWEST:g} to {_HIGHEST:g}, so that single precision holds costs; multiply "
+            "losses and price by the same number, or lower price_range",
+        )
         for name, size in (
             ("joint.batch_size", self.joint.batch_size),
             ("halting.batch_size", self.halting.batch_size),

@@ -30,6 +30,7 @@ from haltwise._core.files import (
     save_tensors,
     write_atomically,
 )
+from haltwise._core.locks import lock
 from haltwise.models.card import Card
 from haltwise.models.files import save_model
 from haltwise.training.run.log import LOG
@@ -97,25 +98,10 @@ class RunDirectory:
         """
         if self._unlock is not None and self._unlock.alive:
             return
-        try:
-            import fcntl
-        except ImportError:  # on Windows
-            return
-        try:
-            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self.path / _LOCK}: {error.strerror}; correct its permissions or "
-                "choose another directory"
-            ) from None
-        self._unlock = weakref.finalize(self, os.close, descriptor)
-        self._locked = os.fstat(descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._unlock()
-            require(not isinstance(error, BlockingIOError), self._is_taken())
-            self._locked = None  # some mounts know no locks
+        descriptor = lock(self.path / _LOCK, self._is_taken())
+        if descriptor is not None:
+            self._unlock = weakref.finalize(self, os.close, descriptor)
+            self._locked = os.fstat(descriptor)
 
     def _is_taken(self) -> str:
         return f"{self.path} is being trained by another process; wait for it or end it"
