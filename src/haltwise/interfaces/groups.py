@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from haltwise._core.arrays import real_numbers
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import shown
 from haltwise._core.tensors import floating_dtype
@@ -194,7 +195,10 @@ def _wanted(
     expected = "a column must be named, by its name or a list of names"
     if not isinstance(columns, Mapping):
         return [(name, [name]) for name in _names(columns, expected)]
-    return [(name, _names(some, expected)) for name, some in columns.items()]
+    wanted = [(name, _names(some, expected)) for name, some in columns.items()]
+    for name, some in wanted:
+        require(len(some) > 0, f"columns[{name!r}] names no column; name one or more")
+    return wanted
 
 
 def _read(path: Path, told_by: list[str], needed: set[str] | None) -> dict[str, Array]:
@@ -297,8 +301,8 @@ def _numbers(values: Array, name: str, where: str) -> Array:
     """A column in float64; float32 where it is."""
     if values.dtype.kind in "OUST":  # numbers with missing ones among them, or texts, come so
         cells = values.tolist()
-        with contextlib.suppress(TypeError, ValueError):
-            values = np.array([np.nan if _is_missing(cell) else cell for cell in cells], float)
+        with contextlib.suppress(InputError):
+            values = real_numbers([np.nan if _is_missing(cell) else cell for cell in cells], name)
         for row, cell in enumerate(cells if values.dtype.kind in "OUST" else ()):
             if isinstance(cell, str) and parse_numbers([cell]) is None:
                 raise _text(name, where, row, cell)
