@@ -144,7 +144,7 @@ def worth_of(curves: Curves, returned: npt.ArrayLike | None = None) -> Floats:
     """
     if returned is None:
         return np.concatenate([best_so_far(curve.loss) for curve in curves])
-    worth = real_numbers(returned, "returned", "give one for each point")
+    worth = real_numbers(returned, "returned", f"give one for each of {len(curves.cost)} points")
     require(
         worth.shape == curves.cost.shape,
         f"returned must be one number for each of {len(curves.cost)} points, got shape "
