@@ -658,6 +658,15 @@ def test_columns_may_be_tensors_and_have_numbers_for_names() -> None:
     assert found.values[:, 0].tolist() == [3, 2]
 
 
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_times_of_pandas_are_no_costs(zone: str | None) -> None:
+    pandas = pytest.importorskip("pandas")
+    times = pandas.Series(pandas.to_datetime(["2026-01-01", "2026-01-02"]).tz_localize(zone))
+    for given in (times, times - times[0], list(times)):
+        with pytest.raises(InputError, match=r"column 'cost' .*, got times; give seconds"):
+            Curves.from_runs([{"cost": given, "loss": [3.0, 2.0]}], metric="loss")
+
+
 def test_losses_may_be_tensors_that_require_gradients() -> None:
     torch = pytest.importorskip("torch")
     loss = torch.tensor([[3.0, 2.0], [3.0, 1.0]], dtype=torch.bfloat16, requires_grad=True)
@@ -721,6 +730,7 @@ def test_runs_that_are_refused() -> None:
         (one, {"budget": np.inf}, "a budget must be finite and not negative, got .inf"),
         (one, {"target": "low"}, "target must hold real numbers .*'low'.*give one or one for each"),
         (one, {"group": [np.nan]}, "group has no entry for run .0."),
+        (one, {"group": np.ma.masked_equal([7], 7)}, "group has no entry for run .0."),
     ):
         with pytest.raises(InputError, match=message):
             Curves.from_runs(runs, metric="loss", **settings)

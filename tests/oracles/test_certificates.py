@@ -462,6 +462,7 @@ def test_a_certificate_lacks_nothing() -> None:
         ({"losses": [0.1, 0.2]}, r"matrix \[n, C\] .* got shape \[2\]"),
         ({"losses": [[0.1]], "savings": [1.0]}, r"shape of losses \[1, 1\], got \[1\]"),
         ({"losses": [[0.1]], "groups": ["a", "b"]}, r"one label a problem, \[1\], got \[2\]"),
+        ({"losses": [[0.1]], "groups": np.ma.masked_equal([7], 7)}, "group is a masked array"),
         ({"losses": [[0.1]], "subjects": [False]}, "about none of the problems"),
         ({"losses": [[0.1]], "subjects": [True, True]}, r"subjects must have shape \[1\]"),
         ({"losses": [[0.1]], "bound": 0.0}, "bound must be above 0"),

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Collection
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def real_numbers(value: Any, name: str, way_out: str = "give numbers") -> NDArra
         kinds = {array.dtype.kind}
         if array.dtype == object:
             kinds = {each.dtype.kind for each in array.flat if isinstance(each, np.generic)}
+            kinds |= {"M" for each in array.flat if isinstance(each, date | timedelta)}
         require(
             "c" not in kinds,
             f"{name} must hold real numbers, got complex ones; give their size or their real part",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haltwise._core.arrays import real_numbers
+from haltwise._core.arrays import real_numbers, require_unmasked
 from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.settings import real_number
 
@@ -155,6 +155,7 @@ class RiskTable:
 
 def label_codes(labels: Sequence[Any] | Tensor, num: int) -> Tensor:
     """Number the labels [num] of any kind in the order of their first appearance, int64."""
+    require_unmasked(labels, "group", has_nan=True)
     found = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if found.shape != (num,):
         raise InputError(f"group must have one label a problem, [{num}], got {list(found.shape)}")

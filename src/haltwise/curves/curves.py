@@ -490,7 +490,7 @@ def _last_known(loss: Floats) -> float:
 
 
 def _is_missing(label: object) -> bool:
-    return label is None or (isinstance(label, float) and np.isnan(label))
+    return label is None or label is np.ma.masked or (isinstance(label, float) and np.isnan(label))
 
 
 def _each(value: npt.ArrayLike | None, num: int, what: str) -> Floats:
