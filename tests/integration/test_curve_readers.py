@@ -18,7 +18,7 @@ from loops import record_runs
 
 from haltwise import InputError
 from haltwise._core.errors import DataWarning
-from haltwise.curves import Curves, read
+from haltwise.curves import Curves, learn_to_stop, read
 from haltwise.curves.readers import readers
 
 NAMED: dict[str, Any] = {"cost": "step", "metric": "loss"}
@@ -530,7 +530,12 @@ def test_hostile_archives(tmp_path: Path) -> None:
         ({"losses": good.replace(b"(2, 3), }", b"(9**99,)}")}, "no .npz file of plain arrays"),
         ({"losses": good, "zeros": bytes(300 * 2**20)}, "too many for so small a file"),
         ({"losses": array(np.ones(3))}, "not as they must be"),
-        ({"losses": array(np.array([["a"]]))}, "not as they must be"),
+        ({"losses": array(np.array([["a"]]))}, "x.npz: losses must hold real numbers .*'a'"),
+        ({"losses": array(np.ones((2, 3)) * 1j)}, "x.npz: losses must hold real .* complex"),
+        ({"losses": array(np.zeros((2, 3), "M8[s]"))}, "x.npz: losses must hold real .* times"),
+        ({"losses": good, "costs": array(np.ones(3) * 1j)}, "x.npz: costs .* complex"),
+        ({"losses": good, "target": array(np.array(1j))}, "x.npz: target .* complex"),
+        ({"losses": good, "budget": array(np.array(1j))}, "x.npz: budget .* complex"),
         ({"losses": good, "group": array(np.array(["a"]))}, "not as they must be"),
         ({"losses": array(np.full((2, 3), np.nan))}, "no column|no numbers|which column"),
     ):
@@ -653,6 +658,69 @@ def test_columns_may_be_tensors_and_have_numbers_for_names() -> None:
     assert found.values[:, 0].tolist() == [3, 2]
 
 
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_times_of_pandas_are_no_costs(zone: str | None) -> None:
+    pandas = pytest.importorskip("pandas")
+    times = pandas.Series(pandas.to_datetime(["2026-01-01", "2026-01-02"]).tz_localize(zone))
+    for given in (times, times - times[0], list(times)):
+        with pytest.raises(InputError, match=r"column 'cost' .*, got times; give seconds"):
+            Curves.from_runs([{"cost": given, "loss": [3.0, 2.0]}], metric="loss")
+
+
+def test_losses_may_be_tensors_that_require_gradients() -> None:
+    torch = pytest.importorskip("torch")
+    loss = torch.tensor([[3.0, 2.0], [3.0, 1.0]], dtype=torch.bfloat16, requires_grad=True)
+    for given in (loss, list(loss), [list(row) for row in loss]):
+        found = Curves.from_matrix(given, target=loss[:, 1])
+        assert found.values[:, 0].tolist() == [3, 2, 3, 1]
+        assert found.target.tolist() == [2, 1]
+    assert Curves.from_runs([{"loss": loss[1]}], metric="loss").values[:, 0].tolist() == [3, 1]
+
+
+def test_what_is_missing_in_arrays_of_pandas_is_nan() -> None:
+    pandas = pytest.importorskip("pandas")
+    loss = pandas.array([3.0, None, 2.0], dtype="Float64")
+    found = Curves.from_runs([{"loss": loss}], metric="loss")
+    np.testing.assert_array_equal(found.values[:, 0], [3, np.nan, 2])
+    found = Curves.from_frame({"step": [0, 1, 2], "loss": loss}, cost="step", metric="loss")
+    np.testing.assert_array_equal(found.values[:, 0], [3, np.nan, 2])
+
+
+HIDDEN = np.ma.masked_equal([[3.0, -999.0], [3.0, 2.0]], -999.0)
+MOMENTS = np.array([["2026-01-01", "2026-01-02"]] * 2, "M8[s]")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (HIDDEN, "is a masked array, .* fill it by .*nan"),
+        (list(HIDDEN), "is a masked array, .* fill it by .*nan"),
+        (np.ones((2, 2)) + 1j, "must hold real numbers, got complex ones; give their size"),
+        ((np.ones((2, 2)) + 1j).astype(object), "must hold real numbers"),
+        (MOMENTS, "must hold real numbers, got times; give seconds"),
+        (MOMENTS - MOMENTS[0, 0], "must hold real numbers, got times; give seconds"),
+        ([[MOMENTS[0, 0], None], [1.0, 2.0]], "must hold real numbers, got times"),
+        ([[10**400, 1]] * 2, "must hold real numbers .*too large"),
+        ([["3", "low"]] * 2, "must hold real numbers .*low"),
+        (np.zeros((2, 2), "f8,f8"), "must hold real numbers"),
+    ],
+)
+def test_what_cannot_be_real_numbers_without_loss_is_refused(wrong: Any, message: str) -> None:
+    losses = np.array([[3.0, 2.0], [3.0, 1.0]])
+    frame = {"run": ["a", "a", "b", "b"], "step": [0, 1] * 2, "loss": losses.flatten()}
+    makers: dict[str, Callable[[], Any]] = {
+        "losses": lambda: Curves.from_matrix(wrong),
+        "costs": lambda: Curves.from_matrix(losses, wrong),
+        "target": lambda: Curves.from_matrix(losses, target=wrong[0]),
+        "budget": lambda: Curves.from_frame(frame, budget=wrong[0], **NAMED),
+        "column 'loss' of run '0'": lambda: Curves.from_runs([{"loss": wrong[0]}], metric="loss"),
+        "returned": lambda: learn_to_stop(Curves.from_frame(frame, **NAMED), 0.1, returned=wrong),
+    }
+    for name, make in makers.items():
+        with pytest.raises(InputError, match=f"{name} {message}"):
+            make()
+
+
 def test_runs_that_are_refused() -> None:
     one: Any = [{"loss": [3.0, 2.0]}]
     settings: Any
@@ -660,13 +728,16 @@ def test_runs_that_are_refused() -> None:
         (one[0], {}, "runs must be a list with one dictionary a run"),
         (one, {"budget": -1}, "a budget must be finite and not negative, got .-1"),
         (one, {"budget": np.inf}, "a budget must be finite and not negative, got .inf"),
-        (one, {"target": "low"}, "target must be a number or one for each run, got 'low'"),
+        (one, {"target": "low"}, "target must hold real numbers .*'low'.*give one or one for each"),
         (one, {"group": [np.nan]}, "group has no entry for run .0."),
+        (one, {"group": np.ma.masked_equal([7], 7)}, "group has no entry for run .0."),
     ):
         with pytest.raises(InputError, match=message):
             Curves.from_runs(runs, metric="loss", **settings)
-    with pytest.raises(InputError, match="losses are no matrix of numbers"):
+    with pytest.raises(InputError, match=r"losses must hold .*; fill shorter rows up with NaN"):
         Curves.from_matrix([[3.0, 2.0], [1.0]])
+    with pytest.raises(InputError, match="costs must hold real numbers"):
+        Curves.from_matrix([[3.0, 2.0]], [[0.0, 1.0], [0.0]])
     with pytest.raises(InputError, match="cost and metric both name 'loss'"):
         Curves.from_frame({"loss": [3, 2]}, cost="loss", metric="loss")
 

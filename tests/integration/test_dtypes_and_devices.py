@@ -1,5 +1,6 @@
 """Batches of one's own: start and data in one dtype, on one device, and moved in one line."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,16 @@ from torch import Tensor
 
 import haltwise
 from haltwise import FunctionBatch, InputError
+from haltwise._core.random import stream
+from haltwise.certificates import ExcessLoss, RiskMonitor, RiskTable
+from haltwise.curves.shipped import load_curve_rule
+from haltwise.evaluation import stopping_report
+from haltwise.evaluation.optimizers import lbfgs_curve
+from haltwise.processes import Trajectory
+from haltwise.processes.markov_chain import MarkovChainFamily
+from haltwise.report.explorer import explore
+from haltwise.rollout import record_process
+from haltwise.stop_rules import Plateau, calibrate
 from haltwise.tasks import family
 
 NUM, ROWS, DIM = 6, 12, 3
@@ -157,3 +168,46 @@ def test_start_and_data_on_two_devices_are_named() -> None:
         InputError, match=r"data\['x'\] is on meta and start on cpu; move both by .*\.to\('cpu'\)"
     ):
         haltwise.solve(batch)
+
+
+FALLS = torch.exp(-torch.linspace(0.3, 1.3, 400, dtype=DOUBLE)[:, None] * torch.arange(30))
+ENDS = torch.full((400,), 5)
+RECORDED = Trajectory(FALLS, FALLS)
+RUNS = haltwise.Curves.from_matrix(FALLS, target=0.1)
+ASKED: dict[str, Any] = {"risk": ExcessLoss(), "level": 0.1, "confidence": 0.9, "bound": 1.0}
+CHAINS = MarkovChainFamily()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: haltwise.certify(Plateau, RECORDED, **ASKED),
+        lambda: haltwise.certify(Plateau, RECORDED, **ASKED, group=list(range(40)) * 10),
+        lambda: haltwise.certify(
+            load_curve_rule("training-runs"), RUNS, risk="given-up", level=0.3, confidence=0.9
+        ),
+        lambda: RiskTable.of([[0, 0.2], [0, 0.4]], [[1, 2], [1, 3]], groups=[0, 1]).group_means(),
+        lambda: calibrate(Plateau, RECORDED, price=0.01),
+        lambda: stopping_report(FALLS, ENDS, price=0.05, groups=ENDS.cumsum(0) % 7),
+        lambda: stopping_report(FALLS, ENDS, price=0.05, hazards=FALLS[:, 1:], baselines=False),
+        lambda: [RiskMonitor(0.1, bound=1.0).draw() for _ in range(9)],
+        lambda: (
+            haltwise.recommend(
+                FunctionBatch(X[:, 0], squares, {"x": X, "y": Y}), ["regression-10d"], price=0.01
+            ).use
+        ),
+        lambda: lbfgs_curve(FunctionBatch(X[:, 0], squares, {"x": X, "y": Y}), 5),
+        lambda: explore(
+            haltwise.load("regression-2d"),
+            family("regression-2d"),
+            stream(0, "drawn"),
+            num_problems=3,
+            num_steps=5,
+        ),
+        lambda: CHAINS.best_stops(record_process(CHAINS.sample(9, stream(0, "chains")), 9), 0.1),
+    ],
+)
+def test_data_on_the_cpu_are_judged_whatever_the_default_device(ask: Callable[[], Any]) -> None:
+    with torch.device("meta"):
+        found = ask()
+    assert repr(found) == repr(ask())

@@ -74,6 +74,13 @@ OUTSIDE = torch.arange(5.0)
             r"is sparse_coo, .*; make it dense by data\['x'\].to_dense\(\)",
         ),
         (lambda: FunctionBatch(ONES, lambda p: p.sub_(3).square().sum(1)), "as by params - 3 in"),
+        *(
+            (
+                lambda x=x: FunctionBatch(ONES, lambda p, x: (p[:, 0] - x).square(), {"x": x}),
+                rf"data\['x'\] is torch.{x.dtype}, .*; convert it by .to.torch.int64",
+            )
+            for x in (np.arange(5, dtype=f"u{size}") for size in (2, 4, 8))
+        ),
         (lambda: FunctionBatch(ONES.to_sparse(), centred), "make it dense by start.to_dense"),
         (
             lambda: FunctionBatch(ONES.numpy().astype(np.longdouble), centred),
@@ -158,6 +165,10 @@ CENTER = torch.arange(10.0).view(5, 2)
         (InPlace(ONES, CENTER), "changes the parameters that it is given in place"),
         (Mean(ONES, CENTER), "loss of problem 0 of Mean.* changes with the problems beside it"),
         (Noisy(ONES, CENTER), "loss of problem 0 of Noisy.* or from call to call"),
+        (
+            Bowls(ONES, CENTER[:, 0].to(torch.uint16)),
+            r"field center of Bowls is torch.uint16, .*\.to",
+        ),
         (Bowls(ONES, CENTER[0]), r"the field center of Bowls must have the 5 .* shape \[2\]"),
     ],
 )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from draws import DOUBLE, seeded
@@ -461,11 +462,16 @@ def test_a_certificate_lacks_nothing() -> None:
         ({"losses": [0.1, 0.2]}, r"matrix \[n, C\] .* got shape \[2\]"),
         ({"losses": [[0.1]], "savings": [1.0]}, r"shape of losses \[1, 1\], got \[1\]"),
         ({"losses": [[0.1]], "groups": ["a", "b"]}, r"one label a problem, \[1\], got \[2\]"),
+        ({"losses": [[0.1]], "groups": np.ma.masked_equal([7], 7)}, "group is a masked array"),
         ({"losses": [[0.1]], "subjects": [False]}, "about none of the problems"),
         ({"losses": [[0.1]], "subjects": [True, True]}, r"subjects must have shape \[1\]"),
         ({"losses": [[0.1]], "bound": 0.0}, "bound must be above 0"),
         ({"losses": [[0.1]], "is_indicator": True}, "an indicator must be 0 or 1"),
         ({"losses": [[-math.inf]], "clip": True}, "minus infinity"),
+        ({"losses": [[0.1 + 1j]]}, "losses must hold real numbers, got complex ones"),
+        ({"losses": np.ma.masked_array([[0.1]], True)}, "losses is a masked array"),
+        ({"losses": [[0.1], [0.1, 0.2]]}, "losses must hold real numbers"),
+        ({"losses": [[0.1]], "savings": [[1j]]}, "savings must hold real numbers, got complex"),
     ],
 )
 def test_impossible_tables_are_refused(arguments: dict[str, Any], message: str) -> None:

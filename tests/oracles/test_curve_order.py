@@ -129,5 +129,5 @@ def test_names_and_groups_of_another_number_are_refused() -> None:
         wrong: Any = {name: ["x"]}
         with pytest.raises(InputError, match=f"{name} must have one entry for each of 2 runs"):
             Curves.from_runs(runs, metric="loss", **wrong)
-    with pytest.raises(InputError, match="holds no numbers"):
+    with pytest.raises(InputError, match="column 'loss' of run '0' must hold real numbers"):
         Curves.from_runs([{"loss": ["x"]}], metric="loss")

@@ -128,7 +128,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_lost_silently() -> None:
         learn_to_stop(_curves(losses[:19]), PRICE)
     with pytest.raises(InputError, match=r"one number for each of 880 points, got shape \[3\]"):
         learn_to_stop(_curves(losses), PRICE, returned=np.zeros(3))
-    with pytest.raises(InputError, match="one number for each of 880 points, got 'loss'"):
+    with pytest.raises(InputError, match=r"returned .*'loss'.*; give one for each of 880 points"):
         learn_to_stop(_curves(losses), PRICE, returned="loss")
     losses[0, 0] = np.inf
     with pytest.warns(DataWarning, match="1 of 22 runs are left out"):

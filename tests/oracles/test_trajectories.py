@@ -1,6 +1,8 @@
 """The one record: its observations in order, selection, joining, and shapes that do not fit."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from haltwise import InputError, certify
 from haltwise._core.tensors import map_tensors
 from haltwise.certificates import ExcessLoss
 from haltwise.processes import Trajectory
-from haltwise.stop_rules import Plateau
+from haltwise.stop_rules import Patience, Plateau, calibrate
 
 FULL = replace(
     TRAJECTORY,
@@ -122,6 +124,36 @@ def test_arrays_are_a_trajectory_as_tensors_are(dtype: Any) -> None:
     assert Trajectory.join([found, found]).num_items == 4
 
 
+@pytest.mark.filterwarnings("ignore:.* equal one before them")  # in whole numbers they do
+@pytest.mark.parametrize(
+    "convert",
+    [
+        *(partial(Tensor.to, dtype=dtype) for dtype in (torch.int64, torch.int32, torch.uint8)),
+        *(partial(Tensor.to, dtype=dtype) for dtype in (torch.bfloat16, torch.float16)),
+        partial(torch.gt, other=1),
+        lambda value: value.clone().requires_grad_(),
+    ],
+)
+def test_tensors_of_any_real_numbers_are_judged_as_those_in_float64(
+    convert: Callable[[Tensor], Tensor],
+) -> None:
+    given = convert(10 * torch.exp(-randn(400, 1).abs() * torch.arange(30)))
+    found, expected = (
+        Trajectory(loss, loss, readouts=loss[:, 1:, None])
+        for loss in (given, given.detach().double())
+    )
+    assert found.loss.dtype in (torch.float32, torch.float64)
+    assert found.readouts is not None
+    assert found.readouts.dtype == found.excess.dtype == found.loss.dtype
+    assert not found.loss.requires_grad
+    assert torch.equal(found.loss.double(), expected.loss)
+    asked: Any = {"risk": ExcessLoss(), "level": 1.0, "confidence": 0.9, "bound": 10.0}
+    assert certify(Patience, found, **asked, clip=True) == certify(
+        Patience, expected, **asked, clip=True
+    )
+    assert calibrate(Plateau, found, price=0.01) == calibrate(Plateau, expected, price=0.01)
+
+
 def test_arrays_are_certified_as_tensors_are() -> None:
     losses: Any = np.exp(-np.random.default_rng(0).uniform(0.05, 0.5, (400, 1)) * np.arange(30))
     asked: Any = {"risk": ExcessLoss(), "level": 0.1, "confidence": 0.9, "bound": 1.0}
@@ -136,6 +168,9 @@ def test_arrays_are_certified_as_tensors_are() -> None:
     [
         ([[1.0, 2.0]], "loss must be a tensor or an array of NumPy, got"),
         (np.array([["a", "b"]]), "loss must hold numbers"),
+        (np.ones((2, 3)) + 1j, r"loss must hold real numbers, got torch.complex128; .*loss\.real"),
+        (torch.ones(2, 3) + 1j, r"loss must hold real numbers, got torch.complex64; .*loss\.real"),
+        (torch.ones(2, 3).to_sparse(), r"loss is sparse_coo, .*; make it dense by loss.to_dense"),
         (np.ones(3), r"losses must be a matrix \[n, T\+1\], got 1-D"),
     ],
 )

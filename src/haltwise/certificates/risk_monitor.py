@@ -58,7 +58,7 @@ class RiskMonitor:
         self.bound = real_number("bound", bound)
         require(self.bound > self._test.level, "bound must be above the level")
         self._seed = whole_number("seed", seed, 0)
-        key = torch.randint(2**62, (1,), generator=stream(self._seed, "let go"))
+        key = torch.randint(2**62, (1,), generator=stream(self._seed, "let go"), device="cpu")
         self._key = int(key)
         self._num_runs = self._num_let_go = 0
 
@@ -99,7 +99,7 @@ class RiskMonitor:
 
     def draw(self) -> bool:
         """Whether the next run is let go; a pure function of the seed and the number of the run."""
-        bits = split_mix(torch.tensor([self._key]), torch.tensor([self._num_runs]))
+        bits = split_mix(*torch.tensor([[self._key], [self._num_runs]], device="cpu"))
         self._num_runs += 1
         let_go = (int(bits) % 2**53) < self.share * 2**53
         self._num_let_go += let_go

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haltwise._core.arrays import require_unmasked
+from haltwise._core.arrays import real_numbers, require_unmasked
 from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.settings import real_number
 
@@ -75,16 +75,16 @@ class RiskTable:
             >>> table.num_problems, table.num_thresholds, table.num_groups
             (2, 2, 2)
         """
-        boolean = torch.as_tensor(losses).dtype == torch.bool
-        values = torch.as_tensor(losses).double().cpu()
+        values = torch.tensor(real_numbers(losses, "losses"), device="cpu")
         require(
             values.ndim == 2 and values.numel() > 0,
             f"losses must be a matrix [n, C] of n problems under C thresholds, got shape "
             f"{list(values.shape)}",
         )
         num = len(values)
-        about = torch.ones(num) if subjects is None else torch.as_tensor(subjects).cpu()
-        saved = torch.zeros_like(values) if savings is None else torch.as_tensor(savings).double()
+        about = torch.as_tensor([True] * num if subjects is None else subjects, device="cpu")
+        given = torch.zeros_like(values) if savings is None else savings
+        saved = torch.tensor(real_numbers(given, "savings"), device="cpu")
         require(
             saved.shape == values.shape and bool(saved.isfinite().all()),
             f"savings must be finite and have the shape of losses {list(values.shape)}, got "
@@ -105,13 +105,14 @@ class RiskTable:
         )
         values = values.masked_fill(above, largest)
         require(bool(values.isfinite().all()), "a loss is minus infinity; leave out that problem")
+        boolean = torch.as_tensor(losses, device="cpu").dtype == torch.bool
         indicator = boolean if is_indicator is None else is_indicator
         require(
             not indicator or (largest == 1 and bool(((values == 0) | (values == 1)).all())),
             "an indicator must be 0 or 1, and its bound 1",
         )
         codes = None if groups is None else label_codes(groups, num)
-        return cls(values, saved.cpu(), codes, about, risk, largest, indicator, num_clipped)
+        return cls(values, saved, codes, about, risk, largest, indicator, num_clipped)
 
     @property
     def num_problems(self) -> int:
@@ -148,13 +149,13 @@ class RiskTable:
         """Mean of `relative_losses` in each group, shape [num_groups, C]."""
         assert self.groups is not None
         _, codes = self.groups[self.subjects].unique(return_inverse=True)
-        sums = torch.zeros(self.num_groups, self.num_thresholds, dtype=torch.float64)
+        sums = self.losses.new_zeros(self.num_groups, self.num_thresholds)
         return sums.index_add_(0, codes, self.relative_losses()).div_(codes.bincount().unsqueeze(1))
 
 
 def label_codes(labels: Sequence[Any] | Tensor, num: int) -> Tensor:
     """Number the labels [num] of any kind in the order of their first appearance, int64."""
-    require_unmasked(labels, "group")
+    require_unmasked(labels, "group", has_nan=True)
     found = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     if found.shape != (num,):
         raise InputError(f"group must have one label a problem, [{num}], got {list(found.shape)}")

@@ -146,8 +146,9 @@ def set_aside(num_problems: int, groups: Sequence[Any] | Tensor | None) -> Tenso
 
     Which they are depends on nothing that is at risk. The rest is exchangeable as it was.
     """
-    index = torch.arange(num_problems) if groups is None else label_codes(groups, num_problems)
-    return index % _SHARE == 0
+    if groups is None:
+        return torch.arange(num_problems, device="cpu") % _SHARE == 0
+    return label_codes(groups, num_problems) % _SHARE == 0
 
 
 def _stops(

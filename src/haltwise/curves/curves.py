@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, final, get_args
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import DataWarning, InputError, require, warn
+from haltwise._core.arrays import real_numbers
+from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.files import write_atomically
-from haltwise._core.settings import one_of, shown
+from haltwise._core.settings import one_of
 from haltwise.curves.columns import Direction
 from haltwise.curves.raw import Keys
 from haltwise.curves.tables import frame_runs
@@ -285,15 +286,13 @@ class Curves:
         Raises:
             InputError: See `from_runs`.
         """
-        try:
-            table = np.asarray(losses, np.float64)
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"losses are no matrix of numbers ({error}); fill shorter rows up with NaN, or "
-                "give each run its own columns (from_runs)"
-            ) from None
+        table = real_numbers(
+            losses,
+            "losses",
+            "fill shorter rows up with NaN, or give each run its own columns (from_runs)",
+        )
         require(table.ndim == 2, f"losses must be a matrix [n, T+1], got {table.ndim}-D")
-        spent = np.asarray(np.arange(table.shape[1]) if costs is None else costs, np.float64)
+        spent = real_numbers(np.arange(table.shape[1]) if costs is None else costs, "costs")
         require(
             spent.shape in (table.shape, table.shape[1:]),
             f"costs must have shape {list(table.shape)} or {list(table.shape[1:])}, got "
@@ -491,16 +490,11 @@ def _last_known(loss: Floats) -> float:
 
 
 def _is_missing(label: object) -> bool:
-    return label is None or (isinstance(label, float) and np.isnan(label))
+    return label is None or label is np.ma.masked or (isinstance(label, float) and np.isnan(label))
 
 
 def _each(value: npt.ArrayLike | None, num: int, what: str) -> Floats:
-    try:
-        given = np.asarray(np.nan if value is None else value, np.float64)
-    except (ValueError, TypeError):
-        raise InputError(
-            f"{what} must be a number or one for each run, got {shown(value)}"
-        ) from None
+    given = real_numbers(np.nan if value is None else value, what, "give one or one for each run")
     require(
         given.shape in ((), (num,)),
         f"{what} must be one number or one for each of {num} runs, got shape {list(given.shape)}",
@@ -546,10 +540,9 @@ def _put_in_order(
     report: _LeftOut,
 ) -> tuple[Floats, Floats]:
     """Cost [n] and values [n, C] of one run."""
-    try:
-        given = {key: np.asarray(value, np.float64) for key, value in run.items()}
-    except (ValueError, TypeError) as error:
-        raise InputError(f"a column of run {label!r} holds no numbers ({error})") from None
+    given = {
+        key: real_numbers(value, f"column {key!r} of run {label!r}") for key, value in run.items()
+    }
     shapes = {value.shape for value in given.values()}
     require(
         len(shapes) == 1 and len(next(iter(shapes))) == 1,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
+from haltwise._core.arrays import real_numbers
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.columns import (
     Direction,
@@ -416,11 +417,10 @@ def _since(run: Mapping[str, Floats], cost: str, first: float) -> Mapping[str, F
 
 def _limit_since(limit: npt.ArrayLike | None, first: Floats) -> npt.ArrayLike | None:
     """Budgets that are times of day as well, counted from the first; others last so long."""
-    try:
-        given = np.asarray(limit, np.float64)
-    except (ValueError, TypeError):
-        return limit  # and refused with all other settings
-    if limit is None or given.shape not in ((), first.shape):
+    if limit is None:
+        return None
+    given = real_numbers(limit, "budget", "give one or one for each run")
+    if given.shape not in ((), first.shape):
         return limit
     return np.where(given >= _EPOCH, given - first, given)
 

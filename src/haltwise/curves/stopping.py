@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.errors import DataWarning, InputError, require, warn
-from haltwise._core.settings import price_per_unit, shown
+from haltwise._core.arrays import real_numbers
+from haltwise._core.errors import DataWarning, require, warn
+from haltwise._core.settings import price_per_unit
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.learning import folds_of
 from haltwise.curves.levels import quantile_levels, stops_below
@@ -143,12 +144,12 @@ def worth_of(curves: Curves, returned: npt.ArrayLike | None = None) -> Floats:
     """
     if returned is None:
         return np.concatenate([best_so_far(curve.loss) for curve in curves])
-    wanted = f"returned must be one number for each of {len(curves.cost)} points"
-    try:
-        worth = np.asarray(returned, np.float64)
-    except (ValueError, TypeError):
-        raise InputError(f"{wanted}, got {shown(returned)}") from None
-    require(worth.shape == curves.cost.shape, f"{wanted}, got shape {list(worth.shape)}")
+    worth = real_numbers(returned, "returned", f"give one for each of {len(curves.cost)} points")
+    require(
+        worth.shape == curves.cost.shape,
+        f"returned must be one number for each of {len(curves.cost)} points, got shape "
+        f"{list(worth.shape)}",
+    )
     wrong = np.flatnonzero(~np.isfinite(worth))
     require(  # a mean over runs would not be finite either, and neither would the card
         len(wrong) == 0,

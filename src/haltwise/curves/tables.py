@@ -8,7 +8,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.arrays import require_unmasked
+from haltwise._core.arrays import plain_values
 from haltwise._core.errors import DataWarning, InputError, require, warn
 from haltwise.curves.raw import (
     MOST_CELLS,
@@ -281,10 +281,8 @@ def _cell(value: Any) -> str:
     return repr(value.timestamp()) if isinstance(value, datetime.datetime) else str(value)
 
 
-def _array(column: Any) -> npt.NDArray[Any]:
-    if hasattr(column, "detach"):  # a tensor of PyTorch
-        column = column.detach().cpu()
-        column = column.double() if column.is_floating_point() else column
+def _array(column: Any, name: str) -> npt.NDArray[Any]:
+    column = plain_values(column, name)
     try:
         return np.asarray(column.to_numpy() if hasattr(column, "to_numpy") else column)
     except ValueError as error:
@@ -318,8 +316,7 @@ def frame_columns(frame: Any) -> dict[str, npt.NDArray[Any]]:
             label not in columns,
             f"the data frame has two columns {label!r}; rename one",
         )
-        require_unmasked(column, f"column {label!r}")
-        columns[label] = _array(column)
+        columns[label] = _array(column, f"column {label!r}")
     shapes = {values.shape for values in columns.values()}
     require(
         len(shapes) == 1 and len(next(iter(shapes))) == 1,

@@ -98,9 +98,9 @@ def last_improvement(price: float, unit: CostUnit) -> StopPolicy:
 
 def _halves(num: int, generator: torch.Generator, groups: Tensor | None) -> Tensor:
     """A random half, 0 or 1, for each of `num` items, int64 [num]."""
-    order = torch.randperm(num, generator=generator)
+    order = torch.randperm(num, generator=generator, device="cpu")
     if groups is not None:
         order = order[groups[order].argsort(stable=True)]
-    half = torch.empty(num, dtype=torch.int64)
-    half[order] = torch.arange(num) % 2
+    half = torch.empty_like(order)
+    half[order] = torch.arange(num, device="cpu") % 2
     return half

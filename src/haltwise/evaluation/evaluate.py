@@ -215,7 +215,7 @@ def judge_model(
 
 def warn_of_price(model: HaltingModel, price: float, name: str) -> None:
     """Say so where a model is judged at a price that it was not trained at."""
-    asked, card = torch.tensor(price, dtype=torch.float64), model.card
+    asked, card = torch.tensor(price, dtype=torch.float64, device="cpu"), model.card
     if model.halts and abs(model.trained_price(asked).item() - price) > 1e-4 * price:
         low, high = card.price / card.price_range, card.price * card.price_range
         known = f"prices from {low:.3g} to {high:.3g}" if low < high else f"a price of {low:.3g}"

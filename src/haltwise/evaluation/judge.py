@@ -200,7 +200,7 @@ def _against_budgets(
 ) -> dict[str, Any]:
     """The stops beside the same stops dealt at random, and beside budgets mixed at random."""
     num = excess.shape[1]
-    steps = torch.arange(num, dtype=torch.float64).unsqueeze(0)
+    steps = torch.arange(num, dtype=torch.float64, device=excess.device).unsqueeze(0)
     own = torch.stack((widened(stops.excess), widened(stops.cost)), 1)
     columns = torch.cat((excess, widened(one_hot(stops.cost, num)), own), 1)
 
@@ -240,7 +240,7 @@ def _reliability(
         # A decision at t ends at t + 1; at T - 1 both answers end at T.
         table, hazards = table[:, 1:], hazards[:, :-1]
     stop = table.argmin(1, keepdim=True)
-    steps = torch.arange(hazards.shape[1])
+    steps = torch.arange(hazards.shape[1], device=hazards.device)
     reached, event = steps <= stop, steps == stop
     place = (hazards * _NUM_BINS).long().clamp_max(_NUM_BINS - 1)
     cases, events, sums = (

@@ -112,10 +112,11 @@ def lbfgs_curve(batch: TaskBatch, num_gradients: int) -> Tensor:
     """
     seen = torch.tensor(
         [
-            _lbfgs_excess(batch.select(torch.tensor([problem])), num_gradients)
-            for problem in range(batch.num_problems)
+            _lbfgs_excess(batch.select(problem), num_gradients)
+            for problem in torch.arange(batch.num_problems, device=batch.start.device).split(1)
         ],
         dtype=torch.float64,
+        device="cpu",
     ).nan_to_num(math.inf, math.inf, -math.inf)
     # The first evaluation is at theta_0 and buys the first move.
     return torch.cat((seen[:, :1], seen.cummin(1).values), 1)

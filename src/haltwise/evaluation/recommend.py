@@ -208,7 +208,7 @@ def _sample(problems: TaskBatch | TaskFamily, number: int | None, seed: int) -> 
     generator = stream(seed, "recommend")
     if isinstance(problems, TaskFamily):
         return problems.sample(number, generator)
-    chosen = torch.randperm(problems.num_problems, generator=generator)[:number]
+    chosen = torch.randperm(problems.num_problems, generator=generator, device="cpu")[:number]
     return in_coordinates(problems).select(chosen.to(problems.start.device))
 
 
@@ -265,7 +265,7 @@ def _adam(
 ) -> _Outcome:
     """Adam at the rate and for the number of steps of least J on the tuning problems."""
     best, rate, steps = math.inf, _UNTUNED, 1
-    paid = price * torch.arange(max_steps + 1, dtype=torch.float64)
+    paid = price * torch.arange(max_steps + 1, dtype=torch.float64, device="cpu")
     for each in rates:
         mean = loss_curves(Adam(each), tuning, max_steps).excess.cpu().double().mean(0)
         j = (mean + paid).nan_to_num(math.inf, math.inf)

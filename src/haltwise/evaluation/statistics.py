@@ -65,7 +65,7 @@ def jackknife(
         from scipy.special import stdtrit
 
     num = len(columns)
-    sizes, totals = torch.ones(num, dtype=columns.dtype), columns
+    sizes, totals = columns.new_ones(num), columns
     if groups is not None:
         sizes = torch.bincount(groups).to(columns.dtype)
         totals = columns.new_zeros(len(sizes), columns.shape[1]).index_add_(0, groups, columns)

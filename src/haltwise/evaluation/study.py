@@ -188,7 +188,9 @@ def _stops(
 def _over_seeds(records: list[StoppingRecord], seeds: list[int]) -> StudyCell:
     first = records[0]
     j = {
-        name: torch.tensor([each.rules[name].j.value for each in records], dtype=torch.float64)
+        name: torch.tensor(
+            [each.rules[name].j.value for each in records], dtype=torch.float64, device="cpu"
+        )
         for name in first.rules
     }
     tuned = (name for name in (*BASELINES, *LEARNERS) if name in j)

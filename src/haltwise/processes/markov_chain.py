@@ -90,11 +90,12 @@ class MarkovChainFamily(ProcessFamily):
 
     def losses(self) -> Tensor:
         """The loss of a stop in each state, float64 [S]."""
-        return (-torch.arange(self.num_states, dtype=torch.float64) / self.loss_decay).exp()
+        states = torch.arange(self.num_states, dtype=torch.float64, device="cpu")
+        return (-states / self.loss_decay).exp()
 
     def transition(self) -> Tensor:
         """Probability of the next state, float64 [S, S]."""
-        states = torch.arange(self.num_states)
+        states = torch.arange(self.num_states, device="cpu")
         forwards = self.progress * (-states.double() / self.progress_decay).exp()
         backwards = self.relapse * (1 - forwards)
         matrix = torch.diag(1 - forwards - backwards)
@@ -117,7 +118,7 @@ class MarkovChainFamily(ProcessFamily):
             f"tells where a run is; take fewer num_states, or a loss_decay other than "
             f"{self.loss_decay:g}",
         )
-        seed = torch.randint(2**63 - 1, (num_items,), generator=generator).to(device)
+        seed = torch.randint(2**63 - 1, (num_items,), generator=generator, device="cpu").to(device)
         return MarkovChain(self.transition().to(device, widest(device)), losses.to(device), seed)
 
     def best_stops(self, trajectory: Trajectory, price: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got
-from haltwise._core.tensors import copied_array, map_tensors
+from haltwise._core.tensors import copied_array, map_tensors, widened
 from haltwise.processes.observation import StepObservation, known
 
 __all__ = ["Trajectory"]
@@ -22,9 +22,9 @@ class Trajectory:
     """The course of B items over T steps, with the value of a stop at each step.
 
     It may come from a process of this package or from any loop: a matrix of losses is enough, and
-    what is not known is None. Arrays of NumPy are copied to tensors, in float64 where they hold
-    whole numbers. No autograd graph hangs on it, and nothing but `outputs` depends on
-    a price or on a halting model.
+    what is not known is None. Arrays of NumPy are copied to tensors. Whole numbers and flags become
+    float64, half precision becomes float32. No autograd graph hangs on it, and nothing but
+    `outputs` depends on a price or on a halting model.
 
     Examples:
         >>> losses = np.array([[3.0, 2.0, 1.5]])
@@ -57,7 +57,7 @@ class Trajectory:
                 if any(isinstance(entry, np.ndarray) for entry in given.values()):
                     tensors = (_tensor(name, entry) for name, entry in given.items())
                     object.__setattr__(self, "outputs", dict(zip(value, tensors, strict=True)))
-            elif value is not None and not isinstance(value, Tensor):
+            elif value is not None and not (item.name == "final" and isinstance(value, Tensor)):
                 object.__setattr__(self, item.name, _tensor(item.name, value))
         require(self.loss.ndim == 2, f"losses must be a matrix [n, T+1], got {self.loss.ndim}-D")
         per_state = {"excess": self.excess, "log_grad_norm": self.log_grad_norm}
@@ -157,16 +157,27 @@ class Trajectory:
 
 
 def _tensor(name: str, value: object) -> Tensor:
-    """The tensor of an array, whose whole numbers are as good as others."""
-    if isinstance(value, np.ndarray):
-        found = copied_array(value, name)
-        return found if found.is_floating_point() else found.double()
+    """Real numbers in float32 or float64; whole ones and flags are as good as others."""
+    found = copied_array(value, name) if isinstance(value, np.ndarray) else value
     require(
-        isinstance(value, Tensor),
-        f"{name} must be a tensor or an array of NumPy, {got(value)}",
+        isinstance(found, Tensor),
+        f"{name} must be a tensor or an array of NumPy, {got(found)}",
     )
-    assert isinstance(value, Tensor)
-    return value
+    assert isinstance(found, Tensor)
+    require(
+        found.layout == torch.strided,
+        f"{name} is {str(found.layout).removeprefix('torch.')}, of which items cannot be "
+        f"selected; make it dense by {name}.to_dense()",
+    )
+    require(
+        not found.is_complex(),
+        f"{name} must hold real numbers, got {found.dtype}; give their size or their real "
+        f"part, {name}.real",
+    )
+    found = found.detach() if found.requires_grad else found
+    if found.dtype in (torch.float32, torch.float64):
+        return found
+    return found.float() if found.is_floating_point() else widened(found)
 
 
 def _at(value: Tensor | None, step: int) -> Tensor | None:

@@ -240,7 +240,7 @@ class RecordedRuns:
         # Of equal losses the first: it is the copy that was made.
         new = torch.ones_like(loss, dtype=torch.bool)
         new[:, 1:] = loss[:, 1:] < loss.cummin(1).values[:, :-1]
-        steps = torch.arange(loss.shape[1]).expand_as(loss)
+        steps = torch.arange(loss.shape[1], device=loss.device).expand_as(loss)
         best = torch.where(new, steps, 0).cummax(1).values
         return replace(
             self, trajectory=replace(self.trajectory, excess=self.trajectory.excess.gather(1, best))
@@ -267,7 +267,7 @@ class RecordedRuns:
                 "or more are better",
                 CalibrationWarning,
             )
-        order = torch.randperm(num, generator=stream(seed, "runs"))
+        order = torch.randperm(num, generator=stream(seed, "runs"), device="cpu")
         sizes = [round(share * num) for share in _SHARES.values()]
         parts = order.split([num - sum(sizes[1:]), *sizes[1:]])
         return {

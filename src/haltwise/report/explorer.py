@@ -174,7 +174,9 @@ def explore(
     document = _document(model.halting, recorded, words)
     if family.dim == 2:
         for place, path in enumerate(_paths(model, batch, num_steps)):
-            contours = _contours(batch.select(torch.tensor([place])), path)
+            contours = _contours(
+                batch.select(torch.tensor([place], device=batch.start.device)), path
+            )
             document["items"][place] |= {"path": path.tolist(), "contours": contours}
     return document
 
@@ -184,7 +186,8 @@ def explore_runs(model: HaltingModel, recorded: Trajectory, *, num_runs: int) ->
     require(1 <= num_runs <= _MOST, f"num_runs must lie in 1..{_MOST}, got {num_runs}")
     _require_halting(model)
     number = min(num_runs, recorded.num_items)
-    places = torch.linspace(0, recorded.num_items - 1, number, dtype=torch.float64).round().long()
+    ranks = torch.linspace(0, recorded.num_items - 1, number, dtype=torch.float64, device="cpu")
+    places = ranks.round().long().to(recorded.loss.device)
     return _document(model, recorded.select(places), _Words("run", "round", "score"), places)
 
 
@@ -258,7 +261,8 @@ def _stops(
 def _prices(middle: float, spread: float, num_steps: int) -> list[float]:
     """The prices of the slider: those that were seen in training, fewer for many steps of items."""
     number = max(5, min(_NUM_PRICES, _NUM_VALUES // (3 * num_steps)))
-    exponents = torch.linspace(-1, 1, number if spread > 1 else 1, dtype=torch.float32).tolist()
+    number = number if spread > 1 else 1
+    exponents = torch.linspace(-1, 1, number, dtype=torch.float32, device="cpu").tolist()
     return [float(f"{middle * spread**exponent:.3g}") for exponent in exponents]
 
 
@@ -282,11 +286,11 @@ def _contours(problem: TaskBatch, path: Tensor) -> dict[str, Any]:
     low, high = points.amin(0), points.amax(0)
     room = 0.15 * (high - low).clamp_min(0.2 * (high - low).amax().clamp_min(1e-3))
     first, second = (
-        torch.linspace(float(start), float(end), _GRID, dtype=torch.float32)
+        torch.linspace(float(start), float(end), _GRID, dtype=torch.float32, device="cpu")
         for start, end in zip(low - room, high + room, strict=True)
     )
     grid = torch.cartesian_prod(first, second).to(path)
-    same = problem.select(torch.zeros(len(grid), dtype=torch.int64))
+    same = problem.select(torch.zeros(len(grid), dtype=torch.int64, device=grid.device))
     excess = same.score(grid, 0).excess
     if problem.minimizer is None:
         excess = excess - excess.amin()

@@ -333,5 +333,5 @@ def quantile_grid(values: Tensor, num: int) -> list[float]:
     flat = widened(values[values.isfinite()].flatten())
     require(len(flat) > 0, "no finite value to choose thresholds from")
     flat = flat.sort().values
-    ranks = torch.linspace(0, len(flat) - 1, num, dtype=torch.float64).round().long()
-    return sorted(set(flat[ranks].tolist()))
+    ranks = torch.linspace(0, len(flat) - 1, num, dtype=torch.float64, device="cpu")
+    return sorted(set(flat[ranks.round().long()].tolist()))

@@ -21,7 +21,7 @@ from haltwise.tasks.base import (
     TaskBatch,
 )
 from haltwise.tasks.coordinates import Bounds, Coordinates
-from haltwise.tasks.own_errors import likely_cause
+from haltwise.tasks.own_errors import likely_cause, require_selectable
 
 __all__ = ["FunctionBatch", "squares"]
 
@@ -349,6 +349,7 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
                 f"data[{name!r}] is {str(value.layout).removeprefix('torch.')}, of which problems "
                 f"cannot be selected; make it dense by data[{name!r}].to_dense()",
             )
+            require_selectable(f"data[{name!r}]", value)
             require(
                 value.device == self.start.device,
                 f"data[{name!r}] is on {value.device} and start on {self.start.device}; move both "

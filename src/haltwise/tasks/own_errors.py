@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["likely_cause"]
+from haltwise._core.errors import refusing_others
+
+__all__ = ["likely_cause", "require_selectable"]
 
 _KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
 _DTYPE = re.compile(r"dtype|scalar type|not implemented for '|result type", re.IGNORECASE)
@@ -137,3 +139,12 @@ def _by_dtypes(text: str, params: Tensor, data: Mapping[str, Any]) -> str:
         f"{those} and the parameters {params.dtype}, so convert what is a number and no index: an "
         f"array by .astype('{short}'), a tensor by .to({params.dtype})"
     )
+
+
+def require_selectable(name: str, value: Tensor) -> None:
+    """Raise an `InputError` where PyTorch cannot select rows, as of uint16, uint32 and uint64."""
+    with refusing_others(
+        f"{name} is {value.dtype}, of which PyTorch cannot select problems; convert it by "
+        ".to(torch.int64), or .astype(numpy.int64) if it is an array"
+    ):
+        value.index_select(0, torch.arange(len(value[:1]), device=value.device))

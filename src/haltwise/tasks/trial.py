@@ -14,6 +14,7 @@ from haltwise._core.tensors import tensors_of, undisturbed
 from haltwise.tasks.base import Observation, TaskBatch, TaskFamily
 from haltwise.tasks.coordinates import no_dtype
 from haltwise.tasks.function import FunctionBatch
+from haltwise.tasks.own_errors import require_selectable
 
 __all__ = ["require_solvable", "require_usable"]
 
@@ -88,6 +89,7 @@ def _require_sound(batch: TaskBatch) -> None:
             f"dimension, got shape {list(value.shape)}; what all problems share goes into a field "
             "that is no tensor, such as a tuple of tensors",
         )
+        require_selectable(f"the field {name} of {title}", value)
     index = sorted({0, number // 2, number - 1})
     some = batch.select(torch.tensor(index, device=batch.start.device))
     together = _observed(some)

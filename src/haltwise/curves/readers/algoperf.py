@@ -7,6 +7,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from haltwise._core.arrays import real_numbers
 from haltwise.curves.raw import RawRuns
 from haltwise.curves.readers.archives import Archive, Arrays, evaluated, ragged, texts
 
@@ -34,7 +35,7 @@ class AlgoPerf(Archive):
         names = [str(name) for name in arrays["column"]]
         found = ragged(arrays["value"], arrays["offset"], names)
         num = len(found)
-        sign = -arrays["metric_sign"].astype(np.float64)
+        sign = -real_numbers(arrays["metric_sign"], "metric_sign")
         if not np.isin(sign, (-1.0, 1.0)).all():
             raise ValueError("metric_sign must be 1 or -1")
         for run, factor in zip(found, sign, strict=True):
@@ -50,7 +51,7 @@ class AlgoPerf(Archive):
                 label[name] for name in ("version", "submission", "study", "workload", "trial")
             )
         times = np.array([_SELF_TUNING if r == "self_tuning" else 1 for r in each["ruleset"]])
-        seconds = times * columns["max_seconds"].astype(np.float64)
+        seconds = times * real_numbers(columns["max_seconds"], "max_seconds")
         return RawRuns(
             found,
             labels,
@@ -59,7 +60,7 @@ class AlgoPerf(Archive):
             direction="min",
             group="submission",
             task="workload",
-            target=sign * columns["valid_target"].astype(np.float64),
+            target=sign * real_numbers(columns["valid_target"], "valid_target"),
             budgets={"hours": seconds / 3600, "submission_seconds": seconds},
         )
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.arrays import array_names, read_arrays
+from haltwise._core.arrays import array_names, read_arrays, real_numbers
 from haltwise._core.errors import InputError
 from haltwise.curves.raw import Keys, RawRuns, measured
 from haltwise.curves.readers.base import Reader
@@ -34,6 +34,8 @@ class Archive(Reader):
         try:
             with np.errstate(all="ignore"):  # casts of hostile numbers
                 return self.runs(arrays)
+        except InputError as error:
+            raise InputError(f"{paths[0]}: {error}") from None
         except (KeyError, IndexError, ValueError, TypeError, OverflowError) as error:
             raise InputError(
                 f"{paths[0]} has the arrays of this format, but not as they must be "
@@ -60,7 +62,7 @@ def ragged(
     bounds = offset.astype(np.int64)
     if bounds[0] != 0 or bounds[-1] != len(values) or (np.diff(bounds) < 0).any():
         raise ValueError(f"offset does not rise from 0 to {len(values)}")
-    by_column = {name: values[:, place].astype(np.float64) for place, name in enumerate(columns)}
+    by_column = dict(zip(columns, real_numbers(values, "values").T.copy(), strict=True))
     return [
         {name: column[first:last] for name, column in by_column.items()}
         for first, last in pairwise(bounds)

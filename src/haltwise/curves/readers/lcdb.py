@@ -7,6 +7,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from haltwise._core.arrays import real_numbers
 from haltwise.curves.raw import RawRuns
 from haltwise.curves.readers.archives import Archive, Arrays, texts
 
@@ -24,7 +25,7 @@ class Lcdb(Archive):
     )
 
     def runs(self, arrays: Arrays) -> RawRuns:
-        value, anchor = arrays["value"], arrays["anchor"].astype(np.float64)
+        value, anchor = arrays["value"], real_numbers(arrays["anchor"], "anchor")
         num_data, num_learners, *kinds, _ = value.shape  # [data, learners, stat, split, anchors]
         stats, splits = texts(arrays["stat"], kinds[0]), texts(arrays["split"], kinds[1])
         columns = [

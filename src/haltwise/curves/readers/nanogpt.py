@@ -7,6 +7,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from haltwise._core.arrays import real_numbers
 from haltwise.curves.raw import RawRuns
 from haltwise.curves.readers.archives import Archive, Arrays, evaluated, ragged, texts
 
@@ -26,7 +27,7 @@ class NanoGpt(Archive):
         num = len(found)
         for run in found:
             run["val_loss"] = evaluated(run["val_loss"])
-        steps = arrays["num_steps"].astype(np.float64)
+        steps = real_numbers(arrays["num_steps"], "num_steps")
         if steps.shape != (num,):
             raise ValueError(f"num_steps has shape {list(steps.shape)}, not [{num}]")
         labels = [

@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from haltwise._core.arrays import real_numbers
 from haltwise.curves.curves import Curves
 from haltwise.curves.raw import RawRuns
 from haltwise.curves.readers.archives import Archive, Arrays, ragged, texts
@@ -41,8 +42,8 @@ class Saved(Archive):
             metric=str(arrays["metric"]),
             direction="min" if direction == "min" else "max",
             cost_unit=unit,
-            target=np.broadcast_to(arrays["target"].astype(np.float64), (num,)),
-            budgets={cost: np.broadcast_to(arrays["budget"].astype(np.float64), (num,))},
+            target=np.broadcast_to(real_numbers(arrays["target"], "target"), (num,)),
+            budgets={cost: np.broadcast_to(real_numbers(arrays["budget"], "budget"), (num,))},
             is_since_start=True,
         )
 
@@ -55,9 +56,9 @@ class Matrix(Archive):
     needed: ClassVar[frozenset[str]] = frozenset(("losses",))
 
     def runs(self, arrays: Arrays) -> RawRuns:
-        losses = arrays["losses"].astype(np.float64)
+        losses = real_numbers(arrays["losses"], "losses")
         num, length = losses.shape
-        costs = arrays.get("costs", np.arange(length)).astype(np.float64)
+        costs = real_numbers(arrays.get("costs", np.arange(length)), "costs")
         spent = np.broadcast_to(costs, losses.shape)
         ends = length - np.argmax(~np.isnan(losses[:, ::-1]), 1)
         labels = [{"run": str(place)} for place in range(num)]
@@ -66,7 +67,7 @@ class Matrix(Archive):
                 for label, text in zip(labels, texts(arrays[name], num), strict=True):
                     label["run" if name == "name" else name] = text
         each = {
-            name: np.broadcast_to(arrays[name].astype(np.float64), (num,))
+            name: np.broadcast_to(real_numbers(arrays[name], name), (num,))
             for name in ("target", "budget")
             if name in arrays
         }

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from haltwise._core.arrays import array_names
+from haltwise._core.arrays import array_names, real_numbers
 from haltwise.curves.columns import direction_of
 from haltwise.curves.raw import RawRuns
 from haltwise.curves.readers.archives import Archive, Arrays, ragged
@@ -51,7 +51,7 @@ class Opda(Archive):
             runs += found
             settings = [str(name) for name in arrays[f"{model}_config_name"]]
             length = next((settings.index(name) for name in _LENGTHS if name in settings), None)
-            config = arrays[f"{model}_config"].astype(np.float64)
+            config = real_numbers(arrays[f"{model}_config"], f"{model}_config")
             if len(config) != len(found):
                 raise ValueError(f"{model} has {len(config)} settings for {len(found)} runs")
             budgets += [np.nan] * len(found) if length is None else list(config[:, length])

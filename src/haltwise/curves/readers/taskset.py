@@ -8,6 +8,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from haltwise._core.arrays import real_numbers
 from haltwise.curves.raw import RawRuns, measured
 from haltwise.curves.readers.archives import Archive, Arrays, texts
 
@@ -24,7 +25,7 @@ class TaskSet(Archive):
     needed: ClassVar[frozenset[str]] = frozenset((*_SPLITS, "task", "hp", "hp_name"))
 
     def runs(self, arrays: Arrays) -> RawRuns:
-        losses = measured(np.stack([arrays[name].astype(np.float64) for name in _SPLITS], -2))
+        losses = measured(np.stack([real_numbers(arrays[name], name) for name in _SPLITS], -2))
         num_tasks, num_runs, _, length = losses.shape  # [tasks, runs, splits, points]
         tasks = texts(arrays["task"], num_tasks)
         steps = _STEPS * np.arange(length, dtype=np.float64)
