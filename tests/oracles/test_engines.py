@@ -642,7 +642,7 @@ def test_generalized_linear_models_are_those_written_out(logistics: Logistics) -
         )
         with pytest.raises(InputError, match=message):
             haltwise.solve(problem, method="newton")
-    with pytest.raises(InputError, match="ridge must be at least 0"):
+    with pytest.raises(InputError, match="ridge must be finite and at least 0"):
         haltwise.generalized_linear(whole, -1.0)
 
 
