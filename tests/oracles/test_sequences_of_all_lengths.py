@@ -292,3 +292,31 @@ def test_one_sequence_is_a_batch_of_one(batch_first: bool) -> None:
     assert [value.shape for value in like(sequence)] == [outputs.shape, last.shape]
     packed = pack_sequence([sequence, sequence[:3]])
     assert rnn(packed, price=0.1)[0].data.shape == like(packed)[0].data.shape
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("length", [5, 8, 23, 40])
+@pytest.mark.parametrize("keeps", [False, True])
+def test_tokens_that_run_find_what_all_would(
+    causal: bool, padded: bool, share: float, length: int, keeps: bool
+) -> None:
+    """Without gradients the queries of tokens that run lie side by side, in few places."""
+    generator = seeded()
+    draw: dict[str, Any] = {"generator": generator, "dtype": DOUBLE}
+    block = TransformerBlock(8, 2, causal=causal).double()
+    tokens, kept = torch.randn(2, 6, length, 8, **draw)
+    active, ended = torch.rand(2, 6, length, generator=generator) < share
+    padding = None
+    if padded:
+        padding = torch.arange(length) >= torch.tensor([[length], [1], [3], [length], [4], [2]])
+        active = active & ~padding
+    keys = torch.randn(6, length, 16, **draw) if keeps else None
+    stale = active | ended if keeps else None
+    arguments = (tokens, active, kept, keys, stale, padding)
+    expected = block.advance(*arguments)
+    with torch.no_grad():
+        found = block.advance(*arguments)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -81,27 +81,30 @@ class TransformerBlock(nn.Module):
             new = self._finish(tokens, self._attend(self.query(normed), seen, padding))
             return new if active is None else torch.where(active.unsqueeze(-1), new, kept), seen
         flat, running = tokens.flatten(0, 1), _parts(active.flatten())
+        width, place = _places(active, in_order=self.causal)
+        queries = len(tokens) * width
         if keys is None or stale is None:
             seen = self.key_value(self.attention_norm(tokens))
-            query = seen.new_zeros(flat.shape)
+            query = seen.new_zeros(queries + 1, flat.shape[1])
             for part in running:
                 normed = self.attention_norm(flat.index_select(0, part))
-                query.index_copy_(0, part, self.query(normed).to(query))
+                query.index_copy_(0, place[part], self.query(normed).to(query))
         else:  # what runs is stale, so that both are made of one normalization
-            seen, query = keys.clone(), keys.new_zeros(flat.shape)
+            seen, query = keys.clone(), keys.new_zeros(queries + 1, flat.shape[1])
             for part in _parts(stale.flatten()):
                 normed = self.attention_norm(flat.index_select(0, part))
                 seen.view(-1, seen.shape[-1]).index_copy_(0, part, self.key_value(normed).to(seen))
-                query.index_copy_(0, part, self.query(normed).to(query))
-        attended = self._attend(query.view_as(tokens), seen, padding).flatten(0, 1)
+                query.index_copy_(0, place[part], self.query(normed).to(query))
+        asked = query[:queries].view(len(tokens), width, -1)
+        attended = self._attend(asked, seen, padding).flatten(0, 1)
         new = kept.flatten(0, 1).clone()
         for part in running:
-            own, found = (value.index_select(0, part) for value in (flat, attended))
+            own, found = flat.index_select(0, part), attended.index_select(0, place[part])
             new.index_copy_(0, part, self._finish(own, found).to(new))
         return new.view_as(tokens), seen
 
     def _attend(self, query: Tensor, keys: Tensor, padding: Tensor | None) -> Tensor:
-        """What queries [B, L, D] find among keys and values [B, L, 2 D]."""
+        """What queries [B, Q, D] find among keys and values [B, L, 2 D]; Q is L if causal."""
         parts = (query, *keys.chunk(2, -1))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         mask, causal = None, self.causal
@@ -129,6 +132,27 @@ def shares_keys(keys: str, layers: Sequence[nn.Module]) -> bool:
         "keys='copied'",
     )
     return keys == "shared"
+
+
+def _places(active: Tensor, *, in_order: bool) -> tuple[int, Tensor]:
+    """Where the queries of tokens lie, active ones of [B, L] side by side in their sequence.
+
+    Args:
+        active: Which tokens run, bool [B, L].
+        in_order: Whether each keeps its own place.
+
+    Returns:
+        Q, the places of a sequence, in few sizes; and the place of each token among B Q, int64
+        [B L], behind them where it does not run.
+    """
+    num, length = active.shape
+    rank = active.cumsum(1) - 1
+    most = length if in_order else max(1, int(rank[:, -1].max()) + 1)
+    width = min(length, math.ceil(most / _FEWEST) * _FEWEST)
+    if width == length:
+        rank = torch.arange(length, device=active.device).expand_as(active)
+    row = torch.arange(num, device=active.device).unsqueeze(1)
+    return width, torch.where(active, row * width + rank, num * width).flatten()
 
 
 def _parts(active: Tensor) -> list[Tensor]:
