@@ -18,7 +18,7 @@ from torch.utils import backend_registration
 import haltwise
 from haltwise import FunctionBatch, HaltingMonitor, LearnedOptimizer
 from haltwise._core.nested_settings import merge
-from haltwise._core.tensors import map_tensors, placed, widest
+from haltwise._core.tensors import map_tensors, to_device, widest
 from haltwise.certificates import ExcessLoss
 from haltwise.evaluation import recommend
 from haltwise.evaluation.evaluate import evaluate
@@ -259,7 +259,7 @@ def _planned(device: Device) -> Any:
     chain = MarkovChainFamily(num_states=6)
     start = torch.zeros(6, dtype=widest(device), device=device)
     start[0] = 1
-    transition, losses = (placed(each, device) for each in (chain.transition(), chain.losses()))
+    transition, losses = (to_device(each, device) for each in (chain.transition(), chain.losses()))
     found = stopping_costs(transition, losses, 0.05, start, 12)
     return found.causal, found.clairvoyant
 

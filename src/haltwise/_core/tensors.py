@@ -29,7 +29,6 @@ __all__ = [
     "log_rms",
     "map_tensors",
     "nested_state",
-    "placed",
     "probability",
     "require_dtype",
     "require_items",
@@ -37,6 +36,7 @@ __all__ = [
     "select_state",
     "sub_state",
     "tensors_of",
+    "to_device",
     "undisturbed",
     "usable_device",
     "widened",
@@ -242,7 +242,7 @@ def widest(device: torch.device | str) -> torch.dtype:
     return torch.float32 if torch.device(device).type in _NARROW else torch.float64
 
 
-def placed(value: Tensor, device: torch.device | str) -> Tensor:
+def to_device(value: Tensor, device: torch.device | str) -> Tensor:
     """Move to a device; float64 becomes float32 where it has no other."""
     return value.to(device, widest(device) if value.dtype == torch.float64 else value.dtype)
 

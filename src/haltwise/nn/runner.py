@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from haltwise._core.errors import require
 from haltwise._core.settings import got, whole_number
-from haltwise._core.tensors import along, nested_state, placed, select_state, sub_state
+from haltwise._core.tensors import along, nested_state, select_state, sub_state, to_device
 from haltwise.nn.base import AdaptiveProcess, ItemStep, State, begin, take_step
 from haltwise.nn.inputs import Inputs, count_rows, device_of, select_rows
 from haltwise.nn.online import OnlineHalting
@@ -124,7 +124,7 @@ class _Run:
         sizes: list[int],
     ) -> None:
         self._process, self._inputs = process, inputs
-        self._price = placed(price, device_of(inputs))
+        self._price = to_device(price, device_of(inputs))
         self._halting, self._sizes = halting, sizes
         self._num_rows, self._last = count_rows(inputs), process.num_exits - 1
         self._output = self._exits = torch.empty(0)
