@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from hostile_problems import BAD, EVILS, GOOD, NUM_PROBLEMS, TAME, good_problems, hostile_problems
+from own_files import BOWLS
 
+import haltwise
 from haltwise.tasks.least_squares import LeastSquaresBatch
 from haltwise.training import Trainer, TrainingSettings
 
@@ -70,3 +72,24 @@ def test_the_meta_gradient_of_the_others_is_that_without_the_bad(tmp_path: Path)
     assert batches["mixed"].num_problems == NUM_PROBLEMS
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name])
+
+
+@pytest.mark.parametrize("preset", ["act", "lstm"])
+def test_a_training_that_keeps_no_weights_does_not_end_as_if_it_had(
+    preset: str, tmp_path: Path
+) -> None:
+    """Problems that begin at their minimum: whatever a rule does, they get infinitely worse."""
+    own = tmp_path / "own.py"
+    own.write_text(BOWLS.replace("torch.zeros_like(center)", "center.clone()"))
+    few = {
+        "horizon": 4,
+        "joint": {"num_steps": 2, "batch_size": 4},
+        "validation": {"every": 1, "num_problems": 4},
+    }
+    settings = TrainingSettings.from_preset(preset, f"{own}:Bowls", few)
+    trainer = Trainer(settings, tmp_path / "run")
+    for _ in range(2):
+        with pytest.raises(haltwise.InputError, match="100 times as far .* so no weights are kept"):
+            list(trainer.run())
+        assert not (tmp_path / "run" / "best.safetensors").exists()
+        trainer = Trainer.resume(tmp_path / "run")  # nothing else was lost

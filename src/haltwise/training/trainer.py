@@ -33,7 +33,7 @@ from haltwise.training.run.log import RunLog
 from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import source_of
 from haltwise.training.transfer import begin_from
-from haltwise.training.validation import calibrate_policies, measure_scales, validate
+from haltwise.training.validation import DIVERGED, calibrate_policies, measure_scales, validate
 
 __all__ = ["Progress", "Trainer"]
 
@@ -283,15 +283,30 @@ class Trainer:
             self._learner.counters.num_rollbacks,
         )
 
+    def _kept(self) -> _Best:
+        """The best weights so far.
+
+        Raises:
+            InputError: No validation kept any.
+        """
+        if self._best is not None:
+            return self._best
+        if math.isnan(self._metrics["mean_loss"]):  # of no problem
+            raise InputError(self.source.none_finite(self.settings.validation.num_problems))
+        raise InputError(
+            f"at every validation most problems of {self.settings.family.name} ended more than "
+            f"{DIVERGED} times as far above their least loss as they had begun, so no weights are "
+            "kept; train for more steps or with a lower --adam.learning-rate, and see that the "
+            "problems do not begin at their minimum"
+        )
+
     def _phase_ends(self) -> bool:
         return self._learner.num_done == self._learner.phase.num_steps
 
     def _begin_next_phase(self) -> None:
         """Freeze the best rule for the next phase, which is scored apart."""
         learner = self._learner
-        if self._best is None:
-            raise InputError(self.source.none_finite(self.settings.validation.num_problems))
-        self.model.load_state_dict(self._best.weights)
+        self.model.load_state_dict(self._kept().weights)
         self._best_rank = _UNRANKED
         learner.begin_phase(learner.phases[-1])
         self._good = self._snapshot()
@@ -364,9 +379,9 @@ class Trainer:
     def _calibrate(self) -> None:
         """Store on the card of the best weights when they stop, and on what scales."""
         counters = self._learner.counters
-        if self._best is None or "calibration" in counters.left_out:  # the run had ended already
+        weights, card = self._kept()
+        if "calibration" in counters.left_out:  # the run had ended already
             return
-        weights, card = self._best
         self.model.load_state_dict(weights)
         halting, settings = self._learner.halting, self.settings
         recorded = self.source.take(self.model, settings.validation.num_calibration, "calibration")

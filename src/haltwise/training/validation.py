@@ -39,6 +39,7 @@ from haltwise.training.settings import TrainingSettings
 from haltwise.training.sources import Source
 
 __all__ = [
+    "DIVERGED",
     "Calibrated",
     "Validated",
     "calibrate_policies",
@@ -47,8 +48,10 @@ __all__ = [
     "validation_prices",
 ]
 
+DIVERGED = 100
+"""Times the loss at the start, by which a problem has got worse."""
+
 _OTHERS: Mapping[str, type[StopRule]] = {"fixed_tuned": FixedBudget, **BASELINES}
-_DIVERGED = 100  # times the loss at the start, by which a problem has got worse
 
 
 @final
@@ -94,7 +97,7 @@ def validate(
         recorded = [record(model.rule, batch, settings.horizon) for batch in batches]
         trajectory = Trajectory.join(recorded)
         worse = trajectory.excess[:, 1:].mean(1) - trajectory.excess[:, 0]
-        bearable = worse <= _DIVERGED * trajectory.excess[:, 0].abs()  # false for NaN
+        bearable = worse <= DIVERGED * trajectory.excess[:, 0].abs()  # false for NaN
         diverged = bool(bearable.float().mean() < 0.5)
         trajectory = trajectory.select(trajectory.finite.nonzero().squeeze(1))
         num_left_out = sum(part.num_items for part in recorded) - trajectory.num_items
