@@ -89,7 +89,7 @@ def test_a_training_that_keeps_no_weights_does_not_end_as_if_it_had(
     settings = TrainingSettings.from_preset(preset, f"{own}:Bowls", few)
     trainer = Trainer(settings, tmp_path / "run")
     for _ in range(2):
-        with pytest.raises(haltwise.InputError, match="100 times as far .* so no weights are kept"):
+        with pytest.raises(haltwise.InputError, match="so no weights are kept"):
             list(trainer.run())
         assert not (tmp_path / "run" / "best.safetensors").exists()
         trainer = Trainer.resume(tmp_path / "run")  # nothing else was lost

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from own_files import BOWLS
 from test_guard import rosenbrock
 from torch import Tensor
 
@@ -113,12 +114,26 @@ def test_adam_is_torch_s_at_the_rate_and_steps_of_the_other_half(
 
 
 def test_lbfgs_is_used_where_it_wins() -> None:
-    quadratic = family("quadratic-10d")
-    found = haltwise.recommend(quadratic, ["quadratic-10d"], price=0.003, num_problems=24)
+    problems = family("quadratic-10d").sample(24, stream(0))
+    found = haltwise.recommend(problems, ["quadratic-10d"], price=0.003)
     assert found.use == LBFGS
-    assert found.sentence.startswith("Use L-BFGS, such as scipy.optimize.minimize")
+    assert found.sentence.startswith('Use haltwise.solve(problems, method="lbfgs", price=0.003)')
     assert "prices a problem than that of quadratic-10d" in found.sentence
     assert trial(found, LBFGS).loss < 0.1 < trial(found, "adam").loss
+    # What is advised does what was tried.
+    solution = haltwise.solve(halves(problems, 24)[1], method="lbfgs", price=0.003)
+    assert trial(found, LBFGS).num_gradients == solution.num_gradients.double().mean()
+
+
+def test_problems_of_a_family_may_be_in_named_parameters_with_bounds(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    bounds = '{"center": center}, bounds={"size": haltwise.interval(-9, 9)}'
+    named = BOWLS.replace("params - center", "params['size'] - center")
+    named = named.replace("torch.zeros_like(center)", "{'size': torch.zeros_like(center)}")
+    own.write_text(named.replace('{"center": center}', bounds))
+    found = haltwise.recommend(family(f"{own}:Bowls"), FEW, price=PRICE, num_problems=8)
+    assert {each.name for each in found.trials} == {LBFGS, "adam", "adam 1e-3", *FEW}
+    assert all(math.isfinite(each.j) for each in found.trials)
 
 
 def test_where_nothing_fits_it_says_so() -> None:

@@ -207,7 +207,7 @@ def _sample(problems: TaskBatch | TaskFamily, number: int | None, seed: int) -> 
     number = whole_number("num_problems", number)
     generator = stream(seed, "recommend")
     if isinstance(problems, TaskFamily):
-        return problems.sample(number, generator)
+        return in_coordinates(problems.sample(number, generator))
     chosen = torch.randperm(problems.num_problems, generator=generator, device="cpu")[:number]
     return in_coordinates(problems).select(chosen.to(problems.start.device))
 
@@ -333,8 +333,7 @@ def _sentence(use: Trial, trials: list[Trial], outcomes: dict[str, _Outcome], pr
     with_weights = [trial for trial in trials if trial.fits is not None]
     fitting = [trial for trial in with_weights if trial.fits]
     advice = {
-        LBFGS: "Use L-BFGS, such as scipy.optimize.minimize(method='L-BFGS-B') or "
-        "torch.optim.LBFGS",
+        LBFGS: f'Use haltwise.solve(problems, method="lbfgs", price={price:.3g})',
         "adam": "Use Adam at a tuned rate",
         "adam 1e-3": "Use Adam at its usual rate of 1e-3",
     }.get(use.name, f'Use haltwise.solve(problems, "{use.name}", price={price:.3g})')
