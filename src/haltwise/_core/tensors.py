@@ -22,6 +22,7 @@ __all__ = [
     "are_finite",
     "constants",
     "copied_array",
+    "default_device",
     "floating_dtype",
     "flush_negligible",
     "is_plain",
@@ -154,6 +155,11 @@ def is_plain(value: Tensor) -> bool:
     )
 
 
+def default_device() -> torch.device:
+    """Where tensors are made; PyTorch 2.6 itself does not tell within `with torch.device(...)`."""
+    return torch.empty(0).device
+
+
 @contextlib.contextmanager
 def undisturbed(*, grad: bool = False, on_cpu: bool = False) -> Iterator[None]:
     """Compute as if the caller had set neither inference mode nor autocast nor a mode of gradients.
@@ -171,7 +177,7 @@ def undisturbed(*, grad: bool = False, on_cpu: bool = False) -> Iterator[None]:
         for device in ("cpu", "cuda", "mps", "xpu"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        if on_cpu and torch.get_default_device().type != "cpu":  # it slows every operation
+        if on_cpu and default_device().type != "cpu":  # it slows every operation
             stack.enter_context(torch.device("cpu"))
         yield
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, real_number, whole_number
+from haltwise._core.tensors import default_device
 from haltwise.nn.inputs import Inputs, count_rows
 
 __all__ = [
@@ -98,7 +99,7 @@ class AdaptiveProcess(nn.Module, ABC):
             f"costs must be finite and rise over {self.num_exits} exits, also in {stored.dtype}, "
             f"got {values}",
         )
-        self.register_buffer("exit_costs", stored.to(torch.get_default_device()))
+        self.register_buffer("exit_costs", stored.to(default_device()))
 
     @abstractmethod
     def init(self, inputs: Any) -> State:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from haltwise._core.errors import require
-from haltwise._core.tensors import constants
+from haltwise._core.tensors import constants, default_device
 from haltwise.update_rules.base import PooledGradient, State, UpdateRule, UpdateStep
 from haltwise.update_rules.capabilities import SupportsChunks
 
@@ -94,7 +94,7 @@ class MLPRule(nn.Module, UpdateRule, SupportsChunks):
         require(gain >= 0, f"gain must be at least 0, got {gain}")
         self.hidden_size, self.output_scale, self.gain = hidden_size, output_scale, gain
         sizes = (NUM_FEATURES, hidden_size, hidden_size, 1 + NUM_DIRECTIONS)
-        place: Any = {"device": torch.get_default_device(), "dtype": torch.float32}
+        place: Any = {"device": default_device(), "dtype": torch.float32}
         layers = [
             nn.utils.skip_init(nn.Linear, inputs, outputs, **place)
             for inputs, outputs in itertools.pairwise(sizes)

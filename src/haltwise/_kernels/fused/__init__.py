@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -36,6 +37,8 @@ MAX_COORDINATES = 2**14
 """D, coordinates of a problem that one program reads."""
 MAX_INPUTS = 128
 """I, inputs of a sequence that is no optimizer's."""
+
+_OLDEST_TRITON = 3, 6  # that of pyproject.toml
 
 
 def is_interpreted() -> bool:
@@ -102,6 +105,15 @@ def _missing(device: torch.device) -> str | None:
 def _no_triton() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
+    import triton
+
+    numbers = [int(digits) for digits in re.findall(r"\d+", triton.__version__)[:2]]
+    if numbers < [*_OLDEST_TRITON]:
+        major, minor = _OLDEST_TRITON
+        return (
+            f"Triton {triton.__version__} is too old, {major}.{minor} is needed: take a newer "
+            "PyTorch, which brings its own"
+        )
     return None
 
 
