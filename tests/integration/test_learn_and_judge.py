@@ -18,6 +18,8 @@ from haltwise.cli import cli
 from haltwise.curves import forecast, load_curve_model
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
+from haltwise.curves.rules.last_improvement import LastImprovementRule
+from haltwise.curves.stop_model import StopCard, StopModel
 from haltwise.evaluation.give_up import judge_curves, judge_learned
 from haltwise.models import card_of
 
@@ -307,6 +309,28 @@ def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> 
     assert "learned at a price per unit of epoch" in str(other.exception)
     assert "say --cost-unit 'epoch'" in str(other.exception)
     assert CliRunner().invoke(cli, [*watching, "--cost-unit", "epoch"]).exit_code == 3
+
+
+def test_what_nobody_names_is_what_the_model_was_learned_on(tmp_path: Path) -> None:
+    card = StopCard("score", "epoch", price=0.02, budget=30.0, level=1.0, direction="max")
+    StopModel(LastImprovementRule(0.02, 0.5), card).save(tmp_path / "model.safetensors")
+    rows = [f"{k},{60 * k},{0.5**k:.6f},{1 - 0.5**k:.6f}" for k in range(25)]
+    log, found = tmp_path / "log.csv", tmp_path / "found.json"
+    log.write_text("\n".join(["epoch,seconds,val_loss,score", *rows, ""]))
+    named = ["--cost", "epoch", "--metric", "score", "--direction", "max"]
+    judged, watched = [], []
+    for options in (named, named[:2], []):
+        both = [*options, "--json", str(found)]
+        assert CliRunner().invoke(cli, ["judge", str(tmp_path), str(log), *both]).exit_code == 0
+        judged.append(found.read_text())
+        watching = ["watch", str(log), "--rule", str(tmp_path), "--once", *options]
+        watched.append(CliRunner().invoke(cli, watching).output)
+    assert len({*judged}) == len({*watched}) == 1
+    assert ": stop, score 0.9" in watched[0]
+    log.write_text("epoch,val_loss\n0,1\n1,0.5\n2,0.5\n3,0.5\n")
+    with pytest.warns(DataWarning, match="the metric is 'val_loss'"):
+        other = CliRunner().invoke(cli, ["watch", str(log), "--rule", str(tmp_path), "--once"])
+    assert "measures no 'score' yet, on which the rule was learned" in str(other.exception)
 
 
 @pytest.mark.parametrize("place", ["", "model.safetensors"])

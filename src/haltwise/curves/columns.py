@@ -6,7 +6,15 @@ from typing import Literal
 
 from haltwise._core.errors import InputError
 
-__all__ = ["Direction", "choose_cost", "choose_metric", "direction_of", "find_column", "plain"]
+__all__ = [
+    "Direction",
+    "choose_cost",
+    "choose_metric",
+    "direction_of",
+    "find_column",
+    "is_validation",
+    "plain",
+]
 
 Direction = Literal["min", "max"]
 """Whether a lower or a higher value of the metric is better."""
@@ -70,6 +78,16 @@ def direction_of(name: str) -> Direction | None:
     return "min" if lower != ("neg" in words) else "max"
 
 
+def is_validation(name: str) -> bool:
+    """Whether the name of a column says that it was measured on validation data.
+
+    Examples:
+        >>> is_validation("eval/loss"), is_validation("loss")
+        (True, False)
+    """
+    return not _VALIDATION.isdisjoint(plain(name).split("_"))
+
+
 def choose_metric(names: Iterable[str]) -> str:
     """The column that is judged where nobody says which.
 
@@ -90,7 +108,7 @@ def choose_metric(names: Iterable[str]) -> str:
         direction = direction_of(name)
         if direction is None or words & _NO_METRIC:
             continue
-        split = 0 if words & _VALIDATION else 1
+        split = 0 if is_validation(name) else 1
         split += sum(place for place, split_words in enumerate(_SPLITS, 1) if words & split_words)
         ranked.setdefault(2 * split + (direction == "max"), []).append(name)
     return _only(ranked[min(ranked)] if ranked else [], names, "metric")

@@ -22,6 +22,7 @@ from haltwise.curves.columns import (
 __all__ = [
     "MOST_CELLS",
     "Keys",
+    "LearnedOn",
     "NothingRecordedError",
     "RawRuns",
     "is_missing",
@@ -77,6 +78,21 @@ class Keys(NamedTuple):
             self.group if self.group in names else find_column(names, ("group",)),
             self.task if self.task in names else find_column(names, ("task",)),
         )
+
+
+@final
+class LearnedOn(NamedTuple):
+    """What a model was learned on: it is meant where nobody names another and a log has it.
+
+    Attributes:
+        metric: The column that was judged.
+        direction: Whether lower or higher values of it were better.
+        cost_unit: What cost was counted in, such as the name of its column.
+    """
+
+    metric: str
+    direction: Direction
+    cost_unit: str
 
 
 @final
@@ -181,8 +197,11 @@ class RawRuns:
         group: str | Sequence[str] | None = None,
         task: str | Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
+        like: LearnedOn | None = None,
     ) -> dict[str, Any]:
         """The arguments of `Curves.from_runs`; see `haltwise.curves.read` for those here.
+
+        Where a model is to read the runs, `like` is what it was learned on.
 
         Raises:
             InputError: A column is missing, or what nobody names cannot be chosen.
@@ -191,6 +210,8 @@ class RawRuns:
             DataWarning: Something was chosen by the names of columns, a column was left out, rows
                 were sorted, or numbers follow a metric that is NaN.
         """
+        if like is not None:
+            metric, direction = self._judged_as(like, metric, direction)
         known = _known_columns(self.runs, metric or self.metric)
         self._require_columns(known, cost, metric, columns)
         for name in sorted(self.mixed - known.keys()):
@@ -209,7 +230,7 @@ class RawRuns:
         )
         if chosen and direction is None:
             chosen[-1] += f" ({'lower' if better == 'min' else 'higher'} is better)"
-        spent = cost or (self.cost if self.cost in known else None)
+        spent = cost or self._spent_as(like, judged) or (self.cost if self.cost in known else None)
         if spent is None:
             spent = choose_cost(known, lambda name: _is_complete(self.runs, name, judged))
             if spent is None:  # rather refuse a column that cannot be read than count points
@@ -256,6 +277,22 @@ class RawRuns:
             "name": _told_apart(names),
             "cost_unit": unit or (spent.strip("_") if spent else "points"),
         }
+
+    def _judged_as(
+        self, like: LearnedOn, metric: str | None, direction: Direction | None
+    ) -> tuple[str | None, Direction | None]:
+        """The metric and its direction, those of a model where they are there and not named."""
+        if metric is None and any(like.metric in run for run in self.runs):
+            metric = like.metric
+        return metric, like.direction if direction is None and metric == like.metric else direction
+
+    def _spent_as(self, like: LearnedOn | None, judged: str) -> str | None:
+        """The cost of a model, where every point that measured the metric has it."""
+        if like is None:
+            return None
+        names = dict.fromkeys(name for run in self.runs for name in run if name != judged)
+        same = (name for name in names if name.strip("_") == like.cost_unit)
+        return next((name for name in same if _is_complete(self.runs, name, judged)), None)
 
     def _require_columns(
         self,
