@@ -721,6 +721,26 @@ def test_what_cannot_be_real_numbers_without_loss_is_refused(wrong: Any, message
             make()
 
 
+@pytest.mark.parametrize("column", ["step", "loss"])
+def test_numbers_beyond_all_others_are_no_divergence(column: str, tmp_path: Path) -> None:
+    table: dict[str, list[Any]] = {"step": [0, 1, 2], "loss": [3.0, 2.0, 1.0]}
+    table[column][1] = 10**400
+    rows = [*zip(*table.values(), strict=True)]
+    (tmp_path / "log.csv").write_text("\n".join(f"{one},{two}" for one, two in [table, *rows]))
+    objects = (json.dumps(dict(zip(table, row, strict=True))) for row in rows)
+    (tmp_path / "log.jsonl").write_text("\n".join(objects))
+    for make in (
+        lambda: Curves.from_frame(table, **NAMED),
+        lambda: read(tmp_path / "log.csv", **NAMED),
+        lambda: read(tmp_path / "log.jsonl", **NAMED),
+    ):
+        with pytest.raises(InputError, match=f"column {column!r} of .* holds the text '10000"):
+            make()
+    table[column][1] = 10**5000  # which Python writes out no more
+    with pytest.raises(InputError, match=f"column {column!r} holds no numbers, nor what can be"):
+        Curves.from_frame(table, **NAMED)
+
+
 def test_runs_that_are_refused() -> None:
     one: Any = [{"loss": [3.0, 2.0]}]
     settings: Any
@@ -742,9 +762,9 @@ def test_runs_that_are_refused() -> None:
         Curves.from_frame({"loss": [3, 2]}, cost="loss", metric="loss")
 
 
-@pytest.mark.parametrize("kind", ["project", 7, "split"])
+@pytest.mark.parametrize("kind", ["project", 7, 0.1, "split"])
 def test_runs_that_a_column_nobody_named_tells_apart_are_not_merged(kind: Any) -> None:
-    other = {"project": ("red", "blue"), 7: (7, 8), "split": ("train", "val")}[kind]
+    other = {"project": ("red", "blue"), 7: (7, 8), 0.1: (0.1, 0.2)}.get(kind, ("train", "val"))
     table: dict[str, list[Any]] = {"run": [], "of": [], "seconds": [], "loss": []}
     for place, name in enumerate(other):
         for step in range(4):

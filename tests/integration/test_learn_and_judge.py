@@ -262,6 +262,20 @@ def test_the_data_directory_of_curves_is_not_that_of_images(command: str) -> Non
     assert "mnist" not in told
 
 
+def test_runs_that_lie_there_twice_are_warned_of(tmp_path: Path) -> None:
+    rows = [f"r{i},{k},{1 - 0.9**k * i / 24}" for i in range(24) for k in range(20)]
+    for name in ("runs.csv", "runs-copy.csv"):
+        (tmp_path / name).write_text("\n".join(["run,step,loss", *rows, ""]))
+    past = haltwise.curves.read(tmp_path, cost="step", metric="loss")
+    message = r"24 of 48 runs equal one before them .* tried on runs that it has seen"
+    with pytest.warns(DataWarning, match=message):
+        haltwise.curves.learn_to_stop(past, price=0.1)
+    with pytest.warns(DataWarning, match=message):
+        folds_of(past, 0)
+    named = past.with_groups([name.partition(" ")[0] for name in past.name])
+    assert folds_of(named, 0)[0] == folds_of(named, 0)[24]
+
+
 def test_no_seed_is_negative() -> None:
     with pytest.raises(InputError, match="seed must be at least 0, got -1"):
         learn(some_runs(60, 0), seed=-1)

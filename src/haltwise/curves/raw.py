@@ -1,5 +1,6 @@
 """Runs as files and tables hold them, before it is settled which column is judged."""
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -493,7 +494,7 @@ def _require_unmerged(
     others: dict[str, Floats | Codes] = {**run, **texts}
     for name, values in others.items():
         mine = values[known]
-        if name in (cost, metric) or (name not in texts and not (mine == np.round(mine)).all()):
+        if name in (cost, metric) or np.isnan(mine).any():
             continue
         found, place = np.unique(mine, return_inverse=True)
         if not 2 <= len(found) <= len(mine) / 2:
@@ -565,11 +566,13 @@ def parse_numbers(cells: Sequence[str]) -> Floats | None:
         >>> numbers = parse_numbers(["1", "", "2e3", "inf", "null", "nan"])
         >>> numbers.tolist(), is_missing(numbers).tolist()
         ([1.0, nan, 2000.0, inf, nan, nan], [False, True, False, False, True, False])
+        >>> parse_numbers(["1e999"]) is None  # no number is so large, and this one not infinite
+        True
     """
-    try:
-        return measured(np.array(list(map(float, cells))))
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        numbers = np.array(list(map(float, cells)))
+        if not np.isinf(numbers).any():
+            return measured(numbers)
     try:
         return np.array(list(map(parse_number, cells)))
     except ValueError:
@@ -580,11 +583,14 @@ def parse_number(cell: str) -> float:
     """One number as it is written; see `parse_numbers`.
 
     Raises:
-        ValueError: It is a text.
+        ValueError: It is a text, or a number beyond those that float64 holds.
     """
-    if cell.strip().lower() in _MISSING:
+    written = cell.strip().lower()
+    if written in _MISSING:
         return math.nan
     number = float(cell)
+    if math.isinf(number) and "inf" not in written:
+        raise ValueError(f"{written:.40} is too large")
     return float(_DIVERGED) if math.isnan(number) else number
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haltwise._core.arrays import plain_values
-from haltwise._core.errors import DataWarning, InputError, require, warn
+from haltwise._core.errors import DataWarning, InputError, refusing_others, require, warn
 from haltwise.curves.raw import (
     MOST_CELLS,
     Keys,
@@ -254,7 +254,9 @@ def frame_runs(frame: Any, keys: Keys) -> RawRuns:
         elif values.dtype.kind in "fiub" and name not in keys:
             table.add_numbers(name, every, values.astype(np.float64))
         else:
-            table.add_column(name, every, [*map(_cell, values.tolist())])
+            with refusing_others(f"column {name!r} holds no numbers, nor what can be written out"):
+                cells = [*map(_cell, values.tolist())]
+            table.add_column(name, every, cells)
     table.end(range(len(every)))
     return table.runs("the data frame", is_log=False)
 
