@@ -407,11 +407,13 @@ def test_the_command_certifies_what_the_model_then_does(
 def test_the_command_certifies_the_next_group(
     weights: Path, more_runs: Path, tmp_path: Path
 ) -> None:
-    labels = "".join(f"host {i // 8}\n" for i in range(120))
+    labels = "".join(f"h\xf6st {i // 8}{' ' * (i % 2)}\r\n" for i in range(120))
+    command = ("certify", weights, *EXCESS, "--runs", more_runs, "--groups", "groups.txt")
+    (tmp_path / "groups.txt").write_text(labels, encoding="latin-1")  # hosts would become one
+    done = haltwise(*command, cwd=tmp_path)
+    assert "groups.txt is no text in UTF-8" in done.stderr
     (tmp_path / "groups.txt").write_text(labels, encoding="utf-8-sig")  # as some editors do
-    done = haltwise(
-        "certify", weights, *EXCESS, "--runs", more_runs, "--groups", "groups.txt", cwd=tmp_path
-    )
+    done = haltwise(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "with a probability of 0.9" in done.stdout
     (found,) = certified(load_halting(weights))

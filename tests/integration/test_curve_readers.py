@@ -762,6 +762,22 @@ def test_runs_that_are_refused() -> None:
         Curves.from_frame({"loss": [3, 2]}, cost="loss", metric="loss")
 
 
+@pytest.mark.parametrize("name", ["time", "elapsed", "minutes"])
+def test_how_long_a_step_took_is_not_what_was_spent(name: str, tmp_path: Path) -> None:
+    times = {"time": [12.1, 11.9, 12.3, 11.8], "elapsed": [0.0, 10.0, 0.0, 10.0]}.get(
+        name, [60] * 4
+    )
+    rows = [(run, step, 4.0 - step, times[step]) for run in ("a", "b") for step in range(4)]
+    header = ("run", "step", "val_loss", name)
+    (tmp_path / "runs.csv").write_text("\n".join(",".join(map(str, r)) for r in (header, *rows)))
+    objects = [json.dumps(dict(zip(header, row, strict=True))) for row in rows]
+    (tmp_path / "runs.jsonl").write_text("\n".join(objects))
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.warns(DataWarning, match="the cost is 'step'"):
+            curves = read(path)
+        assert curves[1].columns["val_loss"].tolist() == [4.0, 3.0, 2.0, 1.0]
+
+
 @pytest.mark.parametrize("kind", ["project", 7, 0.1, "split"])
 def test_runs_that_a_column_nobody_named_tells_apart_are_not_merged(kind: Any) -> None:
     other = {"project": ("red", "blue"), 7: (7, 8), 0.1: (0.1, 0.2)}.get(kind, ("train", "val"))

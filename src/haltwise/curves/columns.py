@@ -114,13 +114,13 @@ def choose_metric(names: Iterable[str]) -> str:
     return _only(ranked[min(ranked)] if ranked else [], names, "metric")
 
 
-def choose_cost(names: Iterable[str], is_complete: Callable[[str], bool]) -> str | None:
+def choose_cost(names: Iterable[str], *fits: Callable[[str], bool]) -> str | None:
     """The column of what was spent where nobody says which: time, else steps, else epochs.
 
     Args:
         names: Of the columns.
-        is_complete: Whether it is known wherever the metric is. Others are taken only where no
-            column is.
+        *fits: What a column should be, the most that is asked of it first. Where no column is that,
+            the next counts, and in the end its name alone.
 
     Returns:
         None if no column has such a name.
@@ -129,13 +129,13 @@ def choose_cost(names: Iterable[str], is_complete: Callable[[str], bool]) -> str
         InputError: There are several of the same standing.
 
     Examples:
-        >>> choose_cost(["epoch", "step", "loss"], lambda name: True)
+        >>> choose_cost(["epoch", "step", "loss"])
         'step'
     """
     names = list(names)
-    for fits in (is_complete, bool):
+    for is_fit in (*fits, bool):
         for tier in _COSTS:
-            found = [name for name in names if plain(name) in tier and fits(name)]
+            found = [name for name in names if plain(name) in tier and is_fit(name)]
             if found:
                 return _only(found, names, "cost")
     return None

@@ -233,9 +233,13 @@ class RawRuns:
             chosen[-1] += f" ({'lower' if better == 'min' else 'higher'} is better)"
         spent = cost or self._spent_as(like, judged) or (self.cost if self.cost in known else None)
         if spent is None:
-            spent = choose_cost(known, lambda name: _is_complete(self.runs, name, judged))
+            spent = choose_cost(
+                known,
+                lambda name: _is_complete(self.runs, name, judged) and _goes_on(self.runs, name),
+                lambda name: _is_complete(self.runs, name, judged),
+            )
             if spent is None:  # rather refuse a column that cannot be read than count points
-                self._require_read(choose_cost(sorted(self.unread), lambda _: True), "cost")
+                self._require_read(choose_cost(sorted(self.unread)), "cost")
             chosen.append(f"the cost is {spent!r}" if spent else "the cost is the number of points")
         if chosen:
             warn(
@@ -419,6 +423,13 @@ def _is_complete(runs: Sequence[Mapping[str, Floats]], name: str, metric: str) -
         for run in runs
         if metric in run
     )
+
+
+def _goes_on(runs: Sequence[Mapping[str, Floats]], name: str) -> bool:
+    """Whether a column rises within runs; how long an epoch took falls, and a setting stays."""
+    known = [run[name][~np.isnan(run[name])] for run in runs if name in run]
+    falls = any((spent[1:] < spent[:-1]).any() for spent in known)
+    return not falls and any(spent[-1] > spent[0] for spent in known if len(spent))
 
 
 def _require_room(runs: Sequence[Mapping[str, Floats]], num_columns: int) -> None:
