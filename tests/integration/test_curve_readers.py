@@ -411,6 +411,26 @@ def test_tensorboard(tmp_path: Path) -> None:
         read(path, **NAMED)
 
 
+def test_folders_that_add_scalars_makes_are_no_runs(tmp_path: Path) -> None:
+    summary_writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    for name in ("a", "b"):
+        writer = summary_writer(str(tmp_path / name))
+        for step in range(3):
+            writer.add_scalar("lr", 0.1, step)
+            writer.add_scalars("all/loss", {"train": 2 - step, "val": 3 - step}, step)
+        writer.close()
+    other = summary_writer(str(tmp_path / "a" / "all_loss_more"))  # of several tags, so a run
+    for tag in ("lr", "all/loss_val"):
+        other.add_scalar(tag, 1.0, 0)
+    other.close()
+    found = read(tmp_path, metric="all/loss_val")
+    runs = dict(zip(found.name.tolist(), found, strict=True))
+    assert sorted(runs) == ["a", "a/all_loss_more", "b"]
+    assert runs["a"].columns["all/loss_val"].tolist() == [3, 2, 1]
+    assert runs["b"].columns["all/loss_train"].tolist() == [2, 1, 0]
+    assert runs["a/all_loss_more"].num_points == 1
+
+
 def test_lightning(tmp_path: Path) -> None:
     loggers = pytest.importorskip("lightning.pytorch.loggers")
     for _ in range(2):
