@@ -373,6 +373,23 @@ def test_weights_and_biases(tmp_path: Path) -> None:
     np.testing.assert_equal(found.values[:, found.columns.index("eval.loss")], [3, np.inf, np.inf])
 
 
+def test_a_table_with_a_column_of_runs_is_no_chart(tmp_path: Path) -> None:
+    rows = "step,run,loss - train,loss - val\n1,a,3,4\n2,a,2,3\n1,b,5,6\n"
+    found = read(written(tmp_path / "runs.csv", rows), cost="step", metric="loss - val")
+    assert (found.name.tolist(), found.num_points.tolist()) == (["a", "b"], [2, 1])
+
+
+def test_runs_may_be_named_late_in_a_log(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"note": number} for number in range(2**14 + 1)]
+    lines += [{"run": run, "step": step, "loss": 1.0} for run in ("a", "b") for step in range(3)]
+    path = written(tmp_path / "log.jsonl", "\n".join(map(json.dumps, lines)))
+    for named in ({}, {"run": "run"}):
+        with pytest.warns(DataWarning, match="have no 'run'|they have no point"):
+            assert read(path, **NAMED, **named).name.tolist() == ["a", "b"]
+    with pytest.raises(InputError, match="no column 'trial' of runs; name one of note, run"):
+        read(path, **NAMED, run="trial")
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
     first = writer(str(tmp_path / "a"), filename_suffix=".1")

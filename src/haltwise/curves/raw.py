@@ -74,6 +74,11 @@ class Keys(NamedTuple):
             self.run is None or self.run in names,
             f"there is no column {self.run!r} of runs; name one of {', '.join(names)}",
         )
+        return self.among(names)
+
+    def among(self, names: Iterable[str]) -> "Keys":
+        """The same, where others may follow these names."""
+        names = list(names)
         return Keys(
             self.run or find_column(names, _RUN),
             self.group if self.group in names else find_column(names, ("group",)),

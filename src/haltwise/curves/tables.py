@@ -52,6 +52,10 @@ class PointTable:
         self._texts: dict[str, dict[str, int]] = {}
         self._were_numbers: set[str] = set()
 
+    def tell_apart(self, keys: Keys) -> None:
+        """Add keys that columns to come have for the first time."""
+        self._keys = Keys(*(old or new for old, new in zip(self._keys, keys, strict=True)))
+
     def add(self, columns: Mapping[str, Sequence[str]], places: Sequence[int]) -> None:
         """Add rows, given by columns as they are written, and where they stand in the file."""
         every = np.arange(len(places))
