@@ -35,6 +35,7 @@ from haltwise.certificates import (
     SuccessGivenUp,
     certify_table,
     from_the_safest,
+    set_aside,
     tabulate,
 )
 from haltwise.curves.rules.patience import PatienceRule
@@ -172,7 +173,7 @@ def test_where_the_cost_is_at_risk_the_longest_affordable_run_is_certified() -> 
 
 
 def test_thresholds_depend_on_problems_that_are_set_aside_alone() -> None:
-    tenth = torch.arange(600) % 10 == 0
+    tenth = set_aside(600, None)
     excess = LOSSES.clone()
     excess[~tenth] = 0.0  # then everything passes
     found = certify(
@@ -185,13 +186,28 @@ def test_thresholds_depend_on_problems_that_are_set_aside_alone() -> None:
     )
     assert isinstance(found, Certificate)
     assert (found.num_problems, found.num_set_aside) == (540, 60)
-    labels = [f"group {i // 25}" for i in range(600)]  # 24 groups; 0, 10 and 20 are set aside
+    labels = [f"group {i // 25}" for i in range(600)]  # 24 groups, of which three are set aside
     found = certify(
         FixedBudget, DECAYS, risk=ExcessLoss(), level=0.05, confidence=0.9, bound=1.0,
         group=labels,
     )  # fmt: skip
     assert isinstance(found, Certificate)
     assert (found.num_groups, found.num_problems, found.num_set_aside) == (21, 525, 75)
+
+
+def test_kinds_that_come_one_after_the_other_are_all_certified() -> None:
+    """Of ten kinds in turn, every tenth problem would be all there is of the hard one."""
+    hard = (torch.arange(2000) % 10 == 0).unsqueeze(1)
+    rates = torch.where(hard, 0.02, 0.3) * (0.7 + 0.6 * torch.rand(2000, 1, generator=seeded(0)))
+    losses = (-rates * torch.arange(80)).exp()
+    recorded = Trajectory(losses, losses)
+    found = certify(Plateau, recorded, risk=ExcessLoss(), level=0.05, confidence=0.9, bound=1.0)
+    assert isinstance(found, Certificate)
+    assert found.policy is not None
+    at = decisions(found.policy.rule, recorded)
+    assert losses.gather(1, at.unsqueeze(1)).mean() < 0.05
+    above = certify(Plateau, recorded, risk=LossAbove(0.2), level=0.05, confidence=0.9)
+    assert isinstance(above, Refusal)  # one in ten is, wherever it is stopped
 
 
 def test_candidates_of_equal_risk_stand_in_no_other_s_way() -> None:
@@ -407,11 +423,13 @@ def test_the_command_certifies_what_the_model_then_does(
 def test_the_command_certifies_the_next_group(
     weights: Path, more_runs: Path, tmp_path: Path
 ) -> None:
-    labels = "".join(f"host {i // 8}\n" for i in range(120))
+    labels = "".join(f"h\xf6st {i // 8}{' ' * (i % 2)}\r\n" for i in range(120))
+    command = ("certify", weights, *EXCESS, "--runs", more_runs, "--groups", "groups.txt")
+    (tmp_path / "groups.txt").write_text(labels, encoding="latin-1")  # hosts would become one
+    done = haltwise(*command, cwd=tmp_path)
+    assert "groups.txt is no text in UTF-8" in done.stderr
     (tmp_path / "groups.txt").write_text(labels, encoding="utf-8-sig")  # as some editors do
-    done = haltwise(
-        "certify", weights, *EXCESS, "--runs", more_runs, "--groups", "groups.txt", cwd=tmp_path
-    )
+    done = haltwise(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "with a probability of 0.9" in done.stdout
     (found,) = certified(load_halting(weights))

@@ -373,6 +373,23 @@ def test_weights_and_biases(tmp_path: Path) -> None:
     np.testing.assert_equal(found.values[:, found.columns.index("eval.loss")], [3, np.inf, np.inf])
 
 
+def test_a_table_with_a_column_of_runs_is_no_chart(tmp_path: Path) -> None:
+    rows = "step,run,loss - train,loss - val\n1,a,3,4\n2,a,2,3\n1,b,5,6\n"
+    found = read(written(tmp_path / "runs.csv", rows), cost="step", metric="loss - val")
+    assert (found.name.tolist(), found.num_points.tolist()) == (["a", "b"], [2, 1])
+
+
+def test_runs_may_be_named_late_in_a_log(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"note": number} for number in range(2**14 + 1)]
+    lines += [{"run": run, "step": step, "loss": 1.0} for run in ("a", "b") for step in range(3)]
+    path = written(tmp_path / "log.jsonl", "\n".join(map(json.dumps, lines)))
+    for named in ({}, {"run": "run"}):
+        with pytest.warns(DataWarning, match="have no 'run'|they have no point"):
+            assert read(path, **NAMED, **named).name.tolist() == ["a", "b"]
+    with pytest.raises(InputError, match="no column 'trial' of runs; name one of note, run"):
+        read(path, **NAMED, run="trial")
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
     first = writer(str(tmp_path / "a"), filename_suffix=".1")
@@ -409,6 +426,26 @@ def test_tensorboard(tmp_path: Path) -> None:
     path.write_bytes(spoiled)
     with pytest.raises(InputError, match="corrupt or no event file"):
         read(path, **NAMED)
+
+
+def test_folders_that_add_scalars_makes_are_no_runs(tmp_path: Path) -> None:
+    summary_writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    for name in ("a", "b"):
+        writer = summary_writer(str(tmp_path / name))
+        for step in range(3):
+            writer.add_scalar("lr", 0.1, step)
+            writer.add_scalars("all/loss", {"train": 2 - step, "val": 3 - step}, step)
+        writer.close()
+    other = summary_writer(str(tmp_path / "a" / "all_loss_more"))  # of several tags, so a run
+    for tag in ("lr", "all/loss_val"):
+        other.add_scalar(tag, 1.0, 0)
+    other.close()
+    found = read(tmp_path, metric="all/loss_val")
+    runs = dict(zip(found.name.tolist(), found, strict=True))
+    assert sorted(runs) == ["a", "a/all_loss_more", "b"]
+    assert runs["a"].columns["all/loss_val"].tolist() == [3, 2, 1]
+    assert runs["b"].columns["all/loss_train"].tolist() == [2, 1, 0]
+    assert runs["a/all_loss_more"].num_points == 1
 
 
 def test_lightning(tmp_path: Path) -> None:
@@ -721,6 +758,26 @@ def test_what_cannot_be_real_numbers_without_loss_is_refused(wrong: Any, message
             make()
 
 
+@pytest.mark.parametrize("column", ["step", "loss"])
+def test_numbers_beyond_all_others_are_no_divergence(column: str, tmp_path: Path) -> None:
+    table: dict[str, list[Any]] = {"step": [0, 1, 2], "loss": [3.0, 2.0, 1.0]}
+    table[column][1] = 10**400
+    rows = [*zip(*table.values(), strict=True)]
+    (tmp_path / "log.csv").write_text("\n".join(f"{one},{two}" for one, two in [table, *rows]))
+    objects = (json.dumps(dict(zip(table, row, strict=True))) for row in rows)
+    (tmp_path / "log.jsonl").write_text("\n".join(objects))
+    for make in (
+        lambda: Curves.from_frame(table, **NAMED),
+        lambda: read(tmp_path / "log.csv", **NAMED),
+        lambda: read(tmp_path / "log.jsonl", **NAMED),
+    ):
+        with pytest.raises(InputError, match=f"column {column!r} of .* holds the text '10000"):
+            make()
+    table[column][1] = 10**5000  # which Python writes out no more
+    with pytest.raises(InputError, match=f"column {column!r} holds no numbers, nor what can be"):
+        Curves.from_frame(table, **NAMED)
+
+
 def test_runs_that_are_refused() -> None:
     one: Any = [{"loss": [3.0, 2.0]}]
     settings: Any
@@ -742,9 +799,25 @@ def test_runs_that_are_refused() -> None:
         Curves.from_frame({"loss": [3, 2]}, cost="loss", metric="loss")
 
 
-@pytest.mark.parametrize("kind", ["project", 7, "split"])
+@pytest.mark.parametrize("name", ["time", "elapsed", "minutes"])
+def test_how_long_a_step_took_is_not_what_was_spent(name: str, tmp_path: Path) -> None:
+    times = {"time": [12.1, 11.9, 12.3, 11.8], "elapsed": [0.0, 10.0, 0.0, 10.0]}.get(
+        name, [60] * 4
+    )
+    rows = [(run, step, 4.0 - step, times[step]) for run in ("a", "b") for step in range(4)]
+    header = ("run", "step", "val_loss", name)
+    (tmp_path / "runs.csv").write_text("\n".join(",".join(map(str, r)) for r in (header, *rows)))
+    objects = [json.dumps(dict(zip(header, row, strict=True))) for row in rows]
+    (tmp_path / "runs.jsonl").write_text("\n".join(objects))
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.warns(DataWarning, match="the cost is 'step'"):
+            curves = read(path)
+        assert curves[1].columns["val_loss"].tolist() == [4.0, 3.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["project", 7, 0.1, "split"])
 def test_runs_that_a_column_nobody_named_tells_apart_are_not_merged(kind: Any) -> None:
-    other = {"project": ("red", "blue"), 7: (7, 8), "split": ("train", "val")}[kind]
+    other = {"project": ("red", "blue"), 7: (7, 8), 0.1: (0.1, 0.2)}.get(kind, ("train", "val"))
     table: dict[str, list[Any]] = {"run": [], "of": [], "seconds": [], "loss": []}
     for place, name in enumerate(other):
         for step in range(4):

@@ -18,6 +18,8 @@ from haltwise.cli import cli
 from haltwise.curves import forecast, load_curve_model
 from haltwise.curves.learning import Learned, folds_of, learn, rows_of
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
+from haltwise.curves.rules.last_improvement import LastImprovementRule
+from haltwise.curves.stop_model import StopCard, StopModel
 from haltwise.evaluation.give_up import judge_curves, judge_learned
 from haltwise.models import card_of
 
@@ -260,6 +262,20 @@ def test_the_data_directory_of_curves_is_not_that_of_images(command: str) -> Non
     assert "mnist" not in told
 
 
+def test_runs_that_lie_there_twice_are_warned_of(tmp_path: Path) -> None:
+    rows = [f"r{i},{k},{1 - 0.9**k * i / 24}" for i in range(24) for k in range(20)]
+    for name in ("runs.csv", "runs-copy.csv"):
+        (tmp_path / name).write_text("\n".join(["run,step,loss", *rows, ""]))
+    past = haltwise.curves.read(tmp_path, cost="step", metric="loss")
+    message = r"24 of 48 runs equal one before them .* tried on runs that it has seen"
+    with pytest.warns(DataWarning, match=message):
+        haltwise.curves.learn_to_stop(past, price=0.1)
+    with pytest.warns(DataWarning, match=message):
+        folds_of(past, 0)
+    named = past.with_groups([name.partition(" ")[0] for name in past.name])
+    assert folds_of(named, 0)[0] == folds_of(named, 0)[24]
+
+
 def test_no_seed_is_negative() -> None:
     with pytest.raises(InputError, match="seed must be at least 0, got -1"):
         learn(some_runs(60, 0), seed=-1)
@@ -307,6 +323,28 @@ def test_a_stop_is_learned_judged_and_watched_for_from_files(tmp_path: Path) -> 
     assert "learned at a price per unit of epoch" in str(other.exception)
     assert "say --cost-unit 'epoch'" in str(other.exception)
     assert CliRunner().invoke(cli, [*watching, "--cost-unit", "epoch"]).exit_code == 3
+
+
+def test_what_nobody_names_is_what_the_model_was_learned_on(tmp_path: Path) -> None:
+    card = StopCard("score", "epoch", price=0.02, budget=30.0, level=1.0, direction="max")
+    StopModel(LastImprovementRule(0.02, 0.5), card).save(tmp_path / "model.safetensors")
+    rows = [f"{k},{60 * k},{0.5**k:.6f},{1 - 0.5**k:.6f}" for k in range(25)]
+    log, found = tmp_path / "log.csv", tmp_path / "found.json"
+    log.write_text("\n".join(["epoch,seconds,val_loss,score", *rows, ""]))
+    named = ["--cost", "epoch", "--metric", "score", "--direction", "max"]
+    judged, watched = [], []
+    for options in (named, named[:2], []):
+        both = [*options, "--json", str(found)]
+        assert CliRunner().invoke(cli, ["judge", str(tmp_path), str(log), *both]).exit_code == 0
+        judged.append(found.read_text())
+        watching = ["watch", str(log), "--rule", str(tmp_path), "--once", *options]
+        watched.append(CliRunner().invoke(cli, watching).output)
+    assert len({*judged}) == len({*watched}) == 1
+    assert ": stop, score 0.9" in watched[0]
+    log.write_text("epoch,val_loss\n0,1\n1,0.5\n2,0.5\n3,0.5\n")
+    with pytest.warns(DataWarning, match="the metric is 'val_loss'"):
+        other = CliRunner().invoke(cli, ["watch", str(log), "--rule", str(tmp_path), "--once"])
+    assert "measures no 'score' yet, on which the rule was learned" in str(other.exception)
 
 
 @pytest.mark.parametrize("place", ["", "model.safetensors"])

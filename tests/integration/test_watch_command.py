@@ -15,6 +15,7 @@ import pytest
 from in_process import Result, haltwise
 
 from haltwise import RunMonitor
+from haltwise._core.errors import DataWarning
 
 RULE = f"{Path(__file__).parents[1] / 'tiny_rules.py'}:Patience"
 
@@ -160,6 +161,18 @@ def test_a_log_and_a_monitor_give_up_at_the_same_point(log: Path, unit: str | No
     found = haltwise("watch", log, "--once", *options, cwd=log.parent)
     assert found.stdout == f"{log}: give up, loss {loss:.4g} at {hours}: {monitor.reason}\n"
     assert (hours < 35) == (unit == "hours")
+
+
+@pytest.mark.parametrize("header", ["step,train_loss,val_loss", "step,loss,other", "step,loss,"])
+def test_what_comes_before_the_first_validation_is_not_judged(log: Path, header: str) -> None:
+    log.write_text(f"{header}\n" + "".join(f"{i},{2 - i / 10},\n" for i in range(9)))
+    command = ("watch", log, "--cost", "step", "--target", 1.5, "--budget", 99, "--once")
+    with pytest.warns(DataWarning, match="nobody named them, so the metric is"):
+        found = haltwise(*command, cwd=log.parent)
+    assert found.returncode == 2
+    assert "loss', but nothing yet on what is called validation data" in found.stderr
+    named = haltwise(*command, "--metric", header.split(",")[1], cwd=log.parent)
+    assert "the target 1.5 is met" in named.stdout
 
 
 def test_nan_is_a_run_that_diverged_and_an_empty_cell_is_not(log: Path) -> None:

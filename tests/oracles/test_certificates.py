@@ -72,6 +72,21 @@ def test_betting_is_a_gambler_with_several_purses(
     assert 0 < found <= 1
 
 
+def test_problems_from_easy_to_hard_certify_what_shuffled_ones_do() -> None:
+    ease = torch.linspace(1, 0, 1000, dtype=DOUBLE).unsqueeze(1)
+    losses = (-ease * torch.arange(30, 0, -1)).exp()  # under 30 thresholds from the safest on
+    savings = torch.arange(30).expand(1000, 30)
+    shuffled = losses[torch.randperm(1000, generator=seeded(0))]
+    found, other = (
+        certify_table(RiskTable.of(each, savings), level=0.1, confidence=0.9)
+        for each in (losses, shuffled)
+    )
+    assert isinstance(found, Certificate)
+    assert isinstance(other, Certificate)
+    assert found.mean_risk <= found.level
+    assert abs(found.threshold - other.threshold) <= 2
+
+
 @given(losses=some_losses, level=levels, place=st.integers(0), more=st.floats(0, 1))
 def test_a_larger_loss_never_lowers_a_p_value(
     losses: list[float], level: float, place: int, more: float

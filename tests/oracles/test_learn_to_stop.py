@@ -107,7 +107,8 @@ def test_a_rule_of_one_line_takes_over_if_it_leads_by_a_standard_error(
 
 
 def test_nothing_is_stopped_where_all_steps_pay() -> None:
-    found = learn_to_stop(_curves(1 - 0.02 * np.arange(20) * np.ones((24, 1))), PRICE)
+    starts = 1 + np.arange(24)[:, None] / 100
+    found = learn_to_stop(_curves(starts - 0.02 * np.arange(20)), PRICE)
     assert (found.model.card.level, found.model.card.saved) == (None, 0.0)
     assert found.stops.tolist() == [19] * 24
 

@@ -13,8 +13,8 @@ from haltwise.stop_rules.policy import CostUnit, StopPolicy
 __all__ = ["Certificate", "Promise", "Refusal"]
 
 _INDEPENDENT = (
-    "the problems are independent draws from one law, and so are those to come; the order of "
-    "thresholds and of problems was fixed before their losses were known"
+    "the problems are independent draws from one law, and so are those to come; the thresholds and "
+    "their order were fixed before their losses were known"
 )
 _EXCHANGEABLE = (
     "the next group is exchangeable with those recorded: it might as well have been any of them; "

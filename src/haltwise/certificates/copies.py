@@ -11,10 +11,16 @@ from haltwise.certificates.table import label_codes
 __all__ = ["warn_of_copies"]
 
 _FEW = 0.01  # such a share of copies hardly matters, and problems may be equal by chance
+_CERTIFIED = "a certificate takes them for independent, and promises too much if they are copies"
 
 
 def warn_of_copies(
-    records: Sequence[Hashable], groups: Sequence[Any] | Tensor | None, what: str = "problems"
+    records: Sequence[Hashable],
+    groups: Sequence[Any] | Tensor | None,
+    what: str = "problems",
+    *,
+    harm: str = _CERTIFIED,
+    category: type[Warning] = CalibrationWarning,
 ) -> None:
     """Warn where much of what is taken for independent may be the same thing several times.
 
@@ -22,12 +28,14 @@ def warn_of_copies(
         records: Each problem's whole record, such as the bytes of its losses.
         groups: Of each problem; within one, copies are no matter. None if there are no groups.
         what: They are called in the message.
+        harm: What copies do, for the message.
+        category: Of the warning.
 
     Raises:
         InputError: There is not one label a problem.
 
     Warns:
-        CalibrationWarning: More than one problem in a hundred equals one before it.
+        category: More than one problem in a hundred equals one before it.
 
     Examples:
         >>> import warnings
@@ -46,8 +54,7 @@ def warn_of_copies(
     )
     if copies > _FEW * num:
         warn(
-            f"{copies} of {num} {what} equal one before them in all that was recorded; a "
-            "certificate takes them for independent, and promises too much if they are copies: "
+            f"{copies} of {num} {what} equal one before them in all that was recorded; {harm}: "
             "leave those out, or name groups in which each stands with what it was copied from",
-            CalibrationWarning,
+            category,
         )

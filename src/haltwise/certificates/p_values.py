@@ -23,7 +23,8 @@ def betting_p_values(
     with $m$ the level. If the mean is $m$ or more the wealth is a nonnegative supermartingale, so
     it ever reaches $1 / \delta$ with a probability of at most $\delta$ (Ville's inequality): the
     p-value is exact for every number of problems, and one may stop after any of them. A larger loss
-    never lowers it. It depends on the order of the problems, which must not depend on the losses.
+    never lowers it. It depends on the order of the problems, which must not depend on the losses;
+    `count_safe_means` draws one.
 
     Args:
         losses: At most 1 each, of n problems under C thresholds, shape [n, C]; below 0 is a gain.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from haltwise._core.errors import InputError, require
+from haltwise._core.random import stream
 from haltwise._core.settings import real_number
 from haltwise.certificates.risks import Risk, StopOutcomes
 from haltwise.certificates.table import RiskTable, label_codes
@@ -144,11 +145,14 @@ def from_the_safest(
 def set_aside(num_problems: int, groups: Sequence[Any] | Tensor | None) -> Tensor:
     """The problems on which thresholds are found, one in ten or whole groups; bool [n].
 
-    Which they are depends on nothing that is at risk. The rest is exchangeable as it was.
+    They are drawn, for every tenth may be all that there is of one kind. Which they are depends on
+    nothing that is at risk, so the rest is exchangeable as it was.
     """
-    if groups is None:
-        return torch.arange(num_problems, device="cpu") % _SHARE == 0
-    return label_codes(groups, num_problems) % _SHARE == 0
+    each = range(num_problems) if groups is None else groups
+    codes = label_codes(each, num_problems)
+    num = int(codes.max()) + 1 if num_problems else 0
+    drawn = torch.randperm(num, generator=stream(0, "set aside"), device="cpu") % _SHARE == 0
+    return drawn[codes]
 
 
 def _stops(

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from haltwise._core.discovery import configure, lookup
 from haltwise._core.errors import CalibrationWarning, InputError, require
-from haltwise._core.files import read_bytes
 from haltwise._core.progress import working
 from haltwise._core.settings import price_per_unit
 from haltwise.certificates import RISKS, Certificate, largest_loss, require_promise
@@ -20,6 +19,7 @@ from haltwise.cli.places import PATH
 from haltwise.cli.printing import write_json
 from haltwise.cli.settings import SettingsCommand
 from haltwise.cli.train import command_line
+from haltwise.curves.readers.files import open_text
 from haltwise.interfaces.certify import certify
 from haltwise.models.card import Card
 from haltwise.report.certificates import certificate_sentences
@@ -162,5 +162,5 @@ def _unit(name: str) -> CostUnit:
 
 def _labels(path: Path, runs: Path | None) -> list[str]:
     require(runs is not None, "--groups are those of --runs; name their directory")
-    # Some editors begin a file with a mark, which would be of the first label.
-    return read_bytes(path).decode("utf-8-sig", errors="replace").splitlines()
+    with open_text(path) as file:
+        return [line.strip() for line in file]

@@ -7,9 +7,15 @@ from typing import Any
 import click
 
 from haltwise._core.errors import require
-from haltwise.curves import Curves, read
+from haltwise.curves import Curves
+from haltwise.curves.model import CurveModel
+from haltwise.curves.raw import LearnedOn
+from haltwise.curves.readers import settled
+from haltwise.curves.rule import CurveRule
+from haltwise.curves.shipped import PRETRAINED
+from haltwise.curves.stop_model import StopModel
 
-__all__ = ["curve_options", "given_options", "read_curves", "successes"]
+__all__ = ["curve_options", "given_options", "learned_on", "read_curves", "successes"]
 
 _TEXTS: Mapping[str, str] = {
     "format": "Format of the file.  [default: recognised]",
@@ -70,8 +76,25 @@ def successes(reading: Mapping[str, Any]) -> dict[str, Any]:
     return {name: reading[name] for name in ("target", "target_quantile")}
 
 
-def read_curves(path: str, reading: Mapping[str, Any], data_dir: Path | None) -> Curves:
+def learned_on(name: str, rule: CurveRule) -> LearnedOn | None:
+    """What a model that the user has learned was learned on; None of any other rule."""
+    if name == PRETRAINED or not isinstance(rule, CurveModel | StopModel):
+        return None
+    card = rule.card
+    return LearnedOn(card.metric, "max" if card.direction == "max" else "min", card.cost_unit)
+
+
+def read_curves(
+    path: str, reading: Mapping[str, Any], data_dir: Path | None, like: LearnedOn | None = None
+) -> Curves:
     """The runs of a file or folder, as the options say.
+
+    Args:
+        path: The file or folder.
+        reading: The options.
+        data_dir: Where a relative path may lie.
+        like: What the model was learned on that reads them, which is meant where no option says
+            otherwise.
 
     Raises:
         InputError: See `haltwise.curves.read`; or targets are given twice.
@@ -81,7 +104,7 @@ def read_curves(path: str, reading: Mapping[str, Any], data_dir: Path | None) ->
     settings = {name: value for name, value in reading.items() if name != "target_quantile"}
     for name in ("target", "budget"):
         settings[name] = _number(settings[name])
-    curves = read(path, data_dir=data_dir, **settings)
+    curves = Curves.from_runs(**settled(path, data_dir=data_dir, like=like, **settings))
     quantile = reading["target_quantile"]
     return curves if quantile is None else curves.targets_among_peers(quantile)
 

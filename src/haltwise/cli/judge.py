@@ -9,7 +9,13 @@ import click
 from haltwise._core.errors import require
 from haltwise.certificates import Certificate, require_promise
 from haltwise.cli import options
-from haltwise.cli.curve_options import curve_options, given_options, read_curves, successes
+from haltwise.cli.curve_options import (
+    curve_options,
+    given_options,
+    learned_on,
+    read_curves,
+    successes,
+)
 from haltwise.cli.places import PAGE, PATH
 from haltwise.cli.printing import print_stopping, print_table, say, write_json
 from haltwise.curves.certify import certify_curves
@@ -125,7 +131,7 @@ def command(
             f"{' and '.join(others)} cannot be given here: {model} stops runs early, whether they "
             "succeed or not",
         )
-    curves = read_curves(file, reading, data_dir)
+    curves = read_curves(file, reading, data_dir, learned_on(model, learned))
     if isinstance(learned, StopModel):
         stopped = judge_stops(learned, curves)
         print_table(ways_table(stopped))

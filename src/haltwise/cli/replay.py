@@ -8,7 +8,7 @@ import click
 from haltwise import report
 from haltwise._core.errors import require
 from haltwise.cli import options
-from haltwise.cli.curve_options import curve_options, given_options, read_curves
+from haltwise.cli.curve_options import curve_options, given_options, learned_on, read_curves
 from haltwise.cli.places import PAGE
 from haltwise.cli.printing import say
 from haltwise.curves.learning import with_room
@@ -51,9 +51,11 @@ def command(
     """
     name, runs_name = options.model_name(model), Path(runs).resolve().name
     if is_curve_model(model):
-        curves = with_room(with_targets(read_curves(runs, reading, data_dir)))
+        rule = load_curve_model(model)
+        like = learned_on(model, rule)
+        curves = with_room(with_targets(read_curves(runs, reading, data_dir, like)))
         page = report.write_replay(
-            load_curve_model(model), curves, out, name=name, runs_name=runs_name, num_runs=num_runs
+            rule, curves, out, name=name, runs_name=runs_name, num_runs=num_runs
         )
         say(page)
         return

@@ -14,10 +14,12 @@ import numpy as np
 from haltwise._core.errors import InputError, require
 from haltwise._core.files import read_bytes
 from haltwise._core.plugins import is_file, load_object
+from haltwise.cli.curve_options import learned_on
 from haltwise.cli.places import PATH
 from haltwise.cli.printing import say
 from haltwise.curves import Curve, Curves
-from haltwise.curves.raw import NothingRecordedError
+from haltwise.curves.columns import is_validation
+from haltwise.curves.raw import LearnedOn, NothingRecordedError
 from haltwise.curves.readers import settled
 from haltwise.curves.rule import CurveRule
 from haltwise.curves.shipped import PRETRAINED
@@ -53,8 +55,14 @@ class _Verdict(NamedTuple):
     "--lost", type=float, help="Share of successes that may be lost; if learned.  [default: .01]"
 )
 @click.option("--format", help="Format of the log.  [default: recognised]")
-@click.option("--metric", help="Column that is judged.  [default: told by its name]")
-@click.option("--cost", help="Column of what was spent.  [default: told by its name]")
+@click.option(
+    "--metric",
+    help="Column that is judged.  [default: that of a rule you learned, or the one of validation]",
+)
+@click.option(
+    "--cost",
+    help="Column of what was spent.  [default: that of a rule you learned, or told by its name]",
+)
 @click.option(
     "--direction",
     type=click.Choice(["min", "max"]),
@@ -89,11 +97,12 @@ def command(
     """Follow a growing LOG, and say when the run should be given up, or stopped early.
 
     LOG holds one run, in any format of `haltwise learn`: CSV, JSON lines, trainer_state.json,
-    Lightning's metrics.csv and others. A metric that is written as nan is the worst there is, since
-    the run diverged; leave empty what was not measured. A line is printed where the verdict
-    changes, or what keeps the log from being read; the command ends when the run is given up, has
-    met its target or has spent its budget. It never touches the run itself, but with --exit-code a
-    script can: code 3 says give up, and nothing else does.
+    Lightning's metrics.csv and others. Where nobody names the metric it is the one that a rule of
+    yours was learned on, or the one of validation data. A metric that is written as nan is the
+    worst there is, since the run diverged; leave empty what was not measured. A line is printed
+    where the verdict changes, or what keeps the log from being read; the command ends when the run
+    is given up, has met its target or has spent its budget. It never touches the run itself, but
+    with --exit-code a script can: code 3 says give up, and nothing else does.
     """
     require(poll > 0, f"--poll must be above 0, got {poll:g}")
     levelled = LevelledRule(
@@ -104,10 +113,11 @@ def command(
         cost_unit=cost_unit,
         min_points=min_points,
     )
+    like = learned_on(rule, levelled.rule)
     shown: _Verdict | None = None
     for _ in _changes(log, poll):
         try:
-            curve, unit = _one_run(log, reading)
+            curve, unit = _one_run(log, reading, like)
         except InputError as error:
             if once:
                 raise
@@ -156,8 +166,9 @@ def _state(log: Path) -> list[tuple[str, int, int]]:
     return sorted(found)
 
 
-def _one_run(log: Path, reading: dict[str, Any]) -> tuple[Curve, str]:
+def _one_run(log: Path, reading: dict[str, Any], like: LearnedOn | None) -> tuple[Curve, str]:
     """The one run of a log as it is now, and what its cost is counted in."""
+    reading = {**reading, "like": like}
     if log.suffix.lower() in _LINES and not log.is_dir():
         # A copy, without a last line that is still being written: half a number is a number, too.
         whole, newline, _ = read_bytes(log).rpartition(b"\n")
@@ -170,11 +181,29 @@ def _one_run(log: Path, reading: dict[str, Any]) -> tuple[Curve, str]:
                 raise type(error)(str(error).replace(str(copy), str(log))) from None
     else:
         given = settled(log, **reading)
+    if reading["metric"] is None:
+        _require_judged(log, given["metric"], like)
     curves = Curves.from_runs(**given)
     require(curves.num_runs == 1, f"{log} holds {curves.num_runs} runs; watch a log that holds one")
     # Where nothing tells the budget, the record takes what was spent by the longest run.
     budget = np.asarray(np.nan if given["budget"] is None else given["budget"], float)
     return curves[0]._replace(budget=budget.item()), curves.cost_unit
+
+
+def _require_judged(log: Path, metric: str, like: LearnedOn | None) -> None:
+    """Refuse a column in place of one that may be measured later, such as the first validation."""
+    if like is not None:
+        require(
+            metric == like.metric,
+            f"{log} measures no {like.metric!r} yet, on which the rule was learned; if it never "
+            "will, name the column that is judged (--metric)",
+        )
+    else:
+        require(
+            is_validation(metric),
+            f"{log} measures {metric!r}, but nothing yet on what is called validation data; if it "
+            "never will, name the column that is judged (--metric)",
+        )
 
 
 def _require_unit(rule: CurveRule, cost_unit: str) -> None:

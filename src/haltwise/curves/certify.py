@@ -12,8 +12,8 @@ from haltwise.certificates import (
     RiskTable,
     certify_table,
     set_aside,
-    warn_of_copies,
 )
+from haltwise.curves.copies import warn_of_copied_runs
 from haltwise.curves.curves import Curves
 from haltwise.curves.levels import GiveUps, candidate_levels
 from haltwise.curves.rule import CurveRule, checked_scores
@@ -77,9 +77,7 @@ def certify_curves(
         "no run meets its target, so there is no success to lose; name another target",
     )
     groups = curves.group.tolist() if grouped else None
-    measured = np.column_stack((curves.cost, curves.values))
-    bounds = zip(curves.offset[:-1], curves.offset[1:], strict=True)
-    warn_of_copies([measured[a:b].tobytes() for a, b in bounds], groups, "runs")
+    warn_of_copied_runs(curves, groups)
     aside = set_aside(curves.num_runs, groups).numpy()
     scores = checked_scores(rule, curves)
     tuning = curves.select(aside)

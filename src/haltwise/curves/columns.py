@@ -6,7 +6,15 @@ from typing import Literal
 
 from haltwise._core.errors import InputError
 
-__all__ = ["Direction", "choose_cost", "choose_metric", "direction_of", "find_column", "plain"]
+__all__ = [
+    "Direction",
+    "choose_cost",
+    "choose_metric",
+    "direction_of",
+    "find_column",
+    "is_validation",
+    "plain",
+]
 
 Direction = Literal["min", "max"]
 """Whether a lower or a higher value of the metric is better."""
@@ -70,6 +78,16 @@ def direction_of(name: str) -> Direction | None:
     return "min" if lower != ("neg" in words) else "max"
 
 
+def is_validation(name: str) -> bool:
+    """Whether the name of a column says that it was measured on validation data.
+
+    Examples:
+        >>> is_validation("eval/loss"), is_validation("loss")
+        (True, False)
+    """
+    return not _VALIDATION.isdisjoint(plain(name).split("_"))
+
+
 def choose_metric(names: Iterable[str]) -> str:
     """The column that is judged where nobody says which.
 
@@ -90,19 +108,19 @@ def choose_metric(names: Iterable[str]) -> str:
         direction = direction_of(name)
         if direction is None or words & _NO_METRIC:
             continue
-        split = 0 if words & _VALIDATION else 1
+        split = 0 if is_validation(name) else 1
         split += sum(place for place, split_words in enumerate(_SPLITS, 1) if words & split_words)
         ranked.setdefault(2 * split + (direction == "max"), []).append(name)
     return _only(ranked[min(ranked)] if ranked else [], names, "metric")
 
 
-def choose_cost(names: Iterable[str], is_complete: Callable[[str], bool]) -> str | None:
+def choose_cost(names: Iterable[str], *fits: Callable[[str], bool]) -> str | None:
     """The column of what was spent where nobody says which: time, else steps, else epochs.
 
     Args:
         names: Of the columns.
-        is_complete: Whether it is known wherever the metric is. Others are taken only where no
-            column is.
+        *fits: What a column should be, the most that is asked of it first. Where no column is that,
+            the next counts, and in the end its name alone.
 
     Returns:
         None if no column has such a name.
@@ -111,13 +129,13 @@ def choose_cost(names: Iterable[str], is_complete: Callable[[str], bool]) -> str
         InputError: There are several of the same standing.
 
     Examples:
-        >>> choose_cost(["epoch", "step", "loss"], lambda name: True)
+        >>> choose_cost(["epoch", "step", "loss"])
         'step'
     """
     names = list(names)
-    for fits in (is_complete, bool):
+    for is_fit in (*fits, bool):
         for tier in _COSTS:
-            found = [name for name in names if plain(name) in tier and fits(name)]
+            found = [name for name in names if plain(name) in tier and is_fit(name)]
             if found:
                 return _only(found, names, "cost")
     return None

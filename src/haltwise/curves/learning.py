@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.settings import one_of
+from haltwise.curves.copies import warn_of_copied_runs
 from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.features import FEATURES, curve_features
 from haltwise.curves.folds import deal
@@ -110,7 +111,8 @@ def learn(
         InputError: Too few runs meet their target, or too few do not.
 
     Warns:
-        DataWarning: Runs were left out or ended early, or there is but one group.
+        DataWarning: Runs were left out or ended early, there is but one group, or runs are copies
+            of others.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -227,9 +229,17 @@ def folds_of(curves: Curves, seed: int, most: int = _FOLDS) -> npt.NDArray[np.in
 
     Warns:
         DataWarning: There is but one group, so runs are dealt; what is learned may not hold for
-            another.
+            another. Or one run in a hundred or more has the very points of another.
     """
-    if len(np.unique(curves.group)) > 1:
+    has_groups = len(np.unique(curves.group)) > 1
+    warn_of_copied_runs(
+        curves,
+        curves.group.tolist() if has_groups else None,
+        harm="if they are copies, what is learned is tried on runs that it has seen, and its "
+        "figures are too good",
+        category=DataWarning,
+    )
+    if has_groups:
         return deal(curves.group, most, seed)
     warn(
         "all runs are of one group: what is learned is tried on other runs of this group, and "

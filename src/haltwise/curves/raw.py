@@ -1,5 +1,6 @@
 """Runs as files and tables hold them, before it is settled which column is judged."""
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from haltwise.curves.columns import (
 __all__ = [
     "MOST_CELLS",
     "Keys",
+    "LearnedOn",
     "NothingRecordedError",
     "RawRuns",
     "is_missing",
@@ -72,11 +74,31 @@ class Keys(NamedTuple):
             self.run is None or self.run in names,
             f"there is no column {self.run!r} of runs; name one of {', '.join(names)}",
         )
+        return self.among(names)
+
+    def among(self, names: Iterable[str]) -> "Keys":
+        """The same, where others may follow these names."""
+        names = list(names)
         return Keys(
             self.run or find_column(names, _RUN),
             self.group if self.group in names else find_column(names, ("group",)),
             self.task if self.task in names else find_column(names, ("task",)),
         )
+
+
+@final
+class LearnedOn(NamedTuple):
+    """What a model was learned on: it is meant where nobody names another and a log has it.
+
+    Attributes:
+        metric: The column that was judged.
+        direction: Whether lower or higher values of it were better.
+        cost_unit: What cost was counted in, such as the name of its column.
+    """
+
+    metric: str
+    direction: Direction
+    cost_unit: str
 
 
 @final
@@ -181,8 +203,11 @@ class RawRuns:
         group: str | Sequence[str] | None = None,
         task: str | Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
+        like: LearnedOn | None = None,
     ) -> dict[str, Any]:
         """The arguments of `Curves.from_runs`; see `haltwise.curves.read` for those here.
+
+        Where a model is to read the runs, `like` is what it was learned on.
 
         Raises:
             InputError: A column is missing, or what nobody names cannot be chosen.
@@ -191,6 +216,8 @@ class RawRuns:
             DataWarning: Something was chosen by the names of columns, a column was left out, rows
                 were sorted, or numbers follow a metric that is NaN.
         """
+        if like is not None:
+            metric, direction = self._judged_as(like, metric, direction)
         known = _known_columns(self.runs, metric or self.metric)
         self._require_columns(known, cost, metric, columns)
         for name in sorted(self.mixed - known.keys()):
@@ -209,11 +236,15 @@ class RawRuns:
         )
         if chosen and direction is None:
             chosen[-1] += f" ({'lower' if better == 'min' else 'higher'} is better)"
-        spent = cost or (self.cost if self.cost in known else None)
+        spent = cost or self._spent_as(like, judged) or (self.cost if self.cost in known else None)
         if spent is None:
-            spent = choose_cost(known, lambda name: _is_complete(self.runs, name, judged))
+            spent = choose_cost(
+                known,
+                lambda name: _is_complete(self.runs, name, judged) and _goes_on(self.runs, name),
+                lambda name: _is_complete(self.runs, name, judged),
+            )
             if spent is None:  # rather refuse a column that cannot be read than count points
-                self._require_read(choose_cost(sorted(self.unread), lambda _: True), "cost")
+                self._require_read(choose_cost(sorted(self.unread)), "cost")
             chosen.append(f"the cost is {spent!r}" if spent else "the cost is the number of points")
         if chosen:
             warn(
@@ -256,6 +287,22 @@ class RawRuns:
             "name": _told_apart(names),
             "cost_unit": unit or (spent.strip("_") if spent else "points"),
         }
+
+    def _judged_as(
+        self, like: LearnedOn, metric: str | None, direction: Direction | None
+    ) -> tuple[str | None, Direction | None]:
+        """The metric and its direction, those of a model where they are there and not named."""
+        if metric is None and any(like.metric in run for run in self.runs):
+            metric = like.metric
+        return metric, like.direction if direction is None and metric == like.metric else direction
+
+    def _spent_as(self, like: LearnedOn | None, judged: str) -> str | None:
+        """The cost of a model, where every point that measured the metric has it."""
+        if like is None:
+            return None
+        names = dict.fromkeys(name for run in self.runs for name in run if name != judged)
+        same = (name for name in names if name.strip("_") == like.cost_unit)
+        return next((name for name in same if _is_complete(self.runs, name, judged)), None)
 
     def _require_columns(
         self,
@@ -383,6 +430,13 @@ def _is_complete(runs: Sequence[Mapping[str, Floats]], name: str, metric: str) -
     )
 
 
+def _goes_on(runs: Sequence[Mapping[str, Floats]], name: str) -> bool:
+    """Whether a column rises within runs; how long an epoch took falls, and a setting stays."""
+    known = [run[name][~np.isnan(run[name])] for run in runs if name in run]
+    falls = any((spent[1:] < spent[:-1]).any() for spent in known)
+    return not falls and any(spent[-1] > spent[0] for spent in known if len(spent))
+
+
 def _require_room(runs: Sequence[Mapping[str, Floats]], num_columns: int) -> None:
     """Refuse runs that would take far more room with all columns than they do now."""
     points = sum(len(next(iter(run.values()), ())) for run in runs)
@@ -456,7 +510,7 @@ def _require_unmerged(
     others: dict[str, Floats | Codes] = {**run, **texts}
     for name, values in others.items():
         mine = values[known]
-        if name in (cost, metric) or (name not in texts and not (mine == np.round(mine)).all()):
+        if name in (cost, metric) or np.isnan(mine).any():
             continue
         found, place = np.unique(mine, return_inverse=True)
         if not 2 <= len(found) <= len(mine) / 2:
@@ -528,11 +582,13 @@ def parse_numbers(cells: Sequence[str]) -> Floats | None:
         >>> numbers = parse_numbers(["1", "", "2e3", "inf", "null", "nan"])
         >>> numbers.tolist(), is_missing(numbers).tolist()
         ([1.0, nan, 2000.0, inf, nan, nan], [False, True, False, False, True, False])
+        >>> parse_numbers(["1e999"]) is None  # no number is so large, and this one not infinite
+        True
     """
-    try:
-        return measured(np.array(list(map(float, cells))))
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        numbers = np.array(list(map(float, cells)))
+        if not np.isinf(numbers).any():
+            return measured(numbers)
     try:
         return np.array(list(map(parse_number, cells)))
     except ValueError:
@@ -543,11 +599,14 @@ def parse_number(cell: str) -> float:
     """One number as it is written; see `parse_numbers`.
 
     Raises:
-        ValueError: It is a text.
+        ValueError: It is a text, or a number beyond those that float64 holds.
     """
-    if cell.strip().lower() in _MISSING:
+    written = cell.strip().lower()
+    if written in _MISSING:
         return math.nan
     number = float(cell)
+    if math.isinf(number) and "inf" not in written:
+        raise ValueError(f"{written:.40} is too large")
     return float(_DIVERGED) if math.isnan(number) else number
 
 

@@ -88,7 +88,7 @@ def learn_to_stop(
             finite.
 
     Warns:
-        DataWarning: There is but one group, or runs were left out.
+        DataWarning: There is but one group, runs were left out, or runs are copies of others.
 
     Examples:
         >>> rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from haltwise._core.arrays import plain_values
-from haltwise._core.errors import DataWarning, InputError, require, warn
+from haltwise._core.errors import DataWarning, InputError, refusing_others, require, warn
 from haltwise.curves.raw import (
     MOST_CELLS,
     Keys,
@@ -51,6 +51,10 @@ class PointTable:
         self._codes: dict[str, list[tuple[Integers, Integers]]] = {}
         self._texts: dict[str, dict[str, int]] = {}
         self._were_numbers: set[str] = set()
+
+    def tell_apart(self, keys: Keys) -> None:
+        """Add keys that columns to come have for the first time."""
+        self._keys = Keys(*(old or new for old, new in zip(self._keys, keys, strict=True)))
 
     def add(self, columns: Mapping[str, Sequence[str]], places: Sequence[int]) -> None:
         """Add rows, given by columns as they are written, and where they stand in the file."""
@@ -254,7 +258,9 @@ def frame_runs(frame: Any, keys: Keys) -> RawRuns:
         elif values.dtype.kind in "fiub" and name not in keys:
             table.add_numbers(name, every, values.astype(np.float64))
         else:
-            table.add_column(name, every, [*map(_cell, values.tolist())])
+            with refusing_others(f"column {name!r} holds no numbers, nor what can be written out"):
+                cells = [*map(_cell, values.tolist())]
+            table.add_column(name, every, cells)
     table.end(range(len(every)))
     return table.runs("the data frame", is_log=False)
 

@@ -117,7 +117,7 @@ def certify(
         >>> found.mean_risk < 0.02, found.kept > 0.9, found.num_set_aside
         (True, True, 100)
         >>> print(f"{found.policy.rule.tolerance:.4f}")
-        0.0200
+        0.0206
     """
     rule: Any = model_or_rule
     if isinstance(recorded, Curves) or isinstance(rule, CurveRule):

@@ -50,7 +50,8 @@ def read(
 
     What nobody names is what the format says; where that says nothing, the metric is the column
     whose name tells that it is a validation loss, else another loss or accuracy, and the cost is a
-    column of seconds, else steps, else epochs. A warning says what was chosen.
+    column of seconds, else steps, else epochs, one that rises before others. A warning says what
+    was chosen.
 
     A metric that a log holds as NaN was measured, and is the worst there is: the run diverged. What
     was not measured is an empty cell, null, None or NA. Arrays and data frames have NaN for that;

@@ -37,7 +37,7 @@ class JsonLines(Reader):
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         path = paths[0]
-        table: PointTable | None = None
+        table, names = PointTable(Keys(), str(path)), dict[str, None]()
         with open_text(path) as file:
             objects = _objects(path, file)
             while portion := list(itertools.islice(objects, _PORTION)):
@@ -47,13 +47,16 @@ class JsonLines(Reader):
                         rows, values = columns.setdefault(name, ([], []))
                         rows.append(row)
                         values.append(value)
-                if table is None:
-                    table = PointTable(keys.of(columns), str(path))
+                names |= dict.fromkeys(columns)
+                table.tell_apart(keys.among(names))
                 for name, (rows, values) in columns.items():
                     table.add_column(name, np.array(rows), [*map(str, values)])
                 table.end([number for number, _ in portion])
-        if table is None:
-            raise NothingRecordedError(f"{path} holds no objects of JSON")
+        if not names:
+            raise NothingRecordedError(
+                f"{path} holds no objects of JSON with numbers or texts; lists are left out"
+            )
+        keys.of(names)
         return table.runs(stem(path), is_log=True)
 
 

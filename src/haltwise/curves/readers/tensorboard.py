@@ -3,8 +3,10 @@
 import bisect
 import os
 import struct
+import warnings
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
 
@@ -42,7 +44,8 @@ class TensorBoard(Reader):
     """Scalars, by tag; needs the package `tensorboard`.
 
     Where the steps of a tag go back the run was restarted, and what had been recorded from there on
-    is replaced. The column `seconds` counts the time while it ran, not the pauses between files.
+    is replaced. What `add_scalars` wrote to folders of its own are columns TAG_NAME. The column
+    `seconds` counts the time while it ran, not the pauses between files.
     """
 
     def claims(self, path: Path, head: str) -> bool:
@@ -52,12 +55,18 @@ class TensorBoard(Reader):
         found: dict[Path, list[Path]] = {}
         for path in paths:  # their names begin with the time at which they were opened
             found.setdefault(path.parent, []).append(path)
+        for folder in [*found]:
+            if folder.parent in found and _is_part(folder, found[folder]):
+                found[folder.parent] += found.pop(folder)
         return list(found.values())
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         series: dict[str, _Series] = {}
-        replaced = sum(_read_file(path, series) for path in sorted(paths))
-        folder = paths[0].parent
+        folder, replaced = paths[0].parent, 0
+        for place, files in groupby(sorted(paths), lambda path: path.parent):
+            own: dict[str, _Series] = {}
+            replaced += sum(_read_file(path, own) for path in files)
+            series |= own if place == folder else {_part(place, tag): own[tag] for tag in own}
         if replaced:
             warn(
                 f"{folder} was restarted: {replaced} points that were recorded again are left out",
@@ -81,6 +90,22 @@ class TensorBoard(Reader):
 
 
 _OWN = ("step", "seconds")
+
+
+def _part(folder: Path, tag: str) -> str:
+    """The column of a tag in one of the folders, TAG_NAME, that `add_scalars` makes of it."""
+    before = f"{tag.replace('/', '_')}_"
+    return f"{tag}_{folder.name.removeprefix(before)}" if folder.name.startswith(before) else ""
+
+
+def _is_part(folder: Path, paths: Sequence[Path]) -> bool:
+    """Whether a folder holds nothing but one tag of the run above it."""
+    series: dict[str, _Series] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is read again
+        for path in paths:
+            _read_file(path, series)
+    return len(series) == 1 and _part(folder, *series) != ""
 
 
 def _read_file(path: Path, series: dict[str, _Series]) -> int:

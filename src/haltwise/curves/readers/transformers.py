@@ -80,7 +80,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _number(value: Any) -> float:
     try:
         return parse_number(str(value)) if isinstance(value, int | float) else np.nan
-    except OverflowError:
+    except ValueError:  # too large
         return np.nan
 
 

@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 
 from haltwise._core.errors import InputError, require
+from haltwise.curves.columns import find_column
 from haltwise.curves.raw import Keys, RawRuns, is_missing
 from haltwise.curves.readers.base import Reader
 from haltwise.curves.readers.csv import header_of, is_csv, read_table
@@ -27,7 +28,11 @@ class Wandb(Reader):
 
     def claims(self, path: Path, head: str) -> bool:
         names = header_of(head) if is_csv(path) else []
-        return bool(names) and _BETWEEN not in names[0] and any(_BETWEEN in n for n in names[1:])
+        return (
+            any(_BETWEEN in name for name in names[1:])
+            and _BETWEEN not in names[0]
+            and find_column(names, ("run", "group")) is None
+        )
 
     def read(self, paths: Sequence[Path], keys: Keys) -> RawRuns:
         path = paths[0]
