@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -57,8 +58,22 @@ def normalised() -> nn.Module:
     )
 
 
+class Recurrent(nn.Module):
+    """Layers that `vmap` does not map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.GRU(3, 4, batch_first=True)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.out(self.cells(inputs.flatten(0, 1))[0][:, -1])
+        return outputs
+
+
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "perceptron": perceptron,
+    "recurrent": Recurrent,
     "tied, frozen and unused": Tied,
     "convolution and normalisation": normalised,
 }
@@ -357,9 +372,45 @@ def test_regression_has_a_loss_and_no_accuracy() -> None:
     assert_close(found.loss[0], nn.functional.mse_loss(outputs, inputs[:, :2]))
 
 
+def test_a_module_that_others_use_is_left_as_it_is() -> None:
+    shared = normalised().eval()
+    before = {key: value.clone() for key, value in shared.state_dict().items()}
+    batch = sample(make_task(lambda: shared))
+    batch.score(batch.start, 0)
+    batch.held_out(batch.start)
+    assert not shared.training
+    assert [layer.momentum for layer in shared if hasattr(layer, "momentum")] == [0.1, None]
+    assert all(torch.equal(shared.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_that_draws_is_refused(name: str) -> None:
+    batch = sample(make_task(lambda: nn.Sequential(MODULES[name](), nn.Dropout())))
+    for method in ("observe", "score"):
+        with pytest.raises(InputError, match=r"draws random numbers .* as dropout does"):
+            getattr(batch, method)(batch.start, 0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.CrossEntropyLoss(reduction="none"), r"torch.float64 in shape \[8\]; take its mean"),
+        (lambda outputs, targets: 0.5, "got float"),
+    ],
+)
+def test_a_loss_is_one_number(loss: Callable[..., Any], message: str) -> None:
+    batch = sample(dataclasses.replace(make_task(perceptron), loss=loss))
+    with pytest.raises(InputError, match=message):
+        batch.observe(batch.start, 0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"make_module": nn.Linear(2, 2)}, "make_module must make a module"),
+        ({"make_module": lambda: nn.LazyLinear(2)}, "'weight' .* initialize lazy layers"),
+        ({"make_module": lambda: nn.Linear(2, 2, device="meta")}, "'weight' .* on meta"),
+        ({"make_module": lambda: nn.Linear(2, 2, dtype=torch.complex64)}, "of torch.complex64"),
         ({"batch_size": 0}, "batch_size"),
         ({"num_score": 0}, "num_score"),
         ({"init": "zeros"}, "init must be"),
@@ -383,3 +434,9 @@ def test_a_task_without_test_examples_says_so() -> None:
 def test_examples_and_targets_must_be_as_many() -> None:
     with pytest.raises(InputError, match="got 3 and 2"):
         Examples(torch.zeros(3, 1), torch.zeros(2))
+
+
+def test_examples_are_tensors() -> None:
+    anything: Any = np.zeros(3)
+    with pytest.raises(InputError, match=r"targets must be a tensor .* got ndarray"):
+        Examples(torch.zeros(3, 1), anything)
