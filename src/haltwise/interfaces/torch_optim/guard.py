@@ -27,7 +27,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.tensors import log_rms
 
-__all__ = ["FRESH", "Action", "Guard", "adam_", "init_tensors", "why_adam"]
+__all__ = ["FAILURES", "FRESH", "Action", "Guard", "adam_", "init_tensors", "why_adam"]
 
 SMOOTHING = 0.8  # of the loss: some five steps
 FEW = 10  # steps from a beginning, in which learned rules are bold
