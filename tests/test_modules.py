@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
+from haltwise import solve
 from haltwise._core.errors import InputError
 from haltwise.rollout import record, run_rule
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
@@ -389,6 +390,28 @@ def test_a_module_that_draws_is_refused(name: str) -> None:
     for method in ("observe", "score"):
         with pytest.raises(InputError, match=r"draws random numbers .* as dropout does"):
             getattr(batch, method)(batch.start, 0)
+
+
+def doubling(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs.double(), targets.double())
+
+
+@pytest.mark.parametrize("loss", [nn.functional.cross_entropy, nn.functional.mse_loss, doubling])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_loss_has_the_precision_of_the_parameters(
+    loss: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    """Whatever that of the targets, which NumPy makes double."""
+    targets = torch.randn(50, 4, generator=seeded(2), dtype=DOUBLE).softmax(1)
+    train = Examples(torch.randn(50, 6, generator=seeded(), dtype=DOUBLE), targets)
+    batch = sample(make_task(lambda: nn.Linear(6, 4), train=train, test=train), dtype=dtype)
+    batch = dataclasses.replace(batch, task=dataclasses.replace(batch.task, loss=loss))
+    scored = batch.score(batch.start, 0)
+    assert {value.dtype for value in scored} == {dtype}
+    exact = dataclasses.replace(batch, start=batch.start.double())
+    assert_close(scored.excess.double(), exact.score(exact.start, 0).excess, rtol=1e-5, atol=1e-6)
+    found = solve(batch, "small-networks", max_steps=2, guard=False)
+    assert found.loss.dtype == dtype
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class Examples:
 
     Args:
         inputs: Shape [N, ...]. Floating ones are cast to the dtype of the parameters.
-        targets: Shape [N, ...].
+        targets: Shape [N, ...]. Floating ones are cast, too.
         scale: If given, inputs are cast and multiplied by it in `take`, so that images stay bytes
             in memory.
     """
@@ -118,7 +118,7 @@ class Examples:
             inputs = inputs * torch.tensor(self._scale, dtype=dtype, device="cpu")
         elif inputs.is_floating_point():
             inputs = inputs.to(dtype)
-        return inputs, targets
+        return inputs, targets.to(dtype) if targets.is_floating_point() else targets
 
 
 def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples: int) -> Tensor:
@@ -386,7 +386,7 @@ class ModuleTask(TaskFamily):
             f"{kind_of(loss)}; take its mean",
         )
         assert isinstance(loss, Tensor)
-        return loss
+        return loss.to(params.dtype)
 
     def differentiate(
         self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, targets: Tensor
