@@ -373,6 +373,38 @@ def test_regression_has_a_loss_and_no_accuracy() -> None:
     assert_close(found.loss[0], nn.functional.mse_loss(outputs, inputs[:, :2]))
 
 
+class Changing(nn.Module):
+    """It changes in place whatever it is given, but for its parameters."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs /= 2
+        self.calls += 1
+        self.frozen.weight.data.mul_(0.5)
+        outputs: Tensor = self.frozen(self.body(inputs)) * self.calls
+        return outputs
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_module_changes_is_a_copy(name: str) -> None:
+    batch = sample(make_task(lambda: Changing(MODULES[name]()), num_score=1000))
+    kept = {key: value.clone() for key, value in (batch.fixed | {"": batch.start}).items()}
+    seen = [(*batch.score(batch.start, 0), *batch.held_out(batch.start)) for _ in range(3)]
+    assert all(map(torch.equal, seen[0] * 2, seen[1] + seen[2]))
+    assert all(map(torch.equal, (batch.fixed | {"": batch.start}).values(), kept.values()))
+    inputs, targets = batch.task.train.take(torch.arange(50), DOUBLE)
+    for problem in range(B):
+        outputs = load(batch, problem, batch.start)(inputs.clone())
+        expected = nn.functional.cross_entropy(outputs, targets)
+        assert_close(seen[0][2][problem], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_a_module_that_others_use_is_left_as_it_is() -> None:
     shared = normalised().eval()
     before = {key: value.clone() for key, value in shared.state_dict().items()}

@@ -48,6 +48,11 @@ def _copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, computed)
 
 
+def _lent(values: Any) -> Any:
+    """Copies of tensors that nobody misses."""
+    return tree_map(torch.clone, values)
+
+
 def _succeeds(function: Callable[..., Any], *args: Any) -> bool:
     """Whether PyTorch can do it; whatever else is raised, as for want of memory, is not caught."""
     try:
@@ -59,7 +64,7 @@ def _succeeds(function: Callable[..., Any], *args: Any) -> bool:
     return True
 
 
-def _require_determined(of_one: Callable[[int], Any], device: torch.device) -> None:
+def _require_determined(function: Callable[[], Any], device: torch.device) -> None:
     """Refuse a function of problems that draws random numbers."""
 
     def states() -> list[Tensor]:
@@ -68,7 +73,7 @@ def _require_determined(of_one: Callable[[int], Any], device: torch.device) -> N
         return here if is_cpu else [*here, torch.get_device_module(device).get_rng_state().cpu()]
 
     before = states()
-    of_one(0)
+    function()
     require(
         all(map(torch.equal, before, states())),
         "the module draws random numbers in training, as dropout does, so that its loss is no "
@@ -153,11 +158,11 @@ class ModuleTask(TaskFamily):
     concatenated in the order of `named_parameters()`, after a stable sort by `group`. Frozen
     parameters (`requires_grad=False`) and buffers are not among them; each problem has its own.
 
-    The observed loss is that of a minibatch with the module in training mode. It is pure: buffers
-    that a module writes to (running statistics) are copies, discarded afterwards. In evaluation
-    mode statistics of batch and instance normalisation are recomputed from fixed training examples
-    ("precise BN": Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3), so that
-    held-out losses are a function of the parameters alone.
+    The observed loss is that of a minibatch with the module in training mode. It is pure: what a
+    module changes in place, as running statistics or its inputs, is a copy, discarded afterwards.
+    In evaluation mode statistics of batch and instance normalisation are recomputed from fixed
+    training examples ("precise BN": Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section
+    3), so that held-out losses are a function of the parameters alone.
 
     A module must be deterministic: one that draws random numbers, as by dropout, is refused. It is
     copied, so that one which others use, too, stays as it is. What `torch.func.vmap` cannot map
@@ -332,9 +337,13 @@ class ModuleTask(TaskFamily):
         alone = on_cpu and self._convolves
         convert = _channels_last if alone else _unchanged
         shared = tuple(map(convert, shared))
+        # A module may change whatever it is given; minibatches are drawn anew each time.
+        kept, drawn = (args, ()) if shared else (args[:-2], args[-2:])
+        lent = *_lent(kept), *drawn
 
-        def of_one(problem: int) -> Any:
-            return function(*map(convert, tree_map(itemgetter(problem), args)), *shared)
+        def of_one(problem: int, among: Any) -> Any:
+            own = map(convert, tree_map(itemgetter(problem), among))
+            return function(*own, *_lent(shared))
 
         num_examples = len(inputs) if shared else inputs.shape[1]
         at_once = None if on_cpu else max(1, _ACCELERATOR_CHUNK // num_examples)
@@ -342,13 +351,13 @@ class ModuleTask(TaskFamily):
         together = vmap(function, in_dims=in_dims, chunk_size=at_once)
         name = function.__name__, inputs.device
         if name not in self._maps:
-            first = tree_map(itemgetter(slice(1)), args)
-            self._maps[name] = not alone and _succeeds(together, *first, *shared)
+            first = _lent(tree_map(itemgetter(slice(1)), args))
+            self._maps[name] = not alone and _succeeds(together, *first, *_lent(shared))
             if not self._maps[name]:  # else `vmap` has seen that nothing is random
-                _require_determined(of_one, inputs.device)
+                _require_determined(lambda: of_one(0, first), inputs.device)
         if self._maps[name] and (on_cpu or len(args[0]) > 1):
-            return together(*args, *shared)
-        results = [of_one(problem) for problem in range(len(args[0]))]
+            return together(*lent, *_lent(shared))
+        results = [of_one(problem, lent) for problem in range(len(args[0]))]
         return tree_map(lambda *parts: torch.stack(parts), *results)
 
     @cached_property
@@ -361,14 +370,10 @@ class ModuleTask(TaskFamily):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run one problem's network; return its outputs, and its buffers afterwards.
 
-        Its parameters have shape [D], the inputs [N, ...]; frozen parameters and buffers, `fixed`,
-        are not modified.
+        Its parameters have shape [D], the inputs [N, ...]; frozen parameters and buffers are
+        `fixed`. The module may change any of them.
         """
-        own = {
-            name: value.clone() if training and name in self._buffers else value
-            for name, value in fixed.items()
-            if name != _UNITS
-        }
+        own = {name: value for name, value in fixed.items() if name != _UNITS}
         if _UNITS in fixed:
             params = params * fixed[_UNITS]
         module = self._module if training else self._evaluated
