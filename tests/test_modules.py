@@ -459,6 +459,43 @@ def test_a_loss_is_one_number(loss: Callable[..., Any], message: str) -> None:
         batch.observe(batch.start, 0)
 
 
+class OneLogit(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, 1)
+
+
+class OfTokens(nn.Sequential):
+    """Outputs [N, T, V] for targets [N, T]."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 20), nn.Unflatten(1, (4, 5)))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "loss"),
+    [
+        (
+            OneLogit,
+            (),
+            lambda y, t: nn.functional.binary_cross_entropy_with_logits(y[:, 0], t + 0.0),
+        ),
+        (OfTokens, (4,), lambda y, t: nn.functional.cross_entropy(y.flatten(0, 1), t.flatten())),
+        (lambda: nn.Linear(6, 4), (), nn.functional.cross_entropy),
+    ],
+)
+def test_only_outputs_of_classes_have_an_accuracy(
+    module: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    targets = torch.randint(2, (30, *shape), generator=seeded(2))
+    data = Examples(torch.randn(30, 6, generator=seeded()), targets)
+    batch = sample(ModuleTask(module, loss, data, data))
+    found = batch.held_out(batch.start)
+    assert found.loss.isfinite().all()
+    assert found.accuracy.isnan().all() == (module in (OneLogit, OfTokens))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

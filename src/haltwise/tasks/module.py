@@ -53,6 +53,14 @@ def _lent(values: Any) -> Any:
     return tree_map(torch.clone, values)
 
 
+def _tells_classes(outputs: object, targets: Tensor) -> bool:
+    """Whether there is an output for each of several classes, along dimension 1."""
+    if targets.is_floating_point() or not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        return False
+    num_items, num_classes, *others = outputs.shape
+    return num_classes > 1 and [num_items, *others] == [*targets.shape]
+
+
 def _succeeds(function: Callable[..., Any], *args: Any) -> bool:
     """Whether PyTorch can do it; whatever else is raised, as for want of memory, is not caught."""
     try:
@@ -141,8 +149,8 @@ def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples:
 class HeldOut(NamedTuple):
     """Mean loss and accuracy of networks on the test examples, shape [B] each.
 
-    The accuracy is the share of examples whose largest output is the target's, NaN if targets are
-    floating.
+    The accuracy is the share of examples whose largest output is the target's, NaN if there is no
+    output [N, C, ...] for each of C classes beside targets [N, ...].
     """
 
     loss: Tensor
@@ -487,7 +495,7 @@ class ModuleBatch(TaskBatch):
         ) -> tuple[Tensor, Tensor]:
             outputs, _ = task.call(params, fixed, inputs, training=False)
             loss = task.loss(outputs, targets)
-            if targets.is_floating_point():
+            if not _tells_classes(outputs, targets):
                 return loss, loss.new_full((), torch.nan)
             return loss, (outputs.argmax(1) == targets).to(loss.dtype).mean()
 
