@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.testing import assert_close
 
+from haltwise import solve
 from haltwise._core.errors import InputError
 from haltwise.rollout import record, run_rule
 from haltwise.tasks.module import Examples, ModuleBatch, ModuleTask, minibatch_indices
@@ -57,8 +59,22 @@ def normalised() -> nn.Module:
     )
 
 
+class Recurrent(nn.Module):
+    """Layers that `vmap` does not map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.GRU(3, 4, batch_first=True)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.out(self.cells(inputs.flatten(0, 1))[0][:, -1])
+        return outputs
+
+
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "perceptron": perceptron,
+    "recurrent": Recurrent,
     "tied, frozen and unused": Tied,
     "convolution and normalisation": normalised,
 }
@@ -357,9 +373,136 @@ def test_regression_has_a_loss_and_no_accuracy() -> None:
     assert_close(found.loss[0], nn.functional.mse_loss(outputs, inputs[:, :2]))
 
 
+class Changing(nn.Module):
+    """It changes in place whatever it is given, but for its parameters."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs /= 2
+        self.calls += 1
+        self.frozen.weight.data.mul_(0.5)
+        outputs: Tensor = self.frozen(self.body(inputs)) * self.calls
+        return outputs
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_module_changes_is_a_copy(name: str) -> None:
+    batch = sample(make_task(lambda: Changing(MODULES[name]()), num_score=1000))
+    kept = {key: value.clone() for key, value in (batch.fixed | {"": batch.start}).items()}
+    seen = [(*batch.score(batch.start, 0), *batch.held_out(batch.start)) for _ in range(3)]
+    assert all(map(torch.equal, seen[0] * 2, seen[1] + seen[2]))
+    assert all(map(torch.equal, (batch.fixed | {"": batch.start}).values(), kept.values()))
+    inputs, targets = batch.task.train.take(torch.arange(50), DOUBLE)
+    for problem in range(B):
+        outputs = load(batch, problem, batch.start)(inputs.clone())
+        expected = nn.functional.cross_entropy(outputs, targets)
+        assert_close(seen[0][2][problem], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_module_that_others_use_is_left_as_it_is() -> None:
+    shared = normalised().eval()
+    before = {key: value.clone() for key, value in shared.state_dict().items()}
+    batch = sample(make_task(lambda: shared))
+    batch.score(batch.start, 0)
+    batch.held_out(batch.start)
+    assert not shared.training
+    assert [getattr(layer, "momentum", "") for layer in shared.children()][1::5] == [0.1, None]
+    assert all(torch.equal(shared.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_that_draws_is_refused(name: str) -> None:
+    batch = sample(make_task(lambda: nn.Sequential(MODULES[name](), nn.Dropout())))
+    for method in ("observe", "score"):
+        with pytest.raises(InputError, match=r"draws random numbers .* as dropout does"):
+            getattr(batch, method)(batch.start, 0)
+
+
+def doubling(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs.double(), targets.double())
+
+
+@pytest.mark.parametrize("loss", [nn.functional.cross_entropy, nn.functional.mse_loss, doubling])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_loss_has_the_precision_of_the_parameters(
+    loss: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    """Whatever that of the targets, which NumPy makes double."""
+    targets = torch.randn(50, 4, generator=seeded(2), dtype=DOUBLE).softmax(1)
+    train = Examples(torch.randn(50, 6, generator=seeded(), dtype=DOUBLE), targets)
+    batch = sample(make_task(lambda: nn.Linear(6, 4), train=train, test=train), dtype=dtype)
+    batch = dataclasses.replace(batch, task=dataclasses.replace(batch.task, loss=loss))
+    scored = batch.score(batch.start, 0)
+    assert {value.dtype for value in scored} == {dtype}
+    exact = dataclasses.replace(batch, start=batch.start.double())
+    assert_close(scored.excess.double(), exact.score(exact.start, 0).excess, rtol=1e-5, atol=1e-6)
+    found = solve(batch, "small-networks", max_steps=2, guard=False)
+    assert found.loss.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.CrossEntropyLoss(reduction="none"), r"torch.float64 in shape \[8\]; take its mean"),
+        (lambda outputs, targets: 0.5, "got float"),
+    ],
+)
+def test_a_loss_is_one_number(loss: Callable[..., Any], message: str) -> None:
+    batch = sample(dataclasses.replace(make_task(perceptron), loss=loss))
+    with pytest.raises(InputError, match=message):
+        batch.observe(batch.start, 0)
+
+
+class OneLogit(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(6, 1)
+
+
+class OfTokens(nn.Sequential):
+    """Outputs [N, T, V] for targets [N, T]."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 20), nn.Unflatten(1, (4, 5)))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "loss"),
+    [
+        (
+            OneLogit,
+            (),
+            lambda y, t: nn.functional.binary_cross_entropy_with_logits(y[:, 0], t + 0.0),
+        ),
+        (OfTokens, (4,), lambda y, t: nn.functional.cross_entropy(y.flatten(0, 1), t.flatten())),
+        (lambda: nn.Linear(6, 4), (), nn.functional.cross_entropy),
+    ],
+)
+def test_only_outputs_of_classes_have_an_accuracy(
+    module: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    targets = torch.randint(2, (30, *shape), generator=seeded(2))
+    data = Examples(torch.randn(30, 6, generator=seeded()), targets)
+    batch = sample(ModuleTask(module, loss, data, data))
+    found = batch.held_out(batch.start)
+    assert found.loss.isfinite().all()
+    assert found.accuracy.isnan().all() == (module in (OneLogit, OfTokens))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"make_module": nn.Linear(2, 2)}, "make_module must make a module"),
+        ({"make_module": lambda: nn.LazyLinear(2)}, "'weight' .* initialize lazy layers"),
+        ({"make_module": lambda: nn.Linear(2, 2, device="meta")}, "'weight' .* on meta"),
+        ({"make_module": lambda: nn.Linear(2, 2, dtype=torch.complex64)}, "of torch.complex64"),
         ({"batch_size": 0}, "batch_size"),
         ({"num_score": 0}, "num_score"),
         ({"init": "zeros"}, "init must be"),
@@ -383,3 +526,9 @@ def test_a_task_without_test_examples_says_so() -> None:
 def test_examples_and_targets_must_be_as_many() -> None:
     with pytest.raises(InputError, match="got 3 and 2"):
         Examples(torch.zeros(3, 1), torch.zeros(2))
+
+
+def test_examples_are_tensors() -> None:
+    anything: Any = np.zeros(3)
+    with pytest.raises(InputError, match=r"targets must be a tensor .* got ndarray"):
+        Examples(torch.zeros(3, 1), anything)

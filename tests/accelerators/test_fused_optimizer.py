@@ -81,6 +81,20 @@ def test_adam_takes_over_and_goes_back(
     assert_alike(fused, plain)
 
 
+def test_a_loop_that_never_moves_is_told_where_it_is_read(fused_device: torch.device) -> None:
+    def spoil(step: int, model: nn.Module) -> None:
+        model.get_parameter("0.bias").grad = torch.full((9,), torch.nan, device=fused_device)
+
+    run = Run(fused_device)
+    run.train(4, spoil=spoil)
+    assert not run.warned
+    with pytest.warns(haltwise.FitWarning, match="first 4 steps .* gradient of parameter 1 of"):
+        assert not run.optimizer.should_stop
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run.optimizer.num_skipped == 4
+
+
 def test_adam_takes_over_with_a_warning_where_steps_are_not_finite(
     fused_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

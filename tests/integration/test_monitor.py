@@ -240,6 +240,36 @@ def test_a_recording_goes_on_from_its_state(tmp_path: Path) -> None:
     assert torch.equal(whole, parts)
 
 
+def test_a_run_that_diverged_goes_on_from_its_state(tmp_path: Path) -> None:
+    """As from a checkpoint: its parameters are NaN, and so they are in the monitor's memory."""
+    param = nn.Parameter(torch.ones(2))
+    monitor = HaltingMonitor.recording(tmp_path)
+    for value in (0.5, math.nan):
+        param.grad = torch.ones(2)
+        param.data.fill_(value)
+        monitor.update(value, [param])
+    other = HaltingMonitor.recording(tmp_path)
+    other.load_state_dict(monitor.state_dict())
+    other.update(math.nan, [param])
+    assert other.steps == 3
+
+
+def test_an_infinite_entry_that_stays_has_not_moved(tmp_path: Path) -> None:
+    """As of a table of log-probabilities some of which are 0."""
+    plain = nn.Parameter(torch.ones(3))
+    masked = nn.Parameter(torch.tensor([1.0, -math.inf, 1.0]))
+    seen = []
+    for param in (plain, masked):
+        monitor = HaltingMonitor.recording(tmp_path)
+        for loss in (3.0, 2.0, 1.0):
+            param.grad = torch.tensor([0.5, 0.0, 0.25])
+            param.data -= 0.1 * param.grad
+            monitor.update(loss, [param])
+        seen.append(torch.cat(monitor.state_dict()["signals"]))
+        HaltingMonitor.recording(tmp_path).load_state_dict(monitor.state_dict())
+    assert torch.equal(*seen)
+
+
 def test_it_remembers_three_numbers_a_parameter() -> None:
     model = nn.Sequential(nn.Linear(30, 20, dtype=torch.bfloat16), nn.Linear(20, 10))
     model[0].bias.requires_grad_(False)

@@ -22,7 +22,7 @@ from reported_runs import (
 from haltwise import InputError
 from haltwise._core.json import to_json
 from haltwise.evaluation import Evaluation, Interval, StoppingRecord
-from haltwise.evaluation.records import STUDY
+from haltwise.evaluation.records import STUDY, HeldOutRecord
 from haltwise.report import write_report, write_stopping_report
 from haltwise.report.figures import frontier, loss_curves, reliability, training
 from haltwise.report.formats import facts, joined, num, percent, short, slug
@@ -262,6 +262,18 @@ def test_paths_are_shortened_to_names(tmp_path: Path) -> None:
     assert "x on mine.py:Mine" in page.text
     assert "1/2" in page.text
     assert not re.search(r"/home|secret", json.dumps(page.embedded) + page.text)
+
+
+@pytest.mark.parametrize("accuracy", [0.75, math.nan])
+def test_networks_without_classes_have_no_accuracy(accuracy: float, tmp_path: Path) -> None:
+    record, seen = small_evaluation().record, HeldOutRecord(0.25, 0.1, accuracy, 0.0)
+    evaluation = changed(
+        execution=replace(record.execution, held_out=seen),
+        curves={name: replace(curve, held_out=seen) for name, curve in record.curves.items()},
+    )
+    text = page_of(evaluation, tmp_path).text
+    assert "come to a loss of 0.25" in text
+    assert ("accuracy of 75" in text) == ("test accuracy" in text) == (accuracy == 0.75)
 
 
 def test_missing_numbers_are_dashes(tmp_path: Path) -> None:

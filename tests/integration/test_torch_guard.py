@@ -190,6 +190,26 @@ def test_a_loss_that_no_longer_falls_is_given_up() -> None:
             pass
 
 
+@pytest.mark.parametrize("num", [40, 150])
+def test_another_loss_is_learned_to_which_the_data_change(num: int) -> None:
+    """No step has led there: at the parameters of the lowest loss it is as high."""
+    (param,) = given_grads((10,))
+    optimizer = LearnedOptimizer([param])
+    losses = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FitWarning)
+        for step in range(num + 400):
+            optimizer.zero_grad()
+            place, least = (0.0, 0.0) if step < num else (0.15, 5.0)
+            loss = (param - place).square().sum() + least
+            torch.autograd.backward(loss)
+            optimizer.step(loss=loss)
+            losses.append(loss.item())
+    assert losses[num - 1] < 0.2
+    assert losses[num] > 5.2
+    assert losses[-1] < 5.01
+
+
 def test_losses_at_some_steps_only_do_not_mislead() -> None:
     (param,) = params = given_grads((10,))
     (twin,) = given_grads((10,))

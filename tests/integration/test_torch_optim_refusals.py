@@ -21,7 +21,7 @@ from random_models import random_model
 from torch import Tensor, nn
 
 import haltwise
-from haltwise import InputError, LearnedOptimizer
+from haltwise import FitWarning, InputError, LearnedOptimizer
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "loss", "other group"])
@@ -73,6 +73,32 @@ def test_steps_that_are_not_finite_may_raise_and_change_nothing() -> None:
         optimizer.step(loss=torch.tensor(torch.inf))
     assert torch.equal(flat(model), before)
     assert_same(optimizer.state_dict(), state)
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_loop_that_never_moves_is_told_once(guard: bool) -> None:
+    """As where a norm is differentiated at 0: its loss looks as if it had converged."""
+    model = nn.Linear(3, 2)
+    nn.init.zeros_(model.weight)
+    optimizer = LearnedOptimizer(model.named_parameters(), guard=guard)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = model.weight.square().sum().sqrt() + model.bias.square().sum()
+        torch.autograd.backward(loss)
+        optimizer.step(loss=loss)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            step()
+    with pytest.warns(FitWarning, match=r"first 3 steps .* of parameter 'weight'\), and nothing"):
+        step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            step()
+    assert (optimizer.num_skipped, optimizer.steps_taken) == (8, 0)
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])

@@ -243,7 +243,7 @@ IMPOSSIBLE: dict[str, tuple[Spoil, str]] = {
     "layout": (lambda s, _: s.update({"rule.cell": s["rule.cell"].to_sparse()}), "'rule.cell'"),
     "place": (lambda s, _: s.update({"rule.cell": s["rule.cell"].to("meta")}), "'rule.cell'"),
     "NaN": (lambda s, _: s["rule.hidden"].fill_(torch.nan), "'rule.hidden' .* is not finite"),
-    "infinity": (lambda s, _: s["guard.params"].fill_(torch.inf), "'guard.params' .* not finite"),
+    "infinity": (lambda s, _: s["guard.mean"].fill_(torch.inf), "'guard.mean' .* not finite"),
     "entry lacks": (lambda s, _: s.pop("signals.update"), "must have the entries"),
     "copy lacks": (lambda s, _: s.pop("guard.params"), "must have the entries"),
     "marks lack": (lambda s, _: s.pop("touched"), "must have the entries"),
@@ -405,6 +405,26 @@ def test_a_module_that_is_converted_goes_on_and_its_state_may_be_loaded(
     other = LearnedOptimizer(copy.deepcopy(model).parameters(), "regression-10d")
     other.load_state_dict(optimizer.state_dict())
     assert_same(other.state_dict(), optimizer.state_dict())
+
+
+def test_a_parameter_with_infinite_entries_goes_on_from_its_state() -> None:
+    """As a table of log-probabilities some of which are 0."""
+    ends = []
+    for through_state in (False, True):
+        start = torch.arange(16.0).view(4, 4) / 10
+        param = nn.Parameter(start.masked_fill(torch.eye(4).bool(), -torch.inf))
+        optimizer = LearnedOptimizer([param])
+        for step in range(4):
+            optimizer.zero_grad()
+            loss = -param.log_softmax(1)[0, 1] - param.log_softmax(1)[2, 3]
+            torch.autograd.backward(loss)
+            optimizer.step(loss=loss)
+            if step == 1 and through_state:
+                state, optimizer = optimizer.state_dict(), LearnedOptimizer([param])
+                optimizer.load_state_dict(state)
+        ends.append(param.detach())
+    assert torch.equal(*ends)
+    assert (ends[0].diagonal() == -torch.inf).all()
 
 
 def test_a_state_may_be_loaded_in_inference_mode() -> None:

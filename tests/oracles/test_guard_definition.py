@@ -65,16 +65,18 @@ def by_definition(losses: list[float]) -> list[tuple[bool, bool, str]]:
     """At each step: whether the parameters are kept, whether it goes back, why Adam takes over."""
     found = []
     adam, high, lowest_at, gained, seen = False, 0, 0, False, Seen()
+    is_astray = False  # since it went back no loss was near the lowest
 
     def back(step: int) -> None:
-        nonlocal lowest_at, seen, high
+        nonlocal lowest_at, seen, high, is_astray
         if gained:
             seen.return_to_lowest()
         else:  # it is the start that it goes back to, and all begins anew
             seen = Seen()
-        lowest_at, high = step, 0
+        lowest_at, high, is_astray = step, 0, gained
 
     for step, loss in enumerate(losses):
+        is_astray = is_astray and loss - seen.lowest > seen.too_much()
         seen.add(loss)
         smooth, known = seen.smooth(), len(seen.counted) > 10
         high = high + 1 if loss - seen.first > 0.5 * abs(seen.first) else 0
@@ -92,6 +94,7 @@ def by_definition(losses: list[float]) -> list[tuple[bool, bool, str]]:
             waits = not adam and step - lowest_at > HORIZON / 2
             if rises or waits:
                 goes_back, why = True, "risen" if rises else "not fallen"
+                gained &= not (rises and is_astray)  # another loss is to be lowered by now
                 back(step)
         if not adam and step >= HORIZON:
             why = "trained for"

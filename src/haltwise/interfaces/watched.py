@@ -97,7 +97,7 @@ class WatchedParameters:
         """Refuse a memory that none can have, with a message."""
         for seen in memory.values():
             like = seen["params"]
-            require(like.ndim == 1 and bool(like.isfinite().all()), message)
+            require(like.ndim == 1, message)  # of a run that diverged it is not finite
             require_like(seen, dict.fromkeys(("params", "grad", "update"), like))
 
 
@@ -178,7 +178,7 @@ def _measure(param: Tensor, memory: dict[str, Tensor], *, with_gradient: bool) -
         old = {name: value[span].to(wide).unsqueeze(0) for name, value in memory.items()}
         now = values[span].to(wide).unsqueeze(0)
         new = torch.zeros_like(now) if grad is None else grad.reshape(1, -1)[:, span].to(wide)
-        update = now - old["params"]
+        update = (now - old["params"]).masked_fill_(now == old["params"], 0)  # and of infinities
         products += sum_products(new, update, old)
         for name, value in (("params", now), ("grad", new), ("update", update)):
             memory[name][span].copy_(value.squeeze(0))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from haltwise._core.errors import InputError
 from haltwise.evaluation import EvaluationRecord, StudyRecord
-from haltwise.evaluation.records import load_evaluations, load_study
+from haltwise.evaluation.records import HeldOutRecord, load_evaluations, load_study
 from haltwise.models.card import Card
 from haltwise.models.loading import card_of, names
 from haltwise.report.certificates import certificate_sentences
@@ -208,11 +208,15 @@ def _executed(record: EvaluationRecord) -> str:
         f"{count(run.num_gradients_fixed)} in {num(run.seconds_fixed)} s ({joined(outcomes)})."
     )
     if run.held_out is not None:
-        text += (
-            f" On the test examples the networks come to a loss of {num(run.held_out.loss)} and an "
-            f"accuracy of {percent(run.held_out.accuracy)}."
-        )
+        text += f" On the test examples the networks come to a loss of {num(run.held_out.loss)}"
+        accuracy = _accuracy(run.held_out)
+        text += "." if accuracy is None else f" and an accuracy of {percent(accuracy)}."
     return text
+
+
+def _accuracy(held_out: HeldOutRecord | None) -> float | None:
+    """That on the test examples, if their targets are classes."""
+    return None if held_out is None or math.isnan(held_out.accuracy) else held_out.accuracy
 
 
 def _warnings(record: EvaluationRecord) -> list[str]:
@@ -249,7 +253,7 @@ def optimizers_table(record: EvaluationRecord, stem: str = "", *, wide: bool = T
                 None if stops is None else stops.j,
                 None if stops is None else Spread(stops.mean_cost, stops.sd_cost),
                 None if stops is None else stops.gain,
-                None if curve.held_out is None else curve.held_out.accuracy,
+                _accuracy(curve.held_out),
             ]
         )
     last = Column("test accuracy", percent if any(row[-1] is not None for row in rows) else None)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from haltwise._core.errors import InputError, require
 from haltwise._core.random import split_mix, stream
 from haltwise._core.settings import require_at_least
-from haltwise._core.tensors import widened, widest
+from haltwise._core.tensors import is_plain, kind_of, widened, widest
 from haltwise.tasks.base import DifferentiatedScore, Observation, Score, TaskBatch, TaskFamily
 
 __all__ = ["Examples", "HeldOut", "ModuleBatch", "ModuleTask", "minibatch_indices"]
@@ -33,18 +33,80 @@ def _channels_last(value: Any) -> Any:
     return value
 
 
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy that shares what layers compute of their parameters, which cannot be copied."""
+    computed = {
+        id(value): value
+        for layer in module.modules()
+        for value in vars(layer).values()
+        if isinstance(value, Tensor)
+    }
+    return copy.deepcopy(module, computed)
+
+
+def _lent(values: Any) -> Any:
+    """Copies of tensors that nobody misses."""
+    return tree_map(torch.clone, values)
+
+
+def _tells_classes(outputs: object, targets: Tensor) -> bool:
+    """Whether there is an output for each of several classes, along dimension 1."""
+    if targets.is_floating_point() or not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        return False
+    num_items, num_classes, *others = outputs.shape
+    return num_classes > 1 and [num_items, *others] == [*targets.shape]
+
+
+def _succeeds(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether PyTorch can do it; whatever else is raised, as for want of memory, is not caught."""
+    try:
+        function(*args)
+    except RuntimeError as error:
+        if type(error) not in (RuntimeError, NotImplementedError):
+            raise
+        return False
+    return True
+
+
+def _require_determined(function: Callable[[], Any], device: torch.device) -> None:
+    """Refuse a function of problems that draws random numbers."""
+
+    def states() -> list[Tensor]:
+        here = [torch.get_rng_state()]
+        is_cpu = device.type == "cpu"
+        return here if is_cpu else [*here, torch.get_device_module(device).get_rng_state().cpu()]
+
+    before = states()
+    function()
+    require(
+        all(map(torch.equal, before, states())),
+        "the module draws random numbers in training, as dropout does, so that its loss is no "
+        "function of parameters and examples; leave that out, or set its p to 0",
+    )
+
+
 @final
 class Examples:
     """N examples that all problems share; not a tensor, so that `select` leaves it as it is.
 
     Args:
         inputs: Shape [N, ...]. Floating ones are cast to the dtype of the parameters.
-        targets: Shape [N, ...].
+        targets: Shape [N, ...]. Floating ones are cast, too.
         scale: If given, inputs are cast and multiplied by it in `take`, so that images stay bytes
             in memory.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, scale: float | None = None) -> None:
+        for name, value in (("inputs", inputs), ("targets", targets)):
+            require(
+                isinstance(value, Tensor),
+                f"{name} must be a tensor with the examples along its first dimension, got "
+                f"{type(value).__name__}; make one by torch.as_tensor",
+            )
         require(len(inputs) > 0, "a data set needs at least 1 example, got none")
         require(
             len(inputs) == len(targets),
@@ -69,7 +131,7 @@ class Examples:
             inputs = inputs * torch.tensor(self._scale, dtype=dtype, device="cpu")
         elif inputs.is_floating_point():
             inputs = inputs.to(dtype)
-        return inputs, targets
+        return inputs, targets.to(dtype) if targets.is_floating_point() else targets
 
 
 def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples: int) -> Tensor:
@@ -87,8 +149,8 @@ def minibatch_indices(streams: Tensor, step: int, batch_size: int, num_examples:
 class HeldOut(NamedTuple):
     """Mean loss and accuracy of networks on the test examples, shape [B] each.
 
-    The accuracy is the share of examples whose largest output is the target's, NaN if targets are
-    floating.
+    The accuracy is the share of examples whose largest output is the target's, NaN if there is no
+    output [N, C, ...] for each of C classes beside targets [N, ...].
     """
 
     loss: Tensor
@@ -104,14 +166,16 @@ class ModuleTask(TaskFamily):
     concatenated in the order of `named_parameters()`, after a stable sort by `group`. Frozen
     parameters (`requires_grad=False`) and buffers are not among them; each problem has its own.
 
-    The observed loss is that of a minibatch with the module in training mode. It is pure: buffers
-    that a module writes to (running statistics) are copies, discarded afterwards. In evaluation
-    mode statistics of batch and instance normalisation are recomputed from fixed training examples
-    ("precise BN": Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3), so that
-    held-out losses are a function of the parameters alone.
+    The observed loss is that of a minibatch with the module in training mode. It is pure: what a
+    module changes in place, as running statistics or its inputs, is a copy, discarded afterwards.
+    In evaluation mode statistics of batch and instance normalisation are recomputed from fixed
+    training examples ("precise BN": Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section
+    3), so that held-out losses are a function of the parameters alone.
 
-    A module must be deterministic: dropout is refused by `torch.func.vmap`. As it holds code and
-    data, a task of this class cannot be named on a card; the shipped families build one.
+    A module must be deterministic: one that draws random numbers, as by dropout, is refused. It is
+    copied, so that one which others use, too, stays as it is. What `torch.func.vmap` cannot map
+    over problems, as recurrent layers, is computed for one problem after the other. As it holds
+    code and data, a task of this class cannot be named on a card; the shipped families build one.
     Source: section 3 of L2L (Andrychowicz et al. 2016), for any module.
 
     Args:
@@ -148,6 +212,13 @@ class ModuleTask(TaskFamily):
             self.init in ("normal", "module"),
             f"init must be 'normal' or 'module', got {self.init!r}",
         )
+        for name, value in self._module.named_parameters():
+            require(
+                is_plain(value) and (value.is_floating_point() or not value.requires_grad),
+                f"the parameter {name!r} of the module is a {type(value).__name__} of "
+                f"{value.dtype} on {value.device}; the parameters of a problem are real numbers in "
+                "memory: initialize lazy layers, and view complex parameters as real ones",
+            )
         require(self.dim > 0, "the module has no trainable parameter, so nothing to optimize")
 
     @cached_property
@@ -175,8 +246,13 @@ class ModuleTask(TaskFamily):
     @cached_property
     def _module(self) -> nn.Module:
         """The module in training mode, used for its shapes; every problem has its own tensors."""
+        require(
+            not isinstance(self.make_module, nn.Module),
+            "make_module must make a module whenever it is called, got a "
+            f"{type(self.make_module).__name__}; give a function, such as its class",
+        )
         with torch.random.fork_rng(devices=[]):
-            module = self.make_module()
+            module = _copied(self.make_module())
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._NormBase):
                 layer.momentum = 1.0  # running statistics are then those of the last batch
@@ -184,7 +260,7 @@ class ModuleTask(TaskFamily):
 
     @cached_property
     def _evaluated(self) -> nn.Module:
-        return copy.deepcopy(self._module).eval()
+        return _copied(self._module).eval()
 
     @cached_property
     def _own_scheme(self) -> frozenset[str]:
@@ -253,53 +329,59 @@ class ModuleTask(TaskFamily):
         """Map `function` over the problems and stack what it returns.
 
         On a CPU a grouped convolution, which is what `vmap` makes of a convolution, takes twice
-        as long as one problem after the other, and channels last take less.
+        as long as one problem after the other, and channels last take less. What `vmap` makes of a
+        loss is many kernels, too many for a single problem on an accelerator.
 
         Args:
             function: From one problem's part of `args` and all of `shared` to tensors.
             args: Tensors or dictionaries of them, [B, ...]; inputs and targets last if not shared.
             shared: Examples that are the same for all, the inputs first.
+
+        Raises:
+            InputError: The module draws random numbers.
         """
         inputs = shared[0] if shared else args[-2]
         on_cpu = inputs.device.type == "cpu"
-        if on_cpu and self._convolves:
-            shared = tuple(map(_channels_last, shared))
-            results = [
-                function(*map(_channels_last, tree_map(itemgetter(index), args)), *shared)
-                for index in range(len(args[0]))
-            ]
-            return tree_map(lambda *parts: torch.stack(parts), *results)
+        alone = on_cpu and self._convolves
+        convert = _channels_last if alone else _unchanged
+        shared = tuple(map(convert, shared))
+        # A module may change whatever it is given; minibatches are drawn anew each time.
+        kept, drawn = (args, ()) if shared else (args[:-2], args[-2:])
+        lent = *_lent(kept), *drawn
+
+        def of_one(problem: int, among: Any) -> Any:
+            own = map(convert, tree_map(itemgetter(problem), among))
+            return function(*own, *_lent(shared))
+
         num_examples = len(inputs) if shared else inputs.shape[1]
         at_once = None if on_cpu else max(1, _ACCELERATOR_CHUNK // num_examples)
         in_dims = (*[0] * len(args), *[None] * len(shared))
         together = vmap(function, in_dims=in_dims, chunk_size=at_once)
-        if on_cpu or len(args[0]) > 1:
-            return together(*args, *shared)
-        # What `vmap` makes of a loss is many kernels. It only refuses, once, what is random.
         name = function.__name__, inputs.device
-        if name not in self._tried:
-            together(*args, *shared)
-            self._tried.add(name)
-        found = function(*tree_map(itemgetter(0), args), *shared)
-        return tree_map(lambda value: value.unsqueeze(0), found)
+        if name not in self._maps:
+            first = _lent(tree_map(itemgetter(slice(1)), args))
+            self._maps[name] = not alone and _succeeds(together, *first, *_lent(shared))
+            if not self._maps[name]:  # else `vmap` has seen that nothing is random
+                _require_determined(lambda: of_one(0, first), inputs.device)
+        if self._maps[name] and (on_cpu or len(args[0]) > 1):
+            return together(*lent, *_lent(shared))
+        results = [of_one(problem, lent) for problem in range(len(args[0]))]
+        return tree_map(lambda *parts: torch.stack(parts), *results)
 
     @cached_property
-    def _tried(self) -> set[tuple[str, torch.device]]:
-        return set()
+    def _maps(self) -> dict[tuple[str, torch.device], bool]:
+        """Whether `vmap` maps a function on a device, once it was tried."""
+        return {}
 
     def call(
         self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, *, training: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run one problem's network; return its outputs, and its buffers afterwards.
 
-        Its parameters have shape [D], the inputs [N, ...]; frozen parameters and buffers, `fixed`,
-        are not modified.
+        Its parameters have shape [D], the inputs [N, ...]; frozen parameters and buffers are
+        `fixed`. The module may change any of them.
         """
-        own = {
-            name: value.clone() if training and name in self._buffers else value
-            for name, value in fixed.items()
-            if name != _UNITS
-        }
+        own = {name: value for name, value in fixed.items() if name != _UNITS}
         if _UNITS in fixed:
             params = params * fixed[_UNITS]
         module = self._module if training else self._evaluated
@@ -310,7 +392,21 @@ class ModuleTask(TaskFamily):
         self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, targets: Tensor
     ) -> Tensor:
         """Compute the loss of one problem in training mode, a scalar."""
-        return self.loss(self.call(params, fixed, inputs)[0], targets)
+        loss: object = self.loss(self.call(params, fixed, inputs)[0], targets)
+        require(
+            isinstance(loss, Tensor) and loss.ndim == 0,
+            f"the loss must be one number for a minibatch, a tensor of shape [], got "
+            f"{kind_of(loss)}; take its mean",
+        )
+        assert isinstance(loss, Tensor)
+        return loss.to(params.dtype)
+
+    def differentiate(
+        self, params: Tensor, fixed: dict[str, Tensor], inputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the gradient of `mean_loss`, shape [D], and the loss."""
+        grad, loss = grad_and_value(self.mean_loss)(params, fixed, inputs, targets)
+        return grad, loss
 
     def score_examples(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Take inputs and targets of the fixed training examples, each [num_score, ...]."""
@@ -363,8 +459,8 @@ class ModuleBatch(TaskBatch):
 
     def observe(self, params: Tensor, step: int) -> Observation:
         """Compute loss and gradient on the minibatch of step t, in training mode."""
-        differentiate = grad_and_value(self.task.mean_loss)
-        grad, loss = self.task.mapped(differentiate, params, self.fixed, *self.minibatch(step))
+        minibatch = self.minibatch(step)
+        grad, loss = self.task.mapped(self.task.differentiate, params, self.fixed, *minibatch)
         return Observation(loss, grad)
 
     def evaluate(self, params: Tensor, step: int) -> DifferentiatedScore:
@@ -399,7 +495,7 @@ class ModuleBatch(TaskBatch):
         ) -> tuple[Tensor, Tensor]:
             outputs, _ = task.call(params, fixed, inputs, training=False)
             loss = task.loss(outputs, targets)
-            if targets.is_floating_point():
+            if not _tells_classes(outputs, targets):
                 return loss, loss.new_full((), torch.nan)
             return loss, (outputs.argmax(1) == targets).to(loss.dtype).mean()
 

@@ -17,6 +17,7 @@ from haltwise._core.tensors import is_plain
 from haltwise.halting.session import HaltingSession
 from haltwise.interfaces.run import price_of_each, warn_of_prices
 from haltwise.interfaces.torch_optim.chunks import leaves, working_dtype
+from haltwise.interfaces.torch_optim.guard import FAILURES
 from haltwise.models.files import fingerprint
 from haltwise.models.loading import load
 from haltwise.models.optimizer_model import OptimizerModel
@@ -34,6 +35,7 @@ __all__ = [
     "check_settings",
     "head_of",
     "name_of",
+    "nonfinite_gradient",
     "num_coordinates",
     "warn_of_rate",
 ]
@@ -59,7 +61,7 @@ class GroupModels:
     def __init__(self) -> None:
         self._models: dict[str, OptimizerModel] = {}
         self._casts: dict[object, OptimizerModel] = {}
-        self._told: set[str] = set()
+        self._told: set[str] = set()  # what was warned of: digests, for a level, and else words
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_casts": {}}  # made when needed
@@ -153,6 +155,20 @@ class GroupModels:
             FitWarning,
         )
 
+    def warn_of_no_step(self, group: Group, record: Record) -> None:
+        """Say, once, that all steps of a group are skipped, and so that it never moves."""
+        if record["step"] > 0 or record["skipped"] < FAILURES or "no step" in self._told:
+            return
+        self._told.add("no step")
+        culprit = nonfinite_gradient(group)
+        where = "" if culprit is None else f" (as the gradient of {culprit})"
+        warn(
+            f"the first {record['skipped']} steps were skipped, as the loss, a gradient or an "
+            f"update is not finite{where}, and nothing has moved; mend what computes it, or end at "
+            "the first such step by nonfinite='raise'",
+            FitWarning,
+        )
+
     def can_judge(self, group: Group) -> bool:
         """Whether the weights have learned when to stop."""
         return CostUnit.GRADIENTS in self.of(group).card.policies
@@ -177,6 +193,14 @@ def name_of(group: Group, number: int) -> str:
     if names:
         return f"parameter {names[number]!r}"
     return f"parameter {number}" + ("" if is_lazy(param) else f" of shape {list(param.shape)}")
+
+
+def nonfinite_gradient(group: Group) -> str | None:
+    """The first parameter, in words, whose gradient is not finite, if there is one."""
+    for number, param in enumerate(group["params"]):
+        if param.grad is not None and not param.grad.isfinite().all():
+            return name_of(group, number)
+    return None
 
 
 def check_parameter(group: Group, number: int) -> None:

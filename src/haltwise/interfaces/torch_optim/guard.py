@@ -13,6 +13,10 @@ they look, as a network's whose ReLUs have all died. Adam then begins at the sta
 is no larger than such networks bear, and what is known of the losses begins there, too: the first
 of them may have been a lucky one, above which all others lie.
 
+Where the loss is as high again right after going back, at the parameters at which it was lowest, no
+step has done harm: the data have changed, or an adversary has learned. What is known of the losses
+then begins there, and Adam's rate, too.
+
 Noise must not be taken for harm, or a module would go back for ever: how far losses lie above the
 smoothed one is measured from all of them, a loss far above it counts as a limited one, and the
 lowest is trusted as far as it is the mean of many.
@@ -27,7 +31,7 @@ from torch import Tensor
 from haltwise._core.errors import require
 from haltwise._core.tensors import log_rms
 
-__all__ = ["FRESH", "Action", "Guard", "adam_", "init_tensors", "why_adam"]
+__all__ = ["FAILURES", "FRESH", "Action", "Guard", "adam_", "init_tensors", "why_adam"]
 
 SMOOTHING = 0.8  # of the loss: some five steps
 FEW = 10  # steps from a beginning, in which learned rules are bold
@@ -70,6 +74,7 @@ FRESH = {
     "anneal": 0.0,  # steps of Adam after which it has halved
     "window": math.inf,  # the smoothed loss when the last window ended
     "gained": 0,  # 1 once a lowest loss was more than noise, and is what the copy is of
+    "astray": 0,  # 1 since going back to it, while all losses have been as high as before
 }
 _WHY = {
     "rises": "at step {step}, as the loss has risen above its lowest",
@@ -165,9 +170,12 @@ class Guard:
         """Begin a step with the loss at the parameters, where it is known."""
         state = self._state
         has_losses = loss is not None or state["losses"] > 0
+        was_gained = bool(state["gained"])
         action = Action() if loss is None else self._judge(loss)
         if self.has_taken_over:
-            if action.go_back:
+            if action.go_back and was_gained and not state["gained"]:
+                self._renew()
+            elif action.go_back:
                 self._cut()
             return action._replace(takes_over="")
         why, nothing_gained = action.takes_over, has_losses and not state["gained"]
@@ -240,6 +248,8 @@ class Guard:
         is_high = loss - state["first"] > BOLD * abs(state["first"])
         state["high"] = state["high"] + 1 if is_high else 0
         if state["losses"]:
+            if loss - state["lowest"] <= self._too_much():
+                state["astray"] = 0
             loss = self._take_in(loss)
         state["losses"] += 1
         state["smooth"] += (1 - SMOOTHING) * (loss - state["smooth"])
@@ -258,6 +268,8 @@ class Guard:
         if not (rises or waits):
             return Action()
         waited = step - state["lowest_at"]
+        if rises and state["astray"]:  # to go back has not helped: the loss is another one by now
+            state["gained"] = 0
         self._begin_again()
         why = why_adam("rises" if rises else "waits", step=step, waited=waited)
         return Action(go_back=True, takes_over=why)
@@ -298,13 +310,19 @@ class Guard:
             names = ("losses", "smooth", "noise", "first", "lowest", "lowest_of")
             state |= {name: FRESH[name] for name in names}
         state["lowest_at"] = state["begun"] = self._step
-        state["high"] = 0
+        state["high"], state["astray"] = 0, state["gained"]
 
     def _take_over(self, *, nothing_gained: bool, is_done: bool) -> None:
         rate = self._state["size_there"] or USUAL_RATE
         self._state["anneal"] = (ANNEAL if is_done else SLOWLY) * self._horizon
         self._state["rate"] = min(rate, FRESH_RATE) if nothing_gained else rate
         self._state["adam"] = 0
+
+    def _renew(self) -> None:
+        """Let Adam go on as from a start, for there is another loss to lower."""
+        state = self._state
+        state["rate"] = min(max(state["size_there"], USUAL_RATE), FRESH_RATE)
+        state["anneal"] = SLOWLY * self._horizon + state["adam"]
 
     def _cut(self) -> None:
         """Let Adam take smaller steps."""

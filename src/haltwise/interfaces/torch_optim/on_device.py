@@ -138,6 +138,7 @@ class DeviceSteps:
         for each, reading in found:  # last, for a warning may be made an error
             if reading.takes_over:
                 warn_of_adam(each.problem.group, reading.takes_over)
+            self._models.warn_of_no_step(each.problem.group, each.problem.record)
 
 
 def _serves(problems: Sequence[Problem]) -> bool:

@@ -22,7 +22,7 @@ from haltwise.interfaces.torch_optim.groups import (
     Record,
     Weights,
     check_present_settings,
-    name_of,
+    nonfinite_gradient,
     warn_of_rate,
 )
 from haltwise.interfaces.torch_optim.interrupts import counted_if_whole
@@ -95,7 +95,8 @@ class LearnedOptimizer(torch.optim.Optimizer):
             meta-trained for.
         nonfinite: What becomes of a step whose loss or gradients are not finite: it changes
             nothing, and "skip" counts it in `num_skipped`, "raise" raises. So with an update that
-            overflows, except that the optimizer has seen its gradient.
+            overflows, except that the optimizer has seen its gradient. Where the first three steps
+            are skipped a warning says so.
         chunk_size: Coordinates moved at once, where no fused kernel moves all; more takes more
             memory. If None, 16,384 on a CPU, whose caches they fit, and 2^20 elsewhere.
         state_dtype: In which the rule's state is kept: `torch.bfloat16` halves the memory. Steps
@@ -330,14 +331,10 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if self.nonfinite == "skip":
             for problem in problems:
                 problem.record["skipped"] += 1
+            for problem in problems:
+                self._models.warn_of_no_step(problem.group, problem.record)
             return
-        culprits = (
-            name_of(problem.group, number)
-            for problem in problems
-            for number, param in enumerate(problem.group["params"])
-            if param.grad is not None and not param.grad.isfinite().all()
-        )
-        first = next(culprits, None)
+        first = next(filter(None, (nonfinite_gradient(each.group) for each in problems)), None)
         where = f" (first in the gradient of {first})" if first else ""
         raise InputError(
             f"{what} not finite at step {self.steps_taken}{where}; lower lr, or skip such steps "

@@ -197,8 +197,9 @@ def _check_entries(name: str, state: object, fresh: dict[str, Tensor]) -> None:
             + (f"{value.dtype}, {list(value.shape)}" if isinstance(value, Tensor) else repr(value))
             + "; build the optimizer for the same model in the same precision",
         )
-        # A rule of one's own may hold infinities.
-        bad = value.isnan() if key.startswith("rule.") else ~value.isfinite()
+        # A rule of one's own may hold infinities, and so may parameters.
+        may_be_infinite = key.startswith("rule.") or key == "guard.params"
+        bad = value.isnan() if may_be_infinite else ~value.isfinite()
         require(not bad.any(), f"the entry {key!r} of the state of {name} is not finite")
 
 

@@ -106,6 +106,7 @@ FULL_RATE = tl.constexpr(34)
 ANNEAL = tl.constexpr(35)
 WINDOW = tl.constexpr(36)
 GAINED = tl.constexpr(37)
+ASTRAY = tl.constexpr(38)
 CONTROL = 40
 """Numbers of a control record."""
 GUARD = 20
@@ -168,9 +169,19 @@ def _cut(record, size_there, full_rate):
 
 
 @triton.jit
+def _renew(record, size_there, horizon, taken):
+    """`Guard._renew`; all has been read."""
+    usual = tl.full((), _USUAL_RATE, tl.float64)
+    most = tl.full((), _FRESH_RATE, tl.float64)
+    tl.store(record + FULL_RATE, tl.minimum(tl.maximum(size_there, usual), most))
+    tl.store(record + ANNEAL, horizon * _SLOWLY + taken)
+
+
+@triton.jit
 def _begin_again(record, nothing_gained, lowest, losses, step):
     """`Guard._begin_again`; all has been read, and what was seen is written."""
     tl.store(record + SMOOTH, lowest * (1 - power(_SMOOTHING, losses)))
+    tl.store(record + ASTRAY, tl.where(nothing_gained, 0.0, 1.0))
     if nothing_gained:
         tl.debug_barrier()
         tl.store(record + LOSSES, 0.0)
@@ -228,7 +239,9 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
     """`Guard.observe`; whether to remember, and to go back."""
     step = tl.load(record + STEP)
     horizon = tl.load(settings + HORIZON)
-    by_adam = tl.load(record + ADAM_STEPS) >= 0
+    taken = tl.load(record + ADAM_STEPS)
+    by_adam = taken >= 0
+    astray = tl.load(record + ASTRAY)
     size_there = tl.load(record + SIZE_THERE)
     full_rate = tl.load(record + FULL_RATE)
     losses = tl.load(record + LOSSES)
@@ -251,7 +264,9 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
         # `Guard._take_in`.
         level = smooth / tl.where(began, 1 - power(_SMOOTHING, losses), 1.0)
         was_known = losses > _FEW
-        most = _too_much(first, lowest, lowest_of, noise) * _FAR
+        most = _too_much(first, lowest, lowest_of, noise)
+        astray = tl.where(began & (loss - lowest <= most), 0.0, astray)
+        most *= _FAR
         deviation = loss - level
         deviation = tl.where(was_known, tl.minimum(deviation, most), deviation)
         above = tl.maximum(deviation, 0.0)
@@ -277,6 +292,8 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
         rises = (rises | ((high >= _LONG) & (losses <= _FEW + _LONG))) & (is_lowest == 0)
         waited = step - lowest_at
         waits = (is_lowest == 0) & (by_adam == 0) & (waited > horizon * _WAIT)
+    is_other = rises & (astray != 0)
+    gained = tl.where(is_other, 0.0, gained)
     nothing_gained = (losses > 0) & (gained == 0)
     ends = (by_adam == 0) & (step >= horizon)
     goes_back = rises | waits | (ends & nothing_gained)
@@ -290,11 +307,14 @@ def _observe(record, settings, loss, HAS_LOSS: tl.constexpr):
     tl.store(record + LOWEST_AT, lowest_at)
     tl.store(record + HIGH, high)
     tl.store(record + GAINED, gained)
+    tl.store(record + ASTRAY, astray)
     if goes_back:
         tl.debug_barrier()
         _begin_again(record, nothing_gained, lowest, losses, step)
     if by_adam:
-        if goes_back:
+        if is_other:
+            _renew(record, size_there, horizon, taken)
+        elif goes_back:
             _cut(record, size_there, full_rate)
     elif goes_back | ends:
         why = tl.where(ends, ENDED, tl.where(rises, RISES, WAITS))
