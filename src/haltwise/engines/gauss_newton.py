@@ -55,7 +55,8 @@ class GaussNewton(Engine):
         added = damping.unsqueeze(1) * memory["scale"]
         # Where a parameter is hardly felt, a whole step would lead to where it is not felt at all.
         flat = torch.finfo(normal.dtype).eps
-        move, definite = newton_direction(normal + torch.diag_embed(added), point.grad, flat=flat)
+        damped = normal + torch.diag_embed(added)
+        move, definite = newton_direction(damped, point.grad, point.params, flat=flat)
         slope = (move * point.grad).sum(1)
         # -g s - s^T J^T J s / 2, where (J^T J + added) s = -g
         gain = 0.5 * ((added * move.square()).sum(1) - slope)
