@@ -20,7 +20,10 @@ from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
 from haltwise.rollout.step_graphs import Loop, StepGraphs, advance_all, batch_kind
 from haltwise.tasks.base import TaskBatch
 
-__all__ = ["Begun", "Descended", "begin", "descend", "failures_of", "reasons_of"]
+__all__ = ["ZERO", "Begun", "Descended", "begin", "descend", "failures_of", "reasons_of"]
+
+ZERO = "the gradient is zero"
+"""Why `descend` halts a problem that has nowhere to go, in words."""
 
 _MOVING = 0.5  # of an evaluation, that it costs to move a problem and its data
 
@@ -70,7 +73,7 @@ def reasons_of(stops: Sequence[EngineStop]) -> tuple[str, ...]:
     return (
         *(reason for stop in stops for reason in stop.reasons),
         "no direction is found in which the loss falls",
-        "the gradient is zero",
+        ZERO,
     )
 
 
