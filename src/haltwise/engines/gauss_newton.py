@@ -16,6 +16,7 @@ __all__ = ["GaussNewton"]
 _FIRST = 1e-3  # damping after the first step that failed
 _LEAST = 1e-7  # damping below which there is none
 _FALL = 10.0  # by which damping falls after a step that went as forecast
+_BEYOND = 20.0  # length of a step in one coordinate by J alone, of which J says nothing
 _WELL, _POORLY = 0.75, 0.25  # shares of the forecast that a step gained
 
 
@@ -26,6 +27,8 @@ class GaussNewton(Engine):
 
     (J^T J + lambda diag) s = -J^T r, with the largest diagonal seen. lambda is 0 until a step
     fails; it then grows as Nielsen 1999 has it, and falls where steps gain what was forecast.
+    At its bound a parameter has no J in the coordinate that stands for it. Where its step would be
+    beyond all bounds, so that others could make none, J^T J is told how the coordinate bends.
     An evaluation is residuals and their Jacobian.
     """
 
@@ -38,13 +41,19 @@ class GaussNewton(Engine):
 
     def observe(self, batch: TaskBatch, params: Tensor) -> EngineObservation:
         assert isinstance(batch, SupportsResiduals)
-        return EngineObservation(*squares(*batch.observe_residuals(params)))
+        loss, grad, curvature = squares(*batch.observe_residuals(params))
+        bend = batch.bend(params)
+        if bend is not None:
+            beyond = grad.abs() > _BEYOND * curvature.diagonal(dim1=-2, dim2=-1)
+            convex = (bend * grad).clamp_min(0) * beyond
+            curvature = curvature + torch.diag_embed(convex)
+        return EngineObservation(loss, grad, curvature)
 
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         assert seen.curvature is not None
         none = torch.zeros_like(seen.loss)
         return {
-            "normal": seen.curvature,  # J^T J
+            "normal": seen.curvature,  # J^T J, and how coordinates bend
             "scale": _diagonal(seen.curvature),
             "damping": none,
             "growth": none + 2,
