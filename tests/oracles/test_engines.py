@@ -516,6 +516,54 @@ def test_a_direction_is_newton_s_or_descends(*, definite: bool) -> None:
     assert ((direction * grad).sum(1) < 0).all()
 
 
+def growths(height: float) -> FunctionBatch:
+    """Logistic growths, far steeper than where they begin to be fitted."""
+    draw = seeded(10)
+    time = torch.linspace(0, 5, 40, dtype=DOUBLE).expand(40, 40)
+    truth = torch.rand(40, 4, generator=draw, dtype=DOUBLE) * torch.tensor([9.0, 3.0, 0.0, 2.0])
+    truth = height * (truth + torch.tensor([1.0, 0.0, 0.0, -1.0]))
+    truth[:, 1:3] = torch.stack((truth[:, 1] / height + 1, torch.full((40,), 2.5)), 1)
+
+    def growth(params: Tensor, time: Tensor) -> Tensor:
+        size, rate, half, rest = params.T.unsqueeze(-1)
+        return size * (rate * (time - half)).sigmoid() + rest
+
+    noise = 0.05 * torch.randn(40, 40, generator=draw, dtype=DOUBLE)
+    start = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=DOUBLE).repeat(40, 1)
+    return FunctionBatch(
+        start,
+        residuals=lambda params, time, y: growth(params, time) - y,
+        data={"time": time, "y": growth(truth, time) + noise},
+    )
+
+
+def test_few_fits_of_growths_end_on_a_plateau() -> None:
+    """A third of them ended where the growth is over, as a success."""
+    problem = growths(1.0)
+    found, num_worse = haltwise.solve(problem, method="gauss-newton"), 0
+    for index in range(40):
+        one = problem.select(torch.tensor([index]))
+
+        def residuals(params: Any, one: FunctionBatch = one) -> Any:
+            return one.residuals(torch.from_numpy(params)[None], **one.data)[0].numpy()  # type: ignore[misc]
+
+        known = scipy.optimize.least_squares(residuals, one.start[0].numpy())
+        num_worse += bool(found.loss[index] > known.cost * (1 + 1e-6))
+    assert num_worse <= 1
+
+
+def test_a_plateau_that_is_the_lowest_point_is_returned_and_no_success() -> None:
+    problem = growths(1e6).to(torch.float32)
+    found = haltwise.solve(problem, method="gauss-newton", history=True)
+    on_plateau = torch.tensor(["plateau" in found.why(index) for index in range(40)])
+    assert on_plateau.any()
+    assert not found.success[on_plateau].any()
+    assert found.history is not None
+    history = found.history[on_plateau].nan_to_num(torch.inf)
+    assert torch.equal(found.loss[on_plateau], history.amin(1))
+    assert torch.equal(found.steps[on_plateau], history.argmin(1))
+
+
 # ------------------------------------------------------------------------- derivatives and choice
 
 

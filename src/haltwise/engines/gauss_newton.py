@@ -17,6 +17,7 @@ _FIRST = 1e-3  # damping after the first step that failed
 _LEAST = 1e-7  # damping below which there is none
 _FALL = 10.0  # by which damping falls after a step that went as forecast
 _BEYOND = 20.0  # length of a step in one coordinate by J alone, of which J says nothing
+_UNFELT = 2e-16  # of J^T J before a step: the rounding of float64
 _WELL, _POORLY = 0.75, 0.25  # shares of the forecast that a step gained
 
 
@@ -29,9 +30,12 @@ class GaussNewton(Engine):
     fails; it then grows as Nielsen 1999 has it, and falls where steps gain what was forecast.
     At its bound a parameter has no J in the coordinate that stands for it. Where its step would be
     beyond all bounds, so that others could make none, J^T J is told how the coordinate bends.
+    A step behind which a parameter is no longer felt is refused, unless it gained what was
+    forecast: it leads to a plateau, from where no way leads on.
     An evaluation is residuals and their Jacobian.
     """
 
+    passes_over = True
     completes = True
 
     def refusal(self, batch: TaskBatch) -> str | None:
@@ -75,9 +79,14 @@ class GaussNewton(Engine):
         self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory
     ) -> tuple[Tensor, Memory]:
         assert seen.curvature is not None
-        taken = seen.is_finite() & is_lower(point, seen, torch.ones_like(seen.loss), proposal.slope)
         damping, growth = memory["damping"], memory["growth"]
         share = (point.loss - seen.loss) / proposal.gain
+        before, behind = (
+            matrix.diagonal(dim1=-2, dim2=-1) for matrix in (memory["normal"], seen.curvature)
+        )
+        strays = (behind < _UNFELT * before).any(1) & ~(share > _WELL)
+        lower = is_lower(point, seen, torch.ones_like(seen.loss), proposal.slope)
+        taken = seen.is_finite() & lower & ~strays
         calmer = torch.where(share > _WELL, damping / _FALL, damping)
         calmer = torch.where(calmer < _LEAST, 0, calmer)
         calmer = torch.where(share < _POORLY, (2 * damping).clamp_min(_FIRST), calmer)
