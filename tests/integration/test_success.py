@@ -318,3 +318,21 @@ def test_minimize_says_so_too_and_tells_its_callback_of_nothing() -> None:
     assert "start elsewhere" in found.message
     assert found.fun == 1
     assert not told
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_what_is_asked_in_the_end_is_asked_in_chunks(start: float) -> None:
+    """Of starts without a gradient and of parameters near bounds, as the problems were solved."""
+    sizes: list[int] = []
+
+    def counted(params: Tensor, x: Tensor) -> Tensor:
+        sizes.append(len(params))
+        return (params - start).square().sum(1) + 0 * x[:, 0]
+
+    data = {"x": torch.zeros(200, 2**14, dtype=torch.float64)}
+    bounds = haltwise.interval(-1, 1) if start else None
+    problem = FunctionBatch(
+        torch.full((200, 2), start, dtype=torch.float64), counted, data, bounds=bounds
+    )
+    assert haltwise.solve(problem, method="lbfgs").success.all()
+    assert 100 < max(sizes) < 200

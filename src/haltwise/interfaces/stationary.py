@@ -6,6 +6,7 @@ from torch import Tensor
 from haltwise._core.random import stream
 from haltwise._core.tensors import are_finite
 from haltwise.engines.base import rounding
+from haltwise.interfaces.engine_run import cached_chunk
 from haltwise.tasks.base import TaskBatch
 
 __all__ = ["NO_MINIMUM", "falls_from"]
@@ -30,15 +31,16 @@ def falls_from(problem: TaskBatch, params: Tensor, loss: Tensor, asked: Tensor) 
         asked: Of which problems it is to be told, bool [B].
     """
     falls = torch.zeros_like(asked)
-    rows = asked.nonzero().squeeze(1)
-    if len(rows) == 0 or problem.stochastic:
+    if problem.stochastic or not asked.any():
         return falls
-    part, here, limit = problem.select(rows), params[rows], (loss - rounding(loss))[rows]
-    length = torch.finfo(here.dtype).eps ** 0.25 * torch.where(here == 0, 1, here.abs())
-    draw = stream(0, "stationary")
-    for _ in range(_DIRECTIONS):
-        move = torch.randn(here.shape[1], generator=draw, dtype=torch.float64, device="cpu")
-        with torch.enable_grad():  # a loss may differentiate inside
-            there = part.observe_loss(here + length * move.to(here), 0).detach()
-        falls[rows] |= are_finite(there) & (there < limit)
+    limit = loss - rounding(loss)
+    for rows in asked.nonzero().squeeze(1).split(cached_chunk(problem)):
+        part, here = problem.select(rows), params[rows]
+        length = torch.finfo(here.dtype).eps ** 0.25 * torch.where(here == 0, 1, here.abs())
+        draw = stream(0, "stationary")
+        for _ in range(_DIRECTIONS):
+            move = torch.randn(here.shape[1], generator=draw, dtype=torch.float64, device="cpu")
+            with torch.enable_grad():  # a loss may differentiate inside
+                there = part.observe_loss(here + length * move.to(here), 0).detach()
+            falls[rows] |= are_finite(there) & (there < limit[rows])
     return falls
