@@ -245,6 +245,33 @@ def test_a_network_in_half_precision_costs_what_it_did(
     assert found.double().process.exit_costs.dtype == DOUBLE
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_no_longer_moves_ends_in_half_precision(dtype: torch.dtype) -> None:
+    class Settled(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return torch.ones_like(tokens)
+
+    found = AdaptiveComputation(RepeatedBlock(Settled(), 4, max_steps=6), generator=seeded())
+    nn.init.ones_(found.head.readout.weight)
+    nn.init.constant_(found.head.readout.bias, -20.0)  # until a unit is moved by the logarithm
+    tokens = torch.randn(5, 3, 4, generator=seeded())
+    assert found.run(tokens, 0.1).exits.tolist() == [1] * 5
+    assert found.to(dtype).run(tokens.to(dtype), 0.1).exits.tolist() == [1] * 5
+
+
+def test_a_position_that_has_ended_stays_whatever_later_units_make_of_it() -> None:
+    class Inverse(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return 1 / image
+
+    stage = ResidualStage([Inverse(), Inverse()], 4, per="position")
+    image, active = torch.ones(1, 4, 2, 2), torch.ones(1, 2, 2, dtype=torch.bool)
+    image[0, :, 0, 0], active[0, 0, 0] = 0, False
+    output = stage.step(0, stage.init(image), active).output
+    assert output[0, 0, 0].tolist() == [0.0] * 4
+    assert output[0, 1, 1].tolist() == [2.0] * 4
+
+
 class Unit(nn.Module):
     def __init__(self, **settings: Any) -> None:
         super().__init__()

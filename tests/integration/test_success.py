@@ -281,3 +281,58 @@ def test_a_concave_way_forecasts_without_bound() -> None:
     steps = torch.zeros(1, MEMORY, 3)
     steps[0, 0] = 1
     assert forecast_gain(torch.ones(1, 3), steps, -steps).isinf().all()
+
+
+# ------------------------------------------------------------------------ starts without a gradient
+
+
+@pytest.mark.parametrize("method", ["newton", "gauss-newton", "bfgs", "lbfgs", "adam", "lstm"])
+def test_a_start_at_a_maximum_or_saddle_is_no_success(method: str) -> None:
+    """Products of factors that begin at 0, and what is as low as it can be, or flat, beside."""
+
+    def residuals(params: Tensor, kind: Tensor) -> Tensor:
+        x, y = params.unbind(1)
+        found = torch.stack((x * y - 1, x.cos(), x.square() + y.square(), 0 * x + 3))
+        return found.gather(0, kind.unsqueeze(0)).mT
+
+    start, kind = torch.zeros(4, 2, dtype=torch.float64), torch.arange(4)
+    given: Any = {"residuals": residuals}
+    if method != "gauss-newton":
+        given = {"loss": lambda params, kind: residuals(params, kind).square().sum(1) / 2}
+    found = haltwise.solve(FunctionBatch(start, data={"kind": kind}, **given), method=method)
+    assert found.success.tolist() == [False, False, True, True]
+    assert found.num_gradients.tolist() == [1] * 4
+    assert "saddle" in found.why(0)
+    assert found.why(2) == "the gradient is zero"
+
+
+def test_minimize_says_so_too_and_tells_its_callback_of_nothing() -> None:
+    told: list[Any] = []
+    found = haltwise.minimize(
+        lambda x: (x[0] * x[1] - 1) ** 2,
+        [0.0, 0.0],
+        jac=lambda x: 2 * (x[0] * x[1] - 1) * x[::-1],
+        callback=told.append,
+    )
+    assert not found.success
+    assert "start elsewhere" in found.message
+    assert found.fun == 1
+    assert not told
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_what_is_asked_in_the_end_is_asked_in_chunks(start: float) -> None:
+    """Of starts without a gradient and of parameters near bounds, as the problems were solved."""
+    sizes: list[int] = []
+
+    def counted(params: Tensor, x: Tensor) -> Tensor:
+        sizes.append(len(params))
+        return (params - start).square().sum(1) + 0 * x[:, 0]
+
+    data = {"x": torch.zeros(200, 2**14, dtype=torch.float64)}
+    bounds = haltwise.interval(-1, 1) if start else None
+    problem = FunctionBatch(
+        torch.full((200, 2), start, dtype=torch.float64), counted, data, bounds=bounds
+    )
+    assert haltwise.solve(problem, method="lbfgs").success.all()
+    assert 100 < max(sizes) < 200

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+import scipy.optimize
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -234,6 +235,32 @@ def test_problems_with_such_derivatives_have_the_same_solutions() -> None:
     ):
         solution = haltwise.solve(batch, method=method, gtol=1e-8, max_steps=500)
         torch.testing.assert_close(solution.loss, expected.loss, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["gauss-newton", "newton", "bfgs"])
+def test_linear_least_squares_within_bounds_are_scipy_s(method: str) -> None:
+    """Of which some parameters lie at their bounds, and hold up none of the others."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(0, 5, 50, dtype=DOUBLE).expand(40, 50)
+    design = torch.stack((torch.ones_like(x), x, x.square()), 2)
+    truth = torch.tensor([3.0, 1.0, 0.1]) * torch.randn(40, 3, generator=generator, dtype=DOUBLE)
+    noise = 0.05 * torch.randn(40, 50, generator=generator, dtype=DOUBLE)
+    data = {"design": design, "y": (design @ truth.unsqueeze(2)).squeeze(2) + noise}
+
+    def misses(params: Tensor, design: Tensor, y: Tensor) -> Tensor:
+        return (params.unsqueeze(1) @ design.mT).squeeze(1) - y
+
+    given: Any = {"residuals": misses}
+    if method != "gauss-newton":
+        given = {"loss": lambda *args, **kwargs: misses(*args, **kwargs).square().sum(1) / 2}
+    start = torch.full((40, 3), 0.5, dtype=DOUBLE)
+    problem = FunctionBatch(start, data=data, bounds=haltwise.positive(), **given)
+    found = haltwise.solve(problem, method=method)
+    assert found.success.all()
+    for index in range(40):
+        own = data["design"][index].numpy(), data["y"][index].numpy()
+        due = scipy.optimize.nnls(*own)[1] ** 2 / 2
+        assert found.loss[index] <= due * (1 + 1e-3) + 1e-3
 
 
 @given(seed=st.integers(0, 99))

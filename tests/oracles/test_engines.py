@@ -508,12 +508,60 @@ def test_a_direction_is_newton_s_or_descends(*, definite: bool) -> None:
     root = torch.randn(50, 4, 4, generator=seeded(1), dtype=DOUBLE)
     matrix = root @ root.mT + 0.1 * torch.eye(4) if definite else root + root.mT
     grad = torch.randn(50, 4, generator=seeded(2), dtype=DOUBLE)
-    direction, known = newton_direction(matrix, grad)
+    direction, known = newton_direction(matrix, grad, torch.ones(50, 4, dtype=DOUBLE))
     values, vectors = torch.linalg.eigh(matrix)
     assert torch.equal(known, (values > 0).all(1))
     expected = -(vectors @ ((vectors.mT @ grad.unsqueeze(-1)) / values.abs().unsqueeze(-1)))
     torch.testing.assert_close(direction, expected.squeeze(-1))
     assert ((direction * grad).sum(1) < 0).all()
+
+
+def growths(height: float) -> FunctionBatch:
+    """Logistic growths, far steeper than where they begin to be fitted."""
+    draw = seeded(10)
+    time = torch.linspace(0, 5, 40, dtype=DOUBLE).expand(40, 40)
+    truth = torch.rand(40, 4, generator=draw, dtype=DOUBLE) * torch.tensor([9.0, 3.0, 0.0, 2.0])
+    truth = height * (truth + torch.tensor([1.0, 0.0, 0.0, -1.0]))
+    truth[:, 1:3] = torch.stack((truth[:, 1] / height + 1, torch.full((40,), 2.5)), 1)
+
+    def growth(params: Tensor, time: Tensor) -> Tensor:
+        size, rate, half, rest = params.T.unsqueeze(-1)
+        return size * (rate * (time - half)).sigmoid() + rest
+
+    noise = 0.05 * torch.randn(40, 40, generator=draw, dtype=DOUBLE)
+    start = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=DOUBLE).repeat(40, 1)
+    return FunctionBatch(
+        start,
+        residuals=lambda params, time, y: growth(params, time) - y,
+        data={"time": time, "y": growth(truth, time) + noise},
+    )
+
+
+def test_few_fits_of_growths_end_on_a_plateau() -> None:
+    """A third of them ended where the growth is over, as a success."""
+    problem = growths(1.0)
+    found, num_worse = haltwise.solve(problem, method="gauss-newton"), 0
+    for index in range(40):
+        one = problem.select(torch.tensor([index]))
+
+        def residuals(params: Any, one: FunctionBatch = one) -> Any:
+            return one.residuals(torch.from_numpy(params)[None], **one.data)[0].numpy()  # type: ignore[misc]
+
+        known = scipy.optimize.least_squares(residuals, one.start[0].numpy())
+        num_worse += bool(found.loss[index] > known.cost * (1 + 1e-6))
+    assert num_worse <= 1
+
+
+def test_a_plateau_that_is_the_lowest_point_is_returned_and_no_success() -> None:
+    problem = growths(1e6).to(torch.float32)
+    found = haltwise.solve(problem, method="gauss-newton", history=True)
+    on_plateau = torch.tensor(["plateau" in found.why(index) for index in range(40)])
+    assert on_plateau.any()
+    assert not found.success[on_plateau].any()
+    assert found.history is not None
+    history = found.history[on_plateau].nan_to_num(torch.inf)
+    assert torch.equal(found.loss[on_plateau], history.amin(1))
+    assert torch.equal(found.steps[on_plateau], history.argmin(1))
 
 
 # ------------------------------------------------------------------------- derivatives and choice
@@ -524,14 +572,15 @@ def test_what_is_definite_is_told_from_rounding_in_any_units(dtype: torch.dtype)
     columns = torch.randn(500, 12, 4, generator=seeded(5), dtype=dtype)
     grad = torch.randn(500, 4, generator=seeded(6), dtype=dtype)
     units = 2.0 ** torch.tensor([-10.0, 3.0, 10.0, 0.0], dtype=dtype)
-    plain, known = newton_direction(columns.mT @ columns, grad)
+    one = torch.ones_like(grad)
+    plain, known = newton_direction(columns.mT @ columns, grad, one)
     scaled = columns * units
-    found, told = newton_direction(scaled.mT @ scaled, grad * units)
+    found, told = newton_direction(scaled.mT @ scaled, grad * units, one / units)
     assert known.all()
     assert told.all()
     torch.testing.assert_close(found * units, plain)
     columns[..., -1] = columns[..., :-1].sum(-1)  # of no rank more
-    assert not newton_direction(columns.mT @ columns, grad)[1].any()
+    assert not newton_direction(columns.mT @ columns, grad, one)[1].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
@@ -562,6 +611,59 @@ def test_units_of_the_parameters_do_not_hinder_newton_in_single_precision() -> N
     assert found.success.all()
     assert found.num_gradients.max() <= 4
     torch.testing.assert_close(found.params, torch.ones(40, 7), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("method", ["newton", "bfgs", "gauss-newton"])
+@pytest.mark.parametrize("units", [(1e9, 1.0, 1.0), (1e-9, 1.0, 1.0), (1.0, 1e9, 1.0)])
+def test_units_of_the_parameters_hinder_no_fit(method: str, units: tuple[float, ...]) -> None:
+    """Amperes in which a current has 1e-9, or a rate of 1e9 a second."""
+    draw, unit = seeded(8), torch.tensor(units, dtype=DOUBLE)
+    x = 5 * torch.rand(20, 30, generator=draw, dtype=DOUBLE)
+    truth = torch.rand(20, 3, generator=draw, dtype=DOUBLE) + torch.tensor([4.0, 0.5, 0.5])
+    noise = 0.05 * torch.randn(20, 30, generator=draw, dtype=DOUBLE)
+
+    def decays(params: Tensor, x: Tensor) -> Tensor:
+        size, rate, rest = (params / unit).T.unsqueeze(-1)
+        return size * (-rate * x).exp() + rest
+
+    def residuals(params: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return decays(params, x) - y
+
+    def loss(params: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return residuals(params, x, y).square().sum(1) / 2
+
+    data = {"x": x, "y": decays(truth * unit, x) + noise}
+    start = torch.tensor([1.0, 1.0, 0.0], dtype=DOUBLE).repeat(20, 1) * unit
+    given: Any = {"residuals": residuals} if method == "gauss-newton" else {"loss": loss}
+    found = haltwise.solve(FunctionBatch(start, data=data, **given), method=method)
+    for index in range(20):
+        own = {name: value[index, None] for name, value in data.items()}
+        known = scipy.optimize.least_squares(
+            lambda p, own=own: residuals(torch.from_numpy(p)[None] * unit, **own)[0].numpy(),
+            [1.0, 1.0, 0.0],
+        )
+        assert found.loss[index] < known.cost * (1 + 1e-6)
+    assert found.success.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("method", ["newton", "bfgs"])
+def test_units_of_columns_hinder_no_regression(method: str, dtype: torch.dtype) -> None:
+    draw = seeded(9)
+    x, truth = torch.randn(20, 40, 5, generator=draw), torch.randn(20, 5, 1, generator=draw)
+    y = (torch.rand(20, 40, generator=draw) < (x @ truth).squeeze(-1).sigmoid()).to(dtype)
+    units, start = 10.0 ** torch.linspace(-9, 9, 5), torch.zeros(20, 5, dtype=dtype)
+
+    def fitted(x: Tensor, ridge: Tensor) -> haltwise.Solution:
+        def loss(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            z = (w.unsqueeze(1) @ x.mT).squeeze(1)
+            return (softplus(z) - y * z).sum(1) + (ridge * w).square().sum(1) / 4
+
+        return haltwise.solve(FunctionBatch(start, loss, {"x": x, "y": y}), method=method)
+
+    one, other = fitted(x.to(dtype), units**0), fitted((x * units).to(dtype), units)
+    assert other.success.all()
+    torch.testing.assert_close(other.loss, one.loss, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam"])

@@ -78,6 +78,24 @@ def test_gradients_are_differences() -> None:
     assert torch.autograd.gradcheck(loss, [value.requires_grad_() for value in arguments])
 
 
+def test_half_precision_reads_prices_beyond_its_own() -> None:
+    cell = VariableComputationCell(nn.GRUCell(3, 10)).half()
+    for price in (1e-9, 1e6):
+        step = cell(torch.ones(2, 3, dtype=torch.float16), price=price)
+        assert step.hidden.isfinite().all()
+
+
+def test_a_token_that_is_no_number_disturbs_no_other() -> None:
+    cell = VariableComputationCell(nn.GRUCell(3, 10))
+    inputs = torch.randn(4, 3, generator=seeded())
+    due = cell.run(inputs, price=0.1)
+    broken = cell.run(inputs.index_fill(0, torch.tensor([2]), torch.nan), price=0.1)
+    others = [0, 1, 3]
+    torch.testing.assert_close(broken.hidden[others], due.hidden[others])
+    assert torch.equal(broken.width[others], due.width[others])
+    assert broken.hidden[2].isnan().all()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match=r"nn[.]GRUCell, got LSTMCell"):
         VariableComputationCell(nn.LSTMCell(2, 3))  # type: ignore[arg-type]

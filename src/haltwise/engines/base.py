@@ -111,6 +111,8 @@ class Engine(ABC):
 
     is_monotone: ClassVar[bool] = True
     """Whether a step is taken only if it lowers the loss, but for rounding."""
+    passes_over: ClassVar[bool] = False
+    """Whether a step may be refused though it lowers the loss; the host remembers where it led."""
     completes: ClassVar[bool] = False
     """Whether the step at hand where a problem halts is so good that it is taken on the forecast,
     if the loss alone confirms it."""

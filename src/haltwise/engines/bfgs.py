@@ -68,10 +68,11 @@ class BFGS(Engine):
 
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         assert seen.curvature is not None
-        inverse, unseen = positive_inverse(seen.curvature, seen.grad, first_length(point.params))
-        scale = inverse.diagonal(dim1=-2, dim2=-1).mean(1)
+        inverse, unseen, units = positive_inverse(seen.curvature, seen.grad, point.params)
+        scale = (inverse.diagonal(dim1=-2, dim2=-1) / units.square()).mean(1)
         return {
             "inverse": inverse,
+            "units": units,  # of the parameters, in which lengths are measured
             "scale": scale,  # of the inverse where it begins anew
             "length": torch.ones_like(scale),
             "reach": torch.full_like(scale, torch.inf),  # of the next step
@@ -82,7 +83,7 @@ class BFGS(Engine):
 
     def propose(self, point: Point, memory: Memory) -> Proposal:
         direction = _times(memory["inverse"], point.grad).neg_()
-        size = direction.square().sum(1).sqrt()
+        size = (direction / memory["units"]).square().sum(1).sqrt()
         direction = direction * (memory["reach"] / size).clamp_max(1).nan_to_num(0).unsqueeze(1)
         slope, length = (direction * point.grad).sum(1), memory["length"]
         move = length.unsqueeze(1) * direction
@@ -91,11 +92,12 @@ class BFGS(Engine):
     def learn(
         self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        length, move = memory["length"], proposal.move
+        length, move, units = memory["length"], proposal.move, memory["units"]
         finite = seen.is_finite()
         taken = finite & is_lower(point, seen, length, proposal.slope)
         change, fall = seen.grad - point.grad, point.loss - seen.loss
-        bend, size, way = (move * change).sum(1), change.square().sum(1), move.square().sum(1)
+        bend = (move * change).sum(1)
+        size, way = (change * units).square().sum(1), (move / units).square().sum(1)
         convex = taken & is_convex(bend, way, size)
         failures = (memory["failures"] + 1).masked_fill(taken, 0)
         forgets = failures == _FAILURES
@@ -106,11 +108,12 @@ class BFGS(Engine):
         growth = torch.where(taken, _GROWTH, torch.ones_like(length))
         grown = growth.view(-1, 1, 1) * memory["inverse"]
         updated = _updated(memory["inverse"], move, change, bend)
-        one = torch.eye(move.shape[1], dtype=move.dtype, device=move.device)
+        anew = torch.diag_embed(scale.unsqueeze(1) * units.square())
         inverse = torch.where(convex.view(-1, 1, 1), updated, grown)
         shorter = shortened(length, proposal.slope, -fall, finite)
         return taken, {
-            "inverse": torch.where(forgets.view(-1, 1, 1), scale.view(-1, 1, 1) * one, inverse),
+            "inverse": torch.where(forgets.view(-1, 1, 1), anew, inverse),
+            "units": units,
             "scale": scale,
             "length": torch.where(taken | forgets, 1, shorter),
             "reach": torch.where(taken, _REACH * way.sqrt(), memory["reach"]),

@@ -3,14 +3,17 @@
 import torch
 from torch import Tensor
 
+from haltwise.engines.base import first_length
+
 __all__ = ["newton_direction", "positive_inverse"]
 
 _TOLD = 8  # roundings of a diagonal entry; of singular matrices up to some four are left of it
 _FLAT = 2e-16  # of the largest curvature: the rounding of float64, so that units matter little
+_FELT = 1.5e-8  # likewise in units of the parameters' sizes, of what is felt of each
 
 
 def newton_direction(
-    curvature: Tensor, grad: Tensor, *, flat: float = _FLAT
+    curvature: Tensor, grad: Tensor, params: Tensor, *, flat: float = _FLAT
 ) -> tuple[Tensor, Tensor]:
     """-C^-1 g, and where C is positive definite, bool [M].
 
@@ -21,6 +24,7 @@ def newton_direction(
     Args:
         curvature: C, symmetric, shape [M, D, D].
         grad: g, shape [M, D].
+        params: Where, shape [M, D]; what is small beside others may be so for its unit.
         flat: Share of the largest curvature below which nothing is told of a direction, whatever
             the rounding.
     """
@@ -29,12 +33,44 @@ def newton_direction(
     pivots, own = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (factor, curvature))
     left = pivots.square()
     # What is left of a diagonal entry, whatever its units; also false where anything is not finite.
-    told = (left > _TOLD * torch.finfo(grad.dtype).eps * own).all(1)
-    definite = told & (left.amin(1) > flat * left.amax(1)) & (info == 0)
+    told = (left > _TOLD * torch.finfo(grad.dtype).eps * own).all(1) & (info == 0)
+    definite = told & (left.amin(1) > flat * left.amax(1))
     if not definite.all():
         rows = (~definite).nonzero().squeeze(1)
-        direction[rows] = _along_eigenvectors(curvature[rows], grad[rows])
+        units = _units(curvature[rows], params[rows])
+        left = left[rows] * units.square()
+        definite[rows] = told[rows] & (left.amin(1) > flat * left.amax(1))
+        others = ~definite[rows]
+        rows, units = rows[others], units[others]
+        found = _along_eigenvectors(_in_units(curvature[rows], units), units * grad[rows])
+        direction[rows] = units * found
     return direction, definite
+
+
+def _units(curvature: Tensor, params: Tensor) -> Tensor:
+    """Units in which curvatures are alike, shape [M, D]; 1 where they are already.
+
+    They are the sizes of the parameters, if these make them alike: what is hardly felt of one that
+    is changed by its own size is flat in any unit. One that is 0 tells no size, and counts as felt
+    as much as the others.
+    """
+    own, size = curvature.diagonal(dim1=1, dim2=2).abs(), params.abs()
+    most = (own * size.square()).amax(1, keepdim=True)
+    most = torch.where(most > 0, most, 1)
+    units = torch.where(size > 0, size, torch.where(own > 0, most / own, 1).sqrt())
+    differ = ~_are_alike(own, torch.finfo(own.dtype).eps ** 0.5)  # less is lost beside the largest
+    helps = differ & _are_alike(own * units.square(), _FELT) & units.isfinite().all(1)
+    return torch.where(helps.unsqueeze(1), units, 1)
+
+
+def _are_alike(own: Tensor, share: float) -> Tensor:
+    """Where all of the curvatures [M, D] above 0 are more than a share of the largest."""
+    least = torch.where(own > 0, own, torch.inf).amin(1)
+    return least > share * own.amax(1)
+
+
+def _in_units(curvature: Tensor, units: Tensor) -> Tensor:
+    return units.unsqueeze(2) * curvature * units.unsqueeze(1)
 
 
 def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
@@ -51,24 +87,30 @@ def _along_eigenvectors(curvature: Tensor, grad: Tensor) -> Tensor:
     return torch.where(finite.unsqueeze(1), direction.nan_to_num(0), torch.nan)
 
 
-def positive_inverse(curvature: Tensor, grad: Tensor, longest: Tensor) -> tuple[Tensor, Tensor]:
+def positive_inverse(
+    curvature: Tensor, grad: Tensor, params: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """A positive definite matrix for C^-1, shape [M, D, D].
 
-    Eigenvalues are replaced by their sizes, and made so large that -C^-1 g is at most `longest`
-    along each eigenvector. Longer steps, as along a flat one, end on plateaus where nothing is left
-    to learn.
+    Eigenvalues are replaced by their sizes, and made so large that -C^-1 g goes at most
+    `first_length` along each eigenvector. Longer steps, as along a flat one, end on plateaus where
+    nothing is left to learn.
 
     Args:
         curvature: C, symmetric and finite, shape [M, D, D].
         grad: g, shape [M, D].
-        longest: Shape [M].
+        params: Where, shape [M, D].
 
     Returns:
-        The matrix, and of how many eigenvalues it is not the inverse, int64 [M].
+        The matrix; of how many eigenvalues it is not the inverse, int64 [M]; and the units of the
+        parameters in which these were computed, shape [M, D].
     """
-    values, vectors = torch.linalg.eigh(curvature)
+    units = _units(curvature, params)
+    longest = first_length(params / units)
+    values, vectors = torch.linalg.eigh(_in_units(curvature, units))
     sizes, eps = values.abs(), torch.finfo(grad.dtype).eps
-    along = (vectors.mT @ grad.nan_to_num(0, 0, 0).unsqueeze(-1)).squeeze(-1).abs()
+    grad = units * grad.nan_to_num(0, 0, 0)
+    along = (vectors.mT @ grad.unsqueeze(-1)).squeeze(-1).abs()
     floor = torch.maximum(along / longest.unsqueeze(1), eps**0.5 * sizes.amax(1, keepdim=True))
     inverse = (vectors / torch.maximum(sizes, floor).unsqueeze(1)) @ vectors.mT
-    return inverse, (values < floor).sum(1)
+    return _in_units(inverse, units), (values < floor).sum(1), units

@@ -16,6 +16,8 @@ __all__ = ["GaussNewton"]
 _FIRST = 1e-3  # damping after the first step that failed
 _LEAST = 1e-7  # damping below which there is none
 _FALL = 10.0  # by which damping falls after a step that went as forecast
+_BEYOND = 20.0  # length of a step in one coordinate by J alone, of which J says nothing
+_UNFELT = 2e-16  # of J^T J before a step: the rounding of float64
 _WELL, _POORLY = 0.75, 0.25  # shares of the forecast that a step gained
 
 
@@ -26,9 +28,14 @@ class GaussNewton(Engine):
 
     (J^T J + lambda diag) s = -J^T r, with the largest diagonal seen. lambda is 0 until a step
     fails; it then grows as Nielsen 1999 has it, and falls where steps gain what was forecast.
+    At its bound a parameter has no J in the coordinate that stands for it. Where its step would be
+    beyond all bounds, so that others could make none, J^T J is told how the coordinate bends.
+    A step behind which a parameter is no longer felt is refused, unless it gained what was
+    forecast: it leads to a plateau, from where no way leads on.
     An evaluation is residuals and their Jacobian.
     """
 
+    passes_over = True
     completes = True
 
     def refusal(self, batch: TaskBatch) -> str | None:
@@ -38,13 +45,19 @@ class GaussNewton(Engine):
 
     def observe(self, batch: TaskBatch, params: Tensor) -> EngineObservation:
         assert isinstance(batch, SupportsResiduals)
-        return EngineObservation(*squares(*batch.observe_residuals(params)))
+        loss, grad, curvature = squares(*batch.observe_residuals(params))
+        bend = batch.bend(params)
+        if bend is not None:
+            beyond = grad.abs() > _BEYOND * curvature.diagonal(dim1=-2, dim2=-1)
+            convex = (bend * grad).clamp_min(0) * beyond
+            curvature = curvature + torch.diag_embed(convex)
+        return EngineObservation(loss, grad, curvature)
 
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         assert seen.curvature is not None
         none = torch.zeros_like(seen.loss)
         return {
-            "normal": seen.curvature,  # J^T J
+            "normal": seen.curvature,  # J^T J, and how coordinates bend
             "scale": _diagonal(seen.curvature),
             "damping": none,
             "growth": none + 2,
@@ -55,7 +68,8 @@ class GaussNewton(Engine):
         added = damping.unsqueeze(1) * memory["scale"]
         # Where a parameter is hardly felt, a whole step would lead to where it is not felt at all.
         flat = torch.finfo(normal.dtype).eps
-        move, definite = newton_direction(normal + torch.diag_embed(added), point.grad, flat=flat)
+        damped = normal + torch.diag_embed(added)
+        move, definite = newton_direction(damped, point.grad, point.params, flat=flat)
         slope = (move * point.grad).sum(1)
         # -g s - s^T J^T J s / 2, where (J^T J + added) s = -g
         gain = 0.5 * ((added * move.square()).sum(1) - slope)
@@ -65,9 +79,14 @@ class GaussNewton(Engine):
         self, point: Point, proposal: Proposal, seen: EngineObservation, memory: Memory
     ) -> tuple[Tensor, Memory]:
         assert seen.curvature is not None
-        taken = seen.is_finite() & is_lower(point, seen, torch.ones_like(seen.loss), proposal.slope)
         damping, growth = memory["damping"], memory["growth"]
         share = (point.loss - seen.loss) / proposal.gain
+        before, behind = (
+            matrix.diagonal(dim1=-2, dim2=-1) for matrix in (memory["normal"], seen.curvature)
+        )
+        strays = (behind < _UNFELT * before).any(1) & ~(share > _WELL)
+        lower = is_lower(point, seen, torch.ones_like(seen.loss), proposal.slope)
+        taken = seen.is_finite() & lower & ~strays
         calmer = torch.where(share > _WELL, damping / _FALL, damping)
         calmer = torch.where(calmer < _LEAST, 0, calmer)
         calmer = torch.where(share < _POORLY, (2 * damping).clamp_min(_FIRST), calmer)

@@ -47,7 +47,7 @@ class Newton(Engine):
 
     def init(self, point: Point, seen: EngineObservation) -> Memory:
         assert seen.curvature is not None
-        direction, definite = newton_direction(seen.curvature, seen.grad)
+        direction, definite = newton_direction(seen.curvature, seen.grad, point.params)
         length = torch.ones_like(seen.loss)
         return {"direction": direction, "definite": definite, "length": length}
 
@@ -62,7 +62,8 @@ class Newton(Engine):
     ) -> tuple[Tensor, Memory]:
         assert seen.curvature is not None
         length = memory["length"]
-        direction, definite = newton_direction(seen.curvature, seen.grad)
+        trial = point.params + proposal.move
+        direction, definite = newton_direction(seen.curvature, seen.grad, trial)
         finite = are_finite(seen.loss) & are_finite(direction).all(1)  # or all else is not
         taken = finite & is_lower(point, seen, length, proposal.slope)
         shorter = shortened(length, proposal.slope, seen.loss - point.loss, finite)

@@ -1,6 +1,7 @@
 """The loop of engines: B problems descend side by side, and those that have halted leave."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -20,7 +21,14 @@ from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
 from haltwise.rollout.step_graphs import Loop, StepGraphs, advance_all, batch_kind
 from haltwise.tasks.base import TaskBatch
 
-__all__ = ["Begun", "Descended", "begin", "descend", "failures_of", "reasons_of"]
+__all__ = ["ZERO", "Begun", "Descended", "begin", "descend", "failures_of", "reasons_of"]
+
+_PLATEAU = (
+    "the lowest point found is a plateau, where a parameter is no longer felt, and no way leads "
+    "below it; start elsewhere, or choose another method"
+)
+ZERO = "the gradient is zero"
+"""Why `descend` halts a problem that has nowhere to go, in words."""
 
 _MOVING = 0.5  # of an evaluation, that it costs to move a problem and its data
 
@@ -70,7 +78,8 @@ def reasons_of(stops: Sequence[EngineStop]) -> tuple[str, ...]:
     return (
         *(reason for stop in stops for reason in stop.reasons),
         "no direction is found in which the loss falls",
-        "the gradient is zero",
+        _PLATEAU,
+        ZERO,
     )
 
 
@@ -80,7 +89,7 @@ def failures_of(stops: Sequence[EngineStop]) -> tuple[int, ...]:
     for stop in stops:
         failures += [first + reason for reason in stop.failures]
         first += len(stop.reasons)
-    return (*failures, first)
+    return (*failures, first, first + 1)
 
 
 def begin(engine: Engine, batch: TaskBatch, budget: Tensor) -> tuple[Begun, EngineObservation]:
@@ -168,7 +177,10 @@ class _Run:
         self.watches = [stop.init(self.point) for stop in stops]
         none = torch.zeros_like(self.items)
         self.counts: Memory = {"budget": begun.budget, "spent": none, "at": none.clone()}
-        self.best = None if engine.is_monotone else begun.point
+        remembers = engine.passes_over or not engine.is_monotone
+        self.best = begun.point if remembers else None
+        if engine.passes_over:
+            self.counts["best_at"] = none.clone()
         self._leaves_gaps, self._num_empty, self._idle = leaves_gaps, 0, 0
         start = begun.point
         outcome = self.items.new_full((self.num_items + 1,), int(Outcome.OUT_OF_STEPS))
@@ -223,17 +235,16 @@ class _Run:
         self.watches = watches
         lost = (reason < 0) & ~(proposal.slope < 0)  # NaN, too
         reason = reason.masked_fill(lost, first)
-        reason = reason.masked_fill((self.point.grad == 0).all(1), first + 1)
+        reason = reason.masked_fill((self.point.grad == 0).all(1), first + 2)
         ended = (reason >= 0) | (self.counts["budget"] <= 0) | (self.items == self.num_items)
         return _Plan(proposal, reason, ended)
 
     def _settle(self, plan: _Plan) -> None:
         """Write down what has become of those that end."""
-        point, proposal = self.best or self.point, plan.proposal
-        sound = EngineObservation(self.point.loss, self.point.grad).is_finite()
+        proposal, sound = plan.proposal, EngineObservation(*self.point[1:]).is_finite()
         outcome = torch.where(plan.reason >= 0, int(Outcome.HALTED), int(Outcome.OUT_OF_STEPS))
         written = {
-            **point._asdict(),
+            **(self.point if self.engine.is_monotone else self.best or self.point)._asdict(),
             "move": proposal.move,
             "gain": proposal.gain,
             "spent": self.counts["spent"],
@@ -241,9 +252,25 @@ class _Run:
             "outcome": torch.where(sound, outcome, int(Outcome.NONFINITE)),
             "reason": torch.where(sound, plan.reason, -1),
         }
+        if self.engine.passes_over:
+            written |= self._passed_over(written)
         rows = self.items.masked_fill(~plan.ended, self.num_items)
         for name, value in written.items():
             self.results[name].index_copy_(0, rows, value)
+
+    def _passed_over(self, written: Rows) -> Rows:
+        """The same where a step that was refused led clearly lower, with none to follow."""
+        assert self.best is not None
+        slack = torch.finfo(self.best.loss.dtype).eps ** 0.5 * self.point.loss.abs()
+        passed = self.best.loss < self.point.loss - slack
+        plateau = reasons_of(self.stops).index(_PLATEAU)
+        return {
+            **_where(passed, self.best, self.point)._asdict(),
+            "move": written["move"].masked_fill(passed.unsqueeze(1), 0),
+            "gain": written["gain"].masked_fill(passed, math.nan),
+            "at": torch.where(passed, self.counts["best_at"], written["at"]),
+            "reason": written["reason"].masked_fill(passed & (written["reason"] >= 0), plateau),
+        }
 
     def _leave(self, plan: _Plan) -> _Plan:
         """Leave the places of those that end empty, at parameters known to be sound."""
@@ -270,20 +297,15 @@ class _Run:
             stop.learn(before, proposal, after, taken, memory)
             for stop, memory in zip(self.stops, self.watches, strict=True)
         ]
-        spent, better = counts["spent"] + 1, taken
+        spent = counts["spent"] + 1
+        self.counts = {**counts, "budget": counts["budget"] - 1, "spent": spent}
+        reached = {"at": taken}
         if self.best is not None:
-            better = after.loss < self.best.loss
-            wide = better.unsqueeze(1)
-            self.best = Point(
-                torch.where(wide, after.params, self.best.params),
-                torch.where(better, after.loss, self.best.loss),
-                torch.where(wide, after.grad, self.best.grad),
-            )
-        self.counts = {
-            "budget": counts["budget"] - 1,
-            "spent": spent,
-            "at": torch.where(better, spent, counts["at"]),
-        }
+            better = tried.seen.is_finite() & (tried.seen.loss < self.best.loss)
+            self.best = _where(better, Point(tried.trial, *tried.seen[:2]), self.best)
+            reached |= {"best_at" if self.engine.passes_over else "at": better}
+        for name, where in reached.items():
+            self.counts[name] = torch.where(where, spent, counts[name])
         self.point = after
 
     def descended(self) -> Descended:
@@ -357,6 +379,16 @@ class _Run:
             **best,
             **watched,
         }
+
+
+def _where(chosen: Tensor, one: Point, other: Point) -> Point:
+    """The one point where it is chosen, bool [M], and the other elsewhere."""
+    wide = chosen.unsqueeze(1)
+    return Point(
+        torch.where(wide, one.params, other.params),
+        torch.where(chosen, one.loss, other.loss),
+        torch.where(wide, one.grad, other.grad),
+    )
 
 
 @final

@@ -232,7 +232,8 @@ def _solve_chunk(
     params, loss, steps = found.point.params, found.point.loss, found.at
     left, reason = torch.where(halted, found.gain, torch.nan), found.reason
     if engine.completes:
-        params, loss, taken = completed(batch, found.point, found.move, halted)
+        moves = halted & (found.move != 0).any(1)
+        params, loss, taken = completed(batch, found.point, found.move, moves)
         steps = torch.where(taken, found.spent + 1, found.at)
         left = (left - (found.point.loss - loss)).clamp_min(0)
         first = 0

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from haltwise.interfaces.engine_run import cached_chunk
 from haltwise.interfaces.own_form import coordinates_of
 from haltwise.tasks.base import TaskBatch, ask
 from haltwise.tasks.bounds import OpenInterval
@@ -47,7 +48,14 @@ def stuck_at_bounds(problem: TaskBatch, params: Tensor, num_gradients: Tensor) -
     rows = ((num_gradients <= _SOON) | (depth > _NEAR).any(1)).nonzero().squeeze(1)
     if len(rows) == 0:
         return stuck
-    part, here, inward, depth = problem.select(rows), params[rows], inward[rows], depth[rows]
+    for some in rows.split(cached_chunk(problem)):
+        part, here = problem.select(some), params[some]
+        stuck[some] = _falls_inward(part, here, inward[some], depth[some])
+    return stuck
+
+
+def _falls_inward(part: TaskBatch, here: Tensor, inward: Tensor, depth: Tensor) -> Tensor:
+    """Where the loss falls away from the nearer bounds, and ever more steeply, bool [M]."""
     at = ask(part.observe, here, 0)
     slope = -inward * at.grad
     inward = inward.masked_fill(slope < 0, 0)
@@ -56,8 +64,7 @@ def stuck_at_bounds(problem: TaskBatch, params: Tensor, num_gradients: Tensor) -
     slope_there = -inward * there.grad
     steeper = ((slope_there > 0) & (slope_there > _CONCAVE * slope)).any(1)
     # All go at once: one alone may be steeper for the others' steps, but then the loss is higher.
-    stuck[rows] = steeper & (there.loss < at.loss)
-    return stuck
+    return steeper & (there.loss < at.loss)
 
 
 def _inward(bounds: OpenInterval | None, free: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from haltwise._core.settings import require_flags, shown, whole_number
 from haltwise._core.tensors import select_state, undisturbed, widened
 from haltwise.engines import Engine
 from haltwise.engines.named import engine_for
+from haltwise.engines.run import ZERO
 from haltwise.interfaces.chunk import Chunk
 from haltwise.interfaces.engine_run import rule_to_stop, solve_by_engine, tolerances_of
 from haltwise.interfaces.fit import MANY_MISFITS, warn_of_misfits
@@ -36,6 +37,7 @@ from haltwise.interfaces.standard_errors import (
     require_curvature,
     standard_errors_at,
 )
+from haltwise.interfaces.stationary import NO_MINIMUM, falls_from
 from haltwise.models.halting_model import HaltingModel
 from haltwise.models.optimizer_model import OptimizerModel
 from haltwise.rollout.early_exit import Outcome
@@ -394,19 +396,14 @@ def solve(
 def _finished(solution: Solution, problem: TaskBatch, *, standard_errors: bool) -> Solution:
     """The same, its standard errors if they are asked for, and in the form of the problem.
 
-    What is stuck at a bound is no success.
+    What is stuck at a bound, or starts where the gradient is zero above a minimum, is no success.
     """
     # A learned optimizer may linger there.
     spent = solution.num_gradients * (solution.method != "lstm")
-    stuck = solution.success & stuck_at_bounds(problem, solution.params, spent)
-    if stuck.any():
-        solution = replace(
-            solution,
-            success=solution.success & ~stuck,
-            left=solution.left.masked_fill(stuck, math.nan),
-            reason=solution.reason.masked_fill(stuck, len(solution.reasons)),
-            reasons=(*solution.reasons, STUCK),
-        )
+    solution = _without_success(solution, stuck_at_bounds(problem, solution.params, spent), STUCK)
+    still = (solution.num_gradients == 1) & (solution.reason == solution.reasons.index(ZERO))
+    falls = falls_from(problem, solution.params, solution.loss, still & solution.success)
+    solution = _without_success(solution, falls, NO_MINIMUM)
     if standard_errors:
         errors = standard_errors_at(problem, solution.params)
         far = int((torch.as_tensor(errors.reason) == FAR).sum())
@@ -419,6 +416,20 @@ def _finished(solution: Solution, problem: TaskBatch, *, standard_errors: bool) 
             )
         solution = replace(solution, standard_errors=errors)
     return in_own_form(solution, problem)
+
+
+def _without_success(solution: Solution, where: Tensor, reason: str) -> Solution:
+    """The same, but for problems [B] whose success is none for another reason."""
+    where = where & solution.success
+    if not where.any():
+        return solution
+    return replace(
+        solution,
+        success=solution.success & ~where,
+        left=solution.left.masked_fill(where, math.nan),
+        reason=solution.reason.masked_fill(where, len(solution.reasons)),
+        reasons=(*solution.reasons, reason),
+    )
 
 
 def _coordinates_at_once(device: torch.device) -> int:

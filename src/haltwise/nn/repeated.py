@@ -110,5 +110,6 @@ class RepeatedBlock(AdaptiveProcess):
 
 
 def _log(square: Tensor) -> Tensor:
-    """The logarithm of a mean square, 0 where nothing moves."""
-    return square.add(1e-12).log()
+    """The logarithm of a mean square, finite where nothing moves: half precision knows no 1e-12."""
+    wide = square.to(torch.promote_types(square.dtype, torch.float32))
+    return wide.add(1e-12).log().to(square)

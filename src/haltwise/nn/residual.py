@@ -65,9 +65,8 @@ class ResidualStage(AdaptiveProcess):
         image = state["image"]
         change = self.units[step](image)
         require_shape(change, image, f"unit {step}")
-        if active is not None:
-            change = change * active.unsqueeze(1)
-        image = image + change
+        moved = image + change
+        image = moved if active is None else torch.where(active.unsqueeze(1), moved, image)
         mean = image.mean((2, 3))
         if not self.items_interact:
             return ItemStep(image, torch.cat((mean, image.amax((2, 3))), 1), {"image": image})

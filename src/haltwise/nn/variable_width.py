@@ -146,9 +146,13 @@ class VariableComputationCell(nn.Module):
     def run(
         self, inputs: Tensor, hidden: Tensor | None = None, *, price: float | Tensor
     ) -> VariableStep:
-        """Take a step that computes no more rows of the weights than the widest token needs."""
+        """Take a step that computes no more rows of the weights than the widest token needs.
+
+        A token that is no number is as wide as the cell, and disturbs no other.
+        """
         hidden = self._begin(inputs, hidden)
-        width = self._width(inputs, hidden, price).floor().clamp_min(1)
+        width = self._width(inputs, hidden, price).nan_to_num(self.cell.hidden_size)
+        width = width.floor().clamp_min(1)
         most = int(width.max())
         mask = torch.arange(1, most + 1, device=width.device) <= width.unsqueeze(1)
         before = hidden[:, :most]
@@ -163,7 +167,7 @@ class VariableComputationCell(nn.Module):
         """M H, shape [n]."""
         seen = [inputs, hidden]
         if self.price_input:
-            seen.append(price_of_rows(price, len(inputs)).to(inputs).log().unsqueeze(1))
+            seen.append(price_of_rows(price, len(inputs)).log().to(inputs).unsqueeze(1))
         share: Tensor = self.share(torch.cat(seen, 1)).sigmoid().squeeze(1)
         return share * self.cell.hidden_size
 

@@ -108,6 +108,13 @@ class SupportsResiduals(ABC):
     def observe_residuals(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Compute residuals r [B, M] and their Jacobian dr / dtheta [B, M, D]."""
 
+    def bend(self, params: Tensor) -> Tensor | None:
+        """Compute x'' / x' of parameters x that coordinates [B, D] stand for, in the same shape.
+
+        None where the coordinates are the parameters.
+        """
+        return None
+
 
 def ask(method: Callable[[Tensor, int], Seen], params: Tensor, step: int) -> Seen:
     """Call a method of a batch with gradients enabled, for a loss may differentiate inside."""

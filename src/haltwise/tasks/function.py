@@ -219,6 +219,12 @@ class FunctionBatch(TaskBatch, SupportsCurvature, SupportsResiduals):
         product = _gradient(residuals, leaf, weights, create_graph=True)
         return residuals.detach(), _rows_of_jacobian(product, weights).mT
 
+    def bend(self, params: Tensor) -> Tensor | None:
+        if self.coordinates is None or not any(self.coordinates.bounded):
+            return None
+        # Where the slope vanishes so does all else.
+        return (self.coordinates.bend(params) / self.coordinates.slope(params)).nan_to_num(0)
+
     def _called(self, name: str, function: Callable[..., Any], params: Tensor) -> Any:
         """What a function returns at a copy of the parameters, [B, D] in coordinates.
 
