@@ -383,9 +383,9 @@ def test_runs_may_be_named_late_in_a_log(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [{"note": number} for number in range(2**14 + 1)]
     lines += [{"run": run, "step": step, "loss": 1.0} for run in ("a", "b") for step in range(3)]
     path = written(tmp_path / "log.jsonl", "\n".join(map(json.dumps, lines)))
-    for named in ({}, {"run": "run"}):
+    for run in (None, "run"):
         with pytest.warns(DataWarning, match="have no 'run'|they have no point"):
-            assert read(path, **NAMED, **named).name.tolist() == ["a", "b"]
+            assert read(path, **NAMED, run=run).name.tolist() == ["a", "b"]
     with pytest.raises(InputError, match="no column 'trial' of runs; name one of note, run"):
         read(path, **NAMED, run="trial")
 
@@ -766,11 +766,12 @@ def test_numbers_beyond_all_others_are_no_divergence(column: str, tmp_path: Path
     (tmp_path / "log.csv").write_text("\n".join(f"{one},{two}" for one, two in [table, *rows]))
     objects = (json.dumps(dict(zip(table, row, strict=True))) for row in rows)
     (tmp_path / "log.jsonl").write_text("\n".join(objects))
-    for make in (
+    ways: list[Callable[[], Curves]] = [
         lambda: Curves.from_frame(table, **NAMED),
         lambda: read(tmp_path / "log.csv", **NAMED),
         lambda: read(tmp_path / "log.jsonl", **NAMED),
-    ):
+    ]
+    for make in ways:
         with pytest.raises(InputError, match=f"column {column!r} of .* holds the text '10000"):
             make()
     table[column][1] = 10**5000  # which Python writes out no more

@@ -526,7 +526,8 @@ def growths(height: float) -> FunctionBatch:
 
     def growth(params: Tensor, time: Tensor) -> Tensor:
         size, rate, half, rest = params.T.unsqueeze(-1)
-        return size * (rate * (time - half)).sigmoid() + rest
+        grown: Tensor = size * (rate * (time - half)).sigmoid() + rest
+        return grown
 
     noise = 0.05 * torch.randn(40, 40, generator=draw, dtype=DOUBLE)
     start = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=DOUBLE).repeat(40, 1)
@@ -624,7 +625,8 @@ def test_units_of_the_parameters_hinder_no_fit(method: str, units: tuple[float, 
 
     def decays(params: Tensor, x: Tensor) -> Tensor:
         size, rate, rest = (params / unit).T.unsqueeze(-1)
-        return size * (-rate * x).exp() + rest
+        fitted: Tensor = size * (-rate * x).exp() + rest
+        return fitted
 
     def residuals(params: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return decays(params, x) - y
