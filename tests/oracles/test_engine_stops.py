@@ -8,6 +8,7 @@ import pytest
 import torch
 from descents import PRICE, Descent, measured
 from draws import DOUBLE, seeded
+from growths import growths
 from torch import Tensor
 
 import haltwise
@@ -100,6 +101,15 @@ def test_a_stop_after_so_many_evaluations_returns_what_was_recorded(name: str, s
     assert (solution.num_gradients == step + 1).all()
     torch.testing.assert_close(solution.loss, recorded.excess[:, step])
     assert solution.why(0) == f"{step} steps are done"
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_lower_plateau_that_was_passed_over_is_recorded_as_it_is_returned(step: int) -> None:
+    problem = growths(1.0)
+    recorded = record_process(EngineProcess(engines()["gauss-newton"], problem), step)
+    solution = haltwise.solve(problem, method="gauss-newton", stop=FixedBudget(step))
+    assert any("plateau" in solution.why(index) for index in range(problem.num_problems))
+    torch.testing.assert_close(solution.loss, recorded.excess[:, step])
 
 
 @every_engine

@@ -10,6 +10,7 @@ import pytest
 import scipy.optimize
 import torch
 from draws import DOUBLE, seeded
+from growths import growths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -516,28 +517,6 @@ def test_a_direction_is_newton_s_or_descends(*, definite: bool) -> None:
     assert ((direction * grad).sum(1) < 0).all()
 
 
-def growths(height: float) -> FunctionBatch:
-    """Logistic growths, far steeper than where they begin to be fitted."""
-    draw = seeded(10)
-    time = torch.linspace(0, 5, 40, dtype=DOUBLE).expand(40, 40)
-    truth = torch.rand(40, 4, generator=draw, dtype=DOUBLE) * torch.tensor([9.0, 3.0, 0.0, 2.0])
-    truth = height * (truth + torch.tensor([1.0, 0.0, 0.0, -1.0]))
-    truth[:, 1:3] = torch.stack((truth[:, 1] / height + 1, torch.full((40,), 2.5)), 1)
-
-    def growth(params: Tensor, time: Tensor) -> Tensor:
-        size, rate, half, rest = params.T.unsqueeze(-1)
-        grown: Tensor = size * (rate * (time - half)).sigmoid() + rest
-        return grown
-
-    noise = 0.05 * torch.randn(40, 40, generator=draw, dtype=DOUBLE)
-    start = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=DOUBLE).repeat(40, 1)
-    return FunctionBatch(
-        start,
-        residuals=lambda params, time, y: growth(params, time) - y,
-        data={"time": time, "y": growth(truth, time) + noise},
-    )
-
-
 def test_few_fits_of_growths_end_on_a_plateau() -> None:
     """A third of them ended where the growth is over, as a success."""
     problem = growths(1.0)
@@ -551,6 +530,30 @@ def test_few_fits_of_growths_end_on_a_plateau() -> None:
         known = scipy.optimize.least_squares(residuals, one.start[0].numpy())
         num_worse += bool(found.loss[index] > known.cost * (1 + 1e-6))
     assert num_worse <= 1
+
+
+def test_a_fit_along_a_curved_valley_ends_at_scipy_s_minimum() -> None:
+    """Damping that began anew at each step that failed was a thousand times too strong."""
+    heat = torch.linspace(280, 360, 12, dtype=DOUBLE)
+
+    def rates(params: Tensor) -> Tensor:
+        often, energy = params.T.unsqueeze(-1)
+        rate: Tensor = often * torch.exp(-energy / (8.314 * heat))
+        return rate
+
+    noise = 2 * torch.randn(2, 12, generator=seeded(0), dtype=DOUBLE)
+    y = rates(torch.tensor([[1.2e13, 7.5e4]], dtype=DOUBLE)) + noise
+    start = torch.tensor([1e12, 6e4], dtype=DOUBLE).repeat(2, 1)
+    problem = FunctionBatch(start, residuals=lambda params, y: rates(params) - y, data={"y": y})
+    found = haltwise.solve(problem, method="gauss-newton")
+    assert found.success.all()
+    for index in range(2):
+
+        def residuals(params: Any, index: int = index) -> Any:
+            return (rates(torch.from_numpy(params)[None])[0] - y[index]).numpy()
+
+        known = scipy.optimize.least_squares(residuals, start[0].numpy(), x_scale="jac")
+        assert found.loss[index] <= known.cost * (1 + 1e-6)
 
 
 def test_a_plateau_that_is_the_lowest_point_is_returned_and_no_success() -> None:

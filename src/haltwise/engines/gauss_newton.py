@@ -27,7 +27,8 @@ class GaussNewton(Engine):
     """Gauss-Newton steps, damped where they fail (Levenberg 1944, Marquardt 1963, Moré 1978).
 
     (J^T J + lambda diag) s = -J^T r, with the largest diagonal seen. lambda is 0 until a step
-    fails; it then grows as Nielsen 1999 has it, and falls where steps gain what was forecast.
+    fails; it then grows as Nielsen 1999 has it, and falls where steps gain what was forecast. Where
+    it has fallen to 0 and a step fails, it goes on from where it was cut: a fit may need less.
     At its bound a parameter has no J in the coordinate that stands for it. Where its step would be
     beyond all bounds, so that others could make none, J^T J is told how the coordinate bends.
     A step behind which a parameter is no longer felt is refused, unless it gained what was
@@ -60,6 +61,7 @@ class GaussNewton(Engine):
             "normal": seen.curvature,  # J^T J, and how coordinates bend
             "scale": _diagonal(seen.curvature),
             "damping": none,
+            "first": none + _FIRST,  # damping after an undamped step that fails
             "growth": none + 2,
         }
 
@@ -88,15 +90,18 @@ class GaussNewton(Engine):
         lower = is_lower(point, seen, torch.ones_like(seen.loss), proposal.slope)
         taken = seen.is_finite() & lower & ~strays
         calmer = torch.where(share > _WELL, damping / _FALL, damping)
+        felt = calmer.clamp_min(torch.finfo(damping.dtype).eps)
+        first = torch.where(taken & (damping > 0), felt, memory["first"])
         calmer = torch.where(calmer < _LEAST, 0, calmer)
         calmer = torch.where(share < _POORLY, (2 * damping).clamp_min(_FIRST), calmer)
-        stiffer = damping.clamp_min(_FIRST / 2) * growth
+        stiffer = torch.where(damping > 0, damping * growth, memory["first"])
         wide = taken.view(-1, 1, 1)
         scale = torch.maximum(memory["scale"], _diagonal(seen.curvature))
         return taken, {
             "normal": torch.where(wide, seen.curvature, memory["normal"]),
             "scale": torch.where(taken.unsqueeze(1), scale, memory["scale"]),
             "damping": torch.where(taken, calmer, stiffer),
+            "first": first,
             "growth": torch.where(taken, 2, 2 * growth),
         }
 

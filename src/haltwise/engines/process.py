@@ -21,7 +21,16 @@ from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS, init_signals, measure_signals
 from haltwise.tasks.base import TaskBatch, TaskFamily
 
-__all__ = ["Descents", "EngineProcess", "Tried", "View", "completed", "try_step"]
+__all__ = [
+    "Descents",
+    "EngineProcess",
+    "Tried",
+    "View",
+    "completed",
+    "lies_below",
+    "lowest",
+    "try_step",
+]
 
 
 @final
@@ -76,6 +85,24 @@ def completed(
     return params, torch.where(taken, loss, point.loss), taken
 
 
+def lowest(best: Point, tried: Tried) -> tuple[Point, Tensor]:
+    """The lowest points that M problems have seen, and where a step has led to it, bool [M]."""
+    better = tried.seen.is_finite() & (tried.seen.loss < best.loss)
+    wide = better.unsqueeze(1)
+    point = Point(
+        torch.where(wide, tried.trial, best.params),
+        torch.where(better, tried.seen.loss, best.loss),
+        torch.where(wide, tried.seen.grad, best.grad),
+    )
+    return point, better
+
+
+def lies_below(best: Tensor, loss: Tensor) -> Tensor:
+    """Where the lowest loss seen [M] is clearly below that of the end, bool [M]."""
+    slack: Tensor = torch.finfo(loss.dtype).eps ** 0.5 * loss.abs()
+    return best < loss - slack
+
+
 @final
 class View:
     """What a halter is shown of an engine: pure functions of points and a memory.
@@ -122,8 +149,8 @@ class EngineProcess(Process):
 
     A stop at step t has cost t evaluations beside the first. What it returns is where the problem
     is; of an engine that completes its steps what the step at hand leads to, if the loss there is
-    no higher; of one that is not monotone the best point so far. Losses are judged above the
-    reference of the batch.
+    no higher; of one that is not monotone, or has passed over a point that is clearly lower, the
+    best point so far. Losses are judged above the reference of the batch.
 
     Args:
         engine: How the problems descend.
@@ -151,7 +178,8 @@ class EngineProcess(Process):
         start = self.batch.start
         seen = self.engine.observe_first(self.batch)
         point = Point(start, seen.loss, seen.grad)
-        best = {} if self.engine.is_monotone else {"params": start, "loss": seen.loss}
+        remembers = self.engine.passes_over or not self.engine.is_monotone
+        best = point._asdict() if remembers else {}
         return _state(point, self.engine.init(point, seen), self._view.init(point), best)
 
     @torch.no_grad()
@@ -159,17 +187,13 @@ class EngineProcess(Process):
         point, memory = Point(**sub_state(state, "point.")), sub_state(state, "memory.")
         proposal, viewed = self._propose(point, memory), sub_state(state, "view.")
         tried = try_step(self.engine, self.batch, point, proposal, memory)
-        best, after = sub_state(state, "best."), tried.after
+        best = sub_state(state, "best.")
         if best:
-            better = after.loss < best["loss"]
-            best = {
-                "params": torch.where(better.unsqueeze(1), after.params, best["params"]),
-                "loss": torch.where(better, after.loss, best["loss"]),
-            }
+            best = lowest(Point(**best), tried)[0]._asdict()
         viewed_after = self._view.learn(point, proposal, tried.taken, viewed)
         return ProcessStep(
             self._view.show(step, point, proposal, viewed),
-            _state(after, tried.memory, viewed_after, best),
+            _state(tried.after, tried.memory, viewed_after, best),
         )
 
     def result(self, state: State) -> Tensor:
@@ -185,14 +209,19 @@ class EngineProcess(Process):
     def _end(self, state: State) -> tuple[Tensor, Tensor]:
         """What is returned of each item that stops in this state, and the loss there."""
         best = sub_state(state, "best.")
-        if best:
+        if not self.engine.is_monotone:
             return best["params"], best["loss"]
         point = Point(**sub_state(state, "point."))
-        if not self.engine.completes:
-            return point.params, point.loss
-        move = self._propose(point, sub_state(state, "memory.")).move
-        everything = torch.ones_like(point.loss, dtype=torch.bool)
-        return completed(self.batch, point, move, everything)[:2]
+        params, loss = point.params, point.loss
+        if self.engine.completes:
+            move = self._propose(point, sub_state(state, "memory.")).move
+            everything = torch.ones_like(loss, dtype=torch.bool)
+            params, loss = completed(self.batch, point, move, everything)[:2]
+        if best:
+            below = lies_below(best["loss"], loss)
+            params = torch.where(below.unsqueeze(1), best["params"], params)
+            loss = torch.where(below, best["loss"], loss)
+        return params, loss
 
     def select(self, index: Tensor) -> "EngineProcess":
         return EngineProcess(self.engine, self.batch.select(index))

@@ -1,7 +1,6 @@
 """The loop of engines: B problems descend side by side, and those that have halted leave."""
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -13,7 +12,7 @@ from torch.nn.functional import pad
 from haltwise._core.plugins import comes_with_the_package
 from haltwise._core.tensors import are_finite, nested_state, select_state, tensors_of
 from haltwise.engines.base import Engine, EngineObservation, Memory, Point, Proposal, within
-from haltwise.engines.process import try_step
+from haltwise.engines.process import lowest, try_step
 from haltwise.engines.stops import EngineStop
 from haltwise.rollout.early_exit import Outcome
 from haltwise.rollout.ledger import Ledger
@@ -21,12 +20,13 @@ from haltwise.rollout.rows import Rows, gather_rows, scatter_rows
 from haltwise.rollout.step_graphs import Loop, StepGraphs, advance_all, batch_kind
 from haltwise.tasks.base import TaskBatch
 
-__all__ = ["ZERO", "Begun", "Descended", "begin", "descend", "failures_of", "reasons_of"]
+__all__ = ["PLATEAU", "ZERO", "Begun", "Descended", "begin", "descend", "failures_of", "reasons_of"]
 
-_PLATEAU = (
-    "the lowest point found is a plateau, where a parameter is no longer felt, and no way leads "
-    "below it; start elsewhere, or choose another method"
+PLATEAU = (
+    "the lowest point found is a plateau, where a parameter is no longer felt, and no way led "
+    "below it before the stop; start elsewhere, go on for longer, or choose another method"
 )
+"""Why a problem is no success that has passed over a lower point, in words."""
 ZERO = "the gradient is zero"
 """Why `descend` halts a problem that has nowhere to go, in words."""
 
@@ -62,6 +62,8 @@ class Descended:
         at: How many of them had been made when the point was reached, int64 [B].
         outcome: `Outcome` values, int64 [B].
         reason: Index into `reasons_of(stops)` of what halted each, -1 where nothing did; int64 [B].
+        passed: Of engines that pass over points, the parameters [B, D] and the loss [B] of the
+            lowest point seen, and how many evaluations had been made when it was, int64 [B].
     """
 
     point: Point
@@ -71,6 +73,7 @@ class Descended:
     at: Tensor
     outcome: Tensor
     reason: Tensor
+    passed: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 def reasons_of(stops: Sequence[EngineStop]) -> tuple[str, ...]:
@@ -78,7 +81,7 @@ def reasons_of(stops: Sequence[EngineStop]) -> tuple[str, ...]:
     return (
         *(reason for stop in stops for reason in stop.reasons),
         "no direction is found in which the loss falls",
-        _PLATEAU,
+        PLATEAU,
         ZERO,
     )
 
@@ -195,6 +198,10 @@ class _Run:
             "spent": torch.zeros_like(outcome),
             "at": torch.zeros_like(outcome),
         }
+        if engine.passes_over:
+            self.results["best_params"] = torch.zeros_like(self.results["params"])
+            self.results["best_loss"] = torch.zeros_like(self.results["loss"])
+            self.results["best_at"] = torch.zeros_like(outcome)
 
     def step(self) -> None:
         """Take a step with those that do not end before it; the others leave."""
@@ -253,24 +260,12 @@ class _Run:
             "reason": torch.where(sound, plan.reason, -1),
         }
         if self.engine.passes_over:
-            written |= self._passed_over(written)
+            assert self.best is not None
+            written["best_params"], written["best_loss"] = self.best.params, self.best.loss
+            written["best_at"] = self.counts["best_at"]
         rows = self.items.masked_fill(~plan.ended, self.num_items)
         for name, value in written.items():
             self.results[name].index_copy_(0, rows, value)
-
-    def _passed_over(self, written: Rows) -> Rows:
-        """The same where a step that was refused led clearly lower, with none to follow."""
-        assert self.best is not None
-        slack = torch.finfo(self.best.loss.dtype).eps ** 0.5 * self.point.loss.abs()
-        passed = self.best.loss < self.point.loss - slack
-        plateau = reasons_of(self.stops).index(_PLATEAU)
-        return {
-            **_where(passed, self.best, self.point)._asdict(),
-            "move": written["move"].masked_fill(passed.unsqueeze(1), 0),
-            "gain": written["gain"].masked_fill(passed, math.nan),
-            "at": torch.where(passed, self.counts["best_at"], written["at"]),
-            "reason": written["reason"].masked_fill(passed & (written["reason"] >= 0), plateau),
-        }
 
     def _leave(self, plan: _Plan) -> _Plan:
         """Leave the places of those that end empty, at parameters known to be sound."""
@@ -301,8 +296,7 @@ class _Run:
         self.counts = {**counts, "budget": counts["budget"] - 1, "spent": spent}
         reached = {"at": taken}
         if self.best is not None:
-            better = tried.seen.is_finite() & (tried.seen.loss < self.best.loss)
-            self.best = _where(better, Point(tried.trial, *tried.seen[:2]), self.best)
+            self.best, better = lowest(self.best, tried)
             reached |= {"best_at" if self.engine.passes_over else "at": better}
         for name, where in reached.items():
             self.counts[name] = torch.where(where, spent, counts[name])
@@ -312,7 +306,10 @@ class _Run:
         """What has become of all."""
         rows = {name: value[:-1] for name, value in self.results.items()}
         point = Point(rows.pop("params"), rows.pop("loss"), rows.pop("grad"))
-        return Descended(point, **rows)
+        passed = None
+        if self.engine.passes_over:
+            passed = rows.pop("best_params"), rows.pop("best_loss"), rows.pop("best_at")
+        return Descended(point, passed=passed, **rows)
 
     # -------------------------------------------------------------------------- recorded
 
@@ -379,16 +376,6 @@ class _Run:
             **best,
             **watched,
         }
-
-
-def _where(chosen: Tensor, one: Point, other: Point) -> Point:
-    """The one point where it is chosen, bool [M], and the other elsewhere."""
-    wide = chosen.unsqueeze(1)
-    return Point(
-        torch.where(wide, one.params, other.params),
-        torch.where(chosen, one.loss, other.loss),
-        torch.where(wide, one.grad, other.grad),
-    )
 
 
 @final

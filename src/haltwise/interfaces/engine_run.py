@@ -16,9 +16,9 @@ from haltwise.engines import Engine
 from haltwise.engines.gauss_newton import GaussNewton
 from haltwise.engines.hand_rule import RuleEngine
 from haltwise.engines.named import choice_of
-from haltwise.engines.process import completed
+from haltwise.engines.process import completed, lies_below
 from haltwise.engines.rule_stop import RuleStop
-from haltwise.engines.run import begin, descend, failures_of, reasons_of
+from haltwise.engines.run import PLATEAU, begin, descend, failures_of, reasons_of
 from haltwise.engines.stops import LBFGSB, EngineStop, PriceStop, ToleranceStop
 from haltwise.models.card import Choice
 from haltwise.models.files import halting_of, placed, read_model
@@ -240,6 +240,14 @@ def _solve_chunk(
         for stop in stops:
             reason = stop.completed(reason - first, left) + first
             first += len(stop.reasons)
+    if found.passed is not None:
+        best, lower, at = found.passed
+        below = lies_below(lower, loss)
+        params = torch.where(below.unsqueeze(1), best, params)
+        loss, steps = torch.where(below, lower, loss), torch.where(below, at, steps)
+        left = left.masked_fill(below, torch.nan)
+        plateau = reasons_of(stops).index(PLATEAU)
+        reason = reason.masked_fill(below & (reason >= 0), plateau)
     # Steps within rounding of the loss may climb by as little.
     worse = (loss > begun.point.loss).nonzero().squeeze(1)
     params[worse], loss[worse], steps[worse] = batch.start[worse], begun.point.loss[worse], 0
