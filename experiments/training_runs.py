@@ -29,8 +29,6 @@ SETS = {"taskset": 0.15, "nanogpt": 0.15, "lcdb11_error": 0.15}
 share-alike and never learned from."""
 NEVER = ("opda",)
 MOST_RUNS = 2000
-MOST_ROWS = 10**9
-"""No row is left out."""
 COLUMNS = ("train_metric", "train_loss", "valid_loss", "logged_grad_norm_geomean")
 
 
@@ -57,7 +55,6 @@ def learned(data: Path, *, families: bool, seed: int) -> Learned:
     return learn(
         curves,
         beside=[rows_beside(data, name, weight) for name, weight in SETS.items()],
-        most_rows=MOST_ROWS,
         seed=seed,
         progress=print,
         provenance={
@@ -73,7 +70,7 @@ def try_without(data: Path, unseen: str) -> None:
     names = [name for name in SETS if name != unseen]
     parts = [rows_beside(data, name, SETS[name]) for name in names]
     parts.append(rows_of(read(data / "algoperf.npz", columns=COLUMNS), 0))
-    forecast = Forecast.fit(Rows.join(parts), seed=0, most_rows=MOST_ROWS)
+    forecast = Forecast.fit(Rows.join(parts), seed=0)
     curves = read(data / f"{unseen}.npz").targets_among_peers()
     chances = [forecast.chance(curve_features(curve)) for curve in curves]
     for group in np.unique(curves.group):

@@ -151,7 +151,7 @@ def equal_chances(chance: float) -> CurveModel:
     nodes = {**leaf, "missing_left": np.array([[False]])}
     trees = Trees(nodes, np.log(chance / (1 - chance)), len(FEATURES))
     card = CurveCard("value", "steps", 10.0, levels={"0.01": Loss(0.0, 0.0, 0.0)})
-    return CurveModel(Forecast({"all": trees}, {}), card)
+    return CurveModel(Forecast({"all": trees}), card)
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -100,11 +100,7 @@ def _data(num: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
 
 
 def test_trees_are_those_of_scikit_learn() -> None:
-    from sklearn.ensemble import (
-        ExtraTreesClassifier,
-        HistGradientBoostingClassifier,
-        HistGradientBoostingRegressor,
-    )
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     rows, success, rng = _data(1500)
     num = rows.shape[1]
@@ -115,11 +111,6 @@ def test_trees_are_those_of_scikit_learn() -> None:
     )
     regressor = HistGradientBoostingRegressor(max_iter=20).fit(rows, rng.normal(size=len(rows)))
     np.testing.assert_allclose(Trees.of(regressor, num)(rows), regressor.predict(rows), atol=1e-5)
-    whole = np.nan_to_num(rows, nan=-9.0)
-    forest = ExtraTreesClassifier(10, min_samples_leaf=5).fit(whole, success)
-    found, due = Trees.of_forest(forest, num)(whole), forest.predict_proba(whole)[:, 1]
-    assert np.isclose(found, due, rtol=2**-12).mean() > 0.995  # few lie between a threshold's bits
-    np.testing.assert_allclose(found, due, atol=0.1)  # and those in one tree of ten
 
 
 def test_bins_are_of_equal_weight_and_trees_of_them_are_those_of_scikit_learn() -> None:
@@ -165,15 +156,14 @@ def test_a_tree_that_points_beyond_its_end_is_refused(name: str) -> None:
 
 
 def test_trees_in_a_file_are_the_same_trees_without_their_children() -> None:
-    from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+    from sklearn.ensemble import HistGradientBoostingClassifier
 
     rows, success, _ = _data(900)
     rows, num = rows.astype(np.float32).astype(np.float64), rows.shape[1]
-    whole = np.nan_to_num(rows)
-    boosted = HistGradientBoostingClassifier(max_iter=9, max_leaf_nodes=7).fit(rows, success)
     # Best first, scikit-learn's order of nodes is not that of levels.
-    forest = ExtraTreesClassifier(9, max_leaf_nodes=30, random_state=0).fit(whole, success)
-    for trees in (Trees.of(boosted, num), Trees.of_forest(forest, num)):
+    for leaves in (7, 30):
+        boosted = HistGradientBoostingClassifier(max_iter=9, max_leaf_nodes=leaves)
+        trees = Trees.of(boosted.fit(rows, success), num)
         arrays = trees.to_arrays()
         again = Trees.from_arrays(arrays, trees.base, num)
         np.testing.assert_array_equal(again(rows), trees(rows))
@@ -233,12 +223,12 @@ def test_a_forecast_is_a_mean_of_log_odds_and_comes_back_with_its_base() -> None
     np.testing.assert_array_equal(again.chance(rows), forecast.chance(rows))
     assert not np.array_equal(base.chance(rows), forecast.chance(rows))
     whole = np.nan_to_num(rows)
-    odds = [trees(whole) for trees in base.boosted.values()]
-    for trees in base.forests.values():
-        share = np.clip(trees(whole), 1e-4, 1 - 1e-4)
-        odds.append(np.log(share / (1 - share)))
-    expected = np.clip(1 / (1 + np.exp(-np.mean(odds, 0))), 1e-4, 1 - 1e-4)
+    odds = np.mean([trees(whole) for trees in base.members.values()], 0)
+    expected = np.clip(1 / (1 + np.exp(-odds)), 1e-4, 1 - 1e-4)
     np.testing.assert_allclose(base.chance(whole), expected, atol=1e-5)
+    arrays, document = base.to_arrays()
+    with pytest.raises(InputError, match="learn it again with this version"):
+        Forecast.from_arrays(arrays, {"bases": document["members"]})  # as once there were forests
 
 
 def _random_runs(rng: np.random.Generator) -> tuple[Curves, list[np.ndarray]]:

@@ -23,13 +23,11 @@ _BOOSTED: dict[str, Any] = {
     "max_bins": 64,
     "early_stopping": False,
 }
-_FOREST = {"n_estimators": 30, "max_features": 0.4}
-_LEAST_LEAF = 100  # rows of a leaf of boosted trees, where there are many; a forest has a fifth
+_LEAST_LEAF = 100  # rows of a leaf, where there are many
 # Leaves of members fitted to the runs' own targets alone, and to easier ones, too. Measured on
 # AlgoPerf: the first are better on new submissions to known tasks, the second on unknown tasks.
-_BOOSTED_LEAVES = {"own": 15, "all": 8}
-_FOREST_LEAVES = {"own": 500, "all": 250}
-_MISSING = -100.0  # below every feature: a forest knows no NaN
+# Forests of random trees beside them lose: docs/results.md.
+_LEAVES = {"own": 15, "all": 8}
 _SURE = 1e-4  # no chance is nearer to 0 or 1
 
 
@@ -84,41 +82,37 @@ class Rows(NamedTuple):
 
 @final
 class Forecast:
-    """The mean of the log-odds of boosted trees and of forests of random trees.
+    """The mean of the log-odds of members, each of them boosted trees.
 
     Args:
-        boosted: By name, sums of trees that are log-odds.
-        forests: By name, sums of trees that are probabilities.
+        members: By name, sums of trees that are log-odds.
         base: A forecast learned elsewhere, whose log-odds are one more feature; None for none.
         num_features: F, without that of the base.
     """
 
     def __init__(
         self,
-        boosted: Mapping[str, Trees],
-        forests: Mapping[str, Trees],
+        members: Mapping[str, Trees],
         base: "Forecast | None" = None,
         num_features: int = len(FEATURES),
     ) -> None:
         num = num_features + (base is not None)
-        for trees in (*boosted.values(), *forests.values()):
+        for trees in members.values():
             require(
                 trees.num_features == num,
                 f"the trees read {trees.num_features} features, not {num}; learn them again with "
                 "this version",
             )
-        require(len(boosted) + len(forests) > 0, "a forecast needs trees")
-        self.boosted, self.forests, self.base = dict(boosted), dict(forests), base
-        self._joined = JoinedTrees([*boosted.values(), *forests.values()])
+        require(len(members) > 0, "a forecast needs trees; learn it again with this version")
+        self.members, self.base = dict(members), base
+        self._joined = JoinedTrees([*members.values()])
 
     def chance(self, features: Floats) -> Floats:
         """The probability of success at each of n points, shape [n], from features [n, F]."""
         if self.base is not None:
             features = _with_base(self.base, features)
-        # Where the forests were fitted, what is not known lay below every threshold, that is left.
-        sums = self._joined(features)
-        logits = sums[: len(self.boosted)] + [_logit(sum_) for sum_ in sums[len(self.boosted) :]]
-        chance: Floats = 1 / (1 + np.exp(-np.clip(np.mean(logits, 0), -50, 50)))
+        logit = np.mean(self._joined(features), 0)
+        chance: Floats = 1 / (1 + np.exp(-np.clip(logit, -50, 50)))
         return np.clip(chance, _SURE, 1 - _SURE)
 
     @classmethod
@@ -137,17 +131,15 @@ class Forecast:
 
         # scikit-learn's threads spin where others have the cores.
         with threadpool_limits(limits=torch.get_num_threads()):
-            return cls._fit(rows, seed, base, most_rows, torch.get_num_threads())
+            return cls._fit(rows, seed, base, most_rows)
 
     @classmethod
-    def _fit(
-        cls, rows: Rows, seed: int, base: Self | None, most_rows: int, num_threads: int
-    ) -> Self:
+    def _fit(cls, rows: Rows, seed: int, base: Self | None, most_rows: int) -> Self:
         with extra("learn"):
-            from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
+            from sklearn.ensemble import HistGradientBoostingClassifier
 
-        boosted, forests = {}, {}
-        for name, leaves in _BOOSTED_LEAVES.items():
+        members = {}
+        for name, leaves in _LEAVES.items():
             some = (rows if name == "all" else rows.select(~rows.easier)).thinned(most_rows, seed)
             runs = len(np.unique(some.run[some.success])), len(np.unique(some.run[~some.success]))
             require(
@@ -168,28 +160,18 @@ class Forecast:
             )
             bins = Bins.of(features, weight, _BOOSTED["max_bins"])
             model.fit(bins.number, some.success, sample_weight=weight)
-            boosted[name] = Trees.of(model, num, bins)
-            forest = ExtraTreesClassifier(
-                **_FOREST,
-                n_jobs=num_threads,
-                max_leaf_nodes=_FOREST_LEAVES[name],
-                min_samples_leaf=max(2, leaf // 5),
-                random_state=seed,
-            )
-            forest.fit(_without_missing(features), some.success, sample_weight=weight)
-            forests[name] = Trees.of_forest(forest, num)
-        return cls(boosted, forests, base, rows.features.shape[1])
+            members[name] = Trees.of(model, num, bins)
+        return cls(members, base, rows.features.shape[1])
 
     # --------------------------------------------------------------------------------- in a file
 
     def to_arrays(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         """Arrays by name and a JSON object, from which `from_arrays` makes the same forecast."""
         arrays: dict[str, npt.NDArray[Any]] = {}
-        parts = {f"boosted.{name}": trees for name, trees in self.boosted.items()}
-        parts |= {f"forest.{name}": trees for name, trees in self.forests.items()}
-        for name, trees in parts.items():
-            arrays |= {f"{name}.{key}": array for key, array in trees.to_arrays().items()}
-        document: dict[str, Any] = {"bases": {name: trees.base for name, trees in parts.items()}}
+        for name, trees in self.members.items():
+            arrays |= {f"member.{name}.{key}": each for key, each in trees.to_arrays().items()}
+        bases = {name: trees.base for name, trees in self.members.items()}
+        document: dict[str, Any] = {"members": bases}
         if self.base is not None:
             below, document["base"] = self.base.to_arrays()
             arrays |= {f"base.{key}": array for key, array in below.items()}
@@ -212,12 +194,11 @@ class Forecast:
             require("base" not in document["base"], "a forecast has one base at most")
             base = cls.from_arrays(_below(arrays, "base"), document["base"], num_features)
         num = num_features + (base is not None)
-        bases = {str(name): float(value) for name, value in document["bases"].items()}
-        parts = {
-            name: Trees.from_arrays(_below(arrays, name), value, num)
-            for name, value in bases.items()
+        members = {
+            str(name): Trees.from_arrays(_below(arrays, f"member.{name}"), float(value), num)
+            for name, value in document.get("members", {}).items()
         }
-        return cls(_below(parts, "boosted"), _below(parts, "forest"), base, num_features)
+        return cls(members, base, num_features)
 
 
 def _with_base(base: Forecast, features: Floats) -> Floats:
@@ -227,10 +208,6 @@ def _with_base(base: Forecast, features: Floats) -> Floats:
 def _below(entries: Mapping[str, Any], name: str) -> dict[str, Any]:
     start = f"{name}."
     return {key[len(start) :]: value for key, value in entries.items() if key.startswith(start)}
-
-
-def _without_missing(features: Floats) -> Floats:
-    return np.clip(np.nan_to_num(features, nan=_MISSING), _MISSING, -_MISSING)
 
 
 def _logit(probability: Floats) -> Floats:

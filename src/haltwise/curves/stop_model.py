@@ -92,7 +92,7 @@ class StopCard:
 class StopModel(CurveRule):
     """Stop a run at the first point at which another step is forecast not to be worth its price.
 
-    The score is the chance that some later point is worth its cost, by trees and forests, or, where
+    The score is the chance that some later point is worth its cost, by boosted trees, or, where
     that was better on groups held out, the mean of the last improvements; both are infinite before
     a twentieth of the budget is spent. A level for the score is on the card.
 

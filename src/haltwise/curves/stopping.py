@@ -69,7 +69,7 @@ def learn_to_stop(
 ) -> LearnedStop:
     """Learn when another step of a loop is not worth its price, from some dozens of its runs.
 
-    Trees and forests learn at which points some later one was worth its cost. On folds of groups
+    Boosted trees learn at which points some later one was worth its cost. On folds of groups
     that they have not seen, a level is chosen that costs least; of those that are as good within
     half a standard error, the one that stops latest, for a stop far too early costs most. Where the
     mean of the last improvements is better there by more than a standard error, it takes over, and

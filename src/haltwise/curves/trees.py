@@ -93,30 +93,6 @@ class Trees:
             )
         return cls(_stacked(parts), float(np.ravel(model._baseline_prediction)[0]), num_features)
 
-    @classmethod
-    def of_forest(cls, model: Any, num_features: int) -> Self:
-        """The trees of a fitted `ExtraTreesClassifier` of two classes, which knows no NaN.
-
-        Their sum is `predict_proba` of the second class, but shares have 12 bits and thresholds,
-        which were drawn at random, 16: more would be half of a file, and say nothing.
-        """
-        parts = []
-        for estimator in model.estimators_:
-            tree = estimator.tree_
-            share = tree.value[:, 0] / tree.value[:, 0].sum(1, keepdims=True)
-            parts.append(
-                _Tree(
-                    leaf=tree.children_left < 0,
-                    feature=tree.feature,
-                    threshold=_rounded(tree.threshold, 16),
-                    missing_left=np.ones(tree.node_count, bool),
-                    left=tree.children_left,
-                    right=tree.children_right,
-                    value=_rounded(share[:, 1] / len(model.estimators_), 12),
-                )
-            )
-        return cls(_stacked(parts), 0.0, num_features)
-
     def __call__(self, rows: Floats) -> Floats:
         """The sum for each row, shape [n], of rows [n, F]."""
         return JoinedTrees([self])(rows)[0]
@@ -176,13 +152,6 @@ class Trees:
             "value": np.where(leaf, number, 0),
         }
         return cls(nodes, base, num_features)
-
-
-def _rounded(values: Floats, bits: int) -> Floats:
-    """Values with so many bits in their mantissas; zeros take no room in a compressed file."""
-    mantissa, exponent = np.frexp(values)
-    rounded: Floats = np.ldexp(np.round(mantissa * 2**bits) / 2**bits, exponent)
-    return rounded
 
 
 @final

@@ -23,7 +23,7 @@ _CLEAR, _LEAST = 3.0, 1e-6  # of what is at stake at a point, in prices of the b
 @final
 @dataclass(frozen=True, eq=False)
 class ForecastRule(CurveRule):
-    """The score is a forecast by boosted trees and forests (`haltwise.curves.forecast.Forecast`).
+    """The score is a forecast by boosted trees (`haltwise.curves.forecast.Forecast`).
 
     Where runs are given up it is that of a `CurveModel`, the chance of success per unit of the cost
     to come. Where they stop early it is the chance that some later point is worth its cost; points
