@@ -144,8 +144,11 @@ def test_runs_of_another_kind_are_warned_of(learned: Learned) -> None:
     assert "beyond" not in model.why(own.until(20))
 
 
-def test_without_the_columns_it_was_learned_on_nothing_is_given_up() -> None:
+def test_without_the_columns_it_was_learned_on_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Accuracies that jump late, as losses foretell: without these all looks hopeless for long."""
+    monkeypatch.setitem(forecast._BOOSTED, "max_iter", 20)
     rng = np.random.default_rng(0)
     ends, epochs = rng.uniform(0.4, 0.95, (60, 1)), np.arange(8)
     late = epochs >= rng.uniform(4, 6, (60, 1))
@@ -160,7 +163,7 @@ def test_without_the_columns_it_was_learned_on_nothing_is_given_up() -> None:
 
     def num_given_up(*columns: str) -> int:
         num = 0
-        for curve in list(runs)[:20]:
+        for curve in list(runs)[:15]:
             monitor = RunMonitor(model, target=0.7, budget=7, direction="max", lost=0.05)
             for place in range(curve.num_points):
                 told = {name: curve.columns[name][place] for name in columns}
