@@ -15,7 +15,15 @@ from haltwise.nn import AdaptiveComputation, Pondered, RecurrentCell
 from haltwise.processes import Trajectory
 from haltwise.processes.signals import SIGNALS
 from haltwise.recordings.runs import RecordedRuns, save_trajectory
-from haltwise.stop_rules import HazardThreshold, Logistic, decisions
+from haltwise.stop_rules import (
+    CostUnit,
+    HazardThreshold,
+    Logistic,
+    Plateau,
+    ReturnedIterate,
+    StopPolicy,
+    decisions,
+)
 
 
 def entropy(outputs: Tensor) -> Tensor:
@@ -83,6 +91,21 @@ def test_a_model_in_place_of_the_head_decides_as_on_the_recording(
     executed = layer.run(inputs, 0.1, model=model, rule=rule, observe=entropy, sizes=sizes)
     assert torch.equal(executed.exits, decisions(rule, trajectory))
     assert len(set(executed.exits.tolist())) > 2
+
+
+def test_a_model_without_a_rule_stops_as_it_was_calibrated(
+    layer: AdaptiveComputation, inputs: Tensor
+) -> None:
+    halter = HalterSettings(width=5, memory=4)
+    card = Card(method=Choice("stick-breaking"), price=0.1, horizon=5, halter=halter)
+    rule = Plateau(0.02)
+    policies = {CostUnit.UPDATES: StopPolicy(rule, ReturnedIterate.CURRENT)}
+    model = HaltingModel(replace(card, policies=policies), generator=seeded(1))
+    executed = layer.run(inputs, 0.1, model=model, observe=entropy)
+    assert torch.equal(executed.exits, decisions(rule, recorded(layer, inputs)))
+    assert len(set(executed.exits.tolist())) > 2
+    with pytest.raises(InputError, match="do not know when to stop yet"):
+        layer.run(inputs, 0.1, model=HaltingModel(card, generator=seeded(1)), observe=entropy)
 
 
 def test_rules_of_losses_decide_as_on_the_recording(

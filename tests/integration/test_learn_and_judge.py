@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import haltwise
-from haltwise import Curves, FitWarning, InputError
+from haltwise import Curves, FitWarning, InputError, RunMonitor
 from haltwise._core.errors import DataWarning
 from haltwise.cli import cli
 from haltwise.curves import forecast, load_curve_model
@@ -142,6 +142,38 @@ def test_runs_of_another_kind_are_warned_of(learned: Learned) -> None:
     assert "beyond what it was learned on" in model.why(curve)
     own = some_runs(60, 1)[0]
     assert "beyond" not in model.why(own.until(20))
+
+
+def test_without_the_columns_it_was_learned_on_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Accuracies that jump late, as losses foretell: without these all looks hopeless for long."""
+    monkeypatch.setitem(forecast._BOOSTED, "max_iter", 20)
+    rng = np.random.default_rng(0)
+    ends, epochs = rng.uniform(0.4, 0.95, (60, 1)), np.arange(8)
+    late = epochs >= rng.uniform(4, 6, (60, 1))
+    frame = {
+        "run": np.repeat(np.arange(60), 8),
+        "epoch": np.tile(epochs, 60),
+        "accuracy": (np.where(late, ends, 0.3) + 0.02 * rng.normal(size=(60, 8))).ravel(),
+        "val_loss": (1.6 - ends + 0.9 * 0.5**epochs).ravel(),
+    }
+    runs = Curves.from_frame(frame, run="run", cost="epoch", metric="accuracy", target=0.7)
+    model = learn(runs, most_rows=300).model
+
+    def num_given_up(*columns: str) -> int:
+        num = 0
+        for curve in list(runs)[:15]:
+            monitor = RunMonitor(model, target=0.7, budget=7, direction="max", lost=0.05)
+            for place in range(curve.num_points):
+                told = {name: curve.columns[name][place] for name in columns}
+                monitor.update(curve.columns["accuracy"][place], cost=curve.cost[place], **told)
+            num += monitor.should_stop
+        return num
+
+    assert num_given_up("val_loss") > 3
+    with pytest.warns(FitWarning, match=r"had a column valid_loss, val_loss or eval_loss beside"):
+        assert num_given_up() == 0
 
 
 def test_one_group_is_warned_of() -> None:

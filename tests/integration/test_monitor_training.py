@@ -152,5 +152,7 @@ def test_the_command_line_judges_a_monitor_on_other_runs(
     assert judged.returncode == 0, judged.stderr
     assert json.loads((tmp_path / "y.json").read_text(encoding="utf-8")) == found
     assert (tmp_path / "y.html").read_text(encoding="utf-8") == page
+    report = in_process.haltwise("report", "m", cwd=tmp_path)  # `evaluate` takes no monitor
+    assert "write a page of its stops by `haltwise judge m RECORDINGS --html PAGE`" in report.stderr
     half = in_process.haltwise("judge", "m", test, "--price", 1, cwd=tmp_path)
     assert (half.returncode, "give --tuning-runs, too" in half.stderr) == (2, True)

@@ -423,6 +423,14 @@ def test_a_name_that_tells_another_direction_is_warned_of(metric: str, direction
     patience(3, metric="score", direction=direction)  # warnings are errors
 
 
+@pytest.mark.parametrize("metric", [None, "score"])
+def test_a_first_value_that_meets_the_target_is_warned_of(metric: str | None) -> None:
+    """Of an accuracy whose direction was forgotten each value is below its target."""
+    with pytest.warns(DataWarning, match=r"0\.02, meets the target of 0\.76 .*direction=\"max\""):
+        RunMonitor("training-runs", metric=metric, target=0.76, budget=18).update(0.02, cost=0)
+    RunMonitor("training-runs", metric="val_loss", target=0.76, budget=18).update(0.02, cost=0)
+
+
 @pytest.mark.parametrize("budget", [math.inf, math.nan])
 def test_a_learned_rule_refuses_an_endless_budget(learned: CurveModel, budget: float) -> None:
     with pytest.raises(InputError, match="there is no finite one; give a budget"):

@@ -25,10 +25,15 @@ def command(run: Path, out: Path | None, own: list[type]) -> None:
     run = run_directory(run)
     weights = run / "best.safetensors"
     card = read_card(weights, own) if weights.exists() else None
+    quoted = shlex.quote(str(run))
     require(
         card is None or card.rule is not None or card.family is None,
         f"{run} stops processes, of which no evaluations are kept; write the figures by `haltwise "
-        f"evaluate {shlex.quote(str(run))} --json FILE`, or a page of any stops by `haltwise "
-        "stopping-report`",
+        f"evaluate {quoted} --json FILE`, or a page of any stops by `haltwise stopping-report`",
+    )
+    require(
+        card is None or any((card.rule, card.family, card.engine)),
+        f"{run} stops a loop of yours, of which no evaluations are kept; write a page of its stops "
+        f"by `haltwise judge {quoted} RECORDINGS --html PAGE`",
     )
     say(write_report(run, out or run / "report.html", own))

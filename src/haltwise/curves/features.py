@@ -9,10 +9,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from haltwise.curves.curves import Booleans, Curve, Floats
+from haltwise._core.errors import FitWarning, warn
+from haltwise.curves.curves import Booleans, Curve, Curves, Floats
 from haltwise.curves.progress import first_known
 
-__all__ = ["FEATURES", "ROLES", "curve_features", "has_diverged"]
+__all__ = ["FEATURES", "ROLES", "curve_features", "has_diverged", "shares_beside", "tell_lacking"]
 
 ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -29,6 +30,7 @@ positive stands for the loss of validation where there is no other."""
 _PAST = (0.25, 0.5, 0.75, 0.9)  # of the cost so far: what was known then is compared with now
 _LONG = 0.1  # of the budget: a run that was never finite by then has diverged
 _RECENT = 6  # points over which noise is measured
+_MOSTLY = 0.9  # of the points at which a column was known; trees then saw too few without it
 _TINY, _FAR = 1e-3, 3.0  # distances below and beyond are not told apart
 
 FEATURES: tuple[str, ...] = (
@@ -104,6 +106,47 @@ def has_diverged(features: Floats) -> Booleans:
     return diverged
 
 
+def shares_beside(curves: Curves) -> dict[str, float]:
+    """By role, the share of all points at which a column of `ROLES` was known."""
+    known = dict.fromkeys(ROLES, 0)
+    for curve in curves:
+        for role, values in _in_roles(curve).items():
+            known[role] += int(np.count_nonzero(~np.isnan(values)))
+    return {role: num / len(curves.cost) for role, num in known.items()}
+
+
+def tell_lacking(curve: Curve, shares: Mapping[str, float], score: Floats) -> Floats:
+    """The score, infinite where a column is not known that trees have hardly seen a run without.
+
+    Args:
+        curve: A run.
+        shares: What `shares_beside` says of the runs that were learned from.
+        score: By the trees, at each point or the last ones, shape [n].
+
+    Warns:
+        FitWarning: There is such a column, so the run cannot be stopped.
+    """
+    needed = [role for role in ROLES if shares.get(role, 0.0) >= _MOSTLY]
+    if not needed:
+        return score
+    found, unknown = _in_roles(curve), np.full(curve.num_points, np.nan)
+    lacking = {role: np.isnan(found.get(role, unknown)[-len(score) :]) for role in needed}
+    told = np.where(np.any([*lacking.values()], 0), np.inf, score)
+    if np.isinf(told[-1]) and not np.isinf(score[-1]):
+        names = " and ".join(
+            f"{', '.join(ROLES[role][:-1])} or {ROLES[role][-1]}"
+            for role, missing in lacking.items()
+            if missing[-1]
+        )
+        warn(
+            f"the runs that this model was learned on had a column {names} beside their metric; "
+            "this one does not, so nothing is known of its chances and it is not stopped: measure "
+            "it here, too (RunMonitor.update(value, NAME=...)), or learn from logs without it",
+            FitWarning,
+        )
+    return told
+
+
 def _progress(
     cost: Floats, distance: Floats, unknown: Booleans, then: Mapping[float, "_Then"]
 ) -> list[Floats]:
@@ -152,12 +195,9 @@ def _beside(
     curve: Curve, distance: Floats, unit: Floats, then: Mapping[float, "_Then"]
 ) -> list[Floats]:
     """What the columns beside the metric show."""
+    in_roles = _in_roles(curve)
     lacking = np.full(curve.num_points, np.nan)
-    beside = {name: values for name, values in curve.columns.items() if name != curve.metric}
-    metric, train, valid, gradient = (
-        next((_filled(beside[name]) for name in names if name in beside), lacking)
-        for names in ROLES.values()
-    )
+    metric, train, valid, gradient = (in_roles.get(role, lacking) for role in ROLES)
     if valid is lacking and curve.direction == "min":
         own = _filled(curve.loss)
         valid = np.where(np.fmin.accumulate(own) > 0, own, np.nan)  # of what can be negative, none
@@ -174,6 +214,16 @@ def _beside(
     found.append(np.clip(np.log(train / valid), -10.0, 10.0))
     logs = np.log(np.maximum(gradient / first_known(gradient), 1e-9))
     return [*found, logs, then[0.5](logs) - logs]
+
+
+def _in_roles(curve: Curve) -> dict[str, Floats]:
+    """The columns of `ROLES` that a curve has, NaN where nothing was measured yet."""
+    found = {}
+    for role, names in ROLES.items():
+        own = [name for name in names if name in curve.columns and name != curve.metric]
+        if own:
+            found[role] = _filled(curve.columns[own[0]])
+    return found
 
 
 class _Then:

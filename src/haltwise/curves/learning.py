@@ -10,7 +10,7 @@ from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.settings import one_of
 from haltwise.curves.copies import warn_of_copied_runs
 from haltwise.curves.curves import Curves, Floats
-from haltwise.curves.features import FEATURES, curve_features
+from haltwise.curves.features import FEATURES, curve_features, shares_beside
 from haltwise.curves.folds import deal
 from haltwise.curves.forecast import MOST_ROWS, Forecast, Rows
 from haltwise.curves.levels import GiveUps, candidate_levels, level_for
@@ -153,6 +153,7 @@ def learn(
         direction=curves.direction,
         levels=levels,
         ranges=_ranges(rows.features),
+        beside=shares_beside(curves),
         num_runs=curves.num_runs,
         num_groups=len(np.unique(curves.group)),
         provenance={"pretrained": chosen is not None, **(provenance or {})},

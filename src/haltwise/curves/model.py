@@ -15,7 +15,7 @@ from haltwise._core.percent import in_percent
 from haltwise._core.settings import price_per_unit, require_types
 from haltwise.certificates import Certificate
 from haltwise.curves.curves import Curve, Curves, Floats
-from haltwise.curves.features import FEATURES, curve_features, has_diverged
+from haltwise.curves.features import FEATURES, curve_features, has_diverged, tell_lacking
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.rule import CurveRule
 
@@ -75,6 +75,8 @@ class CurveCard:
     """By the share of successes that may be lost, as '0.01'."""
     ranges: Mapping[str, Range] = field(default_factory=dict)
     """Of each feature that was known, from its 0.5th to its 99.5th percentile."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """See `haltwise.curves.features.shares_beside`."""
     num_runs: int = 0
     """Runs it was learned on."""
     num_groups: int = 0
@@ -211,12 +213,21 @@ class CurveModel(CurveRule):
         return curve_features(curve)
 
     def score(self, curve: Curve) -> Floats:
-        """The chance per unit of the cost to come, at each point, shape [n]; see the class."""
-        return per_cost(curve, self.chance(curve))
+        """The chance per unit of the cost to come, at each point, shape [n]; see the class.
+
+        Warns:
+            FitWarning: A column is missing without which the model knows nothing.
+        """
+        return self.score_of(curve, self.chance(curve))
+
+    def score_of(self, curve: Curve, chance: Floats) -> Floats:
+        """The score by chances that are known already, shape [n]."""
+        return tell_lacking(curve, self.card.beside, per_cost(curve, chance))
 
     def last_score(self, curve: Curve) -> float:
         chance = np.array([self.last_chance(curve)])
-        return float(per_cost(curve._replace(cost=curve.cost[-1:]), chance)[0])
+        score = per_cost(curve._replace(cost=curve.cost[-1:]), chance)
+        return float(tell_lacking(curve, self.card.beside, score)[0])
 
     def why(self, curve: Curve) -> str:
         chance = self.last_chance(curve)

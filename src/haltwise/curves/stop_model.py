@@ -13,7 +13,7 @@ from haltwise._core.errors import InputError, refusing_others, require
 from haltwise._core.files import digest, load_tensors, save_tensors
 from haltwise._core.settings import one_of, require_types
 from haltwise.curves.curves import Curve, Floats
-from haltwise.curves.features import FEATURES
+from haltwise.curves.features import FEATURES, tell_lacking
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.model import not_early
 from haltwise.curves.rule import CurveRule
@@ -54,6 +54,8 @@ class StopCard:
     went on to their end, in units of the metric; on groups that were not learned from."""
     standard_error: float = 0.0
     """That of `saved`, over runs."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """See `haltwise.curves.features.shares_beside`; empty where the metric alone is read."""
     num_runs: int = 0
     """Runs it was learned on."""
     num_groups: int = 0
@@ -146,6 +148,9 @@ class StopModel(CurveRule):
 
         Raises:
             InputError: Another direction of the metric is better than where it was learned.
+
+        Warns:
+            FitWarning: A column is missing without which the model knows nothing.
         """
         card = self.card
         require(
@@ -155,7 +160,7 @@ class StopModel(CurveRule):
         )
         if not curve.budget > 0:
             curve = curve._replace(budget=card.budget)
-        return not_early(curve, self.rule.score(curve))
+        return tell_lacking(curve, card.beside, not_early(curve, self.rule.score(curve)))
 
     def why(self, curve: Curve) -> str:
         score, card = self.score(curve)[-1], self.card

@@ -12,6 +12,7 @@ from haltwise._core.arrays import real_numbers
 from haltwise._core.errors import DataWarning, require, warn
 from haltwise._core.settings import price_per_unit
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
+from haltwise.curves.features import shares_beside
 from haltwise.curves.learning import folds_of
 from haltwise.curves.levels import quantile_levels, stops_below
 from haltwise.curves.model import cost_scale, not_early
@@ -119,6 +120,7 @@ def learn_to_stop(
     if ahead.mean() > _TAKES_OVER * _error(ahead):
         best = other
     saved = never.charges - best.charges
+    rule = best.rule.rule if isinstance(best.rule, NotEarly) else best.rule.fit(read)
     card = StopCard(
         metric=curves.metric,
         cost_unit=curves.cost_unit,
@@ -128,11 +130,11 @@ def learn_to_stop(
         direction=curves.direction,
         saved=float(saved.mean()),
         standard_error=_error(saved),
+        beside=shares_beside(curves) if isinstance(rule, ForecastRule) else {},
         num_runs=curves.num_runs,
         num_groups=len(np.unique(curves.group)),
         provenance=provenance or {},
     )
-    rule = best.rule.rule if isinstance(best.rule, NotEarly) else best.rule.fit(read)
     return LearnedStop(StopModel(rule, card), curves, worth, best.stops)
 
 

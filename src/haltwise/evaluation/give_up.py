@@ -14,7 +14,7 @@ from haltwise.curves.curves import Curves, Floats
 from haltwise.curves.forecast import Forecast
 from haltwise.curves.learning import Learned, learn, with_room
 from haltwise.curves.levels import GiveUps
-from haltwise.curves.model import CurveModel, cost_scale, per_cost
+from haltwise.curves.model import CurveModel, cost_scale
 from haltwise.evaluation.statistics import Interval, jackknife, share_interval
 
 __all__ = [
@@ -178,7 +178,7 @@ def judge_curves(model: CurveModel, curves: Curves) -> GiveUpRecord:
     scale = None if curves.cost_unit == model.card.cost_unit else cost_scale(curves)
     levels = {name: model.level(lost=float(name), scale=scale) for name in model.card.levels}
     chances = [model.chance(curve) for curve in curves]
-    scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
+    scores = [model.score_of(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
     stops = {name: GiveUps.of(curves, scores, np.array([level])) for name, level in levels.items()}
     return _record(curves, chances, levels, stops)
 

@@ -71,7 +71,8 @@ class RunMonitor:
         InputError: There is no such rule, a setting is impossible, or a learned rule has no target.
 
     Warns:
-        DataWarning: By the name of the metric, the other direction is better.
+        DataWarning: By the name of the metric, the other direction is better; or a learned rule
+            sees a first value that meets the target, and no name says that lower is better.
 
     Examples:
         End a loop once a step lowers its loss by less than .01:
@@ -133,6 +134,8 @@ class RunMonitor:
         )
         self._metric = metric or ("loss" if direction == "min" else "metric")
         self._direction: Direction = direction
+        known = None if metric is None else direction_of(metric)
+        self._is_assumed = self._rule.is_learned and direction == "min" and known is None
         self._target = math.nan if target is None else real_number("the target", target)
         require(
             math.isfinite(self._target) or not self._rule.is_learned,
@@ -296,6 +299,13 @@ class RunMonitor:
         measured |= {name: real_number(name, number) for name, number in columns.items()}
         self._counted = cost is None
         self._append(spent, measured)
+        if self._is_assumed and self._steps == 1 and self.succeeded:
+            warn(
+                f"the first value, {found:g}, meets the target of {self._target:g} already, as "
+                "lower is taken for better, so this run is never given up; if higher is, make the "
+                'monitor with direction="max"',
+                DataWarning,
+            )
         if self._reason is None:
             curve = self.curve
             if self._rule.gives_up(curve, curve.num_points - 1) is not None:

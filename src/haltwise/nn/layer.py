@@ -12,6 +12,7 @@ from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise.halting.methods import HaltingMethod, halting_methods
 from haltwise.halting.session import Halts
+from haltwise.models import HaltingModel
 from haltwise.nn.base import AdaptiveProcess, begin, take_step
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.head import HaltingHead
@@ -20,7 +21,7 @@ from haltwise.nn.online import OnlineHalting
 from haltwise.nn.pondered import Pondered
 from haltwise.nn.prices import price_of_items, price_of_rows
 from haltwise.nn.runner import Executed, run_process
-from haltwise.stop_rules import DecisionTime, StopRule
+from haltwise.stop_rules import CostUnit, DecisionTime, StopRule
 
 __all__ = ["AdaptiveComputation"]
 
@@ -187,8 +188,8 @@ class AdaptiveComputation(nn.Module):
         Args:
             inputs: Of the process, n rows.
             price: As in `forward`.
-            rule: When an item ends. If None the method's own, not calibrated; where exits are
-                sampled, a draw from the posterior.
+            rule: When an item ends. If None, the calibrated one of the model; without a model the
+                method's own, not calibrated; where exits are sampled, a draw from the posterior.
             model: What is asked in place of the layer's own head: a `haltwise.HaltingModel`. It
                 reads the loss observed and, as a read-out, the features.
             observe: The loss that is observed of outputs [k, items..., ...], such as the entropy of
@@ -201,11 +202,13 @@ class AdaptiveComputation(nn.Module):
 
         Raises:
             InputError: A price is not above 0, sizes do not rise, the rule reads a loss that is not
-                observed, exits are to be drawn from a law that is known only at the end, or batch
-                normalization mixes the rows.
+                observed, a model was never calibrated, exits are to be drawn from a law that is
+                known only at the end, or batch normalization mixes the rows.
         """
         num_rows = count_rows(inputs)
         _require_rows_apart(self.process)
+        if rule is None and isinstance(model, HaltingModel) and self.coupling != Coupling.SAMPLED:
+            rule = model.policy(CostUnit.UPDATES).rule
         halting = OnlineHalting(
             self.head if model is None else model,
             self.coupling,

@@ -70,7 +70,8 @@ class OnlineHalting:
         )
         require(
             rule is None or isinstance(rule, StopRule),
-            f"rule must be a stop rule with its settings, {got(rule)}; a policy has one in .rule",
+            f"rule must be a stop rule with its settings, {got(rule)}; a policy has one in .rule, "
+            "a calibration or a certificate in .policy.rule",
         )
         self._model, self._observe = model, observe
         self._num_exits, self._generator = num_exits, generator

@@ -36,6 +36,7 @@ FEWEST_RUNS = 40
 
 _FEW_RUNS = 100  # with 60, a tuned logistic rule was as good in examples/stop_your_own_loop.py
 _SHARES = {"recorded": 0.65, "validation": 0.1, "calibration": 0.25}  # of the runs
+_SHORT = 0.5  # of the steps of the middle run: cutting all to so few is worth a word
 _KIND = "recorded run"
 _NUMBERED = re.compile(r"(\d{6,18})-", re.ASCII)
 _LONGEST = 200  # bytes of a name, to which others are added
@@ -180,7 +181,8 @@ class RecordedRuns:
                 ways, or none as long as that.
 
         Warns:
-            CalibrationWarning: Runs were left out because they are shorter or not finite.
+            CalibrationWarning: Runs were left out because they are shorter or not finite, or most
+                are cut since one is far shorter.
         """
         paths = sorted(Path(directory).glob("*.safetensors"))
         require(
@@ -204,6 +206,15 @@ class RecordedRuns:
                 f"{shortest} holds too few calls of update to learn from; remove it or give a "
                 "horizon",
             )
+            usual = sorted(lengths)[len(lengths) // 2]
+            if horizon < _SHORT * usual:
+                warn(
+                    f"{shortest} has {horizon} steps, but half of the {len(runs)} runs have "
+                    f"{usual} or more: what comes after {horizon} steps is not learned, and every "
+                    "loop will be stopped there; remove runs as short as that, or give a horizon, "
+                    "which leaves them out",
+                    CalibrationWarning,
+                )
         kept = [run for run in runs if run.num_steps >= horizon]
         require(
             len(kept) > 0,

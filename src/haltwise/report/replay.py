@@ -9,7 +9,7 @@ from haltwise._core.errors import require
 from haltwise._core.settings import whole_number
 from haltwise.curves.curves import Curve, Curves, Floats, Integers
 from haltwise.curves.levels import GiveUps, first_below
-from haltwise.curves.model import CurveModel, cost_scale, per_cost
+from haltwise.curves.model import CurveModel, cost_scale
 from haltwise.report.formats import as_given, count, percent, plural, short
 from haltwise.report.page import render, save_page
 
@@ -82,7 +82,7 @@ def replay(model: CurveModel, curves: Curves, *, num_runs: int, min_points: int)
     require(1 <= num_runs <= _MOST, f"num_runs must lie in 1..{_MOST}, got {num_runs}")
     min_points = whole_number("min_points", min_points)
     chances = [model.chance(curve) for curve in curves]
-    scores = [per_cost(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
+    scores = [model.score_of(curve, chance) for curve, chance in zip(curves, chances, strict=True)]
     for score in scores:
         score[: min_points - 1] = np.inf
     levels = _levels(model, curves)
