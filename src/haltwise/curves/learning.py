@@ -153,7 +153,7 @@ def learn(
         direction=curves.direction,
         levels=levels,
         ranges=_ranges(rows.features),
-        beside=shares_beside(curves),
+        beside={} if beside else shares_beside(curves),  # other sets lack columns that these have
         num_runs=curves.num_runs,
         num_groups=len(np.unique(curves.group)),
         provenance={"pretrained": chosen is not None, **(provenance or {})},
