@@ -53,6 +53,16 @@ def test_what_is_learned_saves_and_loses_little_on_runs_of_its_kind(learned: Lea
         assert own.levels[name].lost.value == pytest.approx(found.lost)
 
 
+def test_a_report_of_what_is_learned_names_the_command_that_writes_one(
+    learned: Learned, tmp_path: Path
+) -> None:
+    """It is evaluated by no `haltwise evaluate`."""
+    learned.model.save(tmp_path / "model.safetensors")
+    done = CliRunner().invoke(cli, ["report", str(tmp_path)])
+    assert isinstance(done.exception, InputError)
+    assert f"haltwise replay FILE --model {tmp_path}" in str(done.exception)
+
+
 def test_a_level_is_chosen_on_the_other_folds(learned: Learned) -> None:
     curves, scores = learned.curves, learned.scores
     levels = candidate_levels(curves, scores)
