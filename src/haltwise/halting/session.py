@@ -1,7 +1,7 @@
 """The online loop: observe a step, ask the halting model, apply the stop rule, remember."""
 
 import copy
-from typing import NamedTuple, Protocol, final
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from haltwise._core.tensors import nested_state, select_state, sub_state
 from haltwise.halting.methods import HaltingMethod
 from haltwise.processes.observation import StepObservation
 from haltwise.processes.signals import SIGNALS
-from haltwise.stop_rules import StopPolicy, takes_update
+from haltwise.stop_rules import CostUnit, StopPolicy, takes_update
 from haltwise.stop_rules.base import begin, decide, number_reasons
 
-__all__ = ["Decision", "HaltingSession", "Halts"]
+__all__ = ["Decision", "HaltingSession", "Halts", "SupportsPolicy"]
 
 State = dict[str, Tensor]
 
@@ -34,6 +34,13 @@ class Halts(Protocol):
     def step(
         self, signals: Tensor | None, readout: Tensor | None, price: Tensor, state: State
     ) -> tuple[dict[str, Tensor], State]: ...
+
+
+@runtime_checkable
+class SupportsPolicy(Protocol):
+    """What knows when to stop by itself, once it is calibrated."""
+
+    def policy(self, unit: CostUnit | None = None) -> StopPolicy: ...
 
 
 class Decision(NamedTuple):

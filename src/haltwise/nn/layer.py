@@ -11,8 +11,7 @@ from haltwise._core.discovery import lookup
 from haltwise._core.errors import InputError, require
 from haltwise._core.settings import got, require_flags, shown, whole_number
 from haltwise.halting.methods import HaltingMethod, halting_methods
-from haltwise.halting.session import Halts
-from haltwise.models import HaltingModel
+from haltwise.halting.session import Halts, SupportsPolicy
 from haltwise.nn.base import AdaptiveProcess, begin, take_step
 from haltwise.nn.coupling import Coupling
 from haltwise.nn.head import HaltingHead
@@ -207,8 +206,9 @@ class AdaptiveComputation(nn.Module):
         """
         num_rows = count_rows(inputs)
         _require_rows_apart(self.process)
-        if rule is None and isinstance(model, HaltingModel) and self.coupling != Coupling.SAMPLED:
-            rule = model.policy(CostUnit.UPDATES).rule
+        calibrated: object = model if rule is None and self.coupling != Coupling.SAMPLED else None
+        if isinstance(calibrated, SupportsPolicy):
+            rule = calibrated.policy(CostUnit.UPDATES).rule
         halting = OnlineHalting(
             self.head if model is None else model,
             self.coupling,
